@@ -1,0 +1,59 @@
+"""Errors meant for users: one family, one clear line each (what, value, allowed, what to do)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LikelyError(Exception):
+    """Root of every error that a user can act on. The command line prints it in one line and exits with 1."""
+
+
+class ModelError(LikelyError):
+    """A model cannot be loaded, its architecture is not supported, or tokenizers disagree."""
+
+
+class CapabilityError(LikelyError):
+    """This runtime cannot do that; the message names one that can."""
+
+
+class ConstraintError(LikelyError):
+    """A grammar or schema is refused, cannot be satisfied, or is over budget."""
+
+
+class DataError(LikelyError):
+    """Input data are wrong: file, line, field, what was expected."""
+
+
+class KvFull(LikelyError):
+    """A call needs more cached tokens or sequences than are free. The runtime's state is unchanged.
+
+    needed, available  in `unit`: "tokens" or "sequences"
+    """
+
+    def __init__(self, needed: int, available: int, unit: str = "tokens"):
+        super().__init__(
+            f"The cache is full: {needed} {unit} needed, {available} free. "
+            f"Close sequences, send less at once, or load the model with a larger context=."
+        )
+        self.needed, self.available, self.unit = needed, available, unit
+
+
+class RemoteError(LikelyError):
+    """A server failed. `status` is its HTTP status (None: it was not reached); `retryable` says whether to try again."""
+
+    def __init__(self, message: str, *, status: int | None = None, retryable: bool = False):
+        super().__init__(message)
+        self.status, self.retryable = status, retryable
+
+
+def missing_extra(package: str, extra: str) -> CapabilityError:
+    """The one line for a missing optional package."""
+    return CapabilityError(f"{package} is not installed. Run: pip install 'likely[{extra}]'")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean "x"?' or an empty string."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f'; did you mean "{match[0]}"?' if match else ""

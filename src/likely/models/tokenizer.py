@@ -1,0 +1,40 @@
+"""Text becomes token ids and back: what every tokenizer here offers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+
+class Tokenizer(Protocol):
+    """One tokenizer, with exact bytes per token.
+
+    `encode` adds no beginning-of-sequence token: `add_bos` says whether the model wants one, and the one place that
+    adds it is `begin`. `token_bytes` are the raw bytes a token adds to the text (b"" for control tokens), so that
+    joining them gives the text even where a token ends inside a UTF-8 character.
+    """
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    end_ids: frozenset[int]  # tokens that end a generation
+    add_bos: bool
+    chat_template: str | None
+    special_tokens: Mapping[str, int]  # text of each control token -> id
+    fingerprint: str  # equal fingerprints: same ids for the same text
+
+    def encode(self, text: str, *, parse_special: bool = False) -> list[int]: ...
+    def token_bytes(self, token: int) -> bytes: ...
+    def token_text(self, token: int) -> str: ...  # for people: control tokens by name, odd bytes escaped
+
+
+def begin(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
+    """The tokens with one beginning-of-sequence token in front if the model wants one and it is not there yet."""
+    if tokenizer.add_bos and tokenizer.bos_id is not None and tokens[:1] != [tokenizer.bos_id]:
+        return [tokenizer.bos_id, *tokens]
+    return tokens
+
+
+def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
+    """The text of the tokens; bytes that are no UTF-8 become U+FFFD."""
+    return b"".join(map(tokenizer.token_bytes, tokens)).decode("utf-8", "replace")
