@@ -1,0 +1,104 @@
+"""What scoring and generation return: frozen records with the same field names everywhere (API, CLI, server, files)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TopLogprob:
+    """One alternative at one position."""
+
+    token_id: int | None
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """log p(answer | prompt), token by token, in nats.
+
+    token_logprobs   one per token of the answer, natural log, at temperature 1
+    sequence_logprob their sum; 0.0 for an answer of no tokens (the empty string is certain to be a prefix)
+    mean_logprob     sum / number of tokens; None for an answer of no tokens
+    straddles        the first token also holds the end of the prompt (joint tokenisation), so its log-probability
+                     covers these characters, too
+    context_tokens   tokens before the answer, the beginning-of-sequence token included
+    """
+
+    text: str
+    token_ids: list[int] | None
+    token_logprobs: list[float]
+    sequence_logprob: float
+    mean_logprob: float | None
+    tokens: list[str]
+    context_tokens: int | None = None
+    straddles: bool = False
+    entropies: list[float] | None = None
+    top_logprobs: list[list[TopLogprob]] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return _plain(self)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generated text.
+
+    token_ids        every emitted token, the end token included; `text` holds neither end token nor stop string
+    token_logprobs   of the model itself (temperature 1, no penalties), one per emitted token, natural log
+    finish_reason    "stop" (end token or stop string), "length" (max_tokens), "context" (context full), "cancelled"
+    target_calls     calls of the model in which this text took part, prefill included
+    processed_logprobs  of the distribution sampled from (after temperature, penalties, truncation), on request
+    """
+
+    text: str
+    token_ids: list[int] | None
+    token_logprobs: list[float] | None
+    sequence_logprob: float | None
+    mean_logprob: float | None
+    finish_reason: str
+    target_calls: int
+    seconds: float
+    tokens: list[str] | None = None
+    prompt_tokens: int | None = None
+    proposed: int = 0  # draft tokens offered to the model and kept by it
+    accepted: int = 0
+    sample: int = 0
+    seed: int | None = None
+    top_logprobs: list[list[TopLogprob]] | None = None
+    processed_logprobs: list[float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return _plain(self)
+
+
+@dataclass(frozen=True)
+class Answer(Generation):
+    """What `ask` and `chat` return: a generation, and how sure we are.
+
+    confidence  calibrated probability that the answer is right; None until a calibrator was fitted
+    prompt      the text the model really saw, template included
+    """
+
+    confidence: float | None = None
+    prompt: str = ""
+    system_folded: bool = False
+
+
+def sums(token_logprobs: Sequence[float]) -> tuple[float, float | None]:
+    """(sequence_logprob, mean_logprob) of the logprobs of an answer's tokens."""
+    total = float(sum(token_logprobs))
+    return total, (total / len(token_logprobs) if token_logprobs else None)
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if field.name == "top_logprobs" and value is not None:
+            value = [[{"token_id": t.token_id, "text": t.text, "logprob": t.logprob} for t in row] for row in value]
+        out[field.name] = value
+    return out

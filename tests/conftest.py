@@ -1,0 +1,39 @@
+"""Paths and small fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach a hub
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    from likely.models.catalog import find_model
+
+    return find_model("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma3_path() -> Path:
+    from likely.models.catalog import find_model
+
+    return find_model("gemma3")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder with the data sets: LIKELY_DATA, or ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("LIKELY_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        message = f"data sets are not at {folder}: set LIKELY_DATA"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder

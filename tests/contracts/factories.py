@@ -1,0 +1,21 @@
+"""One factory per runtime under test: name -> (build, tolerance in nats).
+
+A factory returns a fresh runtime with at least 16 sequences, a context of at least 64 tokens, room for at least 512
+tokens, and a vocabulary of at least 8 tokens. Tolerance 0 means bit-identical logits however the work is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from likely.models.runtime import Runtime
+from likely.models.toy import ToyRuntime
+
+
+def toy() -> Runtime:
+    return ToyRuntime.random(11, seed=3, order=4, context_length=64, tokens_held=1024, sequences=32)
+
+
+FACTORIES: dict[str, tuple[Callable[[], Runtime], float]] = {
+    "toy": (toy, 0.0),
+}
