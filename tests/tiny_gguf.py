@@ -8,6 +8,7 @@ SentencePiece vocabulary with byte fallback ("llama").
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +42,7 @@ def learn_merges(text: str, count: int) -> list[tuple[str, str]]:
     words = [[alphabet[b] for b in (" " + word).encode()] for word in text.split()]
     merges: list[tuple[str, str]] = []
     while len(merges) < count:
-        pairs = Counter(pair for word in words for pair in zip(word, word[1:], strict=False))
+        pairs = Counter(pair for word in words for pair in pairwise(word))
         if not pairs:
             raise ValueError(f"the sample text gives only {len(merges)} merges, {count} wanted")
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
