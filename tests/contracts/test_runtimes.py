@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contracts.factories import FACTORIES
 
+from contracts.factories import FACTORIES
 from likely.errors import CapabilityError, KvFull, LikelyError
 from likely.models.rows import log_softmax, logsumexp
 from likely.models.runtime import Runtime, Want, Work
@@ -170,7 +170,11 @@ def test_tree_rows_equal_separate_paths(runtime, close_to):
 
 @pytest.mark.parametrize("path", [path for _, path in tree_paths()])
 def test_commit_keeps_exactly_the_path(runtime, close_to, path):
-    tokens, drafts, more = tokens_for(runtime, 6), tokens_for(runtime, len(TREE), seed=4), tokens_for(runtime, 4, seed=8)
+    tokens, drafts, more = (
+        tokens_for(runtime, 6),
+        tokens_for(runtime, len(TREE), seed=4),
+        tokens_for(runtime, 4, seed=8),
+    )
     sequence = runtime.open()
     one(runtime, sequence, tokens, Want.NONE)
     one(runtime, sequence, drafts, Want.NONE, parents=list(TREE.values()))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence as Seq
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +24,6 @@ from likely.models.runtime import (
     Sequence,
     Work,
     check_length,
-    check_open,
     check_path,
     check_work,
 )
@@ -58,7 +58,9 @@ class ToyRuntime:
             context_length,
             revision,
         )
-        self.limits = Limits(sequences=sequences, leaves=sequences, tokens_held=tokens_held, tokens_per_call=tokens_held)
+        self.limits = Limits(
+            sequences=sequences, leaves=sequences, tokens_held=tokens_held, tokens_per_call=tokens_held
+        )
         self._open: set[ToySequence] = set()
         self.calls = 0
         self.rows_computed = 0
@@ -73,7 +75,9 @@ class ToyRuntime:
             rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
             return (scale * rng.standard_normal(vocab_size)).astype(np.float32)
 
-        return cls(logits_of, vocab_size=vocab_size, revision=f"toy-random-{vocab_size}-{order}-{scale}-{seed}", **limits)
+        return cls(
+            logits_of, vocab_size=vocab_size, revision=f"toy-random-{vocab_size}-{order}-{scale}-{seed}", **limits
+        )
 
     def open(self) -> ToySequence:
         self._check_sequences(1)
@@ -92,9 +96,7 @@ class ToyRuntime:
         return copy
 
     def forward(self, work: Seq[Work]) -> list[Output]:
-        check_work(
-            work, vocab_size=self.vocab_size, context_length=self.context_length, capabilities=self.capabilities
-        )
+        check_work(work, vocab_size=self.vocab_size, context_length=self.context_length, capabilities=self.capabilities)
         self._check_tokens(sum(len(item.tokens) for item in work))
         self.calls += 1
         return [self._one(item) for item in work]

@@ -1,0 +1,113 @@
+"""Beam search: keep the W most likely partial texts; rank finished ones by log p / length ** length_penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from likely.decoding.hypothesis import Choice, Hypothesis
+from likely.decoding.request import Finished, Request
+from likely.models.rows import log_softmax, top_tokens
+
+
+@dataclass(eq=False)
+class BeamSearch:
+    """The selection between two calls of the model, and the pool of finished texts.
+
+    Each step takes the 2W best continuations over all beams.  One that ends (and ranks among the W best) joins the
+    pool; the W best others go on.  The search ends when the pool holds W texts and no running beam, taken at its
+    present length, beats the worst of them (transformers' early_stopping=False), or at max_tokens.
+    """
+
+    request: Request
+    end_ids: frozenset[int]
+    pool: list[tuple[float, Finished]] = field(default_factory=list)
+
+    def _rank(self, score: float, length: int) -> float:
+        return score / length**self.request.length_penalty
+
+    def select(
+        self,
+        beams: list[Hypothesis],
+        fork: Callable[[Hypothesis], Hypothesis],
+        drop: Callable[[Hypothesis], None],
+        advance_text: Callable[[Hypothesis, int], tuple[str | None, str]],
+    ) -> tuple[list[Hypothesis], list[Finished] | None]:
+        """(beams that go on, the final texts once the search is over).  Every beam has its row of logits."""
+        width = self.request.beams
+        found: list[tuple[float, int, int, float, list[tuple[int, float]]]] = []
+        for number, beam in enumerate(beams):
+            assert beam.row is not None
+            raw = log_softmax(beam.row)
+            seen = log_softmax(beam.row_for_choice(beam.row, (), self.end_ids))
+            top = [(int(i), float(raw[i])) for i in top_tokens(raw, self.request.top_logprobs)]
+            for token in top_tokens(seen, 2 * width).tolist():
+                if seen[token] > -float("inf"):
+                    found.append((beam.score + float(seen[token]), number, token, float(raw[token]), top))
+        found.sort(key=lambda c: (-c[0], c[1], c[2]))
+
+        going: list[tuple[int, int, Choice]] = []
+        for rank, (score, number, token, logprob, top) in enumerate(found[: 2 * width]):
+            choice = Choice(logprob, top, score - beams[number].score)
+            if token in self.end_ids:
+                if rank < width:
+                    self._finish(beams[number], token, choice, "stop")
+            elif len(going) < width:
+                going.append((number, token, choice))
+
+        children: list[Hypothesis] = []
+        users = {number for number, _, _ in going}
+        for i, (number, _token, _choice) in enumerate(going):
+            last_use = all(other != number for other, _, _ in going[i + 1 :])
+            children.append(beams[number] if last_use else fork(beams[number]))
+        for number, beam in enumerate(beams):
+            if number not in users:
+                drop(beam)
+
+        running: list[Hypothesis] = []
+        for child, (_, token, choice) in zip(children, going, strict=True):
+            child.row, child.todo = None, [token]
+            child.append(token, choice)
+            reason, _ = advance_text(child, token)
+            if reason:
+                child.stream.finish()
+                self._pool(child, reason)
+                drop(child)
+            else:
+                running.append(child)
+        if not running or self._settled(running):
+            for beam in running:  # transformers lets unfinished beams compete at the end
+                if len(self.pool) < width:
+                    beam.stream.finish()
+                    self._pool(beam, "length")
+            return running, [f for _, f in sorted(self.pool, key=lambda p: -p[0])[: self.request.samples]]
+        return running, None
+
+    def _finish(self, beam: Hypothesis, token: int, choice: Choice, reason: str) -> None:
+        """Copy of `beam` ended by `token` into the pool; the beam itself may go on otherwise."""
+        copy = Hypothesis(
+            beam.request_id,
+            beam.request,
+            beam.sample,
+            [],
+            beam.stream.fork(),
+            tokens=beam.tokens.copy(),
+            logprobs=beam.logprobs.copy(),
+            tops=beam.tops.copy(),
+            processed=beam.processed.copy(),
+            target_calls=beam.target_calls,
+        )
+        copy.append(token, choice)
+        copy.stream.finish()
+        self._pool(copy, reason)
+
+    def _pool(self, beam: Hypothesis, reason: str) -> None:
+        self.pool.append((self._rank(beam.score, len(beam.tokens)), beam.finished(reason)))
+        self.pool.sort(key=lambda p: -p[0])
+        del self.pool[self.request.beams :]
+
+    def _settled(self, running: list[Hypothesis]) -> bool:
+        if len(self.pool) < self.request.beams:
+            return False
+        best = max(self._rank(beam.score, len(beam.tokens)) for beam in running)
+        return best <= self.pool[-1][0]

@@ -1,0 +1,142 @@
+"""One running continuation: its place in the runtime, its tokens and its text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from likely.decoding.draft import NO_DRAFT, Draft, Drafter
+from likely.decoding.request import Finished, Request
+from likely.decoding.sampling import pick, processed_logprobs, transform
+from likely.decoding.text import TextStream
+from likely.models.rows import logsumexp, top_tokens
+from likely.models.runtime import FloatArray, Output, Sequence, Want
+
+
+@dataclass(eq=False)
+class Hypothesis:
+    """State of one sample.
+
+    The cache invariant: the runtime's sequence holds prompt + tokens without the last `len(todo)` of them; the last
+    of `todo` is the newest token.  Prefill is only a long `todo`.
+    """
+
+    request_id: int
+    request: Request
+    sample: int
+    todo: list[int]
+    stream: TextStream
+    sequence: Sequence | None = None
+    drafter: Drafter | None = None
+    draft: Draft = NO_DRAFT
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    tops: list[list[tuple[int, float]]] = field(default_factory=list)
+    processed: list[float] = field(default_factory=list)
+    target_calls: int = 0
+    proposed: int = 0
+    accepted: int = 0
+    waiting_for: int = 1  # samples that will be split off this one when its first row is there
+    row: FloatArray | None = None  # beam search: the row to choose from
+
+    @property
+    def score(self) -> float:
+        """Beam search ranks by the law after penalties and bias; beams always record it."""
+        return sum(self.processed)
+
+    @property
+    def position(self) -> int:
+        """Absolute position of the next emitted token."""
+        return len(self.request.prompt) + len(self.tokens)
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether whole rows must leave the runtime; plain greedy decoding needs only the best token."""
+        request = self.request
+        return bool(
+            not request.sampling.greedy
+            or request.sampling.has_penalties
+            or request.sampling.logit_bias
+            or request.beams
+            or request.processed
+            or len(self.tokens) < request.min_tokens
+        )
+
+    def want(self) -> Want:
+        rows: Literal["all", "last"] = "all" if len(self.draft) else "last"
+        if self.needs_logits:
+            return Want(rows=rows, logits=True)
+        return Want(rows=rows, top=max(1, self.request.top_logprobs))
+
+    def fork(self, sample: int, sequence: Sequence, drafter: Drafter | None) -> Hypothesis:
+        return Hypothesis(
+            self.request_id,
+            self.request,
+            sample,
+            self.todo.copy(),
+            self.stream.fork(),
+            sequence,
+            drafter,
+            NO_DRAFT,
+            self.tokens.copy(),
+            self.logprobs.copy(),
+            self.tops.copy(),
+            self.processed.copy(),
+            self.target_calls,
+            self.proposed,
+            self.accepted,
+        )
+
+    def row_for_choice(self, logits: FloatArray, path: Seq[int], end_ids: frozenset[int]) -> FloatArray:
+        """Logits as the sampler sees them after the tokens of `path`."""
+        output = [*self.tokens, *path]
+        row = transform(logits, self.request.sampling, self.request.prompt, output)
+        if len(output) < self.request.min_tokens:
+            row = row.copy() if row is logits else row
+            row[list(end_ids | self.request.stop_tokens)] = -np.inf
+        return row
+
+    def choose(self, output: Output, row: int, path: Seq[int], end_ids: frozenset[int]) -> tuple[int, Choice]:
+        """The target's own token after row `row`, and what is to be reported about it."""
+        if output.logits is None:
+            ids, logprobs = output.top_ids[row], output.top_logprobs[row]  # type: ignore[index]
+            return int(ids[0]), Choice(float(logprobs[0]), list(zip(ids.tolist(), logprobs.tolist(), strict=True)))
+        logits = output.logits[row]
+        seen = self.row_for_choice(logits, path, end_ids)
+        token = pick(seen, self.request.sampling, sample=self.sample, position=self.position + len(path))
+        norm = logsumexp(logits)
+        top = top_tokens(logits, self.request.top_logprobs)
+        processed = None
+        if self.request.processed:
+            processed = float(processed_logprobs(seen, self.request.sampling)[token])
+        return token, Choice(float(logits[token]) - norm, [(int(i), float(logits[i]) - norm) for i in top], processed)
+
+    def append(self, token: int, choice: Choice) -> None:
+        self.tokens.append(token)
+        self.logprobs.append(choice.logprob)
+        self.tops.append(choice.top[: self.request.top_logprobs])
+        if choice.processed is not None:
+            self.processed.append(choice.processed)
+
+    def finished(self, reason: str) -> Finished:
+        return Finished(
+            reason,
+            self.stream.text,
+            self.tokens,
+            self.logprobs,
+            self.tops,
+            self.processed,
+            self.target_calls,
+            self.proposed,
+            self.accepted,
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    logprob: float
+    top: list[tuple[int, float]]
+    processed: float | None = None

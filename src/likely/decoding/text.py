@@ -1,0 +1,71 @@
+"""Tokens become text as they come: never a cut UTF-8 character, never the beginning of a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+
+class TextStream:
+    """Turns token bytes into text that is safe to show, and watches for stop strings.
+
+    `text` is everything released so far; a stop string and what follows it are never released.
+    """
+
+    def __init__(self, stops: Sequence[str] = ()):
+        if any(not stop for stop in stops):
+            raise ValueError("a stop string must not be empty")
+        self._stops = tuple(stops)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self._released: list[str] = []
+        self.stopped = False
+
+    @property
+    def text(self) -> str:
+        return "".join(self._released)
+
+    def push(self, data: bytes) -> str:
+        """Add the bytes of one token; returns the text that became safe."""
+        return self._take(self._decoder.decode(data))
+
+    def finish(self) -> str:
+        """No more tokens: release what was held back (a cut character becomes U+FFFD)."""
+        out = self._take(self._decoder.decode(b"", final=True))
+        if self.stopped:
+            return out
+        held, self._held = self._held, ""
+        if held:
+            self._released.append(held)
+        return out + held
+
+    def _take(self, new: str) -> str:
+        if self.stopped or not new:
+            return ""
+        text = self._held + new
+        if not self._stops:
+            self._released.append(text)
+            return text
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped, out, self._held = True, text[: min(found)], ""
+        else:
+            held = max(_overlap(text, stop) for stop in self._stops)
+            out, self._held = text[: len(text) - held], text[len(text) - held :]
+        if out:
+            self._released.append(out)
+        return out
+
+    def fork(self) -> TextStream:
+        copy = TextStream(self._stops)
+        copy._decoder.setstate(self._decoder.getstate())
+        copy._held, copy._released, copy.stopped = self._held, self._released.copy(), self.stopped
+        return copy
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
