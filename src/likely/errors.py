@@ -41,7 +41,7 @@ class KvFull(LikelyError):
 
 
 class RemoteError(LikelyError):
-    """A server failed. `status` is its HTTP status (None: it was not reached); `retryable` says whether to try again."""
+    """A server failed. `status` is its HTTP status (None: not reached); `retryable`: trying again may help."""
 
     def __init__(self, message: str, *, status: int | None = None, retryable: bool = False):
         super().__init__(message)

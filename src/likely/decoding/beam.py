@@ -66,8 +66,9 @@ class BeamSearch:
 
         running: list[Hypothesis] = []
         for child, (_, token, choice) in zip(children, going, strict=True):
-            child.row, child.todo = None, [token]
+            child.row = None
             child.append(token, choice)
+            child.continue_with(token)
             reason, _ = advance_text(child, token)
             if reason:
                 child.stream.finish()

@@ -71,7 +71,7 @@ class Hypothesis:
             return Want(rows=rows, logits=True)
         return Want(rows=rows, top=max(1, self.request.top_logprobs))
 
-    def fork(self, sample: int, sequence: Sequence, drafter: Drafter | None) -> Hypothesis:
+    def fork(self, sample: int, sequence: Sequence | None, drafter: Drafter | None) -> Hypothesis:
         return Hypothesis(
             self.request_id,
             self.request,
@@ -113,6 +113,10 @@ class Hypothesis:
         if self.request.processed:
             processed = float(processed_logprobs(seen, self.request.sampling)[token])
         return token, Choice(float(logits[token]) - norm, [(int(i), float(logits[i]) - norm) for i in top], processed)
+
+    def continue_with(self, token: int) -> None:
+        """`token` was emitted last; what the runtime must see next (everything, if it holds nothing of this)."""
+        self.todo = [token] if self.sequence is not None else [*self.request.prompt, *self.tokens]
 
     def append(self, token: int, choice: Choice) -> None:
         self.tokens.append(token)

@@ -19,7 +19,7 @@ from likely.decoding.hypothesis import Choice, Hypothesis
 from likely.decoding.request import Event, Request
 from likely.decoding.text import TextStream
 from likely.errors import CapabilityError, KvFull, ModelError
-from likely.models.runtime import Output, Runtime, Want, Work
+from likely.models.runtime import Output, Runtime, Sequence, Want, Work
 
 
 @dataclass(eq=False)
@@ -92,8 +92,8 @@ class Loop:
         if not active:
             return events
         while True:
-            work = self._plan(active)
             try:
+                work = self._plan(active)
                 outputs = self.runtime.forward([item for _, item in work])
                 break
             except KvFull as full:
@@ -148,8 +148,9 @@ class Loop:
             if self._running and self.runtime.free_tokens() < need + self._reserve():
                 break
             try:
+                first = waiting.hypotheses[0]
+                first.sequence = first.sequence or self.runtime.open()
                 for hypothesis in waiting.hypotheses:
-                    hypothesis.sequence = hypothesis.sequence or self.runtime.open()
                     if hypothesis.drafter is None and waiting.request.drafter is not None:
                         prompt = waiting.request.prompt
                         hypothesis.drafter = waiting.request.drafter.begin(prompt, sampling=waiting.request.sampling)
@@ -184,11 +185,16 @@ class Loop:
 
     def _plan(self, active: list[Hypothesis]) -> list[tuple[Hypothesis, Work]]:
         """Decoding first, with drafts; prefill takes what is left of the step's tokens, at least one piece."""
-        budget, leaves, plan = self.step_tokens, 0, []
+        budget, leaves = self.step_tokens, 0
+        plan: list[tuple[Hypothesis, Work]] = []
+        full: KvFull | None = None
         for hypothesis in sorted(active, key=lambda h: len(h.todo) > 1):
-            sequence = hypothesis.sequence
-            assert sequence is not None
             if hypothesis.row is not None:  # a beam that waits for its companions
+                continue
+            try:
+                sequence = hypothesis.sequence = hypothesis.sequence or self.runtime.open()
+            except KvFull as error:  # others may end and make room
+                full = error
                 continue
             if len(hypothesis.todo) == 1:
                 hypothesis.draft = draft = self._propose(hypothesis, budget - 1, leaves)
@@ -206,10 +212,14 @@ class Loop:
                 hypothesis.draft = NO_DRAFT
                 want = hypothesis.want() if len(chunk) == len(hypothesis.todo) else Want.NONE
                 plan.append((hypothesis, Work(sequence, np.array(chunk), want=want)))
+        if full and not plan:
+            raise full
         return plan
 
     def _propose(self, hypothesis: Hypothesis, budget: int, leaves: int) -> Draft:
         if hypothesis.drafter is None or hypothesis.request.drafter is None:
+            return NO_DRAFT
+        if hypothesis.waiting_for > 1:  # samples are split off a sequence without pending tokens
             return NO_DRAFT
         depth = min(
             hypothesis.request.max_tokens - len(hypothesis.tokens) - 1,
@@ -242,12 +252,10 @@ class Loop:
         """The samples that continue from this prefill: itself and forks of it."""
         count, hypothesis.waiting_for = hypothesis.waiting_for, 1
         family = [hypothesis]
-        assert hypothesis.sequence is not None
         running = next(r for r in self._running if r.id == hypothesis.request_id)
         for i in range(1, count):
             drafter = hypothesis.drafter.fork() if hypothesis.drafter else None
-            sequence = self.runtime.fork(hypothesis.sequence)
-            family.append(hypothesis.fork(hypothesis.sample + i, sequence, drafter))
+            family.append(hypothesis.fork(hypothesis.sample + i, self._fork(hypothesis), drafter))
             running.hypotheses.append(family[-1])
         return family
 
@@ -282,7 +290,7 @@ class Loop:
         else:
             if len(draft):
                 self.runtime.commit([(hypothesis.sequence, [0, *(node + 1 for node in accepted)])])  # type: ignore[list-item]
-            hypothesis.todo = [tokens[-1]]
+            hypothesis.continue_with(tokens[-1])
             if hypothesis.drafter:
                 hypothesis.drafter.observe(tokens)
         return Event(
@@ -313,11 +321,16 @@ class Loop:
         assert beam is not None
         if any(h.row is None for h in running.hypotheses):
             return []
-        running.hypotheses, done = beam.select(running.hypotheses, self._fork_beam, self._drop_beam, self._advance_text)
+        running.hypotheses, done = beam.select(
+            running.hypotheses,
+            lambda h: h.fork(h.sample, self._fork(h), None),
+            self._close_sequence,
+            self._advance_text,
+        )
         if done is None:
             return []
         for hypothesis in running.hypotheses:
-            self._drop_beam(hypothesis)
+            self._close_sequence(hypothesis)
         running.hypotheses = []
         return [
             Event(
@@ -331,19 +344,23 @@ class Loop:
             for i, finished in enumerate(done)
         ]
 
-    def _fork_beam(self, hypothesis: Hypothesis) -> Hypothesis:
+    def _fork(self, hypothesis: Hypothesis) -> Sequence | None:
+        """A fork of its sequence; None for want of room: it is then computed anew when there is some."""
         assert hypothesis.sequence is not None
-        return hypothesis.fork(hypothesis.sample, self.runtime.fork(hypothesis.sequence), None)
+        try:
+            return self.runtime.fork(hypothesis.sequence)
+        except KvFull:
+            return None
 
     # --- endings --------------------------------------------------------------------------------------------------
 
-    def _drop_beam(self, hypothesis: Hypothesis) -> None:
+    def _close_sequence(self, hypothesis: Hypothesis) -> None:
         if hypothesis.sequence is not None:
             self.runtime.close(hypothesis.sequence)
             hypothesis.sequence = None
 
     def _drop(self, hypothesis: Hypothesis) -> None:
-        self._drop_beam(hypothesis)
+        self._close_sequence(hypothesis)
         if hypothesis.drafter:
             hypothesis.drafter.end()
         for running in self._running:
@@ -352,7 +369,7 @@ class Loop:
 
     def _close_sequences(self, running: _Running) -> None:
         for hypothesis in running.hypotheses:
-            self._drop_beam(hypothesis)
+            self._close_sequence(hypothesis)
 
     def _release(self, running: _Running) -> None:
         self._close_sequences(running)

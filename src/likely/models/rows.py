@@ -48,7 +48,7 @@ def wanted_rows(want: Want, n: int) -> IntArray:
 
 
 def reduce_rows(want: Want, n: int, row_of: Callable[[int], FloatArray]) -> Output:
-    """The Output of a piece of work of n tokens; row_of(i) gives the logits (V,) of row i, valid until the next call."""
+    """The Output of a piece of work of n tokens; row_of(i): logits (V,) of row i, valid until the next call."""
     asked = want.row_numbers(n)
     position = {int(row): i for i, row in reversed(list(enumerate(asked)))}
     pairs = np.empty((0, 2), np.int64) if want.pairs is None else np.asarray(want.pairs)

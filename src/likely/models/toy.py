@@ -67,7 +67,7 @@ class ToyRuntime:
 
     @classmethod
     def random(cls, vocab_size: int, *, seed: int, order: int = 2, scale: float = 2.0, **limits: int) -> ToyRuntime:
-        """Logits drawn from N(0, scale²), a fixed row for each of the last `order` tokens' values and the depth parity."""
+        """Logits drawn from N(0, scale²): one row per value of the last `order` tokens and parity of the length."""
 
         def logits_of(prefix: Prefix) -> FloatArray:
             context = (*prefix[-order:], len(prefix) % 2, len(prefix) < order)
