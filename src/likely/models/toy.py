@@ -63,6 +63,7 @@ class ToyRuntime:
         )
         self._open: set[ToySequence] = set()
         self.calls = 0
+        self.tokens_computed = 0
         self.rows_computed = 0
 
     @classmethod
@@ -99,6 +100,7 @@ class ToyRuntime:
         check_work(work, vocab_size=self.vocab_size, context_length=self.context_length, capabilities=self.capabilities)
         self._check_tokens(sum(len(item.tokens) for item in work))
         self.calls += 1
+        self.tokens_computed += sum(len(item.tokens) for item in work)
         return [self._one(item) for item in work]
 
     def _one(self, item: Work) -> Output:
