@@ -80,9 +80,8 @@ def test_ids_are_those_of_llamacpp_on_random_tokens_and_runs(name: str) -> None:
 @pytest.mark.parametrize("name", REAL)
 def test_ids_are_those_of_llamacpp_on_real_text(name: str, data_dir: Path) -> None:
     ours, theirs = both(name)
-    texts = [
-        json.loads(line)["text"] for line in gzip.open(data_dir / "udhr" / "udhr.jsonl.gz", "rt", encoding="utf-8")
-    ]
+    with gzip.open(data_dir / "udhr" / "udhr.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in file]
     with gzip.open(data_dir / "wikitext2" / "wiki.valid.raw.gz", "rt", encoding="utf-8") as file:
         texts.append(file.read(200_000))
     assert compare_tokenizers(ours, theirs, texts, parse_special=(False,)) == []
