@@ -16,6 +16,19 @@ def toy() -> Runtime:
     return ToyRuntime.random(11, seed=3, order=4, context_length=64, tokens_held=1024, sequences=32)
 
 
+def torch_runtime(name: str) -> Callable[[], Runtime]:
+    def build() -> Runtime:
+        from likely.models.torch_runtime import TorchRuntime
+        from tiny_torch import tiny_module
+
+        return TorchRuntime(tiny_module(name), tokens_held=1024, sequences=64, tokens_per_call=16)
+
+    return build
+
+
 FACTORIES: dict[str, tuple[Callable[[], Runtime], float]] = {
     "toy": (toy, 0.0),
+    "torch": (torch_runtime("llama"), 1e-4),
+    "torch-gemma3": (torch_runtime("gemma3"), 1e-4),
+    "torch-recompute": (torch_runtime("mamba"), 1e-4),
 }

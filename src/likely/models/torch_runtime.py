@@ -1,0 +1,510 @@
+"""Any causal language model of transformers as a Runtime: sequences share one pool of keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from likely.errors import KvFull, ModelError
+from likely.models.runtime import (
+    Capabilities,
+    FloatArray,
+    IntArray,
+    Limits,
+    Output,
+    Path,
+    Sequence,
+    Work,
+    check_length,
+    check_open,
+    check_path,
+    check_work,
+)
+from likely.models.torch_attention import Piece, Plan, register_interface
+from likely.models.torch_check import why_not_slots
+from likely.models.torch_module import ModuleCall, weights_digest
+from likely.models.torch_rows import RowCollector
+from likely.models.torch_slots import SlotPool
+
+ROWS_BYTES = 64 * 2**20  # V-wide rows of logits that exist at one time
+MOST_TOKENS_HELD = 65536
+CHECK_TOKENS = 64
+RECOMPUTED_TOKENS_HELD = 2**20  # only token ids are held
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(eq=False)
+class TorchSequence(Sequence):
+    """held: a slot number per kept token (a token id where nothing is cached); nodes: the same per pending node."""
+
+    held: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
+    nodes: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)  # of pending nodes
+    epoch: object = None  # of the runtime when the sequence was opened
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Tokens start..stop of one piece of work: what one call of the model computes of it."""
+
+    item: int
+    start: int
+    stop: int
+
+
+class TorchRuntime:
+    """A transformers model, in evaluation mode while it runs here; its weights may be trained in between.
+
+    module       any causal language model; `module(input_ids=...)` must give `.logits`
+    tokens_held  room for kept and pending tokens; default: 65,536 or what an eighth of the free memory holds
+    revision     name of these weights; default: a digest of all of them
+    tokens_per_call  larger calls are cut, and so are calls whose rows of logits would take more than 64 MiB
+
+    `cached` says whether keys and values are kept. They are not where the architecture does not allow it
+    (`not_cached_because`): then every call computes the whole text again, slowly and with the same numbers.
+    Sliding-window layers: a canvas token (attention="full") sees what is less than one window away, on both sides.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        *,
+        tokens_held: int | None = None,
+        sequences: int = 4096,
+        revision: str | None = None,
+        tokens_per_call: int = 512,
+    ):
+        register_interface()
+        module.eval()
+        self.module = module
+        self._call = ModuleCall(module)
+        self.context_length = self._call.context_length
+        self._epoch: object = object()
+        self._open: set[TorchSequence] = set()
+        self.vocab_size = self._plain_vocab_size()
+        self.revision = revision if revision is not None else self._digest()
+
+        self.cached = True
+        self.capabilities = Capabilities(
+            trees=True, fork=True, truncate=True, hidden=True, full_attention=True, gradients=True
+        )
+        self.limits = Limits(sequences, CHECK_TOKENS, CHECK_TOKENS, tokens_per_call)
+        self._pool = SlotPool(CHECK_TOKENS)
+        self.not_cached_because = why_not_slots(self)
+        self.cached = self.not_cached_because is None
+        self.kv_bytes_per_token = self._pool.bytes_per_token if self.cached else 0
+        if not self.cached:
+            self.capabilities = Capabilities(trees=True, fork=True, truncate=True, hidden=True, gradients=True)
+        if tokens_held is None:
+            tokens_held = self._default_tokens_held()
+        self.limits = Limits(sequences, tokens_held, tokens_held, tokens_per_call)
+        self._open.clear()
+        self._pool = SlotPool(tokens_held)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_id: str | FilePath, *, dtype: str | None = None, device: str | None = None, **limits: Any
+    ) -> TorchRuntime:
+        """A folder with safetensors weights, or a hub id where there is a network. Code from a model is never run.
+
+        dtype   "float32", "bfloat16" or "float16"; default: float32 on a CPU, bfloat16 on a GPU
+        limits  tokens_held, sequences, revision, tokens_per_call
+        """
+        from transformers import AutoModelForCausalLM
+
+        where = _device(device)
+        kind = _dtype(dtype, where)
+        try:
+            module = AutoModelForCausalLM.from_pretrained(
+                str(folder_or_id), dtype=kind, use_safetensors=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{folder_or_id}: cannot be loaded by transformers ({_one_line(error)})") from error
+        if "revision" not in limits and FilePath(folder_or_id).is_dir():
+            from likely.models.hashes import folder_sha256
+
+            limits["revision"] = _revision(folder_sha256(folder_or_id)[:16], kind)
+        return cls(module.to(where), **limits)
+
+    @classmethod
+    def from_gguf(
+        cls, path: str | FilePath, *, dtype: str | None = None, device: str | None = None, **limits: Any
+    ) -> TorchRuntime:
+        """A GGUF file, its weights dequantised to `dtype` (default: float32 on a CPU, bfloat16 on a GPU)."""
+        from likely.models.hashes import file_sha256
+        from likely.models.torch_gguf import load_gguf
+
+        where = _device(device)
+        kind = _dtype(dtype, where)
+        module = load_gguf(FilePath(path), dtype=kind, device=where)
+        limits.setdefault("revision", _revision(file_sha256(path)[:16], kind))
+        return cls(module, **limits)
+
+    @property
+    def config(self) -> Any:
+        return self._call.config
+
+    @property
+    def text_config(self) -> Any:
+        return self._call.text_config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._call.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._call.device
+
+    @property
+    def layer_windows(self) -> list[int | None]:
+        """Sliding window of each attention layer, in positions, as the model last asked for it; None: it sees all."""
+        return self._call.windows
+
+    def refresh(self, revision: str | None = None) -> None:
+        """The weights changed: name them anew and invalidate every sequence; what they held is free again."""
+        self._epoch = object()
+        self._open.clear()
+        self._pool.clear()
+        self.revision = revision if revision is not None else self._digest()
+
+    # --- sequences --------------------------------------------------------------------------------------------------
+
+    def open(self) -> TorchSequence:
+        self._check_sequences()
+        sequence = TorchSequence(epoch=self._epoch)
+        self._open.add(sequence)
+        return sequence
+
+    def fork(self, sequence: Sequence, length: int | None = None) -> TorchSequence:
+        own = self._own(sequence)
+        length = own.length if length is None else length
+        check_length(own, length)
+        self._check_sequences()
+        if self.cached:
+            self._pool.retain(own.held[:length])
+        elif length > self.free_tokens():
+            raise KvFull(length, self.free_tokens())
+        copy = TorchSequence(length=length, held=own.held[:length].copy(), epoch=self._epoch)
+        self._open.add(copy)
+        return copy
+
+    def commit(self, accepted: Iterable[tuple[Sequence, Path]]) -> None:
+        chosen = [(self._own(sequence), [int(node) for node in path]) for sequence, path in accepted]
+        if len({id(sequence) for sequence, _ in chosen}) < len(chosen):
+            raise ValueError("one commit may name a sequence only once")
+        for sequence, path in chosen:
+            check_path(sequence, path)
+        for sequence, path in chosen:
+            kept = np.array([sequence.nodes[node] for node in path], np.int64)
+            dropped = np.array(sequence.nodes, np.int64)[np.setdiff1d(np.arange(sequence.pending), path)]
+            self._drop_nodes(sequence, dropped)
+            sequence.held = np.concatenate([sequence.held, kept])
+            sequence.length += len(path)
+
+    def truncate(self, sequence: Sequence, length: int) -> None:
+        own = self._own(sequence)
+        check_length(own, length)
+        self._drop_nodes(own, np.array(own.nodes, np.int64))
+        if self.cached:
+            self._pool.release(own.held[length:])
+        own.held, own.length = own.held[:length].copy(), length
+
+    def close(self, sequence: Sequence) -> None:
+        if sequence.closed or not isinstance(sequence, TorchSequence):
+            return
+        if sequence.epoch is self._epoch:
+            self.truncate(sequence, 0)
+            self._open.discard(sequence)
+        sequence.closed = True
+
+    def free_tokens(self) -> int:
+        if self.cached:
+            return self._pool.free
+        return self.limits.tokens_held - sum(s.length + s.pending for s in self._open)
+
+    def shutdown(self) -> None:
+        for sequence in list(self._open):
+            self.close(sequence)
+        self._pool.clear()
+
+    def _drop_nodes(self, sequence: TorchSequence, released: IntArray) -> None:
+        if self.cached:
+            self._pool.release(released)
+        sequence.nodes, sequence.parents, sequence.depths = [], [], []
+
+    def _own(self, sequence: Sequence) -> TorchSequence:
+        check_open(sequence)
+        if not isinstance(sequence, TorchSequence) or sequence.epoch is not self._epoch:
+            raise ModelError(
+                "this sequence belongs to another runtime or to weights before refresh(): open a new one here"
+            )
+        return sequence
+
+    def _check_sequences(self) -> None:
+        free = self.limits.sequences - len(self._open)
+        if free < 1:
+            raise KvFull(1, free, "sequences")
+
+    # --- evaluation -------------------------------------------------------------------------------------------------
+
+    def forward(self, work: Seq[Work]) -> list[Output]:
+        work = list(work)
+        sequences = [self._own(item.sequence) for item in work]
+        check_work(work, vocab_size=self.vocab_size, context_length=self.context_length, capabilities=self.capabilities)
+        if not work:
+            return []
+        tokens = [np.asarray(item.tokens, np.int64) for item in work]
+        needed = sum(map(len, tokens))
+        if needed > self.free_tokens():
+            raise KvFull(needed, self.free_tokens())
+        rows = RowCollector([item.want for item in work], [len(t) for t in tokens], self.vocab_size)
+        if not self.cached:
+            self._recompute(sequences, work, tokens, rows)
+            self._hold(sequences, work, tokens)
+            return rows.outputs()
+        slots: list[IntArray] = []
+        try:
+            for sequence, own in zip(sequences, tokens, strict=True):
+                last = sequence.nodes[-1] if sequence.nodes else int(sequence.held[-1]) if sequence.length else -1
+                slots.append(self._pool.allocate(len(own), after=last))
+            layouts = [_Layout.of(*of) for of in zip(sequences, work, slots, strict=True)]
+            for parts in self._calls(work, rows):
+                self._evaluate(parts, layouts, tokens, rows)
+        except BaseException:
+            for taken in slots:
+                self._pool.release(taken)
+            raise
+        self._hold(sequences, work, slots)
+        return rows.outputs()
+
+    def plain_logits(self, tokens: Seq[int] | IntArray) -> FloatArray:
+        """(n, V): the module's own forward over one text, with nothing cached; the reference for all else here."""
+        own = np.asarray(tokens, np.int64)
+        return self._call(own, np.arange(len(own)))[0].float().cpu().numpy()
+
+    def _calls(self, work: list[Work], rows: RowCollector) -> Iterator[list[_Part]]:
+        """Cut the work into calls of bounded tokens and rows; a canvas is never cut, and parts keep their order."""
+        most_rows = max(1, ROWS_BYTES // (4 * self.vocab_size))
+        most_tokens = self.limits.tokens_per_call
+        if not self._call.keeps_rows:  # this model computes the logits of every token
+            most_tokens = min(most_tokens, most_rows)
+        parts: list[_Part] = []
+        used = used_rows = 0
+        for i, item in enumerate(work):
+            n, head, start = len(item.tokens), rows.head_rows[i], 0
+            while start < n:
+                seen = int(np.searchsorted(head, start))
+                if item.attention == "full":
+                    stop = n if not parts or used + n <= most_tokens else start
+                else:
+                    stop = min(n, start + most_tokens - used)
+                    allowed = seen + most_rows - used_rows
+                    stop = min(stop, int(head[allowed])) if allowed < len(head) else stop
+                if stop > start:
+                    parts.append(_Part(i, start, stop))
+                    used += stop - start
+                    used_rows += int(np.searchsorted(head, stop)) - seen
+                    start = stop
+                if start < n:
+                    yield parts
+                    parts, used, used_rows = [], 0, 0
+        if parts:
+            yield parts
+
+    def _evaluate(self, parts: list[_Part], layouts: list[_Layout], tokens: list[IntArray], rows: RowCollector) -> None:
+        """One call of the module: neighbours in its row of tokens are alike, so that little is padded."""
+        pieces = [(layouts[p.item].piece(p.start, p.stop), p) for p in parts]
+        pieces.sort(key=lambda pair: (-len(pair[0].positions), -len(pair[0].slots)))
+        plan = Plan(
+            self._pool,
+            [piece for piece, _ in pieces],
+            np.concatenate([layouts[p.item].slots[p.start : p.stop] for _, p in pieces]),
+            self.device,
+        )
+        head: list[IntArray] = []
+        hidden: list[IntArray] = []
+        head_where: list[tuple[int, IntArray]] = []
+        hidden_where: list[tuple[int, IntArray]] = []
+        offset = 0
+        for _, p in pieces:
+            for wanted, found, where in ((rows.head_rows, head, head_where), (rows.hidden_rows, hidden, hidden_where)):
+                own = wanted[p.item]
+                own = own[np.searchsorted(own, p.start) : np.searchsorted(own, p.stop)]
+                if len(own):
+                    found.append(own - p.start + offset)
+                    where.append((p.item, own))
+            offset += p.stop - p.start
+        logits, states = self._call(
+            np.concatenate([tokens[p.item][p.start : p.stop] for _, p in pieces]),
+            _joined(head),
+            hidden_rows=_joined(hidden),
+            positions=np.concatenate([piece.positions for piece, _ in pieces]),
+            plan=plan,
+        )
+        rows.add(logits, head_where)
+        if states is not None:
+            rows.add_hidden(states, hidden_where)
+
+    def _recompute(
+        self, sequences: list[TorchSequence], work: list[Work], tokens: list[IntArray], rows: RowCollector
+    ) -> None:
+        """Each text, and each path of a tree, from its first token; nothing is shared or padded."""
+        for i, (sequence, item, own) in enumerate(zip(sequences, work, tokens, strict=True)):
+            wanted = np.union1d(rows.head_rows[i], rows.hidden_rows[i])
+            for text, numbers in _texts(sequence, item, own, wanted):
+                first = len(text) - len(numbers)
+                head, at, _ = np.intersect1d(numbers, rows.head_rows[i], return_indices=True)
+                hidden, hidden_at, _ = np.intersect1d(numbers, rows.hidden_rows[i], return_indices=True)
+                logits, states = self._call(text, first + at, hidden_rows=first + hidden_at)
+                rows.add(logits, [(i, head)])
+                if states is not None:
+                    rows.add_hidden(states, [(i, hidden)])
+
+    def _hold(self, sequences: list[TorchSequence], work: list[Work], new: list[IntArray]) -> None:
+        for sequence, item, numbers in zip(sequences, work, new, strict=True):
+            if item.parents is None:
+                sequence.held = np.concatenate([sequence.held, numbers])
+                sequence.length += len(numbers)
+                continue
+            for parent, number in zip(np.asarray(item.parents).tolist(), numbers.tolist(), strict=True):
+                sequence.depths.append(1 + (sequence.depths[parent] if parent >= 0 else 0))
+                sequence.parents.append(parent)
+                sequence.nodes.append(number)
+
+    def _plain_vocab_size(self) -> int:
+        try:
+            return int(self._call(np.zeros(2, np.int64), np.array([1]))[0].shape[-1])
+        except Exception as error:
+            raise ModelError(
+                f"{type(self.module).__name__}: its plain forward over two tokens fails ({_one_line(error)})"
+            ) from error
+
+    def _default_tokens_held(self) -> int:
+        if not self.cached:
+            return RECOMPUTED_TOKENS_HELD
+        fits = _free_bytes(self.device) // 8 // max(1, self.kv_bytes_per_token)
+        return int(min(MOST_TOKENS_HELD, max(1024, fits)))
+
+    def _digest(self) -> str:
+        return _revision(weights_digest(self.module), self.dtype)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the tokens of one piece of work stand: their positions and slots, and what came before."""
+
+    before: IntArray  # slots of kept tokens
+    pending: IntArray  # slots of earlier pending nodes
+    pending_positions: IntArray
+    slots: IntArray  # (n,) of the new tokens
+    positions: IntArray  # (n,)
+    ancestors: NDArray[np.bool_] | None  # (n, pending + n): each node's path, itself included; None: a kept chain
+    canvas: bool
+
+    @classmethod
+    def of(cls, sequence: TorchSequence, item: Work, slots: IntArray) -> _Layout:
+        n, length, first = len(slots), sequence.length, sequence.pending
+        pending = np.array(sequence.nodes, np.int64)
+        depths = np.array(sequence.depths, np.int64)
+        if item.parents is None:
+            return cls(sequence.held, pending, depths, slots, length + np.arange(n), None, False)
+        parents = [*sequence.parents, *np.asarray(item.parents).tolist()]
+        seen = np.eye(first + n, dtype=bool)
+        new_depths = np.concatenate([depths, np.zeros(n, np.int64)])
+        for node, parent in enumerate(parents):
+            if parent >= 0:
+                seen[node] |= seen[parent]
+            if node >= first:
+                new_depths[node] = 1 + (new_depths[parent] if parent >= 0 else 0)
+        positions = length + new_depths - 1
+        canvas = item.attention == "full"
+        ancestors = np.ones((n, n), bool) if canvas else seen[first:]
+        return cls(sequence.held, pending, positions[:first], slots, positions[first:], ancestors, canvas)
+
+    def piece(self, start: int, stop: int) -> Piece:
+        """Tokens start..stop, when those before `start` have been computed."""
+        positions, new = self.positions[start:stop], self.slots[:stop]
+        if self.ancestors is None:
+            return Piece(positions, np.concatenate([self.before, new]), len(self.before) + start)
+        first = len(self.pending)
+        return Piece(
+            positions,
+            np.concatenate([self.before, self.pending, new]),
+            len(self.before),
+            tail=self.ancestors[start:stop, : first + stop],
+            tail_positions=np.concatenate([self.pending_positions, self.positions[:stop]]),
+            canvas=self.canvas,
+        )
+
+
+def _texts(
+    sequence: TorchSequence, item: Work, tokens: IntArray, wanted: IntArray
+) -> Iterator[tuple[IntArray, IntArray]]:
+    """(text, rows): texts from the first token, and which of the work's rows their last tokens are; each row once."""
+    if not len(wanted):
+        return
+    if item.parents is None:
+        last = int(wanted[-1]) + 1
+        yield np.concatenate([sequence.held, tokens[:last]]), np.arange(last)
+        return
+    first = sequence.pending
+    parents = [*sequence.parents, *np.asarray(item.parents).tolist()]
+    nodes = np.concatenate([np.array(sequence.nodes, np.int64), tokens])
+    missing = {int(row) for row in wanted}
+    for row in wanted[::-1].tolist():  # later nodes are deeper: their paths cover the earlier ones
+        if row not in missing:
+            continue
+        path, node = [], first + row
+        while node != -1:
+            path.append(node)
+            node = parents[node]
+        path.reverse()
+        new = [node for node in path if node >= first]
+        covered = np.array([node - first for node in new], np.int64)
+        missing -= set(covered.tolist())
+        yield np.concatenate([sequence.held, nodes[path]]), covered
+
+
+def _joined(arrays: list[IntArray]) -> IntArray:
+    return np.concatenate(arrays) if arrays else np.empty(0, np.int64)
+
+
+def _revision(digest: str, dtype: torch.dtype) -> str:
+    return f"torch-{str(dtype).removeprefix('torch.')}-{digest}"
+
+
+def _device(name: str | None) -> torch.device:
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+    if name is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, got {name}")
+    return DTYPES[name]
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that could be taken now; 4 GiB where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in FilePath("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 * 2**30
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,60 @@
+"""Small random transformers models, one per kind of attention: what the torch runtime must be right on."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # ids of end tokens outside the tiny vocabularies are no news
+
+import torch
+import transformers
+
+VOCAB = 64
+WINDOW = 8
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+GROUPED = {**SMALL, "num_key_value_heads": 2}
+CONFIGS = {
+    "llama": lambda: transformers.LlamaConfig(**GROUPED),
+    "qwen2": lambda: transformers.Qwen2Config(**GROUPED),
+    "qwen3": lambda: transformers.Qwen3Config(**GROUPED, head_dim=16),
+    "mistral": lambda: transformers.MistralConfig(**GROUPED, head_dim=8, sliding_window=WINDOW),
+    "gemma2": lambda: transformers.Gemma2Config(**GROUPED, head_dim=8, sliding_window=WINDOW),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **{**SMALL, "num_hidden_layers": 3},
+        num_key_value_heads=1,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **{**GROUPED, "max_position_embeddings": 8192},
+        head_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=WINDOW,
+    ),
+    "gpt2": lambda: transformers.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=256),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(**SMALL),
+    "mamba": lambda: transformers.MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=4),
+    "bloom": lambda: transformers.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4),
+}
+RECOMPUTED = ("mamba", "bloom")
+
+
+def tiny_module(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """A causal language model with matrices of standard deviation 0.3, so that logits spread over some nats."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]())
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+    return module.to(dtype).eval()
