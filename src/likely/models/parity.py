@@ -91,13 +91,12 @@ def compare_tokenizers(
     return found
 
 
-def parity_line(mismatches: list[Mismatch], *, a: str, b: str) -> str | None:
-    """One line to shout, or None if there is nothing to say. a, b name the tokenizers."""
-    if not mismatches:
-        return None
+def mismatch_message(mismatches: list[Mismatch], *, a: str = "this tokenizer", b: str = "llama.cpp's own") -> str:
+    """One line to shout when there are mismatches; a, b name the tokenizers. The shortest text is the example."""
     worst = min(mismatches, key=lambda m: len(m.text))
-    near = slice(max(0, worst.at - 1), worst.at + 3)
+    start = max(0, worst.at - 1)
+    near = slice(start, worst.at + 3)
     return (
         f"TOKENIZERS DIFFER: {a} and {b} give different ids for {len(mismatches)} texts, e.g. {worst.text[:60]!r}: "
-        f"{list(worst.a[near])} and {list(worst.b[near])} from token {near.start}; likelihoods will not agree."
+        f"{list(worst.a[near])} and {list(worst.b[near])} from token {start}; likelihoods will not agree."
     )
