@@ -170,10 +170,8 @@ def test_the_cuts_differ_so_the_comparison_can_fail(crossing_merges, tmp_path: P
     for i, a in enumerate(tokenizers):
         for b in tokenizers[i + 1 :]:
             mismatches = compare_tokenizers(a, b, texts)
-            line = parity_line(mismatches, a="a", b="b")
-            assert (
-                mismatches and line is not None and line.startswith("TOKENIZERS DIFFER: a and b") and "\n" not in line
-            )
+            line = mismatch_message(mismatches, a="a", b="b")
+            assert line.startswith("TOKENIZERS DIFFER: a and b") and "\n" not in line
 
 
 # --- tiny files -----------------------------------------------------------------------------------------------------
