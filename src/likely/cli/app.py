@@ -1,0 +1,90 @@
+"""All verbs in one typer application, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from likely import __version__
+from likely.cli import ask, bench, chat, convert, generate, models, score
+from likely.errors import LikelyError
+
+UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer re-exports only the subclass
+
+EPILOG = """Examples:
+
+  likely ask "What is the capital of France?"
+
+  likely score --prompt "2 + 2 =" --answer " 4" --answer " 5"
+
+  likely generate "Once upon a time" --max-tokens 40 --seed 1
+"""
+
+app = typer.Typer(
+    name="likely",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True, help=EPILOG + "\nThe sequence likelihood of a language model.")
+def root(
+    ctx: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> None:
+    if version:
+        typer.echo(f"likely {__version__}")
+        raise typer.Exit()
+
+
+for verb in (ask, chat, generate, score, models, convert, bench):
+    verb.register(app)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line; returns the exit code and prints at most one line about an error."""
+    debug = "--debug" in arguments
+    command = typer.main.get_command(app)
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        code = command.main(args=list(arguments), prog_name="likely", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except typer.Exit as stop:
+        return stop.exit_code
+    except UsageError as usage:
+        if not arguments:  # help was asked for by saying nothing
+            typer.echo(usage.format_message())
+            return 2
+        where = usage.ctx.command_path if usage.ctx else "likely"
+        typer.echo(f"Error: {' '.join(usage.format_message().split())} (see {where} --help)", err=True)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("", err=True)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except LikelyError as error:
+        return _fail(error, 1, debug)
+    except (ValueError, TypeError) as error:  # settings that a function refused
+        return _fail(error, 2, debug)
+    except OSError as error:
+        return _fail(error, 1, debug)
+
+
+def _fail(error: Exception, code: int, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    message = " ".join(str(error).split()) or type(error).__name__
+    typer.echo(f"Error: {message}", err=True)
+    return code

@@ -1,0 +1,62 @@
+"""likely ask: one question, one answer, and how sure the model is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from likely.cli import options as opt
+
+
+def register(app: typer.Typer) -> None:
+    app.command("ask")(ask)
+
+
+def ask(
+    question: Annotated[str | None, typer.Argument(help='The question; "-" or a pipe reads standard input.')] = None,
+    model: opt.ModelOption = opt.DEFAULT,
+    runtime: opt.RuntimeOption = None,
+    dtype: opt.DtypeOption = None,
+    system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
+    max_tokens: opt.MaxTokens = 256,
+    temperature: opt.TemperatureOption = 0.0,
+    seed: opt.SeedOption = 0,
+    stop: opt.StopOption = None,
+    drafter: opt.DrafterOption = None,
+    option: opt.Settings = None,
+    context: opt.ContextOption = None,
+    threads: opt.ThreadsOption = None,
+    show_prompt: opt.ShowPrompt = False,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Answer a question.
+
+    Examples:
+
+      likely ask "What is the capital of France?"
+
+      likely ask "Name three rivers." --json
+
+      cat question.txt | likely ask -m gemma3
+    """
+    from likely.cli.printing import print_json, print_stream
+
+    text = opt.text_or_stdin(question, "question")
+    settings = {
+        "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(option),
+    }  # fmt: skip
+    if stop:
+        settings["stop"] = tuple(stop)
+    if drafter:
+        settings["drafter"] = drafter
+    lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
+    with lm:
+        stream = lm.stream_ask(text, system=system, **settings)
+        if show_prompt:
+            typer.echo(stream.prompt, err=True)
+        if not as_json:
+            print_stream(stream)
+            return
+        answer = stream.finish()
+        print_json({**opt.origin(lm), "question": text, **answer.to_dict()})

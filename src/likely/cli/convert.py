@@ -1,0 +1,63 @@
+"""likely convert: GGUF files and safetensors folders, one into the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from likely.cli import options as opt
+
+
+def register(app: typer.Typer) -> None:
+    app.command("convert")(convert)
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A known model, GGUF file or safetensors folder.")],
+    target: Annotated[Path, typer.Argument(help="GGUF file or folder to write.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", help="f32, f16, bf16, q8_0 (GGUF) or safetensors.  [default: f32 for *.gguf, else safetensors]"
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing target.")] = False,
+    verify: Annotated[bool, typer.Option(help="Score fixed strings on both afterwards.")] = True,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Convert a model, streamed, and check the result by scoring.
+
+    Examples:
+
+      likely convert smollm2 smollm2-f32.gguf --to f32
+
+      likely convert smollm2 smollm2-folder --to safetensors
+
+      likely convert smollm2-folder smollm2-q8.gguf --to q8_0
+    """
+    from dataclasses import asdict
+
+    from likely.cli.printing import print_json, progress
+    from likely.models.convert import convert as run
+    from likely.models.load import resolve
+
+    kind, place = resolve(source)
+    if kind == "hub":
+        raise typer.BadParameter(f"{source} is a hub id: download it first, then give its folder", param_hint="SOURCE")
+    form = to or ("f32" if target.suffix == ".gguf" else "safetensors")
+    with progress(100, "converting", unit="%") as tick:
+        shown = 0
+
+        def advance(done: int, total: int) -> None:
+            nonlocal shown
+            percent = 100 * done // max(total, 1)
+            tick(percent - shown)
+            shown = percent
+
+        report = run(place, target, to=form, overwrite=overwrite, verify=verify, progress=advance)
+    if as_json:
+        print_json({key: str(value) if isinstance(value, Path) else value for key, value in asdict(report).items()})
+        return
+    typer.echo(str(report))

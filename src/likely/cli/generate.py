@@ -1,0 +1,66 @@
+"""likely generate: continue a text."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from likely.cli import options as opt
+
+
+def register(app: typer.Typer) -> None:
+    app.command("generate")(generate)
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help='Text to continue; "-" or a pipe reads standard input.')] = None,
+    model: opt.ModelOption = opt.DEFAULT,
+    runtime: opt.RuntimeOption = None,
+    dtype: opt.DtypeOption = None,
+    max_tokens: opt.MaxTokens = 128,
+    temperature: opt.TemperatureOption = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Keep the k most likely tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Keep the smallest set of this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option("--min-p", help="Keep tokens of p >= this times the best.")] = 0.0,
+    seed: opt.SeedOption = 0,
+    samples: Annotated[int, typer.Option("-n", min=1, help="Samples from one prefill.")] = 1,
+    stop: opt.StopOption = None,
+    drafter: opt.DrafterOption = None,
+    option: opt.Settings = None,
+    context: opt.ContextOption = None,
+    threads: opt.ThreadsOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Continue a text; the text depends on model, prompt, settings and seed alone.
+
+    Examples:
+
+      likely generate "Once upon a time" --max-tokens 40 --seed 1
+
+      likely generate "The capital of France is" -t 0 --json
+
+      echo "def fib(n):" | likely generate -n 3 -o repetition_penalty=1.1
+    """
+    from likely.cli.printing import print_json, print_stream
+
+    text = opt.text_or_stdin(prompt, "prompt")
+    settings = {
+        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "seed": seed, **opt.parse_settings(option),
+    }  # fmt: skip
+    if stop:
+        settings["stop"] = tuple(stop)
+    if drafter:
+        settings["drafter"] = drafter
+    lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
+    with lm:
+        if samples == 1 and not settings.get("beams") and not as_json:
+            print_stream(lm.stream(text, **settings))
+            return
+        results = lm.generate(text, n=samples, **settings)
+        for number, result in enumerate(results if isinstance(results, list) else [results]):
+            if as_json:
+                print_json({**opt.origin(lm), "prompt": text, **result.to_dict()})
+            else:
+                typer.echo(f"{'' if samples == 1 else f'--- {number} '}{result.text}")

@@ -1,0 +1,83 @@
+"""likely models: what this machine can load, and what is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from likely.cli import options as opt
+
+
+def register(app: typer.Typer) -> None:
+    app.command("models")(models)
+
+
+def models(as_json: opt.JsonOption = False) -> None:
+    """List the models that can be loaded by name, and the engines that are installed.
+
+    Examples:
+
+      likely models
+
+      likely models --json
+    """
+    from likely.cli.printing import print_json
+
+    rows, engines = listing()
+    if as_json:
+        print_json({"models": rows, "runtimes": engines})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "model", "size", "licence", "runtimes", "can", "state"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            row["title"],
+            f"{row['size_bytes'] / 1e6:.0f} MB",
+            row["licence"],
+            ", ".join(row["runtimes"]) or "none",
+            ", ".join(row["capabilities"]),
+            "ready" if row["installed"] and row["runtimes"] else row["missing"],
+        )
+    console = Console()
+    console.print(table)
+    for name, state in engines.items():
+        if not state["installed"]:
+            console.print(f"Runtime {name} is missing. Run: {state['pip']}", highlight=False, markup=False)
+    console.print("Also: any GGUF file, transformers folder or hub id (torch), or the URL of a server.", markup=False)
+
+
+def listing() -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """(a row per known model, the state of each runtime)"""
+    from likely.models.catalog import KNOWN
+    from likely.models.load import available_runtimes
+
+    have = available_runtimes()
+    pip = {"llamacpp": "pip install 'likely[local]'", "torch": "pip install 'likely[torch]'"}
+    engines = {name: {"installed": ready, "pip": pip[name]} for name, ready in have.items()}
+    rows = []
+    for known in KNOWN:
+        path = known.locate()
+        missing = [] if path else [known.pip]
+        if not any(have.values()):
+            missing.append(pip["llamacpp"])
+        rows.append(
+            {
+                "name": known.name,
+                "aliases": list(known.aliases),
+                "title": known.title,
+                "size_bytes": known.size_bytes,
+                "licence": known.licence,
+                "installed": path is not None,
+                "path": None if path is None else str(path),
+                "runtimes": [name for name, ready in have.items() if ready],
+                "capabilities": ["score", "generate", "ask", *(["chat"] if known.chat else [])],
+                "missing": "; ".join(dict.fromkeys(missing)),
+            }
+        )
+    return rows, engines

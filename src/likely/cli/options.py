@@ -1,0 +1,108 @@
+"""Options that several verbs share, and how a verb opens its model."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from likely.models.catalog import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from likely.model import Model
+    from likely.models.remote import RemoteModel
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="Name (likely models), GGUF file, folder, hub id, or URL of a server.")
+]
+RuntimeOption = Annotated[str | None, typer.Option("--runtime", help="llamacpp or torch.  [default: by the model]")]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16 (torch only).")]
+ContextOption = Annotated[int | None, typer.Option("--context", min=8, help="Tokens of context to make room for.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of the engine.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of the sampling noise: same seed, same text.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens to generate.")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", "-t", min=0.0, help="0 is greedy.")]
+DrafterOption = Annotated[str | None, typer.Option("--drafter", help="lookup or none; the text is the same with any.")]
+StopOption = Annotated[list[str] | None, typer.Option("--stop", help="A string that ends the text (repeatable).")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", metavar="KEY=VALUE", help="Any other setting, e.g. -o top_p=0.9 -o beams=4."),
+]
+ShowPrompt = Annotated[bool, typer.Option("--show-prompt", help="Print what the model really sees, to stderr.")]
+DEFAULT = DEFAULT_MODEL
+
+
+def open_model(
+    name: str, *, runtime: str | None = None, dtype: str | None = None, context: int | None = None,
+    threads: int | None = None, **options: Any,
+) -> Model | RemoteModel:  # fmt: skip
+    """`likely.load` with the options that were given, its warnings on stderr."""
+    import warnings
+
+    from likely.api import load
+
+    for key, value in (("context", context), ("threads", threads)):
+        if value is not None:
+            options[key] = value
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = load(name, runtime=runtime, dtype=dtype, **options)
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            typer.echo(f"Warning: {warning.message}", err=True)
+    return model
+
+
+def local_model(name: str, **options: Any) -> Model:
+    """A model on this machine; a URL is refused with a reason."""
+    from likely.errors import CapabilityError
+    from likely.models.load import is_url
+
+    if is_url(name):
+        raise CapabilityError(f"this command needs a model on this machine, not a server ({name})")
+    return open_model(name, **options)  # type: ignore[return-value]
+
+
+def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE pairs as Python values; a value that is no literal is a string."""
+    out: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"expected KEY=VALUE, got {pair!r}", param_hint="-o")
+        try:
+            out[key.strip().replace("-", "_")] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            out[key.strip().replace("-", "_")] = value
+    return out
+
+
+def text_or_stdin(text: str | None, what: str) -> str:
+    """The argument, or all of standard input where it is a pipe or "-"."""
+    if text is not None and text != "-":
+        return text
+    if text is None and sys.stdin.isatty():
+        raise typer.BadParameter(f"give a {what}, or pipe one in", param_hint=what.upper())
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8").rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"standard input is not UTF-8 (byte {error.start})", param_hint=what.upper()) from None
+
+
+def origin(model: Any) -> dict[str, Any]:
+    """What a number depends on, for JSON output and headers of results files."""
+    from likely import __version__
+
+    info = model.info
+    return {
+        "likely": __version__,
+        "model": info.name,
+        "runtime": info.runtime,
+        "dtype": info.dtype,
+        "sha256": info.sha256,
+        "tokenizer": info.tokenizer,
+    }

@@ -1,0 +1,189 @@
+"""likely score: log-probabilities of given answers, and perplexity of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from likely.cli import options as opt
+
+if TYPE_CHECKING:
+    from likely.jsonl import Line, Results
+
+CHUNK = 128  # input lines scored together: enough to fill calls and share prefixes, few enough to lose on a kill
+
+
+def register(app: typer.Typer) -> None:
+    app.command("score")(score)
+
+
+def score(
+    file: Annotated[
+        str | None, typer.Argument(help='JSONL of {"prompt", "answers": [...]} or {"prompt", "answer"}; "-": stdin.')
+    ] = None,
+    model: opt.ModelOption = opt.DEFAULT,
+    runtime: opt.RuntimeOption = None,
+    dtype: opt.DtypeOption = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="One prompt, instead of a file.")] = None,
+    answer: Annotated[list[str] | None, typer.Option("--answer", help="An answer to score (repeatable).")] = None,
+    perplexity: Annotated[
+        str | None, typer.Option("--perplexity", metavar="TEXTFILE", help="Perplexity of a text file instead.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Results file; a run that was stopped goes on where it ended.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin the results file anew.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first lines of the input.")] = None,
+    top_logprobs: Annotated[int, typer.Option("--top-logprobs", min=0, max=100, help="Alternatives per token.")] = 0,
+    window: Annotated[int | None, typer.Option("--window", min=2, help="Score longer texts in pieces.")] = None,
+    stride: Annotated[int | None, typer.Option("--stride", min=1, help="New tokens per piece.")] = None,
+    context: opt.ContextOption = None,
+    threads: opt.ThreadsOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Log-probability of each answer given its prompt, in nats.
+
+    Examples:
+
+      likely score --prompt "2 + 2 =" --answer " 4" --answer " 5"
+
+      likely score questions.jsonl > scored.jsonl
+
+      likely score questions.jsonl --output scored.jsonl
+
+      likely score --perplexity README.md
+    """
+    from likely.errors import DataError
+
+    given = [file is not None, prompt is not None or bool(answer), perplexity is not None]
+    if sum(given) != 1:
+        raise typer.BadParameter("give one of: FILE, --prompt with --answer, --perplexity TEXTFILE", param_hint="FILE")
+    if given[1] and (prompt is None or not answer):
+        raise typer.BadParameter("--prompt and --answer belong together", param_hint="--answer")
+    lines = _read(file, limit) if file is not None else []
+    text = _read_text(perplexity) if perplexity is not None else ""
+    if perplexity is not None and not text:
+        raise DataError(f"{perplexity} is empty: nothing to score")
+    if output is not None and file is None:
+        raise typer.BadParameter("--output needs an input FILE", param_hint="--output")
+    options = {"top_logprobs": top_logprobs, "window": window, "stride": stride}
+    lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
+    with lm:
+        if perplexity is not None:
+            _print_perplexity(lm, perplexity, text, window, stride, as_json)
+        elif file is not None:
+            _score_file(lm, file, lines, output, overwrite, options)
+        else:
+            _print_scores(lm, prompt or "", answer or [], options, as_json)
+
+
+def _read(file: str, limit: int | None) -> list[Line]:
+    """All input lines, checked before the model is loaded."""
+    from likely.errors import DataError
+    from likely.jsonl import read_lines
+
+    lines = []
+    for line in read_lines(file):
+        if limit is not None and len(lines) >= limit:
+            break
+        _pair_texts(line, file)
+        lines.append(line)
+    if not lines:
+        raise DataError(f'{file} holds no records: expected lines like {{"prompt": "...", "answers": ["...", "..."]}}')
+    return lines
+
+
+def _pair_texts(line: Line, where: str) -> tuple[str, list[str]]:
+    """(prompt, answers) of an input line."""
+    from likely.errors import DataError
+    from likely.jsonl import text_field
+
+    prompt = text_field(line, "prompt", where)
+    if "answers" not in line.record:
+        if "answer" not in line.record:
+            found = ", ".join(f'"{k}"' for k in line.record)
+            raise DataError(f'{where}:{line.number}: field "answers" (or "answer") is missing (found: {found})')
+        return prompt, [text_field(line, "answer", where)]
+    answers = line.record["answers"]
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
+        raise DataError(f'{where}:{line.number}: field "answers" must be a list of one or more strings')
+    return prompt, answers
+
+
+def _read_text(path: str) -> str:
+    from likely.errors import DataError
+
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _score_file(
+    lm: Any, file: str, lines: list[Line], output: Path | None, overwrite: bool, options: dict[str, Any]
+) -> None:
+    from likely.cli.printing import progress
+    from likely.jsonl import Results
+
+    header = {**opt.origin(lm), "kind": "score", "template": None, "settings": options}
+    with Results(output, header, overwrite=overwrite) as results:
+        todo = [line for line in lines if not results.is_done(line, file)]
+        answers = sum(len(_pair_texts(line, file)[1]) for line in todo)
+        with progress(answers, "scoring") as tick:
+            for start in range(0, len(todo), CHUNK):
+                _score_chunk(lm, file, todo[start : start + CHUNK], results, options, tick)
+
+
+def _score_chunk(lm: Any, file: str, chunk: list[Line], results: Results, options: dict[str, Any], tick: Any) -> None:
+    groups = [_pair_texts(line, file) for line in chunk]
+    pairs = [(prompt, answer) for prompt, answers in groups for answer in answers]
+    if hasattr(lm, "score_pairs"):
+        scored = iter(lm.score_pairs(pairs, progress=tick, **options))
+    else:
+        scored = (s for prompt, answers in groups for s in lm.score(prompt, answers))
+    records = []
+    for line, (_, answers) in zip(chunk, groups, strict=True):
+        record: dict[str, Any] = {"line": line.number, "input": line.digest}
+        record |= {key: line.record[key] for key in ("id", "label") if key in line.record}
+        record["answers"] = [next(scored).to_dict() for _ in answers]
+        records.append(record)
+    results.write(records)
+
+
+def _print_scores(lm: Any, prompt: str, answers: list[str], options: dict[str, Any], as_json: bool) -> None:
+    from likely.cli.printing import print_json
+
+    given = {key: value for key, value in options.items() if value}
+    scored = lm.score(prompt, answers, **given)
+    if as_json:
+        print_json({**opt.origin(lm), "prompt": prompt, "answers": [s.to_dict() for s in scored]})
+        return
+    width = max(len(repr(s.text)) for s in scored)
+    typer.echo(f"{'answer':<{width}}  {'sum':>10}  {'mean':>9}  tokens   (nats)")
+    for s in scored:
+        mean = "" if s.mean_logprob is None else f"{s.mean_logprob:9.4f}"
+        note = "  first token also holds the end of the prompt" if s.straddles else ""
+        typer.echo(f"{s.text!r:<{width}}  {s.sequence_logprob:10.4f}  {mean:>9}  {len(s.token_logprobs):6}{note}")
+
+
+def _print_perplexity(lm: Any, path: str, text: str, window: int | None, stride: int | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from likely.cli.printing import print_json, progress
+    from likely.errors import CapabilityError
+
+    if not hasattr(lm, "perplexity"):
+        raise CapabilityError("perplexity needs a model on this machine, not a server")
+    with progress(max(2, len(text) // 2000), "reading", unit="pieces") as tick:
+        result = lm.perplexity(text, window=window, stride=stride, progress=tick)
+    if as_json:
+        print_json({**opt.origin(lm), "file": path, **asdict(result)})
+        return
+    typer.echo(
+        f"{path}: perplexity {result.perplexity:.4f}  {result.nats_per_token:.5f} nats/token  "
+        f"{result.bits_per_byte:.5f} bits/byte  ({result.tokens} tokens, window {result.window}, stride {result.stride})"
+    )

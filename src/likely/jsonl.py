@@ -1,0 +1,177 @@
+"""JSON lines in, JSON lines out: errors that name file and line, and results that survive a kill at any moment.
+
+A results file begins with a header line (model, tokenizer, settings, version); then one line per input line, in input
+order, each with the number and hash of its input line.  Writing is append-only; a line cut by a kill is dropped and
+done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from likely.errors import DataError
+
+MAX_LINE_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Line:
+    """One input record and where it stood."""
+
+    number: int  # 1-based
+    record: dict[str, Any]
+    digest: str  # of the raw line
+
+
+def read_lines(path: str | Path) -> Iterator[Line]:
+    """Records of a JSONL file ("-": standard input); blank lines are skipped; DataError names file and line."""
+    name = "stdin" if str(path) == "-" else str(path)
+    try:
+        source: IO[bytes] = sys.stdin.buffer if str(path) == "-" else open(path, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise DataError(f"cannot read {name}: {error.strerror or error}") from None
+    with source:
+        for number, raw in enumerate(source, 1):
+            if not raw.strip():
+                continue
+            yield Line(number, parse_line(raw, f"{name}:{number}"), line_digest(raw))
+
+
+def line_digest(raw: bytes) -> str:
+    return hashlib.sha256(raw.strip()).hexdigest()[:16]
+
+
+def parse_line(raw: bytes, where: str) -> dict[str, Any]:
+    """One JSON object; DataError with `where` otherwise."""
+    if len(raw) > MAX_LINE_BYTES:
+        raise DataError(f"{where}: the line has {len(raw):,} bytes, at most {MAX_LINE_BYTES:,} are read")
+    try:
+        record = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply") from None
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise DataError(f'{where}: expected an object like {{"prompt": "..."}}, found {type(record).__name__}')
+    return record
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def text_field(line: Line, name: str, where: str) -> str:
+    """A field that must be a string."""
+    value = line.record.get(name)
+    if name not in line.record:
+        found = ", ".join(f'"{k}"' for k in line.record) or "nothing"
+        raise DataError(f'{where}:{line.number}: field "{name}" is missing (found: {found})')
+    if not isinstance(value, str):
+        raise DataError(f'{where}:{line.number}: field "{name}" must be a string, found {type(value).__name__}')
+    return value
+
+
+class Results:
+    """Append-only results, resumable.  With path None they go to standard output and cannot resume.
+
+    header  what the numbers depend on; a file made with another header is refused, so that runs never mix
+    """
+
+    def __init__(self, path: Path | None, header: dict[str, Any], *, overwrite: bool = False):
+        self.path, self.header = path, header
+        self.done: dict[int, str] = {}  # input line number -> its hash
+        self._file: IO[bytes] | None = None
+        if path is None:
+            return
+        if path.exists() and path.stat().st_size and not overwrite:
+            self._resume(path)
+        else:
+            self._file = open(path, "wb")  # noqa: SIM115
+            self._write(header)
+
+    def _resume(self, path: Path) -> None:
+        good = 0
+        with open(path, "rb") as old:
+            for number, raw in enumerate(old, 1):
+                if not raw.endswith(b"\n"):
+                    break  # cut by a kill
+                record = parse_line(raw, f"{path}:{number}")
+                if number == 1:
+                    self._check_header(record)
+                elif isinstance(record.get("line"), int):
+                    self.done[record["line"]] = str(record.get("input", ""))
+                else:
+                    raise DataError(f'{path}:{number}: field "line" is missing: this is not a results file')
+                good += len(raw)
+        self._file = open(path, "r+b")  # noqa: SIM115
+        self._file.truncate(good)
+        self._file.seek(good)
+        if good == 0:
+            self._write(self.header)
+
+    def _check_header(self, found: dict[str, Any]) -> None:
+        wanted = json.loads(json.dumps(self.header))
+        for key in wanted.keys() | found.keys():
+            if found.get(key) != wanted.get(key):
+                raise DataError(
+                    f"{self.path} was made with another {key} ({_short(found.get(key))}, now {_short(wanted.get(key))}): "
+                    f"choose another file or --overwrite"
+                )
+
+    def is_done(self, line: Line, where: str) -> bool:
+        """Whether this input line has its result; DataError if the input was changed since."""
+        digest = self.done.get(line.number)
+        if digest is None:
+            return False
+        if digest != line.digest:
+            raise DataError(
+                f"{where}:{line.number} has changed since {self.path} was begun: choose another file or --overwrite"
+            )
+        return True
+
+    def write(self, records: Iterable[dict[str, Any]]) -> None:
+        """Append records and hand them to the operating system."""
+        for record in records:
+            self._write(record, flush=False)
+        self._flush()
+
+    def _write(self, record: dict[str, Any], *, flush: bool = True) -> None:
+        raw = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        if self._file is not None:
+            self._file.write(raw)
+        else:
+            sys.stdout.buffer.write(raw)
+        if flush:
+            self._flush()
+
+    def _flush(self) -> None:
+        (self._file or sys.stdout.buffer).flush()
+
+    def __enter__(self) -> Results:
+        if self.path is None:
+            self._write(self.header)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

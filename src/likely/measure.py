@@ -1,0 +1,134 @@
+"""How time is measured here: interleaved rounds, medians, intervals, and what machine it was.
+
+Alternatives run A B A B, so that drift of the machine hits all alike; a ratio is taken within each round.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from likely.errors import LikelyError
+
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
+
+
+class BusyMachine(LikelyError):
+    """Another program is using the processor; timings would be wrong."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a timing depends on."""
+
+    cpu: str
+    cores: int
+    flags: list[str]
+    platform: str
+
+    def line(self) -> str:
+        return f"{self.cpu}, {self.cores} cores, {' '.join(self.flags) or 'no known vector extensions'}"
+
+
+def machine() -> Machine:
+    cpu, flags = platform.processor() or platform.machine(), ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for row in info.read_text().splitlines():
+            key, _, value = row.partition(":")
+            if key.strip() == "model name":
+                cpu = value.strip()
+            elif key.strip() == "flags":
+                flags = value
+                break
+    words = set(flags.split())
+    return Machine(cpu, cores(), [flag for flag in FLAGS if flag in words], platform.platform())
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def busy_share(seconds: float = 0.5) -> float:
+    """Share of the machine's processor time that other programs took during a short wait."""
+
+    def ticks() -> tuple[float, float]:
+        values = [float(v) for v in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+        return sum(values[:3]) + sum(values[5:8]), sum(values[:8])
+
+    if not Path("/proc/stat").exists():
+        return 0.0
+    busy, total = ticks()
+    time.sleep(seconds)
+    busy_after, total_after = ticks()
+    return (busy_after - busy) / max(total_after - total, 1e-9)
+
+
+def refuse_busy(limit: float = 0.15) -> None:
+    """Raise BusyMachine if other programs use more than `limit` of the processor (three looks, the best counts)."""
+    share = min(busy_share() for _ in range(3))
+    if share > limit:
+        raise BusyMachine(
+            f"other programs use {share:.0%} of the processor (limit {limit:.0%}): stop them and measure again"
+        )
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of repeated runs of one thing."""
+
+    name: str
+    seconds: list[float]
+
+    @property
+    def median_s(self) -> float:
+        return float(np.median(self.seconds))
+
+    def interval_s(self) -> tuple[float, float]:
+        return interval(self.seconds)
+
+
+def interval(values: Sequence[float], *, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
+    """Percentile bootstrap interval of the median, with a fixed seed."""
+    rng = np.random.default_rng(0)
+    array = np.asarray(values, float)
+    medians = np.median(rng.choice(array, (resamples, len(array))), axis=1)
+    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], *, rounds: int = 5, warmup: int = 1) -> dict[str, Timing]:
+    """Time each run once per round, in the same order, after `warmup` rounds that do not count."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(warmup + rounds):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if number >= warmup:
+                times[name].append(time.perf_counter() - started)
+    return {name: Timing(name, seconds) for name, seconds in times.items()}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster `fast` is than `slow`: median of per-round ratios, with its interval."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f}x [{self.low:.2f}, {self.high:.2f}] over {self.rounds} rounds"
+
+
+def speedup(fast: Timing, slow: Timing) -> Ratio:
+    ratios = [s / f for s, f in zip(slow.seconds, fast.seconds, strict=True)]
+    return Ratio(float(np.median(ratios)), *interval(ratios), len(ratios))

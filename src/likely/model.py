@@ -1,0 +1,378 @@
+"""The object a user holds: score, generate, stream, ask, chat on a local model.
+
+`likely.load` makes one; `RemoteModel` offers the same verbs over an OpenAI-compatible server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, overload
+
+from likely.decoding.draft import DraftSource
+from likely.decoding.loop import Loop
+from likely.decoding.request import Event, Finished, Request
+from likely.decoding.sampling import Sampling
+from likely.errors import CapabilityError, ModelError, nearest
+from likely.models.chat_template import ChatTemplate, Message, Rendered, render_chat
+from likely.models.load import Loaded, ModelInfo
+from likely.models.runtime import Capabilities, Runtime
+from likely.models.tokenizer import Tokenizer, begin
+from likely.results import Answer, Generation, Scored, TopLogprob, sums
+from likely.scoring import Perplexity, perplexity, score_pairs
+
+PLAIN_QUESTION = "Question: {question}\nAnswer:"  # for models without a chat template
+_SAMPLING = tuple(f.name for f in fields(Sampling))
+
+
+def make_drafter(drafter: str | DraftSource | None) -> DraftSource | None:
+    """A drafter by name or object; None and "none" are no drafter."""
+    from likely.decoding.prompt_lookup import PromptLookup
+
+    if drafter is None or drafter == "none":
+        return None
+    if not isinstance(drafter, str):
+        return drafter
+    known = {"lookup": PromptLookup}
+    if drafter not in known:
+        raise ValueError(f'unknown drafter "{drafter}"{nearest(drafter, known)} (known: {", ".join(known)}, none)')
+    return known[drafter]()
+
+
+class Model:
+    """A model on this machine.
+
+    Verbs: score, perplexity, generate, stream, ask, chat.  `tokenizer`, `capabilities`, `info` and `runtime` are open
+    to look at.  Not for several threads at once.  `close()` frees it; it is also a context manager.
+    """
+
+    def __init__(self, runtime: Runtime, tokenizer: Tokenizer, info: ModelInfo):
+        self.runtime, self.tokenizer, self.info = runtime, tokenizer, info
+
+    @classmethod
+    def from_loaded(cls, loaded: Loaded) -> Model:
+        return cls(loaded.runtime, loaded.tokenizer, loaded.info)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.runtime.capabilities
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """The model's chat template, None if it has none."""
+        source = self.tokenizer.chat_template
+        if source is None:
+            return None
+        names = {number: text for text, number in self.tokenizer.special_tokens.items()}
+        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
+        return ChatTemplate(
+            source,
+            bos_token=names.get(bos, "") if bos is not None else "",
+            eos_token=names.get(eos, "") if eos is not None else "",
+        )
+
+    def close(self) -> None:
+        """Free weights and caches; harmless when repeated."""
+        self.runtime.shutdown()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- scoring --------------------------------------------------------------------------------------------------
+
+    def score(
+        self,
+        prompt: str,
+        answers: Sequence[str],
+        *,
+        top_logprobs: int = 0,
+        entropy: bool = False,
+        window: int | None = None,
+        stride: int | None = None,
+    ) -> list[Scored]:
+        """log p(answer | prompt) in nats for each answer; the prompt is computed once.
+
+        prompt   raw text; control tokens written in it are control tokens.  "" means: a text begins here
+        window   answers longer than the context are an error, unless scored in overlapping pieces of this many
+                 tokens (`stride` new ones each)
+        """
+        if isinstance(answers, str):
+            raise TypeError(f"answers must be a list of strings, got the string {answers!r}")
+        return self.score_pairs(
+            [(prompt, a) for a in answers], top_logprobs=top_logprobs, entropy=entropy, window=window, stride=stride
+        )
+
+    def score_pairs(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        top_logprobs: int = 0,
+        entropy: bool = False,
+        window: int | None = None,
+        stride: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Scored]:
+        """Score many (prompt, answer) pairs together: shared prefixes are computed once, calls are filled."""
+        return score_pairs(
+            self.runtime,
+            self.tokenizer,
+            pairs,
+            top=top_logprobs,
+            entropy=entropy,
+            window=window,
+            stride=stride,
+            progress=progress,
+        )
+
+    def perplexity(
+        self,
+        text: str,
+        *,
+        window: int | None = None,
+        stride: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Perplexity:
+        """Perplexity, nats per token and bits per byte of a text, in sliding windows."""
+        return perplexity(self.runtime, self.tokenizer, text, window=window, stride=stride, progress=progress)
+
+    # --- generation -----------------------------------------------------------------------------------------------
+
+    @overload
+    def generate(self, prompt: str, **options: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Sequence[str], **options: Any) -> list[Generation]: ...
+
+    def generate(self, prompt: str | Sequence[str], **options: Any) -> Any:
+        """Continue a prompt, or each of a list of prompts (batched; the same results as one at a time).
+
+        max_tokens=128, min_tokens=0, stop=(), stop_tokens=(), n=1 (samples; then a list per prompt), seed=0,
+        temperature=1.0 (0: greedy), top_k, top_p, min_p, typical_p, repetition_penalty, presence_penalty,
+        frequency_penalty, logit_bias, beams=0, length_penalty=1.0, drafter=None ("lookup" or an object),
+        draft_budget=10, top_logprobs=0, processed_logprobs=False.
+
+        The text depends on (model, prompt, settings, seed) alone.  Ctrl-C raises KeyboardInterrupt; use `stream` to
+        keep the partial text.
+        """
+        single = isinstance(prompt, str)
+        prompts = [prompt] if single else list(prompt)
+        many = options.get("n", 1) > 1
+        requests = [self._request(self.encode_prompt(p), options) for p in prompts]
+        results = self._run(requests)
+        shaped = [group if many else group[0] for group in results]
+        return shaped[0] if single else shaped
+
+    def stream(self, prompt: str | Sequence[Message], **options: Any) -> Stream:
+        """Text pieces as they come, for a prompt or for chat messages; `.result` holds the whole at the end.
+
+        Takes the options of `generate` (n=1, no beams).
+        """
+        if isinstance(prompt, str):
+            return Stream(self, self._request(self.encode_prompt(prompt), options), None)
+        rendered = self.render(prompt)
+        return Stream(self, self._request(rendered.tokens, options), rendered)
+
+    def ask(self, question: str, *, system: str | None = None, **options: Any) -> Answer:
+        """Answer a question, greedily unless a temperature is given.  `confidence` stays None until one was fitted.
+
+        Models without a chat template are asked in the form "Question: ... Answer:", ended by a blank line.
+        """
+        return self.stream_ask(question, system=system, **options).finish()
+
+    def stream_ask(self, question: str, *, system: str | None = None, **options: Any) -> Stream:
+        """The streaming form of `ask`."""
+        if not question.strip():
+            raise ValueError("the question is empty")
+        options = {"temperature": 0.0, "max_tokens": 256, **options}
+        if self.template is None:
+            text = PLAIN_QUESTION.format(question=question if system is None else f"{system}\n{question}")
+            options.setdefault("stop", ("\n\n", "\nQuestion:"))
+            rendered = Rendered(text, self.encode_prompt(text), system_folded=system is not None)
+        else:
+            messages = [{"role": "system", "content": system}] if system is not None else []
+            rendered = self.render([*messages, {"role": "user", "content": question}])
+        return Stream(self, self._request(rendered.tokens, options), rendered)
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> Answer:
+        """The next assistant message; same options as `generate`, by default temperature 0.2, top_p 0.9."""
+        return self.stream_chat(messages, **options).finish()
+
+    def stream_chat(self, messages: Sequence[Message], **options: Any) -> Stream:
+        """The streaming form of `chat`."""
+        options = {"temperature": 0.2, "top_p": 0.9, "max_tokens": 512, **options}
+        rendered = self.render(messages)
+        return Stream(self, self._request(rendered.tokens, options), rendered)
+
+    # --- prompts --------------------------------------------------------------------------------------------------
+
+    def render(self, messages: Sequence[Message]) -> Rendered:
+        """A conversation as the model reads it."""
+        if self.template is None:
+            raise ModelError(
+                f"{self.info.name} has no chat template (it is a base model): use generate or ask, or a chat model"
+            )
+        return render_chat(self.tokenizer, self.template, messages)
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Token ids of a raw prompt, the beginning-of-sequence token in front where the model wants one."""
+        tokens = begin(self.tokenizer, self.tokenizer.encode(prompt, parse_special=True))
+        if not tokens:
+            first = self.tokenizer.bos_id if self.tokenizer.bos_id is not None else self.tokenizer.eos_id
+            tokens = [] if first is None else [first]
+        return tokens
+
+    def _request(self, tokens: Sequence[int], options: dict[str, Any]) -> Request:
+        options = dict(options)
+        if options.pop("schema", None) is not None or options.pop("constraint", None) is not None:
+            raise CapabilityError("this version has no constraints yet: generate without schema= and validate after")
+        stop = options.pop("stop", ()) or ()
+        named = {
+            "samples": options.pop("n", 1),
+            "drafter": make_drafter(options.pop("drafter", None)),
+            "stop": (stop,) if isinstance(stop, str) else tuple(stop),
+            "stop_tokens": frozenset(options.pop("stop_tokens", ()) or ()),
+            "processed": options.pop("processed_logprobs", False),
+        }
+        sampling = {name: options.pop(name) for name in _SAMPLING if name in options}
+        allowed = (*_SAMPLING, *_REQUEST, "n", "drafter", "stop", "stop_tokens", "processed_logprobs")
+        for name in options:
+            if name not in _REQUEST:
+                raise TypeError(f'unknown option "{name}"{nearest(name, allowed)}')
+        return Request(tuple(tokens), Sampling(**sampling), **named, **options)
+
+    # --- running --------------------------------------------------------------------------------------------------
+
+    def loop(self) -> Loop:
+        """A fresh loop on this model, for callers that schedule requests themselves."""
+        return Loop(self.runtime, self.tokenizer.token_bytes, self.tokenizer.end_ids)
+
+    def _run(self, requests: Sequence[Request]) -> list[list[Generation]]:
+        started = time.perf_counter()
+        loop = self.loop()
+        try:
+            ids = [loop.add(request) for request in requests]
+            done: dict[int, dict[int, Generation]] = {i: {} for i in ids}
+            seconds = {}
+            while not loop.idle:
+                for event in loop.step():
+                    if event.error:
+                        raise event.error
+                    if event.finish:
+                        seconds[event.request] = time.perf_counter() - started
+                        request = requests[ids.index(event.request)]
+                        done[event.request][event.sample] = self.generation(request, event, seconds[event.request])
+        finally:
+            loop.close()
+        return [[samples[k] for k in sorted(samples)] for samples in done.values()]
+
+    def generation(self, request: Request, event: Event, seconds: float) -> Generation:
+        """The public record of a finished sample."""
+        finish = event.finish
+        assert finish is not None
+        return Generation(**self._fields(request, finish, event.sample, seconds))
+
+    def _fields(self, request: Request, finish: Finished, sample: int, seconds: float) -> dict[str, Any]:
+        total, mean = sums(finish.logprobs)
+        name = self.tokenizer.token_text
+        tops = [[TopLogprob(i, name(i), lp) for i, lp in row] for row in finish.tops] if request.top_logprobs else None
+        return {
+            "text": finish.text,
+            "token_ids": finish.tokens,
+            "token_logprobs": finish.logprobs,
+            "sequence_logprob": total,
+            "mean_logprob": mean,
+            "finish_reason": finish.reason,
+            "target_calls": finish.target_calls,
+            "seconds": seconds,
+            "tokens": [name(t) for t in finish.tokens],
+            "prompt_tokens": len(request.prompt),
+            "proposed": finish.proposed,
+            "accepted": finish.accepted,
+            "sample": sample,
+            "seed": request.sampling.seed,
+            "top_logprobs": tops,
+            "processed_logprobs": finish.processed if request.processed else None,
+        }
+
+
+_REQUEST = tuple(
+    f.name
+    for f in fields(Request)
+    if f.name not in ("prompt", "sampling", "samples", "drafter", "stop", "stop_tokens", "processed")
+)
+
+
+@dataclass(eq=False)
+class Stream:
+    """Text pieces of one generation, as an iterator; then `.result`.
+
+    Stopped early (`close()`, or an exception such as Ctrl-C in the consumer), `.result` is the partial text with
+    finish_reason "cancelled".
+    """
+
+    model: Model
+    request: Request
+    rendered: Rendered | None
+    result: Answer | Generation | None = None
+    _started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        if self.request.samples > 1 or self.request.beams:
+            raise CapabilityError("a stream is one text: use generate for n > 1 or beams")
+        self._loop = self.model.loop()
+        self._id = self._loop.add(self.request)
+        self._pieces = self._run()
+
+    @property
+    def prompt(self) -> str:
+        """The text that the model sees."""
+        return self.rendered.text if self.rendered else ""
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def finish(self) -> Any:
+        """Run to the end and give the result."""
+        for _ in self._pieces:
+            pass
+        return self.result
+
+    def close(self) -> Any:
+        """Stop here; gives the partial result."""
+        if self.result is None:
+            self._loop.cancel(self._id)
+            with contextlib.suppress(Exception):
+                for event in self._loop.step():
+                    self._take(event)
+        self._loop.close()
+        return self.result
+
+    def _run(self) -> Iterator[str]:
+        try:
+            while not self._loop.idle:
+                for event in self._loop.step():
+                    if event.error:
+                        raise event.error
+                    self._take(event)
+                    if event.text:
+                        yield event.text
+        finally:
+            self.close()
+
+    def _take(self, event: Event) -> None:
+        if event.finish is None:
+            return
+        seconds = time.perf_counter() - self._started
+        values = self.model._fields(self.request, event.finish, event.sample, seconds)
+        if self.rendered is None:
+            self.result = Generation(**values)
+        else:
+            self.result = Answer(**values, prompt=self.rendered.text, system_folded=self.rendered.system_folded)

@@ -1,0 +1,154 @@
+"""What one call of a model costs on this machine, measured: the basis of every decision about batching and drafts."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from likely.models.hashes import cache_dir
+from likely.models.runtime import Runtime, Want, Work
+
+POSITIONS = (1, 2, 4, 8, 16, 32, 64)
+SEQUENCES = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One measured call: `sequences` sequences with `context` kept tokens each, `positions` new tokens in all."""
+
+    runtime: str
+    engine: str
+    positions: int
+    sequences: int
+    context: int
+    threads: int
+    cpu: str
+    milliseconds: float
+    tokens_per_s: float
+    kind: str = "decode"  # or "prefill"
+
+
+@dataclass(frozen=True)
+class CostCurve:
+    """All rows of one model on one engine; `seconds(n)` interpolates single-sequence calls."""
+
+    revision: str
+    rows: list[Cost] = field(default_factory=list)
+
+    def seconds(self, positions: int) -> float:
+        """Predicted time of one call on `positions` tokens of one sequence, linear between measurements."""
+        points = sorted((r.positions, r.milliseconds) for r in self.rows if r.sequences == 1 and r.kind == "decode")
+        if not points:
+            raise ValueError("the cost curve is empty: run likely bench")
+        xs, ys = zip(*points, strict=True)
+        if positions > xs[-1]:
+            return ys[-1] / xs[-1] * positions / 1e3
+        return float(np.interp(positions, xs, ys)) / 1e3
+
+    def save(self) -> Path:
+        """Store it for other parts of likely; written to a temporary name and renamed."""
+        path = curve_path(self.revision)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+        try:
+            with os.fdopen(handle, "w") as out:
+                json.dump({"revision": self.revision, "rows": [asdict(row) for row in self.rows]}, out)
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, revision: str) -> CostCurve | None:
+        """The stored curve of this revision; None if there is none that can be read."""
+        try:
+            data = json.loads(curve_path(revision).read_text())
+            return cls(data["revision"], [Cost(**row) for row in data["rows"]])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def curve_path(revision: str) -> Path:
+    return cache_dir() / "cost" / f"{revision[:32]}.json"
+
+
+def measure(
+    runtime: Runtime,
+    *,
+    name: str,
+    engine: str,
+    threads: int,
+    cpu: str,
+    contexts: Iterable[int] = (128,),
+    positions: Iterable[int] = POSITIONS,
+    sequences: Iterable[int] = SEQUENCES,
+    prefill: int = 512,
+    rounds: int = 5,
+    seconds: float = 60.0,
+    progress: Callable[[str], None] | None = None,
+) -> CostCurve:
+    """Time calls of every shape, interleaved over `rounds`; medians.  Stops early, with whole rounds, at `seconds`.
+
+    Every position's row of logits is computed and its best token read, as verification does.
+    """
+    contexts, rng = [c for c in contexts if c < runtime.context_length], np.random.default_rng(0)
+    shapes = [("decode", c, 1, n) for c in contexts for n in positions if c + n <= runtime.context_length]
+    shapes += [
+        ("decode", contexts[0], s, s)
+        for s in sequences
+        if s > 1 and s * (contexts[0] + 1) <= runtime.limits.tokens_held and s <= runtime.limits.sequences
+    ]
+    size = min(prefill, runtime.context_length - 1)
+    shapes.append(("prefill", 0, 1, size))
+
+    def tokens(n: int) -> np.ndarray:
+        return rng.integers(3, min(runtime.vocab_size, 20_000), n)
+
+    times: dict[tuple[str, int, int, int], list[float]] = {shape: [] for shape in shapes}
+    started = time.perf_counter()
+    for number in range(rounds + 1):  # the first round warms up
+        if number > 1 and (time.perf_counter() - started) * (number + 1) / number > seconds:
+            break
+        if progress:
+            progress(f"round {number} of {rounds}")
+        held: dict[int, list[Any]] = {}
+        for shape in shapes:
+            kind, context, count, n = shape
+            if kind == "prefill":
+                sequence = runtime.open()
+                elapsed = _timed(runtime, [Work(sequence, tokens(n), want=Want(rows="last", top=1))])
+                runtime.close(sequence)
+            else:
+                group = held.setdefault(context, [])
+                while len(group) < count:
+                    group.append(runtime.open())
+                    runtime.forward([Work(group[-1], tokens(context), want=Want.NONE)])
+                each = n // count
+                work = [Work(s, tokens(each), want=Want(rows="all", top=1)) for s in group[:count]]
+                elapsed = _timed(runtime, work)
+                for s in group[:count]:
+                    runtime.truncate(s, context)
+            if number:
+                times[shape].append(elapsed)
+        for group in held.values():
+            for s in group:
+                runtime.close(s)
+    rows = []
+    for (kind, context, count, n), found in times.items():
+        median = float(np.median(found))
+        rows.append(Cost(name, engine, n, count, context, threads, cpu, median * 1e3, n / median, kind))
+    return CostCurve(runtime.revision, rows)
+
+
+def _timed(runtime: Runtime, work: list[Work]) -> float:
+    started = time.perf_counter()
+    runtime.forward(work)
+    return time.perf_counter() - started
