@@ -124,7 +124,8 @@ class Results:
         for key in wanted.keys() | found.keys():
             if found.get(key) != wanted.get(key):
                 raise DataError(
-                    f"{self.path} was made with another {key} ({_short(found.get(key))}, now {_short(wanted.get(key))}): "
+                    f"{self.path} was made with another {key} "
+                    f"({_short(found.get(key))}, now {_short(wanted.get(key))}): "
                     f"choose another file or --overwrite"
                 )
 

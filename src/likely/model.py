@@ -160,7 +160,7 @@ class Model:
         keep the partial text.
         """
         single = isinstance(prompt, str)
-        prompts = [prompt] if single else list(prompt)
+        prompts: list[str] = [prompt] if isinstance(prompt, str) else list(prompt)
         many = options.get("n", 1) > 1
         requests = [self._request(self.encode_prompt(p), options) for p in prompts]
         results = self._run(requests)

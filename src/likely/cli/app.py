@@ -78,6 +78,12 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(error, 2, debug)
     except OSError as error:
         return _fail(error, 1, debug)
+    except Exception as error:
+        if debug:
+            raise
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        typer.echo(f"Error: this should not have happened: {message} (--debug shows where)", err=True)
+        return 1
 
 
 def _fail(error: Exception, code: int, debug: bool) -> int:

@@ -19,9 +19,7 @@ def convert(
     target: Annotated[Path, typer.Argument(help="GGUF file or folder to write.")],
     to: Annotated[
         str | None,
-        typer.Option(
-            "--to", help="f32, f16, bf16, q8_0 (GGUF) or safetensors.  [default: f32 for *.gguf, else safetensors]"
-        ),
+        typer.Option("--to", help="f32, f16, bf16, q8_0 or safetensors.  [default: f32 for *.gguf]"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing target.")] = False,
     verify: Annotated[bool, typer.Option(help="Score fixed strings on both afterwards.")] = True,

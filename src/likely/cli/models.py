@@ -62,8 +62,7 @@ def listing() -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     engines = {name: {"installed": ready, "pip": pip[name]} for name, ready in have.items()}
     rows = []
     for known in KNOWN:
-        path = known.locate()
-        missing = [] if path else [known.pip]
+        missing = [] if known.present() else [known.pip]
         if not any(have.values()):
             missing.append(pip["llamacpp"])
         rows.append(
@@ -73,8 +72,7 @@ def listing() -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
                 "title": known.title,
                 "size_bytes": known.size_bytes,
                 "licence": known.licence,
-                "installed": path is not None,
-                "path": None if path is None else str(path),
+                "installed": known.present(),
                 "runtimes": [name for name, ready in have.items() if ready],
                 "capabilities": ["score", "generate", "ask", *(["chat"] if known.chat else [])],
                 "missing": "; ".join(dict.fromkeys(missing)),

@@ -63,7 +63,7 @@ def local_model(name: str, **options: Any) -> Model:
 
     if is_url(name):
         raise CapabilityError(f"this command needs a model on this machine, not a server ({name})")
-    return open_model(name, **options)  # type: ignore[return-value]
+    return open_model(name, **options)
 
 
 def parse_settings(pairs: list[str] | None) -> dict[str, Any]:

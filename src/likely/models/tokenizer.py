@@ -14,14 +14,22 @@ class Tokenizer(Protocol):
     joining them gives the text even where a token ends inside a UTF-8 character.
     """
 
-    vocab_size: int
-    bos_id: int | None
-    eos_id: int | None
-    end_ids: frozenset[int]  # tokens that end a generation
-    add_bos: bool
-    chat_template: str | None
-    special_tokens: Mapping[str, int]  # text of each control token -> id
-    fingerprint: str  # equal fingerprints: same ids for the same text
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def eos_id(self) -> int | None: ...
+    @property
+    def end_ids(self) -> frozenset[int]: ...  # tokens that end a generation
+    @property
+    def add_bos(self) -> bool: ...
+    @property
+    def chat_template(self) -> str | None: ...
+    @property
+    def special_tokens(self) -> Mapping[str, int]: ...  # text of each control token -> id
+    @property
+    def fingerprint(self) -> str: ...  # equal fingerprints: same ids for the same text
 
     def encode(self, text: str, *, parse_special: bool = False) -> list[int]: ...
     def token_bytes(self, token: int) -> bytes: ...
