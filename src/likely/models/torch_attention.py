@@ -75,7 +75,7 @@ class _Group:
     size: int  # B
     slots: Where  # (B, S), or a run of slots where B = 1
     visible: torch.Tensor | None  # (B, 1, Q, S) bool; None: everything is seen
-    causal: bool = False
+    causal: bool = False  # `visible` is a triangle
     pad: torch.Tensor | None = None  # (B * Q,) row of each query; None: no padding
     real: torch.Tensor | None = None  # (rows,) which of the B * Q queries is this row
     _bias: dict[tuple[int, torch.dtype], torch.Tensor] = field(default_factory=dict)
@@ -181,10 +181,10 @@ class Plan:
         first = pieces[0]
         if size == 1:
             slots = _run_or_tensor(first.slots[first.first_column(window) :], self._device)
-            n, seen = queries, first.visible(window)
-            is_chain = first.tail is None and first.kept == 0 and (window is None or n <= window)
-            mask = None if is_chain or seen.all() else torch.from_numpy(seen)[None, None].to(self._device)
-            return _Group(rows, 1, slots, mask, causal=is_chain and n > 1)
+            seen = first.visible(window)
+            is_chain = first.tail is None and first.kept == 0 and (window is None or queries <= window)
+            mask = None if seen.all() else torch.from_numpy(seen)[None, None].to(self._device)
+            return _Group(rows, 1, slots, mask, causal=is_chain and queries > 1)
         slots_of = np.empty((size, width), np.int64)
         visible = np.zeros((size, queries, width), bool)
         pad = np.empty((size, queries), np.int64)

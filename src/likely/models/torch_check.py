@@ -18,31 +18,36 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def why_not_slots(runtime: TorchRuntime) -> str | None:
-    """None if two sequences in one call, a fork and a small tree give the plain forward's logits; else the reason."""
+    """None if a text alone, two in one call, a fork and a small tree give the plain forward's logits; else the reason."""
     rng = np.random.default_rng(0)
     room = min(9, runtime.context_length - 3)
     if room < 5:
         return "its context is too short to be checked"
     try:
         first, second, nodes = (rng.integers(0, runtime.vocab_size, n) for n in (room, 5, 4))
-        a, b = runtime.open(), runtime.open()
-        results: list[tuple[IntArray, int | None]] = [(first, None), (second, None)]
-        rows = [o.logits for o in runtime.forward([Work(a, first, want=Want.ALL), Work(b, second, want=Want.ALL)])]
+        alone, a, b = runtime.open(), runtime.open(), runtime.open()
+        results: list[tuple[IntArray, int | None]] = [(first, None), (first, None), (second, None)]
+        rows = [runtime.forward([Work(alone, first, want=Want.ALL)])[0].logits]
+        rows += [o.logits for o in runtime.forward([Work(a, first, want=Want.ALL), Work(b, second, want=Want.ALL)])]
         fork, parents = runtime.fork(a, 4), np.array([-1, 0, 0, 1])
         tree = runtime.forward([Work(fork, nodes, parents, want=Want.ALL)])[0].logits
         assert tree is not None
         for path in ([0, 1, 3], [0, 2]):
             results.append((np.concatenate([first[:4], nodes[path]]), len(path)))
             rows.append(tree[path])
-        for sequence in (a, b, fork):
+        for sequence in (alone, a, b, fork):
             runtime.close(sequence)
     except Exception as error:  # whatever a foreign model raises when it is called in a way it does not know
         return f"{type(error).__name__}: {error}".splitlines()[0]
     if (reason := _why_not_windows(runtime)) is not None:
         return reason
+    known = {}
     for (tokens, last), found in zip(results, rows, strict=True):
         assert found is not None
-        plain = runtime.plain_logits(tokens)[-(last or len(tokens)) :]
+        text = tuple(tokens.tolist())
+        if text not in known:
+            known[text] = runtime.plain_logits(tokens)
+        plain = known[text][-(last or len(tokens)) :]
         if (reason := _disagreement(found, plain, runtime.dtype)) is not None:
             return reason
     return None

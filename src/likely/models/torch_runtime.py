@@ -117,16 +117,19 @@ class TorchRuntime:
         dtype   "float32", "bfloat16" or "float16"; default: float32 on a CPU, bfloat16 on a GPU
         limits  tokens_held, sequences, revision, tokens_per_call
         """
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
         where = _device(device)
         kind = _dtype(dtype, where)
         try:
-            module = AutoModelForCausalLM.from_pretrained(
-                str(folder_or_id), dtype=kind, use_safetensors=True, trust_remote_code=False
+            module, found = AutoModelForCausalLM.from_pretrained(
+                str(folder_or_id), dtype=kind, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{folder_or_id}: cannot be loaded by transformers ({_one_line(error)})") from error
+        if bad := [*found["missing_keys"], *found["mismatched_keys"]]:
+            raise ModelError(f"{folder_or_id}: {len(bad)} weights are missing or misshapen, for instance {bad[0]}")
         if "revision" not in limits and FilePath(folder_or_id).is_dir():
             from likely.models.hashes import folder_sha256
 
