@@ -1,0 +1,53 @@
+"""Checks on text: links inside the documentation lead somewhere, and the README's examples are what --help says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def files() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / line for line in listed.stdout.splitlines()]
+
+
+def broken_links() -> list[str]:
+    problems = []
+    for file in files():
+        text = re.sub(r"```.*?```", "", file.read_text(), flags=re.S)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if target.startswith(("http://", "https://", "mailto:", "#")):
+                continue
+            if not (file.parent / target.split("#")[0]).exists():
+                problems.append(f"{file.relative_to(ROOT)}: broken link {target}")
+    return problems
+
+
+def unknown_options() -> list[str]:
+    """Options of `likely VERB` in code blocks that the verb does not have."""
+    problems = []
+    help_of: dict[str, str] = {}
+    for file in files():
+        for block in re.findall(r"```(?:sh|bash|console)\n(.*?)```", file.read_text(), flags=re.S):
+            for verb, rest in re.findall(r"(?<![\w/-])likely (\w+)([^|;\n]*)", block):
+                if verb not in help_of:
+                    done = subprocess.run(
+                        [sys.executable, "-c", "from likely.cli import main; main()", verb, "--help"],
+                        capture_output=True,
+                        text=True,
+                    )
+                    help_of[verb] = done.stdout
+                for option in re.findall(r"(?<!\S)--[\w-]+", rest):
+                    if option not in help_of[verb]:
+                        problems.append(f"{file.relative_to(ROOT)}: likely {verb} has no {option}")
+    return problems
+
+
+if __name__ == "__main__":
+    found = broken_links() + unknown_options()
+    print("\n".join(found) or "documentation: links and options hold")
+    sys.exit(bool(found))

@@ -1,0 +1,127 @@
+"""300 ARC-Easy questions x 4 answers: likely (torch fp32) against lm-evaluation-harness (--model hf, fp32).
+
+Items per second at batch size 1 and at the best of several batch sizes; the numbers must agree to 1e-4 nats; and how
+much memory scoring takes beyond weights and cache.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import protocol
+
+from likely.measure import cores, interleaved, speedup
+
+DATA = Path(os.environ.get("LIKELY_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def questions(count: int) -> list[tuple[str, list[str]]]:
+    with gzip.open(DATA / "arc-easy" / "test.jsonl.gz", "rt") as lines:
+        records = [json.loads(line) for line in lines]
+    four = [r for r in records if len(r["choices"]) == 4][:count]
+    return [(f"Question: {r['question']}\nAnswer:", [f" {c}" for c in r["choices"]]) for r in four]
+
+
+def main() -> None:
+    options = protocol.arguments(__doc__.splitlines()[0])
+    import torch
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    import likely
+    from likely.models.convert import convert
+
+    torch.set_num_threads(cores())
+    items = questions(20 if options.quick else 300)
+    pairs = [(prompt, answer) for prompt, answers in items for answer in answers]
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "smollm2"
+        convert(likely.models.catalog.find_model("smollm2"), target, to="safetensors", verify=False)
+        memory = peak_memory(str(target), pairs)
+        lm = likely.load(str(target), runtime="torch", dtype="float32")
+        instances = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+        harness = HFLM(pretrained=str(target), dtype="float32", device="cpu", batch_size=1)
+
+        def theirs(batch: int) -> list[float]:
+            harness.batch_size_per_gpu = batch
+            return [value for value, _ in harness.loglikelihood(instances, disable_tqdm=True)]
+
+        def ours() -> list[float]:
+            return [s.sequence_logprob for s in lm.score_pairs(pairs)]
+
+        difference = max(abs(a - b) for a, b in zip(ours(), theirs(1), strict=True))
+        sizes = (1, 4, 16, 64)
+        trial = {}
+        for size in sizes[1:]:
+            started = time.perf_counter()
+            theirs(size)
+            trial[size] = time.perf_counter() - started
+        best = min(trial, key=lambda size: trial[size])
+        runs = {"likely": ours, "lm_eval batch 1": lambda: theirs(1), f"lm_eval batch {best}": lambda: theirs(best)}
+        timings = interleaved(runs, rounds=options.rounds, warmup=0)
+        one = speedup(timings["likely"], timings["lm_eval batch 1"])
+        top = speedup(timings["likely"], timings[f"lm_eval batch {best}"])
+    print(
+        f"against batch 1: {one}; against its best batch size {best}: {top}; largest difference {difference:.2e} nats"
+    )
+    protocol.write(
+        "score_arc",
+        {
+            "questions": len(items),
+            "answers": len(pairs),
+            "ratio_batch_1": asdict(one),
+            "ratio_best_batch": asdict(top),
+            "best_batch": best,
+            "items_per_s": {name: len(items) / timing.median_s for name, timing in timings.items()},
+            "largest_difference_nats": difference,
+            "memory": memory,
+        },
+        quick=options.quick,
+    )
+
+
+MEMORY = """
+import json, sys, threading, psutil, torch
+torch.set_num_threads(int(sys.argv[2]))
+import likely, likely.model, transformers
+from likely.models.torch_runtime import TorchRuntime
+pairs = json.load(sys.stdin)
+process = psutil.Process()
+base, peak, go = process.memory_info().rss, 0, True
+def watch():
+    global peak
+    while go:
+        peak = max(peak, process.memory_info().rss)
+        threading.Event().wait(0.002)
+thread = threading.Thread(target=watch); thread.start()
+lm = likely.load(sys.argv[1], runtime="torch", dtype="float32")
+lm.score_pairs(pairs)
+go = False; thread.join()
+weights = sum(p.numel() * p.element_size() for p in lm.runtime.module.parameters())
+longest = max(len(lm.encode_prompt(a + b)) for a, b in pairs)
+held = lm.runtime.kv_bytes_per_token * (lm.runtime.limits.tokens_per_call + longest)
+print(json.dumps({"peak_minus_imports_bytes": peak - base, "weights_bytes": weights, "kv_bytes": held,
+                  "ratio": (peak - base) / (weights + held)}))
+"""
+
+
+def peak_memory(folder: str, pairs: list[tuple[str, str]]) -> dict[str, float]:
+    """Peak resident memory of loading and scoring in a fresh process, less what imports take."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, folder, str(cores())], input=json.dumps(pairs), capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
