@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers.normalizers import Normalizer
+from tokenizers.processors import TemplateProcessing
 
 from likely.errors import ModelError
 
@@ -95,12 +96,12 @@ class HFTokenizer:
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise ModelError(f"{folder}: tokenizer.json is missing; a slow tokenizer must be saved as a fast one first")
-        spec = _read_json(file)
+        spec = read_json(file)
         try:
             backend = BackendTokenizer.from_str(file.read_text("utf-8"))
         except Exception as error:  # the package raises plain Exception for a malformed file
             raise ModelError(f"{file}: not a tokenizer ({str(error).splitlines()[0]})") from None
-        settings = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
+        settings = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
         return cls(backend, **_from_spec(backend, spec, settings, folder))
 
     def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
@@ -133,6 +134,21 @@ class HFTokenizer:
                 return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
             finally:
                 self._backend.decoder = decoder
+
+    def to_json(self) -> str:
+        """The content of a tokenizer.json, which adds the beginning-of-sequence token where the model wants one."""
+        with self._lock:
+            self._backend.encode_special_tokens = False
+            if self.add_bos and self.bos_id is not None:
+                text = self._name_of.get(self.bos_id) or str(self._backend.id_to_token(self.bos_id))
+                self._backend.post_processor = TemplateProcessing(
+                    single=f"{text} $A", pair=f"{text} $A {text}:1 $B:1", special_tokens=[(text, self.bos_id)]
+                )
+            try:
+                return self._backend.to_str(pretty=True)
+            finally:
+                if self._backend.post_processor is not None:
+                    self._backend.post_processor = None
 
     @property
     def backend(self) -> BackendTokenizer:
@@ -192,7 +208,7 @@ def _is_byte_level(spec: dict, folder: Path) -> bool:
 def _end_ids(folder: Path, vocab_size: int) -> list[int]:
     """Ids that end a generation: those of generation_config.json, else of config.json."""
     for name in ("generation_config.json", "config.json"):
-        value = _read_json(folder / name).get("eos_token_id")
+        value = read_json(folder / name).get("eos_token_id")
         found = value if isinstance(value, list) else [value]
         ids = [i for i in found if isinstance(i, int) and 0 <= i < vocab_size]
         if ids:
@@ -211,7 +227,7 @@ def _chat_template(folder: Path, settings: dict) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
     """The object in a JSON file; {} if there is no file."""
     if not path.is_file():
         return {}

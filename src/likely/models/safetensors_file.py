@@ -1,0 +1,144 @@
+"""Safetensors files, read and written tensor by tensor (https://github.com/huggingface/safetensors, format section).
+
+The package of that name gives bfloat16 only through torch and writes only whole dictionaries; here weights pass through
+in pieces, as numpy arrays, so that a conversion needs no more memory than a piece.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from likely.errors import ModelError
+
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+FLOATS = ("F32", "F16", "BF16")
+MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own library
+SHARD_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor: its file, type, shape and byte range in the file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_entries(path: Path) -> dict[str, Entry]:
+    """The tensors of one file; ModelError for a header that does not fit it."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+                raise ModelError(f"{path}: not a safetensors file (a header of {length} bytes in {size})")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise ModelError(f"{path}: the safetensors header is not JSON") from None
+    if not isinstance(header, dict):
+        raise ModelError(f"{path}: the safetensors header is no object")
+    header.pop("__metadata__", None)
+    entries = {name: _entry(path, name, item, 8 + length, size) for name, item in header.items()}
+    end, before = 8 + length, ""
+    for name, entry in sorted(entries.items(), key=lambda pair: (pair[1].start, pair[1].end)):
+        if entry.start != end:
+            raise ModelError(f'{path}: the tensors "{before}" and "{name}" overlap or leave a gap')
+        end, before = entry.end, name
+    if end != size:
+        raise ModelError(f"{path}: {size - end} bytes after the last tensor")
+    return entries
+
+
+def _entry(path: Path, name: str, item: object, base: int, size: int) -> Entry:
+    match item:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(end)]}:
+            if dtype not in ITEM_BYTES:
+                raise ModelError(f'{path}: tensor "{name}" has type {dtype} (known: {", ".join(ITEM_BYTES)})')
+            if not all(type(d) is int and d >= 0 for d in shape):
+                raise ModelError(f'{path}: tensor "{name}" has shape {shape}')
+            if not 0 <= start <= end <= size - base or end - start != math.prod(shape) * ITEM_BYTES[dtype]:
+                raise ModelError(f'{path}: tensor "{name}" does not fit its place ({start}..{end})')
+            return Entry(path, dtype, tuple(shape), base + start, base + end)
+    raise ModelError(f'{path}: tensor "{name}" is not described')
+
+
+def read_folder(folder: Path) -> dict[str, Entry]:
+    """The tensors of a model folder: those of its index if it has one, else of all its .safetensors files."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise ModelError(f"{index}: no weight_map") from None
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ModelError(f"{index}: a shard lies outside the folder")
+        files = [folder / name for name in sorted(names)]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder}: no .safetensors files")
+    entries: dict[str, Entry] = {}
+    for file in files:
+        for name, entry in read_entries(file).items():
+            if name in entries:
+                raise ModelError(f'{folder}: the tensor "{name}" is in {entries[name].file.name} and {file.name}')
+            entries[name] = entry
+    return entries
+
+
+def floats_from(raw: bytes, dtype: str) -> NDArray[np.float32]:
+    """Flat fp32 values of F32, F16 or BF16 bytes."""
+    if dtype == "BF16":
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(raw, "<f4" if dtype == "F32" else "<f2").astype(np.float32)
+
+
+def floats_to(values: NDArray[np.float32], dtype: str) -> bytes:
+    """The bytes of fp32 values as F32, F16 or BF16, rounded to nearest, ties to even."""
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype("<u2").tobytes()
+    if dtype == "F16":
+        with np.errstate(over="ignore"):
+            return values.astype("<f2").tobytes()
+    return values.astype("<f4").tobytes()
+
+
+def shard_names(sizes: Sequence[int], *, limit: int = SHARD_BYTES) -> list[str]:
+    """The file of each tensor: model.safetensors, or model-00001-of-0000N.safetensors of at most `limit` bytes each."""
+    shard, filled, numbers = 0, 0, []
+    for size in sizes:
+        if filled and filled + size > limit:
+            shard, filled = shard + 1, 0
+        numbers.append(shard)
+        filled += size
+    if shard == 0:
+        return ["model.safetensors"] * len(numbers)
+    return [f"model-{n + 1:05d}-of-{shard + 1:05d}.safetensors" for n in numbers]
+
+
+def write_header(file: BinaryIO, tensors: Sequence[tuple[str, tuple[int, ...], str]]) -> None:
+    """The header for tensors (name, shape, dtype) whose bytes will follow in this order."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, shape, dtype in tensors:
+        size = math.prod(shape) * ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    file.write(len(raw).to_bytes(8, "little") + raw)
