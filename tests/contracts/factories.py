@@ -26,9 +26,28 @@ def torch_runtime(name: str) -> Callable[[], Runtime]:
     return build
 
 
+def llamacpp(kind: str, dtype: str) -> Callable[[], Runtime]:
+    def build() -> Runtime:
+        import tempfile
+        from pathlib import Path
+
+        from likely.models.llamacpp import LlamaCppRuntime
+        from tiny_gguf import write_tiny_gemma3, write_tiny_llama
+
+        write = {"llama": write_tiny_llama, "gemma3": write_tiny_gemma3}[kind]
+        with tempfile.TemporaryDirectory() as folder:  # the engine keeps its own view of the file
+            path = write(Path(folder) / "tiny.gguf", dtype=dtype)
+            return LlamaCppRuntime(path, context=600, sequences=64, threads=1)
+
+    return build
+
+
 FACTORIES: dict[str, tuple[Callable[[], Runtime], float]] = {
     "toy": (toy, 0.0),
     "torch": (torch_runtime("llama"), 1e-4),
     "torch-gemma3": (torch_runtime("gemma3"), 1e-4),
+    "llamacpp": (llamacpp("llama", "Q8_0"), 0.0),
+    "llamacpp-f32": (llamacpp("llama", "F32"), 1e-4),
+    "llamacpp-gemma3": (llamacpp("gemma3", "Q8_0"), 0.0),
     "torch-recompute": (torch_runtime("mamba"), 1e-4),
 }

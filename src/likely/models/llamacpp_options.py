@@ -1,0 +1,116 @@
+"""From a GGUF header and a user's options to settings of the engine, checked before native code sees any of them."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+from likely.errors import CapabilityError, ModelError, nearest
+from likely.models.gguf_header import ArrayRef, GgufHeader
+from likely.models.llamacpp_native import KV_TYPES, MAX_SEQUENCE_IDS, physical_cores
+
+DEFAULT_CONTEXT = 8192  # tokens
+
+# types whose matrix products do not depend on how many rows are computed together (measured on AVX-512;
+# `LlamaCppRuntime.is_invariant` probes the machine at hand)
+INVARIANT_TYPES = frozenset({"F32", "F16", "Q4_1", "Q8_0"})
+# with more rows than this, flash attention over an f16 cache takes a kernel that sums in another order
+INVARIANT_ROWS = 63
+# products of the other types are blocked from 8 rows on, unless weights are repacked: then always
+UNBLOCKED_ROWS = 7
+FAST_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Plan:
+    """ubatch: rows computed at once. lone_rows_differ: see LlamaCppRuntime._compute."""
+
+    threads: int
+    kv: str
+    flash: bool
+    ubatch: int
+    repack: bool
+    lone_rows_differ: bool
+    dtype: str
+
+
+def plan(
+    header: GgufHeader,
+    *,
+    context: int | None,
+    sequences: int,
+    threads: int | None,
+    invariant: bool | None,
+    kv_dtype: str | None,
+) -> Plan:
+    """Choose settings; ValueError for options out of range, CapabilityError for ones that exclude each other."""
+    if context is not None and context < 1:
+        raise ValueError(f"context must be at least 1 token, got {context}")
+    if not 1 <= sequences <= MAX_SEQUENCE_IDS:
+        raise ValueError(f"sequences must lie in 1..{MAX_SEQUENCE_IDS}, got {sequences}")
+    if threads is not None and not 1 <= threads <= 512:
+        raise ValueError(f"threads must lie in 1..512, got {threads}")
+    if kv_dtype is not None and kv_dtype not in KV_TYPES:
+        raise ValueError(f'unknown kv_dtype "{kv_dtype}"{nearest(kv_dtype, KV_TYPES)} (allowed: {", ".join(KV_TYPES)})')
+    if int(header.metadata.get("split.count", 0) or 0) > 1:
+        raise ModelError("this is one part of a split model; join the parts first: llama-gguf-split --merge")
+
+    types = {tensor.type for tensor in header.tensors if len(tensor.shape) > 1}
+    if kv_dtype is None:
+        kv_dtype = "f32" if types == {"F32"} and invariant is not True else "f16"
+    flash = kv_dtype != "f32"  # flash attention casts an f32 cache to f16
+    if invariant and not flash:
+        raise CapabilityError("invariant=True needs flash attention, which has no f32 form; use kv_dtype=f16 or bf16")
+    safe_types = types <= INVARIANT_TYPES
+    strict = flash and (safe_types if invariant is None else invariant)
+    threads = physical_cores() if threads is None else threads
+    return Plan(
+        threads=threads,
+        kv=kv_dtype,
+        flash=flash,
+        ubatch=FAST_ROWS if not strict else INVARIANT_ROWS if safe_types else UNBLOCKED_ROWS,
+        repack=safe_types or not strict,
+        lone_rows_differ=strict and kv_dtype == "f16" and threads > 1,
+        dtype="+".join(sorted(types)).lower() or "f32",
+    )
+
+
+def kv_values_per_token(header: GgufHeader) -> int:
+    """Numbers cached per token, keys and values over all layers."""
+    layers = int(header.hparam("block_count", 0))
+    width = int(header.hparam("embedding_length", 0))
+    heads = _per_layer(header, "attention.head_count", layers, 1)
+    kv_heads = _per_layer(header, "attention.head_count_kv", layers, None)
+    total = 0
+    for i in range(layers):
+        head = width // max(1, heads[i] or 1)
+        key = int(header.hparam("attention.key_length", head))
+        value = int(header.hparam("attention.value_length", head))
+        total += (heads[i] if kv_heads[i] is None else kv_heads[i]) * (key + value)  # type: ignore[operator]
+    return total
+
+
+def _per_layer(header: GgufHeader, name: str, layers: int, default: int | None) -> list[int | None]:
+    value = header.hparam(name, default)
+    if isinstance(value, ArrayRef):
+        found = [int(v) for v in value.tolist()]
+        return [*found, *[default] * layers][:layers]
+    return [None if value is None else int(value)] * layers
+
+
+def check_memory(cells: int, bytes_per_token: float) -> None:
+    """Refuse a cache that is larger than the machine: the system would end the process."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return
+    if cells * bytes_per_token > total:
+        raise ModelError(
+            f"a cache of {cells} tokens needs {cells * bytes_per_token / 2**30:.1f} GiB and this machine has "
+            f"{total / 2**30:.1f} GiB: load the model with a smaller context="
+        )
+
+
+def padded_cells(context: int, spare: int) -> int:
+    return 256 * math.ceil((context + spare) / 256)
