@@ -78,6 +78,7 @@ def write_tiny_llama(
     pre: str = "gpt-2",
     add_bos: bool = False,
     arch: Literal["llama", "qwen2", "qwen3"] = "llama",
+    chat_template: str | None = CHAT_TEMPLATE,
 ) -> Path:
     """A Llama (or Qwen) of `layers` blocks. vocab >= 259: 256 bytes, 3 control tokens, then merges."""
     path, rng = Path(path), np.random.default_rng(seed)
@@ -97,7 +98,7 @@ def write_tiny_llama(
     else:
         writer.add_rope_dimension_count(head)
     writer.add_vocab_size(vocab)
-    _add_tokenizer(writer, tokenizer, vocab, pre, add_bos)
+    _add_tokenizer(writer, tokenizer, vocab, pre, add_bos, chat_template)
 
     shapes = {"token_embd": (vocab, dim), "output_norm": (dim,)} | ({} if tied else {"output": (vocab, dim)})
     for i in range(layers):
@@ -156,7 +157,7 @@ def write_tiny_gemma3(
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1_000_000.0)
     writer.add_sliding_window(sliding_window)
-    _add_tokenizer(writer, tokenizer, vocab, "gpt-2", add_bos)
+    _add_tokenizer(writer, tokenizer, vocab, "gpt-2", add_bos, CHAT_TEMPLATE)
 
     shapes: dict[str, tuple[int, ...]] = {"token_embd": (vocab, dim), "output_norm": (dim,)}
     for i in range(layers):
@@ -200,7 +201,9 @@ def _finish(writer: gguf.GGUFWriter, tensors: dict[str, NDArray[np.float32]], dt
     return path
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, kind: str, vocab: int, pre: str, add_bos: bool) -> None:
+def _add_tokenizer(
+    writer: gguf.GGUFWriter, kind: str, vocab: int, pre: str, add_bos: bool, chat_template: str | None
+) -> None:
     room = vocab - len(CONTROL) - 256
     if room < 0:
         raise ValueError(f"vocab must be at least {256 + len(CONTROL)}, got {vocab}")
@@ -231,4 +234,5 @@ def _add_tokenizer(writer: gguf.GGUFWriter, kind: str, vocab: int, pre: str, add
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(2)
     writer.add_add_bos_token(add_bos)
-    writer.add_chat_template(CHAT_TEMPLATE)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)

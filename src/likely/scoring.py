@@ -171,7 +171,8 @@ def _score_next(
     """One call of the model; returns (the tokens kept now, how many of `todo` are done)."""
     limits = runtime.limits
     horizon = [items[i] for i in todo[: min(limits.tokens_per_call, limits.leaves) + 1]]
-    count, depth = _choose(horizon, kept, tokens=limits.tokens_per_call, leaves=limits.leaves)
+    room = min(limits.tokens_per_call, runtime.free_tokens())
+    count, depth = _choose(horizon, kept, tokens=room, leaves=limits.leaves)
     if depth < len(kept):
         runtime.truncate(sequence, depth)
         kept = kept[:depth]

@@ -17,7 +17,7 @@ UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer re-exports only t
 
 EPILOG = """Examples:
 
-  likely ask "What is the capital of France?"
+  likely ask "What is the capital of France? Answer in one sentence."
 
   likely score --prompt "2 + 2 =" --answer " 4" --answer " 5"
 

@@ -34,7 +34,7 @@ def ask(
 
     Examples:
 
-      likely ask "What is the capital of France?"
+      likely ask "What is the capital of France? Answer in one sentence."
 
       likely ask "Name three rivers." --json
 

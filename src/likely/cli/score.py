@@ -84,7 +84,7 @@ def _read(file: str, limit: int | None) -> list[Line]:
     from likely.errors import DataError
     from likely.jsonl import read_lines
 
-    lines = []
+    lines: list[Line] = []
     for line in read_lines(file):
         if limit is not None and len(lines) >= limit:
             break
@@ -131,11 +131,13 @@ def _score_file(
 
     header = {**opt.origin(lm), "kind": "score", "template": None, "settings": options}
     with Results(output, header, overwrite=overwrite) as results:
-        todo = [line for line in lines if not results.is_done(line, file)]
-        answers = sum(len(_pair_texts(line, file)[1]) for line in todo)
+        # a chunk that was cut is scored whole again: the same calls give the same digits as an unbroken run
+        chunks = [lines[start : start + CHUNK] for start in range(0, len(lines), CHUNK)]
+        todo = [chunk for chunk in chunks if not all([results.is_done(line, file) for line in chunk])]
+        answers = sum(len(_pair_texts(line, file)[1]) for chunk in todo for line in chunk)
         with progress(answers, "scoring") as tick:
-            for start in range(0, len(todo), CHUNK):
-                _score_chunk(lm, file, todo[start : start + CHUNK], results, options, tick)
+            for chunk in todo:
+                _score_chunk(lm, file, chunk, results, options, tick)
 
 
 def _score_chunk(lm: Any, file: str, chunk: list[Line], results: Results, options: dict[str, Any], tick: Any) -> None:
@@ -150,7 +152,8 @@ def _score_chunk(lm: Any, file: str, chunk: list[Line], results: Results, option
         record: dict[str, Any] = {"line": line.number, "input": line.digest}
         record |= {key: line.record[key] for key in ("id", "label") if key in line.record}
         record["answers"] = [next(scored).to_dict() for _ in answers]
-        records.append(record)
+        if not results.is_done(line, file):
+            records.append(record)
     results.write(records)
 
 

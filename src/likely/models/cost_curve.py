@@ -100,14 +100,13 @@ def measure(
     Every position's row of logits is computed and its best token read, as verification does.
     """
     contexts, rng = [c for c in contexts if c < runtime.context_length], np.random.default_rng(0)
-    shapes = [("decode", c, 1, n) for c in contexts for n in positions if c + n <= runtime.context_length]
+    shapes = [("prefill", 0, 1, min(prefill, runtime.context_length - 1))]  # first: it needs the most free room
+    shapes += [("decode", c, 1, n) for c in contexts for n in positions if c + n <= runtime.context_length]
     shapes += [
         ("decode", contexts[0], s, s)
         for s in sequences
         if s > 1 and s * (contexts[0] + 1) <= runtime.limits.tokens_held and s <= runtime.limits.sequences
     ]
-    size = min(prefill, runtime.context_length - 1)
-    shapes.append(("prefill", 0, 1, size))
 
     def tokens(n: int) -> np.ndarray:
         return rng.integers(3, min(runtime.vocab_size, 20_000), n)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from likely.cli.chat import Conversation
+from likely.cli.options import local_model
+
+
+@pytest.fixture(scope="module")
+def lm(tiny):
+    with local_model(str(tiny)) as model:
+        yield model
+
+
+@pytest.fixture
+def talk(lm):
+    return Conversation(lm, {"max_tokens": 4, "temperature": 0.0})
+
+
+def typed(talk, monkeypatch, *lines):
+    """Type lines at the prompt, then Ctrl-D."""
+    waiting = iter(lines)
+
+    def line(prompt):
+        for text in waiting:
+            return text
+        raise EOFError
+
+    monkeypatch.setattr(talk, "_line", line)
+    monkeypatch.setattr(Conversation, "interactive", True)
+    talk.run()
+    return talk.messages
+
+
+def test_a_pipe_is_a_conversation_line_by_line(cli, tiny, tmp_path):
+    done = cli("chat", "-m", tiny, "--max-tokens", 3, "--json", "--save", tmp_path / "t.json", stdin="Hello\nAgain\n")
+    assert done.code == 0 and [r["question"] for r in done.lines] == ["Hello", "Again"]
+    saved = json.loads((tmp_path / "t.json").read_text())
+    assert [m["role"] for m in saved["messages"]] == ["user", "assistant"] * 2
+    more = cli("chat", "-m", tiny, "--max-tokens", 3, "--json", "--load", tmp_path / "t.json", stdin="Third\n")
+    assert len(more.lines) == 1 and "Hello" in more.lines[0]["prompt"] and "Third" in more.lines[0]["prompt"]
+
+
+def test_history_reaches_the_model_and_undo_takes_it_back(talk, monkeypatch, capsys):
+    messages = typed(talk, monkeypatch, "/system Be brief.", "one", "two", "/undo", "/history")
+    assert [m["content"] for m in messages if m["role"] != "assistant"] == ["Be brief.", "one"]
+    assert "user: one" in capsys.readouterr().err
+    typed(talk, monkeypatch, "/reset")
+    assert [m["role"] for m in talk.messages] == ["system"]
+    typed(talk, monkeypatch, "/system")
+    assert talk.messages == []
+
+
+def test_long_messages(talk, monkeypatch):
+    messages = typed(talk, monkeypatch, "first \\", "second", '"""a', "b", 'c"""')
+    assert [m["content"] for m in messages if m["role"] == "user"] == ["first \nsecond", "a\nb\nc"]
+
+
+def test_commands_save_load_set_show_and_mistakes(talk, monkeypatch, capsys, tmp_path):
+    path = tmp_path / "talk.json"
+    typed(talk, monkeypatch, "hi", f"/save {path}", "/reset", f"/load {path}", "/show", "/set temperature=0.5", "/help")
+    shown = capsys.readouterr().err
+    assert talk.messages[0]["content"] == "hi" and talk.settings["temperature"] == 0.5
+    assert "<|im_start|>user" in shown and "/undo" in shown
+    typed(talk, monkeypatch, "/lode x", "/load /does/not/exist", "/set temperature=-1", "/set tempo=1", "/save")
+    shown = capsys.readouterr().err
+    for words in ("did you mean", "cannot read", "temperature must", "tempo", "file name"):
+        assert words in shown
+    assert talk.settings["temperature"] == 0.5
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    typed(talk, monkeypatch, f"/load {tmp_path / 'other.json'}")
+    assert "not a saved conversation" in capsys.readouterr().err
+
+
+def test_an_error_keeps_the_conversation(talk, monkeypatch, capsys):
+    messages = typed(talk, monkeypatch, "short", "long " * 2000)
+    assert [m["content"] for m in messages if m["role"] == "user"] == ["short"]
+    assert "context" in capsys.readouterr().err
+
+
+def test_a_base_model_is_refused_at_once(cli, tmp_path):
+    from tiny_gguf import write_tiny_llama
+
+    base = write_tiny_llama(tmp_path / "base.gguf", chat_template=None)
+    done = cli("chat", "-m", base, stdin="Hello\n")
+    assert done.code == 1 and "no chat template" in done.err and done.err.count("\n") == 1
