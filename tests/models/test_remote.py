@@ -584,6 +584,8 @@ def test_a_token_across_the_boundary_counts_to_the_answer() -> None:
         (["a", "bytes:\\xf0\\x9f", "bytes:\\x99\\x82", "b"], None),
         (["a", "", "", "b"], [0, 1, 1, 2]),
         (["a", "\ufffd", "\ufffd", "b"], [0, 1, 1, 2]),
+        (["a", "\ufffd", "\ufffd", "b"], None),
+        (["a", "\ufffd", "\ufffd", "b"], [0, 1, 2, 3]),  # counted as the tokens' own lengths
     ],
 )
 def test_halves_of_a_character_belong_to_it(tokens: list[str], offsets: list[int] | None) -> None:
@@ -591,6 +593,27 @@ def test_halves_of_a_character_belong_to_it(tokens: list[str], offsets: list[int
     assert scored(choice, "a", "🙂b").sequence_logprob == -7.0
     assert scored(choice, "a🙂", "b").sequence_logprob == -4.0
     assert scored(choice, "a", "🙂b").straddles is False
+
+
+def test_tokens_around_breaks_are_placed_only_where_there_is_one_way() -> None:
+    choice = echoed("x é🙂 é b", ["x", " é\ufffd", "\ufffd\ufffd", " é", " b"], [None, -1.0, -2.0, -4.0, -8.0])
+    assert scored(choice, "x", " é🙂 é b").sequence_logprob == -15.0
+    assert scored(choice, "x é🙂", " é b").sequence_logprob == -12.0
+    straddling = scored(choice, "x ", "é🙂 é b")
+    assert straddling.sequence_logprob == -15.0 and straddling.straddles
+    two = echoed("a🙂🙂b", ["a", "\ufffd", "\ufffd", "\ufffd", "b"], [None, -1.0, -2.0, -4.0, -8.0])
+    assert scored(two, "a", "🙂🙂b").sequence_logprob == -15.0
+    with pytest.raises(DataError, match="does not show apart"):
+        scored(two, "a🙂", "🙂b")
+    for tokens in (["a", "\ufffd", "🙂", "\ufffd", "b"], ["a", "\ufffd", "c"], ["a", "\ufffd"], ["a", "", "b"]):
+        with pytest.raises(Unusable, match="do not join"):
+            scored(echoed("a🙂🙂🙂b", tokens, [None, -1.0, -2.0, -3.0, -4.0][: len(tokens)]), "a", "🙂🙂🙂b")
+
+
+def test_unreadable_tokens_cannot_stand_for_readable_text() -> None:
+    for tokens in (["", "", ""], ["\ufffd", "\ufffd", "\ufffd"], ["a", "\ufffd", ""]):
+        with pytest.raises(Unusable, match="do not join"):
+            scored(echoed("abc", tokens, [None, -1.0, -2.0], [0, 1, 2]), "a", "bc")
 
 
 def test_a_hidden_beginning_of_sequence_is_seen_through() -> None:

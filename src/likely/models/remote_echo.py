@@ -30,7 +30,7 @@ class Echo:
     """The tokens of a text as a server gave them back: spans in bytes of UTF-8, and log-probabilities in nats.
 
     logprobs  None for the first token only (nothing stands before it)
-    hidden    tokens before the first one that are not in the text (beginning of sequence)
+    blurred   spans of characters whose tokens came unreadable: they begin and end with it, the rest is not known
     """
 
     tokens: list[str]
@@ -38,7 +38,7 @@ class Echo:
     starts: list[int]
     ends: list[int]
     tops: list[list[TopLogprob]] | None
-    hidden: int
+    blurred: list[tuple[int, int]]
 
 
 def read_echo(choice: Mapping[str, Any], text: str) -> Echo:
@@ -54,14 +54,14 @@ def read_echo(choice: Mapping[str, Any], text: str) -> Echo:
         raise Unusable("it sent no tokens with logprobs")
     if len(tokens) != len(logprobs) or not tokens:
         raise Unusable(f"it sent {len(logprobs)} log-probabilities for {len(tokens)} tokens")
-    hidden, starts = _spans(tokens, logprobs[0], held.get("text_offset"), text, echoed)
+    hidden, starts, blurred = _spans(tokens, logprobs[0], held.get("text_offset"), text, echoed)
     ends = [*starts[1:], len(text.encode())]
     checked = [_checked(value, i) for i, value in enumerate(logprobs[: hidden + len(starts)])][hidden:]
     numbers = [value for value in checked if value is not None]
     if len(numbers) > 1 and all(value == 0.0 for value in numbers):
         raise Unusable("all its log-probabilities are 0")
     tops = _tops(held.get("top_logprobs"), hidden, len(starts))
-    return Echo(tokens[hidden : hidden + len(starts)], checked, starts, ends, tops, hidden)
+    return Echo(tokens[hidden : hidden + len(starts)], checked, starts, ends, tops, blurred)
 
 
 def number(value: object) -> float:
@@ -86,30 +86,82 @@ def _checked(value: object, i: int) -> float | None:
         raise Unusable(f"of token {i}, {why}") from None
 
 
-def _spans(tokens: list[str], first: object, offsets: object, text: str, echoed: str) -> tuple[int, list[int]]:
-    """(hidden tokens in front, byte offset of each token of the text), by the tokens' own text or by text_offset."""
-    whole = text.encode()
-    pieces = [_bytes(token) for token in tokens]
+def _spans(
+    tokens: list[str], first: object, offsets: object, text: str, echoed: str
+) -> tuple[int, list[int], list[tuple[int, int]]]:
+    """(hidden tokens in front, byte offset of each token of the text, spans inside which tokens have no known place).
+
+    By the tokens' own text; where that is broken in the middle of characters, by text_offset, or around the breaks.
+    """
+    whole, given = text.encode(), echoed.encode()
     for hidden in (0, 1) if first is None else (0,):
-        starts = list(accumulate(map(len, pieces[hidden:]), initial=0))
-        joined = b"".join(pieces[hidden:])
-        if joined.startswith(whole) and echoed.encode().startswith(joined[: len(echoed.encode())]):
-            return hidden, [s for s in starts[:-1] if s < len(whole)]
-    if isinstance(offsets, list) and len(offsets) == len(tokens) and all(type(o) is int for o in offsets):
-        for hidden in (0, 1) if first is None else (0,):
-            shift = len(tokens[0]) if hidden else 0
-            places = [o - shift for o in offsets[hidden:]]
-            if _fit(places, tokens[hidden:], echoed):
-                return hidden, [len(text[:p].encode()) for p in places if p < len(text)]
+        pieces = [_bytes(token) for token in tokens[hidden:]]
+        joined = b"".join(pieces)
+        if joined.startswith(whole) and given.startswith(joined[: len(given)]):
+            return hidden, [s for s in accumulate(map(len, pieces[:-1]), initial=0) if s < len(whole)], []
+    for hidden in (0, 1) if first is None else (0,):
+        places, blurred = _offset_places(tokens, offsets, hidden, echoed), list[tuple[int, int]]()
+        if places is None:
+            places, blurred = _places_around_breaks(tokens[hidden:], echoed)
+        if places is not None:
+            size = [0, *accumulate(len(c.encode()) for c in echoed)]
+            return hidden, [size[p] for p in places if p < len(text)], [(size[a], size[b]) for a, b in blurred]
     raise Unusable("its tokens do not join to the text it was given")
 
 
-def _fit(places: list[int], tokens: list[str], echoed: str) -> bool:
-    """Whether every readable token stands at its place; half characters take no place or one that they share."""
+def _offset_places(tokens: list[str], offsets: object, hidden: int, echoed: str) -> list[int] | None:
+    """Character offsets as the server says, if every token's text can stand there."""
+    if not isinstance(offsets, list) or len(offsets) != len(tokens) or not all(type(o) is int for o in offsets):
+        return None
+    shift = len(tokens[0]) if hidden else 0
+    places = [offset - shift for offset in offsets[hidden:]]
     if not places or places[0] != 0 or any(a > b for a, b in pairwise(places)) or places[-1] > len(echoed):
-        return False
-    slices = [echoed[a:b] for a, b in pairwise([*places, len(echoed)])]
-    return all(token == part or not token or "\ufffd" in token for token, part in zip(tokens, slices, strict=True))
+        return None
+    for token, a, b in zip(tokens[hidden:], places, [*places[1:], len(echoed)], strict=True):
+        if "\ufffd" in token or not token:  # a part of a character, at most the whole of it
+            left = echoed[a:b].removeprefix(token.split("\ufffd")[0]).removesuffix(token.split("\ufffd")[-1])
+            if len(left) > token.count("\ufffd") + 1 or any(c.isascii() for c in left):
+                return None
+        elif token != echoed[a:b]:
+            return None
+    return places
+
+
+def _places_around_breaks(tokens: list[str], echoed: str) -> tuple[list[int] | None, list[tuple[int, int]]]:
+    """Character offsets by the readable text between U+FFFD; None unless there is one way only.
+
+    The tokens of a break all begin where it begins: where they part is not known, so its span is blurred.
+    """
+    parts = [(i, part) for i, token in enumerate(tokens) for part in re.split("(\ufffd+)", token) if part or not token]
+    places, blurred, at, n = [-1] * len(tokens), list[tuple[int, int]](), 0, 0
+    while n < len(parts):
+        i, part = parts[n]
+        places[i] = at if places[i] < 0 else places[i]
+        if not part.startswith("\ufffd"):
+            if not echoed.startswith(part, at):
+                return None, []
+            at, n = at + len(part), n + 1
+            continue
+        while n < len(parts) and parts[n][1][:1] in ("\ufffd", ""):
+            places[parts[n][0]] = at if places[parts[n][0]] < 0 else places[parts[n][0]]
+            n += 1
+        after = ""
+        for _, part in parts[n:]:
+            if part.startswith("\ufffd"):
+                break
+            after += part
+        end = at
+        while end < len(echoed) and not echoed[end].isascii():
+            end += 1
+        if n == len(parts):
+            ends = [end] if end == len(echoed) else []
+        else:
+            ends = [e for e in range(at + 1, end + 1) if echoed.startswith(after, e)]
+        if len(ends) != 1:
+            return None, []
+        blurred.append((at, ends[0]))
+        at = ends[0]
+    return (places, blurred) if at == len(echoed) else (None, [])
 
 
 def _bytes(token: str) -> bytes:
@@ -135,6 +187,8 @@ def top_row(row: object) -> list[TopLogprob]:
 def score_answer(echo: Echo, prompt: str, answer: str, *, prompt_tokens: int | None, top: int) -> Scored:
     """The answer's part of an echoed prompt + answer: every token that holds at least one byte of the answer."""
     boundary = len(prompt.encode())
+    if answer and any(a < boundary < b for a, b in echo.blurred):
+        raise DataError("the answer begins between characters whose tokens this server does not show apart")
     mine = [i for i, (a, b) in enumerate(zip(echo.starts, echo.ends, strict=True)) if b > boundary or a >= boundary]
     if not answer:
         mine = []
