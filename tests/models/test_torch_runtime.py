@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from likely.errors import KvFull, ModelError
 from likely.models.rows import log_softmax
@@ -381,6 +382,39 @@ def test_a_window_that_a_layer_does_not_announce_is_not_trusted():
     module.model.layers[0].self_attn.sliding_window = None
     runtime = TorchRuntime(module)
     assert not runtime.cached and "window" in runtime.not_cached_because
+
+
+def test_a_model_that_looks_ahead_is_refused():
+    config = transformers.BertConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    with pytest.raises(ModelError, match="no causal"):
+        TorchRuntime(transformers.BertLMHeadModel(config).eval())
+
+
+def test_the_context_ends_where_rotary_frequencies_would_change():
+    """Frequencies that follow the length of the input would make cached keys, and companions, matter."""
+    config = transformers.Phi3Config(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        original_max_position_embeddings=32,
+        pad_token_id=0,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+            "original_max_position_embeddings": 32,
+        },
+    )
+    runtime = TorchRuntime(transformers.AutoModelForCausalLM.from_config(config).eval())
+    assert runtime.cached and runtime.context_length == 32
+    with pytest.raises(ModelError, match="context of 32"):
+        forward(runtime, runtime.open(), tokens_of(33))
 
 
 def test_folders_round_trip_and_damaged_ones_are_refused(tmp_path, runtimes):

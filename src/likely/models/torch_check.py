@@ -18,7 +18,7 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def why_not_slots(runtime: TorchRuntime) -> str | None:
-    """None if a text alone, two in one call, a fork and a small tree give the plain forward's logits; else the reason."""
+    """None if a text alone, two at once, a fork and a tree give the logits of the plain forward; else the reason."""
     rng = np.random.default_rng(0)
     room = min(9, runtime.context_length - 3)
     if room < 5:
@@ -51,6 +51,13 @@ def why_not_slots(runtime: TorchRuntime) -> str | None:
         if (reason := _disagreement(found, plain, runtime.dtype)) is not None:
             return reason
     return None
+
+
+def is_causal(runtime: TorchRuntime) -> bool:
+    """Whether the plain forward's rows stay as they are when the text goes on."""
+    text = np.random.default_rng(1).integers(0, runtime.vocab_size, min(8, runtime.context_length))
+    some = len(text) // 2
+    return _disagreement(runtime.plain_logits(text)[:some], runtime.plain_logits(text[:some]), runtime.dtype) is None
 
 
 def _disagreement(found: FloatArray, plain: FloatArray, dtype: torch.dtype) -> str | None:

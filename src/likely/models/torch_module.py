@@ -129,7 +129,8 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
 def _context_length(config: Any) -> int:
     """Positions up to which a token's keys do not depend on how long the text becomes."""
     names = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
-    length = next((v for name in names if isinstance(v := getattr(config, name, None), int)), NO_CONTEXT_LIMIT)
+    lengths = (getattr(config, name, None) for name in names)
+    length = next((n for n in lengths if isinstance(n, int) and n > 0), NO_CONTEXT_LIMIT)
     rope = getattr(config, "rope_parameters", None) or {}
     for parameters in (rope, *(v for v in rope.values() if isinstance(v, dict))):
         if parameters.get("rope_type") in LENGTH_DEPENDENT_ROPE:

@@ -28,7 +28,7 @@ from likely.models.runtime import (
     check_work,
 )
 from likely.models.torch_attention import Piece, Plan, register_interface
-from likely.models.torch_check import why_not_slots
+from likely.models.torch_check import is_causal, why_not_slots
 from likely.models.torch_module import ModuleCall, weights_digest
 from likely.models.torch_rows import RowCollector
 from likely.models.torch_slots import SlotPool
@@ -101,6 +101,10 @@ class TorchRuntime:
         self.cached = self.not_cached_because is None
         self.kv_bytes_per_token = self._pool.bytes_per_token if self.cached else 0
         if not self.cached:
+            if not is_causal(self):
+                raise ModelError(
+                    f"{type(module).__name__} is no causal language model: later tokens change the rows of earlier ones"
+                )
             self.capabilities = Capabilities(trees=True, fork=True, truncate=True, hidden=True, gradients=True)
         if tokens_held is None:
             tokens_held = self._default_tokens_held()
