@@ -541,12 +541,23 @@ def test_the_only_model_is_found_and_several_are_a_question(toy: ToyServer) -> N
             remote(toy).generate("Once")
 
 
+def test_options_that_change_nothing_pass(toy: ToyServer) -> None:
+    lm = remote(toy)
+    neutral = {"top_k": 0, "min_p": 0.0, "beams": 0, "drafter": None, "repetition_penalty": 1.0, "stop_tokens": ()}
+    assert lm.generate("Once", max_tokens=3, **neutral).text == lm.generate("Once", max_tokens=3).text
+    assert not set(neutral) & set(toy.requests[1][1])
+    assert lm.score("Once", ["a"], window=None, stride=None, entropy=False) == lm.score("Once", ["a"])
+    assert (lm.info.name, lm.info.runtime, lm.info.source) == ("toy", "server", f"{toy.url}/v1")
+
+
 def test_wrong_options_are_errors(toy: ToyServer) -> None:
     lm = remote(toy)
-    with pytest.raises(TypeError, match=r'unknown option "temprature" .*did you mean "temperature"'):
+    with pytest.raises(TypeError, match=r'unknown option "temprature"; did you mean "temperature"'):
         lm.generate("Once", temprature=1)
-    with pytest.raises(TypeError, match="load the model locally"):
+    with pytest.raises(CapabilityError, match=r"not asked for drafter= .got 'lookup'.; load the model locally"):
         lm.generate("Once", drafter="lookup")
+    with pytest.raises(CapabilityError, match="cannot score with window=; load the model locally"):
+        lm.score("Once", ["upon"], window=8)
     with pytest.raises(ValueError, match="max_tokens must be a whole number"):
         lm.generate("Once", max_tokens=0)
     with pytest.raises(CapabilityError, match="one text"):

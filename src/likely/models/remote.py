@@ -15,6 +15,7 @@ import httpx
 
 from likely.errors import CapabilityError, ModelError, RemoteError
 from likely.models.chat_template import Message, check_messages
+from likely.models.load import ModelInfo
 from likely.models.remote_echo import Unusable, check_scoring, read_echo, score_answer, top_row
 from likely.models.remote_http import Endpoint
 from likely.models.remote_reply import (
@@ -103,6 +104,11 @@ class RemoteModel:
             raise ModelError(f"choose a model with model=; {self._endpoint.shown} lists: {listed}")
         return self.models[0]
 
+    @cached_property
+    def info(self) -> ModelInfo:
+        """Where numbers came from. A server says neither what weights nor what tokenizer it runs."""
+        return ModelInfo(self.name, self._endpoint.shown, "server", "unknown", "unknown", "unknown", template=True)
+
     @property
     def capabilities(self) -> RemoteCapabilities:
         """Asks the server a few short questions the first time."""
@@ -118,23 +124,29 @@ class RemoteModel:
 
     # --- scoring --------------------------------------------------------------------------------------------------
 
-    def score(self, prompt: str, answers: Sequence[str], *, top_logprobs: int = 0) -> list[Scored]:
-        """log p(answer | prompt) in nats for each answer.
+    def score(self, prompt: str, answers: Sequence[str], **options: Any) -> list[Scored]:
+        """log p(answer | prompt) in nats for each answer; options of `score_pairs`.
 
         CapabilityError unless the server's log-probabilities of given text pass the checks of `remote_echo`.
         """
         if isinstance(answers, str):
             raise TypeError(f"answers must be a list of strings, got the string {answers!r}")
-        return self.score_pairs([(prompt, answer) for answer in answers], top_logprobs=top_logprobs)
+        return self.score_pairs([(prompt, answer) for answer in answers], **options)
 
     def score_pairs(
         self,
         pairs: Sequence[tuple[str, str]],
         *,
         top_logprobs: int = 0,
+        entropy: bool = False,
+        window: int | None = None,
+        stride: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Scored]:
         """Score many (prompt, answer) pairs, a request for each. progress(n): n more are done."""
+        for name, value in (("entropy", entropy), ("window", window), ("stride", stride)):
+            if value:
+                raise CapabilityError(f"a server cannot score with {name}=; load the model locally")
         self._check_scoring()
 
         def one(pair: tuple[str, str]) -> Scored:

@@ -6,9 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from likely.errors import nearest
+from likely.errors import CapabilityError, nearest
 from likely.models.remote_echo import Unusable, number, top_row
 from likely.results import TopLogprob, sums
+
+# Options of the local model object that a server is not asked for; these values change nothing and are let pass.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "top_k": (0,),
+    "min_p": (0,),
+    "typical_p": (1,),
+    "repetition_penalty": (1,),
+    "logit_bias": ({}, None),
+    "beams": (0,),
+    "length_penalty": (1,),
+    "drafter": (None, "none"),
+    "draft_budget": (10,),
+    "min_tokens": (0,),
+    "stop_tokens": ((), [], None),
+    "processed_logprobs": (False,),
+}
 
 
 @dataclass(frozen=True)
@@ -28,12 +44,12 @@ class Settings:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Settings:
         names = [f.name for f in fields(cls)]
-        for name in options:
-            if name not in names:
-                raise TypeError(
-                    f'unknown option "{name}" for a server{nearest(name, names)} (allowed: {", ".join(names)}); '
-                    f"for others load the model locally"
-                )
+        for name, value in options.items():
+            if name in NEUTRAL and value not in NEUTRAL[name]:
+                raise CapabilityError(f"a server is not asked for {name}= (got {value!r}); load the model locally")
+            if name not in names and name not in NEUTRAL:
+                raise TypeError(f'unknown option "{name}"{nearest(name, names)} (for a server: {", ".join(names)})')
+        options = {name: value for name, value in options.items() if name in names}
         stop = options.get("stop") or ()
         return cls(**{**options, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
 
