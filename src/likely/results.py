@@ -50,7 +50,7 @@ class Generation:
     token_ids        every emitted token, the end token included; `text` holds neither end token nor stop string
     token_logprobs   of the model itself (temperature 1, no penalties), one per emitted token, natural log
     finish_reason    "stop" (end token or stop string), "length" (max_tokens), "context" (context full), "cancelled"
-    target_calls     calls of the model in which this text took part, prefill included
+    target_calls     calls of the model in which this text took part, prefill included; None from a server
     processed_logprobs  of the distribution sampled from (after temperature, penalties, truncation), on request
     """
 
@@ -60,7 +60,7 @@ class Generation:
     sequence_logprob: float | None
     mean_logprob: float | None
     finish_reason: str
-    target_calls: int
+    target_calls: int | None
     seconds: float
     tokens: list[str] | None = None
     prompt_tokens: int | None = None

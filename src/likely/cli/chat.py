@@ -184,7 +184,7 @@ class Conversation:
             "undo": self.undo,
             "system": lambda: self.set_system(rest or None),
             "set": lambda: self.change(rest),
-            "show": lambda: typer.echo(self.model.render(self.messages or [_HELLO]).text, err=True),
+            "show": self.show,
             "history": self.history,
             "save": lambda: self.save(_path(rest)),
             "load": lambda: self.load(_path(rest)),
@@ -216,6 +216,13 @@ class Conversation:
         change = opt.parse_settings([pair])
         self.model.stream_chat([_HELLO], **{**self.settings, **change}).close()  # refuses what is not allowed
         self.settings |= change
+
+    def show(self) -> None:
+        from likely.errors import CapabilityError
+
+        if not hasattr(self.model, "render"):
+            raise CapabilityError("the server applies its own chat template and does not show it; /history may help")
+        typer.echo(self.model.render(self.messages or [_HELLO]).text, err=True)
 
     def history(self) -> None:
         for message in self.messages:

@@ -146,7 +146,7 @@ def record(text: str, held: TokenLogprobs | None, reason: object, settings: Sett
         "sequence_logprob": total,
         "mean_logprob": mean,
         "finish_reason": reason if isinstance(reason, str) else "unknown",
-        "target_calls": 0,
+        "target_calls": None,
         "tokens": held.tokens if held else None,
         "top_logprobs": [row[: settings.top_logprobs] for row in held.rows] if held and settings.top_logprobs else None,
     }
