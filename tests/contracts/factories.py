@@ -47,6 +47,7 @@ FACTORIES: dict[str, tuple[Callable[[], Runtime], float]] = {
     "torch": (torch_runtime("llama"), 1e-4),
     "torch-gemma3": (torch_runtime("gemma3"), 1e-4),
     "llamacpp": (llamacpp("llama", "Q8_0"), 0.0),
+    "llamacpp-f16": (llamacpp("llama", "F16"), 0.0),
     "llamacpp-f32": (llamacpp("llama", "F32"), 1e-4),
     "llamacpp-gemma3": (llamacpp("gemma3", "Q8_0"), 0.0),
     "torch-recompute": (torch_runtime("mamba"), 1e-4),

@@ -44,7 +44,6 @@ from likely.models.runtime import (
 
 OUTPUT_BYTES = 64 << 20  # of logits held at one time
 SPARE_CELLS = 257  # room for buried cells and for one companion token
-ONE_BLOCK = 256  # cells; up to here a lone row takes the same attention kernel as many
 MANY_DEAD = 256  # buried cells that may slow attention before they are cleared away
 
 
@@ -80,7 +79,7 @@ class LlamaCppRuntime:
         )
         self.threads, self.kv_dtype, self.dtype = chosen.threads, chosen.kv, chosen.dtype
         self.kv_bytes_per_token = int(kv_values_per_token(header) * KV_BYTES[chosen.kv])
-        self._lone_rows_differ = chosen.lone_rows_differ
+        self._lone_row = chosen.lone_row
         self._model = NativeModel(path, repack=chosen.repack)
         try:
             pointer = self._model.pointer
@@ -96,7 +95,7 @@ class LlamaCppRuntime:
                 cells=padded_cells(held, SPARE_CELLS),
                 ids=usable + 2 + windowed,
                 ubatch=chosen.ubatch,
-                outputs=self._rows_per_call,
+                outputs=self._rows_per_call + 1,
                 threads=chosen.threads,
                 kv=chosen.kv,
                 flash=chosen.flash,
@@ -125,7 +124,7 @@ class LlamaCppRuntime:
             self.shutdown()
             raise CapabilityError(
                 f"{FilePath(path).name} ({self.dtype}) gives other logits when its tokens are cut into other calls; "
-                f"load it without invariant=True, or convert it to F16, Q8_0 or Q4_1"
+                f"load it without invariant=True, or convert it to Q8_0"
             )
 
     # --- sequences --------------------------------------------------------------------------------------------------
@@ -266,8 +265,8 @@ class LlamaCppRuntime:
     def _compute(self, placed: list[Placed], first_cell: int) -> list[Parts]:
         """Decode everything in blocks of at most `tokens_per_call` tokens and 64 MiB of logits.
 
-        With several threads, flash attention splits a lone row over 512 or more cells between them and so sums in
-        another order than for two rows. A companion token beside it (decoded, then forgotten) avoids that.
+        Kernels for one row sum in another order than those for several (llamacpp_options says which). A companion token
+        beside a lone row (computed, then forgotten) keeps its logits the same.
         """
         tokens, positions, counts, ids = (
             np.concatenate(arrays) for arrays in zip(*(p.arrays for p in placed), strict=True)
@@ -285,9 +284,11 @@ class LlamaCppRuntime:
             if high - low > self._rows_per_call:
                 end, high = int(wanted[low + self._rows_per_call]), low + self._rows_per_call
             at = slice(begin, end)
+            lone = self._lone_row is not None and first_cell + end > self._lone_row
+            if self._lone_row == 0 and high - low == 1 and end - begin > 1:  # the last layers see wanted rows only
+                is_wanted[begin if wanted[low] > begin else begin + 1] = True
             arrays = tokens[at], positions[at], counts[at], ids[id_ends[begin] : id_ends[end]], is_wanted[at]
-            lone = end - begin == 1 and self._lone_rows_differ and first_cell + end > ONE_BLOCK
-            self._decode(arrays, companion=lone)
+            self._decode(arrays, companion=lone and end - begin == 1)
             if high > low:
                 self._collect(parts, starts, begin, end)
             begin = end
@@ -295,7 +296,7 @@ class LlamaCppRuntime:
 
     def _decode(self, arrays: tuple[NDArray, ...], *, companion: bool) -> None:
         if companion:
-            extra = (np.int32(0), np.int32(0), np.int32(1), np.int32(self._companion), np.False_)
+            extra = (np.int32(0), np.int32(0), np.int32(1), np.int32(self._companion), arrays[-1][0])
             arrays = tuple(np.append(array, value) for array, value in zip(arrays, extra, strict=True))
         code = self._engine.decode(*arrays)
         if companion:

@@ -12,26 +12,34 @@ from likely.models.llamacpp_native import KV_TYPES, MAX_SEQUENCE_IDS, physical_c
 
 DEFAULT_CONTEXT = 8192  # tokens
 
-# types whose matrix products do not depend on how many rows are computed together (measured on AVX-512;
-# `LlamaCppRuntime.is_invariant` probes the machine at hand)
-INVARIANT_TYPES = frozenset({"F32", "F16", "Q4_1", "Q8_0"})
+# Measured on AVX-512 (`LlamaCppRuntime.is_invariant` probes the machine at hand). Products of these types do not depend
+# on how many rows are computed together; those of the second set only differ between one row and several.
+ROW_BLIND_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"})
+PAIRED_TYPES = frozenset({"F32", "F16", "BF16"})
 # with more rows than this, flash attention over an f16 cache takes a kernel that sums in another order
 INVARIANT_ROWS = 63
 # products of the other types are blocked from 8 rows on, unless weights are repacked: then always
 UNBLOCKED_ROWS = 7
 FAST_ROWS = 512
+# with several threads, flash attention over more cells of an f16 cache than this splits a lone row between them and so
+# sums in another order than for two rows
+ONE_BLOCK = 256
 
 
 @dataclass(frozen=True)
 class Plan:
-    """ubatch: rows computed at once. lone_rows_differ: see LlamaCppRuntime._compute."""
+    """Settings of the engine.
+
+    ubatch    rows computed at once
+    lone_row  a row computed alone gets a companion if the cache then spans more cells than this; None: never
+    """
 
     threads: int
     kv: str
     flash: bool
     ubatch: int
     repack: bool
-    lone_rows_differ: bool
+    lone_row: int | None
     dtype: str
 
 
@@ -62,16 +70,21 @@ def plan(
     flash = kv_dtype != "f32"  # flash attention casts an f32 cache to f16
     if invariant and not flash:
         raise CapabilityError("invariant=True needs flash attention, which has no f32 form; use kv_dtype=f16 or bf16")
-    safe_types = types <= INVARIANT_TYPES
+    safe_types = types <= ROW_BLIND_TYPES | PAIRED_TYPES
     strict = flash and (safe_types if invariant is None else invariant)
     threads = physical_cores() if threads is None else threads
+    lone_row = None
+    if strict and types & PAIRED_TYPES:
+        lone_row = 0
+    elif strict and kv_dtype == "f16" and threads > 1:
+        lone_row = ONE_BLOCK
     return Plan(
         threads=threads,
         kv=kv_dtype,
         flash=flash,
         ubatch=FAST_ROWS if not strict else INVARIANT_ROWS if safe_types else UNBLOCKED_ROWS,
         repack=safe_types or not strict,
-        lone_rows_differ=strict and kv_dtype == "f16" and threads > 1,
+        lone_row=lone_row,
         dtype="+".join(sorted(types)).lower() or "f32",
     )
 
