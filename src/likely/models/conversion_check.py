@@ -84,10 +84,11 @@ def engine_for(path: Path) -> tuple[str, Scorer]:
     )
 
 
-def score_with_llamacpp(path: Path, sequences: list[list[int]]) -> list[Logprobs]:
+def score_with_llamacpp(path: Path, sequences: list[list[int]], *, threads: int | None = None) -> list[Logprobs]:
     from likely.models.llamacpp import LlamaCppRuntime
 
-    return _score(LlamaCppRuntime(path, context=max(map(len, sequences)), sequences=4), sequences)
+    runtime = LlamaCppRuntime(path, context=max(map(len, sequences)), sequences=4, threads=threads)
+    return _score(runtime, sequences)
 
 
 def score_with_torch(path: Path, sequences: list[list[int]]) -> list[Logprobs]:
@@ -104,7 +105,7 @@ def _score(runtime: Runtime, sequences: list[list[int]]) -> list[Logprobs]:
         for tokens in sequences:
             held = runtime.open()
             pairs = np.column_stack([np.arange(len(tokens) - 1), tokens[1:]])
-            work = Work(held, np.asarray(tokens, np.int64), want=Want(rows="none", pairs=pairs))
+            work = Work(held, np.asarray(tokens, np.int64), want=Want(pairs=pairs))
             logprobs = runtime.forward([work])[0].logprobs
             runtime.close(held)
             found.append(np.asarray(logprobs, np.float64))

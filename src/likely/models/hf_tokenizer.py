@@ -96,13 +96,12 @@ class HFTokenizer:
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise ModelError(f"{folder}: tokenizer.json is missing; a slow tokenizer must be saved as a fast one first")
-        spec = read_json(file)
         try:
             backend = BackendTokenizer.from_str(file.read_text("utf-8"))
         except Exception as error:  # the package raises plain Exception for a malformed file
             raise ModelError(f"{file}: not a tokenizer ({str(error).splitlines()[0]})") from None
         settings = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
-        return cls(backend, **_from_spec(backend, spec, settings, folder))
+        return cls(backend, **_from_settings(backend, settings, folder))
 
     def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids of the text; no beginning-of-sequence token is added."""
@@ -156,9 +155,9 @@ class HFTokenizer:
         return self._backend
 
 
-def _from_spec(backend: BackendTokenizer, spec: dict, settings: dict, folder: Path) -> dict[str, Any]:
+def _from_settings(backend: BackendTokenizer, settings: dict, folder: Path) -> dict[str, Any]:
     """Arguments of HFTokenizer for a folder's files."""
-    byte_level = _is_byte_level(spec, folder)
+    byte_level = _is_byte_level(backend, folder)
     piece_bytes = byte_level_bytes if byte_level else marked_bytes
     vocab = backend.get_vocab(with_added_tokens=True)
     pieces = [b""] * (max(vocab.values(), default=-1) + 1)
@@ -195,14 +194,13 @@ def _from_spec(backend: BackendTokenizer, spec: dict, settings: dict, folder: Pa
     }
 
 
-def _is_byte_level(spec: dict, folder: Path) -> bool:
+def _is_byte_level(backend: BackendTokenizer, folder: Path) -> bool:
     """Whether tokens are spelled in the byte alphabet; ModelError for families with neither spelling."""
-    model = spec.get("model") or {}
-    if model.get("type", "BPE") not in ("BPE", "Unigram"):
-        raise ModelError(f"{folder}: {model.get('type')} tokenizers are not supported; BPE and Unigram are")
-    parts = [spec.get("decoder") or {}, spec.get("pre_tokenizer") or {}]
-    parts += [inner for part in parts for inner in (part.get("decoders") or part.get("pretokenizers") or [])]
-    return any(part.get("type") == "ByteLevel" for part in parts)
+    kind = type(backend.model).__name__
+    if kind not in ("BPE", "Unigram"):
+        raise ModelError(f"{folder}: {kind} tokenizers are not supported; BPE and Unigram are")
+    steps = [part for part in (backend.decoder, backend.pre_tokenizer) if part is not None]
+    return any(b'"ByteLevel"' in step.__getstate__() for step in steps)
 
 
 def _end_ids(folder: Path, vocab_size: int) -> list[int]:

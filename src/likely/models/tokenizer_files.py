@@ -46,12 +46,12 @@ def metadata_from_folder(folder: Path, *, vocab_size: int) -> Pairs:
     if none gives the ids of the folder.
     """
     original = HFTokenizer.from_folder(folder)
-    spec = json.loads(original.backend.to_str())
-    if spec["model"]["type"] != "BPE":
-        raise ModelError(f"{folder}: a {spec['model']['type']} tokenizer cannot be written to GGUF (BPE can)")
+    kind = type(original.backend.model).__name__
+    if kind != "BPE":
+        raise ModelError(f"{folder}: a {kind} tokenizer cannot be written to GGUF (BPE can)")
     if original.vocab_size > vocab_size:
         raise ModelError(f"{folder}: the tokenizer has {original.vocab_size} tokens, the model only {vocab_size} rows")
-    pairs = _ids(original) | _vocabulary(original, spec, vocab_size)
+    pairs = _ids(original) | _vocabulary(original, vocab_size)
     candidates: list[Pairs]
     if original.byte_level:
         pairs["tokenizer.ggml.model"] = "gpt2"
@@ -87,7 +87,7 @@ def _ids(tokenizer: HFTokenizer) -> Pairs:
     return pairs
 
 
-def _vocabulary(tokenizer: HFTokenizer, spec: dict[str, Any], vocab_size: int) -> Pairs:
+def _vocabulary(tokenizer: HFTokenizer, vocab_size: int) -> Pairs:
     """Tokens, their types, and merges or scores; rows without a token become unused ones."""
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = [UNUSED] * vocab_size
@@ -96,7 +96,8 @@ def _vocabulary(tokenizer: HFTokenizer, spec: dict[str, Any], vocab_size: int) -
         tokens[i], types[i] = token, BYTE if byte else NORMAL
     for i, added in tokenizer.backend.get_added_tokens_decoder().items():
         tokens[i], types[i] = added.content, CONTROL if added.special else USER_DEFINED
-    merges = [pair if isinstance(pair, list) else pair.split(" ", 1) for pair in spec["model"]["merges"]]
+    found = json.loads(tokenizer.backend.model.__getstate__())["merges"]
+    merges = [pair if isinstance(pair, list) else pair.split(" ", 1) for pair in found]
     pairs: Pairs = {
         "tokenizer.ggml.tokens": string_array(tokens),
         "tokenizer.ggml.token_type": number_array(types, INT32),
