@@ -129,6 +129,15 @@ def test_the_boundary_is_that_of_the_joint_tokenisation():
     assert scored.straddles and scored.tokens == ["ab", "d"] and scored.text == "bd"
 
 
+def test_text_that_the_tokens_cannot_write_is_refused():
+    class Forgetful(CharTokenizer):
+        def encode(self, text, *, parse_special=False):
+            return super().encode(text.replace("d", ""))
+
+    with pytest.raises(ModelError, match=r"no tokens for 2 byte"):
+        score_pairs(toy(), Forgetful("abcd"), [("ab", "cdd")])
+
+
 @pytest.mark.parametrize("n", [5, 16, 17, 40, 63])
 @pytest.mark.parametrize(("window", "stride"), [(16, 8), (16, 1), (16, 15), (7, 3)])
 def test_windows_score_every_token_once_with_enough_context(n, window, stride):

@@ -55,6 +55,12 @@ def joint_item(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[Item, bo
     """
     tokens = tokenizer.encode(prompt + answer, parse_special=True)
     lengths = surface_lengths(tokenizer, tokens)
+    dropped = len((prompt + answer).encode()) - sum(lengths)
+    if dropped > 0:
+        raise ModelError(
+            f"this tokenizer has no tokens for {dropped} byte(s) of the text, so its probability is not defined: "
+            f"remove control characters, or use another model"
+        )
     boundary = sum(lengths) - len(answer.encode())
     ends = np.cumsum(lengths)
     start = int(np.searchsorted(ends, boundary, side="right")) if answer else len(tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -63,7 +63,7 @@ def local_model(name: str, **options: Any) -> Model:
 
     if is_url(name):
         raise CapabilityError(f"this command needs a model on this machine, not a server ({name})")
-    return open_model(name, **options)
+    return cast("Model", open_model(name, **options))
 
 
 def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
