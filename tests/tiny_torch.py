@@ -9,6 +9,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # ids of end tokens ou
 import torch
 import transformers
 
+torch.set_num_threads(1)  # on models of this size a second thread only waits, and on a busy machine for long
+
 VOCAB = 64
 WINDOW = 8
 SMALL = {

@@ -101,6 +101,25 @@ def test_commits_of_any_branch_far_beyond_the_window(runtime):
     runtime.close(sequence)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma2", "gpt2"])
+def test_pending_nodes_grow_over_several_calls(runtimes, name):
+    runtime, text, nodes = runtimes(name), tokens_of(3 * WINDOW), tokens_of(12, seed=3)
+    parents = [-1, 0, 0, -1, 1, 4, 3, 2, 5, 8, 6, 9]
+    sequence, free = runtime.open(), runtime.free_tokens()
+    forward(runtime, sequence, text, want=Want.NONE)
+    rows = [
+        forward(runtime, sequence, nodes[a:b], parents[a:b]).logits
+        for a, b in ((0, 2), (2, 5), (5, 6), (6, 10), (10, 12))
+    ]
+    rows = np.concatenate(rows)
+    for leaf in (11, 10, 7):
+        path = _path(parents, leaf)
+        close(rows[path], plain(runtime, [*text, *nodes[path]])[len(text) :])
+    runtime.truncate(sequence, len(text) - 2)
+    assert (sequence.pending, free - runtime.free_tokens()) == (0, len(text) - 2)
+    runtime.close(sequence)
+
+
 @pytest.mark.parametrize("tokens_per_call", [3, 64])
 def test_random_histories_equal_the_plain_forward(runtimes, tokens_per_call):
     """Chains, trees, forks, cuts and closings of several sequences, interleaved; every row is checked."""
@@ -144,7 +163,8 @@ def test_random_histories_equal_the_plain_forward(runtimes, tokens_per_call):
                 del texts[gone]
         for text, n, rows in checks[:: max(1, len(checks) // 60)]:
             close(rows, plain(runtime, text)[-n:])
-        runtime.shutdown()
+        for sequence in texts:
+            runtime.close(sequence)
         assert runtime.free_tokens() == 600
 
 
