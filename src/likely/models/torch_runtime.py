@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from likely.errors import KvFull, ModelError
 from likely.models.runtime import (
@@ -27,8 +26,9 @@ from likely.models.runtime import (
     check_path,
     check_work,
 )
-from likely.models.torch_attention import Piece, Plan, register_interface
+from likely.models.torch_attention import Plan, register_interface
 from likely.models.torch_check import is_causal, why_not_slots
+from likely.models.torch_layout import Layout, TorchSequence, texts_of
 from likely.models.torch_module import ModuleCall, weights_digest
 from likely.models.torch_rows import RowCollector
 from likely.models.torch_slots import SlotPool
@@ -38,16 +38,6 @@ MOST_TOKENS_HELD = 65536
 CHECK_TOKENS = 64
 RECOMPUTED_TOKENS_HELD = 2**20  # only token ids are held
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(eq=False)
-class TorchSequence(Sequence):
-    """held: a slot number per kept token (a token id where nothing is cached); nodes: the same per pending node."""
-
-    held: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
-    nodes: list[int] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)  # of pending nodes
-    epoch: object = None  # of the runtime when the sequence was opened
 
 
 @dataclass(frozen=True)
@@ -282,7 +272,7 @@ class TorchRuntime:
             for sequence, own in zip(sequences, tokens, strict=True):
                 last = sequence.nodes[-1] if sequence.nodes else int(sequence.held[-1]) if sequence.length else -1
                 slots.append(self._pool.allocate(len(own), after=last))
-            layouts = [_Layout.of(*of) for of in zip(sequences, work, slots, strict=True)]
+            layouts = [Layout.of(*of) for of in zip(sequences, work, slots, strict=True)]
             for parts in self._calls(work, rows):
                 self._evaluate(parts, layouts, tokens, rows)
         except BaseException:
@@ -326,7 +316,7 @@ class TorchRuntime:
         if parts:
             yield parts
 
-    def _evaluate(self, parts: list[_Part], layouts: list[_Layout], tokens: list[IntArray], rows: RowCollector) -> None:
+    def _evaluate(self, parts: list[_Part], layouts: list[Layout], tokens: list[IntArray], rows: RowCollector) -> None:
         """One call of the module: neighbours in its row of tokens are alike, so that little is padded."""
         pieces = [(layouts[p.item].piece(p.start, p.stop), p) for p in parts]
         pieces.sort(key=lambda pair: (-len(pair[0].positions), -len(pair[0].slots)))
@@ -366,7 +356,7 @@ class TorchRuntime:
         """Each text, and each path of a tree, from its first token; nothing is shared or padded."""
         for i, (sequence, item, own) in enumerate(zip(sequences, work, tokens, strict=True)):
             wanted = np.union1d(rows.head_rows[i], rows.hidden_rows[i])
-            for text, numbers in _texts(sequence, item, own, wanted):
+            for text, numbers in texts_of(sequence, item, own, wanted):
                 first = len(text) - len(numbers)
                 head, at, _ = np.intersect1d(numbers, rows.head_rows[i], return_indices=True)
                 hidden, hidden_at, _ = np.intersect1d(numbers, rows.hidden_rows[i], return_indices=True)
@@ -402,82 +392,6 @@ class TorchRuntime:
 
     def _digest(self) -> str:
         return _revision(weights_digest(self.module), self.dtype)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where the tokens of one piece of work stand: their positions and slots, and what came before."""
-
-    before: IntArray  # slots of kept tokens
-    pending: IntArray  # slots of earlier pending nodes
-    pending_positions: IntArray
-    slots: IntArray  # (n,) of the new tokens
-    positions: IntArray  # (n,)
-    ancestors: NDArray[np.bool_] | None  # (n, pending + n): each node's path, itself included; None: a kept chain
-    canvas: bool
-
-    @classmethod
-    def of(cls, sequence: TorchSequence, item: Work, slots: IntArray) -> _Layout:
-        n, length, first = len(slots), sequence.length, sequence.pending
-        pending = np.array(sequence.nodes, np.int64)
-        depths = np.array(sequence.depths, np.int64)
-        if item.parents is None:
-            return cls(sequence.held, pending, depths, slots, length + np.arange(n), None, False)
-        parents = [*sequence.parents, *np.asarray(item.parents).tolist()]
-        seen = np.eye(first + n, dtype=bool)
-        new_depths = np.concatenate([depths, np.zeros(n, np.int64)])
-        for node, parent in enumerate(parents):
-            if parent >= 0:
-                seen[node] |= seen[parent]
-            if node >= first:
-                new_depths[node] = 1 + (new_depths[parent] if parent >= 0 else 0)
-        positions = length + new_depths - 1
-        canvas = item.attention == "full"
-        ancestors = np.ones((n, n), bool) if canvas else seen[first:]
-        return cls(sequence.held, pending, positions[:first], slots, positions[first:], ancestors, canvas)
-
-    def piece(self, start: int, stop: int) -> Piece:
-        """Tokens start..stop, when those before `start` have been computed."""
-        positions, new = self.positions[start:stop], self.slots[:stop]
-        if self.ancestors is None:
-            return Piece(positions, np.concatenate([self.before, new]), len(self.before) + start)
-        first = len(self.pending)
-        return Piece(
-            positions,
-            np.concatenate([self.before, self.pending, new]),
-            len(self.before),
-            tail=self.ancestors[start:stop, : first + stop],
-            tail_positions=np.concatenate([self.pending_positions, self.positions[:stop]]),
-            canvas=self.canvas,
-        )
-
-
-def _texts(
-    sequence: TorchSequence, item: Work, tokens: IntArray, wanted: IntArray
-) -> Iterator[tuple[IntArray, IntArray]]:
-    """(text, rows): texts from the first token, and which of the work's rows their last tokens are; each row once."""
-    if not len(wanted):
-        return
-    if item.parents is None:
-        last = int(wanted[-1]) + 1
-        yield np.concatenate([sequence.held, tokens[:last]]), np.arange(last)
-        return
-    first = sequence.pending
-    parents = [*sequence.parents, *np.asarray(item.parents).tolist()]
-    nodes = np.concatenate([np.array(sequence.nodes, np.int64), tokens])
-    missing = {int(row) for row in wanted}
-    for row in wanted[::-1].tolist():  # later nodes are deeper: their paths cover the earlier ones
-        if row not in missing:
-            continue
-        path, node = [], first + row
-        while node != -1:
-            path.append(node)
-            node = parents[node]
-        path.reverse()
-        new = [node for node in path if node >= first]
-        covered = np.array([node - first for node in new], np.int64)
-        missing -= set(covered.tolist())
-        yield np.concatenate([sequence.held, nodes[path]]), covered
 
 
 def _joined(arrays: list[IntArray]) -> IntArray:
