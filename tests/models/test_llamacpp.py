@@ -441,3 +441,54 @@ def test_rows_of_one_piece_in_several_calls_are_joined(tiny, monkeypatch):
     np.testing.assert_array_equal(whole.logits, rows[[149, 3, 70, 3]])
     for name in ("logits", "top_ids", "top_logprobs", "entropy", "logprobs"):
         np.testing.assert_array_equal(getattr(split, name), getattr(whole, name))
+
+
+def test_f32_files_agree_with_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    path = write_tiny_llama(tmp_path / "f32.gguf", dtype="F32")
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
+    tokens = tokens_of(50)
+    with torch.no_grad():
+        expected = reference.eval()(torch.tensor(tokens)[None]).logits[0].numpy()
+    runtime = LlamaCppRuntime(path, threads=1, context=64)
+    assert runtime.kv_dtype == "f32"
+    np.testing.assert_allclose(fresh_rows(runtime, tokens), expected, atol=1e-3)
+    runtime.shutdown()
+
+
+# --- the real models --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+def test_smollm2_is_invariant_with_trees_holes_and_neighbours(smollm2_path):
+    runtime = LlamaCppRuntime(smollm2_path, threads=1, context=512)
+    assert runtime.is_invariant() and runtime.context_length == 512 and runtime.dtype == "q4_1+q8_0"
+    tokens = np.array(
+        runtime.tokenizer.encode("The abbot granted market rights, and merchants came each spring to sell.")
+    )
+    expected = fresh_rows(runtime, tokens)
+    a, b = runtime.open(), runtime.open()
+    runtime.forward([Work(b, tokens_of(9)), Work(a, tokens[:5])])
+    drafts = [tokens[5], 77, 78, tokens[6], 79, tokens[7]]  # the right branch has holes
+    rows = one(runtime, a, drafts, parents=[-1, -1, 0, 0, 3, 3])
+    np.testing.assert_array_equal(rows[[0, 3, 5]], expected[5:8])
+    runtime.commit([(a, [0, 3, 5])])
+    runtime.truncate(b, 2)
+    for i in range(8, len(tokens)):
+        row = runtime.forward([Work(b, tokens_of(2, i)), Work(a, tokens[i : i + 1])])[1].logits[0]
+        np.testing.assert_array_equal(row, expected[i])
+    runtime.shutdown()
+
+
+@pytest.mark.real
+def test_gemma_is_invariant_only_when_forced(gemma3_path):
+    runtime = LlamaCppRuntime(gemma3_path, threads=1, context=256, invariant=True)
+    assert runtime.limits.tokens_per_call == 7
+    forced = runtime.revision
+    runtime.shutdown()
+    runtime = LlamaCppRuntime(gemma3_path, threads=1, context=256)
+    assert runtime.limits.tokens_per_call == 512 and runtime.revision != forced
+    assert not runtime.is_invariant()
+    runtime.shutdown()

@@ -38,7 +38,7 @@ class LlamaCppTokenizer:
             if attribute & named:
                 text = (lib.llama_vocab_get_text(vocab, token) or b"").decode("utf-8", "replace")
                 control = attribute & lib.LLAMA_TOKEN_ATTR_CONTROL
-                (self.special_tokens if control else self.user_defined_tokens)[text] = token  # type: ignore[index]
+                (self.special_tokens if control else self.user_defined_tokens)[text] = token
         self.end_ids = frozenset(i for i in range(self.vocab_size) if lib.llama_vocab_is_eog(vocab, i))
         template = header.metadata.get("tokenizer.chat_template")
         self.chat_template = template if isinstance(template, str) else None
@@ -89,6 +89,12 @@ class LlamaCppTokenizer:
     def token_text(self, token: int) -> str:
         raw = self.token_bytes(token)
         return raw.decode("utf-8", "backslashreplace") if raw else self._names.get(token, f"<token {token}>")
+
+    @cached_property
+    def missing_bytes(self) -> frozenset[int]:
+        """Bytes that no token stands for: llama.cpp drops them from a text without a word (SmolLM2 lacks 0xf1)."""
+        singles = {raw[0] for i in range(self.vocab_size) if len(raw := self.token_bytes(i)) == 1}
+        return frozenset(range(256)) - singles
 
     @cached_property
     def fingerprint(self) -> str:
