@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 
@@ -212,6 +213,24 @@ def test_a_file_that_llama_cpp_refuses_gives_its_reason_in_one_line(tmp_path):
     with pytest.raises(ModelError, match=r"llama\.cpp cannot load it \(.*key not found.*\)") as error:
         LlamaCppRuntime(tmp_path / "x.gguf")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("llama.block_count", struct.pack("<I", 0)),
+        ("llama.block_count", struct.pack("<I", 1 << 20)),
+        ("llama.attention.layer_norm_rms_epsilon", struct.pack("<f", -1.0)),
+        ("llama.attention.layer_norm_rms_epsilon", struct.pack("<f", float("nan"))),
+    ],
+)
+def test_values_that_end_the_process_in_native_code_are_refused_before(tiny_path, tmp_path, key, value):
+    data = bytearray(tiny_path.read_bytes())
+    at = data.index(key.encode()) + len(key) + 4  # after the value's type
+    data[at : at + 4] = value
+    (tmp_path / "x.gguf").write_bytes(data)
+    with pytest.raises(ModelError, match=key.split(".")[-1]):
+        LlamaCppRuntime(tmp_path / "x.gguf")
 
 
 def test_leaving_without_shutdown_ends_quietly(tiny_path):

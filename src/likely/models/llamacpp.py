@@ -78,9 +78,9 @@ class LlamaCppRuntime:
             header, context=context, sequences=sequences, threads=threads, invariant=invariant, kv_dtype=kv_dtype
         )
         self.threads, self.kv_dtype, self.dtype = chosen.threads, chosen.kv, chosen.dtype
-        self.kv_bytes_per_token = int(kv_values_per_token(header) * KV_BYTES[chosen.kv])
         self._lone_row = chosen.lone_row
-        self._model = NativeModel(path, repack=chosen.repack)
+        self._model = NativeModel(path, header, repack=chosen.repack)
+        self.kv_bytes_per_token = int(kv_values_per_token(header) * KV_BYTES[chosen.kv])
         try:
             pointer = self._model.pointer
             _check_architecture(pointer, header, path)

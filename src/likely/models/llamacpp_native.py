@@ -5,13 +5,14 @@ A wrong argument ends the whole process inside native code, so everything here e
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import math
 import os
+import re
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.errors import ModelError, missing_extra
+from likely.models.gguf_header import ArrayRef, GgufHeader
 from likely.models.runtime import FloatArray
 
 try:
@@ -93,10 +95,32 @@ def physical_cores(limit: int = 8) -> int:
     return max(1, min(limit, len(cores)))
 
 
-class NativeModel:
-    """Weights and vocabulary of one GGUF file. The file's header must have been checked."""
+def check_header(header: GgufHeader) -> None:
+    """ModelError for headers that are sound as GGUF, but make llama.cpp abort, read past an array or run for ever."""
+    blocks = {int(m[1]) for tensor in header.tensors if (m := re.match(r"blk\.(\d{1,6})\.", tensor.name))}
+    count = header.hparam("block_count")
+    if count is not None and not (isinstance(count, int) and 1 <= count <= max(blocks, default=0) + 1):
+        raise ModelError(f"block_count is {count!r}, but the file has tensors of {len(blocks)} blocks")
+    for key, value in header.metadata.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ModelError(f"{key} is {value}")
+        if key.endswith("_epsilon") and not (isinstance(value, float) and value >= 0):
+            raise ModelError(f"{key} must be a number >= 0, found {value!r}")
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    for name in ("scores", "token_type"):
+        found = header.metadata.get(f"tokenizer.ggml.{name}")
+        if isinstance(found, ArrayRef) and isinstance(tokens, ArrayRef) and len(found) != len(tokens):
+            raise ModelError(f"tokenizer.ggml.{name} has {len(found)} items, the vocabulary {len(tokens)}")
 
-    def __init__(self, path: str | Path, *, vocab_only: bool = False, repack: bool = True):
+
+class NativeModel:
+    """Weights and vocabulary of one GGUF file, whose header was read before."""
+
+    def __init__(self, path: str | Path, header: GgufHeader, *, vocab_only: bool = False, repack: bool = True):
+        try:
+            check_header(header)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from None
         _start_library()
         _errors.clear()
         params = lib.llama_model_default_params()
@@ -283,13 +307,3 @@ class _Batch:
         self.id_pointers[:n] = self.ids.ctypes.data + 4 * (np.cumsum(id_counts) - id_counts)
         self.struct.n_tokens = n
         return self.struct
-
-
-@contextlib.contextmanager
-def vocabulary(path: str | Path) -> Iterator[NativeModel]:
-    """The file's vocabulary without its weights, freed at the end."""
-    model = NativeModel(path, vocab_only=True)
-    try:
-        yield model
-    finally:
-        model.close()

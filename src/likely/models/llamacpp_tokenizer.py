@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from likely.models.gguf_header import ArrayRef, GgufHeader, read_header
-from likely.models.llamacpp_native import NativeModel, lib, vocabulary
+from likely.models.llamacpp_native import NativeModel, lib
 
 _ID_KEYS = ("model", "pre", "tokens", "token_type", "scores", "merges", "add_space_prefix", "remove_extra_whitespaces")
 
@@ -116,5 +116,8 @@ def _known(token: int) -> int | None:
 def vocabulary_of(path: str | Path) -> Iterator[LlamaCppTokenizer]:
     """llama.cpp's tokenizer of a GGUF file without loading its weights."""
     header = read_header(path)
-    with vocabulary(path) as model:
+    model = NativeModel(path, header, vocab_only=True)
+    try:
         yield LlamaCppTokenizer(model, header)
+    finally:
+        model.close()
