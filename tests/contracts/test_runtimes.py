@@ -244,6 +244,17 @@ def test_rows_none_gives_nothing_and_keeps_the_tokens(runtime):
     runtime.close(sequence)
 
 
+def test_pairs_alone_come_back_from_a_call_computed_in_pieces(runtime):
+    tokens = tokens_for(runtime, 60)
+    logprobs = log_softmax(fresh_rows(runtime, tokens))
+    pairs = np.stack([np.arange(59), tokens[1:]], axis=1)
+    sequence = runtime.open()
+    output = one(runtime, sequence, tokens, Want(rows="none", pairs=pairs))
+    runtime.close(sequence)
+    assert output.logits is None
+    np.testing.assert_allclose(output.logprobs, logprobs[np.arange(59), tokens[1:]], atol=1e-4)
+
+
 def test_rows_are_finite_fp32_of_the_vocabulary(runtime):
     rows = fresh_rows(runtime, tokens_for(runtime))
     assert rows.dtype == np.float32 and rows.shape == (LENGTH, runtime.vocab_size)

@@ -55,8 +55,10 @@ class LlamaCppRuntime:
     sequences  how many sequences and tree leaves can be held; each takes one of llama.cpp's 256 ids
     threads    default: the physical cores this process may use, at most 8
     invariant  logits that do not depend, bit for bit, on how tokens are cut into calls, on other sequences or on draft
-               trees. None: where the file's types allow it without loss of speed. True: force it; CapabilityError if
-               a probe shows that it fails. False: larger blocks, a faster prefill, logits that move by rounding
+               trees. None: where the file's types allow it without loss of speed, which leaves out one case: a token
+               of a quantised file computed alone, by several threads, after more than 256 others. True: always, at
+               twice the time for such a token; CapabilityError if a probe shows that it fails. False: larger blocks,
+               a faster prefill, logits that move by rounding
     kv_dtype   type of cached keys and values: f16 (default), f32 (default for a file of F32 matrices; without flash
                attention, which has no f32 form), bf16, q8_0
     """

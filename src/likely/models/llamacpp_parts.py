@@ -53,7 +53,8 @@ class Parts:
         pieces = [(at, values) for at, values in pieces if values is not None and len(at)]
         rows = len(self._asked) if not pairs else 0 if self._pairs is None else len(self._pairs)
         if not pieces:
-            return None if rows else getattr(reduce_rows(replace(self._want, rows="none"), self._n, _no_row), name)
+            nothing = replace(self._want, rows="none", pairs=None if self._pairs is None else self._pairs[:0])
+            return None if rows else getattr(reduce_rows(nothing, self._n, _no_row), name)
         values = pieces[0][1]
         joined = np.empty((rows, *values.shape[1:]), values.dtype)
         for at, values in pieces:

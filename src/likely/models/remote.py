@@ -51,8 +51,8 @@ class RemoteModel:
     transport  of httpx, for tests and proxies
 
     A server shows no token ids: `token_ids` is None and `tokens` are its strings.  It does not say in how many calls
-    a text was made: `target_calls` is None.  Log-probabilities of generated tokens are None where it gives none; whether
-    they are taken before or after temperature is the server's affair.  Safe to use from several threads.
+    a text was made: `target_calls` is None.  Log-probabilities of generated tokens are None where it gives none;
+    whether they are taken before or after temperature is the server's affair.  Safe to use from several threads.
     """
 
     def __init__(
