@@ -68,12 +68,12 @@ def test_generate_is_a_function_of_the_seed(cli, tiny):
 
 
 def test_settings_are_checked_by_name_and_value(cli, tiny):
-    one_line(cli("generate", "a", "-m", tiny, "-o", "top_q=0.9"), 2, "top_q", 'did you mean "top_p"')
+    one_line(cli("generate", "a", "-m", tiny, "-s", "top_q=0.9"), 2, "top_q", 'did you mean "top_p"')
     one_line(cli("generate", "a", "-m", tiny, "--top-p", "1.5"), 2, "top_p", "1.5")
-    one_line(cli("generate", "a", "-m", tiny, "-o", "nonsense"), 2, "KEY=VALUE")
+    one_line(cli("generate", "a", "-m", tiny, "-s", "nonsense"), 2, "KEY=VALUE")
     one_line(cli("generate", "a", "-m", tiny, "--drafter", "lokup"), 2, 'did you mean "lookup"')
-    one_line(cli("generate", "a", "-m", tiny, "-o", "beams=2"), 1, "temperature")
-    assert cli("generate", "a", "-m", tiny, "-o", "beams=2", "-t", "0", "--max-tokens", 4).code == 0
+    one_line(cli("generate", "a", "-m", tiny, "-s", "beams=2"), 1, "temperature")
+    assert cli("generate", "a", "-m", tiny, "-s", "beams=2", "-t", "0", "--max-tokens", 4).code == 0
 
 
 def test_wrong_models_are_one_line(cli, tmp_path):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import invariant, run_state_machine_as_test
 
+from contracts.interleavings import Interleavings
 from likely.errors import CapabilityError, KvFull, ModelError
 from likely.models.runtime import Want, Work
 
@@ -288,105 +289,16 @@ def test_every_id_is_one_path_whatever_the_growth(data):
 # --- any interleaving -------------------------------------------------------------------------------------------------
 
 
-class Interleavings(RuleBasedStateMachine):
-    """Sequences, forks and trees in any order; every row must equal a fresh decode of the same tokens, bit for bit."""
+class InTheOpen(Interleavings):
+    """The contract's interleavings in little room, with the cell bookkeeping checked after every step."""
 
     path = None
 
-    def __init__(self):
-        super().__init__()
-        self.runtime = LlamaCppRuntime(self.path, threads=1, context=160, sequences=12)
-        self.oracle = LlamaCppRuntime(self.path, threads=1, context=64, sequences=1)
-        self.kept, self.nodes = {}, {}  # sequence -> tokens
+    def make(self):
+        return LlamaCppRuntime(self.path, threads=1, context=160, sequences=12)
 
-    def teardown(self):
-        self.runtime.shutdown()
-        self.oracle.shutdown()
-
-    def pick(self, data):
-        return data.draw(st.sampled_from(list(self.kept)))
-
-    def check(self, logits, tokens):
-        np.testing.assert_array_equal(logits, fresh_rows(self.oracle, np.array(tokens))[-1])
-
-    @rule()
-    def open(self):
-        if self.runtime.free_sequences():
-            sequence = self.runtime.open()
-            self.kept[sequence], self.nodes[sequence] = [], []
-        else:
-            with pytest.raises(KvFull):
-                self.runtime.open()
-
-    @precondition(lambda self: self.kept)
-    @rule(data=st.data())
-    def fork(self, data):
-        if self.runtime.free_sequences():
-            source = self.pick(data)
-            length = data.draw(st.integers(0, source.length))
-            copy = self.runtime.fork(source, length)
-            self.kept[copy], self.nodes[copy] = self.kept[source][:length], []
-
-    @precondition(lambda self: self.kept)
-    @rule(data=st.data())
-    def forward(self, data):
-        work, expected = [], []
-        for sequence in data.draw(st.lists(st.sampled_from(list(self.kept)), min_size=1, max_size=3, unique=True)):
-            n = data.draw(st.integers(1, 6))
-            tokens = data.draw(st.lists(st.integers(0, 319), min_size=n, max_size=n))
-            first = sequence.pending
-            if first or data.draw(st.booleans()):
-                parents = [data.draw(st.integers(-1, first + i - 1)) for i in range(n)]
-                work.append(Work(sequence, np.array(tokens), np.array(parents), want=Want.ALL))
-            else:
-                work.append(Work(sequence, np.array(tokens), want=Want.ALL))
-            if sequence.length + first + n > 60:
-                return
-        state = [(item.sequence.length, item.sequence.pending) for item in work]
-        free = self.runtime.free_tokens(), self.runtime.free_sequences()
-        try:
-            outputs = self.runtime.forward(work)
-        except KvFull:
-            assert state == [(item.sequence.length, item.sequence.pending) for item in work]
-            assert free == (self.runtime.free_tokens(), self.runtime.free_sequences())
-            return
-        for item, output in zip(work, outputs, strict=True):
-            sequence, tokens = item.sequence, item.tokens.tolist()
-            if item.parents is None:
-                self.kept[sequence] = self.kept[sequence] + tokens
-                expected.append((output.logits[-1], self.kept[sequence]))
-                continue
-            first = len(self.nodes[sequence])
-            self.nodes[sequence] = self.nodes[sequence] + tokens
-            for i in range(len(tokens)):
-                along = [self.nodes[sequence][v] for v in sequence.path(first + i)]
-                expected.append((output.logits[i], self.kept[sequence] + along))
-        for row, tokens in expected:
-            self.check(row, tokens)
-
-    @precondition(lambda self: any(s.pending for s in self.kept))
-    @rule(data=st.data())
-    def commit(self, data):
-        sequence = data.draw(st.sampled_from([s for s in self.kept if s.pending]))
-        path = sequence.path(data.draw(st.integers(-1, sequence.pending - 1)))
-        self.kept[sequence] = self.kept[sequence] + [self.nodes[sequence][v] for v in path]
-        self.nodes[sequence] = []
-        self.runtime.commit([(sequence, path)])
-
-    @precondition(lambda self: self.kept)
-    @rule(data=st.data())
-    def truncate(self, data):
-        sequence = self.pick(data)
-        length = data.draw(st.integers(0, sequence.length))
-        self.runtime.truncate(sequence, length)
-        self.kept[sequence], self.nodes[sequence] = self.kept[sequence][:length], []
-
-    @precondition(lambda self: self.kept)
-    @rule(data=st.data())
-    def close(self, data):
-        sequence = self.pick(data)
-        self.runtime.close(sequence)
-        del self.kept[sequence], self.nodes[sequence]
+    def make_oracle(self):
+        return LlamaCppRuntime(self.path, threads=1, context=64, sequences=1)
 
     @invariant()
     def books_balance(self):
@@ -402,9 +314,9 @@ class Interleavings(RuleBasedStateMachine):
 @pytest.mark.parametrize("many_dead", [256, 3])
 def test_any_interleaving_equals_fresh_decodes(tiny_path, monkeypatch, many_dead):
     monkeypatch.setattr(llamacpp, "MANY_DEAD", many_dead)
-    monkeypatch.setattr(Interleavings, "path", tiny_path)
+    monkeypatch.setattr(InTheOpen, "path", tiny_path)
     run_state_machine_as_test(
-        Interleavings,
+        InTheOpen,
         settings=settings(
             max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),

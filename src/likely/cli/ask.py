@@ -24,7 +24,7 @@ def ask(
     seed: opt.SeedOption = 0,
     stop: opt.StopOption = None,
     drafter: opt.DrafterOption = None,
-    option: opt.Settings = None,
+    settings: opt.Settings = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
     show_prompt: opt.ShowPrompt = False,
@@ -43,16 +43,16 @@ def ask(
     from likely.cli.printing import print_json, print_stream
 
     text = opt.text_or_stdin(question, "question")
-    settings = {
-        "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(option),
+    given = {
+        "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(settings),
     }  # fmt: skip
     if stop:
-        settings["stop"] = tuple(stop)
+        given["stop"] = tuple(stop)
     if drafter:
-        settings["drafter"] = drafter
+        given["drafter"] = drafter
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
-        stream = lm.stream_ask(text, system=system, **settings)
+        stream = lm.stream_ask(text, system=system, **given)
         if show_prompt:
             typer.echo(stream.prompt, err=True)
         if not as_json:

@@ -40,7 +40,7 @@ def chat(
     temperature: opt.TemperatureOption = 0.2,
     seed: opt.SeedOption = 0,
     drafter: opt.DrafterOption = None,
-    option: opt.Settings = None,
+    settings: opt.Settings = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
     show_prompt: opt.ShowPrompt = False,
@@ -56,14 +56,14 @@ def chat(
 
       printf 'Hello!\\nAnd in French?\\n' | likely chat --json
     """
-    settings = {
-        "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(option),
+    given = {
+        "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(settings),
     }  # fmt: skip
     if drafter:
-        settings["drafter"] = drafter
+        given["drafter"] = drafter
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
-        talk = Conversation(lm, settings, show_prompt=show_prompt, as_json=as_json)
+        talk = Conversation(lm, given, show_prompt=show_prompt, as_json=as_json)
         if load:
             talk.load(load)
         if system is not None:

@@ -27,7 +27,7 @@ def generate(
     samples: Annotated[int, typer.Option("-n", min=1, help="Samples from one prefill.")] = 1,
     stop: opt.StopOption = None,
     drafter: opt.DrafterOption = None,
-    option: opt.Settings = None,
+    settings: opt.Settings = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
     as_json: opt.JsonOption = False,
@@ -40,25 +40,25 @@ def generate(
 
       likely generate "The capital of France is" -t 0 --json
 
-      echo "def fib(n):" | likely generate -n 3 -o repetition_penalty=1.1
+      echo "def fib(n):" | likely generate -n 3 -s repetition_penalty=1.1
     """
     from likely.cli.printing import print_json, print_stream
 
     text = opt.text_or_stdin(prompt, "prompt")
-    settings = {
+    given = {
         "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-        "seed": seed, **opt.parse_settings(option),
+        "seed": seed, **opt.parse_settings(settings),
     }  # fmt: skip
     if stop:
-        settings["stop"] = tuple(stop)
+        given["stop"] = tuple(stop)
     if drafter:
-        settings["drafter"] = drafter
+        given["drafter"] = drafter
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
-        if samples == 1 and not settings.get("beams") and not as_json:
-            print_stream(lm.stream(text, **settings))
+        if samples == 1 and not given.get("beams") and not as_json:
+            print_stream(lm.stream(text, **given))
             return
-        results = lm.generate(text, n=samples, **settings)
+        results = lm.generate(text, n=samples, **given)
         for number, result in enumerate(results if isinstance(results, list) else [results]):
             if as_json:
                 print_json({**opt.origin(lm), "prompt": text, **result.to_dict()})

@@ -29,7 +29,7 @@ DrafterOption = Annotated[str | None, typer.Option("--drafter", help="lookup or 
 StopOption = Annotated[list[str] | None, typer.Option("--stop", help="A string that ends the text (repeatable).")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--option", "-o", metavar="KEY=VALUE", help="Any other setting, e.g. -o top_p=0.9 -o beams=4."),
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any other setting, e.g. -s top_p=0.9 -s beams=4."),
 ]
 ShowPrompt = Annotated[bool, typer.Option("--show-prompt", help="Print what the model really sees, to stderr.")]
 DEFAULT = DEFAULT_MODEL
@@ -72,7 +72,7 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise typer.BadParameter(f"expected KEY=VALUE, got {pair!r}", param_hint="-o")
+            raise typer.BadParameter(f"expected KEY=VALUE, got {pair!r}", param_hint="--set")
         try:
             out[key.strip().replace("-", "_")] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -32,7 +32,7 @@ def score(
         str | None, typer.Option("--perplexity", metavar="TEXTFILE", help="Perplexity of a text file instead.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="Results file; a run that was stopped goes on where it ended.")
+        Path | None, typer.Option("--output", "-o", help="Results file; a run that was stopped goes on where it ended.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin the results file anew.")] = False,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first lines of the input.")] = None,
