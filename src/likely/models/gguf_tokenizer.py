@@ -17,6 +17,7 @@ from tokenizers.models import BPE
 from likely.errors import ModelError, nearest
 from likely.models.gguf_header import ArrayRef, GgufHeader, read_header
 from likely.models.hf_tokenizer import HFTokenizer, byte_level_bytes, marked_bytes, space_to_mark
+from likely.models.tokenizer import end_tokens
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
@@ -44,12 +45,6 @@ SAME_AS = {
     **dict.fromkeys(("stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "solar-open"), "qwen2"),
 }
 _WHOLE_WORDS_FIRST = {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"}
-
-# texts of control tokens that end an answer, whatever the file names as its end-of-text token
-_ENDINGS = {
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>",
-    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "</s>",
-}  # fmt: skip
 
 
 def tokenizer_from_gguf(path: str | Path) -> HFTokenizer:
@@ -121,8 +116,7 @@ class _Builder:
             for token, kind in zip(self.tokens, types, strict=True)
         ]
         control = {token: i for i, (token, kind) in enumerate(zip(self.tokens, types, strict=True)) if kind == CONTROL}
-        ends = {control[text] for text in _ENDINGS if text in control}
-        ends |= {i for name in ("eot_token_id", "eom_token_id") if (i := self.token_id(name)) is not None}
+        ends = end_tokens(control, *map(self.token_id, ("eos_token_id", "eot_token_id", "eom_token_id")))
         pre = self.value("pre", str, "default")
         template = self.metadata.get("tokenizer.chat_template")
         return HFTokenizer(

@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +151,8 @@ class NativeModel:
         """Scalar keys and values of the file as strings; arrays (the vocabulary) are left out by llama.cpp."""
         found = {}
         for i in range(lib.llama_model_meta_count(self.pointer)):
-            key = _read_text(lambda buffer, n, i=i: lib.llama_model_meta_key_by_index(self.pointer, i, buffer, n))
-            found[key] = _read_text(
-                lambda buffer, n, i=i: lib.llama_model_meta_val_str_by_index(self.pointer, i, buffer, n)
-            )
+            key = _read_text(partial(lib.llama_model_meta_key_by_index, self.pointer, i))
+            found[key] = _read_text(partial(lib.llama_model_meta_val_str_by_index, self.pointer, i))
         return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from likely.models.rows import reduce_rows
-from likely.models.runtime import FloatArray, Output, Want
+from likely.models.runtime import FloatArray, IntArray, Output, Want
 
 
 class Parts:
@@ -28,10 +28,10 @@ class Parts:
             return
         at = np.flatnonzero((self._asked >= low) & (self._asked < high))
         pairs_at = np.empty(0, np.int64)
-        pairs = None
+        pairs: IntArray | None = None
         if self._pairs is not None:
             pairs_at = np.flatnonzero((self._pairs[:, 0] >= low) & (self._pairs[:, 0] < high))
-            pairs = self._pairs[pairs_at] - [low, 0]
+            pairs = self._pairs[pairs_at] - np.array([low, 0])
         want = replace(self._want, rows=tuple((self._asked[at] - low).tolist()), pairs=pairs)
         self._found.append((at, pairs_at, reduce_rows(want, high - low, lambda row: row_of(low + row))))
 

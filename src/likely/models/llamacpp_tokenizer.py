@@ -9,8 +9,11 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from likely.models.gguf_header import ArrayRef, GgufHeader, read_header
 from likely.models.llamacpp_native import NativeModel, lib
+from likely.models.tokenizer import end_tokens
 
 _ID_KEYS = ("model", "pre", "tokens", "token_type", "scores", "merges", "add_space_prefix", "remove_extra_whitespaces")
 
@@ -30,16 +33,10 @@ class LlamaCppTokenizer:
         self.bos_id = _known(lib.llama_vocab_bos(vocab))
         self.eos_id = _known(lib.llama_vocab_eos(vocab))
         self.add_bos = bool(lib.llama_vocab_get_add_bos(vocab)) and self.bos_id is not None
-        attributes = [lib.llama_vocab_get_attr(vocab, i) for i in range(self.vocab_size)]
-        named = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED
-        self.special_tokens: Mapping[str, int] = {}
-        self.user_defined_tokens: Mapping[str, int] = {}
-        for token, attribute in enumerate(attributes):
-            if attribute & named:
-                text = (lib.llama_vocab_get_text(vocab, token) or b"").decode("utf-8", "replace")
-                control = attribute & lib.LLAMA_TOKEN_ATTR_CONTROL
-                (self.special_tokens if control else self.user_defined_tokens)[text] = token
-        self.end_ids = frozenset(i for i in range(self.vocab_size) if lib.llama_vocab_is_eog(vocab, i))
+        self.special_tokens: Mapping[str, int] = self._named(lib.LLAMA_TOKEN_TYPE_CONTROL)
+        self.user_defined_tokens: Mapping[str, int] = self._named(lib.LLAMA_TOKEN_TYPE_USER_DEFINED)
+        named = (self.eos_id, _known(lib.llama_vocab_eot(vocab)), self._header_id("eom_token_id"))
+        self.end_ids = end_tokens(self.special_tokens, *named)
         template = header.metadata.get("tokenizer.chat_template")
         self.chat_template = template if isinstance(template, str) else None
         self.adds_space = lib.llama_vocab_type(vocab) == lib.LLAMA_VOCAB_TYPE_SPM and bool(
@@ -47,6 +44,19 @@ class LlamaCppTokenizer:
         )
         self._names = {token: text for text, token in self.special_tokens.items()}
         self._bytes: dict[int, bytes] = {}
+
+    def _named(self, kind: int) -> dict[str, int]:
+        """Text -> id of the tokens that the file declares to be of this kind."""
+        types = self._header.metadata.get("tokenizer.ggml.token_type")
+        if not isinstance(types, ArrayRef):
+            return {}
+        ids = np.flatnonzero(types.numpy() == kind).tolist()
+        texts = [lib.llama_vocab_get_text(self._model.vocab, i) or b"" for i in ids if i < self.vocab_size]
+        return {text.decode("utf-8", "replace"): i for text, i in zip(texts, ids, strict=False)}
+
+    def _header_id(self, name: str) -> int | None:
+        found = self._header.metadata.get(f"tokenizer.ggml.{name}")
+        return found if isinstance(found, int) and 0 <= found < self.vocab_size else None
 
     def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids of the text; no beginning-of-sequence token is added.

@@ -36,6 +36,18 @@ class Tokenizer(Protocol):
     def token_text(self, token: int) -> str: ...  # for people: control tokens by name, odd bytes escaped
 
 
+# texts of control tokens that end an answer, whatever a model file names as its end-of-text token
+END_TEXTS = frozenset({
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>",
+    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "</s>",
+})  # fmt: skip
+
+
+def end_tokens(control: Mapping[str, int], *named: int | None) -> frozenset[int]:
+    """Ids that end a generation: the ones a model file names, and control tokens known to end an answer."""
+    return frozenset(control[text] for text in END_TEXTS if text in control) | {i for i in named if i is not None}
+
+
 def begin(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
     """The tokens with one beginning-of-sequence token in front if the model wants one and it is not there yet."""
     if tokenizer.add_bos and tokenizer.bos_id is not None and tokens[:1] != [tokenizer.bos_id]:
