@@ -110,35 +110,85 @@ def score_items(
 
     progress is called with the number of items finished by each call of the model.
     """
-    for item in items:
-        if not 1 <= item.start <= len(item.tokens):
-            raise ValueError(f"start must lie in 1..{len(item.tokens)}, got {item.start}")
-        if len(item.tokens) > runtime.context_length:
-            raise ModelError(
-                f"the text has {len(item.tokens)} tokens, the model's context is {runtime.context_length}: "
-                f"shorten it, load the model with a larger context=, or score in pieces with window="
-            )
-    results: list[TokenScores | None] = [None] * len(items)
-    order = sorted(range(len(items)), key=lambda i: items[i].tokens)
-    todo = []
-    for i in order:
-        if items[i].start == len(items[i].tokens):
-            results[i] = TokenScores([], [] if entropy else None, [] if top else None)
-        else:
-            todo.append(i)
-    if progress and len(todo) < len(items):
-        progress(len(items) - len(todo))
-    sequence = runtime.open()
+    scoring = Scoring(runtime, items, top=top, entropy=entropy)
+    if progress and scoring.waiting < len(items):
+        progress(len(items) - scoring.waiting)
     try:
-        kept: tuple[int, ...] = ()
-        while todo:
-            kept, done = _score_next(runtime, sequence, kept, items, todo, results, top=top, entropy=entropy)
-            todo = todo[done:]
+        while scoring.waiting:
+            done = scoring.step()
             if progress:
                 progress(done)
     finally:
-        runtime.close(sequence)
-    return results  # type: ignore[return-value]
+        scoring.release()
+    return scoring.results
+
+
+class Scoring:
+    """Items on their way to their scores, one call of the model per `step`: for a caller that does other work between.
+
+    Between two steps it may hold a sequence with the prefix that the next item shares (`held` tokens); `release` gives
+    it back, at the price of computing the prefix again.
+    """
+
+    def __init__(self, runtime: Runtime, items: Seq[Item], *, top: int = 0, entropy: bool = False):
+        for item in items:
+            if not 1 <= item.start <= len(item.tokens):
+                raise ValueError(f"start must lie in 1..{len(item.tokens)}, got {item.start}")
+            if len(item.tokens) > runtime.context_length:
+                raise ModelError(
+                    f"the text has {len(item.tokens)} tokens, the model's context is {runtime.context_length}: "
+                    f"shorten it, load the model with a larger context=, or score in pieces with window="
+                )
+        self._runtime, self._items, self._top, self._entropy = runtime, items, top, entropy
+        self._results: list[TokenScores | None] = [None] * len(items)
+        self._sequence: Sequence | None = None
+        self._kept: tuple[int, ...] = ()
+        self._todo = []
+        for i in sorted(range(len(items)), key=lambda i: items[i].tokens):
+            if items[i].start == len(items[i].tokens):
+                self._results[i] = TokenScores([], [] if entropy else None, [] if top else None)
+            else:
+                self._todo.append(i)
+
+    @property
+    def waiting(self) -> int:
+        """Items without a score."""
+        return len(self._todo)
+
+    @property
+    def held(self) -> int:
+        """Tokens kept in the runtime."""
+        return len(self._kept)
+
+    @property
+    def results(self) -> list[TokenScores]:
+        """Scores in the order of the items, once none is waiting."""
+        assert not self._todo
+        return self._results  # type: ignore[return-value]
+
+    def step(self, *, leaves: int | None = None) -> int:
+        """One call of the model; returns how many items it finished. After an error it can be tried again.
+
+        leaves  most items in the call, where other sequences take part of the runtime's
+        """
+        try:
+            if self._sequence is None:
+                self._sequence = self._runtime.open()
+            self._kept, done = _score_next(
+                self._runtime, self._sequence, self._kept, self._items, self._todo, self._results,
+                top=self._top, entropy=self._entropy, leaves=min(leaves or 2**31, self._runtime.limits.leaves),
+            )  # fmt: skip
+        except BaseException:
+            self.release()
+            raise
+        self._todo = self._todo[done:]
+        return done
+
+    def release(self) -> None:
+        """Hold nothing in the runtime; harmless when repeated."""
+        sequence, self._sequence, self._kept = self._sequence, None, ()
+        if sequence is not None:
+            self._runtime.close(sequence)
 
 
 CHEAP_TOKENS = 32  # kept tokens that a call gives up and computes again rather than ending early
@@ -173,12 +223,13 @@ def _score_next(
     *,
     top: int,
     entropy: bool,
+    leaves: int,
 ) -> tuple[tuple[int, ...], int]:
     """One call of the model; returns (the tokens kept now, how many of `todo` are done)."""
     limits = runtime.limits
-    horizon = [items[i] for i in todo[: min(limits.tokens_per_call, limits.leaves) + 1]]
+    horizon = [items[i] for i in todo[: min(limits.tokens_per_call, leaves) + 1]]
     room = min(limits.tokens_per_call, runtime.free_tokens())
-    count, depth = _choose(horizon, kept, tokens=room, leaves=limits.leaves)
+    count, depth = _choose(horizon, kept, tokens=room, leaves=leaves)
     if depth < len(kept):
         runtime.truncate(sequence, depth)
         kept = kept[:depth]

@@ -300,6 +300,7 @@ class Loop:
             tuple(hypothesis.tokens[new]),
             tuple(hypothesis.logprobs[new]),
             finish,
+            tops=tuple(hypothesis.tops[new]),
         )
 
     def _advance_text(self, hypothesis: Hypothesis, token: int) -> tuple[str | None, str]:

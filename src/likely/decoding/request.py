@@ -66,7 +66,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Event:
-    """News of one sample of one request: emitted tokens, text that became safe, and, once, why it ended."""
+    """News of one sample of one request: emitted tokens, text that became safe, and, once, why it ended.
+
+    tops  alternatives per emitted token, (id, logprob), where the request asked for some
+    """
 
     request: int
     sample: int
@@ -75,6 +78,7 @@ class Event:
     logprobs: tuple[float, ...] = ()
     finish: Finished | None = None
     error: Exception | None = None
+    tops: tuple[list[tuple[int, float]], ...] = ()
 
 
 @dataclass(frozen=True)
