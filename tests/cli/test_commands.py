@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -187,6 +188,15 @@ def test_models_lists_names_sizes_and_what_is_missing(cli):
     assert names["smollm2"]["licence"] == "Apache-2.0" and names["smollm2"]["size_bytes"] > 9e7
     assert "chat" in names["smollm2"]["capabilities"] and set(record["runtimes"]) == {"llamacpp", "torch"}
     assert "smollm2" in cli("models").out
+
+
+def test_models_names_the_pip_line_of_what_is_missing(cli, monkeypatch):
+    from likely.models import catalog
+
+    missing = replace(catalog.KNOWN[1], present=lambda: False)
+    monkeypatch.setattr(catalog, "KNOWN", (catalog.KNOWN[0], missing))
+    assert "likely[gemma]" in cli("models").out.replace("\n", "") or "[gemma]" in cli("models").out
+    assert cli("models", "--json").json["models"][1]["missing"] == "pip install 'likely[gemma]'"
 
 
 def test_bench_gives_rows_and_stores_the_curve(cli, tmp_path):

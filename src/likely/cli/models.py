@@ -30,12 +30,13 @@ def models(as_json: opt.JsonOption = False) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for heading in ("name", "model", "size", "licence", "runtimes", "can", "state"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(
+        cells = (
             row["name"],
             row["title"],
             f"{row['size_bytes'] / 1e6:.0f} MB",
@@ -44,6 +45,7 @@ def models(as_json: opt.JsonOption = False) -> None:
             ", ".join(row["capabilities"]),
             "ready" if row["installed"] and row["runtimes"] else row["missing"],
         )
+        table.add_row(*map(Text, cells))  # Text: the brackets of likely[local] are no markup
     console = Console()
     console.print(table)
     for name, state in engines.items():

@@ -70,8 +70,8 @@ def resolve(source: str) -> tuple[str, Path | str]:
         return "hub", source
     names = [entry.name for entry in KNOWN]
     raise ModelError(
-        f'no model is called "{source}"{nearest(source, names)} Known: {", ".join(names)}; or give a GGUF file, a '
-        f"folder, a hub id (org/name) or the URL of a server"
+        f'no model is called "{source}"{nearest(source, names)} (known: {", ".join(names)}; or give a GGUF file, a '
+        f"folder, a hub id like org/name, or the URL of a server)"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -117,9 +118,14 @@ class TorchRuntime:
         where = _device(device)
         kind = _dtype(dtype, where)
         try:
-            module, found = AutoModelForCausalLM.from_pretrained(
-                str(folder_or_id), dtype=kind, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
+            with _quiet():
+                module, found = AutoModelForCausalLM.from_pretrained(
+                    str(folder_or_id),
+                    dtype=kind,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{folder_or_id}: cannot be loaded by transformers ({_one_line(error)})") from error
         if bad := [*found["missing_keys"], *found["mismatched_keys"]]:
@@ -425,6 +431,23 @@ def _free_bytes(device: torch.device) -> int:
     except OSError:
         pass
     return 4 * 2**30
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' progress bars and the hub client's notes about retries stay off the terminal."""
+    import huggingface_hub.utils.logging as hub
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), hub.get_verbosity()
+    logging.disable_progress_bar()
+    hub.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _one_line(error: Exception) -> str:
