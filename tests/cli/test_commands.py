@@ -195,7 +195,7 @@ def test_models_names_the_pip_line_of_what_is_missing(cli, monkeypatch):
 
     missing = replace(catalog.KNOWN[1], present=lambda: False)
     monkeypatch.setattr(catalog, "KNOWN", (catalog.KNOWN[0], missing))
-    assert "likely[gemma]" in cli("models").out.replace("\n", "") or "[gemma]" in cli("models").out
+    assert "Model gemma3 is missing. Run: pip install 'likely[gemma]'\n" in cli("models").out
     assert cli("models", "--json").json["models"][1]["missing"] == "pip install 'likely[gemma]'"
 
 

@@ -30,7 +30,6 @@ def models(as_json: opt.JsonOption = False) -> None:
         return
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for heading in ("name", "model", "size", "licence", "runtimes", "can", "state"):
@@ -43,11 +42,14 @@ def models(as_json: opt.JsonOption = False) -> None:
             row["licence"],
             ", ".join(row["runtimes"]) or "none",
             ", ".join(row["capabilities"]),
-            "ready" if row["installed"] and row["runtimes"] else row["missing"],
+            "ready" if row["installed"] and row["runtimes"] else "missing",
         )
-        table.add_row(*map(Text, cells))  # Text: the brackets of likely[local] are no markup
+        table.add_row(*cells)
     console = Console()
     console.print(table)
+    for row in rows:
+        if not row["installed"]:
+            console.print(f"Model {row['name']} is missing. Run: {row['missing']}", highlight=False, markup=False)
     for name, state in engines.items():
         if not state["installed"]:
             console.print(f"Runtime {name} is missing. Run: {state['pip']}", highlight=False, markup=False)
