@@ -341,8 +341,10 @@ def test_a_kept_chain_is_refused_while_nodes_are_pending(runtime):
     one(runtime, sequence, [3], parents=[-1])
     with pytest.raises(ValueError, match="pending"):
         one(runtime, sequence, [4])
-    with pytest.raises(ValueError):
-        runtime.commit([(sequence, [0, 0])])
+    for twice in ([(sequence, [0, 0])], [(sequence, [0]), (sequence, [])]):
+        with pytest.raises(ValueError):
+            runtime.commit(twice)
+    assert (sequence.length, sequence.pending) == (2, 1)
     runtime.close(sequence)
 
 

@@ -347,7 +347,8 @@ class Loop:
 
     def _fork(self, hypothesis: Hypothesis) -> Sequence | None:
         """A fork of its sequence; None for want of room: it is then computed anew when there is some."""
-        assert hypothesis.sequence is not None
+        if hypothesis.sequence is None:
+            return None
         try:
             return self.runtime.fork(hypothesis.sequence)
         except KvFull:

@@ -130,6 +130,8 @@ class ToyRuntime:
         accepted = list(accepted)
         for sequence, path in accepted:
             check_path(sequence, path)
+        if len({id(sequence) for sequence, _ in accepted}) < len(accepted):
+            raise ValueError("one commit may name a sequence only once")
         for sequence, path in accepted:
             assert isinstance(sequence, ToySequence)
             sequence.tokens += [sequence.nodes[node] for node in path]
