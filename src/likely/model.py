@@ -186,6 +186,11 @@ class Model:
 
     def stream_ask(self, question: str, *, system: str | None = None, **options: Any) -> Stream:
         """The streaming form of `ask`."""
+        request, rendered = self.question(question, system=system, **options)
+        return Stream(self, request, rendered)
+
+    def question(self, question: str, *, system: str | None = None, **options: Any) -> tuple[Request, Rendered]:
+        """What `ask` sends to the model, for callers that schedule requests themselves."""
         if not question.strip():
             raise ValueError("the question is empty")
         options = {"temperature": 0.0, "max_tokens": 256, **options}
@@ -196,7 +201,7 @@ class Model:
         else:
             messages = [{"role": "system", "content": system}] if system is not None else []
             rendered = self.render([*messages, {"role": "user", "content": question}])
-        return Stream(self, self._request(rendered.tokens, options), rendered)
+        return self._request(rendered.tokens, options), rendered
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Answer:
         """The next assistant message; same options as `generate`, by default temperature 0.2, top_p 0.9."""
