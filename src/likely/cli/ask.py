@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from likely.cli import options as opt
+from likely.cli import seeing
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +29,8 @@ def ask(
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
     show_prompt: opt.ShowPrompt = False,
+    show: seeing.ShowOption = False,
+    html: seeing.HtmlOption = None,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Answer a question.
@@ -38,10 +41,13 @@ def ask(
 
       likely ask "Name three rivers." --json
 
+      likely ask "Name three rivers." --show --html tokens.html
+
       cat question.txt | likely ask -m gemma3
     """
     from likely.cli.printing import print_json, print_stream
 
+    see = seeing.wanted(show, html, as_json)
     text = opt.text_or_stdin(question, "question")
     given = {
         "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(settings),
@@ -50,13 +56,14 @@ def ask(
         given["stop"] = tuple(stop)
     if drafter:
         given["drafter"] = drafter
+    if see:
+        given.setdefault("top_logprobs", seeing.ALTERNATIVES)
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
         stream = lm.stream_ask(text, system=system, **given)
         if show_prompt:
             typer.echo(stream.prompt, err=True)
-        if not as_json:
-            print_stream(stream)
-            return
-        answer = stream.finish()
-        print_json({**opt.origin(lm), "question": text, **answer.to_dict()})
+        answer = stream.finish() if as_json or show else print_stream(stream)
+        if as_json:
+            print_json({**opt.origin(lm), "question": text, **answer.to_dict()})
+        seeing.present(lm, [answer], show=show, html=html, title=text, prompt=stream.prompt)

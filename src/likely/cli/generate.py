@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from likely.cli import options as opt
+from likely.cli import seeing
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +31,8 @@ def generate(
     settings: opt.Settings = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
+    show: seeing.ShowOption = False,
+    html: seeing.HtmlOption = None,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Continue a text; the text depends on model, prompt, settings and seed alone.
@@ -40,10 +43,13 @@ def generate(
 
       likely generate "The capital of France is" -t 0 --json
 
+      likely generate "Once upon a time" --show --html tokens.html
+
       echo "def fib(n):" | likely generate -n 3 -s repetition_penalty=1.1
     """
     from likely.cli.printing import print_json, print_stream
 
+    see = seeing.wanted(show, html, as_json)
     text = opt.text_or_stdin(prompt, "prompt")
     given = {
         "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
@@ -53,14 +59,18 @@ def generate(
         given["stop"] = tuple(stop)
     if drafter:
         given["drafter"] = drafter
+    if see:
+        given.setdefault("top_logprobs", seeing.ALTERNATIVES)
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
-        if samples == 1 and not given.get("beams") and not as_json:
-            print_stream(lm.stream(text, **given))
-            return
-        results = lm.generate(text, n=samples, **given)
-        for number, result in enumerate(results if isinstance(results, list) else [results]):
-            if as_json:
-                print_json({**opt.origin(lm), "prompt": text, **result.to_dict()})
-            else:
-                typer.echo(f"{'' if samples == 1 else f'--- {number} '}{result.text}")
+        if samples == 1 and not given.get("beams") and not as_json and not show:
+            results = [print_stream(lm.stream(text, **given))]
+        else:
+            found = lm.generate(text, n=samples, **given)
+            results = found if isinstance(found, list) else [found]
+            for number, result in enumerate(results):
+                if as_json:
+                    print_json({**opt.origin(lm), "prompt": text, **result.to_dict()})
+                elif not show:
+                    typer.echo(f"{'' if samples == 1 else f'--- {number} '}{result.text}")
+        seeing.present(lm, results, show=show, html=html, title="likely generate", prompt=text)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from likely.cli import options as opt
+from likely.cli import seeing
 
 if TYPE_CHECKING:
     from likely.jsonl import Line, Results
@@ -41,6 +42,8 @@ def score(
     stride: Annotated[int | None, typer.Option("--stride", min=1, help="New tokens per piece.")] = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
+    show: seeing.ShowOption = False,
+    html: seeing.HtmlOption = None,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Log-probability of each answer given its prompt, in nats.
@@ -48,6 +51,8 @@ def score(
     Examples:
 
       likely score --prompt "2 + 2 =" --answer " 4" --answer " 5"
+
+      likely score --prompt "2 + 2 =" --answer " 4" --answer " 5" --show --html answers.html
 
       likely score questions.jsonl > scored.jsonl
 
@@ -62,13 +67,16 @@ def score(
         raise typer.BadParameter("give one of: FILE, --prompt with --answer, --perplexity TEXTFILE", param_hint="FILE")
     if given[1] and (prompt is None or not answer):
         raise typer.BadParameter("--prompt and --answer belong together", param_hint="--answer")
+    see = seeing.wanted(show, html, as_json)
+    if see and not given[1]:
+        raise typer.BadParameter("--show and --html need --prompt and --answer", param_hint="--show")
     lines: list[Line] = _read(file, limit) if file is not None else []
     text = _read_text(perplexity) if perplexity is not None else ""
     if perplexity is not None and not text:
         raise DataError(f"{perplexity} is empty: nothing to score")
     if output is not None and file is None:
         raise typer.BadParameter("--output needs an input FILE", param_hint="--output")
-    options = {"top_logprobs": top_logprobs, "window": window, "stride": stride}
+    options: dict[str, Any] = {"top_logprobs": top_logprobs, "window": window, "stride": stride}
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
         if perplexity is not None:
@@ -76,7 +84,10 @@ def score(
         elif file is not None:
             _score_file(lm, file, lines, output, overwrite, options)
         else:
-            _print_scores(lm, prompt or "", answer or [], options, as_json)
+            if see:
+                options |= seeing.scoring(lm, top_logprobs)
+            scored = _print_scores(lm, prompt or "", answer or [], options, as_json, quiet=show)
+            seeing.present(lm, scored, show=show, html=html, title="likely score", prompt=prompt or "")
 
 
 def _read(file: str, limit: int | None) -> list[Line]:
@@ -157,20 +168,24 @@ def _score_chunk(lm: Any, file: str, chunk: list[Line], results: Results, option
     results.write(records)
 
 
-def _print_scores(lm: Any, prompt: str, answers: list[str], options: dict[str, Any], as_json: bool) -> None:
+def _print_scores(
+    lm: Any, prompt: str, answers: list[str], options: dict[str, Any], as_json: bool, *, quiet: bool = False
+) -> list[Any]:
     from likely.cli.printing import print_json
 
     given = {key: value for key, value in options.items() if value}
     scored = lm.score(prompt, answers, **given)
     if as_json:
         print_json({**opt.origin(lm), "prompt": prompt, "answers": [s.to_dict() for s in scored]})
-        return
+    if as_json or quiet:
+        return list(scored)
     width = max(len(repr(s.text)) for s in scored)
     typer.echo(f"{'answer':<{width}}  {'sum':>10}  {'mean':>9}  tokens   (nats)")
     for s in scored:
         mean = "" if s.mean_logprob is None else f"{s.mean_logprob:9.4f}"
         note = "  first token also holds the end of the prompt" if s.straddles else ""
         typer.echo(f"{s.text!r:<{width}}  {s.sequence_logprob:10.4f}  {mean:>9}  {len(s.token_logprobs):6}{note}")
+    return list(scored)
 
 
 def _print_perplexity(lm: Any, path: str, text: str, window: int | None, stride: int | None, as_json: bool) -> None:

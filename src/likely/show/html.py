@@ -1,0 +1,222 @@
+"""One self-contained page: a heat map of tokens per text, details on hover, focus or tap, a table of all numbers.
+
+The page has no script and loads nothing; its Content-Security-Policy allows one style sheet, by its hash.  Details are
+plain elements that CSS shows.  Every text from a model or a user is made visible and escaped; exact values stand in
+<data value="...">.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from likely.show.colours import DARK, LIGHT, Cell, legend, legend_probability, level_of
+from likely.show.terminal import EMPTY
+from likely.show.tokens import Shown, Token, one_line, probability, visible
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #f6f6f4; --card: #ffffff; --ink: #1a1a1a; --soft: #5c5c5c; --line: #d4d4d0;
+  --focus: #0b57d0; @@light@@ }
+@media (prefers-color-scheme: dark) { :root { --page: #111111; --card: #1b1b1b; --ink: #ededed; --soft: #a9a9a9;
+  --line: #3d3d3d; --focus: #8ab4f8; @@dark@@ } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 90rem; padding: 1rem 1rem 13rem; background: var(--page); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.3rem; margin: 0 0 .25rem; overflow-wrap: anywhere; }
+h2 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; }
+.soft { color: var(--soft); font-size: .875rem; margin: 0; overflow-wrap: anywhere; }
+pre { margin: .5rem 0 0; padding: .5rem .75rem; white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card);
+  border: 1px solid var(--line); border-radius: .5rem; font: .875rem/1.5 ui-monospace, monospace; max-height: 16rem;
+  overflow: auto; }
+summary { cursor: pointer; padding: .25rem 0; }
+.legend { display: flex; flex-wrap: wrap; gap: .25rem; list-style: none; margin: 1rem 0; padding: 0;
+  font-size: .8125rem; align-items: center; }
+.legend li { padding: .1rem .5rem; border-radius: .25rem; border: 1px solid var(--line); white-space: nowrap; }
+.legend li:first-child { border: 0; padding-left: 0; }
+.texts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
+  align-items: start; }
+article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .75rem 1rem;
+  min-width: 0; }
+dl { display: flex; flex-wrap: wrap; gap: .25rem 1.5rem; margin: .5rem 0; }
+dl div { display: flex; gap: .4rem; align-items: baseline; }
+dt { color: var(--soft); font-size: .875rem; }
+dd { margin: 0; font-variant-numeric: tabular-nums; }
+.tokens { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.9; margin: .5rem 0; }
+.t { border-radius: .2rem; padding: .15rem 0; box-shadow: inset -1px 0 0 var(--line); cursor: help;
+  box-decoration-break: clone; -webkit-box-decoration-break: clone; forced-color-adjust: none;
+  print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+.legend li { forced-color-adjust: none; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+.t:hover, .t:focus { outline: 2px solid var(--focus); outline-offset: 1px; }
+.tip { display: none; position: fixed; z-index: 1; left: 0; right: 0; bottom: 0; padding: .6rem 1rem .8rem;
+  background: var(--card); color: var(--ink); border-top: 2px solid var(--focus); white-space: normal;
+  font-size: .875rem; line-height: 1.45; max-height: 12.5rem; overflow: auto; cursor: default; }
+.t:focus > .tip { display: block; }
+.t:hover > .tip { display: block; z-index: 2; }
+.tip b { font: 600 1rem ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+.tip .row { display: flex; flex-wrap: wrap; gap: 0 1.25rem; }
+.tip .alternatives { display: flex; flex-wrap: wrap; gap: .25rem .5rem; margin-top: .3rem; }
+.tip .alternatives > span { border: 1px solid var(--line); border-radius: .25rem; padding: 0 .4rem; }
+.tip .alternatives > .taken { border-color: var(--focus); border-width: 2px; }
+code { font: .875rem ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--soft); padding: .25rem 0; }
+th, td { text-align: left; vertical-align: top; padding: .2rem .75rem .2rem 0; border-bottom: 1px solid var(--line); }
+td.n, th.n { text-align: right; white-space: nowrap; }
+a { color: var(--focus); }
+.skip { position: absolute; left: -100rem; }
+.skip:focus { position: static; }
+@@cells@@
+@media print { .tip { display: none !important; } body { padding-bottom: 1rem; } }
+"""
+
+
+def page(
+    texts: Sequence[Shown], *, title: str, prompt: str | None = None, origin: Mapping[str, Any] | None = None
+) -> str:
+    """The whole page.
+
+    prompt   what the texts continue, shown above them
+    origin   what the numbers depend on (model, runtime, hashes ...), one line at the top
+    """
+    style = _style()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    heading = escape(one_line(title))
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="referrer" content="no-referrer">',
+        f"<title>{heading}</title>",
+        f"<style>{style}</style></head><body>",
+        f'<header><h1 dir="auto">{heading}</h1>',
+    ]
+    if origin:
+        parts.append(f'<p class="soft">{escape(" · ".join(_origin(origin)))}</p>')
+    if prompt is not None:
+        shown_prompt = visible(prompt) or "(empty: a text begins here)"
+        parts.append(f'<details open><summary>Prompt</summary><pre dir="auto">{escape(shown_prompt)}</pre></details>')
+    parts += [_legend(), "</header>", '<main class="texts">']
+    parts += [_article(text, number) for number, text in enumerate(texts, 1)]
+    parts.append("</main></body></html>\n")
+    return "\n".join(parts)
+
+
+def _origin(origin: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in origin.items():
+        if value is not None:
+            text = str(value)
+            short = f"{text[:12]}…" if name in ("sha256", "tokenizer") and len(text) > 12 else one_line(text)
+            yield f"{name} {short}"
+
+
+def _style() -> str:
+    def variables(cells: Sequence[Cell]) -> str:
+        return " ".join(f"--b{k}: {cell.background}; --t{k}: {cell.text};" for k, cell in enumerate(cells))
+
+    cells = "\n".join(f".l{k} {{ background: var(--b{k}); color: var(--t{k}); }}" for k in range(len(LIGHT)))
+    return (
+        _STYLE.replace("@@light@@", variables(LIGHT)).replace("@@dark@@", variables(DARK)).replace("@@cells@@", cells)
+    )
+
+
+def _legend() -> str:
+    items = [
+        f'<li class="l{level}">{escape(nats)} <small>(p {escape(p)})</small></li>'
+        for level, (nats, p) in enumerate(zip(legend(), legend_probability(), strict=True))
+    ]
+    return '<ul class="legend" aria-label="Colours"><li>logprob, nats</li>' + "".join(items) + "</ul>"
+
+
+def _article(text: Shown, number: int) -> str:
+    mean = "none" if text.mean_logprob is None else _data(text.mean_logprob)
+    note = f'<p class="soft">{escape(text.note)}</p>' if text.note else ""
+    cells = "".join(_cell(token, place) for place, token in enumerate(text.tokens, 1))
+    return (
+        f'<article aria-labelledby="h{number}"><h2 id="h{number}" dir="auto">'
+        f"{escape(one_line(text.title, 120)) or '(empty text)'}</h2>{note}"
+        f"<dl><div><dt>sum</dt><dd>{_data(text.sequence_logprob)}</dd></div>"
+        f"<div><dt>mean</dt><dd>{mean}</dd></div><div><dt>tokens</dt><dd>{len(text.tokens)}</dd></div></dl>"
+        f'<a class="skip" href="#table{number}">Skip to the table</a>'
+        f'<div class="tokens" dir="auto">{cells}</div>{_table(text, number)}</article>'
+    )
+
+
+def _cell(token: Token, place: int) -> str:
+    alternatives = ""
+    if token.alternatives:
+        taken = token.rank
+        entries = "".join(
+            f"<span{' class=taken' if rank == taken else ''}>{rank}. <code><bdi>{_text(top.text)}</bdi></code> "
+            f"{probability(top.logprob)}</span>"
+            for rank, top in enumerate(_ordered(token), 1)
+        )
+        alternatives = f'<span class="alternatives">{entries}</span>'
+    numbers = "".join(f"<span>{name} {value}</span>" for name, value in _numbers(token))
+    return (
+        f'<span class="t l{level_of(token.logprob)}" tabindex="0">{_text(token.text)}'
+        f'<span class="tip" dir="ltr"><span class="row"><b><bdi>{_text(token.text)}</bdi></b><span>token {place}</span>'
+        f"{numbers}</span>{alternatives}</span></span>"
+    )
+
+
+def _numbers(token: Token) -> Iterator[tuple[str, str]]:
+    yield "logprob", _data(token.logprob)
+    yield "p", probability(token.logprob)
+    if token.alternatives:
+        yield "rank", _rank(token)
+    if token.entropy is not None:
+        yield "entropy", _data(token.entropy)
+
+
+def _ordered(token: Token) -> list[Any]:
+    return sorted(token.alternatives, key=lambda top: -top.logprob)
+
+
+def _rank(token: Token) -> str:
+    if token.rank is not None:
+        return str(token.rank)
+    return f"&gt; {len(token.alternatives)}" if token.alternatives else ""
+
+
+def _table(text: Shown, number: int) -> str:
+    some = any(token.alternatives for token in text.tokens)
+    entropies = any(token.entropy is not None for token in text.tokens)
+    heads = ["#", "token", "logprob", "p"] + ["rank"] * some + ["entropy"] * entropies + ["alternatives (p)"] * some
+    numeric = {"#", "logprob", "p", "rank", "entropy"}
+    head = "".join(f'<th scope="col"{" class=n" if name in numeric else ""}>{name}</th>' for name in heads)
+    rows = []
+    for place, token in enumerate(text.tokens, 1):
+        cells = [
+            f"<td class=n>{place}</td><td><code><bdi>{_text(token.text)}</bdi></code></td>"
+            f"<td class=n>{_data(token.logprob)}</td><td class=n>{probability(token.logprob)}</td>"
+        ]
+        if some:
+            cells.append(f"<td class=n>{_rank(token)}</td>")
+        if entropies:
+            cells.append(f"<td class=n>{'' if token.entropy is None else _data(token.entropy)}</td>")
+        if some:
+            tops = ", ".join(
+                f"<code><bdi>{_text(top.text)}</bdi></code> {probability(top.logprob)}" for top in _ordered(token)
+            )
+            cells.append(f"<td>{tops}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        f'<details id="table{number}"><summary>Table of the tokens</summary><div class="scroll"><table>'
+        f"<caption>Token by token; logprob and entropy in nats</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></details>"
+    )
+
+
+def _text(text: str) -> str:
+    return escape(visible(text)) or EMPTY
+
+
+def _data(value: float) -> str:
+    """Four decimals for the eye, the exact value for a program."""
+    return f'<data value="{value!r}">{value:.4f}</data>'
