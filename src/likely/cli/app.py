@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from likely import __version__
-from likely.cli import ask, bench, chat, convert, generate, models, score
+from likely.cli import ask, bench, chat, convert, generate, models, plot, score
 from likely.errors import LikelyError
 
 UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer re-exports only the subclass
@@ -45,7 +45,7 @@ def root(
         raise typer.Exit()
 
 
-for verb in (ask, chat, generate, score, models, convert, bench):
+for verb in (ask, chat, generate, score, plot, models, convert, bench):
     verb.register(app)
 
 

@@ -1,0 +1,186 @@
+"""Pictures of results files: how the log-probabilities of tokens, and the means of answers, are distributed.
+
+Reads what `likely score` and `likely ask` write, and their --json lines.  An answer is correct or wrong if its line
+says so: `correct` (true or false, 1 or 0) of the answer or the line, or `label` (the number, or the text, of the right
+one among the answers).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from likely.errors import DataError, missing_extra
+from likely.jsonl import read_lines
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".svg", ".pdf")
+BINS = 60
+# Okabe and Ito's colours, told apart with any colour vision; correct and wrong also differ in the line
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+_DASHES = {"correct": "-", "wrong": "--", "": "-"}
+
+
+@dataclass
+class Series:
+    """What one file holds, by group: "correct", "wrong", or "" where the file does not say.
+
+    tokens  logprob of every token;  means  mean logprob of every answer that has tokens;  both in nats
+    """
+
+    name: str
+    tokens: dict[str, list[float]] = field(default_factory=dict)
+    means: dict[str, list[float]] = field(default_factory=dict)
+    tokenizer: str | None = None
+    odd_labels: int = 0  # labels that name none of their answers
+
+    def add(self, group: str, logprobs: list[float]) -> None:
+        if logprobs:
+            self.tokens.setdefault(group, []).extend(logprobs)
+            self.means.setdefault(group, []).append(sum(logprobs) / len(logprobs))
+
+
+def read_series(path: str | Path) -> Series:
+    """All answers of a results file; DataError names the file and the line."""
+    where = "stdin" if str(path) == "-" else str(path)
+    series = Series(where if where == "stdin" else Path(path).name)
+    seen = False
+    for line in read_lines(path):
+        record, here = line.record, f"{where}:{line.number}"
+        if isinstance(record.get("tokenizer"), str):
+            series.tokenizer = record["tokenizer"]
+        answers = _answers(record, here)
+        if answers is None:
+            if not seen and "kind" in record:  # the header of a results file
+                seen = True
+                continue
+            found = ", ".join(f'"{key}"' for key in list(record)[:8]) or "nothing"
+            raise DataError(
+                f'{here}: field "answers" or "token_logprobs" is missing (found: {found}): '
+                f"this is not a results file of likely score or likely ask"
+            )
+        seen = True
+        groups, odd = _groups(record, answers)
+        series.odd_labels += odd
+        for group, answer in zip(groups, answers, strict=True):
+            series.add(group, _logprobs(answer, here))
+    if not series.tokens:
+        raise DataError(f"{where} holds no tokens to plot")
+    return series
+
+
+def _answers(record: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
+    if "answers" in record:
+        answers = record["answers"]
+        if not isinstance(answers, list) or not all(isinstance(a, dict) for a in answers):
+            raise DataError(f'{where}: field "answers" must be a list of scored answers, as likely score writes them')
+        return answers
+    rows = record.get("token_logprobs")
+    if isinstance(rows, list) and rows and all(isinstance(row, list) for row in rows):  # a question with its choices
+        return [{"token_logprobs": row} for row in rows]
+    return [record] if "token_logprobs" in record else None
+
+
+def _logprobs(answer: dict[str, Any], where: str) -> list[float]:
+    values = answer.get("token_logprobs")
+    if not isinstance(values, list):
+        found = "nothing" if values is None else type(values).__name__
+        raise DataError(f'{where}: field "token_logprobs" must be a list of numbers, found {found}')
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise DataError(f'{where}: field "token_logprobs" must hold finite numbers, found {str(value)[:40]}')
+    return [float(value) for value in values]
+
+
+def _groups(record: dict[str, Any], answers: list[dict[str, Any]]) -> tuple[list[str], bool]:
+    """("correct", "wrong" or "" of each answer, whether a label was there that names none of them)."""
+    whole = record.get("correct") if len(answers) == 1 else None  # of several answers it would be the choice's
+    marks = [_mark(answer.get("correct", whole)) for answer in answers]
+    label = record.get("label")
+    if any(marks) or label is None or answers == [record]:
+        return marks, False
+    if isinstance(label, int) and not isinstance(label, bool):
+        right = [i == label for i in range(len(answers))]
+    else:
+        right = [isinstance(label, str) and str(answer.get("text", "")).strip() == label.strip() for answer in answers]
+    if not any(right):
+        return [""] * len(answers), True
+    return ["correct" if r else "wrong" for r in right], False
+
+
+def _mark(correct: Any) -> str:
+    if not isinstance(correct, int):
+        return ""
+    return {1: "correct", 0: "wrong"}.get(correct, "")
+
+
+def draw(series: Sequence[Series]) -> Figure:
+    """Two histograms side by side, all files over each other on the same bins; each area is 1."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise missing_extra("matplotlib", "plots") from None
+    figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
+    tokens, means = figure.subplots(1, 2)
+    _histogram(tokens, "Tokens", "logprob of a token (nats)", [(s.name, s.tokens) for s in series])
+    _histogram(means, "Answers", "mean logprob of an answer (nats per token)", [(s.name, s.means) for s in series])
+    return figure
+
+
+def _histogram(axes: Axes, title: str, label: str, files: list[tuple[str, dict[str, list[float]]]]) -> None:
+    edges = np.histogram_bin_edges(
+        np.concatenate([values for _, groups in files for values in groups.values()]), bins=BINS
+    )
+    many = len(files) > 1
+    for place, (name, group, values) in enumerate(_entries(files)):
+        number = [n for n, _ in files].index(name) if many else place
+        axes.hist(
+            values,
+            bins=edges.tolist(),
+            density=True,
+            histtype="step",
+            linewidth=1.6,
+            color=_COLOURS[number % len(_COLOURS)],
+            linestyle=_DASHES[group],
+            label=_legend_text(name, group, len(values)),
+        )
+    axes.set(title=title, xlabel=label, ylabel="density per nat")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", frameon=False, fontsize="small")
+
+
+def _entries(files: list[tuple[str, dict[str, list[float]]]]) -> Iterator[tuple[str, str, list[float]]]:
+    for name, groups in files:
+        for group in sorted(groups):
+            yield name, group, groups[group]
+
+
+def _legend_text(name: str, group: str, count: int) -> str:
+    """A label that matplotlib takes as it stands: $ would begin a formula, a leading _ would hide the entry."""
+    short = name if len(name) <= 40 else f"{name[:20]}…{name[-18:]}"
+    text = f"{short}, {group} (n={count:,})" if group else f"{short} (n={count:,})"
+    return (" " + text if text.startswith("_") else text).replace("$", r"\$")
+
+
+def rename_apart(series: Sequence[Series], paths: Sequence[str]) -> None:
+    """Files of the same name are told apart by their paths."""
+    names = [s.name for s in series]
+    for one, path in zip(series, paths, strict=True):
+        if names.count(one.name) > 1:
+            one.name = path
+
+
+def render(figure: Figure, suffix: str) -> bytes:
+    """The picture as a file of one of FORMATS."""
+    out = io.BytesIO()
+    figure.savefig(out, format=suffix.lower().lstrip("."))
+    return out.getvalue()
