@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,30 +32,96 @@ class Line:
     digest: str  # of the raw line
 
 
-def read_lines(path: str | Path) -> Iterator[Line]:
-    """Records of a JSONL file ("-": standard input); blank lines are skipped; DataError names file and line."""
+def read_lines(path: str | Path, *, on_bad: Callable[[DataError], object] | None = None) -> Iterator[Line]:
+    """Records of a JSONL file ("-": standard input); blank lines are skipped; DataError names file and line.
+
+    on_bad  is given the error of a line that is no record, and reading goes on; None: the error is raised
+    """
     name = "stdin" if str(path) == "-" else str(path)
     try:
         source: IO[bytes] = sys.stdin.buffer if str(path) == "-" else open(path, "rb")  # noqa: SIM115
     except OSError as error:
         raise DataError(f"cannot read {name}: {error.strerror or error}") from None
     with source:
-        for number, raw in enumerate(source, 1):
+        for number, (raw, size) in enumerate(_raw_lines(source, name), 1):
             if not raw.strip():
                 continue
-            yield Line(number, parse_line(raw, f"{name}:{number}"), line_digest(raw))
+            try:
+                line = Line(number, parse_line(raw, f"{name}:{number}", size=size), line_digest(raw))
+            except DataError as error:
+                if on_bad is None:
+                    raise
+                on_bad(error)
+            else:
+                yield line
+
+
+def _raw_lines(source: IO[bytes], name: str) -> Iterator[tuple[bytes, int]]:
+    """(line, its bytes); of a line that is too long only the beginning is held."""
+    try:
+        while raw := source.readline(MAX_LINE_BYTES + 1):
+            size, last = len(raw), raw
+            while len(last) > MAX_LINE_BYTES and not last.endswith(b"\n"):
+                last = source.readline(MAX_LINE_BYTES + 1)
+                size += len(last)
+            yield raw, size
+    except OSError as error:
+        raise DataError(f"cannot read {name}: {error.strerror or error}") from None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The records of a file that can be used, and what was wrong with the others."""
+
+    lines: list[Line]
+    bad: list[DataError]  # one per line left out, in order
+
+    @property
+    def total(self) -> int:
+        return len(self.lines) + len(self.bad)
+
+
+def read_checked(
+    path: str | Path, check: Callable[[Line], object], *, skip: bool = False, limit: int | None = None
+) -> Checked:
+    """All records of a file, each given to `check`, which raises DataError for one that cannot be used.
+
+    skip   leave out bad lines; otherwise the first one is the error
+    limit  read so many records at most, bad ones included
+    """
+    checked = Checked([], [])
+    for line in read_lines(path, on_bad=checked.bad.append if skip else None):
+        if limit is not None and checked.total >= limit:
+            break
+        try:
+            check(line)
+        except DataError as error:
+            if not skip:
+                raise
+            checked.bad.append(error)
+        else:
+            checked.lines.append(line)
+    return Checked(checked.lines, checked.bad[: None if limit is None else limit - len(checked.lines)])
 
 
 def line_digest(raw: bytes) -> str:
     return hashlib.sha256(raw.strip()).hexdigest()[:16]
 
 
-def parse_line(raw: bytes, where: str) -> dict[str, Any]:
-    """One JSON object; DataError with `where` otherwise."""
-    if len(raw) > MAX_LINE_BYTES:
-        raise DataError(f"{where}: the line has {len(raw):,} bytes, at most {MAX_LINE_BYTES:,} are read")
+def parse_line(raw: bytes, where: str, *, size: int | None = None) -> dict[str, Any]:
+    """One JSON object of finite numbers and real text; DataError with `where` otherwise.
+
+    size  bytes of the line in its file, where `raw` is only its beginning
+    """
+    size = len(raw) if size is None else size
+    if size > MAX_LINE_BYTES:
+        raise DataError(f"{where}: the line has {size:,} bytes, at most {MAX_LINE_BYTES:,} are read")
     try:
-        record = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        record = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
+        if b"\\u" in raw:
+            json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: holds half a character (a lone surrogate such as \\ud800)") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 (byte {error.start})") from None
     except RecursionError:
@@ -68,6 +135,13 @@ def parse_line(raw: bytes, where: str) -> dict[str, Any]:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value
 
 
 def text_field(line: Line, name: str, where: str) -> str:

@@ -7,10 +7,13 @@ import sys
 
 
 def main() -> None:
-    """Entry point of `likely`: exit codes 0 done, 1 the work failed, 2 wrong usage."""
-    from likely.cli.app import run
+    """Entry point of `likely`: exit codes 0 done, 1 the work failed, 2 wrong usage, 130 Ctrl-C."""
+    try:
+        from likely.cli.app import run
 
-    code = run(sys.argv[1:])
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # outside of any verb
+        code = 130
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from likely import __version__
-from likely.cli import ask, bench, chat, convert, generate, models, plot, score
+from likely.cli import ask, bench, chat, convert, datasets, generate, models, papers, plot, reproduce, score
 from likely.errors import LikelyError
 
 UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer re-exports only the subclass
@@ -45,16 +45,16 @@ def root(
         raise typer.Exit()
 
 
-for verb in (ask, chat, generate, score, plot, models, convert, bench):
+for verb in (ask, chat, generate, score, plot, models, datasets, papers, reproduce, convert, bench):
     verb.register(app)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line; returns the exit code and prints at most one line about an error."""
     debug = "--debug" in arguments
-    command = typer.main.get_command(app)
     arguments = [a for a in arguments if a != "--debug"]
     try:
+        command = typer.main.get_command(app)
         code = command.main(args=list(arguments), prog_name="likely", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except typer.Exit as stop:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,7 +11,7 @@ from likely.cli import options as opt
 from likely.cli import seeing
 
 if TYPE_CHECKING:
-    from likely.jsonl import Line, Results
+    from likely.jsonl import Checked, Line, Results
 
 CHUNK = 128  # input lines scored together: enough to fill calls and share prefixes, few enough to lose on a kill
 
@@ -37,6 +37,13 @@ def score(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin the results file anew.")] = False,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first lines of the input.")] = None,
+    on_error: Annotated[
+        Literal["stop", "skip"],
+        typer.Option(
+            "--on-error",
+            help="At a line that cannot be scored: end, or name it on stderr, count it and go on (exit code 0).",
+        ),
+    ] = "stop",
     top_logprobs: Annotated[int, typer.Option("--top-logprobs", min=0, max=100, help="Alternatives per token.")] = 0,
     window: Annotated[int | None, typer.Option("--window", min=2, help="Score longer texts in pieces.")] = None,
     stride: Annotated[int | None, typer.Option("--stride", min=1, help="New tokens per piece.")] = None,
@@ -56,7 +63,7 @@ def score(
 
       likely score questions.jsonl > scored.jsonl
 
-      likely score questions.jsonl --output scored.jsonl
+      likely score questions.jsonl --output scored.jsonl --on-error skip
 
       likely score --perplexity README.md
     """
@@ -70,7 +77,11 @@ def score(
     see = seeing.wanted(show, html, as_json)
     if see and not given[1]:
         raise typer.BadParameter("--show and --html need --prompt and --answer", param_hint="--show")
-    lines: list[Line] = _read(file, limit) if file is not None else []
+    if file is None and on_error != "stop":
+        raise typer.BadParameter("--on-error needs an input FILE", param_hint="--on-error")
+    if file is not None and output is not None and _same_file(file, output):
+        raise typer.BadParameter("the output would replace the input: choose another file", param_hint="--output")
+    checked = _read(file, limit, on_error == "skip") if file is not None else None
     text = _read_text(perplexity) if perplexity is not None else ""
     if perplexity is not None and not text:
         raise DataError(f"{perplexity} is empty: nothing to score")
@@ -81,8 +92,8 @@ def score(
     with lm:
         if perplexity is not None:
             _print_perplexity(lm, perplexity, text, window, stride, as_json)
-        elif file is not None:
-            _score_file(lm, file, lines, output, overwrite, options)
+        elif file is not None and checked is not None:
+            _score_file(lm, file, checked, output, overwrite, options, on_error == "skip")
         else:
             if see:
                 options |= seeing.scoring(lm, top_logprobs)
@@ -90,20 +101,31 @@ def score(
             seeing.present(lm, scored, show=show, html=html, title="likely score", prompt=prompt or "")
 
 
-def _read(file: str, limit: int | None) -> list[Line]:
+def _same_file(one: str, other: Path) -> bool:
+    try:
+        return other.samefile(one)
+    except OSError:
+        return False
+
+
+def _read(file: str, limit: int | None, skip: bool) -> Checked:
     """All input lines, checked before the model is loaded."""
     from likely.errors import DataError
-    from likely.jsonl import read_lines
+    from likely.jsonl import read_checked
 
-    lines: list[Line] = []
-    for line in read_lines(file):
-        if limit is not None and len(lines) >= limit:
-            break
-        _pair_texts(line, file)
-        lines.append(line)
-    if not lines:
-        raise DataError(f'{file} holds no records: expected lines like {{"prompt": "...", "answers": ["...", "..."]}}')
-    return lines
+    where = _name(file)
+    checked = read_checked(file, lambda line: _pair_texts(line, where), skip=skip, limit=limit)
+    for error in checked.bad:
+        typer.echo(f"skipped: {error}", err=True)
+    if not checked.lines:
+        if checked.bad:
+            raise DataError(f"none of the {checked.total} lines of {where} can be scored")
+        raise DataError(f'{where} holds no records: expected lines like {{"prompt": "...", "answers": ["...", "..."]}}')
+    return checked
+
+
+def _name(file: str) -> str:
+    return "stdin" if file == "-" else file
 
 
 def _pair_texts(line: Line, where: str) -> tuple[str, list[str]]:
@@ -135,25 +157,48 @@ def _read_text(path: str) -> str:
 
 
 def _score_file(
-    lm: Any, file: str, lines: list[Line], output: Path | None, overwrite: bool, options: dict[str, Any]
+    lm: Any, file: str, checked: Checked, output: Path | None, overwrite: bool, options: dict[str, Any], skip: bool
 ) -> None:
     from likely.cli.printing import progress
     from likely.jsonl import Results
 
     header = {**opt.origin(lm), "kind": "score", "template": None, "settings": options}
+    lines, where, skipped = checked.lines, _name(file), len(checked.bad)
     with Results(output, header, overwrite=overwrite) as results:
         # a chunk that was cut is scored whole again: the same calls give the same digits as an unbroken run
         chunks = [lines[start : start + CHUNK] for start in range(0, len(lines), CHUNK)]
-        todo = [chunk for chunk in chunks if not all([results.is_done(line, file) for line in chunk])]
-        answers = sum(len(_pair_texts(line, file)[1]) for chunk in todo for line in chunk)
+        todo = [chunk for chunk in chunks if not all([results.is_done(line, where) for line in chunk])]
+        answers = sum(len(_pair_texts(line, where)[1]) for chunk in todo for line in chunk)
         with progress(answers, "scoring") as tick:
             for chunk in todo:
-                _score_chunk(lm, file, chunk, results, options, tick)
+                skipped += _score_chunk(lm, where, chunk, results, options, tick, skip)
+    if skipped:
+        typer.echo(f"skipped {skipped} of {checked.total} lines", err=True)
 
 
-def _score_chunk(lm: Any, file: str, chunk: list[Line], results: Results, options: dict[str, Any], tick: Any) -> None:
-    groups = [_pair_texts(line, file) for line in chunk]
+def _score_chunk(
+    lm: Any, where: str, chunk: list[Line], results: Results, options: dict[str, Any], tick: Any, skip: bool
+) -> int:
+    """Score some lines together and write their results; returns how many were left out."""
+    from likely.errors import CapabilityError, LikelyError, RemoteError
+
+    skipped = 0
+    try:
+        records = _scored(lm, where, chunk, options, tick)
+    except (CapabilityError, RemoteError):  # the model's fault, not a line's
+        raise
+    except LikelyError:
+        chunk, skipped = _scorable(lm, where, chunk, options, skip)
+        records = _scored(lm, where, chunk, options, tick)
+    results.write(record for line, record in zip(chunk, records, strict=True) if not results.is_done(line, where))
+    return skipped
+
+
+def _scored(lm: Any, where: str, chunk: list[Line], options: dict[str, Any], tick: Any) -> list[dict[str, Any]]:
+    groups = [_pair_texts(line, where) for line in chunk]
     pairs = [(prompt, answer) for prompt, answers in groups for answer in answers]
+    if not pairs:
+        return []
     if hasattr(lm, "score_pairs"):
         scored = iter(lm.score_pairs(pairs, progress=tick, **options))
     else:
@@ -163,9 +208,26 @@ def _score_chunk(lm: Any, file: str, chunk: list[Line], results: Results, option
         record: dict[str, Any] = {"line": line.number, "input": line.digest}
         record |= {key: line.record[key] for key in ("id", "label") if key in line.record}
         record["answers"] = [next(scored).to_dict() for _ in answers]
-        if not results.is_done(line, file):
-            records.append(record)
-    results.write(records)
+        records.append(record)
+    return records
+
+
+def _scorable(lm: Any, where: str, chunk: list[Line], options: dict[str, Any], skip: bool) -> tuple[list[Line], int]:
+    """The lines of a failed chunk that the model can score (one that does not fit its context, say, it cannot)."""
+    from likely.errors import DataError, LikelyError
+
+    good = []
+    for line in chunk:
+        try:
+            _scored(lm, where, [line], options, None)
+        except LikelyError as error:
+            message = f"{where}:{line.number}: {error}"
+            if not skip:
+                raise DataError(message) from None
+            typer.echo(f"skipped: {message}", err=True)
+        else:
+            good.append(line)
+    return good, len(chunk) - len(good)
 
 
 def _print_scores(

@@ -1,0 +1,144 @@
+"""kill -9 and Ctrl-C at seeded random moments: nothing is lost, nothing repeated, no half file, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hostile.moments import Moments
+from tiny_gguf import write_tiny_llama
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+    pytest.mark.xdist_group("kills"),
+]
+
+
+@pytest.fixture(scope="module")
+def moments() -> Iterator[Moments]:
+    server = Moments()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 lines: five pieces of work, each written at once."""
+    path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
+    records = [{"id": i, "prompt": f"ab {i % 3}", "answers": ["c", f"d{i}"]} for i in range(600)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+def test_the_same_moment_is_the_same_step(moments: Moments, tiny: Path, questions: Path) -> None:
+    """The instrument itself: step counts repeat, and a kill really is one."""
+    done = [moments.run("score", questions, "--limit", 3, "-m", tiny, "--threads", 1) for _ in range(2)]
+    assert done[0] == done[1] and done[0].code == 0 and done[0].steps > 10_000
+    assert moments.run("score", questions, "-m", tiny, at=500).code == -signal.SIGKILL
+    assert moments.run("score", questions, "-m", tiny, at=500, kind=signal.SIGINT).code == 130
+
+
+@pytest.mark.parametrize(("kind", "count"), [(signal.SIGKILL, 50), (signal.SIGINT, 20)])
+def test_a_scored_file_survives_stops(
+    moments: Moments, tiny: Path, questions: Path, tmp_path: Path, kind: signal.Signals, count: int
+) -> None:
+    def score(target: Path, at: int | None = None):
+        return moments.run("score", questions, "-m", tiny, "--threads", 1, "-o", target, at=at, kind=kind)
+
+    whole = score(tmp_path / "whole.jsonl")
+    expected = (tmp_path / "whole.jsonl").read_bytes()
+    assert whole.code == 0 and expected.count(b"\n") == 601
+
+    rng, target, kept, stops, finished, sizes = random.Random(7), tmp_path / "out.jsonl", 0, 0, 0, set()
+    while stops < count:
+        ended = score(target, at=rng.randrange(1, whole.steps))
+        found = target.read_bytes() if target.exists() else b""
+        assert expected.startswith(found), "a result is lost, repeated or out of place"
+        assert len(found) >= kept, "what an earlier run had written is gone"
+        assert "Traceback" not in ended.err and "Error" not in ended.err, ended.err
+        kept = len(found)
+        if ended.code == 0:  # its moment lay behind the end of a resumed run: begin anew
+            assert found == expected
+            finished, kept = finished + 1, 0
+            target.unlink()
+            continue
+        assert ended.code == (130 if kind == signal.SIGINT else -signal.SIGKILL)
+        sizes.add(kept)
+        stops += 1
+    assert finished and len(sizes) >= 4  # stops fell before, between and after the pieces
+    score(target)
+    assert target.read_bytes() == expected
+
+
+def bytes_of(path: Path) -> dict[str, bytes] | bytes | None:
+    if path.is_dir():
+        return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+    return path.read_bytes() if path.exists() else None
+
+
+@pytest.mark.parametrize(
+    ("to", "kind", "stops"),
+    [
+        ("f16", signal.SIGKILL, 50),
+        ("f16", signal.SIGINT, 14),
+        ("safetensors", signal.SIGKILL, 20),
+        ("safetensors", signal.SIGINT, 10),
+    ],
+)
+def test_a_converted_model_is_whole_or_not_there(
+    moments: Moments, tiny: Path, tmp_path: Path, to: str, stops: int, kind: signal.Signals
+) -> None:
+    def convert(target: Path, at: int | None = None, *options: str):
+        return moments.run("convert", tiny, target, "--to", to, "--no-verify", *options, at=at, kind=kind)
+
+    whole = convert(tmp_path / "whole")
+    expected, rng, late = bytes_of(tmp_path / "whole"), random.Random(11), 0
+    assert whole.code == 0 and expected
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for number in range(stops):
+        target = folder / str(number)
+        # the end of the run, where the name is given, gets half of the stops
+        at = rng.randrange(1, whole.steps) if number % 2 else whole.steps - rng.randrange(1, 1000)
+        ended = convert(target, at)
+        found = bytes_of(target)
+        assert ended.code == (130 if kind == signal.SIGINT else -signal.SIGKILL)
+        assert "Traceback" not in ended.err and "Error" not in ended.err, ended.err
+        assert found is None or found == expected
+        late += found is not None
+        if kind == signal.SIGINT:
+            assert {p.name for p in folder.iterdir()} <= {str(i) for i in range(stops)}, "a temporary file stays"
+    assert 0 < late < stops
+    assert convert(target, None, "--overwrite").code == 0
+    assert bytes_of(target) == expected
+
+
+def test_a_model_that_is_being_checked_is_not_there_yet(moments: Moments, tiny: Path, tmp_path: Path) -> None:
+    target, rng = tmp_path / "out.gguf", random.Random(5)
+    steps = moments.run("convert", tiny, tmp_path / "whole.gguf", "--to", "f16", "--no-verify").steps
+    for _ in range(3):
+        # an unchecked run would have ended here; the check takes as many steps again
+        moments.run("convert", tiny, target, "--to", "f16", at=steps + rng.randrange(1000, 50_000))
+        assert not target.exists()
+
+
+def test_a_model_that_is_replaced_is_the_old_one_or_the_new_one(moments: Moments, tiny: Path, tmp_path: Path) -> None:
+    new, target, rng, seen = tmp_path / "new.gguf", tmp_path / "target.gguf", random.Random(3), set()
+    steps = moments.run("convert", tiny, new, "--to", "q8_0", "--no-verify").steps
+    for _ in range(12):
+        target.write_bytes(tiny.read_bytes())
+        at = steps - rng.randrange(1, 1000)
+        moments.run("convert", tiny, target, "--to", "q8_0", "--no-verify", "--overwrite", at=at)
+        seen.add(target.read_bytes())
+    assert seen == {tiny.read_bytes(), new.read_bytes()}
