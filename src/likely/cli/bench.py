@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,7 +87,7 @@ def _measure(
             prefill=256 if quick else 512,
             rounds=3 if quick else 5,
             seconds=(30 if quick else 240) / engines,
-            progress=lambda line: typer.echo(f"{name}: {line}", err=True),
+            progress=(lambda line: typer.echo(f"{name}: {line}", err=True)) if sys.stderr.isatty() else None,
         )
     curve.save()
     return curve

@@ -117,7 +117,7 @@ def measure(
         if number > 1 and (time.perf_counter() - started) * (number + 1) / number > seconds:
             break
         if progress:
-            progress(f"round {number} of {rounds}")
+            progress(f"round {number} of {rounds}" if number else "warming up")
         held: dict[int, list[Any]] = {}
         for shape in shapes:
             kind, context, count, n = shape
