@@ -332,12 +332,12 @@ def score_pairs(
         if top:
             merged[i].tops.extend(score.tops)  # type: ignore[union-attr, arg-type]
     return [
-        _scored(tokenizer, answer, item, straddles, score)
+        scored_answer(tokenizer, answer, item, straddles, score)
         for (_, answer), (item, straddles), score in zip(pairs, joint, merged, strict=True)
     ]
 
 
-def _scored(tokenizer: Tokenizer, answer: str, item: Item, straddles: bool, score: TokenScores) -> Scored:
+def scored_answer(tokenizer: Tokenizer, answer: str, item: Item, straddles: bool, score: TokenScores) -> Scored:
     ids = list(item.tokens[item.start :])
     total, mean = sums(score.logprobs)
     tops = None

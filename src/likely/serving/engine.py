@@ -1,0 +1,279 @@
+"""One thread owns the model; any number of coroutines ask it. Decoding and scoring take turns, a call of each.
+
+engine = Engine(model, max_queue=64)
+async for event in engine.submit(request): ...
+scores = await engine.score(items)
+engine.close()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from likely.decoding.request import Event, Request
+from likely.errors import KvFull, LikelyError
+from likely.model import Model
+from likely.scoring import Item, Scoring, TokenScores
+
+
+class Overloaded(LikelyError):
+    """So many requests are on their way that no more are taken now."""
+
+    def __init__(self, limit: int):
+        super().__init__(f"the server is busy with {limit} requests, as many as it takes at a time: try again later")
+
+
+class EngineFailed(LikelyError):
+    """The model's engine broke down or was closed; what it was working on is lost."""
+
+
+class Ticket:
+    """A submitted request, as an asynchronous iterator of its events; ends with the last sample.
+
+    Raises what ended the request early.  `cancel` stops it; leaving it unread without `cancel` lets it run to its end.
+    """
+
+    def __init__(self, request: Request, cancel: Callable[[Ticket], None]):
+        self.request, self.id = request, -1
+        self._cancel, self._open = cancel, request.samples
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
+
+    def __aiter__(self) -> Ticket:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._open <= 0:
+            raise StopAsyncIteration
+        found = await self._queue.get()
+        if isinstance(found, Event) and found.error is None:
+            self._open -= found.finish is not None
+            return found
+        self._open = 0
+        raise (found.error or EngineFailed("unknown")) if isinstance(found, Event) else found
+
+    def cancel(self) -> None:
+        """Stop the request and free its room; harmless when it has ended."""
+        self._cancel(self)
+
+    def _deliver(self, news: Sequence[Event | Exception]) -> None:
+        """Called by the engine's thread."""
+
+        def put() -> None:
+            for item in news:
+                self._queue.put_nowait(item)
+
+        try:
+            self._loop.call_soon_threadsafe(put)
+        except RuntimeError:  # its event loop was closed: nobody listens
+            self.cancel()
+
+
+@dataclass(eq=False)
+class _Job:
+    """Items to be scored for somebody; `scoring` is made by the engine's thread."""
+
+    items: Sequence[Item]
+    top: int
+    entropy: bool
+    future: Future[list[TokenScores]] = field(default_factory=Future)
+    scoring: Scoring | None = None
+
+
+class Engine:
+    """A model and the thread that runs it.
+
+    max_queue  requests and scoring jobs that may be on their way at a time; more are refused with Overloaded
+
+    Nothing else may use the model's runtime until `close`.  An error of one request ends that request alone; an error
+    of the runtime itself ends what runs, and the next request starts afresh.
+    """
+
+    def __init__(self, model: Model, *, max_queue: int = 64):
+        if max_queue < 1:
+            raise ValueError(f"max_queue must be at least 1, got {max_queue}")
+        self.model, self.max_queue = model, max_queue
+        self._loop = model.loop()
+        self._lock = threading.Lock()
+        self._live: dict[int, Ticket] = {}
+        self._live_samples: dict[int, int] = {}
+        self._jobs: deque[_Job] = deque()
+        self._wake = threading.Event()
+        self._closing = False
+        self.failure: Exception | None = None
+        self.free_tokens = model.runtime.free_tokens()  # after the last turn
+        self._thread = threading.Thread(target=self._run, name="likely-engine", daemon=True)
+        self._thread.start()
+
+    # --- called from coroutines -----------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """Requests and scoring jobs on their way."""
+        return len(self._live) + len(self._jobs)
+
+    def check_room(self, count: int = 1) -> None:
+        """Raise Overloaded unless `count` more requests are taken now."""
+        if self.failure is not None or self._closing:
+            raise EngineFailed(f"the engine has stopped: {self.failure or 'it was closed'}")
+        if self.waiting + count > self.max_queue:
+            raise Overloaded(self.max_queue)
+
+    def submit(self, request: Request) -> Ticket:
+        """Start a request.  Raises at once if it is refused: Overloaded, or what `Loop.add` says."""
+        ticket = Ticket(request, self._cancel)
+        with self._lock:
+            self.check_room()
+            ticket.id = self._loop.add(request)
+            self._live[ticket.id] = ticket
+            self._live_samples[ticket.id] = request.samples
+        self._wake.set()
+        return ticket
+
+    async def score(self, items: Sequence[Item], *, top: int = 0, entropy: bool = False) -> list[TokenScores]:
+        """Log-probabilities of given tokens, in turns with decoding.  Cancelling the caller drops the job."""
+        job = _Job(items, top, entropy)
+        with self._lock:
+            self.check_room()
+            self._jobs.append(job)
+        self._wake.set()
+        return await asyncio.wrap_future(job.future)
+
+    def _cancel(self, ticket: Ticket) -> None:
+        if ticket.id in self._live:
+            self._loop.cancel(ticket.id)
+            self._wake.set()
+
+    def close(self) -> None:
+        """Stop the thread, end what runs with EngineFailed, and free its room; the model stays open."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join()
+
+    # --- the engine's thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closing and self.failure is None:
+            self._wake.clear()
+            if not self._turn():
+                self._wake.wait()
+        self._fail_all(EngineFailed(f"the engine has stopped: {self.failure or 'it was closed'}"))
+
+    def _turn(self) -> bool:
+        """One call for decoding and one for scoring; whether there is more to do."""
+        try:
+            if not self._fits():
+                self._release_jobs()
+            self._publish(self._loop.step())
+        except Exception as error:
+            self._fail_all(EngineFailed(f"the model's engine failed: {type(error).__name__}: {error}"))
+        self._score_next()
+        self.free_tokens = self.model.runtime.free_tokens()
+        return not self._loop.idle or bool(self._jobs)
+
+    def _publish(self, events: Sequence[Event]) -> None:
+        news: dict[int, list[Event]] = {}
+        for event in events:
+            news.setdefault(event.request, []).append(event)
+        for number, found in news.items():
+            with self._lock:
+                ticket = self._live.get(number)
+                left = self._live_samples.get(number, 0) - sum(1 for event in found if event.finish)
+                if left <= 0 or any(event.error for event in found):
+                    self._live.pop(number, None)
+                    self._live_samples.pop(number, None)
+                else:
+                    self._live_samples[number] = left
+            if ticket is not None:
+                ticket._deliver(found)
+
+    def _score_next(self) -> None:
+        """One call of the model for the job at the front, which then goes to the back."""
+        if not self._jobs:
+            return
+        job = self._jobs[0]
+        done = True
+        try:
+            if job.future.cancelled():
+                return
+            if job.scoring is None:
+                job.scoring = Scoring(self.model.runtime, job.items, top=job.top, entropy=job.entropy)
+            if job.scoring.waiting:
+                limits = self.model.runtime.limits
+                job.scoring.step(leaves=max(1, limits.leaves - sum(self._live_samples.values()) - len(self._jobs)))
+            done = not job.scoring.waiting
+            if done:
+                _settle(job.future, job.scoring.results)
+            elif not self._fits():
+                job.scoring.release()
+        except KvFull as full:
+            held = any(other.scoring.held for other in self._jobs if other.scoring is not None)
+            self._release_jobs()
+            done = self._loop.idle and not held  # others may end and make room; if nobody does, it never fits
+            if done:
+                _settle(job.future, full)
+        except Exception as error:
+            _settle(job.future, error)
+        finally:
+            if done and job.scoring is not None:
+                job.scoring.release()
+            with self._lock:
+                self._jobs.popleft()
+                if not done:
+                    self._jobs.append(job)
+
+    def _fits(self) -> bool:
+        """Whether all decoding requests could run to their end beside what scoring jobs hold between their turns."""
+        held = [job.scoring.held for job in list(self._jobs) if job.scoring is not None and job.scoring.held]
+        if not held:
+            return True
+        runtime = self.model.runtime
+        with self._lock:
+            requests = [ticket.request for ticket in self._live.values()]
+        most = sum(r.samples * min(runtime.context_length, len(r.prompt) + r.max_tokens) for r in requests)
+        limits = runtime.limits
+        return (
+            most + sum(held) + limits.tokens_per_call <= limits.tokens_held
+            and sum(r.samples for r in requests) + len(held) + 1 <= limits.sequences
+        )
+
+    def _release_jobs(self) -> None:
+        for job in list(self._jobs):
+            if job.scoring is not None:
+                job.scoring.release()
+
+    def _fail_all(self, error: Exception) -> None:
+        """End everything with this error and begin with an empty loop; if that fails, too, the engine has stopped."""
+        with self._lock:
+            tickets, jobs = list(self._live.values()), list(self._jobs)
+            self._live.clear()
+            self._live_samples.clear()
+            self._jobs.clear()
+            try:
+                self._loop.close()
+            except Exception as broken:
+                self.failure = broken
+        for job in jobs:
+            if job.scoring is not None:
+                try:
+                    job.scoring.release()
+                except Exception as broken:
+                    self.failure = broken
+            _settle(job.future, error)
+        for ticket in tickets:
+            ticket._deliver([error])
+
+
+def _settle(future: Future[list[TokenScores]], outcome: list[TokenScores] | Exception) -> None:
+    """Give the future its outcome unless somebody cancelled it meanwhile."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

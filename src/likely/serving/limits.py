@@ -1,0 +1,159 @@
+"""What a request may ask for, refusals in OpenAI's shape, and a body that is bounded before it is read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pydantic_core
+from fastapi import Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from likely.errors import KvFull, LikelyError
+from likely.serving.engine import EngineFailed, Overloaded
+
+log = logging.getLogger("likely.serving")
+
+MAX_N = 32  # samples of one prompt
+MAX_PROMPTS = 64  # prompts of one request
+MAX_ANSWERS = 1024
+MAX_MESSAGES = 1024
+MAX_LOGPROBS = 20  # alternatives per token
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_BIASES = 1024
+MAX_NUMBERS = 2**21  # log-probabilities in one reply, alternatives included
+RETRY_AFTER_S = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one server.
+
+    max_queue       requests on their way at a time; more get 429
+    max_body_bytes  of one request
+    deadline_s      from the whole body to the whole reply;  body_timeout_s  for the body to arrive
+    """
+
+    max_queue: int = 64
+    max_body_bytes: int = 2**20
+    deadline_s: float = 600.0
+    body_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_queue", "max_body_bytes", "deadline_s", "body_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+
+
+class ApiError(Exception):
+    """A refusal: HTTP status, one line, and the field at fault."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, headers
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        message = " ".join(str(self).split())
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        return json_response(self.body, status=self.status, headers=self.headers)
+
+
+def json_text(body: Any) -> str:
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def json_response(body: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    # A broken text may hold half of a surrogate pair; it must not turn an answer into an exception.
+    return Response(json_text(body).encode("utf-8", "replace"), status, headers, "application/json")
+
+
+def refusal(error: Exception, limits: Limits) -> ApiError:
+    """What an error means to a client."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, HTTPException):
+        known = "GET /health, GET /v1/models, POST /v1/completions, /v1/chat/completions, /v1/score"
+        return ApiError(error.status_code, f"{error.detail} (there are: {known})", headers=dict(error.headers or {}))
+    if isinstance(error, Overloaded):
+        return ApiError(429, str(error), code="queue_full", headers={"Retry-After": str(RETRY_AFTER_S)})
+    if isinstance(error, TimeoutError):
+        message = f"not done within {limits.deadline_s:g} seconds: ask for less, or raise --deadline"
+        return ApiError(408, message, code="deadline", headers={"X-Should-Retry": "false"})
+    if isinstance(error, EngineFailed):
+        return ApiError(500, str(error), code="engine_failed")
+    if isinstance(error, KvFull):
+        return ApiError(400, str(error), code="context_length_exceeded")
+    if isinstance(error, (LikelyError, ValueError)):
+        return ApiError(400, str(error))
+    log.error("this should not have happened", exc_info=error)
+    return ApiError(500, f"this should not have happened: {type(error).__name__}")
+
+
+class Admission:
+    """Counts requests that are read, prepared or answered at once; a stream is counted by the engine."""
+
+    def __init__(self, limit: int):
+        self._limit, self._count = limit, 0
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        if self._count >= self._limit:
+            raise Overloaded(self._limit)
+        self._count += 1
+        try:
+            yield
+        finally:
+            self._count -= 1
+
+
+async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
+    """The body as a JSON object; ApiError on anything else, before more than the limit was read."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, f'Content-Type must be application/json, got "{kind[:60]}"')
+    too_large = ApiError(
+        413, f"the body must be at most {limits.max_body_bytes} bytes", headers={"Connection": "close"}
+    )
+    declared = request.headers.get("content-length")
+    if declared is not None and (not declared.isdecimal() or int(declared[:19]) > limits.max_body_bytes):
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_timeout_s):
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > limits.max_body_bytes:
+                    raise too_large
+                body += chunk
+    except TimeoutError:
+        raise ApiError(408, f"the body did not arrive within {limits.body_timeout_s:g} seconds") from None
+    except ClientDisconnect:
+        raise ApiError(499, "the client went away") from None
+    if not body:
+        raise ApiError(400, "the body is empty: send a JSON object")
+    try:
+        found = pydantic_core.from_json(bytes(body), allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(400, f"the body is not JSON: {error}"[:300]) from None
+    if not isinstance(found, dict):
+        raise ApiError(400, f"the body must be a JSON object, got {type(found).__name__}")
+    return found
