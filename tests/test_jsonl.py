@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -105,3 +106,34 @@ def test_missing_and_wrong_fields_name_line_and_found_fields(source):
         text_field(line, "prompt", "f")
     with pytest.raises(DataError, match="cannot read"):
         list(read_lines("/does/not/exist"))
+
+
+def test_gz_is_read_and_a_damaged_one_is_one_line(source, tmp_path):
+    packed = tmp_path / "in.jsonl.gz"
+    packed.write_bytes(gzip.compress(source.read_bytes()))
+    assert list(read_lines(packed)) == list(read_lines(source))
+    raw = packed.read_bytes()
+    for damaged in (b"no gzip at all", raw[: len(raw) // 2], raw[:30] + b"\xff\xff\xff\xff" + raw[34:], raw[:-1]):
+        packed.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"cannot read .*in\.jsonl\.gz") as error:
+            list(read_lines(packed))
+        assert "\n" not in str(error.value)
+
+
+def test_taking_back_restores_every_earlier_state_of_the_file(source, tmp_path):
+    target, states = tmp_path / "out.jsonl", []
+    for upto in range(1, 11):
+        run(source, target, upto=upto)
+        states.append(target.read_bytes())
+    with Results(target, HEADER) as results:
+        for number in range(10, 5, -1):
+            assert results.take_back() == number
+            assert target.read_bytes() == states[number - 2]
+        line = list(read_lines(source))[5]
+        assert not results.is_done(line, "in")
+        results.write([{"line": 6, "input": line.digest, "value": "p5"}])
+        assert results.is_done(line, "in")
+    assert target.read_bytes() == states[5]
+    with Results(target, HEADER) as results:
+        assert [results.take_back() for _ in range(7)] == [6, 5, 4, 3, 2, 1, None]
+    assert len(lines_of(target)) == 1

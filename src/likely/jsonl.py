@@ -12,11 +12,12 @@ import json
 import math
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from likely.errors import DataError
 
@@ -33,13 +34,13 @@ class Line:
 
 
 def read_lines(path: str | Path, *, on_bad: Callable[[DataError], object] | None = None) -> Iterator[Line]:
-    """Records of a JSONL file ("-": standard input); blank lines are skipped; DataError names file and line.
+    """Records of a JSONL file (.gz, too; "-": standard input); blank lines are skipped; DataError names file and line.
 
     on_bad  is given the error of a line that is no record, and reading goes on; None: the error is raised
     """
     name = "stdin" if str(path) == "-" else str(path)
     try:
-        source: IO[bytes] = sys.stdin.buffer if str(path) == "-" else open(path, "rb")  # noqa: SIM115
+        source = _open(path)
     except OSError as error:
         raise DataError(f"cannot read {name}: {error.strerror or error}") from None
     with source:
@@ -56,6 +57,16 @@ def read_lines(path: str | Path, *, on_bad: Callable[[DataError], object] | None
                 yield line
 
 
+def _open(path: str | Path) -> IO[bytes]:
+    if str(path) == "-":
+        return sys.stdin.buffer
+    if str(path).endswith(".gz"):
+        import gzip
+
+        return cast("IO[bytes]", gzip.open(path, "rb"))
+    return open(path, "rb")
+
+
 def _raw_lines(source: IO[bytes], name: str) -> Iterator[tuple[bytes, int]]:
     """(line, its bytes); of a line that is too long only the beginning is held."""
     try:
@@ -65,8 +76,8 @@ def _raw_lines(source: IO[bytes], name: str) -> Iterator[tuple[bytes, int]]:
                 last = source.readline(MAX_LINE_BYTES + 1)
                 size += len(last)
             yield raw, size
-    except OSError as error:
-        raise DataError(f"cannot read {name}: {error.strerror or error}") from None
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz file that is cut or damaged
+        raise DataError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
 
 
 @dataclass(frozen=True)
@@ -164,6 +175,7 @@ class Results:
     def __init__(self, path: Path | None, header: dict[str, Any], *, overwrite: bool = False):
         self.path, self.header = path, header
         self.done: dict[int, str] = {}  # input line number -> its hash
+        self._places: list[tuple[int, int]] = []  # (input line number, where its record begins in the file)
         self._file: IO[bytes] | None = None
         if path is None:
             return
@@ -184,6 +196,7 @@ class Results:
                     self._check_header(record)
                 elif isinstance(record.get("line"), int):
                     self.done[record["line"]] = str(record.get("input", ""))
+                    self._places.append((record["line"], good))
                 else:
                     raise DataError(f'{path}:{number}: field "line" is missing: this is not a results file')
                 good += len(raw)
@@ -220,9 +233,23 @@ class Results:
             self._write(record, flush=False)
         self._flush()
 
+    def take_back(self) -> int | None:
+        """Remove the last record from the file, that of an earlier run, too; gives its input line's number."""
+        if self._file is None or not self._places:
+            return None
+        number, start = self._places.pop()
+        self._file.flush()
+        self._file.truncate(start)
+        self._file.seek(start)
+        self.done.pop(number, None)
+        return number
+
     def _write(self, record: dict[str, Any], *, flush: bool = True) -> None:
         raw = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         if self._file is not None:
+            if "line" in record:
+                self._places.append((record["line"], self._file.tell()))
+                self.done[record["line"]] = str(record.get("input", ""))
             self._file.write(raw)
         else:
             sys.stdout.buffer.write(raw)

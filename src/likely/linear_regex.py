@@ -117,8 +117,8 @@ class LinearRegex:
             for _ in range(high - low):
                 start = self._new(None, None, [then, self._sequence(body, start, flags)])
         for _ in range(low):
-            start = self._sequence(body, start, flags)
-            if len(body) == 0:  # a billion times nothing is nothing
+            before, start = start, self._sequence(body, start, flags)
+            if start == before:  # a billion times nothing is nothing
                 break
         return start
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -106,3 +107,11 @@ def origin(model: Any) -> dict[str, Any]:
         "sha256": info.sha256,
         "tokenizer": info.tokenizer,
     }
+
+
+def same_file(one: str, other: Path) -> bool:
+    """Whether the output would replace the input."""
+    try:
+        return other.samefile(one)
+    except OSError:
+        return False

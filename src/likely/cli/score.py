@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,8 +13,6 @@ from likely.cli import seeing
 
 if TYPE_CHECKING:
     from likely.jsonl import Checked, Line, Results
-
-CHUNK = 128  # input lines scored together: enough to fill calls and share prefixes, few enough to lose on a kill
 
 
 def register(app: typer.Typer) -> None:
@@ -79,7 +78,7 @@ def score(
         raise typer.BadParameter("--show and --html need --prompt and --answer", param_hint="--show")
     if file is None and on_error != "stop":
         raise typer.BadParameter("--on-error needs an input FILE", param_hint="--on-error")
-    if file is not None and output is not None and _same_file(file, output):
+    if file is not None and output is not None and opt.same_file(file, output):
         raise typer.BadParameter("the output would replace the input: choose another file", param_hint="--output")
     checked = _read(file, limit, on_error == "skip") if file is not None else None
     text = _read_text(perplexity) if perplexity is not None else ""
@@ -99,13 +98,6 @@ def score(
                 options |= seeing.scoring(lm, top_logprobs)
             scored = _print_scores(lm, prompt or "", answer or [], options, as_json, quiet=show)
             seeing.present(lm, scored, show=show, html=html, title="likely score", prompt=prompt or "")
-
-
-def _same_file(one: str, other: Path) -> bool:
-    try:
-        return other.samefile(one)
-    except OSError:
-        return False
 
 
 def _read(file: str, limit: int | None, skip: bool) -> Checked:
@@ -159,15 +151,14 @@ def _read_text(path: str) -> str:
 def _score_file(
     lm: Any, file: str, checked: Checked, output: Path | None, overwrite: bool, options: dict[str, Any], skip: bool
 ) -> None:
+    from likely.chunks import unfinished
     from likely.cli.printing import progress
     from likely.jsonl import Results
 
     header = {**opt.origin(lm), "kind": "score", "template": None, "settings": options}
     lines, where, skipped = checked.lines, _name(file), len(checked.bad)
     with Results(output, header, overwrite=overwrite) as results:
-        # a chunk that was cut is scored whole again: the same calls give the same digits as an unbroken run
-        chunks = [lines[start : start + CHUNK] for start in range(0, len(lines), CHUNK)]
-        todo = [chunk for chunk in chunks if not all([results.is_done(line, where) for line in chunk])]
+        todo = unfinished(lines, results, where)
         answers = sum(len(_pair_texts(line, where)[1]) for chunk in todo for line in chunk)
         with progress(answers, "scoring") as tick:
             for chunk in todo:
@@ -177,7 +168,7 @@ def _score_file(
 
 
 def _score_chunk(
-    lm: Any, where: str, chunk: list[Line], results: Results, options: dict[str, Any], tick: Any, skip: bool
+    lm: Any, where: str, chunk: Sequence[Line], results: Results, options: dict[str, Any], tick: Any, skip: bool
 ) -> int:
     """Score some lines together and write their results; returns how many were left out."""
     from likely.errors import CapabilityError, LikelyError, RemoteError
@@ -194,7 +185,7 @@ def _score_chunk(
     return skipped
 
 
-def _scored(lm: Any, where: str, chunk: list[Line], options: dict[str, Any], tick: Any) -> list[dict[str, Any]]:
+def _scored(lm: Any, where: str, chunk: Sequence[Line], options: dict[str, Any], tick: Any) -> list[dict[str, Any]]:
     groups = [_pair_texts(line, where) for line in chunk]
     pairs = [(prompt, answer) for prompt, answers in groups for answer in answers]
     if not pairs:
@@ -212,7 +203,9 @@ def _scored(lm: Any, where: str, chunk: list[Line], options: dict[str, Any], tic
     return records
 
 
-def _scorable(lm: Any, where: str, chunk: list[Line], options: dict[str, Any], skip: bool) -> tuple[list[Line], int]:
+def _scorable(
+    lm: Any, where: str, chunk: Sequence[Line], options: dict[str, Any], skip: bool
+) -> tuple[Sequence[Line], int]:
     """The lines of a failed chunk that the model can score (one that does not fit its context, say, it cannot)."""
     from likely.errors import DataError, LikelyError
 
