@@ -10,7 +10,22 @@ from typing import Any
 import typer
 
 from likely import __version__
-from likely.cli import ask, bench, chat, convert, datasets, generate, models, papers, plot, reproduce, score, serve
+from likely.cli import (
+    ask,
+    bench,
+    chat,
+    choices,
+    convert,
+    datasets,
+    generate,
+    grade,
+    models,
+    papers,
+    plot,
+    reproduce,
+    score,
+    serve,
+)
 from likely.errors import LikelyError
 
 UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer re-exports only the subclass
@@ -45,7 +60,22 @@ def root(
         raise typer.Exit()
 
 
-for verb in (ask, chat, generate, score, serve, plot, models, datasets, papers, reproduce, convert, bench):
+for verb in (
+    ask,
+    chat,
+    generate,
+    score,
+    choices,
+    grade,
+    serve,
+    plot,
+    models,
+    datasets,
+    papers,
+    reproduce,
+    convert,
+    bench,
+):
     verb.register(app)
 
 

@@ -15,7 +15,10 @@ def register(app: typer.Typer) -> None:
 
 
 def ask(
-    question: Annotated[str | None, typer.Argument(help='The question; "-" or a pipe reads standard input.')] = None,
+    question: Annotated[
+        str | None,
+        typer.Argument(help='The question, or a .jsonl file of {"question"}; "-" or a pipe: standard input.'),
+    ] = None,
     model: opt.ModelOption = opt.DEFAULT,
     runtime: opt.RuntimeOption = None,
     dtype: opt.DtypeOption = None,
@@ -24,6 +27,9 @@ def ask(
     temperature: opt.TemperatureOption = 0.0,
     seed: opt.SeedOption = 0,
     stop: opt.StopOption = None,
+    output: opt.OutputOption = None,
+    overwrite: opt.OverwriteOption = False,
+    limit: opt.LimitOption = None,
     drafter: opt.DrafterOption = None,
     settings: opt.Settings = None,
     context: opt.ContextOption = None,
@@ -33,7 +39,7 @@ def ask(
     html: seeing.HtmlOption = None,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Answer a question.
+    """Answer a question, or every question of a file.
 
     Examples:
 
@@ -44,11 +50,22 @@ def ask(
       likely ask "Name three rivers." --show --html tokens.html
 
       cat question.txt | likely ask -m gemma3
+
+      likely ask questions.jsonl -o answers.jsonl
     """
+    from likely.cli.ask_file import ask_file, is_questions_file, read_questions
     from likely.cli.printing import print_json, print_stream
 
     see = seeing.wanted(show, html, as_json)
-    text = opt.text_or_stdin(question, "question")
+    file = question if is_questions_file(question) else None
+    if file is None and (output is not None or overwrite or limit is not None):
+        raise typer.BadParameter("--output, --overwrite and --limit need a .jsonl file of questions", param_hint="FILE")
+    if file is not None and see:
+        raise typer.BadParameter("--show and --html take one question, not a file", param_hint="FILE")
+    if file is not None:
+        opt.refuse_same_file(file, output)
+    lines = read_questions(file, limit) if file is not None else []
+    text = opt.text_or_stdin(question, "question") if file is None else ""
     given = {
         "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(settings),
     }  # fmt: skip
@@ -60,6 +77,12 @@ def ask(
         given.setdefault("top_logprobs", seeing.ALTERNATIVES)
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
+        if file is not None:
+            ask_file(
+                lm, file, lines, system=system, options=given, output=output, overwrite=overwrite,
+                show_prompt=show_prompt,
+            )  # fmt: skip
+            return
         stream = lm.stream_ask(text, system=system, **given)
         if show_prompt:
             typer.echo(stream.prompt, err=True)

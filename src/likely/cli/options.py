@@ -33,6 +33,11 @@ Settings = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any other setting, e.g. -s top_p=0.9 -s beams=4."),
 ]
 ShowPrompt = Annotated[bool, typer.Option("--show-prompt", help="Print what the model really sees, to stderr.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Results file; a run that was stopped goes on where it ended.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Begin the results file anew.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first lines of the input.")]
 DEFAULT = DEFAULT_MODEL
 
 
@@ -115,3 +120,8 @@ def same_file(one: str, other: Path) -> bool:
         return other.samefile(one)
     except OSError:
         return False
+
+
+def refuse_same_file(file: str, output: Path | None) -> None:
+    if output is not None and same_file(file, output):
+        raise typer.BadParameter("the output would replace the input: choose another file", param_hint="--output")

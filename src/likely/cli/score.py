@@ -31,11 +31,9 @@ def score(
     perplexity: Annotated[
         str | None, typer.Option("--perplexity", metavar="TEXTFILE", help="Perplexity of a text file instead.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Results file; a run that was stopped goes on where it ended.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin the results file anew.")] = False,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first lines of the input.")] = None,
+    output: opt.OutputOption = None,
+    overwrite: opt.OverwriteOption = False,
+    limit: opt.LimitOption = None,
     on_error: Annotated[
         Literal["stop", "skip"],
         typer.Option(
@@ -78,8 +76,8 @@ def score(
         raise typer.BadParameter("--show and --html need --prompt and --answer", param_hint="--show")
     if file is None and on_error != "stop":
         raise typer.BadParameter("--on-error needs an input FILE", param_hint="--on-error")
-    if file is not None and output is not None and opt.same_file(file, output):
-        raise typer.BadParameter("the output would replace the input: choose another file", param_hint="--output")
+    if file is not None:
+        opt.refuse_same_file(file, output)
     checked = _read(file, limit, on_error == "skip") if file is not None else None
     text = _read_text(perplexity) if perplexity is not None else ""
     if perplexity is not None and not text:

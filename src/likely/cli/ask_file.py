@@ -1,0 +1,136 @@
+"""likely ask FILE: every question of a file, answered in batches, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from likely.cli import options as opt
+
+if TYPE_CHECKING:
+    from likely.asking import Question
+    from likely.jsonl import Line
+
+HINT = 'expected lines like {"question": "...", "answer": "..."}'
+
+
+def is_questions_file(argument: str | None) -> bool:
+    """Whether the argument of `ask` names a file of questions: one word that ends in .jsonl or .jsonl.gz."""
+    return argument is not None and argument.endswith((".jsonl", ".jsonl.gz")) and not any(map(str.isspace, argument))
+
+
+def read_questions(file: str, limit: int | None) -> list[Line]:
+    """All lines, checked before the model is loaded."""
+    from likely.asking import question_of
+    from likely.errors import DataError
+    from likely.jsonl import read_checked
+
+    lines = read_checked(file, lambda line: question_of(line.record, f"{file}:{line.number}"), limit=limit).lines
+    if not lines:
+        raise DataError(f"{file} holds no records: {HINT}")
+    return lines
+
+
+def ask_file(
+    lm: Any,
+    file: str,
+    lines: Sequence[Line],
+    *,
+    system: str | None,
+    options: dict[str, Any],
+    output: Path | None,
+    overwrite: bool,
+    show_prompt: bool,
+) -> None:
+    """Answer every line that has no answer in `output` yet."""
+    from likely.asking import BATCH, fingerprint
+    from likely.chunks import unfinished
+    from likely.cli.printing import progress
+    from likely.jsonl import Results
+
+    if options.get("n", 1) != 1 or options.get("beams"):
+        raise ValueError("each question is answered once: drop n= and beams=")
+    settings = {**options, "system": system}
+    header = {
+        **opt.origin(lm), "kind": "ask", "template": _template(lm), "settings": settings,
+        "settings_hash": fingerprint(settings),
+    }  # fmt: skip
+    with Results(output, header, overwrite=overwrite) as results:
+        todo = unfinished(lines, results, file, size=BATCH)
+        before = len(results.done)
+        try:
+            with progress(sum(map(len, todo)), "asking", unit="questions") as tick:
+                for line, record in _answers(lm, file, todo, system, options, show_prompt):
+                    if not results.is_done(line, file):
+                        results.write([record])
+                    tick(1)
+        except KeyboardInterrupt:
+            if output is not None:
+                new = len(results.done) - before
+                typer.echo(
+                    f"stopped: {new} new, {len(results.done)} of {len(lines)} lines are in {output}; "
+                    f"the same command goes on",
+                    err=True,
+                )
+            raise
+
+
+def _template(lm: Any) -> str | None:
+    """Hash of what turns a question into the model's text; None where a server does that."""
+    from likely.asking import fingerprint
+    from likely.model import PLAIN_QUESTION, Model
+
+    if not isinstance(lm, Model):
+        return None
+    return fingerprint(PLAIN_QUESTION if lm.template is None else lm.template.source)
+
+
+def _answers(
+    lm: Any, file: str, chunks: Sequence[Sequence[Line]], system: str | None, options: dict[str, Any], show_prompt: bool
+) -> Iterator[tuple[Line, dict[str, Any]]]:
+    """(line, its record) in the order of the lines; every prompt is checked before the first answer."""
+    from likely.asking import answer_batch, answer_record, question_of
+    from likely.model import Model
+
+    asked = [[(line, question_of(line.record, f"{file}:{line.number}")) for line in chunk] for chunk in chunks]
+    if not isinstance(lm, Model):
+        for line, question in (pair for batch in asked for pair in batch):
+            answer = lm.ask(question.asked, system=question.system or system, **options)
+            yield line, _record(line, answer_record(question, answer))
+        return
+    requests = [
+        [_request(lm, file, line, question, system, options, show_prompt) for line, question in batch]
+        for batch in asked
+    ]
+    loop = lm.loop()
+    try:
+        for batch, wanted in zip(asked, requests, strict=True):
+            for (line, question), answer in zip(batch, answer_batch(lm, loop, wanted), strict=True):
+                yield line, _record(line, answer_record(question, answer))
+    finally:
+        loop.close()
+
+
+def _request(
+    lm: Any, file: str, line: Line, question: Question, system: str | None, options: dict[str, Any], show_prompt: bool
+) -> Any:
+    from likely.errors import DataError, ModelError
+
+    request, rendered = lm.question(question.asked, system=question.system or system, **options)
+    trial = lm.loop()
+    try:
+        trial.add(request)  # refuses a request that can never run
+    except ModelError as error:
+        raise DataError(f"{file}:{line.number}: {error}") from None
+    finally:
+        trial.close()
+    if show_prompt:
+        typer.echo(rendered.text, err=True)
+    return request
+
+
+def _record(line: Line, fields: dict[str, Any]) -> dict[str, Any]:
+    return {"line": line.number, "input": line.digest, **fields}
