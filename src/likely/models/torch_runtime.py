@@ -115,8 +115,11 @@ class TorchRuntime:
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
+        from likely.models.foreign_code import check_no_foreign_code
+
         where = _device(device)
         kind = _dtype(dtype, where)
+        check_no_foreign_code(folder_or_id)
         try:
             with _quiet():
                 module, found = AutoModelForCausalLM.from_pretrained(
@@ -126,7 +129,7 @@ class TorchRuntime:
                     trust_remote_code=False,
                     output_loading_info=True,
                 )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise ModelError(f"{folder_or_id}: cannot be loaded by transformers ({_one_line(error)})") from error
         if bad := [*found["missing_keys"], *found["mismatched_keys"]]:
             raise ModelError(f"{folder_or_id}: {len(bad)} weights are missing or misshapen, for instance {bad[0]}")
