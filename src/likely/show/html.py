@@ -60,7 +60,10 @@ dd { margin: 0; font-variant-numeric: tabular-nums; }
 .tip .alternatives { display: flex; flex-wrap: wrap; gap: .25rem .5rem; margin-top: .3rem; }
 .tip .alternatives > span { border: 1px solid var(--line); border-radius: .25rem; padding: 0 .4rem; }
 .tip .alternatives > .taken { border-color: var(--focus); border-width: 2px; }
-code { font: .875rem ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+code { font: .8125rem ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; background: var(--page);
+  border-radius: .2rem; padding: .05rem 0; }
+td code { white-space: pre; overflow-wrap: normal; }
+td .one { display: block; white-space: nowrap; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding: .25rem 0; }
@@ -201,8 +204,9 @@ def _table(text: Shown, number: int) -> str:
         if entropies:
             cells.append(f"<td class=n>{'' if token.entropy is None else _data(token.entropy)}</td>")
         if some:
-            tops = ", ".join(
-                f"<code><bdi>{_text(top.text)}</bdi></code> {probability(top.logprob)}" for top in _ordered(token)
+            tops = " ".join(
+                f'<span class="one"><code><bdi>{_text(top.text)}</bdi></code> {probability(top.logprob)}</span>'
+                for top in _ordered(token)
             )
             cells.append(f"<td>{tops}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg", ".pdf")
-BINS = 60
 # Okabe and Ito's colours, told apart with any colour vision; correct and wrong also differ in the line
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _DASHES = {"correct": "-", "wrong": "--", "": "-"}
@@ -137,9 +136,8 @@ def draw(series: Sequence[Series]) -> Figure:
 
 
 def _histogram(axes: Axes, title: str, label: str, files: list[tuple[str, dict[str, list[float]]]]) -> None:
-    edges = np.histogram_bin_edges(
-        np.concatenate([values for _, groups in files for values in groups.values()]), bins=BINS
-    )
+    samples = [values for _, groups in files for values in groups.values()]
+    edges = np.histogram_bin_edges(np.concatenate(samples), bins=bins_for(min(map(len, samples))))
     many = len(files) > 1
     for place, (name, group, values) in enumerate(_entries(files)):
         number = [n for n, _ in files].index(name) if many else place
@@ -155,7 +153,12 @@ def _histogram(axes: Axes, title: str, label: str, files: list[tuple[str, dict[s
         )
     axes.set(title=title, xlabel=label, ylabel="density per nat")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", frameon=False, fontsize="small")
+    axes.legend(loc="best", framealpha=0.8, edgecolor="none", fontsize="small")
+
+
+def bins_for(count: int) -> int:
+    """Bins for a sample of that size: few for few values, so that noise does not look like structure."""
+    return int(np.clip(round(2 * math.sqrt(count)), 10, 60))
 
 
 def _entries(files: list[tuple[str, dict[str, list[float]]]]) -> Iterator[tuple[str, str, list[float]]]:
