@@ -8,6 +8,7 @@ done again.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -33,11 +34,16 @@ class Line:
     digest: str  # of the raw line
 
 
-def read_lines(path: str | Path, *, on_bad: Callable[[DataError], object] | None = None) -> Iterator[Line]:
-    """Records of a JSONL file (.gz, too; "-": standard input); blank lines are skipped; DataError names file and line.
+def read_lines(path: str | Path) -> Iterator[Line]:
+    """Records of a JSONL file (or .gz; "-": standard input), blank lines skipped; DataError names file and line."""
+    for found in _read(path):
+        if isinstance(found, DataError):
+            raise found
+        yield found
 
-    on_bad  is given the error of a line that is no record, and reading goes on; None: the error is raised
-    """
+
+def _read(path: str | Path) -> Iterator[Line | DataError]:
+    """Records, or what is wrong with a line, in order."""
     name = "stdin" if str(path) == "-" else str(path)
     try:
         source = _open(path)
@@ -48,13 +54,9 @@ def read_lines(path: str | Path, *, on_bad: Callable[[DataError], object] | None
             if not raw.strip():
                 continue
             try:
-                line = Line(number, parse_line(raw, f"{name}:{number}", size=size), line_digest(raw))
+                yield Line(number, parse_line(raw, f"{name}:{number}", size=size), line_digest(raw))
             except DataError as error:
-                if on_bad is None:
-                    raise
-                on_bad(error)
-            else:
-                yield line
+                yield error
 
 
 def _open(path: str | Path) -> IO[bytes]:
@@ -101,18 +103,18 @@ def read_checked(
     limit  read so many records at most, bad ones included
     """
     checked = Checked([], [])
-    for line in read_lines(path, on_bad=checked.bad.append if skip else None):
-        if limit is not None and checked.total >= limit:
-            break
+    for found in itertools.islice(_read(path), limit):
         try:
-            check(line)
+            if isinstance(found, DataError):
+                raise found
+            check(found)
         except DataError as error:
             if not skip:
                 raise
             checked.bad.append(error)
         else:
-            checked.lines.append(line)
-    return Checked(checked.lines, checked.bad[: None if limit is None else limit - len(checked.lines)])
+            checked.lines.append(found)
+    return checked
 
 
 def line_digest(raw: bytes) -> str:
