@@ -147,6 +147,13 @@ def test_the_same_record_gives_the_same_bytes():
     assert page([shown(scored(["a"]))], title="t") == page([shown(scored(["a"]))], title="t")
 
 
+def test_bytes_in_right_to_left_text_read_from_left_to_right():
+    parsed = Page(page([shown(scored(["سلام", "\\xd9", " \\xd9\\x86", "abc"]))], title="t"))
+    cells = [a for tag, a in parsed.elements if tag == "span" and (a.get("class") or "").startswith("t l")]
+    assert [a.get("dir") for a in cells] == [None, "ltr", "ltr", None]
+    assert any(a.get("class") == "tokens" and a.get("dir") == "auto" for _, a in parsed.elements)
+
+
 def test_an_impossible_token_and_an_empty_answer_have_a_page():
     source = page([shown(generation(["a"], [float("-inf")])), shown(scored([]))], title="t", prompt="")
     parsed = check_self_contained(source)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -17,6 +18,7 @@ from likely.show.colours import DARK, LIGHT, Cell, legend, legend_probability, l
 from likely.show.terminal import EMPTY
 from likely.show.tokens import Shown, Token, one_line, probability, visible
 
+_BYTES = re.compile(r" ?(\\x[0-9a-f]{2})+")  # what a tokenizer writes for bytes that are no character by themselves
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f6f4; --card: #ffffff; --ink: #1a1a1a; --soft: #5c5c5c; --line: #d4d4d0;
   --focus: #0b57d0; @@light@@ }
@@ -52,7 +54,7 @@ dd { margin: 0; font-variant-numeric: tabular-nums; }
 .t:hover, .t:focus { outline: 2px solid var(--focus); outline-offset: 1px; }
 .tip { display: none; position: fixed; z-index: 1; left: 0; right: 0; bottom: 0; padding: .6rem 1rem .8rem;
   background: var(--card); color: var(--ink); border-top: 2px solid var(--focus); white-space: normal;
-  font-size: .875rem; line-height: 1.45; max-height: 12.5rem; overflow: auto; cursor: default; }
+  font-size: .875rem; line-height: 1.45; max-height: min(12.5rem, 45vh); overflow: auto; cursor: default; }
 .t:focus > .tip { display: block; }
 .t:hover > .tip { display: block; z-index: 2; }
 .tip b { font: 600 1rem ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -160,9 +162,10 @@ def _cell(token: Token, place: int) -> str:
             for rank, top in enumerate(_ordered(token), 1)
         )
         alternatives = f'<span class="alternatives">{entries}</span>'
+    direction = ' dir="ltr"' if _BYTES.fullmatch(token.text) else ""
     numbers = "".join(f"<span>{name} {value}</span>" for name, value in _numbers(token))
     return (
-        f'<span class="t l{level_of(token.logprob)}" tabindex="0">{_text(token.text)}'
+        f'<span class="t l{level_of(token.logprob)}" tabindex="0"{direction}>{_text(token.text)}'
         f'<span class="tip" dir="ltr"><span class="row"><b><bdi>{_text(token.text)}</bdi></b><span>token {place}</span>'
         f"{numbers}</span>{alternatives}</span></span>"
     )
