@@ -633,6 +633,13 @@ def test_a_hidden_beginning_of_sequence_is_seen_through() -> None:
     assert scored(choice, "a", "b").tokens == ["b"]
 
 
+def test_a_new_token_beyond_the_text_may_be_half_a_character() -> None:
+    choice = echoed("ab", ["a", "b", "bytes:\\xcc"], [None, -1.0, -2.0])
+    assert scored({**choice, "text": "ab\ufffd"}, "a", "b").sequence_logprob == -1.0
+    with pytest.raises(Unusable, match="do not join"):
+        scored({**choice, "text": "abX"}, "a", "b")
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=2, max_size=12), st.data())
 def test_the_answers_tokens_are_those_that_hold_its_bytes(text: str, data: st.DataObject) -> None:
     raw = text.encode()

@@ -93,11 +93,12 @@ def _spans(
 
     By the tokens' own text; where that is broken in the middle of characters, by text_offset, or around the breaks.
     """
-    whole, given = text.encode(), echoed.encode()
+    whole = text.encode()
     for hidden in (0, 1) if first is None else (0,):
         pieces = [_bytes(token) for token in tokens[hidden:]]
         joined = b"".join(pieces)
-        if joined.startswith(whole) and given.startswith(joined[: len(given)]):
+        # Beyond the text stand new tokens: control tokens are no text, and half of a character is U+FFFD there.
+        if joined.startswith(whole) and echoed.startswith(joined.decode("utf-8", "replace")[: len(echoed)]):
             return hidden, [s for s in accumulate(map(len, pieces[:-1]), initial=0) if s < len(whole)], []
     for hidden in (0, 1) if first is None else (0,):
         places, blurred = _offset_places(tokens, offsets, hidden, echoed), list[tuple[int, int]]()

@@ -194,38 +194,39 @@ class Engine:
 
     def _score_next(self) -> None:
         """One call of the model for the job at the front, which then goes to the back."""
+        for job in [job for job in list(self._jobs) if job.future.cancelled()]:
+            self._end(job, None)
         if not self._jobs:
             return
         job = self._jobs[0]
-        done = True
         try:
-            if job.future.cancelled():
-                return
             if job.scoring is None:
                 job.scoring = Scoring(self.model.runtime, job.items, top=job.top, entropy=job.entropy)
             if job.scoring.waiting:
                 limits = self.model.runtime.limits
                 job.scoring.step(leaves=max(1, limits.leaves - sum(self._live_samples.values()) - len(self._jobs)))
-            done = not job.scoring.waiting
-            if done:
-                _settle(job.future, job.scoring.results)
+            if not job.scoring.waiting:
+                self._end(job, job.scoring.results)
             elif not self._fits():
                 job.scoring.release()
         except KvFull as full:
-            held = any(other.scoring.held for other in self._jobs if other.scoring is not None)
+            held = any(other.scoring.held for other in list(self._jobs) if other.scoring is not None)
             self._release_jobs()
-            done = self._loop.idle and not held  # others may end and make room; if nobody does, it never fits
-            if done:
-                _settle(job.future, full)
+            if self._loop.idle and not held:  # otherwise others will make room; if there are none, it never fits
+                self._end(job, full)
         except Exception as error:
-            _settle(job.future, error)
-        finally:
-            if done and job.scoring is not None:
-                job.scoring.release()
-            with self._lock:
-                self._jobs.popleft()
-                if not done:
-                    self._jobs.append(job)
+            self._end(job, error)
+        with self._lock:
+            if len(self._jobs) > 1 and self._jobs[0] is job:
+                self._jobs.rotate(-1)
+
+    def _end(self, job: _Job, outcome: list[TokenScores] | Exception | None) -> None:
+        """Take the job out, then tell who asked for it."""
+        if job.scoring is not None:
+            job.scoring.release()
+        with self._lock:
+            self._jobs.remove(job)
+        _settle(job.future, outcome)
 
     def _fits(self) -> bool:
         """Whether all decoding requests could run to their end beside what scoring jobs hold between their turns."""
@@ -269,9 +270,9 @@ class Engine:
             ticket._deliver([error])
 
 
-def _settle(future: Future[list[TokenScores]], outcome: list[TokenScores] | Exception) -> None:
+def _settle(future: Future[list[TokenScores]], outcome: list[TokenScores] | Exception | None) -> None:
     """Give the future its outcome unless somebody cancelled it meanwhile."""
-    if not future.set_running_or_notify_cancel():
+    if not future.set_running_or_notify_cancel() or outcome is None:
         return
     if isinstance(outcome, Exception):
         future.set_exception(outcome)
