@@ -74,6 +74,13 @@ def test_the_right_choice_is_the_labelled_one_not_the_predicted(tmp_path):
     assert series.tokens == {"correct": [-2.0, -3.0], "wrong": [-1.0]}
 
 
+def test_graded_answers_are_read_with_the_header_of_their_answers(tmp_path):
+    header = {"kind": "grade", "graded_by": "exact", "answers": {**HEADER, "kind": "ask"}}
+    path = write(tmp_path / "g.jsonl", header, {"line": 2, **answer(-1.0), "correct": 1, "reference": "x"})
+    series = read_series(path)
+    assert series.tokens == {"correct": [-1.0]} and series.tokenizer == "t1"
+
+
 def test_json_lines_without_a_header_are_read_too(tmp_path):
     path = write(tmp_path / "r.jsonl", {"model": "m", "tokenizer": "t", "prompt": "p", **answer(-1.0)})
     assert read_series(path).means == {"": [-1.0]}

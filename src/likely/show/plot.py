@@ -55,13 +55,15 @@ def read_series(path: str | Path) -> Series:
     seen = False
     for line in read_lines(path):
         record, here = line.record, f"{where}:{line.number}"
-        if isinstance(record.get("tokenizer"), str):
-            series.tokenizer = record["tokenizer"]
+        inner = record.get("answers")
+        origin = inner if isinstance(inner, dict) else record
+        if isinstance(origin.get("tokenizer"), str):
+            series.tokenizer = origin["tokenizer"]
+        if not seen and _is_header(record):
+            seen = True
+            continue
         answers = _answers(record, here)
         if answers is None:
-            if not seen and "kind" in record:  # the header of a results file
-                seen = True
-                continue
             found = ", ".join(f'"{key}"' for key in list(record)[:8]) or "nothing"
             raise DataError(
                 f'{here}: field "answers" or "token_logprobs" is missing (found: {found}): '
@@ -75,6 +77,11 @@ def read_series(path: str | Path) -> Series:
     if not series.tokens:
         raise DataError(f"{where} holds no tokens to plot")
     return series
+
+
+def _is_header(record: dict[str, Any]) -> bool:
+    """The first line of a results file; that of graded answers holds the header of the answers file."""
+    return "kind" in record and not ("token_logprobs" in record or isinstance(record.get("answers"), list))
 
 
 def _answers(record: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
