@@ -104,16 +104,16 @@ def same_number(text: str, reference: str) -> bool:
 def chosen(text: str, choices: Sequence[str] | None = None) -> int | None:
     """Which option a text chooses (0-based), None if none or several.
 
-    The whole text is an option or a letter; else the first capital letter that stands alone, outside an option's
+    The whole text is a letter or an option; else the first capital letter that stands alone, outside an option's
     text, and is not the word "A" or "I"; else the one option whose words occur in the text.
     """
     letters = LETTERS[: len(choices)] if choices is not None else LETTERS
     forms = [normalise(choice) for choice in choices or ()]
+    alone = re.fullmatch(r"[\W_]*([A-Za-z])[\W_]*", text)
+    if alone and alone[1].upper() in letters:
+        return letters.index(alone[1].upper())
     if forms.count(normalise(text)) == 1 and normalise(text):
         return forms.index(normalise(text))
-    alone = re.fullmatch(r"[\W_]*([A-Za-z])[\W_]*", text)
-    if alone:
-        return letters.index(alone[1].upper()) if alone[1].upper() in letters else None
     spans = [m.span() for choice in choices or () if choice for m in re.finditer(re.escape(choice), text, re.I)]
     for match in re.finditer(r"(?<![\w'’])[A-Z](?![\w'’])", text):
         inside = any(start <= match.start() < end for start, end in spans)

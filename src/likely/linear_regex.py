@@ -40,13 +40,15 @@ class LinearRegex:
         if len(pattern) > MAX_PATTERN:
             raise ConstraintError(f"the pattern has {len(pattern)} characters, at most {MAX_PATTERN} are taken")
         self.pattern = pattern
-        try:
-            parsed = _parser.parse(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ConstraintError(f"{pattern!r} is not a regular expression: {error or 'nested too deeply'}") from None
         # one entry per state: (test of a character, test of a place, states that follow); tests None: always
         self._states: list[tuple[Accepts | None, Holds | None, list[int]]] = [(None, None, [])]
-        self._start = self._sequence(parsed, MATCH, parsed.state.flags)
+        try:
+            parsed = _parser.parse(pattern)
+            self._start = self._sequence(parsed, MATCH, parsed.state.flags)
+        except (re.error, OverflowError) as error:
+            raise ConstraintError(f"{pattern!r} is not a regular expression: {error}") from None
+        except RecursionError:
+            raise ConstraintError(f"the pattern is nested too deeply: {pattern[:40]}...") from None
 
     def search(self, text: str) -> bool:
         if len(text) > MAX_TEXT:

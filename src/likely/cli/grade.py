@@ -160,11 +160,12 @@ def by_person(
     (`every` line of the file may come back).
     """
     by_number = {line.number: line for line in every}
+    place = {line.number: i for i, line in enumerate(every, 1)}
     todo = [line for line in lines if not results.is_done(line, where)]
     skipped: list[tuple[int, Line]] = []  # (decisions in the file when it was skipped, line)
     while todo:
         line = todo[0]
-        _show(line, len(lines) - len(todo) + 1, len(lines))
+        _show(line, place[line.number], len(every))
         answer = _ask_key(key)
         if answer in ("q", ""):
             return
