@@ -37,8 +37,11 @@ def plot(
     for one in series:
         if one.odd_labels:
             _warn(f"{one.name}: {one.odd_labels} labels name none of their answers; drawn as unlabelled")
-    if len({one.tokenizer for one in series if one.tokenizer}) > 1:
+    tokenizers = {one.tokenizer for one in series if one.tokenizer}
+    if len(tokenizers - {"unknown"}) > 1:  # a server does not name its own
         _warn("these files come from different tokenizers: their tokens are not the same pieces of text")
+    elif "unknown" in tokenizers and len(series) > 1:
+        _warn("a server's tokenizer is unknown: tokens of these files may not be the same pieces of text")
     write_whole(output, render(draw(series), output.suffix))
     typer.echo(f"wrote {output}", err=True)
 

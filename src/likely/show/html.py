@@ -15,8 +15,7 @@ from html import escape
 from typing import Any
 
 from likely.show.colours import DARK, LIGHT, Cell, legend, legend_probability, level_of
-from likely.show.terminal import EMPTY
-from likely.show.tokens import Shown, Token, one_line, probability, visible
+from likely.show.tokens import EMPTY, Shown, Token, one_line, probability, visible
 
 _BYTES = re.compile(r" ?(\\x[0-9a-f]{2})+")  # what a tokenizer writes for bytes that are no character by themselves
 _STYLE = """

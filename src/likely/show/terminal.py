@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING
 
 from likely.show.colours import BREAKPOINTS, DARK, LEVELS, legend, legend_probability, level_of
-from likely.show.tokens import Shown, Token, one_line, probability, visible
+from likely.show.tokens import EMPTY, Shown, Token, one_line, probability, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-EMPTY = "∅"  # a token without text
 EMPTY_TEXT = "(empty text)"
 LEAST_LIKELY = 3  # tokens named below each text
 Piece = tuple[str, int]  # text, index of its token

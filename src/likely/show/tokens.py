@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from likely.errors import CapabilityError
 from likely.results import Generation, Scored, TopLogprob
 
 NEWLINE = "↵"
+EMPTY = "∅"  # a token without text
 _NAMED = {"\t": "⇥", "\r": "␍", "\x1b": "␛", "\x00": "␀", "\u00a0": "⍽"}
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}  # control, format (bidi!), surrogate, private, unassigned
 
@@ -102,7 +104,5 @@ def one_line(text: str, limit: int = 200) -> str:
 
 def probability(logprob: float) -> str:
     """p as a reader wants it: 0.7799, or 1.4e-07 where that says more."""
-    import math
-
     p = math.exp(min(logprob, 0.0))
     return f"{p:.4f}" if p >= 0.001 or p == 0 else f"{p:.1e}"
