@@ -131,14 +131,16 @@ def test_which_option_a_text_chooses(text, index):
     assert chosen(text, CHOICES) == index
 
 
-@given(st.lists(st.text(alphabet="abcdef ", min_size=3), min_size=2, max_size=9, unique_by=normalise), st.data())
+OPTION = st.text(alphabet="abcdef ", min_size=3).filter(lambda text: len(normalise(text)) > 1)
+
+
+@given(st.lists(OPTION, min_size=2, max_size=9, unique_by=normalise), st.data())
 def test_letters_and_option_texts_choose_that_option(choices, data):
     index = data.draw(st.integers(0, len(choices) - 1))
     letter = chr(65 + index)
     for form in ("{}", "({})", "{}.", "Answer: {}", "The answer is {}.", "**{}**", "{}\n"):
         assert chosen(form.format(letter), choices) == index
-    if normalise(choices[index]):
-        assert chosen(choices[index], choices) == index
+    assert chosen(choices[index], choices) == index
 
 
 def test_a_letter_that_is_no_option_can_be_the_text_of_one():

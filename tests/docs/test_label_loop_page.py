@@ -1,0 +1,37 @@
+"""The page on the label loop works as typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "label-loop.md"
+
+
+@pytest.mark.real
+@pytest.mark.xdist_group("real")
+def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
+    program = tmp_path / "bin" / "likely"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
+    program.chmod(0o755)
+    home = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "LIKELY_CACHE": str(tmp_path / "cache")}
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
+    assert len(blocks) == 5
+    for block in blocks:
+        keys = b"ynsuyq" if "--by person" in block else b""
+        done = subprocess.run(
+            ["bash", "-e", "-c", block], cwd=tmp_path, env=home, input=keys, capture_output=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr.decode()
+    header, *lines = map(json.loads, (tmp_path / "graded.jsonl").read_text().splitlines())
+    assert len(lines) == 4 and header["answers"]["kind"] == "ask"
+    assert {"confidence", "raw_confidence", "correct", "graded_by"} <= lines[0].keys()
+    assert len((tmp_path / "by-hand.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3
