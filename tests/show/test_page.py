@@ -132,6 +132,26 @@ def test_ranks_and_alternatives_are_there_only_if_known():
     assert "rank" not in body and ">entropy" not in body and "alternatives" not in body
 
 
+def columns(source):
+    """Names of the table's columns and the number of cells in each row."""
+    heads = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', source)
+    return heads, {row.count("<td") for row in re.findall(r"<tr><td.*?</tr>", source, flags=re.S)}
+
+
+@pytest.mark.parametrize(
+    ("tops", "entropies", "names"),
+    [
+        (True, True, ["#", "token", "logprob", "p", "rank", "entropy", "alternatives (p)"]),
+        (True, False, ["#", "token", "logprob", "p", "rank", "alternatives (p)"]),
+        (False, True, ["#", "token", "logprob", "p", "entropy"]),
+        (False, False, ["#", "token", "logprob", "p"]),
+    ],
+)
+def test_the_table_has_the_columns_that_are_known(tops, entropies, names):
+    source = page([shown(scored(["a", "b"], tops=tops, entropies=entropies))], title="t")
+    assert columns(source) == (names, {len(names)})
+
+
 def test_every_token_can_be_reached_by_keyboard_and_read_as_a_table(hostile):
     parsed = Page(hostile[1])
     spans = [a for tag, a in parsed.elements if tag == "span" and (a.get("class") or "").startswith("t l")]
@@ -170,6 +190,11 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(DataError, match=r"cannot write .*No space left"):
+        write_whole(target, b"new")
+    assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(DataError, match=r"cannot write .*No space left"):
         write_whole(target, b"new")
     assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]

@@ -71,7 +71,8 @@ def test_colours_are_those_of_the_scale():
     ],
 )
 def test_no_colour_a_poor_terminal_and_a_pipe_give_marks(console):
-    assert "\x1b" not in printed(shown(scored(["a", " b"])), **console)
+    out = printed(shown(scored(["a", " b"])), **console)
+    assert "\x1b" not in out and "level under each token" in out and "\n01.\n" in out
 
 
 def test_no_color_variable_is_heeded(monkeypatch):
@@ -118,3 +119,9 @@ def test_wrapping_keeps_every_character_and_the_width(texts, width):
 def test_words_stay_whole_where_they_fit():
     lines = list(wrap(["The", " cap", "ital", " of", " Fr", "ance"], 12))
     assert ["".join(p for p, _ in line) for line in lines] == ["The capital", " of France"]
+    assert ["".join(p for p, _ in line) for line in wrap(["The", " cap", "ital"], 10)] == ["The", " capital"]
+
+
+def test_a_token_over_two_lines_has_one_digit():
+    lines = printed(shown(scored(["x" * 12, "\n\n", "y"], [-3.0, -9.0, -0.01])), width=8).splitlines()
+    assert lines[3:11] == ["x" * 8, "4" + "." * 7, "xxxx↵", "....6", "↵", ".", "y", "0"]
