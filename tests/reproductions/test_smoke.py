@@ -45,7 +45,7 @@ def test_the_study_holds_on_a_tiny_model(parity, found):
     for form in (parity.TORCH, parity.F32, parity.PACKAGED):  # the file itself holds fp32 weights here
         assert largest[form] < 1e-4 and abs(kl[form]) < 1e-8
     assert 1e-4 < largest[parity.Q8] < 1 and 1e-6 < kl[parity.Q8] < 0.1  # rounded weights are seen
-    assert all(f.low is not None or "maximum" in f.note for f in found.figures)
+    assert all(f.low is not None or "maximum" in f.note or f.value == 0 for f in found.figures)
 
 
 def test_a_wrong_number_is_noticed(parity, found, tmp_path, monkeypatch):

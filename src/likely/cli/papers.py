@@ -54,9 +54,8 @@ def papers(
     console = Console(markup=False, highlight=False)
     console.print(table)
     count = sum(row["kind"] == "paper" for row in rows)
-    console.print(
-        f"{count} papers, {len(rows) - count} studies of our own, {sum(bool(r['ours']) for r in rows)} measured"
-    )
+    measured = sum(bool(row["ours"]) for row in rows)
+    console.print(f"papers: {count}, studies of our own: {len(rows) - count}, measured here: {measured}")
 
 
 def _row(entry: Any, result: Any) -> dict[str, Any]:

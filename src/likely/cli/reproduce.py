@@ -41,7 +41,11 @@ def reproduce(
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        process.wait()  # the terminal's Ctrl-C reached the script, too
+        try:
+            process.wait(timeout=10)  # the terminal's Ctrl-C reached the script, too: it clears up and ends
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
         raise
     if code:
         raise typer.Exit(1 if code != 2 else 2)

@@ -1,0 +1,333 @@
+"""Write every table of the documentation from the results files: README.md, docs/papers/.
+
+  python docs/generate.py            rewrite what comes from files
+  python docs/generate.py --outputs  run the README's commands again, too (needs the smollm2 model)
+  python docs/generate.py --check    change nothing; exit 1 if a file is not what the results say
+
+In README.md a part between `<!-- generated: NAME -->` and `<!-- end -->` belongs to this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import io
+import json
+import os
+import re
+import shlex
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from likely.errors import DataError, LikelyError
+from likely.evidence import Evidence, Figure, MachineRecord, read_results
+from likely.papers import Paper, index
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = {
+    "score": ['likely score --prompt "The capital of France is" --answer " Paris" --answer " London"'],
+    "generate": [
+        'likely generate "Once upon a time" --max-tokens 24 --seed 1',
+        'likely generate "Once upon a time" --max-tokens 24 --seed 1 --drafter lookup',
+    ],
+}
+MARKED = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
+
+
+# --- pieces of text ---------------------------------------------------------------------------------------------------
+
+
+def grid(header: list[str], rows: list[list[str]], *, right: int = 1) -> str:
+    """A Markdown table; columns from `right` on are aligned to the right."""
+    rule = ["---" if i < right else "---:" for i in range(len(header))]
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [cells[0], rule, *cells[1:]]) + "\n"
+
+
+def short(value: float) -> str:
+    """Two significant digits; powers of ten below 0.001."""
+    if value == 0:
+        return "0"
+    return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def with_interval(figure: Figure) -> str:
+    if figure.unit.startswith("share") and figure.value == 0:
+        return f"0 of {figure.n:,}"
+    if figure.low is None or figure.high is None:
+        return short(figure.value)
+    if figure.unit.startswith("share"):
+        return f"{figure.value:.1%} [{figure.low:.1%}, {figure.high:.1%}]"
+    return f"{short(figure.value)} [{short(figure.low)}, {short(figure.high)}]"
+
+
+def machine_line(machine: MachineRecord) -> str:
+    flags = " ".join(machine.flags) or "no known vector extensions"
+    return f"{machine.cpu}, {machine.cores} cores ({flags})"
+
+
+def paragraph(*sentences: str) -> str:
+    """Sentences as one wrapped paragraph."""
+    return textwrap.fill(" ".join(sentences), 120, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def figures_table(result: Evidence, *, without: tuple[str, ...] = ()) -> str:
+    """One row per subject, one column per quantity, in the order of the file."""
+    subjects = list(dict.fromkeys(f.subject for f in result.figures))
+    quantities = [q for q in dict.fromkeys(f.quantity for f in result.figures) if q not in without]
+    unit = {f.quantity: f.unit for f in result.figures}
+    found = {(f.subject, f.quantity): with_interval(f) for f in result.figures}
+    header = ["", *(q if unit[q].startswith("share") else f"{q}, {unit[q].split()[0]}" for q in quantities)]
+    return grid(header, [[s, *(found.get((s, q), "") for q in quantities)] for s in subjects])
+
+
+# --- README -----------------------------------------------------------------------------------------------------------
+
+
+def parity(results: dict[str, Evidence]) -> str:
+    result = results.get("runtime_parity")
+    if result is None:
+        raise DataError("results/runtime_parity.json is missing. Run: python reproductions/runtime_parity.py --full")
+    models = ", ".join(model.name for model in result.models)
+    return (
+        "The same strings, scored by every engine, against a plain transformers forward in fp32, token by token:\n\n"
+        + figures_table(result, without=("median KL",))
+        + "\n"
+        + paragraph(
+            "Where weights are quantised, llama.cpp rounds activations to 8 bit as well: hence the last two rows.",
+            f"Model: {models}. Data: {result.samples}. Brackets: {result.intervals}.",
+            f"Machine: {machine_line(result.machine)}; {result.date}.",
+            "More: [docs/papers/runtime_parity.md](docs/papers/runtime_parity.md).",
+        )
+    )
+
+
+def ratio(found: dict[str, float]) -> str:
+    return f"{found['median']:.2f}× [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def seconds(found: dict[str, float]) -> str:
+    return f"{short(found['median'])} s [{short(found['low'])}, {short(found['high'])}]"
+
+
+def speed(benchmarks: dict[str, dict[str, Any]]) -> str:
+    """Three benchmarks as one table; each line of the footer says what its numbers depend on."""
+    decode, arc, startup = (benchmarks[name] for name in ("decode", "score_arc", "startup"))
+    rows = []
+    for name, model in decode["models"].items():
+        rows.append(
+            [
+                f"greedy decoding, {name} ({decode['tokens']} tokens, log-probabilities on)",
+                f"{model['likely_tokens_per_s']:.0f} tokens/s",
+                f"llama-cpp-python: {model['llama_cpp_python_tokens_per_s']:.0f} tokens/s",
+                ratio(model["ratio"]),
+            ]
+        )
+    items, best = arc["items_per_s"], f"lm_eval batch {arc['best_batch']}"
+    for name, key in (("lm_eval batch 1", "ratio_batch_1"), (best, "ratio_best_batch")):
+        rows.append(
+            [
+                f"ARC-Easy, {arc['questions']} questions, smollm2 in torch fp32",
+                f"{items['likely']:.1f} questions/s",
+                f"{name}: {items[name]:.1f} questions/s",
+                ratio(arc[key]),
+            ]
+        )
+    rows.append(["`likely --help`", seconds(startup["help_s"]), "", ""])
+    rows.append(["first token of `likely ask`, from cold, smollm2", seconds(startup["first_token_s"]), "", ""])
+    table = grid(["", "likely", "other", "times as fast"], rows)
+    rounds = sorted({m["ratio"]["rounds"] for m in decode["models"].values()} | {arc["ratio_best_batch"]["rounds"]})
+    machines = {machine_line(MachineRecord(**b["machine"])) for b in (decode, arc, startup)}
+    dates = sorted({b["when"] for b in (decode, arc, startup)})
+    return f"{table}\n" + paragraph(
+        f"Ratios: medians over {' or '.join(map(str, rounds))} interleaved rounds with 95 % bootstrap intervals;",
+        f"above 1× likely is faster. {decode['threads']} threads; start-up: {startup['first_token_s']['rounds']} runs.",
+        f"On ARC-Easy ({arc['answers']:,} answers) the log-probabilities of the two differ by at most",
+        f"{short(arc['largest_difference_nats'])} nats.",
+        f"Machine: {'; '.join(sorted(machines))}; {', '.join(dates)}.",
+        "Scripts and results: [benchmarks/](benchmarks/README.md).",
+    )
+
+
+def output_of(command: str) -> str:
+    """What `likely ...` prints, run in this process as a terminal user would."""
+    from likely.cli.app import run
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(shlex.split(command)[1:])
+    if code:
+        raise LikelyError(f"{command} failed ({code}): {err.getvalue().strip()}")
+    return out.getvalue().rstrip("\n")
+
+
+def output_block(name: str) -> str:
+    return "```\n" + "\n".join(output_of(command) for command in COMMANDS[name]) + "\n```\n"
+
+
+def check_block(name: str, block: str, readme: str) -> str:
+    """An output block stays as it is, but must be there, and its commands must stand in the README as they were run."""
+    if not re.fullmatch(r"```\n.+\n```\n", block, re.S):
+        raise DataError(f"README.md: the output of {name} is empty. Run: python docs/generate.py --outputs")
+    for command in COMMANDS[name]:
+        if f"\n{command}\n" not in readme:
+            raise DataError(f"README.md: the command that made the output of {name} is not there: {command}")
+    return block
+
+
+def readme(results: dict[str, Evidence], benchmarks: dict[str, dict[str, Any]], *, outputs: bool) -> str:
+    """README.md as it should be."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    made: dict[str, Callable[[str], str]] = {
+        "parity": lambda old: parity(results),
+        "speed": lambda old: speed(benchmarks),
+    }
+    for name in COMMANDS:
+        made[name] = lambda old, name=name: output_block(name) if outputs else check_block(name, old, text)
+    seen = [match[2] for match in MARKED.finditer(text)]
+    if sorted(seen) != sorted(made) or text.count("<!-- generated: ") != len(made):
+        raise DataError(f"README.md: expected one marked part each for {', '.join(made)}; found {', '.join(seen)}")
+    return MARKED.sub(lambda match: match[1] + made[match[2]](match[3]) + match[4], text)
+
+
+# --- docs/papers ------------------------------------------------------------------------------------------------------
+
+NOTE = "<!-- written by docs/generate.py from results/; do not edit -->\n"
+SURENESS = {"abstract": "abstract", "paper": "paper or official repository", "second-hand": "second-hand"}
+
+
+def paper_index(results: dict[str, Evidence]) -> str:
+    """The page of all papers and studies."""
+    entries = index()
+    papers = [entry for entry in entries if entry.kind == "paper"]
+    rows, studies = [], []
+    for entry in entries:
+        result = results.get(entry.id)
+        name = f"[{entry.title}]({entry.id}.md)" if result else entry.title
+        state, ours = (result.verdict, result.ours) if result else (entry.state, "")
+        if entry.kind == "study":
+            studies.append([name, entry.room, state, ours])
+            continue
+        about = f" ({entry.citation()}{f', arXiv:{entry.arxiv}' if entry.arxiv else ''})" if entry.citation() else ""
+        claim = f"{entry.claim} ({SURENESS[entry.known_from]})"
+        rows.append([f"`{entry.id}`", name + about, entry.room, state, claim, ours])
+    measured = sum(entry.id in results for entry in papers)
+    return (
+        f"# Papers\n\n{NOTE}\n"
+        f"likely builds on {len(papers)} papers. Each gets a page here, and a script in `reproductions/` that measures "
+        f"its claim again at small scale: `likely reproduce NAME`. {measured} of {len(papers)} are measured so far; "
+        f"`planned` means that nothing of it is in the package yet. The paper's figure is in our words, with where we "
+        f"know it from; authors, year and arXiv number stand where they are known for certain.\n\n"
+        f"{grid(['name', 'paper', 'room', 'state', 'the paper', 'here'], rows, right=6)}\n"
+        f"## Studies of our own\n\n"
+        f"{grid(['study', 'room', 'state', 'result'], studies, right=4)}"
+    )
+
+
+def paper_page(entry: Paper, result: Evidence) -> str:
+    """The page of one measured entry."""
+    sources = [[s.name, s.licence, f"`{s.sha256}`"] for s in (*result.models, *result.data)]
+    checks = [
+        [c.statement, f"{short(c.value)} {c.unit}", f"{c.bound:g} {c.unit}", "yes" if c.holds else "NO"]
+        for c in result.checks
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    parts = [
+        f"# {result.title}\n\n{NOTE}\n",
+        f"Claim: {result.claim}\n\n",
+        f"Paper: {result.paper_figure or 'none; this is a study of our own'}.\n\n",
+        f"Here: {result.ours}. **{result.verdict.capitalize()}**.\n\n",
+        f"{grid(['checked', 'found', 'allowed', 'holds'], checks, right=1)}\n" if checks else "",
+        f"## Figures\n\n{figures_table(result)}\n",
+        f"Samples: {result.samples}. Intervals: {result.intervals}.",
+        *(f" {note[0].upper()}{note[1:]}." for note in dict.fromkeys(f.note for f in result.figures if f.note)),
+        "\n\n## Not shown\n\n",
+        "".join(f"- {line}\n" for line in result.not_shown),
+        f"\n## Run it\n\n```sh\n{result.command}\n```\n\n",
+        f"{result.mode.capitalize()} run of {result.date}, {result.seconds:.0f} s on {result.threads} thread(s) of "
+        f"{machine_line(result.machine)}; {versions}.\n\n",
+        grid(["file", "licence", "sha256"], sources, right=3),
+    ]
+    return "".join(parts)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def documents(*, outputs: bool) -> dict[Path, str]:
+    """Every generated file and its text."""
+    results = read_results(ROOT / "results")
+    entries = {entry.id: entry for entry in index()}
+    unknown = sorted(results.keys() - entries.keys())
+    if unknown:
+        raise DataError(f"results/{unknown[0]}.json has no entry in src/likely/papers.toml")
+    benchmarks = {}
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        benchmarks[path.stem] = json.loads(path.read_text("utf-8"))
+    made = {ROOT / "README.md": readme(results, benchmarks, outputs=outputs)}
+    made[ROOT / "docs" / "papers" / "index.md"] = paper_index(results)
+    for name, result in results.items():
+        made[ROOT / "docs" / "papers" / f"{name}.md"] = paper_page(entries[name], result)
+    return made
+
+
+def stray_pages(made: dict[Path, str]) -> list[Path]:
+    """Generated pages whose result is gone."""
+    pages = (ROOT / "docs" / "papers").glob("*.md")
+    return sorted(page for page in pages if page not in made and NOTE in page.read_text("utf-8"))
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+        Path(partial).chmod(0o644)
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 on a difference")
+    parser.add_argument("--outputs", action="store_true", help="run the README's commands again")
+    options = parser.parse_args()
+    if options.check and options.outputs:
+        parser.error("--check runs no commands: leave out --outputs")
+    made = documents(outputs=options.outputs)
+    wrong = 0
+    for path, text in made.items():
+        old = path.read_text("utf-8") if path.exists() else ""
+        if old == text:
+            continue
+        wrong += 1
+        name = str(path.relative_to(ROOT))
+        if options.check:
+            diff = difflib.unified_diff(old.splitlines(), text.splitlines(), name, f"{name}, generated", "", "", 0, "")
+            print("\n".join(list(diff)[:40]))
+        else:
+            write(path, text)
+            print(f"wrote {name}")
+    for page in stray_pages(made):
+        wrong += 1
+        print(f"{page.relative_to(ROOT)}: its result is gone{'' if options.check else ', removed'}")
+        if not options.check:
+            page.unlink()
+    if options.check:
+        print("run: python docs/generate.py" if wrong else "documentation: tables agree with the results")
+        return int(wrong > 0)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except LikelyError as error:
+        sys.exit(f"Error: {error}")
