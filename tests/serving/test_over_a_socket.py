@@ -141,6 +141,14 @@ def test_errors_reach_the_official_client_as_its_own(client):
         client.completions.create(model="tiny", prompt="a", extra_body={"topk": 5})
 
 
+@pytest.mark.parametrize("size", [2**20, 4 * 2**20])
+def test_a_client_that_sends_too_much_sees_why_it_is_refused(served, size):
+    for path, headers, status in (("completions", {}, 413), ("score", {"Content-Type": "text/plain"}, 415)):
+        sent = {"Content-Type": "application/json", **headers}
+        reply = httpx.post(f"{served[0]}/v1/{path}", content=b"x" * (size + 1), headers=sent)
+        assert reply.status_code == status and reply.json()["error"]["message"]
+
+
 def test_our_own_client_scores_through_it_as_locally(served):
     url, own = served
     prompt, answers = "the cat sat on", [" the mat", " a cat", " é🙂", "", "e"]

@@ -17,9 +17,11 @@ from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling
 from likely.errors import ModelError
 from likely.model import make_drafter
+from likely.models.chat_template import Rendered
+from likely.models.tokenizer import Tokenizer
 from likely.scoring import Item, TokenScores, joint_item, scored_answer, surface_lengths
 from likely.serving.engine import Engine, Ticket
-from likely.serving.limits import MAX_NUMBERS, ApiError, Limits, json_response
+from likely.serving.limits import MAX_NUMBERS, MAX_SCORED_CHARS, ApiError, Limits, json_response
 from likely.serving.replies import (
     CompletionLogprobs,
     TokenNames,
@@ -59,6 +61,7 @@ class Answering:
         self._created = int(time.time())
         # Templates and tokenizers are not asked from several threads at once, nor from that of the connections.
         self._preparing = ThreadPoolExecutor(1, "likely-prepare")
+        self._longest = self._preparing.submit(_longest_token, engine.model.tokenizer)
 
     def close(self) -> None:
         self._preparing.shutdown(cancel_futures=True)
@@ -98,6 +101,12 @@ class Answering:
 
     async def score(self, http: HttpRequest, asked: Score) -> Response:
         self.check_model(asked.model)
+        size = sum(len(asked.prompt) + len(answer) for answer in asked.answers)
+        if size > MAX_SCORED_CHARS:
+            raise ApiError(
+                400, f"the answers, each with its prompt, have {size} characters, at most {MAX_SCORED_CHARS} are "
+                f"scored at once: send fewer answers", param="answers",
+            )  # fmt: skip
         self._engine.check_room()
         return await self._within(http, self._score(asked))
 
@@ -167,7 +176,7 @@ class Answering:
         self, asked: Completion
     ) -> tuple[list[Prompt], list[dict[str, Any] | None], dict[str, Any], list[Ticket]]:
         """(prompts, their echoed log-probabilities, head of the reply, requests on their way)"""
-        prompts = await self._prepare(lambda: [self._read_prompt(text) for text in asked.prompts])
+        prompts = await self._prepare(lambda: [self._read_prompt(text, asked.echo) for text in asked.prompts])
         wanted = asked.max_tokens
         for prompt in prompts:
             self._check_length(len(prompt.tokens), wanted)
@@ -187,9 +196,12 @@ class Answering:
             tickets = self._submit([self._request(asked, p.tokens, wanted, seed, k) for p in prompts])
         return prompts, echoes, self._head("cmpl", "text_completion", seed), tickets
 
-    def _read_prompt(self, text: str) -> Prompt:
-        tokenizer = self._model.tokenizer
+    def _read_prompt(self, text: str, echo: bool) -> Prompt:
+        self._check_bytes(text)
         tokens = self._model.encode_prompt(text)
+        if not echo or len(tokens) > self._context:
+            return Prompt(text, tokens)
+        tokenizer = self._model.tokenizer
         plain = tokenizer.encode(text, parse_special=True)
         more = sum(surface_lengths(tokenizer, plain)) - len(text.encode())
         return Prompt(text, tokens, len(tokens) - len(plain), max(0, more))
@@ -264,9 +276,14 @@ class Answering:
         if asked.stream_options.include_usage:
             yield {**head, "choices": [], "usage": usage(prompt_tokens, written)}
 
+    def _render(self, messages: list[dict[str, Any]]) -> Rendered:
+        for message in messages:
+            self._check_bytes(str(message.get("content", "")))
+        return self._model.render(messages)
+
     async def _start_chat(self, asked: Chat, kind: str) -> tuple[int, dict[str, Any], Ticket]:
         messages = asked.conversation
-        rendered = await self._prepare(lambda: self._model.render(messages))
+        rendered = await self._prepare(lambda: self._render(messages))
         self._check_length(len(rendered.tokens), asked.max_tokens or 1)
         wanted = asked.max_tokens or self._context - len(rendered.tokens)
         self._check_numbers(wanted * asked.n * (asked.top_logprobs + 1 if asked.logprobs else 0))
@@ -278,9 +295,7 @@ class Answering:
 
     async def _score(self, asked: Score) -> Response:
         tokenizer = self._model.tokenizer
-        joint = await self._prepare(lambda: [joint_item(tokenizer, asked.prompt, answer) for answer in asked.answers])
-        for item, _ in joint:
-            self._check_length(len(item.tokens), 0)
+        joint = await self._prepare(lambda: [self._join(asked.prompt, answer) for answer in asked.answers])
         self._check_numbers(sum(len(item.tokens) - item.start for item, _ in joint) * (asked.top_logprobs + 1))
         scores = await self._engine.score([item for item, _ in joint], top=asked.top_logprobs, entropy=asked.entropy)
         scored = [
@@ -289,6 +304,12 @@ class Answering:
         ]
         head = self._head("score", "likely.score", None)
         return json_response({**head, "answers": scored, "usage": usage(sum(len(i.tokens) for i, _ in joint), 0)})
+
+    def _join(self, prompt: str, answer: str) -> tuple[Item, bool]:
+        self._check_bytes(prompt, answer)
+        item, straddles = joint_item(self._model.tokenizer, prompt, answer)
+        self._check_length(len(item.tokens), 0)
+        return item, straddles
 
     # --- what they share ------------------------------------------------------------------------------------------
 
@@ -316,6 +337,15 @@ class Answering:
                 + (", and one more is needed to write into" if tokens == self._context else "")
                 + ": shorten it, or start the server with a larger --context",
                 param="prompt", code="context_length_exceeded",
+            )  # fmt: skip
+
+    def _check_bytes(self, *texts: str) -> None:
+        """Refuse a text that cannot fit, without the seconds that it takes to tokenise a megabyte."""
+        size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+        if size > self._context * self._longest.result():
+            raise ApiError(
+                400, f"the text has {size} bytes, far more than the context of {self._context} tokens holds: "
+                f"shorten it", param="prompt", code="context_length_exceeded",
             )  # fmt: skip
 
     def _check_numbers(self, count: int) -> None:
@@ -383,3 +413,9 @@ def _piece(asked: Generating, head: dict[str, Any], choice: dict[str, Any]) -> d
 def _seed(asked: Generating) -> int:
     """The client's, or a fresh one that every JSON reader holds exactly."""
     return secrets.randbelow(2**53) if asked.seed is None else asked.seed
+
+
+def _longest_token(tokenizer: Tokenizer) -> int:
+    """Bytes of the longest token."""
+    written = (len(text.encode()) for text in tokenizer.special_tokens)
+    return max(*(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)), *written, 1)

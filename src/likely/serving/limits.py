@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_BIASES = 1024
 MAX_NUMBERS = 2**21  # log-probabilities in one reply, alternatives included
+MAX_SCORED_CHARS = 4 * 2**20  # of all answers of one request, each with its prompt
 RETRY_AFTER_S = 1
 
 
@@ -115,7 +116,7 @@ class Admission:
     def __init__(self, limit: int):
         self._limit, self._count = limit, 0
 
-    @contextmanager
+    @contextlib.contextmanager
     def enter(self) -> Iterator[None]:
         if self._count >= self._limit:
             raise Overloaded(self._limit)
@@ -126,8 +127,24 @@ class Admission:
             self._count -= 1
 
 
+async def discard_body(request: Request, limits: Limits) -> None:
+    """Read what a refused client is still sending, within bounds, and keep none of it.
+
+    A connection that is closed while data arrive is reset, and the client would never see why it was refused.
+    """
+    if "expect" in request.headers:  # it waits for a word before it sends
+        return
+    size = 0
+    with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: the body was read
+        async with asyncio.timeout(1):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > 16 * limits.max_body_bytes:
+                    return
+
+
 async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
-    """The body as a JSON object; ApiError on anything else, before more than the limit was read."""
+    """The body as a JSON object; ApiError on anything else, before more than the limit was kept."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, f'Content-Type must be application/json, got "{kind[:60]}"')
@@ -136,18 +153,25 @@ async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
     )
     declared = request.headers.get("content-length")
     if declared is not None and (not declared.isdecimal() or int(declared[:19]) > limits.max_body_bytes):
+        await discard_body(request, limits)
         raise too_large
-    body = bytearray()
+    body, size = bytearray(), 0
     try:
         async with asyncio.timeout(limits.body_timeout_s):
             async for chunk in request.stream():
-                if len(body) + len(chunk) > limits.max_body_bytes:
-                    raise too_large
-                body += chunk
+                size += len(chunk)
+                if size <= limits.max_body_bytes:
+                    body += chunk
+                elif size > 16 * limits.max_body_bytes:
+                    break
     except TimeoutError:
+        if size > limits.max_body_bytes:
+            raise too_large from None
         raise ApiError(408, f"the body did not arrive within {limits.body_timeout_s:g} seconds") from None
     except ClientDisconnect:
         raise ApiError(499, "the client went away") from None
+    if size > limits.max_body_bytes:
+        raise too_large
     if not body:
         raise ApiError(400, "the body is empty: send a JSON object")
     try:

@@ -20,7 +20,7 @@ from likely.errors import LikelyError
 from likely.model import Model
 from likely.serving.answering import Answering
 from likely.serving.engine import Engine
-from likely.serving.limits import Admission, ApiError, Limits, json_response, read_json, refusal
+from likely.serving.limits import Admission, ApiError, Limits, discard_body, json_response, read_json, refusal
 from likely.serving.schemas import Chat, Completion, Score, parse
 
 
@@ -87,9 +87,14 @@ def create_app(model: Model, *, limits: Limits | None = None, api_key: str | Non
         return json_response(app.state.answering.card)
 
     async def answer(request: Request, work: Callable[[Request, dict], Awaitable[Response]]) -> Response:
-        check_key(request)
-        with admission.enter():
-            return await work(request, await read_json(request, limits))
+        try:
+            check_key(request)
+            with admission.enter():
+                return await work(request, await read_json(request, limits))
+        except Exception as error:
+            if not (isinstance(error, ApiError) and error.status == 413):  # of that, enough was read
+                await discard_body(request, limits)
+            raise
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
