@@ -116,6 +116,12 @@ def test_broken_content_is_one_clear_line(home, file, data, words):
     assert "\n" not in str(caught.value)
 
 
+def test_it_is_an_attribute_of_the_package():
+    import likely
+
+    assert likely.datasets is datasets and "datasets" in dir(likely)
+
+
 def test_names_that_do_not_exist_suggest_the_nearest(home):
     with pytest.raises(DataError, match='did you mean "mixed"'):
         datasets.info("mixd")

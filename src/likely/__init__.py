@@ -22,6 +22,7 @@ from likely.errors import (
 )
 
 if TYPE_CHECKING:
+    from likely import datasets
     from likely.api import ask, generate, load, score
     from likely.model import Model
     from likely.models.remote import RemoteModel
@@ -55,6 +56,7 @@ __all__ = [
     "RemoteModel",
     "Scored",
     "ask",
+    "datasets",
     "generate",
     "load",
     "score",
@@ -62,6 +64,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "datasets":
+        return importlib.import_module("likely.datasets")
     if name not in _LAZY:
         raise AttributeError(f"module 'likely' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)
