@@ -7,9 +7,9 @@ import json
 
 import numpy as np
 import pytest
+from helpers_for_serving import serving
 
 import likely
-from helpers_for_serving import serving
 from likely.models.convert import convert
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
