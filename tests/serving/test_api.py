@@ -9,9 +9,11 @@ import threading
 import pytest
 from helpers_for_serving import ask, client_of, toy_model
 
+import likely
 from likely.models.toy import exact_logprob
 from likely.scoring import Item, score_items
 from likely.serving import Limits
+from tiny_gguf import write_tiny_llama
 
 COMPLETIONS, CHAT, SCORE = "/v1/completions", "/v1/chat/completions", "/v1/score"
 TEXTS = ["the cat sat on the mat", "é🙂 naïve", "a", "<|im_start|>user\nthe<|im_end|>"]
@@ -64,6 +66,27 @@ def test_with_a_beginning_of_sequence_token_the_first_token_has_a_condition():
     assert first["logprobs"]["top_logprobs"] == [{"abc"[i]: v} for i, v in enumerate(found)]
     assert first["logprobs"]["tokens"] == ["a", "b", "c"] and first["logprobs"]["text_offset"] == [0, 1, 2]
     assert empty["logprobs"] == {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
+
+@pytest.mark.parametrize("runtime", ["llamacpp", "torch"])
+def test_a_space_that_the_tokenizer_puts_in_front_is_not_in_the_echo(tmp_path, runtime):
+    path = write_tiny_llama(tmp_path / "spm.gguf", tokenizer="llama", add_bos=True)
+    text = "the cat é"
+    threads = {"threads": 1} if runtime == "llamacpp" else {}
+    with likely.load(str(path), runtime=runtime, **threads) as lm:
+        (local,) = lm.score("", [text], top_logprobs=2)
+
+        async def question(client):
+            echo = await client.ok(COMPLETIONS, prompt=text, echo=True, max_tokens=0, logprobs=2)
+            return echo["choices"][0]["logprobs"], await client.ok(SCORE, prompt="", answers=[text])
+
+        block, scored = ask(lm, question)
+    # The beginning-of-sequence token is the condition of the first one, and is not shown.
+    assert block["token_logprobs"] == pytest.approx(local.token_logprobs, abs=1e-5)
+    assert scored["answers"][0]["token_logprobs"] == pytest.approx(local.token_logprobs, abs=1e-5)
+    assert block["text_offset"][0] == 0 and text.startswith(block["tokens"][0]) and block["tokens"][0]
+    readable = [t for t in block["tokens"] if not t.startswith("bytes:")]
+    assert "".join(readable) == "the cat " + ("" if len(readable) < len(block["tokens"]) else "é")
 
 
 def test_echo_with_new_tokens_is_one_text_with_one_block(tiny):
