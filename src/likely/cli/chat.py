@@ -225,8 +225,10 @@ class Conversation:
         typer.echo(self.model.render(self.messages or [_HELLO]).text, err=True)
 
     def history(self) -> None:
+        from likely.cli.printing import for_terminal
+
         for message in self.messages:
-            typer.echo(f"{message['role']}: {message['content']}", err=True)
+            typer.echo(for_terminal(f"{message['role']}: {message['content']}", err=True), err=True)
 
     def save(self, path: Path) -> None:
         """Write the conversation to a temporary name and rename it."""

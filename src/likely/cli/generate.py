@@ -47,7 +47,7 @@ def generate(
 
       echo "def fib(n):" | likely generate -n 3 -s repetition_penalty=1.1
     """
-    from likely.cli.printing import print_json, print_stream
+    from likely.cli.printing import for_terminal, print_json, print_stream
 
     see = seeing.wanted(show, html, as_json)
     text = opt.text_or_stdin(prompt, "prompt")
@@ -72,5 +72,5 @@ def generate(
                 if as_json:
                     print_json({**opt.origin(lm), "prompt": text, **result.to_dict()})
                 elif not show:
-                    typer.echo(f"{'' if samples == 1 else f'--- {number} '}{result.text}")
+                    typer.echo(f"{'' if samples == 1 else f'--- {number} '}{for_terminal(result.text)}")
         seeing.present(lm, results, show=show, html=html, title="likely generate", prompt=text)

@@ -15,12 +15,20 @@ def print_json(record: dict[str, Any]) -> None:
     typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
 
 
+_CONTROL = {c: "\N{REPLACEMENT CHARACTER}" for c in (*range(32), *range(127, 160)) if c not in (9, 10)}
+
+
+def for_terminal(text: str, *, err: bool = False) -> str:
+    """The text as it may be shown: to a terminal without control characters, which would steer it; else unchanged."""
+    return text.translate(_CONTROL) if (sys.stderr if err else sys.stdout).isatty() else text
+
+
 def print_stream(stream: Any) -> Any:
     """Write the pieces as they come; Ctrl-C keeps what is there and ends the line.  Returns the result."""
     result = None
     try:
         for piece in stream:
-            sys.stdout.write(piece)
+            sys.stdout.write(for_terminal(piece))
             sys.stdout.flush()
         result = stream.result
     except KeyboardInterrupt:
