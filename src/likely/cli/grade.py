@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from likely.cli import options as opt
+from likely.cli.keys import read_key, unbuffered
 
 if TYPE_CHECKING:
     from likely.jsonl import Line, Results
@@ -71,7 +71,8 @@ def grade(
         header = {"likely": __version__, "kind": "grade", "graded_by": by, "pattern": pattern, "answers": answers}
         with Results(output, header, overwrite=overwrite) as results:
             if is_right is None:
-                by_person(lines, where, results, read_key, every=every)
+                with unbuffered():
+                    by_person(lines, where, results, read_key, every=every)
             else:
                 todo = [line for line in lines if not results.is_done(line, where)]
                 results.write(_by_rule(line, where, by, is_right) for line in todo)
@@ -136,19 +137,6 @@ def graded_record(line: Line, correct: bool, by: str) -> dict[str, Any]:
 
 
 # --- a person ---------------------------------------------------------------------------------------------------------
-
-
-def read_key() -> str:
-    """One key from the terminal, one character of a pipe; "" at the end."""
-    if sys.stdin.isatty():
-        try:
-            return typer.getchar()
-        except EOFError:
-            return ""
-    key = sys.stdin.read(1)
-    while key and key.isspace():
-        key = sys.stdin.read(1)
-    return key
 
 
 def by_person(
