@@ -9,6 +9,7 @@ import math
 import pytest
 from test_commands import one_line
 
+from fake_server import toy_server
 from likely.cli import grade as grade_verb
 from likely.decoding.loop import Loop
 from likely.intervals import wilson
@@ -180,6 +181,30 @@ def test_ctrl_c_keeps_finished_lines(cli, tiny, questions, answers, monkeypatch)
 def test_other_settings_and_other_systems_never_mix(cli, tiny, questions, answers):
     one_line(cli("ask", questions, "-m", tiny, "-o", answers, "--max-tokens", 7), 1, "settings", "--overwrite")
     one_line(cli("ask", questions, "-m", tiny, "-o", answers, *FEW, "--system", "x"), 1, "settings")
+
+
+def test_wrong_settings_leave_no_file_behind(cli, tiny, questions, tmp_path):
+    target = tmp_path / "none.jsonl"
+    one_line(cli("ask", questions, "-m", tiny, "-o", target, "-s", "top_q=1"), 2, 'did you mean "top_p"')
+    one_line(cli("ask", questions, "-m", tiny, "-o", target, "-s", "top_p=7"), 2, "top_p")
+    one_line(cli("ask", questions, "-m", tiny, "-o", target, "-s", "stop_tokens={1}"), 2, "JSON")
+    assert not target.exists()
+
+
+def test_a_server_answers_and_chooses_too(cli, tmp_path):
+    asked = write(tmp_path / "q.jsonl", [{"question": "who?", "answer": "me"}, {"question": "and?"}])
+    exam = write(tmp_path / "c.jsonl", [{"question": "who?", "choices": ["you", "me"], "answer": 1}])
+    target = tmp_path / "a.jsonl"
+    with toy_server() as server:
+        assert cli("ask", asked, "-m", server.url, "-o", target, *FEW).code == 0
+        whole = target.read_bytes()
+        target.write_bytes(whole[:-5])
+        requests = len(server.requests)
+        assert cli("ask", asked, "-m", server.url, "-o", target, *FEW).code == 0
+        assert len(server.requests) > requests and target.read_bytes() == whole
+        assert cli("choices", exam, "-m", server.url, "--json").json["n"] == 1
+    header, *lines = records_of(target)
+    assert header["runtime"] == "server" and header["template"] is None and len(lines) == 2
 
 
 def test_ask_file_usage(cli, tiny, questions, tmp_path):

@@ -50,9 +50,12 @@ def ask_file(
     from likely.chunks import unfinished
     from likely.cli.printing import progress
     from likely.jsonl import Results
+    from likely.model import Model
 
     if options.get("n", 1) != 1 or options.get("beams"):
         raise ValueError("each question is answered once: drop n= and beams=")
+    if isinstance(lm, Model):
+        lm.question("?", **options)  # wrong settings are refused before the output carries them in its header
     settings = {**options, "system": system}
     header = {
         **opt.origin(lm), "kind": "ask", "template": _template(lm), "settings": settings,
