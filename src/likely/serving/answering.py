@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
@@ -17,11 +15,10 @@ from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling
 from likely.errors import ModelError
 from likely.model import make_drafter
-from likely.models.chat_template import Rendered
-from likely.models.tokenizer import Tokenizer
-from likely.scoring import Item, TokenScores, joint_item, scored_answer, surface_lengths
+from likely.scoring import Item, TokenScores, scored_answer
 from likely.serving.engine import Engine, Ticket
 from likely.serving.limits import MAX_NUMBERS, MAX_SCORED_CHARS, ApiError, Limits, json_response
+from likely.serving.prompts import Prompt, Prompts
 from likely.serving.replies import (
     CompletionLogprobs,
     TokenNames,
@@ -37,19 +34,6 @@ from likely.serving.streaming import EventStream, merged, while_connected
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A text as the model reads it.
-
-    hidden  tokens in front that are not in the text;  skip  bytes of the first visible one that are not
-    """
-
-    text: str
-    tokens: list[int]
-    hidden: int = 0
-    skip: int = 0
-
-
 class Answering:
     """Replies of one engine. `close` stops the thread that prepares prompts."""
 
@@ -59,12 +43,10 @@ class Answering:
         self._context = engine.model.runtime.context_length
         self._fingerprint = engine.model.runtime.revision
         self._created = int(time.time())
-        # Templates and tokenizers are not asked from several threads at once, nor from that of the connections.
-        self._preparing = ThreadPoolExecutor(1, "likely-prepare")
-        self._longest = self._preparing.submit(_longest_token, engine.model.tokenizer)
+        self._prompts = Prompts(engine.model)
 
     def close(self) -> None:
-        self._preparing.shutdown(cancel_futures=True)
+        self._prompts.close()
 
     @property
     def card(self) -> dict[str, Any]:
@@ -176,16 +158,13 @@ class Answering:
         self, asked: Completion
     ) -> tuple[list[Prompt], list[dict[str, Any] | None], dict[str, Any], list[Ticket]]:
         """(prompts, their echoed log-probabilities, head of the reply, requests on their way)"""
-        prompts = await self._prepare(lambda: [self._read_prompt(text, asked.echo) for text in asked.prompts])
         wanted = asked.max_tokens
-        for prompt in prompts:
-            self._check_length(len(prompt.tokens), wanted)
+        prompts = await self._prompts.texts(asked.prompts, echo=asked.echo, wanted=wanted)
         alternatives = 0 if asked.logprobs is None else asked.logprobs + 1
         given = sum(len(p.tokens) for p in prompts) if asked.echo else 0
         self._check_numbers((given + wanted * len(prompts)) * asked.n * alternatives)
         echoes: list[dict[str, Any] | None] = [None] * len(prompts)
         if asked.echo and asked.logprobs is not None:
-            await self._prepare(lambda: self._check_writable(prompts))
             items = [Item(tuple(p.tokens), 1) for p in prompts]
             scores = await self._engine.score(items, top=asked.logprobs)
             echoes = [self._echo(asked, p, s) for p, s in zip(prompts, scores, strict=True)]
@@ -195,21 +174,6 @@ class Answering:
             k = asked.logprobs or 0
             tickets = self._submit([self._request(asked, p.tokens, wanted, seed, k) for p in prompts])
         return prompts, echoes, self._head("cmpl", "text_completion", seed), tickets
-
-    def _read_prompt(self, text: str, echo: bool) -> Prompt:
-        self._check_bytes(text)
-        tokens = self._model.encode_prompt(text)
-        if not echo or len(tokens) > self._context:
-            return Prompt(text, tokens)
-        tokenizer = self._model.tokenizer
-        plain = tokenizer.encode(text, parse_special=True)
-        more = sum(surface_lengths(tokenizer, plain)) - len(text.encode())
-        return Prompt(text, tokens, len(tokens) - len(plain), max(0, more))
-
-    def _check_writable(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse text that the tokens cannot write: its log-probability would be that of another text."""
-        for prompt in prompts:
-            joint_item(self._model.tokenizer, prompt.text, "")
 
     def _echo(self, asked: Completion, prompt: Prompt, scores: TokenScores) -> dict[str, Any]:
         assert asked.logprobs is not None
@@ -276,15 +240,8 @@ class Answering:
         if asked.stream_options.include_usage:
             yield {**head, "choices": [], "usage": usage(prompt_tokens, written)}
 
-    def _render(self, messages: list[dict[str, Any]]) -> Rendered:
-        for message in messages:
-            self._check_bytes(str(message.get("content", "")))
-        return self._model.render(messages)
-
     async def _start_chat(self, asked: Chat, kind: str) -> tuple[int, dict[str, Any], Ticket]:
-        messages = asked.conversation
-        rendered = await self._prepare(lambda: self._render(messages))
-        self._check_length(len(rendered.tokens), asked.max_tokens or 1)
+        rendered = await self._prompts.conversation(asked.conversation)
         wanted = asked.max_tokens or self._context - len(rendered.tokens)
         self._check_numbers(wanted * asked.n * (asked.top_logprobs + 1 if asked.logprobs else 0))
         seed = _seed(asked)
@@ -295,7 +252,7 @@ class Answering:
 
     async def _score(self, asked: Score) -> Response:
         tokenizer = self._model.tokenizer
-        joint = await self._prepare(lambda: [self._join(asked.prompt, answer) for answer in asked.answers])
+        joint = await self._prompts.joint(asked.prompt, asked.answers)
         self._check_numbers(sum(len(item.tokens) - item.start for item, _ in joint) * (asked.top_logprobs + 1))
         scores = await self._engine.score([item for item, _ in joint], top=asked.top_logprobs, entropy=asked.entropy)
         scored = [
@@ -304,12 +261,6 @@ class Answering:
         ]
         head = self._head("score", "likely.score", None)
         return json_response({**head, "answers": scored, "usage": usage(sum(len(i.tokens) for i, _ in joint), 0)})
-
-    def _join(self, prompt: str, answer: str) -> tuple[Item, bool]:
-        self._check_bytes(prompt, answer)
-        item, straddles = joint_item(self._model.tokenizer, prompt, answer)
-        self._check_length(len(item.tokens), 0)
-        return item, straddles
 
     # --- what they share ------------------------------------------------------------------------------------------
 
@@ -329,25 +280,6 @@ class Answering:
             raise ApiError(400, f"logit_bias names token {worst}, the vocabulary has {size}", param="logit_bias")
         self._engine.check_room(prompts)
 
-    def _check_length(self, tokens: int, wanted: int) -> None:
-        if tokens + min(wanted, 1) > self._context:
-            raise ApiError(
-                400,
-                f"the prompt has {tokens} tokens, the context {self._context}"
-                + (", and one more is needed to write into" if tokens == self._context else "")
-                + ": shorten it, or start the server with a larger --context",
-                param="prompt", code="context_length_exceeded",
-            )  # fmt: skip
-
-    def _check_bytes(self, *texts: str) -> None:
-        """Refuse a text that cannot fit, without the seconds that it takes to tokenise a megabyte."""
-        size = sum(len(text.encode("utf-8", "replace")) for text in texts)
-        if size > self._context * self._longest.result():
-            raise ApiError(
-                400, f"the text has {size} bytes, far more than the context of {self._context} tokens holds: "
-                f"shorten it", param="prompt", code="context_length_exceeded",
-            )  # fmt: skip
-
     def _check_numbers(self, count: int) -> None:
         if count > MAX_NUMBERS:
             raise ApiError(
@@ -355,9 +287,6 @@ class Answering:
                 f"up to {count} log-probabilities in one reply, at most {MAX_NUMBERS} are sent: "
                 f"ask for fewer tokens, samples, prompts or alternatives",
             )
-
-    async def _prepare(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
 
     def _request(self, asked: Generating, tokens: Sequence[int], wanted: int, seed: int, top: int) -> Request:
         names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "logit_bias")
@@ -413,9 +342,3 @@ def _piece(asked: Generating, head: dict[str, Any], choice: dict[str, Any]) -> d
 def _seed(asked: Generating) -> int:
     """The client's, or a fresh one that every JSON reader holds exactly."""
     return secrets.randbelow(2**53) if asked.seed is None else asked.seed
-
-
-def _longest_token(tokenizer: Tokenizer) -> int:
-    """Bytes of the longest token."""
-    written = (len(text.encode()) for text in tokenizer.special_tokens)
-    return max(*(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)), *written, 1)
