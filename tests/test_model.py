@@ -150,6 +150,13 @@ def test_dtype_alone_chooses_torch(path):
         assert lm.info.runtime == "torch" and lm.info.dtype == "float32" and len(lm.info.sha256) == 64
 
 
+def test_both_engines_take_threads_and_context(path):
+    for runtime in ("llamacpp", "torch"):
+        with likely.load(str(path), runtime=runtime, threads=1, context=100) as lm:
+            assert 100 <= lm.runtime.limits.tokens_held < 600
+            assert lm.generate("a", max_tokens=2).token_ids
+
+
 def test_importing_likely_is_light():
     code = "import sys, likely; print([m for m in ('torch', 'numpy', 'llama_cpp', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

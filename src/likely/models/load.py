@@ -132,6 +132,13 @@ def _torch(name: str, kind: str, place: Path | str, dtype: str | None, options: 
     from likely.models.hf_tokenizer import HFTokenizer
     from likely.models.torch_runtime import TorchRuntime
 
+    options = dict(options)
+    if (threads := options.pop("threads", None)) is not None:
+        import torch
+
+        torch.set_num_threads(threads)  # torch has one setting for the whole process
+    if (context := options.pop("context", None)) is not None:
+        options["tokens_held"] = context
     warnings: list[str] = []
     if kind == "gguf":
         from likely.models.gguf_header import read_header
