@@ -120,6 +120,7 @@ def _answers(
 def _request(
     lm: Any, file: str, line: Line, question: Question, system: str | None, options: dict[str, Any], show_prompt: bool
 ) -> Any:
+    from likely.cli.printing import for_terminal
     from likely.errors import DataError, ModelError
 
     request, rendered = lm.question(question.asked, system=question.system or system, **options)
@@ -131,7 +132,7 @@ def _request(
     finally:
         trial.close()
     if show_prompt:
-        typer.echo(rendered.text, err=True)
+        typer.echo(for_terminal(rendered.text, err=True), err=True)
     return request
 
 
