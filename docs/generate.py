@@ -154,6 +154,24 @@ def speed(benchmarks: dict[str, dict[str, Any]]) -> str:
     )
 
 
+def papers_by_room(results: dict[str, Evidence]) -> str:
+    """Where the papers stand, a row a room; a study of our own is not counted."""
+    entries = [entry for entry in index() if entry.kind == "paper"]
+    rows = []
+    for room in dict.fromkeys(entry.room for entry in entries):
+        mine = [entry for entry in entries if entry.room == room]
+        measured = [results[entry.id] for entry in mine if entry.id in results]
+        planned = sum(entry.state == "planned" for entry in mine)
+        agreed = sum(result.verdict == "reproduced" for result in measured)
+        rows.append([room, *(str(n) for n in (len(mine), planned, len(measured), agreed))])
+    total = [str(sum(int(row[i]) for row in rows)) for i in range(1, 5)]
+    header = ["room", "papers", "planned", "measured", "of these reproduced"]
+    return f"{grid(header, [*rows, ['all', *total]])}\n" + paragraph(
+        "Each paper's headline figure, and ours beside it: `likely papers`, or",
+        "[docs/papers/index.md](docs/papers/index.md).",
+    )
+
+
 def output_of(command: str) -> str:
     """What `likely ...` prints, run in this process as a terminal user would."""
     from likely.cli.app import run
@@ -186,6 +204,7 @@ def readme(results: dict[str, Evidence], benchmarks: dict[str, dict[str, Any]], 
     made: dict[str, Callable[[str], str]] = {
         "parity": lambda old: parity(results),
         "speed": lambda old: speed(benchmarks),
+        "papers": lambda old: papers_by_room(results),
     }
     for name in COMMANDS:
         made[name] = lambda old, name=name: output_block(name) if outputs else check_block(name, old, text)
