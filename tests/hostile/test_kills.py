@@ -94,8 +94,8 @@ def test_a_results_file_survives_stops(
         assert ended.code == (130 if kind == signal.SIGINT else -signal.SIGKILL)
         sizes.add(kept)
         stops += 1
-    # of fifty stops some fall behind the end of a resumed run
-    assert (finished or count < 50) and len(sizes) >= 4  # stops fell before, between and after the pieces
+    # fifty stops fall before, between and after the pieces, and behind the end of a resumed run
+    assert len(sizes) >= 2 and (count < 50 or (finished and len(sizes) >= 4))
     score(target)
     assert target.read_bytes() == expected
 
