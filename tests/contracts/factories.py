@@ -37,7 +37,9 @@ def llamacpp(kind: str, dtype: str) -> Callable[[], Runtime]:
         write = {"llama": write_tiny_llama, "gemma3": write_tiny_gemma3}[kind]
         with tempfile.TemporaryDirectory() as folder:  # the engine keeps its own view of the file
             path = write(Path(folder) / "tiny.gguf", dtype=dtype)
-            return LlamaCppRuntime(path, context=600, sequences=64, threads=1)
+            return LlamaCppRuntime(
+                path, context=600, sequences=64, threads=1, invariant=None if dtype == "F32" else True
+            )
 
     return build
 

@@ -32,7 +32,7 @@ def tiny_path(tmp_path_factory):
 
 @pytest.fixture
 def tiny(tiny_path):
-    runtime = LlamaCppRuntime(tiny_path, threads=1, context=400, sequences=32)
+    runtime = LlamaCppRuntime(tiny_path, threads=1, context=400, sequences=32, invariant=True)
     yield runtime
     runtime.shutdown()
 
@@ -93,7 +93,7 @@ def test_sliding_windows_lose_nothing_that_a_truncation_needs(tmp_path, window, 
     """Long sequences of a model with a sliding window, cells cleared away often, then cut back below the window."""
     monkeypatch.setattr(llamacpp, "MANY_DEAD", 4)
     path = write_tiny_gemma3(tmp_path / "g.gguf", dtype="Q8_0", layers=3, sliding_window=window)
-    runtime = LlamaCppRuntime(path, threads=1, context=300, sequences=8)
+    runtime = LlamaCppRuntime(path, threads=1, context=300, sequences=8, invariant=True)
     mine, theirs, other = tokens_of(90), tokens_of(90, 1), tokens_of(90, 2)
     a, b = runtime.open(), runtime.open()
     for i in range(0, 80, 4):
@@ -138,7 +138,7 @@ def test_leaves_beyond_the_ids_are_refused_before_anything_changes(tiny):
 
 
 def test_every_token_of_the_context_can_be_held(tiny_path):
-    runtime = LlamaCppRuntime(tiny_path, threads=1, context=300, sequences=8)
+    runtime = LlamaCppRuntime(tiny_path, threads=1, context=300, sequences=8, invariant=True)
     a, b = runtime.open(), runtime.open()
     one(runtime, a, tokens_of(200), Want.NONE)
     with pytest.raises(KvFull) as error:
@@ -295,10 +295,10 @@ class InTheOpen(Interleavings):
     path = None
 
     def make(self):
-        return LlamaCppRuntime(self.path, threads=1, context=160, sequences=12)
+        return LlamaCppRuntime(self.path, threads=1, context=160, sequences=12, invariant=True)
 
     def make_oracle(self):
-        return LlamaCppRuntime(self.path, threads=1, context=64, sequences=1)
+        return LlamaCppRuntime(self.path, threads=1, context=64, sequences=1, invariant=True)
 
     @invariant()
     def books_balance(self):
@@ -394,7 +394,7 @@ def test_f32_files_agree_with_transformers(tmp_path):
 
 @pytest.mark.real
 def test_smollm2_is_invariant_with_trees_holes_and_neighbours(smollm2_path):
-    runtime = LlamaCppRuntime(smollm2_path, threads=1, context=512)
+    runtime = LlamaCppRuntime(smollm2_path, threads=1, context=512, invariant=True)
     assert runtime.is_invariant() and runtime.context_length == 512 and runtime.dtype == "q4_1+q8_0"
     tokens = np.array(
         runtime.tokenizer.encode("The abbot granted market rights, and merchants came each spring to sell.")
@@ -423,3 +423,17 @@ def test_gemma_is_invariant_only_when_forced(gemma3_path):
     assert runtime.limits.tokens_per_call == 512 and runtime.revision != forced
     assert not runtime.is_invariant()
     runtime.shutdown()
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_tile_units_are_given_up_only_for_who_asks(tiny_path, monkeypatch, tiles):
+    """llama.cpp repacks weights for tiles, which a lone row does not use: with them, the default is speed."""
+    from likely.models import llamacpp_options
+    from likely.models.gguf_header import read_header
+
+    monkeypatch.setattr(llamacpp_options, "has_amx", lambda: tiles)
+    options = {"context": None, "sequences": 8, "threads": 2, "kv_dtype": "f16"}
+    default = llamacpp_options.plan(read_header(tiny_path), invariant=None, **options)
+    asked = llamacpp_options.plan(read_header(tiny_path), invariant=True, **options)
+    assert (default.ubatch == llamacpp_options.FAST_ROWS) == tiles and default.repack
+    assert asked.ubatch == llamacpp_options.INVARIANT_ROWS and asked.repack != tiles

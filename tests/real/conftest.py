@@ -36,7 +36,7 @@ def oracle(folder):
 
 @pytest.fixture(scope="session")
 def packaged(smollm2_path):
-    with likely.load("smollm2", runtime="llamacpp") as lm:
+    with likely.load("smollm2", runtime="llamacpp", invariant=True) as lm:
         yield lm
 
 

@@ -348,14 +348,14 @@ class LlamaCppRuntime:
     def is_invariant(self) -> bool:
         """Whether logits of 24 tokens are the same, bit for bit, in one call, in two, and one by one beside others.
 
-        Probed once on temporary sequences; needs two free sequences and 48 free tokens.
+        Probed once on temporary sequences; needs a free sequence (two, to have one beside) and 48 free tokens.
         """
         if self._invariance is None:
             n = min(24, self.context_length, self.limits.tokens_held // 2)
             mine, theirs = np.random.default_rng(0).integers(0, self.vocab_size, (2, n))
             at_once = self._probe(mine, [n])
             self._invariance = np.array_equal(self._probe(mine, [n // 8]), at_once) and np.array_equal(
-                self._probe(mine, range(1, n), beside=theirs), at_once
+                self._probe(mine, range(1, n), beside=theirs if self.free_sequences() > 1 else None), at_once
             )
         return self._invariance
 

@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,15 @@ def _last_error(otherwise: str) -> str:
 
 def library_version() -> str:
     return f"{llama_cpp.__version__}/{lib.llama_version().decode()}"
+
+
+@lru_cache(maxsize=1)
+def has_amx() -> bool:
+    """Whether this processor multiplies tiles: llama.cpp then repacks weights for blocks of rows."""
+    try:
+        return " amx_int8" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def physical_cores(limit: int = 8) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from likely.errors import CapabilityError, ModelError, nearest
 from likely.models.gguf_header import ArrayRef, GgufHeader
-from likely.models.llamacpp_native import KV_TYPES, MAX_SEQUENCE_IDS, physical_cores
+from likely.models.llamacpp_native import KV_TYPES, MAX_SEQUENCE_IDS, has_amx, physical_cores
 
 DEFAULT_CONTEXT = 8192  # tokens
 
@@ -71,7 +71,9 @@ def plan(
     if invariant and not flash:
         raise CapabilityError("invariant=True needs flash attention, which has no f32 form; use kv_dtype=f16 or bf16")
     safe_types = types <= ROW_BLIND_TYPES | PAIRED_TYPES
-    strict = flash and (safe_types if invariant is None else invariant)
+    # tiles are fast for many rows and not used for one: where there are any, invariance is left to who asks for it
+    tiles = has_amx()
+    strict = flash and (safe_types and not tiles if invariant is None else invariant)
     threads = physical_cores() if threads is None else threads
     lone_row = None
     if strict and types & PAIRED_TYPES:
@@ -83,7 +85,7 @@ def plan(
         kv=kv_dtype,
         flash=flash,
         ubatch=FAST_ROWS if not strict else INVARIANT_ROWS if safe_types else UNBLOCKED_ROWS,
-        repack=safe_types or not strict,
+        repack=not strict or (safe_types and not tiles),
         lone_row=lone_row,
         dtype="+".join(sorted(types)).lower() or "f32",
     )
