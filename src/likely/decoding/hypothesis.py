@@ -92,9 +92,11 @@ class Hypothesis:
 
     def row_for_choice(self, logits: FloatArray, path: Seq[int], end_ids: frozenset[int]) -> FloatArray:
         """Logits as the sampler sees them after the tokens of `path`."""
-        output = [*self.tokens, *path]
-        row = transform(logits, self.request.sampling, self.request.prompt, output)
-        if len(output) < self.request.min_tokens:
+        sampling = self.request.sampling
+        # only penalties look at the text so far: without them a long one is not copied for every token
+        output = [*self.tokens, *path] if sampling.has_penalties else ()
+        row = transform(logits, sampling, self.request.prompt, output)
+        if len(self.tokens) + len(path) < self.request.min_tokens:
             row = row.copy() if row is logits else row
             row[list(end_ids | self.request.stop_tokens)] = -np.inf
         return row

@@ -267,9 +267,6 @@ class Engine:
     def clear(self) -> None:
         lib.llama_memory_clear(self._memory, False)
 
-    def last_position(self, id: int) -> int:
-        return lib.llama_memory_seq_pos_max(self._memory, id)
-
     def compact(self) -> None:
         """Move all used cells to the front, in their order: saved and restored byte for byte."""
         size = lib.llama_state_get_size(self._context)
