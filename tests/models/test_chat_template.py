@@ -312,7 +312,8 @@ def test_smollm2_contents_never_become_control_tokens(smollm2, texts: list[str])
     messages = talk(("system", "s"), *(("user", text) for text in texts))
     rendered = render_chat(tokenizer, template, messages)
     assert [t for t in rendered.tokens if t < 3] == [1, 2] * len(messages) + [1]
-    if max(map(ord, rendered.text)) > 0xFFFF:
-        return  # the vocabulary has no token for some bytes of the planes above
+    dropped = {0x04, 0x06, 0x13, 0x14, 0x16, 0x1D}
+    if max(map(ord, rendered.text)) > 0xFFFF or dropped & set(map(ord, rendered.text)):
+        return  # the vocabulary has no token for some control characters and bytes of the planes above
     body = rendered.text.replace("<|im_start|>", "").replace("<|im_end|>", "")
     assert decode(tokenizer, rendered.tokens).replace("<|im_start|>", "").replace("<|im_end|>", "") == body

@@ -56,7 +56,8 @@ def test_bytes_of_gemma_tokens_join_to_the_text(gemma, text):
 def test_ids_equal_those_of_the_tokenizer_built_from_the_file(opened, text):
     tokenizer, path = opened
     ours = _BUILT.setdefault(path, tokenizer_from_gguf(path))
-    if "\0" not in text:
+    # a text with bytes that no token stands for cannot be scored; the two may merge differently around what they drop
+    if "\0" not in text and not tokenizer.missing_bytes & set(text.encode()):
         assert tokenizer.encode(text) == ours.encode(text)
     for token in tokenizer.encode(text):
         assert tokenizer.token_bytes(token) == ours.token_bytes(token)
