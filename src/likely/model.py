@@ -12,13 +12,16 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, overload
 
+from likely.decoding.budget import Controller
 from likely.decoding.draft import DraftSource
+from likely.decoding.drafters import Needs, make_drafter
 from likely.decoding.loop import Loop
 from likely.decoding.request import Event, Finished, Request
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError, ModelError, nearest
 from likely.models.chat_template import ChatTemplate, Message, Rendered, render_chat
-from likely.models.load import Loaded, ModelInfo
+from likely.models.cost_curve import CostCurve
+from likely.models.load import Loaded, ModelInfo, load_local
 from likely.models.runtime import Capabilities, Runtime
 from likely.models.tokenizer import Tokenizer, begin
 from likely.results import Answer, Generation, Scored, TopLogprob, sums
@@ -26,20 +29,6 @@ from likely.scoring import Perplexity, perplexity, score_pairs
 
 PLAIN_QUESTION = "Question: {question}\nAnswer:"  # for models without a chat template
 _SAMPLING = tuple(f.name for f in fields(Sampling))
-
-
-def make_drafter(drafter: str | DraftSource | None) -> DraftSource | None:
-    """A drafter by name or object; None and "none" are no drafter."""
-    from likely.decoding.prompt_lookup import PromptLookup
-
-    if drafter is None or drafter == "none":
-        return None
-    if not isinstance(drafter, str):
-        return drafter
-    known = {"lookup": PromptLookup}
-    if drafter not in known:
-        raise ValueError(f'unknown drafter "{drafter}"{nearest(drafter, known)} (known: {", ".join(known)}, none)')
-    return known[drafter]()
 
 
 class Model:
@@ -51,6 +40,8 @@ class Model:
 
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer, info: ModelInfo):
         self.runtime, self.tokenizer, self.info = runtime, tokenizer, info
+        self._drafters: dict[str, DraftSource | None] = {}
+        self._beside: list[Runtime] = []
 
     @classmethod
     def from_loaded(cls, loaded: Loaded) -> Model:
@@ -77,6 +68,9 @@ class Model:
     def close(self) -> None:
         """Free weights and caches; harmless when repeated."""
         self.runtime.shutdown()
+        for runtime in self._beside:
+            runtime.shutdown()
+        self._drafters, self._beside = {}, []
 
     def __enter__(self) -> Model:
         return self
@@ -153,11 +147,11 @@ class Model:
 
         max_tokens=128, min_tokens=0, stop=(), stop_tokens=(), n=1 (samples; then a list per prompt), seed=0,
         temperature=1.0 (0: greedy), top_k, top_p, min_p, typical_p, repetition_penalty, presence_penalty,
-        frequency_penalty, logit_bias, beams=0, length_penalty=1.0, drafter=None ("lookup" or an object),
-        draft_budget=10, top_logprobs=0, processed_logprobs=False.
+        frequency_penalty, logit_bias, beams=0, length_penalty=1.0, drafter=None (a name, see `drafter`, or an object),
+        draft_budget="auto", verification="keyed", top_logprobs=0, processed_logprobs=False.
 
-        The text depends on (model, prompt, settings, seed) alone.  Ctrl-C raises KeyboardInterrupt; use `stream` to
-        keep the partial text.
+        The text depends on (model, prompt, settings, seed) alone; with verification="rejection" also on the drafter.
+        Ctrl-C raises KeyboardInterrupt; use `stream` to keep the partial text.
         """
         single = isinstance(prompt, str)
         prompts: list[str] = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -238,7 +232,7 @@ class Model:
         stop = options.pop("stop", ()) or ()
         named = {
             "samples": options.pop("n", 1),
-            "drafter": make_drafter(options.pop("drafter", None)),
+            "drafter": self.drafter(options.pop("drafter", None)),
             "stop": (stop,) if isinstance(stop, str) else tuple(stop),
             "stop_tokens": frozenset(options.pop("stop_tokens", ()) or ()),
             "processed": options.pop("processed_logprobs", False),
@@ -254,7 +248,29 @@ class Model:
 
     def loop(self) -> Loop:
         """A fresh loop on this model, for callers that schedule requests themselves."""
-        return Loop(self.runtime, self.tokenizer.token_bytes, self.tokenizer.end_ids)
+        return Loop(self.runtime, self.tokenizer.token_bytes, self.tokenizer.end_ids, controller=self.speculation)
+
+    def drafter(self, drafter: str | DraftSource | None) -> DraftSource | None:
+        """A drafter by name ("lookup", "suffix", "model:NAME", ...) or object; None and "none" are no drafter.
+
+        One made by name stays with the model, with all that it remembers.
+        """
+        if drafter is None or not isinstance(drafter, str):
+            return drafter
+        if drafter not in self._drafters:
+            self._drafters[drafter] = make_drafter(drafter, Needs(self.runtime, self.tokenizer, self._load_beside))
+        return self._drafters[drafter]
+
+    def _load_beside(self, name: str) -> tuple[Runtime, Tokenizer]:
+        """Another model on this machine, for drafting; closed together with this one."""
+        loaded = load_local(name)
+        self._beside.append(loaded.runtime)
+        return loaded.runtime, loaded.tokenizer
+
+    @cached_property
+    def speculation(self) -> Controller:
+        """What this model's calls cost and its drafters achieved so far, for draft_budget="auto"."""
+        return Controller(CostCurve.load(self.runtime.revision))
 
     def _run(self, requests: Sequence[Request]) -> list[list[Generation]]:
         started = time.perf_counter()
@@ -298,6 +314,7 @@ class Model:
             "prompt_tokens": len(request.prompt),
             "proposed": finish.proposed,
             "accepted": finish.accepted,
+            "tokens_per_call": len(finish.tokens) / len(finish.rounds) if finish.rounds else None,
             "sample": sample,
             "seed": request.sampling.seed,
             "top_logprobs": tops,

@@ -66,6 +66,7 @@ class Generation:
     prompt_tokens: int | None = None
     proposed: int = 0  # draft tokens offered to the model and kept by it
     accepted: int = 0
+    tokens_per_call: float | None = None  # emitted tokens per call that emitted (block efficiency τ); 1.0 undrafted
     sample: int = 0
     seed: int | None = None
     top_logprobs: list[list[TopLogprob]] | None = None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from likely.decoding.draft import NO_DRAFT, Draft
+from likely.decoding.draft import FIXED_ONLY, NO_DRAFT, Draft
 from likely.decoding.loop import Loop
 from likely.decoding.request import Finished, Request
 from likely.models.toy import ToyRuntime
@@ -45,11 +45,12 @@ class RandomTrees:
     """DraftSource: random trees, mostly wrong, of any shape."""
 
     name = "random trees"
+    laws, free = FIXED_ONLY, True
 
     def __init__(self, vocab: int, seed: int = 0, shape: str = "tree"):
         self.vocab, self.seed, self.shape = vocab, seed, shape
 
-    def begin(self, prompt: Sequence[int], *, sampling):
+    def begin(self, prompt: Sequence[int], draw):
         return _RandomDrafter(self.vocab, np.random.default_rng(self.seed), self.shape)
 
 
@@ -75,7 +76,7 @@ class _RandomDrafter:
     def rollback(self, n):
         del self.seen[len(self.seen) - n :]
 
-    def fork(self):
+    def fork(self, draw):
         copy = _RandomDrafter(self.vocab, np.random.default_rng(7), self.shape)
         copy.seen = self.seen.copy()
         return copy

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from decoding.helpers_for_loops import END, RandomTrees, run, toy_loop
-from likely.decoding.draft import Draft
+from likely.decoding.draft import FIXED_ONLY, Draft
 from likely.decoding.prompt_lookup import PromptLookup
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling, pick, processed_logprobs, transform
@@ -77,11 +77,12 @@ class Oracle:
     """A drafter that knows the greedy continuation."""
 
     name = "oracle"
+    laws, free = FIXED_ONLY, True
 
     def __init__(self, runtime):
         self.runtime = runtime
 
-    def begin(self, prompt, *, sampling):
+    def begin(self, prompt, draw):
         outer = self
 
         class Drafter:
@@ -97,7 +98,7 @@ class Oracle:
             def observe(self, tokens):
                 self.tokens += tokens
 
-            def fork(self):
+            def fork(self, draw):
                 return Drafter(self.tokens)
 
             def rollback(self, n):
@@ -289,8 +290,8 @@ def test_a_broken_drafter_is_named(tokens, parents):
     class Broken(RandomTrees):
         name = "broken"
 
-        def begin(self, prompt, *, sampling):
-            drafter = super().begin(prompt, sampling=sampling)
+        def begin(self, prompt, draw):
+            drafter = super().begin(prompt, draw)
             drafter.propose = lambda budget: Draft(np.array(tokens), np.array(parents))
             return drafter
 

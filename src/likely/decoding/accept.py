@@ -1,21 +1,31 @@
-"""Which drafted tokens are kept: rule M (greedy) and rule G (keyed noise), one walk.
+"""Which drafted tokens are kept.  Pure functions of arrays; p is the target's law, q the draft's.
 
-At each node the target's own sampler picks a token, once; where a child holds that token the walk descends.  The
-emitted tokens are the target's picks, so their law is the target's for any draft whatever.
+Rules M and G   `matched_walk`: the target's own pick decides; exact for any draft
+Rule R          `recursive_rejection`: exact for drawn drafts.  One candidate: speculative sampling (Leviathan et al.
+                2023, arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318); independent candidates: SpecInfer (Miao et
+                al. 2023, arXiv:2305.09781); without replacement: RSD (Jeon et al. 2024, arXiv:2402.14160)
+Rule K          `k_sequential`: SpecTr (Sun et al. 2023, arXiv:2310.15141), independent candidates
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from likely.decoding.draft import Draft
+import numpy as np
+from numpy.typing import NDArray
+
+from likely.decoding.draft import Draft, Law
+
+Probabilities = NDArray[np.float64]  # (V,), sums to 1
+Uniform = Callable[[], float]  # fresh draws from [0, 1)
 
 
 def matched_walk(draft: Draft, pick: Callable[[int, tuple[int, ...]], int]) -> tuple[list[int], list[int]]:
     """(accepted nodes from the root down, emitted tokens: the accepted ones and one more).
 
     pick(node, path) -> the target's token after `node` (-1: the root), `path` holding the drafted tokens down to it.
-    It is called once per visited node.
+    It is called once per visited node.  Where a child holds the token the walk descends, so the emitted tokens are the
+    target's picks: their law is the target's whatever the draft.
     """
     children = draft.children()
     node = -1
@@ -29,3 +39,100 @@ def matched_walk(draft: Draft, pick: Callable[[int, tuple[int, ...]], int]) -> t
             return accepted, list(path)
         accepted.append(child)
         node = child
+
+
+def drawn_walk(
+    draft: Draft, law_at: Callable[[int, tuple[int, ...]], Probabilities], uniform: Uniform, *, rule: str = "rejection"
+) -> tuple[list[int], list[int]]:
+    """As `matched_walk`, by rule R ("rejection") or K ("spectr") at each node of a drawn draft.
+
+    law_at(node, path) -> p (V,) after `node`.  The emitted tokens have the target's law, for every q.
+    """
+    if draft.law is Law.FIXED:
+        raise ValueError("rejection needs a draft that was drawn from a known q; a fixed draft takes matched_walk")
+    if rule == "spectr" and draft.law is not Law.IID:
+        raise ValueError('the rule "spectr" needs independent candidates; this draft was drawn without replacement')
+    node = -1
+    path: tuple[int, ...] = ()
+    accepted: list[int] = []
+    while True:
+        p = law_at(node, path)
+        drawn = draft.draws.get(node, ())
+        if drawn:
+            tokens = [int(draft.tokens[c]) for c in drawn]
+            q = np.exp(draft.log_q[node].astype(np.float64))
+            if rule == "spectr":
+                kept, p = k_sequential(p, q, tokens, uniform)
+            else:
+                kept, p = recursive_rejection(p, q, tokens, uniform, replaced=draft.law is Law.IID)
+            if kept is not None:
+                node = drawn[kept]
+                accepted.append(node)
+                path = (*path, int(draft.tokens[node]))
+                continue
+        return accepted, [*path, sample_from(p, uniform())]
+
+
+def recursive_rejection(
+    p: Probabilities, q: Probabilities, candidates: Sequence[int], uniform: Uniform, *, replaced: bool
+) -> tuple[int | None, Probabilities]:
+    """Rule R at one node: (which candidate was accepted or None, the law of the correction).
+
+    candidates  in the order drawn from q, independently (`replaced`) or without replacement
+    Accept x when u q_k(x) < r(x), u ~ U[0, 1); after a refusal r becomes (r - q_k)+, normalised.
+    """
+    r = p
+    for k, x in enumerate(candidates):
+        if uniform() * q[x] < r[x]:
+            return k, r
+        residual = np.maximum(r - q, 0.0)
+        total = residual.sum()
+        if total > 0:  # 0 only by rounding, where r = q and a refusal has probability 0
+            r = residual / total
+        if not replaced:
+            q = q.copy()
+            q[x] = 0.0
+            rest = q.sum()
+            if rest <= 0:
+                break
+            q /= rest
+    return None, r
+
+
+def k_sequential(
+    p: Probabilities, q: Probabilities, candidates: Sequence[int], uniform: Uniform
+) -> tuple[int | None, Probabilities]:
+    """Rule K at one node, K independent candidates: (which was accepted or None, the law of the correction)."""
+    k = len(candidates)
+    gamma = spectr_gamma(p, q, k)
+    for i, x in enumerate(candidates):
+        if uniform() * gamma * q[x] < p[x]:
+            return i, p
+    overlap = np.minimum(q, p / gamma)
+    beta = overlap.sum()
+    refused = (1 - beta) ** k
+    residual = np.maximum(p - overlap * ((1 - refused) / beta if beta > 0 else 0.0), 0.0)
+    total = residual.sum()
+    return None, residual / total if total > 0 else p
+
+
+def spectr_gamma(p: Probabilities, q: Probabilities, k: int) -> float:
+    """The γ in [1, k] with 1 - (1 - β)^k = γ β, β = Σ min(q, p / γ), by bisection."""
+
+    def surplus(gamma: float) -> float:
+        beta = float(np.minimum(q, p / gamma).sum())
+        return 1 - (1 - beta) ** k - gamma * beta
+
+    low, high = 1.0, float(k)
+    if surplus(low) <= 0:
+        return low
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if surplus(middle) > 0 else (low, middle)
+    return high
+
+
+def sample_from(p: Probabilities, u: float) -> int:
+    """The token at quantile u in [0, 1) of p (V,); never one of probability 0."""
+    cumulative = np.cumsum(p)
+    return int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))

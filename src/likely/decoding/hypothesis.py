@@ -8,7 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from likely.decoding.draft import NO_DRAFT, Draft, Drafter
+from likely.decoding.accept import Probabilities, drawn_walk, matched_walk
+from likely.decoding.budget import Shadow
+from likely.decoding.draft import NO_DRAFT, Draft, Drafter, Law
+from likely.decoding.noise import generator
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import pick, processed_logprobs, transform
 from likely.decoding.text import TextStream
@@ -38,7 +41,8 @@ class Hypothesis:
     processed: list[float] = field(default_factory=list)
     target_calls: int = 0
     proposed: int = 0
-    accepted: int = 0
+    rounds: list[int] = field(default_factory=list)  # per call that emitted: how many drafted tokens were kept
+    shadow: Shadow | None = None
     waiting_for: int = 1  # samples that will be split off this one when its first row is there
     row: FloatArray | None = None  # beam search: the row to choose from
 
@@ -62,6 +66,7 @@ class Hypothesis:
             or request.sampling.logit_bias
             or request.beams
             or request.processed
+            or (request.verification != "keyed" and self.drafter is not None)
             or len(self.tokens) < request.min_tokens
         )
 
@@ -87,7 +92,7 @@ class Hypothesis:
             self.processed.copy(),
             self.target_calls,
             self.proposed,
-            self.accepted,
+            self.rounds.copy(),
         )
 
     def row_for_choice(self, logits: FloatArray, path: Seq[int], end_ids: frozenset[int]) -> FloatArray:
@@ -101,20 +106,48 @@ class Hypothesis:
             row[list(end_ids | self.request.stop_tokens)] = -np.inf
         return row
 
-    def choose(self, output: Output, row: int, path: Seq[int], end_ids: frozenset[int]) -> tuple[int, Choice]:
-        """The target's own token after row `row`, and what is to be reported about it."""
-        if output.logits is None:
+    def choose(self, output: Output, end_ids: frozenset[int]) -> tuple[list[int], list[int], list[Choice]]:
+        """(nodes of the draft that were kept, emitted tokens, what is to be reported about each).
+
+        Row 0 of the output belongs to the newest token, row i + 1 to draft node i; a chunk of prefill has one row.
+        """
+        seen: list[FloatArray | None] = []
+
+        def pick_at(node: int, path: tuple[int, ...]) -> int:
+            if output.logits is None:
+                seen.append(None)
+                return int(output.top_ids[node + 1, 0])  # type: ignore[index]
+            row = self.row_for_choice(output.logits[node + 1], path, end_ids)
+            seen.append(row)
+            return pick(row, self.request.sampling, sample=self.sample, position=self.position + len(path))
+
+        def law_at(node: int, path: tuple[int, ...]) -> Probabilities:
+            assert output.logits is not None
+            row = self.row_for_choice(output.logits[node + 1], path, end_ids)
+            seen.append(row)
+            return np.exp(processed_logprobs(row, self.request.sampling).astype(np.float64))
+
+        rule, draft = self.request.verification, self.draft
+        if rule == "keyed" or draft.law is Law.FIXED:
+            accepted, tokens = matched_walk(draft, pick_at)
+        else:
+            draws = generator(self.request.sampling.seed, self.sample, self.position, "accept")
+            accepted, tokens = drawn_walk(draft, law_at, draws.random, rule=rule)
+        rows = [0, *(node + 1 for node in accepted)]
+        choices = [self._report(output, *each) for each in zip(rows, tokens, seen, strict=True)]
+        return accepted, tokens, choices
+
+    def _report(self, output: Output, row: int, token: int, seen: FloatArray | None) -> Choice:
+        if output.logits is None or seen is None:
             ids, logprobs = output.top_ids[row], output.top_logprobs[row]  # type: ignore[index]
-            return int(ids[0]), Choice(float(logprobs[0]), list(zip(ids.tolist(), logprobs.tolist(), strict=True)))
+            return Choice(float(logprobs[0]), list(zip(ids.tolist(), logprobs.tolist(), strict=True)))
         logits = output.logits[row]
-        seen = self.row_for_choice(logits, path, end_ids)
-        token = pick(seen, self.request.sampling, sample=self.sample, position=self.position + len(path))
         norm = logsumexp(logits)
         top = top_tokens(logits, self.request.top_logprobs)
         processed = None
         if self.request.processed:
             processed = float(processed_logprobs(seen, self.request.sampling)[token])
-        return token, Choice(float(logits[token]) - norm, [(int(i), float(logits[i]) - norm) for i in top], processed)
+        return Choice(float(logits[token]) - norm, [(int(i), float(logits[i]) - norm) for i in top], processed)
 
     def continue_with(self, token: int) -> None:
         """`token` was emitted last; what the runtime must see next (everything, if it holds nothing of this)."""
@@ -137,7 +170,7 @@ class Hypothesis:
             self.processed,
             self.target_calls,
             self.proposed,
-            self.accepted,
+            self.rounds,
         )
 
 

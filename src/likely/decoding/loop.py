@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import itertools
 import queue
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from likely.decoding.accept import matched_walk
 from likely.decoding.beam import BeamSearch
-from likely.decoding.draft import NO_DRAFT, Draft
-from likely.decoding.hypothesis import Choice, Hypothesis
+from likely.decoding.budget import LIMIT, Controller, Shadow
+from likely.decoding.draft import NO_DRAFT, Draft, DraftsTogether, UsesTarget
+from likely.decoding.hypothesis import Hypothesis
 from likely.decoding.request import Event, Request
 from likely.decoding.text import TextStream
 from likely.errors import CapabilityError, KvFull, ModelError
 from likely.models.runtime import Output, Runtime, Sequence, Want, Work
+
+REJECTION_BUDGET = 16  # drafted tokens per call under rules R and K, unless the request says
 
 
 @dataclass(eq=False)
@@ -38,6 +41,7 @@ class Loop:
 
     token_bytes  bytes of a token's text (b"" for control tokens);  end_ids  tokens that end a text
     step_tokens  most tokens computed in one step (long prompts are prefilled in pieces beside running requests)
+    controller   what is known about call costs and drafters; loops of one model share it
 
     One thread calls `step`; `add` and `cancel` may come from any.  A request that cannot go on for want of room waits
     and is recomputed later (its tokens are kept); one that can never run ends with an error event.
@@ -47,6 +51,9 @@ class Loop:
     token_bytes: Callable[[int], bytes]
     end_ids: frozenset[int]
     step_tokens: int = 0
+    controller: Controller = field(default_factory=Controller)
+    draft_s: float = 0.0  # spent in drafters, and in calls of the target with all that follows from them
+    verify_s: float = 0.0
     _inbox: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
     _ids: itertools.count = field(default_factory=itertools.count)
     _waiting: list[_Running] = field(default_factory=list)
@@ -94,6 +101,7 @@ class Loop:
         while True:
             try:
                 work = self._plan(active)
+                started = time.perf_counter()
                 outputs = self.runtime.forward([item for _, item in work])
                 break
             except KvFull as full:
@@ -103,6 +111,7 @@ class Loop:
                     return events
         for (hypothesis, item), output in zip(work, outputs, strict=True):
             events += self._digest(hypothesis, item, output)
+        self._time(work, time.perf_counter() - started)
         for running in list(self._running):
             if running.beam:
                 events += self._select_beams(running)
@@ -151,9 +160,9 @@ class Loop:
                 first = waiting.hypotheses[0]
                 first.sequence = first.sequence or self.runtime.open()
                 for hypothesis in waiting.hypotheses:
-                    if hypothesis.drafter is None and waiting.request.drafter is not None:
-                        prompt = waiting.request.prompt
-                        hypothesis.drafter = waiting.request.drafter.begin(prompt, sampling=waiting.request.sampling)
+                    request = waiting.request
+                    if hypothesis.drafter is None and request.drafter is not None:
+                        hypothesis.drafter = request.drafter.begin(request.prompt, request.draw(hypothesis.sample))
             except KvFull:
                 self._close_sequences(waiting)
                 if self._running:
@@ -185,9 +194,10 @@ class Loop:
 
     def _plan(self, active: list[Hypothesis]) -> list[tuple[Hypothesis, Work]]:
         """Decoding first, with drafts; prefill takes what is left of the step's tokens, at least one piece."""
-        budget, leaves = self.step_tokens, 0
+        budget = self.step_tokens
         plan: list[tuple[Hypothesis, Work]] = []
         full: KvFull | None = None
+        ready: list[tuple[Hypothesis, Sequence]] = []
         for hypothesis in sorted(active, key=lambda h: len(h.todo) > 1):
             if hypothesis.row is not None:  # a beam that waits for its companions
                 continue
@@ -196,9 +206,12 @@ class Loop:
             except KvFull as error:  # others may end and make room
                 full = error
                 continue
+            ready.append((hypothesis, sequence))
+        decoding = [h for h, _ in ready if len(h.todo) == 1]
+        self._draft(decoding, budget - len(decoding))
+        for hypothesis, sequence in ready:
             if len(hypothesis.todo) == 1:
-                hypothesis.draft = draft = self._propose(hypothesis, budget - 1, leaves)
-                leaves += 1
+                draft = hypothesis.draft
                 budget -= 1 + len(draft)
                 if len(draft):
                     tokens = np.concatenate([[hypothesis.todo[0]], draft.tokens])
@@ -216,23 +229,92 @@ class Loop:
             raise full
         return plan
 
-    def _propose(self, hypothesis: Hypothesis, budget: int, leaves: int) -> Draft:
-        if hypothesis.drafter is None or hypothesis.request.drafter is None:
-            return NO_DRAFT
-        if hypothesis.waiting_for > 1:  # samples are split off a sequence without pending tokens
-            return NO_DRAFT
-        depth = min(
+    def _draft(self, decoding: list[Hypothesis], room: int) -> None:
+        """Set `draft` of every decoding hypothesis; at most `room` tokens in all, and no more leaves than fit."""
+        positions, emitted = len(decoding), float(len(decoding))
+        wishes: list[tuple[Hypothesis, int]] = []
+        for hypothesis in decoding:
+            hypothesis.draft = NO_DRAFT
+            request, source = hypothesis.request, hypothesis.request.drafter
+            if hypothesis.drafter is None or source is None or hypothesis.waiting_for > 1:
+                continue  # samples are split off a sequence without pending tokens
+            # the depth cap: the target's own token takes the last place
+            limit = min(room, self._depth(hypothesis))
+            wish = request.draft_budget
+            if wish == "auto":
+                if request.verification != "keyed":
+                    wish = REJECTION_BUDGET  # not timed: tokens shall be a function of the seed
+                elif source.free:
+                    wish = LIMIT
+                else:
+                    wish, kept = self.controller.draft(source.name, limit, positions=positions, emitted=emitted)
+                    emitted += kept
+            if min(wish, limit) > 0:
+                wishes.append((hypothesis, min(wish, limit)))
+                if not source.free:
+                    room, positions = room - wishes[-1][1], positions + wishes[-1][1]
+        leaves = self.runtime.limits.leaves - len(decoding)
+        started = time.perf_counter()
+        for (hypothesis, wish), draft in zip(wishes, self._propose(wishes), strict=True):
+            source = hypothesis.request.drafter
+            assert source is not None
+            draft.check(budget=wish, vocab_size=self.runtime.vocab_size, name=source.name)
+            draft = draft.cut(self._depth(hypothesis))
+            if source.free:
+                if hypothesis.request.draft_budget == "auto" and hypothesis.request.verification == "keyed":
+                    hypothesis.shadow = hypothesis.shadow or Shadow(self.controller.of(source.name))
+                    hypothesis.shadow.propose(draft)
+                    n, kept = self.controller.verify(source.name, draft, room, positions=positions, emitted=emitted)
+                    draft, emitted = draft.first(n), emitted + kept
+                elif len(draft) > room:
+                    draft = NO_DRAFT
+                room, positions = room - len(draft), positions + len(draft)
+            tips = len(draft) - len(set(draft.parents.tolist()) - {-1})
+            if len(draft) and leaves < max(tips - 1, 0):
+                continue
+            leaves -= max(tips - 1, 0)
+            hypothesis.draft = draft
+        self.draft_s += time.perf_counter() - started
+
+    def _propose(self, wishes: list[tuple[Hypothesis, int]]) -> list[Draft]:
+        """Drafts in the order of the wishes; sources that gain from it are asked once for all their sequences."""
+        together: dict[int, list[int]] = {}
+        drafts = [NO_DRAFT] * len(wishes)
+        for i, (hypothesis, wish) in enumerate(wishes):
+            source, drafter = hypothesis.request.drafter, hypothesis.drafter
+            assert source is not None and drafter is not None and hypothesis.sequence is not None
+            if isinstance(drafter, UsesTarget):
+                drafter.attach(self.runtime, hypothesis.sequence, hypothesis.todo[0])
+            if isinstance(source, DraftsTogether):
+                together.setdefault(id(source), []).append(i)
+                continue
+            started = time.perf_counter()
+            drafts[i] = drafter.propose(wish)
+            if not source.free:
+                self.controller.of(source.name).time(len(drafts[i]) or wish, time.perf_counter() - started)
+        for indices in together.values():
+            source = wishes[indices[0]][0].request.drafter
+            assert isinstance(source, DraftsTogether)
+            started = time.perf_counter()
+            found = source.propose_many([wishes[i][0].drafter for i in indices], [wishes[i][1] for i in indices])
+            each = (time.perf_counter() - started) / len(indices)
+            for i, draft in zip(indices, found, strict=True):
+                drafts[i] = draft
+                self.controller.of(source.name).time(len(draft) or wishes[i][1], each)
+        return drafts
+
+    def _depth(self, hypothesis: Hypothesis) -> int:
+        """Most tokens that a draft of this sequence may be deep."""
+        return min(
             hypothesis.request.max_tokens - len(hypothesis.tokens) - 1,
             self.runtime.context_length - hypothesis.position - 1,
         )
-        budget = min(budget, hypothesis.request.draft_budget)
-        if depth <= 0 or budget <= 0:
-            return NO_DRAFT
-        draft = hypothesis.drafter.propose(min(budget, depth) if budget else 0)
-        draft.check(budget=budget, vocab_size=self.runtime.vocab_size, name=hypothesis.request.drafter.name)
-        draft = draft.cut(depth)
-        tips = len(draft) - len(set(draft.parents.tolist()) - {-1})
-        return draft if leaves + max(tips, 1) <= self.runtime.limits.leaves else NO_DRAFT
+
+    def _time(self, work: list[tuple[Hypothesis, Work]], seconds: float) -> None:
+        """Learn what the call cost, if every row that it computed was looked at, as in verification."""
+        self.verify_s += seconds
+        if all(item.want.rows == "all" or len(item.tokens) == 1 for _, item in work):
+            self.controller.costs.record(sum(len(item.tokens) for _, item in work), seconds)
 
     def _digest(self, hypothesis: Hypothesis, item: Work, output: Output) -> list[Event]:
         hypothesis.target_calls += 1
@@ -254,25 +336,18 @@ class Loop:
         family = [hypothesis]
         running = next(r for r in self._running if r.id == hypothesis.request_id)
         for i in range(1, count):
-            drafter = hypothesis.drafter.fork() if hypothesis.drafter else None
+            draw = hypothesis.request.draw(hypothesis.sample + i)
+            drafter = hypothesis.drafter.fork(draw) if hypothesis.drafter else None
             family.append(hypothesis.fork(hypothesis.sample + i, self._fork(hypothesis), drafter))
             running.hypotheses.append(family[-1])
         return family
 
     def _emit(self, hypothesis: Hypothesis, output: Output) -> Event:
         """Walk the draft, append what the target chose, and move the cache."""
-        choices: list[Choice] = []
-
-        def pick(node: int, path: tuple[int, ...]) -> int:
-            # row 0 belongs to the newest token, row i + 1 to draft node i; a chunk of prefill has one row
-            token, choice = hypothesis.choose(output, node + 1, path, self.end_ids)
-            choices.append(choice)
-            return token
-
         draft = hypothesis.draft
-        accepted, tokens = matched_walk(draft, pick)
+        accepted, tokens, choices = hypothesis.choose(output, self.end_ids)
         hypothesis.proposed += len(draft)
-        hypothesis.accepted += len(accepted)
+        before = len(hypothesis.tokens)
         emitted, text, reason = 0, "", None
         for token, choice in zip(tokens, choices, strict=True):
             hypothesis.append(token, choice)
@@ -281,7 +356,9 @@ class Loop:
             text += piece
             if reason:
                 break
-        new = slice(len(hypothesis.tokens) - emitted, None)
+        new = slice(before, None)
+        hypothesis.rounds.append(min(len(accepted), emitted))
+        self._tell(hypothesis, accepted, hypothesis.tokens[new])
         finish = None
         if reason:
             text += hypothesis.stream.finish()
@@ -291,8 +368,6 @@ class Loop:
             if len(draft):
                 self.runtime.commit([(hypothesis.sequence, [0, *(node + 1 for node in accepted)])])  # type: ignore[list-item]
             hypothesis.continue_with(tokens[-1])
-            if hypothesis.drafter:
-                hypothesis.drafter.observe(tokens)
         return Event(
             hypothesis.request_id,
             hypothesis.sample,
@@ -302,6 +377,17 @@ class Loop:
             finish,
             tops=tuple(hypothesis.tops[new]),
         )
+
+    def _tell(self, hypothesis: Hypothesis, accepted: list[int], emitted: list[int]) -> None:
+        """Drafter and controller learn what was really emitted."""
+        source, drafter = hypothesis.request.drafter, hypothesis.drafter
+        if drafter is None or source is None:
+            return
+        drafter.observe(emitted)
+        if hypothesis.shadow:
+            hypothesis.shadow.observe(emitted)
+        if not source.free and len(hypothesis.draft):
+            self.controller.of(source.name).record(hypothesis.draft, accepted, min(len(hypothesis.draft), LIMIT))
 
     def _advance_text(self, hypothesis: Hypothesis, token: int) -> tuple[str | None, str]:
         """(why the text ends here or None, text that became safe)"""

@@ -62,3 +62,9 @@ def gumbel(seed: int, sample: int, position: int, ids: IntArray) -> FloatArray:
     np.negative(u, out=u)
     np.log(u, out=u)
     return np.negative(u, out=u)
+
+
+def generator(seed: int, sample: int, position: int, purpose: str) -> np.random.Generator:
+    """Independent random numbers for one round and one purpose ("accept", "draft", ...), the same on every machine."""
+    salt = int.from_bytes(purpose.encode()[:8].ljust(8, b"\0"), "little")
+    return np.random.Generator(np.random.Philox(key=stream_key(seed, sample, position) | salt << 64))

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from likely.decoding.draft import NO_DRAFT, Draft
-from likely.decoding.sampling import Sampling
+from likely.decoding.draft import FIXED_ONLY, NO_DRAFT, Draft, Draw
+
+MATCH = 32
 
 
 class PromptLookup:
@@ -19,6 +20,7 @@ class PromptLookup:
     """
 
     name = "lookup"
+    laws, free = FIXED_ONLY, True
 
     def __init__(self, *, ngram: int = 3, occurrence: Literal["first", "last"] = "first"):
         if ngram < 1:
@@ -27,7 +29,7 @@ class PromptLookup:
             raise ValueError(f'occurrence must be "first" or "last", got "{occurrence}"')
         self.ngram, self.occurrence = ngram, occurrence
 
-    def begin(self, prompt: Sequence[int], *, sampling: Sampling) -> LookupDrafter:
+    def begin(self, prompt: Sequence[int], draw: Draw) -> LookupDrafter:
         drafter = LookupDrafter(self.ngram, self.occurrence == "first")
         drafter.observe(prompt)
         return drafter
@@ -64,10 +66,18 @@ class LookupDrafter:
                 places = self._follows.get(tuple(self._tokens[-n:]))
                 if places:
                     start = places[0 if self._first else -1]
-                    return Draft.chain(self._tokens[start : start + budget])
+                    return Draft.chain(self._tokens[start : start + budget], match=self._agreement(start))
         return NO_DRAFT
 
-    def fork(self) -> LookupDrafter:
+    def _agreement(self, start: int) -> int:
+        """How many tokens before `start` and before the end are the same, looking back at most MATCH."""
+        tokens, end = self._tokens, len(self._tokens)
+        n = 0
+        while n < min(start, MATCH) and tokens[start - 1 - n] == tokens[end - 1 - n]:
+            n += 1
+        return n
+
+    def fork(self, draw: Draw) -> LookupDrafter:
         copy = LookupDrafter(self._ngram, self._first)
         copy._tokens = self._tokens.copy()
         copy._follows = {key: places.copy() for key, places in self._follows.items()}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from likely.decoding.draft import DraftSource
+from likely.decoding.draft import FIXED_ONLY, DraftSource, Draw, Law, Verification
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError
 
@@ -19,7 +20,10 @@ class Request:
     samples        independent continuations from one prefill; sample i is keyed by first_sample + i
     beams          > 0: beam search of this width, returning the `samples` best;  length_penalty: a finished text is
                    ranked by sequence_logprob / length ** length_penalty, as in transformers
-    drafter, draft_budget   speculation: the tokens are the same with any drafter
+    drafter        speculation: guesses that cost no quality
+    draft_budget   most drafted tokens per call; "auto": as many as pay, none if none do
+    verification   "keyed": the tokens are the same with any drafter (rules M and G).  "rejection", "spectr": the law is
+                   the same, the tokens depend on the drafter (rules R and K); for drafters that draw from a known q
     top_logprobs   alternatives per position;  processed: also logprobs of the law sampled from
     """
 
@@ -34,7 +38,8 @@ class Request:
     beams: int = 0
     length_penalty: float = 1.0
     drafter: DraftSource | None = None
-    draft_budget: int = 10
+    draft_budget: int | Literal["auto"] = "auto"
+    verification: Verification = "keyed"
     top_logprobs: int = 0
     processed: bool = False
 
@@ -46,12 +51,23 @@ class Request:
             ("min_tokens", 0, self.max_tokens),
             ("samples", 1, 4096),
             ("beams", 0, 256),
-            ("draft_budget", 0, 1024),
             ("top_logprobs", 0, 1000),
         ):
             value = getattr(self, name)
             if not (isinstance(value, int) and low <= value <= high):
                 raise ValueError(f"{name} must be a whole number in [{low}, {high}], got {value}")
+        budget = self.draft_budget
+        if budget != "auto" and not (isinstance(budget, int) and 0 <= budget <= 1024):
+            raise ValueError(f'draft_budget must be "auto" or a whole number in [0, 1024], got {budget!r}')
+        if self.verification not in ("keyed", "rejection", "spectr"):
+            raise ValueError(f'verification must be "keyed", "rejection" or "spectr", got {self.verification!r}')
+        if self.drafter is not None and self.verification != "keyed":
+            needed = {Law.IID} if self.verification == "spectr" else set(Law) - FIXED_ONLY
+            if not needed & self.drafter.laws:
+                raise CapabilityError(
+                    f'verification="{self.verification}" needs a drafter that draws from a known q, as ngram and '
+                    f'model:NAME do; {self.drafter.name} does not: use verification="keyed"'
+                )
         if self.beams:
             if self.samples > self.beams:
                 raise ValueError(f"samples must be <= beams ({self.beams}), got {self.samples}")
@@ -62,6 +78,10 @@ class Request:
                 )
             if self.drafter is not None:
                 raise CapabilityError("beam search takes no drafter: drop drafter= or beams=")
+
+    def draw(self, sample: int) -> Draw:
+        """What drafters need to know about the target's choices."""
+        return Draw(self.sampling, sample, self.verification)
 
 
 @dataclass(frozen=True)
@@ -83,7 +103,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Finished:
-    """A whole sample. Logprob fields have one entry per token."""
+    """A whole sample. Logprob fields have one entry per token; `rounds` one per call that emitted: drafts kept."""
 
     reason: str
     text: str
@@ -93,4 +113,8 @@ class Finished:
     processed: list[float]
     target_calls: int
     proposed: int
-    accepted: int
+    rounds: list[int]
+
+    @property
+    def accepted(self) -> int:
+        return sum(self.rounds)

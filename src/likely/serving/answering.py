@@ -14,7 +14,6 @@ from fastapi import Response
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling
 from likely.errors import ModelError
-from likely.model import make_drafter
 from likely.scoring import Item, TokenScores, scored_answer
 from likely.serving.engine import Engine, Ticket
 from likely.serving.limits import MAX_NUMBERS, MAX_SCORED_CHARS, ApiError, Limits, json_response
@@ -299,7 +298,7 @@ class Answering:
             max_tokens=wanted,
             stop=tuple(asked.stop),
             samples=asked.n,
-            drafter=make_drafter(asked.drafter),
+            drafter=self._model.drafter(asked.drafter),
             top_logprobs=top,
         )
 

@@ -1,0 +1,170 @@
+"""How many drafted tokens to verify: as many as pay, by what calls cost and drafts achieved on this machine.
+
+Emitted tokens per second with n drafted ones are (1 + expected kept of n) / (seconds of a call on n + 1 positions +
+drafting); the choice is the n that maximises it over all requests of the call, 0 included (goodput).  Both factors
+are learned while running; whatever is chosen, the text is the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from likely.decoding.draft import Draft
+from likely.models.cost_curve import CostCurve
+
+LIMIT = 64  # most drafted tokens per sequence and call
+MARGIN = 1.05  # a predicted gain below this is noise
+FORGET = 0.98  # per recorded draft
+PROBES, PROBE_EVERY, PROBE_SIZE = 6, 64, 4  # trials of a drafter that is not free
+_RANKS = np.arange(LIMIT)
+
+
+class CallCosts:
+    """Seconds of a call on n positions: medians of recent calls, linear between the sizes seen.
+
+    A stored cost curve serves until a size was seen.  Unseen sizes beyond the largest continue at the last slope.
+    """
+
+    def __init__(self, curve: CostCurve | None = None):
+        self._recent: dict[int, deque[float]] = {}
+        self._prior: dict[int, float] = {}
+        self._points: tuple[np.ndarray, np.ndarray] | None = None
+        if curve is not None:
+            for n in sorted({r.positions for r in curve.rows if r.sequences == 1 and r.kind == "decode"}):
+                self._prior[n] = curve.seconds(n)
+
+    def record(self, positions: int, seconds: float) -> None:
+        self._recent.setdefault(positions, deque(maxlen=15)).append(seconds)
+        self._points = None
+
+    @property
+    def known(self) -> bool:
+        return len(self._recent.get(1, ())) >= 3 or 1 in self._prior or len(self._recent) > 1
+
+    def seconds(self, positions: np.ndarray) -> np.ndarray:
+        """Predicted seconds, one per entry, increasing in the size."""
+        if self._points is None:
+            known = self._prior | {n: float(np.median(times)) for n, times in self._recent.items()}
+            sizes = np.array(sorted(known))
+            self._points = sizes, np.maximum.accumulate(np.array([known[n] for n in sizes.tolist()]))
+        sizes, times = self._points
+        out = np.interp(positions, sizes, times)
+        slope = times[0] / 4 if len(sizes) == 1 else (times[-1] - times[-2]) / (sizes[-1] - sizes[-2])
+        return out + np.maximum(positions - sizes[-1], 0) * max(slope, times[-1] / sizes[-1] / 4)
+
+
+@dataclass(eq=False)
+class Acceptance:
+    """How often the i-th node of a drafter's drafts was kept, by how well the origin of the guess matched."""
+
+    seconds_per_node: float | None = None
+    rounds: int = 0
+    _hits: dict[int, np.ndarray] = field(default_factory=dict)
+    _tries: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def record(self, draft: Draft, kept: Sequence[int], judged: int) -> None:
+        """`kept` nodes of the first `judged` ones were what the target said."""
+        key = match_class(draft)
+        hits = self._hits.setdefault(key, np.zeros(LIMIT))
+        tries = self._tries.setdefault(key, np.zeros(LIMIT))
+        hits *= FORGET
+        tries *= FORGET
+        tries[:judged] += 1
+        hits[[k for k in kept if k < LIMIT]] += 1
+
+    def expected(self, key: int) -> np.ndarray:
+        """(LIMIT + 1,) expected number of kept nodes among the first n, n = 0.. ."""
+        prior = 0.3 * 0.7**_RANKS  # two imagined drafts; real ones soon outweigh them
+        hits, tries = self._hits.get(key), self._tries.get(key)
+        rate = prior if hits is None or tries is None else (hits + 2 * prior) / (tries + 2)
+        return np.concatenate([[0.0], np.cumsum(rate)])
+
+    def time(self, nodes: int, seconds: float) -> None:
+        each = seconds / max(nodes, 1)
+        self.seconds_per_node = each if self.seconds_per_node is None else 0.9 * self.seconds_per_node + 0.1 * each
+
+
+def match_class(draft: Draft) -> int:
+    """A small number that says how much a guess can be trusted before it was tried."""
+    if draft.match:
+        return min(draft.match, 4) if draft.match < 6 else min(3 + draft.match.bit_length(), 8)
+    if draft.expected is not None and len(draft):
+        return 16 + int(4 * min(draft.expected / len(draft), 1.0))
+    return 0
+
+
+class Controller:
+    """What one model has learned about calls and drafters; shared by its loops."""
+
+    def __init__(self, curve: CostCurve | None = None):
+        self.costs = CallCosts(curve)
+        self._by_source: dict[str, Acceptance] = {}
+        self._lock = threading.Lock()
+
+    def of(self, source: str) -> Acceptance:
+        with self._lock:
+            return self._by_source.setdefault(source, Acceptance())
+
+    def verify(self, source: str, draft: Draft, limit: int, *, positions: int, emitted: float) -> tuple[int, float]:
+        """(how many nodes of a free draft to verify, how many of them will be kept by expectation).
+
+        positions, emitted  of the call so far, all requests, without this draft
+        """
+        most = min(len(draft), limit, LIMIT)
+        if most <= 0 or not self.costs.known:
+            return 0, 0.0
+        kept = self.of(source).expected(match_class(draft))[: most + 1]
+        return _best(kept, self.costs.seconds(positions + np.arange(most + 1)), emitted)
+
+    def draft(self, source: str, limit: int, *, positions: int, emitted: float) -> tuple[int, float]:
+        """As `verify`, for a drafter that costs time: how many tokens it shall draft."""
+        record = self.of(source)
+        record.rounds += 1
+        most = min(limit, LIMIT)
+        if most <= 0 or not self.costs.known:
+            return 0, 0.0
+        if record.rounds <= PROBES or record.seconds_per_node is None or record.rounds % PROBE_EVERY == 0:
+            return min(PROBE_SIZE, most), 0.0
+        n = np.arange(most + 1)
+        kept = record.expected(0)[: most + 1]
+        return _best(kept, self.costs.seconds(positions + n) + n * record.seconds_per_node, emitted)
+
+
+def _best(kept: np.ndarray, seconds: np.ndarray, emitted: float) -> tuple[int, float]:
+    rate = (emitted + kept) / seconds
+    best = int(rate.argmax())
+    if rate[best] < MARGIN * rate[0]:
+        return 0, 0.0
+    return best, float(kept[best])
+
+
+class Shadow:
+    """Follows one draft of a free drafter beside the text, verified or not, so that its record costs no call."""
+
+    def __init__(self, record: Acceptance):
+        self._record = record
+        self._draft: Draft | None = None
+        self._children: dict[int, dict[int, int]] = {}
+        self._path: list[int] = []
+
+    def propose(self, draft: Draft) -> None:
+        if self._draft is None and len(draft):
+            self._draft, self._path = draft, []
+            self._children = draft.children()
+
+    def observe(self, tokens: Sequence[int]) -> None:
+        if self._draft is None:
+            return
+        for token in tokens:
+            node = self._children.get(self._path[-1] if self._path else -1, {}).get(token)
+            if node is not None:
+                self._path.append(node)
+            if node is None or node not in self._children:
+                self._record.record(self._draft, self._path, min(len(self._draft), LIMIT))
+                self._draft = None
+                return
