@@ -20,14 +20,16 @@ from likely.models.cost_curve import CostCurve
 LIMIT = 64  # most drafted tokens per sequence and call
 MARGIN = 1.05  # a predicted gain below this is noise
 FORGET = 0.98  # per recorded draft
+TRIES = 3  # of a call size before its measured cost is believed
 PROBES, PROBE_EVERY, PROBE_SIZE = 6, 64, 4  # trials of a drafter that is not free
 _RANKS = np.arange(LIMIT)
 
 
 class CallCosts:
-    """Seconds of a call on n positions: medians of recent calls, linear between the sizes seen.
+    """Seconds of a call on n positions, linear between the sizes seen.
 
-    A stored cost curve serves until a size was seen.  Unseen sizes beyond the largest continue at the last slope.
+    Each size counts with the 30 % quantile of its recent calls: what disturbs a call only adds time.  Sizes not yet
+    seen take a stored cost curve, and the largest prefill, which computes fewer rows of logits.
     """
 
     def __init__(self, curve: CostCurve | None = None):
@@ -39,19 +41,31 @@ class CallCosts:
                 self._prior[n] = curve.seconds(n)
 
     def record(self, positions: int, seconds: float) -> None:
+        """A call that computed logits for each of its positions."""
         self._recent.setdefault(positions, deque(maxlen=15)).append(seconds)
         self._points = None
+
+    def record_prefill(self, positions: int, seconds: float) -> None:
+        if positions > max(self._prior, default=8):
+            self._prior[positions] = seconds
+            self._points = None
 
     @property
     def known(self) -> bool:
         return len(self._recent.get(1, ())) >= 3 or 1 in self._prior or len(self._recent) > 1
 
+    def tries(self, positions: int) -> int:
+        """Calls seen of about this size."""
+        return sum(len(t) for n, t in self._recent.items() if 3 * n >= 2 * positions and 2 * n <= 3 * positions)
+
     def seconds(self, positions: np.ndarray) -> np.ndarray:
         """Predicted seconds, one per entry, increasing in the size."""
         if self._points is None:
-            known = self._prior | {n: float(np.median(times)) for n, times in self._recent.items()}
+            known = self._prior | {n: float(np.quantile(times, 0.3)) for n, times in self._recent.items()}
             sizes = np.array(sorted(known))
-            self._points = sizes, np.maximum.accumulate(np.array([known[n] for n in sizes.tolist()]))
+            # what a larger call did, a smaller one can: a slow outlier does not stand in the way of better ones
+            times = np.minimum.accumulate(np.array([known[n] for n in sizes.tolist()])[::-1])[::-1]
+            self._points = sizes, times
         sizes, times = self._points
         out = np.interp(positions, sizes, times)
         slope = times[0] / 4 if len(sizes) == 1 else (times[-1] - times[-2]) / (sizes[-1] - sizes[-2])
@@ -79,7 +93,8 @@ class Acceptance:
 
     def expected(self, key: int) -> np.ndarray:
         """(LIMIT + 1,) expected number of kept nodes among the first n, n = 0.. ."""
-        prior = 0.3 * 0.7**_RANKS  # two imagined drafts; real ones soon outweigh them
+        first = min(0.25 + 0.08 * key, 0.9) if key <= 8 else 0.2 * (key - 15)
+        prior = first * (0.5 + first / 2) ** _RANKS  # two imagined drafts; real ones soon outweigh them
         hits, tries = self._hits.get(key), self._tries.get(key)
         rate = prior if hits is None or tries is None else (hits + 2 * prior) / (tries + 2)
         return np.concatenate([[0.0], np.cumsum(rate)])
@@ -90,9 +105,9 @@ class Acceptance:
 
 
 def match_class(draft: Draft) -> int:
-    """A small number that says how much a guess can be trusted before it was tried."""
+    """How much a guess can be trusted before it was tried: 0 unknown, 1..8 by the match, 16..20 by its own estimate."""
     if draft.match:
-        return min(draft.match, 4) if draft.match < 6 else min(3 + draft.match.bit_length(), 8)
+        return draft.match if draft.match < 4 else min(1 + draft.match.bit_length(), 8)
     if draft.expected is not None and len(draft):
         return 16 + int(4 * min(draft.expected / len(draft), 1.0))
     return 0
@@ -119,7 +134,13 @@ class Controller:
         if most <= 0 or not self.costs.known:
             return 0, 0.0
         kept = self.of(source).expected(match_class(draft))[: most + 1]
-        return _best(kept, self.costs.seconds(positions + np.arange(most + 1)), emitted)
+        best, expected = _best(kept, self.costs.seconds(positions + np.arange(most + 1)), emitted)
+        if not best:  # a promising draft of a size whose cost is hardly known is tried a few times
+            promising = np.flatnonzero(kept >= np.maximum(0.6 * np.arange(most + 1), 2.0))
+            if len(promising) and self.costs.tries(positions + int(promising[-1])) < TRIES:
+                best = int(promising[-1])
+                expected = float(kept[best])
+        return best, expected
 
     def draft(self, source: str, limit: int, *, positions: int, emitted: float) -> tuple[int, float]:
         """As `verify`, for a drafter that costs time: how many tokens it shall draft."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from likely.decoding.draft import DraftSource
 from likely.errors import nearest
@@ -26,11 +26,65 @@ class Needs:
     tokenizer: Tokenizer | None
     load: Callable[[str], tuple[Runtime, Tokenizer]] | None = None
 
+    @property
+    def bound(self) -> dict[str, Any]:
+        """What binds a memory file to a model."""
+        if self.runtime is None or self.tokenizer is None:
+            raise ValueError("this drafter needs to know the model whose tokens it drafts")
+        return {"tokenizer": self.tokenizer.fingerprint, "vocab_size": self.runtime.vocab_size}
+
 
 def _lookup(argument: str, needs: Needs) -> DraftSource:
     from likely.decoding.prompt_lookup import PromptLookup
 
     return PromptLookup()
+
+
+def _copy(argument: str, needs: Needs) -> DraftSource:
+    from likely.decoding.copyspec import CopySource
+
+    return CopySource()
+
+
+def _suffix(argument: str, needs: Needs) -> DraftSource:
+    from likely.decoding.suffix_memory import SuffixMemory
+
+    if not argument:
+        return SuffixMemory()
+    return SuffixMemory.load(existing_file(argument, "suffix"), **needs.bound)
+
+
+def _trigram(argument: str, needs: Needs) -> DraftSource:
+    from likely.decoding.trigram import TrigramMemory
+
+    if not argument:
+        return TrigramMemory()
+    return TrigramMemory.load(existing_file(argument, "trigram"), **needs.bound)
+
+
+def _ngram(argument: str, needs: Needs) -> DraftSource:
+    from likely.decoding.ngram import NgramModel
+
+    if not argument:
+        return NgramModel(needs.bound["vocab_size"])
+    return NgramModel.load(existing_file(argument, "ngram"), **needs.bound)
+
+
+def _model(argument: str, needs: Needs) -> DraftSource:
+    from likely.decoding.draft_model import draft_model
+
+    if needs.load is None or needs.tokenizer is None:
+        raise ValueError("a draft model needs a local target model")
+    runtime, tokenizer = needs.load(argument)
+    return draft_model(runtime, tokenizer, needs.tokenizer, name=f"model:{argument}")
+
+
+def _skip(argument: str, needs: Needs) -> DraftSource:
+    from likely.decoding.layer_skip import LayerSkip
+
+    if needs.runtime is None:
+        raise ValueError("skip needs a local target model")
+    return LayerSkip.parse(argument, needs.runtime)
 
 
 @dataclass(frozen=True)
@@ -45,6 +99,12 @@ class Named:
 
 NAMED: dict[str, Named] = {
     "lookup": Named(_lookup, "what followed the last tokens when they occurred before"),
+    "copy": Named(_copy, "CopySpec: copy from where the last tokens occurred"),
+    "suffix": Named(_suffix, "SuffixDecoding: counts over this text and earlier answers", "FILE"),
+    "trigram": Named(_trigram, "ADED: an adaptive trigram table, searched as a tree", "FILE"),
+    "ngram": Named(_ngram, "an n-gram language model of the text and a corpus; knows its q", "FILE"),
+    "model": Named(_model, "a smaller model, of the same or another tokenizer", "NAME", required=True),
+    "skip": Named(_skip, "the target itself with layers left out (torch)", "LAYERS"),
 }
 
 
@@ -53,7 +113,12 @@ def make_drafter(name: str, needs: Needs) -> DraftSource | None:
     parts = [part.strip() for part in name.split("+")]
     if parts == ["none"]:
         return None
-    return _one(parts[0], needs)
+    sources = [_one(part, needs) for part in parts]
+    if len(sources) == 1:
+        return sources[0]
+    from likely.decoding.composite import FirstOf
+
+    return FirstOf(*sources)
 
 
 def _one(text: str, needs: Needs) -> DraftSource:

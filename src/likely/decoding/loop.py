@@ -315,6 +315,8 @@ class Loop:
         self.verify_s += seconds
         if all(item.want.rows == "all" or len(item.tokens) == 1 for _, item in work):
             self.controller.costs.record(sum(len(item.tokens) for _, item in work), seconds)
+        elif len(work) == 1:
+            self.controller.costs.record_prefill(len(work[0][1].tokens), seconds)
 
     def _digest(self, hypothesis: Hypothesis, item: Work, output: Output) -> list[Event]:
         hypothesis.target_calls += 1

@@ -1,0 +1,72 @@
+"""Files that hold what a drafter remembers: arrays of token ids and weights, bound to the tokenizer that made them.
+
+A safetensors file (no code can hide in it) whose metadata say what it is; written to a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from likely.errors import DataError
+
+_FORMAT = "likely-draft-memory-1"
+
+
+def save_memory(
+    path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], *, tokenizer: str, settings: Mapping[str, str]
+) -> None:
+    """Write the arrays; `tokenizer` is the fingerprint of the tokenizer whose ids they hold."""
+    from safetensors.numpy import save
+
+    path = Path(path)
+    metadata = {"format": _FORMAT, "kind": kind, "tokenizer": tokenizer, **settings}
+    data = save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(data)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def load_memory(
+    path: str | Path, kind: str, *, tokenizer: str, names: tuple[str, ...]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(arrays, settings) of a memory of this kind and tokenizer; DataError for anything else.  Arrays are mapped, not
+    read, until they are used."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata: dict[str, str] = dict(file.metadata() or {})
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not a draft memory ({error}): build one with likely draft build") from None
+    if metadata.get("format") != _FORMAT:
+        raise DataError(f"{path}: not a draft memory of likely: build one with likely draft build")
+    if metadata.get("kind") != kind:
+        raise DataError(f"{path}: a memory of the drafter {metadata.get('kind')}, not {kind}")
+    if metadata.get("tokenizer") != tokenizer:
+        raise DataError(
+            f"{path}: made with another tokenizer ({metadata.get('tokenizer', '')[:12]}, this model has "
+            f"{tokenizer[:12]}): build it again with this model"
+        )
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise DataError(f"{path}: the array {missing[0]} is missing: build the memory again")
+    return found, metadata
+
+
+def checked_ids(path: Any, name: str, ids: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Token ids of a memory; DataError if one lies outside the vocabulary."""
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise DataError(f"{path}: {name} holds a token outside 0..{vocab_size - 1}: build the memory again")
+    return ids
