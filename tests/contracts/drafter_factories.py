@@ -1,0 +1,112 @@
+"""One factory per drafter under test: name -> how to make it for a vocabulary, and on what it can run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from likely.decoding.draft import DraftSource
+from likely.models.runtime import Runtime
+from likely.models.toy import ToyRuntime
+
+CORPUS = [np.random.default_rng(seed).integers(0, 8, 200).tolist() for seed in range(3)]
+
+
+@dataclass(frozen=True)
+class Made:
+    """build(target) -> the source; `runtimes` on which it works; `tree`: whether its drafts branch."""
+
+    build: Callable[[Runtime], DraftSource]
+    runtimes: tuple[str, ...] = ("toy", "torch", "llamacpp")
+    tree: bool = False
+    note: str = ""
+
+
+def _lookup(target):
+    from likely.decoding.prompt_lookup import PromptLookup
+
+    return PromptLookup()
+
+
+def _copy(target):
+    from likely.decoding.copyspec import CopySource
+
+    return CopySource(gram=2)
+
+
+def _suffix(target, *, tree=False):
+    from likely.decoding.suffix_memory import SuffixMemory
+
+    return SuffixMemory(tree=tree, spec_factor=2.0)
+
+
+def _trigram(target):
+    from likely.decoding.trigram import TrigramMemory
+
+    return TrigramMemory.from_texts(CORPUS)
+
+
+def _ngram(target):
+    from likely.decoding.ngram import NgramModel
+
+    return NgramModel(target.vocab_size)
+
+
+def draft_runtime(vocab_size: int) -> Runtime:
+    """A smaller model of the same tokens: it knows one token less of the past."""
+    return ToyRuntime.random(vocab_size, seed=3, order=2, context_length=512, tokens_held=1 << 16, sequences=64)
+
+
+def _model(target, shape=None):
+    from likely.decoding.draft_model import DraftModel
+
+    shapes = {} if shape is None else {"shape": shape}
+    return DraftModel(draft_runtime(target.vocab_size), **shapes)
+
+
+def _branching(target):
+    from likely.decoding.draft_trees import ConstantBranching
+
+    return _model(target, ConstantBranching((2, 2, 1)))
+
+
+def _beam(target):
+    from likely.decoding.draft_trees import StochasticBeam
+
+    return _model(target, StochasticBeam(width=3, depth=3))
+
+
+def _iid(target):
+    from likely.decoding.draft_trees import IidTree
+
+    return _model(target, IidTree((2, 2)))
+
+
+def _skip(target):
+    from likely.decoding.layer_skip import LayerSkip
+
+    return LayerSkip.parse("1", target)
+
+
+def _copy_then_model(target):
+    from likely.decoding.composite import FirstOf
+
+    return FirstOf(_copy(target), _model(target))
+
+
+MADE: dict[str, Made] = {
+    "lookup": Made(_lookup),
+    "copy": Made(_copy),
+    "suffix": Made(_suffix),
+    "suffix, trees": Made(lambda target: _suffix(target, tree=True), tree=True),
+    "trigram": Made(_trigram, tree=True),
+    "ngram": Made(_ngram),
+    "model, chain": Made(_model),
+    "model, RSD-C": Made(_branching, tree=True),
+    "model, RSD-S": Made(_beam, tree=True),
+    "model, independent": Made(_iid, tree=True, note="SpecInfer, SpecTr"),
+    "copy + model": Made(_copy_then_model),
+    "skip": Made(_skip, runtimes=("torch",)),
+}

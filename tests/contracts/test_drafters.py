@@ -1,0 +1,138 @@
+"""What every drafter promises, checked on every drafter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from contracts.drafter_factories import MADE
+from contracts.factories import FACTORIES
+from likely.decoding.draft import Draw, Law, UsesTarget
+from likely.decoding.sampling import Sampling
+from likely.models.runtime import Want, Work
+
+DRAWS = {
+    "greedy": Draw(),
+    "keyed": Draw(Sampling(temperature=0.8, top_p=0.9, seed=5)),
+    "rejection": Draw(Sampling(temperature=0.8, seed=5), verification="rejection"),
+}
+
+
+@pytest.fixture(scope="module", params=list(MADE))
+def made(request):
+    entry = MADE[request.param]
+    runtime = FACTORIES["toy" if "toy" in entry.runtimes else "torch"][0]()
+    yield request.param, entry, runtime
+    runtime.shutdown()
+
+
+@pytest.fixture(params=list(DRAWS))
+def draw(request, made):
+    draw = DRAWS[request.param]
+    if draw.verification != "keyed" and made[1].build(made[2]).laws == {Law.FIXED}:
+        pytest.skip("drafts of this source have no q")
+    return draw
+
+
+class Watched:
+    """A drafter that is given the target's sequence where it needs it."""
+
+    def __init__(self, runtime, drafter, prompt):
+        self.runtime, self.drafter, self.tokens = runtime, drafter, list(prompt)
+
+    def propose(self, budget):
+        if not isinstance(self.drafter, UsesTarget):
+            return self.drafter.propose(budget)
+        held = self.runtime.open()
+        if self.tokens[:-1]:
+            self.runtime.forward([Work(held, np.array(self.tokens[:-1]), want=Want.NONE)])
+        self.drafter.attach(self.runtime, held, self.tokens[-1])
+        try:
+            return self.drafter.propose(budget)
+        finally:
+            assert held.pending == 0 and held.length == len(self.tokens) - 1
+            self.runtime.close(held)
+
+    def observe(self, tokens):
+        self.tokens += tokens
+        self.drafter.observe(tokens)
+
+    def rollback(self, n):
+        del self.tokens[len(self.tokens) - n :]
+        self.drafter.rollback(n)
+
+
+def begin(made, prompt, draw):
+    _, entry, runtime = made
+    return Watched(runtime, entry.build(runtime).begin(list(prompt), draw), prompt)
+
+
+def same(one, other):
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    np.testing.assert_array_equal(one.parents, other.parents)
+    assert one.law is other.law and dict(one.draws) == dict(other.draws)
+
+
+TEXT = [1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3, 4, 1, 2]
+
+
+@pytest.mark.parametrize("budget", [0, 1, 2, 5, 16])
+def test_drafts_are_trees_within_budget_and_vocabulary(made, draw, budget):
+    drafter = begin(made, TEXT, draw)
+    source = made[1].build(made[2])
+    for token in [3, 4, 1, 2, 3, 3, 3, 0]:
+        draft = drafter.propose(budget)
+        draft.check(budget=budget, vocab_size=made[2].vocab_size, name=made[0])
+        assert draft.law in source.laws
+        assert draft.law is Law.FIXED or draw.verification != "keyed"
+        draft.cut(1).check(budget=budget, vocab_size=made[2].vocab_size, name=made[0])
+        drafter.observe([token])
+    drafter.drafter.end()
+    drafter.drafter.end()
+
+
+def test_same_text_same_draft(made, draw):
+    whole, pieces = begin(made, TEXT, draw), begin(made, TEXT[:5], draw)
+    pieces.observe([])
+    pieces.observe(TEXT[5:6])
+    pieces.observe(TEXT[6:])
+    # what a source learned from the text itself may differ in order, so only drafts of the same history are compared
+    same(whole.propose(6), begin(made, TEXT, draw).propose(6))
+    assert len(pieces.propose(6)) <= 6
+
+
+def test_a_prompt_of_one_token_and_a_long_one(made, draw):
+    limit = made[2].context_length - 20
+    for prompt in ([1], (TEXT * 1000)[: min(10_000, limit) if made[1].runtimes == ("torch",) else 10_000]):
+        drafter = begin(made, prompt, draw)
+        drafter.propose(4).check(budget=4, vocab_size=made[2].vocab_size, name=made[0])
+        drafter.observe([2, 3])
+        drafter.propose(4)
+        drafter.drafter.end()
+
+
+def test_rollback_is_as_if_never_seen(made, draw):
+    drafter, other = begin(made, TEXT, draw), begin(made, TEXT, draw)
+    drafter.propose(4)
+    drafter.observe([3, 4, 1])
+    drafter.propose(4)
+    drafter.rollback(3)
+    assert drafter.tokens == other.tokens
+    if made[0] == "trigram":  # its table has learned from what was seen; the context is the old one
+        assert len(drafter.propose(6)) <= 6
+    else:
+        same(drafter.propose(6), other.propose(6))
+
+
+def test_a_fork_goes_its_own_way(made, draw):
+    first = begin(made, TEXT, draw)
+    first.propose(3)
+    second = Watched(first.runtime, first.drafter.fork(draw), first.tokens)
+    first.observe([0, 0, 0])
+    second.observe([3])
+    oracle = begin(made, [*TEXT, 3], draw)
+    if made[0] not in ("trigram", "suffix", "suffix, trees"):  # these share what any of their texts taught them
+        same(second.propose(5), oracle.propose(5))
+    first.drafter.end()
+    second.propose(2)
+    second.drafter.end()
