@@ -5,6 +5,7 @@ A safetensors file (no code can hide in it) whose metadata say what it is; writt
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -40,14 +41,14 @@ def save_memory(
 def load_memory(
     path: str | Path, kind: str, *, tokenizer: str, names: tuple[str, ...]
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(arrays, settings) of a memory of this kind and tokenizer; DataError for anything else.  Arrays are mapped, not
-    read, until they are used."""
+    """(arrays, settings) of a memory of this kind and tokenizer; DataError for anything else.  Arrays are mapped,
+    read-only, and not read until they are used."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="numpy") as file:
             metadata: dict[str, str] = dict(file.metadata() or {})
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = _mapped(Path(path))
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: not a draft memory ({error}): build one with likely draft build") from None
     if metadata.get("format") != _FORMAT:
@@ -63,6 +64,27 @@ def load_memory(
     if missing:
         raise DataError(f"{path}: the array {missing[0]} is missing: build the memory again")
     return found, metadata
+
+
+_DTYPES = {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2", "U32": "<u4", "I32": "<i4",
+    "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8",
+}  # fmt: skip
+
+
+def _mapped(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file whose header was found valid, read-only; safetensors itself would copy them."""
+    raw = np.memmap(path, np.uint8, "r")
+    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    header = json.loads(raw[8:start].tobytes())
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            continue
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        found[name] = raw[begin:end].view(np.ndarray).view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return found
 
 
 def checked_ids(path: Any, name: str, ids: np.ndarray, vocab_size: int) -> np.ndarray:
