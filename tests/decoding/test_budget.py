@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from helpers_for_loops import RandomTrees, run, toy_loop
+from decoding.helpers_for_loops import RandomTrees, run, toy_loop
 from likely.decoding.budget import LIMIT, Acceptance, CallCosts, Controller, Shadow, match_class
 from likely.decoding.draft import Draft
 from likely.decoding.prompt_lookup import PromptLookup

@@ -12,6 +12,7 @@ from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling, pick, processed_logprobs, transform
 from likely.errors import CapabilityError, KvFull, ModelError
 from likely.models.rows import log_softmax
+from likely.models.runtime import Want, Work
 from likely.models.toy import ToyRuntime, exact_logprob
 from statistics_of_draws import chi_square_p
 
@@ -315,3 +316,26 @@ def test_requests_that_can_never_run_are_refused_at_once():
     with pytest.raises(CapabilityError):
         replace(BASE, beams=2, sampling=Sampling())
     assert loop.idle
+
+
+def test_a_request_may_go_on_from_a_sequence_that_holds_its_beginning():
+    loop = toy_loop()
+    request = replace(BASE, prompt=(0, 1, 2, 0, 1), max_tokens=12)
+    [[plain]] = run(loop, request)
+    computed = loop.runtime.tokens_computed
+    held = loop.runtime.open()
+    loop.runtime.forward([Work(held, np.array([0, 1, 2]), want=Want.NONE)])
+    for drafter in (None, RandomTrees(6)):
+        before = loop.runtime.tokens_computed
+        loop.add(replace(request, drafter=drafter, draft_budget=0), held=loop.runtime.fork(held))
+        events = []
+        while not loop.idle:
+            events += loop.step()
+        assert events[-1].finish.tokens == plain.tokens
+        assert loop.runtime.tokens_computed - before == computed - 3
+    loop.runtime.close(held)
+    assert not loop.runtime._open
+    with pytest.raises(ValueError, match="held"):
+        full = loop.runtime.open()
+        loop.runtime.forward([Work(full, np.array([0, 1, 2, 0, 1]), want=Want.NONE)])
+        loop.add(request, held=full)

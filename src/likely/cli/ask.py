@@ -31,6 +31,8 @@ def ask(
     overwrite: opt.OverwriteOption = False,
     limit: opt.LimitOption = None,
     drafter: opt.DrafterOption = None,
+    draft_budget: opt.BudgetOption = "auto",
+    stats: opt.StatsOption = False,
     settings: opt.Settings = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
@@ -60,8 +62,8 @@ def ask(
     file = question if is_questions_file(question) else None
     if file is None and (output is not None or overwrite or limit is not None):
         raise typer.BadParameter("--output, --overwrite and --limit need a .jsonl file of questions", param_hint="FILE")
-    if file is not None and see:
-        raise typer.BadParameter("--show and --html take one question, not a file", param_hint="FILE")
+    if file is not None and (see or stats):
+        raise typer.BadParameter("--show, --html and --stats take one question, not a file", param_hint="FILE")
     if file is not None:
         opt.refuse_same_file(file, output)
     lines = read_questions(file, limit) if file is not None else []
@@ -71,8 +73,7 @@ def ask(
     }  # fmt: skip
     if stop:
         given["stop"] = tuple(stop)
-    if drafter:
-        given["drafter"] = drafter
+    given |= opt.drafting(drafter, draft_budget)
     if see:
         given.setdefault("top_logprobs", seeing.ALTERNATIVES)
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
@@ -87,6 +88,8 @@ def ask(
         if show_prompt:
             typer.echo(stream.prompt, err=True)
         answer = stream.finish() if as_json or show else print_stream(stream)
+        if stats:
+            opt.print_stats(answer)
         if as_json:
             print_json({**opt.origin(lm), "question": text, **answer.to_dict()})
         seeing.present(lm, [answer], show=show, html=html, title=text, prompt=stream.prompt)

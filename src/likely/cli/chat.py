@@ -40,6 +40,8 @@ def chat(
     temperature: opt.TemperatureOption = 0.2,
     seed: opt.SeedOption = 0,
     drafter: opt.DrafterOption = None,
+    draft_budget: opt.BudgetOption = "auto",
+    stats: opt.StatsOption = False,
     settings: opt.Settings = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
@@ -59,11 +61,10 @@ def chat(
     given = {
         "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(settings),
     }  # fmt: skip
-    if drafter:
-        given["drafter"] = drafter
+    given |= opt.drafting(drafter, draft_budget)
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
-        talk = Conversation(lm, given, show_prompt=show_prompt, as_json=as_json)
+        talk = Conversation(lm, given, show_prompt=show_prompt, as_json=as_json, stats=stats)
         if load:
             talk.load(load)
         if system is not None:
@@ -82,6 +83,7 @@ class Conversation:
     settings: dict[str, Any]
     show_prompt: bool = False
     as_json: bool = False
+    stats: bool = False
     messages: list[dict[str, str]] = field(default_factory=list)
 
     @property
@@ -171,6 +173,8 @@ class Conversation:
         self.messages.append({"role": "assistant", "content": result.text})
         if self.as_json:
             print_json({**opt.origin(self.model), "question": text, **result.to_dict()})
+        if self.stats:
+            opt.print_stats(result)
 
     def command(self, line: str) -> bool:
         """Carry out a / command; returns whether to leave."""

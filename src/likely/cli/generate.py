@@ -28,6 +28,8 @@ def generate(
     samples: Annotated[int, typer.Option("-n", min=1, help="Samples from one prefill.")] = 1,
     stop: opt.StopOption = None,
     drafter: opt.DrafterOption = None,
+    draft_budget: opt.BudgetOption = "auto",
+    stats: opt.StatsOption = False,
     settings: opt.Settings = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
@@ -57,8 +59,7 @@ def generate(
     }  # fmt: skip
     if stop:
         given["stop"] = tuple(stop)
-    if drafter:
-        given["drafter"] = drafter
+    given |= opt.drafting(drafter, draft_budget)
     if see:
         given.setdefault("top_logprobs", seeing.ALTERNATIVES)
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
@@ -73,4 +74,7 @@ def generate(
                     print_json({**opt.origin(lm), "prompt": text, **result.to_dict()})
                 elif not show:
                     typer.echo(f"{'' if samples == 1 else f'--- {number} '}{for_terminal(result.text)}")
+        if stats:
+            for result in results:
+                opt.print_stats(result)
         seeing.present(lm, results, show=show, html=html, title="likely generate", prompt=text)

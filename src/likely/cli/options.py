@@ -26,7 +26,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the sampling noise: same seed, same text.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens to generate.")]
 TemperatureOption = Annotated[float, typer.Option("--temperature", "-t", min=0.0, help="0 is greedy.")]
-DrafterOption = Annotated[str | None, typer.Option("--drafter", help="lookup or none; the text is the same with any.")]
+DrafterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--drafter",
+        help="Guess ahead: lookup, copy, suffix, trigram, ngram, model:NAME, skip, auto, none; the text stays.",
+    ),
+]
+BudgetOption = Annotated[
+    str, typer.Option("--draft-budget", metavar="N", help="Most guessed tokens per call; auto: as many as pay.")
+]
+StatsOption = Annotated[bool, typer.Option("--stats", help="Calls, drafts and time, to stderr.")]
 StopOption = Annotated[list[str] | None, typer.Option("--stop", help="A string that ends the text (repeatable).")]
 Settings = Annotated[
     list[str] | None,
@@ -84,6 +94,37 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             out[key.strip().replace("-", "_")] = value
     return out
+
+
+def drafting(drafter: str | None, budget: str) -> dict[str, Any]:
+    """The options of speculation that were given; a wrong name or number is refused before a model is loaded."""
+    from likely.decoding.drafters import check_name
+
+    given: dict[str, Any] = {}
+    if drafter is not None:
+        try:
+            check_name(drafter)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--drafter") from None
+        given["drafter"] = drafter
+    if budget != "auto":
+        if not budget.isdecimal() or int(budget) > 1024:
+            raise typer.BadParameter(
+                f'"auto" or a whole number in 0..1024, got {budget!r}', param_hint="--draft-budget"
+            )
+        given["draft_budget"] = int(budget)
+    return given
+
+
+def print_stats(result: Any) -> None:
+    """One line about a generation's calls, drafts and time, to stderr."""
+    tokens = len(result.token_ids or [])
+    if not tokens or result.tokens_per_call is None:
+        return
+    line = f"{tokens} tokens, {result.tokens_per_call:.2f} per call, {1e3 * result.seconds / tokens:.1f} ms per token"
+    if result.proposed:
+        line += f"; drafted {result.proposed}, kept {result.accepted} ({result.accepted / result.proposed:.0%})"
+    typer.echo(line, err=True)
 
 
 def text_or_stdin(text: str | None, what: str) -> str:

@@ -121,7 +121,19 @@ def make_drafter(name: str, needs: Needs) -> DraftSource | None:
     return FirstOf(*sources)
 
 
+def check_name(text: str) -> None:
+    """ValueError unless drafters can be made by this name."""
+    if text != "none":
+        for part in text.split("+"):
+            _entry(part.strip())
+
+
 def _one(text: str, needs: Needs) -> DraftSource:
+    entry, argument = _entry(text)
+    return entry.make(argument, needs)
+
+
+def _entry(text: str) -> tuple[Named, str]:
     name, colon, argument = text.partition(":")
     entry = NAMED.get(name)
     if entry is None:
@@ -130,7 +142,7 @@ def _one(text: str, needs: Needs) -> DraftSource:
         raise ValueError(f"the drafter {name} needs an argument: {name}:{entry.argument}")
     if colon and not entry.argument:
         raise ValueError(f'the drafter {name} takes no argument, got "{argument}"')
-    return entry.make(argument, needs)
+    return entry, argument
 
 
 def existing_file(path: str, what: str) -> Path:

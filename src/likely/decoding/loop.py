@@ -62,8 +62,11 @@ class Loop:
     def __post_init__(self) -> None:
         self.step_tokens = self.step_tokens or self.runtime.limits.tokens_per_call
 
-    def add(self, request: Request) -> int:
-        """Queue a request; returns its id.  Raises if it can never run here."""
+    def add(self, request: Request, *, held: Sequence | None = None) -> int:
+        """Queue a request; returns its id.  Raises if it can never run here.
+
+        held  a sequence of this runtime that keeps the first tokens of the prompt (not all); the loop owns it from now
+        """
         runtime = self.runtime
         if len(request.prompt) >= runtime.context_length:
             raise ModelError(
@@ -80,8 +83,13 @@ class Loop:
             raise CapabilityError("several samples from one prompt need a runtime that forks: torch, llamacpp")
         if request.drafter is not None and not runtime.capabilities.trees:
             raise CapabilityError("drafts need a runtime with pending tokens: torch, llamacpp")
+        if held is not None and (held.pending or held.length >= len(request.prompt)):
+            raise ValueError(
+                f"held must keep fewer than the prompt's {len(request.prompt)} tokens and nothing pending, "
+                f"it keeps {held.length} (pending: {held.pending})"
+            )
         request_id = next(self._ids)
-        self._inbox.put(("add", request_id, request))
+        self._inbox.put(("add", request_id, (request, held)))
         return request_id
 
     def cancel(self, request_id: int) -> None:
@@ -130,14 +138,16 @@ class Loop:
     def _drain(self) -> list[Event]:
         events = []
         while not self._inbox.empty():
-            verb, request_id, request = self._inbox.get()
+            verb, request_id, added = self._inbox.get()
             if verb == "add":
+                request, held = added
                 hypothesis = Hypothesis(
                     request_id,
                     request,
                     request.first_sample,
-                    list(request.prompt),
+                    list(request.prompt[held.length if held else 0 :]),
                     TextStream(request.stop),
+                    held,
                     waiting_for=1 if request.beams else request.samples,
                 )
                 beam = BeamSearch(request, self.end_ids | request.stop_tokens) if request.beams else None
@@ -164,7 +174,7 @@ class Loop:
                     if hypothesis.drafter is None and request.drafter is not None:
                         hypothesis.drafter = request.drafter.begin(request.prompt, request.draw(hypothesis.sample))
             except KvFull:
-                self._close_sequences(waiting)
+                self._send_back(waiting)
                 if self._running:
                     break
                 raise
@@ -178,17 +188,21 @@ class Loop:
     def _make_room(self, active: list[Hypothesis], full: KvFull) -> tuple[list[Hypothesis], list[Event]]:
         """Send the youngest running request back to the queue, its tokens kept; alone, it ends with the error."""
         youngest = self._running[-1]
-        self._close_sequences(youngest)
+        self._send_back(youngest)
         self._running.remove(youngest)
         events = []
         if self._running:
-            for hypothesis in youngest.hypotheses:
-                hypothesis.todo = [*youngest.request.prompt, *hypothesis.tokens]
             self._waiting.insert(0, youngest)
         else:
             events = [Event(youngest.id, h.sample, error=full) for h in youngest.hypotheses]
             self._release(youngest)
         return [h for h in active if h.request_id != youngest.id], events
+
+    def _send_back(self, running: _Running) -> None:
+        """Give up its place in the runtime; everything is to be computed anew."""
+        self._close_sequences(running)
+        for hypothesis in running.hypotheses:
+            hypothesis.todo = [*running.request.prompt, *hypothesis.tokens]
 
     # --- one call -------------------------------------------------------------------------------------------------
 
