@@ -35,14 +35,19 @@ class Chain:
     """One guess after another, at most `length`: the draft's best token when the target is greedy, else a draw from q.
 
     With keyed verification the draw uses the target's own noise, so that both tend to choose alike.
+    confidence  stop where q's best token has less probability than this: a function of q alone, so that the law of what
+                is drawn stays q; 0: never
     """
 
     length: int = 5
+    confidence: float = 0.0
     laws = frozenset({Law.FIXED, Law.IID})
 
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ValueError(f"length must be >= 1, got {self.length}")
+        if not 0 <= self.confidence <= 1:
+            raise ValueError(f"confidence must lie in [0, 1], got {self.confidence}")
 
     def grow(self, draw: Draw, position: int, budget: int) -> Growth:
         sampling = draw.sampling
@@ -53,6 +58,8 @@ class Chain:
         level = ROOT
         while len(tokens) < min(self.length, budget):
             log_q = (yield level)[0]
+            if self.confidence and log_q.max() < np.log(self.confidence):
+                break
             if noise is not None:
                 token = int((log_q + noise.gumbel(size=len(log_q))).argmax())
                 kept[len(tokens) - 1] = log_q
