@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,24 @@ UNSUPPORTED = ("position_bias", "indices", "block_indices")
 
 class UnsupportedAttention(Exception):
     """A layer asks for something that slots cannot give; the runtime then recomputes."""
+
+
+class AttentionPlan(Protocol):
+    """What attention does in one call of the model; `windows`: of each layer, in the order of calls."""
+
+    windows: list[int | None]
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -68,16 +86,16 @@ class Piece:
 
 
 @dataclass
-class _Group:
+class Group:
     """Neighbouring pieces padded to one rectangle: B pieces, Q queries, S slots."""
 
     rows: slice  # of the call's row of tokens
     size: int  # B
-    slots: Where  # (B, S), or a run of slots where B = 1
     visible: torch.Tensor | None  # (B, 1, Q, S) bool; None: everything is seen
     causal: bool = False  # `visible` is a triangle
     pad: torch.Tensor | None = None  # (B * Q,) row of each query; None: no padding
     real: torch.Tensor | None = None  # (rows,) which of the B * Q queries is this row
+    slots: Where | None = None  # (B, S), or a run of slots where B = 1; None: keys do not lie in slots
     _bias: dict[tuple[int, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     def bias(self, repeats: int, dtype: torch.dtype) -> torch.Tensor | None:
@@ -99,7 +117,7 @@ class Plan:
         """new_slots (N,): where the tokens' keys go, in the order of the pieces."""
         self._pool, self._pieces, self._device = pool, pieces, device
         self._where = _run_or_tensor(new_slots, device)
-        self._groups: dict[int | None, list[_Group]] = {}
+        self._groups: dict[int | None, list[Group]] = {}
         self._layer = 0
         self.windows: list[int | None] = []  # of each layer, in the order of calls
 
@@ -126,7 +144,7 @@ class Plan:
 
     def _attend_group(
         self,
-        group: _Group,
+        group: Group,
         query: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
@@ -134,30 +152,13 @@ class Plan:
         softcap: float | None,
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        b, h_kv = group.size, keys.shape[1]
-        q = query[group.rows] if group.pad is None else query[group.pad]
-        n, heads, width = q.shape[0] // b, q.shape[1], q.shape[2]
         k, v = keys[group.slots], values[group.slots]  # (S, H_kv, D) or (B, S, H_kv, D)
-        k = k.reshape(b, -1, *k.shape[-2:]).transpose(1, 2)
-        v = v.reshape(b, -1, *v.shape[-2:]).transpose(1, 2)  # (B, H_kv, S, D_v)
-        explicit = softcap is not None or sinks is not None
-        if group.causal and not explicit:
-            q = q.view(b, n, heads, width).transpose(1, 2)
-            if heads != h_kv:
-                k, v = (t.repeat_interleave(heads // h_kv, dim=1) for t in (k, v))
-            out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(1, 2)
-            return out.reshape(b * n, heads, -1)
-        # the query heads that share a key head become further queries of it: keys are never repeated
-        share = heads // h_kv
-        q = q.view(b, n, h_kv, share, width).permute(0, 2, 3, 1, 4).reshape(b, h_kv, share * n, width)
-        if explicit:
-            out = _explicit_attention(q, k, v, group.bias(share, torch.float32), scale, softcap, sinks)
-        else:
-            out = scaled_dot_product_attention(q, k, v, attn_mask=group.bias(share, q.dtype), scale=scale)
-        out = out.view(b, h_kv, share, n, -1).permute(0, 3, 1, 2, 4).reshape(b * n, heads, -1)
-        return out if group.real is None else out[group.real]
+        k = k.reshape(group.size, -1, *k.shape[-2:]).transpose(1, 2)
+        v = v.reshape(group.size, -1, *v.shape[-2:]).transpose(1, 2)  # (B, H_kv, S, D_v)
+        q = query[group.rows] if group.pad is None else query[group.pad]
+        return attend_group(group, q, k, v, scale=scale, softcap=softcap, sinks=sinks)
 
-    def _make_groups(self, window: int | None) -> list[_Group]:
+    def _make_groups(self, window: int | None) -> list[Group]:
         """Neighbours are padded into one rectangle while that costs less than a call of their own."""
         shapes = [(len(p.positions), len(p.slots) - p.first_column(window)) for p in self._pieces]
         groups, start, row = [], 0, 0
@@ -175,7 +176,7 @@ class Plan:
                 start, (queries, slots) = stop, shapes[stop]
         return groups
 
-    def _make_group(self, pieces: list[Piece], shapes: list[tuple[int, int]], row: int, window: int | None) -> _Group:
+    def _make_group(self, pieces: list[Piece], shapes: list[tuple[int, int]], row: int, window: int | None) -> Group:
         size, queries, width = len(pieces), max(n for n, _ in shapes), max(s for _, s in shapes)
         rows = slice(row, row + sum(n for n, _ in shapes))
         first = pieces[0]
@@ -184,7 +185,7 @@ class Plan:
             seen = first.visible(window)
             is_chain = first.tail is None and first.kept == 0 and (window is None or queries <= window)
             mask = None if seen.all() else torch.from_numpy(seen)[None, None].to(self._device)
-            return _Group(rows, 1, slots, mask, causal=is_chain and queries > 1)
+            return Group(rows, 1, mask, causal=is_chain and queries > 1, slots=slots)
         slots_of = np.empty((size, width), np.int64)
         visible = np.zeros((size, queries, width), bool)
         pad = np.empty((size, queries), np.int64)
@@ -203,14 +204,45 @@ class Plan:
         def tensor(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(self._device)
 
-        return _Group(
+        return Group(
             rows,
             size,
-            tensor(slots_of),
             None if visible.all() else tensor(visible[:, None]),
             pad=tensor(pad.ravel()) if padded else None,
             real=tensor(np.concatenate(real)) if padded else None,
+            slots=tensor(slots_of),
         )
+
+
+def attend_group(
+    group: Group,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """q (B * Q, H, D), padding included; k (B, H_kv, S, D), v (B, H_kv, S, D_v) -> (rows, H, D_v), padding left out."""
+    b, h_kv = group.size, k.shape[1]
+    n, heads, width = q.shape[0] // b, q.shape[1], q.shape[2]
+    explicit = softcap is not None or sinks is not None
+    if group.causal and not explicit:
+        q = q.view(b, n, heads, width).transpose(1, 2)
+        if heads != h_kv:
+            k, v = (t.repeat_interleave(heads // h_kv, dim=1) for t in (k, v))
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(1, 2)
+        return out.reshape(b * n, heads, -1)
+    # the query heads that share a key head become further queries of it: keys are never repeated
+    share = heads // h_kv
+    q = q.view(b, n, h_kv, share, width).permute(0, 2, 3, 1, 4).reshape(b, h_kv, share * n, width)
+    if explicit:
+        out = _explicit_attention(q, k, v, group.bias(share, torch.float32), scale, softcap, sinks)
+    else:
+        out = scaled_dot_product_attention(q, k, v, attn_mask=group.bias(share, q.dtype), scale=scale)
+    out = out.view(b, h_kv, share, n, -1).permute(0, 3, 1, 2, 4).reshape(b * n, heads, -1)
+    return out if group.real is None else out[group.real]
 
 
 def _cost(size: int, queries: int, slots: int) -> int:
@@ -253,11 +285,11 @@ def _explicit_attention(
     return torch.matmul(weights.to(v.dtype), v)
 
 
-_PLAN: ContextVar[Plan] = ContextVar("likely_attention_plan")
+_PLAN: ContextVar[AttentionPlan] = ContextVar("likely_attention_plan")
 
 
 @contextmanager
-def attention_plan(plan: Plan, configs: list[Any]) -> Iterator[None]:
+def attention_plan(plan: AttentionPlan, configs: list[Any]) -> Iterator[None]:
     """Within, every model whose config is listed attends by this plan; elsewhere it attends as it always did."""
     before = [config._attn_implementation for config in configs]
     token = _PLAN.set(plan)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from likely.models.runtime import IntArray
-from likely.models.torch_attention import Plan, attention_plan
+from likely.models.torch_attention import AttentionPlan, attention_plan
 
 NO_CONTEXT_LIMIT = 2**20
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")  # rotary frequencies change with the length of the input
@@ -50,7 +50,7 @@ class ModuleCall:
         *,
         hidden_rows: IntArray | None = None,
         positions: IntArray | None = None,
-        plan: Plan | None = None,
+        plan: AttentionPlan | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """tokens, positions (N,) -> logits (R, V) of `rows`, final hidden states (R', D) of `hidden_rows`.
 

@@ -27,7 +27,7 @@ from likely.models.runtime import (
     check_path,
     check_work,
 )
-from likely.models.torch_attention import Plan, register_interface
+from likely.models.torch_attention import AttentionPlan, Plan, register_interface
 from likely.models.torch_check import is_causal, why_not_slots
 from likely.models.torch_layout import Layout, TorchSequence, texts_of
 from likely.models.torch_module import ModuleCall, weights_digest
@@ -42,7 +42,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Tokens start..stop of one piece of work: what one call of the model computes of it."""
 
     item: int
@@ -87,7 +87,7 @@ class TorchRuntime:
             trees=True, fork=True, truncate=True, hidden=True, full_attention=True, gradients=True
         )
         self.limits = Limits(sequences, CHECK_TOKENS, CHECK_TOKENS, tokens_per_call)
-        self._pool = SlotPool(CHECK_TOKENS)
+        self._pool = self._new_pool(CHECK_TOKENS)
         self.not_cached_because = why_not_slots(self)
         self.cached = self.not_cached_because is None
         self.kv_bytes_per_token = self._pool.bytes_per_token if self.cached else 0
@@ -101,7 +101,7 @@ class TorchRuntime:
             tokens_held = self._default_tokens_held()
         self.limits = Limits(sequences, tokens_held, tokens_held, tokens_per_call)
         self._open.clear()
-        self._pool = SlotPool(tokens_held)
+        self._pool = self._new_pool(tokens_held)
 
     @classmethod
     def from_pretrained(
@@ -185,7 +185,7 @@ class TorchRuntime:
 
     def open(self) -> TorchSequence:
         self._check_sequences()
-        sequence = TorchSequence(epoch=self._epoch)
+        sequence = self._new_sequence(np.empty(0, np.int64))
         self._open.add(sequence)
         return sequence
 
@@ -198,7 +198,7 @@ class TorchRuntime:
             self._pool.retain(own.held[:length])
         elif length > self.free_tokens():
             raise KvFull(length, self.free_tokens())
-        copy = TorchSequence(length=length, held=own.held[:length].copy(), epoch=self._epoch)
+        copy = self._new_sequence(own.held[:length].copy(), own)
         self._open.add(copy)
         return copy
 
@@ -241,6 +241,14 @@ class TorchRuntime:
             self.close(sequence)
         self._pool.clear()
 
+    def _new_pool(self, limit: int) -> Any:
+        """Where keys and values are kept, or at least counted; layouts of other kinds have their own."""
+        return SlotPool(limit)
+
+    def _new_sequence(self, held: IntArray, source: TorchSequence | None = None) -> TorchSequence:
+        """A sequence that holds the first len(held) tokens of `source`."""
+        return TorchSequence(length=len(held), held=held, epoch=self._epoch)
+
     def _drop_nodes(self, sequence: TorchSequence, released: IntArray) -> None:
         if self.cached:
             self._pool.release(released)
@@ -276,6 +284,13 @@ class TorchRuntime:
             self._recompute(sequences, work, tokens, rows)
             self._hold(sequences, work, tokens)
             return rows.outputs()
+        self._hold(sequences, work, self._compute(sequences, work, tokens, rows))
+        return rows.outputs()
+
+    def _compute(
+        self, sequences: list[TorchSequence], work: list[Work], tokens: list[IntArray], rows: RowCollector
+    ) -> list[IntArray]:
+        """Fill `rows`; returns the slots of the new tokens of each piece of work."""
         slots: list[IntArray] = []
         try:
             for sequence, own in zip(sequences, tokens, strict=True):
@@ -288,21 +303,20 @@ class TorchRuntime:
             for taken in slots:
                 self._pool.release(taken)
             raise
-        self._hold(sequences, work, slots)
-        return rows.outputs()
+        return slots
 
     def plain_logits(self, tokens: Seq[int] | IntArray) -> FloatArray:
         """(n, V): the module's own forward over one text, with nothing cached; the reference for all else here."""
         own = np.asarray(tokens, np.int64)
         return self._call(own, np.arange(len(own)))[0].float().cpu().numpy()
 
-    def _calls(self, work: list[Work], rows: RowCollector) -> Iterator[list[_Part]]:
+    def _calls(self, work: list[Work], rows: RowCollector) -> Iterator[list[Part]]:
         """Cut the work into calls of bounded tokens and rows; a canvas is never cut, and parts keep their order."""
         most_rows = max(1, ROWS_BYTES // (4 * self.vocab_size))
         most_tokens = self.limits.tokens_per_call
         if not self._call.keeps_rows:  # this model computes the logits of every token
             most_tokens = min(most_tokens, most_rows)
-        parts: list[_Part] = []
+        parts: list[Part] = []
         used = used_rows = 0
         for i, item in enumerate(work):
             n, head, start = len(item.tokens), rows.head_rows[i], 0
@@ -315,7 +329,7 @@ class TorchRuntime:
                     allowed = seen + most_rows - used_rows
                     stop = min(stop, int(head[allowed])) if allowed < len(head) else stop
                 if stop > start:
-                    parts.append(_Part(i, start, stop))
+                    parts.append(Part(i, start, stop))
                     used += stop - start
                     used_rows += int(np.searchsorted(head, stop)) - seen
                     start = stop
@@ -325,7 +339,7 @@ class TorchRuntime:
         if parts:
             yield parts
 
-    def _evaluate(self, parts: list[_Part], layouts: list[Layout], tokens: list[IntArray], rows: RowCollector) -> None:
+    def _evaluate(self, parts: list[Part], layouts: list[Layout], tokens: list[IntArray], rows: RowCollector) -> None:
         """One call of the module: neighbours in its row of tokens are alike, so that little is padded."""
         pieces = [(layouts[p.item].piece(p.start, p.stop), p) for p in parts]
         pieces.sort(key=lambda pair: (-len(pair[0].positions), -len(pair[0].slots)))
@@ -335,12 +349,18 @@ class TorchRuntime:
             np.concatenate([layouts[p.item].slots[p.start : p.stop] for _, p in pieces]),
             self.device,
         )
+        self._run([p for _, p in pieces], np.concatenate([piece.positions for piece, _ in pieces]), plan, tokens, rows)
+
+    def _run(
+        self, parts: list[Part], positions: IntArray, plan: AttentionPlan, tokens: list[IntArray], rows: RowCollector
+    ) -> None:
+        """Call the module on the parts, one after the other in its row of tokens, and hand on the wanted rows."""
         head: list[IntArray] = []
         hidden: list[IntArray] = []
         head_where: list[tuple[int, IntArray]] = []
         hidden_where: list[tuple[int, IntArray]] = []
         offset = 0
-        for _, p in pieces:
+        for p in parts:
             for wanted, found, where in ((rows.head_rows, head, head_where), (rows.hidden_rows, hidden, hidden_where)):
                 own = wanted[p.item]
                 own = own[np.searchsorted(own, p.start) : np.searchsorted(own, p.stop)]
@@ -349,10 +369,10 @@ class TorchRuntime:
                     where.append((p.item, own))
             offset += p.stop - p.start
         logits, states = self._call(
-            np.concatenate([tokens[p.item][p.start : p.stop] for _, p in pieces]),
+            np.concatenate([tokens[p.item][p.start : p.stop] for p in parts]),
             _joined(head),
             hidden_rows=_joined(hidden),
-            positions=np.concatenate([piece.positions for piece, _ in pieces]),
+            positions=positions,
             plan=plan,
         )
         rows.add(logits, head_where)
