@@ -17,6 +17,7 @@ from likely.decoding.beam import BeamSearch
 from likely.decoding.budget import LIMIT, Controller, Shadow
 from likely.decoding.draft import NO_DRAFT, Draft, DraftsTogether, UsesTarget
 from likely.decoding.hypothesis import Hypothesis
+from likely.decoding.pool import Policy
 from likely.decoding.request import Event, Request
 from likely.decoding.text import TextStream
 from likely.errors import CapabilityError, KvFull, ModelError
@@ -42,6 +43,7 @@ class Loop:
     token_bytes  bytes of a token's text (b"" for control tokens);  end_ids  tokens that end a text
     step_tokens  most tokens computed in one step (long prompts are prefilled in pieces beside running requests)
     controller   what is known about call costs and drafters; loops of one model share it
+    policy       who takes part in a step (`pool.SameLength`); None: everyone
 
     One thread calls `step`; `add` and `cancel` may come from any.  A request that cannot go on for want of room waits
     and is recomputed later (its tokens are kept); one that can never run ends with an error event.
@@ -52,6 +54,7 @@ class Loop:
     end_ids: frozenset[int]
     step_tokens: int = 0
     controller: Controller = field(default_factory=Controller)
+    policy: Policy | None = None
     draft_s: float = 0.0  # spent in drafters, and in calls of the target with all that follows from them
     verify_s: float = 0.0
     _inbox: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
@@ -104,6 +107,8 @@ class Loop:
         """One call of the model (none if nothing is to be done)."""
         events = self._drain()
         active = self._admit()
+        if self.policy and active:
+            active = self.policy.choose([h for h in active if h.row is None])
         if not active:
             return events
         while True:
@@ -162,6 +167,8 @@ class Loop:
     def _admit(self) -> list[Hypothesis]:
         """Running requests, then waiting ones in order while their sequences and prompts fit."""
         while self._waiting:
+            if self.policy and not self.policy.admits(sum(len(r.hypotheses) for r in self._running)):
+                break
             waiting = self._waiting[0]
             need = sum(len(h.todo) for h in waiting.hypotheses)
             if self._running and self.runtime.free_tokens() < need + self._reserve():
