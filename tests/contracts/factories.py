@@ -26,6 +26,17 @@ def torch_runtime(name: str) -> Callable[[], Runtime]:
     return build
 
 
+def aligned(kind: str, name: str) -> Callable[[], Runtime]:
+    def build() -> Runtime:
+        from likely.models.torch_aligned import GroupTorchRuntime, RepadTorchRuntime
+        from tiny_torch import tiny_module
+
+        make = {"repad": RepadTorchRuntime, "group": GroupTorchRuntime}[kind]
+        return make(tiny_module(name), tokens_held=1024, sequences=64, tokens_per_call=16)
+
+    return build
+
+
 def llamacpp(kind: str, dtype: str) -> Callable[[], Runtime]:
     def build() -> Runtime:
         import tempfile
@@ -48,6 +59,9 @@ FACTORIES: dict[str, tuple[Callable[[], Runtime], float]] = {
     "toy": (toy, 0.0),
     "torch": (torch_runtime("llama"), 1e-4),
     "torch-gemma3": (torch_runtime("gemma3"), 1e-4),
+    "torch-repad": (aligned("repad", "llama"), 1e-4),
+    "torch-repad-gemma3": (aligned("repad", "gemma3"), 1e-4),
+    "torch-group": (aligned("group", "llama"), 1e-4),
     "llamacpp": (llamacpp("llama", "Q8_0"), 0.0),
     "llamacpp-f16": (llamacpp("llama", "F16"), 0.0),
     "llamacpp-f32": (llamacpp("llama", "F32"), 1e-4),

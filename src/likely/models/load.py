@@ -14,6 +14,7 @@ from likely.models.runtime import Runtime
 from likely.models.tokenizer import Tokenizer
 
 RUNTIMES = ("llamacpp", "torch")
+ALIGN = ("mask", "repad", "group")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -80,7 +81,8 @@ def load_local(source: str, *, runtime: str | None = None, dtype: str | None = N
 
     runtime  "llamacpp", "torch", or None: llama.cpp for GGUF files where it is installed, torch otherwise
     dtype    of the torch runtime ("float32" is the oracle); llama.cpp computes in the types of its file
-    options  passed to the runtime (context=, threads=, sequences=, ...)
+    options  passed to the runtime (context=, threads=, sequences=, ...); align= of the torch runtime says how rows of
+             a batch are kept in step: "mask" (default: nothing moves), "repad" or "group" (see torch_aligned)
     """
     if runtime is not None and runtime not in RUNTIMES:
         raise ModelError(f'unknown runtime "{runtime}"{nearest(runtime, RUNTIMES)} (allowed: {", ".join(RUNTIMES)})')
@@ -95,7 +97,11 @@ def load_local(source: str, *, runtime: str | None = None, dtype: str | None = N
     if not have[runtime]:
         extra = {"llamacpp": "local", "torch": "torch"}[runtime]
         raise CapabilityError(f"runtime {runtime} is not installed. Run: pip install 'likely[{extra}]'")
+    if (align := options.get("align", "mask")) not in ALIGN:
+        raise ModelError(f'unknown align "{align}"{nearest(align, ALIGN)} (allowed: {", ".join(ALIGN)})')
     if runtime == "llamacpp":
+        if options.pop("align", "mask") != "mask":
+            raise CapabilityError(f'align="{align}" is for the torch runtime; llama.cpp needs none: leave it out')
         if kind != "gguf":
             raise CapabilityError(
                 f"llamacpp reads GGUF files; {place} is not one. Run: likely convert {place} out.gguf"
@@ -130,9 +136,14 @@ def _llamacpp(name: str, path: Path, options: dict[str, Any]) -> Loaded:
 def _torch(name: str, kind: str, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Loaded:
     from likely.models.hashes import file_sha256, folder_sha256
     from likely.models.hf_tokenizer import HFTokenizer
+    from likely.models.torch_aligned import GroupTorchRuntime, RepadTorchRuntime
     from likely.models.torch_runtime import TorchRuntime
 
     options = dict(options)
+    kinds: dict[str, type[TorchRuntime]] = {
+        "mask": TorchRuntime, "repad": RepadTorchRuntime, "group": GroupTorchRuntime
+    }  # fmt: skip
+    engine = kinds[options.pop("align", "mask")]
     if (threads := options.pop("threads", None)) is not None:
         import torch
 
@@ -147,10 +158,10 @@ def _torch(name: str, kind: str, place: Path | str, dtype: str | None, options: 
         read_header(place)
         tokenizer = tokenizer_from_gguf(place)
         warnings += _parity_warnings(Path(place), tokenizer)
-        runtime = TorchRuntime.from_gguf(place, dtype=dtype, **options)
+        runtime = engine.from_gguf(place, dtype=dtype, **options)
         digest = file_sha256(place)
     else:
-        runtime = TorchRuntime.from_pretrained(str(place), dtype=dtype, **options)
+        runtime = engine.from_pretrained(str(place), dtype=dtype, **options)
         folder = Path(place) if kind == "folder" else _hub_folder(str(place))
         tokenizer = HFTokenizer.from_folder(folder)
         digest = folder_sha256(folder)
