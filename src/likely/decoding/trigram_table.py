@@ -51,7 +51,8 @@ class TrigramTable:
         if i == len(self.pairs) or self.pairs[i] != pair:
             return NONE
         part = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
-        return tuple(self.tokens[part].tolist()), tuple(self.weights[part].tolist())
+        found = dict(zip(self.tokens[part].tolist(), self.weights[part].tolist(), strict=True))  # a file may err
+        return tuple(found), tuple(found.values())
 
     def __len__(self) -> int:
         return len(self.pairs)
