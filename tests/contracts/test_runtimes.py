@@ -8,7 +8,7 @@ import pytest
 from contracts.factories import FACTORIES
 from likely.errors import CapabilityError, KvFull, LikelyError
 from likely.models.rows import log_softmax, logsumexp
-from likely.models.runtime import Runtime, Want, Work
+from likely.models.runtime import LayerPlan, Runtime, Want, Work
 
 LENGTH = 20
 
@@ -356,6 +356,29 @@ def test_missing_capabilities_say_so(runtime):
     if not runtime.capabilities.full_attention:
         with pytest.raises(CapabilityError):
             runtime.forward([Work(sequence, np.array([1, 2]), np.array([-1, 0]), attention="full")])
+    if not runtime.capabilities.layers:
+        with pytest.raises(CapabilityError, match="torch"):
+            runtime.forward([Work(sequence, np.array([1]), np.array([-1]), layers=LayerPlan(frozenset({0})))])
+    runtime.close(sequence)
+
+
+def test_nodes_without_some_layers_are_approximate_and_leave_no_trace(runtime, close_to):
+    if not runtime.capabilities.layers:
+        pytest.skip("this runtime leaves out no layers (it says so: see test_missing_capabilities_say_so)")
+    tokens, drafts = tokens_for(runtime), tokens_for(runtime, 3, seed=2)
+    sequence = runtime.open()
+    one(runtime, sequence, tokens[:9], Want.NONE)
+    exact = one(runtime, sequence, drafts, parents=[-1, 0, 0]).logits
+    runtime.commit([(sequence, [])])
+    last = frozenset({runtime.capabilities.layers - 1})
+    for plan, changes in ((LayerPlan(), False), (LayerPlan(last, last), True), (LayerPlan(last), True)):
+        work = Work(sequence, drafts, np.array([-1, 0, 0]), want=Want.ALL, layers=plan)
+        rows = runtime.forward([work])[0].logits
+        assert (np.abs(rows - exact).max() > 1e-2) == changes
+        with pytest.raises(ValueError, match="kept"):
+            runtime.commit([(sequence, [0])])
+        runtime.commit([(sequence, [])])
+    close_to(one(runtime, sequence, tokens[9:]).logits, fresh_rows(runtime, tokens)[9:])
     runtime.close(sequence)
 
 

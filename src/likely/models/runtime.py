@@ -71,16 +71,35 @@ class Output:
     logprobs: FloatArray | None = None  # (P,)
 
 
+@dataclass(frozen=True)
+class LayerPlan:
+    """Which parts of a model a call leaves out: these sublayers, counted from 0, add nothing to the residual stream.
+
+    The final norm and the head always run.  A layer in both sets costs nothing.
+    """
+
+    skip_attention: frozenset[int] = frozenset()
+    skip_mlp: frozenset[int] = frozenset()
+
+    @classmethod
+    def exit_after(cls, kept: int, of: int) -> LayerPlan:
+        """Early exit: only the first `kept` of `of` layers."""
+        rest = frozenset(range(kept, of))
+        return cls(rest, rest)
+
+
 @dataclass(eq=False)
 class Sequence:
     """A token sequence held by a runtime: `length` kept tokens, then a tree of `pending` ones.
 
     parents[i] is the pending node before node i, or -1 for the last kept token.
+    plan is what the pending nodes were computed under; None: all of the model.
     """
 
     length: int = 0
     parents: list[int] = field(default_factory=list)
     closed: bool = False
+    plan: LayerPlan | None = None
 
     @property
     def pending(self) -> int:
@@ -112,6 +131,8 @@ class Work:
                sequence.pending + i, its parent a smaller number or -1 (the last kept token); the nodes stay pending
                until `commit`. A later call may extend pending nodes.
     attention  "full": these tokens see each other, too (a diffusion canvas); always pending, parents a chain
+    layers     computed with parts of the model left out: always pending and never kept, since their keys and values are
+               not the model's; all pending nodes of a sequence share one plan
     """
 
     sequence: Sequence
@@ -119,11 +140,15 @@ class Work:
     parents: IntArray | None = None
     attention: Literal["causal", "full"] = "causal"
     want: Want = Want.LAST
+    layers: LayerPlan | None = None
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a runtime can do, as data."""
+    """What a runtime can do, as data.
+
+    layers  how many layers a call may leave out parts of (`Work.layers`); 0: none
+    """
 
     trees: bool = False
     fork: bool = False
@@ -131,6 +156,7 @@ class Capabilities:
     hidden: bool = False
     full_attention: bool = False
     gradients: bool = False
+    layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -197,6 +223,8 @@ def check_work(work: Seq[Work], *, vocab_size: int, context_length: int, capabil
             deepest = n
         else:
             deepest = _check_parents(item, n, capabilities)
+        if item.layers is not None or sequence.plan is not None:
+            _check_layers(item, capabilities)
         if sequence.length + deepest > context_length:
             raise ModelError(
                 f"{sequence.length + deepest} tokens do not fit the context of {context_length} tokens: "
@@ -227,6 +255,20 @@ def _check_parents(item: Work, n: int, capabilities: Capabilities) -> int:
     return max(depths)
 
 
+def _check_layers(item: Work, capabilities: Capabilities) -> None:
+    plan, sequence = item.layers, item.sequence
+    if plan is not None:
+        if not capabilities.layers:
+            raise CapabilityError("this runtime cannot leave out layers; use runtime='torch'")
+        named = plan.skip_attention | plan.skip_mlp
+        if bad := sorted(n for n in named if not 0 <= n < capabilities.layers):
+            raise ValueError(f"layer {bad[0]} is outside 0..{capabilities.layers - 1}")
+        if item.parents is None:
+            raise ValueError("tokens computed with layers left out cannot be kept: give parents")
+    if sequence.pending and plan != sequence.plan:
+        raise ValueError("the pending nodes were computed with other layers left out: commit or drop them first")
+
+
 def _check_want(want: Want, n: int, vocab_size: int, capabilities: Capabilities) -> None:
     rows = want.row_numbers(n)
     if rows.size and (rows.min() < 0 or rows.max() >= n):
@@ -246,6 +288,8 @@ def _check_want(want: Want, n: int, vocab_size: int, capabilities: Capabilities)
 def check_path(sequence: Sequence, path: Path) -> None:
     """Raise unless `path` runs from a child of the last kept token along pending nodes."""
     check_open(sequence)
+    if len(path) and sequence.plan is not None:
+        raise ValueError("nodes computed with layers left out cannot be kept: commit the empty path")
     before = -1
     for node in path:
         if not 0 <= node < sequence.pending:

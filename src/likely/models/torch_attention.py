@@ -113,12 +113,21 @@ class Group:
 class Plan:
     """One call of the model: N tokens in pieces, their new slots, and the pool."""
 
-    def __init__(self, pool: SlotPool, pieces: list[Piece], new_slots: IntArray, device: torch.device):
-        """new_slots (N,): where the tokens' keys go, in the order of the pieces."""
+    def __init__(
+        self,
+        pool: SlotPool,
+        pieces: list[Piece],
+        new_slots: IntArray,
+        device: torch.device,
+        *,
+        layers: list[int] | None = None,
+    ):
+        """new_slots (N,): where the tokens' keys go, in the order of the pieces; layers: which attend, None: all."""
         self._pool, self._pieces, self._device = pool, pieces, device
         self._where = _run_or_tensor(new_slots, device)
         self._groups: dict[int | None, list[Group]] = {}
-        self._layer = 0
+        self._layer = 0  # how many have attended
+        self._numbers = layers
         self.windows: list[int | None] = []  # of each layer, in the order of calls
 
     def attend(
@@ -133,7 +142,8 @@ class Plan:
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         """query (N, H, D), key and value (N, H_kv, D) of this layer's new tokens -> (N, H, D_v)."""
-        keys, values = self._pool.write(self._layer, key, value, self._where)
+        layer = self._layer if self._numbers is None else self._numbers[self._layer]
+        keys, values = self._pool.write(layer, key, value, self._where)
         self._layer += 1
         self.windows.append(window)
         if window not in self._groups:

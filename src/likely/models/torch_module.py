@@ -73,7 +73,8 @@ class ModuleCall:
                 else:
                     with attention_plan(plan, self._configs()):
                         output = self.module(**inputs)
-                    self.windows = plan.windows
+                    if len(plan.windows) >= len(self.windows):  # else layers were left out
+                        self.windows = plan.windows
         finally:
             if hook is not None:
                 hook.remove()

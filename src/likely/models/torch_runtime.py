@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -17,6 +17,7 @@ from likely.models.runtime import (
     Capabilities,
     FloatArray,
     IntArray,
+    LayerPlan,
     Limits,
     Output,
     Path,
@@ -29,6 +30,7 @@ from likely.models.runtime import (
 )
 from likely.models.torch_attention import AttentionPlan, Plan, register_interface
 from likely.models.torch_check import is_causal, why_not_slots
+from likely.models.torch_layers import LayerParts
 from likely.models.torch_layout import Layout, TorchSequence, texts_of
 from likely.models.torch_module import ModuleCall, weights_digest
 from likely.models.torch_rows import RowCollector
@@ -97,6 +99,9 @@ class TorchRuntime:
                     f"{type(module).__name__} is no causal language model: later tokens change the rows of earlier ones"
                 )
             self.capabilities = Capabilities(trees=True, fork=True, truncate=True, hidden=True, gradients=True)
+        self._parts = LayerParts.of(module) if self.cached and isinstance(self._pool, SlotPool) else None
+        if self._parts is not None and len(self._parts) == len(self.layer_windows):
+            self.capabilities = replace(self.capabilities, layers=len(self._parts))
         if tokens_held is None:
             tokens_held = self._default_tokens_held()
         self.limits = Limits(sequences, tokens_held, tokens_held, tokens_per_call)
@@ -252,7 +257,7 @@ class TorchRuntime:
     def _drop_nodes(self, sequence: TorchSequence, released: IntArray) -> None:
         if self.cached:
             self._pool.release(released)
-        sequence.nodes, sequence.parents, sequence.depths = [], [], []
+        sequence.nodes, sequence.parents, sequence.depths, sequence.plan = [], [], [], None
 
     def _own(self, sequence: Sequence) -> TorchSequence:
         check_open(sequence)
@@ -298,7 +303,8 @@ class TorchRuntime:
                 slots.append(self._pool.allocate(len(own), after=last))
             layouts = [Layout.of(*of) for of in zip(sequences, work, slots, strict=True)]
             for parts in self._calls(work, rows):
-                self._evaluate(parts, layouts, tokens, rows)
+                with self._leaving_out(work[parts[0].item].layers) as attending:
+                    self._evaluate(parts, layouts, tokens, rows, attending)
         except BaseException:
             for taken in slots:
                 self._pool.release(taken)
@@ -311,7 +317,10 @@ class TorchRuntime:
         return self._call(own, np.arange(len(own)))[0].float().cpu().numpy()
 
     def _calls(self, work: list[Work], rows: RowCollector) -> Iterator[list[Part]]:
-        """Cut the work into calls of bounded tokens and rows; a canvas is never cut, and parts keep their order."""
+        """Cut the work into calls of bounded tokens and rows, each under one layer plan.
+
+        A canvas is never cut, and parts keep their order.
+        """
         most_rows = max(1, ROWS_BYTES // (4 * self.vocab_size))
         most_tokens = self.limits.tokens_per_call
         if not self._call.keeps_rows:  # this model computes the logits of every token
@@ -320,6 +329,9 @@ class TorchRuntime:
         used = used_rows = 0
         for i, item in enumerate(work):
             n, head, start = len(item.tokens), rows.head_rows[i], 0
+            if parts and item.layers != work[i - 1].layers:
+                yield parts
+                parts, used, used_rows = [], 0, 0
             while start < n:
                 seen = int(np.searchsorted(head, start))
                 if item.attention == "full":
@@ -339,7 +351,20 @@ class TorchRuntime:
         if parts:
             yield parts
 
-    def _evaluate(self, parts: list[Part], layouts: list[Layout], tokens: list[IntArray], rows: RowCollector) -> None:
+    def _leaving_out(self, layers: LayerPlan | None) -> contextlib.AbstractContextManager[list[int] | None]:
+        """Within, the module skips what the plan names; gives the layers that attend, None for all."""
+        if layers is None or self._parts is None:
+            return contextlib.nullcontext()
+        return self._parts.leaving_out(layers, self._call)
+
+    def _evaluate(
+        self,
+        parts: list[Part],
+        layouts: list[Layout],
+        tokens: list[IntArray],
+        rows: RowCollector,
+        attending: list[int] | None,
+    ) -> None:
         """One call of the module: neighbours in its row of tokens are alike, so that little is padded."""
         pieces = [(layouts[p.item].piece(p.start, p.stop), p) for p in parts]
         pieces.sort(key=lambda pair: (-len(pair[0].positions), -len(pair[0].slots)))
@@ -348,6 +373,7 @@ class TorchRuntime:
             [piece for piece, _ in pieces],
             np.concatenate([layouts[p.item].slots[p.start : p.stop] for _, p in pieces]),
             self.device,
+            layers=attending,
         )
         self._run([p for _, p in pieces], np.concatenate([piece.positions for piece, _ in pieces]), plan, tokens, rows)
 
@@ -404,6 +430,7 @@ class TorchRuntime:
                 sequence.depths.append(1 + (sequence.depths[parent] if parent >= 0 else 0))
                 sequence.parents.append(parent)
                 sequence.nodes.append(number)
+            sequence.plan = item.layers
 
     def _plain_vocab_size(self) -> int:
         try:

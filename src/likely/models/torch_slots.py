@@ -26,7 +26,7 @@ class SlotPool:
         self.capacity = min(FIRST_CAPACITY, limit)
         self.used = 0
         self._counts = np.zeros(self.capacity, np.int32)
-        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
     def free(self) -> int:
@@ -35,7 +35,7 @@ class SlotPool:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of keys and values that one token takes over all layers seen so far."""
-        return sum(t[0].numel() * t.element_size() for pair in self._layers for t in pair)
+        return sum(t[0].numel() * t.element_size() for pair in self._layers.values() for t in pair)
 
     def allocate(self, n: int, after: int = -1) -> IntArray:
         """n free slots in ascending order, counted once; the run following slot `after` if it is free.
@@ -77,7 +77,7 @@ class SlotPool:
 
     def _grow(self) -> None:
         capacity = min(2 * self.capacity, self.limit)
-        for i, (keys, values) in enumerate(self._layers):
+        for i, (keys, values) in self._layers.items():
             self._layers[i] = (_grown(keys, capacity), _grown(values, capacity))
         self._counts = np.concatenate([self._counts, np.zeros(capacity - self.capacity, np.int32)])
         self.capacity = capacity
@@ -86,12 +86,10 @@ class SlotPool:
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, where: Where
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store keys and values (N, H_kv, D) of the N slots `where`; returns the layer's whole pool."""
-        if layer == len(self._layers):
-            self._layers.append(
-                (
-                    keys.new_empty((self.capacity, *keys.shape[1:])),
-                    values.new_empty((self.capacity, *values.shape[1:])),
-                )
+        if layer not in self._layers:
+            self._layers[layer] = (
+                keys.new_empty((self.capacity, *keys.shape[1:])),
+                values.new_empty((self.capacity, *values.shape[1:])),
             )
         pool = self._layers[layer]
         pool[0][where] = keys
