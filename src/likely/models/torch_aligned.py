@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from likely.errors import CapabilityError, KvFull
-from likely.models.runtime import IntArray, Sequence, Work
+from likely.models.runtime import Capabilities, IntArray, Sequence, Work
 from likely.models.torch_attention import Group, Piece, attend_group
 from likely.models.torch_layout import Layout, TorchSequence
 from likely.models.torch_rows import RowCollector
@@ -28,9 +28,9 @@ KeysValues = tuple[torch.Tensor, torch.Tensor]  # each (B, H_kv, C, D)
 
 @dataclass(eq=False)
 class AlignedSequence(TorchSequence):
-    """held, nodes: columns of row `row` of `layers`, in ascending order; no layers: nothing is computed yet."""
+    """held, nodes: columns of row `row` of `rectangle`, in ascending order; its layers, none before the first call."""
 
-    layers: list[KeysValues] = field(default_factory=list)
+    rectangle: list[KeysValues] = field(default_factory=list)
     row: int = 0
 
 
@@ -78,7 +78,7 @@ class Alignment:
 class Row:
     """One sequence within a call: where its keys are now, kept and pending and new ones in order."""
 
-    layers: list[KeysValues]
+    rectangle: list[KeysValues]
     row: int
     columns: IntArray
 
@@ -109,6 +109,10 @@ class RepadTorchRuntime(TorchRuntime):
                 f'align="{self.align}" moves keys and values, and this model cannot keep them as such '
                 f'({self.not_cached_because}): use align="mask"'
             )
+        # layers cannot be left out: a rectangle has one width
+        self.capabilities = Capabilities(
+            trees=True, fork=True, truncate=True, hidden=True, full_attention=True, gradients=True
+        )
         self.alignment = Alignment()
 
     @property
@@ -124,7 +128,7 @@ class RepadTorchRuntime(TorchRuntime):
     def close(self, sequence: Sequence) -> None:
         super().close(sequence)
         if isinstance(sequence, AlignedSequence):
-            sequence.layers = []
+            sequence.rectangle = []
 
     def _new_pool(self, limit: int) -> Counted:
         return Counted(limit)
@@ -132,7 +136,7 @@ class RepadTorchRuntime(TorchRuntime):
     def _new_sequence(self, held: IntArray, source: TorchSequence | None = None) -> AlignedSequence:
         sequence = AlignedSequence(length=len(held), held=held, epoch=self._epoch)
         if isinstance(source, AlignedSequence):
-            sequence.layers, sequence.row = source.layers, source.row  # read only: a call writes a new rectangle
+            sequence.rectangle, sequence.row = source.rectangle, source.row  # read only: a call writes a new rectangle
         return sequence
 
     def _compute(
@@ -140,7 +144,7 @@ class RepadTorchRuntime(TorchRuntime):
     ) -> list[IntArray]:
         layouts = [Layout.of(s, item, np.arange(len(t))) for s, item, t in zip(sequences, work, tokens, strict=True)]
         places = [
-            Row(s.layers, s.row, np.concatenate([s.held, np.array(s.nodes, np.int64)]))
+            Row(s.rectangle, s.row, np.concatenate([s.held, np.array(s.nodes, np.int64)]))
             for s in sequences
             if isinstance(s, AlignedSequence)
         ]
@@ -150,7 +154,7 @@ class RepadTorchRuntime(TorchRuntime):
         for sequence, place, own in zip(sequences, places, tokens, strict=True):
             assert isinstance(sequence, AlignedSequence)
             first = len(place.columns) - len(own)
-            sequence.layers, sequence.row = place.layers, place.row
+            sequence.rectangle, sequence.row = place.rectangle, place.row
             sequence.held = place.columns[: sequence.length]
             sequence.nodes = place.columns[sequence.length : first].tolist()
             new.append(place.columns[first:])
@@ -185,8 +189,8 @@ class RepadTorchRuntime(TorchRuntime):
             return []
         end = common_end(rows)
         if end is not None:
-            return [(k[:, :, end - width : end], v[:, :, end - width : end]) for k, v in rows[0].layers]
-        some = next(row.layers for row in rows if len(row.columns))
+            return [(k[:, :, end - width : end], v[:, :, end - width : end]) for k, v in rows[0].rectangle]
+        some = next(row.rectangle for row in rows if len(row.columns))
         return [
             (padded([_taken(row, layer, 0) for row in rows], k, width),
              padded([_taken(row, layer, 1) for row in rows], v, width))
@@ -221,7 +225,7 @@ class GroupTorchRuntime(RepadTorchRuntime):
             return super()._bring_together(rows)
         return [
             (_stacked([_taken(row, layer, 0) for row in rows]), _stacked([_taken(row, layer, 1) for row in rows]))
-            for layer in range(len(rows[0].layers))
+            for layer in range(len(rows[0].rectangle))
         ]
 
 
@@ -248,6 +252,7 @@ class RectanglePlan:
             real = np.concatenate([i * most + np.arange(n) for i, n in enumerate(sizes)])
             self._real = torch.from_numpy(real).to(device)
         self.windows: list[int | None] = []
+        self.partial = False
         self.layers: list[KeysValues] = []
 
     def attend(
@@ -303,11 +308,11 @@ class RectanglePlan:
 
 def common_end(rows: list[Row]) -> int | None:
     """The column before which all rows end, if they are all rows of one rectangle, in order; None: they must move."""
-    layers, end = rows[0].layers, rows[0].end
-    if end < 0 or len(rows) != layers[0][0].shape[0]:
+    rectangle, end = rows[0].rectangle, rows[0].end
+    if end < 0 or len(rows) != rectangle[0][0].shape[0]:
         return None
     width = max(len(row.columns) for row in rows)
-    stay = all(row.layers is layers and row.row == i and row.end == end for i, row in enumerate(rows))
+    stay = all(row.rectangle is rectangle and row.row == i and row.end == end for i, row in enumerate(rows))
     return end if stay and end >= width else None
 
 
@@ -333,7 +338,7 @@ def _taken(row: Row, layer: int, which: int) -> torch.Tensor | None:
     """Keys (which=0) or values (1) of a row, (1, H_kv, n, D), without padding; None: it has none yet."""
     if not len(row.columns):
         return None
-    tensor = row.layers[layer][which][row.row : row.row + 1]
+    tensor = row.rectangle[layer][which][row.row : row.row + 1]
     if row.end >= 0:
         return tensor[:, :, row.columns[0] : row.end]
     return tensor[:, :, torch.from_numpy(row.columns).to(tensor.device)]
