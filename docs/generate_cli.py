@@ -28,13 +28,19 @@ def help_of(*verb: str) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
 
 
+def _below(command: object) -> list[str]:
+    """Names of the commands of a group."""
+    return sorted(getattr(command, "commands", {}))
+
+
 def page() -> str:
     from likely.cli.app import app
 
     os.environ["COLUMNS"] = "100"
-    verbs = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    verbs = [(verb, *sub) for verb in sorted(commands) for sub in [(), *((s,) for s in _below(commands[verb]))]]
     parts = [HEAD, f"```text\n{help_of()}\n```\n"]
-    parts += [f"## likely {verb}\n\n```text\n{help_of(verb)}\n```\n" for verb in verbs]
+    parts += [f"## likely {' '.join(verb)}\n\n```text\n{help_of(*verb)}\n```\n" for verb in verbs]
     return "\n".join(parts)
 
 

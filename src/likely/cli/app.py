@@ -17,6 +17,7 @@ from likely.cli import (
     choices,
     convert,
     datasets,
+    draft,
     generate,
     grade,
     models,
@@ -74,6 +75,7 @@ for verb in (
     papers,
     reproduce,
     convert,
+    draft,
     bench,
 ):
     verb.register(app)

@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +39,32 @@ def save_memory(
         Path(name).unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class MemoryInfo:
+    """What a memory file says about itself; arrays: name -> shape."""
+
+    kind: str
+    tokenizer: str
+    size_bytes: int
+    settings: dict[str, str]
+    arrays: dict[str, tuple[int, ...]]
+
+
+def describe_memory(path: str | Path) -> MemoryInfo:
+    """Kind, tokenizer and size of any memory file; DataError for another file."""
+    found, metadata = _read(path)
+    settings = {key: value for key, value in metadata.items() if key not in ("format", "kind", "tokenizer")}
+    arrays = {name: array.shape for name, array in sorted(found.items())}
+    size = Path(path).stat().st_size
+    return MemoryInfo(metadata.get("kind", ""), metadata.get("tokenizer", ""), size, settings, arrays)
+
+
 def load_memory(
     path: str | Path, kind: str, *, tokenizer: str, names: tuple[str, ...]
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """(arrays, settings) of a memory of this kind and tokenizer; DataError for anything else.  Arrays are mapped,
     read-only, and not read until they are used."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            metadata: dict[str, str] = dict(file.metadata() or {})
-        found = _mapped(Path(path))
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: not a draft memory ({error}): build one with likely draft build") from None
-    if metadata.get("format") != _FORMAT:
-        raise DataError(f"{path}: not a draft memory of likely: build one with likely draft build")
+    found, metadata = _read(path)
     if metadata.get("kind") != kind:
         raise DataError(f"{path}: a memory of the drafter {metadata.get('kind')}, not {kind}")
     if metadata.get("tokenizer") != tokenizer:
@@ -63,6 +75,20 @@ def load_memory(
     missing = [name for name in names if name not in found]
     if missing:
         raise DataError(f"{path}: the array {missing[0]} is missing: build the memory again")
+    return found, metadata
+
+
+def _read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata: dict[str, str] = dict(file.metadata() or {})
+        found = _mapped(Path(path))
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not a draft memory ({error}): build one with likely draft build") from None
+    if metadata.get("format") != _FORMAT:
+        raise DataError(f"{path}: not a draft memory of likely: build one with likely draft build")
     return found, metadata
 
 
