@@ -41,7 +41,7 @@ class Model:
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer, info: ModelInfo):
         self.runtime, self.tokenizer, self.info = runtime, tokenizer, info
         self._drafters: dict[str, DraftSource | None] = {}
-        self._beside: list[Runtime] = []
+        self._beside: dict[str, Loaded] = {}
 
     @classmethod
     def from_loaded(cls, loaded: Loaded) -> Model:
@@ -68,9 +68,9 @@ class Model:
     def close(self) -> None:
         """Free weights and caches; harmless when repeated."""
         self.runtime.shutdown()
-        for runtime in self._beside:
-            runtime.shutdown()
-        self._drafters, self._beside = {}, []
+        for loaded in self._beside.values():
+            loaded.runtime.shutdown()
+        self._drafters, self._beside = {}, {}
 
     def __enter__(self) -> Model:
         return self
@@ -250,22 +250,25 @@ class Model:
         """A fresh loop on this model, for callers that schedule requests themselves."""
         return Loop(self.runtime, self.tokenizer.token_bytes, self.tokenizer.end_ids, controller=self.speculation)
 
-    def drafter(self, drafter: str | DraftSource | None) -> DraftSource | None:
+    def drafter(self, drafter: str | DraftSource | None, *, remembered: bool = True) -> DraftSource | None:
         """A drafter by name ("lookup", "suffix", "model:NAME", ...) or object; None and "none" are no drafter.
 
-        One made by name stays with the model, with all that it remembers.
+        remembered  one made by name stays with the model, with all that it learns; False makes a fresh one
         """
         if drafter is None or not isinstance(drafter, str):
             return drafter
-        if drafter not in self._drafters:
-            self._drafters[drafter] = make_drafter(drafter, Needs(self.runtime, self.tokenizer, self._load_beside))
-        return self._drafters[drafter]
+        if remembered and drafter in self._drafters:
+            return self._drafters[drafter]
+        made = make_drafter(drafter, Needs(self.runtime, self.tokenizer, self._load_beside))
+        if remembered:
+            self._drafters[drafter] = made
+        return made
 
     def _load_beside(self, name: str) -> tuple[Runtime, Tokenizer]:
-        """Another model on this machine, for drafting; closed together with this one."""
-        loaded = load_local(name)
-        self._beside.append(loaded.runtime)
-        return loaded.runtime, loaded.tokenizer
+        """Another model on this machine, for drafting; loaded once, and closed together with this one."""
+        if name not in self._beside:
+            self._beside[name] = load_local(name)
+        return self._beside[name].runtime, self._beside[name].tokenizer
 
     @cached_property
     def speculation(self) -> Controller:

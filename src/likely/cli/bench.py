@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
+    what: Annotated[str, typer.Argument(help="calls, or speculation: what drafters gain.")] = "calls",
     model: opt.ModelOption = opt.DEFAULT,
     runtime: Annotated[
         str | None, typer.Option("--runtime", help="llamacpp or torch.  [default: every one installed]")
@@ -27,15 +29,25 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and rounds, under 45 s.")] = False,
     threads: opt.ThreadsOption = None,
     busy: Annotated[bool, typer.Option("--even-if-busy", help="Measure although other programs run.")] = False,
+    drafter: Annotated[
+        list[str] | None, typer.Option("--drafter", help="(speculation) A drafter to compare (repeatable).")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="(speculation) JSONL file of prompts or messages.")] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", min=2, help="(speculation) Rounds that count.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=2, help="(speculation) Tokens per text.")] = 64,
+    picture: Annotated[Path | None, typer.Option("--plot", help="(speculation) Write a picture here.")] = None,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Measure milliseconds per call at 1 to 64 positions, 1 to 16 sequences, and prefill.
 
-    The result is stored as the cost curve that other parts of likely read.
+    The result is stored as the cost curve that other parts of likely read.  "likely bench speculation" measures what
+    drafters gain over plain decoding, on small tasks of its own or on yours.
 
     Examples:
 
       likely bench --quick
+
+      likely bench speculation --runtime llamacpp --drafter lookup --drafter suffix
 
       likely bench -m gemma3 --runtime llamacpp --json
     """
@@ -43,10 +55,23 @@ def bench(
     from likely.measure import machine, refuse_busy
     from likely.models.load import available_runtimes
 
+    speculation = what == "speculation"
+    if not speculation and what != "calls":
+        raise typer.BadParameter(f'"calls" or "speculation", got {what!r}', param_hint="WHAT")
+    if not speculation and (drafter or task or rounds or picture):
+        raise typer.BadParameter("--drafter, --task, --rounds and --plot belong to likely bench speculation")
     if not busy:
         refuse_busy()
     host = machine()
     names = [runtime] if runtime else [name for name, ready in available_runtimes().items() if ready]
+    if speculation:
+        from likely.cli.bench_speculation import DRAFTERS, bench_speculation
+
+        bench_speculation(
+            model, names, dtype=dtype, threads=threads, drafters=drafter or DRAFTERS, tasks=task,
+            rounds=rounds or (3 if quick else 10), max_tokens=max_tokens, plot=picture, as_json=as_json,
+        )  # fmt: skip
+        return
     curves = [
         _measure(model, name, dtype if name == "torch" else None, quick, threads, host.cpu, len(names))
         for name in names
