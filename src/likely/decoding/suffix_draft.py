@@ -203,7 +203,7 @@ def _steps(
             least -= len(ends)
             heads = [token for token, kid in kids.items() if tree.weight(kid) >= least]
         places = {token: (kids[token], 1) for token in heads}
-    steps = []
+    steps: list[tuple[int, int, int, int, Sequence[int]]] = []
     for token, (kid, n) in places.items():
         after = following.get(token, _NOWHERE)
         steps.append((tree.weight(kid) + len(after), token, kid, n, after))
