@@ -66,16 +66,8 @@ class LookupDrafter:
                 places = self._follows.get(tuple(self._tokens[-n:]))
                 if places:
                     start = places[0 if self._first else -1]
-                    return Draft.chain(self._tokens[start : start + budget], match=self._agreement(start))
+                    return Draft.chain(self._tokens[start : start + budget], match=agreement(self._tokens, start))
         return NO_DRAFT
-
-    def _agreement(self, start: int) -> int:
-        """How many tokens before `start` and before the end are the same, looking back at most MATCH."""
-        tokens, end = self._tokens, len(self._tokens)
-        n = 0
-        while n < min(start, MATCH) and tokens[start - 1 - n] == tokens[end - 1 - n]:
-            n += 1
-        return n
 
     def fork(self, draw: Draw) -> LookupDrafter:
         copy = LookupDrafter(self._ngram, self._first)
@@ -85,3 +77,11 @@ class LookupDrafter:
 
     def end(self) -> None:
         self._tokens, self._follows = [], {}
+
+
+def agreement(tokens: Sequence[int], start: int) -> int:
+    """How many tokens before `start` and before the end are the same, looking back at most MATCH."""
+    end, n = len(tokens), 0
+    while n < min(start, MATCH) and tokens[start - 1 - n] == tokens[end - 1 - n]:
+        n += 1
+    return n

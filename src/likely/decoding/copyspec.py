@@ -1,0 +1,97 @@
+"""CopySpec: when the last tokens have occurred before, guess that what followed them then follows again.
+
+Dumitru et al. 2025, "CopySpec: Accelerating LLMs with Speculative Copy-and-Paste Without Compromising Quality",
+arXiv:2502.08923.  For conversations in which an answer repeats much of an earlier one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from likely.decoding.draft import FIXED_ONLY, NO_DRAFT, Draft, Draw
+from likely.decoding.prompt_lookup import agreement
+
+
+class CopySource:
+    """DraftSource: up to `copy` tokens that followed an earlier occurrence of the last `gram` tokens.
+
+    gram        tokens that must agree: more of them give fewer but better copies
+    occurrence  "first": the earliest one, as in the paper; "last": the latest
+
+    Unlike prompt lookup it never falls back to fewer tokens than `gram`.  Keys are the tokens themselves, where the
+    official code compares hashes.
+    """
+
+    name = "copy"
+    laws, free = FIXED_ONLY, True
+
+    def __init__(self, gram: int = 3, copy: int = 10, *, occurrence: Literal["first", "last"] = "first"):
+        if gram < 1:
+            raise ValueError(f"gram must be >= 1, got {gram}")
+        if copy < 1:
+            raise ValueError(f"copy must be >= 1, got {copy}")
+        if occurrence not in ("first", "last"):
+            raise ValueError(f'occurrence must be "first" or "last", got "{occurrence}"')
+        self.gram, self.copy, self.occurrence = gram, copy, occurrence
+
+    def begin(self, prompt: Sequence[int], draw: Draw) -> CopyDrafter:
+        drafter = CopyDrafter(self.gram, self.copy, self.occurrence == "first")
+        drafter.observe(prompt)
+        return drafter
+
+
+class CopyDrafter:
+    """The index of one sequence, O(1) per observed token.
+
+    follows[gram]  the position after its first (or last) occurrence that something follows
+    replaced[i]    what follows[gram before position i] was when the token at i came: rollback puts it back
+    """
+
+    def __init__(self, gram: int, copy: int, first: bool):
+        self._gram, self._copy, self._first = gram, copy, first
+        self._tokens: list[int] = []
+        self._follows: dict[tuple[int, ...], int] = {}
+        self._replaced: list[int | None] = []
+
+    def observe(self, tokens: Sequence[int]) -> None:
+        gram, known, follows, replaced = self._gram, self._tokens, self._follows, self._replaced
+        for token in tokens:
+            end, before = len(known), None
+            if end >= gram:
+                key = tuple(known[end - gram :])
+                before = follows.get(key)
+                if before is None or not self._first:
+                    follows[key] = end
+            replaced.append(before)
+            known.append(int(token))
+
+    def rollback(self, n: int) -> None:
+        for _ in range(n):
+            self._tokens.pop()
+            before, end = self._replaced.pop(), len(self._tokens)
+            if end < self._gram:
+                continue
+            key = tuple(self._tokens[end - self._gram :])
+            if before is None:
+                del self._follows[key]
+            else:
+                self._follows[key] = before
+
+    def propose(self, budget: int) -> Draft:
+        if budget <= 0 or len(self._tokens) < self._gram:
+            return NO_DRAFT
+        start = self._follows.get(tuple(self._tokens[-self._gram :]))
+        if start is None:
+            return NO_DRAFT
+        copied = self._tokens[start : start + min(budget, self._copy)]
+        return Draft.chain(copied, match=agreement(self._tokens, start))
+
+    def fork(self, draw: Draw) -> CopyDrafter:
+        twin = CopyDrafter(self._gram, self._copy, self._first)
+        twin._tokens, twin._replaced = self._tokens.copy(), self._replaced.copy()
+        twin._follows = self._follows.copy()
+        return twin
+
+    def end(self) -> None:
+        self._tokens, self._follows, self._replaced = [], {}, []
