@@ -79,11 +79,12 @@ class Adaptation:
     def successors(self, pair: int) -> Successors:
         found = self._sorted.get(pair)
         if found is None:
-            weights = self._weights.get(pair)
-            if weights is None:
-                return self._below(pair)
-            order = sorted(weights, key=lambda token: (-weights[token], token))
-            found = self._sorted[pair] = tuple(order), tuple(weights[token] for token in order)
+            with self.lock:
+                weights = self._weights.get(pair)
+                if weights is None:
+                    return self._below(pair)
+                order = sorted(weights, key=lambda token: (-weights[token], token))
+                found = self._sorted[pair] = tuple(order), tuple(weights[token] for token in order)
         return found
 
     def learned(self) -> dict[int, Successors]:
