@@ -86,3 +86,12 @@ def test_the_slope_is_that_of_a_rising_line(aded):
         calls[s, order] = 1 / (1 + 0.5 * np.arange(4))  # τ = 1 + rank / 2, for answers of one token
     mean, low, high = aded.slope(aded.Replays(np.ones(4, np.int64), calls), orders)
     assert (mean, low, high) == pytest.approx((50.0, 50.0, 50.0))
+
+
+def test_our_search_keeps_as_much_as_the_authors(aded):
+    pytest.importorskip("draftretriever", reason="the authors' search (wheels for CPython 3.11)")
+    corpus = invented(0, 40, 60)
+    tasks = [(text[:20], text[20:]) for text in invented(1, 40, 60)]
+    apart = aded.official(corpus, aded.TrigramMemory.from_texts(corpus).table, tasks, 200)[-1]
+    assert apart.quantity == "minus draftretriever" and apart.n == 200
+    assert abs(apart.value) <= 2 * (apart.high - apart.value)  # theirs draws without a seed: about 4 standard errors
