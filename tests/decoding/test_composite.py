@@ -66,6 +66,14 @@ class Attached(Saying):
     def attach(self, runtime, held, root):
         self.source.log.append(("attach", root))
 
+    def fork(self, draw):
+        return Attached(self.source)
+
+
+class SaysAttached(Says):
+    def begin(self, prompt, draw):
+        return Attached(self)
+
 
 def one(*tokens, **known):
     return Draft.chain(tokens, **known)
@@ -133,13 +141,12 @@ def test_every_part_sees_the_text_its_forks_and_its_end():
 
 
 def test_the_target_is_passed_on_to_parts_that_use_it():
-    user, plain = Says("user"), Says("plain")
-    source = FirstOf(plain, user)
-    drafter = source.begin([1], Draw())
-    drafter.parts[1] = Attached(user)
-    assert isinstance(drafter, UsesTarget)
+    user = SaysAttached("user")
+    drafter = FirstOf(Says("plain"), user).begin([1], Draw())
+    assert isinstance(drafter, UsesTarget) and isinstance(drafter.fork(Draw()), UsesTarget)
     drafter.attach(None, None, 7)
-    assert user.log[-1] == ("attach", 7) and ("attach", 7) not in plain.log
+    assert user.log[-1] == ("attach", 7)
+    assert not isinstance(FirstOf(Says("a"), Says("b")).begin([1], Draw()), UsesTarget)
 
 
 def test_laws_are_the_union_and_spectr_takes_independent_draws_only():

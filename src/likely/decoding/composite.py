@@ -34,7 +34,9 @@ class _Composite:
                         f'verification="spectr" needs independent draws, and {source.name} draws without replacement: '
                         f'use verification="rejection"'
                     )
-        return CompositeDrafter(self, [source.begin(prompt, draw) for source in self.sources])
+        parts = [source.begin(prompt, draw) for source in self.sources]
+        kind = _OnTarget if any(isinstance(part, UsesTarget) for part in parts) else CompositeDrafter
+        return kind(self, parts)
 
     def propose_many(self, drafters: Sequence[Drafter], budgets: Sequence[int]) -> list[Draft]:
         raise NotImplementedError
@@ -60,11 +62,6 @@ class CompositeDrafter:
     def __init__(self, source: _Composite, parts: list[Drafter]):
         self.source, self.parts = source, parts
 
-    def attach(self, runtime: Runtime, held: Held, root: int) -> None:
-        for part in self.parts:
-            if isinstance(part, UsesTarget):
-                part.attach(runtime, held, root)
-
     def propose(self, budget: int) -> Draft:
         return self.source.propose_many([self], [budget])[0]
 
@@ -77,11 +74,20 @@ class CompositeDrafter:
             part.rollback(n)
 
     def fork(self, draw: Draw) -> CompositeDrafter:
-        return CompositeDrafter(self.source, [part.fork(draw) for part in self.parts])
+        return type(self)(self.source, [part.fork(draw) for part in self.parts])
 
     def end(self) -> None:
         for part in self.parts:
             part.end()
+
+
+class _OnTarget(CompositeDrafter):
+    """One with parts that run the target's own weights."""
+
+    def attach(self, runtime: Runtime, held: Held, root: int) -> None:
+        for part in self.parts:
+            if isinstance(part, UsesTarget):
+                part.attach(runtime, held, root)
 
 
 class FirstOf(_Composite):
