@@ -1,0 +1,92 @@
+"""The study of batches on a tiny model: what it must find equal, what it must notice, and that replaying is exact."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import likely
+from likely.decoding.prompt_lookup import PromptLookup
+from tiny_gguf import write_tiny_llama
+
+pytest.importorskip("torch")
+FOLDER = Path(__file__).parents[2] / "reproductions"
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(FOLDER))
+    spec = importlib.util.spec_from_file_location("batch_speculation", FOLDER / "batch_speculation.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["batch_speculation"] = module
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_tiny_llama(tmp_path_factory.mktemp("batch") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def texts():
+    rng = np.random.default_rng(0)
+    return [tuple(np.tile(rng.integers(3, 250, 5), 6)[: 6 + i % 4].tolist()) for i in range(12)]
+
+
+def test_the_study_on_a_tiny_model(script, path, texts):
+    size = replace(script.QUICK, tokens=10, calibration=8, batches=(2, 4), contexts=(16, 32), rounds=2, timed_prompts=4)
+    found = script.study(
+        lambda dtype: likely.load(str(path), runtime="torch", dtype=dtype),
+        size, texts=texts, natural=texts[-1], report=lambda line: None,
+    )  # fmt: skip
+    by_statement = {check.statement: check for check in found.checks}
+    for kind in script.KINDS:
+        assert by_statement[f"fp32, B=8, {kind}: prompts whose text differs from plain decoding"].value == 0
+    assert next(c for s, c in by_statement.items() if "broken control" in s).holds
+    assert any(s.startswith("grouped share") for s in by_statement)
+    assert found.mode == "quick" and len(found.checks) == 12
+    shares = [f for f in found.figures if f.quantity == "keeping rows in step"]
+    assert len(shares) == 2 * 3 * 2 and all(0 <= f.value < 1 for f in shares)
+
+
+def test_recorded_scheduling_is_that_of_the_model(script, path, texts):
+    """Grouped rows, counted by the runtime that really stacks them, and on recorded answers."""
+    with likely.load(str(path), runtime="torch", align="group") as lm:
+        drafted = script.requests_of(texts, 10, PromptLookup())
+        live = script.decode(lm.runtime, lm.tokenizer, drafted, batch=3, window=9)
+        whole = [[*t, *done.tokens] for t, done in zip(texts, live, strict=True)]
+        recorded = script.Recorded(whole, lm.runtime.vocab_size)
+        again = script.decode(recorded, lm.tokenizer, drafted, batch=3, window=9)
+        assert [d.tokens for d in again] == [d.tokens for d in live]
+        assert [d.rounds for d in again] == [d.rounds for d in live]
+        assert (recorded.rows, recorded.grouped) == (lm.runtime.alignment.rows, lm.runtime.alignment.grouped)
+        assert 0 < recorded.grouped < recorded.rows
+
+
+def test_a_difference_is_explained_by_its_gap_alone(script):
+    """The plain run preferred its token by 0.1 nats in one text, by 3 in another; a third one agrees."""
+
+    def plain(gap):
+        return SimpleNamespace(tokens=[5, 6], logprobs=[-1.0, -0.5], tops=[[(5, -1.0), (9, -1.0 - gap)], [(6, -0.5)]])
+
+    others = [SimpleNamespace(tokens=tokens) for tokens in ([9, 1], [9, 1], [5, 6])]
+    found = script.compare([plain(0.1), plain(3.0), plain(1.0)], others)
+    assert found.identical == 1 and found.gaps == pytest.approx([0.1, 3.0]) and found.kept == [0.0, 0.0, 1.0]
+    assert (found.unexplained(0.2), found.unexplained(0.05), found.unexplained(5)) == (1, 2, 0)
+    unlisted = script.compare([plain(0.1)], [SimpleNamespace(tokens=[7, 1])])
+    assert unlisted.gaps == pytest.approx([0.1])  # at least the gap to the last of the listed ones
+
+
+def test_the_prompts_are_fixed(script, path, data_dir, monkeypatch):
+    monkeypatch.setenv("LIKELY_DATA", str(data_dir))
+    with likely.load(str(path), runtime="torch") as lm:
+        found = script.prompts(lm, script.QUICK)
+        assert len(found) == 12 and len(set(found)) == 12 and max(map(len, found)) < 2 * script.QUICK.trim
