@@ -17,12 +17,12 @@ from likely.measure import machine, refuse_busy
 RESULTS = Path(__file__).parent / "results"
 
 
-def arguments(description: str) -> argparse.Namespace:
+def arguments(description: str, argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a smoke run; its figures are not kept")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--even-if-busy", action="store_true")
-    found = parser.parse_args()
+    found = parser.parse_args(argv)
     if not found.even_if_busy:
         refuse_busy()
     print(machine().line())

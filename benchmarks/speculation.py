@@ -1,0 +1,66 @@
+"""Every drafter against plain decoding of the same runtime, on copy-heavy and ordinary tasks."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+import protocol
+import speculation_tasks
+
+import likely
+from likely.cli.bench_speculation import table
+from likely.measure import cores
+from likely.speculation import compare, overall
+
+DRAFTERS = ("lookup", "copy", "suffix", "trigram", "auto")
+# (model, runtime): prompts per task, tokens per text
+SETTINGS = {
+    ("smollm2", "llamacpp"): (3, 64),
+    ("smollm2", "torch"): (2, 48),
+    ("gemma3", "llamacpp"): (2, 64),
+    ("gemma3", "torch"): (1, 32),
+}
+
+
+def main() -> None:
+    extra = argparse.ArgumentParser(add_help=False)
+    extra.add_argument("--only", help="MODEL:RUNTIME of one of the four")
+    extra.add_argument("--drafter", action="append", help="instead of the usual ones")
+    chosen, rest = extra.parse_known_args()
+    options = protocol.arguments(__doc__, rest)
+    drafters = chosen.drafter or DRAFTERS
+    record: dict = {"threads": cores(), "drafters": list(drafters), "runs": []}
+    for (model, runtime), (count, tokens) in SETTINGS.items():
+        if chosen.only and chosen.only != f"{model}:{runtime}":
+            continue
+        tasks = speculation_tasks.tasks(1 if options.quick else count)
+        with likely.load(model, runtime=runtime, threads=cores()) as lm:
+            rows = compare(
+                lm,
+                tasks[:2] if options.quick else tasks,
+                drafters,
+                rounds=2 if options.quick else max(options.rounds, 10),
+                fewer=2 if options.quick else 4,
+                max_tokens=8 if options.quick else tokens,
+                progress=print,
+            )
+            name = f"{model}, {runtime} {lm.info.dtype}"
+            print("\n".join(table({name: rows})), flush=True)
+            record["runs"].append(
+                {
+                    "model": model,
+                    "runtime": runtime,
+                    "dtype": lm.info.dtype,
+                    "prompts": count,
+                    "tokens": tokens,
+                    "overall": [overall(rows, d) for d in drafters],
+                    "rows": [asdict(row) for row in rows],
+                }
+            )
+    name = "speculation" if not chosen.only and not chosen.drafter else "speculation_part"
+    protocol.write(name, record, quick=options.quick)
+
+
+if __name__ == "__main__":
+    main()
