@@ -163,6 +163,8 @@ def test_scope_request_keeps_nothing():
     memory = SuffixMemory(scope="request")
     replay(memory, [1, 2], [3, 4, 5])
     assert memory.tokens == memory.requests == 0
+    with pytest.raises(ValueError, match="keeps no answers"):
+        memory.remember([1])
 
 
 @settings(max_examples=60, deadline=None)

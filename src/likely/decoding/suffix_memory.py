@@ -94,8 +94,11 @@ class SuffixMemory:
 
     def remember(self, answer: Sequence[int]) -> int:
         """Add an answer that was given elsewhere; returns its request number for `forget`."""
+        if self.scope != "all":
+            raise ValueError('a memory of scope "request" keeps no answers: use scope "all"')
+        tokens = array("i", checked(answer))
         request = self._start()
-        self._finish(request, array("i", checked(answer)))
+        self._finish(request, tokens)
         return request
 
     def forget(self, request: int | None = None) -> None:

@@ -1,0 +1,87 @@
+"""The study of SuffixDecoding on made-up texts: what it concludes, and what it must notice."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from likely.decoding.replay import Trace
+from likely.decoding.suffix_memory import SuffixMemory
+from likely.evidence import Source
+
+SCRIPT = Path(__file__).parents[2] / "reproductions" / "suffix_decoding.py"
+MODEL = Source(name="none", sha256="0" * 64)
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("suffix_decoding", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["suffix_decoding"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def texts(seed: int):
+    """Answers from a few phrases, answers that vary their prompt, and noise."""
+    rng = np.random.default_rng(seed)
+    phrases = [rng.integers(0, 500, 12).tolist() for _ in range(20)]
+    answers = [[t for k in rng.integers(0, 20, 4) for t in phrases[k]] for _ in range(24)]
+    sql = [Trace([600, 601 + i], answer, ended=True) for i, answer in enumerate(answers)]
+    varied = []
+    for _ in range(6):
+        old = rng.integers(0, 500, 60).tolist()
+        varied.append(Trace([*old, 700], [*old[:30], 701, *old[30:]], ended=True))
+    noise = [Trace([1, 2], rng.integers(0, 500, 50).tolist()) for _ in range(6)]
+    return sql, {"varied": varied}, {"noise": noise}
+
+
+def test_the_study_finds_what_was_put_in(script):
+    sql, sets, controls = texts(0)
+    found = script.study(
+        sql, sets, controls, orders=2, full=False, models=[MODEL], left_out=1, report=lambda line: None
+    )
+    assert found.mode == "quick" and len(found.checks) == 6
+    held = {check.statement.split(":")[0]: check.holds for check in found.checks}
+    assert held["text-to-sql"] and held["noise"]
+    growth = {f.subject: f.value for f in found.figures if f.quantity == "τ, growth"}
+    assert growth[f"SQL: {script.ALL}"] > 0.5 and abs(growth[f"SQL: {script.OWN}"]) < 0.5
+
+
+def test_answers_that_share_nothing_are_not_called_a_gain(script):
+    _, sets, controls = texts(1)
+    found = script.study(
+        controls["noise"], sets, controls, orders=2, full=False, models=[MODEL], report=lambda line: None
+    )
+    assert not found.checks[0].holds and found.verdict != "reproduced"
+
+
+def test_halves_follow_the_order(script):
+    sql, _, _ = texts(2)
+    orders = [np.arange(24), np.arange(24)[::-1]]
+    found = script.in_orders(sql, orders)[script.ALL]
+    assert found.late[0].tolist() == [False] * 12 + [True] * 12 and found.late[1].tolist() == [True] * 12 + [False] * 12
+    first = script.run(SuffixMemory(), sql, script.MOST).rounds
+    tokens, calls = found.tau(True)
+    assert tokens.sum() == sum(len(t.answer) for t in sql)  # each question is late once
+    assert calls[12:].tolist() == [len(r.accepted) for r in first[12:]]
+
+
+def test_loops_are_seen(script):
+    assert script.variety([1, 2] * 50) < script.LOOPING < script.variety(list(range(50)))
+
+
+@pytest.mark.real
+def test_the_texts_are_there(script, data_dir, monkeypatch):
+    import likely
+
+    monkeypatch.setenv("LIKELY_DATA", str(data_dir))
+    with likely.load("smollm2") as lm:
+        sql, corrections, redundant = script.sql_traces(lm), script.correction_traces(lm), script.redundant_traces(lm)
+        end = lm.tokenizer.eos_id
+    assert (len(sql), len(corrections), len(redundant)) == (241, 78, 112)
+    assert all(trace.answer[-1] == end and trace.ended for trace in (*sql, *corrections, *redundant))
