@@ -16,6 +16,7 @@ from likely.decoding.budget import Controller
 from likely.decoding.draft import DraftSource
 from likely.decoding.drafters import Needs, make_drafter
 from likely.decoding.loop import Loop
+from likely.decoding.pool import SameLength
 from likely.decoding.request import Event, Finished, Request
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError, ModelError, nearest
@@ -40,6 +41,7 @@ class Model:
 
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer, info: ModelInfo):
         self.runtime, self.tokenizer, self.info = runtime, tokenizer, info
+        self.default_drafter = self._usual_drafter()
         self._drafters: dict[str, DraftSource | None] = {}
         self._beside: dict[str, Loaded] = {}
 
@@ -232,7 +234,7 @@ class Model:
         stop = options.pop("stop", ()) or ()
         named = {
             "samples": options.pop("n", 1),
-            "drafter": self.drafter(options.pop("drafter", None)),
+            "drafter": self.drafter(options.pop("drafter", None if options.get("beams") else self.default_drafter)),
             "stop": (stop,) if isinstance(stop, str) else tuple(stop),
             "stop_tokens": frozenset(options.pop("stop_tokens", ()) or ()),
             "processed": options.pop("processed_logprobs", False),
@@ -248,7 +250,10 @@ class Model:
 
     def loop(self) -> Loop:
         """A fresh loop on this model, for callers that schedule requests themselves."""
-        return Loop(self.runtime, self.tokenizer.token_bytes, self.tokenizer.end_ids, controller=self.speculation)
+        policy = SameLength() if getattr(self.runtime, "align", None) == "group" else None
+        return Loop(
+            self.runtime, self.tokenizer.token_bytes, self.tokenizer.end_ids, controller=self.speculation, policy=policy
+        )
 
     def drafter(self, drafter: str | DraftSource | None, *, remembered: bool = True) -> DraftSource | None:
         """A drafter by name ("lookup", "suffix", "model:NAME", ...) or object; None and "none" are no drafter.
@@ -263,6 +268,10 @@ class Model:
         if remembered:
             self._drafters[drafter] = made
         return made
+
+    def _usual_drafter(self) -> str:
+        """What is used where nobody names a drafter."""
+        return "none"
 
     def _load_beside(self, name: str) -> tuple[Runtime, Tokenizer]:
         """Another model on this machine, for drafting; loaded once, and closed together with this one."""

@@ -371,6 +371,20 @@ def test_align_by_name(tmp_path):
         load_local(str(path), runtime="llamacpp", align="repad")
 
 
+def test_a_model_loaded_by_group_generates_the_same(tmp_path):
+    import likely
+    from tiny_gguf import write_tiny_llama
+
+    path, found = write_tiny_llama(tmp_path / "tiny.gguf"), {}
+    prompts = [f"the cat sat on the {word}" * (1 + n % 2) for n, word in enumerate("abcdefghijklmnopqrstuvwxyz")]
+    for align in KINDS:
+        with likely.load(str(path), runtime="torch", align=align) as lm:
+            done = lm.generate(prompts, max_tokens=6, seed=3, drafter="lookup", draft_budget=3)
+            found[align] = [g.token_ids for g in done]
+            assert align != "group" or lm.runtime.grouped_share > 0.2
+    assert found["mask"] == found["repad"] == found["group"]
+
+
 def test_common_end_wants_all_rows_of_one_rectangle_in_order():
     layers = [(torch.zeros(2, 1, 6, 4), torch.zeros(2, 1, 6, 4))]
     rows = [Row(layers, 0, np.arange(1, 5)), Row(layers, 1, np.arange(3, 5))]
