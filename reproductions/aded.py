@@ -306,8 +306,8 @@ def study(
         ours=(
             f"tokens per call at {small} / {large} nodes: "
             + "; ".join(f"{n} {first[n, small].tau:.2f} / {first[n, large].tau:.2f}" for n in (STATIC, EMPTY, BOTH))
-            + f"; {gap:+.3f} at {large} nodes by a best-first search instead of MCTS, so it is the default; MCTS is ahead "
-            f"of full traversal at {len(won)} of {len(CURVE)} budgets beyond the interval"
+            + f"; {gap:+.3f} at {large} nodes by a best-first search instead of MCTS, so it is the default; MCTS is "
+            f"ahead of full traversal at {len(won)} of {len(CURVE)} budgets beyond the interval"
         ),
         figures=[*figures, *curve, *sizes, *compared],
         checks=checks,
