@@ -103,7 +103,7 @@ class TrigramMemory:
     depth       tokens of a searched sentence; drafts go one deeper
     iterations, paths  of the search "mcts": sentences tried, most visited nodes taken
     rate, cap   each observed trigram gains `rate` weight up to `cap`; 0: the table stays as it is
-    search      "best_first", "mcts" (the paper's), "greedy", "full"; emitted per call on HumanEval at 8 / 24 / 64 nodes:
+    search      "best_first", "mcts" (the paper's), "greedy", "full".  HumanEval, emitted per call at 8 / 24 / 64 nodes:
                 best_first 1.59 / 1.68 / 1.71, mcts 1.58 / 1.67 / 1.68 at many times the cost (reproductions/aded.py)
     scope       "all": requests learn from one another, and what a rolled-back text taught stays;
                 "request": each begins with the table as it is, and a rollback takes back what was learned
@@ -160,7 +160,7 @@ class TrigramMemory:
         with self._shared.lock:
             table = replaced(self.table, self._shared.learned())
         arrays = {name: getattr(table, name) for name in ARRAYS}
-        save_memory(path, self.name, arrays, tokenizer=tokenizer, settings={"pairs": str(len(table))})
+        save_memory(path, self.name, arrays, tokenizer=tokenizer, settings={})
 
     @classmethod
     def load(cls, path: str | Path, *, tokenizer: str, vocab_size: int, **options: Any) -> TrigramMemory:
