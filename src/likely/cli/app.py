@@ -23,6 +23,7 @@ from likely.cli import (
     models,
     papers,
     plot,
+    replay,
     reproduce,
     score,
     serve,
@@ -76,6 +77,7 @@ for verb in (
     reproduce,
     convert,
     draft,
+    replay,
     bench,
 ):
     verb.register(app)

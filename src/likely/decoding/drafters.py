@@ -89,12 +89,16 @@ def _skip(argument: str, needs: Needs) -> DraftSource:
 
 @dataclass(frozen=True)
 class Named:
-    """An entry of the list of drafters; `argument` says what may follow the colon ("" nothing)."""
+    """An entry of the list of drafters; `argument` says what may follow the colon ("" nothing).
+
+    runs_model  its drafts depend on a model, not on the text alone
+    """
 
     make: Callable[[str, Needs], DraftSource]
     summary: str
     argument: str = ""
     required: bool = False
+    runs_model: bool = False
 
 
 NAMED: dict[str, Named] = {
@@ -103,8 +107,8 @@ NAMED: dict[str, Named] = {
     "suffix": Named(_suffix, "SuffixDecoding: counts over this text and earlier answers", "FILE"),
     "trigram": Named(_trigram, "ADED: an adaptive trigram table, searched as a tree", "FILE"),
     "ngram": Named(_ngram, "an n-gram language model of the text and a corpus; knows its q", "FILE"),
-    "model": Named(_model, "a smaller model, of the same or another tokenizer", "NAME", required=True),
-    "skip": Named(_skip, "the target itself with layers left out (torch)", "LAYERS"),
+    "model": Named(_model, "a smaller model, of the same or another tokenizer", "NAME", required=True, runs_model=True),
+    "skip": Named(_skip, "the target itself with layers left out (torch)", "LAYERS", runs_model=True),
 }
 
 
@@ -126,6 +130,11 @@ def check_name(text: str) -> None:
     if text != "none":
         for part in text.split("+"):
             _entry(part.strip())
+
+
+def runs_model(text: str) -> bool:
+    """Whether a drafter of that name needs more than the text."""
+    return text != "none" and any(_entry(part.strip())[0].runs_model for part in text.split("+"))
 
 
 def _one(text: str, needs: Needs) -> DraftSource:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".svg", ".pdf")
 # Okabe and Ito's colours, told apart with any colour vision; correct and wrong also differ in the line
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _DASHES = {"correct": "-", "wrong": "--", "": "-"}
 
 
@@ -154,7 +154,7 @@ def _histogram(axes: Axes, title: str, label: str, files: list[tuple[str, dict[s
             density=True,
             histtype="step",
             linewidth=1.6,
-            color=_COLOURS[number % len(_COLOURS)],
+            color=COLOURS[number % len(COLOURS)],
             linestyle=_DASHES[group],
             label=_legend_text(name, group, len(values)),
         )
