@@ -33,7 +33,10 @@ def wilson(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float
 def bootstrap_ratio(
     numerators: Sequence[float], denominators: Sequence[float], *, level: float = 0.95, resamples: int = 2000
 ) -> tuple[float, float]:
-    """(low, high) for Σ numerators / Σ denominators: percentile bootstrap over their n pairs, with a fixed seed."""
+    """(low, high) for Σ numerators / Σ denominators: percentile bootstrap over their n pairs, with a fixed seed.
+
+    A resample whose denominators sum to 0 is left out.
+    """
     if len(numerators) != len(denominators) or not len(numerators):
         raise ValueError(
             f"a ratio needs as many numerators as denominators, and one of each at least, got "
@@ -42,7 +45,10 @@ def bootstrap_ratio(
     rng = np.random.default_rng(0)
     top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     chosen = rng.integers(0, len(top), (resamples, len(top)))
-    ratios = top[chosen].sum(axis=1) / bottom[chosen].sum(axis=1)
+    if not bottom.sum():
+        raise ValueError("the denominators of a ratio must not sum to 0")
+    whole = bottom[chosen].sum(axis=1)
+    ratios = top[chosen].sum(axis=1)[whole != 0] / whole[whole != 0]
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

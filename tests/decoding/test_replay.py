@@ -131,8 +131,10 @@ def test_the_interval_of_a_ratio_is_that_of_a_slow_bootstrap():
         draws.append(sum(tokens[i] for i in chosen) / sum(calls[i] for i in chosen))
     assert abs(low - np.quantile(draws, 0.025)) < 0.1 and abs(high - np.quantile(draws, 0.975)) < 0.1
     assert bootstrap_ratio([6.0], [3.0]) == (2.0, 2.0)
-    with pytest.raises(ValueError, match="ratio"):
-        bootstrap_ratio([1.0], [])
+    assert bootstrap_ratio([0.0, 2.0], [0.0, 1.0]) == (2.0, 2.0)
+    for bad in ([], [0.0]):
+        with pytest.raises(ValueError, match="ratio"):
+            bootstrap_ratio([1.0], bad)
 
 
 def test_rates_of_one_answer():

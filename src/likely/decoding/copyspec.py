@@ -17,7 +17,8 @@ class CopySource:
     """DraftSource: up to `copy` tokens that followed an earlier occurrence of the last `gram` tokens.
 
     gram        tokens that must agree: more of them give fewer but better copies
-    occurrence  "first": the earliest one, as in the paper; "last": the latest
+    occurrence  "first": the earliest one, as in the paper; "last": the latest.  Replayed on 112 second turns of
+                MT-Redundant, "last" gives 0.010 tokens per call less [0.002, 0.021], of 2.09
 
     Unlike prompt lookup it never falls back to fewer tokens than `gram`.  Keys are the tokens themselves, where the
     official code compares hashes.
