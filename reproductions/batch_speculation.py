@@ -65,11 +65,12 @@ class Size:
     contexts: tuple[int, int]  # of SmolLM2 and of the tiny model
     rounds: int  # of (b)
     timed_prompts: int
+    timed_tokens: int
     timed_rounds: int
 
 
-QUICK = Size(2, 16, 96, 48, (2, 8), (64, 512), 4, 8, 1)
-FULL = Size(8, 48, 192, 512, (2, 4, 8, 16), (128, 2048), 10, 16, 3)
+QUICK = Size(2, 16, 96, 48, (2, 8), (64, 512), 4, 8, 16, 1)
+FULL = Size(8, 48, 192, 512, (2, 4, 8, 16), (128, 2048), 10, 16, 24, 3)
 
 
 class TruncatedToTheShortest(RepadTorchRuntime):
@@ -317,7 +318,9 @@ def throughput(
     def run(name: str) -> None:
         kind, drafter, batch = plans[name]
         window = WINDOWS[kind] if batch > 1 else 1
-        done = decode(runtimes[kind], tokenizer, requests_of(texts, size.tokens, drafter), batch=batch, window=window)
+        done = decode(
+            runtimes[kind], tokenizer, requests_of(texts, size.timed_tokens, drafter), batch=batch, window=window
+        )
         emitted[name] = sum(len(d.tokens) for d in done)
 
     timings = interleaved({name: lambda name=name: run(name) for name in plans}, rounds=size.timed_rounds, warmup=0)
@@ -438,8 +441,8 @@ def study(
     ):  # fmt: skip
         checks.append(Check(statement=statement, value=value, bound=0, unit="share of a round's time"))
     checks.append(
-        Check(statement="grouped share at a window of B minus that at 3B, prompts sorted",
-              value=grouped[1, True] - grouped[3, True], bound=0, unit="share of rows")
+        Check(statement="grouped share at a window of B minus that at 3B, prompts sorted: a point of a hundred or more",
+              value=grouped[1, True] - grouped[3, True], bound=-0.01, unit="share of rows")
     )  # fmt: skip
 
     with open_model("bfloat16") as lm:

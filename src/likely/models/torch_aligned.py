@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class Row:
     row: int
     columns: IntArray
 
-    @property
+    @cached_property
     def end(self) -> int:
         """The column after its last one; -1 if the columns are not one run."""
         n = len(self.columns)
@@ -96,7 +97,8 @@ class RepadTorchRuntime(TorchRuntime):
 
     Settings and numbers are those of TorchRuntime; a fork owns a copy of its prefix.  A call of the rows that a
     rectangle already holds, all of which kept equally many tokens, moves nothing.  A rectangle lives until the last of
-    its rows has moved on.  `alignment` counts what was done; on a GPU its seconds are those of launching the copies.
+    its rows has moved on.  tokens_held counts tokens; padding takes memory beside them, up to a longest row's each.
+    `alignment` counts what was done; on a GPU its seconds are those of launching the copies.
     """
 
     align = "repad"
