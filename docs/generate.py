@@ -214,6 +214,26 @@ def readme(results: dict[str, Evidence], benchmarks: dict[str, dict[str, Any]], 
     return MARKED.sub(lambda match: match[1] + made[match[2]](match[3]) + match[4], text)
 
 
+def speculation_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
+    """docs/speculation.md with its tables."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import speculation_tables as tables
+
+    made: dict[str, Callable[[], str]] = {
+        "combinations": lambda: tables.combinations(grid),
+        "gains": lambda: tables.gains(benchmarks["speculation"], grid) + measured_on(benchmarks["speculation"]),
+        "engines": lambda: (
+            tables.engines(benchmarks["speculation_engines"], grid) + measured_on(benchmarks["speculation_engines"])
+        ),
+        "drafting": lambda: tables.drafting(benchmarks["drafting_cost"], grid) + measured_on(benchmarks["drafting_cost"]),
+    }
+    return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+
+
+def measured_on(benchmark: dict[str, Any]) -> str:
+    return "\n" + paragraph(f"Machine: {machine_line(MachineRecord(**benchmark['machine']))}; {benchmark['when']}.")
+
+
 # --- docs/papers ------------------------------------------------------------------------------------------------------
 
 NOTE = "<!-- written by docs/generate.py from results/; do not edit -->\n"
@@ -289,6 +309,9 @@ def documents(*, outputs: bool) -> dict[Path, str]:
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         benchmarks[path.stem] = json.loads(path.read_text("utf-8"))
     made = {ROOT / "README.md": readme(results, benchmarks, outputs=outputs)}
+    guide = ROOT / "docs" / "speculation.md"
+    if guide.exists():
+        made[guide] = speculation_guide(guide, benchmarks)
     made[ROOT / "docs" / "papers" / "index.md"] = paper_index(results)
     for name, result in results.items():
         made[ROOT / "docs" / "papers" / f"{name}.md"] = paper_page(entries[name], result)

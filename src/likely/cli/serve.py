@@ -37,6 +37,9 @@ def serve(
         int, typer.Option("--max-body", min=1, max=64, metavar="MIB", help="Largest request, in MiB.")
     ] = 1,
     deadline: Annotated[float, typer.Option("--deadline", min=0.1, help="Seconds that a request may take.")] = 600.0,
+    drafter: Annotated[
+        str | None, typer.Option("--drafter", help="Guess ahead in every request that names no drafter of its own.")
+    ] = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
 ) -> None:
@@ -62,9 +65,13 @@ def serve(
     from likely.serving.openai_api import create_app
 
     key = _key(api_key_env)
+    opt.drafting(drafter, "auto")
     limits = Limits(max_queue=max_queue, max_body_bytes=max_body * MIB, deadline_s=deadline)
     listener = _listen(host, port)
     with listener, opt.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+        if drafter is not None:
+            lm.drafter(drafter)  # a wrong file or model is refused now
+            lm.default_drafter = drafter
         app = create_app(lm, limits=limits, api_key=key)
         _print_address(host, listener.getsockname()[1], key is not None, api_key_env)
         config = uvicorn.Config(

@@ -298,7 +298,7 @@ class Answering:
             max_tokens=wanted,
             stop=tuple(asked.stop),
             samples=asked.n,
-            drafter=self._model.drafter(asked.drafter),
+            drafter=self._model.drafter(asked.drafter or self._model.default_drafter),
             top_logprobs=top,
         )
 

@@ -72,7 +72,7 @@ class Generating(Asked):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[int, float] = Field({}, max_length=MAX_BIASES)
-    drafter: Literal["lookup", "none"] = "none"
+    drafter: Literal["auto", "lookup", "copy", "none"] | None = None  # None: the server's own
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 

@@ -1,0 +1,75 @@
+"""Tables of docs/speculation.md: what combines, from the test product; what it gains, from the benchmarks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+Grid = Callable[..., str]
+
+
+def combinations(grid: Grid) -> str:
+    """A row per drafter of the test product; every yes is tested, every no raises CapabilityError and is tested."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    try:
+        from contracts.drafter_factories import MADE
+        from contracts.factories import FACTORIES
+        from contracts.speculation_product import BATCHES, CHOICES, possible
+    finally:
+        sys.path.pop(0)
+    rows = []
+    for name, entry in MADE.items():
+        runtime = FACTORIES["toy" if "toy" in entry.runtimes else "torch"][0]()
+        source = entry.build(runtime)
+        marks = ["yes" if possible(source, choice) else "no" for choice in CHOICES]
+        runtime.shutdown()
+        engines = ["yes" if kind in entry.runtimes else "no" for kind in ("torch", "llamacpp")]
+        rows.append([name, *engines, *marks, "yes" if entry.tree else "chain", ", ".join(map(str, BATCHES))])
+    header = ["drafter", "torch", "llama.cpp", *CHOICES, "trees", "requests at a time"]
+    return grid(header, rows, right=len(header))
+
+
+def gains(benchmark: dict[str, Any], grid: Grid) -> str:
+    """Wall-clock ratios of every drafter, a table per model and runtime."""
+    parts = []
+    for run in benchmark["runs"]:
+        tasks = list(dict.fromkeys(row["task"] for row in run["rows"]))
+        drafters = list(dict.fromkeys(row["drafter"] for row in run["rows"]))
+        found = {(row["task"], row["drafter"]): row for row in run["rows"]}
+        rows = []
+        for task in tasks:
+            cells = [found[(task, d)] for d in drafters]
+            rows.append([task, *(f"{c['ratio']:.2f}× [{c['low']:.2f}, {c['high']:.2f}]" for c in cells)])
+            rows.append(["– tokens per call", *(f"{c['tokens_per_call']:.2f}" for c in cells)])
+        same = sum(row["identical"] for row in run["rows"])
+        near = sum(row["near_ties"] for row in run["rows"])
+        other = sum(row["unexplained"] for row in run["rows"])
+        gaps = [gap for row in run["rows"] for gap in row["gaps"]]
+        largest = f", largest gap {max(gaps):.3f} nats" if gaps else ""
+        parts.append(
+            f"**{run['model']}, {run['runtime']} {run['dtype']}** ({run['prompts']} prompts a task, up to "
+            f"{run['tokens']} tokens each): {same} texts the same as plain decoding, {near} parted at a near-tie{largest}, "
+            f"{other} unexplained.\n\n{grid(['task', *drafters], rows)}"
+        )
+    return "\n".join(parts)
+
+
+def engines(benchmark: dict[str, Any], grid: Grid) -> str:
+    """Prompt lookup of several engines, each against its own plain decoding."""
+    rows = []
+    for row in benchmark["rows"]:
+        ratio = row["ratio"]
+        rows.append(
+            [
+                row["task"],
+                row["engine"],
+                f"{ratio['median']:.2f}× [{ratio['low']:.2f}, {ratio['high']:.2f}]",
+                f"{row['plain_s']:.2f} s",
+                f"{row['drafted_s']:.2f} s",
+                f"{row['same_texts']} of {row['texts']}",
+            ]
+        )
+    return grid(["task", "engine", "times its plain decoding", "plain", "drafted", "same text"], rows)
