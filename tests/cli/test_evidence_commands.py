@@ -79,7 +79,7 @@ def test_papers_works_without_a_checkout(cli, monkeypatch):
 
 def test_reproduce_refuses_what_it_cannot_run(cli, monkeypatch):
     one_line(cli("reproduce", "runtime-party"), 1, 'did you mean "runtime_parity"?')
-    one_line(cli("reproduce", "copyspec"), 1, "planned", "ready: ", "runtime_parity")
+    one_line(cli("reproduce", "prophet"), 1, "planned", "ready: ", "runtime_parity")
     one_line(cli("reproduce", "../evil"), 1, "no paper or study")
     monkeypatch.setattr(checkout, "find_checkout", lambda: None)
     one_line(cli("reproduce", "runtime_parity"), 1, "checkout")
