@@ -42,6 +42,7 @@ class Model:
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer, info: ModelInfo):
         self.runtime, self.tokenizer, self.info = runtime, tokenizer, info
         self.default_drafter = self._usual_drafter()
+        self.share_memory = True  # whether drafters made by name may learn from one request for another
         self._drafters: dict[str, DraftSource | None] = {}
         self._beside: dict[str, Loaded] = {}
 
@@ -264,7 +265,7 @@ class Model:
             return drafter
         if remembered and drafter in self._drafters:
             return self._drafters[drafter]
-        made = make_drafter(drafter, Needs(self.runtime, self.tokenizer, self._load_beside))
+        made = make_drafter(drafter, Needs(self.runtime, self.tokenizer, self._load_beside, self.share_memory))
         if remembered:
             self._drafters[drafter] = made
         return made

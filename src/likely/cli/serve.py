@@ -72,6 +72,7 @@ def serve(
         if drafter is not None:
             lm.drafter(drafter)  # a wrong file or model is refused now
             lm.default_drafter = drafter
+        lm.share_memory = False  # what clients choose by name learns from their own request alone
         app = create_app(lm, limits=limits, api_key=key)
         _print_address(host, listener.getsockname()[1], key is not None, api_key_env)
         config = uvicorn.Config(

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from likely.models.tokenizer import Tokenizer
 
 
+AUTO_TOKENS = 200_000  # what "auto" remembers of earlier answers, at most
+
+
 @dataclass(frozen=True)
 class Needs:
     """What drafters may be made from: the target, and how another model is loaded."""
@@ -25,6 +28,7 @@ class Needs:
     runtime: Runtime | None
     tokenizer: Tokenizer | None
     load: Callable[[str], tuple[Runtime, Tokenizer]] | None = None
+    shared: bool = True  # whether one request's answer may help to draft another's
 
     @property
     def bound(self) -> dict[str, Any]:
@@ -50,8 +54,17 @@ def _suffix(argument: str, needs: Needs) -> DraftSource:
     from likely.decoding.suffix_memory import SuffixMemory
 
     if not argument:
-        return SuffixMemory()
+        return SuffixMemory(scope="all" if needs.shared else "request")
     return SuffixMemory.load(existing_file(argument, "suffix"), **needs.bound)
+
+
+def _auto(argument: str, needs: Needs) -> DraftSource:
+    """Of the drafters that cost nothing, the one that replays of recorded answers favour (docs/speculation.md)."""
+    from likely.decoding.suffix_memory import SuffixMemory
+
+    source = SuffixMemory(scope="all" if needs.shared else "request", spec_factor=2.0, max_tokens=AUTO_TOKENS)
+    source.name = "auto"
+    return source
 
 
 def _trigram(argument: str, needs: Needs) -> DraftSource:
@@ -105,6 +118,7 @@ NAMED: dict[str, Named] = {
     "lookup": Named(_lookup, "what followed the last tokens when they occurred before"),
     "copy": Named(_copy, "CopySpec: copy from where the last tokens occurred"),
     "suffix": Named(_suffix, "SuffixDecoding: counts over this text and earlier answers", "FILE"),
+    "auto": Named(_auto, "copying as far as it pays; never slower than plain decoding"),
     "trigram": Named(_trigram, "ADED: an adaptive trigram table, searched as a tree", "FILE"),
     "ngram": Named(_ngram, "an n-gram language model of the text and a corpus; knows its q", "FILE"),
     "model": Named(_model, "a smaller model, of the same or another tokenizer", "NAME", required=True, runs_model=True),
