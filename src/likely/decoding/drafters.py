@@ -89,7 +89,18 @@ def _model(argument: str, needs: Needs) -> DraftSource:
     if needs.load is None or needs.tokenizer is None:
         raise ValueError("a draft model needs a local target model")
     runtime, tokenizer = needs.load(argument)
-    return draft_model(runtime, tokenizer, needs.tokenizer, name=f"model:{argument}")
+    size = needs.runtime.vocab_size if needs.runtime else None
+    return draft_model(runtime, tokenizer, needs.tokenizer, vocab_size=size, name=f"model:{argument}")
+
+
+def _shared(argument: str, needs: Needs) -> DraftSource:
+    from likely.decoding.shared_tokens import shared_tokens
+
+    if needs.load is None or needs.tokenizer is None:
+        raise ValueError("a draft model needs a local target model")
+    runtime, tokenizer = needs.load(argument)
+    size = needs.runtime.vocab_size if needs.runtime else None
+    return shared_tokens(runtime, tokenizer, needs.tokenizer, vocab_size=size, name=f"shared:{argument}")
 
 
 def _skip(argument: str, needs: Needs) -> DraftSource:
@@ -122,6 +133,13 @@ NAMED: dict[str, Named] = {
     "trigram": Named(_trigram, "ADED: an adaptive trigram table, searched as a tree", "FILE"),
     "ngram": Named(_ngram, "an n-gram language model of the text and a corpus; knows its q", "FILE"),
     "model": Named(_model, "a smaller model, of the same or another tokenizer", "NAME", required=True, runs_model=True),
+    "shared": Named(
+        _shared,
+        "a model of another tokenizer, by the tokens both have; knows its q",
+        "NAME",
+        required=True,
+        runs_model=True,
+    ),
     "skip": Named(_skip, "the target itself with layers left out (torch)", "LAYERS", runs_model=True),
 }
 
