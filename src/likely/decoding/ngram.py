@@ -40,6 +40,8 @@ class NgramModel:
     shape   how drafts grow from q; None: with keyed verification the likeliest tree, else a chain of draws.  A shape
             works on whole rows (V,), the likeliest tree only on tokens seen after the last one
     Drafts follow the request's temperature and truncation, not its penalties and bias.
+    At V = 49,152 a likeliest tree of 16 nodes takes 0.2 to 1 ms of processor time; a drawn token about 1.1 ms, with
+    truncation about 2 ms.
     """
 
     name = "ngram"
@@ -162,30 +164,29 @@ class NgramDrafter:
         Without a corpus the most likely token is always among them.
         """
         context, d = self._context(path), self._model.discount
-        rows: list[tuple[Row, dict[int, int], float, float]] = []
+        rows: list[tuple[Row, dict[int, int]]] = []
         candidates = set() if self._commonest is None else {self._commonest}
         for n in range(1, len(context) + 1):
             tail = context[len(context) - n :]
             row, own = self._model.corpus.after(tail), self._text.after(tail)
             if not own and not len(row.tokens):
                 break
-            total, distinct = TEXT_WEIGHT * sum(own.values()), len(own)
-            if len(row.tokens):
-                total += float(row.counts.sum())
-                distinct += len(row.tokens) - int((row.counts_of(np.fromiter(own, np.int64, len(own))) > 0).sum())
-                candidates.update(row.frequent.tolist())
-            rows.append((row, own, total, d * distinct / total))
-        candidates.update(rows[0][1] if rows else ())
+            rows.append((row, own))
+            candidates |= row.frequent
+        candidates.update(rows[0][1] if rows else ())  # what followed more tokens followed the last one, too
         ids = sorted(candidates)
         array = np.array(ids, np.int64)
-        everywhere = self._text.after(())
-        counts = self._model.unigrams[array] + [TEXT_WEIGHT * everywhere.get(i, 0) for i in ids]
+        text = self._text.after(())
+        counts = self._model.unigrams[array] + [TEXT_WEIGHT * text.get(i, 0) for i in ids]
         q = self._unigram(counts).tolist()
-        for row, own, total, rest in rows:
+        for row, own in rows:
             seen = row.counts_of(array).tolist() if len(row.tokens) else [0] * len(ids)
-            for i, (token, count) in enumerate(zip(ids, seen, strict=True)):
+            known = dict(zip(ids, seen, strict=True))
+            total = row.total + TEXT_WEIGHT * sum(own.values())
+            rest = d * (len(row.tokens) + sum(not known[token] for token in own)) / total
+            for i, (token, count) in enumerate(known.items()):
                 count += TEXT_WEIGHT * own.get(token, 0)
-                q[i] = rest * q[i] + (max(count - d, 0.0) / total if count else 0.0)
+                q[i] = rest * q[i] + ((count - d) / total if count else 0.0)
         return array, np.array(q)
 
     def _context(self, path: Sequence[int]) -> tuple[int, ...]:
@@ -266,7 +267,11 @@ class NgramDrafter:
         sampling = self._draw.sampling
         if not sampling.greedy:
             place = len(self._text.tokens) + len(path)
-            values = processed_logprobs(np.log(q).astype(np.float32), sampling)
+            values = np.log(q)
+            if sampling.top_k or sampling.top_p < 1 or sampling.min_p or sampling.typical_p < 1:
+                values = processed_logprobs(values.astype(np.float32), sampling).astype(np.float64)
+            else:
+                values = values / sampling.temperature
             values = values + gumbel(sampling.seed, self._draw.sample, place, ids)
             q = np.exp(values - values.max(initial=-np.inf))
             q /= q.sum()

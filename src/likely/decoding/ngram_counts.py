@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +14,18 @@ from likely.decoding.memory_file import checked_ids, save_memory
 from likely.errors import DataError
 
 Ints = NDArray[np.int64]
-FREQUENT = 16  # continuations of a context that a quick look considers
+FREQUENT = 8  # continuations of a context that a quick look considers
 
 
 @dataclass(frozen=True)
 class Row:
-    """Tokens (n,), ascending, that follow one context, how often each does, and up to FREQUENT of the most frequent."""
+    """Tokens (n,), ascending, that follow one context, how often each does and all together, and up to FREQUENT of the
+    most frequent."""
 
     tokens: Ints
     counts: Ints
-    frequent: Ints
+    total: float
+    frequent: frozenset[int]
 
     def counts_of(self, tokens: Ints) -> Ints:
         """How often each of these follows; 0 for tokens that never do."""
@@ -30,7 +33,7 @@ class Row:
         return np.where(self.tokens[place] == tokens, self.counts[place], 0)
 
 
-EMPTY = Row(*(np.empty(0, np.int64) for _ in range(3)))
+EMPTY = Row(np.empty(0, np.int64), np.empty(0, np.int64), 0.0, frozenset())
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class CorpusCounts:
     tokens: tuple[Ints, ...]
     counts: tuple[Ints, ...]
     places: tuple[Ints, ...]
-    _frequent: dict[tuple[int, int], Ints] = field(default_factory=dict, compare=False)  # of long rows once looked at
+    _rows: dict[tuple[int, int], Row] = field(default_factory=dict, compare=False)  # long ones, once looked at
 
     @property
     def order(self) -> int:
@@ -81,18 +84,19 @@ class CorpusCounts:
         node = 0
         for k, token in enumerate(context):
             low, high = self.places[k][node : node + 2].tolist()
-            node = low + int(np.searchsorted(self.tokens[k][low:high], token))
+            node = bisect_left(self.tokens[k], token, low, high)  # for one token quicker than searchsorted
             if node == high or self.tokens[k][node] != token:
                 return EMPTY
         k = len(context)
         low, high = self.places[k][node : node + 2].tolist()
-        if high - low <= FREQUENT:
-            return Row(self.tokens[k][low:high], self.counts[k][low:high], self.tokens[k][low:high])
-        frequent = self._frequent.get((k, low))
-        if frequent is None:
-            chosen = np.argpartition(-self.counts[k][low:high], FREQUENT)[:FREQUENT]
-            frequent = self._frequent[k, low] = np.sort(self.tokens[k][low:high][chosen])
-        return Row(self.tokens[k][low:high], self.counts[k][low:high], frequent)
+        row = self._rows.get((k, low))
+        if row is None:
+            tokens, counts = self.tokens[k][low:high], self.counts[k][low:high]
+            chosen = tokens if high - low <= FREQUENT else tokens[np.argpartition(-counts, FREQUENT)[:FREQUENT]]
+            row = Row(tokens, counts, float(counts.sum()), frozenset(chosen.tolist()))
+            if high - low > FREQUENT:
+                self._rows[k, low] = row
+        return row
 
     def save(self, path: str | Path, *, tokenizer: str, settings: Mapping[str, str]) -> None:
         arrays = {}
