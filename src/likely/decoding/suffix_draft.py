@@ -12,12 +12,13 @@ from __future__ import annotations
 import heapq
 import math
 from array import array
+from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 
-from likely.decoding.suffix import SuffixTree
+from likely.decoding.suffix import Place, SuffixTree
 
 _NOWHERE: list[int] = []
 
@@ -81,23 +82,72 @@ def best_guess(
     text     the context; its last `longest` tokens, and so any fewer, have a place in the tree
     waiting  m -> ends in the text of those occurrences of the last m tokens that the tree does not count
     """
-    best, n = NO_GUESS, len(text)
+    best = NO_GUESS
+    counts = Occurrences(tree, text, longest, waiting)
+    grown: dict[int, tuple[list[int], float]] = {}  # count -> the path, begun with the largest bound
     for bound, m, most in match_lengths(longest, budget, tree.max_depth, rules):
         if bound <= above or (bound, m) < (best.expected, best.match):
             break
-        place = tree.find(text, n - m, n)
-        assert place is not None
-        ends = waiting(m) if waiting else _NOWHERE
         if rules.tree:
+            place, ends = counts.places(m)
             tokens, parents, total = grow_tree(tree, *place, ends, text, most, tree.max_depth - m, rules.min_prob)
             expected = min(total, float(bound))  # sums round
         else:
-            floor = max(best.expected, above)
-            tokens, expected = grow_path(tree, *place, ends, text, bound, rules.min_prob, floor)
+            known = grown.get(counts.of(m)) if grown else None
+            if known is None:
+                place, ends = counts.places(m)
+                floor = max(best.expected, above)
+                known = grow_path(tree, *place, ends, text, bound, rules.min_prob, floor)
+                grown[counts.note(m, tree.weight(place[0]) + len(ends))] = known
+            tokens, expected = known  # the same occurrences have the same path, for which each has its bound
+            if len(tokens) > bound:
+                continue
             parents = list(range(-1, len(tokens) - 1))
         if expected > above and (expected, m) > (best.expected, best.match):
             best = Guess(tokens, parents, expected, m)
     return best
+
+
+class Occurrences:
+    """Of the last m tokens: where, and how many.
+
+    Longer ones are no more frequent, so that lengths between two of equal count have that count, and the same places.
+    """
+
+    def __init__(self, tree: SuffixTree, text: array, longest: int, waiting: Callable[[int], list[int]] | None):
+        self._tree, self._text, self._longest, self._waiting = tree, text, longest, waiting
+        self._known: list[int] = []  # lengths, sorted
+        self._counts: dict[int, int] = {}
+
+    def places(self, m: int) -> tuple[Place, list[int]]:
+        """The place in the tree, and the ends in the text of those that wait."""
+        n = len(self._text)
+        place = self._tree.find(self._text, n - m, n)
+        assert place is not None
+        return place, self._waiting(m) if self._waiting else _NOWHERE
+
+    def of(self, m: int) -> int:
+        if m in self._counts:
+            return self._counts[m]
+        known = self._known
+        if not known or m > known[-1]:
+            self._look(self._longest)
+        if m < known[0]:
+            self._look((m + 1) // 2)
+        at = bisect_left(known, m)
+        if self._counts[known[at - 1]] == self._counts[known[at]]:
+            return self._counts[known[at]]
+        return self._look(m)
+
+    def note(self, m: int, count: int) -> int:
+        if m not in self._counts:
+            insort(self._known, m)
+            self._counts[m] = count
+        return count
+
+    def _look(self, m: int) -> int:
+        place, ends = self.places(m)
+        return self.note(m, self._tree.weight(place[0]) + len(ends))
 
 
 def grow_path(
