@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import multiprocessing
 import os
 import random
 import time
@@ -190,35 +191,45 @@ def summary(rounds: list[Times]) -> dict[str, Any]:
     return found
 
 
+def measure(size: int, rounds: int) -> dict[str, Any]:
+    """All subjects at one size, in turns."""
+    pool, subjects = tasks(), dict(SUBJECTS)
+    if importlib.util.find_spec("arctic_inference"):
+        subjects["official suffix trees"] = Official
+    ready = {name: filled(make, pool, size) for name, make in subjects.items()}
+    found: dict[str, list[Times]] = {name: [] for name in ready}
+    source = stream(pool, 1)
+    for number in range(1 + rounds):  # the first is not counted
+        chosen = [next(source) for _ in range(TASKS)]
+        for name, (subject, _, _) in ready.items():
+            times = Times()
+            for task in chosen:
+                subject.run(task, times)
+            if number:
+                found[name].append(times)
+    return {
+        name: {"bytes_per_token": each_bytes, "fill_us_per_token": each_us, **summary(found[name])}
+        for name, (_, each_bytes, each_us) in ready.items()
+    }
+
+
 def main() -> None:
     options = protocol.arguments(__doc__)
     pool = tasks()
-    subjects = dict(SUBJECTS)
-    if importlib.util.find_spec("arctic_inference"):
-        subjects["official suffix trees"] = Official
     distinct = {"prompts": sum(len(p) for p, _ in pool), "answers": sum(len(a) for _, a in pool)}
     record: dict[str, Any] = {"budget": BUDGET, "rounds": options.rounds, "tokens_of_one_pass": distinct, "sizes": {}}
     for size in SIZES[:1] if options.quick else SIZES:
-        ready = {name: filled(make, pool, size) for name, make in subjects.items()}
-        rounds: dict[str, list[Times]] = {name: [] for name in ready}
-        source = stream(pool, 1)
-        for number in range(1 + options.rounds):  # the first is not counted
-            chosen = [next(source) for _ in range(TASKS)]
-            for name, (subject, _, _) in ready.items():
-                times = Times()
-                for task in chosen:
-                    subject.run(task, times)
-                if number:
-                    rounds[name].append(times)
-        cells = record["sizes"][str(size)] = {}
-        for name, (_, each_bytes, each_us) in ready.items():
-            cell = {"bytes_per_token": each_bytes, "fill_us_per_token": each_us, **summary(rounds[name])}
-            cells[name] = cell
+        # a process of its own: memory that an earlier size gave back would hide what this one takes
+        with multiprocessing.get_context("spawn").Pool(1) as child:
+            cells = child.apply(measure, (size, options.rounds))
+        record["sizes"][str(size)] = cells
+        for name, cell in cells.items():
             print(
-                f"{size:,} tokens, {name}: propose {cell['propose_us']:.1f} us (median {cell['propose_us_median']:.1f}, "
-                f"p99 {cell['propose_us_p99']:.0f}), observe {cell['observe_us']:.1f} us, {each_bytes:.0f} bytes/token"
+                f"{size:,} tokens, {name}: propose {cell['propose_us']:.1f} us "
+                f"(median {cell['propose_us_median']:.1f}, p99 {cell['propose_us_p99']:.0f}), "
+                f"observe {cell['observe_us']:.1f} us, {cell['bytes_per_token']:.0f} bytes/token",
+                flush=True,
             )
-        del ready
     protocol.write("drafting_cost", record, quick=options.quick)
 
 
