@@ -17,12 +17,18 @@ from likely.models.runtime import Sequence as Held
 
 @dataclass(eq=False)
 class RecordedSequence(Held):
-    tokens: list[int] = field(default_factory=list)
+    """begun: what it keeps, until the text is known that begins so; nodes: pending tokens."""
+
+    begun: list[int] = field(default_factory=list)
+    text: list[int] | None = None
     nodes: list[int] = field(default_factory=list)
 
 
 class Recorded:
-    """texts: whole token sequences, none the beginning of another; off them any token may follow."""
+    """texts: whole token sequences with prompts of which none begins like another; off them any token may follow.
+
+    Only for greedy decoding with drafts of any kind: what is kept is on the text.
+    """
 
     capabilities = Capabilities(trees=True)
     limits = Limits(4096, 2**20, 2**20, 2**20)
@@ -48,32 +54,38 @@ class Recorded:
     def _answer(self, item: Work) -> Output:
         sequence, new = item.sequence, [int(t) for t in item.tokens]
         assert isinstance(sequence, RecordedSequence)
-        following = []
+        following = [0] * len(new)
         if item.parents is None:
-            for n in range(1, len(new) + 1):
-                following.append(self._next([*sequence.tokens, *new[:n]]) if n == len(new) else 0)
-            sequence.tokens += new
-            sequence.length = len(sequence.tokens)
+            self._keep(sequence, new)
+            if item.want.rows != "none":
+                following[-1] = self._next(sequence, [])
         else:
-            for parent, token in zip(item.parents.tolist(), new, strict=True):
+            for i, (parent, token) in enumerate(zip(item.parents.tolist(), new, strict=True)):
                 sequence.parents.append(parent)
                 sequence.nodes.append(token)
                 path = sequence.path(sequence.pending - 1)
-                following.append(self._next([*sequence.tokens, *(sequence.nodes[node] for node in path)]))
-        rows = item.want.row_numbers(len(new))
-        top = np.array(following, np.int64)[rows][:, None]
+                following[i] = self._next(sequence, [sequence.nodes[node] for node in path])
+        top = np.array(following, np.int64)[item.want.row_numbers(len(new))][:, None]
         return Output(top_ids=top, top_logprobs=np.zeros(top.shape, np.float32))
 
-    def _next(self, tokens: list[int]) -> int:
-        n = len(tokens)
-        return next((text[n] for text in self._texts if len(text) > n and text[:n] == tokens), 0)
+    def _keep(self, sequence: RecordedSequence, tokens: list[int]) -> None:
+        if sequence.text is None:
+            sequence.begun += tokens
+        sequence.length += len(tokens)
+
+    def _next(self, sequence: RecordedSequence, path: list[int]) -> int:
+        """What follows the kept tokens and the path; 0 off the text."""
+        n = sequence.length
+        if sequence.text is None:
+            sequence.text = next(text for text in self._texts if text[:n] == sequence.begun)
+        end = n + len(path)
+        return sequence.text[end] if sequence.text[n:end] == path and end < len(sequence.text) else 0
 
     def commit(self, accepted: Iterable[tuple[Held, Path]]) -> None:
         for sequence, path in accepted:
             assert isinstance(sequence, RecordedSequence)
-            sequence.tokens += [sequence.nodes[node] for node in path]
+            self._keep(sequence, [sequence.nodes[node] for node in path])
             sequence.nodes, sequence.parents = [], []
-            sequence.length = len(sequence.tokens)
 
     def close(self, sequence: Held) -> None:
         sequence.closed = True

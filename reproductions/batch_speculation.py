@@ -6,7 +6,7 @@ stacked, from a window of three batches).
 
   (a) equality with plain decoding one by one: fp32, bf16 with differences explained, and a broken layout
   (b) share of a round's time that goes into bringing caches into line, by batch size and context
-  (c) tokens per second, and how often rows of one length meet, by window and order
+  (c) tokens per second; and how often rows of one length meet, by window and order, on recorded answers
 
   python reproductions/batch_speculation.py          12 prompts, 16 tokens each
   python reproductions/batch_speculation.py --full   48 prompts, 48 tokens each
@@ -44,13 +44,16 @@ from likely.models.torch_aligned import GroupTorchRuntime, RepadTorchRuntime, Ro
 from likely.models.torch_runtime import TorchRuntime
 
 DATA = ("spec-bench", "questions.jsonl.gz")
+ANSWERS = ("mt-redundant", "answers.jsonl.gz")
+NATURAL = ("wikitext2", "wiki.valid.raw.gz")
+PROMPT_TOKENS, ANSWER_TOKENS = 1024, 128  # as in the paper's commands
 TASKS = ("mt-bench", "translation", "summarization", "qa", "math_reasoning", "rag")
 KINDS = {"mask": TorchRuntime, "repad": RepadTorchRuntime, "group": GroupTorchRuntime}
 BATCH = 8
 BUDGET = 5  # drafted tokens per round, as in the paper's commands
 WINDOWS = {"mask": BATCH, "repad": BATCH, "group": 3 * BATCH}
 TOPS = 20  # of the plain run, from which gaps are read
-NO_INTERVAL = "a count over all prompts of the set, not a sample of rounds"
+NO_INTERVAL = "a count over the whole run; its rounds depend on each other"
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,18 @@ class Size:
     timed_prompts: int
     timed_tokens: int
     timed_rounds: int
+    conversations: int
 
 
-QUICK = Size(2, 16, 96, 48, (2, 8), (64, 512), 4, 8, 16, 1)
-FULL = Size(8, 48, 192, 512, (2, 4, 8, 16), (128, 2048), 10, 16, 24, 3)
+QUICK = Size(2, 16, 96, 48, (2, 8), (64, 512), 4, 8, 16, 1, 64)
+FULL = Size(8, 48, 192, 512, (2, 4, 8, 16), (128, 2048), 10, 16, 24, 3, 160)
+
+
+class LongestWaiting(SameLength):
+    """Where no length fills a batch, those that waited longest go instead of the shortest."""
+
+    def _rest(self, order: Sequence[Any]) -> list[Any]:
+        return list(order)
 
 
 class TruncatedToTheShortest(RepadTorchRuntime):
@@ -103,10 +114,10 @@ def prompts(lm: likely.Model, size: Size) -> list[tuple[int, ...]]:
 
 def decode(
     runtime: Runtime, tokenizer: Tokenizer, requests: Sequence[Request], *, batch: int, window: int | None = None,
-    patience: int = 8,
+    make: type[SameLength] = SameLength,
 ) -> list[Finished]:  # fmt: skip
     """All requests, at most `batch` in a call, in the order given."""
-    policy = SameLength(batch_size=batch, window=window or batch, patience=patience)
+    policy = make(batch_size=batch, window=window or batch)
     loop = Loop(runtime, tokenizer.token_bytes, tokenizer.end_ids, policy=policy)
     ids = [loop.add(request) for request in requests]
     done: dict[int, Finished] = {}
@@ -343,28 +354,49 @@ def throughput(
     return figures, ratios
 
 
+Conversation = tuple[list[int], list[int]]  # a prompt and its answer
+
+
+def conversations(lm: likely.Model, most: int) -> list[Conversation]:
+    """First and second turns of MT-Bench and MT-Redundant with the greedy answers of two models, no prompt twice."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for row in datasets.load(*ANSWERS):
+        messages: list[Any] = []
+        for question, answer in zip(row["turns"], row["answers"], strict=True):
+            messages.append({"role": "user", "content": question})
+            prompt = tuple(lm.render(messages).tokens)[:PROMPT_TOKENS]
+            messages.append({"role": "assistant", "content": answer})
+            tokens = lm.tokenizer.encode(answer)[:ANSWER_TOKENS]
+            if len(tokens) == ANSWER_TOKENS and len(prompt) < PROMPT_TOKENS:
+                found.setdefault(prompt, tokens)
+        if len(found) >= most:
+            break
+    return [(list(prompt), answer) for prompt, answer in found.items()][:most]
+
+
 def grouping(
-    tokenizer: Tokenizer, texts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], tokens: int, vocab: int
+    tokenizer: Tokenizer, recorded: Sequence[Conversation], vocab: int
 ) -> tuple[list[Figure], dict[tuple[int, bool], float]]:
     """How often rows of one length meet: the loop, the drafter and the window on recorded answers."""
     figures, shares = [], {}
-    whole = [[*t, *a] for t, a in zip(texts, answers, strict=True)]
-    for times in (1, 2, 3):
-        for ordered in (False, True):
-            for patience in (8, 10**9):
-                runtime = Recorded(whole, vocab)
-                requests = requests_of(texts, tokens, PromptLookup())
-                requests = by_prompt_length(requests) if ordered else requests
-                decode(runtime, tokenizer, requests, batch=BATCH, window=times * BATCH, patience=patience)
-                share = runtime.grouped / max(runtime.rows, 1)
-                order = "sorted by length" if ordered else "as they come"
-                rule = "" if patience == 8 else ", without the bound on waiting"
-                if patience == 8:
-                    shares[times, ordered] = share
-                figures.append(
-                    Figure(subject=f"window {times}B, {order}{rule}", quantity="grouped", value=share,
-                           unit="share of rows", n=max(runtime.rows, 1), of="rows", note=NO_INTERVAL)
-                )  # fmt: skip
+    tokens = max(len(answer) for _, answer in recorded)
+    rules: list[tuple[int, bool, type[SameLength]]] = [
+        (times, ordered, SameLength) for times in (1, 2, 3) for ordered in (False, True)
+    ]
+    for times, ordered, make in (*rules, (3, True, LongestWaiting)):
+        runtime = Recorded([[*prompt, *answer] for prompt, answer in recorded], vocab)
+        requests = requests_of([prompt for prompt, _ in recorded], tokens, PromptLookup())
+        requests = by_prompt_length(requests) if ordered else requests
+        done = decode(runtime, tokenizer, requests, batch=BATCH, window=times * BATCH, make=make)
+        share = runtime.grouped / max(runtime.rows, 1)
+        if make is SameLength:
+            shares[times, ordered] = share
+        order = "sorted by length" if ordered else "as they come"
+        rule = "" if make is SameLength else ", the longest waiting instead of the shortest"
+        figures.append(
+            Figure(subject=f"window {times}B, {order}{rule}", quantity="grouped", value=share, unit="share of rows",
+                   n=max(runtime.rows, 1), of=f"rows of {len(done)} recorded conversations", note=NO_INTERVAL)
+        )  # fmt: skip
     return figures, shares
 
 
@@ -380,9 +412,10 @@ def study(
     data: Sequence[Source] = (),
     texts: Sequence[tuple[int, ...]] | None = None,
     natural: Sequence[int] | None = None,
+    recorded: Sequence[Conversation] | None = None,
     report: Callable[[str], None] = print,
 ) -> Evidence:
-    """open_model(dtype) -> the model in torch; texts, natural: prompts, and a text to calibrate on (default: data)."""
+    """open_model(dtype) -> the model in torch; texts, natural (to calibrate on), recorded: by default of the data."""
     import torch
 
     torch.set_num_threads(threads)
@@ -422,9 +455,10 @@ def study(
             "SmolLM2, fp32", lambda kind: KINDS[kind](module, revision="here"), size.contexts[0], size, report
         )
         figures += moved
-        answers = [done.tokens for done in plain]
-        counted, grouped = grouping(tokenizer, texts, answers, size.tokens, lm.runtime.vocab_size)
+        recorded = recorded or conversations(lm, size.conversations)
+        counted, grouped = grouping(tokenizer, recorded, lm.runtime.vocab_size)
         figures += counted
+        report("(c) " + "; ".join(f"{f.subject} {f.value:.1%}" for f in counted))
     tiny = tiny_model(size.contexts[1])
     moved, shares = realignment(
         "2 layers of 256, fp32", lambda kind: KINDS[kind](tiny, revision="here"), size.contexts[1], size, report
@@ -491,7 +525,7 @@ def study(
             f"{low.unexplained(loose)} unexplained; B=8 over B=1 with drafts {ratios[best]:.1f}x ({best}); "
             f"realignment in repad {shares['repad', small]:.0%} of a round at B={small}, "
             f"{shares['repad', large]:.0%} at B={large} (2 layers, {size.contexts[1]:,} tokens); grouped rows "
-            f"{grouped[1, False]:.0%} (window B) to {grouped[3, True]:.0%} (3B, sorted)"
+            f"{grouped[1, True]:.0%} (window B) to {grouped[3, True]:.0%} (3B), recorded conversations sorted by length"
         ),
         figures=figures,
         checks=checks,
@@ -520,7 +554,7 @@ def study(
 
 def natural_text(lm: likely.Model, n: int) -> list[int]:
     """The first n tokens of WikiText-2's validation text."""
-    rows = datasets.load("wikitext2", "wiki.valid.raw.gz")
+    rows = datasets.load(*NATURAL)
     text = "".join(row["text"] + "\n" for _, row in zip(range(200), rows, strict=False))
     return list(lm.encode_prompt(text)[:n])
 
@@ -533,12 +567,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads < 1:
         parser.error(f"--threads must be >= 1, got {options.threads}")
-    card, model = datasets.info(DATA[0]), known_model("smollm2")
+    model = known_model("smollm2")
     assert model is not None
-    files = [Source(name="/".join(DATA), sha256=card.find(DATA[1]).sha256, licence=card.licence)]
-    wiki = datasets.info("wikitext2")
-    files.append(Source(name="wikitext2/wiki.valid.raw.gz", sha256=wiki.find("wiki.valid.raw.gz").sha256,
-                        licence=wiki.licence))  # fmt: skip
+    files = []
+    for name, file in (DATA, ANSWERS, NATURAL):
+        card = datasets.info(name)
+        files.append(Source(name=f"{name}/{file}", sha256=card.find(file).sha256, licence=card.licence))
     evidence = study(
         lambda dtype: likely.load(model.name, runtime="torch", dtype=dtype, threads=options.threads),
         FULL if options.full else QUICK, full=options.full, threads=options.threads, data=files,

@@ -40,10 +40,10 @@ def test_the_first_length_that_fills_a_batch_is_taken():
     assert lengths(policy.choose(members(4, 7, 4, 7, 7, 4))) == [7, 7, 7]
 
 
-def test_without_a_full_length_any_batch_is_taken():
+def test_without_a_full_length_the_shortest_catch_up():
     policy = SameLength(batch_size=3, window=9)
-    assert lengths(policy.choose(members(4, 7, 4, 7, 5))) == [4, 7, 4]
-    assert lengths(policy.choose(members(4, 7))) == [4, 7]
+    assert lengths(policy.choose(members(7, 4, 7, 4, 5))) == [4, 4, 5]
+    assert lengths(policy.choose(members(7, 4))) == [4, 7]
     assert policy.choose([]) == []
 
 

@@ -45,7 +45,7 @@ def test_the_study_on_a_tiny_model(script, path, texts):
     size = replace(script.QUICK, tokens=10, calibration=8, batches=(2, 4), contexts=(16, 32), rounds=2, timed_prompts=4)
     found = script.study(
         lambda dtype: likely.load(str(path), runtime="torch", dtype=dtype),
-        size, texts=texts, natural=texts[-1], report=lambda line: None,
+        size, texts=texts, natural=texts[-1], recorded=[([*t], [*t[::-1]]) for t in texts], report=lambda line: None,
     )  # fmt: skip
     by_statement = {check.statement: check for check in found.checks}
     for kind in script.KINDS:
@@ -90,3 +90,5 @@ def test_the_prompts_are_fixed(script, path, data_dir, monkeypatch):
     with likely.load(str(path), runtime="torch") as lm:
         found = script.prompts(lm, script.QUICK)
         assert len(found) == 12 and len(set(found)) == 12 and max(map(len, found)) < 2 * script.QUICK.trim
+        recorded = script.conversations(lm, 5)
+        assert len(recorded) == 5 and {len(answer) for _, answer in recorded} == {script.ANSWER_TOKENS}

@@ -23,15 +23,15 @@ class Policy(Protocol):
 class SameLength:
     """At most `batch_size` continuations per step out of a window of `window`, of equal length where there are enough.
 
-    A step takes the first length that `batch_size` members of the window share, else the members that waited longest.
+    A step takes the first length that `batch_size` members of the window share.  Where none is shared by as many, the
+    paper takes any; here the shortest go first, so that they catch up with the others and lengths meet more often.
     Finished ones are replaced in the order of the queue.  One that waited `patience` steps goes first, with those of
-    its length if they fill the batch: the paper's rule alone would leave an odd length waiting while others fill
-    groups.
+    its length if they fill the batch, so that no odd length waits while others fill groups.
 
     Length means tokens kept in the cache.  The paper's commands use batch_size=16, window=48, prompts sorted by length.
     """
 
-    def __init__(self, *, batch_size: int = 8, window: int = 24, patience: int = 8):
+    def __init__(self, *, batch_size: int = 8, window: int = 24, patience: int = 16):
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
         if window < batch_size:
@@ -47,11 +47,17 @@ class SameLength:
     def choose(self, ready: Sequence[Hypothesis]) -> list[Hypothesis]:
         waited = {h: self._waited.get(h, 0) for h in ready}
         order = sorted(ready, key=lambda h: -waited[h])  # stable: equals stay in the order of the window
-        overdue = bool(order) and waited[order[0]] >= self.patience
-        chosen = self._group(order, only=kept(order[0]) if overdue else None) or order[: self.batch_size]
+        overdue = [h for h in order if waited[h] >= self.patience]
+        chosen = self._group(order, only=kept(overdue[0]) if overdue else None)
+        if not chosen:
+            chosen = [*overdue, *self._rest(order[len(overdue) :])][: self.batch_size]
         taken = set(chosen)
         self._waited = {h: 0 if h in taken else waited[h] + 1 for h in ready}
         return chosen
+
+    def _rest(self, order: Sequence[Hypothesis]) -> list[Hypothesis]:
+        """Who goes where no length fills a batch, first to last."""
+        return sorted(order, key=kept)
 
     def _group(self, order: Sequence[Hypothesis], only: int | None) -> list[Hypothesis]:
         """The first `batch_size` members of one length (of length `only`, if given); [] if no length has as many."""
