@@ -39,7 +39,7 @@ def invented(seed: int, count: int, length: int = 30) -> list[list[int]]:
 def study(module, corpus):
     tasks = [(text[:5], text[5:]) for text in invented(1, 8)]
     model = Source(name="none", sha256="0" * 64)
-    return module.study(corpus, tasks, orders=3, models=[model], report=lambda line: None)
+    return module.study(corpus, tasks, orders=3, models=[model], others=(corpus, tasks[:3]), report=lambda line: None)
 
 
 @pytest.fixture
