@@ -127,17 +127,17 @@ class Occurrences:
         return place, self._waiting(m) if self._waiting else _NOWHERE
 
     def of(self, m: int) -> int:
-        if m in self._counts:
-            return self._counts[m]
-        known = self._known
+        known, counts = self._known, self._counts
         if not known or m > known[-1]:
             self._look(self._longest)
         if m < known[0]:
             self._look((m + 1) // 2)
-        at = bisect_left(known, m)
-        if self._counts[known[at - 1]] == self._counts[known[at]]:
-            return self._counts[known[at]]
-        return self._look(m)
+        if m not in counts:
+            at = bisect_left(known, m)
+            if counts[known[at - 1]] == counts[known[at]]:
+                return counts[known[at]]
+            self._look(m)
+        return counts[m]
 
     def note(self, m: int, count: int) -> int:
         if m not in self._counts:
@@ -145,9 +145,9 @@ class Occurrences:
             self._counts[m] = count
         return count
 
-    def _look(self, m: int) -> int:
+    def _look(self, m: int) -> None:
         place, ends = self.places(m)
-        return self.note(m, self._tree.weight(place[0]) + len(ends))
+        self.note(m, self._tree.weight(place[0]) + len(ends))
 
 
 def grow_path(
