@@ -18,6 +18,9 @@ from exact_laws import (
 )
 
 from likely.decoding.accept import (
+    acceptance as chances,
+)
+from likely.decoding.accept import (
     drawn_walk,
     k_sequential,
     matched_walk,
@@ -79,6 +82,25 @@ def hash_of(*words: str) -> int:
 )
 def test_known_acceptance(rule, p, q, values):
     assert [acceptance(rule, p, q, k + 1) for k in range(len(values))] == pytest.approx(values, abs=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_acceptance_is_what_the_rule_does(rule):
+    """Summed over all candidates it is the enumerated value, and it is what the decisions of the rule give."""
+    function, replaced = RULES[rule]
+    how = {
+        "law": Law.IID if replaced else Law.WITHOUT_REPLACEMENT,
+        "rule": "spectr" if rule == "spectr" else "rejection",
+    }
+    rng = np.random.default_rng(8)
+    for kind in ("any", "zeros", "equal", "disjoint"):
+        for k in (1, 2, 3):
+            p, q = random_laws(4, kind, rng)
+            lists = candidates_law(q, k, replaced=replaced)
+            total = sum(weight * chances(p, q, xs, **how).sum() for xs, weight in lists.items())
+            assert total == pytest.approx(law_of(function, p, q, lists)[1], abs=1e-12)
+            for xs in lists:
+                assert chances(p, q, xs, **how).sum() == pytest.approx(law_of(function, p, q, {xs: 1.0})[1], abs=1e-12)
 
 
 def test_known_gammas():

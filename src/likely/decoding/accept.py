@@ -81,22 +81,26 @@ def recursive_rejection(
     candidates  in the order drawn from q, independently (`replaced`) or without replacement
     Accept x when u q_k(x) < r(x), u ~ U[0, 1); after a refusal r becomes (r - q_k)+, normalised.
     """
-    r = p
     for k, x in enumerate(candidates):
-        if uniform() * q[x] < r[x]:
-            return k, r
-        residual = np.maximum(r - q, 0.0)
-        total = residual.sum()
-        if total > 0:  # 0 only by rounding, where r = q and a refusal has probability 0
-            r = residual / total
-        if not replaced:
-            q = q.copy()
-            q[x] = 0.0
-            rest = q.sum()
-            if rest <= 0:
-                break
+        if uniform() * q[x] < p[x]:
+            return k, p
+        p, q = _after_refusal(p, q, x, replaced)
+    return None, p
+
+
+def _after_refusal(r: Probabilities, q: Probabilities, x: int, replaced: bool) -> tuple[Probabilities, Probabilities]:
+    """What r and q_k become when x was refused."""
+    residual = np.maximum(r - q, 0.0)
+    total = residual.sum()
+    if total > 0:  # 0 only by rounding, where r = q and a refusal has probability 0
+        r = residual / total
+    if not replaced:
+        q = q.copy()
+        q[x] = 0.0
+        rest = q.sum()
+        if rest > 0:  # else there is no further candidate
             q /= rest
-    return None, r
+    return r, q
 
 
 def k_sequential(
@@ -114,6 +118,23 @@ def k_sequential(
     residual = np.maximum(p - overlap * ((1 - refused) / beta if beta > 0 else 0.0), 0.0)
     total = residual.sum()
     return None, residual / total if total > 0 else p
+
+
+def acceptance(
+    p: Probabilities, q: Probabilities, candidates: Sequence[int], *, law: Law, rule: str = "rejection"
+) -> Probabilities:
+    """(K,) the probability, given the candidates, that the k-th is the one accepted, by rule R or K ("spectr").
+
+    Their sum is how likely this node's draft is of use; no uniforms are drawn.
+    """
+    gamma = spectr_gamma(p, q, len(candidates)) if rule == "spectr" else 1.0
+    out, left = np.zeros(len(candidates)), 1.0
+    for k, x in enumerate(candidates):
+        ratio = min(1.0, p[x] / (gamma * q[x])) if q[x] > 0 else float(p[x] > 0)
+        out[k], left = left * ratio, left * (1 - ratio)
+        if rule != "spectr":
+            p, q = _after_refusal(p, q, x, law is Law.IID)
+    return out
 
 
 def spectr_gamma(p: Probabilities, q: Probabilities, k: int) -> float:
