@@ -1,17 +1,18 @@
-"""The study on tiny tables: what it counts, that it compares alike, and that it would notice another law."""
+"""The study on tiny tables: what it expects and counts, and that it would notice another law."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from likely.decoding.draft import Draft, Law
+from likely.decoding.draft_model import DraftModel
 from likely.models.toy import ToyRuntime
 
-pytest.importorskip("torch")
 FOLDER = Path(__file__).parents[2] / "reproductions"
 
 
@@ -19,43 +20,78 @@ FOLDER = Path(__file__).parents[2] / "reproductions"
 def study():
     sys.path.insert(0, str(FOLDER))
     try:
-        spec = importlib.util.spec_from_file_location("recursive_speculation", FOLDER / "recursive_speculation.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["recursive_speculation"] = module
-        spec.loader.exec_module(module)
-        yield module
+        yield importlib.import_module("recursive_speculation")
     finally:
         sys.path.remove(str(FOLDER))
 
 
 def runtimes() -> tuple[ToyRuntime, ToyRuntime]:
-    """A target, and a draft that is the target with other logits mixed in."""
-    target = ToyRuntime.random(6, seed=1, context_length=128, tokens_held=60_000)
-    other = ToyRuntime.random(6, seed=2)
-    draft = ToyRuntime(
-        lambda prefix: (0.6 * target._logits_of(prefix) + 0.6 * other._logits_of(prefix)).astype(np.float32),
-        vocab_size=6, context_length=128, tokens_held=60_000,
-    )  # fmt: skip
+    """A target, and a draft that is the target with other logits mixed in; both know only the last token."""
+    p, other = np.random.default_rng(1).normal(size=(2, 6, 6)) * 2
+    limits = {"vocab_size": 6, "context_length": 128, "tokens_held": 60_000}
+    target = ToyRuntime(lambda prefix: p[prefix[-1]].astype(np.float32), **limits)
+    draft = ToyRuntime(lambda prefix: (0.6 * p + 0.6 * other)[prefix[-1]].astype(np.float32), **limits)
     return target, draft
+
+
+def prompts_of(n: int, length: int = 32) -> list[list[int]]:
+    return np.random.default_rng(2).integers(0, 6, (n, length)).tolist()
 
 
 def test_the_study_runs_and_keeps_the_law(study):
     target, draft = runtimes()
-    plan = study.Plan(10, 34, (2,), (6,), (1.0,))
-    prompts = [[i % 6, (i * i) % 6] for i in range(10)]
-    figures, checks, ours = study.study(target, draft, prompts, plan, held_out=prompts, report=lambda line: None)
-    assert checks[-1].holds and "RSD" in ours
-    cells = {figure.subject for figure in figures}
-    assert cells == {"T=1", "T=1, draft length 2", "T=1, 6 drafted per call"}
-    by_method = {f.quantity: f.value for f in figures if f.subject == "T=1, draft length 2"}
+    plan = study.Plan(6, 30, (2,), (6,), (1.0,))
+    found = study.study(target, draft, prompts_of(6), plan, report=lambda line: None)
+    checks = found.checks()
+    assert checks[-1].holds and "RSD ahead" in found.ours()
+    conditions = {figure.subject for figure in found.figures}
+    assert conditions == {"T=1", "T=1, through the loop, length 4", "T=1, draft length 2", "T=1, 6 drafted per call"}
+    by_method = {f.quantity: f.value for f in found.figures if f.subject == "T=1, draft length 2"}
     assert all(1 < by_method[m] <= 3 for m in (*study.BASELINES, *study.OURS))
     assert by_method[study.RSD_C] > by_method[study.CHAIN]
-    assert all(f.low <= f.value <= f.high for f in figures)
+    assert all(f.low <= f.value <= f.high for f in found.figures)
+
+
+def test_expected_tokens_of_a_chain_and_of_a_node_drawn_twice(study):
+    from drawn_trees import expected_tokens
+
+    q = {-1: np.log(np.array([0.2, 0.2, 0.6])), 0: np.log(np.array([0.5, 0.25, 0.25]))}
+    laws = [np.array([0.5, 0.3, 0.2]), np.array([0.25, 0.5, 0.25]), np.array([1.0, 0, 0])]
+    chain = Draft(np.array([2, 0]), np.array([-1, 0]), Law.IID, q, {-1: (0,), 0: (1,)})
+    assert expected_tokens(chain, laws, "rejection") == pytest.approx(1 + 1 / 3 + 1 / 3 * 1 / 2)
+    twice = Draft(np.array([0]), np.array([-1]), Law.IID, {-1: q[-1]}, {-1: (0, 0)})
+    assert expected_tokens(twice, laws[:2], "rejection") == pytest.approx(2)
+    assert expected_tokens(Draft.chain([]), laws[:1], "rejection") == 1
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_the_loop_emits_what_is_expected(study, index):
+    """On a Markov chain tokens per call follow from the expectation at each last token and where rounds begin."""
+    from drawn_trees import emitted_per_call, sample
+
+    target, draft = runtimes()
+    method = study.of_length(2)[index]
+    source = DraftModel(draft, shape=method.shape, name=method.name)
+    ran = sample(target, prompts_of(40, 2), 60, temperature=1.0, method=method, source=source)
+    begins, kept = [], []
+    for tokens, rounds in zip(ran.tokens.tolist(), ran.rounds, strict=True):
+        at = 1
+        for accepted in rounds[1:]:
+            if at + method.size + 1 < 60:
+                begins.append(tokens[at - 1])
+                kept.append(accepted + 1)
+            at += accepted + 1
+    expected = emitted_per_call(target, [[t] * 60 for t in range(6)], range(2, 60), method, source, temperature=1.0)
+    by_token = expected.mean(1)[begins]
+    difference = np.array(kept) - by_token
+    assert abs(difference.mean()) < 4.5 * difference.std() / np.sqrt(len(kept)) + 4 * expected.std() / np.sqrt(58)
 
 
 def test_rounds_are_counted_after_the_prefill_and_up_to_the_limit(study):
-    assert study.counted_rounds([0, 2, 0, 3, 1], 5) == [2, 0]  # they began with 1, 4, 5 and 9 tokens there
-    assert study.counted_rounds([0], 5) == []
+    from drawn_trees import counted_rounds
+
+    assert counted_rounds([0, 2, 0, 3, 1], 5) == [2, 0]  # they began with 1, 4, 5 and 9 tokens there
+    assert counted_rounds([0], 5) == []
 
 
 def test_sizes_are_within_the_budget(study):
@@ -74,9 +110,8 @@ def test_sizes_are_within_the_budget(study):
 def test_another_law_is_noticed(study):
     """A sampler of sharper text has a mean log p many standard errors away."""
     target, _ = runtimes()
-    plan = study.Plan(30, 34, (2,), (6,))
-    prompts = [[i % 6] for i in range(30)]
-    plain = study.measure(target, prompts, plan, temperature=1.0)
-    again = study.measure(target, prompts[::-1], plan, temperature=1.0)
-    sharp = study.measure(target, prompts, plan, temperature=0.5)
-    assert abs(study.deviation(again, plain)) < 4 < abs(study.deviation(sharp, plain))
+    prompts = prompts_of(30, 2)
+    plain, again, sharp = (
+        study.sample(target, prompts, 30, temperature=t, seed=seed) for t, seed in ((1.0, 1), (1.0, 2), (0.5, 1))
+    )
+    assert abs(study.deviation(again, plain)) < 5 < abs(study.deviation(sharp, plain))
