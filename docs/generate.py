@@ -50,10 +50,12 @@ def grid(header: list[str], rows: list[list[str]], *, right: int = 1) -> str:
 
 
 def short(value: float) -> str:
-    """Two significant digits; powers of ten below 0.001."""
+    """Two significant digits, three from 1 on; powers of ten below 0.001."""
     if value == 0:
         return "0"
-    return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
+    if abs(value) < 1e-3:
+        return f"{value:.1e}"
+    return f"{value:.2g}" if abs(value) < 1 else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def with_interval(figure: Figure) -> str:
@@ -225,7 +227,9 @@ def speculation_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
         "engines": lambda: (
             tables.engines(benchmarks["speculation_engines"], grid) + measured_on(benchmarks["speculation_engines"])
         ),
-        "drafting": lambda: tables.drafting(benchmarks["drafting_cost"], grid) + measured_on(benchmarks["drafting_cost"]),
+        "drafting": lambda: (
+            tables.drafting(benchmarks["drafting_cost"], grid) + measured_on(benchmarks["drafting_cost"])
+        ),
     }
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
 

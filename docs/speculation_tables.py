@@ -13,13 +13,12 @@ Grid = Callable[..., str]
 
 def combinations(grid: Grid) -> str:
     """A row per drafter of the test product; every yes is tested, every no raises CapabilityError and is tested."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    try:
-        from contracts.drafter_factories import MADE
-        from contracts.factories import FACTORIES
-        from contracts.speculation_product import BATCHES, CHOICES, possible
-    finally:
-        sys.path.pop(0)
+    if str(ROOT / "tests") not in sys.path:
+        sys.path.append(str(ROOT / "tests"))
+    from contracts.drafter_factories import MADE
+    from contracts.factories import FACTORIES
+    from contracts.speculation_product import BATCHES, CHOICES, possible
+
     rows = []
     for name, entry in MADE.items():
         runtime = FACTORIES["toy" if "toy" in entry.runtimes else "torch"][0]()
@@ -73,3 +72,23 @@ def engines(benchmark: dict[str, Any], grid: Grid) -> str:
             ]
         )
     return grid(["task", "engine", "times its plain decoding", "plain", "drafted", "same text"], rows)
+
+
+def drafting(benchmark: dict[str, Any], grid: Grid) -> str:
+    """Microseconds and bytes of the drafters that copy, by how much they remember."""
+    rows = []
+    for size, cells in benchmark["sizes"].items():
+        for name, cell in cells.items():
+            low, high = cell["propose_us_interval"]
+            rows.append(
+                [
+                    f"{int(size):,}",
+                    name,
+                    f"{cell['propose_us']:.0f} [{low:.0f}, {high:.0f}]",
+                    f"{cell['propose_us_p99']:.0f}",
+                    f"{cell['observe_us']:.1f}",
+                    f"{cell['bytes_per_token']:.0f}",
+                ]
+            )
+    header = ["tokens held", "drafter", "µs per proposal", "99 % quantile", "µs per token observed", "bytes per token"]
+    return grid(header, rows, right=2)
