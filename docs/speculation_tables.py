@@ -47,10 +47,10 @@ def gains(benchmark: dict[str, Any], grid: Grid) -> str:
         near = sum(row["near_ties"] for row in run["rows"])
         other = sum(row["unexplained"] for row in run["rows"])
         gaps = [gap for row in run["rows"] for gap in row["gaps"]]
-        largest = f", largest gap {max(gaps):.3f} nats" if gaps else ""
+        tied = f"{near} parted at a near-tie" + (f", largest gap {max(gaps):.3f} nats" if gaps else "")
         parts.append(
             f"**{run['model']}, {run['runtime']} {run['dtype']}** ({run['prompts']} prompts a task, up to "
-            f"{run['tokens']} tokens each): {same} texts the same as plain decoding, {near} parted at a near-tie{largest}, "
+            f"{run['tokens']} tokens each): {same} texts the same as plain decoding, {tied}, "
             f"{other} unexplained.\n\n{grid(['task', *drafters], rows)}"
         )
     return "\n".join(parts)

@@ -314,7 +314,7 @@ def tiny_model(context: int) -> Any:
 
 def throughput(
     runtimes: dict[str, TorchRuntime], tokenizer: Tokenizer, texts: Sequence[Sequence[int]], size: Size
-) -> tuple[list[Figure], dict[str, float]]:
+) -> tuple[list[Figure], dict[str, dict[str, float]]]:
     """Tokens per second of whole runs, interleaved; short prompts, so that decoding counts."""
     texts = [t[-64:] for t in texts[: size.timed_prompts]]
     source = PromptLookup()
@@ -343,14 +343,16 @@ def throughput(
             Figure(subject=name, quantity="throughput, bf16", value=float(np.median(rates)), unit="tokens per second",
                    n=len(rates), of="rounds", low=low, high=high)
         )  # fmt: skip
-    ratios = {}
-    for kind in KINDS:
-        ratio = speedup(timings[f"drafts, B={BATCH}, {kind}"], timings["drafts, B=1"])
-        ratios[kind] = ratio.median
-        figures.append(
-            Figure(subject=f"drafts, B={BATCH}, {kind}", quantity="faster than drafts, B=1", value=ratio.median,
-                   unit="times", n=ratio.rounds, of="rounds", low=ratio.low, high=ratio.high)
-        )  # fmt: skip
+    ratios: dict[str, dict[str, float]] = {}
+    for other in ("drafts, B=1", f"plain, B={BATCH}"):
+        ratios[other] = {}
+        for kind in KINDS:
+            ratio = speedup(timings[f"drafts, B={BATCH}, {kind}"], timings[other])
+            ratios[other][kind] = ratio.median
+            figures.append(
+                Figure(subject=f"drafts, B={BATCH}, {kind}", quantity=f"faster than {other}", value=ratio.median,
+                       unit="times", n=ratio.rounds, of="rounds", low=ratio.low, high=ratio.high)
+            )  # fmt: skip
     return figures, ratios
 
 
@@ -500,11 +502,12 @@ def study(
         timed, ratios = throughput(runtimes, tokenizer, texts, size)
         figures += timed
         report("(c) " + "; ".join(f"{f.subject} {f.value:.1f} {f.unit}" for f in timed))
-    best = max(ratios, key=ratios.__getitem__)
+    by_batch, by_drafts = ratios["drafts, B=1"], ratios[f"plain, B={BATCH}"]
+    best = max(by_batch, key=by_batch.__getitem__)
     for kind in KINDS:
         checks.append(
             Check(statement=f"drafts, B=1 against B={BATCH}, {kind}: throughput of the first over that of the second",
-                  value=1 / ratios[kind], bound=1, unit="times")
+                  value=1 / by_batch[kind], bound=1, unit="times")
         )  # fmt: skip
     return Evidence(
         id="batch_speculation",
@@ -522,7 +525,8 @@ def study(
             "fp32, B=8: "
             + ", ".join(f"{kind} {c.identical}/{c.n}" for kind, c in identical.items())
             + f" identical, broken control {broken.identical}/{broken.n}; bf16: {low.identical}/{low.n} identical, "
-            f"{low.unexplained(loose)} unexplained; B=8 over B=1 with drafts {ratios[best]:.1f}x ({best}); "
+            f"{low.unexplained(loose)} unexplained; B=8 over B=1 with drafts {by_batch[best]:.1f}x ({best}), "
+            f"over plain decoding at B=8 {by_drafts[best]:.2f}x; "
             f"realignment in repad {shares['repad', small]:.0%} of a round at B={small}, "
             f"{shares['repad', large]:.0%} at B={large} (2 layers, {size.contexts[1]:,} tokens); grouped rows "
             f"{grouped[1, True]:.0%} (window B) to {grouped[3, True]:.0%} (3B), recorded conversations sorted by length"
