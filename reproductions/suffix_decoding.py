@@ -6,7 +6,7 @@ for any model that writes these answers (tokens of SmolLM2); the time of a call 
   text-to-sql       gold SQL to questions over eleven schemas, in random order: the memory of earlier answers
   gsm8k-selfcorrect third rounds of a model that corrects its own program; mt-redundant: second turns of two models:
                     the length of drafts, against prompt lookup and CopySpec
-  spec-bench        translations by SmolLM2, and mt-bench, first turns of the two models: the controls
+  spec-bench        translations by SmolLM2, and mt-bench, first turns of one model: the controls
 
   python reproductions/suffix_decoding.py          160 questions in 3 orders, some of the others
   python reproductions/suffix_decoding.py --full   everything, 10 orders
@@ -91,8 +91,8 @@ def redundant_traces(lm: likely.Model) -> list[Trace]:
 
 
 def first_traces(lm: likely.Model) -> list[Trace]:
-    """First turns, which have nothing to vary."""
-    rows = [row for row in datasets.load(*FILES[3]) if row["set"] == "mt-bench"]
+    """First turns of one model, which have nothing to vary (two models' answers to a question are alike)."""
+    rows = [row for row in datasets.load(*FILES[3]) if row["set"] == "mt-bench" and row["model"] == "qwen2.5-7b"]
     return [_chat_trace(lm, [r["turns"][0]], r["answers"][0]) for r in rows]
 
 
@@ -386,7 +386,7 @@ def main() -> None:
     assert model is not None
     path = find_model(model.name)
     started = time.perf_counter()
-    with likely.load(model.name) as lm:
+    with likely.load(model.name, threads=1) as lm:
         translations = 60 if full else 8
         sql = sql_traces(lm)[: None if full else 160]
         sets = {"self-correction": correction_traces(lm), "redundant turns": redundant_traces(lm)}
