@@ -212,7 +212,12 @@ def parse_plan(argument: str, layers: int) -> LayerPlan:
 
 
 def default_plan(layers: int) -> LayerPlan:
-    """Every fourth attention of the middle half: what a model that was not trained for it stands."""
+    """Every fourth attention of the middle half.
+
+    A beginning, no gain: on SmolLM2-135M (384 tokens of wikitext-2) it finds the whole model's best token on 67 % of
+    the positions at 97 % of the weights read; early exit after 20 of 30 layers on 21 %, at 74 %.  Models trained for
+    early exit, or much deeper ones, may stand more: `likely.decoding.layer_skip_search`.
+    """
     return LayerPlan(frozenset(range(layers // 4, 3 * layers // 4, 4)))
 
 
