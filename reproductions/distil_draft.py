@@ -296,7 +296,10 @@ def make(
 
 def save(draft: torch.nn.Module, tokenizer: HFTokenizer, folder: Path, facts: dict[str, Any]) -> None:
     """A folder that transformers and likely load; draft.json says how it was made."""
+    from transformers.utils import logging
+
     folder.mkdir(parents=True, exist_ok=True)
+    logging.disable_progress_bar()
     draft.save_pretrained(folder, safe_serialization=True)
     save_tokenizer(tokenizer, folder, context_length=draft.config.max_position_embeddings)
     (folder / "draft.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
