@@ -44,8 +44,8 @@ def plain(oracle):
 @pytest.mark.parametrize(("number", "drafter", "settings", "count"), [(i, *pair) for i, pair in enumerate(PAIRS)])
 def test_torch_fp32_is_identical(oracle, plain, number, drafter, settings, count):
     budget = "auto" if number % 2 else 6
-    found = texts(oracle, count, drafter, settings, draft_budget=budget)
-    for expected, found in zip(plain[settings["temperature"]][:count], found, strict=True):
+    drafted = texts(oracle, count, drafter, settings, draft_budget=budget)
+    for expected, found in zip(plain[settings["temperature"]][:count], drafted, strict=True):
         assert found.token_ids == expected.token_ids and found.text == expected.text
         np.testing.assert_allclose(found.token_logprobs, expected.token_logprobs, rtol=0, atol=1e-3)
 
