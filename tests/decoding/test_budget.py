@@ -22,7 +22,7 @@ def learned(costs: dict[int, float], **by_source) -> Controller:
             controller.costs.record(n, seconds)
     for name, kept in by_source.items():
         for _ in range(100):
-            controller.of(name).record(chain(16), range(kept), 16)
+            controller.of(name).record(match_class(chain(16)), range(kept), 16)
     return controller
 
 
@@ -88,7 +88,7 @@ def test_a_drafter_that_costs_is_tried_a_few_times_then_judged():
     assert all(tries)
     for _ in range(10):
         controller.of("slow").time(4, 40.0)  # ten seconds per node
-        controller.of("slow").record(Draft.chain([1] * 4), [], 4)
+        controller.of("slow").record(0, [], 4)
     later = [controller.draft("slow", 8, positions=1, emitted=1)[0] for _ in range(200)]
     assert 1 <= sum(n > 0 for n in later) <= 8
 
@@ -112,7 +112,7 @@ def test_expected_counts_are_exact_for_many_records():
     draft = Draft.chain([1] * 6, match=4)
     rng = np.random.default_rng(0)
     for _ in range(2000):
-        record.record(draft, range(int(rng.integers(0, 7))), 6)
+        record.record(match_class(draft), range(int(rng.integers(0, 7))), 6)
     # P(node i kept) = (6 - i) / 7; forgetting keeps some noise
     np.testing.assert_allclose(record.expected(match_class(draft))[6], sum((6 - i) / 7 for i in range(6)), atol=0.8)
 

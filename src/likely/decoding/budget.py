@@ -20,6 +20,7 @@ from likely.models.cost_curve import CostCurve
 LIMIT = 64  # most drafted tokens per sequence and call
 MARGIN = 1.05  # a predicted gain below this is noise
 FORGET = 0.98  # per recorded draft
+ANY = 0  # the class of drafts whose size is decided before they are seen
 TRIES = 3  # of a call size before its measured cost is believed
 PROBES, PROBE_EVERY, PROBE_SIZE = 6, 64, 4  # trials of a drafter that is not free
 _RANKS = np.arange(LIMIT)
@@ -81,9 +82,8 @@ class Acceptance:
     _hits: dict[int, np.ndarray] = field(default_factory=dict)
     _tries: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def record(self, draft: Draft, kept: Sequence[int], judged: int) -> None:
-        """`kept` nodes of the first `judged` ones were what the target said."""
-        key = match_class(draft)
+    def record(self, key: int, kept: Sequence[int], judged: int) -> None:
+        """Of a draft of class `key`, `kept` nodes of the first `judged` ones were what the target said."""
         hits = self._hits.setdefault(key, np.zeros(LIMIT))
         tries = self._tries.setdefault(key, np.zeros(LIMIT))
         hits *= FORGET
@@ -152,7 +152,7 @@ class Controller:
         if record.rounds <= PROBES or record.seconds_per_node is None or record.rounds % PROBE_EVERY == 0:
             return min(PROBE_SIZE, most), 0.0
         n = np.arange(most + 1)
-        kept = record.expected(0)[: most + 1]
+        kept = record.expected(ANY)[: most + 1]
         return _best(kept, self.costs.seconds(positions + n) + n * record.seconds_per_node, emitted)
 
 
@@ -186,6 +186,6 @@ class Shadow:
             if node is not None:
                 self._path.append(node)
             if node is None or node not in self._children:
-                self._record.record(self._draft, self._path, min(len(self._draft), LIMIT))
+                self._record.record(match_class(self._draft), self._path, min(len(self._draft), LIMIT))
                 self._draft = None
                 return

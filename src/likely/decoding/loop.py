@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from likely.decoding.beam import BeamSearch
-from likely.decoding.budget import LIMIT, Controller, Shadow
+from likely.decoding.budget import ANY, LIMIT, Controller, Shadow
 from likely.decoding.draft import NO_DRAFT, Draft, DraftsTogether, UsesTarget
 from likely.decoding.hypothesis import Hypothesis
 from likely.decoding.pool import Policy
@@ -254,6 +254,7 @@ class Loop:
         """Set `draft` of every decoding hypothesis; at most `room` tokens in all, and no more leaves than fit."""
         positions, emitted = len(decoding), float(len(decoding))
         wishes: list[tuple[Hypothesis, int]] = []
+        leaves = self.runtime.limits.leaves - len(decoding)
         for hypothesis in decoding:
             hypothesis.draft = NO_DRAFT
             request, source = hypothesis.request, hypothesis.request.drafter
@@ -270,19 +271,26 @@ class Loop:
                 else:
                     wish, kept = self.controller.draft(source.name, limit, positions=positions, emitted=emitted)
                     emitted += kept
-            if min(wish, limit) > 0:
-                wishes.append((hypothesis, min(wish, limit)))
-                if not source.free:
-                    room, positions = room - wishes[-1][1], positions + wishes[-1][1]
-        leaves = self.runtime.limits.leaves - len(decoding)
+            wish = min(wish, limit)
+            drawn = request.verification != "keyed"
+            if drawn:  # to drop a draft for what was drawn would bias the text: its room is set aside before
+                wish = min(wish, leaves + 1)
+                leaves -= max(wish - 1, 0)
+            if wish > 0:
+                wishes.append((hypothesis, wish))
+                if drawn or not source.free:
+                    room, positions = room - wish, positions + wish
         started = time.perf_counter()
         for (hypothesis, wish), draft in zip(wishes, self._propose(wishes), strict=True):
             source = hypothesis.request.drafter
             assert source is not None
             draft.check(budget=wish, vocab_size=self.runtime.vocab_size, name=source.name)
             draft = draft.cut(self._depth(hypothesis))
+            if hypothesis.request.verification != "keyed":
+                hypothesis.draft = draft
+                continue
             if source.free:
-                if hypothesis.request.draft_budget == "auto" and hypothesis.request.verification == "keyed":
+                if hypothesis.request.draft_budget == "auto":
                     hypothesis.shadow = hypothesis.shadow or Shadow(self.controller.of(source.name))
                     hypothesis.shadow.propose(draft)
                     n, kept = self.controller.verify(source.name, draft, room, positions=positions, emitted=emitted)
@@ -410,7 +418,7 @@ class Loop:
         if hypothesis.shadow:
             hypothesis.shadow.observe(emitted)
         if not source.free and len(hypothesis.draft):
-            self.controller.of(source.name).record(hypothesis.draft, accepted, min(len(hypothesis.draft), LIMIT))
+            self.controller.of(source.name).record(ANY, accepted, min(len(hypothesis.draft), LIMIT))
 
     def _advance_text(self, hypothesis: Hypothesis, token: int) -> tuple[str | None, str]:
         """(why the text ends here or None, text that became safe)"""
