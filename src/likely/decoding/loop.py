@@ -262,17 +262,17 @@ class Loop:
                 continue  # samples are split off a sequence without pending tokens
             # the depth cap: the target's own token takes the last place
             limit = min(room, self._depth(hypothesis))
-            wish = request.draft_budget
-            if wish == "auto":
-                if request.verification != "keyed":
-                    wish = REJECTION_BUDGET  # not timed: tokens shall be a function of the seed
-                elif source.free:
-                    wish = LIMIT
-                else:
-                    wish, kept = self.controller.draft(source.name, limit, positions=positions, emitted=emitted)
-                    emitted += kept
-            wish = min(wish, limit)
             drawn = request.verification != "keyed"
+            if request.draft_budget != "auto":
+                wish = request.draft_budget
+            elif drawn:
+                wish = REJECTION_BUDGET  # not timed: tokens shall be a function of the seed
+            elif source.free:
+                wish = LIMIT
+            else:
+                wish, kept = self.controller.draft(source.name, limit, positions=positions, emitted=emitted)
+                emitted += kept
+            wish = min(wish, limit)
             if drawn:  # to drop a draft for what was drawn would bias the text: its room is set aside before
                 wish = min(wish, leaves + 1)
                 leaves -= max(wish - 1, 0)
