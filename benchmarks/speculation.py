@@ -14,12 +14,13 @@ from likely.measure import cores
 from likely.speculation import compare, overall
 
 DRAFTERS = ("lookup", "copy", "suffix", "trigram", "auto")
-# (model, runtime): prompts per task, tokens per text
+SHORT = ("second turns", "self-correction", "text-to-SQL", "summaries", "arithmetic")
+# (model, runtime): prompts per task, tokens per text, drafters, tasks (None: all)
 SETTINGS = {
-    ("smollm2", "llamacpp"): (3, 64),
-    ("smollm2", "torch"): (2, 48),
-    ("gemma3", "llamacpp"): (2, 64),
-    ("gemma3", "torch"): (1, 32),
+    ("smollm2", "llamacpp"): (3, 64, DRAFTERS, None),
+    ("smollm2", "torch"): (2, 32, DRAFTERS, SHORT),
+    ("gemma3", "llamacpp"): (1, 64, ("lookup", "suffix", "auto"), None),
+    ("gemma3", "torch"): (1, 24, ("lookup", "suffix", "auto"), SHORT),
 }
 
 
@@ -29,19 +30,20 @@ def main() -> None:
     extra.add_argument("--drafter", action="append", help="instead of the usual ones")
     chosen, rest = extra.parse_known_args()
     options = protocol.arguments(__doc__, rest)
-    drafters = chosen.drafter or DRAFTERS
-    record: dict = {"threads": cores(), "drafters": list(drafters), "runs": []}
-    for (model, runtime), (count, tokens) in SETTINGS.items():
+    record: dict = {"threads": cores(), "runs": []}
+    for (model, runtime), (count, tokens, usual, names) in SETTINGS.items():
         if chosen.only and chosen.only != f"{model}:{runtime}":
             continue
+        drafters = chosen.drafter or usual
         tasks = speculation_tasks.tasks(1 if options.quick else count)
+        tasks = [task for task in tasks if names is None or task.name in names]
         with likely.load(model, runtime=runtime, threads=cores()) as lm:
             rows = compare(
                 lm,
                 tasks[:2] if options.quick else tasks,
                 drafters,
                 rounds=2 if options.quick else max(options.rounds, 10),
-                fewer=2 if options.quick else 4,
+                fewer=2 if options.quick else 3,
                 max_tokens=8 if options.quick else tokens,
                 progress=print,
             )
