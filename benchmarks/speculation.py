@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from functools import partial
 
 import protocol
 import speculation_tasks
@@ -11,7 +12,7 @@ import speculation_tasks
 import likely
 from likely.cli.bench_speculation import table
 from likely.measure import cores
-from likely.speculation import compare, overall
+from likely.speculation import Task, compare, overall
 
 DRAFTERS = ("lookup", "copy", "suffix", "trigram", "auto")
 SHORT = ("second turns", "self-correction", "text-to-SQL", "summaries", "arithmetic")
@@ -37,6 +38,8 @@ def main() -> None:
         drafters = chosen.drafter or usual
         tasks = speculation_tasks.tasks(1 if options.quick else count)
         tasks = [task for task in tasks if names is None or task.name in names]
+        if model == "gemma3":  # a base model: conversations as plain text
+            tasks = [Task(task.name, [speculation_tasks.as_text(p) for p in task.prompts]) for task in tasks]
         with likely.load(model, runtime=runtime, threads=cores()) as lm:
             rows = compare(
                 lm,
@@ -45,7 +48,7 @@ def main() -> None:
                 rounds=2 if options.quick else max(options.rounds, 10),
                 fewer=2 if options.quick else 3,
                 max_tokens=8 if options.quick else tokens,
-                progress=print,
+                progress=partial(print, flush=True),
             )
             name = f"{model}, {runtime} {lm.info.dtype}"
             print("\n".join(table({name: rows})), flush=True)

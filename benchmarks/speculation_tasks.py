@@ -39,6 +39,14 @@ def assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
+def as_text(prompt: str | list[dict[str, str]]) -> str:
+    """A conversation for a model without a chat template."""
+    if isinstance(prompt, str):
+        return prompt
+    turns = "".join(f"{'Question' if m['role'] == 'user' else 'Answer'}: {m['content']}\n\n" for m in prompt)
+    return f"{turns}Answer:"
+
+
 def second_turns(count: int) -> list[list[dict[str, str]]]:
     rows = [
         row
@@ -65,7 +73,7 @@ def text_to_sql(count: int) -> list[str]:
     for row in rows:
         by_db.setdefault(row["db"], []).append(row)
     prompts = []
-    for group in list(by_db.values())[:count]:
+    for group in [rows for rows in by_db.values() if len(rows) > 5][:count]:
         shown, asked = group[:5], group[5]
         solved = "".join(f"Question: {r['question']}\nSQL: {r['sql']}\n\n" for r in shown)
         prompts.append(f"{solved}Question: {asked['question']}\nSQL:")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice, product
 
 import numpy as np
 
@@ -96,6 +97,28 @@ def _copy_then_model(target):
     return FirstOf(_copy(target), _model(target))
 
 
+def _tokenizers(target):
+    """A tokenizer of the target's size, with pieces of several letters, and one of eight letters."""
+    from decoding.byte_tokenizer import PieceTokenizer
+
+    letters = [bytes([97 + i]) for i in range(8)]
+    longer = (b"".join(parts) for n in (2, 3) for parts in product(letters, repeat=n))
+    ours = PieceTokenizer([*letters, *islice(longer, target.vocab_size - len(letters))])
+    return PieceTokenizer(letters), ours
+
+
+def _by_text(target):
+    from likely.decoding.retokenise import Retokenised
+
+    return Retokenised(draft_runtime(8), *_tokenizers(target))
+
+
+def _shared(target):
+    from likely.decoding.shared_tokens import shared_tokens
+
+    return shared_tokens(draft_runtime(8), *_tokenizers(target), vocab_size=target.vocab_size, name="shared")
+
+
 MADE: dict[str, Made] = {
     "lookup": Made(_lookup),
     "copy": Made(_copy),
@@ -107,6 +130,8 @@ MADE: dict[str, Made] = {
     "model, RSD-C": Made(_branching, tree=True),
     "model, RSD-S": Made(_beam, tree=True),
     "model, independent": Made(_iid, tree=True, note="SpecInfer, SpecTr"),
+    "other tokenizer, by text": Made(_by_text),
+    "other tokenizer, shared tokens": Made(_shared),
     "copy + model": Made(_copy_then_model),
     "skip": Made(_skip, runtimes=("torch",)),
 }

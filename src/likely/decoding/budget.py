@@ -20,10 +20,15 @@ from likely.models.cost_curve import CostCurve
 LIMIT = 64  # most drafted tokens per sequence and call
 MARGIN = 1.05  # a predicted gain below this is noise
 FORGET = 0.98  # per recorded draft
+# a new text is trusted less than usual, and the beginnings of its own drafts soon decide
+DOUBT, WEIGHT, FADE, BEGINNING = 0.7, 2.0, 0.8, 8
 ANY = 0  # the class of drafts whose size is decided before they are seen
 TRIES = 3  # of a call size before its measured cost is believed
+SMALL, PAUSE = 8, 2  # size of a draft while none pays; tokens between two of them
 PROBES, PROBE_EVERY, PROBE_SIZE = 6, 64, 4  # trials of a drafter that is not free
 _RANKS = np.arange(LIMIT)
+_NOTHING = np.zeros(LIMIT)
+CAUTION = 0.5  # standard errors
 
 
 class CallCosts:
@@ -35,6 +40,7 @@ class CallCosts:
 
     def __init__(self, curve: CostCurve | None = None):
         self._recent: dict[int, deque[float]] = {}
+        self._typical: dict[int, float] = {}
         self._prior: dict[int, float] = {}
         self._points: tuple[np.ndarray, np.ndarray] | None = None
         if curve is not None:
@@ -43,8 +49,12 @@ class CallCosts:
 
     def record(self, positions: int, seconds: float) -> None:
         """A call that computed logits for each of its positions."""
-        self._recent.setdefault(positions, deque(maxlen=15)).append(seconds)
-        self._points = None
+        times = self._recent.setdefault(positions, deque(maxlen=15))
+        times.append(seconds)
+        typical = sorted(times)[3 * len(times) // 10]
+        if typical != self._typical.get(positions):
+            self._typical[positions] = typical
+            self._points = None
 
     def record_prefill(self, positions: int, seconds: float) -> None:
         if positions > max(self._prior, default=8):
@@ -62,11 +72,13 @@ class CallCosts:
     def seconds(self, positions: np.ndarray) -> np.ndarray:
         """Predicted seconds, one per entry, increasing in the size."""
         if self._points is None:
-            known = self._prior | {n: float(np.quantile(times, 0.3)) for n, times in self._recent.items()}
+            known = self._prior | self._typical
             sizes = np.array(sorted(known))
-            # what a larger call did, a smaller one can: a slow outlier does not stand in the way of better ones
-            times = np.minimum.accumulate(np.array([known[n] for n in sizes.tolist()])[::-1])[::-1]
-            self._points = sizes, times
+            times = np.array([known[n] for n in sizes.tolist()])
+            # a size seen a few times only may have been disturbed: what a larger call did, it can
+            reachable = np.minimum.accumulate(times[::-1])[::-1]
+            sure = np.array([len(self._recent.get(n, ())) >= TRIES for n in sizes.tolist()])
+            self._points = sizes, np.where(sure, times, reachable)
         sizes, times = self._points
         out = np.interp(positions, sizes, times)
         slope = times[0] / 4 if len(sizes) == 1 else (times[-1] - times[-2]) / (sizes[-1] - sizes[-2])
@@ -81,6 +93,7 @@ class Acceptance:
     rounds: int = 0
     _hits: dict[int, np.ndarray] = field(default_factory=dict)
     _tries: dict[int, np.ndarray] = field(default_factory=dict)
+    _known: dict[int, np.ndarray] = field(default_factory=dict)  # results of `expected` since the last record
 
     def record(self, key: int, kept: Sequence[int], judged: int) -> None:
         """Of a draft of class `key`, `kept` nodes of the first `judged` ones were what the target said."""
@@ -89,15 +102,22 @@ class Acceptance:
         hits *= FORGET
         tries *= FORGET
         tries[:judged] += 1
+        self._known.pop(key, None)
         hits[[k for k in kept if k < LIMIT]] += 1
 
     def expected(self, key: int) -> np.ndarray:
         """(LIMIT + 1,) expected number of kept nodes among the first n, n = 0.. ."""
+        known = self._known.get(key)
+        if known is not None:
+            return known
         first = min(0.25 + 0.08 * key, 0.9) if key <= 8 else 0.2 * (key - 15)
         prior = first * (0.5 + first / 2) ** _RANKS  # two imagined drafts; real ones soon outweigh them
-        hits, tries = self._hits.get(key), self._tries.get(key)
-        rate = prior if hits is None or tries is None else (hits + 2 * prior) / (tries + 2)
-        return np.concatenate([[0.0], np.cumsum(rate)])
+        hits, tries = self._hits.get(key, _NOTHING), self._tries.get(key, _NOTHING)
+        rate = (hits + 2 * prior) / (tries + 2)
+        # the best of many uncertain sizes is mostly the luckiest one: count what is nearly sure
+        rate = np.maximum(rate - CAUTION * np.sqrt(rate * (1 - rate) / (tries + 2)), 0.0)
+        self._known[key] = known = np.concatenate([[0.0], np.cumsum(rate)])
+        return known
 
     def time(self, nodes: int, seconds: float) -> None:
         each = seconds / max(nodes, 1)
@@ -125,15 +145,18 @@ class Controller:
         with self._lock:
             return self._by_source.setdefault(source, Acceptance())
 
-    def verify(self, source: str, draft: Draft, limit: int, *, positions: int, emitted: float) -> tuple[int, float]:
+    def verify(
+        self, source: str, draft: Draft, limit: int, *, positions: int, emitted: float, trust: float = 1.0
+    ) -> tuple[int, float]:
         """(how many nodes of a free draft to verify, how many of them will be kept by expectation).
 
         positions, emitted  of the call so far, all requests, without this draft
+        trust               of this text's drafts, beside what is usual
         """
         most = min(len(draft), limit, LIMIT)
         if most <= 0 or not self.costs.known:
             return 0, 0.0
-        kept = self.of(source).expected(match_class(draft))[: most + 1]
+        kept = trust * self.of(source).expected(match_class(draft))[: most + 1]
         best, expected = _best(kept, self.costs.seconds(positions + np.arange(most + 1)), emitted)
         if not best:  # a promising draft of a size whose cost is hardly known is tried a few times
             promising = np.flatnonzero(kept >= np.maximum(0.6 * np.arange(most + 1), 2.0))
@@ -165,13 +188,31 @@ def _best(kept: np.ndarray, seconds: np.ndarray, emitted: float) -> tuple[int, f
 
 
 class Shadow:
-    """Follows one draft of a free drafter beside the text, verified or not, so that its record costs no call."""
+    """Follows one draft of a free drafter beside the text, verified or not, so that its record costs no call.
+
+    trust  how the drafts of this text did so far, as a share of what was expected of them, the last ones most
+    """
 
     def __init__(self, record: Acceptance):
         self._record = record
+        self._kept, self._expected = DOUBT * WEIGHT, WEIGHT
         self._draft: Draft | None = None
         self._children: dict[int, dict[int, int]] = {}
         self._path: list[int] = []
+        self._size, self._rest, self._pause = SMALL, 0, 0
+
+    def wish(self) -> int:
+        """How long a draft to ask for now: short ones while nothing is verified, and not at every token."""
+        if self._rest:
+            self._rest -= 1
+            return 0
+        return self._size
+
+    def verified(self, n: int) -> None:
+        """n nodes of the last draft go to the model."""
+        self._size = min(max(SMALL, 4 * n), LIMIT)
+        self._pause = 0 if n else min(2 * self._pause + 1, PAUSE)
+        self._rest = self._pause
 
     def propose(self, draft: Draft) -> None:
         if self._draft is None and len(draft):
@@ -186,6 +227,17 @@ class Shadow:
             if node is not None:
                 self._path.append(node)
             if node is None or node not in self._children:
-                self._record.record(match_class(self._draft), self._path, min(len(self._draft), LIMIT))
+                self._judge(self._draft)
                 self._draft = None
                 return
+
+    @property
+    def trust(self) -> float:
+        return min(self._kept / self._expected, 1.0)
+
+    def _judge(self, draft: Draft) -> None:
+        key, judged = match_class(draft), min(len(draft), LIMIT)
+        first = min(judged, BEGINNING)
+        self._kept = FADE * self._kept + sum(node < first for node in self._path)
+        self._expected = FADE * self._expected + float(self._record.expected(key)[first])
+        self._record.record(key, self._path, judged)

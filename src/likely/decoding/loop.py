@@ -15,7 +15,7 @@ import numpy as np
 
 from likely.decoding.beam import BeamSearch
 from likely.decoding.budget import ANY, LIMIT, Controller, Shadow
-from likely.decoding.draft import NO_DRAFT, Draft, DraftsTogether, UsesTarget
+from likely.decoding.draft import NO_DRAFT, Draft, DraftsTogether
 from likely.decoding.hypothesis import Hypothesis
 from likely.decoding.pool import Policy
 from likely.decoding.request import Event, Request
@@ -268,7 +268,8 @@ class Loop:
             elif drawn:
                 wish = REJECTION_BUDGET  # not timed: tokens shall be a function of the seed
             elif source.free:
-                wish = LIMIT
+                hypothesis.shadow = hypothesis.shadow or Shadow(self.controller.of(source.name))
+                wish = hypothesis.shadow.wish()
             else:
                 wish, kept = self.controller.draft(source.name, limit, positions=positions, emitted=emitted)
                 emitted += kept
@@ -290,10 +291,13 @@ class Loop:
                 hypothesis.draft = draft
                 continue
             if source.free:
-                if hypothesis.request.draft_budget == "auto":
-                    hypothesis.shadow = hypothesis.shadow or Shadow(self.controller.of(source.name))
-                    hypothesis.shadow.propose(draft)
-                    n, kept = self.controller.verify(source.name, draft, room, positions=positions, emitted=emitted)
+                shadow = hypothesis.shadow
+                if shadow and hypothesis.request.draft_budget == "auto":
+                    shadow.propose(draft)
+                    n, kept = self.controller.verify(
+                        source.name, draft, room, positions=positions, emitted=emitted, trust=shadow.trust
+                    )
+                    shadow.verified(n)
                     draft, emitted = draft.first(n), emitted + kept
                 elif len(draft) > room:
                     draft = NO_DRAFT
@@ -312,9 +316,9 @@ class Loop:
         for i, (hypothesis, wish) in enumerate(wishes):
             source, drafter = hypothesis.request.drafter, hypothesis.drafter
             assert source is not None and drafter is not None and hypothesis.sequence is not None
-            if isinstance(drafter, UsesTarget):
+            if hasattr(drafter, "attach"):  # UsesTarget; asking the protocol costs microseconds for every token
                 drafter.attach(self.runtime, hypothesis.sequence, hypothesis.todo[0])
-            if isinstance(source, DraftsTogether):
+            if hasattr(source, "propose_many"):
                 together.setdefault(id(source), []).append(i)
                 continue
             started = time.perf_counter()
