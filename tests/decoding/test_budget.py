@@ -154,12 +154,17 @@ def simulated(curve: dict[int, float], texts: list[list[int]], source) -> float:
         drafter, shadow, done = source.begin(prompt, Draw()), Shadow(controller.of(source.name)), 0
         while done < len(answer):
             limit = len(answer) - done - 1
-            draft = drafter.propose(min(LIMIT, limit)) if limit else NO_DRAFT
-            shadow.propose(draft)
-            n, _ = controller.verify(source.name, draft, limit, positions=1, emitted=1.0)
-            _, emitted = matched_walk(draft.first(n), lambda node, path, rest=answer[done:]: rest[len(path)])
-            seconds = float(np.interp(1 + n, sizes, costs)) * (1 + 0.05 * abs(rng.normal()))
-            controller.costs.record(1 + n, seconds)
+            wish = min(shadow.wish(), limit)
+            draft = NO_DRAFT
+            if wish:
+                draft = drafter.propose(wish)
+                shadow.propose(draft)
+                n, _ = controller.verify(source.name, draft, limit, positions=1, emitted=1.0, trust=shadow.trust)
+                shadow.verified(n)
+                draft = draft.first(n)
+            _, emitted = matched_walk(draft, lambda node, path, rest=answer[done:]: rest[len(path)])
+            seconds = float(np.interp(1 + len(draft), sizes, costs)) * (1 + 0.05 * abs(rng.normal()))
+            controller.costs.record(1 + len(draft), seconds)
             spent += seconds
             drafter.observe(emitted)
             shadow.observe(emitted)
