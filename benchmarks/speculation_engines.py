@@ -136,7 +136,7 @@ def main() -> None:
     from likely.models.tokenizer import decode
 
     torch.set_num_threads(cores())
-    count = 8 if options.quick else 48
+    count = 8 if options.quick else 32
     path = find_model("smollm2")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "smollm2"
@@ -163,9 +163,9 @@ def main() -> None:
                 OpenVino(chosen.openvino, path, lookup=True, decode=text),
             )
         record: dict[str, Any] = {"tokens": count, "threads": cores(), "rows": []}
-        for task in speculation_tasks.tasks(1 if options.quick else 2)[:3]:
+        for task in speculation_tasks.tasks(1)[:3]:
             prompts = [
-                (ours.encode_prompt(p) if isinstance(p, str) else ours.render(p).tokens)[-400:] for p in task.prompts
+                (ours.encode_prompt(p) if isinstance(p, str) else ours.render(p).tokens)[-256:] for p in task.prompts
             ]
             seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in pairs}
             same: dict[str, int] = dict.fromkeys(pairs, 0)
