@@ -221,15 +221,16 @@ def speculation_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
     sys.path.insert(0, str(Path(__file__).parent))
     import speculation_tables as tables
 
+    def timed(name: str, table: Callable[..., str]) -> Callable[[], str]:
+        if name not in benchmarks:
+            return lambda: f"Not measured yet: `python benchmarks/{name}.py`.\n"
+        return lambda: table(benchmarks[name], grid) + measured_on(benchmarks[name])
+
     made: dict[str, Callable[[], str]] = {
         "combinations": lambda: tables.combinations(grid),
-        "gains": lambda: tables.gains(benchmarks["speculation"], grid) + measured_on(benchmarks["speculation"]),
-        "engines": lambda: (
-            tables.engines(benchmarks["speculation_engines"], grid) + measured_on(benchmarks["speculation_engines"])
-        ),
-        "drafting": lambda: (
-            tables.drafting(benchmarks["drafting_cost"], grid) + measured_on(benchmarks["drafting_cost"])
-        ),
+        "gains": timed("speculation", tables.gains),
+        "engines": timed("speculation_engines", tables.engines),
+        "drafting": timed("drafting_cost", tables.drafting),
     }
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
 
