@@ -9,7 +9,7 @@ stacked, from a window of three batches).
   (c) tokens per second; and how often rows of one length meet, by window and order, on recorded answers
 
   python reproductions/batch_speculation.py          12 prompts, 16 tokens each
-  python reproductions/batch_speculation.py --full   48 prompts, 48 tokens each
+  python reproductions/batch_speculation.py --full   48 prompts, 24 tokens each
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Size:
 
 
 QUICK = Size(2, 16, 96, 48, (2, 8), (64, 512), 4, 8, 16, 1, 64)
-FULL = Size(8, 48, 192, 512, (2, 4, 8, 16), (128, 2048), 10, 16, 24, 3, 160)
+FULL = Size(8, 24, 128, 512, (2, 4, 8, 16), (128, 2048), 6, 12, 16, 3, 160)
 
 
 class LongestWaiting(SameLength):
