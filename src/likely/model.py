@@ -150,8 +150,9 @@ class Model:
 
         max_tokens=128, min_tokens=0, stop=(), stop_tokens=(), n=1 (samples; then a list per prompt), seed=0,
         temperature=1.0 (0: greedy), top_k, top_p, min_p, typical_p, repetition_penalty, presence_penalty,
-        frequency_penalty, logit_bias, beams=0, length_penalty=1.0, drafter=None (a name, see `drafter`, or an object),
-        draft_budget="auto", verification="keyed", top_logprobs=0, processed_logprobs=False.
+        frequency_penalty, logit_bias, beams=0, length_penalty=1.0, drafter (a name, see `drafter`, or an
+        object; None: none; default: `default_drafter`), draft_budget="auto", verification="keyed", top_logprobs=0,
+        processed_logprobs=False.
 
         The text depends on (model, prompt, settings, seed) alone; with verification="rejection" also on the drafter.
         Ctrl-C raises KeyboardInterrupt; use `stream` to keep the partial text.
@@ -276,7 +277,8 @@ class Model:
         "auto" where the engine's numbers do not depend on how work is cut into calls (to about 1e-5 nats), so that the
         text stays a function of prompt, settings and seed: torch in fp32.  Elsewhere near-ties could fall by timing.
         """
-        return "auto" if self.info.runtime == "torch" and self.info.dtype == "float32" else "none"
+        exact = self.info.runtime == "torch" and self.info.dtype == "float32"
+        return "auto" if exact and self.runtime.capabilities.trees else "none"
 
     def _load_beside(self, name: str) -> tuple[Runtime, Tokenizer]:
         """Another model on this machine, for drafting; loaded once, and closed together with this one."""
