@@ -462,8 +462,13 @@ def study(
         figures += counted
         report("(c) " + "; ".join(f"{f.subject} {f.value:.1%}" for f in counted))
     tiny = tiny_model(size.contexts[1])
+    room = 2 * max(size.batches) * (size.contexts[1] + 128)  # "group" has a window of two batches
     moved, shares = realignment(
-        "2 layers of 256, fp32", lambda kind: KINDS[kind](tiny, revision="here"), size.contexts[1], size, report
+        "2 layers of 256, fp32",
+        lambda kind: KINDS[kind](tiny, revision="here", tokens_held=room),
+        size.contexts[1],
+        size,
+        report,
     )
     figures += moved
     small, large = size.batches[0], size.batches[-1]
