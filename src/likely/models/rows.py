@@ -16,7 +16,8 @@ def logsumexp(row: FloatArray) -> float:
         raise FloatingPointError("a row of logits contains NaN")
     if np.isinf(peak):
         return peak
-    return peak + float(np.log(np.exp(row - np.float32(peak)).sum(dtype=np.float64)))
+    shifted = row - np.float32(peak)
+    return peak + float(np.log(np.exp(shifted, out=shifted).sum(dtype=np.float64)))
 
 
 def log_softmax(logits: FloatArray) -> FloatArray:
@@ -30,6 +31,8 @@ def top_tokens(row: FloatArray, k: int) -> IntArray:
     k = min(k, row.shape[-1])
     if k == 0:
         return np.empty(0, np.int64)
+    if k == 1:  # plain greedy decoding; the first of equals is the smaller id
+        return np.array([row.argmax()], np.int64)
     if k < row.shape[-1]:
         cut = np.partition(row, -k)[-k]
         candidates = np.flatnonzero(row >= cut)  # every tie at the cut, so that the smaller id wins
