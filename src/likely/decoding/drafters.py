@@ -129,7 +129,7 @@ NAMED: dict[str, Named] = {
     "lookup": Named(_lookup, "what followed the last tokens when they occurred before"),
     "copy": Named(_copy, "CopySpec: copy from where the last tokens occurred"),
     "suffix": Named(_suffix, "SuffixDecoding: counts over this text and earlier answers", "FILE"),
-    "auto": Named(_auto, "copying as far as it pays; never slower than plain decoding"),
+    "auto": Named(_auto, "copying, only as far as it pays"),
     "trigram": Named(_trigram, "ADED: an adaptive trigram table, searched as a tree", "FILE"),
     "ngram": Named(_ngram, "an n-gram language model of the text and a corpus; knows its q", "FILE"),
     "model": Named(_model, "a smaller model, of the same or another tokenizer", "NAME", required=True, runs_model=True),
