@@ -9,9 +9,7 @@ for it tolerate little skipping.
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from likely.errors import CapabilityError
 from likely.models.hashes import cache_dir
 from likely.models.rows import log_softmax
 from likely.models.runtime import FloatArray, LayerPlan, Runtime, Sequence
+from likely.models.whole_file import write_whole_file
 
 CONFIDENCE = 0.6  # Draft & Verify stops a draft where its best token has less probability
 
@@ -228,15 +227,8 @@ def plan_path(revision: str) -> Path:
 def save_plan(revision: str, plan: LayerPlan) -> Path:
     """Make this the plan of "skip" for the model of that revision."""
     path = plan_path(revision)
-    path.parent.mkdir(parents=True, exist_ok=True)
     record = {"revision": revision, "attention": sorted(plan.skip_attention), "mlp": sorted(plan.skip_mlp)}
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    try:
-        with os.fdopen(handle, "w") as out:
-            json.dump(record, out)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    write_whole_file(path, json.dumps(record).encode())
     return path
 
 

@@ -383,16 +383,15 @@ class Loop:
         accepted, tokens, choices = hypothesis.choose(output, self.end_ids)
         hypothesis.proposed += len(draft)
         before = len(hypothesis.tokens)
-        emitted, text, reason = 0, "", None
+        text, reason = "", None
         for token, choice in zip(tokens, choices, strict=True):
             hypothesis.append(token, choice)
-            emitted += 1
             reason, piece = self._advance_text(hypothesis, token)
             text += piece
             if reason:
                 break
         new = slice(before, None)
-        hypothesis.rounds.append(min(len(accepted), emitted))
+        hypothesis.rounds.append(min(len(accepted), len(hypothesis.tokens) - before))
         self._tell(hypothesis, accepted, hypothesis.tokens[new])
         finish = None
         if reason:

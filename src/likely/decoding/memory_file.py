@@ -6,8 +6,6 @@ A safetensors file (no code can hide in it) whose metadata say what it is; writt
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from likely.errors import DataError
+from likely.models.whole_file import write_whole_file
 
 _FORMAT = "likely-draft-memory-1"
 
@@ -29,14 +28,7 @@ def save_memory(
     path = Path(path)
     metadata = {"format": _FORMAT, "kind": kind, "tokenizer": tokenizer, **settings}
     data = save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    write_whole_file(path, data)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -15,6 +13,7 @@ import numpy as np
 
 from likely.models.hashes import cache_dir
 from likely.models.runtime import Runtime, Want, Work
+from likely.models.whole_file import write_whole_file
 
 POSITIONS = (1, 2, 4, 8, 16, 32, 64)
 SEQUENCES = (1, 2, 4, 8, 16)
@@ -56,14 +55,8 @@ class CostCurve:
     def save(self) -> Path:
         """Store it for other parts of likely; written to a temporary name and renamed."""
         path = curve_path(self.revision)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        try:
-            with os.fdopen(handle, "w") as out:
-                json.dump({"revision": self.revision, "rows": [asdict(row) for row in self.rows]}, out)
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        record = {"revision": self.revision, "rows": [asdict(row) for row in self.rows]}
+        write_whole_file(path, json.dumps(record).encode())
         return path
 
     @classmethod

@@ -6,11 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import time
 from pathlib import Path
 
 from likely.errors import ModelError
+from likely.models.whole_file import write_whole_file
 
 _KEPT_ENTRIES = 1000
 _SETTLED_NS = 2_000_000_000  # a file younger than this may change again within the clock's resolution
@@ -89,11 +89,4 @@ def _remember(path: str, entry: list) -> None:
     entries = dict(list(entries.items())[-_KEPT_ENTRIES:])
     target = _cache_file()
     with contextlib.suppress(OSError):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix="hashes-", suffix=".partial")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                json.dump(entries, out, indent=0)
-            os.replace(name, target)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        write_whole_file(target, json.dumps(entries, indent=0).encode())
