@@ -32,7 +32,7 @@ from likely.decoding.prompt_lookup import PromptLookup
 from likely.decoding.replay import replay
 from likely.decoding.trigram import TrigramMemory
 from likely.decoding.trigram_table import TrigramTable, count_trigrams, table_of
-from likely.evidence import Check, Evidence, Figure, Source, surroundings, verdict_of, write_result
+from likely.evidence import Check, Evidence, Figure, Source, run_script, surroundings, verdict_of, write_result
 from likely.models.catalog import find_model, known_model
 from likely.models.hashes import file_sha256
 
@@ -398,9 +398,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except likely.LikelyError as error:
-        raise SystemExit(f"Error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    run_script(main)

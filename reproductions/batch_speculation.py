@@ -34,7 +34,17 @@ from likely.decoding.pool import SameLength, by_prompt_length
 from likely.decoding.prompt_lookup import PromptLookup
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling
-from likely.evidence import Check, Evidence, Figure, Source, surroundings, verdict_of, write_result
+from likely.evidence import (
+    Check,
+    Evidence,
+    Figure,
+    Source,
+    data_sources,
+    run_script,
+    surroundings,
+    verdict_of,
+    write_result,
+)
 from likely.intervals import wilson
 from likely.measure import cores, interleaved, interval, speedup
 from likely.models.catalog import known_model
@@ -578,10 +588,7 @@ def main() -> None:
         parser.error(f"--threads must be >= 1, got {options.threads}")
     model = known_model("smollm2")
     assert model is not None
-    files = []
-    for name, file in (DATA, ANSWERS, NATURAL):
-        card = datasets.info(name)
-        files.append(Source(name=f"{name}/{file}", sha256=card.find(file).sha256, licence=card.licence))
+    files = data_sources((DATA, ANSWERS, NATURAL))
     evidence = study(
         lambda dtype: likely.load(model.name, runtime="torch", dtype=dtype, threads=options.threads),
         FULL if options.full else QUICK, full=options.full, threads=options.threads, data=files,
@@ -594,9 +601,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        main()
-    except likely.LikelyError as error:
-        raise SystemExit(f"Error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    run_script(main)

@@ -27,7 +27,17 @@ from likely.decoding.draft import DraftSource
 from likely.decoding.ngram import NgramModel
 from likely.decoding.prompt_lookup import PromptLookup
 from likely.decoding.replay import Replayed, Rounds, Trace, replay_all
-from likely.evidence import Check, Evidence, Figure, Source, surroundings, verdict_of, write_result
+from likely.evidence import (
+    Check,
+    Evidence,
+    Figure,
+    Source,
+    data_sources,
+    run_script,
+    surroundings,
+    verdict_of,
+    write_result,
+)
 from likely.intervals import bootstrap_ratio
 from likely.models.catalog import find_model, known_model
 from likely.models.hashes import file_sha256
@@ -344,10 +354,7 @@ def main() -> None:
     if not options.full:
         kept = set(sorted({row["question_id"] for row in pairs})[::4])
         pairs, programs = [row for row in pairs if row["question_id"] in kept], programs[::4]
-    data = []
-    for name, file in FILES:
-        card = datasets.info(name)
-        data.append(Source(name=f"{name}/{file}", sha256=card.find(file).sha256, licence=card.licence))
+    data = data_sources(FILES)
     model = known_model("smollm2")
     assert model is not None
     path = find_model(model.name)
@@ -366,9 +373,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except likely.LikelyError as error:
-        raise SystemExit(f"Error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    run_script(main)

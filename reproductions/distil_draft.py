@@ -37,6 +37,7 @@ import likely
 from likely import datasets
 from likely.decoding.draft_model import DraftModel
 from likely.decoding.draft_trees import Chain
+from likely.evidence import run_script
 from likely.intervals import wilson
 from likely.measure import cores, interval
 from likely.models.catalog import find_model, known_model
@@ -351,9 +352,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        main()
-    except likely.LikelyError as error:
-        raise SystemExit(f"Error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    run_script(main)

@@ -30,7 +30,7 @@ import likely
 from likely import datasets
 from likely.decoding.draft_model import DraftModel
 from likely.decoding.draft_trees import Chain, ConstantBranching, IidPaths, StochasticBeam
-from likely.evidence import Check, Evidence, Figure, Source, surroundings, verdict_of, write_result
+from likely.evidence import Check, Evidence, Figure, Source, run_script, surroundings, verdict_of, write_result
 from likely.measure import cores
 from likely.models.hashes import file_sha256, folder_sha256
 from likely.models.runtime import Runtime
@@ -352,9 +352,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        main()
-    except likely.LikelyError as error:
-        raise SystemExit(f"Error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    run_script(main)

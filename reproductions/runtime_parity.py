@@ -25,7 +25,17 @@ from numpy.typing import NDArray
 
 import likely
 from likely import datasets
-from likely.evidence import Check, Evidence, Figure, Source, surroundings, verdict_of, write_result
+from likely.evidence import (
+    Check,
+    Evidence,
+    Figure,
+    Source,
+    data_sources,
+    run_script,
+    surroundings,
+    verdict_of,
+    write_result,
+)
 from likely.measure import cores
 from likely.models.catalog import find_model, known_model
 from likely.models.convert import convert
@@ -248,10 +258,7 @@ def main() -> None:
     if options.threads < 1:
         parser.error(f"--threads must be >= 1, got {options.threads}")
     texts = strings(full=options.full)
-    data = []
-    for name, file in FILES:
-        card = datasets.info(name)
-        data.append(Source(name=f"{name}/{file}", sha256=card.find(file).sha256, licence=card.licence))
+    data = data_sources(FILES)
     model = known_model("smollm2")
     assert model is not None
     evidence = study(
@@ -268,9 +275,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as with Ctrl-C, the temporary folder goes
-    try:
-        main()
-    except likely.LikelyError as error:
-        raise SystemExit(f"Error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    run_script(main)

@@ -31,7 +31,17 @@ from likely.decoding.draft import DraftSource
 from likely.decoding.prompt_lookup import PromptLookup
 from likely.decoding.replay import Replayed, Rounds, Trace, replay
 from likely.decoding.suffix_memory import SuffixMemory
-from likely.evidence import Check, Evidence, Figure, Source, surroundings, verdict_of, write_result
+from likely.evidence import (
+    Check,
+    Evidence,
+    Figure,
+    Source,
+    data_sources,
+    run_script,
+    surroundings,
+    verdict_of,
+    write_result,
+)
 from likely.intervals import bootstrap_ratio
 from likely.models.catalog import find_model, known_model
 from likely.models.hashes import file_sha256
@@ -394,10 +404,7 @@ def main() -> None:
             sets = {label: traces[:16] for label, traces in sets.items()}
         translated = translation_traces(lm, translations, 96)
         controls = {"translation": translated, "first turns": first_traces(lm)[: None if full else 16]}
-    data = []
-    for name, file in FILES:
-        card = datasets.info(name)
-        data.append(Source(name=f"{name}/{file}", sha256=card.find(file).sha256, licence=card.licence))
+    data = data_sources(FILES)
     evidence = study(
         sql, sets, controls, orders=10 if full else 3, full=full, data=data, left_out=translations - len(translated),
         seconds=time.perf_counter() - started,
@@ -412,9 +419,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except likely.LikelyError as error:
-        raise SystemExit(f"Error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    run_script(main)

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +19,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from likely import datasets
 from likely.checkout import find_checkout
-from likely.errors import DataError
+from likely.errors import DataError, LikelyError
 from likely.measure import machine
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -148,6 +150,25 @@ def surroundings() -> dict[str, Any]:
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+
+def data_sources(files: Iterable[tuple[str, str]]) -> list[Source]:
+    """One Source per (data set, file), from the set's own card."""
+    found = []
+    for name, file in files:
+        card = datasets.info(name)
+        found.append(Source(name=f"{name}/{file}", sha256=card.find(file).sha256, licence=card.licence))
+    return found
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main: errors that a user can mend in one line, Ctrl-C as the shell expects it."""
+    try:
+        main()
+    except LikelyError as error:
+        raise SystemExit(f"Error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def results_dir() -> Path | None:
