@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -19,7 +19,11 @@ from likely.decoding.loop import Loop
 from likely.decoding.pool import SameLength
 from likely.decoding.request import Event, Finished, Request
 from likely.decoding.sampling import Sampling
+from likely.decoding.steer import Constraint
 from likely.errors import CapabilityError, ModelError, nearest
+from likely.guided.form import FORM_OPTIONS, Form, FormSettings, make_form
+from likely.guided.guide import Guide
+from likely.guided.vocabulary import Vocabulary
 from likely.models.chat_template import ChatTemplate, Message, Rendered, render_chat
 from likely.models.cost_curve import CostCurve
 from likely.models.load import Loaded, ModelInfo, load_local
@@ -154,6 +158,10 @@ class Model:
         object; None: none; default: `default_drafter`), draft_budget="auto", verification="keyed", top_logprobs=0,
         processed_logprobs=False.
 
+        The form of the text, at most one: schema (JSON Schema, pydantic model, dataclass, type), regex, grammar (Lark),
+        choices; how it is held: the fields of `guided.form.FormSettings` (whitespace="compact", close_on_budget=True,
+        ...).  Or constraint= (an object).  The result then has `value`, `complete`, `log_weight`, `guided_logprob`.
+
         The text depends on (model, prompt, settings, seed) alone; with verification="rejection" also on the drafter.
         Ctrl-C raises KeyboardInterrupt; use `stream` to keep the partial text.
         """
@@ -231,8 +239,7 @@ class Model:
 
     def _request(self, tokens: Sequence[int], options: dict[str, Any]) -> Request:
         options = dict(options)
-        if options.pop("schema", None) is not None or options.pop("constraint", None) is not None:
-            raise CapabilityError("this version has no constraints yet: generate without schema= and validate after")
+        form, constraint = self._take_constraint(options)
         stop = options.pop("stop", ()) or ()
         named = {
             "samples": options.pop("n", 1),
@@ -240,13 +247,37 @@ class Model:
             "stop": (stop,) if isinstance(stop, str) else tuple(stop),
             "stop_tokens": frozenset(options.pop("stop_tokens", ()) or ()),
             "processed": options.pop("processed_logprobs", False),
+            "constraint": constraint,
+            "transforms": tuple(options.pop("transforms", ()) or ()),
         }
         sampling = {name: options.pop(name) for name in _SAMPLING if name in options}
-        allowed = (*_SAMPLING, *_REQUEST, "n", "drafter", "stop", "stop_tokens", "processed_logprobs")
+        allowed = (*_SAMPLING, *_REQUEST, *_CONSTRAINT, *_ELSE)
         for name in options:
             if name not in _REQUEST:
                 raise TypeError(f'unknown option "{name}"{nearest(name, allowed)}')
-        return Request(tuple(tokens), Sampling(**sampling), **named, **options)
+        request = Request(tuple(tokens), Sampling(**sampling), **named, **options)
+        return request if form is None else replace(request, form=form)
+
+    def _take_constraint(self, options: dict[str, Any]) -> tuple[Form | None, Constraint | None]:
+        """What the options say about the form of the text; they are taken out."""
+        given = {name: value for name in FORM_OPTIONS if (value := options.pop(name, None)) is not None}
+        settings = {name: options.pop(name) for name in _SETTINGS if name in options}
+        constraint = options.pop("constraint", None)
+        if constraint is not None:
+            if given or settings:
+                raise ValueError(f"constraint= is a form by itself: drop {', '.join([*given, *settings])}")
+            return None, constraint
+        if not given:
+            if settings:
+                raise ValueError(f"{', '.join(settings)} without a form: give one of {', '.join(FORM_OPTIONS)}")
+            return None, None
+        form = make_form(**given, settings=FormSettings(**settings))
+        return form, self.guide.constraint(form)
+
+    @cached_property
+    def guide(self) -> Guide:
+        """Compiles forms into constraints on this model's tokens."""
+        return Guide(Vocabulary.of(self.tokenizer, self.runtime.vocab_size))
 
     # --- running --------------------------------------------------------------------------------------------------
 
@@ -338,14 +369,35 @@ class Model:
             "seed": request.sampling.seed,
             "top_logprobs": tops,
             "processed_logprobs": finish.processed if request.processed else None,
+            **self._guided_fields(request, finish, total),
+        }
+
+    def _guided_fields(self, request: Request, finish: Finished, total: float) -> dict[str, Any]:
+        if request.constraint is None:
+            return {}
+        weight = float(sum(finish.log_masses))
+        form, value = request.form, None
+        if form is not None and finish.complete:
+            value = form.read(finish.text)
+        return {
+            "token_log_masses": finish.log_masses,
+            "log_weight": weight,
+            "guided_logprob": total - weight,
+            "complete": finish.complete,
+            "approximate": finish.approximate,
+            "value": value,
         }
 
 
 _REQUEST = tuple(
     f.name
     for f in fields(Request)
-    if f.name not in ("prompt", "sampling", "samples", "drafter", "stop", "stop_tokens", "processed")
+    if f.name
+    not in ("prompt", "sampling", "samples", "drafter", "stop", "stop_tokens", "processed", "constraint", "transforms", "form")
 )
+_SETTINGS = tuple(f.name for f in fields(FormSettings))
+_CONSTRAINT = (*FORM_OPTIONS, "constraint", *_SETTINGS)
+_ELSE = ("n", "drafter", "stop", "stop_tokens", "processed_logprobs", "transforms")
 
 
 @dataclass(eq=False)

@@ -52,6 +52,14 @@ class Generation:
     finish_reason    "stop" (end token or stop string), "length" (max_tokens), "context" (context full), "cancelled"
     target_calls     calls of the model in which this text took part, prefill included; None from a server
     processed_logprobs  of the distribution sampled from (after temperature, penalties, truncation), on request
+
+    With a constraint, log p(text) = log q(text) + Σ log m exactly, q the model masked and renormalised, token by token:
+    token_log_masses  log m per token: the model's probability of what the constraint allowed there
+    log_weight        their sum; low where the model did not want to answer in this form
+    guided_logprob    log q(text) = sequence_logprob - log_weight
+    complete          whether the text is whole; one cut by max_tokens or a stop string may not be
+    approximate       some set of allowed tokens was not the exact one, so that log_weight is an estimate
+    value             what the text stands for (a validated object for a schema), None unless complete
     """
 
     text: str
@@ -71,6 +79,12 @@ class Generation:
     seed: int | None = None
     top_logprobs: list[list[TopLogprob]] | None = None
     processed_logprobs: list[float] | None = None
+    token_log_masses: list[float] | None = None
+    log_weight: float | None = None
+    guided_logprob: float | None = None
+    complete: bool | None = None
+    approximate: bool = False
+    value: Any = None
 
     def to_dict(self) -> dict[str, Any]:
         return _plain(self)

@@ -223,8 +223,8 @@ def test_wrong_rules_are_seen(wrong, monkeypatch):
 
 
 def test_an_off_by_one_row_is_seen(monkeypatch):
-    def shifted(draft, law_at, uniform, *, rule):
-        return accept.drawn_walk(draft, lambda node, path: law_at(max(node - 1, -1), path), uniform, rule=rule)
+    def shifted(draft, law_at, uniform, **settings):
+        return accept.drawn_walk(draft, lambda node, path: law_at(max(node - 1, -1), path), uniform, **settings)
 
     monkeypatch.setattr(hypothesis, "drawn_walk", shifted)
     assert p_value(sequences(TableDrafts(Q, StochasticBeam(3, 3)), "rejection", 1536)[0]) < FALSE_ALARM
@@ -233,8 +233,8 @@ def test_an_off_by_one_row_is_seen(monkeypatch):
 def test_a_dropped_bonus_is_seen(monkeypatch):
     """After a fully kept path the last kept token is emitted twice, instead of one from the target's law."""
 
-    def walk(draft, law_at, uniform, *, rule):
-        accepted, tokens = accept.drawn_walk(draft, law_at, uniform, rule=rule)
+    def walk(draft, law_at, uniform, **settings):
+        accepted, tokens = accept.drawn_walk(draft, law_at, uniform, **settings)
         if accepted and accepted[-1] not in draft.draws:
             tokens[-1] = tokens[-2]
         return accepted, tokens

@@ -20,12 +20,17 @@ Probabilities = NDArray[np.float64]  # (V,), sums to 1
 Uniform = Callable[[], float]  # fresh draws from [0, 1)
 
 
-def matched_walk(draft: Draft, pick: Callable[[int, tuple[int, ...]], int]) -> tuple[list[int], list[int]]:
+def matched_walk(
+    draft: Draft,
+    pick: Callable[[int, tuple[int, ...]], int],
+    go_on: Callable[[], bool] = lambda: True,
+) -> tuple[list[int], list[int]]:
     """(accepted nodes from the root down, emitted tokens: the accepted ones and one more).
 
     pick(node, path) -> the target's token after `node` (-1: the root), `path` holding the drafted tokens down to it.
     It is called once per visited node.  Where a child holds the token the walk descends, so the emitted tokens are the
     target's picks: their law is the target's whatever the draft.
+    go_on()  asked before descending; False ends the walk with what was picked so far
     """
     children = draft.children()
     node = -1
@@ -35,18 +40,25 @@ def matched_walk(draft: Draft, pick: Callable[[int, tuple[int, ...]], int]) -> t
         token = pick(node, path)
         path = (*path, token)
         child = children.get(node, {}).get(token)
-        if child is None:
+        if child is None or not go_on():
             return accepted, list(path)
         accepted.append(child)
         node = child
 
 
 def drawn_walk(
-    draft: Draft, law_at: Callable[[int, tuple[int, ...]], Probabilities], uniform: Uniform, *, rule: str = "rejection"
+    draft: Draft,
+    law_at: Callable[[int, tuple[int, ...]], Probabilities],
+    uniform: Uniform,
+    *,
+    rule: str = "rejection",
+    emit: Callable[[int], None] = lambda token: None,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> tuple[list[int], list[int]]:
     """As `matched_walk`, by rule R ("rejection") or K ("spectr") at each node of a drawn draft.
 
     law_at(node, path) -> p (V,) after `node`.  The emitted tokens have the target's law, for every q.
+    emit(token)  is told every token as it is decided
     """
     if draft.law is Law.FIXED:
         raise ValueError("rejection needs a draft that was drawn from a known q; a fixed draft takes matched_walk")
@@ -66,11 +78,17 @@ def drawn_walk(
             else:
                 kept, p = recursive_rejection(p, q, tokens, uniform, replaced=draft.law is Law.IID)
             if kept is not None:
+                token = int(draft.tokens[drawn[kept]])
+                emit(token)
+                path = (*path, token)
+                if not go_on():
+                    return accepted, list(path)
                 node = drawn[kept]
                 accepted.append(node)
-                path = (*path, int(draft.tokens[node]))
                 continue
-        return accepted, [*path, sample_from(p, uniform())]
+        token = sample_from(p, uniform())
+        emit(token)
+        return accepted, [*path, token]
 
 
 def recursive_rejection(

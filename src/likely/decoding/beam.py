@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from likely.decoding.hypothesis import Choice, Hypothesis
+from likely.decoding.masks import log_mass
 from likely.decoding.request import Finished, Request
-from likely.models.rows import log_softmax, top_tokens
+from likely.models.rows import log_softmax, logsumexp, top_tokens
 
 
 @dataclass(eq=False)
@@ -36,11 +37,15 @@ class BeamSearch:
         """(beams that go on, the final texts once the search is over).  Every beam has its row of logits."""
         width = self.request.beams
         found: list[tuple[float, int, int, float, list[tuple[int, float]]]] = []
+        masses: list[float | None] = []
         for number, beam in enumerate(beams):
             assert beam.row is not None
             raw = log_softmax(beam.row)
-            seen = log_softmax(beam.row_for_choice(beam.row, (), self.end_ids))
+            row, allowed = beam.row_for_choice(beam.row, (), self.end_ids)
+            seen = log_softmax(row)
+            mass = None if allowed is None else log_mass(beam.row, allowed, logsumexp(beam.row))
             top = [(int(i), float(raw[i])) for i in top_tokens(raw, self.request.top_logprobs)]
+            masses.append(mass)
             for token in top_tokens(seen, 2 * width).tolist():
                 if seen[token] > -float("inf"):
                     found.append((beam.score + float(seen[token]), number, token, float(raw[token]), top))
@@ -48,7 +53,7 @@ class BeamSearch:
 
         going: list[tuple[int, int, Choice]] = []
         for rank, (score, number, token, logprob, top) in enumerate(found[: 2 * width]):
-            choice = Choice(logprob, top, score - beams[number].score)
+            choice = Choice(logprob, top, score - beams[number].score, masses[number])
             if token in self.end_ids:
                 if rank < width:
                     self._finish(beams[number], token, choice, "stop")
@@ -68,6 +73,8 @@ class BeamSearch:
         for child, (_, token, choice) in zip(children, going, strict=True):
             child.row = None
             child.append(token, choice)
+            if child.constraint:
+                child.constraint.advance(token)
             child.continue_with(token)
             reason, _ = advance_text(child, token)
             if reason:
@@ -92,10 +99,12 @@ class BeamSearch:
             beam.sample,
             [],
             beam.stream.fork(),
+            constraint=beam.constraint,
             tokens=beam.tokens.copy(),
             logprobs=beam.logprobs.copy(),
             tops=beam.tops.copy(),
             processed=beam.processed.copy(),
+            log_masses=beam.log_masses.copy(),
             target_calls=beam.target_calls,
         )
         copy.append(token, choice)

@@ -97,7 +97,7 @@ class Draft:
         keep = self.depths() <= depth
         if keep.all():
             return self
-        return self._only(keep)
+        return self.only(keep)
 
     def first(self, n: int) -> Draft:
         """The first n nodes.  Only for fixed drafts: elsewhere n would depend on the draws and spoil the law."""
@@ -107,7 +107,8 @@ class Draft:
             raise ValueError(f"a draft of law {self.law.value} cannot be cut after it was drawn")
         return replace(self, tokens=self.tokens[:n], parents=self.parents[:n])
 
-    def _only(self, keep: np.ndarray) -> Draft:
+    def only(self, keep: np.ndarray) -> Draft:
+        """The nodes where keep (N,) is True; with a node its parent must stay."""
         number = np.where(keep, np.cumsum(keep) - 1, -1)
         parents = self.parents[keep]
         renumber = dict(zip(np.flatnonzero(keep).tolist(), number[keep].tolist(), strict=True)) | {-1: -1}

@@ -7,16 +7,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from likely.decoding.accept import Probabilities, drawn_walk, matched_walk
 from likely.decoding.budget import Shadow
 from likely.decoding.draft import NO_DRAFT, Draft, Drafter, Law
 from likely.decoding.noise import generator
 from likely.decoding.request import Finished, Request
+from likely.decoding.masks import log_mass, only, unpack
 from likely.decoding.sampling import pick, processed_logprobs, transform
+from likely.decoding.steer import Constraint, ConstraintDeadEnd, Transform
 from likely.decoding.text import TextStream
 from likely.models.rows import logsumexp, top_tokens
 from likely.models.runtime import FloatArray, Output, Sequence, Want
+
+Allowed = NDArray[np.bool_]  # (V,)
 
 
 @dataclass(eq=False)
@@ -34,17 +39,21 @@ class Hypothesis:
     stream: TextStream
     sequence: Sequence | None = None
     drafter: Drafter | None = None
+    constraint: Constraint | None = None
+    transforms: tuple[Transform, ...] = ()
     draft: Draft = NO_DRAFT
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     tops: list[list[tuple[int, float]]] = field(default_factory=list)
     processed: list[float] = field(default_factory=list)
+    log_masses: list[float] = field(default_factory=list)  # with a constraint: log p(allowed), one per token
     target_calls: int = 0
     proposed: int = 0
     rounds: list[int] = field(default_factory=list)  # per call that emitted: how many drafted tokens were kept
     shadow: Shadow | None = None
     waiting_for: int = 1  # samples that will be split off this one when its first row is there
     row: FloatArray | None = None  # beam search: the row to choose from
+    dropped: bool = False
 
     @property
     def score(self) -> float:
@@ -66,6 +75,8 @@ class Hypothesis:
             or request.sampling.logit_bias
             or request.beams
             or request.processed
+            or self.constraint is not None
+            or self.transforms
             or (request.verification != "keyed" and self.drafter is not None)
             or len(self.tokens) < request.min_tokens
         )
@@ -85,59 +96,91 @@ class Hypothesis:
             self.stream.fork(),
             sequence,
             drafter,
+            self.constraint.fork() if self.constraint else None,
+            tuple(t.fork() for t in self.transforms),
             NO_DRAFT,
             self.tokens.copy(),
             self.logprobs.copy(),
             self.tops.copy(),
             self.processed.copy(),
+            self.log_masses.copy(),
             self.target_calls,
             self.proposed,
             self.rounds.copy(),
         )
 
-    def row_for_choice(self, logits: FloatArray, path: Seq[int], end_ids: frozenset[int]) -> FloatArray:
-        """Logits as the sampler sees them after the tokens of `path`."""
+    def row_for_choice(
+        self, logits: FloatArray, path: Seq[int], end_ids: frozenset[int]
+    ) -> tuple[FloatArray, Allowed | None]:
+        """(logits as the sampler sees them after the tokens of `path`, which tokens the constraint allows there).
+
+        The constraint has taken the tokens of `path`.
+        """
         sampling = self.request.sampling
+        for soft in self.transforms:
+            logits = soft.apply(path, logits)
         # only penalties look at the text so far: without them a long one is not copied for every token
         output = [*self.tokens, *path] if sampling.has_penalties else ()
         row = transform(logits, sampling, self.request.prompt, output)
-        if len(self.tokens) + len(path) < self.request.min_tokens:
+        written = len(self.tokens) + len(path)
+        if written < self.request.min_tokens:
             row = row.copy() if row is logits else row
             row[list(end_ids | self.request.stop_tokens)] = -np.inf
-        return row
+        if self.constraint is None:
+            return row, None
+        allowed = unpack(self.constraint.allowed(self.request.max_tokens - written), len(row))
+        row = only(row, allowed)
+        if row.max() == -np.inf:
+            why = f"min_tokens is {self.request.min_tokens}" if written < self.request.min_tokens else ""
+            raise ConstraintDeadEnd(written, self.stream.text, why)
+        return row, allowed
 
     def choose(self, output: Output, end_ids: frozenset[int]) -> tuple[list[int], list[int], list[Choice]]:
         """(nodes of the draft that were kept, emitted tokens, what is to be reported about each).
 
         Row 0 of the output belongs to the newest token, row i + 1 to draft node i; a chunk of prefill has one row.
         """
-        seen: list[FloatArray | None] = []
+        seen: list[tuple[FloatArray, Allowed | None] | None] = []
+        constraint, last = self.constraint, -1
+
+        def emit(token: int) -> None:
+            nonlocal last
+            last = token
+            if constraint:
+                constraint.advance(token)
+
+        def go_on() -> bool:
+            return constraint is None or (last not in end_ids and constraint.ready())
 
         def pick_at(node: int, path: tuple[int, ...]) -> int:
             if output.logits is None:
                 seen.append(None)
                 return int(output.top_ids[node + 1, 0])  # type: ignore[index]
-            row = self.row_for_choice(output.logits[node + 1], path, end_ids)
-            seen.append(row)
-            return pick(row, self.request.sampling, sample=self.sample, position=self.position + len(path))
+            row, allowed = self.row_for_choice(output.logits[node + 1], path, end_ids)
+            seen.append((row, allowed))
+            token = pick(row, self.request.sampling, sample=self.sample, position=self.position + len(path))
+            emit(token)
+            return token
 
         def law_at(node: int, path: tuple[int, ...]) -> Probabilities:
             assert output.logits is not None
-            row = self.row_for_choice(output.logits[node + 1], path, end_ids)
-            seen.append(row)
+            row, allowed = self.row_for_choice(output.logits[node + 1], path, end_ids)
+            seen.append((row, allowed))
             return np.exp(processed_logprobs(row, self.request.sampling).astype(np.float64))
 
         rule, draft = self.request.verification, self.draft
         if rule == "keyed" or draft.law is Law.FIXED:
-            accepted, tokens = matched_walk(draft, pick_at)
+            accepted, tokens = matched_walk(draft, pick_at, go_on)
         else:
             draws = generator(self.request.sampling.seed, self.sample, self.position, "accept")
-            accepted, tokens = drawn_walk(draft, law_at, draws.random, rule=rule)
+            accepted, tokens = drawn_walk(draft, law_at, draws.random, rule=rule, emit=emit, go_on=go_on)
         rows = [0, *(node + 1 for node in accepted)]
         choices = [self._report(output, *each) for each in zip(rows, tokens, seen, strict=True)]
         return accepted, tokens, choices
 
-    def _report(self, output: Output, row: int, token: int, seen: FloatArray | None) -> Choice:
+    def _report(
+        self, output: Output, row: int, token: int, seen: tuple[FloatArray, Allowed | None] | None
+    ) -> Choice:
         if output.logits is None or seen is None:
             ids, logprobs = output.top_ids[row], output.top_logprobs[row]  # type: ignore[index]
             return Choice(float(logprobs[0]), list(zip(ids.tolist(), logprobs.tolist(), strict=True)))
@@ -146,8 +189,9 @@ class Hypothesis:
         top = top_tokens(logits, self.request.top_logprobs)
         processed = None
         if self.request.processed:
-            processed = float(processed_logprobs(seen, self.request.sampling)[token])
-        return Choice(float(logits[token]) - norm, [(int(i), float(logits[i]) - norm) for i in top], processed)
+            processed = float(processed_logprobs(seen[0], self.request.sampling)[token])
+        mass = None if seen[1] is None else log_mass(logits, seen[1], norm)
+        return Choice(float(logits[token]) - norm, [(int(i), float(logits[i]) - norm) for i in top], processed, mass)
 
     def continue_with(self, token: int) -> None:
         """`token` was emitted last; what the runtime must see next (everything, if it holds nothing of this)."""
@@ -159,6 +203,8 @@ class Hypothesis:
         self.tops.append(choice.top[: self.request.top_logprobs])
         if choice.processed is not None:
             self.processed.append(choice.processed)
+        if choice.log_mass is not None:
+            self.log_masses.append(choice.log_mass)
 
     def finished(self, reason: str) -> Finished:
         return Finished(
@@ -171,6 +217,9 @@ class Hypothesis:
             self.target_calls,
             self.proposed,
             self.rounds,
+            self.log_masses,
+            self.constraint.accepting if self.constraint else None,
+            self.constraint.approximate if self.constraint else False,
         )
 
 
@@ -179,3 +228,4 @@ class Choice:
     logprob: float
     top: list[tuple[int, float]]
     processed: float | None = None
+    log_mass: float | None = None

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from likely.decoding.beam import BeamSearch
-from likely.decoding.budget import ANY, LIMIT, Controller, Shadow
-from likely.decoding.draft import NO_DRAFT, Draft, DraftsTogether
+from likely.decoding.budget import Controller
+from likely.decoding.draft import NO_DRAFT
+from likely.decoding.drafting import Drafting
 from likely.decoding.hypothesis import Hypothesis
 from likely.decoding.pool import Policy
 from likely.decoding.request import Event, Request
+from likely.decoding.steer import Transform
 from likely.decoding.text import TextStream
-from likely.errors import CapabilityError, KvFull, ModelError
+from likely.errors import CapabilityError, ConstraintError, KvFull, ModelError
 from likely.models.runtime import Output, Runtime, Sequence, Want, Work
-
-REJECTION_BUDGET = 16  # drafted tokens per call under rules R and K, unless the request says
 
 
 @dataclass(eq=False)
@@ -55,8 +55,7 @@ class Loop:
     step_tokens: int = 0
     controller: Controller = field(default_factory=Controller)
     policy: Policy | None = None
-    draft_s: float = 0.0  # spent in drafters, and in calls of the target with all that follows from them
-    verify_s: float = 0.0
+    verify_s: float = 0.0  # spent in calls of the target with all that follows from them
     _inbox: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
     _ids: itertools.count = field(default_factory=itertools.count)
     _waiting: list[_Running] = field(default_factory=list)
@@ -64,6 +63,12 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.step_tokens = self.step_tokens or self.runtime.limits.tokens_per_call
+        self.drafting = Drafting(self.runtime, self.controller)
+
+    @property
+    def draft_s(self) -> float:
+        """Seconds spent in drafters."""
+        return self.drafting.seconds
 
     def add(self, request: Request, *, held: Sequence | None = None) -> int:
         """Queue a request; returns its id.  Raises if it can never run here.
@@ -86,6 +91,11 @@ class Loop:
             raise CapabilityError("several samples from one prompt need a runtime that forks: torch, llamacpp")
         if request.drafter is not None and not runtime.capabilities.trees:
             raise CapabilityError("drafts need a runtime with pending tokens: torch, llamacpp")
+        constraint = request.constraint
+        if constraint is not None and constraint.vocab_size != runtime.vocab_size:
+            raise ValueError(
+                f"the constraint was made for {constraint.vocab_size} tokens, this model has {runtime.vocab_size}"
+            )
         if held is not None and (held.pending or held.length >= len(request.prompt)):
             raise ValueError(
                 f"held must keep fewer than the prompt's {len(request.prompt)} tokens and nothing pending, "
@@ -109,21 +119,31 @@ class Loop:
         active = self._admit()
         if self.policy and active:
             active = self.policy.choose([h for h in active if h.row is None])
+        if len(active) > 1:  # one whose constraint waits for an analysis keeps nobody else waiting
+            active = [h for h in active if h.constraint is None or h.constraint.ready()] or active
         if not active:
             return events
         while True:
             try:
                 work = self._plan(active)
+                beside = self._beside(work)
                 started = time.perf_counter()
-                outputs = self.runtime.forward([item for _, item in work])
+                outputs = self.runtime.forward(
+                    [item for _, item in work] + [item for _, items in beside for item in items]
+                )
                 break
             except KvFull as full:
                 active, failed = self._make_room(active, full)
                 events += failed
                 if not active:
                     return events
-        for (hypothesis, item), output in zip(work, outputs, strict=True):
-            events += self._digest(hypothesis, item, output)
+        at = len(work)
+        for transform, items in beside:
+            transform.read(outputs[at : at + len(items)])
+            at += len(items)
+        for (hypothesis, item), output in zip(work, outputs[: len(work)], strict=True):
+            if not hypothesis.dropped:  # a sibling sample may have ended the request with an error
+                events += self._digest(hypothesis, item, output)
         self._time(work, time.perf_counter() - started)
         for running in list(self._running):
             if running.beam:
@@ -154,6 +174,8 @@ class Loop:
                     TextStream(request.stop),
                     held,
                     waiting_for=1 if request.beams else request.samples,
+                    constraint=request.constraint.fork() if request.constraint else None,
+                    transforms=tuple(t.begin(self.runtime, request.prompt) for t in request.transforms),
                 )
                 beam = BeamSearch(request, self.end_ids | request.stop_tokens) if request.beams else None
                 self._waiting.append(_Running(request_id, request, [hypothesis], beam))
@@ -229,7 +251,7 @@ class Loop:
                 continue
             ready.append((hypothesis, sequence))
         decoding = [h for h, _ in ready if len(h.todo) == 1]
-        self._draft(decoding, budget - len(decoding))
+        self.drafting.draft(decoding, budget - len(decoding))
         for hypothesis, sequence in ready:
             if len(hypothesis.todo) == 1:
                 draft = hypothesis.draft
@@ -250,98 +272,15 @@ class Loop:
             raise full
         return plan
 
-    def _draft(self, decoding: list[Hypothesis], room: int) -> None:
-        """Set `draft` of every decoding hypothesis; at most `room` tokens in all, and no more leaves than fit."""
-        positions, emitted = len(decoding), float(len(decoding))
-        wishes: list[tuple[Hypothesis, int]] = []
-        leaves = self.runtime.limits.leaves - len(decoding)
-        for hypothesis in decoding:
-            hypothesis.draft = NO_DRAFT
-            request, source = hypothesis.request, hypothesis.request.drafter
-            if hypothesis.drafter is None or source is None or hypothesis.waiting_for > 1:
-                continue  # samples are split off a sequence without pending tokens
-            # the depth cap: the target's own token takes the last place
-            limit = min(room, self._depth(hypothesis))
-            drawn = request.verification != "keyed"
-            if request.draft_budget != "auto":
-                wish = request.draft_budget
-            elif drawn:
-                wish = REJECTION_BUDGET  # not timed: tokens shall be a function of the seed
-            elif source.free:
-                hypothesis.shadow = hypothesis.shadow or Shadow(self.controller.of(source.name))
-                wish = hypothesis.shadow.wish()
-            else:
-                wish, kept = self.controller.draft(source.name, limit, positions=positions, emitted=emitted)
-                emitted += kept
-            wish = min(wish, limit)
-            if drawn:  # to drop a draft for what was drawn would bias the text: its room is set aside before
-                wish = min(wish, leaves + 1)
-                leaves -= max(wish - 1, 0)
-            if wish > 0:
-                wishes.append((hypothesis, wish))
-                if drawn or not source.free:
-                    room, positions = room - wish, positions + wish
-        started = time.perf_counter()
-        for (hypothesis, wish), draft in zip(wishes, self._propose(wishes), strict=True):
-            source = hypothesis.request.drafter
-            assert source is not None
-            draft.check(budget=wish, vocab_size=self.runtime.vocab_size, name=source.name)
-            draft = draft.cut(self._depth(hypothesis))
-            if hypothesis.request.verification != "keyed":
-                hypothesis.draft = draft
-                continue
-            if source.free:
-                shadow = hypothesis.shadow
-                if shadow and hypothesis.request.draft_budget == "auto":
-                    shadow.propose(draft)
-                    n, kept = self.controller.verify(
-                        source.name, draft, room, positions=positions, emitted=emitted, trust=shadow.trust
-                    )
-                    shadow.verified(n)
-                    draft, emitted = draft.first(n), emitted + kept
-                elif len(draft) > room:
-                    draft = NO_DRAFT
-                room, positions = room - len(draft), positions + len(draft)
-            tips = len(draft) - len(set(draft.parents.tolist()) - {-1})
-            if len(draft) and leaves < max(tips - 1, 0):
-                continue
-            leaves -= max(tips - 1, 0)
-            hypothesis.draft = draft
-        self.draft_s += time.perf_counter() - started
-
-    def _propose(self, wishes: list[tuple[Hypothesis, int]]) -> list[Draft]:
-        """Drafts in the order of the wishes; sources that gain from it are asked once for all their sequences."""
-        together: dict[int, list[int]] = {}
-        drafts = [NO_DRAFT] * len(wishes)
-        for i, (hypothesis, wish) in enumerate(wishes):
-            source, drafter = hypothesis.request.drafter, hypothesis.drafter
-            assert source is not None and drafter is not None and hypothesis.sequence is not None
-            if hasattr(drafter, "attach"):  # UsesTarget; asking the protocol costs microseconds for every token
-                drafter.attach(self.runtime, hypothesis.sequence, hypothesis.todo[0])
-            if hasattr(source, "propose_many"):
-                together.setdefault(id(source), []).append(i)
-                continue
-            started = time.perf_counter()
-            drafts[i] = drafter.propose(wish)
-            if not source.free:
-                self.controller.of(source.name).time(len(drafts[i]) or wish, time.perf_counter() - started)
-        for indices in together.values():
-            source = wishes[indices[0]][0].request.drafter
-            assert isinstance(source, DraftsTogether)
-            started = time.perf_counter()
-            found = source.propose_many([wishes[i][0].drafter for i in indices], [wishes[i][1] for i in indices])
-            each = (time.perf_counter() - started) / len(indices)
-            for i, draft in zip(indices, found, strict=True):
-                drafts[i] = draft
-                self.controller.of(source.name).time(len(draft) or wishes[i][1], each)
-        return drafts
-
-    def _depth(self, hypothesis: Hypothesis) -> int:
-        """Most tokens that a draft of this sequence may be deep."""
-        return min(
-            hypothesis.request.max_tokens - len(hypothesis.tokens) - 1,
-            self.runtime.context_length - hypothesis.position - 1,
-        )
+    def _beside(self, work: list[tuple[Hypothesis, Work]]) -> list[tuple[Transform, list[Work]]]:
+        """What transforms want computed in the same call: for texts whose rows come out of it."""
+        return [
+            (transform, items)
+            for hypothesis, item in work
+            if hypothesis.transforms and item.want is not Want.NONE
+            for transform in hypothesis.transforms
+            if (items := transform.work(item))
+        ]
 
     def _time(self, work: list[tuple[Hypothesis, Work]], seconds: float) -> None:
         """Learn what the call cost, if every row that it computed was looked at, as in verification."""
@@ -362,7 +301,12 @@ class Loop:
             return []
         events = []
         for sibling in self._split(hypothesis):
-            events.append(self._emit(sibling, output))
+            try:
+                events.append(self._emit(sibling, output))
+            except ConstraintError as error:
+                running = next(r for r in self._running if r.id == hypothesis.request_id)
+                self._release(running)
+                return [*events, Event(hypothesis.request_id, sibling.sample, error=error)]
         return events
 
     def _split(self, hypothesis: Hypothesis) -> list[Hypothesis]:
@@ -392,7 +336,9 @@ class Loop:
                 break
         new = slice(before, None)
         hypothesis.rounds.append(min(len(accepted), len(hypothesis.tokens) - before))
-        self._tell(hypothesis, accepted, hypothesis.tokens[new])
+        self.drafting.tell(hypothesis, accepted, hypothesis.tokens[new])
+        for transform in hypothesis.transforms:
+            transform.advance(hypothesis.tokens[new], [0, *(node + 1 for node in accepted)] if len(draft) else [])
         finish = None
         if reason:
             text += hypothesis.stream.finish()
@@ -411,17 +357,6 @@ class Loop:
             finish,
             tops=tuple(hypothesis.tops[new]),
         )
-
-    def _tell(self, hypothesis: Hypothesis, accepted: list[int], emitted: list[int]) -> None:
-        """Drafter and controller learn what was really emitted."""
-        source, drafter = hypothesis.request.drafter, hypothesis.drafter
-        if drafter is None or source is None:
-            return
-        drafter.observe(emitted)
-        if hypothesis.shadow:
-            hypothesis.shadow.observe(emitted)
-        if not source.free and len(hypothesis.draft):
-            self.controller.of(source.name).record(ANY, accepted, min(len(hypothesis.draft), LIMIT))
 
     def _advance_text(self, hypothesis: Hypothesis, token: int) -> tuple[str | None, str]:
         """(why the text ends here or None, text that became safe)"""
@@ -442,12 +377,16 @@ class Loop:
         assert beam is not None
         if any(h.row is None for h in running.hypotheses):
             return []
-        running.hypotheses, done = beam.select(
-            running.hypotheses,
-            lambda h: h.fork(h.sample, self._fork(h), None),
-            self._close_sequence,
-            self._advance_text,
-        )
+        try:
+            running.hypotheses, done = beam.select(
+                running.hypotheses,
+                lambda h: h.fork(h.sample, self._fork(h), None),
+                self._close_sequence,
+                self._advance_text,
+            )
+        except ConstraintError as error:
+            self._release(running)
+            return [Event(running.id, running.request.first_sample, error=error)]
         if done is None:
             return []
         for hypothesis in running.hypotheses:
@@ -477,6 +416,8 @@ class Loop:
     # --- endings --------------------------------------------------------------------------------------------------
 
     def _close_sequence(self, hypothesis: Hypothesis) -> None:
+        for transform in hypothesis.transforms:
+            transform.drop()
         if hypothesis.sequence is not None:
             self.runtime.close(hypothesis.sequence)
             hypothesis.sequence = None
@@ -496,6 +437,7 @@ class Loop:
     def _release(self, running: _Running) -> None:
         self._close_sequences(running)
         for hypothesis in running.hypotheses:
+            hypothesis.dropped = True
             if hypothesis.drafter:
                 hypothesis.drafter.end()
         running.hypotheses = []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from likely.decoding.draft import FIXED_ONLY, DraftSource, Draw, Law, Verification
 from likely.decoding.sampling import Sampling
+from likely.decoding.steer import Constraint, Transform
 from likely.errors import CapabilityError
 
 
@@ -24,6 +25,8 @@ class Request:
     draft_budget   most drafted tokens per call; "auto": as many as pay, none if none do
     verification   "keyed": the tokens are the same with any drafter (rules M and G).  "rejection", "spectr": the law is
                    the same, the tokens depend on the drafter (rules R and K); for drafters that draw from a known q
+    constraint     what the text must look like, in its first state;  transforms: soft changes of the logits, in order
+    form           for the caller: what the constraint was made from
     top_logprobs   alternatives per position;  processed: also logprobs of the law sampled from
     """
 
@@ -40,6 +43,9 @@ class Request:
     drafter: DraftSource | None = None
     draft_budget: int | Literal["auto"] = "auto"
     verification: Verification = "keyed"
+    constraint: Constraint | None = None
+    transforms: tuple[Transform, ...] = ()
+    form: Any = None
     top_logprobs: int = 0
     processed: bool = False
 
@@ -103,7 +109,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Finished:
-    """A whole sample. Logprob fields have one entry per token; `rounds` one per call that emitted: drafts kept."""
+    """A whole sample. Logprob fields have one entry per token; `rounds` one per call that emitted: drafts kept.
+
+    log_masses   with a constraint: log of the model's probability of the tokens allowed at each position
+    complete     with a constraint: whether the text is a whole member of its language
+    approximate  with a constraint: whether some set of allowed tokens was not the exact one
+    """
 
     reason: str
     text: str
@@ -114,6 +125,9 @@ class Finished:
     target_calls: int
     proposed: int
     rounds: list[int]
+    log_masses: list[float] = field(default_factory=list)
+    complete: bool | None = None
+    approximate: bool = False
 
     @property
     def accepted(self) -> int:

@@ -1,0 +1,121 @@
+"""What a text must look like, as a user says it: a schema, a regular expression, a grammar or a list of choices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from likely.errors import ConstraintError
+
+Whitespace = Literal["compact", "single", "any"]
+OnUnsupported = Literal["error", "validate", "ignore"]
+
+
+@dataclass(frozen=True)
+class FormSettings:
+    """How a form is held.
+
+    backend            "llguidance" (enforces or refuses), "xgrammar" (behind the preflight), "reference" (regex and
+                       choices only: slow, readable)
+    whitespace         in JSON: "compact" none, "single" one after , and :, "any" as JSON allows, in runs of at most 8
+    on_unsupported     a keyword that the backend cannot enforce: "error"; "validate": generate without it, validate the
+                       text, try again up to `retries` times with other samples; "ignore": with a warning
+    close_on_budget    leave out tokens after which the text could no longer be completed within max_tokens
+    max_string, max_items, max_number_digits   bounds where the schema has none (None: none); small models loop there
+    """
+
+    backend: Literal["llguidance", "xgrammar", "reference"] = "llguidance"
+    whitespace: Whitespace = "compact"
+    on_unsupported: OnUnsupported = "error"
+    retries: int = 3
+    close_on_budget: bool = True
+    max_string: int | None = None
+    max_items: int | None = None
+    max_number_digits: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("backend", ("llguidance", "xgrammar", "reference")),
+            ("whitespace", ("compact", "single", "any")),
+            ("on_unsupported", ("error", "validate", "ignore")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("retries", "max_string", "max_items", "max_number_digits"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 0):
+                raise ValueError(f"{name} must be a whole number >= 0, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Form:
+    """One of the four kinds.
+
+    kind      "schema" | "regex" | "grammar" | "choices"
+    source    the JSON Schema (a mapping), the pattern, the grammar in Lark notation, the choices
+    read      text -> the value it stands for: a validated object for a schema, else the text itself
+    """
+
+    kind: Literal["schema", "regex", "grammar", "choices"]
+    source: Any
+    settings: FormSettings = FormSettings()
+    read: Callable[[str], Any] = str
+
+    @property
+    def key(self) -> str:
+        """Equal keys: the same language, held the same way."""
+        return json.dumps([self.kind, self.source, vars(self.settings)], sort_keys=True, ensure_ascii=False)
+
+
+FORM_OPTIONS = ("schema", "regex", "grammar", "choices")
+
+
+def make_form(
+    *,
+    schema: Any = None,
+    regex: str | None = None,
+    grammar: str | None = None,
+    choices: Sequence[str] | None = None,
+    settings: FormSettings | None = None,
+) -> Form:
+    """The form that exactly one of the four arguments names.
+
+    schema   a JSON Schema (mapping, True), a pydantic model, a dataclass, or any type pydantic understands
+    regex    the whole text matches it (Rust's regex syntax: no look-around, no back-references)
+    grammar  in Lark notation, its start rule named "start"
+    choices  the text is one of them
+    """
+    settings = settings or FormSettings()
+    given = {"schema": schema, "regex": regex, "grammar": grammar, "choices": choices}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        raise ValueError(f"give exactly one of {', '.join(FORM_OPTIONS)}; got {', '.join(named) or 'none'}")
+    if schema is not None:
+        from likely.guided.schema import schema_form
+
+        return schema_form(schema, settings)
+    if regex is not None:
+        if not isinstance(regex, str):
+            raise ValueError(f"regex must be a string, got {type(regex).__name__}")
+        return Form("regex", regex, settings)
+    if grammar is not None:
+        if not (isinstance(grammar, str) and grammar.strip()):
+            raise ConstraintError("the grammar is empty: it needs at least a rule named start")
+        return Form("grammar", grammar, settings)
+    assert choices is not None
+    return Form("choices", tuple(check_choices(choices)), settings)
+
+
+def check_choices(choices: Sequence[str]) -> list[str]:
+    """The choices, once each; ValueError for none, for an empty one, for something else than strings."""
+    if isinstance(choices, (str, bytes, Mapping)):
+        raise ValueError(f"choices must be a list of strings, got {choices!r}")
+    out = list(dict.fromkeys(choices))
+    if not out:
+        raise ValueError("choices is empty: give at least one")
+    for choice in out:
+        if not isinstance(choice, str) or not choice:
+            raise ValueError(f"each choice must be a string of at least one character, got {choice!r}")
+    return out

@@ -1,0 +1,153 @@
+"""Constraints by llguidance: lazy regex derivatives under an Earley parser, walked along a trie of the tokens.
+
+It enforces what it accepts and refuses the rest, which is the only behaviour that deserves the word guarantee.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+
+from likely.decoding.masks import Mask, contains, no_tokens
+from likely.decoding.steer import ConstraintViolation
+from likely.errors import ConstraintError, missing_extra
+from likely.guided.vocabulary import Vocabulary
+
+
+class LLGuidance:
+    """The engine for one vocabulary: compiles grammars into constraints."""
+
+    name = "llguidance"
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.vocabulary = vocabulary
+        try:
+            import llguidance
+        except ImportError:
+            raise missing_extra("llguidance", "guided") from None
+        self._library = llguidance
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        vocabulary = self.vocabulary
+        wrapper = self._library.TokenizerWrapper(_Tokens(vocabulary))
+        return self._library.LLTokenizer(
+            wrapper, n_vocab=vocabulary.size, eos_token=sorted(vocabulary.end_ids, key=lambda i: i != vocabulary.eos_id)
+        )
+
+    def compile(self, lark: str) -> LLGuidanceConstraint:
+        """A constraint in its first state, from a grammar in llguidance's dialect of Lark.
+
+        Masks hold every way to cut a text into tokens, not only the tokenizer's own: "no_forcing" says so.
+        """
+        if not lark.lstrip().startswith("%llguidance"):
+            lark = '%llguidance {"no_forcing": true}\n' + lark
+        matcher = self._library.LLMatcher(self._tokenizer, self._library.LLMatcher.grammar_from_lark(lark), log_level=0)
+        if matcher.is_error():
+            raise ConstraintError(_first_lines(matcher.get_error()))
+        return LLGuidanceConstraint(matcher, self.vocabulary)
+
+
+@dataclass(eq=False)
+class LLGuidanceConstraint:
+    """The state of one text."""
+
+    matcher: Any
+    vocabulary: Vocabulary
+    ended: bool = False  # an end token was taken; the matcher itself never sees it (its rollback would not count it)
+    approximate: bool = False
+    _mask: Mask | None = field(default=None, repr=False)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocabulary.size
+
+    @property
+    def accepting(self) -> bool:
+        return self.ended or self.matcher.is_accepting()
+
+    @property
+    def finished(self) -> bool:
+        return self.ended or (self.matcher.is_stopped() and self.matcher.is_accepting())
+
+    def allowed(self, remaining: int | None = None) -> Mask:
+        if self._mask is None:
+            mask = no_tokens(self.vocab_size)
+            if not self.ended:
+                self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+                self._check()
+                mask &= self.vocabulary.text_mask
+                if self.matcher.is_accepting():
+                    mask |= self.vocabulary.end_mask
+            self._mask = mask
+        return self._mask
+
+    def permits(self, token: int) -> bool:
+        if self._mask is not None:
+            return contains(self._mask, token)
+        if self.ended:
+            return False
+        if token in self.vocabulary.end_ids:
+            return self.matcher.is_accepting()
+        return bool(self.vocabulary.tokens[token]) and self.matcher.validate_tokens([token]) == 1
+
+    def advance(self, token: int) -> None:
+        if not self.permits(token):
+            raise ConstraintViolation(f"token {token} ({self.vocabulary.tokens[token]!r}) is not allowed here")
+        if token in self.vocabulary.end_ids:
+            self.ended = True
+        else:
+            self.matcher.consume_token(token)
+            self._check()
+        self._mask = None
+
+    def forced(self) -> list[int]:
+        if self.ended:
+            return []
+        if self.finished:
+            return [self.vocabulary.eos_id]
+        return self.vocabulary.guess(self.matcher.compute_ff_bytes())
+
+    def fork(self) -> LLGuidanceConstraint:
+        return LLGuidanceConstraint(self.matcher.deep_copy(), self.vocabulary, self.ended, self.approximate, self._mask)
+
+    def rollback(self, n: int) -> None:
+        if n <= 0:
+            return
+        if self.ended:
+            self.ended, n = False, n - 1
+        if n and not self.matcher.rollback(n):
+            raise ValueError(f"cannot take back {n} tokens: {_first_lines(self.matcher.get_error())}")
+        self._mask = None
+
+    def ready(self, wait: bool = False) -> bool:
+        return True
+
+    def _check(self) -> None:
+        if self.matcher.is_error():
+            raise ConstraintError(_first_lines(self.matcher.get_error()))
+
+
+class _Tokens:
+    """The vocabulary in the form that llguidance reads."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.eos_token_id, self.bos_token_id = vocabulary.eos_id, None
+        # every id without text is special, named by its number: no text of a grammar can reach it
+        self.tokens = [text or b"<|%d|>" % i for i, text in enumerate(vocabulary.tokens)]
+        self.special_token_ids = [i for i, text in enumerate(vocabulary.tokens) if not text]
+        self._spell = vocabulary.spell
+
+    def __call__(self, text: bytes | str) -> Sequence[int]:
+        return self._spell(text.encode() if isinstance(text, str) else text)
+
+
+def _first_lines(message: str) -> str:
+    """The engine's error in one line, without its excerpt of the grammar."""
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip() and not line.strip("^ ") == ""]
+    return " ".join(lines)[:400] or "unknown error of llguidance"
+
+

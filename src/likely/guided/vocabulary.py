@@ -1,0 +1,106 @@
+"""The tokens of a model as byte strings: what every constraint is compiled against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from likely.decoding.masks import Mask, mask_of, pack
+from likely.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Tokens of a model, by id.
+
+    tokens   (V,) bytes that each token adds to a text; b"" for control tokens and ids that the tokenizer does not have.
+             Several ids may have the same bytes: all of them count
+    end_ids  tokens that end a text;  eos_id: the one to guess
+    encode   text -> ids, as the model's tokenizer writes it (control tokens are not recognised)
+    """
+
+    tokens: tuple[bytes, ...]
+    end_ids: frozenset[int]
+    eos_id: int
+    encode: Callable[[str], list[int]]
+    _guesses: dict[bytes, list[int]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
+        """Of a model whose rows of logits are `vocab_size` wide (they may be wider than the tokenizer)."""
+        known = min(tokenizer.vocab_size, vocab_size)
+        tokens = [tokenizer.token_bytes(i) for i in range(known)] + [b""] * (vocab_size - known)
+        end_ids = frozenset(i for i in tokenizer.end_ids if i < vocab_size)
+        if not end_ids:
+            raise ValueError("a constraint needs a token that ends the text; this tokenizer names none")
+        eos = tokenizer.eos_id
+        for i in end_ids:
+            tokens[i] = b""
+        return cls(tuple(tokens), end_ids, eos if eos in end_ids else min(end_ids), tokenizer.encode)
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def end_mask(self) -> Mask:
+        return mask_of(self.end_ids, self.size)
+
+    @cached_property
+    def text_mask(self) -> Mask:
+        """The tokens that write something."""
+        return pack(np.fromiter(map(bool, self.tokens), np.bool_, self.size))
+
+    @cached_property
+    def ids_of(self) -> dict[bytes, tuple[int, ...]]:
+        """Bytes -> every id that writes them."""
+        out: dict[bytes, list[int]] = {}
+        for i, text in enumerate(self.tokens):
+            if text:
+                out.setdefault(text, []).append(i)
+        return {text: tuple(ids) for text, ids in out.items()}
+
+    @cached_property
+    def longest(self) -> int:
+        return max(map(len, self.tokens))
+
+    @cached_property
+    def sorted_texts(self) -> list[bytes]:
+        """The texts of tokens in byte order, each once: a trie as a list (the extensions of a prefix are one range)."""
+        return sorted(self.ids_of)
+
+    def text(self, ids: Iterable[int]) -> bytes:
+        return b"".join(self.tokens[i] for i in ids)
+
+    def guess(self, text: bytes) -> list[int]:
+        """`spell`, remembered: forced pieces of a form come again with every text.  [] where no tokens write it."""
+        if text not in self._guesses:
+            if len(self._guesses) >= 4096:
+                self._guesses.clear()
+            try:
+                self._guesses[text] = self.spell(text) if text else []
+            except ValueError:
+                self._guesses[text] = []
+        return self._guesses[text]
+
+    def spell(self, text: bytes) -> list[int]:
+        """Tokens that write exactly these bytes: the tokenizer's own for text, the longest that fit where it is none."""
+        try:
+            ids = self.encode(text.decode())
+        except UnicodeDecodeError:
+            ids = []
+        if self.text(ids) == text:
+            return ids
+        ids, at = [], 0
+        while at < len(text):
+            for end in range(min(len(text), at + self.longest), at, -1):
+                if found := self.ids_of.get(text[at:end]):
+                    ids.append(found[0])
+                    at = end
+                    break
+            else:
+                raise ValueError(f"no token writes the byte {text[at:at + 1]!r}")
+        return ids
