@@ -101,7 +101,9 @@ class Drafting:
 
     def _force(self, hypothesis: Hypothesis, room: int) -> int:
         """Draft what the constraint forces; gives the number of tokens."""
-        if hypothesis.constraint is None or hypothesis.waiting_for > 1 or not self.runtime.capabilities.trees:
+        if hypothesis.constraint is None or hypothesis.request.beams or hypothesis.waiting_for > 1:
+            return 0
+        if not self.runtime.capabilities.trees:
             return 0
         chain = hypothesis.constraint.forced()[: max(0, min(room, self._depth(hypothesis)))]
         hypothesis.draft = Draft.chain(chain)
