@@ -42,7 +42,7 @@ class BeamSearch:
             assert beam.row is not None
             raw = log_softmax(beam.row)
             row, allowed = beam.row_for_choice(beam.row, (), self.end_ids)
-            seen = log_softmax(row)
+            seen = log_softmax(beam.held(row, allowed, ()))
             mass = None if allowed is None else log_mass(beam.row, allowed, logsumexp(beam.row))
             top = [(int(i), float(raw[i])) for i in top_tokens(raw, self.request.top_logprobs)]
             masses.append(mass)

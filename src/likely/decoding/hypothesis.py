@@ -52,7 +52,7 @@ class Hypothesis:
     rounds: list[int] = field(default_factory=list)  # per call that emitted: how many drafted tokens were kept
     shadow: Shadow | None = None
     waiting_for: int = 1  # samples that will be split off this one when its first row is there
-    row: FloatArray | None = None  # beam search: the row to choose from
+    row: FloatArray | None = None  # beams, particles: the row to choose from
     dropped: bool = False
 
     @property
@@ -73,7 +73,7 @@ class Hypothesis:
             not request.sampling.greedy
             or request.sampling.has_penalties
             or request.sampling.logit_bias
-            or request.beams
+            or request.selects
             or request.processed
             or self.constraint is not None
             or self.transforms
@@ -114,7 +114,7 @@ class Hypothesis:
     ) -> tuple[FloatArray, Allowed | None]:
         """(logits as the sampler sees them after the tokens of `path`, which tokens the constraint allows there).
 
-        The constraint has taken the tokens of `path`.
+        The constraint has taken the tokens of `path`.  `held` joins the two.
         """
         sampling = self.request.sampling
         for soft in self.transforms:
@@ -128,12 +128,17 @@ class Hypothesis:
             row[list(end_ids | self.request.stop_tokens)] = -np.inf
         if self.constraint is None:
             return row, None
-        allowed = unpack(self.constraint.allowed(self.request.max_tokens - written), len(row))
-        row = only(row, allowed)
+        return row, unpack(self.constraint.allowed(self.request.max_tokens - written), len(row))
+
+    def held(self, row: FloatArray, allowed: Allowed | None, path: Seq[int]) -> FloatArray:
+        """The row with -inf where the constraint forbids; ConstraintDeadEnd if nothing is left."""
+        if allowed is None:
+            return row
+        row, written = only(row, allowed), len(self.tokens) + len(path)
         if row.max() == -np.inf:
             why = f"min_tokens is {self.request.min_tokens}" if written < self.request.min_tokens else ""
             raise ConstraintDeadEnd(written, self.stream.text, why)
-        return row, allowed
+        return row
 
     def choose(self, output: Output, end_ids: frozenset[int]) -> tuple[list[int], list[int], list[Choice]]:
         """(nodes of the draft that were kept, emitted tokens, what is to be reported about each).
@@ -142,6 +147,7 @@ class Hypothesis:
         """
         seen: list[tuple[FloatArray, Allowed | None] | None] = []
         constraint, last = self.constraint, -1
+        greedy = self.request.sampling.greedy
 
         def emit(token: int) -> None:
             nonlocal last
@@ -158,7 +164,11 @@ class Hypothesis:
                 return int(output.top_ids[node + 1, 0])  # type: ignore[index]
             row, allowed = self.row_for_choice(output.logits[node + 1], path, end_ids)
             seen.append((row, allowed))
-            token = pick(row, self.request.sampling, sample=self.sample, position=self.position + len(path))
+            if greedy and allowed is not None and allowed[best := int(row.argmax())] and row[best] > -np.inf:
+                token = best  # most often the model's own choice is allowed: nothing needs to be masked
+            else:
+                row = self.held(row, allowed, path)
+                token = pick(row, self.request.sampling, sample=self.sample, position=self.position + len(path))
             emit(token)
             return token
 
@@ -166,6 +176,7 @@ class Hypothesis:
             assert output.logits is not None
             row, allowed = self.row_for_choice(output.logits[node + 1], path, end_ids)
             seen.append((row, allowed))
+            row = self.held(row, allowed, path)
             return np.exp(processed_logprobs(row, self.request.sampling).astype(np.float64))
 
         rule, draft = self.request.verification, self.draft
@@ -175,12 +186,11 @@ class Hypothesis:
             draws = generator(self.request.sampling.seed, self.sample, self.position, "accept")
             accepted, tokens = drawn_walk(draft, law_at, draws.random, rule=rule, emit=emit, go_on=go_on)
         rows = [0, *(node + 1 for node in accepted)]
-        choices = [self._report(output, *each) for each in zip(rows, tokens, seen, strict=True)]
+        choices = [self.report(output, *each) for each in zip(rows, tokens, seen, strict=True)]
         return accepted, tokens, choices
 
-    def _report(
-        self, output: Output, row: int, token: int, seen: tuple[FloatArray, Allowed | None] | None
-    ) -> Choice:
+    def report(self, output: Output, row: int, token: int, seen: tuple[FloatArray, Allowed | None] | None) -> Choice:
+        """What is to be said of `token`, chosen by this row of the output; seen: what `row_for_choice` gave."""
         if output.logits is None or seen is None:
             ids, logprobs = output.top_ids[row], output.top_logprobs[row]  # type: ignore[index]
             return Choice(float(logprobs[0]), list(zip(ids.tolist(), logprobs.tolist(), strict=True)))
@@ -189,7 +199,8 @@ class Hypothesis:
         top = top_tokens(logits, self.request.top_logprobs)
         processed = None
         if self.request.processed:
-            processed = float(processed_logprobs(seen[0], self.request.sampling)[token])
+            row_seen = seen[0] if seen[1] is None else only(seen[0], seen[1])
+            processed = float(processed_logprobs(row_seen, self.request.sampling)[token])
         mass = None if seen[1] is None else log_mass(logits, seen[1], norm)
         return Choice(float(logits[token]) - norm, [(int(i), float(logits[i]) - norm) for i in top], processed, mass)
 
