@@ -101,7 +101,7 @@ class Drafting:
 
     def _force(self, hypothesis: Hypothesis, room: int) -> int:
         """Draft what the constraint forces; gives the number of tokens."""
-        if hypothesis.constraint is None or hypothesis.request.beams or hypothesis.waiting_for > 1:
+        if hypothesis.constraint is None or hypothesis.request.selects or hypothesis.waiting_for > 1:
             return 0
         if not self.runtime.capabilities.trees:
             return 0

@@ -18,6 +18,7 @@ from likely.decoding.budget import Controller
 from likely.decoding.draft import NO_DRAFT
 from likely.decoding.drafting import Drafting
 from likely.decoding.hypothesis import Hypothesis
+from likely.decoding.particles import Particles
 from likely.decoding.pool import Policy
 from likely.decoding.request import Event, Request
 from likely.decoding.steer import Transform
@@ -33,7 +34,7 @@ class _Running:
     id: int
     request: Request
     hypotheses: list[Hypothesis]
-    beam: BeamSearch | None = None
+    select: BeamSearch | Particles | None = None  # what is kept after each step; None: every sample by itself
 
 
 @dataclass(eq=False)
@@ -87,7 +88,7 @@ class Loop:
         worst = max(request.sampling.logit_bias, default=0)
         if worst >= runtime.vocab_size:
             raise ValueError(f"logit_bias names token {worst}, the vocabulary has {runtime.vocab_size}")
-        if max(request.samples, request.beams) > 1 and not runtime.capabilities.fork:
+        if max(request.samples, request.beams, request.particles) > 1 and not runtime.capabilities.fork:
             raise CapabilityError("several samples from one prompt need a runtime that forks: torch, llamacpp")
         if request.drafter is not None and not runtime.capabilities.trees:
             raise CapabilityError("drafts need a runtime with pending tokens: torch, llamacpp")
@@ -146,8 +147,8 @@ class Loop:
                 events += self._digest(hypothesis, item, output)
         self._time(work, time.perf_counter() - started)
         for running in list(self._running):
-            if running.beam:
-                events += self._select_beams(running)
+            if running.select:
+                events += self._select(running)
         self._running = [r for r in self._running if r.hypotheses]
         return events
 
@@ -173,12 +174,16 @@ class Loop:
                     list(request.prompt[held.length if held else 0 :]),
                     TextStream(request.stop),
                     held,
-                    waiting_for=1 if request.beams else request.samples,
+                    waiting_for=1 if request.selects else request.samples,
                     constraint=request.constraint.fork() if request.constraint else None,
                     transforms=tuple(t.begin(self.runtime, request.prompt) for t in request.transforms),
                 )
-                beam = BeamSearch(request, self.end_ids | request.stop_tokens) if request.beams else None
-                self._waiting.append(_Running(request_id, request, [hypothesis], beam))
+                select: BeamSearch | Particles | None = None
+                if request.beams:
+                    select = BeamSearch(request, self.end_ids | request.stop_tokens)
+                elif request.particles:
+                    select = Particles(request, self.end_ids)
+                self._waiting.append(_Running(request_id, request, [hypothesis], select))
                 continue
             for group in (self._running, self._waiting):
                 for running in [r for r in group if r.id == request_id]:
@@ -242,7 +247,7 @@ class Loop:
         full: KvFull | None = None
         ready: list[tuple[Hypothesis, Sequence]] = []
         for hypothesis in sorted(active, key=lambda h: len(h.todo) > 1):
-            if hypothesis.row is not None:  # a beam that waits for its companions
+            if hypothesis.row is not None:  # a beam or particle that waits for its companions
                 continue
             try:
                 sequence = hypothesis.sequence = hypothesis.sequence or self.runtime.open()
@@ -295,7 +300,7 @@ class Loop:
         if item.parents is None and len(item.tokens) < len(hypothesis.todo):
             hypothesis.todo = hypothesis.todo[len(item.tokens) :]
             return []
-        if hypothesis.request.beams:
+        if hypothesis.request.selects:
             assert output.logits is not None
             hypothesis.row = output.logits[-1]
             return []
@@ -372,13 +377,13 @@ class Loop:
             return "context", text
         return None, text
 
-    def _select_beams(self, running: _Running) -> list[Event]:
-        beam = running.beam
-        assert beam is not None
+    def _select(self, running: _Running) -> list[Event]:
+        select = running.select
+        assert select is not None
         if any(h.row is None for h in running.hypotheses):
             return []
         try:
-            running.hypotheses, done = beam.select(
+            running.hypotheses, done = select.select(
                 running.hypotheses,
                 lambda h: h.fork(h.sample, self._fork(h), None),
                 self._close_sequence,

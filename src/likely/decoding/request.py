@@ -21,6 +21,7 @@ class Request:
     samples        independent continuations from one prefill; sample i is keyed by first_sample + i
     beams          > 0: beam search of this width, returning the `samples` best;  length_penalty: a finished text is
                    ranked by sequence_logprob / length ** length_penalty, as in transformers
+    particles      > 0: sequential Monte Carlo under the constraint with this many weighted texts, all of them returned
     drafter        speculation: guesses that cost no quality
     draft_budget   most drafted tokens per call; "auto": as many as pay, none if none do
     verification   "keyed": the tokens are the same with any drafter (rules M and G).  "rejection", "spectr": the law is
@@ -40,6 +41,7 @@ class Request:
     first_sample: int = 0
     beams: int = 0
     length_penalty: float = 1.0
+    particles: int = 0
     drafter: DraftSource | None = None
     draft_budget: int | Literal["auto"] = "auto"
     verification: Verification = "keyed"
@@ -57,6 +59,7 @@ class Request:
             ("min_tokens", 0, self.max_tokens),
             ("samples", 1, 4096),
             ("beams", 0, 256),
+            ("particles", 0, 4096),
             ("top_logprobs", 0, 1000),
         ):
             value = getattr(self, name)
@@ -84,6 +87,20 @@ class Request:
                 )
             if self.drafter is not None:
                 raise CapabilityError("beam search takes no drafter: drop drafter= or beams=")
+        if self.particles:
+            if self.constraint is None:
+                raise ValueError("particles need a constraint")
+            if self.samples > 1 or self.beams:
+                raise ValueError("particles come without samples= and beams=")
+            if self.drafter is not None:
+                raise CapabilityError(
+                    'particles (sampler="smc") grow together, token by token: drop drafter=, or sampler="importance"'
+                )
+
+    @property
+    def selects(self) -> bool:
+        """Whether its continuations are chosen among each other after every step."""
+        return bool(self.beams or self.particles)
 
     def draw(self, sample: int) -> Draw:
         """What drafters need to know about the target's choices."""
@@ -114,6 +131,7 @@ class Finished:
     log_masses   with a constraint: log of the model's probability of the tokens allowed at each position
     complete     with a constraint: whether the text is a whole member of its language
     approximate  with a constraint: whether some set of allowed tokens was not the exact one
+    particle_log_weight  of a particle: log of its weight; the mean weight of all estimates p(constraint | prompt)
     """
 
     reason: str
@@ -128,6 +146,7 @@ class Finished:
     log_masses: list[float] = field(default_factory=list)
     complete: bool | None = None
     approximate: bool = False
+    particle_log_weight: float | None = None
 
     @property
     def accepted(self) -> int:

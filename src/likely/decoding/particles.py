@@ -1,0 +1,180 @@
+"""Sequential Monte Carlo: N weighted texts of one request grow together; the light ones give way to the heavy ones.
+
+Each text is drawn from q, the model masked and renormalised token by token; its weight is the product of the masses
+m = p(allowed) along it, so that weighted texts stand for the model itself given the constraint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from likely.decoding.hypothesis import Allowed, Hypothesis
+from likely.decoding.masks import log_mass
+from likely.decoding.noise import generator
+from likely.decoding.request import Finished, Request
+from likely.decoding.sampling import pick
+from likely.errors import ConstraintError
+from likely.models.rows import logsumexp
+from likely.models.runtime import FloatArray, Output
+
+Floats = NDArray[np.float64]
+
+
+def normalised(log_weights: Floats) -> Floats:
+    """Probabilities proportional to exp(log_weights) (N,); at least one must be finite."""
+    weights = np.exp(log_weights - log_weights.max())
+    return weights / weights.sum()
+
+
+def log_mean(log_weights: Floats) -> float:
+    """log of the mean of exp(log_weights) (N,); -inf if all are -inf."""
+    peak = float(log_weights.max())
+    return peak if peak == -np.inf else peak + float(np.log(np.exp(log_weights - peak).mean()))
+
+
+def effective_sample_size(log_weights: Floats) -> float:
+    """(Σ w)² / Σ w² of weights (N,): N where they are equal, 1 where one has everything, 0 where all are 0."""
+    if log_weights.max() == -np.inf:
+        return 0.0
+    return float(1 / (normalised(log_weights) ** 2).sum())
+
+
+def systematic(probabilities: Floats, count: int, u: float) -> NDArray[np.int64]:
+    """How often each of N is drawn (N,), `count` draws in all, on average in proportion to `probabilities`.
+
+    One uniform u in [0, 1) places `count` equally spaced points on the cumulative probabilities.
+    Kitagawa 1996, "Monte Carlo filter and smoother for non-Gaussian nonlinear state space models", appendix A.
+    """
+    edges = np.cumsum(probabilities)
+    points = (np.arange(count) + u) / count * edges[-1]
+    found = np.searchsorted(edges, points, side="right")
+    # a rounded sum must not reach one of probability 0
+    return np.bincount(np.minimum(found, np.flatnonzero(probabilities)[-1]), minlength=len(probabilities))
+
+
+@dataclass(eq=False)
+class _Particle:
+    """One text: on its way (`hypothesis`) or at its end (`finished`); log_weight with what resampling left it."""
+
+    hypothesis: Hypothesis
+    log_weight: float
+    finished: Finished | None = None
+    seen: tuple[FloatArray, Allowed | None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.finished is None
+
+
+@dataclass(eq=False)
+class Particles:
+    """The selection between two calls of the model.
+
+    A step weighs every text by the mass of what may follow it, draws N texts anew where the effective sample size is
+    under `threshold` N, and then picks the next token of each.  Finished texts keep their weight and wait; one that
+    ended without being whole has weight 0.  The mean weight is an unbiased estimate of p(constraint | prompt) whether
+    or not texts were drawn anew (Del Moral 2004, "Feynman-Kac Formulae", section 7.4.1).  The mass after a text is
+    known before its next token is, so copies part at once (the "fully adapted" filter of Pitt and Shephard 1999).
+    """
+
+    request: Request
+    end_ids: frozenset[int]
+    threshold: float = 0.5
+    resamplings: int = 0
+    _all: list[_Particle] = field(default_factory=list)
+    _fresh: int = 0  # the next unused sample number: copies must not share noise
+
+    def select(
+        self,
+        hypotheses: list[Hypothesis],
+        fork: Callable[[Hypothesis], Hypothesis],
+        drop: Callable[[Hypothesis], None],
+        advance_text: Callable[[Hypothesis, int], tuple[str | None, str]],
+    ) -> tuple[list[Hypothesis], list[Finished] | None]:
+        """(texts that go on, all N once every one has ended).  Every hypothesis has its row of logits."""
+        if not self._all:
+            self._begin(hypotheses[0], fork)
+        for particle in self._all:
+            if particle.alive:
+                self._weigh(particle)
+        weights = np.array([p.log_weight for p in self._all])
+        if effective_sample_size(weights) < self.threshold * len(self._all):
+            self._resample(weights, fork, drop)
+        for particle in self._all:
+            if particle.alive:
+                self._advance(particle, drop, advance_text)
+        going = [p.hypothesis for p in self._all if p.alive]
+        if all(p.log_weight == -np.inf for p in self._all):
+            raise ConstraintError(
+                f"none of {len(self._all)} texts was whole within max_tokens={self.request.max_tokens}: raise it, "
+                f"or set close_on_budget=True"
+            )
+        if going:
+            return going, None
+        return [], [replace(p.finished, particle_log_weight=p.log_weight) for p in self._all if p.finished]
+
+    def _begin(self, root: Hypothesis, fork: Callable[[Hypothesis], Hypothesis]) -> None:
+        self._fresh = root.sample + 1
+        self._all = [_Particle(root, 0.0)]
+        self._all += [self._copy(self._all[0], fork) for _ in range(1, self.request.particles)]
+
+    def _copy(self, particle: _Particle, fork: Callable[[Hypothesis], Hypothesis]) -> _Particle:
+        """The same text with the same weight, and noise of its own from here on."""
+        if not particle.alive:
+            return _Particle(particle.hypothesis, particle.log_weight, particle.finished)
+        hypothesis = fork(particle.hypothesis)
+        hypothesis.sample, hypothesis.row = self._fresh, particle.hypothesis.row
+        self._fresh += 1
+        return _Particle(hypothesis, particle.log_weight, seen=particle.seen)
+
+    def _weigh(self, particle: _Particle) -> None:
+        hypothesis = particle.hypothesis
+        assert hypothesis.row is not None
+        row, allowed = hypothesis.row_for_choice(hypothesis.row, (), self.end_ids)
+        particle.seen = hypothesis.held(row, allowed, ()), allowed
+        assert allowed is not None
+        particle.log_weight += log_mass(hypothesis.row, allowed, logsumexp(hypothesis.row))
+
+    def _resample(
+        self, weights: Floats, fork: Callable[[Hypothesis], Hypothesis], drop: Callable[[Hypothesis], None]
+    ) -> None:
+        """N texts drawn by weight, each with the mean weight; the first copy of a text is the text itself."""
+        position = len(self.request.prompt) + max(len(p.hypothesis.tokens) for p in self._all)
+        draws = generator(self.request.sampling.seed, self.request.first_sample, position, "resample")
+        counts = systematic(normalised(weights), len(weights), draws.random())
+        mean = log_mean(weights)
+        kept = []
+        for particle, count in zip(self._all, counts.tolist(), strict=True):
+            if not count and particle.alive:
+                drop(particle.hypothesis)  # before any fork: its room may be needed
+        for particle, count in zip(self._all, counts.tolist(), strict=True):
+            if count:
+                particle.log_weight = mean
+                kept += [particle, *(self._copy(particle, fork) for _ in range(1, count))]
+        self._all = kept
+        self.resamplings += 1
+
+    def _advance(
+        self,
+        particle: _Particle,
+        drop: Callable[[Hypothesis], None],
+        advance_text: Callable[[Hypothesis, int], tuple[str | None, str]],
+    ) -> None:
+        hypothesis, seen = particle.hypothesis, particle.seen
+        assert hypothesis.row is not None and hypothesis.constraint is not None and seen is not None
+        token = pick(seen[0], self.request.sampling, sample=hypothesis.sample, position=hypothesis.position)
+        hypothesis.constraint.advance(token)
+        hypothesis.append(token, hypothesis.report(Output(logits=hypothesis.row[None]), 0, token, seen))
+        hypothesis.row = particle.seen = None
+        hypothesis.continue_with(token)
+        reason, _ = advance_text(hypothesis, token)
+        if reason:
+            hypothesis.stream.finish()
+            particle.finished = hypothesis.finished(reason)
+            drop(hypothesis)
+            if not particle.finished.complete:
+                particle.log_weight = -np.inf
