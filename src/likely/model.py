@@ -21,6 +21,7 @@ from likely.decoding.request import Event, Finished, Request
 from likely.decoding.sampling import Sampling
 from likely.decoding.steer import Constraint
 from likely.errors import CapabilityError, ModelError, nearest
+from likely.guided.fields import read_fields
 from likely.guided.form import FORM_OPTIONS, Form, FormSettings, make_form
 from likely.guided.guide import Guide
 from likely.guided.vocabulary import Vocabulary
@@ -376,9 +377,13 @@ class Model:
         if request.constraint is None:
             return {}
         weight = float(sum(finish.log_masses))
-        form, value = request.form, None
+        form, value, shares = request.form, None, None
         if form is not None and finish.complete:
             value = form.read(finish.text)
+            shares = read_fields(
+                finish.text, form, request.constraint, finish.tokens, self.tokenizer.token_bytes,
+                finish.logprobs, finish.log_masses,
+            )  # fmt: skip
         return {
             "token_log_masses": finish.log_masses,
             "log_weight": weight,
@@ -386,6 +391,8 @@ class Model:
             "complete": finish.complete,
             "approximate": finish.approximate,
             "value": value,
+            "fields": shares[0] if shares else None,
+            "structure": shares[1] if shares else None,
         }
 
 

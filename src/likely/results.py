@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from likely.guided.fields import Field, Share
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class Generation:
     complete: bool | None = None
     approximate: bool = False
     value: Any = None
+    fields: list[Field] | None = None
+    structure: Share | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return _plain(self)
@@ -110,10 +115,18 @@ def sums(token_logprobs: Sequence[float]) -> tuple[float, float | None]:
 
 
 def _plain(record: Any) -> dict[str, Any]:
+    from pydantic_core import to_jsonable_python
+
     out: dict[str, Any] = {}
     for field in fields(record):
         value = getattr(record, field.name)
         if field.name == "top_logprobs" and value is not None:
             value = [[{"token_id": t.token_id, "text": t.text, "logprob": t.logprob} for t in row] for row in value]
+        elif field.name == "fields" and value is not None:
+            value = [asdict(found) for found in value]
+        elif field.name == "structure" and value is not None:
+            value = asdict(value)
+        elif field.name == "value" and value is not None:
+            value = to_jsonable_python(value)  # of a pydantic model or a dataclass
         out[field.name] = value
     return out
