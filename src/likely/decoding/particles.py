@@ -56,6 +56,10 @@ def systematic(probabilities: Floats, count: int, u: float) -> NDArray[np.int64]
     return np.bincount(np.minimum(found, np.flatnonzero(probabilities)[-1]), minlength=len(probabilities))
 
 
+def none_whole(count: int, max_tokens: int) -> str:
+    return f"none of {count} texts was whole within max_tokens={max_tokens}: raise it, or set close_on_budget=True"
+
+
 @dataclass(eq=False)
 class _Particle:
     """One text: on its way (`hypothesis`) or at its end (`finished`); log_weight with what resampling left it."""
@@ -109,13 +113,14 @@ class Particles:
                 self._advance(particle, drop, advance_text)
         going = [p.hypothesis for p in self._all if p.alive]
         if all(p.log_weight == -np.inf for p in self._all):
-            raise ConstraintError(
-                f"none of {len(self._all)} texts was whole within max_tokens={self.request.max_tokens}: raise it, "
-                f"or set close_on_budget=True"
-            )
+            raise ConstraintError(none_whole(len(self._all), self.request.max_tokens))
         if going:
             return going, None
-        return [], [replace(p.finished, particle_log_weight=p.log_weight) for p in self._all if p.finished]
+        return [], [
+            replace(p.finished, particle_log_weight=p.log_weight, resamplings=self.resamplings)
+            for p in self._all
+            if p.finished
+        ]
 
     def _begin(self, root: Hypothesis, fork: Callable[[Hypothesis], Hypothesis]) -> None:
         self._fresh = root.sample + 1

@@ -132,6 +132,7 @@ class Finished:
     complete     with a constraint: whether the text is a whole member of its language
     approximate  with a constraint: whether some set of allowed tokens was not the exact one
     particle_log_weight  of a particle: log of its weight; the mean weight of all estimates p(constraint | prompt)
+    resamplings  of a particle: how often all were drawn anew
     """
 
     reason: str
@@ -147,6 +148,7 @@ class Finished:
     complete: bool | None = None
     approximate: bool = False
     particle_log_weight: float | None = None
+    resamplings: int = 0
 
     @property
     def accepted(self) -> int:
