@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from likely.cli import forms, seeing
 from likely.cli import options as opt
-from likely.cli import seeing
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +27,10 @@ def ask(
     temperature: opt.TemperatureOption = 0.0,
     seed: opt.SeedOption = 0,
     stop: opt.StopOption = None,
+    schema: forms.SchemaOption = None,
+    regex: forms.RegexOption = None,
+    choices: forms.ChoicesOption = None,
+    grammar: forms.GrammarOption = None,
     output: opt.OutputOption = None,
     overwrite: opt.OverwriteOption = False,
     limit: opt.LimitOption = None,
@@ -54,6 +58,8 @@ def ask(
       cat question.txt | likely ask -m gemma3
 
       likely ask questions.jsonl -o answers.jsonl
+
+      likely ask "Is 7 a prime number?" --choices yes,no --json
     """
     from likely.cli.ask_file import ask_file, is_questions_file, read_questions
     from likely.cli.printing import print_json, print_stream
@@ -74,6 +80,7 @@ def ask(
     if stop:
         given["stop"] = tuple(stop)
     given |= opt.drafting(drafter, draft_budget)
+    given |= forms.form_options(schema, regex, choices, grammar)
     if see:
         given.setdefault("top_logprobs", seeing.ALTERNATIVES)
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
@@ -93,3 +100,4 @@ def ask(
         if as_json:
             print_json({**opt.origin(lm), "question": text, **answer.to_dict()})
         seeing.present(lm, [answer], show=show, html=html, title=text, prompt=stream.prompt)
+        forms.refuse_incomplete([answer])

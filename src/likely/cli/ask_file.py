@@ -49,6 +49,7 @@ def ask_file(
     from likely.asking import BATCH, fingerprint
     from likely.chunks import unfinished
     from likely.cli.printing import progress
+    from likely.errors import ConstraintError
     from likely.jsonl import Results
     from likely.model import Model
 
@@ -63,12 +64,14 @@ def ask_file(
     }  # fmt: skip
     with Results(output, header, overwrite=overwrite) as results:
         todo = unfinished(lines, results, file, size=BATCH)
-        before = len(results.done)
+        before, cut, told = len(results.done), 0, ""
         try:
             with progress(sum(map(len, todo)), "asking", unit="questions") as tick:
                 for line, record in _answers(lm, file, todo, system, options, show_prompt):
                     if not results.is_done(line, file):
                         results.write([record])
+                        if record.get("complete") is False:
+                            cut, told = cut + 1, told or f"{file}:{line.number} ({record['finish_reason']})"
                     tick(1)
         except KeyboardInterrupt:
             if output is not None:
@@ -79,6 +82,8 @@ def ask_file(
                     err=True,
                 )
             raise
+    if cut:
+        raise ConstraintError(f"{cut} answers are not complete, the first is that of {told}: raise --max-tokens")
 
 
 def _template(lm: Any) -> str | None:

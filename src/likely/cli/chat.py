@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from likely.cli import forms
 from likely.cli import options as opt
 
 HELP = """/help            this list
@@ -39,6 +40,10 @@ def chat(
     max_tokens: opt.MaxTokens = 512,
     temperature: opt.TemperatureOption = 0.2,
     seed: opt.SeedOption = 0,
+    schema: forms.SchemaOption = None,
+    regex: forms.RegexOption = None,
+    choices: forms.ChoicesOption = None,
+    grammar: forms.GrammarOption = None,
     drafter: opt.DrafterOption = None,
     draft_budget: opt.BudgetOption = "auto",
     stats: opt.StatsOption = False,
@@ -57,11 +62,14 @@ def chat(
       likely chat --system "You answer in one sentence." --save talk.json
 
       printf 'Hello!\\nAnd in French?\\n' | likely chat --json
+
+      likely chat --choices yes,no
     """
     given = {
         "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(settings),
     }  # fmt: skip
     given |= opt.drafting(drafter, draft_budget)
+    given |= forms.form_options(schema, regex, choices, grammar)
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
         talk = Conversation(lm, given, show_prompt=show_prompt, as_json=as_json, stats=stats)
@@ -148,7 +156,7 @@ class Conversation:
     def answer(self, text: str) -> None:
         """Ask the model; an answer stopped by Ctrl-C stays in the conversation as far as it came."""
         from likely.cli.printing import print_json, print_stream
-        from likely.errors import LikelyError
+        from likely.errors import ConstraintError, LikelyError
 
         self.messages.append({"role": "user", "content": text})
         stream = None
@@ -175,6 +183,10 @@ class Conversation:
             print_json({**opt.origin(self.model), "question": text, **result.to_dict()})
         if self.stats:
             opt.print_stats(result)
+        if why := forms.why_incomplete(result):
+            if not self.interactive:
+                raise ConstraintError(why)
+            typer.echo(f"Note: {why}", err=True)
 
     def command(self, line: str) -> bool:
         """Carry out a / command; returns whether to leave."""

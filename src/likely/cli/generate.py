@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from likely.cli import forms, seeing
 from likely.cli import options as opt
-from likely.cli import seeing
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +27,10 @@ def generate(
     seed: opt.SeedOption = 0,
     samples: Annotated[int, typer.Option("-n", min=1, help="Samples from one prefill.")] = 1,
     stop: opt.StopOption = None,
+    schema: forms.SchemaOption = None,
+    regex: forms.RegexOption = None,
+    choices: forms.ChoicesOption = None,
+    grammar: forms.GrammarOption = None,
     drafter: opt.DrafterOption = None,
     draft_budget: opt.BudgetOption = "auto",
     stats: opt.StatsOption = False,
@@ -48,6 +52,10 @@ def generate(
       likely generate "Once upon a time" --show --html tokens.html
 
       echo "def fib(n):" | likely generate -n 3 -s repetition_penalty=1.1
+
+      likely generate "Ann is 12. As JSON: " --schema person.json --json
+
+      likely generate "A date in 1999: " --regex "1999-[01][0-9]-[0-3][0-9]"
     """
     from likely.cli.printing import for_terminal, print_json, print_stream
 
@@ -60,6 +68,7 @@ def generate(
     if stop:
         given["stop"] = tuple(stop)
     given |= opt.drafting(drafter, draft_budget)
+    given |= forms.form_options(schema, regex, choices, grammar)
     if see:
         given.setdefault("top_logprobs", seeing.ALTERNATIVES)
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
@@ -78,3 +87,4 @@ def generate(
             for result in results:
                 opt.print_stats(result)
         seeing.present(lm, results, show=show, html=html, title="likely generate", prompt=text)
+        forms.refuse_incomplete(results)

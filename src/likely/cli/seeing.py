@@ -59,3 +59,14 @@ def present(
         from likely.show.terminal import print_shown
 
         print_shown(texts)
+        present_fields(records)
+
+
+def present_fields(records: Sequence[Scored | Generation]) -> None:
+    """Print the fields of the records that have some."""
+    from likely.show.fields import print_fields
+
+    for record in records:
+        if fields := getattr(record, "fields", None):
+            typer.echo()
+            print_fields(fields, record.structure)  # type: ignore[union-attr]

@@ -1,0 +1,119 @@
+"""--schema, --regex, --choices, --grammar: what several verbs share to say what a text must look like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from likely.results import Generation
+
+SchemaOption = Annotated[
+    Path | None,
+    typer.Option("--schema", metavar="FILE", help="A JSON Schema: the text is JSON that obeys it."),
+]
+RegexOption = Annotated[str | None, typer.Option("--regex", metavar="PATTERN", help="The whole text matches it.")]
+ChoicesOption = Annotated[
+    str | None,
+    typer.Option("--choices", metavar="A,B,...", help='The text is one of these (or a JSON list: \'["a, b", "c"]\').'),
+]
+GrammarOption = Annotated[
+    Path | None,
+    typer.Option("--grammar", metavar="FILE", help="A Lark grammar whose rule start the text follows."),
+]
+
+
+def form_options(schema: Path | None, regex: str | None, choices: str | None, grammar: Path | None) -> dict[str, Any]:
+    """The option of `generate` that was given, if any; what can be refused is refused before a model is loaded."""
+    flags = {"--schema": schema, "--regex": regex, "--choices": choices, "--grammar": grammar}
+    named = [flag for flag, value in flags.items() if value is not None]
+    if not named:
+        return {}
+    if len(named) > 1:
+        raise typer.BadParameter(f"choose one form of the text, got {', '.join(named)}", param_hint=named[1])
+    from likely.guided.form import make_form
+
+    if schema is not None:
+        given: dict[str, Any] = {"schema": read_schema(schema)}
+    elif grammar is not None:
+        given = {"grammar": _read(grammar)}
+    elif choices is not None:
+        given = {"choices": _choices(choices)}
+    else:
+        given = {"regex": regex}
+    make_form(**given)
+    return given
+
+
+def read_schema(path: Path) -> Any:
+    """A JSON Schema from a file; DataError names line and column of what is no JSON."""
+    from likely.errors import DataError
+
+    try:
+        schema = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
+    except RecursionError:
+        raise DataError(f"{path}: nested too deeply") from None
+    if not isinstance(schema, (dict, bool)):
+        raise DataError(f"{path}: a JSON Schema is an object, found {type(schema).__name__}")
+    return schema
+
+
+def _read(path: Path) -> str:
+    from likely.errors import DataError
+
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _choices(text: str) -> list[str]:
+    """Words between commas, or a JSON list of strings."""
+    if not text.lstrip().startswith("["):
+        return [word.strip() for word in text.split(",")]
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"not a JSON list: {error}", param_hint="--choices") from None
+    return list(found)
+
+
+def why_incomplete(result: Generation) -> str | None:
+    """One line about a text that is not whole; None for one that is, and for one that needs no form."""
+    if result.complete is not False:
+        return None
+    ends = {
+        "length": "it ended after {n} tokens{where}: raise --max-tokens",
+        "context": "the context is full after {n} tokens{where}: load the model with a larger --context",
+        "stop": "a stop string or stop token cut it after {n} tokens{where}: drop --stop",
+        "cancelled": "it was stopped after {n} tokens",
+    }
+    where, more = "", ""
+    if result.finish_reason in ("length", "context"):
+        from likely.guided.json_spans import open_string
+
+        pointer = open_string(result.text.encode()) if result.text.lstrip()[:1] in ("{", "[", '"') else None
+        if pointer is not None:
+            where = f", inside the string at {pointer or 'its top'}"
+            more = ", or bound strings by maxLength in the schema or -s max_string=60"
+    count = len(result.token_ids) if result.token_ids is not None else len(result.tokens or [])
+    text = ends.get(result.finish_reason, "the server's answer does not have the form").format(n=count, where=where)
+    return f"the text is not complete: {text}{more}"
+
+
+def refuse_incomplete(results: Sequence[Generation]) -> None:
+    """ConstraintError, that is exit code 1 and one line, if one of the texts is not whole."""
+    from likely.errors import ConstraintError
+
+    found = [why for result in results if (why := why_incomplete(result))]
+    if found:
+        count = f"{len(found)} of {len(results)} texts: " if len(results) > 1 else ""
+        raise ConstraintError(count + found[0])
