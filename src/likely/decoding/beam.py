@@ -75,6 +75,8 @@ class BeamSearch:
             child.append(token, choice)
             if child.constraint:
                 child.constraint.advance(token)
+            for transform in child.transforms:
+                transform.advance([token], [])
             child.continue_with(token)
             reason, _ = advance_text(child, token)
             if reason:
@@ -100,6 +102,7 @@ class BeamSearch:
             [],
             beam.stream.fork(),
             constraint=beam.constraint,
+            transforms=beam.transforms,  # for what they noted
             tokens=beam.tokens.copy(),
             logprobs=beam.logprobs.copy(),
             tops=beam.tops.copy(),

@@ -28,7 +28,8 @@ class Drafting:
         """Set `draft` of every decoding hypothesis; at most `room` tokens in all, and no more leaves than fit."""
         positions, emitted = len(decoding), float(len(decoding))
         wishes: list[tuple[Hypothesis, int]] = []
-        leaves = self.runtime.limits.leaves - len(decoding)
+        copies = 1 + max((len(h.transforms) for h in decoding), default=0)  # contexts of transforms hold the draft, too
+        leaves = self.runtime.limits.leaves // copies - len(decoding)
         for hypothesis in decoding:
             hypothesis.draft = NO_DRAFT
             room -= self._force(hypothesis, room)
@@ -140,7 +141,7 @@ class Drafting:
         """Most tokens that a draft of this sequence may be deep."""
         return min(
             hypothesis.request.max_tokens - len(hypothesis.tokens) - 1,
-            self.runtime.context_length - hypothesis.position - 1,
+            hypothesis.room(self.runtime.context_length) - 1,
         )
 
 

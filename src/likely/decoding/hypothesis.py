@@ -18,6 +18,7 @@ from likely.decoding.masks import log_mass, only, unpack
 from likely.decoding.sampling import pick, processed_logprobs, transform
 from likely.decoding.steer import Constraint, ConstraintDeadEnd, Transform
 from likely.decoding.text import TextStream
+from likely.errors import KvFull
 from likely.models.rows import logsumexp, top_tokens
 from likely.models.runtime import FloatArray, Output, Sequence, Want
 
@@ -64,6 +65,11 @@ class Hypothesis:
     def position(self) -> int:
         """Absolute position of the next emitted token."""
         return len(self.request.prompt) + len(self.tokens)
+
+    def room(self, context_length: int) -> int:
+        """How many more tokens fit into the text's own context and those of transforms."""
+        most = [getattr(t, "room", context_length) for t in self.transforms]
+        return min([context_length - len(self.request.prompt), *most]) - len(self.tokens)
 
     @property
     def needs_logits(self) -> bool:
@@ -117,18 +123,25 @@ class Hypothesis:
         The constraint has taken the tokens of `path`.  `held` joins the two.
         """
         sampling = self.request.sampling
-        for soft in self.transforms:
-            logits = soft.apply(path, logits)
+        written = len(self.tokens) + len(path)
+        early = list(end_ids | self.request.stop_tokens) if written < self.request.min_tokens else []
+        allowed = None
+        if self.constraint is not None:
+            allowed = unpack(self.constraint.allowed(self.request.max_tokens - written), len(logits))
+        if self.transforms:  # they see what is impossible: they may narrow the choice to a few tokens
+            if banned := [*early, *(t for t, bias in sampling.logit_bias.items() if bias == -np.inf)]:
+                logits = logits.copy()
+                logits[banned] = -np.inf
+            logits = self.held(logits, allowed, path)
+            for soft in self.transforms:
+                logits = soft.apply(path, logits)
         # only penalties look at the text so far: without them a long one is not copied for every token
         output = [*self.tokens, *path] if sampling.has_penalties else ()
         row = transform(logits, sampling, self.request.prompt, output)
-        written = len(self.tokens) + len(path)
-        if written < self.request.min_tokens:
+        if early:
             row = row.copy() if row is logits else row
-            row[list(end_ids | self.request.stop_tokens)] = -np.inf
-        if self.constraint is None:
-            return row, None
-        return row, unpack(self.constraint.allowed(self.request.max_tokens - written), len(row))
+            row[early] = -np.inf
+        return row, allowed
 
     def held(self, row: FloatArray, allowed: Allowed | None, path: Seq[int]) -> FloatArray:
         """The row with -inf where the constraint forbids; ConstraintDeadEnd if nothing is left."""
@@ -146,14 +159,15 @@ class Hypothesis:
         Row 0 of the output belongs to the newest token, row i + 1 to draft node i; a chunk of prefill has one row.
         """
         seen: list[tuple[FloatArray, Allowed | None] | None] = []
-        constraint, last = self.constraint, -1
+        constraint, last, taken = self.constraint, -1, 0
         greedy = self.request.sampling.greedy
 
         def emit(token: int) -> None:
-            nonlocal last
+            nonlocal last, taken
             last = token
             if constraint:
                 constraint.advance(token)
+                taken += 1
 
         def go_on() -> bool:
             return constraint is None or (last not in end_ids and constraint.ready())
@@ -180,11 +194,16 @@ class Hypothesis:
             return np.exp(processed_logprobs(row, self.request.sampling).astype(np.float64))
 
         rule, draft = self.request.verification, self.draft
-        if rule == "keyed" or draft.law is Law.FIXED:
-            accepted, tokens = matched_walk(draft, pick_at, go_on)
-        else:
-            draws = generator(self.request.sampling.seed, self.sample, self.position, "accept")
-            accepted, tokens = drawn_walk(draft, law_at, draws.random, rule=rule, emit=emit, go_on=go_on)
+        try:
+            if rule == "keyed" or draft.law is Law.FIXED:
+                accepted, tokens = matched_walk(draft, pick_at, go_on)
+            else:
+                draws = generator(self.request.sampling.seed, self.sample, self.position, "accept")
+                accepted, tokens = drawn_walk(draft, law_at, draws.random, rule=rule, emit=emit, go_on=go_on)
+        except KvFull:  # a transform found no room: nothing was chosen
+            if constraint:
+                constraint.rollback(taken)
+            raise
         rows = [0, *(node + 1 for node in accepted)]
         choices = [self.report(output, *each) for each in zip(rows, tokens, seen, strict=True)]
         return accepted, tokens, choices
@@ -231,6 +250,7 @@ class Hypothesis:
             self.log_masses,
             self.constraint.accepting if self.constraint else None,
             self.constraint.approximate if self.constraint else False,
+            steering=next((t.steps[: len(self.tokens)] for t in self.transforms if hasattr(t, "steps")), None),
         )
 
 

@@ -143,7 +143,8 @@ class Loop:
             transform.read(outputs[at : at + len(items)])
             at += len(items)
         for (hypothesis, item), output in zip(work, outputs[: len(work)], strict=True):
-            if not hypothesis.dropped:  # a sibling sample may have ended the request with an error
+            # a sibling sample may have ended the request with an error, or found no room
+            if not hypothesis.dropped and hypothesis.sequence is not None:
                 events += self._digest(hypothesis, item, output)
         self._time(work, time.perf_counter() - started)
         for running in list(self._running):
@@ -197,7 +198,7 @@ class Loop:
             if self.policy and not self.policy.admits(sum(len(r.hypotheses) for r in self._running)):
                 break
             waiting = self._waiting[0]
-            need = sum(len(h.todo) for h in waiting.hypotheses)
+            need = sum(len(h.todo) * (1 + len(h.transforms)) for h in waiting.hypotheses)
             if self._running and self.runtime.free_tokens() < need + self._reserve():
                 break
             try:
@@ -222,21 +223,26 @@ class Loop:
     def _make_room(self, active: list[Hypothesis], full: KvFull) -> tuple[list[Hypothesis], list[Event]]:
         """Send the youngest running request back to the queue, its tokens kept; alone, it ends with the error."""
         youngest = self._running[-1]
-        self._send_back(youngest)
-        self._running.remove(youngest)
-        events = []
-        if self._running:
-            self._waiting.insert(0, youngest)
-        else:
-            events = [Event(youngest.id, h.sample, error=full) for h in youngest.hypotheses]
-            self._release(youngest)
+        events = self._put_off(youngest, full)
         return [h for h in active if h.request_id != youngest.id], events
+
+    def _put_off(self, running: _Running, full: KvFull) -> list[Event]:
+        """Back to the queue, its tokens kept; alone, it ends with the error."""
+        self._send_back(running)
+        self._running.remove(running)
+        if self._running:
+            self._waiting.insert(0, running)
+            return []
+        events = [Event(running.id, h.sample, error=full) for h in running.hypotheses]
+        self._release(running)
+        return events
 
     def _send_back(self, running: _Running) -> None:
         """Give up its place in the runtime; everything is to be computed anew."""
         self._close_sequences(running)
         for hypothesis in running.hypotheses:
             hypothesis.todo = [*running.request.prompt, *hypothesis.tokens]
+            hypothesis.row = None
 
     # --- one call -------------------------------------------------------------------------------------------------
 
@@ -290,6 +296,8 @@ class Loop:
     def _time(self, work: list[tuple[Hypothesis, Work]], seconds: float) -> None:
         """Learn what the call cost, if every row that it computed was looked at, as in verification."""
         self.verify_s += seconds
+        if any(h.transforms for h, _ in work):  # whose own contexts are part of the time
+            return
         if all(item.want.rows == "all" or len(item.tokens) == 1 for _, item in work):
             self.controller.costs.record(sum(len(item.tokens) for _, item in work), seconds)
         elif len(work) == 1:
@@ -312,6 +320,9 @@ class Loop:
                 running = next(r for r in self._running if r.id == hypothesis.request_id)
                 self._release(running)
                 return [*events, Event(hypothesis.request_id, sibling.sample, error=error)]
+            except KvFull as full:  # of a transform's own context
+                running = next(r for r in self._running if r.id == hypothesis.request_id)
+                return [*events, *self._put_off(running, full)]
         return events
 
     def _split(self, hypothesis: Hypothesis) -> list[Hypothesis]:
@@ -373,7 +384,7 @@ class Loop:
             return "stop", text
         if len(hypothesis.tokens) >= request.max_tokens:
             return "length", text
-        if hypothesis.position >= self.runtime.context_length:
+        if hypothesis.room(self.runtime.context_length) <= 0:
             return "context", text
         return None, text
 
@@ -392,6 +403,8 @@ class Loop:
         except ConstraintError as error:
             self._release(running)
             return [Event(running.id, running.request.first_sample, error=error)]
+        except KvFull as full:  # of a transform's own context
+            return self._put_off(running, full)
         if done is None:
             return []
         for hypothesis in running.hypotheses:

@@ -92,6 +92,11 @@ class Request:
                 raise ValueError("particles need a constraint")
             if self.samples > 1 or self.beams:
                 raise ValueError("particles come without samples= and beams=")
+            if self.transforms:
+                raise CapabilityError(
+                    'particles (sampler="smc") weigh the model\'s own law: drop contrast= and transforms=, or draw '
+                    "without particles"
+                )
             if self.drafter is not None:
                 raise CapabilityError(
                     'particles (sampler="smc") grow together, token by token: drop drafter=, or sampler="importance"'
@@ -131,6 +136,7 @@ class Finished:
     log_masses   with a constraint: log of the model's probability of the tokens allowed at each position
     complete     with a constraint: whether the text is a whole member of its language
     approximate  with a constraint: whether some set of allowed tokens was not the exact one
+    steering     what the first transform that keeps a record (`steps`) noted per token
     particle_log_weight  of a particle: log of its weight; the mean weight of all estimates p(constraint | prompt)
     resamplings  of a particle: how often all were drawn anew
     """
@@ -149,6 +155,7 @@ class Finished:
     approximate: bool = False
     particle_log_weight: float | None = None
     resamplings: int = 0
+    steering: list[Any] | None = None
 
     @property
     def accepted(self) -> int:

@@ -81,7 +81,9 @@ class Transform(Protocol):
     """A soft change of the logits along one text, possibly from other contexts than the prompt.
 
     The loop calls `begin` once, then for every token `apply` and, with what was emitted, `advance`.  Sequences that a
-    transform holds are its own; `drop` gives them up, and they are computed anew when needed.
+    transform holds are its own; `drop` gives them up, and they are computed anew when needed.  It may have `room`, the
+    most tokens that it can follow, and `steps`, what it noted about each emitted token.
+    Logits given to `apply` are -inf where a token is impossible, by a constraint or otherwise.
     """
 
     def begin(self, runtime: Runtime, prompt: Sequence[int]) -> Transform:
