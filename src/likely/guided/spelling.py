@@ -1,0 +1,51 @@
+"""The fewest tokens that write given bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from likely.guided.vocabulary import Vocabulary
+
+UNWRITABLE = 2**30
+KEPT = 20_000  # texts remembered
+
+
+class Spelling:
+    """Counts by dynamic programming from the end; what is known of a text holds for each of its ends, too."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.vocabulary = vocabulary
+        self._known: dict[bytes, int] = {b"": 0}
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """(256,) bytes that some token writes alone."""
+        return np.array([bytes([b]) in self.vocabulary.ids_of for b in range(256)])
+
+    def fewest(self, text: bytes) -> int:
+        """Number of tokens, UNWRITABLE if no tokens write this text.
+
+        If token t begins a shortest spelling, fewest(text after t) = fewest(text) - 1.
+        """
+        if text in self._known:
+            return self._known[text]
+        if len(self._known) > KEPT:
+            self._known = {b"": 0}
+        known, pieces, longest = self._known, self.vocabulary.ids_of, self.vocabulary.longest
+        for at in range(len(text) - 1, -1, -1):
+            rest = text[at:]
+            if rest not in known:
+                known[rest] = min(
+                    (known[rest[n:]] + 1 for n in range(1, min(longest, len(rest)) + 1) if rest[:n] in pieces),
+                    default=UNWRITABLE,
+                )
+        return min(known[text], UNWRITABLE)
+
+    def first(self, text: bytes) -> bytes:
+        """The first token's text of a shortest spelling; the longest of several."""
+        total = self.fewest(text)
+        for n in range(min(self.vocabulary.longest, len(text)), 0, -1):
+            if text[:n] in self.vocabulary.ids_of and self.fewest(text[n:]) == total - 1:
+                return text[:n]
+        raise ValueError(f"no tokens write {text[:40]!r}")
