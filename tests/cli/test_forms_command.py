@@ -71,6 +71,8 @@ def test_a_text_that_is_not_whole_is_exit_code_1(cli, tiny, schema):
     assert done.code == 1 and record["value"] is None and record["complete"] is False and record["fields"] is None
     many = cli(*call, "-n", 2)
     assert many.code == 1 and many.err.startswith("Error: 2 of 2 texts: the text is not complete")
+    cut = cli("generate", "ab", "-m", tiny, "--regex", "a{30}", "--stop", "aaa")
+    assert cut.code == 1 and cut.out == "\n" and "--stop" in cut.err
 
 
 def test_wrong_forms_are_one_line(cli, tiny, tmp_path, schema):

@@ -248,7 +248,7 @@ class Hypothesis:
             self.proposed,
             self.rounds,
             self.log_masses,
-            self.constraint.accepting if self.constraint else None,
+            self.constraint.accepting and not self.stream.stopped if self.constraint else None,
             self.constraint.approximate if self.constraint else False,
             steering=next((t.steps[: len(self.tokens)] for t in self.transforms if hasattr(t, "steps")), None),
         )

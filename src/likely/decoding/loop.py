@@ -350,6 +350,8 @@ class Loop:
             text += piece
             if reason:
                 break
+        if hypothesis.constraint and (over := before + len(tokens) - len(hypothesis.tokens)):
+            hypothesis.constraint.rollback(over)  # it has seen the tokens behind the end
         new = slice(before, None)
         hypothesis.rounds.append(min(len(accepted), len(hypothesis.tokens) - before))
         self.drafting.tell(hypothesis, accepted, hypothesis.tokens[new])
