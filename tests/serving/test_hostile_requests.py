@@ -22,6 +22,13 @@ def chat(**fields):
     return CHAT, {"messages": USER, "max_tokens": 2, **fields}
 
 
+def deep_schema(depth):
+    schema = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
 BIG = 2**63
 REFUSED = {
     "empty body": (COMPLETIONS, b""),
@@ -108,7 +115,31 @@ REFUSED = {
     "too many messages": chat(messages=USER * 2000),
     "conversation too long": chat(messages=[{"role": "user", "content": "the cat " * 400}]),
     "tools": chat(tools=[{"type": "function"}]),
-    "json mode": chat(response_format={"type": "json_object"}),
+    "a format of no kind": chat(response_format={}),
+    "an unknown format": chat(response_format={"type": "yaml"}),
+    "a format with more": chat(response_format={"type": "json_object", "schema": {}}),
+    "no schema": chat(response_format={"type": "json_schema"}),
+    "a schema beside its place": chat(response_format={"type": "json_schema", "schema": {"type": "object"}}),
+    "a schema that is a list": chat(response_format={"type": "json_schema", "json_schema": {"schema": []}}),
+    "a schema of no type": chat(response_format={"type": "json_schema", "json_schema": {"schema": {"type": "person"}}}),
+    "a schema for nothing": completion(guided_json={"type": "object", "properties": {"a": False}, "required": ["a"]}),
+    "a schema that leads nowhere": completion(guided_json={"$ref": "#/$defs/none"}),
+    "a schema from elsewhere": completion(guided_json={"$ref": "http://127.0.0.1:1/schema.json"}),
+    "a keyword nobody enforces": completion(guided_json={"type": "array", "uniqueItems": True}),
+    "a schema in broken JSON": completion(guided_json='{"type"'),
+    "a schema in deep JSON": completion(guided_json="[" * 100_000),
+    "a deep schema": completion(guided_json=deep_schema(150)),
+    "two forms": completion(regex="a", choices=["b"]),
+    "two forms in one": completion(structured_outputs={"regex": "a", "choice": ["b"]}),
+    "structured by nothing known": completion(structured_outputs={"structural_tag": "a"}),
+    "no choices": completion(choices=[]),
+    "an empty choice": completion(choices=["a", ""]),
+    "numbers as choices": completion(guided_choice=[1]),
+    "an open pattern": completion(regex="(a"),
+    "a pattern with look-around": completion(regex="(?=a)b"),
+    "a grammar of no start": completion(grammar="a: b"),
+    "an empty grammar": completion(grammar=" "),
+    "a grammar that reads files": completion(grammar='%import "/etc/passwd" (start)'),
     "top_logprobs alone": chat(top_logprobs=2),
     "top_logprobs huge": chat(logprobs=True, top_logprobs=21),
     "logprobs as number": chat(logprobs=5),

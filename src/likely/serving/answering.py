@@ -13,9 +13,11 @@ from fastapi import Response
 
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling
+from likely.decoding.steer import Constraint
 from likely.errors import ModelError
 from likely.scoring import Item, TokenScores, scored_answer
 from likely.serving.engine import Engine, Ticket
+from likely.serving.forms import form_of
 from likely.serving.limits import MAX_NUMBERS, MAX_SCORED_CHARS, ApiError, Limits, json_response
 from likely.serving.prompts import Prompt, Prompts
 from likely.serving.replies import (
@@ -158,6 +160,7 @@ class Answering:
     ) -> tuple[list[Prompt], list[dict[str, Any] | None], dict[str, Any], list[Ticket]]:
         """(prompts, their echoed log-probabilities, head of the reply, requests on their way)"""
         wanted = asked.max_tokens
+        form = form_of(asked)
         prompts = await self._prompts.texts(asked.prompts, echo=asked.echo, wanted=wanted)
         alternatives = 0 if asked.logprobs is None else asked.logprobs + 1
         given = sum(len(p.tokens) for p in prompts) if asked.echo else 0
@@ -171,7 +174,8 @@ class Answering:
         tickets: list[Ticket] = []
         if wanted:
             k = asked.logprobs or 0
-            tickets = self._submit([self._request(asked, p.tokens, wanted, seed, k) for p in prompts])
+            held = await self._prompts.constraint(form)
+            tickets = self._submit([self._request(asked, p.tokens, wanted, seed, k, held) for p in prompts])
         return prompts, echoes, self._head("cmpl", "text_completion", seed), tickets
 
     def _echo(self, asked: Completion, prompt: Prompt, scores: TokenScores) -> dict[str, Any]:
@@ -240,11 +244,14 @@ class Answering:
             yield {**head, "choices": [], "usage": usage(prompt_tokens, written)}
 
     async def _start_chat(self, asked: Chat, kind: str) -> tuple[int, dict[str, Any], Ticket]:
+        form = form_of(asked)
         rendered = await self._prompts.conversation(asked.conversation)
+        held = await self._prompts.constraint(form)
         wanted = asked.max_tokens or self._context - len(rendered.tokens)
         self._check_numbers(wanted * asked.n * (asked.top_logprobs + 1 if asked.logprobs else 0))
         seed = _seed(asked)
-        (ticket,) = self._submit([self._request(asked, rendered.tokens, wanted, seed, asked.top_logprobs)])
+        request = self._request(asked, rendered.tokens, wanted, seed, asked.top_logprobs, held)
+        (ticket,) = self._submit([request])
         return len(rendered.tokens), self._head("chatcmpl", kind, seed), ticket
 
     # --- scores ---------------------------------------------------------------------------------------------------
@@ -287,7 +294,15 @@ class Answering:
                 f"ask for fewer tokens, samples, prompts or alternatives",
             )
 
-    def _request(self, asked: Generating, tokens: Sequence[int], wanted: int, seed: int, top: int) -> Request:
+    def _request(
+        self,
+        asked: Generating,
+        tokens: Sequence[int],
+        wanted: int,
+        seed: int,
+        top: int,
+        constraint: Constraint | None,
+    ) -> Request:
         names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "logit_bias")
         sampling = Sampling(**{name: getattr(asked, name) for name in names}, seed=seed)
         if not tokens:
@@ -300,6 +315,7 @@ class Answering:
             samples=asked.n,
             drafter=self._model.drafter(asked.drafter or self._model.default_drafter),
             top_logprobs=top,
+            constraint=constraint,
         )
 
     def _submit(self, requests: Sequence[Request]) -> list[Ticket]:

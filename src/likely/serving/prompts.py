@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from likely.decoding.steer import Constraint
+from likely.guided.form import Form
 from likely.model import Model
 from likely.models.chat_template import Rendered
 from likely.models.tokenizer import Tokenizer
@@ -67,6 +69,10 @@ class Prompts:
             return item, straddles
 
         return await self._away(lambda: [join(answer) for answer in answers])
+
+    async def constraint(self, form: Form | None) -> Constraint | None:
+        """The form on the model's tokens, in its first state.  The engine bounds what compiling may cost."""
+        return None if form is None else await self._away(lambda: self._model.guide.constraint(form))
 
     async def _away(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

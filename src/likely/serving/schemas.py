@@ -31,7 +31,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "service_tier": ("auto", "default"),
     "store": (False,),
@@ -59,7 +58,11 @@ class StreamOptions(BaseModel):
 
 
 class Generating(Asked):
-    """How to continue; the names are OpenAI's, with the extensions top_k, min_p, drafter."""
+    """How to continue; the names are OpenAI's, with the extensions top_k, min_p, drafter.
+
+    At most one of the fields from response_format to guided_grammar says what the text must look like
+    (`serving.forms`).
+    """
 
     n: int = Field(1, ge=1, le=MAX_N)
     max_tokens: int | None = Field(None, ge=0, le=2**20)
@@ -75,6 +78,15 @@ class Generating(Asked):
     drafter: Literal["auto", "lookup", "copy", "none"] | None = None  # None: the server's own
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    regex: str | None = None
+    choices: list[str] | None = None
+    grammar: str | None = None
+    guided_json: dict[str, Any] | bool | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
     @field_validator("stop")
     @classmethod
