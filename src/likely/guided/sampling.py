@@ -100,15 +100,18 @@ def prepare(request: Request, settings: SamplerSettings) -> Request:
     name = f'sampler="{settings.sampler}"'
     if request.constraint is None:
         raise ValueError(f"{name} needs a form (schema, regex, grammar, choices) or a constraint")
+    if request.form is not None and request.form.settings.on_unsupported == "validate":
+        raise CapabilityError(f'on_unsupported="validate" draws again what {name} would weigh: drop one of the two')
     if request.beams:
         raise CapabilityError(f"{name} draws texts, beam search does not: drop beams=")
     model_itself = Sampling(seed=request.sampling.seed)
     for field in fields(Sampling):
         value, plain = getattr(request.sampling, field.name), getattr(model_itself, field.name)
         if value != plain:
+            wanted = "empty" if field.name == "logit_bias" else plain
             raise CapabilityError(
                 f"{name} draws from the model itself, at temperature 1 without truncation, penalties and bias, given "
-                f'the form: {field.name} must be {plain or "empty"}, got {value} (sampler="local" takes it)'
+                f'the form: {field.name} must be {wanted}, got {value} (sampler="local" takes it)'
             )
     if request.transforms or request.min_tokens:
         changed = "transforms=" if request.transforms else "min_tokens="
