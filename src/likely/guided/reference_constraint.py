@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from likely.decoding.masks import Mask, no_tokens, pack
 from likely.decoding.steer import ConstraintViolation
+from likely.errors import CapabilityError
 from likely.guided.automaton import DEAD, Automaton
+from likely.guided.form import Form
 from likely.guided.vocabulary import Vocabulary
 
 KEPT = 128  # states whose successors are remembered
@@ -61,7 +64,23 @@ class Reference:
     name = "reference"
 
     def __init__(self, vocabulary: Vocabulary):
-        self.columns = TokenColumns(vocabulary)
+        self.vocabulary = vocabulary
+
+    @cached_property
+    def columns(self) -> TokenColumns:
+        return TokenColumns(self.vocabulary)
+
+    def steps(self, automaton: Automaton) -> TokenSteps:
+        return TokenSteps(automaton, self.columns)
+
+    def compile(self, form: Form) -> ReferenceConstraint:
+        if form.kind == "regex":
+            return self.regex(form.source)
+        if form.kind == "choices":
+            return self.choices(form.source)
+        raise CapabilityError(
+            f'backend="reference" holds a regex or choices, not a {form.kind}: use backend="llguidance"'
+        )
 
     def regex(self, pattern: str) -> ReferenceConstraint:
         return self.of(Automaton.of_regex(pattern))
@@ -70,7 +89,7 @@ class Reference:
         return self.of(Automaton.of_texts(texts))
 
     def of(self, automaton: Automaton) -> ReferenceConstraint:
-        return ReferenceConstraint(TokenSteps(automaton, self.columns))
+        return ReferenceConstraint(self.steps(automaton))
 
 
 @dataclass(eq=False)

@@ -1,0 +1,190 @@
+"""A length limit that leaves no incomplete text: tokens after which the text could not be completed are left out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from likely.decoding.masks import Mask, pack
+from likely.decoding.steer import Constraint
+from likely.errors import ConstraintError
+from likely.guided.automaton import Automaton
+from likely.guided.closers import AutomatonCloser, Closer, Habits, LedCloser, MatcherCloser, greedy_completion
+from likely.guided.form import Form
+from likely.guided.llguidance_constraint import LLGuidance, LLGuidanceConstraint
+from likely.guided.reference_constraint import Reference
+from likely.guided.spelling import UNWRITABLE, Spelling
+from likely.guided.vocabulary import Vocabulary
+
+LARGEST = 2000  # states of an automaton that is built for closing
+Compiled = Callable[[LLGuidance], LLGuidanceConstraint]
+
+
+@dataclass(eq=False)
+class Closing:
+    """`inner`, without the tokens after which the text could not be completed within the budget.
+
+    Where `allowed` gets no `remaining` nothing is left out; nor far from the end.  The end token needs no room: a text
+    that is whole when the budget is used up is whole.  Where a token would have to be checked and was not it is left
+    out, and `approximate` says so.
+    """
+
+    inner: Constraint
+    closer: Closer
+    end_ids: frozenset[int]
+    text_mask: Mask
+    tokens: tuple[bytes, ...]
+    taken: int = 0
+    ended: bool = False
+    cut: bool = False
+
+    @property
+    def vocab_size(self) -> int:
+        return self.inner.vocab_size
+
+    @property
+    def accepting(self) -> bool:
+        return self.inner.accepting
+
+    @property
+    def finished(self) -> bool:
+        return self.inner.finished
+
+    @property
+    def approximate(self) -> bool:
+        return self.cut or self.inner.approximate
+
+    def allowed(self, remaining: int | None = None) -> Mask:
+        mask = self.inner.allowed(remaining)
+        if remaining is None or self.ended:
+            return mask
+        needed = self.closer.needed
+        if needed > remaining and not self.taken:
+            raise ConstraintError(
+                f"max_tokens is {remaining}, but the shortest completion of the form that was found takes {needed} "
+                f"tokens: give at least that many, or close_on_budget=False"
+            )
+        kept, exact = self.closer.within(mask & self.text_mask, remaining - 1)
+        kept = kept | (mask & ~self.text_mask)
+        if not kept.any():  # only where the closer was wrong about how fast a text can grow
+            return mask
+        self.cut |= not exact
+        return kept
+
+    def led_by(self, lead: bytes, inner: Constraint, spelling: Spelling) -> Closing:
+        """For a text that begins with `lead`, before the form; `inner` holds both."""
+        return replace(self, inner=inner, closer=LedCloser(self.closer.fork(), spelling, lead))
+
+    def permits(self, token: int) -> bool:
+        return self.inner.permits(token)
+
+    def advance(self, token: int) -> None:
+        self.inner.advance(token)
+        self.taken += 1
+        if token in self.end_ids:
+            self.ended = True
+        else:
+            self.closer.take(self.tokens[token])
+
+    def forced(self) -> list[int]:
+        return self.inner.forced()
+
+    def fork(self) -> Closing:
+        return Closing(
+            self.inner.fork(),
+            self.closer.fork(),
+            self.end_ids,
+            self.text_mask,
+            self.tokens,
+            self.taken,
+            self.ended,
+            self.cut,
+        )
+
+    def rollback(self, n: int) -> None:
+        self.inner.rollback(n)
+        self.taken -= n
+        if n and self.ended:
+            self.ended, n = False, n - 1
+        self.closer.undo(n)
+
+    def ready(self, wait: bool = False) -> bool:
+        return self.inner.ready(wait)
+
+
+class Closers:
+    """Makes closers for the forms of one vocabulary; what they share is made once."""
+
+    def __init__(self, vocabulary: Vocabulary, reference: Reference):
+        self.vocabulary, self.reference, self.spelling = vocabulary, reference, Spelling(vocabulary)
+
+    def closing(self, inner: Constraint, form: Form, compiled: Compiled) -> Constraint:
+        """`inner` held within budgets; as it is where no completion of the form is found at all.
+
+        compiled  the form in a given engine of llguidance
+        """
+        closer = self._of(form, compiled)
+        if closer.needed >= UNWRITABLE:
+            return inner
+        vocabulary = self.vocabulary
+        return Closing(inner, closer, vocabulary.end_ids, vocabulary.text_mask, vocabulary.tokens)
+
+    def _of(self, form: Form, compiled: Compiled) -> Closer:
+        automaton = None
+        if form.kind == "choices":
+            automaton = Automaton.of_texts(form.source)
+        elif form.kind == "regex":
+            with contextlib.suppress(ConstraintError):  # too large, or syntax that the other engine takes
+                automaton = Automaton.of_regex(form.source, max_states=LARGEST)
+        if automaton is not None:
+            return AutomatonCloser(self.reference.steps(automaton), self.spelling)
+        matcher = compiled(self._bytes).matcher
+        plan = greedy_completion(matcher, self.spelling.usable)
+        needed = 0 if plan is None else self.spelling.fewest(plan)
+        habits = Habits(self._growth(form, needed), self._in_strings if form.kind == "schema" else None)
+        return MatcherCloser(matcher, self.spelling, habits, self.spelling.usable)
+
+    @cached_property
+    def _bytes(self) -> LLGuidance:
+        return LLGuidance(byte_vocabulary())
+
+    @cached_property
+    def _in_strings(self) -> Mask:
+        """Tokens that stay inside a JSON string."""
+        return pack(np.array([bool(t) and b'"' not in t for t in self.vocabulary.tokens], np.bool_))
+
+    def _growth(self, form: Form, needed: int) -> int:
+        """How much one token may add: everything that the form spells out once, counted repeats in full.
+
+        An estimate, as a form may use one definition many times: where it is wrong a text can stay incomplete.
+        """
+        source = form.source if isinstance(form.source, str) else json.dumps(form.source)
+        spelled = json.dumps(list(_literals(form.source))) if form.kind == "schema" else source
+        counted = sum(int(n) for n in re.findall(r'(?:"min\w+": ?|\{)(\d{1,4})\b', source))
+        return len(self.vocabulary.spell(spelled.encode())) + min(needed, 4096) + counted + 32
+
+
+def _literals(schema: Any) -> Iterator[Any]:
+    """What a JSON Schema spells out: names of properties, each with an empty value, and constants."""
+    if isinstance(schema, Mapping):
+        for key, value in schema.items():
+            if key in ("enum", "const"):
+                yield value
+            elif key == "properties" and isinstance(value, Mapping):
+                yield {name: "" for name in value}
+            yield from _literals(value)
+    elif isinstance(schema, list):
+        for item in schema:
+            yield from _literals(item)
+
+
+def byte_vocabulary() -> Vocabulary:
+    """256 tokens of one byte each, and an end token."""
+    return Vocabulary((*(bytes([b]) for b in range(256)), b""), frozenset({256}), 256, lambda text: list(text.encode()))
