@@ -72,6 +72,13 @@ class Hypothesis:
         return min([context_length - len(self.request.prompt), *most]) - len(self.tokens)
 
     @property
+    def ready(self) -> bool:
+        """False while something outside of the model is asked about the text."""
+        return (self.constraint is None or self.constraint.ready()) and all(
+            soft.ready() for soft in self.transforms if hasattr(soft, "ready")
+        )
+
+    @property
     def needs_logits(self) -> bool:
         """Whether whole rows must leave the runtime; plain greedy decoding needs only the best token."""
         request = self.request
@@ -181,6 +188,10 @@ class Hypothesis:
             if greedy and allowed is not None and allowed[best := int(row.argmax())] and row[best] > -np.inf:
                 token = best  # most often the model's own choice is allowed: nothing needs to be masked
             else:
+                row = self.held(row, allowed, path)
+                token = pick(row, self.request.sampling, sample=self.sample, position=self.position + len(path))
+            while allowed is not None and constraint and not constraint.permits(token):  # judged only now
+                allowed[token] = False
                 row = self.held(row, allowed, path)
                 token = pick(row, self.request.sampling, sample=self.sample, position=self.position + len(path))
             emit(token)

@@ -97,6 +97,11 @@ class Loop:
             raise ValueError(
                 f"the constraint was made for {constraint.vocab_size} tokens, this model has {runtime.vocab_size}"
             )
+        if getattr(constraint, "judges_late", False) and (request.selects or request.verification != "keyed"):
+            raise CapabilityError(
+                'a monitor that judges tokens when they are chosen takes no beams and only verification="keyed": use '
+                'across_trigger="split" and no arity monitor'
+            )
         if held is not None and (held.pending or held.length >= len(request.prompt)):
             raise ValueError(
                 f"held must keep fewer than the prompt's {len(request.prompt)} tokens and nothing pending, "
@@ -121,7 +126,7 @@ class Loop:
         if self.policy and active:
             active = self.policy.choose([h for h in active if h.row is None])
         if len(active) > 1:  # one whose constraint waits for an analysis keeps nobody else waiting
-            active = [h for h in active if h.constraint is None or h.constraint.ready()] or active
+            active = [h for h in active if h.ready] or active
         if not active:
             return events
         while True:

@@ -53,7 +53,11 @@ class Constraint(Protocol):
         ...
 
     def permits(self, token: int) -> bool:
-        """Whether this one token may come next; cheaper than `allowed`."""
+        """Whether this one token may come next; cheaper than `allowed`.
+
+        A constraint whose `judges_late` is true may leave tokens in `allowed` that only `permits` refuses; the loop
+        then chooses again without them.
+        """
         ...
 
     def advance(self, token: int) -> None:
