@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from likely.errors import ConstraintError
@@ -20,8 +21,10 @@ class FormSettings:
     backend            "llguidance" (enforces or refuses), "xgrammar" (behind the preflight), "reference" (regex and
                        choices only: slow, readable)
     whitespace         in JSON: "compact" none, "single" one after , and :, "any" as JSON allows, in runs of at most 8
+                       properties come in the order of the schema
     on_unsupported     a keyword that the backend cannot enforce: "error"; "validate": generate without it, validate the
-                       text, try again up to `retries` times with other samples; "ignore": with a warning
+                       text, try again up to `retries` times with other samples (at temperature 1 where the first
+                       was greedy), then SchemaUnsatisfied; "ignore": with a warning
     close_on_budget    leave out tokens after which the text could no longer be completed within max_tokens
     max_string, max_items, max_number_digits   bounds where the schema has none (None: none); small models loop there
     """
@@ -55,18 +58,22 @@ class Form:
 
     kind      "schema" | "regex" | "grammar" | "choices"
     source    the JSON Schema (a mapping), the pattern, the grammar in Lark notation, the choices
-    read      text -> the value it stands for: a validated object for a schema, else the text itself
+              (for a schema what is generated from: the user's, in words that the backend enforces)
+    read      text -> the value it stands for: a validated object for a schema, else the text itself.
+              schema_errors.InvalidText where the text does not follow the whole schema
+    warnings  what will not be held, one line each
     """
 
     kind: Literal["schema", "regex", "grammar", "choices"]
     source: Any
     settings: FormSettings = FormSettings()
     read: Callable[[str], Any] = str
+    warnings: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """Equal keys: the same language, held the same way."""
-        return json.dumps([self.kind, self.source, vars(self.settings)], sort_keys=True, ensure_ascii=False)
+        """Equal keys: the same language, held the same way (the order of properties is part of it)."""
+        return json.dumps([self.kind, self.source, vars(self.settings)], ensure_ascii=False)
 
 
 FORM_OPTIONS = ("schema", "regex", "grammar", "choices")

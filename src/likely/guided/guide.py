@@ -9,9 +9,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from likely.decoding.steer import Constraint
+from likely.guided.closing import Closers, Closing
 from likely.guided.form import Form
-from likely.guided.llguidance_constraint import LLGuidance
+from likely.guided.healing import Healing
+from likely.guided.llguidance_constraint import LLGuidance, LLGuidanceConstraint
+from likely.guided.reference_constraint import Reference
 from likely.guided.vocabulary import Vocabulary
+from likely.guided.xgrammar_constraint import XGrammar
 
 KEPT = 256  # compiled forms
 
@@ -37,8 +41,42 @@ class Guide:
     def llguidance(self) -> LLGuidance:
         return LLGuidance(self.vocabulary)
 
+    @cached_property
+    def xgrammar(self) -> XGrammar:
+        return XGrammar(self.vocabulary)
+
+    @cached_property
+    def reference(self) -> Reference:
+        return Reference(self.vocabulary)
+
+    @cached_property
+    def closers(self) -> Closers:
+        return Closers(self.vocabulary, self.reference)
+
     def _compile(self, form: Form) -> Constraint:
-        return self.llguidance.compile(lark_of(form))
+        backend = form.settings.backend
+        if backend == "xgrammar":
+            constraint: Constraint = self.xgrammar.compile(form)
+        elif backend == "reference":
+            constraint = self.reference.compile(form)
+        else:
+            constraint = compiled(form, self.llguidance)
+        if form.settings.close_on_budget:
+            return self.closers.closing(constraint, form, lambda engine: compiled(form, engine))
+        return constraint
+
+    def healed(self, rest: bytes, then: Constraint | None) -> Constraint:
+        """First the bytes of the prompt that are written anew, then the form, if any; within budgets where it was."""
+        if isinstance(then, Closing):
+            return then.led_by(rest, Healing(self.vocabulary, rest, then.inner), self.closers.spelling)
+        return Healing(self.vocabulary, rest, then)
+
+
+def compiled(form: Form, engine: LLGuidance) -> LLGuidanceConstraint:
+    """The form in llguidance."""
+    if form.kind == "schema":
+        return engine.compile_schema(form.source, form.settings)
+    return engine.compile(lark_of(form))
 
 
 def lark_of(form: Form) -> str:
@@ -49,8 +87,7 @@ def lark_of(form: Form) -> str:
         return f"start: TEXT\nTEXT: /{_in_slashes(form.source)}/"
     if form.kind == "choices":
         return "start: TEXT\nTEXT: " + " | ".join(json.dumps(c) for c in form.source)
-    whitespace = {"compact": {"whitespace_flexible": False}}.get(form.settings.whitespace, {})
-    return "start: %json " + json.dumps({**form.source, "x-guidance": whitespace})
+    raise ValueError(f"a {form.kind} is not written in Lark")
 
 
 def _in_slashes(pattern: str) -> str:

@@ -5,15 +5,18 @@ It enforces what it accepts and refuses the rest, which is the only behaviour th
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-
 from likely.decoding.masks import Mask, contains, no_tokens
 from likely.decoding.steer import ConstraintViolation
 from likely.errors import ConstraintError, missing_extra
+from likely.guided.form import FormSettings, Whitespace
+from likely.guided.schema_document import Schema
 from likely.guided.vocabulary import Vocabulary
 
 
@@ -37,6 +40,11 @@ class LLGuidance:
         return self._library.LLTokenizer(
             wrapper, n_vocab=vocabulary.size, eos_token=sorted(vocabulary.end_ids, key=lambda i: i != vocabulary.eos_id)
         )
+
+    def compile_schema(self, schema: Schema, settings: FormSettings) -> LLGuidanceConstraint:
+        """A constraint in its first state, from a schema that passed the preflight."""
+        text = json.dumps({**schema, "x-guidance": _json_options(schema, settings.whitespace)}, ensure_ascii=False)
+        return self.compile("start: %json " + text)
 
     def compile(self, lark: str) -> LLGuidanceConstraint:
         """A constraint in its first state, from a grammar in llguidance's dialect of Lark.
@@ -78,7 +86,8 @@ class LLGuidanceConstraint:
             mask = no_tokens(self.vocab_size)
             if not self.ended:
                 self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-                self._check()
+                if not self.matcher.get_error().startswith("NoExtensionBias"):  # its word for an empty set
+                    self._check()
                 mask &= self.vocabulary.text_mask
                 if self.matcher.is_accepting():
                     mask |= self.vocabulary.end_mask
@@ -131,6 +140,26 @@ class LLGuidanceConstraint:
             raise ConstraintError(_first_lines(self.matcher.get_error()))
 
 
+def _json_options(schema: Schema, whitespace: Whitespace) -> dict[str, Any]:
+    """How JSON is written.
+
+    Characters are not written as \\uXXXX, so that a key has one spelling; only where the schema names control
+    characters, which have no other.
+    """
+    ways: dict[str, dict[str, Any]] = {
+        "compact": {"whitespace_flexible": False},
+        "single": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+        "any": {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,8}"},  # each run may also be left out
+    }
+    options = ways[whitespace]
+    if not _UNNAMED_CONTROLS.search(json.dumps(schema, ensure_ascii=False)):
+        options["json_allowed_escapes"] = 'nrbtf\\"'
+    return options
+
+
+_UNNAMED_CONTROLS = re.compile(r"\\u00(?:0[0-7be-f]|1[0-9a-f])|\x7f")
+
+
 class _Tokens:
     """The vocabulary in the form that llguidance reads."""
 
@@ -146,8 +175,7 @@ class _Tokens:
 
 
 def _first_lines(message: str) -> str:
-    """The engine's error in one line, without its excerpt of the grammar."""
-    lines = [line.strip() for line in message.strip().splitlines() if line.strip() and not line.strip("^ ") == ""]
-    return " ".join(lines)[:400] or "unknown error of llguidance"
-
-
+    """The engine's error in one line, without its excerpt of the grammar and its own state."""
+    lines = [line.strip() for line in message.partition("<state>")[0].splitlines()]
+    told = [line for line in lines if line.strip("^ ") and not re.match(r"\d+ \|", line)]
+    return " ".join(told)[:400] or "unknown error of llguidance"

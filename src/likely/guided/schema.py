@@ -1,27 +1,148 @@
-"""JSON Schemas, pydantic models and dataclasses as forms."""
+"""JSON Schemas, pydantic models, dataclasses and other types as forms whose texts are guaranteed to follow them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, replace
+from functools import lru_cache
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from likely.errors import ConstraintError
 from likely.guided.form import Form, FormSettings
+from likely.guided.schema_document import Document
+from likely.guided.schema_errors import InvalidSchema, InvalidText
+from likely.guided.schema_generation import Generation, is_bounded, unbounded
+from likely.guided.schema_report import Refused, preflight
+from likely.guided.schema_validator import Validator
+
+KEPT = 256  # forms of schemas
+LARGEST_KEPT = 100_000  # characters of a schema
 
 
 def schema_form(schema: Any, settings: FormSettings) -> Form:
-    """The form of a JSON Schema, or of a Python type: its values are then objects of that type."""
+    """The form of a JSON Schema, or of a Python type: its values are then objects of that type.
+
+    Its source is the schema to generate from; its `read` tries a finished text against the whole schema.
+    UnsupportedSchema for a keyword that the backend does not enforce, unless `on_unsupported` says otherwise;
+    InvalidSchema.
+    """
     if isinstance(schema, (Mapping, bool)):
-        return Form("schema", schema, settings, json.loads)
+        return _form_of(schema, settings)
+    source, read_type = _of_type(schema)
+    form = _form_of(source, settings)
+    return replace(form, read=_reader(form.read, read_type))
+
+
+def _form_of(schema: Any, settings: FormSettings) -> Form:
+    key = _key(schema, settings)
+    if key is None or (form := _kept.get(key)) is None:
+        document = Document.of(schema)
+        form = _make(document, settings)
+        if key is not None and len(document.text) <= LARGEST_KEPT:
+            _kept.put(key, form)
+    return form
+
+
+def _make(document: Document, settings: FormSettings) -> Form:
+    validator = Validator(document)
+    report, generation = preflight(document, validator, settings)
+    for refused in report.refused:
+        if settings.on_unsupported == "error" or (settings.on_unsupported == "validate" and _is_dangerous(refused)):
+            raise refused.error()
+    read: Callable[[str], Any] = validator.read
+    if settings.on_unsupported == "ignore":
+        warnings = [f'not enforced: "{r.keyword}" at {r.pointer or "the top"}' for r in report.refused]
+        if report.refused:
+            weaker = Generation(document, validator, unbounded(settings), generation.dropped)
+            read = Validator(Document.of(weaker.schema())).read
+    else:
+        unknown = [r for r in report.refused if not r.checkable]
+        warnings = [f'not checked: "{r.keyword}" at {r.pointer or "the top"} ({r.reason})' for r in unknown]
+    if is_bounded(settings) and not generation.deep:
+        warnings.append("the bounds do not hold inside values that the schema says nothing about")
+    return Form("schema", generation.schema(), settings, read, tuple(warnings))
+
+
+def _is_dangerous(refused: Refused) -> bool:
+    """Trying texts against it might never end."""
+    return not refused.checkable and refused.keyword != "format"
+
+
+# --- Python types -----------------------------------------------------------------------------------------------------
+
+
+def _of_type(kind: Any) -> tuple[Any, Callable[[str], Any]]:
     try:
-        adapter = TypeAdapter(schema)
+        return _adapted(kind)
+    except TypeError:  # not hashable
+        return _adapted.__wrapped__(kind)
+
+
+@lru_cache(maxsize=KEPT)
+def _adapted(kind: Any) -> tuple[Any, Callable[[str], Any]]:
+    if isinstance(kind, (str, bytes, int, float, list, tuple, set)):
+        raise InvalidSchema("", f"a schema is an object, a boolean or a type, got {kind!r:.60}")
+    try:
+        adapter = TypeAdapter(kind)
         source = adapter.json_schema()
     except Exception as error:
-        raise ConstraintError(
-            f"schema must be a JSON Schema, a pydantic model, a dataclass or a type, got {schema!r} "
-            f"({type(error).__name__})"
+        reason = str(error).splitlines()[0][:200] if str(error) else ""
+        raise InvalidSchema(
+            "", f"{kind!r:.80} has none that pydantic can write ({type(error).__name__}: {reason})"
         ) from None
-    return Form("schema", source, settings, adapter.validate_json)
+    return source, adapter.validate_json
+
+
+def _reader(read: Callable[[str], Any], read_type: Callable[[str], Any]) -> Callable[[str], Any]:
+    """First the schema, then what the type says beyond it."""
+
+    def both(text: str) -> Any:
+        read(text)
+        try:
+            return read_type(text)
+        except ValidationError as error:
+            raise InvalidText(
+                [f"/{'/'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:5]]
+            ) from None
+        except Exception as error:  # a validator of the user's own that failed otherwise
+            raise InvalidText([f"{type(error).__name__}: {error}"]) from None
+
+    return both
+
+
+# --- forms that were made before --------------------------------------------------------------------------------------
+
+
+class _Kept:
+    """The forms used last, by what they were made from."""
+
+    def __init__(self) -> None:
+        self._forms: OrderedDict[Any, Form] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Any) -> Form | None:
+        with self._lock:
+            if key in self._forms:
+                self._forms.move_to_end(key)
+            return self._forms.get(key)
+
+    def put(self, key: Any, form: Form) -> None:
+        with self._lock:
+            self._forms[key] = form
+            while len(self._forms) > KEPT:
+                self._forms.popitem(last=False)
+
+
+_kept = _Kept()
+
+
+def _key(schema: Any, settings: FormSettings) -> Any:
+    """Equal for equal schemas with their properties in the same order; None for what is not JSON."""
+    try:
+        return json.dumps(schema if isinstance(schema, bool) else dict(schema)), astuple(settings)
+    except (TypeError, ValueError, RecursionError):
+        return None

@@ -1,0 +1,194 @@
+"""The preflight: what a backend will enforce of a schema, what says nothing, and what it would not hold.
+
+The table of keywords comes first, then a trial: the schema is compiled for a vocabulary of single bytes, so that what
+an engine itself refuses (branches of oneOf that overlap, ranges beyond its numbers) is named with its place, too.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from likely.errors import ConstraintError
+from likely.guided.form import FormSettings
+from likely.guided.schema_document import Document, escape
+from likely.guided.schema_errors import InvalidSchema, UnsupportedSchema
+from likely.guided.schema_formats import FORMATS
+from likely.guided.schema_generation import Generation, is_bounded, unbounded
+from likely.guided.schema_keywords import ANNOTATIONS, BACKENDS, effective, has_effect, why_uncheckable
+from likely.guided.schema_validator import Validator
+from likely.guided.vocabulary import Vocabulary
+
+MOST_TRIALS = 400  # compilations spent on finding what an engine refuses
+MOST_DROPPED = 32
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A keyword that would not be held.  `checkable`: whether a finished text can be tried against it."""
+
+    pointer: str
+    keyword: str
+    reason: str = ""
+    checkable: bool = True
+
+    def error(self) -> UnsupportedSchema:
+        return UnsupportedSchema(self.pointer, self.keyword, self.reason, checkable=self.checkable)
+
+
+@dataclass(frozen=True)
+class SchemaReport:
+    """JSON pointers of keywords, in the order of the schema.
+
+    enforced   every text that is generated obeys them
+    ignored    they rule out no text: annotations, unknown words, assertions that say nothing where they stand
+    refused    the backend would not hold them
+    """
+
+    backend: str
+    enforced: tuple[str, ...]
+    ignored: tuple[str, ...]
+    refused: tuple[Refused, ...]
+
+
+def check_schema(schema: Any, backend: str = "llguidance") -> SchemaReport:
+    """What `backend` ("llguidance", "xgrammar") enforces of a JSON Schema (draft 2020-12).
+
+    InvalidSchema for what is no schema, refers to nowhere or outside, or can never be satisfied.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    document = Document.of(schema)
+    validator = Validator(document)
+    return preflight(document, validator, FormSettings(backend=backend))[0]  # type: ignore[arg-type]
+
+
+def preflight(document: Document, validator: Validator, settings: FormSettings) -> tuple[SchemaReport, Generation]:
+    """(report, the schema to generate from: without what is refused)"""
+    rules = BACKENDS[settings.backend]
+    enforced, ignored, refused = [], [], []
+    for pointer in document.reachable:
+        node = document.at(pointer)
+        if isinstance(node, bool):
+            continue
+        for key in node:
+            place = f"{pointer}/{escape(key)}"
+            if key in ("pattern", "patternProperties") and (found := why_uncheckable(key, node)):
+                if found[0]:
+                    raise InvalidSchema(place, found[1])
+                refused.append(Refused(pointer, key, found[1], checkable=False))
+            elif not has_effect(key, node):
+                if key not in ANNOTATIONS:
+                    ignored.append(place)
+            elif (reason := rules[key](document, pointer, node)) is not None:
+                known = key != "format" or node[key] in FORMATS
+                refused.append(Refused(pointer, key, reason, checkable=known))
+            else:
+                enforced.append(place)
+    more, deep = _trial(document, validator, settings, refused)
+    refused += more
+    gone = {f"{r.pointer}/{escape(r.keyword)}" for r in refused}
+    report = SchemaReport(settings.backend, tuple(e for e in enforced if e not in gone), tuple(ignored), tuple(refused))
+    return report, _without(document, validator, settings, refused, deep)
+
+
+def _without(
+    document: Document, validator: Validator, settings: FormSettings, refused: list[Refused], deep: bool
+) -> Generation:
+    dropped = frozenset((r.pointer, r.keyword) for r in refused)
+    return Generation(document, validator, settings, dropped, deep=deep)
+
+
+def _trial(
+    document: Document, validator: Validator, settings: FormSettings, refused: list[Refused]
+) -> tuple[list[Refused], bool]:
+    """(what the engine itself refuses of the schema without what the table refuses, whether bounds can go deep)"""
+    found: list[Refused] = []
+    deep = is_bounded(settings)
+    while True:
+        generation = _without(document, validator, settings, [*refused, *found], deep)
+        try:
+            compile_bytes(generation.schema(), settings)
+            return found, deep
+        except ConstraintError as error:
+            if deep:
+                deep = False
+                continue
+            if "nsatisfiable" in str(error):
+                if is_bounded(settings):
+                    _trial(document, validator, unbounded(settings), refused)  # says so if the schema is at fault
+                    raise ConstraintError(f"no text satisfies the schema within the bounds given ({error})") from None
+                raise InvalidSchema("", "no text satisfies it") from None
+            if len(found) == MOST_DROPPED:
+                raise
+            found.append(_locate(generation, settings, error))
+
+
+def _locate(generation: Generation, settings: FormSettings, error: ConstraintError) -> Refused:
+    """The deepest subschema that the engine refuses by itself."""
+    document = generation.document
+    deepest = sorted(document.reachable, key=lambda pointer: -pointer.count("/"))
+    for pointer in deepest if len(deepest) <= MOST_TRIALS else [""]:
+        node = document.at(pointer)
+        if isinstance(node, bool) or (pointer, "") in generation.dropped:
+            continue
+        try:
+            compile_bytes(generation.schema(pointer), settings)
+        except ConstraintError as own:
+            if "nsatisfiable" in str(own) or generation.schema(pointer) is False:
+                continue
+            reason = _reason(own)
+            named = [key for key in _keywords_in(reason) if key in effective(node)]
+            left = [key for key in named if (pointer, key) not in generation.dropped]
+            return Refused(pointer, left[0] if left else "", reason)
+    if ("", "") in generation.dropped:
+        raise error
+    return Refused("", "", _reason(error))
+
+
+def _reason(error: ConstraintError) -> str:
+    """The engine's words, without what stands around them."""
+    text = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", str(error))
+    return re.sub(r"\s+1 \| .*$", "", text).strip().rstrip(".")[:200]
+
+
+_WORDS = {
+    "oneOf": ("oneOf",),
+    "patternPropert": ("patternProperties",),
+    "maxProperties": ("minProperties", "maxProperties"),
+    "multipleOf": ("multipleOf",),
+    "range": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+    "regex": ("pattern",),
+    "prefixItems": ("prefixItems",),
+    "allOf": ("allOf",),
+    "enum": ("enum",),
+}
+
+
+def _keywords_in(reason: str) -> list[str]:
+    return [key for word, keys in _WORDS.items() if word in reason for key in keys]
+
+
+# --- the trial --------------------------------------------------------------------------------------------------------
+
+_BYTES = Vocabulary((*(bytes([i]) for i in range(256)), b""), frozenset([256]), 256, lambda text: list(text.encode()))
+_engines: dict[str, Any] = {}
+
+
+def compile_bytes(schema: Any, settings: FormSettings) -> Any:
+    """A constraint on single bytes; ConstraintError where the engine refuses."""
+    name = settings.backend
+    if name not in _engines:
+        _engines[name] = _engine(name)
+    return _engines[name].compile_schema(schema, settings)
+
+
+def _engine(name: str) -> Any:
+    if name == "xgrammar":
+        from likely.guided.xgrammar_constraint import XGrammar
+
+        return XGrammar(_BYTES)
+    from likely.guided.llguidance_constraint import LLGuidance
+
+    return LLGuidance(_BYTES)

@@ -1,0 +1,139 @@
+"""Whether a finished text follows its schema: jsonschema, with exact decimals, our formats and quick patterns."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+from likely.errors import missing_extra
+from likely.guided.schema_document import Document, Schema
+from likely.guided.schema_errors import InvalidText
+from likely.guided.schema_formats import FORMATS, has_format
+from likely.guided.schema_patterns import PatternError, python_pattern, searcher
+
+MOST_ERRORS = 5
+
+
+class Validator:
+    """Of one schema.  References are followed inside it only."""
+
+    def __init__(self, document: Document):
+        try:
+            import jsonschema
+            import referencing
+        except ImportError:
+            raise missing_extra("jsonschema", "guided") from None
+        formats = jsonschema.FormatChecker(formats=())
+        for name in FORMATS:
+            formats.checks(name)(_format_check(name))
+        base = jsonschema.Draft202012Validator
+        kind = jsonschema.validators.extend(base, {"pattern": _pattern, "multipleOf": _multiple_of})
+        self._document = document
+        self._kind = kind(_for_python(document.root), registry=referencing.Registry(), format_checker=formats)
+
+    def errors(self, value: Any) -> list[str]:
+        """One line each, the first few; [] if the value follows the schema."""
+        try:
+            found = []
+            for error in self._kind.iter_errors(value):
+                found.append(f"{_place(error.absolute_path)}: {_shorten(error.message)}")
+                if len(found) == MOST_ERRORS:
+                    break
+            return found
+        except RecursionError:
+            return ["the text is nested too deeply to be checked"]
+
+    def keeps(self, pointer: str, values: list[Any]) -> list[Any]:
+        """Those of the values that the subschema at `pointer` allows."""
+        part = self._kind.evolve(schema={"$ref": "#" + pointer})
+        return [value for value in values if part.is_valid(value)]
+
+    def read(self, text: str) -> Any:
+        """The value of a text that follows the schema; InvalidText otherwise."""
+        value = parse(text)
+        if errors := self.errors(value):
+            raise InvalidText(errors)
+        return value
+
+
+def parse(text: str) -> Any:
+    """JSON without NaN and numbers that no float holds."""
+    try:
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError:
+        raise InvalidText(["the text is nested too deeply to be read"]) from None
+    except ValueError as error:
+        raise InvalidText([f"the text is not JSON: {error}"]) from None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits[:40]} is larger than any float")
+    return value
+
+
+def _format_check(name: str) -> Callable[[Any], bool]:
+    return lambda value: not isinstance(value, str) or has_format(name, value)
+
+
+def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError
+
+    if validator.is_type(value, "string") and not searcher(pattern)(value):
+        yield ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+def _multiple_of(validator: Any, factor: float, value: Any, schema: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError
+
+    if validator.is_type(value, "number") and _remainder(value, factor):
+        yield ValidationError(f"{value!r} is not a multiple of {factor!r}")
+
+
+def _remainder(value: float, factor: float) -> bool:
+    """Exactly, in the decimals that are written (binary fractions would call 0.3 no multiple of 0.1)."""
+    over, under = Decimal(repr(value)).as_integer_ratio(), Decimal(repr(factor)).as_integer_ratio()
+    return (over[0] * under[1]) % (over[1] * under[0]) != 0
+
+
+def _for_python(node: Schema) -> Schema:
+    """The schema with the names in patternProperties in Python's words (`pattern` is read by our own check)."""
+    if isinstance(node, list):
+        return [_for_python(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    out = {}
+    for key, value in node.items():
+        if key in ("enum", "const", "default", "examples"):
+            out[key] = value
+        elif key == "patternProperties" and isinstance(value, dict):
+            out[key] = {_name_pattern(name): _for_python(each) for name, each in value.items()}
+        elif key in ("properties", "$defs", "definitions", "dependentSchemas") and isinstance(value, dict):
+            out[key] = {name: _for_python(each) for name, each in value.items()}
+        elif key != "$schema":
+            out[key] = _for_python(value)
+    return out
+
+
+def _name_pattern(pattern: str) -> str:
+    """One that cannot be checked matches nothing: the preflight refuses it before any text is read."""
+    try:
+        return python_pattern(pattern)
+    except PatternError:
+        return "(?!)"
+
+
+def _place(path: Any) -> str:
+    return "/" + "/".join(map(str, path)) if path else "the text"
+
+
+def _shorten(message: str) -> str:
+    return message if len(message) <= 160 else message[:120] + " ... " + message[-35:]
