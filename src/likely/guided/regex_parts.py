@@ -1,6 +1,7 @@
 """The parts of a regular expression, characters as sequences of byte ranges in UTF-8.
 
-Python's parser reads the pattern; before, everything is refused that Rust's regex crate would read otherwise.
+Python's parser reads the pattern; before, everything is refused that Rust's regex crate would read otherwise.  Classes
+such as \\w hold the characters of the Unicode version that this Python knows.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def parse_regex(pattern: str) -> Node:
             parsed = _parser.parse(body)
     except (re.error, OverflowError, RecursionError, Warning) as error:
         raise ConstraintError(f"{pattern!r} is not a regular expression: {error}") from None
-    if (body is not pattern and "|" in pattern) and any(kind is sre.BRANCH for kind, _ in parsed):
+    if body != pattern and "|" in _outside_groups(pattern):
         raise _refused(pattern, "an anchor beside |: put the alternatives in a group")
     flags = parsed.state.flags & ~re.UNICODE
     if flags & ~re.DOTALL:
@@ -94,12 +95,24 @@ def refuse_differences(pattern: str) -> None:
         inside = _ESCAPE.sub("..", match[0])[1:-1]
         if "[" in inside or any(twice in inside for twice in ("&&", "--", "~~")):
             raise _refused(pattern, f"the class {match[0]} (nested, or an operation on classes)")
-    plain = _ESCAPE.sub("..", _CLASS.sub(lambda m: "." * len(m[0]), pattern))
+    plain = _plain(pattern)
     if "(?#" in outside:
         raise _refused(pattern, "a comment")
     for at in (i for i, c in enumerate(plain) if c == "{"):
         if not _COUNT.match(plain, at):
             raise _refused(pattern, "a brace that is no repeat count: write \\{")
+
+
+def _plain(pattern: str) -> str:
+    """With dots for escapes and classes."""
+    return _CLASS.sub(lambda m: "." * len(m[0]), _ESCAPE.sub("..", pattern))
+
+
+def _outside_groups(pattern: str) -> str:
+    plain, before = _plain(pattern), ""
+    while plain != before:
+        before, plain = plain, re.sub(r"\([^()]*\)", "", plain)
+    return plain
 
 
 def _odd_backslashes(text: str) -> bool:
