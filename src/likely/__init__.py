@@ -24,6 +24,7 @@ from likely.errors import (
 if TYPE_CHECKING:
     from likely import datasets
     from likely.api import ask, generate, load, score
+    from likely.guided.query import query
     from likely.model import Model
     from likely.models.remote import RemoteModel
     from likely.results import Answer, Generation, Scored
@@ -40,6 +41,7 @@ _LAZY = {
     "Answer": "likely.results",
     "Generation": "likely.results",
     "Scored": "likely.results",
+    "query": "likely.guided.query",
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "datasets",
     "generate",
     "load",
+    "query",
     "score",
 ]
 

@@ -1,0 +1,302 @@
+"""What a `where` clause says, as a tree: holes, counts, comparisons, and, or, not.
+
+Text queries are translated into these nodes; in Python they are written with operators on THIS:
+
+    q.gen("NAME", where=(THIS.words <= 3) & THIS.stops_before("."))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+CountKind = Literal["chars", "words", "sentences", "tokens"]
+Operator = Literal["<", "<=", ">", ">=", "==", "!="]
+FLIPPED: dict[str, Operator] = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
+OPPOSITE: dict[str, Operator] = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
+INT = r"-?(0|[1-9][0-9]*)"
+FLOAT = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?"
+
+
+class Node:
+    """Any part of a clause.  & | ~ join conditions; comparisons with numbers make conditions of counts."""
+
+    def __and__(self, other: Node) -> Node:
+        return And((self, other))
+
+    def __or__(self, other: Node) -> Node:
+        return Or((self, other))
+
+    def __invert__(self) -> Node:
+        return Not(self)
+
+    def __bool__(self) -> bool:
+        raise TypeError("a condition on a hole has no truth value yet: join conditions with & | ~, not and, or, not")
+
+    def __lt__(self, other: Any) -> Node:
+        return Compare("<", self, term(other))
+
+    def __le__(self, other: Any) -> Node:
+        return Compare("<=", self, term(other))
+
+    def __gt__(self, other: Any) -> Node:
+        return Compare(">", self, term(other))
+
+    def __ge__(self, other: Any) -> Node:
+        return Compare(">=", self, term(other))
+
+    def equals(self, other: Any) -> Node:
+        return Compare("==", self, term(other))
+
+    def differs(self, other: Any) -> Node:
+        return Compare("!=", self, term(other))
+
+
+@dataclass(frozen=True)
+class Const(Node):
+    """A value that no longer changes; None: not known yet."""
+
+    value: Any
+
+
+TRUE, FALSE, UNKNOWN = Const(True), Const(False), Const(None)
+
+
+@dataclass(frozen=True)
+class Hole(Node):
+    """The text of a hole; "" is the one that is being written."""
+
+    name: str = ""
+
+    @property
+    def chars(self) -> Count:
+        return Count("chars", self)
+
+    @property
+    def words(self) -> Count:
+        return Count("words", self)
+
+    @property
+    def sentences(self) -> Count:
+        return Count("sentences", self)
+
+    @property
+    def tokens(self) -> Count:
+        return Count("tokens", self)
+
+    def one_of(self, options: Sequence[str]) -> Node:
+        return In(self, tuple(options))
+
+    def contains(self, text: str) -> Node:
+        return Contains(Const(text), self)
+
+    def starts_with(self, *options: str) -> Node:
+        return StartsWith(self, options)
+
+    def matches(self, pattern: str) -> Node:
+        """The whole text matches this regular expression (Rust's syntax, no look-around)."""
+        return Matches(self, pattern)
+
+    def is_int(self) -> Node:
+        return Matches(self, INT)
+
+    def is_float(self) -> Node:
+        return Matches(self, FLOAT)
+
+    def stops_at(self, text: str) -> Node:
+        return Stop(self, text, include=True)
+
+    def stops_before(self, text: str) -> Node:
+        return Stop(self, text, include=False)
+
+    def satisfies(self, predicate: Callable[[str], Any], name: str = "") -> Node:
+        """predicate(text) is true when the hole ends."""
+        return Call(name or getattr(predicate, "__name__", "predicate"), predicate, (self,))
+
+
+THIS = Hole()
+
+
+@dataclass(frozen=True)
+class Count(Node):
+    """How many characters, words, sentences or tokens a text has (see counting.py)."""
+
+    kind: CountKind
+    of: Node
+
+
+@dataclass(frozen=True)
+class Compare(Node):
+    op: Operator
+    left: Node
+    right: Node
+
+
+@dataclass(frozen=True)
+class In(Node):
+    """item is exactly one of the options."""
+
+    item: Node
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Contains(Node):
+    needle: Node
+    text: Node
+
+
+@dataclass(frozen=True)
+class StartsWith(Node):
+    text: Node
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Matches(Node):
+    text: Node
+    pattern: str
+
+
+@dataclass(frozen=True)
+class Stop(Node):
+    """The hole ends where `string` appears, with it (include) or before it; only as a part of a conjunction."""
+
+    text: Node
+    string: str
+    include: bool
+
+
+@dataclass(frozen=True)
+class Call(Node):
+    """A function of texts: a predicate of the user's, or a registered operator.
+
+    final(values, finals, result) -> Final; None: fixed when all arguments are.
+    regex(values) -> pattern of the one unfinished argument (None in values), or None
+    """
+
+    name: str
+    forward: Callable[..., Any]
+    args: tuple[Node, ...]
+    final: Callable[..., Any] | None = None
+    regex: Callable[..., str | None] | None = None
+
+
+@dataclass(frozen=True)
+class And(Node):
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Or(Node):
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Not(Node):
+    part: Node
+
+
+def term(value: Any) -> Node:
+    return value if isinstance(value, Node) else Const(value)
+
+
+def children(node: Node) -> tuple[Node, ...]:
+    match node:
+        case And(parts) | Or(parts):
+            return parts
+        case Not(part):
+            return (part,)
+        case Compare(_, left, right):
+            return (left, right)
+        case Count(_, of):
+            return (of,)
+        case Contains(needle, text):
+            return (needle, text)
+        case In(item, _):
+            return (item,)
+        case StartsWith(text, _) | Matches(text, _):
+            return (text,)
+        case Stop(text, _, _):
+            return (text,)
+        case Call():
+            return node.args
+    return ()
+
+
+def holes_of(node: Node) -> set[str]:
+    """Names of the holes in a clause."""
+    if isinstance(node, Hole):
+        return {node.name}
+    return set().union(*map(holes_of, children(node)))
+
+
+def replace_holes(node: Node, found: Callable[[str], Node]) -> Node:
+    """The clause with every hole replaced."""
+
+    def go(n: Node) -> Node:
+        match n:
+            case Hole(name):
+                return found(name)
+            case And(parts):
+                return And(tuple(map(go, parts)))
+            case Or(parts):
+                return Or(tuple(map(go, parts)))
+            case Not(part):
+                return Not(go(part))
+            case Compare(op, left, right):
+                return Compare(op, go(left), go(right))
+            case Count(kind, of):
+                return Count(kind, go(of))
+            case Contains(needle, text):
+                return Contains(go(needle), go(text))
+            case In(item, options):
+                return In(go(item), options)
+            case StartsWith(text, options):
+                return StartsWith(go(text), options)
+            case Matches(text, pattern):
+                return Matches(go(text), pattern)
+            case Stop(text, string, include):
+                return Stop(go(text), string, include)
+            case Call(name, forward, args, final, regex):
+                return Call(name, forward, tuple(map(go, args)), final, regex)
+        return n
+
+    return go(node)
+
+
+def describe(node: Node) -> str:
+    """The clause in the notation of the query language, for messages."""
+    match node:
+        case Const(value):
+            return repr(value)
+        case Hole(name):
+            return name or "THIS"
+        case Count(kind, of):
+            return f"len({describe(of)})" if kind == "chars" else f"len({kind.upper()}({describe(of)}))"
+        case Compare(op, left, right):
+            return f"{describe(left)} {op} {describe(right)}"
+        case In(item, options):
+            shown = ", ".join(map(repr, options[:4])) + (", ..." if len(options) > 4 else "")
+            return f"{describe(item)} in [{shown}]"
+        case Contains(needle, text):
+            return f"{describe(needle)} in {describe(text)}"
+        case StartsWith(text, options):
+            return f"STARTS_WITH({describe(text)}, {list(options)!r})"
+        case Matches(text, pattern):
+            names = {INT: "INT", FLOAT: "FLOAT"}
+            return (
+                f"{names[pattern]}({describe(text)})" if pattern in names else f"REGEX({describe(text)}, {pattern!r})"
+            )
+        case Stop(text, string, include):
+            return f"STOPS_{'AT' if include else 'BEFORE'}({describe(text)}, {string!r})"
+        case Call(name, _, args, _, _):
+            return f"{name}({', '.join(map(describe, args))})" if name.isidentifier() else name
+        case And(parts):
+            return " and ".join(f"({describe(p)})" if isinstance(p, Or) else describe(p) for p in parts)
+        case Or(parts):
+            return " or ".join(map(describe, parts))
+        case Not(part):
+            return f"not ({describe(part)})"
+    return type(node).__name__

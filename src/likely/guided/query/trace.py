@@ -1,0 +1,103 @@
+"""The record of a run, exact enough to check it: token ids, the model's hash, settings and seed.
+
+A trace is plain data: `to_dict` and `Trace.from_dict` go through JSON without loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from likely.errors import DataError, LikelyError
+
+VERSION = 1
+
+
+class ReplayMismatch(LikelyError):
+    """A replay did not reproduce its trace; `event`: the number of the first event that differs."""
+
+    def __init__(self, event: int, what: str):
+        super().__init__(f"the replay differs from the trace at event {event}: {what}")
+        self.event = event
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened.
+
+    kind     "text": written by the query; "hole": generated; "distribution": values scored, the last hole;
+             "score": values scored on the way; "effect": an external call; "nested": what another query gave
+    depth    1 and more: inside a nested query, whose text gives way to its value when it ends
+    text     what was added to the text (effect, score: "")
+    value    hole: the value it stands for, if JSON can hold it;  effect: what the call returned
+    tokens, logprobs, log_masses   hole: all emitted tokens, with those that a stop cut off
+    scores   distribution, score: {value: log p in nats}
+    prompt   hole: token ids it was generated from
+    """
+
+    kind: Literal["text", "hole", "distribution", "score", "effect", "nested"]
+    text: str = ""
+    name: str = ""
+    value: Any = None
+    prompt: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    log_masses: tuple[float, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    where: str = ""
+    complete: bool | None = None
+    approximate: bool = False
+    own: bool = True
+    depth: int = 0
+
+    @property
+    def logprob(self) -> float:
+        return float(sum(self.logprobs))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a run depended on and what came of it.
+
+    model     name, runtime, dtype, sha256 of the weights, tokenizer, revision of the runtime
+    settings  decoder and its options, max_tokens, drafter
+    sample    the run's number among several
+    """
+
+    query: str
+    args: Mapping[str, Any]
+    model: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    seed: int
+    sample: int
+    events: tuple[Event, ...]
+    version: int = VERSION
+
+    @property
+    def text(self) -> str:
+        return "".join(e.text for e in self.events if not e.depth)
+
+    @property
+    def holes(self) -> list[Event]:
+        return [e for e in self.events if e.kind == "hole"]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Trace:
+        if record.get("version") != VERSION:
+            raise DataError(f"this trace has version {record.get('version')!r}, expected {VERSION}")
+        try:
+            events = []
+            for each in record["events"]:
+                fields = dict(each)
+                for name in ("prompt", "tokens", "logprobs", "log_masses"):
+                    fields[name] = tuple(fields.get(name, ()))
+                events.append(Event(**fields))
+            return cls(**{**record, "events": tuple(events)})
+        except (KeyError, TypeError) as error:
+            raise DataError(f"not a trace of a query: {error}") from None
