@@ -22,8 +22,8 @@ PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 38, 22
 NOBODY = 65534
 CPU_EXIT = 124  # the program was killed when its CPU time was used up
 
-# what a calculation never needs: processes, signals to others, sockets, mounts, debuggers, keys, other kernel doors, and
-# the rights, owners and times of files
+# what a calculation never needs: processes, signals to others, sockets, mounts, debuggers, keys, other kernel doors,
+# and the rights, owners and times of files
 REFUSED = {
     "x86_64": (
         0xC000003E,
