@@ -88,6 +88,8 @@ class Schemas:
         kinds = ["string", "integer", "number", "boolean", "null", "enum", "const", "mixed"]
         if depth:
             kinds += ["object", "object", "object", "array", "array", "anyOf", "oneOf", "allOf", "true"]
+        if self.rich:
+            kinds += ["different", "either"]
         kind = rng.choice(kinds)
         out = getattr(self, f"_{kind}", lambda depth: {"type": kind})(depth)
         if self.rich and depth and isinstance(out, dict) and rng.random() < 0.4:
@@ -124,7 +126,7 @@ class Schemas:
         low = round(self.rng.uniform(-9, 9), 2)
         return {
             "type": "number",
-            **self._some(exclusiveMinimum=low, maximum=low + 5, multipleOf=self.rng.choice([0.5, 0.01])),
+            **self._some(exclusiveMinimum=low, maximum=low + 5, multipleOf=self.rng.choice([0.5, 0.25])),
         }
 
     def _mixed(self, depth: int) -> dict[str, Any]:
@@ -139,6 +141,12 @@ class Schemas:
 
     def _const(self, depth: int) -> dict[str, Any]:
         return {"const": self.rng.choice(VALUES)}
+
+    def _different(self, depth: int) -> dict[str, Any]:
+        return {"type": "array", "items": {"enum": [1, 2, 3]}, "minItems": 2, "maxItems": 2, "uniqueItems": True}
+
+    def _either(self, depth: int) -> dict[str, Any]:
+        return {"oneOf": [{"type": "integer", "minimum": 0}, {"type": "integer", "maximum": 5}]}
 
     def _true(self, depth: int) -> Any:
         return self.rng.choice([True, {}, {"title": "anything"}])

@@ -12,10 +12,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from likely.errors import CapabilityError
 from likely.guided.form import Form, FormSettings
 from likely.guided.schema_document import Document
 from likely.guided.schema_errors import InvalidSchema, InvalidText
 from likely.guided.schema_generation import Generation, is_bounded, unbounded
+from likely.guided.schema_keywords import BACKENDS
 from likely.guided.schema_report import Refused, preflight
 from likely.guided.schema_validator import Validator
 
@@ -30,6 +32,8 @@ def schema_form(schema: Any, settings: FormSettings) -> Form:
     UnsupportedSchema for a keyword that the backend does not enforce, unless `on_unsupported` says otherwise;
     InvalidSchema.
     """
+    if settings.backend not in BACKENDS:
+        raise CapabilityError(f'backend="{settings.backend}" takes no schemas: use one of {", ".join(BACKENDS)}')
     if isinstance(schema, (Mapping, bool)):
         return _form_of(schema, settings)
     source, read_type = _of_type(schema)

@@ -144,13 +144,14 @@ class Document:
         todo = [""]
         while todo:
             pointer = todo.pop()
-            for below in self._steps(pointer):
+            for below in self.steps(pointer):
                 if below not in seen:
                     seen[below] = None
                     todo.append(below)
         return list(seen)
 
-    def _steps(self, pointer: str, only: tuple[str, ...] | None = None) -> list[str]:
+    def steps(self, pointer: str, only: tuple[str, ...] | None = None) -> list[str]:
+        """Pointers of the subschemas that a subschema applies, by all or some of its keywords."""
         node = self.at(pointer)
         if not isinstance(node, dict):
             return []
@@ -159,7 +160,7 @@ class Document:
             for key, below, _ in children(node)
             if key not in ("$defs", "definitions", "contentSchema") and (only is None or key in only)
         ]
-        if "$ref" in node:
+        if "$ref" in node and (only is None or "$ref" in only):
             found.append(self.target(pointer))
         return found
 
@@ -167,26 +168,19 @@ class Document:
         """A schema that refers to itself without going down into the text has no meaning."""
         done: set[str] = set()
         for start in self.reachable:
-            path: dict[str, None] = {}
-            stack: list[tuple[str, Iterator[str]]] = []
-
-            def enter(pointer: str, path: dict = path, stack: list = stack) -> None:
-                path[pointer] = None
-                stack.append((pointer, iter(self._steps(pointer, IN_PLACE))))
-
-            if start not in done:
-                enter(start)
-            while stack:
-                pointer, following = stack[-1]
-                below = next(following, None)
+            path: dict[str, Iterator[str]] = {}  # from `start` down: what is left to follow at each
+            here: str | None = start if start not in done else None
+            while here is not None:
+                path.setdefault(here, iter(self.steps(here, IN_PLACE)))
+                below = next(path[here], None)
                 if below is None:
-                    stack.pop()
-                    del path[pointer]
-                    done.add(pointer)
+                    done.add(here)
+                    del path[here]
+                    here = next(reversed(path), None)
                 elif below in path:
                     raise InvalidSchema(below, "$ref leads back to itself without going deeper into the text")
                 elif below not in done:
-                    enter(below)
+                    here = below
 
     # --- whether a text can end -----------------------------------------------------------------------------------
 
@@ -196,7 +190,7 @@ class Document:
         ending: set[str] = set()
         users: dict[str, set[str]] = {}
         for pointer in self.reachable:
-            for below in self._steps(pointer):
+            for below in self.steps(pointer):
                 users.setdefault(below, set()).add(pointer)
         todo = list(reversed(self.reachable))
         while todo:

@@ -70,8 +70,12 @@ class Generation:
             return {"enum": values} if values else False
         out: dict[str, Any] = {}
         for key, value in node.items():
-            if has_effect(key, node) and not self._is_dropped(pointer, key):
+            if not has_effect(key, node):
+                continue
+            if not self._is_dropped(pointer, key):
                 self._keyword(out, pointer, key, value, node)
+            elif self._is_loosened(pointer, key, node):
+                out["anyOf"] = self._branches(pointer, key, value)
         self._close(out, pointer, node)
         self._bound(out, node)
         if not out:
@@ -108,8 +112,7 @@ class Generation:
         elif key in ("allOf", "prefixItems"):
             out[key] = [self._of(f"{pointer}/{key}/{i}") for i in range(len(value))]
         elif key in ("anyOf", "oneOf"):
-            each = [self._of(f"{pointer}/{key}/{i}") for i in range(len(value))]
-            out["anyOf" if self.plain else key] = [part for part in each if part is not False] or [False]
+            out["anyOf" if self.plain else key] = self._branches(pointer, key, value)
         elif key == "properties":
             out[key] = {name: self._of(f"{pointer}/{key}/{escape(name)}") for name in value}
         elif key == "patternProperties":
@@ -130,6 +133,16 @@ class Generation:
             out[key] = min(out.get(key, value), value)
         else:
             out[key] = value
+
+    def _branches(self, pointer: str, key: str, value: list[Schema]) -> list[Schema]:
+        each = [self._of(f"{pointer}/{key}/{i}") for i in range(len(value))]
+        return [part for part in each if part is not False] or [False]
+
+    def _is_loosened(self, pointer: str, key: str, node: dict[str, Any]) -> bool:
+        """Whether a oneOf that was dropped may stand as anyOf."""
+        if key != "oneOf" or "anyOf" in node or (pointer, "") in self.dropped:
+            return False
+        return not self.plain or effective(node) == ["oneOf"]
 
     @staticmethod
     def _match(out: dict[str, Any], pattern: str) -> None:

@@ -39,7 +39,7 @@ _IDLE: dict[str, Callable[[Any, Node], bool]] = {
     "then": lambda value, node: "if" not in node or value in (True, {}),
     "else": lambda value, node: "if" not in node or value in (True, {}),
     "if": lambda value, node: node.get("then", True) in (True, {}) and node.get("else", True) in (True, {}),
-    "minContains": lambda value, node: "contains" not in node,
+    "minContains": lambda value, node: "contains" not in node or (value == 0 and "maxContains" not in node),
     "maxContains": lambda value, node: "contains" not in node,
     "contains": lambda value, node: node.get("minContains") == 0 and "maxContains" not in node,
     "dependentRequired": lambda value, node: not any(value.values()),

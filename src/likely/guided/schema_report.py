@@ -66,31 +66,50 @@ def check_schema(schema: Any, backend: str = "llguidance") -> SchemaReport:
 
 def preflight(document: Document, validator: Validator, settings: FormSettings) -> tuple[SchemaReport, Generation]:
     """(report, the schema to generate from: without what is refused)"""
-    rules = BACKENDS[settings.backend]
-    enforced, ignored, refused = [], [], []
-    for pointer in document.reachable:
+    refused = _uncheckable(document)
+    enforced, ignored = [], []
+    seen, todo = {""}, [""]
+    while todo:
+        pointer = todo.pop()
         node = document.at(pointer)
         if isinstance(node, bool):
             continue
+        held = []
         for key in node:
             place = f"{pointer}/{escape(key)}"
-            if key in ("pattern", "patternProperties") and (found := why_uncheckable(key, node)):
-                if found[0]:
-                    raise InvalidSchema(place, found[1])
-                refused.append(Refused(pointer, key, found[1], checkable=False))
-            elif not has_effect(key, node):
+            if not has_effect(key, node):
                 if key not in ANNOTATIONS:
                     ignored.append(place)
-            elif (reason := rules[key](document, pointer, node)) is not None:
+            elif any((r.pointer, r.keyword) == (pointer, key) for r in refused):
+                continue
+            elif (reason := BACKENDS[settings.backend][key](document, pointer, node)) is not None:
                 known = key != "format" or node[key] in FORMATS
                 refused.append(Refused(pointer, key, reason, checkable=known))
             else:
                 enforced.append(place)
+                held.append(key)
+        for below in reversed(document.steps(pointer, (*held, "oneOf"))):  # oneOf becomes anyOf where it is refused
+            if below not in seen:
+                seen.add(below)
+                todo.append(below)
     more, deep = _trial(document, validator, settings, refused)
     refused += more
     gone = {f"{r.pointer}/{escape(r.keyword)}" for r in refused}
     report = SchemaReport(settings.backend, tuple(e for e in enforced if e not in gone), tuple(ignored), tuple(refused))
     return report, _without(document, validator, settings, refused, deep)
+
+
+def _uncheckable(document: Document) -> list[Refused]:
+    """Patterns that no finished text can be tried against; InvalidSchema for those that are none."""
+    found = []
+    for pointer in document.reachable:
+        node = document.at(pointer)
+        for key in ("pattern", "patternProperties"):
+            if isinstance(node, dict) and key in node and (reason := why_uncheckable(key, node)):
+                if reason[0]:
+                    raise InvalidSchema(f"{pointer}/{key}", reason[1])
+                found.append(Refused(pointer, key, reason[1], checkable=False))
+    return found
 
 
 def _without(
@@ -108,8 +127,11 @@ def _trial(
     deep = is_bounded(settings)
     while True:
         generation = _without(document, validator, settings, [*refused, *found], deep)
+        schema = generation.schema()
+        if schema is False:
+            raise InvalidSchema("", "no text satisfies it")
         try:
-            compile_bytes(generation.schema(), settings)
+            compile_bytes(schema, settings)
             return found, deep
         except ConstraintError as error:
             if deep:
