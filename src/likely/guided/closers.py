@@ -6,6 +6,7 @@ which tokens still fit.  The first token of a fewest-token spelling of the plan 
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ CANDIDATES = 256  # where more tokens are allowed close to the end, so many are 
 CHECKED = 1024  # the same, farther from the end
 PLAIN_GROWTH = 16  # tokens that one inside a string adds at most to what is needed (escapes, cut characters)
 LONGEST_PLAN = 2000  # bytes
+SEARCHED = 400  # states
 END = 256  # the end token of the vocabulary of bytes
 
 
@@ -152,10 +154,11 @@ class MatcherCloser:
     usable: np.ndarray
     _plans: list[bytes | None] = field(default_factory=list)
     _lengths: list[int] = field(default_factory=list)
+    _asked: tuple[bytes, bytes | None] | None = None  # the text that was asked about last and the plan after it
 
     def __post_init__(self) -> None:
         if not self._plans:
-            self._plans = [greedy_completion(self.matcher, self.usable)]
+            self._plans = [find_completion(self.matcher, self.usable)]
 
     @property
     def plan(self) -> bytes:
@@ -169,6 +172,11 @@ class MatcherCloser:
         return UNWRITABLE if plan is None else self.spelling.fewest(plan)
 
     def _plan_after(self, text: bytes) -> bytes | None:
+        if self._asked is None or self._asked[0] != text:
+            self._asked = text, self._find(text)
+        return self._asked[1]
+
+    def _find(self, text: bytes) -> bytes | None:
         plan = self._plans[-1]
         if plan is not None:
             if plan.startswith(text):
@@ -181,7 +189,7 @@ class MatcherCloser:
         matcher = self.matcher.deep_copy()
         if not matcher.consume_tokens(list(text)):
             return None
-        return greedy_completion(matcher, self.usable)
+        return find_completion(matcher, self.usable)
 
     def roomy(self, budget: int) -> bool:
         return budget >= self.needed + self.habits.growth
@@ -218,9 +226,11 @@ class MatcherCloser:
         self.matcher.consume_tokens(list(text))
         self._plans.append(plan)
         self._lengths.append(len(text))
+        self._asked = None
 
     def undo(self, n: int) -> None:
         if n:
+            self._asked = None
             self.matcher.rollback(sum(self._lengths[-n:]))
             del self._plans[-n:], self._lengths[-n:]
 
@@ -290,32 +300,72 @@ class LedCloser:
         return LedCloser(self.closer.fork(), self.spelling, self.lead, self._leads.copy())
 
 
-def greedy_completion(matcher: Any, usable: np.ndarray) -> bytes | None:
-    """Bytes that complete the matcher's text, chosen one by one; None if none are found within LONGEST_PLAN.
+def find_completion(matcher: Any, usable: np.ndarray) -> bytes | None:
+    """Bytes that complete the matcher's text; None if none are found.
 
     matcher  an LLMatcher over single bytes; it is left as it was
-    Inside free text the closing quote comes first, elsewhere closing brackets; opening brackets come last.
+    First one byte after the other; where that does not come to an end, which happens in recursive forms, a search.
     """
-    matcher = matcher.deep_copy()
-    out = bytearray()
-    mask = np.zeros(9, np.uint32)
+    for attempt in (lambda: _greedy(matcher, usable, 256), lambda: _search(matcher, usable)):
+        if (found := attempt()) is not None:
+            return found
+    return _greedy(matcher, usable, LONGEST_PLAN)
+
+
+def _greedy(matcher: Any, usable: np.ndarray, longest: int) -> bytes | None:
+    matcher, out = matcher.deep_copy(), bytearray()
     while not matcher.is_accepting():
-        if len(out) > LONGEST_PLAN or matcher.is_stopped():
+        steps = _steps(matcher, usable)
+        if not steps or len(out) > longest:
             return None
-        step = matcher.compute_ff_bytes()
-        if not step:
-            matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-            allowed = np.unpackbits(mask.view(np.uint8), count=256, bitorder="little").astype(np.bool_) & usable
-            if not allowed.any():
-                return None
-            order = _IN_TEXT if np.count_nonzero(allowed) > _FREE else _BETWEEN
-            step = bytes([int(order[np.argmax(allowed[order])])])
-        elif not usable[list(step)].all():
-            return None
+        step = steps[0]
+        if 1 < len(steps) <= 8 and step[0] in _LETTERS:  # the name of a property, say: one whose value is not nested
+            step = next((s for s in steps if not _opens(matcher, s)), step)
         if not matcher.consume_tokens(list(step)):
             return None
         out += step
     return bytes(out)
+
+
+def _search(matcher: Any, usable: np.ndarray) -> bytes | None:
+    """Best first: short, and few brackets open."""
+    todo: list[tuple[int, int, Any, bytes]] = [(0, 0, matcher.deep_copy(), b"")]
+    for count in range(SEARCHED):
+        if not todo:
+            return None
+        _, _, state, out = heapq.heappop(todo)
+        if state.is_accepting():
+            return out
+        for i, step in enumerate(_steps(state, usable)[:12]):
+            child = state.deep_copy()
+            if child.consume_tokens(list(step)):
+                text = out + step
+                opened = sum(text.count(b) for b in b"{[(") - sum(text.count(b) for b in b"}])")
+                heapq.heappush(todo, (len(text) + 8 * max(0, opened), 16 * count + i, child, text))
+    return None
+
+
+def _steps(matcher: Any, usable: np.ndarray) -> list[bytes]:
+    """What may come next, the most closing first: what is forced, else single bytes; in free text only one.
+
+    Inside free text the closing quote comes first, elsewhere closing brackets; opening brackets come last.
+    """
+    if matcher.is_stopped():
+        return []
+    if forced := matcher.compute_ff_bytes():
+        return [forced] if usable[list(forced)].all() else []
+    mask = np.zeros(9, np.uint32)
+    matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+    allowed = np.unpackbits(mask.view(np.uint8), count=256, bitorder="little").astype(np.bool_) & usable
+    if np.count_nonzero(allowed) > _FREE:
+        return [bytes([int(_IN_TEXT[np.argmax(allowed[_IN_TEXT])])])]
+    return [bytes([b]) for b in _BETWEEN[allowed[_BETWEEN]].tolist()]
+
+
+def _opens(matcher: Any, step: bytes) -> bool:
+    """Whether this step forces an opening bracket."""
+    matcher = matcher.deep_copy()
+    return matcher.consume_tokens(list(step)) and any(b in b"{[(" for b in matcher.compute_ff_bytes())
 
 
 def _order(first: bytes) -> np.ndarray:
@@ -327,4 +377,5 @@ def _order(first: bytes) -> np.ndarray:
 
 
 _IN_TEXT, _BETWEEN = _order(b"\"}]')>;\n"), _order(b"}])\"'>;,:")
+_LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 _FREE = 40  # more allowed bytes than this: inside free text

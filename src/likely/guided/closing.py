@@ -16,7 +16,7 @@ from likely.decoding.masks import Mask, pack
 from likely.decoding.steer import Constraint
 from likely.errors import ConstraintError
 from likely.guided.automaton import Automaton
-from likely.guided.closers import AutomatonCloser, Closer, Habits, LedCloser, MatcherCloser, greedy_completion
+from likely.guided.closers import AutomatonCloser, Closer, Habits, LedCloser, MatcherCloser, find_completion
 from likely.guided.form import Form
 from likely.guided.llguidance_constraint import LLGuidance, LLGuidanceConstraint
 from likely.guided.reference_constraint import Reference
@@ -31,9 +31,9 @@ Compiled = Callable[[LLGuidance], LLGuidanceConstraint]
 class Closing:
     """`inner`, without the tokens after which the text could not be completed within the budget.
 
-    Where `allowed` gets no `remaining` nothing is left out; nor far from the end.  The end token needs no room: a text
-    that is whole when the budget is used up is whole.  Where a token would have to be checked and was not it is left
-    out, and `approximate` says so.
+    Where `allowed` gets no `remaining` nothing is left out; nor far from the end, where `permits` has the last
+    word.  The end token needs no room: a text that is whole when the budget is used up is whole.  Where too many tokens
+    would have to be looked at some are left out unseen, and `approximate` says so.
     """
 
     inner: Constraint
@@ -44,6 +44,7 @@ class Closing:
     taken: int = 0
     ended: bool = False
     cut: bool = False
+    _room: int | None = None  # since `allowed` was asked: tokens that may follow the next one
 
     @property
     def vocab_size(self) -> int:
@@ -63,6 +64,7 @@ class Closing:
 
     def allowed(self, remaining: int | None = None) -> Mask:
         mask = self.inner.allowed(remaining)
+        self._room = None if remaining is None else remaining - 1
         if remaining is None or self.ended:
             return mask
         needed = self.closer.needed
@@ -73,7 +75,8 @@ class Closing:
             )
         kept, exact = self.closer.within(mask & self.text_mask, remaining - 1)
         kept = kept | (mask & ~self.text_mask)
-        if not kept.any():  # only where the closer was wrong about how fast a text can grow
+        if not kept.any():  # the budget was overdrawn, which only beams and drawn drafts can do: they ask no `permits`
+            self._room = None
             return mask
         self.cut |= not exact
         return kept
@@ -83,11 +86,18 @@ class Closing:
         return replace(self, inner=inner, closer=LedCloser(self.closer.fork(), spelling, lead))
 
     def permits(self, token: int) -> bool:
-        return self.inner.permits(token)
+        """After `allowed(remaining)` this looks at the token itself, also where the mask holds it unseen."""
+        if not self.inner.permits(token):
+            return False
+        if self._room is None or token in self.end_ids or self.closer.needed_after(self.tokens[token]) <= self._room:
+            return True
+        self.cut = True
+        return False
 
     def advance(self, token: int) -> None:
         self.inner.advance(token)
         self.taken += 1
+        self._room = None
         if token in self.end_ids:
             self.ended = True
         else:
@@ -111,6 +121,7 @@ class Closing:
     def rollback(self, n: int) -> None:
         self.inner.rollback(n)
         self.taken -= n
+        self._room = None
         if n and self.ended:
             self.ended, n = False, n - 1
         self.closer.undo(n)
@@ -146,7 +157,7 @@ class Closers:
         if automaton is not None:
             return AutomatonCloser(self.reference.steps(automaton), self.spelling)
         matcher = compiled(self._bytes).matcher
-        plan = greedy_completion(matcher, self.spelling.usable)
+        plan = find_completion(matcher, self.spelling.usable)
         needed = 0 if plan is None else self.spelling.fewest(plan)
         habits = Habits(self._growth(form, needed), self._in_strings if form.kind == "schema" else None)
         return MatcherCloser(matcher, self.spelling, habits, self.spelling.usable)
