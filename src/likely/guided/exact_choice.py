@@ -1,0 +1,81 @@
+"""Which of some names is likeliest as a whole, not letter by letter: greedy decoding may be led astray by its start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from likely.decoding.masks import unpack
+from likely.errors import CapabilityError
+from likely.guided.name_masks import NameMasks
+from likely.models.rows import logsumexp
+from likely.models.runtime import FloatArray, Runtime, Want, Work
+
+ROW_VALUES = 1 << 25  # logits held at one time: 128 MB
+NAMES_PER_CALL = 64  # each takes a leaf of the tree
+
+
+def name_logprobs(
+    runtime: Runtime, masks: NameMasks, context: Sequence[int], names: Sequence[bytes]
+) -> NDArray[np.float64]:
+    """log P(the next name is this one | context), nats, one per name.
+
+    context  token ids, at least one;  names: what is left to write of each
+
+    P(l) = sum over the tokens t_1 ... t_n of l as the tokenizer writes it, and k = 0 ... n, of
+    p(t_1 ... t_k) * p(a token that writes the rest of l and ends the name there).  Other ways to cut l into tokens are
+    left out, so that the values sum to at most 1.  One call of the model for the context, then one per group of names:
+    a tree of their tokens.
+    """
+    if not runtime.capabilities.trees:
+        raise CapabilityError('choose="exact" needs a runtime with pending trees: torch, llamacpp')
+    sequence = runtime.open()
+    try:
+        root = runtime.forward([Work(sequence, np.asarray(context, np.int64), want=Want.LAST)])[0].logits
+        assert root is not None
+        out = np.full(len(names), -np.inf)
+        spelled = [masks.vocabulary.spell(name) for name in names]
+        longest = max(map(len, spelled))
+        size = int(np.clip(ROW_VALUES // (masks.vocabulary.size * longest), 1, NAMES_PER_CALL))
+        for first in range(0, len(names), size):
+            part = slice(first, first + size)
+            out[part] = _group(runtime, masks, sequence, root[-1], names[part], spelled[part])
+        return out
+    finally:
+        runtime.close(sequence)
+
+
+def _group(runtime, masks, sequence, root, names, spelled) -> list[float]:  # type: ignore[no-untyped-def]
+    """The values of some names whose trees are computed in one call; nothing stays pending."""
+    nodes: dict[tuple[int, ...], int] = {}
+    tokens: list[int] = []
+    parents: list[int] = []
+    for ids in spelled:
+        for end in range(1, len(ids) + 1):
+            path = tuple(ids[:end])
+            if path not in nodes:
+                nodes[path] = len(tokens)
+                tokens.append(ids[end - 1])
+                parents.append(nodes.get(path[:-1], -1))
+    work = Work(sequence, np.asarray(tokens, np.int64), np.asarray(parents, np.int64), want=Want.ALL)
+    rows = runtime.forward([work])[0].logits
+    runtime.commit([(sequence, [])])
+    out = []
+    for name, ids in zip(names, spelled, strict=True):
+        before, rest, terms = 0.0, name, []
+        for end in range(len(ids) + 1):
+            row = root if end == 0 else rows[nodes[tuple(ids[:end])]]
+            norm = logsumexp(row)
+            terms.append(before + _log_share(row, unpack(masks.ending(rest), len(row)), norm))
+            if end < len(ids):
+                before += float(row[ids[end]]) - norm
+                rest = rest[len(masks.vocabulary.tokens[ids[end]]) :]
+        out.append(float(np.logaddexp.reduce(terms)))
+    return out
+
+
+def _log_share(row: FloatArray, allowed: NDArray[np.bool_], norm: float) -> float:
+    """log of the probability of some tokens."""
+    return logsumexp(row[allowed]) - norm if allowed.any() else -float("inf")
