@@ -169,3 +169,21 @@ def test_plain_settings_are_the_model_itself():
 def test_bad_settings_are_refused_with_their_value(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Sampling(**options)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"typical_p": 0.7}, {"top_k": 9, "top_p": 0.9}]
+)
+def test_a_masked_row_is_drawn_from_as_its_possible_tokens_are(settings):
+    """Impossible tokens cost nothing and change nothing: as with logits so low that they are never drawn."""
+    rng = np.random.default_rng(0)
+    sampling = Sampling(**settings, temperature=0.9, seed=3)
+    for position in range(200):
+        logits = rng.standard_normal(300).astype(np.float32)
+        allowed = rng.random(300) < rng.choice([0.02, 0.2, 0.9])
+        allowed[7] = True
+        low, masked = np.where(allowed, logits, np.float32(-90)), np.where(allowed, logits, np.float32(-np.inf))
+        assert pick(masked, sampling, sample=1, position=position) == pick(low, sampling, sample=1, position=position)
+        law, near = (np.exp(processed_logprobs(row, sampling)) for row in (masked, low))
+        np.testing.assert_allclose(law, near, atol=1e-6)
+        assert not law[~allowed].any()

@@ -103,7 +103,7 @@ class Particles:
         if not self._all:
             self._begin(hypotheses[0], fork)
         for particle in self._all:
-            if particle.alive:
+            if particle.alive and particle.seen is None:
                 self._weigh(particle)
         weights = np.array([p.log_weight for p in self._all])
         if effective_sample_size(weights) < self.threshold * len(self._all):
@@ -125,6 +125,7 @@ class Particles:
     def _begin(self, root: Hypothesis, fork: Callable[[Hypothesis], Hypothesis]) -> None:
         self._fresh = root.sample + 1
         self._all = [_Particle(root, 0.0)]
+        self._weigh(self._all[0])
         self._all += [self._copy(self._all[0], fork) for _ in range(1, self.request.particles)]
 
     def _copy(self, particle: _Particle, fork: Callable[[Hypothesis], Hypothesis]) -> _Particle:

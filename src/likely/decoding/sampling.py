@@ -123,6 +123,11 @@ def _kept(logits: FloatArray, settings: Sampling) -> tuple[IntArray, FloatArray]
 
     Ties go to the smaller id.  Every rule keeps at least the most likely token.
     """
+    possible = logits > -np.inf
+    if not possible.all() and possible.any():  # a mask leaves few: nothing is computed for the others
+        few = np.flatnonzero(possible)
+        kept, values = _kept(logits[few], settings)
+        return few[kept], values
     scaled = logits / np.float32(settings.temperature)
     k = settings.top_k if 0 < settings.top_k < len(scaled) else 0
     truncates = settings.top_p < 1 or settings.min_p > 0 or settings.typical_p < 1
