@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from likely.choices import lettered
-from likely.errors import DataError
+from likely.errors import DataError, LikelyError, ModelError
 from likely.grading import choices_of
 
 if TYPE_CHECKING:
@@ -57,20 +57,60 @@ def question_of(record: Mapping[str, Any], where: str) -> Question:
 
 def answer_batch(model: Any, loop: Loop, requests: Sequence[Request]) -> Iterator[Generation]:
     """The answers of one batch in the order asked, each as soon as it and all before it are finished."""
+    for found in outcomes(model, loop, requests):
+        if isinstance(found, LikelyError):
+            raise found
+        yield found
+
+
+def outcomes(model: Any, loop: Loop, requests: Sequence[Request | LikelyError]) -> Iterator[Generation | LikelyError]:
+    """What became of each request, in their order: its one text, or what ended it; an error in the list stays there.
+
+    A text that does not follow its schema is drawn again, as `generate` does it.
+    """
+    from likely.guided.schema_errors import SchemaUnsatisfied
+    from likely.guided.validated import redraw, told
+
     started = time.perf_counter()
-    place = {loop.add(request): i for i, request in enumerate(requests)}
-    done: dict[int, Generation] = {}
+    done: dict[int, Generation | LikelyError] = {}
+    running: dict[int, tuple[int, Request, int]] = {}  # the loop's number -> (place, request as it runs, its attempt)
+
+    def add(place: int, request: Request, attempt: int = 0) -> None:
+        try:
+            running[loop.add(request)] = place, request, attempt
+        except ModelError as error:  # it can never run
+            done[place] = error
+
+    for i, request in enumerate(requests):
+        if isinstance(request, LikelyError):
+            done[i] = request
+        else:
+            add(i, request)
     at = 0
-    while not loop.idle:
-        for event in loop.step():
-            if event.error:
-                raise event.error
-            if event.finish:
-                i = place[event.request]
-                done[i] = model.generation(requests[i], event, time.perf_counter() - started)
+    while at < len(requests):
         while at in done:
             yield done.pop(at)
             at += 1
+        for event in loop.step() if running else ():
+            if not (event.finish or event.error):
+                continue
+            i, request, attempt = running.pop(event.request)
+            first = requests[i]
+            assert not isinstance(first, LikelyError)
+            if event.error is not None:
+                if not isinstance(event.error, LikelyError):
+                    raise event.error
+                done[i] = event.error
+                continue
+            try:
+                made = model.generation(request, event, time.perf_counter() - started)
+                done[i] = told(made, first, first.first_sample, attempt)
+            except SchemaUnsatisfied as broken:
+                attempt += 1
+                if attempt > first.form.settings.retries:
+                    done[i] = SchemaUnsatisfied(broken.text, broken.errors, attempt)
+                else:
+                    add(i, redraw(first, first.first_sample, attempt), attempt)
 
 
 def fingerprint(value: Any) -> str:

@@ -42,7 +42,7 @@ def read_lines(path: str | Path) -> Iterator[Line]:
         yield found
 
 
-def _read(path: str | Path) -> Iterator[Line | DataError]:
+def _read(path: str | Path, bare: str | None = None) -> Iterator[Line | DataError]:
     """Records, or what is wrong with a line, in order."""
     name = "stdin" if str(path) == "-" else str(path)
     try:
@@ -54,7 +54,7 @@ def _read(path: str | Path) -> Iterator[Line | DataError]:
             if not raw.strip():
                 continue
             try:
-                yield Line(number, parse_line(raw, f"{name}:{number}", size=size), line_digest(raw))
+                yield Line(number, parse_line(raw, f"{name}:{number}", size=size, bare=bare), line_digest(raw))
             except DataError as error:
                 yield error
 
@@ -95,15 +95,21 @@ class Checked:
 
 
 def read_checked(
-    path: str | Path, check: Callable[[Line], object], *, skip: bool = False, limit: int | None = None
+    path: str | Path,
+    check: Callable[[Line], object],
+    *,
+    skip: bool = False,
+    limit: int | None = None,
+    bare: str | None = None,
 ) -> Checked:
     """All records of a file, each given to `check`, which raises DataError for one that cannot be used.
 
     skip   leave out bad lines; otherwise the first one is the error
     limit  read so many records at most, bad ones included
+    bare   a line that is a string is a record with this one field
     """
     checked = Checked([], [])
-    for found in itertools.islice(_read(path), limit):
+    for found in itertools.islice(_read(path, bare), limit):
         try:
             if isinstance(found, DataError):
                 raise found
@@ -121,10 +127,11 @@ def line_digest(raw: bytes) -> str:
     return hashlib.sha256(raw.strip()).hexdigest()[:16]
 
 
-def parse_line(raw: bytes, where: str, *, size: int | None = None) -> dict[str, Any]:
+def parse_line(raw: bytes, where: str, *, size: int | None = None, bare: str | None = None) -> dict[str, Any]:
     """One JSON object of finite numbers and real text; DataError with `where` otherwise.
 
     size  bytes of the line in its file, where `raw` is only its beginning
+    bare  the field that a line is which is only a string
     """
     size = len(raw) if size is None else size
     if size > MAX_LINE_BYTES:
@@ -141,6 +148,8 @@ def parse_line(raw: bytes, where: str, *, size: int | None = None) -> dict[str, 
         raise DataError(f"{where}: nested too deeply") from None
     except ValueError as error:
         raise DataError(f"{where}: not JSON: {error}") from None
+    if bare is not None and isinstance(record, str):
+        return {bare: record}
     if not isinstance(record, dict):
         raise DataError(f'{where}: expected an object like {{"prompt": "..."}}, found {type(record).__name__}')
     return record

@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, overload
 
 from likely.decoding.budget import Controller
@@ -19,11 +19,16 @@ from likely.decoding.loop import Loop
 from likely.decoding.pool import SameLength
 from likely.decoding.request import Event, Finished, Request
 from likely.decoding.sampling import Sampling
-from likely.decoding.steer import Constraint
-from likely.errors import CapabilityError, ModelError, nearest
+from likely.decoding.steer import Constraint, Transform
+from likely.errors import CapabilityError, DataError, ModelError, nearest
+from likely.extracting import DEFAULTS, Extracted, extract, extraction_prompt
+from likely.guided.contrast import Contrast
 from likely.guided.fields import read_fields
 from likely.guided.form import FORM_OPTIONS, Form, FormSettings, make_form
 from likely.guided.guide import Guide
+from likely.guided.sampling import Ensemble, SamplerSettings, prepare, reject, weighted
+from likely.guided.schema_errors import InvalidText, SchemaUnsatisfied
+from likely.guided.validated import draw_until_valid
 from likely.guided.vocabulary import Vocabulary
 from likely.models.chat_template import ChatTemplate, Message, Rendered, render_chat
 from likely.models.cost_curve import CostCurve
@@ -163,16 +168,38 @@ class Model:
         choices; how it is held: the fields of `guided.form.FormSettings` (whitespace="compact", close_on_budget=True,
         ...).  Or constraint= (an object).  The result then has `value`, `complete`, `log_weight`, `guided_logprob`.
 
+        sampler (with a form): "local", the default, masks token by token; "importance", "smc", "rejection" draw from
+        the model conditioned on the form (temperature 1, nothing truncated), see `guided.sampling`: particles=64,
+        max_tries=1024.  The result then has `log_evidence` and `ess`; `ensemble` gives the weighted texts.
+
+        contrast (a `guided.contrast.Contrast`): the law of the text less that of a negative prompt or a weaker model;
+        transforms: other soft changes of the logits.  The result then has `steering`, one entry per token.
+
         The text depends on (model, prompt, settings, seed) alone; with verification="rejection" also on the drafter.
         Ctrl-C raises KeyboardInterrupt; use `stream` to keep the partial text.
         """
         single = isinstance(prompt, str)
         prompts: list[str] = [prompt] if isinstance(prompt, str) else list(prompt)
         many = options.get("n", 1) > 1
-        requests = [self._request(self.encode_prompt(p), options) for p in prompts]
-        results = self._run(requests)
+        settings = _take_sampler(options)
+        if settings.sampler == "local":
+            results = self._run([self._request(self.encode_prompt(p), options) for p in prompts])
+        else:
+            ensembles = self._ensembles(prompts, settings, options)
+            results = [[make() for make in e.draw(options.get("n", 1))] for e in ensembles]
         shaped = [group if many else group[0] for group in results]
         return shaped[0] if single else shaped
+
+    def ensemble(self, prompt: str, **options: Any) -> Ensemble[Generation]:
+        """The weighted texts from which `generate` draws with sampler="importance" (here the default) or "smc".
+
+        n  rejection: texts to accept; else without effect
+        """
+        settings = _take_sampler(options, "importance")
+        if settings.sampler == "local":
+            raise ValueError('sampler="local" has no weights: use "importance", "smc" or "rejection"')
+        [found] = self._ensembles([prompt], settings, options)
+        return found.holding([make() for make in found.texts])
 
     def stream(self, prompt: str | Sequence[Message], **options: Any) -> Stream:
         """Text pieces as they come, for a prompt or for chat messages; `.result` holds the whole at the end.
@@ -182,7 +209,7 @@ class Model:
         if isinstance(prompt, str):
             return Stream(self, self._request(self.encode_prompt(prompt), options), None)
         rendered = self.render(prompt)
-        return Stream(self, self._request(rendered.tokens, options), rendered)
+        return Stream(self, self._request(rendered.tokens, options, self._other_end(prompt)), rendered)
 
     def ask(self, question: str, *, system: str | None = None, **options: Any) -> Answer:
         """Answer a question, greedily unless a temperature is given.  `confidence` stays None until one was fitted.
@@ -202,13 +229,16 @@ class Model:
             raise ValueError("the question is empty")
         options = {"temperature": 0.0, "max_tokens": 256, **options}
         if self.template is None:
-            text = PLAIN_QUESTION.format(question=question if system is None else f"{system}\n{question}")
             options.setdefault("stop", ("\n\n", "\nQuestion:"))
-            rendered = Rendered(text, self.encode_prompt(text), system_folded=system is not None)
-        else:
-            messages = [{"role": "system", "content": system}] if system is not None else []
-            rendered = self.render([*messages, {"role": "user", "content": question}])
-        return self._request(rendered.tokens, options), rendered
+        rendered = self._rendered_question(question, system)
+        return self._request(rendered.tokens, options, lambda q: self._rendered_question(q, system).tokens), rendered
+
+    def _rendered_question(self, question: str, system: str | None) -> Rendered:
+        if self.template is None:
+            text = PLAIN_QUESTION.format(question=question if system is None else f"{system}\n{question}")
+            return Rendered(text, self.encode_prompt(text), system_folded=system is not None)
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        return self.render([*messages, {"role": "user", "content": question}])
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Answer:
         """The next assistant message; same options as `generate`, by default temperature 0.2, top_p 0.9."""
@@ -218,7 +248,35 @@ class Model:
         """The streaming form of `chat`."""
         options = {"temperature": 0.2, "top_p": 0.9, "max_tokens": 512, **options}
         rendered = self.render(messages)
-        return Stream(self, self._request(rendered.tokens, options), rendered)
+        return Stream(self, self._request(rendered.tokens, options, self._other_end(messages)), rendered)
+
+    @overload
+    def extract(self, documents: str, **options: Any) -> Extracted: ...
+    @overload
+    def extract(self, documents: Sequence[str], **options: Any) -> list[Extracted]: ...
+
+    def extract(self, documents: str | Sequence[str], **options: Any) -> Any:
+        """The values that a schema asks for, from a document or from each of a list (batched).
+
+        schema       as for `generate`;  instruction: what to look for, in place of `extracting.INSTRUCTION`
+        the others   as for `generate`; by default greedy, max_tokens=512
+
+        A document that gives no value (too long, cut, against the schema) has an `error` instead and stops no other.
+        """
+        return extract(self, documents, **options)
+
+    def extraction(
+        self, document: str, *, schema: Any, instruction: str | None = None, **options: Any
+    ) -> tuple[Request, Rendered]:
+        """What `extract` sends to the model, for callers that schedule requests themselves."""
+        if not document.strip():
+            raise DataError("the document is empty")
+        prompt = extraction_prompt(document, schema, instruction)
+        if self.template is None:
+            rendered = Rendered(prompt, self.encode_prompt(prompt))
+        else:
+            rendered = self.render([{"role": "user", "content": prompt}])
+        return self._request(rendered.tokens, {**DEFAULTS, **options, "schema": schema}), rendered
 
     # --- prompts --------------------------------------------------------------------------------------------------
 
@@ -238,8 +296,34 @@ class Model:
             tokens = [] if first is None else [first]
         return tokens
 
-    def _request(self, tokens: Sequence[int], options: dict[str, Any]) -> Request:
+    def _other_end(self, messages: Sequence[Message]) -> Callable[[str], Sequence[int]]:
+        """The conversation with another text as its last message, as tokens."""
+        return lambda text: self.render([*messages[:-1], {**messages[-1], "content": text}]).tokens
+
+    def _transforms(self, options: dict[str, Any], as_prompt: Callable[[str], Sequence[int]]) -> tuple[Transform, ...]:
+        """What the options say about soft changes of the logits; they are taken out."""
+        given = tuple(options.pop("transforms", ()) or ())
+        contrast = options.pop("contrast", None)
+        if contrast is None:
+            return given
+        if not isinstance(contrast, Contrast):
+            raise TypeError(f"contrast must be a likely.guided.contrast.Contrast, got {contrast!r}")
+
+        def encode(negative: Any) -> Sequence[int]:
+            return as_prompt(negative) if isinstance(negative, str) else self.render(negative).tokens
+
+        return (*given, contrast.prepared(self.tokenizer, self.runtime.vocab_size, encode))
+
+    def _request(
+        self,
+        tokens: Sequence[int],
+        options: dict[str, Any],
+        as_prompt: Callable[[str], Sequence[int]] | None = None,
+    ) -> Request:
+        """as_prompt  how a text in the place of the prompt becomes tokens, for a contrast with it"""
         options = dict(options)
+        if options.pop("sampler", "local") != "local":
+            raise CapabilityError("sampler= is for generate and ensemble: its texts are drawn among each other")
         form, constraint = self._take_constraint(options)
         stop = options.pop("stop", ()) or ()
         named = {
@@ -249,10 +333,10 @@ class Model:
             "stop_tokens": frozenset(options.pop("stop_tokens", ()) or ()),
             "processed": options.pop("processed_logprobs", False),
             "constraint": constraint,
-            "transforms": tuple(options.pop("transforms", ()) or ()),
+            "transforms": self._transforms(options, as_prompt or self.encode_prompt),
         }
         sampling = {name: options.pop(name) for name in _SAMPLING if name in options}
-        allowed = (*_SAMPLING, *_REQUEST, *_CONSTRAINT, *_ELSE)
+        allowed = (*_SAMPLING, *_REQUEST, *_CONSTRAINT, *_SAMPLER, *_ELSE)
         for name in options:
             if name not in _REQUEST:
                 raise TypeError(f'unknown option "{name}"{nearest(name, allowed)}')
@@ -324,23 +408,51 @@ class Model:
         return Controller(CostCurve.load(self.runtime.revision))
 
     def _run(self, requests: Sequence[Request]) -> list[list[Generation]]:
+        return draw_until_valid(requests, self._finish, self.generation)
+
+    def _finish(self, requests: Sequence[Request]) -> list[list[tuple[Event, float]]]:
+        """The last event of every sample of each request, and the seconds until then."""
         started = time.perf_counter()
         loop = self.loop()
         try:
             ids = [loop.add(request) for request in requests]
-            done: dict[int, dict[int, Generation]] = {i: {} for i in ids}
-            seconds = {}
+            done: dict[int, dict[int, tuple[Event, float]]] = {i: {} for i in ids}
             while not loop.idle:
                 for event in loop.step():
                     if event.error:
                         raise event.error
                     if event.finish:
-                        seconds[event.request] = time.perf_counter() - started
-                        request = requests[ids.index(event.request)]
-                        done[event.request][event.sample] = self.generation(request, event, seconds[event.request])
+                        done[event.request][event.sample] = event, time.perf_counter() - started
         finally:
             loop.close()
         return [[samples[k] for k in sorted(samples)] for samples in done.values()]
+
+    def _ensembles(
+        self, prompts: Sequence[str], settings: SamplerSettings, options: dict[str, Any]
+    ) -> list[Ensemble[Callable[[], Generation]]]:
+        """Per prompt: weighted texts, each a function that makes its public record."""
+        options = dict(options)
+        wanted = options.pop("n", 1)
+        if settings.sampler == "smc":
+            options.setdefault("drafter", None)
+        requests = [prepare(self._request(self.encode_prompt(p), options), settings) for p in prompts]
+        if settings.sampler == "rejection":
+            ends = self.tokenizer.end_ids
+            found = reject(requests, self._finish, _whole, end_ids=ends, wanted=wanted, settings=settings)
+        else:
+            found = [weighted(r, group, _finished) for r, group in zip(requests, self._finish(requests), strict=True)]
+        return [
+            e.holding([partial(self._particle, request, e, event, seconds) for event, seconds in e.texts])
+            for request, e in zip(requests, found, strict=True)
+        ]
+
+    def _particle(self, request: Request, ensemble: Ensemble, event: Event, seconds: float) -> Generation:
+        made = replace(
+            self.generation(request, event, seconds), log_evidence=ensemble.log_evidence, ess=ensemble.ess
+        )
+        if ensemble.tries is None:
+            return made
+        return replace(made, token_log_masses=None, log_weight=None, guided_logprob=None)  # nothing was masked
 
     def generation(self, request: Request, event: Event, seconds: float) -> Generation:
         """The public record of a finished sample."""
@@ -370,6 +482,7 @@ class Model:
             "seed": request.sampling.seed,
             "top_logprobs": tops,
             "processed_logprobs": finish.processed if request.processed else None,
+            "steering": finish.steering,
             **self._guided_fields(request, finish, total),
         }
 
@@ -379,7 +492,10 @@ class Model:
         weight = float(sum(finish.log_masses))
         form, value, shares = request.form, None, None
         if form is not None and finish.complete:
-            value = form.read(finish.text)
+            try:
+                value = form.read(finish.text)
+            except InvalidText as error:
+                raise SchemaUnsatisfied(finish.text, error.errors) from None
             shares = read_fields(
                 finish.text, form, request.constraint, finish.tokens, self.tokenizer.token_bytes,
                 finish.logprobs, finish.log_masses,
@@ -391,20 +507,39 @@ class Model:
             "complete": finish.complete,
             "approximate": finish.approximate,
             "value": value,
+            "warnings": form.warnings if form is not None else (),
             "fields": shares[0] if shares else None,
             "structure": shares[1] if shares else None,
         }
 
 
-_REQUEST = tuple(
-    f.name
-    for f in fields(Request)
-    if f.name
-    not in ("prompt", "sampling", "samples", "drafter", "stop", "stop_tokens", "processed", "constraint", "transforms", "form")
-)
+def _take_sampler(options: dict[str, Any], default: str = "local") -> SamplerSettings:
+    """What the options say about the sampler; they are taken out."""
+    given = {name: options.pop(name) for name in _SAMPLER if name in options}
+    settings = SamplerSettings(**{"sampler": default, **given})
+    if settings.sampler == "local" and len(given) > ("sampler" in given):
+        raise ValueError('particles and max_tries are for sampler="importance", "smc" or "rejection"')
+    return settings
+
+
+def _finished(text: tuple[Event, float]) -> Finished:
+    assert text[0].finish is not None
+    return text[0].finish
+
+
+def _whole(text: tuple[Event, float]) -> bool:
+    return bool(_finished(text).complete)
+
+
+_NAMED = (
+    "prompt", "sampling", "samples", "drafter", "stop", "stop_tokens", "processed", "constraint", "transforms", "form",
+    "particles",
+)  # fmt: skip
+_REQUEST = tuple(f.name for f in fields(Request) if f.name not in _NAMED)
 _SETTINGS = tuple(f.name for f in fields(FormSettings))
+_SAMPLER = tuple(f.name for f in fields(SamplerSettings))
 _CONSTRAINT = (*FORM_OPTIONS, "constraint", *_SETTINGS)
-_ELSE = ("n", "drafter", "stop", "stop_tokens", "processed_logprobs", "transforms")
+_ELSE = ("n", "drafter", "stop", "stop_tokens", "processed_logprobs", "transforms", "contrast")
 
 
 @dataclass(eq=False)

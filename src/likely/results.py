@@ -55,6 +55,7 @@ class Generation:
     finish_reason    "stop" (end token or stop string), "length" (max_tokens), "context" (context full), "cancelled"
     target_calls     calls of the model in which this text took part, prefill included; None from a server
     processed_logprobs  of the distribution sampled from (after temperature, penalties, truncation), on request
+    steering         with a contrast: what it saw at each token (`guided.contrast.StepInfo`)
 
     With a constraint, log p(text) = log q(text) + Σ log m exactly, q the model masked and renormalised, token by token:
     token_log_masses  log m per token: the model's probability of what the constraint allowed there
@@ -63,6 +64,8 @@ class Generation:
     complete          whether the text is whole; one cut by max_tokens or a stop string may not be
     approximate       some set of allowed tokens was not the exact one, so that log_weight is an estimate
     value             what the text stands for (a validated object for a schema), None unless complete
+    warnings          what of the schema was not held, and whether earlier draws broke it, one line each
+    log_evidence, ess  with a sampler for p(text | form): log of the estimate of p(form | prompt), effective sample size
     """
 
     text: str
@@ -82,14 +85,18 @@ class Generation:
     seed: int | None = None
     top_logprobs: list[list[TopLogprob]] | None = None
     processed_logprobs: list[float] | None = None
+    steering: list[Any] | None = None
     token_log_masses: list[float] | None = None
     log_weight: float | None = None
     guided_logprob: float | None = None
     complete: bool | None = None
     approximate: bool = False
     value: Any = None
+    warnings: tuple[str, ...] = ()
     fields: list[Field] | None = None
     structure: Share | None = None
+    log_evidence: float | None = None
+    ess: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return _plain(self)
@@ -122,11 +129,16 @@ def _plain(record: Any) -> dict[str, Any]:
         value = getattr(record, field.name)
         if field.name == "top_logprobs" and value is not None:
             value = [[{"token_id": t.token_id, "text": t.text, "logprob": t.logprob} for t in row] for row in value]
-        elif field.name == "fields" and value is not None:
-            value = [asdict(found) for found in value]
+        elif field.name in ("fields", "steering") and value is not None:
+            value = [_pointer_first(asdict(found)) for found in value]
         elif field.name == "structure" and value is not None:
             value = asdict(value)
         elif field.name == "value" and value is not None:
             value = to_jsonable_python(value)  # of a pydantic model or a dataclass
         out[field.name] = value
     return out
+
+
+def _pointer_first(field: dict[str, Any]) -> dict[str, Any]:
+    """The same fields, in the order in which people read them."""
+    return {**{name: field[name] for name in ("pointer", "value") if name in field}, **field}

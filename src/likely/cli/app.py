@@ -18,6 +18,8 @@ from likely.cli import (
     convert,
     datasets,
     draft,
+    eval_code,
+    extract,
     generate,
     grade,
     models,
@@ -66,6 +68,7 @@ for verb in (
     ask,
     chat,
     generate,
+    extract,
     score,
     choices,
     grade,
@@ -79,6 +82,7 @@ for verb in (
     draft,
     replay,
     bench,
+    eval_code,
 ):
     verb.register(app)
 

@@ -157,6 +157,7 @@ class Conversation:
         """Ask the model; an answer stopped by Ctrl-C stays in the conversation as far as it came."""
         from likely.cli.printing import print_json, print_stream
         from likely.errors import ConstraintError, LikelyError
+        from likely.extracting import why_incomplete
 
         self.messages.append({"role": "user", "content": text})
         stream = None
@@ -183,7 +184,7 @@ class Conversation:
             print_json({**opt.origin(self.model), "question": text, **result.to_dict()})
         if self.stats:
             opt.print_stats(result)
-        if why := forms.why_incomplete(result):
+        if why := why_incomplete(result):
             if not self.interactive:
                 raise ConstraintError(why)
             typer.echo(f"Note: {why}", err=True)

@@ -86,32 +86,10 @@ def _choices(text: str) -> list[str]:
     return list(found)
 
 
-def why_incomplete(result: Generation) -> str | None:
-    """One line about a text that is not whole; None for one that is, and for one that needs no form."""
-    if result.complete is not False:
-        return None
-    ends = {
-        "length": "it ended after {n} tokens{where}: raise --max-tokens",
-        "context": "the context is full after {n} tokens{where}: load the model with a larger --context",
-        "stop": "a stop string or stop token cut it after {n} tokens{where}: drop --stop",
-        "cancelled": "it was stopped after {n} tokens",
-    }
-    where, more = "", ""
-    if result.finish_reason in ("length", "context"):
-        from likely.guided.json_spans import open_string
-
-        pointer = open_string(result.text.encode()) if result.text.lstrip()[:1] in ("{", "[", '"') else None
-        if pointer is not None:
-            where = f", inside the string at {pointer or 'its top'}"
-            more = ", or bound strings by maxLength in the schema or -s max_string=60"
-    count = len(result.token_ids) if result.token_ids is not None else len(result.tokens or [])
-    text = ends.get(result.finish_reason, "the server's answer does not have the form").format(n=count, where=where)
-    return f"the text is not complete: {text}{more}"
-
-
 def refuse_incomplete(results: Sequence[Generation]) -> None:
     """ConstraintError, that is exit code 1 and one line, if one of the texts is not whole."""
     from likely.errors import ConstraintError
+    from likely.extracting import why_incomplete
 
     found = [why for result in results if (why := why_incomplete(result))]
     if found:

@@ -54,7 +54,7 @@ def draw_until_valid(
                 except SchemaUnsatisfied as error:
                     failed.append((i, number, error))
                     continue
-                done[i][number] = _told(made, requests[i], number, attempt)
+                done[i][number] = told(made, requests[i], number, attempt)
         attempt += 1
         waiting = []
         for i, number, broken in failed:
@@ -65,7 +65,8 @@ def draw_until_valid(
     return [[samples[k] for k in sorted(samples)] for samples in done]
 
 
-def _told(made: Generation, request: Request, sample: int, attempt: int) -> Generation:
+def told(made: Generation, request: Request, sample: int, attempt: int) -> Generation:
+    """The record of a redraw as that of the sample that was asked for, with a warning that says so."""
     if not attempt:
         return made
     how = " at temperature 1" if request.sampling.greedy else ""
