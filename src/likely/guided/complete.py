@@ -22,7 +22,7 @@ from likely.guided.monitors.arity import ArityMonitor
 from likely.guided.monitors.dereference import DereferenceMonitor
 from likely.guided.monitors.enum_case import EnumCaseMonitor
 from likely.guided.monitors.instantiation import InstantiationMonitor
-from likely.guided.name_masks import NameMasks
+from likely.guided.name_masks import masks_for
 from likely.models.tokenizer import begin
 
 ENDS = {"line": LineEnd, "method": MethodEnd, "none": NoEnd}
@@ -187,7 +187,7 @@ def _make(name: str, analyses: Analyses | None, across: AcrossTrigger, unknown: 
 
 def _exact(model: Any, prompt: list[int], options: dict[str, Any]) -> Choose:
     """Picks by the probability of whole names."""
-    masks = NameMasks(model.guide.vocabulary)
+    masks = masks_for(model.guide.vocabulary)
     temperature, seed = float(options.get("temperature", 0.0)), int(options.get("seed", 0) or 0)
 
     def choose(tokens: Sequence[int], names: Sequence[bytes]) -> bytes:

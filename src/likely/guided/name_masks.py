@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from likely.decoding.masks import Mask, mask_of
@@ -133,3 +133,9 @@ class NameMasks:
         """The tokens that begin with a character that ends a name."""
         starts = (ids for text, ids in self.vocabulary.ids_of.items() if breaks(text, self.extra))
         return mask_of((i for ids in starts for i in ids), self.vocabulary.size)
+
+
+@lru_cache(maxsize=16)
+def masks_for(vocabulary: Vocabulary, extra: bytes = b"", instead: bytes = b"") -> NameMasks:
+    """The masks of a vocabulary, the same object each time: building their indices takes a moment."""
+    return NameMasks(vocabulary, extra, instead)

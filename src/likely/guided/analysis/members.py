@@ -135,7 +135,7 @@ class FixedMembers:
     name: str = "fixed"
 
     def members(self, buffer: CodeBuffer) -> Answer:
-        found = _longest_end(self.by_receiver, buffer.prefix.rstrip().removesuffix("."))
+        found = _longest_end(self.by_receiver, buffer.prefix.rstrip().removesuffix(".").rstrip())
         if found is None:
             return Answer("unknown")
         return Answer("answered", tuple(Member(name) for name in self.by_receiver[found]))

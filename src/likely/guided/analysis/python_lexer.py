@@ -6,6 +6,7 @@ Byte by byte, so that it can follow a text token by token; bytes of characters b
 from __future__ import annotations
 
 import keyword
+import re
 from dataclasses import dataclass, replace
 
 VALUES = {b"True", b"False", b"None"}
@@ -15,6 +16,7 @@ DIGITS = frozenset(b"0123456789")
 OPEN, CLOSE = {40: 41, 91: 93, 123: 125}, frozenset(b")]}")
 QUOTES = frozenset(b"'\"")
 STRING_PREFIXES = frozenset({b"r", b"b", b"u", b"f", b"t", b"br", b"rb", b"fr", b"rf", b"tr", b"rt"})
+_NAME, _PLAIN = re.compile(rb"[A-Za-z0-9_\x80-\xff]+"), re.compile(rb"[^'\"\\\n{]*")
 FIELD, FORMAT = -1, -2  # inside {} of an f-string: its expression, its format specification
 
 
@@ -79,9 +81,25 @@ class Lexed:
         )
 
     def feed(self, text: bytes) -> Lexed:
-        state = self
-        for byte in text:
-            state = step(state, byte)
+        """After these bytes; runs of one kind are taken at once."""
+        state, at = self, 0
+        while at < len(text):
+            if state.comment:
+                at = text.find(b"\n", at)
+                if at < 0:
+                    return state
+            elif state.in_code and (run := _NAME.match(text, at)) and run.end() > at + 1:
+                state = step(state, text[at])
+                word = state.word + text[at + 1 : run.end()]
+                state, at = replace(state, word=word, value=_has_members(word)), run.end()
+                continue
+            elif state.frames and isinstance(state.frames[-1], Quote) and not state.opening:
+                if not (state.run or state.escaped or state.brace):
+                    at = _PLAIN.match(text, at).end()  # type: ignore[union-attr]
+                    if at == len(text):
+                        return state
+            state = step(state, text[at])
+            at += 1
         return state
 
 

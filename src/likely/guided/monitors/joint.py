@@ -15,7 +15,7 @@ def join(masks: Sequence[Mask], everything: Mask) -> tuple[Mask, list[int]]:
     found, dropped = everything, []
     for number, mask in enumerate(masks):
         both = found & mask
-        if both.any():
+        if both.any() or not mask.any():  # one that allows nothing at all is a dead end, not a conflict
             found = both
         else:
             dropped.append(number)

@@ -17,7 +17,7 @@ from likely.guided.analysis.members import Analyses, Answer, Kind
 from likely.guided.analysis.python_lexer import NAME_BYTES, START, Lexed, is_number, step
 from likely.guided.code_buffer import CodeBuffer
 from likely.guided.monitor import AcrossTrigger, State, Walk
-from likely.guided.name_masks import NameMasks, Names, Space, breaks
+from likely.guided.name_masks import NameMasks, Names, Space, breaks, masks_for
 from likely.guided.vocabulary import Vocabulary
 
 
@@ -57,7 +57,7 @@ class NameMonitor:
         raise NotImplementedError
 
     def start(self, buffer: CodeBuffer, vocabulary: Vocabulary) -> State:
-        idle = Waiting(Bound(self, NameMasks(vocabulary, self.extra, self.instead)))
+        idle = Waiting(Bound(self, masks_for(vocabulary, self.extra, self.instead)))
         found = self.look_back.search(buffer.prefix)
         if found is None:
             return idle
