@@ -157,8 +157,9 @@ class MatcherCloser:
     _asked: tuple[bytes, bytes | None] | None = None  # the text that was asked about last and the plan after it
 
     def __post_init__(self) -> None:
-        if not self._plans:
-            self._plans = [find_completion(self.matcher, self.usable)]
+        if not self._plans:  # here a little more time is spent: its length is what users are told
+            found = [find_completion(self.matcher, self.usable), _search(self.matcher, self.usable)]
+            self._plans = [min((plan for plan in found if plan is not None), key=len, default=None)]
 
     @property
     def plan(self) -> bytes:
@@ -319,7 +320,9 @@ def _greedy(matcher: Any, usable: np.ndarray, longest: int) -> bytes | None:
         if not steps or len(out) > longest:
             return None
         step = steps[0]
-        if 1 < len(steps) <= 8 and step[0] in _LETTERS:  # the name of a property, say: one whose value is not nested
+        if len(steps) > 1 and out.endswith(step * 8):  # going in a circle
+            step = steps[1]
+        elif 1 < len(steps) <= 8 and step[0] in _LETTERS:  # the name of a property, say: one whose value is not nested
             step = next((s for s in steps if not _opens(matcher, s)), step)
         if not matcher.consume_tokens(list(step)):
             return None

@@ -16,7 +16,7 @@ from likely.decoding.masks import Mask, pack
 from likely.decoding.steer import Constraint
 from likely.errors import ConstraintError
 from likely.guided.automaton import Automaton
-from likely.guided.closers import AutomatonCloser, Closer, Habits, LedCloser, MatcherCloser, find_completion
+from likely.guided.closers import AutomatonCloser, Closer, Habits, LedCloser, MatcherCloser
 from likely.guided.form import Form
 from likely.guided.llguidance_constraint import LLGuidance, LLGuidanceConstraint
 from likely.guided.reference_constraint import Reference
@@ -157,10 +157,10 @@ class Closers:
         if automaton is not None:
             return AutomatonCloser(self.reference.steps(automaton), self.spelling)
         matcher = compiled(self._bytes).matcher
-        plan = find_completion(matcher, self.spelling.usable)
-        needed = 0 if plan is None else self.spelling.fewest(plan)
-        habits = Habits(self._growth(form, needed), self._in_strings if form.kind == "schema" else None)
-        return MatcherCloser(matcher, self.spelling, habits, self.spelling.usable)
+        closer = MatcherCloser(matcher, self.spelling, Habits(0), self.spelling.usable)
+        growth = self._growth(form, closer.needed)
+        closer.habits = Habits(growth, self._in_strings if form.kind == "schema" else None)
+        return closer
 
     @cached_property
     def _bytes(self) -> LLGuidance:
@@ -179,7 +179,8 @@ class Closers:
         source = form.source if isinstance(form.source, str) else json.dumps(form.source)
         spelled = json.dumps(list(_literals(form.source))) if form.kind == "schema" else source
         counted = sum(int(n) for n in re.findall(r'(?:"min\w+": ?|\{)(\d{1,4})\b', source))
-        return len(self.vocabulary.spell(spelled.encode())) + min(needed, 4096) + counted + 32
+        tokens = self.vocabulary.guess(spelled.encode()) or spelled
+        return len(tokens) + min(needed, 4096) + counted + 32
 
 
 def _literals(schema: Any) -> Iterator[Any]:
