@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from likely.decoding.budget import Controller
 from likely.decoding.draft import DraftSource
@@ -37,6 +37,10 @@ from likely.models.runtime import Capabilities, Runtime
 from likely.models.tokenizer import Tokenizer, begin
 from likely.results import Answer, Generation, Scored, TopLogprob, sums
 from likely.scoring import Perplexity, perplexity, score_pairs
+
+if TYPE_CHECKING:
+    from likely.guided.code_buffer import CodeBuffer
+    from likely.guided.complete import Completion
 
 PLAIN_QUESTION = "Question: {question}\nAnswer:"  # for models without a chat template
 _SAMPLING = tuple(f.name for f in fields(Sampling))
@@ -277,6 +281,12 @@ class Model:
         else:
             rendered = self.render([{"role": "user", "content": prompt}])
         return self._request(rendered.tokens, {**DEFAULTS, **options, "schema": schema}), rendered
+
+    def complete_code(self, buffer: CodeBuffer, **options: Any) -> Completion:
+        """Code at the cursor of a `CodeBuffer`, held by monitors; options as in `guided.complete.complete_code`."""
+        from likely.guided.complete import complete_code
+
+        return complete_code(self, buffer, **options)
 
     # --- prompts --------------------------------------------------------------------------------------------------
 
