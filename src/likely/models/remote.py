@@ -218,6 +218,9 @@ class RemoteModel:
 
         max_tokens=128, temperature=1.0 (0: greedy), top_p=1.0, presence_penalty, frequency_penalty, seed=0, stop=(),
         n=1 (samples; then a list per prompt), top_logprobs=0.
+
+        schema, regex, grammar or choices: the server is asked for that form, and its answer is checked here: one
+        without the form has no value and complete=False.  CapabilityError where the server has no such thing.
         """
         settings = Settings.of(options)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -235,6 +238,12 @@ class RemoteModel:
     def ask(self, question: str, *, system: str | None = None, **options: Any) -> Answer:
         """Answer a question, greedily unless a temperature is given. The server applies its own chat template."""
         return self.chat(_question(question, system), **_for_a_question(options))
+
+    def extract(self, documents: str | Sequence[str], **options: Any) -> Any:
+        """The values that a schema asks for, from a document or each of a list, as `Model.extract`."""
+        from likely.extracting import extract
+
+        return extract(self, documents, **options)
 
     def stream(self, prompt: str | Sequence[Message], **options: Any) -> RemoteStream:
         """Text pieces as they come, for a prompt or for chat messages; `.result` holds the whole at the end."""
@@ -296,12 +305,19 @@ class RemoteModel:
             try:
                 return send({**body, **more})
             except RemoteError as error:
+                if settings.form is not None and (refused := settings.form.refusal(error)):
+                    raise refused from None
                 if error.status not in (400, 422, 500, 501) or "logprob" not in str(error).lower():
                     raise
                 refusal = str(error)
         if settings.top_logprobs:
             raise CapabilityError(f"This server gives no log-probabilities: {refusal}. Ask without top_logprobs=.")
-        result = send(body)
+        try:
+            result = send(body)
+        except RemoteError as error:
+            if settings.form is not None and (refused := settings.form.refusal(error)):
+                raise refused from None
+            raise
         self._gives_logprobs = False
         return result
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from likely.errors import CapabilityError, nearest
 from likely.models.remote_echo import Unusable, number, top_row
+from likely.models.remote_form import RemoteForm, take_form
 from likely.results import TopLogprob, sums
 
 # Options of the local model object that a server is not asked for; these values change nothing and are let pass.
@@ -41,10 +42,12 @@ class Settings:
     stop: tuple[str, ...] = ()
     n: int = 1
     top_logprobs: int = 0
+    form: RemoteForm | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Settings:
-        names = [f.name for f in fields(cls)]
+        form, options = take_form(options)
+        names = [f.name for f in fields(cls) if f.name != "form"]
         for name, value in options.items():
             if name in NEUTRAL and value not in NEUTRAL[name]:
                 raise CapabilityError(f"a server is not asked for {name}= (got {value!r}); load the model locally")
@@ -52,7 +55,7 @@ class Settings:
                 raise TypeError(f'unknown option "{name}"{nearest(name, names)} (for a server: {", ".join(names)})')
         options = {name: value for name, value in options.items() if name in names}
         stop = options.get("stop") or ()
-        return cls(**{**options, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
+        return cls(**{**options, "stop": (stop,) if isinstance(stop, str) else tuple(stop), "form": form})
 
     def __post_init__(self) -> None:
         for name, low, high in (("max_tokens", 1, 2**24), ("n", 1, 128), ("top_logprobs", 0, 1000)):
@@ -68,10 +71,12 @@ class Settings:
         body: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature}
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name != "top_logprobs" and value != f.default:
+            if f.name not in ("top_logprobs", "form") and value != f.default:
                 body[f.name] = list(value) if f.name == "stop" else value
         if self.seed is not None:
             body["seed"] = self.seed
+        if self.form is not None:
+            body |= self.form.body
         return body
 
 
@@ -150,4 +155,5 @@ def record(text: str, held: TokenLogprobs | None, reason: object, settings: Sett
         "target_calls": None,
         "tokens": held.tokens if held else None,
         "top_logprobs": [row[: settings.top_logprobs] for row in held.rows] if held and settings.top_logprobs else None,
+        **(settings.form.judge(text) if settings.form is not None else {}),
     }
