@@ -126,7 +126,10 @@ class Loop:
         if self.policy and active:
             active = self.policy.choose([h for h in active if h.row is None])
         if len(active) > 1:  # one whose constraint waits for an analysis keeps nobody else waiting
-            active = [h for h in active if h.ready] or active
+            active = [h for h in active if h.ready]
+            if not active:  # all wait: whoever is answered first goes on
+                time.sleep(0.001)
+                return events
         if not active:
             return events
         while True:
