@@ -135,6 +135,8 @@ class Particles:
         hypothesis = fork(particle.hypothesis)
         hypothesis.sample, hypothesis.row = self._fresh, particle.hypothesis.row
         self._fresh += 1
+        assert hypothesis.constraint is not None
+        hypothesis.constraint.allowed(self.request.max_tokens - len(hypothesis.tokens))  # `permits` goes by it
         return _Particle(hypothesis, particle.log_weight, seen=particle.seen)
 
     def _weigh(self, particle: _Particle) -> None:
@@ -172,7 +174,14 @@ class Particles:
     ) -> None:
         hypothesis, seen = particle.hypothesis, particle.seen
         assert hypothesis.row is not None and hypothesis.constraint is not None and seen is not None
-        token = pick(seen[0], self.request.sampling, sample=hypothesis.sample, position=hypothesis.position)
+        row, allowed = seen
+        noise = {"sample": hypothesis.sample, "position": hypothesis.position}
+        token = pick(row, self.request.sampling, **noise)
+        while not hypothesis.constraint.permits(token):  # judged only now: `approximate` says so
+            assert allowed is not None
+            allowed[token] = False
+            row = hypothesis.held(row, allowed, ())
+            token = pick(row, self.request.sampling, **noise)
         hypothesis.constraint.advance(token)
         hypothesis.append(token, hypothesis.report(Output(logits=hypothesis.row[None]), 0, token, seen))
         hypothesis.row = particle.seen = None
