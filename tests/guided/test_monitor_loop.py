@@ -238,7 +238,7 @@ def test_a_penalty_is_taken_from_illegal_tokens_only():
     assert np.array_equal(soft.apply((), logits)[:-1], logits[:-1])
 
 
-# --- whole names --------------------------------------------------------------------------------------------------------
+# --- whole names ------------------------------------------------------------------------------------------------------
 
 
 def test_probabilities_of_names_by_enumeration():
@@ -276,7 +276,7 @@ def test_many_names_are_scored_in_groups_alike():
     assert np.allclose(together, alone, atol=1e-5)
 
 
-# --- complete_code ------------------------------------------------------------------------------------------------------
+# --- complete_code ----------------------------------------------------------------------------------------------------
 
 
 def model(seed=3) -> Model:
