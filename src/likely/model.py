@@ -26,6 +26,7 @@ from likely.guided.contrast import Contrast
 from likely.guided.fields import read_fields
 from likely.guided.form import FORM_OPTIONS, Form, FormSettings, make_form
 from likely.guided.guide import Guide
+from likely.guided.healing import Healing, heal, without_healing
 from likely.guided.sampling import Ensemble, SamplerSettings, prepare, reject, weighted
 from likely.guided.schema_errors import InvalidText, SchemaUnsatisfied
 from likely.guided.validated import draw_until_valid
@@ -179,6 +180,9 @@ class Model:
         contrast (a `guided.contrast.Contrast`): the law of the text less that of a negative prompt or a weaker model;
         transforms: other soft changes of the logits.  The result then has `steering`, one entry per token.
 
+        heal=False: write the prompt's last tokens anew, so that they may join what follows (`guided.healing`); `text`
+        and its log-probabilities begin after the prompt, `healing_log_weight` tells of the rest.
+
         The text depends on (model, prompt, settings, seed) alone; with verification="rejection" also on the drafter.
         Ctrl-C raises KeyboardInterrupt; use `stream` to keep the partial text.
         """
@@ -187,7 +191,7 @@ class Model:
         many = options.get("n", 1) > 1
         settings = _take_sampler(options)
         if settings.sampler == "local":
-            results = self._run([self._request(self.encode_prompt(p), options) for p in prompts])
+            results = self._run([self._request(self.encode_prompt(p), options, raw=True) for p in prompts])
         else:
             ensembles = self._ensembles(prompts, settings, options)
             results = [[make() for make in e.draw(options.get("n", 1))] for e in ensembles]
@@ -211,7 +215,7 @@ class Model:
         Takes the options of `generate` (n=1, no beams).
         """
         if isinstance(prompt, str):
-            return Stream(self, self._request(self.encode_prompt(prompt), options), None)
+            return Stream(self, self._request(self.encode_prompt(prompt), options, raw=True), None)
         rendered = self.render(prompt)
         return Stream(self, self._request(rendered.tokens, options, self._other_end(prompt)), rendered)
 
@@ -329,12 +333,23 @@ class Model:
         tokens: Sequence[int],
         options: dict[str, Any],
         as_prompt: Callable[[str], Sequence[int]] | None = None,
+        *,
+        raw: bool = False,
     ) -> Request:
-        """as_prompt  how a text in the place of the prompt becomes tokens, for a contrast with it"""
+        """as_prompt  how a text in the place of the prompt becomes tokens, for a contrast with it
+
+        raw  whether the prompt is text as it stands, so that its end may be healed
+        """
         options = dict(options)
         if options.pop("sampler", "local") != "local":
             raise CapabilityError("sampler= is for generate and ensemble: its texts are drawn among each other")
         form, constraint = self._take_constraint(options)
+        healed = None
+        if options.pop("heal", False):
+            if not raw or options.get("contrast") is not None:
+                raise CapabilityError("heal=True is for generate and stream with a raw prompt, without contrast=")
+            tokens, healed = heal(self.guide.vocabulary, tokens, frozenset(self.tokenizer.special_tokens.values()))
+            constraint = self.guide.healed(healed, constraint) if healed else constraint
         stop = options.pop("stop", ()) or ()
         named = {
             "samples": options.pop("n", 1),
@@ -343,6 +358,7 @@ class Model:
             "stop_tokens": frozenset(options.pop("stop_tokens", ()) or ()),
             "processed": options.pop("processed_logprobs", False),
             "constraint": constraint,
+            "healed": healed,
             "transforms": self._transforms(options, as_prompt or self.encode_prompt),
         }
         sampling = {name: options.pop(name) for name in _SAMPLING if name in options}
@@ -471,6 +487,9 @@ class Model:
         return Generation(**self._fields(request, finish, event.sample, seconds))
 
     def _fields(self, request: Request, finish: Finished, sample: int, seconds: float) -> dict[str, Any]:
+        healing = None
+        if request.healed is not None:
+            finish, healing = without_healing(finish, request.healed, self.tokenizer.token_bytes)
         total, mean = sums(finish.logprobs)
         name = self.tokenizer.token_text
         tops = [[TopLogprob(i, name(i), lp) for i, lp in row] for row in finish.tops] if request.top_logprobs else None
@@ -493,11 +512,13 @@ class Model:
             "top_logprobs": tops,
             "processed_logprobs": finish.processed if request.processed else None,
             "steering": finish.steering,
+            "healing_log_weight": healing,
             **self._guided_fields(request, finish, total),
         }
 
     def _guided_fields(self, request: Request, finish: Finished, total: float) -> dict[str, Any]:
-        if request.constraint is None:
+        constraint = request.constraint
+        if constraint is None or (isinstance(constraint, Healing) and constraint.then is None):
             return {}
         weight = float(sum(finish.log_masses))
         form, value, shares = request.form, None, None
@@ -506,8 +527,8 @@ class Model:
                 value = form.read(finish.text)
             except InvalidText as error:
                 raise SchemaUnsatisfied(finish.text, error.errors) from None
-            shares = read_fields(
-                finish.text, form, request.constraint, finish.tokens, self.tokenizer.token_bytes,
+            shares = None if request.healed else read_fields(
+                finish.text, form, constraint, finish.tokens, self.tokenizer.token_bytes,
                 finish.logprobs, finish.log_masses,
             )  # fmt: skip
         return {
@@ -543,13 +564,13 @@ def _whole(text: tuple[Event, float]) -> bool:
 
 _NAMED = (
     "prompt", "sampling", "samples", "drafter", "stop", "stop_tokens", "processed", "constraint", "transforms", "form",
-    "particles",
+    "particles", "healed",
 )  # fmt: skip
 _REQUEST = tuple(f.name for f in fields(Request) if f.name not in _NAMED)
 _SETTINGS = tuple(f.name for f in fields(FormSettings))
 _SAMPLER = tuple(f.name for f in fields(SamplerSettings))
 _CONSTRAINT = (*FORM_OPTIONS, "constraint", *_SETTINGS)
-_ELSE = ("n", "drafter", "stop", "stop_tokens", "processed_logprobs", "transforms", "contrast")
+_ELSE = ("n", "drafter", "stop", "stop_tokens", "processed_logprobs", "transforms", "contrast", "heal")
 
 
 @dataclass(eq=False)

@@ -63,6 +63,8 @@ class Generation:
     guided_logprob    log q(text) = sequence_logprob - log_weight
     complete          whether the text is whole; one cut by max_tokens or a stop string may not be
     approximate       some set of allowed tokens was not the exact one, so that log_weight is an estimate
+    healing_log_weight  with heal=True: log of the model's probability of the end of the prompt that was written anew
+                     (and, where a form follows, that its first token was allowed); no part of the other fields
     value             what the text stands for (a validated object for a schema), None unless complete
     warnings          what of the schema was not held, and whether earlier draws broke it, one line each
     log_evidence, ess  with a sampler for p(text | form): log of the estimate of p(form | prompt), effective sample size
@@ -92,6 +94,7 @@ class Generation:
     complete: bool | None = None
     approximate: bool = False
     value: Any = None
+    healing_log_weight: float | None = None
     warnings: tuple[str, ...] = ()
     fields: list[Field] | None = None
     structure: Share | None = None

@@ -181,7 +181,7 @@ class Loop:
                     request,
                     request.first_sample,
                     list(request.prompt[held.length if held else 0 :]),
-                    TextStream(request.stop),
+                    TextStream(request.stop, len(request.healed or b"")),
                     held,
                     waiting_for=1 if request.selects else request.samples,
                     constraint=request.constraint.fork() if request.constraint else None,

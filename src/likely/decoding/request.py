@@ -28,6 +28,7 @@ class Request:
                    the same, the tokens depend on the drafter (rules R and K); for drafters that draw from a known q
     constraint     what the text must look like, in its first state;  transforms: soft changes of the logits, in order
     form           for the caller: what the constraint was made from
+    healed         bytes of the prompt that are written anew before the text begins (token healing); None: not asked for
     top_logprobs   alternatives per position;  processed: also logprobs of the law sampled from
     """
 
@@ -48,6 +49,7 @@ class Request:
     constraint: Constraint | None = None
     transforms: tuple[Transform, ...] = ()
     form: Any = None
+    healed: bytes | None = None
     top_logprobs: int = 0
     processed: bool = False
 

@@ -12,12 +12,13 @@ class TextStream:
     `text` is everything released so far; a stop string and what follows it are never released.
     """
 
-    def __init__(self, stops: Sequence[str] = ()):
+    def __init__(self, stops: Sequence[str] = (), skip: int = 0):
+        """skip  bytes at the beginning that are not part of the text"""
         if any(not stop for stop in stops):
             raise ValueError("a stop string must not be empty")
         self._stops = tuple(stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
+        self._held, self._skip = "", skip
         self._released: list[str] = []
         self.stopped = False
 
@@ -27,6 +28,8 @@ class TextStream:
 
     def push(self, data: bytes) -> str:
         """Add the bytes of one token; returns the text that became safe."""
+        if self._skip:
+            data, self._skip = data[self._skip :], max(0, self._skip - len(data))
         return self._take(self._decoder.decode(data))
 
     def finish(self) -> str:
@@ -57,7 +60,7 @@ class TextStream:
         return out
 
     def fork(self) -> TextStream:
-        copy = TextStream(self._stops)
+        copy = TextStream(self._stops, self._skip)
         copy._decoder.setstate(self._decoder.getstate())
         copy._held, copy._released, copy.stopped = self._held, self._released.copy(), self.stopped
         return copy

@@ -8,12 +8,13 @@ the prompt are another method (package genlm-bytes), not offered here.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from likely.decoding.masks import Mask, contains, mask_of, pack
+from likely.decoding.request import Finished
 from likely.decoding.steer import Constraint, ConstraintViolation
 from likely.guided.feeding import after_bytes, check_bytes
 from likely.guided.vocabulary import Vocabulary
@@ -43,6 +44,26 @@ def heal(
     return kept, vocabulary.text(prompt_ids[len(prompt_ids) - k :])
 
 
+def without_healing(finish: Finished, healed: bytes, token_bytes: Callable[[int], bytes]) -> tuple[Finished, float]:
+    """(the sample from the first byte of the answer on, Σ log m of the steps before).
+
+    A token that wrote the end of `healed` and more is the answer's first: its log-probability is then the conditional
+    one, given that it begins so.
+    """
+    count, written = 0, 0
+    while written < len(healed) and count < len(finish.tokens):
+        written += len(token_bytes(finish.tokens[count]))
+        count += 1
+    weight = float(sum(finish.log_masses[:count]))
+    first = count - (written > len(healed))
+    logprobs, masses = finish.logprobs[first:], finish.log_masses[first:]
+    if first < count:
+        logprobs[0], masses[0] = logprobs[0] - masses[0], 0.0
+    rest = {name: getattr(finish, name)[first:] for name in ("tokens", "tops", "processed")}
+    steering = None if finish.steering is None else finish.steering[first:]
+    return replace(finish, logprobs=logprobs, log_masses=masses, steering=steering, **rest), weight
+
+
 @dataclass(eq=False)
 class Healing:
     """First the bytes `rest`, as the model likes to cut them, then what `then` allows (None: anything).
@@ -56,6 +77,7 @@ class Healing:
     _before: list[tuple[bytes, Constraint | None]] = field(default_factory=list)  # the state before each healing token
     _after: int = 0  # tokens since
     _mask: Mask | None = None
+    _everything: Mask | None = None
 
     def __post_init__(self) -> None:
         if self.then is not None and not self._before:
@@ -79,15 +101,16 @@ class Healing:
 
     def allowed(self, remaining: int | None = None) -> Mask:
         if not self.rest:
-            return self._everything if self.then is None else self.then.allowed(remaining)
+            return self._free() if self.then is None else self.then.allowed(remaining)
         if self._mask is None:
             shorter = [i for n in range(1, len(self.rest) + 1) for i in self.vocabulary.ids_of.get(self.rest[:n], ())]
             self._mask = mask_of([*shorter, *self._longer()], self.vocab_size)
         return self._mask
 
-    @property
-    def _everything(self) -> Mask:
-        return pack(np.ones(self.vocab_size, np.bool_))
+    def _free(self) -> Mask:
+        if self._everything is None:
+            self._everything = pack(np.ones(self.vocab_size, np.bool_))
+        return self._everything
 
     def _longer(self) -> list[int]:
         """Tokens that write `rest` and begin the answer."""
@@ -146,7 +169,7 @@ class Healing:
 
     def fork(self) -> Healing:
         then = None if self.then is None else self.then.fork()
-        return Healing(self.vocabulary, self.rest, then, self._before.copy(), self._after, self._mask)
+        return Healing(self.vocabulary, self.rest, then, self._before.copy(), self._after, self._mask, self._everything)
 
     def rollback(self, n: int) -> None:
         if n > self._after + len(self._before):
