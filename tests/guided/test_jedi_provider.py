@@ -42,7 +42,10 @@ class Base(abc.ABC, Exception):
     @abc.abstractmethod
     def why(self): ...
 '''  # fmt: skip
-USER = "from shop import Cart, Receipt, Anything, Colour, Broken\n\ndef buy(cart: Cart, thing: Anything, colour: Colour, free):\n    "
+USER = """from shop import Cart, Receipt, Anything, Colour, Broken
+
+def buy(cart: Cart, thing: Anything, colour: Colour, free):
+    """
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,8 @@ def test_what_is_not_known_is_said(jedi, project):
 def test_signatures(jedi, project):
     found = ask(jedi, project, "cart.add_item(", "signature").parameters
     assert [(p.name, p.kind, p.required) for p in found] == [
-        ("name", "POSITIONAL_OR_KEYWORD", True), ("count", "POSITIONAL_OR_KEYWORD", True), ("gift", "KEYWORD_ONLY", False),
+        ("name", "POSITIONAL_OR_KEYWORD", True), ("count", "POSITIONAL_OR_KEYWORD", True),
+        ("gift", "KEYWORD_ONLY", False),
     ]  # fmt: skip
     assert ask(jedi, project, "max(", "signature").status == "unknown"  # overloaded
     assert ask(jedi, project, "what(", "signature").status == "unknown"
@@ -158,7 +162,7 @@ def test_a_worker_that_hangs_crashes_or_babbles_is_replaced():
             provider.limit_s = 1.0 if text == "hang." else 60.0
             assert provider.members(CodeBuffer("", text)).status == status
         assert provider.restarts == 3
-        provider._number = RECYCLED_AFTER
+        provider._asked = RECYCLED_AFTER
         assert provider.members(CodeBuffer("", "x.")).status == "answered" and provider.restarts == 4
     finally:
         provider.close()

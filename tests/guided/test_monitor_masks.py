@@ -87,7 +87,7 @@ def vocab_texts(vocab):
 
 
 def test_no_other_name_can_be_formed():
-    """All token strings of length 4 that the masks allow spell a beginning of a legal name, or a whole one and a break."""
+    """All token strings of length 4 that the masks allow spell a beginning of a legal name, or a whole one and more."""
     names = ["host", "hostN", "port"]
     vocab = vocabulary(*dict.fromkeys(PIECES))
     formed = set()

@@ -19,13 +19,12 @@ FILES = sorted((Path(__file__).parents[2] / "src").rglob("*.py"))[::4]
 
 
 def dots(code: str) -> list[int]:
-    state, found, at = START, [], 0
-    for character in code:
+    state, found = START, []
+    for at, character in enumerate(code):
         for byte in character.encode():
             state = step(state, byte)
         if state.member:
             found.append(at)
-        at += 1
     return found
 
 

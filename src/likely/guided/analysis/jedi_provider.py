@@ -37,6 +37,7 @@ class JediProvider:
         self.root, self.limit_s, self.command = root, limit_s, tuple(command)
         self.restarts = -1
         self._child: Child | None = None
+        self._asked = 0  # of the present process
         self._number = 0
         self._closed = False
 
@@ -51,6 +52,7 @@ class JediProvider:
         self._number += 1
         try:
             child = self._running()
+            self._asked += 1
             child.send(json.dumps(request).encode() + b"\n")
             reply: dict[str, Any] = json.loads(child.receive(self.limit_s))
         except TimedOut:
@@ -67,10 +69,11 @@ class JediProvider:
     def _running(self) -> Child:
         if self._closed:
             raise Ended("the provider is closed")
-        if self._child is not None and self._child.alive and self._number % RECYCLED_AFTER:
+        if self._child is not None and self._child.alive and self._asked < RECYCLED_AFTER:
             return self._child
         self._stop()
         self.restarts += 1
+        self._asked = 0
         env = {**os.environ, "LIKELY_ANALYSIS_ROOT": self.root, "PYTHONDONTWRITEBYTECODE": "1"}
         self._child = Child(self.command, _line, env=env)
         self._child.receive(START_LIMIT_S)

@@ -1,4 +1,4 @@
-"""Members by any language server: the completion request of the Language Server Protocol 3.17, over standard streams."""
+"""Members by any language server: the completion request of the Language Server Protocol 3.17, on standard streams."""
 
 from __future__ import annotations
 
@@ -59,11 +59,9 @@ class LspProvider:
         prefix = buffer.prefix.rstrip()
         variants = dict.fromkeys(("", closing(prefix)) if self.language_id == "python" else ("",))
         try:
+            child = self._running()
             deadline = time.monotonic() + self.limit_s
             for middle in variants:
-                child = self._running()
-                if self.restarts and middle == "":
-                    deadline = max(deadline, time.monotonic() + self.limit_s)
                 items, whole = self._complete(child, buffer, prefix, f"{middle}\n{buffer.suffix}", deadline)
                 if not whole:
                     return Answer("unknown", detail="the server's list is not complete")

@@ -16,7 +16,7 @@ DIGITS = frozenset(b"0123456789")
 OPEN, CLOSE = {40: 41, 91: 93, 123: 125}, frozenset(b")]}")
 QUOTES = frozenset(b"'\"")
 STRING_PREFIXES = frozenset({b"r", b"b", b"u", b"f", b"t", b"br", b"rb", b"fr", b"rf", b"tr", b"rt"})
-_NAME, _PLAIN = re.compile(rb"[A-Za-z0-9_\x80-\xff]+"), re.compile(rb"[^'\"\\\n{]*")
+_NAME, _PLAIN = re.compile(rb"[A-Za-z0-9_\x80-\xff]+"), re.compile(rb"[^'\"\\\n{}]*")
 FIELD, FORMAT = -1, -2  # inside {} of an f-string: its expression, its format specification
 
 
@@ -93,11 +93,10 @@ class Lexed:
                 word = state.word + text[at + 1 : run.end()]
                 state, at = replace(state, word=word, value=_has_members(word)), run.end()
                 continue
-            elif state.frames and isinstance(state.frames[-1], Quote) and not state.opening:
-                if not (state.run or state.escaped or state.brace):
-                    at = _PLAIN.match(text, at).end()  # type: ignore[union-attr]
-                    if at == len(text):
-                        return state
+            elif state.in_string and not (state.opening or state.run or state.escaped or state.brace):
+                at = _PLAIN.match(text, at).end()  # type: ignore[union-attr]
+                if at == len(text):
+                    return state
             state = step(state, text[at])
             at += 1
         return state
