@@ -19,6 +19,8 @@ from likely.guided.form import FormSettings, Whitespace
 from likely.guided.schema_document import Schema
 from likely.guided.vocabulary import Vocabulary
 
+MAX_STATES = 50_000  # of one form's lexer, of some 1-2 kB each
+
 
 class LLGuidance:
     """The engine for one vocabulary: compiles grammars into constraints."""
@@ -32,6 +34,11 @@ class LLGuidance:
         except ImportError:
             raise missing_extra("llguidance", "guided") from None
         self._library = llguidance
+
+    @cached_property
+    def _limits(self) -> Any:
+        """The engine's own bounds on the work of compiling (some 20 ms) and of a step, with fewer states kept."""
+        return self._library.LLParserLimits(max_lexer_states=MAX_STATES, verbose_errors=False)
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -53,7 +60,8 @@ class LLGuidance:
         """
         if not lark.lstrip().startswith("%llguidance"):
             lark = '%llguidance {"no_forcing": true}\n' + lark
-        matcher = self._library.LLMatcher(self._tokenizer, self._library.LLMatcher.grammar_from_lark(lark), log_level=0)
+        grammar = self._library.LLMatcher.grammar_from_lark(lark)
+        matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise ConstraintError(_first_lines(matcher.get_error()))
         return LLGuidanceConstraint(matcher, self.vocabulary)

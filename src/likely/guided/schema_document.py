@@ -16,8 +16,8 @@ from likely.guided.schema_errors import InvalidSchema
 
 Schema = Any  # bool or dict[str, Any]
 
-MAX_BYTES = 4_000_000  # of the schema written as JSON
-MAX_SUBSCHEMAS = 20_000
+MAX_BYTES = 2_000_000  # of the schema written as JSON
+MAX_SUBSCHEMAS = 5_000
 MAX_DEPTH = 64  # of objects and arrays within each other
 
 TYPES = ("null", "boolean", "object", "array", "number", "string", "integer")
@@ -115,15 +115,15 @@ class Document:
             node = node[int(part)] if isinstance(node, list) else node[part]
         return node
 
-    def target(self, pointer: str) -> str:
-        """The pointer that the $ref of the subschema at `pointer` means."""
-        ref = self.at(pointer)["$ref"]
+    def target(self, pointer: str, keyword: str = "$ref") -> str:
+        """The pointer that the $ref of the subschema at `pointer` means ($dynamicRef: where it first looks)."""
+        ref = self.at(pointer)[keyword]
         base = self._bases[pointer]
         url, fragment = urldefrag(base + ref if ref.startswith("#") else urljoin(base, ref))
         start = self._ids.get(url)
         if start is None:
             raise InvalidSchema(
-                f"{pointer}/$ref", f"{ref!r} is outside the schema and nothing is fetched: put it under $defs"
+                f"{pointer}/{keyword}", f"{ref!r} is outside the schema and nothing is fetched: put it under $defs"
             )
         fragment = unquote(fragment)
         found = self._anchors.get((url, fragment)) if fragment and not fragment.startswith("/") else start + fragment
@@ -132,7 +132,7 @@ class Document:
         except (KeyError, IndexError, ValueError, TypeError):
             node = None
         if found is None or not isinstance(node, (dict, bool)):
-            raise InvalidSchema(f"{pointer}/$ref", f"{ref!r} refers to nothing")
+            raise InvalidSchema(f"{pointer}/{keyword}", f"{ref!r} refers to nothing")
         if found not in self._bases:  # under a keyword that holds no schemas
             self._index(found, node, url)
         return found
@@ -160,8 +160,9 @@ class Document:
             for key, below, _ in children(node)
             if key not in ("$defs", "definitions", "contentSchema") and (only is None or key in only)
         ]
-        if "$ref" in node and (only is None or "$ref" in only):
-            found.append(self.target(pointer))
+        for key in ("$ref", "$dynamicRef"):
+            if key in node and (only is None or key in only):
+                found.append(self.target(pointer, key))
         return found
 
     def _check_cycles(self) -> None:

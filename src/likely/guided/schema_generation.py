@@ -67,6 +67,8 @@ class Generation:
             return self._anything() if node else False
         if "enum" in node or "const" in node:
             values = self.listed(pointer, node)
+            if self._is_dropped(pointer, "enum") or self._is_dropped(pointer, "const"):
+                return {"type": sorted(set().union(*map(_types_of_value, values)) - {"integer"})}
             return {"enum": values} if values else False
         out: dict[str, Any] = {}
         for key, value in node.items():

@@ -129,10 +129,24 @@ def _unevaluated_items(document: Document, pointer: str, node: Node) -> str | No
     return f'beside "{beside[0]}"; write items there' if beside else None
 
 
+def _at_most(most: int, *keywords: str) -> Rule:
+    """Longer lists take the engine seconds to minutes to compile."""
+
+    def rule(document: Document, pointer: str, node: Node) -> str | None:
+        longest = max(len(node[key]) for key in keywords if key in node)
+        return f"{longest:,} entries, at most {most:,} are taken" if longest > most else None
+
+    return rule
+
+
 LLGUIDANCE: dict[str, Rule] = {
-    **dict.fromkeys(("type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf"), _always),
-    **dict.fromkeys(("items", "prefixItems", "minItems", "maxItems"), _always),
-    **dict.fromkeys(("properties", "required", "additionalProperties", "maxProperties"), _always),
+    **dict.fromkeys(("type", "const", "$ref", "allOf"), _always),
+    "enum": _at_most(20_000, "enum"),
+    **{name: _at_most(1_000, name) for name in ("anyOf", "oneOf", "prefixItems")},
+    **dict.fromkeys(("items", "minItems", "maxItems"), _always),
+    **dict.fromkeys(("additionalProperties", "maxProperties"), _always),
+    "properties": _at_most(2_000, "properties"),
+    "required": _at_most(2_000, "required"),
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), _always),
     **dict.fromkeys(("minLength", "maxLength"), _always),
     "pattern": _pattern,
@@ -151,7 +165,7 @@ def _alone(keyword: str) -> Rule:
 
     def rule(document: Document, pointer: str, node: Node) -> str | None:
         beside = [key for key in effective(node) if key != keyword]
-        return f'beside "{beside[0]}"' if beside else None
+        return f'beside "{beside[0]}"' if beside else LLGUIDANCE[keyword](document, pointer, node)
 
     return rule
 
@@ -217,6 +231,8 @@ def _without_names(keyword: str) -> Rule:
 
 def _plain_names(document: Document, pointer: str, node: Node) -> str | None:
     """Further keys may spell an unusual name in a second way."""
+    if len(node["properties"]) > 500:
+        return f"{len(node['properties']):,} entries, at most 500 are taken"
     if node.get("additionalProperties", True) is False:
         return None
     return next((f"the name {n!r} in an open object" for n in node["properties"] if not _is_plain_name(n)), None)
@@ -228,6 +244,8 @@ def _is_plain_name(name: str) -> bool:
 
 XGRAMMAR: dict[str, Rule] = {
     **LLGUIDANCE,
+    "enum": _at_most(2_000, "enum"),
+    "required": _at_most(500, "required"),
     "properties": _plain_names,
     **{name: _alone(name) for name in ("$ref", "anyOf")},
     "allOf": _one_alone,

@@ -160,10 +160,7 @@ def _locate(generation: Generation, settings: FormSettings, error: ConstraintErr
         except ConstraintError as own:
             if "nsatisfiable" in str(own) or generation.schema(pointer) is False:
                 continue
-            reason = _reason(own)
-            named = [key for key in _keywords_in(reason) if key in effective(node)]
-            left = [key for key in named if (pointer, key) not in generation.dropped]
-            return Refused(pointer, left[0] if left else "", reason)
+            return Refused(pointer, _keyword_of(generation, pointer, node, settings), _reason(own))
     if ("", "") in generation.dropped:
         raise error
     return Refused("", "", _reason(error))
@@ -175,21 +172,20 @@ def _reason(error: ConstraintError) -> str:
     return re.sub(r"\s+1 \| .*$", "", text).strip().rstrip(".")[:200]
 
 
-_WORDS = {
-    "oneOf": ("oneOf",),
-    "patternPropert": ("patternProperties",),
-    "maxProperties": ("minProperties", "maxProperties"),
-    "multipleOf": ("multipleOf",),
-    "range": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
-    "regex": ("pattern",),
-    "prefixItems": ("prefixItems",),
-    "allOf": ("allOf",),
-    "enum": ("enum",),
-}
-
-
-def _keywords_in(reason: str) -> list[str]:
-    return [key for word, keys in _WORDS.items() if word in reason for key in keys]
+def _keyword_of(generation: Generation, pointer: str, node: dict[str, Any], settings: FormSettings) -> str:
+    """The keyword without which the engine takes the subschema; "" for none alone."""
+    for key in effective(node):
+        less = Generation(
+            generation.document, generation.validator, settings, generation.dropped | {(pointer, key)}, deep=False
+        )
+        if (pointer, key) in generation.dropped or key == "type":
+            continue
+        try:
+            compile_bytes(less.schema(pointer), settings)
+        except ConstraintError:
+            continue
+        return key
+    return ""
 
 
 # --- the trial --------------------------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ from typing import Any
 
 from likely.errors import missing_extra
 from likely.guided.schema_document import Document, Schema
-from likely.guided.schema_errors import InvalidText
+from likely.guided.schema_errors import InvalidSchema, InvalidText
 from likely.guided.schema_formats import FORMATS, has_format
 from likely.guided.schema_patterns import PatternError, python_pattern, searcher
 
 MOST_ERRORS = 5
+MOST_REFERENCES = 100_000  # followed while one text is checked
 
 
 class Validator:
@@ -30,12 +31,25 @@ class Validator:
         for name in FORMATS:
             formats.checks(name)(_format_check(name))
         base = jsonschema.Draft202012Validator
-        kind = jsonschema.validators.extend(base, {"pattern": _pattern, "multipleOf": _multiple_of})
-        self._document = document
+        words = {"pattern": _pattern, "multipleOf": _multiple_of, "$ref": self._counted(base.VALIDATORS["$ref"])}
+        kind = jsonschema.validators.extend(base, words)
+        self._followed = 0
         self._kind = kind(_for_python(document.root), registry=referencing.Registry(), format_checker=formats)
+
+    def _counted(self, follow: Callable[..., Any]) -> Callable[..., Any]:
+        """References that double with every step would never be followed to their end."""
+
+        def ref(*arguments: Any) -> Any:
+            self._followed += 1
+            if self._followed > MOST_REFERENCES:
+                raise InvalidText([f"checking it takes more than {MOST_REFERENCES:,} steps along $ref"])
+            return follow(*arguments)
+
+        return ref
 
     def errors(self, value: Any) -> list[str]:
         """One line each, the first few; [] if the value follows the schema."""
+        self._followed = 0
         try:
             found = []
             for error in self._kind.iter_errors(value):
@@ -45,11 +59,16 @@ class Validator:
             return found
         except RecursionError:
             return ["the text is nested too deeply to be checked"]
+        except InvalidText as endless:
+            return list(endless.errors)
 
     def keeps(self, pointer: str, values: list[Any]) -> list[Any]:
         """Those of the values that the subschema at `pointer` allows."""
-        part = self._kind.evolve(schema={"$ref": "#" + pointer})
-        return [value for value in values if part.is_valid(value)]
+        part, self._followed = self._kind.evolve(schema={"$ref": "#" + pointer}), 0
+        try:
+            return [value for value in values if part.is_valid(value)]
+        except (RecursionError, InvalidText):
+            raise InvalidSchema(pointer, "its values cannot be tried against it, $ref leads too far") from None
 
     def read(self, text: str) -> Any:
         """The value of a text that follows the schema; InvalidText otherwise."""
