@@ -55,8 +55,10 @@ def test_a_part_of_a_character_is_never_a_break():
 def test_blanks_may_stand_before_a_name_until_it_begins():
     vocab = vocabulary(" ", "\n    ", " host", "\nport", "h", "  x", "ost")
     masks = NameMasks(vocab)
-    assert texts(masks, HOSTS, "inline") == {b" ", b" host", b"h"}
+    assert texts(masks, HOSTS, "one") == {b" ", b" host", b"h"}
     assert texts(masks, HOSTS, "lines") == {b" ", b"\n    ", b" host", b"\nport", b"h"}
+    assert texts(masks, HOSTS, "break") == {b"\n    ", b"\nport", b"h"}
+    assert texts(masks, HOSTS, "indent") == {b" ", b" host", b"h"}
     assert texts(masks, HOSTS) == {b"h"}
 
 

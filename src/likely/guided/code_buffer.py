@@ -33,18 +33,23 @@ class CodeBuffer:
             raise DataError(f"project_root {self.project_root} is not a folder: give the project's folder, or none")
 
     @classmethod
-    def from_file(cls, path: str | Path, line: int, column: int, *, project_root: str | Path = "") -> CodeBuffer:
-        """A file with the cursor at `line` (from 1) and `column` (characters before it in that line, from 0)."""
+    def from_file(
+        cls, path: str | Path, line: int | None = None, column: int | None = None, *, project_root: str | Path = ""
+    ) -> CodeBuffer:
+        """A file with the cursor at `line` (from 1; None: the last) after `column` characters of it (None: all)."""
         path = Path(path)
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
         lines = text.split("\n")
+        line = len(lines) if line is None else line
         if not 1 <= line <= len(lines):
             raise ValueError(f"line must lie in 1..{len(lines)} (the lines of {path}), got {line}")
-        if not 0 <= column <= len(lines[line - 1]):
-            raise ValueError(f"column must lie in 0..{len(lines[line - 1])} (the length of line {line}), got {column}")
+        length = len(lines[line - 1])
+        column = length if column is None else column
+        if not 0 <= column <= length:
+            raise ValueError(f"column must lie in 0..{length} (the length of line {line}), got {column}")
         cursor = sum(len(one) + 1 for one in lines[: line - 1]) + column
         return cls(str(path), text, cursor, str(project_root))
 

@@ -219,14 +219,10 @@ class MonitorConstraint:
         mask, _ = self._joined(node)
         if node.uncertain:
             node.approximate = True
-        if node.refused:
-            mask = mask.copy()
-            for token in node.refused:
-                mask[token >> 5] &= ~(mask.dtype.type(1) << mask.dtype.type(token & 31))
         return mask
 
     def permits(self, token: int) -> bool:
-        """Exact: the token is walked byte by byte.  One that is refused leaves `allowed`, too."""
+        """Exact: the token is walked byte by byte.  `allowed` keeps one that is refused: it depends on the text alone."""
         node = self._at
         if node.ended or not 0 <= token < self.vocab_size:
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -13,8 +14,14 @@ from likely.decoding.masks import Mask, mask_of
 from likely.guided.vocabulary import Vocabulary
 
 Names = frozenset[bytes]  # what is left of each legal name
-Space = Literal["", "inline", "lines"]  # blanks that may stand before a name: none, in the line, line breaks too
-_BLANKS = {"inline": b" \t", "lines": b" \t\r\n"}
+Space = Literal["", "one", "lines", "break", "indent"]  # blanks that may stand before a name, as below
+BLANKS = b" \t\r\n"
+_RUNS = {  # a name that never comes is written as blanks without end by a small model: they are few
+    "one": re.compile(rb"[ \t]"),
+    "lines": re.compile(rb"[ \t]|[ \t]?\r?\n[ \t]*"),
+    "break": re.compile(rb"\r?\n[ \t]*"),
+    "indent": re.compile(rb"[ \t]+"),
+}
 KEPT = 1024  # masks
 
 
@@ -123,9 +130,10 @@ class NameMasks:
     def _after_blanks(self) -> dict[str, _Index]:
         """Tokens that begin with blanks, by what follows these."""
         out = {}
-        for space, blanks in _BLANKS.items():
-            pairs = ((text.lstrip(blanks), ids) for text, ids in self.vocabulary.ids_of.items() if text[0] in blanks)
-            out[space] = _Index.of(pairs)
+        runs = [(t, t.lstrip(BLANKS), ids) for t, ids in self.vocabulary.ids_of.items() if t[0] in BLANKS]
+        for space, pattern in _RUNS.items():
+            fitting = ((rest, ids) for text, rest, ids in runs if pattern.fullmatch(text[: len(text) - len(rest)]))
+            out[space] = _Index.of(fitting)
         return out
 
     @cached_property

@@ -10,15 +10,17 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from likely.decoding.masks import Mask, mask_of
 from likely.guided.analysis.members import Analyses, Answer, Kind
 from likely.guided.analysis.python_lexer import NAME_BYTES, START, Lexed, is_number, step
 from likely.guided.code_buffer import CodeBuffer
 from likely.guided.monitor import AcrossTrigger, State, Walk
-from likely.guided.name_masks import NameMasks, Names, Space, breaks, masks_for
+from likely.guided.name_masks import BLANKS, NameMasks, Names, Space, breaks, masks_for
 from likely.guided.vocabulary import Vocabulary
+
+INDENTATION = 64  # blanks after a line break, before the name must come
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +68,10 @@ class NameMonitor:
         byte = ord(buffer.prefix[at - 1])
         if not self.triggers(before, byte, step(before, byte)):
             return idle
-        typed = buffer.prefix[at:].lstrip().encode()
+        tail = buffer.prefix[at:]
+        typed = tail.lstrip().encode()
         asked = CodeBuffer(buffer.path, buffer.prefix[:at] + buffer.suffix, at, buffer.project_root)
-        return Asked(idle.bound, asked, typed)
+        return Asked(idle.bound, asked, typed, bool(tail) and not typed)
 
 
 @dataclass(eq=False)
@@ -146,11 +149,12 @@ class Waiting:
 
 @dataclass(eq=False)
 class Asked:
-    """A name is due and the analysis was asked which.  typed: what of it the prompt has."""
+    """A name is due and the analysis was asked which.  typed: what of it the prompt has;  blank: it has blanks."""
 
     bound: Bound
     buffer: CodeBuffer
     typed: bytes = b""
+    blank: bool = False
     _future: Future[Answer] | None = None
 
     def asked(self) -> Future[Answer]:
@@ -171,7 +175,7 @@ class Asked:
         )
         if not left:
             return Waiting(self.bound)
-        return Within(self.bound, left, not self.typed, True)
+        return Within(self.bound, left, "" if self.typed or self.blank else "start", True)
 
     @property
     def monitor_name(self) -> str:
@@ -205,28 +209,44 @@ class Asked:
 class Within:
     """One of `names` is to be written.
 
-    fresh      nothing of it is, so that blanks may still come;  untouched: nothing of it was generated
+    blanks     which may still come first: one, or (in brackets) a line break and an indentation; "": none, or the name
+               has begun
+    untouched  nothing of it was generated
     """
 
     bound: Bound
     names: Names
-    fresh: bool
+    blanks: Literal["", "start", "break", "indent"]
     untouched: bool
+    indentation: int = 0
 
     def step(self, byte: int, walk: Walk) -> State | None:
-        if self.fresh and (byte in b" \t\\" or (byte in b"\r\n" and (walk.before.frames or walk.before.escaped))):
-            return self
-        if self.fresh and byte in self.bound.monitor.instead:
+        if self.blanks and byte in BLANKS:
+            return self._blank(byte, bool(walk.before.frames))
+        if self.untouched and byte in self.bound.monitor.instead:
             return Waiting(self.bound)
         left = frozenset(name[1:] for name in self.names if name and name[0] == byte)
         if left:
-            return replace(self, names=left, fresh=False, untouched=False)
+            return replace(self, names=left, blanks="", untouched=False)
         if b"" in self.names and breaks(walk.rest, self.bound.monitor.extra):
             return Waiting(self.bound).step(byte, walk)
         return None
 
+    def _blank(self, byte: int, lines: bool) -> State | None:
+        if self.blanks == "indent":
+            return replace(self, indentation=self.indentation + 1) if byte in b" \t" else None
+        if byte in b" \t":
+            return replace(self, blanks="break" if lines else "") if self.blanks == "start" else None
+        if not lines:
+            return None
+        return replace(self, blanks="indent") if byte == 10 else replace(self, blanks="break")
+
     def mask(self, lexed: Lexed) -> tuple[Mask | None, bool]:
-        space: Space = "" if not self.fresh else "lines" if lexed.frames or lexed.escaped else "inline"
+        space: Space
+        if self.blanks == "start":
+            space = "lines" if lexed.frames else "one"
+        else:
+            space = self.blanks if self.indentation < INDENTATION else ""
         return _without_crossing(self.bound, lexed, self.bound.masks.allowed(self.names, space))
 
     def may_end(self) -> bool:
