@@ -45,7 +45,8 @@ def schema(**properties):
 @pytest.fixture
 def tiny(parts, monkeypatch):
     """The choice task in words of the tiny vocabulary."""
-    monkeypatch.setattr(parts["guided_choices"], "PLAIN_CHOICES", (" the", " cat", "a"))
+    for name in ("PLAIN_CHOICES", "CHAT_CHOICES"):
+        monkeypatch.setattr(parts["guided_choices"], name, (" the", " cat", "a"))
     return parts
 
 
