@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from likely.errors import ConstraintError
@@ -191,18 +192,16 @@ def _keyword_of(generation: Generation, pointer: str, node: dict[str, Any], sett
 # --- the trial --------------------------------------------------------------------------------------------------------
 
 _BYTES = Vocabulary((*(bytes([i]) for i in range(256)), b""), frozenset([256]), 256, lambda text: list(text.encode()))
-_engines: dict[str, Any] = {}
 
 
 def compile_bytes(schema: Any, settings: FormSettings) -> Any:
     """A constraint on single bytes; ConstraintError where the engine refuses."""
-    name = settings.backend
-    if name not in _engines:
-        _engines[name] = _engine(name)
-    return _engines[name].compile_schema(schema, settings)
+    return engine_of_bytes(settings.backend).compile_schema(schema, settings)
 
 
-def _engine(name: str) -> Any:
+@cache
+def engine_of_bytes(name: str) -> Any:
+    """An engine whose tokens are the 256 bytes."""
     if name == "xgrammar":
         from likely.guided.xgrammar_constraint import XGrammar
 

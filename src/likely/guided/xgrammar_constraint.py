@@ -63,6 +63,10 @@ class XGrammar:
             return self._made(lambda: self._compiler.compile_regex(body))
         raise CapabilityError('backend="xgrammar" takes no grammar in Lark notation: use backend="llguidance"')
 
+    def compile_json(self, schema: Schema) -> XGrammarConstraint:
+        """Of a schema as the engine itself reads it, open objects being open: nothing is promised."""
+        return self._made(lambda: self._compiler.compile_json_schema(json.dumps(schema), strict_mode=False))
+
     def compile_schema(self, schema: Schema, settings: FormSettings) -> XGrammarConstraint:
         """Of a schema that passed the preflight."""
         separators = {"compact": (",", ":"), "single": (", ", ": "), "any": None}[settings.whitespace]

@@ -1,0 +1,329 @@
+"""JSON Schema in two engines: what they accept by themselves, and behind the preflight.
+
+Each instance of the JSON-Schema test suite (draft 2020-12), as json.dumps writes it, byte by byte through a constraint:
+
+  right    accepted if and only if it is valid
+  over     a valid instance is not accepted (order: it is with its keys in another order; spelling: it is as other
+           digits or unescaped characters)
+  under    an invalid instance is accepted
+  refused  the schema is an error
+
+raw: the engine alone, its own defaults.  error, validate: what `generate` does with on_unsupported="error" and
+"validate": the constraint, then the check of the finished text.
+
+  python reproductions/schema_backends.py          the test suite
+  python reproductions/schema_backends.py --full   and functions of bfcl: schemas taken, true calls accepted
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+from function_schemas import as_json_schema
+
+from likely import datasets
+from likely.errors import ConstraintError
+from likely.evidence import (
+    Check,
+    Evidence,
+    Figure,
+    Source,
+    data_sources,
+    run_script,
+    surroundings,
+    verdict_of,
+    write_result,
+)
+from likely.guided.form import FormSettings
+from likely.guided.schema import schema_form
+from likely.guided.schema_errors import InvalidText
+from likely.guided.schema_report import compile_bytes
+from likely.intervals import wilson
+
+SUITE = ("json-schema-tests", "draft2020-12.jsonl")
+CALLS = tuple(("bfcl", f"{name}.jsonl.gz") for name in ("simple_python", "multiple", "live_simple", "live_multiple"))
+BACKENDS = ("llguidance", "xgrammar")
+MODES = ("raw", "error", "validate")
+OUTCOMES = ("right", "over", "under", "refused")
+RIGHT_WITH_VALIDATE = 0.9
+MOST_ORDERS = 720
+
+Accepts = Callable[[str], bool]
+
+
+# --- one schema -------------------------------------------------------------------------------------------------------
+
+
+def raw_engine(backend: str) -> Callable[[Any], Accepts]:
+    """Schemas as the engine itself takes them."""
+    from likely.guided.schema_report import engine_of_bytes
+
+    engine = engine_of_bytes(backend)
+
+    def compiled(schema: Any) -> Accepts:
+        if backend == "xgrammar":
+            return walked(engine.compile_json(schema))
+        return walked(engine.compile("start: %json " + json.dumps(schema)))
+
+    return compiled
+
+
+def public(backend: str, mode: str) -> Callable[[Any], Accepts]:
+    """Schemas as `generate` takes them: a text counts as accepted if it would be returned as a value."""
+    settings = FormSettings(backend=backend, on_unsupported=mode, whitespace="any")  # type: ignore[arg-type]
+
+    def compiled(schema: Any) -> Accepts:
+        form = schema_form(schema, settings)
+        accepted = walked(compile_bytes(form.source, settings))
+
+        def accepts(text: str) -> bool:
+            if not accepted(text):
+                return False
+            try:
+                form.read(text)
+            except InvalidText:
+                return False
+            return True
+
+        return accepts
+
+    return compiled
+
+
+def walked(start: Any) -> Accepts:
+    def accepts(text: str) -> bool:
+        constraint = start.fork()
+        for byte in text.encode():
+            if not constraint.permits(byte):
+                return False
+            constraint.advance(byte)
+        return constraint.accepting
+
+    return accepts
+
+
+def outcomes(rows: Sequence[Mapping[str, Any]], compiled: Callable[[Any], Accepts]) -> Counter[str]:
+    """How many instances came out which way."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        try:
+            accepts = compiled(row["schema"])
+        except ConstraintError:
+            found["refused"] += len(row["tests"])
+            continue
+        for test in row["tests"]:
+            taken = accepts(json.dumps(test["data"]))
+            if taken == test["valid"]:
+                found["right"] += 1
+            elif taken:
+                found["under"] += 1
+            else:
+                found["over"] += 1
+                found[f"over: {why_over(test['data'], accepts)}"] += 1
+    return found
+
+
+def why_over(data: Any, accepts: Accepts) -> str:
+    """What would have been accepted in place of json.dumps(data)."""
+    if any(accepts(json.dumps(other)) for other in itertools.islice(reordered(data), MOST_ORDERS)):
+        return "order"
+    if accepts(json.dumps(data, ensure_ascii=False)) or accepts(json.dumps(whole(data), ensure_ascii=False)):
+        return "spelling"
+    if any(accepts(json.dumps(other, ensure_ascii=False)) for other in itertools.islice(reordered(data), MOST_ORDERS)):
+        return "order"
+    return "language"
+
+
+def reordered(data: Any) -> Iterator[Any]:
+    """The value with the keys of its objects in every order."""
+    if isinstance(data, dict):
+        for names in itertools.permutations(data):
+            for values in itertools.product(*(list(itertools.islice(reordered(data[n]), 24)) for n in names)):
+                yield dict(zip(names, values, strict=True))
+    elif isinstance(data, list):
+        yield from map(list, itertools.product(*(list(itertools.islice(reordered(each), 24)) for each in data)))
+    else:
+        yield data
+
+
+def whole(data: Any) -> Any:
+    """1.0 as 1."""
+    if isinstance(data, dict):
+        return {key: whole(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [whole(value) for value in data]
+    return int(data) if isinstance(data, float) and data.is_integer() else data
+
+
+# --- functions --------------------------------------------------------------------------------------------------------
+
+
+def calls(files: Sequence[tuple[str, str]]) -> list[tuple[Any, Any]]:
+    """(schema of the arguments, a true call that follows it) of each case with a single call."""
+    found = []
+    for file in files:
+        for row in datasets.load(*file):
+            if len(row["ground_truth"]) != 1:
+                continue
+            [(name, arguments)] = row["ground_truth"][0].items()
+            [function] = [f for f in row["function"] if f["name"] == name] or [None]
+            if function is None:
+                continue
+            schema = as_json_schema(function["parameters"])
+            order = list(schema.get("properties", ()))
+            chosen = {key: _first(values) for key, values in arguments.items() if values and values[0] != ""}
+            call = {key: chosen[key] for key in order if key in chosen}
+            if jsonschema.Draft202012Validator(schema).is_valid(call):  # some break their own function's schema
+                found.append((schema, call))
+    return found
+
+
+def _first(values: list[Any]) -> Any:
+    """The first acceptable value, parts of objects likewise."""
+    value = values[0]
+    if isinstance(value, dict):
+        return {key: _first(part) if isinstance(part, list) and part else part for key, part in value.items()}
+    return value
+
+
+# --- the study --------------------------------------------------------------------------------------------------------
+
+
+def installed() -> list[str]:
+    return [name for name in BACKENDS if importlib.util.find_spec(name)]
+
+
+def share(subject: str, quantity: str, count: int, total: int, of: str) -> Figure:
+    low, high = wilson(count, total)
+    value = count / total
+    return Figure(
+        subject=subject, quantity=quantity, value=value, unit="share", n=total, of=of, low=min(low, value),
+        high=max(high, value),
+    )  # fmt: skip
+
+
+def study(
+    rows: Sequence[Mapping[str, Any]],
+    functions: Sequence[tuple[Any, Any]],
+    *,
+    backends: Sequence[str],
+    full: bool,
+    data: Sequence[Source] = (),
+    report: Callable[[str], None] = print,
+) -> Evidence:
+    started = time.perf_counter()
+    total = sum(len(row["tests"]) for row in rows)
+    figures: list[Figure] = []
+    checks: list[Check] = []
+    said = []
+    for backend in backends:
+        for mode in MODES:
+            compiled = raw_engine(backend) if mode == "raw" else public(backend, mode)
+            found = outcomes(rows, compiled)
+            subject = f"{backend}, {mode}"
+            figures += [share(subject, name, found[name], total, "instances") for name in OUTCOMES]
+            if found["over"]:
+                figures += [
+                    share(subject, f"over, by {why}", found[f"over: {why}"], found["over"], "instances refused wrongly")
+                    for why in ("order", "spelling", "language")
+                ]
+            counts = ", ".join(f"{name} {found[name]}" for name in OUTCOMES)
+            report(f"{subject}: {counts}")
+            said.append(f"{subject}: {counts}")
+            if mode != "raw":
+                checks.append(
+                    Check(
+                        statement=f"{subject}: invalid instances accepted",
+                        value=found["under"], bound=0, unit="instances",
+                    )
+                )  # fmt: skip
+            if mode == "validate":
+                checks.append(
+                    Check(
+                        statement=f"{subject}: share of instances not right",
+                        value=1 - found["right"] / total, bound=1 - RIGHT_WITH_VALIDATE, unit="share",
+                    )
+                )  # fmt: skip
+        if functions:
+            figures += function_figures(backend, functions, report)
+    versions = surroundings()
+    for name in ("llguidance", "xgrammar", "jsonschema"):
+        if importlib.util.find_spec(name):
+            versions["versions"][name] = importlib.metadata.version(name)
+    return Evidence(
+        id="schema_backends",
+        title="JSON Schema: what two engines enforce",
+        claim=(
+            "Behind a preflight that refuses what an engine does not enforce, and with a check of the finished text, "
+            "no invalid instance is returned, whatever the engine accepts by itself."
+        ),
+        paper_figure=None,
+        ours="; ".join(said),
+        figures=figures,
+        checks=checks,
+        samples=f"{total} instances of {len(rows)} schemas" + f", {len(functions)} function calls" * bool(functions),
+        intervals="95 %, Wilson",
+        mode="full" if full else "quick",
+        models=[Source(name="single bytes as tokens, no model", sha256=hashlib.sha256(bytes(range(256))).hexdigest())],
+        data=list(data),
+        command="python reproductions/schema_backends.py" + (" --full" if full else ""),
+        threads=1,
+        seconds=round(time.perf_counter() - started, 1),
+        verdict=verdict_of(checks),
+        not_shown=[
+            "How often a text must be drawn again until it is valid: that depends on model and schema.",
+            "Speed: benchmarks/masks.py.",
+            "Schemas that refer to other documents, which are refused; remote references are not in the data.",
+            *(f"{name}: not installed." for name in BACKENDS if name not in backends),
+        ],
+        **versions,
+    )
+
+
+def function_figures(
+    backend: str, functions: Sequence[tuple[Any, Any]], report: Callable[[str], None]
+) -> list[Figure]:
+    """How many real schemas are taken without further words, and how many true calls are then accepted."""
+    compiled, taken, accepted = public(backend, "error"), 0, 0
+    for schema, call in functions:
+        try:
+            accepts = compiled(schema)
+        except ConstraintError:
+            continue
+        taken += 1
+        accepted += accepts(json.dumps(call, ensure_ascii=False))
+    report(f"{backend}: {taken} of {len(functions)} function schemas taken, {accepted} true calls accepted")
+    return [
+        share(f"{backend}, functions of bfcl", "schemas taken", taken, len(functions), "schemas"),
+        share(f"{backend}, functions of bfcl", "true calls accepted", accepted, max(taken, 1), "calls"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="the functions of bfcl, too")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
+    options = parser.parse_args()
+    files = (SUITE, *(CALLS if options.full else ()))
+    evidence = study(
+        list(datasets.load(*SUITE)), calls(CALLS) if options.full else [], backends=installed(), full=options.full,
+        data=data_sources(files),
+    )  # fmt: skip
+    for check in evidence.checks:
+        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.3f} <= {check.bound:.3f}")
+    print(f"{evidence.verdict}; {evidence.seconds} s; {write_result(evidence, options.out)}")
+
+
+if __name__ == "__main__":
+    run_script(main)
