@@ -27,8 +27,9 @@ class LLGuidance:
 
     name = "llguidance"
 
-    def __init__(self, vocabulary: Vocabulary):
-        self.vocabulary = vocabulary
+    def __init__(self, vocabulary: Vocabulary, *, slices: Sequence[str] | None = None):
+        """slices  regular expressions whose tokens are prepared as one set each; None: the engine's own choice"""
+        self.vocabulary, self._slices = vocabulary, None if slices is None else list(slices)
         try:
             import llguidance
         except ImportError:
@@ -44,9 +45,8 @@ class LLGuidance:
     def _tokenizer(self) -> Any:
         vocabulary = self.vocabulary
         wrapper = self._library.TokenizerWrapper(_Tokens(vocabulary))
-        return self._library.LLTokenizer(
-            wrapper, n_vocab=vocabulary.size, eos_token=sorted(vocabulary.end_ids, key=lambda i: i != vocabulary.eos_id)
-        )
+        ends = sorted(vocabulary.end_ids, key=lambda i: i != vocabulary.eos_id)
+        return self._library.LLTokenizer(wrapper, n_vocab=vocabulary.size, eos_token=ends, slices=self._slices)
 
     def compile_schema(self, schema: Schema, settings: FormSettings) -> LLGuidanceConstraint:
         """A constraint in its first state, from a schema that passed the preflight."""
