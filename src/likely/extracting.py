@@ -52,8 +52,8 @@ def schema_text(schema: Any) -> str:
 
 
 def extraction_prompt(document: str, schema: Any, instruction: str | None = None) -> str:
-    """What the model is asked about one document."""
-    return f"{instruction or INSTRUCTION}\n\nSchema:\n{schema_text(schema)}\n\nDocument:\n{document}\n\nJSON:"
+    """What the model is asked about one document; the instruction stands last, next to the answer."""
+    return f"Schema:\n{schema_text(schema)}\n\nDocument:\n{document}\n\n{instruction or INSTRUCTION}"
 
 
 def why_incomplete(result: Generation) -> str | None:
