@@ -6,7 +6,7 @@ ratio to unguided, time to compile a schema at first and at repeated use, time t
 Engines that are not installed are named under "missing".  Then the parts of one of our guided steps, in microseconds.
 
   python benchmarks/guided.py           about 10 minutes
-  python benchmarks/guided.py --quick   every engine once, two schemas, 8 tokens
+  python benchmarks/guided.py --quick   every engine once, two schemas, 24 tokens
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def main() -> None:
 
     torch.set_num_threads(cores())
     rounds = 1 if options.quick else options.rounds
-    count = 8 if options.quick else 64
+    count = 24 if options.quick else 64
     asked = cases(2 if options.quick else 6)
     path = find_model("smollm2")
     missing: list[str] = []

@@ -30,6 +30,22 @@ class Engine:
     run: Callable[[list[int], int, Compiled], list[int]]
 
 
+class Unforced:
+    """A constraint that does not say which tokens it forces: each then takes a call of the model."""
+
+    def __init__(self, inner: Any):
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def forced(self) -> list[int]:
+        return []
+
+    def fork(self) -> Unforced:
+        return Unforced(self._inner.fork())
+
+
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
@@ -57,6 +73,7 @@ def of_likely(lm: likely.Model, name: str) -> list[Engine]:
         Engine(f"{name}, plain", None, None, run),
         Engine(name, f"{name}, plain", compiler(), run),
         Engine(f"{name}, not closing", f"{name}, plain", compiler(close_on_budget=False), run),
+        Engine(f"{name}, nothing drafted", f"{name}, plain", lambda schema: Unforced(compiler()(schema)), run),
     ]
 
 
