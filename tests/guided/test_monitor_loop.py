@@ -17,7 +17,7 @@ from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError
 from likely.guided.analysis.members import Analyses, Answer, FixedMembers
 from likely.guided.code_buffer import CodeBuffer
-from likely.guided.exact_choice import name_logprobs
+from likely.guided.exact_choice import NameScorer, name_logprobs
 from likely.guided.monitor import MonitorConstraint
 from likely.guided.monitor_penalty import MonitorPenalty
 from likely.guided.monitors.dereference import DereferenceMonitor
@@ -349,3 +349,20 @@ def test_time_outs_are_counted_and_not_fatal():
     assert found.analyses["timed out"] >= 1 and found.triggers[0].n_legal is None
     assert found.triggers[0].status == "timed out"
     assert found.text == complete(monitors=()).text
+
+
+def test_a_scorer_goes_on_from_what_it_holds():
+    """Growing, shrinking and other contexts, against fresh ones; fewer tokens are computed."""
+    model = runtime()
+    scorer = NameScorer(model, NameMasks(VOCAB))
+    names = [b"ab", b"abc", b"c"]
+    for context in ([0, 1, 2], [0, 1, 2, 5, 1], [0, 1, 2], [0, 1, 3, 3], [7]):
+        assert np.allclose(scorer.logprobs(context, names), name_logprobs(runtime(), NameMasks(VOCAB), context, names))
+    scorer.close()
+    assert len(model._open) == 0
+    before = model.tokens_computed
+    scorer.logprobs([0] * 30, names)
+    first = model.tokens_computed - before
+    scorer.logprobs([0] * 31, names)
+    assert model.tokens_computed - before - first == first - 29
+    scorer.close()

@@ -15,7 +15,7 @@ from likely.errors import nearest
 from likely.guided.analysis.members import Analyses, MemberProvider
 from likely.guided.code_buffer import CodeBuffer
 from likely.guided.code_ends import LineEnd, MethodEnd, NoEnd
-from likely.guided.exact_choice import name_logprobs
+from likely.guided.exact_choice import NameScorer
 from likely.guided.monitor import AcrossTrigger, Choose, Monitor, MonitorConstraint, Question
 from likely.guided.monitor_penalty import MonitorPenalty
 from likely.guided.monitors.arity import ArityMonitor
@@ -119,9 +119,10 @@ def complete_code(
     tokens = prompt_of(model, buffer.prefix, max_tokens, prompt_tokens)
     analyses = provider if isinstance(provider, Analyses) else _analyses(provider, buffer, monitors, limit_s)
     before = dict(analyses.counts) if analyses else {}
+    scorer = NameScorer(model.runtime, masks_for(model.guide.vocabulary)) if choose == "exact" else None
     try:
         made = [_make(m, analyses, across_trigger, unknown) if isinstance(m, str) else m for m in monitors]
-        picked = _exact(model, tokens, options) if choose == "exact" else None
+        picked = _exact(scorer, tokens, options) if scorer else None
         guard = MonitorConstraint(made, model.guide.vocabulary, buffer, picked) if made else None
         given = {"temperature": 0.0, "max_tokens": max_tokens, **options}
         if guard is not None:
@@ -132,6 +133,8 @@ def complete_code(
         triggers = _events(guard.questions(text.encode()), buffer, text) if guard is not None else []
         counts = {k: n - before.get(k, 0) for k, n in analyses.counts.items()} if analyses else {}
     finally:
+        if scorer is not None:
+            scorer.close()
         if analyses is not None and analyses is not provider:
             analyses.close()
     return Completion(
@@ -185,13 +188,12 @@ def _make(name: str, analyses: Analyses | None, across: AcrossTrigger, unknown: 
     return {"enum_case": EnumCaseMonitor, "instantiation": InstantiationMonitor}[name](analyses, across)
 
 
-def _exact(model: Any, prompt: list[int], options: dict[str, Any]) -> Choose:
+def _exact(scorer: NameScorer, prompt: list[int], options: dict[str, Any]) -> Choose:
     """Picks by the probability of whole names."""
-    masks = masks_for(model.guide.vocabulary)
     temperature, seed = float(options.get("temperature", 0.0)), int(options.get("seed", 0) or 0)
 
     def choose(tokens: Sequence[int], names: Sequence[bytes]) -> bytes:
-        values = name_logprobs(model.runtime, masks, [*prompt, *tokens], names)
+        values = scorer.logprobs([*prompt, *tokens], names)
         if temperature > 0:
             noise = np.random.default_rng([seed, len(tokens)]).gumbel(size=len(values))
             values = values / temperature + noise

@@ -12,9 +12,55 @@ from likely.errors import CapabilityError
 from likely.guided.name_masks import NameMasks
 from likely.models.rows import logsumexp
 from likely.models.runtime import FloatArray, Runtime, Want, Work
+from likely.models.runtime import Sequence as Kept
 
 ROW_VALUES = 1 << 25  # logits held at one time: 128 MB
 NAMES_PER_CALL = 64  # each takes a leaf of the tree
+
+
+class NameScorer:
+    """Scores names at places of one growing text; what two places share is computed once.  `close` frees it."""
+
+    def __init__(self, runtime: Runtime, masks: NameMasks):
+        if not runtime.capabilities.trees:
+            raise CapabilityError('choose="exact" needs a runtime with pending trees: torch, llamacpp')
+        self.runtime, self.masks = runtime, masks
+        self._sequence: Kept | None = None
+        self._held: list[int] = []
+
+    def logprobs(self, context: Sequence[int], names: Sequence[bytes]) -> NDArray[np.float64]:
+        """As `name_logprobs`."""
+        root = self._root(list(context))
+        out = np.full(len(names), -np.inf)
+        spelled = [self.masks.vocabulary.spell(name) for name in names]
+        longest = max(map(len, spelled))
+        size = int(np.clip(ROW_VALUES // (self.masks.vocabulary.size * longest), 1, NAMES_PER_CALL))
+        for first in range(0, len(names), size):
+            part = slice(first, first + size)
+            out[part] = _group(self.runtime, self.masks, self._sequence, root, names[part], spelled[part])
+        return out
+
+    def _root(self, context: list[int]) -> FloatArray:
+        """The row of logits after the context."""
+        runtime = self.runtime
+        shared = next((i for i, (a, b) in enumerate(zip(self._held, context, strict=False)) if a != b), None)
+        shared = min(len(self._held), len(context) - 1) if shared is None else shared
+        if self._sequence is not None and (shared < len(self._held)) and not runtime.capabilities.truncate:
+            self.close()
+        if self._sequence is None:
+            self._sequence, shared = runtime.open(), 0
+        elif shared < len(self._held):
+            runtime.truncate(self._sequence, shared)
+        work = Work(self._sequence, np.asarray(context[shared:], np.int64), want=Want.LAST)
+        rows = runtime.forward([work])[0].logits
+        self._held = context
+        assert rows is not None
+        return rows[-1]
+
+    def close(self) -> None:
+        if self._sequence is not None:
+            self.runtime.close(self._sequence)
+        self._sequence, self._held = None, []
 
 
 def name_logprobs(
@@ -29,22 +75,11 @@ def name_logprobs(
     left out, so that the values sum to at most 1.  One call of the model for the context, then one per group of names:
     a tree of their tokens.
     """
-    if not runtime.capabilities.trees:
-        raise CapabilityError('choose="exact" needs a runtime with pending trees: torch, llamacpp')
-    sequence = runtime.open()
+    scorer = NameScorer(runtime, masks)
     try:
-        root = runtime.forward([Work(sequence, np.asarray(context, np.int64), want=Want.LAST)])[0].logits
-        assert root is not None
-        out = np.full(len(names), -np.inf)
-        spelled = [masks.vocabulary.spell(name) for name in names]
-        longest = max(map(len, spelled))
-        size = int(np.clip(ROW_VALUES // (masks.vocabulary.size * longest), 1, NAMES_PER_CALL))
-        for first in range(0, len(names), size):
-            part = slice(first, first + size)
-            out[part] = _group(runtime, masks, sequence, root[-1], names[part], spelled[part])
-        return out
+        return scorer.logprobs(context, names)
     finally:
-        runtime.close(sequence)
+        scorer.close()
 
 
 def _group(runtime, masks, sequence, root, names, spelled) -> list[float]:  # type: ignore[no-untyped-def]
