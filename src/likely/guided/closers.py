@@ -6,7 +6,6 @@ which tokens still fit.  The first token of a fewest-token spelling of the plan 
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,14 +13,13 @@ import numpy as np
 
 from likely.decoding.masks import Mask, mask_of, members, pack
 from likely.guided.automaton import UNREACHABLE, Automaton
+from likely.guided.completions import find_completion, search_completion
 from likely.guided.reference_constraint import TokenSteps
 from likely.guided.spelling import UNWRITABLE, Spelling
 
 CANDIDATES = 256  # where more tokens are allowed close to the end, so many are looked at: those of the lowest ids
 CHECKED = 1024  # the same, farther from the end
 PLAIN_GROWTH = 16  # tokens that one inside a string adds at most to what is needed (escapes, cut characters)
-LONGEST_PLAN = 2000  # bytes
-SEARCHED = 400  # states
 END = 256  # the end token of the vocabulary of bytes
 
 
@@ -158,7 +156,7 @@ class MatcherCloser:
 
     def __post_init__(self) -> None:
         if not self._plans:  # here a little more time is spent: its length is what users are told
-            found = [find_completion(self.matcher, self.usable), _search(self.matcher, self.usable)]
+            found = [find_completion(self.matcher, self.usable), search_completion(self.matcher, self.usable)]
             self._plans = [min((plan for plan in found if plan is not None), key=len, default=None)]
 
     @property
@@ -299,86 +297,3 @@ class LedCloser:
 
     def fork(self) -> LedCloser:
         return LedCloser(self.closer.fork(), self.spelling, self.lead, self._leads.copy())
-
-
-def find_completion(matcher: Any, usable: np.ndarray) -> bytes | None:
-    """Bytes that complete the matcher's text; None if none are found.
-
-    matcher  an LLMatcher over single bytes; it is left as it was
-    First one byte after the other; where that does not come to an end, which happens in recursive forms, a search.
-    """
-    for attempt in (lambda: _greedy(matcher, usable, 256), lambda: _search(matcher, usable)):
-        if (found := attempt()) is not None:
-            return found
-    return _greedy(matcher, usable, LONGEST_PLAN)
-
-
-def _greedy(matcher: Any, usable: np.ndarray, longest: int) -> bytes | None:
-    matcher, out = matcher.deep_copy(), bytearray()
-    while not matcher.is_accepting():
-        steps = _steps(matcher, usable)
-        if not steps or len(out) > longest:
-            return None
-        step = steps[0]
-        if len(steps) > 1 and out.endswith(step * 8):  # going in a circle
-            step = steps[1]
-        elif 1 < len(steps) <= 8 and step[0] in _LETTERS:  # the name of a property, say: one whose value is not nested
-            step = next((s for s in steps if not _opens(matcher, s)), step)
-        if not matcher.consume_tokens(list(step)):
-            return None
-        out += step
-    return bytes(out)
-
-
-def _search(matcher: Any, usable: np.ndarray) -> bytes | None:
-    """Best first: short, and few brackets open."""
-    todo: list[tuple[int, int, Any, bytes]] = [(0, 0, matcher.deep_copy(), b"")]
-    for count in range(SEARCHED):
-        if not todo:
-            return None
-        _, _, state, out = heapq.heappop(todo)
-        if state.is_accepting():
-            return out
-        for i, step in enumerate(_steps(state, usable)[:12]):
-            child = state.deep_copy()
-            if child.consume_tokens(list(step)):
-                text = out + step
-                opened = sum(text.count(b) for b in b"{[(") - sum(text.count(b) for b in b"}])")
-                heapq.heappush(todo, (len(text) + 8 * max(0, opened), 16 * count + i, child, text))
-    return None
-
-
-def _steps(matcher: Any, usable: np.ndarray) -> list[bytes]:
-    """What may come next, the most closing first: what is forced, else single bytes; in free text only one.
-
-    Inside free text the closing quote comes first, elsewhere closing brackets; opening brackets come last.
-    """
-    if matcher.is_stopped():
-        return []
-    if forced := matcher.compute_ff_bytes():
-        return [forced] if usable[list(forced)].all() else []
-    mask = np.zeros(9, np.uint32)
-    matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-    allowed = np.unpackbits(mask.view(np.uint8), count=256, bitorder="little").astype(np.bool_) & usable
-    if np.count_nonzero(allowed) > _FREE:
-        return [bytes([int(_IN_TEXT[np.argmax(allowed[_IN_TEXT])])])]
-    return [bytes([b]) for b in _BETWEEN[allowed[_BETWEEN]].tolist()]
-
-
-def _opens(matcher: Any, step: bytes) -> bool:
-    """Whether this step forces an opening bracket."""
-    matcher = matcher.deep_copy()
-    return matcher.consume_tokens(list(step)) and any(b in b"{[(" for b in matcher.compute_ff_bytes())
-
-
-def _order(first: bytes) -> np.ndarray:
-    """All bytes: `first`, digits, letters, other printable ones, the rest; opening brackets and the backslash last."""
-    last = b"<([{\\"
-    digits, letters = b"0123456789", bytes([*range(97, 123), *range(65, 91)])
-    middle = [b for b in (*digits, *letters, *range(33, 127), 32, *range(256)) if b not in first and b not in last]
-    return np.array([*first, *dict.fromkeys(middle), *last])
-
-
-_IN_TEXT, _BETWEEN = _order(b"\"}]')>;\n"), _order(b"}])\"'>;,:")
-_LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
-_FREE = 40  # more allowed bytes than this: inside free text
