@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import likely
-from likely.errors import CapabilityError, DataError, LikelyError, ModelError
+from likely.errors import CapabilityError, ConstraintError, DataError, LikelyError, ModelError
 from likely.model import Model
 from likely.models.load import ModelInfo
 from likely.models.toy import CharTokenizer, ToyRuntime, exact_logprob
@@ -116,7 +116,7 @@ def test_a_base_model_is_asked_in_plain_words_and_cannot_chat(tmp_path):
         ({"max_token": 3}, TypeError, 'did you mean "max_tokens"'),
         ({"temperature": -1}, ValueError, "temperature"),
         ({"drafter": "magic"}, ValueError, "drafter"),
-        ({"schema": {"type": "object"}}, CapabilityError, "schema"),
+        ({"schema": {"uniqueItems": True}}, ConstraintError, "uniqueItems"),
         ({"beams": 2}, CapabilityError, "temperature=0"),
         ({"max_tokens": 0}, ValueError, "max_tokens"),
         ({"stop": [""]}, ValueError, "stop"),
