@@ -586,13 +586,14 @@ class Stream:
     rendered: Rendered | None
     result: Answer | Generation | None = None
     _started: float = field(default_factory=time.perf_counter)
+    _begun: bool = False
 
     def __post_init__(self) -> None:
         if self.request.samples > 1 or self.request.beams:
             raise CapabilityError("a stream is one text: use generate for n > 1 or beams")
         self._loop = self.model.loop()
         self._id = self._loop.add(self.request)
-        self._pieces = self._run()
+        self._pieces: Iterator[str] = self._run()
 
     @property
     def prompt(self) -> str:
@@ -606,7 +607,16 @@ class Stream:
         return next(self._pieces)
 
     def finish(self) -> Any:
-        """Run to the end and give the result."""
+        """Run to the end and give the result.
+
+        A text that breaks its schema is drawn again, as `generate` does it, unless pieces of it were read before.
+        """
+        form = self.request.form
+        if not self._begun and form is not None and form.kind == "schema":
+            self._loop.close()
+            self._pieces = iter(())
+            [[made]] = self.model._run([self.request])
+            self.result = self._public({f.name: getattr(made, f.name) for f in fields(made)})
         for _ in self._pieces:
             pass
         return self.result
@@ -622,6 +632,7 @@ class Stream:
         return self.result
 
     def _run(self) -> Iterator[str]:
+        self._begun = True
         try:
             while not self._loop.idle:
                 for event in self._loop.step():
@@ -637,8 +648,9 @@ class Stream:
         if event.finish is None:
             return
         seconds = time.perf_counter() - self._started
-        values = self.model._fields(self.request, event.finish, event.sample, seconds)
+        self.result = self._public(self.model._fields(self.request, event.finish, event.sample, seconds))
+
+    def _public(self, values: dict[str, Any]) -> Answer | Generation:
         if self.rendered is None:
-            self.result = Generation(**values)
-        else:
-            self.result = Answer(**values, prompt=self.rendered.text, system_folded=self.rendered.system_folded)
+            return Generation(**values)
+        return Answer(**values, prompt=self.rendered.text, system_folded=self.rendered.system_folded)

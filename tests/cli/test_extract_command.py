@@ -153,3 +153,25 @@ def test_extract_usage(cli, tiny, schema, documents, tmp_path):
     one_line(cli(*call, lines()), 1, "holds no records")
     one_line(cli("extract", "--schema", schema, documents, "-m", tiny, "--threads", 1, "-s", "n=2"), 2, "once")
     one_line(cli("extract", "--schema", schema, documents, "-m", tiny, "--threads", 1, "-s", "tempo=2"), 2, "tempo")
+
+
+def test_ctrl_c_loses_nothing(cli, tiny, schema, documents, tmp_path, monkeypatch):
+    from likely.jsonl import Results
+
+    call = ("extract", "--schema", schema, documents, "-m", tiny, "--threads", 1, "--max-tokens", 60)
+    assert cli(*call, "-o", tmp_path / "whole.jsonl").code == 0
+    write, out = Results.write, tmp_path / "out.jsonl"
+
+    def interrupted(results, records):
+        write(results, records)
+        if len(results.done) == 20:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "write", interrupted)
+        done = cli(*call, "-o", out)
+    assert done.code == 130 and f"stopped: 20 new, 20 of 40 lines are in {out}" in done.err
+    assert (tmp_path / "whole.jsonl").read_bytes().startswith(out.read_bytes()) and len(
+        out.read_text().splitlines()
+    ) == 21
+    assert cli(*call, "-o", out).code == 0 and out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

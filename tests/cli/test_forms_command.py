@@ -114,3 +114,19 @@ def test_chat_answers_in_the_form(cli, tiny):
         "chat", "-m", tiny, "--regex", "a{30}", "--max-tokens", 3, "-s", "close_on_budget=False", stdin="Hi\nHo\n"
     )
     assert done.code == 1 and "not complete" in done.err
+
+
+def test_what_cannot_be_enforced(cli, tiny, tmp_path):
+    """Refused; or drawn until it holds; or left out, and said so."""
+    path = tmp_path / "f.json"
+    path.write_text('{"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 2, "uniqueItems": true}')
+    call = ("generate", "ab", "-m", tiny, "--schema", path, "--threads", 1)
+    one_line(cli(*call), 1, "uniqueItems", "validate")
+    for seed in range(6):
+        held = cli(*call, "--seed", seed, "-s", "on_unsupported=validate", "-s", "retries=50", "--json")
+        assert sorted(held.json["value"]) == [1, 2]
+        again = cli("ask", *call[1:], "--seed", seed, "-s", "on_unsupported=validate", "-s", "retries=50")
+        assert sorted(json.loads(again.out)) == [1, 2]  # greedy at first, then at temperature 1
+    left = [cli(*call, "--seed", seed, "-s", "on_unsupported=ignore") for seed in range(6)]
+    assert all(done.code == 0 and done.err == 'Warning: not enforced: "uniqueItems" at the top\n' for done in left)
+    assert {done.out for done in left} & {"[1,1]\n", "[2,2]\n"}

@@ -62,7 +62,7 @@ def ask(
       likely ask "Is 7 a prime number?" --choices yes,no --json
     """
     from likely.cli.ask_file import ask_file, is_questions_file, read_questions
-    from likely.cli.printing import print_json, print_stream
+    from likely.cli.printing import for_terminal, print_json, print_stream
 
     see = seeing.wanted(show, html, as_json)
     file = question if is_questions_file(question) else None
@@ -80,7 +80,7 @@ def ask(
     if stop:
         given["stop"] = tuple(stop)
     given |= opt.drafting(drafter, draft_budget)
-    given |= forms.form_options(schema, regex, choices, grammar)
+    given |= forms.form_options(schema, regex, choices, grammar, given)
     if see:
         given.setdefault("top_logprobs", seeing.ALTERNATIVES)
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
@@ -94,10 +94,12 @@ def ask(
         stream = lm.stream_ask(text, system=system, **given)
         if show_prompt:
             typer.echo(stream.prompt, err=True)
-        answer = stream.finish() if as_json or show else print_stream(stream)
+        answer = stream.finish() if as_json or show or not forms.streams(given) else print_stream(stream)
+        if not (as_json or show or forms.streams(given)):
+            typer.echo(for_terminal(answer.text))
         if stats:
             opt.print_stats(answer)
         if as_json:
             print_json({**opt.origin(lm), "question": text, **answer.to_dict()})
         seeing.present(lm, [answer], show=show, html=html, title=text, prompt=stream.prompt)
-        forms.refuse_incomplete([answer])
+        forms.conclude([answer])

@@ -69,7 +69,7 @@ def chat(
         "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(settings),
     }  # fmt: skip
     given |= opt.drafting(drafter, draft_budget)
-    given |= forms.form_options(schema, regex, choices, grammar)
+    given |= forms.form_options(schema, regex, choices, grammar, given)
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
         talk = Conversation(lm, given, show_prompt=show_prompt, as_json=as_json, stats=stats)
@@ -155,7 +155,7 @@ class Conversation:
 
     def answer(self, text: str) -> None:
         """Ask the model; an answer stopped by Ctrl-C stays in the conversation as far as it came."""
-        from likely.cli.printing import print_json, print_stream
+        from likely.cli.printing import for_terminal, print_json, print_stream
         from likely.errors import ConstraintError, LikelyError
         from likely.extracting import why_incomplete
 
@@ -165,7 +165,10 @@ class Conversation:
             stream = self.model.stream_chat(self.messages, **self.settings)
             if self.show_prompt:
                 typer.echo(stream.prompt, err=True)
-            result = stream.finish() if self.as_json else print_stream(stream)
+            whole = self.as_json or not forms.streams(self.settings)
+            result = stream.finish() if whole else print_stream(stream)
+            if whole and not self.as_json:
+                typer.echo(for_terminal(result.text))
         except KeyboardInterrupt:
             result = stream.result if stream is not None else None
             if not self.interactive:

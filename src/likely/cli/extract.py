@@ -86,7 +86,7 @@ def extract(
         "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(settings),
         **opt.drafting(drafter, draft_budget),
     }  # fmt: skip
-    wanted = forms.form_options(schema, None, None, None)["schema"]
+    wanted = forms.form_options(schema, None, None, None, given)["schema"]
     if given.get("n", 1) != 1 or given.get("beams"):
         raise ValueError("each document is read once: drop n= and beams=")
     name = ""

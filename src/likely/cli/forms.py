@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,15 +28,24 @@ GrammarOption = Annotated[
 ]
 
 
-def form_options(schema: Path | None, regex: str | None, choices: str | None, grammar: Path | None) -> dict[str, Any]:
-    """The option of `generate` that was given, if any; what can be refused is refused before a model is loaded."""
+def form_options(
+    schema: Path | None,
+    regex: str | None,
+    choices: str | None,
+    grammar: Path | None,
+    others: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The option of `generate` that was given, if any; what can be refused is refused before a model is loaded.
+
+    others  options given beside it, those of `FormSettings` among them
+    """
     flags = {"--schema": schema, "--regex": regex, "--choices": choices, "--grammar": grammar}
     named = [flag for flag, value in flags.items() if value is not None]
     if not named:
         return {}
     if len(named) > 1:
         raise typer.BadParameter(f"choose one form of the text, got {', '.join(named)}", param_hint=named[1])
-    from likely.guided.form import make_form
+    from likely.guided.form import FormSettings, make_form
 
     if schema is not None:
         given: dict[str, Any] = {"schema": read_schema(schema)}
@@ -45,8 +55,14 @@ def form_options(schema: Path | None, regex: str | None, choices: str | None, gr
         given = {"choices": _choices(choices)}
     else:
         given = {"regex": regex}
-    make_form(**given)
+    settings = {f.name: others[f.name] for f in fields(FormSettings) if f.name in others}
+    make_form(**given, settings=FormSettings(**settings))
     return given
+
+
+def streams(options: Mapping[str, Any]) -> bool:
+    """Whether the text may be shown as it comes: one that may be drawn again is shown when it is whole."""
+    return options.get("on_unsupported") != "validate"
 
 
 def read_schema(path: Path) -> Any:
@@ -86,11 +102,13 @@ def _choices(text: str) -> list[str]:
     return list(found)
 
 
-def refuse_incomplete(results: Sequence[Generation]) -> None:
-    """ConstraintError, that is exit code 1 and one line, if one of the texts is not whole."""
+def conclude(results: Sequence[Generation]) -> None:
+    """Say what was not held; ConstraintError, that is exit code 1 and one line, if one of the texts is not whole."""
     from likely.errors import ConstraintError
     from likely.extracting import why_incomplete
 
+    for warning in dict.fromkeys(line for result in results for line in result.warnings):
+        typer.echo(f"Warning: {warning}", err=True)
     found = [why for result in results if (why := why_incomplete(result))]
     if found:
         count = f"{len(found)} of {len(results)} texts: " if len(results) > 1 else ""

@@ -68,12 +68,12 @@ def generate(
     if stop:
         given["stop"] = tuple(stop)
     given |= opt.drafting(drafter, draft_budget)
-    given |= forms.form_options(schema, regex, choices, grammar)
+    given |= forms.form_options(schema, regex, choices, grammar, given)
     if see:
         given.setdefault("top_logprobs", seeing.ALTERNATIVES)
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
-        if samples == 1 and not given.get("beams") and not as_json and not show:
+        if samples == 1 and not given.get("beams") and not as_json and not show and forms.streams(given):
             results = [print_stream(lm.stream(text, **given))]
         else:
             found = lm.generate(text, n=samples, **given)
@@ -87,4 +87,4 @@ def generate(
             for result in results:
                 opt.print_stats(result)
         seeing.present(lm, results, show=show, html=html, title="likely generate", prompt=text)
-        forms.refuse_incomplete(results)
+        forms.conclude(results)
