@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import uuid
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Literal
 
 import jsonschema
@@ -192,6 +196,20 @@ class Even(BaseModel):
         return 1 // (value % 2)  # ZeroDivisionError for even numbers
 
 
+class Cat(BaseModel):
+    kind: Literal["cat"]
+    lives: Literal[7, 9]
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+    good: bool
+
+
+class Pet(BaseModel):
+    pet: Cat | Dog = Field(discriminator="kind")
+
+
 class Tree(BaseModel):
     value: bool
     children: list[Tree] = Field(max_length=1)
@@ -210,6 +228,10 @@ class Tree(BaseModel):
         (bool | None, lambda v: v in (True, False, None)),
         (tuple[int, bool], lambda v: isinstance(v, tuple) and len(v) == 2),
         (Tree, lambda v: isinstance(v, Tree)),
+        (Pet, lambda v: isinstance(v.pet, (Cat, Dog))),
+        (Path, lambda v: isinstance(v, Path)),
+        (Decimal, lambda v: isinstance(v, Decimal)),
+        (datetime.date | uuid.UUID, lambda v: isinstance(v, (datetime.date, uuid.UUID))),
         (Ordered, lambda v: v.start <= v.end),
         (Even, lambda v: v.n % 2 == 1),
     ],
@@ -307,6 +329,56 @@ def test_bounds_that_leave_nothing_are_one_error():
     with pytest.raises(Exception, match="within the bounds"):
         schema_form({"type": "integer", "minimum": 50, "maximum": 60, "allOf": [{"type": "integer"}]},
                     FormSettings(max_number_digits=1))  # fmt: skip
+
+
+def test_control_characters_can_be_written_where_the_schema_wants_them():
+    for schema, value in (({"const": "a\x01\x7f"}, "a\x01\x7f"), ({"type": "string", "pattern": "^\\u0001$"}, "\x01")):
+        assert uniform().generate("a", schema=schema, max_tokens=60).value == value
+    names = {
+        "type": "object",
+        "properties": {"\x02": {"const": 1}},
+        "required": ["\x02"],
+        "additionalProperties": False,
+    }
+    assert uniform().generate("a", schema=names, max_tokens=60).value == {"\x02": 1}
+
+
+def test_a_key_has_one_spelling():
+    """A further key may not be a named one in other words, whose value nobody would hold."""
+    open_object = {"type": "object", "properties": {"a": {"type": "null"}}}
+    form = schema_form(open_object, FormSettings())
+    constraint = uniform().guide.constraint(form)
+    for byte in b'{"':
+        constraint.advance(byte)
+    assert constraint.permits(ord("\\"))
+    constraint.advance(ord("\\"))
+    assert not constraint.permits(ord("u")) and constraint.permits(ord("n"))
+
+
+def test_a_pattern_a_format_and_more_hold_together():
+    schema = {
+        "type": "string", "pattern": "^2", "format": "date", "allOf": [{"pattern": "9$"}, {"pattern": "0"}],
+    }  # fmt: skip
+    for result in uniform().generate("a", schema=schema, n=10, max_tokens=30):
+        assert result.value[0] == "2" and result.value[-1] == "9" and datetime.date.fromisoformat(result.value)
+
+
+def test_values_under_unusual_names_are_tried_too():
+    schema = {"type": "object", "required": ["50% \"off\"/~é"], "additionalProperties": False,
+              "properties": {"50% \"off\"/~é": {"enum": [1, 2, 3], "not": {"enum": [1, 3]}}}}  # fmt: skip
+    assert uniform().generate("a", schema=schema, max_tokens=80).value == {'50% "off"/~é': 2}
+
+
+def test_what_is_ignored_is_left_out_of_the_check_too():
+    schema = {
+        "type": "array",
+        "items": {"type": "string", "pattern": "^\\S\\W$"},
+        "minItems": 1,
+        "maxItems": 1,
+        "contains": {"const": 1},
+    }
+    result = uniform().generate("a", schema=schema, on_unsupported="ignore", max_tokens=60)
+    assert result.complete and len(result.value[0]) == 2 and "contains" in result.warnings[0]
 
 
 def test_read_refuses_what_is_no_json():

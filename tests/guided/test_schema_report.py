@@ -10,6 +10,7 @@ from guided.toy_texts import uniform
 from likely.errors import CapabilityError
 from likely.guided.form import FormSettings
 from likely.guided.schema import schema_form
+from likely.guided.schema_disjoint import are_disjoint
 from likely.guided.schema_document import MAX_DEPTH, Document
 from likely.guided.schema_errors import InvalidSchema, UnsupportedSchema
 from likely.guided.schema_keywords import ANNOTATIONS, APPLIES_TO, BACKENDS
@@ -149,6 +150,41 @@ def test_what_xgrammar_does_not_hold_is_refused_there(schema):
     pytest.importorskip("xgrammar")
     assert refused(schema, "xgrammar")
     assert schema_form(schema, FormSettings(backend="xgrammar", on_unsupported="validate"))
+
+
+@pytest.mark.parametrize(
+    "branches, disjoint",
+    [
+        ([{"type": "string"}, {"type": "integer"}, {"type": ["null", "boolean"]}], True),
+        ([{"type": "number"}, {"type": "integer"}], False),
+        ([{"const": 1}, {"const": 1.0}], False),
+        ([{"const": 1}, {"const": True}], True),
+        ([{"enum": [1, 2]}, {"enum": [3]}], True),
+        ([{"enum": [1, 2]}, {"type": "integer", "minimum": 3}], False),
+        ([{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}], True),
+        ([{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/cat"}], False),
+        ([{"$ref": "#/$defs/cat"}, {"type": "object", "properties": {"k": {"const": "dog"}}}], False),  # not required
+        ([{"properties": {"k": {"const": k}}, "required": ["k"]} for k in (1, 2)], False),  # both hold for a number
+        ([False, {}], True),
+    ],
+)  # fmt: skip
+def test_one_of_is_any_of_where_no_two_can_hold(branches, disjoint):
+    def pet(kind):
+        return {"type": "object", "properties": {"k": {"const": kind}}, "required": ["k"]}
+
+    schema = {"oneOf": branches, "$defs": {"cat": pet("cat"), "dog": pet("dog")}}
+    document = Document.of(schema)
+    assert are_disjoint(document, [f"/oneOf/{i}" for i in range(len(branches))]) == disjoint
+
+
+def test_many_branches_told_apart_by_one_property(backend):
+    branches = [
+        {"type": "object", "properties": {"k": {"const": i}}, "required": ["k"], "additionalProperties": False}
+        for i in range(300)
+    ]
+    assert accepts({"oneOf": branches}, '{"k": 299}', backend) and not accepts(
+        {"oneOf": branches}, '{"k": 300}', backend
+    )
 
 
 def test_every_assertion_of_the_draft_is_in_both_tables():

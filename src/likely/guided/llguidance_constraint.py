@@ -165,7 +165,7 @@ def _json_options(schema: Schema, whitespace: Whitespace) -> dict[str, Any]:
     return options
 
 
-_UNNAMED_CONTROLS = re.compile(r"\\u00(?:0[0-7be-f]|1[0-9a-f])|\x7f")
+_UNNAMED_CONTROLS = re.compile(r"(?:\\u00|\\\\x)(?:0[0-7be-f]|1[0-9a-f]|7f)|\x7f")  # as values, or within patterns
 
 
 class _Tokens:

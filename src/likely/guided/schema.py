@@ -37,34 +37,36 @@ def schema_form(schema: Any, settings: FormSettings) -> Form:
     if isinstance(schema, (Mapping, bool)):
         return _form_of(schema, settings)
     source, read_type = _of_type(schema)
-    form = _form_of(source, settings)
+    form = _form_of(source, settings, typed=True)
     return replace(form, read=_reader(form.read, read_type))
 
 
-def _form_of(schema: Any, settings: FormSettings) -> Form:
-    key = _key(schema, settings)
+def _form_of(schema: Any, settings: FormSettings, *, typed: bool = False) -> Form:
+    key = _key(schema, settings, typed)
     if key is None or (form := _kept.get(key)) is None:
         document = Document.of(schema)
-        form = _make(document, settings)
+        form = _make(document, settings, typed)
         if key is not None and len(document.text) <= LARGEST_KEPT:
             _kept.put(key, form)
     return form
 
 
-def _make(document: Document, settings: FormSettings) -> Form:
+def _make(document: Document, settings: FormSettings, typed: bool) -> Form:
+    """typed  a Python type reads every text besides, so that what our own check does not know needs no word"""
     validator = Validator(document)
     report, generation = preflight(document, validator, settings)
-    for refused in report.refused:
+    refusals = [r for r in report.refused if r.checkable or not typed]
+    for refused in refusals:
         if settings.on_unsupported == "error" or (settings.on_unsupported == "validate" and _is_dangerous(refused)):
             raise refused.error()
     read: Callable[[str], Any] = validator.read
     if settings.on_unsupported == "ignore":
-        warnings = [f'not enforced: "{r.keyword}" at {r.pointer or "the top"}' for r in report.refused]
+        warnings = [f'not enforced: "{r.keyword}" at {r.pointer or "the top"}' for r in refusals]
         if report.refused:
             weaker = Generation(document, validator, unbounded(settings), generation.dropped)
             read = Validator(Document.of(weaker.schema())).read
     else:
-        unknown = [r for r in report.refused if not r.checkable]
+        unknown = [r for r in refusals if not r.checkable]
         warnings = [f'not checked: "{r.keyword}" at {r.pointer or "the top"} ({r.reason})' for r in unknown]
     if is_bounded(settings) and not generation.deep:
         warnings.append("the bounds do not hold inside values that the schema says nothing about")
@@ -144,9 +146,9 @@ class _Kept:
 _kept = _Kept()
 
 
-def _key(schema: Any, settings: FormSettings) -> Any:
+def _key(schema: Any, settings: FormSettings, typed: bool) -> Any:
     """Equal for equal schemas with their properties in the same order; None for what is not JSON."""
     try:
-        return json.dumps(schema if isinstance(schema, bool) else dict(schema)), astuple(settings)
+        return json.dumps(schema if isinstance(schema, bool) else dict(schema)), astuple(settings), typed
     except (TypeError, ValueError, RecursionError):
         return None

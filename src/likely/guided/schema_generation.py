@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from likely.guided.form import FormSettings
+from likely.guided.schema_disjoint import are_disjoint
 from likely.guided.schema_document import Document, Schema, children, escape, types_of
 from likely.guided.schema_formats import FORMATS, HOSTNAME_LENGTH
 from likely.guided.schema_keywords import APPLICATORS, effective, has_effect
@@ -77,7 +78,7 @@ class Generation:
             if not self._is_dropped(pointer, key):
                 self._keyword(out, pointer, key, value, node)
             elif self._is_loosened(pointer, key, node):
-                out["anyOf"] = self._branches(pointer, key, value)
+                self._either(out, self._branches(pointer, key, value))
         self._close(out, pointer, node)
         self._bound(out, node)
         if not out:
@@ -112,9 +113,15 @@ class Generation:
                 return
             out[key] = self._of(f"{pointer}/{key}")
         elif key in ("allOf", "prefixItems"):
-            out[key] = [self._of(f"{pointer}/{key}/{i}") for i in range(len(value))]
-        elif key in ("anyOf", "oneOf"):
-            out["anyOf" if self.plain else key] = self._branches(pointer, key, value)
+            out[key] = [*out.get(key, ())]  # a format beside a pattern may stand there already
+            out[key] += [self._of(f"{pointer}/{key}/{i}") for i in range(len(value))]
+        elif key == "anyOf":
+            self._either(out, self._branches(pointer, key, value))
+        elif key == "oneOf":
+            if are_disjoint(self.document, [f"{pointer}/{key}/{i}" for i in range(len(value))]):
+                self._either(out, self._branches(pointer, key, value))
+            else:
+                out[key] = self._branches(pointer, key, value)
         elif key == "properties":
             out[key] = {name: self._of(f"{pointer}/{key}/{escape(name)}") for name in value}
         elif key == "patternProperties":
@@ -142,9 +149,16 @@ class Generation:
 
     def _is_loosened(self, pointer: str, key: str, node: dict[str, Any]) -> bool:
         """Whether a oneOf that was dropped may stand as anyOf."""
-        if key != "oneOf" or "anyOf" in node or (pointer, "") in self.dropped:
+        if key != "oneOf" or (pointer, "") in self.dropped:
             return False
         return not self.plain or effective(node) == ["oneOf"]
+
+    @staticmethod
+    def _either(out: dict[str, Any], branches: list[Schema]) -> None:
+        if "anyOf" in out:
+            out.setdefault("allOf", []).append({"anyOf": branches})
+        else:
+            out["anyOf"] = branches
 
     @staticmethod
     def _match(out: dict[str, Any], pattern: str) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from likely.guided.schema_document import TYPES, Document, types_of
+from likely.guided.schema_disjoint import are_disjoint
+from likely.guided.schema_document import Document, types_of
 from likely.guided.schema_formats import FORMATS
 from likely.guided.schema_patterns import PatternError, is_quick, look_around, plain_body, python_pattern, searcher
 
@@ -174,23 +175,10 @@ def _one_alone(document: Document, pointer: str, node: Node) -> str | None:
     return "more than one schema" if len(node["allOf"]) > 1 else _alone("allOf")(document, pointer, node)
 
 
-def _of_different_types(document: Document, pointer: str, node: Node) -> str | None:
-    seen: set[str] = set()
-    for i, _ in enumerate(node["oneOf"]):
-        types = _types_at(document, f"{pointer}/oneOf/{i}")
-        if types & seen:
-            return "two of its schemas allow the same type"
-        seen |= types
+def _disjoint_alone(document: Document, pointer: str, node: Node) -> str | None:
+    if not are_disjoint(document, [f"{pointer}/oneOf/{i}" for i in range(len(node["oneOf"]))]):
+        return "two of its schemas may hold at once"
     return _alone("oneOf")(document, pointer, node)
-
-
-def _types_at(document: Document, pointer: str) -> set[str]:
-    node = document.at(pointer)
-    if isinstance(node, bool):
-        return set(TYPES) - {"integer"} if node else set()
-    if "$ref" in node and "type" not in node:
-        return _types_at(document, document.target(pointer))
-    return {"number" if t == "integer" else t for t in types_of(node)}
 
 
 def _plain_pattern(document: Document, pointer: str, node: Node) -> str | None:
@@ -249,7 +237,7 @@ XGRAMMAR: dict[str, Rule] = {
     "properties": _plain_names,
     **{name: _alone(name) for name in ("$ref", "anyOf")},
     "allOf": _one_alone,
-    "oneOf": _of_different_types,
+    "oneOf": _disjoint_alone,
     "pattern": _plain_pattern,
     "patternProperties": _never,
     "format": _plain_format,

@@ -86,6 +86,8 @@ def _escape(pattern: str, at: int, inside: bool) -> tuple[str, int]:
         if not found:
             raise PatternError(f"{_short(pattern)} is not a regular expression: \\u needs four digits", wrong=True)
         return _literal(int(found[1] or found[2], 16)), found.end()
+    if char == "U" and (found := re.compile(r"U([0-9a-fA-F]{8})").match(pattern, at)):  # our own, not ECMA's
+        return _literal(int(found[1], 16)), found.end()
     if char == "x" and (found := re.compile(r"x([0-9a-fA-F]{2})").match(pattern, at)):
         return _literal(int(found[1], 16)), found.end()
     if char == "c" and pattern[at + 1 : at + 2].isascii() and pattern[at + 1 : at + 2].isalpha():

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
+from urllib.parse import quote
 
 from likely.errors import missing_extra
 from likely.guided.schema_document import Document, Schema
@@ -64,7 +65,7 @@ class Validator:
 
     def keeps(self, pointer: str, values: list[Any]) -> list[Any]:
         """Those of the values that the subschema at `pointer` allows."""
-        part, self._followed = self._kind.evolve(schema={"$ref": "#" + pointer}), 0
+        part, self._followed = self._kind.evolve(schema={"$ref": "#" + quote(pointer)}), 0
         try:
             return [value for value in values if part.is_valid(value)]
         except (RecursionError, InvalidText):
@@ -106,7 +107,11 @@ def _format_check(name: str) -> Callable[[Any], bool]:
 def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
     from jsonschema import ValidationError
 
-    if validator.is_type(value, "string") and not searcher(pattern)(value):
+    try:
+        holds = not validator.is_type(value, "string") or searcher(pattern)(value)
+    except PatternError:  # the preflight refuses it, or leaves it to the type that the schema was made from
+        return
+    if not holds:
         yield ValidationError(f"{value!r} does not match {pattern!r}")
 
 
