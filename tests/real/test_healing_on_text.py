@@ -8,9 +8,17 @@ import re
 import numpy as np
 import pytest
 
+import likely
+
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
 
 CUTS = 100
+
+
+@pytest.fixture(scope="module")
+def lm(smollm2_path):
+    with likely.load("smollm2", runtime="llamacpp") as model:
+        yield model
 
 
 @pytest.fixture(scope="module")
@@ -36,24 +44,24 @@ def hits(lm, cuts, **options) -> list[bool]:
     return [g.text.startswith(follows) for g, (_, follows) in zip(texts, cuts, strict=True)]
 
 
-def test_healing_reproduces_the_text_at_least_as_often(packaged, cuts):
-    healed, plain = hits(packaged, cuts, heal=True), hits(packaged, cuts)
+def test_healing_reproduces_the_text_at_least_as_often(lm, cuts):
+    healed, plain = hits(lm, cuts, heal=True), hits(lm, cuts)
     print(f"next word reproduced: {sum(healed)} healed, {sum(plain)} without, of {CUTS}")
     assert sum(healed) >= sum(plain) > 0
 
 
-def test_at_an_unambiguous_boundary_nothing_changes(packaged):
+def test_at_an_unambiguous_boundary_nothing_changes(lm):
     from likely.guided.healing import heal
 
-    vocabulary = packaged.guide.vocabulary
+    vocabulary = lm.guide.vocabulary
     texts = [t.decode("utf-8", "ignore") for t in vocabulary.sorted_texts]
     rng = np.random.default_rng(1)
     prompts = []
     while len(prompts) < 12:  # endings that no token continues
         prompt = "In the year 1999 they said" + texts[int(rng.integers(len(texts)))]
-        ids = packaged.encode_prompt(prompt)
+        ids = lm.encode_prompt(prompt)
         if heal(vocabulary, ids) == (ids, b""):
             prompts.append(prompt)
-    healed, plain = (packaged.generate(prompts, temperature=0.0, max_tokens=6, heal=h) for h in (True, False))
+    healed, plain = (lm.generate(prompts, temperature=0.0, max_tokens=6, heal=h) for h in (True, False))
     assert [g.token_ids for g in healed] == [g.token_ids for g in plain]
     assert [g.healing_log_weight for g in healed] == [0.0] * len(prompts)
