@@ -255,8 +255,8 @@ def study(
         verdict=verdict_of(checks),
         not_shown=[
             "Compilation rate in Java, models of 1B and more, the paper's DotPrompts.",
-            "Points that the analysis does not resolve, there the text is that of plain decoding; and points whose true "
-            "member it does not see: the data set holds none, so that the monitor never forbids the right name.",
+            "Points that the analysis does not resolve, there the text is that of plain decoding; and points whose "
+            "true member it does not see: the data set holds none, so that the monitor never forbids the right name.",
             "Whole functions: lines after the first member are not judged.",
             "Seconds: an analysis takes 0.05 to 2 s, and runs beside the model's next call.",
         ],

@@ -80,6 +80,21 @@ def healing(then: Factory | None, rest: bytes) -> Factory:
     return build
 
 
+def monitor(across: str, prefix: str) -> Factory:
+    def build(vocabulary: Vocabulary) -> Constraint:
+        from likely.guided.analysis.members import Analyses, FixedMembers
+        from likely.guided.code_buffer import CodeBuffer
+        from likely.guided.monitor import MonitorConstraint
+        from likely.guided.monitors.dereference import DereferenceMonitor
+
+        provider = FixedMembers({"x": ["no", "not", "né"], "no": ["a"], "é": ["b"]})
+        state = MonitorConstraint([DereferenceMonitor(Analyses(provider), across)], vocabulary, CodeBuffer("", prefix))
+        state.ready(wait=True)
+        return state
+
+    return build
+
+
 FACTORIES: dict[str, Factory] = {
     "llguidance schema": form(schema=SCHEMA),
     "llguidance regex": form(regex=r"[a-c]+(12|20)?"),
@@ -98,4 +113,6 @@ FACTORIES: dict[str, Factory] = {
     "closing grammar": form(grammar=GRAMMAR, close_on_budget=True),
     "healing, then a regex": healing(reference(regex=r"[a-c]+(12|20)?"), b"ht"),
     "healing, then closing": healing(form(choices=["bc", "b"], close_on_budget=True), b"a"),
+    "monitor, split": monitor("split", "x."),
+    "monitor, allow": monitor("allow", "(x."),
 }
