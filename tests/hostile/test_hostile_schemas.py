@@ -10,9 +10,9 @@ import pytest
 
 from guided.toy_texts import uniform
 from likely.errors import ConstraintError, LikelyError
-from likely.guided.form import FormSettings, make_form
 from likely.guided import guide
 from likely.guided import schema as schema_module
+from likely.guided.form import FormSettings, make_form
 from likely.guided.schema import schema_form
 from likely.guided.schema_document import MAX_BYTES, MAX_SUBSCHEMAS
 from likely.guided.schema_errors import InvalidSchema, InvalidText, UnsupportedSchema
