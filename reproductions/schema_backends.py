@@ -81,7 +81,7 @@ def raw_engine(backend: str) -> Callable[[Any], Accepts]:
 
 def public(backend: str, mode: str) -> Callable[[Any], Accepts]:
     """Schemas as `generate` takes them: a text counts as accepted if it would be returned as a value."""
-    settings = FormSettings(backend=backend, on_unsupported=mode, whitespace="any")  # type: ignore[arg-type]
+    settings = FormSettings(backend=backend, on_unsupported=mode, whitespace="any", extra_properties=True)  # type: ignore[arg-type]
 
     def compiled(schema: Any) -> Accepts:
         form = schema_form(schema, settings)

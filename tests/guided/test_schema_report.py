@@ -31,6 +31,7 @@ def refused(schema, backend="llguidance") -> dict[str, str]:
 
 
 def accepts(schema, text: str, backend="llguidance", **settings) -> bool:
+    settings = {"extra_properties": True, **settings}
     form = schema_form(schema, FormSettings(backend=backend, whitespace="single", **settings))
     constraint = compile_bytes(form.source, form.settings)
     for byte in text.encode():

@@ -26,6 +26,8 @@ class FormSettings:
                        text, try again up to `retries` times with other samples (at temperature 1 where the first
                        was greedy), then SchemaUnsatisfied; "ignore": with a warning
     close_on_budget    leave out tokens after which the text could no longer be completed within max_tokens
+    extra_properties   whether objects whose schema lists properties and does not speak of others may have others;
+                       JSON Schema says yes, False is what a list of properties usually means
     max_string, max_items, max_number_digits   bounds where the schema has none (None: none); small models loop there
     """
 
@@ -34,6 +36,7 @@ class FormSettings:
     on_unsupported: OnUnsupported = "error"
     retries: int = 3
     close_on_budget: bool = True
+    extra_properties: bool = False
     max_string: int | None = None
     max_items: int | None = None
     max_number_digits: int | None = None

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from likely.guided.form import FormSettings
+from likely.guided.schema_closed import closed_objects
 from likely.guided.schema_disjoint import are_disjoint
 from likely.guided.schema_document import Document, Schema, children, escape, types_of
 from likely.guided.schema_formats import FORMATS, HOSTNAME_LENGTH
@@ -40,6 +41,7 @@ class Generation:
         self.document, self.validator, self.settings, self.dropped = document, validator, settings, dropped
         self.deep = deep and is_bounded(settings)
         self.plain = settings.backend == "xgrammar"
+        self._closed = frozenset() if settings.extra_properties else closed_objects(document)
         self._names: dict[str, str] = {}
         self._values: dict[str, list[Any]] = {}
 
@@ -168,7 +170,9 @@ class Generation:
             out["pattern"] = pattern
 
     def _close(self, out: dict[str, Any], pointer: str, node: dict[str, Any]) -> None:
-        """What dropped keywords still say for certain."""
+        """What dropped keywords still say for certain, and that properties which nobody named are not wanted."""
+        if pointer in self._closed:
+            out["additionalProperties"] = False
         if (pointer, "unevaluatedProperties") in self.dropped and node["unevaluatedProperties"] is False:
             names = self._evaluated_names(pointer, set())
             if names is not None and "additionalProperties" not in out:
