@@ -165,4 +165,5 @@ def _child(
     return child, Decoded(
         shown.decode("utf-8", "replace"), list(tokens), list(logprobs), list(masses) if constraint else [], reason,
         complete, constraint.approximate if constraint else False, len(pending.prompt), 0,
+        len(tokens) - (token in vocabulary.end_ids),
     )  # fmt: skip

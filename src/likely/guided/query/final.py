@@ -67,7 +67,7 @@ State = Mapping[str, Partial]  # holes that are not in it have not begun
 def evaluate(node: Node, state: State) -> Pair:
     """(value, Final) of a clause."""
     match node:
-        case Const(value):
+        case Const(value, _):
             return value, FIN if value is not None else VAR
         case Hole(name):
             found = state.get(name)
@@ -76,7 +76,7 @@ def evaluate(node: Node, state: State) -> Pair:
             value, final = evaluate(of, state)
             if value is None:
                 return None, VAR
-            tokens = state[of.name].tokens if isinstance(of, Hole) else 0
+            tokens = state[of.name].tokens if isinstance(of, Hole) else of.tokens if isinstance(of, Const) else 0
             return count(kind, str(value), tokens), final
         case And(parts):
             return conjunction([evaluate(p, state) for p in parts])

@@ -55,9 +55,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Const(Node):
-    """A value that no longer changes; None: not known yet."""
+    """A value that no longer changes; None: not known yet.  tokens: that wrote it, for the text of a finished hole."""
 
     value: Any
+    tokens: int = 0
 
 
 TRUE, FALSE, UNKNOWN = Const(True), Const(False), Const(None)

@@ -93,15 +93,15 @@ class Query:
     model: str | None = None
     _body: Callable[..., Any] | None = None
     _parsed: Parsed | None = None
-    _file: str = "query"
+    file: str = "query"
 
     @cached_property
     def body(self) -> Callable[..., Any]:
         """The program: a function of a `run.Run` and the query's arguments.  A text's own code first runs here."""
         if self._body is None:
             assert self._parsed is not None
-            names: dict[str, Any] = {"__name__": "__query__", "__file__": self._file}
-            exec(compile(self._parsed.module, self._file, "exec"), names)
+            names: dict[str, Any] = {"__name__": "__query__", "__file__": self.file}
+            exec(compile(self._parsed.module, self.file, "exec"), names)
             self._body = names[self._parsed.function]
         for name in inspect.signature(self._body).parameters:
             if name in _RESERVED:
@@ -372,7 +372,7 @@ def query_file(path: str | Path) -> Query:
 def _from_text(text: str, file: str) -> Query:
     parsed = parse(text, file)
     return Query(
-        parsed.function, text, parsed.decoder or Decoder(), parsed.holes, parsed.model, _parsed=parsed, _file=file
+        parsed.function, text, parsed.decoder or Decoder(), parsed.holes, parsed.model, _parsed=parsed, file=file
     )
 
 

@@ -126,7 +126,7 @@ def terminal(node: Node) -> str | None:
             return (" & " if isinstance(node, And) else " | ").join(f"({f})" for f in found)
         case Not(part):
             inner = terminal(part)
-            return None if inner is None else f"~({inner})"
+            return None if inner is None else complement(inner)
         case In(Hole(), options):
             return " | ".join(map(quoted, options)) if options else None
         case StartsWith(Hole(), options):
@@ -136,7 +136,7 @@ def terminal(node: Node) -> str | None:
         case Matches(Hole(), pattern):
             return pattern_terminal(pattern)
         case Compare(("==" | "!=") as op, Hole(), Const(str(text))):
-            return quoted(text) if op == "==" else f"~({quoted(text)})"
+            return quoted(text) if op == "==" else complement(quoted(text))
         case Compare(op, Count("chars", Hole()), Const()):
             return _length(node)
         case Call() if node.regex is not None and sum(isinstance(a, Hole) for a in node.args) == 1:
@@ -149,7 +149,7 @@ def terminal(node: Node) -> str | None:
 def _length(node: Compare) -> str | None:
     if node.op == "!=":
         inner = _length(Compare("==", node.left, node.right))
-        return None if inner is None else f"~({inner})"
+        return None if inner is None else complement(inner)
     bounds = interval(node)
     if bounds is None:
         return None
@@ -167,6 +167,11 @@ def quoted(text: str) -> str:
 
 def pattern_terminal(pattern: str) -> str:
     return lark_of(make_form(regex=pattern)).removeprefix(_HEAD)
+
+
+def complement(expression: str) -> str:
+    """All other texts; without the second part also byte strings that are no text, and masks that lead nowhere else."""
+    return f"{ANY} & ~({expression})"
 
 
 def grammar(expression: str) -> str:

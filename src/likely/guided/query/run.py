@@ -13,7 +13,7 @@ import numpy as np
 
 from likely.errors import ConstraintError, LikelyError
 from likely.guided.query.clause import CLAUSES, Clauses
-from likely.guided.query.nodes import TRUE, UNKNOWN, And, Const, Hole, Node, describe, replace_holes
+from likely.guided.query.nodes import TRUE, UNKNOWN, And, Const, Hole, Node, describe, holes_of, replace_holes
 from likely.guided.query.session import Decoded, Session
 from likely.guided.query.tactics import Tactic, tactic_of
 from likely.guided.query.text import Control, Segment
@@ -73,7 +73,7 @@ class Run:
     events: list[Event] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     vars: dict[str, Any] = field(default_factory=dict)
-    _texts: dict[str, str] = field(default_factory=dict)
+    _texts: dict[str, Const] = field(default_factory=dict)
     _used: int = 0
     _closed_by: str = ""
     _depth: int = 0
@@ -167,7 +167,7 @@ class Run:
         self.segments.append(Segment(event.text, False))
         self._closed_by = name
         self.vars[name] = dict(zip(texts, values, strict=True))[event.text]
-        self._texts[name] = event.text
+        self._texts[name] = Const(event.text)
         return self.vars[name]
 
     def score(self, values: Sequence[str], *, normalize: Normalize = "sum", terminator: str = "") -> dict[str, float]:
@@ -266,9 +266,17 @@ class Run:
         return Pending(name, tactic, compiled, said, prompt, max_tokens or self.session.settings.max_tokens)
 
     def _resolved(self, node: Node | None, name: str, later: Sequence[str]) -> Node:
-        """The clause of this hole alone: finished holes are their text, later ones unknown."""
-        if node is None:
+        """The clause of this hole alone: finished holes are their text, later ones unknown.
+
+        What is only about other holes was enforced, or will be, while they are written.
+        """
+        parts = node.parts if isinstance(node, And) else () if node is None else (node,)
+        mine = tuple(
+            p for p in parts if not (names := holes_of(p)) or names & {"", name} or not self._knows(names, later)
+        )
+        if not mine:
             return TRUE
+        node = mine[0] if len(mine) == 1 else And(mine)
 
         def found(other: str) -> Node:
             if other in ("", name):
@@ -276,12 +284,15 @@ class Run:
             if other in later:
                 return UNKNOWN
             if other in self._texts:
-                return Const(self._texts[other])
+                return self._texts[other]
             if other in self.holes:
                 return UNKNOWN
             raise QueryError(f"where of hole {name} names {other!r}, which is no hole here{self._known()}")
 
         return replace_holes(node, found)
+
+    def _knows(self, names: set[str], later: Sequence[str]) -> bool:
+        return all(n in self._texts or n in later or n in self.holes for n in names)
 
     def _known(self) -> str:
         return f" (known: {', '.join(self._texts)})" if self._texts else ""
@@ -295,7 +306,7 @@ class Run:
         value = tactic.read(event.text)
         self._add(event)
         self.segments.append(Segment(event.text, False))
-        self.vars[event.name], self._texts[event.name] = value, event.text
+        self.vars[event.name], self._texts[event.name] = value, Const(event.text, event.written)
         return value
 
     def _nested(self, name: str, query: Nested) -> Any:
@@ -313,7 +324,7 @@ class Run:
         text = str(value)
         self._add(Event("nested", text=text, name=name, value=plain(value)))
         self.segments.append(Segment(text, False))
-        self.vars[name], self._texts[name] = value, text
+        self.vars[name], self._texts[name] = value, Const(text)
         return value
 
     def _logs(self, texts: Sequence[str], normalize: Normalize, terminator: str) -> list[float]:
@@ -339,7 +350,7 @@ def hole_event(pending: Pending, decoded: Decoded) -> Event:
     return Event(
         "hole", text=decoded.text, name=pending.name, value=value, prompt=pending.prompt, tokens=tuple(decoded.tokens),
         logprobs=tuple(decoded.logprobs), log_masses=tuple(decoded.log_masses), reason=decoded.reason,
-        where=pending.where, complete=decoded.complete, approximate=decoded.approximate,
+        where=pending.where, complete=decoded.complete, approximate=decoded.approximate, written=decoded.written,
     )  # fmt: skip
 
 

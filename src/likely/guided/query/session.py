@@ -78,6 +78,7 @@ class Decoded:
     approximate: bool
     prompt_tokens: int
     held: int
+    written: int  # tokens that hold a part of the text
 
 
 @dataclass(eq=False)
@@ -187,24 +188,25 @@ class _Watch:
     text: bytes = b""
     count: int = 0
     found: Cut | None = None
+    found_at: int = 0  # tokens by then
 
     def feed(self, tokens: Sequence[int]) -> bool:
         """Whether the text is cut by now."""
         for token in tokens:
             since, self.text = len(self.text), self.text + self.vocabulary.tokens[token]
-            self.count += 1
+            self.count += self.vocabulary.tokens[token] != b""
             if self.rule and self.rule.stops and self.found is None:
-                self.found = self.rule.cut(self.text, since, self.count)
+                self.found, self.found_at = self.rule.cut(self.text, since, self.count), self.count
         return self.found is not None
 
     def decoded(self, finish: Finished, prompt: int, held: int) -> Decoded:
-        text, reason, complete = self.text, finish.reason, finish.complete
+        text, reason, complete, written = self.text, finish.reason, finish.complete, self.count
         if self.found is not None:
-            text, complete = text[: self.found.length], True
+            text, complete, written = text[: self.found.length], True, self.found_at
             reason = "stops_at" if self.found.stop.include else "stops_before"
         return Decoded(
             text.decode("utf-8", "replace"), finish.tokens, finish.logprobs, finish.log_masses, reason,
-            complete, finish.approximate, prompt, held,
+            complete, finish.approximate, prompt, held, written,
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from likely.decoding.masks import Mask, mask_of, members, no_tokens
 from likely.decoding.steer import Constraint, ConstraintDeadEnd, ConstraintViolation
 from likely.errors import ConstraintError
 from likely.guided.query.final import Partial, evaluate
-from likely.guided.query.nodes import TRUE, And, Node, Stop, children, describe
+from likely.guided.query.nodes import TRUE, And, Hole, Node, Stop, children, describe
 from likely.guided.vocabulary import Vocabulary
 
 
@@ -77,7 +77,8 @@ def split_stops(node: Node) -> tuple[tuple[Stop, ...], Node]:
         elif isinstance(part, Stop):
             if not part.string:
                 raise ConstraintError("a stop string must not be empty")
-            stops.append(part)
+            if isinstance(part.text, Hole):  # not of a hole that is finished or still to come
+                stops.append(part)
         else:
             _refuse_stops(part)
             rest.append(part)

@@ -33,7 +33,7 @@ class Event:
     value    hole: the value it stands for, if JSON can hold it;  effect: what the call returned
     tokens, logprobs, log_masses   hole: all emitted tokens, with those that a stop cut off
     scores   distribution, score: {value: log p in nats}
-    prompt   hole: token ids it was generated from
+    prompt   hole: token ids it was generated from;  written: how many of `tokens` hold a part of the text
     """
 
     kind: Literal["text", "hole", "distribution", "score", "effect", "nested"]
@@ -46,6 +46,7 @@ class Event:
     log_masses: tuple[float, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
     probabilities: Mapping[str, float] = field(default_factory=dict)
+    written: int = 0
     reason: str = ""
     where: str = ""
     complete: bool | None = None
