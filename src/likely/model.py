@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, overload
 
@@ -23,12 +22,10 @@ from likely.decoding.steer import Constraint, Transform
 from likely.errors import CapabilityError, DataError, ModelError, nearest
 from likely.extracting import DEFAULTS, Extracted, extract, extraction_prompt
 from likely.guided.contrast import Contrast
-from likely.guided.fields import read_fields
 from likely.guided.form import FORM_OPTIONS, Form, FormSettings, make_form
 from likely.guided.guide import Guide
-from likely.guided.healing import Healing, heal, without_healing
+from likely.guided.healing import heal
 from likely.guided.sampling import Ensemble, SamplerSettings, prepare, reject, weighted
-from likely.guided.schema_errors import InvalidText, SchemaUnsatisfied
 from likely.guided.validated import draw_until_valid
 from likely.guided.vocabulary import Vocabulary
 from likely.models.chat_template import ChatTemplate, Message, Rendered, render_chat
@@ -36,8 +33,10 @@ from likely.models.cost_curve import CostCurve
 from likely.models.load import Loaded, ModelInfo, load_local
 from likely.models.runtime import Capabilities, Runtime
 from likely.models.tokenizer import Tokenizer, begin
-from likely.results import Answer, Generation, Scored, TopLogprob, sums
+from likely.records import record_of
+from likely.results import Answer, Generation, Scored
 from likely.scoring import Perplexity, perplexity, score_pairs
+from likely.stream import Stream
 
 if TYPE_CHECKING:
     from likely.guided.code_buffer import CodeBuffer
@@ -191,7 +190,7 @@ class Model:
         many = options.get("n", 1) > 1
         settings = _take_sampler(options)
         if settings.sampler == "local":
-            results = self._run([self._request(self.encode_prompt(p), options, raw=True) for p in prompts])
+            results = self.run([self._request(self.encode_prompt(p), options, raw=True) for p in prompts])
         else:
             ensembles = self._ensembles(prompts, settings, options)
             results = [[make() for make in e.draw(options.get("n", 1))] for e in ensembles]
@@ -433,7 +432,8 @@ class Model:
         """What this model's calls cost and its drafters achieved so far, for draft_budget="auto"."""
         return Controller(CostCurve.load(self.runtime.revision))
 
-    def _run(self, requests: Sequence[Request]) -> list[list[Generation]]:
+    def run(self, requests: Sequence[Request]) -> list[list[Generation]]:
+        """The public records of every sample of each request.  Texts that break their schema are drawn again."""
         return draw_until_valid(requests, self._finish, self.generation)
 
     def _finish(self, requests: Sequence[Request]) -> list[list[tuple[Event, float]]]:
@@ -473,75 +473,15 @@ class Model:
         ]
 
     def _particle(self, request: Request, ensemble: Ensemble, event: Event, seconds: float) -> Generation:
-        made = replace(
-            self.generation(request, event, seconds), log_evidence=ensemble.log_evidence, ess=ensemble.ess
-        )
+        made = replace(self.generation(request, event, seconds), log_evidence=ensemble.log_evidence, ess=ensemble.ess)
         if ensemble.tries is None:
             return made
         return replace(made, token_log_masses=None, log_weight=None, guided_logprob=None)  # nothing was masked
 
     def generation(self, request: Request, event: Event, seconds: float) -> Generation:
         """The public record of a finished sample."""
-        finish = event.finish
-        assert finish is not None
-        return Generation(**self._fields(request, finish, event.sample, seconds))
-
-    def _fields(self, request: Request, finish: Finished, sample: int, seconds: float) -> dict[str, Any]:
-        healing = None
-        if request.healed is not None:
-            finish, healing = without_healing(finish, request.healed, self.tokenizer.token_bytes)
-        total, mean = sums(finish.logprobs)
-        name = self.tokenizer.token_text
-        tops = [[TopLogprob(i, name(i), lp) for i, lp in row] for row in finish.tops] if request.top_logprobs else None
-        return {
-            "text": finish.text,
-            "token_ids": finish.tokens,
-            "token_logprobs": finish.logprobs,
-            "sequence_logprob": total,
-            "mean_logprob": mean,
-            "finish_reason": finish.reason,
-            "target_calls": finish.target_calls,
-            "seconds": seconds,
-            "tokens": [name(t) for t in finish.tokens],
-            "prompt_tokens": len(request.prompt),
-            "proposed": finish.proposed,
-            "accepted": finish.accepted,
-            "tokens_per_call": len(finish.tokens) / len(finish.rounds) if finish.rounds else None,
-            "sample": sample,
-            "seed": request.sampling.seed,
-            "top_logprobs": tops,
-            "processed_logprobs": finish.processed if request.processed else None,
-            "steering": finish.steering,
-            "healing_log_weight": healing,
-            **self._guided_fields(request, finish, total),
-        }
-
-    def _guided_fields(self, request: Request, finish: Finished, total: float) -> dict[str, Any]:
-        constraint = request.constraint
-        if constraint is None or (isinstance(constraint, Healing) and constraint.then is None):
-            return {}
-        weight = float(sum(finish.log_masses))
-        form, value, shares = request.form, None, None
-        if form is not None and finish.complete:
-            try:
-                value = form.read(finish.text)
-            except InvalidText as error:
-                raise SchemaUnsatisfied(finish.text, error.errors) from None
-            shares = None if request.healed else read_fields(
-                finish.text, form, constraint, finish.tokens, self.tokenizer.token_bytes,
-                finish.logprobs, finish.log_masses,
-            )  # fmt: skip
-        return {
-            "token_log_masses": finish.log_masses,
-            "log_weight": weight,
-            "guided_logprob": total - weight,
-            "complete": finish.complete,
-            "approximate": finish.approximate,
-            "value": value,
-            "warnings": form.warnings if form is not None else (),
-            "fields": shares[0] if shares else None,
-            "structure": shares[1] if shares else None,
-        }
+        assert event.finish is not None
+        return Generation(**record_of(self.tokenizer, request, event.finish, event.sample, seconds))
 
 
 def _take_sampler(options: dict[str, Any], default: str = "local") -> SamplerSettings:
@@ -571,86 +511,3 @@ _SETTINGS = tuple(f.name for f in fields(FormSettings))
 _SAMPLER = tuple(f.name for f in fields(SamplerSettings))
 _CONSTRAINT = (*FORM_OPTIONS, "constraint", *_SETTINGS)
 _ELSE = ("n", "drafter", "stop", "stop_tokens", "processed_logprobs", "transforms", "contrast", "heal")
-
-
-@dataclass(eq=False)
-class Stream:
-    """Text pieces of one generation, as an iterator; then `.result`.
-
-    Stopped early (`close()`, or an exception such as Ctrl-C in the consumer), `.result` is the partial text with
-    finish_reason "cancelled".
-    """
-
-    model: Model
-    request: Request
-    rendered: Rendered | None
-    result: Answer | Generation | None = None
-    _started: float = field(default_factory=time.perf_counter)
-    _begun: bool = False
-
-    def __post_init__(self) -> None:
-        if self.request.samples > 1 or self.request.beams:
-            raise CapabilityError("a stream is one text: use generate for n > 1 or beams")
-        self._loop = self.model.loop()
-        self._id = self._loop.add(self.request)
-        self._pieces: Iterator[str] = self._run()
-
-    @property
-    def prompt(self) -> str:
-        """The text that the model sees."""
-        return self.rendered.text if self.rendered else ""
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def finish(self) -> Any:
-        """Run to the end and give the result.
-
-        A text that breaks its schema is drawn again, as `generate` does it, unless pieces of it were read before.
-        """
-        form = self.request.form
-        if not self._begun and form is not None and form.kind == "schema":
-            self._loop.close()
-            self._pieces = iter(())
-            [[made]] = self.model._run([self.request])
-            self.result = self._public({f.name: getattr(made, f.name) for f in fields(made)})
-        for _ in self._pieces:
-            pass
-        return self.result
-
-    def close(self) -> Any:
-        """Stop here; gives the partial result."""
-        if self.result is None:
-            self._loop.cancel(self._id)
-            with contextlib.suppress(Exception):
-                for event in self._loop.step():
-                    self._take(event)
-        self._loop.close()
-        return self.result
-
-    def _run(self) -> Iterator[str]:
-        self._begun = True
-        try:
-            while not self._loop.idle:
-                for event in self._loop.step():
-                    if event.error:
-                        raise event.error
-                    self._take(event)
-                    if event.text:
-                        yield event.text
-        finally:
-            self.close()
-
-    def _take(self, event: Event) -> None:
-        if event.finish is None:
-            return
-        seconds = time.perf_counter() - self._started
-        self.result = self._public(self.model._fields(self.request, event.finish, event.sample, seconds))
-
-    def _public(self, values: dict[str, Any]) -> Answer | Generation:
-        if self.rendered is None:
-            return Generation(**values)
-        return Answer(**values, prompt=self.rendered.text, system_folded=self.rendered.system_folded)
