@@ -4,7 +4,7 @@ Three programs, each as a query and in the way of the paper's baseline: generate
 wants with a regular expression, cut there, and send the whole prompt again.  Greedy, SmolLM2-135M-Instruct; both sides
 are counted by one meter.
 
-  classification  questions of TREC: a sentence of reasoning, then the probability of six classes
+  classification  questions of TREC: some reasoning, then the probability of six classes
   arithmetic      GSM8K: the model writes <<expression=, a calculator writes the value
   look-ups        two-step questions over a small dictionary, in the manner of ReAct
 
@@ -46,19 +46,23 @@ from likely.models.hashes import file_sha256
 
 FILES = (("trec", "test.jsonl.gz"), ("gsm8k", "test.jsonl.gz"))
 CHUNK = 30  # tokens per call of the baseline, as in the paper
-SENTENCE = 2 * CHUNK  # most tokens of free text
+SENTENCE = 3 * CHUNK  # most tokens of free text
 MOST = 10  # calls of the baseline per item
 METRICS = {"model queries": "model_queries", "decoder calls": "decoder_calls", "billable tokens": "billable_tokens"}
 CLASSES = {
-    "DESC": " a description", "ENTY": " an entity", "ABBR": " an abbreviation", "HUM": " a person",
-    "LOC": " a place", "NUM": " a number",
+    "description": " a description", "entity": " an entity", "abbreviation": " an abbreviation", "human": " a person",
+    "location": " a place", "numeric": " a number",
 }  # fmt: skip
 
 # --- classification ---------------------------------------------------------------------------------------------------
 
 CLASSIFY = (
-    "Question: Who wrote Hamlet?\nReasoning: Who asks for the one that wrote it.\nThe answer is a person.\n\n"
-    "Question: How far is the moon?\nReasoning: How far asks for a distance.\nThe answer is a number.\n\n"
+    "Question: Who wrote Hamlet?\nReasoning: The question begins with the word who. It wants to know the author of a "
+    "play, and an author is a human being with a name. What would be a good reply is the name of a writer, and nothing "
+    "else.\nThe answer is a person.\n\n"
+    "Question: How far is the moon?\nReasoning: The question begins with the words how far. It wants to know a distance, "
+    "and a distance is told in kilometres or miles. What would be a good reply is a figure with a unit, and nothing "
+    "else.\nThe answer is a number.\n\n"
     "Question: {question}\nReasoning:"
 )
 THEN = "\nThe answer is"
@@ -76,7 +80,7 @@ def classification_items(n: int) -> list[tuple[str, str]]:
     """(prompt, right class)"""
     rows = [r for r in datasets.load("trec", "test") if r["label"] in CLASSES]
     chosen = np.random.default_rng(0).permutation(len(rows))[:n]
-    return [(CLASSIFY.format(question=rows[i]["text"]), CLASSES[rows[i]["label"]]) for i in chosen]
+    return [(CLASSIFY.format(question=rows[i]["text"]), CLASSES[str(rows[i]["label"])]) for i in chosen]
 
 
 def classify_by_chunks(session: Session, prompt: str) -> str:
@@ -355,8 +359,8 @@ def study(
         title="LMQL: prompting is programming",
         claim="Queries with holes, masks and early stops cost less than chunk-wise generation, at equal accuracy.",
         paper_figure=(
-            "26 to 85 % lower cost at equal or better accuracy (abstract); billable tokens down by 27 to 31 % for chain "
-            "of thought, 76 % for ReAct, 85 % for arithmetic with a calculator (second-hand)"
+            "26 to 85 % lower cost at equal or better accuracy (abstract); billable tokens down by 27 to 31 % for "
+            "chain of thought, 76 % for ReAct, 85 % for arithmetic with a calculator (second-hand)"
         ),
         ours="; ".join(said),
         figures=figures,

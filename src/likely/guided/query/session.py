@@ -154,7 +154,12 @@ class Session:
             watches: dict[int, _Watch] = {}
             done: dict[int, Finished] = {}
             try:
-                request_id = loop.add(request, held=held)
+                try:
+                    request_id = loop.add(request, held=held)
+                except Exception:
+                    if held is not None:
+                        self.runtime.close(held)
+                    raise
                 while not loop.idle:
                     for event in loop.step():
                         if event.error:
