@@ -101,8 +101,12 @@ def scores_after(runtime, contrast: Contrast, prompt, text, allowed=None) -> np.
     logp, log_negative = log_softmax(logits).astype(np.float64), log_softmax(other).astype(np.float64)
     if not contrast.gate.opens(root_collision(np.exp(logp))):
         return logp
+    if contrast.alpha is None:
+        return np.array(
+            [contrast.a * p - contrast.b * q if p > -np.inf else p for p, q in zip(logp, log_negative, strict=True)]
+        )
     scores = contrast.a * logp - contrast.b * np.maximum(log_negative, -50)
-    return scores if contrast.alpha is None else np.where(logp < logp.max() + np.log(contrast.alpha), -np.inf, scores)
+    return np.where(logp < logp.max() + np.log(contrast.alpha), -np.inf, scores)
 
 
 def check_greedy(runtime, contrast, prompt, tokens, allowed=None):

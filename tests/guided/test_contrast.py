@@ -88,6 +88,9 @@ def test_what_the_other_law_never_says_cannot_win_by_that_alone():
     logp = log_softmax(np.float32([0, -1, -60]))
     other = log_softmax(np.float32([0, 0, -np.inf]))
     assert contrasted(logp, other, a=1.0, b=1.0, alpha=None).argmax() == 0  # -60 + 50 < 0 - log 1/2
+    far = log_softmax(np.float32([0, 0, -80]))
+    assert contrasted(logp, far, a=1.0, b=1.0, alpha=1e-30)[2] == pytest.approx(logp[2] + 50, abs=1e-4)
+    assert contrasted(logp, far, a=1.0, b=1.0, alpha=None)[2] == pytest.approx(logp[2] - far[2], abs=1e-4)
 
 
 def test_weights_of_the_presets():

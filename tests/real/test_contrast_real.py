@@ -14,20 +14,20 @@ PROMPT = 'def is_even(n):\n    """Whether n is even.\n    >>> is_even(2)\n    Tr
 LAME = 'def is_even(n):\n    """Whether n is even.\n    """\n'
 
 
-def test_lazy_decides_as_eager_on_200_steps(oracle):
-    options = {"max_tokens": 200, "min_tokens": 200, "temperature": 0, "drafter": None}
-    eager, lazy = (oracle.generate(PROMPT, contrast=Contrast(LAME, eager=e), **options) for e in (True, False))
+def test_lazy_decides_as_eager_on_200_steps(packaged):
+    options = {"max_tokens": 200, "min_tokens": 200, "temperature": 0}
+    eager, lazy = (packaged.generate(PROMPT, contrast=Contrast(LAME, eager=e), **options) for e in (True, False))
     assert len(eager.token_ids) == 200 and lazy.token_ids == eager.token_ids
     assert [s.gated for s in lazy.steering] == [s.gated for s in eager.steering]
     assert 0 < sum(s.gated for s in lazy.steering) < 200
 
 
-def test_drafted_is_undrafted(oracle):
-    for contrast in (Contrast(LAME), Contrast(LAME, "cfg")):
-        options = {"max_tokens": 40, "temperature": 0, "contrast": contrast}
-        plain = oracle.generate(PROMPT, drafter=None, **options)
-        drafted = oracle.generate(PROMPT, drafter="lookup", draft_budget=6, **options)
-        assert drafted.token_ids == plain.token_ids and drafted.proposed > 0
+@pytest.mark.parametrize("mode", ["uscd", "cfg"])
+def test_drafted_is_undrafted(packaged, mode):
+    options = {"max_tokens": 40, "temperature": 0, "contrast": Contrast(LAME, mode)}
+    plain = packaged.generate(PROMPT, drafter=None, **options)
+    drafted = packaged.generate(PROMPT, drafter="lookup", draft_budget=6, **options)
+    assert drafted.token_ids == plain.token_ids and drafted.proposed > 0
 
 
 def test_cfg_is_what_transformers_computes(oracle):

@@ -24,7 +24,7 @@ from likely.models.runtime import FloatArray, Output, Runtime, Sequence, Want, W
 from likely.models.tokenizer import Tokenizer
 
 Mode = Literal["uscd", "cad", "cfg", "cd"]
-LEAST = np.float32(-50.0)  # log p⁻ is not taken below this: nothing may win only because p⁻ never says it
+LEAST = np.float32(-50.0)  # stands for log p⁻ of what the other law never says: nothing may win by that alone
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,15 @@ class StepInfo:
 
 
 def contrasted(logp: FloatArray, log_negative: FloatArray, *, a: float, b: float, alpha: float | None) -> FloatArray:
-    """Scores (V,) = a log p - b max(log p⁻, -50); -inf where p < alpha max p.  Not normalised.
+    """Scores (V,) = a log p - b log p⁻; -inf where p < alpha max p.  Not normalised.
 
     logp, log_negative  (V,) fp32 log-probabilities.  The most likely token is always within the set, by definition.
+    Within a set log p⁻ is not taken below -50.  Without one (alpha None) only p⁻ = 0 counts as that, so that the scores
+    are those of classifier-free guidance in the far tail, too.
     """
-    scores: FloatArray = (np.float32(a) * logp - np.float32(b) * np.maximum(log_negative, LEAST)).astype(np.float32)
+    above = log_negative > (-np.inf if alpha is None else LEAST)
+    least = np.where(above, log_negative, LEAST)
+    scores: FloatArray = (np.float32(a) * logp - np.float32(b) * least).astype(np.float32)
     if alpha is not None:
         scores[logp < logp.max() + np.float32(np.log(alpha))] = -np.inf
     return scores
