@@ -180,8 +180,11 @@ def test_files_of_others_are_not_read(tmp_path):
         f"import ctypes; print(ctypes.CDLL(None).kill({os.getpid()}, 9)); assert False",
         "import os, signal; os.kill(-1, signal.SIGKILL)",
     ],
+    ids=["parent", "group", "this test", "this test, by libc", "everybody"],
 )
 def test_nobody_else_is_killed(program, guards):
+    if "(-1," in program and not guards:
+        pytest.skip("not dared: one hole in the last guard would end the whole session")
     found = run_python(program, SOON, guards=guards)
     assert found.status in ("failed", "killed")  # and we are still here
 
