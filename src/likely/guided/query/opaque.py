@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 
 from likely.decoding.masks import Mask, contains, mask_of, members, no_tokens
 from likely.decoding.steer import ConstraintViolation
+from likely.guided.combine import And
 from likely.guided.query.final import FIN, Partial, evaluate
 from likely.guided.query.nodes import Node
 from likely.guided.vocabulary import Vocabulary
@@ -145,3 +147,20 @@ class Opaque:
 
     def ready(self, wait: bool = False) -> bool:
         return True
+
+
+class Tiers(And):
+    """All parts of a clause; opaque ones come last, and try only what the others allow."""
+
+    def allowed(self, remaining: int | None = None) -> Mask:
+        sure = [p.allowed(remaining) for p in self.parts if not isinstance(p, Opaque)]
+        mask = reduce(np.bitwise_and, sure) if sure else None
+        for part in self.parts:
+            if isinstance(part, Opaque):
+                own = part.allowed_within(mask)
+                mask = own if mask is None else mask & own
+        assert mask is not None
+        return mask
+
+    def fork(self) -> Tiers:
+        return Tiers(*(part.fork() for part in self.parts))

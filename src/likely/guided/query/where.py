@@ -13,11 +13,12 @@ from functools import lru_cache
 
 from likely.decoding.steer import Constraint
 from likely.errors import ConstraintError
+from likely.guided.combine import Or as Either
 from likely.guided.llguidance_constraint import LLGuidance
+from likely.guided.query.counted import Counted
 from likely.guided.query.counting import TokenCounts
-from likely.guided.query.joined import Counted, all_of, any_of
 from likely.guided.query.nodes import FALSE, TRUE, And, Call, Compare, Const, Count, Hole, Node, Or, children, describe
-from likely.guided.query.opaque import Opaque, Peek
+from likely.guided.query.opaque import Opaque, Peek, Tiers
 from likely.guided.query.regular import grammar, interval, normal, terminal
 from likely.guided.query.stops import HoleConstraint, StopRule, split_stops
 from likely.guided.vocabulary import Vocabulary
@@ -80,7 +81,7 @@ class WhereCompiler:
         if isinstance(node, (And, Or)):
             if isinstance(node, And):
                 return all_of(self._all(node, hole, said, peek))
-            return any_of([all_of(self._all(p, hole, said, peek)) for p in node.parts])
+            return Either(*(all_of(self._all(p, hole, said, peek)) for p in node.parts))
         if isinstance(node, Compare) and isinstance(node.left, Count) and isinstance(node.left.of, Hole):
             counts = self._counts(node.left.kind)
             bounds = interval(node)
@@ -91,7 +92,7 @@ class WhereCompiler:
             if isinstance(node.right, Const) and isinstance(node.right.value, int):
                 value = node.right.value  # !=
                 sides = [(value + 1, None)] if value <= 0 else [(0, value - 1), (value + 1, None)]
-                return any_of([Counted(counts, self.vocabulary, max(0, low), high) for low, high in sides])
+                return Either(*(Counted(counts, self.vocabulary, max(0, low), high) for low, high in sides))
         return Opaque(node, hole, self.vocabulary, peek)
 
     def _regular(self, terminals: Sequence[str], hole: str, said: str) -> list[Constraint]:
@@ -113,6 +114,10 @@ class WhereCompiler:
         if not made.allowed().any() and not made.accepting:
             raise ConstraintError(NO_TEXT)
         return made
+
+
+def all_of(parts: Sequence[Constraint]) -> Constraint:
+    return parts[0] if len(parts) == 1 else Tiers(*parts)
 
 
 def _has_final(node: Node) -> bool:
