@@ -65,7 +65,7 @@ COUNTED = [X.words <= 1, X.words.equals(2), X.tokens <= 2, X.tokens.equals(3), X
 OPAQUE = [X.satisfies(lambda t: t.count("a") == 2, "two_a"), ~X.satisfies(lambda t: "b" in t, "has_b")]
 
 
-@pytest.mark.parametrize("node", REGULAR, ids=str)
+@pytest.mark.parametrize("node", REGULAR, ids=range(len(REGULAR)))
 def test_regular_masks_are_sound_and_complete(where, node):
     """A token is allowed exactly if some text of at most MOST tokens goes on with it; the end exactly on valid texts.
 
@@ -99,7 +99,7 @@ def _reachable(node, text, depth=5):
     return False
 
 
-@pytest.mark.parametrize("node", [*COUNTED, *OPAQUE], ids=str)
+@pytest.mark.parametrize("node", [*COUNTED, *OPAQUE], ids=range(len(COUNTED) + len(OPAQUE)))
 def test_other_tiers_are_sound(where, node):
     constraint = where.compile(node, "X").constraint
     texts = valid(node)
