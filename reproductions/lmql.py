@@ -60,9 +60,9 @@ CLASSIFY = (
     "Question: Who wrote Hamlet?\nReasoning: The question begins with the word who. It wants to know the author of a "
     "play, and an author is a human being with a name. What would be a good reply is the name of a writer, and "
     "nothing else.\nThe answer is a person.\n\n"
-    "Question: How far is the moon?\nReasoning: The question begins with the words how far. It wants to know a distance, and "
-    "a distance is told in kilometres or miles. What would be a good reply is a figure with a unit, and nothing "
-    "else.\nThe answer is a number.\n\n"
+    "Question: How far is the moon?\nReasoning: The question begins with the words how far. It wants to know a "
+    "distance, and a distance is told in kilometres or miles. What would be a good reply is a figure with "
+    "a unit, and nothing else.\nThe answer is a number.\n\n"
     "Question: {question}\nReasoning:"
 )
 THEN = "\nThe answer is"
