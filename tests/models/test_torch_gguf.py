@@ -13,6 +13,7 @@ import pytest
 from likely.errors import ModelError
 from likely.models.rows import log_softmax
 from likely.models.runtime import Want, Work
+from likely.models.tile_thread import on_tile_thread
 from likely.models.torch_runtime import TorchRuntime
 from tiny_gguf import write_tiny_gemma3, write_tiny_llama
 
@@ -34,7 +35,7 @@ def llama_cpp_logits(path, tokens):
         str(path), n_ctx=1024, n_batch=1024, logits_all=True, verbose=False, n_threads=1, type_k=0, type_v=0,
         swa_full=True,
     )  # fmt: skip
-    model.eval([int(t) for t in tokens])
+    on_tile_thread(model.eval, [int(t) for t in tokens])  # torch has used this thread
     logits = np.array(model.scores[: len(tokens)], np.float32)
     model.close()
     return logits
@@ -222,6 +223,7 @@ import accelerate, gguf, numpy, torch, transformers
 from transformers import Gemma3ForCausalLM, LlamaForCausalLM
 from likely.models.torch_runtime import TorchRuntime
 from likely.models.runtime import Want, Work
+from likely.models.tile_thread import on_tile_thread
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 torch.set_num_threads(1)
 before = peak()

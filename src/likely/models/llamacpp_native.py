@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from likely.errors import ModelError, missing_extra
 from likely.models.gguf_header import ArrayRef, GgufHeader
 from likely.models.runtime import FloatArray
+from likely.models.tile_thread import on_tile_thread
 
 try:
     import llama_cpp
@@ -239,7 +240,10 @@ class Engine:
     ) -> int:
         """Compute n <= ubatch tokens; token i carries id_counts[i] of the flat `ids`. Returns llama.cpp's code."""
         _errors.clear()
-        return lib.llama_decode(self._context, self._batch.fill(tokens, positions, id_counts, ids, wanted))
+        batch = self._batch.fill(tokens, positions, id_counts, ids, wanted)
+        if has_amx():
+            return on_tile_thread(lib.llama_decode, self._context, batch)
+        return lib.llama_decode(self._context, batch)
 
     def logits(self, index: int) -> FloatArray:
         """A view (V,) of the logits after token `index` of the last decode, valid until the next one."""
