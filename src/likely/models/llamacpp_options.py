@@ -25,6 +25,8 @@ FAST_ROWS = 512
 # sums in another order than for two rows
 ONE_BLOCK = 256
 
+NARROW = 64  # weights in a row of a matrix
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -73,6 +75,8 @@ def plan(
     safe_types = types <= ROW_BLIND_TYPES | PAIRED_TYPES
     # tiles are fast for many rows and not used for one: where there are any, invariance is left to who asks for it
     tiles = has_amx()
+    # with rows of a single block of 32 weights its tiles give other numbers for 32 tokens and more
+    too_narrow = tiles and any(len(t.shape) > 1 and t.shape[-1] < NARROW for t in header.tensors)
     strict = flash and (safe_types and not tiles if invariant is None else invariant)
     threads = physical_cores() if threads is None else threads
     lone_row = None
@@ -85,7 +89,7 @@ def plan(
         kv=kv_dtype,
         flash=flash,
         ubatch=FAST_ROWS if not strict else INVARIANT_ROWS if safe_types else UNBLOCKED_ROWS,
-        repack=not strict or (safe_types and not tiles),
+        repack=not too_narrow and (not strict or (safe_types and not tiles)),
         lone_row=lone_row,
         dtype="+".join(sorted(types)).lower() or "f32",
     )
