@@ -189,7 +189,9 @@ def test_nobody_else_is_killed(program, guards):
     assert found.status in ("failed", "killed")  # and we are still here
 
 
-@pytest.mark.parametrize("call", ["unshare(0x10000000)", "ptrace(16, 1, 0, 0)", "mount(0, b'/', 0, 32, 0)"])
+@pytest.mark.parametrize(
+    "call", ["setsid()", "setpgid(0, 0)", "unshare(0x10000000)", "ptrace(16, 1, 0, 0)", "mount(0, b'/', 0, 32, 0)"]
+)
 def test_kernel_doors_are_shut(call):
     program = f"import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nprint(libc.{call}, ctypes.get_errno())"
     found = run_python(program)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from likely.decoding.hypothesis import Choice, Hypothesis
 from likely.decoding.masks import log_mass
 from likely.decoding.request import Finished, Request
+from likely.decoding.steer import ConstraintDeadEnd
 from likely.models.rows import log_softmax, logsumexp, top_tokens
 
 
@@ -38,17 +39,25 @@ class BeamSearch:
         width = self.request.beams
         found: list[tuple[float, int, int, float, list[tuple[int, float]]]] = []
         masses: list[float | None] = []
+        dead: list[ConstraintDeadEnd] = []
         for number, beam in enumerate(beams):
             assert beam.row is not None
             raw = log_softmax(beam.row)
             row, allowed = beam.row_for_choice(beam.row, (), self.end_ids)
-            seen = log_softmax(beam.held(row, allowed, ()))
+            try:
+                seen = log_softmax(beam.held(row, allowed, ()))
+            except ConstraintDeadEnd as error:  # the other beams go on
+                masses.append(None)
+                dead.append(error)
+                continue
             mass = None if allowed is None else log_mass(beam.row, allowed, logsumexp(beam.row))
             top = [(int(i), float(raw[i])) for i in top_tokens(raw, self.request.top_logprobs)]
             masses.append(mass)
             for token in top_tokens(seen, 2 * width).tolist():
                 if seen[token] > -float("inf"):
                     found.append((beam.score + float(seen[token]), number, token, float(raw[token]), top))
+        if dead and not found and not self.pool:
+            raise dead[0]
         found.sort(key=lambda c: (-c[0], c[1], c[2]))
 
         going: list[tuple[int, int, Choice]] = []

@@ -11,6 +11,7 @@ from likely.decoding.budget import ANY, LIMIT, Controller, Shadow
 from likely.decoding.draft import NO_DRAFT, Draft, DraftsTogether, Law
 from likely.decoding.hypothesis import Hypothesis
 from likely.decoding.steer import Constraint
+from likely.errors import ConstraintError
 from likely.models.runtime import Runtime
 
 REJECTION_BUDGET = 16  # drafted tokens per call under rules R and K, unless the request says
@@ -31,7 +32,7 @@ class Drafting:
         copies = 1 + max((len(h.transforms) for h in decoding), default=0)  # contexts of transforms hold the draft, too
         leaves = self.runtime.limits.leaves // copies - len(decoding)
         for hypothesis in decoding:
-            hypothesis.draft = NO_DRAFT
+            hypothesis.draft, hypothesis.drafted = NO_DRAFT, 0
             room -= self._force(hypothesis, room)
         for hypothesis in decoding:
             request, source = hypothesis.request, hypothesis.request.drafter
@@ -65,10 +66,11 @@ class Drafting:
             draft.check(budget=wish, vocab_size=self.runtime.vocab_size, name=source.name)
             draft = draft.cut(self._depth(hypothesis))
             if hypothesis.request.verification != "keyed":
-                hypothesis.draft = draft if len(draft) else hypothesis.draft
+                hypothesis.draft, hypothesis.drafted = (draft if len(draft) else hypothesis.draft), len(draft)
                 continue
             if hypothesis.constraint:
-                draft = permitted(draft, hypothesis.constraint)
+                draft = _permitted(draft, hypothesis.constraint)
+            hypothesis.drafted = len(draft)
             if source.free:
                 shadow = hypothesis.shadow
                 if shadow and hypothesis.request.draft_budget == "auto":
@@ -80,6 +82,7 @@ class Drafting:
                     draft, emitted = draft.first(n), emitted + kept
                 elif len(draft) > room:
                     draft = NO_DRAFT
+                hypothesis.drafted = len(draft)
                 room, positions = room - len(draft), positions + len(draft)
             draft = with_chain(draft, hypothesis.draft.tokens.tolist())
             tips = len(draft) - len(set(draft.parents.tolist()) - {-1})
@@ -97,8 +100,9 @@ class Drafting:
         drafter.observe(emitted)
         if hypothesis.shadow:
             hypothesis.shadow.observe(emitted)
-        if not source.free and len(hypothesis.draft):
-            self.controller.of(source.name).record(ANY, accepted, min(len(hypothesis.draft), LIMIT))
+        if not source.free and hypothesis.drafted:  # what a constraint forced comes behind the drafter's own nodes
+            kept = [node for node in accepted if node < hypothesis.drafted]
+            self.controller.of(source.name).record(ANY, kept, min(hypothesis.drafted, LIMIT))
 
     def _force(self, hypothesis: Hypothesis, room: int) -> int:
         """Draft what the constraint forces; gives the number of tokens."""
@@ -106,7 +110,10 @@ class Drafting:
             return 0
         if not self.runtime.capabilities.trees:
             return 0
-        chain = hypothesis.constraint.forced()[: max(0, min(room, self._depth(hypothesis)))]
+        try:
+            chain = hypothesis.constraint.forced()[: max(0, min(room, self._depth(hypothesis)))]
+        except ConstraintError:  # too complex an engine's state, say: the choice of the token meets it again
+            return 0
         hypothesis.draft = Draft.chain(chain)
         return len(chain)
 
@@ -145,6 +152,13 @@ class Drafting:
         )
 
 
+def _permitted(draft: Draft, constraint: Constraint) -> Draft:
+    try:
+        return permitted(draft, constraint)
+    except ConstraintError:
+        return NO_DRAFT
+
+
 def permitted(draft: Draft, constraint: Constraint) -> Draft:
     """The draft without the nodes that the constraint forbids, and what hangs below them.  For fixed drafts."""
     if draft.law is not Law.FIXED or not len(draft):
@@ -158,7 +172,9 @@ def permitted(draft: Draft, constraint: Constraint) -> Draft:
         if parent >= 0 and not keep[parent]:
             continue
         path = _path(parents, parent)
-        shared = next((i for i, (a, b) in enumerate(zip(held, path, strict=False)) if a != b), min(len(held), len(path)))
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(held, path, strict=False)) if a != b), min(len(held), len(path))
+        )
         state.rollback(len(held) - shared)
         for ancestor in path[shared:]:
             state.advance(int(draft.tokens[ancestor]))

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from likely.decoding.accept import Probabilities, drawn_walk, matched_walk
 from likely.decoding.budget import Shadow
 from likely.decoding.draft import NO_DRAFT, Draft, Drafter, Law
+from likely.decoding.masks import log_mass, only, unpack
 from likely.decoding.noise import generator
 from likely.decoding.request import Finished, Request
-from likely.decoding.masks import log_mass, only, unpack
 from likely.decoding.sampling import pick, processed_logprobs, transform
 from likely.decoding.steer import Constraint, ConstraintDeadEnd, Transform
 from likely.decoding.text import TextStream
@@ -43,6 +43,7 @@ class Hypothesis:
     constraint: Constraint | None = None
     transforms: tuple[Transform, ...] = ()
     draft: Draft = NO_DRAFT
+    drafted: int = 0  # nodes of the draft that are the drafter's, the first ones
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     tops: list[list[tuple[int, float]]] = field(default_factory=list)
@@ -112,6 +113,7 @@ class Hypothesis:
             self.constraint.fork() if self.constraint else None,
             tuple(t.fork() for t in self.transforms),
             NO_DRAFT,
+            0,
             self.tokens.copy(),
             self.logprobs.copy(),
             self.tops.copy(),
@@ -192,7 +194,12 @@ class Hypothesis:
                 token = pick(row, self.request.sampling, sample=self.sample, position=self.position + len(path))
             while allowed is not None and constraint and not constraint.permits(token):  # judged only now
                 allowed[token] = False
-                row = self.held(row, allowed, path)
+                try:
+                    row = self.held(row, allowed, path)
+                except ConstraintDeadEnd:
+                    if not self.transforms or output.logits is None:
+                        raise
+                    row = self.held(output.logits[node + 1], allowed, path)  # they had left nothing else
                 token = pick(row, self.request.sampling, sample=self.sample, position=self.position + len(path))
             emit(token)
             return token

@@ -126,7 +126,7 @@ class Loop:
         if self.policy and active:
             active = self.policy.choose([h for h in active if h.row is None])
         if len(active) > 1:  # one whose constraint waits for an analysis keeps nobody else waiting
-            active = [h for h in active if h.ready]
+            active = [h for h in active if h.ready and h.row is None]
             if not active:  # all wait: whoever is answered first goes on
                 time.sleep(0.001)
                 return events
@@ -387,7 +387,11 @@ class Loop:
     def _advance_text(self, hypothesis: Hypothesis, token: int) -> tuple[str | None, str]:
         """(why the text ends here or None, text that became safe)"""
         request = hypothesis.request
-        if token in self.end_ids or token in request.stop_tokens:
+        if token in self.end_ids:
+            return "stop", ""
+        if token in request.stop_tokens:
+            if hypothesis.constraint:
+                hypothesis.constraint.rollback(1)  # it is no part of the text
             return "stop", ""
         text = hypothesis.stream.push(self.token_bytes(token))
         if hypothesis.stream.stopped:

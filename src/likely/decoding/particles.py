@@ -17,6 +17,7 @@ from likely.decoding.masks import log_mass
 from likely.decoding.noise import generator
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import pick
+from likely.decoding.steer import ConstraintDeadEnd
 from likely.errors import ConstraintError
 from likely.models.rows import logsumexp
 from likely.models.runtime import FloatArray, Output
@@ -104,8 +105,13 @@ class Particles:
             self._begin(hypotheses[0], fork)
         for particle in self._all:
             if particle.alive and particle.seen is None:
-                self._weigh(particle)
+                try:
+                    self._weigh(particle)
+                except ConstraintDeadEnd:  # nothing may follow: a text of weight 0
+                    self._end(particle, "dead end", drop)
         weights = np.array([p.log_weight for p in self._all])
+        if weights.max() == -np.inf:
+            raise ConstraintError(none_whole(len(self._all), self.request.max_tokens))
         if effective_sample_size(weights) < self.threshold * len(self._all):
             self._resample(weights, fork, drop)
         for particle in self._all:
@@ -188,8 +194,13 @@ class Particles:
         hypothesis.continue_with(token)
         reason, _ = advance_text(hypothesis, token)
         if reason:
-            hypothesis.stream.finish()
-            particle.finished = hypothesis.finished(reason)
-            drop(hypothesis)
-            if not particle.finished.complete:
-                particle.log_weight = -np.inf
+            self._end(particle, reason, drop)
+
+    def _end(self, particle: _Particle, reason: str, drop: Callable[[Hypothesis], None]) -> None:
+        hypothesis = particle.hypothesis
+        hypothesis.stream.finish()
+        hypothesis.row = None
+        particle.finished = hypothesis.finished(reason)
+        drop(hypothesis)
+        if not particle.finished.complete:
+            particle.log_weight = -np.inf

@@ -136,7 +136,7 @@ class Finished:
     """A whole sample. Logprob fields have one entry per token; `rounds` one per call that emitted: drafts kept.
 
     log_masses   with a constraint: log of the model's probability of the tokens allowed at each position
-    complete     with a constraint: whether the text is a whole member of its language; one that a stop string cut is not
+    complete     with a constraint: whether the text is whole in its language; one that was cut is not
     approximate  with a constraint: whether some set of allowed tokens was not the exact one
     steering     what the first transform that keeps a record (`steps`) noted per token
     particle_log_weight  of a particle: log of its weight; the mean weight of all estimates p(constraint | prompt)

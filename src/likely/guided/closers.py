@@ -19,6 +19,7 @@ from likely.guided.spelling import UNWRITABLE, Spelling
 
 CANDIDATES = 256  # where more tokens are allowed close to the end, so many are looked at: those of the lowest ids
 CHECKED = 1024  # the same, farther from the end
+STEPS = 50_000  # bytes of completions that are looked for after the tokens of one place
 PLAIN_GROWTH = 16  # tokens that one inside a string adds at most to what is needed (escapes, cut characters)
 END = 256  # the end token of the vocabulary of bytes
 
@@ -205,6 +206,7 @@ class MatcherCloser:
                 kept = mask & habits.plain
                 ids = members(mask & ~habits.plain)
             limit = CHECKED if far else CANDIDATES
+            limit = min(limit, max(16, STEPS // max(1, len(self.plan))))
             if len(ids) > limit:
                 ids, exact = ids[:limit], False
         texts = {vocabulary.tokens[i] for i in ids.tolist()}

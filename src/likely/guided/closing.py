@@ -24,6 +24,7 @@ from likely.guided.spelling import UNWRITABLE, Spelling
 from likely.guided.vocabulary import Vocabulary
 
 LARGEST = 2000  # states of an automaton that is built for closing
+MOST_LETTERS = 20_000  # of all choices together, for an automaton of them
 Compiled = Callable[[LLGuidance], LLGuidanceConstraint]
 
 
@@ -149,7 +150,7 @@ class Closers:
 
     def _of(self, form: Form, compiled: Compiled) -> Closer:
         automaton = None
-        if form.kind == "choices":
+        if form.kind == "choices" and sum(len(c.encode()) for c in form.source) <= MOST_LETTERS:
             automaton = Automaton.of_texts(form.source)
         elif form.kind == "regex":
             with contextlib.suppress(ConstraintError):  # too large, or syntax that the other engine takes

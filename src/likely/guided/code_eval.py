@@ -142,7 +142,8 @@ class Verdict:
 def check(program: str, limits: Limits | None = None) -> Verdict:
     """Run a program with its tests in the sandbox.
 
-    Passed means that it reached its last line: one that exits before its tests has not passed.
+    Passed means that it reached its last line: one that exits before its tests has not passed.  (A program made to
+    deceive could read that line in its own file; nothing that a model writes by chance does.)
     """
     proof = secrets.token_hex(16)
     found = run_python(f"{program}\nprint('\\n{proof}')\n", limits)

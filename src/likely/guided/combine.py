@@ -49,6 +49,10 @@ class And:
         return self.accepting and any(part.finished for part in self.parts)
 
     @property
+    def judges_late(self) -> bool:
+        return any(getattr(part, "judges_late", False) for part in self.parts)
+
+    @property
     def approximate(self) -> bool:
         return any(part.approximate for part in self.parts)
 
@@ -105,6 +109,10 @@ class Or:
     def finished(self) -> bool:
         """Nothing but an end token may follow: no part has a way on, and one is whole."""
         return self.accepting and all(part.finished for part in self._live)
+
+    @property
+    def judges_late(self) -> bool:
+        return any(getattr(part, "judges_late", False) for part in self.parts)
 
     @property
     def approximate(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from likely.decoding.request import Finished
-from likely.errors import nearest
+from likely.errors import CapabilityError, nearest
 from likely.guided.analysis.members import Analyses, MemberProvider
 from likely.guided.code_buffer import CodeBuffer
 from likely.guided.code_ends import LineEnd, MethodEnd, NoEnd
@@ -115,6 +115,9 @@ def complete_code(
     for name in monitors:
         if isinstance(name, str) and name not in NAMES:
             raise ValueError(f'no monitor is called "{name}"{nearest(name, NAMES)} (known: {", ".join(NAMES)})')
+    for name in ("n", "beams", "constraint", "transforms", "contrast", "sampler"):
+        if options.get(name):
+            raise CapabilityError(f"complete_code writes one text under its own monitors: drop {name}=")
     started = time.perf_counter()
     tokens = prompt_of(model, buffer.prefix, max_tokens, prompt_tokens)
     analyses = provider if isinstance(provider, Analyses) else _analyses(provider, buffer, monitors, limit_s)

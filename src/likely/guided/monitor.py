@@ -222,7 +222,7 @@ class MonitorConstraint:
         return mask
 
     def permits(self, token: int) -> bool:
-        """Exact: the token is walked byte by byte.  `allowed` keeps it if refused: the mask depends on the text alone."""
+        """Exact, byte by byte.  `allowed` keeps a refused token: the mask depends on the text alone."""
         node = self._at
         if node.ended or not 0 <= token < self.vocab_size:
             return False

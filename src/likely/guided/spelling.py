@@ -9,6 +9,7 @@ from likely.guided.vocabulary import Vocabulary
 
 UNWRITABLE = 2**30
 KEPT = 20_000  # texts remembered
+SHORT = 256  # bytes of a text whose every end is remembered
 
 
 class Spelling:
@@ -17,6 +18,7 @@ class Spelling:
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
         self._known: dict[bytes, int] = {b"": 0}
+        self._long: tuple[bytes, list[int]] = (b"", [0])  # the last long text, and the count of each of its ends
 
     @property
     def usable(self) -> NDArray[np.bool_]:
@@ -28,6 +30,8 @@ class Spelling:
 
         If token t begins a shortest spelling, fewest(text after t) = fewest(text) - 1.
         """
+        if len(text) > SHORT:
+            return self._of_long(text)
         if text in self._known:
             return self._known[text]
         if len(self._known) > KEPT:
@@ -41,6 +45,16 @@ class Spelling:
                     default=UNWRITABLE,
                 )
         return min(known[text], UNWRITABLE)
+
+    def _of_long(self, text: bytes) -> int:
+        whole, counts = self._long
+        if not whole.endswith(text):
+            counts, pieces, longest = [0], self.vocabulary.ids_of, self.vocabulary.longest
+            for at in range(len(text) - 1, -1, -1):
+                fits = (n for n in range(1, min(longest, len(text) - at) + 1) if text[at : at + n] in pieces)
+                counts.append(min((counts[len(text) - at - n] + 1 for n in fits), default=UNWRITABLE))
+            self._long = text, counts
+        return min(counts[len(text)], UNWRITABLE)
 
     def first(self, text: bytes) -> bytes:
         """The first token's text of a shortest spelling; the longest of several."""

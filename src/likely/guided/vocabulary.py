@@ -87,7 +87,7 @@ class Vocabulary:
         return self._guesses[text]
 
     def spell(self, text: bytes) -> list[int]:
-        """Tokens that write exactly these bytes: the tokenizer's own for text, the longest that fit where it is none."""
+        """Tokens that write exactly these bytes: the tokenizer's own for text, else the longest that fit."""
         try:
             ids = self.encode(text.decode())
         except UnicodeDecodeError:
@@ -102,5 +102,5 @@ class Vocabulary:
                     at = end
                     break
             else:
-                raise ValueError(f"no token writes the byte {text[at:at + 1]!r}")
+                raise ValueError(f"no token writes the byte {text[at : at + 1]!r}")
         return ids
