@@ -97,7 +97,7 @@ def test_a_redraw_has_noise_of_its_own():
         attempt = int(result.warnings[0].split()[1].rstrip(":")) - 1 if result.warnings else 0
         request = lm._request(lm.encode_prompt("a"), {"schema": loose, "max_tokens": 20, "seed": 1})
         for k in range(attempt + 1):
-            [[plain]] = lm._run([replace(request, first_sample=result.sample + k * DRAWS_APART)])
+            [[plain]] = lm.run([replace(request, first_sample=result.sample + k * DRAWS_APART)])
             assert (plain.text == result.text) or k < attempt
             assert (len(set(plain.value)) == 2) == (k == attempt)
 

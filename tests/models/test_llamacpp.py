@@ -428,7 +428,7 @@ def test_gemma_is_invariant_only_when_forced(gemma3_path):
 
 @pytest.mark.parametrize("tiles", [False, True])
 def test_tile_units_are_given_up_only_for_who_asks(tmp_path, monkeypatch, tiles):
-    """llama.cpp repacks weights for tiles, which a lone row does not use: with them, the default is speed."""
+    """llama.cpp repacks weights for tiles, which a lone row does not use: numbers would depend on the company."""
     tiny_path = write_tiny_llama(tmp_path / "tiny.gguf", dtype="Q8_0", dim=64)
     from likely.models import llamacpp_options
     from likely.models.gguf_header import read_header
@@ -437,8 +437,10 @@ def test_tile_units_are_given_up_only_for_who_asks(tmp_path, monkeypatch, tiles)
     options = {"context": None, "sequences": 8, "threads": 2, "kv_dtype": "f16"}
     default = llamacpp_options.plan(read_header(tiny_path), invariant=None, **options)
     asked = llamacpp_options.plan(read_header(tiny_path), invariant=True, **options)
-    assert (default.ubatch == llamacpp_options.FAST_ROWS) == tiles and default.repack
-    assert asked.ubatch == llamacpp_options.INVARIANT_ROWS and asked.repack != tiles
+    fast = llamacpp_options.plan(read_header(tiny_path), invariant=False, **options)
+    for plan in (default, asked):
+        assert plan.ubatch == llamacpp_options.INVARIANT_ROWS and plan.repack != tiles
+    assert fast.ubatch == llamacpp_options.FAST_ROWS and fast.repack
 
 
 def test_rows_of_one_block_are_not_repacked_for_tiles(tiny_path, monkeypatch):
@@ -446,10 +448,10 @@ def test_rows_of_one_block_are_not_repacked_for_tiles(tiny_path, monkeypatch):
     from likely.models import llamacpp_options
     from likely.models.gguf_header import read_header
 
-    options = {"context": None, "sequences": 8, "threads": 2, "kv_dtype": "f16", "invariant": None}
+    options = {"context": None, "sequences": 8, "threads": 2, "kv_dtype": "f16", "invariant": False}
     monkeypatch.setattr(llamacpp_options, "has_amx", lambda: True)
     assert not llamacpp_options.plan(read_header(tiny_path), **options).repack
-    fast = LlamaCppRuntime(tiny_path, threads=1, context=400)
+    fast = LlamaCppRuntime(tiny_path, threads=1, context=400, invariant=False)
     plain = LlamaCppRuntime(tiny_path, threads=1, context=400, invariant=True)
     rows = [
         runtime.forward([Work(runtime.open(), np.arange(1, 65), want=Want.ALL)])[0].logits for runtime in (fast, plain)

@@ -26,7 +26,7 @@ SOURCE = Source(name="none", sha256="0" * 64)
 def parts():
     sys.path.insert(0, str(FOLDER))
     try:
-        yield {name: importlib.import_module(name) for name in ("guided", "guided_choices", "function_schemas")}
+        yield {name: importlib.import_module(name) for name in ("guided_base", "guided_choices", "function_schemas")}
     finally:
         sys.path.remove(str(FOLDER))
 
@@ -53,14 +53,14 @@ def tiny(parts, monkeypatch):
 def test_the_study_runs_on_a_tiny_model(tiny, lm):
     case = tiny["function_schemas"].Case
     asked = [case("a?", "f", schema(a={"type": "boolean"})), case("b?", "g", schema(b={"enum": ["cat", "mat"]}))]
-    evidence = tiny["guided"].study(
+    evidence = tiny["guided_base"].study(
         {"tiny": lm}, asked, max_tokens=24, questions=["the cat?"], seeds=2, particles=8, full=False,
         sources=[SOURCE], data=[], report=lambda line: None,
     )  # fmt: skip
     value = {(f.subject, f.quantity): f.value for f in evidence.figures}
     closed = "tiny, form that closes within the budget"
     assert value["tiny, no form, the whole text", "valid"] == 0 and value[closed, "valid"] == 1
-    assert 0 < value[closed, "forced tokens"] < 1 and (closed, tiny["guided"].ENGINE) in value
+    assert 0 < value[closed, "forced tokens"] < 1 and (closed, tiny["guided_base"].ENGINE) in value
     assert value[closed, "same text with drafts of forced tokens"] == 1
     held = {check.statement: check.holds for check in evidence.checks}
     assert held["tiny: invalid texts of a form that closes within the budget"]

@@ -73,11 +73,11 @@ def plan(
     if invariant and not flash:
         raise CapabilityError("invariant=True needs flash attention, which has no f32 form; use kv_dtype=f16 or bf16")
     safe_types = types <= ROW_BLIND_TYPES | PAIRED_TYPES
-    # tiles are fast for many rows and not used for one: where there are any, invariance is left to who asks for it
+    # a lone row does not use tiles, and their numbers differ by tenths of a nat: they are left to who asks for speed
     tiles = has_amx()
     # with rows of a single block of 32 weights its tiles give other numbers for 32 tokens and more
     too_narrow = tiles and any(len(t.shape) > 1 and t.shape[-1] < NARROW for t in header.tensors)
-    strict = flash and (safe_types and not tiles if invariant is None else invariant)
+    strict = flash and (safe_types if invariant is None else invariant)
     threads = physical_cores() if threads is None else threads
     lone_row = None
     if strict and types & PAIRED_TYPES:

@@ -7,8 +7,8 @@
     own law given the choices, which is enumerated.
 (d) Tokens that follow from the form alone, and the time with and without drafting them.
 
-  python reproductions/guided.py           20 schemas, 3 questions, 4 seeds
-  python reproductions/guided.py --full   100 schemas, 12 questions, 20 seeds
+  python reproductions/guided_base.py           20 schemas, 3 questions, 4 seeds
+  python reproductions/guided_base.py --full   100 schemas, 12 questions, 20 seeds
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ def study(
             f"{value[f'{name}, smc, {particles} particles', 'total variation']:.3f} by smc"
         )
     return Evidence(
-        id="guided",
+        id="guided_base",
         title="Guided generation: does the form hold, what does it cost, what does it distort?",
         claim=(
             "A form is held by every text that is not cut, and by every text where it closes within the budget; masks "
@@ -304,7 +304,7 @@ def study(
         mode="full" if full else "quick",
         models=list(sources),
         data=list(data),
-        command="python reproductions/guided.py" + (" --full" if full else ""),
+        command="python reproductions/guided_base.py" + (" --full" if full else ""),
         threads=cores(),
         seconds=round(time.perf_counter() - started, 1),
         verdict=verdict_of(checks),
