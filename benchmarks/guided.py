@@ -153,8 +153,8 @@ def main() -> None:
 
     torch.set_num_threads(cores())
     rounds = 1 if options.quick else options.rounds
-    count = 24 if options.quick else 64
-    asked = cases(2 if options.quick else 6)
+    count = 24 if options.quick else 48
+    asked = cases(2 if options.quick else 3)
     path = find_model("smollm2")
     missing: list[str] = []
     setup: dict[str, float] = {}
