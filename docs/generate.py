@@ -235,6 +235,18 @@ def speculation_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
 
 
+def guided_guide(path: Path, benchmark: dict[str, Any]) -> str:
+    """docs/structured-output.md with its tables."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import guided_tables as tables
+
+    made = {
+        "guided_engines": lambda: tables.engines(benchmark, grid) + measured_on(benchmark),
+        "guided_parts": lambda: tables.parts(benchmark, grid),
+    }
+    return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+
+
 def measured_on(benchmark: dict[str, Any]) -> str:
     return "\n" + paragraph(f"Machine: {machine_line(MachineRecord(**benchmark['machine']))}; {benchmark['when']}.")
 
@@ -317,6 +329,9 @@ def documents(*, outputs: bool) -> dict[Path, str]:
     guide = ROOT / "docs" / "speculation.md"
     if guide.exists():
         made[guide] = speculation_guide(guide, benchmarks)
+    forms = ROOT / "docs" / "structured-output.md"
+    if forms.exists() and "guided" in benchmarks:
+        made[forms] = guided_guide(forms, benchmarks["guided"])
     made[ROOT / "docs" / "papers" / "index.md"] = paper_index(results)
     for name, result in results.items():
         made[ROOT / "docs" / "papers" / f"{name}.md"] = paper_page(entries[name], result)

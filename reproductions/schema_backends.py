@@ -291,9 +291,7 @@ def study(
     )
 
 
-def function_figures(
-    backend: str, functions: Sequence[tuple[Any, Any]], report: Callable[[str], None]
-) -> list[Figure]:
+def function_figures(backend: str, functions: Sequence[tuple[Any, Any]], report: Callable[[str], None]) -> list[Figure]:
     """How many real schemas are taken without further words, and how many true calls are then accepted."""
     compiled, taken, accepted = public(backend, "error"), 0, 0
     for schema, call in functions:
