@@ -23,7 +23,7 @@ def engines(benchmark: dict[str, Any], grid: Grid) -> str:
     header = ["engine", "ms per token", "of its own unguided time", "compile, ms", "valid"]
     missing = "; ".join(benchmark["missing"])
     said = (
-        f"Greedy, SmolLM2-135M, {len(benchmark['schemas'])} function schemas, {benchmark['rounds']} interleaved "
+        f"Greedy, SmolLM2-135M, {len(benchmark['schemas'])} schemas, {benchmark['rounds']} interleaved "
         f"rounds, at most {benchmark['tokens_at_most']} tokens, {benchmark['threads']} threads. Below 1× a form makes text "
         "faster: its forced pieces are checked in one call."
     )

@@ -382,7 +382,7 @@ def study(
             "A baseline that keeps its prefix: a server with a prefix cache computes less than it bills.",
             "Where the baseline's regular expression finds nothing within its calls, it ends without an answer.",
             "The classification task was changed once after its first result. With a sentence of reasoning the query "
-            "saved 0 % of the decoder calls, 4 % of the billable tokens and 53 % of the model queries (8 items, 5 right "
+            "saved 0 % of the decoder calls, 4 % of billable tokens and 53 % of the model queries (8 items, 5 right "
             "on both sides). Its examples now reason at length, as chains of thought do; savings depend on that.",
         ],
         **surroundings(),
