@@ -24,8 +24,8 @@ def engines(benchmark: dict[str, Any], grid: Grid) -> str:
     missing = "; ".join(benchmark["missing"])
     said = (
         f"Greedy, SmolLM2-135M, {len(benchmark['schemas'])} schemas, {benchmark['rounds']} interleaved "
-        f"rounds, at most {benchmark['tokens_at_most']} tokens, {benchmark['threads']} threads. Below 1× a form makes text "
-        "faster: its forced pieces are checked in one call."
+        f"rounds, at most {benchmark['tokens_at_most']} tokens, {benchmark['threads']} threads. "
+        "Below 1× a form makes text faster: its forced pieces are checked in one call."
     )
     return grid(header, rows) + f"\n{said}\n" + (f"\nNot measured: {missing}.\n" if missing else "")
 
