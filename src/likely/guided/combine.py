@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import TypeVar
 
 import numpy as np
 
@@ -13,8 +12,6 @@ from likely.decoding.masks import Mask, contains, mask_of, no_tokens
 from likely.decoding.steer import Constraint, ConstraintViolation
 from likely.guided.feeding import after_bytes, check_bytes
 from likely.guided.vocabulary import Vocabulary
-
-C = TypeVar("C", bound="And | Or")
 
 
 def _check(parts: Seq[Constraint]) -> None:
@@ -25,11 +22,8 @@ def _check(parts: Seq[Constraint]) -> None:
         raise ValueError(f"the constraints were made for different vocabularies: {sizes} tokens")
 
 
-class And:
-    """The text is in every language.
-
-    A prefix that no text of all of them continues is found out only where no token is left.
-    """
+class _Joined:
+    """Constraints that read the same text."""
 
     def __init__(self, *parts: Constraint):
         _check(parts)
@@ -40,6 +34,21 @@ class And:
         return self.parts[0].vocab_size
 
     @property
+    def judges_late(self) -> bool:
+        return any(getattr(part, "judges_late", False) for part in self.parts)
+
+    @property
+    def approximate(self) -> bool:
+        return any(part.approximate for part in self.parts)
+
+
+class And(_Joined):
+    """The text is in every language.
+
+    A prefix that no text of all of them continues is found out only where no token is left.
+    """
+
+    @property
     def accepting(self) -> bool:
         return all(part.accepting for part in self.parts)
 
@@ -47,14 +56,6 @@ class And:
     def finished(self) -> bool:
         """By the parts alone; where their masks have nothing in common but end tokens this is not seen."""
         return self.accepting and any(part.finished for part in self.parts)
-
-    @property
-    def judges_late(self) -> bool:
-        return any(getattr(part, "judges_late", False) for part in self.parts)
-
-    @property
-    def approximate(self) -> bool:
-        return any(part.approximate for part in self.parts)
 
     def allowed(self, remaining: int | None = None) -> Mask:
         return reduce(np.bitwise_and, [part.allowed(remaining) for part in self.parts])
@@ -84,22 +85,17 @@ class And:
         return all([part.ready(wait) for part in self.parts])
 
 
-class Or:
+class Or(_Joined):
     """The text is in one of the languages, or several.  Parts that a token rules out stay behind."""
 
     def __init__(self, *parts: Constraint):
-        _check(parts)
-        self.parts = parts
+        super().__init__(*parts)
         self._taken = [0] * len(parts)  # tokens that each part has taken; those that took all are alive
         self._length = 0
 
     @property
     def _live(self) -> list[Constraint]:
         return [part for part, taken in zip(self.parts, self._taken, strict=True) if taken == self._length]
-
-    @property
-    def vocab_size(self) -> int:
-        return self.parts[0].vocab_size
 
     @property
     def accepting(self) -> bool:
@@ -109,14 +105,6 @@ class Or:
     def finished(self) -> bool:
         """Nothing but an end token may follow: no part has a way on, and one is whole."""
         return self.accepting and all(part.finished for part in self._live)
-
-    @property
-    def judges_late(self) -> bool:
-        return any(getattr(part, "judges_late", False) for part in self.parts)
-
-    @property
-    def approximate(self) -> bool:
-        return any(part.approximate for part in self.parts)
 
     def allowed(self, remaining: int | None = None) -> Mask:
         return reduce(np.bitwise_or, [part.allowed(remaining) for part in self._live])

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from likely.decoding.masks import Mask, contains, no_tokens
-from likely.decoding.steer import ConstraintViolation
+from likely.decoding.masks import Mask
 from likely.errors import ConstraintError, missing_extra
 from likely.guided.form import FormSettings, Whitespace
+from likely.guided.matcher_constraint import MatcherConstraint
 from likely.guided.schema_document import Schema
 from likely.guided.vocabulary import Vocabulary
 
@@ -67,59 +66,19 @@ class LLGuidance:
         return LLGuidanceConstraint(matcher, self.vocabulary)
 
 
-@dataclass(eq=False)
-class LLGuidanceConstraint:
+class LLGuidanceConstraint(MatcherConstraint):
     """The state of one text."""
-
-    matcher: Any
-    vocabulary: Vocabulary
-    ended: bool = False  # an end token was taken; the matcher itself never sees it (its rollback would not count it)
-    approximate: bool = False
-    _mask: Mask | None = field(default=None, repr=False)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.vocabulary.size
-
-    @property
-    def accepting(self) -> bool:
-        return self.ended or self.matcher.is_accepting()
 
     @property
     def finished(self) -> bool:
         return self.ended or (self.matcher.is_stopped() and self.matcher.is_accepting())
 
-    def allowed(self, remaining: int | None = None) -> Mask:
-        if self._mask is None:
-            mask = no_tokens(self.vocab_size)
-            if not self.ended:
-                self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-                if not self.matcher.get_error().startswith("NoExtensionBias"):  # its word for an empty set
-                    self._check()
-                mask &= self.vocabulary.text_mask
-                if self.matcher.is_accepting():
-                    mask |= self.vocabulary.end_mask
-            self._mask = mask
-        return self._mask
-
     def permits(self, token: int) -> bool:
-        if self._mask is not None:
-            return contains(self._mask, token)
-        if self.ended:
-            return False
-        if token in self.vocabulary.end_ids:
+        if self._mask is not None or self.ended:
+            return super().permits(token)
+        if token in self.vocabulary.end_ids:  # one token is tried in less time than all
             return self.matcher.is_accepting()
         return bool(self.vocabulary.tokens[token]) and self.matcher.validate_tokens([token]) == 1
-
-    def advance(self, token: int) -> None:
-        if not self.permits(token):
-            raise ConstraintViolation(f"token {token} ({self.vocabulary.tokens[token]!r}) is not allowed here")
-        if token in self.vocabulary.end_ids:
-            self.ended = True
-        else:
-            self.matcher.consume_token(token)
-            self._check()
-        self._mask = None
 
     def forced(self) -> list[int]:
         if self.ended:
@@ -128,20 +87,24 @@ class LLGuidanceConstraint:
             return [self.vocabulary.eos_id]
         return self.vocabulary.guess(self.matcher.compute_ff_bytes())
 
-    def fork(self) -> LLGuidanceConstraint:
-        return LLGuidanceConstraint(self.matcher.deep_copy(), self.vocabulary, self.ended, self.approximate, self._mask)
+    def _is_whole(self) -> bool:
+        return self.matcher.is_accepting()
 
-    def rollback(self, n: int) -> None:
-        if n <= 0:
-            return
-        if self.ended:
-            self.ended, n = False, n - 1
-        if n and not self.matcher.rollback(n):
+    def _fill(self, mask: Mask) -> None:
+        self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        if not self.matcher.get_error().startswith("NoExtensionBias"):  # its word for an empty set
+            self._check()
+
+    def _take(self, token: int) -> None:
+        self.matcher.consume_token(token)
+        self._check()
+
+    def _undo(self, n: int) -> None:
+        if not self.matcher.rollback(n):
             raise ValueError(f"cannot take back {n} tokens: {_first_lines(self.matcher.get_error())}")
-        self._mask = None
 
-    def ready(self, wait: bool = False) -> bool:
-        return True
+    def _copied(self) -> Any:
+        return self.matcher.deep_copy()
 
     def _check(self) -> None:
         if self.matcher.is_error():

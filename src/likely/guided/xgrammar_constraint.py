@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from likely.decoding.masks import Mask, contains, no_tokens
-from likely.decoding.steer import ConstraintViolation
+from likely.decoding.masks import Mask
 from likely.errors import CapabilityError, ConstraintError, missing_extra
 from likely.guided.form import Form, FormSettings
+from likely.guided.matcher_constraint import MatcherConstraint
 from likely.guided.schema_document import Schema
 from likely.guided.schema_patterns import plain_body
 from likely.guided.vocabulary import Vocabulary
@@ -88,53 +87,14 @@ class XGrammar:
             raise ConstraintError(_one_line(str(error))) from None
 
 
-@dataclass(eq=False)
-class XGrammarConstraint:
+class XGrammarConstraint(MatcherConstraint):
     """The state of one text."""
-
-    matcher: Any
-    vocabulary: Vocabulary
-    ended: bool = False  # an end token was taken
-    approximate: bool = False
-    _mask: Mask | None = field(default=None, repr=False)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.vocabulary.size
-
-    @property
-    def accepting(self) -> bool:
-        return self.ended or self.matcher.is_completed()
 
     @property
     def finished(self) -> bool:
         if self.ended:
             return True
         return self.accepting and not (self.allowed() & ~self.vocabulary.end_mask).any()
-
-    def allowed(self, remaining: int | None = None) -> Mask:
-        if self._mask is None:
-            mask = no_tokens(self.vocab_size)
-            if not self.ended:
-                if not self.matcher.fill_next_token_bitmask(mask.view("int32")[None]):
-                    mask[:] = 0xFFFFFFFF  # it left the mask alone: everything goes
-                mask &= self.vocabulary.text_mask
-                if self.matcher.is_completed():
-                    mask |= self.vocabulary.end_mask
-            self._mask = mask
-        return self._mask
-
-    def permits(self, token: int) -> bool:
-        return contains(self.allowed(), token)
-
-    def advance(self, token: int) -> None:
-        if not self.permits(token):
-            raise ConstraintViolation(f"token {token} ({self.vocabulary.tokens[token]!r}) is not allowed here")
-        if token in self.vocabulary.end_ids:
-            self.ended = True
-        elif not self.matcher.accept_token(token):
-            raise ConstraintError(f"xgrammar refused token {token}, which its own mask allows")
-        self._mask = None
 
     def forced(self) -> list[int]:
         if self.ended:
@@ -147,23 +107,25 @@ class XGrammarConstraint:
             return [self.vocabulary.eos_id]
         return self.vocabulary.guess(text)
 
-    def fork(self) -> XGrammarConstraint:
-        return XGrammarConstraint(self.matcher.fork(), self.vocabulary, self.ended, self.approximate, self._mask)
+    def _is_whole(self) -> bool:
+        return self.matcher.is_completed()
 
-    def rollback(self, n: int) -> None:
-        if n <= 0:
-            return
-        if self.ended:
-            self.ended, n = False, n - 1
-        if n:
-            try:
-                self.matcher.rollback(n)
-            except RuntimeError as error:
-                raise ValueError(f"cannot take back {n} tokens: {_one_line(str(error))}") from None
-        self._mask = None
+    def _fill(self, mask: Mask) -> None:
+        if not self.matcher.fill_next_token_bitmask(mask.view("int32")[None]):
+            mask[:] = 0xFFFFFFFF  # it left the mask alone: everything goes
 
-    def ready(self, wait: bool = False) -> bool:
-        return True
+    def _take(self, token: int) -> None:
+        if not self.matcher.accept_token(token):
+            raise ConstraintError(f"xgrammar refused token {token}, which its own mask allows")
+
+    def _undo(self, n: int) -> None:
+        try:
+            self.matcher.rollback(n)
+        except RuntimeError as error:
+            raise ValueError(f"cannot take back {n} tokens: {_one_line(str(error))}") from None
+
+    def _copied(self) -> Any:
+        return self.matcher.fork()
 
 
 def _quoted(text: str) -> str:

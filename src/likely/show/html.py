@@ -86,7 +86,18 @@ def page(
     prompt   what the texts continue, shown above them
     origin   what the numbers depend on (model, runtime, hashes ...), one line at the top
     """
-    style = _style()
+    parts = opening(title, _style(), origin)
+    if prompt is not None:
+        shown_prompt = visible(prompt) or "(empty: a text begins here)"
+        parts.append(f'<details open><summary>Prompt</summary><pre dir="auto">{escape(shown_prompt)}</pre></details>')
+    parts += [_legend(), "</header>", '<main class="texts">']
+    parts += [_article(text, number) for number, text in enumerate(texts, 1)]
+    parts.append("</main></body></html>\n")
+    return "\n".join(parts)
+
+
+def opening(title: str, style: str, origin: Mapping[str, Any] | None) -> list[str]:
+    """The lines of a page down to its heading: nothing may be loaded, and only this style sheet is applied."""
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     heading = escape(one_line(title))
@@ -102,13 +113,7 @@ def page(
     ]
     if origin:
         parts.append(f'<p class="soft">{escape(" · ".join(_origin(origin)))}</p>')
-    if prompt is not None:
-        shown_prompt = visible(prompt) or "(empty: a text begins here)"
-        parts.append(f'<details open><summary>Prompt</summary><pre dir="auto">{escape(shown_prompt)}</pre></details>')
-    parts += [_legend(), "</header>", '<main class="texts">']
-    parts += [_article(text, number) for number, text in enumerate(texts, 1)]
-    parts.append("</main></body></html>\n")
-    return "\n".join(parts)
+    return parts
 
 
 def _origin(origin: Mapping[str, Any]) -> Iterator[str]:

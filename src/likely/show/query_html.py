@@ -5,16 +5,14 @@ Like `html.page`: no script, nothing loaded, one style sheet allowed by its hash
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from likely.show.colours import level_of
-from likely.show.html import _data, _origin, _style
-from likely.show.tokens import one_line, visible
+from likely.show.html import _data, _style, opening
+from likely.show.tokens import visible
 
 _MORE = """
 .run { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.8; }
@@ -27,22 +25,7 @@ _MORE = """
 
 def query_page(results: Sequence[Any], *, title: str, origin: Mapping[str, Any] | None = None) -> str:
     """The page of one or several runs (`guided.query.QueryResult`)."""
-    style = _style() + _MORE
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    heading = escape(one_line(title))
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="referrer" content="no-referrer">',
-        f"<title>{heading}</title>",
-        f"<style>{style}</style></head><body>",
-        f'<header><h1 dir="auto">{heading}</h1>',
-    ]
-    if origin:
-        parts.append(f'<p class="soft">{escape(" · ".join(_origin(origin)))}</p>')
+    parts = opening(title, _style() + _MORE, origin)
     if results:
         source = escape(visible(results[0].trace.query))
         parts.append(f'<details><summary>Query</summary><pre dir="auto">{source}</pre></details>')
