@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from likely.decoding.hypothesis import Choice, Hypothesis
 from likely.decoding.masks import log_mass
 from likely.decoding.request import Finished, Request
@@ -42,7 +44,8 @@ class BeamSearch:
         dead: list[ConstraintDeadEnd] = []
         for number, beam in enumerate(beams):
             assert beam.row is not None
-            raw = log_softmax(beam.row)
+            norm = logsumexp(beam.row)
+            raw = beam.row - np.float32(norm)
             row, allowed = beam.row_for_choice(beam.row, (), self.end_ids)
             try:
                 seen = log_softmax(beam.held(row, allowed, ()))
@@ -50,7 +53,7 @@ class BeamSearch:
                 masses.append(None)
                 dead.append(error)
                 continue
-            mass = None if allowed is None else log_mass(beam.row, allowed, logsumexp(beam.row))
+            mass = None if allowed is None else log_mass(beam.row, allowed, norm)
             top = [(int(i), float(raw[i])) for i in top_tokens(raw, self.request.top_logprobs)]
             masses.append(mass)
             for token in top_tokens(seen, 2 * width).tolist():

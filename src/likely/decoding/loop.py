@@ -325,19 +325,20 @@ class Loop:
             try:
                 events.append(self._emit(sibling, output))
             except ConstraintError as error:
-                running = next(r for r in self._running if r.id == hypothesis.request_id)
-                self._release(running)
+                self._release(self._owner(hypothesis))
                 return [*events, Event(hypothesis.request_id, sibling.sample, error=error)]
             except KvFull as full:  # of a transform's own context
-                running = next(r for r in self._running if r.id == hypothesis.request_id)
-                return [*events, *self._put_off(running, full)]
+                return [*events, *self._put_off(self._owner(hypothesis), full)]
         return events
+
+    def _owner(self, hypothesis: Hypothesis) -> _Running:
+        return next(r for r in self._running if r.id == hypothesis.request_id)
 
     def _split(self, hypothesis: Hypothesis) -> list[Hypothesis]:
         """The samples that continue from this prefill: itself and forks of it."""
         count, hypothesis.waiting_for = hypothesis.waiting_for, 1
         family = [hypothesis]
-        running = next(r for r in self._running if r.id == hypothesis.request_id)
+        running = self._owner(hypothesis)
         for i in range(1, count):
             draw = hypothesis.request.draw(hypothesis.sample + i)
             drafter = hypothesis.drafter.fork(draw) if hypothesis.drafter else None
