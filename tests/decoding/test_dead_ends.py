@@ -135,3 +135,24 @@ def test_an_engine_that_gives_up_while_drafting_harms_its_own_request_only():
                 done[event.request] = event.finish
     assert set(errors) == {tired} and "too complex" in str(errors[tired])
     assert set(done) == {well} and done[well].text == "a" * 10
+
+
+class Never:
+    """A transform that cannot follow any prompt."""
+
+    def begin(self, runtime, prompt):
+        raise ValueError("not this prompt")
+
+
+def test_a_transform_that_cannot_begin_ends_its_request_alone():
+    runtime = ToyRuntime.random(14, seed=2, order=2, context_length=64)
+    loop = Loop(runtime, token_bytes=lambda t: WORDS.tokens[t], end_ids=WORDS.end_ids)
+    free = runtime.free_tokens()
+    held_sequence = runtime.open()
+    broken = loop.add(Request((1, 2), Sampling(), max_tokens=4, transforms=(Never(),)), held=held_sequence)
+    fine = loop.add(Request((1, 2), Sampling(), max_tokens=4))
+    events = []
+    while not loop.idle:
+        events += loop.step()
+    assert [str(e.error) for e in events if e.request == broken] == ["not this prompt"]
+    assert any(e.finish for e in events if e.request == fine) and runtime.free_tokens() == free

@@ -86,8 +86,21 @@ def test_text_that_does_not_parse_is_read_all_the_same(jedi, project):
     assert "total_price" in names(ask(jedi, project, "cart.\n    "))
 
 
+def test_half_written_files_of_its_cache_do_not_matter(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for _ in range(2):
+        provider = JediProvider(str(project), limit_s=60.0)
+        assert "total_price" in names(ask(provider, project, "cart."))
+        provider.close()
+        kept = list(tmp_path.rglob("*.pkl"))
+        assert kept
+        for path in kept:
+            path.write_bytes(path.read_bytes()[:100])
+
+
 def test_what_is_not_known_is_said(jedi, project):
-    assert ask(jedi, project, "free.").status == "unknown" and ask(jedi, project, "nothing.").status == "unknown"
+    free, nothing = ask(jedi, project, "free."), ask(jedi, project, "nothing.")
+    assert free.status == nothing.status == "unknown", (free.detail, nothing.detail)
     assert ask(jedi, project, "thing.").dynamic and not ask(jedi, project, "cart.").dynamic
 
 

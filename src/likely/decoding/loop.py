@@ -23,7 +23,7 @@ from likely.decoding.pool import Policy
 from likely.decoding.request import Event, Request
 from likely.decoding.steer import Transform
 from likely.decoding.text import TextStream
-from likely.errors import CapabilityError, ConstraintError, KvFull, ModelError
+from likely.errors import CapabilityError, ConstraintError, KvFull, LikelyError, ModelError
 from likely.models.runtime import Output, Runtime, Sequence, Want, Work
 
 
@@ -175,30 +175,37 @@ class Loop:
         while not self._inbox.empty():
             verb, request_id, added = self._inbox.get()
             if verb == "add":
-                request, held = added
-                hypothesis = Hypothesis(
-                    request_id,
-                    request,
-                    request.first_sample,
-                    list(request.prompt[held.length if held else 0 :]),
-                    TextStream(request.stop, len(request.healed or b"")),
-                    held,
-                    waiting_for=1 if request.selects else request.samples,
-                    constraint=request.constraint.fork() if request.constraint else None,
-                    transforms=tuple(t.begin(self.runtime, request.prompt) for t in request.transforms),
-                )
-                select: BeamSearch | Particles | None = None
-                if request.beams:
-                    select = BeamSearch(request, self.end_ids | request.stop_tokens)
-                elif request.particles:
-                    select = Particles(request, self.end_ids)
-                self._waiting.append(_Running(request_id, request, [hypothesis], select))
+                try:
+                    self._waiting.append(self._begin(request_id, *added))
+                except (LikelyError, ValueError) as error:  # a transform that cannot follow this prompt
+                    events.append(Event(request_id, added[0].first_sample, error=error))
+                    if added[1] is not None:
+                        self.runtime.close(added[1])
                 continue
             for group in (self._running, self._waiting):
                 for running in [r for r in group if r.id == request_id]:
                     events += self._end_all(running, "cancelled")
                     group.remove(running)
         return events
+
+    def _begin(self, request_id: int, request: Request, held: Sequence | None) -> _Running:
+        hypothesis = Hypothesis(
+            request_id,
+            request,
+            request.first_sample,
+            list(request.prompt[held.length if held else 0 :]),
+            TextStream(request.stop, len(request.healed or b"")),
+            held,
+            waiting_for=1 if request.selects else request.samples,
+            constraint=request.constraint.fork() if request.constraint else None,
+            transforms=tuple(t.begin(self.runtime, request.prompt) for t in request.transforms),
+        )
+        select: BeamSearch | Particles | None = None
+        if request.beams:
+            select = BeamSearch(request, self.end_ids | request.stop_tokens)
+        elif request.particles:
+            select = Particles(request, self.end_ids)
+        return _Running(request_id, request, [hypothesis], select)
 
     def _admit(self) -> list[Hypothesis]:
         """Running requests, then waiting ones in order while their sequences and prompts fit."""

@@ -7,29 +7,64 @@ shape and returns numbers from nowhere.  torch never runs on the thread here.
 
 from __future__ import annotations
 
-import contextlib
+import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
+from queue import SimpleQueue
 from typing import Any
 
 
+class _Job:
+    """A call to make, a lock that is free once it is made, and (the result, the error), which are there before that."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]):
+        self.function, self.arguments = function, arguments
+        self.made = threading.Lock()
+        self.made.acquire()
+        self.outcome: tuple[Any, BaseException | None] | None = None
+
+    def make(self) -> None:
+        try:
+            self.outcome = self.function(*self.arguments), None
+        except BaseException as error:
+            self.outcome = None, error
+        self.made.release()
+
+
 @lru_cache(maxsize=1)
-def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="llama.cpp")
+def _jobs() -> SimpleQueue[_Job]:
+    jobs: SimpleQueue[_Job] = SimpleQueue()
+
+    def work() -> None:
+        while True:
+            jobs.get().make()
+
+    threading.Thread(target=work, name="llama.cpp", daemon=True).start()
+    return jobs
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_jobs.cache_clear)  # threads stay behind with the parent
 
 
 def on_tile_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     """The function's result, computed on the one thread.  Ctrl-C is raised when it has ended, as in a plain call."""
-    future = _thread().submit(function, *arguments)
+    job = _Job(function, arguments)
+    _jobs().put(job)
     interrupted = False
-    while not future.done():
+    while True:
         try:
-            wait([future])
+            job.made.acquire()
+            break
         except KeyboardInterrupt:
             interrupted = True
+            if job.outcome is not None:  # it came between taking the lock and knowing so
+                break
+    assert job.outcome is not None
+    value, error = job.outcome
     if interrupted:
-        with contextlib.suppress(Exception):
-            future.result()
         raise KeyboardInterrupt
-    return future.result()
+    if error is not None:
+        raise error
+    return value

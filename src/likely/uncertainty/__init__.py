@@ -1,0 +1,1 @@
+"""How sure the model is: estimators over scored or sampled answers."""

@@ -1,0 +1,201 @@
+"""What estimators of uncertainty are given, and what they return: arrays with one meaning each.
+
+Natural logarithms, float64, log-probabilities of the model itself (temperature 1, nothing masked or penalised).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Norm = Literal["sum", "token", "byte", "pmi"]
+
+
+@dataclass(frozen=True)
+class OptionScores:
+    """log p(option k | question), nats, for N questions with up to K options each.
+
+    logprobs       (N, K)  sums over the tokens of an option; -inf is an option that cannot be
+    tokens         (N, K)  tokens of each option;  sizes_bytes (N, K): its bytes in UTF-8, leading space not counted
+    exists         (N, K)  which options there are, where rows have different numbers of them
+    unconditional  (N, K)  the same after a prompt without content ("Answer:"), or None
+    labels         (N,)    number of the right option, -1: not known
+    """
+
+    logprobs: Floats
+    tokens: NDArray[np.int64]
+    sizes_bytes: NDArray[np.int64]
+    exists: NDArray[np.bool_]
+    unconditional: Floats | None = None
+    labels: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.logprobs.shape
+        if len(shape) != 2:
+            raise ValueError(f"logprobs must be (N, K), got shape {shape}")
+        for name in ("tokens", "sizes_bytes", "exists", "unconditional"):
+            array = getattr(self, name)
+            if array is not None and array.shape != shape:
+                raise ValueError(f"{name} has shape {array.shape}, logprobs {shape}")
+        bad = (np.isnan(self.logprobs) | np.isposinf(self.logprobs)) & self.exists
+        if bad.any():
+            raise ValueError(f"logprobs: row {int(bad.any(axis=1).argmax())} is not a log-probability (NaN or +inf)")
+        few = self.exists.sum(axis=1) < 2
+        if few.any():
+            raise ValueError(f"row {int(few.argmax())} has fewer than 2 options: nothing to be unsure about")
+
+    @classmethod
+    def from_records(cls, records: Iterable[Mapping[str, Any]]) -> OptionScores:
+        """Lines of a file that `likely choices -o` wrote: sequence_logprobs, token_logprobs, unconditional, label."""
+        rows = list(records)
+        if not rows:
+            raise ValueError("no records: at least one question is needed")
+        widest = max(len(r["sequence_logprobs"]) for r in rows)
+        shape = (len(rows), widest)
+        logprobs, tokens = np.full(shape, -np.inf), np.zeros(shape, np.int64)
+        sizes, exists = np.zeros(shape, np.int64), np.zeros(shape, bool)
+        without = np.full(shape, -np.inf) if rows[0].get("unconditional") is not None else None
+        labels = np.full(len(rows), -1, np.int64)
+        for i, record in enumerate(rows):
+            k = len(record["sequence_logprobs"])
+            logprobs[i, :k] = record["sequence_logprobs"]
+            tokens[i, :k] = [len(t) for t in record.get("token_logprobs") or [[0.0]] * k]
+            sizes[i, :k] = record.get("sizes_bytes") or [len(c.encode()) for c in record.get("choices") or [""] * k]
+            exists[i, :k] = True
+            if without is not None:
+                without[i, :k] = record["unconditional"]
+            if record.get("label") is not None:
+                labels[i] = record["label"]
+        return cls(logprobs, tokens, sizes, exists, without, labels)
+
+    def logits(self, norm: Norm = "sum") -> Floats:
+        """(N, K) what the options are compared by, in nats, -inf where there is none.
+
+        sum: log p(y|x);  token, byte: divided by the option's tokens or bytes;  pmi: log p(y|x) − log p(y|"Answer:")
+        """
+        if norm == "pmi":
+            if self.unconditional is None:
+                raise ValueError("pmi needs the unconditional log-probabilities: score with normalise=pmi")
+            values = self.logprobs - np.where(self.exists, self.unconditional, 0.0)
+        else:
+            by = {"sum": np.ones_like(self.tokens), "token": self.tokens, "byte": self.sizes_bytes}[norm]
+            if (by[self.exists] < 1).any():
+                row = int(((by < 1) & self.exists).any(axis=1).argmax())
+                raise ValueError(f'norm="{norm}": row {row} has an option of no {norm}s')
+            values = self.logprobs / np.maximum(by, 1)
+        return np.where(self.exists, values, -np.inf)
+
+    def probs(self, norm: Norm = "sum") -> Floats:
+        """(N, K) softmax of `logits`: rows sum to 1, 0 where there is no option."""
+        z = self.logits(norm)
+        best = z.max(axis=1, keepdims=True)
+        if np.isneginf(best).any():
+            raise ValueError(f"row {int(np.isneginf(best).argmax())}: every option has probability 0")
+        p = np.exp(z - best)
+        return p / p.sum(axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class GenerationScores:
+    """M generated texts, several of one prompt perhaps.
+
+    token_logprobs  per text, one per emitted token, the end token included if the model ended by itself
+    texts, finish_reasons  "stop" or "length" (cut: its log-probability is that of a prefix)
+    prompt_ids      (M,) which prompt each belongs to, 0..N-1
+    token_entropies per text and token, nats, over the whole vocabulary; None: not asked for
+    """
+
+    token_logprobs: Sequence[Floats]
+    texts: Sequence[str]
+    finish_reasons: Sequence[str]
+    prompt_ids: NDArray[np.int64]
+    token_entropies: Sequence[Floats] | None = None
+
+    def __post_init__(self) -> None:
+        m = len(self.token_logprobs)
+        for name in ("texts", "finish_reasons", "prompt_ids", "token_entropies"):
+            value = getattr(self, name)
+            if value is not None and len(value) != m:
+                raise ValueError(f"{name} has {len(value)} entries, token_logprobs {m}")
+        for i, row in enumerate(self.token_logprobs):
+            if not len(row):
+                raise ValueError(f"text {i} has no tokens: a text that ended at once still has its end token")
+            if np.isnan(row).any() or (np.asarray(row) > 1e-6).any():
+                raise ValueError(f"text {i}: a token's log-probability must be a number <= 0")
+
+    @property
+    def logprobs(self) -> Floats:
+        """(M,) log p(text | prompt): the sum over its tokens."""
+        return np.array([np.sum(row, dtype=np.float64) for row in self.token_logprobs])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.array([len(row) for row in self.token_logprobs], np.int64)
+
+    @property
+    def mean_logprobs(self) -> Floats:
+        return self.logprobs / self.lengths
+
+    @property
+    def truncated(self) -> NDArray[np.bool_]:
+        """(M,) which texts were cut."""
+        return np.array([reason != "stop" for reason in self.finish_reasons])
+
+    def of(self, prompt: int) -> NDArray[np.int64]:
+        """The numbers of a prompt's texts, in their order."""
+        return np.flatnonzero(self.prompt_ids == prompt)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What one run of the model gave for N prompts; estimators read what their `needs` name.
+
+    greedy     one text per prompt, in their order;  samples: S per prompt, drawn at temperature 1 without truncation
+    prompts    the questions as text
+    extra      further needs by name ("p_true": (N,), "embeddings", "hidden": (N, D) ...)
+    """
+
+    prompts: Sequence[str]
+    greedy: GenerationScores | None = None
+    samples: GenerationScores | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """One number per prompt.
+
+    kind       "probability": of being right (higher_is "more_certain") or wrong, in [0, 1]; "score": any scale
+    missing    (N,) where nothing could be read (a stated confidence that is not there); values are NaN there
+    truncated  (N,) where it rests on a text that was cut
+    """
+
+    values: Floats
+    kind: Literal["probability", "score"]
+    higher_is: Literal["more_certain", "less_certain"]
+    name: str
+    truncated: NDArray[np.bool_] | None = None
+    note: str = ""
+
+    @property
+    def missing(self) -> NDArray[np.bool_]:
+        return np.isnan(self.values)
+
+    @property
+    def certainty(self) -> Floats:
+        """Higher is surer, on the estimator's own scale: for ranking (AUROC, risk and coverage)."""
+        return self.values if self.higher_is == "more_certain" else -self.values
+
+    def confidence(self) -> Floats:
+        """The probability of being right; ValueError for a score, which a recalibrator has to map first."""
+        if self.kind != "probability":
+            raise ValueError(f"{self.name} is a score, not a probability: fit a recalibrator (calibrate fit) to it")
+        if self.missing.any():
+            warnings.warn(f"{self.name}: {int(self.missing.sum())} of {len(self.values)} missing", stacklevel=2)
+        return self.values if self.higher_is == "more_certain" else 1 - self.values
