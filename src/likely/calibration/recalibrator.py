@@ -10,7 +10,19 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 
-from likely.calibration.inputs import Floats, check_confidence, check_logits, check_probs, check_score
+from likely.calibration.inputs import (
+    Floats,
+    Ints,
+    check_confidence,
+    check_correct,
+    check_labels,
+    check_logits,
+    check_probs,
+    check_score,
+    log_probs,
+    log_softmax,
+)
+from likely.calibration.learned import Learned, read_learned
 from likely.errors import DataError, nearest
 
 Input = Literal["logits", "probs", "confidence", "score"]
@@ -24,7 +36,7 @@ class Recalibrator(Protocol):
     result is (N,), the probability of 1.
     """
 
-    input: ClassVar[Input]
+    input: Input
 
     def fit(self, x: Any, labels: Any) -> Self: ...
     def predict_proba(self, x: Any) -> Floats: ...
@@ -34,8 +46,10 @@ class Recalibrator(Protocol):
 class Fitted:
     """What all recalibrators share: parameters by name, and learned values to and from JSON."""
 
-    input: ClassVar[Input]
     name: ClassVar[str]  # in files and on the command line
+    inputs: ClassVar[tuple[Input, ...]]  # what `input` may be, the default first
+    learns: ClassVar[dict[str, Learned]] = {}  # what `fit` sets; empty: numbers, read back without further checks
+    input: Input
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments by name (scikit-learn's contract)."""
@@ -62,10 +76,14 @@ class Fitted:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: {"method", "params", "learned"}."""
-        return {"method": self.name, "params": self.get_params(), "learned": _plain(self.learned())}
+        return {"method": self.name, "params": plain(self.get_params()), "learned": plain(self.learned())}
 
-    def restore(self, learned: dict[str, Any]) -> Self:
-        """Take over learned values as `to_dict` gave them (lists become float64 arrays)."""
+    def restore(self, learned: Any) -> Self:
+        """Take over learned values as `to_dict` gave them; DataError names the field that is wrong."""
+        if self.learns:
+            for name, value in read_learned(learned, self.learns).items():
+                setattr(self, name, value)
+            return self
         for name, value in learned.items():
             if not name.endswith("_") or name.startswith("_"):
                 raise DataError(f'a recalibrator has no learned value "{name}"')
@@ -74,19 +92,47 @@ class Fitted:
 
     def checked(self, x: Any) -> Floats:
         """x as this recalibrator wants it."""
+        if self.input not in self.inputs:
+            allowed = ", ".join(self.inputs)
+            raise ValueError(
+                f'{type(self).__name__} has no input "{self.input}"{nearest(str(self.input), self.inputs)} '
+                f"(allowed: {allowed})"
+            )
         return _CHECKS[self.input](x)
+
+    def checked_logprobs(self, x: Any, classes: int | None = None) -> Floats:
+        """(N, K) log p of what was given as logits or probs; classes: how many there were when this was fitted."""
+        values = self.checked(x)
+        if classes is not None and values.shape[1] != classes:
+            raise ValueError(f"{self.input} have {values.shape[1]} classes, {self.name} was fitted on {classes}")
+        return log_softmax(values) if self.input == "logits" else log_probs(values)
+
+    def checked_binary(self, x: Any, labels: Any) -> tuple[Floats, Ints]:
+        """(N,) confidences or scores, and whether each was right."""
+        values = self.checked(x)
+        return values, check_correct(labels, len(values))
+
+    def checked_classes(self, x: Any, labels: Any) -> tuple[Floats, Ints]:
+        """(N, K) log p, and the (N,) classes; ValueError for a row whose class cannot be."""
+        logp = self.checked_logprobs(x)
+        classes = check_labels(labels, *logp.shape)
+        impossible = np.isneginf(logp[np.arange(len(logp)), classes])
+        if impossible.any():
+            raise ValueError(f"row {int(impossible.argmax())}: its label has logit -inf, so no map makes it possible")
+        return logp, classes
 
 
 _CHECKS = {"logits": check_logits, "probs": check_probs, "confidence": check_confidence, "score": check_score}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The same as JSON knows it: lists for arrays, numbers for numpy's."""
     if isinstance(value, dict):
-        return {name: _plain(v) for name, v in value.items()}
+        return {name: plain(v) for name, v in value.items()}
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value
