@@ -109,6 +109,8 @@ class GenerationScores:
     texts, finish_reasons  "stop" or "length" (cut: its log-probability is that of a prefix)
     prompt_ids      (M,) which prompt each belongs to, 0..N-1
     token_entropies per text and token, nats, over the whole vocabulary; None: not asked for
+    token_sizes     per text and token, bytes of text that it wrote (an end token: 0); None: not known
+    note            what is peculiar about these numbers
     """
 
     token_logprobs: Sequence[Floats]
@@ -116,16 +118,22 @@ class GenerationScores:
     finish_reasons: Sequence[str]
     prompt_ids: NDArray[np.int64]
     token_entropies: Sequence[Floats] | None = None
+    token_sizes: Sequence[NDArray[np.int64]] | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         m = len(self.token_logprobs)
-        for name in ("texts", "finish_reasons", "prompt_ids", "token_entropies"):
+        for name in ("texts", "finish_reasons", "prompt_ids", "token_entropies", "token_sizes"):
             value = getattr(self, name)
             if value is not None and len(value) != m:
                 raise ValueError(f"{name} has {len(value)} entries, token_logprobs {m}")
         for i, row in enumerate(self.token_logprobs):
             if not len(row):
                 raise ValueError(f"text {i} has no tokens: a text that ended at once still has its end token")
+            for name in ("token_entropies", "token_sizes"):
+                beside = getattr(self, name)
+                if beside is not None and len(beside[i]) != len(row):
+                    raise ValueError(f"text {i}: {name} has {len(beside[i])} entries, token_logprobs {len(row)}")
             if np.isnan(row).any() or (np.asarray(row) > 1e-6).any():
                 raise ValueError(f"text {i}: a token's log-probability must be a number <= 0")
 
@@ -157,6 +165,7 @@ class Gathered:
     """What one run of the model gave for N prompts; estimators read what their `needs` name.
 
     greedy     one text per prompt, in their order;  samples: S per prompt, drawn at temperature 1 without truncation
+    beams      the most likely text per prompt that beam search found
     prompts    the questions as text
     extra      further needs by name ("p_true": (N,), "embeddings", "hidden": (N, D) ...)
     """
@@ -164,7 +173,20 @@ class Gathered:
     prompts: Sequence[str]
     greedy: GenerationScores | None = None
     samples: GenerationScores | None = None
+    beams: GenerationScores | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        """N, the number of prompts."""
+        return len(self.prompts)
+
+    def texts(self, name: Literal["greedy", "samples", "beams"]) -> GenerationScores:
+        """These texts; ValueError where they were not gathered."""
+        found: GenerationScores | None = getattr(self, name)
+        if found is None:
+            raise ValueError(f'no {name} were gathered: gather(..., needs=["{name}"])')
+        return found
 
 
 @dataclass(frozen=True)

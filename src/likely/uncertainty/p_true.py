@@ -1,0 +1,103 @@
+"""P(True): the model is shown its answer, beside others that it sampled, and asked whether it is true.
+
+Kadavath et al. 2022, arXiv:2207.05221, section 4.  The two options are asked about in both orders, since small models
+prefer a letter whatever stands behind it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from likely.uncertainty.types import Floats, Gathered, Uncertainty
+
+LETTERS = ("A", "B")
+FORMS = (" {}", "{}", " ({}")  # how the model may write a letter; one form for both letters
+LEAST_MASS = 0.1
+
+
+class LowAnswerMass(UserWarning):
+    """The model puts little of its probability on the letters that it was asked for."""
+
+
+def p_true_prompt(question: str, answer: str, brainstormed: Sequence[str], *, true_first: bool) -> str:
+    """The question about an answer; the letter of "True" is A if true_first, else B."""
+    options = ("True", "False") if true_first else ("False", "True")
+    ideas = "".join(f"\n{text.strip()}" for text in brainstormed)
+    return (
+        f"Question: {question}\n"
+        + (f"Here are some brainstormed ideas:{ideas}\n" if brainstormed else "")
+        + f"Possible answer: {answer.strip()}\nIs the possible answer:\n(A) {options[0]}\n(B) {options[1]}\n"
+        + "The possible answer is:"
+    )
+
+
+def p_true_prompts(gathered: Gathered, brainstormed: int) -> list[tuple[str, str]]:
+    """Per prompt the two orders, True first and False first, with its first `brainstormed` samples."""
+    greedy = gathered.texts("greedy").texts
+    out = []
+    for i, question in enumerate(gathered.prompts):
+        ideas: list[str] = []
+        if brainstormed:
+            samples = gathered.texts("samples")
+            ideas = [samples.texts[k] for k in samples.of(i)[:brainstormed]]
+        one, other = (p_true_prompt(question, greedy[i], ideas, true_first=first) for first in (True, False))
+        out.append((one, other))
+    return out
+
+
+def answers() -> list[str]:
+    """What is scored after each prompt: both letters in every form."""
+    return [form.format(letter) for form in FORMS for letter in LETTERS]
+
+
+@dataclass(frozen=True)
+class LetterShare:
+    """p(A) / (p(A) + p(B)) in the form of the letters that holds the most, and what it holds."""
+
+    share: float
+    mass: float
+
+
+def letter_share(logprobs: Floats) -> LetterShare:
+    """From log p of each of `answers()`, in their order."""
+    table = np.asarray(logprobs, np.float64).reshape(len(FORMS), len(LETTERS))
+    masses = np.logaddexp.reduce(table, axis=1)
+    best = int(masses.argmax())
+    if np.isneginf(masses[best]):
+        return LetterShare(0.5, 0.0)
+    return LetterShare(float(np.exp(table[best, 0] - masses[best])), float(np.exp(masses[best])))
+
+
+def p_true_of(logprobs: Floats) -> Floats:
+    """(N,) the mean over both orders of the share of the letter of "True".
+
+    logprobs  (N, 2, 6): per prompt and order (True first, False first), log p of each of `answers()`
+    """
+    out = np.empty(len(logprobs))
+    low = 0
+    for i, orders in enumerate(logprobs):
+        first, second = letter_share(orders[0]), letter_share(orders[1])
+        out[i] = (first.share + 1 - second.share) / 2
+        low += min(first.mass, second.mass) < LEAST_MASS
+    if low:
+        warnings.warn(
+            f"P(True): {low} of {len(logprobs)} questions have less than {LEAST_MASS:g} of the probability on the "
+            f"letters A and B: the model does not answer in that form",
+            LowAnswerMass,
+            stacklevel=2,
+        )
+    return out
+
+
+def p_true(gathered: Gathered) -> Uncertainty:
+    """The probabilities that were gathered under "p_true"."""
+    if "p_true" not in gathered.extra:
+        raise ValueError('P(True) was not gathered: gather(..., needs=["p_true"])')
+    return Uncertainty(
+        np.asarray(gathered.extra["p_true"], np.float64), "probability", "more_certain", "p_true",
+        truncated=gathered.texts("greedy").truncated,
+    )  # fmt: skip

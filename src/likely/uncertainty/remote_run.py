@@ -1,0 +1,101 @@
+"""What a plan wants of a server: texts, with the log-probabilities that it gives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from likely.errors import CapabilityError
+from likely.uncertainty.p_true import answers, p_true_of, p_true_prompts
+from likely.uncertainty.plan import Plan
+from likely.uncertainty.types import Floats, Gathered, GenerationScores
+
+CONCURRENT = 8  # requests at a time
+NOTE = "log-probabilities of a server, which may leave out the end token's"
+
+
+def gather_remotely(
+    lm: Any, prompts: list[str], shown: list[str], plan: Plan, progress: Callable[[int], None] | None
+) -> Gathered:
+    """See `plan.gather`."""
+    for need, why in (("token_entropy", "a server gives no entropies"), ("beams", "a server has no beam search")):
+        if need in plan.needs:
+            raise CapabilityError(f"{why}: load the model locally (torch, llamacpp), or leave out what needs {need}")
+    greedy: list[Any] = []
+    samples: list[list[Any]] = []
+    jobs: list[tuple[str, int | None]] = []
+    for prompt in prompts:
+        jobs += [(prompt, None)] if "greedy" in plan.needs else []
+        jobs += [(prompt, i) for i in range(plan.samples)] if "samples" in plan.needs else []
+    with ThreadPoolExecutor(CONCURRENT, thread_name_prefix="likely-uncertainty") as pool:
+        done = pool.map(lambda job: _one(lm, plan, *job), jobs)
+        for _ in prompts:
+            if "greedy" in plan.needs:
+                greedy.append(next(done))
+            if "samples" in plan.needs:
+                samples.append([next(done) for _ in range(plan.samples)])
+            if progress:
+                progress(1)
+    gathered = Gathered(
+        shown,
+        _scores([[text] for text in greedy]) if greedy else None,
+        _scores(samples) if samples else None,
+    )
+    if "p_true" in plan.needs:
+        gathered = replace(gathered, extra={"p_true": _p_true(lm, gathered, plan)})
+    return gathered
+
+
+def _one(lm: Any, plan: Plan, prompt: str, sample: int | None) -> Any:
+    """The greedy text, or one sample with a seed of its own."""
+    settings: dict[str, Any] = {"max_tokens": plan.max_tokens, "temperature": 0.0 if sample is None else 1.0}
+    if sample is not None:
+        digest = hashlib.sha256(f"{plan.seed}\n{sample}\n{prompt}".encode()).digest()
+        settings |= {"seed": int.from_bytes(digest[:4], "little") >> 1, "top_p": 1.0}
+    if plan.stop:
+        settings["stop"] = plan.stop
+    if plan.questions:
+        return lm.ask(prompt, system=plan.system, **settings)
+    return lm.generate(prompt, **settings)
+
+
+def _scores(groups: Sequence[Sequence[Any]]) -> GenerationScores:
+    made = [text for group in groups for text in group]
+    if any(text.token_logprobs is None for text in made):
+        raise CapabilityError(
+            "this server gives no log-probabilities of what it writes, and these estimators rest on them: use a "
+            "server that does, or load the model locally (torch, llamacpp)"
+        )
+    sizes = [_sizes(text) for text in made]
+    return GenerationScores(
+        [np.array(text.token_logprobs, np.float64) for text in made],
+        [text.text for text in made],
+        [text.finish_reason for text in made],
+        np.repeat(np.arange(len(groups)), [len(group) for group in groups]),
+        token_sizes=None if any(size is None for size in sizes) else sizes,  # type: ignore[arg-type]
+        note=NOTE,
+    )
+
+
+def _sizes(text: Any) -> np.ndarray | None:
+    """Bytes per token, if the server's tokens spell the text."""
+    if text.tokens is None or not "".join(text.tokens).startswith(text.text):
+        return None
+    return np.array([len(token.encode()) for token in text.tokens], np.int64)
+
+
+def _p_true(lm: Any, gathered: Gathered, plan: Plan) -> Floats:
+    """The questions as raw prompts: a server applies no template to a text that it only scores."""
+    pairs = [
+        (text, answer)
+        for orders in p_true_prompts(gathered, plan.brainstormed)
+        for text in orders
+        for answer in answers()
+    ]
+    scored = lm.score_pairs(pairs)
+    return p_true_of(np.array([s.sequence_logprob for s in scored]).reshape(gathered.n, 2, len(answers())))

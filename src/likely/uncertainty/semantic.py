@@ -1,0 +1,108 @@
+"""Semantic entropy: entropy over meanings of S samples instead of over their words.
+
+Kuhn et al. 2023, arXiv:2302.09664; Farquhar et al. 2024, Nature 630.  Functions of arrays take one prompt's samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from likely.uncertainty.clusters import NUMBER, Clusterer
+from likely.uncertainty.sampling import any_cut, samples_of
+from likely.uncertainty.types import Floats, Gathered, GenerationScores, Uncertainty
+
+Form = Literal["rao_blackwell", "older"]
+
+
+def cluster_logprobs(logprobs: Floats, clusters: Sequence[int]) -> Floats:
+    """(C,) log Σ_{s in c} e^{l_s} of each cluster, not normalised.  logprobs (S,), clusters (S,) numbered 0..C-1."""
+    groups = np.asarray(clusters)
+    return np.array([np.logaddexp.reduce(logprobs[groups == c]) for c in range(int(groups.max()) + 1)])
+
+
+def semantic_entropy_of(logprobs: Floats, clusters: Sequence[int], *, form: Form = "rao_blackwell") -> float:
+    """Entropy over C meanings of S different texts, in nats.
+
+    logprobs  (S,)  log p(y^s | x), or per token (length-normalised)
+    form      rao_blackwell: −Σ_c P(c) log P(c), P(c) the share Σ_{s in c} e^{l_s} / Σ_s e^{l_s}.  In [0, log C].
+              older: −(1/C) Σ_c log P̃(c), P̃ not normalised (Kuhn et al., eq. 4)
+    """
+    if not len(logprobs) or len(logprobs) != len(clusters):
+        raise ValueError(
+            f"{len(logprobs)} log-probabilities for {len(clusters)} texts: each needs one, and there must be one"
+        )
+    masses = cluster_logprobs(np.asarray(logprobs, np.float64), clusters)
+    if form == "older":
+        return float(-masses.mean())
+    shares = masses - np.logaddexp.reduce(masses)
+    return max(0.0, float(-(np.exp(shares) * shares).sum()))
+
+
+def discrete_entropy_of(clusters: Sequence[int]) -> float:
+    """−Σ_c (|c|/S) log(|c|/S): entropy of how often each meaning was drawn; needs no log-probabilities."""
+    if not len(clusters):
+        raise ValueError("no texts: one at least is needed")
+    shares = np.bincount(np.asarray(clusters)) / len(clusters)
+    return max(0.0, float(-(shares * np.log(shares)).sum()))
+
+
+def distinct(texts: Sequence[str], logprobs: Floats) -> list[int]:
+    """Numbers of the samples to keep so that each text counts once: of equal ones the most likely."""
+    best: dict[str, int] = {}
+    for i, text in enumerate(texts):
+        if text not in best or logprobs[i] > logprobs[best[text]]:
+            best[text] = i
+    return sorted(best.values())
+
+
+def semantic_entropy(
+    gathered: Gathered,
+    *,
+    clusterer: Clusterer = NUMBER,
+    length_normalised: bool = False,
+    form: Form = "rao_blackwell",
+    dedup: bool = True,
+) -> Uncertainty:
+    """`semantic_entropy_of` each prompt's samples; the note says which clusterer was used.
+
+    dedup  count a text that was drawn twice once: its probability weighs it already
+    """
+    samples = gathered.texts("samples")
+    weights = samples.mean_logprobs if length_normalised else samples.logprobs
+
+    def one(own: np.ndarray, texts: list[str], clusters: list[int]) -> float:
+        keep = distinct(texts, weights[own]) if dedup else list(range(len(own)))
+        kept = np.unique([clusters[k] for k in keep], return_inverse=True)[1].tolist()
+        return semantic_entropy_of(weights[own][keep], kept, form=form)
+
+    name = ("ln_" if length_normalised else "") + "semantic_entropy" + ("_older" if form == "older" else "")
+    return _over_prompts(gathered, samples, clusterer, one, name)
+
+
+def discrete_semantic_entropy(gathered: Gathered, *, clusterer: Clusterer = NUMBER) -> Uncertainty:
+    """`discrete_entropy_of` each prompt's samples."""
+    return _over_prompts(
+        gathered, gathered.texts("samples"), clusterer, lambda own, texts, clusters: discrete_entropy_of(clusters),
+        "discrete_semantic_entropy",
+    )  # fmt: skip
+
+
+def _over_prompts(
+    gathered: Gathered,
+    samples: GenerationScores,
+    clusterer: Clusterer,
+    one: Callable[[np.ndarray, list[str], list[int]], float],
+    name: str,
+) -> Uncertainty:
+    values = np.empty(gathered.n)
+    for i, question in enumerate(gathered.prompts):
+        own = samples_of(samples, i)
+        texts = [samples.texts[k] for k in own]
+        values[i] = one(own, texts, clusterer.groups(question, texts))
+    return Uncertainty(
+        values, "score", "less_certain", name, truncated=any_cut(samples, gathered.n),
+        note=f"clusters: {clusterer.name}",
+    )  # fmt: skip
