@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from likely.calibration.inputs import (
     Floats,
@@ -147,7 +148,7 @@ def bin_table(
     """What `ece` sums over.  Arguments as for `ece`."""
     counted = checked_tally(confidence, correct)
     at = assign(counted, bins, binning, edge)
-    n, conf, acc = _sums(counted, at, bins)
+    n, conf, acc = bin_sums(counted, at, bins)
     held = np.flatnonzero(n)
     first = np.searchsorted(at, held, side="left")
     last = np.searchsorted(at, held, side="right") - 1
@@ -170,8 +171,7 @@ def assign(counted: Tally, bins: int, binning: Binning, edge: Edge) -> Ints:
     if edge not in ("right", "left"):
         raise ValueError(f'edge must be "right" or "left", got {edge!r}')
     if binning == "width":
-        inner = np.arange(1, bins) / bins  # correctly rounded, as the literal 0.3 is; linspace and c * bins are not
-        return np.searchsorted(inner, counted.value, side="left" if edge == "right" else "right").astype(np.int64)
+        return _of_width(counted.value, bins, edge)
     ends = np.cumsum(counted.n, axis=-1)
     return _split(ends - counted.n if edge == "right" else np.maximum(ends - 1, 0), counted.rows, bins)
 
@@ -185,7 +185,7 @@ def _split(position: Floats, rows: int, bins: int) -> Ints:
     return np.minimum(np.where(position < longer * (size + 1), of_longer, of_rest), bins - 1).astype(np.int64)
 
 
-def _sums(counted: Tally, at: Ints, bins: int) -> tuple[Floats, Floats, Floats]:
+def bin_sums(counted: Tally, at: Ints, bins: int) -> tuple[Floats, Floats, Floats]:
     """(rows, sum of confidence, right rows) of every bin, each (..., bins)."""
     n = counted.n
     each = np.broadcast_to(at, n.shape).reshape(-1, n.shape[-1])
@@ -198,12 +198,30 @@ def _sums(counted: Tally, at: Ints, bins: int) -> tuple[Floats, Floats, Floats]:
     return summed(n), summed(n * counted.value), summed(counted.right)
 
 
+def classwise_residuals(probs: Floats, labels: Ints, *, bins: int = 15, edge: Edge = "right") -> Any:
+    """Sparse (K · bins, N): its product with row weights (N,) is the sum of 1[y = k] − p_k in each bin of equal width.
+
+    The absolute values of that, summed and divided by N · K, are `classwise_ece`: one product for all resamples.
+    """
+    rows, classes = probs.shape
+    at = _of_width(probs, bins, edge)
+    off = -probs
+    off[np.arange(rows), labels] += 1
+    cells = (at + np.arange(classes) * bins).ravel()
+    return csr_array((off.ravel(), (cells, np.repeat(np.arange(rows), classes))), shape=(classes * bins, rows))
+
+
+def _of_width(values: Floats, bins: int, edge: Edge) -> Ints:
+    inner = np.arange(1, bins) / bins  # correctly rounded, as the literal 0.3 is; linspace and c * bins are not
+    return np.searchsorted(inner, values, side="left" if edge == "right" else "right").astype(np.int64)
+
+
 def ece_of(
     counted: Tally, *, bins: int = 15, binning: Binning = "width", edge: Edge = "right", norm: float = 1
 ) -> Floats:
     if not norm >= 1:
         raise ValueError(f"norm must be at least 1 (1, 2 or math.inf), got {norm!r}")
-    n, conf, right = _sums(counted, assign(counted, bins, binning, edge), bins)
+    n, conf, right = bin_sums(counted, assign(counted, bins, binning, edge), bins)
     return _mean_gap(n, conf, right, counted.rows, norm)
 
 
@@ -217,7 +235,7 @@ def _mean_gap(n: Floats, conf: Floats, right: Floats, rows: int, norm: float) ->
 
 
 def debiased_ce_of(counted: Tally, *, bins: int = 15, binning: Binning = "mass", edge: Edge = "right") -> Floats:
-    n, conf, right = _sums(counted, assign(counted, bins, binning, edge), bins)
+    n, conf, right = bin_sums(counted, assign(counted, bins, binning, edge), bins)
     held, accuracy = np.maximum(n, 1), right / np.maximum(n, 1)
     squared = ((right - conf) / held) ** 2 - accuracy * (1 - accuracy) / np.maximum(n - 1, 1)
     return np.sqrt(np.maximum(0, (np.where(n > 1, squared, 0) * n).sum(axis=-1) / counted.rows))

@@ -9,7 +9,7 @@ import numpy as np
 
 from likely.calibration.inputs import Floats
 
-_AT_ONCE = 1 << 20  # weights held at a time
+_AT_ONCE = 1 << 20  # numbers held at a time
 
 
 def interval(
@@ -59,8 +59,13 @@ def percentiles(values: Floats, level: float) -> tuple[float, float] | None:
 def resampled_weights(rows: int, *, resamples: int, seed: int) -> Iterator[Floats]:
     """How often each row is drawn, in blocks (R, rows) of at most a million numbers; `interval` draws the same rows."""
     rng = np.random.default_rng(seed)
-    block = max(1, _AT_ONCE // rows)
-    for done in range(0, resamples, block):
-        count = min(block, resamples - done)
+    for count in blocks(resamples, rows):
         drawn = rng.integers(0, rows, (count, rows)) + np.arange(count)[:, None] * rows
         yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(np.float64)
+
+
+def blocks(resamples: int, rows: int) -> Iterator[int]:
+    """Numbers of resamples to hold at a time, that sum to `resamples`."""
+    most = max(1, _AT_ONCE // rows)
+    for done in range(0, resamples, most):
+        yield min(most, resamples - done)

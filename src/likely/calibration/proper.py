@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from likely.calibration.bins import Binning, Edge, assign, checked_tally
+from likely.calibration.bins import Binning, Edge, assign, bin_sums, checked_tally
 from likely.calibration.inputs import (
     SMALLEST,
     Floats,
@@ -18,6 +18,7 @@ from likely.calibration.inputs import (
     check_labels,
     check_probs,
 )
+from likely.calibration.tally import Tally
 
 
 def brier(probs: Any, labels: Any) -> float:
@@ -83,19 +84,28 @@ def murphy(
 
     Murphy 1973, "A new vector partition of the probability score"; the part within bins: Stephenson et al. 2008.
     """
-    counted = checked_tally(confidence, correct)
-    c, n, right, rows = counted.value, counted.n, counted.right, counted.rows
-    at = np.arange(len(c)) if bins is None else assign(counted, bins, binning, edge)
-    size = np.bincount(at, weights=n)
-    held = np.maximum(size, 1)
-    conf, acc = np.bincount(at, weights=n * c) / held, np.bincount(at, weights=right) / held
-    overall = right.sum() / rows
-    off = c - conf[at]
-    return Murphy(
-        reliability=float((size * (conf - acc) ** 2).sum() / rows),
-        resolution=float((size * (acc - overall) ** 2).sum() / rows),
-        uncertainty=float(overall * (1 - overall)),
-        within=float((n * off**2 - 2 * off * (right - n * acc[at])).sum() / rows),
+    parts = murphy_of(checked_tally(confidence, correct), bins=bins, binning=binning, edge=edge)
+    return Murphy(*(float(part) for part in parts))
+
+
+def murphy_of(
+    counted: Tally, *, bins: int | None = None, binning: Binning = "width", edge: Edge = "right"
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """The four parts of a `Tally` with any leading axes, each (...,)."""
+    c, rows = counted.value, counted.rows
+    if bins is None:
+        n, conf, right = counted.n, counted.n * c, counted.right
+    else:
+        n, conf, right = bin_sums(counted, assign(counted, bins, binning, edge), bins)
+    held = np.maximum(n, 1)
+    overall = right.sum(axis=-1) / rows
+    squares = (counted.n * c**2).sum(axis=-1) - (conf**2 / held).sum(axis=-1)  # Σ (c − conf_b)²
+    products = (counted.right * c).sum(axis=-1) - (conf * right / held).sum(axis=-1)  # Σ (c − conf_b)(y − acc_b)
+    return (
+        ((conf - right) ** 2 / held).sum(axis=-1) / rows,
+        (n * (right / held - overall[..., None]) ** 2).sum(axis=-1) / rows,
+        overall * (1 - overall),
+        (squares - 2 * products) / rows,
     )
 
 
