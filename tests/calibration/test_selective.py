@@ -123,6 +123,19 @@ def test_a_grid_of_other_items_uses_all_items_and_keeps_the_promise():
     assert given > SETS / 2 and stats.binom.sf(broke - 1, SETS, delta) > FALSE_ALARM
 
 
+@pytest.mark.parametrize("law", [continuous, tied])
+def test_a_monotone_risk_lets_all_items_be_tested_and_more_be_certified(law):
+    delta = 0.2
+
+    def choose(c, right, risk, delta):
+        found = certified_threshold(c, right, risk=risk, delta=delta, monotone=True)
+        return None if found is None else found.threshold
+
+    broke, given = broken(law, falling, choose, n=150, risk=0.12, delta=delta)
+    assert stats.binom.sf(broke - 1, SETS, delta) > FALSE_ALARM
+    assert given > 1.3 * broken(law, falling, certified, n=150, risk=0.12, delta=delta)[1]
+
+
 def test_the_fast_walk_is_the_slow_one():
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -253,6 +266,10 @@ def test_on_calibrated_confidence_the_two_cost_rules_agree():
         (lambda: certified_threshold([0.5, 0.6], [1], risk=0.1), "correct has 1 rows, the predictions have 2"),
         (lambda: certified_threshold([], [], risk=0.1), "confidence is empty"),
         (lambda: certified_threshold([0.5], [1], risk=0.1, grid=[0.1, 0.5]), "grid must fall"),
+        (
+            lambda: certified_threshold([0.5], [1], risk=0.1, grid=[0.5], monotone=True),
+            "give grid or monotone, not both",
+        ),
         (lambda: precision_bound([0.5], [1], at_least=0.5, delta=0), "delta must lie between 0 and 1"),
         (lambda: cost_threshold(wrong=0, ask=1), "wrong must be > 0, got 0"),
         (lambda: cost_threshold(wrong=1, ask=-1), "ask must be >= 0, got -1"),

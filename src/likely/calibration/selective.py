@@ -116,7 +116,14 @@ def lower_bound(successes: int, n: int, delta: float) -> float:
 
 
 def certified_threshold(
-    confidence: Any, correct: Any, *, risk: float, delta: float = 0.1, grid: Any = None, seed: int = 0
+    confidence: Any,
+    correct: Any,
+    *,
+    risk: float,
+    delta: float = 0.1,
+    grid: Any = None,
+    monotone: bool = False,
+    seed: int = 0,
 ) -> Threshold | None:
     """The lowest threshold found whose error rate among answered is at most `risk`, wrong with probability <= delta.
 
@@ -124,20 +131,30 @@ def certified_threshold(
     grid  (G,) thresholds in the order in which they are tested, falling, fixed WITHOUT these items (see
           `plan_thresholds`, to be called on others).  Without it a fifth of the items, drawn with `seed`, plans the
           grid and only the rest is tested.
+    monotone  promise that the error rate among answered never falls as the threshold falls.  Then all items are tested
+          at their own distinct confidences, from the surest that enough items reach: more is certified, but the
+          guarantee is void where the promise is.
     Returns None if the first threshold already fails: nothing can be certified from these items (`fewest_items` says
     how many answered ones it takes at the least).
 
     Learn-then-Test (Angelopoulos et al. 2021, arXiv:2110.01052, section 3): H_t: "the error rate among confidence >= t
     exceeds risk" has the exact p-value P(Binomial(n_t, risk) <= errors_t), since errors_t given n_t is binomial for
     every fixed t.  Testing a fixed sequence at level delta until the first that is not rejected keeps the probability
-    of any false rejection <= delta.  The items' own confidences must not say where the sequence starts: given that few
-    items lie above a bad threshold, those above the next are no longer a binomial sample of its error rate, and with
-    errors that do not fall with confidence the guarantee breaks (choosing by the items' own errors breaks it wholly).
+    of any false rejection <= delta.  The sequence must not come from the tested items, not even from their confidences
+    alone: given how many items lie above one threshold, the errors above the next are no binomial sample of its error
+    rate.  (With `monotone` they are then at least as many, and the test stays valid.)
     """
     _check_levels(risk, delta)
     score = check_score(confidence, "confidence")
     right = check_correct(correct, len(score))
-    if grid is None:
+    if monotone:
+        if grid is not None:
+            raise ValueError("give grid or monotone, not both")
+        thresholds = np.unique(score)[::-1]
+        thresholds = thresholds[_above(score, right, thresholds)[0] >= fewest_items(risk, delta)]
+        if not len(thresholds):
+            return None
+    elif grid is None:
         order = np.random.default_rng(seed).permutation(len(score))
         pilot, rest = np.split(order, [math.ceil(PILOT * len(score))])
         if not len(rest):
