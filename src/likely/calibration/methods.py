@@ -6,23 +6,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from likely.calibration.beta import Beta
+from likely.calibration.dirichlet import Dirichlet, Matrix
 from likely.calibration.histogram import Histogram
 from likely.calibration.isotonic import Isotonic
+from likely.calibration.one_vs_rest import OneVsRest
 from likely.calibration.platt import Platt
 from likely.calibration.recalibrator import Fitted, Input
 from likely.calibration.scaling_binning import ScalingBinning
 from likely.calibration.temperature import Temperature
+from likely.calibration.vector import Vector
+from likely.calibration.venn_abers import VennAbers
 from likely.errors import DataError, nearest
 
 METHODS: dict[str, type[Fitted]] = {
-    method.name: method for method in (Temperature, Platt, Beta, Isotonic, Histogram, ScalingBinning)
-}
+    method.name: method
+    for method in (
+        Temperature, Vector, Matrix, Dirichlet, Platt, Beta, Isotonic, Histogram, ScalingBinning, VennAbers,
+    )
+}  # fmt: skip
 
 
 def make(name: str, **params: Any) -> Fitted:
     """A recalibrator that is not fitted yet; ValueError names the nearest method or parameter."""
-    made = _method(name)()
-    return made.set_params(**params)
+    return _method(name)().set_params(**params)
 
 
 def inputs_of(name: str) -> tuple[Input, ...]:
@@ -32,22 +38,38 @@ def inputs_of(name: str) -> tuple[Input, ...]:
 
 def from_dict(record: Any) -> Fitted:
     """The fitted recalibrator of which this is the `to_dict`; DataError names the field that is wrong."""
-    if not isinstance(record, Mapping):
-        raise DataError(f"a recalibrator must be an object of method, params and learned, got {type(record).__name__}")
-    for field in ("method", "params", "learned"):
-        if field not in record:
-            found = ", ".join(f'"{name}"' for name in record) or "nothing"
-            raise DataError(f'a recalibrator must have the field "{field}" (found: {found})')
-    if not isinstance(record["params"], Mapping):
-        raise DataError(f"params: must be an object, got {type(record['params']).__name__}")
-    try:
-        made = make(record["method"], **record["params"])
-    except (ValueError, TypeError) as error:
-        raise DataError(f"a recalibrator's record: {error}") from None
+    method, params = _described(record, ("method", "params", "learned"), "a recalibrator")
+    if method == OneVsRest.name:
+        base, of_base = _described(params.get("base"), ("method", "params"), "params.base")
+        made: Fitted = OneVsRest(_made(base, of_base)).set_params(
+            **{name: value for name, value in params.items() if name != "base"}
+        )
+    else:
+        made = _made(method, params)
     return made.restore(record["learned"])
 
 
+def _described(record: Any, fields: tuple[str, ...], what: str) -> tuple[str, Mapping[str, Any]]:
+    """The method and parameters of a record that has these fields."""
+    if not isinstance(record, Mapping):
+        raise DataError(f"{what} must be an object with {', '.join(fields)}, got {type(record).__name__}")
+    for field in fields:
+        if field not in record:
+            found = ", ".join(f'"{name}"' for name in record) or "nothing"
+            raise DataError(f'{what} must have the field "{field}" (found: {found})')
+    if not isinstance(record["params"], Mapping):
+        raise DataError(f"{what}: params must be an object, got {type(record['params']).__name__}")
+    return record["method"], record["params"]
+
+
+def _made(method: Any, params: Mapping[str, Any]) -> Fitted:
+    try:
+        return make(method, **params)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"a recalibrator's record: {error}") from None
+
+
 def _method(name: str) -> type[Fitted]:
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f'unknown method "{name}"{nearest(str(name), METHODS)} (allowed: {", ".join(METHODS)})')
     return METHODS[name]

@@ -6,6 +6,7 @@ The constructor stores its arguments and nothing else; `fit` checks, learns and 
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
@@ -43,13 +44,19 @@ class Recalibrator(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-class Fitted:
+class Fitted(ABC):
     """What all recalibrators share: parameters by name, and learned values to and from JSON."""
 
     name: ClassVar[str]  # in files and on the command line
     inputs: ClassVar[tuple[Input, ...]]  # what `input` may be, the default first
     learns: ClassVar[dict[str, Learned]] = {}  # what `fit` sets; empty: numbers, read back without further checks
     input: Input
+
+    @abstractmethod
+    def fit(self, x: Any, labels: Any) -> Self: ...
+
+    @abstractmethod
+    def predict_proba(self, x: Any) -> Floats: ...
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments by name (scikit-learn's contract)."""
@@ -107,6 +114,11 @@ class Fitted:
             raise ValueError(f"{self.input} have {values.shape[1]} classes, {self.name} was fitted on {classes}")
         return log_softmax(values) if self.input == "logits" else log_probs(values)
 
+    def keep_accuracies(self, before: Floats, after: Floats, labels: Ints) -> None:
+        """For maps that may change which class is on top: accuracy without and with the map, on the rows fitted."""
+        self.accuracy_before_ = float((before.argmax(axis=1) == labels).mean())
+        self.accuracy_after_ = float((after.argmax(axis=1) == labels).mean())
+
     def checked_binary(self, x: Any, labels: Any) -> tuple[Floats, Ints]:
         """(N,) confidences or scores, and whether each was right."""
         values = self.checked(x)
@@ -122,6 +134,7 @@ class Fitted:
         return logp, classes
 
 
+ACCURACIES = {"accuracy_before_": Learned(low=0, high=1), "accuracy_after_": Learned(low=0, high=1)}
 _CHECKS = {"logits": check_logits, "probs": check_probs, "confidence": check_confidence, "score": check_score}
 
 
