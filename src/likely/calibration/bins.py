@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -122,7 +122,8 @@ def debiased_ce(
 
     Bins of one row say nothing of their variance and count 0.  Kumar, Liang & Ma 2019, arXiv:1909.10155, section 5.
     """
-    return float(debiased_ce_of(checked_tally(confidence, correct), bins=bins, binning=binning, edge=edge))
+    counted = checked_tally(confidence, correct)
+    return float(debiased_gap(bin_sums(counted, bin_cuts(counted, bins, binning, edge))))
 
 
 def sweep_ece(confidence: Any, correct: Any, *, edge: Edge = "right", norm: float = 1) -> float:
@@ -147,14 +148,12 @@ def bin_table(
 ) -> BinTable:
     """What `ece` sums over.  Arguments as for `ece`."""
     counted = checked_tally(confidence, correct)
-    at = assign(counted, bins, binning, edge)
-    n, conf, acc = bin_sums(counted, at, bins)
-    held = np.flatnonzero(n)
-    first = np.searchsorted(at, held, side="left")
-    last = np.searchsorted(at, held, side="right") - 1
+    cuts = bin_cuts(counted, bins, binning, edge)
+    sums = bin_sums(counted, cuts)
+    held = np.flatnonzero(sums.n)
+    n, first, last = sums.n[held], cuts[held], cuts[held + 1] - 1
     low, high = (held / bins, (held + 1) / bins) if binning == "width" else (counted.value[first], counted.value[last])
-    n = n[held]
-    return BinTable(low, high, n.astype(np.int64), conf[held] / n, acc[held] / n)
+    return BinTable(low, high, n.astype(np.int64), sums.confidence[held] / n, sums.right[held] / n)
 
 
 def checked_tally(confidence: Any, correct: Any) -> Tally:
@@ -162,40 +161,111 @@ def checked_tally(confidence: Any, correct: Any) -> Tally:
     return tally(c, check_correct(correct, len(c)))
 
 
-def assign(counted: Tally, bins: int, binning: Binning, edge: Edge) -> Ints:
-    """Bin 0..bins-1 of every value, rising with it: (G,) for "width", shaped like `counted.n` for "mass"."""
+class BinSums(NamedTuple):
+    """Rows, sum of their confidences, right ones in each bin, (..., B) each; empty bins hold 0.  rows: of all bins."""
+
+    n: Floats
+    confidence: Floats
+    right: Floats
+    rows: int
+
+
+def bin_cuts(counted: Tally, bins: int, binning: Binning, edge: Edge) -> Ints:
+    """Where bins begin among the distinct values, and G: (bins + 1,) for "width", (..., bins + 1) for "mass"."""
     if not isinstance(bins, int | np.integer) or isinstance(bins, bool) or bins < 1:
         raise ValueError(f"bins must be a whole number of at least 1, got {bins!r}")
     if binning not in ("width", "mass"):
         raise ValueError(f'binning must be "width" or "mass", got {binning!r}')
     if edge not in ("right", "left"):
         raise ValueError(f'edge must be "right" or "left", got {edge!r}')
+    groups = len(counted.value)
     if binning == "width":
-        return _of_width(counted.value, bins, edge)
-    ends = np.cumsum(counted.n, axis=-1)
-    return _split(ends - counted.n if edge == "right" else np.maximum(ends - 1, 0), counted.rows, bins)
+        inner = np.searchsorted(counted.value, _edges(bins), side="right" if edge == "right" else "left")
+        return np.concatenate([[0], inner, [groups]])
+    lead = counted.n.shape[:-1]
+    begins = _begins(counted.rows, bins)
+    # the rows of a value lie at positions n_before[g] to n_before[g + 1] − 1; one search in all resamples, end to end
+    places = counted.n_before[..., :-1] if edge == "right" else counted.n_before[..., 1:] - 1
+    offset = np.arange(int(np.prod(lead)))[:, None]
+    flat = (places.reshape(-1, groups) + offset * counted.rows).ravel()
+    inner = np.searchsorted(flat, (begins + offset * counted.rows).ravel()).reshape(*lead, bins - 1)
+    inner = inner - (offset * groups).reshape(*lead, 1)
+    ends = np.zeros((*lead, 1), np.int64)
+    return np.concatenate([ends, inner, ends + groups], axis=-1)
 
 
-def _split(position: Floats, rows: int, bins: int) -> Ints:
-    """Part of numpy.array_split(range(rows), bins) that holds each position: the first rows % bins are one longer."""
+def _edges(bins: int) -> Floats:
+    return np.arange(1, bins) / bins  # correctly rounded, as the literal 0.3 is; linspace and c * bins are not
+
+
+def _begins(rows: int, bins: int) -> Ints:
+    """First positions of parts 1.. of numpy.array_split(range(rows), bins): the first rows % bins are one longer."""
     size, longer = divmod(rows, bins)
-    of_longer = position // (size + 1)
-    of_rest = longer + (position - longer * (size + 1)) // max(size, 1)
-    # a value that no row of a resample has may stand behind the last position
-    return np.minimum(np.where(position < longer * (size + 1), of_longer, of_rest), bins - 1).astype(np.int64)
+    part = np.arange(1, bins)
+    return part * size + np.minimum(part, longer)
 
 
-def bin_sums(counted: Tally, at: Ints, bins: int) -> tuple[Floats, Floats, Floats]:
-    """(rows, sum of confidence, right rows) of every bin, each (..., bins)."""
-    n = counted.n
-    each = np.broadcast_to(at, n.shape).reshape(-1, n.shape[-1])
-    flat = (each + np.arange(len(each))[:, None] * bins).ravel()
+def bin_sums(counted: Tally, cuts: Ints) -> BinSums:
+    def between(before: Floats) -> Floats:
+        at = before[..., cuts] if cuts.ndim == 1 else np.take_along_axis(before, cuts, axis=-1)
+        return np.diff(at, axis=-1)
 
-    def summed(what: Floats) -> Floats:
-        total = np.bincount(flat, weights=what.ravel(), minlength=len(each) * bins)
-        return total.astype(np.float64).reshape(*n.shape[:-1], bins)
+    return BinSums(
+        between(counted.n_before), between(counted.value_before), between(counted.right_before), counted.rows
+    )
 
-    return summed(n), summed(n * counted.value), summed(counted.right)
+
+def ece_of(
+    counted: Tally, *, bins: int = 15, binning: Binning = "width", edge: Edge = "right", norm: float = 1
+) -> Floats:
+    return mean_gap(bin_sums(counted, bin_cuts(counted, bins, binning, edge)), norm)
+
+
+def mean_gap(sums: BinSums, norm: float = 1) -> Floats:
+    """`ece` of the bins, (...,)."""
+    if not norm >= 1:
+        raise ValueError(f"norm must be at least 1 (1, 2 or math.inf), got {norm!r}")
+    off = np.abs(sums.right - sums.confidence)
+    if norm == 1:
+        return off.sum(axis=-1) / sums.rows
+    gap = off / np.maximum(sums.n, 1)
+    if norm == math.inf:
+        return gap.max(axis=-1)
+    return ((sums.n / sums.rows) * gap**norm).sum(axis=-1) ** (1 / norm)
+
+
+def debiased_gap(sums: BinSums) -> Floats:
+    """`debiased_ce` of the bins, (...,)."""
+    n, accuracy = np.maximum(sums.n, 1), sums.right / np.maximum(sums.n, 1)
+    squared = ((sums.right - sums.confidence) / n) ** 2 - accuracy * (1 - accuracy) / np.maximum(n - 1, 1)
+    return np.sqrt(np.maximum(0, (np.where(sums.n > 1, squared, 0) * n).sum(axis=-1) / sums.rows))
+
+
+def sweep_ece_of(counted: Tally, *, edge: Edge = "right", norm: float = 1) -> Floats:
+    groups = len(counted.value)
+    before = (counted.n_before, counted.value_before, counted.right_before)
+    each = zip(*(b.reshape(-1, groups + 1) for b in before), strict=True)
+    found = [mean_gap(_sweep(np.stack(row), counted.rows, edge), norm) for row in each]
+    return np.array(found).reshape(counted.n.shape[:-1])
+
+
+def _sweep(before: Floats, rows: int, edge: Edge) -> BinSums:
+    """before (3, G + 1): sums of n, confidence and right before each distinct value."""
+    places = before[0, :-1] if edge == "right" else before[0, 1:] - 1
+    best = before[:, -1:]
+    for bins in range(2, rows + 1):
+        cuts = np.concatenate([[0], np.searchsorted(places, _begins(rows, bins)), [len(places)]])
+        parts = np.diff(before[:, cuts], axis=1)
+        parts = parts[:, parts[0] > 0]
+        if (np.diff(parts[2] / parts[0]) < 0).any():
+            break
+        best = parts
+    n, confidence, right = best
+    return BinSums(n, confidence, right, rows)
+
+
+def ks_error_of(counted: Tally) -> Floats:
+    return np.abs(counted.value_before - counted.right_before).max(axis=-1) / counted.rows
 
 
 def classwise_residuals(probs: Floats, labels: Ints, *, bins: int = 15, edge: Edge = "right") -> Any:
@@ -204,70 +274,8 @@ def classwise_residuals(probs: Floats, labels: Ints, *, bins: int = 15, edge: Ed
     The absolute values of that, summed and divided by N · K, are `classwise_ece`: one product for all resamples.
     """
     rows, classes = probs.shape
-    at = _of_width(probs, bins, edge)
+    at = np.searchsorted(_edges(bins), probs, side="left" if edge == "right" else "right")
     off = -probs
     off[np.arange(rows), labels] += 1
     cells = (at + np.arange(classes) * bins).ravel()
     return csr_array((off.ravel(), (cells, np.repeat(np.arange(rows), classes))), shape=(classes * bins, rows))
-
-
-def _of_width(values: Floats, bins: int, edge: Edge) -> Ints:
-    inner = np.arange(1, bins) / bins  # correctly rounded, as the literal 0.3 is; linspace and c * bins are not
-    return np.searchsorted(inner, values, side="left" if edge == "right" else "right").astype(np.int64)
-
-
-def ece_of(
-    counted: Tally, *, bins: int = 15, binning: Binning = "width", edge: Edge = "right", norm: float = 1
-) -> Floats:
-    if not norm >= 1:
-        raise ValueError(f"norm must be at least 1 (1, 2 or math.inf), got {norm!r}")
-    n, conf, right = bin_sums(counted, assign(counted, bins, binning, edge), bins)
-    return _mean_gap(n, conf, right, counted.rows, norm)
-
-
-def _mean_gap(n: Floats, conf: Floats, right: Floats, rows: int, norm: float) -> Floats:
-    if norm == 1:
-        return np.abs(right - conf).sum(axis=-1) / rows
-    gap = np.abs(right - conf) / np.maximum(n, 1)
-    if norm == math.inf:
-        return gap.max(axis=-1)
-    return ((n / rows) * gap**norm).sum(axis=-1) ** (1 / norm)
-
-
-def debiased_ce_of(counted: Tally, *, bins: int = 15, binning: Binning = "mass", edge: Edge = "right") -> Floats:
-    n, conf, right = bin_sums(counted, assign(counted, bins, binning, edge), bins)
-    held, accuracy = np.maximum(n, 1), right / np.maximum(n, 1)
-    squared = ((right - conf) / held) ** 2 - accuracy * (1 - accuracy) / np.maximum(n - 1, 1)
-    return np.sqrt(np.maximum(0, (np.where(n > 1, squared, 0) * n).sum(axis=-1) / counted.rows))
-
-
-def sweep_ece_of(counted: Tally, *, edge: Edge = "right", norm: float = 1) -> Floats:
-    if counted.n.ndim > 1:
-        each = (Tally(counted.value, *pair, counted.rows) for pair in zip(counted.n, counted.right, strict=True))
-        return np.array([sweep_ece_of(one, edge=edge, norm=norm) for one in each])
-    held = counted.n > 0
-    n, right = counted.n[held], counted.right[held]
-    ends = np.cumsum(n)
-    sums = np.stack([ends, np.cumsum(n * counted.value[held]), np.cumsum(right)])
-    sums = np.concatenate([np.zeros((3, 1)), sums], axis=1)
-    position = ends - n if edge == "right" else ends - 1
-    best = sums[:, -1:]
-    for bins in range(2, counted.rows + 1):
-        first = np.searchsorted(position, _begins(counted.rows, bins), side="left")
-        first = np.unique(np.concatenate([[0], first, [len(n)]]))
-        parts = np.diff(sums[:, first], axis=1)
-        if (np.diff(parts[2] / parts[0]) < 0).any():
-            break
-        best = parts
-    return _mean_gap(best[0], best[1], best[2], counted.rows, norm)
-
-
-def _begins(rows: int, bins: int) -> Ints:
-    """First positions of parts 1.. of numpy.array_split(range(rows), bins)."""
-    size, longer = divmod(rows, bins)
-    part = np.arange(1, bins)
-    return part * size + np.minimum(part, longer)
-
-
-def ks_error_of(counted: Tally) -> Floats:
-    return np.abs(np.cumsum(counted.n * counted.value - counted.right, axis=-1)).max(axis=-1) / counted.rows

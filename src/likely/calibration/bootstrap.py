@@ -9,7 +9,7 @@ import numpy as np
 
 from likely.calibration.inputs import Floats
 
-_AT_ONCE = 1 << 20  # numbers held at a time
+_AT_ONCE = 1 << 17  # numbers held at a time: what fits a cache is fastest
 
 
 def interval(
@@ -57,7 +57,7 @@ def percentiles(values: Floats, level: float) -> tuple[float, float] | None:
 
 
 def resampled_weights(rows: int, *, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each row is drawn, in blocks (R, rows) of at most a million numbers; `interval` draws the same rows."""
+    """How often each row is drawn, in blocks (R, rows); `interval` draws the same rows."""
     rng = np.random.default_rng(seed)
     for count in blocks(resamples, rows):
         drawn = rng.integers(0, rows, (count, rows)) + np.arange(count)[:, None] * rows

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from likely.calibration.bins import Binning, Edge, assign, bin_sums, checked_tally
+from likely.calibration.bins import Binning, BinSums, Edge, bin_cuts, bin_sums, checked_tally
 from likely.calibration.inputs import (
     SMALLEST,
     Floats,
@@ -18,7 +18,6 @@ from likely.calibration.inputs import (
     check_labels,
     check_probs,
 )
-from likely.calibration.tally import Tally
 
 
 def brier(probs: Any, labels: Any) -> float:
@@ -84,28 +83,23 @@ def murphy(
 
     Murphy 1973, "A new vector partition of the probability score"; the part within bins: Stephenson et al. 2008.
     """
-    parts = murphy_of(checked_tally(confidence, correct), bins=bins, binning=binning, edge=edge)
-    return Murphy(*(float(part) for part in parts))
+    counted = checked_tally(confidence, correct)
+    cuts = np.arange(len(counted.value) + 1) if bins is None else bin_cuts(counted, bins, binning, edge)
+    sums = bin_sums(counted, cuts)
+    reliability, resolution, uncertainty = (float(part) for part in murphy_of(sums))
+    c, held = counted.value, np.maximum(sums.n, 1)
+    squares = (counted.n * c**2).sum() - (sums.confidence**2 / held).sum()  # Σ (c − conf_b)²
+    products = (counted.right * c).sum() - (sums.confidence * sums.right / held).sum()  # Σ (c − conf_b)(y − acc_b)
+    return Murphy(reliability, resolution, uncertainty, float(squares - 2 * products) / sums.rows)
 
 
-def murphy_of(
-    counted: Tally, *, bins: int | None = None, binning: Binning = "width", edge: Edge = "right"
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """The four parts of a `Tally` with any leading axes, each (...,)."""
-    c, rows = counted.value, counted.rows
-    if bins is None:
-        n, conf, right = counted.n, counted.n * c, counted.right
-    else:
-        n, conf, right = bin_sums(counted, assign(counted, bins, binning, edge), bins)
-    held = np.maximum(n, 1)
-    overall = right.sum(axis=-1) / rows
-    squares = (counted.n * c**2).sum(axis=-1) - (conf**2 / held).sum(axis=-1)  # Σ (c − conf_b)²
-    products = (counted.right * c).sum(axis=-1) - (conf * right / held).sum(axis=-1)  # Σ (c − conf_b)(y − acc_b)
+def murphy_of(sums: BinSums) -> tuple[Floats, Floats, Floats]:
+    """Reliability, resolution, uncertainty of the bins, (...,) each."""
+    held, overall = np.maximum(sums.n, 1), sums.right.sum(axis=-1) / sums.rows
     return (
-        ((conf - right) ** 2 / held).sum(axis=-1) / rows,
-        (n * (right / held - overall[..., None]) ** 2).sum(axis=-1) / rows,
+        ((sums.confidence - sums.right) ** 2 / held).sum(axis=-1) / sums.rows,
+        (sums.n * (sums.right / held - overall[..., None]) ** 2).sum(axis=-1) / sums.rows,
         overall * (1 - overall),
-        (squares - 2 * products) / rows,
     )
 
 

@@ -40,7 +40,8 @@ def e_aurc(score: Any, correct: Any) -> float:
 
     The perfect area is summed exactly; Geifman et al. 2019, equation 5, approximate it by r + (1 − r) log(1 − r).
     """
-    return float(e_aurc_of(_checked(score, correct)))
+    counted = _checked(score, correct)
+    return float(area_of(counted) - perfect_area(counted))
 
 
 def prr(score: Any, correct: Any, *, max_rejection: float = 1.0) -> float:
@@ -105,10 +106,9 @@ def _both_classes(counted: Tally, name: str) -> None:
 
 
 def auroc_of(counted: Tally) -> Floats:
-    wrong = counted.n - counted.right
-    below = np.cumsum(wrong, axis=-1) - wrong
-    won = (counted.right * (below + wrong / 2)).sum(axis=-1)
-    pairs = counted.right.sum(axis=-1) * wrong.sum(axis=-1)
+    wrong_before = counted.n_before - counted.right_before
+    won = (counted.right * (wrong_before[..., :-1] + wrong_before[..., 1:])).sum(axis=-1) / 2
+    pairs = counted.right_before[..., -1] * wrong_before[..., -1]
     return np.where(pairs > 0, won / np.maximum(pairs, 1), np.nan)
 
 
@@ -118,21 +118,21 @@ def area_of(counted: Tally, above: int = 0) -> Floats:
     A tied group after s rows with E errors, of mean error r, has the risk (E + (i − s) r) / i = r + (E − s r) / i at
     each i inside it: sums of 1/i are differences of harmonic numbers.
     """
-    n, errors = counted.n[..., ::-1], (counted.n - counted.right)[..., ::-1]
-    ends = np.cumsum(n, axis=-1)
-    starts = ends - n
-    before = np.cumsum(errors, axis=-1) - errors
-    mean = errors / np.maximum(n, 1)
+    wrong_before = counted.n_before - counted.right_before
+    starts = counted.rows - counted.n_before[..., 1:]  # the surest are the last values
+    ends = starts + counted.n
+    errors_before = wrong_before[..., -1:] - wrong_before[..., 1:]
+    mean = (counted.n - counted.right) / np.maximum(counted.n, 1)
     first = np.maximum(starts, above)
     harmonic = _harmonic(counted.rows)
     reciprocals = harmonic[ends.astype(np.int64)] - harmonic[np.minimum(first, ends).astype(np.int64)]
-    inside = mean * np.maximum(ends - first, 0) + (before - starts * mean) * reciprocals
+    inside = mean * np.maximum(ends - first, 0) + (errors_before - starts * mean) * reciprocals
     return inside.sum(axis=-1) / (counted.rows - above)
 
 
-def _perfect_area(counted: Tally, above: int = 0) -> Floats:
+def perfect_area(counted: Tally, above: int = 0) -> Floats:
     """`area_of` an order with all errors last: the risk at i is max(0, i − right) / i."""
-    right = counted.right.sum(axis=-1)
+    right = counted.right_before[..., -1]
     first = np.maximum(right, above)
     harmonic = _harmonic(counted.rows)
     reciprocals = harmonic[counted.rows] - harmonic[first.astype(np.int64)]
@@ -144,14 +144,15 @@ def _harmonic(n: int) -> Floats:
     return np.concatenate([[0.0], np.cumsum(1 / np.arange(1, n + 1))])
 
 
-def e_aurc_of(counted: Tally) -> Floats:
-    return area_of(counted) - _perfect_area(counted)
-
-
 def prr_of(counted: Tally, max_rejection: float = 1.0) -> Floats:
     above = counted.rows - int(max_rejection * counted.rows + 1e-9)
     if above == counted.rows:
         return np.full(counted.n.shape[:-1], np.nan)
-    random = 1 - counted.right.sum(axis=-1) / counted.rows
-    gain = random - _perfect_area(counted, above)
-    return np.where(gain > 1e-12, (random - area_of(counted, above)) / np.maximum(gain, 1e-12), np.nan)
+    return gained(counted, area_of(counted, above), perfect_area(counted, above))
+
+
+def gained(counted: Tally, area: Floats, perfect: Floats) -> Floats:
+    """(random − area) / (random − perfect): the share of what an order can gain."""
+    random = 1 - counted.right_before[..., -1] / counted.rows
+    most = random - perfect
+    return np.where(most > 1e-12, (random - area) / np.maximum(most, 1e-12), np.nan)

@@ -6,7 +6,6 @@ The resamples are drawn once, and every metric is computed on all of them togeth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -76,17 +75,15 @@ def report(
         head = {"kind": "probs", "n": len(probs), "classes": probs.shape[1]}
         means["brier"], means["nll"] = proper.brier_rows(probs, labels), proper.nll_rows(probs, labels)
         clipped = proper.nll_clipped(probs, labels)
-    means |= {"mean_confidence": confidence, "extreme": extreme(confidence)}
-    shared = _shared(bins, edge)
+    means |= {"mean_confidence": confidence, "mean_square": confidence**2, "extreme": extreme(confidence)}
     residuals = None if probs is None or labels is None else b.classwise_residuals(probs, labels, bins=bins, edge=edge)
     groups = group(confidence)
 
     def measured(weights: Floats) -> dict[str, Floats]:
         """Every metric with rows counted so often: (R, N) -> (R,) each."""
         found = {name: weights @ row / len(confidence) for name, row in means.items()}
-        counted = groups.tally(correct, weights)
-        found |= {name: metric(counted) for name, metric in shared.items()}
-        found |= dict(zip(_MURPHY, proper.murphy_of(counted, bins=bins, edge=edge)[:3], strict=True))
+        found["sharpness"] = np.maximum(0, found.pop("mean_square") - found["mean_confidence"] ** 2)
+        found |= _shared(groups.tally(correct, weights), bins, edge)
         if residuals is not None and probs is not None:
             found["classwise_ece"] = np.abs(residuals @ weights.T).sum(axis=0) / probs.size
         return found
@@ -117,28 +114,26 @@ _ORDER = (
 )  # fmt: skip
 
 
-def _shared(bins: int, edge: b.Edge) -> dict[str, Callable[[Tally], Floats]]:
-    """What depends on confidence and correctness alone."""
-    return {
-        "ece": lambda t: b.ece_of(t, bins=bins, edge=edge),
-        "ece_mass": lambda t: b.ece_of(t, bins=bins, binning="mass", edge=edge),
-        "mce": lambda t: b.ece_of(t, bins=bins, edge=edge, norm=math.inf),
-        "rmsce": lambda t: b.ece_of(t, bins=bins, edge=edge, norm=2),
-        "debiased_ce": lambda t: b.debiased_ce_of(t, bins=bins, edge=edge),
-        "sweep_ece": lambda t: b.sweep_ece_of(t, edge=edge),
-        "ks_error": b.ks_error_of,
-        "smooth_ece": smooth_ece_of,
-        "auroc": ranking.auroc_of,
-        "aurc": ranking.area_of,
-        "e_aurc": ranking.e_aurc_of,
-        "prr": ranking.prr_of,
-        "sharpness": _variance,
+def _shared(counted: Tally, bins: int, edge: b.Edge) -> dict[str, Floats]:
+    """What depends on confidence and correctness alone, (R,) each."""
+    width = b.bin_sums(counted, b.bin_cuts(counted, bins, "width", edge))
+    mass = b.bin_sums(counted, b.bin_cuts(counted, bins, "mass", edge))
+    area, perfect = ranking.area_of(counted), ranking.perfect_area(counted)
+    found = dict(zip(_MURPHY, proper.murphy_of(width), strict=True))
+    return found | {
+        "ece": b.mean_gap(width),
+        "ece_mass": b.mean_gap(mass),
+        "mce": b.mean_gap(width, math.inf),
+        "rmsce": b.mean_gap(width, 2),
+        "debiased_ce": b.debiased_gap(mass),
+        "sweep_ece": b.sweep_ece_of(counted, edge=edge),
+        "ks_error": b.ks_error_of(counted),
+        "smooth_ece": smooth_ece_of(counted),
+        "auroc": ranking.auroc_of(counted),
+        "aurc": area,
+        "e_aurc": area - perfect,
+        "prr": ranking.gained(counted, area, perfect),
     }
-
-
-def _variance(counted: Tally) -> Floats:
-    mean = (counted.n @ counted.value) / counted.rows
-    return np.maximum(0, (counted.n @ counted.value**2) / counted.rows - mean**2)
 
 
 def _assembled(

@@ -7,6 +7,7 @@ the same values counted with other weights, so that one formula serves a metric 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -21,6 +22,26 @@ class Tally:
     n: Floats
     right: Floats
     rows: int
+
+    # of the values before each place, (..., G + 1), from 0 to the sum of all
+    @cached_property
+    def n_before(self) -> Floats:
+        return _before(self.n)
+
+    @cached_property
+    def right_before(self) -> Floats:
+        return _before(self.right)
+
+    @cached_property
+    def value_before(self) -> Floats:
+        """Sums of confidence, each value as often as it has rows."""
+        return _before(self.n * self.value)
+
+
+def _before(what: Floats) -> Floats:
+    sums = np.zeros((*what.shape[:-1], what.shape[-1] + 1))
+    np.cumsum(what, axis=-1, out=sums[..., 1:])
+    return sums
 
 
 @dataclass(frozen=True)
