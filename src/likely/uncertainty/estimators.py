@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from likely.errors import nearest
 from likely.uncertainty import consistency, graph, likelihood, overlap, sampling, semantic, verbal
 from likely.uncertainty.clusters import NUMBER, Clusterer
 from likely.uncertainty.p_true import p_true
-from likely.uncertainty.types import Gathered, Uncertainty
+from likely.uncertainty.types import Floats, Gathered, Uncertainty
 
 NEEDS = ("greedy", "samples", "token_entropy", "beams", "p_true")
 BRAINSTORMED = 5  # samples that P(True) shows
@@ -17,11 +18,12 @@ BRAINSTORMED = 5  # samples that P(True) shows
 
 @dataclass(frozen=True)
 class Estimator:
-    """needs: names of NEEDS;  of(gathered, clusterer): its values."""
+    """needs: names of NEEDS;  of(gathered, clusterer): its values;  sure_is: which end of them is the sure one."""
 
     about: str
     needs: tuple[str, ...]
     of: Callable[[Gathered, Clusterer], Uncertainty]
+    sure_is: Literal["high", "low"] = "low"
 
 
 def _greedy(of: Callable[..., Uncertainty]) -> Callable[[Gathered, Clusterer], Uncertainty]:
@@ -32,71 +34,51 @@ def _samples(of: Callable[..., Uncertainty]) -> Callable[[Gathered, Clusterer], 
     return lambda gathered, _: of(gathered.texts("samples"), gathered.n)
 
 
+def _meanings(of: Callable[..., Uncertainty], **settings: Any) -> Callable[[Gathered, Clusterer], Uncertainty]:
+    return lambda gathered, clusterer: of(gathered, clusterer=clusterer, **settings)
+
+
+def _graph(of: Callable[[Floats], float], name: str) -> Callable[[Gathered, Clusterer], Uncertainty]:
+    return lambda gathered, _: graph.graph_score(gathered, of, name)
+
+
+def _m_nll(gathered: Gathered, _: Clusterer) -> Uncertainty:
+    return likelihood.m_nll(gathered.texts("greedy"), gathered.texts("beams"))
+
+
+def _p_true(gathered: Gathered, _: Clusterer) -> Uncertainty:
+    return p_true(gathered)
+
+
+_G, _S = ("greedy",), ("samples",)
+_SE = semantic.semantic_entropy
 ESTIMATORS: dict[str, Estimator] = {
-    "g_nll": Estimator("-log p of the greedy text", ("greedy",), _greedy(likelihood.g_nll)),
-    "greedy_probability": Estimator("p of the greedy text", ("greedy",), _greedy(likelihood.greedy_probability)),
-    "mean_nll": Estimator("nats per token of the greedy text", ("greedy",), _greedy(likelihood.mean_nll)),
-    "perplexity": Estimator("exp of mean_nll", ("greedy",), _greedy(likelihood.perplexity)),
-    "max_nll": Estimator("its least expected token", ("greedy",), _greedy(likelihood.max_nll)),
-    "token_entropy": Estimator(
-        "mean entropy of the next token along it", ("token_entropy",), _greedy(likelihood.token_entropy)
-    ),
-    "m_nll": Estimator(
-        "-log p of the most likely text found by beams",
-        ("greedy", "beams"),
-        lambda gathered, _: likelihood.m_nll(gathered.texts("greedy"), gathered.texts("beams")),
-    ),
-    "predictive_entropy": Estimator("mean -log p of samples", ("samples",), _samples(sampling.predictive_entropy)),
-    "ln_predictive_entropy": Estimator(
-        "mean nats per token of samples", ("samples",), _samples(sampling.ln_predictive_entropy)
-    ),
-    "semantic_entropy": Estimator(
-        "entropy over meanings, weighed by p",
-        ("samples",),
-        lambda gathered, clusterer: semantic.semantic_entropy(gathered, clusterer=clusterer),
-    ),
-    "ln_semantic_entropy": Estimator(
-        "the same, weighed by p per token",
-        ("samples",),
-        lambda gathered, clusterer: semantic.semantic_entropy(gathered, clusterer=clusterer, length_normalised=True),
-    ),
-    "semantic_entropy_older": Estimator(
-        "the same in its first form, not normalised",
-        ("samples",),
-        lambda gathered, clusterer: semantic.semantic_entropy(gathered, clusterer=clusterer, form="older"),
-    ),
+    "g_nll": Estimator("-log p of the greedy text", _G, _greedy(likelihood.g_nll)),
+    "greedy_probability": Estimator("p of the greedy text", _G, _greedy(likelihood.greedy_probability), "high"),
+    "mean_nll": Estimator("nats per token of the greedy text", _G, _greedy(likelihood.mean_nll)),
+    "perplexity": Estimator("exp of mean_nll", _G, _greedy(likelihood.perplexity)),
+    "max_nll": Estimator("its least expected token", _G, _greedy(likelihood.max_nll)),
+    "token_entropy": Estimator("mean entropy of its tokens", ("token_entropy",), _greedy(likelihood.token_entropy)),
+    "m_nll": Estimator("-log p of the most likely text that beams find", ("greedy", "beams"), _m_nll),
+    "predictive_entropy": Estimator("mean -log p of samples", _S, _samples(sampling.predictive_entropy)),
+    "ln_predictive_entropy": Estimator("nats per token of samples", _S, _samples(sampling.ln_predictive_entropy)),
+    "semantic_entropy": Estimator("entropy over meanings, weighed by p", _S, _meanings(_SE)),
+    "ln_semantic_entropy": Estimator("the same, by p per token", _S, _meanings(_SE, length_normalised=True)),
+    "semantic_entropy_older": Estimator("the same in its first form", _S, _meanings(_SE, form="older")),
     "discrete_semantic_entropy": Estimator(
-        "entropy over meanings, counted",
-        ("samples",),
-        lambda gathered, clusterer: semantic.discrete_semantic_entropy(gathered, clusterer=clusterer),
+        "entropy over meanings, counted", _S, _meanings(semantic.discrete_semantic_entropy)
     ),
-    "lexical_similarity": Estimator("words that samples share", ("samples",), _samples(overlap.lexical_similarity)),
-    "eigv": Estimator(
-        "soft number of meanings", ("samples",), lambda g, _: graph.graph_score(g, graph.eigenvalue_sum, "eigv")
-    ),
-    "deg": Estimator(
-        "mean dissimilarity of samples", ("samples",), lambda g, _: graph.graph_score(g, graph.missing_degree, "deg")
-    ),
-    "ecc": Estimator(
-        "spread of samples in their graph", ("samples",), lambda g, _: graph.graph_score(g, graph.eccentricity, "ecc")
-    ),
-    "csc": Estimator(
-        "samples that agree with the first",
-        ("samples",),
-        lambda gathered, clusterer: consistency.csc(gathered, clusterer=clusterer),
-    ),
-    "csa": Estimator(
-        "the same, weighed by the confidence that each states",
-        ("samples",),
-        lambda gathered, clusterer: consistency.csa(gathered, clusterer=clusterer),
-    ),
+    "lexical_similarity": Estimator("words that samples share", _S, _samples(overlap.lexical_similarity), "high"),
+    "eigv": Estimator("soft number of meanings", _S, _graph(graph.eigenvalue_sum, "eigv")),
+    "deg": Estimator("mean dissimilarity of samples", _S, _graph(graph.missing_degree, "deg")),
+    "ecc": Estimator("spread of samples in their graph", _S, _graph(graph.eccentricity, "ecc")),
+    "csc": Estimator("samples that agree with the first", _S, _meanings(consistency.csc), "high"),
+    "csa": Estimator("the same, weighed by what each states", _S, _meanings(consistency.csa), "high"),
     "greedy_agreement": Estimator(
-        "samples that agree with the greedy text",
-        ("greedy", "samples"),
-        lambda gathered, clusterer: consistency.greedy_agreement(gathered, clusterer=clusterer),
+        "samples that agree with the greedy text", (*_G, *_S), _meanings(consistency.greedy_agreement), "high"
     ),
-    "p_true": Estimator("p that the answer is true, when asked", ("p_true",), lambda gathered, _: p_true(gathered)),
-    "stated_confidence": Estimator("what the text itself states", ("greedy",), _greedy(verbal.stated)),
+    "p_true": Estimator("p that the answer is true, when asked", ("p_true",), _p_true, "high"),
+    "stated_confidence": Estimator("what the text itself states", _G, _greedy(verbal.stated), "high"),
 }
 
 
@@ -135,4 +117,18 @@ def needs_of(names: Iterable[str], *, brainstormed: int = BRAINSTORMED) -> froze
 
 def estimate(gathered: Gathered, names: Iterable[str], *, clusterer: Clusterer = NUMBER) -> dict[str, Uncertainty]:
     """The named estimators on what was gathered: arithmetic only, unless the clusterer asks a model."""
-    return {name: ESTIMATORS[name].of(gathered, clusterer) for name in check_names(names)}
+    once = _remembering(clusterer)
+    return {name: ESTIMATORS[name].of(gathered, once) for name in check_names(names)}
+
+
+def _remembering(clusterer: Clusterer) -> Clusterer:
+    """The same, asked about the same texts only once: it may be a model."""
+    known: dict[tuple[str, ...], list[int]] = {}
+
+    def groups(question: str, texts: Sequence[str]) -> list[int]:
+        key = (question, *texts)
+        if key not in known:
+            known[key] = clusterer.groups(question, texts)
+        return known[key]
+
+    return Clusterer(clusterer.name, groups)

@@ -30,7 +30,7 @@ def gather_locally(
     lm: Any, prompts: list[str], shown: list[str], plan: Plan, progress: Callable[[int], None] | None
 ) -> Gathered:
     """See `plan.gather`."""
-    wanted = [_requests(lm, prompt, plan) for prompt in prompts]
+    wanted = [_requests(lm, prompt, plan, plan.system(i)) for i, prompt in enumerate(prompts)]
     made: dict[str, list[list[Any]]] = {kind: [] for kind in KINDS}
     for group in _run(lm, wanted, plan):
         for kind, texts in group.items():
@@ -48,11 +48,11 @@ def gather_locally(
 # --- what to ask for --------------------------------------------------------------------------------------------------
 
 
-def _requests(lm: Any, prompt: str, plan: Plan) -> dict[str, Request]:
+def _requests(lm: Any, prompt: str, plan: Plan, system: str | None) -> dict[str, Request]:
     """The requests of one prompt by kind; all have the same tokens as prompt."""
     if plan.questions:
         stop = {"stop": plan.stop} if plan.stop else {}
-        first, _ = lm.question(prompt, system=plan.system, temperature=0.0, max_tokens=plan.max_tokens, **stop)
+        first, _ = lm.question(prompt, system=system, temperature=0.0, max_tokens=plan.max_tokens, **stop)
         first = replace(first, drafter=None)
     else:
         tokens = tuple(lm.encode_prompt(prompt))

@@ -25,7 +25,8 @@ class Plan:
     samples   S, drawn at temperature 1 without truncation, each prompt with noise of its own (from seed and prompt)
     beams     width of the beam search for M-NLL
     brainstormed  samples that P(True) shows
-    questions     ask each prompt as `ask` does (chat template, system); else it is raw text to continue
+    questions     ask each prompt as `ask` does (chat template); else it is raw text to continue
+    systems       of each question its system message;  empty: none has one
     """
 
     needs: frozenset[str]
@@ -36,7 +37,7 @@ class Plan:
     stop: tuple[str, ...] = ()
     brainstormed: int = BRAINSTORMED
     questions: bool = False
-    system: str | None = None
+    systems: tuple[str | None, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.needs:
@@ -45,8 +46,12 @@ class Plan:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
-        if self.system is not None and not self.questions:
+        if self.systems and not self.questions:
             raise ValueError("system= is for questions=True: a raw prompt says everything itself")
+
+    def system(self, prompt: int) -> str | None:
+        """The system message of a question."""
+        return self.systems[prompt] if self.systems else None
 
 
 def gather(
@@ -60,7 +65,7 @@ def gather(
     beams: int = 5,
     stop: str | Sequence[str] = (),
     questions: bool = False,
-    system: str | None = None,
+    system: str | Sequence[str | None] | None = None,
     shown: Sequence[str] | None = None,
     brainstormed: int = BRAINSTORMED,
     progress: Callable[[int], None] | None = None,
@@ -68,7 +73,7 @@ def gather(
     """Run the model once for everything that is needed.
 
     lm        a `Model`, or a `RemoteModel` (greedy texts and samples with what log-probabilities the server gives)
-    prompts   raw texts to continue; with questions=True what is asked, under `system`
+    prompts   raw texts to continue; with questions=True what is asked, under `system` (one for all, or one each)
     needs     names of estimators or of needs ("greedy", "samples", "token_entropy", "beams", "p_true")
     shown     the questions as P(True) and clusterers read them; default: the prompts
     progress  called with the number of prompts that are done
@@ -80,6 +85,9 @@ def gather(
         raise ValueError("no prompts: at least one is needed")
     if shown is not None and len(shown) != len(prompts):
         raise ValueError(f"shown has {len(shown)} questions for {len(prompts)} prompts")
+    systems = (system,) * len(prompts) if isinstance(system, str) else tuple(system or ())
+    if systems and len(systems) != len(prompts):
+        raise ValueError(f"system has {len(systems)} messages for {len(prompts)} prompts")
     plan = Plan(
         needs_of(needs, brainstormed=brainstormed),
         samples=samples,
@@ -89,7 +97,7 @@ def gather(
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         brainstormed=brainstormed,
         questions=questions,
-        system=system,
+        systems=systems,
     )
     texts = list(prompts if shown is None else shown)
     if hasattr(lm, "runtime"):

@@ -28,10 +28,11 @@ def gather_remotely(
             raise CapabilityError(f"{why}: load the model locally (torch, llamacpp), or leave out what needs {need}")
     greedy: list[Any] = []
     samples: list[list[Any]] = []
-    jobs: list[tuple[str, int | None]] = []
-    for prompt in prompts:
-        jobs += [(prompt, None)] if "greedy" in plan.needs else []
-        jobs += [(prompt, i) for i in range(plan.samples)] if "samples" in plan.needs else []
+    jobs: list[tuple[str, str | None, int | None]] = []
+    for i, prompt in enumerate(prompts):
+        draws: list[int | None] = [None] if "greedy" in plan.needs else []
+        draws += [*range(plan.samples)] if "samples" in plan.needs else []
+        jobs += [(prompt, plan.system(i), draw) for draw in draws]
     with ThreadPoolExecutor(CONCURRENT, thread_name_prefix="likely-uncertainty") as pool:
         done = pool.map(lambda job: _one(lm, plan, *job), jobs)
         for _ in prompts:
@@ -51,7 +52,7 @@ def gather_remotely(
     return gathered
 
 
-def _one(lm: Any, plan: Plan, prompt: str, sample: int | None) -> Any:
+def _one(lm: Any, plan: Plan, prompt: str, system: str | None, sample: int | None) -> Any:
     """The greedy text, or one sample with a seed of its own."""
     settings: dict[str, Any] = {"max_tokens": plan.max_tokens, "temperature": 0.0 if sample is None else 1.0}
     if sample is not None:
@@ -60,7 +61,7 @@ def _one(lm: Any, plan: Plan, prompt: str, sample: int | None) -> Any:
     if plan.stop:
         settings["stop"] = plan.stop
     if plan.questions:
-        return lm.ask(prompt, system=plan.system, **settings)
+        return lm.ask(prompt, system=system, **settings)
     return lm.generate(prompt, **settings)
 
 
