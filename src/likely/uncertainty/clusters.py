@@ -51,7 +51,7 @@ def grouped(same: Callable[[str, str], bool], texts: Sequence[str]) -> list[int]
 
 def same_words(text: str) -> str:
     """What two texts must share to be equal but for case, space, punctuation and articles."""
-    return normalise(text) or text.strip()
+    return normalise(text) or text.strip().lower()
 
 
 _ONLY_A_NUMBER = re.compile(r"\s*[-−+]?\s?[$€£¥]?[-−]?[0-9][0-9,./ ]*(?:[eE][-+]?[0-9]+)?\s*")
