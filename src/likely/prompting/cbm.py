@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from likely.calibration.inputs import Floats
+from likely.calibration.inputs import Floats, check_probs
 from likely.calibration.recalibrator import Fitted, Input
 from likely.prompting.answer_bias import Norm, normalise_ratio
 
@@ -22,7 +22,8 @@ class CBM(Fitted):
     Yang et al. 2023, section 5; the running mean and its prior are ours.
     """
 
-    input: ClassVar[Input] = "probs"
+    inputs = ("probs",)
+    input: Input = "probs"
     name: ClassVar[str] = "cbm"
 
     def __init__(self, *, norm: Norm = "mean", prior: float = 0.0):
@@ -42,7 +43,7 @@ class CBM(Fitted):
         """Take these inputs into the running mean, too."""
         if not self.prior >= 0:
             raise ValueError(f"prior must be >= 0 (a number of inputs), got {self.prior}")
-        probs = self.checked(x)
+        probs = check_probs(x)
         k = probs.shape[1]
         before = vars(self).get("marginal_", np.full(k, 1 / k))
         if len(before) != k:
@@ -55,7 +56,7 @@ class CBM(Fitted):
 
     def predict_proba(self, x: Any) -> Floats:
         self.learned()
-        probs = self.checked(x)
+        probs = check_probs(x)
         if probs.shape[1] != len(self.marginal_):
             raise ValueError(f"probs has {probs.shape[1]} answers, the marginal {len(self.marginal_)}")
         if self.prior + self.count_ < 2:
