@@ -8,12 +8,13 @@
 (d) Tokens that follow from the form alone, and the time with and without drafting them.
 
   python reproductions/guided_base.py           20 schemas, 3 questions, 4 seeds
-  python reproductions/guided_base.py --full   100 schemas, 12 questions, 20 seeds
+  python reproductions/guided_base.py --full   100 schemas, 12 questions, 8 seeds
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ from likely.intervals import bootstrap_ratio, wilson
 from likely.measure import cores
 from likely.models.catalog import find_model, known_model
 from likely.models.hashes import file_sha256
+from likely.models.whole_file import write_whole_file
 
 MODELS = ("smollm2", "gemma3")
 PARTICLES = 64
@@ -258,20 +260,25 @@ def study(
     full: bool,
     sources: Sequence[Source],
     data: Sequence[Source],
+    kept: Path | None = None,
     report: Callable[[str], None] = print,
 ) -> Evidence:
+    """kept  folder in which every part is kept as soon as it is done, so that a stopped run goes on from there"""
     started = time.perf_counter()
-    figures: list[Figure] = []
-    checks: list[Check] = []
-    for name, lm in models.items():
-        for part, run in {
-            "validity": lambda lm=lm, name=name: validity(lm, name, asked, max_tokens),
-            "costs": lambda lm=lm, name=name: costs(lm, name, asked[: max(5, len(asked) // 4)], max_tokens),
-            "choices": lambda lm=lm, name=name: distortion(lm, name, questions, seeds, particles),
-        }.items():
-            found, held = run()
-            figures, checks = figures + found, checks + held
+    found: dict[tuple[str, str], tuple[list[Figure], list[Check]]] = {}
+    parts = {  # what is timed comes first, for all models
+        "costs": lambda lm, name: costs(lm, name, asked[: max(5, len(asked) // 4)], max_tokens),
+        "validity": lambda lm, name: validity(lm, name, asked, max_tokens),
+        "choices": lambda lm, name: distortion(lm, name, questions, seeds, particles),
+    }
+    for part, run in parts.items():
+        for name, lm in models.items():
+            size = f"{len(asked)}-{max_tokens}-{len(questions)}-{seeds}-{particles}"
+            done = None if kept is None else kept / f"{name}-{part}-{size}.json"
+            found[name, part] = _kept(done, lambda run=run, lm=lm, name=name: run(lm, name))
             report(f"{name}: {part} done after {time.perf_counter() - started:.0f} s")
+    figures = [f for name in models for part in ("validity", "costs", "choices") for f in found[name, part][0]]
+    checks = [c for name in models for part in ("validity", "costs", "choices") for c in found[name, part][1]]
     value = {(f.subject, f.quantity): f.value for f in figures}
     ours = []
     for name in models:
@@ -321,6 +328,18 @@ def study(
     )  # fmt: skip
 
 
+def _kept(path: Path | None, run: Callable[[], tuple[list[Figure], list[Check]]]) -> tuple[list[Figure], list[Check]]:
+    """What a part found, read from its file if it was run before."""
+    if path is not None and path.exists():
+        record = json.loads(path.read_text())
+        return [Figure(**f) for f in record["figures"]], [Check(**c) for c in record["checks"]]
+    figures, checks = run()
+    if path is not None:
+        record = {"figures": [f.model_dump() for f in figures], "checks": [c.model_dump() for c in checks]}
+        write_whole_file(path, json.dumps(record).encode())
+    return figures, checks
+
+
 def table(evidence: Evidence) -> str:
     lines = []
     for f in evidence.figures:
@@ -330,11 +349,13 @@ def table(evidence: Evidence) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="100 schemas, 12 questions, 20 seeds")
+    parser.add_argument("--full", action="store_true", help="100 schemas, 12 questions, 8 seeds")
     parser.add_argument("--quick", action="store_true", help="a smoke run: 3 schemas, 1 question, 1 seed; not written")
+    parser.add_argument("--kept", type=Path, help="folder of the parts that are done: a stopped run goes on from there")
+    parser.add_argument("--threads", type=int, default=cores(), help="of the engine; what is timed wants all cores")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
     options = parser.parse_args()
-    count, questions, seeds = (100, 12, 20) if options.full else (3, 1, 1) if options.quick else (20, 3, 4)
+    count, questions, seeds = (100, 12, 8) if options.full else (3, 1, 1) if options.quick else (20, 3, 4)
     sources = []
     models = {}
     for name in MODELS:
@@ -342,12 +363,12 @@ def main() -> None:
         assert known is not None
         path = find_model(name)
         sources.append(Source(name=path.name, sha256=file_sha256(path), licence=known.licence))
-        models[name] = likely.load(name, runtime="llamacpp", threads=cores())
+        models[name] = likely.load(name, runtime="llamacpp", threads=options.threads)
     try:
         evidence = study(
             models, cases(count), max_tokens=32 if options.quick else 128,
             questions=guided_choices.QUESTIONS[:questions], seeds=seeds, full=options.full, sources=sources,
-            data=data_sources([FILE]),
+            data=data_sources([FILE]), kept=options.kept, report=lambda line: print(line, flush=True),
         )  # fmt: skip
     finally:
         for lm in models.values():

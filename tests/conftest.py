@@ -19,6 +19,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.fixture(autouse=True)
+def no_calibrators(tmp_path_factory, monkeypatch):
+    """Tests neither find nor leave calibrators of whoever runs them."""
+    monkeypatch.setenv("LIKELY_CALIBRATORS", str(tmp_path_factory.getbasetemp() / "calibrators-of-nobody"))
+
+
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     from likely.models.catalog import find_model

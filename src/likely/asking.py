@@ -126,4 +126,4 @@ NOT_KEPT = ("seconds", "target_calls", "proposed", "accepted", "sample", "prompt
 def answer_record(question: Question, answer: Generation) -> dict[str, Any]:
     """The fields of an answers file that depend on model, question and settings alone."""
     fields = {name: value for name, value in answer.to_dict().items() if name not in NOT_KEPT}
-    return {**question.passed_on, **fields, "confidence": None}
+    return {**question.passed_on, "confidence": None, **fields}

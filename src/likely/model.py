@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from likely.confidence import CHAT_DEFAULTS, KEPT, calibrator_for, system_of, with_confidence
 from likely.decoding.budget import Controller
 from likely.decoding.draft import DraftSource
 from likely.decoding.drafters import Needs, make_drafter
@@ -39,6 +41,7 @@ from likely.scoring import Perplexity, perplexity, score_pairs
 from likely.stream import Stream
 
 if TYPE_CHECKING:
+    from likely.calibrator import Calibrator
     from likely.guided.code_buffer import CodeBuffer
     from likely.guided.complete import Completion
 
@@ -218,12 +221,18 @@ class Model:
         rendered = self.render(prompt)
         return Stream(self, self._request(rendered.tokens, options, self._other_end(prompt)), rendered)
 
-    def ask(self, question: str, *, system: str | None = None, **options: Any) -> Answer:
-        """Answer a question, greedily unless a temperature is given.  `confidence` stays None until one was fitted.
+    def ask(
+        self, question: str, *, system: str | None = None, calibrator: str | Path | Calibrator | None = KEPT,
+        task: str = "default", **options: Any,
+    ) -> Answer:  # fmt: skip
+        """Answer a question, greedily unless a temperature is given.
+
+        calibrator, task  where `confidence` comes from, see `confidence.calibrator_for`; it is None without one
 
         Models without a chat template are asked in the form "Question: ... Answer:", ended by a blank line.
         """
-        return self.stream_ask(question, system=system, **options).finish()
+        found = calibrator_for(self, options, system, calibrator=calibrator, task=task)
+        return with_confidence(self.stream_ask(question, system=system, **options).finish(), found)
 
     def stream_ask(self, question: str, *, system: str | None = None, **options: Any) -> Stream:
         """The streaming form of `ask`."""
@@ -247,13 +256,22 @@ class Model:
         messages = [{"role": "system", "content": system}] if system is not None else []
         return self.render([*messages, {"role": "user", "content": question}])
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> Answer:
-        """The next assistant message; same options as `generate`, by default temperature 0.2, top_p 0.9."""
-        return self.stream_chat(messages, **options).finish()
+    def chat(
+        self, messages: Sequence[Message], *, calibrator: str | Path | Calibrator | None = KEPT, task: str = "default",
+        **options: Any,
+    ) -> Answer:  # fmt: skip
+        """The next assistant message; same options as `generate`, by default temperature 0.2, top_p 0.9.
+
+        calibrator, task  as for `ask`; one that was fitted on single questions says less about later turns
+        """
+        found = calibrator_for(
+            self, {**CHAT_DEFAULTS, **options}, system_of(messages), calibrator=calibrator, task=task
+        )  # fmt: skip
+        return with_confidence(self.stream_chat(messages, **options).finish(), found)
 
     def stream_chat(self, messages: Sequence[Message], **options: Any) -> Stream:
         """The streaming form of `chat`."""
-        options = {"temperature": 0.2, "top_p": 0.9, "max_tokens": 512, **options}
+        options = {**CHAT_DEFAULTS, **options}
         rendered = self.render(messages)
         return Stream(self, self._request(rendered.tokens, options, self._other_end(messages)), rendered)
 

@@ -13,6 +13,7 @@ from likely import __version__
 from likely.cli import (
     ask,
     bench,
+    calibrate,
     chat,
     choices,
     complete,
@@ -30,8 +31,10 @@ from likely.cli import (
     query,
     replay,
     reproduce,
+    risk,
     score,
     serve,
+    uncertainty,
 )
 from likely.errors import LikelyError
 
@@ -76,6 +79,9 @@ for verb in (
     choices,
     complete,
     grade,
+    calibrate,
+    uncertainty,
+    risk,
     query,
     prompts,
     serve,
@@ -104,7 +110,7 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except UsageError as usage:
-        if not arguments:  # help was asked for by saying nothing
+        if type(usage).__name__ == "NoArgsIsHelpError":  # help was asked for by saying nothing
             typer.echo(usage.format_message())
             return 2
         where = usage.ctx.command_path if usage.ctx else "likely"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from likely.cli import forms, seeing
+from likely.cli import forms, seeing, sure
 from likely.cli import options as opt
 
 
@@ -34,6 +34,12 @@ def ask(
     output: opt.OutputOption = None,
     overwrite: opt.OverwriteOption = False,
     limit: opt.LimitOption = None,
+    calibrator: sure.CalibratorOption = None,
+    task: sure.TaskOption = "default",
+    at_least: sure.AtLeastOption = None,
+    risk: sure.RiskOption = None,
+    delta: sure.DeltaOption = 0.1,
+    fallback: sure.FallbackOption = None,
     drafter: opt.DrafterOption = None,
     draft_budget: opt.BudgetOption = "auto",
     stats: opt.StatsOption = False,
@@ -60,6 +66,8 @@ def ask(
       likely ask questions.jsonl -o answers.jsonl
 
       likely ask "Is 7 a prime number?" --choices yes,no --json
+
+      likely ask "Who wrote Faust?" --at-least 0.9 --fallback gemma3     (after likely calibrate fit)
     """
     from likely.cli.ask_file import ask_file, is_questions_file, read_questions
     from likely.cli.printing import for_terminal, print_json, print_stream
@@ -85,21 +93,36 @@ def ask(
         given.setdefault("top_logprobs", seeing.ALTERNATIVES)
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
-        if file is not None:
-            ask_file(
-                lm, file, lines, system=system, options=given, output=output, overwrite=overwrite,
-                show_prompt=show_prompt,
-            )  # fmt: skip
-            return
-        stream = lm.stream_ask(text, system=system, **given)
-        if show_prompt:
-            typer.echo(stream.prompt, err=True)
-        answer = stream.finish() if as_json or show or not forms.streams(given) else print_stream(stream)
-        if not (as_json or show or forms.streams(given)):
+        decide = sure.prepare(
+            lm, given, system, calibrator=calibrator, task=task, at_least=at_least, risk=risk, delta=delta,
+            fallback=fallback,
+        )  # fmt: skip
+        try:
+            if file is not None:
+                ask_file(
+                    lm, file, lines, system=system, options=given, output=output, overwrite=overwrite,
+                    show_prompt=show_prompt, decide=decide,
+                )  # fmt: skip
+                return
+            stream = lm.stream_ask(text, system=system, **given)
+            if show_prompt:
+                typer.echo(stream.prompt, err=True)
+            whole = as_json or show or not forms.streams(given) or decide.gate is not None
+            answer = stream.finish() if whole else print_stream(stream)
+            decided = decide.decide(answer, lambda other: other.ask(text, system=system, **given))
+        finally:
+            decide.close()
+        answer = decided.answer
+        if whole and not (as_json or show) and decided.by is not None:
             typer.echo(for_terminal(answer.text))
         if stats:
             opt.print_stats(answer)
         if as_json:
-            print_json({**opt.origin(lm), "question": text, **answer.to_dict()})
+            print_json({**opt.origin(lm), "question": text, **decided.fields(), **decide.describe()})
+        else:
+            for line in decided.notes():
+                typer.echo(line, err=True)
+        if decided.by is None:
+            return
         seeing.present(lm, [answer], show=show, html=html, title=text, prompt=stream.prompt)
         forms.conclude([answer])

@@ -12,6 +12,7 @@ from likely.cli import options as opt
 
 if TYPE_CHECKING:
     from likely.asking import Question
+    from likely.cli.sure import Sure
     from likely.jsonl import Line
 
 HINT = 'expected lines like {"question": "...", "answer": "..."}'
@@ -44,11 +45,13 @@ def ask_file(
     output: Path | None,
     overwrite: bool,
     show_prompt: bool,
+    decide: Sure,
 ) -> None:
     """Answer every line that has no answer in `output` yet."""
     from likely.asking import BATCH, fingerprint
     from likely.chunks import unfinished
     from likely.cli.printing import progress
+    from likely.confidence import template_hash
     from likely.errors import ConstraintError
     from likely.jsonl import Results
     from likely.model import Model
@@ -59,15 +62,15 @@ def ask_file(
         lm.question("?", **options)  # wrong settings are refused before the output carries them in its header
     settings = {**options, "system": system}
     header = {
-        **opt.origin(lm), "kind": "ask", "template": _template(lm), "settings": settings,
-        "settings_hash": fingerprint(settings),
+        **opt.origin(lm), "kind": "ask", "template": template_hash(lm), "settings": settings,
+        "settings_hash": fingerprint(settings), **decide.describe(),
     }  # fmt: skip
     with Results(output, header, overwrite=overwrite) as results:
         todo = unfinished(lines, results, file, size=BATCH)
         before, cut, told = len(results.done), 0, ""
         try:
             with progress(sum(map(len, todo)), "asking", unit="questions") as tick:
-                for line, record in _answers(lm, file, todo, system, options, show_prompt):
+                for line, record in _answers(lm, file, todo, system, options, show_prompt, decide):
                     if not results.is_done(line, file):
                         results.write([record])
                         if record.get("complete") is False:
@@ -86,28 +89,19 @@ def ask_file(
         raise ConstraintError(f"{cut} answers are not complete, the first is that of {told}: raise --max-tokens")
 
 
-def _template(lm: Any) -> str | None:
-    """Hash of what turns a question into the model's text; None where a server does that."""
-    from likely.asking import fingerprint
-    from likely.model import PLAIN_QUESTION, Model
-
-    if not isinstance(lm, Model):
-        return None
-    return fingerprint(PLAIN_QUESTION if lm.template is None else lm.template.source)
-
-
 def _answers(
-    lm: Any, file: str, chunks: Sequence[Sequence[Line]], system: str | None, options: dict[str, Any], show_prompt: bool
-) -> Iterator[tuple[Line, dict[str, Any]]]:
+    lm: Any, file: str, chunks: Sequence[Sequence[Line]], system: str | None, options: dict[str, Any],
+    show_prompt: bool, decide: Sure,
+) -> Iterator[tuple[Line, dict[str, Any]]]:  # fmt: skip
     """(line, its record) in the order of the lines; every prompt is checked before the first answer."""
-    from likely.asking import answer_batch, answer_record, question_of
+    from likely.asking import answer_batch, question_of
     from likely.model import Model
 
     asked = [[(line, question_of(line.record, f"{file}:{line.number}")) for line in chunk] for chunk in chunks]
     if not isinstance(lm, Model):
         for line, question in (pair for batch in asked for pair in batch):
             answer = lm.ask(question.asked, system=question.system or system, **options)
-            yield line, _record(line, answer_record(question, answer))
+            yield line, _record(line, question, answer, system, options, decide)
         return
     requests = [
         [_request(lm, file, line, question, system, options, show_prompt) for line, question in batch]
@@ -117,7 +111,7 @@ def _answers(
     try:
         for batch, wanted in zip(asked, requests, strict=True):
             for (line, question), answer in zip(batch, answer_batch(lm, loop, wanted), strict=True):
-                yield line, _record(line, answer_record(question, answer))
+                yield line, _record(line, question, answer, system, options, decide)
     finally:
         loop.close()
 
@@ -141,5 +135,16 @@ def _request(
     return request
 
 
-def _record(line: Line, fields: dict[str, Any]) -> dict[str, Any]:
-    return {"line": line.number, "input": line.digest, **fields}
+def _record(
+    line: Line, question: Question, answer: Any, system: str | None, options: dict[str, Any], decide: Sure
+) -> dict[str, Any]:
+    from likely.asking import answer_record
+
+    decided = decide.decide(
+        answer, lambda other: other.ask(question.asked, system=question.system or system, **options)
+    )  # fmt: skip
+    extra = {} if decide.gate is None else {name: value for name, value in decided.fields().items() if name in _DECIDED}
+    return {"line": line.number, "input": line.digest, **answer_record(question, decided.answer), **extra}
+
+
+_DECIDED = ("answered_by", "why", "first")

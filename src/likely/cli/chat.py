@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from likely.cli import forms
+from likely.cli import forms, sure
 from likely.cli import options as opt
 
 HELP = """/help            this list
@@ -44,6 +44,12 @@ def chat(
     regex: forms.RegexOption = None,
     choices: forms.ChoicesOption = None,
     grammar: forms.GrammarOption = None,
+    calibrator: sure.CalibratorOption = None,
+    task: sure.TaskOption = "default",
+    at_least: sure.AtLeastOption = None,
+    risk: sure.RiskOption = None,
+    delta: sure.DeltaOption = 0.1,
+    fallback: sure.FallbackOption = None,
     drafter: opt.DrafterOption = None,
     draft_budget: opt.BudgetOption = "auto",
     stats: opt.StatsOption = False,
@@ -72,13 +78,21 @@ def chat(
     given |= forms.form_options(schema, regex, choices, grammar, given)
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
-        talk = Conversation(lm, given, show_prompt=show_prompt, as_json=as_json, stats=stats)
+        wanted = {
+            "calibrator": calibrator, "task": task, "at_least": at_least, "risk": risk, "delta": delta,
+            "fallback": fallback,
+        }  # fmt: skip
+        talk = Conversation(lm, given, show_prompt=show_prompt, as_json=as_json, stats=stats, wanted=wanted)
         if load:
             talk.load(load)
         if system is not None:
             talk.set_system(system)
         talk.check()
-        talk.run()
+        try:
+            talk.sure()  # what cannot be is refused before the first question
+            talk.run()
+        finally:
+            talk.close()
         if save:
             talk.save(save)
 
@@ -92,7 +106,27 @@ class Conversation:
     show_prompt: bool = False
     as_json: bool = False
     stats: bool = False
+    wanted: dict[str, Any] = field(default_factory=dict)  # about confidence, see `sure.prepare`
     messages: list[dict[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._sure: tuple[Any, sure.Sure] | None = None  # and the settings that it is for
+
+    def sure(self) -> sure.Sure:
+        """What is done about confidence with the present settings."""
+        from likely.confidence import CHAT_DEFAULTS, system_of
+
+        settings = {**CHAT_DEFAULTS, **self.settings}
+        key = (settings, system_of(self.messages))
+        if self._sure is None or self._sure[0] != key:
+            self.close()
+            self._sure = key, sure.prepare(self.model, settings, key[1], **self.wanted)
+        return self._sure[1]
+
+    def close(self) -> None:
+        """Close what was opened beside the model."""
+        if self._sure is not None:
+            self._sure[1].close()
 
     @property
     def interactive(self) -> bool:
@@ -165,12 +199,15 @@ class Conversation:
             stream = self.model.stream_chat(self.messages, **self.settings)
             if self.show_prompt:
                 typer.echo(stream.prompt, err=True)
-            whole = self.as_json or not forms.streams(self.settings)
+            decide = self.sure()
+            whole = self.as_json or not forms.streams(self.settings) or decide.gate is not None
             result = stream.finish() if whole else print_stream(stream)
-            if whole and not self.as_json:
+            decided = decide.decide(result, lambda other: other.chat(self.messages, **self.settings))
+            result = decided.answer
+            if whole and not self.as_json and decided.by is not None:
                 typer.echo(for_terminal(result.text))
         except KeyboardInterrupt:
-            result = stream.result if stream is not None else None
+            result, decided = stream.result if stream is not None else None, None
             if not self.interactive:
                 raise
         except (LikelyError, ValueError, TypeError) as error:
@@ -182,9 +219,16 @@ class Conversation:
         if result is None:
             self.messages.pop()
             return
-        self.messages.append({"role": "assistant", "content": result.text})
+        if decided is not None and decided.by is None:
+            self.messages.pop()  # the question was not answered: it is no part of the conversation
+        else:
+            self.messages.append({"role": "assistant", "content": result.text})
         if self.as_json:
-            print_json({**opt.origin(self.model), "question": text, **result.to_dict()})
+            fields = result.to_dict() if decided is None else decided.fields()
+            print_json({**opt.origin(self.model), "question": text, **fields})
+        else:
+            for line in decided.notes() if decided is not None else ():
+                typer.echo(line, err=True)
         if self.stats:
             opt.print_stats(result)
         if why := why_incomplete(result):
