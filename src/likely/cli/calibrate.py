@@ -81,10 +81,12 @@ def fit(
     from likely.calibrators import keep, place
     from likely.cli.printing import print_json
     from likely.labelled import read_labelled
+    from likely.show.output import check_target
 
     opt.refuse_same_file(file, output)
-    if output is not None and output.exists() and not overwrite:
-        raise typer.BadParameter(f"{output} exists: choose another file or --overwrite", param_hint="--output")
+    if output is not None:
+        check_target(output)
+        _refuse_existing(output, overwrite)
     labelled = read_labelled(file, limit=limit)
     kept = labelled.kind == "answer" and labelled.origin is not None
     if output is None and not kept:
@@ -160,21 +162,31 @@ def plot(
 
       likely calibrate plot labelled.jsonl --calibrator cal.json -o reliability.png
     """
-    from likely.calibration import reliability
+    from likely.calibration.reliability import as_text, draw, reliability
     from likely.cli.printing import print_json
+    from likely.show.output import check_target, write_whole
+    from likely.show.plot import FORMATS, render
 
-    if output is not None and output.exists() and not overwrite:
-        raise typer.BadParameter(f"{output} exists: choose another file or --overwrite", param_hint="--output")
-    labelled = _read(file, limit)
-    confidence, correct = labelled.outcomes(_predictions(labelled, calibrator))
-    diagram = reliability.diagram(confidence, correct, bins=bins)
     if output is not None:
-        reliability.save(diagram, output)
-        typer.echo(f"written: {output}", err=True)
+        check_target(output, FORMATS)
+        _refuse_existing(output, overwrite)
+    labelled = _read(file, limit)
+    shown = {"as given": reliability(*labelled.outcomes(labelled.predictions()), bins=bins)}
+    if calibrator is not None:
+        shown["calibrated"] = reliability(*labelled.outcomes(_predictions(labelled, calibrator)), bins=bins)
+    if output is not None:
+        write_whole(output, render(draw(shown), output.suffix))
+        typer.echo(f"wrote {output}", err=True)
     if as_json:
-        print_json(diagram.to_dict())
+        print_json({"file": file, "diagrams": {name: one.to_dict() for name, one in shown.items()}})
     elif output is None:
-        typer.echo(reliability.text(diagram))
+        for name, one in shown.items():
+            typer.echo(f"{file}, {name}\n{as_text(one)}")
+
+
+def _refuse_existing(output: Path, overwrite: bool) -> None:
+    if output.exists() and not overwrite:
+        raise typer.BadParameter(f"{output} exists: choose another file or --overwrite", param_hint="--output")
 
 
 def _read(file: str, limit: int | None) -> Labelled:

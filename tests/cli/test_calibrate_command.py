@@ -1,0 +1,154 @@
+"""calibrate fit, eval, plot, and what ask and chat then say and leave unsaid, as a stranger would use them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FEW = ("--max-tokens", 4)
+
+
+def one_line(done, code):
+    assert done.code == code and len(done.err.splitlines()) == 1, done.err
+    return done.err
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+def lines_of(path):
+    return path.read_text().splitlines()
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIKELY_CALIBRATORS", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def graded(cli, tiny, tmp_path):
+    """60 answers of the tiny model; those whose text has an even number of characters are right."""
+    questions = write(tmp_path / "q.jsonl", [{"question": f"Is {i} odd?", "answer": "yes"} for i in range(60)])
+    answers = tmp_path / "answers.jsonl"
+    assert cli("ask", questions, "-m", tiny, "-o", answers, *FEW).code == 0
+    done = cli("grade", answers, "--by", "regex", "--pattern", "^(..)*$", "-o", tmp_path / "graded.jsonl")
+    assert done.code == 0 and sum(json.loads(r)["correct"] for r in lines_of(tmp_path / "graded.jsonl")[1:]) > 10
+        json.loads(r)["correct"] for r in open(tmp_path / "graded.jsonl").readlines()[1:]
+    )
+    return tmp_path / "graded.jsonl"
+
+
+@pytest.fixture
+def plain(tmp_path):
+    rng = np.random.default_rng(0)
+    confidence = rng.random(200)
+    right = (rng.random(200) < confidence**2).astype(int).tolist()
+    return write(
+        tmp_path / "plain.jsonl",
+        [{"confidence": c, "correct": r} for c, r in zip(confidence.tolist(), right, strict=True)],
+    )
+
+
+def test_plain_lines_give_an_unbound_calibrator(cli, plain, tmp_path, store):
+    assert "-o cal.json" in one_line(cli("calibrate", "fit", plain), 2)
+    target = tmp_path / "cal.json"
+    made = cli("calibrate", "fit", plain, "-o", target, "--json").json
+    assert made["binding"] is None and made["written"] == [str(target)] and not store.exists()
+    assert made["after"]["ece"] < made["before"]["ece"]
+    before = cli("calibrate", "eval", plain, "--json").json
+    after = cli("calibrate", "eval", plain, "--calibrator", target, "--json").json
+    assert after["nll"] < before["nll"] and after["n"] == before["n"] == 200
+    for name in ("accuracy", "ece", "nll", "brier", "auroc"):
+        low, high = after[f"{name}_interval"]
+        assert low <= after[name] <= high
+    assert before["brier"] == pytest.approx(np.mean([(c - r) ** 2 for c, r in rows(plain)]))
+    assert "exists" in one_line(cli("calibrate", "fit", plain, "-o", target), 2)
+    assert cli("calibrate", "fit", plain, "-o", target, "--overwrite", "--method", "isotonic").code == 0
+
+
+def rows(path):
+    return [(r["confidence"], r["correct"]) for r in map(json.loads, path.read_text().splitlines())]
+
+
+def test_plot(cli, plain, tmp_path):
+    shown = cli("calibrate", "plot", plain)
+    assert shown.code == 0 and len(shown.out.splitlines()) > 5
+    [diagram] = cli("calibrate", "plot", plain, "--json", "--bins", 5).json["diagrams"].values()
+    assert [b["n"] for b in diagram["bins"]] == np.histogram([c for c, _ in rows(plain)], 5, (0, 1))[0].tolist()
+    cli("calibrate", "fit", plain, "-o", tmp_path / "cal.json")
+    both = cli("calibrate", "plot", plain, "--calibrator", tmp_path / "cal.json", "--json").json["diagrams"]
+    assert both["calibrated"]["ece"] < both["as given"]["ece"]
+    assert cli("calibrate", "plot", plain, "-o", tmp_path / "r.png").code == 0
+    assert (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
+    assert "exists" in one_line(cli("calibrate", "plot", plain, "-o", tmp_path / "r.png"), 2)
+
+
+def test_ask_and_chat_use_what_was_fitted_for_them(cli, tiny, graded, store, tmp_path):
+    ask = ("ask", "Is 3 odd?", "-m", tiny, *FEW, "--json")
+    assert cli(*ask).json["confidence"] is None
+    [kept] = cli("calibrate", "fit", graded, "--json").json["written"]
+    found = cli(*ask).json
+    assert 0 < found["confidence"] < 1 and found["answered_by"] == str(tiny) and found["calibrator"]["n"] == 60
+    assert cli(*ask, "--set", "temperature=0.5").json["confidence"] is None  # other answers than those fitted to
+    assert cli(*ask, "--task", "elsewhere").json["confidence"] is None
+    foreign = one_line(cli(*ask, "--set", "temperature=0.5", "--calibrator", kept), 1)
+    assert "fitted for another settings" in foreign
+    said = cli("ask", "Is 3 odd?", "-m", tiny, *FEW)
+    assert said.out.strip() == found["text"].strip() and f"confidence {found['confidence']:.2f}" in said.err
+    talk = ("chat", "-m", tiny, *FEW, "--json", "--temperature", 0, "--set", "top_p=1.0")
+    assert json.loads(cli(*talk, stdin="Is 3 odd?\n").out)["confidence"] == found["confidence"]
+    # the same for a file of questions, line by line
+    questions = write(tmp_path / "again.jsonl", [{"question": "Is 3 odd?"}])
+    assert cli("ask", questions, "-m", tiny, *FEW).lines[1]["confidence"] == pytest.approx(found["confidence"])
+
+
+def test_abstaining_and_asking_another(cli, tiny, graded, store, tmp_path):
+    ask = ("ask", "Is 3 odd?", "-m", tiny, *FEW)
+    assert "no calibrator was fitted" in one_line(cli(*ask, "--at-least", 0.5), 1)
+    cli("calibrate", "fit", graded)
+    sure = cli(*ask, "--json").json["confidence"]
+    passes, stops = cli(*ask, "--at-least", sure - 1e-6), cli(*ask, "--at-least", min(sure + 1e-6, 0.999))
+    assert passes.code == stops.code == 0 and passes.out.strip() and not stops.out
+    assert "labelled items" in stops.err and "no answer: confidence" in stops.err
+    told = cli(*ask, "--at-least", 0.999, "--json").json
+    assert told["answered_by"] is None and "below 1.00" in told["why"] and told["gate"]["threshold"] == 0.999
+    other = cli(*ask, "--at-least", 0.999, "--fallback", tiny, "--json").json
+    assert other["answered_by"] == str(tiny) and other["first"]["confidence"] == sure
+    hopeless = cli(*ask, "--risk", 0.001)
+    assert hopeless.code == 0 and not hopeless.out and "no threshold satisfies" in hopeless.err
+    assert "one of" in one_line(cli(*ask, "--risk", 0.1, "--at-least", 0.5), 2)
+    assert "--fallback needs" in one_line(cli(*ask, "--fallback", tiny), 2)
+    assert "between 0 and 1" in one_line(cli(*ask, "--at-least", 90), 2)
+    questions = write(tmp_path / "two.jsonl", [{"question": "Is 3 odd?"}, {"question": "Is 4 odd?"}])
+    header, *lines = cli("ask", questions, "-m", tiny, *FEW, "--at-least", 0.999).lines
+    assert header["gate"]["threshold"] == 0.999 and [line["answered_by"] for line in lines] == [None, None]
+    talk = ("chat", "-m", tiny, *FEW, "--temperature", 0, "--set", "top_p=1.0", "--at-least", 0.999)
+    quiet = cli(*talk, stdin="Is 3 odd?\n")
+    assert quiet.code == 0 and not quiet.out and "no answer" in quiet.err
+
+
+def test_a_stale_calibrator_is_refused(cli, tiny, graded, store):
+    [kept] = cli("calibrate", "fit", graded, "--json").json["written"]
+    record = json.loads(Path(kept).read_text())
+    record["binding"]["weights"] = "0" * 64
+    stale = store / "stale.json"
+    stale.write_text(json.dumps(record))
+    message = one_line(cli("ask", "Hello", "-m", tiny, *FEW, "--calibrator", stale), 1)
+    assert "another weights" in message and "fit one on answers of this model" in message
+
+
+@pytest.mark.parametrize("verb", ["fit", "eval", "plot"])
+def test_bad_files(cli, tmp_path, verb):
+    end = ("-o", tmp_path / "out.png") if verb != "eval" else ()
+    assert "cannot read" in one_line(cli("calibrate", verb, tmp_path / "none.jsonl", *end), 1)
+    empty = write(tmp_path / "empty.jsonl", [])
+    assert "no labelled lines" in one_line(cli("calibrate", verb, empty, *end), 1)
+    bad = write(tmp_path / "bad.jsonl", [{"confidence": 0.5, "correct": 1}, {"confidence": "high", "correct": 1}])
+    assert "bad.jsonl:2" in one_line(cli("calibrate", verb, bad, *end), 1)
+    assert not (tmp_path / "out.png").exists()
