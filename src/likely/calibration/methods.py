@@ -7,6 +7,7 @@ from typing import Any
 
 from likely.calibration.beta import Beta
 from likely.calibration.dirichlet import Dirichlet, Matrix
+from likely.calibration.h_calibration import HCalibrator
 from likely.calibration.histogram import Histogram
 from likely.calibration.isotonic import Isotonic
 from likely.calibration.one_vs_rest import OneVsRest
@@ -18,12 +19,10 @@ from likely.calibration.vector import Vector
 from likely.calibration.venn_abers import VennAbers
 from likely.errors import DataError, nearest
 
-METHODS: dict[str, type[Fitted]] = {
-    method.name: method
-    for method in (
-        Temperature, Vector, Matrix, Dirichlet, Platt, Beta, Isotonic, Histogram, ScalingBinning, VennAbers,
-    )
-}  # fmt: skip
+_CLASSES: tuple[type[Fitted], ...] = (
+    Temperature, Vector, Matrix, Dirichlet, Platt, Beta, Isotonic, Histogram, ScalingBinning, VennAbers, HCalibrator,
+)  # fmt: skip
+METHODS: dict[str, type[Fitted]] = {method.name: method for method in _CLASSES}
 
 
 def make(name: str, **params: Any) -> Fitted:

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from likely.calibration.inputs import SMALLEST, Floats, Ints, log_softmax
 
 STEPS = 1000
-TOLERANCE = 1e-7  # of the largest entry of the gradient of the mean NLL
+TOLERANCE = 1e-6  # of the largest entry of the gradient of the mean NLL
 
 
 def finite_logprobs(logp: Floats) -> Floats:
@@ -35,6 +35,6 @@ def nll_and_gradient(scores: Floats, labels: Ints) -> tuple[float, Floats]:
 def minimised(objective: Callable[[Floats], tuple[float, Floats]], start: Floats) -> Floats:
     """Where a smooth convex function is lowest, by L-BFGS with a line search (without one it can diverge)."""
     found = minimize(
-        objective, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS, "gtol": TOLERANCE, "ftol": 1e-13}
+        objective, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS, "gtol": TOLERANCE, "ftol": 1e-11}
     )
     return np.asarray(found.x, np.float64)
