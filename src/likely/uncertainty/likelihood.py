@@ -19,7 +19,7 @@ Span = tuple[int, int]  # characters [start, end) of a text
 
 
 def g_nll(greedy: GenerationScores, *, normalise: bool = False) -> Uncertainty:
-    """G-NLL: −Σ_t log p(ŷ_t | x, ŷ_<t) of the greedy text, its end token included (eq. 9).
+    """G-NLL: −Σ_t log p(ŷ_t | x, ŷ_<t) of the greedy text, its end token included.
 
     normalise  divide by the number of tokens: no longer the probability of the text, a baseline (`mean_nll`)
     """
