@@ -81,6 +81,19 @@ def test_wrong_names_are_refused_with_the_nearest():
     assert needs_of(["g_nll", "token_entropy"]) == {"greedy", "token_entropy"}
 
 
+@pytest.mark.parametrize("name", ["csc", "csa", "lexical_similarity", "eigv", "deg", "ecc"])
+def test_what_compares_samples_needs_two(name):
+    with pytest.raises(ValueError, match="prompt 0 has 1 samples, at least 2 are needed"):
+        estimate(gathered(["a"], "a"), [name])
+
+
+@pytest.mark.parametrize("name", [n for n, e in ESTIMATORS.items() if "samples" in e.needs])
+def test_samples_are_needed_by_what_says_so(name):
+    found = gathered(["a", "b"], "a")
+    with pytest.raises(ValueError, match="no samples were gathered"):
+        estimate(Gathered(["?"], found.greedy), [name])
+
+
 def test_discrimination_by_hand():
     found = discrimination([0.1, 0.2, None, 0.3, 0.4], [1, 1, 0, 0, 0], sure_is="low")
     assert found["auroc"] == 1 and found["n"] == 4 and found["missing"] == 1 and found["prr"] == 1

@@ -143,6 +143,16 @@ def test_greedy_is_deterministic_and_ten_samples_are_not():
     assert np.std([f["predictive_entropy"].values[0] for f in found]) > 0.05
 
 
+def test_the_error_by_hand_and_against_the_spread_of_repeats():
+    by_hand = entropy_error(gathered(["a", "b", "c"], np.exp([-1.0, -2.0, -3.0])).samples, 1)
+    assert by_hand == pytest.approx([1 / np.sqrt(3)])
+    lm = bigram(5)
+    runs = [gather(lm, [""], needs=["samples"], max_tokens=8, samples=20, seed=s).samples for s in range(60)]
+    spread = np.std([predictive_entropy(run, 1).values[0] for run in runs], ddof=1)
+    stated = np.sqrt(np.mean([entropy_error(run, 1)[0] ** 2 for run in runs]))
+    assert 0.55 < stated / spread < 1.8
+
+
 def test_the_error_needs_two_samples():
     with pytest.raises(ValueError, match="prompt 0 has 1 samples, at least 2"):
         entropy_error(gathered(["a"], [0.5]).samples, 1)

@@ -52,7 +52,10 @@ class OptionScores:
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, Any]]) -> OptionScores:
-        """Lines of a file that `likely choices -o` wrote: sequence_logprobs, token_logprobs, unconditional, label."""
+        """Lines of a file that `likely choices -o` wrote: sequence_logprobs, token_logprobs, unconditional, label.
+
+        Lines that do not tell tokens (token_logprobs) or bytes (sizes_bytes, choices) refuse norms that rest on them.
+        """
         rows = list(records)
         if not rows:
             raise ValueError("no records: at least one question is needed")
@@ -65,7 +68,7 @@ class OptionScores:
         for i, record in enumerate(rows):
             k = len(record["sequence_logprobs"])
             logprobs[i, :k] = record["sequence_logprobs"]
-            tokens[i, :k] = [len(t) for t in record.get("token_logprobs") or [[0.0]] * k]
+            tokens[i, :k] = [len(t) for t in record.get("token_logprobs") or [[]] * k]
             sizes[i, :k] = record.get("sizes_bytes") or [len(c.encode()) for c in record.get("choices") or [""] * k]
             exists[i, :k] = True
             if without is not None:
