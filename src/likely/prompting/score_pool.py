@@ -51,6 +51,7 @@ def score_pool(
     perplexity: bool = False,
     cache: str | Path | None = None,
     origin: Mapping[str, Any] | None = None,
+    chunk: int = CHUNK,
     progress: Callable[[int], None] | None = None,
 ) -> PromptScores:
     """log p(answer | prompt around input) for T prompts × N inputs × K answers.
@@ -63,6 +64,8 @@ def score_pool(
     cache         an npz file: prompts that it holds for the same inputs and origin are not scored again, and it is
                   written whole and renamed after every block of at most 8 prompts
     origin        what else the numbers depend on (the model's name and hash); must agree with the cache's
+    chunk         inputs handed to the model at once: what stands before the first field of a prompt is computed once
+                  for so many of them
     progress      called with the number of prompt-input pairs that are done
     """
     records = [{TEXT: item} if isinstance(item, str) else dict(item) for item in inputs]
@@ -87,9 +90,9 @@ def score_pool(
         progress((len(pool) - len(waiting)) * len(records))
     for at in _blocks(pool, waiting):
         block = [pool.templates[t] for t in at]
-        _store(scores, at, _scored(lm, block, records, perplexity, progress))
+        _store(scores, at, _scored(lm, block, records, perplexity, progress, chunk))
         if without:
-            free = _scored(lm, block, without, False, None)
+            free = _scored(lm, block, without, False, None, chunk)
             assert scores.content_free is not None and scores.content_free_tokens is not None
             assert scores.content_free_first is not None
             scores.content_free[:, at] = free.sums.swapaxes(0, 1)
@@ -167,7 +170,7 @@ def _digest(value: Any) -> str:
 
 
 def _prompt_digests(pool: PromptPool) -> list[str]:
-    return [_digest([template.source, list(template.choices)]) for template in pool]
+    return [_digest([t.source, list(t.choices), *([t.prefix] if t.prefix else [])]) for t in pool]
 
 
 def _empty(
@@ -234,12 +237,13 @@ def _scored(
     records: Sequence[Mapping[str, Any]],
     perplexity: bool,
     progress: Callable[[int], None] | None,
+    size: int,
 ) -> _Block:
     rows: list[list[Scored]] = []  # per input, then prompt: K answers, and the prompt itself
     width = 0
-    for start in range(0, len(records), CHUNK):
+    for start in range(0, len(records), size):
         pairs: list[tuple[str, str]] = []
-        chunk = records[start : start + CHUNK]
+        chunk = records[start : start + size]
         for record in chunk:
             for template in block:
                 own = template.pairs(record)

@@ -27,11 +27,13 @@ class Template:
 
     source   Jinja, prompt ||| answer; without "|||" the answer is {{ answer_choices[label] }}
     choices  the K verbalisers, in the order of the labels; an input with an `answer_choices` of its own replaces them
+    prefix   text in front of every prompt, as it is: demonstrations, say; nothing in it is filled in
     """
 
     name: str
     source: str
     choices: tuple[str, ...]
+    prefix: str = ""
     _prompt: Callable[..., str] = field(init=False, repr=False, compare=False)
     _answer: Callable[..., str] = field(init=False, repr=False, compare=False)
     fields: tuple[str, ...] = field(init=False, compare=False)  # of an input that the template asks for
@@ -56,11 +58,12 @@ class Template:
     @property
     def lead(self) -> str:
         """What stands before the first field: prompts that begin alike share the tokens of lead and input."""
-        return self.source.partition("{")[0].lstrip()
+        return self.prefix + self.source.partition("{")[0].lstrip()
 
     def prompt(self, record: Mapping[str, Any]) -> str:
-        """The text before the answer, without white space at its ends."""
-        return self._prompt(**self._values(record), answer_choices=list(self.answer_choices(record))).strip()
+        """The text before the answer: the prefix, and the prompt without white space at its ends."""
+        filled = self._prompt(**self._values(record), answer_choices=list(self.answer_choices(record)))
+        return self.prefix + filled.strip()
 
     def answers(self, record: Mapping[str, Any]) -> tuple[str, ...]:
         """The K answers as they would go on after the prompt: each with a space in front."""
