@@ -1,0 +1,64 @@
+"""The planner's benchmark on a tiny model: the three ways agree, and one run computes the least."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import likely
+from tiny_gguf import write_tiny_llama
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+SETTINGS = {"samples": 3, "max_tokens": 4, "stop": "\n", "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def planner():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield importlib.import_module("planner")
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory):
+    path = write_tiny_llama(tmp_path_factory.mktemp("planner") / "tiny.gguf", context=1024)
+    with likely.load(str(path), runtime="torch", threads=1) as model:
+        yield model
+
+
+@pytest.mark.filterwarnings("ignore:P.True")
+def test_a_round_of_each_way(planner, lm):
+    found = planner.measure(lm, ["the cat", "a dog sat", "my sun"], rounds=2, samples=3, max_tokens=4)
+    assert found["questions"] == 2 and set(found["seconds"]) == set(planner.WAYS)
+    assert all(len(seconds) == 2 for seconds in found["seconds"].values())
+    assert found["values_within_0.01"] == 1
+    with pytest.raises(ValueError, match="1 questions for 2 rounds"):
+        planner.measure(lm, ["x"], rounds=2, samples=3, max_tokens=4)
+
+
+@pytest.mark.filterwarnings("ignore:P.True")
+def test_one_run_computes_the_least(planner, lm, monkeypatch):
+    tokens: dict[str, int] = {}
+    forward = lm.runtime.forward
+    for name, way in planner.WAYS.items():
+        tokens[name] = 0
+
+        def counted(work, name=name):
+            tokens[name] += sum(len(item.tokens) for item in work)
+            return forward(work)
+
+        monkeypatch.setattr(lm.runtime, "forward", counted)
+        values = way(lm, ["the cat", "the cat sat"], SETTINGS)
+        assert set(values) == set(planner.ESTIMATORS) and all(np.isfinite(v).all() for v in values.values())
+    assert tokens["one run"] < tokens["by hand"] < tokens["one by one"]
+
+
+def test_its_questions(planner):
+    prompts = planner.prompts_of(3)
+    assert len(set(prompts)) == 3 and all("capital" in p and p.endswith("Answer:") for p in prompts)
