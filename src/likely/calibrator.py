@@ -165,8 +165,17 @@ def binding(origin: Mapping[str, Any]) -> dict[str, Any]:
         "model": origin.get("model"),
         "weights": origin["sha256"] if known else f"{origin.get('runtime')} {origin.get('model')}",
         "template": origin.get("template"),
-        "settings": json.loads(json.dumps(settings, default=str, sort_keys=True)),
+        "settings": _canonical(json.loads(json.dumps(settings, default=str, sort_keys=True))),
     }
+
+
+def _canonical(value: Any) -> Any:
+    """The same with whole numbers as int: temperature 0 is temperature 0.0."""
+    if isinstance(value, dict):
+        return {name: _canonical(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_canonical(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

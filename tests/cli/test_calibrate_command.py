@@ -39,8 +39,6 @@ def graded(cli, tiny, tmp_path):
     assert cli("ask", questions, "-m", tiny, "-o", answers, *FEW).code == 0
     done = cli("grade", answers, "--by", "regex", "--pattern", "^(..)*$", "-o", tmp_path / "graded.jsonl")
     assert done.code == 0 and sum(json.loads(r)["correct"] for r in lines_of(tmp_path / "graded.jsonl")[1:]) > 10
-        json.loads(r)["correct"] for r in open(tmp_path / "graded.jsonl").readlines()[1:]
-    )
     return tmp_path / "graded.jsonl"
 
 

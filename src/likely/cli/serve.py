@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from likely.cli import options as opt
+from likely.cli import sure
 
 MIB = 2**20
 
@@ -40,6 +41,8 @@ def serve(
     drafter: Annotated[
         str | None, typer.Option("--drafter", help="Guess ahead in every request that names no drafter of its own.")
     ] = None,
+    calibrator: sure.CalibratorOption = None,
+    task: sure.TaskOption = "default",
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
 ) -> None:
@@ -61,11 +64,15 @@ def serve(
         raise missing_extra("fastapi or uvicorn", "serve")
     import uvicorn
 
+    from likely.calibrator import Calibrator
+    from likely.confidence import KEPT
     from likely.serving.limits import Limits
     from likely.serving.openai_api import create_app
 
     key = _key(api_key_env)
     opt.drafting(drafter, "auto")
+    if calibrator is not None:
+        Calibrator.load(calibrator)  # a wrong file is refused now
     limits = Limits(max_queue=max_queue, max_body_bytes=max_body * MIB, deadline_s=deadline)
     listener = _listen(host, port)
     with listener, opt.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
@@ -73,7 +80,7 @@ def serve(
             lm.drafter(drafter)  # a wrong file or model is refused now
             lm.default_drafter = drafter
         lm.share_memory = False  # what clients choose by name learns from their own request alone
-        app = create_app(lm, limits=limits, api_key=key)
+        app = create_app(lm, limits=limits, api_key=key, calibrator=calibrator or KEPT, task=task)
         _print_address(host, listener.getsockname()[1], key is not None, api_key_env)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=3, server_header=False

@@ -118,8 +118,8 @@ class Decided:
 
 
 def prepare(
-    lm: Any, settings: dict[str, Any], system: str | None, *, calibrator: Path | None, task: str,
-    at_least: float | None, risk: float | None, delta: float, fallback: str | None,
+    lm: Any, settings: dict[str, Any], system: str | None, *, calibrator: Path | None = None, task: str = "default",
+    at_least: float | None = None, risk: float | None = None, delta: float = 0.1, fallback: str | None = None,
 ) -> Sure:  # fmt: skip
     """Find the calibrator and set up the gate; tells what it guarantees on standard error."""
     from likely.confidence import KEPT, calibrator_for

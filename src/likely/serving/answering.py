@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from fastapi import Request as HttpRequest
 from fastapi import Response
 
+from likely.calibrator import Calibrator
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling
 from likely.decoding.steer import Constraint
@@ -31,6 +32,7 @@ from likely.serving.replies import (
 )
 from likely.serving.schemas import Chat, Completion, Generating, Score
 from likely.serving.streaming import EventStream, merged, while_connected
+from likely.serving.sureness import Sureness
 
 T = TypeVar("T")
 
@@ -38,13 +40,14 @@ T = TypeVar("T")
 class Answering:
     """Replies of one engine. `close` stops the thread that prepares prompts."""
 
-    def __init__(self, engine: Engine, name: str, limits: Limits):
+    def __init__(self, engine: Engine, name: str, limits: Limits, sureness: Sureness):
         self._engine, self._model, self._name, self._limits = engine, engine.model, name, limits
         self._names = TokenNames(engine.model.tokenizer)
         self._context = engine.model.runtime.context_length
         self._fingerprint = engine.model.runtime.revision
         self._created = int(time.time())
         self._prompts = Prompts(engine.model)
+        self._sureness = sureness
 
     def close(self) -> None:
         self._prompts.close()
@@ -195,7 +198,7 @@ class Answering:
     # --- chats ----------------------------------------------------------------------------------------------------
 
     async def _chat(self, asked: Chat) -> Response:
-        prompt_tokens, head, ticket = await self._start_chat(asked, "chat.completion")
+        prompt_tokens, head, ticket, calibrator = await self._start_chat(asked, "chat.completion")
         done = await self._finished([ticket])
         choices = []
         for sample in range(asked.n):
@@ -211,20 +214,27 @@ class Answering:
                     "message": {"role": "assistant", "content": finished.text, "refusal": None},
                     "logprobs": None if content is None else {"content": content, "refusal": None},
                     "finish_reason": finish_reason(finished.reason),
+                    **_confidence(calibrator, finished),
                 }
             )
         spent = usage(prompt_tokens, sum(len(finished.tokens) for finished in done.values()))
         return json_response({**head, "choices": choices, "usage": spent})
 
     async def _chat_stream(self, asked: Chat) -> Response:
-        prompt_tokens, head, ticket = await self._start_chat(asked, "chat.completion.chunk")
-        return EventStream(self._chat_events(asked, prompt_tokens, head, ticket), [ticket], self._limits)
+        prompt_tokens, head, ticket, calibrator = await self._start_chat(asked, "chat.completion.chunk")
+        events = self._chat_events(asked, prompt_tokens, head, ticket, calibrator)
+        return EventStream(events, [ticket], self._limits)
 
     async def _chat_events(
-        self, asked: Chat, prompt_tokens: int, head: dict[str, Any], ticket: Ticket
+        self,
+        asked: Chat,
+        prompt_tokens: int,
+        head: dict[str, Any],
+        ticket: Ticket,
+        calibrator: Calibrator | None,
     ) -> AsyncGenerator[dict[str, Any]]:
-        def chunk(index: int, delta: dict[str, Any], block: Any, reason: str | None) -> dict[str, Any]:
-            choice = {"index": index, "delta": delta, "logprobs": block, "finish_reason": reason}
+        def chunk(index: int, delta: dict[str, Any], block: Any, reason: str | None, **more: Any) -> dict[str, Any]:
+            choice = {"index": index, "delta": delta, "logprobs": block, "finish_reason": reason, **more}
             return _piece(asked, head, choice)
 
         for sample in range(asked.n):
@@ -239,12 +249,14 @@ class Answering:
             if event.text or block:
                 yield chunk(event.sample, {"content": event.text}, block, None)
             if event.finish:
-                yield chunk(event.sample, {}, None, finish_reason(event.finish.reason))
+                sure = _confidence(calibrator, event.finish)
+                yield chunk(event.sample, {}, None, finish_reason(event.finish.reason), **sure)
         if asked.stream_options.include_usage:
             yield {**head, "choices": [], "usage": usage(prompt_tokens, written)}
 
-    async def _start_chat(self, asked: Chat, kind: str) -> tuple[int, dict[str, Any], Ticket]:
+    async def _start_chat(self, asked: Chat, kind: str) -> tuple[int, dict[str, Any], Ticket, Calibrator | None]:
         form = form_of(asked)
+        calibrator = await self._prompts.away(lambda: self._sureness.calibrator(asked))
         rendered = await self._prompts.conversation(asked.conversation)
         held = await self._prompts.constraint(form)
         wanted = asked.max_tokens or self._context - len(rendered.tokens)
@@ -252,7 +264,7 @@ class Answering:
         seed = _seed(asked)
         request = self._request(asked, rendered.tokens, wanted, seed, asked.top_logprobs, held)
         (ticket,) = self._submit([request])
-        return len(rendered.tokens), self._head("chatcmpl", kind, seed), ticket
+        return len(rendered.tokens), self._head("chatcmpl", kind, seed), ticket, calibrator
 
     # --- scores ---------------------------------------------------------------------------------------------------
 
@@ -352,6 +364,10 @@ class Answering:
 def _piece(asked: Generating, head: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
     """One event of a stream; where usage will come at the end, every other event says that it holds none."""
     return {**head, "choices": [choice], **({"usage": None} if asked.stream_options.include_usage else {})}
+
+
+def _confidence(calibrator: Calibrator | None, finished: Finished) -> dict[str, Any]:
+    return {} if calibrator is None else {"confidence": calibrator.of_answer(finished.logprobs)}
 
 
 def _seed(asked: Generating) -> int:

@@ -27,6 +27,15 @@ ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 def form_of(asked: Generating) -> Form | None:
     """The form that the request names; ApiError 400 in one line for a wrong one and for two."""
+    return None if (found := _named_form(asked)) is None else found[1]
+
+
+def asked_form(asked: Generating) -> tuple[str, Any, FormSettings] | None:
+    """The form as (option of generate, its value, settings)."""
+    return None if (found := _named_form(asked)) is None else found[0]
+
+
+def _named_form(asked: Generating) -> tuple[tuple[str, Any, FormSettings], Form] | None:
     found: dict[str, tuple[str, Any, FormSettings]] = {}
     for name, option in _FIELDS.items():
         if (value := getattr(asked, name)) is not None:
@@ -42,7 +51,7 @@ def form_of(asked: Generating) -> Form | None:
     if option == "schema":
         value = _schema(value, name)
     try:
-        return make_form(**{option: value}, settings=settings)
+        return (option, value, settings), make_form(**{option: value}, settings=settings)
     except (LikelyError, ValueError, TypeError) as error:
         raise ApiError(400, f"{name}: {error}", param=name) from None
 

@@ -10,18 +10,20 @@ import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from likely import __version__
+from likely.confidence import KEPT
 from likely.errors import LikelyError
 from likely.model import Model
 from likely.serving.answering import Answering
 from likely.serving.engine import Engine
 from likely.serving.limits import Admission, ApiError, Limits, discard_body, json_response, read_json, refusal
 from likely.serving.schemas import Chat, Completion, Score, parse
+from likely.serving.sureness import Sureness
 
 
 def served_name(name: str) -> str:
@@ -30,10 +32,14 @@ def served_name(name: str) -> str:
     return path.name.removesuffix(".gguf") if path.is_absolute() or path.suffix == ".gguf" else name
 
 
-def create_app(model: Model, *, limits: Limits | None = None, api_key: str | None = None) -> FastAPI:
+def create_app(
+    model: Model, *, limits: Limits | None = None, api_key: str | None = None, calibrator: str | Path = KEPT,
+    task: str = "default",
+) -> FastAPI:  # fmt: skip
     """An application that serves `model`; its engine runs from the application's start to its shutdown.
 
-    api_key  if given, every request but /health must carry it: Authorization: Bearer KEY
+    api_key           if given, every request but /health must carry it: Authorization: Bearer KEY
+    calibrator, task  where the `confidence` of chats comes from, see `Model.ask`
     """
     limits = limits or Limits()
     name = served_name(model.info.name)
@@ -42,7 +48,7 @@ def create_app(model: Model, *, limits: Limits | None = None, api_key: str | Non
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = Engine(model, max_queue=limits.max_queue)
         app.state.engine = engine
-        app.state.answering = Answering(engine, name, limits)
+        app.state.answering = Answering(engine, name, limits, Sureness(model, calibrator, task))
         try:
             yield
         finally:

@@ -45,7 +45,7 @@ class Prompts:
 
     async def texts(self, texts: Sequence[str], *, echo: bool, wanted: int) -> list[Prompt]:
         """Prompts that leave room for `wanted` tokens (at least for one of them); `echo`: they will be sent back."""
-        return await self._away(lambda: [self._text(text, echo, wanted) for text in texts])
+        return await self.away(lambda: [self._text(text, echo, wanted) for text in texts])
 
     async def conversation(self, messages: list[dict[str, Any]]) -> Rendered:
         """Messages in the model's chat template, with room for an answer."""
@@ -57,7 +57,7 @@ class Prompts:
             self._check_tokens(len(rendered.tokens), 1)
             return rendered
 
-        return await self._away(render)
+        return await self.away(render)
 
     async def joint(self, prompt: str, answers: Sequence[str]) -> list[tuple[Item, bool]]:
         """`joint_item` of each answer."""
@@ -68,13 +68,14 @@ class Prompts:
             self._check_tokens(len(item.tokens), 0)
             return item, straddles
 
-        return await self._away(lambda: [join(answer) for answer in answers])
+        return await self.away(lambda: [join(answer) for answer in answers])
 
     async def constraint(self, form: Form | None) -> Constraint | None:
         """The form on the model's tokens, in its first state.  The engine bounds what compiling may cost."""
-        return None if form is None else await self._away(lambda: self._model.guide.constraint(form))
+        return None if form is None else await self.away(lambda: self._model.guide.constraint(form))
 
-    async def _away(self, work: Callable[[], T]) -> T:
+    async def away(self, work: Callable[[], T]) -> T:
+        """Do it on the thread that prepares prompts: what takes milliseconds must not hold up other clients."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _text(self, text: str, echo: bool, wanted: int) -> Prompt:

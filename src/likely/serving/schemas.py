@@ -145,6 +145,7 @@ class Chat(Generating):
     max_completion_tokens: int | None = Field(None, ge=1, le=2**20)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
+    confidence: bool = False  # beyond OpenAI's: how likely each answer is right, where a calibrator was fitted
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

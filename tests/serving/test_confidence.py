@@ -1,0 +1,91 @@
+"""Chats that ask how sure an answer is: the number that Model.chat gives, or a refusal."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers_for_serving import ask
+
+from likely.calibration.answer_logistic import features
+from likely.calibrator import fit_calibrator
+from likely.calibrators import keep
+from likely.confidence import binding_of
+from likely.labelled import Labelled
+
+CHAT = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "Is 3 odd?"}]
+GREEDY = {"temperature": 0, "max_tokens": 6}
+
+
+@pytest.fixture
+def kept(tiny, tmp_path, monkeypatch):
+    """A calibrator for greedy answers of the tiny model, kept for it."""
+    monkeypatch.setenv("LIKELY_CALIBRATORS", str(tmp_path / "store"))
+    answers = [tiny.ask(f"Is {i} odd?", max_tokens=6) for i in range(40)]
+    x = np.array([features(list(a.token_logprobs)) for a in answers])
+    labels = (x[:, 0] > np.median(x[:, 0])).astype(np.int64)
+    labels[::7] ^= 1
+    origin = {"model": tiny.info.name, **binding_of(tiny, {"temperature": 0.0}, None)}
+    labelled = Labelled("answer", x, labels, {**origin, "sha256": origin["weights"]})
+    return keep(fit_calibrator(labelled))
+
+
+def test_the_confidence_is_that_of_the_model_itself(tiny, kept):
+    expected = tiny.chat(MESSAGES, top_p=1.0, **GREEDY)
+    assert expected.confidence is not None
+
+    async def question(client):
+        whole = await client.ok(CHAT, messages=MESSAGES, confidence=True, n=2, **GREEDY)
+        events = await client.events(CHAT, messages=MESSAGES, confidence=True, **GREEDY)
+        return whole["choices"], events
+
+    choices, events = ask(tiny, question)
+    for choice in choices:
+        assert choice["message"]["content"] == expected.text
+        assert choice["confidence"] == pytest.approx(expected.confidence, abs=1e-6)
+    told = [c for event in events for c in event["choices"] if "confidence" in c]
+    assert [(c["finish_reason"], c["confidence"]) for c in told] == [
+        (choices[0]["finish_reason"], pytest.approx(expected.confidence, abs=1e-6))
+    ]
+
+
+def test_no_confidence_unless_asked_for(tiny, kept):
+    async def question(client):
+        return await client.ok(CHAT, messages=MESSAGES, **GREEDY)
+
+    assert "confidence" not in ask(tiny, question)["choices"][0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"temperature": 0.7},
+        {"top_k": 5},
+        {"regex": "yes|no"},
+        {"messages": [{"role": "system", "content": "Be brief."}, *MESSAGES]},
+    ],
+    ids=["temperature", "top_k", "form", "system"],
+)
+def test_settings_that_nothing_was_fitted_for_are_refused(tiny, kept, other):
+    async def questions(client):
+        return await client.post(CHAT, {"messages": MESSAGES, "confidence": True, **GREEDY, **other})
+
+    status, reply = ask(tiny, questions)
+    assert status == 400 and reply["error"]["param"] == "confidence"
+    assert "likely calibrate fit" in reply["error"]["message"]
+    status, reply = ask(tiny, questions, calibrator=kept)
+    assert status == 400 and "fitted for another settings" in reply["error"]["message"]
+
+
+def test_what_does_not_change_an_answers_law_does_not_matter(tiny, kept):
+    neutral = {"seed": 5, "drafter": "lookup", "top_p": 1.0, "presence_penalty": 0, "stop": [], "logprobs": True}
+
+    async def question(client):
+        return await client.ok(CHAT, messages=MESSAGES, confidence=True, **GREEDY, **neutral)
+
+    assert 0 < ask(tiny, question)["choices"][0]["confidence"] < 1
+
+
+def test_without_any_calibrator(tiny):
+    status, reply = ask(tiny, lambda client: client.post(CHAT, {"messages": MESSAGES, "confidence": True}))
+    assert status == 400 and 'task "default"' in reply["error"]["message"]
