@@ -1,0 +1,64 @@
+"""The page on confidence works as typed (with fewer sums)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGE = (Path(__file__).parents[2] / "docs" / "confidence.md").read_text(encoding="utf-8")
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
+
+
+def blocks(kind):
+    return re.findall(rf"```{kind}\n(.*?)```", PAGE, flags=re.S)
+
+
+def test_everything_on_the_page_works_in_order(tmp_path, smollm2_path):
+    program = tmp_path / "bin" / "likely"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
+    program.chmod(0o755)
+    (program.parent / "python").symlink_to(sys.executable)
+    home = {
+        **os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "LIKELY_CACHE": str(tmp_path / "cache"),
+        "LIKELY_CALIBRATORS": str(tmp_path / "calibrators"),
+    }  # fmt: skip
+
+    def run(*command):
+        done = subprocess.run(command, cwd=tmp_path, env=home, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    commands = [block for block in blocks("sh") if "likely serve" not in block]
+    assert len(commands) == 5
+    made, fitted, used, decided, own = (
+        run("bash", "-e", "-c", block.replace("range(120)", "range(24)")) for block in commands
+    )
+    assert "24 answers" in made.stderr + made.stdout or (tmp_path / "graded.jsonl").exists()
+    assert "fitted on 12 lines; on the other 12" in fitted.stdout
+    shown = json.loads(used.stdout[used.stdout.index("{") :])
+    assert 0 < shown["confidence"] < 1 and f"confidence {shown['confidence']:.2f}" in used.stderr
+    assert decided.stderr.count("labelled items") >= 3
+    assert (tmp_path / "reliability.png").read_bytes()[:4] == b"\x89PNG"
+    assert '"ece_floor"' in own.stdout
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(blocks("python")), encoding="utf-8")
+    lines = run(sys.executable, script).stdout.splitlines()
+    assert "accuracy at least" in lines[1] and 0 < float(lines[2]) < 1  # the calibrator that was kept above
+    size, coverage = map(float, lines[-1].split())
+    assert 1 <= size < 4 and 0.86 < coverage < 0.94
+
+
+def test_the_methods_of_the_page_are_those_that_there_are():
+    from likely.calibration.answer_logistic import AnswerLogistic
+    from likely.calibration.methods import METHODS
+
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| [a-z ,]+ \| .* \|$", PAGE, flags=re.M)
+    named = [name for row in rows for name in re.findall(r"\w+", row)]
+    assert sorted(named) == sorted([*METHODS, AnswerLogistic.name])
