@@ -36,9 +36,7 @@ def as_floats(values: Any, name: str, ndim: int) -> Floats:
 
 def check_classes(array: Floats, name: str) -> Floats:
     if array.shape[1] < 2:
-        raise ValueError(
-            f"{name} has {array.shape[1]} column(s): at least 2 classes are needed"
-        )
+        raise ValueError(f"{name} has {array.shape[1]} column(s): at least 2 classes are needed")
     return array
 
 

@@ -124,20 +124,22 @@ def draw(shown: Mapping[str, Reliability]) -> Figure:
     figure = Figure(figsize=(6, 7), dpi=120, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     above.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle=":")
+    lines = []
     for number, (name, one) in enumerate(shown.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         label = f"{name} (n={one.n:,}, ECE {one.ece:.3f})".replace("$", r"\$")
-        _accuracies(above, one, colour, " " + label if label.startswith("_") else label)
+        lines.append(_accuracies(above, one, colour, " " + label if label.startswith("_") else label))
         _shares(below, one, colour)
-    above.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    above.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
     below.set(xlabel="stated confidence", ylabel="share of rows", ylim=(0, None))
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
-    above.legend(loc="upper left", framealpha=0.8, edgecolor="none", fontsize="small")
+    above.legend(handles=lines, loc="upper left", framealpha=0.8, edgecolor="none", fontsize="small")
     return figure
 
 
-def _accuracies(axes: Axes, one: Reliability, colour: str, label: str) -> None:
+def _accuracies(axes: Axes, one: Reliability, colour: str, label: str) -> Any:
+    """Draws, and returns what stands for it in the legend."""
     if one.curve is not None:
         curve = one.curve
         # points without rows between them are not joined
@@ -145,12 +147,11 @@ def _accuracies(axes: Axes, one: Reliability, colour: str, label: str) -> None:
         x, y, low, high = (
             np.insert(v, gaps, np.nan) for v in (curve.confidence, curve.accuracy, curve.low, curve.high)
         )
-        axes.plot(x, y, color=colour, linewidth=1.8, label=label)
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-        return
+        return axes.plot(x, y, color=colour, linewidth=1.8, label=label)[0]
     table = one.table
     errors = np.stack([table.accuracy - one.low, one.high - table.accuracy]).clip(min=0)
-    axes.errorbar(
+    return axes.errorbar(
         table.confidence, table.accuracy, yerr=errors, color=colour, marker="o", markersize=4, linewidth=1.2,
         elinewidth=0.8, capsize=2, label=label,
     )  # fmt: skip
