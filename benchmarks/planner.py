@@ -25,9 +25,11 @@ from likely.measure import cores, interleaved, speedup
 from likely.uncertainty.plan import Plan, estimate, gather, needs_of
 from likely.uncertainty.types import Gathered
 
+# each of its kind: what another one tells in other units (perplexity), what needs longer texts (stated confidence) and
+# the graph scores are left out
 ESTIMATORS = (
-    "g_nll", "mean_nll", "token_entropy", "m_nll", "predictive_entropy", "ln_predictive_entropy", "semantic_entropy",
-    "discrete_semantic_entropy", "p_true",
+    "g_nll", "mean_nll", "max_nll", "token_entropy", "m_nll", "predictive_entropy", "ln_predictive_entropy",
+    "semantic_entropy", "ln_semantic_entropy", "discrete_semantic_entropy", "lexical_similarity", "csc", "p_true",
 )  # fmt: skip
 TARGET = 3.0
 Values = dict[str, np.ndarray]
