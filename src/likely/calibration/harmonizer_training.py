@@ -1,0 +1,117 @@
+"""Training of the harmonizer's small network on votes alone: AdamW on a scalarised loss, stopped early.  torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from likely.calibration.h_loss import import_torch
+from likely.calibration.inputs import Floats, Ints, softmax
+from likely.calibration.scalarizers import Scalarizer, pareto_loss
+
+Layers = list[tuple[Floats, Floats]]  # weights (out, in), biases (out,); ReLU between two
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: see `Harmonizer`."""
+
+    scalarizer: Scalarizer
+    normalize_by_votes: bool
+    hidden: int
+    learning_rate: float
+    weight_decay: float
+    batch: int
+    epochs: int
+    validation: float
+    patience: int
+    seed: int
+
+
+def forward(layers: Layers, x: Any) -> Floats:
+    """(N, K) probabilities of features (N, D), dense or sparse."""
+    for i, (weight, bias) in enumerate(layers):
+        x = np.asarray(x @ weight.T) + bias
+        if i < len(layers) - 1:
+            x = np.maximum(x, 0)
+    return softmax(x)
+
+
+def train(x: Any, votes: Ints, classes: int, weights: Floats | None, recipe: Recipe) -> tuple[Layers, list[float]]:
+    """(the layers with the lowest scalarised loss on rows kept apart, that loss after each epoch).
+
+    x (N, D) dense or sparse, votes (N, M).  With validation 0 the last epoch's layers and the training loss.
+    """
+    torch = import_torch()
+    rng = np.random.default_rng(recipe.seed)
+    order = rng.permutation(len(votes))
+    apart = round(recipe.validation * len(votes))
+    held, used = np.sort(order[:apart]), order[apart:]
+    layers = _initial(x.shape[1], recipe.hidden, classes, rng)
+    parameters = [torch.tensor(array, dtype=torch.float64, requires_grad=True) for pair in layers for array in pair]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    weight = None if weights is None else torch.as_tensor(weights)
+
+    def loss(rows: Ints) -> Any:
+        out = torch.as_tensor(_dense(x, rows))
+        for i in range(0, len(parameters), 2):
+            out = out @ parameters[i].T + parameters[i + 1]
+            if i < len(parameters) - 2:
+                out = torch.relu(out)
+        logp = torch.log_softmax(out, dim=-1)
+        return pareto_loss(
+            logp, torch.as_tensor(votes[rows]), scalarizer=recipe.scalarizer, weights=weight,
+            normalize_by_votes=recipe.normalize_by_votes,
+        )  # fmt: skip
+
+    best, lowest, since, curve = _copied(parameters), np.inf, 0, []
+    for _ in range(recipe.epochs):
+        seen = []
+        for rows in _batches(used, recipe.batch, rng):
+            optimizer.zero_grad()
+            mean = loss(rows).mean()
+            mean.backward()
+            optimizer.step()
+            seen.append(float(mean.detach()))
+        curve.append(_mean(loss, held, recipe.batch) if apart else float(np.mean(seen)))
+        if curve[-1] < lowest or not apart:
+            best, lowest, since = _copied(parameters), curve[-1], 0
+        else:
+            since += 1
+            if since >= recipe.patience:
+                break
+    return best, curve
+
+
+def _initial(features: int, hidden: int, classes: int, rng: np.random.Generator) -> Layers:
+    """He et al. 2015 for the hidden layer; the last one begins at 0, so that h begins uniform."""
+    if not hidden:
+        return [(np.zeros((classes, features)), np.zeros(classes))]
+    first = rng.normal(size=(hidden, features)) * np.sqrt(2 / features)
+    second = rng.normal(size=(classes, hidden)) * np.sqrt(1 / hidden) * 0.1
+    return [(first, np.zeros(hidden)), (second, np.zeros(classes))]
+
+
+def _dense(x: Any, rows: Ints) -> Floats:
+    part = x[rows]
+    return np.asarray(part.toarray() if hasattr(part, "toarray") else part, np.float64)
+
+
+def _batches(rows: Ints, size: int, rng: np.random.Generator) -> Iterator[Ints]:
+    mixed = rng.permutation(rows)
+    return (mixed[start : start + size] for start in range(0, len(mixed), size))
+
+
+def _mean(loss: Callable[[Ints], Any], rows: Ints, size: int) -> float:
+    torch = import_torch()
+    with torch.no_grad():
+        parts = [loss(rows[start : start + size]).numpy() for start in range(0, len(rows), size)]
+    return float(np.concatenate(parts).mean())
+
+
+def _copied(parameters: list[Any]) -> Layers:
+    arrays = [p.detach().numpy().copy() for p in parameters]
+    return list(zip(arrays[::2], arrays[1::2], strict=True))
