@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -96,20 +96,45 @@ def class_targets(probs: Floats, labels: Ints) -> tuple[Floats, Floats, Floats]:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
+def fit_network(
+    x: Floats, target: Floats, sizes: Sequence[int], loss: Callable[[Any, Any], Any], training: Training
+) -> Network:
+    """A network (N, F) -> (N, sizes[-1]), with ReLU layers of the sizes before, that minimises the mean of a loss.
+
+    loss  of (outputs (n, sizes[-1]), targets of the same n rows), as tensors; target (N,) or (N, ...)
+    """
+    torch = import_torch()
+    mean, scale = standardisation(x)
+    inputs, targets = _tensor((x - mean) / scale), _tensor(target)
+    layers = _layers([x.shape[1], *sizes], training.seed)
+    parameters = [p.requires_grad_() for layer in layers for p in layer]
+    optimizer = torch.optim.Adam(
+        parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
+    )  # fmt: skip
+    order = torch.Generator().manual_seed(training.seed)
+    slower = {max(1, int(share * training.epochs)) for share in training.milestones}
+    for epoch in range(training.epochs):
+        if epoch in slower:
+            for group in optimizer.param_groups:
+                group["lr"] /= 10
+        for rows in torch.randperm(len(x), generator=order).split(training.batch):
+            optimizer.zero_grad()
+            loss(_forward(layers, inputs[rows]), targets[rows]).backward()
+            optimizer.step()
+    if not all(bool(torch.isfinite(p).all()) for p in parameters):
+        raise FloatingPointError(f"training ran away: try a learning_rate below {training.learning_rate:g}")
+    weights, biases = zip(*((_array(w), _array(b)) for w, b in layers), strict=True)
+    return Network(mean, scale, tuple(weights), tuple(biases))
+
+
 def fit_base(x: Floats, y: Floats, hidden: Sequence[int], training: Training) -> Network:
     """A network (N, F) -> (N, 1) by squared error of the standardised y; its last layer gives units of y."""
     torch = import_torch()
     mean, spread = float(y.mean()), float(y.std()) or 1.0
-    layers = _layers([x.shape[1], *hidden, 1], training.seed)
-    inputs, (target,) = _inputs(x), _tensors((y - mean) / spread)
-    _descend(_parameters(layers), len(x), training, lambda rows: torch.nn.functional.mse_loss(
-        _forward(layers, inputs[rows])[:, 0], target[rows]
-    ))  # fmt: skip
-    network = _exported(x, layers)
-    last = (network.weights[-1] * spread, network.biases[-1] * spread + mean)
-    return Network(
-        network.mean, network.scale, (*network.weights[:-1], last[0]), (*network.biases[:-1], last[1])
-    )  # fmt: skip
+    loss = torch.nn.functional.mse_loss
+    made = fit_network(x, (y - mean)[:, None] / spread, [*hidden, 1], loss, training)
+    weights = (*made.weights[:-1], made.weights[-1] * spread)
+    return Network(made.mean, made.scale, weights, (*made.biases[:-1], made.biases[-1] * spread + mean))
 
 
 def fit_side_heads(
@@ -122,56 +147,23 @@ def fit_side_heads(
         raise ValueError(
             f'unknown quantile_loss "{quantile_loss}"{nearest(quantile_loss, allowed)} (allowed: {", ".join(allowed)})'
         )
-    quantile = QUANTILE_LOSSES[quantile_loss]
-    layers = _layers([features.shape[1], hidden, 5], training.seed + 1)
-    inputs, (target,) = _inputs(features), _tensors(residual / np.abs(residual).mean())
 
-    def loss(rows: Any) -> Any:
-        heads = torch.nn.functional.softplus(_forward(layers, inputs[rows])) + SMALLEST
-        return sides_loss(heads, target[rows], tau=tau, quantile_loss=quantile)
+    def loss(outputs: Any, target: Any) -> Any:
+        heads = torch.nn.functional.softplus(outputs) + SMALLEST
+        return sides_loss(heads, target, tau=tau, quantile_loss=QUANTILE_LOSSES[quantile_loss])
 
-    _descend(_parameters(layers), len(features), training, loss)
-    return _exported(features, layers)
+    return fit_network(features, residual / np.abs(residual).mean(), [hidden, 5], loss, training)
 
 
 def fit_class_heads(
     features: Floats, probs: Floats, labels: Ints, *, hidden: int, training: Training
 ) -> tuple[Network, ...]:
     """Networks of MAR, A and B, each (N, F) -> (N, K) with one hidden layer, by squared error."""
-    torch = import_torch()
-    inputs, targets = _inputs(features), _tensors(*class_targets(probs, labels))
-    sizes = [features.shape[1], hidden, probs.shape[1]]
-    heads = [_layers(sizes, training.seed + i) for i in range(len(targets))]
-
-    def loss(rows: Any) -> Any:
-        x = inputs[rows]
-        errors = [torch.nn.functional.mse_loss(_forward(h, x), t[rows]) for h, t in zip(heads, targets, strict=True)]
-        return sum(errors[1:], errors[0])
-
-    _descend([p for layers in heads for p in _parameters(layers)], len(features), training, loss)
-    return tuple(_exported(features, layers) for layers in heads)
-
-
-def _descend(parameters: list[Any], n: int, training: Training, loss: Callable[[Any], Any]) -> None:
-    """Adam over random batches of rows."""
-    torch = import_torch()
-    for p in parameters:
-        p.requires_grad_()
-    optimizer = torch.optim.Adam(
-        parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
-    )  # fmt: skip
-    order = torch.Generator().manual_seed(training.seed)
-    slower = {max(1, int(share * training.epochs)) for share in training.milestones}
-    for epoch in range(training.epochs):
-        if epoch in slower:
-            for group in optimizer.param_groups:
-                group["lr"] /= 10
-        for rows in torch.randperm(n, generator=order).split(training.batch):
-            optimizer.zero_grad()
-            loss(rows).backward()
-            optimizer.step()
-    if not all(bool(torch.isfinite(p).all()) for p in parameters):
-        raise FloatingPointError(f"training ran away: try a learning_rate below {training.learning_rate:g}")
+    loss = import_torch().nn.functional.mse_loss
+    return tuple(
+        fit_network(features, target, [hidden, probs.shape[1]], loss, replace(training, seed=training.seed + i))
+        for i, target in enumerate(class_targets(probs, labels))
+    )
 
 
 def _layers(sizes: Sequence[int], seed: int) -> list[tuple[Any, Any]]:
@@ -193,24 +185,8 @@ def _forward(layers: Sequence[tuple[Any, Any]], x: Any) -> Any:
     return x
 
 
-def _parameters(layers: Sequence[tuple[Any, Any]]) -> list[Any]:
-    return [p for layer in layers for p in layer]
-
-
-def _inputs(x: Floats) -> Any:
-    mean, scale = standardisation(x)
-    return _tensors((x - mean) / scale)[0]
-
-
-def _tensors(*arrays: Floats) -> list[Any]:
-    torch = import_torch()
-    return [torch.as_tensor(np.ascontiguousarray(array), dtype=torch.float32) for array in arrays]
-
-
-def _exported(x: Floats, layers: Sequence[tuple[Any, Any]]) -> Network:
-    mean, scale = standardisation(x)
-    weights, biases = zip(*((_array(w), _array(b)) for w, b in layers), strict=True)
-    return Network(mean, scale, tuple(weights), tuple(biases))
+def _tensor(array: Floats) -> Any:
+    return import_torch().as_tensor(np.ascontiguousarray(array), dtype=import_torch().float32)
 
 
 def _array(tensor: Any) -> Floats:

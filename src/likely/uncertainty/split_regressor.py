@@ -53,7 +53,8 @@ class SplitPointRegressor(SplitPoint):
     features  function (N, F) -> (N, G), what the heads read.  None: the base network's last hidden layer; X itself for
               a base of your own
     tau       level of each side, and so of the whole interval
-    gap       what `sds` is: "product", "root" or "relative", see `self_consistency_gap`
+    gap       what `sds` is: "product" (published), "root" or "relative", see `self_consistency_gap`.  Far from the rows
+              fitted, heads often fall to 0 together; the product falls with them, the relative gap does not
     recalibrate  widen both sides by `interval_factors`; may be changed after fitting
     quantile_loss  "pinball", or the published "coverage", which needs large batches
     hidden    units of the heads' one layer
@@ -73,7 +74,7 @@ class SplitPointRegressor(SplitPoint):
         features: Callable[[Any], Any] | None = None,
         *,
         tau: float = 0.95,
-        gap: Gap = "product",
+        gap: Gap = "relative",
         recalibrate: bool = False,
         quantile_loss: QuantileLoss = "pinball",
         base_hidden: tuple[int, ...] = (64,),
