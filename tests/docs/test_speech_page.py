@@ -1,0 +1,52 @@
+"""The page on speech works as typed (without training; reading aloud where flite and pocketsphinx are)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGE = (Path(__file__).parents[2] / "docs" / "speech.md").read_text(encoding="utf-8")
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
+
+
+def blocks(kind):
+    return re.findall(rf"```{kind}\n(.*?)```", PAGE, flags=re.S)
+
+
+def test_everything_on_the_page_works_in_order(tmp_path, smollm2_path):
+    program = tmp_path / "bin" / "likely"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
+    program.chmod(0o755)
+    (program.parent / "python").symlink_to(sys.executable)
+    home = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "LIKELY_CACHE": str(tmp_path / "cache")}
+
+    def run(*command):
+        done = subprocess.run(command, cwd=tmp_path, env=home, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    made, fitted = blocks("sh")
+    shown, decided, kept, taught, spoken = blocks("python")
+    run("bash", "-e", "-c", made.replace("range(120)", "range(54)"))
+    fewer = {"40:42": "10:12", "40": "10", "n=5": "n=2", '("smollm2")': '("smollm2", threads=1)'}
+    small = [re.sub("|".join(map(re.escape, fewer)), lambda m: fewer[m[0]], b) for b in (shown, decided, kept)]
+    compile(taught, "page", "exec")  # the study of the paper and its test train
+    pieces = [*small, *re.findall(r"^from .*$", taught, flags=re.M)]
+    if shutil.which("flite") and importlib.util.find_spec("pocketsphinx"):
+        pieces.append(spoken)
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(pieces), encoding="utf-8")
+    out = run(sys.executable, script)
+    assert re.search(r"^1\. .* \(\d\.\d\d\)\n2\. .* \(\d\.\d\d\)", out, flags=re.M)
+    rows = [row for line in out.splitlines() for row in re.findall(r"\[(\d\.\d+), (\d\.\d+), (\d\.\d+)\]", line)]
+    assert len(rows) == 2
+    assert all(abs(sum(map(float, row)) - 1) < 0.01 for row in rows)
+    assert "fitted on 22 lines; on the other 22" in run("bash", "-e", "-c", fitted)
