@@ -43,7 +43,8 @@ class Harmonizer:
     normalize_by_votes  divide a text's losses by its number of votes (see `pareto_loss`)
     deduplicate  sources with identical votes count once
     validation  share of the texts that is kept apart: training stops `patience` epochs after the lowest loss there
-    Further: learning_rate, weight_decay, batch, epochs (of AdamW) and seed.
+    epochs      at most so many; None: 20 (the paper's), and where texts are few as many as make 500 steps
+    Further: learning_rate, weight_decay, batch (of AdamW) and seed.
 
     After fit: sources_ (numbers of the sources that counted), curve_ (loss after each epoch), coverage_ (M,), and
     votes_per_text_ (mean number of votes): under "quadratic" texts with many votes weigh most.
@@ -62,7 +63,7 @@ class Harmonizer:
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-4,
         batch: int = 64,
-        epochs: int = 20,
+        epochs: int | None = None,
         validation: float = 0.1,
         patience: int = 3,
         seed: int = 0,
@@ -194,7 +195,7 @@ class Harmonizer:
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation must lie in 0..1 (less than 1), got {self.validation}")
         for name in ("learning_rate", "batch", "epochs", "patience"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
         for name in ("weight_decay", "hidden"):
             if not getattr(self, name) >= 0:

@@ -12,6 +12,7 @@ from likely.calibration.h_loss import import_torch
 from likely.calibration.inputs import Floats, Ints, softmax
 from likely.calibration.scalarizers import Scalarizer, pareto_loss
 
+EPOCHS, STEPS = 20, 500
 Layers = list[tuple[Floats, Floats]]  # weights (out, in), biases (out,); ReLU between two
 
 
@@ -25,7 +26,7 @@ class Recipe:
     learning_rate: float
     weight_decay: float
     batch: int
-    epochs: int
+    epochs: int | None
     validation: float
     patience: int
     seed: int
@@ -68,7 +69,8 @@ def train(x: Any, votes: Ints, classes: int, weights: Floats | None, recipe: Rec
         )  # fmt: skip
 
     best, lowest, since, curve = _copied(parameters), np.inf, 0, []
-    for _ in range(recipe.epochs):
+    per_epoch = -(-len(used) // recipe.batch)
+    for _ in range(recipe.epochs or max(EPOCHS, -(-STEPS // per_epoch))):
         seen = []
         for rows in _batches(used, recipe.batch, rng):
             optimizer.zero_grad()

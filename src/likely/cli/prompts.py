@@ -20,9 +20,12 @@ INPUTS_HINT = 'expected lines like {"text": "..."}, with a "label" where it is k
 
 
 def register(app: typer.Typer) -> None:
-    prompts = typer.Typer(help="Prompts chosen by probability.", no_args_is_help=True)
+    from likely.cli.reask import reask
+
+    prompts = typer.Typer(help="Prompts chosen by probability; risky answers asked again.", no_args_is_help=True)
     prompts.callback()(lambda: None)
     prompts.command("select")(select)
+    prompts.command("reask")(reask)
     app.add_typer(prompts, name="prompts")
 
 

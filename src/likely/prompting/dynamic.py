@@ -32,7 +32,9 @@ LOOK_AGAIN = "Look at it again. Is that really right? Answer once more with one 
 class Scores(Protocol):
     """A model: `likely.load(...)`."""
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]], **options: Any) -> list[Any]: ...
+    def score_pairs(
+        self, pairs: Sequence[tuple[str, str]], *, progress: Callable[[int], None] | None = None
+    ) -> Sequence[Any]: ...
 
 
 @dataclass(frozen=True)
