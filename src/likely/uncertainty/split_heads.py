@@ -97,14 +97,21 @@ def class_targets(probs: Floats, labels: Ints) -> tuple[Floats, Floats, Floats]:
 
 
 def fit_network(
-    x: Floats, target: Floats, sizes: Sequence[int], loss: Callable[[Any, Any], Any], training: Training
+    x: Floats,
+    target: Floats,
+    sizes: Sequence[int],
+    loss: Callable[[Any, Any], Any],
+    training: Training,
+    *,
+    standardise: bool = True,
 ) -> Network:
     """A network (N, F) -> (N, sizes[-1]), with ReLU layers of the sizes before, that minimises the mean of a loss.
 
-    loss  of (outputs (n, sizes[-1]), targets of the same n rows), as tensors; target (N,) or (N, ...)
+    loss         of (outputs (n, sizes[-1]), targets of the same n rows), as tensors; target (N,) or (N, ...)
+    standardise  the columns of x first
     """
     torch = import_torch()
-    mean, scale = standardisation(x)
+    mean, scale = standardisation(x) if standardise else (np.zeros(x.shape[1]), np.ones(x.shape[1]))
     inputs, targets = _tensor((x - mean) / scale), _tensor(target)
     layers = _layers([x.shape[1], *sizes], training.seed)
     parameters = [p.requires_grad_() for layer in layers for p in layer]
