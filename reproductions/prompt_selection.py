@@ -4,7 +4,7 @@
 (b) SmolLM2 and Gemma on two tasks: sentiment of film reviews (prompts of the published SST-2 pool) and kinds of
 questions (TREC, prompts of our own), with the same methods.
 
-  python reproductions/prompt_selection.py           12 prompts, 80 inputs
+  python reproductions/prompt_selection.py           12 prompts, 60 inputs
   python reproductions/prompt_selection.py --full    40 prompts (24 for TREC), 200 inputs
   python reproductions/prompt_selection.py --quick   a look in half a minute; writes no result
 
@@ -337,7 +337,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
     options = parser.parse_args()
     started = time.perf_counter()
-    prompts, inputs = (40, 200) if options.full else (4, 10) if options.quick else (12, 80)
+    prompts, inputs = (40, 200) if options.full else (4, 10) if options.quick else (12, 60)
     models, sources = {}, []
     for name in ("smollm2", "gemma3"):
         known = known_model(name)
