@@ -51,6 +51,16 @@ def test_the_report_is_of_items_that_were_not_fitted_to():
     assert fit_calibrator(noise, method="isotonic").after["ece"] > 0.02
 
 
+def test_a_fold_without_wrong_answers_is_no_obstacle(tmp_path):
+    """20 items, 2 of them wrong: not every method can be fitted on every fold, and the file still holds JSON."""
+    few = answers(400)[0]
+    wrong, right = np.flatnonzero(few.labels == 0)[:2], np.flatnonzero(few.labels == 1)[:20]
+    made = fit_calibrator(few.part(np.r_[wrong, right]), hold_out=0.5, seed=1)
+    assert None in made.about["cross_validated_nll"].values()
+    made.save(tmp_path / "few.json")
+    assert Calibrator.load(tmp_path / "few.json").about == made.about
+
+
 def test_auto_takes_what_predicts_other_items_best():
     made = fit_calibrator(answers()[0])
     losses = made.about["cross_validated_nll"]

@@ -134,7 +134,8 @@ def fit_calibrator(
     if method == "auto":
         losses = {name: _cross_validated(train, name) for name in AUTO[labelled.kind]}
         method = min(losses, key=lambda name: losses[name])
-        chosen = {"method": method, "cross_validated_nll": losses}
+        told = {name: loss if np.isfinite(loss) else None for name, loss in losses.items()}
+        chosen = {"method": method, "cross_validated_nll": told}
     fitted = _fit(train, method, params or {})
     predictions = _predict(fitted, test)
     confidence, correct = test.outcomes(predictions)
