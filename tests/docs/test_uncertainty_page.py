@@ -1,0 +1,64 @@
+"""The page on uncertainty works as typed, and its table of estimators is that of the code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from likely.uncertainty.estimators import ESTIMATORS
+
+PAGE = (Path(__file__).parents[2] / "docs" / "uncertainty.md").read_text(encoding="utf-8")
+ROW = re.compile(r"^\| (`\w+`(?:, `\w+`)*) \| ([^|]+) \| ((?:low|high)(?:, (?:low|high))*) \|", re.M)
+
+
+def test_every_estimator_stands_in_the_table_with_its_direction_and_its_needs():
+    listed = {}
+    for names, needs, sure in ROW.findall(PAGE):
+        found = re.findall(r"\w+", names)
+        directions = sure.split(", ")
+        listed |= dict(zip(found, directions * (len(found) if len(directions) == 1 else 1), strict=True))
+        for name in found:
+            wanted = ESTIMATORS[name].needs
+            assert ("samples" in needs) == ("samples" in wanted or name == "p_true"), name
+            assert ("beam" in needs) == ("beams" in wanted), name
+    assert listed == {name: estimator.sure_is for name, estimator in ESTIMATORS.items()}
+
+
+@pytest.mark.real
+@pytest.mark.xdist_group("real")
+def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
+    program = tmp_path / "bin" / "likely"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
+    program.chmod(0o755)
+    (program.parent / "python").symlink_to(sys.executable)
+    home = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "LIKELY_CACHE": str(tmp_path / "cache")}
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.S)
+    assert len(blocks) == 5
+    few = "for a in 2 12; do for b in 1 4 7 9"  # of the 48 sums 8, and fewer samples
+    for block in blocks:
+        text = re.sub(r"for a in .*; do for b in [0-9 ]+", few, block).replace("--clusters", "--samples 3 --clusters")
+        if "calibrate" in text:  # it asks for 20 lines at least
+            thrice = "cp labelled.jsonl l; cat l l l > labelled.jsonl\n"
+            text = text.replace("likely calibrate fit", f"{thrice}likely calibrate fit")
+        done = subprocess.run(["bash", "-e", "-c", text], cwd=tmp_path, env=home, capture_output=True, timeout=120)
+        assert done.returncode == 0, done.stderr.decode()
+    header, *lines = map(json.loads, (tmp_path / "scored.jsonl").read_text().splitlines())
+    assert len(lines) == 8 and header["sure_is"]["greedy_agreement"] == "high" and "correct" in lines[0]
+    assert (tmp_path / "entropy.json").exists()
+
+
+@pytest.mark.real
+@pytest.mark.xdist_group("real")
+def test_its_python_runs(capsys, smollm2_path):
+    [block] = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
+    exec(compile(block, "uncertainty.md", "exec"), {})
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in out[:3]] == ["g_nll", "semantic_entropy", "greedy_agreement"]
+    assert "clusters: lexical" in out[1] and len(out) == 4
