@@ -9,7 +9,14 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from likely.calibration.bins import classwise_ece, debiased_ce
-from likely.calibration.h_loss import Weighting, fitting_window, hcal_loss, import_torch, resampling_floor
+from likely.calibration.h_loss import (
+    Weighting,
+    check_objective,
+    fitting_window,
+    hcal_loss,
+    import_torch,
+    resampling_floor,
+)
 from likely.calibration.h_maps import HMap
 from likely.calibration.h_train import TRAINABLE, Metric, Setting, temperature_map, train
 from likely.calibration.inputs import Floats, Ints, top_label
@@ -124,6 +131,7 @@ class HCalibrator(Fitted):
                 raise ValueError(f'unknown {name} "{value}"{nearest(str(value), allowed)} ({", ".join(allowed)})')
         if self.map == "auto" and not 2 <= self.folds <= n // 2:
             raise ValueError(f"folds must lie in 2..{n // 2} (two rows each), got {self.folds}")
+        check_objective(self.window, self.eps, self.weighting)
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be >= 1, got {self.max_steps}")
         window = fitting_window(self.window, n * k)

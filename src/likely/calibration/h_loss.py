@@ -58,12 +58,7 @@ def hcal_loss(
     torch = import_torch()
     if probs.ndim != 2 or labels.shape != probs.shape[:1]:
         raise ValueError(f"probs must be (N, K) and labels (N,), got {tuple(probs.shape)} and {tuple(labels.shape)}")
-    if window < 2 or window % 2:
-        raise ValueError(f"window must be an even number >= 2, got {window}")
-    if not eps >= 0:
-        raise ValueError(f"eps must be >= 0, got {eps}")
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f'unknown weighting "{weighting}"{nearest(weighting, WEIGHTINGS)}')
+    check_objective(window, eps, weighting)
     n, k = probs.shape
     q = probs.reshape(-1).double()
     hits = torch.nn.functional.one_hot(labels.long(), k).reshape(-1)
@@ -90,6 +85,16 @@ def hcal_loss(
     if not losses:
         raise ValueError("loco: no class can be left out (of those asked for, none has rows, or it has all of them)")
     return scale * torch.stack(losses).mean()
+
+
+def check_objective(window: int, eps: float, weighting: str) -> None:
+    """ValueError for settings of `hcal_loss` that are not allowed."""
+    if window < 2 or window % 2:
+        raise ValueError(f"window must be an even number >= 2, got {window}")
+    if not eps >= 0:
+        raise ValueError(f"eps must be >= 0, got {eps}")
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f'unknown weighting "{weighting}"{nearest(str(weighting), WEIGHTINGS)}')
 
 
 def windowed(residuals: Tensor, window: int) -> Tensor:
@@ -123,8 +128,8 @@ def cluster_ends(rising: Floats, clusters: int) -> Ints:
 
 
 def fitting_window(window: int, pairs: int) -> int:
-    """The window for so many (row, class) pairs: at most 2·⌊pairs / 40⌋, and at least 10."""
-    return max(10, min(window, 2 * (pairs // 40)))
+    """The window for so many (row, class) pairs: at most 2·⌊pairs / 40⌋, which counts as 10 where it is below."""
+    return min(window, max(10, 2 * (pairs // 40)))
 
 
 def resampling_floor(probs: Any, *, resamples: int = 20, seed: int = 0, **how: Any) -> Floats:

@@ -73,9 +73,9 @@ def train(kind: str, logp: Floats, labels: Ints, beta: float, setting: Setting) 
     turn = _turns(classes, rng)
     best, lowest, found_at = made.export(), setting.metric(made.export().predict(logp), labels), 0
     for step in range(1, setting.max_steps + 1):
-        rows = torch.arange(n) if n <= size else torch.as_tensor(rng.choice(n, size, replace=False))
+        rows = np.arange(n) if n <= size else rng.choice(n, size, replace=False)
         optimizer.zero_grad()
-        left_out = [next(turn) for _ in range(min(LEFT_OUT, len(classes)))] if setting.loco else []
+        left_out = _present(turn, min(LEFT_OUT, len(classes)), labels[rows]) if setting.loco else []
         loss = hcal_loss(
             made.forward(rows), targets[rows], window=window, eps=setting.eps, weighting=setting.weighting,
             loco=left_out or False,
@@ -99,19 +99,26 @@ def _turns(classes: Ints, rng: np.random.Generator) -> Any:
         yield from rng.permutation(classes).tolist()
 
 
+def _present(turn: Any, count: int, labels: Ints) -> list[int]:
+    """The next classes whose rows can be left out: of rows that were drawn, a rare class may have none."""
+    asked = [next(turn) for _ in range(count)]
+    return [one for one in asked if 0 < (labels == one).sum() < len(labels)]
+
+
 # --- the three maps -----------------------------------------------------------------------------------------------
 
 
 def _linear(logp: Floats, beta: float, generator: Any) -> Trainable:
     """Σ_r w_r softmax(|β_r| z): temperatures spread around the best one, weights normalised absolute values."""
     torch = import_torch()
-    z = _tensor(logp)
+    z, impossible = torch.as_tensor(clipped(logp)), torch.as_tensor(np.isneginf(logp))
     betas = torch.as_tensor(beta * np.geomspace(0.5, 2, TEMPERATURES)).requires_grad_()
     weights = torch.ones(TEMPERATURES, dtype=torch.float64, requires_grad=True)
 
     def forward(rows: Any) -> Any:
-        mixed = torch.softmax(betas.abs() * z[rows].unsqueeze(-1), dim=1)
-        return mixed @ (weights.abs() / weights.abs().sum())
+        scaled = betas.abs()[:, None, None] * z[rows]  # masked after the product: 0 · −inf would spoil gradients
+        parts = torch.softmax(scaled.masked_fill(impossible[rows], -np.inf), dim=2)
+        return torch.tensordot(weights.abs() / weights.abs().sum(), parts, 1)
 
     def export() -> HMap:
         w = weights.detach().abs()
@@ -176,10 +183,6 @@ def _monotone(logp: Floats, nodes: Floats, ends: Callable[[], tuple[Any, Any]]) 
         return torch.softmax(f.masked_fill(impossible[rows], -np.inf), dim=1)
 
     return forward
-
-
-def _tensor(logp: Floats) -> Any:
-    return import_torch().as_tensor(np.where(np.isneginf(logp), -np.inf, clipped(logp)))
 
 
 def _array(tensor: Any) -> Floats:
