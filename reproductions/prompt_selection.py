@@ -45,6 +45,7 @@ from likely.prompting.answer_quality import accuracy, f1_of_prompts, macro_f1
 from likely.prompting.choosing import Calibration, calibrated, select
 from likely.prompting.prompt_scores import PromptScores
 from likely.prompting.score_pool import score_pool
+from likely.prompting.selection import chosen, chosen_rows, prompt_values
 from likely.prompting.templates import PromptPool
 
 PUBLISHED = "prompt-selection-sst2-opt2.7b"
@@ -129,12 +130,13 @@ def measured(scores: PromptScores) -> dict[tuple[str, str], float]:
     labels = scores.known_labels()
     assert labels is not None
     k = scores.logprobs.shape[2]
-    each = {repair: f1_of_prompts(calibrated(scores, repair), labels) for repair in (None, *REPAIRS)}
+    probs = {repair: calibrated(scores, repair) for repair in (None, *REPAIRS)}
+    each = {repair: f1_of_prompts(P, labels) for repair, P in probs.items()}
     out = {}
     for method in METHODS:
+        choices = {repair: chosen(prompt_values(probs[repair], method)) for repair in (None, "cbm")}
         for scenario, (choice, answers) in SCENARIOS.items():
-            found = select(scores, method, calibrate_choice=choice, calibrate_answers=answers)
-            f1 = macro_f1(found.answers, labels, k)
+            f1 = macro_f1(chosen_rows(probs[answers], choices[choice]).argmax(axis=1), labels, k)
             out[method, f"F1, {scenario}"] = f1
             out[method, f"scaled F1, {scenario}"] = f1 / each[answers].max()
     for repair, values in each.items():
