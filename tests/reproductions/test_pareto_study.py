@@ -1,0 +1,88 @@
+"""The study of self-supervision on a tiny model: it runs, keeps its scores, and its parts see what they should."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import likely
+from likely.calibration.labelling_rules import LabelingFunction
+from likely.evidence import Source
+from likely.prompting.dynamic import Example, LabelTask
+from tiny_gguf import write_tiny_llama
+
+pytest.importorskip("torch")
+FOLDER = Path(__file__).parents[2] / "reproductions"
+WORDS = {"ham": ["home", "lunch", "thanks", "later"], "spam": ["free", "prize", "cash", "winner"]}
+
+
+@pytest.fixture(scope="module")
+def study():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield importlib.import_module("pareto_self_supervision")
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+def made_case(study):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=120)
+    texts = [" ".join(rng.choice(WORDS["spam" if y else "ham"], size=3)) for y in labels]
+    rules = [LabelingFunction(w, w, k) for k, name in enumerate(WORDS) for w in WORDS[name][:3]]
+    task = LabelTask("Spam?", ("ham", "spam"), "Message", (Example("free cash", 1), Example("home later", 0)))
+    return study.Case("sms-spam", task, rules, texts[:70], 20, texts[70:80], texts[80:], labels[80:])
+
+
+def test_the_study_runs_and_keeps_its_scores(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "RESAMPLES", 20)
+    path = write_tiny_llama(tmp_path / "tiny.gguf", context=1024)
+    work = made_case(study)
+    with likely.load(str(path), runtime="llamacpp", threads=1) as lm:
+        sources = [Source(name="tiny", sha256="0" * 64)]
+        first = study.study(
+            [("tiny", lm, study.Kept(tmp_path / "kept.jsonl", "0"))], [work], full=False, sources=sources,
+            report=lambda line: None,
+        )  # fmt: skip
+    kept = (tmp_path / "kept.jsonl").read_text().splitlines()
+    (tmp_path / "kept.jsonl").write_text("\n".join(kept) + '\n{"key": "cut')
+    again = study.study(
+        [("tiny", None, study.Kept(tmp_path / "kept.jsonl", "0"))], [work], full=False, sources=sources,
+        report=lambda line: None,
+    )  # fmt: skip
+    assert again.figures == first.figures and len(first.checks) == 5  # nothing was asked: there is no model
+    assert all(f.low <= f.value <= f.high for f in first.figures)
+    by = {(f.subject, f.quantity): f.value for f in first.figures}
+    assert by["SMS, tiny: harmonizer", "accuracy"] > 0.9 and by["SMS, tiny: riskiest fifth, override", "before"] < 0.5
+    assert by["SMS, tiny: POLAR", "AUROC"] > 0.9 and ("SMS, tiny: POLAR, training file only", "AUROC") in by
+
+
+def test_risks_of_the_model_alone(study):
+    p = np.array([[0.5, 0.5], [1.0, 0.0], [0.1, 0.9]])
+    found = study.own_risks(p, np.array([0, 0, 1]))
+    np.testing.assert_allclose(found["option entropy"], [1, 0, 0.469], atol=1e-3)
+    np.testing.assert_allclose(found["1 − probability"], [0.5, 0, 0.1])
+    assert found["sample disagreement"][1] == 0
+    many = study.own_risks(np.tile([0.2, 0.3, 0.5], (4000, 1)), np.full(4000, 2))["sample disagreement"]
+    assert many.mean() == pytest.approx(0.5, abs=0.02)  # 40,000 draws: eight standard errors
+
+
+def test_an_advantage_has_its_sign(study):
+    wrong = np.array([0, 0, 1, 1])
+    good, bad = np.array([0.1, 0.2, 0.8, 0.9]), np.array([0.9, 0.8, 0.2, 0.1])
+    assert study.advantage(good, {"x": bad, "y": np.full(4, 0.5)}, wrong) == ("y", 0.5)
+    assert study.advantage(bad, {"x": good}, wrong) == ("x", -1.0)
+
+
+@pytest.mark.parametrize("name", ["sms-spam", "trec"])
+def test_no_judged_text_is_seen_before(study, name):
+    work = study.case(name, test=100, answered=5, near=50)
+    judged = {" ".join(text.lower().split()) for text in work.test}
+    assert len(work.test) == len(work.labels) == 100 and 40 < len(work.near) <= 50
+    shown = [example.text for example in work.task.examples]
+    assert not judged & {" ".join(text.lower().split()) for text in [*shown, *work.near, *work.train]}
+    assert {example.label for example in work.task.examples} == set(range(len(study.CLASSES[name])))
