@@ -368,7 +368,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=cache_dir() / "asr_nbest", help="folder of adapters and scores")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
     options = parser.parse_args()
-    plan = Plan(steps=400, seeds=3) if options.full else Plan(steps=120, seeds=3)
+    plan = Plan(steps=400, seeds=3) if options.full else Plan(steps=100, seeds=3)
     wanted = texts(full=options.full)
     if options.quick:
         plan, wanted = replace(plan, steps=6, seeds=1), wanted[:60]

@@ -53,6 +53,25 @@ def test_the_alignment_of_two_has_the_fewest_changes(first, second):
     assert sum(len(slot) > 1 for slot in slots) == word_errors(first, second)
 
 
+@given(st.lists(texts, min_size=2, max_size=4))
+def test_each_alignment_has_the_fewest_changes(transcripts):
+    """Against every way to align: a word that a slot lacks, a word skipped for the first time, or a new slot cost 1."""
+
+    def fewest(slots, words):
+        if not slots:
+            return len(words)
+        skipped = fewest(slots[1:], words) + ("" not in slots[0])
+        if not words:
+            return skipped
+        return min(skipped, fewest(slots[1:], words[1:]) + (words[0] not in slots[0]), fewest(slots, words[1:]) + 1)
+
+    slots = [{word: 1.0} for word in transcripts[0].split()]
+    for i, text in enumerate(transcripts[1:], 1):
+        before, slots = slots, _joined(slots, text.split(), 2.0**i, 2.0**i - 1)
+        changed = sum(2.0**i in slot.values() for slot in slots)  # its vote stands alone
+        assert changed == fewest(tuple(before), tuple(text.split()))
+
+
 @given(st.lists(texts, min_size=1, max_size=6))
 def test_every_transcript_can_be_read_back_from_the_slots(transcripts):
     """With weights 1, 2, 4 ... a sum of votes says who cast them."""
