@@ -85,7 +85,11 @@ def risk(
         raise typer.BadParameter(f'the table has no column "{subgroup}"', param_hint="--subgroup")
     if few_shot and examples is None:
         raise typer.BadParameter("give the table with worked examples, too: --examples", param_hint="--few-shot")
-    shots = [line.record for line in read_table(examples)] if few_shot and examples else []
+    if few_shot and style == "cot":
+        raise typer.BadParameter("worked examples hold no reasoning: not with --style cot", param_hint="--few-shot")
+    if examples is not None and opt.same_file(table, Path(examples)):
+        raise typer.BadParameter("a row would be its own example: take another table", param_hint="--examples")
+    shots = _examples(examples, asked, few_shot) if few_shot and examples else []
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
         scorer = RiskScorer(
@@ -105,6 +109,25 @@ def risk(
         return
     for text in _said(where, style, asked, summary):
         typer.echo(text)
+
+
+def _examples(path: str, task: TableTask, count: int) -> list[dict[str, Any]]:
+    """Rows to draw the worked examples from: those with an outcome, `count` at least."""
+    from likely.errors import DataError
+    from likely.prompting.table_file import read_table
+    from likely.prompting.table_text import row_text
+
+    found = []
+    for line in read_table(path):
+        try:
+            row_text(line.record, task.columns)
+            if task.outcome(line.record) is not None:
+                found.append(line.record)
+        except DataError as error:
+            raise DataError(f"{path}: row {line.number}: {error}") from None
+    if len(found) < count:
+        raise DataError(f'{path}: {count} worked examples are wanted, {len(found)} rows have a "{task.target}"')
+    return found
 
 
 def _run(

@@ -40,7 +40,7 @@ def digit_tokens(tokenizer: Tokenizer, vocab_size: int) -> dict[int, str]:
 class Number:
     """official: "0." and the digits of two steps;  expected: the mean over the first step;  mass: of its digits."""
 
-    official: float
+    official: float | None
     expected: float
     mass: float
 

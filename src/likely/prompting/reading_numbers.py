@@ -9,41 +9,43 @@ from typing import Any
 from likely.prompting.digits import DIGITS, Number, digit_tokens, expected_number, likeliest, official_number
 from likely.scoring import Item, score_items
 
-END = "."  # after a digit: the number is over
 
+def read_numbers(
+    lm: Any, texts: Sequence[str], *, official: bool = True, progress: Callable[[int], None] | None = None
+) -> list[Number]:
+    """One Number per prompt text, each of which ends in "0.".
 
-def read_numbers(lm: Any, texts: Sequence[str], *, progress: Callable[[int], None] | None = None) -> list[Number]:
-    """One Number per prompt text, each of which ends in "0.": two steps, the likeliest digit token each.
-
+    official  also take the likeliest digit token of a second step; without it a Number has no `official`, at half the
+              cost
     Models on this machine are read by token id, tokens of several digits included; a server by the texts "0" to "9".
     """
     first = _laws(lm, texts, [""] * len(texts), progress)
-    chosen = [likeliest({d: lp for d, lp in law.items() if d != END}) for law in first]
-    second = _laws(lm, texts, chosen, progress)
-    found = []
-    for law, digits, then in zip(first, chosen, second, strict=True):
-        only = {d: lp for d, lp in law.items() if d != END}
-        more = likeliest(then)
-        steps = [digits] if more == END else [digits, more]
-        mass = sum(math.exp(lp) for lp in only.values())
-        found.append(Number(official_number(steps), expected_number(only), mass))
-    return found
+    chosen = [likeliest(law) for law in first]
+    steps: list[tuple[str, ...]] = [()] * len(texts)
+    if official:
+        second = _laws(lm, texts, chosen, progress)
+        steps = [(digits, likeliest(law)) for digits, law in zip(chosen, second, strict=True)]
+    return [
+        Number(
+            official=official_number(step) if step else None,
+            expected=expected_number(law),
+            mass=min(1.0, sum(math.exp(lp) for lp in law.values())),
+        )
+        for law, step in zip(first, steps, strict=True)
+    ]
 
 
 def _laws(
     lm: Any, texts: Sequence[str], written: Sequence[str], progress: Callable[[int], None] | None
 ) -> list[dict[str, float]]:
-    """Per prompt: digit text (or ".") -> log-probability of writing it next, after what was written."""
+    """Per prompt: digit text -> log-probability of writing it next, after what was written."""
     runtime = getattr(lm, "runtime", None)
     if runtime is None:
-        pairs = [(text + w, d) for text, w in zip(texts, written, strict=True) for d in (*DIGITS, END)]
+        pairs = [(text + w, d) for text, w in zip(texts, written, strict=True) for d in DIGITS]
         scored = iter(lm.score_pairs(pairs, progress=progress))
-        return [{d: next(scored).sequence_logprob for d in (*DIGITS, END)} for _ in texts]
-    digits = digit_tokens(lm.tokenizer, runtime.vocab_size)
-    ids = {text: token for token, text in digits.items()}
-    end = lm.tokenizer.encode(END)
-    if len(end) == 1 and end[0] < runtime.vocab_size:
-        ids[END] = end[0]
+        return [{d: next(scored).sequence_logprob for d in DIGITS} for _ in texts]
+    # of two tokens of one text the later counts: byte tokens of a SentencePiece vocabulary stand in front
+    ids = {text: token for token, text in digit_tokens(lm.tokenizer, runtime.vocab_size).items()}
     items = []
     for text, w in zip(texts, written, strict=True):
         before = [*lm.encode_prompt(text), *([ids[w]] if w else [])]

@@ -136,7 +136,7 @@ class RiskScorer:
         risk = self.score(rows).risk
         if np.isnan(risk).any():
             warnings.warn(f"{int(np.isnan(risk).sum())} of {len(risk)} texts hold no probability", stacklevel=2)
-        risk = self._recalibrated(risk)
+        risk = self.recalibrated(risk)
         return np.stack([1 - risk, risk], axis=1)
 
     def predict(self, rows: Any) -> NDArray[np.int64]:
@@ -177,6 +177,18 @@ class RiskScorer:
             self.recalibrator_.fit(self._input(self.recalibrator_, scores[known]), y[known])
             self.threshold_ = 0.5
         return self
+
+    def recalibrated(self, risk: Any) -> Floats:
+        """Risks as the recalibrator of `fit` maps them, (N,); as they are where there is none. NaN stays NaN."""
+        scores = np.asarray(risk, np.float64)
+        recalibrator = getattr(self, "recalibrator_", None)
+        if recalibrator is None:
+            return scores
+        known, out = ~np.isnan(scores), np.full(len(scores), np.nan)
+        if known.any():
+            mapped = recalibrator.predict_proba(self._input(recalibrator, scores[known]))
+            out[known] = mapped if mapped.ndim == 1 else mapped[:, 1]
+        return out
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         import inspect
@@ -275,7 +287,8 @@ class RiskScorer:
     def _numbers(self, rows: Sequence[Row], progress: Callable[[int], None] | None) -> RiskScores:
         found = []
         for chunk in chunked(rows):
-            found += read_numbers(self.model, self._texts(chunk, None, room=8), progress=progress)
+            texts = self._texts(chunk, None, room=8)
+            found += read_numbers(self.model, texts, official=self.number == "official", progress=progress)
         risk = np.array([getattr(n, self.number) for n in found])
         mass = np.array([n.mass for n in found])
         return RiskScores(risk, risk[:, None], None, mass[:, None], ((),), self._values())
@@ -292,16 +305,6 @@ class RiskScorer:
 
     def _values(self) -> tuple[float, ...]:
         return tuple(choice.value for choice in self.task.choices)
-
-    def _recalibrated(self, risk: Floats) -> Floats:
-        recalibrator = getattr(self, "recalibrator_", None)
-        if recalibrator is None:
-            return risk
-        known, out = ~np.isnan(risk), np.full(len(risk), np.nan)
-        if known.any():
-            mapped = recalibrator.predict_proba(self._input(recalibrator, risk[known]))
-            out[known] = mapped if mapped.ndim == 1 else mapped[:, 1]
-        return out
 
     @staticmethod
     def _input(recalibrator: Recalibrator, risk: Floats) -> Floats:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from typing import IO
 
@@ -51,7 +52,7 @@ def _csv_rows(path: str) -> Iterator[Line]:
         raise DataError(f"{where}: not CSV: {error}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 (byte {error.start})") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz file that is cut or damaged
         raise DataError(f"cannot read {where}: {getattr(error, 'strerror', None) or error}") from None
 
 

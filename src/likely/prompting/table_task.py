@@ -128,31 +128,65 @@ def load_task(name: str | Path) -> TableTask:
         return read_task(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not TOML: {error}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def read_task(record: Mapping[str, Any], where: str = "task") -> TableTask:
     """A task from what a TOML file holds: fields of `TableTask`, and lists [[choice]] and [[column]]."""
     _check(record, (*_TASK, "choice", "column"), ("target", "question", "choice", "column"), where)
-    choices, columns = [], {}
-    for i, entry in enumerate(_entries(record, "choice", where)):
-        _check(entry, _CHOICE, ("code", "text", "value"), f"{where}: choice {i + 1}")
-        word = str(entry.get("word", entry["text"]))
-        choices.append(Choice(str(entry["code"]), str(entry["text"]), word, float(entry["value"])))
-    for i, entry in enumerate(_entries(record, "column", where)):
-        _check(entry, _COLUMN, ("name",), f"{where}: column {i + 1}")
-        given = {key: value for key, value in entry.items() if key not in ("name", "bands")}
-        columns[str(entry["name"])] = ColumnText(
-            **{"label": str(entry["name"]), **given}, bands=tuple(entry.get("bands", ()))
-        )
-    rest = {key: str(record[key]) for key in _TASK if key in record}
+    choices: list[Choice] = []
+    columns: dict[str, ColumnText] = {}
+    for i, entry in enumerate(_entries(record, "choice", where), 1):
+        choices.append(_choice(entry, f"{where}: choice {i}"))
+    for i, entry in enumerate(_entries(record, "column", where), 1):
+        name, column = _column(entry, f"{where}: column {i}")
+        if name in columns:
+            raise DataError(f'{where}: the column "{name}" is described twice')
+        columns[name] = column
+    rest = {key: _text(record, key, where) for key in _TASK if key in record}
     positive = max(choices, key=lambda choice: choice.value, default=None)
     rest.setdefault("word_question", f"{rest['question']} {{options}}?")
-    if positive is not None:
-        rest.setdefault("numeric_question", f'{rest["question"]} What is the probability of "{positive.text}"?')
+    outcome = positive.text if positive else ""
+    rest.setdefault("numeric_question", f'{rest["question"]} What is the probability of "{outcome}"?')
     try:
         return TableTask(columns=columns, choices=tuple(choices), **rest)
     except (DataError, TypeError) as error:
         raise DataError(f"{where}: {error}") from None
+
+
+def _choice(entry: Mapping[str, Any], where: str) -> Choice:
+    _check(entry, _CHOICE, ("code", "text", "value"), where)
+    value = entry["value"]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f'{where}: field "value" must be a number from 0 to 1, found {value!r}')
+    code = str(entry["code"])  # 1 and "1" are the same in a CSV file
+    return Choice(code, _text(entry, "text", where), _text(entry, "word" if "word" in entry else "text", where), value)
+
+
+def _column(entry: Mapping[str, Any], where: str) -> tuple[str, ColumnText]:
+    _check(entry, _COLUMN, ("name",), where)
+    name = _text(entry, "name", where)
+    given: dict[str, Any] = {"label": name}
+    given |= {key: _text(entry, key, where) for key in ("label", "unit", "missing") if key in entry}
+    for key in ("values", "coarse"):
+        if key in entry:
+            if not isinstance(entry[key], Mapping) or not all(isinstance(text, str) for text in entry[key].values()):
+                raise DataError(f'{where}: field "{key}" must be a table of texts, "code" = "text"')
+            given[key] = entry[key]
+    bands = entry.get("bands", [])
+    if not isinstance(bands, list) or not all(type(bound) in (int, float) for bound in bands):
+        raise DataError(f'{where}: field "bands" must be a list of numbers, found {bands!r}')
+    try:
+        return name, ColumnText(**given, bands=tuple(bands))
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def _text(record: Mapping[str, Any], name: str, where: str) -> str:
+    if not isinstance(record[name], str):
+        raise DataError(f'{where}: field "{name}" must be a text in quotes, found {record[name]!r}')
+    return str(record[name])
 
 
 def _entries(record: Mapping[str, Any], name: str, where: str) -> list[Mapping[str, Any]]:
