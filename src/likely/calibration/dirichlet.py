@@ -25,7 +25,9 @@ class Affine(Fitted):
     """softmax(W log p + b), what Matrix and Dirichlet share."""
 
     inputs: ClassVar[tuple[Input, ...]] = ("logits", "probs")
-    learns: ClassVar[dict[str, Learned]] = {"weights_": Learned("KK"), "bias_": Learned("K")} | ACCURACIES
+    learns: ClassVar[dict[str, Learned]] = {
+        "weights_": Learned("KK", least=2), "bias_": Learned("K", least=2),
+    } | ACCURACIES  # fmt: skip
     weights_: Floats
     bias_: Floats
 

@@ -27,7 +27,7 @@ class Histogram(Fitted):
     name: ClassVar[str] = "histogram"
     inputs: ClassVar[tuple[Input, ...]] = ("confidence", "score")
     learns: ClassVar[dict[str, Learned]] = {
-        "edges_": Learned("E", increasing=True), "values_": Learned("B", low=0, high=1),
+        "edges_": Learned("E", least=0, increasing=True), "values_": Learned("B", low=0, high=1),
     }  # fmt: skip
     input: Input = "confidence"
 
@@ -65,7 +65,7 @@ class Histogram(Fitted):
 
 
 def check_rows(rows: int, bins: int, name: str) -> None:
-    if not isinstance(bins, int) or bins < 1:
+    if not isinstance(bins, int | np.integer) or isinstance(bins, bool) or bins < 1:
         raise ValueError(f"bins must be a whole number >= 1, got {bins!r}")
     if rows < ROWS * bins:
         raise ValueError(
@@ -87,5 +87,5 @@ def mass_edges(values: Floats, bins: int) -> Floats:
     last = np.array([part[-1] for part in np.array_split(rising, bins)[:-1]])
     after = np.searchsorted(rising, last, side="right")
     last, after = last[after < len(rising)], after[after < len(rising)]
-    edges = np.unique(last + (rising[after] - last) / 2)
-    return edges[edges < rising[-1]]
+    middle = last + (rising[after] - last) / 2
+    return np.unique(np.where(middle < rising[after], middle, last))  # between two neighbouring floats there is none

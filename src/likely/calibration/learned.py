@@ -17,12 +17,14 @@ class Learned:
     """What one learned value must be.
 
     shape       one letter per dimension, "" for a single number; one letter is one size within a recalibrator
+    least       the smallest such size
     low, high   the allowed range, ends included
     flag        true or false instead of numbers
     increasing  along the last dimension, strictly
     """
 
     shape: str = ""
+    least: int = 1
     low: float = -math.inf
     high: float = math.inf
     flag: bool = False
@@ -62,6 +64,8 @@ def _read(value: Any, field: str, spec: Learned, sizes: dict[str, int]) -> Any:
     for letter, size in zip(spec.shape, array.shape, strict=True):
         if sizes.setdefault(letter, size) != size:
             raise DataError(f"{field}: has {size} entries where {sizes[letter]} are needed")
+        if size < spec.least:
+            raise DataError(f"{field}: has {size} entries, at least {spec.least} are needed")
     if not np.isfinite(array).all():
         raise DataError(f"{field}: holds values that are not finite")
     if array.size and (array.min() < spec.low or array.max() > spec.high):

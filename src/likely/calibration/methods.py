@@ -39,10 +39,10 @@ def from_dict(record: Any) -> Fitted:
     """The fitted recalibrator of which this is the `to_dict`; DataError names the field that is wrong."""
     method, params = _described(record, ("method", "params", "learned"), "a recalibrator")
     if method == OneVsRest.name:
-        base, of_base = _described(params.get("base"), ("method", "params"), "params.base")
-        made: Fitted = OneVsRest(_made(base, of_base)).set_params(
-            **{name: value for name, value in params.items() if name != "base"}
-        )
+        base = _made(*_described(params.get("base"), ("method", "params"), "params.base"), where="params.base.params")
+        if base.input != "confidence":
+            raise DataError(f'params.base.params.input: must be "confidence", got "{base.input}"')
+        made: Fitted = _set(OneVsRest(base), {name: value for name, value in params.items() if name != "base"})
     else:
         made = _made(method, params)
     return made.restore(record["learned"])
@@ -61,11 +61,25 @@ def _described(record: Any, fields: tuple[str, ...], what: str) -> tuple[str, Ma
     return record["method"], record["params"]
 
 
-def _made(method: Any, params: Mapping[str, Any]) -> Fitted:
+def _made(method: Any, params: Mapping[str, Any], where: str = "params") -> Fitted:
     try:
-        return make(method, **params)
-    except (ValueError, TypeError) as error:
+        made = _method(method)()
+    except ValueError as error:
         raise DataError(f"a recalibrator's record: {error}") from None
+    return _set(made, params, where)
+
+
+def _set(made: Fitted, params: Mapping[str, Any], where: str = "params") -> Fitted:
+    """With these parameters; predictions depend on `input`, so that it may not be left to the default."""
+    try:
+        made.set_params(**params)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where}: {error}") from None
+    if "input" not in params:
+        raise DataError(f"{where}.input: is missing")
+    if made.input not in made.inputs:
+        raise DataError(f'{where}.input: "{made.input}" is not one of {", ".join(made.inputs)}')
+    return made
 
 
 def _method(name: str) -> type[Fitted]:

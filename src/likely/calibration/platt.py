@@ -53,7 +53,7 @@ def fit_platt(score: Floats, correct: Floats) -> tuple[float, float]:
     ones = correct.sum()
     targets = np.where(correct == 1, (ones + 1) / (ones + 2), 1 / (len(correct) - ones + 2))
     middle, width = score.mean(), score.std()
-    if width <= 1e-12 * max(1.0, abs(middle)):
+    if width <= 1e-12 * np.abs(score).max():
         mean = targets.mean()
         return 0.0, float(np.log(mean) - np.log1p(-mean))
     features = np.column_stack([(score - middle) / width, np.ones_like(score)])

@@ -27,7 +27,7 @@ class ScalingBinning(Fitted):
     inputs: ClassVar[tuple[Input, ...]] = ("confidence", "score")
     learns: ClassVar[dict[str, Learned]] = {
         "a_": Learned(), "b_": Learned(),
-        "edges_": Learned("E", low=0, high=1, increasing=True), "values_": Learned("B", low=0, high=1),
+        "edges_": Learned("E", least=0, low=0, high=1, increasing=True), "values_": Learned("B", low=0, high=1),
     }  # fmt: skip
     input: Input = "confidence"
 

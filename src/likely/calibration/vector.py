@@ -25,7 +25,9 @@ class Vector(Fitted):
 
     name: ClassVar[str] = "vector"
     inputs: ClassVar[tuple[Input, ...]] = ("logits", "probs")
-    learns: ClassVar[dict[str, Learned]] = {"weights_": Learned("K"), "bias_": Learned("K")} | ACCURACIES
+    learns: ClassVar[dict[str, Learned]] = {
+        "weights_": Learned("K", least=2), "bias_": Learned("K", least=2),
+    } | ACCURACIES  # fmt: skip
     input: Input = "logits"
 
     def __init__(self, *, l2: float = 1e-3, input: Input = "logits"):
