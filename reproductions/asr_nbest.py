@@ -320,7 +320,7 @@ def study(
     directed = sum(one.label != MESSAGE for one in test)
     return Evidence(
         id="asr_nbest",
-        title="Exploiting ASR uncertainty: n-best prompts and LoRA",
+        title="Leveraging large language models for exploiting ASR uncertainty",
         claim=(
             "A language model fine-tuned with LoRA on prompts that list the n best transcripts decides better than one "
             "fine-tuned on the best transcript: whether the assistant is addressed, and what is asked for."
