@@ -144,8 +144,8 @@ def case(name: str, *, test: int, answered: int, near: int) -> Case:
         pool = [text for text in pool if plain(text) not in taken]
         pools.append([pool[i] for i in rng.permutation(len(pool))[:each]])
     examples = tuple(Example(p[i], k) for i in range(each) for k, p in enumerate(pools) if i < len(p))
-    train = [r["text"] for r in datasets.load(name, "train") if plain(r["text"]) not in seen]
-    train = [train[i] for i in rng.permutation(len(train))]
+    train = [r["text"] for r in datasets.load(name, "train")]
+    train = [train[i] for i in rng.permutation(len(train)) if plain(train[i]) not in seen]
     rules = read_rules(datasets.path(name, "rules"), classes, fast=True)  # known patterns
     truth = np.array([classes.index(r["label"]) for r in judged])
     task = LabelTask(instruction, labels, noun, examples)
