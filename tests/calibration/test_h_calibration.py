@@ -135,6 +135,13 @@ def test_two_classes_and_probabilities_instead_of_logits():
     assert np.allclose(one.predict_proba(np.exp(z)), same.predict_proba(z), atol=1e-6)
 
 
+@pytest.mark.parametrize("classes, loco", [(2, False), (3, True), (200, True), (201, False)])
+def test_when_classes_are_left_out_by_themselves(classes, loco):
+    one = HCalibrator(window=2)
+    assert one._setting(50, classes).loco is loco
+    assert one.set_params(loco=not loco)._setting(50, classes).loco is not loco
+
+
 def test_labels_of_one_class_only():
     z, _ = data(100)
     probs = quiet(map="piecewise", loco=True).fit(z, np.zeros(100, int)).predict_proba(z)

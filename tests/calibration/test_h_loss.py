@@ -182,6 +182,21 @@ def test_leaving_classes_out_is_the_mean_over_classes_that_have_rows():
         loss(probs, np.zeros(150, int), loco=True, **how)
 
 
+def lowest_at(probs, labels, loco):
+    """The inverse temperature at which the loss is lowest; the truth is 1."""
+    betas = (0.5, 0.7, 1.0, 1.4, 2.0)
+    powers = [np.exp(b * np.log(probs)) for b in betas]
+    return betas[np.argmin([loss(p / p.sum(axis=1, keepdims=True), labels, loco=loco) for p in powers])]
+
+
+@pytest.mark.parametrize("classes, loco, true", [(2, False, True), (5, False, True), (5, True, True), (2, True, False)])
+def test_of_unequal_classes_the_truth_is_lowest_unless_one_of_two_is_left_out(classes, loco, true):
+    rng = np.random.default_rng(0)
+    z = 2 * rng.standard_normal((4000, classes)) + np.linspace(1.5, -1.5, classes)
+    probs = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    assert (lowest_at(probs, drawn_from(probs, rng), loco) == 1.0) is true
+
+
 def test_window_of_few_pairs():
     assert [fitting_window(200, pairs) for pairs in (10, 200, 239, 240, 3999, 4000)] == [10, 10, 10, 12, 198, 200]
     assert fitting_window(4, 10) == fitting_window(4, 10**6) == 4

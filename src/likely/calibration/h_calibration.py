@@ -44,7 +44,8 @@ class HCalibrator(Fitted):
                nothing is returned whose cross-validated metric is worse than temperature scaling's.  Or one of
                "temperature", "linear", "piecewise", "nonlinear", without comparison
     window, eps, weighting   of `hcal_loss`; of few rows the window is 2·⌊N K / 40⌋, at least 10, with a warning
-    loco       leave classes out in turn while training; "auto": up to 200 classes
+    loco       leave classes out in turn while training; "auto": 3 to 200 classes.  Of two classes it leaves the rows of
+               one label, and where one is rarer the loss is then lowest far from the truth
     select     the metric for choosing map and step: "dece" (debiased equal-mass ECE of the top label), "cwece"
                (class-wise ECE), "nll"
     input      "logits" (N, K), or "probs" (N, K)
@@ -140,7 +141,7 @@ class HCalibrator(Fitted):
                 f"h: a window of {window} instead of {self.window}, since there are only {n} rows of {k} classes",
                 stacklevel=3,
             )
-        loco = k <= LOCO_CLASSES if self.loco == "auto" else bool(self.loco)
+        loco = 2 < k <= LOCO_CLASSES if self.loco == "auto" else bool(self.loco)
         return Setting(METRICS[self.select], window, self.eps, self.weighting, loco, self.max_steps, self.seed)
 
     def _compared(self, logp: Floats, labels: Ints, setting: Setting) -> dict[str, float]:
