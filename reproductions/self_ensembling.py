@@ -97,8 +97,8 @@ def problem(pool: PromptPool, name: str, classes: Sequence[str], examples: int, 
         by_class[record["label"]].append(record)
     share = [examples // len(classes) + (k < examples % len(classes)) for k in range(len(classes))]
     shown = [record for some, count in zip(by_class, share, strict=True) for record in some[:count]]
-    known = {fingerprint(record) for record in shown}
-    every = [r for r in records("test") if fingerprint(r) not in known]
+    known = {fingerprint(record, pool) for record in shown}
+    every = [r for r in records("test") if fingerprint(r, pool) not in known]
     asked = every[:: max(1, len(every) // tests)][:tests]
     return Problem(FewShotTask(pool, tuple(shown)), asked, np.array([r["label"] for r in asked]))
 

@@ -76,10 +76,13 @@ def test_a_prefix_is_not_filled_in():
 
 
 def test_an_input_that_is_a_demonstration_is_refused():
-    assert fingerprint({"text": "A  b", "label": 1}) == fingerprint({"text": "a B "})
-    refuse_known([{"text": "gh"}], dict(enumerate(EXAMPLES)))
+    assert fingerprint({"text": "A  b", "label": 1, "source": "x"}, POOL) == fingerprint({"text": "a B "}, POOL)
+    assert fingerprint({"text": "ab"}, POOL) != fingerprint({"text": "a b"}, POOL)
+    renamed = PromptPool((Template("t", "{{ sentence }}:", ("a", "b")),))
+    assert fingerprint({"sentence": "ab", "id": "7"}, renamed) == fingerprint({"text": "ab"}, renamed)
+    refuse_known([{"text": "gh"}], dict(enumerate(EXAMPLES)), POOL)
     with pytest.raises(DataError, match="input 1 is also example 2"):
-        refuse_known([{"text": "gh"}, {"text": " AAB"}], dict(enumerate(EXAMPLES)))
+        refuse_known([{"text": "gh"}, {"text": " AAB"}], dict(enumerate(EXAMPLES)), POOL)
     ensemble = SelfEnsemble(toy(), TASK, EnsembleSpec(size=2, shots=4))
     shown = {i for m in ensemble.members for i in m.demonstrations}
     for i, example in enumerate(EXAMPLES):

@@ -99,8 +99,8 @@ def test_overconfident_members_confirm_the_claim_and_copies_do_not(study):
 def test_no_test_item_is_an_example(study, data_dir, monkeypatch):
     monkeypatch.setenv("LIKELY_DATA", str(data_dir))
     for one in study.problems(study.Plan(), 80).values():
-        shown = {fingerprint(r) for r in one.task.examples}
+        shown = {fingerprint(r, one.task.pool) for r in one.task.examples}
         assert len(one.task.examples) == 32 and len(one.inputs) == 80
-        assert not shown & {fingerprint(r) for r in one.inputs}
+        assert not shown & {fingerprint(r, one.task.pool) for r in one.inputs}
         counts = np.bincount(one.task.labels)
         assert counts.max() - counts.min() <= 1 and set(one.labels) == set(range(len(counts)))

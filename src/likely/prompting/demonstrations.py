@@ -76,24 +76,26 @@ def written(template: Template, examples: Sequence[Mapping[str, Any]], labels: S
     )
 
 
-def refuse_known(inputs: Sequence[Mapping[str, Any]], examples: Mapping[int, Mapping[str, Any]]) -> None:
+def refuse_known(
+    inputs: Sequence[Mapping[str, Any]], examples: Mapping[int, Mapping[str, Any]], pool: PromptPool
+) -> None:
     """DataError if an input is one of these examples, case and white space aside: its answer would be in the prompt.
 
     examples  by the number that the message names
     """
-    known = {fingerprint(record): number for number, record in examples.items()}
+    known = {fingerprint(record, pool): number for number, record in examples.items()}
     for i, record in enumerate(inputs):
-        number = known.get(fingerprint(record))
+        number = known.get(fingerprint(record, pool))
         if number is not None:
             raise DataError(
                 f"input {i} is also example {number}, whose answer stands in the prompt: leave one of the two out"
             )
 
 
-def fingerprint(record: Mapping[str, Any]) -> str:
-    """Hash of a record's texts: label and answers apart, without regard to case and white space."""
-    parts = sorted((k, _plain(v)) for k, v in record.items() if k not in (LABEL, CHOICES) and isinstance(v, str))
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+def fingerprint(record: Mapping[str, Any], pool: PromptPool) -> str:
+    """Hash of what the templates show of a record, without regard to case, white space and the fields' names."""
+    shown = {_plain(str(value)) for template in pool for value in template.values(record).values()}
+    return hashlib.sha256(repr(sorted(shown)).encode()).hexdigest()
 
 
 def _plain(text: str) -> str:

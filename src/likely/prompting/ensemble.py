@@ -137,7 +137,7 @@ class SelfEnsemble:
         if len(records) == 1 and self.spec.calibrate == "cbm":
             raise ValueError('calibrate="cbm" divides by a mean over inputs: at least 2 are needed, got 1')
         shown = sorted(set(itertools.chain.from_iterable(m.demonstrations for m in self.members)))
-        refuse_known(records, {i: self.task.examples[i] for i in shown})
+        refuse_known(records, {i: self.task.examples[i] for i in shown}, self.task.pool)
         two = records if len(records) > 1 else records * 2  # a pool is scored over inputs, two or more
         return score_pool(
             self.lm, self.pool, two, content_free=CONTENT_FREE if self.spec.calibrate in ("cc", "pmi") else (),

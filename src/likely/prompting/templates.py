@@ -62,13 +62,13 @@ class Template:
 
     def prompt(self, record: Mapping[str, Any]) -> str:
         """The text before the answer: the prefix, and the prompt without white space at its ends."""
-        filled = self._prompt(**self._values(record), answer_choices=list(self.answer_choices(record)))
+        filled = self._prompt(**self.values(record), answer_choices=list(self.answer_choices(record)))
         return self.prefix + filled.strip()
 
     def answers(self, record: Mapping[str, Any]) -> tuple[str, ...]:
         """The K answers as they would go on after the prompt: each with a space in front."""
         choices = self.answer_choices(record)
-        values = self._values(record)
+        values = self.values(record)
         found = [self._answer(**values, answer_choices=list(choices), label=k).strip() for k in range(len(choices))]
         if "" in found:
             raise DataError(f'prompt "{self.name}": answer {found.index("")} is empty')
@@ -83,8 +83,11 @@ class Template:
         given = record.get(CHOICES)
         return self.choices if given is None else choices_of(given, f'prompt "{self.name}"')
 
-    def _values(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields by name; the only field of a template takes `text` where the record has no such name."""
+    def values(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """What is filled in, by the field's name.
+
+        The only field of a template takes `text` where the record has no such name.
+        """
         found = {}
         for name in self.fields:
             source = TEXT if len(self.fields) == 1 and name not in record else name
