@@ -75,7 +75,7 @@ class Adapter:
                     own[name] = weight.detach().clone()
                     change = self.scale * (b.float() @ a.float())
                     weight.copy_(weight.float() + change.to(weight.device))
-            runtime.refresh(f"{revision}+lora-{_digest(self.recipe)}")
+            runtime.refresh(f"{revision}+lora-{digest(self.recipe)}")
             yield self.lm
         finally:
             with torch.no_grad():
@@ -124,21 +124,21 @@ def train_lora(
             raise ValueError(f"{name} must be > 0, got {value}")
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f'precision must be "float32" or "bfloat16", got "{precision}"')
-    model = _loaded(lm)
+    model = trainable(lm)
     module = model.runtime.module
     items = answer_items(model.tokenizer, pairs, model.runtime.context_length)
     recipe = {
-        "revision": model.runtime.revision, "pairs": _digest(list(pairs)), "steps": steps, "batch": batch,
+        "revision": model.runtime.revision, "pairs": digest(list(pairs)), "steps": steps, "batch": batch,
         "rank": rank, "alpha": alpha, "dropout": dropout, "lr": lr, "clip": clip, "targets": sorted(targets),
         "precision": precision, "seed": seed,
     }  # fmt: skip
     if folder is not None and (found := _saved_recipe(Path(folder))) and found["recipe"] == recipe:
         return Adapter(model, _read_factors(Path(folder)), alpha / rank, recipe, found["losses"])
-    with _peft_model(module, rank=rank, alpha=alpha, dropout=dropout, targets=targets, seed=seed) as peft:
+    with peft_model(module, rank=rank, alpha=alpha, dropout=dropout, targets=targets, seed=seed) as peft:
         losses = _train(
             peft, items, steps=steps, batch=batch, lr=lr, clip=clip, precision=precision, seed=seed, progress=progress
         )
-        factors = _factors(peft)
+        factors = learned_factors(peft)
         if folder is not None:
             peft.save_pretrained(str(folder), safe_serialization=True)
             text = json.dumps({"recipe": recipe, "losses": losses}, indent=1)
@@ -152,7 +152,9 @@ def load_adapter(lm: HasRuntime | str | Path, folder: str | Path) -> Adapter:
     if found is None:
         raise DataError(f"{folder} holds no {RECIPE}: no adapter was finished there")
     recipe = found["recipe"]
-    return Adapter(_loaded(lm), _read_factors(Path(folder)), recipe["alpha"] / recipe["rank"], recipe, found["losses"])
+    return Adapter(
+        trainable(lm), _read_factors(Path(folder)), recipe["alpha"] / recipe["rank"], recipe, found["losses"]
+    )
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -259,7 +261,7 @@ def _train(
 
 
 @contextlib.contextmanager
-def _peft_model(
+def peft_model(
     module: torch.nn.Module, *, rank: int, alpha: int, dropout: float, targets: Seq[str], seed: int
 ) -> Iterator[Any]:
     """The module wrapped by peft; afterwards it is as it was."""
@@ -294,7 +296,7 @@ def _peft_model(
             parameter.requires_grad_(asked[name])
 
 
-def _factors(peft: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def learned_factors(peft: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     from peft import get_peft_model_state_dict
 
     return _by_module({name: t.detach().clone() for name, t in get_peft_model_state_dict(peft).items()})
@@ -318,7 +320,7 @@ def _by_module(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Ten
     }
 
 
-def _loaded(lm: HasRuntime | str | Path) -> HasRuntime:
+def trainable(lm: HasRuntime | str | Path) -> HasRuntime:
     if isinstance(lm, str | Path):
         from likely.models.load import load_local
 
@@ -338,5 +340,5 @@ def _saved_recipe(folder: Path) -> dict[str, Any] | None:
         raise DataError(f"{folder / RECIPE}: not JSON ({error})") from None
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]

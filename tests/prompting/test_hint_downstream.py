@@ -1,0 +1,92 @@
+"""What a frozen model answers and states under a hint; what a writer of hints learns from it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import likely
+from likely.prompting.hint_downstream import LEVELS, STATE, Downstream, Question, augment, names_an_option
+from likely.prompting.hint_writer import WriterSettings, hint_prompt, train_hint_writer
+from tiny_gguf import write_tiny_llama
+
+COW = Question("Which animal gives milk?", ("hen", "cow"), 1)
+
+
+class Fake:
+    """Likes the second option by 2 nats; states 90 % without a hint and 30 % where the hint says careful."""
+
+    def __init__(self):
+        self.info = SimpleNamespace(name="fake", sha256="0")
+        self.calls = []
+
+    def score_pairs(self, pairs):
+        self.calls.append(len(pairs))
+        return [SimpleNamespace(sequence_logprob=self._value(*pair)) for pair in pairs]
+
+    def _value(self, prompt, answer):
+        if STATE not in prompt:
+            return -1.0 if answer == " cow" else -3.0
+        wanted = " 30%" if "careful" in prompt else " 90%"
+        return 0.0 if answer == wanted else -50.0
+
+
+def test_the_answer_and_the_stated_confidence_are_read_from_likelihoods():
+    found = Downstream(Fake()).stated([COW, COW], ["", "Be careful."])
+    assert found.chosen.tolist() == [1, 1] and found.correct.tolist() == [1, 1]
+    assert found.confidence == pytest.approx([0.9, 0.3], abs=1e-9)
+    p = 1 / (1 + np.exp(-2))
+    assert found.entropy == pytest.approx([-p * np.log(p) - (1 - p) * np.log(1 - p)] * 2)
+    assert found.rewards() == pytest.approx(np.log([0.9, 0.3]))
+
+
+def test_what_was_asked_is_not_asked_again_not_even_by_another_run(tmp_path):
+    lm, kept = Fake(), tmp_path / "deep" / "kept.jsonl"
+    first = Downstream(lm, kept)
+    first.stated([COW, COW, COW], ["", "Be careful.", ""])
+    assert first.asked == 2 and lm.calls == [2 * 2, 2 * len(LEVELS)]
+    with kept.open("a") as out:
+        out.write('{"key": "cut')  # a run that was stopped in the middle of a line
+    again = Downstream(Fake(), kept)
+    assert again.stated([COW], ["Be careful."]).confidence == pytest.approx([0.3]) and again.asked == 0
+    other = Fake()
+    other.info = SimpleNamespace(name="fake", sha256="1")
+    assert Downstream(other, kept).stated([COW], [""]).correct.tolist() == [1] and other.calls
+
+
+def test_prompts():
+    assert augment("Why?", "") == augment("Why?", " \n") == "Question: Why?\nAnswer:"
+    assert augment("Why?", "Think\n twice.") == "Question: Why?\nHint: Think twice.\nAnswer:"
+    assert hint_prompt(COW).endswith("Question: Which animal gives milk?\n- hen\n- cow\nHint:")
+
+
+@pytest.mark.parametrize(
+    ("hint", "leaks"),
+    [("It is B.", True), ("Choose option b", True), ("The answer is (A).", True), ("A cow, perhaps.", True),
+     ("Think of COWS", False), ("A careful look helps.", False), ("Consider each option.", False), ("", False)],
+)  # fmt: skip
+def test_hints_that_name_an_option(hint, leaks):
+    assert names_an_option(hint, COW.choices) == leaks
+
+
+def test_a_writer_learns_what_is_rewarded_and_leaves_the_model_as_it_was(tmp_path):
+    """The tiny model is paid for hints with the letter e; the log-probabilities of the model itself stay the same."""
+    pytest.importorskip("peft")
+    questions = [COW, Question("What is blue?", ("sky", "grass"), 0)]
+    with likely.load(str(write_tiny_llama(tmp_path / "m.gguf", seed=2)), runtime="torch", dtype="float32") as lm:
+        before = lm.score("the cat", [" sat"])[0].sequence_logprob
+
+        def rewards(numbers, hints):
+            assert len(numbers) == len(hints) == 16 and set(numbers) <= {0, 1}
+            return [hint.count("e") for hint in hints]
+
+        settings = WriterSettings(lr=2e-2, temperature=1.0, top_p=1.0, top_k=0, max_tokens=10, beta=0.0)
+        writer = train_hint_writer(lm, questions, rewards, steps=12, settings=settings)
+        assert np.mean(writer.rewards[-3:]) > np.mean(writer.rewards[:3]) + 0.5
+        assert len(writer.hints) == 16
+        assert lm.score("the cat", [" sat"])[0].sequence_logprob == before
+        assert [isinstance(hint, str) and "\n" not in hint for hint in writer.write(questions)] == [True, True]
+        with pytest.raises(ValueError, match="no questions"):
+            train_hint_writer(lm, [], rewards, steps=1)
