@@ -2,7 +2,8 @@
 
 Lines, all of one kind:
   {"probs": [...], "label": k}    {"logits": [...], "label": k}    {"confidence": c, "correct": 0 or 1}
-and the files that `likely choices -o`, `likely score -o` (lines with a "label") and `likely grade -o` write.
+and the files that `likely choices -o`, `likely score -o` (lines with a "label") and `likely grade -o` write; of
+`likely risk -o` the risk is the confidence, and the outcome what was right.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from likely.jsonl import Line, read_checked
 Kind = Literal["probs", "logits", "confidence", "answer"]
 HINT = (
     'lines like {"probs": [...], "label": 0}, {"logits": [...], "label": 0} or {"confidence": 0.9, "correct": 1}, '
-    "or a file of likely grade, choices or score"
+    "or a file of likely grade, choices, score or risk"
 )
 MODEL_HEADERS = ("ask", "choices", "score")
 
@@ -70,7 +71,7 @@ def read_labelled(path: str | Path, *, limit: int | None = None) -> Labelled:
         nonlocal origin
         record, at = line.record, f"{where}:{line.number}"
         if line.number == 1 and "kind" in record and "likely" in record:
-            origin = _origin(record, at)
+            origin = None if record["kind"] == "risk" else _origin(record, at)  # nothing looks up a risk's calibrator
             return
         row = _row(record, at)
         if rows and row[0] != rows[0][0]:
@@ -101,6 +102,8 @@ def _origin(header: Mapping[str, Any], at: str) -> dict[str, Any]:
 def _row(record: Mapping[str, Any], at: str) -> tuple[Kind, list[float], int]:
     if record.get("sequence_logprob") is not None and "correct" in record:
         return "answer", _features(record, at), _class(record, "correct", 2, at)
+    if record.get("risk") is not None:
+        return "confidence", _numbers([record["risk"]], "risk", at), _class(record, "label", 2, at)
     for name in ("logits", "values", "probs"):
         if record.get(name) is not None:
             values = _numbers(record[name], name, at)

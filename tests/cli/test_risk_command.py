@@ -148,6 +148,16 @@ def test_few_shot_and_unlabelled_rows(cli, tiny, task, tmp_path):
     assert "9 worked examples are wanted, 5 rows" in one_line(cli(*call, "--few-shot", 9, "--examples", worked), 1)
 
 
+def test_risks_can_be_calibrated(cli, tiny, task, tmp_path):
+    people, out = table(tmp_path / "people.csv", rows(60)), tmp_path / "r.jsonl"
+    summary = cli("risk", people, "--task", task, "-m", tiny, "-o", out, "--json").json
+    before = cli("calibrate", "eval", out, "--json").json
+    assert before["n"] == 60 and before["brier"] == pytest.approx(summary["brier"])
+    made = cli("calibrate", "fit", out, "--method", "platt", "-o", tmp_path / "cal.json", "--json").json
+    assert made["binding"] is None and made["after"]["ece"] < made["before"]["ece"]
+    assert "-o cal.json" in one_line(cli("calibrate", "fit", out, "--method", "platt"), 2)
+
+
 def test_one_outcome_only(cli, tiny, task, tmp_path):
     people = table(tmp_path / "people.csv", [{**row, "ill": "0"} for row in rows(5)])
     done = cli("risk", people, "--task", task, "-m", tiny, "--subgroup", "sex")
