@@ -412,7 +412,7 @@ def main() -> None:
     elif options.quick:
         sizes = {"sms-spam": (40, 40, 0), "trec": (40, 40, 40)}
     else:
-        sizes = {"sms-spam": (300, 300, 0), "trec": (300, 100, 200)}
+        sizes = {"sms-spam": (300, 300, 0), "trec": (300, 300, 200)}
     cases = [case(name, test=n, answered=answered, near=near) for name, (n, answered, near) in sizes.items()]
     models, sources = [], []
     for name in ("gemma3", "smollm2") if options.full else ("gemma3",):
