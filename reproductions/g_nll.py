@@ -47,6 +47,7 @@ SAMPLED = (
 METHODS = (*GREEDY, *SAMPLED)
 RESAMPLES = 1000
 TIE = 1e-6
+FEW = 10  # right answers, or wrong ones: with fewer an AUROC is noise
 
 # --- (a) a language that can be listed --------------------------------------------------------------------------------
 
@@ -302,6 +303,21 @@ def compared(answered: dict[str, Answered]) -> tuple[list[Figure], list[Check], 
     return figures, checks, said
 
 
+def caveats(figures: Sequence[Figure]) -> list[str]:
+    """What the figures themselves say against leaning on them."""
+    out = []
+    for figure in figures:
+        right = round(figure.value * figure.n)
+        if figure.quantity == "accuracy" and 0 < min(right, figure.n - right) < FEW:
+            out.append(
+                f"{figure.subject}: {right} of {figure.n} are right, too few for its AUROC, which weighs as much in "
+                f"the mean as the others."
+            )
+        if " less " in figure.subject and figure.low is not None and figure.low <= 0:
+            out.append(f"{figure.subject}: the sign is not certain, the interval holds 0.")
+    return out
+
+
 # --- together ---------------------------------------------------------------------------------------------------------
 
 
@@ -358,6 +374,7 @@ def study(
             "The paper's models of 7 to 70 billion parameters and its data sets.",
             "Semantic entropy with a model of entailment: here answers are one meaning if their words or their value "
             "are the same, which suits answers of a word or two.",
+            *caveats(more),
             *([f"AUROC where all answers are right or all wrong: {', '.join(left_out)}."] if left_out else []),
         ],
         **surroundings(),

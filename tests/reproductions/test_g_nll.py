@@ -94,6 +94,19 @@ def test_sets_that_tell_nothing_apart_are_left_out(study, monkeypatch):
         study.compared({"a": right})
 
 
+def test_few_right_answers_and_uncertain_signs_are_told(study):
+    def figure(subject, quantity, value, low, high):
+        return study.Figure(
+            subject=subject, quantity=quantity, value=value, unit="u", n=100, of="q", low=low, high=high
+        )
+
+    few = figure("a", "accuracy", 0.02, 0.0, 0.1)
+    enough = [figure("b", "accuracy", p, 0, 1) for p in (0.0, 0.5, 1.0)]
+    sure, unsure = (figure("mean: G-NLL less x", "AUROC", 0.1, low, 0.2) for low in (0.01, -0.01))
+    assert study.caveats([*enough, sure]) == []
+    assert [line.split(":")[0] for line in study.caveats([few, unsure])] == ["a", "mean"]
+
+
 def test_facts_are_well_formed(book):
     capitals = book.questions("capitals", None)
     assert len(capitals) == len({q.question for q in capitals}) and all(all(q.answers) for q in capitals)
