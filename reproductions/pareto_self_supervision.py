@@ -309,7 +309,7 @@ def second_answers(
     figures, gained = [], {}
     random = np.random.default_rng(1).permutation(len(zeta)) / len(zeta)
     for which, risk in (("riskiest fifth", zeta), ("random fifth", random)):
-        for policy in POLICIES if which == "riskiest fifth" else ("evidence", "override"):
+        for policy in POLICIES:
             found = reask(
                 lm, work.task, work.test, answers, risk, threshold=budget_threshold(risk, BUDGET), policy=policy,
                 rules=work.rules, fused=fused,
