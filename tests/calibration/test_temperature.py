@@ -37,8 +37,9 @@ def test_as_a_bounded_search_over_the_nll(classes, spread):
 
 
 def test_as_scikit_learn():
-    calibration = pytest.importorskip("sklearn.calibration")
+    pytest.importorskip("sklearn", minversion="1.8")
     from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.calibration import CalibratedClassifierCV
     from sklearn.frozen import FrozenEstimator
 
     class Says(ClassifierMixin, BaseEstimator):
@@ -59,7 +60,7 @@ def test_as_scikit_learn():
     z, labels = drawn(800, seed=2)
     says = Says()
     says.classes_ = np.arange(5)
-    theirs = calibration.CalibratedClassifierCV(FrozenEstimator(says), method="temperature").fit(z, labels)
+    theirs = CalibratedClassifierCV(FrozenEstimator(says), method="temperature").fit(z, labels)
     assert Temperature().fit(z, labels).predict_proba(z) == pytest.approx(theirs.predict_proba(z), abs=1e-6)
 
 
