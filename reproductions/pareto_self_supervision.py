@@ -74,6 +74,7 @@ class Kept:
 
     path: Path
     model: str
+    earlier: int = 0  # scores that were there before this run, whose seconds it does not count
     _known: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -85,6 +86,7 @@ class Kept:
                 except ValueError:
                     continue  # cut by a kill
                 self._known[record["key"]] = record["logprobs"]
+        self.earlier = len(self._known)
 
     def scores(self, lm: Any, prompts: Sequence[str], labels: Sequence[str]) -> Array:
         """(N, K) log p(label | prompt), nats."""
@@ -357,6 +359,7 @@ def study(
     figures: list[Figure] = []
     checks: list[Check] = []
     said = []
+    earlier = max(kept.earlier for _, _, kept in models)
     for model, lm, kept in models:
         for work in cases:
             more, bounds, line = run_case(lm, model, work, kept)
@@ -395,6 +398,7 @@ def study(
             "of the test file, of which some are judged here, too).",
             "Samples are drawn from the model's probabilities of the labels, not written by it.",
             "Snorkel's label model and WeaSEL as baselines.",
+            *([f"Seconds of {earlier} prompts, whose scores an earlier run had kept."] if earlier else []),
         ],
         **surroundings(),
     )

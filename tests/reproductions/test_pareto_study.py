@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import likely
+from likely.calibration.harmonizer import Harmonizer
 from likely.calibration.labelling_rules import LabelingFunction
 from likely.evidence import Source
 from likely.prompting.dynamic import Example, LabelTask
@@ -38,27 +41,35 @@ def made_case(study):
     return study.Case("sms-spam", task, rules, texts[:70], 20, texts[70:80], texts[80:], labels[80:])
 
 
-def test_the_study_runs_and_keeps_its_scores(study, tmp_path, monkeypatch):
+def test_the_study_runs(study, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "RESAMPLES", 20)
+    monkeypatch.setattr(study, "Harmonizer", functools.partial(Harmonizer, learning_rate=0.02, epochs=15))
     path = write_tiny_llama(tmp_path / "tiny.gguf", context=1024)
-    work = made_case(study)
     with likely.load(str(path), runtime="llamacpp", threads=1) as lm:
-        sources = [Source(name="tiny", sha256="0" * 64)]
-        first = study.study(
-            [("tiny", lm, study.Kept(tmp_path / "kept.jsonl", "0"))], [work], full=False, sources=sources,
-            report=lambda line: None,
+        found = study.study(
+            [("tiny", lm, study.Kept(tmp_path / "kept.jsonl", "0"))], [made_case(study)], full=False,
+            sources=[Source(name="tiny", sha256="0" * 64)], report=lambda line: None,
         )  # fmt: skip
-    kept = (tmp_path / "kept.jsonl").read_text().splitlines()
-    (tmp_path / "kept.jsonl").write_text("\n".join(kept) + '\n{"key": "cut')
-    again = study.study(
-        [("tiny", None, study.Kept(tmp_path / "kept.jsonl", "0"))], [work], full=False, sources=sources,
-        report=lambda line: None,
-    )  # fmt: skip
-    assert again.figures == first.figures and len(first.checks) == 5  # nothing was asked: there is no model
-    assert all(f.low <= f.value <= f.high for f in first.figures)
-    by = {(f.subject, f.quantity): f.value for f in first.figures}
+    assert len(found.checks) == 5 and all(f.low <= f.value <= f.high for f in found.figures)
+    by = {(f.subject, f.quantity): f.value for f in found.figures}
     assert by["SMS, tiny: harmonizer", "accuracy"] > 0.9 and by["SMS, tiny: riskiest fifth, override", "before"] < 0.5
     assert by["SMS, tiny: POLAR", "AUROC"] > 0.9 and ("SMS, tiny: POLAR, training file only", "AUROC") in by
+
+
+def test_kept_scores_are_not_computed_again(study, tmp_path):
+    class Model:
+        def score_pairs(self, pairs, *, progress=None):
+            return [SimpleNamespace(sequence_logprob=-float(len(p + a)), token_logprobs=[0.0]) for p, a in pairs]
+
+    path = tmp_path / "kept.jsonl"
+    prompts, labels = ["one", "three", "one"], ("a", "bc")
+    first = study.Kept(path, "model").scores(Model(), prompts, labels)
+    assert first.tolist() == [[-5, -6], [-7, -8], [-5, -6]]
+    path.write_text(path.read_text() + '{"key": "cut')
+    again = study.Kept(path, "model")
+    assert again.earlier == 2 and again.scores(None, prompts, labels).tolist() == first.tolist()
+    with pytest.raises(AttributeError):
+        study.Kept(path, "another").scores(None, prompts, labels)
 
 
 def test_risks_of_the_model_alone(study):
