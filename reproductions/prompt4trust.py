@@ -47,7 +47,7 @@ from likely.models.catalog import find_model, known_model
 from likely.models.hashes import cache_dir, file_sha256
 from likely.prompting.confidence_reward import confidence_reward
 from likely.prompting.hint_bandit import HintBandit
-from likely.prompting.hint_downstream import Downstream, Question, Stated, names_an_option
+from likely.prompting.hint_downstream import Downstream, Question, Stated, hint_features, names_an_option
 from likely.prompting.hint_writer import WriterSettings, train_hint_writer
 
 BINS = 10
@@ -148,20 +148,6 @@ def questions_of(file: tuple[str, str], count: int) -> list[Question]:
     return [Question.of(record) for record in islice(datasets.load(*file), count)]
 
 
-def features_of(asked: Sequence[Question], plain: Stated) -> Floats:
-    """(N, 5): what is known before any hint: how unsure the model is, what it states, and sizes."""
-    return np.stack(
-        [
-            plain.entropy,
-            plain.confidence,
-            np.log([len(q.question) for q in asked]),
-            np.log([np.mean([len(c) for c in q.choices]) for q in asked]),
-            np.array([float(len(q.choices)) for q in asked]),
-        ],
-        axis=1,
-    )
-
-
 @dataclass(frozen=True)
 class Learned:
     """hints of each policy for the test questions; training: mean reward of every hint."""
@@ -174,9 +160,9 @@ def learn(model: Downstream, train: Sequence[Question], test: Sequence[Question]
     table = np.stack([model.stated(train, [hint] * len(train)).rewards() for hint in HINTS], axis=1)
     report(f"{len(train)} questions, {len(HINTS)} hints: {model.asked} prompts asked")
     policy = HintBandit(HINTS, seed=0, beta=0.01).fit(
-        features_of(train, model.stated(train, [""] * len(train))), lambda q, h: table[q, h], steps=steps
+        hint_features(train, model.stated(train, [""] * len(train))), lambda q, h: table[q, h], steps=steps
     )
-    numbers = policy.choose(features_of(test, model.stated(test, [""] * len(test))))
+    numbers = policy.choose(hint_features(test, model.stated(test, [""] * len(test))))
     best = HINTS[int(table.mean(axis=0).argmax())]
     chosen = {
         NONE: [""] * len(test), "fixed hint": [FIXED] * len(test), BEST: [best] * len(test),

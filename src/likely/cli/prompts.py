@@ -16,16 +16,29 @@ if TYPE_CHECKING:
     from likely.prompting.prompt_scores import PromptScores
     from likely.prompting.templates import PromptPool
 
+EXAMPLES = """Choose prompts by the model's probabilities, ask risky answers again, learn hints for honest confidence.
+
+Examples:
+
+  likely prompts select --pool pool.jsonl --inputs reviews.jsonl
+
+  likely prompts reask sms.jsonl --rules rules.jsonl --labels ham,spam --instruction "Spam or ham?"
+
+  likely prompts learn-hints exam.jsonl --hints hints.txt -o policy.json
+"""
 INPUTS_HINT = 'expected lines like {"text": "..."}, with a "label" where it is known'
 
 
 def register(app: typer.Typer) -> None:
+    from likely.cli.hints import hint, learn_hints
     from likely.cli.reask import reask
 
-    prompts = typer.Typer(help="Prompts chosen by probability; risky answers asked again.", no_args_is_help=True)
+    prompts = typer.Typer(help=EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
     prompts.callback()(lambda: None)
     prompts.command("select")(select)
     prompts.command("reask")(reask)
+    prompts.command("learn-hints")(learn_hints)
+    prompts.command("hint")(hint)
     app.add_typer(prompts, name="prompts")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -10,9 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.calibration.inputs import Floats, softmax
+from likely.calibration.learned import Learned, read_learned
+from likely.errors import DataError
 from likely.prompting.confidence_reward import group_advantages
 from likely.prompting.grpo import grpo_loss
 
+SETTINGS = ("group", "batch", "inner", "clip", "beta", "lr", "seed")
+LEARNED = {
+    "weights_": Learned("hf"), "bias_": Learned("h"), "mean_": Learned("f"), "spread_": Learned("f", low=1e-300),
+}  # fmt: skip
 Rewards = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]
 
 
@@ -94,6 +100,29 @@ class HintBandit:
         if x.shape[1] != len(self.mean_):
             raise ValueError(f"features has {x.shape[1]} columns, fit saw {len(self.mean_)}")
         return softmax(self._standardised(x) @ self.weights_.T + self.bias_)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` gives the same choices."""
+        self.predict_proba(np.zeros((1, len(self.mean_)) if hasattr(self, "mean_") else (1, 1)))  # is it fitted?
+        learned = {name: getattr(self, name).tolist() for name in LEARNED}
+        return {"hints": list(self.hints), "settings": {n: getattr(self, n) for n in SETTINGS}, "learned": learned}
+
+    @classmethod
+    def from_dict(cls, record: Any) -> HintBandit:
+        """DataError names what is missing or wrong."""
+        if not isinstance(record, Mapping) or not {"hints", "settings", "learned"} <= record.keys():
+            raise DataError("a policy over hints is an object with hints, settings and learned")
+        hints, settings = record["hints"], record["settings"]
+        if not isinstance(hints, list) or len(hints) < 2 or not all(isinstance(hint, str) for hint in hints):
+            raise DataError("hints: must be a list of at least 2 texts")
+        if not isinstance(settings, Mapping) or not settings.keys() <= set(SETTINGS):
+            raise DataError(f"settings: must hold only {', '.join(SETTINGS)}")
+        made = cls(hints, **settings)
+        for name, value in read_learned(record["learned"], LEARNED).items():
+            setattr(made, name, value)
+        if len(made.bias_) != len(hints):
+            raise DataError(f"learned.bias_: has {len(made.bias_)} entries, there are {len(hints)} hints")
+        return made
 
     def choose(self, features: Any) -> NDArray[np.int64]:
         """(N,) the number of the likeliest hint."""

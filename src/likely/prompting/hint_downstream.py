@@ -77,6 +77,23 @@ def _plain(text: str) -> str:
     return f" {words} "
 
 
+def hint_features(asked: Sequence[Question], plain: Stated) -> Floats:
+    """(N, 5) what is known of a question before it gets a hint: how unsure the model is, what it states, and sizes.
+
+    plain  the answers without a hint
+    """
+    return np.stack(
+        [
+            plain.entropy,
+            plain.confidence,
+            np.log([1 + len(q.question) for q in asked]),
+            np.log([1 + np.mean([len(c) for c in q.choices]) for q in asked]),
+            np.array([float(len(q.choices)) for q in asked]),
+        ],
+        axis=1,
+    )
+
+
 class Downstream:
     """Asks the model once for each (question, hint), and remembers.
 
