@@ -53,8 +53,8 @@ class SplitPointRegressor(SplitPoint):
     features  function (N, F) -> (N, G), what the heads read.  None: the base network's last hidden layer; X itself for
               a base of your own
     tau       level of each side, and so of the whole interval
-    gap       what `sds` is: "product" (published), "root" or "relative", see `self_consistency_gap`.  Far from the rows
-              fitted, heads often fall to 0 together; the product falls with them, the relative gap does not
+    gap       what `sds` is: "product" (published), "root" or "relative", see `self_consistency_gap`.  Where
+              all heads fall to 0, far from the rows fitted, the product falls with them, the relative gap need not
     recalibrate  widen both sides by `interval_factors`; may be changed after fitting
     quantile_loss  "pinball", or the published "coverage", which needs large batches
     hidden    units of the heads' one layer
