@@ -4,7 +4,7 @@
 on census records: letters in both orders and what the order does, answers in words, a number, words after four worked
 rows; beside them logistic regression and gradient boosting trained on other rows.  (c) What 200 labels mend.
 
-  python reproductions/folktexts.py           400 rows for SmolLM2, 120 for Gemma 3, 40 of them after worked rows
+  python reproductions/folktexts.py           400 rows for SmolLM2, 60 for Gemma 3, 20 of them after worked rows
   python reproductions/folktexts.py --full    1,000 rows a model, 200 of them after worked rows
   python reproductions/folktexts.py --quick   20 rows of one model; writes no result
 
@@ -53,7 +53,7 @@ from likely.prompting.table_text import Row
 
 Floats = NDArray[np.float64]
 TRAINED, POOL, LABELS, SHOTS = 2000, 64, 200, 4
-SIZES = {"smollm2": 400, "gemma3": 120}
+SIZES = {"smollm2": 400, "gemma3": 60}
 CENSUS = ("adult-census", "adult.csv.gz")
 COLUMNS = {"auc": "AUC", "ece_positive": "ECE", "ece_top": "ECE (likelier class)", "brier": "Brier", "mean": "mean",
            "std": "std"}  # fmt: skip
@@ -341,7 +341,7 @@ def main() -> None:
     opened = {name: (sizes[name], partial(likely.load, name, runtime="llamacpp", threads=1)) for name in names}
     with tempfile.TemporaryDirectory() as scratch:
         evidence = study(
-            opened, 10 if options.quick else 200 if options.full else 40,
+            opened, 10 if options.quick else 200 if options.full else 20,
             split(census, task, scored=max(sizes.values())), task, list(datasets.load(*FILE)), sources=sources,
             data=data_sources([CENSUS, FILE]), full=options.full,
             kept=Path(scratch) if options.quick else options.kept,
