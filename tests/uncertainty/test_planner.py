@@ -205,6 +205,15 @@ def test_a_server_gives_what_rests_on_texts_and_their_log_probabilities(remote, 
     assert len(asked) == 2 * 2 * len(answers()) and values["p_true"].values.tolist() == [0.5, 0.5]
 
 
+def test_a_server_is_told_what_it_would_else_choose_itself():
+    """Left out, top_p is the server's own: llama.cpp's is 0.95, and its samples are not of the model's law."""
+    with toy_server() as server, RemoteModel(server.url) as lm:
+        found = gather(lm, ["abc"], needs=["greedy", "samples"], samples=2, max_tokens=3)
+        sent = [body for _, body, _ in server.requests if body]
+    assert sorted(body["temperature"] for body in sent) == [0, 1, 1] and all(body["top_p"] == 1 for body in sent)
+    assert "top_k" in found.samples.note and "top_k" not in found.greedy.note
+
+
 @pytest.mark.parametrize("need", ["token_entropy", "m_nll"])
 def test_a_server_refuses_what_it_cannot(remote, need):
     with pytest.raises(CapabilityError, match="load the model locally"):

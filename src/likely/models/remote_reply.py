@@ -68,7 +68,8 @@ class Settings:
                 raise ValueError(f"{name} must lie in [{least:g}, {most:g}], got {value}")
 
     def body(self) -> dict[str, Any]:
-        body: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature}
+        """What is sent.  Temperature and top_p always: left out, a server takes its own and may cut off the tail."""
+        body: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name not in ("top_logprobs", "form") and value != f.default:

@@ -22,7 +22,8 @@ class Plan:
     """What is made for each prompt.
 
     needs     names of `estimators.NEEDS`
-    samples   S, drawn at temperature 1 without truncation, each prompt with noise of its own (from seed and prompt)
+    samples   S, drawn at temperature 1 without truncation, each prompt with noise of its own (from seed and prompt);
+              a server is asked for top_p=1, and may still truncate by a top_k or min_p of its own (the note says so)
     beams     width of the beam search for M-NLL
     brainstormed  samples that P(True) shows
     questions     ask each prompt as `ask` does (chat template); else it is raw text to continue

@@ -17,6 +17,7 @@ from likely.uncertainty.types import Floats, Gathered, GenerationScores
 
 CONCURRENT = 8  # requests at a time
 NOTE = "log-probabilities of a server, which may leave out the end token's"
+DRAWN = f"{NOTE}; drawn with temperature 1 and top_p 1, but the server may truncate by a top_k or min_p of its own"
 
 
 def gather_remotely(
@@ -45,7 +46,7 @@ def gather_remotely(
     gathered = Gathered(
         shown,
         _scores([[text] for text in greedy]) if greedy else None,
-        _scores(samples) if samples else None,
+        _scores(samples, DRAWN) if samples else None,
     )
     if "p_true" in plan.needs:
         gathered = replace(gathered, extra={"p_true": _p_true(lm, gathered, plan)})
@@ -65,7 +66,7 @@ def _one(lm: Any, plan: Plan, prompt: str, system: str | None, sample: int | Non
     return lm.generate(prompt, **settings)
 
 
-def _scores(groups: Sequence[Sequence[Any]]) -> GenerationScores:
+def _scores(groups: Sequence[Sequence[Any]], note: str = NOTE) -> GenerationScores:
     made = [text for group in groups for text in group]
     if any(text.token_logprobs is None for text in made):
         raise CapabilityError(
@@ -79,7 +80,7 @@ def _scores(groups: Sequence[Sequence[Any]]) -> GenerationScores:
         [text.finish_reason for text in made],
         np.repeat(np.arange(len(groups)), [len(group) for group in groups]),
         token_sizes=None if any(size is None for size in sizes) else sizes,  # type: ignore[arg-type]
-        note=NOTE,
+        note=note,
     )
 
 
