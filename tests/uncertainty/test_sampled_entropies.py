@@ -59,6 +59,18 @@ def test_very_unlikely_texts_do_not_underflow():
     assert semantic_entropy_of(logprobs, [0, 0, 1]) == pytest.approx(-(weights * np.log(weights)).sum())
 
 
+def test_a_text_that_cannot_be_adds_nothing_and_is_not_certainty():
+    logprobs = np.array([np.log(0.5), -np.inf, np.log(0.25), -np.inf])
+    shares = np.array([2, 1]) / 3
+    assert semantic_entropy_of(logprobs, [0, 1, 2, 2]) == pytest.approx(-(shares * np.log(shares)).sum())
+    assert semantic_entropy_of(logprobs, [0, 1, 2, 2], form="older") == np.inf
+    rows = [np.array([value]) for value in (-1.0, -2.0, -np.inf, -np.inf)]
+    samples = GenerationScores(rows, list("abab"), ["stop"] * 4, np.repeat([0, 1], 2))
+    for form in ("rao_blackwell", "older"):
+        with pytest.raises(ValueError, match="prompt 1: every text has probability 0"):
+            semantic_entropy(Gathered(["?", "?"], samples=samples), form=form)
+
+
 def test_length_normalised_weights_are_means():
     samples = GenerationScores([np.log([0.5, 0.5]), np.log([0.25])], ["a", "b"], ["stop"] * 2, np.zeros(2, np.int64))
     found = Gathered(["?"], samples=samples)

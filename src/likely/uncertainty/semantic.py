@@ -28,16 +28,20 @@ def semantic_entropy_of(logprobs: Floats, clusters: Sequence[int], *, form: Form
 
     logprobs  (S,)  log p(y^s | x), or per token (length-normalised)
     form      rao_blackwell: −Σ_c P(c) log P(c), P(c) the share Σ_{s in c} e^{l_s} / Σ_s e^{l_s}.  In [0, log C].
-              older: −(1/C) Σ_c log P̃(c), P̃ not normalised (Kuhn et al., eq. 4)
+              older: −(1/C) Σ_c log P̃(c), P̃ not normalised (Kuhn et al., eq. 4); inf where a meaning has none
+    A text of probability 0 adds nothing (0 log 0 = 0).  ValueError where all of them are such.
     """
     if not len(logprobs) or len(logprobs) != len(clusters):
         raise ValueError(
             f"{len(logprobs)} log-probabilities for {len(clusters)} texts: each needs one, and there must be one"
         )
     masses = cluster_logprobs(np.asarray(logprobs, np.float64), clusters)
+    if np.isneginf(masses).all():
+        raise ValueError("every text has probability 0: nothing can be said of their meanings")
     if form == "older":
         return float(-masses.mean())
     shares = masses - np.logaddexp.reduce(masses)
+    shares = shares[shares > -np.inf]
     return max(0.0, float(-(np.exp(shares) * shares).sum()))
 
 
@@ -101,7 +105,11 @@ def _over_prompts(
     for i, question in enumerate(gathered.prompts):
         own = samples_of(samples, i)
         texts = [samples.texts[k] for k in own]
-        values[i] = one(own, texts, clusterer.groups(question, texts))
+        groups = clusterer.groups(question, texts)
+        try:
+            values[i] = one(own, texts, groups)
+        except ValueError as error:
+            raise ValueError(f"prompt {i}: {error}") from None
     return Uncertainty(
         values, "score", "less_certain", name, truncated=any_cut(samples, gathered.n),
         note=f"clusters: {clusterer.name}",
