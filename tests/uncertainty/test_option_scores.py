@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -50,6 +48,8 @@ def test_what_is_wrong_names_its_row():
     for logprobs, more, message in (
         ([[-1, -1], [np.nan, -1]], {}, "row 1 is not a log-probability"),
         ([[-1, -1], [-1, np.inf]], {}, "row 1 is not a log-probability"),
+        ([[-1, -1], [-1, -1]], {"unconditional": np.array([[-1, -1], [np.nan, -1]])}, "unconditional: row 1 is not"),
+        ([[-1, -1], [-np.inf, -1]], {"unconditional": np.array([[-1, -1], [-np.inf, -1]])}, "unconditional: row 1"),
         ([[-1, -1], [-1, -1]], {"exists": np.array([[True, True], [True, False]])}, "row 1 has fewer than 2 options"),
         ([[-1, -1]], {"tokens": np.ones((1, 3))}, r"tokens has shape \(1, 3\)"),
         ([-1, -1], {}, r"logprobs must be \(N, K\)"),
@@ -62,34 +62,3 @@ def test_what_is_wrong_names_its_row():
         table([[-1, -1]], tokens=np.array([[0, 1]])).probs("token")
     with pytest.raises(ValueError, match="pmi needs the unconditional"):
         table([[-1, -1]]).probs("pmi")
-
-
-def test_lines_that_do_not_tell_tokens_refuse_to_be_divided_by_them():
-    scores = OptionScores.from_records([{"sequence_logprobs": [-1.0, -2.0]}])
-    assert scores.labels.tolist() == [-1] and scores.probs()[0, 0] > 0.5
-    for norm in ("token", "byte"):
-        with pytest.raises(ValueError, match=f'norm="{norm}"'):
-            scores.probs(norm)
-    with pytest.raises(ValueError, match="no records"):
-        OptionScores.from_records([])
-
-
-@pytest.mark.parametrize("norm", ["sum", "token", "pmi"])
-def test_what_choices_wrote_is_read_back(norm, tmp_path):
-    import likely
-    from likely.choices import score_choices
-    from tiny_gguf import write_tiny_llama
-
-    records = [
-        {"question": "the cat?", "choices": ["mat", "the hat", "on"], "answer": 1},
-        {"question": "the sun?", "choices": ["there", "it sat"], "answer": "A"},
-    ]
-    with likely.load(str(write_tiny_llama(tmp_path / "tiny.gguf")), runtime="llamacpp", threads=1) as lm:
-        found = score_choices(lm, records, style="answers", normalise=norm)
-    lines = [json.loads(json.dumps(result.to_dict())) for result in found.results]
-    scores = OptionScores.from_records(lines)
-    assert scores.exists.tolist() == [[True] * 3, [True, True, False]] and scores.labels.tolist() == [1, 0]
-    for i, result in enumerate(found.results):
-        k = len(result.values)
-        assert scores.logits(norm)[i, :k] == pytest.approx(result.values)
-        assert scores.probs(norm)[i].max() == pytest.approx(result.raw_confidence)

@@ -6,7 +6,7 @@ Natural logarithms, float64, log-probabilities of the model itself (temperature 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ class OptionScores:
     logprobs       (N, K)  sums over the tokens of an option; -inf is an option that cannot be
     tokens         (N, K)  tokens of each option;  sizes_bytes (N, K): its bytes in UTF-8, leading space not counted
     exists         (N, K)  which options there are, where rows have different numbers of them
-    unconditional  (N, K)  the same after a prompt without content ("Answer:"), or None
+    unconditional  (N, K)  the same after a prompt without content ("Answer:"), finite, or None
     labels         (N,)    number of the right option, -1: not known
     """
 
@@ -46,36 +46,13 @@ class OptionScores:
         bad = (np.isnan(self.logprobs) | np.isposinf(self.logprobs)) & self.exists
         if bad.any():
             raise ValueError(f"logprobs: row {int(bad.any(axis=1).argmax())} is not a log-probability (NaN or +inf)")
+        if self.unconditional is not None:  # what is divided by: -inf has no ratio
+            bad = ~np.isfinite(self.unconditional) & self.exists
+            if bad.any():
+                raise ValueError(f"unconditional: row {int(bad.any(axis=1).argmax())} is not finite (NaN or infinite)")
         few = self.exists.sum(axis=1) < 2
         if few.any():
             raise ValueError(f"row {int(few.argmax())} has fewer than 2 options: nothing to be unsure about")
-
-    @classmethod
-    def from_records(cls, records: Iterable[Mapping[str, Any]]) -> OptionScores:
-        """Lines of a file that `likely choices -o` wrote: sequence_logprobs, token_logprobs, unconditional, label.
-
-        Lines that do not tell tokens (token_logprobs) or bytes (sizes_bytes, choices) refuse norms that rest on them.
-        """
-        rows = list(records)
-        if not rows:
-            raise ValueError("no records: at least one question is needed")
-        widest = max(len(r["sequence_logprobs"]) for r in rows)
-        shape = (len(rows), widest)
-        logprobs, tokens = np.full(shape, -np.inf), np.zeros(shape, np.int64)
-        sizes, exists = np.zeros(shape, np.int64), np.zeros(shape, bool)
-        without = np.full(shape, -np.inf) if rows[0].get("unconditional") is not None else None
-        labels = np.full(len(rows), -1, np.int64)
-        for i, record in enumerate(rows):
-            k = len(record["sequence_logprobs"])
-            logprobs[i, :k] = record["sequence_logprobs"]
-            tokens[i, :k] = [len(t) for t in record.get("token_logprobs") or [[]] * k]
-            sizes[i, :k] = record.get("sizes_bytes") or [len(c.encode()) for c in record.get("choices") or [""] * k]
-            exists[i, :k] = True
-            if without is not None:
-                without[i, :k] = record["unconditional"]
-            if record.get("label") is not None:
-                labels[i] = record["label"]
-        return cls(logprobs, tokens, sizes, exists, without, labels)
 
     def logits(self, norm: Norm = "sum") -> Floats:
         """(N, K) what the options are compared by, in nats, -inf where there is none.
