@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -170,8 +171,17 @@ def test_what_cannot_be_asked_is_an_error():
         SpokenIntentClassifier(Fake(), TASK, n=0)
     with pytest.raises(ValueError, match="no utterances"):
         SpokenIntentClassifier(Fake(), TASK).predict_proba([])
-    for labels in ([0, 1], [0, 1, 2, 3], [0, 1, 2, -1]):
-        with pytest.raises(ValueError, match=r"labels must be 4 numbers in 0\.\.2"):
-            SpokenIntentClassifier(Fake(), TASK).option_scores(HEARD, labels)
+    classifier, tables = SpokenIntentClassifier(Fake(), TASK, combine="marginal"), [np.full((5, 3), 1 / 3)] * 4
+    for labels, message in (
+        ([0, 1], r"labels must be 4 numbers in 0\.\.2, one per utterance, got 2"),
+        ([0, 1, 2, 3], r"utterance 3: label 3 is no answer's number \(allowed: 0\.\.2\)"),
+        ([0, -1, 2, 1], "utterance 1: label -1 is"),  # the last answer, were it an index
+    ):
+        for asked in (classifier.option_scores, classifier.fit_kappa, partial(training_pairs, classifier)):
+            with pytest.raises(ValueError, match=message):
+                asked(HEARD, labels)
+        if len(labels) == 4:
+            with pytest.raises(ValueError, match=message):
+                best_kappa(HEARD, tables, labels, n=5)
     with pytest.raises(ValueError, match="as many of each"):
         best_kappa([], [], [], n=1)

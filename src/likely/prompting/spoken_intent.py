@@ -79,8 +79,8 @@ class SpokenIntentClassifier:
         labels  numbers of the right answers, where they are known
         """
         n, k = len(utterances), len(self.task.answers)
-        if labels is not None and (len(labels) != n or not all(0 <= label < k for label in labels)):
-            raise ValueError(f"labels must be {n} numbers in 0..{k - 1}, one per utterance")
+        if labels is not None:
+            check_labels(labels, n, k)
         scores, asked = self._ask(utterances, progress)
         first = [rows[0] for rows, _ in asked]
         logprobs = scores.logprobs[first]
@@ -103,6 +103,7 @@ class SpokenIntentClassifier:
         """Choose kappa for "marginal" on labelled utterances that are not those it is judged by; returns self."""
         if self.combine != "marginal":
             raise ValueError(f'kappa is fitted for combine="marginal", this is "{self.combine}"')
+        check_labels(labels, len(utterances), len(self.task.answers))
         scores, asked = self._ask(utterances, None)
         tables = [probs for _, probs in self._weighed(scores, asked)]
         self.kappa = best_kappa(utterances, tables, labels, n=self.n)
@@ -127,6 +128,15 @@ class SpokenIntentClassifier:
         return [(weights, probs[rows]) for rows, weights in asked]
 
 
+def check_labels(labels: Sequence[int], n: int, k: int) -> None:
+    """ValueError unless there is a label for each of N utterances, every one the number of one of K answers."""
+    if len(labels) != n:
+        raise ValueError(f"labels must be {n} numbers in 0..{k - 1}, one per utterance, got {len(labels)}")
+    for i, label in enumerate(labels):
+        if not 0 <= label < k:
+            raise ValueError(f"utterance {i}: label {label} is no answer's number (allowed: 0..{k - 1}): leave it out")
+
+
 def best_kappa(
     utterances: Sequence[NBest], probs: Sequence[NDArray[np.float64]], labels: Sequence[int], *, n: int
 ) -> float:
@@ -136,6 +146,7 @@ def best_kappa(
     """
     if not len(utterances) or not len(utterances) == len(probs) == len(labels):
         raise ValueError(f"{len(utterances)} utterances, {len(probs)} tables, {len(labels)} labels: as many of each")
+    check_labels(labels, len(utterances), min(table.shape[1] for table in probs))
 
     def nll(kappa: float) -> float:
         right = [u.distinct(n, kappa=kappa)[1] @ p[:, k] for u, p, k in zip(utterances, probs, labels, strict=True)]
@@ -163,6 +174,7 @@ def training_pairs(
 ) -> list[tuple[str, str]]:
     """(prompt, answer) pairs that teach what `classifier` will be asked; of "marginal" the first prompt of each."""
     answers = classifier.task.answers
+    check_labels(labels, len(utterances), len(answers))
     return [
         (classifier.prompts(nbest)[0][0], f" {answers[label]}") for nbest, label in zip(utterances, labels, strict=True)
     ]
