@@ -104,6 +104,9 @@ def test_the_best_path_comes_first():
     outside = NBest.heard("burn on", listed)
     assert outside.distinct()[0] == ["burn on", "turn in", "turn on"] and outside.logscores[0] == -1.0
     assert NBest.heard("alone").distinct()[0] == ["alone"]
+    for others in ([("a", -np.inf)], [("b", -np.inf), ("a", -np.inf)], [("b", -np.inf)]):  # heard all the same
+        texts, posteriors = NBest.heard("a", others).distinct()
+        assert texts[0] == "a" and posteriors.tolist() == [1, 0][: len(texts)]
     assert NBest.heard(None, listed).distinct()[0] == ["turn in", "turn on"]
 
 

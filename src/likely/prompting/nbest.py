@@ -59,7 +59,8 @@ class NBest:
         """From a recogniser's best path and its n-best list, of which entries may be None or empty.
 
         The best path comes first whatever the list says.  Its score is that of the list's entry with its words, else
-        the list's highest: scores of the two searches are not on one scale.
+        the list's highest: scores of the two searches are not on one scale.  Where the list calls every entry
+        impossible (-inf), the best path was heard all the same: its score is then 0.
         """
         listed = [entry for entry in others if entry is not None and plain_words(entry[0])]
         first = plain_words(best or "")
@@ -68,6 +69,8 @@ class NBest:
         at = next((i for i, (text, _) in enumerate(listed) if plain_words(text) == first), None)
         highest = max((s for _, s in listed if s > -np.inf), default=0.0)
         listed.insert(0, (first, highest) if at is None else listed.pop(at))  # popped: not to be counted twice
+        if all(s == -np.inf for _, s in listed):
+            listed[0] = (listed[0][0], 0.0)
         return cls(tuple(t for t, _ in listed), tuple(s for _, s in listed))
 
     def distinct(self, n: int | None = None, *, kappa: float = 1.0) -> tuple[list[str], NDArray[np.float64]]:
