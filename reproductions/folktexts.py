@@ -152,13 +152,6 @@ def mended(risk: Floats, y: Floats, method: str) -> Floats:
     return out
 
 
-def fold_auc(risk: Floats, y: Floats) -> float:
-    """Mean AUC within the folds of `mended` that hold both outcomes: each fold has a map of its own."""
-    folds = np.array_split(np.arange(len(y)), len(y) // LABELS)
-    both = [fold for fold in folds if 0 < y[fold].sum() < len(fold)]
-    return float(np.mean([METRICS["auc"](risk[fold], y[fold].astype(int)) for fold in both]))
-
-
 @dataclass(frozen=True)
 class Judged:
     figures: list[Figure]
@@ -212,12 +205,13 @@ def after_labels(name: str, words: Floats, y: Floats) -> Judged:
                note="ECE if exact: the mean ECE that exact risks would show on as many rows"),
     ]  # fmt: skip
     ece = METRICS["ece_positive"](platt, y.astype(int))
-    change = abs(fold_auc(platt, y) - fold_auc(words, y))
+    # over all rows: within a fold a rising map moves no rank, but the folds' maps differ, and one may fall
+    lost = METRICS["auc"](words, y.astype(int)) - METRICS["auc"](platt, y.astype(int))
     checks = [
         Check(statement=f"{name}: {LABELS} labels mend the calibration of words (ECE after Platt)", value=ece,
               bound=0.05, unit="ECE"),
-        Check(statement=f"{name}: and leave the ranking as it is (change of AUC within folds)", value=change,
-              bound=0.005, unit="AUC"),
+        Check(statement=f"{name}: and cost little of the ranking (AUC over all folds, before − after)", value=lost,
+              bound=0.02, unit="AUC"),
     ]  # fmt: skip
     return Judged(figures, checks, f"after Platt on {LABELS} labels ECE {ece:.3f}")
 
