@@ -20,6 +20,7 @@ from tiny_gguf import write_tiny_llama
 
 pytest.importorskip("peft")
 FOLDER = Path(__file__).parents[2] / "reproductions"
+STAYS = "while their ECE stays 0.05 or more above what exact confidences would show"
 POOL = PromptPool((Template("a", "{{ text }} is", ("sun", "mat")), Template("b", "the {{ text }}:", ("cat", "dog"))))
 
 
@@ -52,7 +53,7 @@ def test_the_study_runs_and_goes_on_where_it_was(study, tmp_path):
         again = study.study(lm, some, plan, tmp_path, full=False, sources=source, report=lines.append)
     assert len(lines) == 2 * (1 + 3 + 1 + 3) and found.id == "self_ensembling" and len(found.checks) == 5
     assert [f.value for f in found.figures] == [f.value for f in again.figures]
-    assert all(f.low <= f.value <= f.high for f in found.figures)
+    assert all(f.low <= f.value <= f.high for f in found.figures if f.quantity != "ECE if exact")
     assert {p.name for p in tmp_path.glob("words-*")} >= {"words-SFT", "words-SICL", "words-ICL.npz"}
 
 
@@ -87,13 +88,30 @@ def test_overconfident_members_confirm_the_claim_and_copies_do_not(study):
     assert holds["combined by max, the mean ECE is at most four fifths of that of single prompts"]
     assert holds["and the mean accuracy at most one point lower"]
     raised = "fine-tuning (SFT) raises the accuracy of single prompts over that without examples (ZSL)"
-    assert holds[raised] and holds["while their ECE stays at 0.1 or above"]
+    assert holds[raised] and holds[STAYS]
     found = cells(study)["made"]
     copies = {name: np.repeat(members[:1], 3, axis=0) for name, members in found[0].items()}
     turned = {"ZSL Var-Prompt": copies["SFT Var-Prompt"], "SFT Var-Prompt": copies["ZSL Var-Prompt"]}
     holds = {c.statement: c.holds for c in study.compared({"made": (turned, found[1])}, 3)[1]}
     assert not holds["combined by max, the mean ECE is at most four fifths of that of single prompts"]
     assert not holds[raised]
+
+
+def test_noise_on_few_items_is_no_miscalibration(study):
+    """Exact confidences show an ECE of more than 0.1 on 60 items; beside what they must show that is nothing."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for task in ("one", "two", "three"):
+        p = rng.dirichlet(np.full(6, 0.7), 60)
+        labels = np.array([rng.choice(6, p=row) for row in p])
+        members = np.repeat(p[None], 2, axis=0)
+        found[task] = {"ZSL Var-Prompt": members, "SFT Var-Prompt": members}, labels
+    figures, checks, _ = study.compared(found, 50)
+    value = {(f.subject, f.quantity): f.value for f in figures}
+    exact = value["mean of all SFT: single", "ECE if exact"]
+    assert value["mean of all: single", "ECE"] > 0.1 and exact > 0.08
+    check = next(c for c in checks if c.statement == STAYS)
+    assert not check.holds and check.value == pytest.approx(exact - value["mean of all: single", "ECE"])
 
 
 def test_no_test_item_is_an_example(study, data_dir, monkeypatch):
