@@ -254,8 +254,7 @@ def study(
     fit_rows: int,
     steps: int,
     resamples: int,
-    mode: str,
-    full: bool = False,
+    full: bool,
     models: list[Source],
     data: list[Source],
     started: float,
@@ -287,7 +286,7 @@ def study(
         intervals=f"95 %, percentile bootstrap over rows, the same ones for all methods and splits, {resamples} "
         "resamples, fixed seed; centred on the measured value, since resampling adds noise to calibration errors; maps "
         "are not fitted again",
-        mode=mode,
+        mode="full" if full else "quick",
         models=models,
         data=data,
         command="python reproductions/h_calibration.py" + (" --full" if full else ""),
@@ -331,8 +330,8 @@ def main() -> None:
         sets["ARC-Easy, SmolLM2"] = lambda: option_scores(known.name, digest, each, options.keep)
     rows, steps, resamples = (200, 5, 10) if options.quick else (4000, 2000, 500) if options.full else (600, 100, 100)
     evidence = study(
-        sets, fit_rows=rows, steps=steps, resamples=resamples, mode="quick" if options.quick else "full",
-        full=options.full, splits=2 if options.quick else SPLITS, started=started,
+        sets, fit_rows=rows, steps=steps, resamples=resamples, full=options.full,
+        splits=2 if options.quick else SPLITS, started=started,
         models=[Source(name=path.name, sha256=digest, licence=known.licence)], data=data_sources(FILES),
     )  # fmt: skip
     for figure in evidence.figures:

@@ -42,10 +42,10 @@ def labelled(n=240, k=3, seed=0):
 def test_the_study_runs(study):
     found = study.study(
         {"made up": labelled, "again": lambda: labelled(seed=1)}, fit_rows=120, steps=2, resamples=5, splits=2,
-        mode="quick", models=[Source(name="none", sha256="0" * 64)], data=[], started=time.perf_counter(),
+        full=False, models=[Source(name="none", sha256="0" * 64)], data=[], started=time.perf_counter(),
         report=lambda line: None,
     )  # fmt: skip
-    assert found.id == "h_calibration" and len(found.checks) == 3
+    assert found.id == "h_calibration" and found.mode == "quick" and len(found.checks) == 3
     by = {(f.subject, f.quantity): f.value for f in found.figures}
     assert len(by) == len(found.figures) == 2 * 8 * 7 + 8
     assert by["made up: temperature", "NLL"] < by["made up: uncalibrated", "NLL"] - 0.03
