@@ -31,7 +31,8 @@ ESTIMATORS = (
     "g_nll", "mean_nll", "max_nll", "token_entropy", "m_nll", "predictive_entropy", "ln_predictive_entropy",
     "semantic_entropy", "ln_semantic_entropy", "discrete_semantic_entropy", "lexical_similarity", "csc", "p_true",
 )  # fmt: skip
-TARGET = 3.0
+TARGET = 3.0  # times as fast as one by one; by hand is told beside it, without a target
+TOLERANCE = 0.01  # that values may differ by and count as the same
 Values = dict[str, np.ndarray]
 
 
@@ -83,6 +84,7 @@ def measure(lm: Any, prompts: Sequence[str], *, rounds: int, samples: int, max_t
         for one, other in zip(values["one run"], values[way], strict=True)
         for name in ESTIMATORS
     ])  # fmt: skip
+    agree = bool((gaps < TOLERANCE).all())
     return {
         "estimators": list(ESTIMATORS),
         "questions": per_round * rounds,
@@ -93,10 +95,25 @@ def measure(lm: Any, prompts: Sequence[str], *, rounds: int, samples: int, max_t
         "ratio_one_by_one": asdict(ratio),
         "ratio_by_hand": asdict(shared),
         "target": TARGET,
-        "reached": bool(ratio.low >= TARGET),
-        "values_within_0.01": float((gaps < 0.01).mean()),
+        "target_of": "ratio_one_by_one, with equal values",
+        "reached": bool(ratio.low >= TARGET) and agree,
+        "values_agree": agree,
+        "values_within_0.01": float((gaps < TOLERANCE).mean()),
         "largest_difference": float(gaps.max()),
     }
+
+
+def said(record: dict[str, Any]) -> str:
+    """What the record shows, for people."""
+    one_by_one, by_hand = (record[f"ratio_{name}"]["median"] for name in ("one_by_one", "by_hand"))
+    equal = (
+        "all values agree" if record["values_agree"] else f"values differ by up to {record['largest_difference']:.3g}"
+    )
+    return (
+        f"one run is {one_by_one:.1f} times as fast as each estimator by itself (target {record['target']:g}: "
+        f"{'reached' if record['reached'] else 'not reached'}), {by_hand:.1f} times as fast as a careful user's calls, "
+        f"which share what they can; {equal}"
+    )
 
 
 def prompts_of(count: int) -> list[str]:
@@ -116,6 +133,7 @@ def main() -> None:
     for name in ("one_by_one", "by_hand"):
         found = record[f"ratio_{name}"]
         print(f"{name}: {found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}] times the seconds of one run")
+    print(said(record))
     protocol.write("planner", record, quick=options.quick)
 
 

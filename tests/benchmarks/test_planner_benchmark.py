@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,31 @@ def test_a_round_of_each_way(planner, lm):
     found = planner.measure(lm, ["the cat", "a dog sat", "my sun"], rounds=2, samples=3, max_tokens=4)
     assert found["questions"] == 2 and set(found["seconds"]) == set(planner.WAYS)
     assert all(len(seconds) == 2 for seconds in found["seconds"].values())
-    assert found["values_within_0.01"] == 1
+    assert found["values_within_0.01"] == 1 and found["values_agree"]
+    assert found["target_of"].startswith("ratio_one_by_one") and "careful user" in planner.said(found)
     with pytest.raises(ValueError, match="1 questions for 2 rounds"):
         planner.measure(lm, ["x"], rounds=2, samples=3, max_tokens=4)
+
+
+def test_a_fast_run_with_other_values_reaches_nothing(planner, monkeypatch):
+    """Three ways that only wait: the target needs the speed and the values."""
+
+    def way(seconds, value):
+        def run(lm, prompts, settings):
+            time.sleep(seconds)
+            return {name: np.full(len(prompts), value) for name in planner.ESTIMATORS}
+
+        return run
+
+    monkeypatch.setattr(planner, "gather", lambda *args, **settings: None)
+    ways = {"one run": way(0.001, 1.0), "one by one": way(0.05, 1.0), "by hand": way(0.05, 1.0)}
+    monkeypatch.setattr(planner, "WAYS", ways)
+    found = planner.measure(None, ["a", "b"], rounds=2, samples=1, max_tokens=1)
+    assert found["reached"] and "reached" in planner.said(found) and "all values agree" in planner.said(found)
+    ways["by hand"] = way(0.05, 1.5)
+    found = planner.measure(None, ["a", "b"], rounds=2, samples=1, max_tokens=1)
+    assert found["ratio_one_by_one"]["low"] >= planner.TARGET and not found["reached"]
+    assert "differ by up to 0.5" in planner.said(found)
 
 
 @pytest.mark.filterwarnings("ignore:P.True")
