@@ -54,7 +54,7 @@ class Labelled:
         """Before any calibration: probabilities (N, K), or confidences (N,); of an answer, p(answer | question)."""
         if self.kind == "answer":
             return np.exp(self.x[:, 0])
-        return softmax(self.x) if self.kind == "logits" else self.x
+        return softmax(self.x) if self.kind == "logits" else check_probs(self.x) if self.kind == "probs" else self.x
 
     def outcomes(self, predictions: Floats) -> tuple[Floats, Ints]:
         """(confidence of what was chosen, whether it was right) under these predictions, each (N,)."""

@@ -87,6 +87,13 @@ def test_plot(cli, plain, tmp_path):
     assert "exists" in one_line(cli("calibrate", "plot", plain, "-o", tmp_path / "r.png"), 2)
 
 
+def test_plot_takes_the_rounded_probabilities_that_eval_takes(cli, tmp_path):
+    rounded = write(tmp_path / "rounded.jsonl", [{"probs": [1.0005, 0], "label": 0}, {"probs": [0.4, 0.6], "label": 1}])
+    [diagram] = cli("calibrate", "plot", rounded, "--json").json["diagrams"].values()
+    assert diagram["ece"] == pytest.approx(0.2)
+    assert cli("calibrate", "eval", rounded, "--json").json["ece"] == pytest.approx(0.2)
+
+
 def test_ask_and_chat_use_what_was_fitted_for_them(cli, tiny, graded, store, tmp_path):
     ask = ("ask", "Is 3 odd?", "-m", tiny, *FEW, "--json")
     assert cli(*ask).json["confidence"] is None
