@@ -55,6 +55,13 @@ def test_equal_slopes_are_a_temperature(beta):
         assert np.allclose(one.predict(z), expected, rtol=0, atol=1e-12)
 
 
+def test_a_mixture_never_exceeds_one():
+    weights = np.array([0.5, 0.5 + 2**-52])
+    assert weights.sum() == 1 + 2**-52  # rounding, as learned weights have
+    mixed = HMap("linear", {"inverse_temperatures": np.ones(2), "weights": weights})
+    assert mixed.predict(np.array([[0.0, -np.inf]])).tolist() == [[1, 0]]
+
+
 def test_a_mixture_is_the_mean_of_its_parts():
     z = logits()
     mixed = HMap("linear", {"inverse_temperatures": np.array([0.5, 2.0]), "weights": np.array([0.25, 0.75])})

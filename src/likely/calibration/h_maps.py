@@ -48,7 +48,8 @@ class HMap:
         if self.kind in ("temperature", "linear"):
             betas = self.values["inverse_temperatures"]
             weights = self.values.get("weights", np.ones(1))
-            return sum(w * softmax(np.where(impossible, -np.inf, b * z)) for b, w in zip(betas, weights, strict=True))
+            parts = (w * softmax(np.where(impossible, -np.inf, b * z)) for b, w in zip(betas, weights, strict=True))
+            return np.minimum(sum(parts), 1)  # weights that sum to 1 but for rounding
         nodes, density = self.values["nodes"], self.values["density"]
         left, right = (density, density) if self.kind == "piecewise" else (density[:-1], density[1:])
         f = integral(nodes, left, right, *cells(nodes, z))
