@@ -11,6 +11,7 @@ from scipy import stats
 
 from likely.calibration.conformal_quantiles import rank_of
 from likely.calibration.conformal_regression import ConformalIntervals, cqr_scores, residual_scores
+from likely.errors import DataError
 
 FALSE_ALARM = 1e-7
 
@@ -71,6 +72,13 @@ def test_too_few_rows_give_the_whole_line_and_say_so():
     assert [e.tolist() for e in fitted.predict([3.0])] == [[-math.inf], [math.inf]]
     record = json.loads(json.dumps(fitted.to_dict(), allow_nan=False))
     assert ConformalIntervals.from_dict(record).quantiles_.tolist() == [math.inf]
+
+
+def test_a_saved_quantile_that_is_no_number_is_refused():
+    record = ConformalIntervals(alpha=0.1).fit(np.zeros(9), np.arange(1, 10.0)).to_dict()
+    record["learned"]["quantiles_"] = [math.nan]
+    with pytest.raises(DataError, match=r"quantiles_\[0\] is NaN"):
+        ConformalIntervals.from_dict(record)
 
 
 def test_agrees_with_crepes():

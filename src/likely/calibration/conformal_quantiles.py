@@ -133,6 +133,9 @@ class GroupQuantiles:
             raise DataError(f'this is a saved "{record.get("method")}", not {cls.name}')
         if len(fitted.quantiles_) != (len(fitted.groups_) or 1) or len(fitted.rows_) != len(fitted.quantiles_):
             raise DataError(f"this is no saved {cls.name}: it needs one quantile and one count of rows per group")
+        if np.isnan(fitted.quantiles_).any():
+            place = int(np.isnan(fitted.quantiles_).argmax())
+            raise DataError(f"this is no saved {cls.name}: quantiles_[{place}] is NaN; a number or null is allowed")
         return fitted
 
 
