@@ -142,8 +142,10 @@ def test_risk_quality_by_hand():
     exact = np.concatenate([np.arange(20) < round(20 * r) for r in np.linspace(0.05, 0.95, 10)])
     found = risk_quality(risk, exact)
     assert found.ece == pytest.approx(0, abs=1e-12) and found.r2 == pytest.approx(1) and found.top_decile == 0.95
-    flat = risk_quality(np.full(20, 0.5), np.arange(20) % 2)
-    assert np.isnan(flat.r2) and flat.auroc == 0.5
+    flat = risk_quality(np.full(20, 0.5), np.arange(20) < 5)
+    assert np.isnan(flat.r2) and flat.auroc == 0.5 and flat.top_decile == 0.25  # in whatever order tied items stand
+    tied = risk_quality([0.9, *[0.5] * 4, *[0.1] * 15], [0, 1, 1, 0, 0, *[0] * 15])
+    assert tied.top_decile == (0 + 0.5) / 2
     assert np.isnan(risk_quality([0.1, 0.2], [0, 0]).auroc)
     backwards = risk_quality(risk, ~exact)
     assert backwards.r2 == pytest.approx(1) and backwards.auroc < 0.5  # r2 has no sign; auroc has

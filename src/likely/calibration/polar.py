@@ -13,7 +13,7 @@ import numpy as np
 from likely.calibration.bins import bin_table, ece
 from likely.calibration.inputs import Floats, check_confidence, check_correct, check_probs
 from likely.calibration.labelling_rules import check_votes
-from likely.calibration.ranking import auroc
+from likely.calibration.ranking import auroc, risk_curve
 from likely.uncertainty.types import Uncertainty
 
 
@@ -45,7 +45,8 @@ class RiskReport:
     r2          squared correlation of the bins' mean risks and error rates: 1 is a straight line, whatever its slope;
                 NaN if either is the same in all bins
     auroc       P(risk of an error > risk of a right answer), ties half; NaN if all are right or all wrong
-    top_decile  error rate among the tenth of the items with the highest risk;  error_rate: among all
+    top_decile  error rate among the tenth of the items with the highest risk, mean over all orders of tied ones
+    error_rate  among all
     """
 
     n: int
@@ -62,13 +63,12 @@ def risk_quality(risk: Any, wrong: Any, *, bins: int = 10) -> RiskReport:
     table = bin_table(values, errors, bins=bins, binning="mass")
     both = 0 < errors.sum() < len(errors)
     tenth = max(1, round(len(values) / 10))
-    riskiest = np.argsort(-values, kind="stable")[:tenth]
     return RiskReport(
         len(values),
         ece(values, errors, bins=bins, binning="mass"),
         _squared_correlation(table.confidence, table.accuracy),
         auroc(values, errors) if both else float("nan"),
-        float(errors[riskiest].mean()),
+        float(1 - risk_curve(values, errors)[tenth - 1]),  # the curve's "errors" are the right answers here
         float(errors.mean()),
     )
 
