@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
 
 def write_whole_file(path: Path, data: bytes) -> None:
-    """Write `data`, making the folder if need be; an error or an interruption leaves the old file as it was."""
+    """Write `data`, making the folder if need be; an error or an interruption leaves the old file as it was.
+
+    Permissions are an existing file's, or those that any new file gets (0666 less the umask).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as out:
             out.write(data)
+        os.chmod(name, _permissions(path))
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _permissions(path: Path) -> int:
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        umask = os.umask(0o022)  # it can only be read by setting it
+        os.umask(umask)
+        return 0o666 & ~umask
