@@ -168,6 +168,27 @@ def test_a_constant_source_and_a_twin_are_left_out_with_a_warning():
         usable_sources(np.zeros((4, 2), int), ("a", "b"))
 
 
+def test_features_that_are_not_finite_are_refused_at_fit_and_later():
+    x, votes = np.eye(4), np.array([[0], [1], [0], [1]])
+    fitted = Harmonizer(2, "given", epochs=1).fit(x, votes)
+    broken = x.copy()
+    broken[2, 1] = np.inf
+    for refused in (
+        lambda: Harmonizer(2, "given").fit(broken, votes),
+        lambda: Harmonizer(2, lambda texts: broken).fit(["a", "b", "c", "d"], votes),
+        lambda: fitted.predict_proba(broken),
+    ):
+        with pytest.raises(ValueError, match="features: row 2 holds a value that is not finite"):
+            refused()
+
+
+@pytest.mark.parametrize(("validation", "epochs"), [(0, None), (0, 1), (0.25, None)])
+def test_a_learning_rate_that_leaves_nothing_finite_is_named(validation, epochs):
+    x, votes = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40)[:, None] % 2
+    with pytest.raises(ValueError, match=r"loss is not finite .* \(learning_rate 1e\+200\): lower"):
+        Harmonizer(2, "given", learning_rate=1e200, validation=validation, epochs=epochs).fit(x, votes)
+
+
 def test_a_rule_of_one_class_that_is_mostly_silent_stays():
     votes = np.column_stack([np.arange(100) % 2, np.where(np.arange(100) < 30, 1, -1)])
     with warnings.catch_warnings():

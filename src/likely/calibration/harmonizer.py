@@ -211,15 +211,15 @@ class Harmonizer:
         if self.encoder == "tfidf":
             self.tfidf_ = TfIdf().fit(texts)
         elif callable(self.encoder):
-            found = as_floats(self.encoder(texts), "features", 2)
+            found = _finite(self.encoder(texts))
             self.mean_, self.scale_ = found.mean(axis=0), np.maximum(found.std(axis=0), 1e-6)
 
     def _features(self, texts: Any) -> Any:
         if self.encoder == "tfidf":
             return self.tfidf_.transform(texts)
         if callable(self.encoder):
-            return (as_floats(self.encoder(texts), "features", 2) - self.mean_) / self.scale_
-        return as_floats(texts, "features", 2)
+            return (_finite(self.encoder(texts)) - self.mean_) / self.scale_
+        return _finite(texts)
 
     def _warn_if_collapsed(self, h: Floats, votes: Ints) -> None:
         chosen = h.argmax(axis=1)
@@ -242,6 +242,14 @@ class Harmonizer:
         wanted = features[self.encoder]() if isinstance(self.encoder, str) else len(self.mean_)
         if not fits or widths[-1] != self.k or widths[0] != wanted:
             raise DataError(f"{source / WEIGHTS}: the layers do not fit together, or hold numbers that are not finite")
+
+
+def _finite(features: Any) -> Floats:
+    array = as_floats(features, "features", 2)
+    bad = ~np.isfinite(array).all(axis=1)
+    if bad.any():
+        raise ValueError(f"features: row {int(bad.argmax())} holds a value that is not finite")
+    return array
 
 
 def usable_sources(votes: Ints, names: Sequence[str], *, deduplicate: bool = True) -> Ints:

@@ -45,6 +45,7 @@ def train(x: Any, votes: Ints, classes: int, weights: Floats | None, recipe: Rec
     """(the layers with the lowest scalarised loss on rows kept apart, that loss after each epoch).
 
     x (N, D) dense or sparse, votes (N, M).  With validation 0 the last epoch's layers and the training loss.
+    ValueError if a loss is not finite: the learning rate is too high.
     """
     torch = import_torch()
     rng = np.random.default_rng(recipe.seed)
@@ -79,13 +80,24 @@ def train(x: Any, votes: Ints, classes: int, weights: Floats | None, recipe: Rec
             optimizer.step()
             seen.append(float(mean.detach()))
         curve.append(_mean(loss, held, recipe.batch) if apart else float(np.mean(seen)))
+        _check([*seen, curve[-1]], f"in epoch {len(curve)}", recipe)
         if curve[-1] < lowest or not apart:
             best, lowest, since = _copied(parameters), curve[-1], 0
         else:
             since += 1
             if since >= recipe.patience:
                 break
+    if not apart:  # the curve knows nothing of the last step
+        _check([_mean(loss, used, recipe.batch)], "after the last epoch", recipe)
     return best, curve
+
+
+def _check(losses: list[float], when: str, recipe: Recipe) -> None:
+    if not np.isfinite(losses).all():
+        raise ValueError(
+            f"the harmonizer's loss is not finite {when} (learning_rate {recipe.learning_rate:g}): lower "
+            f"learning_rate, or scale the features"
+        )
 
 
 def _initial(features: int, hidden: int, classes: int, rng: np.random.Generator) -> Layers:
