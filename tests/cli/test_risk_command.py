@@ -7,10 +7,12 @@ import json
 
 import pytest
 
+from likely.asking import fingerprint
 from likely.prompting.order_bias import order_bias
 from likely.prompting.risk_report import risk_report
 from tiny_gguf import write_tiny_llama
 
+CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 TASK = """
 target = "ill"
 question = "Is the patient ill?"
@@ -113,7 +115,7 @@ def test_other_styles(cli, task, tmp_path, style):
     if style == "cot":  # a tiny model states nothing
         assert done.json["n"] == 0 and done.json["parse_rate"] == 0
         said = cli("risk", people, "--task", task, "-m", tiny, "--style", style)
-        assert "none of 4 texts holds a probability" in said.out
+        assert "none of 4 rows has a probability" in said.out
     else:
         assert ("order_bias" in done.json) == (style == "mc") and done.json["parse_rate"] == 1
 
@@ -146,6 +148,42 @@ def test_few_shot_and_unlabelled_rows(cli, tiny, task, tmp_path):
     assert "its own example" in one_line(cli(*call, "--few-shot", 1, "--examples", people), 2)
     assert "no reasoning" in one_line(cli(*call, "--few-shot", 1, "--examples", worked, "--style", "cot"), 2)
     assert "9 worked examples are wanted, 5 rows" in one_line(cli(*call, "--few-shot", 9, "--examples", worked), 1)
+
+
+def test_a_worked_row_is_not_scored(cli, task, tmp_path):
+    """Before a model is loaded; rows that differ in one column, shown or not, are different rows."""
+    people, worked = table(tmp_path / "people.csv", rows(6)), tmp_path / "worked.csv"
+    call = ("risk", people, "--task", task, "-m", "no-such-model", "--few-shot", 1, "--examples")
+    table(worked, [{**rows(6)[3], "sex": rows(6)[3]["sex"].upper(), "smokes": " 1"}])
+    assert "people.csv: row 4 is also one of the worked examples" in one_line(cli(*call, worked), 1)
+    table(worked, [{**rows(6)[3], "sex": "x"}])
+    assert "no-such-model" in one_line(cli(*call, worked), 1)
+    assert "--few-shot" in one_line(cli(*call[:-3], "--examples", worked), 2)
+
+
+def test_what_a_risk_depends_on_is_in_the_header(cli, task, tmp_path):
+    people, out = table(tmp_path / "people.csv", rows(4)), tmp_path / "r.jsonl"
+    chatty = write_tiny_llama(tmp_path / "chatty.gguf", context=1024, chat_template=CHAT)
+    call = ("risk", people, "--task", task, "-m", chatty, "-o", out)
+    assert cli(*call, "--context", 512).code == 0
+    header = results(out)[0]
+    assert header["settings"]["context"] == 512 and header["template"] is None
+    assert "was made with another settings" in one_line(cli(*call, "--context", 256), 1)
+    assert cli(*call, "--chat", "--overwrite").code == 0
+    assert results(out)[0]["template"] == fingerprint(CHAT)
+
+
+def test_outcomes_in_between_are_counted_and_teach_nothing(cli, tiny, tmp_path):
+    task, people = tmp_path / "three.toml", tmp_path / "people.csv"
+    task.write_text(TASK + '[[choice]]\ncode = "2"\ntext = "A little"\nword = "unwell"\nvalue = 0.5\n')
+    records = [{**row, "ill": str(i % 3)} for i, row in enumerate(rows(12))]
+    call = ("risk", table(people, records), "--task", task, "-m", tiny)
+    found = cli(*call, "--json").json
+    assert found["rows"] == 12 and found["n"] == 8 and found["outcomes_between"] == 4
+    assert "4 rows with an outcome between 0 and 1 are left out" in cli(*call).out
+    table(people, [{**row, "ill": "2"} for row in records])
+    assert "no outcomes of 0 or 1 in the table" in cli(*call).out
+    assert "outcomes_between" not in cli("risk", table(people, rows(4)), "--task", task, "-m", tiny, "--json").json
 
 
 def test_risks_can_be_calibrated(cli, tiny, task, tmp_path):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from likely.prompting.digits import likeliest, official_number
-from likely.prompting.letters import shares
 from likely.prompting.order_bias import order_bias
 from likely.prompting.risk_prompts import answers_of, lettered_question, orders
 from likely.prompting.table_task import load_task
+from likely.uncertainty.letters import shares
 
 official = pytest.importorskip("folktexts.qa_interface")
 WORDS = ["<s>", "A", "B", "ĠA", "ĠB", "ĊA", "ĊB", "the", *"0123456789", "42", "07"]

@@ -61,7 +61,7 @@ def test_rows_are_disjoint_and_the_worked_ones_are_even(study, task, rows):
         study.split(rows.train, task, scored=90)
 
 
-@pytest.mark.filterwarnings("ignore::likely.prompting.letters.LowAnswerMass")
+@pytest.mark.filterwarnings("ignore::likely.uncertainty.letters.LowAnswerMass")
 def test_asked_together_is_asked_apart(study, task, rows, path):
     some = rows.records[:4]
     with likely.load(str(path), runtime="llamacpp", threads=1) as lm:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from likely.uncertainty.letters import LowAnswerMass
 from likely.uncertainty.p_true import (
-    LowAnswerMass,
     answers,
-    letter_share,
+    p_true,
     p_true_of,
     p_true_prompt,
     p_true_prompts,
@@ -54,10 +54,19 @@ def test_a_true_belief_is_recovered():
 
 def test_one_form_is_used_for_both_letters():
     """Mixing " A" with "B" would give 0.9 / (0.9 + 0.8)."""
-    found = letter_share(logprobs_of({" A": 0.45, " B": 0.1, "A": 0.01, "B": 0.4}))
-    assert found.share == pytest.approx(0.45 / 0.55) and found.mass == pytest.approx(0.55)
-    nothing = letter_share(np.full(len(answers()), -np.inf))
-    assert nothing.share == 0.5 and nothing.mass == 0
+    mixed = logprobs_of({" A": 0.45, " B": 0.1, "A": 0.01, "B": 0.4})
+    assert p_true_of(np.array([[mixed, logprobs_of({" A": 0.5, " B": 0.5})]])) == pytest.approx(
+        [(0.45 / 0.55 + 0.5) / 2]
+    )
+
+
+def test_no_probability_on_any_letter_is_missing_and_never_a_half():
+    nothing, strong = np.full(len(answers()), -np.inf), logprobs_of({" A": 0.5, " B": 0.4})
+    with pytest.warns(LowAnswerMass, match="2 of 3 questions"):
+        values = p_true_of(np.array([[nothing, nothing], [strong, strong], [strong, nothing]]))
+    assert np.isnan(values).tolist() == [True, False, True]
+    greedy = GenerationScores([np.array([-1.0])] * 3, ["x"] * 3, ["stop"] * 3, np.arange(3))
+    assert p_true(Gathered(["?"] * 3, greedy, extra={"p_true": values})).missing.tolist() == [True, False, True]
 
 
 def test_little_mass_on_the_letters_is_told():

@@ -65,11 +65,13 @@ def risk(
       likely risk patients.csv --task readmission.toml --style mc --json
     """
     from likely.cli.printing import print_json
+    from likely.confidence import template_hash
     from likely.errors import DataError
     from likely.prompting.risk import RiskScorer
     from likely.prompting.table_file import read_table
     from likely.prompting.table_task import load_task
     from likely.prompting.table_text import row_text
+    from likely.prompting.worked_rows import WORKED, drawn, worked_row
 
     opt.refuse_same_file(table, output)
     asked = load_task(task)
@@ -83,6 +85,8 @@ def risk(
             raise DataError(f"{where}: row {line.number}: {error}") from None
     if subgroup is not None and subgroup not in lines[0].record:
         raise typer.BadParameter(f'the table has no column "{subgroup}"', param_hint="--subgroup")
+    if examples is not None and not few_shot:
+        raise typer.BadParameter("say how many of the worked examples to show: --few-shot", param_hint="--examples")
     if few_shot and examples is None:
         raise typer.BadParameter("give the table with worked examples, too: --examples", param_hint="--few-shot")
     if few_shot and style == "cot":
@@ -90,6 +94,9 @@ def risk(
     if examples is not None and opt.same_file(table, Path(examples)):
         raise typer.BadParameter("a row would be its own example: take another table", param_hint="--examples")
     shots = _examples(examples, asked, few_shot) if few_shot and examples else []
+    row = worked_row([line.record for line in lines], drawn(shots, asked, few_shot, seed=seed), asked)
+    if row is not None:
+        raise DataError(f"{where}: row {lines[row].number} {WORKED}")
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
         scorer = RiskScorer(
@@ -100,9 +107,11 @@ def risk(
             "task": asked.name, "task_sha256": asked.digest(), "style": style, "orders": 1 if one_order else "all",
             "number": number if style == "numeric" else None, "few_shot": few_shot, "chat": chat,
             "examples_sha256": _digest(shots) if shots else None, "seed": seed if few_shot else None,
+            "context": getattr(getattr(lm, "runtime", None), "context_length", None),
         }  # fmt: skip
         origin = opt.origin(lm)
-        records = _run(scorer, asked, origin, where, lines, output, overwrite, settings)
+        header = {**origin, "kind": "risk", "template": template_hash(lm) if chat else None, "settings": settings}
+        records = _run(scorer, asked, header, where, lines, output, overwrite)
     summary = _summary(records, lines, asked, subgroup)
     if as_json:
         print_json({**origin, "file": where, **settings, **summary})
@@ -131,8 +140,8 @@ def _examples(path: str, task: TableTask, count: int) -> list[dict[str, Any]]:
 
 
 def _run(
-    scorer: RiskScorer, task: TableTask, origin: dict[str, Any], where: str, lines: Sequence[Line],
-    output: Path | None, overwrite: bool, settings: dict[str, Any],
+    scorer: RiskScorer, task: TableTask, header: dict[str, Any], where: str, lines: Sequence[Line],
+    output: Path | None, overwrite: bool,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One record per row: what an earlier run left in the output, and what is scored now."""
     from likely.chunks import chunked, unfinished
@@ -142,7 +151,6 @@ def _run(
     if output is None:
         with progress(len(lines), "scoring", unit="rows") as tick:
             return [record for chunk in chunked(lines) for record in _records(scorer, task, chunk, tick)]
-    header = {**origin, "kind": "risk", "template": None, "settings": settings}
     with Results(output, header, overwrite=overwrite) as results:
         todo = unfinished(lines, results, where)
         with progress(sum(map(len, todo)), "scoring", unit="rows") as tick:
@@ -175,7 +183,7 @@ def _record(scores: RiskScores, i: int, line: Line, task: TableTask) -> dict[str
         "probs": [1 - value, value] if value is not None else None,
         "label": int(outcome) if outcome in (0, 1) else None,
         "per_order": scores.per_order[i].tolist() if known else None,
-        "choice_probs": scores.choice_probs[i].tolist() if scores.choice_probs is not None else None,
+        "choice_probs": scores.choice_probs[i].tolist() if known and scores.choice_probs is not None else None,
         "mass": scores.mass[i].tolist(),
         **({"text": scores.texts[i]} if scores.texts is not None else {}),
     }
@@ -194,23 +202,27 @@ def _summary(
     if np.isnan(risks).all():
         return {"n": 0, "rows": len(risks), "parse_rate": 0.0}
     out: dict[str, Any] = {"rows": len(risks)}
-    if records[0]["choice_probs"] is not None and len(records[0]["per_order"]) > 1:
-        probs = np.array([r["choice_probs"] for r in records])
+    by_number = {line.number: line.record for line in lines}
+    between = sum(task.label(by_number[r["line"]]) not in (None, 0, 1) for r in records)
+    if between:
+        out["outcomes_between"] = between
+    known = [r for r in records if r["risk"] is not None]
+    if known[0]["choice_probs"] is not None and len(known[0]["per_order"]) > 1:
+        probs = np.array([r["choice_probs"] for r in known])
         bias = order_bias(probs, orders(len(task.choices)), [c.value for c in task.choices])
         if bias is not None:
             out.update(order_bias=bias.order_bias, first_choice=bias.first, order_bias_line=bias.line)
     labelled = np.array([r["label"] is not None for r in records])
     usable = labelled & ~np.isnan(risks)
     if not usable.any():
-        known = risks[~np.isnan(risks)]
+        found = risks[~np.isnan(risks)]
         return {
-            **out, "n": len(known), "parse_rate": len(known) / len(risks), "mean": float(known.mean()),
-            "std": float(known.std()),
+            **out, "n": len(found), "parse_rate": len(found) / len(risks), "mean": float(found.mean()),
+            "std": float(found.std()),
         }  # fmt: skip
     y = np.array([r["label"] if r["label"] is not None else 0 for r in records])
     out.update(risk_report(risks[labelled], y[labelled]))
     if subgroup is not None:
-        by_number = {line.number: line.record for line in lines}
         groups = [by_number[r["line"]].get(subgroup, "") for r, kept in zip(records, usable, strict=True) if kept]
         out["subgroups"] = subgroup_report(risks[usable], y[usable], groups)
     return out
@@ -219,10 +231,11 @@ def _summary(
 def _said(where: str, style: str, task: TableTask, found: dict[str, Any]) -> list[str]:
     """The summary for people."""
     if not found["n"]:
-        return [f"{where}: none of {found['rows']} texts holds a probability"]
+        return [f"{where}: none of {found['rows']} rows has a probability"]
     lines = [f'{where}, {style}: {found["n"]} of {found["rows"]} rows, risk of "{task.positive.text}"']
     if "brier" not in found:
-        lines.append(f"  mean {found['mean']:.3f}, std {found['std']:.3f}; no outcomes in the table, nothing to check")
+        known = "no outcomes of 0 or 1" if "outcomes_between" in found else "no outcomes"
+        lines.append(f"  mean {found['mean']:.3f}, std {found['std']:.3f}; {known} in the table, nothing to check")
     else:
         names = {
             "auc": "AUC", "ece_top": "ECE (likelier class)", "ece_positive": "ECE (of the risk)", "brier": "Brier",
@@ -234,10 +247,13 @@ def _said(where: str, style: str, task: TableTask, found: dict[str, Any]) -> lis
             else:
                 low, high = found[f"{key}_interval"]
                 lines.append(f"  {label:22} {found[key]:.3f} [{low:.3f}, {high:.3f}]")
+    if "outcomes_between" in found and "brier" in found:
+        left = found["outcomes_between"]
+        lines.append(f"  {left} rows with an outcome between 0 and 1 are left out: the others are measured")
     if "order_bias_line" in found:
         lines.append(f"  {found['order_bias_line']}")
     if found["parse_rate"] < 1:
-        lines.append(f"  {found['parse_rate']:.1%} of the texts hold a probability; the others are left out")
+        lines.append(f"  {found['parse_rate']:.1%} of the rows have a probability; the others are left out")
     for i, group in enumerate(found.get("subgroups", ())):
         if i == 0:
             lines.append(f"  {'group':20} {'n':>5} {'base':>6} {'mean':>6}  {'ECE':22} {'AUC':22} selected")

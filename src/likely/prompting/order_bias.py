@@ -39,15 +39,16 @@ class OrderBias:
 
 
 def order_bias(probs: Floats, orders: Sequence[Sequence[int]], values: Sequence[float]) -> OrderBias | None:
-    """The bias of answers given in several orders; None where there was one order only.
+    """The bias of answers given in several orders; None where there was one order only, or no row to tell it from.
 
-    probs   (N, O, K) probability of each choice (in the task's order) when shown in order o
+    probs   (N, O, K) probability of each choice (in the task's order) when shown in order o; rows with NaN are left out
     orders  O orders, orders[o][i] is the choice at place i;  values: (K,) of the choices
     """
     probs = np.asarray(probs, np.float64)
     if probs.ndim != 3 or probs.shape[1:] != (len(orders), len(values)):
         raise ValueError(f"probs must be (N, {len(orders)}, {len(values)}), got shape {probs.shape}")
-    if len(orders) < 2:
+    probs = probs[~np.isnan(probs).any(axis=(1, 2))]
+    if len(orders) < 2 or not len(probs):
         return None
     risks = probs @ np.asarray(values, np.float64)  # (N, O)
     shown_first = np.stack([probs[:, o, order[0]] for o, order in enumerate(orders)], axis=1)

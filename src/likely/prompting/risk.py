@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.chunks import chunked
-from likely.errors import CapabilityError, nearest
+from likely.errors import CapabilityError, DataError, nearest
 from likely.prompting.answer_bias import cbm as divided_by_marginal
-from likely.prompting.letters import LowAnswerMass, Shares, shares, warn_low_mass
 from likely.prompting.order_bias import OrderBias, order_bias
 from likely.prompting.prompt_fitting import fitted_texts
 from likely.prompting.reading_numbers import read_numbers
@@ -25,6 +24,8 @@ from likely.prompting.reasoned import reasoned_probability
 from likely.prompting.risk_prompts import STYLES, Style, answers_of, orders, prompt_of
 from likely.prompting.table_task import TableTask
 from likely.prompting.table_text import AS_IS, Layout, Row
+from likely.prompting.worked_rows import WORKED, drawn, worked_row
+from likely.uncertainty.letters import LOW_MASS, LowAnswerMass, Shares, shares, warn_low_mass
 
 if TYPE_CHECKING:
     from likely.calibration.recalibrator import Recalibrator
@@ -37,7 +38,8 @@ __all__ = ["LowAnswerMass", "RiskScorer", "RiskScores"]
 class RiskScores:
     """Risks of N rows and what they were made of.
 
-    risk          (N,) in [0, 1], the mean over orders; NaN where a text held no number (style "cot")
+    risk          (N,) in [0, 1], the mean over orders; NaN where a text held no number (style "cot") or no choice has
+                  any probability
     per_order     (N, O) the risk with the choices shown in each order (one column for "numeric" and "cot")
     choice_probs  (N, O, K) of each choice in the task's order; None for "numeric" and "cot"
     mass          (N, O) probability of all answers together before it was divided out; 1 for "cot"
@@ -114,11 +116,15 @@ class RiskScorer:
         """The risks of rows (dictionaries, or a pandas DataFrame) with everything they were made of.
 
         progress  called with the number of scored answers that are new
+        DataError names a row that is also a worked example: its outcome would stand in the prompt.
         """
         held = rows_of(rows)
         if not held:
             raise ValueError("no rows: at least one is needed")
         self._check()
+        row = worked_row(held, self._shots(), self.task)
+        if row is not None:
+            raise DataError(f"row {row} {WORKED}")
         asked = self._orders()
         if self.style == "cot":
             found = self._reasoned(held)
@@ -131,11 +137,11 @@ class RiskScorer:
     def predict_proba(self, rows: Any) -> Floats:
         """(N, 2): P(not the outcome), P(the outcome), recalibrated where `fit` attached a recalibrator.
 
-        Rows sum to 1.  A reasoned text without a number gives a row of NaN, with a warning that counts them.
+        Rows sum to 1.  Where there is no risk (see `RiskScores`) the row is NaN, with a warning that counts them.
         """
         risk = self.score(rows).risk
         if np.isnan(risk).any():
-            warnings.warn(f"{int(np.isnan(risk).sum())} of {len(risk)} texts hold no probability", stacklevel=2)
+            warnings.warn(f"{int(np.isnan(risk).sum())} of {len(risk)} rows have no probability", stacklevel=2)
         risk = self.recalibrated(risk)
         return np.stack([1 - risk, risk], axis=1)
 
@@ -149,13 +155,17 @@ class RiskScorer:
     # --- learning -------------------------------------------------------------------------------------------------
 
     def fit(self, rows: Any, labels: Any = None) -> Self:
-        """Learn from rows whose outcome is known (in the rows, or as labels of 0 and 1).
+        """Learn from rows whose outcome is known (in the rows, or as labels) and 0 or 1.
+
+        ValueError, before the model is asked, names a row with another one: an outcome in between, say.
 
         Without `method`: `threshold_`, the one of the highest accuracy.  With method="platt", "isotonic" or another of
         `calibration.methods`: `recalibrator_`, and the threshold is 0.5.
         """
+        from likely.calibration.inputs import check_correct
+
         held = rows_of(rows)
-        y = labels_of(held, self.task) if labels is None else np.asarray(labels, np.float64)
+        y = check_correct(labels_of(held, self.task) if labels is None else labels, len(held), "labels")
         return self.fit_scores(self.score(held).risk, y)
 
     def fit_scores(self, risk: Any, labels: Any) -> Self:
@@ -231,17 +241,7 @@ class RiskScorer:
         """The worked examples, the same for all rows, so that they are part of the shared prefix."""
         if not self.few_shot:
             return []
-        rng = np.random.default_rng(self.seed)
-        drawn = rng.permutation(len(self.examples))
-        if self.balanced:
-            turn: dict[int | None, int] = {}
-            ranked: list[tuple[int, int, int]] = []
-            for i in drawn:
-                k = self.task.outcome(self.examples[i])
-                turn[k] = turn.get(k, 0) + 1
-                ranked.append((turn[k], len(ranked), i))
-            drawn = np.array([i for _, _, i in sorted(ranked)])
-        return [self.examples[i] for i in drawn[: self.few_shot]]
+        return drawn(self.examples, self.task, self.few_shot, balanced=self.balanced, seed=self.seed)
 
     def _compared(
         self, rows: Sequence[Row], asked: Sequence[tuple[int, ...]], progress: Callable[[int], None] | None
@@ -270,14 +270,15 @@ class RiskScorer:
         mass = np.array([[share.mass for share in row] for row in found])
         if self.style == "mc":
             self._warn(mass, prompts, answers_of(self.task, "mc", asked[0])[found[0][0].form])
-        if self.cbm:
-            probs = np.stack([divided_by_marginal(probs[:, o]) for o in range(len(asked))], axis=1)
+        known = ~np.isnan(probs).any(axis=(1, 2))
+        if self.cbm and known.any():
+            probs[known] = np.stack([divided_by_marginal(probs[known, o]) for o in range(len(asked))], axis=1)
         values = tuple(choice.value for choice in self.task.choices)
         risks = np.clip(probs @ np.array(values), 0, 1)
         return RiskScores(risks.mean(axis=1), risks, probs, mass, tuple(asked), values)
 
     def _warn(self, mass: Floats, prompts: Sequence[str], answers: Sequence[str]) -> None:
-        low = (mass < 0.1).any(axis=1)
+        low = (mass < LOW_MASS).any(axis=1)
         token = None
         if low.any():  # what would it write instead? asked for one row only
             [scored] = self.model.score_pairs([(prompts[int(low.argmax())], answers[0])], top_logprobs=1)

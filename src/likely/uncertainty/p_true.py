@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from likely.uncertainty.letters import LOW_MASS, LowAnswerMass, shares
 from likely.uncertainty.types import Floats, Gathered, Uncertainty
 
 LETTERS = ("A", "B")
 FORMS = (" {}", "{}", " ({}")  # how the model may write a letter; one form for both letters
-LEAST_MASS = 0.1
-
-
-class LowAnswerMass(UserWarning):
-    """The model puts little of its probability on the letters that it was asked for."""
 
 
 def p_true_prompt(question: str, answer: str, brainstormed: Sequence[str], *, true_first: bool) -> str:
@@ -54,38 +49,20 @@ def answers() -> list[str]:
     return [form.format(letter) for form in FORMS for letter in LETTERS]
 
 
-@dataclass(frozen=True)
-class LetterShare:
-    """p(A) / (p(A) + p(B)) in the form of the letters that holds the most, and what it holds."""
-
-    share: float
-    mass: float
-
-
-def letter_share(logprobs: Floats) -> LetterShare:
-    """From log p of each of `answers()`, in their order."""
-    table = np.asarray(logprobs, np.float64).reshape(len(FORMS), len(LETTERS))
-    masses = np.logaddexp.reduce(table, axis=1)
-    best = int(masses.argmax())
-    if np.isneginf(masses[best]):
-        return LetterShare(0.5, 0.0)
-    return LetterShare(float(np.exp(table[best, 0] - masses[best])), float(np.exp(masses[best])))
-
-
 def p_true_of(logprobs: Floats) -> Floats:
-    """(N,) the mean over both orders of the share of the letter of "True".
+    """(N,) the mean over both orders of the share of the letter of "True"; NaN where no letter has any probability.
 
     logprobs  (N, 2, 6): per prompt and order (True first, False first), log p of each of `answers()`
     """
     out = np.empty(len(logprobs))
     low = 0
     for i, orders in enumerate(logprobs):
-        first, second = letter_share(orders[0]), letter_share(orders[1])
-        out[i] = (first.share + 1 - second.share) / 2
-        low += min(first.mass, second.mass) < LEAST_MASS
+        first, second = (shares(order.reshape(len(FORMS), len(LETTERS))) for order in orders)
+        out[i] = (first.probs[0] + second.probs[1]) / 2
+        low += min(first.mass, second.mass) < LOW_MASS
     if low:
         warnings.warn(
-            f"P(True): {low} of {len(logprobs)} questions have less than {LEAST_MASS:g} of the probability on the "
+            f"P(True): {low} of {len(logprobs)} questions have less than {LOW_MASS:g} of the probability on the "
             f"letters A and B: the model does not answer in that form",
             LowAnswerMass,
             stacklevel=2,

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from likely.prompting.letters import LowAnswerMass, shares, warn_low_mass
+from likely.uncertainty.letters import LowAnswerMass, shares, warn_low_mass
 
 LOG = np.log
 NONE = -np.inf
@@ -27,9 +27,9 @@ def test_small_probabilities_keep_their_ratio():
     assert shares([LOG([1e-9, 2e-9, 7e-9])]).probs == pytest.approx([0.1, 0.2, 0.7])
 
 
-def test_nothing_on_any_answer_is_uniform_and_said():
+def test_nothing_on_any_answer_has_no_shares():
     found = shares([[NONE] * 4, [NONE] * 4])
-    assert found.probs.tolist() == [0.25] * 4 and found.empty
+    assert np.isnan(found.probs).tolist() == [True] * 4 and found.mass == 0
 
 
 @pytest.mark.parametrize("wrong", [[0.0, -1.0], [[-1.0]], [[-1.0, np.nan]], [[-1.0, np.inf]]])

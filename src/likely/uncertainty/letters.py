@@ -17,14 +17,14 @@ LOW_MASS = 0.1  # folktexts' threshold
 
 
 class LowAnswerMass(UserWarning):
-    """Little of the model's probability is on any of the answers: what is compared is a small rest."""
+    """Less than `LOW_MASS` of the model's probability is on any of the answers: what is compared is a small rest."""
 
 
 @dataclass(frozen=True)
 class Shares:
     """How the answers share their probability.
 
-    probs  (K,) summing to 1; uniform where nothing is on any of them
+    probs  (K,) summing to 1; NaN where nothing is on any of them
     mass   probability of all answers of this form together, before it was divided out
     form   which form was taken
     """
@@ -32,10 +32,6 @@ class Shares:
     probs: Floats
     mass: float
     form: int
-
-    @property
-    def empty(self) -> bool:
-        return self.mass == 0
 
 
 def shares(logprobs: Sequence[Sequence[float]]) -> Shares:
@@ -54,12 +50,12 @@ def shares(logprobs: Sequence[Sequence[float]]) -> Shares:
     totals = np.where(np.isneginf(best[:, 0]), -np.inf, best[:, 0] + np.log(np.maximum(shifted.sum(axis=1), 1e-300)))
     form = int(totals.argmax())
     if np.isneginf(totals[form]):
-        return Shares(np.full(table.shape[1], 1 / table.shape[1]), 0.0, form)
+        return Shares(np.full(table.shape[1], np.nan), 0.0, form)
     return Shares(shifted[form] / shifted[form].sum(), float(np.exp(totals[form])), form)
 
 
 def warn_low_mass(masses: Floats, answers: Sequence[str], likeliest: str | None) -> None:
-    """Say once how many prompts give the answers less than 0.1 together, and what the model would write instead."""
+    """Say once how many prompts give the answers less than `LOW_MASS`, and what the model would write instead."""
     low = masses < LOW_MASS
     if not low.any():
         return
