@@ -93,6 +93,8 @@ def test_bad_input(cli, tiny, exam, hints, tmp_path):
     empty, out = tmp_path / "empty.txt", tmp_path / "p.json"
     empty.write_text("\n\n")
     assert "holds no hints" in cli("prompts", "learn-hints", exam, "--hints", empty, "-o", out, "-m", tiny).err
+    own = cli("prompts", "learn-hints", exam, "--hints", hints, "-o", out, "-m", tiny, "--kept", exam)
+    assert own.code == 2 and "is the file of questions" in own.err
     missing = write(tmp_path / "missing.jsonl", [{"question": "Why?", "choices": ["a", "b"]}])
     done = cli("prompts", "learn-hints", missing, "--hints", hints, "-o", out, "-m", tiny)
     assert done.code == 1 and 'missing.jsonl:1: field "answer" is missing' in done.err and not out.exists()

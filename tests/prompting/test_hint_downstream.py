@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import likely
+from likely.errors import DataError
 from likely.prompting.hint_downstream import LEVELS, STATE, Downstream, Question, augment, names_an_option
-from likely.prompting.hint_writer import WriterSettings, hint_prompt, train_hint_writer
+from likely.prompting.hint_writer import WriterSettings, _one_line, hint_prompt, train_hint_writer
 from tiny_gguf import write_tiny_llama
 
 COW = Question("Which animal gives milk?", ("hen", "cow"), 1)
@@ -19,7 +20,7 @@ class Fake:
     """Likes the second option by 2 nats; states 90 % without a hint and 30 % where the hint says careful."""
 
     def __init__(self):
-        self.info = SimpleNamespace(name="fake", sha256="0")
+        self.info = SimpleNamespace(name="fake", sha256="0", runtime="made up", dtype="f64")
         self.calls = []
 
     def score_pairs(self, pairs):
@@ -51,9 +52,22 @@ def test_what_was_asked_is_not_asked_again_not_even_by_another_run(tmp_path):
         out.write('{"key": "cut')  # a run that was stopped in the middle of a line
     again = Downstream(Fake(), kept)
     assert again.stated([COW], ["Be careful."]).confidence == pytest.approx([0.3]) and again.asked == 0
+    again.stated([COW], ["Be bold."])
+    third = Downstream(Fake(), kept)  # what was written after the cut line is read
+    third.stated([COW, COW], ["Be bold.", ""])
+    assert third.asked == 0
     other = Fake()
-    other.info = SimpleNamespace(name="fake", sha256="1")
+    other.info = SimpleNamespace(name="fake", sha256="0", runtime="made up", dtype="f32")
     assert Downstream(other, kept).stated([COW], [""]).correct.tolist() == [1] and other.calls
+
+
+@pytest.mark.parametrize(
+    ("held", "said"), [(b"[1]\n", "kept.jsonl:1 is not a kept answer"), (b"\xff\n", "kept.jsonl is not UTF-8")]
+)
+def test_a_file_of_something_else_is_refused(tmp_path, held, said):
+    (tmp_path / "kept.jsonl").write_bytes(held)
+    with pytest.raises(DataError, match=said):
+        Downstream(Fake(), tmp_path / "kept.jsonl")
 
 
 def test_prompts():
@@ -69,6 +83,15 @@ def test_prompts():
 )  # fmt: skip
 def test_hints_that_name_an_option(hint, leaks):
     assert names_an_option(hint, COW.choices) == leaks
+
+
+def test_a_hint_is_one_line_in_training_and_in_use():
+    pieces = {1: b"\n", 2: b"Be", 3: b" careful", 4: b".\nNo", 9: b""}
+    tokenizer = SimpleNamespace(token_bytes=pieces.__getitem__)
+    ends = frozenset({9})
+    assert _one_line(tokenizer, [2, 3, 4, 2], ends) == ([2, 3, 4], "Be careful.")
+    assert _one_line(tokenizer, [1, 2, 3], ends) == ([1], "")  # as `stop` ends it
+    assert _one_line(tokenizer, [2, 9, 3], ends) == ([2, 9], "Be")
 
 
 def test_a_writer_learns_what_is_rewarded_and_leaves_the_model_as_it_was(tmp_path):

@@ -30,7 +30,7 @@ class Fake:
     """Right on half of the questions; states 90 %, and 50 % after one of the hints, if it heeds."""
 
     def __init__(self, heeds):
-        self.info = SimpleNamespace(name=f"heeds {heeds}", sha256="0")
+        self.info = SimpleNamespace(name=f"heeds {heeds}", sha256="0", runtime="made up", dtype="f64")
         self.heeds = heeds
 
     def score_pairs(self, pairs):
@@ -62,8 +62,10 @@ def test_the_policy_mends_a_model_that_heeds_hints_and_no_other(study, heeds):
     assert (value["fake, policy", "ECE"] < 0.15) == heeds
 
 
-def test_only_honesty_is_learned_from_honesty(study):
-    learned, plain, honest = study.simulated(60, 0)
-    paid, _, guessed = study.simulated(60, 0, accuracy_only=True)
+def test_each_reward_teaches_what_it_pays_for(study):
+    """What is right most often is stated too surely, so that accuracy alone teaches overconfidence."""
+    learned, plain, honest = study.simulated(120, 0)
+    paid, _, guessed = study.simulated(120, 0, accuracy_only=True)
     assert learned < 0.03 < plain and honest > 0.95
     assert paid > 0.06 and guessed < 0.5
+    assert abs(paid - plain) > 0.01  # it moved: the control is no constant

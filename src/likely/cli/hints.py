@@ -59,6 +59,7 @@ def learn_hints(
     from likely.show.output import check_target
 
     check_target(output)
+    _refuse_input(file, kept)
     if output.exists() and not overwrite:
         raise typer.BadParameter(f"{output} exists: choose another file or --overwrite", param_hint="--output")
     asked = [_question(line, file, known=True) for line in _lines(file, limit, known=True)]
@@ -118,6 +119,7 @@ def hint(
     from likely.prompting.hint_downstream import Downstream, augment, hint_features
 
     opt.refuse_same_file(file, output)
+    _refuse_input(file, kept)
     chooser = _policy(policy)
     lines = _lines(file, limit, known=False)
     asked = [_question(line, file, known=False) for line in lines]
@@ -152,6 +154,12 @@ def hint(
                     f"{name:>8} hints: accuracy {one['accuracy']:.3f}, stated {one['stated']:.3f}, "
                     f"Brier {one['brier']:.3f}", err=True,
                 )  # fmt: skip
+
+
+def _refuse_input(file: str, kept: Path | None) -> None:
+    """The file of kept answers grows: it must not be the questions."""
+    if kept is not None and file != "-" and kept.exists() and kept.samefile(file):
+        raise typer.BadParameter(f"{kept} is the file of questions: choose another", param_hint="--kept")
 
 
 def _measured(stated: Stated) -> dict[str, float]:

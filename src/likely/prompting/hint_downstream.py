@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.calibration.inputs import Floats, softmax
+from likely.errors import DataError
 from likely.prompting.confidence_reward import confidence_reward
 
 LEVELS = tuple(range(10, 100, 10))
@@ -104,15 +105,10 @@ class Downstream:
     def __init__(self, lm: Any, kept: str | Path | None = None):
         self._lm, self._kept = lm, None if kept is None else Path(kept)
         self._known: dict[str, tuple[list[float], list[float]]] = {}
-        self._model = f"{lm.info.name} {lm.info.sha256}"
+        self._model = [lm.info.name, lm.info.sha256, lm.info.runtime, lm.info.dtype, _revision(lm)]
         self.asked = 0  # prompts that the model was really asked
         if self._kept is not None and self._kept.exists():
-            for line in self._kept.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                    self._known[record["key"]] = (record["options"], record["levels"])
-                except (ValueError, KeyError):  # a line that was cut
-                    continue
+            self._known = _read_kept(self._kept)
 
     def stated(
         self, questions: Sequence[Question], hints: Sequence[str], *, progress: Callable[[int], None] | None = None
@@ -150,6 +146,8 @@ class Downstream:
         if self._kept is not None:
             self._kept.parent.mkdir(parents=True, exist_ok=True)
             with self._kept.open("a", encoding="utf-8") as out:
+                if _is_cut(self._kept):
+                    out.write("\n")
                 out.writelines(
                     json.dumps({"key": key, "options": one, "levels": two}) + "\n"
                     for (key, _), one, two in zip(asked, options, levels, strict=True)
@@ -161,8 +159,41 @@ class Downstream:
         return [[next(found).sequence_logprob for _ in answers] for _, answers in asked]
 
     def _key(self, question: Question, hint: str) -> str:
-        parts = json.dumps([self._model, augment(question.question, hint), question.choices, STATE, LEVELS])
+        parts = json.dumps([*self._model, augment(question.question, hint), question.choices, STATE, LEVELS])
         return hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+
+def _revision(lm: Any) -> str:
+    """What a local engine holds, adapters included; "" of a server."""
+    return str(getattr(getattr(lm, "runtime", None), "revision", ""))
+
+
+def _read_kept(path: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """Answers by key; the last line may be cut, any other that is wrong is a DataError."""
+    found = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start}): it does not hold kept answers") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            found[str(record["key"])] = ([float(v) for v in record["options"]], [float(v) for v in record["levels"]])
+        except (ValueError, KeyError, TypeError):
+            if line.startswith('{"key"') or not line:  # cut, here or before an earlier run went on
+                continue
+            raise DataError(f"{path}:{number} is not a kept answer: choose another file for them") from None
+    return found
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether the file ends in the middle of a line."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        if not size:
+            return False
+        file.seek(size - 1)
+        return file.read(1) != b"\n"
 
 
 def _chunks(items: list[Any], size: int) -> list[list[Any]]:

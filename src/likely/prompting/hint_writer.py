@@ -83,7 +83,7 @@ def train_hint_writer(
 ) -> HintWriter:  # fmt: skip
     """Train by GRPO: each step draws hints for a few questions, asks for their rewards, and follows the better ones.
 
-    lm        a model on the torch runtime; it is unchanged afterwards
+    lm        a `likely.Model` on the torch runtime; it is unchanged afterwards
     rewards   of hints for questions given by their numbers, see `Downstream` and `confidence_reward`
     progress  called with (step, mean reward)
     The log-probabilities of old, new and reference policy are those of the sampling temperature.
@@ -96,7 +96,7 @@ def train_hint_writer(
         raise ValueError(f"steps must be at least 1, got {steps}")
     model, s = trainable(lm), settings
     runtime, tokenizer = model.runtime, model.tokenizer
-    prompts = [tokenizer.encode(hint_prompt(q)) for q in questions]
+    prompts = [lm.encode_prompt(hint_prompt(q)) for q in questions]  # as `write` will read them
     rng = np.random.default_rng(s.seed)
     told: list[float] = []
     last: list[str] = []
@@ -123,8 +123,8 @@ def train_hint_writer(
                 for k, i in enumerate(chosen):
                     ids = written[k][0]
                     now = _logprobs(peft, prompts[i], ids, s)
-                    mask = torch.tensor([[float(t >= 0) for t in row] for row in ids])
-                    loss = grpo_loss(now, old[k], own[k], mask, gains[k], clip=s.clip, beta=s.beta)
+                    mask = torch.tensor([[float(t >= 0) for t in row] for row in ids], device=now.device)
+                    loss = grpo_loss(now, old[k], own[k], mask, gains[k].to(now.device), clip=s.clip, beta=s.beta)
                     (loss / len(chosen)).backward()
                 torch.nn.utils.clip_grad_norm_(learned, s.max_norm)
                 optimiser.step()
@@ -144,9 +144,10 @@ def _draw(peft: Any, tokenizer: Any, prompt: Sequence[int], s: WriterSettings) -
 
     ends = frozenset(tokenizer.end_ids)
     peft.eval()
+    ids = torch.tensor([list(prompt)], device=next(peft.parameters()).device)
     with torch.no_grad():
         out = peft.generate(
-            input_ids=torch.tensor([list(prompt)]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            input_ids=ids, attention_mask=torch.ones_like(ids),
             do_sample=True, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k, max_new_tokens=s.max_tokens,
             num_return_sequences=s.group, eos_token_id=sorted(ends), pad_token_id=min(ends),
         )  # fmt: skip
@@ -156,7 +157,7 @@ def _draw(peft: Any, tokenizer: Any, prompt: Sequence[int], s: WriterSettings) -
 
 
 def _one_line(tokenizer: Any, tokens: list[int], ends: frozenset[int]) -> tuple[list[int], str]:
-    """The tokens up to the first end token or the first that holds a line break, that one included; and their text."""
+    """The tokens up to the first that ends the text or its first line, that one included; and the line."""
     kept: list[int] = []
     text = b""
     for token in tokens:
@@ -165,7 +166,7 @@ def _one_line(tokenizer: Any, tokens: list[int], ends: frozenset[int]) -> tuple[
             break
         piece = tokenizer.token_bytes(token)
         text += piece.partition(b"\n")[0]
-        if b"\n" in piece and text.strip():
+        if b"\n" in piece:
             break
     return kept, text.decode("utf-8", "replace").strip()
 
@@ -174,8 +175,9 @@ def _logprobs(peft: Any, prompt: Sequence[int], rows: Sequence[Sequence[int]], s
     """(group, T) log p of each token at the sampling temperature; padding (-1) gets whatever stands there."""
     import torch
 
-    ids = torch.tensor([[*prompt, *(max(t, 0) for t in row)] for row in rows])
-    seen = torch.tensor([[1] * len(prompt) + [int(t >= 0) for t in row] for row in rows])
+    device = next(peft.parameters()).device
+    ids = torch.tensor([[*prompt, *(max(t, 0) for t in row)] for row in rows], device=device)
+    seen = torch.tensor([[1] * len(prompt) + [int(t >= 0) for t in row] for row in rows], device=device)
     width = len(rows[0])
     logits = peft(input_ids=ids, attention_mask=seen, use_cache=False).logits[:, -width - 1 : -1].float()
     law = torch.log_softmax(logits / s.temperature, dim=-1)

@@ -140,6 +140,7 @@ def train_lora(
         )
         factors = learned_factors(peft)
         if folder is not None:
+            Path(folder, RECIPE).unlink(missing_ok=True)  # of an adapter whose weights are replaced now
             peft.save_pretrained(str(folder), safe_serialization=True)
             text = json.dumps({"recipe": recipe, "losses": losses}, indent=1)
             Path(folder, RECIPE).write_text(text, encoding="utf-8")  # last: it says that the rest is there
@@ -333,11 +334,15 @@ def trainable(lm: HasRuntime | str | Path) -> HasRuntime:
 
 def _saved_recipe(folder: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(Path(folder, RECIPE).read_text(encoding="utf-8"))
+        found = json.loads(Path(folder, RECIPE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise DataError(f"{folder / RECIPE}: not JSON ({error})") from None
+    recipe = found.get("recipe") if isinstance(found, dict) else None
+    if not isinstance(recipe, dict) or not {"alpha", "rank", "revision"} <= recipe.keys() or "losses" not in found:
+        raise DataError(f"{folder / RECIPE}: not the record of an adapter that was trained here")
+    return found
 
 
 def digest(value: Any) -> str:
