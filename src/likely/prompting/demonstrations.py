@@ -94,9 +94,10 @@ def refuse_known(
 
 def fingerprint(record: Mapping[str, Any], pool: PromptPool) -> str:
     """Hash of what the templates show of a record, without regard to case, white space and the fields' names."""
-    shown = {_plain(str(value)) for template in pool for value in template.values(record).values()}
+    shown = {plain(str(value)) for template in pool for value in template.values(record).values()}
     return hashlib.sha256(repr(sorted(shown)).encode()).hexdigest()
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A text without regard to case, width of characters and white space."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

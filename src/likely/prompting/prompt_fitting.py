@@ -27,8 +27,13 @@ def fitted_texts(
     warning: the question always stays.  ModelError if that is not enough.
     """
     texts, cut = [], 0
+    seen: set[str] = set()  # worked examples are the same for many rows
     for i, prompt in enumerate(prompts):
-        _check_control(lm, prompt.row, i)
+        _check_control(lm, prompt.row, f"row {i}")
+        for example in prompt.parts[1 if description else 0 :]:
+            if example not in seen:
+                _check_control(lm, example, "a worked example")
+                seen.add(example)
         text, dropped = _fitted(lm, prompt, chat, room, description, i)
         texts.append(text)
         cut += dropped
@@ -73,9 +78,9 @@ def _text(lm: Any, prompt: Prompt, chat: bool, description: bool) -> str:
     return str(lm.render([*system, {"role": "user", "content": user.question}]).text) + prompt.answer
 
 
-def _check_control(lm: Any, row: str, index: int) -> None:
+def _check_control(lm: Any, text: str, where: str) -> None:
     """The texts are parsed for control tokens, and a table must not be able to write one."""
     tokenizer = getattr(lm, "tokenizer", None)
     for control in getattr(tokenizer, "special_tokens", ()):
-        if len(control) > 1 and control in row:
-            raise DataError(f'row {index} holds the text "{control}", a control token of this model: change the value')
+        if len(control) > 1 and control in text:
+            raise DataError(f'{where} holds the text "{control}", a control token of this model: change the value')
