@@ -6,6 +6,7 @@ the first digit is smoother and costs one call less: Σ_d p(d) · (d + ½) / 10.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,12 +50,13 @@ def expected_number(logprobs: Mapping[str, float]) -> float:
     """Σ p(d) · (value of d + ½) / 10^(digits of d), p normalised over the digit texts given.
 
     logprobs  digit text -> nats.  The ½ is the middle of what the further digits could add: "7" stands for 0.70-0.80.
+    NaN where no digit has any probability.
     """
     texts = list(logprobs)
     values = np.array([logprobs[t] for t in texts], np.float64)
     middle = np.array([(int(t) + 0.5) / 10 ** len(t) for t in texts])
     if np.isneginf(values).all():
-        return 0.5
+        return math.nan
     weights = np.exp(values - values.max())
     return float((weights * middle).sum() / weights.sum())
 
