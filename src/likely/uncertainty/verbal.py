@@ -10,6 +10,7 @@ import numpy as np
 from likely.uncertainty.types import GenerationScores, Uncertainty
 
 _ANCHOR = re.compile(r"\b(?:confidence|probability)\b", re.IGNORECASE)
+_PROBABILITY = re.compile(r"\bprobability\b", re.IGNORECASE)
 _VALUE = re.compile(
     r"(?<![\w.,/])(?P<sign>[-−])?(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?![0-9]|[.,][0-9])"
     r"(?:\s?(?P<percent>%|percent\b|per\s?cent\b)|\s?(?:/|out\s+of)\s?(?P<of>[0-9]+(?:\.[0-9]+)?)(?![0-9]|[.,][0-9]))?"
@@ -28,7 +29,16 @@ def stated_confidence(text: str) -> float | None:
     2. else the last percentage of the text;  3. else the last number alone in brackets: "(85)".
     "150%" is no confidence: it is missing, not 1.
     """
-    for anchor in reversed(list(_ANCHOR.finditer(text))):
+    return _stated(text, _ANCHOR, _IN_BRACKETS)
+
+
+def stated_probability(text: str) -> float | None:
+    """The same for a text that reasons about a probability: "confidence" does not count, nor a number in brackets."""
+    return _stated(text, _PROBABILITY, None)
+
+
+def _stated(text: str, anchors: re.Pattern[str], alone: re.Pattern[str] | None) -> float | None:
+    for anchor in reversed(list(anchors.finditer(text))):
         rest = text[anchor.end() :]
         if (following := _ANCHOR.search(rest)) is not None:
             rest = rest[: following.start()]
@@ -38,7 +48,7 @@ def stated_confidence(text: str) -> float | None:
                 return _value(([m for m in found if _marked(m)] or found)[-1])
     if percentages := [m for m in _VALUE.finditer(text) if m["percent"]]:
         return _value(percentages[-1])
-    if bracketed := _IN_BRACKETS.findall(text):
+    if alone is not None and (bracketed := alone.findall(text)):
         return _share(float(bracketed[-1]))
     return None
 
