@@ -307,7 +307,8 @@ def paper_page(entry: Paper, result: Evidence) -> str:
         f"\n## Run it\n\n```sh\n{result.command}\n```\n\n",
         f"{result.mode.capitalize()} run of {result.date}, {result.seconds:.0f} s on {result.threads} thread(s) of "
         f"{machine_line(result.machine)}; {versions}.\n\n",
-        grid(["file", "licence", "sha256"], sources, right=3),
+        "" if result.models else "No model file is needed.\n\n",
+        grid(["file", "licence", "sha256"], sources, right=3) if sources else "",
     ]
     return "".join(parts)
 

@@ -99,6 +99,7 @@ class Evidence(_Record):
     ours          our figure in one sentence
     figures       the numbers behind it
     verdict       whether the claim was reproduced; with checks, it must follow from them
+    models        files of the models that were used; empty where there is none (what is fitted, the script fits)
     not_shown     what this does not show; at least one line, since nothing shows everything
     """
 
@@ -112,7 +113,7 @@ class Evidence(_Record):
     samples: Text
     intervals: Text
     mode: Literal["quick", "full"]
-    models: list[Source] = Field(min_length=1)
+    models: list[Source]
     data: list[Source]
     command: Text
     machine: MachineRecord

@@ -49,6 +49,15 @@ def test_writing_then_checking_agrees(docs, capsys):
         assert word in page
 
 
+def test_a_study_without_a_model_file_says_so(docs):
+    from likely.papers import index
+
+    entry = next(entry for entry in index() if entry.id == "runtime_parity")
+    assert "No model file" not in docs.paper_page(entry, evidence(id="runtime_parity"))
+    page = docs.paper_page(entry, evidence(id="runtime_parity", models=[]))
+    assert page.endswith("No model file is needed.\n\n")
+
+
 def test_a_typed_number_is_found(docs, capsys):
     readme = docs.ROOT / "README.md"
     readme.write_text(readme.read_text().replace("0.5 [0.4, 0.6]", "0.4 [0.3, 0.5]"))
