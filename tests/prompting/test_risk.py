@@ -107,7 +107,8 @@ def test_reasoned_texts_and_their_parse_rate():
      ("Probability: 150%", None), ("no idea", None), ("", None), ("He is 40 years old.", None),
      ("Probability: X%", None), ("Probability = .25", 0.25), ("Probability: 1%", 0.01),
      ("Probability: 1000", None), ("Probability: 1000%", None), ("Probability: 1,500", None),
-     ("Probability: -5%", None), ("1000%", None), ("-5%", None), ("Probability: 3/10", 0.3), ("Probability: 30% (confidence: 90%)", 0.3),
+     ("Probability: -5%", None), ("1000%", None), ("-5%", None), ("Probability: 3/10", 0.3),
+     ("Probability: 30% (confidence: 90%)", 0.3),
      ("He is old (40).", None), ("Probability: 20%\nProbability: 1000", None)],
 )  # fmt: skip
 def test_the_last_stated_probability(text, value):
