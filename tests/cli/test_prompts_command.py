@@ -91,6 +91,9 @@ def test_one_line_for_what_is_wrong(cli, tiny, pool, inputs, tmp_path):
     one_line(cli(*common, "--inputs", inputs, "--limit", 1), 1, "at least 2 inputs")
     one_line(cli(*common, "--inputs", inputs, "--limit", 3, "-o", saved), 1, "another inputs_digest", "--overwrite")
     assert cli(*common, "--inputs", inputs, "--limit", 3, "-o", saved, "--overwrite").code == 0
+    held = saved.read_bytes()
+    gone = ("prompts", "select", "--pool", pool, "-m", "no-such-model", "--inputs", inputs, "-o", saved, "--overwrite")
+    assert cli(*gone).code == 1 and saved.read_bytes() == held
     one_line(cli(*common, "--inputs", inputs, "-o", inputs), 2, "replace the input")
     one_line(cli("prompts", "select", saved, "--pool", pool), 2, "saved scores need no --pool")
     one_line(cli("prompts", "select", pool), 1, "not a file of prompt scores")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -123,6 +125,70 @@ def test_a_pool_can_grow_and_a_prompt_that_changed_is_scored_again(tmp_path):
     scores = score_pool(fake, changed, INPUTS, cache=path)
     assert np.array_equal(scores.logprobs, score_pool(Fake(), changed, INPUTS).logprobs)
     assert {p.split()[-1] for p, _ in fake.asked} & {"ab"} == {"ab"} and len(fake.asked) == 2 * (4 + 3) * 2
+
+
+def test_a_smaller_pool_deletes_nothing(tmp_path):
+    path = tmp_path / "s.npz"
+    inputs = [{"text": r["text"]} for r in INPUTS]  # the labels' words differ between prompts
+    whole = score_pool(Fake(), POOL, inputs, cache=path, perplexity=True)
+    fake = Fake()
+    one = score_pool(fake, PromptPool(POOL.templates[1:2]), inputs, cache=path)
+    assert one.names == ("b",) and one.input_logprobs is None and not fake.asked
+    held = PromptScores.load(path)
+    assert held.names == ("b", "a", "c")
+    for name in module.ARRAYS:
+        array = getattr(whole, name)
+        expected = array[:, [1, 0, 2]] if name.startswith("content") else array[[1, 0, 2]]
+        assert np.array_equal(getattr(held, name), expected), name
+    again = score_pool(fake, POOL, inputs, cache=path, perplexity=True)
+    assert not fake.asked and np.array_equal(again.input_logprobs, whole.input_logprobs)
+    extra = Template("d", "{{ text }} is", ("a", "b"))
+    score_pool(fake, PromptPool((extra,)), inputs, cache=path)  # no perplexity for this one
+    assert PromptScores.load(path).names == ("d", "a", "b", "c")
+    with pytest.raises(ValueError, match="prompt 0 was scored without its perplexity"):
+        select(PromptScores.load(path), "PPL")
+    assert np.isfinite(score_pool(fake, PromptPool((extra,)), inputs, cache=path, perplexity=True).input_logprobs).all()
+    assert np.isfinite(PromptScores.load(path).input_logprobs).all()
+    three = PromptPool((Template("e", "{{ text }}", ("a", "b", "c")),))
+    with pytest.raises(DataError, match=r"prompts of 2 answers, these have 3: .*--overwrite"):
+        score_pool(fake, three, inputs, cache=path)
+
+
+def test_a_prompt_with_a_new_field_is_one_for_the_same_inputs(tmp_path):
+    path, first = tmp_path / "s.npz", PromptPool(POOL.templates[:1])
+    records = [{**r, "more": "b" * i} for i, r in enumerate(INPUTS)]
+    score_pool(Fake(), first, records, cache=path)
+    grown = PromptPool((*first, Template("d", "{{ text }} {{ more }}", ("a", "b"))))
+    fake = Fake()
+    found = score_pool(fake, grown, records, cache=path)
+    assert len(fake.asked) == (4 + 3) * 2
+    assert np.array_equal(found.logprobs, score_pool(Fake(), grown, records).logprobs)
+    with pytest.raises(DataError, match="another inputs_digest"):
+        score_pool(Fake(), first, [{**r, "more": "x"} for r in records], cache=path)
+    relabelled = [{**r, "label": 0} for r in records]
+    assert score_pool(Fake(stop_after=0), grown, relabelled, cache=path).labels.tolist() == [0] * 4
+
+
+def test_a_file_that_counted_only_the_fields_of_its_pool_is_taken_up(tmp_path):
+    """Files have been written that way."""
+    path, pool = tmp_path / "s.npz", PromptPool((Template("a", "{{ sentence }} is", ("a", "b")),))
+    whole = score_pool(Fake(), pool, INPUTS, cache=path)
+    fields = module._inputs_digest(INPUTS, {"answer_choices", "text", "sentence"}, whole.without)
+    assert fields != whole.origin["inputs_digest"]
+    replace(whole, origin={**whole.origin, "inputs_digest": fields}).save(path)
+    score_pool(Fake(stop_after=0), pool, INPUTS, cache=path)
+    assert PromptScores.load(path).origin == whole.origin
+
+
+def test_an_overwritten_file_stays_until_there_are_scores(tmp_path):
+    path = tmp_path / "s.npz"
+    score_pool(Fake(), POOL, INPUTS, cache=path)
+    before = path.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        score_pool(Fake(stop_after=0), POOL, INPUTS[:3], cache=path, overwrite=True)
+    assert path.read_bytes() == before
+    score_pool(Fake(), PromptPool(POOL.templates[:1]), INPUTS[:3], cache=path, overwrite=True)
+    assert PromptScores.load(path).logprobs.shape == (1, 3, 2)
 
 
 def test_perplexity_that_the_file_lacks_is_scored(tmp_path):

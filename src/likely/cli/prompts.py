@@ -163,15 +163,14 @@ def _score(
     records = [line.record for line in read_checked(inputs, check, limit=limit).lines]
     if len(records) < 2:
         raise DataError(f"{where} holds {len(records)} record(s), at least 2 inputs are needed: {INPUTS_HINT}")
-    if output is not None and overwrite:
-        output.unlink(missing_ok=True)
     options = dict(model)
     with (
         opt.open_model(options.pop("name"), **options) as lm,
         progress(len(pool) * len(records), "scoring", unit="prompted inputs") as tick,
     ):
         return score_pool(
-            lm, pool, records, perplexity=perplexity, cache=output, origin=opt.origin(lm), progress=tick
+            lm, pool, records, perplexity=perplexity, cache=output, overwrite=overwrite, origin=opt.origin(lm),
+            progress=tick,
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,6 +50,7 @@ def score_pool(
     content_free: Sequence[str] = CONTENT_FREE,
     perplexity: bool = False,
     cache: str | Path | None = None,
+    overwrite: bool = False,
     origin: Mapping[str, Any] | None = None,
     chunk: int = CHUNK,
     progress: Callable[[int], None] | None = None,
@@ -62,7 +63,9 @@ def score_pool(
     perplexity    also the log-probability of the filled-in prompts, for PPL (with a large vocabulary this costs more
                   than all answers together)
     cache         an npz file: prompts that it holds for the same inputs and origin are not scored again, and it is
-                  written whole and renamed after every block of at most 8 prompts
+                  written whole and renamed after every block of at most 8 prompts; prompts of other names that it holds
+                  stay in it
+    overwrite     begin the cache anew: what it holds is not read, and stays until the first block replaces it
     origin        what else the numbers depend on (the model's name and hash); must agree with the cache's
     chunk         inputs handed to the model at once: what stands before the first field of a prompt is computed once
                   for so many of them
@@ -80,11 +83,16 @@ def score_pool(
             stacklevel=2,
         )
     without = [_emptied(pool, text) for text in content_free]
-    digest = _digest([[r.get(name) for r in records] for name in sorted({CHOICES} | _fields(pool))] + [*content_free])
+    # of the whole records: prompts that ask for more of their fields are prompts for the same inputs
+    digest = _inputs_digest(records, {CHOICES, TEXT}.union(*records) - {LABEL}, content_free)
     head = {**(origin or {}), "inputs_digest": digest}
     scores = _empty(pool, records, k, tuple(content_free), perplexity, dynamic, head)
-    if cache is not None and Path(cache).exists():
-        _take_over(scores, PromptScores.load(cache), str(cache))
+    old = None
+    if cache is not None and not overwrite and Path(cache).exists():
+        old = PromptScores.load(cache)
+        if old.origin.get("inputs_digest") == _inputs_digest(records, {CHOICES} | _fields(pool), content_free):
+            old = replace(old, origin={**old.origin, "inputs_digest": digest})  # of the fields that this pool asks for
+        _take_over(scores, old, str(cache))
     waiting = [t for t, done in enumerate(scores.done) if not done]
     if progress and len(waiting) < len(pool):
         progress((len(pool) - len(waiting)) * len(records))
@@ -99,9 +107,9 @@ def score_pool(
             scores.content_free_tokens[:, at] = free.tokens.swapaxes(0, 1)
             scores.content_free_first[:, at] = free.first.swapaxes(0, 1)
         if cache is not None:
-            scores.save(cache)
+            _with_others(scores, old).save(cache)
     if cache is not None and not waiting:
-        scores.save(cache)
+        _with_others(scores, old).save(cache)
     return scores
 
 
@@ -169,6 +177,10 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def _inputs_digest(records: Sequence[Mapping[str, Any]], names: set[str], content_free: Sequence[str]) -> str:
+    return _digest([[r.get(name) for r in records] for name in sorted(names)] + [*content_free])
+
+
 def _prompt_digests(pool: PromptPool) -> list[str]:
     return [_digest([t.source, list(t.choices), *([t.prefix] if t.prefix else [])]) for t in pool]
 
@@ -203,16 +215,49 @@ def _take_over(scores: PromptScores, old: PromptScores, where: str) -> None:
                 f"{where} was made with another {key} ({old.origin.get(key)}, now {scores.origin.get(key)}): "
                 f"choose another file or --overwrite"
             )
-    known = {prompt: s for s, prompt in enumerate(zip(old.names, old.origin["prompt_digests"], strict=True))}
-    for t, prompt in enumerate(zip(scores.names, scores.origin["prompt_digests"], strict=True)):
-        s = known.get(prompt)
-        if s is None or not old.done[s] or (scores.input_logprobs is not None and old.input_logprobs is None):
+    if scores.logprobs.shape[1:] != old.logprobs.shape[1:]:
+        (_, k), (_, other) = scores.logprobs.shape[1:], old.logprobs.shape[1:]
+        raise DataError(f"{where} holds prompts of {other} answers, these have {k}: choose another file or --overwrite")
+    for t, s in _shared(scores, old):
+        if scores.input_logprobs is not None and (old.input_logprobs is None or np.isnan(old.input_logprobs[s]).any()):
             continue
         for name in ARRAYS:
             mine, theirs = getattr(scores, name), getattr(old, name)
             if mine is not None:
                 where_t, where_s = ((slice(None), t), (slice(None), s)) if name.startswith("content") else (t, s)
                 mine[where_t] = theirs[where_s]
+
+
+def _shared(scores: PromptScores, old: PromptScores) -> list[tuple[int, int]]:
+    """(t, s) of the prompts that both hold, as they are now, and that `old` holds to the end."""
+    known = {prompt: s for s, prompt in enumerate(zip(old.names, old.origin["prompt_digests"], strict=True))}
+    now = enumerate(zip(scores.names, scores.origin["prompt_digests"], strict=True))
+    return [(t, known[prompt]) for t, prompt in now if prompt in known and old.done[known[prompt]]]
+
+
+def _with_others(scores: PromptScores, old: PromptScores | None) -> PromptScores:
+    """What the cache holds from now on: these prompts, then those of other names that it held; perplexities, too."""
+    if old is None:
+        return scores
+    others = [s for s, name in enumerate(old.names) if name not in scores.names and old.done[s]]
+    digests = scores.origin["prompt_digests"] + [old.origin["prompt_digests"][s] for s in others]
+    arrays: dict[str, Any] = {"input_logprobs": None}
+    if scores.input_logprobs is not None or old.input_logprobs is not None:
+        mine, theirs = (
+            np.full(one.logprobs.shape[:2], np.nan) if one.input_logprobs is None else one.input_logprobs.copy()
+            for one in (scores, old)
+        )
+        if scores.input_logprobs is None:
+            for t, s in _shared(scores, old):
+                mine[t] = theirs[s]
+        arrays["input_logprobs"] = np.concatenate([mine, theirs[others]])
+    for name in ARRAYS[:-1]:
+        if (array := getattr(scores, name)) is not None:
+            free = name.startswith("content")
+            more = getattr(old, name)[:, others] if free else getattr(old, name)[others]
+            arrays[name] = np.concatenate([array, more], axis=int(free))
+    names = (*scores.names, *(old.names[s] for s in others))
+    return replace(scores, names=names, origin={**scores.origin, "prompt_digests": digests}, **arrays)
 
 
 def _store(scores: PromptScores, at: Sequence[int], block: _Block) -> None:

@@ -143,6 +143,9 @@ def _perplexity(values: Any, shape: tuple[int, ...]) -> Floats:
     array = np.asarray(values, np.float64)
     if array.shape != shape:
         raise ValueError(f"perplexity must have shape {shape} (prompts, inputs), got {array.shape}")
+    if np.isnan(array).any():
+        t = int(np.isnan(array).any(axis=1).argmax())
+        raise ValueError(f"prompt {t} was scored without its perplexity: score the pool with perplexity=True")
     bad = ~(array >= 1 - 1e-6)
     if bad.any():
         t, i = np.argwhere(bad)[0]
