@@ -67,6 +67,41 @@ def test_override_mends_what_rules_know(cli, tiny, items, rules, tmp_path):
     kept = out.read_bytes()
     assert cli("prompts", "reask", items, *how).code == 0 and out.read_bytes() == kept
     assert "another settings" in one_line(cli("prompts", "reask", items, *how[:-3], 0.2, "-o", out), 1)
+    assert out.read_bytes() == kept
+
+
+def test_a_file_belongs_to_all_of_its_items(cli, tiny, items, rules, tmp_path, monkeypatch):
+    """Refused, or told again, before the model and the harmonizer do any work."""
+    out, texts = tmp_path / "out.jsonl", items.read_text().splitlines(keepends=True)
+    call = ("prompts", "reask", items, "--rules", rules, *USUAL, "-m", tiny, "--budget", 0.25, "-o", out)
+    first = cli(*call, "--json").json
+    kept = out.read_bytes()
+    out.write_bytes(b"\n".join(kept.split(b"\n")[:7]) + b"\n")
+    assert cli(*call, "--json").json == first and out.read_bytes() == kept  # cut in the middle of the writing
+
+    def fit(*args):
+        raise AssertionError("fitted")
+
+    monkeypatch.setattr("likely.calibration.harmonizer.Harmonizer.fit", fit)
+    assert cli(*call, "--json").json == first and out.read_bytes() == kept
+    assert "another items_sha256" in one_line(cli(*call, "--limit", 20), 1)
+    items.write_text("".join([*texts, json.dumps({"text": "one more", "answer": "ham"}) + "\n"]))
+    assert "another items_sha256" in one_line(cli(*call), 1)
+    items.write_text("".join(texts))
+    assert "another settings" in one_line(cli(*call, "--seed", 1), 1) and out.read_bytes() == kept
+
+
+def test_null_is_not_known_and_a_worked_item_is_refused(cli, tiny, rules, tmp_path):
+    records = [{"text": text, "answer": "ham", "label": None} for text in HAM] + [{"text": t} for t in SPAM]
+    items = write(tmp_path / "items.jsonl", [*records, {"text": "so long", "answer": None}])
+    usual = ("prompts", "reask", items, "--rules", rules, *USUAL, "-m")
+    done = cli(*usual, tiny, "--policy", "override")
+    assert done.code == 0 and {line["label"] for line in done.lines[1:]} == {None} and "accuracy" not in done.err
+    worked = write(tmp_path / "worked.jsonl", [{"text": "hello", "label": "ham"}, {"text": "So  LONG", "label": "ham"}])
+    error = one_line(cli(*usual, "no-such-model", "--examples", worked), 1)
+    assert "items.jsonl:13 is also worked example 2, whose answer stands in the prompt" in error
+    write(worked, [{"text": "hello", "label": None}, {"text": "you", "label": "ham"}])
+    assert 'worked.jsonl:1: a worked example needs its "label"' in one_line(cli(*usual, tiny, "--examples", worked), 1)
 
 
 def test_evidence_asks_only_within_the_budget(cli, tiny, items, rules):

@@ -13,6 +13,7 @@ from likely.cli import options as opt
 
 if TYPE_CHECKING:
     from likely.jsonl import Line
+    from likely.prompting.dynamic import Example
 
 HINT = 'lines like {"text": "...", "answer": "spam"} are expected'
 
@@ -68,7 +69,7 @@ def reask(
     from likely.calibration.harmonizer import Harmonizer
     from likely.calibration.labelling_rules import Votes, read_rules
     from likely.cli.printing import print_json, progress
-    from likely.jsonl import Results
+    from likely.jsonl import Results, read_lines
     from likely.prompting.dynamic import LabelTask, budget_threshold, fired, label_scores
     from likely.prompting.dynamic import reask as ask_again
 
@@ -82,11 +83,20 @@ def reask(
     lines = _read(items, names, limit)
     used = read_rules(rules, names)
     shown = _examples(examples, names) if examples is not None else ()
+    _refuse_known(where, lines, shown)
     task = LabelTask(instruction, names, noun, shown)
     texts = [line.record["text"] for line in lines]
     more = [line.record["text"] for line in _read(str(fit), names, None)] if fit is not None else []
-    first = np.array([names.index(line.record["answer"]) if "answer" in line.record else -1 for line in lines])
-    with opt.open_model(model, runtime=runtime, context=context, threads=threads) as lm:
+    first = np.array(
+        [-1 if line.record.get("answer") is None else names.index(line.record["answer"]) for line in lines]
+    )
+    settings = {
+        "rules_sha256": _digest(rules), "labels": list(names), "instruction": instruction, "noun": noun,
+        "examples": [[e.text, e.label] for e in shown], "budget": budget, "policy": policy, "scalarizer": scalarizer,
+        "fit_sha256": _digest(fit) if fit is not None else None, "seed": seed,
+    }  # fmt: skip
+
+    def records(lm: Any) -> list[dict[str, Any]]:
         unasked = np.flatnonzero(first < 0).tolist()
         if unasked:
             with progress(len(unasked) * len(names), "answering", unit="prompts") as tick:
@@ -107,25 +117,26 @@ def reask(
                 lm, task, texts, first, risk, threshold=budget_threshold(risk, budget), policy=policy, rules=used,
                 fused=fused, progress=tick,
             )  # fmt: skip
+        return [
+            {
+                "line": line.number, "input": line.digest, "answer": names[first[i]], "risk": float(risk[i]),
+                "rules": [rule.name for rule in fired(used, texts[i])], "chosen": bool(found.chosen[i]),
+                "asked": bool(found.asked[i]), "final": names[found.answers[i]], "label": line.record.get("label"),
+                "harmonizer": dict(zip(names, fused[i].tolist(), strict=True)),
+                "probs": None if np.isnan(found.probs[i]).any() else found.probs[i].tolist(),
+            }
+            for i, line in enumerate(lines)
+        ]  # fmt: skip
+
+    with opt.open_model(model, runtime=runtime, context=context, threads=threads) as lm:
         origin = opt.origin(lm)
-    records = [
-        {
-            "line": line.number, "input": line.digest, "answer": names[first[i]], "risk": float(risk[i]),
-            "rules": [rule.name for rule in fired(used, texts[i])], "chosen": bool(found.chosen[i]),
-            "asked": bool(found.asked[i]), "final": names[found.answers[i]], "label": line.record.get("label"),
-            "harmonizer": dict(zip(names, fused[i].tolist(), strict=True)),
-            "probs": None if np.isnan(found.probs[i]).any() else found.probs[i].tolist(),
-        }
-        for i, line in enumerate(lines)
-    ]  # fmt: skip
-    settings = {
-        "rules_sha256": _digest(rules), "labels": list(names), "instruction": instruction, "noun": noun,
-        "examples": [[e.text, e.label] for e in shown], "budget": budget, "policy": policy, "scalarizer": scalarizer,
-        "fit_sha256": _digest(fit) if fit is not None else None, "seed": seed,
-    }  # fmt: skip
-    with Results(output, {**origin, "kind": "reask", "settings": settings}, overwrite=overwrite) as results:
-        results.write([record for record, line in zip(records, lines, strict=True) if not results.is_done(line, where)])
-    summary = _summary(records, len(used), found.threshold)
+        # every risk depends on all items, so that a file belongs to just these
+        header = {**origin, "kind": "reask", "items_sha256": _digest_of(lines), "settings": settings}
+        with Results(output, header, overwrite=overwrite) as results:
+            made = [] if all([results.is_done(line, where) for line in lines]) else records(lm)
+            results.write([r for r, line in zip(made, lines, strict=False) if not results.is_done(line, where)])
+    told = made if output is None else [line.record for line in read_lines(output) if "line" in line.record]
+    summary = _summary(told, len(used), budget_threshold([r["risk"] for r in told], budget))
     if as_json and output is not None:
         print_json({**origin, **settings, **summary})
     else:
@@ -144,7 +155,7 @@ def _read(path: str, names: Sequence[str], limit: int | None) -> Sequence[Line]:
         if not isinstance(text, str) or not text.strip():
             raise DataError(f'{where}:{line.number}: field "text" must be a text that is not empty: {HINT}')
         for field in ("answer", "label"):
-            if field in line.record and line.record[field] not in names:
+            if line.record.get(field) is not None and line.record[field] not in names:  # null: not known
                 found = str(line.record[field])
                 raise DataError(
                     f'{where}:{line.number}: {field} "{found}"{nearest(found, names)} (allowed: {", ".join(names)})'
@@ -162,9 +173,30 @@ def _examples(path: Path, names: Sequence[str]) -> Any:
 
     lines = _read(str(path), names, None)
     for line in lines:
-        if "label" not in line.record:
+        if line.record.get("label") is None:
             raise DataError(f'{path}:{line.number}: a worked example needs its "label"')
     return tuple(Example(line.record["text"], list(names).index(line.record["label"])) for line in lines)
+
+
+def _refuse_known(where: str, lines: Sequence[Line], shown: Sequence[Example]) -> None:
+    """An item that is also a worked example would have its answer in the prompt."""
+    from likely.errors import DataError
+    from likely.prompting.demonstrations import plain
+
+    known = {plain(example.text): number for number, example in enumerate(shown, 1)}
+    for line in lines:
+        number = known.get(plain(line.record["text"]))
+        if number is not None:
+            raise DataError(
+                f"{where}:{line.number} is also worked example {number}, whose answer stands in the prompt: leave one "
+                f"of the two out"
+            )
+
+
+def _digest_of(lines: Sequence[Line]) -> str:
+    import hashlib
+
+    return hashlib.sha256(" ".join(f"{line.number}:{line.digest}" for line in lines).encode()).hexdigest()[:16]
 
 
 def _digest(path: Path) -> str:
