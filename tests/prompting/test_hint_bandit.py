@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from likely.errors import DataError
 from likely.prompting.confidence_reward import confidence_reward
 from likely.prompting.hint_bandit import HintBandit
 
@@ -76,3 +77,23 @@ def test_errors():
     bandit = HintBandit(HINTS).fit(features, lambda q, h: np.zeros(len(q)), steps=1)
     with pytest.raises(ValueError, match="3 columns, fit saw 2"):
         bandit.choose(np.zeros((2, 3)))
+
+
+def test_a_written_policy_is_read_back_and_its_settings_are_checked():
+    features, _, right, _ = world(40)
+    bandit = HintBandit(HINTS, seed=1).fit(features, lambda q, h: right[q], steps=2)
+    record = bandit.to_dict()
+    again = HintBandit.from_dict(record)
+    assert np.array_equal(again.predict_proba(features), bandit.predict_proba(features)) and again.lr == bandit.lr
+    for name, value, said in (
+        ("group", "many", "a whole number of at least 2, got 'many'"),
+        ("group", 1, "at least 2"),
+        ("batch", 2.5, "a whole number"),
+        ("inner", True, "a whole number"),
+        ("clip", None, "a number of at least 0"),
+        ("lr", float("nan"), "a number"),
+        ("beta", -0.1, "at least 0"),
+        ("seed", -1, "at least 0"),
+    ):
+        with pytest.raises(DataError, match=rf"settings\.{name}: must be .*{said}"):
+            HintBandit.from_dict({**record, "settings": {**record["settings"], name: value}})

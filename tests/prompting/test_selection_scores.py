@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -228,6 +229,37 @@ def test_the_file_holds_all_and_nothing_that_could_run(tmp_path):
         PromptScores.load(path)
     with pytest.raises(DataError, match="cannot read"):
         PromptScores.load(tmp_path / "none.npz")
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    """Bytes of the compressed arrays, of the archive's own fields and of an array's header."""
+    path = tmp_path / "s.npz"
+    score_pool(Fake(), POOL, INPUTS).save(path)
+    whole = path.read_bytes()
+    packed = whole.index(b"logprobs.npy") + len(b"logprobs.npy") + 20  # past the extra field: within the data
+    damaged = [whole[:packed] + bytes([255] * 9) + whole[packed + 9 :]]
+    at = whole.index(b"PK\x01\x02")
+    damaged.append(whole[: at + 10] + b"\x63" + whole[at + 11 :])  # a compression that nobody has
+    damaged.append(whole[: at + 8] + b"\x01" + whole[at + 9 :])  # encrypted
+    for header in (b"{'descr': (((", b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999, ), }"):
+        inner = b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header + b"\n"
+        with zipfile.ZipFile(path, "w") as made:
+            made.writestr("logprobs.npy", inner)
+        damaged.append(path.read_bytes())
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        changed = bytearray(whole)
+        changed[rng.integers(len(whole))] = rng.integers(256)
+        damaged.append(bytes(changed))
+    refused = 0
+    for raw in damaged:
+        path.write_bytes(raw)
+        try:
+            PromptScores.load(path)
+        except DataError as error:
+            refused += 1
+            assert "\n" not in str(error) and "s.npz" in str(error)
+    assert refused > 50
 
 
 def test_answers_of_each_input_make_a_dynamic_task():

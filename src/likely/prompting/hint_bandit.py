@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -15,7 +16,8 @@ from likely.errors import DataError
 from likely.prompting.confidence_reward import group_advantages
 from likely.prompting.grpo import grpo_loss
 
-SETTINGS = ("group", "batch", "inner", "clip", "beta", "lr", "seed")
+LEAST = {"group": 2, "batch": 1, "inner": 1, "clip": 0, "beta": 0, "lr": 0, "seed": 0}
+SETTINGS = tuple(LEAST)
 LEARNED = {
     "weights_": Learned("hf"), "bias_": Learned("h"), "mean_": Learned("f"), "spread_": Learned("f", low=1e-300),
 }  # fmt: skip
@@ -117,6 +119,7 @@ class HintBandit:
             raise DataError("hints: must be a list of at least 2 texts")
         if not isinstance(settings, Mapping) or not settings.keys() <= set(SETTINGS):
             raise DataError(f"settings: must hold only {', '.join(SETTINGS)}")
+        _check_settings(settings)
         made = cls(hints, **settings)
         for name, value in read_learned(record["learned"], LEARNED).items():
             setattr(made, name, value)
@@ -130,6 +133,16 @@ class HintBandit:
 
     def _standardised(self, x: Floats) -> Floats:
         return (x - self.mean_) / self.spread_
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """DataError names the first that is not of its kind or out of its range."""
+    for name, value in settings.items():
+        whole, least = name not in ("clip", "beta", "lr"), LEAST[name]
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not number or not least <= value < math.inf:
+            kind = "a whole number" if whole else "a number"
+            raise DataError(f"settings.{name}: must be {kind} of at least {least}, got {value!r}")
 
 
 def _features(values: Any) -> Floats:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import tempfile
+import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +26,11 @@ from likely.prompting.answer_tensor import check_logprobs
 Norm = Literal["token", "sum", "first"]
 NORMS = ("token", "sum", "first")
 KIND = "likely prompt scores 1"
+# what numpy and zipfile raise for a file that is damaged
+DAMAGED = (
+    ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, SyntaxError, OverflowError, MemoryError,
+    struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 ARRAYS = ("logprobs", "tokens", "first", "content_free", "content_free_tokens", "content_free_first", "input_logprobs")
 
 
@@ -135,8 +143,8 @@ class PromptScores:
             )  # fmt: skip
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: not a file of prompt scores: {error}") from None
+        except DAMAGED as error:
+            raise DataError(f"{path}: not a file of prompt scores: {' '.join(str(error).split())}") from None
 
 
 def _normed(sums: Floats, tokens: Ints, first: Floats | None, norm: Norm) -> Floats:
