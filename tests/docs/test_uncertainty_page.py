@@ -44,14 +44,16 @@ def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
     few = "for a in 2 12; do for b in 1 4 7 9"  # of the 48 sums 8, and fewer samples
     for block in blocks:
         text = re.sub(r"for a in .*; do for b in [0-9 ]+", few, block).replace("--clusters", "--samples 3 --clusters")
-        if "calibrate" in text:  # it asks for 20 lines at least
-            thrice = "cp labelled.jsonl l; cat l l l > labelled.jsonl\n"
-            text = text.replace("likely calibrate fit", f"{thrice}likely calibrate fit")
+        if "calibrate" in text:  # it asks for 20 lines at least, and each sum shall be in both halves
+            assert "fit odd.jsonl" in text and "eval even.jsonl" in text
+            text = text.replace("awk 'NR % 2 == 1'", "sed -i 'p;p;p;p;p' labelled.jsonl\nawk 'NR % 2 == 1'")
         done = subprocess.run(["bash", "-e", "-c", text], cwd=tmp_path, env=home, capture_output=True, timeout=120)
         assert done.returncode == 0, done.stderr.decode()
     header, *lines = map(json.loads, (tmp_path / "scored.jsonl").read_text().splitlines())
     assert len(lines) == 8 and header["sure_is"]["greedy_agreement"] == "high" and "correct" in lines[0]
-    assert (tmp_path / "entropy.json").exists()
+    labelled = (tmp_path / "labelled.jsonl").read_text().splitlines()
+    halves = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("odd", "even")]
+    assert halves == [labelled[::2], labelled[1::2]] and len(halves[0]) == 24 and (tmp_path / "entropy.json").exists()
 
 
 @pytest.mark.real
