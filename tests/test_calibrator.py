@@ -164,12 +164,19 @@ def test_only_what_changes_the_law_of_answers_binds():
     same = {
         **ORIGIN,
         "model": "another name",
-        "settings": {"temperature": 0.0, "max_tokens": 9, "seed": 3, "top_p": 1.0},
+        "settings": {
+            "temperature": 0,
+            "seed": 3,
+            "top_p": 1.0,
+            "presence_penalty": 0,
+            "logit_bias": {},
+            "drafter": "auto",
+        },
     }
     assert {**binding(same), "model": "m"} == bound
     for change in (
         {"sha256": "b" * 64}, {"template": "u"}, {"settings": {"temperature": 0.5}},
-        {"settings": {"temperature": 0.0, "system": "Be brief."}},
+        {"settings": {"temperature": 0.0, "system": "Be brief."}}, {"settings": {"temperature": 0.0, "max_tokens": 9}},
     ):  # fmt: skip
         assert place(binding({**ORIGIN, **change})) != place(bound)
     server = {**ORIGIN, "sha256": "unknown", "runtime": "http://here"}
@@ -217,3 +224,49 @@ def test_risk():
         gate(held([0.5], [1]), risk=0.1, at_least=0.5)
     with pytest.raises(ValueError, match=r"risk must lie between 0 and 1, got 5"):
         gate(held([0.5], [1]), risk=5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r.update(about=None), "damaged"),
+        (lambda r: r.update(binding="x"), "binding"),
+        (lambda r: r.update(binding={}), "binding"),
+        (lambda r: r.update(kind="colour"), 'kind "colour"'),
+        (lambda r: [r["recalibrator"]["learned"][n].pop() for n in ("mean_", "scale_", "weights_")], "4 features"),
+        (lambda r: r["held_out"].update(confidence=[2.0]), "damaged"),
+    ],
+)
+def test_damaged_files_are_refused_when_they_are_read(tmp_path, change, said):
+    made = fit_calibrator(answers()[0], method="answer")
+    made.save(tmp_path / "a.json")
+    record = json.loads((tmp_path / "a.json").read_text())
+    change(record)
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=said):
+        Calibrator.load(tmp_path / "a.json")
+
+
+def test_a_deeply_nested_file_is_no_calibrator(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="not a calibrator"):
+        Calibrator.load(tmp_path / "deep.json")
+
+
+def test_what_a_gate_says_is_never_rounded_to_certainty():
+    sure = np.full(30_000, 0.9)
+    made = Calibrator(AnswerLogistic(), "answer", sure, np.ones(30_000, np.int64))
+    told = gate(made, risk=0.0004, delta=0.001).guarantee
+    assert "at most 0.04 % of cases" in told and "99.9 % certainty" in told
+    assert gate(made, at_least=0.9000001).why(0.9) == "confidence 0.900000 is below 0.900000"
+    assert gate(made, at_least=0.9004).why(0.9) == "confidence 0.9000 is below 0.9004"
+
+
+def test_the_number_of_items_that_it_takes_is_enough():
+    def made(n):
+        return Calibrator(AnswerLogistic(), "answer", np.linspace(0.9, 0.95, n), np.ones(n, np.int64))
+
+    told = gate(made(12), risk=0.2).guarantee
+    needed = int(told.split("(it takes ")[1].split()[0])
+    assert needed == 14 and gate(made(needed), risk=0.2).threshold < 1
+    assert np.isinf(gate(made(needed - 2), risk=0.2).threshold)

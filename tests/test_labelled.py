@@ -77,3 +77,43 @@ def test_one_kind_and_one_number_of_classes_per_file(file):
         read_labelled(write(file, {"probs": [0.5, 0.5], "label": 0}, {"probs": [0.5, 0.25, 0.25], "label": 0}))
     with pytest.raises(DataError, match="no labelled lines"):
         read_labelled(write(file))
+
+
+def graded(*lines, system=None):
+    """A file of likely grade: header, then lines."""
+    answers = {"kind": "ask", "model": "m", "sha256": "a" * 64, "settings": {"temperature": 0.0, "system": system}}
+    whole = [{"kind": "grade", "likely": "0", "answers": answers}, *lines]
+    return "".join(json.dumps(line) + "\n" for line in whole)
+
+
+def one(**more):
+    return {"sequence_logprob": -1.0, "token_logprobs": [-0.5, -0.5], "correct": 1, **more}
+
+
+def test_answers_of_another_model_or_another_system_message_do_not_count_as_the_files(tmp_path):
+    path = tmp_path / "g.jsonl"
+    path.write_text(graded(one(), one(answered_by="m"), one(answered_by=None)))
+    assert len(read_labelled(path)) == 3
+    path.write_text(graded(one(), one(answered_by="bigger")))
+    with pytest.raises(DataError, match=r"g.jsonl:3: answered by bigger, the file is of m"):
+        read_labelled(path)
+    path.write_text(graded(one(), one(system="Be brief.")))
+    with pytest.raises(DataError, match=r"g.jsonl:3: asked with a system message of its own"):
+        read_labelled(path)
+    path.write_text(graded(one(system="Be brief."), system="Be brief."))
+    assert len(read_labelled(path)) == 1
+
+
+def test_a_header_is_no_line_of_the_limit(tmp_path):
+    path = tmp_path / "g.jsonl"
+    path.write_text(graded(*[one()] * 5))
+    assert len(read_labelled(path, limit=3)) == 3 and len(read_labelled(path, limit=9)) == 5
+    path.write_text("".join(json.dumps({"confidence": 0.5, "correct": 1}) + "\n" for _ in range(5)))
+    assert len(read_labelled(path, limit=3)) == 3
+
+
+def test_numbers_that_no_float_holds(tmp_path):
+    path = tmp_path / "huge.jsonl"
+    path.write_text('{"logits": [1' + "0" * 400 + ', 0], "label": 0}\n')
+    with pytest.raises(DataError, match=r"huge.jsonl:1: logits holds a number that is too large"):
+        read_labelled(path)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -64,14 +64,18 @@ class Calibrator:
 
     def of_answer(self, token_logprobs: Sequence[float] | None) -> float | None:
         """The probability that a generated answer is right; None if the model gave no log-probabilities."""
-        if self.kind not in ("answer", "confidence"):
-            raise CapabilityError(
-                f"this calibrator maps {self.kind} of classes, not answers: fit one on a file of likely grade"
-            )
+        self.check_answers()
         if not token_logprobs:
             return None
         one = Labelled("answer", np.array([features(list(token_logprobs))]), np.zeros(1, np.int64))
         return float(_predict(self.recalibrator, one)[0])
+
+    def check_answers(self) -> None:
+        """CapabilityError where this is no map for answers; one of confidences is fed p(answer | question)."""
+        if self.kind not in ("answer", "confidence"):
+            raise CapabilityError(
+                f"this calibrator maps {self.kind} of classes, not answers: fit one on a file of likely grade"
+            )
 
     def save(self, path: Path) -> None:
         record = {
@@ -88,7 +92,7 @@ class Calibrator:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not a calibrator: {error}") from None
         if not isinstance(record, dict) or record.get("likely_calibrator") != FORMAT:
             found = record.get("likely_calibrator") if isinstance(record, dict) else None
@@ -98,10 +102,15 @@ class Calibrator:
         try:
             held = record["held_out"]
             confidence = check_confidence(held["confidence"])
+            kind, bound = record["kind"], record["binding"]
+            if kind not in get_args(Kind):
+                raise DataError(f'{path} is damaged: kind "{kind}" (allowed: {", ".join(get_args(Kind))})')
+            if bound is not None and set(bound) != {"model", "weights", "template", "settings"}:
+                raise DataError(f"{path} is damaged: the binding must name model, weights, template and settings")
             return cls(
-                _recalibrator(record["recalibrator"]), record["kind"], confidence,
-                check_correct(held["correct"], len(confidence)), record["binding"], record["before"], record["after"],
-                record["about"],
+                _recalibrator(record["recalibrator"]), kind, confidence,
+                check_correct(held["correct"], len(confidence)), None if bound is None else dict(bound),
+                *(dict(record[name]) for name in ("before", "after", "about")),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is damaged: {error}") from None
@@ -149,18 +158,22 @@ def fit_calibrator(
 
 # --- what it is for ---------------------------------------------------------------------------------------------------
 
-# settings that change how fast or how much is told, or which draw it is, but not the law of an answer
+# settings that change how fast or how much is told, or which draw it is, but not the law of an answer (max_tokens does:
+# the sum of an answer that was cut is that of its beginning)
 _WITHOUT_EFFECT = (
-    "seed", "max_tokens", "drafter", "draft_budget", "top_logprobs", "processed_logprobs", "verification", "n",
+    "seed", "drafter", "draft_budget", "top_logprobs", "processed_logprobs", "verification", "n",
 )  # fmt: skip
 
-_NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+_NEUTRAL = {
+    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+    "frequency_penalty": 0.0, "min_tokens": 0,
+}  # fmt: skip
 
 
 def binding(origin: Mapping[str, Any]) -> dict[str, Any]:
     """What of a run's header an answer's confidence depends on: weights, template, and settings with an effect."""
     settings = {k: v for k, v in (origin.get("settings") or {}).items() if k not in _WITHOUT_EFFECT}
-    settings = {k: v for k, v in settings.items() if v not in (None, (), [], "") and _NEUTRAL.get(k) != v}
+    settings = {k: v for k, v in settings.items() if v not in (None, (), [], "", {}) and _NEUTRAL.get(k) != v}
     known = origin.get("sha256") not in (None, "unknown")
     return {
         "model": origin.get("model"),

@@ -25,10 +25,15 @@ def folder() -> Path:
     return Path("~/.local/share/likely/calibrators").expanduser()
 
 
-def place(bound: Mapping[str, Any], task: str = DEFAULT_TASK) -> Path:
-    """Where the calibrator for these weights, template and settings is kept."""
+def check_task(task: str) -> None:
+    """ValueError for what cannot name a task (and a folder)."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", task):
         raise ValueError(f"a task's name is up to 64 letters, digits, '.', '_' and '-', got {task!r}")
+
+
+def place(bound: Mapping[str, Any], task: str = DEFAULT_TASK) -> Path:
+    """Where the calibrator for these weights, template and settings is kept."""
+    check_task(task)
     parts = {name: bound[name] for name in ("weights", "template", "settings")}
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
     return folder() / task / f"{digest}.json"

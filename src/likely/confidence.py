@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from likely.calibrator import Calibrator
 
 KEPT = "kept"  # use the calibrator that `likely calibrate fit` kept for this model, these settings and the task
+ASK_DEFAULTS = {"temperature": 0.0, "max_tokens": 256}
 CHAT_DEFAULTS = {"temperature": 0.2, "top_p": 0.9, "max_tokens": 512}
 
 
@@ -38,7 +39,7 @@ def binding_of(model: Any, settings: Mapping[str, Any], system: str | None) -> d
     info = model.info
     return binding({
         "model": info.name, "runtime": info.runtime, "sha256": info.sha256, "template": template_hash(model),
-        "settings": {"temperature": 0.0, **settings, "system": system},
+        "settings": {**ASK_DEFAULTS, **settings, "system": system},
     })  # fmt: skip
 
 
@@ -51,8 +52,9 @@ def calibrator_for(
     calibrator  "kept": the one that was kept for them, if there is one;  a file or an object: that one, DataError if it
                 was fitted for something else;  None: none
     """
-    from likely.calibrators import accept, find, folder, named
+    from likely.calibrators import accept, check_task, find, folder, named
 
+    check_task(task)
     if calibrator is None:
         return None
     if isinstance(calibrator, str) and calibrator == KEPT:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from likely.calibration.selective import certified_threshold, fewest_items, precision_bound
+from likely.calibration.selective import PILOT, certified_threshold, fewest_items, precision_bound
 from likely.calibrator import Calibrator
 
 DELTA = 0.1  # the guarantee may fail for this share of labelled sets
@@ -32,7 +32,10 @@ class Gate:
             return "the model gave no log-probabilities, so there is no confidence"
         if math.isinf(self.threshold):
             return self.guarantee
-        return f"confidence {confidence:.2f} is below {self.threshold:.2f}"
+        digits = 2
+        while digits < 6 and f"{confidence:.{digits}f}" == f"{self.threshold:.{digits}f}":
+            digits += 1
+        return f"confidence {confidence:.{digits}f} is below {self.threshold:.{digits}f}"
 
     def to_dict(self) -> dict[str, Any]:
         return {"threshold": None if math.isinf(self.threshold) else self.threshold, "guarantee": self.guarantee}
@@ -53,7 +56,7 @@ def gate(
         if value is not None and not 0 < value < 1:
             raise ValueError(f"{name} must lie between 0 and 1, got {value}")
     confidence, correct = calibrator.confidence, calibrator.correct
-    certainty = f"{1 - delta:.0%} certainty"
+    certainty = f"{_percent(1 - delta)} certainty"
     if at_least is not None:
         found = precision_bound(confidence, correct, at_least=at_least, delta=delta)
         if not found.n:
@@ -70,11 +73,17 @@ def gate(
     if certified is None:
         return Gate(
             math.inf,
-            f"no threshold satisfies a risk of {risk:g} with {certainty} on {len(confidence)} labelled items (it takes "
-            f"{fewest_items(risk, delta)} sure ones that are all right, at least)",
+            f"no threshold satisfies a risk of {risk:g} with {certainty} on {len(confidence)} labelled items that "
+            f"were not fitted to (it takes {math.ceil(fewest_items(risk, delta) / (1 - PILOT))} sure ones that are all "
+            f"right, at least)",
         )
     return Gate(
         certified.threshold,
         f"answers of confidence {certified.threshold:.3f} or more ({certified.n} of {certified.tested} labelled items, "
-        f"{certified.errors} wrong) are wrong in at most {risk:.1%} of cases ({certainty})",
+        f"{certified.errors} wrong) are wrong in at most {_percent(risk)} of cases ({certainty})",
     )
+
+
+def _percent(share: float) -> str:
+    """Without rounding up to certainty, or down to never."""
+    return f"{100 * share:.6g} %"

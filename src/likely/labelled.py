@@ -8,7 +8,6 @@ and the files that `likely choices -o`, `likely score -o` (lines with a "label")
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -73,6 +72,9 @@ def read_labelled(path: str | Path, *, limit: int | None = None) -> Labelled:
         if line.number == 1 and "kind" in record and "likely" in record:
             origin = None if record["kind"] == "risk" else _origin(record, at)  # nothing looks up a risk's calibrator
             return
+        if limit is not None and len(rows) >= limit:  # a header is no labelled line
+            return
+        _check_whose(record, origin, at)
         row = _row(record, at)
         if rows and row[0] != rows[0][0]:
             raise DataError(f"{at}: a line of {row[0]} among lines of {rows[0][0]}: one kind per file")
@@ -80,7 +82,7 @@ def read_labelled(path: str | Path, *, limit: int | None = None) -> Labelled:
             raise DataError(f"{at}: {len(row[1])} classes, the lines before have {len(rows[0][1])}")
         rows.append(row)
 
-    read_checked(path, check, limit=limit)
+    read_checked(path, check, limit=None if limit is None else limit + 1)
     if not rows:
         raise DataError(f"{where} holds no labelled lines: expected {HINT}")
     kind = rows[0][0]
@@ -97,6 +99,23 @@ def _origin(header: Mapping[str, Any], at: str) -> dict[str, Any]:
     if header["kind"] == "ask":
         raise DataError(f"{at}: these answers are not graded: run likely grade on them first")
     return dict(found)
+
+
+def _check_whose(record: Mapping[str, Any], origin: Mapping[str, Any] | None, at: str) -> None:
+    """Refuse the answer of another model (ask --fallback), or one that was asked with a system message of its own."""
+    if origin is None:
+        return
+    by = record.get("answered_by")
+    if by is not None and by != origin.get("model"):
+        raise DataError(
+            f"{at}: answered by {by}, the file is of {origin.get('model')}: take answers without --fallback"
+        )
+    system, common = record.get("system"), (origin.get("settings") or {}).get("system")
+    if system is not None and system != common:
+        raise DataError(
+            f"{at}: asked with a system message of its own, which a calibrator for all lines cannot know: give one for "
+            f"all with likely ask --system"
+        )
 
 
 def _row(record: Mapping[str, Any], at: str) -> tuple[Kind, list[float], int]:
@@ -140,9 +159,12 @@ def _numbers(values: Any, name: str, at: str) -> list[float]:
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise DataError(f"{at}: field {name!r} must be a list of numbers")
     for place, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
             raise DataError(f"{at}: {name}[{place}] must be a number, got {value!r}")
-    return [float(v) for v in values]
+    try:
+        return [float(v) for v in values]
+    except OverflowError:
+        raise DataError(f"{at}: {name} holds a number that is too large") from None
 
 
 def _class(record: Mapping[str, Any], name: str, classes: int, at: str) -> int:

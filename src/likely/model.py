@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from likely.confidence import CHAT_DEFAULTS, KEPT, calibrator_for, system_of, with_confidence
+from likely.confidence import ASK_DEFAULTS, CHAT_DEFAULTS, KEPT, calibrator_for, system_of, with_confidence
 from likely.decoding.budget import Controller
 from likely.decoding.draft import DraftSource
 from likely.decoding.drafters import Needs, make_drafter
@@ -243,7 +243,7 @@ class Model:
         """What `ask` sends to the model, for callers that schedule requests themselves."""
         if not question.strip():
             raise ValueError("the question is empty")
-        options = {"temperature": 0.0, "max_tokens": 256, **options}
+        options = {**ASK_DEFAULTS, **options}
         if self.template is None:
             options.setdefault("stop", ("\n\n", "\nQuestion:"))
         rendered = self._rendered_question(question, system)

@@ -157,3 +157,40 @@ def test_bad_files(cli, tmp_path, verb):
     bad = write(tmp_path / "bad.jsonl", [{"confidence": 0.5, "correct": 1}, {"confidence": "high", "correct": 1}])
     assert "bad.jsonl:2" in one_line(cli("calibrate", verb, bad, *end), 1)
     assert not (tmp_path / "out.png").exists()
+
+
+def test_figures_of_lines_that_were_fitted_to_are_called_too_good(cli, plain, tmp_path):
+    target = tmp_path / "cal.json"
+    cli("calibrate", "fit", plain, "-o", target)
+    seen = cli("calibrate", "eval", plain, "--calibrator", target)
+    assert seen.code == 0 and "was fitted to 100 of these 200 lines" in seen.err
+    other = write(tmp_path / "other.jsonl", [{"confidence": 0.5, "correct": i % 2} for i in range(20)])
+    assert not cli("calibrate", "eval", other, "--calibrator", target).err
+
+
+def test_eval_refuses_a_calibrator_of_another_model(cli, graded, store):
+    [kept] = cli("calibrate", "fit", graded, "--json").json["written"]
+    record = json.loads(Path(kept).read_text())
+    record["binding"]["template"] = "another"
+    Path(kept).write_text(json.dumps(record))
+    assert "another template" in one_line(cli("calibrate", "eval", graded, "--calibrator", kept), 1)
+
+
+def test_a_line_with_a_system_message_of_its_own_gets_no_confidence(cli, tiny, graded, store, tmp_path):
+    cli("calibrate", "fit", graded)
+    questions = write(
+        tmp_path / "s.jsonl", [{"question": "Is 3 odd?"}, {"question": "Is 3 odd?", "system": "Be brief."}]
+    )
+    _, first, second = cli("ask", questions, "-m", tiny, *FEW).lines
+    assert first["confidence"] is not None and second["confidence"] is None
+    _, _, second = cli("ask", questions, "-m", tiny, *FEW, "--at-least", 0.001).lines
+    assert second["answered_by"] is None and "system message of its own" in second["why"]
+
+
+def test_serve_refuses_what_it_could_never_use(cli, tiny, tmp_path):
+    lines = [{"logits": [i % 3, 1, 0], "label": i % 2} for i in range(40)]
+    target = tmp_path / "classes.json"
+    assert cli("calibrate", "fit", write(tmp_path / "l.jsonl", lines), "-o", target).code == 0
+    assert "maps logits of classes" in one_line(cli("serve", "-m", tiny, "--calibrator", target, "--port", 0), 1)
+    assert "a task's name is" in one_line(cli("serve", "-m", tiny, "--task", "../x", "--port", 0), 2)
+    assert "a task's name is" in one_line(cli("ask", "Hello", "-m", tiny, "--task", "../x"), 2)

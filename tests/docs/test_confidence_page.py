@@ -36,9 +36,10 @@ def test_everything_on_the_page_works_in_order(tmp_path, smollm2_path):
         return done
 
     commands = [block for block in blocks("sh") if "likely serve" not in block]
-    assert len(commands) == 5
-    made, fitted, used, decided, own = (
-        run("bash", "-e", "-c", block.replace("range(120)", "range(24)")) for block in commands
+    assert len(commands) == 6
+    made, fitted, used, _, decided, own = (
+        run("bash", "-e", "-c", block.replace("range(120)", "range(24)").replace("--limit 24", "--limit 2"))
+        for block in commands
     )
     assert "24 answers" in made.stderr + made.stdout or (tmp_path / "graded.jsonl").exists()
     assert "fitted on 12 lines; on the other 12" in fitted.stdout

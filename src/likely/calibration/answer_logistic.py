@@ -13,6 +13,7 @@ from likely.calibration.inputs import Floats, as_floats
 from likely.calibration.learned import Learned
 from likely.calibration.logistic import logistic
 from likely.calibration.recalibrator import Fitted, Input
+from likely.errors import DataError
 
 FEATURES = ("sequence_logprob", "mean_logprob", "lowest_logprob", "log_tokens")
 
@@ -40,6 +41,12 @@ class AnswerLogistic(Fitted):
     learns: ClassVar[dict[str, Learned]] = {
         "mean_": Learned("f"), "scale_": Learned("f", low=1e-300), "weights_": Learned("f"), "intercept_": Learned(),
     }  # fmt: skip
+
+    def restore(self, learned: Any) -> Self:
+        super().restore(learned)
+        if len(self.weights_) != len(FEATURES):
+            raise DataError(f"learned.weights_: has {len(self.weights_)} entries, there are {len(FEATURES)} features")
+        return self
 
     def __init__(self, *, ridge: float = 1.0):
         self.ridge = ridge

@@ -109,7 +109,7 @@ def ask(
                 typer.echo(stream.prompt, err=True)
             whole = as_json or show or not forms.streams(given) or decide.gate is not None
             answer = stream.finish() if whole else print_stream(stream)
-            decided = decide.decide(answer, lambda other: other.ask(text, system=system, **given))
+            decided = decide.decide(answer, lambda other: other.ask(text, system=system, task=task, **given))
         finally:
             decide.close()
         answer = decided.answer

@@ -141,8 +141,10 @@ def _record(
     from likely.asking import answer_record
 
     decided = decide.decide(
-        answer, lambda other: other.ask(question.asked, system=question.system or system, **options)
-    )  # fmt: skip
+        answer,
+        lambda other: other.ask(question.asked, system=question.system or system, task=decide.task, **options),
+        fits=question.system in (None, system),
+    )
     extra = {} if decide.gate is None else {name: value for name, value in decided.fields().items() if name in _DECIDED}
     return {"line": line.number, "input": line.digest, **answer_record(question, decided.answer), **extra}
 

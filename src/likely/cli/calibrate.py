@@ -94,6 +94,7 @@ def fit(
             "these lines do not say which model they are of: give -o cal.json", param_hint="--output"
         )
     calibrator = fit_calibrator(labelled, method=method, hold_out=hold_out, seed=seed, file=Path(file).name)
+    calibrator.about["sha256"] = _sha256(file)
     if kept:
         assert calibrator.binding is not None
         place(calibrator.binding, task)  # refuses a wrong name before anything is written
@@ -133,7 +134,7 @@ def evaluate(
     from likely.cli.printing import print_json
 
     labelled = _read(file, limit)
-    found = report(_predictions(labelled, calibrator), labelled.labels)
+    found = report(_predictions(labelled, calibrator, file), labelled.labels)
     if as_json:
         print_json({"file": file, "calibrator": None if calibrator is None else str(calibrator), **found})
         return
@@ -173,7 +174,7 @@ def plot(
     labelled = _read(file, limit)
     shown = {"as given": reliability(*labelled.outcomes(labelled.predictions()), bins=bins)}
     if calibrator is not None:
-        shown["calibrated"] = reliability(*labelled.outcomes(_predictions(labelled, calibrator)), bins=bins)
+        shown["calibrated"] = reliability(*labelled.outcomes(_predictions(labelled, calibrator, file)), bins=bins)
     if output is not None:
         write_whole(output, render(draw(shown), output.suffix))
         typer.echo(f"wrote {output}", err=True)
@@ -195,12 +196,28 @@ def _read(file: str, limit: int | None) -> Labelled:
     return read_labelled(file, limit=limit)
 
 
-def _predictions(labelled: Labelled, calibrator: Path | None) -> Any:
+def _predictions(labelled: Labelled, calibrator: Path | None, file: str) -> Any:
     if calibrator is None:
         return labelled.predictions()
-    from likely.calibrator import Calibrator
+    from likely.calibrator import Calibrator, binding
+    from likely.calibrators import accept
 
-    return Calibrator.load(calibrator).predict(labelled)
+    found = Calibrator.load(calibrator)
+    if found.binding is not None and labelled.origin is not None:
+        accept(found, binding(labelled.origin), str(calibrator))
+    if found.about.get("sha256") is not None and found.about["sha256"] == _sha256(file):
+        typer.echo(
+            f"Warning: {calibrator} was fitted to {found.about['fitted_on']} of these {found.about['n']} lines: "
+            f"the figures are too good; calibrate fit printed those of the lines it has not seen", err=True,
+        )  # fmt: skip
+    return found.predict(labelled)
+
+
+def _sha256(file: str) -> str | None:
+    """Of a file; None of standard input."""
+    from likely.models.hashes import file_sha256
+
+    return None if file == "-" else file_sha256(Path(file))
 
 
 def _table(rows: list[tuple[str, dict[str, Any]]]) -> None:

@@ -71,11 +71,15 @@ def chat(
 
       likely chat --choices yes,no
     """
+    from likely.show.output import check_target
+
     given = {
         "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(settings),
     }  # fmt: skip
     given |= opt.drafting(drafter, draft_budget)
     given |= forms.form_options(schema, regex, choices, grammar, given)
+    if save:
+        check_target(save)
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
     with lm:
         wanted = {
@@ -93,8 +97,8 @@ def chat(
             talk.run()
         finally:
             talk.close()
-        if save:
-            talk.save(save)
+            if save:
+                talk.save(save)
 
 
 @dataclass(eq=False)
@@ -194,7 +198,7 @@ class Conversation:
         from likely.extracting import why_incomplete
 
         self.messages.append({"role": "user", "content": text})
-        stream = None
+        stream, gated = None, self.wanted.get("at_least") is not None or self.wanted.get("risk") is not None
         try:
             stream = self.model.stream_chat(self.messages, **self.settings)
             if self.show_prompt:
@@ -202,13 +206,16 @@ class Conversation:
             decide = self.sure()
             whole = self.as_json or not forms.streams(self.settings) or decide.gate is not None
             result = stream.finish() if whole else print_stream(stream)
-            decided = decide.decide(result, lambda other: other.chat(self.messages, **self.settings))
+            decided = decide.decide(result, lambda other: other.chat(self.messages, task=decide.task, **self.settings))
             result = decided.answer
             if whole and not self.as_json and decided.by is not None:
                 typer.echo(for_terminal(result.text))
         except KeyboardInterrupt:
             result, decided = stream.result if stream is not None else None, None
+            if gated or not self.interactive:  # a text that has not passed the gate is no answer
+                result = None
             if not self.interactive:
+                self.messages.pop()
                 raise
         except (LikelyError, ValueError, TypeError) as error:
             self.messages.pop()
@@ -295,11 +302,11 @@ class Conversation:
             typer.echo(for_terminal(f"{message['role']}: {message['content']}", err=True), err=True)
 
     def save(self, path: Path) -> None:
-        """Write the conversation to a temporary name and rename it."""
-        partial = path.with_name(path.name + ".partial")
+        """Write the conversation, whole or not at all."""
+        from likely.models.whole_file import write_whole_file
+
         record = {"kind": "chat", **opt.origin(self.model), "settings": self.settings, "messages": self.messages}
-        partial.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole_file(path, (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode())
         typer.echo(f"saved {len(self.messages)} messages to {path}", err=True)
 
     def load(self, path: Path) -> None:

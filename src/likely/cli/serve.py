@@ -65,14 +65,16 @@ def serve(
     import uvicorn
 
     from likely.calibrator import Calibrator
+    from likely.calibrators import check_task
     from likely.confidence import KEPT
     from likely.serving.limits import Limits
     from likely.serving.openai_api import create_app
 
     key = _key(api_key_env)
     opt.drafting(drafter, "auto")
+    check_task(task)
     if calibrator is not None:
-        Calibrator.load(calibrator)  # a wrong file is refused now
+        Calibrator.load(calibrator).check_answers()  # a wrong file is refused now
     limits = Limits(max_queue=max_queue, max_body_bytes=max_body * MIB, deadline_s=deadline)
     listener = _listen(host, port)
     with listener, opt.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:

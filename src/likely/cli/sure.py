@@ -46,16 +46,17 @@ class Sure:
     calibrator: Calibrator | None
     gate: Gate | None = None
     fallback: str | None = None
+    task: str = "default"
     _other: Any = field(default=None, init=False)
 
-    def decide(self, answer: Any, again: Callable[[Any], Any]) -> Decided:
-        """again  asks another model the same"""
+    def decide(self, answer: Any, again: Callable[[Any], Any], *, fits: bool = True) -> Decided:
+        """again  asks another model the same;  fits: whether it was asked with the settings of the calibrator"""
         from likely.confidence import with_confidence
 
-        answer = with_confidence(answer, self.calibrator)
+        answer = with_confidence(answer, self.calibrator if fits else None)
         if self.gate is None or self.gate.passes(answer.confidence):
             return Decided(answer, self.model.info.name)
-        why = self.gate.why(answer.confidence)
+        why = self.gate.why(answer.confidence) if fits else "asked with a system message of its own: nothing is known"
         if self.fallback is None:
             return Decided(answer, None, why=why)
         other = self.other()
@@ -137,9 +138,9 @@ def prepare(
             f"likely ask FILE -o, likely grade -o and likely calibrate fit make one"
         )
     if found is None or not gated:
-        return Sure(lm, found)
+        return Sure(lm, found, task=task)
     from likely.deciding import gate
 
     made = gate(found, at_least=at_least, risk=risk, delta=delta)
     typer.echo(made.guarantee, err=True)
-    return Sure(lm, found, made, fallback)
+    return Sure(lm, found, made, fallback, task)

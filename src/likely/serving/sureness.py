@@ -20,8 +20,9 @@ _LAW = (
 
 def settings_of(asked: Chat) -> dict[str, Any]:
     """The request as options of `Model.chat`: those on which the law of an answer depends, where they say anything."""
-    found = {name: getattr(asked, name) for name in _LAW}
-    found = {name: value for name, value in found.items() if name == "temperature" or value not in (0, None, [], {})}
+    found = {name: getattr(asked, name) for name in (*_LAW, "max_tokens")}
+    always = ("temperature", "max_tokens")
+    found = {name: value for name, value in found.items() if name in always or value not in (0, None, [], {})}
     if (form := asked_form(asked)) is not None:
         option, value, settings = form
         found[option] = value
