@@ -152,6 +152,7 @@ def test_a_base_of_another_library(tmp_path):
         ({"gap": "squared"}, np.arange(20.0), 'unknown gap "squared"'),
         ({"quantile_loss": "pin"}, np.arange(20.0), 'did you mean "pinball"'),
         ({"held_out": 1.0}, np.arange(20.0), "held_out must be"),
+        ({"held_out": 0.01}, np.arange(20.0), "held_out 0.01 of 20 rows leaves none for the heads"),
         ({"held_out": 0.2, "base": true_mean}, np.arange(20.0), "held_out is for the network"),
         ({"hidden": 0}, np.arange(20.0), "at least 1 unit"),
         ({}, np.arange(19.0), "y has 19 rows, X has 20"),

@@ -129,7 +129,10 @@ class SplitPointRegressor(SplitPoint):
         mine = np.ones(len(table), bool)
         self.base_: Network | None = None
         if self.base is None:
-            kept = np.random.default_rng(self.seed).permutation(len(table))[round(self.held_out * len(table)) :]
+            apart = round(self.held_out * len(table))
+            if self.held_out and not apart:
+                raise ValueError(f"held_out {self.held_out:g} of {len(table)} rows leaves none for the heads: raise it")
+            kept = np.random.default_rng(self.seed).permutation(len(table))[apart:]
             if len(kept) < 2:
                 raise ValueError(f"held_out {self.held_out:g} of {len(table)} rows leaves {len(kept)} for the base")
             self.base_ = fit_base(table[kept], target[kept], self.base_hidden, self._training())
