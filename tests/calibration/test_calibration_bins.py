@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -170,6 +171,16 @@ def test_sweep_as_the_definition(edge):
                     break
                 best = parts
             assert sweep_ece(c, y, edge=edge) == pytest.approx(obvious_error(best, 1), abs=1e-12)
+
+
+def test_sweep_ends_where_more_bins_change_nothing_and_at_a_hundred():
+    rows, rng = 100_000, np.random.default_rng(0)
+    c = rng.choice([0.2, 0.5, 0.9], rows)
+    y = (rng.random(rows) < c).astype(int)
+    began = time.process_time()
+    assert sweep_ece(c, y) == pytest.approx(sum(abs((c - y)[c == v].sum()) for v in (0.2, 0.5, 0.9)) / rows)
+    assert sweep_ece(rng.random(rows), np.ones(rows)) == pytest.approx(0.5, abs=0.01)
+    assert time.process_time() - began < 5  # one bin more at a time up to all rows takes minutes
 
 
 def test_ks_as_the_definition():

@@ -32,6 +32,7 @@ from likely.calibration.tally import Tally, tally
 
 Binning = Literal["width", "mass"]
 Edge = Literal["right", "left"]
+SWEPT = 100  # bins at most in `sweep_ece`
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def sweep_ece(confidence: Any, correct: Any, *, edge: Edge = "right", norm: floa
     """`ece` with as many equal-mass bins as leave accuracy rising with confidence.
 
     Bins are added one at a time until accuracies of successive bins fall somewhere; the number before that counts.
-    Roelofs et al. 2022, arXiv:2012.08668, algorithm 1 (there norm 2).
+    It also ends where every distinct confidence has a bin of its own, since more bins change nothing then, and at 100
+    bins: rows that are all right would otherwise end with one bin each.
+    Roelofs et al. 2022, arXiv:2012.08668, algorithm 1 (there norm 2, and no greatest number of bins).
     """
     return float(sweep_ece_of(checked_tally(confidence, correct), edge=edge, norm=norm))
 
@@ -252,8 +255,11 @@ def sweep_ece_of(counted: Tally, *, edge: Edge = "right", norm: float = 1) -> Fl
 def _sweep(before: Floats, rows: int, edge: Edge) -> BinSums:
     """before (3, G + 1): sums of n, confidence and right before each distinct value."""
     places = before[0, :-1] if edge == "right" else before[0, 1:] - 1
+    held = np.count_nonzero(np.diff(before[0]))
     best = before[:, -1:]
-    for bins in range(2, rows + 1):
+    for bins in range(2, min(rows, SWEPT) + 1):
+        if best.shape[1] == held:
+            break
         cuts = np.concatenate([[0], np.searchsorted(places, _begins(rows, bins)), [len(places)]])
         parts = np.diff(before[:, cuts], axis=1)
         parts = parts[:, parts[0] > 0]
