@@ -1,11 +1,11 @@
-"""The percentile bootstrap: its draws, its coverage, and the ECE of exact confidences."""
+"""Bootstrap intervals: their draws, their coverage, and the ECE of exact confidences."""
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 
 from likely.calibration.bins import ece
-from likely.calibration.bootstrap import interval, resampled_weights
+from likely.calibration.bootstrap import basic, interval, resampled_weights
 from likely.calibration.floor import ece_floor
 from likely.calibration.ranking import auroc
 
@@ -56,10 +56,36 @@ def test_undefined_resamples_are_left_out():
         interval(only_whole, np.arange(6), resamples=5)
 
 
+def test_the_basic_interval_mirrors_the_percentiles_and_holds_the_value():
+    drawn = np.linspace(0.3, 0.5, 101)
+    assert basic(0.4, drawn, 0.9) == pytest.approx((0.31, 0.49))
+    assert basic(0.35, drawn, 0.9) == pytest.approx((0.21, 0.44))  # above: half the width of the percentiles
+    assert basic(0.2, drawn, 0.9) == pytest.approx((0, 0.29))  # all resamples lie above: noise
+    assert basic(0.9, drawn, 0.9) == pytest.approx((0.9, 1.49))
+    assert basic(0.4, np.full(3, np.nan), 0.9) is None
+
+
+@pytest.mark.parametrize("n", [200, 500])
+@pytest.mark.parametrize("binning", ["width", "mass"])
+def test_percentiles_of_the_ece_lie_too_high_and_basic_intervals_do_not(n, binning):
+    # confidence c + 0.1, right with probability c: the ECE is 0.1 whatever the bins
+    held = {"percentile": 0, "basic": 0}
+    for trial in range(50):
+        rng = np.random.default_rng(trial)
+        c = rng.random(n) * 0.9
+        rows = c + 0.1, (rng.random(n) < c).astype(int)
+        for method in held:
+            low, high = interval(lambda c, y: ece(c, y, binning=binning), *rows, resamples=100, method=method)
+            held[method] += low <= 0.1 <= high
+    assert held["basic"] >= 0.88 * 50 and (n > 200 or held["percentile"] < 30), held
+
+
 def test_settings_are_checked():
     for settings, why in (({"resamples": 0}, "resamples must be"), ({"level": 1.0}, "level must lie")):
         with pytest.raises(ValueError, match=why):
             interval(np.mean, [1, 2], **settings)
+    with pytest.raises(ValueError, match='method must be "percentile" or "basic"'):
+        interval(np.mean, [1, 2], method="bca")
     with pytest.raises(ValueError, match=r"as many rows as each other, got \[2, 3\]"):
         interval(ece, [0.1, 0.2], [1, 0, 1])
     with pytest.raises(ValueError, match="row 1 is not a number"):

@@ -12,7 +12,7 @@ import numpy as np
 
 from likely.calibration import bins as b
 from likely.calibration import proper, ranking
-from likely.calibration.bootstrap import check_settings, percentiles, resampled_weights
+from likely.calibration.bootstrap import basic, check_settings, percentiles, resampled_weights
 from likely.calibration.floor import ece_floor
 from likely.calibration.inputs import (
     SMALLEST,
@@ -55,7 +55,9 @@ def report(
     auroc, aurc, e_aurc, prr   of confidence for correctness
     notes             why a metric is None, by its name
 
-    Intervals: percentile bootstrap over rows, seeded (`bootstrap.interval` gives the same);  Wilson's for accuracy.
+    Intervals: bootstrap over rows, seeded (`bootstrap.interval` gives the same);  Wilson's for accuracy.  "basic" for
+    calibration errors, which noise pushes up and resampling pushes up again, "percentile" for the others.  Of an error
+    that noise makes for the most part the interval says little: see ece_p_value.
     A metric that is undefined (auroc of rows that are all right) is None, and so is its interval.
     """
     check_settings(resamples, level)
@@ -108,6 +110,10 @@ def report(
 
 
 _MURPHY = ("reliability", "resolution", "uncertainty")
+PUSHED_UP = {  # all of them lie in 0..1
+    "ece", "ece_mass", "mce", "rmsce", "debiased_ce", "sweep_ece", "ks_error", "smooth_ece", "classwise_ece",
+    "reliability",
+}  # fmt: skip
 _ORDER = (
     "mean_confidence", "ece", "ece_mass", "mce", "rmsce", "debiased_ce", "sweep_ece", "ks_error", "smooth_ece",
     "classwise_ece", "nll", "brier", *_MURPHY, "auroc", "aurc", "e_aurc", "prr", "sharpness", "extreme",
@@ -152,8 +158,15 @@ def _assembled(
             )
         found[name] = None if undefined else values[name]
         if drawn:
-            spread = None if undefined else percentiles(drawn[name], level)
+            spread = None if undefined else _interval(name, values[name], drawn[name], level)
             found[f"{name}_interval"] = None if spread is None else list(spread)
     if drawn:
         found |= {"level": level, "resamples": len(drawn["ece"])}
     return found | {"notes": notes}
+
+
+def _interval(name: str, value: float, drawn: Floats, level: float) -> tuple[float, float] | None:
+    if name not in PUSHED_UP:
+        return percentiles(drawn, level)
+    spread = basic(value, drawn, level)
+    return spread and (spread[0], max(value, min(1.0, spread[1])))
