@@ -124,6 +124,8 @@ def evaluate(
 ) -> None:
     """Accuracy, calibration and ranking, each with a 95 % interval (bootstrap over lines).
 
+    Noise pushes calibration errors up, and resampling does so again: their intervals take that push off.
+
     Examples:
 
       likely calibrate eval labelled.jsonl
