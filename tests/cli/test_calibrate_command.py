@@ -183,7 +183,9 @@ def test_a_line_with_a_system_message_of_its_own_gets_no_confidence(cli, tiny, g
     )
     _, first, second = cli("ask", questions, "-m", tiny, *FEW).lines
     assert first["confidence"] is not None and second["confidence"] is None
-    _, _, second = cli("ask", questions, "-m", tiny, *FEW, "--at-least", 0.001).lines
+    done = cli("ask", questions, "-m", tiny, *FEW, "--at-least", 0.001)
+    assert done.code == 0, done.err
+    _, _, second = done.lines
     assert second["answered_by"] is None and "system message of its own" in second["why"]
 
 

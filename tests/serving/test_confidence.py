@@ -25,7 +25,7 @@ def kept(tiny, tmp_path, monkeypatch):
     x = np.array([features(list(a.token_logprobs)) for a in answers])
     labels = (x[:, 0] > np.median(x[:, 0])).astype(np.int64)
     labels[::7] ^= 1
-    origin = {"model": tiny.info.name, **binding_of(tiny, {"temperature": 0.0}, None)}
+    origin = {"model": tiny.info.name, **binding_of(tiny, {"temperature": 0.0, "max_tokens": 6}, None)}
     labelled = Labelled("answer", x, labels, {**origin, "sha256": origin["weights"]})
     return keep(fit_calibrator(labelled))
 
@@ -61,10 +61,11 @@ def test_no_confidence_unless_asked_for(tiny, kept):
     [
         {"temperature": 0.7},
         {"top_k": 5},
+        {"max_tokens": 5},
         {"regex": "yes|no"},
         {"messages": [{"role": "system", "content": "Be brief."}, *MESSAGES]},
     ],
-    ids=["temperature", "top_k", "form", "system"],
+    ids=["temperature", "top_k", "max_tokens", "form", "system"],
 )
 def test_settings_that_nothing_was_fitted_for_are_refused(tiny, kept, other):
     async def questions(client):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +53,9 @@ class Sure:
         """again  asks another model the same;  fits: whether it was asked with the settings of the calibrator"""
         from likely.confidence import with_confidence
 
-        answer = with_confidence(answer, self.calibrator if fits else None)
+        answer = with_confidence(answer, self.calibrator)
+        if self.calibrator is not None and not fits:
+            answer = replace(answer, confidence=None)
         if self.gate is None or self.gate.passes(answer.confidence):
             return Decided(answer, self.model.info.name)
         why = self.gate.why(answer.confidence) if fits else "asked with a system message of its own: nothing is known"
