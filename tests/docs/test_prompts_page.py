@@ -44,10 +44,14 @@ def test_every_command_and_its_python_work_in_order(tmp_path, smollm2_path):
         return done.stdout.decode()
 
     shell = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.S)
-    assert len(shell) == 5
-    single = [block.replace("-o scores.npz", "-o scores.npz --threads 1") for block in shell]
+    assert len(shell) == 6
+    single = [
+        block.replace("-o scores.npz", "-o scores.npz --threads 1").replace("--kept", "--threads 1 --kept")
+        for block in shell
+    ]
     printed = [run(["bash", "-e", "-c", block]) for block in single]
     assert "chosen: " in printed[2] and printed[4].count("cbm (") == 2
+    assert "(none)" in printed[5] and len((tmp_path / "hinted.jsonl").read_text().splitlines()) == 5
     assert PromptScores.load(tmp_path / "scores.npz").probs().shape == (5, 10, 2)
     repair, ensemble, tuning = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
     assert len(run([sys.executable, "-c", repair]).splitlines()) == 2
