@@ -86,3 +86,42 @@ def test_a_base_model_is_refused_at_once(cli, tmp_path):
     base = write_tiny_llama(tmp_path / "base.gguf", chat_template=None)
     done = cli("chat", "-m", base, stdin="Hello\n")
     assert done.code == 1 and "no chat template" in done.err and done.err.count("\n") == 1
+
+
+def test_what_was_said_is_saved_however_the_talk_ends(cli, tiny, tmp_path):
+    saved = tmp_path / "t.json"
+    done = cli(
+        "chat",
+        "-m",
+        tiny,
+        "--regex",
+        "[a-z]{200}",
+        "--max-tokens",
+        3,
+        "--set",
+        "close_on_budget=false",
+        "--save",
+        saved,
+        stdin="Hi\nYou\n",
+    )
+    assert done.code == 1 and json.loads(saved.read_text())["messages"][0]["content"] == "Hi"
+    nowhere = cli("chat", "-m", tiny, "--save", tmp_path / "none" / "t.json", stdin="Hi\n")
+    assert nowhere.code == 1 and "does not exist" in nowhere.err and not nowhere.out
+
+
+def test_a_stopped_answer_has_not_passed_the_gate(talk, monkeypatch, capsys):
+    """Ctrl-C while another model is being asked: the refused text is neither shown nor part of the talk."""
+    talk.wanted = {"at_least": 0.9}
+
+    class Refusing:
+        gate, task = object(), "default"
+
+        def decide(self, answer, again):
+            raise KeyboardInterrupt
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(talk, "sure", lambda: Refusing())
+    assert typed(talk, monkeypatch, "Hello") == []
+    assert not capsys.readouterr().out

@@ -22,7 +22,7 @@ Examples:
 
   likely calibrate fit labelled.jsonl --method isotonic -o cal.json
 
-  likely calibrate eval labelled.jsonl --calibrator cal.json --json
+  likely calibrate eval others.jsonl --calibrator cal.json --json
 
   likely calibrate plot labelled.jsonl -o reliability.png
 
@@ -130,7 +130,7 @@ def evaluate(
 
       likely calibrate eval labelled.jsonl
 
-      likely calibrate eval labelled.jsonl --calibrator cal.json --json
+      likely calibrate eval others.jsonl --calibrator cal.json --json
     """
     from likely.calibration.report import report
     from likely.cli.printing import print_json
@@ -163,7 +163,7 @@ def plot(
 
       likely calibrate plot labelled.jsonl
 
-      likely calibrate plot labelled.jsonl --calibrator cal.json -o reliability.png
+      likely calibrate plot others.jsonl --calibrator cal.json -o reliability.png
     """
     from likely.calibration.reliability import as_text, draw, reliability
     from likely.cli.printing import print_json

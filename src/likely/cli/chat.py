@@ -97,7 +97,7 @@ def chat(
             talk.run()
         finally:
             talk.close()
-            if save:
+            if save and talk.messages:  # an error before the first word replaces no file
                 talk.save(save)
 
 
