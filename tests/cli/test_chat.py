@@ -5,7 +5,7 @@ import json
 import pytest
 
 from likely.cli.chat import Conversation
-from likely.cli.options import local_model
+from likely.cli.options import local_model, parse_settings
 
 
 @pytest.fixture(scope="module")
@@ -90,21 +90,12 @@ def test_a_base_model_is_refused_at_once(cli, tmp_path):
 
 def test_what_was_said_is_saved_however_the_talk_ends(cli, tiny, tmp_path):
     saved = tmp_path / "t.json"
-    done = cli(
-        "chat",
-        "-m",
-        tiny,
-        "--regex",
-        "[a-z]{200}",
-        "--max-tokens",
-        3,
-        "--set",
-        "close_on_budget=false",
-        "--save",
-        saved,
-        stdin="Hi\nYou\n",
-    )
+    long = "the cat " * 3000  # does not fit into the context
+    done = cli("chat", "-m", tiny, "--max-tokens", 3, "--save", saved, stdin=f"Hi\n{long}\n")
     assert done.code == 1 and json.loads(saved.read_text())["messages"][0]["content"] == "Hi"
+    before = saved.read_bytes()
+    assert cli("chat", "-m", tiny, "--max-tokens", 3, "--save", saved, stdin=f"{long}\n").code == 1
+    assert saved.read_bytes() == before  # an error before the first answer replaces nothing
     nowhere = cli("chat", "-m", tiny, "--save", tmp_path / "none" / "t.json", stdin="Hi\n")
     assert nowhere.code == 1 and "does not exist" in nowhere.err and not nowhere.out
 
@@ -125,3 +116,9 @@ def test_a_stopped_answer_has_not_passed_the_gate(talk, monkeypatch, capsys):
     monkeypatch.setattr(talk, "sure", lambda: Refusing())
     assert typed(talk, monkeypatch, "Hello") == []
     assert not capsys.readouterr().out
+
+
+def test_settings_read_true_and_false_as_json_writes_them():
+    assert parse_settings(["a=true", "b=false", "c=False", "d=none", "e=[1, 2]", "f=word"]) == {
+        "a": True, "b": False, "c": False, "d": "none", "e": [1, 2], "f": "word",
+    }  # fmt: skip

@@ -83,14 +83,14 @@ def local_model(name: str, **options: Any) -> Model:
 
 
 def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
-    """KEY=VALUE pairs as Python values; a value that is no literal is a string."""
+    """KEY=VALUE pairs as Python values (true and false as JSON has them, too); what is no literal is a string."""
     out: dict[str, Any] = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise typer.BadParameter(f"expected KEY=VALUE, got {pair!r}", param_hint="--set")
         try:
-            out[key.strip().replace("-", "_")] = ast.literal_eval(value)
+            out[key.strip().replace("-", "_")] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
         except (ValueError, SyntaxError):
             out[key.strip().replace("-", "_")] = value
     return out
