@@ -48,6 +48,13 @@ def unlike_llamacpp(name: str, text: str) -> bool:
     return name == "gemma3" and "</s>" in text
 
 
+@lru_cache(maxsize=2)
+def written_bytes(name: str) -> frozenset[int]:
+    """Bytes that have a token of their own.  SmolLM2 has none for 0xF2, for one: such a byte is dropped, and what then
+    stands side by side is merged by one library and not by the other.  Scoring refuses texts with such bytes."""
+    return frozenset(raw[0] for raw in all_bytes(both(name)[0]) if len(raw) == 1)
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("name", REAL)
 def test_ids_are_those_of_llamacpp_on_the_battery(name: str) -> None:
@@ -62,7 +69,7 @@ def test_ids_are_those_of_llamacpp_on_the_battery(name: str) -> None:
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=ANY_TEXT | AWKWARD, special=st.booleans())
 def test_ids_are_those_of_llamacpp_on_random_text(name: str, text: str, special: bool) -> None:
-    assume(not unlike_llamacpp(name, text))
+    assume(not unlike_llamacpp(name, text) and set(text.encode()) <= written_bytes(name))
     ours, theirs = both(name)
     assert ours.encode(text, parse_special=special) == theirs.encode(text, parse_special=special)
 
