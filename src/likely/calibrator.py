@@ -26,6 +26,7 @@ from likely.labelled import Kind, Labelled
 from likely.models.whole_file import write_whole_file
 
 FORMAT = 1
+PARTS = ("weights", "template", "settings")  # of a binding; "model" beside them is only a name
 FEWEST = 20  # labelled items; below, every map is noise
 FOLDS = 5
 AUTO = {
@@ -105,7 +106,7 @@ class Calibrator:
             kind, bound = record["kind"], record["binding"]
             if kind not in get_args(Kind):
                 raise DataError(f'{path} is damaged: kind "{kind}" (allowed: {", ".join(get_args(Kind))})')
-            if bound is not None and set(bound) != {"model", "weights", "template", "settings"}:
+            if bound is not None and set(bound) != {"model", *PARTS}:
                 raise DataError(f"{path} is damaged: the binding must name model, weights, template and settings")
             return cls(
                 _recalibrator(record["recalibrator"]), kind, confidence,
@@ -193,8 +194,8 @@ def _canonical(value: Any) -> Any:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Which parts of two bindings differ ("model" is only a name: the weights count)."""
-    return [part for part in ("weights", "template", "settings") if one.get(part) != other.get(part)]
+    """Which parts of two bindings differ."""
+    return [part for part in PARTS if one.get(part) != other.get(part)]
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from likely.calibrator import Calibrator, differences
+from likely.calibrator import PARTS, Calibrator, differences
 from likely.errors import DataError
 
 DEFAULT_TASK = "default"
@@ -34,7 +34,7 @@ def check_task(task: str) -> None:
 def place(bound: Mapping[str, Any], task: str = DEFAULT_TASK) -> Path:
     """Where the calibrator for these weights, template and settings is kept."""
     check_task(task)
-    parts = {name: bound[name] for name in ("weights", "template", "settings")}
+    parts = {name: bound[name] for name in PARTS}
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
     return folder() / task / f"{digest}.json"
 

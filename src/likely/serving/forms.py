@@ -27,15 +27,26 @@ ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 def form_of(asked: Generating) -> Form | None:
     """The form that the request names; ApiError 400 in one line for a wrong one and for two."""
-    return None if (found := _named_form(asked)) is None else found[1]
+    if (named := _named_form(asked)) is None:
+        return None
+    name, (option, value, settings) = named
+    try:
+        return make_form(**{option: value}, settings=settings)
+    except (LikelyError, ValueError, TypeError) as error:
+        raise ApiError(400, f"{name}: {error}", param=name) from None
 
 
-def asked_form(asked: Generating) -> tuple[str, Any, FormSettings] | None:
-    """The form as (option of generate, its value, settings)."""
-    return None if (found := _named_form(asked)) is None else found[0]
+def form_options(asked: Generating) -> dict[str, Any]:
+    """The form as options of `generate`; empty without one."""
+    if (named := _named_form(asked)) is None:
+        return {}
+    _, (option, value, settings) = named
+    unsupported = {} if settings.on_unsupported == "error" else {"on_unsupported": settings.on_unsupported}
+    return {option: value, **unsupported}
 
 
-def _named_form(asked: Generating) -> tuple[tuple[str, Any, FormSettings], Form] | None:
+def _named_form(asked: Generating) -> tuple[str, tuple[str, Any, FormSettings]] | None:
+    """(field of the request, (option of generate, its value, settings))"""
     found: dict[str, tuple[str, Any, FormSettings]] = {}
     for name, option in _FIELDS.items():
         if (value := getattr(asked, name)) is not None:
@@ -50,10 +61,7 @@ def _named_form(asked: Generating) -> tuple[tuple[str, Any, FormSettings], Form]
     ((name, (option, value, settings)),) = found.items()
     if option == "schema":
         value = _schema(value, name)
-    try:
-        return (option, value, settings), make_form(**{option: value}, settings=settings)
-    except (LikelyError, ValueError, TypeError) as error:
-        raise ApiError(400, f"{name}: {error}", param=name) from None
+    return name, (option, value, settings)
 
 
 def _response_format(held: Mapping[str, Any]) -> tuple[str, Any, FormSettings] | None:

@@ -9,26 +9,19 @@ from likely.calibrator import Calibrator
 from likely.confidence import calibrator_for, system_of
 from likely.errors import DataError
 from likely.model import Model
-from likely.serving.forms import asked_form
+from likely.serving.forms import form_options
 from likely.serving.limits import ApiError
 from likely.serving.schemas import Chat
 
 _LAW = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "logit_bias", "stop",
+    "max_tokens",
 )  # fmt: skip
 
 
 def settings_of(asked: Chat) -> dict[str, Any]:
-    """The request as options of `Model.chat`: those on which the law of an answer depends, where they say anything."""
-    found = {name: getattr(asked, name) for name in (*_LAW, "max_tokens")}
-    always = ("temperature", "max_tokens")
-    found = {name: value for name, value in found.items() if name in always or value not in (0, None, [], {})}
-    if (form := asked_form(asked)) is not None:
-        option, value, settings = form
-        found[option] = value
-        if settings.on_unsupported != "error":
-            found["on_unsupported"] = settings.on_unsupported
-    return found
+    """The request as options of `Model.chat`: those on which the law of an answer depends."""
+    return {**{name: getattr(asked, name) for name in _LAW}, **form_options(asked)}
 
 
 class Sureness:
