@@ -86,7 +86,7 @@ def fit(
     opt.refuse_same_file(file, output)
     if output is not None:
         check_target(output)
-        _refuse_existing(output, overwrite)
+        opt.refuse_existing(output, overwrite)
     labelled = read_labelled(file, limit=limit)
     kept = labelled.kind == "answer" and labelled.origin is not None
     if output is None and not kept:
@@ -172,7 +172,7 @@ def plot(
 
     if output is not None:
         check_target(output, FORMATS)
-        _refuse_existing(output, overwrite)
+        opt.refuse_existing(output, overwrite)
     labelled = _read(file, limit)
     shown = {"as given": reliability(*labelled.outcomes(labelled.predictions()), bins=bins)}
     if calibrator is not None:
@@ -185,11 +185,6 @@ def plot(
     elif output is None:
         for name, one in shown.items():
             typer.echo(f"{file}, {name}\n{as_text(one)}")
-
-
-def _refuse_existing(output: Path, overwrite: bool) -> None:
-    if output.exists() and not overwrite:
-        raise typer.BadParameter(f"{output} exists: choose another file or --overwrite", param_hint="--output")
 
 
 def _read(file: str, limit: int | None) -> Labelled:

@@ -95,8 +95,7 @@ def build(
     chosen = _checked_settings(kind, allowed, opt.parse_settings(settings))
     for path in corpus:
         opt.refuse_same_file(str(path), output)
-    if output.exists() and not overwrite:
-        raise typer.BadParameter(f"{output} exists: choose another file or --overwrite", param_hint="--output")
+    opt.refuse_existing(output, overwrite)
     found = _texts(corpus, field, limit)
     with opt.local_model(model) as lm:
         tokenizer, vocab_size, origin = lm.tokenizer, lm.runtime.vocab_size, opt.origin(lm)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from likely.cli import options as opt
+
 if TYPE_CHECKING:
     from likely.results import Generation
 
@@ -50,7 +52,7 @@ def form_options(
     if schema is not None:
         given: dict[str, Any] = {"schema": read_schema(schema)}
     elif grammar is not None:
-        given = {"grammar": _read(grammar)}
+        given = {"grammar": opt.read_text(grammar, encoding="utf-8-sig")}
     elif choices is not None:
         given = {"choices": _choices(choices)}
     else:
@@ -70,7 +72,7 @@ def read_schema(path: Path) -> Any:
     from likely.errors import DataError
 
     try:
-        schema = json.loads(_read(path))
+        schema = json.loads(opt.read_text(path, encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
     except RecursionError:
@@ -78,17 +80,6 @@ def read_schema(path: Path) -> Any:
     if not isinstance(schema, (dict, bool)):
         raise DataError(f"{path}: a JSON Schema is an object, found {type(schema).__name__}")
     return schema
-
-
-def _read(path: Path) -> str:
-    from likely.errors import DataError
-
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start})") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _choices(text: str) -> list[str]:

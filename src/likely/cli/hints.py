@@ -60,8 +60,7 @@ def learn_hints(
 
     check_target(output)
     _refuse_input(file, kept)
-    if output.exists() and not overwrite:
-        raise typer.BadParameter(f"{output} exists: choose another file or --overwrite", param_hint="--output")
+    opt.refuse_existing(output, overwrite)
     asked = [_question(line, file, known=True) for line in _lines(file, limit, known=True)]
     choice = ["", *_hints(hints)]
     with opt.local_model(model, runtime=runtime, context=context, threads=threads) as lm:
@@ -158,7 +157,7 @@ def hint(
 
 def _refuse_input(file: str, kept: Path | None) -> None:
     """The file of kept answers grows: it must not be the questions."""
-    if kept is not None and file != "-" and kept.exists() and kept.samefile(file):
+    if kept is not None and opt.same_file(file, kept):
         raise typer.BadParameter(f"{kept} is the file of questions: choose another", param_hint="--kept")
 
 
@@ -175,12 +174,7 @@ def _measured(stated: Stated) -> dict[str, float]:
 def _hints(path: Path) -> list[str]:
     from likely.errors import DataError
 
-    try:
-        texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start})") from None
+    texts = [line.strip() for line in opt.read_text(path).splitlines()]
     found = list(dict.fromkeys(text for text in texts if text))
     if not found:
         raise DataError(f"{path} holds no hints: one per line is expected")

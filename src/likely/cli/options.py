@@ -163,6 +163,24 @@ def same_file(one: str, other: Path) -> bool:
         return False
 
 
+def refuse_existing(output: Path, overwrite: bool) -> None:
+    """Refuse a target that is there already, unless it may be replaced."""
+    if output.exists() and not overwrite:
+        raise typer.BadParameter(f"{output} exists: choose another file or --overwrite", param_hint="--output")
+
+
+def read_text(path: str | Path, *, encoding: str = "utf-8") -> str:
+    """The text of a file; DataError in one line for one that cannot be read or is not UTF-8."""
+    from likely.errors import DataError
+
+    try:
+        return Path(path).read_text(encoding=encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+
+
 def refuse_same_file(file: str, output: Path | None) -> None:
     if output is not None and same_file(file, output):
         raise typer.BadParameter("the output would replace the input: choose another file", param_hint="--output")

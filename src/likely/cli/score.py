@@ -79,7 +79,7 @@ def score(
     if file is not None:
         opt.refuse_same_file(file, output)
     checked = _read(file, limit, on_error == "skip") if file is not None else None
-    text = _read_text(perplexity) if perplexity is not None else ""
+    text = opt.read_text(perplexity) if perplexity is not None else ""
     if perplexity is not None and not text:
         raise DataError(f"{perplexity} is empty: nothing to score")
     if output is not None and file is None:
@@ -133,17 +133,6 @@ def _pair_texts(line: Line, where: str) -> tuple[str, list[str]]:
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
         raise DataError(f'{where}:{line.number}: field "answers" must be a list of one or more strings')
     return prompt, answers
-
-
-def _read_text(path: str) -> str:
-    from likely.errors import DataError
-
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start})") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _score_file(
