@@ -39,13 +39,13 @@ from likely.evidence import (
     Figure,
     Source,
     data_sources,
+    model_source,
     run_script,
     surroundings,
     verdict_of,
     write_result,
 )
 from likely.intervals import bootstrap_ratio
-from likely.models.catalog import find_model, known_model
 from likely.models.hashes import cache_dir, file_sha256
 from likely.prompting.lora import train_lora
 from likely.prompting.nbest import NBest, SpokenTask, Style
@@ -374,16 +374,13 @@ def main() -> None:
         plan, wanted = replace(plan, steps=6, seeds=1), wanted[:60]
     spoken = list(chosen(read_lists(options.lists), wanted))
     train, test = ([one for one in spoken if one.split == split] for split in ("train", "test"))
-    model = known_model("smollm2")
-    assert model is not None
-    path = find_model(model.name)
     made = Source(
         name="n-best lists (flite, pocketsphinx)", sha256=file_sha256(options.lists), licence="made from the others"
     )
-    with likely.load(model.name, runtime="torch", threads=1) as lm:
+    with likely.load("smollm2", runtime="torch", threads=1) as lm:
         evidence = study(
             lm, train, test, plan, keep=options.keep, full=options.full, data=[*data_sources(FILES), made],
-            models=[Source(name=path.name, sha256=file_sha256(path), licence=model.licence)],
+            models=[model_source("smollm2")],
         )  # fmt: skip
     for figure in evidence.figures:
         print(f"{figure.subject:36} {figure.quantity:34} {figure.value:7.3f} [{figure.low:.3f}, {figure.high:.3f}]")

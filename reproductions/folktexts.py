@@ -38,14 +38,13 @@ from likely.evidence import (
     Figure,
     Source,
     data_sources,
+    model_source,
     run_script,
     surroundings,
     verdict_of,
     write_result,
 )
 from likely.jsonl import Line, line_digest
-from likely.models.catalog import find_model, known_model
-from likely.models.hashes import file_sha256
 from likely.prompting.risk import RiskScorer, labels_of
 from likely.prompting.risk_report import BINS, METRICS, RESAMPLES, risk_report
 from likely.prompting.table_task import TableTask, load_task
@@ -328,9 +327,7 @@ def main() -> None:
     names = ["smollm2"] if options.quick else ["smollm2", "gemma3"]
     sources = []
     for name in names:
-        known, path = known_model(name), find_model(name)
-        assert known is not None
-        sources.append(Source(name=path.name, sha256=file_sha256(path), licence=known.licence))
+        sources.append(model_source(name))
     sizes = {"smollm2": 20} if options.quick else dict.fromkeys(names, 1000) if options.full else SIZES
     opened = {name: (sizes[name], partial(likely.load, name, runtime="llamacpp", threads=1)) for name in names}
     with tempfile.TemporaryDirectory() as scratch:

@@ -28,12 +28,20 @@ from scipy.stats import spearmanr
 import likely
 from likely.calibration.bootstrap import interval
 from likely.calibration.ranking import auroc
-from likely.evidence import Check, Evidence, Figure, Source, run_script, surroundings, verdict_of, write_result
+from likely.evidence import (
+    Check,
+    Evidence,
+    Figure,
+    Source,
+    model_source,
+    run_script,
+    surroundings,
+    verdict_of,
+    write_result,
+)
 from likely.grading import same_number, same_text
 from likely.intervals import wilson
 from likely.model import Model
-from likely.models.catalog import find_model, known_model
-from likely.models.hashes import file_sha256
 from likely.models.load import ModelInfo
 from likely.models.toy import CharTokenizer
 from likely.uncertainty.plan import estimate, gather
@@ -389,10 +397,7 @@ def main() -> None:
     options = parser.parse_args()
     models, sources = {}, []
     for name in ("smollm2", "gemma3"):
-        known = known_model(name)
-        assert known is not None
-        path = find_model(name)
-        sources.append(Source(name=path.name, sha256=file_sha256(path), licence=known.licence))
+        sources.append(model_source(name))
         models[name] = lambda name=name: likely.load(name, runtime="llamacpp", threads=1)  # type: ignore[misc]
     size = {"count": 10, "inputs": 20, "steps": 100} if options.quick else {"count": None if options.full else 100}
     evidence = study(models, full=options.full, sources=sources, **size)

@@ -33,6 +33,7 @@ from likely.evidence import (
     Figure,
     Source,
     data_sources,
+    model_source,
     run_script,
     surroundings,
     verdict_of,
@@ -41,8 +42,6 @@ from likely.evidence import (
 from likely.guided.form import FormSettings, make_form
 from likely.intervals import bootstrap_ratio, wilson
 from likely.measure import cores
-from likely.models.catalog import find_model, known_model
-from likely.models.hashes import file_sha256
 from likely.models.whole_file import write_whole_file
 
 MODELS = ("smollm2", "gemma3")
@@ -359,10 +358,7 @@ def main() -> None:
     sources = []
     models = {}
     for name in MODELS:
-        known = known_model(name)
-        assert known is not None
-        path = find_model(name)
-        sources.append(Source(name=path.name, sha256=file_sha256(path), licence=known.licence))
+        sources.append(model_source(name))
         models[name] = likely.load(name, runtime="llamacpp", threads=options.threads)
     try:
         evidence = study(

@@ -44,14 +44,13 @@ from likely.evidence import (
     Figure,
     Source,
     data_sources,
+    model_source,
     run_script,
     surroundings,
     verdict_of,
     write_result,
 )
 from likely.labelled import Labelled
-from likely.models.catalog import find_model, known_model
-from likely.models.hashes import file_sha256
 
 H, TEMPERATURE, NONE = "h-calibration", "temperature", "uncalibrated"
 METHODS: dict[str, Callable[[int, int], Fitted | None]] = {  # (rows, steps) -> not fitted yet
@@ -313,10 +312,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
     options = parser.parse_args()
     started = time.perf_counter()
-    known = known_model("smollm2")
-    assert known is not None
-    path = find_model(known.name)
-    digest = file_sha256(path)
+    source = model_source("smollm2")
     sets: dict[str, Callable[[], Labelled]] = {}
     if options.quick:
         sets["CLINC150 domains"] = lambda: intents("domain", rows=400, epochs=2, train_rows=1500)
@@ -327,12 +323,12 @@ def main() -> None:
             sets["CLINC150 intents"] = lambda: intents("intent")
         sets["CIFAR-10, VGG16"] = lambda: images(None if options.full else 3000)
         each = 1000 if options.full else 300
-        sets["ARC-Easy, SmolLM2"] = lambda: option_scores(known.name, digest, each, options.keep)
+        sets["ARC-Easy, SmolLM2"] = lambda: option_scores("smollm2", source.sha256, each, options.keep)
     rows, steps, resamples = (200, 5, 10) if options.quick else (4000, 2000, 500) if options.full else (600, 100, 100)
     evidence = study(
         sets, fit_rows=rows, steps=steps, resamples=resamples, full=options.full,
         splits=2 if options.quick else SPLITS, started=started,
-        models=[Source(name=path.name, sha256=digest, licence=known.licence)], data=data_sources(FILES),
+        models=[source], data=data_sources(FILES),
     )  # fmt: skip
     for figure in evidence.figures:
         ends = "" if figure.low is None else f" [{figure.low:.4f}, {figure.high:.4f}]"

@@ -32,6 +32,7 @@ from likely.evidence import (
     Figure,
     Source,
     data_sources,
+    model_source,
     run_script,
     surroundings,
     verdict_of,
@@ -41,8 +42,6 @@ from likely.guided.query import ActionError, Cost, Lookup, calculate, query
 from likely.guided.query.session import Session, Settings
 from likely.guided.query.text import Segment
 from likely.intervals import bootstrap_ratio, wilson
-from likely.models.catalog import find_model, known_model
-from likely.models.hashes import file_sha256
 
 FILES = (("trec", "test.jsonl.gz"), ("gsm8k", "test.jsonl.gz"))
 CHUNK = 30  # tokens per call of the baseline, as in the paper
@@ -394,13 +393,10 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="50, 50 and 40 items")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "results")
     options = parser.parse_args()
-    model = known_model("smollm2")
-    assert model is not None
-    path = find_model(model.name)
-    with likely.load(model.name, runtime="llamacpp", threads=1) as lm:
+    with likely.load("smollm2", runtime="llamacpp", threads=1) as lm:
         evidence = study(
             lm, tasks(options.full), full=options.full, data=data_sources(FILES),
-            models=[Source(name=path.name, sha256=file_sha256(path), licence=model.licence)],
+            models=[model_source("smollm2")],
         )  # fmt: skip
     for figure in evidence.figures:
         print(f"{figure.subject:36} {figure.quantity:18} {figure.value:8.2f} [{figure.low:.2f}, {figure.high:.2f}]")

@@ -37,13 +37,13 @@ from likely.evidence import (
     Figure,
     Source,
     data_sources,
+    model_source,
     run_script,
     surroundings,
     verdict_of,
     write_result,
 )
-from likely.models.catalog import find_model, known_model
-from likely.models.hashes import cache_dir, file_sha256
+from likely.models.hashes import cache_dir
 from likely.prompting.dynamic import POLICIES, Example, LabelTask, budget_threshold, label_scores, reask
 
 BUDGET, SAMPLES, RESAMPLES, CHUNK = 0.2, 10, 500, 32
@@ -420,13 +420,9 @@ def main() -> None:
     cases = [case(name, test=n, answered=answered, near=near) for name, (n, answered, near) in sizes.items()]
     models, sources = [], []
     for name in ("gemma3", "smollm2") if options.full else ("gemma3",):
-        known = known_model(name)
-        assert known is not None
-        path = find_model(name)
-        sha = file_sha256(path)
-        sources.append(Source(name=path.name, sha256=sha, licence=known.licence))
+        sources.append(model_source(name))
         lm = likely.load(name, runtime="llamacpp", threads=1)
-        models.append((name, lm, Kept(options.kept, sha)))
+        models.append((name, lm, Kept(options.kept, sources[-1].sha256)))
     files = [(name, f"{part}.jsonl.gz") for name in CLASSES for part in ("rules", "train", "test")]
     evidence = study(models, cases, full=options.full, sources=sources, data=data_sources(files))
     for _, lm, _ in models:

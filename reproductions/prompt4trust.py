@@ -37,14 +37,14 @@ from likely.evidence import (
     Figure,
     Source,
     data_sources,
+    model_source,
     run_script,
     surroundings,
     verdict_of,
     write_result,
 )
 from likely.measure import cores
-from likely.models.catalog import find_model, known_model
-from likely.models.hashes import cache_dir, file_sha256
+from likely.models.hashes import cache_dir
 from likely.prompting.confidence_reward import confidence_reward
 from likely.prompting.hint_bandit import HintBandit
 from likely.prompting.hint_downstream import Downstream, Question, Stated, hint_features, names_an_option
@@ -362,10 +362,7 @@ def main() -> None:
     names = ("smollm2",) if options.quick else ("smollm2", "gemma3")
     sources, models = [], {}
     for name in names:
-        known = known_model(name)
-        assert known is not None
-        path = find_model(name)
-        sources.append(Source(name=path.name, sha256=file_sha256(path), licence=known.licence))
+        sources.append(model_source(name))
         models[name] = likely.load(name, runtime="llamacpp", threads=options.threads)
     kept = options.kept or cache_dir() / "prompt4trust"
     try:

@@ -33,14 +33,14 @@ from likely.evidence import (
     Figure,
     Source,
     data_sources,
+    model_source,
     run_script,
     surroundings,
     verdict_of,
     write_result,
 )
 from likely.intervals import wilson
-from likely.models.catalog import find_model, known_model
-from likely.models.hashes import cache_dir, file_sha256
+from likely.models.hashes import cache_dir
 from likely.prompting.answer_quality import accuracy, f1_of_prompts, macro_f1
 from likely.prompting.choosing import Calibration, calibrated, select
 from likely.prompting.prompt_scores import PromptScores
@@ -342,10 +342,7 @@ def main() -> None:
     prompts, inputs = (40, 200) if options.full else (4, 10) if options.quick else (12, 60)
     models, sources = {}, []
     for name in ("smollm2", "gemma3"):
-        known = known_model(name)
-        assert known is not None
-        path = find_model(name)
-        sources.append(Source(name=path.name, sha256=file_sha256(path), licence=known.licence))
+        sources.append(model_source(name))
         models[name] = lambda name=name: likely.load(name, runtime="llamacpp", threads=1)  # type: ignore[misc]
     hashes = {name: source.sha256 for name, source in zip(models, sources, strict=True)}
     sets = {OPT: published(), **score_sets(models, tasks(prompts, inputs), hashes, options.keep, print)}

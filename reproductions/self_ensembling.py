@@ -36,13 +36,13 @@ from likely.evidence import (
     Figure,
     Source,
     data_sources,
+    model_source,
     run_script,
     surroundings,
     verdict_of,
     write_result,
 )
-from likely.models.catalog import find_model, known_model
-from likely.models.hashes import cache_dir, file_sha256
+from likely.models.hashes import cache_dir
 from likely.prompting.combining import Combination, combined
 from likely.prompting.demonstrations import FewShotTask, fingerprint
 from likely.prompting.ensemble import EnsembleSpec, SelfEnsemble, Vary, tuning_pairs
@@ -341,10 +341,7 @@ def main() -> None:
         name, plan, tests = "quick", Plan(size=2, shots=2, sft=(2, 2), sicl=(1, 2), resamples=20), 8
     else:
         name, plan, tests = "default", Plan(), 60
-    known = known_model("smollm2")
-    assert known is not None
-    path = find_model("smollm2")
-    source = Source(name=path.name, sha256=file_sha256(path), licence=known.licence)
+    source = model_source("smollm2")
     keep = (options.keep or cache_dir() / "self_ensembling") / name
     with likely.load("smollm2", runtime="torch", threads=1) as lm:
         evidence = study(

@@ -37,14 +37,13 @@ from likely.evidence import (
     Figure,
     Source,
     data_sources,
+    model_source,
     run_script,
     surroundings,
     verdict_of,
     write_result,
 )
 from likely.intervals import bootstrap_ratio
-from likely.models.catalog import find_model, known_model
-from likely.models.hashes import file_sha256
 
 FILES = (
     ("text-to-sql", "questions.jsonl.gz"),
@@ -392,11 +391,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
     options = parser.parse_args()
     full = options.full
-    model = known_model("smollm2")
-    assert model is not None
-    path = find_model(model.name)
     started = time.perf_counter()
-    with likely.load(model.name, threads=1) as lm:
+    with likely.load("smollm2", threads=1) as lm:
         translations = 60 if full else 8
         sql = sql_traces(lm)[: None if full else 160]
         sets = {"self-correction": correction_traces(lm), "redundant turns": redundant_traces(lm)}
@@ -408,7 +404,7 @@ def main() -> None:
     evidence = study(
         sql, sets, controls, orders=10 if full else 3, full=full, data=data, left_out=translations - len(translated),
         seconds=time.perf_counter() - started,
-        models=[Source(name=path.name, sha256=file_sha256(path), licence=model.licence)],
+        models=[model_source("smollm2")],
     )  # fmt: skip
     for figure in evidence.figures:
         ends = f"[{figure.low:.2f}, {figure.high:.2f}]" if figure.low is not None else figure.note

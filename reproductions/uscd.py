@@ -36,6 +36,7 @@ from likely.evidence import (
     Figure,
     Source,
     data_sources,
+    model_source,
     run_script,
     surroundings,
     verdict_of,
@@ -46,8 +47,6 @@ from likely.guided.contrast import PRESETS, Contrast, contrasted
 from likely.guided.gate import CollisionGate, root_collision
 from likely.intervals import bootstrap_ratio
 from likely.measure import refuse_busy
-from likely.models.catalog import find_model, known_model
-from likely.models.hashes import file_sha256
 from likely.models.rows import log_softmax
 from likely.models.runtime import Want, Work
 
@@ -391,13 +390,10 @@ def main() -> None:
     full = options.full
     if full:
         refuse_busy()
-    model = known_model("smollm2")
-    assert model is not None
-    path = find_model(model.name)
-    with likely.load(model.name, runtime="llamacpp", threads=1) as lm:
+    with likely.load("smollm2", runtime="llamacpp", threads=1) as lm:
         evidence = study(
             lm, tasks_of(None if full else 24), full=full, timed=full, written=12 if full else 6,
-            models=[Source(name=path.name, sha256=file_sha256(path), licence=model.licence)],
+            models=[model_source("smollm2")],
             data=data_sources(FILES),
         )  # fmt: skip
     for figure in evidence.figures:

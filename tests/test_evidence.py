@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from likely.evidence import (
     Check,
     Evidence,
     Figure,
+    model_source,
     read_result,
     read_results,
     surroundings,
@@ -137,3 +139,12 @@ def test_a_broken_file_names_itself_and_the_field(tmp_path):
     with pytest.raises(DataError, match='id is "trial"'):
         read_results(tmp_path)
     assert read_results(None) == read_results(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.real
+def test_the_source_of_a_model_is_its_file(smollm2_path):
+    source = model_source("smollm2")
+    assert source.name == smollm2_path.name and source.licence
+    assert source.sha256 == hashlib.sha256(smollm2_path.read_bytes()).hexdigest()
+    with pytest.raises(DataError, match='no model is known by the name "gpt-9"'):
+        model_source("gpt-9")

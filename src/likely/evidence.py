@@ -162,6 +162,18 @@ def data_sources(files: Iterable[tuple[str, str]]) -> list[Source]:
     return found
 
 
+def model_source(name: str) -> Source:
+    """The Source of a model that is known by name."""
+    from likely.models.catalog import find_model, known_model
+    from likely.models.hashes import file_sha256
+
+    known = known_model(name)
+    if known is None:
+        raise DataError(f'no model is known by the name "{name}" (likely models lists them)')
+    path = find_model(name)
+    return Source(name=path.name, sha256=file_sha256(path), licence=known.licence)
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main: errors that a user can mend in one line, Ctrl-C as the shell expects it."""
     try:
