@@ -295,13 +295,13 @@ class PaddingByTokenId(Broken):
 
     ids: dict | None = None
 
-    def _compute(self, sequences, work, tokens, rows):
+    def _compute(self, sequences, work, tokens, slots):
         self.ids = self.ids or {}
         for s, own in zip(sequences, tokens, strict=True):
             known = self.ids.get(s, [])[: s.length + s.pending]
             self.ids[s] = [*known, *own.tolist()]
         self._texts = [self.ids[s] for s in sequences]
-        return super()._compute(sequences, work, tokens, rows)
+        return super()._compute(sequences, work, tokens, slots)
 
     def commit(self, accepted):
         accepted = list(accepted)
@@ -319,7 +319,7 @@ class PaddingByTokenId(Broken):
 
 
 def _without_pads(piece, window, text):
-    from likely.models.torch_attention import Piece
+    from likely.models.slot_layout import Piece
 
     seen = Piece.visible(piece, window)
     first, last = piece.first_column(window), len(piece.slots)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from likely.errors import KvFull
-from likely.models.torch_slots import FIRST_CAPACITY, SlotPool
+from likely.models.slots import FIRST_CAPACITY
+from likely.models.torch_slots import SlotPool
 
 
 @settings(max_examples=60, deadline=None)

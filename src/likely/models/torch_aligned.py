@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from likely.errors import CapabilityError, KvFull
+from likely.errors import CapabilityError
 from likely.models.runtime import Capabilities, IntArray, Sequence, Work
-from likely.models.torch_attention import Group, Piece, attend_group
-from likely.models.torch_layout import Layout, TorchSequence
+from likely.models.slot_layout import Layout, Piece
+from likely.models.slot_runtime import SlotSequence
+from likely.models.slots import TokenCount
+from likely.models.torch_attention import Group, attend_group
 from likely.models.torch_rows import RowCollector
 from likely.models.torch_runtime import Part, TorchRuntime
 
@@ -28,35 +30,11 @@ KeysValues = tuple[torch.Tensor, torch.Tensor]  # each (B, H_kv, C, D)
 
 
 @dataclass(eq=False)
-class AlignedSequence(TorchSequence):
+class AlignedSequence(SlotSequence):
     """held, nodes: columns of row `row` of `rectangle`, in ascending order; its layers, none before the first call."""
 
     rectangle: list[KeysValues] = field(default_factory=list)
     row: int = 0
-
-
-@dataclass(eq=False)
-class Counted:
-    """Stands in for a pool of slots: every sequence owns its tokens, so that only their number is kept."""
-
-    limit: int
-    used: int = 0
-    bytes_per_token: int = 0
-
-    @property
-    def free(self) -> int:
-        return self.limit - self.used
-
-    def retain(self, columns: IntArray) -> None:
-        if len(columns) > self.free:
-            raise KvFull(len(columns), self.free)
-        self.used += len(columns)
-
-    def release(self, columns: IntArray) -> None:
-        self.used -= len(columns)
-
-    def clear(self) -> None:
-        self.used = 0
 
 
 @dataclass
@@ -132,19 +110,24 @@ class RepadTorchRuntime(TorchRuntime):
         if isinstance(sequence, AlignedSequence):
             sequence.rectangle = []
 
-    def _new_pool(self, limit: int) -> Counted:
-        return Counted(limit)
+    def _new_table(self, limit: int) -> TokenCount:
+        return TokenCount(limit)
 
-    def _new_sequence(self, held: IntArray, source: TorchSequence | None = None) -> AlignedSequence:
+    def _new_sequence(self, held: IntArray, source: SlotSequence | None = None) -> AlignedSequence:
         sequence = AlignedSequence(length=len(held), held=held, epoch=self._epoch)
         if isinstance(source, AlignedSequence):
             sequence.rectangle, sequence.row = source.rectangle, source.row  # read only: a call writes a new rectangle
         return sequence
 
-    def _compute(
-        self, sequences: list[TorchSequence], work: list[Work], tokens: list[IntArray], rows: RowCollector
-    ) -> list[IntArray]:
-        layouts = [Layout.of(s, item, np.arange(len(t))) for s, item, t in zip(sequences, work, tokens, strict=True)]
+    def _fill(
+        self,
+        sequences: list[SlotSequence],
+        work: list[Work],
+        tokens: list[IntArray],
+        slots: list[IntArray],
+        rows: RowCollector,
+    ) -> None:
+        layouts = [Layout.of(*of) for of in zip(sequences, work, slots, strict=True)]
         places = [
             Row(s.rectangle, s.row, np.concatenate([s.held, np.array(s.nodes, np.int64)]))
             for s in sequences
@@ -152,16 +135,13 @@ class RepadTorchRuntime(TorchRuntime):
         ]
         for parts in self._calls(work, rows):
             self._call_rectangle(parts, layouts, places, tokens, rows)
-        new = []
-        for sequence, place, own in zip(sequences, places, tokens, strict=True):
+        for i, (sequence, place) in enumerate(zip(sequences, places, strict=True)):
             assert isinstance(sequence, AlignedSequence)
-            first = len(place.columns) - len(own)
+            first = len(place.columns) - len(tokens[i])
             sequence.rectangle, sequence.row = place.rectangle, place.row
             sequence.held = place.columns[: sequence.length]
             sequence.nodes = place.columns[sequence.length : first].tolist()
-            new.append(place.columns[first:])
-        self._pool.used += sum(map(len, tokens))
-        return new
+            slots[i] = place.columns[first:]
 
     def _call_rectangle(
         self, parts: list[Part], layouts: list[Layout], places: list[Row], tokens: list[IntArray], rows: RowCollector
@@ -176,7 +156,7 @@ class RepadTorchRuntime(TorchRuntime):
         pads = [width - len(place.columns) for place in together]
         plan = RectanglePlan(past, pieces, pads, width, self.device)
         self._run(parts, np.concatenate([piece.positions for piece in pieces]), plan, tokens, rows)
-        self._pool.bytes_per_token = sum(t[0, :, 0].numel() * t.element_size() for pair in plan.layers for t in pair)
+        self._table.bytes_per_token = sum(t[0, :, 0].numel() * t.element_size() for pair in plan.layers for t in pair)
         for i, (part, place, pad) in enumerate(zip(parts, together, pads, strict=True)):
             end = len(place.columns) + part.stop - part.start
             places[part.item] = Row(plan.layers, i, pad + np.arange(end))

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 
 from likely.models.runtime import IntArray
+from likely.models.slot_layout import Piece
 from likely.models.torch_slots import SlotPool, Where
 
 INTERFACE = "likely_slots"
@@ -47,42 +47,6 @@ class AttentionPlan(Protocol):
         softcap: float | None,
         sinks: torch.Tensor | None,
     ) -> torch.Tensor: ...
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The queries of one sequence in one call, and what they may see.
-
-    positions (n,)    of the queries
-    slots     (S,)    seen by some query; the first `kept` are tokens at positions 0.. that every query may see
-    tail      (n, S - kept) bool: which of the other slots each query sees; None: the queries themselves, as a chain
-    tail_positions    (S - kept,)
-    canvas            the queries see each other in both directions
-    """
-
-    positions: IntArray
-    slots: IntArray
-    kept: int
-    tail: NDArray[np.bool_] | None = None
-    tail_positions: IntArray | None = None
-    canvas: bool = False
-
-    def first_column(self, window: int | None) -> int:
-        """Columns before this one are outside the window of every query."""
-        if window is None:
-            return 0
-        return int(np.clip(self.positions.min() - window + 1, 0, self.kept))
-
-    def visible(self, window: int | None) -> NDArray[np.bool_]:
-        """(n, S - first_column) which slot each query sees. A window counts positions, not columns."""
-        first, n = self.first_column(window), len(self.positions)
-        tail = np.tri(n, dtype=bool) if self.tail is None else self.tail
-        seen = np.concatenate([np.ones((n, self.kept - first), bool), tail], axis=1)
-        if window is not None:
-            after = self.positions if self.tail_positions is None else self.tail_positions
-            distance = self.positions[:, None] - np.concatenate([np.arange(first, self.kept), after])[None, :]
-            seen &= np.abs(distance) < window
-        return seen
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from likely.errors import KvFull, ModelError
+from likely.errors import ModelError
 from likely.models.runtime import (
     Capabilities,
     FloatArray,
@@ -20,18 +20,14 @@ from likely.models.runtime import (
     LayerPlan,
     Limits,
     Output,
-    Path,
-    Sequence,
     Work,
-    check_length,
-    check_open,
-    check_path,
-    check_work,
 )
+from likely.models.slot_layout import Layout, texts_of
+from likely.models.slot_runtime import SlotRuntime, SlotSequence
+from likely.models.slots import TokenCount
 from likely.models.torch_attention import AttentionPlan, Plan, register_interface
 from likely.models.torch_check import is_causal, why_not_slots
 from likely.models.torch_layers import LayerParts
-from likely.models.torch_layout import Layout, TorchSequence, texts_of
 from likely.models.torch_module import ModuleCall, weights_digest
 from likely.models.torch_rows import RowCollector
 from likely.models.torch_slots import SlotPool
@@ -52,7 +48,7 @@ class Part:
     stop: int
 
 
-class TorchRuntime:
+class TorchRuntime(SlotRuntime):
     """A transformers model, in evaluation mode while it runs here; its weights may be trained in between.
 
     module       any causal language model; `module(input_ids=...)` must give `.logits`
@@ -78,35 +74,31 @@ class TorchRuntime:
         module.eval()
         self.module = module
         self._call = ModuleCall(module)
-        self.context_length = self._call.context_length
-        self._epoch: object = object()
-        self._open: set[TorchSequence] = set()
-        self.vocab_size = self._plain_vocab_size()
-        self.revision = revision if revision is not None else self._digest()
-
         self.cached = True
-        self.capabilities = Capabilities(
-            trees=True, fork=True, truncate=True, hidden=True, full_attention=True, gradients=True
+        super().__init__(
+            vocab_size=self._plain_vocab_size(),
+            context_length=self._call.context_length,
+            capabilities=Capabilities(
+                trees=True, fork=True, truncate=True, hidden=True, full_attention=True, gradients=True
+            ),
+            limits=Limits(sequences, CHECK_TOKENS, CHECK_TOKENS, tokens_per_call),
+            revision=revision if revision is not None else self._digest(),
         )
-        self.limits = Limits(sequences, CHECK_TOKENS, CHECK_TOKENS, tokens_per_call)
-        self._pool = self._new_pool(CHECK_TOKENS)
         self.not_cached_because = why_not_slots(self)
         self.cached = self.not_cached_because is None
-        self.kv_bytes_per_token = self._pool.bytes_per_token if self.cached else 0
+        self.kv_bytes_per_token = self._table.bytes_per_token if self.cached else 0
         if not self.cached:
             if not is_causal(self):
                 raise ModelError(
                     f"{type(module).__name__} is no causal language model: later tokens change the rows of earlier ones"
                 )
             self.capabilities = Capabilities(trees=True, fork=True, truncate=True, hidden=True, gradients=True)
-        self._parts = LayerParts.of(module) if self.cached and isinstance(self._pool, SlotPool) else None
+        self._parts = LayerParts.of(module) if self.cached and isinstance(self._table, SlotPool) else None
         if self._parts is not None and len(self._parts) == len(self.layer_windows):
             self.capabilities = replace(self.capabilities, layers=len(self._parts))
         if tokens_held is None:
             tokens_held = self._default_tokens_held()
-        self.limits = Limits(sequences, tokens_held, tokens_held, tokens_per_call)
-        self._open.clear()
-        self._pool = self._new_pool(tokens_held)
+        self._set_limits(Limits(sequences, tokens_held, tokens_held, tokens_per_call))
 
     @classmethod
     def from_pretrained(
@@ -181,135 +173,39 @@ class TorchRuntime:
 
     def refresh(self, revision: str | None = None) -> None:
         """The weights changed: name them anew and invalidate every sequence; what they held is free again."""
-        self._epoch = object()
-        self._open.clear()
-        self._pool.clear()
+        self._invalidate()
         self.revision = revision if revision is not None else self._digest()
-
-    # --- sequences --------------------------------------------------------------------------------------------------
-
-    def open(self) -> TorchSequence:
-        self._check_sequences()
-        sequence = self._new_sequence(np.empty(0, np.int64))
-        self._open.add(sequence)
-        return sequence
-
-    def fork(self, sequence: Sequence, length: int | None = None) -> TorchSequence:
-        own = self._own(sequence)
-        length = own.length if length is None else length
-        check_length(own, length)
-        self._check_sequences()
-        if self.cached:
-            self._pool.retain(own.held[:length])
-        elif length > self.free_tokens():
-            raise KvFull(length, self.free_tokens())
-        copy = self._new_sequence(own.held[:length].copy(), own)
-        self._open.add(copy)
-        return copy
-
-    def commit(self, accepted: Iterable[tuple[Sequence, Path]]) -> None:
-        chosen = [(self._own(sequence), [int(node) for node in path]) for sequence, path in accepted]
-        if len({id(sequence) for sequence, _ in chosen}) < len(chosen):
-            raise ValueError("one commit may name a sequence only once")
-        for sequence, path in chosen:
-            check_path(sequence, path)
-        for sequence, path in chosen:
-            kept = np.array([sequence.nodes[node] for node in path], np.int64)
-            dropped = np.array(sequence.nodes, np.int64)[np.setdiff1d(np.arange(sequence.pending), path)]
-            self._drop_nodes(sequence, dropped)
-            sequence.held = np.concatenate([sequence.held, kept])
-            sequence.length += len(path)
-
-    def truncate(self, sequence: Sequence, length: int) -> None:
-        own = self._own(sequence)
-        check_length(own, length)
-        self._drop_nodes(own, np.array(own.nodes, np.int64))
-        if self.cached:
-            self._pool.release(own.held[length:])
-        own.held, own.length = own.held[:length].copy(), length
-
-    def close(self, sequence: Sequence) -> None:
-        if sequence.closed or not isinstance(sequence, TorchSequence):
-            return
-        if sequence.epoch is self._epoch:
-            self.truncate(sequence, 0)
-            self._open.discard(sequence)
-        sequence.closed = True
-
-    def free_tokens(self) -> int:
-        if self.cached:
-            return self._pool.free
-        return self.limits.tokens_held - sum(s.length + s.pending for s in self._open)
-
-    def shutdown(self) -> None:
-        for sequence in list(self._open):
-            self.close(sequence)
-        self._pool.clear()
-
-    def _new_pool(self, limit: int) -> Any:
-        """Where keys and values are kept, or at least counted; layouts of other kinds have their own."""
-        return SlotPool(limit)
-
-    def _new_sequence(self, held: IntArray, source: TorchSequence | None = None) -> TorchSequence:
-        """A sequence that holds the first len(held) tokens of `source`."""
-        return TorchSequence(length=len(held), held=held, epoch=self._epoch)
-
-    def _drop_nodes(self, sequence: TorchSequence, released: IntArray) -> None:
-        if self.cached:
-            self._pool.release(released)
-        sequence.nodes, sequence.parents, sequence.depths, sequence.plan = [], [], [], None
-
-    def _own(self, sequence: Sequence) -> TorchSequence:
-        check_open(sequence)
-        if not isinstance(sequence, TorchSequence) or sequence.epoch is not self._epoch:
-            raise ModelError(
-                "this sequence belongs to another runtime or to weights before refresh(): open a new one here"
-            )
-        return sequence
-
-    def _check_sequences(self) -> None:
-        free = self.limits.sequences - len(self._open)
-        if free < 1:
-            raise KvFull(1, free, "sequences")
 
     # --- evaluation -------------------------------------------------------------------------------------------------
 
-    def forward(self, work: Seq[Work]) -> list[Output]:
-        work = list(work)
-        sequences = [self._own(item.sequence) for item in work]
-        check_work(work, vocab_size=self.vocab_size, context_length=self.context_length, capabilities=self.capabilities)
-        if not work:
-            return []
-        tokens = [np.asarray(item.tokens, np.int64) for item in work]
-        needed = sum(map(len, tokens))
-        if needed > self.free_tokens():
-            raise KvFull(needed, self.free_tokens())
-        rows = RowCollector([item.want for item in work], [len(t) for t in tokens], self.vocab_size)
-        if not self.cached:
-            self._recompute(sequences, work, tokens, rows)
-            self._hold(sequences, work, tokens)
-            return rows.outputs()
-        self._hold(sequences, work, self._compute(sequences, work, tokens, rows))
-        return rows.outputs()
+    def _new_table(self, limit: int) -> Any:
+        """Where keys and values are kept, or at least counted; layouts of other kinds have their own."""
+        return SlotPool(limit) if self.cached else TokenCount(limit)
 
     def _compute(
-        self, sequences: list[TorchSequence], work: list[Work], tokens: list[IntArray], rows: RowCollector
-    ) -> list[IntArray]:
-        """Fill `rows`; returns the slots of the new tokens of each piece of work."""
-        slots: list[IntArray] = []
-        try:
-            for sequence, own in zip(sequences, tokens, strict=True):
-                last = sequence.nodes[-1] if sequence.nodes else int(sequence.held[-1]) if sequence.length else -1
-                slots.append(self._pool.allocate(len(own), after=last))
-            layouts = [Layout.of(*of) for of in zip(sequences, work, slots, strict=True)]
-            for parts in self._calls(work, rows):
-                with self._leaving_out(work[parts[0].item].layers) as attending:
-                    self._evaluate(parts, layouts, tokens, rows, attending)
-        except BaseException:
-            for taken in slots:
-                self._pool.release(taken)
-            raise
-        return slots
+        self, sequences: list[SlotSequence], work: list[Work], tokens: list[IntArray], slots: list[IntArray]
+    ) -> list[Output]:
+        rows = RowCollector([item.want for item in work], [len(t) for t in tokens], self.vocab_size)
+        if self.cached:
+            self._fill(sequences, work, tokens, slots, rows)
+        else:
+            self._recompute(sequences, work, tokens, rows)
+            slots[:] = tokens
+        return rows.outputs()
+
+    def _fill(
+        self,
+        sequences: list[SlotSequence],
+        work: list[Work],
+        tokens: list[IntArray],
+        slots: list[IntArray],
+        rows: RowCollector,
+    ) -> None:
+        """Fill `rows`, with keys and values in `slots`."""
+        layouts = [Layout.of(*of) for of in zip(sequences, work, slots, strict=True)]
+        for parts in self._calls(work, rows):
+            with self._leaving_out(work[parts[0].item].layers) as attending:
+                self._evaluate(parts, layouts, tokens, rows, attending)
 
     def plain_logits(self, tokens: Seq[int] | IntArray) -> FloatArray:
         """(n, V): the module's own forward over one text, with nothing cached; the reference for all else here."""
@@ -369,7 +265,7 @@ class TorchRuntime:
         pieces = [(layouts[p.item].piece(p.start, p.stop), p) for p in parts]
         pieces.sort(key=lambda pair: (-len(pair[0].positions), -len(pair[0].slots)))
         plan = Plan(
-            self._pool,
+            self._table,
             [piece for piece, _ in pieces],
             np.concatenate([layouts[p.item].slots[p.start : p.stop] for _, p in pieces]),
             self.device,
@@ -406,7 +302,7 @@ class TorchRuntime:
             rows.add_hidden(states, hidden_where)
 
     def _recompute(
-        self, sequences: list[TorchSequence], work: list[Work], tokens: list[IntArray], rows: RowCollector
+        self, sequences: list[SlotSequence], work: list[Work], tokens: list[IntArray], rows: RowCollector
     ) -> None:
         """Each text, and each path of a tree, from its first token; nothing is shared or padded."""
         for i, (sequence, item, own) in enumerate(zip(sequences, work, tokens, strict=True)):
@@ -419,18 +315,6 @@ class TorchRuntime:
                 rows.add(logits, [(i, head)])
                 if states is not None:
                     rows.add_hidden(states, [(i, hidden)])
-
-    def _hold(self, sequences: list[TorchSequence], work: list[Work], new: list[IntArray]) -> None:
-        for sequence, item, numbers in zip(sequences, work, new, strict=True):
-            if item.parents is None:
-                sequence.held = np.concatenate([sequence.held, numbers])
-                sequence.length += len(numbers)
-                continue
-            for parent, number in zip(np.asarray(item.parents).tolist(), numbers.tolist(), strict=True):
-                sequence.depths.append(1 + (sequence.depths[parent] if parent >= 0 else 0))
-                sequence.parents.append(parent)
-                sequence.nodes.append(number)
-            sequence.plan = item.layers
 
     def _plain_vocab_size(self) -> int:
         try:

@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.models.runtime import IntArray, Sequence, Work
-from likely.models.torch_attention import Piece
+from likely.models.runtime import IntArray, Work
+from likely.models.slot_runtime import SlotSequence
 
 
-@dataclass(eq=False)
-class TorchSequence(Sequence):
-    """held: a slot number per kept token (a token id where nothing is cached); nodes: the same per pending node."""
+@dataclass(frozen=True)
+class Piece:
+    """The queries of one sequence in one call, and what they may see.
 
-    held: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
-    nodes: list[int] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)  # of pending nodes
-    epoch: object = None  # of the runtime when the sequence was opened
+    positions (n,)    of the queries
+    slots     (S,)    seen by some query; the first `kept` are tokens at positions 0.. that every query may see
+    tail      (n, S - kept) bool: which of the other slots each query sees; None: the queries themselves, as a chain
+    tail_positions    (S - kept,)
+    canvas            the queries see each other in both directions
+    """
+
+    positions: IntArray
+    slots: IntArray
+    kept: int
+    tail: NDArray[np.bool_] | None = None
+    tail_positions: IntArray | None = None
+    canvas: bool = False
+
+    def first_column(self, window: int | None) -> int:
+        """Columns before this one are outside the window of every query."""
+        if window is None:
+            return 0
+        return int(np.clip(self.positions.min() - window + 1, 0, self.kept))
+
+    def visible(self, window: int | None) -> NDArray[np.bool_]:
+        """(n, S - first_column) which slot each query sees. A window counts positions, not columns."""
+        first, n = self.first_column(window), len(self.positions)
+        tail = np.tri(n, dtype=bool) if self.tail is None else self.tail
+        seen = np.concatenate([np.ones((n, self.kept - first), bool), tail], axis=1)
+        if window is not None:
+            after = self.positions if self.tail_positions is None else self.tail_positions
+            distance = self.positions[:, None] - np.concatenate([np.arange(first, self.kept), after])[None, :]
+            seen &= np.abs(distance) < window
+        return seen
 
 
 @dataclass(frozen=True)
@@ -35,7 +61,7 @@ class Layout:
     canvas: bool
 
     @classmethod
-    def of(cls, sequence: TorchSequence, item: Work, slots: IntArray) -> Layout:
+    def of(cls, sequence: SlotSequence, item: Work, slots: IntArray) -> Layout:
         n, length, first = len(slots), sequence.length, sequence.pending
         pending = np.array(sequence.nodes, np.int64)
         depths = np.array(sequence.depths, np.int64)
@@ -71,7 +97,7 @@ class Layout:
 
 
 def texts_of(
-    sequence: TorchSequence, item: Work, tokens: IntArray, wanted: IntArray
+    sequence: SlotSequence, item: Work, tokens: IntArray, wanted: IntArray
 ) -> Iterator[tuple[IntArray, IntArray]]:
     """(text, rows): texts from the first token, and which of the work's rows their last tokens are; each row once."""
     if not len(wanted):
