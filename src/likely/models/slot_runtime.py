@@ -69,8 +69,8 @@ class SlotRuntime(ABC):
         """The outputs of checked work, in its order; what is remembered of a token goes to its slot.
 
         tokens, slots  per piece of work (n,); the sequences are as before the call
-        If this raises, the slots are free again and nothing else has changed. A runtime that remembers tokens by other
-        numbers puts those into `slots` before it returns; they are what the sequences hold from then on.
+        If this raises, the slots are free again; it must not have changed the sequences. A runtime whose table only
+        counts tokens puts numbers of its own into `slots` before it returns: they are what the sequences then hold.
         """
 
     def _new_table(self, limit: int) -> Any:
