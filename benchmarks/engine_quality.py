@@ -46,6 +46,7 @@ from likely.models.tokenizer import Tokenizer, begin
 MODELS = ("smollm2", "gemma3")
 TEXTS = (("wikitext2", "wiki.test.raw.gz"), ("humaneval", "problems.jsonl.gz"))
 POSITIONS = 512  # of one window
+CONTEXT = 1024  # tokens held: one window and some room
 PIECE_BYTES = 128 * 2**20  # of log-probabilities of one piece of a window
 QUANTISED_BY_LLAMA_CPP = {"q4_0": 2, "q5_1": 9}  # its numbers of file types that likely does not write
 NOT_MEASURED = {"openvino-genai": "its pipelines return texts and no rows of logits"}
@@ -187,15 +188,15 @@ class Place:
 
 
 def packaged(place: Place) -> likely.Model:
-    return likely.load(place.model, runtime="llamacpp", threads=place.threads)
+    return likely.load(place.model, runtime="llamacpp", context=CONTEXT, threads=place.threads)
 
 
 def converted(format: str, place: Place) -> likely.Model:
-    return likely.load(str(made_file(format, place)), runtime="llamacpp", threads=place.threads)
+    return likely.load(str(made_file(format, place)), runtime="llamacpp", context=CONTEXT, threads=place.threads)
 
 
 def torch_bfloat16(place: Place) -> likely.Model:
-    return likely.load(place.model, runtime="torch", dtype="bfloat16", threads=place.threads)
+    return likely.load(place.model, runtime="torch", dtype="bfloat16", context=CONTEXT, threads=place.threads)
 
 
 def native(engine: str, place: Place) -> likely.Model:
@@ -254,7 +255,8 @@ def quality_of(place: Place, names: Sequence[str], *, count: int, positions: int
     """Rows of one model: candidate -> text -> figures, each with what it was measured on."""
     model = place.model
     with ExitStack() as stack:
-        lm = stack.enter_context(likely.load(model, runtime="torch", dtype="float32", threads=place.threads))
+        oracle = likely.load(model, runtime="torch", dtype="float32", context=CONTEXT, threads=place.threads)
+        lm = stack.enter_context(oracle)
         candidates = open_candidates(stack, place, names)
         rows: dict[str, Any] = {}
         for text, file in TEXTS if candidates else ():
