@@ -287,7 +287,7 @@ def metadata_from_config(config: dict[str, Any]) -> tuple[Metadata, Floats | Non
         f"{a}.rope.dimension_count": u32(head_dim),
         f"{a}.vocab_size": u32(_setting(config, "vocab_size")),
     }
-    rope = _rope_of_config(config, "full_attention" if gemma else None, 1e6 if gemma else 1e4)
+    rope = rope_of_config(config, "full_attention" if gemma else None, 1e6 if gemma else 1e4)
     metadata[f"{a}.rope.freq_base"] = f32(rope["rope_theta"])
     factors = None
     match rope.get("rope_type", "default"):
@@ -313,7 +313,7 @@ def _gemma_metadata(config: dict[str, Any], layers: int, head_dim: int) -> Metad
         raise ModelError(f"query_pre_attn_scalar must be {expected} in GGUF, got {config['query_pre_attn_scalar']}")
     if config.get("attn_logit_softcapping") or config.get("use_bidirectional_attention"):
         raise ModelError("attn_logit_softcapping and use_bidirectional_attention have no counterpart in GGUF")
-    local = _rope_of_config(config, "sliding_attention", 1e4, "rope_local_base_freq")
+    local = rope_of_config(config, "sliding_attention", 1e4, "rope_local_base_freq")
     if local.get("rope_type", "default") != "default":
         raise ModelError("rotary scaling of sliding layers has no counterpart in GGUF")
     found: Metadata = {
@@ -325,7 +325,7 @@ def _gemma_metadata(config: dict[str, Any], layers: int, head_dim: int) -> Metad
     return found
 
 
-def _rope_of_config(
+def rope_of_config(
     config: dict[str, Any], layer_type: str | None, default: float, old_name: str = "rope_theta"
 ) -> dict[str, Any]:
     """Rotary settings in the words of transformers 5, from either generation's config."""

@@ -91,21 +91,6 @@ def has_amx() -> bool:
         return False
 
 
-def physical_cores(limit: int = 8) -> int:
-    """Physical cores among the CPUs this process may use, at most `limit`."""
-    if not hasattr(os, "sched_getaffinity"):
-        return max(1, min(limit, os.cpu_count() or 1))
-    cpus = os.sched_getaffinity(0)
-    cores = set()
-    for cpu in cpus:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text())
-        except OSError:
-            cores.add(str(cpu))
-    return max(1, min(limit, len(cores)))
-
-
 def check_header(header: GgufHeader) -> None:
     """ModelError for headers that are sound as GGUF, but make llama.cpp abort, read past an array or run for ever."""
     blocks = {int(m[1]) for tensor in header.tensors if (m := re.match(r"blk\.(\d{1,6})\.", tensor.name))}

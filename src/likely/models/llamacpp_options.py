@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from likely.errors import CapabilityError, ModelError, nearest
 from likely.models.gguf_header import ArrayRef, GgufHeader
-from likely.models.llamacpp_native import KV_TYPES, MAX_SEQUENCE_IDS, has_amx, physical_cores
+from likely.models.llamacpp_native import KV_TYPES, MAX_SEQUENCE_IDS, has_amx
+from likely.models.processor import physical_cores
 
 DEFAULT_CONTEXT = 8192  # tokens
 

@@ -131,8 +131,8 @@ def shard_names(sizes: Sequence[int], *, limit: int = SHARD_BYTES) -> list[str]:
     return [f"model-{n + 1:05d}-of-{shard + 1:05d}.safetensors" for n in numbers]
 
 
-def write_header(file: BinaryIO, tensors: Sequence[tuple[str, tuple[int, ...], str]]) -> None:
-    """The header for tensors (name, shape, dtype) whose bytes will follow in this order."""
+def write_header(file: BinaryIO, tensors: Sequence[tuple[str, tuple[int, ...], str]], *, align: int = 8) -> None:
+    """The header for tensors (name, shape, dtype) whose bytes will follow in this order, from a multiple of `align`."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, shape, dtype in tensors:
@@ -140,5 +140,5 @@ def write_header(file: BinaryIO, tensors: Sequence[tuple[str, tuple[int, ...], s
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
     raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
+    raw += b" " * (-(8 + len(raw)) % align)
     file.write(len(raw).to_bytes(8, "little") + raw)

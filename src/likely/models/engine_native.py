@@ -1,0 +1,146 @@
+"""The native engine's functions, as ctypes sees them: pointers and sizes, nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+KINDS = ("int8", "bf16", "fp32")
+INT8, BF16, FP32 = range(3)
+GROUP, PANEL = 64, 32
+PANEL_GROUP_BYTES = (2 * 1024 + 64, 4096, 8192)  # of 32 outputs by 64 inputs
+FEATURES = ("avx512", "avx512_vnni", "avx512_bf16", "amx_int8", "avx2")
+
+_pointer = ctypes.c_void_p
+_int, _long, _float = ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+
+
+class LayerWeights(ctypes.Structure):
+    _fields_ = [
+        *[(name, _pointer) for name in ("qkv", "out", "gate_up", "down", "qkv_bias", "attention_norm", "mlp_norm",
+                                        "query_norm", "key_norm", "attention_after", "mlp_after", "frequencies")],
+        ("window", _int),
+    ]  # fmt: skip
+
+
+class ModelShape(ctypes.Structure):
+    _fields_ = [
+        *[(name, _int) for name in ("kind", "layers", "hidden", "heads", "kv_heads", "dim", "mlp", "vocabulary",
+                                    "activation")],
+        *[(name, _float) for name in ("epsilon", "attention_scale", "attention_softcap", "embedding_scale",
+                                      "logit_softcap")],
+    ]  # fmt: skip
+
+
+class NativeModel(ctypes.Structure):
+    _fields_ = [
+        ("shape", ModelShape),
+        *[(name, _pointer) for name in ("layers", "final_norm", "embedding", "head")],
+    ]
+
+
+class Piece(ctypes.Structure):
+    _fields_ = [(name, _int) for name in ("first", "count", "columns_at", "columns")]
+
+
+class Queries(ctypes.Structure):
+    _fields_ = [
+        ("pieces", _pointer),
+        ("pieces_count", _int),
+        *[(name, _pointer) for name in ("slots", "position", "shared", "own_at", "own")],
+    ]
+
+
+class Call(ctypes.Structure):
+    _fields_ = [
+        ("tokens", _int),
+        *[(name, _pointer) for name in ("token", "position", "slot")],
+        ("queries", Queries),
+        ("wanted", _int),
+        *[(name, _pointer) for name in ("wanted_rows", "hidden", "skip_attention", "skip_mlp")],
+    ]
+
+
+def padded(outputs: int) -> int:
+    """Outputs rounded up to whole panels."""
+    return -(-outputs // PANEL) * PANEL
+
+
+def packed_bytes(kind: int, outputs: int, inputs: int) -> int:
+    return padded(outputs) // PANEL * -(-inputs // GROUP) * PANEL_GROUP_BYTES[kind]
+
+
+def aligned(nbytes: int) -> NDArray[np.uint8]:
+    """Bytes that start on a cache line."""
+    raw = np.empty(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + nbytes]
+
+
+def address(array: np.ndarray | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+class Library:
+    """The compiled functions; see native/engine.cpp."""
+
+    def __init__(self, handle: Any):
+        self._handle = handle
+        signatures = {
+            "likely_features": (_int, []),
+            "likely_open": (_pointer, [_pointer, _int]),
+            "likely_close": (None, [_pointer]),
+            "likely_reserve": (_int, [_pointer, _long]),
+            "likely_forward": (_int, [_pointer, _pointer]),
+            "likely_head": (None, [_pointer, _int, _int, _pointer, _long]),
+            "likely_reduce": (None, [_pointer, _pointer, _int, _long, _pointer, _pointer, _int, _pointer, _pointer]),
+            "likely_pack": (None, [_int, _pointer, _int, _int, _pointer]),
+            "likely_multiply": (_int, [_pointer, _int, _pointer, _int, _int, _pointer, _int, _pointer, _long]),
+        }
+        for name, (result, arguments) in signatures.items():
+            function = getattr(handle, name)
+            function.restype, function.argtypes = result, arguments
+        self.open, self.close, self.reserve = handle.likely_open, handle.likely_close, handle.likely_reserve
+        self.forward, self.head, self.reduce = handle.likely_forward, handle.likely_head, handle.likely_reduce
+
+    def features(self) -> list[str]:
+        """What the compiler was told this machine has."""
+        bits = self._handle.likely_features()
+        return [name for i, name in enumerate(FEATURES) if bits >> i & 1]
+
+    def pack(self, kind: int, weights: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """(outputs, inputs) fp32 -> panels, see native/linear.h."""
+        weights = np.ascontiguousarray(weights, np.float32)
+        panels = aligned(packed_bytes(kind, *weights.shape))
+        self._handle.likely_pack(kind, address(weights), *weights.shape, address(panels))
+        return panels
+
+    @contextmanager
+    def team(self, threads: int) -> Iterator[Team]:
+        """Threads without a model, for products alone."""
+        engine = self.open(ctypes.byref(NativeModel()), threads)
+        try:
+            yield Team(self._handle, engine)
+        finally:
+            self.close(engine)
+
+
+class Team:
+    def __init__(self, handle: Any, engine: int):
+        self._handle, self._engine = handle, engine
+
+    def multiply(
+        self, kind: int, x: NDArray[np.float32], panels: NDArray[np.uint8], outputs: int
+    ) -> NDArray[np.float32]:
+        """x (n, inputs) times packed weights -> (n, padded outputs)."""
+        x = np.ascontiguousarray(x, np.float32)
+        out = np.empty((len(x), padded(outputs)), np.float32)
+        self._handle.likely_multiply(
+            self._engine, kind, address(x), *x.shape, address(panels), outputs, address(out), out.shape[1]
+        )
+        return out

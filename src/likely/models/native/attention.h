@@ -1,0 +1,347 @@
+// Attention of one call's queries over keys and values that lie in slots.
+//
+// Every query has a list of columns, in the order of their positions: first `shared` slots of its piece's list, then
+// its own (the path of a tree node).  Columns are taken in blocks of 64 counted from the text's beginning, so that a
+// query's sums are made in one order however its text was cut, forked or drafted.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "simd.h"
+#include "threads.h"
+
+constexpr int BLOCK = 64, QUERIES = 16;
+
+// One piece of work: rows [first, first + count) of the call, and the slots that its queries share.
+struct Piece {
+  int32_t first, count;
+  int32_t columns_at, columns;  // slots of the shared columns, in `Queries::slots`
+};
+
+struct Queries {
+  const Piece* pieces;
+  int pieces_count;
+  const int32_t* slots;     // of all columns of the call
+  const int32_t* position;  // (n,)
+  const int32_t* shared;    // (n,) how many of its piece's columns a query may see
+  const int32_t* own_at;    // (n,) its own further columns, in `slots`
+  const int32_t* own;       // (n,)
+};
+
+// Keys, values, queries and weights are bf16 (half) or fp32.  In scratch, what is multiplied lies in steps of four
+// bytes: two bf16 numbers or one fp32 number of each lane.
+struct Shape {
+  int heads, kv_heads, dim, wide;  // wide: dim rounded up to 32
+  float scale, softcap;            // softcap 0: none
+  bool half;
+  size_t capacity;  // slots: keys and values lie as (kv_heads, capacity, wide)
+  size_t row() const { return (size_t)wide * (half ? 2 : 4); }
+};
+
+// Scratch of one thread.
+struct Scratch {
+  std::vector<uint8_t> query, key, value, weight;
+  std::vector<float> score, out, most, sum;
+  void fit(const Shape& s) {
+    const size_t rows = (size_t)QUERIES * (s.heads / s.kv_heads);
+    if (query.size() >= rows * s.row() && !query.empty()) return;
+    query.assign(rows * s.row(), 0);
+    key.assign(BLOCK * s.row(), 0);
+    value.assign(BLOCK * s.row(), 0);
+    weight.assign(rows * BLOCK * 4, 0);
+    score.assign(rows * BLOCK, 0);
+    out.assign(rows * s.wide, 0);
+    most.assign(rows, 0);
+    sum.assign(rows, 0);
+  }
+};
+
+template <bool half>
+INLINE f32x16 step(f32x16 sum, const uint8_t* lanes, const uint8_t* one) {
+  if constexpr (half) return dot2(sum, (const uint16_t*)lanes, (const uint16_t*)one);
+  float factor;
+  memcpy(&factor, one, 4);
+  return sum + load16((const float*)lanes) * factor;
+}
+template <bool half>
+INLINE void store_as(uint8_t* to, int at, f32x16 v) {
+  if constexpr (half)
+    to_bf16((uint16_t*)to + at, v);
+  else
+    store16((float*)to + at, v);
+}
+
+#if LIKELY_AVX512
+INLINE void transpose16(__m512 (&r)[16]) {
+  __m512 t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+    r[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+    r[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    r[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; i++) {
+    r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+#endif
+
+// key: per step of dimensions the lanes of BLOCK columns; value: per step of columns the lanes of `wide` dimensions.
+// Columns from `count` to the next multiple of 16 are zero.
+template <bool half>
+static void pack_block(const Shape& s, const uint8_t* keys, const uint8_t* values, const int32_t* slots, int count,
+                       int head, Scratch& to) {
+  const size_t row = s.row(), at = head * s.capacity * row;
+  const int lanes = (count + 15) / 16 * 16, steps = (int)(row / 4);
+  alignas(64) uint8_t nothing[64] = {};
+  for (int c = 0; c < lanes; c += half ? 2 : 1)
+    for (int d = 0; d < s.wide; d += 16) {
+      const uint8_t* first = c < count ? values + slots[c] * row + at + d * (row / s.wide) : nothing;
+      if constexpr (half) {
+        const uint8_t* second = c + 1 < count ? values + slots[c + 1] * row + at + 2 * d : nothing;
+        u32x16 low = __builtin_convertvector(load_as<u16x16>(first), u32x16);
+        u32x16 high = __builtin_convertvector(load_as<u16x16>(second), u32x16);
+        u32x16 both = low | high << 16;
+        memcpy(&to.value[((size_t)(c / 2) * s.wide + d) * 4], &both, 64);
+      } else {
+        store16((float*)&to.value[((size_t)c * s.wide + d) * 4], load16((const float*)first));
+      }
+    }
+  for (int c = 0; c < lanes; c += 16)
+    for (int d = 0; d < steps; d += 16) {
+      const uint8_t* from[16];
+      for (int i = 0; i < 16; i++) from[i] = c + i < count ? keys + slots[c + i] * row + at + 4 * d : nothing;
+      float* target = (float*)&to.key[((size_t)d * BLOCK + c) * 4];
+#if LIKELY_AVX512
+      __m512 r[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_ps(from[i]);
+      transpose16(r);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++) _mm512_storeu_ps(target + i * BLOCK, r[i]);
+#else
+      for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++) memcpy(target + j * BLOCK + i, from[i] + 4 * j, 4);
+#endif
+    }
+}
+
+// Keys and values of columns that come next, on their way while the present block is computed.
+static void fetch_block(const Shape& s, const uint8_t* keys, const uint8_t* values, const int32_t* slots, int count,
+                        int head) {
+  const size_t row = s.row(), at = head * s.capacity * row;
+  for (int c = 0; c < count; c++)
+    for (size_t line = 0; line < row; line += 64) {
+      __builtin_prefetch(keys + slots[c] * row + at + line);
+      __builtin_prefetch(values + slots[c] * row + at + line);
+    }
+}
+
+// score[r] = query[r] x key, for R rows and C vectors of 16 columns
+template <bool half, int R, int C>
+INLINE void scores(const uint8_t* query, const uint8_t* key, float* score, int steps) {
+  f32x16 s[R][C];
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) s[r][c] = f32x16{};
+  for (int d = 0; d < steps; d++)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c++)
+        s[r][c] = step<half>(s[r][c], key + ((size_t)d * BLOCK + 16 * c) * 4, query + ((size_t)r * steps + d) * 4);
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) store16(score + r * BLOCK + 16 * c, s[r][c]);
+}
+
+// out[r] += weight[r] x value, for R rows and D vectors of 16 dimensions
+template <bool half, int R, int D>
+INLINE void weigh(const uint8_t* weight, const uint8_t* value, float* out, int wide, int steps) {
+  f32x16 o[R][D];
+  for (int r = 0; r < R; r++)
+    for (int d = 0; d < D; d++) o[r][d] = load16(out + (size_t)r * wide + 16 * d);
+  for (int c = 0; c < steps; c++)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int d = 0; d < D; d++)
+        o[r][d] = step<half>(o[r][d], value + ((size_t)c * wide + 16 * d) * 4, weight + ((size_t)r * BLOCK + c) * 4);
+  for (int r = 0; r < R; r++)
+    for (int d = 0; d < D; d++) store16(out + (size_t)r * wide + 16 * d, o[r][d]);
+}
+
+template <bool half, int R>
+static void scores_rows(const uint8_t* query, const uint8_t* key, float* score, int steps, int vectors) {
+  switch (vectors) {
+    case 1: scores<half, R, 1>(query, key, score, steps); break;
+    case 2: scores<half, R, 2>(query, key, score, steps); break;
+    case 3: scores<half, R, 3>(query, key, score, steps); break;
+    default: scores<half, R, 4>(query, key, score, steps); break;
+  }
+}
+template <bool half, int R>
+static void weigh_rows(const uint8_t* weight, const uint8_t* value, float* out, int wide, int steps) {
+  int d = 0;
+  for (; d + 64 <= wide; d += 64) weigh<half, R, 4>(weight, value + 4 * d, out + d, wide, steps);
+  for (; d < wide; d += 16) weigh<half, R, 1>(weight, value + 4 * d, out + d, wide, steps);
+}
+#define LIKELY_BY_ROWS(call, half, rows, ...) \
+  switch (rows) {                             \
+    case 1: call<half, 1>(__VA_ARGS__); break; \
+    case 2: call<half, 2>(__VA_ARGS__); break; \
+    case 3: call<half, 3>(__VA_ARGS__); break; \
+    case 4: call<half, 4>(__VA_ARGS__); break; \
+    case 5: call<half, 5>(__VA_ARGS__); break; \
+    default: call<half, 6>(__VA_ARGS__); break; \
+  }
+
+// What a query sees: columns low to high.
+struct Seen {
+  int low, high;
+};
+INLINE Seen seen_by(const Queries& q, int i, int window) {
+  int all = q.shared[i] + q.own[i];
+  if (window <= 0) return {0, all};
+  return {std::max(0, q.position[i] - window + 1), std::min(all, q.position[i] + window)};
+}
+
+// Rows [from, to) of the tile (share rows per query) meet the block of columns that starts at `column`.
+template <bool half>
+static void meet_block(const Shape& s, const Seen* seen, int share, int from, int to, int column, int count,
+                       Scratch& x) {
+  const int vectors = (count + 15) / 16, lanes = 16 * vectors;
+  for (int r = from; r < to; r += MOST_ROWS) {
+    int some = std::min(MOST_ROWS, to - r);
+    LIKELY_BY_ROWS(scores_rows, half, some, &x.query[r * s.row()], x.key.data(), &x.score[(size_t)r * BLOCK],
+                   (int)(s.row() / 4), vectors)
+  }
+  i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  for (int r = from; r < to; r++) {
+    float* row = &x.score[(size_t)r * BLOCK];
+    const int low = seen[r / share].low - column, high = std::min(seen[r / share].high - column, count);
+    uint8_t* weight = &x.weight[(size_t)r * BLOCK * 4];
+    if (low >= lanes || high <= 0) {
+      memset(weight, 0, BLOCK * 4);
+      continue;
+    }
+    const bool whole = low <= 0 && high >= lanes;
+    f32x16 most = all16(-INFINITY);
+    for (int c = 0; c < lanes; c += 16) {
+      f32x16 v = load16(row + c);
+      if (s.softcap > 0)
+        for (int i = 0; i < 16; i++) v[i] = s.softcap * std::tanh(v[i] / s.softcap);
+      if (!whole) {
+        i32x16 at = lane + c;
+        v = ((at >= low) & (at < high)) ? v : all16(-INFINITY);
+      }
+      store16(row + c, v);
+      most = max16(most, v);
+    }
+    const float before = x.most[r], now = std::max(before, max_of(most));
+    f32x16 sum = {};
+    for (int c = 0; c < lanes; c += 16) {
+      f32x16 p = exp16(load16(row + c) - now);
+      store_as<half>(weight, c, p);
+      sum += p;
+    }
+    x.most[r] = now;
+    if (before == now) {
+      x.sum[r] += sum_of(sum);
+    } else {
+      const float fade = exp16(all16(before - now))[0];
+      x.sum[r] = x.sum[r] * fade + sum_of(sum);
+      for (int d = 0; d < s.wide; d += 16) {
+        float* o = &x.out[(size_t)r * s.wide + d];
+        store16(o, load16(o) * fade);
+      }
+    }
+  }
+  for (int r = from; r < to; r += MOST_ROWS) {
+    int some = std::min(MOST_ROWS, to - r);
+    LIKELY_BY_ROWS(weigh_rows, half, some, &x.weight[(size_t)r * BLOCK * 4], x.value.data(),
+                   &x.out[(size_t)r * s.wide], s.wide, half ? lanes / 2 : lanes)
+  }
+}
+
+// Queries [first, last) of a piece on one key head; query (n, q_stride) fp32, out (n, heads * dim)
+template <bool half>
+static void attend_tile(const Shape& s, const Queries& q, const Piece& piece, int first, int last, int head,
+                        const uint8_t* keys, const uint8_t* values, int window, const float* query, size_t q_stride,
+                        float* out, size_t out_stride, Scratch& x) {
+  const int share = s.heads / s.kv_heads, rows = (last - first) * share;
+  Seen seen[QUERIES];
+  int low = INT32_MAX, high = 0;
+  for (int i = first; i < last; i++) {
+    seen[i - first] = seen_by(q, i, window);
+    low = std::min(low, seen[i - first].low);
+    high = std::max(high, q.own[i] ? std::min(seen[i - first].high, q.shared[i] / BLOCK * BLOCK)
+                                   : seen[i - first].high);
+  }
+  for (int r = 0; r < rows; r++) {
+    const float* from = query + (size_t)(first + r / share) * q_stride + (size_t)(head * share + r % share) * s.dim;
+    uint8_t* to = &x.query[r * s.row()];
+    for (int d = 0; d < s.dim; d++) {
+      const float scaled = from[d] * s.scale;
+      if (half)
+        ((uint16_t*)to)[d] = to_bf16(scaled);
+      else
+        ((float*)to)[d] = scaled;
+    }
+    x.most[r] = -INFINITY;
+    x.sum[r] = 0;
+  }
+  std::fill_n(x.out.data(), (size_t)rows * s.wide, 0.0f);
+  const int32_t* columns = q.slots + piece.columns_at;
+  if (low < high) {
+    const int column = low / BLOCK * BLOCK;
+    fetch_block(s, keys, values, columns + column, std::min(BLOCK, piece.columns - column), head);
+  }
+  for (int column = low / BLOCK * BLOCK; column < high; column += BLOCK) {
+    const int count = std::min(BLOCK, piece.columns - column), rest = piece.columns - column - BLOCK;
+    pack_block<half>(s, keys, values, columns + column, count, head, x);
+    if (rest > 0) fetch_block(s, keys, values, columns + column + BLOCK, std::min(rest, BLOCK), head);
+    int from = 0, to = last - first;  // whoever has columns of its own in this block meets them below
+    auto meets = [&](int i) {
+      return seen[i].low < column + BLOCK && seen[i].high > column &&
+             (!q.own[first + i] || column + BLOCK <= q.shared[first + i]);
+    };
+    while (from < to && !meets(from)) from++;
+    while (to > from && !meets(to - 1)) to--;
+    for (int i = from; i < to;) {  // runs of queries that meet the block
+      int stop = i;
+      while (stop < to && meets(stop)) stop++;
+      if (stop > i) meet_block<half>(s, seen, share, i * share, stop * share, column, count, x);
+      i = std::max(stop, i + 1);
+    }
+  }
+  int32_t mixed[BLOCK];
+  for (int i = first; i < last; i++) {
+    if (!q.own[i]) continue;
+    const Seen own = seen[i - first];
+    for (int column = std::max(q.shared[i], own.low) / BLOCK * BLOCK; column < own.high; column += BLOCK) {
+      const int count = std::min(BLOCK, q.shared[i] + q.own[i] - column);
+      for (int c = 0; c < count; c++) {
+        int at = column + c;
+        mixed[c] = at < q.shared[i] ? columns[at] : q.slots[q.own_at[i] + at - q.shared[i]];
+      }
+      pack_block<half>(s, keys, values, mixed, count, head, x);
+      meet_block<half>(s, seen, share, (i - first) * share, (i - first + 1) * share, column, count, x);
+    }
+  }
+  for (int r = 0; r < rows; r++) {
+    float* to = out + (size_t)(first + r / share) * out_stride + (size_t)(head * share + r % share) * s.dim;
+    for (int d = 0; d < s.dim; d++) to[d] = x.out[(size_t)r * s.wide + d] / x.sum[r];
+  }
+}

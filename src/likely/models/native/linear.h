@@ -1,0 +1,192 @@
+// Products of packed weights with a few or many rows of activations.
+//
+// A panel holds 32 outputs: two tiles of 16, side by side, with the inputs running down in groups of 64.
+//   int8   a group is 16 x [tile 0: 16 outputs x 4 inputs][tile 1: the same], then 32 scales in bf16 (2112 bytes).
+//          A code is stored as code + 128: the dot-product instruction takes one unsigned factor.
+//          Weights and activations are both multiplied by a Hadamard matrix (over 8, so that it is orthogonal) within
+//          each group: products stay as they are, outliers are spread over 64 numbers and rounding errors shrink.
+//   bf16   a group is 32 x [16 outputs x 2 inputs] x 2 (4096 bytes)
+//   fp32   a group is 64 x [16 outputs] x 2 (8192 bytes)
+// One row's sums are made in the same order whatever other rows are computed beside it.
+#pragma once
+#include <algorithm>
+
+#include "simd.h"
+
+constexpr int GROUP = 64, PANEL = 32;
+enum Kind { INT8 = 0, BF16 = 1, FP32 = 2 };
+
+template <Kind kind>
+struct Format;
+template <>
+struct Format<INT8> {
+  static constexpr size_t panel_group = 2 * 1024 + 64, row_group = 64;
+};
+template <>
+struct Format<BF16> {
+  static constexpr size_t panel_group = 4096, row_group = 128;
+};
+template <>
+struct Format<FP32> {
+  static constexpr size_t panel_group = 8192, row_group = 256;
+};
+
+// Rows of activations in the form of a kind: int8 codes with a scale and 128 times their sum per group, or floats.
+struct Rows {
+  uint8_t* data;
+  float* scale;   // (rows, groups), int8 only
+  int32_t* bias;  // (rows, groups): -128 * sum of codes
+  int groups;
+  template <Kind kind>
+  uint8_t* row(int m) const {
+    return data + (size_t)m * groups * Format<kind>::row_group;
+  }
+};
+
+// One group of 64 inputs of a row.
+template <Kind kind>
+INLINE void prepare_group(const Rows& rows, int m, int g, f32x16 a, f32x16 b, f32x16 c, f32x16 d) {
+  f32x16 part[4] = {a, b, c, d};
+  uint8_t* to = rows.row<kind>(m) + (size_t)g * Format<kind>::row_group;
+  if constexpr (kind == FP32) {
+    for (int i = 0; i < 4; i++) store16((float*)to + 16 * i, part[i]);
+  } else if constexpr (kind == BF16) {
+    for (int i = 0; i < 4; i++) to_bf16((uint16_t*)to + 16 * i, part[i]);
+  } else {
+    hadamard64(part);
+    f32x16 peak = max16(max16(abs16(part[0]), abs16(part[1])), max16(abs16(part[2]), abs16(part[3])));
+    const float finite = part[0][0] * 0.0f;  // the sum of all: NaN if one is not a number, which codes would hide
+    float most = max_of(peak), scale = most / (8 * 127.0f) + finite, inverse = most > 0 ? 127.0f / most : 0.0f;
+    i32x16 sum = {};
+    for (int i = 0; i < 4; i++) {
+      i32x16 code = __builtin_convertvector(round16(part[i] * inverse), i32x16);
+      sum += code;
+      i8x16 narrow = __builtin_convertvector(code, i8x16);
+      memcpy(to + 16 * i, &narrow, 16);
+    }
+    rows.scale[(size_t)m * rows.groups + g] = scale;
+    rows.bias[(size_t)m * rows.groups + g] = -128 * sum_of(sum);
+  }
+}
+
+INLINE i32x16 dot4(i32x16 sum, const uint8_t* weights, const int8_t* four) {
+#if LIKELY_VNNI
+  int32_t quad;
+  memcpy(&quad, four, 4);
+  return (i32x16)_mm512_dpbusd_epi32((__m512i)sum, _mm512_loadu_si512(weights), _mm512_set1_epi32(quad));
+#elif LIKELY_AVX2
+  int32_t quad;
+  memcpy(&quad, four, 4);
+  const __m256i a = _mm256_set1_epi32(quad), size = _mm256_abs_epi8(a), one = _mm256_set1_epi16(1);
+  __m256i half[2];
+  memcpy(half, &sum, 64);
+  for (int i = 0; i < 2; i++) {  // |a| x (weight with the sign of a): no pair of products leaves 16 bits
+    __m256i w = _mm256_loadu_si256((const __m256i*)weights + i);
+    w = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
+    __m256i pair = _mm256_maddubs_epi16(size, _mm256_sign_epi8(w, a));
+    half[i] = _mm256_add_epi32(half[i], _mm256_madd_epi16(pair, one));
+  }
+  memcpy(&sum, half, 64);
+  return sum;
+#else
+  for (int n = 0; n < 16; n++)
+    for (int k = 0; k < 4; k++) sum[n] += (int32_t)weights[4 * n + k] * four[k];
+  return sum;
+#endif
+}
+constexpr bool SIGNED_WEIGHTS = LIKELY_AVX2 && !LIKELY_VNNI;  // dot4 has taken the 128 out again
+
+// f[m][t] = row m0 + m times tile t of the panel.  Meanwhile `ahead` lines of every group of what is read next are
+// fetched, `next` bytes further on.
+template <Kind kind, int M>
+INLINE void multiply(const uint8_t* panel, const Rows& rows, int m0, size_t next, int ahead, f32x16 (&f)[M][2]) {
+  for (int m = 0; m < M; m++) f[m][0] = f[m][1] = f32x16{};
+  const uint8_t* a = rows.row<kind>(m0);
+  const size_t stride = rows.groups * Format<kind>::row_group;
+  for (int g = 0; g < rows.groups; g++, panel += Format<kind>::panel_group, a += Format<kind>::row_group) {
+    for (int line = 0; line < ahead; line++) __builtin_prefetch(panel + next + 64 * line, 0, M <= 2 ? 3 : 2);
+    if constexpr (kind == INT8) {
+      constexpr int CHAINS = M <= 2 ? 2 : 1;  // few rows: sums in two parts, so that products need not wait
+      const float* scale = rows.scale + (size_t)m0 * rows.groups + g;
+      const int32_t* bias = rows.bias + (size_t)m0 * rows.groups + g;
+      i32x16 sum[CHAINS][M][2];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        sum[0][m][0] = sum[0][m][1] = all16i(SIGNED_WEIGHTS ? 0 : bias[(size_t)m * rows.groups]);
+        if (CHAINS == 2) sum[CHAINS - 1][m][0] = sum[CHAINS - 1][m][1] = i32x16{};
+      }
+#pragma GCC unroll 16
+      for (int k = 0; k < 16; k++)
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+          const int8_t* four = (const int8_t*)a + m * stride + 4 * k;
+          i32x16(&own)[2] = sum[k % CHAINS][m];
+          own[0] = dot4(own[0], panel + 128 * k, four);
+          own[1] = dot4(own[1], panel + 128 * k + 64, four);
+        }
+      const f32x16 s0 = from_bf16((const uint16_t*)(panel + 2048)), s1 = from_bf16((const uint16_t*)(panel + 2080));
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        const float own = scale[(size_t)m * rows.groups];
+        if (CHAINS == 2) {
+          sum[0][m][0] += sum[CHAINS - 1][m][0];
+          sum[0][m][1] += sum[CHAINS - 1][m][1];
+        }
+        f[m][0] += to_float(sum[0][m][0]) * (s0 * own);
+        f[m][1] += to_float(sum[0][m][1]) * (s1 * own);
+      }
+    } else if constexpr (kind == BF16) {
+#pragma GCC unroll 8
+      for (int k = 0; k < 32; k++)
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+          const uint16_t* two = (const uint16_t*)(a + m * stride) + 2 * k;
+          f[m][0] = dot2(f[m][0], (const uint16_t*)(panel + 128 * k), two);
+          f[m][1] = dot2(f[m][1], (const uint16_t*)(panel + 128 * k + 64), two);
+        }
+    } else {
+#pragma GCC unroll 8
+      for (int k = 0; k < 64; k++) {
+        const f32x16 w0 = load16((const float*)(panel + 128 * k)), w1 = load16((const float*)(panel + 128 * k + 64));
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+          const float one = *((const float*)(a + m * stride) + k);
+          f[m][0] += w0 * one;
+          f[m][1] += w1 * one;
+        }
+      }
+    }
+  }
+}
+
+template <Kind kind, int M, class Done>
+INLINE void multiply_block(const uint8_t* panel, const Rows& rows, int m0, size_t next, int ahead, const Done& done) {
+  f32x16 f[M][2];
+  multiply<kind, M>(panel, rows, m0, next, ahead, f);
+  for (int m = 0; m < M; m++) done(m0 + m, f[m][0], f[m][1]);
+}
+
+// done(row, tile 0, tile 1) for every one of the n rows times one panel
+template <Kind kind, class Done>
+static void multiply_panel(const uint8_t* panel, const Rows& rows, int n, const Done& done) {
+  constexpr size_t size = Format<kind>::panel_group;
+  const int blocks = (n + MOST_ROWS - 1) / MOST_ROWS;
+  // one or two rows wait for memory: what comes two groups later is fetched.  More rows have time: each block of rows
+  // fetches its share of the next panel.
+  const bool few = n <= 2;
+  const int lines = (int)(size / 64), share = few ? lines : std::max(1, lines / blocks);
+  for (int b = 0, m = 0; b < blocks; b++) {  // blocks of nearly equal size
+    const int rest = n - m, some = (rest + blocks - b - 1) / (blocks - b);
+    const int ahead = few || b * share < lines ? share : 0;
+    const size_t next = few ? 2 * size : rows.groups * size + (size_t)b * share * 64;
+    switch (some) {
+      case 1: multiply_block<kind, 1>(panel, rows, m, next, ahead, done); break;
+      case 2: multiply_block<kind, 2>(panel, rows, m, next, ahead, done); break;
+      case 3: multiply_block<kind, 3>(panel, rows, m, next, ahead, done); break;
+      case 4: multiply_block<kind, 4>(panel, rows, m, next, ahead, done); break;
+      case 5: multiply_block<kind, 5>(panel, rows, m, next, ahead, done); break;
+      default: multiply_block<kind, 6>(panel, rows, m, next, ahead, done); break;
+    }
+    m += some;
+  }
+}

@@ -1,0 +1,189 @@
+// Sixteen numbers at a time, by the compiler's vector extensions: one source for every instruction set.
+// What has no portable form (integer dot products, half precision) is chosen here, at compile time.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+// LIKELY_PLAIN: the slow obvious version, for tests; no instruction is chosen by hand.
+#if !defined(LIKELY_PLAIN) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
+    defined(__AVX512DQ__)
+#define LIKELY_AVX512 1
+#else
+#define LIKELY_AVX512 0
+#endif
+#if LIKELY_AVX512 && defined(__AVX512VNNI__)
+#define LIKELY_VNNI 1
+#else
+#define LIKELY_VNNI 0
+#endif
+#if LIKELY_AVX512 && defined(__AVX512BF16__)
+#define LIKELY_BF16 1
+#else
+#define LIKELY_BF16 0
+#endif
+#if LIKELY_VNNI && defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__linux__)
+#define LIKELY_AMX 1
+#else
+#define LIKELY_AMX 0
+#endif
+#if !defined(LIKELY_PLAIN) && defined(__AVX2__)
+#define LIKELY_AVX2 1
+#else
+#define LIKELY_AVX2 0
+#endif
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+
+constexpr int MOST_ROWS = 6;  // rows whose sums stay in registers together
+
+#define INLINE static inline __attribute__((always_inline))
+
+template <class V, class T>
+INLINE V load_as(const T* from) {
+  V v;
+  memcpy(&v, from, sizeof(V));
+  return v;
+}
+INLINE f32x16 load16(const float* from) { return load_as<f32x16>(from); }
+INLINE void store16(float* to, f32x16 v) { memcpy(to, &v, 64); }
+INLINE f32x16 all16(float x) { return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+INLINE i32x16 all16i(int32_t x) { return i32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+INLINE f32x16 max16(f32x16 a, f32x16 b) { return a > b ? a : b; }
+INLINE f32x16 to_float(i32x16 v) { return __builtin_convertvector(v, f32x16); }
+
+INLINE float sum_of(f32x16 v) {  // always as the same tree
+#if LIKELY_AVX512
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  float a[16];
+  memcpy(a, &v, 64);
+  for (int w = 8; w; w /= 2)
+    for (int i = 0; i < w; i++) a[i] += a[i + w];
+  return a[0];
+#endif
+}
+INLINE float max_of(f32x16 v) {
+#if LIKELY_AVX512
+  return _mm512_reduce_max_ps((__m512)v);
+#else
+  float a[16];
+  memcpy(a, &v, 64);
+  for (int w = 8; w; w /= 2)
+    for (int i = 0; i < w; i++) a[i] = a[i] > a[i + w] ? a[i] : a[i + w];
+  return a[0];
+#endif
+}
+INLINE int32_t sum_of(i32x16 v) {
+#if LIKELY_AVX512
+  return _mm512_reduce_add_epi32((__m512i)v);
+#else
+  int32_t s = 0;
+  for (int i = 0; i < 16; i++) s += v[i];
+  return s;
+#endif
+}
+INLINE f32x16 abs16(f32x16 v) { return (f32x16)((u32x16)v & 0x7fffffffu); }
+
+// nearest integer, ties to even, for |x| < 2^22
+INLINE f32x16 round16(f32x16 x) {
+#if LIKELY_AVX512
+  return (f32x16)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  volatile float magic_ = 12582912.0f;  // volatile: the compiler may not cancel it
+  float magic = magic_;
+  return (x + magic) - magic;
+#endif
+}
+
+// e^x, relative error below 2e-7; 0 from about -87 downwards
+INLINE f32x16 exp16(f32x16 x) {
+  f32x16 low = all16(-100.0f), high = all16(88.3f);
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  f32x16 n = round16(x * 1.44269504088896341f);
+  f32x16 r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  f32x16 p = all16(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  i32x16 tiny = n < all16(-126.0f);
+  i32x16 power = (__builtin_convertvector(n, i32x16) + 127) << 23;
+  p = p * (f32x16)power;
+  return tiny ? all16(0.0f) : p;
+}
+INLINE f32x16 silu16(f32x16 x) { return x / (1.0f + exp16(-x)); }
+INLINE f32x16 gelu16(f32x16 x) {  // the tanh form
+  f32x16 u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
+  return x - x / (exp16(2.0f * u) + 1.0f);  // 0.5 x (1 + tanh u)
+}
+
+// In place: 64 numbers times the Hadamard matrix of order 64 (entries 1 and -1, Sylvester's order), its own inverse
+// but for a factor of 64.
+template <int H>
+INLINE f32x16 butterfly16(f32x16 v, f32x16 swapped) {
+  f32x16 sign;
+  for (int i = 0; i < 16; i++) sign[i] = i & H ? -1.0f : 1.0f;
+  return v * sign + swapped;
+}
+INLINE void hadamard64(f32x16 (&v)[4]) {
+  for (int i = 0; i < 4; i++) {
+    f32x16 x = v[i];
+    x = butterfly16<1>(x, __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+    x = butterfly16<2>(x, __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+    x = butterfly16<4>(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+    x = butterfly16<8>(x, __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    v[i] = x;
+  }
+  const f32x16 a = v[0] + v[1], b = v[0] - v[1], c = v[2] + v[3], d = v[2] - v[3];
+  v[0] = a + c;
+  v[1] = b + d;
+  v[2] = a - c;
+  v[3] = b - d;
+}
+
+// bf16 <-> fp32
+INLINE f32x16 from_bf16(const uint16_t* from) {
+  u32x16 wide = __builtin_convertvector(load_as<u16x16>(from), u32x16);
+  return (f32x16)(wide << 16);
+}
+INLINE uint16_t to_bf16(float x) {  // nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40);
+  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+INLINE void to_bf16(uint16_t* to, f32x16 v) {
+  u32x16 bits = (u32x16)v;
+  u32x16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  u16x16 out = __builtin_convertvector(rounded, u16x16);
+  memcpy(to, &out, 32);
+}
+
+// sum[n] += weights[n][0] two[0] + weights[n][1] two[1], all in bf16 but the sum
+INLINE f32x16 dot2(f32x16 sum, const uint16_t* weights, const uint16_t* two) {
+  uint32_t pair;
+  memcpy(&pair, two, 4);
+#if LIKELY_BF16
+  return (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(weights),
+                                  (__m512bh)_mm512_set1_epi32((int)pair));
+#else
+  u32x16 w = load_as<u32x16>(weights);
+  uint32_t low = pair << 16, high = pair & 0xffff0000u;
+  float first, second;
+  memcpy(&first, &low, 4);
+  memcpy(&second, &high, 4);
+  sum += (f32x16)(w << 16) * first;
+  sum += (f32x16)(w & 0xffff0000u) * second;
+  return sum;
+#endif
+}

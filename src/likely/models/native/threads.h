@@ -1,0 +1,100 @@
+// A fixed team of threads that run one function together and meet at barriers.
+// They spin for a moment and then sleep, so that an idle team costs nothing and a crowded machine is not made worse.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+struct Team {
+  explicit Team(int size) : size_(size) {
+    for (int id = 1; id < size; id++) workers_.emplace_back([this, id] { work(id); });
+  }
+  ~Team() {
+    {
+      std::lock_guard<std::mutex> hold(mutex_);
+      stop_ = true;
+      round_.fetch_add(1);
+    }
+    wake_.notify_all();
+    for (auto& worker : workers_) worker.join();
+  }
+  int size() const { return size_; }
+
+  // job(id) on every thread; returns when all are done
+  void run(const std::function<void(int)>& job) {
+    next_.store(0, std::memory_order_relaxed);
+    if (size_ == 1) return job(0);
+    job_ = &job;
+    {
+      std::lock_guard<std::mutex> hold(mutex_);
+      round_.fetch_add(1);
+    }
+    wake_.notify_all();
+    job(0);
+    meet();
+  }
+  // wait for all; afterwards `next` counts from 0 again
+  void meet() {
+    if (size_ == 1) {
+      next_.store(0, std::memory_order_relaxed);
+      return;
+    }
+    unsigned turn = turn_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      next_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; spins++) pause(spins);
+  }
+  // the next `grain` of `count` tasks: [first, last); false when none is left
+  bool take(int count, int grain, int& first, int& last) {
+    first = next_.fetch_add(grain, std::memory_order_relaxed);
+    if (first >= count) return false;
+    last = first + grain < count ? first + grain : count;
+    return true;
+  }
+  int grain(int count) const {
+    int g = count / (size_ * 8);
+    return g < 1 ? 1 : g;
+  }
+
+ private:
+  static void pause(int spins) {
+#if defined(__x86_64__)
+    if (spins < 20000) return __builtin_ia32_pause();
+#else
+    if (spins < 20000) return;
+#endif
+    std::this_thread::yield();
+  }
+  void work(int id) {
+    unsigned seen = 0;
+    while (true) {
+      for (int spins = 0; round_.load(std::memory_order_acquire) == seen && spins < 20000; spins++) pause(0);
+      if (round_.load(std::memory_order_acquire) == seen) {
+        std::unique_lock<std::mutex> hold(mutex_);
+        wake_.wait(hold, [&] { return round_.load(std::memory_order_acquire) != seen; });
+      }
+      seen = round_.load(std::memory_order_acquire);
+      if (stop_) return;
+      (*job_)(id);
+      meet();
+    }
+  }
+
+  const int size_;
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  const std::function<void(int)>* job_ = nullptr;
+  bool stop_ = false;
+  alignas(64) std::atomic<unsigned> round_{0};
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<unsigned> turn_{0};
+  alignas(64) std::atomic<int> next_{0};
+};
