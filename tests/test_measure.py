@@ -47,9 +47,9 @@ def test_cost_curve_round_trip_and_interpolation(tmp_path, monkeypatch):
     rows = [Cost("toy", "toy", n, 1, 16, 1, "cpu", 10.0 * n, 100.0) for n in (1, 2, 8)]
     curve = CostCurve("abc", rows)
     assert curve.seconds(1) == 0.01 and abs(curve.seconds(5) - 0.05) < 1e-9 and abs(curve.seconds(16) - 0.16) < 1e-9
-    curve.save()
+    path = curve.save()
     assert CostCurve.load("abc") == curve and CostCurve.load("other") is None
-    (tmp_path / "cost" / "abc.json").write_text("{broken")
+    path.write_text("{broken")
     assert CostCurve.load("abc") is None
     with pytest.raises(ValueError, match="empty"):
         CostCurve("x").seconds(1)

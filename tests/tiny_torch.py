@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # ids of end tokens outside the tiny vocabularies are no news
 
@@ -60,3 +65,12 @@ def tiny_module(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32)
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.3)
     return module.to(dtype).eval()
+
+
+@functools.cache
+def tiny_folder(name: str, seed: int = 0) -> Path:
+    """The same model as a safetensors folder, there until the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="likely-tiny-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tiny_module(name, seed=seed).save_pretrained(folder)
+    return folder

@@ -17,22 +17,30 @@ if TYPE_CHECKING:
 
 
 def load(
-    name: str = DEFAULT_MODEL, *, runtime: str | None = None, dtype: str | None = None, **options: Any
+    name: str = DEFAULT_MODEL,
+    *,
+    runtime: str | None = None,
+    dtype: str | None = None,
+    engine: str | None = None,
+    use: str = "single",
+    **options: Any,
 ) -> Model | RemoteModel:
     """Open a model: a known name ("smollm2", "gemma3"), GGUF file, folder, hub id, or URL of a server.
 
-    runtime  "llamacpp" or "torch"; None: llama.cpp for GGUF files where installed, else torch
-    dtype    "float32" (the oracle) or "bfloat16": torch only
+    runtime  "llamacpp", "torch" or "native"; None: llama.cpp for GGUF files where installed, else torch; "auto": what
+             `likely bench` has measured as the fastest for `use` ("single" texts, a "batch" of them, "scoring")
+    dtype    torch: "float32" (the oracle) or "bfloat16"; native: "int8", "bfloat16" or "float32"
+    engine   "int8", "bf16" or "fp32": the native runtime in that dtype; "auto": runtime="auto"
     options  of the runtime (context=, threads=) or of the server (model=, api_key=, timeout_s=)
     """
     if is_url(name):
         from likely.errors import CapabilityError
         from likely.models.remote import RemoteModel
 
-        if runtime is not None or dtype is not None:
-            raise CapabilityError("a server chooses its own runtime and dtype: load the URL without them")
+        if (runtime, dtype, engine) != (None, None, None):
+            raise CapabilityError("a server chooses its own runtime, dtype and engine: load the URL without them")
         return RemoteModel(name, **options)
-    loaded = load_local(name, runtime=runtime, dtype=dtype, **options)
+    loaded = load_local(name, runtime=runtime, dtype=dtype, engine=engine, use=use, **options)
     for line in loaded.info.warnings:
         warnings.warn(line, stacklevel=2)
     return Model.from_loaded(loaded)

@@ -436,7 +436,8 @@ class Model:
         "auto" where the engine's numbers do not depend on how work is cut into calls (to about 1e-5 nats), so that the
         text stays a function of prompt, settings and seed: torch in fp32.  Elsewhere near-ties could fall by timing.
         """
-        exact = self.info.runtime == "torch" and self.info.dtype == "float32"
+        fp32 = self.info.runtime == "torch" and self.info.dtype == "float32"
+        exact = fp32 or self.capabilities.invariant_logits
         return "auto" if exact and self.runtime.capabilities.trees else "none"
 
     def _load_beside(self, name: str) -> tuple[Runtime, Tokenizer]:

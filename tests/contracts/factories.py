@@ -55,6 +55,18 @@ def llamacpp(kind: str, dtype: str) -> Callable[[], Runtime]:
     return build
 
 
+def engine(name: str, kind: str) -> Callable[[], Runtime]:
+    def build() -> Runtime:
+        from likely.models.engine_runtime import EngineRuntime
+        from tiny_torch import tiny_folder
+
+        return EngineRuntime(
+            tiny_folder(name), kind=kind, threads=1, tokens_held=1024, sequences=64, tokens_per_call=16
+        )
+
+    return build
+
+
 FACTORIES: dict[str, tuple[Callable[[], Runtime], float]] = {
     "toy": (toy, 0.0),
     "torch": (torch_runtime("llama"), 1e-4),
@@ -66,5 +78,9 @@ FACTORIES: dict[str, tuple[Callable[[], Runtime], float]] = {
     "llamacpp-f16": (llamacpp("llama", "F16"), 0.0),
     "llamacpp-f32": (llamacpp("llama", "F32"), 1e-4),
     "llamacpp-gemma3": (llamacpp("gemma3", "Q8_0"), 0.0),
+    "engine": (engine("llama", "int8"), 0.0),
+    "engine-bf16": (engine("qwen3", "bf16"), 0.0),
+    "engine-fp32": (engine("qwen2", "fp32"), 0.0),
+    "engine-gemma3": (engine("gemma3", "int8"), 0.0),
     "torch-recompute": (torch_runtime("mamba"), 1e-4),
 }

@@ -23,7 +23,7 @@ def bench(
     what: Annotated[str, typer.Argument(help="calls, or speculation: what drafters gain.")] = "calls",
     model: opt.ModelOption = opt.DEFAULT,
     runtime: Annotated[
-        str | None, typer.Option("--runtime", help="llamacpp or torch.  [default: every one installed]")
+        str | None, typer.Option("--runtime", help="llamacpp, torch or native.  [default: every one installed]")
     ] = None,
     dtype: opt.DtypeOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and rounds, under 45 s.")] = False,
@@ -73,9 +73,9 @@ def bench(
         )  # fmt: skip
         return
     curves = [
-        _measure(model, name, dtype if name == "torch" else None, quick, threads, host.cpu, len(names))
+        _measure(model, name, dtype if name != "llamacpp" else None, quick, threads, host.cpu, len(names))
         for name in names
-        if runtime or dtype is None or name == "torch"
+        if runtime or dtype is None or name != "llamacpp"
     ]
     rows = [row for curve in curves for row in curve.rows]
     if as_json:
@@ -106,6 +106,7 @@ def _measure(
             engine=lm.info.dtype,
             threads=used,
             cpu=cpu,
+            source=lm.info.sha256,
             contexts=(128,) if quick else (128, 512),
             positions=(1, 4, 16, 64) if quick else (1, 2, 4, 8, 16, 32, 64),
             sequences=(1, 4, 16) if quick else (1, 2, 4, 8, 16),

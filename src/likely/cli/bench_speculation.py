@@ -46,7 +46,7 @@ def bench_speculation(
     wanted = read_tasks(tasks) if tasks else BUILTIN
     found: dict[str, list[Row]] = {}
     for runtime in runtimes:
-        lm = opt.local_model(model, runtime=runtime, dtype=dtype if runtime == "torch" else None, threads=threads)
+        lm = opt.local_model(model, runtime=runtime, dtype=dtype if runtime != "llamacpp" else None, threads=threads)
         with lm:
             found[f"{runtime} {lm.info.dtype}"] = compare(
                 lm, wanted, drafters, rounds=rounds, max_tokens=max_tokens, progress=_reporter(runtime)

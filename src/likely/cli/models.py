@@ -62,7 +62,11 @@ def listing() -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     from likely.models.load import available_runtimes
 
     have = available_runtimes()
-    pip = {"llamacpp": "pip install 'likely[local]'", "torch": "pip install 'likely[torch]'"}
+    pip = {
+        "llamacpp": "pip install 'likely[local]'",
+        "torch": "pip install 'likely[torch]'",
+        "native": "pip install 'likely[local]', and a C++ compiler",
+    }
     engines = {name: {"installed": ready, "pip": pip[name]} for name, ready in have.items()}
     rows = []
     for known in KNOWN:

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Name (likely models), GGUF file, folder, hub id, or URL of a server.")
 ]
-RuntimeOption = Annotated[str | None, typer.Option("--runtime", help="llamacpp or torch.  [default: by the model]")]
-DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16 (torch only).")]
+RuntimeOption = Annotated[
+    str | None,
+    typer.Option("--runtime", help="llamacpp, torch, native, or auto: the fastest measured.  [default: by the model]"),
+]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16 (torch, native), int8 (native).")]
 ContextOption = Annotated[int | None, typer.Option("--context", min=8, help="Tokens of context to make room for.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of the engine.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -37,10 +38,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class CostCurve:
-    """All rows of one model on one engine; `seconds(n)` interpolates single-sequence calls."""
+    """All rows of one model on one engine; `seconds(n)` interpolates single-sequence calls.
+
+    source  sha256 of the model's files: what curves of several engines have in common
+    """
 
     revision: str
     rows: list[Cost] = field(default_factory=list)
+    source: str = ""
 
     def seconds(self, positions: int) -> float:
         """Predicted time of one call on `positions` tokens of one sequence, linear between measurements."""
@@ -52,25 +57,52 @@ class CostCurve:
             return ys[-1] / xs[-1] * positions / 1e3
         return float(np.interp(positions, xs, ys)) / 1e3
 
+    def seconds_per_token(self, use: str) -> float | None:
+        """Of one text ("single"), of the largest measured batch ("batch"), of reading ("scoring"); None: not measured.
+
+        The smallest measured context counts.
+        """
+        context = min((r.context for r in self.rows if r.kind == "decode"), default=0)
+        decode = [r for r in self.rows if r.kind == "decode" and r.context == context]
+        match use:
+            case "scoring":
+                rows = [r for r in self.rows if r.kind == "prefill"]
+            case "batch":
+                rows = [r for r in decode if r.sequences == r.positions]
+            case _:
+                rows = [r for r in decode if r.sequences == r.positions == 1]
+        return min((r.milliseconds / 1e3 / r.positions for r in rows), default=None)
+
     def save(self) -> Path:
         """Store it for other parts of likely; written to a temporary name and renamed."""
         path = curve_path(self.revision)
-        record = {"revision": self.revision, "rows": [asdict(row) for row in self.rows]}
-        write_whole_file(path, json.dumps(record).encode())
+        write_whole_file(path, json.dumps(asdict(self)).encode())
         return path
 
     @classmethod
     def load(cls, revision: str) -> CostCurve | None:
         """The stored curve of this revision; None if there is none that can be read."""
+        found = cls._read(curve_path(revision))
+        return found if found is not None and found.revision == revision else None
+
+    @classmethod
+    def of_source(cls, source: str, cpu: str) -> list[CostCurve]:
+        """The stored curves of one model on this kind of processor, one per engine."""
+        found = [cls._read(path) for path in sorted((cache_dir() / "cost").glob("*.json"))]
+        return [c for c in found if c and c.rows and c.source == source and all(r.cpu == cpu for r in c.rows)]
+
+    @classmethod
+    def _read(cls, path: Path) -> CostCurve | None:
         try:
-            data = json.loads(curve_path(revision).read_text())
-            return cls(data["revision"], [Cost(**row) for row in data["rows"]])
-        except (OSError, ValueError, KeyError, TypeError):
+            data = json.loads(path.read_text())
+            return cls(data["revision"], [Cost(**row) for row in data["rows"]], data.get("source", ""))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
 
 def curve_path(revision: str) -> Path:
-    return cache_dir() / "cost" / f"{revision[:32]}.json"
+    """Revisions of several engines begin alike: the name is a digest of all of it."""
+    return cache_dir() / "cost" / f"{hashlib.sha256(revision.encode()).hexdigest()[:32]}.json"
 
 
 def measure(
@@ -80,6 +112,7 @@ def measure(
     engine: str,
     threads: int,
     cpu: str,
+    source: str = "",
     contexts: Iterable[int] = (128,),
     positions: Iterable[int] = POSITIONS,
     sequences: Iterable[int] = SEQUENCES,
@@ -137,7 +170,7 @@ def measure(
     for (kind, context, count, n), found in times.items():
         median = float(np.median(found))
         rows.append(Cost(name, engine, n, count, context, threads, cpu, median * 1e3, n / median, kind))
-    return CostCurve(runtime.revision, rows)
+    return CostCurve(runtime.revision, rows, source)
 
 
 def _timed(runtime: Runtime, work: list[Work]) -> float:

@@ -60,6 +60,15 @@ def why_not() -> str | None:
     return None
 
 
+def has_compiler() -> bool:
+    """Whether there is something to build with; cheap."""
+    try:
+        _compiler()
+    except CapabilityError:
+        return False
+    return True
+
+
 def build(isa: str = "native") -> Path:
     """The compiled library, from the cache where it is there; its name is a digest of all that it depends on."""
     compiler = _compiler()

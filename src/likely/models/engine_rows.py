@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +23,11 @@ class Wanted:
         self._asked = [want.row_numbers(n) for want, n in zip(wants, sizes, strict=True)]
         self.head = [_head_rows(want, n) for want, n in zip(wants, sizes, strict=True)]
         self.hidden = [np.unique(a) if w.hidden else a[:0] for w, a in zip(wants, self._asked, strict=True)]
-        self.logits = any(want.logits for want in wants)
+        self.logits = any(want.logits for want in wants)  # of any piece of work; the same below
         self.entropy = any(want.entropy for want in wants)
         self.top = min(max((want.top for want in wants), default=0), vocab_size)
         self.reduced = self.entropy or self.top > 0 or any(w.pairs is not None and len(w.pairs) for w in wants)
-        self._fields = [_empty(want, len(a), vocab_size) for want, a in zip(wants, self._asked, strict=True)]
+        self._fields = [_empty(want, len(a)) for want, a in zip(wants, self._asked, strict=True)]
         self._kept: list[list[FloatArray]] = [[] for _ in wants]  # rows of logits, in the order of `head`
 
     def add_hidden(self, item: int, rows: IntArray, values: FloatArray) -> None:
@@ -96,7 +97,7 @@ def _head_rows(want: Want, n: int) -> IntArray:
     return wanted_rows(want, n)
 
 
-def _empty(want: Want, rows: int, vocab_size: int) -> dict[str, np.ndarray | None]:
+def _empty(want: Want, rows: int) -> dict[str, Any]:
     return {
         "logits": None,
         "top_ids": np.empty((rows, want.top), np.int64) if want.top else None,

@@ -7,7 +7,6 @@ same, bit for bit, whatever is computed beside it, however its text is cut into 
 from __future__ import annotations
 
 import ctypes
-import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,17 @@ import numpy as np
 from likely.errors import KvFull, ModelError, nearest
 from likely.models.engine_build import library
 from likely.models.engine_calls import CallArrays, Columns, Part, cut
-from likely.models.engine_native import FP32, KINDS, Call, LayerWeights, ModelShape, NativeModel, Queries, address, padded
+from likely.models.engine_native import (
+    FP32,
+    KINDS,
+    Call,
+    LayerWeights,
+    ModelShape,
+    NativeModel,
+    Queries,
+    address,
+    padded,
+)
 from likely.models.engine_rows import Wanted
 from likely.models.engine_shape import ACTIVATIONS, EngineShape
 from likely.models.engine_source import EngineSource
@@ -29,7 +38,7 @@ from likely.models.slot_runtime import SlotRuntime, SlotSequence
 
 TOKENS_PER_CALL = 512
 LOGITS_BYTES = 64 * 2**20  # of rows that are handed out and held at one time
-ROWS_AT_ONCE = 32  # rows of logits that are only reduced
+ROWS_AT_ONCE = 64  # rows of logits that are only reduced
 MOST_TOKENS_HELD = 65536
 
 
@@ -69,7 +78,7 @@ class EngineRuntime(SlotRuntime):
         self._weights = load_weights(source, shape, number, self._library, progress)
         self.weights_bytes = sum(w.nbytes for w in self._weights.values())
         self.kv_bytes_per_token = shape.kv_values_per_token * (4 if number == FP32 else 2)
-        self._stride = padded(shape.vocab_size)
+        self._stride = padded(shape.vocab_size) + 16  # rows must not all start in one set of the first cache
         self._native = _native_model(shape, number, self._weights)
         self._engine = self._library.open(ctypes.byref(self._native[0]), self.threads)
         if not self._engine:
@@ -83,7 +92,13 @@ class EngineRuntime(SlotRuntime):
             vocab_size=shape.vocab_size,
             context_length=shape.context_length,
             capabilities=Capabilities(
-                trees=True, fork=True, truncate=True, hidden=True, full_attention=True, layers=shape.layers
+                trees=True,
+                fork=True,
+                truncate=True,
+                hidden=True,
+                full_attention=True,
+                layers=shape.layers,
+                invariant_logits=True,
             ),
             limits=Limits(sequences, tokens_held, tokens_held, tokens_per_call),
             revision=f"{source.sha256[:32]}-engine-{kind}-v{VERSION}-{'+'.join(self._library.features()) or 'plain'}",
@@ -169,13 +184,11 @@ class EngineRuntime(SlotRuntime):
                     run: Any = where
                     if where[-1] - where[0] == len(where) - 1:
                         run = slice(int(where[0]), int(where[-1]) + 1)
-                    wanted.add(
-                        item, head[inside], logits[run, : self.vocab_size], log_norm[run], entropy[run], ids[run], top[run]
-                    )
-
+                    values = logits[run, : self.vocab_size]
+                    wanted.add(item, head[inside], values, log_norm[run], entropy[run], ids[run], top[run])
 
     def _scratch(self, rows: int) -> np.ndarray:
-        """(rows, stride) for logits that nobody keeps: memory that is new each time would cost more than the product."""
+        """(rows, stride) for logits that nobody keeps: memory that is new each time costs as much as the product."""
         if len(self._logits) < rows:
             self._logits = np.empty((rows, self._stride), np.float32)
         return self._logits[:rows]
@@ -218,7 +231,7 @@ def _native_model(s: EngineShape, kind: int, weights: dict[str, np.ndarray]) -> 
     """The model as pointers; the other two keep alive what it points to."""
     frequencies = [np.ascontiguousarray(f, np.float32) for f in s.frequencies]
     layers = (LayerWeights * s.layers)()
-    names = [name for name, _ in LayerWeights._fields_ if name not in ("frequencies", "window")]
+    names = [field[0] for field in LayerWeights._fields_ if field[0] not in ("frequencies", "window")]
     for i, window in enumerate(s.windows):
         for name in names:
             setattr(layers[i], name, address(weights.get(f"layers.{i}.{name}")))

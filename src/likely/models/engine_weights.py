@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -129,10 +130,10 @@ def _parts(source: EngineSource, s: EngineShape, kind: int, library: Library) ->
         gate, up = (take(f"{at}mlp.{n}_proj.weight", s.mlp, s.hidden) for n in ("gate", "up"))
         down = take(f"{at}mlp.down_proj.weight", s.hidden, s.mlp)
         parts += [
-            matrix(to + "qkv", q + 2 * kv, s.hidden, lambda w=qkv: _whole(w)),
-            matrix(to + "out", s.hidden, q, lambda w=out: _whole([w])),
-            matrix(to + "gate_up", 2 * rows, s.hidden, lambda g=gate, u=up: _interleaved(g, u, rows)),
-            matrix(to + "down", s.hidden, s.mlp, lambda w=down: _whole([w])),
+            matrix(to + "qkv", q + 2 * kv, s.hidden, partial(_whole, qkv)),
+            matrix(to + "out", s.hidden, q, partial(_whole, [out])),
+            matrix(to + "gate_up", 2 * rows, s.hidden, partial(_interleaved, gate, up, rows)),
+            matrix(to + "down", s.hidden, s.mlp, partial(_whole, [down])),
         ]
         norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
         if s.norms_after:
@@ -152,13 +153,13 @@ def _parts(source: EngineSource, s: EngineShape, kind: int, library: Library) ->
     embedding = take("model.embed_tokens.weight", s.vocab_size, s.hidden)
     if s.tied:
         used.add("lm_head.weight")  # some files hold it twice
-        parts.append(matrix("head", s.vocab_size, s.hidden, lambda: embedding.row_blocks(_ROWS)))
+        parts.append(matrix("head", s.vocab_size, s.hidden, partial(embedding.row_blocks, _ROWS)))
     else:
         head = take("lm_head.weight", s.vocab_size, s.hidden)
-        parts.append(matrix("embedding", s.vocab_size, s.hidden, lambda: embedding.row_blocks(_ROWS)))
-        parts.append(matrix("head", s.vocab_size, s.hidden, lambda: head.row_blocks(_ROWS)))
+        parts.append(matrix("embedding", s.vocab_size, s.hidden, partial(embedding.row_blocks, _ROWS)))
+        parts.append(matrix("head", s.vocab_size, s.hidden, partial(head.row_blocks, _ROWS)))
     if unknown := sorted(set(source.weights) - used):
-        raise ModelError(f'the native engine has no place for the tensor "{unknown[0]}": use runtime=\'torch\'')
+        raise ModelError(f"the native engine has no place for the tensor \"{unknown[0]}\": use runtime='torch'")
     return parts
 
 

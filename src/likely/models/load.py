@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from likely.errors import CapabilityError, ModelError, nearest
+from likely.errors import CapabilityError, ModelError, missing_extra, nearest
 from likely.models.catalog import KNOWN, find_model, known_model
 from likely.models.runtime import Runtime
 from likely.models.tokenizer import Tokenizer
 
-RUNTIMES = ("llamacpp", "torch")
+RUNTIMES = ("llamacpp", "torch", "native")
 ALIGN = ("mask", "repad", "group")
 DTYPES = ("float32", "bfloat16", "float16")
+ENGINES = {"int8": "int8", "bf16": "bfloat16", "fp32": "float32"}  # of the native runtime, and their dtypes
+USES = ("single", "batch", "scoring")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,13 @@ def installed(package: str) -> bool:
 
 def available_runtimes() -> dict[str, bool]:
     """Which engines this environment can run."""
-    return {"llamacpp": installed("llama_cpp"), "torch": installed("torch") and installed("transformers")}
+    from likely.models.engine_build import has_compiler
+
+    return {
+        "llamacpp": installed("llama_cpp"),
+        "torch": installed("torch") and installed("transformers"),
+        "native": has_compiler() and installed("gguf"),
+    }
 
 
 def is_url(source: str) -> bool:
@@ -76,32 +84,68 @@ def resolve(source: str) -> tuple[str, Path | str]:
     )
 
 
-def load_local(source: str, *, runtime: str | None = None, dtype: str | None = None, **options: Any) -> Loaded:
+def load_local(
+    source: str,
+    *,
+    runtime: str | None = None,
+    dtype: str | None = None,
+    engine: str | None = None,
+    use: str = "single",
+    **options: Any,
+) -> Loaded:
     """Open a model on this machine.
 
-    runtime  "llamacpp", "torch", or None: llama.cpp for GGUF files where it is installed, torch otherwise
-    dtype    of the torch runtime ("float32" is the oracle); llama.cpp computes in the types of its file
+    runtime  "llamacpp", "torch", "native" (likely's own engine), or None: llama.cpp for GGUF files where it is
+             installed, torch otherwise.  "auto": what `likely bench` has measured as the fastest for `use`; the same as
+             None where nothing was measured
+    dtype    of the torch runtime ("float32" is the oracle) and the native one ("int8", "bfloat16", "float32");
+             llama.cpp computes in the types of its file
+    engine   "int8", "bf16" or "fp32": short for the native runtime in that dtype; "auto": for runtime="auto".
+             Where the native engine cannot run a model, transformers runs bf16 and fp32, with a warning
+    use      what "auto" is to be fast at: "single" texts, a "batch" of them, or "scoring"
     options  passed to the runtime (context=, threads=, sequences=, ...); align= of the torch runtime says how rows of
              a batch are kept in step: "mask" (default: nothing moves), "repad" or "group" (see torch_aligned)
     """
-    if runtime is not None and runtime not in RUNTIMES:
-        raise ModelError(f'unknown runtime "{runtime}"{nearest(runtime, RUNTIMES)} (allowed: {", ".join(RUNTIMES)})')
-    if dtype is not None and dtype not in DTYPES:
-        raise ModelError(f'unknown dtype "{dtype}"{nearest(dtype, DTYPES)} (allowed: {", ".join(DTYPES)})')
+    may_fall_back = engine in ("bf16", "fp32")  # formats that transformers computes in, too
+    if engine is not None:
+        runtime, dtype = _of_engine(engine, runtime, dtype)
+    for name, value, allowed in (
+        ("runtime", runtime, (*RUNTIMES, "auto")),
+        ("dtype", dtype, (*DTYPES, "int8")),
+        ("use", use, USES),
+        ("align", options.get("align"), ALIGN),
+    ):
+        if value is not None and value not in allowed:
+            raise ModelError(f'unknown {name} "{value}"{nearest(value, allowed)} (allowed: {", ".join(allowed)})')
     kind, place = resolve(source)
     have = available_runtimes()
+    if runtime == "auto":
+        runtime, dtype = _fastest(kind, place, dtype, use, have)
     if runtime is None:
         runtime = "llamacpp" if kind == "gguf" and have["llamacpp"] and dtype is None else "torch"
+        runtime = "native" if dtype == "int8" else runtime
         if kind == "gguf" and not any(have.values()):
             raise ModelError("no engine is installed. Run: pip install 'likely[local]' (llama.cpp) or 'likely[torch]'")
-    if not have[runtime]:
+    if not have[runtime] and runtime != "native":  # which says itself what is missing
         extra = {"llamacpp": "local", "torch": "torch"}[runtime]
         raise CapabilityError(f"runtime {runtime} is not installed. Run: pip install 'likely[{extra}]'")
-    if (align := options.get("align", "mask")) not in ALIGN:
-        raise ModelError(f'unknown align "{align}"{nearest(align, ALIGN)} (allowed: {", ".join(ALIGN)})')
+    if runtime != "torch" and (align := options.pop("align", "mask")) != "mask":
+        raise CapabilityError(f'align="{align}" is for the torch runtime; {runtime} needs none: leave it out')
+    if runtime != "native":
+        options.pop("progress", None)
+    if runtime == "native":
+        try:
+            return _native(source, kind, place, dtype, options)
+        except CapabilityError as error:
+            if not (may_fall_back and have["torch"]):
+                raise
+            options.pop("progress", None)
+            loaded = _torch(source, kind, place, dtype, options)
+            loaded.info.warnings.append(f"{error}; transformers runs it instead")
+            return loaded
+    if dtype == "int8":
+        raise CapabilityError(f'{runtime} has no dtype "int8": use runtime="native"')
     if runtime == "llamacpp":
-        if options.pop("align", "mask") != "mask":
-            raise CapabilityError(f'align="{align}" is for the torch runtime; llama.cpp needs none: leave it out')
         if kind != "gguf":
             raise CapabilityError(
                 f"llamacpp reads GGUF files; {place} is not one. Run: likely convert {place} out.gguf"
@@ -113,6 +157,41 @@ def load_local(source: str, *, runtime: str | None = None, dtype: str | None = N
             )
         return _llamacpp(source, Path(place), options)
     return _torch(source, kind, place, dtype, options)
+
+
+def _of_engine(engine: str, runtime: str | None, dtype: str | None) -> tuple[str, str | None]:
+    """The runtime and dtype that engine= stands for."""
+    if engine not in (*ENGINES, "auto"):
+        raise ModelError(f'unknown engine "{engine}"{nearest(engine, ENGINES)} (allowed: {", ".join(ENGINES)}, auto)')
+    if dtype is not None:
+        raise CapabilityError(f'engine="{engine}" says the dtype already: leave out dtype="{dtype}"')
+    meant = "auto" if engine == "auto" else "native"
+    if runtime not in (None, meant):
+        raise CapabilityError(f'engine="{engine}" is of runtime="{meant}": leave out runtime="{runtime}"')
+    return meant, ENGINES.get(engine)
+
+
+def _fastest(
+    kind: str, place: Path | str, dtype: str | None, use: str, have: dict[str, bool]
+) -> tuple[str | None, str | None]:
+    """The runtime and dtype whose measured calls are the fastest here for `use`; without measurements (None, dtype)."""
+    from likely.measure import machine
+    from likely.models.cost_curve import CostCurve
+    from likely.models.hashes import file_sha256, folder_sha256
+
+    if kind == "hub":
+        return None, dtype
+    sha256 = file_sha256(place) if kind == "gguf" else folder_sha256(place)
+    best: tuple[float, str, str] | None = None
+    for curve in CostCurve.of_source(sha256, machine().cpu):
+        name, engine = curve.rows[0].runtime, curve.rows[0].engine
+        seconds = curve.seconds_per_token(use)
+        if seconds is None or not have.get(name) or (dtype is not None and engine != dtype):
+            continue
+        best = min(best, (seconds, name, engine)) if best else (seconds, name, engine)
+    if best is None:
+        return None, dtype
+    return best[1], None if best[1] == "llamacpp" else best[2]
 
 
 def _llamacpp(name: str, path: Path, options: dict[str, Any]) -> Loaded:
@@ -129,6 +208,40 @@ def _llamacpp(name: str, path: Path, options: dict[str, Any]) -> Loaded:
         sha256=file_sha256(path),
         tokenizer=tokenizer.fingerprint,
         template=tokenizer.chat_template is not None,
+    )
+    return Loaded(runtime, tokenizer, info)
+
+
+def _native(name: str, kind: str, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Loaded:
+    from likely.models.engine_runtime import EngineRuntime
+    from likely.models.hashes import file_sha256, folder_sha256
+    from likely.models.hf_tokenizer import HFTokenizer
+
+    kinds = {of: engine for engine, of in ENGINES.items()}
+    if (engine := kinds.get(dtype or "int8")) is None:
+        raise CapabilityError(f'the native runtime has no dtype "{dtype}" (it has {", ".join(kinds)})')
+    options = dict(options)
+    if (context := options.pop("context", None)) is not None:
+        options["tokens_held"] = context
+    path = _hub_folder(str(place), local=False) if kind == "hub" else Path(place)
+    runtime = EngineRuntime(path, kind=engine, **options)
+    warnings: list[str] = []
+    if kind == "gguf":
+        from likely.models.gguf_tokenizer import tokenizer_from_gguf
+
+        tokenizer = tokenizer_from_gguf(path)
+        warnings += _parity_warnings(path, tokenizer)
+    else:
+        tokenizer = HFTokenizer.from_folder(path)
+    info = ModelInfo(
+        name=name,
+        source=str(place),
+        runtime="native",
+        dtype=ENGINES[engine],
+        sha256=file_sha256(path) if kind == "gguf" else folder_sha256(path),
+        tokenizer=tokenizer.fingerprint,
+        template=tokenizer.chat_template is not None,
+        warnings=warnings,
     )
     return Loaded(runtime, tokenizer, info)
 
@@ -178,12 +291,18 @@ def _torch(name: str, kind: str, place: Path | str, dtype: str | None, options: 
     return Loaded(runtime, tokenizer, info)
 
 
-def _hub_folder(name: str) -> Path:
-    """Where the hub client put the files that transformers has just loaded."""
-    from huggingface_hub import snapshot_download
-
+def _hub_folder(name: str, *, local: bool = True) -> Path:
+    """Where the hub client keeps a model's files. local: they are there, since transformers has just loaded them."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise missing_extra("huggingface_hub", "torch") from None
     patterns = ["*.json", "*.jinja", "*.safetensors", "tokenizer*"]
-    return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local))
+    except (OSError, ValueError) as error:
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{name}: cannot be fetched from the hub ({line})") from None
 
 
 def _parity_warnings(path: Path, tokenizer: Tokenizer) -> list[str]:

@@ -148,6 +148,7 @@ class Capabilities:
     """What a runtime can do, as data.
 
     layers  how many layers a call may leave out parts of (`Work.layers`); 0: none
+    invariant_logits  rows are the same, bit for bit, however their text is cut, batched, forked or drafted
     """
 
     trees: bool = False
@@ -157,6 +158,7 @@ class Capabilities:
     full_attention: bool = False
     gradients: bool = False
     layers: int = 0
+    invariant_logits: bool = False
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ template <bool half, int R, int D>
 INLINE void weigh(const uint8_t* weight, const uint8_t* value, float* out, int wide, int steps) {
   f32x16 o[R][D];
   for (int r = 0; r < R; r++)
-    for (int d = 0; d < D; d++) o[r][d] = load16(out + (size_t)r * wide + 16 * d);
+    for (int d = 0; d < D; d++) o[r][d] = f32x16{};
   for (int c = 0; c < steps; c++)
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -179,7 +179,10 @@ INLINE void weigh(const uint8_t* weight, const uint8_t* value, float* out, int w
       for (int d = 0; d < D; d++)
         o[r][d] = step<half>(o[r][d], value + ((size_t)c * wide + 16 * d) * 4, weight + ((size_t)r * BLOCK + c) * 4);
   for (int r = 0; r < R; r++)
-    for (int d = 0; d < D; d++) store16(out + (size_t)r * wide + 16 * d, o[r][d]);
+    for (int d = 0; d < D; d++) {
+      float* to = out + (size_t)r * wide + 16 * d;
+      store16(to, load16(to) + o[r][d]);
+    }
 }
 
 template <bool half, int R>

@@ -145,15 +145,21 @@ INLINE void multiply(const uint8_t* panel, const Rows& rows, int m0, size_t next
           f[m][1] = dot2(f[m][1], (const uint16_t*)(panel + 128 * k + 64), two);
         }
     } else {
+      f32x16 part[M][2];  // of this group alone: shorter sums lose less
+      for (int m = 0; m < M; m++) part[m][0] = part[m][1] = f32x16{};
 #pragma GCC unroll 8
       for (int k = 0; k < 64; k++) {
         const f32x16 w0 = load16((const float*)(panel + 128 * k)), w1 = load16((const float*)(panel + 128 * k + 64));
 #pragma GCC unroll 8
         for (int m = 0; m < M; m++) {
           const float one = *((const float*)(a + m * stride) + k);
-          f[m][0] += w0 * one;
-          f[m][1] += w1 * one;
+          part[m][0] += w0 * one;
+          part[m][1] += w1 * one;
         }
+      }
+      for (int m = 0; m < M; m++) {
+        f[m][0] += part[m][0];
+        f[m][1] += part[m][1];
       }
     }
   }
