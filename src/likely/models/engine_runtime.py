@@ -35,8 +35,10 @@ from likely.models.engine_weights import VERSION, load_weights
 from likely.models.processor import free_bytes, physical_cores
 from likely.models.runtime import Capabilities, IntArray, LayerPlan, Limits, Output, Work
 from likely.models.slot_runtime import SlotRuntime, SlotSequence
+from likely.models.slots import SlotTable
 
 TOKENS_PER_CALL = 512
+LANES = 16  # slots whose keys lie side by side, see native/attention.h
 LOGITS_BYTES = 64 * 2**20  # of rows that are handed out and held at one time
 ROWS_AT_ONCE = 64  # rows of logits that are only reduced
 MOST_TOKENS_HELD = 65536
@@ -103,6 +105,9 @@ class EngineRuntime(SlotRuntime):
             limits=Limits(sequences, tokens_held, tokens_held, tokens_per_call),
             revision=f"{source.sha256[:32]}-engine-{kind}-v{VERSION}-{'+'.join(self._library.features()) or 'plain'}",
         )
+
+    def _new_table(self, limit: int) -> SlotTable:
+        return SlotTable(limit, aligned=LANES)
 
     def shutdown(self) -> None:
         super().shutdown()

@@ -12,6 +12,7 @@ from likely.models.gguf_families import FAMILIES, llama3_factors, rope_of_config
 from likely.models.runtime import FloatArray
 
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
+MOST_HEAD_DIM = 1024
 _ELSEWHERE = "use runtime='torch'"
 
 
@@ -64,6 +65,10 @@ class EngineShape:
         hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
         layers, head_dim = _size(config, "num_hidden_layers"), config.get("head_dim") or hidden // heads
         kv_heads = config.get("num_key_value_heads") or heads
+        if head_dim > MOST_HEAD_DIM:
+            raise CapabilityError(
+                f"the native engine has heads of at most {MOST_HEAD_DIM}, not {head_dim}: {_ELSEWHERE}"
+            )
         if heads % kv_heads or head_dim % 2:
             raise ModelError(f"config.json: {heads} heads of width {head_dim} over {kv_heads} key heads cannot be")
         full = rope_of_config(config, "full_attention" if gemma else None, 1e6 if gemma else 1e4)

@@ -150,7 +150,7 @@ class SlotRuntime(ABC):
         slots: list[IntArray] = []
         try:
             for sequence, own in zip(sequences, tokens, strict=True):
-                slots.append(self._table.allocate(len(own), after=sequence.last_slot))
+                slots.append(self._table.allocate(len(own), sequence.last_slot, sequence.length + sequence.pending))
             outputs = self._compute(sequences, work, tokens, slots)
         except BaseException:
             for taken in slots:

@@ -24,17 +24,21 @@ class Room(Protocol):
 
     @property
     def free(self) -> int: ...
-    def allocate(self, n: int, after: int = -1) -> IntArray: ...
+    def allocate(self, n: int, after: int = -1, position: int = 0) -> IntArray: ...
     def retain(self, slots: IntArray) -> None: ...
     def release(self, slots: IntArray) -> None: ...
     def clear(self) -> None: ...
 
 
 class SlotTable:
-    """A reference count per slot; `capacity` slots have memory, which grows by doubling up to `limit`."""
+    """A reference count per slot; `capacity` slots have memory, which grows by doubling up to `limit`.
 
-    def __init__(self, limit: int):
+    aligned  slots that are read together: see `allocate`
+    """
+
+    def __init__(self, limit: int, *, aligned: int = 1):
         self.limit = limit
+        self.aligned = aligned
         self.capacity = min(FIRST_CAPACITY, limit)
         self.used = 0
         self._counts = np.zeros(self.capacity, np.int32)
@@ -43,22 +47,23 @@ class SlotTable:
     def free(self) -> int:
         return self.limit - self.used
 
-    def allocate(self, n: int, after: int = -1) -> IntArray:
+    def allocate(self, n: int, after: int = -1, position: int = 0) -> IntArray:
         """n free slots in ascending order, counted once; the run following slot `after` if it is free.
 
-        Contiguous runs are preferred because they are read without a copy.
+        Contiguous runs are preferred because they are read without a copy; of those, runs that begin as far into a
+        group of `aligned` slots as `position` does, the number of tokens before.
         """
         if n > self.free:
             raise KvFull(n, self.free)
-        slots = self._find(n, after)
+        slots = self._find(n, after, position)
         while slots is None:
             self._grow()
-            slots = self._find(n, after)
+            slots = self._find(n, after, position)
         self._counts[slots] = 1
         self.used += n
         return slots
 
-    def _find(self, n: int, after: int) -> IntArray | None:
+    def _find(self, n: int, after: int, position: int) -> IntArray | None:
         """None: the table should grow first."""
         follow = after + 1
         if after >= 0 and follow + n <= self.capacity and not self._counts[follow : follow + n].any():
@@ -69,6 +74,9 @@ class SlotTable:
         if len(free) < n:
             return None
         runs = np.flatnonzero(free[n - 1 :] - free[: len(free) - n + 1] == n - 1)
+        if self.aligned > 1:
+            fitting = runs[free[runs] % self.aligned == position % self.aligned]
+            runs = fitting if len(fitting) or self.capacity < self.limit else runs
         if len(runs):
             return free[runs[0] : runs[0] + n]
         return free[:n] if self.capacity == self.limit else None
@@ -108,7 +116,7 @@ class TokenCount:
     def free(self) -> int:
         return self.limit - self.used
 
-    def allocate(self, n: int, after: int = -1) -> IntArray:
+    def allocate(self, n: int, after: int = -1, position: int = 0) -> IntArray:
         """0..n-1: places within the call's new tokens."""
         if n > self.free:
             raise KvFull(n, self.free)

@@ -10,7 +10,7 @@
 #include "simd.h"
 #include "threads.h"
 
-constexpr int BLOCK = 64, QUERIES = 16;
+constexpr int BLOCK = 64, QUERIES = 16, LANES = 16, VECTORS = BLOCK / LANES, MOST_DIM = 1024;
 
 // One piece of work: rows [first, first + count) of the call, and the slots that its queries share.
 struct Piece {
@@ -28,14 +28,18 @@ struct Queries {
   const int32_t* own;       // (n,)
 };
 
-// Keys, values, queries and weights are bf16 (half) or fp32.  In scratch, what is multiplied lies in steps of four
-// bytes: two bf16 numbers or one fp32 number of each lane.
+// Keys, values, queries and weights are bf16 (half) or fp32.  What is multiplied lies in steps of four bytes: two bf16
+// numbers or one fp32 number of each lane.  So do keys and values in memory, sixteen slots together:
+//   keys    per step of dimensions the sixteen slots
+//   values  per step of slots the `wide` dimensions
+// Sixteen columns that are sixteen slots in a row from a multiple of sixteen are read where they are.
 struct Shape {
   int heads, kv_heads, dim, wide;  // wide: dim rounded up to 32
   float scale, softcap;            // softcap 0: none
   bool half;
-  size_t capacity;  // slots: keys and values lie as (kv_heads, capacity, wide)
+  size_t capacity;  // slots, a multiple of 16: keys and values lie as (kv_heads, capacity / 16, 16 * row())
   size_t row() const { return (size_t)wide * (half ? 2 : 4); }
+  size_t sixteen(int head, int slot) const { return ((size_t)head * capacity + slot / LANES * LANES) * row(); }
 };
 
 // Scratch of one thread.
@@ -56,6 +60,13 @@ struct Scratch {
   }
 };
 
+// Where the columns of a block are, sixteen by sixteen.
+struct Block {
+  const uint8_t *key[VECTORS], *value[VECTORS];
+  int count;  // columns
+  int vectors() const { return (count + LANES - 1) / LANES; }
+};
+
 template <bool half>
 INLINE f32x16 step(f32x16 sum, const uint8_t* lanes, const uint8_t* one) {
   if constexpr (half) return dot2(sum, (const uint16_t*)lanes, (const uint16_t*)one);
@@ -71,88 +82,95 @@ INLINE void store_as(uint8_t* to, int at, f32x16 v) {
     store16((float*)to + at, v);
 }
 
-#if LIKELY_AVX512
-INLINE void transpose16(__m512 (&r)[16]) {
-  __m512 t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
-    r[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
-    r[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-    r[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-  }
-  for (int i = 0; i < 4; i++) {
-    t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 4; i++) {
-    r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
-    r[i + 4] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd);
+// Key and value (dim,) fp32 of one token to its slot.
+template <bool half>
+INLINE void store_token(const Shape& s, uint8_t* keys, uint8_t* values, int head, int slot, const float* key,
+                        const float* value) {
+  const int lane = slot % LANES, item = half ? 2 : 4, steps = (s.dim * item + 3) / 4;
+  uint8_t *k = keys + s.sixteen(head, slot) + 4 * lane, *v = values + s.sixteen(head, slot);
+  alignas(64) uint8_t row[2][MOST_DIM * 4];
+  for (int d = 0; d < s.dim; d += 16)
+    for (int i = 0; i < 2; i++) {
+      const float* from = i ? value : key;
+      f32x16 x = {};
+      memcpy(&x, from + d, 4 * std::min(16, s.dim - d));
+      store_as<half>(row[i], d, x);
+    }
+  for (int d = 0; d < steps; d++) memcpy(k + 64 * d, row[0] + 4 * d, 4);
+  if constexpr (half) {
+    v += (size_t)(lane / 2) * s.wide * 4 + 2 * (lane % 2);
+    for (int d = 0; d < s.dim; d++) memcpy(v + 4 * d, row[1] + 2 * d, 2);
+  } else {
+    memcpy(v + (size_t)lane * s.wide * 4, row[1], (size_t)s.dim * 4);
   }
 }
-#endif
 
-// key: per step of dimensions the lanes of BLOCK columns; value: per step of columns the lanes of `wide` dimensions.
-// Columns from `count` to the next multiple of 16 are zero.
+// Up to sixteen columns from anywhere, brought together; lanes without a column are zero.
 template <bool half>
-static void pack_block(const Shape& s, const uint8_t* keys, const uint8_t* values, const int32_t* slots, int count,
-                       int head, Scratch& to) {
-  const size_t row = s.row(), at = head * s.capacity * row;
-  const int lanes = (count + 15) / 16 * 16, steps = (int)(row / 4);
-  alignas(64) uint8_t nothing[64] = {};
-  for (int c = 0; c < lanes; c += half ? 2 : 1)
-    for (int d = 0; d < s.wide; d += 16) {
-      const uint8_t* first = c < count ? values + slots[c] * row + at + d * (row / s.wide) : nothing;
-      if constexpr (half) {
-        const uint8_t* second = c + 1 < count ? values + slots[c + 1] * row + at + 2 * d : nothing;
-        u32x16 low = __builtin_convertvector(load_as<u16x16>(first), u32x16);
-        u32x16 high = __builtin_convertvector(load_as<u16x16>(second), u32x16);
-        u32x16 both = low | high << 16;
-        memcpy(&to.value[((size_t)(c / 2) * s.wide + d) * 4], &both, 64);
-      } else {
-        store16((float*)&to.value[((size_t)c * s.wide + d) * 4], load16((const float*)first));
+static void gather(const Shape& s, const uint8_t* keys, const uint8_t* values, const int32_t* slots, int count,
+                   int head, uint8_t* key, uint8_t* value) {
+  const int steps = (int)(s.row() / 4);
+  memset(key, 0, LANES * s.row());
+  memset(value, 0, LANES * s.row());
+  for (int i = 0; i < count; i++) {
+    const int lane = slots[i] % LANES;
+    const uint8_t *k = keys + s.sixteen(head, slots[i]) + 4 * lane, *v = values + s.sixteen(head, slots[i]);
+    for (int d = 0; d < steps; d++) memcpy(key + 64 * d + 4 * i, k + 64 * d, 4);
+    if constexpr (half) {
+      const u32x16* from = (const u32x16*)(v + (size_t)(lane / 2) * s.wide * 4);
+      uint8_t* to = value + (size_t)(i / 2) * s.wide * 4;
+      for (int d = 0; d < s.wide / 16; d++) {
+        const u32x16 own = load_as<u32x16>(from + d) >> (lane % 2 ? 16u : 0u) & 0xffffu;
+        const u32x16 both = load_as<u32x16>(to + 64 * d) | own << (i % 2 ? 16u : 0u);
+        memcpy(to + 64 * d, &both, 64);
+      }
+    } else {
+      memcpy(value + (size_t)i * s.wide * 4, v + (size_t)lane * s.wide * 4, (size_t)s.wide * 4);
+    }
+  }
+}
+
+// Keys and values that come next, on their way while the present block is computed.
+static void fetch(const Shape& s, const uint8_t* keys, const uint8_t* values, const int32_t* slots, int count,
+                  int head) {
+  for (int c = 0; c < count; c += LANES) {
+    const size_t at = s.sixteen(head, slots[c]);
+    for (size_t line = 0; line < LANES * s.row(); line += 64) {
+      __builtin_prefetch(keys + at + line);
+      __builtin_prefetch(values + at + line);
+    }
+  }
+}
+
+// `slots` of `count` columns as a block.  Only whole sixteens are read in place: what is beside fewer may be anything.
+template <bool half>
+static Block find_block(const Shape& s, const uint8_t* keys, const uint8_t* values, const int32_t* slots, int count,
+                        int head, Scratch& x) {
+  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  Block block;
+  block.count = count;
+  for (int v = 0; v < block.vectors(); v++) {
+    const int32_t* own = slots + LANES * v;
+    const int some = std::min(LANES, count - LANES * v);
+    if (some == LANES && own[0] % LANES == 0) {
+      const i32x16 other = load_as<i32x16>(own) ^ (lane + own[0]);
+      if (sum_of(other & 0xff) == 0 && sum_of(other >> 8 & 0xffffff) == 0) {
+        block.key[v] = keys + s.sixteen(head, own[0]);
+        block.value[v] = values + s.sixteen(head, own[0]);
+        continue;
       }
     }
-  for (int c = 0; c < lanes; c += 16)
-    for (int d = 0; d < steps; d += 16) {
-      const uint8_t* from[16];
-      for (int i = 0; i < 16; i++) from[i] = c + i < count ? keys + slots[c + i] * row + at + 4 * d : nothing;
-      float* target = (float*)&to.key[((size_t)d * BLOCK + c) * 4];
-#if LIKELY_AVX512
-      __m512 r[16];
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_ps(from[i]);
-      transpose16(r);
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; i++) _mm512_storeu_ps(target + i * BLOCK, r[i]);
-#else
-      for (int i = 0; i < 16; i++)
-        for (int j = 0; j < 16; j++) memcpy(target + j * BLOCK + i, from[i] + 4 * j, 4);
-#endif
-    }
-}
-
-// Keys and values of columns that come next, on their way while the present block is computed.
-static void fetch_block(const Shape& s, const uint8_t* keys, const uint8_t* values, const int32_t* slots, int count,
-                        int head) {
-  const size_t row = s.row(), at = head * s.capacity * row;
-  for (int c = 0; c < count; c++)
-    for (size_t line = 0; line < row; line += 64) {
-      __builtin_prefetch(keys + slots[c] * row + at + line);
-      __builtin_prefetch(values + slots[c] * row + at + line);
-    }
+    uint8_t *key = &x.key[LANES * v * s.row()], *value = &x.value[LANES * v * s.row()];
+    gather<half>(s, keys, values, own, some, head, key, value);
+    block.key[v] = key;
+    block.value[v] = value;
+  }
+  return block;
 }
 
 // score[r] = query[r] x key, for R rows and C vectors of 16 columns
 template <bool half, int R, int C>
-INLINE void scores(const uint8_t* query, const uint8_t* key, float* score, int steps) {
+INLINE void scores(const uint8_t* query, const Block& block, float* score, int steps) {
   f32x16 s[R][C];
   for (int r = 0; r < R; r++)
     for (int c = 0; c < C; c++) s[r][c] = f32x16{};
@@ -161,44 +179,47 @@ INLINE void scores(const uint8_t* query, const uint8_t* key, float* score, int s
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
       for (int c = 0; c < C; c++)
-        s[r][c] = step<half>(s[r][c], key + ((size_t)d * BLOCK + 16 * c) * 4, query + ((size_t)r * steps + d) * 4);
+        s[r][c] = step<half>(s[r][c], block.key[c] + (size_t)d * 64, query + ((size_t)r * steps + d) * 4);
   for (int r = 0; r < R; r++)
     for (int c = 0; c < C; c++) store16(score + r * BLOCK + 16 * c, s[r][c]);
 }
 
-// out[r] += weight[r] x value, for R rows and D vectors of 16 dimensions
+// out[r] += weight[r] x value, for R rows and D vectors of 16 dimensions from `at` on
 template <bool half, int R, int D>
-INLINE void weigh(const uint8_t* weight, const uint8_t* value, float* out, int wide, int steps) {
+INLINE void weigh(const uint8_t* weight, const Block& block, float* out, int wide, int at) {
+  constexpr int STEPS = half ? LANES / 2 : LANES;
   f32x16 o[R][D];
   for (int r = 0; r < R; r++)
     for (int d = 0; d < D; d++) o[r][d] = f32x16{};
-  for (int c = 0; c < steps; c++)
+  for (int v = 0; v < block.vectors(); v++)
+    for (int c = 0; c < STEPS; c++)
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
+      for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-      for (int d = 0; d < D; d++)
-        o[r][d] = step<half>(o[r][d], value + ((size_t)c * wide + 16 * d) * 4, weight + ((size_t)r * BLOCK + c) * 4);
+        for (int d = 0; d < D; d++)
+          o[r][d] = step<half>(o[r][d], block.value[v] + ((size_t)c * wide + at + 16 * d) * 4,
+                               weight + ((size_t)r * BLOCK + v * STEPS + c) * 4);
   for (int r = 0; r < R; r++)
     for (int d = 0; d < D; d++) {
-      float* to = out + (size_t)r * wide + 16 * d;
+      float* to = out + (size_t)r * wide + at + 16 * d;
       store16(to, load16(to) + o[r][d]);
     }
 }
 
 template <bool half, int R>
-static void scores_rows(const uint8_t* query, const uint8_t* key, float* score, int steps, int vectors) {
-  switch (vectors) {
-    case 1: scores<half, R, 1>(query, key, score, steps); break;
-    case 2: scores<half, R, 2>(query, key, score, steps); break;
-    case 3: scores<half, R, 3>(query, key, score, steps); break;
-    default: scores<half, R, 4>(query, key, score, steps); break;
+static void scores_rows(const uint8_t* query, const Block& block, float* score, int steps) {
+  switch (block.vectors()) {
+    case 1: scores<half, R, 1>(query, block, score, steps); break;
+    case 2: scores<half, R, 2>(query, block, score, steps); break;
+    case 3: scores<half, R, 3>(query, block, score, steps); break;
+    default: scores<half, R, 4>(query, block, score, steps); break;
   }
 }
 template <bool half, int R>
-static void weigh_rows(const uint8_t* weight, const uint8_t* value, float* out, int wide, int steps) {
-  int d = 0;
-  for (; d + 64 <= wide; d += 64) weigh<half, R, 4>(weight, value + 4 * d, out + d, wide, steps);
-  for (; d < wide; d += 16) weigh<half, R, 1>(weight, value + 4 * d, out + d, wide, steps);
+static void weigh_rows(const uint8_t* weight, const Block& block, float* out, int wide) {
+  int at = 0;
+  for (; at + 64 <= wide; at += 64) weigh<half, R, 4>(weight, block, out, wide, at);
+  for (; at < wide; at += 16) weigh<half, R, 1>(weight, block, out, wide, at);
 }
 #define LIKELY_BY_ROWS(call, half, rows, ...) \
   switch (rows) {                             \
@@ -222,13 +243,13 @@ INLINE Seen seen_by(const Queries& q, int i, int window) {
 
 // Rows [from, to) of the tile (share rows per query) meet the block of columns that starts at `column`.
 template <bool half>
-static void meet_block(const Shape& s, const Seen* seen, int share, int from, int to, int column, int count,
+static void meet_block(const Shape& s, const Seen* seen, int share, int from, int to, int column, const Block& block,
                        Scratch& x) {
-  const int vectors = (count + 15) / 16, lanes = 16 * vectors;
+  const int count = block.count, lanes = LANES * block.vectors();
   for (int r = from; r < to; r += MOST_ROWS) {
     int some = std::min(MOST_ROWS, to - r);
-    LIKELY_BY_ROWS(scores_rows, half, some, &x.query[r * s.row()], x.key.data(), &x.score[(size_t)r * BLOCK],
-                   (int)(s.row() / 4), vectors)
+    LIKELY_BY_ROWS(scores_rows, half, some, &x.query[r * s.row()], block, &x.score[(size_t)r * BLOCK],
+                   (int)(s.row() / 4))
   }
   i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   for (int r = from; r < to; r++) {
@@ -273,8 +294,8 @@ static void meet_block(const Shape& s, const Seen* seen, int share, int from, in
   }
   for (int r = from; r < to; r += MOST_ROWS) {
     int some = std::min(MOST_ROWS, to - r);
-    LIKELY_BY_ROWS(weigh_rows, half, some, &x.weight[(size_t)r * BLOCK * 4], x.value.data(),
-                   &x.out[(size_t)r * s.wide], s.wide, half ? lanes / 2 : lanes)
+    LIKELY_BY_ROWS(weigh_rows, half, some, &x.weight[(size_t)r * BLOCK * 4], block, &x.out[(size_t)r * s.wide],
+                   s.wide)
   }
 }
 
@@ -307,14 +328,11 @@ static void attend_tile(const Shape& s, const Queries& q, const Piece& piece, in
   }
   std::fill_n(x.out.data(), (size_t)rows * s.wide, 0.0f);
   const int32_t* columns = q.slots + piece.columns_at;
-  if (low < high) {
-    const int column = low / BLOCK * BLOCK;
-    fetch_block(s, keys, values, columns + column, std::min(BLOCK, piece.columns - column), head);
-  }
   for (int column = low / BLOCK * BLOCK; column < high; column += BLOCK) {
-    const int count = std::min(BLOCK, piece.columns - column), rest = piece.columns - column - BLOCK;
-    pack_block<half>(s, keys, values, columns + column, count, head, x);
-    if (rest > 0) fetch_block(s, keys, values, columns + column + BLOCK, std::min(rest, BLOCK), head);
+    const int count = std::min(BLOCK, piece.columns - column);
+    const Block block = find_block<half>(s, keys, values, columns + column, count, head, x);
+    if (column + BLOCK < high)
+      fetch(s, keys, values, columns + column + BLOCK, std::min(BLOCK, high - column - BLOCK), head);
     int from = 0, to = last - first;  // whoever has columns of its own in this block meets them below
     auto meets = [&](int i) {
       return seen[i].low < column + BLOCK && seen[i].high > column &&
@@ -325,7 +343,7 @@ static void attend_tile(const Shape& s, const Queries& q, const Piece& piece, in
     for (int i = from; i < to;) {  // runs of queries that meet the block
       int stop = i;
       while (stop < to && meets(stop)) stop++;
-      if (stop > i) meet_block<half>(s, seen, share, i * share, stop * share, column, count, x);
+      if (stop > i) meet_block<half>(s, seen, share, i * share, stop * share, column, block, x);
       i = std::max(stop, i + 1);
     }
   }
@@ -339,8 +357,8 @@ static void attend_tile(const Shape& s, const Queries& q, const Piece& piece, in
         int at = column + c;
         mixed[c] = at < q.shared[i] ? columns[at] : q.slots[q.own_at[i] + at - q.shared[i]];
       }
-      pack_block<half>(s, keys, values, mixed, count, head, x);
-      meet_block<half>(s, seen, share, (i - first) * share, (i - first + 1) * share, column, count, x);
+      const Block block = find_block<half>(s, keys, values, mixed, count, head, x);
+      meet_block<half>(s, seen, share, (i - first) * share, (i - first + 1) * share, column, block, x);
     }
   }
   for (int r = 0; r < rows; r++) {

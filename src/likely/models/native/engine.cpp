@@ -95,7 +95,7 @@ struct Engine {
   Team team;
   std::vector<Scratch> scratch;
   std::vector<Buffer> gated;          // of each thread: 64 gated values of every row
-  std::vector<Buffer> keys, values;   // of each layer: (kv_heads, capacity, wide)
+  std::vector<Buffer> keys, values;   // of each layer, see attention.h
   int64_t capacity = 0;
   Buffer stream, projected, query, attended, added, cosine, sine;
   RowBuffers narrow, wide, final_rows;
@@ -276,22 +276,9 @@ struct Forward {
       if (norm) scale_row(x, dim, root_mean(x, dim, s.epsilon), norm);
       rotate(x, c, t);
     }
-    for (int h = 0; h < s.kv_heads; h++) {
-      const size_t at = ((size_t)h * e.capacity + call.slot[i]) * wide * (half ? 2 : 4);
-      store_kv(e.keys[l].data + at, qkv + q_width + (size_t)h * dim);
-      store_kv(e.values[l].data + at, qkv + q_width + kv_width + (size_t)h * dim);
-    }
-  }
-  void store_kv(uint8_t* to, const float* from) {
-    for (int d = 0; d < dim; d += 16) {
-      f32x16 v = {};
-      if (d + 16 <= dim) {
-        v = load16(from + d);
-      } else {
-        for (int j = 0; d + j < dim; j++) v[j] = from[d + j];
-      }
-      store_as<half>(to, d, v);
-    }
+    for (int h = 0; h < s.kv_heads; h++)
+      store_token<half>(attention_shape(), e.keys[l].data, e.values[l].data, h, call.slot[i],
+                        qkv + q_width + (size_t)h * dim, qkv + q_width + kv_width + (size_t)h * dim);
   }
 
   // out[row] = panels x row (+ bias), or out[row] += it
@@ -339,18 +326,20 @@ struct Forward {
   void attend(int l, int id) {
     const Queries& q = call.queries;
     const Shape shape = attention_shape();
+    // few queries are cut into small tiles, so that every thread has work; numbers do not depend on it
+    const int enough = 4 * e.team.size() / s.kv_heads + 1, tile_size = std::clamp(n / enough, 4, QUERIES);
+    auto tiles_of = [&](const Piece& piece) { return (piece.count + tile_size - 1) / tile_size; };
     int tiles = 0;
-    for (int p = 0; p < q.pieces_count; p++) tiles += (q.pieces[p].count + QUERIES - 1) / QUERIES;
+    for (int p = 0; p < q.pieces_count; p++) tiles += tiles_of(q.pieces[p]);
     const int window = e.model.layers[l].window;
     each(tiles * s.kv_heads, 1, [&](int task) {
-      // the last tiles see the most columns: they come first
-      int tile = tiles - 1 - task / s.kv_heads, p = 0;
-      for (int has; tile >= (has = (q.pieces[p].count + QUERIES - 1) / QUERIES); p++) tile -= has;
+      int tile = tiles - 1 - task / s.kv_heads, p = 0;  // the last tiles see the most columns: they come first
+      for (; tile >= tiles_of(q.pieces[p]); p++) tile -= tiles_of(q.pieces[p]);
       const Piece& piece = q.pieces[p];
-      const int first = piece.first + tile * QUERIES;
-      const int last = std::min(first + QUERIES, piece.first + piece.count);
+      const int first = piece.first + tile * tile_size;
+      const int last = std::min(first + tile_size, piece.first + piece.count);
       attend_tile<half>(shape, q, piece, first, last, task % s.kv_heads, e.keys[l].data, e.values[l].data, window,
-                  e.projected.floats(), qkv_stride, e.attended.floats(), q_width, e.scratch[id]);
+                        e.projected.floats(), qkv_stride, e.attended.floats(), q_width, e.scratch[id]);
     });
   }
 
@@ -507,8 +496,9 @@ int likely_features() {
 Engine* likely_open(const Model* model, int threads) { return new (std::nothrow) Engine(*model, threads); }
 void likely_close(Engine* engine) { delete engine; }
 
-// Room for keys and values of `capacity` slots; what is there is kept.
-int likely_reserve(Engine* e, int64_t capacity) {
+// Room for keys and values of `slots` slots; what is there is kept.
+int likely_reserve(Engine* e, int64_t slots) {
+  const int64_t capacity = round_up(slots, LANES);
   const ModelShape& s = e->model.shape;
   const size_t slot = round_up(s.dim, 32) * (s.kind == FP32 ? 4 : 2);
   for (auto* all : {&e->keys, &e->values})

@@ -105,6 +105,9 @@ INLINE void multiply(const uint8_t* panel, const Rows& rows, int m0, size_t next
   const size_t stride = rows.groups * Format<kind>::row_group;
   for (int g = 0; g < rows.groups; g++, panel += Format<kind>::panel_group, a += Format<kind>::row_group) {
     for (int line = 0; line < ahead; line++) __builtin_prefetch(panel + next + 64 * line, 0, M <= 2 ? 3 : 2);
+    if constexpr (M > 2)  // the rows of the next block
+      for (int m = M; m < 2 * M; m++)
+        for (size_t line = 0; line < Format<kind>::row_group; line += 64) __builtin_prefetch(a + m * stride + line);
     if constexpr (kind == INT8) {
       constexpr int CHAINS = M <= 2 ? 2 : 1;  // few rows: sums in two parts, so that products need not wait
       const float* scale = rows.scale + (size_t)m0 * rows.groups + g;

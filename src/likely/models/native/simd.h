@@ -102,11 +102,12 @@ INLINE f32x16 round16(f32x16 x) {
 #endif
 }
 
-// e^x, relative error below 2e-7; 0 from about -87 downwards
+// e^x, relative error below 2e-7; 0 (or a number below 1e-37) from about -87 downwards, infinite or 2^127 beyond 88
 INLINE f32x16 exp16(f32x16 x) {
-  f32x16 low = all16(-100.0f), high = all16(88.3f);
-  x = x < low ? low : x;
-  x = x > high ? high : x;
+  x = max16(x, all16(-110.0f));
+#if !LIKELY_AVX512
+  x = x > all16(88.3f) ? all16(88.3f) : x;
+#endif
   f32x16 n = round16(x * 1.44269504088896341f);
   f32x16 r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   f32x16 p = all16(1.9875691500e-4f);
@@ -116,10 +117,14 @@ INLINE f32x16 exp16(f32x16 x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
+#if LIKELY_AVX512
+  return (f32x16)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
   i32x16 tiny = n < all16(-126.0f);
   i32x16 power = (__builtin_convertvector(n, i32x16) + 127) << 23;
   p = p * (f32x16)power;
   return tiny ? all16(0.0f) : p;
+#endif
 }
 INLINE f32x16 silu16(f32x16 x) { return x / (1.0f + exp16(-x)); }
 INLINE f32x16 gelu16(f32x16 x) {  // the tanh form
@@ -163,10 +168,15 @@ INLINE uint16_t to_bf16(float x) {  // nearest, ties to even; NaN stays NaN
   return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 INLINE void to_bf16(uint16_t* to, f32x16 v) {
+#if LIKELY_BF16
+  const __m256bh out = _mm512_cvtneps_pbh((__m512)v);
+  memcpy(to, &out, 32);
+#else
   u32x16 bits = (u32x16)v;
   u32x16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   u16x16 out = __builtin_convertvector(rounded, u16x16);
   memcpy(to, &out, 32);
+#endif
 }
 
 // sum[n] += weights[n][0] two[0] + weights[n][1] two[1], all in bf16 but the sum

@@ -66,9 +66,9 @@ struct Team {
  private:
   static void pause(int spins) {
 #if defined(__x86_64__)
-    if (spins < 20000) return __builtin_ia32_pause();
+    if (spins < 4000) return __builtin_ia32_pause();
 #else
-    if (spins < 20000) return;
+    if (spins < 4000) return;
 #endif
     std::this_thread::yield();
   }

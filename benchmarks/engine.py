@@ -1,0 +1,320 @@
+"""The native engine against llama.cpp, transformers and OpenVINO: many positions, long prompts and batches in one run.
+
+What is timed, of each engine in turn within every round:
+
+  positions   n new positions of one text that holds 512 tokens; every row goes through the head, its best token is read
+  sequences   one token of each of n texts that hold 512 tokens each: batched decoding
+  prefill     512 tokens of a new text, the last row
+
+Quality of each engine on the same weights is in benchmarks/results/engine_quality.json; llama.cpp runs in the packaged
+format and in Q8_0, whose KL from the fp32 model is below .01, and the faster of the two is compared with, column by
+column.  The floor of a column is what the int8 weights and the products of their codes take at the bandwidth and the
+peak that are measured in the same run.
+
+OpenVINO runs in its own environment: --openvino PYTHON names an interpreter that can import openvino_genai.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import protocol
+
+import likely
+from likely import datasets
+from likely.measure import Ratio, Timing, cores, interleaved, speedup
+from likely.models.catalog import find_model
+from likely.models.convert import convert
+from likely.models.engine_build import library
+from likely.models.engine_native import INT8
+from likely.models.rows import log_softmax
+from likely.models.runtime import Runtime, Want, Work
+from likely.models.tokenizer import begin
+
+CONTEXT, PREFILL = 512, 512
+POSITIONS, SEQUENCES = (1, 2, 4, 8, 16, 32, 64), (8, 16)
+TARGETS = {"positions 4": 2, "positions 16": 3, "positions 64": 4, "positions 1": 0.9, "prefill 512": 3,
+           "sequences 8": 2, "sequences 16": 2}  # fmt: skip
+PREFILL_OVER_OPENVINO = 1.5
+Columns = dict[str, Callable[[], object]]
+
+
+# --- what a runtime of ours is asked -----------------------------------------------------------------------------------
+
+
+class Shapes:
+    """The calls of every column on one runtime."""
+
+    def __init__(self, runtime: Runtime):
+        self.runtime, self._rng = runtime, np.random.default_rng(0)
+        self._texts = [runtime.open() for _ in range(max(SEQUENCES))]
+        for text in self._texts:
+            runtime.forward([Work(text, self._tokens(CONTEXT), want=Want.NONE)])
+
+    def _tokens(self, n: int) -> np.ndarray:
+        return self._rng.integers(3, 20_000, n)
+
+    def positions(self, n: int) -> None:
+        text = self._texts[0]
+        self.runtime.forward([Work(text, self._tokens(n), want=Want(rows="all", top=1))])
+        self.runtime.truncate(text, CONTEXT)
+
+    def sequences(self, n: int) -> None:
+        work = [Work(text, self._tokens(1), want=Want(rows="all", top=1)) for text in self._texts[:n]]
+        self.runtime.forward(work)
+        for text in self._texts[:n]:
+            self.runtime.truncate(text, CONTEXT)
+
+    def prefill(self) -> None:
+        text = self.runtime.open()
+        self.runtime.forward([Work(text, self._tokens(PREFILL), want=Want(rows="last", top=1))])
+        self.runtime.close(text)
+
+    def columns(self) -> Columns:
+        return {
+            **{f"positions {n}": partial(self.positions, n) for n in POSITIONS},
+            **{f"sequences {n}": partial(self.sequences, n) for n in SEQUENCES},
+            f"prefill {PREFILL}": self.prefill,
+        }
+
+
+# --- OpenVINO, in a process of its own ---------------------------------------------------------------------------------
+
+_OPENVINO = """
+import json, sys, time
+import numpy as np, openvino as ov, openvino_genai as genai
+gguf, path, threads, context = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+rng, core = np.random.default_rng(0), ov.Core()
+request = core.compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"})
+request = request.create_infer_request()
+names = {name for i in request.model_inputs for name in i.names}
+pipeline = genai.LLMPipeline(gguf, "CPU", INFERENCE_NUM_THREADS=threads)  # its prefill computes the last row alone
+config = genai.GenerationConfig()
+config.max_new_tokens, config.do_sample, config.apply_chat_template = 1, False, False
+def call(tokens, past):
+    n = len(tokens)
+    given = {"input_ids": np.array([tokens], np.int64), "attention_mask": np.ones((1, past + n), np.int64),
+             "position_ids": np.arange(past, past + n, dtype=np.int64)[None], "beam_idx": np.zeros(1, np.int32)}
+    request.infer({k: v for k, v in given.items() if k in names})
+    return request.get_output_tensor(0).data
+for line in sys.stdin:
+    ask = json.loads(line)
+    if ask["what"] == "logits":
+        request.reset_state()
+        np.save(ask["to"], call(ask["tokens"], 0)[0].astype(np.float32))
+        print(json.dumps({}), flush=True)
+        continue
+    tokens = rng.integers(3, 20000, ask["n"]).tolist()
+    if ask["what"] == "positions":
+        request.reset_state()
+        call(rng.integers(3, 20000, context).tolist(), 0)
+        started = time.perf_counter()
+        call(tokens, context)
+    else:
+        given = ov.Tensor(np.array([tokens], np.int64))
+        started = time.perf_counter()
+        pipeline.generate(given, config)
+    print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
+"""
+
+
+class OpenVino:
+    """The model that OpenVINO GenAI makes of a GGUF file, with its own keys and values; all rows go through its head."""
+
+    def __init__(self, python: str, gguf: Path, folder: Path):
+        path = folder / "model.gguf"
+        path.write_bytes(gguf.read_bytes())
+        make = "import sys, openvino_genai as g; g.LLMPipeline(sys.argv[1], 'CPU', enable_save_ov_model=True)"
+        subprocess.run([python, "-c", make, str(path)], check=True, capture_output=True)
+        self._process = subprocess.Popen(
+            [python, "-c", _OPENVINO, str(path), str(folder / "openvino_model.xml"), str(cores()), str(CONTEXT)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def seconds(self, column: str) -> float | None:
+        what, n = column.split()
+        return None if what == "sequences" else float(self.ask(what=what, n=int(n))["seconds"])
+
+    def close(self) -> None:
+        self._process.kill()
+
+
+# --- floors ------------------------------------------------------------------------------------------------------------
+
+
+def bandwidth(seconds: float = 0.5) -> float:
+    """Bytes per second that all threads together read from memory: the best of several passes."""
+    parts = [np.ones(2**24, np.uint64) for _ in range(cores())]  # 128 MiB each
+    timings = interleaved({"read": lambda: _together([p.sum for p in parts])}, rounds=8)
+    return sum(p.nbytes for p in parts) / min(timings["read"].seconds)
+
+
+def peak() -> float:
+    """int8 multiplications per second of all threads together, on data that stay in the first caches."""
+    lib, rng = library(), np.random.default_rng(0)
+    panels = lib.pack(INT8, rng.standard_normal((64, 512)).astype(np.float32))
+    x = rng.standard_normal((96, 512)).astype(np.float32)
+    rates = []
+    with lib.team(1) as a:
+        for _ in range(5):
+            timing = interleaved({"multiply": lambda: [a.multiply(INT8, x, panels, 64) for _ in range(50)]}, rounds=3)
+            rates.append(50 * x.size * 64 / min(timing["multiply"].seconds))
+    return max(rates) * cores()
+
+
+def _together(jobs: list[Callable[[], object]]) -> None:
+    threads = [threading.Thread(target=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def floor_ms(column: str, lm: Any, bytes_per_s: float, products_per_s: float) -> float:
+    """Milliseconds below which int8 weights cannot be read or multiplied here; keys and values come on top."""
+    shape = lm.runtime.shape
+    what, n = column.split()
+    head = shape.vocab_size * shape.hidden
+    layers = lm.runtime.weights_bytes / (2112 / 2048) - head
+    rows = 1 if what == "prefill" else int(n)
+    return 1e3 * max(lm.runtime.weights_bytes / bytes_per_s, (layers * int(n) + head * rows) / products_per_s)
+
+
+# --- one model ---------------------------------------------------------------------------------------------------------
+
+
+def engines(model: str, folder: Path, quick: bool) -> dict[str, Any]:
+    """name -> a loaded model."""
+    held = CONTEXT * (max(SEQUENCES) + 2) + 128
+    found = {
+        "native int8": likely.load(model, engine="int8", threads=cores(), context=held),
+        "native bf16": likely.load(model, engine="bf16", threads=cores(), context=held),
+        "llama.cpp packaged": likely.load(model, runtime="llamacpp", threads=cores(), context=held),
+    }
+    if quick:
+        return found
+    q8 = folder / f"{model}-q8_0.gguf"
+    convert(find_model(model), q8, to="q8_0", verify=False)
+    return found | {
+        "native fp32": likely.load(model, engine="fp32", threads=cores(), context=held),
+        "llama.cpp Q8_0": likely.load(str(q8), runtime="llamacpp", threads=cores(), context=held),
+        "transformers bf16": likely.load(model, runtime="torch", dtype="bfloat16", threads=cores(), context=held),
+    }
+
+
+def kl_of_openvino(openvino: OpenVino, reference: Any, folder: Path) -> float:
+    """Mean KL(fp32 || OpenVINO), nats, over 512 tokens of wikitext2's test text."""
+    rows = datasets.load("wikitext2", "wiki.test.raw.gz", limit=60)
+    tokens = begin(reference.tokenizer, reference.tokenizer.encode("".join(row["text"] for row in rows)))[:PREFILL]
+    openvino.ask(what="logits", tokens=tokens, to=str(folder / "logits.npy"))
+    theirs = np.load(folder / "logits.npy", mmap_mode="r")
+    text, kl = reference.runtime.open(), []
+    for at in range(0, len(tokens), 32):
+        work = Work(text, np.array(tokens[at : at + 32]), want=Want.ALL)
+        p = log_softmax(reference.runtime.forward([work])[0].logits)
+        q = log_softmax(theirs[at : at + 32])
+        kl += (np.exp(p, dtype=np.float64) * (p - q.astype(np.float64))).sum(-1).tolist()
+    reference.runtime.close(text)
+    return float(np.mean(kl))
+
+
+def measure(model: str, *, rounds: int, quick: bool, python: str | None) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        loaded = engines(model, folder, quick)
+        openvino = OpenVino(python, find_model(model), folder) if python else None
+        shapes = {name: Shapes(lm.runtime).columns() for name, lm in loaded.items()}
+        names = list(next(iter(shapes.values())))
+        columns = {name: _column(name, {e: c[name] for e, c in shapes.items()}, openvino, rounds) for name in names}
+        bytes_per_s, products_per_s = bandwidth(), peak()
+        record = {
+            "model": model,
+            "bandwidth_gb_per_s": bytes_per_s / 1e9,
+            "int8_peak_gops": products_per_s / 1e9,
+            "features": library().features(),
+            "weights_bytes": {name: getattr(lm.runtime, "weights_bytes", None) for name, lm in loaded.items()},
+            "columns": {
+                name: _row(name, timings, floor_ms(name, loaded["native int8"], bytes_per_s, products_per_s))
+                for name, timings in columns.items()
+            },
+        }
+        if openvino and "native fp32" in loaded:
+            record["kl_of_openvino_nats"] = kl_of_openvino(openvino, loaded["native fp32"], folder)
+        for lm in loaded.values():
+            lm.close()
+        if openvino:
+            openvino.close()
+    gc.collect()
+    return record
+
+
+def _column(name: str, runs: Columns, openvino: OpenVino | None, rounds: int) -> dict[str, Timing]:
+    """All engines in turn, `rounds` times; OpenVINO times itself, without the way to its process."""
+    theirs: list[float] = []
+
+    def ask() -> None:
+        assert openvino
+        if (seconds := openvino.seconds(name)) is not None:
+            theirs.append(seconds)
+
+    few = rounds if name not in ("positions 32", "positions 64", f"prefill {PREFILL}") else max(3, rounds // 2)
+    timings = interleaved({**runs, **({"OpenVINO": ask} if openvino else {})}, rounds=few, warmup=2)
+    timings.pop("OpenVINO", None)
+    if theirs:
+        timings["OpenVINO"] = Timing("OpenVINO", theirs[2:])
+    print(name, {e: f"{1e3 * t.median_s:.2f}" for e, t in timings.items()}, flush=True)
+    return timings
+
+
+def _row(name: str, timings: dict[str, Timing], floor: float) -> dict[str, Any]:
+    ours = timings["native int8"]
+    rivals = [t for e, t in timings.items() if e.startswith("llama.cpp")]
+    best = min(rivals, key=lambda t: t.median_s)
+    ratios: dict[str, Ratio] = {"llama.cpp, faster format": speedup(ours, best)}
+    ratios |= {e: speedup(ours, t) for e, t in timings.items() if not e.startswith(("native int8", "llama.cpp"))}
+    return {
+        "milliseconds": {e: [1e3 * t.median_s, *(1e3 * s for s in t.interval_s())] for e, t in timings.items()},
+        "faster_llamacpp": best.name,
+        "floor_ms": floor,
+        "times_floor": 1e3 * ours.median_s / floor,
+        "speedup_of_native_int8": {e: asdict(r) for e, r in ratios.items()},
+        "target": TARGETS.get(name),
+    }
+
+
+def main() -> None:
+    extra = argparse.ArgumentParser(add_help=False)
+    extra.add_argument("--model", choices=("smollm2", "gemma3"), action="append")
+    extra.add_argument("--openvino", help="python of an environment with openvino_genai")
+    chosen, rest = extra.parse_known_args()
+    options = protocol.arguments(__doc__, rest)
+    record = {
+        "threads": cores(),
+        "context": CONTEXT,
+        "models": [
+            measure(m, rounds=2 if options.quick else options.rounds, quick=options.quick, python=chosen.openvino)
+            for m in chosen.model or ("smollm2", "gemma3")
+        ],
+    }
+    protocol.write("engine", record, quick=options.quick or bool(chosen.model))
+
+
+if __name__ == "__main__":
+    main()
