@@ -26,6 +26,17 @@ def no_calibrators(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def engine_library():
+    """The native engine's library, compiled at most once: tests that move the cache folder ask for it first.
+
+    It comes from, and stays in, the cache folder of whoever runs the tests: its name is a digest of the sources.
+    """
+    from likely.models.engine_build import library
+
+    return library()
+
+
+@pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     from likely.models.catalog import find_model
 

@@ -58,19 +58,34 @@ RECOMPUTED = ("mamba", "bloom")
 
 def tiny_module(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """A causal language model with matrices of standard deviation 0.3, so that logits spread over some nats."""
+    return module_of(CONFIGS[name](), seed=seed).to(dtype).eval()
+
+
+def module_of(
+    config: transformers.PretrainedConfig, *, seed: int = 0, std: float = 0.3, vectors: float = 0.0
+) -> torch.nn.Module:
+    """A module with matrices of this standard deviation; `vectors`: how far norms and biases are moved from 1 or 0."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]())
+        module = transformers.AutoModelForCausalLM.from_config(config)
         for parameter in module.parameters():
             if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
-    return module.to(dtype).eval()
+                torch.nn.init.normal_(parameter, std=std)
+            elif vectors:
+                with torch.no_grad():
+                    parameter.add_(vectors * torch.randn_like(parameter))
+    return module.eval()
 
 
 @functools.cache
 def tiny_folder(name: str, seed: int = 0) -> Path:
     """The same model as a safetensors folder, there until the process ends."""
+    return folder_of(tiny_module(name, seed=seed))
+
+
+def folder_of(module: torch.nn.Module) -> Path:
+    """The module as a safetensors folder, there until the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="likely-tiny-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    tiny_module(name, seed=seed).save_pretrained(folder)
+    module.save_pretrained(folder)
     return folder
