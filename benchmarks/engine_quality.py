@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 import likely
 from likely import datasets
-from likely.errors import LikelyError
+from likely.errors import CapabilityError, LikelyError
 from likely.intervals import bootstrap_ratio
 from likely.measure import cores, machine
 from likely.models.catalog import find_model
@@ -200,7 +200,11 @@ def torch_bfloat16(place: Place) -> likely.Model:
 
 
 def native(engine: str, place: Place) -> likely.Model:
-    return likely.load(place.model, engine=engine, threads=place.threads)
+    lm = likely.load(place.model, engine=engine, context=CONTEXT, threads=place.threads)
+    if lm.info.runtime != "native":  # what stands in where the native engine cannot run
+        lm.close()
+        raise CapabilityError(f"{lm.info.runtime} ran in its place")
+    return lm
 
 
 CANDIDATES: dict[str, Callable[[Place], likely.Model]] = {
@@ -237,7 +241,7 @@ def open_candidates(stack: ExitStack, place: Place, names: Sequence[str]) -> dic
     for name in names:
         try:
             found[name] = stack.enter_context(CANDIDATES[name](place))
-        except (LikelyError, TypeError) as error:  # TypeError: an option that this version's load does not know
+        except LikelyError as error:
             print(f"{place.model}, {name}: not measured ({error})")
     return found
 
@@ -347,7 +351,11 @@ def main(argv: list[str] | None = None) -> None:
     count, positions = (1, 64) if options.quick else (24 if options.full else 6, POSITIONS)
     target = protocol.RESULTS / "engine_quality.json"
     whole = options.model == "both" and not options.only
-    earlier = {} if options.quick else earlier_record(target, count, positions, whole=whole)
+
+    def earlier() -> dict[str, Any]:
+        return {} if options.quick else earlier_record(target, count, positions, whole=whole)
+
+    earlier()  # what cannot be added is refused before it is measured
     names = options.only or list(CANDIDATES)
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
@@ -363,10 +371,10 @@ def main(argv: list[str] | None = None) -> None:
                 "not_measured": NOT_MEASURED,
                 "models": {model: found},
             }
-            earlier = merged(earlier, record)
-            for demand in earlier["models"][model]["demands"]:
+            record = merged(earlier(), record)
+            for demand in record["models"][model]["demands"]:
                 print(f"{model}, {demand['demand']}: {'holds' if demand['holds'] else 'missed'}")
-            protocol.write("engine_quality", earlier, quick=options.quick)
+            protocol.write("engine_quality", record, quick=options.quick)
 
 
 if __name__ == "__main__":
