@@ -221,16 +221,24 @@ def speculation_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
     sys.path.insert(0, str(Path(__file__).parent))
     import speculation_tables as tables
 
-    def timed(name: str, table: Callable[..., str]) -> Callable[[], str]:
-        if name not in benchmarks:
-            return lambda: f"Not measured yet: `python benchmarks/{name}.py`.\n"
-        return lambda: table(benchmarks[name], grid) + measured_on(benchmarks[name])
-
     made: dict[str, Callable[[], str]] = {
         "combinations": lambda: tables.combinations(grid),
-        "gains": timed("speculation", tables.gains),
-        "engines": timed("speculation_engines", tables.engines),
-        "drafting": timed("drafting_cost", tables.drafting),
+        "gains": timed(benchmarks, "speculation", tables.gains),
+        "engines": timed(benchmarks, "speculation_engines", tables.engines),
+        "drafting": timed(benchmarks, "drafting_cost", tables.drafting),
+    }
+    return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+
+
+def engine_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
+    """docs/engine.md with its tables."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import engine_tables as tables
+
+    made = {
+        "engine_quality": timed(benchmarks, "engine_quality", tables.quality),
+        "engine_figures": timed(benchmarks, "engine", tables.figures),
+        "engine_bakeoff": timed(benchmarks, "engine_bakeoff", tables.bakeoff),
     }
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
 
@@ -245,6 +253,13 @@ def guided_guide(path: Path, benchmark: dict[str, Any]) -> str:
         "guided_parts": lambda: tables.parts(benchmark, grid),
     }
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+
+
+def timed(benchmarks: dict[str, dict[str, Any]], name: str, table: Callable[..., str]) -> Callable[[], str]:
+    """The table of one benchmark and where it was measured; a line while there are no results."""
+    if name not in benchmarks:
+        return lambda: f"Not measured yet: `python benchmarks/{name}.py`.\n"
+    return lambda: table(benchmarks[name], grid) + measured_on(benchmarks[name])
 
 
 def measured_on(benchmark: dict[str, Any]) -> str:
@@ -330,6 +345,9 @@ def documents(*, outputs: bool) -> dict[Path, str]:
     guide = ROOT / "docs" / "speculation.md"
     if guide.exists():
         made[guide] = speculation_guide(guide, benchmarks)
+    engine = ROOT / "docs" / "engine.md"
+    if engine.exists():
+        made[engine] = engine_guide(engine, benchmarks)
     forms = ROOT / "docs" / "structured-output.md"
     if forms.exists() and "guided" in benchmarks:
         made[forms] = guided_guide(forms, benchmarks["guided"])

@@ -1,0 +1,196 @@
+"""Tables of docs/engine.md: quality, milliseconds per call beside their targets, ways to run a forward."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+Grid = Callable[..., str]
+Record = Mapping[str, Any]
+
+FORMATS = {
+    "engine-int8": "native int8",
+    "engine-bf16": "native bf16",
+    "engine-fp32": "native fp32",
+    "llamacpp-q8_0": "llama.cpp Q8_0",
+    "llamacpp-packaged": "llama.cpp, the packaged file",
+    "llamacpp-q5_1": "llama.cpp Q5_1",
+    "llamacpp-q4_0": "llama.cpp Q4_0",
+    "llamacpp-bf16": "llama.cpp BF16",
+    "llamacpp-f16": "llama.cpp F16",
+    "llamacpp-f32": "llama.cpp F32",
+    "torch-bf16": "transformers bf16",
+}
+MODELS = ("smollm2", "gemma3")
+CALLS = {"1": "1 position", "4": "4", "16": "16", "64": "64", "prefill": "prefill"}
+
+
+def number(value: float) -> str:
+    """Three significant digits; powers of ten below 0.0001."""
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-4:
+        return f"{value:.1e}"
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def times(ratio: Record) -> str:
+    return f"{ratio['median']:.2f}× [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+
+def verdict(value: float, target: float) -> str:
+    """What was aimed at, and whether the median is there."""
+    return f"at least {target:g}×: {'met' if value >= target else 'missed'}"
+
+
+def prefill_over_openvino() -> float:
+    """The one target that is not in the results: it stands in the benchmark."""
+    if str(BENCHMARKS) not in sys.path:
+        sys.path.append(str(BENCHMARKS))
+    from engine import PREFILL_OVER_OPENVINO
+
+    return float(PREFILL_OVER_OPENVINO)
+
+
+# --- quality ----------------------------------------------------------------------------------------------------------
+
+
+def quality(benchmark: Record, grid: Grid) -> str:
+    """A table per model and text, a row per format, and what was demanded of the native engine."""
+    parts = []
+    for model, found in benchmark["models"].items():
+        rows = {name: found["rows"][name] for name in FORMATS if name in found["rows"]}
+        for text in benchmark["texts"]:
+            cells = [_quality_row(FORMATS[name], row[text]) for name, row in rows.items()]
+            positions = next(iter(rows.values()))[text]["positions"]
+            header = ["", "KL, nats", "another top token", "perplexity, times the reference's"]
+            parts.append(f"**{model}, {text}** ({positions:,} positions)\n\n{grid(header, cells)}")
+        if missing := [label for name, label in FORMATS.items() if name not in rows]:
+            parts.append(f"Not measured yet on {model}: {', '.join(missing)}.\n")
+    if missing := [model for model in MODELS if model not in benchmark["models"]]:
+        parts.append(f"Not measured yet: {', '.join(missing)}.\n")
+    if demands := _demands(benchmark, grid):
+        parts.append(f"What was demanded of the native engine:\n\n{demands}")
+    return "\n".join(parts)
+
+
+def _quality_row(name: str, row: Record) -> list[str]:
+    def between(key: str, form: Callable[[float], str]) -> str:
+        value, low, high = (form(row[key + end]) for end in ("", "_low", "_high"))
+        return value if value == low == high else f"{value} [{low}, {high}]"
+
+    return [
+        name,
+        between("kl_nats", number),
+        between("flips_percent", lambda share: f"{share:.2f} %"),
+        between("log_perplexity_ratio", lambda log: f"{math.exp(log):.4f}"),
+    ]
+
+
+def _demands(benchmark: Record, grid: Grid) -> str:
+    rows = [
+        [f"{model}, {d['demand']}", number(d["value"]), number(d["bound"]), "met" if d["holds"] else "missed"]
+        for model, found in benchmark["models"].items()
+        for d in found.get("demands", [])
+    ]
+    return grid(["demand", "found", "allowed", ""], rows) if rows else ""
+
+
+# --- milliseconds -----------------------------------------------------------------------------------------------------
+
+
+def figures(benchmark: Record, grid: Grid) -> str:
+    """Per model: milliseconds of every engine, then how much faster int8 is, its targets and its floor."""
+    parts = []
+    for found in benchmark["models"]:
+        columns = found["columns"]
+        names = list(dict.fromkeys(engine for column in columns.values() for engine in column["milliseconds"]))
+        rows = []
+        for column, row in columns.items():
+            held = row["milliseconds"]
+            rows.append([_call(column), *(number(held[engine][0]) if engine in held else "" for engine in names)])
+        parts.append(
+            f"**{found['model']}**, milliseconds per call (medians; {benchmark['context']} tokens of context, "
+            f"{benchmark['threads']} threads):\n\n{grid(['new positions', *names], rows)}"
+        )
+        parts.append(f"**{found['model']}**, how many times as fast native int8 is:\n\n{_ratios(columns, grid)}")
+        parts.append(_ground(found))
+    return "\n".join(parts)
+
+
+def _call(column: str) -> str:
+    what, count = column.split()
+    texts = f"{count} texts, 1 each"
+    return {"positions": f"{count} of one text", "sequences": texts, "prefill": f"prefill, {count}"}[what]
+
+
+def _ratios(columns: Record, grid: Grid) -> str:
+    others = list(dict.fromkeys(name for row in columns.values() for name in row["speedup_of_native_int8"]))
+    rows = []
+    for column, row in columns.items():
+        cells = [_call(column)]
+        for other in others:
+            ratio, target = row["speedup_of_native_int8"].get(other), _target(column, other, row)
+            shown = times(ratio) if ratio else ""
+            if ratio and other.startswith("llama.cpp"):
+                shown += f" ({row['faster_llamacpp'].removeprefix('llama.cpp ')})"
+            cells.append(f"{shown}; {verdict(ratio['median'], target)}" if ratio and target else shown)
+        rows.append([*cells, f"{row['floor_ms']:.2f} ms", f"{row['times_floor']:.2f}×"])
+    return grid(["new positions", *others, "floor", "time over the floor"], rows)
+
+
+def _target(column: str, other: str, row: Record) -> float | None:
+    if other.startswith("llama.cpp"):
+        return row["target"]
+    return prefill_over_openvino() if other == "OpenVINO" and column.startswith("prefill") else None
+
+
+def _ground(found: Record) -> str:
+    """What the floor was made of, and what OpenVINO's figures cost in quality."""
+    bytes_of = {name: size for name, size in found["weights_bytes"].items() if size}
+    packed = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in bytes_of.items())
+    openvino = found.get("kl_of_openvino_nats")
+    return (
+        f"Measured in the same run: {found['bandwidth_gb_per_s']:.1f} GB/s read from memory, "
+        f"{found['int8_peak_gops']:,.0f} billion int8 products per second, all threads together; instructions: "
+        f"{', '.join(found['features']) or 'plain'}. Packed weights: {packed}."
+        + (f" KL of OpenVINO's weights: {number(openvino)} nats." if openvino is not None else "")
+        + "\n"
+    )
+
+
+# --- the bake-off -----------------------------------------------------------------------------------------------------
+
+
+def bakeoff(benchmark: Record, grid: Grid) -> str:
+    """A row per way to run the same forward: milliseconds, quality, what it takes to make and to start."""
+    rows, notes = [], []
+    for name, entry in benchmark["variants"].items():
+        if "not_measured" in entry:
+            notes.append(f"{name}: not measured ({entry['not_measured']})")
+            continue
+        guard = entry.get("guard")
+        kl = number(guard["kl_mean"]) if guard else "no model"
+        if guard and not entry["quality"]:
+            kl += ", too far"
+        rows.append(
+            [
+                name,
+                *(number(entry["calls"][key]["median_ms"]) if key in entry["calls"] else "" for key in CALLS),
+                kl,
+                f"{entry['make_s']:.0f} s" if "make_s" in entry else "",
+                f"{entry['build_s'] + entry['first_calls_s']:.1f} s",
+                entry["compiler"],
+            ]
+        )
+        if "note" in entry:
+            notes.append(f"{name}: {entry['note']}")
+    header = ["", *CALLS.values(), "KL, nats", "made once in", "ready in", "compiler"]
+    allowed = f"Allowed: a KL of {number(benchmark['kl_allowed'])} nats. Milliseconds per call, medians; "
+    where = f"{benchmark['context']} tokens of context, {benchmark['threads']} threads; {benchmark['model']}.\n"
+    listed = "".join(f"- {note}\n" for note in notes)
+    return f"{grid(header, rows)}\n{allowed}{where}" + (f"\n{listed}" if listed else "")

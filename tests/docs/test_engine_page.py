@@ -1,0 +1,198 @@
+"""The page on the native engine works as typed; what its tables say of a record is what the record holds."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from likely.errors import CapabilityError
+from tiny_gguf import write_tiny_llama
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "engine.md").read_text(encoding="utf-8")
+MACHINE = {"cpu": "A CPU", "cores": 2, "flags": [], "platform": "here"}
+
+
+def blocks(kind):
+    return re.findall(rf"```{kind}\n(.*?)```", PAGE, flags=re.S)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """docs/generate.py and docs/engine_tables.py as modules."""
+    monkeypatch.setattr(sys, "path", [str(DOCS), *sys.path])
+    return importlib.import_module("generate"), importlib.import_module("engine_tables")
+
+
+# --- what is typed ----------------------------------------------------------------------------------------------------
+
+
+def test_its_python_runs(tmp_path, monkeypatch, engine_library, capsys):
+    """On a tiny model; the cache is an empty one, so that nothing is measured yet."""
+    monkeypatch.setenv("LIKELY_CACHE", str(tmp_path / "cache"))
+    path = write_tiny_llama(tmp_path / "tiny.gguf", context=512)
+    found: dict = {}
+    for block in blocks("python"):
+        exec(block.replace('"smollm2"', repr(str(path))), found)
+    assert "native int8 True" in capsys.readouterr().out
+    assert len(found["plain"].token_ids) > 1 and found["fast"].info.runtime != "native"
+    found["lm"].close()
+    found["fast"].close()
+
+
+@pytest.mark.real
+@pytest.mark.xdist_group("real")
+def test_its_commands_run(tmp_path, smollm2_path):
+    program = tmp_path / "bin" / "likely"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
+    program.chmod(0o755)
+    environment = {
+        **os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "LIKELY_CACHE": str(tmp_path / "cache")
+    }  # fmt: skip
+
+    def run(block):
+        quick = block.replace("bench --quick", "bench --quick --runtime native --even-if-busy")
+        done = subprocess.run(
+            ["bash", "-e", "-c", quick], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    asked, measured, plain = map(run, blocks("sh"))
+    assert "Paris" in asked and "prefill" in measured and "Paris" in measured and plain.strip()
+    kept = {file.name.split("-")[0] for file in (tmp_path / "cache" / "engine").iterdir()}
+    assert len(kept) == 2 and "likely" in kept  # libraries, and one model's packed weights
+    assert len(list((tmp_path / "cache" / "engine").glob("likely-*.so"))) == 2
+
+
+def test_what_it_names_is_what_there_is(script):
+    from likely.models.engine_build import ISA
+    from likely.models.engine_native import GROUP, KINDS, PANEL, PANEL_GROUP_BYTES
+    from likely.models.gguf_families import FAMILIES
+    from likely.models.load import ENGINES, USES
+
+    rows = re.findall(r'^\| `"(\w+)"` \| `(\w+)`(?: \(the default\))? \| ([\d.]+) \|', PAGE, flags=re.M)
+    assert {engine: dtype for engine, dtype, _ in rows} == ENGINES
+    assert [float(size) for *_, size in rows] == [round(b / (PANEL * GROUP), 2) for b in PANEL_GROUP_BYTES]
+    assert [engine for engine, *_ in rows] == list(KINDS)
+    [line] = re.findall(r"^\| `LIKELY_ENGINE_ISA` \|.*$", PAGE, flags=re.M)
+    assert set(re.findall(r"`(\w+)`", line)[1:]) == set(ISA)
+    assert all(f'"{use}"' in PAGE for use in USES)
+    names = {"llama": "Llama", "qwen2": "Qwen 2", "qwen3": "Qwen 3", "gemma3_text": "Gemma 3"}
+    assert {family.model_type for family in FAMILIES} == set(names) and all(name in PAGE for name in names.values())
+
+
+def test_without_a_compiler_it_is_as_the_page_says(tmp_path, monkeypatch):
+    import likely
+    from likely.models import engine_build
+
+    def gone():
+        raise CapabilityError("the native engine needs a C++ compiler")
+
+    monkeypatch.setattr("likely.models.engine_runtime.library", gone)
+    monkeypatch.setattr(engine_build, "_compiler", gone)
+    path = str(write_tiny_llama(tmp_path / "tiny.gguf"))
+    for asked in ({"engine": "int8"}, {"runtime": "native"}):
+        with pytest.raises(CapabilityError, match="C\\+\\+ compiler"):
+            likely.load(path, **asked)
+    pytest.importorskip("torch")
+    with pytest.warns(UserWarning, match="transformers runs it instead"):
+        lm = likely.load(path, engine="bf16")
+    assert (lm.info.runtime, lm.info.dtype) == ("torch", "bfloat16")
+    lm.close()
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def quality_row(kl, flips):
+    return {
+        "positions": 3072, "kl_nats": kl, "kl_nats_low": kl / 2, "kl_nats_high": 2 * kl,
+        "flips_percent": flips, "flips_percent_low": flips, "flips_percent_high": flips,
+        "log_perplexity_ratio": 0.0, "log_perplexity_ratio_low": -0.01, "log_perplexity_ratio_high": 0.01,
+    }  # fmt: skip
+
+
+def test_a_table_of_quality_says_what_is_missed_and_what_is_missing(script):
+    generate, tables = script
+    rows = {"llamacpp-q8_0": {"prose": quality_row(0.0042, 4.6)}, "engine-int8": {"prose": quality_row(0.009, 5)}}
+    demand = {"demand": "prose: int8 KL at most twice Q8_0's", "value": 0.009, "bound": 0.0084, "holds": False}
+    record = {"texts": {"prose": "a"}, "models": {"smollm2": {"rows": rows, "demands": [demand]}}}
+    text = tables.quality(record, generate.grid)
+    assert "| native int8 | 0.009 [0.0045, 0.018] | 5.00 % | 1.0000 [0.9900, 1.0101] |" in text
+    assert text.index("native int8") < text.index("llama.cpp Q8_0")
+    assert "| smollm2, prose: int8 KL at most twice Q8_0's | 0.009 | 0.0084 | missed |" in text
+    assert "Not measured yet on smollm2: native bf16" in text and "Not measured yet: gemma3." in text
+
+
+def column(ours, theirs, target):
+    ratio = {"median": theirs / ours, "low": theirs / ours - 0.1, "high": theirs / ours + 0.1, "rounds": 5}
+    return {
+        "milliseconds": {"native int8": [ours, ours, ours], "llama.cpp Q8_0": [theirs, theirs, theirs]},
+        "faster_llamacpp": "llama.cpp Q8_0",
+        "floor_ms": 2.0,
+        "times_floor": ours / 2,
+        "speedup_of_native_int8": {"llama.cpp, faster format": ratio},
+        "target": target,
+    }
+
+
+def test_a_table_of_figures_says_met_and_missed_alike(script):
+    generate, tables = script
+    prefill = column(100.0, 250.0, 3)
+    openvino = {"median": 1.6, "low": 1.5, "high": 1.7, "rounds": 5}
+    prefill["milliseconds"]["OpenVINO"] = [160.0, 150.0, 170.0]
+    prefill["speedup_of_native_int8"]["OpenVINO"] = openvino
+    found = {
+        "model": "smollm2", "bandwidth_gb_per_s": 30.0, "int8_peak_gops": 900.0, "features": ["avx512"],
+        "weights_bytes": {"native int8": 139e6, "llama.cpp Q8_0": None}, "kl_of_openvino_nats": 0.2,
+        "columns": {
+            "positions 1": column(6.0, 6.6, 0.9), "positions 2": column(6.5, 9.0, None),
+            "sequences 8": column(10.0, 15.0, 2), "prefill 512": prefill,
+        },
+    }  # fmt: skip
+    text = tables.figures({"context": 512, "threads": 2, "models": [found]}, generate.grid)
+    assert "| 1 of one text | 6 | 6.6 |" in text and "| prefill, 512 | 100 | 250 | 160 |" in text
+    assert "1.10× [1.00, 1.20] (Q8_0); at least 0.9×: met" in text
+    assert "1.50× [1.40, 1.60] (Q8_0); at least 2×: missed" in text
+    assert "2.50× [2.40, 2.60] (Q8_0); at least 3×: missed" in text
+    assert "1.60× [1.50, 1.70]; at least 1.5×: met" in text
+    assert "| 2 of one text | 1.38× [1.28, 1.48] (Q8_0) |" in text
+    assert "30.0 GB/s" in text and "native int8 139 MB" in text and "OpenVINO's weights: 0.2 nats" in text
+
+
+def test_a_table_of_the_bakeoff_holds_what_was_measured_and_why_not(script):
+    generate, tables = script
+    call = {"median_ms": 7.04}
+    entry = {
+        "compiler": "at the user's", "make_s": 9.2, "build_s": 0.3, "first_calls_s": 0.6, "quality": False,
+        "guard": {"kl_mean": 0.03}, "calls": {key: call for key in ("prefill", "1", "4", "16", "64")}, "note": "words",
+    }  # fmt: skip
+    linears = {key: value for key, value in entry.items() if key not in ("guard", "quality", "make_s", "note")}
+    variants = {"native, int8": entry, "linears": linears, "gone": {"not_measured": "no module"}}
+    record = {"model": "a model", "context": 512, "threads": 2, "kl_allowed": 0.0084, "variants": variants}
+    text = tables.bakeoff(record, generate.grid)
+    assert "| native, int8 | 7.04 | 7.04 | 7.04 | 7.04 | 7.04 | 0.03, too far | 9 s | 0.9 s | at the user's |" in text
+    assert "| linears | 7.04 | 7.04 | 7.04 | 7.04 | 7.04 | no model |  | 0.9 s | at the user's |" in text
+    assert "- gone: not measured (no module)" in text and "- native, int8: words" in text
+
+
+def test_tables_wait_for_their_results(script, tmp_path):
+    """Without a results file a line says so; with it the table is there, and where it was measured."""
+    generate, _ = script
+    page = tmp_path / "engine.md"
+    page.write_text("# x\n\n<!-- generated: engine_bakeoff -->\nold\n<!-- end -->\n")
+    assert "Not measured yet: `python benchmarks/engine_bakeoff.py`." in generate.engine_guide(page, {})
+    record = {
+        "model": "a model", "context": 512, "threads": 2, "kl_allowed": 0.0084, "variants": {}, "machine": MACHINE,
+        "when": "2026-01-01",
+    }  # fmt: skip
+    made = generate.engine_guide(page, {"engine_bakeoff": record})
+    assert "old" not in made and "Allowed: a KL of 0.0084 nats" in made and "Machine: A CPU, 2 cores" in made
