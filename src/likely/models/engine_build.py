@@ -40,15 +40,25 @@ def library() -> Library:
     wanted = os.environ.get("LIKELY_ENGINE_ISA", "native")
     if wanted not in ISA:
         raise CapabilityError(f"LIKELY_ENGINE_ISA must be one of {', '.join(ISA)}, got {wanted}")
-    found = Library(ctypes.CDLL(str(build(wanted))))
+    found = _open(build(wanted))
     if (reason := _disagreement(found)) is None:
         return found
     if wanted != "native":
         raise CapabilityError(f"the native engine computes wrongly as {wanted} ({reason}): use runtime='torch'")
-    found = Library(ctypes.CDLL(str(build("plain"))))  # a compiler that errs on this processor's instructions
+    found = _open(build("plain"))  # a compiler that errs on this processor's instructions
     if (second := _disagreement(found)) is not None:
         raise CapabilityError(f"the native engine computes wrongly here ({second}): use runtime='torch'")
     return found
+
+
+def _open(path: Path) -> Library:
+    try:
+        return Library(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError) as error:
+        raise CapabilityError(
+            f"the native engine's library cannot be loaded ({str(error).splitlines()[0]}): remove {path}, or use "
+            f"runtime='torch'"
+        ) from None
 
 
 def why_not() -> str | None:
@@ -112,7 +122,12 @@ def _compiler() -> str:
 
 @functools.cache
 def _version(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
+    try:
+        done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = getattr(error, "strerror", None) or "it does not answer"
+        raise CapabilityError(f"the C++ compiler {compiler} cannot be run ({reason})") from None
+    return done.stdout
 
 
 def _processor() -> str:
