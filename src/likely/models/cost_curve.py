@@ -68,7 +68,9 @@ class CostCurve:
             case "scoring":
                 rows = [r for r in self.rows if r.kind == "prefill"]
             case "batch":
-                rows = [r for r in decode if r.sequences == r.positions]
+                together = [r for r in decode if r.sequences == r.positions > 1]
+                largest = max((r.sequences for r in together), default=0)
+                rows = [r for r in together if r.sequences == largest]
             case _:
                 rows = [r for r in decode if r.sequences == r.positions == 1]
         return min((r.milliseconds / 1e3 / r.positions for r in rows), default=None)
