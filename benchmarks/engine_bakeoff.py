@@ -36,6 +36,7 @@ POSITIONS = (1, 4, 16, 64)
 CONTEXT = 512
 CALLS = {1: 7, 4: 7, 16: 5, 64: 3}  # timed calls of a round, of which the median counts; one more comes before them
 ROUNDS = 12
+QUIET = 0.05  # share of the processors that other programs may take in a round that counts as quiet
 GUARD = 64  # new tokens per call of the whole text
 KL_ALLOWED = 2 * 0.0042  # nats per token: twice llama.cpp's Q8_0, which is what an int8 engine is held to
 
@@ -142,6 +143,17 @@ def runtime(folder: Path, **options: Any) -> Decoder:
     return OfRuntime(**options)
 
 
+def make_native(folder: Path, *, engine: str) -> None:
+    """Compile the engine and pack the weights, in a cache of the bake-off's own."""
+    native(folder, engine=engine)
+    (folder / f"native-{engine}").touch()
+
+
+def native(folder: Path, *, engine: str) -> Decoder:
+    os.environ["LIKELY_CACHE"] = str(folder / f"cache-{engine}")
+    return runtime(folder, engine=engine, context=1024)
+
+
 def transformers(folder: Path) -> Decoder:
     from engine_bakeoff_frame import OfTransformers
 
@@ -168,6 +180,13 @@ def _openvino(name: str, int8: bool) -> Variant:
     )  # fmt: skip
 
 
+def _native(engine: str) -> Variant:
+    return Variant(
+        lambda folder: native(folder, engine=engine), ("likely",), "at the user's",
+        lambda folder: make_native(folder, engine=engine), f"native-{engine}",
+    )  # fmt: skip
+
+
 VARIANTS: Mapping[str, Variant] = {
     "linears alone, int8": _linears("int8 per token"),
     "linears alone, bf16": _linears("bf16 packed"),
@@ -183,7 +202,8 @@ VARIANTS: Mapping[str, Variant] = {
     "OpenVINO, bf16": _openvino("bf16", int8=False),
     "OpenVINO, int8": _openvino("int8", int8=True),
     "ONNX Runtime, int8": Variant(onnxruntime, ("onnxruntime",), make=make_onnx, made="onnx-int8.onnx"),
-    "native, int8": Variant(lambda folder: runtime(folder, engine="int8"), ("likely",), "at the user's"),
+    "native, int8": _native("int8"),
+    "native, bf16": _native("bf16"),
     "transformers, bf16": Variant(transformers, ("torch", "transformers")),
     "llama.cpp, Q4_1": Variant(lambda folder: runtime(folder, runtime="llamacpp", context=1024), ("llama_cpp",)),
 }
@@ -312,6 +332,10 @@ class Worker:
             raise ValueError(reply["failed"])
         return reply
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def end(self) -> None:
         if self._process.stdin:
             self._process.stdin.close()
@@ -385,8 +409,9 @@ def make(names: Sequence[str], folder: Path) -> dict[str, str]:
     return failed
 
 
-def measure(names: Sequence[str], folder: Path, *, rounds: int) -> dict[str, Any]:
+def measure(names: Sequence[str], folder: Path, *, rounds: int, most_seconds: float = 600) -> dict[str, Any]:
     """{name: its entry of the results}: one that fails holds the reason, and no figures."""
+    ends = time.perf_counter() + most_seconds
     found: dict[str, Any] = {name: {"not_measured": reason} for name, reason in make(names, folder).items()}
     workers: dict[str, Worker] = {}
     for name in names:
@@ -407,18 +432,42 @@ def measure(names: Sequence[str], folder: Path, *, rounds: int) -> dict[str, Any
             print(f"{name}: not measured: {error}", flush=True)
             continue
         workers[name], found[name] = worker, entry
-    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
-    for _ in range(rounds):
+    seconds: dict[str, list[tuple[float, dict[str, float]]]] = {name: [] for name in workers}
+    while any(quiet_rounds(done) < rounds for done in seconds.values()):
+        if time.perf_counter() > ends and all(seconds.values()):
+            break
         for name, worker in workers.items():
-            seconds[name].append(worker.ask("round"))
+            before = busy_ticks(worker.pid)
+            one = worker.ask("round")
+            seconds[name].append((others_share(before, busy_ticks(worker.pid)), one))
     for name, worker in workers.items():
         worker.end()
-        found[name]["calls"] = {key: summary([one[key] for one in seconds[name]]) for key in seconds[name][0]}
+        # the rounds in which other programs took least
+        best = sorted(seconds[name], key=lambda pair: pair[0])[: max(rounds, quiet_rounds(seconds[name]))]
+        found[name]["calls"] = {key: summary([one[key] for _, one in best]) for key in best[0][1]}
+        found[name]["rounds_done"] = len(seconds[name])
+        found[name]["others_share"] = {"median": float(np.median([s for s, _ in best])), "most": best[-1][0]}
         found[name]["beside"] = [other for other in workers if other != name]
         if name in NOTES:
             found[name]["note"] = NOTES[name]
         print(line(name, found[name]), flush=True)
     return found
+
+
+def busy_ticks(pid: int) -> tuple[float, float]:
+    """Ticks of the processors so far: by other processes than this one, and in all."""
+    values = [float(v) for v in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    own = sum(float(v) for v in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13])
+    return sum(values) - values[3] - values[4] - own, sum(values)
+
+
+def others_share(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """Share of all processors that programs other than the one measured took meanwhile."""
+    return max(0.0, (after[0] - before[0]) / max(after[1] - before[1], 1.0))
+
+
+def quiet_rounds(done: Sequence[tuple[float, dict[str, float]]]) -> int:
+    return sum(share < QUIET for share, _ in done)
 
 
 def summary(seconds: Sequence[float]) -> dict[str, Any]:
@@ -435,8 +484,9 @@ def line(name: str, entry: Mapping[str, Any]) -> str:
     calls = " ".join(f"{entry['calls'][key]['median_ms']:7.1f}" for key in ("1", "4", "16", "64", "prefill"))
     kl = f"{entry['guard']['kl_mean']:.4f}" if "guard" in entry else "-"
     start = entry["build_s"] + entry["first_calls_s"]
+    share = entry["others_share"]["median"]
     return (
-        f"{name:32} {calls} ms  KL {kl}  start {start:5.1f} s  +{entry['growth_mb']:.0f} MB  "
+        f"{name:32} {calls} ms (others {share:.0%})  KL {kl}  start {start:5.1f} s  +{entry['growth_mb']:.0f} MB  "
         f"compiler: {entry['compiler']}"
     )
 
@@ -461,6 +511,7 @@ def main() -> None:
     extra = argparse.ArgumentParser(add_help=False)
     extra.add_argument("--only", help="beginnings of names, semicolons between them")
     extra.add_argument("--folder", type=Path, help="where what is made once stays (default: a temporary one)")
+    extra.add_argument("--seconds", type=float, default=600.0, help="start no round after so many (default: 600)")
     extra.add_argument("--make", action="store_true", help="make only")
     extra.add_argument("--worker", help=argparse.SUPPRESS)
     mine, rest = extra.parse_known_args()
@@ -476,7 +527,7 @@ def main() -> None:
         if mine.make:
             make(names, folder)
             return
-        found = measure(names, folder, rounds=2 if options.quick else options.rounds)
+        found = measure(names, folder, rounds=2 if options.quick else options.rounds, most_seconds=mine.seconds)
     kept = {} if options.quick else stored()
     order = [name for name in VARIANTS if name in found or name in kept]
     record = {

@@ -15,7 +15,10 @@ class OfRuntime:
     """A model of likely as `extend`; its sequence is cut back to `past` first."""
 
     def __init__(self, **options: Any):
-        self._runtime = likely.load("smollm2", threads=cores(), **options).runtime
+        lm = likely.load("smollm2", threads=cores(), **options)
+        if "engine" in options and lm.info.runtime != "native":
+            raise ValueError(f"not the native engine: {lm.info.warnings}")
+        self._runtime = lm.runtime
         self._sequence = self._runtime.open()
 
     def extend(self, tokens: list[int], past: int, *, last: bool) -> np.ndarray:
@@ -48,7 +51,7 @@ class OfTransformers:
         if not past:
             self._cache = DynamicCache(config=self._module.config)
         elif past < self._cache.get_seq_length():
-            self._cache.crop(past)
+            self._cache.crop(past - self._cache.get_seq_length())
         with torch.no_grad():
             out = self._module(
                 input_ids=torch.tensor([tokens]), past_key_values=self._cache, logits_to_keep=1 if last else 0

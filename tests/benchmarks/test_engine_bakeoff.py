@@ -106,7 +106,7 @@ def test_what_cannot_be_imported_has_no_figures(bakeoff, folder, monkeypatch):
 
 def test_names_are_chosen_by_how_they_begin(bakeoff):
     script, _ = bakeoff
-    assert script.chosen("native; llama") == ["native, int8", "llama.cpp, Q4_1"]
+    assert script.chosen("native; llama") == ["native, int8", "native, bf16", "llama.cpp, Q4_1"]
     assert script.chosen(None) == list(script.VARIANTS)
     with pytest.raises(SystemExit, match="no variant is called"):
         script.chosen("nativ3")
