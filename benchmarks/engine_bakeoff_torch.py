@@ -287,7 +287,7 @@ class Numbered:
 
 
 class LinearsAlone:
-    """The products of a call and nothing between them: the floor of the forward that has these matrices. No model."""
+    """The products of a call, with what bytes need to be quantised, and nothing between them: a floor, no model."""
 
     def __init__(self, lean: Lean):
         self._matrices, self._dtype, self._layers = lean.matrices, lean.dtype, lean.shape.layers
