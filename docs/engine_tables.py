@@ -180,8 +180,10 @@ def bakeoff(benchmark: Record, grid: Grid) -> str:
         rows.append(
             [
                 name,
-                *(number(entry["calls"][key]["median_ms"]) if key in entry["calls"] else "" for key in CALLS),
+                *(_milliseconds(entry["calls"][key]) if key in entry["calls"] else "" for key in CALLS),
                 kl,
+                str(max(call["rounds"] for call in entry["calls"].values())),
+                f"{entry['others_share']['median']:.0%}" if "others_share" in entry else "",
                 f"{entry['make_s']:.0f} s" if "make_s" in entry else "",
                 f"{entry['build_s'] + entry['first_calls_s']:.1f} s",
                 entry["compiler"],
@@ -189,8 +191,13 @@ def bakeoff(benchmark: Record, grid: Grid) -> str:
         )
         if "note" in entry:
             notes.append(f"{name}: {entry['note']}")
-    header = ["", *CALLS.values(), "KL, nats", "made once in", "ready in", "compiler"]
-    allowed = f"Allowed: a KL of {number(benchmark['kl_allowed'])} nats. Milliseconds per call, medians; "
+    header = ["", *CALLS.values(), "KL, nats", "rounds", "others", "made once in", "ready in", "compiler"]
+    allowed = f"Allowed: a KL of {number(benchmark['kl_allowed'])} nats. Milliseconds per call, medians over rounds; "
     where = f"{benchmark['context']} tokens of context, {benchmark['threads']} threads; {benchmark['model']}.\n"
     listed = "".join(f"- {note}\n" for note in notes)
     return f"{grid(header, rows)}\n{allowed}{where}" + (f"\n{listed}" if listed else "")
+
+
+def _milliseconds(call: Record) -> str:
+    shown = number(call["median_ms"])
+    return f"{shown} [{number(call['low_ms'])}, {number(call['high_ms'])}]" if call["rounds"] > 1 else shown

@@ -170,17 +170,22 @@ def test_a_table_of_figures_says_met_and_missed_alike(script):
 
 def test_a_table_of_the_bakeoff_holds_what_was_measured_and_why_not(script):
     generate, tables = script
-    call = {"median_ms": 7.04}
+    call = {"median_ms": 7.04, "low_ms": 6.9, "high_ms": 7.2, "rounds": 12}
     entry = {
         "compiler": "at the user's", "make_s": 9.2, "build_s": 0.3, "first_calls_s": 0.6, "quality": False,
         "guard": {"kl_mean": 0.03}, "calls": {key: call for key in ("prefill", "1", "4", "16", "64")}, "note": "words",
+        "others_share": {"median": 0.04},
     }  # fmt: skip
-    linears = {key: value for key, value in entry.items() if key not in ("guard", "quality", "make_s", "note")}
+    alone = {key: {**call, "rounds": 1} for key in entry["calls"]}
+    linears = {"calls": alone} | {
+        key: value for key, value in entry.items() if key in ("compiler", "build_s", "first_calls_s")
+    }
     variants = {"native, int8": entry, "linears": linears, "gone": {"not_measured": "no module"}}
     record = {"model": "a model", "context": 512, "threads": 2, "kl_allowed": 0.0084, "variants": variants}
     text = tables.bakeoff(record, generate.grid)
-    assert "| native, int8 | 7.04 | 7.04 | 7.04 | 7.04 | 7.04 | 0.03, too far | 9 s | 0.9 s | at the user's |" in text
-    assert "| linears | 7.04 | 7.04 | 7.04 | 7.04 | 7.04 | no model |  | 0.9 s | at the user's |" in text
+    cells = " | ".join(["7.04 [6.9, 7.2]"] * 5)
+    assert f"| native, int8 | {cells} | 0.03, too far | 12 | 4% | 9 s | 0.9 s | at the user's |" in text
+    assert "| linears | 7.04 | 7.04 | 7.04 | 7.04 | 7.04 | no model | 1 |  |  | 0.9 s | at the user's |" in text
     assert "- gone: not measured (no module)" in text and "- native, int8: words" in text
 
 
