@@ -25,9 +25,9 @@ def combinations(grid: Grid) -> str:
         source = entry.build(runtime)
         marks = ["yes" if possible(source, choice) else "no" for choice in CHOICES]
         runtime.shutdown()
-        engines = ["yes" if kind in entry.runtimes else "no" for kind in ("torch", "llamacpp")]
+        engines = ["yes" if kind in entry.runtimes else "no" for kind in ("torch", "llamacpp", "engine")]
         rows.append([name, *engines, *marks, "yes" if entry.tree else "chain", ", ".join(map(str, BATCHES))])
-    header = ["drafter", "torch", "llama.cpp", *CHOICES, "trees", "requests at a time"]
+    header = ["drafter", "torch", "llama.cpp", "native", *CHOICES, "trees", "requests at a time"]
     return grid(header, rows, right=len(header))
 
 

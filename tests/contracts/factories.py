@@ -57,12 +57,19 @@ def llamacpp(kind: str, dtype: str) -> Callable[[], Runtime]:
 
 def engine(name: str, kind: str) -> Callable[[], Runtime]:
     def build() -> Runtime:
+        import os
+        import tempfile
+        from unittest.mock import patch
+
+        from likely.models.engine_build import library
         from likely.models.engine_runtime import EngineRuntime
         from tiny_torch import tiny_folder
 
-        return EngineRuntime(
-            tiny_folder(name), kind=kind, threads=1, tokens_held=1024, sequences=64, tokens_per_call=16
-        )
+        library()  # stays in the cache of whoever runs the tests; packed weights do not
+        with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, LIKELY_CACHE=folder):
+            return EngineRuntime(
+                tiny_folder(name), kind=kind, threads=1, tokens_held=1024, sequences=64, tokens_per_call=16
+            )
 
     return build
 

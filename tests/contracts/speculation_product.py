@@ -16,7 +16,8 @@ from likely.decoding.draft import DraftSource, Law
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 
-RUNTIMES = {"toy": "toy", "torch": "torch", "llamacpp": "llamacpp-f32"}  # the real engines on tiny random weights
+# the real engines on tiny random weights
+RUNTIMES = {"toy": "toy", "torch": "torch", "llamacpp": "llamacpp-f32", "engine": "engine"}
 BATCHES = (1, 3, 8)
 CHOICES: dict[str, dict[str, Any]] = {
     "greedy": {"sampling": Sampling(temperature=0.0)},

@@ -29,7 +29,13 @@ from statistics_of_draws import chi_square_p
 
 END = 7
 GREEDY = Sampling(temperature=0.0)
-RUNTIMES = {"toy": "toy", "torch": "torch", "llamacpp": "llamacpp-f32", "recompute": "torch-recompute"}
+RUNTIMES = {
+    "toy": "toy",
+    "torch": "torch",
+    "llamacpp": "llamacpp-f32",
+    "engine": "engine",
+    "recompute": "torch-recompute",
+}
 NEGATIVE = [3, 1, 5, 2]
 # gates that open now and then on laws of random models, which are flatter or sharper than real ones
 PRESETS = {
