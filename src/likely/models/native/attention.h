@@ -221,16 +221,6 @@ static void weigh_rows(const uint8_t* weight, const Block& block, float* out, in
   for (; at + 64 <= wide; at += 64) weigh<half, R, 4>(weight, block, out, wide, at);
   for (; at < wide; at += 16) weigh<half, R, 1>(weight, block, out, wide, at);
 }
-#define LIKELY_BY_ROWS(call, half, rows, ...) \
-  switch (rows) {                             \
-    case 1: call<half, 1>(__VA_ARGS__); break; \
-    case 2: call<half, 2>(__VA_ARGS__); break; \
-    case 3: call<half, 3>(__VA_ARGS__); break; \
-    case 4: call<half, 4>(__VA_ARGS__); break; \
-    case 5: call<half, 5>(__VA_ARGS__); break; \
-    default: call<half, 6>(__VA_ARGS__); break; \
-  }
-
 // What a query sees: columns low to high.
 struct Seen {
   int low, high;
@@ -248,8 +238,9 @@ static void meet_block(const Shape& s, const Seen* seen, int share, int from, in
   const int count = block.count, lanes = LANES * block.vectors();
   for (int r = from; r < to; r += MOST_ROWS) {
     int some = std::min(MOST_ROWS, to - r);
-    LIKELY_BY_ROWS(scores_rows, half, some, &x.query[r * s.row()], block, &x.score[(size_t)r * BLOCK],
-                   (int)(s.row() / 4))
+    by_rows(some, [&](auto size) {
+      scores_rows<half, size.value>(&x.query[r * s.row()], block, &x.score[(size_t)r * BLOCK], (int)(s.row() / 4));
+    });
   }
   i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   for (int r = from; r < to; r++) {
@@ -294,8 +285,9 @@ static void meet_block(const Shape& s, const Seen* seen, int share, int from, in
   }
   for (int r = from; r < to; r += MOST_ROWS) {
     int some = std::min(MOST_ROWS, to - r);
-    LIKELY_BY_ROWS(weigh_rows, half, some, &x.weight[(size_t)r * BLOCK * 4], block, &x.out[(size_t)r * s.wide],
-                   s.wide)
+    by_rows(some, [&](auto size) {
+      weigh_rows<half, size.value>(&x.weight[(size_t)r * BLOCK * 4], block, &x.out[(size_t)r * s.wide], s.wide);
+    });
   }
 }
 

@@ -283,12 +283,12 @@ struct Forward {
 
   // out[row] = panels x row (+ bias), or out[row] += it
   void project(const uint8_t* panels, const Rows& rows, int count, int width, float* out, size_t stride,
-               const float* bias, bool add) {
+               const float* bias, bool add, const Tiles& tiles) {
     const size_t panel_bytes = rows.groups * Format<kind>::panel_group;
     const int panels_count = (width + PANEL - 1) / PANEL;
     each(panels_count, e.team.grain(panels_count), [&](int p) {
       float* to = out + (size_t)p * PANEL;
-      multiply_panel<kind>(panels + p * panel_bytes, rows, count, [&](int m, f32x16 a, f32x16 b) {
+      multiply_panel<kind>(panels + p * panel_bytes, rows, count, tiles, [&](int m, f32x16 a, f32x16 b) {
         float* row = to + m * stride;
         if (bias) {
           a += load16(bias + p * PANEL);
@@ -305,7 +305,7 @@ struct Forward {
   }
 
   // gate and up side by side in each panel: 16 gated values; four panels make a group, ready for the next product
-  void gate(const uint8_t* panels, int id) {
+  void gate(const uint8_t* panels, int id, const Tiles& tiles) {
     const Rows from = rows_of(s.hidden);
     const size_t panel_bytes = from.groups * Format<kind>::panel_group;
     float* own = e.gated[id].floats();
@@ -313,7 +313,7 @@ struct Forward {
     const int groups = e.wide_view.groups;
     each(groups, e.team.grain(groups), [&](int g) {
       for (int p = 0; p < 4; p++)
-        multiply_panel<kind>(panels + (size_t)(4 * g + p) * panel_bytes, from, n, [&](int m, f32x16 a, f32x16 b) {
+        multiply_panel<kind>(panels + (size_t)(4 * g + p) * panel_bytes, from, n, tiles, [&](int m, f32x16 a, f32x16 b) {
           store16(own + m * GROUP + 16 * p, (gelu ? gelu16(a) : silu16(a)) * b);
         });
       for (int m = 0; m < n; m++) {
@@ -351,24 +351,25 @@ struct Forward {
   }
 
   void run(int id) {
+    const Tiles tiles;
     each(n, row_grain(), [&](int i) { embed(i); });
     for (int l = 0; l < s.layers; l++) {
       const LayerWeights& w = e.model.layers[l];
       if (!call.skip_attention || !call.skip_attention[l]) {
         each(n, row_grain(), [&](int i) { norm_and_prepare(i, w.attention_norm); });
         project(w.qkv, rows_of(s.hidden), n, q_width + 2 * kv_width, e.projected.floats(), qkv_stride, w.qkv_bias,
-                false);
+                false, tiles);
         each(n, row_grain(), [&](int i) { place(l, i); });
         attend(l, id);
         each(n, row_grain(), [&](int i) {
           prepare_row<kind>(rows_of(q_width), i, e.attended.floats() + (size_t)i * q_width, q_width, 1, nullptr);
         });
-        add(w.out, rows_of(q_width), w.attention_after);
+        add(w.out, rows_of(q_width), w.attention_after, tiles);
       }
       if (!call.skip_mlp || !call.skip_mlp[l]) {
         each(n, row_grain(), [&](int i) { norm_and_prepare(i, w.mlp_norm); });
-        gate(w.gate_up, id);
-        add(w.down, e.wide_view, w.mlp_after);
+        gate(w.gate_up, id, tiles);
+        add(w.down, e.wide_view, w.mlp_after, tiles);
       }
     }
     each(call.wanted, std::max(1, call.wanted / (e.team.size() * 4)), [&](int i) {
@@ -379,9 +380,9 @@ struct Forward {
         for (int d = 0; d < s.hidden; d++) call.hidden[(size_t)i * s.hidden + d] = x[d] * factor * e.model.final_norm[d];
     });
   }
-  void add(const uint8_t* panels, const Rows& rows, const float* after) {
-    if (!after) return project(panels, rows, n, s.hidden, e.stream.floats(), hidden_stride, nullptr, true);
-    project(panels, rows, n, s.hidden, e.added.floats(), hidden_stride, nullptr, false);
+  void add(const uint8_t* panels, const Rows& rows, const float* after, const Tiles& tiles) {
+    if (!after) return project(panels, rows, n, s.hidden, e.stream.floats(), hidden_stride, nullptr, true, tiles);
+    project(panels, rows, n, s.hidden, e.added.floats(), hidden_stride, nullptr, false, tiles);
     each(n, row_grain(), [&](int i) { add_normed(i, after); });
   }
 };
@@ -406,10 +407,11 @@ void run_head(Engine& e, int first, int count, float* logits, size_t stride) {
   const int panels = (s.vocabulary + PANEL - 1) / PANEL;
   const float cap = s.logit_softcap;
   e.team.run([&](int) {
+    const Tiles tiles;
     int from, to;
     while (e.team.take(panels, e.team.grain(panels), from, to))
       for (int p = from; p < to; p++)
-        multiply_panel<kind>(e.model.head + p * panel_bytes, rows, count, [&](int m, f32x16 a, f32x16 b) {
+        multiply_panel<kind>(e.model.head + p * panel_bytes, rows, count, tiles, [&](int m, f32x16 a, f32x16 b) {
           if (cap > 0)
             for (int i = 0; i < 16; i++) {
               a[i] = cap * std::tanh(a[i] / cap);
@@ -598,10 +600,11 @@ int likely_multiply(Engine* e, int kind, const float* x, int n, int width, const
     const size_t bytes = rows.groups * Format<k>::panel_group;
     const int count = (outputs + PANEL - 1) / PANEL;
     e->team.run([&](int) {
+      const Tiles tiles;
       int from, to;
       while (e->team.take(count, 1, from, to))
         for (int p = from; p < to; p++)
-          multiply_panel<k>(panels + p * bytes, rows, n, [&](int m, f32x16 a, f32x16 b) {
+          multiply_panel<k>(panels + p * bytes, rows, n, tiles, [&](int m, f32x16 a, f32x16 b) {
             store16(out + m * stride + (size_t)p * PANEL, a);
             store16(out + m * stride + (size_t)p * PANEL + 16, b);
           });

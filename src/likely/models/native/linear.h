@@ -12,6 +12,10 @@
 #include <algorithm>
 
 #include "simd.h"
+#if LIKELY_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 constexpr int GROUP = 64, PANEL = 32;
 enum Kind { INT8 = 0, BF16 = 1, FP32 = 2 };
@@ -168,6 +172,61 @@ INLINE void multiply(const uint8_t* panel, const Rows& rows, int m0, size_t next
   }
 }
 
+#if LIKELY_AMX
+// The tile unit of this process: the kernel has to allow it once.  A thread sets its tiles up while it computes and
+// gives them back, since other libraries in the process (torch, llama.cpp) set up their own.
+inline bool tiles_allowed() {
+  constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM
+  static const bool allowed = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+  return allowed;
+}
+struct Tiles {
+  const bool ready = tiles_allowed();
+  Tiles() {
+    struct alignas(64) {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16};
+    } config;
+    if (ready) _tile_loadconfig(&config);
+  }
+  ~Tiles() {
+    if (ready) _tile_release();
+  }
+};
+
+// Sixteen rows at once: a group of a panel is two tiles as it lies, the codes of the rows are a third.
+template <class Done>
+static void multiply_tiles(const uint8_t* panel, const Rows& rows, int m0, const Done& done) {
+  alignas(64) int32_t sum[2][16][16];
+  f32x16 f[16][2] = {};
+  const uint8_t* a = rows.row<INT8>(m0);
+  const size_t stride = rows.groups * Format<INT8>::row_group;
+  for (int g = 0; g < rows.groups; g++, panel += Format<INT8>::panel_group) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_loadd(2, a + g * Format<INT8>::row_group, stride);
+    _tile_loadd(3, panel, 128);
+    _tile_loadd(4, panel + 64, 128);
+    _tile_dpbsud(0, 2, 3);
+    _tile_dpbsud(1, 2, 4);
+    _tile_stored(0, sum[0], 64);
+    _tile_stored(1, sum[1], 64);
+    const f32x16 s0 = from_bf16((const uint16_t*)(panel + 2048)), s1 = from_bf16((const uint16_t*)(panel + 2080));
+    for (int m = 0; m < 16; m++) {
+      const size_t at = (size_t)(m0 + m) * rows.groups + g;
+      f[m][0] += to_float(load_as<i32x16>(sum[0][m]) + rows.bias[at]) * (s0 * rows.scale[at]);
+      f[m][1] += to_float(load_as<i32x16>(sum[1][m]) + rows.bias[at]) * (s1 * rows.scale[at]);
+    }
+  }
+  for (int m = 0; m < 16; m++) done(m0 + m, f[m][0], f[m][1]);
+}
+#else
+struct Tiles {
+  const bool ready = false;
+};
+#endif
+
 template <Kind kind, int M, class Done>
 INLINE void multiply_block(const uint8_t* panel, const Rows& rows, int m0, size_t next, int ahead, const Done& done) {
   f32x16 f[M][2];
@@ -177,25 +236,26 @@ INLINE void multiply_block(const uint8_t* panel, const Rows& rows, int m0, size_
 
 // done(row, tile 0, tile 1) for every one of the n rows times one panel
 template <Kind kind, class Done>
-static void multiply_panel(const uint8_t* panel, const Rows& rows, int n, const Done& done) {
+static void multiply_panel(const uint8_t* panel, const Rows& rows, int n, const Tiles& tiles, const Done& done) {
   constexpr size_t size = Format<kind>::panel_group;
-  const int blocks = (n + MOST_ROWS - 1) / MOST_ROWS;
+  int first = 0;
+#if LIKELY_AMX
+  if constexpr (kind == INT8)
+    for (; tiles.ready && n - first >= 16; first += 16) multiply_tiles(panel, rows, first, done);
+#else
+  (void)tiles;
+#endif
+  const int blocks = (n - first + MOST_ROWS - 1) / MOST_ROWS;
   // one or two rows wait for memory: what comes two groups later is fetched.  More rows have time: each block of rows
   // fetches its share of the next panel.
-  const bool few = n <= 2;
-  const int lines = (int)(size / 64), share = few ? lines : std::max(1, lines / blocks);
-  for (int b = 0, m = 0; b < blocks; b++) {  // blocks of nearly equal size
+  const bool few = n - first <= 2;
+  const int lines = (int)(size / 64), share = few ? lines : std::max(1, lines / std::max(1, blocks));
+  for (int b = 0, m = first; b < blocks; b++) {  // blocks of nearly equal size
     const int rest = n - m, some = (rest + blocks - b - 1) / (blocks - b);
     const int ahead = few || b * share < lines ? share : 0;
     const size_t next = few ? 2 * size : rows.groups * size + (size_t)b * share * 64;
-    switch (some) {
-      case 1: multiply_block<kind, 1>(panel, rows, m, next, ahead, done); break;
-      case 2: multiply_block<kind, 2>(panel, rows, m, next, ahead, done); break;
-      case 3: multiply_block<kind, 3>(panel, rows, m, next, ahead, done); break;
-      case 4: multiply_block<kind, 4>(panel, rows, m, next, ahead, done); break;
-      case 5: multiply_block<kind, 5>(panel, rows, m, next, ahead, done); break;
-      default: multiply_block<kind, 6>(panel, rows, m, next, ahead, done); break;
-    }
+    auto block = [&](auto size) { multiply_block<kind, size.value>(panel, rows, m, next, ahead, done); };
+    by_rows(some, block);
     m += some;
   }
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -41,7 +42,7 @@ typedef int8_t i8x16 __attribute__((vector_size(16)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 
-constexpr int MOST_ROWS = 6;  // rows whose sums stay in registers together
+constexpr int MOST_ROWS = LIKELY_AVX512 ? 6 : LIKELY_AVX2 ? 2 : 1;  // rows whose sums stay in registers together
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -196,4 +197,12 @@ INLINE f32x16 dot2(f32x16 sum, const uint16_t* weights, const uint16_t* two) {
   sum += (f32x16)(w & 0xffff0000u) * second;
   return sum;
 #endif
+}
+
+// work(number of rows as a constant), for 1 to MOST_ROWS rows
+template <int R = 1, class Work>
+INLINE void by_rows(int rows, const Work& work) {
+  if constexpr (R < MOST_ROWS)
+    if (rows > R) return by_rows<R + 1>(rows, work);
+  work(std::integral_constant<int, R>{});
 }
