@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,14 @@ def test_its_python_runs(tmp_path, monkeypatch, engine_library, capsys):
 
 @pytest.mark.real
 @pytest.mark.xdist_group("real")
-def test_its_commands_run(tmp_path, smollm2_path):
+def test_its_commands_run(tmp_path, smollm2_path, engine_library):
+    """With the libraries that are there already, and a cache of its own for everything else."""
+    from likely.models.engine_build import build
+
+    engine = tmp_path / "cache" / "engine"
+    engine.mkdir(parents=True)
+    for isa in ("native", "plain"):
+        shutil.copy2(build(isa), engine)
     program = tmp_path / "bin" / "likely"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
@@ -67,9 +75,10 @@ def test_its_commands_run(tmp_path, smollm2_path):
 
     asked, measured, plain = map(run, blocks("sh"))
     assert "Paris" in asked and "prefill" in measured and "Paris" in measured and plain.strip()
-    kept = {file.name.split("-")[0] for file in (tmp_path / "cache" / "engine").iterdir()}
-    assert len(kept) == 2 and "likely" in kept  # libraries, and one model's packed weights
-    assert len(list((tmp_path / "cache" / "engine").glob("likely-*.so"))) == 2
+    assert len(list(engine.glob("*.so"))) == 2 and len(list(engine.glob("*-int8-*"))) == 1  # no library was made anew
+    assert max(file.stat().st_size for file in engine.glob("*.so")) < 1e6
+    [said] = re.findall(r"(\d+) MB for SmolLM2 135M in int8 and (\d+) MB in fp32", PAGE)
+    assert set(map(int, said)) == {round(file.stat().st_size / 1e6) for file in engine.glob("*.safetensors")}
 
 
 def test_what_it_names_is_what_there_is(script):
