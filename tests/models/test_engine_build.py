@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from engine_models import nats_apart, rows_of, tokens_of
+from engine_models import forward, nats_apart, rows_of, tokens_of
 
 import likely
 from likely.errors import CapabilityError
@@ -301,6 +301,26 @@ def test_other_instruction_sets_compute_the_same_to_rounding(engine_library, lib
                 runtime.shutdown()
             assert np.median(nats_apart(*rows)) < allowed / 3
             assert nats_apart(*rows).max() < allowed
+
+
+@pytest.mark.parametrize("isa", ["plain", "avx2"])
+def test_rows_are_invariant_on_every_instruction_set(libraries, made, monkeypatch, isa):
+    """How many rows stay in registers together differs: each set makes its own sums, always in one order."""
+    if isa == "avx2" and "avx2" not in machine().flags:
+        pytest.skip("this processor has no avx2")
+    other = Library(ctypes.CDLL(str(libraries(isa))))
+    monkeypatch.setattr("likely.models.engine_runtime.library", lambda: other)
+    tokens = tokens_of(140)
+    for kind in KINDS:
+        for name in ("llama, heads of 24", "gemma3, a window over blocks"):
+            runtime = EngineRuntime(made(name)[1], kind=kind, threads=1, tokens_held=600, tokens_per_call=512)
+            whole, sequence, at = rows_of(runtime, tokens), runtime.open(), 0
+            for n in (1, 2, 3, 5, 7, 16, 17, 40, 49):
+                rows = forward(runtime, sequence, tokens[at : at + n], np.arange(n) - 1).logits
+                runtime.commit([(sequence, range(n))])
+                np.testing.assert_array_equal(rows, whole[at : at + n])
+                at += n
+            runtime.shutdown()
 
 
 @pytest.mark.parametrize("isa", ["plain", "avx2"])
