@@ -92,11 +92,12 @@ def _quality_row(name: str, row: Record) -> list[str]:
 
 
 def _demands(benchmark: Record, grid: Grid) -> str:
-    rows = [
-        [f"{model}, {d['demand']}", number(d["value"]), number(d["bound"]), "met" if d["holds"] else "missed"]
-        for model, found in benchmark["models"].items()
-        for d in found.get("demands", [])
-    ]
+    rows = []
+    for model, found in benchmark["models"].items():
+        for d in found.get("demands", []):
+            unit = "%" if "flips" in d["demand"] else "nats"
+            values = [f"{number(d[key])} {unit}" for key in ("value", "bound")]
+            rows.append([f"{model}, {d['demand']}", *values, "met" if d["holds"] else "missed"])
     return grid(["demand", "found", "allowed", ""], rows) if rows else ""
 
 

@@ -137,7 +137,7 @@ def test_a_table_of_quality_says_what_is_missed_and_what_is_missing(script):
     text = tables.quality(record, generate.grid)
     assert "| native int8 | 0.009 [0.0045, 0.018] | 5.00 % | 1.0000 [0.9900, 1.0101] |" in text
     assert text.index("native int8") < text.index("llama.cpp Q8_0")
-    assert "| smollm2, prose: int8 KL at most twice Q8_0's | 0.009 | 0.0084 | missed |" in text
+    assert "| smollm2, prose: int8 KL at most twice Q8_0's | 0.009 nats | 0.0084 nats | missed |" in text
     assert "Not measured yet on smollm2: native bf16" in text and "Not measured yet: gemma3." in text
 
 
