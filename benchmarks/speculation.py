@@ -20,6 +20,7 @@ SHORT = ("second turns", "self-correction", "text-to-SQL", "summaries", "arithme
 SETTINGS = {
     ("smollm2", "llamacpp"): (3, 64, DRAFTERS, None),
     ("smollm2", "torch"): (2, 32, DRAFTERS, SHORT),
+    ("smollm2", "native"): (2, 64, ("lookup", "suffix", "auto"), SHORT),
     ("gemma3", "llamacpp"): (1, 64, ("lookup", "suffix", "auto"), None),
     ("gemma3", "torch"): (1, 24, ("lookup", "suffix", "auto"), SHORT),
 }
@@ -27,7 +28,7 @@ SETTINGS = {
 
 def main() -> None:
     extra = argparse.ArgumentParser(add_help=False)
-    extra.add_argument("--only", help="MODEL:RUNTIME of one of the four")
+    extra.add_argument("--only", help="MODEL:RUNTIME of one of them")
     extra.add_argument("--drafter", action="append", help="instead of the usual ones")
     chosen, rest = extra.parse_known_args()
     options = protocol.arguments(__doc__, rest)
@@ -63,7 +64,8 @@ def main() -> None:
                     "rows": [asdict(row) for row in rows],
                 }
             )
-    name = "speculation" if not chosen.only and not chosen.drafter else "speculation_part"
+    part = (chosen.only or "part").replace(":", "_")
+    name = "speculation" if not chosen.only and not chosen.drafter else f"speculation_{part}"
     protocol.write(name, record, quick=options.quick)
 
 

@@ -84,7 +84,7 @@ class EngineRuntime(SlotRuntime):
         self._native = _native_model(shape, number, self._weights)
         self._engine = self._library.open(ctypes.byref(self._native[0]), self.threads)
         if not self._engine:
-            raise ModelError("there is no memory for the native engine")
+            raise ModelError(f"the native engine cannot start {self.threads} threads: give fewer (threads=)")
         self._finalizer = weakref.finalize(self, self._library.close, self._engine)
         self._reserved = 0
         self._logits = np.empty((0, self._stride), np.float32)
@@ -112,10 +112,13 @@ class EngineRuntime(SlotRuntime):
     def shutdown(self) -> None:
         super().shutdown()
         self._finalizer()
+        self._engine = None
 
     def _compute(
         self, sequences: list[SlotSequence], work: list[Work], tokens: list[IntArray], slots: list[IntArray]
     ) -> list[Output]:
+        if self._engine is None:
+            raise ValueError("this runtime is shut down")
         self._reserve()
         wanted = Wanted([item.want for item in work], [len(t) for t in tokens], self.vocab_size)
         columns = [Columns.of(*of) for of in zip(sequences, work, slots, strict=True)]

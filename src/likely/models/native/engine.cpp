@@ -7,6 +7,7 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#include <exception>
 #include <new>
 
 #include "attention.h"
@@ -390,7 +391,11 @@ struct Forward {
 template <Kind kind>
 int run_forward(Engine& engine, const Call& call) {
   Forward<kind> forward{engine, call};
-  if (!forward.fit()) return 1;
+  try {
+    if (!forward.fit()) return 1;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
   engine.head_rows = call.wanted;
   engine.team.run([&](int id) { forward.run(id); });
   return 0;
@@ -495,7 +500,13 @@ int likely_features() {
   return LIKELY_AVX512 | LIKELY_VNNI << 1 | LIKELY_BF16 << 2 | LIKELY_AMX << 3 | LIKELY_AVX2 << 4;
 }
 
-Engine* likely_open(const Model* model, int threads) { return new (std::nothrow) Engine(*model, threads); }
+Engine* likely_open(const Model* model, int threads) {
+  try {
+    return new Engine(*model, threads);
+  } catch (const std::exception&) {  // no memory, or no more threads
+    return nullptr;
+  }
+}
 void likely_close(Engine* engine) { delete engine; }
 
 // Room for keys and values of `slots` slots; what is there is kept.
