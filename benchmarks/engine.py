@@ -50,7 +50,7 @@ PREFILL_OVER_OPENVINO = 1.5
 Columns = dict[str, Callable[[], object]]
 
 
-# --- what a runtime of ours is asked -----------------------------------------------------------------------------------
+# --- what a runtime of ours is asked ----------------------------------------------------------------------------------
 
 
 class Shapes:
@@ -89,7 +89,7 @@ class Shapes:
         }
 
 
-# --- OpenVINO, in a process of its own ---------------------------------------------------------------------------------
+# --- OpenVINO, in a process of its own --------------------------------------------------------------------------------
 
 _OPENVINO = """
 import json, sys, time
@@ -130,7 +130,7 @@ for line in sys.stdin:
 
 
 class OpenVino:
-    """The model that OpenVINO GenAI makes of a GGUF file, with its own keys and values; all rows go through its head."""
+    """The model that OpenVINO GenAI makes of a GGUF file, with its own keys and values; every row has logits."""
 
     def __init__(self, python: str, gguf: Path, folder: Path):
         path = folder / "model.gguf"
@@ -156,7 +156,7 @@ class OpenVino:
         self._process.kill()
 
 
-# --- floors ------------------------------------------------------------------------------------------------------------
+# --- floors -----------------------------------------------------------------------------------------------------------
 
 
 def bandwidth(seconds: float = 0.5) -> float:
@@ -197,7 +197,7 @@ def floor_ms(column: str, lm: Any, bytes_per_s: float, products_per_s: float) ->
     return 1e3 * max(lm.runtime.weights_bytes / bytes_per_s, (layers * int(n) + head * rows) / products_per_s)
 
 
-# --- one model ---------------------------------------------------------------------------------------------------------
+# --- one model --------------------------------------------------------------------------------------------------------
 
 
 def engines(model: str, folder: Path, quick: bool) -> dict[str, Any]:

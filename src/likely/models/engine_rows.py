@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from likely.models.rows import wanted_rows
+from likely.models.rows import head_rows, match
 from likely.models.runtime import FloatArray, IntArray, Output, Want
 
 
@@ -21,7 +21,7 @@ class Wanted:
         self._wants = list(wants)
         self._vocab_size = vocab_size
         self._asked = [want.row_numbers(n) for want, n in zip(wants, sizes, strict=True)]
-        self.head = [_head_rows(want, n) for want, n in zip(wants, sizes, strict=True)]
+        self.head = [head_rows(want, n) for want, n in zip(wants, sizes, strict=True)]
         self.hidden = [np.unique(a) if w.hidden else a[:0] for w, a in zip(wants, self._asked, strict=True)]
         self.logits = any(want.logits for want in wants)  # of any piece of work; the same below
         self.entropy = any(want.entropy for want in wants)
@@ -79,22 +79,6 @@ class Wanted:
         if len(asked) == len(head) and (asked == head).all():
             return whole
         return whole[np.searchsorted(head, asked)]
-
-
-def match(asked: IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:
-    """(i, j) with asked[i] == rows[j], for sorted unique `rows`; every i that has a partner."""
-    if not len(rows) or not len(asked):
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    at = np.minimum(np.searchsorted(rows, asked), len(rows) - 1)
-    to = np.flatnonzero(rows[at] == asked)
-    return to, at[to]
-
-
-def _head_rows(want: Want, n: int) -> IntArray:
-    """Sorted rows whose logits this want needs; hidden states alone need none."""
-    if want.hidden and not (want.logits or want.top or want.entropy):
-        return wanted_rows(Want(rows="none", pairs=want.pairs), n)
-    return wanted_rows(want, n)
 
 
 def _empty(want: Want, rows: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rows of logits become the numbers a `Want` names (numpy; the torch runtime has its own on-device form)."""
+"""Rows of logits become the numbers a `Want` names (numpy; the torch and native runtimes have their own forms)."""
 
 from __future__ import annotations
 
@@ -48,6 +48,22 @@ def wanted_rows(want: Want, n: int) -> IntArray:
     if want.pairs is not None and len(want.pairs):
         rows = np.concatenate([rows, np.asarray(want.pairs)[:, 0]])
     return np.unique(rows)
+
+
+def head_rows(want: Want, n: int) -> IntArray:
+    """The same for a runtime that gives hidden states: those alone need no logits."""
+    if want.hidden and not (want.logits or want.top or want.entropy):
+        return wanted_rows(Want(rows="none", pairs=want.pairs), n)
+    return wanted_rows(want, n)
+
+
+def match(asked: IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:
+    """(i, j) with asked[i] == rows[j], for sorted unique `rows`; every i that has a partner."""
+    if not len(rows) or not len(asked):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    at = np.minimum(np.searchsorted(rows, asked), len(rows) - 1)
+    to = np.flatnonzero(rows[at] == asked)
+    return to, at[to]
 
 
 def reduce_rows(want: Want, n: int, row_of: Callable[[int], FloatArray]) -> Output:

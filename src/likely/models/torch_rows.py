@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
-from likely.models.rows import wanted_rows
+from likely.models.rows import head_rows, match
 from likely.models.runtime import FloatArray, IntArray, Output, Want
 
 CHUNK_BYTES = 16 * 2**20
@@ -22,7 +22,7 @@ class RowCollector:
     def __init__(self, wants: Seq[Want], sizes: Seq[int], vocab_size: int):
         self._wants = list(wants)
         self._asked = [want.row_numbers(n) for want, n in zip(wants, sizes, strict=True)]
-        self.head_rows = [_head_rows(want, n) for want, n in zip(wants, sizes, strict=True)]
+        self.head_rows = [head_rows(want, n) for want, n in zip(wants, sizes, strict=True)]
         self.hidden_rows = [
             np.unique(asked) if want.hidden else np.empty(0, np.int64)
             for want, asked in zip(wants, self._asked, strict=True)
@@ -39,7 +39,7 @@ class RowCollector:
             raise FloatingPointError("a row of logits contains NaN")
         start, places = 0, []
         for piece, rows in where:
-            to, at = _match(self._asked[piece], rows)
+            to, at = match(self._asked[piece], rows)
             places.append((piece, to, start + at, start, rows))
             start += len(rows)
         wants = [self._wants[piece] for piece, *_ in places]
@@ -58,7 +58,7 @@ class RowCollector:
             target = self._hidden[piece]
             if target is None:
                 target = self._hidden[piece] = np.empty((len(self._asked[piece]), values.shape[1]), np.float32)
-            to, at = _match(self._asked[piece], rows)
+            to, at = match(self._asked[piece], rows)
             target[to] = values[start + at]
             start += len(rows)
 
@@ -82,7 +82,7 @@ class RowCollector:
             if pairs is None or not len(pairs):
                 continue
             pairs = np.asarray(pairs)
-            to, at = _match(pairs[:, 0], own_rows)
+            to, at = match(pairs[:, 0], own_rows)
             targets.append((piece, to))
             rows.append(start + at)
             tokens.append(pairs[to, 1])
@@ -151,22 +151,6 @@ def entropies(logits: torch.Tensor, log_norm: torch.Tensor, rows: torch.Tensor) 
 def _rows_at_once(logits: torch.Tensor) -> int:
     """Rows whose fp32 copy takes 16 MiB: what a reduction may hold beside the logits."""
     return max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
-
-
-def _head_rows(want: Want, n: int) -> IntArray:
-    """Sorted rows whose logits this want needs; hidden states alone need none."""
-    if want.hidden and not (want.logits or want.top or want.entropy):
-        return wanted_rows(Want(rows="none", pairs=want.pairs), n)
-    return wanted_rows(want, n)
-
-
-def _match(asked: IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:
-    """(i, j) with asked[i] == rows[j], for sorted unique rows; every i that has a partner."""
-    if not len(rows) or not len(asked):
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    at = np.minimum(np.searchsorted(rows, asked), len(rows) - 1)
-    to = np.flatnonzero(rows[at] == asked)
-    return to, at[to]
 
 
 def _empty(want: Want, rows: int, vocab_size: int) -> dict[str, np.ndarray | None]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from likely.errors import ModelError
+from likely.models.processor import free_bytes
 from likely.models.runtime import (
     Capabilities,
     FloatArray,
@@ -355,16 +356,7 @@ def _dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Memory that could be taken now; 4 GiB where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        for line in FilePath("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 * 2**30
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_bytes()
 
 
 @contextlib.contextmanager
