@@ -25,6 +25,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -203,10 +204,12 @@ def floor_ms(column: str, lm: Any, bytes_per_s: float, products_per_s: float) ->
 def engines(model: str, folder: Path, quick: bool) -> dict[str, Any]:
     """name -> a loaded model."""
     held = CONTEXT * (max(SEQUENCES) + 2) + 128
+    # at its fastest: blocks of any size, so that its rows depend on how work is cut
+    llama: dict[str, Any] = {"runtime": "llamacpp", "threads": cores(), "context": held, "invariant": False}
     found = {
         "native int8": likely.load(model, engine="int8", threads=cores(), context=held),
         "native bf16": likely.load(model, engine="bf16", threads=cores(), context=held),
-        "llama.cpp packaged": likely.load(model, runtime="llamacpp", threads=cores(), context=held),
+        "llama.cpp packaged": likely.load(model, **llama),
     }
     if quick:
         return found
@@ -214,14 +217,14 @@ def engines(model: str, folder: Path, quick: bool) -> dict[str, Any]:
     convert(find_model(model), q8, to="q8_0", verify=False)
     return found | {
         "native fp32": likely.load(model, engine="fp32", threads=cores(), context=held),
-        "llama.cpp Q8_0": likely.load(str(q8), runtime="llamacpp", threads=cores(), context=held),
+        "llama.cpp Q8_0": likely.load(str(q8), **llama),
         "transformers bf16": likely.load(model, runtime="torch", dtype="bfloat16", threads=cores(), context=held),
     }
 
 
 def kl_of_openvino(openvino: OpenVino, reference: Any, folder: Path) -> float:
     """Mean KL(fp32 || OpenVINO), nats, over 512 tokens of wikitext2's test text."""
-    rows = datasets.load("wikitext2", "wiki.test.raw.gz", limit=60)
+    rows = islice(datasets.load("wikitext2", "wiki.test.raw.gz"), 60)
     tokens = begin(reference.tokenizer, reference.tokenizer.encode("".join(row["text"] for row in rows)))[:PREFILL]
     openvino.ask(what="logits", tokens=tokens, to=str(folder / "logits.npy"))
     theirs = np.load(folder / "logits.npy", mmap_mode="r")

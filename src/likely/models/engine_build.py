@@ -40,15 +40,17 @@ def library() -> Library:
     wanted = os.environ.get("LIKELY_ENGINE_ISA", "native")
     if wanted not in ISA:
         raise CapabilityError(f"LIKELY_ENGINE_ISA must be one of {', '.join(ISA)}, got {wanted}")
-    found = _open(build(wanted))
-    if (reason := _disagreement(found)) is None:
-        return found
-    if wanted != "native":
-        raise CapabilityError(f"the native engine computes wrongly as {wanted} ({reason}): use runtime='torch'")
-    found = _open(build("plain"))  # a compiler that errs on this processor's instructions
-    if (second := _disagreement(found)) is not None:
-        raise CapabilityError(f"the native engine computes wrongly here ({second}): use runtime='torch'")
-    return found
+    reasons = []
+    for isa in (wanted, "plain") if wanted == "native" else (wanted,):  # plain: where a compiler errs on this processor
+        try:
+            found = _open(build(isa))
+        except CapabilityError as error:
+            reasons.append(str(error))
+            continue
+        if (reason := _disagreement(found)) is None:
+            return found
+        reasons.append(f"the native engine computes wrongly as {isa} ({reason}): use runtime='torch'")
+    raise CapabilityError(reasons[0])
 
 
 def _open(path: Path) -> Library:
@@ -110,7 +112,7 @@ def build(isa: str = "native") -> Path:
 
 
 def _compiler() -> str:
-    names = [os.environ.get("CXX"), "c++", "g++", "clang++"]
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     for name in names:
         if name and (path := shutil.which(name)):
             return path
