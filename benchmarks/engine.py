@@ -9,7 +9,7 @@ What is timed, of each engine in turn within every round:
 Quality of each engine on the same weights is in benchmarks/results/engine_quality.json; llama.cpp runs in the packaged
 format and in Q8_0, whose KL from the fp32 model is below .01, and the faster of the two is compared with, column by
 column.  The floor of a column is what the int8 weights and the products of their codes take at the bandwidth and the
-peak that are measured in the same run.
+peak that are measured beside it.
 
 OpenVINO runs in its own environment: --openvino PYTHON names an interpreter that can import openvino_genai.
 """
@@ -160,24 +160,21 @@ class OpenVino:
 # --- floors -----------------------------------------------------------------------------------------------------------
 
 
-def bandwidth(seconds: float = 0.5) -> float:
+def bandwidth() -> float:
     """Bytes per second that all threads together read from memory: the best of several passes."""
-    parts = [np.ones(2**24, np.uint64) for _ in range(cores())]  # 128 MiB each
-    timings = interleaved({"read": lambda: _together([p.sum for p in parts])}, rounds=8)
+    parts = [np.ones(2**27, np.uint8) for _ in range(cores())]
+    timings = interleaved({"read": lambda: _together([p.max for p in parts])}, rounds=40)
     return sum(p.nbytes for p in parts) / min(timings["read"].seconds)
 
 
 def peak() -> float:
-    """int8 multiplications per second of all threads together, on data that stay in the first caches."""
-    lib, rng = library(), np.random.default_rng(0)
-    panels = lib.pack(INT8, rng.standard_normal((64, 512)).astype(np.float32))
+    """int8 multiplications per second of all threads together, on weights that stay in the second caches: the best."""
+    lib, rng, outputs = library(), np.random.default_rng(0), 3072
+    panels = lib.pack(INT8, rng.standard_normal((outputs, 512)).astype(np.float32))
     x = rng.standard_normal((96, 512)).astype(np.float32)
-    rates = []
-    with lib.team(1) as a:
-        for _ in range(5):
-            timing = interleaved({"multiply": lambda: [a.multiply(INT8, x, panels, 64) for _ in range(50)]}, rounds=3)
-            rates.append(50 * x.size * 64 / min(timing["multiply"].seconds))
-    return max(rates) * cores()
+    with lib.team(cores()) as team:
+        timing = interleaved({"multiply": lambda: team.multiply(INT8, x, panels, outputs)}, rounds=2000, warmup=10)
+    return x.size * outputs / min(timing["multiply"].seconds)
 
 
 def _together(jobs: list[Callable[[], object]]) -> None:
@@ -242,7 +239,12 @@ def measure(model: str, *, rounds: int, quick: bool, python: str | None) -> dict
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         loaded = engines(model, folder, quick)
-        openvino = OpenVino(python, find_model(model), folder) if python else None
+        openvino, why_not = None, "no --openvino was given"
+        if python:
+            try:
+                openvino = OpenVino(python, find_model(model), folder)
+            except subprocess.CalledProcessError as error:
+                why_not = f"it does not read the file ({error.stderr.decode().strip().splitlines()[-1]})"
         shapes = {name: Shapes(lm.runtime).columns() for name, lm in loaded.items()}
         names = list(next(iter(shapes.values())))
         columns = {name: _column(name, {e: c[name] for e, c in shapes.items()}, openvino, rounds) for name in names}
@@ -260,12 +262,25 @@ def measure(model: str, *, rounds: int, quick: bool, python: str | None) -> dict
         }
         if openvino and "native fp32" in loaded:
             record["kl_of_openvino_nats"] = kl_of_openvino(openvino, loaded["native fp32"], folder)
+        if openvino is None:
+            record["openvino_not_measured"] = why_not
         for lm in loaded.values():
             lm.close()
         if openvino:
             openvino.close()
     gc.collect()
     return record
+
+
+def with_floors(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with floors by the bandwidth and the peak as they are now."""
+    lm = likely.load(record["model"], engine="int8", threads=cores())
+    bytes_per_s, products_per_s = bandwidth(), peak()
+    for name, row in record["columns"].items():
+        row["floor_ms"] = floor_ms(name, lm, bytes_per_s, products_per_s)
+        row["times_floor"] = row["milliseconds"]["native int8"][0] / row["floor_ms"]
+    lm.close()
+    return record | {"bandwidth_gb_per_s": bytes_per_s / 1e9, "int8_peak_gops": products_per_s / 1e9}
 
 
 def _column(name: str, runs: Columns, openvino: OpenVino | None, rounds: int) -> dict[str, Timing]:
@@ -305,9 +320,15 @@ def _row(name: str, timings: dict[str, Timing], floor: float) -> dict[str, Any]:
 def main() -> None:
     extra = argparse.ArgumentParser(add_help=False)
     extra.add_argument("--model", choices=("smollm2", "gemma3"), action="append")
+    extra.add_argument("--floors", action="store_true", help="measure bandwidth and peak alone, for the kept figures")
     extra.add_argument("--openvino", help="python of an environment with openvino_genai")
     chosen, rest = extra.parse_known_args()
     options = protocol.arguments(__doc__, rest)
+    if chosen.floors:
+        kept = json.loads((protocol.RESULTS / "engine.json").read_text())
+        record = {"threads": kept["threads"], "context": CONTEXT, "models": [with_floors(m) for m in kept["models"]]}
+        protocol.write("engine", record, quick=options.quick)
+        return
     record = {
         "threads": cores(),
         "context": CONTEXT,

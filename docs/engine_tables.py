@@ -156,7 +156,7 @@ def _ground(found: Record) -> str:
     packed = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in bytes_of.items())
     openvino = found.get("kl_of_openvino_nats")
     return (
-        f"Measured in the same run: {found['bandwidth_gb_per_s']:.1f} GB/s read from memory, "
+        f"Measured on this machine: {found['bandwidth_gb_per_s']:.1f} GB/s read from memory, "
         f"{found['int8_peak_gops']:,.0f} billion int8 products per second, all threads together; instructions: "
         f"{', '.join(found['features']) or 'plain'}. Packed weights: {packed}."
         + (f" KL of OpenVINO's weights: {number(openvino)} nats." if openvino is not None else "")

@@ -321,7 +321,9 @@ static void attend_tile(const Shape& s, const Queries& q, const Piece& piece, in
   std::fill_n(x.out.data(), (size_t)rows * s.wide, 0.0f);
   const int32_t* columns = q.slots + piece.columns_at;
   for (int column = low / BLOCK * BLOCK; column < high; column += BLOCK) {
-    const int count = std::min(BLOCK, piece.columns - column);
+    // sixteens that nobody here sees are left out; a part of one would have to be gathered
+    const int seen_here = (high - column + LANES - 1) / LANES * LANES;
+    const int count = std::min({BLOCK, piece.columns - column, seen_here});
     const Block block = find_block<half>(s, keys, values, columns + column, count, head, x);
     if (column + BLOCK < high)
       fetch(s, keys, values, columns + column + BLOCK, std::min(BLOCK, high - column - BLOCK), head);
