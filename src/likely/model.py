@@ -433,8 +433,9 @@ class Model:
     def _usual_drafter(self) -> str:
         """What is used where nobody names a drafter.
 
-        "auto" where the engine's numbers do not depend on how work is cut into calls (to about 1e-5 nats), so that the
-        text stays a function of prompt, settings and seed: torch in fp32.  Elsewhere near-ties could fall by timing.
+        "auto" where the engine's numbers do not depend on how work is cut into calls, so that the text stays a function
+        of prompt, settings and seed: the native runtime, and torch in fp32 (to about 1e-5 nats).  Elsewhere near-ties
+        could fall by timing.
         """
         fp32 = self.info.runtime == "torch" and self.info.dtype == "float32"
         exact = fp32 or self.capabilities.invariant_logits

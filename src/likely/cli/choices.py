@@ -61,7 +61,7 @@ def choices(
     lines = read_checked(file, lambda line: choice_item(line.record, f"{where}:{line.number}"), limit=limit).lines
     if not lines:
         raise DataError(f"{where} holds no records: {HINT}")
-    lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
+    lm = opt.open_model(model, runtime=runtime, dtype=dtype, use="scoring", context=context, threads=threads)
     with lm:
         origin = opt.origin(lm)
         settings = {"style": style, "normalise": normalise}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -66,13 +68,36 @@ def open_model(
     for key, value in (("context", context), ("threads", threads)):
         if value is not None:
             options[key] = value
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, ExitStack() as shown:
         warnings.simplefilter("always")
+        if runtime in ("native", "auto"):
+            options["progress"] = _first_use(shown)
         model = load(name, runtime=runtime, dtype=dtype, **options)
     for warning in caught:
         if issubclass(warning.category, UserWarning):
             typer.echo(f"Warning: {warning.message}", err=True)
     return model
+
+
+def _first_use(shown: ExitStack) -> Callable[[int, int], None]:
+    """What the native runtime does once is told on a terminal: compiling, and packing weights (bytes, bytes in all)."""
+    from likely.cli.printing import progress
+    from likely.models.engine_build import has_compiler, is_built
+
+    if sys.stderr.isatty() and has_compiler() and not is_built():
+        typer.echo("Compiling the native engine (once, some ten seconds)", err=True)
+    tick: Callable[[int], None] | None = None
+    percent = 0
+
+    def advance(done: int, total: int) -> None:
+        nonlocal tick, percent
+        if tick is None:
+            tick = shown.enter_context(progress(100, "packing the weights, once", unit="%"))
+        now = 100 * done // max(total, 1)
+        tick(now - percent)
+        percent = now
+
+    return advance
 
 
 def local_model(name: str, **options: Any) -> Model:

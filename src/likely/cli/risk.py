@@ -97,7 +97,7 @@ def risk(
     row = worked_row([line.record for line in lines], drawn(shots, asked, few_shot, seed=seed), asked)
     if row is not None:
         raise DataError(f"{where}: row {lines[row].number} {WORKED}")
-    lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
+    lm = opt.open_model(model, runtime=runtime, dtype=dtype, use="scoring", context=context, threads=threads)
     with lm:
         scorer = RiskScorer(
             lm, asked, style=style, order_correction=not one_order, few_shot=few_shot, examples=shots, seed=seed,

@@ -85,7 +85,7 @@ def score(
     if output is not None and file is None:
         raise typer.BadParameter("--output needs an input FILE", param_hint="--output")
     options: dict[str, Any] = {"top_logprobs": top_logprobs, "window": window, "stride": stride}
-    lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
+    lm = opt.open_model(model, runtime=runtime, dtype=dtype, use="scoring", context=context, threads=threads)
     with lm:
         if perplexity is not None:
             _print_perplexity(lm, perplexity, text, window, stride, as_json)

@@ -77,7 +77,10 @@ def serve(
         Calibrator.load(calibrator).check_answers()  # a wrong file is refused now
     limits = Limits(max_queue=max_queue, max_body_bytes=max_body * MIB, deadline_s=deadline)
     listener = _listen(host, port)
-    with listener, opt.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+    with (
+        listener,
+        opt.local_model(model, runtime=runtime, dtype=dtype, use="batch", context=context, threads=threads) as lm,
+    ):
         if drafter is not None:
             lm.drafter(drafter)  # a wrong file or model is refused now
             lm.default_drafter = drafter

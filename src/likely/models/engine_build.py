@@ -81,15 +81,16 @@ def has_compiler() -> bool:
     return True
 
 
+def is_built(isa: str = "native") -> bool:
+    """Whether the cache has the library already."""
+    return _target(_compiler(), isa).is_file()
+
+
 def build(isa: str = "native") -> Path:
-    """The compiled library, from the cache where it is there; its name is a digest of all that it depends on."""
+    """The compiled library, from the cache where it is there."""
     compiler = _compiler()
-    sources = sorted(SOURCES.iterdir())
     flags = [*FLAGS, *ISA[isa]]
-    digest = hashlib.sha256("\0".join([*flags, _version(compiler), _processor()]).encode())
-    for source in sources:
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    target = cache_dir() / "engine" / f"likely-{isa}-{digest.hexdigest()[:24]}.so"
+    target = _target(compiler, isa)
     if target.is_file():
         return target
     try:
@@ -109,6 +110,14 @@ def build(isa: str = "native") -> Path:
     except OSError as error:
         raise CapabilityError(f"the native engine cannot be built in {target.parent} ({error.strerror})") from None
     return target
+
+
+def _target(compiler: str, isa: str) -> Path:
+    """Where the library is kept; the name is a digest of all that it depends on."""
+    digest = hashlib.sha256("\0".join([*FLAGS, *ISA[isa], _version(compiler), _processor()]).encode())
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return cache_dir() / "engine" / f"likely-{isa}-{digest.hexdigest()[:24]}.so"
 
 
 def _compiler() -> str:

@@ -8,16 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from likely.models.runtime import IntArray, LayerPlan, Work
+from likely.models.slot_layout import Part
 from likely.models.slot_runtime import SlotSequence
-
-
-@dataclass(frozen=True)
-class Part:
-    """Tokens start..stop of one piece of work: what one call computes of it."""
-
-    item: int
-    start: int
-    stop: int
 
 
 def cut(work: list[Work], most_tokens: int) -> Iterator[list[Part]]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from likely.errors import KvFull, ModelError, nearest
 from likely.models.engine_build import library
-from likely.models.engine_calls import CallArrays, Columns, Part, cut
+from likely.models.engine_calls import CallArrays, Columns, cut
 from likely.models.engine_native import (
     FP32,
     KINDS,
@@ -34,6 +34,7 @@ from likely.models.engine_source import EngineSource
 from likely.models.engine_weights import VERSION, load_weights
 from likely.models.processor import free_bytes, physical_cores
 from likely.models.runtime import Capabilities, IntArray, LayerPlan, Limits, Output, Work
+from likely.models.slot_layout import Part
 from likely.models.slot_runtime import SlotRuntime, SlotSequence
 from likely.models.slots import SlotTable
 

@@ -13,6 +13,15 @@ from likely.models.slot_runtime import SlotSequence
 
 
 @dataclass(frozen=True)
+class Part:
+    """Tokens start..stop of one piece of work: what one call of the model computes of it."""
+
+    item: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Piece:
     """The queries of one sequence in one call, and what they may see.
 

@@ -19,12 +19,12 @@ import torch
 
 from likely.errors import CapabilityError
 from likely.models.runtime import Capabilities, IntArray, Sequence, Work
-from likely.models.slot_layout import Layout, Piece
+from likely.models.slot_layout import Layout, Part, Piece
 from likely.models.slot_runtime import SlotSequence
 from likely.models.slots import TokenCount
 from likely.models.torch_attention import Group, attend_group
 from likely.models.torch_rows import RowCollector
-from likely.models.torch_runtime import Part, TorchRuntime
+from likely.models.torch_runtime import TorchRuntime
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # each (B, H_kv, C, D)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -23,7 +23,7 @@ from likely.models.runtime import (
     Output,
     Work,
 )
-from likely.models.slot_layout import Layout, texts_of
+from likely.models.slot_layout import Layout, Part, texts_of
 from likely.models.slot_runtime import SlotRuntime, SlotSequence
 from likely.models.slots import TokenCount
 from likely.models.torch_attention import AttentionPlan, Plan, register_interface
@@ -38,15 +38,6 @@ MOST_TOKENS_HELD = 65536
 CHECK_TOKENS = 64
 RECOMPUTED_TOKENS_HELD = 2**20  # only token ids are held
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Part:
-    """Tokens start..stop of one piece of work: what one call of the model computes of it."""
-
-    item: int
-    start: int
-    stop: int
 
 
 class TorchRuntime(SlotRuntime):
