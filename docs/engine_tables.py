@@ -202,3 +202,29 @@ def bakeoff(benchmark: Record, grid: Grid) -> str:
 def _milliseconds(call: Record) -> str:
     shown = number(call["median_ms"])
     return f"{shown} [{number(call['low_ms'])}, {number(call['high_ms'])}]" if call["rounds"] > 1 else shown
+
+
+# --- speculation ------------------------------------------------------------------------------------------------------
+
+SPECULATION_TARGETS = {"second turns": 1.3, "text-to-SQL": 1.3, "self-correction": 2.0}
+
+
+def speculation(benchmark: Record, grid: Grid) -> str:
+    """Per task and drafter: decoding time of plain over drafted, and how many texts stayed the same."""
+    (run,) = benchmark["runs"]
+    tasks = list(dict.fromkeys(row["task"] for row in run["rows"]))
+    drafters = list(dict.fromkeys(row["drafter"] for row in run["rows"]))
+    found = {(row["task"], row["drafter"]): row for row in run["rows"]}
+    rows = []
+    for task in tasks:
+        cells = []
+        for drafter in drafters:
+            row = found[task, drafter]
+            cell = f"{row['ratio']:.2f}× [{row['low']:.2f}, {row['high']:.2f}]"
+            if drafter == "auto" and task in SPECULATION_TARGETS:
+                cell += f"; {verdict(row['ratio'], SPECULATION_TARGETS[task])}"
+            cells.append(cell)
+        auto = found[task, "auto"]
+        rows.append([task, *cells, f"{auto['ms_per_token']:.1f}", f"{auto['identical']} of {auto['texts']}"])
+    head = ["task", *drafters, "ms per token, auto", "texts as without drafts, auto"]
+    return f"{grid(head, rows)}\n{run['model']}, native {run['dtype']}, {run['tokens']} tokens a text.\n"

@@ -239,6 +239,7 @@ def engine_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
         "engine_quality": timed(benchmarks, "engine_quality", tables.quality),
         "engine_figures": timed(benchmarks, "engine", tables.figures),
         "engine_bakeoff": timed(benchmarks, "engine_bakeoff", tables.bakeoff),
+        "engine_speculation": timed(benchmarks, "speculation_smollm2_native", tables.speculation),
     }
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
 
