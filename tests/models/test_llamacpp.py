@@ -20,8 +20,9 @@ pytest.importorskip("llama_cpp")
 
 from likely.models import llamacpp
 from likely.models.llamacpp import LlamaCppRuntime
-from likely.models.llamacpp_native import has_amx, physical_cores
+from likely.models.llamacpp_native import has_amx
 from likely.models.llamacpp_tree import LlamaSequence, grow
+from likely.models.processor import physical_cores
 from tiny_gguf import write_tiny_gemma3, write_tiny_llama
 
 
