@@ -102,8 +102,9 @@ def test_same_text_same_draft(made, draw):
 
 
 def test_a_prompt_of_one_token_and_a_long_one(made, draw):
-    limit = made[2].context_length - 20
-    for prompt in ([1], (TEXT * 1000)[: min(10_000, limit) if made[1].runtimes == ("torch",) else 10_000]):
+    own_model = "toy" in made[1].runtimes  # else the target itself drafts, whose context is shorter
+    longest = 10_000 if own_model else made[2].context_length - 20
+    for prompt in ([1], (TEXT * 1000)[:longest]):
         drafter = begin(made, prompt, draw)
         drafter.propose(4).check(budget=4, vocab_size=made[2].vocab_size, name=made[0])
         drafter.observe([2, 3])

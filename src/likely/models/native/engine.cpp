@@ -95,13 +95,12 @@ struct Engine {
   Model model;
   Team team;
   std::vector<Scratch> scratch;
-  std::vector<Buffer> gated;          // of each thread: 64 gated values of every row
-  std::vector<Buffer> keys, values;   // of each layer, see attention.h
+  std::vector<Buffer> gated;         // of each thread: 64 gated values of every row
+  std::vector<Buffer> keys, values;  // of each layer, see attention.h
   int64_t capacity = 0;
-  Buffer stream, projected, query, attended, added, cosine, sine;
+  Buffer stream, projected, attended, added, cosine, sine;
   RowBuffers narrow, wide, final_rows;
   Rows narrow_view, wide_view, final_view;
-  int head_rows = 0;
   explicit Engine(const Model& m, int threads)
       : model(m), team(threads), scratch(threads), gated(threads), keys(m.shape.layers), values(m.shape.layers) {}
 };
@@ -396,7 +395,6 @@ int run_forward(Engine& engine, const Call& call) {
   } catch (const std::bad_alloc&) {
     return 1;
   }
-  engine.head_rows = call.wanted;
   engine.team.run([&](int id) { forward.run(id); });
   return 0;
 }
@@ -560,7 +558,7 @@ void likely_reduce(Engine* e, const float* logits, int rows, int64_t stride, dou
   });
 }
 
-// Weights (rows, width) fp32 -> panels; rows beyond are zero.  `first_panel`: where a part of a matrix begins.
+// Weights (rows, width) fp32 -> panels; rows that fill the last panel are zero.
 void likely_pack(int kind, const float* weights, int rows, int width, uint8_t* panels) {
   const int groups = (width + GROUP - 1) / GROUP;
   const size_t size = kind == INT8 ? Format<INT8>::panel_group : kind == BF16 ? Format<BF16>::panel_group
