@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import os
-import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from likely.measure import machine, refuse_busy
+from likely.models.whole_file import write_whole_file
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -48,8 +47,4 @@ def write(name: str, record: dict[str, Any], *, quick: bool) -> None:
     print(text)
     if quick:
         return
-    RESULTS.mkdir(exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=RESULTS, suffix=".partial")
-    with os.fdopen(handle, "w") as out:
-        out.write(text)
-    os.replace(partial, RESULTS / f"{name}.json")
+    write_whole_file(RESULTS / f"{name}.json", text.encode())

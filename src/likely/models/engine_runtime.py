@@ -73,6 +73,7 @@ class EngineRuntime(SlotRuntime):
             raise ValueError(f"threads must lie in 1..512, got {threads}")
         self._library = library()
         source = EngineSource.open(Path(place))
+        self.sha256 = source.sha256
         self.shape = shape = EngineShape.of_config(source.config)
         self.kind = kind
         self.dtype = kind
@@ -104,7 +105,7 @@ class EngineRuntime(SlotRuntime):
                 invariant_logits=True,
             ),
             limits=Limits(sequences, tokens_held, tokens_held, tokens_per_call),
-            revision=f"{source.sha256[:32]}-engine-{kind}-v{VERSION}-{'+'.join(self._library.features()) or 'plain'}",
+            revision=f"{self.sha256[:32]}-engine-{kind}-v{VERSION}-{'+'.join(self._library.features()) or 'plain'}",
         )
 
     def _new_table(self, limit: int) -> SlotTable:

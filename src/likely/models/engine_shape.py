@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from likely.errors import CapabilityError, ModelError
-from likely.models.gguf_families import FAMILIES, llama3_factors, rope_of_config
+from likely.models.gguf_families import FAMILIES, llama3_factors, rope_of_config, setting
 from likely.models.runtime import FloatArray
 
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
@@ -62,8 +62,8 @@ class EngineShape:
                 raise CapabilityError(f"the native engine has no {name}: {_ELSEWHERE}")
         if family == "qwen3" and config.get("attention_bias"):
             raise CapabilityError(f"the native engine has no attention_bias for qwen3: {_ELSEWHERE}")
-        hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-        layers, head_dim = _size(config, "num_hidden_layers"), config.get("head_dim") or hidden // heads
+        hidden, heads = setting(config, "hidden_size"), setting(config, "num_attention_heads")
+        layers, head_dim = setting(config, "num_hidden_layers"), config.get("head_dim") or hidden // heads
         kv_heads = config.get("num_key_value_heads") or heads
         if head_dim > MOST_HEAD_DIM:
             raise CapabilityError(
@@ -75,14 +75,14 @@ class EngineShape:
         local = rope_of_config(config, "sliding_attention", 1e4, "rope_local_base_freq") if gemma else full
         return cls(
             family=family,
-            vocab_size=_size(config, "vocab_size"),
-            context_length=_size(config, "max_position_embeddings"),
+            vocab_size=setting(config, "vocab_size"),
+            context_length=setting(config, "max_position_embeddings"),
             layers=layers,
             hidden=hidden,
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            mlp=_size(config, "intermediate_size"),
+            mlp=setting(config, "intermediate_size"),
             activation=activation,
             epsilon=float(config.get("rms_norm_eps", 1e-6)),
             attention_scale=float(config.get("query_pre_attn_scalar", 256) if gemma else head_dim) ** -0.5,
@@ -135,10 +135,3 @@ def _frequencies(rope: dict[str, Any], head_dim: int) -> FloatArray:
             return (plain / llama3_factors(rope, rope["rope_theta"], head_dim)).astype(np.float32)
         case kind:
             raise CapabilityError(f'the native engine has no rotary scaling of type "{kind}": {_ELSEWHERE}')
-
-
-def _size(config: dict[str, Any], name: str) -> int:
-    value = config.get(name)
-    if type(value) is not int or value < 1:
-        raise ModelError(f"config.json: {name} must be a positive number, found {value!r}")
-    return value

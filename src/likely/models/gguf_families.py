@@ -263,8 +263,8 @@ def _llama3_of_factors(factors: Floats, theta: float, head_dim: int) -> dict[str
 def metadata_from_config(config: dict[str, Any]) -> tuple[Metadata, Floats | None]:
     """GGUF metadata of a config.json (without tokenizer), and the tensor rope_freqs.weight if it needs one."""
     family = family_of_config(config)
-    hidden, heads = _setting(config, "hidden_size"), _setting(config, "num_attention_heads")
-    layers, head_dim = _setting(config, "num_hidden_layers"), config.get("head_dim") or hidden // heads
+    hidden, heads = setting(config, "hidden_size"), setting(config, "num_attention_heads")
+    layers, head_dim = setting(config, "num_hidden_layers"), config.get("head_dim") or hidden // heads
     kv_heads = config.get("num_key_value_heads") or heads
     gemma = family.gguf == "gemma3"
     if config.get("use_sliding_window") or (not gemma and config.get("sliding_window") and family.gguf == "llama"):
@@ -275,17 +275,17 @@ def metadata_from_config(config: dict[str, Any]) -> tuple[Metadata, Floats | Non
     metadata: Metadata = {
         "general.architecture": a,
         "general.type": "model",
-        f"{a}.context_length": u32(_setting(config, "max_position_embeddings")),
+        f"{a}.context_length": u32(setting(config, "max_position_embeddings")),
         f"{a}.embedding_length": u32(hidden),
         f"{a}.block_count": u32(layers),
-        f"{a}.feed_forward_length": u32(_setting(config, "intermediate_size")),
+        f"{a}.feed_forward_length": u32(setting(config, "intermediate_size")),
         f"{a}.attention.head_count": u32(heads),
         f"{a}.attention.head_count_kv": u32(kv_heads),
         f"{a}.attention.layer_norm_rms_epsilon": f32(config.get("rms_norm_eps", 1e-6)),
         f"{a}.attention.key_length": u32(head_dim),
         f"{a}.attention.value_length": u32(head_dim),
         f"{a}.rope.dimension_count": u32(head_dim),
-        f"{a}.vocab_size": u32(_setting(config, "vocab_size")),
+        f"{a}.vocab_size": u32(setting(config, "vocab_size")),
     }
     rope = rope_of_config(config, "full_attention" if gemma else None, 1e6 if gemma else 1e4)
     metadata[f"{a}.rope.freq_base"] = f32(rope["rope_theta"])
@@ -317,7 +317,7 @@ def _gemma_metadata(config: dict[str, Any], layers: int, head_dim: int) -> Metad
     if local.get("rope_type", "default") != "default":
         raise ModelError("rotary scaling of sliding layers has no counterpart in GGUF")
     found: Metadata = {
-        "gemma3.attention.sliding_window": u32(_setting(config, "sliding_window")),
+        "gemma3.attention.sliding_window": u32(setting(config, "sliding_window")),
         "gemma3.rope.freq_base_swa": f32(local["rope_theta"]),
     }
     if config.get("final_logit_softcapping"):
@@ -346,7 +346,8 @@ def _int(header: GgufHeader, name: str) -> int:
     return value
 
 
-def _setting(config: dict[str, Any], name: str) -> int:
+def setting(config: dict[str, Any], name: str) -> int:
+    """A size from the content of a config.json."""
     value = config.get(name)
     if type(value) is not int or value < 1:
         raise ModelError(f"config.json: {name} must be a positive number, found {value!r}")

@@ -214,7 +214,6 @@ def _llamacpp(name: str, path: Path, options: dict[str, Any]) -> Loaded:
 
 def _native(name: str, kind: str, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Loaded:
     from likely.models.engine_runtime import EngineRuntime
-    from likely.models.hashes import file_sha256, folder_sha256
     from likely.models.hf_tokenizer import HFTokenizer
 
     kinds = {of: engine for engine, of in ENGINES.items()}
@@ -238,7 +237,7 @@ def _native(name: str, kind: str, place: Path | str, dtype: str | None, options:
         source=str(place),
         runtime="native",
         dtype=ENGINES[engine],
-        sha256=file_sha256(path) if kind == "gguf" else folder_sha256(path),
+        sha256=runtime.sha256,
         tokenizer=tokenizer.fingerprint,
         template=tokenizer.chat_template is not None,
         warnings=warnings,
