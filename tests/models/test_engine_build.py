@@ -114,7 +114,7 @@ def left_in(folder):
 def test_without_a_compiler_one_line_says_what_would_help(folder, monkeypatch):
     no_compiler(monkeypatch)
     one_line(engine_build.library, "C++ compiler", "runtime='torch'", "llamacpp")
-    assert "compiler" in engine_build.why_not() and not engine_build.has_compiler()
+    assert not engine_build.has_compiler()
     assert available_runtimes()["native"] is False and left_in(folder) == []
 
 
@@ -142,6 +142,25 @@ def test_without_a_compiler_int8_and_the_runtime_by_name_are_refused(folder, mon
         {"runtime": "native", "dtype": "bfloat16"},
     ):
         one_line(lambda options=options: likely.load(path, **options), "C++ compiler")
+
+
+# --- which compiler -------------------------------------------------------------------------------------------------
+
+
+def test_a_compiler_may_be_a_command_with_arguments(folder, compiler, monkeypatch, libraries):
+    """As "ccache g++" or "g++ -m64"; what it is told beside our flags makes another library."""
+    calls = compiler(f'cp {libraries("native")} "$out"')
+    alone = engine_build.build()
+    monkeypatch.setenv("CXX", f"'{os.environ['CXX']}' --some 'more of it'")
+    assert engine_build.build() != alone and engine_build.library()
+    compilations = [call for call in calls() if " -o " in call]
+    assert [call.startswith("--some more of it ") for call in compilations] == [False, True]
+
+
+def test_a_compiler_that_cannot_be_read_is_one_line(folder, monkeypatch):
+    monkeypatch.setenv("CXX", "'g++")
+    one_line(engine_build.library, "$CXX", "'g++")
+    assert not engine_build.has_compiler()
 
 
 # --- compilers that fail --------------------------------------------------------------------------------------------

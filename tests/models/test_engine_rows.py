@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from likely.models.engine_native import KINDS
 from likely.models.engine_runtime import EngineRuntime
 from likely.models.rows import reduce_rows
-from likely.models.runtime import Want, Work
+from likely.models.runtime import LayerPlan, Want, Work
 from tiny_torch import folder_of, module_of
 
 INVARIANT = ["llama, heads of 24", "gemma3, short window", "gemma3, a window over blocks"]
@@ -77,6 +77,45 @@ def test_any_cutting_gives_the_same_bits(engines, name, kind):
 
     check()
     assert runtime.free_tokens() == 4096
+
+
+PLANS = {
+    "all layers": None,
+    "no last attention": LayerPlan(skip_attention=frozenset({2})),
+    "no attention": LayerPlan(skip_attention=frozenset({0, 1, 2})),
+    "no last layer": LayerPlan.exit_after(2, 3),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", INVARIANT)
+def test_rows_that_nobody_wants_change_nothing(engines, name, kind, plan):
+    """From the last layer's attention on only wanted rows are computed: neither they nor what follows may differ."""
+    runtime, n = engines(name, kind, tokens_per_call=512), 100
+    beside, layers = runtime.open(), PLANS[plan]
+
+    def calls(rows):
+        sequence = runtime.open()
+        work = [
+            Work(sequence, TEXT[:n], np.arange(n) - 1, want=Want(rows=rows, logits=True, hidden=True), layers=layers)
+        ]
+        if layers is None:  # another text's rows are wanted by their own list
+            work.insert(0, Work(beside, TEXT[n : n + 20], want=Want(rows=(3, 19), logits=True)))
+        found = runtime.forward(work)[-1]
+        after = forward(runtime, sequence, TEXT[n : n + 7], np.arange(n - 1, n + 6), layers=layers).logits
+        runtime.close(sequence)
+        runtime.truncate(beside, 0)
+        return found, after
+
+    every, expected_after = calls("all")
+    for rows in ((), (0,), (99,), (15, 16), (3, 40, 41, 97), tuple(range(50, 100))):
+        found, after = calls(rows)
+        np.testing.assert_array_equal(after, expected_after)
+        if rows:
+            np.testing.assert_array_equal(found.logits, every.logits[list(rows)])
+            np.testing.assert_array_equal(found.hidden, every.hidden[list(rows)])
+    runtime.close(beside)
 
 
 @pytest.mark.parametrize("kind", KINDS)

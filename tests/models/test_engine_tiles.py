@@ -30,7 +30,7 @@ def tiled(engine_library, tmp_path_factory):
     software = Path(__file__).parent / "tiles_in_software.h"
     flags = [*engine_build.FLAGS, *engine_build.ISA["native"], "-include", str(software)]
     source = engine_build.SOURCES / "engine.cpp"
-    subprocess.run([engine_build._compiler(), *flags, "-o", str(made), str(source)], check=True)
+    subprocess.run([*engine_build._compiler(), *flags, "-o", str(made), str(source)], check=True)
     handle = ctypes.CDLL(str(made))
     handle.tiles_multiplied.restype = ctypes.c_long
     return Library(handle), handle.tiles_multiplied

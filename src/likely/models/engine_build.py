@@ -1,7 +1,7 @@
 """The native engine's library: compiled for this processor on first use, kept, checked before it is trusted.
 
 Only a C++ compiler is needed, neither Python headers nor a build system. Where there is none, callers fall back to
-torch: `why_not()` says so in one line.
+torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -63,15 +64,6 @@ def _open(path: Path) -> Library:
         ) from None
 
 
-def why_not() -> str | None:
-    """None where the engine can run here; else the reason, in one line."""
-    try:
-        library()
-    except CapabilityError as error:
-        return str(error)
-    return None
-
-
 def has_compiler() -> bool:
     """Whether there is something to build with; cheap."""
     try:
@@ -98,33 +90,37 @@ def build(isa: str = "native") -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / "likely.so"
             done = subprocess.run(
-                [compiler, *flags, "-o", str(made), str(SOURCES / "engine.cpp")],
+                [*compiler, *flags, "-o", str(made), str(SOURCES / "engine.cpp")],
                 capture_output=True, text=True, timeout=_SECONDS, check=False,
             )  # fmt: skip
             if done.returncode:
                 lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
-                raise CapabilityError(f"the native engine cannot be compiled by {compiler} ({lines[0]})")
+                raise CapabilityError(f"the native engine cannot be compiled by {' '.join(compiler)} ({lines[0]})")
             os.replace(made, target)
     except subprocess.TimeoutExpired:
-        raise CapabilityError(f"{compiler} took more than {_SECONDS} s over the native engine") from None
+        raise CapabilityError(f"{' '.join(compiler)} took more than {_SECONDS} s over the native engine") from None
     except OSError as error:
         raise CapabilityError(f"the native engine cannot be built in {target.parent} ({error.strerror})") from None
     return target
 
 
-def _target(compiler: str, isa: str) -> Path:
+def _target(compiler: tuple[str, ...], isa: str) -> Path:
     """Where the library is kept; the name is a digest of all that it depends on."""
-    digest = hashlib.sha256("\0".join([*FLAGS, *ISA[isa], _version(compiler), _processor()]).encode())
+    digest = hashlib.sha256("\0".join([*FLAGS, *ISA[isa], *compiler[1:], _version(compiler), _processor()]).encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return cache_dir() / "engine" / f"likely-{isa}-{digest.hexdigest()[:24]}.so"
 
 
-def _compiler() -> str:
-    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    for name in names:
+def _compiler() -> tuple[str, ...]:
+    """The program and what it is always told: $CXX may be "ccache g++" or "g++ -m64"."""
+    try:
+        asked = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise CapabilityError(f"$CXX must be a command, got {os.environ['CXX']!r} ({error})") from None
+    for name, *more in [asked or [""], ["c++"], ["g++"], ["clang++"]]:
         if name and (path := shutil.which(name)):
-            return path
+            return (path, *more)
     raise CapabilityError(
         "the native engine needs a C++ compiler on first use and none was found (c++, g++, clang++ or $CXX): install "
         "one, or use runtime='torch' or 'llamacpp'"
@@ -132,12 +128,12 @@ def _compiler() -> str:
 
 
 @functools.cache
-def _version(compiler: str) -> str:
+def _version(compiler: tuple[str, ...]) -> str:
     try:
-        done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = getattr(error, "strerror", None) or "it does not answer"
-        raise CapabilityError(f"the C++ compiler {compiler} cannot be run ({reason})") from None
+        raise CapabilityError(f"the C++ compiler {' '.join(compiler)} cannot be run ({reason})") from None
     return done.stdout
 
 

@@ -82,6 +82,14 @@ INLINE void store_as(uint8_t* to, int at, f32x16 v) {
     store16((float*)to + at, v);
 }
 
+// Up to sixteen numbers; zeros beyond.
+INLINE f32x16 load_some(const float* from, int count) {
+  if (count >= 16) return load16(from);
+  f32x16 x = {};
+  memcpy(&x, from, 4 * count);
+  return x;
+}
+
 // Key and value (dim,) fp32 of one token to its slot.
 template <bool half>
 INLINE void store_token(const Shape& s, uint8_t* keys, uint8_t* values, int head, int slot, const float* key,
@@ -92,9 +100,7 @@ INLINE void store_token(const Shape& s, uint8_t* keys, uint8_t* values, int head
   for (int d = 0; d < s.dim; d += 16)
     for (int i = 0; i < 2; i++) {
       const float* from = i ? value : key;
-      f32x16 x = {};
-      memcpy(&x, from + d, 4 * std::min(16, s.dim - d));
-      store_as<half>(row[i], d, x);
+      store_as<half>(row[i], d, load_some(from + d, s.dim - d));
     }
   for (int d = 0; d < steps; d++) memcpy(k + 64 * d, row[0] + 4 * d, 4);
   if constexpr (half) {
@@ -231,44 +237,38 @@ INLINE Seen seen_by(const Queries& q, int i, int window) {
   return {std::max(0, q.position[i] - window + 1), std::min(all, q.position[i] + window)};
 }
 
-// Rows [from, to) of the tile (share rows per query) meet the block of columns that starts at `column`.
-template <bool half>
-static void meet_block(const Shape& s, const Seen* seen, int share, int from, int to, int column, const Block& block,
-                       Scratch& x) {
-  const int count = block.count, lanes = LANES * block.vectors();
-  for (int r = from; r < to; r += MOST_ROWS) {
-    int some = std::min(MOST_ROWS, to - r);
-    by_rows(some, [&](auto size) {
-      scores_rows<half, size.value>(&x.query[r * s.row()], block, &x.score[(size_t)r * BLOCK], (int)(s.row() / 4));
-    });
-  }
-  i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+// Scores of rows [from, to) to weights: e^(score - the most so far), with what was summed before faded to it.
+template <bool half, int C>
+static void soften_rows(const Shape& s, const Seen* seen, int share, int from, int to, int column, int count,
+                        Scratch& x) {
+  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   for (int r = from; r < to; r++) {
-    float* row = &x.score[(size_t)r * BLOCK];
+    const float* row = &x.score[(size_t)r * BLOCK];
     const int low = seen[r / share].low - column, high = std::min(seen[r / share].high - column, count);
     uint8_t* weight = &x.weight[(size_t)r * BLOCK * 4];
-    if (low >= lanes || high <= 0) {
+    if (low >= LANES * C || high <= 0) {
       memset(weight, 0, BLOCK * 4);
       continue;
     }
-    const bool whole = low <= 0 && high >= lanes;
-    f32x16 most = all16(-INFINITY);
-    for (int c = 0; c < lanes; c += 16) {
-      f32x16 v = load16(row + c);
+    const bool whole = low <= 0 && high >= LANES * C;
+    f32x16 v[C], most = all16(-INFINITY);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) {
+      v[c] = load16(row + LANES * c);
       if (s.softcap > 0)
-        for (int i = 0; i < 16; i++) v[i] = s.softcap * std::tanh(v[i] / s.softcap);
+        for (int i = 0; i < 16; i++) v[c][i] = s.softcap * std::tanh(v[c][i] / s.softcap);
       if (!whole) {
-        i32x16 at = lane + c;
-        v = ((at >= low) & (at < high)) ? v : all16(-INFINITY);
+        const i32x16 at = lane + LANES * c;
+        v[c] = ((at >= low) & (at < high)) ? v[c] : all16(-INFINITY);
       }
-      store16(row + c, v);
-      most = max16(most, v);
+      most = max16(most, v[c]);
     }
     const float before = x.most[r], now = std::max(before, max_of(most));
     f32x16 sum = {};
-    for (int c = 0; c < lanes; c += 16) {
-      f32x16 p = exp16(load16(row + c) - now);
-      store_as<half>(weight, c, p);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) {
+      const f32x16 p = exp16(v[c] - now);
+      store_as<half>(weight, LANES * c, p);
       sum += p;
     }
     x.most[r] = now;
@@ -282,6 +282,25 @@ static void meet_block(const Shape& s, const Seen* seen, int share, int from, in
         store16(o, load16(o) * fade);
       }
     }
+  }
+}
+
+// Rows [from, to) of the tile (share rows per query) meet the block of columns that starts at `column`.
+template <bool half>
+static void meet_block(const Shape& s, const Seen* seen, int share, int from, int to, int column, const Block& block,
+                       Scratch& x) {
+  const int count = block.count;
+  for (int r = from; r < to; r += MOST_ROWS) {
+    int some = std::min(MOST_ROWS, to - r);
+    by_rows(some, [&](auto size) {
+      scores_rows<half, size.value>(&x.query[r * s.row()], block, &x.score[(size_t)r * BLOCK], (int)(s.row() / 4));
+    });
+  }
+  switch (block.vectors()) {
+    case 1: soften_rows<half, 1>(s, seen, share, from, to, column, count, x); break;
+    case 2: soften_rows<half, 2>(s, seen, share, from, to, column, count, x); break;
+    case 3: soften_rows<half, 3>(s, seen, share, from, to, column, count, x); break;
+    default: soften_rows<half, 4>(s, seen, share, from, to, column, count, x); break;
   }
   for (int r = from; r < to; r += MOST_ROWS) {
     int some = std::min(MOST_ROWS, to - r);
@@ -307,14 +326,7 @@ static void attend_tile(const Shape& s, const Queries& q, const Piece& piece, in
   }
   for (int r = 0; r < rows; r++) {
     const float* from = query + (size_t)(first + r / share) * q_stride + (size_t)(head * share + r % share) * s.dim;
-    uint8_t* to = &x.query[r * s.row()];
-    for (int d = 0; d < s.dim; d++) {
-      const float scaled = from[d] * s.scale;
-      if (half)
-        ((uint16_t*)to)[d] = to_bf16(scaled);
-      else
-        ((float*)to)[d] = scaled;
-    }
+    for (int d = 0; d < s.dim; d += 16) store_as<half>(&x.query[r * s.row()], d, load_some(from + d, s.dim - d) * s.scale);
     x.most[r] = -INFINITY;
     x.sum[r] = 0;
   }

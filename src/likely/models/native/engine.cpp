@@ -179,6 +179,13 @@ void unpack_row(const uint8_t* panels, int groups, int row, float* to, int n, fl
   }
 }
 
+// Rows of the stream that are computed: the first `count`, or those that are named.
+struct Live {
+  int count;
+  const int32_t* rows;
+  int at(int i) const { return rows ? rows[i] : i; }
+};
+
 template <Kind kind>
 struct Forward {
   Engine& e;
@@ -245,8 +252,8 @@ struct Forward {
     return table.floats() + ((size_t)kind_of_layer * n + i) * (dim / 2 + 16);
   }
 
-  void norm_and_prepare(int i, const float* weight) {
-    const float* x = e.stream.floats() + i * hidden_stride;
+  void norm_and_prepare(const Live& live, int i, const float* weight) {
+    const float* x = e.stream.floats() + live.at(i) * hidden_stride;
     prepare_row<kind>(rows_of(s.hidden), i, x, s.hidden, root_mean(x, s.hidden, s.epsilon), weight);
   }
 
@@ -281,15 +288,15 @@ struct Forward {
                         qkv + q_width + (size_t)h * dim, qkv + q_width + kv_width + (size_t)h * dim);
   }
 
-  // out[row] = panels x row (+ bias), or out[row] += it
-  void project(const uint8_t* panels, const Rows& rows, int count, int width, float* out, size_t stride,
+  // out[live row] = panels x row (+ bias), or out[live row] += it
+  void project(const uint8_t* panels, const Rows& rows, const Live& live, int width, float* out, size_t stride,
                const float* bias, bool add, const Tiles& tiles) {
     const size_t panel_bytes = rows.groups * Format<kind>::panel_group;
     const int panels_count = (width + PANEL - 1) / PANEL;
     each(panels_count, e.team.grain(panels_count), [&](int p) {
       float* to = out + (size_t)p * PANEL;
-      multiply_panel<kind>(panels + p * panel_bytes, rows, count, tiles, [&](int m, f32x16 a, f32x16 b) {
-        float* row = to + m * stride;
+      auto done = [&](int m, f32x16 a, f32x16 b) {
+        float* row = to + live.at(m) * stride;
         if (bias) {
           a += load16(bias + p * PANEL);
           b += load16(bias + p * PANEL + 16);
@@ -300,22 +307,31 @@ struct Forward {
         }
         store16(row, a);
         store16(row + 16, b);
-      });
+      };
+      auto soon = [&](int m) {
+        const float* row = to + live.at(m) * stride;
+        __builtin_prefetch(row, 1);
+        __builtin_prefetch(row + 16, 1);
+      };
+      multiply_panel<kind>(panels + p * panel_bytes, rows, live.count, tiles, done, soon);
     });
   }
 
   // gate and up side by side in each panel: 16 gated values; four panels make a group, ready for the next product
-  void gate(const uint8_t* panels, int id, const Tiles& tiles) {
+  void gate(const uint8_t* panels, int n, int id, const Tiles& tiles) {
     const Rows from = rows_of(s.hidden);
     const size_t panel_bytes = from.groups * Format<kind>::panel_group;
     float* own = e.gated[id].floats();
     const bool gelu = s.activation == 1;
     const int groups = e.wide_view.groups;
     each(groups, e.team.grain(groups), [&](int g) {
-      for (int p = 0; p < 4; p++)
-        multiply_panel<kind>(panels + (size_t)(4 * g + p) * panel_bytes, from, n, tiles, [&](int m, f32x16 a, f32x16 b) {
+      for (int p = 0; p < 4; p++) {
+        auto done = [&](int m, f32x16 a, f32x16 b) {
           store16(own + m * GROUP + 16 * p, (gelu ? gelu16(a) : silu16(a)) * b);
-        });
+        };
+        auto soon = [&](int m) { __builtin_prefetch(own + m * GROUP + 16 * p, 1); };
+        multiply_panel<kind>(panels + (size_t)(4 * g + p) * panel_bytes, from, n, tiles, done, soon);
+      }
       for (int m = 0; m < n; m++) {
         const float* x = own + m * GROUP;
         prepare_group<kind>(e.wide_view, m, g, load16(x), load16(x + 16), load16(x + 32), load16(x + 48));
@@ -323,7 +339,7 @@ struct Forward {
     });
   }
 
-  void attend(int l, int id) {
+  void attend(int l, const Live& live, int id) {
     const Queries& q = call.queries;
     const Shape shape = attention_shape();
     // few queries are cut into small tiles, so that every thread has work; numbers do not depend on it
@@ -338,38 +354,48 @@ struct Forward {
       const Piece& piece = q.pieces[p];
       const int first = piece.first + tile * tile_size;
       const int last = std::min(first + tile_size, piece.first + piece.count);
+      if (live.rows) {  // rows are named in ascending order
+        const int32_t* next = std::lower_bound(live.rows, live.rows + live.count, first);
+        if (next == live.rows + live.count || *next >= last) return;
+      }
       attend_tile<half>(shape, q, piece, first, last, task % s.kv_heads, e.keys[l].data, e.values[l].data, window,
                         e.projected.floats(), qkv_stride, e.attended.floats(), q_width, e.scratch[id]);
     });
   }
 
   // what a sublayer adds to the stream, normed first where the model says so
-  void add_normed(int i, const float* after) {
+  void add_normed(const Live& live, int i, const float* after) {
     float* x = e.added.floats() + i * hidden_stride;
     scale_row(x, s.hidden, root_mean(x, s.hidden, s.epsilon), after);
-    add_row(e.stream.floats() + i * hidden_stride, x, s.hidden);
+    add_row(e.stream.floats() + live.at(i) * hidden_stride, x, s.hidden);
   }
 
   void run(int id) {
     const Tiles tiles;
+    const Live all{n, nullptr}, wanted{call.wanted, call.wanted_rows};
+    int mixing = s.layers - 1;  // the last layer where rows meet: from its attention on, the wanted ones are enough
+    while (mixing >= 0 && call.skip_attention && call.skip_attention[mixing]) mixing--;
     each(n, row_grain(), [&](int i) { embed(i); });
     for (int l = 0; l < s.layers; l++) {
       const LayerWeights& w = e.model.layers[l];
+      const Live& live = l < mixing ? all : wanted;
+      auto each_live = [&](const auto& work) { each(live.count, row_grain(), work); };
       if (!call.skip_attention || !call.skip_attention[l]) {
-        each(n, row_grain(), [&](int i) { norm_and_prepare(i, w.attention_norm); });
-        project(w.qkv, rows_of(s.hidden), n, q_width + 2 * kv_width, e.projected.floats(), qkv_stride, w.qkv_bias,
+        each(n, row_grain(), [&](int i) { norm_and_prepare(all, i, w.attention_norm); });
+        project(w.qkv, rows_of(s.hidden), all, q_width + 2 * kv_width, e.projected.floats(), qkv_stride, w.qkv_bias,
                 false, tiles);
         each(n, row_grain(), [&](int i) { place(l, i); });
-        attend(l, id);
-        each(n, row_grain(), [&](int i) {
-          prepare_row<kind>(rows_of(q_width), i, e.attended.floats() + (size_t)i * q_width, q_width, 1, nullptr);
+        attend(l, live, id);
+        each_live([&](int i) {
+          const float* own = e.attended.floats() + (size_t)live.at(i) * q_width;
+          prepare_row<kind>(rows_of(q_width), i, own, q_width, 1, nullptr);
         });
-        add(w.out, rows_of(q_width), w.attention_after, tiles);
+        add(w.out, rows_of(q_width), live, w.attention_after, tiles);
       }
       if (!call.skip_mlp || !call.skip_mlp[l]) {
-        each(n, row_grain(), [&](int i) { norm_and_prepare(i, w.mlp_norm); });
-        gate(w.gate_up, id, tiles);
-        add(w.down, e.wide_view, w.mlp_after, tiles);
+        each_live([&](int i) { norm_and_prepare(live, i, w.mlp_norm); });
+        gate(w.gate_up, live.count, id, tiles);
+        add(w.down, e.wide_view, live, w.mlp_after, tiles);
       }
     }
     each(call.wanted, std::max(1, call.wanted / (e.team.size() * 4)), [&](int i) {
@@ -380,10 +406,11 @@ struct Forward {
         for (int d = 0; d < s.hidden; d++) call.hidden[(size_t)i * s.hidden + d] = x[d] * factor * e.model.final_norm[d];
     });
   }
-  void add(const uint8_t* panels, const Rows& rows, const float* after, const Tiles& tiles) {
-    if (!after) return project(panels, rows, n, s.hidden, e.stream.floats(), hidden_stride, nullptr, true, tiles);
-    project(panels, rows, n, s.hidden, e.added.floats(), hidden_stride, nullptr, false, tiles);
-    each(n, row_grain(), [&](int i) { add_normed(i, after); });
+  void add(const uint8_t* panels, const Rows& rows, const Live& live, const float* after, const Tiles& tiles) {
+    if (!after) return project(panels, rows, live, s.hidden, e.stream.floats(), hidden_stride, nullptr, true, tiles);
+    const Live own{live.count, nullptr};
+    project(panels, rows, own, s.hidden, e.added.floats(), hidden_stride, nullptr, false, tiles);
+    each(live.count, row_grain(), [&](int i) { add_normed(live, i, after); });
   }
 };
 
@@ -422,6 +449,9 @@ void run_head(Engine& e, int first, int count, float* logits, size_t stride) {
             }
           store16(logits + m * stride + (size_t)p * PANEL, a);
           store16(logits + m * stride + (size_t)p * PANEL + 16, b);
+        }, [&](int m) {
+          __builtin_prefetch(logits + m * stride + (size_t)p * PANEL, 1);
+          __builtin_prefetch(logits + m * stride + (size_t)p * PANEL + 16, 1);
         });
   });
 }
@@ -616,7 +646,7 @@ int likely_multiply(Engine* e, int kind, const float* x, int n, int width, const
           multiply_panel<k>(panels + p * bytes, rows, n, tiles, [&](int m, f32x16 a, f32x16 b) {
             store16(out + m * stride + (size_t)p * PANEL, a);
             store16(out + m * stride + (size_t)p * PANEL + 16, b);
-          });
+          }, [](int) {});
     });
     return 0;
   };

@@ -234,9 +234,10 @@ INLINE void multiply_block(const uint8_t* panel, const Rows& rows, int m0, size_
   for (int m = 0; m < M; m++) done(m0 + m, f[m][0], f[m][1]);
 }
 
-// done(row, tile 0, tile 1) for every one of the n rows times one panel
-template <Kind kind, class Done>
-static void multiply_panel(const uint8_t* panel, const Rows& rows, int n, const Tiles& tiles, const Done& done) {
+// done(row, tile 0, tile 1) for every one of the n rows times one panel; soon(row) some time before it
+template <Kind kind, class Done, class Soon>
+static void multiply_panel(const uint8_t* panel, const Rows& rows, int n, const Tiles& tiles, const Done& done,
+                           const Soon& soon) {
   constexpr size_t size = Format<kind>::panel_group;
   int first = 0;
 #if LIKELY_AMX
@@ -254,6 +255,7 @@ static void multiply_panel(const uint8_t* panel, const Rows& rows, int n, const 
     const int rest = n - m, some = (rest + blocks - b - 1) / (blocks - b);
     const int ahead = few || b * share < lines ? share : 0;
     const size_t next = few ? 2 * size : rows.groups * size + (size_t)b * share * 64;
+    for (int i = m; i < m + some; i++) soon(i);
     auto block = [&](auto size) { multiply_block<kind, size.value>(panel, rows, m, next, ahead, done); };
     by_rows(some, block);
     m += some;
