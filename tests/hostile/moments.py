@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -29,12 +30,13 @@ class Ended:
 
 
 class Moments:
-    """The parent's side."""
+    """The parent's side; the commands keep what they remember of models in `cache`."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "LIKELY_CACHE": str(cache)},
+        )  # fmt: skip
 
     def run(self, *argv: object, at: int | None = None, kind: signal.Signals = signal.SIGKILL) -> Ended:
         assert self._process.stdin and self._process.stdout

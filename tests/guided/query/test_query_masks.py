@@ -120,6 +120,25 @@ def test_other_tiers_are_sound(where, node):
         assert END not in members(fork.allowed())
 
 
+IMPOSSIBLE = X.one_of(["ab", "abba b"]) & (X.one_of(["ab", "ba ab"]) & (X.chars > 2))
+
+
+BRANCHES = [(X.words <= 1) | IMPOSSIBLE, IMPOSSIBLE | (X.words > 1), X.tokens.equals(3) | IMPOSSIBLE | IMPOSSIBLE]
+
+
+@pytest.mark.parametrize("node", BRANCHES, ids=range(len(BRANCHES)))
+def test_a_branch_that_no_text_fulfils_takes_nothing_from_the_others(where, node):
+    constraint, texts = where.compile(node, "X").constraint, valid(node)
+    assert texts
+    for tokens in sorted(texts)[::7]:
+        assert END in allowed_after(constraint, tokens)
+
+
+def test_branches_of_which_none_has_a_text_are_refused(where):
+    with pytest.raises(ConstraintError, match="no text fulfils where"):
+        where.compile((IMPOSSIBLE & (X.words <= 1)) | (IMPOSSIBLE & (X.tokens <= 2)), "X")
+
+
 ATOMS = st.sampled_from([*REGULAR, *COUNTED, *OPAQUE])
 CLAUSES = st.recursive(
     ATOMS,

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,6 +25,10 @@ from likely.guided.query.stops import HoleConstraint, StopRule, split_stops
 from likely.guided.vocabulary import Vocabulary
 
 NO_TEXT = "NoExtensionBias"  # how llguidance calls a terminal that no text matches
+
+
+class NoText(ConstraintError):
+    """A clause, or a branch of one, that no text fulfils."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class WhereCompiler:
         wanted = normal(rest)
         said = describe(clause)
         if wanted == FALSE:
-            raise ConstraintError(f"hole {hole}: no text fulfils where {said}")
+            raise NoText(f"hole {hole}: no text fulfils where {said}")
         peek = Peek() if _has_final(wanted) else None
         parts = [] if form is None else [form]
         if wanted is not TRUE:
@@ -81,13 +86,13 @@ class WhereCompiler:
         if isinstance(node, (And, Or)):
             if isinstance(node, And):
                 return all_of(self._all(node, hole, said, peek))
-            return Either(*(all_of(self._all(p, hole, said, peek)) for p in node.parts))
+            return self._either(node.parts, hole, said, peek)
         if isinstance(node, Compare) and isinstance(node.left, Count) and isinstance(node.left.of, Hole):
             counts = self._counts(node.left.kind)
             bounds = interval(node)
             if bounds is not None:
                 if bounds[1] is not None and bounds[1] < bounds[0]:
-                    raise ConstraintError(f"hole {hole}: no text fulfils {describe(node)}")
+                    raise NoText(f"hole {hole}: no text fulfils {describe(node)}")
                 return Counted(counts, self.vocabulary, *bounds)
             if isinstance(node.right, Const) and isinstance(node.right.value, int):
                 value = node.right.value  # !=
@@ -95,13 +100,23 @@ class WhereCompiler:
                 return Either(*(Counted(counts, self.vocabulary, max(0, low), high) for low, high in sides))
         return Opaque(node, hole, self.vocabulary, peek)
 
+    def _either(self, parts: Sequence[Node], hole: str, said: str, peek: Peek | None) -> Constraint:
+        """Of the branches that some text fulfils; NoText if there is none."""
+        found = []
+        for part in parts:
+            with suppress(NoText):
+                found.append(all_of(self._all(part, hole, said, peek)))
+        if not found:
+            raise NoText(f"hole {hole}: no text fulfils where {said}")
+        return found[0] if len(found) == 1 else Either(*found)
+
     def _regular(self, terminals: Sequence[str], hole: str, said: str) -> list[Constraint]:
         """One grammar of all; apart if together they are too large for the engine."""
         try:
             return [self._fresh(" & ".join(f"({t})" for t in terminals))]
         except ConstraintError as error:
             if NO_TEXT in str(error):
-                raise ConstraintError(f"hole {hole}: no text fulfils where {said}") from None
+                raise NoText(f"hole {hole}: no text fulfils where {said}") from None
             if len(terminals) == 1:
                 raise ConstraintError(f"hole {hole}: where {said}: {error}") from None
         return [c for t in terminals for c in self._regular([t], hole, said)]
