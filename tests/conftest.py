@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # one processor each: engines that spin must not share
@@ -17,6 +18,9 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # one processor each: engin
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# the same examples in every run; to look for others: pytest --hypothesis-profile default
+settings.register_profile("fixed", derandomize=True)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)
