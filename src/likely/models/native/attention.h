@@ -136,15 +136,22 @@ static void gather(const Shape& s, const uint8_t* keys, const uint8_t* values, c
   }
 }
 
+INLINE void fetch_lines(const void* from, size_t bytes, bool to_write) {
+  for (size_t line = 0; line < bytes; line += 64) {
+    if (to_write)
+      __builtin_prefetch((const uint8_t*)from + line, 1);
+    else
+      __builtin_prefetch((const uint8_t*)from + line, 0);
+  }
+}
+
 // Keys and values that come next, on their way while the present block is computed.
 static void fetch(const Shape& s, const uint8_t* keys, const uint8_t* values, const int32_t* slots, int count,
                   int head) {
   for (int c = 0; c < count; c += LANES) {
     const size_t at = s.sixteen(head, slots[c]);
-    for (size_t line = 0; line < LANES * s.row(); line += 64) {
-      __builtin_prefetch(keys + at + line);
-      __builtin_prefetch(values + at + line);
-    }
+    fetch_lines(keys + at, LANES * s.row(), false);
+    fetch_lines(values + at, LANES * s.row(), false);
   }
 }
 
@@ -323,6 +330,12 @@ static void attend_tile(const Shape& s, const Queries& q, const Piece& piece, in
     low = std::min(low, seen[i - first].low);
     high = std::max(high, q.own[i] ? std::min(seen[i - first].high, q.shared[i] / BLOCK * BLOCK)
                                    : seen[i - first].high);
+  }
+  const size_t own_bytes = (size_t)share * s.dim * 4;  // of a query, and of its result
+  for (int i = first; i < last; i++) {
+    const size_t at = (size_t)head * share * s.dim;
+    fetch_lines(query + (size_t)i * q_stride + at, own_bytes, false);
+    fetch_lines(out + (size_t)i * out_stride + at, own_bytes, true);
   }
   for (int r = 0; r < rows; r++) {
     const float* from = query + (size_t)(first + r / share) * q_stride + (size_t)(head * share + r % share) * s.dim;
