@@ -45,7 +45,7 @@ struct Shape {
 // Scratch of one thread.
 struct Scratch {
   std::vector<uint8_t> query, key, value, weight;
-  std::vector<float> score, out, most, sum;
+  std::vector<float> score, out, most, sum;  // sum: of each row sixteen parts, by column
   void fit(const Shape& s) {
     const size_t rows = (size_t)QUERIES * (s.heads / s.kv_heads);
     if (query.size() >= rows * s.row() && !query.empty()) return;
@@ -56,7 +56,7 @@ struct Scratch {
     score.assign(rows * BLOCK, 0);
     out.assign(rows * s.wide, 0);
     most.assign(rows, 0);
-    sum.assign(rows, 0);
+    sum.assign(rows * LANES, 0);
   }
 };
 
@@ -244,6 +244,17 @@ INLINE Seen seen_by(const Queries& q, int i, int window) {
   return {std::max(0, q.position[i] - window + 1), std::min(all, q.position[i] + window)};
 }
 
+constexpr float UNSEEN = -1e30f;  // the score of a column that a query may not see: its weight is 0
+
+// e^x for x <= 0: as exact as the weights, which are stored in half precision or not
+template <bool half>
+INLINE f32x16 weight16(f32x16 x) {
+#if LIKELY_AVX512
+  if constexpr (half) return exp16_to_bf16(x);
+#endif
+  return exp16(x);
+}
+
 // Scores of rows [from, to) to weights: e^(score - the most so far), with what was summed before faded to it.
 template <bool half, int C>
 static void soften_rows(const Shape& s, const Seen* seen, int share, int from, int to, int column, int count,
@@ -266,7 +277,7 @@ static void soften_rows(const Shape& s, const Seen* seen, int share, int from, i
         for (int i = 0; i < 16; i++) v[c][i] = s.softcap * std::tanh(v[c][i] / s.softcap);
       if (!whole) {
         const i32x16 at = lane + LANES * c;
-        v[c] = ((at >= low) & (at < high)) ? v[c] : all16(-INFINITY);
+        v[c] = ((at >= low) & (at < high)) ? v[c] : all16(UNSEEN);
       }
       most = max16(most, v[c]);
     }
@@ -274,16 +285,17 @@ static void soften_rows(const Shape& s, const Seen* seen, int share, int from, i
     f32x16 sum = {};
 #pragma GCC unroll 4
     for (int c = 0; c < C; c++) {
-      const f32x16 p = exp16(v[c] - now);
+      const f32x16 p = weight16<half>(v[c] - now);
       store_as<half>(weight, LANES * c, p);
       sum += p;
     }
     x.most[r] = now;
-    if (before == now) {
-      x.sum[r] += sum_of(sum);
+    float* all = &x.sum[(size_t)r * LANES];
+    if (before == now || before == -INFINITY) {  // nothing before, or nothing changed
+      store16(all, load16(all) + sum);
     } else {
       const float fade = exp16(all16(before - now))[0];
-      x.sum[r] = x.sum[r] * fade + sum_of(sum);
+      store16(all, load16(all) * fade + sum);
       for (int d = 0; d < s.wide; d += 16) {
         float* o = &x.out[(size_t)r * s.wide + d];
         store16(o, load16(o) * fade);
@@ -341,7 +353,7 @@ static void attend_tile(const Shape& s, const Queries& q, const Piece& piece, in
     const float* from = query + (size_t)(first + r / share) * q_stride + (size_t)(head * share + r % share) * s.dim;
     for (int d = 0; d < s.dim; d += 16) store_as<half>(&x.query[r * s.row()], d, load_some(from + d, s.dim - d) * s.scale);
     x.most[r] = -INFINITY;
-    x.sum[r] = 0;
+    store16(&x.sum[(size_t)r * LANES], f32x16{});
   }
   std::fill_n(x.out.data(), (size_t)rows * s.wide, 0.0f);
   const int32_t* columns = q.slots + piece.columns_at;
@@ -382,6 +394,7 @@ static void attend_tile(const Shape& s, const Queries& q, const Piece& piece, in
   }
   for (int r = 0; r < rows; r++) {
     float* to = out + (size_t)(first + r / share) * out_stride + (size_t)(head * share + r % share) * s.dim;
-    for (int d = 0; d < s.dim; d++) to[d] = x.out[(size_t)r * s.wide + d] / x.sum[r];
+    const float sum = sum_of(load16(&x.sum[(size_t)r * LANES]));
+    for (int d = 0; d < s.dim; d++) to[d] = x.out[(size_t)r * s.wide + d] / sum;
   }
 }

@@ -106,15 +106,20 @@ struct Engine {
 };
 
 INLINE float root_mean(const float* x, int n, float epsilon) {
-  f32x16 sum = {};
+  f32x16 sum[4] = {};  // in parts, so that additions need not wait for one another
   int i = 0;
+  for (; i + 64 <= n; i += 64)
+    for (int part = 0; part < 4; part++) {
+      const f32x16 v = load16(x + i + 16 * part);
+      sum[part] += v * v;
+    }
   for (; i + 16 <= n; i += 16) {
-    f32x16 v = load16(x + i);
-    sum += v * v;
+    const f32x16 v = load16(x + i);
+    sum[0] += v * v;
   }
   float rest = 0;
   for (; i < n; i++) rest += x[i] * x[i];
-  return 1.0f / std::sqrt((sum_of(sum) + rest) / n + epsilon);
+  return 1.0f / std::sqrt((sum_of((sum[0] + sum[1]) + (sum[2] + sum[3])) + rest) / n + epsilon);
 }
 
 // A row in the form of a kind, times `factor` and `weight` (null: as it is); beyond n it is zero.
@@ -186,6 +191,19 @@ struct Live {
   int at(int i) const { return rows ? rows[i] : i; }
 };
 
+// Rows first .. last of those.
+struct Span {
+  int first, last;
+  int size() const { return last - first; }
+};
+constexpr int SPAN = 64, MANY = 64;  // rows that a thread takes together; rows per thread from which it does
+
+template <Kind kind>
+Rows rows_from(const Rows& rows, int first) {
+  return Rows{rows.row<kind>(first), rows.scale + (size_t)first * rows.groups, rows.bias + (size_t)first * rows.groups,
+              rows.groups};
+}
+
 template <Kind kind>
 struct Forward {
   Engine& e;
@@ -214,11 +232,12 @@ struct Forward {
   Shape attention_shape() const {
     return Shape{s.heads, s.kv_heads, dim, wide, s.attention_scale, s.attention_softcap, half, (size_t)e.capacity};
   }
-  Rows rows_of(int width) const {
-    Rows rows = e.narrow_view;
-    rows.groups = (width + GROUP - 1) / GROUP;
-    return rows;
+  // Prepared rows of a span, counted from its first.
+  Rows rows_of(int width, Span span) const {
+    return Rows{e.narrow_view.template row<kind>(span.first), e.narrow_view.scale + (size_t)span.first * e.narrow_view.groups,
+                e.narrow_view.bias + (size_t)span.first * e.narrow_view.groups, (width + GROUP - 1) / GROUP};
   }
+  Rows wide_rows(Span span) const { return rows_from<kind>(e.wide_view, span.first); }
 
   template <class Work>
   void each(int count, int grain, const Work& work) {  // then all threads meet
@@ -228,6 +247,29 @@ struct Forward {
     e.team.meet();
   }
   int row_grain() const { return std::max(1, n / (e.team.size() * 4)); }
+
+  // Two ways to divide a call.  Few rows: each product is divided by outputs and all threads meet after it.  Many rows:
+  // a thread takes some of them from product to product, so that they stay in its own cache.
+  struct Together {
+    Forward& forward;
+    template <class Work>
+    void operator()(int count, int grain, const Work& work) const {
+      forward.each(count, grain, work);
+    }
+  };
+  struct Alone {
+    template <class Work>
+    void operator()(int count, int, const Work& work) const {
+      for (int i = 0; i < count; i++) work(i);
+    }
+  };
+  // Spans of nearly equal size, as many for each thread.
+  struct Spans {
+    int rows, count;
+    Spans(int rows, int threads)
+        : rows(rows), count((int)round_up(std::max(1, (rows + SPAN - 1) / SPAN), rows < SPAN ? 1 : threads)) {}
+    Span operator[](int i) const { return {(int)((int64_t)rows * i / count), (int)((int64_t)rows * (i + 1) / count)}; }
+  };
 
   void embed(int i) {
     const uint8_t* from = e.model.embedding ? e.model.embedding : e.model.head;
@@ -252,9 +294,9 @@ struct Forward {
     return table.floats() + ((size_t)kind_of_layer * n + i) * (dim / 2 + 16);
   }
 
-  void norm_and_prepare(const Live& live, int i, const float* weight) {
-    const float* x = e.stream.floats() + live.at(i) * hidden_stride;
-    prepare_row<kind>(rows_of(s.hidden), i, x, s.hidden, root_mean(x, s.hidden, s.epsilon), weight);
+  void norm_and_prepare(const Rows& to, int m, int row, const float* weight) {
+    const float* x = e.stream.floats() + row * hidden_stride;
+    prepare_row<kind>(to, m, x, s.hidden, root_mean(x, s.hidden, s.epsilon), weight);
   }
 
   void rotate(float* x, const float* cosine, const float* sine) {
@@ -288,15 +330,16 @@ struct Forward {
                         qkv + q_width + (size_t)h * dim, qkv + q_width + kv_width + (size_t)h * dim);
   }
 
-  // out[live row] = panels x row (+ bias), or out[live row] += it
-  void project(const uint8_t* panels, const Rows& rows, const Live& live, int width, float* out, size_t stride,
-               const float* bias, bool add, const Tiles& tiles) {
+  // out[live row] = panels x row (+ bias), or out[live row] += it, for the rows of a span
+  template <class Over>
+  void project(const Over& over, const uint8_t* panels, const Rows& rows, const Live& live, Span span, int width,
+               float* out, size_t stride, const float* bias, bool add, const Tiles& tiles) {
     const size_t panel_bytes = rows.groups * Format<kind>::panel_group;
     const int panels_count = (width + PANEL - 1) / PANEL;
-    each(panels_count, e.team.grain(panels_count), [&](int p) {
+    over(panels_count, e.team.grain(panels_count), [&](int p) {
       float* to = out + (size_t)p * PANEL;
       auto done = [&](int m, f32x16 a, f32x16 b) {
-        float* row = to + live.at(m) * stride;
+        float* row = to + live.at(span.first + m) * stride;
         if (bias) {
           a += load16(bias + p * PANEL);
           b += load16(bias + p * PANEL + 16);
@@ -309,45 +352,49 @@ struct Forward {
         store16(row + 16, b);
       };
       auto soon = [&](int m) {
-        const float* row = to + live.at(m) * stride;
+        const float* row = to + live.at(span.first + m) * stride;
         __builtin_prefetch(row, 1);
         __builtin_prefetch(row + 16, 1);
       };
-      multiply_panel<kind>(panels + p * panel_bytes, rows, live.count, tiles, done, soon);
+      multiply_panel<kind>(panels + p * panel_bytes, rows, span.size(), tiles, done, soon);
     });
   }
 
   // gate and up side by side in each panel: 16 gated values; four panels make a group, ready for the next product
-  void gate(const uint8_t* panels, int n, int id, const Tiles& tiles) {
-    const Rows from = rows_of(s.hidden);
+  template <class Over>
+  void gate(const Over& over, const uint8_t* panels, Span span, int id, const Tiles& tiles) {
+    const Rows from = rows_of(s.hidden, span), to = wide_rows(span);
     const size_t panel_bytes = from.groups * Format<kind>::panel_group;
     float* own = e.gated[id].floats();
     const bool gelu = s.activation == 1;
-    const int groups = e.wide_view.groups;
-    each(groups, e.team.grain(groups), [&](int g) {
+    over(to.groups, e.team.grain(to.groups), [&](int g) {
       for (int p = 0; p < 4; p++) {
         auto done = [&](int m, f32x16 a, f32x16 b) {
           store16(own + m * GROUP + 16 * p, (gelu ? gelu16(a) : silu16(a)) * b);
         };
         auto soon = [&](int m) { __builtin_prefetch(own + m * GROUP + 16 * p, 1); };
-        multiply_panel<kind>(panels + (size_t)(4 * g + p) * panel_bytes, from, n, tiles, done, soon);
+        multiply_panel<kind>(panels + (size_t)(4 * g + p) * panel_bytes, from, span.size(), tiles, done, soon);
       }
-      for (int m = 0; m < n; m++) {
+      for (int m = 0; m < span.size(); m++) {
         const float* x = own + m * GROUP;
-        prepare_group<kind>(e.wide_view, m, g, load16(x), load16(x + 16), load16(x + 32), load16(x + 48));
+        prepare_group<kind>(to, m, g, load16(x), load16(x + 16), load16(x + 32), load16(x + 48));
       }
     });
   }
 
+  void attend_tile_of(int l, int id, const Piece& piece, int first, int last, int head) {
+    attend_tile<half>(attention_shape(), call.queries, piece, first, last, head, e.keys[l].data, e.values[l].data,
+                      e.model.layers[l].window, e.projected.floats(), qkv_stride, e.attended.floats(), q_width,
+                      e.scratch[id]);
+  }
+  // by the whole team: the queries that are wanted, if rows are named
   void attend(int l, const Live& live, int id) {
     const Queries& q = call.queries;
-    const Shape shape = attention_shape();
     // few queries are cut into small tiles, so that every thread has work; numbers do not depend on it
     const int enough = 4 * e.team.size() / s.kv_heads + 1, tile_size = std::clamp(n / enough, 4, QUERIES);
     auto tiles_of = [&](const Piece& piece) { return (piece.count + tile_size - 1) / tile_size; };
     int tiles = 0;
     for (int p = 0; p < q.pieces_count; p++) tiles += tiles_of(q.pieces[p]);
-    const int window = e.model.layers[l].window;
     each(tiles * s.kv_heads, 1, [&](int task) {
       int tile = tiles - 1 - task / s.kv_heads, p = 0;  // the last tiles see the most columns: they come first
       for (; tile >= tiles_of(q.pieces[p]); p++) tile -= tiles_of(q.pieces[p]);
@@ -358,16 +405,63 @@ struct Forward {
         const int32_t* next = std::lower_bound(live.rows, live.rows + live.count, first);
         if (next == live.rows + live.count || *next >= last) return;
       }
-      attend_tile<half>(shape, q, piece, first, last, task % s.kv_heads, e.keys[l].data, e.values[l].data, window,
-                        e.projected.floats(), qkv_stride, e.attended.floats(), q_width, e.scratch[id]);
+      attend_tile_of(l, id, piece, first, last, task % s.kv_heads);
     });
   }
+  // by one thread: the queries of a span of the call's rows
+  void attend_alone(int l, Span span, int id) {
+    for (int p = 0; p < call.queries.pieces_count; p++) {
+      const Piece& piece = call.queries.pieces[p];
+      const int from = std::max(span.first, piece.first), to = std::min(span.last, piece.first + piece.count);
+      for (int head = 0; head < s.kv_heads; head++)
+        for (int first = from; first < to; first += QUERIES)
+          attend_tile_of(l, id, piece, first, std::min(first + QUERIES, to), head);
+    }
+  }
 
-  // what a sublayer adds to the stream, normed first where the model says so
-  void add_normed(const Live& live, int i, const float* after) {
-    float* x = e.added.floats() + i * hidden_stride;
-    scale_row(x, s.hidden, root_mean(x, s.hidden, s.epsilon), after);
-    add_row(e.stream.floats() + live.at(i) * hidden_stride, x, s.hidden);
+  // a product is added to the stream, normed first where the model says so
+  template <class Over>
+  void add(const Over& over, const uint8_t* panels, const Rows& rows, const Live& live, Span span, const float* after,
+           const Tiles& tiles) {
+    float* stream = e.stream.floats();
+    if (!after) return project(over, panels, rows, live, span, s.hidden, stream, hidden_stride, nullptr, true, tiles);
+    const Live own{live.count, nullptr};
+    project(over, panels, rows, own, span, s.hidden, e.added.floats(), hidden_stride, nullptr, false, tiles);
+    over(span.size(), row_grain(), [&](int m) {
+      float* x = e.added.floats() + (span.first + m) * hidden_stride;
+      scale_row(x, s.hidden, root_mean(x, s.hidden, s.epsilon), after);
+      add_row(stream + live.at(span.first + m) * hidden_stride, x, s.hidden);
+    });
+  }
+  // a layer up to its attention: queries, keys and values
+  template <class Over>
+  void before_attention(const Over& over, int l, Span span, const Tiles& tiles) {
+    const LayerWeights& w = e.model.layers[l];
+    const Rows rows = rows_of(s.hidden, span);
+    over(span.size(), row_grain(), [&](int m) { norm_and_prepare(rows, m, span.first + m, w.attention_norm); });
+    project(over, w.qkv, rows, Live{n, nullptr}, span, q_width + 2 * kv_width, e.projected.floats(), qkv_stride,
+            w.qkv_bias, false, tiles);
+    over(span.size(), row_grain(), [&](int m) { place(l, span.first + m); });
+  }
+  // what its attention found, to the stream
+  template <class Over>
+  void after_attention(const Over& over, int l, const Live& live, Span span, const Tiles& tiles) {
+    const LayerWeights& w = e.model.layers[l];
+    const Rows rows = rows_of(q_width, span);
+    over(span.size(), row_grain(), [&](int m) {
+      const float* own = e.attended.floats() + (size_t)live.at(span.first + m) * q_width;
+      prepare_row<kind>(rows, m, own, q_width, 1, nullptr);
+    });
+    add(over, w.out, rows, live, span, w.attention_after, tiles);
+  }
+  template <class Over>
+  void feed_forward(const Over& over, int l, const Live& live, Span span, int id, const Tiles& tiles) {
+    const LayerWeights& w = e.model.layers[l];
+    const Rows rows = rows_of(s.hidden, span);
+    over(span.size(), row_grain(),
+         [&](int m) { norm_and_prepare(rows, m, live.at(span.first + m), w.mlp_norm); });
+    gate(over, w.gate_up, span, id, tiles);
+    add(over, w.down, wide_rows(span), live, span, w.mlp_after, tiles);
   }
 
   void run(int id) {
@@ -377,26 +471,30 @@ struct Forward {
     while (mixing >= 0 && call.skip_attention && call.skip_attention[mixing]) mixing--;
     each(n, row_grain(), [&](int i) { embed(i); });
     for (int l = 0; l < s.layers; l++) {
-      const LayerWeights& w = e.model.layers[l];
       const Live& live = l < mixing ? all : wanted;
-      auto each_live = [&](const auto& work) { each(live.count, row_grain(), work); };
-      if (!call.skip_attention || !call.skip_attention[l]) {
-        each(n, row_grain(), [&](int i) { norm_and_prepare(all, i, w.attention_norm); });
-        project(w.qkv, rows_of(s.hidden), all, q_width + 2 * kv_width, e.projected.floats(), qkv_stride, w.qkv_bias,
-                false, tiles);
-        each(n, row_grain(), [&](int i) { place(l, i); });
-        attend(l, live, id);
-        each_live([&](int i) {
-          const float* own = e.attended.floats() + (size_t)live.at(i) * q_width;
-          prepare_row<kind>(rows_of(q_width), i, own, q_width, 1, nullptr);
-        });
-        add(w.out, rows_of(q_width), live, w.attention_after, tiles);
+      const bool attention = !call.skip_attention || !call.skip_attention[l];
+      const bool mlp = !call.skip_mlp || !call.skip_mlp[l];
+      auto after = [&](const auto& over, Span span) {
+        if (attention) after_attention(over, l, live, span, tiles);
+        if (mlp) feed_forward(over, l, live, span, id, tiles);
+      };
+      if (n < MANY * e.team.size()) {
+        const Together team{*this};
+        if (attention) {
+          before_attention(team, l, {0, n}, tiles);
+          attend(l, live, id);
+        }
+        after(team, {0, live.count});
+        continue;
       }
-      if (!call.skip_mlp || !call.skip_mlp[l]) {
-        each_live([&](int i) { norm_and_prepare(live, i, w.mlp_norm); });
-        gate(w.gate_up, live.count, id, tiles);
-        add(w.down, e.wide_view, live, w.mlp_after, tiles);
-      }
+      const Spans spans(n, e.team.size()), live_spans(live.count, e.team.size());
+      if (attention) each(spans.count, 1, [&](int i) { before_attention(Alone{}, l, spans[i], tiles); });
+      if (attention && live.rows) attend(l, live, id);
+      each(live_spans.count, 1, [&](int i) {
+        const Span span = live_spans[live_spans.count - 1 - i];  // the last rows see the most columns: they come first
+        if (attention && !live.rows) attend_alone(l, span, id);
+        after(Alone{}, span);
+      });
     }
     each(call.wanted, std::max(1, call.wanted / (e.team.size() * 4)), [&](int i) {
       const float* x = e.stream.floats() + call.wanted_rows[i] * hidden_stride;
@@ -405,12 +503,6 @@ struct Forward {
       if (call.hidden)
         for (int d = 0; d < s.hidden; d++) call.hidden[(size_t)i * s.hidden + d] = x[d] * factor * e.model.final_norm[d];
     });
-  }
-  void add(const uint8_t* panels, const Rows& rows, const Live& live, const float* after, const Tiles& tiles) {
-    if (!after) return project(panels, rows, live, s.hidden, e.stream.floats(), hidden_stride, nullptr, true, tiles);
-    const Live own{live.count, nullptr};
-    project(panels, rows, own, s.hidden, e.added.floats(), hidden_stride, nullptr, false, tiles);
-    each(live.count, row_grain(), [&](int i) { add_normed(live, i, after); });
   }
 };
 
@@ -429,10 +521,7 @@ int run_forward(Engine& engine, const Call& call) {
 template <Kind kind>
 void run_head(Engine& e, int first, int count, float* logits, size_t stride) {
   const ModelShape& s = e.model.shape;
-  Rows rows = e.final_view;
-  rows.data = rows.row<kind>(first);
-  rows.scale += (size_t)first * rows.groups;
-  rows.bias += (size_t)first * rows.groups;
+  const Rows rows = rows_from<kind>(e.final_view, first);
   const size_t panel_bytes = rows.groups * Format<kind>::panel_group;
   const int panels = (s.vocabulary + PANEL - 1) / PANEL;
   const float cap = s.logit_softcap;

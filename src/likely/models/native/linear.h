@@ -100,10 +100,12 @@ INLINE i32x16 dot4(i32x16 sum, const uint8_t* weights, const int8_t* four) {
 }
 constexpr bool SIGNED_WEIGHTS = LIKELY_AVX2 && !LIKELY_VNNI;  // dot4 has taken the 128 out again
 
-// f[m][t] = row m0 + m times tile t of the panel.  Meanwhile `ahead` lines of every group of what is read next are
-// fetched, `next` bytes further on.
+// out[m][t] = row m0 + m times tile t of the panel.  Meanwhile `ahead` lines of every group of what is read next are
+// fetched, `next` bytes further on.  Never inlined: the sums need all registers, whoever calls.
 template <Kind kind, int M>
-INLINE void multiply(const uint8_t* panel, const Rows& rows, int m0, size_t next, int ahead, f32x16 (&f)[M][2]) {
+__attribute__((noinline)) static void multiply(const uint8_t* panel, const Rows& rows, int m0, size_t next, int ahead,
+                                               f32x16 (&out)[M][2]) {
+  f32x16 f[M][2];
   for (int m = 0; m < M; m++) f[m][0] = f[m][1] = f32x16{};
   const uint8_t* a = rows.row<kind>(m0);
   const size_t stride = rows.groups * Format<kind>::row_group;
@@ -169,6 +171,10 @@ INLINE void multiply(const uint8_t* panel, const Rows& rows, int m0, size_t next
         f[m][1] += part[m][1];
       }
     }
+  }
+  for (int m = 0; m < M; m++) {
+    out[m][0] = f[m][0];
+    out[m][1] = f[m][1];
   }
 }
 

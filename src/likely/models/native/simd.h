@@ -127,6 +127,18 @@ INLINE f32x16 exp16(f32x16 x) {
   return tiny ? all16(0.0f) : p;
 #endif
 }
+#if LIKELY_AVX512
+// The same with a relative error below 1e-5 (a hundredth of a step of bf16), for x <= 0; 0 far below.
+INLINE f32x16 exp16_to_bf16(f32x16 x) {
+  const f32x16 t = x * 1.44269504088896341f, n = round16(t), r = t - n;  // 2^r, |r| <= 1/2
+  f32x16 p = all16(9.570101276e-3f);
+  p = p * r + 5.591785908e-2f;
+  p = p * r + 0.2402474433f;
+  p = p * r + 0.6931217909f;
+  p = p * r + 0.9999992847f;
+  return (f32x16)_mm512_scalef_ps((__m512)p, (__m512)n);
+}
+#endif
 INLINE f32x16 silu16(f32x16 x) { return x / (1.0f + exp16(-x)); }
 INLINE f32x16 gelu16(f32x16 x) {  // the tanh form
   f32x16 u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
