@@ -24,7 +24,8 @@ from likely.models.engine_native import INT8, KINDS, Library, padded
 from likely.models.hashes import cache_dir
 
 SOURCES = Path(__file__).parent / "native"
-FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-ffp-contract=fast")
+FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-ffp-contract=fast",
+         "-fvisibility-inlines-hidden")  # fmt: skip
 # what LIKELY_ENGINE_ISA may ask for: less than the machine has, for comparisons and for machines that misreport
 ISA = {
     "native": ("-O3", "-march=native"),

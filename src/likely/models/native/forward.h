@@ -1,0 +1,377 @@
+// One call, from tokens to the rows that the head reads, and the head.
+#pragma once
+#include "model.h"
+#include "pack.h"
+
+// Rows of the stream that are computed: the first `count`, or those that are named.
+struct Live {
+  int count;
+  const int32_t* rows;
+  int at(int i) const { return rows ? rows[i] : i; }
+};
+
+// Rows first .. last of those.
+struct Span {
+  int first, last;
+  int size() const { return last - first; }
+};
+constexpr int SPAN = 64, MANY = 64;  // rows that a thread takes together; rows per thread from which it does
+
+template <Kind kind>
+struct Forward {
+  Engine& e;
+  const Call& call;
+  const ModelShape& s = e.model.shape;
+  const int n = call.tokens, dim = s.dim, wide = (int)round_up(s.dim, 32);
+  const int q_width = s.heads * s.dim, kv_width = s.kv_heads * s.dim;
+  const size_t qkv_stride = round_up(q_width + 2 * kv_width, PANEL), hidden_stride = round_up(s.hidden, PANEL);
+  const int hidden_groups = (s.hidden + GROUP - 1) / GROUP;
+  static constexpr bool half = kind != FP32;
+
+  bool fit() {
+    const size_t row_group = Format<kind>::row_group;
+    const size_t rotations = (size_t)n * (dim / 2 + 16);
+    bool ok = e.stream.fit(n * hidden_stride * 4) && e.projected.fit(n * qkv_stride * 4) &&
+              e.attended.fit((size_t)n * q_width * 4 + 64) && e.added.fit(n * hidden_stride * 4) &&
+              e.cosine.fit(2 * rotations * 4) && e.sine.fit(2 * rotations * 4) &&
+              e.narrow.fit(n, std::max(s.hidden, q_width), row_group, e.narrow_view) &&
+              e.wide.fit(n, (int)round_up(s.mlp, GROUP), row_group, e.wide_view) &&
+              e.final_rows.fit(call.wanted, s.hidden, row_group, e.final_view);
+    for (auto& own : e.gated) ok = ok && own.fit((size_t)n * GROUP * 4);
+    if (ok)
+      for (auto& own : e.scratch) own.fit(attention_shape());
+    return ok;
+  }
+  Shape attention_shape() const {
+    return Shape{s.heads, s.kv_heads, dim, wide, s.attention_scale, s.attention_softcap, half, (size_t)e.capacity};
+  }
+  // Prepared rows of a span, counted from its first.
+  Rows rows_of(int width, Span span) const {
+    return Rows{e.narrow_view.template row<kind>(span.first), e.narrow_view.scale + (size_t)span.first * e.narrow_view.groups,
+                e.narrow_view.bias + (size_t)span.first * e.narrow_view.groups, (width + GROUP - 1) / GROUP};
+  }
+  Rows wide_rows(Span span) const { return rows_from<kind>(e.wide_view, span.first); }
+
+  template <class Work>
+  void each(int count, int grain, const Work& work) {  // then all threads meet
+    int first, last;
+    while (e.team.take(count, grain, first, last))
+      for (int i = first; i < last; i++) work(i);
+    e.team.meet();
+  }
+  int row_grain() const { return std::max(1, n / (e.team.size() * 4)); }
+
+  // Two ways to divide a call.  Few rows: each product is divided by outputs and all threads meet after it.  Many rows:
+  // a thread takes some of them from product to product, so that they stay in its own cache.
+  struct Together {
+    Forward& forward;
+    template <class Work>
+    void operator()(int count, int grain, const Work& work) const {
+      forward.each(count, grain, work);
+    }
+  };
+  struct Alone {
+    template <class Work>
+    void operator()(int count, int, const Work& work) const {
+      for (int i = 0; i < count; i++) work(i);
+    }
+  };
+  // Spans of nearly equal size, as many for each thread.
+  struct Spans {
+    int rows, count;
+    Spans(int rows, int threads)
+        : rows(rows), count((int)round_up(std::max(1, (rows + SPAN - 1) / SPAN), rows < SPAN ? 1 : threads)) {}
+    Span operator[](int i) const { return {(int)((int64_t)rows * i / count), (int)((int64_t)rows * (i + 1) / count)}; }
+  };
+
+  void embed(int i) {
+    const uint8_t* from = e.model.embedding ? e.model.embedding : e.model.head;
+    unpack_row<kind>(from, hidden_groups, call.token[i], e.stream.floats() + i * hidden_stride, s.hidden,
+                     s.embedding_scale);
+    // one table of rotations for each kind of layer: those with a window, and the others
+    for (int kind_of_layer = 0; kind_of_layer < 2; kind_of_layer++) {
+      const float* f = frequencies(kind_of_layer);
+      for (int d = 0; f && d < dim / 2; d++) {
+        const float angle = (float)call.position[i] * f[d];  // in fp32, as the models were trained
+        rotation(e.cosine, kind_of_layer, i)[d] = (float)std::cos((double)angle);
+        rotation(e.sine, kind_of_layer, i)[d] = (float)std::sin((double)angle);
+      }
+    }
+  }
+  const float* frequencies(int kind_of_layer) const {
+    for (int l = 0; l < s.layers; l++)
+      if ((e.model.layers[l].window > 0) == (kind_of_layer == 1)) return e.model.layers[l].frequencies;
+    return nullptr;
+  }
+  float* rotation(const Buffer& table, int kind_of_layer, int i) const {
+    return table.floats() + ((size_t)kind_of_layer * n + i) * (dim / 2 + 16);
+  }
+
+  void norm_and_prepare(const Rows& to, int m, int row, const float* weight) {
+    const float* x = e.stream.floats() + row * hidden_stride;
+    prepare_row<kind>(to, m, x, s.hidden, root_mean(x, s.hidden, s.epsilon), weight);
+  }
+
+  void rotate(float* x, const float* cosine, const float* sine) {
+    const int middle = dim / 2;
+    int d = 0;
+    for (; d + 16 <= middle; d += 16) {
+      f32x16 a = load16(x + d), b = load16(x + middle + d), c = load16(cosine + d), t = load16(sine + d);
+      store16(x + d, a * c - b * t);
+      store16(x + middle + d, b * c + a * t);
+    }
+    for (; d < middle; d++) {
+      float a = x[d], b = x[middle + d];
+      x[d] = a * cosine[d] - b * sine[d];
+      x[middle + d] = b * cosine[d] + a * sine[d];
+    }
+  }
+
+  // queries and keys are normed and rotated; keys and values go to their slot
+  void place(int l, int i) {
+    const LayerWeights& w = e.model.layers[l];
+    float* qkv = e.projected.floats() + i * qkv_stride;
+    const float *c = rotation(e.cosine, w.window > 0, i), *t = rotation(e.sine, w.window > 0, i);
+    for (int h = 0; h < s.heads + s.kv_heads; h++) {
+      float* x = qkv + (size_t)h * dim;
+      const float* norm = h < s.heads ? w.query_norm : w.key_norm;
+      if (norm) scale_row(x, dim, root_mean(x, dim, s.epsilon), norm);
+      rotate(x, c, t);
+    }
+    for (int h = 0; h < s.kv_heads; h++)
+      store_token<half>(attention_shape(), e.keys[l].data, e.values[l].data, h, call.slot[i],
+                        qkv + q_width + (size_t)h * dim, qkv + q_width + kv_width + (size_t)h * dim);
+  }
+
+  // out[live row] = panels x row (+ bias), or out[live row] += it, for the rows of a span
+  template <class Over>
+  void project(const Over& over, const uint8_t* panels, const Rows& rows, const Live& live, Span span, int width,
+               float* out, size_t stride, const float* bias, bool add, const Tiles& tiles) {
+    const size_t panel_bytes = rows.groups * Format<kind>::panel_group;
+    const int panels_count = (width + PANEL - 1) / PANEL;
+    over(panels_count, e.team.grain(panels_count), [&](int p) {
+      float* to = out + (size_t)p * PANEL;
+      auto done = [&](int m, f32x16 a, f32x16 b) {
+        float* row = to + live.at(span.first + m) * stride;
+        if (bias) {
+          a += load16(bias + p * PANEL);
+          b += load16(bias + p * PANEL + 16);
+        }
+        if (add) {
+          a += load16(row);
+          b += load16(row + 16);
+        }
+        store16(row, a);
+        store16(row + 16, b);
+      };
+      auto soon = [&](int m) {
+        const float* row = to + live.at(span.first + m) * stride;
+        __builtin_prefetch(row, 1);
+        __builtin_prefetch(row + 16, 1);
+      };
+      multiply_panel<kind>(panels + p * panel_bytes, rows, span.size(), tiles, done, soon);
+    });
+  }
+
+  // gate and up side by side in each panel: 16 gated values; four panels make a group, ready for the next product
+  template <class Over>
+  void gate(const Over& over, const uint8_t* panels, Span span, int id, const Tiles& tiles) {
+    const Rows from = rows_of(s.hidden, span), to = wide_rows(span);
+    const size_t panel_bytes = from.groups * Format<kind>::panel_group;
+    float* own = e.gated[id].floats();
+    const bool gelu = s.activation == 1;
+    over(to.groups, e.team.grain(to.groups), [&](int g) {
+      for (int p = 0; p < 4; p++) {
+        auto done = [&](int m, f32x16 a, f32x16 b) {
+          store16(own + m * GROUP + 16 * p, (gelu ? gelu16(a) : silu16(a)) * b);
+        };
+        auto soon = [&](int m) { __builtin_prefetch(own + m * GROUP + 16 * p, 1); };
+        multiply_panel<kind>(panels + (size_t)(4 * g + p) * panel_bytes, from, span.size(), tiles, done, soon);
+      }
+      for (int m = 0; m < span.size(); m++) {
+        const float* x = own + m * GROUP;
+        prepare_group<kind>(to, m, g, load16(x), load16(x + 16), load16(x + 32), load16(x + 48));
+      }
+    });
+  }
+
+  void attend_tile_of(int l, int id, const Piece& piece, int first, int last, int head) {
+    attend_tile<half>(attention_shape(), call.queries, piece, first, last, head, e.keys[l].data, e.values[l].data,
+                      e.model.layers[l].window, e.projected.floats(), qkv_stride, e.attended.floats(), q_width,
+                      e.scratch[id]);
+  }
+  // by the whole team: the queries that are wanted, if rows are named
+  void attend(int l, const Live& live, int id) {
+    const Queries& q = call.queries;
+    // few queries are cut into small tiles, so that every thread has work; numbers do not depend on it
+    const int enough = 4 * e.team.size() / s.kv_heads + 1, tile_size = std::clamp(n / enough, 4, QUERIES);
+    auto tiles_of = [&](const Piece& piece) { return (piece.count + tile_size - 1) / tile_size; };
+    int tiles = 0;
+    for (int p = 0; p < q.pieces_count; p++) tiles += tiles_of(q.pieces[p]);
+    each(tiles * s.kv_heads, 1, [&](int task) {
+      int tile = tiles - 1 - task / s.kv_heads, p = 0;  // the last tiles see the most columns: they come first
+      for (; tile >= tiles_of(q.pieces[p]); p++) tile -= tiles_of(q.pieces[p]);
+      const Piece& piece = q.pieces[p];
+      const int first = piece.first + tile * tile_size;
+      const int last = std::min(first + tile_size, piece.first + piece.count);
+      if (live.rows) {  // rows are named in ascending order
+        const int32_t* next = std::lower_bound(live.rows, live.rows + live.count, first);
+        if (next == live.rows + live.count || *next >= last) return;
+      }
+      attend_tile_of(l, id, piece, first, last, task % s.kv_heads);
+    });
+  }
+  // by one thread: the queries of a span of the call's rows
+  void attend_alone(int l, Span span, int id) {
+    for (int p = 0; p < call.queries.pieces_count; p++) {
+      const Piece& piece = call.queries.pieces[p];
+      const int from = std::max(span.first, piece.first), to = std::min(span.last, piece.first + piece.count);
+      for (int head = 0; head < s.kv_heads; head++)
+        for (int first = from; first < to; first += QUERIES)
+          attend_tile_of(l, id, piece, first, std::min(first + QUERIES, to), head);
+    }
+  }
+
+  // a product is added to the stream, normed first where the model says so
+  template <class Over>
+  void add(const Over& over, const uint8_t* panels, const Rows& rows, const Live& live, Span span, const float* after,
+           const Tiles& tiles) {
+    float* stream = e.stream.floats();
+    if (!after) return project(over, panels, rows, live, span, s.hidden, stream, hidden_stride, nullptr, true, tiles);
+    const Live own{live.count, nullptr};
+    project(over, panels, rows, own, span, s.hidden, e.added.floats(), hidden_stride, nullptr, false, tiles);
+    over(span.size(), row_grain(), [&](int m) {
+      float* x = e.added.floats() + (span.first + m) * hidden_stride;
+      scale_row(x, s.hidden, root_mean(x, s.hidden, s.epsilon), after);
+      add_row(stream + live.at(span.first + m) * hidden_stride, x, s.hidden);
+    });
+  }
+  // a layer up to its attention: queries, keys and values
+  template <class Over>
+  void before_attention(const Over& over, int l, Span span, const Tiles& tiles) {
+    const LayerWeights& w = e.model.layers[l];
+    const Rows rows = rows_of(s.hidden, span);
+    over(span.size(), row_grain(), [&](int m) { norm_and_prepare(rows, m, span.first + m, w.attention_norm); });
+    project(over, w.qkv, rows, Live{n, nullptr}, span, q_width + 2 * kv_width, e.projected.floats(), qkv_stride,
+            w.qkv_bias, false, tiles);
+    over(span.size(), row_grain(), [&](int m) { place(l, span.first + m); });
+  }
+  // what its attention found, to the stream
+  template <class Over>
+  void after_attention(const Over& over, int l, const Live& live, Span span, const Tiles& tiles) {
+    const LayerWeights& w = e.model.layers[l];
+    const Rows rows = rows_of(q_width, span);
+    over(span.size(), row_grain(), [&](int m) {
+      const float* own = e.attended.floats() + (size_t)live.at(span.first + m) * q_width;
+      prepare_row<kind>(rows, m, own, q_width, 1, nullptr);
+    });
+    add(over, w.out, rows, live, span, w.attention_after, tiles);
+  }
+  template <class Over>
+  void feed_forward(const Over& over, int l, const Live& live, Span span, int id, const Tiles& tiles) {
+    const LayerWeights& w = e.model.layers[l];
+    const Rows rows = rows_of(s.hidden, span);
+    over(span.size(), row_grain(),
+         [&](int m) { norm_and_prepare(rows, m, live.at(span.first + m), w.mlp_norm); });
+    gate(over, w.gate_up, span, id, tiles);
+    add(over, w.down, wide_rows(span), live, span, w.mlp_after, tiles);
+  }
+
+  bool attends(int l) const { return !call.skip_attention || !call.skip_attention[l]; }
+  bool has_mlp(int l) const { return !call.skip_mlp || !call.skip_mlp[l]; }
+
+  template <class Over>
+  void after(const Over& over, int l, const Live& live, Span span, int id, const Tiles& tiles) {
+    if (attends(l)) after_attention(over, l, live, span, tiles);
+    if (has_mlp(l)) feed_forward(over, l, live, span, id, tiles);
+  }
+
+  // `mixing`: the last layer where rows meet; from its attention on, the wanted ones are enough
+  void layers_by_outputs(int mixing, const Live& all, const Live& wanted, int id, const Tiles& tiles) {
+    const Together team{*this};
+    for (int l = 0; l < s.layers; l++) {
+      const Live& live = l < mixing ? all : wanted;
+      if (attends(l)) {
+        before_attention(team, l, {0, n}, tiles);
+        attend(l, live, id);
+      }
+      after(team, l, live, {0, live.count}, id, tiles);
+    }
+  }
+  void layers_by_rows(int mixing, const Live& all, const Live& wanted, int id, const Tiles& tiles) {
+    const Spans spans(n, e.team.size()), wanted_spans(wanted.count, e.team.size());
+    auto before = [&](int l, Span span) {
+      if (l < s.layers && attends(l)) before_attention(Alone{}, l, span, tiles);
+    };
+    each(spans.count, 1, [&](int i) { before(0, spans[i]); });
+    for (int l = 0; l < mixing; l++)
+      each(spans.count, 1, [&](int i) {
+        const Span span = spans[spans.count - 1 - i];  // the last rows see the most columns: they come first
+        if (attends(l)) attend_alone(l, span, id);
+        after(Alone{}, l, all, span, id, tiles);
+        before(l + 1, span);
+      });
+    if (mixing >= 0) attend(mixing, wanted, id);
+    each(wanted_spans.count, 1, [&](int i) {
+      for (int l = std::max(mixing, 0); l < s.layers; l++) after(Alone{}, l, wanted, wanted_spans[i], id, tiles);
+    });
+  }
+
+  void run(int id) {
+    const Tiles tiles;
+    const Live all{n, nullptr}, wanted{call.wanted, call.wanted_rows};
+    int mixing = s.layers - 1;
+    while (mixing >= 0 && !attends(mixing)) mixing--;
+    each(n, row_grain(), [&](int i) { embed(i); });
+    if (n < MANY * e.team.size())
+      layers_by_outputs(mixing, all, wanted, id, tiles);
+    else
+      layers_by_rows(mixing, all, wanted, id, tiles);
+    each(call.wanted, std::max(1, call.wanted / (e.team.size() * 4)), [&](int i) {
+      const float* x = e.stream.floats() + call.wanted_rows[i] * hidden_stride;
+      const float factor = root_mean(x, s.hidden, s.epsilon);
+      prepare_row<kind>(e.final_view, i, x, s.hidden, factor, e.model.final_norm);
+      if (call.hidden)
+        for (int d = 0; d < s.hidden; d++) call.hidden[(size_t)i * s.hidden + d] = x[d] * factor * e.model.final_norm[d];
+    });
+  }
+};
+
+template <Kind kind>
+static int run_forward(Engine& engine, const Call& call) {
+  Forward<kind> forward{engine, call};
+  try {
+    if (!forward.fit()) return 1;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+  engine.team.run([&](int id) { forward.run(id); });
+  return 0;
+}
+
+template <Kind kind>
+static void run_head(Engine& e, int first, int count, float* logits, size_t stride) {
+  const ModelShape& s = e.model.shape;
+  const Rows rows = rows_from<kind>(e.final_view, first);
+  const size_t panel_bytes = rows.groups * Format<kind>::panel_group;
+  const int panels = (s.vocabulary + PANEL - 1) / PANEL;
+  const float cap = s.logit_softcap;
+  e.team.run([&](int) {
+    const Tiles tiles;
+    int from, to;
+    while (e.team.take(panels, e.team.grain(panels), from, to))
+      for (int p = from; p < to; p++)
+        multiply_panel<kind>(e.model.head + p * panel_bytes, rows, count, tiles, [&](int m, f32x16 a, f32x16 b) {
+          if (cap > 0)
+            for (int i = 0; i < 16; i++) {
+              a[i] = cap * std::tanh(a[i] / cap);
+              b[i] = cap * std::tanh(b[i] / cap);
+            }
+          store16(logits + m * stride + (size_t)p * PANEL, a);
+          store16(logits + m * stride + (size_t)p * PANEL + 16, b);
+        }, [&](int m) {
+          __builtin_prefetch(logits + m * stride + (size_t)p * PANEL, 1);
+          __builtin_prefetch(logits + m * stride + (size_t)p * PANEL + 16, 1);
+        });
+  });
+}

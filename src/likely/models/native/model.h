@@ -1,0 +1,57 @@
+// What the caller passes in, as engine_native.py spells it too, and what is kept between calls.
+#pragma once
+#include "attention.h"
+#include "memory.h"
+#include "rows.h"
+#include "threads.h"
+
+extern "C" {
+
+struct LayerWeights {
+  const uint8_t *qkv, *out, *gate_up, *down;  // panels
+  const float *qkv_bias;                      // null where there is none
+  const float *attention_norm, *mlp_norm;     // factors, Gemma's 1 added
+  const float *query_norm, *key_norm;         // (dim,) or null
+  const float *attention_after, *mlp_after;   // norms of what is added to the stream, or null
+  const float *frequencies;                   // (dim / 2,) of the rotation
+  int32_t window;                             // 0: sees everything
+};
+
+struct ModelShape {
+  int32_t kind, layers, hidden, heads, kv_heads, dim, mlp, vocabulary, activation;  // activation 0: silu, 1: gelu
+  float epsilon, attention_scale, attention_softcap, embedding_scale, logit_softcap;
+};
+
+struct Model {
+  ModelShape shape;
+  const LayerWeights* layers;
+  const float* final_norm;
+  const uint8_t* embedding;  // panels of (vocabulary, hidden); null: the head's are read
+  const uint8_t* head;
+};
+
+struct Call {
+  int32_t tokens;
+  const int32_t *token, *position, *slot;
+  Queries queries;
+  int32_t wanted;               // rows that go on to the head
+  const int32_t* wanted_rows;   // (wanted,)
+  float* hidden;                // (wanted, hidden) after the last norm, or null
+  const uint8_t *skip_attention, *skip_mlp;  // (layers,) or null
+};
+
+}  // extern "C"
+
+struct Engine {
+  Model model;
+  Team team;
+  std::vector<Scratch> scratch;
+  std::vector<Buffer> gated;         // of each thread: 64 gated values of every row
+  std::vector<Buffer> keys, values;  // of each layer, see attention.h
+  int64_t capacity = 0;
+  Buffer stream, projected, attended, added, cosine, sine;
+  RowBuffers narrow, wide, final_rows;
+  Rows narrow_view, wide_view, final_view;
+  explicit Engine(const Model& m, int threads)
+      : model(m), team(threads), scratch(threads), gated(threads), keys(m.shape.layers), values(m.shape.layers) {}
+};

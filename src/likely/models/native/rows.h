@@ -1,0 +1,66 @@
+// Rows of activations: room for them, norms, and their form for a product.
+#pragma once
+#include "linear.h"
+#include "memory.h"
+
+struct RowBuffers {
+  Buffer data, scale, bias;
+  bool fit(int rows, int width, size_t row_group, Rows& view) {
+    int groups = (width + GROUP - 1) / GROUP;
+    size_t all = (size_t)std::max(rows, 1) * groups;
+    if (!data.fit(all * row_group) || !scale.fit(all * 4) || !bias.fit(all * 4)) return false;
+    view = Rows{data.data, scale.floats(), (int32_t*)bias.data, groups};
+    return true;
+  }
+};
+
+// The same rows, counted from `first`.
+template <Kind kind>
+static Rows rows_from(const Rows& rows, int first) {
+  return Rows{rows.row<kind>(first), rows.scale + (size_t)first * rows.groups, rows.bias + (size_t)first * rows.groups,
+              rows.groups};
+}
+
+INLINE float root_mean(const float* x, int n, float epsilon) {
+  f32x16 sum[4] = {};  // in parts, so that additions need not wait for one another
+  int i = 0;
+  for (; i + 64 <= n; i += 64)
+    for (int part = 0; part < 4; part++) {
+      const f32x16 v = load16(x + i + 16 * part);
+      sum[part] += v * v;
+    }
+  for (; i + 16 <= n; i += 16) {
+    const f32x16 v = load16(x + i);
+    sum[0] += v * v;
+  }
+  float rest = 0;
+  for (; i < n; i++) rest += x[i] * x[i];
+  return 1.0f / std::sqrt((sum_of((sum[0] + sum[1]) + (sum[2] + sum[3])) + rest) / n + epsilon);
+}
+
+// A row in the form of a kind, times `factor` and `weight` (null: as it is); beyond n it is zero.
+template <Kind kind>
+INLINE void prepare_row(const Rows& rows, int m, const float* x, int n, float factor, const float* weight) {
+  for (int g = 0; g < rows.groups; g++) {
+    f32x16 part[4];
+    for (int i = 0; i < 4; i++) {
+      int at = g * GROUP + 16 * i;
+      if (at + 16 <= n) {
+        part[i] = load16(x + at);
+        if (weight) part[i] = part[i] * factor * load16(weight + at);
+      } else {
+        part[i] = f32x16{};
+        for (int j = 0; at + j < n; j++) part[i][j] = weight ? x[at + j] * factor * weight[at + j] : x[at + j];
+      }
+    }
+    prepare_group<kind>(rows, m, g, part[0], part[1], part[2], part[3]);
+  }
+}
+
+inline void scale_row(float* x, int n, float factor, const float* weight) {
+  for (int i = 0; i < n; i++) x[i] = x[i] * factor * weight[i];
+}
+
+inline void add_row(float* to, const float* x, int n) {
+  for (int i = 0; i < n; i++) to[i] += x[i];
+}
