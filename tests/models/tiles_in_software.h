@@ -60,7 +60,7 @@ inline void dot_signed_unsigned(int to, int a, int b) {
 inline long allow(long, long, long) { return 0; }  // the kernel's permission
 }  // namespace tiles_in_software
 
-extern "C" inline __attribute__((used)) long tiles_multiplied() { return tiles_in_software::multiplied; }
+extern "C" long tiles_multiplied() { return tiles_in_software::multiplied; }
 
 #define __AMX_TILE__ 1
 #define __AMX_INT8__ 1
