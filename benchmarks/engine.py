@@ -1,6 +1,6 @@
 """The native engine against llama.cpp, transformers and OpenVINO: many positions, long prompts and batches in one run.
 
-What is timed, of each engine in turn within every round:
+What is timed, of each engine once in every round, in another order each time:
 
   positions   n new positions of one text that holds 512 tokens; every row goes through the head, its best token is read
   sequences   one token of each of n texts that hold 512 tokens each: batched decoding
@@ -284,7 +284,7 @@ def with_floors(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _column(name: str, runs: Columns, openvino: OpenVino | None, rounds: int) -> dict[str, Timing]:
-    """All engines in turn, `rounds` times; OpenVINO times itself, without the way to its process."""
+    """All engines once in each of `rounds` rounds; OpenVINO times itself, without the way to its process."""
     theirs: list[float] = []
 
     def ask() -> None:

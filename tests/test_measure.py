@@ -9,10 +9,17 @@ from likely.models.cost_curve import measure as measure_cost
 from likely.models.toy import ToyRuntime
 
 
-def test_runs_alternate_and_warmups_do_not_count():
-    order = []
-    timings = measure.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warmup=1)
-    assert order == ["a", "b"] * 4 and all(len(t.seconds) == 3 for t in timings.values())
+def test_every_round_has_each_run_once_in_an_order_of_its_own():
+    def measured():
+        called = []
+        runs = {name: lambda name=name: called.append(name) for name in "abc"}
+        timings = measure.interleaved(runs, rounds=11, warmup=1)
+        assert list(timings) == ["a", "b", "c"] and all(len(t.seconds) == 11 for t in timings.values())
+        return ["".join(called[i : i + 3]) for i in range(0, len(called), 3)]
+
+    rounds = measured()
+    assert len(rounds) == 12 and {"".join(sorted(r)) for r in rounds} == {"abc"}
+    assert len({r[0] for r in rounds}) == 3 and rounds == measured()
 
 
 def test_speedup_is_a_ratio_within_rounds():

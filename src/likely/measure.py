@@ -105,10 +105,16 @@ def interval(values: Sequence[float], *, level: float = 0.95, resamples: int = 2
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], *, rounds: int = 5, warmup: int = 1) -> dict[str, Timing]:
-    """Time each run once per round, in the same order, after `warmup` rounds that do not count."""
+    """Time each run once per round, after `warmup` rounds that do not count.
+
+    Every round has an order of its own (the same in every process): what a run leaves behind, a cold cache or threads
+    that still spin, then meets each of the others alike.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
+    order, names = np.random.default_rng(0), list(runs)
     for number in range(warmup + rounds):
-        for name, run in runs.items():
+        for name in order.permutation(names).tolist():
+            run = runs[name]
             started = time.perf_counter()
             run()
             if number >= warmup:
