@@ -1,6 +1,6 @@
 """The native engine against llama.cpp, transformers and OpenVINO: many positions, long prompts and batches in one run.
 
-What is timed, of each engine once in every round, in another order each time:
+What is timed, of each engine in every round, in another order each time, after one call of the same that is not:
 
   positions   n new positions of one text that holds 512 tokens; every row goes through the head, its best token is read
   sequences   one token of each of n texts that hold 512 tokens each: batched decoding
@@ -48,6 +48,7 @@ POSITIONS, SEQUENCES = (1, 2, 4, 8, 16, 32, 64), (8, 16)
 TARGETS = {"positions 4": 2, "positions 16": 3, "positions 64": 4, "positions 1": 0.9, "prefill 512": 3,
            "sequences 8": 2, "sequences 16": 2}  # fmt: skip
 PREFILL_OVER_OPENVINO = 1.5
+WARMUP = 1  # rounds
 Columns = dict[str, Callable[[], object]]
 
 
@@ -293,10 +294,11 @@ def _column(name: str, runs: Columns, openvino: OpenVino | None, rounds: int) ->
             theirs.append(seconds)
 
     few = rounds if name not in ("positions 32", "positions 64", f"prefill {PREFILL}") else max(3, rounds // 2)
-    timings = interleaved({**runs, **({"OpenVINO": ask} if openvino else {})}, rounds=few, warmup=2)
+    every = {**runs, **({"OpenVINO": ask} if openvino else {})}
+    timings = interleaved(every, rounds=few, warmup=WARMUP, settled=True)
     timings.pop("OpenVINO", None)
     if theirs:
-        timings["OpenVINO"] = Timing("OpenVINO", theirs[2:])
+        timings["OpenVINO"] = Timing("OpenVINO", theirs[1::2][WARMUP:])
     print(name, {e: f"{1e3 * t.median_s:.2f}" for e, t in timings.items()}, flush=True)
     return timings
 

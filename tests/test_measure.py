@@ -22,6 +22,13 @@ def test_every_round_has_each_run_once_in_an_order_of_its_own():
     assert len({r[0] for r in rounds}) == 3 and rounds == measured()
 
 
+def test_a_settled_run_is_called_twice_and_timed_once():
+    called = []
+    runs = {name: lambda name=name: called.append(name) for name in "ab"}
+    timings = measure.interleaved(runs, rounds=2, warmup=0, settled=True)
+    assert called[0::2] == called[1::2] and len(called) == 8 and all(len(t.seconds) == 2 for t in timings.values())
+
+
 def test_speedup_is_a_ratio_within_rounds():
     fast, slow = measure.Timing("f", [1.0, 2.0, 4.0]), measure.Timing("s", [2.0, 4.0, 8.0])
     ratio = measure.speedup(fast, slow)

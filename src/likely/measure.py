@@ -104,17 +104,22 @@ def interval(values: Sequence[float], *, level: float = 0.95, resamples: int = 2
     return float(low), float(high)
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], *, rounds: int = 5, warmup: int = 1) -> dict[str, Timing]:
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], *, rounds: int = 5, warmup: int = 1, settled: bool = False
+) -> dict[str, Timing]:
     """Time each run once per round, after `warmup` rounds that do not count.
 
-    Every round has an order of its own (the same in every process): what a run leaves behind, a cold cache or threads
-    that still spin, then meets each of the others alike.
+    Every round has an order of its own (the same in every process), so that what a run leaves behind meets each of the
+    others alike.  settled: a run is called twice and its second call is timed, as in a loop that does nothing else;
+    otherwise a short call pays for the cold caches and the spinning threads of the run before it.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     order, names = np.random.default_rng(0), list(runs)
     for number in range(warmup + rounds):
         for name in order.permutation(names).tolist():
             run = runs[name]
+            if settled:
+                run()
             started = time.perf_counter()
             run()
             if number >= warmup:
