@@ -244,8 +244,6 @@ INLINE Seen seen_by(const Queries& q, int i, int window) {
   return {std::max(0, q.position[i] - window + 1), std::min(all, q.position[i] + window)};
 }
 
-constexpr float UNSEEN = -1e30f;  // the score of a column that a query may not see: its weight is 0
-
 // e^x for x <= 0: as exact as the weights, which are stored in half precision or not
 template <bool half>
 INLINE f32x16 weight16(f32x16 x) {
@@ -277,7 +275,7 @@ static void soften_rows(const Shape& s, const Seen* seen, int share, int from, i
         for (int i = 0; i < 16; i++) v[c][i] = s.softcap * std::tanh(v[c][i] / s.softcap);
       if (!whole) {
         const i32x16 at = lane + LANES * c;
-        v[c] = ((at >= low) & (at < high)) ? v[c] : all16(UNSEEN);
+        v[c] = ((at >= low) & (at < high)) ? v[c] : all16(-INFINITY);
       }
       most = max16(most, v[c]);
     }
