@@ -97,7 +97,7 @@ int likely_multiply(Engine* e, int kind, const float* x, int n, int width, const
       int from, to;
       while (e->team.take(count, 1, from, to))
         for (int p = from; p < to; p++)
-          multiply_panel<k>(panels + p * bytes, rows, n, tiles, [&](int m, f32x16 a, f32x16 b) {
+          multiply_panel<k>(panels + p * bytes, nullptr, rows, n, tiles, [&](int m, f32x16 a, f32x16 b) {
             store16(out + m * stride + (size_t)p * PANEL, a);
             store16(out + m * stride + (size_t)p * PANEL + 16, b);
           }, [](int) {});

@@ -56,7 +56,12 @@ struct Forward {
   void each(int count, int grain, const Work& work) {  // then all threads meet
     int first, last;
     while (e.team.take(count, grain, first, last))
-      for (int i = first; i < last; i++) work(i);
+      for (int i = first; i < last; i++) {
+        if constexpr (std::is_invocable_v<Work, int, int>)
+          work(i, e.team.after(i, last, grain, count));
+        else
+          work(i);
+      }
     e.team.meet();
   }
   int row_grain() const { return std::max(1, n / (e.team.size() * 4)); }
@@ -73,7 +78,12 @@ struct Forward {
   struct Alone {
     template <class Work>
     void operator()(int count, int, const Work& work) const {
-      for (int i = 0; i < count; i++) work(i);
+      for (int i = 0; i < count; i++) {
+        if constexpr (std::is_invocable_v<Work, int, int>)
+          work(i, i + 1 < count ? i + 1 : -1);
+        else
+          work(i);
+      }
     }
   };
   // Spans of nearly equal size, as many for each thread.
@@ -149,7 +159,7 @@ struct Forward {
                float* out, size_t stride, const float* bias, bool add, const Tiles& tiles) {
     const size_t panel_bytes = rows.groups * Format<kind>::panel_group;
     const int panels_count = (width + PANEL - 1) / PANEL;
-    over(panels_count, e.team.grain(panels_count), [&](int p) {
+    over(panels_count, e.team.grain(panels_count), [&](int p, int next) {
       float* to = out + (size_t)p * PANEL;
       auto done = [&](int m, f32x16 a, f32x16 b) {
         float* row = to + live.at(span.first + m) * stride;
@@ -169,7 +179,8 @@ struct Forward {
         __builtin_prefetch(row, 1);
         __builtin_prefetch(row + 16, 1);
       };
-      multiply_panel<kind>(panels + p * panel_bytes, rows, span.size(), tiles, done, soon);
+      const uint8_t* after = next < 0 ? nullptr : panels + next * panel_bytes;
+      multiply_panel<kind>(panels + p * panel_bytes, after, rows, span.size(), tiles, done, soon);
     });
   }
 
@@ -180,13 +191,16 @@ struct Forward {
     const size_t panel_bytes = from.groups * Format<kind>::panel_group;
     float* own = e.gated[id].floats();
     const bool gelu = s.activation == 1;
-    over(to.groups, e.team.grain(to.groups), [&](int g) {
+    over(to.groups, e.team.grain(to.groups), [&](int g, int next) {
       for (int p = 0; p < 4; p++) {
         auto done = [&](int m, f32x16 a, f32x16 b) {
           store16(own + m * GROUP + 16 * p, (gelu ? gelu16(a) : silu16(a)) * b);
         };
         auto soon = [&](int m) { __builtin_prefetch(own + m * GROUP + 16 * p, 1); };
-        multiply_panel<kind>(panels + (size_t)(4 * g + p) * panel_bytes, from, span.size(), tiles, done, soon);
+        const uint8_t* panel = panels + (size_t)(4 * g + p) * panel_bytes;
+        const uint8_t* after = panel + panel_bytes;
+        if (p == 3) after = next < 0 ? nullptr : panels + (size_t)(4 * next) * panel_bytes;
+        multiply_panel<kind>(panel, after, from, span.size(), tiles, done, soon);
       }
       for (int m = 0; m < span.size(); m++) {
         const float* x = own + m * GROUP;
@@ -354,24 +368,30 @@ static void run_head(Engine& e, int first, int count, float* logits, size_t stri
   const ModelShape& s = e.model.shape;
   const Rows rows = rows_from<kind>(e.final_view, first);
   const size_t panel_bytes = rows.groups * Format<kind>::panel_group;
-  const int panels = (s.vocabulary + PANEL - 1) / PANEL;
+  const int panels = (s.vocabulary + PANEL - 1) / PANEL, grain = e.team.grain(panels);
   const float cap = s.logit_softcap;
   e.team.run([&](int) {
     const Tiles tiles;
     int from, to;
-    while (e.team.take(panels, e.team.grain(panels), from, to))
-      for (int p = from; p < to; p++)
-        multiply_panel<kind>(e.model.head + p * panel_bytes, rows, count, tiles, [&](int m, f32x16 a, f32x16 b) {
+    while (e.team.take(panels, grain, from, to))
+      for (int p = from; p < to; p++) {
+        float* own = logits + (size_t)p * PANEL;
+        auto done = [&](int m, f32x16 a, f32x16 b) {
           if (cap > 0)
             for (int i = 0; i < 16; i++) {
               a[i] = cap * std::tanh(a[i] / cap);
               b[i] = cap * std::tanh(b[i] / cap);
             }
-          store16(logits + m * stride + (size_t)p * PANEL, a);
-          store16(logits + m * stride + (size_t)p * PANEL + 16, b);
-        }, [&](int m) {
-          __builtin_prefetch(logits + m * stride + (size_t)p * PANEL, 1);
-          __builtin_prefetch(logits + m * stride + (size_t)p * PANEL + 16, 1);
-        });
+          store16(own + m * stride, a);
+          store16(own + m * stride + 16, b);
+        };
+        auto soon = [&](int m) {
+          __builtin_prefetch(own + m * stride, 1);
+          __builtin_prefetch(own + m * stride + 16, 1);
+        };
+        const int next = e.team.after(p, to, grain, panels);
+        const uint8_t* after = next < 0 ? nullptr : e.model.head + next * panel_bytes;
+        multiply_panel<kind>(e.model.head + p * panel_bytes, after, rows, count, tiles, done, soon);
+      }
   });
 }

@@ -100,17 +100,25 @@ INLINE i32x16 dot4(i32x16 sum, const uint8_t* weights, const int8_t* four) {
 }
 constexpr bool SIGNED_WEIGHTS = LIKELY_AVX2 && !LIKELY_VNNI;  // dot4 has taken the 128 out again
 
-// out[m][t] = row m0 + m times tile t of the panel.  Meanwhile `ahead` lines of every group of what is read next are
-// fetched, `next` bytes further on.  Never inlined: the sums need all registers, whoever calls.
+// What is on its way while a product is made: in every group `lines` lines, from `at` on, and from group `turn` on from
+// `then` on.
+struct Ahead {
+  const uint8_t *at, *then;
+  int turn, lines;
+};
+
+// out[m][t] = row m0 + m times tile t of the panel.  Never inlined: the sums need all registers, whoever calls.
 template <Kind kind, int M>
-__attribute__((noinline)) static void multiply(const uint8_t* panel, const Rows& rows, int m0, size_t next, int ahead,
+__attribute__((noinline)) static void multiply(const uint8_t* panel, const Rows& rows, int m0, Ahead ahead,
                                                f32x16 (&out)[M][2]) {
   f32x16 f[M][2];
   for (int m = 0; m < M; m++) f[m][0] = f[m][1] = f32x16{};
   const uint8_t* a = rows.row<kind>(m0);
   const size_t stride = rows.groups * Format<kind>::row_group;
   for (int g = 0; g < rows.groups; g++, panel += Format<kind>::panel_group, a += Format<kind>::row_group) {
-    for (int line = 0; line < ahead; line++) __builtin_prefetch(panel + next + 64 * line, 0, M <= 2 ? 3 : 2);
+    if (g == ahead.turn) ahead.at = ahead.then;
+    for (int line = 0; line < ahead.lines; line++) __builtin_prefetch(ahead.at + 64 * line, 0, M <= 2 ? 3 : 2);
+    ahead.at += Format<kind>::panel_group;
     if constexpr (M > 2)  // the rows of the next block
       for (int m = M; m < 2 * M; m++)
         for (size_t line = 0; line < Format<kind>::row_group; line += 64) __builtin_prefetch(a + m * stride + line);
@@ -234,16 +242,17 @@ struct Tiles {
 #endif
 
 template <Kind kind, int M, class Done>
-INLINE void multiply_block(const uint8_t* panel, const Rows& rows, int m0, size_t next, int ahead, const Done& done) {
+INLINE void multiply_block(const uint8_t* panel, const Rows& rows, int m0, const Ahead& ahead, const Done& done) {
   f32x16 f[M][2];
-  multiply<kind, M>(panel, rows, m0, next, ahead, f);
+  multiply<kind, M>(panel, rows, m0, ahead, f);
   for (int m = 0; m < M; m++) done(m0 + m, f[m][0], f[m][1]);
 }
 
-// done(row, tile 0, tile 1) for every one of the n rows times one panel; soon(row) some time before it
+// done(row, tile 0, tile 1) for every one of the n rows times one panel; soon(row) some time before it.
+// next: the panel that is read afterwards, or null
 template <Kind kind, class Done, class Soon>
-static void multiply_panel(const uint8_t* panel, const Rows& rows, int n, const Tiles& tiles, const Done& done,
-                           const Soon& soon) {
+static void multiply_panel(const uint8_t* panel, const uint8_t* next, const Rows& rows, int n, const Tiles& tiles,
+                           const Done& done, const Soon& soon) {
   constexpr size_t size = Format<kind>::panel_group;
   int first = 0;
 #if LIKELY_AMX
@@ -259,10 +268,10 @@ static void multiply_panel(const uint8_t* panel, const Rows& rows, int n, const 
   const int lines = (int)(size / 64), share = few ? lines : std::max(1, lines / std::max(1, blocks));
   for (int b = 0, m = first; b < blocks; b++) {  // blocks of nearly equal size
     const int rest = n - m, some = (rest + blocks - b - 1) / (blocks - b);
-    const int ahead = few || b * share < lines ? share : 0;
-    const size_t next = few ? 2 * size : rows.groups * size + (size_t)b * share * 64;
+    Ahead ahead{next + (size_t)b * share * 64, next, -1, next && b * share < lines ? share : 0};
+    if (few) ahead = {panel + 2 * size, next ? next : panel, std::max(0, rows.groups - 2), lines};
     for (int i = m; i < m + some; i++) soon(i);
-    auto block = [&](auto size) { multiply_block<kind, size.value>(panel, rows, m, next, ahead, done); };
+    auto block = [&](auto size) { multiply_block<kind, size.value>(panel, rows, m, ahead, done); };
     by_rows(some, block);
     m += some;
   }

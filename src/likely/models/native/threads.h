@@ -58,6 +58,11 @@ struct Team {
     last = first + grain < count ? first + grain : count;
     return true;
   }
+  // which task this thread is likely to work on after `i` of its [.., last): -1 if probably none
+  int after(int i, int last, int grain, int count) const {
+    const int next = i + 1 < last ? i + 1 : last + (size_ - 1) * grain;
+    return next < count ? next : -1;
+  }
   int grain(int count) const {
     int g = count / (size_ * 8);
     return g < 1 ? 1 : g;
