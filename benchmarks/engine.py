@@ -293,7 +293,7 @@ def _column(name: str, runs: Columns, openvino: OpenVino | None, rounds: int) ->
         if (seconds := openvino.seconds(name)) is not None:
             theirs.append(seconds)
 
-    few = rounds if name not in ("positions 32", "positions 64", f"prefill {PREFILL}") else max(3, rounds // 2)
+    few = rounds if name not in ("positions 32", "positions 64") else max(3, rounds // 2)
     every = {**runs, **({"OpenVINO": ask} if openvino else {})}
     timings = interleaved(every, rounds=few, warmup=WARMUP, settled=True)
     timings.pop("OpenVINO", None)
