@@ -47,8 +47,9 @@ struct Forward {
   }
   // Prepared rows of a span, counted from its first.
   Rows rows_of(int width, Span span) const {
-    return Rows{e.narrow_view.template row<kind>(span.first), e.narrow_view.scale + (size_t)span.first * e.narrow_view.groups,
-                e.narrow_view.bias + (size_t)span.first * e.narrow_view.groups, (width + GROUP - 1) / GROUP};
+    Rows rows = rows_from<kind>(e.narrow_view, span.first);
+    rows.groups = (width + GROUP - 1) / GROUP;
+    return rows;
   }
   Rows wide_rows(Span span) const { return rows_from<kind>(e.wide_view, span.first); }
 
@@ -86,11 +87,11 @@ struct Forward {
       }
     }
   };
+  bool are_many(int rows) const { return rows >= MANY * e.team.size(); }
   // Spans of nearly equal size, as many for each thread.
   struct Spans {
     int rows, count;
-    Spans(int rows, int threads)
-        : rows(rows), count((int)round_up(std::max(1, (rows + SPAN - 1) / SPAN), rows < SPAN ? 1 : threads)) {}
+    Spans(int rows, int threads) : rows(rows), count((int)round_up((rows + SPAN - 1) / SPAN, threads)) {}
     Span operator[](int i) const { return {(int)((int64_t)rows * i / count), (int)((int64_t)rows * (i + 1) / count)}; }
   };
 
@@ -302,18 +303,17 @@ struct Forward {
 
   // `mixing`: the last layer where rows meet; from its attention on, the wanted ones are enough
   void layers_by_outputs(int mixing, const Live& all, const Live& wanted, int id, const Tiles& tiles) {
-    const Together team{*this};
     for (int l = 0; l < s.layers; l++) {
       const Live& live = l < mixing ? all : wanted;
       if (attends(l)) {
-        before_attention(team, l, {0, n}, tiles);
+        before_attention(Together{*this}, l, {0, n}, tiles);
         attend(l, live, id);
       }
-      after(team, l, live, {0, live.count}, id, tiles);
+      after(Together{*this}, l, live, {0, live.count}, id, tiles);
     }
   }
   void layers_by_rows(int mixing, const Live& all, const Live& wanted, int id, const Tiles& tiles) {
-    const Spans spans(n, e.team.size()), wanted_spans(wanted.count, e.team.size());
+    const Spans spans(n, e.team.size());
     auto before = [&](int l, Span span) {
       if (l < s.layers && attends(l)) before_attention(Alone{}, l, span, tiles);
     };
@@ -326,9 +326,14 @@ struct Forward {
         before(l + 1, span);
       });
     if (mixing >= 0) attend(mixing, wanted, id);
-    each(wanted_spans.count, 1, [&](int i) {
-      for (int l = std::max(mixing, 0); l < s.layers; l++) after(Alone{}, l, wanted, wanted_spans[i], id, tiles);
-    });
+    const Spans rest(wanted.count, e.team.size());
+    auto finish = [&](const auto& over, Span span) {
+      for (int l = std::max(mixing, 0); l < s.layers; l++) after(over, l, wanted, span, id, tiles);
+    };
+    if (are_many(wanted.count))
+      each(rest.count, 1, [&](int i) { finish(Alone{}, rest[i]); });
+    else
+      finish(Together{*this}, {0, wanted.count});
   }
 
   void run(int id) {
@@ -337,10 +342,10 @@ struct Forward {
     int mixing = s.layers - 1;
     while (mixing >= 0 && !attends(mixing)) mixing--;
     each(n, row_grain(), [&](int i) { embed(i); });
-    if (n < MANY * e.team.size())
-      layers_by_outputs(mixing, all, wanted, id, tiles);
-    else
+    if (are_many(n))
       layers_by_rows(mixing, all, wanted, id, tiles);
+    else
+      layers_by_outputs(mixing, all, wanted, id, tiles);
     each(call.wanted, std::max(1, call.wanted / (e.team.size() * 4)), [&](int i) {
       const float* x = e.stream.floats() + call.wanted_rows[i] * hidden_stride;
       const float factor = root_mean(x, s.hidden, s.epsilon);
