@@ -249,18 +249,13 @@ def measure(model: str, *, rounds: int, quick: bool, python: str | None) -> dict
         shapes = {name: Shapes(lm.runtime).columns() for name, lm in loaded.items()}
         names = list(next(iter(shapes.values())))
         columns = {name: _column(name, {e: c[name] for e, c in shapes.items()}, openvino, rounds) for name in names}
-        bytes_per_s, products_per_s = bandwidth(), peak()
         record = {
             "model": model,
-            "bandwidth_gb_per_s": bytes_per_s / 1e9,
-            "int8_peak_gops": products_per_s / 1e9,
             "features": library().features(),
             "weights_bytes": {name: getattr(lm.runtime, "weights_bytes", None) for name, lm in loaded.items()},
-            "columns": {
-                name: _row(name, timings, floor_ms(name, loaded["native int8"], bytes_per_s, products_per_s))
-                for name, timings in columns.items()
-            },
+            "columns": {name: _row(name, timings) for name, timings in columns.items()},
         }
+        record = with_floors(record, loaded["native int8"])
         if openvino and "native fp32" in loaded:
             record["kl_of_openvino_nats"] = kl_of_openvino(openvino, loaded["native fp32"], folder)
         if openvino is None:
@@ -273,14 +268,12 @@ def measure(model: str, *, rounds: int, quick: bool, python: str | None) -> dict
     return record
 
 
-def with_floors(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with floors by the bandwidth and the peak as they are now."""
-    lm = likely.load(record["model"], engine="int8", threads=cores())
+def with_floors(record: dict[str, Any], lm: Any) -> dict[str, Any]:
+    """The record with floors by the bandwidth and the peak as they are now; lm: its model on the int8 engine."""
     bytes_per_s, products_per_s = bandwidth(), peak()
     for name, row in record["columns"].items():
         row["floor_ms"] = floor_ms(name, lm, bytes_per_s, products_per_s)
         row["times_floor"] = row["milliseconds"]["native int8"][0] / row["floor_ms"]
-    lm.close()
     return record | {"bandwidth_gb_per_s": bytes_per_s / 1e9, "int8_peak_gops": products_per_s / 1e9}
 
 
@@ -303,7 +296,7 @@ def _column(name: str, runs: Columns, openvino: OpenVino | None, rounds: int) ->
     return timings
 
 
-def _row(name: str, timings: dict[str, Timing], floor: float) -> dict[str, Any]:
+def _row(name: str, timings: dict[str, Timing]) -> dict[str, Any]:
     ours = timings["native int8"]
     rivals = [t for e, t in timings.items() if e.startswith("llama.cpp")]
     best = min(rivals, key=lambda t: t.median_s)
@@ -312,8 +305,6 @@ def _row(name: str, timings: dict[str, Timing], floor: float) -> dict[str, Any]:
     return {
         "milliseconds": {e: [1e3 * t.median_s, *(1e3 * s for s in t.interval_s())] for e, t in timings.items()},
         "faster_llamacpp": best.name,
-        "floor_ms": floor,
-        "times_floor": 1e3 * ours.median_s / floor,
         "speedup_of_native_int8": {e: asdict(r) for e, r in ratios.items()},
         "target": TARGETS.get(name),
     }
@@ -328,7 +319,11 @@ def main() -> None:
     options = protocol.arguments(__doc__, rest)
     if chosen.floors:
         kept = json.loads((protocol.RESULTS / "engine.json").read_text())
-        record = {"threads": kept["threads"], "context": CONTEXT, "models": [with_floors(m) for m in kept["models"]]}
+        models = []
+        for model in kept["models"]:
+            with likely.load(model["model"], engine="int8", threads=cores()) as lm:
+                models.append(with_floors(model, lm))
+        record = {"threads": kept["threads"], "context": CONTEXT, "models": models}
         protocol.write("engine", record, quick=options.quick)
         return
     record = {

@@ -136,22 +136,13 @@ static void gather(const Shape& s, const uint8_t* keys, const uint8_t* values, c
   }
 }
 
-INLINE void fetch_lines(const void* from, size_t bytes, bool to_write) {
-  for (size_t line = 0; line < bytes; line += 64) {
-    if (to_write)
-      __builtin_prefetch((const uint8_t*)from + line, 1);
-    else
-      __builtin_prefetch((const uint8_t*)from + line, 0);
-  }
-}
-
 // Keys and values that come next, on their way while the present block is computed.
 static void fetch(const Shape& s, const uint8_t* keys, const uint8_t* values, const int32_t* slots, int count,
                   int head) {
   for (int c = 0; c < count; c += LANES) {
     const size_t at = s.sixteen(head, slots[c]);
-    fetch_lines(keys + at, LANES * s.row(), false);
-    fetch_lines(values + at, LANES * s.row(), false);
+    fetch_lines(keys + at, LANES * s.row());
+    fetch_lines(values + at, LANES * s.row());
   }
 }
 
@@ -221,12 +212,7 @@ INLINE void weigh(const uint8_t* weight, const Block& block, float* out, int wid
 
 template <bool half, int R>
 static void scores_rows(const uint8_t* query, const Block& block, float* score, int steps) {
-  switch (block.vectors()) {
-    case 1: scores<half, R, 1>(query, block, score, steps); break;
-    case 2: scores<half, R, 2>(query, block, score, steps); break;
-    case 3: scores<half, R, 3>(query, block, score, steps); break;
-    default: scores<half, R, 4>(query, block, score, steps); break;
-  }
+  as_constant<VECTORS>(block.vectors(), [&](auto c) { scores<half, R, c.value>(query, block, score, steps); });
 }
 template <bool half, int R>
 static void weigh_rows(const uint8_t* weight, const Block& block, float* out, int wide) {
@@ -306,22 +292,18 @@ static void soften_rows(const Shape& s, const Seen* seen, int share, int from, i
 template <bool half>
 static void meet_block(const Shape& s, const Seen* seen, int share, int from, int to, int column, const Block& block,
                        Scratch& x) {
-  const int count = block.count;
   for (int r = from; r < to; r += MOST_ROWS) {
     int some = std::min(MOST_ROWS, to - r);
-    by_rows(some, [&](auto size) {
+    as_constant<MOST_ROWS>(some, [&](auto size) {
       scores_rows<half, size.value>(&x.query[r * s.row()], block, &x.score[(size_t)r * BLOCK], (int)(s.row() / 4));
     });
   }
-  switch (block.vectors()) {
-    case 1: soften_rows<half, 1>(s, seen, share, from, to, column, count, x); break;
-    case 2: soften_rows<half, 2>(s, seen, share, from, to, column, count, x); break;
-    case 3: soften_rows<half, 3>(s, seen, share, from, to, column, count, x); break;
-    default: soften_rows<half, 4>(s, seen, share, from, to, column, count, x); break;
-  }
+  as_constant<VECTORS>(block.vectors(), [&](auto c) {
+    soften_rows<half, c.value>(s, seen, share, from, to, column, block.count, x);
+  });
   for (int r = from; r < to; r += MOST_ROWS) {
     int some = std::min(MOST_ROWS, to - r);
-    by_rows(some, [&](auto size) {
+    as_constant<MOST_ROWS>(some, [&](auto size) {
       weigh_rows<half, size.value>(&x.weight[(size_t)r * BLOCK * 4], block, &x.out[(size_t)r * s.wide], s.wide);
     });
   }
@@ -344,8 +326,8 @@ static void attend_tile(const Shape& s, const Queries& q, const Piece& piece, in
   const size_t own_bytes = (size_t)share * s.dim * 4;  // of a query, and of its result
   for (int i = first; i < last; i++) {
     const size_t at = (size_t)head * share * s.dim;
-    fetch_lines(query + (size_t)i * q_stride + at, own_bytes, false);
-    fetch_lines(out + (size_t)i * out_stride + at, own_bytes, true);
+    fetch_lines(query + (size_t)i * q_stride + at, own_bytes);
+    fetch_lines<true>(out + (size_t)i * out_stride + at, own_bytes);
   }
   for (int r = 0; r < rows; r++) {
     const float* from = query + (size_t)(first + r / share) * q_stride + (size_t)(head * share + r % share) * s.dim;

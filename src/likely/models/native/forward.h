@@ -53,16 +53,19 @@ struct Forward {
   }
   Rows wide_rows(Span span) const { return rows_from<kind>(e.wide_view, span.first); }
 
+  // work(i) or work(i, the task that this thread does afterwards, or -1)
+  template <class Work>
+  static void do_task(const Work& work, int i, int next) {
+    if constexpr (std::is_invocable_v<Work, int, int>)
+      work(i, next);
+    else
+      work(i);
+  }
   template <class Work>
   void each(int count, int grain, const Work& work) {  // then all threads meet
     int first, last;
     while (e.team.take(count, grain, first, last))
-      for (int i = first; i < last; i++) {
-        if constexpr (std::is_invocable_v<Work, int, int>)
-          work(i, e.team.after(i, last, grain, count));
-        else
-          work(i);
-      }
+      for (int i = first; i < last; i++) do_task(work, i, e.team.after(i, last, grain, count));
     e.team.meet();
   }
   int row_grain() const { return std::max(1, n / (e.team.size() * 4)); }
@@ -79,12 +82,7 @@ struct Forward {
   struct Alone {
     template <class Work>
     void operator()(int count, int, const Work& work) const {
-      for (int i = 0; i < count; i++) {
-        if constexpr (std::is_invocable_v<Work, int, int>)
-          work(i, i + 1 < count ? i + 1 : -1);
-        else
-          work(i);
-      }
+      for (int i = 0; i < count; i++) do_task(work, i, i + 1 < count ? i + 1 : -1);
     }
   };
   bool are_many(int rows) const { return rows >= MANY * e.team.size(); }
@@ -175,11 +173,7 @@ struct Forward {
         store16(row, a);
         store16(row + 16, b);
       };
-      auto soon = [&](int m) {
-        const float* row = to + live.at(span.first + m) * stride;
-        __builtin_prefetch(row, 1);
-        __builtin_prefetch(row + 16, 1);
-      };
+      auto soon = [&](int m) { fetch_lines<true>(to + live.at(span.first + m) * stride, PANEL * 4); };
       const uint8_t* after = next < 0 ? nullptr : panels + next * panel_bytes;
       multiply_panel<kind>(panels + p * panel_bytes, after, rows, span.size(), tiles, done, soon);
     });
@@ -197,7 +191,7 @@ struct Forward {
         auto done = [&](int m, f32x16 a, f32x16 b) {
           store16(own + m * GROUP + 16 * p, (gelu ? gelu16(a) : silu16(a)) * b);
         };
-        auto soon = [&](int m) { __builtin_prefetch(own + m * GROUP + 16 * p, 1); };
+        auto soon = [&](int m) { fetch_lines<true>(own + m * GROUP + 16 * p, 64); };
         const uint8_t* panel = panels + (size_t)(4 * g + p) * panel_bytes;
         const uint8_t* after = panel + panel_bytes;
         if (p == 3) after = next < 0 ? nullptr : panels + (size_t)(4 * next) * panel_bytes;
@@ -326,14 +320,12 @@ struct Forward {
         before(l + 1, span);
       });
     if (mixing >= 0) attend(mixing, wanted, id);
-    const Spans rest(wanted.count, e.team.size());
     auto finish = [&](const auto& over, Span span) {
       for (int l = std::max(mixing, 0); l < s.layers; l++) after(over, l, wanted, span, id, tiles);
     };
-    if (are_many(wanted.count))
-      each(rest.count, 1, [&](int i) { finish(Alone{}, rest[i]); });
-    else
-      finish(Together{*this}, {0, wanted.count});
+    if (!are_many(wanted.count)) return finish(Together{*this}, {0, wanted.count});
+    const Spans rest(wanted.count, e.team.size());
+    each(rest.count, 1, [&](int i) { finish(Alone{}, rest[i]); });
   }
 
   void run(int id) {
@@ -390,10 +382,7 @@ static void run_head(Engine& e, int first, int count, float* logits, size_t stri
           store16(own + m * stride, a);
           store16(own + m * stride + 16, b);
         };
-        auto soon = [&](int m) {
-          __builtin_prefetch(own + m * stride, 1);
-          __builtin_prefetch(own + m * stride + 16, 1);
-        };
+        auto soon = [&](int m) { fetch_lines<true>(own + m * stride, PANEL * 4); };
         const int next = e.team.after(p, to, grain, panels);
         const uint8_t* after = next < 0 ? nullptr : e.model.head + next * panel_bytes;
         multiply_panel<kind>(e.model.head + p * panel_bytes, after, rows, count, tiles, done, soon);

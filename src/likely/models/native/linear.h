@@ -121,7 +121,7 @@ __attribute__((noinline)) static void multiply(const uint8_t* panel, const Rows&
     ahead.at += Format<kind>::panel_group;
     if constexpr (M > 2)  // the rows of the next block
       for (int m = M; m < 2 * M; m++)
-        for (size_t line = 0; line < Format<kind>::row_group; line += 64) __builtin_prefetch(a + m * stride + line);
+        fetch_lines(a + m * stride, Format<kind>::row_group);
     if constexpr (kind == INT8) {
       constexpr int CHAINS = M <= 2 ? 2 : 1;  // few rows: sums in two parts, so that products need not wait
       const float* scale = rows.scale + (size_t)m0 * rows.groups + g;
@@ -268,11 +268,12 @@ static void multiply_panel(const uint8_t* panel, const uint8_t* next, const Rows
   const int lines = (int)(size / 64), share = few ? lines : std::max(1, lines / std::max(1, blocks));
   for (int b = 0, m = first; b < blocks; b++) {  // blocks of nearly equal size
     const int rest = n - m, some = (rest + blocks - b - 1) / (blocks - b);
-    Ahead ahead{next + (size_t)b * share * 64, next, -1, next && b * share < lines ? share : 0};
+    Ahead ahead{};
+    if (next && b * share < lines) ahead = {next + (size_t)b * share * 64, next, -1, share};
     if (few) ahead = {panel + 2 * size, next ? next : panel, std::max(0, rows.groups - 2), lines};
     for (int i = m; i < m + some; i++) soon(i);
     auto block = [&](auto size) { multiply_block<kind, size.value>(panel, rows, m, ahead, done); };
-    by_rows(some, block);
+    as_constant<MOST_ROWS>(some, block);
     m += some;
   }
 }

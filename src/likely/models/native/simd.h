@@ -212,10 +212,16 @@ INLINE f32x16 dot2(f32x16 sum, const uint16_t* weights, const uint16_t* two) {
 #endif
 }
 
-// work(number of rows as a constant), for 1 to MOST_ROWS rows
-template <int R = 1, class Work>
-INLINE void by_rows(int rows, const Work& work) {
-  if constexpr (R < MOST_ROWS)
-    if (rows > R) return by_rows<R + 1>(rows, work);
-  work(std::integral_constant<int, R>{});
+// work(n as a constant), for n from 1 to MOST
+template <int MOST, int N = 1, class Work>
+INLINE void as_constant(int n, const Work& work) {
+  if constexpr (N < MOST)
+    if (n > N) return as_constant<MOST, N + 1>(n, work);
+  work(std::integral_constant<int, N>{});
+}
+
+// Lines of memory on their way to the first cache, to be read or to be written.
+template <bool to_write = false>
+INLINE void fetch_lines(const void* from, size_t bytes) {
+  for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch((const uint8_t*)from + line, to_write);
 }
