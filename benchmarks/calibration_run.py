@@ -18,11 +18,11 @@ import numpy as np
 import protocol
 
 import likely
-from likely.calibration.report import report
-from likely.calibrator import fit_calibrator
-from likely.choices import score_choices
-from likely.labelled import read_labelled
-from likely.measure import cores
+from likely.bench.timing import cores
+from likely.calibration.calibrator import fit_calibrator
+from likely.calibration.labelled import read_labelled
+from likely.metrics.report import report
+from likely.scoring.choices import score_choices
 
 DATA = Path(os.environ.get("LIKELY_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TARGET_S = 300.0

@@ -10,7 +10,7 @@ from typing import Any
 import protocol
 
 import likely
-from likely.measure import cores, interleaved, speedup
+from likely.bench.timing import cores, interleaved, speedup
 from likely.models.catalog import find_model
 
 PROMPT = "The history of the town goes back to the twelfth century, when monks built a small abbey beside the river."

@@ -22,13 +22,12 @@ import numpy as np
 import protocol
 
 import likely
-from likely import datasets
+from likely.bench.timing import interval
+from likely.data import datasets
 from likely.decoding.accept import matched_walk
-from likely.decoding.copyspec import CopySource
-from likely.decoding.draft import Draft, Drafter, DraftSource, Draw
-from likely.decoding.prompt_lookup import PromptLookup
-from likely.decoding.suffix_memory import SuffixMemory
-from likely.measure import interval
+from likely.decoding.drafting.lookup import CopySource, PromptLookup
+from likely.decoding.drafting.protocol import Draft, Drafter, DraftSource, Draw
+from likely.decoding.drafting.suffix.drafter import SuffixMemory
 
 Task = tuple[list[int], list[int]]  # prompt, answer
 SIZES = (10_000, 100_000, 1_000_000)

@@ -33,15 +33,15 @@ import numpy as np
 import protocol
 
 import likely
-from likely import datasets
-from likely.measure import Ratio, Timing, cores, interleaved, speedup
+from likely.bench.timing import Ratio, Timing, cores, interleaved, speedup
+from likely.data import datasets
 from likely.models.catalog import find_model
 from likely.models.convert import convert
-from likely.models.engine_build import library
-from likely.models.engine_native import INT8
-from likely.models.rows import log_softmax
-from likely.models.runtime import Runtime, Want, Work
-from likely.models.tokenizer import begin
+from likely.runtimes.native.build import library
+from likely.runtimes.native.library import INT8
+from likely.runtimes.protocol import Runtime, Want, Work
+from likely.runtimes.rows import log_softmax
+from likely.tokenizers.protocol import begin
 
 CONTEXT, PREFILL = 512, 512
 POSITIONS, SEQUENCES = (1, 2, 4, 8, 16, 32, 64), (8, 16)

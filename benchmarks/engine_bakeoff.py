@@ -30,7 +30,7 @@ import numpy as np
 import protocol
 from engine_bakeoff_tables import CAPACITY, Shape
 
-from likely.measure import cores, interval
+from likely.bench.timing import cores, interval
 
 POSITIONS = (1, 4, 16, 64)
 CONTEXT = 512
@@ -223,10 +223,10 @@ def prepare(folder: Path) -> None:
     import torch
     from engine_bakeoff_torch import Weights
 
-    from likely import datasets
+    from likely.data import datasets
     from likely.models.catalog import find_model
-    from likely.models.gguf_tokenizer import tokenizer_from_gguf
-    from likely.models.torch_gguf import load_gguf
+    from likely.runtimes.torch.gguf_module import load_gguf
+    from likely.tokenizers.gguf import tokenizer_from_gguf
 
     path = find_model("smollm2")
     module = load_gguf(path, dtype=torch.float32, device=torch.device("cpu"))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import likely
-from likely.measure import cores
+from likely.bench.timing import cores
 from likely.models.catalog import find_model
 
 
@@ -22,7 +22,7 @@ class OfRuntime:
         self._sequence = self._runtime.open()
 
     def extend(self, tokens: list[int], past: int, *, last: bool) -> np.ndarray:
-        from likely.models.runtime import Want, Work
+        from likely.runtimes.protocol import Want, Work
 
         self._runtime.truncate(self._sequence, past)
         want = Want(rows="last" if last else "all", logits=True)
@@ -38,7 +38,7 @@ class OfTransformers:
         import torch
         from transformers import DynamicCache
 
-        from likely.models.torch_gguf import load_gguf
+        from likely.runtimes.torch.gguf_module import load_gguf
 
         torch.set_num_threads(cores())
         self._module = load_gguf(find_model("smollm2"), dtype=torch.bfloat16, device=torch.device("cpu"))

@@ -33,15 +33,15 @@ import protocol
 from numpy.typing import NDArray
 
 import likely
-from likely import datasets
+from likely.bench.timing import cores, machine
+from likely.data import datasets
 from likely.errors import CapabilityError, LikelyError
-from likely.intervals import bootstrap_ratio
-from likely.measure import cores, machine
+from likely.metrics.intervals import bootstrap_ratio
 from likely.models.catalog import find_model
 from likely.models.convert import FILE_TYPE, convert
-from likely.models.runtime import Runtime, Want, Work
-from likely.models.runtime import Sequence as Held
-from likely.models.tokenizer import Tokenizer, begin
+from likely.runtimes.protocol import Runtime, Want, Work
+from likely.runtimes.protocol import Sequence as Held
+from likely.tokenizers.protocol import Tokenizer, begin
 
 MODELS = ("smollm2", "gemma3")
 TEXTS = (("wikitext2", "wiki.test.raw.gz"), ("humaneval", "problems.jsonl.gz"))

@@ -26,11 +26,11 @@ import guided_parts
 import protocol
 
 import likely
-from likely.intervals import bootstrap_ratio, wilson
-from likely.measure import cores
+from likely.bench.timing import cores
+from likely.metrics.intervals import bootstrap_ratio, wilson
 from likely.models.catalog import find_model
 from likely.models.convert import convert
-from likely.models.tokenizer import decode
+from likely.tokenizers.protocol import decode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reproductions"))
 from function_schemas import Case, cases, follows

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import likely
-from likely.measure import cores
+from likely.bench.timing import cores
 
 Compiled = Any
 CONTEXT = 2048

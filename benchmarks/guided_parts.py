@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 import likely
-from likely.decoding.masks import Mask, log_mass, only, unpack
+from likely.bench.timing import interval
+from likely.decoding.constraint import Mask, log_mass, only, unpack
 from likely.decoding.sampling import Sampling, pick
+from likely.guided.engines.llguidance import LLGuidanceConstraint
 from likely.guided.form import FormSettings, make_form
-from likely.guided.llguidance_constraint import LLGuidanceConstraint
-from likely.measure import interval
-from likely.models.rows import logsumexp
+from likely.runtimes.rows import logsumexp
 
 SCHEMA = {
     "type": "object",

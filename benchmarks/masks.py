@@ -26,14 +26,14 @@ import numpy as np
 import protocol
 
 import likely
+from likely.bench.timing import interval
+from likely.guided.engines.llguidance import LLGuidance
 from likely.guided.form import FormSettings
-from likely.guided.llguidance_constraint import LLGuidance
-from likely.guided.schema import schema_form
-from likely.guided.schema_document import Document
-from likely.guided.schema_report import preflight
-from likely.guided.schema_validator import Validator
+from likely.guided.json_schema.document import Document
+from likely.guided.json_schema.form import schema_form
+from likely.guided.json_schema.report import preflight
+from likely.guided.json_schema.validator import Validator
 from likely.guided.vocabulary import Vocabulary
-from likely.measure import interval
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reproductions"))
 import schema_backends
@@ -68,7 +68,7 @@ def engines(vocabulary: Vocabulary) -> dict[str, tuple[Compile, float]]:
         engine = LLGuidance(vocabulary, slices=slices)
         found[name] = warmed(lambda schema, engine=engine: engine.compile_schema(schema, settings))
     if importlib.util.find_spec("xgrammar"):
-        from likely.guided.xgrammar_constraint import XGrammar
+        from likely.guided.engines.xgrammar import XGrammar
 
         other = XGrammar(vocabulary)
         found["xgrammar"] = warmed(lambda schema: other.compile_schema(schema, settings))

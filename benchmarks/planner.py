@@ -21,7 +21,7 @@ import numpy as np
 import protocol
 
 import likely
-from likely.measure import cores, interleaved, speedup
+from likely.bench.timing import cores, interleaved, speedup
 from likely.uncertainty.plan import Plan, estimate, gather, needs_of
 from likely.uncertainty.types import Gathered
 

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from likely.measure import machine, refuse_busy
-from likely.models.whole_file import write_whole_file
+from likely.bench.timing import machine, refuse_busy
+from likely.io.whole_file import write_whole_file
 
 RESULTS = Path(__file__).parent / "results"
 

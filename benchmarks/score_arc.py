@@ -18,7 +18,7 @@ from pathlib import Path
 
 import protocol
 
-from likely.measure import cores, interleaved, speedup
+from likely.bench.timing import cores, interleaved, speedup
 
 DATA = Path(os.environ.get("LIKELY_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -103,8 +103,8 @@ def main() -> None:
 MEMORY = """
 import json, sys, threading, psutil, torch
 torch.set_num_threads(int(sys.argv[2]))
-import likely, likely.model, transformers.models.llama.modeling_llama
-from likely.models.torch_runtime import TorchRuntime
+import likely, likely.lm.model, transformers.models.llama.modeling_llama
+from likely.runtimes.torch.runtime import TorchRuntime
 pairs = json.load(sys.stdin)
 process = psutil.Process()
 base, peak, go = process.memory_info().rss, 0, True

@@ -10,9 +10,9 @@ import protocol
 import speculation_tasks
 
 import likely
-from likely.cli.bench_speculation import table
-from likely.measure import cores
-from likely.speculation import Task, compare, overall
+from likely.bench.speculation import Task, compare, overall
+from likely.bench.timing import cores
+from likely.cli.verbs.speed.bench_speculation import table
 
 DRAFTERS = ("lookup", "copy", "suffix", "trigram", "auto")
 SHORT = ("second turns", "self-correction", "text-to-SQL", "summaries", "arithmetic")

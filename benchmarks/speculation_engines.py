@@ -19,7 +19,7 @@ import protocol
 import speculation_tasks
 
 import likely
-from likely.measure import Timing, cores, speedup
+from likely.bench.timing import Timing, cores, speedup
 from likely.models.catalog import find_model
 from likely.models.convert import convert
 
@@ -133,7 +133,7 @@ def main() -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from likely.models.tokenizer import decode
+    from likely.tokenizers.protocol import decode
 
     torch.set_num_threads(cores())
     count = 8 if options.quick else 32

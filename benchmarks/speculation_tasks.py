@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import islice
 
-from likely import datasets
-from likely.speculation import Task
+from likely.bench.speculation import Task
+from likely.data import datasets
 
 COPY_HEAVY = ("second turns", "self-correction", "text-to-SQL")
 FIX = "Go over the code again and look for faults; change nothing if there are none."

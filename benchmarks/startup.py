@@ -9,7 +9,7 @@ import time
 
 import protocol
 
-from likely.measure import interval
+from likely.bench.timing import interval
 
 COMMAND = [sys.executable, "-c", "from likely.cli import main; main()"]
 

@@ -25,16 +25,16 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 import likely
-from likely import datasets
+from likely.data import datasets
 from likely.decoding.accept import matched_walk
-from likely.decoding.draft import DraftSource, Draw
-from likely.decoding.prompt_lookup import PromptLookup
-from likely.decoding.replay import replay
-from likely.decoding.trigram import TrigramMemory
-from likely.decoding.trigram_table import TrigramTable, count_trigrams, table_of
-from likely.evidence import Check, Evidence, Figure, Source, run_script, surroundings, verdict_of, write_result
+from likely.decoding.drafting.lookup import PromptLookup
+from likely.decoding.drafting.protocol import DraftSource, Draw
+from likely.decoding.drafting.replay import replay
+from likely.decoding.drafting.trigram.drafter import TrigramMemory
+from likely.decoding.drafting.trigram.table import TrigramTable, count_trigrams, table_of
+from likely.evidence.study import Check, Evidence, Figure, Source, run_script, surroundings, verdict_of, write_result
+from likely.io.hashes import file_sha256
 from likely.models.catalog import find_model, known_model
-from likely.models.hashes import file_sha256
 
 Text = list[int]
 Task = tuple[Text, Text]  # prompt, answer

@@ -32,8 +32,7 @@ from numpy.typing import NDArray
 from spoken_lists import FILES, INTENTS, MESSAGE, Spoken, chosen, default_file, read_lists, texts
 
 import likely
-from likely.calibration.bootstrap import interval
-from likely.evidence import (
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -45,12 +44,13 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.intervals import bootstrap_ratio
-from likely.models.hashes import cache_dir, file_sha256
-from likely.prompting.lora import train_lora
-from likely.prompting.nbest import NBest, SpokenTask, Style
-from likely.prompting.spoken_intent import SpokenIntentClassifier, training_pairs
-from likely.prompting.word_errors import oracle_word_error_rate, word_errors
+from likely.io.hashes import cache_dir, file_sha256
+from likely.metrics.bootstrap import interval
+from likely.metrics.intervals import bootstrap_ratio
+from likely.prompting.speech.intent import SpokenIntentClassifier, training_pairs
+from likely.prompting.speech.nbest import NBest, SpokenTask, Style
+from likely.prompting.speech.rover import oracle_word_error_rate, word_errors
+from likely.training.lora import train_lora
 
 NONE = "none"  # the answer to a message
 TASK = SpokenTask("", (*INTENTS.values(), NONE), listed=False)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from likely.models.runtime import Capabilities, Limits, Output, Path, Work
-from likely.models.runtime import Sequence as Held
+from likely.runtimes.protocol import Capabilities, Limits, Output, Path, Work
+from likely.runtimes.protocol import Sequence as Held
 
 
 @dataclass(eq=False)
@@ -38,7 +38,7 @@ class Recorded:
     def __init__(self, texts: Iterable[Sequence[int]], vocab_size: int):
         self._texts = [list(map(int, text)) for text in texts]
         self.vocab_size = vocab_size
-        self.rows = self.grouped = 0  # as likely.models.torch_aligned.Alignment counts them
+        self.rows = self.grouped = 0  # as likely.runtimes.torch.aligned.Alignment counts them
 
     def open(self) -> RecordedSequence:
         return RecordedSequence()

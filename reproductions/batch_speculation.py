@@ -27,14 +27,15 @@ import numpy as np
 from batch_recorded import Recorded
 
 import likely
-from likely import datasets
-from likely.decoding.draft import DraftSource
+from likely.bench.timing import cores, interleaved, interval, speedup
+from likely.data import datasets
+from likely.decoding.drafting.lookup import PromptLookup
+from likely.decoding.drafting.protocol import DraftSource
 from likely.decoding.loop import Loop
-from likely.decoding.pool import SameLength, by_prompt_length
-from likely.decoding.prompt_lookup import PromptLookup
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling
-from likely.evidence import (
+from likely.decoding.scheduling import SameLength, by_prompt_length
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -45,13 +46,12 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.intervals import wilson
-from likely.measure import cores, interleaved, interval, speedup
+from likely.metrics.intervals import wilson
 from likely.models.catalog import known_model
-from likely.models.runtime import Runtime, Want, Work
-from likely.models.tokenizer import Tokenizer
-from likely.models.torch_aligned import GroupTorchRuntime, RepadTorchRuntime, Row
-from likely.models.torch_runtime import TorchRuntime
+from likely.runtimes.protocol import Runtime, Want, Work
+from likely.runtimes.torch.aligned import GroupTorchRuntime, RepadTorchRuntime, Row
+from likely.runtimes.torch.runtime import TorchRuntime
+from likely.tokenizers.protocol import Tokenizer
 
 DATA = ("spec-bench", "questions.jsonl.gz")
 ANSWERS = ("mt-redundant", "answers.jsonl.gz")

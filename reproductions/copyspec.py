@@ -20,14 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import likely
-from likely import datasets
-from likely.decoding.composite import FirstOf
-from likely.decoding.copyspec import CopySource
-from likely.decoding.draft import DraftSource
-from likely.decoding.ngram import NgramModel
-from likely.decoding.prompt_lookup import PromptLookup
-from likely.decoding.replay import Replayed, Rounds, Trace, replay_all
-from likely.evidence import (
+from likely.data import datasets
+from likely.decoding.drafting.composite import FirstOf
+from likely.decoding.drafting.lookup import CopySource, PromptLookup
+from likely.decoding.drafting.ngram.drafter import NgramModel
+from likely.decoding.drafting.protocol import DraftSource
+from likely.decoding.drafting.replay import Replayed, Rounds, Trace, replay_all
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -38,9 +37,9 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.intervals import bootstrap_ratio
+from likely.io.hashes import file_sha256
+from likely.metrics.intervals import bootstrap_ratio
 from likely.models.catalog import find_model, known_model
-from likely.models.hashes import file_sha256
 
 Render = Callable[[list[dict[str, str]]], list[int]]
 Encode = Callable[[str], list[int]]

@@ -34,18 +34,18 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 import likely
-from likely import datasets
-from likely.decoding.draft_model import DraftModel
-from likely.decoding.draft_trees import Chain
-from likely.evidence import run_script
-from likely.intervals import wilson
-from likely.measure import cores, interval
+from likely.bench.timing import cores, interval
+from likely.data import datasets
+from likely.decoding.drafting.model.drafter import DraftModel
+from likely.decoding.drafting.model.trees import Chain
+from likely.evidence.study import run_script
+from likely.io.hashes import cache_dir, file_sha256
+from likely.metrics.intervals import wilson
 from likely.models.catalog import find_model, known_model
-from likely.models.gguf_tokenizer import tokenizer_from_gguf
-from likely.models.hashes import cache_dir, file_sha256
-from likely.models.hf_tokenizer import HFTokenizer
-from likely.models.tokenizer_files import save_tokenizer
-from likely.models.torch_runtime import TorchRuntime
+from likely.runtimes.torch.runtime import TorchRuntime
+from likely.tokenizers.files import save_tokenizer
+from likely.tokenizers.gguf import tokenizer_from_gguf
+from likely.tokenizers.huggingface import HFTokenizer
 
 Tokens = NDArray[np.int64]
 HIDDEN_WEIGHT = 0.5  # of the squared distance of final hidden states, beside the KL

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.decoding.accept import acceptance
-from likely.decoding.draft import Draft, DraftSource, DraftsTogether, Draw, Verification
-from likely.decoding.draft_trees import Shape
+from likely.decoding.drafting.model.trees import Shape
+from likely.decoding.drafting.protocol import Draft, DraftSource, DraftsTogether, Draw, Verification
 from likely.decoding.loop import Loop
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling, processed_logprobs
-from likely.models.runtime import Runtime, Want, Work
+from likely.runtimes.protocol import Runtime, Want, Work
 
 SPECTR = "SpecTr"
 AT_ONCE = 40  # texts decoded together

@@ -29,10 +29,8 @@ from folktexts_rows import asked_together, asked_with_examples, kept_answers, ri
 from numpy.typing import NDArray
 
 import likely
-from likely import datasets
-from likely.calibration.bootstrap import interval
-from likely.calibration.floor import ece_floor
-from likely.evidence import (
+from likely.data import datasets
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -44,11 +42,13 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.jsonl import Line, line_digest
-from likely.prompting.risk import RiskScorer, labels_of
-from likely.prompting.risk_report import BINS, METRICS, RESAMPLES, risk_report
-from likely.prompting.table_task import TableTask, load_task
-from likely.prompting.table_text import Row
+from likely.io.jsonl import Line, line_digest
+from likely.metrics.bins import ece_floor
+from likely.metrics.bootstrap import interval
+from likely.prompting.tables.report import BINS, METRICS, RESAMPLES, risk_report
+from likely.prompting.tables.risk import RiskScorer, labels_of
+from likely.prompting.tables.task import TableTask, load_task
+from likely.prompting.tables.text import Row
 
 Floats = NDArray[np.float64]
 TRAINED, POOL, LABELS, SHOTS = 2000, 64, 200, 4

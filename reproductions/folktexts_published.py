@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 
-from likely.evidence import Check, Figure
-from likely.intervals import bootstrap_ratio
+from likely.evidence.study import Check, Figure
+from likely.metrics.intervals import bootstrap_ratio
 
 Floats = NDArray[np.float64]
 FILE = ("folktexts-results", "results_2024-08.csv.gz")

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from likely.chunks import unfinished
-from likely.jsonl import Line, Results, read_lines
-from likely.prompting.digits import DIGITS, expected_number
-from likely.prompting.order_bias import order_bias
-from likely.prompting.risk_prompts import Style, answers_of, orders, prompt_of
-from likely.prompting.table_task import TableTask
-from likely.prompting.table_text import Row
-from likely.results import Scored
-from likely.uncertainty.letters import Shares, shares
+from likely.io.jsonl import Line, Results, read_lines, unfinished
+from likely.prompting.tables.order_bias import order_bias
+from likely.prompting.tables.prompts import Style, answers_of, orders, prompt_of
+from likely.prompting.tables.task import TableTask
+from likely.prompting.tables.text import Row
+from likely.scoring.digits import DIGITS, expected_number
+from likely.scoring.letters import Shares, shares
+from likely.scoring.scored import Scored
 
 COMPARED: tuple[Style, ...] = ("mc", "word")
 CHUNK = 20  # rows

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from likely import datasets
+from likely.data import datasets
 
 FILE = ("bfcl", "simple_python.jsonl.gz")
 TYPES = {"dict": "object", "float": "number", "tuple": "array"}  # the source's words for JSON Schema's

@@ -26,9 +26,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 import likely
-from likely.calibration.bootstrap import interval
-from likely.calibration.ranking import auroc
-from likely.evidence import (
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -39,11 +37,13 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.grading import same_number, same_text
-from likely.intervals import wilson
-from likely.model import Model
+from likely.lm.model import Model
+from likely.metrics.bootstrap import interval
+from likely.metrics.grading import same_number, same_text
+from likely.metrics.intervals import wilson
+from likely.metrics.ranking import auroc
 from likely.models.load import ModelInfo
-from likely.models.toy import CharTokenizer
+from likely.runtimes.toy import CharTokenizer
 from likely.uncertainty.plan import estimate, gather
 from likely.uncertainty.types import Gathered
 
@@ -85,7 +85,7 @@ def train(laws: dict[str, Law], *, steps: int, seed: int = 0) -> Model:
     import torch
     import transformers
 
-    from likely.models.torch_runtime import TorchRuntime
+    from likely.runtimes.torch.runtime import TorchRuntime
 
     torch.set_num_threads(1)
     tokenizer = CharTokenizer(LETTERS, add_bos=True)

@@ -26,8 +26,9 @@ import numpy as np
 from function_schemas import FILE, Case, cases, follows, holds, share
 
 import likely
-from likely.decoding.steer import Constraint
-from likely.evidence import (
+from likely.bench.timing import cores
+from likely.decoding.constraint import Constraint
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -40,9 +41,8 @@ from likely.evidence import (
     write_result,
 )
 from likely.guided.form import FormSettings, make_form
-from likely.intervals import bootstrap_ratio, wilson
-from likely.measure import cores
-from likely.models.whole_file import write_whole_file
+from likely.io.whole_file import write_whole_file
+from likely.metrics.intervals import bootstrap_ratio, wilson
 
 MODELS = ("smollm2", "gemma3")
 PARTICLES = 64

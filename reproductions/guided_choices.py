@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 import likely
-from likely.decoding.masks import members
-from likely.decoding.steer import Constraint
+from likely.decoding.constraint import Constraint, members
 from likely.guided.form import make_form
-from likely.models.rows import log_softmax
-from likely.models.runtime import Want, Work
+from likely.runtimes.protocol import Want, Work
+from likely.runtimes.rows import log_softmax
 
 CHAT_CHOICES = ("Yes.", "No.", "Maybe.")
 PLAIN_CHOICES = (" yes\n", " no\n", " maybe\n")

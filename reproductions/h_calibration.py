@@ -24,21 +24,15 @@ import numpy as np
 from h_logits import Floats, images, intents, option_scores
 from scipy.stats import rankdata
 
-from likely.calibration import bins
-from likely.calibration.beta import Beta
-from likely.calibration.bootstrap import percentiles
-from likely.calibration.dirichlet import Dirichlet
-from likely.calibration.h_calibration import HCalibrator
-from likely.calibration.histogram import Histogram
-from likely.calibration.inputs import softmax, top_label
-from likely.calibration.isotonic import Isotonic
-from likely.calibration.one_vs_rest import OneVsRest
-from likely.calibration.proper import nll_rows
-from likely.calibration.recalibrator import Fitted
-from likely.calibration.tally import tally
-from likely.calibration.temperature import Temperature
-from likely.calibration.vector import Vector
-from likely.evidence import (
+from likely.calibration.h.recalibrator import HCalibrator
+from likely.calibration.labelled import Labelled
+from likely.calibration.recalibrators.binning import Histogram
+from likely.calibration.recalibrators.isotonic import Isotonic
+from likely.calibration.recalibrators.one_vs_rest import OneVsRest
+from likely.calibration.recalibrators.protocol import Fitted
+from likely.calibration.recalibrators.scaling import Dirichlet, Temperature, Vector
+from likely.calibration.recalibrators.sigmoid import Beta
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -50,7 +44,11 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.labelled import Labelled
+from likely.metrics import bins
+from likely.metrics.bootstrap import percentiles
+from likely.metrics.checks import softmax, top_label
+from likely.metrics.proper import nll_rows
+from likely.metrics.tally import tally
 
 H, TEMPERATURE, NONE = "h-calibration", "temperature", "uncalibrated"
 METHODS: dict[str, Callable[[int, int], Fitted | None]] = {  # (rows, steps) -> not fitted yet

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import likely
-from likely import datasets
-from likely.choices import choice_item, score_choices
-from likely.labelled import Labelled, read_labelled
+from likely.calibration.labelled import Labelled, read_labelled
+from likely.data import datasets
+from likely.scoring.choices import choice_item, score_choices
 
 Floats = NDArray[np.float64]
 ROUNDED_TO = 5e-5  # half of the last digit that the file of images keeps

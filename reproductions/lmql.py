@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 import likely
-from likely import datasets
-from likely.evidence import (
+from likely.data import datasets
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -38,10 +38,10 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.guided.query import ActionError, Cost, Lookup, calculate, query
-from likely.guided.query.session import Session, Settings
-from likely.guided.query.text import Segment
-from likely.intervals import bootstrap_ratio, wilson
+from likely.metrics.intervals import bootstrap_ratio, wilson
+from likely.queries import ActionError, Cost, Lookup, calculate, query
+from likely.queries.session import Session, Settings
+from likely.queries.text import Segment
 
 FILES = (("trec", "test.jsonl.gz"), ("gsm8k", "test.jsonl.gz"))
 CHUNK = 30  # tokens per call of the baseline, as in the paper

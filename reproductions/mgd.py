@@ -26,9 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import likely
-from likely import datasets
+from likely.code.analysis.jedi_provider import JediProvider
+from likely.code.analysis.members import Analyses, Answer
+from likely.code.buffer import CodeBuffer
+from likely.code.complete import complete_code, prompt_of
+from likely.code.metrics import identifier_sequence_match, next_identifier_match
+from likely.data import datasets
 from likely.errors import DataError
-from likely.evidence import (
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -39,15 +44,10 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.guided.analysis.jedi_provider import JediProvider
-from likely.guided.analysis.members import Analyses, Answer
-from likely.guided.code_buffer import CodeBuffer
-from likely.guided.code_metrics import identifier_sequence_match, next_identifier_match
-from likely.guided.complete import complete_code, prompt_of
-from likely.intervals import bootstrap_ratio, wilson
+from likely.io.hashes import cache_dir, file_sha256
+from likely.metrics.intervals import bootstrap_ratio, wilson
 from likely.models.catalog import find_model, known_model
-from likely.models.hashes import cache_dir, file_sha256
-from likely.models.tokenizer import decode
+from likely.tokenizers.protocol import decode
 
 DATA = ("python-dereference", "points.jsonl")
 WHEELS = {

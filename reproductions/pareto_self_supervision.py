@@ -27,11 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import likely
-from likely import datasets
-from likely.calibration.harmonizer import Harmonizer
-from likely.calibration.labelling_rules import LabelingFunction, Votes, read_rules
-from likely.calibration.polar import risk_quality
-from likely.evidence import (
+from likely.data import datasets
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -43,8 +40,11 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.models.hashes import cache_dir
-from likely.prompting.dynamic import POLICIES, Example, LabelTask, budget_threshold, label_scores, reask
+from likely.io.hashes import cache_dir
+from likely.weak_supervision.harmonizer import Harmonizer
+from likely.weak_supervision.labelling_rules import LabelingFunction, Votes, read_rules
+from likely.weak_supervision.polar import risk_quality
+from likely.weak_supervision.reask import POLICIES, Example, LabelTask, budget_threshold, label_scores, reask
 
 BUDGET, SAMPLES, RESAMPLES, CHUNK = 0.2, 10, 500, 32
 QUALITIES = (

@@ -26,12 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import likely
-from likely import datasets
-from likely.calibration.bins import ece
-from likely.calibration.bootstrap import interval
-from likely.calibration.inputs import Floats
-from likely.calibration.proper import brier_binary
-from likely.evidence import (
+from likely.bench.timing import cores
+from likely.data import datasets
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -43,12 +40,15 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.measure import cores
-from likely.models.hashes import cache_dir
-from likely.prompting.confidence_reward import confidence_reward
-from likely.prompting.hint_bandit import HintBandit
-from likely.prompting.hint_downstream import Downstream, Question, Stated, hint_features, names_an_option
-from likely.prompting.hint_writer import WriterSettings, train_hint_writer
+from likely.io.hashes import cache_dir
+from likely.metrics.bins import ece
+from likely.metrics.bootstrap import interval
+from likely.metrics.checks import Floats
+from likely.metrics.proper import brier_binary
+from likely.prompting.hints.bandit import HintBandit
+from likely.prompting.hints.downstream import Downstream, Question, Stated, hint_features, names_an_option
+from likely.prompting.hints.reward import confidence_reward
+from likely.prompting.hints.writer import WriterSettings, train_hint_writer
 
 BINS = 10
 RESAMPLES = 1000

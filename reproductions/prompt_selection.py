@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from question_prompts import QUESTIONS, question_pool
 
 import likely
-from likely import datasets
-from likely.evidence import (
+from likely.data import datasets
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -39,13 +39,13 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.intervals import wilson
-from likely.models.hashes import cache_dir
-from likely.prompting.answer_quality import accuracy, f1_of_prompts, macro_f1
-from likely.prompting.choosing import Calibration, calibrated, select
-from likely.prompting.prompt_scores import PromptScores
-from likely.prompting.score_pool import score_pool
-from likely.prompting.selection import chosen, chosen_rows, prompt_values
+from likely.io.hashes import cache_dir
+from likely.metrics.intervals import wilson
+from likely.prompting.selection.answers import accuracy, f1_of_prompts, macro_f1
+from likely.prompting.selection.choosing import Calibration, calibrated, select
+from likely.prompting.selection.criteria import chosen, chosen_rows, prompt_values
+from likely.prompting.selection.score_pool import score_pool
+from likely.prompting.selection.scores import PromptScores
 from likely.prompting.templates import PromptPool
 
 PUBLISHED = "prompt-selection-sst2-opt2.7b"

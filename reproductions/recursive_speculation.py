@@ -27,13 +27,13 @@ from drawn_trees import SPECTR, Method, deviation, emitted_per_call, rows_of, sa
 from numpy.typing import NDArray
 
 import likely
-from likely import datasets
-from likely.decoding.draft_model import DraftModel
-from likely.decoding.draft_trees import Chain, ConstantBranching, IidPaths, StochasticBeam
-from likely.evidence import Check, Evidence, Figure, Source, run_script, surroundings, verdict_of, write_result
-from likely.measure import cores
-from likely.models.hashes import file_sha256, folder_sha256
-from likely.models.runtime import Runtime
+from likely.bench.timing import cores
+from likely.data import datasets
+from likely.decoding.drafting.model.drafter import DraftModel
+from likely.decoding.drafting.model.trees import Chain, ConstantBranching, IidPaths, StochasticBeam
+from likely.evidence.study import Check, Evidence, Figure, Source, run_script, surroundings, verdict_of, write_result
+from likely.io.hashes import file_sha256, folder_sha256
+from likely.runtimes.protocol import Runtime
 
 CHAIN, SPECINFER, RSD_C, RSD_S = "chain", "SpecInfer", "RSD-C", "RSD-S"
 BASELINES, OURS = (CHAIN, SPECINFER, SPECTR), (RSD_C, RSD_S)
@@ -249,7 +249,7 @@ def variation(target: Runtime, draft: Runtime, texts: Sequence[Sequence[int]], t
 
 def ngram_cell(plan: Plan, *, threads: int, length: int = 3) -> tuple[Cell, Source]:
     """SmolLM2 as the target; the draft is an n-gram model of the training text, which knows its q as well."""
-    from likely.decoding.ngram import NgramModel
+    from likely.decoding.drafting.ngram.drafter import NgramModel
     from likely.models.catalog import find_model, known_model
 
     model = known_model("smollm2")

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import likely
-from likely import datasets
-from likely.evidence import (
+from likely.bench.timing import cores
+from likely.data import datasets
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -36,12 +37,11 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.measure import cores
+from likely.io.hashes import file_sha256
 from likely.models.catalog import find_model, known_model
 from likely.models.convert import convert
-from likely.models.hashes import file_sha256
-from likely.models.runtime import Want, Work
-from likely.scoring import joint_item
+from likely.runtimes.protocol import Want, Work
+from likely.scoring.likelihood import joint_item
 
 FILES = (("wikitext2", "wiki.valid.raw.gz"), ("mbpp", "mbpp.test.jsonl.gz"), ("udhr", "udhr.jsonl.gz"))
 TORCH, F32, Q8, PACKAGED = "likely, torch fp32", "llama.cpp, F32", "llama.cpp, Q8_0", "llama.cpp, the packaged file"

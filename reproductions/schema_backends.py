@@ -32,9 +32,9 @@ from typing import Any
 import jsonschema
 from function_schemas import as_json_schema
 
-from likely import datasets
+from likely.data import datasets
 from likely.errors import ConstraintError
-from likely.evidence import (
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -46,10 +46,10 @@ from likely.evidence import (
     write_result,
 )
 from likely.guided.form import FormSettings
-from likely.guided.schema import schema_form
-from likely.guided.schema_errors import InvalidText
-from likely.guided.schema_report import compile_bytes
-from likely.intervals import wilson
+from likely.guided.json_schema.errors import InvalidText
+from likely.guided.json_schema.form import schema_form
+from likely.guided.json_schema.report import compile_bytes
+from likely.metrics.intervals import wilson
 
 SUITE = ("json-schema-tests", "draft2020-12.jsonl")
 CALLS = tuple(("bfcl", f"{name}.jsonl.gz") for name in ("simple_python", "multiple", "live_simple", "live_multiple"))
@@ -67,7 +67,7 @@ Accepts = Callable[[str], bool]
 
 def raw_engine(backend: str) -> Callable[[Any], Accepts]:
     """Schemas as the engine itself takes them."""
-    from likely.guided.schema_report import engine_of_bytes
+    from likely.guided.json_schema.report import engine_of_bytes
 
     engine = engine_of_bytes(backend)
 

@@ -26,11 +26,8 @@ from numpy.typing import NDArray
 from question_prompts import MESSAGES, QUESTIONS, message_pool, question_pool
 
 import likely
-from likely import datasets
-from likely.calibration.bins import ece
-from likely.calibration.floor import ece_floor
-from likely.calibration.inputs import Floats, Ints
-from likely.evidence import (
+from likely.data import datasets
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -42,13 +39,15 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.models.hashes import cache_dir
-from likely.prompting.combining import Combination, combined
-from likely.prompting.demonstrations import FewShotTask, fingerprint
-from likely.prompting.ensemble import EnsembleSpec, SelfEnsemble, Vary, tuning_pairs
-from likely.prompting.lora import train_lora
-from likely.prompting.score_pool import score_pool
+from likely.io.hashes import cache_dir
+from likely.metrics.bins import ece, ece_floor
+from likely.metrics.checks import Floats, Ints
+from likely.prompting.ensembles.combining import Combination, combined
+from likely.prompting.ensembles.demonstrations import FewShotTask, fingerprint
+from likely.prompting.ensembles.ensemble import EnsembleSpec, SelfEnsemble, Vary, tuning_pairs
+from likely.prompting.selection.score_pool import score_pool
 from likely.prompting.templates import PromptPool, Template
+from likely.training.lora import train_lora
 
 KINDS: dict[str, tuple[Vary, ...]] = {
     "Var-IC": ("demos",), "Var-Prompt": ("template",), "Var-Both": ("demos", "template"),

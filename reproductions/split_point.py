@@ -25,14 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from likely import datasets
-from likely.calibration.bins import top_label_ece
-from likely.calibration.bootstrap import interval
-from likely.calibration.conformal_regression import ConformalIntervals
-from likely.calibration.inputs import softmax
-from likely.calibration.ranking import auroc
-from likely.calibration.temperature import Temperature
-from likely.evidence import (
+from likely.calibration.conformal.regression import ConformalIntervals
+from likely.calibration.recalibrators.scaling import Temperature
+from likely.data import datasets
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -43,11 +39,15 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.intervals import bootstrap_ratio
-from likely.uncertainty.split_classifier import SplitPointClassifier
-from likely.uncertainty.split_heads import Training, fit_base, fit_network, pinball_loss, sides_loss
-from likely.uncertainty.split_point import entropy
-from likely.uncertainty.split_regressor import SplitPointRegressor
+from likely.metrics.bins import top_label_ece
+from likely.metrics.bootstrap import interval
+from likely.metrics.checks import softmax
+from likely.metrics.intervals import bootstrap_ratio
+from likely.metrics.ranking import auroc
+from likely.uncertainty.split_point.classifier import SplitPointClassifier
+from likely.uncertainty.split_point.heads import Training, fit_base, fit_network, pinball_loss, sides_loss
+from likely.uncertainty.split_point.regressor import SplitPointRegressor
+from likely.uncertainty.split_point.residuals import entropy
 
 Floats = NDArray[np.float64]
 TABLES = {"concrete": "strength_mpa", "energy": "heating_load", "yacht": "resistance", "wine-red": "quality"}

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from likely import datasets
+from likely.data import datasets
 from likely.errors import DataError
-from likely.evidence import run_script
-from likely.jsonl import read_lines
-from likely.models.hashes import cache_dir
-from likely.prompting.speech import VOICES, Recogniser, Utterance, speak_and_listen
+from likely.evidence.study import run_script
+from likely.io.hashes import cache_dir
+from likely.io.jsonl import read_lines
+from likely.prompting.speech.recognise import VOICES, Recogniser, Utterance, speak_and_listen
 
 # intents of CLINC150 and the answers that stand for them, one token each for SmolLM2
 INTENTS = {

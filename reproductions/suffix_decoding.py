@@ -25,13 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import likely
-from likely import datasets
-from likely.decoding.copyspec import CopySource
-from likely.decoding.draft import DraftSource
-from likely.decoding.prompt_lookup import PromptLookup
-from likely.decoding.replay import Replayed, Rounds, Trace, replay
-from likely.decoding.suffix_memory import SuffixMemory
-from likely.evidence import (
+from likely.data import datasets
+from likely.decoding.drafting.lookup import CopySource, PromptLookup
+from likely.decoding.drafting.protocol import DraftSource
+from likely.decoding.drafting.replay import Replayed, Rounds, Trace, replay
+from likely.decoding.drafting.suffix.drafter import SuffixMemory
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -43,7 +42,7 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.intervals import bootstrap_ratio
+from likely.metrics.intervals import bootstrap_ratio
 
 FILES = (
     ("text-to-sql", "questions.jsonl.gz"),

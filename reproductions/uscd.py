@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 import likely
-from likely import datasets
-from likely.decoding.divergence import jensen_shannon
+from likely.audit.code.evaluate import Problem, evaluate, mbpp_problem, problems
+from likely.bench.timing import refuse_busy
+from likely.data import datasets
 from likely.errors import LikelyError
-from likely.evidence import (
+from likely.evidence.study import (
     Check,
     Evidence,
     Figure,
@@ -42,13 +43,11 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.guided.code_eval import Problem, evaluate, mbpp_problem, problems
-from likely.guided.contrast import PRESETS, Contrast, contrasted
+from likely.guided.contrast import PRESETS, Contrast, contrasted, jensen_shannon
 from likely.guided.gate import CollisionGate, root_collision
-from likely.intervals import bootstrap_ratio
-from likely.measure import refuse_busy
-from likely.models.rows import log_softmax
-from likely.models.runtime import Want, Work
+from likely.metrics.intervals import bootstrap_ratio
+from likely.runtimes.protocol import Want, Work
+from likely.runtimes.rows import log_softmax
 
 PLAIN, USCD, ALWAYS, LAME = "the model", "USCD", "always contrasted", "prompt without examples"
 METHODS = (PLAIN, USCD, ALWAYS, LAME)

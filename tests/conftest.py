@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # one processor each: engines that spin must not share
     processors = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
@@ -35,7 +35,7 @@ def engine_library():
 
     It comes from, and stays in, the cache folder of whoever runs the tests: its name is a digest of the sources.
     """
-    from likely.models.engine_build import library
+    from likely.runtimes.native.build import library
 
     return library()
 

@@ -22,26 +22,27 @@ from likely.errors import (
 )
 
 if TYPE_CHECKING:
-    from likely import datasets
-    from likely.api import ask, generate, load, score
-    from likely.guided.query import query
-    from likely.model import Model
-    from likely.models.remote import RemoteModel
-    from likely.results import Answer, Generation, Scored
+    from likely.data import datasets
+    from likely.lm.api import ask, generate, load, score
+    from likely.lm.model import Model
+    from likely.lm.remote.model import RemoteModel
+    from likely.lm.results import Answer, Generation
+    from likely.queries import query
+    from likely.scoring.scored import Scored
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": "likely.api",
-    "score": "likely.api",
-    "generate": "likely.api",
-    "ask": "likely.api",
-    "Model": "likely.model",
-    "RemoteModel": "likely.models.remote",
-    "Answer": "likely.results",
-    "Generation": "likely.results",
-    "Scored": "likely.results",
-    "query": "likely.guided.query",
+    "load": "likely.lm.api",
+    "score": "likely.lm.api",
+    "generate": "likely.lm.api",
+    "ask": "likely.lm.api",
+    "Model": "likely.lm.model",
+    "RemoteModel": "likely.lm.remote.model",
+    "Answer": "likely.lm.results",
+    "Generation": "likely.lm.results",
+    "Scored": "likely.scoring.scored",
+    "query": "likely.queries",
 }
 
 __all__ = [
@@ -68,7 +69,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "datasets":
-        return importlib.import_module("likely.datasets")
+        return importlib.import_module("likely.data.datasets")
     if name not in _LAZY:
         raise AttributeError(f"module 'likely' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)

@@ -29,7 +29,6 @@ def bakeoff():
 def folder(bakeoff, tmp_path_factory):
     """Weights and shape of a tiny llama, and its own logits."""
     import transformers
-
     from tiny_torch import GROUPED
 
     torch.manual_seed(0)

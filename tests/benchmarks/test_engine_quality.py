@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
-from tiny_gguf import write_tiny_llama
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 HALF = np.log([[0.5, 0.25, 0.25]])

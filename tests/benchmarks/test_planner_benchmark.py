@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
-from tiny_gguf import write_tiny_llama
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SETTINGS = {"samples": 3, "max_tokens": 4, "stop": "\n", "seed": 0}

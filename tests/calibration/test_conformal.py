@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from likely.calibration.conformal import (
+from likely.calibration.conformal.classification import (
     ConformalSets,
     aps_scores,
     lac_scores,
@@ -19,7 +19,7 @@ from likely.calibration.conformal import (
     set_report,
     with_and_without_temperature,
 )
-from likely.calibration.conformal_quantiles import conformal_quantile, fewest_rows, rank_of
+from likely.calibration.conformal.quantiles import conformal_quantile, fewest_rows, rank_of
 from likely.errors import DataError
 
 FALSE_ALARM = 1e-7

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from likely.calibration.conformal_quantiles import rank_of
-from likely.calibration.conformal_regression import ConformalIntervals, cqr_scores, residual_scores
+from likely.calibration.conformal.quantiles import rank_of
+from likely.calibration.conformal.regression import ConformalIntervals, cqr_scores, residual_scores
 from likely.errors import DataError
 
 FALSE_ALARM = 1e-7

@@ -10,15 +10,15 @@ import warnings
 import numpy as np
 import pytest
 
-from likely.calibration import h_calibration
-from likely.calibration.bins import top_label_ece
-from likely.calibration.h_calibration import MAPS, METRICS, HCalibrator
-from likely.calibration.h_maps import HMap
-from likely.calibration.h_train import TRAINABLE, Setting, train
-from likely.calibration.inputs import log_softmax, softmax
-from likely.calibration.methods import from_dict, make
-from likely.calibration.temperature import Temperature
+from likely.calibration.h import recalibrator as h_calibration
+from likely.calibration.h.maps import HMap
+from likely.calibration.h.recalibrator import MAPS, METRICS, HCalibrator
+from likely.calibration.h.train import TRAINABLE, Setting, train
+from likely.calibration.recalibrators.scaling import Temperature
+from likely.calibration.recalibrators.table import from_dict, make
 from likely.errors import DataError
+from likely.metrics.bins import top_label_ece
+from likely.metrics.checks import log_softmax, softmax
 
 torch = pytest.importorskip("torch")
 
@@ -149,7 +149,7 @@ def test_labels_of_one_class_only():
 
 
 def test_rows_that_are_drawn_may_miss_a_class(monkeypatch):
-    monkeypatch.setattr("likely.calibration.h_train.PAIRS", 60)  # 10 rows of 6 classes in each step
+    monkeypatch.setattr("likely.calibration.h.train.PAIRS", 60)  # 10 rows of 6 classes in each step
     z, labels = data(200, 6)
     labels[labels == 5] = 0
     labels[0] = 5
@@ -245,7 +245,7 @@ def test_rows_that_are_not_allowed():
 WITHOUT_TORCH = """
 import json, sys
 sys.modules["torch"] = None  # as if it were not installed
-from likely.calibration.methods import from_dict, make
+from likely.calibration.recalibrators.table import from_dict, make
 from likely.errors import CapabilityError
 record, z = json.load(sys.stdin)
 print(json.dumps(from_dict(record).predict_proba(z).tolist()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from likely.calibration.h_loss import cluster_ends, fitting_window, hcal_loss, resampling_floor, windowed
+from likely.calibration.h.loss import cluster_ends, fitting_window, hcal_loss, resampling_floor, windowed
 
 torch = pytest.importorskip("torch")
 FAR = 5.2  # standard errors: a false alarm in fewer than 1e-6 runs

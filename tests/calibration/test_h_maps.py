@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from likely.calibration.h_maps import LOWEST, HMap, cells, dense_nodes, equal_nodes, integral
-from likely.calibration.inputs import log_softmax, softmax
+from likely.calibration.h.maps import LOWEST, HMap, cells, dense_nodes, equal_nodes, integral
 from likely.errors import DataError
+from likely.metrics.checks import log_softmax, softmax
 
 
 def logits(n=200, k=5, seed=0, spread=6.0):

@@ -5,15 +5,12 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from likely.calibration.beta import Beta
-from likely.calibration.dirichlet import PENALTIES, Dirichlet, Matrix
-from likely.calibration.histogram import Histogram
-from likely.calibration.isotonic import Isotonic
-from likely.calibration.methods import from_dict
-from likely.calibration.one_vs_rest import OneVsRest
-from likely.calibration.platt import Platt
-from likely.calibration.temperature import Temperature
-from likely.calibration.vector import Vector
+from likely.calibration.recalibrators.binning import Histogram
+from likely.calibration.recalibrators.isotonic import Isotonic
+from likely.calibration.recalibrators.one_vs_rest import OneVsRest
+from likely.calibration.recalibrators.scaling import PENALTIES, Dirichlet, Matrix, Temperature, Vector
+from likely.calibration.recalibrators.sigmoid import Beta, Platt
+from likely.calibration.recalibrators.table import from_dict
 
 K = 3
 WEIGHTS, BIAS = np.array([0.4, 0.7, 0.5]), np.array([0.8, 0.0, -0.8])

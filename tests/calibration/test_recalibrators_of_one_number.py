@@ -8,13 +8,10 @@ import pytest
 from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit, log_expit
 
-from likely.calibration.beta import Beta
-from likely.calibration.histogram import Histogram, mass_edges
-from likely.calibration.isotonic import Isotonic
-from likely.calibration.methods import from_dict
-from likely.calibration.platt import Platt
-from likely.calibration.scaling_binning import ScalingBinning
-from likely.calibration.venn_abers import VennAbers
+from likely.calibration.recalibrators.binning import Histogram, ScalingBinning, mass_edges
+from likely.calibration.recalibrators.isotonic import Isotonic, VennAbers
+from likely.calibration.recalibrators.sigmoid import Beta, Platt
+from likely.calibration.recalibrators.table import from_dict
 from likely.errors import LikelyError
 
 

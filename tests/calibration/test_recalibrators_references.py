@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from likely.calibration.beta import Beta
-from likely.calibration.histogram import Histogram
-from likely.calibration.isotonic import Isotonic
-from likely.calibration.venn_abers import VennAbers
+from likely.calibration.recalibrators.binning import Histogram
+from likely.calibration.recalibrators.isotonic import Isotonic, VennAbers
+from likely.calibration.recalibrators.sigmoid import Beta
 
 
 @pytest.fixture(scope="module")

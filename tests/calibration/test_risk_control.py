@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from likely.calibration.risk_control import control_risk, wrong_answers_threshold
+from likely.calibration.conformal.risk_control import control_risk, wrong_answers_threshold
 
 SETS = 4000
 

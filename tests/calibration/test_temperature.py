@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from likely.calibration.temperature import Temperature
+from likely.calibration.recalibrators.scaling import Temperature
 
 
 def drawn(n, classes=5, true=2.0, spread=3.0, seed=0):

@@ -8,9 +8,9 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+from tiny_gguf import write_tiny_llama
 
 from likely.cli.app import run
-from tiny_gguf import write_tiny_llama
 
 
 @dataclass

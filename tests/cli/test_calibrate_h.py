@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 
 
 def test_h_is_fitted_to_logits_and_used(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr("likely.calibration.h_train.PATIENCE", 10)  # short training
+    monkeypatch.setattr("likely.calibration.h.train.PATIENCE", 10)  # short training
     rng = np.random.default_rng(0)
     logits = 4 * rng.standard_normal((200, 3))
     odds = np.exp(logits / 4)  # four times too sure

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from likely.cli.chat import Conversation
 from likely.cli.options import local_model, parse_settings
+from likely.cli.verbs.generation.chat import Conversation
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import sys
 from dataclasses import replace
 
 import pytest
-
-from likely.jsonl import read_lines
 from tiny_gguf import write_tiny_llama
+
+from likely.io.jsonl import read_lines
 
 GENERATION_KEYS = {
     "model", "runtime", "text", "token_ids", "token_logprobs", "sequence_logprob", "mean_logprob", "finish_reason",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("llama_cpp")
-SERVER = f"{sys.executable} {Path(__file__).parents[1] / 'guided' / 'fake_lsp_server.py'}"
+SERVER = f"{sys.executable} {Path(__file__).parent.parent / 'helpers' / 'fake_lsp_server.py'}"
 
 
 @pytest.fixture

@@ -7,17 +7,16 @@ import json
 import numpy as np
 import pytest
 
-from likely.calibration.conformal import ConformalSets
-from likely.calibration.inputs import softmax, top_label
-from likely.calibration.methods import make
-from likely.calibration.proper import nll
-from likely.calibration.report import report
+from likely.calibration.calibrator import Calibrator, fit_calibrator
+from likely.calibration.conformal.classification import ConformalSets
+from likely.calibration.labelled import read_labelled
+from likely.calibration.recalibrators.table import make
 from likely.calibration.selective import certified_threshold
-from likely.calibrator import Calibrator, fit_calibrator
-from likely.deciding import gate
-from likely.labelled import read_labelled
-from likely.prompting.answer_bias import pmi
-from likely.prompting.cbm import CBM
+from likely.calibration.threshold import gate
+from likely.metrics.checks import softmax, top_label
+from likely.metrics.proper import nll
+from likely.metrics.report import report
+from likely.prompting.selection.answer_bias import CBM, pmi
 from likely.uncertainty.types import OptionScores
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from likely.decoding.drafters import Needs, make_drafter
+from likely.decoding.drafting.table import Needs, make_drafter
 from likely.models.load import load_local
 
 TEXT = "the cat sat on the mat and the cat sat on the hat"
@@ -57,7 +57,7 @@ def test_texts_come_from_several_files_and_another_field(cli, tiny, corpus, tmp_
 
 
 def test_long_text_files_become_tokens_in_pieces(monkeypatch):
-    from likely.cli import draft
+    from likely.cli.verbs.speed import draft
 
     monkeypatch.setattr(draft, "PIECE", 7)
     text = "one two\nthree\n\nfour five six seven\nend"

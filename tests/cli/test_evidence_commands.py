@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from likely import checkout, papers
 from test_datasets import FILES, write_set
+
+from likely.evidence.study import papers
+from likely.io import checkout
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +65,7 @@ def test_papers_lists_all_and_by_room(cli):
 
 
 def test_papers_show_our_figure_from_the_results(cli):
-    from likely.evidence import read_results
+    from likely.evidence.study import read_results
 
     results = read_results(ROOT / "results")
     for row in cli("papers", "--json").json["papers"]:
@@ -73,7 +74,7 @@ def test_papers_show_our_figure_from_the_results(cli):
 
 
 def test_papers_works_without_a_checkout(cli, monkeypatch):
-    monkeypatch.setattr("likely.evidence.find_checkout", lambda: None)
+    monkeypatch.setattr("likely.evidence.study.find_checkout", lambda: None)
     assert all(row["ours"] is None for row in cli("papers", "--json").json["papers"])
 
 
@@ -92,6 +93,6 @@ def test_reproduce_runs_the_script_with_this_interpreter(cli, monkeypatch, tmp_p
     (scripts / "runtime_parity.py").write_text(
         f"import sys, pathlib\npathlib.Path('seen').write_text(repr([sys.executable, *sys.argv[1:]]))\n{ending}\n"
     )
-    monkeypatch.setattr("likely.checkout.find_checkout", lambda: tmp_path)
+    monkeypatch.setattr("likely.io.checkout.find_checkout", lambda: tmp_path)
     assert cli("reproduce", "runtime_parity", "--full").code == code
     assert (tmp_path / "seen").read_text() == repr([sys.executable, "--full"])

@@ -6,7 +6,6 @@ import json
 
 import pytest
 from test_commands import one_line
-
 from tiny_gguf import write_tiny_llama
 
 SCHEMA = {
@@ -156,7 +155,7 @@ def test_extract_usage(cli, tiny, schema, documents, tmp_path):
 
 
 def test_ctrl_c_loses_nothing(cli, tiny, schema, documents, tmp_path, monkeypatch):
-    from likely.jsonl import Results
+    from likely.io.jsonl import Results
 
     call = ("extract", "--schema", schema, documents, "-m", tiny, "--threads", 1, "--max-tokens", 60)
     assert cli(*call, "-o", tmp_path / "whole.jsonl").code == 0

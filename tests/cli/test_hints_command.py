@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-
-from likely.calibration.report import report
 from tiny_gguf import write_tiny_llama
+
+from likely.metrics.report import report
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import json
 import math
 
 import pytest
+from fake_server import toy_server
 from test_commands import one_line
 
-from fake_server import toy_server
-from likely.cli import grade as grade_verb
+from likely.cli.verbs.confidence import grade as grade_verb
 from likely.decoding.loop import Loop
-from likely.intervals import wilson
+from likely.metrics.intervals import wilson
 
 FEW = ("--max-tokens", 6)
 

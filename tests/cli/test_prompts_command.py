@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_commands import one_line
 
-from likely.prompting.prompt_scores import PromptScores
+from likely.prompting.selection.scores import PromptScores
 
 POOL = [
     {"name": "a", "template": "{{ text }} is ||| {{ answer_choices[label] }}", "answer_choices": ["bad", "good"]},

@@ -82,7 +82,7 @@ def test_a_file_belongs_to_all_of_its_items(cli, tiny, items, rules, tmp_path, m
     def fit(*args):
         raise AssertionError("fitted")
 
-    monkeypatch.setattr("likely.calibration.harmonizer.Harmonizer.fit", fit)
+    monkeypatch.setattr("likely.weak_supervision.harmonizer.Harmonizer.fit", fit)
     assert cli(*call, "--json").json == first and out.read_bytes() == kept
     assert "another items_sha256" in one_line(cli(*call, "--limit", 20), 1)
     items.write_text("".join([*texts, json.dumps({"text": "one more", "answer": "ham"}) + "\n"]))

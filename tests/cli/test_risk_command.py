@@ -6,11 +6,11 @@ import csv
 import json
 
 import pytest
-
-from likely.asking import fingerprint
-from likely.prompting.order_bias import order_bias
-from likely.prompting.risk_report import risk_report
 from tiny_gguf import write_tiny_llama
+
+from likely.lm.batch import fingerprint
+from likely.prompting.tables.order_bias import order_bias
+from likely.prompting.tables.report import risk_report
 
 CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 TASK = """

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from likely.uncertainty.estimators import ESTIMATORS
+from likely.uncertainty.table import ESTIMATORS
 
 QUESTIONS = [
     {"question": "the cat", "answer": "mat"},
@@ -94,7 +94,7 @@ def test_the_table_of_graded_answers(cli, tiny, questions):
 
 
 def test_report_lines_hold_intervals(capsys):
-    from likely.cli.uncertainty import _report
+    from likely.cli.verbs.confidence.uncertainty import _report
 
     records = [{"correct": int(i > 2), "uncertainty": {"g_nll": 10.0 - i, "csa": None if i else 0.3}} for i in range(8)]
     header = {"settings": {"methods": ["g_nll", "csa"]}, "sure_is": {"g_nll": "low", "csa": "high"}}

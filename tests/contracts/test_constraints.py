@@ -6,15 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from contracts.constraint_factories import FACTORIES
 from guided.small_vocabularies import all_bytes
+
+from likely.decoding.constraint import ConstraintViolation, contains, members, unpack
 from likely.decoding.loop import Loop
-from likely.decoding.masks import contains, members, unpack
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
-from likely.decoding.steer import ConstraintViolation
-from likely.models.toy import ToyRuntime
+from likely.runtimes.toy import ToyRuntime
 
 VOCABULARY = all_bytes()
 TEXT_IDS = frozenset(i for i, text in enumerate(VOCABULARY.tokens) if text)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from contracts.drafter_factories import MADE
 from contracts.factories import FACTORIES
-from likely.decoding.draft import Draw, Law, UsesTarget
+
+from likely.decoding.drafting.protocol import Draw, Law, UsesTarget
 from likely.decoding.sampling import Sampling
-from likely.models.runtime import Want, Work
+from likely.runtimes.protocol import Want, Work
 
 DRAWS = {
     "greedy": Draw(),

@@ -7,19 +7,19 @@ from itertools import cycle
 
 import numpy as np
 import pytest
-
 from contracts.drafter_factories import MADE
 from contracts.factories import FACTORIES
 from contracts.guided_product import END, FORMS, Unforced, constraints, vocabulary
 from contracts.speculation_product import CHOICES, RUNTIMES, possible, requests
+from statistics_of_draws import chi_square_p
+
+from likely.decoding.constraint import unpack
 from likely.decoding.loop import Loop
-from likely.decoding.masks import unpack
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
-from likely.models.rows import log_softmax
-from likely.models.runtime import Want, Work
-from likely.models.toy import ToyRuntime
-from statistics_of_draws import chi_square_p
+from likely.runtimes.protocol import Want, Work
+from likely.runtimes.rows import log_softmax
+from likely.runtimes.toy import ToyRuntime
 
 
 @pytest.fixture(scope="module", params=list(RUNTIMES))

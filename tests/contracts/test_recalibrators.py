@@ -9,16 +9,16 @@ import json
 
 import numpy as np
 import pytest
+from contracts.recalibrator_cases import K, bad_rows, cases, good_row, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
-from contracts.recalibrator_cases import K, bad_rows, cases, good_row, rows
-from likely.calibration.methods import METHODS, from_dict, inputs_of, make
-from likely.calibration.one_vs_rest import OneVsRest
-from likely.calibration.platt import Platt
-from likely.calibration.proper import nll, nll_binary
+from likely.calibration.recalibrators.one_vs_rest import OneVsRest
+from likely.calibration.recalibrators.sigmoid import Platt
+from likely.calibration.recalibrators.table import METHODS, from_dict, inputs_of, make
 from likely.errors import DataError
+from likely.metrics.proper import nll, nll_binary
 
 CASES = cases()
 MONOTONE = {"platt", "beta", "isotonic", "venn_abers", "scaling_binning"}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from contracts.factories import FACTORIES
+
 from likely.errors import CapabilityError, KvFull, LikelyError
-from likely.models.rows import log_softmax, logsumexp
-from likely.models.runtime import LayerPlan, Runtime, Want, Work
+from likely.runtimes.protocol import LayerPlan, Runtime, Want, Work
+from likely.runtimes.rows import log_softmax, logsumexp
 
 LENGTH = 20
 

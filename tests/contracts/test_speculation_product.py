@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from contracts.drafter_factories import MADE
 from contracts.factories import FACTORIES
 from contracts.speculation_product import CHOICES, RUNTIMES, possible, requests
+from statistics_of_draws import chi_square_p
+
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError
-from likely.models.toy import ToyRuntime
-from statistics_of_draws import chi_square_p
+from likely.runtimes.toy import ToyRuntime
 
 END = 7
 
@@ -69,8 +69,8 @@ def test_text_and_logprobs_are_those_of_plain_decoding(target, name, choice):
 
 
 def check_reported(runtime, request, finish, tolerance):
-    from likely.models.rows import log_softmax
-    from likely.models.runtime import Want, Work
+    from likely.runtimes.protocol import Want, Work
+    from likely.runtimes.rows import log_softmax
 
     tokens = [*request.prompt, *finish.tokens]
     sequence = runtime.open()
@@ -122,7 +122,7 @@ def test_sampled_text_has_the_targets_law(name, verification):
         loop.add(replace(request, first_sample=i))
         while not loop.idle:
             texts += [tuple(e.finish.tokens) for e in loop.step() if e.finish]
-    from likely.models.rows import log_softmax
+    from likely.runtimes.rows import log_softmax
 
     law = {}
     for a in range(8):

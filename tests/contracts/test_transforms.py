@@ -11,21 +11,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from contracts.drafter_factories import MADE
 from contracts.factories import FACTORIES
 from decoding.helpers_for_loops import RandomTrees
+from statistics_of_draws import chi_square_p
+
+from likely.decoding.constraint import mask_of
 from likely.decoding.loop import Loop
-from likely.decoding.masks import mask_of
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError
 from likely.guided.contrast import Contrast
 from likely.guided.gate import CollisionGate, root_collision
-from likely.models.rows import log_softmax
-from likely.models.runtime import Want, Work
-from likely.models.toy import ToyRuntime
-from statistics_of_draws import chi_square_p
+from likely.runtimes.protocol import Want, Work
+from likely.runtimes.rows import log_softmax
+from likely.runtimes.toy import ToyRuntime
 
 END = 7
 GREEDY = Sampling(temperature=0.0)

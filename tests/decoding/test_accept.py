@@ -16,6 +16,7 @@ from exact_laws import (
     rule_r_iid,
     rule_r_without,
 )
+from statistics_of_draws import chi_square_p
 
 from likely.decoding.accept import (
     acceptance as chances,
@@ -28,9 +29,8 @@ from likely.decoding.accept import (
     sample_from,
     spectr_gamma,
 )
-from likely.decoding.draft import Draft, Law
-from likely.decoding.noise import gumbel
-from statistics_of_draws import chi_square_p
+from likely.decoding.drafting.protocol import Draft, Law
+from likely.decoding.sampling import gumbel
 
 P3, Q3 = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.2, 0.6])
 P4, Q4 = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.1, 0.2, 0.3, 0.4])

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from decoding.helpers_for_loops import END, run, toy_loop
+
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
-from likely.models.rows import log_softmax
-from likely.models.toy import ToyRuntime, exact_logprob
+from likely.runtimes.rows import log_softmax
+from likely.runtimes.toy import ToyRuntime, exact_logprob
 
 BASE = Request(prompt=(0, 1), sampling=Sampling(temperature=0), max_tokens=4, beams=2)
 

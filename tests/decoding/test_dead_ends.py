@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from contracts.guided_product import END, vocabulary
-from likely.decoding.draft import Draft
+
+from likely.decoding.constraint import ConstraintDeadEnd
+from likely.decoding.drafting.protocol import Draft
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
-from likely.decoding.steer import ConstraintDeadEnd
 from likely.errors import ConstraintError
-from likely.guided.combine import And
+from likely.guided.combinators import And
 from likely.guided.form import make_form
 from likely.guided.guide import Guide
-from likely.models.toy import ToyRuntime
+from likely.runtimes.toy import ToyRuntime
 
 WORDS = vocabulary(14)
 GUIDE = Guide(WORDS)
@@ -79,7 +79,7 @@ class Chatter:
     name, free = "chatter", True
 
     def __init__(self):
-        from likely.decoding.draft import FIXED_ONLY
+        from likely.decoding.drafting.protocol import FIXED_ONLY
 
         self.laws = FIXED_ONLY
 

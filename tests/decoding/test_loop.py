@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from decoding.helpers_for_loops import END, RandomTrees, run, toy_loop
-from likely.decoding.draft import FIXED_ONLY, Draft
-from likely.decoding.prompt_lookup import PromptLookup
+from statistics_of_draws import chi_square_p
+
+from likely.decoding.drafting.lookup import PromptLookup
+from likely.decoding.drafting.protocol import FIXED_ONLY, Draft
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling, pick, processed_logprobs, transform
 from likely.errors import CapabilityError, KvFull, ModelError
-from likely.models.rows import log_softmax
-from likely.models.runtime import Want, Work
-from likely.models.toy import ToyRuntime, exact_logprob
-from statistics_of_draws import chi_square_p
+from likely.runtimes.protocol import Want, Work
+from likely.runtimes.rows import log_softmax
+from likely.runtimes.toy import ToyRuntime, exact_logprob
 
 GREEDY = Sampling(temperature=0)
 BASE = Request(prompt=(0, 1), sampling=GREEDY, max_tokens=12)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from likely.decoding.masks import contains, count, log_mass, mask_of, members, no_tokens, only, pack, unpack
-from likely.models.rows import logsumexp
+from likely.decoding.constraint import contains, count, log_mass, mask_of, members, no_tokens, only, pack, unpack
+from likely.runtimes.rows import logsumexp
 
 SIZES = st.integers(1, 200)
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.stats import kstest
-
-from likely.decoding.noise import gumbel, stream_key, uniform_bits
 from statistics_of_draws import chi_square_p
+
+from likely.decoding.sampling import gumbel, stream_key, uniform_bits
 
 FROZEN = [3711419528, 3303520670, 3895611632, 2889606278]
 

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from decoding.helpers_for_loops import RandomTrees, run, toy_loop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decoding.helpers_for_loops import RandomTrees, run, toy_loop
-from likely.decoding.pool import SameLength, by_prompt_length
-from likely.decoding.prompt_lookup import PromptLookup
+from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
-from likely.models.toy import ToyRuntime
+from likely.decoding.scheduling import SameLength, by_prompt_length
+from likely.runtimes.toy import ToyRuntime
 
 GREEDY = Sampling(temperature=0)
 

@@ -11,15 +11,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers_for_loops import run
+from statistics_of_draws import chi_square_p
 from table_drafts import TableDrafter, TableDrafts, table_runtime
 
-from likely.decoding import accept, hypothesis
-from likely.decoding.draft import Draft, Law
-from likely.decoding.draft_trees import Chain, ConstantBranching, IidPaths, IidTree, StochasticBeam
+from likely.decoding import accept
+from likely.decoding import sequence_state as hypothesis
+from likely.decoding.drafting.model.trees import Chain, ConstantBranching, IidPaths, IidTree, StochasticBeam
+from likely.decoding.drafting.protocol import Draft, Law
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
-from statistics_of_draws import chi_square_p
 
 START = END = 4  # its own token: followed by 0, and certain after four more
 P = np.array([

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statistics_of_draws import chi_square_p
 
 from likely.decoding.sampling import Sampling, pick, processed_logprobs, transform
-from likely.models.rows import log_softmax
-from statistics_of_draws import chi_square_p
+from likely.runtimes.rows import log_softmax
 
 LOGITS = np.array([2.0, 1.0, 0.5, -0.3, -1.0, -np.inf, 1.0], np.float32)
 

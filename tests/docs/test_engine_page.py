@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_gguf import write_tiny_llama
 
 from likely.errors import CapabilityError
-from tiny_gguf import write_tiny_llama
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "engine.md").read_text(encoding="utf-8")
@@ -51,7 +51,7 @@ def test_its_python_runs(tmp_path, monkeypatch, engine_library, capsys):
 @pytest.mark.xdist_group("real")
 def test_its_commands_run(tmp_path, smollm2_path, engine_library):
     """With the libraries that are there already, and a cache of its own for everything else."""
-    from likely.models.engine_build import build
+    from likely.runtimes.native.build import build
 
     engine = tmp_path / "cache" / "engine"
     engine.mkdir(parents=True)
@@ -82,10 +82,10 @@ def test_its_commands_run(tmp_path, smollm2_path, engine_library):
 
 
 def test_what_it_names_is_what_there_is(script):
-    from likely.models.engine_build import ISA
-    from likely.models.engine_native import GROUP, KINDS, PANEL, PANEL_GROUP_BYTES
-    from likely.models.gguf_families import FAMILIES
+    from likely.formats.families import FAMILIES
     from likely.models.load import ENGINES, USES
+    from likely.runtimes.native.build import ISA
+    from likely.runtimes.native.library import GROUP, KINDS, PANEL, PANEL_GROUP_BYTES
 
     rows = re.findall(r'^\| `"(\w+)"` \| `(\w+)`(?: \(the default\))? \| ([\d.]+) \|', PAGE, flags=re.M)
     assert {engine: dtype for engine, dtype, _ in rows} == ENGINES
@@ -100,12 +100,12 @@ def test_what_it_names_is_what_there_is(script):
 
 def test_without_a_compiler_it_is_as_the_page_says(tmp_path, monkeypatch):
     import likely
-    from likely.models import engine_build
+    from likely.runtimes.native import build as engine_build
 
     def gone():
         raise CapabilityError("the native engine needs a C++ compiler")
 
-    monkeypatch.setattr("likely.models.engine_runtime.library", gone)
+    monkeypatch.setattr("likely.runtimes.native.runtime.library", gone)
     monkeypatch.setattr(engine_build, "_compiler", gone)
     path = str(write_tiny_llama(tmp_path / "tiny.gguf"))
     for asked in ({"engine": "int8"}, {"runtime": "native"}):

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_evidence import evidence
 
 from likely.errors import DataError
-from likely.evidence import read_results, write_result
-from test_evidence import evidence
+from likely.evidence.study import read_results, write_result
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +50,7 @@ def test_writing_then_checking_agrees(docs, capsys):
 
 
 def test_a_study_without_a_model_file_says_so(docs):
-    from likely.papers import index
+    from likely.evidence.papers import index
 
     entry = next(entry for entry in index() if entry.id == "runtime_parity")
     assert "No model file" not in docs.paper_page(entry, evidence(id="runtime_parity"))
@@ -114,7 +114,7 @@ def test_lost_markers_and_changed_commands_are_errors(docs):
 
 
 def test_the_index_names_all_papers_and_their_state(docs):
-    from likely.papers import papers
+    from likely.evidence.papers import papers
 
     text = (docs.ROOT / "docs" / "papers" / "index.md").read_text()
     assert text.count("| planned |") == sum(p.state == "planned" for p in papers())

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from likely.prompting.combining import COMBINATIONS
-from likely.prompting.prompt_scores import PromptScores
-from likely.prompting.selection import METHODS, PER_INPUT
+from likely.prompting.ensembles.combining import COMBINATIONS
+from likely.prompting.selection.criteria import METHODS, PER_INPUT
+from likely.prompting.selection.scores import PromptScores
 
 PAGE = (Path(__file__).parents[2] / "docs" / "prompts.md").read_text(encoding="utf-8")
 

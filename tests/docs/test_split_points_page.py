@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tiny_gguf import write_tiny_llama
 
 pytest.importorskip("torch")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from likely.uncertainty.estimators import ESTIMATORS
+from likely.uncertainty.table import ESTIMATORS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "uncertainty.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| (`\w+`(?:, `\w+`)*) \| ([^|]+) \| ((?:low|high)(?:, (?:low|high))*) \|", re.M)

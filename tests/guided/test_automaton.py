@@ -4,13 +4,13 @@ import re
 
 import numpy as np
 import pytest
+from guided.small_vocabularies import texts_over
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guided.small_vocabularies import texts_over
 from likely.errors import ConstraintError
-from likely.guided.automaton import DEAD, UNREACHABLE, Automaton
-from likely.guided.regex_parts import _complement, _split, _utf8
+from likely.guided.engines.automaton import DEAD, UNREACHABLE, Automaton
+from likely.guided.engines.regex_parts import _complement, _split, _utf8
 
 PATTERNS = [
     "", "a", "ab|ba", "a*", "(ab)+b?", "a{2}", "a{1,3}b", "(a|b){2,}", "[^a]b", "[ab]*a", "(a*)*b", "((a|ab)(b|))?",

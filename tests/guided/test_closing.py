@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-
 from guided.small_vocabularies import all_bytes, of
-from likely.decoding.masks import contains, members
+
+from likely.decoding.constraint import contains, members
 from likely.errors import ConstraintError
-from likely.guided.closing import Closing
 from likely.guided.form import FormSettings, make_form
 from likely.guided.guide import Guide
-from likely.guided.spelling import UNWRITABLE, Spelling
+from likely.guided.length_limit.constraint import Closing
+from likely.guided.length_limit.spelling import UNWRITABLE, Spelling
 
 pytest.importorskip("llguidance")
 

@@ -3,15 +3,14 @@ from __future__ import annotations
 import re
 
 import pytest
-
 from guided.small_vocabularies import all_bytes, all_spellings, of, reachable, texts_over
-from likely.decoding.masks import count
-from likely.decoding.steer import ConstraintViolation
+
+from likely.decoding.constraint import ConstraintViolation, count
 from likely.errors import CapabilityError
-from likely.guided.combine import And, Or, Sequence
+from likely.guided.combinators import And, Or, Sequence
+from likely.guided.engines.reference import Reference
 from likely.guided.form import FormSettings, make_form
 from likely.guided.guide import Guide
-from likely.guided.reference_constraint import Reference
 
 VOCABULARY = of(b"a", b"b", b"c", b"ab", b"bc", b"abc", b"ba", b"cc", b"ab")
 GUIDE = Guide(VOCABULARY)

@@ -6,19 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from decoding.helpers_for_loops import RandomTrees, run, toy_loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from decoding.helpers_for_loops import RandomTrees, run, toy_loop
-from likely.decoding.divergence import jensen_shannon
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.errors import KvFull
-from likely.guided.contrast import PRESETS, Contrast, contrasted
+from likely.guided.contrast import PRESETS, Contrast, contrasted, jensen_shannon
 from likely.guided.gate import Always, CollisionGate
-from likely.models.rows import log_softmax
-from likely.models.toy import ToyRuntime
+from likely.runtimes.rows import log_softmax
+from likely.runtimes.toy import ToyRuntime
 
 V = 6
 GREEDY = Sampling(temperature=0.0)
@@ -213,10 +212,10 @@ def test_end_tokens_are_contrasted_too():
 def test_cfg_is_what_transformers_computes():
     """Log-softmax of the processed scores along a text, to 1e-4."""
     import torch
+    from tiny_torch import VOCAB, tiny_module
     from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
-    from likely.models.torch_runtime import TorchRuntime
-    from tiny_torch import VOCAB, tiny_module
+    from likely.runtimes.torch.runtime import TorchRuntime
 
     module = tiny_module("llama")
     runtime = TorchRuntime(module, tokens_held=512, sequences=8, tokens_per_call=64)
@@ -259,7 +258,7 @@ def test_a_weaker_model_sees_the_prompt_itself():
 
 
 def test_a_model_of_another_vocabulary_is_refused():
-    from likely.models.toy import CharTokenizer
+    from likely.runtimes.toy import CharTokenizer
 
     contrast = Contrast(Loaded(ToyRuntime.random(V + 1, seed=1)), "cd")
     with pytest.raises(ValueError, match="same vocabulary"):
@@ -342,7 +341,7 @@ def test_bad_settings_are_refused(options, message):
 
 
 def test_tokens_outside_the_vocabulary_and_unprepared_text_are_refused():
-    from likely.models.toy import CharTokenizer
+    from likely.runtimes.toy import CharTokenizer
 
     with pytest.raises(ValueError, match=r"outside 0\.\.5"):
         Contrast([9]).prepared(CharTokenizer("abcd"), V, lambda text: [])
@@ -354,7 +353,7 @@ def test_tokens_outside_the_vocabulary_and_unprepared_text_are_refused():
 @given(st.lists(st.sampled_from(["apply", "advance", "fork", "drop", "work"]), min_size=1, max_size=25), st.booleans())
 def test_any_order_of_calls_gives_the_direct_answer(verbs, eager):
     """Forks live on beside each other; dropped ones are computed anew."""
-    from likely.models.runtime import Work
+    from likely.runtimes.protocol import Work
 
     runtime = ToyRuntime.random(V, seed=4, order=4, context_length=128)
     live = [(Contrast([5, 4], "cfg", eager=eager).begin(runtime, (1, 2)), [])]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.errors import CapabilityError
 from likely.guided.contrast import Contrast
 from likely.guided.gate import Always, CollisionGate
-from tiny_gguf import write_tiny_llama
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
 

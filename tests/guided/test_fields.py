@@ -8,16 +8,16 @@ from functools import cache
 
 import numpy as np
 import pytest
+from decoding.byte_tokenizer import PieceTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding.byte_tokenizer import PieceTokenizer
 from likely.guided.fields import forced_tokens, owners
 from likely.guided.form import make_form
-from likely.model import Model
+from likely.lm.model import Model
 from likely.models.load import ModelInfo
-from likely.models.rows import log_softmax
-from likely.models.toy import ToyRuntime
+from likely.runtimes.rows import log_softmax
+from likely.runtimes.toy import ToyRuntime
 
 BYTES = [bytes([b]) for b in range(256)]
 # merges that cross the borders of values, halves of characters among them

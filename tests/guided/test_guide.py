@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from guided.toy_texts import uniform
-from likely.decoding.masks import members
+
+from likely.decoding.constraint import members
 from likely.errors import ConstraintError
 from likely.guided.form import FormSettings, make_form
 from likely.guided.guide import KEPT, Guide

@@ -9,18 +9,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-
-import likely
-from likely.decoding.masks import mask_of
-from likely.decoding.particles import Particles, effective_sample_size, log_mean, systematic
-from likely.decoding.steer import ConstraintViolation
-from likely.errors import CapabilityError, ConstraintError
-from likely.guided.sampling import Watch
-from likely.model import Model
-from likely.models.load import ModelInfo
-from likely.models.toy import CharTokenizer, ToyRuntime, exact_logprob
 from statistics_of_draws import chi_square_p
 from tiny_gguf import write_tiny_llama
+
+import likely
+from likely.decoding.constraint import ConstraintViolation, mask_of
+from likely.decoding.particles import Particles, effective_sample_size, log_mean, systematic
+from likely.errors import CapabilityError, ConstraintError
+from likely.guided.conditional_sampling import Watch
+from likely.lm.model import Model
+from likely.models.load import ModelInfo
+from likely.runtimes.toy import CharTokenizer, ToyRuntime, exact_logprob
 
 BOS, END, V = 5, 6, 7
 WORDS = ("aa", "ab", "b", "bcd", "cae", "da")

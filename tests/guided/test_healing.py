@@ -4,17 +4,16 @@ import math
 
 import numpy as np
 import pytest
-
 from decoding.byte_tokenizer import PieceTokenizer
 from guided.small_vocabularies import all_bytes, of
-from likely.decoding.masks import members
-from likely.decoding.steer import ConstraintViolation
+
+from likely.decoding.constraint import ConstraintViolation, members
 from likely.errors import CapabilityError
-from likely.guided.healing import Healing, heal
-from likely.guided.reference_constraint import Reference
-from likely.model import Model
+from likely.guided.engines.reference import Reference
+from likely.guided.token_healing import Healing, heal
+from likely.lm.model import Model
 from likely.models.load import ModelInfo
-from likely.models.toy import ToyRuntime, exact_logprob
+from likely.runtimes.toy import ToyRuntime, exact_logprob
 
 VOCABULARY = of(b"a", b"b", b"c", b":", b"/", b"://", b"http", b"ab", b":/", b"bc/", b"h", b"t", b"p")
 A, B, C, COLON, SLASH, SCHEME, HTTP, AB, COLONSLASH, BCS = range(10)

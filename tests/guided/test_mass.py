@@ -6,14 +6,14 @@ import itertools
 
 import numpy as np
 import pytest
-
 from guided.small_vocabularies import of
+
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.guided.form import FormSettings, make_form
 from likely.guided.guide import Guide
-from likely.models.toy import ToyRuntime, exact_logprob
+from likely.runtimes.toy import ToyRuntime, exact_logprob
 
 VOCABULARY = of(b"a", b"b", b"c")  # a Markov model of three symbols, and an end token
 END = 3

@@ -8,16 +8,16 @@ import re
 
 import numpy as np
 import pytest
+from decoding.byte_tokenizer import PieceTokenizer
+from tiny_gguf import write_tiny_llama
 
 import likely
-from decoding.byte_tokenizer import PieceTokenizer
-from likely.decoding.steer import ConstraintDeadEnd
+from likely.decoding.constraint import ConstraintDeadEnd
 from likely.guided.form import make_form
 from likely.guided.guide import Guide
 from likely.guided.processor import Followed, for_llama_cpp, for_transformers, widened
 from likely.guided.vocabulary import Vocabulary
 from likely.models.convert import convert
-from tiny_gguf import write_tiny_llama
 
 SCHEMA = {
     "type": "object",
@@ -52,7 +52,7 @@ def fresh(pattern: str, text) -> np.ndarray:
     constraint = Guide(TOY).constraint(make_form(regex=pattern))
     for token in text:
         constraint.advance(token)
-    from likely.decoding.masks import unpack
+    from likely.decoding.constraint import unpack
 
     return unpack(constraint.allowed(), TOY.size)
 

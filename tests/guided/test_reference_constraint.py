@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from guided.regexes import REGEXES, agree
 from guided.small_vocabularies import all_bytes, all_spellings, of, reachable
-from likely.decoding.masks import members, unpack
+
+from likely.decoding.constraint import members, unpack
 from likely.errors import CapabilityError
-from likely.guided.automaton import DEAD
+from likely.guided.engines.automaton import DEAD
+from likely.guided.engines.reference import Reference
 from likely.guided.form import FormSettings, make_form
-from likely.guided.reference_constraint import Reference
 
 
 def by_hand(constraint, state):

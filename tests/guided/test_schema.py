@@ -14,14 +14,14 @@ from typing import Annotated, Literal
 import jsonschema
 import numpy as np
 import pytest
+from guided.toy_texts import opinionated, uniform
 from pydantic import BaseModel, Field, field_validator, model_validator
 from typing_extensions import TypedDict
 
-from guided.toy_texts import opinionated, uniform
 from likely.guided.form import FormSettings
-from likely.guided.schema import schema_form
-from likely.guided.schema_errors import InvalidSchema, InvalidText, SchemaUnsatisfied, UnsupportedSchema
-from likely.guided.validated import DRAWS_APART
+from likely.guided.json_schema.errors import InvalidSchema, InvalidText, SchemaUnsatisfied, UnsupportedSchema
+from likely.guided.json_schema.form import schema_form
+from likely.lm.redraw import DRAWS_APART
 
 pytest.importorskip("llguidance")
 DIFFERENT = {"type": "array", "items": {"enum": [1, 2, 3]}, "minItems": 2, "maxItems": 2, "uniqueItems": True}

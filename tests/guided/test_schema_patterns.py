@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from likely.guided.form import FormSettings
-from likely.guided.schema_formats import FORMATS, has_format
-from likely.guided.schema_patterns import PatternError, is_quick, look_around, plain_body, python_pattern, searcher
-from likely.guided.schema_report import compile_bytes
+from likely.guided.json_schema.formats import FORMATS, has_format
+from likely.guided.json_schema.patterns import PatternError, is_quick, look_around, plain_body, python_pattern, searcher
+from likely.guided.json_schema.report import compile_bytes
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ PIECES = ["a", "b", "[ab]", "[^a]", "(?:a|bc)", "x*", "(?:ab)+", "c?", "a{1,2}",
 def test_the_engine_and_the_check_agree(pieces, start, end, data):
     pytest.importorskip("llguidance")
     pattern = ("^" if start else "") + "".join(pieces) + ("$" if end else "")
-    from likely.guided.schema import schema_form
+    from likely.guided.json_schema.form import schema_form
 
     form = schema_form({"type": "string", "pattern": pattern}, FormSettings())
     constraint = compile_bytes(form.source, form.settings)

@@ -7,10 +7,10 @@ from collections import Counter
 
 import jsonschema
 import pytest
-
 from guided.toy_texts import Schemas, uniform
-from likely.guided.schema_errors import InvalidSchema, SchemaUnsatisfied, UnsupportedSchema
-from likely.guided.schema_formats import FORMATS, has_format
+
+from likely.guided.json_schema.errors import InvalidSchema, SchemaUnsatisfied, UnsupportedSchema
+from likely.guided.json_schema.formats import FORMATS, has_format
 
 BOUNDS = {"max_string": 10, "max_items": 3, "max_number_digits": 5, "max_tokens": 300, "close_on_budget": False}
 

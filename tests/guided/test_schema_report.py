@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from guided.toy_texts import uniform
+
 from likely.errors import CapabilityError
 from likely.guided.form import FormSettings
-from likely.guided.schema import schema_form
-from likely.guided.schema_disjoint import are_disjoint
-from likely.guided.schema_document import MAX_DEPTH, Document
-from likely.guided.schema_errors import InvalidSchema, UnsupportedSchema
-from likely.guided.schema_keywords import ANNOTATIONS, APPLIES_TO, BACKENDS
-from likely.guided.schema_report import check_schema, compile_bytes
+from likely.guided.json_schema.disjoint import are_disjoint
+from likely.guided.json_schema.document import MAX_DEPTH, Document
+from likely.guided.json_schema.errors import InvalidSchema, UnsupportedSchema
+from likely.guided.json_schema.form import schema_form
+from likely.guided.json_schema.keywords import ANNOTATIONS, APPLIES_TO, BACKENDS
+from likely.guided.json_schema.report import check_schema, compile_bytes
 
 pytest.importorskip("llguidance")
 TRAP = {"type": "object", "required": ["a"]}

@@ -8,15 +8,14 @@ import sys
 
 import numpy as np
 import pytest
-
 from decoding.byte_tokenizer import PieceTokenizer
 from guided.toy_texts import BYTES, MERGES, uniform
-from likely.decoding.masks import count, members
-from likely.decoding.steer import ConstraintViolation
+
+from likely.decoding.constraint import ConstraintViolation, count, members
 from likely.errors import CapabilityError
 from likely.guided.form import FormSettings, make_form
 from likely.guided.guide import Guide
-from likely.guided.schema import schema_form
+from likely.guided.json_schema.form import schema_form
 from likely.guided.vocabulary import Vocabulary
 
 SCHEMA = {

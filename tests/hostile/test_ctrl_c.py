@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from tiny_gguf import write_tiny_llama
 
 pty = pytest.importorskip("pty")

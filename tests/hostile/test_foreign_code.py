@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.errors import LikelyError, ModelError
 from likely.models.convert import convert
-from tiny_gguf import write_tiny_llama
 
 torch = pytest.importorskip("torch")
 AUTO_MAP = {

@@ -12,10 +12,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from tiny_gguf import write_tiny_gemma3, write_tiny_llama
 
 from likely.errors import ModelError
-from likely.models.gguf_header import TENSOR_TYPES, ArrayRef, GgufHeader, read_header
-from tiny_gguf import write_tiny_gemma3, write_tiny_llama
+from likely.formats.gguf import TENSOR_TYPES, ArrayRef, GgufHeader, read_header
 
 
 def u32(x: int) -> bytes:

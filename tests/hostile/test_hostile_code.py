@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from likely.guided.code_sandbox import GUARDS, Limits, run_python
+from likely.audit.code.sandbox import GUARDS, Limits, run_python
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="attacks on Linux")
 SOON = Limits(wall_s=8, cpu_s=1)
@@ -205,7 +205,7 @@ def test_an_orphan_does_not_outlive_its_parent():
     import subprocess
 
     code = (
-        "import threading\nfrom likely.guided.code_sandbox import Limits, run_python\n"
+        "import threading\nfrom likely.audit.code.sandbox import Limits, run_python\n"
         "print('up', flush=True)\n"
         "run_python('import time; time.sleep(98.7654)', Limits(wall_s=60))"
     )

@@ -7,16 +7,16 @@ import resource
 import socket
 
 import pytest
-
 from guided.toy_texts import uniform
+
 from likely.errors import ConstraintError, LikelyError
 from likely.guided import guide
-from likely.guided import schema as schema_module
 from likely.guided.form import FormSettings, make_form
-from likely.guided.schema import schema_form
-from likely.guided.schema_document import MAX_BYTES, MAX_SUBSCHEMAS
-from likely.guided.schema_errors import InvalidSchema, InvalidText, UnsupportedSchema
-from likely.guided.schema_report import compile_bytes
+from likely.guided.json_schema import form as schema_module
+from likely.guided.json_schema.document import MAX_BYTES, MAX_SUBSCHEMAS
+from likely.guided.json_schema.errors import InvalidSchema, InvalidText, UnsupportedSchema
+from likely.guided.json_schema.form import schema_form
+from likely.guided.json_schema.report import compile_bytes
 
 pytest.importorskip("llguidance")
 SECONDS = 20  # of processor time that one schema may take here; what is refused takes far less

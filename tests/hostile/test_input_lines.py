@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tiny_gguf import write_tiny_llama
 
 from likely.cli import options
 from likely.cli.app import run
-from likely.jsonl import MAX_LINE_BYTES
-from tiny_gguf import write_tiny_llama
+from likely.io.jsonl import MAX_LINE_BYTES
 
 GOOD = b'{"prompt": "a", "answers": ["b", "c"]}'
 BAD = {

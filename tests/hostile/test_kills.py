@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from hostile.moments import Moments
 from tiny_gguf import write_tiny_llama
 

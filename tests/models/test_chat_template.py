@@ -12,7 +12,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from likely.errors import DataError, ModelError
 from likely.models.chat_template import ChatTemplate, encode_chat, fold_system, render_chat
-from likely.models.tokenizer import decode
+from likely.tokenizers.protocol import decode
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"

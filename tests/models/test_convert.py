@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_gguf import write_tiny_gemma3, write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from likely.errors import ModelError
-from likely.models import conversion_check
+from likely.formats.families import config_from_header, llama3_factors, metadata_from_config
+from likely.formats.gguf import GgufHeader, TensorInfo, read_header
+from likely.formats.safetensors_file import floats_from, floats_to, read_entries, shard_names
 from likely.models import convert as convert_module
+from likely.models import verify_conversion as conversion_check
 from likely.models.convert import convert
-from likely.models.gguf_families import config_from_header, llama3_factors, metadata_from_config
-from likely.models.gguf_header import GgufHeader, TensorInfo, read_header
-from likely.models.gguf_tokenizer import tokenizer_from_gguf
-from likely.models.parity import compare_tokenizers
-from likely.models.safetensors_file import floats_from, floats_to, read_entries, shard_names
-from tiny_gguf import write_tiny_gemma3, write_tiny_llama
+from likely.tokenizers.gguf import tokenizer_from_gguf
+from likely.tokenizers.parity import compare_tokenizers
 
 Writer = Callable[..., Path]
 TINY: dict[str, Callable[[Path], Path]] = {
@@ -159,7 +159,7 @@ def test_rows_that_are_no_whole_blocks_become_f16(tmp_path: Path) -> None:
 def test_pieces_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_tiny_llama(tmp_path / "source.gguf", dtype="Q8_0")
     convert(source, tmp_path / "whole.gguf", to="f16", verify=False)
-    monkeypatch.setattr("likely.models.weights._PIECE_VALUES", 100)
+    monkeypatch.setattr("likely.formats.weights._PIECE_VALUES", 100)
     convert(source, tmp_path / "pieces.gguf", to="f16", verify=False)
     assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "pieces.gguf").read_bytes()
 
@@ -183,7 +183,7 @@ def test_a_wrong_number_is_noticed_and_nothing_is_kept(
     write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write(tmp_path / "source.gguf", dtype="Q8_0")
-    monkeypatch.setattr("likely.models.gguf_families.change_to_folder", lambda *_: None)  # heads, or norms, left alone
+    monkeypatch.setattr("likely.formats.families.change_to_folder", lambda *_: None)  # heads, or norms, left alone
     with pytest.raises(ModelError, match="not the same model"):
         convert(source, tmp_path / "folder", to="safetensors")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source.gguf"]

@@ -7,9 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from likely.calibration.inputs import softmax
-from likely.prompting.answer_bias import cbm, cbm_ratio, contextual, pmi
-from likely.prompting.cbm import CBM
+from likely.metrics.checks import softmax
+from likely.prompting.selection.answer_bias import CBM, cbm, cbm_ratio, contextual, pmi
 from likely.uncertainty.types import OptionScores
 
 T, N, K = 4, 50, 3

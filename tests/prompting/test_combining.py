@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from likely.calibration.bins import ece
-from likely.calibration.inputs import softmax
-from likely.calibration.proper import brier, nll
-from likely.prompting.combining import COMBINATIONS, combined, geometric, largest
+from likely.metrics.bins import ece
+from likely.metrics.checks import softmax
+from likely.metrics.proper import brier, nll
+from likely.prompting.ensembles.combining import COMBINATIONS, combined, geometric, largest
 
 TWO = np.array([[[0.9, 0.1]], [[0.2, 0.8]]])
 

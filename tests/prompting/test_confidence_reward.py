@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from likely.prompting.confidence_reward import INVALID, confidence_reward, group_advantages
-from likely.prompting.grpo import grpo_loss
+from likely.prompting.hints.reward import INVALID, confidence_reward, group_advantages
+from likely.training.grpo import grpo_loss
 
 
 @pytest.mark.parametrize(

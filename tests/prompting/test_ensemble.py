@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from likely.errors import DataError
-from likely.model import Model, ModelInfo
-from likely.models.toy import CharTokenizer, ToyRuntime
-from likely.prompting.answer_bias import cbm, contextual, pmi
-from likely.prompting.combining import COMBINATIONS, combined
-from likely.prompting.demonstrations import FewShotTask, draw, fingerprint, refuse_known, written
-from likely.prompting.ensemble import EnsembleSpec, SelfEnsemble, members, tuning_pairs
+from likely.lm.model import Model, ModelInfo
+from likely.prompting.ensembles.combining import COMBINATIONS, combined
+from likely.prompting.ensembles.demonstrations import FewShotTask, draw, fingerprint, refuse_known, written
+from likely.prompting.ensembles.ensemble import EnsembleSpec, SelfEnsemble, members, tuning_pairs
+from likely.prompting.selection.answer_bias import cbm, contextual, pmi
 from likely.prompting.templates import PromptPool, Template
+from likely.runtimes.toy import CharTokenizer, ToyRuntime
 
 TOY = ModelInfo("toy", "toy", "toy", "float32", "0", "chars", False)
 LETTERS = "abcdefgh \n:{}[]NAMSK/"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from likely.errors import DataError
-from likely.prompting.confidence_reward import confidence_reward
-from likely.prompting.hint_bandit import HintBandit
+from likely.prompting.hints.bandit import HintBandit
+from likely.prompting.hints.reward import confidence_reward
 
 HINTS = ["", "Take your time.", "Be careful.", "Be bold."]
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.errors import DataError
-from likely.prompting.hint_downstream import LEVELS, STATE, Downstream, Question, augment, names_an_option
-from likely.prompting.hint_writer import WriterSettings, _one_line, hint_prompt, train_hint_writer
-from tiny_gguf import write_tiny_llama
+from likely.prompting.hints.downstream import LEVELS, STATE, Downstream, Question, augment, names_an_option
+from likely.prompting.hints.writer import WriterSettings, _one_line, hint_prompt, train_hint_writer
 
 COW = Question("Which animal gives milk?", ("hen", "cow"), 1)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likely.prompting.nbest import (
+from likely.prompting.speech.nbest import (
     EXPLANATION,
     STYLES,
     NBest,

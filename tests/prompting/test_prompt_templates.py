@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from likely import datasets
+from likely.data import datasets
 from likely.errors import DataError
 from likely.prompting.templates import PromptPool, Template
 

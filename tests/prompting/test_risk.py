@@ -6,19 +6,18 @@ import warnings
 
 import numpy as np
 import pytest
-
-import likely
-from likely.calibration.ranking import auroc
-from likely.errors import CapabilityError, DataError, ModelError
-from likely.prompting.order_bias import order_bias
-from likely.prompting.reasoned import reasoned_probability
-from likely.prompting.risk import RiskScorer, best_threshold, labels_of
-from likely.prompting.risk_prompts import STYLES
-from likely.prompting.table_task import Choice, TableTask
-from likely.prompting.table_text import ColumnText
-from likely.uncertainty.letters import LowAnswerMass
 from prompting.toy_model import Told, digits, letters
 from tiny_gguf import write_tiny_llama
+
+import likely
+from likely.errors import CapabilityError, DataError, ModelError
+from likely.metrics.ranking import auroc
+from likely.prompting.tables.order_bias import order_bias
+from likely.prompting.tables.prompts import STYLES, reasoned_probability
+from likely.prompting.tables.risk import RiskScorer, best_threshold, labels_of
+from likely.prompting.tables.task import Choice, TableTask
+from likely.prompting.tables.text import ColumnText
+from likely.scoring.letters import LowAnswerMass
 
 TASK = TableTask(
     columns={"score": ColumnText("score", unit="percent")}, target="out", name="toy",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from likely.prompting.digits import likeliest, official_number
-from likely.prompting.order_bias import order_bias
-from likely.prompting.risk_prompts import answers_of, lettered_question, orders
-from likely.prompting.table_task import load_task
-from likely.uncertainty.letters import shares
+from likely.prompting.tables.order_bias import order_bias
+from likely.prompting.tables.prompts import answers_of, lettered_question, orders
+from likely.prompting.tables.task import load_task
+from likely.scoring.digits import likeliest, official_number
+from likely.scoring.letters import shares
 
 official = pytest.importorskip("folktexts.qa_interface")
 WORDS = ["<s>", "A", "B", "ĠA", "ĠB", "ĊA", "ĊB", "the", *"0123456789", "42", "07"]

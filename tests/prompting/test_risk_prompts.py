@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from likely.prompting.risk_prompts import STYLES, answers_of, orders, prompt_of
-from likely.prompting.table_task import Choice, TableTask, load_task
-from likely.prompting.table_text import ColumnText
+from likely.prompting.tables.prompts import STYLES, answers_of, orders, prompt_of
+from likely.prompting.tables.task import Choice, TableTask, load_task
+from likely.prompting.tables.text import ColumnText
 
 GOLDEN = Path(__file__).parent / "golden"
 ROWS = [

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from likely.intervals import wilson
-from likely.prompting.risk_report import METRICS, risk_report, subgroup_report
+from likely.metrics.intervals import wilson
+from likely.prompting.tables.report import METRICS, risk_report, subgroup_report
 
 RNG = np.random.default_rng(0)
 RISK = RNG.random(400)

@@ -7,7 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from likely.prompting.selection import METHODS, PER_INPUT, PER_PROMPT, chosen, chosen_rows, entropy, prompt_values
+from likely.prompting.selection.criteria import (
+    METHODS,
+    PER_INPUT,
+    PER_PROMPT,
+    chosen,
+    chosen_rows,
+    entropy,
+    prompt_values,
+)
 
 T, N, K = 5, 13, 3
 EPS = 1e-7

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from likely import datasets
-from likely.prompting.answer_quality import accuracy, f1_of_prompts, macro_f1, scaled_f1
-from likely.prompting.cbm import CBM
-from likely.prompting.choosing import calibrated, select
-from likely.prompting.prompt_scores import PromptScores
+from likely.data import datasets
+from likely.prompting.selection.answer_bias import CBM
+from likely.prompting.selection.answers import accuracy, f1_of_prompts, macro_f1, scaled_f1
+from likely.prompting.selection.choosing import calibrated, select
+from likely.prompting.selection.scores import PromptScores
 
 SET = "prompt-selection-sst2-opt2.7b"
 SCENARIOS = {"X": (None, None), "A": (None, "cbm"), "P": ("cbm", None), "PA": ("cbm", "cbm")}

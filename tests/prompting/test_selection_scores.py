@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from likely.errors import DataError
-from likely.model import Model, ModelInfo
-from likely.models.toy import CharTokenizer, ToyRuntime
-from likely.prompting import score_pool as module
-from likely.prompting.choosing import calibrated, select
-from likely.prompting.prompt_scores import PromptScores
-from likely.prompting.score_pool import label_numbers, score_pool, shuffle_answers
+from likely.lm.model import Model, ModelInfo
+from likely.prompting.selection.choosing import calibrated, select
+from likely.prompting.selection.criteria import score_pool as module
+from likely.prompting.selection.score_pool import label_numbers, score_pool, shuffle_answers
+from likely.prompting.selection.scores import PromptScores
 from likely.prompting.templates import PromptPool, Template
-from likely.results import Scored
+from likely.runtimes.toy import CharTokenizer, ToyRuntime
+from likely.scoring.scored import Scored
 
 POOL = PromptPool(
     (

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likely.calibrator import fit_calibrator
-from likely.labelled import read_labelled
-from likely.prompting.nbest import NBest, SpokenTask, nbest_prompt, transcript_prompt
-from likely.prompting.spoken_intent import (
+from likely.calibration.calibrator import fit_calibrator
+from likely.calibration.labelled import read_labelled
+from likely.prompting.speech.intent import (
     COMBINATIONS,
     KAPPAS,
     SpokenIntentClassifier,
     best_kappa,
     training_pairs,
 )
+from likely.prompting.speech.nbest import NBest, SpokenTask, nbest_prompt, transcript_prompt
 
 TASK = SpokenTask("", ("light", "music", "no"), listed=False)
 HEARD = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from likely.errors import DataError
-from likely.prompting.table_task import Choice, TableTask, load_task, read_task
-from likely.prompting.table_text import ColumnText
+from likely.prompting.tables.task import Choice, TableTask, load_task, read_task
+from likely.prompting.tables.text import ColumnText
 
 TWO = (Choice("0", "No", "no", 0), Choice("1", "Yes", "yes", 1))
 GOOD = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from likely import datasets
+from likely.data import datasets
 from likely.errors import DataError
-from likely.prompting.table_task import load_task
-from likely.prompting.table_text import CONNECTORS, FORMATS, ColumnText, Layout, code_of, column_order, row_text
+from likely.prompting.tables.task import load_task
+from likely.prompting.tables.text import CONNECTORS, FORMATS, ColumnText, Layout, code_of, column_order, row_text
 
 COLUMNS = {"age": ColumnText("age", unit="years old", bands=(30, 50)), "job": ColumnText("job", values={"1": "cook"})}
 ROW = {"age": 31.0, "job": "1", "other": "x"}

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.loop import Loop
-from likely.decoding.pool import SameLength
-from likely.decoding.prompt_lookup import PromptLookup
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
-from likely.models.torch_aligned import GroupTorchRuntime, RepadTorchRuntime
+from likely.decoding.scheduling import SameLength
+from likely.runtimes.torch.aligned import GroupTorchRuntime, RepadTorchRuntime
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
 PROMPTS = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from likely.guided.analysis.jedi_provider import JediProvider
-from likely.guided.analysis.members import Analyses
-from likely.guided.code_buffer import CodeBuffer
+from likely.code.analysis.jedi_provider import JediProvider
+from likely.code.analysis.members import Analyses
+from likely.code.buffer import CodeBuffer
 
 pytest.importorskip("jedi")
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from likely.guided.contrast import Contrast
-from likely.models.rows import log_softmax
+from likely.runtimes.rows import log_softmax
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
 

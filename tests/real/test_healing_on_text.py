@@ -51,7 +51,7 @@ def test_healing_reproduces_the_text_at_least_as_often(lm, cuts):
 
 
 def test_at_an_unambiguous_boundary_nothing_changes(lm):
-    from likely.guided.healing import heal
+    from likely.guided.token_healing import heal
 
     vocabulary = lm.guide.vocabulary
     texts = [t.decode("utf-8", "ignore") for t in vocabulary.sorted_texts]

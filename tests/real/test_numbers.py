@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import likely
-from likely.scoring import Item, joint_item, score_items
+from likely.scoring.likelihood import Item, joint_item, score_items
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
 FROZEN = Path(__file__).with_name("frozen.json")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from guided.regexes import REGEXES, agree
+
 from likely.guided.form import FormSettings, make_form
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import likely
-from likely.speculation import NEAR
+from likely.bench.speculation import NEAR
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
 
@@ -60,7 +60,7 @@ def test_llamacpp_is_identical_in_its_invariant_mode(packaged, drafter, settings
 
 def test_the_target_drafting_for_itself_keeps_everything(oracle, plain):
     """A perfect draft model: each call gives the whole chain and one more."""
-    from likely.decoding.draft_model import DraftModel
+    from likely.decoding.drafting.model.drafter import DraftModel
 
     source = DraftModel(oracle.runtime)
     found = oracle.generate(PROMPTS[0], max_tokens=TOKENS, drafter=source, draft_budget=5, **GREEDY)
@@ -70,7 +70,7 @@ def test_the_target_drafting_for_itself_keeps_everything(oracle, plain):
 
 def test_gemma_differs_at_near_ties_only(gemma3_path):
     """K-quants are not invariant: a difference is allowed where two tokens are nearly tied, and nowhere else."""
-    from likely.speculation import Task, compare
+    from likely.bench.speculation import Task, compare
 
     with likely.load("gemma3", runtime="llamacpp", context=512) as lm:
         rows = compare(lm, [Task("mixed", PROMPTS[:4])], ["lookup", "suffix"], max_tokens=12, rounds=2)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import likely
-from likely.scoring import Item, score_items
-from likely.uncertainty.estimators import ESTIMATORS
+from likely.scoring.likelihood import Item, score_items
 from likely.uncertainty.likelihood import max_nll, mean_nll
 from likely.uncertainty.plan import estimate, gather
+from likely.uncertainty.table import ESTIMATORS
 
 pytestmark = [
     pytest.mark.real, pytest.mark.xdist_group("real"), pytest.mark.filterwarnings("ignore:P.True"),

@@ -11,12 +11,13 @@ import pytest
 
 pytest.importorskip("peft")
 
+from tiny_gguf import write_tiny_llama
+
 import likely
 from likely.errors import DataError
-from likely.evidence import Source
-from likely.prompting.nbest import NBest
-from likely.prompting.speech import Utterance
-from tiny_gguf import write_tiny_llama
+from likely.evidence.study import Source
+from likely.prompting.speech.nbest import NBest
+from likely.prompting.speech.recognise import Utterance
 
 FOLDER = Path(__file__).parents[2] / "reproductions"
 WORDS = {"alarm": "wake me", "timer": "set timer", "message": "see you later"}

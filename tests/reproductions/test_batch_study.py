@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.decoding.prompt_lookup import PromptLookup
-from tiny_gguf import write_tiny_llama
+from likely.decoding.drafting.lookup import PromptLookup
 
 pytest.importorskip("torch")
 FOLDER = Path(__file__).parents[2] / "reproductions"

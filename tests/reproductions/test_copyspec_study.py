@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from likely.decoding.replay import Rounds
-from likely.evidence import Source
+from likely.decoding.drafting.replay import Rounds
+from likely.evidence.study import Source
 
 SCRIPT = Path(__file__).parents[2] / "reproductions" / "copyspec.py"
 SOURCE = Source(name="none", sha256="0" * 64)

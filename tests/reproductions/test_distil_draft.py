@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.models.gguf_tokenizer import tokenizer_from_gguf
-from tiny_gguf import write_tiny_llama
+from likely.tokenizers.gguf import tokenizer_from_gguf
 
 torch.set_num_threads(1)  # as in tiny_torch: a second thread only waits
 SCRIPT = Path(__file__).parents[2] / "reproductions" / "distil_draft.py"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
-from likely import datasets
-from likely.evidence import Source
-from likely.prompting.risk import RiskScorer
-from likely.prompting.table_task import load_task
-from tiny_gguf import write_tiny_llama
+from likely.data import datasets
+from likely.evidence.study import Source
+from likely.prompting.tables.risk import RiskScorer
+from likely.prompting.tables.task import load_task
 
 pytest.importorskip("sklearn")
 FOLDER = Path(__file__).parents[2] / "reproductions"
@@ -61,7 +61,7 @@ def test_rows_are_disjoint_and_the_worked_ones_are_even(study, task, rows):
         study.split(rows.train, task, scored=90)
 
 
-@pytest.mark.filterwarnings("ignore::likely.uncertainty.letters.LowAnswerMass")
+@pytest.mark.filterwarnings("ignore::likely.scoring.letters.LowAnswerMass")
 def test_asked_together_is_asked_apart(study, task, rows, path):
     some = rows.records[:4]
     with likely.load(str(path), runtime="llamacpp", threads=1) as lm:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence import Source
-from tiny_gguf import write_tiny_llama
+from likely.evidence.study import Source
 
 FOLDER = Path(__file__).parents[2] / "reproductions"
 
@@ -53,7 +53,7 @@ def test_the_most_likely_text_is_that_of_scoring_every_text(study, language):
     best = study.most_likely(lm, name)
     texts = ["".join(t) for n in range(1, 5) for t in itertools.product(study.LETTERS[:3], repeat=n)]
     eos = lm.tokenizer.eos_id
-    from likely.scoring import Item, score_items
+    from likely.scoring.likelihood import Item, score_items
 
     given = tuple(lm.encode_prompt(name))
     items = [Item((*given, *lm.tokenizer.encode(text), eos), len(given)) for text in texts]

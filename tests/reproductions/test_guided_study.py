@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence import Source
-from tiny_gguf import write_tiny_llama
+from likely.evidence.study import Source
 
 pytest.importorskip("llguidance")
 pytest.importorskip("jsonschema")

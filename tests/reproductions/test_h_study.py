@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from likely.calibration import bins
-from likely.calibration.inputs import softmax, top_label
-from likely.calibration.proper import nll
-from likely.evidence import Source
-from likely.labelled import Labelled
+from likely.calibration.labelled import Labelled
+from likely.evidence.study import Source
+from likely.metrics import bins
+from likely.metrics.checks import softmax, top_label
+from likely.metrics.proper import nll
 
 pytest.importorskip("torch")
 FOLDER = Path(__file__).parents[2] / "reproductions"

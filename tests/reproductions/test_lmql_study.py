@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence import Source
-from likely.guided.query.session import Session, Settings
-from tiny_gguf import write_tiny_llama
+from likely.evidence.study import Source
+from likely.queries.session import Session, Settings
 
 pytest.importorskip("llama_cpp")
 SCRIPT = Path(__file__).parents[2] / "reproductions" / "lmql.py"

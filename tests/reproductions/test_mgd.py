@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
+from likely.code.analysis.jedi_provider import JediProvider
+from likely.code.analysis.members import Analyses, Answer, Member
 from likely.errors import DataError
-from likely.evidence import Source
-from likely.guided.analysis.jedi_provider import JediProvider
-from likely.guided.analysis.members import Analyses, Answer, Member
-from tiny_gguf import write_tiny_llama
+from likely.evidence.study import Source
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("jedi")

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.calibration.harmonizer import Harmonizer
-from likely.calibration.labelling_rules import LabelingFunction
-from likely.evidence import Source
-from likely.prompting.dynamic import Example, LabelTask
-from tiny_gguf import write_tiny_llama
+from likely.evidence.study import Source
+from likely.weak_supervision.harmonizer import Harmonizer
+from likely.weak_supervision.labelling_rules import LabelingFunction
+from likely.weak_supervision.reask import Example, LabelTask
 
 pytest.importorskip("torch")
 FOLDER = Path(__file__).parents[2] / "reproductions"

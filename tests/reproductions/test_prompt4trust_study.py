@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from likely.evidence import Source
-from likely.prompting.hint_downstream import STATE, Question
+from likely.evidence.study import Source
+from likely.prompting.hints.downstream import STATE, Question
 
 FOLDER = Path(__file__).parents[2] / "reproductions"
 SOURCES = [Source(name="made up", sha256="0" * 64)]

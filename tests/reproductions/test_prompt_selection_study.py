@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.calibration.inputs import log_softmax
-from likely.evidence import Source
-from likely.prompting.answer_quality import f1_of_prompts, macro_f1
-from likely.prompting.choosing import calibrated, select
-from likely.prompting.prompt_scores import PromptScores
-from tiny_gguf import write_tiny_llama
+from likely.evidence.study import Source
+from likely.metrics.checks import log_softmax
+from likely.prompting.selection.answers import f1_of_prompts, macro_f1
+from likely.prompting.selection.choosing import calibrated, select
+from likely.prompting.selection.scores import PromptScores
 
 FOLDER = Path(__file__).parents[2] / "reproductions"
 TINY = [Source(name="tiny", sha256="0" * 64)]

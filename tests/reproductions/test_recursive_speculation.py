@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from likely.decoding.draft import Draft, Law
-from likely.decoding.draft_model import DraftModel
-from likely.models.toy import ToyRuntime
+from likely.decoding.drafting.model.drafter import DraftModel
+from likely.decoding.drafting.protocol import Draft, Law
+from likely.runtimes.toy import ToyRuntime
 
 FOLDER = Path(__file__).parents[2] / "reproductions"
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.calibration.bins import ece
-from likely.calibration.inputs import softmax
-from likely.evidence import Source
-from likely.prompting.combining import combined
-from likely.prompting.demonstrations import FewShotTask, fingerprint
+from likely.evidence.study import Source
+from likely.metrics.bins import ece
+from likely.metrics.checks import softmax
+from likely.prompting.ensembles.combining import combined
+from likely.prompting.ensembles.demonstrations import FewShotTask, fingerprint
 from likely.prompting.templates import PromptPool, Template
-from tiny_gguf import write_tiny_llama
 
 pytest.importorskip("peft")
 FOLDER = Path(__file__).parents[2] / "reproductions"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from likely.evidence import Evidence
 from tiny_gguf import write_tiny_llama
+
+from likely.evidence.study import Evidence
 
 pytest.importorskip("torch")
 pytest.importorskip("llama_cpp")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from likely.decoding.replay import Trace
-from likely.decoding.suffix_memory import SuffixMemory
-from likely.evidence import Source
+from likely.decoding.drafting.replay import Trace
+from likely.decoding.drafting.suffix.drafter import SuffixMemory
+from likely.evidence.study import Source
 
 SCRIPT = Path(__file__).parents[2] / "reproductions" / "suffix_decoding.py"
 MODEL = Source(name="none", sha256="0" * 64)

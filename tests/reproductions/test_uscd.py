@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence import Source
-from likely.guided.code_eval import humaneval_problem, mbpp_problem
+from likely.audit.code.evaluate import humaneval_problem, mbpp_problem
+from likely.evidence.study import Source
 from likely.guided.gate import root_collision
-from likely.models.rows import log_softmax
-from likely.models.runtime import Want, Work
-from tiny_gguf import write_tiny_llama
+from likely.runtimes.protocol import Want, Work
+from likely.runtimes.rows import log_softmax
 
 FOLDER = Path(__file__).parents[2] / "reproductions"
 HUMAN = [

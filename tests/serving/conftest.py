@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tiny_gguf import write_tiny_llama
 
 import likely
-from tiny_gguf import write_tiny_llama
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,12 @@ import threading
 
 import pytest
 from helpers_for_serving import ask, client_of, toy_model
+from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.models.toy import exact_logprob
-from likely.scoring import Item, score_items
+from likely.runtimes.toy import exact_logprob
+from likely.scoring.likelihood import Item, score_items
 from likely.serving import Limits
-from tiny_gguf import write_tiny_llama
 
 COMPLETIONS, CHAT, SCORE = "/v1/completions", "/v1/chat/completions", "/v1/score"
 TEXTS = ["the cat sat on the mat", "é🙂 naïve", "a", "<|im_start|>user\nthe<|im_end|>"]

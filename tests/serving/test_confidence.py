@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from helpers_for_serving import ask
 
-from likely.calibration.answer_logistic import features
-from likely.calibrator import fit_calibrator
-from likely.calibrators import keep
-from likely.confidence import binding_of
-from likely.labelled import Labelled
+from likely.calibration.calibrator import fit_calibrator
+from likely.calibration.labelled import Labelled
+from likely.calibration.recalibrators.answer import features
+from likely.calibration.store import keep
+from likely.lm.confidence import binding_of
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Is 3 odd?"}]

@@ -13,8 +13,8 @@ from helpers_for_serving import toy_model
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.errors import KvFull, ModelError
-from likely.models.toy import exact_logprob
-from likely.scoring import Item, score_items
+from likely.runtimes.toy import exact_logprob
+from likely.scoring.likelihood import Item, score_items
 from likely.serving.engine import Engine, EngineFailed, Overloaded
 
 

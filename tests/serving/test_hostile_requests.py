@@ -258,7 +258,7 @@ def test_a_large_body_is_read_within_bounds_and_refused(tiny):
 
 
 def test_a_reply_of_too_many_numbers_is_refused(tiny, monkeypatch):
-    monkeypatch.setattr("likely.serving.answering.MAX_NUMBERS", 100)
+    monkeypatch.setattr("likely.serving.api.answering.MAX_NUMBERS", 100)
 
     async def question(client):
         refused = [

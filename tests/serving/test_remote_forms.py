@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from fake_server import Raw, toy_server
 from helpers_for_serving import serving
 from pydantic import BaseModel, Field
+from tiny_gguf import write_tiny_llama
 
 import likely
-from fake_server import Raw, toy_server
 from likely.errors import CapabilityError, RemoteError
-from likely.models.remote import RemoteModel
-from tiny_gguf import write_tiny_llama
+from likely.lm.remote.model import RemoteModel
 
 SCHEMA = {
     "type": "object",

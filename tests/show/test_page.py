@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from records import HOSTILE, generation, scored
 
 from likely.errors import DataError
+from likely.io.whole_file import check_target, write_whole
 from likely.show.colours import level_of
 from likely.show.html import page
-from likely.show.output import check_target, write_whole
 from likely.show.tokens import shown, visible
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}

@@ -13,10 +13,10 @@ import types
 import numpy as np
 import pytest
 
-from likely.uncertainty import likelihood, sampling
+from likely.uncertainty import likelihood
+from likely.uncertainty import samples as sampling
 from likely.uncertainty.clusters import EXACT
-from likely.uncertainty.graph import eccentricity, eigenvalue_sum, missing_degree
-from likely.uncertainty.overlap import lexical_similarity
+from likely.uncertainty.samples import eccentricity, eigenvalue_sum, lexical_similarity, missing_degree
 from likely.uncertainty.semantic import discrete_semantic_entropy, semantic_entropy
 from likely.uncertainty.types import Gathered, GenerationScores
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from likely.metrics.ranking import discrimination
 from likely.uncertainty.consistency import agreement, csa, csc, greedy_agreement, weighted_agreement
-from likely.uncertainty.discrimination import discrimination
-from likely.uncertainty.estimators import ESTIMATORS, check_names, estimate, needs_of
-from likely.uncertainty.graph import eccentricity, eigenvalue_sum, missing_degree
-from likely.uncertainty.overlap import lexical_similarity
+from likely.uncertainty.samples import eccentricity, eigenvalue_sum, lexical_similarity, missing_degree
+from likely.uncertainty.table import ESTIMATORS, check_names, estimate, needs_of
 from likely.uncertainty.types import Gathered, GenerationScores
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from likely.uncertainty.clusters import EXACT, NUMBER, by_model, embedding, grouped, lexical, nli, numbered
-from likely.uncertainty.overlap import common_length, rouge_l, similarities
+from likely.uncertainty.samples import common_length, rouge_l, similarities
 
 
 def test_words_but_for_case_articles_and_punctuation():
@@ -85,7 +85,7 @@ def test_the_model_is_asked_only_about_different_words():
         asked = 0
 
         def score(self, prompt, answers):
-            from likely.results import Scored
+            from likely.scoring.scored import Scored
 
             self.asked += 1
             assert answers == [" yes", " no"] and "Who?" in prompt

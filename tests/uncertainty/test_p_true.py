@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from likely.uncertainty.letters import LowAnswerMass
+from likely.scoring.letters import LowAnswerMass
 from likely.uncertainty.p_true import (
     answers,
     p_true,
@@ -87,7 +87,7 @@ def test_on_a_model_that_believes_what_it_reads():
 
     from toy_language import toy
 
-    from likely.models.toy import CharTokenizer
+    from likely.runtimes.toy import CharTokenizer
 
     alphabet = CharTokenizer(string.printable)._alphabet
     end, a, b = len(alphabet) + 1, alphabet.index("A"), alphabet.index("B")

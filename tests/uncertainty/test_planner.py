@@ -6,21 +6,21 @@ import string
 
 import numpy as np
 import pytest
+from fake_server import toy_server
+from tiny_gguf import write_tiny_llama
+from tiny_torch import tiny_module
 
 import likely
-from fake_server import toy_server
 from likely.errors import CapabilityError, ModelError
-from likely.model import Model
+from likely.lm.model import Model
+from likely.lm.remote.model import RemoteModel
 from likely.models.load import ModelInfo
-from likely.models.remote import RemoteModel
-from likely.models.toy import CharTokenizer, ToyRuntime, exact_logprob
-from likely.results import Scored
-from likely.uncertainty.estimators import ESTIMATORS
+from likely.runtimes.toy import CharTokenizer, ToyRuntime, exact_logprob
+from likely.scoring.scored import Scored
 from likely.uncertainty.local_run import seed_of
 from likely.uncertainty.p_true import answers
 from likely.uncertainty.plan import estimate, gather
-from tiny_gguf import write_tiny_llama
-from tiny_torch import tiny_module
+from likely.uncertainty.table import ESTIMATORS
 
 TOKENIZER = CharTokenizer(string.ascii_lowercase + " ", add_bos=True)
 PROMPTS = ["the cat", "the dog", "the cow sat", "x"]
@@ -165,7 +165,7 @@ def test_on_real_engines_alone_and_together(engine):
 def test_the_sum_is_one_forward_pass_over_the_text_on_torch():
     import torch
 
-    from likely.models.torch_runtime import TorchRuntime
+    from likely.runtimes.torch.runtime import TorchRuntime
 
     module = tiny_module("llama")
     tokenizer = CharTokenizer(string.ascii_letters + string.digits, add_bos=True)

@@ -8,7 +8,7 @@ from toy_language import bigram, every_text
 
 from likely.uncertainty.clusters import EXACT, NUMBER
 from likely.uncertainty.plan import estimate, gather
-from likely.uncertainty.sampling import entropy_error, ln_predictive_entropy, predictive_entropy
+from likely.uncertainty.samples import entropy_error, ln_predictive_entropy, predictive_entropy
 from likely.uncertainty.semantic import (
     discrete_entropy_of,
     discrete_semantic_entropy,

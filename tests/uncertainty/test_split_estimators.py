@@ -7,11 +7,11 @@ import pickle
 import numpy as np
 import pytest
 
-from likely.calibration.ranking import auroc
 from likely.errors import DataError
-from likely.uncertainty.split_classifier import SplitPointClassifier
-from likely.uncertainty.split_point import self_consistency_gap
-from likely.uncertainty.split_regressor import SplitPointRegressor
+from likely.metrics.ranking import auroc
+from likely.uncertainty.split_point.classifier import SplitPointClassifier
+from likely.uncertainty.split_point.regressor import SplitPointRegressor
+from likely.uncertainty.split_point.residuals import self_consistency_gap
 
 pytest.importorskip("torch")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from likely.errors import DataError
-from likely.uncertainty.split_heads import (
+from likely.uncertainty.split_point.heads import (
     Training,
     class_targets,
     coverage_loss,
@@ -16,7 +16,7 @@ from likely.uncertainty.split_heads import (
     pinball_loss,
     sides_loss,
 )
-from likely.uncertainty.split_network import Network, standardisation
+from likely.uncertainty.split_point.network import Network, standardisation
 
 torch = pytest.importorskip("torch")
 

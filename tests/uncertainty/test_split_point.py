@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
-from likely.uncertainty.split_point import (
+from likely.uncertainty.split_point.residuals import (
     class_gap,
     class_mar,
     corrected_probs,

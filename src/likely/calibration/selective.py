@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from scipy import special, stats
 
-from likely.calibration.inputs import Floats, Ints, as_floats, check_correct, check_score
+from likely.metrics.checks import Floats, Ints, as_floats, check_correct, check_score
 
 PILOT = 0.2  # share of the items that chooses which thresholds are tested
 

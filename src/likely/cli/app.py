@@ -10,32 +10,11 @@ from typing import Any
 import typer
 
 from likely import __version__
-from likely.cli import (
-    ask,
-    bench,
-    calibrate,
-    chat,
-    choices,
-    complete,
-    convert,
-    datasets,
-    draft,
-    eval_code,
-    extract,
-    generate,
-    grade,
-    models,
-    papers,
-    plot,
-    prompts,
-    query,
-    replay,
-    reproduce,
-    risk,
-    score,
-    serve,
-    uncertainty,
-)
+from likely.cli.verbs.confidence import calibrate, choices, grade, risk, uncertainty
+from likely.cli.verbs.generation import ask, chat, complete, extract, generate, query, score
+from likely.cli.verbs.project import convert, datasets, eval_code, models, papers, plot, reproduce, serve
+from likely.cli.verbs.prompts import prompts
+from likely.cli.verbs.speed import bench, draft, replay
 from likely.errors import LikelyError
 
 UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer re-exports only the subclass

@@ -13,7 +13,7 @@ import typer
 from likely.cli import options as opt
 
 if TYPE_CHECKING:
-    from likely.results import Generation
+    from likely.lm.results import Generation
 
 SchemaOption = Annotated[
     Path | None,
@@ -96,7 +96,7 @@ def _choices(text: str) -> list[str]:
 def conclude(results: Sequence[Generation]) -> None:
     """Say what was not held; ConstraintError, that is exit code 1 and one line, if one of the texts is not whole."""
     from likely.errors import ConstraintError
-    from likely.extracting import why_incomplete
+    from likely.lm.extract import why_incomplete
 
     for warning in dict.fromkeys(line for result in results for line in result.warnings):
         typer.echo(f"Warning: {warning}", err=True)

@@ -14,8 +14,8 @@ import typer
 from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from likely.model import Model
-    from likely.models.remote import RemoteModel
+    from likely.lm.model import Model
+    from likely.lm.remote.model import RemoteModel
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Name (likely models), GGUF file, folder, hub id, or URL of a server.")
@@ -63,7 +63,7 @@ def open_model(
     """`likely.load` with the options that were given, its warnings on stderr."""
     import warnings
 
-    from likely.api import load
+    from likely.lm.api import load
 
     for key, value in (("context", context), ("threads", threads)):
         if value is not None:
@@ -82,7 +82,7 @@ def open_model(
 def _first_use(shown: ExitStack) -> Callable[[int, int], None]:
     """What the native runtime does once is told on a terminal: compiling, and packing weights (bytes, bytes in all)."""
     from likely.cli.printing import progress
-    from likely.models.engine_build import has_compiler, is_built
+    from likely.runtimes.native.build import has_compiler, is_built
 
     if sys.stderr.isatty() and has_compiler() and not is_built():
         typer.echo("Compiling the native engine (once, some ten seconds)", err=True)
@@ -126,7 +126,7 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
 
 def drafting(drafter: str | None, budget: str) -> dict[str, Any]:
     """The options of speculation that were given; a wrong name or number is refused before a model is loaded."""
-    from likely.decoding.drafters import check_name
+    from likely.decoding.drafting.table import check_name
 
     given: dict[str, Any] = {}
     if drafter is not None:

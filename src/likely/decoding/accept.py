@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.decoding.draft import Draft, Law
+from likely.decoding.drafting.protocol import Draft, Law
 
 Probabilities = NDArray[np.float64]  # (V,), sums to 1
 Uniform = Callable[[], float]  # fresh draws from [0, 1)

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from likely.decoding.hypothesis import Choice, Hypothesis
-from likely.decoding.masks import log_mass
+from likely.decoding.constraint import ConstraintDeadEnd, log_mass
 from likely.decoding.request import Finished, Request
-from likely.decoding.steer import ConstraintDeadEnd
-from likely.models.rows import log_softmax, logsumexp, top_tokens
+from likely.decoding.sequence_state import Choice, Hypothesis
+from likely.runtimes.rows import log_softmax, logsumexp, top_tokens
 
 
 @dataclass(eq=False)

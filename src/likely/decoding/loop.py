@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from likely.decoding.beam import BeamSearch
-from likely.decoding.budget import Controller
-from likely.decoding.draft import NO_DRAFT
-from likely.decoding.drafting import Drafting
-from likely.decoding.hypothesis import Hypothesis
+from likely.decoding.constraint import Transform
+from likely.decoding.drafting.budget import Controller
+from likely.decoding.drafting.protocol import NO_DRAFT
+from likely.decoding.drafting.step import Drafting
 from likely.decoding.particles import Particles
-from likely.decoding.pool import Policy
 from likely.decoding.request import Event, Request
-from likely.decoding.steer import Transform
+from likely.decoding.scheduling import Policy
+from likely.decoding.sequence_state import Hypothesis
 from likely.decoding.text import TextStream
 from likely.errors import CapabilityError, ConstraintError, KvFull, LikelyError, ModelError
-from likely.models.runtime import Output, Runtime, Sequence, Want, Work
+from likely.runtimes.protocol import Output, Runtime, Sequence, Want, Work
 
 
 @dataclass(eq=False)

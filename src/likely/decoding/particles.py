@@ -12,15 +12,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.decoding.hypothesis import Allowed, Hypothesis
-from likely.decoding.masks import log_mass
-from likely.decoding.noise import generator
+from likely.decoding.constraint import ConstraintDeadEnd, log_mass
 from likely.decoding.request import Finished, Request
-from likely.decoding.sampling import pick
-from likely.decoding.steer import ConstraintDeadEnd
+from likely.decoding.sampling import generator, pick
+from likely.decoding.sequence_state import Allowed, Hypothesis
 from likely.errors import ConstraintError
-from likely.models.rows import logsumexp
-from likely.models.runtime import FloatArray, Output
+from likely.runtimes.protocol import FloatArray, Output
+from likely.runtimes.rows import logsumexp
 
 Floats = NDArray[np.float64]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from likely.decoding.draft import FIXED_ONLY, DraftSource, Draw, Law, Verification
+from likely.decoding.constraint import Constraint, Transform
+from likely.decoding.drafting.protocol import FIXED_ONLY, DraftSource, Draw, Law, Verification
 from likely.decoding.sampling import Sampling
-from likely.decoding.steer import Constraint, Transform
 from likely.errors import CapabilityError
 
 

@@ -16,12 +16,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from likely.decoding.divergence import jensen_shannon
 from likely.errors import KvFull, ModelError
 from likely.guided.gate import Always, CollisionGate, Gate, root_collision
-from likely.models.rows import log_softmax
-from likely.models.runtime import FloatArray, Output, Runtime, Sequence, Want, Work
-from likely.models.tokenizer import Tokenizer
+from likely.runtimes.protocol import FloatArray, Output, Runtime, Sequence, Want, Work
+from likely.runtimes.rows import log_softmax
+from likely.tokenizers.protocol import Tokenizer
 
 Mode = Literal["uscd", "cad", "cfg", "cd"]
 LEAST = np.float32(-50.0)  # stands for log p⁻ of what the other law never says: nothing may win by that alone
@@ -324,3 +323,20 @@ def check_same_tokens(model: LoadedModel, tokenizer: Tokenizer, vocab_size: int)
                 f"token {token} is {tokenizer.token_text(token)!r} here and {other.token_text(token)!r} in the "
                 f"contrasting model: both must have the same vocabulary"
             )
+
+
+# --- How far two laws over the same tokens lie apart.  Pure functions of log-probabilities.
+
+
+def jensen_shannon(logp: FloatArray, logq: FloatArray) -> float:
+    """Jensen-Shannon divergence in bits, so that it lies in [0, 1]: 0 for equal laws, 1 for disjoint ones.
+
+    logp, logq  (V,) natural log-probabilities of two laws; -inf is a legal entry
+    JS = ½ Σ p log₂(p / m) + ½ Σ q log₂(q / m),  m = (p + q) / 2.  Lin 1991, IEEE Trans. Inf. Theory 37(1).
+    Multiply by log 2 for nats.
+    """
+    p, q = np.exp(logp), np.exp(logq)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_m = np.log((p + q) / 2)
+        parts = np.where(p > 0, p * (logp - log_m), 0) + np.where(q > 0, q * (logq - log_m), 0)
+    return float(np.clip(parts.sum(dtype=np.float64) / (2 * np.log(2)), 0.0, 1.0))

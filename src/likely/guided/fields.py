@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from likely.decoding.steer import Constraint
+from likely.decoding.constraint import Constraint
 from likely.guided.form import Form
 from likely.guided.json_spans import Span, json_spans
 

@@ -104,7 +104,7 @@ def make_form(
     if len(named) != 1:
         raise ValueError(f"give exactly one of {', '.join(FORM_OPTIONS)}; got {', '.join(named) or 'none'}")
     if schema is not None:
-        from likely.guided.schema import schema_form
+        from likely.guided.json_schema.form import schema_form
 
         return schema_form(schema, settings)
     if regex is not None:

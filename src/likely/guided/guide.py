@@ -8,14 +8,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from likely.decoding.steer import Constraint
-from likely.guided.closing import Closers, Closing
+from likely.decoding.constraint import Constraint
+from likely.guided.engines.llguidance import LLGuidance, LLGuidanceConstraint
+from likely.guided.engines.reference import Reference
+from likely.guided.engines.xgrammar import XGrammar
 from likely.guided.form import Form
-from likely.guided.healing import Healing
-from likely.guided.llguidance_constraint import LLGuidance, LLGuidanceConstraint
-from likely.guided.reference_constraint import Reference
+from likely.guided.length_limit.constraint import Closers, Closing
+from likely.guided.token_healing import Healing
 from likely.guided.vocabulary import Vocabulary
-from likely.guided.xgrammar_constraint import XGrammar
 
 KEPT = 256  # compiled forms
 

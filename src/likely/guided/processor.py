@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.decoding.masks import unpack
-from likely.decoding.steer import Constraint, ConstraintDeadEnd, ConstraintViolation
+from likely.decoding.constraint import Constraint, ConstraintDeadEnd, ConstraintViolation, unpack
 from likely.errors import LikelyError
 from likely.guided.form import FORM_OPTIONS, FormSettings, make_form
 from likely.guided.guide import Guide
 from likely.guided.vocabulary import Vocabulary
-from likely.models.runtime import FloatArray, IntArray
+from likely.runtimes.protocol import FloatArray, IntArray
 
 Allowed = NDArray[np.bool_]
 Text = tuple[int, ...]
@@ -146,7 +145,7 @@ def for_transformers(
     max_new_tokens  as given to `generate`: the text is then closed within it
     form            schema=, regex=, grammar= or choices=, and fields of `FormSettings`; or constraint=
     """
-    from likely.models.hf_tokenizer import HFTokenizer
+    from likely.tokenizers.huggingface import HFTokenizer
 
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -191,9 +190,9 @@ def for_llama_cpp(llama: Any, *, max_tokens: int | None = None, **form: Any) -> 
     llama       a llama_cpp.Llama;  max_tokens: as given there, the text is then closed within it
     form        schema=, regex=, grammar= or choices=, and fields of `FormSettings`; or constraint=
     """
-    from likely.models.gguf_header import read_header
-    from likely.models.llamacpp_native import NativeModel
-    from likely.models.llamacpp_tokenizer import LlamaCppTokenizer
+    from likely.formats.gguf import read_header
+    from likely.runtimes.llamacpp.library import NativeModel
+    from likely.runtimes.llamacpp.tokenizer import LlamaCppTokenizer
 
     path = Path(llama.model_path)
     header = read_header(path)

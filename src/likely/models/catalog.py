@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from likely.errors import ModelError, nearest
-from likely.models.hashes import cache_dir
+from likely.io.hashes import cache_dir
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from jinja2.exceptions import SecurityError, TemplateSyntaxError
 
 from likely.errors import DataError, ModelError, nearest
 from likely.models.template_sandbox import BoundedEnvironment, Refusal
-from likely.models.tokenizer import Tokenizer, begin, decode
+from likely.tokenizers.protocol import Tokenizer, begin, decode
 
 MAX_TEXT = 4 * 1024 * 1024  # characters of a rendered conversation
 ROLES = ("system", "user", "assistant", "tool")

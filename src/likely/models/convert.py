@@ -19,16 +19,15 @@ from typing import Any, Literal
 import numpy as np
 
 from likely.errors import ModelError, nearest
-from likely.models import gguf_families as families
-from likely.models.conversion_check import Check, Scorer, compare_models
-from likely.models.gguf_header import GgufHeader, read_header
-from likely.models.gguf_tokenizer import tokenizer_from_gguf, tokenizer_from_header
-from likely.models.gguf_writer import GgufWriter, Typed, encode_pair, u32
-from likely.models.hf_tokenizer import HFTokenizer, read_json
-from likely.models.parity import compare_tokenizers, mismatch_message
-from likely.models.safetensors_file import FLOATS, read_folder, shard_names, write_header
-from likely.models.tokenizer_files import metadata_from_folder, save_tokenizer, write_json
-from likely.models.weights import Step, Stored, read_values
+from likely.formats import families
+from likely.formats.gguf import GgufHeader, GgufWriter, Typed, encode_pair, read_header, u32
+from likely.formats.safetensors_file import FLOATS, read_folder, shard_names, write_header
+from likely.formats.weights import Step, Stored, read_values
+from likely.models.verify_conversion import Check, Scorer, compare_models
+from likely.tokenizers.files import metadata_from_folder, save_tokenizer, write_json
+from likely.tokenizers.gguf import tokenizer_from_gguf, tokenizer_from_header
+from likely.tokenizers.huggingface import HFTokenizer, read_json
+from likely.tokenizers.parity import compare_tokenizers, mismatch_message
 
 Format = Literal["f32", "f16", "bf16", "q8_0", "safetensors"]
 Progress = Callable[[int, int], None]  # bytes written, bytes in all

@@ -10,8 +10,8 @@ from typing import Any
 
 from likely.errors import CapabilityError, ModelError, missing_extra, nearest
 from likely.models.catalog import KNOWN, find_model, known_model
-from likely.models.runtime import Runtime
-from likely.models.tokenizer import Tokenizer
+from likely.runtimes.protocol import Runtime
+from likely.tokenizers.protocol import Tokenizer
 
 RUNTIMES = ("llamacpp", "torch", "native")
 ALIGN = ("mask", "repad", "group")
@@ -47,7 +47,7 @@ def installed(package: str) -> bool:
 
 def available_runtimes() -> dict[str, bool]:
     """Which engines this environment can run."""
-    from likely.models.engine_build import has_compiler
+    from likely.runtimes.native.build import has_compiler
 
     return {
         "llamacpp": installed("llama_cpp"),
@@ -175,9 +175,9 @@ def _fastest(
     kind: str, place: Path | str, dtype: str | None, use: str, have: dict[str, bool]
 ) -> tuple[str | None, str | None]:
     """The runtime and dtype whose measured calls are the fastest here for `use`; without measurements (None, dtype)."""
-    from likely.measure import machine
-    from likely.models.cost_curve import CostCurve
-    from likely.models.hashes import file_sha256, folder_sha256
+    from likely.bench.timing import machine
+    from likely.io.hashes import file_sha256, folder_sha256
+    from likely.runtimes.cost_curve import CostCurve
 
     if kind == "hub":
         return None, dtype
@@ -195,8 +195,8 @@ def _fastest(
 
 
 def _llamacpp(name: str, path: Path, options: dict[str, Any]) -> Loaded:
-    from likely.models.hashes import file_sha256
-    from likely.models.llamacpp import LlamaCppRuntime
+    from likely.io.hashes import file_sha256
+    from likely.runtimes.llamacpp.runtime import LlamaCppRuntime
 
     runtime = LlamaCppRuntime(path, **options)
     tokenizer = runtime.tokenizer
@@ -213,8 +213,8 @@ def _llamacpp(name: str, path: Path, options: dict[str, Any]) -> Loaded:
 
 
 def _native(name: str, kind: str, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Loaded:
-    from likely.models.engine_runtime import EngineRuntime
-    from likely.models.hf_tokenizer import HFTokenizer
+    from likely.runtimes.native.runtime import EngineRuntime
+    from likely.tokenizers.huggingface import HFTokenizer
 
     kinds = {of: engine for engine, of in ENGINES.items()}
     if (engine := kinds.get(dtype or "int8")) is None:
@@ -226,7 +226,7 @@ def _native(name: str, kind: str, place: Path | str, dtype: str | None, options:
     runtime = EngineRuntime(path, kind=engine, **options)
     warnings: list[str] = []
     if kind == "gguf":
-        from likely.models.gguf_tokenizer import tokenizer_from_gguf
+        from likely.tokenizers.gguf import tokenizer_from_gguf
 
         tokenizer = tokenizer_from_gguf(path)
         warnings += _parity_warnings(path, tokenizer)
@@ -246,10 +246,10 @@ def _native(name: str, kind: str, place: Path | str, dtype: str | None, options:
 
 
 def _torch(name: str, kind: str, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Loaded:
-    from likely.models.hashes import file_sha256, folder_sha256
-    from likely.models.hf_tokenizer import HFTokenizer
-    from likely.models.torch_aligned import GroupTorchRuntime, RepadTorchRuntime
-    from likely.models.torch_runtime import TorchRuntime
+    from likely.io.hashes import file_sha256, folder_sha256
+    from likely.runtimes.torch.aligned import GroupTorchRuntime, RepadTorchRuntime
+    from likely.runtimes.torch.runtime import TorchRuntime
+    from likely.tokenizers.huggingface import HFTokenizer
 
     options = dict(options)
     kinds: dict[str, type[TorchRuntime]] = {
@@ -264,8 +264,8 @@ def _torch(name: str, kind: str, place: Path | str, dtype: str | None, options: 
         options["tokens_held"] = context
     warnings: list[str] = []
     if kind == "gguf":
-        from likely.models.gguf_header import read_header
-        from likely.models.gguf_tokenizer import tokenizer_from_gguf
+        from likely.formats.gguf import read_header
+        from likely.tokenizers.gguf import tokenizer_from_gguf
 
         read_header(place)
         tokenizer = tokenizer_from_gguf(place)
@@ -308,8 +308,8 @@ def _parity_warnings(path: Path, tokenizer: Tokenizer) -> list[str]:
     """Our tokenizer of a GGUF file against llama.cpp's own, where that is installed: ids must be the same."""
     if not installed("llama_cpp"):
         return []
-    from likely.models.llamacpp_tokenizer import vocabulary_of
-    from likely.models.parity import compare_tokenizers, mismatch_message
+    from likely.runtimes.llamacpp.tokenizer import vocabulary_of
+    from likely.tokenizers.parity import compare_tokenizers, mismatch_message
 
     with vocabulary_of(path) as reference:
         mismatches = compare_tokenizers(tokenizer, reference)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from likely.errors import DataError, nearest
-from likely.jsonl import Line, read_checked
+from likely.io.jsonl import Line, read_checked
 
 BAR = "|||"
 CHOICES, LABEL, TEXT = "answer_choices", "label", "text"

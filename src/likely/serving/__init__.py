@@ -6,15 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from likely.serving.api.app import create_app
     from likely.serving.engine import Engine, Overloaded
     from likely.serving.limits import Limits
-    from likely.serving.openai_api import create_app
 
 _LAZY = {
     "Engine": "likely.serving.engine",
     "Overloaded": "likely.serving.engine",
     "Limits": "likely.serving.limits",
-    "create_app": "likely.serving.openai_api",
+    "create_app": "likely.serving.api.app",
 }
 __all__ = ["Engine", "Limits", "Overloaded", "create_app"]
 

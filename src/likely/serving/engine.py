@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 from likely.decoding.request import Event, Request
 from likely.errors import KvFull, LikelyError
-from likely.model import Model
-from likely.scoring import Item, Scoring, TokenScores
+from likely.lm.model import Model
+from likely.scoring.likelihood import Item, Scoring, TokenScores
 
 
 class Overloaded(LikelyError):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from likely.errors import DataError, missing_extra
-from likely.jsonl import read_lines
+from likely.io.jsonl import read_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from likely.errors import missing_extra
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from likely.speculation import Row
+    from likely.bench.speculation import Row
 
 
 def draw_ratios(found: Mapping[str, Sequence[Row]]) -> Figure:

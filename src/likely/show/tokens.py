@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from likely.errors import CapabilityError
-from likely.results import Generation, Scored, TopLogprob
+from likely.lm.results import Generation
+from likely.scoring.scored import Scored, TopLogprob
 
 NEWLINE = "↵"
 EMPTY = "∅"  # a token without text

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from likely.grading import normalise, numbers
-from likely.uncertainty.overlap import rouge_l
+from likely.metrics.grading import normalise, numbers
+from likely.uncertainty.samples import rouge_l
 
 Groups = Callable[[str, Sequence[str]], list[int]]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.uncertainty.clusters import NUMBER, Clusterer
-from likely.uncertainty.sampling import any_cut, samples_of
+from likely.uncertainty.samples import any_cut, samples_of
 from likely.uncertainty.types import Floats, Gathered, Uncertainty
 from likely.uncertainty.verbal import stated_confidences, without_confidence
 

@@ -14,10 +14,10 @@ from likely.decoding.loop import Loop
 from likely.decoding.request import Event, Request
 from likely.decoding.sampling import Sampling
 from likely.errors import KvFull
-from likely.models.rows import logsumexp
-from likely.models.runtime import FloatArray, Output, Runtime, Want, Work
-from likely.models.runtime import Sequence as Held
-from likely.scoring import Item, score_items
+from likely.runtimes.protocol import FloatArray, Output, Runtime, Want, Work
+from likely.runtimes.protocol import Sequence as Held
+from likely.runtimes.rows import logsumexp
+from likely.scoring.likelihood import Item, score_items
 from likely.uncertainty.p_true import answers, p_true_of, p_true_prompts
 from likely.uncertainty.plan import Plan
 from likely.uncertainty.types import Floats, Gathered, GenerationScores

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from likely.uncertainty.letters import LOW_MASS, LowAnswerMass, shares
+from likely.scoring.letters import LOW_MASS, LowAnswerMass, shares
 from likely.uncertainty.types import Floats, Gathered, Uncertainty
 
 LETTERS = ("A", "B")

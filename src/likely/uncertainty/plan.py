@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from likely.errors import CapabilityError
-from likely.uncertainty.estimators import BRAINSTORMED, ESTIMATORS, Estimator, estimate, needs_of
+from likely.uncertainty.table import BRAINSTORMED, ESTIMATORS, Estimator, estimate, needs_of
 from likely.uncertainty.types import Gathered
 
 __all__ = ["ESTIMATORS", "Estimator", "Plan", "estimate", "gather", "needs_of"]

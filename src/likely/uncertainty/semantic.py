@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from likely.uncertainty.clusters import NUMBER, Clusterer
-from likely.uncertainty.sampling import any_cut, samples_of
+from likely.uncertainty.samples import any_cut, samples_of
 from likely.uncertainty.types import Floats, Gathered, GenerationScores, Uncertainty
 
 Form = Literal["rao_blackwell", "older"]

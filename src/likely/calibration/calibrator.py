@@ -1,0 +1,252 @@
+"""A fitted recalibrator with what it was fitted on and for: made from labelled lines, kept in a JSON file.
+
+Half of the labelled items (by default) fit the map; the others only say how well it does, and certify thresholds: a
+guarantee that rests on items that were fitted to would be none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from likely.calibration.labelled import Kind, Labelled
+from likely.calibration.recalibrators.answer import AnswerLogistic, features
+from likely.calibration.recalibrators.protocol import Fitted
+from likely.calibration.recalibrators.table import METHODS, from_dict, inputs_of, make
+from likely.errors import CapabilityError, DataError, nearest
+from likely.io.whole_file import write_whole_file
+from likely.metrics.checks import SMALLEST, Floats, Ints, check_confidence, check_correct, log_probs, softmax
+from likely.metrics.proper import nll, nll_binary
+from likely.metrics.report import report
+
+FORMAT = 1
+PARTS = ("weights", "template", "settings")  # of a binding; "model" beside them is only a name
+FEWEST = 20  # labelled items; below, every map is noise
+FOLDS = 5
+AUTO = {
+    "answer": ("answer", "platt", "beta"),
+    "confidence": ("platt", "beta"),
+    "logits": ("temperature", "vector"),
+    "probs": ("temperature", "vector"),
+}  # few parameters each; isotonic, h and the others are for whoever names them
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """Maps what a model says to a probability of being right.
+
+    kind       of input, see `Labelled`
+    binding    what it was fitted for (see `binding`); None: plain lines, used only when named
+    confidence, correct  of the held-out items, calibrated; what thresholds rest on
+    before, after        `report` of the held-out items without and with the map
+    about      file, its number of items, how the method was chosen, date, version
+    """
+
+    recalibrator: Fitted
+    kind: Kind
+    confidence: Floats
+    correct: Ints
+    binding: dict[str, Any] | None = None
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def predict(self, labelled: Labelled) -> Floats:
+        """Calibrated probabilities (N, K) or confidences (N,) of other items of the same kind."""
+        if labelled.kind != self.kind and {labelled.kind, self.kind} != {"probs", "logits"}:
+            raise DataError(f"this calibrator was fitted on lines of {self.kind}, these are lines of {labelled.kind}")
+        return _predict(self.recalibrator, labelled)
+
+    def of_answer(self, token_logprobs: Sequence[float] | None) -> float | None:
+        """The probability that a generated answer is right; None if the model gave no log-probabilities."""
+        self.check_answers()
+        if not token_logprobs:
+            return None
+        one = Labelled("answer", np.array([features(list(token_logprobs))]), np.zeros(1, np.int64))
+        return float(_predict(self.recalibrator, one)[0])
+
+    def check_answers(self) -> None:
+        """CapabilityError where this is no map for answers; one of confidences is fed p(answer | question)."""
+        if self.kind not in ("answer", "confidence"):
+            raise CapabilityError(
+                f"this calibrator maps {self.kind} of classes, not answers: fit one on a file of likely grade"
+            )
+
+    def save(self, path: Path) -> None:
+        record = {
+            "likely_calibrator": FORMAT, "kind": self.kind, "recalibrator": self.recalibrator.to_dict(),
+            "binding": self.binding, "about": self.about, "before": self.before, "after": self.after,
+            "held_out": {"confidence": self.confidence.tolist(), "correct": self.correct.tolist()},
+        }  # fmt: skip
+        write_whole_file(path, (json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibrator:
+        """DataError, in one line, for what is no calibrator or a damaged one."""
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path} is not a calibrator: {error}") from None
+        if not isinstance(record, dict) or record.get("likely_calibrator") != FORMAT:
+            found = record.get("likely_calibrator") if isinstance(record, dict) else None
+            raise DataError(
+                f"{path} is not a calibrator of format {FORMAT} (found {found!r}): make one with likely calibrate fit"
+            )
+        try:
+            held = record["held_out"]
+            confidence = check_confidence(held["confidence"])
+            kind, bound = record["kind"], record["binding"]
+            if kind not in get_args(Kind):
+                raise DataError(f'{path} is damaged: kind "{kind}" (allowed: {", ".join(get_args(Kind))})')
+            if bound is not None and set(bound) != {"model", *PARTS}:
+                raise DataError(f"{path} is damaged: the binding must name model, weights, template and settings")
+            return cls(
+                _recalibrator(record["recalibrator"]), kind, confidence,
+                check_correct(held["correct"], len(confidence)), None if bound is None else dict(bound),
+                *(dict(record[name]) for name in ("before", "after", "about")),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} is damaged: {error}") from None
+
+
+def fit_calibrator(
+    labelled: Labelled, *, method: str = "auto", hold_out: float = 0.5, seed: int = 0, file: str = "",
+    params: Mapping[str, Any] | None = None,
+) -> Calibrator:  # fmt: skip
+    """Fit a map to labelled items.
+
+    method    a name of `calibration.methods.METHODS`, "answer" (files of graded answers), or "auto": the one of a few
+              simple ones with the lowest cross-validated NLL
+    hold_out  share of the items that is kept for the report and for thresholds, drawn with `seed`
+    """
+    known = ["auto", "answer", *METHODS]
+    if method not in known:
+        raise ValueError(f'unknown method "{method}"{nearest(method, known)} (allowed: {", ".join(known)})')
+    if not 0 < hold_out < 1:
+        raise ValueError(f"hold_out must lie between 0 and 1, got {hold_out}")
+    order = np.random.default_rng(seed).permutation(len(labelled))
+    held = round(hold_out * len(labelled))
+    if min(held, len(labelled) - held) < FEWEST // 2 or len(labelled) < FEWEST:
+        raise DataError(
+            f"{len(labelled)} labelled items are too few: at least {FEWEST}, and {FEWEST // 2} in each part "
+            f"(hold-out {hold_out:g})"
+        )
+    test, train = labelled.part(order[:held]), labelled.part(order[held:])
+    chosen: dict[str, Any] = {"method": method}
+    if method == "auto":
+        losses = {name: _cross_validated(train, name) for name in AUTO[labelled.kind]}
+        method = min(losses, key=lambda name: losses[name])
+        told = {name: loss if np.isfinite(loss) else None for name, loss in losses.items()}
+        chosen = {"method": method, "cross_validated_nll": told}
+    fitted = _fit(train, method, params or {})
+    predictions = _predict(fitted, test)
+    confidence, correct = test.outcomes(predictions)
+    return Calibrator(
+        fitted, labelled.kind, confidence, correct, None if labelled.origin is None else binding(labelled.origin),
+        report(test.predictions(), test.labels), report(predictions, test.labels),
+        {"file": file, "n": len(labelled), "fitted_on": len(train), "held_out": held, "seed": seed, **chosen,
+         "made": datetime.now(UTC).date().isoformat()},
+    )  # fmt: skip
+
+
+# --- what it is for ---------------------------------------------------------------------------------------------------
+
+# settings that change how fast or how much is told, or which draw it is, but not the law of an answer (max_tokens does:
+# the sum of an answer that was cut is that of its beginning)
+_WITHOUT_EFFECT = (
+    "seed", "drafter", "draft_budget", "top_logprobs", "processed_logprobs", "verification", "n",
+)  # fmt: skip
+
+_NEUTRAL = {
+    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+    "frequency_penalty": 0.0, "min_tokens": 0,
+}  # fmt: skip
+
+
+def binding(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's header an answer's confidence depends on: weights, template, and settings with an effect."""
+    settings = {k: v for k, v in (origin.get("settings") or {}).items() if k not in _WITHOUT_EFFECT}
+    settings = {k: v for k, v in settings.items() if v not in (None, (), [], "", {}) and _NEUTRAL.get(k) != v}
+    known = origin.get("sha256") not in (None, "unknown")
+    return {
+        "model": origin.get("model"),
+        "weights": origin["sha256"] if known else f"{origin.get('runtime')} {origin.get('model')}",
+        "template": origin.get("template"),
+        "settings": _canonical(json.loads(json.dumps(settings, default=str, sort_keys=True))),
+    }
+
+
+def _canonical(value: Any) -> Any:
+    """The same with whole numbers as int: temperature 0 is temperature 0.0."""
+    if isinstance(value, dict):
+        return {name: _canonical(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_canonical(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Which parts of two bindings differ."""
+    return [part for part in PARTS if one.get(part) != other.get(part)]
+
+
+# --- maps -------------------------------------------------------------------------------------------------------------
+
+
+def _recalibrator(record: Any) -> Fitted:
+    if isinstance(record, Mapping) and record.get("method") == AnswerLogistic.name:
+        return AnswerLogistic(**record["params"]).restore(record["learned"])
+    return from_dict(record)
+
+
+def _fit(labelled: Labelled, method: str, params: Mapping[str, Any]) -> Fitted:
+    if method == AnswerLogistic.name:
+        if labelled.kind != "answer":
+            raise DataError(f'method "answer" is for files of likely grade, these are lines of {labelled.kind}')
+        return AnswerLogistic(**params).fit(labelled.x, labelled.labels)
+    given = labelled.kind if labelled.kind != "answer" else "confidence"
+    allowed = inputs_of(method)
+    wanted = given if given in allowed else {"probs": "logits", "logits": "probs"}.get(given)
+    if wanted not in allowed:
+        fits = ", ".join(name for name in METHODS if {given, wanted} & set(inputs_of(name)))
+        raise DataError(f'method "{method}" does not fit lines of {labelled.kind}: choose one of {fits}')
+    made = make(method, **params)
+    if len(allowed) > 1 or made.input != wanted:
+        made.set_params(input=wanted)
+    return made.fit(_feed(made, labelled), labelled.labels)
+
+
+def _predict(fitted: Fitted, labelled: Labelled) -> Floats:
+    return fitted.predict_proba(labelled.x if isinstance(fitted, AnswerLogistic) else _feed(fitted, labelled))
+
+
+def _feed(fitted: Fitted, labelled: Labelled) -> Floats:
+    """The items as this map wants them; p(answer | question) of a long answer may be as small as it likes."""
+    if fitted.input == "logits" and labelled.kind == "probs":
+        return log_probs(labelled.x)
+    if fitted.input == "probs" and labelled.kind == "logits":
+        return softmax(labelled.x)
+    return np.maximum(labelled.predictions(), SMALLEST) if labelled.kind == "answer" else labelled.x
+
+
+def _cross_validated(labelled: Labelled, method: str) -> float:
+    """Mean NLL over held-out fifths; +inf where the method cannot be fitted."""
+    folds = np.arange(len(labelled)) % FOLDS
+    total = 0.0
+    for k in range(FOLDS):
+        train, test = labelled.part(folds != k), labelled.part(folds == k)
+        try:
+            predictions = _predict(_fit(train, method, {}), test)
+        except ValueError:
+            return float("inf")
+        loss = nll_binary if predictions.ndim == 1 else nll
+        total += loss(predictions, test.labels) * len(test)
+    return total / len(labelled)

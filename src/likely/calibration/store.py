@@ -1,0 +1,74 @@
+"""Calibrators that are kept for later: which one fits a model, its template, its settings and a task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from likely.calibration.calibrator import PARTS, Calibrator, differences
+from likely.errors import DataError
+
+DEFAULT_TASK = "default"
+
+
+def folder() -> Path:
+    """$LIKELY_CALIBRATORS, else $XDG_DATA_HOME/likely/calibrators, else ~/.local/share/likely/calibrators."""
+    if own := os.environ.get("LIKELY_CALIBRATORS"):
+        return Path(own).expanduser()
+    if xdg := os.environ.get("XDG_DATA_HOME"):
+        return Path(xdg).expanduser() / "likely" / "calibrators"
+    return Path("~/.local/share/likely/calibrators").expanduser()
+
+
+def check_task(task: str) -> None:
+    """ValueError for what cannot name a task (and a folder)."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", task):
+        raise ValueError(f"a task's name is up to 64 letters, digits, '.', '_' and '-', got {task!r}")
+
+
+def place(bound: Mapping[str, Any], task: str = DEFAULT_TASK) -> Path:
+    """Where the calibrator for these weights, template and settings is kept."""
+    check_task(task)
+    parts = {name: bound[name] for name in PARTS}
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+    return folder() / task / f"{digest}.json"
+
+
+def keep(calibrator: Calibrator, task: str = DEFAULT_TASK) -> Path:
+    """Keep it for `find`; it replaces an older one for the same model, template, settings and task."""
+    assert calibrator.binding is not None
+    path = place(calibrator.binding, task)
+    calibrator.save(path)
+    return path
+
+
+def find(bound: Mapping[str, Any], task: str = DEFAULT_TASK) -> Calibrator | None:
+    """The one that was kept for this, None if there is none."""
+    path = place(bound, task)
+    return Calibrator.load(path) if path.exists() else None
+
+
+def named(path: str | Path, bound: Mapping[str, Any]) -> Calibrator:
+    """The one in this file; DataError if it was fitted for another model, template or settings."""
+    return accept(Calibrator.load(path), bound, str(path))
+
+
+def accept(calibrator: Calibrator, bound: Mapping[str, Any], name: str) -> Calibrator:
+    """The calibrator, if it is unbound or bound to this; DataError otherwise."""
+    if calibrator.binding is not None and (found := differences(calibrator.binding, bound)):
+        details = "; ".join(f"{part} {_short(calibrator.binding[part])}, now {_short(bound[part])}" for part in found)
+        raise DataError(
+            f"{name} was fitted for another {' and '.join(found)} (of {calibrator.binding['model']}: {details}): "
+            f"fit one on answers of this model with these settings"
+        )
+    return calibrator
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,89 @@
+"""Answer, or say that one does not know, or ask another model: a threshold on confidence and what it guarantees."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from likely.calibration.calibrator import Calibrator
+from likely.calibration.selective import PILOT, certified_threshold, fewest_items, precision_bound
+
+DELTA = 0.1  # the guarantee may fail for this share of labelled sets
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Answers with a confidence of `threshold` or more pass.
+
+    threshold  inf: none passes
+    guarantee  one line: what is known of the answers that pass, and on how many labelled items it rests
+    """
+
+    threshold: float
+    guarantee: str
+
+    def passes(self, confidence: float | None) -> bool:
+        return confidence is not None and confidence >= self.threshold
+
+    def why(self, confidence: float | None) -> str:
+        """Why an answer does not pass."""
+        if confidence is None:
+            return "the model gave no log-probabilities, so there is no confidence"
+        if math.isinf(self.threshold):
+            return self.guarantee
+        digits = 2
+        while digits < 6 and f"{confidence:.{digits}f}" == f"{self.threshold:.{digits}f}":
+            digits += 1
+        return f"confidence {confidence:.{digits}f} is below {self.threshold:.{digits}f}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"threshold": None if math.isinf(self.threshold) else self.threshold, "guarantee": self.guarantee}
+
+
+def gate(
+    calibrator: Calibrator, *, at_least: float | None = None, risk: float | None = None, delta: float = DELTA
+) -> Gate:
+    """The gate for one of two wishes.
+
+    at_least  answers of this confidence or more; the guarantee is a lower bound on the accuracy of such answers
+    risk      the lowest threshold above which at most this share of answers is wrong
+    delta     both hold for all but this share of the labelled sets that one might have drawn
+    """
+    if (at_least is None) == (risk is None):
+        raise ValueError("give one of at_least and risk")
+    for name, value in (("at_least", at_least), ("risk", risk), ("delta", delta)):
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+    confidence, correct = calibrator.confidence, calibrator.correct
+    certainty = f"{_percent(1 - delta)} certainty"
+    if at_least is not None:
+        found = precision_bound(confidence, correct, at_least=at_least, delta=delta)
+        if not found.n:
+            return Gate(
+                at_least, f"none of the {len(confidence)} labelled items reaches {at_least:g}: nothing is known"
+            )
+        return Gate(
+            at_least,
+            f"of {len(confidence)} labelled items {found.n} reach {at_least:g}, {found.correct} of them are right: "
+            f"accuracy at least {found.bound:.3f} ({certainty})",
+        )
+    assert risk is not None
+    certified = certified_threshold(confidence, correct, risk=risk, delta=delta)
+    if certified is None:
+        return Gate(
+            math.inf,
+            f"no threshold satisfies a risk of {risk:g} with {certainty} on {len(confidence)} labelled items that "
+            f"were not fitted to (it takes {math.ceil(fewest_items(risk, delta) / (1 - PILOT))} sure ones that are all "
+            f"right, at least)",
+        )
+    return Gate(
+        certified.threshold,
+        f"answers of confidence {certified.threshold:.3f} or more ({certified.n} of {certified.tested} labelled items, "
+        f"{certified.errors} wrong) are wrong in at most {_percent(risk)} of cases ({certainty})",
+    )
+
+
+def _percent(share: float) -> str:
+    """Without rounding up to certainty, or down to never."""
+    return f"{100 * share:.6g} %"

@@ -1,0 +1,232 @@
+"""likely calibrate: fit a calibrator to labelled lines, measure, and draw the reliability diagram."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from likely.cli import options as opt
+
+if TYPE_CHECKING:
+    from likely.calibration.labelled import Labelled
+
+EXAMPLES = """Make "90 % sure" mean 90 %: fit a calibrator to labelled lines, measure, plot.
+
+Examples:
+
+  likely ask questions.jsonl -o answers.jsonl && likely grade answers.jsonl --by exact -o graded.jsonl
+
+  likely calibrate fit graded.jsonl && likely ask "What is the capital of France?"
+
+  likely calibrate fit labelled.jsonl --method isotonic -o cal.json
+
+  likely calibrate eval others.jsonl --calibrator cal.json --json
+
+  likely calibrate plot labelled.jsonl -o reliability.png
+
+Lines: {"probs": [...], "label": 0}, {"logits": [...], "label": 0} or {"confidence": 0.9, "correct": 1}; or a file that
+likely grade, choices or score wrote.
+"""
+
+FileArgument = Annotated[str, typer.Argument(help='Labelled lines (.jsonl or .jsonl.gz); "-": standard input.')]
+CalibratorOption = Annotated[
+    Path | None, typer.Option("--calibrator", help="Apply this calibrator first (a file of calibrate fit).")
+]
+SHOWN = ("accuracy", "ece", "nll", "brier", "auroc")
+
+
+def register(app: typer.Typer) -> None:
+    verbs = typer.Typer(no_args_is_help=True, help=EXAMPLES, rich_markup_mode=None)
+    verbs.command("fit")(fit)
+    verbs.command("eval")(evaluate)
+    verbs.command("plot")(plot)
+    app.add_typer(verbs, name="calibrate")
+
+
+def fit(
+    file: FileArgument,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="auto (lowest cross-validated NLL of a few), answer, temperature, vector, matrix, dirichlet, platt, "
+            "beta, isotonic, histogram, scaling_binning, venn_abers, h.",
+        ),
+    ] = "auto",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the calibrator.")] = None,
+    overwrite: opt.OverwriteOption = False,
+    hold_out: Annotated[
+        float, typer.Option("--hold-out", help="Share of the lines that is kept for the report and for thresholds.")
+    ] = 0.5,
+    seed: opt.SeedOption = 0,
+    task: Annotated[str, typer.Option("--task", help="Name of the task, for ask --task.")] = "default",
+    limit: opt.LimitOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Fit a calibrator; half of the lines only measure how well it does.
+
+    Files of `likely grade`, `choices` and `score` name their model, template and settings: the calibrator is bound to
+    them, and one for graded answers is kept, so that `likely ask` and `likely chat` use it by themselves.  Plain lines
+    give an unbound one, which is used where it is named (--calibrator).
+
+    Examples:
+
+      likely calibrate fit graded.jsonl
+
+      likely calibrate fit labelled.jsonl --method temperature -o cal.json
+    """
+    from likely.calibration.calibrator import fit_calibrator
+    from likely.calibration.labelled import read_labelled
+    from likely.calibration.store import keep, place
+    from likely.cli.printing import print_json
+    from likely.io.whole_file import check_target
+
+    opt.refuse_same_file(file, output)
+    if output is not None:
+        check_target(output)
+        opt.refuse_existing(output, overwrite)
+    labelled = read_labelled(file, limit=limit)
+    kept = labelled.kind == "answer" and labelled.origin is not None
+    if output is None and not kept:
+        raise typer.BadParameter(
+            "these lines do not say which model they are of: give -o cal.json", param_hint="--output"
+        )
+    calibrator = fit_calibrator(labelled, method=method, hold_out=hold_out, seed=seed, file=Path(file).name)
+    calibrator.about["sha256"] = _sha256(file)
+    if kept:
+        assert calibrator.binding is not None
+        place(calibrator.binding, task)  # refuses a wrong name before anything is written
+    if output is not None:
+        calibrator.save(output)
+    where = [str(path) for path in (output, keep(calibrator, task) if kept else None) if path is not None]
+    if as_json:
+        print_json({
+            **calibrator.about, "method": calibrator.recalibrator.name, "written": where,
+            "binding": calibrator.binding, "before": calibrator.before, "after": calibrator.after,
+        })  # fmt: skip
+        return
+    about = calibrator.about
+    typer.echo(
+        f"{calibrator.recalibrator.name}, fitted on {about['fitted_on']} lines; on the other {about['held_out']}:"
+    )
+    _table([("before", calibrator.before), ("after", calibrator.after)])
+    for path in where:
+        typer.echo(f"written: {path}")
+
+
+def evaluate(
+    file: FileArgument,
+    calibrator: CalibratorOption = None,
+    limit: opt.LimitOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Accuracy, calibration and ranking, each with a 95 % interval (bootstrap over lines).
+
+    Noise pushes calibration errors up, and resampling does so again: their intervals take that push off.
+
+    Examples:
+
+      likely calibrate eval labelled.jsonl
+
+      likely calibrate eval others.jsonl --calibrator cal.json --json
+    """
+    from likely.cli.printing import print_json
+    from likely.metrics.report import report
+
+    labelled = _read(file, limit)
+    found = report(_predictions(labelled, calibrator, file), labelled.labels)
+    if as_json:
+        print_json({"file": file, "calibrator": None if calibrator is None else str(calibrator), **found})
+        return
+    typer.echo(f"{file}: {found['n']} lines of {labelled.kind}")
+    _table([("" if calibrator is None else calibrator.name, found)])
+    for note in found.get("notes") or ():
+        typer.echo(note)
+
+
+def plot(
+    file: FileArgument,
+    calibrator: CalibratorOption = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A .png, .svg or .pdf file; without: in the terminal.")
+    ] = None,
+    overwrite: opt.OverwriteOption = False,
+    bins: Annotated[int, typer.Option("--bins", min=1, help="Bins of the diagram.")] = 15,
+    limit: opt.LimitOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Reliability diagram: how often answers of each confidence are right.
+
+    Examples:
+
+      likely calibrate plot labelled.jsonl
+
+      likely calibrate plot others.jsonl --calibrator cal.json -o reliability.png
+    """
+    from likely.cli.printing import print_json
+    from likely.io.whole_file import check_target, write_whole
+    from likely.metrics.reliability import as_text, draw, reliability
+    from likely.show.plot import FORMATS, render
+
+    if output is not None:
+        check_target(output, FORMATS)
+        opt.refuse_existing(output, overwrite)
+    labelled = _read(file, limit)
+    shown = {"as given": reliability(*labelled.outcomes(labelled.predictions()), bins=bins)}
+    if calibrator is not None:
+        shown["calibrated"] = reliability(*labelled.outcomes(_predictions(labelled, calibrator, file)), bins=bins)
+    if output is not None:
+        write_whole(output, render(draw(shown), output.suffix))
+        typer.echo(f"wrote {output}", err=True)
+    if as_json:
+        print_json({"file": file, "diagrams": {name: one.to_dict() for name, one in shown.items()}})
+    elif output is None:
+        for name, one in shown.items():
+            typer.echo(f"{file}, {name}\n{as_text(one)}")
+
+
+def _read(file: str, limit: int | None) -> Labelled:
+    from likely.calibration.labelled import read_labelled
+
+    return read_labelled(file, limit=limit)
+
+
+def _predictions(labelled: Labelled, calibrator: Path | None, file: str) -> Any:
+    if calibrator is None:
+        return labelled.predictions()
+    from likely.calibration.calibrator import Calibrator, binding
+    from likely.calibration.store import accept
+
+    found = Calibrator.load(calibrator)
+    if found.binding is not None and labelled.origin is not None:
+        accept(found, binding(labelled.origin), str(calibrator))
+    if found.about.get("sha256") is not None and found.about["sha256"] == _sha256(file):
+        typer.echo(
+            f"Warning: {calibrator} was fitted to {found.about['fitted_on']} of these {found.about['n']} lines: "
+            f"the figures are too good; calibrate fit printed those of the lines it has not seen", err=True,
+        )  # fmt: skip
+    return found.predict(labelled)
+
+
+def _sha256(file: str) -> str | None:
+    """Of a file; None of standard input."""
+    from likely.io.hashes import file_sha256
+
+    return None if file == "-" else file_sha256(Path(file))
+
+
+def _table(rows: list[tuple[str, dict[str, Any]]]) -> None:
+    """The main figures with their intervals, a column per row of `rows`."""
+
+    def cell(found: dict[str, Any], name: str) -> str:
+        value, interval = found.get(name), found.get(f"{name}_interval")
+        if value is None:
+            return "-"
+        return f"{value:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
+
+    cells = [[name for name, _ in rows]] + [[cell(found, name) for _, found in rows] for name in SHOWN]
+    for label, line in zip(["", *SHOWN], cells, strict=True):
+        if any(line):
+            typer.echo(f"  {label:<9}" + "".join(f" {c:<26}" for c in line).rstrip())

@@ -1,0 +1,197 @@
+"""likely grade: is each answer right?  By rule, or by a person with one key per answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from likely.cli import options as opt
+from likely.cli.keys import read_key, unbuffered
+
+if TYPE_CHECKING:
+    from likely.io.jsonl import Line, Results
+
+KEYS = "y right, n wrong, s skip, u undo, q quit"
+
+
+def register(app: typer.Typer) -> None:
+    app.command("grade")(grade)
+
+
+def grade(
+    file: Annotated[str, typer.Argument(help="Answers file that `likely ask FILE -o` wrote.")],
+    by: Annotated[
+        Literal["exact", "number", "choice", "regex", "person"],
+        typer.Option("--by", help="How: see below; person asks you, one key per answer."),
+    ],
+    pattern: Annotated[
+        str | None, typer.Option("--pattern", help="regex: for all answers, instead of the references.")
+    ] = None,
+    output: opt.OutputOption = None,
+    overwrite: opt.OverwriteOption = False,
+    limit: opt.LimitOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Grade answers: each line gets "correct" 0 or 1; prints the accuracy with its interval.
+
+    exact: same words; number: same last number; choice: first letter that stands alone, or the option's words;
+    regex: the reference (or --pattern) occurs; person: you press y, n, s(kip), u(ndo) or q(uit).
+
+    Examples:
+
+      likely grade answers.jsonl --by number
+
+      likely grade answers.jsonl --by exact -o graded.jsonl
+
+      likely grade answers.jsonl --by person -o graded.jsonl
+    """
+    from likely import __version__
+    from likely.cli.printing import print_json
+    from likely.io.jsonl import Results, read_lines
+    from likely.metrics.grading import grader
+    from likely.metrics.intervals import Accuracy
+
+    if by == "person" and output is None:
+        raise typer.BadParameter("a person's decisions are kept: give -o graded.jsonl", param_hint="--output")
+    if by == "person" and pattern is not None:
+        raise typer.BadParameter("--pattern belongs to --by regex", param_hint="--pattern")
+    opt.refuse_same_file(file, output)
+    is_right = None if by == "person" else grader(by, pattern)
+    where = "stdin" if file == "-" else file
+    answers, every = read_answers(file, where)
+    lines = every[:limit]
+    graded: list[dict[str, Any]]
+    if output is None:
+        assert is_right is not None
+        graded = [_by_rule(line, where, by, is_right) for line in lines]
+    else:
+        header = {"likely": __version__, "kind": "grade", "graded_by": by, "pattern": pattern, "answers": answers}
+        with Results(output, header, overwrite=overwrite) as results:
+            if is_right is None:
+                with unbuffered():
+                    by_person(lines, where, results, read_key, every=every)
+            else:
+                todo = [line for line in lines if not results.is_done(line, where)]
+                results.write(_by_rule(line, where, by, is_right) for line in todo)
+        wanted = {line.number for line in lines}
+        graded = [line.record for line in read_lines(output) if line.record.get("line") in wanted]
+    accuracy = Accuracy(sum(record["correct"] for record in graded), len(graded))
+    left = len(lines) - len(graded)
+    if as_json:
+        print_json({"file": where, "graded_by": by, **accuracy.to_dict(), "not_graded": left})
+        return
+    note = f"; {left} not graded yet" if left else ""
+    typer.echo(f"{where}, {by}: {accuracy.line()}{note}")
+
+
+def read_answers(file: str, where: str) -> tuple[dict[str, Any], list[Line]]:
+    """(header, answer lines) of an answers file."""
+    from likely.errors import DataError
+    from likely.io.jsonl import read_lines, text_field
+
+    header: dict[str, Any] | None = None
+    lines: list[Line] = []
+    for line in read_lines(file):
+        if header is None:
+            header = line.record
+            if header.get("kind") != "ask":
+                raise DataError(
+                    f'{where}:{line.number}: not the header of an answers file ("kind": "ask"). '
+                    f"Make one with: likely ask questions.jsonl -o answers.jsonl"
+                )
+            continue
+        for name in ("question", "text"):
+            text_field(line, name, where)
+        lines.append(line)
+    if header is None or not lines:
+        raise DataError(f"{where} holds no answers: make some with: likely ask questions.jsonl -o answers.jsonl")
+    return header, lines
+
+
+def _by_rule(line: Line, where: str, by: str, is_right: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
+    from likely.errors import ConstraintError, DataError
+    from likely.metrics.grading import choices_of
+
+    choices_of(line.record, f"{where}:{line.number}")
+    try:
+        return graded_record(line, is_right(line.record), by)
+    except (ValueError, ConstraintError) as error:
+        raise DataError(f"{where}:{line.number}: {error}") from None
+
+
+def graded_record(line: Line, correct: bool, by: str) -> dict[str, Any]:
+    """The answer's fields, its place in the answers file, the decision, and p(answer | question) as raw confidence."""
+    logprob = line.record.get("sequence_logprob")
+    return {
+        **line.record,
+        "line": line.number,
+        "input": line.digest,
+        "confidence": line.record.get("confidence"),
+        "raw_confidence": math.exp(logprob) if isinstance(logprob, int | float) else None,
+        "correct": int(correct),
+        "graded_by": by,
+    }
+
+
+# --- a person ---------------------------------------------------------------------------------------------------------
+
+
+def by_person(
+    lines: Sequence[Line], where: str, results: Results, key: Callable[[], str], *, every: Sequence[Line]
+) -> None:
+    """Ask about every line that has no decision; each decision is in the file before the next question is shown.
+
+    A skipped line comes again in the next run.  Undo goes back over skips and decisions, those of earlier runs, too
+    (`every` line of the file may come back).
+    """
+    by_number = {line.number: line for line in every}
+    place = {line.number: i for i, line in enumerate(every, 1)}
+    todo = [line for line in lines if not results.is_done(line, where)]
+    skipped: list[tuple[int, Line]] = []  # (decisions in the file when it was skipped, line)
+    while todo:
+        line = todo[0]
+        _show(line, place[line.number], len(every))
+        answer = _ask_key(key)
+        if answer in ("q", ""):
+            return
+        if answer in ("y", "n"):
+            results.write([graded_record(line, answer == "y", "person")])
+            todo.pop(0)
+        elif answer == "s":
+            skipped.append((len(results.done), todo.pop(0)))
+        elif skipped and skipped[-1][0] == len(results.done):
+            todo.insert(0, skipped.pop()[1])
+        elif (number := results.take_back()) is None:
+            typer.echo("nothing to undo")
+        elif number in by_number:
+            todo.insert(0, by_number[number])
+
+
+def _show(line: Line, place: int, total: int) -> None:
+    record = line.record
+    reference = record.get("reference")
+    name = f"  {record['id']}" if "id" in record else ""
+    typer.echo(f"\n--- {place} of {total}{name}")
+    typer.echo(f"Question:  {_printable(record['question'])}")
+    for number, choice in enumerate(record.get("choices") or ()):
+        typer.echo(f"           {chr(ord('A') + number)}. {_printable(str(choice))}")
+    typer.echo(f"Answer:    {_printable(record['text'])}")
+    if reference is not None:
+        typer.echo(f"Reference: {_printable(reference if isinstance(reference, str) else repr(reference))}")
+
+
+def _printable(text: str) -> str:
+    """Without control characters: a model's text must not steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _ask_key(key: Callable[[], str]) -> str:
+    typer.echo(f"Right? ({KEYS}) ", nl=False)
+    while True:
+        pressed = key().lower()
+        if pressed in ("y", "n", "s", "u", "q", ""):
+            typer.echo(pressed or "q")
+            return pressed

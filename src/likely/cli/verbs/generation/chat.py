@@ -1,0 +1,335 @@
+"""likely chat: a conversation in the terminal, or line by line through a pipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from likely.cli import confidence as sure
+from likely.cli import forms
+from likely.cli import options as opt
+
+HELP = """/help            this list
+/reset           forget the conversation (the system message stays)
+/undo            take back the last question and its answer
+/system TEXT     set the system message ("/system" alone removes it)
+/set KEY=VALUE   a setting of generate, e.g. /set temperature=0.7
+/show            what the model sees now
+/history         the conversation so far
+/save FILE       save the conversation as JSON
+/load FILE       go on with a saved conversation
+/quit            leave (also Ctrl-D)
+A line that ends in \\ goes on; \"\"\" begins and ends a longer text. Ctrl-C stops an answer."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("chat")(chat)
+
+
+def chat(
+    model: opt.ModelOption = opt.DEFAULT,
+    runtime: opt.RuntimeOption = None,
+    dtype: opt.DtypeOption = None,
+    system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
+    load: Annotated[Path | None, typer.Option("--load", help="Go on with a conversation saved by /save.")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Save the conversation here at the end.")] = None,
+    max_tokens: opt.MaxTokens = 512,
+    temperature: opt.TemperatureOption = 0.2,
+    seed: opt.SeedOption = 0,
+    schema: forms.SchemaOption = None,
+    regex: forms.RegexOption = None,
+    choices: forms.ChoicesOption = None,
+    grammar: forms.GrammarOption = None,
+    calibrator: sure.CalibratorOption = None,
+    task: sure.TaskOption = "default",
+    at_least: sure.AtLeastOption = None,
+    risk: sure.RiskOption = None,
+    delta: sure.DeltaOption = 0.1,
+    fallback: sure.FallbackOption = None,
+    drafter: opt.DrafterOption = None,
+    draft_budget: opt.BudgetOption = "auto",
+    stats: opt.StatsOption = False,
+    settings: opt.Settings = None,
+    context: opt.ContextOption = None,
+    threads: opt.ThreadsOption = None,
+    show_prompt: opt.ShowPrompt = False,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Talk with a model; /help lists the commands.
+
+    Examples:
+
+      likely chat
+
+      likely chat --system "You answer in one sentence." --save talk.json
+
+      printf 'Hello!\\nAnd in French?\\n' | likely chat --json
+
+      likely chat --choices yes,no
+    """
+    from likely.io.whole_file import check_target
+
+    given = {
+        "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(settings),
+    }  # fmt: skip
+    given |= opt.drafting(drafter, draft_budget)
+    given |= forms.form_options(schema, regex, choices, grammar, given)
+    if save:
+        check_target(save)
+    lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
+    with lm:
+        wanted = {
+            "calibrator": calibrator, "task": task, "at_least": at_least, "risk": risk, "delta": delta,
+            "fallback": fallback,
+        }  # fmt: skip
+        talk = Conversation(lm, given, show_prompt=show_prompt, as_json=as_json, stats=stats, wanted=wanted)
+        if load:
+            talk.load(load)
+        if system is not None:
+            talk.set_system(system)
+        talk.check()
+        try:
+            talk.sure()  # what cannot be is refused before the first question
+            talk.run()
+        finally:
+            talk.close()
+            if save and talk.messages:  # an error before the first word replaces no file
+                talk.save(save)
+
+
+@dataclass(eq=False)
+class Conversation:
+    """The messages so far and what the person types."""
+
+    model: Any
+    settings: dict[str, Any]
+    show_prompt: bool = False
+    as_json: bool = False
+    stats: bool = False
+    wanted: dict[str, Any] = field(default_factory=dict)  # about confidence, see `sure.prepare`
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._sure: tuple[Any, sure.Sure] | None = None  # and the settings that it is for
+
+    def sure(self) -> sure.Sure:
+        """What is done about confidence with the present settings."""
+        from likely.lm.confidence import CHAT_DEFAULTS, system_of
+
+        settings = {**CHAT_DEFAULTS, **self.settings}
+        key = (settings, system_of(self.messages))
+        if self._sure is None or self._sure[0] != key:
+            self.close()
+            self._sure = key, sure.prepare(self.model, settings, key[1], **self.wanted)
+        return self._sure[1]
+
+    def close(self) -> None:
+        """Close what was opened beside the model."""
+        if self._sure is not None:
+            self._sure[1].close()
+
+    @property
+    def interactive(self) -> bool:
+        return sys.stdin.isatty()
+
+    def check(self) -> None:
+        """Refuse at once a model that cannot chat."""
+        if hasattr(self.model, "render"):
+            self.model.render([*self.messages[:1], {"role": "user", "content": "Hello"}][-2:])
+
+    def run(self) -> None:
+        if self.interactive:
+            import contextlib
+
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  line editing and history for input()
+            typer.echo(f"{self.model.info.name}: /help lists the commands, Ctrl-D leaves.", err=True)
+        while True:
+            try:
+                text = self.read()
+            except EOFError:
+                break
+            except KeyboardInterrupt:
+                typer.echo("", err=True)
+                if not self.interactive:
+                    raise
+                continue
+            if text is None or not text.strip():
+                continue
+            if text.startswith("/") and self.interactive:
+                if self.command(text):
+                    break
+                continue
+            self.answer(text)
+        if self.interactive:
+            typer.echo("", err=True)
+
+    def read(self) -> str | None:
+        """One message: a line, lines joined by a final backslash, or a text between triple quotes."""
+        line = self._line("> ")
+        if line.strip().startswith('"""'):
+            lines, line = [], line.strip()[3:]
+            while not line.rstrip().endswith('"""'):
+                lines.append(line)
+                line = self._line(". ")
+            return "\n".join([*lines, line.rstrip()[:-3]]).strip("\n")
+        parts = []
+        while line.endswith("\\"):
+            parts.append(line[:-1])
+            line = self._line(". ")
+        return "\n".join([*parts, line])
+
+    def _line(self, prompt: str) -> str:
+        if self.interactive:
+            return input(prompt)
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.rstrip("\n")
+
+    def answer(self, text: str) -> None:
+        """Ask the model; an answer stopped by Ctrl-C stays in the conversation as far as it came."""
+        from likely.cli.printing import for_terminal, print_json, print_stream
+        from likely.errors import ConstraintError, LikelyError
+        from likely.lm.extract import why_incomplete
+
+        self.messages.append({"role": "user", "content": text})
+        stream, gated = None, self.wanted.get("at_least") is not None or self.wanted.get("risk") is not None
+        try:
+            stream = self.model.stream_chat(self.messages, **self.settings)
+            if self.show_prompt:
+                typer.echo(stream.prompt, err=True)
+            decide = self.sure()
+            whole = self.as_json or not forms.streams(self.settings) or decide.gate is not None
+            result = stream.finish() if whole else print_stream(stream)
+            decided = decide.decide(result, lambda other: other.chat(self.messages, task=decide.task, **self.settings))
+            result = decided.answer
+            if whole and not self.as_json and decided.by is not None:
+                typer.echo(for_terminal(result.text))
+        except KeyboardInterrupt:
+            result, decided = stream.result if stream is not None else None, None
+            if gated or not self.interactive:  # a text that has not passed the gate is no answer
+                result = None
+            if not self.interactive:
+                self.messages.pop()
+                raise
+        except (LikelyError, ValueError, TypeError) as error:
+            self.messages.pop()
+            if not self.interactive:
+                raise
+            typer.echo(f"Error: {error}", err=True)
+            return
+        if result is None:
+            self.messages.pop()
+            return
+        if decided is not None and decided.by is None:
+            self.messages.pop()  # the question was not answered: it is no part of the conversation
+        else:
+            self.messages.append({"role": "assistant", "content": result.text})
+        if self.as_json:
+            fields = result.to_dict() if decided is None else decided.fields()
+            print_json({**opt.origin(self.model), "question": text, **fields})
+        else:
+            for line in decided.notes() if decided is not None else ():
+                typer.echo(line, err=True)
+        if self.stats:
+            opt.print_stats(result)
+        if why := why_incomplete(result):
+            if not self.interactive:
+                raise ConstraintError(why)
+            typer.echo(f"Note: {why}", err=True)
+
+    def command(self, line: str) -> bool:
+        """Carry out a / command; returns whether to leave."""
+        from likely.errors import LikelyError, nearest
+
+        verb, _, rest = line[1:].partition(" ")
+        rest = rest.strip()
+        verbs = {
+            "help": lambda: typer.echo(HELP, err=True),
+            "reset": self.reset,
+            "undo": self.undo,
+            "system": lambda: self.set_system(rest or None),
+            "set": lambda: self.change(rest),
+            "show": self.show,
+            "history": self.history,
+            "save": lambda: self.save(_path(rest)),
+            "load": lambda: self.load(_path(rest)),
+        }
+        if verb in ("quit", "exit", "q"):
+            return True
+        if verb not in verbs:
+            typer.echo(f"unknown command /{verb}{nearest(verb, [*verbs, 'quit'])} (/help lists them)", err=True)
+            return False
+        try:
+            verbs[verb]()
+        except (LikelyError, ValueError, TypeError, OSError, typer.BadParameter) as error:
+            typer.echo(f"Error: {error}", err=True)
+        return False
+
+    def reset(self) -> None:
+        self.messages = [m for m in self.messages if m["role"] == "system"]
+
+    def undo(self) -> None:
+        while self.messages and self.messages[-1]["role"] != "system":
+            if self.messages.pop()["role"] == "user":
+                break
+
+    def set_system(self, text: str | None) -> None:
+        rest = [m for m in self.messages if m["role"] != "system"]
+        self.messages = ([] if text is None else [{"role": "system", "content": text}]) + rest
+
+    def change(self, pair: str) -> None:
+        change = opt.parse_settings([pair])
+        self.model.stream_chat([_HELLO], **{**self.settings, **change}).close()  # refuses what is not allowed
+        self.settings |= change
+
+    def show(self) -> None:
+        from likely.errors import CapabilityError
+
+        if not hasattr(self.model, "render"):
+            raise CapabilityError("the server applies its own chat template and does not show it; /history may help")
+        typer.echo(self.model.render(self.messages or [_HELLO]).text, err=True)
+
+    def history(self) -> None:
+        from likely.cli.printing import for_terminal
+
+        for message in self.messages:
+            typer.echo(for_terminal(f"{message['role']}: {message['content']}", err=True), err=True)
+
+    def save(self, path: Path) -> None:
+        """Write the conversation, whole or not at all."""
+        from likely.io.whole_file import write_whole_file
+
+        record = {"kind": "chat", **opt.origin(self.model), "settings": self.settings, "messages": self.messages}
+        write_whole_file(path, (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode())
+        typer.echo(f"saved {len(self.messages)} messages to {path}", err=True)
+
+    def load(self, path: Path) -> None:
+        from likely.errors import DataError
+        from likely.models.chat_template import check_messages
+
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        except ValueError as error:
+            raise DataError(f"{path} is not a saved conversation: {error}") from None
+        found = record.get("messages") if isinstance(record, dict) else record
+        if not isinstance(found, list):
+            raise DataError(f'{path} is not a saved conversation: expected {{"messages": [...]}}')
+        self.messages = check_messages(found) if found else []
+
+
+_HELLO = {"role": "user", "content": "Hello"}
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise typer.BadParameter("give a file name")
+    return Path(text).expanduser()

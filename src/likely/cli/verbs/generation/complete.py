@@ -1,0 +1,91 @@
+"""likely complete: code at a place in a file, held to what a static analysis calls legal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from likely.cli import options as opt
+
+if TYPE_CHECKING:
+    from likely.code.analysis.members import MemberProvider
+
+
+def register(app: typer.Typer) -> None:
+    app.command("complete")(complete)
+
+
+def complete(
+    file: Annotated[Path, typer.Argument(help="A Python file.")],
+    line: Annotated[
+        int | None, typer.Option("--line", min=1, help="Line of the cursor, from 1; else the last.")
+    ] = None,
+    column: Annotated[
+        int | None, typer.Option("--column", min=0, help="Characters before the cursor in its line; else all of it.")
+    ] = None,
+    project: Annotated[Path | None, typer.Option("--project", help="Folder that imports are resolved from.")] = None,
+    monitors: Annotated[
+        str, typer.Option("--monitors", help="dereference, arity, enum_case, instantiation; with commas; none: none.")
+    ] = "dereference",
+    stop: Annotated[str, typer.Option("--stop", help="Where to end: line, method, none.")] = "line",
+    choose: Annotated[
+        str, typer.Option("--choose", help="greedy, or exact: the likeliest legal name as a whole.")
+    ] = "greedy",
+    server: Annotated[
+        str | None, typer.Option("--server", metavar="COMMAND", help="A language server to ask instead of jedi.")
+    ] = None,
+    limit: Annotated[float, typer.Option("--time-limit", help="Seconds that one analysis may take.")] = 2.0,
+    model: opt.ModelOption = opt.DEFAULT,
+    runtime: opt.RuntimeOption = None,
+    dtype: opt.DtypeOption = None,
+    max_tokens: opt.MaxTokens = 128,
+    temperature: opt.TemperatureOption = 0.0,
+    seed: opt.SeedOption = 0,
+    settings: opt.Settings = None,
+    context: opt.ContextOption = None,
+    threads: opt.ThreadsOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Write code at a place in a file; members that do not exist are not written.
+
+    Only the new code is printed; the file stays as it is.  Analyses that took too long are told on stderr: there the
+    model wrote freely.
+
+    Examples:
+
+      likely complete shop/cart.py --line 40 --column 13 --project .
+
+      likely complete shop/cart.py --line 40 --stop method --monitors dereference,arity --json
+
+      likely complete shop/cart.py --server "pyright-langserver --stdio"
+    """
+    from likely.cli.printing import for_terminal, print_json
+    from likely.code.buffer import CodeBuffer
+
+    buffer = CodeBuffer.from_file(file, line, column, project_root=project or "")
+    names = () if monitors == "none" else tuple(name.strip() for name in monitors.split(","))
+    given = opt.parse_settings(settings)
+    with opt.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+        found = lm.complete_code(
+            buffer, monitors=names, provider=_server(server, project, limit), max_tokens=max_tokens, stop=stop,
+            choose=choose, limit_s=limit, temperature=temperature, seed=seed, **given,
+        )  # fmt: skip
+        if as_json:
+            print_json({**opt.origin(lm), "file": str(file), "cursor": buffer.cursor, **found.to_dict()})
+        else:
+            typer.echo(for_terminal(found.text))
+    lost = {status: n for status, n in found.analyses.items() if status in ("timed out", "failed")}
+    if lost and not as_json:
+        typer.echo("Analyses: " + ", ".join(f"{n} {status}" for status, n in lost.items()), err=True)
+
+
+def _server(command: str | None, project: Path | None, limit: float) -> MemberProvider | None:
+    if command is None:
+        return None
+    import shlex
+
+    from likely.code.analysis.lsp import LspProvider
+
+    return LspProvider(shlex.split(command), str(project or ""), limit_s=limit)

@@ -1,0 +1,109 @@
+"""likely eval-code: how many programming problems a model solves, by running what it writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from likely.cli import options as opt
+
+WARNING = (
+    "This runs programs that nobody has read. They get no network, no files and little time (see "
+    "docs/steering.md), but no sandbox is perfect: give --run-untrusted-code if that is what you want."
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("eval-code")(eval_code)
+
+
+def eval_code(
+    benchmark: Annotated[Literal["humaneval", "mbpp"], typer.Argument(help="humaneval or mbpp.")],
+    model: opt.ModelOption = opt.DEFAULT,
+    runtime: opt.RuntimeOption = None,
+    dtype: opt.DtypeOption = None,
+    trusted: Annotated[
+        bool, typer.Option("--run-untrusted-code", help="Yes, run what the model writes (in a sandbox).")
+    ] = False,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first problems.")] = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Programs per problem.")] = 1,
+    temperature: opt.TemperatureOption = 0.0,
+    seed: opt.SeedOption = 0,
+    max_tokens: opt.MaxTokens = 384,
+    contrast: Annotated[
+        Literal["uscd", "cad", "cfg"] | None,
+        typer.Option("--contrast", help="Contrast with the prompt without its examples."),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask for the function, instead of continuing it.")] = False,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Most time per program.")] = 10.0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write one line of JSON per program here.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Folder of the data sets.")] = None,
+    context: opt.ContextOption = None,
+    threads: opt.ThreadsOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Solve HumanEval or MBPP problems and run the tests: pass@1, and pass@n for n samples.
+
+    Examples:
+
+      likely eval-code humaneval --limit 20 --run-untrusted-code
+
+      likely eval-code mbpp -m model.gguf -n 10 --temperature 0.8 --contrast uscd --run-untrusted-code
+    """
+    from likely.audit.code.evaluate import evaluate, problems
+    from likely.audit.code.sandbox import Limits
+    from likely.cli.printing import print_json, progress
+    from likely.guided.contrast import Contrast
+
+    if not trusted:
+        raise typer.BadParameter(WARNING, param_hint="--run-untrusted-code")
+    if samples > 1 and temperature == 0:
+        raise typer.BadParameter("several greedy programs are the same one: give --temperature", param_hint="--samples")
+    found = problems(benchmark, limit=limit, data_dir=None if data_dir is None else str(data_dir))
+    bounds = Limits(wall_s=seconds, cpu_s=max(1, round(seconds)))
+    with opt.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+        with progress(len(found), benchmark, unit="problems") as advance:
+            report = evaluate(
+                lm, found, benchmark=benchmark, chat=chat, limits=bounds, progress=advance, n=samples,
+                contrast=None if contrast is None else lambda lame: Contrast(lame, contrast),
+                temperature=temperature, seed=seed, max_tokens=max_tokens,
+            )  # fmt: skip
+        origin = opt.origin(lm)
+    if output is not None:
+        _write(output, report)
+    ks = sorted({1, samples})
+    record: dict[str, Any] = {
+        **origin, "benchmark": benchmark, "problems": len(found), "samples": samples, "temperature": temperature,
+        "seed": seed, "chat": chat, "contrast": contrast, "contrasted": report.contrasted,
+        "isolation": report.isolation,
+    }  # fmt: skip
+    for k in ks:
+        value, low, high = report.pass_at(k)
+        record[f"pass@{k}"] = {"value": value, "low": low, "high": high}
+    if as_json:
+        print_json(record)
+        return
+    for k in ks:
+        value, low, high = report.pass_at(k)
+        typer.echo(f"{benchmark}, {len(found)} problems: pass@{k} {value:.1%} [{low:.1%}, {high:.1%}]")
+    if contrast:
+        typer.echo(f"contrast {contrast} in {report.contrasted} problems (the others have no examples)")
+    if report.isolation == "limits":
+        typer.echo("Warning: no namespaces here; the programs were held by limits and guards alone", err=True)
+
+
+def _write(output: Path, report: Any) -> None:
+    import json
+
+    with output.open("w", encoding="utf-8") as file:
+        for solved in report.solved:
+            for i, (text, verdict) in enumerate(zip(solved.texts, solved.verdicts, strict=True)):
+                line = {
+                    "task_id": solved.id, "sample": i, "text": text, "passed": verdict.passed, "why": verdict.why,
+                    "seconds": verdict.execution.seconds, "isolation": verdict.execution.isolation,
+                }  # fmt: skip
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")

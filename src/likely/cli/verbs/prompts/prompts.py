@@ -1,0 +1,261 @@
+"""likely prompts: choose a prompt from a pool by the model's probabilities, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from likely.cli import options as opt
+
+if TYPE_CHECKING:
+    from likely.io.jsonl import Line
+    from likely.prompting.selection.choosing import Selection
+    from likely.prompting.selection.scores import PromptScores
+    from likely.prompting.templates import PromptPool
+
+EXAMPLES = """Choose prompts by the model's probabilities, ask risky answers again, learn hints for honest confidence.
+
+Examples:
+
+  likely prompts select --pool pool.jsonl --inputs reviews.jsonl
+
+  likely prompts reask sms.jsonl --rules rules.jsonl --labels ham,spam --instruction "Spam or ham?"
+
+  likely prompts learn-hints exam.jsonl --hints hints.txt -o policy.json
+"""
+INPUTS_HINT = 'expected lines like {"text": "..."}, with a "label" where it is known'
+
+
+def register(app: typer.Typer) -> None:
+    from likely.cli.verbs.prompts.hints import hint, learn_hints
+    from likely.cli.verbs.prompts.reask import reask
+
+    prompts = typer.Typer(help=EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
+    prompts.callback()(lambda: None)
+    prompts.command("select")(select)
+    prompts.command("reask")(reask)
+    prompts.command("learn-hints")(learn_hints)
+    prompts.command("hint")(hint)
+    app.add_typer(prompts, name="prompts")
+
+
+def select(
+    scores: Annotated[
+        Path | None, typer.Argument(help="Scores that an earlier run saved (-o): choose anew without a model.")
+    ] = None,
+    pool: Annotated[
+        Path | None, typer.Option("--pool", help='JSONL (.gz, too) of {"name", "template", "answer_choices"}.')
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help='Only the pool\'s prompts with this "task".')] = None,
+    inputs: Annotated[
+        str | None, typer.Option("--inputs", help='JSONL of {"text", "label" where it is known}; "-": standard input.')
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method", help="MI_G, MI, GE, GE_M, LE, MDL_M, ZLP, ZPM, ZMV, PPL; per input: MI_GL, MI_L, MDL, PPL_L."
+        ),
+    ] = "MI_G",
+    calibrate: Annotated[
+        Literal["cbm", "cc", "pmi"] | None,
+        typer.Option(
+            "--calibrate",
+            help="Divide by what a prompt answers anyway: to all inputs (cbm), to inputs without content (cc, pmi).",
+        ),
+    ] = None,
+    where: Annotated[
+        Literal["PA", "P", "A"],
+        typer.Option("--where", help="Calibrate for the choice of the prompt (P), for its answers (A), or both."),
+    ] = "PA",
+    norm: Annotated[
+        Literal["token", "sum", "first"],
+        typer.Option("--norm", help="Compare answers by their mean per token, their sum, or their first token."),
+    ] = "token",
+    show: Annotated[int, typer.Option("--show", min=1, help="So many prompts of the ranking.")] = 10,
+    model: opt.ModelOption = opt.DEFAULT,
+    runtime: opt.RuntimeOption = None,
+    dtype: opt.DtypeOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Keep the scores (.npz); a run that was stopped goes on there."),
+    ] = None,
+    overwrite: opt.OverwriteOption = False,
+    limit: opt.LimitOption = None,
+    context: opt.ContextOption = None,
+    threads: opt.ThreadsOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Rank the prompts of a pool without labels, from the model's answers to your inputs.
+
+    Where the inputs carry labels, accuracy, macro-F1 and scaled F1 (of the best prompt's) stand beside the ranking.
+
+    Examples:
+
+      likely prompts select --pool pool.jsonl --inputs reviews.jsonl -o scores.npz
+
+      likely prompts select scores.npz --method MI_GL --calibrate cbm
+
+      likely prompts select --pool prompts.jsonl.gz --task sst2 --inputs reviews.jsonl --limit 100 --json
+    """
+    import numpy as np
+
+    from likely.cli.printing import print_json
+    from likely.errors import nearest
+    from likely.prompting.selection.choosing import select as choose
+    from likely.prompting.selection.criteria import METHODS, PERPLEXITY
+    from likely.prompting.selection.scores import PromptScores
+
+    if method not in METHODS:
+        known = ", ".join(METHODS)
+        raise typer.BadParameter(
+            f'unknown method "{method}"{nearest(method, METHODS)} (allowed: {known})', param_hint="--method"
+        )
+    if scores is not None:
+        if pool is not None or inputs is not None or output is not None:
+            raise typer.BadParameter("saved scores need no --pool, --inputs or --output", param_hint="SCORES")
+        found = PromptScores.load(scores)
+    else:
+        if pool is None or inputs is None:
+            raise typer.BadParameter("give --pool and --inputs, or a file of saved scores", param_hint="--pool")
+        opt.refuse_same_file(str(pool), output)
+        opt.refuse_same_file(inputs, output)
+        found = _score(
+            pool, task, inputs, limit, output, overwrite, perplexity=method in PERPLEXITY,
+            model={"name": model, "runtime": runtime, "dtype": dtype, "context": context, "threads": threads},
+        )  # fmt: skip
+    selection = choose(
+        found, method, norm=norm,
+        calibrate_choice=calibrate if "P" in where else None, calibrate_answers=calibrate if "A" in where else None,
+    )  # fmt: skip
+    rows = ranked(found, selection)
+    whole = _of_choice(found, selection)
+    settings = {"method": method, "calibrate": calibrate, "where": where if calibrate else None, "norm": norm}
+    if as_json:
+        each = [found.names[t] for t in selection.choice] if selection.per_input else None
+        print_json(
+            {
+                **{k: v for k, v in found.origin.items() if k != "prompt_digests"}, **settings,
+                "prompts": len(found.names), "inputs": found.logprobs.shape[1], "chosen": selection.name,
+                "chosen_per_input": each, **whole, "ranking": rows, "answers": selection.answers.tolist(),
+                "probs": np.round(selection.probs, 6).tolist(),
+            }
+        )  # fmt: skip
+        return
+    _print(found, selection, rows[:show], whole, settings)
+
+
+def _score(
+    pool_file: Path, task: str | None, inputs: str, limit: int | None, output: Path | None, overwrite: bool, *,
+    perplexity: bool, model: Mapping[str, Any],
+) -> PromptScores:  # fmt: skip
+    from likely.cli.printing import progress
+    from likely.errors import DataError
+    from likely.io.jsonl import read_checked
+    from likely.prompting.selection.score_pool import score_pool
+    from likely.prompting.templates import PromptPool
+
+    pool = PromptPool.from_jsonl(pool_file, task=task)
+    where = "stdin" if inputs == "-" else inputs
+    check = _checker(pool, where)
+    records = [line.record for line in read_checked(inputs, check, limit=limit).lines]
+    if len(records) < 2:
+        raise DataError(f"{where} holds {len(records)} record(s), at least 2 inputs are needed: {INPUTS_HINT}")
+    options = dict(model)
+    with (
+        opt.open_model(options.pop("name"), **options) as lm,
+        progress(len(pool) * len(records), "scoring", unit="prompted inputs") as tick,
+    ):
+        return score_pool(
+            lm, pool, records, perplexity=perplexity, cache=output, overwrite=overwrite, origin=opt.origin(lm),
+            progress=tick,
+        )  # fmt: skip
+
+
+def _checker(pool: PromptPool, where: str) -> Any:
+    """Refuses a record that a template cannot take, or whose label is none; names the line."""
+    from likely.errors import DataError
+    from likely.prompting.selection.score_pool import label_numbers
+
+    different = list({template.fields: template for template in pool}.values())
+
+    def check(line: Line) -> None:
+        try:
+            for template in different:
+                template.pairs(line.record)
+            label_numbers([line.record], pool.templates[0].choices)
+        except DataError as error:
+            raise DataError(f"{where}:{line.number}: {str(error).removeprefix('input 0: ')}") from None
+
+    return check
+
+
+def ranked(scores: PromptScores, selection: Selection) -> list[dict[str, Any]]:
+    """The prompts, best first: name, value, and how good their answers are where the labels are known."""
+    from likely.prompting.selection.answers import accuracy, f1_of_prompts
+
+    labels = scores.known_labels()
+    rows: list[dict[str, Any]] = [
+        {"prompt": scores.names[t], "value": float(selection.worth[t])} for t in selection.ranking
+    ]
+    if labels is not None:
+        f1 = f1_of_prompts(selection.all_probs, labels)
+        for row, t in zip(rows, selection.ranking, strict=True):
+            row |= {"accuracy": accuracy(selection.all_probs[t].argmax(axis=1), labels), "macro_f1": float(f1[t])}
+            row["scaled_f1"] = float(f1[t] / f1.max()) if f1.max() else None
+    return rows
+
+
+def _of_choice(scores: PromptScores, selection: Selection) -> dict[str, Any]:
+    """Accuracy (with its interval), F1, scaled F1 of the chosen prompt(s); empty without labels."""
+    from scipy.stats import pearsonr
+
+    from likely.metrics.intervals import Accuracy
+    from likely.prompting.selection.answers import f1_of_prompts, macro_f1
+
+    labels = scores.known_labels()
+    if labels is None:
+        return {}
+    right = Accuracy(int((selection.answers == labels).sum()), len(labels))
+    f1, each = macro_f1(selection.answers, labels, selection.probs.shape[1]), f1_of_prompts(selection.all_probs, labels)
+    spread = len(each) > 2 and each.std() > 0 and selection.worth.std() > 0
+    correlation = float(pearsonr(selection.worth, each).statistic) if spread else None
+    return {
+        "accuracy": right.value, "accuracy_interval": list(right.interval), "macro_f1": f1,
+        "scaled_f1": f1 / float(each.max()) if each.max() else None, "best_f1": float(each.max()),
+        "mean_f1": float(each.mean()), "correlation": correlation,
+    }  # fmt: skip
+
+
+def _print(
+    scores: PromptScores,
+    selection: Selection,
+    rows: list[dict[str, Any]],
+    whole: dict[str, Any],
+    settings: dict[str, Any],
+) -> None:
+    from likely.cli.printing import for_terminal
+
+    t, n, k = scores.logprobs.shape
+    repaired = f", {settings['calibrate']} ({settings['where']})" if settings["calibrate"] else ""
+    typer.echo(f"{t} prompts, {n} inputs, {k} answers; {selection.method}{repaired}: higher is better")
+    wide = max(len("prompt"), *(len(row["prompt"]) for row in rows))
+    head = f"{'':>4} {'prompt':{wide}} {selection.method:>9}"
+    typer.echo(head + (f" {'accuracy':>9} {'macro-F1':>9} {'scaled':>7}" if whole else ""))
+    for place, row in enumerate(rows, 1):
+        line = f"{place:>4} {row['prompt']:{wide}} {row['value']:>9.4f}"
+        if whole:
+            scaled = "-" if row["scaled_f1"] is None else f"{row['scaled_f1']:.3f}"
+            line += f" {row['accuracy']:>9.3f} {row['macro_f1']:>9.3f} {scaled:>7}"
+        typer.echo(for_terminal(line))
+    if len(rows) < t:
+        typer.echo(f"     ... and {t - len(rows)} more (--show {t})")
+    chosen = "a prompt for each input" if selection.per_input else f"chosen: {selection.name}"
+    if whole:
+        low, high = whole["accuracy_interval"]
+        chosen += f"; accuracy {whole['accuracy']:.3f} [{low:.3f}, {high:.3f}], macro-F1 {whole['macro_f1']:.3f}"
+        chosen += "" if whole["scaled_f1"] is None else f", scaled F1 {whole['scaled_f1']:.3f}"
+        chosen += f" (prompts: best {whole['best_f1']:.3f}, mean {whole['mean_f1']:.3f})"
+    typer.echo(for_terminal(chosen))

@@ -1,0 +1,211 @@
+"""likely draft: memories from which drafts are made, built from a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+
+from likely.cli import options as opt
+
+if TYPE_CHECKING:
+    from likely.tokenizers.protocol import Tokenizer
+
+PIECE = 100_000  # characters of a .txt file that become tokens at a time
+Tokens = list[list[int]]
+
+Corpus = Annotated[list[Path], typer.Argument(help="JSONL (or .jsonl.gz) with one text per line, or .txt files.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The memory file to write.")]
+Kind = Annotated[str, typer.Option("--kind", help="trigram, ngram or suffix.")]
+Field = Annotated[str, typer.Option("--field", help="The field of a JSONL line that holds the text.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting of the kind, e.g. -s top=4 -s min_count=2."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
+
+
+class Memory(Protocol):
+    def save(self, path: str | Path, *, tokenizer: str) -> None: ...
+
+
+def _trigram(texts: Tokens, vocab_size: int, settings: dict[str, Any]) -> Memory:
+    from likely.decoding.drafting.trigram.drafter import TrigramMemory
+
+    return TrigramMemory.from_texts(texts, vocab_size=vocab_size, **settings)
+
+
+def _ngram(texts: Tokens, vocab_size: int, settings: dict[str, Any]) -> Memory:
+    from likely.decoding.drafting.ngram.drafter import NgramModel
+
+    return NgramModel.from_texts(texts, vocab_size=vocab_size, **settings)
+
+
+def _suffix(texts: Tokens, vocab_size: int, settings: dict[str, Any]) -> Memory:
+    from likely.decoding.drafting.suffix.drafter import SuffixMemory
+
+    memory = SuffixMemory(**settings)
+    for text in texts:
+        memory.remember(text)
+    return memory
+
+
+KINDS: dict[str, tuple[Callable[[Tokens, int, dict[str, Any]], Memory], tuple[str, ...]]] = {
+    "trigram": (_trigram, ("top", "min_count")),
+    "ngram": (_ngram, ("order", "discount")),
+    "suffix": (_suffix, ("max_tokens", "max_requests")),
+}
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(
+        no_args_is_help=True, rich_markup_mode=None, help="Build and show the memories of drafters (--drafter)."
+    )
+    group.command("build")(build)
+    group.command("show")(show)
+    app.add_typer(group, name="draft")
+
+
+def build(
+    corpus: Corpus,
+    output: Output,
+    kind: Kind = "trigram",
+    model: opt.ModelOption = opt.DEFAULT,
+    field: Field = "text",
+    settings: Settings = None,
+    limit: opt.LimitOption = None,
+    overwrite: Overwrite = False,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Build a memory for the tokens of a model from a corpus of texts.
+
+    Examples:
+
+      likely draft build corpus.jsonl -o code.trigram --field code
+
+      likely draft build answers.jsonl -o answers.suffix --kind suffix -m smollm2
+
+      likely generate "def add(a, b):" --drafter trigram:code.trigram
+    """
+    from likely.cli.printing import print_json, progress
+
+    make, allowed = _checked_kind(kind)
+    chosen = _checked_settings(kind, allowed, opt.parse_settings(settings))
+    for path in corpus:
+        opt.refuse_same_file(str(path), output)
+    opt.refuse_existing(output, overwrite)
+    found = _texts(corpus, field, limit)
+    with opt.local_model(model) as lm:
+        tokenizer, vocab_size, origin = lm.tokenizer, lm.runtime.vocab_size, opt.origin(lm)
+        with progress(len(found), "tokens", unit="texts") as tick:
+            texts = list(_encoded(found, tokenizer, tick))
+        memory = make(texts, vocab_size, chosen)
+        memory.save(output, tokenizer=tokenizer.fingerprint)
+    size, count = output.stat().st_size, sum(map(len, texts))
+    if as_json:
+        record = {"file": str(output), "kind": kind, "size_bytes": size, "texts": len(texts), "tokens": count}
+        print_json({**origin, **record, "settings": chosen})
+        return
+    typer.echo(f"{kind} memory of {len(texts):,} texts, {count:,} tokens: {output}, {size / 1e6:.1f} MB")
+    typer.echo(f"use it with --drafter {kind}:{output}")
+
+
+def _checked_kind(kind: str) -> tuple[Callable[[Tokens, int, dict[str, Any]], Memory], tuple[str, ...]]:
+    from likely.errors import nearest
+
+    if kind not in KINDS:
+        raise typer.BadParameter(
+            f'unknown kind "{kind}"{nearest(kind, KINDS)} (known: {", ".join(KINDS)})', param_hint="--kind"
+        )
+    return KINDS[kind]
+
+
+def _checked_settings(kind: str, allowed: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
+    from likely.errors import nearest
+
+    for key, value in given.items():
+        if key not in allowed:
+            raise typer.BadParameter(
+                f'a {kind} memory has no setting "{key}"{nearest(key, allowed)} (known: {", ".join(allowed)})',
+                param_hint="--set",
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise typer.BadParameter(f"{key} must be a number, got {value!r}", param_hint="--set")
+    return given
+
+
+def _texts(corpus: Sequence[Path], field: str, limit: int | None) -> list[str]:
+    """The texts of all files; DataError if there are none."""
+    from likely.errors import DataError
+
+    found: list[str] = []
+    for path in corpus:
+        for text in _of_file(path, field):
+            if limit is not None and len(found) >= limit:
+                break
+            if text:
+                found.append(text)
+    if not found:
+        raise DataError(f"{', '.join(map(str, corpus))}: no texts, so nothing to remember")
+    return found
+
+
+def _of_file(path: Path, field: str) -> Iterator[str]:
+    from likely.errors import DataError
+    from likely.io.jsonl import read_lines, text_field
+
+    if path.suffix == ".txt":
+        try:
+            yield from _pieces(path.read_text("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 (byte {error.start})") from None
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        return
+    if str(path) != "-" and not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise DataError(f"{path}: a corpus is .jsonl, .jsonl.gz or .txt")
+    for line in read_lines(path):
+        yield text_field(line, field, "stdin" if str(path) == "-" else str(path))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Parts of about PIECE characters that end where lines end."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + PIECE) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+def _encoded(texts: Sequence[str], tokenizer: Tokenizer, tick: Callable[[int], None]) -> Iterator[list[int]]:
+    for text in texts:
+        yield tokenizer.encode(text)
+        tick(1)
+
+
+def show(file: Annotated[Path, typer.Argument(help="A memory file.")], as_json: opt.JsonOption = False) -> None:
+    """Show what a memory file is: its kind, tokenizer, size and entries.
+
+    Examples:
+
+      likely draft show code.trigram
+
+      likely draft show code.trigram --json
+    """
+    from dataclasses import asdict
+
+    from likely.cli.printing import for_terminal, print_json
+    from likely.decoding.drafting.memory_file import describe_memory
+
+    found = describe_memory(file)
+    if as_json:
+        print_json({"file": str(file), **asdict(found)})
+        return
+    size = f"{found.size_bytes / 1e6:.1f} MB" if found.size_bytes >= 1e6 else f"{found.size_bytes / 1e3:.1f} kB"
+    rows = [("kind", found.kind), ("tokenizer", found.tokenizer), ("size", size), *sorted(found.settings.items())]
+    rows += [(name, " x ".join(f"{n:,}" for n in shape)) for name, shape in found.arrays.items()]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        typer.echo(for_terminal(f"{name:<{width}}  {value}"))

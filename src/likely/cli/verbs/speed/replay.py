@@ -1,0 +1,238 @@
+"""likely replay: what drafters would gain on recorded answers, without running a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from likely.cli import options as opt
+
+if TYPE_CHECKING:
+    from likely.decoding.drafting.protocol import DraftSource
+    from likely.decoding.drafting.replay import Recorded, Replayed, Trace
+    from likely.decoding.drafting.table import Needs
+    from likely.lm.model import Model
+
+CURVE = (1, 2, 4, 8, 16, 32)
+PLAIN, CORPUS = ("lookup", "copy", "suffix", "trigram"), ("ngram",)  # the second kind must know the vocabulary
+
+
+def register(app: typer.Typer) -> None:
+    app.command("replay")(replay)
+
+
+def replay(
+    file: Annotated[str, typer.Argument(metavar="TRACES", help='JSONL of recorded answers; "-": stdin.')],
+    drafter: Annotated[
+        list[str] | None,
+        typer.Option("--drafter", help="As in likely generate (repeatable).  [default: all that need no model]"),
+    ] = None,
+    budget: Annotated[int, typer.Option("--budget", min=1, max=1024, help="Most drafted tokens per call.")] = 10,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Whose tokenizer and chat template; text needs one.  [default: smollm2]"),
+    ] = None,
+    limit: opt.LimitOption = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            "--plot", metavar="FILE|terminal", help="Also replay budgets 1 to 32: a .png, .svg or .pdf, or bars."
+        ),
+    ] = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Tokens per call that drafters would have reached on recorded answers: exact for greedy and keyed decoding.
+
+    Lines: {"prompt": "...", "answer": "..."}, {"messages": [...], "answer": "..."} (without an answer the last
+    message is it), or {"prompt_ids": [...], "answer_ids": [...]}.  Drafters that remember other texts see the lines in
+    the order of the file.  The end token of an answer is not counted.
+
+    Examples:
+
+      likely replay traces.jsonl
+
+      likely replay traces.jsonl --drafter copy --drafter copy+ngram --budget 16
+
+      likely replay traces.jsonl --plot gain.png
+
+      likely replay traces.jsonl --plot terminal
+    """
+    from likely.cli.printing import print_json, progress
+    from likely.decoding.drafting.replay import replay_all
+    from likely.io.whole_file import check_target
+    from likely.show.plot import FORMATS
+
+    if plot == "terminal" and as_json:
+        raise typer.BadParameter("bars are for people and --json for programs: choose one", param_hint="--plot")
+    names = list(dict.fromkeys(drafter or ()))
+    for name in names:
+        _check(name)
+    if plot is not None and plot != "terminal":
+        check_target(Path(plot), FORMATS)
+    records = _read(file, limit)
+    lm = _model(model, records)
+    try:
+        traces = _tokens(records, lm)
+        makers = _makers(names or [*PLAIN, *(CORPUS if lm else ())], lm)
+        budgets = list(dict.fromkeys([budget, *(CURVE if plot else ())]))
+        with progress(len(traces) * len(makers) * len(budgets), "replaying", unit="traces") as tick:
+            found = replay_all(makers, traces, budgets=budgets, progress=tick)
+        origin = opt.origin(lm) if lm else {}
+    finally:
+        if lm:
+            lm.close()
+    if plot and plot != "terminal":
+        _draw(found, Path(plot), Path(file).name)
+    if as_json:
+        print_json(_as_record(file, origin, found, bool(plot)))
+        return
+    where = "stdin" if file == "-" else file
+    tokens = sum(len(trace.answer) for trace in traces)
+    typer.echo(f"{where}: {len(traces)} answers of {tokens:,} tokens; at most {budget} drafted tokens per call")
+    _print_table([runs[0] for runs in found.values()])
+    if plot == "terminal":
+        from likely.show.budget_plot import bars
+
+        typer.echo("")
+        for line in bars(_curves(found)):
+            typer.echo(line)
+
+
+def _check(name: str) -> None:
+    """Refuse a drafter before anything is read."""
+    from likely.decoding.drafting.table import check_name, runs_model
+
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--drafter") from None
+    if name == "none":
+        raise typer.BadParameter("none drafts nothing: one token per call", param_hint="--drafter")
+    if runs_model(name):
+        raise typer.BadParameter(
+            f"the drafts of {name} depend on a model, a replay knows only the text: use likely generate --drafter "
+            f"{name}, or one of {', '.join((*PLAIN, *CORPUS))}",
+            param_hint="--drafter",
+        )
+
+
+def _read(file: str, limit: int | None) -> list[Recorded]:
+    from itertools import islice
+
+    from likely.decoding.drafting.replay import recorded
+    from likely.errors import DataError
+    from likely.io.jsonl import read_lines
+
+    where = "stdin" if file == "-" else file
+    records = [recorded(line, where) for line in islice(read_lines(file), limit)]
+    if not records:
+        raise DataError(f'{where} holds no records: expected lines like {{"prompt": "...", "answer": "..."}}')
+    return records
+
+
+def _model(name: str | None, records: Sequence[Recorded]) -> Model | None:
+    """The model whose tokens are replayed; none is needed where all lines are ids."""
+    if name is None and not any(record.is_text for record in records):
+        return None
+    return opt.local_model(name or opt.DEFAULT)
+
+
+def _tokens(records: Sequence[Recorded], lm: Model | None) -> list[Trace]:
+    from likely.decoding.drafting.replay import tokenise
+
+    if lm is None:
+        return [tokenise(record) for record in records]
+    return [
+        tokenise(
+            record,
+            vocab_size=lm.runtime.vocab_size,
+            encode_prompt=lm.encode_prompt,
+            render=lambda messages: lm.render(messages).tokens,
+            encode=lm.tokenizer.encode,
+        )
+        for record in records
+    ]
+
+
+def _makers(names: Sequence[str], lm: Model | None) -> dict[str, Callable[[], DraftSource]]:
+    from likely.decoding.drafting.table import Needs
+
+    needs = Needs(lm.runtime if lm else None, lm.tokenizer if lm else None)
+    makers = {}
+    for name in names:
+        make = _maker(name, needs)
+        try:
+            make()
+        except ValueError as error:
+            hint = "" if lm else ": give it with -m"
+            raise typer.BadParameter(f"{name}: {error}{hint}", param_hint="--drafter") from None
+        makers[name] = make
+    return makers
+
+
+def _maker(name: str, needs: Needs) -> Callable[[], DraftSource]:
+    from likely.decoding.drafting.table import make_drafter
+
+    def make() -> DraftSource:
+        source = make_drafter(name, needs)
+        assert source is not None
+        return source
+
+    return make
+
+
+def _curves(found: dict[str, list[Replayed]]) -> dict[str, list[tuple[int, float, float, float]]]:
+    return {
+        name: [(run.budget, run.tokens_per_call, *run.interval) for run in sorted(runs, key=lambda run: run.budget)]
+        for name, runs in found.items()
+    }
+
+
+def _draw(found: dict[str, list[Replayed]], target: Path, title: str) -> None:
+    from likely.io.whole_file import write_whole
+    from likely.show.budget_plot import draw
+    from likely.show.plot import render
+
+    write_whole(target, render(draw(_curves(found), title=title), target.suffix))
+    typer.echo(f"wrote {target}", err=True)
+
+
+def _print_table(runs: Sequence[Replayed]) -> None:
+    width = max(7, *(len(run.name) for run in runs))
+    heads = f"{'tokens/call [95 %]':>22}  {'accepted':>8}  {'drafted/call':>12}  {'us/proposal':>11}"
+    typer.echo(f"{'drafter':{width}}  {heads}")
+    for run in runs:
+        low, high = run.interval
+        rate = "" if run.acceptance_rate is None else f"{run.acceptance_rate:.1%}"
+        typer.echo(
+            f"{run.name:{width}}  {run.tokens_per_call:7.2f} [{low:5.2f}, {high:5.2f}]  {rate:>8}  "
+            f"{run.drafted_per_call:12.2f}  {run.propose_us:11.1f}"
+        )
+
+
+def _as_record(file: str, origin: dict[str, Any], found: dict[str, list[Replayed]], curve: bool) -> dict[str, Any]:
+    from likely import __version__
+
+    first = next(iter(found.values()))[0]
+    drafters = []
+    for name, runs in found.items():
+        record = {"drafter": name, **_numbers(runs[0])}
+        if curve:
+            record["curve"] = [_numbers(run) for run in sorted(runs, key=lambda run: run.budget)]
+        drafters.append(record)
+    return {
+        "likely": __version__, "kind": "replay", **origin, "file": file,
+        "answers": len(first.rounds), "tokens": first.tokens,
+        "interval": "95 %, percentile bootstrap over answers", "drafters": drafters,
+    }  # fmt: skip
+
+
+def _numbers(run: Replayed) -> dict[str, Any]:
+    return {
+        "budget": run.budget, "tokens_per_call": run.tokens_per_call, "interval": list(run.interval),
+        "acceptance_rate": run.acceptance_rate, "drafted_per_call": run.drafted_per_call, "calls": run.calls,
+        "proposal_us": run.propose_us, "drafter_us_per_token": run.draft_us,
+    }  # fmt: skip

@@ -1,0 +1,310 @@
+"""Shapes of drafts that come from a model with a known q: grown level by level, one call of the draft per level.
+
+A growth is a generator: it yields a level (tokens, parents; node numbers count on from the last level, the first
+level is empty and stands for the root), receives log q (n, V) after each node of that level (after the root: (1, V)),
+and returns the Draft.  Many growths advance together: one call of the draft model serves one level of all of them.
+
+q is the draft's law after its own temperature and truncation.  How a shape chooses follows from how the target does:
+
+greedy          the likeliest tokens of q; a FIXED draft
+keyed           the largest of log q + g, g being the noise that the target itself will use at that position: the draft
+                guesses the target's own perturbed ranking; a FIXED draft
+rejection, spectr   draws from q by noise of the draft's own; Law.IID or Law.WITHOUT_REPLACEMENT
+
+A budget below the size of the shape makes it smaller by a rule that does not look at what is drawn: fewer children,
+narrower beams, fewer levels.  To drop drawn candidates for their own probability would spoil the law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from likely.decoding.drafting.model.stochastic_beam import gumbel_top_k, stochastic_beam_step
+from likely.decoding.drafting.protocol import NO_DRAFT, Draft, Draw, Law
+from likely.decoding.sampling import generator, gumbel
+from likely.runtimes.protocol import FloatArray, IntArray
+from likely.runtimes.rows import logsumexp, top_tokens
+
+Level = tuple[IntArray, IntArray]
+Growth = Generator[Level, FloatArray, Draft]
+
+
+class Shape(Protocol):
+    """How a draft grows.  `position` is the absolute position of the token after the root."""
+
+    laws: frozenset[Law]
+
+    def grow(self, draw: Draw, position: int, budget: int) -> Growth: ...
+
+
+@dataclass(frozen=True)
+class ConstantBranching:
+    """RSD-C: every node at level l gets branching[l] children, drawn without replacement.
+
+    N = Σ_l Π_{i<=l} branching[i].  (1, .., 1) is speculative sampling.  Jeon et al. 2024, arXiv:2402.14160.
+    """
+
+    branching: tuple[int, ...] = (3, 2, 1)
+    laws = frozenset({Law.FIXED, Law.WITHOUT_REPLACEMENT})
+
+    def __post_init__(self) -> None:
+        check_branching(self.branching)
+
+    def grow(self, draw: Draw, position: int, budget: int) -> Growth:
+        if chosen_by_target(draw):
+            return (yield from _ranked(self.branching, None, draw, position, budget))
+        noise = own_noise(draw, position)
+
+        def children(log_q: FloatArray, k: int) -> IntArray:
+            return gumbel_top_k(log_q, k, noise.gumbel(size=len(log_q)))
+
+        return (yield from _branching(self.branching, children, budget, Law.WITHOUT_REPLACEMENT))
+
+
+@dataclass(frozen=True)
+class StochasticBeam:
+    """RSD-S: whole sequences without replacement, `width` nodes at each of `depth` levels.
+
+    Unlikely branches end early and the size is known beforehand: width * depth.  Jeon et al. 2024, arXiv:2402.14160;
+    stochastic beam search: Kool et al. 2019, arXiv:1903.06059.
+    """
+
+    width: int = 4
+    depth: int = 4
+    laws = frozenset({Law.FIXED, Law.WITHOUT_REPLACEMENT})
+
+    def __post_init__(self) -> None:
+        check_positive(width=self.width, depth=self.depth)
+
+    def grow(self, draw: Draw, position: int, budget: int) -> Growth:
+        widths = level_widths(self.width, self.depth, budget)
+        if chosen_by_target(draw):
+            return (yield from _ranked((self.width,) * len(widths), widths, draw, position, budget))
+        noise = own_noise(draw, position)
+        tree = _Tree()
+        phi = perturbed = np.zeros(1)
+        for width in widths:
+            tips = tree.tips
+            rows = yield tree.level()
+            step = stochastic_beam_step(phi, perturbed, rows, noise.gumbel(size=rows.shape), width)
+            places: list[int] = []  # in the beam, of each new node
+            for row, node in enumerate(tips):
+                # the beam is sorted, so the children of a node come in the order of drawing
+                here = np.flatnonzero(step.parents == row)
+                if len(here):
+                    tree.drawn(node, rows[row], step.tokens[here])
+                    places += here.tolist()
+            phi, perturbed = step.phi[places], step.perturbed[places]
+        return tree.draft(Law.WITHOUT_REPLACEMENT)
+
+
+@dataclass(frozen=True)
+class IidTree:
+    """As ConstantBranching with independent draws, repeats included (SpecInfer, Miao et al. 2023, arXiv:2305.09781)."""
+
+    branching: tuple[int, ...] = (3, 2, 1)
+    laws = frozenset({Law.FIXED, Law.IID})
+
+    def __post_init__(self) -> None:
+        check_branching(self.branching)
+
+    def grow(self, draw: Draw, position: int, budget: int) -> Growth:
+        if chosen_by_target(draw):
+            return (yield from _ranked(self.branching, None, draw, position, budget))
+        noise = own_noise(draw, position)
+
+        def children(log_q: FloatArray, k: int) -> IntArray:
+            return independent(log_q, k, noise)
+
+        return (yield from _branching(self.branching, children, budget, Law.IID))
+
+
+@dataclass(frozen=True)
+class IidPaths:
+    """`paths` independent continuations of `depth` tokens, shared beginnings merged (SpecTr, Sun et al. 2023).
+
+    A node that m paths pass through has m independent draws below it.  arXiv:2310.15141.
+    """
+
+    paths: int = 4
+    depth: int = 4
+    laws = frozenset({Law.FIXED, Law.IID})
+
+    def __post_init__(self) -> None:
+        check_positive(paths=self.paths, depth=self.depth)
+
+    def grow(self, draw: Draw, position: int, budget: int) -> Growth:
+        widths = level_widths(self.paths, self.depth, budget)
+        if chosen_by_target(draw):
+            return (yield from _ranked((self.paths,) * len(widths), widths, draw, position, budget))
+        noise = own_noise(draw, position)
+        tree = _Tree()
+        ends = [-1] * (widths[0] if widths else 0)  # the last node of each path
+        for width in widths:
+            tips = tree.tips
+            rows = yield tree.level()
+            before, ends = ends[:width], []
+            for node, row in zip(tips, rows, strict=True):
+                if m := before.count(node):
+                    ends += tree.drawn(node, row, independent(row, m, noise))
+        return tree.draft(Law.IID)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One guess after another, at most `length`: speculative sampling (Leviathan et al. 2023; Chen et al. 2023)."""
+
+    length: int = 5
+    laws = frozenset({Law.FIXED, Law.IID})
+
+    def __post_init__(self) -> None:
+        check_positive(length=self.length)
+
+    def grow(self, draw: Draw, position: int, budget: int) -> Growth:
+        return (yield from IidTree((1,) * self.length).grow(draw, position, budget))
+
+
+def chosen_by_target(draw: Draw) -> bool:
+    """Whether the target's own pick decides at each node, so that the draft is FIXED."""
+    return draw.verification == "keyed" or draw.sampling.greedy
+
+
+def own_noise(draw: Draw, position: int) -> np.random.Generator:
+    """The draft's noise of one round, independent of what the target uses."""
+    return generator(draw.sampling.seed, draw.sample, position, "draft")
+
+
+def independent(log_q: FloatArray, k: int, noise: np.random.Generator) -> IntArray:
+    """(k,) draws from q, with replacement."""
+    return np.array([int((log_q + noise.gumbel(size=len(log_q))).argmax()) for _ in range(k)], np.int64)
+
+
+def _branching(
+    branching: Sequence[int], children: Callable[[FloatArray, int], IntArray], budget: int, law: Law
+) -> Growth:
+    """branching[l] draws below every node of level l; children(log_q, k) makes them."""
+    tree = _Tree()
+    for most in branching:
+        tips = tree.tips
+        counts = children_per_node(most, len(tips), budget - len(tree))
+        if not any(counts):
+            break
+        rows = yield tree.level()
+        for node, row, k in zip(tips, rows, counts, strict=True):
+            if k:
+                tree.drawn(node, row, children(row, k))
+    return tree.draft(law)
+
+
+def _ranked(branching: Sequence[int], widths: Sequence[int] | None, draw: Draw, position: int, budget: int) -> Growth:
+    """A FIXED draft: the branching[l] best children of every node; with widths, only the best widths[l] of a level.
+
+    Best by z = log q (greedy) or log q + g (keyed); a node's confidence is the sum of log softmax(z) down to it.
+    """
+    sampling = draw.sampling
+    tree, confidence = _Tree(), [0.0]  # the root's confidence comes last: index -1
+    for level, most in enumerate(branching):
+        tips = tree.tips
+        counts = [most] * len(tips) if widths else children_per_node(most, len(tips), budget - len(tree))
+        if not any(counts):
+            break
+        rows = yield tree.level()
+        if not sampling.greedy:
+            ids = np.arange(rows.shape[1])
+            rows = rows + gumbel(sampling.seed, draw.sample, position + level, ids)
+        found: list[tuple[float, int, int]] = []
+        for node, z, k in zip(tips, rows, counts, strict=True):
+            norm = logsumexp(z) if k else 0.0
+            best = top_tokens(z, k)
+            for token in best[z[best] > -np.inf].tolist():
+                found.append((confidence[node] + min(float(z[token]) - norm, 0.0), node, token))
+        found.sort(key=lambda each: -each[0])
+        for sure, node, token in found[: widths[level] if widths else None]:
+            tree.child(node, token)
+            confidence.insert(-1, sure)
+    return tree.ranked(confidence[:-1])
+
+
+def children_per_node(most: int, nodes: int, left: int) -> list[int]:
+    """(nodes,) how many children each node of a level gets: `most`, fewer if only `left` fit, the first ones first.
+
+    It looks at nothing but numbers that are known before the children are drawn.
+    """
+    each = min(most, left // nodes)
+    more = left - each * nodes if each < most else 0
+    return [each + (i < more) for i in range(nodes)]
+
+
+def level_widths(width: int, depth: int, budget: int) -> list[int]:
+    """Widths of `depth` levels of at most `width` nodes, non-increasing, their sum at most `budget`; no empty level."""
+    each, more = divmod(max(budget, 0), depth)
+    widths = [min(width, each + (level < more)) for level in range(depth)]
+    return [w for w in widths if w]
+
+
+def check_positive(**settings: int) -> None:
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
+
+
+def check_branching(branching: Sequence[int]) -> None:
+    if not branching or min(branching) < 1:
+        raise ValueError(f"branching needs at least one level and numbers >= 1, got {tuple(branching)}")
+
+
+@dataclass
+class _Tree:
+    """Nodes in level order, -1 being the root."""
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    log_q: dict[int, FloatArray] = field(default_factory=dict)
+    draws: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    _child: dict[tuple[int, int], int] = field(default_factory=dict)
+    _yielded: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def tips(self) -> list[int]:
+        """The nodes of the level to be yielded next."""
+        return list(range(self._yielded, len(self.tokens))) if self.tokens else [-1]
+
+    def level(self) -> Level:
+        first, self._yielded = self._yielded, len(self.tokens)
+        return np.array(self.tokens[first:], np.int64), np.array(self.parents[first:], np.int64)
+
+    def child(self, parent: int, token: int) -> int:
+        """The node of that token below `parent`, made if there is none."""
+        node = self._child.setdefault((parent, token), len(self.tokens))
+        if node == len(self.tokens):
+            self.tokens.append(token)
+            self.parents.append(parent)
+        return node
+
+    def drawn(self, parent: int, log_q: FloatArray, tokens: Iterable[int]) -> list[int]:
+        """Hang draws from q below `parent`, in the order of drawing; returns their nodes."""
+        nodes = [self.child(parent, int(token)) for token in tokens]
+        self.log_q[parent], self.draws[parent] = np.asarray(log_q, np.float32), tuple(nodes)
+        return nodes
+
+    def draft(self, law: Law) -> Draft:
+        if not self.tokens:
+            return NO_DRAFT
+        return Draft(np.array(self.tokens), np.array(self.parents), law, self.log_q, self.draws)
+
+    def ranked(self, confidence: Sequence[float]) -> Draft:
+        """As a FIXED draft, most confident nodes first; no child may be more confident than its parent."""
+        if not self.tokens:
+            return NO_DRAFT
+        order = np.argsort(-np.array(confidence), kind="stable")
+        number = np.empty(len(order), np.int64)
+        number[order] = np.arange(len(order))
+        parents = np.array(self.parents)[order]
+        return Draft(np.array(self.tokens)[order], np.where(parents >= 0, number[parents], -1))

@@ -1,0 +1,199 @@
+"""Drafts: guesses of what comes next, as trees of tokens, and who makes them.
+
+A drafter can be slow, never wrong: what is emitted is decided by the target alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from types import MappingProxyType
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from likely.decoding.sampling import Sampling
+from likely.runtimes.protocol import FloatArray, IntArray, Runtime
+from likely.runtimes.protocol import Sequence as Held
+
+Verification = Literal["keyed", "rejection", "spectr"]
+
+
+class Law(Enum):
+    """How the children of a node were chosen; it decides which acceptance rules are exact."""
+
+    FIXED = "fixed"  # any way that has not seen the target's choice: rules M and G
+    IID = "iid"  # independent draws from q: also rules R and K
+    WITHOUT_REPLACEMENT = "without_replacement"  # draws from q, each without the earlier ones: also rule R
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A tree of guesses under the last emitted token, likeliest nodes first where the drafter knows.
+
+    tokens   (N,) target token ids; parents (N,) with parents[i] < i, -1 for a child of the root.  No two siblings
+             alike.  Any first n nodes are a draft, too.
+    law      how siblings were chosen;  log_q: for the drawn laws, node (-1: root) -> log q (V,) fp32 that its children
+             were drawn from, after the draft's own temperature and truncation
+    draws    for the drawn laws, node -> its children in the order in which they were drawn, repeats (IID) included
+    match    how many of the last tokens agree with the place that the guess was copied from; 0: unknown
+    expected the drafter's own estimate of how many of its nodes will be kept; None: unknown
+    """
+
+    tokens: IntArray
+    parents: IntArray
+    law: Law = Law.FIXED
+    log_q: Mapping[int, FloatArray] = field(default_factory=lambda: MappingProxyType({}))
+    draws: Mapping[int, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    match: int = 0
+    expected: float | None = None
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int], *, match: int = 0, expected: float | None = None) -> Draft:
+        n = len(tokens)
+        return cls(np.asarray(tokens, np.int64), np.arange(-1, n - 1, dtype=np.int64), match=match, expected=expected)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def check(self, *, budget: int, vocab_size: int, name: str) -> None:
+        """ValueError that names the drafter, unless this is a tree of at most `budget` tokens of the vocabulary."""
+        n = len(self.tokens)
+        if n > budget:
+            raise ValueError(f"drafter {name} proposed {n} tokens, its budget was {budget}")
+        if self.parents.shape != (n,):
+            raise ValueError(f"drafter {name}: parents must have shape ({n},), got {self.parents.shape}")
+        if n and (self.tokens.min() < 0 or self.tokens.max() >= vocab_size):
+            raise ValueError(f"drafter {name} proposed a token outside 0..{vocab_size - 1}")
+        if n and ((self.parents < -1) | (self.parents >= np.arange(n))).any():
+            raise ValueError(f"drafter {name}: each parent must be -1 or come before its child")
+        if len(set(zip(self.parents.tolist(), self.tokens.tolist(), strict=True))) != n:
+            raise ValueError(f"drafter {name} proposed the same token twice under one parent")
+        if self.law is not Law.FIXED:
+            self._check_law(vocab_size, name)
+
+    def _check_law(self, vocab_size: int, name: str) -> None:
+        for parent, children in self.children().items():
+            q, drawn = self.log_q.get(parent), self.draws.get(parent, ())
+            if q is None or q.shape != (vocab_size,):
+                raise ValueError(f"drafter {name}: its law is {self.law.value}, but log_q of node {parent} is missing")
+            if set(drawn) != set(children.values()):
+                raise ValueError(f"drafter {name}: draws of node {parent} must name its children, got {drawn}")
+            if self.law is Law.WITHOUT_REPLACEMENT and len(drawn) != len(children):
+                raise ValueError(f"drafter {name}: a child of node {parent} was drawn twice without replacement")
+
+    def depths(self) -> IntArray:
+        """(N,) 1 for children of the root."""
+        depths = np.zeros(len(self.tokens), np.int64)
+        for i, parent in enumerate(self.parents.tolist()):
+            depths[i] = 1 + (depths[parent] if parent >= 0 else 0)
+        return depths
+
+    def cut(self, depth: int) -> Draft:
+        """Without the nodes below `depth`: exact under every law, for a depth fixed beforehand."""
+        if not len(self) or len(self) <= depth:
+            return self
+        keep = self.depths() <= depth
+        if keep.all():
+            return self
+        return self.only(keep)
+
+    def first(self, n: int) -> Draft:
+        """The first n nodes.  Only for fixed drafts: elsewhere n would depend on the draws and spoil the law."""
+        if n >= len(self):
+            return self
+        if self.law is not Law.FIXED:
+            raise ValueError(f"a draft of law {self.law.value} cannot be cut after it was drawn")
+        return replace(self, tokens=self.tokens[:n], parents=self.parents[:n])
+
+    def only(self, keep: np.ndarray) -> Draft:
+        """The nodes where keep (N,) is True; with a node its parent must stay."""
+        number = np.where(keep, np.cumsum(keep) - 1, -1)
+        parents = self.parents[keep]
+        renumber = dict(zip(np.flatnonzero(keep).tolist(), number[keep].tolist(), strict=True)) | {-1: -1}
+        draws = {
+            renumber[node]: tuple(renumber[c] for c in children if c in renumber)
+            for node, children in self.draws.items()
+            if node in renumber and any(c in renumber for c in children)
+        }
+        return replace(
+            self,
+            tokens=self.tokens[keep],
+            parents=np.where(parents >= 0, number[parents], -1),
+            log_q={renumber[node]: q for node, q in self.log_q.items() if renumber.get(node) in draws},
+            draws=draws,
+        )
+
+    def children(self) -> dict[int, dict[int, int]]:
+        """node (-1: root) -> {token: child node}."""
+        out: dict[int, dict[int, int]] = {}
+        for node, (parent, token) in enumerate(zip(self.parents.tolist(), self.tokens.tolist(), strict=True)):
+            out.setdefault(parent, {})[token] = node
+        return out
+
+    @property
+    def is_chain(self) -> bool:
+        return bool((self.parents == np.arange(-1, len(self) - 1)).all())
+
+
+NO_DRAFT = Draft.chain([])
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How the target will choose, for drafters that choose likewise.
+
+    sample        keys the noise together with the sampling's seed
+    verification  "keyed": rules M and G, any draft; a drafter may use the target's own noise
+                  "rejection", "spectr": rules R and K; the draft must be drawn from its q, with noise of its own
+    """
+
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.0))
+    sample: int = 0
+    verification: Verification = "keyed"
+
+
+class Drafter(Protocol):
+    """The guesses for one sequence; it has seen the prompt."""
+
+    def propose(self, budget: int) -> Draft: ...  # N <= budget; N = 0 is fine
+    def observe(self, tokens: Sequence[int]) -> None: ...  # what was really emitted, each token exactly once
+    def fork(self, draw: Draw) -> Drafter: ...  # for another sample of the same prompt
+    def rollback(self, n: int) -> None: ...  # forget the last n observed tokens
+    def end(self) -> None: ...  # release; may be called twice
+
+
+class DraftSource(Protocol):
+    """Knowledge shared by all requests; makes one Drafter per sequence.
+
+    laws    what its drafts may be
+    free    whether a proposal costs next to nothing beside a call of the target (no model runs); the budget controller
+            then asks for a draft first and decides afterwards how much of it to verify
+    """
+
+    name: str
+    laws: frozenset[Law]
+    free: bool
+
+    def begin(self, prompt: Sequence[int], draw: Draw) -> Drafter: ...
+
+
+@runtime_checkable
+class DraftsTogether(Protocol):
+    """A source that gains from drafting for many sequences at once."""
+
+    def propose_many(self, drafters: Sequence[Drafter], budgets: Sequence[int]) -> list[Draft]: ...
+
+
+@runtime_checkable
+class UsesTarget(Protocol):
+    """A drafter that runs the target's own weights on the target's own sequence (and leaves it as it was).
+
+    Called before each proposal: `held` keeps everything but the newest token `root`; no node is pending.
+    """
+
+    def attach(self, runtime: Runtime, held: Held, root: int) -> None: ...
+
+
+FIXED_ONLY = frozenset({Law.FIXED})

@@ -1,0 +1,115 @@
+"""Which sublayers a model can do without when it drafts for itself: a random search, as in Draft & Verify.
+
+Zhang et al. 2024, arXiv:2309.08168, use Bayesian optimisation over the same bit masks and the same objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+
+from likely.decoding.drafting.layer_skip import ConfidentChain, LayerSkip
+from likely.decoding.drafting.model.trees import Growth, Shape
+from likely.decoding.drafting.protocol import Draw
+from likely.decoding.loop import Loop
+from likely.decoding.request import Request
+from likely.decoding.sampling import Sampling
+from likely.runtimes.protocol import LayerPlan, Runtime
+
+BUDGET = 16
+
+
+@dataclass(frozen=True)
+class FoundPlan:
+    """What a plan is worth: speedup = τ / (1 + draft calls per call × cost), in calls of the whole target; 1: no gain.
+
+    cost  of one call under the plan; a call that verifies a whole draft counts as one
+    """
+
+    plan: LayerPlan
+    speedup: float
+    tokens_per_call: float
+    draft_calls_per_call: float
+    cost: float
+
+
+def relative_cost(plan: LayerPlan, layers: int, *, attention: float, mlp: float, head: float) -> float:
+    """Of one call under the plan, in calls of the whole model: the kept share of the weights that it reads.
+
+    attention, mlp, head  weights of one such sublayer, and of the output matrix
+    """
+    whole = layers * (attention + mlp) + head
+    return 1 - (len(plan.skip_attention) * attention + len(plan.skip_mlp) * mlp) / whole
+
+
+def speed_on(
+    runtime: Runtime,
+    prompts: Seq[Seq[int]],
+    *,
+    cost: Callable[[LayerPlan], float],
+    max_tokens: int = 32,
+    shape: Shape | None = None,
+) -> Callable[[LayerPlan], FoundPlan]:
+    """Measures plans by greedy decoding of these prompts; cost: of a call under a plan, say `relative_cost`."""
+    inner = ConfidentChain() if shape is None else shape
+
+    def speed(plan: LayerPlan) -> FoundPlan:
+        counted = _Counted(inner)
+        source = LayerSkip(plan, shape=counted)
+        loop = Loop(runtime, token_bytes=lambda token: b"", end_ids=frozenset())
+        for prompt in prompts:
+            loop.add(Request(tuple(prompt), Sampling(temperature=0.0), max_tokens, drafter=source, draft_budget=BUDGET))
+        tokens = calls = 0
+        while not loop.idle:
+            for event in loop.step():
+                if event.error:
+                    raise event.error
+                if event.finish:
+                    tokens += len(event.finish.tokens)
+                    calls += len(event.finish.rounds)
+        each, tau, drafting = cost(plan), tokens / calls, counted.levels / calls
+        return FoundPlan(plan, tau / (1 + drafting * each), tau, drafting, each)
+
+    return speed
+
+
+class _Counted:
+    """A shape that counts the calls of the draft."""
+
+    def __init__(self, shape: Shape):
+        self._shape, self.laws, self.levels = shape, shape.laws, 0
+
+    def grow(self, draw: Draw, position: int, budget: int) -> Growth:
+        growth = self._shape.grow(draw, position, budget)
+        try:
+            level = next(growth)
+            while True:
+                self.levels += 1
+                level = growth.send((yield level))
+        except StopIteration as stop:
+            return stop.value
+
+
+def search(
+    speed: Callable[[LayerPlan], FoundPlan], layers: int, rng: np.random.Generator, *, trials: int = 40, flips: int = 3
+) -> FoundPlan:
+    """The best plan of a random search: each trial flips up to `flips` sublayers of the best one so far.
+
+    speed  measures a plan (`speed_on`).  It begins with every other inner layer left out; the first layer and the last
+    always run.
+    """
+    inner = [(kind, n) for kind in (0, 1) for n in range(1, layers - 1)]
+    half = frozenset(range(1, layers - 1, 2))
+    best = speed(LayerPlan(half, half))
+    for _ in range(trials if inner else 0):
+        chosen = rng.choice(len(inner), size=int(rng.integers(1, min(flips, len(inner)) + 1)), replace=False)
+        sets = [set(best.plan.skip_attention), set(best.plan.skip_mlp)]
+        for kind, n in (inner[i] for i in chosen):
+            sets[kind] ^= {n}
+        found = speed(LayerPlan(frozenset(sets[0]), frozenset(sets[1])))
+        if found.speedup > best.speedup:
+            best = found
+    return best

@@ -1,0 +1,278 @@
+"""One running continuation: its place in the runtime, its tokens and its text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from likely.decoding.accept import Probabilities, drawn_walk, matched_walk
+from likely.decoding.constraint import Constraint, ConstraintDeadEnd, Transform, log_mass, only, unpack
+from likely.decoding.drafting.budget import Shadow
+from likely.decoding.drafting.protocol import NO_DRAFT, Draft, Drafter, Law
+from likely.decoding.request import Finished, Request
+from likely.decoding.sampling import generator, pick, processed_logprobs, transform
+from likely.decoding.text import TextStream
+from likely.errors import KvFull
+from likely.runtimes.protocol import FloatArray, Output, Sequence, Want
+from likely.runtimes.rows import logsumexp, top_tokens
+
+Allowed = NDArray[np.bool_]  # (V,)
+
+
+@dataclass(eq=False)
+class Hypothesis:
+    """State of one sample.
+
+    The cache invariant: the runtime's sequence holds prompt + tokens without the last `len(todo)` of them; the last
+    of `todo` is the newest token.  Prefill is only a long `todo`.
+    """
+
+    request_id: int
+    request: Request
+    sample: int
+    todo: list[int]
+    stream: TextStream
+    sequence: Sequence | None = None
+    drafter: Drafter | None = None
+    constraint: Constraint | None = None
+    transforms: tuple[Transform, ...] = ()
+    draft: Draft = NO_DRAFT
+    drafted: int = 0  # nodes of the draft that are the drafter's, the first ones
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    tops: list[list[tuple[int, float]]] = field(default_factory=list)
+    processed: list[float] = field(default_factory=list)
+    log_masses: list[float] = field(default_factory=list)  # with a constraint: log p(allowed), one per token
+    target_calls: int = 0
+    proposed: int = 0
+    rounds: list[int] = field(default_factory=list)  # per call that emitted: how many drafted tokens were kept
+    shadow: Shadow | None = None
+    waiting_for: int = 1  # samples that will be split off this one when its first row is there
+    row: FloatArray | None = None  # beams, particles: the row to choose from
+    dropped: bool = False
+
+    @property
+    def score(self) -> float:
+        """Beam search ranks by the law after penalties and bias; beams always record it."""
+        return sum(self.processed)
+
+    @property
+    def position(self) -> int:
+        """Absolute position of the next emitted token."""
+        return len(self.request.prompt) + len(self.tokens)
+
+    def room(self, context_length: int) -> int:
+        """How many more tokens fit into the text's own context and those of transforms."""
+        most = [getattr(t, "room", context_length) for t in self.transforms]
+        return min([context_length - len(self.request.prompt), *most]) - len(self.tokens)
+
+    @property
+    def ready(self) -> bool:
+        """False while something outside of the model is asked about the text."""
+        return (self.constraint is None or self.constraint.ready()) and all(
+            soft.ready() for soft in self.transforms if hasattr(soft, "ready")
+        )
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether whole rows must leave the runtime; plain greedy decoding needs only the best token."""
+        request = self.request
+        return bool(
+            not request.sampling.greedy
+            or request.sampling.has_penalties
+            or request.sampling.logit_bias
+            or request.selects
+            or request.processed
+            or self.constraint is not None
+            or self.transforms
+            or (request.verification != "keyed" and self.drafter is not None)
+            or len(self.tokens) < request.min_tokens
+        )
+
+    def want(self) -> Want:
+        rows: Literal["all", "last"] = "all" if len(self.draft) else "last"
+        if self.needs_logits:
+            return Want(rows=rows, logits=True)
+        return Want(rows=rows, top=max(1, self.request.top_logprobs))
+
+    def fork(self, sample: int, sequence: Sequence | None, drafter: Drafter | None) -> Hypothesis:
+        return Hypothesis(
+            self.request_id,
+            self.request,
+            sample,
+            self.todo.copy(),
+            self.stream.fork(),
+            sequence,
+            drafter,
+            self.constraint.fork() if self.constraint else None,
+            tuple(t.fork() for t in self.transforms),
+            NO_DRAFT,
+            0,
+            self.tokens.copy(),
+            self.logprobs.copy(),
+            self.tops.copy(),
+            self.processed.copy(),
+            self.log_masses.copy(),
+            self.target_calls,
+            self.proposed,
+            self.rounds.copy(),
+        )
+
+    def row_for_choice(
+        self, logits: FloatArray, path: Seq[int], end_ids: frozenset[int]
+    ) -> tuple[FloatArray, Allowed | None]:
+        """(logits as the sampler sees them after the tokens of `path`, which tokens the constraint allows there).
+
+        The constraint has taken the tokens of `path`.  `held` joins the two.
+        """
+        sampling = self.request.sampling
+        written = len(self.tokens) + len(path)
+        early = list(end_ids | self.request.stop_tokens) if written < self.request.min_tokens else []
+        allowed = None
+        if self.constraint is not None:
+            allowed = unpack(self.constraint.allowed(self.request.max_tokens - written), len(logits))
+        if self.transforms:  # they see what is impossible: they may narrow the choice to a few tokens
+            if banned := [*early, *(t for t, bias in sampling.logit_bias.items() if bias == -np.inf)]:
+                logits = logits.copy()
+                logits[banned] = -np.inf
+            logits = self.held(logits, allowed, path)
+            for soft in self.transforms:
+                logits = soft.apply(path, logits)
+        # only penalties look at the text so far: without them a long one is not copied for every token
+        output = [*self.tokens, *path] if sampling.has_penalties else ()
+        row = transform(logits, sampling, self.request.prompt, output)
+        if early:
+            row = row.copy() if row is logits else row
+            row[early] = -np.inf
+        return row, allowed
+
+    def held(self, row: FloatArray, allowed: Allowed | None, path: Seq[int]) -> FloatArray:
+        """The row with -inf where the constraint forbids; ConstraintDeadEnd if nothing is left."""
+        if allowed is None:
+            return row
+        row, written = only(row, allowed), len(self.tokens) + len(path)
+        if row.max() == -np.inf:
+            why = f"min_tokens is {self.request.min_tokens}" if written < self.request.min_tokens else ""
+            raise ConstraintDeadEnd(written, self.stream.text, why)
+        return row
+
+    def choose(self, output: Output, end_ids: frozenset[int]) -> tuple[list[int], list[int], list[Choice]]:
+        """(nodes of the draft that were kept, emitted tokens, what is to be reported about each).
+
+        Row 0 of the output belongs to the newest token, row i + 1 to draft node i; a chunk of prefill has one row.
+        """
+        seen: list[tuple[FloatArray, Allowed | None] | None] = []
+        constraint, last, taken = self.constraint, -1, 0
+        greedy = self.request.sampling.greedy
+
+        def emit(token: int) -> None:
+            nonlocal last, taken
+            last = token
+            if constraint:
+                constraint.advance(token)
+                taken += 1
+
+        def go_on() -> bool:
+            return constraint is None or (last not in end_ids and constraint.ready())
+
+        def pick_at(node: int, path: tuple[int, ...]) -> int:
+            if output.logits is None:
+                seen.append(None)
+                return int(output.top_ids[node + 1, 0])  # type: ignore[index]
+            row, allowed = self.row_for_choice(output.logits[node + 1], path, end_ids)
+            seen.append((row, allowed))
+            if greedy and allowed is not None and allowed[best := int(row.argmax())] and row[best] > -np.inf:
+                token = best  # most often the model's own choice is allowed: nothing needs to be masked
+            else:
+                row = self.held(row, allowed, path)
+                token = pick(row, self.request.sampling, sample=self.sample, position=self.position + len(path))
+            while allowed is not None and constraint and not constraint.permits(token):  # judged only now
+                allowed[token] = False
+                try:
+                    row = self.held(row, allowed, path)
+                except ConstraintDeadEnd:
+                    if not self.transforms or output.logits is None:
+                        raise
+                    row = self.held(output.logits[node + 1], allowed, path)  # they had left nothing else
+                token = pick(row, self.request.sampling, sample=self.sample, position=self.position + len(path))
+            emit(token)
+            return token
+
+        def law_at(node: int, path: tuple[int, ...]) -> Probabilities:
+            assert output.logits is not None
+            row, allowed = self.row_for_choice(output.logits[node + 1], path, end_ids)
+            seen.append((row, allowed))
+            row = self.held(row, allowed, path)
+            return np.exp(processed_logprobs(row, self.request.sampling).astype(np.float64))
+
+        rule, draft = self.request.verification, self.draft
+        try:
+            if rule == "keyed" or draft.law is Law.FIXED:
+                accepted, tokens = matched_walk(draft, pick_at, go_on)
+            else:
+                draws = generator(self.request.sampling.seed, self.sample, self.position, "accept")
+                accepted, tokens = drawn_walk(draft, law_at, draws.random, rule=rule, emit=emit, go_on=go_on)
+        except KvFull:  # a transform found no room: nothing was chosen
+            if constraint:
+                constraint.rollback(taken)
+            raise
+        rows = [0, *(node + 1 for node in accepted)]
+        choices = [self.report(output, *each) for each in zip(rows, tokens, seen, strict=True)]
+        return accepted, tokens, choices
+
+    def report(self, output: Output, row: int, token: int, seen: tuple[FloatArray, Allowed | None] | None) -> Choice:
+        """What is to be said of `token`, chosen by this row of the output; seen: what `row_for_choice` gave."""
+        if output.logits is None or seen is None:
+            ids, logprobs = output.top_ids[row], output.top_logprobs[row]  # type: ignore[index]
+            return Choice(float(logprobs[0]), list(zip(ids.tolist(), logprobs.tolist(), strict=True)))
+        logits = output.logits[row]
+        norm = logsumexp(logits)
+        top = top_tokens(logits, self.request.top_logprobs)
+        processed = None
+        if self.request.processed:
+            row_seen = seen[0] if seen[1] is None else only(seen[0], seen[1])
+            processed = float(processed_logprobs(row_seen, self.request.sampling)[token])
+        mass = None if seen[1] is None else log_mass(logits, seen[1], norm)
+        return Choice(float(logits[token]) - norm, [(int(i), float(logits[i]) - norm) for i in top], processed, mass)
+
+    def continue_with(self, token: int) -> None:
+        """`token` was emitted last; what the runtime must see next (everything, if it holds nothing of this)."""
+        self.todo = [token] if self.sequence is not None else [*self.request.prompt, *self.tokens]
+
+    def append(self, token: int, choice: Choice) -> None:
+        self.tokens.append(token)
+        self.logprobs.append(choice.logprob)
+        self.tops.append(choice.top[: self.request.top_logprobs])
+        if choice.processed is not None:
+            self.processed.append(choice.processed)
+        if choice.log_mass is not None:
+            self.log_masses.append(choice.log_mass)
+
+    def finished(self, reason: str) -> Finished:
+        return Finished(
+            reason,
+            self.stream.text,
+            self.tokens,
+            self.logprobs,
+            self.tops,
+            self.processed,
+            self.target_calls,
+            self.proposed,
+            self.rounds,
+            self.log_masses,
+            self.constraint.accepting and not self.stream.stopped if self.constraint else None,
+            self.constraint.approximate if self.constraint else False,
+            steering=next((t.steps[: len(self.tokens)] for t in self.transforms if hasattr(t, "steps")), None),
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    logprob: float
+    top: list[tuple[int, float]]
+    processed: float | None = None
+    log_mass: float | None = None

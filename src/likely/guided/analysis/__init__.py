@@ -1,1 +1,0 @@
-"""What static analysis knows about a place in code: providers, and the processes that they run in."""

@@ -1,0 +1,320 @@
+"""Constraints made of constraints: all at once, one of several, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from functools import reduce
+
+import numpy as np
+
+from likely.decoding.constraint import Constraint, ConstraintViolation, Mask, contains, mask_of, no_tokens
+from likely.guided.vocabulary import Vocabulary, after_bytes, check_bytes
+
+
+def _check(parts: Seq[Constraint]) -> None:
+    if not parts:
+        raise ValueError("give at least one constraint")
+    sizes = sorted({part.vocab_size for part in parts})
+    if len(sizes) > 1:
+        raise ValueError(f"the constraints were made for different vocabularies: {sizes} tokens")
+
+
+class _Joined:
+    """Constraints that read the same text."""
+
+    def __init__(self, *parts: Constraint):
+        _check(parts)
+        self.parts = parts
+
+    @property
+    def vocab_size(self) -> int:
+        return self.parts[0].vocab_size
+
+    @property
+    def judges_late(self) -> bool:
+        return any(getattr(part, "judges_late", False) for part in self.parts)
+
+    @property
+    def approximate(self) -> bool:
+        return any(part.approximate for part in self.parts)
+
+
+class And(_Joined):
+    """The text is in every language.
+
+    A prefix that no text of all of them continues is found out only where no token is left.
+    """
+
+    @property
+    def accepting(self) -> bool:
+        return all(part.accepting for part in self.parts)
+
+    @property
+    def finished(self) -> bool:
+        """By the parts alone; where their masks have nothing in common but end tokens this is not seen."""
+        return self.accepting and any(part.finished for part in self.parts)
+
+    def allowed(self, remaining: int | None = None) -> Mask:
+        return reduce(np.bitwise_and, [part.allowed(remaining) for part in self.parts])
+
+    def permits(self, token: int) -> bool:
+        return all(part.permits(token) for part in self.parts)
+
+    def advance(self, token: int) -> None:
+        if not self.permits(token):
+            raise ConstraintViolation(f"token {token} is not allowed here by every part")
+        for part in self.parts:
+            part.advance(token)
+
+    def forced(self) -> list[int]:
+        """What one part forces, all must follow."""
+        guesses = [guess for part in self.parts if (guess := part.forced()) and self.permits(guess[0])]
+        return max(guesses, key=len, default=[])
+
+    def fork(self) -> And:
+        return And(*(part.fork() for part in self.parts))
+
+    def rollback(self, n: int) -> None:
+        for part in self.parts:
+            part.rollback(n)
+
+    def ready(self, wait: bool = False) -> bool:
+        return all([part.ready(wait) for part in self.parts])
+
+
+class Or(_Joined):
+    """The text is in one of the languages, or several.  Parts that a token rules out stay behind."""
+
+    def __init__(self, *parts: Constraint):
+        super().__init__(*parts)
+        self._taken = [0] * len(parts)  # tokens that each part has taken; those that took all are alive
+        self._length = 0
+
+    @property
+    def _live(self) -> list[Constraint]:
+        return [part for part, taken in zip(self.parts, self._taken, strict=True) if taken == self._length]
+
+    @property
+    def accepting(self) -> bool:
+        return any(part.accepting for part in self._live)
+
+    @property
+    def finished(self) -> bool:
+        """Nothing but an end token may follow: no part has a way on, and one is whole."""
+        return self.accepting and all(part.finished for part in self._live)
+
+    def allowed(self, remaining: int | None = None) -> Mask:
+        return reduce(np.bitwise_or, [part.allowed(remaining) for part in self._live])
+
+    def permits(self, token: int) -> bool:
+        return any(part.permits(token) for part in self._live)
+
+    def advance(self, token: int) -> None:
+        takers = [i for i, part in enumerate(self.parts) if self._taken[i] == self._length and part.permits(token)]
+        if not takers:
+            raise ConstraintViolation(f"token {token} is not allowed here by any part")
+        for i in takers:
+            self.parts[i].advance(token)
+            self._taken[i] += 1
+        self._length += 1
+
+    def forced(self) -> list[int]:
+        guesses = [part.forced() for part in self._live]
+        return guesses[0] if all(guess == guesses[0] for guess in guesses) else []
+
+    def fork(self) -> Or:
+        copy = Or(*(part.fork() for part in self.parts))
+        copy._taken, copy._length = self._taken.copy(), self._length
+        return copy
+
+    def rollback(self, n: int) -> None:
+        if n > self._length:
+            raise ValueError(f"cannot take back {n} tokens, {self._length} were taken")
+        self._length -= n
+        for i, part in enumerate(self.parts):
+            part.rollback(max(0, self._taken[i] - self._length))
+            self._taken[i] = min(self._taken[i], self._length)
+
+    def ready(self, wait: bool = False) -> bool:
+        return all([part.ready(wait) for part in self._live])
+
+
+@dataclass(frozen=True)
+class _At:
+    """One reading of the text so far: parts before `number` are whole, this one is in the given state."""
+
+    number: int
+    state: Constraint
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A text of the first language, then one of the second, and so on: concatenation over bytes.
+
+    Where one part ends is not decided: every reading of the text stays alive.  A token may hold the end of one part and
+    the beginning of the next.  The parts must be over bytes (all ways to cut a text into tokens equal), not cut by
+    budgets of their own.  The cost grows with the number of readings: two parts that take the same letters have one per
+    place where the first may end.
+    """
+
+    parts: tuple[Constraint, ...]
+    vocabulary: Vocabulary
+    _readings: list[tuple[_At, ...]] = field(default_factory=list)  # after each token; never changed, only replaced
+    _ended: bool = False
+    _mask: Mask | None = None
+
+    def __post_init__(self) -> None:
+        if not self._readings:
+            _check(self.parts)
+            check_bytes(self.vocabulary)
+            self._readings = [self._closed([_At(0, self.parts[0])])]
+
+    def _closed(self, readings: list[_At]) -> tuple[_At, ...]:
+        """With the next part begun wherever one is whole."""
+        out = list(readings)
+        begun = {at.number for at in out if at.state is self.parts[at.number]}
+        for at in out:  # grows while it is read
+            following = at.number + 1
+            if at.state.accepting and following < len(self.parts) and following not in begun:
+                begun.add(following)
+                out.append(_At(following, self.parts[following]))
+        return tuple(out)
+
+    def _step(self, readings: tuple[_At, ...], text: bytes) -> tuple[_At, ...]:
+        """All readings after these bytes."""
+        out: list[_At] = []
+        for at in readings:
+            whole = after_bytes(at.state, text, self.vocabulary)
+            if whole is not None:
+                out.append(_At(at.number, whole))
+        return self._closed(out)
+
+    def _walk(self, readings: tuple[_At, ...], text: bytes) -> tuple[_At, ...]:
+        for byte in text:
+            if not readings:
+                break
+            readings = self._step(readings, bytes([byte]))
+        return readings
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocabulary.size
+
+    @property
+    def accepting(self) -> bool:
+        return self._ended or any(at.number == len(self.parts) - 1 and at.state.accepting for at in self._readings[-1])
+
+    @property
+    def finished(self) -> bool:
+        return self._ended or (self.accepting and all(at.state.finished for at in self._readings[-1]))
+
+    @property
+    def approximate(self) -> bool:
+        return any(at.state.approximate for at in self._readings[-1])
+
+    def allowed(self, remaining: int | None = None) -> Mask:
+        if self._mask is None:
+            self._mask = self._compute()
+        return self._mask
+
+    def _compute(self) -> Mask:
+        mask = no_tokens(self.vocab_size)
+        if self._ended:
+            return mask
+        readings = self._readings[-1]
+        for at in readings:
+            mask |= at.state.allowed()
+        mask &= self.vocabulary.text_mask
+        mask |= self._straddling(readings, mask)
+        return mask | self.vocabulary.end_mask if self.accepting else mask
+
+    def _straddling(self, readings: tuple[_At, ...], known: Mask) -> Mask:
+        """The tokens, beside those known, inside which a part ends: walked in byte order, common beginnings once."""
+        later = range(min((at.number for at in readings), default=0) + 1, len(self.parts))
+        starts = _first_bytes(self.vocabulary, [self.parts[i] for i in later])
+        here = _first_bytes(self.vocabulary, [at.state for at in readings])
+        found: list[int] = []
+        path: list[tuple[_At, ...]] = [readings]  # after each byte of `last`
+        last = b""
+        for text in self.vocabulary.sorted_texts:
+            ids = self.vocabulary.ids_of[text]
+            if len(text) < 2 or text[0] not in here or contains(known, ids[0]) or starts.isdisjoint(text[1:]):
+                continue
+            common = _common(last, text)
+            del path[common + 1 :]
+            for byte in text[len(path) - 1 :]:
+                if not path[-1]:
+                    break
+                path.append(self._step(path[-1], bytes([byte])))
+            last = text[: len(path) - 1]
+            if len(last) == len(text) and path[-1]:
+                found += ids
+        return mask_of(found, self.vocab_size)
+
+    def permits(self, token: int) -> bool:
+        if self._mask is not None:
+            return contains(self._mask, token)
+        if self._ended:
+            return False
+        if token in self.vocabulary.end_ids:
+            return self.accepting
+        text = self.vocabulary.tokens[token]
+        if not text:
+            return False
+        return any(at.state.permits(token) for at in self._readings[-1]) or bool(self._walk(self._readings[-1], text))
+
+    def advance(self, token: int) -> None:
+        if token in self.vocabulary.end_ids:
+            after = self._readings[-1] if self.accepting and not self._ended else ()
+        else:
+            after = () if self._ended else self._walk(self._readings[-1], self.vocabulary.tokens[token])
+            after = after if self.vocabulary.tokens[token] else ()
+        if not after:
+            raise ConstraintViolation(f"token {token} ({self.vocabulary.tokens[token]!r}) is not allowed here")
+        if token in self.vocabulary.end_ids:
+            self._ended = True
+        else:
+            self._readings.append(after)
+        self._mask = None
+
+    def forced(self) -> list[int]:
+        if self._ended:
+            return []
+        if self.finished:
+            return [self.vocabulary.eos_id]
+        readings = self._readings[-1]
+        return readings[0].state.forced() if len(readings) == 1 and not readings[0].state.accepting else []
+
+    def fork(self) -> Sequence:
+        return Sequence(self.parts, self.vocabulary, self._readings.copy(), self._ended, self._mask)
+
+    def rollback(self, n: int) -> None:
+        if n > len(self._readings) - 1 + self._ended:
+            raise ValueError(f"cannot take back {n} tokens, {len(self._readings) - 1 + self._ended} were taken")
+        if n <= 0:
+            return
+        if self._ended:
+            self._ended, n = False, n - 1
+        if n:
+            del self._readings[-n:]
+        self._mask = None
+
+    def ready(self, wait: bool = False) -> bool:
+        return all([at.state.ready(wait) for at in self._readings[-1]])
+
+
+def _first_bytes(vocabulary: Vocabulary, states: Seq[Constraint]) -> set[int]:
+    """The bytes that may come next in one of these."""
+    return {
+        byte
+        for byte in range(256)
+        if (ids := vocabulary.ids_of.get(bytes([byte]))) and any(state.permits(ids[0]) for state in states)
+    }
+
+
+def _common(one: bytes, other: bytes) -> int:
+    n = 0
+    while n < min(len(one), len(other)) and one[n] == other[n]:
+        n += 1
+    return n

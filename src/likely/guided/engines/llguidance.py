@@ -1,0 +1,152 @@
+"""Constraints by llguidance: lazy regex derivatives under an Earley parser, walked along a trie of the tokens.
+
+It enforces what it accepts and refuses the rest, which is the only behaviour that deserves the word guarantee.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from likely.decoding.constraint import Mask
+from likely.errors import ConstraintError, missing_extra
+from likely.guided.engines.matcher import MatcherConstraint
+from likely.guided.form import FormSettings, Whitespace
+from likely.guided.json_schema.document import Schema
+from likely.guided.vocabulary import Vocabulary
+
+MAX_STATES = 50_000  # of one form's lexer, of some 1-2 kB each
+
+
+class LLGuidance:
+    """The engine for one vocabulary: compiles grammars into constraints."""
+
+    name = "llguidance"
+
+    def __init__(self, vocabulary: Vocabulary, *, slices: Sequence[str] | None = None):
+        """slices  regular expressions whose tokens are prepared as one set each; None: the engine's own choice"""
+        self.vocabulary, self._slices = vocabulary, None if slices is None else list(slices)
+        try:
+            import llguidance
+        except ImportError:
+            raise missing_extra("llguidance", "guided") from None
+        self._library = llguidance
+
+    @cached_property
+    def _limits(self) -> Any:
+        """The engine's own bounds on the work of compiling (some 20 ms) and of a step, with fewer states kept."""
+        return self._library.LLParserLimits(max_lexer_states=MAX_STATES, verbose_errors=False)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        vocabulary = self.vocabulary
+        wrapper = self._library.TokenizerWrapper(_Tokens(vocabulary))
+        ends = sorted(vocabulary.end_ids, key=lambda i: i != vocabulary.eos_id)
+        return self._library.LLTokenizer(wrapper, n_vocab=vocabulary.size, eos_token=ends, slices=self._slices)
+
+    def compile_schema(self, schema: Schema, settings: FormSettings) -> LLGuidanceConstraint:
+        """A constraint in its first state, from a schema that passed the preflight."""
+        text = json.dumps({**schema, "x-guidance": _json_options(schema, settings.whitespace)}, ensure_ascii=False)
+        return self.compile("start: %json " + text)
+
+    def compile(self, lark: str) -> LLGuidanceConstraint:
+        """A constraint in its first state, from a grammar in llguidance's dialect of Lark.
+
+        Masks hold every way to cut a text into tokens, not only the tokenizer's own: "no_forcing" says so.
+        """
+        if not lark.lstrip().startswith("%llguidance"):
+            lark = '%llguidance {"no_forcing": true}\n' + lark
+        grammar = self._library.LLMatcher.grammar_from_lark(lark)
+        matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        if matcher.is_error():
+            raise ConstraintError(_first_lines(matcher.get_error()))
+        return LLGuidanceConstraint(matcher, self.vocabulary)
+
+
+class LLGuidanceConstraint(MatcherConstraint):
+    """The state of one text."""
+
+    @property
+    def finished(self) -> bool:
+        return self.ended or (self.matcher.is_stopped() and self.matcher.is_accepting())
+
+    def permits(self, token: int) -> bool:
+        if self._mask is not None or self.ended:
+            return super().permits(token)
+        if token in self.vocabulary.end_ids:  # one token is tried in less time than all
+            return self.matcher.is_accepting()
+        return bool(self.vocabulary.tokens[token]) and self.matcher.validate_tokens([token]) == 1
+
+    def forced(self) -> list[int]:
+        if self.ended:
+            return []
+        if self.finished:
+            return [self.vocabulary.eos_id]
+        return self.vocabulary.guess(self.matcher.compute_ff_bytes())
+
+    def _is_whole(self) -> bool:
+        return self.matcher.is_accepting()
+
+    def _fill(self, mask: Mask) -> None:
+        self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        if not self.matcher.get_error().startswith("NoExtensionBias"):  # its word for an empty set
+            self._check()
+
+    def _take(self, token: int) -> None:
+        self.matcher.consume_token(token)
+        self._check()
+
+    def _undo(self, n: int) -> None:
+        if not self.matcher.rollback(n):
+            raise ValueError(f"cannot take back {n} tokens: {_first_lines(self.matcher.get_error())}")
+
+    def _copied(self) -> Any:
+        return self.matcher.deep_copy()
+
+    def _check(self) -> None:
+        if self.matcher.is_error():
+            raise ConstraintError(_first_lines(self.matcher.get_error()))
+
+
+def _json_options(schema: Schema, whitespace: Whitespace) -> dict[str, Any]:
+    """How JSON is written.
+
+    Characters are not written as \\uXXXX, so that a key has one spelling; only where the schema names control
+    characters, which have no other.
+    """
+    ways: dict[str, dict[str, Any]] = {
+        "compact": {"whitespace_flexible": False},
+        "single": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+        "any": {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,8}"},  # each run may also be left out
+    }
+    options = ways[whitespace]
+    if not _UNNAMED_CONTROLS.search(json.dumps(schema, ensure_ascii=False)):
+        options["json_allowed_escapes"] = 'nrbtf\\"'
+    return options
+
+
+_UNNAMED_CONTROLS = re.compile(r"(?:\\u00|\\\\x)(?:0[0-7be-f]|1[0-9a-f]|7f)|\x7f")  # as values, or within patterns
+
+
+class _Tokens:
+    """The vocabulary in the form that llguidance reads."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.eos_token_id, self.bos_token_id = vocabulary.eos_id, None
+        # every id without text is special, named by its number: no text of a grammar can reach it
+        self.tokens = [text or b"<|%d|>" % i for i, text in enumerate(vocabulary.tokens)]
+        self.special_token_ids = [i for i, text in enumerate(vocabulary.tokens) if not text]
+        self._spell = vocabulary.spell
+
+    def __call__(self, text: bytes | str) -> Sequence[int]:
+        return self._spell(text.encode() if isinstance(text, str) else text)
+
+
+def _first_lines(message: str) -> str:
+    """The engine's error in one line, without its excerpt of the grammar and its own state."""
+    lines = [line.strip() for line in message.partition("<state>")[0].splitlines()]
+    told = [line for line in lines if line.strip("^ ") and not re.match(r"\d+ \|", line)]
+    return " ".join(told)[:400] or "unknown error of llguidance"

@@ -1,0 +1,154 @@
+"""JSON Schemas, pydantic models, dataclasses and other types as forms whose texts are guaranteed to follow them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, replace
+from functools import lru_cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from likely.errors import CapabilityError
+from likely.guided.form import Form, FormSettings
+from likely.guided.json_schema.document import Document
+from likely.guided.json_schema.errors import InvalidSchema, InvalidText
+from likely.guided.json_schema.generation import Generation, is_bounded, unbounded
+from likely.guided.json_schema.keywords import BACKENDS
+from likely.guided.json_schema.report import Refused, preflight
+from likely.guided.json_schema.validator import Validator
+
+KEPT = 256  # forms of schemas
+LARGEST_KEPT = 100_000  # characters of a schema
+
+
+def schema_form(schema: Any, settings: FormSettings) -> Form:
+    """The form of a JSON Schema, or of a Python type: its values are then objects of that type.
+
+    Its source is the schema to generate from; its `read` tries a finished text against the whole schema.
+    UnsupportedSchema for a keyword that the backend does not enforce, unless `on_unsupported` says otherwise;
+    InvalidSchema.
+    """
+    if settings.backend not in BACKENDS:
+        raise CapabilityError(f'backend="{settings.backend}" takes no schemas: use one of {", ".join(BACKENDS)}')
+    if isinstance(schema, (Mapping, bool)):
+        return _form_of(schema, settings)
+    source, read_type = _of_type(schema)
+    form = _form_of(source, settings, typed=True)
+    return replace(form, read=_reader(form.read, read_type))
+
+
+def _form_of(schema: Any, settings: FormSettings, *, typed: bool = False) -> Form:
+    key = _key(schema, settings, typed)
+    if key is None or (form := _kept.get(key)) is None:
+        document = Document.of(schema)
+        form = _make(document, settings, typed)
+        if key is not None and len(document.text) <= LARGEST_KEPT:
+            _kept.put(key, form)
+    return form
+
+
+def _make(document: Document, settings: FormSettings, typed: bool) -> Form:
+    """typed  a Python type reads every text besides, so that what our own check does not know needs no word"""
+    validator = Validator(document)
+    report, generation = preflight(document, validator, settings)
+    refusals = [r for r in report.refused if r.checkable or not typed]
+    for refused in refusals:
+        if settings.on_unsupported == "error" or (settings.on_unsupported == "validate" and _is_dangerous(refused)):
+            raise refused.error()
+    read: Callable[[str], Any] = validator.read
+    if settings.on_unsupported == "ignore":
+        warnings = [f'not enforced: "{r.keyword}" at {r.pointer or "the top"}' for r in refusals]
+        if report.refused:
+            weaker = Generation(document, validator, unbounded(settings), generation.dropped)
+            read = Validator(Document.of(weaker.schema())).read
+    else:
+        unknown = [r for r in refusals if not r.checkable]
+        warnings = [f'not checked: "{r.keyword}" at {r.pointer or "the top"} ({r.reason})' for r in unknown]
+    if is_bounded(settings) and not generation.deep:
+        warnings.append("the bounds do not hold inside values that the schema says nothing about")
+    return Form("schema", generation.schema(), settings, read, tuple(warnings))
+
+
+def _is_dangerous(refused: Refused) -> bool:
+    """Trying texts against it might never end."""
+    return not refused.checkable and refused.keyword != "format"
+
+
+# --- Python types -----------------------------------------------------------------------------------------------------
+
+
+def _of_type(kind: Any) -> tuple[Any, Callable[[str], Any]]:
+    try:
+        return _adapted(kind)
+    except TypeError:  # not hashable
+        return _adapted.__wrapped__(kind)
+
+
+@lru_cache(maxsize=KEPT)
+def _adapted(kind: Any) -> tuple[Any, Callable[[str], Any]]:
+    if isinstance(kind, (str, bytes, int, float, list, tuple, set)):
+        raise InvalidSchema("", f"a schema is an object, a boolean or a type, got {kind!r:.60}")
+    try:
+        adapter = TypeAdapter(kind)
+        source = adapter.json_schema()
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else ""
+        raise InvalidSchema(
+            "", f"{kind!r:.80} has none that pydantic can write ({type(error).__name__}: {reason})"
+        ) from None
+    return source, adapter.validate_json
+
+
+def _reader(read: Callable[[str], Any], read_type: Callable[[str], Any]) -> Callable[[str], Any]:
+    """First the schema, then what the type says beyond it."""
+
+    def both(text: str) -> Any:
+        read(text)
+        try:
+            return read_type(text)
+        except ValidationError as error:
+            raise InvalidText(
+                [f"/{'/'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:5]]
+            ) from None
+        except Exception as error:  # a validator of the user's own that failed otherwise
+            raise InvalidText([f"{type(error).__name__}: {error}"]) from None
+
+    return both
+
+
+# --- forms that were made before --------------------------------------------------------------------------------------
+
+
+class _Kept:
+    """The forms used last, by what they were made from."""
+
+    def __init__(self) -> None:
+        self._forms: OrderedDict[Any, Form] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Any) -> Form | None:
+        with self._lock:
+            if key in self._forms:
+                self._forms.move_to_end(key)
+            return self._forms.get(key)
+
+    def put(self, key: Any, form: Form) -> None:
+        with self._lock:
+            self._forms[key] = form
+            while len(self._forms) > KEPT:
+                self._forms.popitem(last=False)
+
+
+_kept = _Kept()
+
+
+def _key(schema: Any, settings: FormSettings, typed: bool) -> Any:
+    """Equal for equal schemas with their properties in the same order; None for what is not JSON."""
+    try:
+        return json.dumps(schema if isinstance(schema, bool) else dict(schema)), astuple(settings), typed
+    except (TypeError, ValueError, RecursionError):
+        return None

@@ -1,0 +1,290 @@
+"""The schema that an engine is given: what it enforces, with the user's bounds, without what it cannot.
+
+Leaving a keyword out only makes the schema weaker: oneOf becomes anyOf, and where the names of patternProperties are
+lost, so is what depends on them.  Subschemas that are referred to move to $defs under plain names; the order of
+properties is the order of the schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import replace
+from typing import Any
+
+from likely.guided.form import FormSettings
+from likely.guided.json_schema.closed import closed_objects
+from likely.guided.json_schema.disjoint import are_disjoint
+from likely.guided.json_schema.document import Document, Schema, children, escape, types_of
+from likely.guided.json_schema.formats import FORMATS, HOSTNAME_LENGTH
+from likely.guided.json_schema.keywords import APPLICATORS, effective, has_effect
+from likely.guided.json_schema.patterns import plain_body, rewrite
+from likely.guided.json_schema.validator import Validator
+
+_SCHEMAS = ("items", "additionalProperties")
+_ALL = ("null", "boolean", "object", "array", "number", "string")
+Dropped = Set[tuple[str, str]]  # (pointer, keyword); keyword "": all but the type
+
+
+class Generation:
+    """Made once per schema; `schema()` gives the whole, `schema(pointer)` one part of it alone."""
+
+    def __init__(
+        self,
+        document: Document,
+        validator: Validator,
+        settings: FormSettings,
+        dropped: Dropped = frozenset(),
+        *,
+        deep: bool = True,
+    ):
+        """deep  the bounds also hold inside values that the schema says nothing about"""
+        self.document, self.validator, self.settings, self.dropped = document, validator, settings, dropped
+        self.deep = deep and is_bounded(settings)
+        self.plain = settings.backend == "xgrammar"
+        self._closed = frozenset() if settings.extra_properties else closed_objects(document)
+        self._names: dict[str, str] = {}
+        self._values: dict[str, list[Any]] = {}
+
+    def schema(self, pointer: str = "") -> Schema:
+        self._names = {}
+        top = self._of(pointer)
+        if not isinstance(top, dict):
+            return top
+        defs: dict[str, Schema] = {}
+        while len(defs) < len(self._names):
+            for target, name in list(self._names.items()):
+                if name not in defs:
+                    defs[name] = any_value(self.settings) if target == _ANY else self._of(target)
+        return {**top, "$defs": defs} if defs else top
+
+    def _refer(self, target: str) -> dict[str, Any]:
+        name = self._names.setdefault(target, _ANY_NAME if target == _ANY else f"d{len(self._names)}")
+        return {"$ref": f"#/$defs/{name}"}
+
+    def _anything(self) -> Schema:
+        return self._refer(_ANY) if self.deep else {}
+
+    def _of(self, pointer: str) -> Schema:
+        node = self.document.at(pointer)
+        if isinstance(node, bool):
+            return self._anything() if node else False
+        if "enum" in node or "const" in node:
+            values = self.listed(pointer, node)
+            if self._is_dropped(pointer, "enum") or self._is_dropped(pointer, "const"):
+                return {"type": sorted(set().union(*map(_types_of_value, values)) - {"integer"})}
+            return {"enum": values} if values else False
+        out: dict[str, Any] = {}
+        for key, value in node.items():
+            if not has_effect(key, node):
+                continue
+            if not self._is_dropped(pointer, key):
+                self._keyword(out, pointer, key, value, node)
+            elif self._is_loosened(pointer, key, node):
+                self._either(out, self._branches(pointer, key, value))
+        self._close(out, pointer, node)
+        self._bound(out, node)
+        if not out:
+            return self._anything()
+        if self.plain:
+            _spell_lengths(out)
+            self._name_required(out)
+            if "type" not in out and not any(key in out for key in APPLICATORS):
+                out = {"type": list(_ALL), **out}
+        return out
+
+    def _is_dropped(self, pointer: str, keyword: str) -> bool:
+        return (pointer, keyword) in self.dropped or (keyword != "type" and (pointer, "") in self.dropped)
+
+    def listed(self, pointer: str, node: dict[str, Any]) -> list[Any]:
+        """The values of enum or const that everything beside it allows."""
+        if pointer not in self._values:
+            values = [node["const"]] if "const" in node else list(node["enum"])
+            rest = {key: value for key, value in node.items() if key not in ("const", "enum")}
+            if set(effective(rest)) - {"type"} or ("const" in node and "enum" in node):
+                values = self.validator.keeps(pointer, values)
+            elif "type" in node:
+                values = [value for value in values if _types_of_value(value) & types_of(node)]
+            self._values[pointer] = values
+        return self._values[pointer]
+
+    def _keyword(self, out: dict[str, Any], pointer: str, key: str, value: Any, node: dict[str, Any]) -> None:
+        if key == "$ref":
+            out[key] = self._refer(self.document.target(pointer))["$ref"]
+        elif key in _SCHEMAS:
+            if key == "additionalProperties" and self._is_dropped(pointer, "patternProperties"):
+                return
+            out[key] = self._of(f"{pointer}/{key}")
+        elif key in ("allOf", "prefixItems"):
+            out[key] = [*out.get(key, ())]  # a format beside a pattern may stand there already
+            out[key] += [self._of(f"{pointer}/{key}/{i}") for i in range(len(value))]
+        elif key == "anyOf":
+            self._either(out, self._branches(pointer, key, value))
+        elif key == "oneOf":
+            if are_disjoint(self.document, [f"{pointer}/{key}/{i}" for i in range(len(value))]):
+                self._either(out, self._branches(pointer, key, value))
+            else:
+                out[key] = self._branches(pointer, key, value)
+        elif key == "properties":
+            out[key] = {name: self._of(f"{pointer}/{key}/{escape(name)}") for name in value}
+        elif key == "patternProperties":
+            out[key] = {rewrite(name): self._of(f"{pointer}/{key}/{escape(name)}") for name in value}
+        elif key == "pattern":
+            self._match(out, rewrite(value) if not self.plain else f"^{plain_body(value)}$")
+        elif key == "format":
+            self._match(out, f"^(?:{FORMATS[value]})$")
+            if value == "hostname":
+                out["maxLength"] = min(out.get("maxLength", HOSTNAME_LENGTH), HOSTNAME_LENGTH)
+        elif key == "unevaluatedProperties":
+            if self._is_dropped(pointer, "patternProperties"):
+                return
+            out["additionalProperties"] = self._of(f"{pointer}/{key}")
+        elif key == "unevaluatedItems":
+            out["items"] = self._of(f"{pointer}/{key}")
+        elif key == "maxLength":
+            out[key] = min(out.get(key, value), value)
+        else:
+            out[key] = value
+
+    def _branches(self, pointer: str, key: str, value: list[Schema]) -> list[Schema]:
+        each = [self._of(f"{pointer}/{key}/{i}") for i in range(len(value))]
+        return [part for part in each if part is not False] or [False]
+
+    def _is_loosened(self, pointer: str, key: str, node: dict[str, Any]) -> bool:
+        """Whether a oneOf that was dropped may stand as anyOf."""
+        if key != "oneOf" or (pointer, "") in self.dropped:
+            return False
+        return not self.plain or effective(node) == ["oneOf"]
+
+    @staticmethod
+    def _either(out: dict[str, Any], branches: list[Schema]) -> None:
+        if "anyOf" in out:
+            out.setdefault("allOf", []).append({"anyOf": branches})
+        else:
+            out["anyOf"] = branches
+
+    @staticmethod
+    def _match(out: dict[str, Any], pattern: str) -> None:
+        if "pattern" in out:
+            out.setdefault("allOf", []).append({"pattern": pattern})
+        else:
+            out["pattern"] = pattern
+
+    def _close(self, out: dict[str, Any], pointer: str, node: dict[str, Any]) -> None:
+        """What dropped keywords still say for certain, and that properties which nobody named are not wanted."""
+        if pointer in self._closed:
+            out["additionalProperties"] = False
+        if (pointer, "unevaluatedProperties") in self.dropped and node["unevaluatedProperties"] is False:
+            names = self._evaluated_names(pointer, set())
+            if names is not None and "additionalProperties" not in out:
+                known = out.setdefault("properties", {})
+                known.update({name: self._anything() for name in names if name not in known})
+                out["additionalProperties"] = False
+        if (pointer, "contains") in self.dropped and not self.plain:
+            out["minItems"] = max(out.get("minItems", 0), node.get("minContains", 1))
+
+    def _evaluated_names(self, pointer: str, seen: set[str]) -> dict[str, None] | None:
+        """Names of properties that anything applied in place may evaluate; None: any name."""
+        node = self.document.at(pointer)
+        if isinstance(node, bool) or pointer in seen:
+            return {}
+        seen.add(pointer)
+        if any(key in node for key in ("patternProperties", "additionalProperties", "$dynamicRef")):
+            return None
+        if "unevaluatedProperties" in node and node["unevaluatedProperties"] is not False:
+            return None
+        names = dict.fromkeys(node.get("properties", ()))
+        below = [
+            pointer + place
+            for key, place, _ in children(node)
+            if key in ("allOf", "anyOf", "oneOf", "if", "then", "else", "not", "dependentSchemas")
+        ]
+        if "$ref" in node:
+            below.append(self.document.target(pointer))
+        for each in below:
+            found = self._evaluated_names(each, seen)
+            if found is None:
+                return None
+            names |= found
+        return names
+
+    @staticmethod
+    def _name_required(out: dict[str, Any]) -> None:
+        """xgrammar forgets required properties that it does not know by name."""
+        for name in out.get("required", ()):
+            known = out.setdefault("properties", {})
+            if name not in known:
+                known[name] = out.get("additionalProperties", {})
+
+    def _bound(self, out: dict[str, Any], node: dict[str, Any]) -> None:
+        """The user's bounds, where the schema has none."""
+        if not is_bounded(self.settings) or any(key in out for key in APPLICATORS):
+            return
+        settings, types = self.settings, types_of(node)
+        spelled = "format" in node or (self.plain and "pattern" in out)
+        if settings.max_string is not None and "string" in types and "maxLength" not in out and not spelled:
+            out["maxLength"] = max(settings.max_string, out.get("minLength", 0))
+        if "array" in types:
+            if settings.max_items is not None and "maxItems" not in out:
+                out["maxItems"] = max(settings.max_items, out.get("minItems", 0))
+            if self.deep:
+                out.setdefault("items", self._anything())
+        if "object" in types and self.deep:
+            out.setdefault("additionalProperties", self._anything())
+        if settings.max_number_digits is not None and types & {"number", "integer"}:
+            self._bound_number(out, settings.max_number_digits, fractions="number" in types)
+
+    def _bound_number(self, out: dict[str, Any], digits: int, *, fractions: bool) -> None:
+        largest = 10**digits - 1
+        least = max((out[key] for key in ("minimum", "exclusiveMinimum") if key in out), default=None)
+        most = min((out[key] for key in ("maximum", "exclusiveMaximum") if key in out), default=None)
+        if least is None:
+            out["minimum"] = -largest if most is None else min(-largest, most)
+        if most is None:
+            out["maximum"] = largest if least is None else max(largest, least)
+        if fractions and not self.plain and "multipleOf" not in out:
+            out["multipleOf"] = 10.0**-digits if digits else 1
+
+
+_ANY, _ANY_NAME = "*", "any"
+
+
+def is_bounded(settings: FormSettings) -> bool:
+    return not (settings.max_string is None and settings.max_items is None and settings.max_number_digits is None)
+
+
+def unbounded(settings: FormSettings) -> FormSettings:
+    return replace(settings, max_string=None, max_items=None, max_number_digits=None)
+
+
+def any_value(settings: FormSettings) -> dict[str, Any]:
+    """Any JSON value, within the user's bounds."""
+    again = {"$ref": f"#/$defs/{_ANY_NAME}"}
+    out: dict[str, Any] = {"type": list(_ALL), "items": again, "additionalProperties": again}
+    if settings.max_string is not None:
+        out["maxLength"] = settings.max_string
+    if settings.max_items is not None:
+        out["maxItems"] = settings.max_items
+    if (digits := settings.max_number_digits) is not None:
+        out["minimum"], out["maximum"] = 1 - 10**digits, 10**digits - 1
+        if settings.backend != "xgrammar":
+            out["multipleOf"] = 10.0**-digits if digits else 1
+    if settings.backend == "xgrammar":
+        _spell_lengths(out)
+    return out
+
+
+def _spell_lengths(out: dict[str, Any]) -> None:
+    """xgrammar lets control characters into strings of bounded length: here a pattern without them, nor escapes."""
+    if "minLength" in out or "maxLength" in out:
+        low, high = out.pop("minLength", 0), out.pop("maxLength", "")
+        out["pattern"] = rf'^[^\x00-\x1f"\\]{{{low},{high}}}$'
+
+
+def _types_of_value(value: Any) -> set[str]:
+    if value is None:
+        return {"null"}
+    if isinstance(value, bool):
+        return {"boolean"}
+    if isinstance(value, (int, float)):
+        return {"number", "integer"} if value == int(value) else {"number"}
+    return {"string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"}

@@ -1,0 +1,202 @@
+"""A length limit that leaves no incomplete text: tokens after which the text could not be completed are left out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from likely.decoding.constraint import Constraint, Mask, pack
+from likely.errors import ConstraintError
+from likely.guided.engines.automaton import Automaton
+from likely.guided.engines.llguidance import LLGuidance, LLGuidanceConstraint
+from likely.guided.engines.reference import Reference
+from likely.guided.form import Form
+from likely.guided.length_limit.completers import AutomatonCloser, Closer, Habits, LedCloser, MatcherCloser
+from likely.guided.length_limit.spelling import UNWRITABLE, Spelling
+from likely.guided.vocabulary import Vocabulary
+
+LARGEST = 2000  # states of an automaton that is built for closing
+MOST_LETTERS = 20_000  # of all choices together, for an automaton of them
+Compiled = Callable[[LLGuidance], LLGuidanceConstraint]
+
+
+@dataclass(eq=False)
+class Closing:
+    """`inner`, without the tokens after which the text could not be completed within the budget.
+
+    Where `allowed` gets no `remaining` nothing is left out; nor far from the end, where `permits` has the last
+    word.  The end token needs no room: a text that is whole when the budget is used up is whole.  Where too many tokens
+    would have to be looked at some are left out unseen, and `approximate` says so.
+    """
+
+    inner: Constraint
+    closer: Closer
+    end_ids: frozenset[int]
+    text_mask: Mask
+    tokens: tuple[bytes, ...]
+    taken: int = 0
+    ended: bool = False
+    cut: bool = False
+    _room: int | None = None  # since `allowed` was asked: tokens that may follow the next one
+
+    @property
+    def vocab_size(self) -> int:
+        return self.inner.vocab_size
+
+    @property
+    def accepting(self) -> bool:
+        return self.inner.accepting
+
+    @property
+    def finished(self) -> bool:
+        return self.inner.finished
+
+    @property
+    def approximate(self) -> bool:
+        return self.cut or self.inner.approximate
+
+    def allowed(self, remaining: int | None = None) -> Mask:
+        mask = self.inner.allowed(remaining)
+        self._room = None if remaining is None else remaining - 1
+        if remaining is None or self.ended:
+            return mask
+        needed = self.closer.needed
+        if needed > remaining and not self.taken:
+            raise ConstraintError(
+                f"max_tokens is {remaining}, but the shortest completion of the form that was found takes {needed} "
+                f"tokens: give at least that many, or close_on_budget=False"
+            )
+        kept, exact = self.closer.within(mask & self.text_mask, remaining - 1)
+        kept = kept | (mask & ~self.text_mask)
+        if not kept.any():  # the budget was overdrawn, which only beams and drawn drafts can do: they ask no `permits`
+            self._room = None
+            return mask
+        self.cut |= not exact
+        return kept
+
+    def led_by(self, lead: bytes, inner: Constraint, spelling: Spelling) -> Closing:
+        """For a text that begins with `lead`, before the form; `inner` holds both."""
+        return replace(self, inner=inner, closer=LedCloser(self.closer.fork(), spelling, lead))
+
+    def permits(self, token: int) -> bool:
+        """After `allowed(remaining)` this looks at the token itself, also where the mask holds it unseen."""
+        if not self.inner.permits(token):
+            return False
+        if self._room is None or token in self.end_ids or self.closer.needed_after(self.tokens[token]) <= self._room:
+            return True
+        self.cut = True
+        return False
+
+    def advance(self, token: int) -> None:
+        self.inner.advance(token)
+        self.taken += 1
+        self._room = None
+        if token in self.end_ids:
+            self.ended = True
+        else:
+            self.closer.take(self.tokens[token])
+
+    def forced(self) -> list[int]:
+        return self.inner.forced()
+
+    def fork(self) -> Closing:
+        return Closing(
+            self.inner.fork(),
+            self.closer.fork(),
+            self.end_ids,
+            self.text_mask,
+            self.tokens,
+            self.taken,
+            self.ended,
+            self.cut,
+        )
+
+    def rollback(self, n: int) -> None:
+        self.inner.rollback(n)
+        self.taken -= n
+        self._room = None
+        if n and self.ended:
+            self.ended, n = False, n - 1
+        self.closer.undo(n)
+
+    def ready(self, wait: bool = False) -> bool:
+        return self.inner.ready(wait)
+
+
+class Closers:
+    """Makes closers for the forms of one vocabulary; what they share is made once."""
+
+    def __init__(self, vocabulary: Vocabulary, reference: Reference):
+        self.vocabulary, self.reference, self.spelling = vocabulary, reference, Spelling(vocabulary)
+
+    def closing(self, inner: Constraint, form: Form, compiled: Compiled) -> Constraint:
+        """`inner` held within budgets; as it is where no completion of the form is found at all.
+
+        compiled  the form in a given engine of llguidance
+        """
+        closer = self._of(form, compiled)
+        if closer.needed >= UNWRITABLE:
+            return inner
+        vocabulary = self.vocabulary
+        return Closing(inner, closer, vocabulary.end_ids, vocabulary.text_mask, vocabulary.tokens)
+
+    def _of(self, form: Form, compiled: Compiled) -> Closer:
+        automaton = None
+        if form.kind == "choices" and sum(len(c.encode()) for c in form.source) <= MOST_LETTERS:
+            automaton = Automaton.of_texts(form.source)
+        elif form.kind == "regex":
+            with contextlib.suppress(ConstraintError):  # too large, or syntax that the other engine takes
+                automaton = Automaton.of_regex(form.source, max_states=LARGEST)
+        if automaton is not None:
+            return AutomatonCloser(self.reference.steps(automaton), self.spelling)
+        matcher = compiled(self._bytes).matcher
+        closer = MatcherCloser(matcher, self.spelling, Habits(0), self.spelling.usable)
+        growth = self._growth(form, closer.needed)
+        closer.habits = Habits(growth, self._in_strings if form.kind == "schema" else None)
+        return closer
+
+    @cached_property
+    def _bytes(self) -> LLGuidance:
+        return LLGuidance(byte_vocabulary())
+
+    @cached_property
+    def _in_strings(self) -> Mask:
+        """Tokens that stay inside a JSON string."""
+        return pack(np.array([bool(t) and b'"' not in t for t in self.vocabulary.tokens], np.bool_))
+
+    def _growth(self, form: Form, needed: int) -> int:
+        """How much one token may add: everything that the form spells out once, counted repeats in full.
+
+        An estimate, as a form may use one definition many times: where it is wrong a text can stay incomplete.
+        """
+        source = form.source if isinstance(form.source, str) else json.dumps(form.source)
+        spelled = json.dumps(list(_literals(form.source))) if form.kind == "schema" else source
+        counted = sum(int(n) for n in re.findall(r'(?:"min\w+": ?|\{)(\d{1,4})\b', source))
+        tokens = self.vocabulary.guess(spelled.encode()) or spelled
+        return len(tokens) + min(needed, 4096) + counted + 32
+
+
+def _literals(schema: Any) -> Iterator[Any]:
+    """What a JSON Schema spells out: names of properties, each with an empty value, and constants."""
+    if isinstance(schema, Mapping):
+        for key, value in schema.items():
+            if key in ("enum", "const"):
+                yield value
+            elif key == "properties" and isinstance(value, Mapping):
+                yield {name: "" for name in value}
+            yield from _literals(value)
+    elif isinstance(schema, list):
+        for item in schema:
+            yield from _literals(item)
+
+
+def byte_vocabulary() -> Vocabulary:
+    """256 tokens of one byte each, and an end token."""
+    return Vocabulary((*(bytes([b]) for b in range(256)), b""), frozenset({256}), 256, lambda text: list(text.encode()))

@@ -1,0 +1,78 @@
+"""Files of our own that are there whole or not at all: written to a temporary name beside the target, then renamed."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from likely.errors import DataError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write; when the block ends without an error it takes the place of `path`, else nothing changes.
+
+    The folder is made if need be. Permissions are an existing file's, or those that any new file gets (0666 less the
+    umask).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            yield out
+        os.chmod(name, _permissions(path))
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_whole_file(path: Path, data: bytes) -> None:
+    """Write `data`; an error or an interruption leaves the old file as it was."""
+    with replacing(path) as out:
+        out.write(data)
+
+
+def _permissions(path: Path) -> int:
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        umask = os.umask(0o022)  # it can only be read by setting it
+        os.umask(umask)
+        return 0o666 & ~umask
+
+
+# --- Files for the user: refused before any work if they cannot be written, and never half there.
+
+
+def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
+    """DataError, or ValueError for a wrong ending, if `path` cannot be written."""
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ValueError(f"the file must end in {', '.join(suffixes)}, got {str(path)!r}")
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        raise DataError(f"cannot write {path}: it is {'a folder' if target.is_dir() else 'not a regular file'}")
+    if not target.parent.is_dir():
+        raise DataError(f"cannot write {path}: the folder {target.parent} does not exist")
+    if not os.access(target.parent, os.W_OK):
+        raise DataError(f"cannot write {path}: the folder {target.parent} is read-only")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write under a temporary name beside the target, then rename."""
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)

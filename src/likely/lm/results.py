@@ -1,0 +1,95 @@
+"""What scoring and generation return: frozen records with the same field names everywhere (API, CLI, server, files)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from likely.scoring.scored import TopLogprob, plain
+
+if TYPE_CHECKING:
+    from likely.guided.fields import Field, Share
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generated text.
+
+    token_ids        every emitted token, the end token included; `text` holds neither end token nor stop string
+    token_logprobs   of the model itself (temperature 1, no penalties), one per emitted token, natural log
+    finish_reason    "stop" (end token or stop string), "length" (max_tokens), "context" (context full), "cancelled"
+    target_calls     calls of the model in which this text took part, prefill included; None from a server
+    processed_logprobs  of the distribution sampled from (after temperature, penalties, truncation), on request
+    steering         with a contrast: what it saw at each token (`guided.contrast.StepInfo`)
+
+    With a constraint, log p(text) = log q(text) + Σ log m exactly, q the model masked and renormalised, token by token:
+    token_log_masses  log m per token: the model's probability of what the constraint allowed there
+    log_weight        their sum; low where the model did not want to answer in this form
+    guided_logprob    log q(text) = sequence_logprob - log_weight
+    complete          whether the text is whole; one cut by max_tokens or a stop string may not be
+    approximate       some set of allowed tokens was not the exact one, so that log_weight is an estimate
+    healing_log_weight  with heal=True: log of the model's probability of the end of the prompt that was written anew
+                     (and, where a form follows, that its first token was allowed); no part of the other fields
+    value             what the text stands for (a validated object for a schema), None unless complete
+    warnings          what of the schema was not held, and whether earlier draws broke it, one line each
+    log_evidence, ess  with a sampler for p(text | form): log of the estimate of p(form | prompt), effective sample size
+    """
+
+    text: str
+    token_ids: list[int] | None
+    token_logprobs: list[float] | None
+    sequence_logprob: float | None
+    mean_logprob: float | None
+    finish_reason: str
+    target_calls: int | None
+    seconds: float
+    tokens: list[str] | None = None
+    prompt_tokens: int | None = None
+    proposed: int = 0  # draft tokens offered to the model and kept by it
+    accepted: int = 0
+    tokens_per_call: float | None = None  # emitted tokens per call that emitted (block efficiency τ); 1.0 undrafted
+    sample: int = 0
+    seed: int | None = None
+    top_logprobs: list[list[TopLogprob]] | None = None
+    processed_logprobs: list[float] | None = None
+    steering: list[Any] | None = None
+    token_log_masses: list[float] | None = None
+    log_weight: float | None = None
+    guided_logprob: float | None = None
+    complete: bool | None = None
+    approximate: bool = False
+    value: Any = None
+    healing_log_weight: float | None = None
+    warnings: tuple[str, ...] = ()
+    fields: list[Field] | None = None
+    structure: Share | None = None
+    log_evidence: float | None = None
+    ess: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return plain(self)
+
+
+@dataclass(frozen=True)
+class Answer(Generation):
+    """What `ask` and `chat` return: a generation, and how sure we are.
+
+    confidence  calibrated probability that the answer is right; None until a calibrator was fitted
+    prompt      the text the model really saw, template included
+    """
+
+    confidence: float | None = None
+    prompt: str = ""
+    system_folded: bool = False
+
+
+def sums(token_logprobs: Sequence[float]) -> tuple[float, float | None]:
+    """(sequence_logprob, mean_logprob) of the logprobs of an answer's tokens."""
+    total = float(sum(token_logprobs))
+    return total, (total / len(token_logprobs) if token_logprobs else None)
+
+
+def _pointer_first(field: dict[str, Any]) -> dict[str, Any]:
+    """The same fields, in the order in which people read them."""
+    return {**{name: field[name] for name in ("pointer", "value") if name in field}, **field}

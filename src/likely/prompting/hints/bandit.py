@@ -1,0 +1,154 @@
+"""A policy that chooses one of a few hints by features of the question, and learns from rewards alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from likely.calibration.recalibrators.protocol import Learned, read_learned
+from likely.errors import DataError
+from likely.metrics.checks import Floats, softmax
+from likely.prompting.hints.reward import group_advantages
+from likely.training.grpo import grpo_loss
+
+LEAST = {"group": 2, "batch": 1, "inner": 1, "clip": 0, "beta": 0, "lr": 0, "seed": 0}
+SETTINGS = tuple(LEAST)
+LEARNED = {
+    "weights_": Learned("hf"), "bias_": Learned("h"), "mean_": Learned("f"), "spread_": Learned("f", low=1e-300),
+}  # fmt: skip
+Rewards = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]
+
+
+@dataclass
+class HintBandit:
+    """π(hint h | question x) = softmax_h(W φ(x) + b), trained by GRPO.
+
+    hints  the texts to choose from; "" is a hint, too: none
+    group, clip, beta  of `grpo_loss`; inner: gradient steps on each draw;  batch: questions of a draw
+    Learned: `weights_` (H, F), `bias_` (H,), and `mean_`, `spread_` (F,) by which features are standardised.
+    """
+
+    hints: Sequence[str]
+    group: int = 8
+    batch: int = 32
+    inner: int = 4
+    clip: float = 0.2
+    beta: float = 0.0
+    lr: float = 0.05
+    seed: int = 0
+    rewards_: list[float] = field(default_factory=list, init=False)
+
+    def fit(self, features: Any, rewards: Rewards, *, steps: int = 200) -> Self:
+        """features (N, F) of N questions; rewards(questions (M,), hints (M,)) -> (M,), asked only for what was drawn.
+
+        `rewards_` is the mean reward of each draw.
+        """
+        import torch
+
+        x = _features(features)
+        if len(self.hints) < 2:
+            raise ValueError(f"{len(self.hints)} hint: there is nothing to choose from, give 2 or more")
+        for name in ("group", "batch", "inner"):
+            if getattr(self, name) < (2 if name == "group" else 1):
+                raise ValueError(f"{name} must be at least {2 if name == 'group' else 1}, got {getattr(self, name)}")
+        self.mean_, spread = x.mean(axis=0), x.std(axis=0)
+        self.spread_ = np.where(spread > 0, spread, 1.0)
+        inputs = torch.tensor(self._standardised(x))
+        weights = torch.zeros(len(self.hints), x.shape[1], dtype=torch.float64, requires_grad=True)
+        bias = torch.zeros(len(self.hints), dtype=torch.float64, requires_grad=True)
+        optimiser = torch.optim.Adam([weights, bias], lr=self.lr)
+        rng = np.random.default_rng(self.seed)
+        uniform = -float(np.log(len(self.hints)))  # log p of every hint before training
+        self.rewards_ = []
+        for _ in range(steps):
+            rows = rng.choice(len(x), min(self.batch, len(x)), replace=False)
+
+            def log_law(rows: Any = rows) -> torch.Tensor:
+                return torch.log_softmax(inputs[rows] @ weights.T + bias, dim=1)
+
+            with torch.no_grad():
+                law = log_law()
+                points = rng.random((len(rows), self.group))
+                drawn = (law.exp().cumsum(dim=1).numpy()[:, None, :] < points[..., None]).sum(axis=2)
+                drawn = np.minimum(drawn, len(self.hints) - 1)
+                chosen = torch.tensor(drawn)
+                old = law.gather(1, chosen)
+            got = np.asarray(rewards(np.repeat(rows, self.group), drawn.ravel()), np.float64).reshape(drawn.shape)
+            self.rewards_.append(float(got.mean()))
+            gain = torch.tensor(group_advantages(got))
+            for _ in range(self.inner):
+                now = log_law().gather(1, chosen)
+                flat = now.reshape(-1, 1)
+                loss = grpo_loss(
+                    flat, old.reshape(-1, 1), torch.full_like(flat, uniform), torch.ones_like(flat), gain.ravel(),
+                    clip=self.clip, beta=self.beta,
+                )  # fmt: skip
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+        self.weights_, self.bias_ = weights.detach().numpy(), bias.detach().numpy()
+        return self
+
+    def predict_proba(self, features: Any) -> Floats:
+        """(N, H) the probability of each hint."""
+        if not hasattr(self, "weights_"):
+            raise ValueError("HintBandit is not fitted: call fit first")
+        x = _features(features)
+        if x.shape[1] != len(self.mean_):
+            raise ValueError(f"features has {x.shape[1]} columns, fit saw {len(self.mean_)}")
+        return softmax(self._standardised(x) @ self.weights_.T + self.bias_)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` gives the same choices."""
+        self.predict_proba(np.zeros((1, len(self.mean_)) if hasattr(self, "mean_") else (1, 1)))  # is it fitted?
+        learned = {name: getattr(self, name).tolist() for name in LEARNED}
+        return {"hints": list(self.hints), "settings": {n: getattr(self, n) for n in SETTINGS}, "learned": learned}
+
+    @classmethod
+    def from_dict(cls, record: Any) -> HintBandit:
+        """DataError names what is missing or wrong."""
+        if not isinstance(record, Mapping) or not {"hints", "settings", "learned"} <= record.keys():
+            raise DataError("a policy over hints is an object with hints, settings and learned")
+        hints, settings = record["hints"], record["settings"]
+        if not isinstance(hints, list) or len(hints) < 2 or not all(isinstance(hint, str) for hint in hints):
+            raise DataError("hints: must be a list of at least 2 texts")
+        if not isinstance(settings, Mapping) or not settings.keys() <= set(SETTINGS):
+            raise DataError(f"settings: must hold only {', '.join(SETTINGS)}")
+        _check_settings(settings)
+        made = cls(hints, **settings)
+        for name, value in read_learned(record["learned"], LEARNED).items():
+            setattr(made, name, value)
+        if len(made.bias_) != len(hints):
+            raise DataError(f"learned.bias_: has {len(made.bias_)} entries, there are {len(hints)} hints")
+        return made
+
+    def choose(self, features: Any) -> NDArray[np.int64]:
+        """(N,) the number of the likeliest hint."""
+        return self.predict_proba(features).argmax(axis=1)
+
+    def _standardised(self, x: Floats) -> Floats:
+        return (x - self.mean_) / self.spread_
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """DataError names the first that is not of its kind or out of its range."""
+    for name, value in settings.items():
+        whole, least = name not in ("clip", "beta", "lr"), LEAST[name]
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not number or not least <= value < math.inf:
+            kind = "a whole number" if whole else "a number"
+            raise DataError(f"settings.{name}: must be {kind} of at least {least}, got {value!r}")
+
+
+def _features(values: Any) -> Floats:
+    x = np.asarray(values, np.float64)
+    if x.ndim != 2 or not x.size:
+        raise ValueError(f"features must be (questions, features), got shape {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"features: row {int((~np.isfinite(x)).any(axis=1).argmax())} is not finite")
+    return x

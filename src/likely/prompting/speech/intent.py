@@ -1,0 +1,180 @@
+"""What does an utterance ask for, when all there is are transcripts that may be wrong?
+
+Three ways to use n transcripts: all in one prompt; one prompt each, averaged by posterior; one prompt with the
+transcript that wins ROVER's vote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from likely.errors import nearest
+from likely.prompting.speech.nbest import NBest, SpokenTask, Style, nbest_prompt, transcript_prompt
+from likely.prompting.speech.rover import rover
+from likely.uncertainty.types import Norm, OptionScores
+
+Combine = Literal["prompt", "marginal", "rover"]
+COMBINATIONS = ("prompt", "marginal", "rover")
+KAPPAS = np.concatenate([[0.0], np.logspace(-4, 2, 49)])
+
+
+class Scores(Protocol):
+    """A model, or an adapter of `train_lora`."""
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]], **options: Any) -> list[Any]: ...
+
+
+class SpokenIntentClassifier:
+    """Classify utterances by the likelihood of the task's answers.
+
+    combine  "prompt": one prompt with n transcripts;  "marginal": Σ_j p(h_j) p(answer | h_j);  "rover": one prompt
+             with the transcript that ROVER makes of n
+    kappa    scale of the recogniser's scores, see `NBest`; `fit_kappa` finds it
+    norm     how answers of different length are compared, see `OptionScores`
+    A fine-tuned model must be given the n and the style that it was trained with (`prompts` makes both).
+    """
+
+    def __init__(
+        self,
+        lm: Scores,
+        task: SpokenTask,
+        *,
+        n: int = 5,
+        combine: Combine = "prompt",
+        style: Style = "explained",
+        kappa: float = 1.0,
+        norm: Norm = "sum",
+    ):
+        if n < 1:
+            raise ValueError(f"n must be >= 1, got {n}")
+        if combine not in COMBINATIONS:
+            known = ", ".join(COMBINATIONS)
+            raise ValueError(f'unknown combine "{combine}"{nearest(combine, COMBINATIONS)} (allowed: {known})')
+        self.lm, self.task, self.n, self.combine = lm, task, n, combine
+        self.style, self.kappa, self.norm = style, kappa, norm
+
+    def prompts(self, nbest: NBest) -> tuple[list[str], NDArray[np.float64]]:
+        """(what the model is asked about one utterance, with which weight each)."""
+        if self.combine == "prompt":
+            return [nbest_prompt(self.task, nbest, self.n, self.style, kappa=self.kappa)], np.ones(1)
+        texts, posteriors = nbest.distinct(self.n, kappa=self.kappa)
+        if self.combine == "rover":
+            texts, posteriors = [rover(texts, posteriors.tolist())], np.ones(1)
+        return [transcript_prompt(self.task, text) for text in texts], posteriors
+
+    def option_scores(
+        self,
+        utterances: Sequence[NBest],
+        labels: Sequence[int] | None = None,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> OptionScores:
+        """(N, K) log p(answer | utterance), nats: what a recalibrator is fitted to.
+
+        Of "marginal" it is log Σ_j p(h_j) p(answer | h_j), the law of the K answers alone: to be read with norm="sum".
+        labels  numbers of the right answers, where they are known
+        """
+        n, k = len(utterances), len(self.task.answers)
+        if labels is not None:
+            check_labels(labels, n, k)
+        scores, asked = self._ask(utterances, progress)
+        first = [rows[0] for rows, _ in asked]
+        logprobs = scores.logprobs[first]
+        if self.combine == "marginal":
+            with np.errstate(divide="ignore"):  # an answer that no transcript allows
+                logprobs = np.log([weights @ probs for weights, probs in self._weighed(scores, asked)])
+        return OptionScores(
+            logprobs, scores.tokens[first], scores.sizes_bytes[first], scores.exists[first],
+            labels=None if labels is None else np.array(labels, np.int64),
+        )  # fmt: skip
+
+    def predict_proba(
+        self, utterances: Sequence[NBest], *, progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float64]:
+        """(N, K) probabilities of the task's answers; rows sum to 1."""
+        scores = self.option_scores(utterances, progress=progress)
+        return scores.probs("sum" if self.combine == "marginal" else self.norm)
+
+    def fit_kappa(self, utterances: Sequence[NBest], labels: Sequence[int]) -> Self:
+        """Choose kappa for "marginal" on labelled utterances that are not those it is judged by; returns self."""
+        if self.combine != "marginal":
+            raise ValueError(f'kappa is fitted for combine="marginal", this is "{self.combine}"')
+        check_labels(labels, len(utterances), len(self.task.answers))
+        scores, asked = self._ask(utterances, None)
+        tables = [probs for _, probs in self._weighed(scores, asked)]
+        self.kappa = best_kappa(utterances, tables, labels, n=self.n)
+        return self
+
+    def _ask(
+        self, utterances: Sequence[NBest], progress: Callable[[int], None] | None
+    ) -> tuple[OptionScores, list[tuple[list[int], NDArray[np.float64]]]]:
+        """(scores of all different prompts, per utterance which of them it has and their weights)."""
+        if not len(utterances):
+            raise ValueError("no utterances: at least one is needed")
+        asked = [self.prompts(nbest) for nbest in utterances]
+        row = {prompt: i for i, prompt in enumerate(dict.fromkeys(p for prompts, _ in asked for p in prompts))}
+        scores = option_scores(self.lm, list(row), self.task.answers, progress=progress)
+        return scores, [([row[p] for p in prompts], weights) for prompts, weights in asked]
+
+    def _weighed(
+        self, scores: OptionScores, asked: Sequence[tuple[list[int], NDArray[np.float64]]]
+    ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Per utterance (p(h_j), (J, K) p(answer | h_j))."""
+        probs = scores.probs(self.norm)
+        return [(weights, probs[rows]) for rows, weights in asked]
+
+
+def check_labels(labels: Sequence[int], n: int, k: int) -> None:
+    """ValueError unless there is a label for each of N utterances, every one the number of one of K answers."""
+    if len(labels) != n:
+        raise ValueError(f"labels must be {n} numbers in 0..{k - 1}, one per utterance, got {len(labels)}")
+    for i, label in enumerate(labels):
+        if not 0 <= label < k:
+            raise ValueError(f"utterance {i}: label {label} is no answer's number (allowed: 0..{k - 1}): leave it out")
+
+
+def best_kappa(
+    utterances: Sequence[NBest], probs: Sequence[NDArray[np.float64]], labels: Sequence[int], *, n: int
+) -> float:
+    """The kappa of 0, 1e-4 .. 100 under which the marginal law gives the labels the highest likelihood.
+
+    probs  per utterance (its distinct transcripts, up to n; K): p(answer | transcript).  Ties: the smaller kappa.
+    """
+    if not len(utterances) or not len(utterances) == len(probs) == len(labels):
+        raise ValueError(f"{len(utterances)} utterances, {len(probs)} tables, {len(labels)} labels: as many of each")
+    check_labels(labels, len(utterances), min(table.shape[1] for table in probs))
+
+    def nll(kappa: float) -> float:
+        right = [u.distinct(n, kappa=kappa)[1] @ p[:, k] for u, p, k in zip(utterances, probs, labels, strict=True)]
+        return -float(np.log(np.maximum(right, 1e-12)).mean())
+
+    return float(min(KAPPAS, key=nll))
+
+
+def option_scores(
+    lm: Scores, prompts: Sequence[str], answers: Sequence[str], *, progress: Callable[[int], None] | None = None
+) -> OptionScores:
+    """log p(" " + answer | prompt) for N prompts and K answers."""
+    scored = lm.score_pairs([(prompt, f" {answer}") for prompt in prompts for answer in answers], progress=progress)
+    shape = len(prompts), len(answers)
+    return OptionScores(
+        np.array([s.sequence_logprob for s in scored], np.float64).reshape(shape),
+        np.array([len(s.token_logprobs) for s in scored], np.int64).reshape(shape),
+        np.array([[len(a.encode()) for a in answers]] * len(prompts), np.int64),
+        np.ones(shape, bool),
+    )
+
+
+def training_pairs(
+    classifier: SpokenIntentClassifier, utterances: Sequence[NBest], labels: Sequence[int]
+) -> list[tuple[str, str]]:
+    """(prompt, answer) pairs that teach what `classifier` will be asked; of "marginal" the first prompt of each."""
+    answers = classifier.task.answers
+    check_labels(labels, len(utterances), len(answers))
+    return [
+        (classifier.prompts(nbest)[0][0], f" {answers[label]}") for nbest, label in zip(utterances, labels, strict=True)
+    ]

@@ -1,0 +1,231 @@
+"""The prompts of a row: lettered options, an answer in words, a number, or a reasoned probability.
+
+Pure functions of the row and the task: what the model reads, and which answers are compared after it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from likely.errors import DataError, ModelError
+from likely.prompting.tables.task import LETTERS, Choice, TableTask
+from likely.prompting.tables.text import AS_IS, Layout, Row, row_text
+from likely.uncertainty.verbal import stated_probability
+
+Style = Literal["word", "mc", "numeric", "cot"]
+STYLES = ("word", "mc", "numeric", "cot")
+FORMS = ("", " ", "\n")  # what may stand between "Answer:" and a letter
+MOST_PERMUTED = 4  # choices; more are only rotated, since 5! prompts a row are too many
+NUMERIC_ANSWER = "Answer (between 0 and 1): 0."
+REASONING = """
+Think step by step about the factors that could influence the answer. Your response MUST end with your estimate in \
+the following format:
+Probability: X%
+where X is a number between 0 and 100.
+
+Reasoning:"""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model reads, in the parts that matter when it is too long or goes through a chat template.
+
+    parts   the description and worked examples, each dropped whole from the left where the context is too short
+    row     the block of the row in question
+    ask     the question; never dropped
+    answer  how the answer begins: the end of the prompt, or of the assistant's turn
+    """
+
+    parts: tuple[str, ...]
+    row: str
+    ask: str
+    answer: str
+
+    @property
+    def question(self) -> str:
+        """Everything but the beginning of the answer."""
+        return "\n\n".join([*self.parts, f"{self.row}\n\n{self.ask}"])
+
+    @property
+    def text(self) -> str:
+        return f"{self.question}\n{self.answer}" if self.answer else self.question
+
+
+def orders(count: int, *, correction: bool = True) -> list[tuple[int, ...]]:
+    """The orders in which `count` choices are shown: order[i] is the choice at place i.
+
+    All permutations for up to 4 choices; for more their rotations, in which every choice still stands once at every
+    place.  Without correction the one order of the task.
+    """
+    if not correction:
+        return [tuple(range(count))]
+    if count <= MOST_PERMUTED:
+        return list(itertools.permutations(range(count)))
+    return [tuple((i + shift) % count for i in range(count)) for shift in range(count)]
+
+
+def lettered_question(task: TableTask, order: Sequence[int]) -> str:
+    """The question and its options, "A. ..." first."""
+    options = (f"{letter}. {task.choices[k].text.rstrip('.')}." for letter, k in zip(LETTERS, order, strict=False))
+    return "\n".join([f"Question: {task.question}", *options])
+
+
+def word_question(task: TableTask, order: Sequence[int]) -> str:
+    """The question with the words of the answers in this order: "... above or below $50,000?"."""
+    words = [task.choices[k].word for k in order]
+    listed = f"{', '.join(words[:-1])} or {words[-1]}"
+    return f"Question: {task.word_question.replace('{options}', listed)}"
+
+
+def prompt_of(
+    row: Row,
+    task: TableTask,
+    *,
+    style: Style = "word",
+    order: Sequence[int] | None = None,
+    layout: Layout = AS_IS,
+    examples: Sequence[Row] = (),
+) -> Prompt:
+    """The prompt of one row.
+
+    order     in which the choices are shown (mc, word); default: the task's
+    examples  rows with an outcome, worked before the question; not for "cot"
+    """
+    order = tuple(range(len(task.choices))) if order is None else tuple(order)
+    parts = [task.description.strip()] if task.description.strip() else []
+    parts += [_worked(example, task, style, order, layout) for example in examples]
+    ask, answer = _ask(task, style, order)
+    return Prompt(tuple(parts), row_text(row, task.columns, layout), ask, answer)
+
+
+def answers_of(task: TableTask, style: Style, order: Sequence[int]) -> list[list[str]]:
+    """The answers to compare: per form, one text per choice in the task's order.
+
+    mc: the letter under which each choice is shown, in each of three forms;  word: " below", " above", one form
+    """
+    if style == "mc":
+        letter = {k: LETTERS[place] for place, k in enumerate(order)}
+        return [[form + letter[k] for k in range(len(order))] for form in FORMS]
+    return [[f" {choice.word}" for choice in task.choices]]
+
+
+def _ask(task: TableTask, style: Style, order: Sequence[int]) -> tuple[str, str]:
+    if style == "mc":
+        return lettered_question(task, order), "Answer:"
+    if style == "word":
+        return word_question(task, order), task.word_prefix
+    question = f"Question: {task.numeric_question}"
+    return (question, NUMERIC_ANSWER) if style == "numeric" else (question + "\n" + REASONING, "")
+
+
+def _worked(row: Row, task: TableTask, style: Style, order: Sequence[int], layout: Layout) -> str:
+    k = task.outcome(row)
+    if k is None:
+        raise ValueError(f'a worked example has no "{task.target}"')
+    if style == "cot":
+        raise ValueError('worked examples are for the styles word, mc and numeric: they hold no reasoning for "cot"')
+    ask, answer = _ask(task, style, order)
+    return f"{row_text(row, task.columns, layout)}\n\n{ask}\n{answer}{_said(task.choices[k], k, style, order)}"
+
+
+def _said(choice: Choice, k: int, style: Style, order: Sequence[int]) -> str:
+    if style == "mc":
+        return f" {LETTERS[list(order).index(k)]}"
+    if style == "word":
+        return f" {choice.word}"
+    return f"{min(choice.value, 0.99):.2f}".removeprefix("0.")
+
+
+# --- A row's prompt as the text that a model is given: cut from the left where the context is short, through a chat
+# template on request, and never with a control token that came out of the table.
+
+
+def fitted_texts(
+    lm: Any, prompts: Sequence[Prompt], *, chat: bool = False, room: int = 16, description: bool = True
+) -> list[str]:
+    """What the model reads for each prompt.
+
+    chat         as a user's turn, the beginning of the answer as that of the assistant's
+    room         tokens kept free for the answer
+    description  whether the first part is the task's description (in a chat, the system message; a template without a
+                 system role gets it at the beginning of the user's turn)
+
+    Where a prompt is too long, the description, then worked examples, then the row's first lines are left out, with a
+    warning: the question always stays.  ModelError if that is not enough.
+    """
+    texts, cut = [], 0
+    seen: set[str] = set()  # worked examples are the same for many rows
+    for i, prompt in enumerate(prompts):
+        _check_control(lm, prompt.row, f"row {i}")
+        for example in prompt.parts[1 if description else 0 :]:
+            if example not in seen:
+                _check_control(lm, example, "a worked example")
+                seen.add(example)
+        text, dropped = _fitted(lm, prompt, chat, room, description, i)
+        texts.append(text)
+        cut += dropped
+    if cut:
+        warnings.warn(
+            f"{cut} of {len(prompts)} prompts were longer than the context and lost their beginning (description, "
+            f"examples, first columns); load the model with a larger context=",
+            stacklevel=3,
+        )
+    return texts
+
+
+def _fitted(lm: Any, prompt: Prompt, chat: bool, room: int, description: bool, index: int) -> tuple[str, bool]:
+    text = _text(lm, prompt, chat, description)
+    context = getattr(getattr(lm, "runtime", None), "context_length", None)
+    if context is None or _fits(lm, text, context - room):
+        return text, False
+    while prompt.parts or prompt.row:
+        if prompt.parts:
+            prompt, description = replace(prompt, parts=prompt.parts[1:]), False
+        else:
+            prompt = replace(prompt, row="\n".join(prompt.row.split("\n")[1:]))
+        text = _text(lm, prompt, chat, description)
+        if _fits(lm, text, context - room):
+            return text, True
+    raise ModelError(
+        f"row {index}: the question alone does not fit the context of {context} tokens with {room} for the answer: "
+        f"load the model with a larger context="
+    )
+
+
+def _fits(lm: Any, text: str, tokens: int) -> bool:
+    # no token is shorter than a byte, so that short texts need not be encoded
+    return len(text.encode()) < tokens or len(lm.encode_prompt(text)) <= tokens
+
+
+def _text(lm: Any, prompt: Prompt, chat: bool, description: bool) -> str:
+    if not chat:
+        return prompt.text
+    system = [{"role": "system", "content": prompt.parts[0]}] if description and prompt.parts else []
+    user = replace(prompt, parts=prompt.parts[1:]) if system else prompt
+    return str(lm.render([*system, {"role": "user", "content": user.question}]).text) + prompt.answer
+
+
+def _check_control(lm: Any, text: str, where: str) -> None:
+    """The texts are parsed for control tokens, and a table must not be able to write one."""
+    tokenizer = getattr(lm, "tokenizer", None)
+    for control in getattr(tokenizer, "special_tokens", ()):
+        if len(control) > 1 and control in text:
+            raise DataError(f'{where} holds the text "{control}", a control token of this model: change the value')
+
+
+# --- The probability at the end of a reasoned text: the last one that is stated, or none.
+
+
+def reasoned_probability(text: str) -> float:
+    """`stated_probability` in [0, 1]; NaN where none is stated (0.5 would pass for an answer).
+
+    What follows the last "probability" (30%, 0.3, 3/10, 30), else the last percentage.  1 without a percent sign is
+    certainty; numbers over 1 without one are percentages; below 0 or over 100 they are none.
+    """
+    found = stated_probability(text)
+    return math.nan if found is None else found

@@ -1,0 +1,110 @@
+"""How good a risk score is: ranking, calibration, sharpness, and the same for each group of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from likely.metrics.bins import positive_ece, top_label_ece
+from likely.metrics.bootstrap import interval
+from likely.metrics.checks import Floats, Ints, check_confidence, check_correct
+from likely.metrics.intervals import wilson
+from likely.metrics.proper import brier_binary, nll_binary
+from likely.metrics.ranking import auroc
+
+BINS = 10  # folktexts'
+RESAMPLES = 200  # folktexts'
+Metric = Callable[[Floats, Ints], float]
+
+
+def top_ece(risk: Floats, y: Ints) -> float:
+    """ECE of the likelier class's probability: what folktexts reports, since its [1 − s, s] counts as multi-class."""
+    return top_label_ece(np.stack([1 - risk, risk], axis=1), y, bins=BINS)
+
+
+METRICS: dict[str, Metric] = {
+    "auc": lambda s, y: auroc(s, y),
+    "accuracy": lambda s, y: float(((s >= 0.5) == y).mean()),
+    "ece_top": top_ece,
+    "ece_positive": lambda s, y: positive_ece(s, y, bins=BINS),
+    "ece_quantile": lambda s, y: positive_ece(s, y, bins=BINS, binning="mass"),
+    "brier": lambda s, y: brier_binary(s, y),
+    "nll": lambda s, y: nll_binary(s, y),
+    "mean": lambda s, y: float(s.mean()),
+    "std": lambda s, y: float(s.std()),
+    "base_rate": lambda s, y: float(y.mean()),
+}
+
+
+def risk_report(
+    risk: Any, labels: Any, *, threshold: float | None = None, intervals: bool = True, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """Metrics of N risks against N outcomes of 0 and 1; a 95 % bootstrap interval in `<name>_interval` beside each.
+
+    auc           NaN risks (a text without a number) are left out of everything and counted in `parse_rate`
+    ece_top       of max(s, 1 − s), 10 bins of equal width: the number that folktexts prints
+    ece_positive  of s against the outcome;  ece_quantile: the same in bins of equal counts.  Not the same as ece_top
+    std, polarised  spread of the scores, and the share of them outside [0.1, 0.9]
+    bias          mean − base_rate: above 0 the scores overestimate the risk
+    auc is None, with a `note`, where the rows have one outcome only.
+    """
+    s = np.asarray(risk, np.float64)
+    known = ~np.isnan(s)
+    if not known.any():
+        raise ValueError("no risk is a number: there is nothing to report")
+    kept = check_confidence(s[known], "risk")
+    y = check_correct(np.asarray(labels)[known], len(kept))
+    found: dict[str, Any] = {"n": len(kept), "parse_rate": float(known.mean())}
+    for name, metric in METRICS.items():
+        if name == "auc" and len(set(y.tolist())) < 2:
+            found["auc"], found["note"] = None, f"every outcome is {int(y[0])}: the AUC is not defined"
+            continue
+        found[name] = metric(kept, y)
+        if intervals:
+            found[f"{name}_interval"] = list(interval(metric, kept, y, resamples=resamples))
+    found["bias"] = found["mean"] - found["base_rate"]
+    found["polarised"] = float(((kept < 0.1) | (kept > 0.9)).mean())
+    if threshold is not None:
+        right = int(((kept >= threshold) == y).sum())
+        found["threshold"], found["accuracy_at_threshold"] = threshold, right / len(kept)
+        found["accuracy_at_threshold_interval"] = list(wilson(right, len(kept)))
+    return found
+
+
+def subgroup_report(
+    risk: Any, labels: Any, groups: Sequence[object], *, threshold: float = 0.5, resamples: int = RESAMPLES
+) -> list[dict[str, Any]]:
+    """One line per group, the largest first: n, base rate, mean risk, ECE and AUC with intervals, rates at a threshold.
+
+    selected        share of the group at or above the threshold
+    true_positive, false_positive  share selected among those with and without the outcome, with Wilson intervals;
+                    None where the group has none such
+    """
+    s = np.asarray(risk, np.float64)
+    known = ~np.isnan(s)
+    y_all = np.asarray(labels)
+    if not len(s) == len(y_all) == len(groups):
+        raise ValueError(f"risk, labels and groups must have as many rows: {len(s)}, {len(y_all)}, {len(groups)}")
+    names = np.array([str(g) for g in groups])
+    lines = []
+    for name in sorted(set(names[known].tolist())):
+        mine = known & (names == name)
+        kept, y = check_confidence(s[mine], "risk"), check_correct(y_all[mine], int(mine.sum()))
+        chosen = kept >= threshold
+        line: dict[str, Any] = {"group": name, "n": len(kept)}
+        for metric in ("base_rate", "mean", "ece_positive", "auc"):
+            if metric == "auc" and len(set(y.tolist())) < 2:
+                line["auc"] = line["auc_interval"] = None
+                continue
+            line[metric] = METRICS[metric](kept, y)
+            line[f"{metric}_interval"] = list(interval(METRICS[metric], kept, y, resamples=resamples))
+        for rate, among in (
+            ("selected", np.ones(len(y), bool)), ("true_positive", y == 1), ("false_positive", y == 0),
+        ):  # fmt: skip
+            n = int(among.sum())
+            line[rate] = float(chosen[among].mean()) if n else None
+            line[f"{rate}_interval"] = list(wilson(int(chosen[among].sum()), n)) if n else None
+        lines.append(line)
+    return sorted(lines, key=lambda line: (-line["n"], line["group"]))

@@ -1,0 +1,190 @@
+"""Counts of characters, words, sentences and tokens: small automata over bytes, walked by text or by whole tokens.
+
+words      maximal runs of bytes that are not ASCII white space, as bytes.split() cuts them
+sentences  begun at the first byte that is not white space, ended by . ! or ? before white space ("3.14" is no end)
+chars      UTF-8 characters;  tokens: as they were emitted
+
+Every count only grows while text is appended.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from likely.decoding.constraint import ConstraintViolation, Mask, contains, no_tokens, pack
+from likely.guided.vocabulary import Vocabulary
+from likely.queries.where.nodes import CountKind
+
+SPACE: Final = b" \t\n\r\x0b\x0c"
+_CLASS = np.full(256, 2, np.uint8)  # 0 space, 1 end mark, 2 other, 3 UTF-8 continuation byte
+_CLASS[list(SPACE)] = 0
+_CLASS[list(b".!?")] = 1
+_CLASS[0x80:0xC0] = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Automaton:
+    """next[state][class], adds[state][class]: the state after a byte of this class, and what it adds to the count."""
+
+    next: NDArray[np.uint8]
+    adds: NDArray[np.uint8]
+
+
+def _automaton(rows: list[list[tuple[int, int]]]) -> Automaton:
+    table = np.array(rows, np.uint8)
+    return Automaton(table[..., 0].copy(), table[..., 1].copy())
+
+
+AUTOMATA = {
+    "chars": _automaton([[(0, 1), (0, 1), (0, 1), (0, 0)]]),
+    # 0 between words, 1 inside
+    "words": _automaton([[(0, 0), (1, 1), (1, 1), (1, 1)], [(0, 0), (1, 0), (1, 0), (1, 0)]]),
+    # 0 between sentences, 1 inside, 2 inside after an end mark
+    "sentences": _automaton(
+        [
+            [(0, 0), (2, 1), (1, 1), (1, 1)],
+            [(1, 0), (2, 0), (1, 0), (1, 0)],
+            [(0, 0), (2, 0), (1, 0), (1, 0)],
+        ]
+    ),
+}
+
+
+def walk(kind: CountKind, text: bytes, state: int = 0) -> tuple[int, int]:
+    """(count, state after the text) of a text that begins in `state`; not for tokens."""
+    automaton, total = AUTOMATA[kind], 0
+    for byte in text:
+        cls = _CLASS[byte]
+        total += int(automaton.adds[state, cls])
+        state = int(automaton.next[state, cls])
+    return total, state
+
+
+_NEXT_SENTENCE = re.compile(rb"[.!?]\s+(?=\S)")
+
+
+def count(kind: CountKind, text: str, tokens: int) -> int:
+    """The count of a whole text that was written with this many tokens; equal to `walk`, without a loop."""
+    match kind:
+        case "tokens":
+            return tokens
+        case "chars":
+            return len(text)
+        case "words":
+            return len(text.encode().split())
+    data = text.encode()
+    return int(bool(data.strip())) + len(_NEXT_SENTENCE.findall(data))
+
+
+@dataclass(frozen=True, eq=False)
+class TokenCounts:
+    """What each token of a vocabulary adds to a count, from each state.
+
+    adds (S, V), next (S, V)
+    """
+
+    kind: CountKind
+    tokens: tuple[bytes, ...] = field(repr=False)
+
+    @cached_property
+    def tables(self) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """(adds, next), each (S, V); the vocabulary is walked byte by byte, all its tokens together."""
+        size = len(self.tokens)
+        if self.kind == "tokens":
+            return np.array([[1 if t else 0 for t in self.tokens]], np.int32), np.zeros((1, size), np.uint8)
+        automaton = AUTOMATA[self.kind]
+        states = len(automaton.next)
+        lengths = np.fromiter(map(len, self.tokens), np.int64, size)
+        joined = _CLASS[np.frombuffer(b"".join(self.tokens), np.uint8)]
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        adds = np.zeros((states, size), np.int32)
+        state = np.repeat(np.arange(states, dtype=np.uint8)[:, None], size, axis=1)
+        order = np.argsort(-lengths, kind="stable")
+        for place in range(int(lengths.max(initial=0))):
+            live = order[: int((lengths > place).sum())]
+            cls = joined[starts[live] + place]
+            at = state[:, live]
+            adds[:, live] += automaton.adds[at, cls]
+            state[:, live] = automaton.next[at, cls]
+        return adds, state
+
+
+# --- The counter tier: a constraint on a number of words, sentences, tokens or characters.
+
+
+@dataclass(eq=False)
+class Counted:
+    """least <= count <= most: the counter tier.  Masks are looked up by (state, count still free).
+
+    A text that may be too short at the end only loses the end tokens; within a budget of tokens this is not looked
+    ahead (a word may need several).
+    """
+
+    counts: TokenCounts
+    vocabulary: Vocabulary
+    least: int
+    most: int | None
+    masks: dict[tuple[int, int], Mask] = field(default_factory=dict, repr=False)
+    history: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])  # (count, state) after each token
+    ended: bool = False
+    approximate: bool = False
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocabulary.size
+
+    @property
+    def accepting(self) -> bool:
+        count = self.history[-1][0]
+        return self.least <= count and (self.most is None or count <= self.most)
+
+    @property
+    def finished(self) -> bool:
+        return self.ended
+
+    def allowed(self, remaining: int | None = None) -> Mask:
+        if self.ended:
+            return no_tokens(self.vocab_size)
+        count, state = self.history[-1]
+        if self.most is None:
+            mask = self.vocabulary.text_mask
+        else:
+            key = (state, min(self.most - count, self.vocabulary.longest))
+            if key not in self.masks:
+                self.masks[key] = pack(self.counts.tables[0][state] <= key[1]) & self.vocabulary.text_mask
+            mask = self.masks[key]
+        return mask | self.vocabulary.end_mask if self.accepting else mask
+
+    def permits(self, token: int) -> bool:
+        return contains(self.allowed(), token)
+
+    def advance(self, token: int) -> None:
+        if not self.permits(token):
+            raise ConstraintViolation(f"token {token} is not allowed here")
+        if token in self.vocabulary.end_ids:
+            self.ended = True
+            return
+        count, state = self.history[-1]
+        adds, after = self.counts.tables
+        self.history.append((count + int(adds[state, token]), int(after[state, token])))
+
+    def forced(self) -> list[int]:
+        return []
+
+    def fork(self) -> Counted:
+        return Counted(self.counts, self.vocabulary, self.least, self.most, self.masks, self.history.copy(), self.ended)
+
+    def rollback(self, n: int) -> None:
+        if n and self.ended:
+            self.ended, n = False, n - 1
+        if n:
+            del self.history[-n:]
+
+    def ready(self, wait: bool = False) -> bool:
+        return True

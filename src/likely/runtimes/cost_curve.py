@@ -1,0 +1,181 @@
+"""What one call of a model costs on this machine, measured: the basis of every decision about batching and drafts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from likely.io.hashes import cache_dir
+from likely.io.whole_file import write_whole_file
+from likely.runtimes.protocol import Runtime, Want, Work
+
+POSITIONS = (1, 2, 4, 8, 16, 32, 64)
+SEQUENCES = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One measured call: `sequences` sequences with `context` kept tokens each, `positions` new tokens in all."""
+
+    runtime: str
+    engine: str
+    positions: int
+    sequences: int
+    context: int
+    threads: int
+    cpu: str
+    milliseconds: float
+    tokens_per_s: float
+    kind: str = "decode"  # or "prefill"
+
+
+@dataclass(frozen=True)
+class CostCurve:
+    """All rows of one model on one engine; `seconds(n)` interpolates single-sequence calls.
+
+    source  sha256 of the model's files: what curves of several engines have in common
+    """
+
+    revision: str
+    rows: list[Cost] = field(default_factory=list)
+    source: str = ""
+
+    def seconds(self, positions: int) -> float:
+        """Predicted time of one call on `positions` tokens of one sequence, linear between measurements."""
+        points = sorted((r.positions, r.milliseconds) for r in self.rows if r.sequences == 1 and r.kind == "decode")
+        if not points:
+            raise ValueError("the cost curve is empty: run likely bench")
+        xs, ys = zip(*points, strict=True)
+        if positions > xs[-1]:
+            return ys[-1] / xs[-1] * positions / 1e3
+        return float(np.interp(positions, xs, ys)) / 1e3
+
+    def seconds_per_token(self, use: str) -> float | None:
+        """Of one text ("single"), of the largest measured batch ("batch"), of reading ("scoring"); None: not measured.
+
+        The smallest measured context counts.
+        """
+        context = min((r.context for r in self.rows if r.kind == "decode"), default=0)
+        decode = [r for r in self.rows if r.kind == "decode" and r.context == context]
+        match use:
+            case "scoring":
+                rows = [r for r in self.rows if r.kind == "prefill"]
+            case "batch":
+                together = [r for r in decode if r.sequences == r.positions > 1]
+                largest = max((r.sequences for r in together), default=0)
+                rows = [r for r in together if r.sequences == largest]
+            case _:
+                rows = [r for r in decode if r.sequences == r.positions == 1]
+        return min((r.milliseconds / 1e3 / r.positions for r in rows), default=None)
+
+    def save(self) -> Path:
+        """Store it for other parts of likely; written to a temporary name and renamed."""
+        path = curve_path(self.revision)
+        write_whole_file(path, json.dumps(asdict(self)).encode())
+        return path
+
+    @classmethod
+    def load(cls, revision: str) -> CostCurve | None:
+        """The stored curve of this revision; None if there is none that can be read."""
+        found = cls._read(curve_path(revision))
+        return found if found is not None and found.revision == revision else None
+
+    @classmethod
+    def of_source(cls, source: str, cpu: str) -> list[CostCurve]:
+        """The stored curves of one model on this kind of processor, one per engine."""
+        found = [cls._read(path) for path in sorted((cache_dir() / "cost").glob("*.json"))]
+        return [c for c in found if c and c.rows and c.source == source and all(r.cpu == cpu for r in c.rows)]
+
+    @classmethod
+    def _read(cls, path: Path) -> CostCurve | None:
+        try:
+            data = json.loads(path.read_text())
+            return cls(data["revision"], [Cost(**row) for row in data["rows"]], data.get("source", ""))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def curve_path(revision: str) -> Path:
+    """Revisions of several engines begin alike: the name is a digest of all of it."""
+    return cache_dir() / "cost" / f"{hashlib.sha256(revision.encode()).hexdigest()[:32]}.json"
+
+
+def measure(
+    runtime: Runtime,
+    *,
+    name: str,
+    engine: str,
+    threads: int,
+    cpu: str,
+    source: str = "",
+    contexts: Iterable[int] = (128,),
+    positions: Iterable[int] = POSITIONS,
+    sequences: Iterable[int] = SEQUENCES,
+    prefill: int = 512,
+    rounds: int = 5,
+    seconds: float = 60.0,
+    progress: Callable[[str], None] | None = None,
+) -> CostCurve:
+    """Time calls of every shape, interleaved over `rounds`; medians.  Stops early, with whole rounds, at `seconds`.
+
+    Every position's row of logits is computed and its best token read, as verification does.
+    """
+    contexts, rng = [c for c in contexts if c < runtime.context_length], np.random.default_rng(0)
+    shapes = [("prefill", 0, 1, min(prefill, runtime.context_length - 1))]  # first: it needs the most free room
+    shapes += [("decode", c, 1, n) for c in contexts for n in positions if c + n <= runtime.context_length]
+    shapes += [
+        ("decode", contexts[0], s, s)
+        for s in sequences
+        if s > 1 and s * (contexts[0] + 1) <= runtime.limits.tokens_held and s <= runtime.limits.sequences
+    ]
+
+    def tokens(n: int) -> np.ndarray:
+        return rng.integers(3, min(runtime.vocab_size, 20_000), n)
+
+    times: dict[tuple[str, int, int, int], list[float]] = {shape: [] for shape in shapes}
+    started = time.perf_counter()
+    for number in range(rounds + 1):  # the first round warms up
+        if number > 1 and (time.perf_counter() - started) * (number + 1) / number > seconds:
+            break
+        if progress:
+            progress(f"round {number} of {rounds}" if number else "warming up")
+        held: dict[int, list[Any]] = {}
+        for shape in shapes:
+            kind, context, count, n = shape
+            if kind == "prefill":
+                sequence = runtime.open()
+                elapsed = _timed(runtime, [Work(sequence, tokens(n), want=Want(rows="last", top=1))])
+                runtime.close(sequence)
+            else:
+                group = held.setdefault(context, [])
+                while len(group) < count:
+                    group.append(runtime.open())
+                    runtime.forward([Work(group[-1], tokens(context), want=Want.NONE)])
+                each = n // count
+                work = [Work(s, tokens(each), want=Want(rows="all", top=1)) for s in group[:count]]
+                elapsed = _timed(runtime, work)
+                for s in group[:count]:
+                    runtime.truncate(s, context)
+            if number:
+                times[shape].append(elapsed)
+        for group in held.values():
+            for s in group:
+                runtime.close(s)
+    rows = []
+    for (kind, context, count, n), found in times.items():
+        median = float(np.median(found))
+        rows.append(Cost(name, engine, n, count, context, threads, cpu, median * 1e3, n / median, kind))
+    return CostCurve(runtime.revision, rows, source)
+
+
+def _timed(runtime: Runtime, work: list[Work]) -> float:
+    started = time.perf_counter()
+    runtime.forward(work)
+    return time.perf_counter() - started

@@ -1,0 +1,137 @@
+"""What the native engine must know of an architecture: sizes, norms, rotations and windows, from a config.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from likely.errors import CapabilityError, ModelError
+from likely.formats.families import FAMILIES, llama3_factors, rope_of_config, setting
+from likely.runtimes.protocol import FloatArray
+
+ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
+MOST_HEAD_DIM = 1024
+_ELSEWHERE = "use runtime='torch'"
+
+
+@dataclass(frozen=True, eq=False)
+class EngineShape:
+    """A decoder: RMS norms, rotary attention over grouped heads, a gated feed-forward part.
+
+    windows      per layer; 0: the layer sees everything
+    frequencies  (head_dim / 2,) fp32 of the rotation: of layers without and with a window
+    norm_offset  what is added to the norms' factors (1 for Gemma)
+    """
+
+    family: str  # as config.json names it
+    vocab_size: int
+    context_length: int
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    activation: str
+    epsilon: float
+    attention_scale: float
+    embedding_scale: float
+    logit_softcap: float  # 0: none
+    windows: tuple[int, ...]
+    frequencies: tuple[FloatArray, FloatArray]
+    tied: bool
+    qkv_bias: bool
+    query_key_norms: bool
+    norms_after: bool
+    norm_offset: float
+
+    @classmethod
+    def of_config(cls, config: dict[str, Any]) -> EngineShape:
+        """From the content of a config.json; CapabilityError for what the engine does not compute."""
+        family = str(config.get("model_type"))
+        if family not in (known := [f.model_type for f in FAMILIES]):
+            raise CapabilityError(f"the native engine runs {', '.join(known)}, not {family}: {_ELSEWHERE}")
+        gemma = family == "gemma3_text"
+        activation = config.get("hidden_activation" if gemma else "hidden_act") or ("silu", "gelu_pytorch_tanh")[gemma]
+        if activation not in ACTIVATIONS:
+            raise CapabilityError(f"the native engine has no activation {activation}: {_ELSEWHERE}")
+        for name in ("attn_logit_softcapping", "use_bidirectional_attention", "mlp_bias", "quantization_config"):
+            if config.get(name):
+                raise CapabilityError(f"the native engine has no {name}: {_ELSEWHERE}")
+        if family == "qwen3" and config.get("attention_bias"):
+            raise CapabilityError(f"the native engine has no attention_bias for qwen3: {_ELSEWHERE}")
+        hidden, heads = setting(config, "hidden_size"), setting(config, "num_attention_heads")
+        layers, head_dim = setting(config, "num_hidden_layers"), config.get("head_dim") or hidden // heads
+        kv_heads = config.get("num_key_value_heads") or heads
+        if head_dim > MOST_HEAD_DIM:
+            raise CapabilityError(
+                f"the native engine has heads of at most {MOST_HEAD_DIM}, not {head_dim}: {_ELSEWHERE}"
+            )
+        if heads % kv_heads or head_dim % 2:
+            raise ModelError(f"config.json: {heads} heads of width {head_dim} over {kv_heads} key heads cannot be")
+        full = rope_of_config(config, "full_attention" if gemma else None, 1e6 if gemma else 1e4)
+        local = rope_of_config(config, "sliding_attention", 1e4, "rope_local_base_freq") if gemma else full
+        return cls(
+            family=family,
+            vocab_size=setting(config, "vocab_size"),
+            context_length=setting(config, "max_position_embeddings"),
+            layers=layers,
+            hidden=hidden,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            mlp=setting(config, "intermediate_size"),
+            activation=activation,
+            epsilon=float(config.get("rms_norm_eps", 1e-6)),
+            attention_scale=float(config.get("query_pre_attn_scalar", 256) if gemma else head_dim) ** -0.5,
+            embedding_scale=float(np.float32(hidden**0.5)) if gemma else 1.0,
+            logit_softcap=float(config.get("final_logit_softcapping") or 0),
+            windows=_windows(config, family, layers),
+            frequencies=(_frequencies(full, head_dim), _frequencies(local, head_dim)),
+            tied=bool(config.get("tie_word_embeddings", gemma)),
+            qkv_bias=family == "qwen2" or bool(config.get("attention_bias")),
+            query_key_norms=family in ("qwen3", "gemma3_text"),
+            norms_after=gemma,
+            norm_offset=float(gemma),
+        )
+
+    @property
+    def kv_values_per_token(self) -> int:
+        """Numbers kept per token, over all layers; each head's width is rounded up to 32."""
+        return 2 * self.layers * self.kv_heads * (-(-self.head_dim // 32) * 32)
+
+
+def _windows(config: dict[str, Any], family: str, layers: int) -> tuple[int, ...]:
+    kinds = config.get("layer_types")
+    window = config.get("sliding_window")
+    if family == "gemma3_text":
+        pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
+        kinds = kinds or ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)]
+    elif not config.get("use_sliding_window"):
+        kinds = ["full_attention"] * layers
+    if kinds is None:
+        raise CapabilityError(f"the native engine needs layer_types to know which layers have a window: {_ELSEWHERE}")
+    if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
+        raise CapabilityError(f"the native engine has no layers of kind {', '.join(sorted(set(kinds)))}: {_ELSEWHERE}")
+    if "sliding_attention" in kinds and not (type(window) is int and window > 0):
+        raise ModelError(f"config.json: sliding_window must be a positive number, found {window!r}")
+    return tuple(int(window or 0) if kind == "sliding_attention" else 0 for kind in kinds)
+
+
+def _frequencies(rope: dict[str, Any], head_dim: int) -> FloatArray:
+    """1 / theta^(2i / D), rounded as transformers rounds it, and scaled as `rope` says."""
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise CapabilityError(f"the native engine rotates whole heads: {_ELSEWHERE}")
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    plain = (1 / np.power(np.float32(rope["rope_theta"]), exponent)).astype(np.float32)
+    match rope.get("rope_type", "default"):
+        case "default":
+            return plain
+        case "linear":
+            return (plain / np.float32(rope["factor"])).astype(np.float32)
+        case "llama3":
+            return (plain / llama3_factors(rope, rope["rope_theta"], head_dim)).astype(np.float32)
+        case kind:
+            raise CapabilityError(f'the native engine has no rotary scaling of type "{kind}": {_ELSEWHERE}')

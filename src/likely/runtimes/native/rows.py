@@ -1,0 +1,92 @@
+"""Rows of logits of the native engine become what each piece of work wants, some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import numpy as np
+
+from likely.runtimes.protocol import FloatArray, IntArray, Output, Want
+from likely.runtimes.rows import head_rows, match
+
+
+class Wanted:
+    """Fills the Outputs of a call.
+
+    head, hidden  per piece of work: sorted rows whose logits and hidden states are needed
+    """
+
+    def __init__(self, wants: Seq[Want], sizes: Seq[int], vocab_size: int):
+        self._wants = list(wants)
+        self._vocab_size = vocab_size
+        self._asked = [want.row_numbers(n) for want, n in zip(wants, sizes, strict=True)]
+        self.head = [head_rows(want, n) for want, n in zip(wants, sizes, strict=True)]
+        self.hidden = [np.unique(a) if w.hidden else a[:0] for w, a in zip(wants, self._asked, strict=True)]
+        self.logits = any(want.logits for want in wants)  # of any piece of work; the same below
+        self.entropy = any(want.entropy for want in wants)
+        self.top = min(max((want.top for want in wants), default=0), vocab_size)
+        self.reduced = self.entropy or self.top > 0 or any(w.pairs is not None and len(w.pairs) for w in wants)
+        self._fields = [_empty(want, len(a)) for want, a in zip(wants, self._asked, strict=True)]
+        self._kept: list[list[FloatArray]] = [[] for _ in wants]  # rows of logits, in the order of `head`
+
+    def add_hidden(self, item: int, rows: IntArray, values: FloatArray) -> None:
+        """values (R, D): the final hidden states of these rows."""
+        target = self._fields[item]
+        if target["hidden"] is None:
+            target["hidden"] = np.empty((len(self._asked[item]), values.shape[1]), np.float32)
+        to, at = match(self._asked[item], rows)
+        target["hidden"][to] = values[at]
+
+    def add(
+        self,
+        item: int,
+        rows: IntArray,
+        logits: FloatArray,
+        log_norm: np.ndarray,
+        entropy: np.ndarray,
+        top_ids: IntArray,
+        top: FloatArray,
+    ) -> None:
+        """Rows (sorted numbers) of one piece of work: logits (R, V) and what was reduced from them."""
+        want, fields, asked = self._wants[item], self._fields[item], self._asked[item]
+        if want.logits:
+            self._kept[item].append(logits)
+        if want.pairs is not None and len(want.pairs):
+            pairs = np.asarray(want.pairs)
+            to, at = match(pairs[:, 0], rows)
+            fields["logprobs"][to] = logits[at, pairs[to, 1]] - log_norm[at]
+        if want.top or want.entropy:
+            to, at = match(asked, rows)
+            if want.top:
+                fields["top_ids"][to] = top_ids[at, : want.top]
+                fields["top_logprobs"][to] = top[at, : want.top] - log_norm[at, None]
+            if want.entropy:
+                fields["entropy"][to] = entropy[at]
+
+    def outputs(self) -> list[Output]:
+        for i, want in enumerate(self._wants):
+            if want.logits:
+                self._fields[i]["logits"] = self._logits(i)
+        return [Output(**fields) for fields in self._fields]
+
+    def _logits(self, item: int) -> FloatArray:
+        """The rows as asked; no copy where they are one run of what was computed."""
+        kept, asked, head = self._kept[item], self._asked[item], self.head[item]
+        if not len(asked):
+            return np.empty((0, self._vocab_size), np.float32)
+        whole = kept[0] if len(kept) == 1 else np.concatenate(kept)
+        if len(asked) == len(head) and (asked == head).all():
+            return whole
+        return whole[np.searchsorted(head, asked)]
+
+
+def _empty(want: Want, rows: int) -> dict[str, Any]:
+    return {
+        "logits": None,
+        "top_ids": np.empty((rows, want.top), np.int64) if want.top else None,
+        "top_logprobs": np.empty((rows, want.top), np.float32) if want.top else None,
+        "entropy": np.empty(rows, np.float32) if want.entropy else None,
+        "hidden": None,
+        "logprobs": None if want.pairs is None else np.empty(len(want.pairs), np.float32),
+    }

@@ -1,0 +1,173 @@
+"""Weights in the native engine's form, made once per model and kind and kept in the cache folder.
+
+The file is a safetensors file: panels of bytes (see native/linear.h), norms and biases as fp32, each on a cache line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from likely.errors import ModelError
+from likely.formats.safetensors_file import read_entries, write_header
+from likely.io.hashes import cache_dir
+from likely.io.whole_file import replacing
+from likely.runtimes.native.architecture import EngineShape
+from likely.runtimes.native.library import GROUP, KINDS, PANEL, Library, aligned, packed_bytes, padded
+from likely.runtimes.native.source import EngineSource, Floats, Weight
+
+VERSION = 1  # of the form: a change makes files of old forms unused
+_ROWS = 128 * PANEL  # of a large matrix in memory at one time
+_LINE = 64
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of the packed file. write: its bytes, front to back."""
+
+    name: str
+    dtype: str
+    nbytes: int
+    write: Callable[[], Iterator[bytes]]
+
+
+def packed_path(sha256: str, kind: int) -> Path:
+    return cache_dir() / "engine" / f"{sha256[:32]}-{KINDS[kind]}-v{VERSION}.safetensors"
+
+
+def load_weights(
+    source: EngineSource,
+    shape: EngineShape,
+    kind: int,
+    library: Library,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Name -> bytes (panels) or fp32 vector, in memory on cache lines; made first where the cache does not have them.
+
+    progress  bytes written and bytes in all, while they are made
+    """
+    parts = _parts(source, shape, kind, library)
+    path = packed_path(source.sha256, kind)
+    if (found := _read(path, parts)) is not None:
+        return found
+    total, done = sum(part.nbytes for part in parts), 0
+    try:
+        with replacing(path) as file:
+            write_header(file, [(p.name, _dims(p), p.dtype) for p in parts], align=_LINE)
+            for part in parts:
+                written = 0
+                for piece in part.write():
+                    written += file.write(piece)
+                    if progress:
+                        progress(done + written, total)
+                assert written == part.nbytes, part.name
+                done += written
+    except OSError as error:
+        raise ModelError(f"the packed weights cannot be written to {path.parent} ({error.strerror})") from None
+    if (found := _read(path, parts)) is None:
+        raise ModelError(f"{path}: cannot be read back")
+    return found
+
+
+def _read(path: Path, parts: list[Part]) -> dict[str, np.ndarray] | None:
+    """None where the file is not there or is not what these parts make."""
+    try:
+        entries = read_entries(path)
+    except ModelError:
+        return None
+    if [(n, e.dtype, e.end - e.start) for n, e in entries.items()] != [(p.name, p.dtype, p.nbytes) for p in parts]:
+        return None
+    start = min(entry.start for entry in entries.values())
+    memory = aligned(sum(part.nbytes for part in parts))
+    with path.open("rb") as file:
+        file.seek(start)
+        if file.readinto(memory.data) != len(memory):
+            return None
+    views = {name: memory[entry.start - start : entry.end - start] for name, entry in entries.items()}
+    return {name: v.view(np.float32) if entries[name].dtype == "F32" else v for name, v in views.items()}
+
+
+def _dims(part: Part) -> tuple[int, ...]:
+    return (part.nbytes // (4 if part.dtype == "F32" else 1),)
+
+
+def _parts(source: EngineSource, s: EngineShape, kind: int, library: Library) -> list[Part]:
+    """What the packed file holds, in its order; every tensor of the source is used or refused."""
+    q, kv, rows = s.heads * s.head_dim, s.kv_heads * s.head_dim, -(-s.mlp // GROUP) * GROUP
+    used: set[str] = set()
+
+    def take(name: str, *shape: int) -> Weight:
+        used.add(name)
+        return source.take(name, shape)
+
+    def vector(name: str, weights: list[Weight], offset: float = 0.0, size: int | None = None) -> Part:
+        size = size or sum(w.stored.shape[0] for w in weights)
+        size = -(-size // 16) * 16
+
+        def write() -> Iterator[bytes]:
+            values = np.concatenate([w.whole() for w in weights]) + np.float32(offset)
+            yield np.pad(values, (0, size - len(values))).astype(np.float32).tobytes()
+
+        return Part(name, "F32", 4 * size, write)
+
+    def matrix(name: str, outputs: int, inputs: int, blocks: Callable[[], Iterator[Floats]]) -> Part:
+        def write() -> Iterator[bytes]:
+            for block in blocks():
+                yield library.pack(kind, block).tobytes()
+
+        return Part(name, "U8", packed_bytes(kind, outputs, inputs), write)
+
+    parts: list[Part] = []
+    for i in range(s.layers):
+        at, to = f"model.layers.{i}.", f"layers.{i}."
+        heads = [(f"{at}self_attn.{n}_proj", width) for n, width in (("q", q), ("k", kv), ("v", kv))]
+        qkv = [take(f"{name}.weight", width, s.hidden) for name, width in heads]
+        out = take(f"{at}self_attn.o_proj.weight", s.hidden, q)
+        gate, up = (take(f"{at}mlp.{n}_proj.weight", s.mlp, s.hidden) for n in ("gate", "up"))
+        down = take(f"{at}mlp.down_proj.weight", s.hidden, s.mlp)
+        parts += [
+            matrix(to + "qkv", q + 2 * kv, s.hidden, partial(_whole, qkv)),
+            matrix(to + "out", s.hidden, q, partial(_whole, [out])),
+            matrix(to + "gate_up", 2 * rows, s.hidden, partial(_interleaved, gate, up, rows)),
+            matrix(to + "down", s.hidden, s.mlp, partial(_whole, [down])),
+        ]
+        norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+        if s.norms_after:
+            norms |= {
+                "attention_after": "post_attention_layernorm",
+                "mlp_norm": "pre_feedforward_layernorm",
+                "mlp_after": "post_feedforward_layernorm",
+            }
+        parts += [vector(to + ours, [take(f"{at}{n}.weight", s.hidden)], s.norm_offset) for ours, n in norms.items()]
+        if s.query_key_norms:
+            for ours, name in (("query_norm", "q_norm"), ("key_norm", "k_norm")):
+                parts.append(vector(to + ours, [take(f"{at}self_attn.{name}.weight", s.head_dim)], s.norm_offset))
+        if s.qkv_bias:
+            biases = [take(f"{name}.bias", width) for name, width in heads]
+            parts.append(vector(to + "qkv_bias", biases, size=padded(q + 2 * kv)))
+    parts.append(vector("final_norm", [take("model.norm.weight", s.hidden)], s.norm_offset))
+    embedding = take("model.embed_tokens.weight", s.vocab_size, s.hidden)
+    if s.tied:
+        used.add("lm_head.weight")  # some files hold it twice
+        parts.append(matrix("head", s.vocab_size, s.hidden, partial(embedding.row_blocks, _ROWS)))
+    else:
+        head = take("lm_head.weight", s.vocab_size, s.hidden)
+        parts.append(matrix("embedding", s.vocab_size, s.hidden, partial(embedding.row_blocks, _ROWS)))
+        parts.append(matrix("head", s.vocab_size, s.hidden, partial(head.row_blocks, _ROWS)))
+    if unknown := sorted(set(source.weights) - used):
+        raise ModelError(f"the native engine has no place for the tensor \"{unknown[0]}\": use runtime='torch'")
+    return parts
+
+
+def _whole(weights: list[Weight]) -> Iterator[Floats]:
+    yield np.concatenate([w.whole() for w in weights])
+
+
+def _interleaved(gate: Weight, up: Weight, rows: int) -> Iterator[Floats]:
+    """Sixteen rows of the one, sixteen of the other, and so on, so that a panel holds both; zeros up to `rows`."""
+    both = [np.pad(w.whole(), ((0, rows - w.stored.shape[0]), (0, 0))).reshape(rows // 16, 16, -1) for w in (gate, up)]
+    yield np.concatenate(both, axis=1).reshape(2 * rows, -1)

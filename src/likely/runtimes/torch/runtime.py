@@ -1,0 +1,371 @@
+"""Any causal language model of transformers as a Runtime: sequences share one pool of keys and values."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+import torch
+
+from likely.errors import ModelError
+from likely.runtimes.machine import free_bytes
+from likely.runtimes.protocol import (
+    Capabilities,
+    FloatArray,
+    IntArray,
+    LayerPlan,
+    Limits,
+    Output,
+    Work,
+)
+from likely.runtimes.slots.layout import Layout, Part, texts_of
+from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
+from likely.runtimes.slots.table import TokenCount
+from likely.runtimes.torch.attention import AttentionPlan, Plan, register_interface
+from likely.runtimes.torch.check import is_causal, why_not_slots
+from likely.runtimes.torch.layers import LayerParts
+from likely.runtimes.torch.module import ModuleCall, weights_digest
+from likely.runtimes.torch.rows import RowCollector
+from likely.runtimes.torch.slots import SlotPool
+
+ROWS_BYTES = 64 * 2**20  # V-wide rows of logits that exist at one time
+MOST_TOKENS_HELD = 65536
+CHECK_TOKENS = 64
+RECOMPUTED_TOKENS_HELD = 2**20  # only token ids are held
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TorchRuntime(SlotRuntime):
+    """A transformers model, in evaluation mode while it runs here; its weights may be trained in between.
+
+    module       any causal language model; `module(input_ids=...)` must give `.logits`
+    tokens_held  room for kept and pending tokens; default: 65,536 or what an eighth of the free memory holds
+    revision     name of these weights; default: a digest of all of them
+    tokens_per_call  larger calls are cut, and so are calls whose rows of logits would take more than 64 MiB
+
+    `cached` says whether keys and values are kept. They are not where the architecture does not allow it
+    (`not_cached_because`): then every call computes the whole text again, slowly and with the same numbers.
+    Sliding-window layers: a canvas token (attention="full") sees what is less than one window away, on both sides.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        *,
+        tokens_held: int | None = None,
+        sequences: int = 4096,
+        revision: str | None = None,
+        tokens_per_call: int = 512,
+    ):
+        register_interface()
+        module.eval()
+        self.module = module
+        self._call = ModuleCall(module)
+        self.cached = True
+        super().__init__(
+            vocab_size=self._plain_vocab_size(),
+            context_length=self._call.context_length,
+            capabilities=Capabilities(
+                trees=True, fork=True, truncate=True, hidden=True, full_attention=True, gradients=True
+            ),
+            limits=Limits(sequences, CHECK_TOKENS, CHECK_TOKENS, tokens_per_call),
+            revision=revision if revision is not None else self._digest(),
+        )
+        self.not_cached_because = why_not_slots(self)
+        self.cached = self.not_cached_because is None
+        self.kv_bytes_per_token = self._table.bytes_per_token if self.cached else 0
+        if not self.cached:
+            if not is_causal(self):
+                raise ModelError(
+                    f"{type(module).__name__} is no causal language model: later tokens change the rows of earlier ones"
+                )
+            self.capabilities = Capabilities(trees=True, fork=True, truncate=True, hidden=True, gradients=True)
+        self._parts = LayerParts.of(module) if self.cached and isinstance(self._table, SlotPool) else None
+        if self._parts is not None and len(self._parts) == len(self.layer_windows):
+            self.capabilities = replace(self.capabilities, layers=len(self._parts))
+        if tokens_held is None:
+            tokens_held = self._default_tokens_held()
+        self._set_limits(Limits(sequences, tokens_held, tokens_held, tokens_per_call))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_id: str | FilePath, *, dtype: str | None = None, device: str | None = None, **limits: Any
+    ) -> TorchRuntime:
+        """A folder with safetensors weights, or a hub id where there is a network. Code from a model is never run.
+
+        dtype   "float32", "bfloat16" or "float16"; default: float32 on a CPU, bfloat16 on a GPU
+        limits  tokens_held, sequences, revision, tokens_per_call
+        """
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM
+
+        from likely.runtimes.torch.foreign_code import check_no_foreign_code
+
+        where = _device(device)
+        kind = _dtype(dtype, where)
+        check_no_foreign_code(folder_or_id)
+        try:
+            with _quiet():
+                module, found = AutoModelForCausalLM.from_pretrained(
+                    str(folder_or_id),
+                    dtype=kind,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+            raise ModelError(f"{folder_or_id}: cannot be loaded by transformers ({_one_line(error)})") from error
+        if bad := [*found["missing_keys"], *found["mismatched_keys"]]:
+            raise ModelError(f"{folder_or_id}: {len(bad)} weights are missing or misshapen, for instance {bad[0]}")
+        if "revision" not in limits and FilePath(folder_or_id).is_dir():
+            from likely.io.hashes import folder_sha256
+
+            limits["revision"] = _revision(folder_sha256(folder_or_id)[:16], kind)
+        return cls(module.to(where), **limits)
+
+    @classmethod
+    def from_gguf(
+        cls, path: str | FilePath, *, dtype: str | None = None, device: str | None = None, **limits: Any
+    ) -> TorchRuntime:
+        """A GGUF file, its weights dequantised to `dtype` (default: float32 on a CPU, bfloat16 on a GPU)."""
+        from likely.io.hashes import file_sha256
+        from likely.runtimes.torch.gguf_module import load_gguf
+
+        where = _device(device)
+        kind = _dtype(dtype, where)
+        module = load_gguf(FilePath(path), dtype=kind, device=where)
+        limits.setdefault("revision", _revision(file_sha256(path)[:16], kind))
+        return cls(module, **limits)
+
+    @property
+    def config(self) -> Any:
+        return self._call.config
+
+    @property
+    def text_config(self) -> Any:
+        return self._call.text_config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._call.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._call.device
+
+    @property
+    def layer_windows(self) -> list[int | None]:
+        """Sliding window of each attention layer, in positions, as the model last asked for it; None: it sees all."""
+        return self._call.windows
+
+    def refresh(self, revision: str | None = None) -> None:
+        """The weights changed: name them anew and invalidate every sequence; what they held is free again."""
+        self._invalidate()
+        self.revision = revision if revision is not None else self._digest()
+
+    # --- evaluation -------------------------------------------------------------------------------------------------
+
+    def _new_table(self, limit: int) -> Any:
+        """Where keys and values are kept, or at least counted; layouts of other kinds have their own."""
+        return SlotPool(limit) if self.cached else TokenCount(limit)
+
+    def _compute(
+        self, sequences: list[SlotSequence], work: list[Work], tokens: list[IntArray], slots: list[IntArray]
+    ) -> list[Output]:
+        rows = RowCollector([item.want for item in work], [len(t) for t in tokens], self.vocab_size)
+        if self.cached:
+            self._fill(sequences, work, tokens, slots, rows)
+        else:
+            self._recompute(sequences, work, tokens, rows)
+            slots[:] = tokens
+        return rows.outputs()
+
+    def _fill(
+        self,
+        sequences: list[SlotSequence],
+        work: list[Work],
+        tokens: list[IntArray],
+        slots: list[IntArray],
+        rows: RowCollector,
+    ) -> None:
+        """Fill `rows`, with keys and values in `slots`."""
+        layouts = [Layout.of(*of) for of in zip(sequences, work, slots, strict=True)]
+        for parts in self._calls(work, rows):
+            with self._leaving_out(work[parts[0].item].layers) as attending:
+                self._evaluate(parts, layouts, tokens, rows, attending)
+
+    def plain_logits(self, tokens: Seq[int] | IntArray) -> FloatArray:
+        """(n, V): the module's own forward over one text, with nothing cached; the reference for all else here."""
+        own = np.asarray(tokens, np.int64)
+        return self._call(own, np.arange(len(own)))[0].float().cpu().numpy()
+
+    def _calls(self, work: list[Work], rows: RowCollector) -> Iterator[list[Part]]:
+        """Cut the work into calls of bounded tokens and rows, each under one layer plan.
+
+        A canvas is never cut, and parts keep their order.
+        """
+        most_rows = max(1, ROWS_BYTES // (4 * self.vocab_size))
+        most_tokens = self.limits.tokens_per_call
+        if not self._call.keeps_rows:  # this model computes the logits of every token
+            most_tokens = min(most_tokens, most_rows)
+        parts: list[Part] = []
+        used = used_rows = 0
+        for i, item in enumerate(work):
+            n, head, start = len(item.tokens), rows.head_rows[i], 0
+            if parts and item.layers != work[i - 1].layers:
+                yield parts
+                parts, used, used_rows = [], 0, 0
+            while start < n:
+                seen = int(np.searchsorted(head, start))
+                if item.attention == "full":
+                    stop = n if not parts or used + n <= most_tokens else start
+                else:
+                    stop = min(n, start + most_tokens - used)
+                    allowed = seen + most_rows - used_rows
+                    stop = min(stop, int(head[allowed])) if allowed < len(head) else stop
+                if stop > start:
+                    parts.append(Part(i, start, stop))
+                    used += stop - start
+                    used_rows += int(np.searchsorted(head, stop)) - seen
+                    start = stop
+                if start < n:
+                    yield parts
+                    parts, used, used_rows = [], 0, 0
+        if parts:
+            yield parts
+
+    def _leaving_out(self, layers: LayerPlan | None) -> contextlib.AbstractContextManager[list[int] | None]:
+        """Within, the module skips what the plan names; gives the layers that attend, None for all."""
+        if layers is None or self._parts is None:
+            return contextlib.nullcontext()
+        return self._parts.leaving_out(layers, self._call)
+
+    def _evaluate(
+        self,
+        parts: list[Part],
+        layouts: list[Layout],
+        tokens: list[IntArray],
+        rows: RowCollector,
+        attending: list[int] | None,
+    ) -> None:
+        """One call of the module: neighbours in its row of tokens are alike, so that little is padded."""
+        pieces = [(layouts[p.item].piece(p.start, p.stop), p) for p in parts]
+        pieces.sort(key=lambda pair: (-len(pair[0].positions), -len(pair[0].slots)))
+        plan = Plan(
+            self._table,
+            [piece for piece, _ in pieces],
+            np.concatenate([layouts[p.item].slots[p.start : p.stop] for _, p in pieces]),
+            self.device,
+            layers=attending,
+        )
+        self._run([p for _, p in pieces], np.concatenate([piece.positions for piece, _ in pieces]), plan, tokens, rows)
+
+    def _run(
+        self, parts: list[Part], positions: IntArray, plan: AttentionPlan, tokens: list[IntArray], rows: RowCollector
+    ) -> None:
+        """Call the module on the parts, one after the other in its row of tokens, and hand on the wanted rows."""
+        head: list[IntArray] = []
+        hidden: list[IntArray] = []
+        head_where: list[tuple[int, IntArray]] = []
+        hidden_where: list[tuple[int, IntArray]] = []
+        offset = 0
+        for p in parts:
+            for wanted, found, where in ((rows.head_rows, head, head_where), (rows.hidden_rows, hidden, hidden_where)):
+                own = wanted[p.item]
+                own = own[np.searchsorted(own, p.start) : np.searchsorted(own, p.stop)]
+                if len(own):
+                    found.append(own - p.start + offset)
+                    where.append((p.item, own))
+            offset += p.stop - p.start
+        logits, states = self._call(
+            np.concatenate([tokens[p.item][p.start : p.stop] for p in parts]),
+            _joined(head),
+            hidden_rows=_joined(hidden),
+            positions=positions,
+            plan=plan,
+        )
+        rows.add(logits, head_where)
+        if states is not None:
+            rows.add_hidden(states, hidden_where)
+
+    def _recompute(
+        self, sequences: list[SlotSequence], work: list[Work], tokens: list[IntArray], rows: RowCollector
+    ) -> None:
+        """Each text, and each path of a tree, from its first token; nothing is shared or padded."""
+        for i, (sequence, item, own) in enumerate(zip(sequences, work, tokens, strict=True)):
+            wanted = np.union1d(rows.head_rows[i], rows.hidden_rows[i])
+            for text, numbers in texts_of(sequence, item, own, wanted):
+                first = len(text) - len(numbers)
+                head, at, _ = np.intersect1d(numbers, rows.head_rows[i], return_indices=True)
+                hidden, hidden_at, _ = np.intersect1d(numbers, rows.hidden_rows[i], return_indices=True)
+                logits, states = self._call(text, first + at, hidden_rows=first + hidden_at)
+                rows.add(logits, [(i, head)])
+                if states is not None:
+                    rows.add_hidden(states, [(i, hidden)])
+
+    def _plain_vocab_size(self) -> int:
+        try:
+            return int(self._call(np.zeros(2, np.int64), np.array([1]))[0].shape[-1])
+        except Exception as error:
+            raise ModelError(
+                f"{type(self.module).__name__}: its plain forward over two tokens fails ({_one_line(error)})"
+            ) from error
+
+    def _default_tokens_held(self) -> int:
+        if not self.cached:
+            return RECOMPUTED_TOKENS_HELD
+        fits = _free_bytes(self.device) // 8 // max(1, self.kv_bytes_per_token)
+        return int(min(MOST_TOKENS_HELD, max(1024, fits)))
+
+    def _digest(self) -> str:
+        return _revision(weights_digest(self.module), self.dtype)
+
+
+def _joined(arrays: list[IntArray]) -> IntArray:
+    return np.concatenate(arrays) if arrays else np.empty(0, np.int64)
+
+
+def _revision(digest: str, dtype: torch.dtype) -> str:
+    return f"torch-{str(dtype).removeprefix('torch.')}-{digest}"
+
+
+def _device(name: str | None) -> torch.device:
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+    if name is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, got {name}")
+    return DTYPES[name]
+
+
+def _free_bytes(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_bytes()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' progress bars and the hub client's notes about retries stay off the terminal."""
+    import huggingface_hub.utils.logging as hub
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), hub.get_verbosity()
+    logging.disable_progress_bar()
+    hub.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

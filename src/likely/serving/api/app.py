@@ -1,0 +1,124 @@
+"""The OpenAI-compatible API of one model: completions with echo, chats, and /v1/score.
+
+app = create_app(likely.load("smollm2"))
+uvicorn.run(app)
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path, PurePath
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from likely import __version__
+from likely.errors import LikelyError
+from likely.lm.confidence import KEPT
+from likely.lm.model import Model
+from likely.serving.api.answering import Answering
+from likely.serving.api.confidence import Sureness
+from likely.serving.api.schemas import Chat, Completion, Score, parse
+from likely.serving.engine import Engine
+from likely.serving.limits import Admission, ApiError, Limits, discard_body, json_response, read_json, refusal
+
+
+def served_name(name: str) -> str:
+    """The model's public name: a file or folder without the path to it."""
+    path = PurePath(name)
+    return path.name.removesuffix(".gguf") if path.is_absolute() or path.suffix == ".gguf" else name
+
+
+def create_app(
+    model: Model, *, limits: Limits | None = None, api_key: str | None = None, calibrator: str | Path = KEPT,
+    task: str = "default",
+) -> FastAPI:  # fmt: skip
+    """An application that serves `model`; its engine runs from the application's start to its shutdown.
+
+    api_key           if given, every request but /health must carry it: Authorization: Bearer KEY
+    calibrator, task  where the `confidence` of chats comes from, see `Model.ask`
+    """
+    limits = limits or Limits()
+    name = served_name(model.info.name)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine = Engine(model, max_queue=limits.max_queue)
+        app.state.engine = engine
+        app.state.answering = Answering(engine, name, limits, Sureness(model, calibrator, task))
+        try:
+            yield
+        finally:
+            app.state.answering.close()
+            engine.close()
+
+    app = FastAPI(
+        title="likely", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
+    )
+    admission = Admission(limits.max_queue)
+
+    def check_key(request: Request) -> None:
+        if api_key is None:
+            return
+        given = request.headers.get("authorization", "").encode()
+        if not hmac.compare_digest(given, b"Bearer " + api_key.encode()):
+            raise ApiError(
+                401, "the API key is missing or wrong: send Authorization: Bearer KEY", code="invalid_api_key"
+            )
+
+    @app.get("/health")
+    async def health(request: Request) -> Response:
+        engine: Engine = app.state.engine
+        body = {
+            "status": "ok" if engine.failure is None else "failed",
+            "model": name,
+            "version": __version__,
+            "requests": engine.waiting,
+            "free_tokens": engine.free_tokens,
+        }
+        return json_response(body, status=200 if engine.failure is None else 503)
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        check_key(request)
+        return json_response({"object": "list", "data": [app.state.answering.card]})
+
+    @app.get("/v1/models/{model_id:path}")
+    async def one_model(request: Request, model_id: str) -> Response:
+        check_key(request)
+        app.state.answering.check_model(model_id)
+        return json_response(app.state.answering.card)
+
+    async def answer(request: Request, work: Callable[[Request, dict], Awaitable[Response]]) -> Response:
+        try:
+            check_key(request)
+            with admission.enter():
+                return await work(request, await read_json(request, limits))
+        except Exception as error:
+            if not (isinstance(error, ApiError) and error.status == 413):  # of that, enough was read
+                await discard_body(request, limits)
+            raise
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await answer(request, lambda r, body: app.state.answering.completion(r, parse(Completion, body)))
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        return await answer(request, lambda r, body: app.state.answering.chat(r, parse(Chat, body)))
+
+    @app.post("/v1/score")
+    async def score(request: Request) -> Response:
+        return await answer(request, lambda r, body: app.state.answering.score(r, parse(Score, body)))
+
+    for kind in (ApiError, LikelyError, ValueError, TimeoutError, HTTPException):
+        app.add_exception_handler(kind, partial(_respond, limits))
+    app.add_exception_handler(Exception, partial(_respond, limits))
+    return app
+
+
+async def _respond(limits: Limits, request: Request, error: Exception) -> Response:
+    return refusal(error, limits).response()

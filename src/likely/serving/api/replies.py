@@ -1,0 +1,129 @@
+"""Answers in OpenAI's shapes: token names, log-probability blocks, choices, usage."""
+
+from __future__ import annotations
+
+import codecs
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from likely.tokenizers.protocol import Tokenizer
+
+Alternatives = Sequence[tuple[int, float]]  # (token id, logprob), most likely first
+LEAST = -9999.0  # what JSON gets for a probability of zero, as from OpenAI
+
+
+class TokenNames:
+    """Tokens as text: control tokens by name, bytes that are no text as bytes:\\xe2\\x80."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._written = {number: text for text, number in tokenizer.special_tokens.items()}
+
+    def bytes_of(self, token: int) -> bytes:
+        """As the token stands in a prompt: control tokens in their written form."""
+        written = self._written.get(token)
+        return self._tokenizer.token_bytes(token) if written is None else written.encode()
+
+    def shown(self, token: int) -> bytes:
+        """As the token adds to a generated text: nothing for control tokens."""
+        return self._tokenizer.token_bytes(token)
+
+    def name(self, token: int, *, skip: int = 0) -> str:
+        """skip  bytes at the beginning that are not part of the text"""
+        raw = self.bytes_of(token)[skip:]
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{b:02x}" for b in raw)
+
+
+def finite(logprob: float) -> float:
+    return logprob if math.isfinite(logprob) else LEAST
+
+
+class CompletionLogprobs:
+    """`logprobs` of a text completion, as one block or as one block per piece of a stream.
+
+    k       alternatives per token; the token itself is always among them, as OpenAI does it
+    offset  characters of the text before the first token
+    """
+
+    def __init__(self, names: TokenNames, k: int, *, offset: int = 0):
+        self._names, self._k, self._offset = names, k, offset
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def block(
+        self,
+        tokens: Sequence[int],
+        logprobs: Sequence[float | None],
+        tops: Sequence[Alternatives | None],
+        *,
+        skip: int = 0,
+        written: bool = False,
+    ) -> dict[str, Any]:
+        """skip: bytes of the first token that are no text;  written: control tokens are part of the text (a prompt)."""
+        texts, offsets, rows = [], [], []
+        for i, (token, logprob, top) in enumerate(zip(tokens, logprobs, tops, strict=True)):
+            cut = skip if i == 0 else 0
+            name = self._names.name(token, skip=cut)
+            texts.append(name)
+            offsets.append(self._offset)
+            raw = self._names.bytes_of(token)[cut:] if written else self._names.shown(token)
+            self._offset += len(self._decoder.decode(raw))
+            rows.append(None if logprob is None else self._row(token, name, logprob, top or ()))
+        return {
+            "tokens": texts,
+            "token_logprobs": [None if lp is None else finite(lp) for lp in logprobs],
+            "top_logprobs": rows,
+            "text_offset": offsets,
+        }
+
+    def _row(self, token: int, name: str, logprob: float, top: Alternatives) -> dict[str, float]:
+        row: dict[str, float] = {}
+        for other, value in top[: self._k]:
+            row.setdefault(name if other == token else self._names.name(other), finite(value))
+        row[name] = finite(logprob)
+        return row
+
+
+def joined(a: dict[str, Any] | None, b: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Two blocks, one after the other."""
+    if a is None or b is None:
+        return b if a is None else a
+    return {name: a[name] + b[name] for name in a}
+
+
+def chat_content(
+    names: TokenNames, tokens: Sequence[int], logprobs: Sequence[float], tops: Sequence[Alternatives], k: int
+) -> list[dict[str, Any]]:
+    """`logprobs.content` of a chat completion."""
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        return {"token": names.name(token), "logprob": finite(logprob), "bytes": list(names.bytes_of(token))}
+
+    return [
+        {**entry(token, lp), "top_logprobs": [entry(other, lp if other == token else v) for other, v in top[:k]]}
+        for token, lp, top in zip(tokens, logprobs, tops, strict=True)
+    ]
+
+
+def finish_reason(reason: str) -> str:
+    """OpenAI knows "stop" and "length"; a full context is a length."""
+    return "stop" if reason == "stop" else "length"
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    total = prompt_tokens + completion_tokens
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+
+
+def json_safe(value: Any) -> Any:
+    """The same with null for numbers that JSON has not (-inf)."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [json_safe(item) for item in value]
+    return value

@@ -1,0 +1,146 @@
+"""Entropy of what the model may write, estimated from S samples at temperature 1."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from likely.uncertainty.types import Floats, Gathered, GenerationScores, Uncertainty
+
+
+def predictive_entropy(samples: GenerationScores, n: int) -> Uncertainty:
+    """PE: −(1/S) Σ_s log p(y^s | x), whose mean over draws is the entropy of the text.
+
+    n  number of prompts, N.  Malinin and Gales 2021, arXiv:2002.07650, eq. 5
+    """
+    return _mean_over_samples(samples, n, -samples.logprobs, "predictive_entropy")
+
+
+def ln_predictive_entropy(samples: GenerationScores, n: int) -> Uncertainty:
+    """LN-PE: −(1/S) Σ_s (1/L_s) log p(y^s | x), each text's nats per token."""
+    return _mean_over_samples(samples, n, -samples.mean_logprobs, "ln_predictive_entropy")
+
+
+def entropy_error(samples: GenerationScores, n: int) -> Floats:
+    """(N,) standard error of `predictive_entropy`, from the spread of the S values; S >= 2."""
+    out = np.empty(n)
+    for i in range(n):
+        own = samples.logprobs[samples_of(samples, i, least=2)]
+        out[i] = own.std(ddof=1) / np.sqrt(len(own))
+    return out
+
+
+def samples_of(samples: GenerationScores, prompt: int, *, least: int = 1) -> np.ndarray:
+    """The numbers of a prompt's samples; ValueError if there are fewer than `least`."""
+    own = samples.of(prompt)
+    if len(own) < least:
+        raise ValueError(f"prompt {prompt} has {len(own)} samples, at least {least} are needed")
+    return own
+
+
+def any_cut(samples: GenerationScores, n: int) -> np.ndarray:
+    """(N,) whether any of a prompt's samples was cut."""
+    return np.array([bool(samples.truncated[samples.of(i)].any()) for i in range(n)])
+
+
+def _mean_over_samples(samples: GenerationScores, n: int, each: Floats, name: str) -> Uncertainty:
+    values = np.array([each[samples_of(samples, i)].mean() for i in range(n)])
+    return Uncertainty(values, "score", "less_certain", name, truncated=any_cut(samples, n), note=samples.note)
+
+
+# --- How much two texts share, word by word, and what that says of S samples.
+
+
+_WORD = re.compile(r"\w+")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words: runs of letters, digits and underscores."""
+    return _WORD.findall(text.lower())
+
+
+def common_length(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence, O(len(a)·len(b))."""
+    row = [0] * (len(b) + 1)
+    for x in a:
+        before = 0
+        for j, y in enumerate(b, 1):
+            kept, row[j] = row[j], before + 1 if x == y else max(row[j], row[j - 1])
+            before = kept
+    return row[-1]
+
+
+def rouge_l(a: str, b: str) -> float:
+    """F1 of the longest common subsequence of words, in [0, 1].  Two texts without words: 1 if equal, else 0.
+
+    Lin 2004, "ROUGE", section 3; without stemming.
+    """
+    one, other = words(a), words(b)
+    if not one or not other:
+        return float(a.strip() == b.strip())
+    shared = common_length(one, other)
+    return 2 * shared / (len(one) + len(other))
+
+
+def similarities(texts: Sequence[str]) -> Floats:
+    """(S, S) ROUGE-L of every pair, symmetric, 1 on the diagonal."""
+    out = np.eye(len(texts))
+    for i, j in itertools.combinations(range(len(texts)), 2):
+        out[i, j] = out[j, i] = rouge_l(texts[i], texts[j])
+    return out
+
+
+def lexical_similarity(samples: GenerationScores, n: int) -> Uncertainty:
+    """Mean ROUGE-L over all pairs of a prompt's samples (S >= 2): higher is surer.  Fomicheva et al. 2020."""
+    values = np.empty(n)
+    for i in range(n):
+        own = samples_of(samples, i, least=2)
+        pairs = similarities([samples.texts[k] for k in own])
+        values[i] = pairs[np.triu_indices(len(own), 1)].mean()
+    return Uncertainty(values, "score", "more_certain", "lexical_similarity", truncated=any_cut(samples, n))
+
+
+# --- Uncertainty from a graph of S samples whose edges are their similarities.  Lin et al. 2023, arXiv:2305.19187.
+#
+# W (S, S): symmetric, in [0, 1], 1 on the diagonal; D = diag(W·1); L = I − D^(−1/2) W D^(−1/2).
+
+
+ECCENTRIC_BELOW = 0.9  # eigenvalues of L whose eigenvectors are coordinates of the samples
+
+
+def eigenvalue_sum(w: Floats) -> float:
+    """EigV: Σ_k max(0, 1 − λ_k) over the eigenvalues of L, a soft number of meanings: 1 if all agree, S if none."""
+    return float(np.maximum(0.0, 1 - np.linalg.eigvalsh(_laplacian(w))).sum())
+
+
+def missing_degree(w: Floats) -> float:
+    """Deg: trace(S·I − D) / S², the mean of 1 − W over all pairs: 0 if all agree."""
+    return float((len(w) - w.sum(axis=1)).sum() / len(w) ** 2)
+
+
+def eccentricity(w: Floats) -> float:
+    """Ecc: the Frobenius norm of the samples' coordinates (eigenvectors of L with λ < 0.9) less their mean."""
+    values, vectors = np.linalg.eigh(_laplacian(w))
+    coordinates = vectors[:, values < ECCENTRIC_BELOW]
+    return float(np.linalg.norm(coordinates - coordinates.mean(axis=0)))
+
+
+def _laplacian(w: Floats) -> Floats:
+    if w.ndim != 2 or w.shape[0] != w.shape[1] or not np.allclose(w, w.T):
+        raise ValueError(f"similarities must be a symmetric (S, S) matrix, got shape {w.shape}")
+    scale = 1 / np.sqrt(w.sum(axis=1))
+    return np.eye(len(w)) - scale[:, None] * w * scale
+
+
+def graph_score(gathered: Gathered, of: Callable[[Floats], float], name: str) -> Uncertainty:
+    """One of the scores above per prompt, with ROUGE-L as similarity (S >= 2)."""
+    samples = gathered.texts("samples")
+    values = np.empty(gathered.n)
+    for i in range(gathered.n):
+        values[i] = of(similarities([samples.texts[k] for k in samples_of(samples, i, least=2)]))
+    return Uncertainty(
+        values, "score", "less_certain", name, truncated=any_cut(samples, gathered.n), note="similarity: ROUGE-L"
+    )

@@ -1,0 +1,137 @@
+"""All estimators by name: what each needs, and the function of what was gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from likely.errors import nearest
+from likely.uncertainty import consistency, likelihood, semantic, verbal
+from likely.uncertainty import samples as graph
+from likely.uncertainty import samples as overlap
+from likely.uncertainty import samples as sampling
+from likely.uncertainty.clusters import NUMBER, Clusterer
+from likely.uncertainty.p_true import p_true
+from likely.uncertainty.types import Floats, Gathered, Uncertainty
+
+NEEDS = ("greedy", "samples", "token_entropy", "beams", "p_true")
+BRAINSTORMED = 5  # samples that P(True) shows
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """needs: names of NEEDS;  of(gathered, clusterer): its values;  sure_is: which end of them is the sure one."""
+
+    about: str
+    needs: tuple[str, ...]
+    of: Callable[[Gathered, Clusterer], Uncertainty]
+    sure_is: Literal["high", "low"] = "low"
+
+
+def _greedy(of: Callable[..., Uncertainty]) -> Callable[[Gathered, Clusterer], Uncertainty]:
+    return lambda gathered, _: of(gathered.texts("greedy"))
+
+
+def _samples(of: Callable[..., Uncertainty]) -> Callable[[Gathered, Clusterer], Uncertainty]:
+    return lambda gathered, _: of(gathered.texts("samples"), gathered.n)
+
+
+def _meanings(of: Callable[..., Uncertainty], **settings: Any) -> Callable[[Gathered, Clusterer], Uncertainty]:
+    return lambda gathered, clusterer: of(gathered, clusterer=clusterer, **settings)
+
+
+def _graph(of: Callable[[Floats], float], name: str) -> Callable[[Gathered, Clusterer], Uncertainty]:
+    return lambda gathered, _: graph.graph_score(gathered, of, name)
+
+
+def _m_nll(gathered: Gathered, _: Clusterer) -> Uncertainty:
+    return likelihood.m_nll(gathered.texts("greedy"), gathered.texts("beams"))
+
+
+def _p_true(gathered: Gathered, _: Clusterer) -> Uncertainty:
+    return p_true(gathered)
+
+
+_G, _S = ("greedy",), ("samples",)
+_SE = semantic.semantic_entropy
+ESTIMATORS: dict[str, Estimator] = {
+    "g_nll": Estimator("-log p of the greedy text", _G, _greedy(likelihood.g_nll)),
+    "greedy_probability": Estimator("p of the greedy text", _G, _greedy(likelihood.greedy_probability), "high"),
+    "mean_nll": Estimator("nats per token of the greedy text", _G, _greedy(likelihood.mean_nll)),
+    "perplexity": Estimator("exp of mean_nll", _G, _greedy(likelihood.perplexity)),
+    "max_nll": Estimator("its least expected token", _G, _greedy(likelihood.max_nll)),
+    "token_entropy": Estimator("mean entropy of its tokens", ("token_entropy",), _greedy(likelihood.token_entropy)),
+    "m_nll": Estimator("-log p of the most likely text that beams find", ("greedy", "beams"), _m_nll),
+    "predictive_entropy": Estimator("mean -log p of samples", _S, _samples(sampling.predictive_entropy)),
+    "ln_predictive_entropy": Estimator("nats per token of samples", _S, _samples(sampling.ln_predictive_entropy)),
+    "semantic_entropy": Estimator("entropy over meanings, weighed by p", _S, _meanings(_SE)),
+    "ln_semantic_entropy": Estimator("the same, by p per token", _S, _meanings(_SE, length_normalised=True)),
+    "semantic_entropy_older": Estimator("the same in its first form", _S, _meanings(_SE, form="older")),
+    "discrete_semantic_entropy": Estimator(
+        "entropy over meanings, counted", _S, _meanings(semantic.discrete_semantic_entropy)
+    ),
+    "lexical_similarity": Estimator("words that samples share", _S, _samples(overlap.lexical_similarity), "high"),
+    "eigv": Estimator("soft number of meanings", _S, _graph(graph.eigenvalue_sum, "eigv")),
+    "deg": Estimator("mean dissimilarity of samples", _S, _graph(graph.missing_degree, "deg")),
+    "ecc": Estimator("spread of samples in their graph", _S, _graph(graph.eccentricity, "ecc")),
+    "csc": Estimator("samples that agree with the first", _S, _meanings(consistency.csc), "high"),
+    "csa": Estimator("the same, weighed by what each states", _S, _meanings(consistency.csa), "high"),
+    "greedy_agreement": Estimator(
+        "samples that agree with the greedy text", (*_G, *_S), _meanings(consistency.greedy_agreement), "high"
+    ),
+    "p_true": Estimator("p that the answer is true, when asked", ("p_true",), _p_true, "high"),
+    "stated_confidence": Estimator("what the text itself states", _G, _greedy(verbal.stated), "high"),
+}
+
+
+def check_names(names: Iterable[str]) -> list[str]:
+    """The names of estimators, each once; ValueError for an unknown one."""
+    found = list(dict.fromkeys(names))
+    for name in found:
+        if name not in ESTIMATORS:
+            known = ", ".join(ESTIMATORS)
+            raise ValueError(f'unknown estimator "{name}"{nearest(name, ESTIMATORS)} (allowed: {known})')
+    if not found:
+        raise ValueError(f"no estimator was named (allowed: {', '.join(ESTIMATORS)})")
+    return found
+
+
+def needs_of(names: Iterable[str], *, brainstormed: int = BRAINSTORMED) -> frozenset[str]:
+    """The union of what these need, with what that rests on; names of estimators or of needs.
+
+    brainstormed  samples that P(True) shows; without any it needs no samples
+    """
+    wanted: set[str] = set()
+    for name in names:
+        if name in NEEDS:
+            wanted.add(name)
+        elif name in ESTIMATORS:
+            wanted |= set(ESTIMATORS[name].needs)
+        else:
+            allowed = (*NEEDS, *ESTIMATORS)
+            raise ValueError(f'unknown need "{name}"{nearest(name, allowed)} (allowed: {", ".join(allowed)})')
+    if wanted & {"token_entropy", "beams", "p_true"}:
+        wanted.add("greedy")
+    if "p_true" in wanted and brainstormed:
+        wanted.add("samples")
+    return frozenset(wanted)
+
+
+def estimate(gathered: Gathered, names: Iterable[str], *, clusterer: Clusterer = NUMBER) -> dict[str, Uncertainty]:
+    """The named estimators on what was gathered: arithmetic only, unless the clusterer asks a model."""
+    once = _remembering(clusterer)
+    return {name: ESTIMATORS[name].of(gathered, once) for name in check_names(names)}
+
+
+def _remembering(clusterer: Clusterer) -> Clusterer:
+    """The same, asked about the same texts only once: it may be a model."""
+    known: dict[tuple[str, ...], list[int]] = {}
+
+    def groups(question: str, texts: Sequence[str]) -> list[int]:
+        key = (question, *texts)
+        if key not in known:
+            known[key] = clusterer.groups(question, texts)
+        return known[key]
+
+    return Clusterer(clusterer.name, groups)

@@ -1,0 +1,204 @@
+"""Training of the harmonizer's small network on votes alone: AdamW on a scalarised loss, stopped early.  torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from likely.calibration.h.loss import import_torch
+from likely.metrics.checks import Floats, Ints, softmax
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+EPOCHS, STEPS = 20, 500
+Layers = list[tuple[Floats, Floats]]  # weights (out, in), biases (out,); ReLU between two
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: see `Harmonizer`."""
+
+    scalarizer: Scalarizer
+    normalize_by_votes: bool
+    hidden: int
+    learning_rate: float
+    weight_decay: float
+    batch: int
+    epochs: int | None
+    validation: float
+    patience: int
+    seed: int
+
+
+def forward(layers: Layers, x: Any) -> Floats:
+    """(N, K) probabilities of features (N, D), dense or sparse."""
+    for i, (weight, bias) in enumerate(layers):
+        x = np.asarray(x @ weight.T) + bias
+        if i < len(layers) - 1:
+            x = np.maximum(x, 0)
+    return softmax(x)
+
+
+def train(x: Any, votes: Ints, classes: int, weights: Floats | None, recipe: Recipe) -> tuple[Layers, list[float]]:
+    """(the layers with the lowest scalarised loss on rows kept apart, that loss after each epoch).
+
+    x (N, D) dense or sparse, votes (N, M).  With validation 0 the last epoch's layers and the training loss.
+    ValueError if a loss is not finite: the learning rate is too high.
+    """
+    torch = import_torch()
+    rng = np.random.default_rng(recipe.seed)
+    order = rng.permutation(len(votes))
+    apart = round(recipe.validation * len(votes))
+    held, used = np.sort(order[:apart]), order[apart:]
+    layers = _initial(x.shape[1], recipe.hidden, classes, rng)
+    parameters = [torch.tensor(array, dtype=torch.float64, requires_grad=True) for pair in layers for array in pair]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    weight = None if weights is None else torch.as_tensor(weights)
+
+    def loss(rows: Ints) -> Any:
+        out = torch.as_tensor(_dense(x, rows))
+        for i in range(0, len(parameters), 2):
+            out = out @ parameters[i].T + parameters[i + 1]
+            if i < len(parameters) - 2:
+                out = torch.relu(out)
+        logp = torch.log_softmax(out, dim=-1)
+        return pareto_loss(
+            logp, torch.as_tensor(votes[rows]), scalarizer=recipe.scalarizer, weights=weight,
+            normalize_by_votes=recipe.normalize_by_votes,
+        )  # fmt: skip
+
+    best, lowest, since, curve = _copied(parameters), np.inf, 0, []
+    per_epoch = -(-len(used) // recipe.batch)
+    for _ in range(recipe.epochs or max(EPOCHS, -(-STEPS // per_epoch))):
+        seen = []
+        for rows in _batches(used, recipe.batch, rng):
+            optimizer.zero_grad()
+            mean = loss(rows).mean()
+            mean.backward()
+            optimizer.step()
+            seen.append(float(mean.detach()))
+        curve.append(_mean(loss, held, recipe.batch) if apart else float(np.mean(seen)))
+        _check([*seen, curve[-1]], f"in epoch {len(curve)}", recipe)
+        if curve[-1] < lowest or not apart:
+            best, lowest, since = _copied(parameters), curve[-1], 0
+        else:
+            since += 1
+            if since >= recipe.patience:
+                break
+    if not apart:  # the curve knows nothing of the last step
+        _check([_mean(loss, used, recipe.batch)], "after the last epoch", recipe)
+    return best, curve
+
+
+def _check(losses: list[float], when: str, recipe: Recipe) -> None:
+    if not np.isfinite(losses).all():
+        raise ValueError(
+            f"the harmonizer's loss is not finite {when} (learning_rate {recipe.learning_rate:g}): lower "
+            f"learning_rate, or scale the features"
+        )
+
+
+def _initial(features: int, hidden: int, classes: int, rng: np.random.Generator) -> Layers:
+    """He et al. 2015 for the hidden layer; the last one begins at 0, so that h begins uniform."""
+    if not hidden:
+        return [(np.zeros((classes, features)), np.zeros(classes))]
+    first = rng.normal(size=(hidden, features)) * np.sqrt(2 / features)
+    second = rng.normal(size=(classes, hidden)) * np.sqrt(1 / hidden) * 0.1
+    return [(first, np.zeros(hidden)), (second, np.zeros(classes))]
+
+
+def _dense(x: Any, rows: Ints) -> Floats:
+    part = x[rows]
+    return np.asarray(part.toarray() if hasattr(part, "toarray") else part, np.float64)
+
+
+def _batches(rows: Ints, size: int, rng: np.random.Generator) -> Iterator[Ints]:
+    mixed = rng.permutation(rows)
+    return (mixed[start : start + size] for start in range(0, len(mixed), size))
+
+
+def _mean(loss: Callable[[Ints], Any], rows: Ints, size: int) -> float:
+    torch = import_torch()
+    with torch.no_grad():
+        parts = [loss(rows[start : start + size]).numpy() for start in range(0, len(rows), size)]
+    return float(np.concatenate(parts).mean())
+
+
+def _copied(parameters: list[Any]) -> Layers:
+    arrays = [p.detach().numpy().copy() for p in parameters]
+    return list(zip(arrays[::2], arrays[1::2], strict=True))
+
+
+# --- Pareto scalarizers: one number from the losses of several sources, so that its minimum is Pareto optimal.
+#
+# losses (..., M) tensors, ℓ_j >= 0 of M sources, 0 where a source abstains; results (...,).  Each grows with every loss
+# (Chebyshev: never falls), so at a minimum no source can be fitted better without another being fitted worse.
+# Zhao et al. 2023, arXiv:2306.16564.
+
+
+Scalarizer = Callable[["Tensor"], "Tensor"]
+
+
+def linear(losses: Tensor) -> Tensor:
+    """Σ_j ℓ_j: the fit is to the shares of the votes."""
+    return losses.sum(-1)
+
+
+def quadratic(losses: Tensor) -> Tensor:
+    """(Σ_j ℓ_j)²: texts on which many sources disagree with the fit count most.  The paper's default."""
+    return losses.sum(-1) ** 2
+
+
+def euclidean(losses: Tensor) -> Tensor:
+    """sqrt(Σ_j ℓ_j²), with gradient 0 where all losses are 0."""
+    return losses.norm(dim=-1)
+
+
+def chebyshev(losses: Tensor) -> Tensor:
+    """max_j ℓ_j: only the worst fitted source counts (of equal ones, all in equal parts)."""
+    return losses.amax(-1)
+
+
+SCALARIZERS: dict[str, Scalarizer] = {
+    "linear": linear,
+    "quadratic": quadratic,
+    "euclidean": euclidean,
+    "chebyshev": chebyshev,
+}
+
+
+def source_losses(logp: Tensor, votes: Tensor) -> Tensor:
+    """ℓ_j = −log h(x)[Λ_j(x)], (B, M); exactly 0, without a gradient, where source j abstains.
+
+    logp (B, K) log-probabilities, votes (B, M) classes or -1
+    """
+    voted = votes >= 0
+    picked = -logp.gather(-1, votes.clamp(min=0))
+    return picked.where(voted, picked.new_zeros(()))  # not a product: 0 · inf is NaN
+
+
+def pareto_loss(
+    logp: Tensor,
+    votes: Tensor,
+    *,
+    scalarizer: Scalarizer = quadratic,
+    weights: Tensor | None = None,
+    normalize_by_votes: bool = False,
+) -> Tensor:
+    """G(w_1 ℓ_1, ..., w_M ℓ_M) of each text, (B,); 0 where nobody votes.
+
+    weights             (M,) > 0 per source, None: 1 each
+    normalize_by_votes  divide the losses by the number of sources that vote on the text.  Under the quadratic
+                        scalarizer a text with many votes otherwise counts with their number squared
+    """
+    losses = source_losses(logp, votes)
+    if weights is not None:
+        losses = losses * weights
+    if normalize_by_votes:
+        losses = losses / (votes >= 0).sum(-1, keepdim=True).clamp(min=1)
+    return scalarizer(losses)

@@ -1,0 +1,272 @@
+"""Calibrators: fitted on one part and judged on another, kept in a file, bound to what they were fitted for."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.special import expit, softmax
+from sklearn.linear_model import LogisticRegression
+
+from likely.calibration.calibrator import Calibrator, binding, fit_calibrator
+from likely.calibration.labelled import Labelled
+from likely.calibration.recalibrators.answer import AnswerLogistic, features
+from likely.calibration.recalibrators.table import METHODS, inputs_of
+from likely.calibration.store import find, keep, named, place
+from likely.calibration.threshold import gate
+from likely.errors import CapabilityError, DataError
+
+ORIGIN = {
+    "model": "m", "runtime": "llamacpp", "sha256": "a" * 64, "template": "t",
+    "settings": {"temperature": 0.0, "system": None},
+}  # fmt: skip
+
+
+def classes(n=2000, seed=0, heat=2.0):
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(n, 4)) * 4
+    y = (softmax(z / heat, axis=1).cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
+    return Labelled("logits", z, y)
+
+
+def answers(n=400, seed=0):
+    """Right with a probability that depends on the mean log-probability alone."""
+    rng = np.random.default_rng(seed)
+    tokens = [-rng.exponential(rng.uniform(0.02, 1.5), size=rng.integers(1, 12)) for _ in range(n)]
+    x = np.array([features(t.tolist()) for t in tokens])
+    correct = (rng.random(n) < expit(3 + 5 * x[:, 1])).astype(np.int64)
+    return Labelled("answer", x, correct, ORIGIN), tokens
+
+
+def test_the_report_is_of_items_that_were_not_fitted_to():
+    made = fit_calibrator(classes(), method="temperature", hold_out=0.25)
+    assert made.recalibrator.temperature_ == pytest.approx(2.0, abs=0.15)
+    assert made.about["held_out"] == 500 == made.after["n"] == len(made.confidence) and made.about["fitted_on"] == 1500
+    assert made.after["ece"] < made.before["ece"] / 2 and made.after["accuracy"] == made.before["accuracy"]
+    assert made.binding is None
+    # noise that a map can learn by heart does not look calibrated: the held-out items see through it
+    noise = Labelled("confidence", np.random.default_rng(1).random(200), np.random.default_rng(2).integers(0, 2, 200))
+    assert fit_calibrator(noise, method="isotonic").after["ece"] > 0.02
+
+
+def test_a_fold_without_wrong_answers_is_no_obstacle(tmp_path):
+    """20 items, 2 of them wrong: not every method can be fitted on every fold, and the file still holds JSON."""
+    few = answers(400)[0]
+    wrong, right = np.flatnonzero(few.labels == 0)[:2], np.flatnonzero(few.labels == 1)[:20]
+    made = fit_calibrator(few.part(np.r_[wrong, right]), hold_out=0.5, seed=1)
+    assert None in made.about["cross_validated_nll"].values()
+    made.save(tmp_path / "few.json")
+    assert Calibrator.load(tmp_path / "few.json").about == made.about
+
+
+def test_auto_takes_what_predicts_other_items_best():
+    made = fit_calibrator(answers()[0])
+    losses = made.about["cross_validated_nll"]
+    assert set(losses) == {"answer", "platt", "beta"} and min(losses, key=losses.get) == "answer"
+    assert made.recalibrator.name == made.about["method"] == "answer"
+    assert fit_calibrator(classes(), method="auto").recalibrator.name == "temperature"  # the truth is one
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "h"])
+def test_every_method_is_restored_from_its_file_to_the_bit(method, tmp_path):
+    wide = {"logits", "probs"} & set(inputs_of(method))
+    labelled = classes(1200)
+    if not wide:
+        labelled = Labelled("confidence", *labelled.outcomes(labelled.predictions()))
+    made = fit_calibrator(labelled, method=method)
+    made.save(tmp_path / "cal.json")
+    again = Calibrator.load(tmp_path / "cal.json")
+    assert np.array_equal(again.predict(labelled), made.predict(labelled))
+    assert again.confidence.tolist() == made.confidence.tolist() and again.after == made.after
+
+
+def test_answers_are_mapped_one_by_one_as_together(tmp_path):
+    labelled, tokens = answers()
+    made = fit_calibrator(labelled)
+    made.save(tmp_path / "cal.json")
+    again = Calibrator.load(tmp_path / "cal.json")
+    together = made.predict(labelled)
+    for i in range(0, 400, 57):
+        assert again.of_answer(tokens[i].tolist()) == pytest.approx(together[i], abs=1e-12)
+    assert again.of_answer(None) is None and again.of_answer([]) is None
+    with pytest.raises(CapabilityError, match="classes, not answers"):
+        fit_calibrator(classes(), method="temperature").of_answer([-1.0])
+
+
+def test_logistic_regression_agrees_with_scikit_learn():
+    labelled, _ = answers()
+    ours = AnswerLogistic(ridge=1.0).fit(labelled.x, labelled.labels)
+    scaled = (labelled.x - labelled.x.mean(axis=0)) / labelled.x.std(axis=0)
+    theirs = LogisticRegression(C=1.0, tol=1e-10, max_iter=10_000).fit(scaled, labelled.labels)
+    # they leave the intercept free, ours is pulled to the log odds: of 400 answers that is little
+    np.testing.assert_allclose(ours.predict_proba(labelled.x), theirs.predict_proba(scaled)[:, 1], atol=0.01)
+
+    share = labelled.labels.mean()
+
+    def loss(theta):
+        t = theta[0] + scaled @ theta[1:]
+        pull = (theta[1:] ** 2).sum() + (theta[0] - np.log(share / (1 - share))) ** 2
+        return np.logaddexp(0, t).sum() - labelled.labels @ t + pull / 2
+
+    best = minimize(loss, np.zeros(5), tol=1e-12).x
+    np.testing.assert_allclose([ours.intercept_, *ours.weights_], best, atol=1e-4)
+    weak, strong = (AnswerLogistic(ridge=r).fit(labelled.x, labelled.labels).weights_ for r in (1e-3, 1e6))
+    assert np.abs(strong).max() < 1e-3 < np.abs(weak).max()
+
+
+@pytest.mark.parametrize(
+    ("labelled", "method", "message"),
+    [
+        (classes(19), "temperature", "too few"),
+        (classes(100), "platt", "does not fit lines of logits"),
+        (Labelled("confidence", np.full(50, 0.5), np.ones(50, np.int64)), "temperature", "choose one of platt"),
+        (Labelled("confidence", np.full(50, 0.5), np.ones(50, np.int64)), "answer", "files of likely grade"),
+    ],
+)
+def test_what_cannot_be_fitted(labelled, method, message):
+    with pytest.raises(DataError, match=message):
+        fit_calibrator(labelled, method=method)
+
+
+def test_a_misspelt_method():
+    with pytest.raises(ValueError, match='did you mean "isotonic"'):
+        fit_calibrator(classes(100), method="isotonik")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda r: {},
+        lambda r: [],
+        lambda r: {**r, "likely_calibrator": 99},
+        lambda r: {k: v for k, v in r.items() if k != "held_out"},
+        lambda r: {**r, "held_out": {"confidence": [2.0], "correct": [1]}},
+        lambda r: {**r, "recalibrator": {**r["recalibrator"], "learned": {}}},
+        lambda r: {**r, "recalibrator": {**r["recalibrator"], "method": "nonsense"}},
+        lambda r: {**r, "recalibrator": None},
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_one_line(damage, tmp_path):
+    path = tmp_path / "cal.json"
+    fit_calibrator(answers()[0]).save(path)
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    with pytest.raises(DataError, match=r"cal\.json|recalibrator|learned"):
+        Calibrator.load(path)
+
+
+# --- binding ----------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_changes_the_law_of_answers_binds():
+    bound = binding(ORIGIN)
+    same = {
+        **ORIGIN,
+        "model": "another name",
+        "settings": {
+            "temperature": 0,
+            "seed": 3,
+            "top_p": 1.0,
+            "presence_penalty": 0,
+            "logit_bias": {},
+            "drafter": "auto",
+        },
+    }
+    assert {**binding(same), "model": "m"} == bound
+    for change in (
+        {"sha256": "b" * 64}, {"template": "u"}, {"settings": {"temperature": 0.5}},
+        {"settings": {"temperature": 0.0, "system": "Be brief."}}, {"settings": {"temperature": 0.0, "max_tokens": 9}},
+    ):  # fmt: skip
+        assert place(binding({**ORIGIN, **change})) != place(bound)
+    server = {**ORIGIN, "sha256": "unknown", "runtime": "http://here"}
+    assert binding(server) != binding({**server, "runtime": "http://there"})
+
+
+def test_a_kept_one_is_found_for_its_task_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIKELY_CALIBRATORS", str(tmp_path))
+    made = fit_calibrator(answers()[0])
+    path = keep(made, "capitals")
+    assert find(binding(ORIGIN), "capitals").about == made.about and find(binding(ORIGIN)) is None
+    assert find(binding({**ORIGIN, "template": "u"}), "capitals") is None
+    assert named(path, binding(ORIGIN)).about == made.about
+    with pytest.raises(DataError, match="fitted for another template"):
+        named(path, binding({**ORIGIN, "template": "u"}))
+    with pytest.raises(ValueError, match="task's name"):
+        keep(made, "../elsewhere")
+
+
+# --- gates ------------------------------------------------------------------------------------------------------------
+
+
+def held(confidence, correct):
+    made = fit_calibrator(answers()[0])
+    return Calibrator(made.recalibrator, "answer", np.array(confidence, float), np.array(correct))
+
+
+def test_at_least():
+    made = gate(held([0.95] * 50 + [0.5] * 50, [1] * 50 + [0] * 50), at_least=0.9)
+    assert made.passes(0.9) and not made.passes(0.89) and not made.passes(None)
+    # 50 of 50 right: (1 - p)^... the exact bound is delta^(1/50)
+    assert f"{0.1 ** (1 / 50):.3f}" in made.guarantee and "50 reach 0.9" in made.guarantee
+    assert "nothing is known" in gate(held([0.5] * 40, [1] * 40), at_least=0.9).guarantee
+
+
+def test_risk():
+    rng = np.random.default_rng(0)
+    confidence = rng.random(2000)
+    made = gate(held(confidence, (rng.random(2000) < confidence).astype(int)), risk=0.2)
+    assert 0.5 < made.threshold < 0.75  # E[1 - c | c >= t] = (1 - t) / 2 = .2 at t = .6
+    none = gate(held(confidence, np.zeros(2000, int)), risk=0.2)
+    assert none.threshold == np.inf and not none.passes(1.0) and "no threshold satisfies" in none.guarantee
+    assert none.to_dict()["threshold"] is None and none.why(0.5) == none.guarantee
+    with pytest.raises(ValueError, match="one of"):
+        gate(held([0.5], [1]), risk=0.1, at_least=0.5)
+    with pytest.raises(ValueError, match=r"risk must lie between 0 and 1, got 5"):
+        gate(held([0.5], [1]), risk=5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r.update(about=None), "damaged"),
+        (lambda r: r.update(binding="x"), "binding"),
+        (lambda r: r.update(binding={}), "binding"),
+        (lambda r: r.update(kind="colour"), 'kind "colour"'),
+        (lambda r: [r["recalibrator"]["learned"][n].pop() for n in ("mean_", "scale_", "weights_")], "4 features"),
+        (lambda r: r["held_out"].update(confidence=[2.0]), "damaged"),
+    ],
+)
+def test_damaged_files_are_refused_when_they_are_read(tmp_path, change, said):
+    made = fit_calibrator(answers()[0], method="answer")
+    made.save(tmp_path / "a.json")
+    record = json.loads((tmp_path / "a.json").read_text())
+    change(record)
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=said):
+        Calibrator.load(tmp_path / "a.json")
+
+
+def test_a_deeply_nested_file_is_no_calibrator(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="not a calibrator"):
+        Calibrator.load(tmp_path / "deep.json")
+
+
+def test_what_a_gate_says_is_never_rounded_to_certainty():
+    sure = np.full(30_000, 0.9)
+    made = Calibrator(AnswerLogistic(), "answer", sure, np.ones(30_000, np.int64))
+    told = gate(made, risk=0.0004, delta=0.001).guarantee
+    assert "at most 0.04 % of cases" in told and "99.9 % certainty" in told
+    assert gate(made, at_least=0.9000001).why(0.9) == "confidence 0.900000 is below 0.900000"
+    assert gate(made, at_least=0.9004).why(0.9) == "confidence 0.9000 is below 0.9004"
+
+
+def test_the_number_of_items_that_it_takes_is_enough():
+    def made(n):
+        return Calibrator(AnswerLogistic(), "answer", np.linspace(0.9, 0.95, n), np.ones(n, np.int64))
+
+    told = gate(made(12), risk=0.2).guarantee
+    needed = int(told.split("(it takes ")[1].split()[0])
+    assert needed == 14 and gate(made(needed), risk=0.2).threshold < 1
+    assert np.isinf(gate(made(needed - 2), risk=0.2).threshold)

@@ -1,0 +1,295 @@
+"""The target drafts for itself with layers left out: exact whatever is left out, and its own state untouched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from helpers_for_loops import run, toy_loop
+from tiny_torch import VOCAB, tiny_module
+
+from likely.decoding.drafting.layer_skip import (
+    ConfidentChain,
+    LayerSkip,
+    default_plan,
+    parse_plan,
+    plan_path,
+    save_plan,
+    saved_plan,
+)
+from likely.decoding.drafting.protocol import Draw, Law, UsesTarget
+from likely.decoding.drafting.sublayer_search import FoundPlan, relative_cost, search, speed_on
+from likely.decoding.loop import Loop
+from likely.decoding.request import Request
+from likely.decoding.sampling import Sampling, processed_logprobs
+from likely.errors import CapabilityError
+from likely.runtimes.protocol import LayerPlan, Want, Work
+from likely.runtimes.torch.runtime import TorchRuntime
+from likely.runtimes.toy import ToyRuntime
+
+GREEDY, WARM = Sampling(temperature=0.0), Sampling(temperature=0.8, top_p=0.9, seed=3)
+
+
+def idle_layers(layers=6, idle=(2, 3)):
+    """A small Llama in which some layers add nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(
+            vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128,
+        )  # fmt: skip
+        module = transformers.AutoModelForCausalLM.from_config(config)
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+        for n in idle:
+            module.model.layers[n].self_attn.o_proj.weight.data.zero_()
+            module.model.layers[n].mlp.down_proj.weight.data.zero_()
+    return TorchRuntime(module.eval(), tokens_held=2048, revision="idle")
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    return idle_layers()
+
+
+def loop_on(runtime):
+    return Loop(runtime, token_bytes=lambda token: b"", end_ids=frozenset())
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM, replace(WARM, repetition_penalty=1.4)])
+@pytest.mark.parametrize("argument", ["2", "2-3", "attn:1-4,mlp:2", ""])
+def test_tokens_are_those_of_plain_decoding(runtime, sampling, argument):
+    requests = [
+        Request((4, 7, 9), sampling, max_tokens=14, draft_budget=5),
+        Request((11,), sampling, max_tokens=8, samples=3, draft_budget=3),
+    ]
+    plain = run(loop_on(runtime), *requests)
+    source = LayerSkip(LayerSkip.parse(argument, runtime).plan, shape=ConfidentChain(5, confidence=0.0))
+    drafted = run(loop_on(runtime), *(replace(r, drafter=source) for r in requests))
+    assert [[f.tokens for f in g] for g in drafted] == [[f.tokens for f in g] for g in plain]
+    assert sum(f.proposed for g in drafted for f in g) > 0
+    assert not runtime._open and runtime.free_tokens() == 2048
+
+
+def test_layers_that_do_nothing_can_be_left_out(runtime):
+    source = LayerSkip(LayerPlan(frozenset({2, 3}), frozenset({2, 3})), shape=ConfidentChain(4, 0.0))
+    request = Request((4, 7, 9), WARM, max_tokens=18, drafter=source, draft_budget=4)
+    [[finished]] = run(loop_on(runtime), request)
+    assert finished.rounds == [0, 4, 4, 4, 1]
+
+
+def test_later_logits_are_bit_equal():
+    """After a draft the sequence is what it was: same length, nothing pending, and the same numbers ever after."""
+    runtime, tokens = idle_layers(idle=()), np.random.default_rng(0).integers(0, VOCAB, 20)
+    rows = []
+    for source in (None, LayerSkip(parse_plan("2", 6)), LayerSkip(parse_plan("attn:1-4", 6))):
+        sequence, found = runtime.open(), []
+        drafter = source.begin(tokens[:10].tolist(), Draw(GREEDY)) if source else None
+        runtime.forward([Work(sequence, tokens[:9], want=Want.NONE)])
+        for i in range(9, 19):
+            if drafter:
+                assert isinstance(drafter, UsesTarget)
+                drafter.attach(runtime, sequence, int(tokens[i]))
+                drafter.propose(1 + i % 4)
+                assert (sequence.length, sequence.pending, sequence.plan) == (i, 0, None)
+                drafter.observe([int(tokens[i + 1])])
+            found.append(runtime.forward([Work(sequence, tokens[i : i + 1])])[0].logits)
+        rows.append(np.concatenate(found))
+        runtime.close(sequence)
+    for found in rows[1:]:
+        np.testing.assert_array_equal(found, rows[0])
+
+
+def test_q_is_the_shortened_model_after_the_requests_settings(runtime):
+    plan, sampling = parse_plan("3", 6), WARM
+    source = LayerSkip(plan, shape=ConfidentChain(3, 0.0))
+    drafter = source.begin([5, 6, 7], Draw(sampling, verification="rejection"))
+    sequence = runtime.open()
+    runtime.forward([Work(sequence, np.array([5, 6]), want=Want.NONE)])
+    drafter.attach(runtime, sequence, 7)
+    made = drafter.propose(3)
+    made.check(budget=3, vocab_size=VOCAB, name="")
+    assert made.law is Law.IID
+    text = [7, *made.tokens[:2].tolist()]
+    parents = np.arange(-1, 2)
+    rows = runtime.forward([Work(sequence, np.array(text), parents, want=Want.ALL, layers=plan)])[0].logits
+    for node, row in zip((-1, 0, 1), rows, strict=True):
+        np.testing.assert_allclose(made.log_q[node], processed_logprobs(row, sampling), atol=1e-4)
+    runtime.close(sequence)
+
+
+def test_all_texts_share_the_calls(runtime):
+    calls = []
+    source = LayerSkip(parse_plan("2-3", 6), shape=ConfidentChain(3, 0.0))
+    drafters, sequences = [], []
+    for i in range(4):
+        sequences.append(runtime.open())
+        runtime.forward([Work(sequences[-1], np.array([i, 1]), want=Want.NONE)])
+        drafters.append(source.begin([i, 1, 2], Draw(GREEDY)))
+        drafters[-1].attach(runtime, sequences[-1], 2)
+    hook = runtime.module.register_forward_pre_hook(
+        lambda module, given, named: calls.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    drafts = source.propose_many(drafters, [3] * 4)
+    hook.remove()
+    assert calls == [4, 4, 4] and all(len(d) == 3 for d in drafts)
+    assert all(not s.pending for s in sequences)
+    assert all(len(d) == 0 for d in source.propose_many(drafters, [3] * 4))  # not attached anew
+    for s in sequences:
+        runtime.close(s)
+
+
+def test_no_room_is_no_guess():
+    runtime = idle_layers()
+    runtime = TorchRuntime(runtime.module, tokens_held=70, revision="tight")
+    source = LayerSkip(parse_plan("2-3", 6), shape=ConfidentChain(6, 0.0))
+    requests = [Request((i, 2, 3), WARM, max_tokens=20, drafter=source, draft_budget=6) for i in range(3)]
+    found = run(loop_on(runtime), *requests)
+    plain = run(loop_on(runtime), *(replace(r, drafter=None) for r in requests))
+    assert [g[0].tokens for g in found] == [g[0].tokens for g in plain]
+    assert not runtime._open and runtime.free_tokens() == 70
+
+
+# --- the chain that stops where it is unsure --------------------------------------------------------------------------
+
+
+def grown(shape, rows, draw, budget=9):
+    growth, levels = shape.grow(draw, 0, budget), 0
+    try:
+        next(growth)
+        while True:
+            levels += 1
+            growth.send(np.log(np.array(rows[levels - 1], np.float32))[None])
+    except StopIteration as stop:
+        return stop.value, levels
+
+
+@pytest.mark.parametrize("draw", [Draw(GREEDY), Draw(Sampling(seed=1)), Draw(Sampling(seed=1), 0, "rejection")])
+def test_a_draft_ends_where_it_is_unsure(draw):
+    rows = [[0.9, 0.1], [0.3, 0.7], [0.55, 0.45], [0.9, 0.1]]
+    draft, calls = grown(ConfidentChain(9, 0.6), rows, draw)
+    assert len(draft) == 2 and calls == 3
+    draft.check(budget=9, vocab_size=2, name="")
+    draft, calls = grown(ConfidentChain(9, 0.95), rows, draw)
+    assert len(draft) == 0 and calls == 1
+    assert len(grown(ConfidentChain(3, 0.0), rows, draw)[0]) == 3
+    assert len(grown(ConfidentChain(9, 0.6), rows, draw, budget=1)[0]) == 1
+
+
+def test_a_greedy_chain_holds_the_best_tokens():
+    assert grown(ConfidentChain(), [[0.9, 0.1], [0.3, 0.7], [0.5, 0.5]], Draw(GREEDY))[0].tokens.tolist() == [0, 1]
+
+
+def test_wrong_shapes_are_refused():
+    with pytest.raises(ValueError, match="length must be >= 1"):
+        ConfidentChain(0)
+    with pytest.raises(ValueError, match="confidence must lie in"):
+        ConfidentChain(3, 1.5)
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+def test_arguments_become_plans():
+    assert parse_plan("4", 30) == LayerPlan.exit_after(4, 30)
+    assert LayerPlan.exit_after(4, 6).skip_attention == {4, 5} == LayerPlan.exit_after(4, 6).skip_mlp
+    assert parse_plan("3,5-7", 30) == LayerPlan(frozenset({3, 5, 6, 7}), frozenset({3, 5, 6, 7}))
+    assert parse_plan("4-4", 30) == LayerPlan(frozenset({4}), frozenset({4}))
+    assert parse_plan("attn:3, mlp:4-5,7", 30) == LayerPlan(frozenset({3, 7}), frozenset({4, 5, 7}))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("0", r"1\.\.29"), ("30", r"1\.\.29"), ("28-30", "0 to 29"), ("9-3", "0 to 29"), ("attn:", "not understood"),
+        ("x", "not understood"), ("3,,4", "not understood"), ("ffn:3", "not understood"), ("-3", "not understood"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_refused(argument, message):
+    with pytest.raises(ValueError, match=message):
+        parse_plan(argument, 30)
+
+
+def test_a_runtime_without_layers_is_refused():
+    toy = ToyRuntime.random(5, seed=0)
+    with pytest.raises(CapabilityError, match="runtime='torch'"):
+        LayerSkip.parse("2", toy)
+    with pytest.raises(CapabilityError, match="runtime='torch'"):
+        request = Request((1,), drafter=LayerSkip(LayerPlan(frozenset({0}))), draft_budget=2, max_tokens=5)
+        run(toy_loop(toy), request)
+
+
+def test_a_plan_is_kept_per_model(runtime, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIKELY_CACHE", str(tmp_path))
+    assert saved_plan("idle", 6) is None
+    assert LayerSkip.parse("", runtime).plan == default_plan(6)
+    plan = LayerPlan(frozenset({1}), frozenset({2, 3}))
+    save_plan("idle", plan)
+    assert saved_plan("idle", 6) == plan == LayerSkip.parse("", runtime).plan
+    assert saved_plan("idle", 3) is None and saved_plan("other", 6) is None
+    plan_path("idle").write_text("{")
+    assert saved_plan("idle", 6) is None
+
+
+# --- search -----------------------------------------------------------------------------------------------------------
+
+
+def test_cost_is_the_kept_share_of_the_weights():
+    sizes = {"attention": 1.0, "mlp": 3.0, "head": 8.0}
+    assert relative_cost(LayerPlan(), 4, **sizes) == 1
+    assert relative_cost(LayerPlan.exit_after(1, 4), 4, **sizes) == 0.5
+    assert relative_cost(LayerPlan(frozenset({2})), 4, **sizes) == pytest.approx(23 / 24)
+
+
+def test_a_plan_is_measured_and_improved(runtime):
+    """Layers that do nothing are found to be free; a search ends above where it began, and says what it measured."""
+    prompts = [np.random.default_rng(i).integers(0, VOCAB, 6).tolist() for i in range(2)]
+    speed = speed_on(
+        runtime, prompts, max_tokens=9, shape=ConfidentChain(3, 0.0),
+        cost=lambda plan: relative_cost(plan, 6, attention=1.0, mlp=2.0, head=1.0),
+    )  # fmt: skip
+    nothing, idle = speed(LayerPlan()), speed(LayerPlan(frozenset({2, 3}), frozenset({2, 3})))
+    assert idle.tokens_per_call == nothing.tokens_per_call == 3  # 9 tokens: 1, 4, 4
+    assert (nothing.draft_calls_per_call, nothing.cost, nothing.speedup) == (2, 1, 1)
+    assert idle.cost == pytest.approx(13 / 19) and idle.speedup == pytest.approx(3 / (1 + 2 * 13 / 19))
+    begun = speed(LayerPlan(frozenset({1, 3}), frozenset({1, 3})))
+    found = search(speed, 6, np.random.default_rng(0), trials=6)
+    assert found.speedup > begun.speedup and found.speedup == speed(found.plan).speedup
+    assert not (found.plan.skip_attention | found.plan.skip_mlp) & {0, 5}
+
+
+def test_the_search_climbs():
+    """On a known landscape, each sublayer's worth its own, the best mask is found."""
+    worth = np.random.default_rng(1).normal(size=(2, 5))
+    worth[:, [0, 4]] = -9
+
+    def speed(plan):
+        total = sum(worth[0][n] for n in plan.skip_attention) + sum(worth[1][n] for n in plan.skip_mlp)
+        return FoundPlan(plan, float(total), 1, 1, 1)
+
+    found = search(speed, 5, np.random.default_rng(0), trials=200)
+    assert found.plan == LayerPlan(*(frozenset(np.flatnonzero(row > 0).tolist()) for row in worth))
+
+
+def test_a_model_taken_apart_by_hand_gives_the_same_drafts():
+    """Early exit after one of two layers: the chain is greedy decoding of the module cut to one layer."""
+    runtime = TorchRuntime(tiny_module("llama"), tokens_held=256, revision="x")
+    cut = tiny_module("llama")
+    cut.model.layers = cut.model.layers[:1]
+    cut.config.num_hidden_layers = 1
+    text = [3, 9, 4, 17, 5]
+    sequence = runtime.open()
+    drafter = LayerSkip(parse_plan("1", 2), shape=ConfidentChain(6, 0.0)).begin(text, Draw(GREEDY))
+    runtime.forward([Work(sequence, np.array(text[:-1]), want=Want.NONE)])
+    drafter.attach(runtime, sequence, text[-1])
+    found = drafter.propose(6).tokens.tolist()
+    expected = []
+    for _ in range(6):
+        rows = cut(input_ids=torch.tensor([[*text, *expected]])).logits
+        expected.append(int(rows[0, -1].argmax()))
+    assert found == expected
+    runtime.close(sequence)

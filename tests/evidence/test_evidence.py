@@ -1,0 +1,150 @@
+"""Results files: a schema that refuses half-told numbers, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+
+import pytest
+from pydantic import ValidationError
+
+from likely.errors import DataError
+from likely.evidence.study import (
+    Check,
+    Evidence,
+    Figure,
+    model_source,
+    read_result,
+    read_results,
+    surroundings,
+    verdict_of,
+    write_result,
+)
+
+FIGURE = {
+    "subject": "engine", "quantity": "p50", "value": 0.5, "low": 0.4, "high": 0.6, "unit": "nats", "n": 10,
+    "of": "tokens",
+}  # fmt: skip
+CHECK = {"statement": "small enough", "value": 0.5, "bound": 1.0, "unit": "nats"}
+
+
+def evidence(**changes) -> Evidence:
+    record = {
+        "id": "trial", "title": "A trial", "claim": "It is small.", "paper_figure": "0.4", "ours": "0.5 nats",
+        "figures": [FIGURE], "checks": [CHECK], "samples": "10 tokens", "intervals": "95 %, bootstrap",
+        "mode": "quick", "models": [{"name": "m.gguf", "sha256": "a" * 64}], "data": [],
+        "command": "python reproductions/trial.py", "threads": 1, "seconds": 1.0, "verdict": "reproduced",
+        "not_shown": ["large models"], **surroundings(),
+    }  # fmt: skip
+    return Evidence(**{**record, **changes})
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    path = write_result(evidence(), tmp_path / "new")
+    assert path.name == "trial.json" and read_result(path) == evidence()
+    assert read_results(tmp_path / "new") == {"trial": evidence()}
+    assert [p.name for p in path.parent.iterdir()] == ["trial.json"]
+    assert os.stat(path).st_mode & 0o777 == 0o644
+
+
+def test_surroundings_say_machine_versions_and_day():
+    found = surroundings()
+    assert found["machine"].cores >= 1 and found["versions"]["likely"] and len(found["date"]) == 10
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"figures": []},
+        {"not_shown": []},
+        {"models": [{"name": "m", "sha256": "abc"}]},
+        {"verdict": "not reproduced"},
+        {"verdict": "great"},
+        {"checks": [{**CHECK, "value": 2.0}]},
+        {"extra": 1},
+        {"id": "../trial"},
+        {"seconds": -1},
+        {"date": "yesterday"},
+    ],
+    ids=lambda c: next(iter(c)),
+)
+def test_a_half_told_result_is_refused(changes):
+    with pytest.raises(ValidationError):
+        evidence(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"low": None},
+        {"low": None, "high": None},
+        {"low": 0.55},
+        {"value": math.nan, "low": None, "high": None, "note": "none"},
+        {"value": math.inf, "high": math.inf},
+        {"n": 0},
+        {"unit": ""},
+    ],
+)
+def test_a_figure_needs_unit_size_and_interval_or_a_reason(changes):
+    Figure(**FIGURE)
+    with pytest.raises(ValidationError):
+        Figure(**{**FIGURE, **changes})
+
+
+def test_the_verdict_follows_from_the_checks():
+    good, bad = Check(**CHECK), Check(**{**CHECK, "bound": 0.1})
+    assert verdict_of([good]) == "reproduced"
+    assert verdict_of([good, bad]) == "partly reproduced"
+    assert verdict_of([bad]) == "not reproduced"
+
+
+def test_a_quick_run_never_replaces_a_full_one(tmp_path):
+    write_result(evidence(mode="full"), tmp_path)
+    quick = write_result(evidence(), tmp_path)
+    assert quick.name == "trial.quick.json" and read_result(tmp_path / "trial.json").mode == "full"
+    assert list(read_results(tmp_path)) == ["trial"]
+    write_result(evidence(mode="full", ours="0.6 nats"), tmp_path)
+    assert read_result(tmp_path / "trial.json").ours == "0.6 nats"
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    write_result(evidence(), tmp_path)
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_result(evidence(ours="other"), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["trial.json"]
+    assert read_result(tmp_path / "trial.json").ours == "0.5 nats"
+
+
+def test_a_broken_file_names_itself_and_the_field(tmp_path):
+    path = write_result(evidence(), tmp_path)
+    record = json.loads(path.read_text())
+    record["figures"][0]["n"] = 0
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"trial.json: figures.0.n"):
+        read_result(path)
+    path.write_text("{")
+    with pytest.raises(DataError, match=r"trial.json"):
+        read_results(tmp_path)
+    with pytest.raises(DataError, match="cannot read"):
+        read_result(tmp_path / "none.json")
+    path.unlink()
+    write_result(evidence(), tmp_path).rename(tmp_path / "other.json")
+    with pytest.raises(DataError, match='id is "trial"'):
+        read_results(tmp_path)
+    assert read_results(None) == read_results(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.real
+def test_the_source_of_a_model_is_its_file(smollm2_path):
+    source = model_source("smollm2")
+    assert source.name == smollm2_path.name and source.licence
+    assert source.sha256 == hashlib.sha256(smollm2_path.read_bytes()).hexdigest()
+    with pytest.raises(DataError, match='no model is known by the name "gpt-9"'):
+        model_source("gpt-9")

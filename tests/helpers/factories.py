@@ -1,0 +1,97 @@
+"""One factory per runtime under test: name -> (build, tolerance in nats).
+
+A factory returns a fresh runtime with at least 16 sequences, a context of at least 64 tokens, room for at least 512
+tokens, and a vocabulary of at least 8 tokens. Tolerance 0 means bit-identical logits however the work is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from likely.runtimes.protocol import Runtime
+from likely.runtimes.toy import ToyRuntime
+
+
+def toy() -> Runtime:
+    return ToyRuntime.random(11, seed=3, order=4, context_length=64, tokens_held=1024, sequences=32)
+
+
+def torch_runtime(name: str) -> Callable[[], Runtime]:
+    def build() -> Runtime:
+        from tiny_torch import tiny_module
+
+        from likely.runtimes.torch.runtime import TorchRuntime
+
+        return TorchRuntime(tiny_module(name), tokens_held=1024, sequences=64, tokens_per_call=16)
+
+    return build
+
+
+def aligned(kind: str, name: str) -> Callable[[], Runtime]:
+    def build() -> Runtime:
+        from tiny_torch import tiny_module
+
+        from likely.runtimes.torch.aligned import GroupTorchRuntime, RepadTorchRuntime
+
+        make = {"repad": RepadTorchRuntime, "group": GroupTorchRuntime}[kind]
+        return make(tiny_module(name), tokens_held=1024, sequences=64, tokens_per_call=16)
+
+    return build
+
+
+def llamacpp(kind: str, dtype: str) -> Callable[[], Runtime]:
+    def build() -> Runtime:
+        import tempfile
+        from pathlib import Path
+
+        from tiny_gguf import write_tiny_gemma3, write_tiny_llama
+
+        from likely.runtimes.llamacpp.runtime import LlamaCppRuntime
+
+        write = {"llama": write_tiny_llama, "gemma3": write_tiny_gemma3}[kind]
+        with tempfile.TemporaryDirectory() as folder:  # the engine keeps its own view of the file
+            path = write(Path(folder) / "tiny.gguf", dtype=dtype)
+            return LlamaCppRuntime(
+                path, context=600, sequences=64, threads=1, invariant=None if dtype == "F32" else True
+            )
+
+    return build
+
+
+def engine(name: str, kind: str) -> Callable[[], Runtime]:
+    def build() -> Runtime:
+        import os
+        import tempfile
+        from unittest.mock import patch
+
+        from tiny_torch import tiny_folder
+
+        from likely.runtimes.native.build import library
+        from likely.runtimes.native.runtime import EngineRuntime
+
+        library()  # stays in the cache of whoever runs the tests; packed weights do not
+        with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, LIKELY_CACHE=folder):
+            return EngineRuntime(
+                tiny_folder(name), kind=kind, threads=1, tokens_held=1024, sequences=64, tokens_per_call=16
+            )
+
+    return build
+
+
+FACTORIES: dict[str, tuple[Callable[[], Runtime], float]] = {
+    "toy": (toy, 0.0),
+    "torch": (torch_runtime("llama"), 1e-4),
+    "torch-gemma3": (torch_runtime("gemma3"), 1e-4),
+    "torch-repad": (aligned("repad", "llama"), 1e-4),
+    "torch-repad-gemma3": (aligned("repad", "gemma3"), 1e-4),
+    "torch-group": (aligned("group", "llama"), 1e-4),
+    "llamacpp": (llamacpp("llama", "Q8_0"), 0.0),
+    "llamacpp-f16": (llamacpp("llama", "F16"), 0.0),
+    "llamacpp-f32": (llamacpp("llama", "F32"), 1e-4),
+    "llamacpp-gemma3": (llamacpp("gemma3", "Q8_0"), 0.0),
+    "engine": (engine("llama", "int8"), 0.0),
+    "engine-bf16": (engine("qwen3", "bf16"), 0.0),
+    "engine-fp32": (engine("qwen2", "fp32"), 0.0),
+    "engine-gemma3": (engine("gemma3", "int8"), 0.0),
+    "torch-recompute": (torch_runtime("mamba"), 1e-4),
+}

@@ -1,0 +1,48 @@
+"""Random models and engines on them, shared by the tests of a module."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def engine_cache(engine_library, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIKELY_CACHE", str(tmp_path_factory.mktemp("engine-cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(engine_cache):
+    """(config name) -> module and its folder, each made once."""
+    known = {}
+
+    def get(name):
+        if name not in known:
+            from engine_models import CONFIGS
+            from tiny_torch import folder_of, module_of
+
+            module = module_of(CONFIGS[name](), std=0.15, vectors=0.2)
+            known[name] = module, folder_of(module)
+        return known[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def engines(made):
+    """(config name, kind) -> a runtime that is used by one test after another."""
+    known = {}
+
+    def get(name, kind, **options):
+        from likely.runtimes.native.runtime import EngineRuntime
+
+        key = (name, kind, *sorted(options.items()))
+        if key not in known:
+            options = {"threads": 1, "tokens_held": 4096, "tokens_per_call": 64, **options}
+            known[key] = EngineRuntime(made(name)[1], kind=kind, **options)
+        return known[key]
+
+    yield get
+    for runtime in known.values():
+        runtime.shutdown()

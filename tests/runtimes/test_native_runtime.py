@@ -1,0 +1,275 @@
+"""The native engine against the plain forward of the same module, for every kind of model it knows."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from engine_models import CONFIGS, LENGTH, SIZES, forward, llama, nats_apart, path_to, plain, rows_of, tokens_of
+from tiny_torch import folder_of, module_of
+
+from likely.errors import CapabilityError, KvFull, ModelError
+from likely.runtimes.native.architecture import EngineShape
+from likely.runtimes.native.library import KINDS
+from likely.runtimes.native.runtime import EngineRuntime
+from likely.runtimes.protocol import LayerPlan, Want
+from likely.runtimes.rows import log_softmax
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fp32_equals_the_plain_forward(made, engines, name):
+    tokens, module = tokens_of(LENGTH), made(name)[0]
+    expected = plain(module, tokens)
+    assert log_softmax(expected).std() > 0.3  # the rows do say something
+    assert nats_apart(rows_of(engines(name, "fp32"), tokens), expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3, short window"])
+def test_decoding_one_by_one_equals_the_plain_forward(made, engines, name):
+    tokens, runtime = tokens_of(90), engines(name, "fp32")
+    sequence = runtime.open()
+    forward(runtime, sequence, tokens[:20], want=Want.NONE)
+    rows = np.stack([forward(runtime, sequence, [t]).logits[0] for t in tokens[20:]])
+    runtime.close(sequence)
+    assert nats_apart(rows, plain(made(name)[0], tokens)[20:]).max() < 1e-4
+
+
+def test_positions_far_out_are_rotated_as_in_transformers(made, engines):
+    """An angle of 500 in fp32 has an error of 3e-5: both sides must make the same one."""
+    tokens = tokens_of(512)
+    for name in ("llama", "llama, llama3 scaling", "gemma3, short window"):
+        assert nats_apart(rows_of(engines(name, "fp32"), tokens), plain(made(name)[0], tokens)).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["llama, heads of 64", "qwen2", "qwen3", "gemma3, a window over blocks"])
+def test_bf16_is_as_close_as_transformers_bf16(made, engines, name):
+    """Both round weights and activations to 8 bits of mantissa, in other places: neither is the other's reference.
+
+    The engine keeps the residual stream and all sums in fp32, so it may not be further from fp32 than the module is.
+    """
+    tokens, (module, folder) = tokens_of(LENGTH), made(name)
+    exact = plain(module, tokens)
+    rounded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    theirs = nats_apart(plain(rounded, tokens), exact).mean()
+    ours = nats_apart(rows_of(engines(name, "bf16"), tokens), exact).mean()
+    assert 0 < ours < theirs
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_int8_follows_the_model(made, engines, name):
+    """Codes of 8 bits over 64 rotated numbers leave about 1 % of noise in a product, and the sharp attention of random
+    weights makes more of it: here 3 to 13 % of the rows' spread."""
+    tokens, module = tokens_of(LENGTH), made(name)[0]
+    found, expected = rows_of(engines(name, "int8"), tokens), plain(module, tokens)
+    found, expected = (x - x.mean(1, keepdims=True) for x in (found, expected))
+    noise = np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean())
+    assert 1e-4 < noise < 0.2
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3, short window"])
+def test_trees_equal_the_plain_forward_of_their_paths(made, engines, name):
+    """At the border of two blocks of 64 columns; the nodes then become text."""
+    runtime, module = engines(name, "fp32"), made(name)[0]
+    text, nodes = tokens_of(62), tokens_of(9, seed=3)
+    parents = [-1, 0, 0, 1, 3, 2, -1, 6, 4]
+    sequence = runtime.open()
+    forward(runtime, sequence, text, want=Want.NONE)
+    rows = forward(runtime, sequence, nodes, parents).logits
+    for leaf in (8, 5, 7):
+        path = path_to(parents, leaf)
+        expected = plain(module, [*text, *nodes[path]])[len(text) :]
+        assert nats_apart(rows[path], expected).max() < 1e-4
+    runtime.commit([(sequence, path_to(parents, 8))])
+    text = [*text, *nodes[path_to(parents, 8)]]
+    assert nats_apart(forward(runtime, sequence, [1, 2]).logits, plain(module, [*text, 1, 2])[-2:]).max() < 1e-4
+    runtime.close(sequence)
+
+
+def test_a_canvas_equals_a_forward_without_a_causal_mask(made, engines):
+    runtime, module = engines("llama", "fp32"), made("llama")[0]
+    kept, canvas = tokens_of(60), tokens_of(11, seed=1)
+    sequence = runtime.open()
+    forward(runtime, sequence, kept, want=Want.NONE)
+    found = forward(runtime, sequence, canvas, np.arange(11) - 1, attention="full").logits
+    mask = torch.zeros(1, 1, 71, 71)
+    mask[..., :60, :] = torch.where(torch.ones(60, 71).tril().bool(), 0.0, -torch.inf)
+    expected = plain(module, [*kept, *canvas], attention_mask=mask)[60:]
+    assert nats_apart(found, expected).max() < 1e-4
+    runtime.commit([(sequence, [])])
+    assert nats_apart(forward(runtime, sequence, canvas).logits, plain(module, [*kept, *canvas])[60:]).max() < 1e-4
+    runtime.close(sequence)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3, short window"])
+def test_layers_left_out_add_nothing(made, engines, name):
+    """A sublayer whose last matrix is zero adds nothing; the engine must give the same without computing it."""
+    tokens, runtime = tokens_of(70), engines(name, "fp32")
+    plans = (
+        LayerPlan(skip_attention=frozenset({1})),
+        LayerPlan(skip_mlp=frozenset({0, 2})),
+        LayerPlan(frozenset({0}), frozenset({1})),
+        LayerPlan.exit_after(1, 3),
+    )
+    for plan in plans:
+        module = module_of(CONFIGS[name](), std=0.15, vectors=0.2)
+        module.load_state_dict(made(name)[0].state_dict())
+        with torch.no_grad():
+            for i in plan.skip_attention:
+                module.model.layers[i].self_attn.o_proj.weight.zero_()
+            for i in plan.skip_mlp:
+                module.model.layers[i].mlp.down_proj.weight.zero_()
+        sequence = runtime.open()
+        found = forward(runtime, sequence, tokens, np.arange(70) - 1, layers=plan).logits
+        runtime.close(sequence)
+        assert nats_apart(found, plain(module, tokens)).max() < 1e-4
+        assert nats_apart(found, plain(made(name)[0], tokens)).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3, short window"])
+def test_hidden_states_are_those_after_the_final_norm(made, engines, name):
+    tokens, (module, _), runtime = tokens_of(80), made(name), engines(name, "fp32")
+    with torch.no_grad():
+        expected = module.base_model(input_ids=torch.tensor([tokens.tolist()]))[0][0].numpy()
+    sequence = runtime.open()
+    asked = (79, 3, 64, 3)
+    found = forward(runtime, sequence, tokens, want=Want(rows=asked, hidden=True, entropy=True))
+    np.testing.assert_allclose(found.hidden, expected[list(asked)], rtol=0, atol=1e-4 * expected.std())
+    assert found.logits is None and found.entropy.shape == (4,)
+    only = forward(runtime, sequence, [7], want=Want(rows="last", hidden=True))
+    assert only.hidden.shape == (1, SIZES["hidden_size"]) and only.entropy is None
+    runtime.close(sequence)
+
+
+# --- what would be wrong is seen ------------------------------------------------------------------------------------
+
+WRONG = {
+    "a norm's offset": ("gemma3, short window", {"norm_offset": 0.0}),
+    "the rotation": ("llama, llama3 scaling", {"frequencies": None}),
+    "a window one too long": ("gemma3, short window", {"windows": (9, 0, 9)}),
+    "no window": ("qwen2, windows", {"windows": (0, 0, 0)}),
+    "the scale of attention": ("gemma3, short window", {"attention_scale": 24**-0.5}),
+    "the activation": ("gemma3, short window", {"activation": "silu"}),
+    "the embedding's scale": ("gemma3, short window", {"embedding_scale": 1.0}),
+    "no soft cap": ("gemma3, soft cap, own head", {"logit_softcap": 0.0}),
+    "epsilon": ("qwen3", {"epsilon": 1e-2}),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_reading_of_the_settings_would_be_seen(made, monkeypatch, tmp_path, what):
+    """Negative controls of the comparisons above: the bound of 1e-4 nats is left far behind."""
+    name, changes = WRONG[what]
+    module, folder = made(name)
+    right = EngineShape.of_config(json.loads((folder / "config.json").read_text()))
+    if "frequencies" in changes:
+        exponent = np.arange(0, right.head_dim, 2) / right.head_dim
+        changes = {"frequencies": ((1e4**-exponent).astype(np.float32),) * 2}
+    monkeypatch.setenv("LIKELY_CACHE", str(tmp_path))
+    monkeypatch.setattr(EngineShape, "of_config", classmethod(lambda cls, config: replace(right, **changes)))
+    runtime = EngineRuntime(folder, kind="fp32", threads=1, tokens_held=512)
+    assert nats_apart(rows_of(runtime, tokens_of(60)), plain(module, tokens_of(60))).max() > 1e-3
+    runtime.shutdown()
+
+
+# --- refusals, limits, names ----------------------------------------------------------------------------------------
+
+
+def test_a_failing_call_leaves_all_state_unchanged(engines, monkeypatch):
+    runtime, tokens = engines("llama", "int8", tokens_held=150), tokens_of(30)
+    sequence = runtime.open()
+    forward(runtime, sequence, tokens[:10], want=Want.NONE)
+    free, calls = runtime.free_tokens(), []
+    whole = runtime._call
+
+    def second_fails(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "_call", second_fails)
+        with pytest.raises(MemoryError):
+            forward(runtime, sequence, tokens_of(100), want=Want.NONE)
+    assert (sequence.length, runtime.free_tokens()) == (10, free)
+    with pytest.raises(KvFull):
+        forward(runtime, sequence, tokens_of(free + 1))
+    assert (sequence.length, runtime.free_tokens()) == (10, free)
+    np.testing.assert_array_equal(forward(runtime, sequence, tokens[10:]).logits, rows_of(runtime, tokens)[10:])
+    runtime.close(sequence)
+
+
+def test_the_revision_names_weights_kind_and_instructions(made, engines):
+    revisions = {engines(name, kind).revision for name in ("llama", "qwen2") for kind in KINDS}
+    assert len(revisions) == 6
+    again = EngineRuntime(made("llama")[1], kind="int8", threads=2)
+    assert again.revision == engines("llama", "int8").revision
+    again.shutdown()
+
+
+def test_a_closed_runtime_gives_its_memory_back_once(made):
+    runtime = EngineRuntime(made("llama")[1], kind="int8", threads=2)
+    runtime.shutdown()
+    runtime.shutdown()
+
+
+def test_room_is_bounded_by_what_was_asked(made):
+    runtime = EngineRuntime(made("llama")[1], kind="int8", threads=1, tokens_held=99)
+    assert runtime.limits.tokens_held == runtime.free_tokens() == 99
+    runtime.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"kind": "int9"}, ModelError, 'did you mean "int8"'),
+        ({"threads": 0}, ValueError, "threads"),
+        ({"threads": 100_000}, ValueError, "threads"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(made, options, error, words):
+    with pytest.raises(error, match=words):
+        EngineRuntime(made("llama")[1], **options)
+
+
+def test_logits_that_are_no_numbers_are_an_error(made, engines, tmp_path, monkeypatch):
+    """Weights so large that sums leave fp32."""
+    module = module_of(llama(), std=0.15)
+    with torch.no_grad():
+        module.model.norm.weight.fill_(3e38)
+        module.lm_head.weight.mul_(1e4)
+        module.model.layers[0].mlp.down_proj.weight.fill_(3e38)
+    folder = folder_of(module)
+    for kind in KINDS:
+        runtime = EngineRuntime(folder, kind=kind, threads=1, tokens_held=100)
+        sequence, free = runtime.open(), runtime.free_tokens()
+        with pytest.raises(FloatingPointError):
+            forward(runtime, sequence, tokens_of(5))
+        assert sequence.length == 0 and runtime.free_tokens() == free
+        runtime.shutdown()
+    shutil.rmtree(folder)
+
+
+def test_an_unknown_architecture_names_torch(engine_cache):
+    config = transformers.MistralConfig(**SIZES)
+    with pytest.raises(CapabilityError, match="runtime='torch'"):
+        EngineRuntime(folder_of(module_of(config)), kind="int8")
+
+
+def test_perplexity_of_int8_is_that_of_the_model(made, engines):
+    """The mean log-probability of a text that the model itself has drawn moves by less than 0.05 nats."""
+    module, runtime = made("llama")[0], engines("llama", "int8")
+    generator, text = torch.Generator().manual_seed(0), [1]
+    for _ in range(150):
+        law = torch.softmax(torch.tensor(plain(module, text)[-1]), 0)
+        text.append(int(torch.multinomial(law, 1, generator=generator)))
+    at = np.arange(150)
+    theirs = log_softmax(plain(module, text))[at, text[1:]].mean()
+    ours = log_softmax(rows_of(runtime, text))[at, text[1:]].mean()
+    assert math.isclose(ours, theirs, abs_tol=0.05)
