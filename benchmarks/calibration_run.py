@@ -18,10 +18,10 @@ import numpy as np
 import protocol
 
 import likely
-from likely.bench.timing import cores
 from likely.calibration.calibrator import fit_calibrator
 from likely.calibration.labelled import read_labelled
 from likely.metrics.report import report
+from likely.runtimes.machine import cores
 from likely.scoring.choices import score_choices
 
 DATA = Path(os.environ.get("LIKELY_DATA", Path(__file__).parents[2] / "shared" / "data"))

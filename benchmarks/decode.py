@@ -10,8 +10,9 @@ from typing import Any
 import protocol
 
 import likely
-from likely.bench.timing import cores, interleaved, speedup
+from likely.bench.timing import interleaved, speedup
 from likely.models.catalog import find_model
+from likely.runtimes.machine import cores
 
 PROMPT = "The history of the town goes back to the twelfth century, when monks built a small abbey beside the river."
 

@@ -33,10 +33,11 @@ import numpy as np
 import protocol
 
 import likely
-from likely.bench.timing import Ratio, Timing, cores, interleaved, speedup
+from likely.bench.timing import Ratio, Timing, interleaved, speedup
 from likely.data import datasets
 from likely.models.catalog import find_model
 from likely.models.convert import convert
+from likely.runtimes.machine import cores
 from likely.runtimes.native.build import library
 from likely.runtimes.native.library import INT8
 from likely.runtimes.protocol import Runtime, Want, Work

@@ -30,7 +30,8 @@ import numpy as np
 import protocol
 from engine_bakeoff_tables import CAPACITY, Shape
 
-from likely.bench.timing import cores, interval
+from likely.bench.timing import interval
+from likely.runtimes.machine import cores
 
 POSITIONS = (1, 4, 16, 64)
 CONTEXT = 512

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 import likely
-from likely.bench.timing import cores
 from likely.models.catalog import find_model
+from likely.runtimes.machine import cores
 
 
 class OfRuntime:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from engine_bakeoff_tables import Shape, causal_mask, rotation
 
-from likely.bench.timing import cores
+from likely.runtimes.machine import cores
 
 Infer = Callable[[list[np.ndarray]], tuple[np.ndarray, np.ndarray]]
 

@@ -33,12 +33,12 @@ import protocol
 from numpy.typing import NDArray
 
 import likely
-from likely.bench.timing import cores, machine
 from likely.data import datasets
 from likely.errors import CapabilityError, LikelyError
 from likely.metrics.intervals import bootstrap_ratio
 from likely.models.catalog import find_model
 from likely.models.convert import FILE_TYPE, convert
+from likely.runtimes.machine import cores, machine
 from likely.runtimes.protocol import Runtime, Want, Work
 from likely.runtimes.protocol import Sequence as Held
 from likely.tokenizers.protocol import Tokenizer, begin

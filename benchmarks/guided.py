@@ -26,10 +26,10 @@ import guided_parts
 import protocol
 
 import likely
-from likely.bench.timing import cores
 from likely.metrics.intervals import bootstrap_ratio, wilson
 from likely.models.catalog import find_model
 from likely.models.convert import convert
+from likely.runtimes.machine import cores
 from likely.tokenizers.protocol import decode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reproductions"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import likely
-from likely.bench.timing import cores
+from likely.runtimes.machine import cores
 
 Compiled = Any
 CONTEXT = 2048

@@ -21,7 +21,8 @@ import numpy as np
 import protocol
 
 import likely
-from likely.bench.timing import cores, interleaved, speedup
+from likely.bench.timing import interleaved, speedup
+from likely.runtimes.machine import cores
 from likely.uncertainty.plan import Plan, estimate, gather, needs_of
 from likely.uncertainty.types import Gathered
 

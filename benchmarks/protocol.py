@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from likely.bench.timing import machine, refuse_busy
+from likely.bench.timing import refuse_busy
 from likely.io.whole_file import write_whole_file
+from likely.runtimes.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 

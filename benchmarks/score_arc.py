@@ -18,7 +18,8 @@ from pathlib import Path
 
 import protocol
 
-from likely.bench.timing import cores, interleaved, speedup
+from likely.bench.timing import interleaved, speedup
+from likely.runtimes.machine import cores
 
 DATA = Path(os.environ.get("LIKELY_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

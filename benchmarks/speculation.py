@@ -11,8 +11,8 @@ import speculation_tasks
 
 import likely
 from likely.bench.speculation import Task, compare, overall
-from likely.bench.timing import cores
 from likely.cli.verbs.speed.bench_speculation import table
+from likely.runtimes.machine import cores
 
 DRAFTERS = ("lookup", "copy", "suffix", "trigram", "auto")
 SHORT = ("second turns", "self-correction", "text-to-SQL", "summaries", "arithmetic")

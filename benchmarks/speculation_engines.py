@@ -19,9 +19,10 @@ import protocol
 import speculation_tasks
 
 import likely
-from likely.bench.timing import Timing, cores, speedup
+from likely.bench.timing import Timing, speedup
 from likely.models.catalog import find_model
 from likely.models.convert import convert
+from likely.runtimes.machine import cores
 
 Run = Callable[[list[int], int], list[int]]  # prompt ids, most tokens -> tokens
 

@@ -27,7 +27,7 @@ import numpy as np
 from batch_recorded import Recorded
 
 import likely
-from likely.bench.timing import cores, interleaved, interval, speedup
+from likely.bench.timing import interleaved, interval, speedup
 from likely.data import datasets
 from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.drafting.protocol import DraftSource
@@ -48,6 +48,7 @@ from likely.evidence.study import (
 )
 from likely.metrics.intervals import wilson
 from likely.models.catalog import known_model
+from likely.runtimes.machine import cores
 from likely.runtimes.protocol import Runtime, Want, Work
 from likely.runtimes.torch.aligned import GroupTorchRuntime, RepadTorchRuntime, Row
 from likely.runtimes.torch.runtime import TorchRuntime

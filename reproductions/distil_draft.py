@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 import likely
-from likely.bench.timing import cores, interval
+from likely.bench.timing import interval
 from likely.data import datasets
 from likely.decoding.drafting.model.drafter import DraftModel
 from likely.decoding.drafting.model.trees import Chain
@@ -42,6 +42,7 @@ from likely.evidence.study import run_script
 from likely.io.hashes import cache_dir, file_sha256
 from likely.metrics.intervals import wilson
 from likely.models.catalog import find_model, known_model
+from likely.runtimes.machine import cores
 from likely.runtimes.torch.runtime import TorchRuntime
 from likely.tokenizers.files import save_tokenizer
 from likely.tokenizers.gguf import tokenizer_from_gguf

@@ -26,7 +26,6 @@ import numpy as np
 from function_schemas import FILE, Case, cases, follows, holds, share
 
 import likely
-from likely.bench.timing import cores
 from likely.decoding.constraint import Constraint
 from likely.evidence.study import (
     Check,
@@ -43,6 +42,7 @@ from likely.evidence.study import (
 from likely.guided.form import FormSettings, make_form
 from likely.io.whole_file import write_whole_file
 from likely.metrics.intervals import bootstrap_ratio, wilson
+from likely.runtimes.machine import cores
 
 MODELS = ("smollm2", "gemma3")
 PARTICLES = 64

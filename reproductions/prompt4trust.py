@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import likely
-from likely.bench.timing import cores
 from likely.data import datasets
 from likely.evidence.study import (
     Check,
@@ -49,6 +48,7 @@ from likely.prompting.hints.bandit import HintBandit
 from likely.prompting.hints.downstream import Downstream, Question, Stated, hint_features, names_an_option
 from likely.prompting.hints.reward import confidence_reward
 from likely.prompting.hints.writer import WriterSettings, train_hint_writer
+from likely.runtimes.machine import cores
 
 BINS = 10
 RESAMPLES = 1000

@@ -27,12 +27,12 @@ from drawn_trees import SPECTR, Method, deviation, emitted_per_call, rows_of, sa
 from numpy.typing import NDArray
 
 import likely
-from likely.bench.timing import cores
 from likely.data import datasets
 from likely.decoding.drafting.model.drafter import DraftModel
 from likely.decoding.drafting.model.trees import Chain, ConstantBranching, IidPaths, StochasticBeam
 from likely.evidence.study import Check, Evidence, Figure, Source, run_script, surroundings, verdict_of, write_result
 from likely.io.hashes import file_sha256, folder_sha256
+from likely.runtimes.machine import cores
 from likely.runtimes.protocol import Runtime
 
 CHAIN, SPECINFER, RSD_C, RSD_S = "chain", "SpecInfer", "RSD-C", "RSD-S"

@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import likely
-from likely.bench.timing import cores
 from likely.data import datasets
 from likely.evidence.study import (
     Check,
@@ -40,6 +39,7 @@ from likely.evidence.study import (
 from likely.io.hashes import file_sha256
 from likely.models.catalog import find_model, known_model
 from likely.models.convert import convert
+from likely.runtimes.machine import cores
 from likely.runtimes.protocol import Want, Work
 from likely.scoring.likelihood import joint_item
 

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.bench.timing import cores
 from likely.data import datasets
 from likely.io.hashes import cache_dir
+from likely.runtimes.machine import cores
 
 DATA = ("tinyshakespeare", "input.txt.gz")
 TRAIN_SHARE = 0.9  # of the characters; the rest is for validation and prompts

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from likely.lm.results import Generation, sums
-from likely.scoring.scored import Scored, TopLogprob
+from likely.lm.results import Generation
+from likely.scoring.scored import Scored, TopLogprob, sums
 
 HOSTILE = [
     "<script>alert(1)</script>", "\"><img src=http://x.test/a onerror=alert(1)>", "'", "&amp;", "</style>", "]]>",

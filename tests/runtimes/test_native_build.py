@@ -20,9 +20,9 @@ from engine_models import forward, nats_apart, rows_of, tokens_of
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.bench.timing import machine
 from likely.errors import CapabilityError
 from likely.models.load import available_runtimes
+from likely.runtimes.machine import machine
 from likely.runtimes.native import build as engine_build
 from likely.runtimes.native.library import KINDS, Library
 from likely.runtimes.native.runtime import EngineRuntime

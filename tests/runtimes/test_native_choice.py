@@ -10,12 +10,12 @@ import pytest
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.bench.timing import machine
 from likely.errors import CapabilityError, LikelyError, ModelError
 from likely.io.hashes import file_sha256
 from likely.models import load as loading
 from likely.models.load import ENGINES, USES, load_local
 from likely.runtimes.cost_curve import Cost, CostCurve
+from likely.runtimes.machine import machine
 from likely.runtimes.native.architecture import EngineShape
 
 CPU = machine().cpu

@@ -5,8 +5,6 @@ Alternatives run A B A B, so that drift of the machine hits all alike; a ratio i
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,44 +14,9 @@ import numpy as np
 
 from likely.errors import LikelyError
 
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
-
 
 class BusyMachine(LikelyError):
     """Another program is using the processor; timings would be wrong."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a timing depends on."""
-
-    cpu: str
-    cores: int
-    flags: list[str]
-    platform: str
-
-    def line(self) -> str:
-        return f"{self.cpu}, {self.cores} cores, {' '.join(self.flags) or 'no known vector extensions'}"
-
-
-def machine() -> Machine:
-    cpu, flags = platform.processor() or platform.machine(), ""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for row in info.read_text().splitlines():
-            key, _, value = row.partition(":")
-            if key.strip() == "model name":
-                cpu = value.strip()
-            elif key.strip() == "flags":
-                flags = value
-                break
-    words = set(flags.split())
-    return Machine(cpu, cores(), [flag for flag in FLAGS if flag in words], platform.platform())
-
-
-def cores() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def busy_share(seconds: float = 0.5) -> float:

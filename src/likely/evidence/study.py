@@ -19,10 +19,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from likely.bench.timing import machine
 from likely.data import datasets
 from likely.errors import DataError, LikelyError
 from likely.io.checkout import find_checkout
+from likely.runtimes.machine import machine
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1)]

@@ -8,8 +8,7 @@ from likely.decoding.request import Finished, Request
 from likely.guided.fields import read_fields
 from likely.guided.json_schema.errors import InvalidText, SchemaUnsatisfied
 from likely.guided.token_healing import Healing, without_healing
-from likely.lm.results import sums
-from likely.scoring.scored import TopLogprob
+from likely.scoring.scored import TopLogprob, sums
 from likely.tokenizers.protocol import Tokenizer
 
 

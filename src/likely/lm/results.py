@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from likely.scoring.scored import TopLogprob, plain
+from likely.scoring.scored import TopLogprob, top_rows
 
 if TYPE_CHECKING:
     from likely.guided.fields import Field, Share
@@ -68,7 +67,7 @@ class Generation:
     ess: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return plain(self)
+        return _plain(self)
 
 
 @dataclass(frozen=True)
@@ -84,12 +83,24 @@ class Answer(Generation):
     system_folded: bool = False
 
 
-def sums(token_logprobs: Sequence[float]) -> tuple[float, float | None]:
-    """(sequence_logprob, mean_logprob) of the logprobs of an answer's tokens."""
-    total = float(sum(token_logprobs))
-    return total, (total / len(token_logprobs) if token_logprobs else None)
-
-
 def _pointer_first(field: dict[str, Any]) -> dict[str, Any]:
     """The same fields, in the order in which people read them."""
     return {**{name: field[name] for name in ("pointer", "value") if name in field}, **field}
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    from pydantic_core import to_jsonable_python
+
+    out: dict[str, Any] = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if field.name == "top_logprobs":
+            value = top_rows(value)
+        elif field.name in ("fields", "steering") and value is not None:
+            value = [_pointer_first(asdict(found)) for found in value]
+        elif field.name == "structure" and value is not None:
+            value = asdict(value)
+        elif field.name == "value" and value is not None:
+            value = to_jsonable_python(value)  # of a pydantic model or a dataclass
+        out[field.name] = value
+    return out

@@ -175,9 +175,9 @@ def _fastest(
     kind: str, place: Path | str, dtype: str | None, use: str, have: dict[str, bool]
 ) -> tuple[str | None, str | None]:
     """The runtime and dtype whose measured calls are the fastest here for `use`; without measurements (None, dtype)."""
-    from likely.bench.timing import machine
     from likely.io.hashes import file_sha256, folder_sha256
     from likely.runtimes.cost_curve import CostCurve
+    from likely.runtimes.machine import machine
 
     if kind == "hub":
         return None, dtype

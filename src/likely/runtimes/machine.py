@@ -3,7 +3,44 @@
 from __future__ import annotations
 
 import os
+import platform
+from dataclasses import dataclass
 from pathlib import Path
+
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a timing depends on."""
+
+    cpu: str
+    cores: int
+    flags: list[str]
+    platform: str
+
+    def line(self) -> str:
+        return f"{self.cpu}, {self.cores} cores, {' '.join(self.flags) or 'no known vector extensions'}"
+
+
+def machine() -> Machine:
+    cpu, flags = platform.processor() or platform.machine(), ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for row in info.read_text().splitlines():
+            key, _, value = row.partition(":")
+            if key.strip() == "model name":
+                cpu = value.strip()
+            elif key.strip() == "flags":
+                flags = value
+                break
+    words = set(flags.split())
+    return Machine(cpu, cores(), [flag for flag in FLAGS if flag in words], platform.platform())
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def physical_cores(limit: int = 8) -> int:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from likely.errors import ModelError
-from likely.lm.results import sums
 from likely.runtimes.protocol import Runtime, Sequence, Want, Work
-from likely.scoring.scored import Scored, TopLogprob
+from likely.scoring.scored import Scored, TopLogprob, sums
 from likely.tokenizers.protocol import Tokenizer, begin
 
 

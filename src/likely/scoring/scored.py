@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 
@@ -39,22 +40,18 @@ class Scored:
     top_logprobs: list[list[TopLogprob]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return plain(self)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "top_logprobs": top_rows(self.top_logprobs)}
 
 
-def plain(record: Any) -> dict[str, Any]:
-    from pydantic_core import to_jsonable_python
+def top_rows(rows: list[list[TopLogprob]] | None) -> list[list[dict[str, Any]]] | None:
+    """The alternatives at each position, as JSON has them."""
+    if rows is None:
+        return None
+    return [[{"token_id": t.token_id, "text": t.text, "logprob": t.logprob} for t in row] for row in rows]
 
-    out: dict[str, Any] = {}
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if field.name == "top_logprobs" and value is not None:
-            value = [[{"token_id": t.token_id, "text": t.text, "logprob": t.logprob} for t in row] for row in value]
-        elif field.name in ("fields", "steering") and value is not None:
-            value = [_pointer_first(asdict(found)) for found in value]
-        elif field.name == "structure" and value is not None:
-            value = asdict(value)
-        elif field.name == "value" and value is not None:
-            value = to_jsonable_python(value)  # of a pydantic model or a dataclass
-        out[field.name] = value
-    return out
+
+def sums(token_logprobs: Sequence[float]) -> tuple[float, float | None]:
+    """(sequence_logprob, mean_logprob) of the logprobs of an answer's tokens."""
+    total = float(sum(token_logprobs))
+    return total, (total / len(token_logprobs) if token_logprobs else None)

@@ -13,8 +13,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from likely.errors import DataError
-from likely.lm.results import sums
-from likely.scoring.scored import Scored, TopLogprob
+from likely.scoring.scored import Scored, TopLogprob, sums
 
 ROUNDING = 1e-4  # nats by which a log-probability may exceed 0
 # What a server says of a token when it generates it and when it is told it may differ by rounding, in nats.

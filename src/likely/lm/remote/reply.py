@@ -9,8 +9,7 @@ from typing import Any
 from likely.errors import CapabilityError, nearest
 from likely.lm.remote.echo import Unusable, number, top_row
 from likely.lm.remote.form import RemoteForm, take_form
-from likely.lm.results import sums
-from likely.scoring.scored import TopLogprob
+from likely.scoring.scored import TopLogprob, sums
 
 # Options of the local model object that a server is not asked for; these values change nothing and are let pass.
 NEUTRAL: dict[str, tuple[Any, ...]] = {

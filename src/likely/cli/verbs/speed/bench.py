@@ -51,9 +51,10 @@ def bench(
 
       likely bench -m gemma3 --runtime llamacpp --json
     """
-    from likely.bench.timing import machine, refuse_busy
+    from likely.bench.timing import refuse_busy
     from likely.cli.printing import print_json
     from likely.models.load import available_runtimes
+    from likely.runtimes.machine import machine
 
     speculation = what == "speculation"
     if not speculation and what != "calls":
@@ -94,8 +95,8 @@ def bench(
 def _measure(
     model: str, name: str, dtype: str | None, quick: bool, threads: int | None, cpu: str, engines: int
 ) -> CostCurve:
-    from likely.bench.timing import cores
     from likely.runtimes.cost_curve import measure
+    from likely.runtimes.machine import cores
 
     lm = opt.local_model(model, runtime=name, dtype=dtype, threads=threads)
     with lm:

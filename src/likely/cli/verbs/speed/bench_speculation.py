@@ -33,9 +33,9 @@ def bench_speculation(
     as_json: bool,
 ) -> None:
     from likely.bench.speculation import BUILTIN, compare
-    from likely.bench.timing import machine
     from likely.cli.printing import print_json
     from likely.io.whole_file import check_target, write_whole
+    from likely.runtimes.machine import machine
     from likely.show.plot import FORMATS, render
     from likely.show.speculation_plot import draw_ratios
 
