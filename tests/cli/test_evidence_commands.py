@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_datasets import FILES, write_set
+from written_sets import FILES, write_set
 
-from likely.evidence.study import papers
+from likely.evidence import papers
 from likely.io import checkout
 
 ROOT = Path(__file__).parents[2]

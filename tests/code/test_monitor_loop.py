@@ -7,8 +7,8 @@ import threading
 
 import numpy as np
 import pytest
-from decoding.byte_tokenizer import PieceTokenizer
-from decoding.helpers_for_loops import RandomTrees, run
+from byte_tokenizer import PieceTokenizer
+from helpers_for_loops import RandomTrees, run
 
 from likely.code.analysis.members import Analyses, Answer, FixedMembers
 from likely.code.buffer import CodeBuffer

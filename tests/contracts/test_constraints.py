@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from contracts.constraint_factories import FACTORIES
-from guided.small_vocabularies import all_bytes
+from constraint_factories import FACTORIES
+from small_vocabularies import all_bytes
 
 from likely.decoding.constraint import ConstraintViolation, contains, members, unpack
 from likely.decoding.loop import Loop

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contracts.drafter_factories import MADE
-from contracts.factories import FACTORIES
+from drafter_factories import MADE
+from factories import FACTORIES
 
 from likely.decoding.drafting.protocol import Draw, Law, UsesTarget
 from likely.decoding.sampling import Sampling

@@ -7,10 +7,10 @@ from itertools import cycle
 
 import numpy as np
 import pytest
-from contracts.drafter_factories import MADE
-from contracts.factories import FACTORIES
-from contracts.guided_product import END, FORMS, Unforced, constraints, vocabulary
-from contracts.speculation_product import CHOICES, RUNTIMES, possible, requests
+from drafter_factories import MADE
+from factories import FACTORIES
+from guided_product import END, FORMS, Unforced, constraints, vocabulary
+from speculation_product import CHOICES, RUNTIMES, possible, requests
 from statistics_of_draws import chi_square_p
 
 from likely.decoding.constraint import unpack

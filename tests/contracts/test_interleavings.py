@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from contracts.factories import FACTORIES
-from contracts.interleavings import Interleavings
+from factories import FACTORIES
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
+from interleavings import Interleavings
 
 NAMES = [name for name in FACTORIES if not name.startswith("llamacpp") and name != "torch-recompute"]
 

@@ -9,9 +9,9 @@ import json
 
 import numpy as np
 import pytest
-from contracts.recalibrator_cases import K, bad_rows, cases, good_row, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recalibrator_cases import K, bad_rows, cases, good_row, rows
 from scipy.special import expit, softmax
 
 from likely.calibration.recalibrators.one_vs_rest import OneVsRest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contracts.factories import FACTORIES
+from factories import FACTORIES
 
 from likely.errors import CapabilityError, KvFull, LikelyError
 from likely.runtimes.protocol import LayerPlan, Runtime, Want, Work

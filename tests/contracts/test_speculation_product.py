@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from contracts.drafter_factories import MADE
-from contracts.factories import FACTORIES
-from contracts.speculation_product import CHOICES, RUNTIMES, possible, requests
+from drafter_factories import MADE
+from factories import FACTORIES
+from speculation_product import CHOICES, RUNTIMES, possible, requests
 from statistics_of_draws import chi_square_p
 
 from likely.decoding.loop import Loop

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from contracts.drafter_factories import MADE
-from contracts.factories import FACTORIES
-from decoding.helpers_for_loops import RandomTrees
+from drafter_factories import MADE
+from factories import FACTORIES
+from helpers_for_loops import RandomTrees
 from statistics_of_draws import chi_square_p
 
 from likely.decoding.constraint import mask_of

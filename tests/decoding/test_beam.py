@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from decoding.helpers_for_loops import END, run, toy_loop
+from helpers_for_loops import END, run, toy_loop
 
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling

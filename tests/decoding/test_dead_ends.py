@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contracts.guided_product import END, vocabulary
+from guided_product import END, vocabulary
 
 from likely.decoding.constraint import ConstraintDeadEnd
 from likely.decoding.drafting.protocol import Draft

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from decoding.helpers_for_loops import END, RandomTrees, run, toy_loop
+from helpers_for_loops import END, RandomTrees, run, toy_loop
 from statistics_of_draws import chi_square_p
 
 from likely.decoding.drafting.lookup import PromptLookup

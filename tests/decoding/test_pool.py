@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from decoding.helpers_for_loops import RandomTrees, run, toy_loop
+from helpers_for_loops import RandomTrees, run, toy_loop
 from hypothesis import given
 from hypothesis import strategies as st
 

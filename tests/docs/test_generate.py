@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_evidence import evidence
+from sample_evidence import evidence
 
 from likely.errors import DataError
 from likely.evidence.study import read_results, write_result

@@ -9,11 +9,11 @@ import os
 
 import pytest
 from pydantic import ValidationError
+from sample_evidence import CHECK, FIGURE, evidence
 
 from likely.errors import DataError
 from likely.evidence.study import (
     Check,
-    Evidence,
     Figure,
     model_source,
     read_result,
@@ -22,23 +22,6 @@ from likely.evidence.study import (
     verdict_of,
     write_result,
 )
-
-FIGURE = {
-    "subject": "engine", "quantity": "p50", "value": 0.5, "low": 0.4, "high": 0.6, "unit": "nats", "n": 10,
-    "of": "tokens",
-}  # fmt: skip
-CHECK = {"statement": "small enough", "value": 0.5, "bound": 1.0, "unit": "nats"}
-
-
-def evidence(**changes) -> Evidence:
-    record = {
-        "id": "trial", "title": "A trial", "claim": "It is small.", "paper_figure": "0.4", "ours": "0.5 nats",
-        "figures": [FIGURE], "checks": [CHECK], "samples": "10 tokens", "intervals": "95 %, bootstrap",
-        "mode": "quick", "models": [{"name": "m.gguf", "sha256": "a" * 64}], "data": [],
-        "command": "python reproductions/trial.py", "threads": 1, "seconds": 1.0, "verdict": "reproduced",
-        "not_shown": ["large models"], **surroundings(),
-    }  # fmt: skip
-    return Evidence(**{**record, **changes})
 
 
 def test_what_is_written_is_what_is_read(tmp_path):

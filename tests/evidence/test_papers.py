@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from likely.errors import LikelyError
-from likely.evidence.study import papers
+from likely.evidence import papers
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {

@@ -4,9 +4,9 @@ import re
 
 import numpy as np
 import pytest
-from guided.small_vocabularies import texts_over
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_vocabularies import texts_over
 
 from likely.errors import ConstraintError
 from likely.guided.engines.automaton import DEAD, UNREACHABLE, Automaton

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from guided.small_vocabularies import all_bytes, of
+from small_vocabularies import all_bytes, of
 
 from likely.decoding.constraint import contains, members
 from likely.errors import ConstraintError

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from guided.small_vocabularies import all_bytes, all_spellings, of, reachable, texts_over
+from small_vocabularies import all_bytes, all_spellings, of, reachable, texts_over
 
 from likely.decoding.constraint import ConstraintViolation, count
 from likely.errors import CapabilityError

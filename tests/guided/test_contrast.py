@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from decoding.helpers_for_loops import RandomTrees, run, toy_loop
+from helpers_for_loops import RandomTrees, run, toy_loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays

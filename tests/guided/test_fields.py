@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from decoding.byte_tokenizer import PieceTokenizer
+from byte_tokenizer import PieceTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from decoding.byte_tokenizer import PieceTokenizer
-from guided.small_vocabularies import all_bytes, of
+from byte_tokenizer import PieceTokenizer
+from small_vocabularies import all_bytes, of
 
 from likely.decoding.constraint import ConstraintViolation, members
 from likely.errors import CapabilityError

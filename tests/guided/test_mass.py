@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from guided.small_vocabularies import of
+from small_vocabularies import of
 
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request

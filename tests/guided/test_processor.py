@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import pytest
-from decoding.byte_tokenizer import PieceTokenizer
+from byte_tokenizer import PieceTokenizer
 from tiny_gguf import write_tiny_llama
 
 import likely

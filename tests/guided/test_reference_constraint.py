@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from guided.regexes import REGEXES, agree
-from guided.small_vocabularies import all_bytes, all_spellings, of, reachable
+from regexes import REGEXES, agree
+from small_vocabularies import all_bytes, all_spellings, of, reachable
 
 from likely.decoding.constraint import members, unpack
 from likely.errors import CapabilityError

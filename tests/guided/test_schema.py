@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 import jsonschema
 import numpy as np
 import pytest
-from guided.toy_texts import opinionated, uniform
 from pydantic import BaseModel, Field, field_validator, model_validator
+from toy_texts import opinionated, uniform
 from typing_extensions import TypedDict
 
 from likely.guided.form import FormSettings

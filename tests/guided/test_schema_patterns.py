@@ -206,7 +206,7 @@ def test_formats(name, good, bad):
 
 def test_every_format_is_generated_and_checked():
     pytest.importorskip("llguidance")
-    from guided.toy_texts import uniform
+    from toy_texts import uniform
 
     for name in FORMATS:
         results = uniform().generate("a", schema={"type": "string", "format": name}, n=10, max_tokens=300, seed=3)

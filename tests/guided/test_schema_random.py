@@ -7,7 +7,7 @@ from collections import Counter
 
 import jsonschema
 import pytest
-from guided.toy_texts import Schemas, uniform
+from toy_texts import Schemas, uniform
 
 from likely.guided.json_schema.errors import InvalidSchema, SchemaUnsatisfied, UnsupportedSchema
 from likely.guided.json_schema.formats import FORMATS, has_format

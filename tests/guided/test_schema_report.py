@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from guided.toy_texts import uniform
+from toy_texts import uniform
 
 from likely.errors import CapabilityError
 from likely.guided.form import FormSettings

@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from decoding.byte_tokenizer import PieceTokenizer
-from guided.toy_texts import BYTES, MERGES, uniform
+from byte_tokenizer import PieceTokenizer
+from toy_texts import BYTES, MERGES, uniform
 
 from likely.decoding.constraint import ConstraintViolation, count, members
 from likely.errors import CapabilityError

@@ -99,7 +99,7 @@ def _copy_then_model(target):
 
 def _tokenizers(target):
     """A tokenizer of the target's size, with pieces of several letters, and one of eight letters."""
-    from decoding.byte_tokenizer import PieceTokenizer
+    from byte_tokenizer import PieceTokenizer
 
     letters = [bytes([97 + i]) for i in range(8)]
     longer = (b"".join(parts) for n in (2, 3) for parts in product(letters, repeat=n))

@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from contracts.drafter_factories import MADE
+from drafter_factories import MADE
 
 from likely.decoding.drafting.protocol import DraftSource, Law
 from likely.decoding.request import Request

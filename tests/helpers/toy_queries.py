@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from decoding.byte_tokenizer import PieceTokenizer
+from byte_tokenizer import PieceTokenizer
 
 from likely.guided.guide import Guide
 from likely.guided.vocabulary import Vocabulary

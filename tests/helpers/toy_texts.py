@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from decoding.byte_tokenizer import PieceTokenizer
+from byte_tokenizer import PieceTokenizer
 
 from likely.lm.model import Model
 from likely.models.load import ModelInfo

@@ -7,7 +7,7 @@ import resource
 import socket
 
 import pytest
-from guided.toy_texts import uniform
+from toy_texts import uniform
 
 from likely.errors import ConstraintError, LikelyError
 from likely.guided import guide

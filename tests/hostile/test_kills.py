@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hostile.moments import Moments
+from moments import Moments
 from tiny_gguf import write_tiny_llama
 
 pytestmark = [

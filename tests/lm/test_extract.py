@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from decoding.byte_tokenizer import PieceTokenizer
+from byte_tokenizer import PieceTokenizer
 from pydantic import BaseModel, Field
 
 import likely

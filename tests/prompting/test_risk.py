@@ -6,8 +6,8 @@ import warnings
 
 import numpy as np
 import pytest
-from prompting.toy_model import Told, digits, letters
 from tiny_gguf import write_tiny_llama
+from toy_model import Told, digits, letters
 
 import likely
 from likely.errors import CapabilityError, DataError, ModelError

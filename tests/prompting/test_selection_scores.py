@@ -10,8 +10,8 @@ import pytest
 
 from likely.errors import DataError
 from likely.lm.model import Model, ModelInfo
+from likely.prompting.selection import score_pool as module
 from likely.prompting.selection.choosing import calibrated, select
-from likely.prompting.selection.criteria import score_pool as module
 from likely.prompting.selection.score_pool import label_numbers, score_pool, shuffle_answers
 from likely.prompting.selection.scores import PromptScores
 from likely.prompting.templates import PromptPool, Template

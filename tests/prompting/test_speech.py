@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from likely.errors import CapabilityError, DataError
+from likely.prompting.speech import recognise as speech
 from likely.prompting.speech.nbest import NBest
 from likely.prompting.speech.recognise import (
     PAD_S,
@@ -18,7 +19,6 @@ from likely.prompting.speech.recognise import (
     with_noise,
     write_utterances,
 )
-from likely.prompting.speech.recognise import recognise as speech
 
 TONE = (3000 * np.sin(np.arange(RATE) / 5)).astype(np.int16)
 ONE = Utterance("turn on the light", "slt", 20.0, "general", NBest(["turn on", "turn in"], [-10.5, -11.0]))

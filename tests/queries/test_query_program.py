@@ -522,7 +522,7 @@ def lambda_truth(q):
 
 
 def test_control_tokens_count_only_in_the_query_s_own_text():
-    from decoding.byte_tokenizer import PieceTokenizer
+    from byte_tokenizer import PieceTokenizer
 
     from likely.queries.text import Segment, encode
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from guided.regexes import REGEXES, agree
+from regexes import REGEXES, agree
 
 from likely.guided.form import FormSettings, make_form
 

@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-from contracts.interleavings import Interleavings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, run_state_machine_as_test
+from interleavings import Interleavings
 
 from likely.errors import CapabilityError, KvFull, ModelError
 from likely.runtimes.protocol import Want, Work

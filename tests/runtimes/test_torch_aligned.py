@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from decoding.helpers_for_loops import RandomTrees, run
+from helpers_for_loops import RandomTrees, run
 from tiny_torch import VOCAB, tiny_module
 
 from likely.decoding.drafting.lookup import PromptLookup

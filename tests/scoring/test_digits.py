@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from prompting.toy_model import Told, digits
 from tiny_gguf import write_tiny_llama
+from toy_model import Told, digits
 
 import likely
 from likely.scoring.digits import DIGITS, digit_tokens, expected_number, likeliest, official_number, read_numbers

@@ -12,9 +12,9 @@ from toy_language import bigram
 
 import likely
 from likely.errors import CapabilityError, DataError
+from likely.scoring import hidden_states as split_hidden
 from likely.scoring.choices import choice_pairs, score_choices
 from likely.scoring.hidden_states import hidden_states, option_features
-from likely.scoring.likelihood import hidden_states as split_hidden
 from likely.uncertainty.split_point.classifier import SplitPointClassifier
 
 torch = pytest.importorskip("torch")

@@ -11,7 +11,7 @@ import gguf
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from models.llama_vocab import LlamaVocab
+from llama_vocab import LlamaVocab
 from tiny_gguf import CHAT_TEMPLATE, CONTROL, write_tiny_gemma3, write_tiny_llama
 
 from likely.errors import ModelError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from decoding.helpers_for_loops import RandomTrees, run, toy_loop
+from helpers_for_loops import RandomTrees, run, toy_loop
 
 from likely.decoding.accept import matched_walk
 from likely.decoding.drafting.budget import LIMIT, Acceptance, CallCosts, Controller, Shadow, match_class

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from decoding.helpers_for_loops import run, toy_loop
+from helpers_for_loops import run, toy_loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from likely.decoding.drafting.memory_file import checked_ids, load_memory, save_memory
 from likely.decoding.drafting.protocol import FIXED_ONLY, NO_DRAFT, Draft, Draw
-from likely.decoding.drafting.step.trigram import search as searches
+from likely.decoding.drafting.trigram import search as searches
 from likely.decoding.drafting.trigram.table import (
     BITS,
     EMPTY,
