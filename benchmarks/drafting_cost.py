@@ -26,7 +26,7 @@ from likely.bench.timing import interval
 from likely.data import datasets
 from likely.decoding.accept import matched_walk
 from likely.decoding.drafting.lookup import CopySource, PromptLookup
-from likely.decoding.drafting.protocol import Draft, Drafter, DraftSource, Draw
+from likely.decoding.drafting.protocol import Draft, Drafter, DraftSource, SamplingContext
 from likely.decoding.drafting.suffix.drafter import SuffixMemory
 
 Task = tuple[list[int], list[int]]  # prompt, answer
@@ -87,7 +87,7 @@ class OneText:
     """A drafter that knows its own text alone: the whole stream is one."""
 
     def __init__(self, source: DraftSource):
-        self.drafter: Drafter = source.begin([0], Draw())
+        self.drafter: Drafter = source.begin([0], SamplingContext())
 
     def fill(self, task: Task) -> int:
         for part in task:
@@ -112,7 +112,7 @@ class Memory:
 
     def run(self, task: Task, times: Times) -> None:
         prompt, answer = task
-        drafter = timed(times.read, len(prompt), lambda: self.source.begin(prompt, Draw()))
+        drafter = timed(times.read, len(prompt), lambda: self.source.begin(prompt, SamplingContext()))
         answer_it(answer, drafter.propose, drafter.observe, times)
         timed(times.end, len(answer), drafter.end)
 

@@ -28,7 +28,7 @@ import likely
 from likely.data import datasets
 from likely.decoding.accept import matched_walk
 from likely.decoding.drafting.lookup import PromptLookup
-from likely.decoding.drafting.protocol import DraftSource, Draw
+from likely.decoding.drafting.protocol import DraftSource, SamplingContext
 from likely.decoding.drafting.replay import replay
 from likely.decoding.drafting.trigram.drafter import TrigramMemory
 from likely.decoding.drafting.trigram.table import TrigramTable, count_trigrams, table_of
@@ -254,7 +254,7 @@ def official(corpus: Sequence[Text], table: TrigramTable, tasks: Sequence[Task],
             row = [float(max(n for n in range(5) if tuple(true[:n]) in nodes or not n))]
             for search in ("mcts", "best_first"):
                 memory = TrigramMemory(table, rate=0.04, search=search, depth=3, scope="request")  # type: ignore[arg-type]
-                draft = memory.begin(context[-16:], Draw()).propose(64).first(len(nodes))
+                draft = memory.begin(context[-16:], SamplingContext()).propose(64).first(len(nodes))
                 row.append(float(len(matched_walk(draft, lambda node, path, text=true: text[len(path)])[0])))  # type: ignore[misc]
             kept.append(row)
             if len(kept) == contexts:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from likely.decoding.accept import acceptance
 from likely.decoding.drafting.model.trees import Shape
-from likely.decoding.drafting.protocol import Draft, DraftSource, DraftsTogether, Draw, Verification
+from likely.decoding.drafting.protocol import Draft, DraftSource, DraftsTogether, SamplingContext, Verification
 from likely.decoding.loop import Loop
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling, processed_logprobs
@@ -108,7 +108,7 @@ def emitted_per_call(
     for i, text in enumerate(texts):
         kept = target.open()
         target.forward([Work(kept, np.array(text[: max(places) - 1]), want=Want.NONE)])
-        drafters = [source.begin(text[:place], Draw(sampling, i, method.rule)) for place in places]
+        drafters = [source.begin(text[:place], SamplingContext(sampling, i, method.rule)) for place in places]
         if isinstance(source, DraftsTogether):
             drafts = source.propose_many(drafters, [method.size] * len(places))
         else:

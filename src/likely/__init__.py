@@ -6,74 +6,28 @@ lm.score("2 + 2 =", [" 4", " 5"])
 lm.ask("Capital of France?").text
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-from likely.errors import (
-    CapabilityError,
-    ConstraintError,
-    DataError,
-    KvFull,
-    LikelyError,
-    ModelError,
-    RemoteError,
-)
+from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from likely.data import datasets
-    from likely.lm.api import ask, generate, load, score
-    from likely.lm.model import Model
-    from likely.lm.remote.model import RemoteModel
-    from likely.lm.results import Answer, Generation
-    from likely.queries import query
-    from likely.scoring.scored import Scored
+    from likely.errors import CapabilityError as CapabilityError
+    from likely.errors import ConstraintError as ConstraintError
+    from likely.errors import DataError as DataError
+    from likely.errors import KvFull as KvFull
+    from likely.errors import LikelyError as LikelyError
+    from likely.errors import ModelError as ModelError
+    from likely.errors import RemoteError as RemoteError
+    from likely.lm.api import ask as ask
+    from likely.lm.api import generate as generate
+    from likely.lm.api import load as load
+    from likely.lm.api import score as score
+    from likely.lm.model import Model as Model
+    from likely.lm.remote.model import RemoteModel as RemoteModel
+    from likely.lm.results import Answer as Answer
+    from likely.lm.results import Generation as Generation
+    from likely.queries import query as query
+    from likely.scoring.scored import Scored as Scored
 
 __version__ = "0.1.0"
-
-_LAZY = {
-    "load": "likely.lm.api",
-    "score": "likely.lm.api",
-    "generate": "likely.lm.api",
-    "ask": "likely.lm.api",
-    "Model": "likely.lm.model",
-    "RemoteModel": "likely.lm.remote.model",
-    "Answer": "likely.lm.results",
-    "Generation": "likely.lm.results",
-    "Scored": "likely.scoring.scored",
-    "query": "likely.queries",
-}
-
-__all__ = [
-    "Answer",
-    "CapabilityError",
-    "ConstraintError",
-    "DataError",
-    "Generation",
-    "KvFull",
-    "LikelyError",
-    "Model",
-    "ModelError",
-    "RemoteError",
-    "RemoteModel",
-    "Scored",
-    "ask",
-    "datasets",
-    "generate",
-    "load",
-    "query",
-    "score",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "datasets":
-        return importlib.import_module("likely.data.datasets")
-    if name not in _LAZY:
-        raise AttributeError(f"module 'likely' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+__all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from likely.decoding.drafting.table import Needs, make_drafter
+from likely.decoding.drafting.table import DrafterContext, make_drafter
 from likely.models.load import load_local
 
 TEXT = "the cat sat on the mat and the cat sat on the hat"
@@ -31,7 +31,7 @@ def test_each_kind_is_built_shown_and_loaded(cli, tiny, corpus, tmp_path, kind):
     loaded = load_local(str(tiny))
     try:
         assert shown["tokenizer"] == loaded.tokenizer.fingerprint
-        source = make_drafter(f"{kind}:{file}", Needs(loaded.runtime, loaded.tokenizer))
+        source = make_drafter(f"{kind}:{file}", DrafterContext(loaded.runtime, loaded.tokenizer))
         assert source is not None and source.name == kind
     finally:
         loaded.runtime.shutdown()

@@ -216,12 +216,12 @@ def test_beams_and_drawn_drafts_need_exact_masks():
 def test_a_penalty_of_nothing_changes_nothing_and_a_large_one_is_a_mask():
     for seed in range(8):
         plain = run(loop(), request(seed=seed))[0][0]
-        soft = run(loop(), request(seed=seed, transforms=(MonitorPenalty(guard(across="allow"), 0.0),)))[0][0]
+        soft = run(loop(), request(seed=seed, logits_processors=(MonitorPenalty(guard(across="allow"), 0.0),)))[0][0]
         assert soft.tokens == plain.tokens
         hard = run(loop(), request(seed=seed, constraint=guard(across="allow"), max_tokens=3))[0][0]
-        huge = run(loop(), request(seed=seed, transforms=(MonitorPenalty(guard(across="allow"), 1e4),), max_tokens=3))[
-            0
-        ][0]
+        huge = run(
+            loop(), request(seed=seed, logits_processors=(MonitorPenalty(guard(across="allow"), 1e4),), max_tokens=3)
+        )[0][0]
         assert huge.tokens == hard.tokens
     with pytest.raises(ValueError, match="penalty"):
         MonitorPenalty(guard(), -1.0)

@@ -7,14 +7,14 @@ import pytest
 from drafter_factories import MADE
 from factories import FACTORIES
 
-from likely.decoding.drafting.protocol import Draw, Law, UsesTarget
+from likely.decoding.drafting.protocol import DraftDistribution, SamplingContext, UsesTarget
 from likely.decoding.sampling import Sampling
 from likely.runtimes.protocol import Want, Work
 
 DRAWS = {
-    "greedy": Draw(),
-    "keyed": Draw(Sampling(temperature=0.8, top_p=0.9, seed=5)),
-    "rejection": Draw(Sampling(temperature=0.8, seed=5), verification="rejection"),
+    "greedy": SamplingContext(),
+    "keyed": SamplingContext(Sampling(temperature=0.8, top_p=0.9, seed=5)),
+    "rejection": SamplingContext(Sampling(temperature=0.8, seed=5), verification="rejection"),
 }
 
 
@@ -29,7 +29,7 @@ def made(request):
 @pytest.fixture(params=list(DRAWS))
 def draw(request, made):
     draw = DRAWS[request.param]
-    if draw.verification != "keyed" and made[1].build(made[2]).laws == {Law.FIXED}:
+    if draw.verification != "keyed" and made[1].build(made[2]).laws == {DraftDistribution.FIXED}:
         pytest.skip("drafts of this source have no q")
     return draw
 
@@ -84,7 +84,7 @@ def test_drafts_are_trees_within_budget_and_vocabulary(made, draw, budget):
         draft = drafter.propose(budget)
         draft.check(budget=budget, vocab_size=made[2].vocab_size, name=made[0])
         assert draft.law in source.laws
-        assert draft.law is Law.FIXED or draw.verification != "keyed"
+        assert draft.law is DraftDistribution.FIXED or draw.verification != "keyed"
         draft.cut(1).check(budget=budget, vocab_size=made[2].vocab_size, name=made[0])
         drafter.observe([token])
     drafter.drafter.end()

@@ -29,7 +29,7 @@ from likely.decoding.accept import (
     sample_from,
     spectr_gamma,
 )
-from likely.decoding.drafting.protocol import Draft, Law
+from likely.decoding.drafting.protocol import Draft, DraftDistribution
 from likely.decoding.sampling import gumbel
 
 P3, Q3 = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.2, 0.6])
@@ -89,7 +89,7 @@ def test_acceptance_is_what_the_rule_does(rule):
     """Summed over all candidates it is the enumerated value, and it is what the decisions of the rule give."""
     function, replaced = RULES[rule]
     how = {
-        "law": Law.IID if replaced else Law.WITHOUT_REPLACEMENT,
+        "law": DraftDistribution.IID if replaced else DraftDistribution.WITHOUT_REPLACEMENT,
         "rule": "spectr" if rule == "spectr" else "rejection",
     }
     rng = np.random.default_rng(8)
@@ -201,7 +201,7 @@ def test_one_candidate_has_the_law_of_transformers(p, q, monkeypatch):
 # --- walks ------------------------------------------------------------------------------------------------------------
 
 
-def tree(law: Law, **more) -> Draft:
+def tree(law: DraftDistribution, **more) -> Draft:
     return Draft(np.array([1, 2, 0]), np.array([-1, -1, 0]), law, **more)
 
 
@@ -212,15 +212,15 @@ def test_the_walk_descends_where_the_target_agrees():
         calls.append((node, path))
         return {(): 1, (1,): 0, (1, 0): 2}[path]
 
-    assert matched_walk(tree(Law.FIXED), pick) == ([0, 2], [1, 0, 2])
+    assert matched_walk(tree(DraftDistribution.FIXED), pick) == ([0, 2], [1, 0, 2])
     assert calls == [(-1, ()), (0, (1,)), (2, (1, 0))]
-    assert matched_walk(tree(Law.FIXED), lambda node, path: 0) == ([], [0])
+    assert matched_walk(tree(DraftDistribution.FIXED), lambda node, path: 0) == ([], [0])
     assert matched_walk(Draft.chain([]), lambda node, path: 7) == ([], [7])
 
 
 def test_the_drawn_walk_descends_and_ends_with_the_targets_law():
     q = {-1: np.log(np.array([0.1, 0.5, 0.4])), 0: np.log(np.array([0.8, 0.1, 0.1]))}
-    draft = tree(Law.WITHOUT_REPLACEMENT, log_q=q, draws={-1: (1, 0), 0: (2,)})
+    draft = tree(DraftDistribution.WITHOUT_REPLACEMENT, log_q=q, draws={-1: (1, 0), 0: (2,)})
     laws = {-1: np.array([0.1, 0.9, 0.0]), 0: np.array([1.0, 0.0, 0.0]), 2: np.array([0.0, 0.0, 1.0])}
     seen = []
 
@@ -235,9 +235,9 @@ def test_the_drawn_walk_descends_and_ends_with_the_targets_law():
 
 def test_rules_refuse_drafts_that_they_are_not_exact_for():
     with pytest.raises(ValueError, match="a fixed draft takes matched_walk"):
-        drawn_walk(tree(Law.FIXED), lambda *_: P3, lambda: 0.5)
+        drawn_walk(tree(DraftDistribution.FIXED), lambda *_: P3, lambda: 0.5)
     with pytest.raises(ValueError, match="independent candidates"):
-        drawn_walk(tree(Law.WITHOUT_REPLACEMENT), lambda *_: P3, lambda: 0.5, rule="spectr")
+        drawn_walk(tree(DraftDistribution.WITHOUT_REPLACEMENT), lambda *_: P3, lambda: 0.5, rule="spectr")
 
 
 def test_sample_from_never_takes_an_impossible_token():

@@ -149,7 +149,7 @@ def test_a_transform_that_cannot_begin_ends_its_request_alone():
     loop = Loop(runtime, token_bytes=lambda t: WORDS.tokens[t], end_ids=WORDS.end_ids)
     free = runtime.free_tokens()
     held_sequence = runtime.open()
-    broken = loop.add(Request((1, 2), Sampling(), max_tokens=4, transforms=(Never(),)), held=held_sequence)
+    broken = loop.add(Request((1, 2), Sampling(), max_tokens=4, logits_processors=(Never(),)), held=held_sequence)
     fine = loop.add(Request((1, 2), Sampling(), max_tokens=4))
     events = []
     while not loop.idle:

@@ -17,7 +17,7 @@ from table_drafts import TableDrafter, TableDrafts, table_runtime
 from likely.decoding import accept
 from likely.decoding import sequence_state as hypothesis
 from likely.decoding.drafting.model.trees import Chain, ConstantBranching, IidPaths, IidTree, StochasticBeam
-from likely.decoding.drafting.protocol import Draft, Law
+from likely.decoding.drafting.protocol import Draft, DraftDistribution
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
@@ -160,7 +160,7 @@ def by_probability(draft: Draft) -> Draft:
 
 
 def as_independent(draft: Draft) -> Draft:
-    return replace(draft, law=Law.IID)
+    return replace(draft, law=DraftDistribution.IID)
 
 
 def merged(draft: Draft) -> Draft:

@@ -45,8 +45,8 @@ def long_text_runtime(**limits) -> ToyRuntime:
 
 def tokens_of(runtime, *, request=None, contrast=None, **changes):
     request = request or Request((1, 2), GREEDY, max_tokens=40)
-    transforms = () if contrast is None else (contrast,)
-    return run(toy_loop(runtime), replace(request, transforms=transforms, **changes))[0][0]
+    logits_processors = () if contrast is None else (contrast,)
+    return run(toy_loop(runtime), replace(request, logits_processors=logits_processors, **changes))[0][0]
 
 
 # --- the formula ------------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_a_full_negative_context_ends_the_text():
 @pytest.mark.parametrize("eager", [True, False])
 def test_where_two_texts_do_not_fit_they_take_turns_with_the_same_texts(eager):
     requests = [
-        Request(prompt, GREEDY, max_tokens=20, transforms=(Contrast([5, 4, 2], "cfg", eager=eager),))
+        Request(prompt, GREEDY, max_tokens=20, logits_processors=(Contrast([5, 4, 2], "cfg", eager=eager),))
         for prompt in ((1, 2), (2, 1), (4,))
     ]
     alone = [run(toy_loop(long_text_runtime()), r)[0][0].tokens for r in requests]
@@ -298,9 +298,9 @@ def test_where_two_texts_do_not_fit_they_take_turns_with_the_same_texts(eager):
 @pytest.mark.parametrize("eager", [True, False])
 def test_samples_and_beams_where_room_is_short(eager):
     contrast = Contrast([5, 4, 2], "cfg", eager=eager)
-    drawn = Request((1, 2), Sampling(seed=3), max_tokens=12, samples=3, transforms=(contrast,))
-    beams = Request((1, 2), GREEDY, max_tokens=12, beams=3, transforms=(contrast,))
-    other = Request((2, 4, 1), GREEDY, max_tokens=12, transforms=(contrast,))
+    drawn = Request((1, 2), Sampling(seed=3), max_tokens=12, samples=3, logits_processors=(contrast,))
+    beams = Request((1, 2), GREEDY, max_tokens=12, beams=3, logits_processors=(contrast,))
+    other = Request((2, 4, 1), GREEDY, max_tokens=12, logits_processors=(contrast,))
     wide = [[f.tokens for f in group] for group in run(toy_loop(long_text_runtime()), other, drawn, beams)]
     for held in (110, 140, 180):
         runtime = long_text_runtime(tokens_held=held)

@@ -95,5 +95,5 @@ def test_what_is_no_contrast_is_refused(lm):
         lm.generate("the cat", contrast="cfg")
     with pytest.raises(TypeError, match='did you mean "contrast"'):
         lm.generate("the cat", contrasts=1)
-    with pytest.raises(CapabilityError, match="transforms="):
+    with pytest.raises(CapabilityError, match="logits_processors="):
         lm.generate("the cat", choices=["a"], sampler="importance", contrast=Contrast("x", gate=Always()), max_tokens=4)

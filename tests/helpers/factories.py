@@ -67,11 +67,11 @@ def engine(name: str, kind: str) -> Callable[[], Runtime]:
         from tiny_torch import tiny_folder
 
         from likely.runtimes.native.build import library
-        from likely.runtimes.native.runtime import EngineRuntime
+        from likely.runtimes.native.runtime import NativeRuntime
 
         library()  # stays in the cache of whoever runs the tests; packed weights do not
         with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, LIKELY_CACHE=folder):
-            return EngineRuntime(
+            return NativeRuntime(
                 tiny_folder(name), kind=kind, threads=1, tokens_held=1024, sequences=64, tokens_per_call=16
             )
 

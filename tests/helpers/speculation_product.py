@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from drafter_factories import MADE
 
-from likely.decoding.drafting.protocol import DraftSource, Law
+from likely.decoding.drafting.protocol import DraftDistribution, DraftSource
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 
@@ -35,8 +35,8 @@ def possible(source: DraftSource, choice: str) -> bool:
     """Whether the law of the drafts allows this way of choosing; else a CapabilityError says what would work."""
     verification = CHOICES[choice].get("verification", "keyed")
     if verification == "spectr":
-        return Law.IID in source.laws
-    return verification == "keyed" or bool(source.laws - {Law.FIXED})
+        return DraftDistribution.IID in source.laws
+    return verification == "keyed" or bool(source.laws - {DraftDistribution.FIXED})
 
 
 def cases() -> list[tuple[str, str, str, int]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from likely.decoding.drafting.model.trees import Shape
-from likely.decoding.drafting.protocol import Draft, Draw
+from likely.decoding.drafting.protocol import Draft, SamplingContext
 from likely.runtimes.toy import ToyRuntime
 
 
@@ -23,7 +23,7 @@ def table_runtime(p: np.ndarray, *, end: int | None = None, length: int = 0, **l
     return ToyRuntime(logits_of, vocab_size=p.shape[1], **limits)
 
 
-def grow(shape: Shape, q: np.ndarray, last: int, draw: Draw, position: int, budget: int) -> Draft:
+def grow(shape: Shape, q: np.ndarray, last: int, draw: SamplingContext, position: int, budget: int) -> Draft:
     """The draft of `shape` over q (V, V) after the token `last`."""
     with np.errstate(divide="ignore"):
         log_q = np.log(q).astype(np.float32)
@@ -48,12 +48,12 @@ class TableDrafts:
     def __init__(self, q: np.ndarray, shape: Shape):
         self.q, self.shape, self.laws = q, shape, shape.laws
 
-    def begin(self, prompt: Sequence[int], draw: Draw) -> TableDrafter:
+    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> TableDrafter:
         return TableDrafter(self, list(prompt), draw)
 
 
 class TableDrafter:
-    def __init__(self, source: TableDrafts, tokens: list[int], draw: Draw):
+    def __init__(self, source: TableDrafts, tokens: list[int], draw: SamplingContext):
         self.source, self.tokens, self.draw = source, tokens, draw
 
     def propose(self, budget: int) -> Draft:
@@ -62,7 +62,7 @@ class TableDrafter:
     def observe(self, tokens: Sequence[int]) -> None:
         self.tokens += tokens
 
-    def fork(self, draw: Draw) -> TableDrafter:
+    def fork(self, draw: SamplingContext) -> TableDrafter:
         return TableDrafter(self.source, self.tokens.copy(), draw)
 
     def rollback(self, n: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from likely.decoding.drafting.model.drafter import DraftModel
-from likely.decoding.drafting.protocol import Draft, Law
+from likely.decoding.drafting.protocol import Draft, DraftDistribution
 from likely.runtimes.toy import ToyRuntime
 
 FOLDER = Path(__file__).parents[2] / "reproductions"
@@ -57,9 +57,9 @@ def test_expected_tokens_of_a_chain_and_of_a_node_drawn_twice(study):
 
     q = {-1: np.log(np.array([0.2, 0.2, 0.6])), 0: np.log(np.array([0.5, 0.25, 0.25]))}
     laws = [np.array([0.5, 0.3, 0.2]), np.array([0.25, 0.5, 0.25]), np.array([1.0, 0, 0])]
-    chain = Draft(np.array([2, 0]), np.array([-1, 0]), Law.IID, q, {-1: (0,), 0: (1,)})
+    chain = Draft(np.array([2, 0]), np.array([-1, 0]), DraftDistribution.IID, q, {-1: (0,), 0: (1,)})
     assert expected_tokens(chain, laws, "rejection") == pytest.approx(1 + 1 / 3 + 1 / 3 * 1 / 2)
-    twice = Draft(np.array([0]), np.array([-1]), Law.IID, {-1: q[-1]}, {-1: (0, 0)})
+    twice = Draft(np.array([0]), np.array([-1]), DraftDistribution.IID, {-1: q[-1]}, {-1: (0, 0)})
     assert expected_tokens(twice, laws[:2], "rejection") == pytest.approx(2)
     assert expected_tokens(Draft.chain([]), laws[:1], "rejection") == 1
 

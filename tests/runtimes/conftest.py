@@ -35,12 +35,12 @@ def engines(made):
     known = {}
 
     def get(name, kind, **options):
-        from likely.runtimes.native.runtime import EngineRuntime
+        from likely.runtimes.native.runtime import NativeRuntime
 
         key = (name, kind, *sorted(options.items()))
         if key not in known:
             options = {"threads": 1, "tokens_held": 4096, "tokens_per_call": 64, **options}
-            known[key] = EngineRuntime(made(name)[1], kind=kind, **options)
+            known[key] = NativeRuntime(made(name)[1], kind=kind, **options)
         return known[key]
 
     yield get

@@ -25,7 +25,7 @@ from likely.models.load import available_runtimes
 from likely.runtimes.machine import machine
 from likely.runtimes.native import build as engine_build
 from likely.runtimes.native.library import KINDS, Library
-from likely.runtimes.native.runtime import EngineRuntime
+from likely.runtimes.native.runtime import NativeRuntime
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
@@ -314,7 +314,7 @@ def test_other_instruction_sets_compute_the_same_to_rounding(engine_library, lib
             rows = []
             for library in (engine_library, other):
                 monkeypatch.setattr("likely.runtimes.native.runtime.library", lambda library=library: library)
-                runtime = EngineRuntime(made(name)[1], kind=kind, threads=1, tokens_held=600, tokens_per_call=64)
+                runtime = NativeRuntime(made(name)[1], kind=kind, threads=1, tokens_held=600, tokens_per_call=64)
                 rows.append(rows_of(runtime, tokens))
                 assert ("avx2" in runtime.revision or "plain" in runtime.revision) or library is engine_library
                 runtime.shutdown()
@@ -332,7 +332,7 @@ def test_rows_are_invariant_on_every_instruction_set(libraries, made, monkeypatc
     tokens = tokens_of(140)
     for kind in KINDS:
         for name in ("llama, heads of 24", "gemma3, a window over blocks"):
-            runtime = EngineRuntime(made(name)[1], kind=kind, threads=1, tokens_held=600, tokens_per_call=512)
+            runtime = NativeRuntime(made(name)[1], kind=kind, threads=1, tokens_held=600, tokens_per_call=512)
             whole, sequence, at = rows_of(runtime, tokens), runtime.open(), 0
             for n in (1, 2, 3, 5, 7, 16, 17, 40, 49):
                 rows = forward(runtime, sequence, tokens[at : at + n], np.arange(n) - 1).logits

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_torch import folder_of, module_of
 
 from likely.runtimes.native.library import KINDS
-from likely.runtimes.native.runtime import EngineRuntime
+from likely.runtimes.native.runtime import NativeRuntime
 from likely.runtimes.protocol import LayerPlan, Want, Work
 from likely.runtimes.rows import reduce_rows
 
@@ -198,7 +198,7 @@ def with_ties(engine_cache):
         weight = module.lm_head.weight
         weight[[11, 12]], weight[41] = weight[10].clone(), weight[40].clone()
         weight[[10, 11, 12]] *= 3
-    runtime = EngineRuntime(folder_of(module), kind="int8", threads=1, tokens_held=1024, tokens_per_call=16)
+    runtime = NativeRuntime(folder_of(module), kind="int8", threads=1, tokens_held=1024, tokens_per_call=16)
     yield runtime
     runtime.shutdown()
 

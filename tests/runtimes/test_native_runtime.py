@@ -17,7 +17,7 @@ from tiny_torch import folder_of, module_of
 from likely.errors import CapabilityError, KvFull, ModelError
 from likely.runtimes.native.architecture import EngineShape
 from likely.runtimes.native.library import KINDS
-from likely.runtimes.native.runtime import EngineRuntime
+from likely.runtimes.native.runtime import NativeRuntime
 from likely.runtimes.protocol import LayerPlan, Want
 from likely.runtimes.rows import log_softmax
 
@@ -172,7 +172,7 @@ def test_a_wrong_reading_of_the_settings_would_be_seen(made, monkeypatch, tmp_pa
         changes = {"frequencies": ((1e4**-exponent).astype(np.float32),) * 2}
     monkeypatch.setenv("LIKELY_CACHE", str(tmp_path))
     monkeypatch.setattr(EngineShape, "of_config", classmethod(lambda cls, config: replace(right, **changes)))
-    runtime = EngineRuntime(folder, kind="fp32", threads=1, tokens_held=512)
+    runtime = NativeRuntime(folder, kind="fp32", threads=1, tokens_held=512)
     assert nats_apart(rows_of(runtime, tokens_of(60)), plain(module, tokens_of(60))).max() > 1e-3
     runtime.shutdown()
 
@@ -208,19 +208,19 @@ def test_a_failing_call_leaves_all_state_unchanged(engines, monkeypatch):
 def test_the_revision_names_weights_kind_and_instructions(made, engines):
     revisions = {engines(name, kind).revision for name in ("llama", "qwen2") for kind in KINDS}
     assert len(revisions) == 6
-    again = EngineRuntime(made("llama")[1], kind="int8", threads=2)
+    again = NativeRuntime(made("llama")[1], kind="int8", threads=2)
     assert again.revision == engines("llama", "int8").revision
     again.shutdown()
 
 
 def test_a_closed_runtime_gives_its_memory_back_once(made):
-    runtime = EngineRuntime(made("llama")[1], kind="int8", threads=2)
+    runtime = NativeRuntime(made("llama")[1], kind="int8", threads=2)
     runtime.shutdown()
     runtime.shutdown()
 
 
 def test_room_is_bounded_by_what_was_asked(made):
-    runtime = EngineRuntime(made("llama")[1], kind="int8", threads=1, tokens_held=99)
+    runtime = NativeRuntime(made("llama")[1], kind="int8", threads=1, tokens_held=99)
     assert runtime.limits.tokens_held == runtime.free_tokens() == 99
     runtime.shutdown()
 
@@ -235,7 +235,7 @@ def test_room_is_bounded_by_what_was_asked(made):
 )
 def test_wrong_options_are_refused_by_name(made, options, error, words):
     with pytest.raises(error, match=words):
-        EngineRuntime(made("llama")[1], **options)
+        NativeRuntime(made("llama")[1], **options)
 
 
 def test_logits_that_are_no_numbers_are_an_error(made, engines, tmp_path, monkeypatch):
@@ -247,7 +247,7 @@ def test_logits_that_are_no_numbers_are_an_error(made, engines, tmp_path, monkey
         module.model.layers[0].mlp.down_proj.weight.fill_(3e38)
     folder = folder_of(module)
     for kind in KINDS:
-        runtime = EngineRuntime(folder, kind=kind, threads=1, tokens_held=100)
+        runtime = NativeRuntime(folder, kind=kind, threads=1, tokens_held=100)
         sequence, free = runtime.open(), runtime.free_tokens()
         with pytest.raises(FloatingPointError):
             forward(runtime, sequence, tokens_of(5))
@@ -259,7 +259,7 @@ def test_logits_that_are_no_numbers_are_an_error(made, engines, tmp_path, monkey
 def test_an_unknown_architecture_names_torch(engine_cache):
     config = transformers.MistralConfig(**SIZES)
     with pytest.raises(CapabilityError, match="runtime='torch'"):
-        EngineRuntime(folder_of(module_of(config)), kind="int8")
+        NativeRuntime(folder_of(module_of(config)), kind="int8")
 
 
 def test_perplexity_of_int8_is_that_of_the_model(made, engines):

@@ -16,7 +16,7 @@ from engine_models import rows_of, tokens_of
 
 from likely.runtimes.native import build as engine_build
 from likely.runtimes.native.library import INT8, Library
-from likely.runtimes.native.runtime import EngineRuntime
+from likely.runtimes.native.runtime import NativeRuntime
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no C++ compiler")
 
@@ -62,7 +62,7 @@ def test_a_model_by_tiles_is_the_same_to_the_bit(engine_library, tiled, made, mo
     tokens, rows = tokens_of(70), []
     for library in (engine_library, tiled[0]):
         monkeypatch.setattr("likely.runtimes.native.runtime.library", lambda library=library: library)
-        runtime = EngineRuntime(made("qwen3")[1], kind="int8", threads=2, tokens_held=200, tokens_per_call=64)
+        runtime = NativeRuntime(made("qwen3")[1], kind="int8", threads=2, tokens_held=200, tokens_per_call=64)
         rows.append(rows_of(runtime, tokens))
         runtime.shutdown()
     np.testing.assert_array_equal(*rows)

@@ -21,7 +21,7 @@ from likely.formats.safetensors_file import read_entries
 from likely.runtimes.native import weights as engine_weights
 from likely.runtimes.native.architecture import EngineShape
 from likely.runtimes.native.library import KINDS
-from likely.runtimes.native.runtime import EngineRuntime
+from likely.runtimes.native.runtime import NativeRuntime
 from likely.runtimes.native.source import EngineSource
 from likely.runtimes.native.weights import load_weights, packed_path
 from likely.runtimes.torch.runtime import TorchRuntime
@@ -364,7 +364,7 @@ def test_a_model_runs_from_a_gguf_file_as_from_its_folder(library, tmp_path):
     TorchRuntime.from_gguf(path, dtype="float32").module.save_pretrained(tmp_path / "folder")
     rows = []
     for place in (path, tmp_path / "folder"):
-        runtime = EngineRuntime(place, kind="int8", threads=1, tokens_held=100)
+        runtime = NativeRuntime(place, kind="int8", threads=1, tokens_held=100)
         rows.append(forward(runtime, runtime.open(), tokens_of(40)).logits)
         runtime.shutdown()
     np.testing.assert_array_equal(*rows)

@@ -115,7 +115,7 @@ def complete_code(
     for name in monitors:
         if isinstance(name, str) and name not in NAMES:
             raise ValueError(f'no monitor is called "{name}"{nearest(name, NAMES)} (known: {", ".join(NAMES)})')
-    for name in ("n", "beams", "constraint", "transforms", "contrast", "sampler"):
+    for name in ("n", "beams", "constraint", "logits_processors", "contrast", "sampler"):
         if options.get(name):
             raise CapabilityError(f"complete_code writes one text under its own monitors: drop {name}=")
     started = time.perf_counter()
@@ -129,7 +129,9 @@ def complete_code(
         guard = MonitorConstraint(made, model.guide.vocabulary, buffer, picked) if made else None
         given = {"temperature": 0.0, "max_tokens": max_tokens, **options}
         if guard is not None:
-            given |= {"constraint": guard} if policy == "hard" else {"transforms": (MonitorPenalty(guard, penalty),)}
+            given |= (
+                {"constraint": guard} if policy == "hard" else {"logits_processors": (MonitorPenalty(guard, penalty),)}
+            )
         finish, end = _run(model, model._request(tokens, given), ENDS[stop](buffer.prefix))
         text = finish.text if end is None else finish.text[:end]
         kept = _tokens_of(model, finish.tokens, text) if end is not None else len(finish.tokens)

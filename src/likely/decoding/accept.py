@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.decoding.drafting.protocol import Draft, Law
+from likely.decoding.drafting.protocol import Draft, DraftDistribution
 
 Probabilities = NDArray[np.float64]  # (V,), sums to 1
 Uniform = Callable[[], float]  # fresh draws from [0, 1)
@@ -60,9 +60,9 @@ def drawn_walk(
     law_at(node, path) -> p (V,) after `node`.  The emitted tokens have the target's law, for every q.
     emit(token)  is told every token as it is decided
     """
-    if draft.law is Law.FIXED:
+    if draft.law is DraftDistribution.FIXED:
         raise ValueError("rejection needs a draft that was drawn from a known q; a fixed draft takes matched_walk")
-    if rule == "spectr" and draft.law is not Law.IID:
+    if rule == "spectr" and draft.law is not DraftDistribution.IID:
         raise ValueError('the rule "spectr" needs independent candidates; this draft was drawn without replacement')
     node = -1
     path: tuple[int, ...] = ()
@@ -76,7 +76,7 @@ def drawn_walk(
             if rule == "spectr":
                 kept, p = k_sequential(p, q, tokens, uniform)
             else:
-                kept, p = recursive_rejection(p, q, tokens, uniform, replaced=draft.law is Law.IID)
+                kept, p = recursive_rejection(p, q, tokens, uniform, replaced=draft.law is DraftDistribution.IID)
             if kept is not None:
                 token = int(draft.tokens[drawn[kept]])
                 emit(token)
@@ -139,7 +139,7 @@ def k_sequential(
 
 
 def acceptance(
-    p: Probabilities, q: Probabilities, candidates: Sequence[int], *, law: Law, rule: str = "rejection"
+    p: Probabilities, q: Probabilities, candidates: Sequence[int], *, law: DraftDistribution, rule: str = "rejection"
 ) -> Probabilities:
     """(K,) the probability, given the candidates, that the k-th is the one accepted, by rule R or K ("spectr").
 
@@ -151,7 +151,7 @@ def acceptance(
         ratio = min(1.0, p[x] / (gamma * q[x])) if q[x] > 0 else float(p[x] > 0)
         out[k], left = left * ratio, left * (1 - ratio)
         if rule != "spectr":
-            p, q = _after_refusal(p, q, x, law is Law.IID)
+            p, q = _after_refusal(p, q, x, law is DraftDistribution.IID)
     return out
 
 

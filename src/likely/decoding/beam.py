@@ -9,7 +9,7 @@ import numpy as np
 
 from likely.decoding.constraint import ConstraintDeadEnd, log_mass
 from likely.decoding.request import Finished, Request
-from likely.decoding.sequence_state import Choice, Hypothesis
+from likely.decoding.sequence_state import Choice, SequenceState
 from likely.runtimes.rows import log_softmax, logsumexp, top_tokens
 
 
@@ -31,11 +31,11 @@ class BeamSearch:
 
     def select(
         self,
-        beams: list[Hypothesis],
-        fork: Callable[[Hypothesis], Hypothesis],
-        drop: Callable[[Hypothesis], None],
-        advance_text: Callable[[Hypothesis, int], tuple[str | None, str]],
-    ) -> tuple[list[Hypothesis], list[Finished] | None]:
+        beams: list[SequenceState],
+        fork: Callable[[SequenceState], SequenceState],
+        drop: Callable[[SequenceState], None],
+        advance_text: Callable[[SequenceState, int], tuple[str | None, str]],
+    ) -> tuple[list[SequenceState], list[Finished] | None]:
         """(beams that go on, the final texts once the search is over).  Every beam has its row of logits."""
         width = self.request.beams
         found: list[tuple[float, int, int, float, list[tuple[int, float]]]] = []
@@ -71,7 +71,7 @@ class BeamSearch:
             elif len(going) < width:
                 going.append((number, token, choice))
 
-        children: list[Hypothesis] = []
+        children: list[SequenceState] = []
         users = {number for number, _, _ in going}
         for i, (number, _token, _choice) in enumerate(going):
             last_use = all(other != number for other, _, _ in going[i + 1 :])
@@ -80,13 +80,13 @@ class BeamSearch:
             if number not in users:
                 drop(beam)
 
-        running: list[Hypothesis] = []
+        running: list[SequenceState] = []
         for child, (_, token, choice) in zip(children, going, strict=True):
             child.row = None
             child.append(token, choice)
             if child.constraint:
                 child.constraint.advance(token)
-            for transform in child.transforms:
+            for transform in child.logits_processors:
                 transform.advance([token], [])
             child.continue_with(token)
             reason, _ = advance_text(child, token)
@@ -104,16 +104,16 @@ class BeamSearch:
             return running, [f for _, f in sorted(self.pool, key=lambda p: -p[0])[: self.request.samples]]
         return running, None
 
-    def _finish(self, beam: Hypothesis, token: int, choice: Choice, reason: str) -> None:
+    def _finish(self, beam: SequenceState, token: int, choice: Choice, reason: str) -> None:
         """Copy of `beam` ended by `token` into the pool; the beam itself may go on otherwise."""
-        copy = Hypothesis(
+        copy = SequenceState(
             beam.request_id,
             beam.request,
             beam.sample,
             [],
             beam.stream.fork(),
             constraint=beam.constraint,
-            transforms=beam.transforms,  # for what they noted
+            logits_processors=beam.logits_processors,  # for what they noted
             tokens=beam.tokens.copy(),
             logprobs=beam.logprobs.copy(),
             tops=beam.tops.copy(),
@@ -125,12 +125,12 @@ class BeamSearch:
         copy.stream.finish()
         self._pool(copy, reason)
 
-    def _pool(self, beam: Hypothesis, reason: str) -> None:
+    def _pool(self, beam: SequenceState, reason: str) -> None:
         self.pool.append((self._rank(beam.score, len(beam.tokens)), beam.finished(reason)))
         self.pool.sort(key=lambda p: -p[0])
         del self.pool[self.request.beams :]
 
-    def _settled(self, running: list[Hypothesis]) -> bool:
+    def _settled(self, running: list[SequenceState]) -> bool:
         if len(self.pool) < self.request.beams:
             return False
         best = max(self._rank(beam.score, len(beam.tokens)) for beam in running)

@@ -155,7 +155,7 @@ class Constraint(Protocol):
         ...
 
 
-class Transform(Protocol):
+class LogitsProcessor(Protocol):
     """A soft change of the logits along one text, possibly from other contexts than the prompt.
 
     The loop calls `begin` once, then for every token `apply` and, with what was emitted, `advance`.  Sequences that a
@@ -164,7 +164,7 @@ class Transform(Protocol):
     Logits given to `apply` are -inf where a token is impossible, by a constraint or otherwise.
     """
 
-    def begin(self, runtime: Runtime, prompt: Sequence[int]) -> Transform:
+    def begin(self, runtime: Runtime, prompt: Sequence[int]) -> LogitsProcessor:
         """A copy for one text, bound to the runtime that it may call."""
         ...
 
@@ -184,7 +184,7 @@ class Transform(Protocol):
         """`tokens` were emitted; `accepted`: nodes of the draft (numbered as in `work`) that are among them."""
         ...
 
-    def fork(self) -> Transform: ...
+    def fork(self) -> LogitsProcessor: ...
 
     def drop(self) -> None:
         """Free what the runtime holds for it."""

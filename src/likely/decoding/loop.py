@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from likely.decoding.beam import BeamSearch
-from likely.decoding.constraint import Transform
+from likely.decoding.constraint import LogitsProcessor
 from likely.decoding.drafting.budget import Controller
 from likely.decoding.drafting.protocol import NO_DRAFT
 from likely.decoding.drafting.step import Drafting
 from likely.decoding.particles import Particles
 from likely.decoding.request import Event, Request
 from likely.decoding.scheduling import Policy
-from likely.decoding.sequence_state import Hypothesis
+from likely.decoding.sequence_state import SequenceState
 from likely.decoding.text import TextStream
 from likely.errors import CapabilityError, ConstraintError, KvFull, LikelyError, ModelError
 from likely.runtimes.protocol import Output, Runtime, Sequence, Want, Work
@@ -33,7 +33,7 @@ class _Running:
 
     id: int
     request: Request
-    hypotheses: list[Hypothesis]
+    hypotheses: list[SequenceState]
     select: BeamSearch | Particles | None = None  # what is kept after each step; None: every sample by itself
 
 
@@ -189,7 +189,7 @@ class Loop:
         return events
 
     def _begin(self, request_id: int, request: Request, held: Sequence | None) -> _Running:
-        hypothesis = Hypothesis(
+        hypothesis = SequenceState(
             request_id,
             request,
             request.first_sample,
@@ -198,7 +198,7 @@ class Loop:
             held,
             waiting_for=1 if request.selects else request.samples,
             constraint=request.constraint.fork() if request.constraint else None,
-            transforms=tuple(t.begin(self.runtime, request.prompt) for t in request.transforms),
+            logits_processors=tuple(t.begin(self.runtime, request.prompt) for t in request.logits_processors),
         )
         select: BeamSearch | Particles | None = None
         if request.beams:
@@ -207,13 +207,13 @@ class Loop:
             select = Particles(request, self.end_ids)
         return _Running(request_id, request, [hypothesis], select)
 
-    def _admit(self) -> list[Hypothesis]:
+    def _admit(self) -> list[SequenceState]:
         """Running requests, then waiting ones in order while their sequences and prompts fit."""
         while self._waiting:
             if self.policy and not self.policy.admits(sum(len(r.hypotheses) for r in self._running)):
                 break
             waiting = self._waiting[0]
-            need = sum(len(h.todo) * (1 + len(h.transforms)) for h in waiting.hypotheses)
+            need = sum(len(h.todo) * (1 + len(h.logits_processors)) for h in waiting.hypotheses)
             if self._running and self.runtime.free_tokens() < need + self._reserve():
                 break
             try:
@@ -235,7 +235,7 @@ class Loop:
         """Room that the running samples take in the next few steps."""
         return 16 * sum(len(r.hypotheses) for r in self._running)
 
-    def _make_room(self, active: list[Hypothesis], full: KvFull) -> tuple[list[Hypothesis], list[Event]]:
+    def _make_room(self, active: list[SequenceState], full: KvFull) -> tuple[list[SequenceState], list[Event]]:
         """Send the youngest running request back to the queue, its tokens kept; alone, it ends with the error."""
         youngest = self._running[-1]
         events = self._put_off(youngest, full)
@@ -261,12 +261,12 @@ class Loop:
 
     # --- one call -------------------------------------------------------------------------------------------------
 
-    def _plan(self, active: list[Hypothesis]) -> list[tuple[Hypothesis, Work]]:
+    def _plan(self, active: list[SequenceState]) -> list[tuple[SequenceState, Work]]:
         """Decoding first, with drafts; prefill takes what is left of the step's tokens, at least one piece."""
         budget = self.step_tokens
-        plan: list[tuple[Hypothesis, Work]] = []
+        plan: list[tuple[SequenceState, Work]] = []
         full: KvFull | None = None
-        ready: list[tuple[Hypothesis, Sequence]] = []
+        ready: list[tuple[SequenceState, Sequence]] = []
         for hypothesis in sorted(active, key=lambda h: len(h.todo) > 1):
             if hypothesis.row is not None:  # a beam or particle that waits for its companions
                 continue
@@ -298,27 +298,27 @@ class Loop:
             raise full
         return plan
 
-    def _beside(self, work: list[tuple[Hypothesis, Work]]) -> list[tuple[Transform, list[Work]]]:
-        """What transforms want computed in the same call: for texts whose rows come out of it."""
+    def _beside(self, work: list[tuple[SequenceState, Work]]) -> list[tuple[LogitsProcessor, list[Work]]]:
+        """What logits_processors want computed in the same call: for texts whose rows come out of it."""
         return [
             (transform, items)
             for hypothesis, item in work
-            if hypothesis.transforms and item.want is not Want.NONE
-            for transform in hypothesis.transforms
+            if hypothesis.logits_processors and item.want is not Want.NONE
+            for transform in hypothesis.logits_processors
             if (items := transform.work(item))
         ]
 
-    def _time(self, work: list[tuple[Hypothesis, Work]], seconds: float) -> None:
+    def _time(self, work: list[tuple[SequenceState, Work]], seconds: float) -> None:
         """Learn what the call cost, if every row that it computed was looked at, as in verification."""
         self.verify_s += seconds
-        if any(h.transforms for h, _ in work):  # whose own contexts are part of the time
+        if any(h.logits_processors for h, _ in work):  # whose own contexts are part of the time
             return
         if all(item.want.rows == "all" or len(item.tokens) == 1 for _, item in work):
             self.controller.costs.record(sum(len(item.tokens) for _, item in work), seconds)
         elif len(work) == 1:
             self.controller.costs.record_prefill(len(work[0][1].tokens), seconds)
 
-    def _digest(self, hypothesis: Hypothesis, item: Work, output: Output) -> list[Event]:
+    def _digest(self, hypothesis: SequenceState, item: Work, output: Output) -> list[Event]:
         hypothesis.target_calls += 1
         if item.parents is None and len(item.tokens) < len(hypothesis.todo):
             hypothesis.todo = hypothesis.todo[len(item.tokens) :]
@@ -338,10 +338,10 @@ class Loop:
                 return [*events, *self._put_off(self._owner(hypothesis), full)]
         return events
 
-    def _owner(self, hypothesis: Hypothesis) -> _Running:
+    def _owner(self, hypothesis: SequenceState) -> _Running:
         return next(r for r in self._running if r.id == hypothesis.request_id)
 
-    def _split(self, hypothesis: Hypothesis) -> list[Hypothesis]:
+    def _split(self, hypothesis: SequenceState) -> list[SequenceState]:
         """The samples that continue from this prefill: itself and forks of it."""
         count, hypothesis.waiting_for = hypothesis.waiting_for, 1
         family = [hypothesis]
@@ -353,7 +353,7 @@ class Loop:
             running.hypotheses.append(family[-1])
         return family
 
-    def _emit(self, hypothesis: Hypothesis, output: Output) -> Event:
+    def _emit(self, hypothesis: SequenceState, output: Output) -> Event:
         """Walk the draft, append what the target chose, and move the cache."""
         draft = hypothesis.draft
         accepted, tokens, choices = hypothesis.choose(output, self.end_ids)
@@ -371,7 +371,7 @@ class Loop:
         new = slice(before, None)
         hypothesis.rounds.append(min(len(accepted), len(hypothesis.tokens) - before))
         self.drafting.tell(hypothesis, accepted, hypothesis.tokens[new])
-        for transform in hypothesis.transforms:
+        for transform in hypothesis.logits_processors:
             transform.advance(hypothesis.tokens[new], [0, *(node + 1 for node in accepted)] if len(draft) else [])
         finish = None
         if reason:
@@ -392,7 +392,7 @@ class Loop:
             tops=tuple(hypothesis.tops[new]),
         )
 
-    def _advance_text(self, hypothesis: Hypothesis, token: int) -> tuple[str | None, str]:
+    def _advance_text(self, hypothesis: SequenceState, token: int) -> tuple[str | None, str]:
         """(why the text ends here or None, text that became safe)"""
         request = hypothesis.request
         if token in self.end_ids:
@@ -444,7 +444,7 @@ class Loop:
             for i, finished in enumerate(done)
         ]
 
-    def _fork(self, hypothesis: Hypothesis) -> Sequence | None:
+    def _fork(self, hypothesis: SequenceState) -> Sequence | None:
         """A fork of its sequence; None for want of room: it is then computed anew when there is some."""
         if hypothesis.sequence is None:
             return None
@@ -455,14 +455,14 @@ class Loop:
 
     # --- endings --------------------------------------------------------------------------------------------------
 
-    def _close_sequence(self, hypothesis: Hypothesis) -> None:
-        for transform in hypothesis.transforms:
+    def _close_sequence(self, hypothesis: SequenceState) -> None:
+        for transform in hypothesis.logits_processors:
             transform.drop()
         if hypothesis.sequence is not None:
             self.runtime.close(hypothesis.sequence)
             hypothesis.sequence = None
 
-    def _drop(self, hypothesis: Hypothesis) -> None:
+    def _drop(self, hypothesis: SequenceState) -> None:
         self._close_sequence(hypothesis)
         if hypothesis.drafter:
             hypothesis.drafter.end()

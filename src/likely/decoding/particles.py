@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from likely.decoding.constraint import ConstraintDeadEnd, log_mass
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import generator, pick
-from likely.decoding.sequence_state import Allowed, Hypothesis
+from likely.decoding.sequence_state import Allowed, SequenceState
 from likely.errors import ConstraintError
 from likely.runtimes.protocol import FloatArray, Output
 from likely.runtimes.rows import logsumexp
@@ -63,7 +63,7 @@ def none_whole(count: int, max_tokens: int) -> str:
 class _Particle:
     """One text: on its way (`hypothesis`) or at its end (`finished`); log_weight with what resampling left it."""
 
-    hypothesis: Hypothesis
+    hypothesis: SequenceState
     log_weight: float
     finished: Finished | None = None
     seen: tuple[FloatArray, Allowed | None] | None = None
@@ -93,11 +93,11 @@ class Particles:
 
     def select(
         self,
-        hypotheses: list[Hypothesis],
-        fork: Callable[[Hypothesis], Hypothesis],
-        drop: Callable[[Hypothesis], None],
-        advance_text: Callable[[Hypothesis, int], tuple[str | None, str]],
-    ) -> tuple[list[Hypothesis], list[Finished] | None]:
+        hypotheses: list[SequenceState],
+        fork: Callable[[SequenceState], SequenceState],
+        drop: Callable[[SequenceState], None],
+        advance_text: Callable[[SequenceState, int], tuple[str | None, str]],
+    ) -> tuple[list[SequenceState], list[Finished] | None]:
         """(texts that go on, all N once every one has ended).  Every hypothesis has its row of logits."""
         if not self._all:
             self._begin(hypotheses[0], fork)
@@ -126,13 +126,13 @@ class Particles:
             if p.finished
         ]
 
-    def _begin(self, root: Hypothesis, fork: Callable[[Hypothesis], Hypothesis]) -> None:
+    def _begin(self, root: SequenceState, fork: Callable[[SequenceState], SequenceState]) -> None:
         self._fresh = root.sample + 1
         self._all = [_Particle(root, 0.0)]
         self._weigh(self._all[0])
         self._all += [self._copy(self._all[0], fork) for _ in range(1, self.request.particles)]
 
-    def _copy(self, particle: _Particle, fork: Callable[[Hypothesis], Hypothesis]) -> _Particle:
+    def _copy(self, particle: _Particle, fork: Callable[[SequenceState], SequenceState]) -> _Particle:
         """The same text with the same weight, and noise of its own from here on."""
         if not particle.alive:
             return _Particle(particle.hypothesis, particle.log_weight, particle.finished)
@@ -152,7 +152,7 @@ class Particles:
         particle.log_weight += log_mass(hypothesis.row, allowed, logsumexp(hypothesis.row))
 
     def _resample(
-        self, weights: Floats, fork: Callable[[Hypothesis], Hypothesis], drop: Callable[[Hypothesis], None]
+        self, weights: Floats, fork: Callable[[SequenceState], SequenceState], drop: Callable[[SequenceState], None]
     ) -> None:
         """N texts drawn by weight, each with the mean weight; the first copy of a text is the text itself."""
         position = len(self.request.prompt) + max(len(p.hypothesis.tokens) for p in self._all)
@@ -173,8 +173,8 @@ class Particles:
     def _advance(
         self,
         particle: _Particle,
-        drop: Callable[[Hypothesis], None],
-        advance_text: Callable[[Hypothesis, int], tuple[str | None, str]],
+        drop: Callable[[SequenceState], None],
+        advance_text: Callable[[SequenceState, int], tuple[str | None, str]],
     ) -> None:
         hypothesis, seen = particle.hypothesis, particle.seen
         assert hypothesis.row is not None and hypothesis.constraint is not None and seen is not None
@@ -194,7 +194,7 @@ class Particles:
         if reason:
             self._end(particle, reason, drop)
 
-    def _end(self, particle: _Particle, reason: str, drop: Callable[[Hypothesis], None]) -> None:
+    def _end(self, particle: _Particle, reason: str, drop: Callable[[SequenceState], None]) -> None:
         hypothesis = particle.hypothesis
         hypothesis.stream.finish()
         hypothesis.row = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from likely.decoding.constraint import Constraint, Transform
-from likely.decoding.drafting.protocol import FIXED_ONLY, DraftSource, Draw, Law, Verification
+from likely.decoding.constraint import Constraint, LogitsProcessor
+from likely.decoding.drafting.protocol import FIXED_ONLY, DraftDistribution, DraftSource, SamplingContext, Verification
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError
 
@@ -26,7 +26,7 @@ class Request:
     draft_budget   most drafted tokens per call; "auto": as many as pay, none if none do
     verification   "keyed": the tokens are the same with any drafter (rules M and G).  "rejection", "spectr": the law is
                    the same, the tokens depend on the drafter (rules R and K); for drafters that draw from a known q
-    constraint     what the text must look like, in its first state;  transforms: soft changes of the logits, in order
+    constraint     what the text must look like, in its first state;  logits_processors: soft changes of the logits, in order
     form           for the caller: what the constraint was made from
     healed         bytes of the prompt that are written anew before the text begins (token healing); None: not asked for
     top_logprobs   alternatives per position;  processed: also logprobs of the law sampled from
@@ -47,7 +47,7 @@ class Request:
     draft_budget: int | Literal["auto"] = "auto"
     verification: Verification = "keyed"
     constraint: Constraint | None = None
-    transforms: tuple[Transform, ...] = ()
+    logits_processors: tuple[LogitsProcessor, ...] = ()
     form: Any = None
     healed: bytes | None = None
     top_logprobs: int = 0
@@ -73,7 +73,7 @@ class Request:
         if self.verification not in ("keyed", "rejection", "spectr"):
             raise ValueError(f'verification must be "keyed", "rejection" or "spectr", got {self.verification!r}')
         if self.drafter is not None and self.verification != "keyed":
-            needed = {Law.IID} if self.verification == "spectr" else set(Law) - FIXED_ONLY
+            needed = {DraftDistribution.IID} if self.verification == "spectr" else set(DraftDistribution) - FIXED_ONLY
             if not needed & self.drafter.laws:
                 raise CapabilityError(
                     f'verification="{self.verification}" needs a drafter that draws from a known q, as ngram and '
@@ -94,9 +94,9 @@ class Request:
                 raise ValueError("particles need a constraint")
             if self.samples > 1 or self.beams:
                 raise ValueError("particles come without samples= and beams=")
-            if self.transforms:
+            if self.logits_processors:
                 raise CapabilityError(
-                    'particles (sampler="smc") weigh the model\'s own law: drop contrast= and transforms=, or draw '
+                    'particles (sampler="smc") weigh the model\'s own law: drop contrast= and logits_processors=, or draw '
                     "without particles"
                 )
             if self.drafter is not None:
@@ -109,9 +109,9 @@ class Request:
         """Whether its continuations are chosen among each other after every step."""
         return bool(self.beams or self.particles)
 
-    def draw(self, sample: int) -> Draw:
+    def draw(self, sample: int) -> SamplingContext:
         """What drafters need to know about the target's choices."""
-        return Draw(self.sampling, sample, self.verification)
+        return SamplingContext(self.sampling, sample, self.verification)
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from likely.decoding.request import Request
-from likely.decoding.sequence_state import Hypothesis
+from likely.decoding.sequence_state import SequenceState
 
 
 class Policy(Protocol):
     """What the loop asks before each step."""
 
     def admits(self, running: int) -> bool: ...  # whether a further request joins the `running` continuations
-    def choose(self, ready: Sequence[Hypothesis]) -> list[Hypothesis]: ...  # some of them, at least one
+    def choose(self, ready: Sequence[SequenceState]) -> list[SequenceState]: ...  # some of them, at least one
 
 
 class SameLength:
@@ -39,12 +39,12 @@ class SameLength:
         if patience < 1:
             raise ValueError(f"patience must be >= 1, got {patience}")
         self.batch_size, self.window, self.patience = batch_size, window, patience
-        self._waited: dict[Hypothesis, int] = {}
+        self._waited: dict[SequenceState, int] = {}
 
     def admits(self, running: int) -> bool:
         return running < self.window
 
-    def choose(self, ready: Sequence[Hypothesis]) -> list[Hypothesis]:
+    def choose(self, ready: Sequence[SequenceState]) -> list[SequenceState]:
         waited = {h: self._waited.get(h, 0) for h in ready}
         order = sorted(ready, key=lambda h: -waited[h])  # stable: equals stay in the order of the window
         overdue = [h for h in order if waited[h] >= self.patience]
@@ -55,13 +55,13 @@ class SameLength:
         self._waited = {h: 0 if h in taken else waited[h] + 1 for h in ready}
         return chosen
 
-    def _rest(self, order: Sequence[Hypothesis]) -> list[Hypothesis]:
+    def _rest(self, order: Sequence[SequenceState]) -> list[SequenceState]:
         """Who goes where no length fills a batch, first to last."""
         return sorted(order, key=kept)
 
-    def _group(self, order: Sequence[Hypothesis], only: int | None) -> list[Hypothesis]:
+    def _group(self, order: Sequence[SequenceState], only: int | None) -> list[SequenceState]:
         """The first `batch_size` members of one length (of length `only`, if given); [] if no length has as many."""
-        groups: dict[int, list[Hypothesis]] = {}
+        groups: dict[int, list[SequenceState]] = {}
         for hypothesis in order:
             length = kept(hypothesis)
             if only is not None and length != only:
@@ -73,7 +73,7 @@ class SameLength:
         return []
 
 
-def kept(hypothesis: Hypothesis) -> int:
+def kept(hypothesis: SequenceState) -> int:
     """Tokens in its cache."""
     return hypothesis.sequence.length if hypothesis.sequence is not None else 0
 

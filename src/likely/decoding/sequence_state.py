@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.decoding.accept import Probabilities, drawn_walk, matched_walk
-from likely.decoding.constraint import Constraint, ConstraintDeadEnd, Transform, log_mass, only, unpack
-from likely.decoding.drafting.budget import Shadow
-from likely.decoding.drafting.protocol import NO_DRAFT, Draft, Drafter, Law
+from likely.decoding.constraint import Constraint, ConstraintDeadEnd, LogitsProcessor, log_mass, only, unpack
+from likely.decoding.drafting.budget import AcceptanceTracker
+from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, Drafter
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import generator, pick, processed_logprobs, transform
 from likely.decoding.text import TextStream
@@ -24,7 +24,7 @@ Allowed = NDArray[np.bool_]  # (V,)
 
 
 @dataclass(eq=False)
-class Hypothesis:
+class SequenceState:
     """State of one sample.
 
     The cache invariant: the runtime's sequence holds prompt + tokens without the last `len(todo)` of them; the last
@@ -39,7 +39,7 @@ class Hypothesis:
     sequence: Sequence | None = None
     drafter: Drafter | None = None
     constraint: Constraint | None = None
-    transforms: tuple[Transform, ...] = ()
+    logits_processors: tuple[LogitsProcessor, ...] = ()
     draft: Draft = NO_DRAFT
     drafted: int = 0  # nodes of the draft that are the drafter's, the first ones
     tokens: list[int] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Hypothesis:
     target_calls: int = 0
     proposed: int = 0
     rounds: list[int] = field(default_factory=list)  # per call that emitted: how many drafted tokens were kept
-    shadow: Shadow | None = None
+    shadow: AcceptanceTracker | None = None
     waiting_for: int = 1  # samples that will be split off this one when its first row is there
     row: FloatArray | None = None  # beams, particles: the row to choose from
     dropped: bool = False
@@ -66,15 +66,15 @@ class Hypothesis:
         return len(self.request.prompt) + len(self.tokens)
 
     def room(self, context_length: int) -> int:
-        """How many more tokens fit into the text's own context and those of transforms."""
-        most = [getattr(t, "room", context_length) for t in self.transforms]
+        """How many more tokens fit into the text's own context and those of logits_processors."""
+        most = [getattr(t, "room", context_length) for t in self.logits_processors]
         return min([context_length - len(self.request.prompt), *most]) - len(self.tokens)
 
     @property
     def ready(self) -> bool:
         """False while something outside of the model is asked about the text."""
         return (self.constraint is None or self.constraint.ready()) and all(
-            soft.ready() for soft in self.transforms if hasattr(soft, "ready")
+            soft.ready() for soft in self.logits_processors if hasattr(soft, "ready")
         )
 
     @property
@@ -88,7 +88,7 @@ class Hypothesis:
             or request.selects
             or request.processed
             or self.constraint is not None
-            or self.transforms
+            or self.logits_processors
             or (request.verification != "keyed" and self.drafter is not None)
             or len(self.tokens) < request.min_tokens
         )
@@ -99,8 +99,8 @@ class Hypothesis:
             return Want(rows=rows, logits=True)
         return Want(rows=rows, top=max(1, self.request.top_logprobs))
 
-    def fork(self, sample: int, sequence: Sequence | None, drafter: Drafter | None) -> Hypothesis:
-        return Hypothesis(
+    def fork(self, sample: int, sequence: Sequence | None, drafter: Drafter | None) -> SequenceState:
+        return SequenceState(
             self.request_id,
             self.request,
             sample,
@@ -109,7 +109,7 @@ class Hypothesis:
             sequence,
             drafter,
             self.constraint.fork() if self.constraint else None,
-            tuple(t.fork() for t in self.transforms),
+            tuple(t.fork() for t in self.logits_processors),
             NO_DRAFT,
             0,
             self.tokens.copy(),
@@ -135,12 +135,12 @@ class Hypothesis:
         allowed = None
         if self.constraint is not None:
             allowed = unpack(self.constraint.allowed(self.request.max_tokens - written), len(logits))
-        if self.transforms:  # they see what is impossible: they may narrow the choice to a few tokens
+        if self.logits_processors:  # they see what is impossible: they may narrow the choice to a few tokens
             if banned := [*early, *(t for t, bias in sampling.logit_bias.items() if bias == -np.inf)]:
                 logits = logits.copy()
                 logits[banned] = -np.inf
             logits = self.held(logits, allowed, path)
-            for soft in self.transforms:
+            for soft in self.logits_processors:
                 logits = soft.apply(path, logits)
         # only penalties look at the text so far: without them a long one is not copied for every token
         output = [*self.tokens, *path] if sampling.has_penalties else ()
@@ -195,7 +195,7 @@ class Hypothesis:
                 try:
                     row = self.held(row, allowed, path)
                 except ConstraintDeadEnd:
-                    if not self.transforms or output.logits is None:
+                    if not self.logits_processors or output.logits is None:
                         raise
                     row = self.held(output.logits[node + 1], allowed, path)  # they had left nothing else
                 token = pick(row, self.request.sampling, sample=self.sample, position=self.position + len(path))
@@ -211,7 +211,7 @@ class Hypothesis:
 
         rule, draft = self.request.verification, self.draft
         try:
-            if rule == "keyed" or draft.law is Law.FIXED:
+            if rule == "keyed" or draft.law is DraftDistribution.FIXED:
                 accepted, tokens = matched_walk(draft, pick_at, go_on)
             else:
                 draws = generator(self.request.sampling.seed, self.sample, self.position, "accept")
@@ -266,7 +266,7 @@ class Hypothesis:
             self.log_masses,
             self.constraint.accepting and not self.stream.stopped if self.constraint else None,
             self.constraint.approximate if self.constraint else False,
-            steering=next((t.steps[: len(self.tokens)] for t in self.transforms if hasattr(t, "steps")), None),
+            steering=next((t.steps[: len(self.tokens)] for t in self.logits_processors if hasattr(t, "steps")), None),
         )
 
 

@@ -111,8 +111,8 @@ def prepare(request: Request, settings: SamplerSettings) -> Request:
                 f"{name} draws from the model itself, at temperature 1 without truncation, penalties and bias, given "
                 f'the form: {field.name} must be {wanted}, got {value} (sampler="local" takes it)'
             )
-    if request.transforms or request.min_tokens:
-        changed = "transforms=" if request.transforms else "min_tokens="
+    if request.logits_processors or request.min_tokens:
+        changed = "logits_processors=" if request.logits_processors else "min_tokens="
         raise CapabilityError(f'{name} draws from the model itself given the form: drop {changed} or sampler="local"')
     if settings.sampler == "smc":
         return replace(request, samples=1, particles=settings.particles)

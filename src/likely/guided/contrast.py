@@ -85,7 +85,7 @@ class LoadedModel(Protocol):
 
 
 class Contrast:
-    """A Transform: the law of the text, contrasted with the law after a negative context.
+    """A LogitsProcessor: the law of the text, contrasted with the law after a negative context.
 
     negative  what takes the prompt's place: a text (rendered as the prompt is: raw for generate, by the chat template
               for ask and chat), a list of messages, token ids; for "cd" another loaded model of the same vocabulary,

@@ -12,10 +12,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from likely.decoding.constraint import Constraint, Transform
+from likely.decoding.constraint import Constraint, LogitsProcessor
 from likely.decoding.drafting.budget import Controller
 from likely.decoding.drafting.protocol import DraftSource
-from likely.decoding.drafting.table import Needs, make_drafter
+from likely.decoding.drafting.table import DrafterContext, make_drafter
 from likely.decoding.loop import Loop
 from likely.decoding.request import Event, Finished, Request
 from likely.decoding.sampling import Sampling
@@ -181,7 +181,7 @@ class Model:
         max_tries=1024.  The result then has `log_evidence` and `ess`; `ensemble` gives the weighted texts.
 
         contrast (a `guided.contrast.Contrast`): the law of the text less that of a negative prompt or a weaker model;
-        transforms: other soft changes of the logits.  The result then has `steering`, one entry per token.
+        logits_processors: other soft changes of the logits.  The result then has `steering`, one entry per token.
 
         heal=False: write the prompt's last tokens anew, so that they may join what follows (`guided.healing`); `text`
         and its log-probabilities begin after the prompt, `healing_log_weight` tells of the rest.
@@ -332,9 +332,11 @@ class Model:
         """The conversation with another text as its last message, as tokens."""
         return lambda text: self.render([*messages[:-1], {**messages[-1], "content": text}]).tokens
 
-    def _transforms(self, options: dict[str, Any], as_prompt: Callable[[str], Sequence[int]]) -> tuple[Transform, ...]:
+    def _logits_processors(
+        self, options: dict[str, Any], as_prompt: Callable[[str], Sequence[int]]
+    ) -> tuple[LogitsProcessor, ...]:
         """What the options say about soft changes of the logits; they are taken out."""
-        given = tuple(options.pop("transforms", ()) or ())
+        given = tuple(options.pop("logits_processors", ()) or ())
         contrast = options.pop("contrast", None)
         if contrast is None:
             return given
@@ -377,7 +379,7 @@ class Model:
             "processed": options.pop("processed_logprobs", False),
             "constraint": constraint,
             "healed": healed,
-            "transforms": self._transforms(options, as_prompt or self.encode_prompt),
+            "logits_processors": self._logits_processors(options, as_prompt or self.encode_prompt),
         }
         sampling = {name: options.pop(name) for name in _SAMPLING if name in options}
         allowed = (*_SAMPLING, *_REQUEST, *_CONSTRAINT, *_SAMPLER, *_ELSE)
@@ -426,7 +428,7 @@ class Model:
             return drafter
         if remembered and drafter in self._drafters:
             return self._drafters[drafter]
-        made = make_drafter(drafter, Needs(self.runtime, self.tokenizer, self._load_beside, self.share_memory))
+        made = make_drafter(drafter, DrafterContext(self.runtime, self.tokenizer, self._load_beside, self.share_memory))
         if remembered:
             self._drafters[drafter] = made
         return made
@@ -524,11 +526,11 @@ def _whole(text: tuple[Event, float]) -> bool:
 
 
 _NAMED = (
-    "prompt", "sampling", "samples", "drafter", "stop", "stop_tokens", "processed", "constraint", "transforms", "form",
+    "prompt", "sampling", "samples", "drafter", "stop", "stop_tokens", "processed", "constraint", "logits_processors", "form",
     "particles", "healed",
 )  # fmt: skip
 _REQUEST = tuple(f.name for f in fields(Request) if f.name not in _NAMED)
 _SETTINGS = tuple(f.name for f in fields(FormSettings))
 _SAMPLER = tuple(f.name for f in fields(SamplerSettings))
 _CONSTRAINT = (*FORM_OPTIONS, "constraint", *_SETTINGS)
-_ELSE = ("n", "drafter", "stop", "stop_tokens", "processed_logprobs", "transforms", "contrast", "heal")
+_ELSE = ("n", "drafter", "stop", "stop_tokens", "processed_logprobs", "logits_processors", "contrast", "heal")

@@ -213,7 +213,7 @@ def _llamacpp(name: str, path: Path, options: dict[str, Any]) -> Loaded:
 
 
 def _native(name: str, kind: str, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Loaded:
-    from likely.runtimes.native.runtime import EngineRuntime
+    from likely.runtimes.native.runtime import NativeRuntime
     from likely.tokenizers.huggingface import HFTokenizer
 
     kinds = {of: engine for engine, of in ENGINES.items()}
@@ -223,7 +223,7 @@ def _native(name: str, kind: str, place: Path | str, dtype: str | None, options:
     if (context := options.pop("context", None)) is not None:
         options["tokens_held"] = context
     path = _hub_folder(str(place), local=False) if kind == "hub" else Path(place)
-    runtime = EngineRuntime(path, kind=engine, **options)
+    runtime = NativeRuntime(path, kind=engine, **options)
     warnings: list[str] = []
     if kind == "gguf":
         from likely.tokenizers.gguf import tokenizer_from_gguf

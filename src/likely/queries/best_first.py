@@ -63,8 +63,8 @@ def best_k(
     continuations  most tokens tried at a step, each of probability >= gamma (the likeliest always)
     heap           most open programs that are remembered
     """
-    if session.settings.transforms:
-        raise CapabilityError("best_k takes no transforms: use argmax, sample or beam")
+    if session.settings.logits_processors:
+        raise CapabilityError("best_k takes no logits_processors: use argmax, sample or beam")
     live: list[_Partial] = []
     done: list[Ended] = []
 

@@ -117,7 +117,7 @@ def beam(program: Program, make_run: Callable[..., Run], session: Session, width
                     rule=compiled.rule,
                     max_tokens=pending.max_tokens,
                     beams=width,
-                    transforms=() if compiled.peek is None else (compiled.peek,),
+                    logits_processors=() if compiled.peek is None else (compiled.peek,),
                 )
                 for decoded in found:
                     event = hole_event(pending, decoded)

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
-from likely.decoding.constraint import Transform
+from likely.decoding.constraint import LogitsProcessor
 from likely.errors import DataError
 from likely.queries.actions import RECORDER
 from likely.queries.best_first import best_k
@@ -24,7 +24,7 @@ from likely.queries.syntax.parse import Parsed, parse, parse_function
 from likely.queries.trace import Cost, CostMeter, Event, ReplayMismatch, Trace
 
 MAX_TOKENS = 128  # per hole, where nobody says otherwise
-_RESERVED = ("decoder", "seed", "max_tokens", "drafter", "transforms", "keep")
+_RESERVED = ("decoder", "seed", "max_tokens", "drafter", "logits_processors", "keep")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Query:
         seed: int = 0,
         max_tokens: int | None = None,
         drafter: Any = None,
-        transforms: Sequence[Transform] = (),
+        logits_processors: Sequence[LogitsProcessor] = (),
         keep: bool = True,
         **kwargs: Any,
     ) -> Any:
@@ -135,13 +135,13 @@ class Query:
 
         model       of likely.load, on this machine
         decoder     "argmax" or one of make_decoder("sample", n=3, temperature=0.7), ("beam", n=4), ("best_k", k=4)
-        max_tokens  per hole;  drafter: as in generate;  transforms: soft changes of the logits
+        max_tokens  per hole;  drafter: as in generate;  logits_processors: soft changes of the logits
         keep        go on from what is computed; False sends every hole its whole prompt, as to a stateless server
 
         An exception of the body passes through; its `query_trace` holds what had happened.
         """
         chosen = self._decoder(decoder)
-        session = self._session(model, chosen, seed, max_tokens, drafter, transforms, keep)
+        session = self._session(model, chosen, seed, max_tokens, drafter, logits_processors, keep)
         try:
             record = partial(self._trace, session, chosen, seed, args, kwargs)
             ended = self._search(session, chosen, args, kwargs, record)
@@ -197,13 +197,13 @@ class Query:
 
     def _session(
         self, model: Any, decoder: Decoder, seed: int, max_tokens: int | None, drafter: Any,
-        transforms: Sequence[Transform], keep: bool,
+        logits_processors: Sequence[LogitsProcessor], keep: bool,
     ) -> Session:  # fmt: skip
         if isinstance(model, str):
             raise TypeError(f"model must be an object of likely.load, got {model!r}: pass likely.load({model!r})")
         settings = Settings(
             sampling=decoder.sampling(seed), max_tokens=max_tokens or decoder.max_tokens or MAX_TOKENS, drafter=drafter,
-            transforms=tuple(transforms), keep=keep,
+            logits_processors=tuple(logits_processors), keep=keep,
         )  # fmt: skip
         return Session(model, settings, CostMeter())
 
@@ -269,7 +269,7 @@ class Query:
                 "max_tokens": settings.max_tokens,
                 "drafter": drafter if drafter is None or isinstance(drafter, str) else drafter.name,
                 "keep": settings.keep,
-                "transforms": [type(t).__name__ for t in settings.transforms],
+                "logits_processors": [type(t).__name__ for t in settings.logits_processors],
             },
             seed=seed,
             sample=run.sample,

@@ -127,7 +127,7 @@ class Run:
                 rule=pending.compiled.rule,
                 max_tokens=pending.max_tokens,
                 sample=self.sample,
-                transforms=() if pending.compiled.peek is None else (pending.compiled.peek,),
+                logits_processors=() if pending.compiled.peek is None else (pending.compiled.peek,),
             )
             event = hole_event(pending, decoded)
             if self.checks:

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from likely.decoding.constraint import Constraint, Transform
+from likely.decoding.constraint import Constraint, LogitsProcessor
 from likely.decoding.drafting.budget import Controller
 from likely.decoding.drafting.protocol import DraftSource
 from likely.decoding.loop import Loop
@@ -56,7 +56,7 @@ class Settings:
     sampling: Sampling = GREEDY
     max_tokens: int = 128
     drafter: str | DraftSource | None = None
-    transforms: tuple[Transform, ...] = ()
+    logits_processors: tuple[LogitsProcessor, ...] = ()
     keep: bool = True
 
 
@@ -129,7 +129,7 @@ class Session:
         max_tokens: int | None = None,
         sample: int = 0,
         beams: int = 0,
-        transforms: tuple[Transform, ...] = (),
+        logits_processors: tuple[LogitsProcessor, ...] = (),
     ) -> list[Decoded]:
         """The continuation of a prompt; with beams, the best ones, most likely first.
 
@@ -145,7 +145,7 @@ class Session:
             beams=beams,
             drafter=None if beams else self.drafter,
             constraint=constraint,
-            transforms=(*settings.transforms, *transforms),
+            logits_processors=(*settings.logits_processors, *logits_processors),
         )
         with self.meter.timed():
             held = self.runtime.take(prompt)

@@ -59,7 +59,7 @@ def _requests(lm: Any, prompt: str, plan: Plan, system: str | None) -> dict[str,
         first = Request(tokens, Sampling(temperature=0.0), max_tokens=plan.max_tokens, stop=plan.stop)
     out: dict[str, Request] = {}
     if "greedy" in plan.needs:
-        out["greedy"] = replace(first, transforms=(Entropies(),)) if "token_entropy" in plan.needs else first
+        out["greedy"] = replace(first, logits_processors=(Entropies(),)) if "token_entropy" in plan.needs else first
     if "samples" in plan.needs:
         noise = Sampling(temperature=1.0, seed=seed_of(plan.seed, first.prompt))
         out["samples"] = replace(first, sampling=noise, samples=plan.samples)

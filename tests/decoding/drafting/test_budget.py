@@ -7,9 +7,9 @@ import pytest
 from helpers_for_loops import RandomTrees, run, toy_loop
 
 from likely.decoding.accept import matched_walk
-from likely.decoding.drafting.budget import LIMIT, Acceptance, CallCosts, Controller, Shadow, match_class
+from likely.decoding.drafting.budget import LIMIT, Acceptance, AcceptanceTracker, CallCosts, Controller, match_class
 from likely.decoding.drafting.lookup import PromptLookup
-from likely.decoding.drafting.protocol import NO_DRAFT, Draft, Draw
+from likely.decoding.drafting.protocol import NO_DRAFT, Draft, SamplingContext
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 
@@ -96,7 +96,7 @@ def test_a_drafter_that_costs_is_tried_a_few_times_then_judged():
 @pytest.mark.parametrize("verified", [0, 3])
 def test_a_shadow_learns_what_full_verification_would_have_kept(verified):
     record = Acceptance()
-    shadow = Shadow(record)
+    shadow = AcceptanceTracker(record)
     draft = Draft.chain([5, 6, 7, 8], match=3)
     shadow.propose(draft)
     shadow.propose(Draft.chain([9, 9, 9]))  # one at a time
@@ -151,7 +151,11 @@ def simulated(curve: dict[int, float], texts: list[list[int]], source) -> float:
     spent = plain = 0.0
     for text in texts:
         prompt, answer = text[: len(text) // 2], text[len(text) // 2 :]
-        drafter, shadow, done = source.begin(prompt, Draw()), Shadow(controller.of(source.name)), 0
+        drafter, shadow, done = (
+            source.begin(prompt, SamplingContext()),
+            AcceptanceTracker(controller.of(source.name)),
+            0,
+        )
         while done < len(answer):
             limit = len(answer) - done - 1
             wish = min(shadow.wish(), limit)

@@ -10,20 +10,27 @@ from likely.decoding.drafting.composite import Best, FirstOf, Longest
 from likely.decoding.drafting.lookup import CopySource, PromptLookup
 from likely.decoding.drafting.model.trees import ConstantBranching
 from likely.decoding.drafting.ngram.drafter import NgramModel
-from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftsTogether, Draw, Law, UsesTarget
+from likely.decoding.drafting.protocol import (
+    NO_DRAFT,
+    Draft,
+    DraftDistribution,
+    DraftsTogether,
+    SamplingContext,
+    UsesTarget,
+)
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError
 
 DRAWN = Draft(
-    np.array([1]), np.array([-1]), Law.IID, {-1: np.log(np.full(4, 0.25, np.float32))}, {-1: (0,)}
+    np.array([1]), np.array([-1]), DraftDistribution.IID, {-1: np.log(np.full(4, 0.25, np.float32))}, {-1: (0,)}
 )  # one draw from a uniform q
 
 
 class Says:
     """A source that proposes a given draft and notes what it is told."""
 
-    def __init__(self, name, draft=NO_DRAFT, *, free=True, laws=frozenset({Law.FIXED})):
+    def __init__(self, name, draft=NO_DRAFT, *, free=True, laws=frozenset({DraftDistribution.FIXED})):
         self.name, self.draft, self.free, self.laws = name, draft, free, laws
         self.log: list[object] = []
 
@@ -82,56 +89,61 @@ def test_the_first_that_has_a_guess_and_no_later_one_is_asked():
     a, b, c = Says("a"), Says("b", one(1, 2)), Says("c", one(3))
     source = FirstOf(a, b, c)
     assert source.name == "a+b+c"
-    assert source.begin([5], Draw()).propose(4).tokens.tolist() == [1, 2]
+    assert source.begin([5], SamplingContext()).propose(4).tokens.tolist() == [1, 2]
     assert ("propose", 4) in a.log and ("propose", 4) in b.log and ("propose", 4) not in c.log
-    assert len(FirstOf(a, Says("d")).begin([5], Draw()).propose(4)) == 0
+    assert len(FirstOf(a, Says("d")).begin([5], SamplingContext()).propose(4)) == 0
 
 
 def test_a_threshold_passes_over_guesses_that_expect_less():
     low, unknown, high = Says("low", one(1, expected=0.4)), Says("unknown", one(2)), Says("high", one(3, expected=2.0))
-    assert FirstOf(low, high, at_least=0.5).begin([5], Draw()).propose(4).tokens.tolist() == [3]
-    assert FirstOf(low, unknown, at_least=0.5).begin([5], Draw()).propose(4).tokens.tolist() == [2]
-    assert FirstOf(low, high).begin([5], Draw()).propose(4).tokens.tolist() == [1]
-    assert len(FirstOf(low, low, at_least=0.5).begin([5], Draw()).propose(4)) == 0
-    drawn = Says("drawn", DRAWN, laws=frozenset({Law.IID}))  # what was drawn must not decide
-    assert FirstOf(drawn, high, at_least=5.0).begin([5], Draw()).propose(4) is DRAWN
+    assert FirstOf(low, high, at_least=0.5).begin([5], SamplingContext()).propose(4).tokens.tolist() == [3]
+    assert FirstOf(low, unknown, at_least=0.5).begin([5], SamplingContext()).propose(4).tokens.tolist() == [2]
+    assert FirstOf(low, high).begin([5], SamplingContext()).propose(4).tokens.tolist() == [1]
+    assert len(FirstOf(low, low, at_least=0.5).begin([5], SamplingContext()).propose(4)) == 0
+    drawn = Says("drawn", DRAWN, laws=frozenset({DraftDistribution.IID}))  # what was drawn must not decide
+    assert FirstOf(drawn, high, at_least=5.0).begin([5], SamplingContext()).propose(4) is DRAWN
 
 
 def test_the_longest_and_the_best():
     short, long_ = Says("short", one(1, 2, expected=1.8)), Says("long", one(3, 4, 5, expected=0.3))
-    assert len(Longest(short, long_).begin([5], Draw()).propose(4)) == 3
-    assert Best(long_, short).begin([5], Draw()).propose(4).tokens.tolist() == [1, 2]
+    assert len(Longest(short, long_).begin([5], SamplingContext()).propose(4)) == 3
+    assert Best(long_, short).begin([5], SamplingContext()).propose(4).tokens.tolist() == [1, 2]
     copied = Says("copied", one(6, 7, match=8))  # 0.8 + 0.64
-    assert Best(copied, Says("x", one(1, expected=1.43))).begin([5], Draw()).propose(4).tokens.tolist() == [6, 7]
-    assert Best(copied, Says("x", one(1, expected=1.45))).begin([5], Draw()).propose(4).tokens.tolist() == [1]
-    assert Longest(Says("a", one(1)), Says("b", one(2))).begin([5], Draw()).propose(4).tokens.tolist() == [1]
-    assert len(Longest(Says("a"), Says("b")).begin([5], Draw()).propose(4)) == 0
+    assert Best(copied, Says("x", one(1, expected=1.43))).begin([5], SamplingContext()).propose(4).tokens.tolist() == [
+        6,
+        7,
+    ]
+    assert Best(copied, Says("x", one(1, expected=1.45))).begin([5], SamplingContext()).propose(4).tokens.tolist() == [
+        1
+    ]
+    assert Longest(Says("a", one(1)), Says("b", one(2))).begin([5], SamplingContext()).propose(4).tokens.tolist() == [1]
+    assert len(Longest(Says("a"), Says("b")).begin([5], SamplingContext()).propose(4)) == 0
 
 
 @pytest.mark.parametrize("kind", [Longest, Best])
 def test_a_drawn_draft_never_competes(kind):
-    drawn = Says("drawn", DRAWN, laws=frozenset({Law.IID}))
-    assert kind(drawn, Says("fixed", one(2))).begin([5], Draw()).propose(4).law is Law.FIXED
-    assert kind(Says("fixed"), drawn).begin([5], Draw()).propose(4) is DRAWN
+    drawn = Says("drawn", DRAWN, laws=frozenset({DraftDistribution.IID}))
+    assert kind(drawn, Says("fixed", one(2))).begin([5], SamplingContext()).propose(4).law is DraftDistribution.FIXED
+    assert kind(Says("fixed"), drawn).begin([5], SamplingContext()).propose(4) is DRAWN
 
 
 def test_sequences_that_still_lack_a_guess_are_drafted_together():
     together = SaysTogether("m", one(9), free=False)
     source = FirstOf(CopySource(gram=1), together)
     assert isinstance(source, DraftsTogether) and not source.free and Longest(Says("a"), Says("b")).free
-    drafters = [source.begin(prompt, Draw()) for prompt in ([1, 2], [1, 2, 1], [3, 4])]
+    drafters = [source.begin(prompt, SamplingContext()) for prompt in ([1, 2], [1, 2, 1], [3, 4])]
     drafts = source.propose_many(drafters, [4, 5, 6])
     assert [d.tokens.tolist() for d in drafts] == [[9], [2, 1], [9]]
     assert together.log.count(("together", 2, (4, 6))) == 1
     nested = FirstOf(FirstOf(Says("a"), together), Says("b"))
-    assert nested.begin([1], Draw()).propose(3).tokens.tolist() == [9] and nested.name == "a+m+b"
+    assert nested.begin([1], SamplingContext()).propose(3).tokens.tolist() == [9] and nested.name == "a+m+b"
 
 
 def test_every_part_sees_the_text_its_forks_and_its_end():
     a, b = Says("a"), Says("b")
-    drafter = FirstOf(a, b).begin([1, 2], Draw())
+    drafter = FirstOf(a, b).begin([1, 2], SamplingContext())
     drafter.observe([3, 4])
-    fork = drafter.fork(Draw())
+    fork = drafter.fork(SamplingContext())
     drafter.rollback(1)
     fork.observe([5])
     assert [p.seen for p in drafter.parts] == [[3], [3]] and [p.seen for p in fork.parts] == [[3, 4, 5]] * 2
@@ -141,20 +153,20 @@ def test_every_part_sees_the_text_its_forks_and_its_end():
 
 def test_the_target_is_passed_on_to_parts_that_use_it():
     user = SaysAttached("user")
-    drafter = FirstOf(Says("plain"), user).begin([1], Draw())
-    assert isinstance(drafter, UsesTarget) and isinstance(drafter.fork(Draw()), UsesTarget)
+    drafter = FirstOf(Says("plain"), user).begin([1], SamplingContext())
+    assert isinstance(drafter, UsesTarget) and isinstance(drafter.fork(SamplingContext()), UsesTarget)
     drafter.attach(None, None, 7)
     assert user.log[-1] == ("attach", 7)
-    assert not isinstance(FirstOf(Says("a"), Says("b")).begin([1], Draw()), UsesTarget)
+    assert not isinstance(FirstOf(Says("a"), Says("b")).begin([1], SamplingContext()), UsesTarget)
 
 
 def test_laws_are_the_union_and_spectr_takes_independent_draws_only():
     without = NgramModel(4, shape=ConstantBranching((2,)))
     source = FirstOf(CopySource(), without)
-    assert source.laws == {Law.FIXED, Law.WITHOUT_REPLACEMENT}
-    FirstOf(CopySource(), NgramModel(4)).begin([1], Draw(verification="spectr"))
+    assert source.laws == {DraftDistribution.FIXED, DraftDistribution.WITHOUT_REPLACEMENT}
+    FirstOf(CopySource(), NgramModel(4)).begin([1], SamplingContext(verification="spectr"))
     with pytest.raises(CapabilityError, match="ngram draws without replacement"):
-        source.begin([1], Draw(verification="spectr"))
+        source.begin([1], SamplingContext(verification="spectr"))
 
 
 def test_bad_input():
@@ -185,10 +197,10 @@ PAIRS = {(a, b): P[()][a] * P[(a,)][b] for a in range(4) for b in range(4)}
 def mixed_pairs(source, prompt, n=1500):
     """Two tokens of a target of law P, as a loop emits them: fixed drafts are walked, drawn ones judged."""
     rng = np.random.default_rng(2)
-    drafter = source.begin(prompt, Draw(SAMPLED, 0, "rejection"))
+    drafter = source.begin(prompt, SamplingContext(SAMPLED, 0, "rejection"))
     for sample in range(n):
-        draft = drafter.fork(Draw(SAMPLED, sample, "rejection")).propose(2).cut(1)
-        if draft.law is Law.FIXED:
+        draft = drafter.fork(SamplingContext(SAMPLED, sample, "rejection")).propose(2).cut(1)
+        if draft.law is DraftDistribution.FIXED:
             _, tokens = matched_walk(draft, lambda node, path: sample_from(P[path], rng.random()))
         else:
             _, tokens = drawn_walk(draft, lambda node, path: P[path], rng.random)
@@ -199,8 +211,8 @@ def mixed_pairs(source, prompt, n=1500):
 @pytest.mark.parametrize("prompt", [[0, 1, 2, 3], [0, 1, 2, 0]], ids=["drawn", "copied"])
 def test_mixed_laws_emit_the_target_s_law_under_rejection(kind, prompt):
     source = kind(CopySource(gram=1), NgramModel(4))
-    law = source.begin(prompt, Draw(SAMPLED, 0, "rejection")).propose(2).law
-    assert law is (Law.IID if prompt[-1] == 3 else Law.FIXED)
+    law = source.begin(prompt, SamplingContext(SAMPLED, 0, "rejection")).propose(2).law
+    assert law is (DraftDistribution.IID if prompt[-1] == 3 else DraftDistribution.FIXED)
     assert chi_square_p(mixed_pairs(source, prompt), PAIRS) > 1e-6
 
 
@@ -209,7 +221,7 @@ def test_choosing_by_what_was_drawn_is_noticed():
 
     class Picky(FirstOf):
         def _passes(self, draft):
-            return draft.law is Law.FIXED or int(draft.tokens[0]) != 0
+            return draft.law is DraftDistribution.FIXED or int(draft.tokens[0]) != 0
 
     source = Picky(NgramModel(4), Says("none"))
     assert chi_square_p(mixed_pairs(source, [0, 1, 2, 3]), PAIRS) < 1e-6

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from likely.decoding.drafting.lookup import CopySource, PromptLookup, agreement
-from likely.decoding.drafting.protocol import Draw
+from likely.decoding.drafting.protocol import SamplingContext
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 
@@ -28,7 +28,7 @@ def by_scan(tokens, gram, copy, occurrence):
 @given(tokens=LETTERS, cut=st.integers(1, 60), gram=st.integers(1, 4))
 @settings(deadline=None, max_examples=60)
 def test_equals_a_scan_of_the_text(occurrence, tokens, cut, gram):
-    drafter = CopySource(gram, 6, occurrence=occurrence).begin(tokens[:cut], Draw())
+    drafter = CopySource(gram, 6, occurrence=occurrence).begin(tokens[:cut], SamplingContext())
     drafter.observe(tokens[cut:])
     draft = drafter.propose(10)
     assert draft.tokens.tolist() == by_scan(tokens, gram, 6, occurrence)
@@ -40,48 +40,48 @@ def test_equals_a_scan_of_the_text(occurrence, tokens, cut, gram):
 @settings(deadline=None, max_examples=60)
 def test_equals_prompt_lookup_of_that_length_only(tokens, gram, budget):
     """Lookup backs off; where its guess rests on at least `gram` tokens and `gram` is its longest, it is the copy."""
-    lookup = PromptLookup(ngram=gram).begin(tokens, Draw())
+    lookup = PromptLookup(ngram=gram).begin(tokens, SamplingContext())
     longest = lookup._follows.get(tuple(tokens[len(tokens) - gram :])) if len(tokens) >= gram else None
     expected = lookup.propose(budget).tokens.tolist() if longest else []
-    assert CopySource(gram, 12).begin(tokens, Draw()).propose(budget).tokens.tolist() == expected
+    assert CopySource(gram, 12).begin(tokens, SamplingContext()).propose(budget).tokens.tolist() == expected
 
 
 @pytest.mark.parametrize("occurrence", OCCURRENCES)
 @given(tokens=LETTERS, more=LETTERS, other=LETTERS)
 @settings(deadline=None, max_examples=60)
 def test_rollback_undoes_observe_and_forks_are_apart(occurrence, tokens, more, other):
-    drafter = CopySource(2, occurrence=occurrence).begin(tokens, Draw())
-    fork = drafter.fork(Draw())
+    drafter = CopySource(2, occurrence=occurrence).begin(tokens, SamplingContext())
+    fork = drafter.fork(SamplingContext())
     drafter.observe(more)
     drafter.rollback(len(more))
     assert vars(drafter) == vars(fork)
     fork.observe(other)
-    assert vars(drafter) == vars(CopySource(2, occurrence=occurrence).begin(tokens, Draw()))
+    assert vars(drafter) == vars(CopySource(2, occurrence=occurrence).begin(tokens, SamplingContext()))
 
 
 def test_the_paper_s_example():
     a, b, c, d, e = range(5)
     text = [a, b, c, d, e, a, b, c]
-    draft = CopySource(gram=3).begin(text, Draw()).propose(5)
+    draft = CopySource(gram=3).begin(text, SamplingContext()).propose(5)
     assert draft.tokens.tolist() == [d, e, a, b, c] and draft.is_chain and draft.match == 3
-    assert CopySource(gram=3, copy=2).begin(text, Draw()).propose(5).tokens.tolist() == [d, e]
-    assert len(CopySource(gram=4).begin(text, Draw()).propose(5)) == 0
+    assert CopySource(gram=3, copy=2).begin(text, SamplingContext()).propose(5).tokens.tolist() == [d, e]
+    assert len(CopySource(gram=4).begin(text, SamplingContext()).propose(5)) == 0
 
 
 def test_a_constant_text_proposes_itself_and_never_goes_beyond_the_end():
-    drafter = CopySource(gram=3).begin([7] * 6, Draw())
+    drafter = CopySource(gram=3).begin([7] * 6, SamplingContext())
     assert drafter.propose(10).tokens.tolist() == [7, 7, 7]
-    assert len(CopySource(gram=3).begin([7, 7, 7], Draw()).propose(10)) == 0
+    assert len(CopySource(gram=3).begin([7, 7, 7], SamplingContext()).propose(10)) == 0
 
 
 def test_edges():
-    drafter = CopySource().begin([7], Draw())
+    drafter = CopySource().begin([7], SamplingContext())
     assert len(drafter.propose(5)) == 0
     drafter.observe([])
     drafter.end()
     drafter.end()
     assert len(drafter.propose(5)) == 0
-    assert CopySource(gram=1).begin([7, 8, 7], Draw()).propose(5).tokens.tolist() == [8, 7]
+    assert CopySource(gram=1).begin([7, 8, 7], SamplingContext()).propose(5).tokens.tolist() == [8, 7]
     for bad, word in (({"gram": 0}, "gram"), ({"copy": 0}, "copy"), ({"occurrence": "middle"}, "occurrence")):
         with pytest.raises(ValueError, match=word):
             CopySource(**bad)
@@ -95,7 +95,7 @@ def test_agreement_counts_backwards_from_both_ends():
 
 def test_the_index_holds_one_place_per_gram():
     tokens = np.random.default_rng(0).integers(0, 5, 10_000).tolist()
-    drafter = CopySource(gram=3).begin(tokens, Draw())
+    drafter = CopySource(gram=3).begin(tokens, SamplingContext())
     assert len(drafter._follows) == 5**3 and len(drafter._replaced) == len(tokens)
 
 

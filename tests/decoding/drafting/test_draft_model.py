@@ -13,7 +13,7 @@ from statistics_of_draws import chi_square_p
 
 from likely.decoding.drafting.model.drafter import DraftModel, draft_model, first_difference
 from likely.decoding.drafting.model.trees import Chain
-from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftsTogether, Draw, Law
+from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, DraftsTogether, SamplingContext
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling, processed_logprobs, transform
 from likely.errors import CapabilityError, ModelError
@@ -41,7 +41,7 @@ def related(seed=7, share=0.5, **limits):
 class Wide:
     """A shape with branches: the w best tokens at each level's first node, to some depth."""
 
-    laws = frozenset({Law.FIXED})
+    laws = frozenset({DraftDistribution.FIXED})
 
     def grow(self, draw, position, budget):
         tokens, parents, level = [], [], ROOT
@@ -89,7 +89,7 @@ def test_after_full_acceptance_the_last_guess_is_fed():
     """The draft never computed its own last token: the next call begins with it and the bonus."""
     draft = related(share=1.0)
     source = DraftModel(draft, shape=Chain(3))
-    drafter = source.begin([1, 2], Draw(GREEDY))
+    drafter = source.begin([1, 2], SamplingContext(GREEDY))
     tokens = drafter.propose(3).tokens.tolist()
     calls = draft.tokens_computed
     drafter.observe([*tokens, 4])
@@ -109,7 +109,7 @@ def test_the_cache_follows_any_history(data):
     """Whatever is proposed, observed, forgotten and forked: the next guess is a new drafter's on the same text."""
     draft = related(share=0.4, context_length=200)
     source = DraftModel(draft, shape=data.draw(st.sampled_from([Chain(3), Wide()])))
-    drafter, text = source.begin([1, 3], Draw(GREEDY)), [1, 3]
+    drafter, text = source.begin([1, 3], SamplingContext(GREEDY)), [1, 3]
     others = []
     for _ in range(data.draw(st.integers(1, 8))):
         verb = data.draw(st.sampled_from(["propose", "accept", "observe", "rollback", "fork"]))
@@ -129,8 +129,8 @@ def test_the_cache_follows_any_history(data):
             text = text[: len(text) - n]
         else:
             others.append(drafter)
-            drafter = drafter.fork(Draw(GREEDY))
-    anew = source.begin(text, Draw(GREEDY))
+            drafter = drafter.fork(SamplingContext(GREEDY))
+    anew = source.begin(text, SamplingContext(GREEDY))
     found, expected = drafter.propose(6), anew.propose(6)
     assert found.tokens.tolist() == expected.tokens.tolist() and found.parents.tolist() == expected.parents.tolist()
     assert drafter._sequence is None or drafter._sequence.tokens == text
@@ -144,10 +144,10 @@ def test_drafters_advance_together_one_call_per_level():
     draft = related()
     source = DraftModel(draft, shape=Chain(4))
     assert isinstance(source, DraftsTogether)
-    drafters = [source.begin([1, i], Draw(GREEDY)) for i in range(3)]
+    drafters = [source.begin([1, i], SamplingContext(GREEDY)) for i in range(3)]
     drafts = source.propose_many(drafters, [4, 2, 0])
     assert draft.calls == 4 and [len(d) for d in drafts] == [4, 2, 0]
-    assert all(a.tokens.tolist() == source.begin([1, i], Draw(GREEDY)).propose(b).tokens.tolist()
+    assert all(a.tokens.tolist() == source.begin([1, i], SamplingContext(GREEDY)).propose(b).tokens.tolist()
                for i, (a, b) in enumerate(zip(drafts, [4, 2, 0], strict=True)))  # fmt: skip
 
 
@@ -165,9 +165,9 @@ def test_q_is_the_law_after_the_requests_settings(rule):
     source = DraftModel(draft, shape=Chain(3))
     for sampling, own in ((WARM, None), (WARM, Sampling(temperature=0.5)), (PENALISED, None)):
         source = DraftModel(draft, shape=Chain(3), sampling=own)
-        drafter = source.begin([1, 2, 2], Draw(sampling, verification=rule))
+        drafter = source.begin([1, 2, 2], SamplingContext(sampling, verification=rule))
         made = drafter.propose(3)
-        assert made.law is Law.IID and set(made.log_q) == {-1, 0, 1}
+        assert made.law is DraftDistribution.IID and set(made.log_q) == {-1, 0, 1}
         made.check(budget=3, vocab_size=V, name="")
         path = []
         for node in (-1, 0, 1):
@@ -237,7 +237,7 @@ def test_cancelled_and_failed_requests_leave_nothing_open():
 
 def test_an_ended_drafter_opens_nothing_again():
     draft = related()
-    drafter = DraftModel(draft).begin([1], Draw())
+    drafter = DraftModel(draft).begin([1], SamplingContext())
     drafter.propose(2)
     drafter.end()
     assert len(drafter.propose(2)) == 0 and not draft._open
@@ -251,7 +251,7 @@ def test_a_hopeless_runtime_is_refused():
 
 
 def test_rollback_beyond_the_prompt_is_refused():
-    drafter = DraftModel(related()).begin([1, 2], Draw())
+    drafter = DraftModel(related()).begin([1, 2], SamplingContext())
     drafter.observe([3])
     with pytest.raises(ValueError, match="cannot forget 2"):
         drafter.rollback(2)
@@ -265,7 +265,7 @@ def test_rows_without_a_token_do_not_count():
         source = DraftModel.of(draft, tokenizer, tokenizer, vocab_size=V)
         request = Request((1, 5), WARM, max_tokens=12, drafter=source, draft_budget=4, verification="rejection")
         run(toy_loop(target()), request)
-        made = source.begin([1, 5, 2], Draw(WARM, verification="rejection")).propose(4)
+        made = source.begin([1, 5, 2], SamplingContext(WARM, verification="rejection")).propose(4)
         for log_q in made.log_q.values():
             assert log_q.shape == (V,) and np.exp(log_q.astype(float)).sum() == pytest.approx(1)
 

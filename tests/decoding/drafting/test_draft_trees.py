@@ -21,19 +21,19 @@ from likely.decoding.drafting.model.trees import (
     children_per_node,
     level_widths,
 )
-from likely.decoding.drafting.protocol import NO_DRAFT, Draw, Law
+from likely.decoding.drafting.protocol import NO_DRAFT, DraftDistribution, SamplingContext
 from likely.decoding.sampling import Sampling, gumbel, pick
 
 Q = np.array([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25], [0.02, 0.9, 0.05, 0.03]])
-GREEDY = Draw(Sampling(temperature=0))
+GREEDY = SamplingContext(Sampling(temperature=0))
 
 
-def keyed(sample: int = 0) -> Draw:
-    return Draw(Sampling(seed=3), sample)
+def keyed(sample: int = 0) -> SamplingContext:
+    return SamplingContext(Sampling(seed=3), sample)
 
 
-def drawn(sample: int = 0, verification="rejection") -> Draw:
-    return Draw(Sampling(seed=3), sample, verification)
+def drawn(sample: int = 0, verification="rejection") -> SamplingContext:
+    return SamplingContext(Sampling(seed=3), sample, verification)
 
 
 SHAPES = [
@@ -71,10 +71,10 @@ def test_every_draft_is_a_legal_tree_within_its_budget(shape, mode, budget, samp
         assert budget == 0
         return
     assert draft.law in shape.laws
-    assert (draft.law is Law.FIXED) == (mode != "rejection")
+    assert (draft.law is DraftDistribution.FIXED) == (mode != "rejection")
     again = grow(shape, Q, last, draw, 7, budget)
     assert again.tokens.tolist() == draft.tokens.tolist() and again.parents.tolist() == draft.parents.tolist()
-    if draft.law is not Law.FIXED:
+    if draft.law is not DraftDistribution.FIXED:
         for node, children in draft.draws.items():
             token = last if node < 0 else draft.tokens[node]
             assert np.allclose(np.exp(draft.log_q[node]), Q[token]) and len(children) >= 1
@@ -85,7 +85,7 @@ def test_every_draft_is_a_legal_tree_within_its_budget(shape, mode, budget, samp
 @pytest.mark.parametrize("draw", [GREEDY, keyed(), drawn()], ids=["greedy", "keyed", "rejection"])
 def test_a_full_budget_gives_the_whole_shape(shape, draw):
     draft = grow(shape, Q, 0, draw, 7, 100)
-    if draft.law is Law.IID:
+    if draft.law is DraftDistribution.IID:
         assert sum(map(len, draft.draws.values())) >= len(draft)
         return
     assert len(draft) == size(shape)
@@ -177,7 +177,9 @@ def test_branching_of_ones_is_a_chain_of_the_same_draws():
         for other in (Chain(3), IidTree((1, 1, 1)), IidPaths(1, 3)):
             b = grow(other, Q, 2, drawn(sample), 5, 20)
             assert a.tokens.tolist() == b.tokens.tolist() and a.is_chain and b.is_chain
-            assert a.draws == b.draws and a.law is Law.WITHOUT_REPLACEMENT and b.law is Law.IID
+            assert (
+                a.draws == b.draws and a.law is DraftDistribution.WITHOUT_REPLACEMENT and b.law is DraftDistribution.IID
+            )
 
 
 def test_drawn_drafts_do_not_use_the_targets_noise():

@@ -20,7 +20,7 @@ from likely.decoding.drafting.layer_skip import (
     save_plan,
     saved_plan,
 )
-from likely.decoding.drafting.protocol import Draw, Law, UsesTarget
+from likely.decoding.drafting.protocol import DraftDistribution, SamplingContext, UsesTarget
 from likely.decoding.drafting.sublayer_search import FoundPlan, relative_cost, search, speed_on
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
@@ -88,7 +88,7 @@ def test_later_logits_are_bit_equal():
     rows = []
     for source in (None, LayerSkip(parse_plan("2", 6)), LayerSkip(parse_plan("attn:1-4", 6))):
         sequence, found = runtime.open(), []
-        drafter = source.begin(tokens[:10].tolist(), Draw(GREEDY)) if source else None
+        drafter = source.begin(tokens[:10].tolist(), SamplingContext(GREEDY)) if source else None
         runtime.forward([Work(sequence, tokens[:9], want=Want.NONE)])
         for i in range(9, 19):
             if drafter:
@@ -107,13 +107,13 @@ def test_later_logits_are_bit_equal():
 def test_q_is_the_shortened_model_after_the_requests_settings(runtime):
     plan, sampling = parse_plan("3", 6), WARM
     source = LayerSkip(plan, shape=ConfidentChain(3, 0.0))
-    drafter = source.begin([5, 6, 7], Draw(sampling, verification="rejection"))
+    drafter = source.begin([5, 6, 7], SamplingContext(sampling, verification="rejection"))
     sequence = runtime.open()
     runtime.forward([Work(sequence, np.array([5, 6]), want=Want.NONE)])
     drafter.attach(runtime, sequence, 7)
     made = drafter.propose(3)
     made.check(budget=3, vocab_size=VOCAB, name="")
-    assert made.law is Law.IID
+    assert made.law is DraftDistribution.IID
     text = [7, *made.tokens[:2].tolist()]
     parents = np.arange(-1, 2)
     rows = runtime.forward([Work(sequence, np.array(text), parents, want=Want.ALL, layers=plan)])[0].logits
@@ -129,7 +129,7 @@ def test_all_texts_share_the_calls(runtime):
     for i in range(4):
         sequences.append(runtime.open())
         runtime.forward([Work(sequences[-1], np.array([i, 1]), want=Want.NONE)])
-        drafters.append(source.begin([i, 1, 2], Draw(GREEDY)))
+        drafters.append(source.begin([i, 1, 2], SamplingContext(GREEDY)))
         drafters[-1].attach(runtime, sequences[-1], 2)
     hook = runtime.module.register_forward_pre_hook(
         lambda module, given, named: calls.append(named["input_ids"].numel()), with_kwargs=True
@@ -168,7 +168,10 @@ def grown(shape, rows, draw, budget=9):
         return stop.value, levels
 
 
-@pytest.mark.parametrize("draw", [Draw(GREEDY), Draw(Sampling(seed=1)), Draw(Sampling(seed=1), 0, "rejection")])
+@pytest.mark.parametrize(
+    "draw",
+    [SamplingContext(GREEDY), SamplingContext(Sampling(seed=1)), SamplingContext(Sampling(seed=1), 0, "rejection")],
+)
 def test_a_draft_ends_where_it_is_unsure(draw):
     rows = [[0.9, 0.1], [0.3, 0.7], [0.55, 0.45], [0.9, 0.1]]
     draft, calls = grown(ConfidentChain(9, 0.6), rows, draw)
@@ -181,7 +184,9 @@ def test_a_draft_ends_where_it_is_unsure(draw):
 
 
 def test_a_greedy_chain_holds_the_best_tokens():
-    assert grown(ConfidentChain(), [[0.9, 0.1], [0.3, 0.7], [0.5, 0.5]], Draw(GREEDY))[0].tokens.tolist() == [0, 1]
+    assert grown(ConfidentChain(), [[0.9, 0.1], [0.3, 0.7], [0.5, 0.5]], SamplingContext(GREEDY))[
+        0
+    ].tokens.tolist() == [0, 1]
 
 
 def test_wrong_shapes_are_refused():
@@ -283,7 +288,7 @@ def test_a_model_taken_apart_by_hand_gives_the_same_drafts():
     cut.config.num_hidden_layers = 1
     text = [3, 9, 4, 17, 5]
     sequence = runtime.open()
-    drafter = LayerSkip(parse_plan("1", 2), shape=ConfidentChain(6, 0.0)).begin(text, Draw(GREEDY))
+    drafter = LayerSkip(parse_plan("1", 2), shape=ConfidentChain(6, 0.0)).begin(text, SamplingContext(GREEDY))
     runtime.forward([Work(sequence, np.array(text[:-1]), want=Want.NONE)])
     drafter.attach(runtime, sequence, text[-1])
     found = drafter.propose(6).tokens.tolist()

@@ -13,7 +13,7 @@ from likely.decoding.accept import drawn_walk
 from likely.decoding.drafting.model.trees import Chain, ConstantBranching, IidTree, StochasticBeam
 from likely.decoding.drafting.ngram.counts import CorpusCounts, TextCounts
 from likely.decoding.drafting.ngram.drafter import FLOOR, TEXT_WEIGHT, NgramModel, grow_with
-from likely.decoding.drafting.protocol import Draw, Law
+from likely.decoding.drafting.protocol import DraftDistribution, SamplingContext
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling, processed_logprobs
 from likely.errors import DataError, ModelError
@@ -21,8 +21,8 @@ from likely.errors import DataError, ModelError
 V = 5
 TEXT = st.lists(st.integers(0, V - 1), min_size=1, max_size=30)
 CORPUS = st.lists(st.lists(st.integers(0, V - 1), max_size=12), max_size=4)
-GREEDY, KEYED = Draw(), Draw(Sampling(temperature=0.8, top_k=4, seed=5), 2)
-DRAWN = Draw(Sampling(temperature=0.8, seed=5), verification="rejection")
+GREEDY, KEYED = SamplingContext(), SamplingContext(Sampling(temperature=0.8, top_k=4, seed=5), 2)
+DRAWN = SamplingContext(Sampling(temperature=0.8, seed=5), verification="rejection")
 
 
 def grams(texts, n):
@@ -112,7 +112,7 @@ def test_a_keyed_draft_is_a_tree_of_known_continuations_likeliest_first(draw, te
     drafter = NgramModel(V).begin(text, draw)
     draft = drafter.propose(budget)
     draft.check(budget=budget, vocab_size=V, name="ngram")
-    assert draft.law is Law.FIXED
+    assert draft.law is DraftDistribution.FIXED
     if draw is not GREEDY or not len(draft):
         return
     chances, paths = [], []
@@ -130,11 +130,11 @@ def test_a_keyed_draft_is_a_tree_of_known_continuations_likeliest_first(draw, te
 def test_a_sampled_draft_follows_the_target_s_noise_and_truncation():
     text = [0, 1, 0, 2, 0, 3, 0]
     firsts = Counter(
-        NgramModel(V).begin(text, Draw(Sampling(temperature=1.0, seed=seed))).propose(1).tokens[0].item()
+        NgramModel(V).begin(text, SamplingContext(Sampling(temperature=1.0, seed=seed))).propose(1).tokens[0].item()
         for seed in range(60)
     )
     assert set(firsts) >= {1, 2, 3}  # not always the same guess
-    top = Draw(Sampling(temperature=1.0, top_k=1, seed=3))
+    top = SamplingContext(Sampling(temperature=1.0, top_k=1, seed=3))
     assert NgramModel(V, order=2).begin([*text, 1, 0], top).propose(1).tokens.tolist() == [1]
 
 
@@ -149,14 +149,14 @@ def test_every_node_is_drawn_from_the_law_after_its_path(shape):
     drafter = model.begin([0, 1, 2, 0, 1, 3, 0], DRAWN)
     draft = drafter.propose(6)
     draft.check(budget=6, vocab_size=V, name="ngram")
-    assert draft.law in model.laws and draft.law is not Law.FIXED and len(draft)
+    assert draft.law in model.laws and draft.law is not DraftDistribution.FIXED and len(draft)
     paths = {-1: ()}
     for node, (token, parent) in enumerate(zip(draft.tokens.tolist(), draft.parents.tolist(), strict=True)):
         paths[node] = (*paths[parent], token)
     for node, row in draft.log_q.items():
         np.testing.assert_array_equal(row, processed_logprobs(drafter.log_q(paths[node]), DRAWN.sampling))
     fixed = NgramModel(V, shape=shape).begin([0, 1, 2, 0, 1, 3, 0], KEYED).propose(6)
-    assert fixed.law is Law.FIXED
+    assert fixed.law is DraftDistribution.FIXED
 
 
 def test_a_growth_without_room_is_no_draft():
@@ -171,7 +171,7 @@ def emitted_pairs(shape, lie=False, n=1500):
     rng = np.random.default_rng(1)
     drafter = NgramModel(V, shape=shape).begin([0, 1, 2, 0, 1, 3, 0], DRAWN)
     for sample in range(n):
-        draft = drafter.fork(Draw(DRAWN.sampling, sample, "rejection")).propose(3).cut(1)
+        draft = drafter.fork(SamplingContext(DRAWN.sampling, sample, "rejection")).propose(3).cut(1)
         if lie:
             draft.log_q[-1] = np.full(V, -np.log(V), np.float32)  # type: ignore[index]
         _, tokens = drawn_walk(draft, lambda node, path: P[path], rng.random)

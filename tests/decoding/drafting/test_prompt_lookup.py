@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from likely.decoding.drafting.lookup import PromptLookup
-from likely.decoding.drafting.protocol import Draw
+from likely.decoding.drafting.protocol import SamplingContext
 
 
 def by_scan(tokens, ngram, budget, first):
@@ -23,7 +23,7 @@ def test_equals_a_scan_of_the_text(occurrence):
     rng = np.random.default_rng(1)
     for _ in range(60):
         tokens = rng.integers(0, 5, rng.integers(1, 40)).tolist()
-        drafter = PromptLookup(occurrence=occurrence).begin(tokens[:3], Draw())
+        drafter = PromptLookup(occurrence=occurrence).begin(tokens[:3], SamplingContext())
         drafter.observe(tokens[3:])
         assert drafter.propose(6).tokens.tolist() == by_scan(tokens, 3, 6, occurrence == "first")
 
@@ -38,15 +38,15 @@ def test_first_occurrence_agrees_with_transformers():
         theirs = PromptLookupCandidateGenerator(
             num_output_tokens=5, max_matching_ngram_size=3, max_length=1000, eos_token_id=torch.tensor([1])
         ).get_candidates(torch.from_numpy(tokens)[None])[0][0, 30:]
-        ours = PromptLookup().begin(tokens.tolist(), Draw()).propose(5)
+        ours = PromptLookup().begin(tokens.tolist(), SamplingContext()).propose(5)
         assert ours.tokens.tolist() == theirs.tolist()
 
 
 def test_rollback_undoes_observe_and_forks_are_apart():
     rng = np.random.default_rng(3)
     tokens = rng.integers(0, 4, 30).tolist()
-    drafter = PromptLookup().begin(tokens, Draw())
-    fork = drafter.fork(Draw())
+    drafter = PromptLookup().begin(tokens, SamplingContext())
+    fork = drafter.fork(SamplingContext())
     drafter.observe([1, 2, 3, 1, 2])
     drafter.rollback(5)
     assert drafter._tokens == fork._tokens and drafter._follows == fork._follows
@@ -55,7 +55,7 @@ def test_rollback_undoes_observe_and_forks_are_apart():
 
 
 def test_edges():
-    drafter = PromptLookup().begin([7], Draw())
+    drafter = PromptLookup().begin([7], SamplingContext())
     assert len(drafter.propose(5)) == 0
     drafter.observe([])
     drafter.observe([7])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from likely.decoding.drafting.lookup import CopySource, PromptLookup
 from likely.decoding.drafting.ngram.drafter import NgramModel
-from likely.decoding.drafting.protocol import Law
+from likely.decoding.drafting.protocol import DraftDistribution
 from likely.decoding.drafting.replay import Rounds, Trace, replay, replay_all
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
@@ -54,10 +54,10 @@ def test_known_rounds():
 
 def test_only_drafts_that_depend_on_the_text_alone_are_replayed():
     class Drawn:
-        name, laws, free = "drawn", frozenset({Law.IID}), True
+        name, laws, free = "drawn", frozenset({DraftDistribution.IID}), True
 
     class Costly:
-        name, laws, free = "costly", frozenset({Law.FIXED}), False
+        name, laws, free = "costly", frozenset({DraftDistribution.FIXED}), False
 
     for source in (Drawn(), Costly()):
         with pytest.raises(CapabilityError, match=source.name):
@@ -76,7 +76,7 @@ def test_bad_input():
 class Remembers:
     """Proposes the last answer that it saw end."""
 
-    name, laws, free = "remembers", frozenset({Law.FIXED}), True
+    name, laws, free = "remembers", frozenset({DraftDistribution.FIXED}), True
 
     def __init__(self):
         self.last: list[int] = []

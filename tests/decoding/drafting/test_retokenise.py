@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from likely.decoding.drafting.model.cross_tokenizer import Retokenised, Translation, encode_exactly, whole_characters
 from likely.decoding.drafting.model.drafter import draft_model
-from likely.decoding.drafting.protocol import Draw
+from likely.decoding.drafting.protocol import SamplingContext
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError
@@ -93,7 +93,7 @@ def propose(context, draft_text, *, ours=WORDS, theirs=LETTERS, budget=9, length
 
     runtime = ToyRuntime(logits, vocab_size=theirs.vocab_size, context_length=200)
     source = Retokenised(runtime, theirs, ours, length=length)
-    return source.begin(context, Draw()).propose(budget).tokens.tolist()
+    return source.begin(context, SamplingContext()).propose(budget).tokens.tolist()
 
 
 def test_what_was_written_becomes_target_tokens():
@@ -197,12 +197,12 @@ def test_long_texts_are_not_encoded_again_and_again():
 def test_rollback_and_fork_keep_the_guesses_right():
     draft = ToyRuntime.random(LETTERS.vocab_size, seed=4, context_length=200)
     source = Retokenised(draft, LETTERS, WORDS)
-    drafter = source.begin([0, 1, 4], Draw())
+    drafter = source.begin([0, 1, 4], SamplingContext())
     drafter.propose(5)
     drafter.observe([3, 2, 6, 0])
     drafter.rollback(3)
-    twin = drafter.fork(Draw())
-    expected = source.begin([0, 1, 4, 3], Draw()).propose(5).tokens.tolist()
+    twin = drafter.fork(SamplingContext())
+    expected = source.begin([0, 1, 4, 3], SamplingContext()).propose(5).tokens.tolist()
     assert drafter.propose(5).tokens.tolist() == expected == twin.propose(5).tokens.tolist()
     with pytest.raises(ValueError, match="cannot forget 2"):
         drafter.rollback(2)

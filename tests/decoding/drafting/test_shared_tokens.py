@@ -11,7 +11,7 @@ from helpers_for_loops import run, toy_loop
 from statistics_of_draws import chi_square_p
 
 from likely.decoding.drafting.model.shared_vocabulary import SharedVocabulary, shared_ids, shared_tokens
-from likely.decoding.drafting.protocol import Draw, Law
+from likely.decoding.drafting.protocol import DraftDistribution, SamplingContext
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.errors import ModelError
@@ -62,9 +62,9 @@ def test_half_characters_are_spelled_in_bytes():
 def test_q_is_restricted_and_renormalised():
     _, draft = models()
     source = shared_tokens(draft, DRAFT, TARGET)
-    made = source.begin([5, 0, 3], Draw(Sampling(), verification="rejection")).propose(3)
+    made = source.begin([5, 0, 3], SamplingContext(Sampling(), verification="rejection")).propose(3)
     context = [DRAFT.bos_id, 3, 3, 2]
-    assert made.law is Law.IID
+    assert made.law is DraftDistribution.IID
     for node in range(-1, 2):
         q = np.exp(made.log_q[node].astype(float))
         assert q.shape == (6,) and q.sum() == pytest.approx(1) and not q[3:].any()
@@ -109,14 +109,14 @@ def test_tokens_are_those_of_plain_decoding(sampling):
 def test_the_cache_follows_through_tokens_of_several_ids():
     _, draft = models()
     source = shared_tokens(draft, DRAFT, TARGET)
-    drafter = source.begin([5, 3], Draw())
+    drafter = source.begin([5, 3], SamplingContext())
     for emitted in ([4, 0], [3], [1, 3, 4]):
         found = drafter.propose(3).tokens.tolist()
         drafter.observe([*found[:2], *emitted])
     drafter.propose(3)
     drafter.rollback(2)
     text = drafter._tokens
-    anew = source.begin(text, Draw())
+    anew = source.begin(text, SamplingContext())
     assert drafter.propose(3).tokens.tolist() == anew.propose(3).tokens.tolist()
     assert drafter._sequence.tokens == anew._sequence.tokens == drafter._own
 

@@ -13,7 +13,7 @@ from slow_suffixes import ngrams
 from test_suffix import grams_of
 
 from likely.decoding.drafting.memory_file import save_memory
-from likely.decoding.drafting.protocol import Draft, Draw
+from likely.decoding.drafting.protocol import Draft, SamplingContext
 from likely.decoding.drafting.replay import replay
 from likely.decoding.drafting.suffix.choose import Rules, grow_path, grow_tree
 from likely.decoding.drafting.suffix.drafter import SuffixMemory
@@ -53,7 +53,7 @@ def test_proposals_equal_the_slow_form(answers, rounds, how, depth, budget):
     """Tokens, parents, expectation and match, after each round of a text beside other answers."""
     memory = memory_of(*answers, max_depth=depth)
     memory.rules = how
-    drafter, context = memory.begin(rounds[0], Draw()), list(rounds[0])
+    drafter, context = memory.begin(rounds[0], SamplingContext()), list(rounds[0])
     for more in [[], *rounds[1:]]:
         drafter.observe(more)
         context += more
@@ -67,24 +67,24 @@ def test_proposals_equal_the_slow_form(answers, rounds, how, depth, budget):
 @given(st.lists(tokens, max_size=3), tokens, tokens, tokens, st.booleans())
 def test_rollback_and_fork_are_as_if_it_had_been_otherwise(answers, prompt, dropped, kept, tree):
     memory = memory_of(*answers, max_depth=6, tree=tree)
-    drafter = memory.begin(prompt, Draw())
-    fork = drafter.fork(Draw())
+    drafter = memory.begin(prompt, SamplingContext())
+    fork = drafter.fork(SamplingContext())
     drafter.observe(dropped)
     drafter.propose(5)
-    fork_of_longer = drafter.fork(Draw())
+    fork_of_longer = drafter.fork(SamplingContext())
     drafter.rollback(len(dropped))
     drafter.observe(kept)
-    fresh = memory.begin(prompt, Draw())
+    fresh = memory.begin(prompt, SamplingContext())
     fresh.observe(kept)
     assert shown(drafter.propose(5)) == shown(fresh.propose(5))
     assert grams_of(drafter._own.tree) == grams_of(fresh._own.tree)
-    assert shown(fork.propose(5)) == shown(memory.begin(prompt, Draw()).propose(5))
-    assert shown(fork_of_longer.propose(5)) == shown(memory.begin(prompt + dropped, Draw()).propose(5))
+    assert shown(fork.propose(5)) == shown(memory.begin(prompt, SamplingContext()).propose(5))
+    assert shown(fork_of_longer.propose(5)) == shown(memory.begin(prompt + dropped, SamplingContext()).propose(5))
 
 
 def test_what_followed_is_proposed_by_frequency():
     memory = memory_of([A, B, C], [A, B, C], [A, B, C], [A, B, D])
-    drafter = memory.begin([7, A, B], Draw())
+    drafter = memory.begin([7, A, B], SamplingContext())
     assert shown(drafter.propose(5)) == ([C], [-1], 0.75, 2)
     memory.rules = Rules(tree=True)
     assert shown(drafter.propose(5)) == ([C, D], [-1, -1], 1.0, 2)
@@ -96,12 +96,12 @@ def test_what_followed_is_proposed_by_frequency():
 
 def test_a_span_seen_once_is_continued_for_as_long_as_it_matched():
     span, rest = list(range(20, 30)), list(range(40, 60))
-    drafter = SuffixMemory().begin([1, *span, *rest, 2, *span], Draw())
+    drafter = SuffixMemory().begin([1, *span, *rest, 2, *span], SamplingContext())
     draft = drafter.propose(64)
     # one of the two occurrences is the end of the text itself
     assert shown(draft) == (rest[:10], list(range(-1, 9)), 5.0, 10)
     assert drafter.propose(4).tokens.tolist() == rest[:4]
-    draft = memory_of([*span, *rest]).begin([2, *span], Draw()).propose(64)
+    draft = memory_of([*span, *rest]).begin([2, *span], SamplingContext()).propose(64)
     assert shown(draft) == (rest[:10], list(range(-1, 9)), 10.0, 10)
 
 
@@ -135,7 +135,7 @@ def test_a_request_repeated_takes_few_calls():
 
 def test_its_own_answer_is_never_counted_twice():
     memory = SuffixMemory()
-    drafter = memory.begin([1, 2], Draw())
+    drafter = memory.begin([1, 2], SamplingContext())
     drafter.observe([3, 4])
     assert memory.tokens == 0
     drafter.end()
@@ -145,15 +145,15 @@ def test_its_own_answer_is_never_counted_twice():
 
 def test_only_answers_are_remembered_of_each_fork_its_own():
     memory = SuffixMemory()
-    drafter = memory.begin([1, 2], Draw())
-    other = drafter.fork(Draw())
+    drafter = memory.begin([1, 2], SamplingContext())
+    other = drafter.fork(SamplingContext())
     drafter.observe([3])
     drafter.rollback(1)
     drafter.observe([4, 5])
     other.observe([6])
     other.rollback(2)  # into the prompt
     other.observe([7])
-    memory.begin([8], Draw()).end()  # without an answer
+    memory.begin([8], SamplingContext()).end()  # without an answer
     drafter.end()
     other.end()
     assert grams_of(memory._tree) == ngrams([[4, 5], [7]], 64) and memory.requests == 2
@@ -184,7 +184,7 @@ def test_limits_hold_and_the_oldest_go_first(answers, requests, most):
 
 def test_forget():
     memory = SuffixMemory()
-    drafter = memory.begin([1], Draw())
+    drafter = memory.begin([1], SamplingContext())
     drafter.observe([2, 3])
     first, second = memory.remember([4, 5]), memory.remember([4, 6])
     memory.forget(first)
@@ -197,12 +197,12 @@ def test_forget():
     assert memory.tokens == 0
     memory.remember([1])
     memory.forget()
-    assert memory.tokens == memory.requests == 0 and shown(memory.begin([1], Draw()).propose(3))[0] == []
+    assert memory.tokens == memory.requests == 0 and shown(memory.begin([1], SamplingContext()).propose(3))[0] == []
 
 
 def test_a_memory_that_forgot_is_looked_at_anew():
     memory = memory_of([1, 2, 3, 4])
-    drafter = memory.begin([0, 1, 2], Draw())
+    drafter = memory.begin([0, 1, 2], SamplingContext())
     assert drafter.propose(5).tokens.tolist() == [3, 4]
     memory.forget()
     assert len(drafter.propose(5)) == 0
@@ -280,13 +280,13 @@ def test_cancelled_answers_are_remembered():
 
 
 def test_edges():
-    drafter = SuffixMemory().begin([5], Draw())
+    drafter = SuffixMemory().begin([5], SamplingContext())
     assert len(drafter.propose(4)) == 0
     drafter.observe([])
     drafter.observe([5])
     assert len(drafter.propose(0)) == 0
-    assert len(SuffixMemory().begin([], Draw()).propose(3)) == 0
-    long = SuffixMemory().begin([1, 2, 3] * 3400, Draw())
+    assert len(SuffixMemory().begin([], SamplingContext()).propose(3)) == 0
+    long = SuffixMemory().begin([1, 2, 3] * 3400, SamplingContext())
     assert long.propose(40).tokens.tolist() == ([1, 2, 3] * 11)[:32]
 
 
@@ -311,9 +311,9 @@ def test_ids_that_cannot_be_tokens_are_refused():
     memory = SuffixMemory()
     for bad in (-1, 2**31):
         with pytest.raises(ValueError, match="token id"):
-            memory.begin([1, bad], Draw())
+            memory.begin([1, bad], SamplingContext())
         with pytest.raises(ValueError, match="token id"):
             memory.remember([bad])
         with pytest.raises(ValueError, match="token id"):
-            memory.begin([1], Draw()).observe([bad])
+            memory.begin([1], SamplingContext()).observe([bad])
     assert memory.tokens == 0

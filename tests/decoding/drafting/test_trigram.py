@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from likely.decoding.accept import matched_walk
-from likely.decoding.drafting.protocol import Draft, Draw
+from likely.decoding.drafting.protocol import Draft, SamplingContext
 from likely.decoding.drafting.trigram.drafter import Adaptation, TrigramMemory
 from likely.decoding.drafting.trigram.table import count_trigrams, next_pair, pair_of, table_of
 from likely.decoding.request import Request
@@ -129,24 +129,24 @@ def test_adaptation_is_bounded_and_forgets_the_oldest_pair():
 def test_requests_share_what_they_learn_or_keep_it_to_themselves():
     together, apart = (TrigramMemory.from_texts([ABC], scope=scope) for scope in ("all", "request"))
     for memory in (together, apart):
-        memory.begin([A, A], Draw()).observe([D, D])
-    assert together.begin([A, D], Draw()).propose(4).tokens.tolist()[:1] == [D]
-    assert len(apart.begin([A, D], Draw()).propose(4)) == 0 and not apart._shared.learned()
+        memory.begin([A, A], SamplingContext()).observe([D, D])
+    assert together.begin([A, D], SamplingContext()).propose(4).tokens.tolist()[:1] == [D]
+    assert len(apart.begin([A, D], SamplingContext()).propose(4)) == 0 and not apart._shared.learned()
 
 
 @given(steps=st.lists(st.tuples(st.integers(0, 9), st.lists(st.integers(0, 3), max_size=5)), max_size=12))
 @settings(max_examples=60, deadline=None)
 def test_rollback_and_fork_in_scope_request_are_exact(steps):
     memory = TrigramMemory.from_texts([ABC], scope="request")
-    drafter = memory.begin([A], Draw())
+    drafter = memory.begin([A], SamplingContext())
     tokens = [A]
     for back, new in steps:
         back = min(back, len(tokens) - 1)
-        fork = drafter.fork(Draw())
+        fork = drafter.fork(SamplingContext())
         drafter.rollback(back)
         drafter.observe(new)
         tokens = [*tokens[: len(tokens) - back], *new]
-        fresh = memory.begin(tokens, Draw())
+        fresh = memory.begin(tokens, SamplingContext())
         for a, b in itertools.product(range(4), repeat=2):
             assert drafter._learned.successors(pair_of(a, b)) == fresh._learned.successors(pair_of(a, b))
         before = fresh.propose(5)
@@ -159,7 +159,7 @@ def test_many_threads_teach_one_memory():
     memory = TrigramMemory(rate=1.0, cap=1e9)
 
     def work():
-        drafter = memory.begin([1, 2], Draw())
+        drafter = memory.begin([1, 2], SamplingContext())
         for _ in range(200):
             drafter.observe([3, 1, 2])
             drafter.propose(8)
@@ -178,9 +178,9 @@ def test_many_threads_teach_one_memory():
 @pytest.mark.parametrize("search", ["best_first", "mcts", "greedy", "full"])
 def test_a_table_with_one_successor_each_gives_its_chain(search):
     memory = TrigramMemory.from_texts([list(range(10))], search=search, rate=0.0)
-    draft = memory.begin([0, 1], Draw()).propose(20)
+    draft = memory.begin([0, 1], SamplingContext()).propose(20)
     assert draft.is_chain and draft.tokens.tolist() == [2, 3, 4, 5, 6] and draft.match == 2
-    assert memory.begin([0, 1], Draw()).propose(3).tokens.tolist() == [2, 3, 4]
+    assert memory.begin([0, 1], SamplingContext()).propose(3).tokens.tolist() == [2, 3, 4]
     assert 0 < draft.expected < len(draft)
 
 
@@ -189,14 +189,14 @@ def test_the_same_text_gives_the_same_draft_whatever_the_request_samples():
     prompt = [1, 2, 3, 1, 2]
     drafts = [
         TrigramMemory.from_texts(corpus, search="mcts").begin(prompt, draw).propose(12)
-        for draw in (Draw(), Draw(), Draw(Sampling(temperature=1.0, seed=9), sample=3))
+        for draw in (SamplingContext(), SamplingContext(), SamplingContext(Sampling(temperature=1.0, seed=9), sample=3))
     ]
     assert len({(tuple(d.tokens.tolist()), tuple(d.parents.tolist())) for d in drafts}) == 1
 
 
 def test_short_contexts_and_ended_drafters_have_no_draft():
     memory = TrigramMemory.from_texts([ABC])
-    drafter = memory.begin([A], Draw())
+    drafter = memory.begin([A], SamplingContext())
     assert len(drafter.propose(5)) == 0
     drafter.observe([])
     drafter.observe([B])
@@ -274,7 +274,7 @@ def test_a_memory_takes_few_bytes():
 def test_a_token_named_twice_is_one_child():
     table = table_of(*count_trigrams([ABC]))
     table.tokens = np.full_like(table.tokens, 2)
-    TrigramMemory(table).begin([A, B], Draw()).propose(9).check(budget=9, vocab_size=4, name="trigram")
+    TrigramMemory(table).begin([A, B], SamplingContext()).propose(9).check(budget=9, vocab_size=4, name="trigram")
 
 
 def test_bad_files_are_refused(tmp_path):

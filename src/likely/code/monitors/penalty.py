@@ -12,7 +12,7 @@ from likely.runtimes.protocol import FloatArray, Output, Runtime, Work
 
 
 class MonitorPenalty:
-    """A Transform that takes `penalty` nats from every token that the monitors forbid.
+    """A LogitsProcessor that takes `penalty` nats from every token that the monitors forbid.
 
     An illegal token that is chosen all the same ends the monitor's interest until its next trigger.
     """

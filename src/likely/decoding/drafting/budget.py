@@ -187,7 +187,7 @@ def _best(kept: np.ndarray, seconds: np.ndarray, emitted: float) -> tuple[int, f
     return best, float(kept[best])
 
 
-class Shadow:
+class AcceptanceTracker:
     """Follows one draft of a free drafter beside the text, verified or not, so that its record costs no call.
 
     trust  how the drafts of this text did so far, as a share of what was expected of them, the last ones most

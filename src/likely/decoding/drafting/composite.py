@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from likely.decoding.drafting.protocol import (
     NO_DRAFT,
     Draft,
+    DraftDistribution,
     Drafter,
     DraftSource,
     DraftsTogether,
-    Draw,
-    Law,
+    SamplingContext,
     UsesTarget,
 )
 from likely.errors import CapabilityError
@@ -32,13 +32,13 @@ class _Composite:
             raise ValueError(f"{type(self).__name__} joins two or more drafters, got {len(sources)}")
         self.sources = sources
         self.name = "+".join(source.name for source in sources)
-        self.laws: frozenset[Law] = frozenset().union(*(source.laws for source in sources))
+        self.laws: frozenset[DraftDistribution] = frozenset().union(*(source.laws for source in sources))
         self.free = all(source.free for source in sources)
 
-    def begin(self, prompt: Sequence[int], draw: Draw) -> CompositeDrafter:
+    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> CompositeDrafter:
         if draw.verification == "spectr":
             for source in self.sources:
-                if Law.IID not in source.laws and source.laws != {Law.FIXED}:
+                if DraftDistribution.IID not in source.laws and source.laws != {DraftDistribution.FIXED}:
                     raise CapabilityError(
                         f'verification="spectr" needs independent draws, and {source.name} draws without replacement: '
                         f'use verification="rejection"'
@@ -82,7 +82,7 @@ class CompositeDrafter:
         for part in self.parts:
             part.rollback(n)
 
-    def fork(self, draw: Draw) -> CompositeDrafter:
+    def fork(self, draw: SamplingContext) -> CompositeDrafter:
         return type(self)(self.source, [part.fork(draw) for part in self.parts])
 
     def end(self) -> None:
@@ -123,7 +123,7 @@ class FirstOf(_Composite):
         return found
 
     def _passes(self, draft: Draft) -> bool:
-        return draft.law is not Law.FIXED or draft.expected is None or draft.expected >= self.at_least
+        return draft.law is not DraftDistribution.FIXED or draft.expected is None or draft.expected >= self.at_least
 
 
 class Longest(_Composite):
@@ -134,7 +134,7 @@ class Longest(_Composite):
         return [self._choose(drafts) for drafts in zip(*by_part, strict=True)]
 
     def _choose(self, drafts: Sequence[Draft]) -> Draft:
-        fixed = [draft for draft in drafts if draft.law is Law.FIXED and len(draft)]
+        fixed = [draft for draft in drafts if draft.law is DraftDistribution.FIXED and len(draft)]
         if fixed:
             return max(fixed, key=self._worth)
         return next((draft for draft in drafts if len(draft)), NO_DRAFT)

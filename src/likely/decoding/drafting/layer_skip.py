@@ -18,7 +18,7 @@ import numpy as np
 
 from likely.decoding.drafting.model.growing import Seat, grow_together
 from likely.decoding.drafting.model.trees import Growth, Shape
-from likely.decoding.drafting.protocol import NO_DRAFT, Draft, Drafter, Draw, Law
+from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, Drafter, SamplingContext
 from likely.decoding.sampling import generator, gumbel, processed_logprobs, transform
 from likely.errors import CapabilityError
 from likely.io.hashes import cache_dir
@@ -38,7 +38,7 @@ class ConfidentChain:
 
     length: int = 5
     confidence: float = CONFIDENCE
-    laws = frozenset({Law.FIXED, Law.IID})
+    laws = frozenset({DraftDistribution.FIXED, DraftDistribution.IID})
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -46,7 +46,7 @@ class ConfidentChain:
         if not 0 <= self.confidence <= 1:
             raise ValueError(f"confidence must lie in [0, 1], got {self.confidence}")
 
-    def grow(self, draw: Draw, position: int, budget: int) -> Growth:
+    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth:
         sampling = draw.sampling
         drawn = draw.verification != "keyed" and not sampling.greedy
         noise = generator(sampling.seed, draw.sample, position, "draft")
@@ -71,7 +71,7 @@ class ConfidentChain:
         chain = Draft.chain(tokens)
         if not drawn:
             return chain
-        return Draft(chain.tokens, chain.parents, Law.IID, log_qs, {n: (n + 1,) for n in log_qs})
+        return Draft(chain.tokens, chain.parents, DraftDistribution.IID, log_qs, {n: (n + 1,) for n in log_qs})
 
 
 class LayerSkip:
@@ -82,7 +82,7 @@ class LayerSkip:
     def __init__(self, plan: LayerPlan, *, shape: Shape | None = None, name: str = "skip"):
         self.plan, self.name = plan, name
         self.shape: Shape = ConfidentChain() if shape is None else shape
-        self.laws: frozenset[Law] = self.shape.laws
+        self.laws: frozenset[DraftDistribution] = self.shape.laws
 
     @classmethod
     def parse(cls, argument: str, runtime: Runtime) -> LayerSkip:
@@ -100,7 +100,7 @@ class LayerSkip:
             plan = parse_plan(argument, layers)
         return cls(plan, name=f"skip:{argument}" if argument else "skip")
 
-    def begin(self, prompt: Seq[int], draw: Draw) -> SkipDrafter:
+    def begin(self, prompt: Seq[int], draw: SamplingContext) -> SkipDrafter:
         return SkipDrafter(self, prompt, draw)
 
     def propose_many(self, drafters: Seq[Drafter], budgets: Seq[int]) -> list[Draft]:
@@ -126,7 +126,7 @@ class LayerSkip:
 class SkipDrafter:
     """One text; `attach` names the target's sequence before each proposal."""
 
-    def __init__(self, source: LayerSkip, prompt: Seq[int], draw: Draw):
+    def __init__(self, source: LayerSkip, prompt: Seq[int], draw: SamplingContext):
         self._source, self._draw = source, draw
         self._tokens = [int(t) for t in prompt]
         self._prompt = len(self._tokens)
@@ -170,7 +170,7 @@ class SkipDrafter:
             raise ValueError(f"cannot forget {n} tokens, {len(self._tokens) - self._prompt} were observed")
         del self._tokens[len(self._tokens) - n :]
 
-    def fork(self, draw: Draw) -> SkipDrafter:
+    def fork(self, draw: SamplingContext) -> SkipDrafter:
         copy = SkipDrafter(self._source, self._tokens, draw)
         copy._prompt = self._prompt
         return copy

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from likely.decoding.drafting.protocol import FIXED_ONLY, NO_DRAFT, Draft, Draw
+from likely.decoding.drafting.protocol import FIXED_ONLY, NO_DRAFT, Draft, SamplingContext
 
 MATCH = 32
 
@@ -29,7 +29,7 @@ class PromptLookup:
             raise ValueError(f'occurrence must be "first" or "last", got "{occurrence}"')
         self.ngram, self.occurrence = ngram, occurrence
 
-    def begin(self, prompt: Sequence[int], draw: Draw) -> LookupDrafter:
+    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> LookupDrafter:
         drafter = LookupDrafter(self.ngram, self.occurrence == "first")
         drafter.observe(prompt)
         return drafter
@@ -69,7 +69,7 @@ class LookupDrafter:
                     return Draft.chain(self._tokens[start : start + budget], match=agreement(self._tokens, start))
         return NO_DRAFT
 
-    def fork(self, draw: Draw) -> LookupDrafter:
+    def fork(self, draw: SamplingContext) -> LookupDrafter:
         copy = LookupDrafter(self._ngram, self._first)
         copy._tokens = self._tokens.copy()
         copy._follows = {key: places.copy() for key, places in self._follows.items()}
@@ -116,7 +116,7 @@ class CopySource:
             raise ValueError(f'occurrence must be "first" or "last", got "{occurrence}"')
         self.gram, self.copy, self.occurrence = gram, copy, occurrence
 
-    def begin(self, prompt: Sequence[int], draw: Draw) -> CopyDrafter:
+    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> CopyDrafter:
         drafter = CopyDrafter(self.gram, self.copy, self.occurrence == "first")
         drafter.observe(prompt)
         return drafter
@@ -168,7 +168,7 @@ class CopyDrafter:
         copied = self._tokens[start : start + min(budget, self._copy)]
         return Draft.chain(copied, match=agreement(self._tokens, start))
 
-    def fork(self, draw: Draw) -> CopyDrafter:
+    def fork(self, draw: SamplingContext) -> CopyDrafter:
         twin = CopyDrafter(self._gram, self._copy, self._first)
         twin._tokens, twin._replaced = self._tokens.copy(), self._replaced.copy()
         twin._follows = self._follows.copy()

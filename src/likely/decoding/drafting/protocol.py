@@ -20,7 +20,7 @@ from likely.runtimes.protocol import Sequence as Held
 Verification = Literal["keyed", "rejection", "spectr"]
 
 
-class Law(Enum):
+class DraftDistribution(Enum):
     """How the children of a node were chosen; it decides which acceptance rules are exact."""
 
     FIXED = "fixed"  # any way that has not seen the target's choice: rules M and G
@@ -43,7 +43,7 @@ class Draft:
 
     tokens: IntArray
     parents: IntArray
-    law: Law = Law.FIXED
+    law: DraftDistribution = DraftDistribution.FIXED
     log_q: Mapping[int, FloatArray] = field(default_factory=lambda: MappingProxyType({}))
     draws: Mapping[int, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
     match: int = 0
@@ -70,7 +70,7 @@ class Draft:
             raise ValueError(f"drafter {name}: each parent must be -1 or come before its child")
         if len(set(zip(self.parents.tolist(), self.tokens.tolist(), strict=True))) != n:
             raise ValueError(f"drafter {name} proposed the same token twice under one parent")
-        if self.law is not Law.FIXED:
+        if self.law is not DraftDistribution.FIXED:
             self._check_law(vocab_size, name)
 
     def _check_law(self, vocab_size: int, name: str) -> None:
@@ -80,7 +80,7 @@ class Draft:
                 raise ValueError(f"drafter {name}: its law is {self.law.value}, but log_q of node {parent} is missing")
             if set(drawn) != set(children.values()):
                 raise ValueError(f"drafter {name}: draws of node {parent} must name its children, got {drawn}")
-            if self.law is Law.WITHOUT_REPLACEMENT and len(drawn) != len(children):
+            if self.law is DraftDistribution.WITHOUT_REPLACEMENT and len(drawn) != len(children):
                 raise ValueError(f"drafter {name}: a child of node {parent} was drawn twice without replacement")
 
     def depths(self) -> IntArray:
@@ -103,7 +103,7 @@ class Draft:
         """The first n nodes.  Only for fixed drafts: elsewhere n would depend on the draws and spoil the law."""
         if n >= len(self):
             return self
-        if self.law is not Law.FIXED:
+        if self.law is not DraftDistribution.FIXED:
             raise ValueError(f"a draft of law {self.law.value} cannot be cut after it was drawn")
         return replace(self, tokens=self.tokens[:n], parents=self.parents[:n])
 
@@ -141,7 +141,7 @@ NO_DRAFT = Draft.chain([])
 
 
 @dataclass(frozen=True)
-class Draw:
+class SamplingContext:
     """How the target will choose, for drafters that choose likewise.
 
     sample        keys the noise together with the sampling's seed
@@ -159,7 +159,7 @@ class Drafter(Protocol):
 
     def propose(self, budget: int) -> Draft: ...  # N <= budget; N = 0 is fine
     def observe(self, tokens: Sequence[int]) -> None: ...  # what was really emitted, each token exactly once
-    def fork(self, draw: Draw) -> Drafter: ...  # for another sample of the same prompt
+    def fork(self, draw: SamplingContext) -> Drafter: ...  # for another sample of the same prompt
     def rollback(self, n: int) -> None: ...  # forget the last n observed tokens
     def end(self) -> None: ...  # release; may be called twice
 
@@ -173,10 +173,10 @@ class DraftSource(Protocol):
     """
 
     name: str
-    laws: frozenset[Law]
+    laws: frozenset[DraftDistribution]
     free: bool
 
-    def begin(self, prompt: Sequence[int], draw: Draw) -> Drafter: ...
+    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> Drafter: ...
 
 
 @runtime_checkable
@@ -196,4 +196,4 @@ class UsesTarget(Protocol):
     def attach(self, runtime: Runtime, held: Held, root: int) -> None: ...
 
 
-FIXED_ONLY = frozenset({Law.FIXED})
+FIXED_ONLY = frozenset({DraftDistribution.FIXED})

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from likely.decoding.accept import matched_walk
-from likely.decoding.drafting.protocol import NO_DRAFT, DraftSource, Draw, Law
+from likely.decoding.drafting.protocol import NO_DRAFT, DraftDistribution, DraftSource, SamplingContext
 from likely.errors import CapabilityError, DataError, LikelyError
 from likely.io.jsonl import Line, text_field
 from likely.metrics.intervals import bootstrap_ratio
@@ -55,7 +55,7 @@ def replay(
 
     The call that reads a prompt of two or more tokens emits the first token, without a draft, as in the live loop.
     """
-    if Law.FIXED not in source.laws or not source.free:
+    if DraftDistribution.FIXED not in source.laws or not source.free:
         raise CapabilityError(
             f"the drafts of {source.name} depend on a model, so a recorded text cannot be replayed with it: "
             f"run it live (likely generate --drafter)"
@@ -67,7 +67,7 @@ def replay(
     text = [*answer, PAST_THE_END] if ended else list(answer)
     proposed, accepted = [], []
     propose_s, started = 0.0, time.perf_counter()
-    drafter = source.begin(list(prompt), Draw())
+    drafter = source.begin(list(prompt), SamplingContext())
     draft_s = time.perf_counter() - started
     try:
         done = 0

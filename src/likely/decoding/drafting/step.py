@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from likely.decoding.constraint import Constraint
-from likely.decoding.drafting.budget import ANY, LIMIT, Controller, Shadow
-from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftsTogether, Law
-from likely.decoding.sequence_state import Hypothesis
+from likely.decoding.drafting.budget import ANY, LIMIT, AcceptanceTracker, Controller
+from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, DraftsTogether
+from likely.decoding.sequence_state import SequenceState
 from likely.errors import ConstraintError
 from likely.runtimes.protocol import Runtime
 
@@ -25,11 +25,13 @@ class Drafting:
     controller: Controller
     seconds: float = 0.0  # spent in drafters
 
-    def draft(self, decoding: list[Hypothesis], room: int) -> None:
+    def draft(self, decoding: list[SequenceState], room: int) -> None:
         """Set `draft` of every decoding hypothesis; at most `room` tokens in all, and no more leaves than fit."""
         positions, emitted = len(decoding), float(len(decoding))
-        wishes: list[tuple[Hypothesis, int]] = []
-        copies = 1 + max((len(h.transforms) for h in decoding), default=0)  # contexts of transforms hold the draft, too
+        wishes: list[tuple[SequenceState, int]] = []
+        copies = 1 + max(
+            (len(h.logits_processors) for h in decoding), default=0
+        )  # contexts of logits_processors hold the draft, too
         leaves = self.runtime.limits.leaves // copies - len(decoding)
         for hypothesis in decoding:
             hypothesis.draft, hypothesis.drafted = NO_DRAFT, 0
@@ -46,7 +48,7 @@ class Drafting:
             elif drawn:
                 wish = REJECTION_BUDGET  # not timed: tokens shall be a function of the seed
             elif source.free:
-                hypothesis.shadow = hypothesis.shadow or Shadow(self.controller.of(source.name))
+                hypothesis.shadow = hypothesis.shadow or AcceptanceTracker(self.controller.of(source.name))
                 wish = hypothesis.shadow.wish()
             else:
                 wish, kept = self.controller.draft(source.name, limit, positions=positions, emitted=emitted)
@@ -92,7 +94,7 @@ class Drafting:
             hypothesis.draft = draft
         self.seconds += time.perf_counter() - started
 
-    def tell(self, hypothesis: Hypothesis, accepted: list[int], emitted: list[int]) -> None:
+    def tell(self, hypothesis: SequenceState, accepted: list[int], emitted: list[int]) -> None:
         """Drafter and controller learn what was really emitted."""
         source, drafter = hypothesis.request.drafter, hypothesis.drafter
         if drafter is None or source is None:
@@ -104,7 +106,7 @@ class Drafting:
             kept = [node for node in accepted if node < hypothesis.drafted]
             self.controller.of(source.name).record(ANY, kept, min(hypothesis.drafted, LIMIT))
 
-    def _force(self, hypothesis: Hypothesis, room: int) -> int:
+    def _force(self, hypothesis: SequenceState, room: int) -> int:
         """Draft what the constraint forces; gives the number of tokens."""
         if hypothesis.constraint is None or hypothesis.request.selects or hypothesis.waiting_for > 1:
             return 0
@@ -117,7 +119,7 @@ class Drafting:
         hypothesis.draft = Draft.chain(chain)
         return len(chain)
 
-    def _propose(self, wishes: list[tuple[Hypothesis, int]]) -> list[Draft]:
+    def _propose(self, wishes: list[tuple[SequenceState, int]]) -> list[Draft]:
         """Drafts in the order of the wishes; sources that gain from it are asked once for all their sequences."""
         together: dict[int, list[int]] = {}
         drafts = [NO_DRAFT] * len(wishes)
@@ -144,7 +146,7 @@ class Drafting:
                 self.controller.of(source.name).time(len(draft) or wishes[i][1], each)
         return drafts
 
-    def _depth(self, hypothesis: Hypothesis) -> int:
+    def _depth(self, hypothesis: SequenceState) -> int:
         """Most tokens that a draft of this sequence may be deep."""
         return min(
             hypothesis.request.max_tokens - len(hypothesis.tokens) - 1,
@@ -161,7 +163,7 @@ def _permitted(draft: Draft, constraint: Constraint) -> Draft:
 
 def permitted(draft: Draft, constraint: Constraint) -> Draft:
     """The draft without the nodes that the constraint forbids, and what hangs below them.  For fixed drafts."""
-    if draft.law is not Law.FIXED or not len(draft):
+    if draft.law is not DraftDistribution.FIXED or not len(draft):
         return draft
     keep = np.zeros(len(draft), np.bool_)
     state = constraint.fork()

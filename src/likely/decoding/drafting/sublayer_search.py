@@ -13,7 +13,7 @@ import numpy as np
 
 from likely.decoding.drafting.layer_skip import ConfidentChain, LayerSkip
 from likely.decoding.drafting.model.trees import Growth, Shape
-from likely.decoding.drafting.protocol import Draw
+from likely.decoding.drafting.protocol import SamplingContext
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
@@ -82,7 +82,7 @@ class _Counted:
     def __init__(self, shape: Shape):
         self._shape, self.laws, self.levels = shape, shape.laws, 0
 
-    def grow(self, draw: Draw, position: int, budget: int) -> Growth:
+    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth:
         growth = self._shape.grow(draw, position, budget)
         try:
             level = next(growth)

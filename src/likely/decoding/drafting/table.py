@@ -22,7 +22,7 @@ AUTO_TOKENS = 200_000  # what "auto" remembers of earlier answers, at most
 
 
 @dataclass(frozen=True)
-class Needs:
+class DrafterContext:
     """What drafters may be made from: the target, and how another model is loaded."""
 
     runtime: Runtime | None
@@ -38,19 +38,19 @@ class Needs:
         return {"tokenizer": self.tokenizer.fingerprint, "vocab_size": self.runtime.vocab_size}
 
 
-def _lookup(argument: str, needs: Needs) -> DraftSource:
+def _lookup(argument: str, needs: DrafterContext) -> DraftSource:
     from likely.decoding.drafting.lookup import PromptLookup
 
     return PromptLookup()
 
 
-def _copy(argument: str, needs: Needs) -> DraftSource:
+def _copy(argument: str, needs: DrafterContext) -> DraftSource:
     from likely.decoding.drafting.lookup import CopySource
 
     return CopySource()
 
 
-def _suffix(argument: str, needs: Needs) -> DraftSource:
+def _suffix(argument: str, needs: DrafterContext) -> DraftSource:
     from likely.decoding.drafting.suffix.drafter import SuffixMemory
 
     if not argument:
@@ -58,7 +58,7 @@ def _suffix(argument: str, needs: Needs) -> DraftSource:
     return SuffixMemory.load(existing_file(argument, "suffix"), **needs.bound)
 
 
-def _auto(argument: str, needs: Needs) -> DraftSource:
+def _auto(argument: str, needs: DrafterContext) -> DraftSource:
     """Of the drafters that cost nothing, the one that replays of recorded answers favour (docs/speculation.md)."""
     from likely.decoding.drafting.suffix.drafter import SuffixMemory
 
@@ -67,7 +67,7 @@ def _auto(argument: str, needs: Needs) -> DraftSource:
     return source
 
 
-def _trigram(argument: str, needs: Needs) -> DraftSource:
+def _trigram(argument: str, needs: DrafterContext) -> DraftSource:
     from likely.decoding.drafting.trigram.drafter import TrigramMemory
 
     if not argument:
@@ -75,7 +75,7 @@ def _trigram(argument: str, needs: Needs) -> DraftSource:
     return TrigramMemory.load(existing_file(argument, "trigram"), **needs.bound)
 
 
-def _ngram(argument: str, needs: Needs) -> DraftSource:
+def _ngram(argument: str, needs: DrafterContext) -> DraftSource:
     from likely.decoding.drafting.ngram.drafter import NgramModel
 
     if not argument:
@@ -83,7 +83,7 @@ def _ngram(argument: str, needs: Needs) -> DraftSource:
     return NgramModel.load(existing_file(argument, "ngram"), **needs.bound)
 
 
-def _model(argument: str, needs: Needs) -> DraftSource:
+def _model(argument: str, needs: DrafterContext) -> DraftSource:
     from likely.decoding.drafting.model.drafter import draft_model
 
     if needs.load is None or needs.tokenizer is None:
@@ -93,7 +93,7 @@ def _model(argument: str, needs: Needs) -> DraftSource:
     return draft_model(runtime, tokenizer, needs.tokenizer, vocab_size=size, name=f"model:{argument}")
 
 
-def _shared(argument: str, needs: Needs) -> DraftSource:
+def _shared(argument: str, needs: DrafterContext) -> DraftSource:
     from likely.decoding.drafting.model.shared_vocabulary import shared_tokens
 
     if needs.load is None or needs.tokenizer is None:
@@ -103,7 +103,7 @@ def _shared(argument: str, needs: Needs) -> DraftSource:
     return shared_tokens(runtime, tokenizer, needs.tokenizer, vocab_size=size, name=f"shared:{argument}")
 
 
-def _skip(argument: str, needs: Needs) -> DraftSource:
+def _skip(argument: str, needs: DrafterContext) -> DraftSource:
     from likely.decoding.drafting.layer_skip import LayerSkip
 
     if needs.runtime is None:
@@ -118,7 +118,7 @@ class Named:
     runs_model  its drafts depend on a model, not on the text alone
     """
 
-    make: Callable[[str, Needs], DraftSource]
+    make: Callable[[str, DrafterContext], DraftSource]
     summary: str
     argument: str = ""
     required: bool = False
@@ -144,7 +144,7 @@ NAMED: dict[str, Named] = {
 }
 
 
-def make_drafter(name: str, needs: Needs) -> DraftSource | None:
+def make_drafter(name: str, needs: DrafterContext) -> DraftSource | None:
     """The drafter of that name, None for "none"; ValueError with the nearest name for an unknown one."""
     parts = [part.strip() for part in name.split("+")]
     if parts == ["none"]:
@@ -169,7 +169,7 @@ def runs_model(text: str) -> bool:
     return text != "none" and any(_entry(part.strip())[0].runs_model for part in text.split("+"))
 
 
-def _one(text: str, needs: Needs) -> DraftSource:
+def _one(text: str, needs: DrafterContext) -> DraftSource:
     entry, argument = _entry(text)
     return entry.make(argument, needs)
 

@@ -45,7 +45,7 @@ ROWS_AT_ONCE = 64  # rows of logits that are only reduced
 MOST_TOKENS_HELD = 65536
 
 
-class EngineRuntime(SlotRuntime):
+class NativeRuntime(SlotRuntime):
     """A model in one of the engine's number formats.
 
     place      a GGUF file or a safetensors folder

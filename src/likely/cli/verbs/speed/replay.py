@@ -13,7 +13,7 @@ from likely.cli import options as opt
 if TYPE_CHECKING:
     from likely.decoding.drafting.protocol import DraftSource
     from likely.decoding.drafting.replay import Recorded, Replayed, Trace
-    from likely.decoding.drafting.table import Needs
+    from likely.decoding.drafting.table import DrafterContext
     from likely.lm.model import Model
 
 CURVE = (1, 2, 4, 8, 16, 32)
@@ -158,9 +158,9 @@ def _tokens(records: Sequence[Recorded], lm: Model | None) -> list[Trace]:
 
 
 def _makers(names: Sequence[str], lm: Model | None) -> dict[str, Callable[[], DraftSource]]:
-    from likely.decoding.drafting.table import Needs
+    from likely.decoding.drafting.table import DrafterContext
 
-    needs = Needs(lm.runtime if lm else None, lm.tokenizer if lm else None)
+    needs = DrafterContext(lm.runtime if lm else None, lm.tokenizer if lm else None)
     makers = {}
     for name in names:
         make = _maker(name, needs)
@@ -173,7 +173,7 @@ def _makers(names: Sequence[str], lm: Model | None) -> dict[str, Callable[[], Dr
     return makers
 
 
-def _maker(name: str, needs: Needs) -> Callable[[], DraftSource]:
+def _maker(name: str, needs: DrafterContext) -> Callable[[], DraftSource]:
     from likely.decoding.drafting.table import make_drafter
 
     def make() -> DraftSource:

@@ -11,7 +11,7 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from likely.decoding.drafting.protocol import FIXED_ONLY, NO_DRAFT, Draft, Drafter, Draw
+from likely.decoding.drafting.protocol import FIXED_ONLY, NO_DRAFT, Draft, Drafter, SamplingContext
 from likely.errors import CapabilityError, KvFull
 from likely.runtimes.protocol import Runtime, Sequence, Want, Work
 from likely.tokenizers.protocol import Tokenizer
@@ -137,7 +137,7 @@ class Retokenised:
         self.runtime, self.tokenizer, self.target_tokenizer = runtime, tokenizer, target_tokenizer
         self.length, self.name = length, name
 
-    def begin(self, prompt: Seq[int], draw: Draw) -> RetokenisingDrafter:
+    def begin(self, prompt: Seq[int], draw: SamplingContext) -> RetokenisingDrafter:
         return RetokenisingDrafter(self, prompt)
 
     def propose_many(self, drafters: Seq[Drafter], budgets: Seq[int]) -> list[Draft]:
@@ -257,7 +257,7 @@ class RetokenisingDrafter:
             raise ValueError(f"cannot forget {n} tokens, {len(self._tokens) - self._prompt} were observed")
         del self._tokens[len(self._tokens) - n :]
 
-    def fork(self, draw: Draw) -> RetokenisingDrafter:
+    def fork(self, draw: SamplingContext) -> RetokenisingDrafter:
         """For another sample: the prompt is computed once, and what is computed is shared."""
         copy = RetokenisingDrafter(self._source, self._tokens)
         copy._prompt = self._prompt

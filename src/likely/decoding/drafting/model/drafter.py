@@ -13,7 +13,7 @@ import numpy as np
 
 from likely.decoding.drafting.model.growing import Seat, grow_together
 from likely.decoding.drafting.model.trees import Chain, Shape
-from likely.decoding.drafting.protocol import NO_DRAFT, Draft, Drafter, DraftSource, Draw, Law
+from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, Drafter, DraftSource, SamplingContext
 from likely.decoding.sampling import Sampling, processed_logprobs, transform
 from likely.errors import CapabilityError, KvFull, ModelError
 from likely.runtimes.protocol import FloatArray, Runtime, Sequence, Want, Work
@@ -83,7 +83,7 @@ class DraftModel:
             )
         self.runtime, self.name, self.sampling = runtime, name, sampling
         self.shape: Shape = Chain() if shape is None else shape
-        self.laws: frozenset[Law] = self.shape.laws
+        self.laws: frozenset[DraftDistribution] = self.shape.laws
         self.vocabulary: Vocabulary = vocabulary or SameVocabulary(runtime.vocab_size, runtime.vocab_size)
 
     @classmethod
@@ -110,7 +110,7 @@ class DraftModel:
         vocabulary = SameVocabulary(runtime.vocab_size, vocab_size or target_tokenizer.vocab_size)
         return cls(runtime, shape=shape, sampling=sampling, vocabulary=vocabulary, name=name)
 
-    def begin(self, prompt: Seq[int], draw: Draw) -> ModelDrafter:
+    def begin(self, prompt: Seq[int], draw: SamplingContext) -> ModelDrafter:
         return ModelDrafter(self, prompt, draw)
 
     def propose_many(self, drafters: Seq[Drafter], budgets: Seq[int]) -> list[Draft]:
@@ -132,7 +132,7 @@ class ModelDrafter:
     Invariant: the sequence holds a beginning of the draft's ids (`_own`); what is pending grew from all of them.
     """
 
-    def __init__(self, source: DraftModel, prompt: Seq[int], draw: Draw):
+    def __init__(self, source: DraftModel, prompt: Seq[int], draw: SamplingContext):
         self._source, self._draw = source, draw
         self._tokens: list[int] = []
         self._own = list(source.vocabulary.start(prompt))
@@ -206,7 +206,7 @@ class ModelDrafter:
             if self._sequence.length > len(self._own):
                 self._source.runtime.truncate(self._sequence, len(self._own))
 
-    def fork(self, draw: Draw) -> ModelDrafter:
+    def fork(self, draw: SamplingContext) -> ModelDrafter:
         """For another sample: the prompt is computed once, and what is computed is shared."""
         copy = ModelDrafter(self._source, (), draw)
         copy._tokens, copy._own, copy._ends = self._tokens.copy(), self._own.copy(), self._ends.copy()

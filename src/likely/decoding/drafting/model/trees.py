@@ -9,7 +9,7 @@ q is the draft's law after its own temperature and truncation.  How a shape choo
 greedy          the likeliest tokens of q; a FIXED draft
 keyed           the largest of log q + g, g being the noise that the target itself will use at that position: the draft
                 guesses the target's own perturbed ranking; a FIXED draft
-rejection, spectr   draws from q by noise of the draft's own; Law.IID or Law.WITHOUT_REPLACEMENT
+rejection, spectr   draws from q by noise of the draft's own; DraftDistribution.IID or DraftDistribution.WITHOUT_REPLACEMENT
 
 A budget below the size of the shape makes it smaller by a rule that does not look at what is drawn: fewer children,
 narrower beams, fewer levels.  To drop drawn candidates for their own probability would spoil the law.
@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 
 from likely.decoding.drafting.model.stochastic_beam import gumbel_top_k, stochastic_beam_step
-from likely.decoding.drafting.protocol import NO_DRAFT, Draft, Draw, Law
+from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, SamplingContext
 from likely.decoding.sampling import generator, gumbel
 from likely.runtimes.protocol import FloatArray, IntArray
 from likely.runtimes.rows import logsumexp, top_tokens
@@ -36,9 +36,9 @@ Growth = Generator[Level, FloatArray, Draft]
 class Shape(Protocol):
     """How a draft grows.  `position` is the absolute position of the token after the root."""
 
-    laws: frozenset[Law]
+    laws: frozenset[DraftDistribution]
 
-    def grow(self, draw: Draw, position: int, budget: int) -> Growth: ...
+    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth: ...
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class ConstantBranching:
     """
 
     branching: tuple[int, ...] = (3, 2, 1)
-    laws = frozenset({Law.FIXED, Law.WITHOUT_REPLACEMENT})
+    laws = frozenset({DraftDistribution.FIXED, DraftDistribution.WITHOUT_REPLACEMENT})
 
     def __post_init__(self) -> None:
         check_branching(self.branching)
 
-    def grow(self, draw: Draw, position: int, budget: int) -> Growth:
+    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth:
         if chosen_by_target(draw):
             return (yield from _ranked(self.branching, None, draw, position, budget))
         noise = own_noise(draw, position)
@@ -62,7 +62,7 @@ class ConstantBranching:
         def children(log_q: FloatArray, k: int) -> IntArray:
             return gumbel_top_k(log_q, k, noise.gumbel(size=len(log_q)))
 
-        return (yield from _branching(self.branching, children, budget, Law.WITHOUT_REPLACEMENT))
+        return (yield from _branching(self.branching, children, budget, DraftDistribution.WITHOUT_REPLACEMENT))
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ class StochasticBeam:
 
     width: int = 4
     depth: int = 4
-    laws = frozenset({Law.FIXED, Law.WITHOUT_REPLACEMENT})
+    laws = frozenset({DraftDistribution.FIXED, DraftDistribution.WITHOUT_REPLACEMENT})
 
     def __post_init__(self) -> None:
         check_positive(width=self.width, depth=self.depth)
 
-    def grow(self, draw: Draw, position: int, budget: int) -> Growth:
+    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth:
         widths = level_widths(self.width, self.depth, budget)
         if chosen_by_target(draw):
             return (yield from _ranked((self.width,) * len(widths), widths, draw, position, budget))
@@ -99,7 +99,7 @@ class StochasticBeam:
                     tree.drawn(node, rows[row], step.tokens[here])
                     places += here.tolist()
             phi, perturbed = step.phi[places], step.perturbed[places]
-        return tree.draft(Law.WITHOUT_REPLACEMENT)
+        return tree.draft(DraftDistribution.WITHOUT_REPLACEMENT)
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ class IidTree:
     """As ConstantBranching with independent draws, repeats included (SpecInfer, Miao et al. 2023, arXiv:2305.09781)."""
 
     branching: tuple[int, ...] = (3, 2, 1)
-    laws = frozenset({Law.FIXED, Law.IID})
+    laws = frozenset({DraftDistribution.FIXED, DraftDistribution.IID})
 
     def __post_init__(self) -> None:
         check_branching(self.branching)
 
-    def grow(self, draw: Draw, position: int, budget: int) -> Growth:
+    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth:
         if chosen_by_target(draw):
             return (yield from _ranked(self.branching, None, draw, position, budget))
         noise = own_noise(draw, position)
@@ -120,7 +120,7 @@ class IidTree:
         def children(log_q: FloatArray, k: int) -> IntArray:
             return independent(log_q, k, noise)
 
-        return (yield from _branching(self.branching, children, budget, Law.IID))
+        return (yield from _branching(self.branching, children, budget, DraftDistribution.IID))
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,12 @@ class IidPaths:
 
     paths: int = 4
     depth: int = 4
-    laws = frozenset({Law.FIXED, Law.IID})
+    laws = frozenset({DraftDistribution.FIXED, DraftDistribution.IID})
 
     def __post_init__(self) -> None:
         check_positive(paths=self.paths, depth=self.depth)
 
-    def grow(self, draw: Draw, position: int, budget: int) -> Growth:
+    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth:
         widths = level_widths(self.paths, self.depth, budget)
         if chosen_by_target(draw):
             return (yield from _ranked((self.paths,) * len(widths), widths, draw, position, budget))
@@ -151,7 +151,7 @@ class IidPaths:
             for node, row in zip(tips, rows, strict=True):
                 if m := before.count(node):
                     ends += tree.drawn(node, row, independent(row, m, noise))
-        return tree.draft(Law.IID)
+        return tree.draft(DraftDistribution.IID)
 
 
 @dataclass(frozen=True)
@@ -159,21 +159,21 @@ class Chain:
     """One guess after another, at most `length`: speculative sampling (Leviathan et al. 2023; Chen et al. 2023)."""
 
     length: int = 5
-    laws = frozenset({Law.FIXED, Law.IID})
+    laws = frozenset({DraftDistribution.FIXED, DraftDistribution.IID})
 
     def __post_init__(self) -> None:
         check_positive(length=self.length)
 
-    def grow(self, draw: Draw, position: int, budget: int) -> Growth:
+    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth:
         return (yield from IidTree((1,) * self.length).grow(draw, position, budget))
 
 
-def chosen_by_target(draw: Draw) -> bool:
+def chosen_by_target(draw: SamplingContext) -> bool:
     """Whether the target's own pick decides at each node, so that the draft is FIXED."""
     return draw.verification == "keyed" or draw.sampling.greedy
 
 
-def own_noise(draw: Draw, position: int) -> np.random.Generator:
+def own_noise(draw: SamplingContext, position: int) -> np.random.Generator:
     """The draft's noise of one round, independent of what the target uses."""
     return generator(draw.sampling.seed, draw.sample, position, "draft")
 
@@ -184,7 +184,7 @@ def independent(log_q: FloatArray, k: int, noise: np.random.Generator) -> IntArr
 
 
 def _branching(
-    branching: Sequence[int], children: Callable[[FloatArray, int], IntArray], budget: int, law: Law
+    branching: Sequence[int], children: Callable[[FloatArray, int], IntArray], budget: int, law: DraftDistribution
 ) -> Growth:
     """branching[l] draws below every node of level l; children(log_q, k) makes them."""
     tree = _Tree()
@@ -200,7 +200,9 @@ def _branching(
     return tree.draft(law)
 
 
-def _ranked(branching: Sequence[int], widths: Sequence[int] | None, draw: Draw, position: int, budget: int) -> Growth:
+def _ranked(
+    branching: Sequence[int], widths: Sequence[int] | None, draw: SamplingContext, position: int, budget: int
+) -> Growth:
     """A FIXED draft: the branching[l] best children of every node; with widths, only the best widths[l] of a level.
 
     Best by z = log q (greedy) or log q + g (keyed); a node's confidence is the sum of log softmax(z) down to it.
@@ -294,7 +296,7 @@ class _Tree:
         self.log_q[parent], self.draws[parent] = np.asarray(log_q, np.float32), tuple(nodes)
         return nodes
 
-    def draft(self, law: Law) -> Draft:
+    def draft(self, law: DraftDistribution) -> Draft:
         if not self.tokens:
             return NO_DRAFT
         return Draft(np.array(self.tokens), np.array(self.parents), law, self.log_q, self.draws)

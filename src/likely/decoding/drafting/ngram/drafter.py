@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from likely.decoding.drafting.memory_file import load_memory
 from likely.decoding.drafting.model.trees import Chain, Shape
 from likely.decoding.drafting.ngram.counts import CorpusCounts, Ints, Row, TextCounts
-from likely.decoding.drafting.protocol import NO_DRAFT, Draft, Draw, Law
+from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, SamplingContext
 from likely.decoding.sampling import gumbel, processed_logprobs
 from likely.errors import DataError, ModelError
 from likely.runtimes.protocol import FloatArray
@@ -65,7 +65,7 @@ class NgramModel:
         self.corpus = corpus if corpus is not None else CorpusCounts.of([], order=order, vocab_size=vocab_size)
         if self.corpus.order != order:
             raise ValueError(f"the corpus has counts of order {self.corpus.order}, the model {order}")
-        self.laws = frozenset({Law.FIXED}) | (shape or Chain()).laws
+        self.laws = frozenset({DraftDistribution.FIXED}) | (shape or Chain()).laws
         self.unigrams = np.zeros(vocab_size)
         self.unigrams[self.corpus.tokens[0]] = self.corpus.counts[0]
         self.commonest, self.total = int(self.unigrams.argmax()), float(self.unigrams.sum())
@@ -99,7 +99,7 @@ class NgramModel:
         corpus = CorpusCounts.checked(path, arrays, order=order, vocab_size=vocab_size)
         return cls(vocab_size, order=order, discount=discount, corpus=corpus)
 
-    def begin(self, prompt: Sequence[int], draw: Draw) -> NgramDrafter:
+    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> NgramDrafter:
         drafter = NgramDrafter(self, draw, TextCounts(self.order))
         drafter.observe(prompt)
         return drafter
@@ -108,7 +108,7 @@ class NgramModel:
 class NgramDrafter:
     """The model as it stands after one text."""
 
-    def __init__(self, model: NgramModel, draw: Draw, text: TextCounts):
+    def __init__(self, model: NgramModel, draw: SamplingContext, text: TextCounts):
         self._model, self._draw, self._text = model, draw, text
         self._unseen = 0  # tokens of the text that the corpus lacks
         self._commonest = self._find_commonest()
@@ -129,7 +129,7 @@ class NgramDrafter:
             self._unseen -= token not in self._text.after(()) and not self._model.unigrams[token]
         self._commonest = self._find_commonest()
 
-    def fork(self, draw: Draw) -> NgramDrafter:
+    def fork(self, draw: SamplingContext) -> NgramDrafter:
         twin = NgramDrafter(self._model, draw, self._text.copy())
         twin._unseen, twin._commonest = self._unseen, self._commonest
         return twin
@@ -290,7 +290,7 @@ def _merged(row: Row, own: dict[int, int]) -> Level:
 
 
 def grow_with(
-    shape: Shape, draw: Draw, position: int, budget: int, log_q_of: Callable[[tuple[int, ...]], FloatArray]
+    shape: Shape, draw: SamplingContext, position: int, budget: int, log_q_of: Callable[[tuple[int, ...]], FloatArray]
 ) -> Draft:
     """A draft of that shape where q is computed in this process: log_q_of(path) -> (V,) after the drafted `path`."""
     growth = shape.grow(draw, position, budget)

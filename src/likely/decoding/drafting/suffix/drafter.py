@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from likely.decoding.drafting.memory_file import checked_ids, load_memory, save_memory
-from likely.decoding.drafting.protocol import FIXED_ONLY, NO_DRAFT, Draft, Draw
+from likely.decoding.drafting.protocol import FIXED_ONLY, NO_DRAFT, Draft, SamplingContext
 from likely.decoding.drafting.suffix.choose import NO_GUESS, Guess, Rules, best_guess
 from likely.decoding.drafting.suffix.text import GrowingText
 from likely.decoding.drafting.suffix.tree import END, SuffixTree
@@ -73,7 +73,7 @@ class SuffixMemory:
         self._running: set[int] = set()
         self._version = 0  # of the tree
 
-    def begin(self, prompt: Sequence[int], draw: Draw) -> SuffixDrafter:
+    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> SuffixDrafter:
         return SuffixDrafter(self, GrowingText(self.max_depth, checked(prompt)), len(prompt))
 
     @property
@@ -255,7 +255,7 @@ class SuffixDrafter:
         self._prompt = min(self._prompt, len(self._own))
         self._seen = Seen()
 
-    def fork(self, draw: Draw) -> SuffixDrafter:
+    def fork(self, draw: SamplingContext) -> SuffixDrafter:
         return SuffixDrafter(self._memory, self._own.copy(), self._prompt)
 
     def end(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from likely.decoding.drafting.memory_file import checked_ids, load_memory, save_memory
-from likely.decoding.drafting.protocol import FIXED_ONLY, NO_DRAFT, Draft, Draw
+from likely.decoding.drafting.protocol import FIXED_ONLY, NO_DRAFT, Draft, SamplingContext
 from likely.decoding.drafting.trigram import search as searches
 from likely.decoding.drafting.trigram.table import (
     BITS,
@@ -180,7 +180,7 @@ class TrigramMemory:
         """Learn a text."""
         TrigramDrafter(self, self._shared, []).observe(tokens)
 
-    def begin(self, prompt: Sequence[int], draw: Draw) -> TrigramDrafter:
+    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> TrigramDrafter:
         shared = self._shared
         learned = shared
         if self.scope == "request":
@@ -239,7 +239,7 @@ class TrigramDrafter:
                 if len(self._tokens) >= 2 and self._log:
                     self._learned.undo(pair_of(*self._tokens[-2:]), token, self._log.pop())
 
-    def fork(self, draw: Draw) -> TrigramDrafter:
+    def fork(self, draw: SamplingContext) -> TrigramDrafter:
         with self._learned.lock:
             learned = self._learned.copy() if self._own else self._learned
             copy = TrigramDrafter(self._memory, learned, self._tokens.copy())

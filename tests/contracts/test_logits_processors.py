@@ -83,7 +83,7 @@ def run(runtime, *wanted: Request):
                 done[event.request][event.sample] = event.finish
     assert runtime.free_tokens() == free
     for request in wanted:
-        for contrast in request.transforms:
+        for contrast in request.logits_processors:
             other = getattr(contrast.negative, "runtime", None)
             assert other is None or not other._open
     return [[group[k] for k in sorted(group)] for group in done.values()]
@@ -124,7 +124,7 @@ def check_greedy(runtime, contrast, prompt, tokens, allowed=None):
 def requests(contrast) -> list[Request]:
     prompts = [(1, 2, 3), (4, 1, 4, 1, 4, 1, 4), (2,)]
     return [
-        Request(p, GREEDY, max_tokens=14 + i, transforms=(contrast,), draft_budget=6, top_logprobs=2)
+        Request(p, GREEDY, max_tokens=14 + i, logits_processors=(contrast,), draft_budget=6, top_logprobs=2)
         for i, p in enumerate(prompts)
     ]
 
@@ -148,8 +148,8 @@ def test_texts_are_those_of_the_reference(target, preset):
 def test_a_batch_is_each_alone(target, preset):
     _, runtime = target
     wanted = requests(made(preset, runtime))
-    wanted[1] = replace(wanted[1], transforms=(Contrast([2, 2, 1], "cad"),))
-    wanted.append(replace(wanted[2], transforms=()))
+    wanted[1] = replace(wanted[1], logits_processors=(Contrast([2, 2, 1], "cad"),))
+    wanted.append(replace(wanted[2], logits_processors=()))
     assert [f[0].tokens for f in run(runtime, *wanted)] == [run(runtime, r)[0][0].tokens for r in wanted]
 
 
@@ -222,7 +222,7 @@ class OneOf:
 def test_samples_together_are_samples_alone(target, preset):
     _, runtime = target
     contrast = made(preset, runtime)
-    request = Request((1, 2, 3), Sampling(seed=2), max_tokens=8, samples=4, transforms=(contrast,))
+    request = Request((1, 2, 3), Sampling(seed=2), max_tokens=8, samples=4, logits_processors=(contrast,))
     together = [f.tokens for f in run(runtime, request)[0]]
     alone = [run(runtime, replace(request, samples=1, first_sample=i))[0][0].tokens for i in range(4)]
     assert together == alone
@@ -234,7 +234,7 @@ def test_wide_beams_find_the_best_text(preset):
     runtime = ToyRuntime.random(5, seed=6, order=3, context_length=64, tokens_held=100_000, sequences=4096)
     contrast = made(preset, runtime) if preset == "cd" else replaced_negative(PRESETS[preset](), [3, 1, 2, 2])
     prompt = (1, 2)
-    request = Request(prompt, GREEDY, max_tokens=3, beams=125, length_penalty=0.0, transforms=(contrast,))
+    request = Request(prompt, GREEDY, max_tokens=3, beams=125, length_penalty=0.0, logits_processors=(contrast,))
     ((found, *_),) = run(runtime, request)
     best = max(itertools.product(range(5), repeat=3), key=lambda t: law_of_text(runtime, contrast, prompt, t))
     assert tuple(found.tokens) == best and len(found.steering) == 3
@@ -260,7 +260,7 @@ def test_sampled_text_has_the_contrasted_law(preset, verification):
     source = MADE["model, independent"].build(runtime)
     request = Request(
         (1, 2, 1), Sampling(seed=0), max_tokens=2, drafter=source, draft_budget=4, verification=verification,
-        transforms=(contrast,),
+        logits_processors=(contrast,),
     )  # fmt: skip
     loop = Loop(runtime, token_bytes=lambda t: b"a", end_ids=frozenset())
     texts: Counter = Counter()
@@ -300,4 +300,4 @@ def test_cancelled_in_mid_flight_everything_is_freed(target, preset):
 @pytest.mark.parametrize("preset", ["uscd", "cfg"])
 def test_particles_weigh_the_models_own_law_and_say_so(preset):
     with pytest.raises(CapabilityError, match="contrast"):
-        Request((1,), particles=4, constraint=OneOf([1], 8), transforms=(PRESETS[preset](),))
+        Request((1,), particles=4, constraint=OneOf([1], 8), logits_processors=(PRESETS[preset](),))
