@@ -13,8 +13,17 @@ from toy_queries import END, PIECES, toy_model
 import likely
 from likely.decoding.constraint import ConstraintDeadEnd
 from likely.errors import CapabilityError, ConstraintError
-from likely.queries import THIS, QueryError, QuerySyntaxError, ReplayMismatch, Trace, control, make_decoder, query
-from likely.queries import actions as effect
+from likely.queries import (
+    THIS,
+    QueryError,
+    QuerySyntaxError,
+    ReplayMismatch,
+    Trace,
+    control,
+    effect,
+    make_decoder,
+    query,
+)
 from likely.queries.session import Session, Settings
 from likely.runtimes.toy import ToyRuntime
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from records import HOSTILE, generation, scored
 
 from likely.errors import DataError
-from likely.io.whole_file import check_target, write_whole
+from likely.io.whole_file import check_target, write_for_user
 from likely.show.colours import level_of
 from likely.show.html import page
 from likely.show.tokens import shown, visible
@@ -184,19 +184,19 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
     import os
 
     target = tmp_path / "page.html"
-    write_whole(target, b"old")
+    write_for_user(target, b"old")
 
     def broken(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(DataError, match=r"cannot write .*No space left"):
-        write_whole(target, b"new")
+        write_for_user(target, b"new")
     assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
     monkeypatch.undo()
     monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(DataError, match=r"cannot write .*No space left"):
-        write_whole(target, b"new")
+        write_for_user(target, b"new")
     assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
 
 
@@ -210,5 +210,5 @@ def test_targets_that_cannot_be_written_are_refused_before_work(tmp_path):
         check_target(tmp_path / "a.txt", (".html",))
     (tmp_path / "real.html").write_text("x")
     (tmp_path / "link.html").symlink_to(tmp_path / "real.html")
-    write_whole(tmp_path / "link.html", b"y")
+    write_for_user(tmp_path / "link.html", b"y")
     assert (tmp_path / "link.html").is_symlink() and (tmp_path / "real.html").read_text() == "y"

@@ -12,6 +12,7 @@ import numpy as np
 
 from likely.bench.timing import Timing, interval, speedup
 from likely.decoding.request import Finished, Request
+from likely.decoding.run import events
 from likely.decoding.sampling import Sampling
 from likely.runtimes.protocol import Sequence as Held
 from likely.runtimes.protocol import Want, Work
@@ -216,11 +217,8 @@ def timed(lm: Model, request: Request, held: Held) -> tuple[Finished, float]:
     started = time.perf_counter()
     finished = None
     try:
-        while not loop.idle:
-            for event in loop.step():
-                if event.error:
-                    raise event.error
-                finished = event.finish or finished
+        for event in events(loop):
+            finished = event.finish or finished
     finally:
         loop.close()
     elapsed = time.perf_counter() - started

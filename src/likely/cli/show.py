@@ -51,10 +51,10 @@ def present(
 
     texts = [shown(record) for record in records]
     if html is not None:
-        from likely.io.whole_file import write_whole
+        from likely.io.whole_file import write_for_user
         from likely.show.html import page
 
-        write_whole(html, page(texts, title=title, prompt=prompt, origin=opt.origin(lm)).encode())
+        write_for_user(html, page(texts, title=title, prompt=prompt, origin=opt.origin(lm)).encode())
         typer.echo(f"wrote {html}", err=True)
     if show:
         from likely.show.terminal import print_shown

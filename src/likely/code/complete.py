@@ -22,6 +22,7 @@ from likely.code.monitors.monitor import AcrossTrigger, Choose, Monitor, Monitor
 from likely.code.monitors.penalty import MonitorPenalty
 from likely.code.name_masks import masks_for
 from likely.decoding.request import Finished
+from likely.decoding.run import events
 from likely.errors import CapabilityError, nearest
 from likely.tokenizers.protocol import begin
 
@@ -214,13 +215,10 @@ def _run(model: Any, request: Any, ends: LineEnd | MethodEnd | NoEnd) -> tuple[F
     finish: Finished | None = None
     try:
         number = loop.add(request)
-        while not loop.idle:
-            for event in loop.step():
-                if event.error:
-                    raise event.error
-                if end is None and (end := ends.push(event.text)) is not None and event.finish is None:
-                    loop.cancel(number)
-                finish = event.finish or finish
+        for event in events(loop):
+            if end is None and (end := ends.push(event.text)) is not None and event.finish is None:
+                loop.cancel(number)
+            finish = event.finish or finish
     finally:
         loop.close()
     assert finish is not None

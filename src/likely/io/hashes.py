@@ -1,4 +1,4 @@
-"""What exactly was loaded: sha256 of model files, remembered on disk so that a large file is read once."""
+"""Digests: of files (remembered on disk, so that a large one is read once), of folders, of settings and texts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from likely.errors import ModelError
 from likely.io.whole_file import write_whole_file
@@ -24,6 +25,13 @@ def cache_dir() -> Path:
     if xdg := os.environ.get("XDG_CACHE_HOME"):
         return Path(xdg).expanduser() / "likely"
     return Path("~/.cache/likely").expanduser()
+
+
+def fingerprint(value: Any, length: int = 16) -> str:
+    """The first `length` hex digits of the sha256 of bytes, of a text, or of the JSON (keys sorted) of anything else."""
+    if not isinstance(value, bytes | str):
+        value = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(value.encode() if isinstance(value, str) else value).hexdigest()[:length]
 
 
 def file_sha256(path: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""Files of our own that are there whole or not at all: written to a temporary name beside the target, then renamed."""
+"""Files that are there whole or not at all: written to a temporary name beside the target, then renamed."""
 
 from __future__ import annotations
 
@@ -17,36 +17,35 @@ from likely.errors import DataError
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write; when the block ends without an error it takes the place of `path`, else nothing changes.
 
-    The folder is made if need be. Permissions are an existing file's, or those that any new file gets (0666 less the
-    umask).
+    The folder is made if need be, a link is followed.  Permissions are an existing file's, or those that any new file
+    gets (0666 less the umask).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    target = path.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.", suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as out:
             yield out
-        os.chmod(name, _permissions(path))
-        os.replace(name, path)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(name, _permissions(target))
+        os.replace(name, target)
     finally:
         Path(name).unlink(missing_ok=True)
 
 
 def write_whole_file(path: Path, data: bytes) -> None:
-    """Write `data`; an error or an interruption leaves the old file as it was."""
+    """Write `data`; an error (OSError) or an interruption leaves the old file as it was."""
     with replacing(path) as out:
         out.write(data)
 
 
-def _permissions(path: Path) -> int:
+def write_for_user(path: Path, data: bytes) -> None:
+    """The same for a file that the user named: DataError, in one line, where it cannot be written."""
     try:
-        return stat.S_IMODE(path.stat().st_mode)
-    except OSError:
-        umask = os.umask(0o022)  # it can only be read by setting it
-        os.umask(umask)
-        return 0o666 & ~umask
-
-
-# --- Files for the user: refused before any work if they cannot be written, and never half there.
+        write_whole_file(path, data)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
@@ -62,17 +61,10 @@ def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
         raise DataError(f"cannot write {path}: the folder {target.parent} is read-only")
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write under a temporary name beside the target, then rename."""
-    target = path.resolve()
-    temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.partial")
+def _permissions(path: Path) -> int:
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        umask = os.umask(0o022)  # it can only be read by setting it
+        os.umask(umask)
+        return 0o666 & ~umask

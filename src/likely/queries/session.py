@@ -13,6 +13,7 @@ from likely.decoding.drafting.budget import Controller
 from likely.decoding.drafting.protocol import DraftSource
 from likely.decoding.loop import Loop
 from likely.decoding.request import Finished, Request
+from likely.decoding.run import events
 from likely.decoding.sampling import Sampling
 from likely.decoding.scheduling import SameLength
 from likely.errors import CapabilityError
@@ -160,15 +161,12 @@ class Session:
                     if held is not None:
                         self.runtime.close(held)
                     raise
-                while not loop.idle:
-                    for event in loop.step():
-                        if event.error:
-                            raise event.error
-                        watch = watches.setdefault(event.sample, _Watch(rule, self.vocabulary))
-                        if watch.feed(event.tokens) and not beams:
-                            loop.cancel(request_id)
-                        if event.finish:
-                            done[event.sample] = event.finish
+                for event in events(loop):
+                    watch = watches.setdefault(event.sample, _Watch(rule, self.vocabulary))
+                    if watch.feed(event.tokens) and not beams:
+                        loop.cancel(request_id)
+                    if event.finish:
+                        done[event.sample] = event.finish
             finally:
                 loop.close()
         self.meter.generated(len(prompt), kept, sum(len(d.tokens) for d in done.values()))

@@ -12,6 +12,7 @@ import numpy as np
 
 from likely.decoding.loop import Loop
 from likely.decoding.request import Event, Request
+from likely.decoding.run import events
 from likely.decoding.sampling import Sampling
 from likely.errors import KvFull
 from likely.runtimes.protocol import FloatArray, Output, Runtime, Want, Work
@@ -221,12 +222,9 @@ def _together(
             owner[mine[kind]] = request
         ids.append(mine)
     done: dict[int, dict[int, Event]] = {number: {} for number in owner}
-    while not loop.idle:
-        for event in loop.step():
-            if event.error:
-                raise event.error
-            if event.finish:
-                done[event.request][event.sample] = event
+    for event in events(loop):
+        if event.finish:
+            done[event.request][event.sample] = event
     seconds = time.perf_counter() - started
     for mine in ids:
         yield {

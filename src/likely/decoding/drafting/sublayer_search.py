@@ -16,6 +16,7 @@ from likely.decoding.drafting.model.trees import Growth, Shape
 from likely.decoding.drafting.protocol import SamplingContext
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
+from likely.decoding.run import run
 from likely.decoding.sampling import Sampling
 from likely.runtimes.protocol import LayerPlan, Runtime
 
@@ -60,16 +61,13 @@ def speed_on(
         counted = _Counted(inner)
         source = LayerSkip(plan, shape=counted)
         loop = Loop(runtime, token_bytes=lambda token: b"", end_ids=frozenset())
-        for prompt in prompts:
-            loop.add(Request(tuple(prompt), Sampling(temperature=0.0), max_tokens, drafter=source, draft_budget=BUDGET))
-        tokens = calls = 0
-        while not loop.idle:
-            for event in loop.step():
-                if event.error:
-                    raise event.error
-                if event.finish:
-                    tokens += len(event.finish.tokens)
-                    calls += len(event.finish.rounds)
+        requests = [
+            Request(tuple(prompt), Sampling(temperature=0.0), max_tokens, drafter=source, draft_budget=BUDGET)
+            for prompt in prompts
+        ]
+        finished = [event.finish for [event] in run(loop, requests) if event.finish]
+        tokens = sum(len(text.tokens) for text in finished)
+        calls = sum(len(text.rounds) for text in finished)
         each, tau, drafting = cost(plan), tokens / calls, counted.levels / calls
         return FoundPlan(plan, tau / (1 + drafting * each), tau, drafting, each)
 

@@ -166,7 +166,7 @@ def plot(
       likely calibrate plot others.jsonl --calibrator cal.json -o reliability.png
     """
     from likely.cli.printing import print_json
-    from likely.io.whole_file import check_target, write_whole
+    from likely.io.whole_file import check_target, write_for_user
     from likely.metrics.reliability import as_text, draw, reliability
     from likely.show.plot import FORMATS, render
 
@@ -178,7 +178,7 @@ def plot(
     if calibrator is not None:
         shown["calibrated"] = reliability(*labelled.outcomes(_predictions(labelled, calibrator, file)), bins=bins)
     if output is not None:
-        write_whole(output, render(draw(shown), output.suffix))
+        write_for_user(output, render(draw(shown), output.suffix))
         typer.echo(f"wrote {output}", err=True)
     if as_json:
         print_json({"file": file, "diagrams": {name: one.to_dict() for name, one in shown.items()}})

@@ -86,10 +86,10 @@ def query(
             else:
                 _print(result, number if len(results) > 1 else None)
         if html is not None:
-            from likely.io.whole_file import write_whole
+            from likely.io.whole_file import write_for_user
             from likely.show.query_html import query_page
 
-            write_whole(html, query_page(results, title=f"likely query {file.name}", origin=opt.origin(lm)).encode())
+            write_for_user(html, query_page(results, title=f"likely query {file.name}", origin=opt.origin(lm)).encode())
             typer.echo(f"wrote {html}", err=True)
 
 

@@ -34,7 +34,7 @@ def bench_speculation(
 ) -> None:
     from likely.bench.speculation import BUILTIN, compare
     from likely.cli.printing import print_json
-    from likely.io.whole_file import check_target, write_whole
+    from likely.io.whole_file import check_target, write_for_user
     from likely.runtimes.machine import machine
     from likely.show.plot import FORMATS, render
     from likely.show.speculation_plot import draw_ratios
@@ -59,7 +59,7 @@ def bench_speculation(
         for line in table(found):
             typer.echo(line)
     if plot:
-        write_whole(plot, render(draw_ratios(found), plot.suffix))
+        write_for_user(plot, render(draw_ratios(found), plot.suffix))
         typer.echo(f"wrote {plot}", err=True)
 
 

@@ -192,11 +192,11 @@ def _curves(found: dict[str, list[Replayed]]) -> dict[str, list[tuple[int, float
 
 
 def _draw(found: dict[str, list[Replayed]], target: Path, title: str) -> None:
-    from likely.io.whole_file import write_whole
+    from likely.io.whole_file import write_for_user
     from likely.show.budget_plot import draw
     from likely.show.plot import render
 
-    write_whole(target, render(draw(_curves(found), title=title), target.suffix))
+    write_for_user(target, render(draw(_curves(found), title=title), target.suffix))
     typer.echo(f"wrote {target}", err=True)
 
 
