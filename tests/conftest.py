@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # the same examples in every run; to look for others: pytest --hypothesis-profile default
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a product of cases marked `sampled(n)`, all but every n-th (by a hash of its name) are slow."""
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark is not None and zlib.crc32(item.nodeid.encode()) % mark.args[0]:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
