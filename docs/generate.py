@@ -230,16 +230,16 @@ def speculation_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
 
 
-def engine_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
-    """docs/engine.md with its tables."""
+def native_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
+    """docs/native.md with its tables."""
     sys.path.insert(0, str(Path(__file__).parent))
-    import engine_tables as tables
+    import native_tables as tables
 
     made = {
-        "engine_quality": timed(benchmarks, "engine_quality", tables.quality),
-        "engine_figures": timed(benchmarks, "engine", tables.figures),
-        "engine_bakeoff": timed(benchmarks, "engine_bakeoff", tables.bakeoff),
-        "engine_speculation": timed(benchmarks, "speculation_smollm2_native", tables.speculation),
+        "native_quality": timed(benchmarks, "native_quality", tables.quality),
+        "native_figures": timed(benchmarks, "native", tables.figures),
+        "native_bakeoff": timed(benchmarks, "native_bakeoff", tables.bakeoff),
+        "native_speculation": timed(benchmarks, "speculation_smollm2_native", tables.speculation),
     }
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
 
@@ -346,9 +346,9 @@ def documents(*, outputs: bool) -> dict[Path, str]:
     guide = ROOT / "docs" / "speculation.md"
     if guide.exists():
         made[guide] = speculation_guide(guide, benchmarks)
-    engine = ROOT / "docs" / "engine.md"
+    engine = ROOT / "docs" / "native.md"
     if engine.exists():
-        made[engine] = engine_guide(engine, benchmarks)
+        made[engine] = native_guide(engine, benchmarks)
     forms = ROOT / "docs" / "structured-output.md"
     if forms.exists() and "guided" in benchmarks:
         made[forms] = guided_guide(forms, benchmarks["guided"])

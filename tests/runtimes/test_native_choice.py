@@ -14,9 +14,9 @@ from likely.errors import CapabilityError, LikelyError, ModelError
 from likely.io.hashes import file_sha256
 from likely.models import load as loading
 from likely.models.load import ENGINES, USES, load_local
-from likely.runtimes.cost_curve import Cost, CostCurve
+from likely.runtimes.cost_curve import CallCost, CostCurve
 from likely.runtimes.machine import machine
-from likely.runtimes.native.architecture import EngineShape
+from likely.runtimes.native.architecture import Architecture
 
 CPU = machine().cpu
 
@@ -27,18 +27,18 @@ def path(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def cache(engine_library, tmp_path, monkeypatch):
+def cache(native_library, tmp_path, monkeypatch):
     """Nothing is measured yet."""
     monkeypatch.setenv("LIKELY_CACHE", str(tmp_path / "cache"))
 
 
 def store(path, runtime, engine, single, batch, scoring, *, cpu=CPU, source=None):
     """A curve as `likely bench` leaves it, of these seconds per token."""
-    decode = [Cost(runtime, engine, 1, 1, 128, 1, cpu, 1e3 * single, 1 / single)]
-    decode.append(Cost(runtime, engine, 16, 16, 128, 1, cpu, 16e3 * batch, 1 / batch))
-    decode.append(Cost(runtime, engine, 64, 1, 128, 1, cpu, 0.001, 1e9))  # many positions of one text: no use
-    decode.append(Cost(runtime, engine, 1, 1, 512, 1, cpu, 0.001, 1e9))  # a longer context: not compared
-    prefill = Cost(runtime, engine, 512, 1, 0, 1, cpu, 512e3 * scoring, 1 / scoring, "prefill")
+    decode = [CallCost(runtime, engine, 1, 1, 128, 1, cpu, 1e3 * single, 1 / single)]
+    decode.append(CallCost(runtime, engine, 16, 16, 128, 1, cpu, 16e3 * batch, 1 / batch))
+    decode.append(CallCost(runtime, engine, 64, 1, 128, 1, cpu, 0.001, 1e9))  # many positions of one text: no use
+    decode.append(CallCost(runtime, engine, 1, 1, 512, 1, cpu, 0.001, 1e9))  # a longer context: not compared
+    prefill = CallCost(runtime, engine, 512, 1, 0, 1, cpu, 512e3 * scoring, 1 / scoring, "prefill")
     source = file_sha256(path) if source is None else source
     return CostCurve(f"{source[:8]}-{runtime}-{engine}-{cpu}", [*decode, prefill], source).save()
 
@@ -113,7 +113,7 @@ def test_curves_of_other_processors_and_models_and_broken_ones_do_not_count(path
 
 
 def test_a_batch_is_judged_by_the_largest_that_was_measured(path):
-    rows = [Cost("toy", "toy", n, n, 128, 1, CPU, 1e3 * n * s, 1 / s) for n, s in ((1, 1.0), (4, 3.0), (16, 2.0))]
+    rows = [CallCost("toy", "toy", n, n, 128, 1, CPU, 1e3 * n * s, 1 / s) for n, s in ((1, 1.0), (4, 3.0), (16, 2.0))]
     assert CostCurve("x", rows).seconds_per_token("batch") == 2.0
     assert CostCurve("x", rows).seconds_per_token("single") == 1.0
     assert CostCurve("x", rows[:1]).seconds_per_token("batch") is None
@@ -122,7 +122,7 @@ def test_a_batch_is_judged_by_the_largest_that_was_measured(path):
 
 def test_a_use_that_was_not_measured_is_not_guessed(path):
     sha256 = file_sha256(path)
-    CostCurve("only-decode", [Cost("torch", "float32", 1, 1, 128, 1, CPU, 1.0, 1e3)], sha256).save()
+    CostCurve("only-decode", [CallCost("torch", "float32", 1, 1, 128, 1, CPU, 1.0, 1e3)], sha256).save()
     assert chosen(path, engine="auto", use="single") == ("torch", "float32")
     for use in ("batch", "scoring"):
         assert chosen(path, engine="auto", use=use) == chosen(path)
@@ -146,7 +146,7 @@ def test_int8_is_the_native_runtimes_default_and_int8_means_native(path):
 
 def test_the_same_text_has_the_same_tokens_and_probabilities_as_on_torch(path):
     prompt, answers = "the cat sat on", [" the mat", " a dog", ""]
-    with likely.load(str(path), engine="fp32") as ours, likely.load(str(path), runtime="torch") as theirs:
+    with likely.load(str(path), engine="float32") as ours, likely.load(str(path), runtime="torch") as theirs:
         assert ours.info.tokenizer == theirs.info.tokenizer
         for a, b in zip(ours.score(prompt, answers[:2]), theirs.score(prompt, answers[:2]), strict=True):
             assert a.token_ids == b.token_ids
@@ -172,10 +172,10 @@ def unknown(monkeypatch):
     def refuse(config):
         raise CapabilityError("the native engine runs llama, not this: use runtime='torch'")
 
-    monkeypatch.setattr(EngineShape, "of_config", refuse)
+    monkeypatch.setattr(Architecture, "of_config", refuse)
 
 
-@pytest.mark.parametrize("engine", ["bf16", "fp32"])
+@pytest.mark.parametrize("engine", ["bfloat16", "float32"])
 def test_transformers_runs_what_the_engine_does_not_know(path, unknown, engine):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -196,8 +196,8 @@ def test_nothing_stands_in_for_a_broken_model(path, monkeypatch):
     def broken(config):
         raise ModelError("config.json: hidden_size must be a positive number")
 
-    monkeypatch.setattr(EngineShape, "of_config", broken)
-    one_line(lambda: likely.load(str(path), engine="bf16"), "hidden_size", error=ModelError)
+    monkeypatch.setattr(Architecture, "of_config", broken)
+    one_line(lambda: likely.load(str(path), engine="bfloat16"), "hidden_size", error=ModelError)
 
 
 # --- refused --------------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_nothing_stands_in_for_a_broken_model(path, monkeypatch):
     ("options", "words"),
     [
         ({"engine": "int9"}, ['unknown engine "int9"', 'did you mean "int8"', "auto"]),
-        ({"engine": "bf61"}, ['did you mean "bf16"']),
+        ({"engine": "bf61"}, ['did you mean "bfloat16"']),
         ({"engine": "native"}, ["unknown engine", "int8, bf16, fp32, auto"]),
         ({"runtime": "natve"}, ['did you mean "native"']),
         ({"runtime": "native", "dtype": "bfloat61"}, ['did you mean "bfloat16"']),
@@ -215,7 +215,7 @@ def test_nothing_stands_in_for_a_broken_model(path, monkeypatch):
         ({"engine": "auto", "use": "scorng"}, ['unknown use "scorng"', 'did you mean "scoring"']),
         ({"use": "bacth"}, ['did you mean "batch"']),
         ({"engine": "int8", "dtype": "int8"}, ["leave out", "dtype"]),
-        ({"engine": "fp32", "dtype": "bfloat16"}, ["leave out", "bfloat16"]),
+        ({"engine": "float32", "dtype": "bfloat16"}, ["leave out", "bfloat16"]),
         ({"engine": "auto", "dtype": "float32"}, ["leave out", "float32"]),
         ({"engine": "auto", "runtime": "torch"}, ["leave out", "torch"]),
         ({"runtime": "torch", "dtype": "int8"}, ["torch", "int8", 'runtime="native"']),

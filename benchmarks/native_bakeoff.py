@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import protocol
-from engine_bakeoff_tables import CAPACITY, Shape
+from native_bakeoff_tables import CAPACITY, Shape
 
 from likely.bench.timing import interval
 from likely.runtimes.machine import cores
@@ -83,63 +83,63 @@ class Variant:
 
 
 def eager(folder: Path, *, kind: str) -> Decoder:
-    from engine_bakeoff_torch import KINDS, Caller, Lean, Weights
+    from native_bakeoff_torch import KINDS, Caller, Lean, Weights
 
     weights = Weights.load(folder / "weights.pt")
     return Caller(Lean(weights, KINDS[kind]), weights.shape, KINDS[kind].dtype, CAPACITY)
 
 
 def compiled(folder: Path, *, kind: str) -> Decoder:
-    from engine_bakeoff_torch import KINDS, Caller, Compiled, Lean, Weights
+    from native_bakeoff_torch import KINDS, Caller, Compiled, Lean, Weights
 
     weights = Weights.load(folder / "weights.pt")
     return Caller(Compiled(Lean(weights, KINDS[kind])), weights.shape, KINDS[kind].dtype, CAPACITY)
 
 
 def linears(folder: Path, *, kind: str) -> Decoder:
-    from engine_bakeoff_torch import KINDS, Lean, LinearsAlone, Weights
+    from native_bakeoff_torch import KINDS, Lean, LinearsAlone, Weights
 
     return LinearsAlone(Lean(Weights.load(folder / "weights.pt"), KINDS[kind]))
 
 
 def make_aoti(folder: Path) -> None:
-    from engine_bakeoff_portable import make_aoti as make
+    from native_bakeoff_portable import make_aoti as make
 
     make(folder)
 
 
 def aoti(folder: Path) -> Decoder:
-    from engine_bakeoff_torch import BF16, Caller, Packaged
+    from native_bakeoff_torch import BF16, Caller, Packaged
 
     return Caller(Packaged(folder / "aoti-bf16.pt2", shape_of(folder)), shape_of(folder), BF16, CAPACITY)
 
 
 def make_openvino(folder: Path, *, int8: bool) -> None:
-    from engine_bakeoff_portable import make_openvino as make
+    from native_bakeoff_portable import make_openvino as make
 
     make(folder, int8=int8)
 
 
 def openvino(folder: Path, *, file: str) -> Decoder:
-    from engine_bakeoff_graphs import of_openvino
+    from native_bakeoff_graphs import of_openvino
 
     return of_openvino(folder / file, shape_of(folder), CAPACITY)
 
 
 def make_onnx(folder: Path) -> None:
-    from engine_bakeoff_portable import make_onnx as make
+    from native_bakeoff_portable import make_onnx as make
 
     make(folder)
 
 
 def onnxruntime(folder: Path) -> Decoder:
-    from engine_bakeoff_graphs import of_onnxruntime
+    from native_bakeoff_graphs import of_onnxruntime
 
     return of_onnxruntime(folder / "onnx-int8.onnx", shape_of(folder), CAPACITY)
 
 
 def runtime(folder: Path, **options: Any) -> Decoder:
-    from engine_bakeoff_frame import OfRuntime
+    from native_bakeoff_frame import OfRuntime
 
     return OfRuntime(**options)
 
@@ -156,7 +156,7 @@ def native(folder: Path, *, engine: str) -> Decoder:
 
 
 def transformers(folder: Path) -> Decoder:
-    from engine_bakeoff_frame import OfTransformers
+    from native_bakeoff_frame import OfTransformers
 
     return OfTransformers()
 
@@ -222,7 +222,7 @@ def prepare(folder: Path) -> None:
     if (folder / "reference.npy").exists():
         return
     import torch
-    from engine_bakeoff_torch import Weights
+    from native_bakeoff_torch import Weights
 
     from likely.data import datasets
     from likely.models.catalog import find_model
@@ -504,7 +504,7 @@ def chosen(text: str | None) -> list[str]:
 
 
 def stored() -> dict[str, Any]:
-    path = protocol.RESULTS / "engine_bakeoff.json"
+    path = protocol.RESULTS / "native_bakeoff.json"
     return json.loads(path.read_text())["variants"] if path.exists() else {}
 
 
@@ -538,7 +538,7 @@ def main() -> None:
         "kl_allowed": KL_ALLOWED,
         "variants": {name: found.get(name) or kept[name] for name in order},
     }
-    protocol.write("engine_bakeoff", record, quick=options.quick)
+    protocol.write("native_bakeoff", record, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ LEANS = np.log([[0.25, 0.5, 0.25]])
 def quality():
     sys.path.insert(0, str(FOLDER))
     try:
-        yield importlib.import_module("engine_quality")
+        yield importlib.import_module("native_quality")
     finally:
         sys.path.remove(str(FOLDER))
 
@@ -108,7 +108,7 @@ def small_run(quality, path, monkeypatch, tmp_path):
         quality, "CANDIDATES", {n: quality.CANDIDATES[n] for n in ("llamacpp-q8_0", "torch-bf16", "engine-int8")}
     )
     monkeypatch.setitem(quality.CANDIDATES, "llamacpp-q8_0", lambda place: tiny(place.model, runtime="torch"))
-    return ready, lambda *argv: quality.main([*argv, "--threads", "1"]), tmp_path / "engine_quality.json"
+    return ready, lambda *argv: quality.main([*argv, "--threads", "1"]), tmp_path / "native_quality.json"
 
 
 def test_rows_are_added_to_a_results_file(small_run, capsys):

@@ -1,4 +1,4 @@
-"""Tables of docs/engine.md: quality, milliseconds per call beside their targets, ways to run a forward."""
+"""Tables of docs/native.md: quality, milliseconds per call beside their targets, ways to run a forward."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def prefill_over_openvino() -> float:
     """The one target that is not in the results: it stands in the benchmark."""
     if str(BENCHMARKS) not in sys.path:
         sys.path.append(str(BENCHMARKS))
-    from engine import PREFILL_OVER_OPENVINO
+    from native import PREFILL_OVER_OPENVINO
 
     return float(PREFILL_OVER_OPENVINO)
 

@@ -5,9 +5,9 @@ windows of 512 positions each: the mean KL(reference || candidate) in nats, the 
 token changes ("flips"), and the perplexity of both on the same next tokens.  All candidates see a piece of text before
 the next piece is read, so one pass of the reference serves them all, and no more than a piece's logits are in memory.
 
-  python benchmarks/engine_quality.py                          6 windows of each text, both models
-  python benchmarks/engine_quality.py --full                  24 windows
-  python benchmarks/engine_quality.py --only engine-int8       one candidate, added to the results that are there
+  python benchmarks/native_quality.py                          6 windows of each text, both models
+  python benchmarks/native_quality.py --full                  24 windows
+  python benchmarks/native_quality.py --only engine-int8       one candidate, added to the results that are there
 
 Not measured: OpenVINO GenAI, whose pipelines return texts and no rows of logits.
 """
@@ -349,7 +349,7 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
     print(machine().line())
     count, positions = (1, 64) if options.quick else (24 if options.full else 6, POSITIONS)
-    target = protocol.RESULTS / "engine_quality.json"
+    target = protocol.RESULTS / "native_quality.json"
     whole = options.model == "both" and not options.only
 
     def earlier() -> dict[str, Any]:
@@ -374,7 +374,7 @@ def main(argv: list[str] | None = None) -> None:
             record = merged(earlier(), record)
             for demand in record["models"][model]["demands"]:
                 print(f"{model}, {demand['demand']}: {'holds' if demand['holds'] else 'missed'}")
-            protocol.write("engine_quality", record, quick=options.quick)
+            protocol.write("native_quality", record, quick=options.quick)
 
 
 if __name__ == "__main__":

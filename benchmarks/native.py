@@ -6,7 +6,7 @@ What is timed, of each engine in every round, in another order each time, after 
   sequences   one token of each of n texts that hold 512 tokens each: batched decoding
   prefill     512 tokens of a new text, the last row
 
-Quality of each engine on the same weights is in benchmarks/results/engine_quality.json; llama.cpp runs in the packaged
+Quality of each engine on the same weights is in benchmarks/results/native_quality.json; llama.cpp runs in the packaged
 format and in Q8_0, whose KL from the fp32 model is below .01, and the faster of the two is compared with, column by
 column.  The floor of a column is what the int8 weights and the products of their codes take at the bandwidth and the
 peak that are measured beside it.
@@ -319,13 +319,13 @@ def main() -> None:
     chosen, rest = extra.parse_known_args()
     options = protocol.arguments(__doc__, rest)
     if chosen.floors:
-        kept = json.loads((protocol.RESULTS / "engine.json").read_text())
+        kept = json.loads((protocol.RESULTS / "native.json").read_text())
         models = []
         for model in kept["models"]:
             with likely.load(model["model"], engine="int8", threads=cores()) as lm:
                 models.append(with_floors(model, lm))
         record = {"threads": kept["threads"], "context": CONTEXT, "models": models}
-        protocol.write("engine", record, quick=options.quick)
+        protocol.write("native", record, quick=options.quick)
         return
     record = {
         "threads": cores(),
@@ -335,7 +335,7 @@ def main() -> None:
             for m in chosen.model or ("smollm2", "gemma3")
         ],
     }
-    protocol.write("engine", record, quick=options.quick or bool(chosen.model))
+    protocol.write("native", record, quick=options.quick or bool(chosen.model))
 
 
 if __name__ == "__main__":
