@@ -144,15 +144,15 @@ def runtime(folder: Path, **options: Any) -> Decoder:
     return OfRuntime(**options)
 
 
-def make_native(folder: Path, *, engine: str) -> None:
-    """Compile the engine and pack the weights, in a cache of the bake-off's own."""
-    native(folder, engine=engine)
-    (folder / f"native-{engine}").touch()
+def make_native(folder: Path, *, dtype: str) -> None:
+    """Compile the C++ and pack the weights, in a cache of the bake-off's own."""
+    native(folder, dtype=dtype)
+    (folder / f"native-{dtype}").touch()
 
 
-def native(folder: Path, *, engine: str) -> Decoder:
-    os.environ["LIKELY_CACHE"] = str(folder / f"cache-{engine}")
-    return runtime(folder, engine=engine, context=1024)
+def native(folder: Path, *, dtype: str) -> Decoder:
+    os.environ["LIKELY_CACHE"] = str(folder / f"cache-{dtype}")
+    return runtime(folder, runtime="native", dtype=dtype, context=1024)
 
 
 def transformers(folder: Path) -> Decoder:
@@ -181,10 +181,10 @@ def _openvino(name: str, int8: bool) -> Variant:
     )  # fmt: skip
 
 
-def _native(engine: str) -> Variant:
+def _native(dtype: str) -> Variant:
     return Variant(
-        lambda folder: native(folder, engine=engine), ("likely",), "at the user's",
-        lambda folder: make_native(folder, engine=engine), f"native-{engine}",
+        lambda folder: native(folder, dtype=dtype), ("likely",), "at the user's",
+        lambda folder: make_native(folder, dtype=dtype), f"native-{dtype}",
     )  # fmt: skip
 
 
@@ -204,7 +204,7 @@ VARIANTS: Mapping[str, Variant] = {
     "OpenVINO, int8": _openvino("int8", int8=True),
     "ONNX Runtime, int8": Variant(onnxruntime, ("onnxruntime",), make=make_onnx, made="onnx-int8.onnx"),
     "native, int8": _native("int8"),
-    "native, bf16": _native("bf16"),
+    "native, bf16": _native("bfloat16"),
     "transformers, bf16": Variant(transformers, ("torch", "transformers")),
     "llama.cpp, Q4_1": Variant(lambda folder: runtime(folder, runtime="llamacpp", context=1024), ("llama_cpp",)),
 }

@@ -97,7 +97,7 @@ def parity(results: dict[str, Evidence]) -> str:
         raise DataError("results/runtime_parity.json is missing. Run: python reproductions/runtime_parity.py --full")
     models = ", ".join(model.name for model in result.models)
     return (
-        "The same strings, scored by every engine, against a plain transformers forward in fp32, token by token:\n\n"
+        "The same strings, scored by every runtime, against a plain transformers forward in fp32, token by token:\n\n"
         + figures_table(result, without=("median KL",))
         + "\n"
         + paragraph(
@@ -346,9 +346,9 @@ def documents(*, outputs: bool) -> dict[Path, str]:
     guide = ROOT / "docs" / "speculation.md"
     if guide.exists():
         made[guide] = speculation_guide(guide, benchmarks)
-    engine = ROOT / "docs" / "native.md"
-    if engine.exists():
-        made[engine] = native_guide(engine, benchmarks)
+    native = ROOT / "docs" / "native.md"
+    if native.exists():
+        made[native] = native_guide(native, benchmarks)
     forms = ROOT / "docs" / "structured-output.md"
     if forms.exists() and "guided" in benchmarks:
         made[forms] = guided_guide(forms, benchmarks["guided"])

@@ -50,7 +50,7 @@ from likely.metrics.intervals import wilson
 from likely.models.catalog import known_model
 from likely.runtimes.machine import cores
 from likely.runtimes.protocol import Runtime, Want, Work
-from likely.runtimes.torch.aligned import GroupTorchRuntime, RepadTorchRuntime, RectangleRow
+from likely.runtimes.torch.aligned import GroupTorchRuntime, RectangleRow, RepadTorchRuntime
 from likely.runtimes.torch.runtime import TorchRuntime
 from likely.tokenizers.protocol import Tokenizer
 

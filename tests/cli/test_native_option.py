@@ -1,4 +1,4 @@
-"""The native engine from the command line."""
+"""The native runtime from the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page on the native engine works as typed; what its tables say of a record is what the record holds."""
+"""The page on the native runtime works as typed; what its tables say of a record is what the record holds."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def test_its_commands_run(tmp_path, smollm2_path, native_library):
     """With the libraries that are there already, and a cache of its own for everything else."""
     from likely.runtimes.native.build import build
 
-    engine = tmp_path / "cache" / "native"
-    engine.mkdir(parents=True)
+    kept = tmp_path / "cache" / "native"
+    kept.mkdir(parents=True)
     for isa in ("native", "plain"):
-        shutil.copy2(build(isa), engine)
+        shutil.copy2(build(isa), kept)
     program = tmp_path / "bin" / "likely"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
@@ -75,22 +75,21 @@ def test_its_commands_run(tmp_path, smollm2_path, native_library):
 
     asked, measured, plain = map(run, blocks("sh"))
     assert "Paris" in asked and "prefill" in measured and "Paris" in measured and plain.strip()
-    assert len(list(engine.glob("*.so"))) == 2 and len(list(engine.glob("*-int8-*"))) == 1  # no library was made anew
-    assert max(file.stat().st_size for file in engine.glob("*.so")) < 1e6
+    assert len(list(kept.glob("*.so"))) == 2 and len(list(kept.glob("*-int8-*"))) == 1  # no library was made anew
+    assert max(file.stat().st_size for file in kept.glob("*.so")) < 1e6
     [said] = re.findall(r"(\d+) MB for SmolLM2 135M in int8 and (\d+) MB in fp32", PAGE)
-    assert set(map(int, said)) == {round(file.stat().st_size / 1e6) for file in engine.glob("*.safetensors")}
+    assert set(map(int, said)) == {round(file.stat().st_size / 1e6) for file in kept.glob("*.safetensors")}
 
 
 def test_what_it_names_is_what_there_is(script):
     from likely.formats.families import FAMILIES
-    from likely.models.load import ENGINES, USES
+    from likely.models.load import USES
     from likely.runtimes.native.build import ISA
     from likely.runtimes.native.library import DTYPES, GROUP, PANEL, PANEL_GROUP_BYTES
 
-    rows = re.findall(r'^\| `"(\w+)"` \| `(\w+)`(?: \(the default\))? \| ([\d.]+) \|', PAGE, flags=re.M)
-    assert {engine: dtype for engine, dtype, _ in rows} == ENGINES
-    assert [float(size) for *_, size in rows] == [round(b / (PANEL * GROUP), 2) for b in PANEL_GROUP_BYTES]
-    assert [engine for engine, *_ in rows] == list(DTYPES)
+    rows = re.findall(r'^\| `"(\w+)"`(?: \(the default\))? \| ([\d.]+) \|', PAGE, flags=re.M)
+    assert [float(size) for _, size in rows] == [round(b / (PANEL * GROUP), 2) for b in PANEL_GROUP_BYTES]
+    assert [dtype for dtype, _ in rows] == list(DTYPES)
     [line] = re.findall(r"^\| `LIKELY_NATIVE_ISA` \|.*$", PAGE, flags=re.M)
     assert set(re.findall(r"`(\w+)`", line)[1:]) == set(ISA)
     assert all(f'"{use}"' in PAGE for use in USES)
@@ -103,19 +102,14 @@ def test_without_a_compiler_it_is_as_the_page_says(tmp_path, monkeypatch):
     from likely.runtimes.native import build as native_build
 
     def gone():
-        raise CapabilityError("the native engine needs a C++ compiler")
+        raise CapabilityError("the native runtime needs a C++ compiler")
 
     monkeypatch.setattr("likely.runtimes.native.runtime.library", gone)
     monkeypatch.setattr(native_build, "_compiler", gone)
     path = str(write_tiny_llama(tmp_path / "tiny.gguf"))
-    for asked in ({"engine": "int8"}, {"runtime": "native"}):
+    for asked in ({"dtype": "int8"}, {"runtime": "native"}, {"runtime": "native", "dtype": "bfloat16"}):
         with pytest.raises(CapabilityError, match="C\\+\\+ compiler"):
             likely.load(path, **asked)
-    pytest.importorskip("torch")
-    with pytest.warns(UserWarning, match="transformers runs it instead"):
-        lm = likely.load(path, engine="bfloat16")
-    assert (lm.info.runtime, lm.info.dtype) == ("torch", "bfloat16")
-    lm.close()
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -131,7 +125,7 @@ def quality_row(kl, flips):
 
 def test_a_table_of_quality_says_what_is_missed_and_what_is_missing(script):
     generate, tables = script
-    rows = {"llamacpp-q8_0": {"prose": quality_row(0.0042, 4.6)}, "engine-int8": {"prose": quality_row(0.009, 5)}}
+    rows = {"llamacpp-q8_0": {"prose": quality_row(0.0042, 4.6)}, "native-int8": {"prose": quality_row(0.009, 5)}}
     demand = {"demand": "prose: int8 KL at most twice Q8_0's", "value": 0.009, "bound": 0.0084, "holds": False}
     record = {"texts": {"prose": "a"}, "models": {"smollm2": {"rows": rows, "demands": [demand]}}}
     text = tables.quality(record, generate.grid)

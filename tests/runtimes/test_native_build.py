@@ -1,4 +1,4 @@
-"""The native engine's library: who compiles it, what is kept, and what happens where that fails.
+"""The native runtime's library: who compiles it, what is kept, and what happens where that fails.
 
 Most compilers here are scripts: they note how they were called and make in no time what a test needs.
 """
@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from unittest.mock import patch
 
 import numpy as np
@@ -118,29 +117,10 @@ def test_without_a_compiler_one_line_says_what_would_help(folder, monkeypatch):
     assert available_runtimes()["native"] is False and left_in(folder) == []
 
 
-@pytest.mark.parametrize("engine", ["bfloat16", "float32"])
-def test_without_a_compiler_formats_that_transformers_has_are_run_by_it(folder, monkeypatch, tmp_path, engine):
-    no_compiler(monkeypatch)
-    path = write_tiny_llama(tmp_path / "m.gguf")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = likely.load(str(path), engine=engine)
-    with model as lm:
-        assert lm.info.runtime == "torch" and lm.info.dtype == {"bfloat16": "bfloat16", "float32": "float32"}[engine]
-        assert lm.generate("the cat", max_tokens=3).token_ids
-    mine = [str(w.message) for w in caught if "native engine" in str(w.message)]
-    assert len(mine) == 1 and "transformers" in mine[0] and "\n" not in mine[0]
-
-
-def test_without_a_compiler_int8_and_the_runtime_by_name_are_refused(folder, monkeypatch, tmp_path):
+def test_without_a_compiler_the_native_runtime_is_refused(folder, monkeypatch, tmp_path):
     no_compiler(monkeypatch)
     path = str(write_tiny_llama(tmp_path / "m.gguf"))
-    for options in (
-        {"engine": "int8"},
-        {"runtime": "native"},
-        {"dtype": "int8"},
-        {"runtime": "native", "dtype": "bfloat16"},
-    ):
+    for options in ({"runtime": "native"}, {"dtype": "int8"}, {"runtime": "native", "dtype": "bfloat16"}):
         one_line(lambda options=options: likely.load(path, **options), "C++ compiler")
 
 

@@ -1,4 +1,4 @@
-"""One product of the native engine against the same arithmetic, slowly: packing, codes, scales and sums."""
+"""One product of the native runtime against the same arithmetic, slowly: packing, codes, scales and sums."""
 
 from __future__ import annotations
 

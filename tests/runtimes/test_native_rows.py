@@ -1,4 +1,4 @@
-"""Rows of the native engine: the same bits whatever is computed beside them, and what a `Want` makes of them."""
+"""Rows of the native runtime: the same bits whatever is computed beside them, and what a `Want` makes of them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from native_models import SIZES, VOCAB, forward, llama, path_to, rows_of, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_models import SIZES, VOCAB, forward, llama, path_to, rows_of, tokens_of
 from tiny_torch import folder_of, module_of
 
 from likely.runtimes.native.library import DTYPES

@@ -1,4 +1,4 @@
-"""The native engine against the plain forward of the same module, for every kind of model it knows."""
+"""The native runtime against the plain forward of the same module, for every kind of model it knows."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from likely.decoding.scheduling import SameLength
 from likely.errors import CapabilityError, KvFull, ModelError
 from likely.models.load import load_local
 from likely.runtimes.protocol import Want, Work
-from likely.runtimes.torch.aligned import GroupTorchRuntime, RepadTorchRuntime, RectangleRow, common_end
+from likely.runtimes.torch.aligned import GroupTorchRuntime, RectangleRow, RepadTorchRuntime, common_end
 from likely.runtimes.torch.runtime import TorchRuntime
 
 KINDS = {"mask": TorchRuntime, "repad": RepadTorchRuntime, "group": GroupTorchRuntime}

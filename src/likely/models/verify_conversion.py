@@ -59,7 +59,9 @@ def compare_models(
         names.append(name)
         scores.append(np.concatenate(score(path, sequences)))
     difference = np.abs(scores[0] - scores[1])
-    check = LikelihoodCheck(len(difference), float(difference.mean()), float(difference.max()), bound, names[0], names[1])
+    check = LikelihoodCheck(
+        len(difference), float(difference.mean()), float(difference.max()), bound, names[0], names[1]
+    )
     if not np.isfinite(difference).all():
         raise ModelError("the converted model gives log-probabilities that are not finite; it was not kept")
     if check.mean_abs_difference > bound:

@@ -1,4 +1,4 @@
-"""The low-level llama.cpp library behind two small owners: weights (LlamaModel) and a cache with its batch (LlamaContext).
+"""The low-level llama.cpp library behind two owners: `LlamaModel` (weights), `LlamaContext` (a cache and its batch).
 
 A wrong argument ends the whole process inside native code, so everything here expects arguments that were checked.
 """

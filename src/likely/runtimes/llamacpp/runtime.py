@@ -12,20 +12,26 @@ from numpy.typing import NDArray
 from likely.errors import CapabilityError, KvFull, ModelError
 from likely.formats.gguf import GgufHeader, read_header
 from likely.io.hashes import file_sha256
-from likely.runtimes.llamacpp.cells import Cells, CellRun
+from likely.runtimes.llamacpp.cells import CellRun, Cells
 from likely.runtimes.llamacpp.library import (
     KV_BYTES,
     MAX_SEQUENCE_IDS,
-    LlamaContext,
     ContextSettings,
+    LlamaContext,
     LlamaModel,
     lib,
     library_version,
 )
-from likely.runtimes.llamacpp.options import DEFAULT_CONTEXT, check_memory, choose_settings, kv_values_per_token, padded_cells
+from likely.runtimes.llamacpp.options import (
+    DEFAULT_CONTEXT,
+    check_memory,
+    choose_settings,
+    kv_values_per_token,
+    padded_cells,
+)
 from likely.runtimes.llamacpp.parts import Parts
 from likely.runtimes.llamacpp.tokenizer import LlamaCppTokenizer
-from likely.runtimes.llamacpp.tree import TreeGrowth, LlamaSequence, Placed, grow, place_chain, place_tree
+from likely.runtimes.llamacpp.tree import LlamaSequence, Placed, TreeGrowth, grow, place_chain, place_tree
 from likely.runtimes.protocol import (
     Capabilities,
     FloatArray,

@@ -19,7 +19,7 @@ import torch
 
 from likely.errors import CapabilityError
 from likely.runtimes.protocol import Capabilities, IntArray, Sequence, Work
-from likely.runtimes.slots.layout import WorkLayout, WorkPart, SequenceQueries
+from likely.runtimes.slots.layout import SequenceQueries, WorkLayout, WorkPart
 from likely.runtimes.slots.runtime import SlotSequence
 from likely.runtimes.slots.table import TokenCount
 from likely.runtimes.torch.attention import Group, attend_group
@@ -144,7 +144,12 @@ class RepadTorchRuntime(TorchRuntime):
             slots[i] = place.columns[first:]
 
     def _call_rectangle(
-        self, parts: list[WorkPart], layouts: list[WorkLayout], places: list[RectangleRow], tokens: list[IntArray], rows: RowCollector
+        self,
+        parts: list[WorkPart],
+        layouts: list[WorkLayout],
+        places: list[RectangleRow],
+        tokens: list[IntArray],
+        rows: RowCollector,
     ) -> None:
         """One call of the module; afterwards each row's keys stand in the new rectangle, without gaps."""
         started = time.perf_counter()
@@ -212,8 +217,6 @@ class GroupTorchRuntime(RepadTorchRuntime):
 
 
 RUNTIMES = {kind.align: kind for kind in (TorchRuntime, RepadTorchRuntime, GroupTorchRuntime)}  # by align=
-    runtime.align: runtime for runtime in (TorchRuntime, RepadTorchRuntime, GroupTorchRuntime)
-}  # align= -> class
 
 
 class RectanglePlan:
@@ -224,7 +227,9 @@ class RectanglePlan:
     `layers` are the rectangles afterwards, (B, H_kv, T + Q, D); columns after a row's last new token hold zeros.
     """
 
-    def __init__(self, past: list[KeysValues], pieces: list[SequenceQueries], pads: list[int], width: int, device: torch.device):
+    def __init__(
+        self, past: list[KeysValues], pieces: list[SequenceQueries], pads: list[int], width: int, device: torch.device
+    ):
         self._past, self._pieces, self._pads, self._width, self._device = past, pieces, pads, width, device
         self._groups: dict[int | None, Group] = {}
         sizes = [len(piece.positions) for piece in pieces]

@@ -1,8 +1,8 @@
 """Attention of many sequences over one pool of slots, hooked into transformers' attention interface.
 
 A call's tokens form one row of N tokens, sorted so that neighbours are alike. Each model layer hands its queries, keys
-and values to `slot_attention`; the `SlotPlan` of the call says where keys go and who sees what. Masks and slot indices are
-built once per call and window and shared by all layers.
+and values to `slot_attention`; the `SlotPlan` of the call says where keys go and who sees what. Masks and slot indices
+are built once per call and window and shared by all layers.
 """
 
 from __future__ import annotations
@@ -150,7 +150,9 @@ class SlotPlan:
                 start, (queries, slots) = stop, shapes[stop]
         return groups
 
-    def _make_group(self, pieces: list[SequenceQueries], shapes: list[tuple[int, int]], row: int, window: int | None) -> Group:
+    def _make_group(
+        self, pieces: list[SequenceQueries], shapes: list[tuple[int, int]], row: int, window: int | None
+    ) -> Group:
         size, queries, width = len(pieces), max(n for n, _ in shapes), max(s for _, s in shapes)
         rows = slice(row, row + sum(n for n, _ in shapes))
         first = pieces[0]

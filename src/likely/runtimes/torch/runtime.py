@@ -261,7 +261,12 @@ class TorchRuntime(SlotRuntime):
         self._run([p for _, p in pieces], np.concatenate([piece.positions for piece, _ in pieces]), plan, tokens, rows)
 
     def _run(
-        self, parts: list[WorkPart], positions: IntArray, plan: AttentionPlan, tokens: list[IntArray], rows: RowCollector
+        self,
+        parts: list[WorkPart],
+        positions: IntArray,
+        plan: AttentionPlan,
+        tokens: list[IntArray],
+        rows: RowCollector,
     ) -> None:
         """Call the module on the parts, one after the other in its row of tokens, and hand on the wanted rows."""
         head: list[IntArray] = []
