@@ -16,20 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from likely.errors import ModelError, nearest
 from likely.formats import families
-from likely.formats.gguf import GgufHeader, GgufWriter, Typed, encode_pair, read_header, u32
-from likely.formats.safetensors_file import FLOATS, read_folder, shard_names, write_header
-from likely.formats.weights import Step, Stored, read_values
-from likely.models.verify_conversion import Check, Scorer, compare_models
-from likely.tokenizers.files import metadata_from_folder, save_tokenizer, write_json
+from likely.formats.folder import read_folder, read_json, shard_names, write_json
+from likely.formats.gguf import GgufHeader, read_header
+from likely.formats.safetensors_file import FLOATS
+from likely.formats.weights import Step, Stored, Weight, weights_of_gguf
+from likely.formats.writing import GgufWriter, Typed, encode_pair, u32, write_safetensors_header
+from likely.models.verify_conversion import LikelihoodCheck, Scorer, compare_models
+from likely.tokenizers.files import metadata_from_folder, save_tokenizer
 from likely.tokenizers.gguf import tokenizer_from_gguf, tokenizer_from_header
-from likely.tokenizers.huggingface import HFTokenizer, read_json
+from likely.tokenizers.huggingface import HFTokenizer
 from likely.tokenizers.parity import compare_tokenizers, mismatch_message
 
-Format = Literal["f32", "f16", "bf16", "q8_0", "safetensors"]
+TargetFormat = Literal["f32", "f16", "bf16", "q8_0", "safetensors"]
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
 FILE_TYPE = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
@@ -57,7 +57,7 @@ class ConversionReport:
     types: dict[str, int]  # how many tensors have which type
     source_bytes: int
     target_bytes: int
-    check: Check | None
+    check: LikelihoodCheck | None
     seconds: float
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ def convert(
     source: str | Path,
     target: str | Path,
     *,
-    to: Format | str,
+    to: TargetFormat | str,
     progress: Progress | None = None,
     verify: bool = True,
     overwrite: bool = False,
@@ -89,7 +89,7 @@ def convert(
     to         f32, f16, bf16, q8_0: a GGUF file whose matrices have that type, all else F32.  safetensors: a folder
                that transformers loads; F16 and BF16 weights keep their type, all others become F32
     verify     score fixed strings on both (llama.cpp for GGUF files, torch for folders); refuse a target that differs
-    scorer     scores sequences of ids on a path; default: the installed engines
+    scorer     scores sequences of ids on a path; default: what is installed
     Memory: 32 MiB beside the largest matrix whose rows change places (Llama's queries and keys).
     """
     source, target, started = Path(source), Path(target), time.monotonic()
@@ -122,7 +122,7 @@ def convert(
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """The tensors of the target, and how it is written around them."""
 
     steps: list[Step]
@@ -131,7 +131,7 @@ class Plan:
     context_length: int
 
 
-def _plan(source: Path, to: str) -> Plan:
+def _plan(source: Path, to: str) -> ConversionPlan:
     if source.is_dir():
         return _folder_to_gguf(source, to)
     header = read_header(source)
@@ -143,9 +143,9 @@ def _plan(source: Path, to: str) -> Plan:
         raise ModelError(f"{source}: {error}") from None
 
 
-def _gguf_to_gguf(source: Path, header: GgufHeader, to: str) -> Plan:
+def _gguf_to_gguf(source: Path, header: GgufHeader, to: str) -> ConversionPlan:
     stored = Stored.in_gguf(source, header)
-    steps = [Step(name, t.shape, _target_type(name, t.shape, t.type, to), t) for name, t in stored.items()]
+    steps = [Step(name, _target_type(name, t.shape, t.type, to), Weight(t)) for name, t in stored.items()]
     dropped = ("general.file_type", "split.", "quantize.imatrix.")
     with source.open("rb") as file:
         pairs = [
@@ -154,7 +154,7 @@ def _gguf_to_gguf(source: Path, header: GgufHeader, to: str) -> Plan:
             if not key.startswith(dropped)
         ]
     pairs.append(encode_pair("general.file_type", u32(FILE_TYPE[to])))
-    return Plan(
+    return ConversionPlan(
         steps,
         lambda path, count: _write_gguf(path, pairs, steps, count, header.alignment),
         _is_quantised(stored.values()),
@@ -173,17 +173,12 @@ def _target_type(name: str, shape: tuple[int, ...], type_name: str, to: str) -> 
     return to.upper()
 
 
-def _gguf_to_folder(source: Path, header: GgufHeader) -> Plan:
-    family, stored = families.family_of_header(header), Stored.in_gguf(source, header)
-    rope = stored.pop(families.ROPE_FACTORS, None)
-    factors = None if rope is None else np.concatenate(list(read_values(rope)))
+def _gguf_to_folder(source: Path, header: GgufHeader) -> ConversionPlan:
+    weights, factors = weights_of_gguf(source, header)
     config = families.config_from_header(header, factors)
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    steps = []
-    for name, tensor in stored.items():
-        change = families.change_to_folder(family, name, heads, kv_heads)
-        kept = tensor.type if tensor.type in FLOATS and len(tensor.shape) > 1 else "F32"
-        steps.append(Step(families.folder_name(family, name), tensor.shape, kept, tensor, change))
+    stored = [weight.stored for weight in weights.values()]
+    kept = [tensor.type if tensor.type in FLOATS and len(tensor.shape) > 1 else "F32" for tensor in stored]
+    steps = [Step(name, type_name, weight) for (name, weight), type_name in zip(weights.items(), kept, strict=True)]
     matrices = {step.type for step in steps if len(step.shape) > 1}
     config["dtype"] = {"F16": "float16", "BF16": "bfloat16"}.get("".join(matrices), "float32")
     tokenizer = tokenizer_from_header(header)
@@ -194,10 +189,10 @@ def _gguf_to_folder(source: Path, header: GgufHeader) -> Plan:
         write_json(folder / "config.json", config)
         save_tokenizer(tokenizer, folder, context_length=config["max_position_embeddings"])
 
-    return Plan(steps, write, _is_quantised(stored.values()), config["max_position_embeddings"])
+    return ConversionPlan(steps, write, _is_quantised(stored), config["max_position_embeddings"])
 
 
-def _folder_to_gguf(source: Path, to: str) -> Plan:
+def _folder_to_gguf(source: Path, to: str) -> ConversionPlan:
     config = read_json(source / "config.json")
     if not config:
         raise ModelError(f"{source}: config.json is missing or empty")
@@ -215,13 +210,13 @@ def _folder_to_gguf(source: Path, to: str) -> Plan:
             ours = families.gguf_name(family, name)
             change = families.change_to_gguf(family, ours, heads, kv_heads)
             kind = _target_type(ours, entry.shape, entry.dtype, to)
-            steps.append(Step(ours, entry.shape, kind, Stored.in_safetensors(entry), change))
+            steps.append(Step(ours, kind, Weight(Stored.in_safetensors(entry), change)))
     except ModelError as error:
         raise ModelError(str(error) if str(error).startswith(str(source)) else f"{source}: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{source}: config.json lacks a setting or has one of another kind ({error})") from None
     if factors is not None:
-        steps.append(Step(families.ROPE_FACTORS, factors.shape, "F32", factors))
+        steps.append(Step(families.ROPE_FACTORS, "F32", factors))
     steps.sort(key=lambda step: _reading_order(step.name))
     embedding = next((step for step in steps if step.name == "token_embd.weight"), None)
     if embedding is None:
@@ -237,7 +232,7 @@ def _folder_to_gguf(source: Path, to: str) -> Plan:
     pairs = [encode_pair(key, value) for key, value in named.items()]
     length = named[f"{architecture}.context_length"]
     assert isinstance(length, Typed)
-    return Plan(steps, lambda path, count: _write_gguf(path, pairs, steps, count), False, int(length.value))
+    return ConversionPlan(steps, lambda path, count: _write_gguf(path, pairs, steps, count), False, int(length.value))
 
 
 def _is_tied(config: dict[str, Any]) -> bool:
@@ -279,7 +274,7 @@ def _write_shards(folder: Path, steps: list[Step], count: Callable[[int], None])
     for name in dict.fromkeys(names):
         inside = [step for step, shard in zip(steps, names, strict=True) if shard == name]
         with (folder / name).open("xb") as file:
-            write_header(file, [(step.name, step.shape, step.type) for step in inside])
+            write_safetensors_header(file, [(step.name, step.shape, step.type) for step in inside])
             for step in inside:
                 for piece in step.pieces():
                     file.write(piece)
@@ -305,7 +300,7 @@ def _counted(progress: Progress | None, total: int) -> Callable[[int], None]:
 # --- checking --------------------------------------------------------------------------------------------------------
 
 
-def _verify(source: Path, partial: Path, plan: Plan, to: str, scorer: Scorer | None) -> Check:
+def _verify(source: Path, partial: Path, plan: ConversionPlan, to: str, scorer: Scorer | None) -> LikelihoodCheck:
     before = HFTokenizer.from_folder(source) if source.is_dir() else tokenizer_from_gguf(source)
     after = HFTokenizer.from_folder(partial) if partial.is_dir() else tokenizer_from_gguf(partial)
     if mismatches := compare_tokenizers(before, after):

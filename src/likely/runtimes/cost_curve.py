@@ -1,8 +1,7 @@
-"""What one call of a model costs on this machine, measured: the basis of every decision about batching and drafts."""
+"""What one call of a model costs on this machine, measured: what choosing a runtime, batching and drafting rest on."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from likely.io.hashes import cache_dir
+from likely.io.hashes import cache_dir, fingerprint
 from likely.io.whole_file import write_whole_file
 from likely.runtimes.protocol import Runtime, Want, Work
 
@@ -21,11 +20,11 @@ SEQUENCES = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class Cost:
+class CallCost:
     """One measured call: `sequences` sequences with `context` kept tokens each, `positions` new tokens in all."""
 
     runtime: str
-    engine: str
+    dtype: str
     positions: int
     sequences: int
     context: int
@@ -38,13 +37,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class CostCurve:
-    """All rows of one model on one engine; `seconds(n)` interpolates single-sequence calls.
+    """What was measured of one model on one runtime; `seconds(n)` interpolates single-sequence calls.
 
-    source  sha256 of the model's files: what curves of several engines have in common
+    source  sha256 of the model's files: the same in the curves of all runtimes
     """
 
     revision: str
-    rows: list[Cost] = field(default_factory=list)
+    rows: list[CallCost] = field(default_factory=list)
     source: str = ""
 
     def seconds(self, positions: int) -> float:
@@ -89,7 +88,7 @@ class CostCurve:
 
     @classmethod
     def of_source(cls, source: str, cpu: str) -> list[CostCurve]:
-        """The stored curves of one model on this kind of processor, one per engine."""
+        """The stored curves of one model on this kind of processor, one per runtime and dtype."""
         found = [cls._read(path) for path in sorted((cache_dir() / "cost").glob("*.json"))]
         return [c for c in found if c and c.rows and c.source == source and all(r.cpu == cpu for r in c.rows)]
 
@@ -97,21 +96,21 @@ class CostCurve:
     def _read(cls, path: Path) -> CostCurve | None:
         try:
             data = json.loads(path.read_text())
-            return cls(data["revision"], [Cost(**row) for row in data["rows"]], data.get("source", ""))
+            return cls(data["revision"], [CallCost(**row) for row in data["rows"]], data.get("source", ""))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
 
 def curve_path(revision: str) -> Path:
-    """Revisions of several engines begin alike: the name is a digest of all of it."""
-    return cache_dir() / "cost" / f"{hashlib.sha256(revision.encode()).hexdigest()[:32]}.json"
+    """Revisions of several runtimes begin alike: the name is a digest of all of it."""
+    return cache_dir() / "cost" / f"{fingerprint(revision, 32)}.json"
 
 
 def measure(
     runtime: Runtime,
     *,
     name: str,
-    engine: str,
+    dtype: str,
     threads: int,
     cpu: str,
     source: str = "",
@@ -171,7 +170,7 @@ def measure(
     rows = []
     for (kind, context, count, n), found in times.items():
         median = float(np.median(found))
-        rows.append(Cost(name, engine, n, count, context, threads, cpu, median * 1e3, n / median, kind))
+        rows.append(CallCost(name, dtype, n, count, context, threads, cpu, median * 1e3, n / median, kind))
     return CostCurve(runtime.revision, rows, source)
 
 
