@@ -25,7 +25,7 @@ from likely.decoding.drafting.composite import FirstOf
 from likely.decoding.drafting.lookup import CopySource, PromptLookup
 from likely.decoding.drafting.ngram.drafter import NgramModel
 from likely.decoding.drafting.protocol import DraftSource
-from likely.decoding.drafting.replay import Replayed, Rounds, Trace, replay_all
+from likely.decoding.drafting.replay import RecordedAnswer, Replayed, Rounds, replay_all
 from likely.evidence.study import (
     Check,
     Evidence,
@@ -58,7 +58,7 @@ RESAMPLES = 2000
 # --- the recorded answers -------------------------------------------------------------------------------------------
 
 
-def turns(rows: Sequence[Mapping[str, Any]], render: Render, encode: Encode) -> list[Trace]:
+def turns(rows: Sequence[Mapping[str, Any]], render: Render, encode: Encode) -> list[RecordedAnswer]:
     """Both turns of every recorded pair, the recorded first answer as history; group: model|what|category|question.
 
     Both sets ask the same first question, which counts once.
@@ -72,12 +72,12 @@ def turns(rows: Sequence[Mapping[str, Any]], render: Render, encode: Encode) -> 
             if turn or not redundant:
                 what = (REDUNDANT if redundant else PLAIN) if turn else FIRST
                 group = "|".join((NAMES[row["model"]], what, row["category"], str(row["question_id"])))
-                traces.append(Trace(render(history), encode(answer), group))
+                traces.append(RecordedAnswer(render(history), encode(answer), group))
             history.append({"role": "assistant", "content": answer})
     return traces
 
 
-def corrections(rows: Sequence[Mapping[str, Any]], render: Render, encode: Encode) -> list[Trace]:
+def corrections(rows: Sequence[Mapping[str, Any]], render: Render, encode: Encode) -> list[RecordedAnswer]:
     """The three rounds of every record; group: round|record."""
     traces = []
     for number, row in enumerate(rows):
@@ -85,12 +85,12 @@ def corrections(rows: Sequence[Mapping[str, Any]], render: Render, encode: Encod
         for turn, (asked, answer) in enumerate(zip(ASKED, row["rounds"], strict=True)):
             text = answer.removesuffix("<|im_end|>")
             history.append({"role": "user", "content": asked.format(question=row["question"])})
-            traces.append(Trace(render(history), encode(text), f"round {turn + 1}|{number}"))
+            traces.append(RecordedAnswer(render(history), encode(text), f"round {turn + 1}|{number}"))
             history.append({"role": "assistant", "content": text})
     return traces
 
 
-def chosen(run: Replayed, traces: Sequence[Trace], *words: str) -> list[Rounds]:
+def chosen(run: Replayed, traces: Sequence[RecordedAnswer], *words: str) -> list[Rounds]:
     """Rounds of the traces whose group has all these words, in an order that is the same for each turn."""
     found = [
         (trace.group.split("|")[-1], trace.group, rounds)
@@ -162,7 +162,7 @@ def below(statement: str, value: float, unit: str = "tokens per call") -> Check:
 # --- the parts ------------------------------------------------------------------------------------------------------
 
 
-def by_turn(traces: Sequence[Trace]) -> tuple[list[Figure], list[Check], float]:
+def by_turn(traces: Sequence[RecordedAnswer]) -> tuple[list[Figure], list[Check], float]:
     """(a) Turns, models, categories; and which occurrence to copy.  Also gives the best category's tokens per call."""
     runs = replayed(
         {
@@ -201,7 +201,7 @@ def by_turn(traces: Sequence[Trace]) -> tuple[list[Figure], list[Check], float]:
     return figures, checks, best
 
 
-def by_round(traces: Sequence[Trace]) -> tuple[list[Figure], list[Check]]:
+def by_round(traces: Sequence[RecordedAnswer]) -> tuple[list[Figure], list[Check]]:
     """(b) Self-correction: tokens per call in rounds 1 to 3, which also is (c), growth with the turns before."""
     run = replayed({"copy": CopySource}, traces)["copy"]
     parts = [chosen(run, traces, f"round {i}") for i in (1, 2, 3)]
@@ -217,7 +217,7 @@ def by_round(traces: Sequence[Trace]) -> tuple[list[Figure], list[Check]]:
     return figures, checks
 
 
-def by_place(traces: Sequence[Trace]) -> tuple[list[Figure], list[Check]]:
+def by_place(traces: Sequence[RecordedAnswer]) -> tuple[list[Figure], list[Check]]:
     """(c) Growth of the context within an answer: tokens per call by quarter of the answer."""
     run = replayed({"copy": CopySource}, traces)["copy"]
     figures, checks = [], []
@@ -237,7 +237,7 @@ def by_place(traces: Sequence[Trace]) -> tuple[list[Figure], list[Check]]:
     return figures, checks
 
 
-def together(traces: Sequence[Trace], vocab_size: int) -> tuple[list[Figure], list[Check]]:
+def together(traces: Sequence[RecordedAnswer], vocab_size: int) -> tuple[list[Figure], list[Check]]:
     """(e) Copy, and where it has nothing an n-gram model of the text, against either alone."""
     second = [trace for trace in traces if REDUNDANT in trace.group.split("|")]
     runs = replayed(
@@ -264,13 +264,13 @@ def together(traces: Sequence[Trace], vocab_size: int) -> tuple[list[Figure], li
     return figures, checks
 
 
-def replayed(sources: Mapping[str, Callable[[], DraftSource]], traces: Sequence[Trace]) -> dict[str, Replayed]:
+def replayed(sources: Mapping[str, Callable[[], DraftSource]], traces: Sequence[RecordedAnswer]) -> dict[str, Replayed]:
     return {name: runs[0] for name, runs in replay_all(sources, traces).items()}
 
 
 def study(
-    turn_traces: Sequence[Trace],
-    round_traces: Sequence[Trace],
+    turn_traces: Sequence[RecordedAnswer],
+    round_traces: Sequence[RecordedAnswer],
     vocab_size: int,
     *,
     full: bool,

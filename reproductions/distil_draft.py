@@ -37,7 +37,7 @@ import likely
 from likely.bench.timing import interval
 from likely.data import datasets
 from likely.decoding.drafting.model.drafter import DraftModel
-from likely.decoding.drafting.model.trees import Chain
+from likely.decoding.drafting.trees.shapes import Chain
 from likely.evidence.study import run_script
 from likely.io.hashes import cache_dir, file_sha256
 from likely.metrics.intervals import wilson

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.decoding.accept import acceptance
-from likely.decoding.drafting.model.trees import Shape
 from likely.decoding.drafting.protocol import Draft, DraftSource, DraftsTogether, SamplingContext, Verification
+from likely.decoding.drafting.trees.shapes import DraftShape
 from likely.decoding.loop import Loop
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling, processed_logprobs
@@ -25,7 +25,7 @@ class Method:
     """A shape and the rule that verifies it."""
 
     name: str
-    shape: Shape
+    shape: DraftShape
     size: int
 
     @property
@@ -140,7 +140,7 @@ def expected_tokens(draft: Draft, laws: Sequence[NDArray[np.float64]], rule: Ver
         if drawn := draft.draws.get(node):
             q = np.exp(draft.log_q[node].astype(np.float64))
             candidates = [int(draft.tokens[child]) for child in drawn]
-            chances = acceptance(laws[node + 1], q, candidates, law=draft.law, rule=rule)
+            chances = acceptance(laws[node + 1], q, candidates, distribution=draft.distribution, rule=rule)
             np.add.at(reached, np.array(drawn) + 1, reached[node + 1] * chances)
     return float(reached.sum())
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 import likely
 from likely.data import datasets
 from likely.decoding.drafting.model.drafter import DraftModel
-from likely.decoding.drafting.model.trees import Chain, ConstantBranching, IidPaths, StochasticBeam
+from likely.decoding.drafting.trees.shapes import Chain, ConstantBranching, IidPaths, StochasticBeam
 from likely.evidence.study import Check, Evidence, Figure, Source, run_script, surroundings, verdict_of, write_result
 from likely.io.hashes import file_sha256, folder_sha256
 from likely.runtimes.machine import cores

@@ -28,7 +28,7 @@ import likely
 from likely.data import datasets
 from likely.decoding.drafting.lookup import CopySource, PromptLookup
 from likely.decoding.drafting.protocol import DraftSource
-from likely.decoding.drafting.replay import Replayed, Rounds, Trace, replay
+from likely.decoding.drafting.replay import RecordedAnswer, Replayed, Rounds, replay
 from likely.decoding.drafting.suffix.drafter import SuffixMemory
 from likely.evidence.study import (
     Check,
@@ -70,14 +70,14 @@ OTHERS: dict[str, tuple[Make, int]] = {
 # --- texts ------------------------------------------------------------------------------------------------------------
 
 
-def sql_traces(lm: likely.Model) -> list[Trace]:
+def sql_traces(lm: likely.Model) -> list[RecordedAnswer]:
     """Schema and question; the gold query."""
     schemas = {row["db"]: row["ddl"] for row in datasets.load(*FILES[1])}
     rows = datasets.load(*FILES[0])
     return [_trace(lm, f"{schemas[row['db']]}\n-- {row['question']}\n", row["sql"]) for row in rows]
 
 
-def correction_traces(lm: likely.Model) -> list[Trace]:
+def correction_traces(lm: likely.Model) -> list[RecordedAnswer]:
     """The third round after the first two; the words of the user's turns are ours."""
     turns = (
         "Write a Python program in a code block that solves the problem and prints the answer.",
@@ -92,19 +92,19 @@ def correction_traces(lm: likely.Model) -> list[Trace]:
     return found
 
 
-def redundant_traces(lm: likely.Model) -> list[Trace]:
+def redundant_traces(lm: likely.Model) -> list[RecordedAnswer]:
     """Second turns that ask for a variation of the first answer."""
     rows = [row for row in datasets.load(*FILES[3]) if row["set"] == "mt-redundant"]
     return [_chat_trace(lm, [r["turns"][0], r["answers"][0], r["turns"][1]], r["answers"][1]) for r in rows]
 
 
-def first_traces(lm: likely.Model) -> list[Trace]:
+def first_traces(lm: likely.Model) -> list[RecordedAnswer]:
     """First turns of one model, which have nothing to vary (two models' answers to a question are alike)."""
     rows = [row for row in datasets.load(*FILES[3]) if row["set"] == "mt-bench" and row["model"] == "qwen2.5-7b"]
     return [_chat_trace(lm, [r["turns"][0]], r["answers"][0]) for r in rows]
 
 
-def translation_traces(lm: likely.Model, count: int, max_tokens: int) -> list[Trace]:
+def translation_traces(lm: likely.Model, count: int, max_tokens: int) -> list[RecordedAnswer]:
     """Greedy answers of the model itself, without drafts; those that loop are left out."""
     rows = [row for row in datasets.load(*FILES[4]) if row["category"] == "translation"][:count]
     found = []
@@ -113,7 +113,7 @@ def translation_traces(lm: likely.Model, count: int, max_tokens: int) -> list[Tr
         answer = lm.chat([{"role": "user", "content": row["turns"][0]}], temperature=0.0, max_tokens=max_tokens)
         tokens = list(answer.token_ids)
         if variety(tokens) >= LOOPING:
-            found.append(Trace(prompt, tokens, ended=bool(tokens) and tokens[-1] in lm.tokenizer.end_ids))
+            found.append(RecordedAnswer(prompt, tokens, ended=bool(tokens) and tokens[-1] in lm.tokenizer.end_ids))
     return found
 
 
@@ -123,13 +123,13 @@ def variety(tokens: Sequence[int]) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def _trace(lm: likely.Model, prompt: str, answer: str) -> Trace:
-    return Trace(lm.encode_prompt(prompt), _ended(lm, answer), ended=True)
+def _trace(lm: likely.Model, prompt: str, answer: str) -> RecordedAnswer:
+    return RecordedAnswer(lm.encode_prompt(prompt), _ended(lm, answer), ended=True)
 
 
-def _chat_trace(lm: likely.Model, turns: Sequence[str], answer: str) -> Trace:
+def _chat_trace(lm: likely.Model, turns: Sequence[str], answer: str) -> RecordedAnswer:
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
-    return Trace(lm.render(messages).tokens, _ended(lm, answer), ended=True)
+    return RecordedAnswer(lm.render(messages).tokens, _ended(lm, answer), ended=True)
 
 
 def _ended(lm: likely.Model, answer: str) -> list[int]:
@@ -140,7 +140,7 @@ def _ended(lm: likely.Model, answer: str) -> list[int]:
 # --- replays ----------------------------------------------------------------------------------------------------------
 
 
-def run(source: DraftSource, traces: Sequence[Trace], budget: int, name: str = "") -> Replayed:
+def run(source: DraftSource, traces: Sequence[RecordedAnswer], budget: int, name: str = "") -> Replayed:
     """One source on traces, in order."""
     rounds = [replay(source, trace.prompt, trace.answer, budget=budget, ended=trace.ended) for trace in traces]
     return Replayed(name, budget, rounds)
@@ -174,7 +174,7 @@ class Halves:
         return np.array(grown)
 
 
-def in_orders(traces: Sequence[Trace], orders: Sequence[NDArray[np.int64]]) -> dict[str, Halves]:
+def in_orders(traces: Sequence[RecordedAnswer], orders: Sequence[NDArray[np.int64]]) -> dict[str, Halves]:
     """Each drafter over the orders; those that remember nothing are run once."""
     n = len(traces)
     late = np.zeros((len(orders), n), bool)
@@ -221,7 +221,7 @@ def drafting(subject: str, kept: Sequence, drafted: Sequence, calls: Sequence, o
     return figures
 
 
-def memory_part(traces: Sequence[Trace], orders: int) -> tuple[list[Figure], list[Check], str]:
+def memory_part(traces: Sequence[RecordedAnswer], orders: int) -> tuple[list[Figure], list[Check], str]:
     """(a) What earlier answers are worth."""
     rng = np.random.default_rng(0)
     found = in_orders(traces, [rng.permutation(len(traces)) for _ in range(orders)])
@@ -264,7 +264,7 @@ def memory_part(traces: Sequence[Trace], orders: int) -> tuple[list[Figure], lis
     return figures, checks, f"text-to-sql {first:.2f} → {second:.2f} tokens per call, {gain.value:.2f}x own text only"
 
 
-def length_part(sets: Mapping[str, Sequence[Trace]]) -> tuple[list[Figure], list[Check], str]:
+def length_part(sets: Mapping[str, Sequence[RecordedAnswer]]) -> tuple[list[Figure], list[Check], str]:
     """(b) How many drafted tokens the adaptive length saves, and what its factor does."""
     figures, checks, said = [], [], []
     for label, traces in sets.items():
@@ -302,7 +302,7 @@ def length_part(sets: Mapping[str, Sequence[Trace]]) -> tuple[list[Figure], list
     return figures, checks, "; ".join(said)
 
 
-def control_part(controls: Mapping[str, Sequence[Trace]]) -> tuple[list[Figure], list[Check], str]:
+def control_part(controls: Mapping[str, Sequence[RecordedAnswer]]) -> tuple[list[Figure], list[Check], str]:
     """(d) Texts that should repeat little."""
     figures, checks, said = [], [], []
     for label, traces in controls.items():
@@ -320,9 +320,9 @@ def control_part(controls: Mapping[str, Sequence[Trace]]) -> tuple[list[Figure],
 
 
 def study(
-    sql: Sequence[Trace],
-    sets: Mapping[str, Sequence[Trace]],
-    controls: Mapping[str, Sequence[Trace]],
+    sql: Sequence[RecordedAnswer],
+    sets: Mapping[str, Sequence[RecordedAnswer]],
+    controls: Mapping[str, Sequence[RecordedAnswer]],
     *,
     orders: int,
     full: bool,

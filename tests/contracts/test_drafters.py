@@ -29,7 +29,7 @@ def made(request):
 @pytest.fixture(params=list(DRAWS))
 def draw(request, made):
     draw = DRAWS[request.param]
-    if draw.verification != "keyed" and made[1].build(made[2]).laws == {DraftDistribution.FIXED}:
+    if draw.verification != "keyed" and made[1].build(made[2]).distributions == {DraftDistribution.FIXED}:
         pytest.skip("drafts of this source have no q")
     return draw
 
@@ -70,7 +70,7 @@ def begin(made, prompt, draw):
 def same(one, other):
     np.testing.assert_array_equal(one.tokens, other.tokens)
     np.testing.assert_array_equal(one.parents, other.parents)
-    assert one.law is other.law and dict(one.draws) == dict(other.draws)
+    assert one.distribution is other.distribution and dict(one.draws) == dict(other.draws)
 
 
 TEXT = [1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3, 4, 1, 2]
@@ -83,8 +83,8 @@ def test_drafts_are_trees_within_budget_and_vocabulary(made, draw, budget):
     for token in [3, 4, 1, 2, 3, 3, 3, 0]:
         draft = drafter.propose(budget)
         draft.check(budget=budget, vocab_size=made[2].vocab_size, name=made[0])
-        assert draft.law in source.laws
-        assert draft.law is DraftDistribution.FIXED or draw.verification != "keyed"
+        assert draft.distribution in source.distributions
+        assert draft.distribution is DraftDistribution.FIXED or draw.verification != "keyed"
         draft.cut(1).check(budget=budget, vocab_size=made[2].vocab_size, name=made[0])
         drafter.observe([token])
     drafter.drafter.end()

@@ -22,11 +22,11 @@ from likely.decoding.accept import (
     acceptance as chances,
 )
 from likely.decoding.accept import (
-    drawn_walk,
     k_sequential,
     matched_walk,
     recursive_rejection,
     sample_from,
+    sampled_walk,
     spectr_gamma,
 )
 from likely.decoding.drafting.protocol import Draft, DraftDistribution
@@ -201,7 +201,7 @@ def test_one_candidate_has_the_law_of_transformers(p, q, monkeypatch):
 # --- walks ------------------------------------------------------------------------------------------------------------
 
 
-def tree(law: DraftDistribution, **more) -> Draft:
+def tree(distribution: DraftDistribution, **more) -> Draft:
     return Draft(np.array([1, 2, 0]), np.array([-1, -1, 0]), law, **more)
 
 
@@ -224,20 +224,20 @@ def test_the_drawn_walk_descends_and_ends_with_the_targets_law():
     laws = {-1: np.array([0.1, 0.9, 0.0]), 0: np.array([1.0, 0.0, 0.0]), 2: np.array([0.0, 0.0, 1.0])}
     seen = []
 
-    def law_at(node, path):
+    def distribution_at(node, path):
         seen.append((node, path))
         return laws[node]
 
     # token 2 has p = 0 and is refused even at u = 0; then 1, then 0, then the bonus
-    assert drawn_walk(draft, law_at, lambda: 0.0) == ([0, 2], [1, 0, 2])
+    assert sampled_walk(draft, distribution_at, lambda: 0.0) == ([0, 2], [1, 0, 2])
     assert seen == [(-1, ()), (0, (1,)), (2, (1, 0))]
 
 
 def test_rules_refuse_drafts_that_they_are_not_exact_for():
     with pytest.raises(ValueError, match="a fixed draft takes matched_walk"):
-        drawn_walk(tree(DraftDistribution.FIXED), lambda *_: P3, lambda: 0.5)
+        sampled_walk(tree(DraftDistribution.FIXED), lambda *_: P3, lambda: 0.5)
     with pytest.raises(ValueError, match="independent candidates"):
-        drawn_walk(tree(DraftDistribution.WITHOUT_REPLACEMENT), lambda *_: P3, lambda: 0.5, rule="spectr")
+        sampled_walk(tree(DraftDistribution.WITHOUT_REPLACEMENT), lambda *_: P3, lambda: 0.5, rule="spectr")
 
 
 def test_sample_from_never_takes_an_impossible_token():

@@ -81,7 +81,7 @@ class Chatter:
     def __init__(self):
         from likely.decoding.drafting.protocol import FIXED_ONLY
 
-        self.laws = FIXED_ONLY
+        self.distributions = FIXED_ONLY
 
     def begin(self, prompt, draw):
         return self

@@ -10,7 +10,7 @@ from statistics_of_draws import chi_square_p
 from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.drafting.protocol import FIXED_ONLY, Draft
 from likely.decoding.request import Request
-from likely.decoding.sampling import Sampling, pick, processed_logprobs, transform
+from likely.decoding.sampling import Sampling, apply_penalties, pick, processed_logprobs
 from likely.errors import CapabilityError, KvFull, ModelError
 from likely.runtimes.protocol import Want, Work
 from likely.runtimes.rows import log_softmax
@@ -32,7 +32,7 @@ def by_hand(runtime, request, sample=0):
     out, logprobs = [], []
     while len(out) < request.max_tokens and len(request.prompt) + len(out) < runtime.context_length:
         row = runtime._logits_of((*request.prompt, *out))
-        seen = transform(row, request.sampling, request.prompt, out)
+        seen = apply_penalties(row, request.sampling, request.prompt, out)
         if len(out) < request.min_tokens:
             seen = seen.copy()
             seen[END] = -np.inf
@@ -78,7 +78,7 @@ class Oracle:
     """A drafter that knows the greedy continuation."""
 
     name = "oracle"
-    laws, free = FIXED_ONLY, True
+    distributions, free = FIXED_ONLY, True
 
     def __init__(self, runtime):
         self.runtime = runtime

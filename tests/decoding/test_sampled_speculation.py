@@ -16,8 +16,8 @@ from table_drafts import TableDrafter, TableDrafts, table_runtime
 
 from likely.decoding import accept
 from likely.decoding import sequence_state as hypothesis
-from likely.decoding.drafting.model.trees import Chain, ConstantBranching, IidPaths, IidTree, StochasticBeam
 from likely.decoding.drafting.protocol import Draft, DraftDistribution
+from likely.decoding.drafting.trees.shapes import Chain, ConstantBranching, IidPaths, IidTree, StochasticBeam
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
@@ -160,7 +160,7 @@ def by_probability(draft: Draft) -> Draft:
 
 
 def as_independent(draft: Draft) -> Draft:
-    return replace(draft, law=DraftDistribution.IID)
+    return replace(draft, distribution=DraftDistribution.IID)
 
 
 def merged(draft: Draft) -> Draft:
@@ -224,23 +224,25 @@ def test_wrong_rules_are_seen(wrong, monkeypatch):
 
 
 def test_an_off_by_one_row_is_seen(monkeypatch):
-    def shifted(draft, law_at, uniform, **settings):
-        return accept.drawn_walk(draft, lambda node, path: law_at(max(node - 1, -1), path), uniform, **settings)
+    def shifted(draft, distribution_at, uniform, **settings):
+        return accept.sampled_walk(
+            draft, lambda node, path: distribution_at(max(node - 1, -1), path), uniform, **settings
+        )
 
-    monkeypatch.setattr(hypothesis, "drawn_walk", shifted)
+    monkeypatch.setattr(hypothesis, "sampled_walk", shifted)
     assert p_value(sequences(TableDrafts(Q, StochasticBeam(3, 3)), "rejection", 1536)[0]) < FALSE_ALARM
 
 
 def test_a_dropped_bonus_is_seen(monkeypatch):
     """After a fully kept path the last kept token is emitted twice, instead of one from the target's law."""
 
-    def walk(draft, law_at, uniform, **settings):
-        accepted, tokens = accept.drawn_walk(draft, law_at, uniform, **settings)
+    def walk(draft, distribution_at, uniform, **settings):
+        accepted, tokens = accept.sampled_walk(draft, distribution_at, uniform, **settings)
         if accepted and accepted[-1] not in draft.draws:
             tokens[-1] = tokens[-2]
         return accepted, tokens
 
-    monkeypatch.setattr(hypothesis, "drawn_walk", walk)
+    monkeypatch.setattr(hypothesis, "sampled_walk", walk)
     assert p_value(sequences(TableDrafts(Q, Chain(2)), "rejection", 1536)[0]) < FALSE_ALARM
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statistics_of_draws import chi_square_p
 
-from likely.decoding.sampling import Sampling, pick, processed_logprobs, transform
+from likely.decoding.sampling import Sampling, apply_penalties, pick, processed_logprobs
 from likely.runtimes.rows import log_softmax
 
 LOGITS = np.array([2.0, 1.0, 0.5, -0.3, -1.0, -np.inf, 1.0], np.float32)
@@ -56,7 +56,7 @@ def test_laws_equal_transformers(options):
         logits = (3 * rng.standard_normal(50)).astype(np.float32)
         s = Sampling(**options)
         prompt, output = [1, 2, 3], [4, 2]
-        ours = processed_logprobs(transform(logits, s, prompt, output), s)
+        ours = processed_logprobs(apply_penalties(logits, s, prompt, output), s)
         theirs = warped_by_transformers(logits, s, prompt, output)
         np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
         np.testing.assert_allclose(np.exp(ours), np.exp(theirs), atol=1e-5)
@@ -99,27 +99,27 @@ def test_impossible_tokens_are_never_drawn():
 
 def test_presence_and_frequency_penalties_count_output_only():
     s = Sampling(presence_penalty=0.5, frequency_penalty=0.25)
-    out = transform(np.zeros(5, np.float32), s, prompt=[0, 0], output=[1, 2, 2])
+    out = apply_penalties(np.zeros(5, np.float32), s, prompt=[0, 0], output=[1, 2, 2])
     np.testing.assert_allclose(out, [0, -0.75, -1.0, 0, 0])
 
 
 def test_repetition_penalty_shrinks_both_signs_of_prompt_and_output():
     s = Sampling(repetition_penalty=2.0)
-    out = transform(np.array([4, -4, 4, 4], np.float32), s, prompt=[0, 1], output=[2])
+    out = apply_penalties(np.array([4, -4, 4, 4], np.float32), s, prompt=[0, 1], output=[2])
     np.testing.assert_allclose(out, [2, -8, 2, 4])
 
 
 def test_bias_shifts_and_bans():
     s = Sampling(temperature=0, logit_bias={0: -np.inf, 3: 10.0})
-    assert pick(transform(LOGITS, s, [], []), s, sample=0, position=0) == 3
+    assert pick(apply_penalties(LOGITS, s, [], []), s, sample=0, position=0) == 3
     with pytest.raises(ValueError, match="token 99"):
-        transform(LOGITS, Sampling(logit_bias={99: 1.0}), [], [])
+        apply_penalties(LOGITS, Sampling(logit_bias={99: 1.0}), [], [])
 
 
 def test_inputs_are_not_changed():
     before = LOGITS.copy()
     s = Sampling(repetition_penalty=1.5, presence_penalty=1, logit_bias={1: 2.0}, top_p=0.5)
-    pick(transform(LOGITS, s, [0], [1]), s, sample=0, position=0)
+    pick(apply_penalties(LOGITS, s, [0], [1]), s, sample=0, position=0)
     np.testing.assert_array_equal(LOGITS, before)
 
 

@@ -68,25 +68,25 @@ def _model(target, shape=None):
 
 
 def _branching(target):
-    from likely.decoding.drafting.model.trees import ConstantBranching
+    from likely.decoding.drafting.trees.shapes import ConstantBranching
 
     return _model(target, ConstantBranching((2, 2, 1)))
 
 
 def _beam(target):
-    from likely.decoding.drafting.model.trees import StochasticBeam
+    from likely.decoding.drafting.trees.shapes import StochasticBeam
 
     return _model(target, StochasticBeam(width=3, depth=3))
 
 
 def _iid(target):
-    from likely.decoding.drafting.model.trees import IidTree
+    from likely.decoding.drafting.trees.shapes import IidTree
 
     return _model(target, IidTree((2, 2)))
 
 
 def _skip(target):
-    from likely.decoding.drafting.layer_skip import LayerSkip
+    from likely.decoding.drafting.layer_skip.drafter import LayerSkip
 
     return LayerSkip.parse("1", target)
 
@@ -108,15 +108,15 @@ def _tokenizers(target):
 
 
 def _by_text(target):
-    from likely.decoding.drafting.model.cross_tokenizer import Retokenised
+    from likely.decoding.drafting.model.cross_tokenizer import CrossTokenizerModel
 
-    return Retokenised(draft_runtime(8), *_tokenizers(target))
+    return CrossTokenizerModel(draft_runtime(8), *_tokenizers(target))
 
 
 def _shared(target):
-    from likely.decoding.drafting.model.shared_vocabulary import shared_tokens
+    from likely.decoding.drafting.model.shared_vocabulary import shared_vocabulary_model
 
-    return shared_tokens(draft_runtime(8), *_tokenizers(target), vocab_size=target.vocab_size, name="shared")
+    return shared_vocabulary_model(draft_runtime(8), *_tokenizers(target), vocab_size=target.vocab_size, name="shared")
 
 
 MADE: dict[str, Made] = {

@@ -45,7 +45,7 @@ class RandomTrees:
     """DraftSource: random trees, mostly wrong, of any shape."""
 
     name = "random trees"
-    laws, free = FIXED_ONLY, True
+    distributions, free = FIXED_ONLY, True
 
     def __init__(self, vocab: int, seed: int = 0, shape: str = "tree"):
         self.vocab, self.seed, self.shape = vocab, seed, shape

@@ -35,8 +35,8 @@ def possible(source: DraftSource, choice: str) -> bool:
     """Whether the law of the drafts allows this way of choosing; else a CapabilityError says what would work."""
     verification = CHOICES[choice].get("verification", "keyed")
     if verification == "spectr":
-        return DraftDistribution.IID in source.laws
-    return verification == "keyed" or bool(source.laws - {DraftDistribution.FIXED})
+        return DraftDistribution.IID in source.distributions
+    return verification == "keyed" or bool(source.distributions - {DraftDistribution.FIXED})
 
 
 def cases() -> list[tuple[str, str, str, int]]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from likely.decoding.drafting.model.trees import Shape
 from likely.decoding.drafting.protocol import Draft, SamplingContext
+from likely.decoding.drafting.trees.shapes import DraftShape
 from likely.runtimes.toy import ToyRuntime
 
 
@@ -23,7 +23,7 @@ def table_runtime(p: np.ndarray, *, end: int | None = None, length: int = 0, **l
     return ToyRuntime(logits_of, vocab_size=p.shape[1], **limits)
 
 
-def grow(shape: Shape, q: np.ndarray, last: int, draw: SamplingContext, position: int, budget: int) -> Draft:
+def grow(shape: DraftShape, q: np.ndarray, last: int, draw: SamplingContext, position: int, budget: int) -> Draft:
     """The draft of `shape` over q (V, V) after the token `last`."""
     with np.errstate(divide="ignore"):
         log_q = np.log(q).astype(np.float32)
@@ -45,8 +45,8 @@ class TableDrafts:
 
     name, free = "table", False
 
-    def __init__(self, q: np.ndarray, shape: Shape):
-        self.q, self.shape, self.laws = q, shape, shape.laws
+    def __init__(self, q: np.ndarray, shape: DraftShape):
+        self.q, self.shape, self.distributions = q, shape, shape.distributions
 
     def begin(self, prompt: Sequence[int], draw: SamplingContext) -> TableDrafter:
         return TableDrafter(self, list(prompt), draw)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from likely.decoding.drafting.replay import Trace
+from likely.decoding.drafting.replay import RecordedAnswer
 from likely.decoding.drafting.suffix.drafter import SuffixMemory
 from likely.evidence.study import Source
 
@@ -31,12 +31,12 @@ def texts(seed: int):
     rng = np.random.default_rng(seed)
     phrases = [rng.integers(0, 500, 12).tolist() for _ in range(20)]
     answers = [[t for k in rng.integers(0, 20, 4) for t in phrases[k]] for _ in range(24)]
-    sql = [Trace([600, 601 + i], answer, ended=True) for i, answer in enumerate(answers)]
+    sql = [RecordedAnswer([600, 601 + i], answer, ended=True) for i, answer in enumerate(answers)]
     varied = []
     for _ in range(6):
         old = rng.integers(0, 500, 60).tolist()
-        varied.append(Trace([*old, 700], [*old[:30], 701, *old[30:]], ended=True))
-    noise = [Trace([1, 2], rng.integers(0, 500, 50).tolist()) for _ in range(6)]
+        varied.append(RecordedAnswer([*old, 700], [*old[:30], 701, *old[30:]], ended=True))
+    noise = [RecordedAnswer([1, 2], rng.integers(0, 500, 50).tolist()) for _ in range(6)]
     return sql, {"varied": varied}, {"noise": noise}
 
 

@@ -60,7 +60,7 @@ class Knowing:
     """Drafts the true continuation of the first `right` tokens of each round, then rubbish: rows keep unequal parts."""
 
     name = "knowing"
-    laws, free = PromptLookup.laws, True
+    distributions, free = PromptLookup.distributions, True
 
     def __init__(self, answers):
         self.answers = answers  # prompt -> tokens

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from likely.decoding.drafting.table import drafter_help
 from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -33,10 +34,7 @@ MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens
 TemperatureOption = Annotated[float, typer.Option("--temperature", "-t", min=0.0, help="0 is greedy.")]
 DrafterOption = Annotated[
     str | None,
-    typer.Option(
-        "--drafter",
-        help="Guess ahead: lookup, copy, suffix, trigram, ngram, model:NAME, skip, auto, none; the text stays.",
-    ),
+    typer.Option("--drafter", help=drafter_help()),
 ]
 BudgetOption = Annotated[
     str, typer.Option("--draft-budget", metavar="N", help="Most guessed tokens per call; auto: as many as pay.")

@@ -1,7 +1,7 @@
-"""Which drafted tokens are kept.  Pure functions of arrays; p is the target's law, q the draft's.
+"""Which drafted tokens are kept.  Pure functions of arrays; p is the target's distribution, q the draft's.
 
 Rules M and G   `matched_walk`: the target's own pick decides; exact for any draft
-Rule R          `recursive_rejection`: exact for drawn drafts.  One candidate: speculative sampling (Leviathan et al.
+Rule R          `recursive_rejection`: exact for sampled drafts.  One candidate: speculative sampling (Leviathan et al.
                 2023, arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318); independent candidates: SpecInfer (Miao et
                 al. 2023, arXiv:2305.09781); without replacement: RSD (Jeon et al. 2024, arXiv:2402.14160)
 Rule K          `k_sequential`: SpecTr (Sun et al. 2023, arXiv:2310.15141), independent candidates
@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from likely.decoding.drafting.protocol import Draft, DraftDistribution
+from likely.metrics.checks import Floats
 
-Probabilities = NDArray[np.float64]  # (V,), sums to 1
 Uniform = Callable[[], float]  # fresh draws from [0, 1)
 
 
@@ -29,7 +28,7 @@ def matched_walk(
 
     pick(node, path) -> the target's token after `node` (-1: the root), `path` holding the drafted tokens down to it.
     It is called once per visited node.  Where a child holds the token the walk descends, so the emitted tokens are the
-    target's picks: their law is the target's whatever the draft.
+    target's picks: distributed as the target's whatever the draft.
     go_on()  asked before descending; False ends the walk with what was picked so far
     """
     children = draft.children()
@@ -46,44 +45,46 @@ def matched_walk(
         node = child
 
 
-def drawn_walk(
+def sampled_walk(
     draft: Draft,
-    law_at: Callable[[int, tuple[int, ...]], Probabilities],
+    distribution_at: Callable[[int, tuple[int, ...]], Floats],
     uniform: Uniform,
     *,
     rule: str = "rejection",
     emit: Callable[[int], None] = lambda token: None,
     go_on: Callable[[], bool] = lambda: True,
 ) -> tuple[list[int], list[int]]:
-    """As `matched_walk`, by rule R ("rejection") or K ("spectr") at each node of a drawn draft.
+    """As `matched_walk`, by rule R ("rejection") or K ("spectr") at each node of a sampled draft.
 
-    law_at(node, path) -> p (V,) after `node`.  The emitted tokens have the target's law, for every q.
-    emit(token)  is told every token as it is decided
+    distribution_at(node, path) -> p (V,) after `node`.  Emitted tokens are distributed as the target's, for every q.
+    emit(token)  called with every token as it is decided
     """
-    if draft.law is DraftDistribution.FIXED:
-        raise ValueError("rejection needs a draft that was drawn from a known q; a fixed draft takes matched_walk")
-    if rule == "spectr" and draft.law is not DraftDistribution.IID:
-        raise ValueError('the rule "spectr" needs independent candidates; this draft was drawn without replacement')
+    if draft.distribution is DraftDistribution.FIXED:
+        raise ValueError("rejection needs a draft that was sampled from a known q; a fixed draft takes matched_walk")
+    if rule == "spectr" and draft.distribution is not DraftDistribution.IID:
+        raise ValueError('the rule "spectr" needs independent candidates; this draft was sampled without replacement')
     node = -1
     path: tuple[int, ...] = ()
     accepted: list[int] = []
     while True:
-        p = law_at(node, path)
-        drawn = draft.draws.get(node, ())
-        if drawn:
-            tokens = [int(draft.tokens[c]) for c in drawn]
+        p = distribution_at(node, path)
+        children = draft.draws.get(node, ())
+        if children:
+            tokens = [int(draft.tokens[c]) for c in children]
             q = np.exp(draft.log_q[node].astype(np.float64))
             if rule == "spectr":
                 kept, p = k_sequential(p, q, tokens, uniform)
             else:
-                kept, p = recursive_rejection(p, q, tokens, uniform, replaced=draft.law is DraftDistribution.IID)
+                kept, p = recursive_rejection(
+                    p, q, tokens, uniform, replaced=draft.distribution is DraftDistribution.IID
+                )
             if kept is not None:
-                token = int(draft.tokens[drawn[kept]])
+                token = tokens[kept]
                 emit(token)
                 path = (*path, token)
                 if not go_on():
                     return accepted, list(path)
-                node = drawn[kept]
+                node = children[kept]
                 accepted.append(node)
                 continue
         token = sample_from(p, uniform())
@@ -92,11 +93,11 @@ def drawn_walk(
 
 
 def recursive_rejection(
-    p: Probabilities, q: Probabilities, candidates: Sequence[int], uniform: Uniform, *, replaced: bool
-) -> tuple[int | None, Probabilities]:
-    """Rule R at one node: (which candidate was accepted or None, the law of the correction).
+    p: Floats, q: Floats, candidates: Sequence[int], uniform: Uniform, *, replaced: bool
+) -> tuple[int | None, Floats]:
+    """Rule R at one node: (which candidate was accepted or None, distribution of the correction).
 
-    candidates  in the order drawn from q, independently (`replaced`) or without replacement
+    candidates  in the order sampled from q, independently (`replaced`) or without replacement
     Accept x when u q_k(x) < r(x), u ~ U[0, 1); after a refusal r becomes (r - q_k)+, normalised.
     """
     for k, x in enumerate(candidates):
@@ -106,7 +107,7 @@ def recursive_rejection(
     return None, p
 
 
-def _after_refusal(r: Probabilities, q: Probabilities, x: int, replaced: bool) -> tuple[Probabilities, Probabilities]:
+def _after_refusal(r: Floats, q: Floats, x: int, replaced: bool) -> tuple[Floats, Floats]:
     """What r and q_k become when x was refused."""
     residual = np.maximum(r - q, 0.0)
     total = residual.sum()
@@ -121,10 +122,8 @@ def _after_refusal(r: Probabilities, q: Probabilities, x: int, replaced: bool) -
     return r, q
 
 
-def k_sequential(
-    p: Probabilities, q: Probabilities, candidates: Sequence[int], uniform: Uniform
-) -> tuple[int | None, Probabilities]:
-    """Rule K at one node, K independent candidates: (which was accepted or None, the law of the correction)."""
+def k_sequential(p: Floats, q: Floats, candidates: Sequence[int], uniform: Uniform) -> tuple[int | None, Floats]:
+    """Rule K at one node, K independent candidates: (which was accepted or None, distribution of the correction)."""
     k = len(candidates)
     gamma = spectr_gamma(p, q, k)
     for i, x in enumerate(candidates):
@@ -139,8 +138,8 @@ def k_sequential(
 
 
 def acceptance(
-    p: Probabilities, q: Probabilities, candidates: Sequence[int], *, law: DraftDistribution, rule: str = "rejection"
-) -> Probabilities:
+    p: Floats, q: Floats, candidates: Sequence[int], *, distribution: DraftDistribution, rule: str = "rejection"
+) -> Floats:
     """(K,) the probability, given the candidates, that the k-th is the one accepted, by rule R or K ("spectr").
 
     Their sum is how likely this node's draft is of use; no uniforms are drawn.
@@ -151,11 +150,11 @@ def acceptance(
         ratio = min(1.0, p[x] / (gamma * q[x])) if q[x] > 0 else float(p[x] > 0)
         out[k], left = left * ratio, left * (1 - ratio)
         if rule != "spectr":
-            p, q = _after_refusal(p, q, x, law is DraftDistribution.IID)
+            p, q = _after_refusal(p, q, x, distribution is DraftDistribution.IID)
     return out
 
 
-def spectr_gamma(p: Probabilities, q: Probabilities, k: int) -> float:
+def spectr_gamma(p: Floats, q: Floats, k: int) -> float:
     """The γ in [1, k] with 1 - (1 - β)^k = γ β, β = Σ min(q, p / γ), by bisection."""
 
     def surplus(gamma: float) -> float:
@@ -171,7 +170,7 @@ def spectr_gamma(p: Probabilities, q: Probabilities, k: int) -> float:
     return high
 
 
-def sample_from(p: Probabilities, u: float) -> int:
+def sample_from(p: Floats, u: float) -> int:
     """The token at quantile u in [0, 1) of p (V,); never one of probability 0."""
     cumulative = np.cumsum(p)
     return int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))

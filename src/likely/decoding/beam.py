@@ -9,7 +9,7 @@ import numpy as np
 
 from likely.decoding.constraint import ConstraintDeadEnd, log_mass
 from likely.decoding.request import Finished, Request
-from likely.decoding.sequence_state import Choice, SequenceState
+from likely.decoding.sequence_state import ChosenToken, SequenceState
 from likely.runtimes.rows import log_softmax, logsumexp, top_tokens
 
 
@@ -62,9 +62,9 @@ class BeamSearch:
             raise dead[0]
         found.sort(key=lambda c: (-c[0], c[1], c[2]))
 
-        going: list[tuple[int, int, Choice]] = []
+        going: list[tuple[int, int, ChosenToken]] = []
         for rank, (score, number, token, logprob, top) in enumerate(found[: 2 * width]):
-            choice = Choice(logprob, top, score - beams[number].score, masses[number])
+            choice = ChosenToken(logprob, top, score - beams[number].score, masses[number])
             if token in self.end_ids:
                 if rank < width:
                     self._finish(beams[number], token, choice, "stop")
@@ -104,7 +104,7 @@ class BeamSearch:
             return running, [f for _, f in sorted(self.pool, key=lambda p: -p[0])[: self.request.samples]]
         return running, None
 
-    def _finish(self, beam: SequenceState, token: int, choice: Choice, reason: str) -> None:
+    def _finish(self, beam: SequenceState, token: int, choice: ChosenToken, reason: str) -> None:
         """Copy of `beam` ended by `token` into the pool; the beam itself may go on otherwise."""
         copy = SequenceState(
             beam.request_id,

@@ -1,6 +1,6 @@
 """Sequential Monte Carlo: N weighted texts of one request grow together; the light ones give way to the heavy ones.
 
-Each text is drawn from q, the model masked and renormalised token by token; its weight is the product of the masses
+Each text is sampled from q, the model masked and renormalised token by token; its weight is the product of the masses
 m = p(allowed) along it, so that weighted texts stand for the model itself given the constraint.
 """
 
@@ -10,21 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from likely.decoding.constraint import ConstraintDeadEnd, log_mass
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import generator, pick
 from likely.decoding.sequence_state import Allowed, SequenceState
 from likely.errors import ConstraintError
+from likely.metrics.checks import Floats, Ints
 from likely.runtimes.protocol import FloatArray, Output
 from likely.runtimes.rows import logsumexp
 
-Floats = NDArray[np.float64]
-
 
 def normalised(log_weights: Floats) -> Floats:
-    """Probabilities proportional to exp(log_weights) (N,); at least one must be finite."""
+    """Floats proportional to exp(log_weights) (N,); at least one must be finite."""
     weights = np.exp(log_weights - log_weights.max())
     return weights / weights.sum()
 
@@ -42,8 +40,8 @@ def effective_sample_size(log_weights: Floats) -> float:
     return float(1 / (normalised(log_weights) ** 2).sum())
 
 
-def systematic(probabilities: Floats, count: int, u: float) -> NDArray[np.int64]:
-    """How often each of N is drawn (N,), `count` draws in all, on average in proportion to `probabilities`.
+def systematic(probabilities: Floats, count: int, u: float) -> Ints:
+    """How often each of N is chosen (N,), `count` draws in all, on average in proportion to `probabilities`.
 
     One uniform u in [0, 1) places `count` equally spaced points on the cumulative probabilities.
     Kitagawa 1996, "Monte Carlo filter and smoother for non-Gaussian nonlinear state space models", appendix A.
@@ -61,9 +59,9 @@ def none_whole(count: int, max_tokens: int) -> str:
 
 @dataclass(eq=False)
 class _Particle:
-    """One text: on its way (`hypothesis`) or at its end (`finished`); log_weight with what resampling left it."""
+    """One text: on its way (`state`) or at its end (`finished`); log_weight with what resampling left it."""
 
-    hypothesis: SequenceState
+    state: SequenceState
     log_weight: float
     finished: Finished | None = None
     seen: tuple[FloatArray, Allowed | None] | None = None
@@ -77,10 +75,10 @@ class _Particle:
 class Particles:
     """The selection between two calls of the model.
 
-    A step weighs every text by the mass of what may follow it, draws N texts anew where the effective sample size is
+    A step weighs every text by the mass of what may follow it, resamples N texts where the effective sample size is
     under `threshold` N, and then picks the next token of each.  Finished texts keep their weight and wait; one that
     ended without being whole has weight 0.  The mean weight is an unbiased estimate of p(constraint | prompt) whether
-    or not texts were drawn anew (Del Moral 2004, "Feynman-Kac Formulae", section 7.4.1).  The mass after a text is
+    or not texts were resampled (Del Moral 2004, "Feynman-Kac Formulae", section 7.4.1).  The mass after a text is
     known before its next token is, so copies part at once (the "fully adapted" filter of Pitt and Shephard 1999).
     """
 
@@ -93,14 +91,14 @@ class Particles:
 
     def select(
         self,
-        hypotheses: list[SequenceState],
+        states: list[SequenceState],
         fork: Callable[[SequenceState], SequenceState],
         drop: Callable[[SequenceState], None],
         advance_text: Callable[[SequenceState, int], tuple[str | None, str]],
     ) -> tuple[list[SequenceState], list[Finished] | None]:
-        """(texts that go on, all N once every one has ended).  Every hypothesis has its row of logits."""
+        """(texts that go on, all N once every one has ended).  Every state has its row of logits."""
         if not self._all:
-            self._begin(hypotheses[0], fork)
+            self._begin(states[0], fork)
         for particle in self._all:
             if particle.alive and particle.seen is None:
                 try:
@@ -115,7 +113,7 @@ class Particles:
         for particle in self._all:
             if particle.alive:
                 self._advance(particle, drop, advance_text)
-        going = [p.hypothesis for p in self._all if p.alive]
+        going = [p.state for p in self._all if p.alive]
         if all(p.log_weight == -np.inf for p in self._all):
             raise ConstraintError(none_whole(len(self._all), self.request.max_tokens))
         if going:
@@ -135,34 +133,34 @@ class Particles:
     def _copy(self, particle: _Particle, fork: Callable[[SequenceState], SequenceState]) -> _Particle:
         """The same text with the same weight, and noise of its own from here on."""
         if not particle.alive:
-            return _Particle(particle.hypothesis, particle.log_weight, particle.finished)
-        hypothesis = fork(particle.hypothesis)
-        hypothesis.sample, hypothesis.row = self._fresh, particle.hypothesis.row
+            return _Particle(particle.state, particle.log_weight, particle.finished)
+        state = fork(particle.state)
+        state.sample, state.row = self._fresh, particle.state.row
         self._fresh += 1
-        assert hypothesis.constraint is not None
-        hypothesis.constraint.allowed(self.request.max_tokens - len(hypothesis.tokens))  # `permits` goes by it
-        return _Particle(hypothesis, particle.log_weight, seen=particle.seen)
+        assert state.constraint is not None
+        state.constraint.allowed(self.request.max_tokens - len(state.tokens))  # `permits` goes by it
+        return _Particle(state, particle.log_weight, seen=particle.seen)
 
     def _weigh(self, particle: _Particle) -> None:
-        hypothesis = particle.hypothesis
-        assert hypothesis.row is not None
-        row, allowed = hypothesis.row_for_choice(hypothesis.row, (), self.end_ids)
-        particle.seen = hypothesis.held(row, allowed, ()), allowed
+        state = particle.state
+        assert state.row is not None
+        row, allowed = state.row_for_choice(state.row, (), self.end_ids)
+        particle.seen = state.held(row, allowed, ()), allowed
         assert allowed is not None
-        particle.log_weight += log_mass(hypothesis.row, allowed, logsumexp(hypothesis.row))
+        particle.log_weight += log_mass(state.row, allowed, logsumexp(state.row))
 
     def _resample(
         self, weights: Floats, fork: Callable[[SequenceState], SequenceState], drop: Callable[[SequenceState], None]
     ) -> None:
-        """N texts drawn by weight, each with the mean weight; the first copy of a text is the text itself."""
-        position = len(self.request.prompt) + max(len(p.hypothesis.tokens) for p in self._all)
+        """N texts resampled by weight, each with the mean weight; the first copy of a text is the text itself."""
+        position = len(self.request.prompt) + max(len(p.state.tokens) for p in self._all)
         draws = generator(self.request.sampling.seed, self.request.first_sample, position, "resample")
         counts = systematic(normalised(weights), len(weights), draws.random())
         mean = log_mean(weights)
         kept = []
         for particle, count in zip(self._all, counts.tolist(), strict=True):
             if not count and particle.alive:
-                drop(particle.hypothesis)  # before any fork: its room may be needed
+                drop(particle.state)  # before any fork: its room may be needed
         for particle, count in zip(self._all, counts.tolist(), strict=True):
             if count:
                 particle.log_weight = mean
@@ -176,29 +174,29 @@ class Particles:
         drop: Callable[[SequenceState], None],
         advance_text: Callable[[SequenceState, int], tuple[str | None, str]],
     ) -> None:
-        hypothesis, seen = particle.hypothesis, particle.seen
-        assert hypothesis.row is not None and hypothesis.constraint is not None and seen is not None
+        state, seen = particle.state, particle.seen
+        assert state.row is not None and state.constraint is not None and seen is not None
         row, allowed = seen
-        noise = {"sample": hypothesis.sample, "position": hypothesis.position}
+        noise = {"sample": state.sample, "position": state.position}
         token = pick(row, self.request.sampling, **noise)
-        while not hypothesis.constraint.permits(token):  # judged only now: `approximate` says so
+        while not state.constraint.permits(token):  # judged only now: `approximate` says so
             assert allowed is not None
             allowed[token] = False
-            row = hypothesis.held(row, allowed, ())
+            row = state.held(row, allowed, ())
             token = pick(row, self.request.sampling, **noise)
-        hypothesis.constraint.advance(token)
-        hypothesis.append(token, hypothesis.report(Output(logits=hypothesis.row[None]), 0, token, seen))
-        hypothesis.row = particle.seen = None
-        hypothesis.continue_with(token)
-        reason, _ = advance_text(hypothesis, token)
+        state.constraint.advance(token)
+        state.append(token, state.report(Output(logits=state.row[None]), 0, token, seen))
+        state.row = particle.seen = None
+        state.continue_with(token)
+        reason, _ = advance_text(state, token)
         if reason:
             self._end(particle, reason, drop)
 
     def _end(self, particle: _Particle, reason: str, drop: Callable[[SequenceState], None]) -> None:
-        hypothesis = particle.hypothesis
-        hypothesis.stream.finish()
-        hypothesis.row = None
-        particle.finished = hypothesis.finished(reason)
-        drop(hypothesis)
+        state = particle.state
+        state.stream.finish()
+        state.row = None
+        particle.finished = state.finished(reason)
+        drop(state)
         if not particle.finished.complete:
             particle.log_weight = -np.inf

@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 from likely.decoding.constraint import Constraint, LogitsProcessor
 from likely.decoding.drafting.protocol import FIXED_ONLY, DraftDistribution, DraftSource, SamplingContext, Verification
+from likely.decoding.drafting.table import drafter_names
 from likely.decoding.sampling import Sampling
-from likely.errors import CapabilityError
+from likely.errors import CapabilityError, ModelError
+from likely.runtimes.kinds import kinds_with
+from likely.runtimes.protocol import Runtime, Sequence
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class Request:
     particles      > 0: sequential Monte Carlo under the constraint with this many weighted texts, all of them returned
     drafter        speculation: guesses that cost no quality
     draft_budget   most drafted tokens per call; "auto": as many as pay, none if none do
-    verification   "keyed": the tokens are the same with any drafter (rules M and G).  "rejection", "spectr": the law is
-                   the same, the tokens depend on the drafter (rules R and K); for drafters that draw from a known q
-    constraint     what the text must look like, in its first state;  logits_processors: soft changes of the logits, in order
+    verification   "keyed": the tokens are the same with any drafter (rules M and G).  "rejection", "spectr": their
+                   distribution is the same, the tokens depend on the drafter (rules R and K); for drafters that sample
+                   from a known q
+    constraint     what the text must look like, in its first state
+    logits_processors  changes of the logits, in order
     form           for the caller: what the constraint was made from
     healed         bytes of the prompt that are written anew before the text begins (token healing); None: not asked for
-    top_logprobs   alternatives per position;  processed: also logprobs of the law sampled from
+    top_logprobs   alternatives per position;  processed: also logprobs of the distribution sampled from
     """
 
     prompt: tuple[int, ...]
@@ -74,10 +79,11 @@ class Request:
             raise ValueError(f'verification must be "keyed", "rejection" or "spectr", got {self.verification!r}')
         if self.drafter is not None and self.verification != "keyed":
             needed = {DraftDistribution.IID} if self.verification == "spectr" else set(DraftDistribution) - FIXED_ONLY
-            if not needed & self.drafter.laws:
+            if not needed & self.drafter.distributions:
+                able = ", ".join(drafter_names(lambda entry: entry.known_distribution))
                 raise CapabilityError(
-                    f'verification="{self.verification}" needs a drafter that draws from a known q, as ngram and '
-                    f'model:NAME do; {self.drafter.name} does not: use verification="keyed"'
+                    f'verification="{self.verification}" needs a drafter that samples from a known q ({able}); '
+                    f'{self.drafter.name} does not: use verification="keyed"'
                 )
         if self.beams:
             if self.samples > self.beams:
@@ -96,8 +102,8 @@ class Request:
                 raise ValueError("particles come without samples= and beams=")
             if self.logits_processors:
                 raise CapabilityError(
-                    'particles (sampler="smc") weigh the model\'s own law: drop contrast= and logits_processors=, or draw '
-                    "without particles"
+                    'particles (sampler="smc") weigh the model\'s own distribution: drop contrast= and '
+                    "logits_processors=, or sample without particles"
                 )
             if self.drafter is not None:
                 raise CapabilityError(
@@ -109,8 +115,44 @@ class Request:
         """Whether its continuations are chosen among each other after every step."""
         return bool(self.beams or self.particles)
 
-    def draw(self, sample: int) -> SamplingContext:
-        """What drafters need to know about the target's choices."""
+    def check_runtime(self, runtime: Runtime, held: Sequence | None = None) -> None:
+        """Raises if the request can never run here.
+
+        held  a sequence of the runtime that keeps the first tokens of the prompt
+        """
+        if len(self.prompt) >= runtime.context_length:
+            raise ModelError(
+                f"the prompt has {len(self.prompt)} tokens; this model's context is {runtime.context_length}: "
+                f"shorten it or load the model with a larger context="
+            )
+        bad = [t for t in self.prompt if not 0 <= t < runtime.vocab_size]
+        if bad:
+            raise ValueError(f"token id {bad[0]} is outside 0..{runtime.vocab_size - 1}")
+        worst = max(self.sampling.logit_bias, default=0)
+        if worst >= runtime.vocab_size:
+            raise ValueError(f"logit_bias names token {worst}, the vocabulary has {runtime.vocab_size}")
+        if max(self.samples, self.beams, self.particles) > 1 and not runtime.capabilities.fork:
+            raise CapabilityError(f"several samples from one prompt need a runtime that forks: {kinds_with('fork')}")
+        if self.drafter is not None and not runtime.capabilities.trees:
+            raise CapabilityError(f"drafts need a runtime with pending tokens: {kinds_with('trees')}")
+        constraint = self.constraint
+        if constraint is not None and constraint.vocab_size != runtime.vocab_size:
+            raise ValueError(
+                f"the constraint was made for {constraint.vocab_size} tokens, this model has {runtime.vocab_size}"
+            )
+        if getattr(constraint, "judges_late", False) and (self.selects or self.verification != "keyed"):
+            raise CapabilityError(
+                'a monitor that judges tokens when they are chosen takes no beams and only verification="keyed": use '
+                'across_trigger="split" and no arity monitor'
+            )
+        if held is not None and (held.pending or held.length >= len(self.prompt)):
+            raise ValueError(
+                f"held must keep fewer than the prompt's {len(self.prompt)} tokens and nothing pending, "
+                f"it keeps {held.length} (pending: {held.pending})"
+            )
+
+    def sampling_context(self, sample: int) -> SamplingContext:
+        """What a drafter knows of how the target samples."""
         return SamplingContext(self.sampling, sample, self.verification)
 
 
@@ -138,9 +180,9 @@ class Finished:
     log_masses   with a constraint: log of the model's probability of the tokens allowed at each position
     complete     with a constraint: whether the text is whole in its language; one that was cut is not
     approximate  with a constraint: whether some set of allowed tokens was not the exact one
-    steering     what the first transform that keeps a record (`steps`) noted per token
+    steering     what the first logits processor that keeps a record (`steps`) noted per token
     particle_log_weight  of a particle: log of its weight; the mean weight of all estimates p(constraint | prompt)
-    resamplings  of a particle: how often all were drawn anew
+    resamplings  of a particle: how often all were resampled
     """
 
     reason: str

@@ -1,7 +1,9 @@
-"""Keyed Gumbel noise: a portable counter hash of (seed, sample, position, token id).
+"""How a next token is chosen from a row of logits: settings, logits transforms as pure functions, and keyed noise.
 
-Sampling with it makes the text a function of (model, prompt, settings, seed): not of drafts, batch companions,
-runtime or the order in which logits were computed.  The same numbers come out on every machine.
+Order, as in transformers: penalties, bias, temperature, top-k, top-p, min-p, typical.  Greedy is temperature 0.
+Sampling takes the argmax of logits plus Gumbel noise that is a hash of (seed, sample, position, token id), the same on
+every machine: the text is a function of model, prompt, settings and seed, not of drafts, batch companions or the order
+in which logits were computed.
 """
 
 from __future__ import annotations
@@ -15,71 +17,6 @@ import numpy as np
 
 from likely.runtimes.protocol import FloatArray, IntArray
 from likely.runtimes.rows import logsumexp
-
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_LARGEST_BELOW_ONE = np.float32(1 - 2**-24)
-
-
-def stream_key(seed: int, sample: int, position: int) -> int:
-    """64 well-mixed bits for one emitted token (three rounds of the splitmix64 finaliser, one per argument)."""
-    key = 0
-    for part in (seed, sample, position):
-        key = (key + (part & _MASK) * 2 + 1) * _GOLDEN & _MASK
-        key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-        key = (key ^ key >> 27) * 0x94D049BB133111EB & _MASK
-        key ^= key >> 31
-    return key
-
-
-def _mix32(h: np.ndarray) -> np.ndarray:
-    """In-place 32-bit finaliser with low bias (constants of the public-domain "lowbias32")."""
-    h ^= h >> np.uint32(16)
-    h *= np.uint32(0x7FEB352D)
-    h ^= h >> np.uint32(15)
-    h *= np.uint32(0x846CA68B)
-    h ^= h >> np.uint32(16)
-    return h
-
-
-def uniform_bits(key: int, ids: IntArray) -> np.ndarray:
-    """(len(ids),) uint32, one per token id."""
-    low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
-    with np.errstate(over="ignore"):
-        h = ids.astype(np.uint32) * np.uint32(0x9E3779B9) + low
-        _mix32(h)
-        h ^= high
-        return _mix32(h)
-
-
-def gumbel(seed: int, sample: int, position: int, ids: IntArray) -> FloatArray:
-    """Standard Gumbel noise g, one per id: argmax over ids of (log p + g) is a draw from p.
-
-    g = -log(E), E = -log(1 - u), u = (h + ½)/2³² exact near 0, where E is small and g is large: fp32 keeps full
-    resolution in the tail that decides the winner.  g <= 22.9, so an event of probability below 2^-32 per token is
-    never drawn against its odds.
-    """
-    u = (uniform_bits(stream_key(seed, sample, position), ids).astype(np.float32) + np.float32(0.5)) * np.float32(
-        2**-32
-    )
-    np.minimum(u, _LARGEST_BELOW_ONE, out=u)  # the cast to fp32 may round up to 1
-    np.negative(u, out=u)
-    np.log1p(u, out=u)
-    np.negative(u, out=u)
-    np.log(u, out=u)
-    return np.negative(u, out=u)
-
-
-def generator(seed: int, sample: int, position: int, purpose: str) -> np.random.Generator:
-    """Independent random numbers for one round and one purpose ("accept", "draft", ...), the same on every machine."""
-    salt = int.from_bytes(purpose.encode()[:8].ljust(8, b"\0"), "little")
-    return np.random.Generator(np.random.Philox(key=stream_key(seed, sample, position) | salt << 64))
-
-
-# --- How a next token is chosen from a row of logits: settings, transforms as pure functions, and the keyed draw.
-#
-# Order, as in transformers: penalties, bias, temperature, top-k, top-p, min-p, typical.  Greedy is temperature 0.
-
 
 _NONE: Mapping[int, float] = MappingProxyType({})
 
@@ -233,7 +170,7 @@ def _softmax(values: FloatArray) -> np.ndarray:
     return p / p.sum()
 
 
-def transform(logits: FloatArray, settings: Sampling, prompt: Sequence[int], output: Sequence[int]) -> FloatArray:
+def apply_penalties(logits: FloatArray, settings: Sampling, prompt: Sequence[int], output: Sequence[int]) -> FloatArray:
     """Penalised and biased logits (V,): everything that happens before temperature and truncation."""
     if settings.has_penalties:
         logits = penalise(logits, settings, prompt, output)
@@ -246,7 +183,7 @@ def pick(logits: FloatArray, settings: Sampling, *, sample: int, position: int) 
     """The token that the sampler emits at this position, a function of its arguments alone (rule G when sampling).
 
     logits (V,) already transformed.  Greedy: the argmax, ties to the smaller id.  Otherwise
-    argmax over kept ids of (logit / T + g), g keyed by (seed, sample, position, id): a draw from the truncated law.
+    argmax over kept ids of (logit / T + g), g keyed by (seed, sample, position, id): a draw from what truncation left.
     """
     if settings.greedy:
         return int(logits.argmax())
@@ -255,7 +192,7 @@ def pick(logits: FloatArray, settings: Sampling, *, sample: int, position: int) 
 
 
 def processed_logprobs(logits: FloatArray, settings: Sampling) -> FloatArray:
-    """Log-probabilities (V,) of the law that `pick` draws from; -inf outside it."""
+    """Log-probabilities (V,) of the distribution that `pick` samples from; -inf outside it."""
     out = np.full(len(logits), -np.inf, np.float32)
     if settings.greedy:
         out[logits.argmax()] = 0.0
@@ -263,3 +200,65 @@ def processed_logprobs(logits: FloatArray, settings: Sampling) -> FloatArray:
     ids, values = _kept(logits, settings)
     out[ids] = values - np.float32(logsumexp(values))
     return out
+
+
+# --- keyed noise ------------------------------------------------------------------------------------------------------
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_LARGEST_BELOW_ONE = np.float32(1 - 2**-24)
+
+
+def stream_key(seed: int, sample: int, position: int) -> int:
+    """64 well-mixed bits for one emitted token (three rounds of the splitmix64 finaliser, one per argument)."""
+    key = 0
+    for part in (seed, sample, position):
+        key = (key + (part & _MASK) * 2 + 1) * _GOLDEN & _MASK
+        key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        key = (key ^ key >> 27) * 0x94D049BB133111EB & _MASK
+        key ^= key >> 31
+    return key
+
+
+def _mix32(h: np.ndarray) -> np.ndarray:
+    """In-place 32-bit finaliser with low bias (constants of the public-domain "lowbias32")."""
+    h ^= h >> np.uint32(16)
+    h *= np.uint32(0x7FEB352D)
+    h ^= h >> np.uint32(15)
+    h *= np.uint32(0x846CA68B)
+    h ^= h >> np.uint32(16)
+    return h
+
+
+def uniform_bits(key: int, ids: IntArray) -> np.ndarray:
+    """(len(ids),) uint32, one per token id."""
+    low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
+    with np.errstate(over="ignore"):
+        h = ids.astype(np.uint32) * np.uint32(0x9E3779B9) + low
+        _mix32(h)
+        h ^= high
+        return _mix32(h)
+
+
+def gumbel(seed: int, sample: int, position: int, ids: IntArray) -> FloatArray:
+    """Standard Gumbel noise g, one per id: argmax over ids of (log p + g) is a draw from p.
+
+    g = -log(E), E = -log(1 - u), u = (h + ½)/2³² exact near 0, where E is small and g is large: fp32 keeps full
+    resolution in the tail that decides the winner.  g <= 22.9, so an event of probability below 2^-32 per token is
+    never drawn against its odds.
+    """
+    u = (uniform_bits(stream_key(seed, sample, position), ids).astype(np.float32) + np.float32(0.5)) * np.float32(
+        2**-32
+    )
+    np.minimum(u, _LARGEST_BELOW_ONE, out=u)  # the cast to fp32 may round up to 1
+    np.negative(u, out=u)
+    np.log1p(u, out=u)
+    np.negative(u, out=u)
+    np.log(u, out=u)
+    return np.negative(u, out=u)
+
+
+def generator(seed: int, sample: int, position: int, purpose: str) -> np.random.Generator:
+    """Independent random numbers for one round and one purpose ("accept", "draft", ...), the same on every machine."""
+    salt = int.from_bytes(purpose.encode()[:8].ljust(8, b"\0"), "little")
+    return np.random.Generator(np.random.Philox(key=stream_key(seed, sample, position) | salt << 64))

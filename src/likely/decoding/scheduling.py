@@ -1,27 +1,203 @@
-"""Who takes part in a step: requests of equal length together, so that their caches stack without padding (EXSPEC).
-
-Zhang et al. 2025, arXiv:2510.22876: a window over the queue, from which each step takes sequences of one length.
-Whoever is chosen, the text of a request is the same.
-"""
+"""Who takes part in a step: admission of waiting requests, policies, and what happens when there is no room."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from likely.decoding.request import Request
+from likely.decoding.beam import BeamSearch
+from likely.decoding.particles import Particles
+from likely.decoding.request import Event, Request
 from likely.decoding.sequence_state import SequenceState
+from likely.decoding.text import TextStream
+from likely.errors import KvFull
+from likely.runtimes.protocol import Runtime
+from likely.runtimes.protocol import Sequence as Held
+
+ROOM_AHEAD = 16  # tokens kept free per running sample when a request is admitted
 
 
-class Policy(Protocol):
-    """What the loop asks before each step."""
+@dataclass(eq=False)
+class ActiveRequest:
+    """A request that waits or runs, with the state of each of its samples."""
+
+    id: int
+    request: Request
+    states: list[SequenceState]
+    select: BeamSearch | Particles | None = None  # what is kept after each step; None: every sample by itself
+
+    @classmethod
+    def begin(
+        cls, number: int, request: Request, held: Held | None, *, runtime: Runtime, end_ids: frozenset[int]
+    ) -> ActiveRequest:
+        """One state, from which samples are split off; held: a sequence that keeps the first tokens of the prompt."""
+        state = SequenceState(
+            number,
+            request,
+            request.first_sample,
+            list(request.prompt[held.length if held else 0 :]),
+            TextStream(request.stop, len(request.healed or b"")),
+            held,
+            waiting_for=1 if request.selects else request.samples,
+            constraint=request.constraint.fork() if request.constraint else None,
+            logits_processors=tuple(p.begin(runtime, request.prompt) for p in request.logits_processors),
+        )
+        select: BeamSearch | Particles | None = None
+        if request.beams:
+            select = BeamSearch(request, end_ids | request.stop_tokens)
+        elif request.particles:
+            select = Particles(request, end_ids)
+        return cls(number, request, [state], select)
+
+
+class SchedulingPolicy(Protocol):
+    """What the scheduler asks before each step."""
 
     def admits(self, running: int) -> bool: ...  # whether a further request joins the `running` continuations
     def choose(self, ready: Sequence[SequenceState]) -> list[SequenceState]: ...  # some of them, at least one
 
 
+@dataclass(eq=False)
+class Scheduler:
+    """Requests that wait and that run, each in the order of arrival.
+
+    One that finds no room for its tokens goes back to the queue, to be computed anew; alone, it ends with the error.
+    """
+
+    runtime: Runtime
+    policy: SchedulingPolicy | None = None
+    waiting: list[ActiveRequest] = field(default_factory=list)
+    running: list[ActiveRequest] = field(default_factory=list)
+
+    def participants(self) -> list[SequenceState]:
+        """Who takes part in the next step."""
+        self._admit()
+        active = [state for each in self.running for state in each.states]
+        if self.policy and active:
+            active = self.policy.choose([state for state in active if state.row is None])
+        if len(active) > 1:  # one whose constraint waits for an analysis keeps nobody else waiting
+            active = [state for state in active if state.ready and state.row is None]
+            if not active:  # all wait: whoever is answered first goes on
+                time.sleep(0.001)
+        return active
+
+    def _admit(self) -> None:
+        """Waiting requests begin in order, while their sequences and prompts fit beside the running ones."""
+        while self.waiting:
+            if self.policy and not self.policy.admits(sum(len(each.states) for each in self.running)):
+                return
+            first = self.waiting[0]
+            need = sum(len(state.todo) * (1 + len(state.logits_processors)) for state in first.states)
+            ahead = ROOM_AHEAD * sum(len(each.states) for each in self.running)
+            if self.running and self.runtime.free_tokens() < need + ahead:
+                return
+            try:
+                first.states[0].sequence = first.states[0].sequence or self.runtime.open()
+                request = first.request
+                for state in first.states:
+                    if state.drafter is None and request.drafter is not None:
+                        state.drafter = request.drafter.begin(request.prompt, request.sampling_context(state.sample))
+            except KvFull:
+                self._give_up_place(first)
+                if self.running:
+                    return
+                raise
+            self.running.append(self.waiting.pop(0))
+
+    def owner(self, state: SequenceState) -> ActiveRequest:
+        return next(each for each in self.running if each.id == state.request_id)
+
+    # --- want of room ---------------------------------------------------------------------------------------------
+
+    def make_room(self, active: list[SequenceState], full: KvFull) -> tuple[list[SequenceState], list[Event]]:
+        """Put off the youngest running request: (who still takes part, its errors if it was alone)."""
+        youngest = self.running[-1]
+        events = self.put_off(youngest, full)
+        return [state for state in active if state.request_id != youngest.id], events
+
+    def put_off(self, active: ActiveRequest, full: KvFull) -> list[Event]:
+        """Back to the queue, its tokens kept; alone, it ends with the error."""
+        self._give_up_place(active)
+        self.running.remove(active)
+        if self.running:
+            self.waiting.insert(0, active)
+            return []
+        events = [Event(active.id, state.sample, error=full) for state in active.states]
+        self.release(active)
+        return events
+
+    def _give_up_place(self, active: ActiveRequest) -> None:
+        """Close its sequences; everything is to be computed anew."""
+        for state in active.states:
+            self.close_sequence(state)
+            state.todo = [*active.request.prompt, *state.tokens]
+            state.row = None
+
+    def fork_sequence(self, state: SequenceState) -> Held | None:
+        """A fork of its sequence; None for want of room: it is then computed anew when there is some."""
+        if state.sequence is None:
+            return None
+        try:
+            return self.runtime.fork(state.sequence)
+        except KvFull:
+            return None
+
+    # --- endings --------------------------------------------------------------------------------------------------
+
+    def close_sequence(self, state: SequenceState) -> None:
+        for processor in state.logits_processors:
+            processor.drop()
+        if state.sequence is not None:
+            self.runtime.close(state.sequence)
+            state.sequence = None
+
+    def drop(self, state: SequenceState) -> None:
+        """One sample has ended."""
+        self.close_sequence(state)
+        if state.drafter:
+            state.drafter.end()
+        owner = self.owner(state)
+        owner.states = [other for other in owner.states if other is not state]
+
+    def release(self, active: ActiveRequest) -> None:
+        """All samples of a request have ended."""
+        for state in active.states:
+            self.close_sequence(state)
+            state.dropped = True
+            if state.drafter:
+                state.drafter.end()
+        active.states = []
+
+    def remove_ended(self) -> None:
+        self.running = [each for each in self.running if each.states]
+
+    def cancel(self, number: int) -> list[Event]:
+        """End every sample of a request, also those not yet split off, with the text so far."""
+        events = []
+        for group in (self.running, self.waiting):
+            for active in [each for each in group if each.id == number]:
+                for state in active.states:
+                    text = state.stream.finish()
+                    for i in range(state.waiting_for):
+                        finish = state.finished("cancelled")
+                        events.append(Event(active.id, state.sample + i, text, finish=finish))
+                self.release(active)
+                group.remove(active)
+        return events
+
+    def close(self) -> None:
+        """Drop everything."""
+        for active in (*self.running, *self.waiting):
+            self.release(active)
+        self.running, self.waiting = [], []
+
+
 class SameLength:
-    """At most `batch_size` continuations per step out of a window of `window`, of equal length where there are enough.
+    """Requests of equal length together, so that their caches stack without padding (EXSPEC).
+
+    At most `batch_size` continuations per step out of a window of `window`, of equal length where there are enough.
 
     A step takes the first length that `batch_size` members of the window share.  Where none is shared by as many, the
     paper takes any; here the shortest go first, so that they catch up with the others and lengths meet more often.
@@ -29,6 +205,7 @@ class SameLength:
     its length if they fill the batch, so that no odd length waits while others fill groups.
 
     Length means tokens kept in the cache.  The paper's commands use batch_size=16, window=48, prompts sorted by length.
+    Whoever is chosen, the text of a request is the same.  Zhang et al. 2025, arXiv:2510.22876.
     """
 
     def __init__(self, *, batch_size: int = 8, window: int = 24, patience: int = 16):
@@ -45,14 +222,14 @@ class SameLength:
         return running < self.window
 
     def choose(self, ready: Sequence[SequenceState]) -> list[SequenceState]:
-        waited = {h: self._waited.get(h, 0) for h in ready}
-        order = sorted(ready, key=lambda h: -waited[h])  # stable: equals stay in the order of the window
-        overdue = [h for h in order if waited[h] >= self.patience]
+        waited = {state: self._waited.get(state, 0) for state in ready}
+        order = sorted(ready, key=lambda state: -waited[state])  # stable: equals stay in the order of the window
+        overdue = [state for state in order if waited[state] >= self.patience]
         chosen = self._group(order, only=kept(overdue[0]) if overdue else None)
         if not chosen:
             chosen = [*overdue, *self._rest(order[len(overdue) :])][: self.batch_size]
         taken = set(chosen)
-        self._waited = {h: 0 if h in taken else waited[h] + 1 for h in ready}
+        self._waited = {state: 0 if state in taken else waited[state] + 1 for state in ready}
         return chosen
 
     def _rest(self, order: Sequence[SequenceState]) -> list[SequenceState]:
@@ -62,20 +239,20 @@ class SameLength:
     def _group(self, order: Sequence[SequenceState], only: int | None) -> list[SequenceState]:
         """The first `batch_size` members of one length (of length `only`, if given); [] if no length has as many."""
         groups: dict[int, list[SequenceState]] = {}
-        for hypothesis in order:
-            length = kept(hypothesis)
+        for state in order:
+            length = kept(state)
             if only is not None and length != only:
                 continue
             group = groups.setdefault(length, [])
-            group.append(hypothesis)
+            group.append(state)
             if len(group) == self.batch_size:
                 return group
         return []
 
 
-def kept(hypothesis: SequenceState) -> int:
+def kept(state: SequenceState) -> int:
     """Tokens in its cache."""
-    return hypothesis.sequence.length if hypothesis.sequence is not None else 0
+    return state.sequence.length if state.sequence is not None else 0
 
 
 def by_prompt_length(requests: Iterable[Request]) -> list[Request]:

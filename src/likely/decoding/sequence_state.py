@@ -9,14 +9,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.decoding.accept import Probabilities, drawn_walk, matched_walk
+from likely.decoding.accept import matched_walk, sampled_walk
 from likely.decoding.constraint import Constraint, ConstraintDeadEnd, LogitsProcessor, log_mass, only, unpack
 from likely.decoding.drafting.budget import AcceptanceTracker
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, Drafter
 from likely.decoding.request import Finished, Request
-from likely.decoding.sampling import generator, pick, processed_logprobs, transform
+from likely.decoding.sampling import apply_penalties, generator, pick, processed_logprobs
 from likely.decoding.text import TextStream
 from likely.errors import KvFull
+from likely.metrics.checks import Floats
 from likely.runtimes.protocol import FloatArray, Output, Sequence, Want
 from likely.runtimes.rows import logsumexp, top_tokens
 
@@ -50,14 +51,14 @@ class SequenceState:
     target_calls: int = 0
     proposed: int = 0
     rounds: list[int] = field(default_factory=list)  # per call that emitted: how many drafted tokens were kept
-    shadow: AcceptanceTracker | None = None
+    tracker: AcceptanceTracker | None = None
     waiting_for: int = 1  # samples that will be split off this one when its first row is there
     row: FloatArray | None = None  # beams, particles: the row to choose from
     dropped: bool = False
 
     @property
     def score(self) -> float:
-        """Beam search ranks by the law after penalties and bias; beams always record it."""
+        """Beam search ranks by logprobs after penalties and bias; beams always record them."""
         return sum(self.processed)
 
     @property
@@ -74,7 +75,7 @@ class SequenceState:
     def ready(self) -> bool:
         """False while something outside of the model is asked about the text."""
         return (self.constraint is None or self.constraint.ready()) and all(
-            soft.ready() for soft in self.logits_processors if hasattr(soft, "ready")
+            processor.ready() for processor in self.logits_processors if hasattr(processor, "ready")
         )
 
     @property
@@ -140,11 +141,11 @@ class SequenceState:
                 logits = logits.copy()
                 logits[banned] = -np.inf
             logits = self.held(logits, allowed, path)
-            for soft in self.logits_processors:
-                logits = soft.apply(path, logits)
+            for processor in self.logits_processors:
+                logits = processor.apply(path, logits)
         # only penalties look at the text so far: without them a long one is not copied for every token
         output = [*self.tokens, *path] if sampling.has_penalties else ()
-        row = transform(logits, sampling, self.request.prompt, output)
+        row = apply_penalties(logits, sampling, self.request.prompt, output)
         if early:
             row = row.copy() if row is logits else row
             row[early] = -np.inf
@@ -160,7 +161,7 @@ class SequenceState:
             raise ConstraintDeadEnd(written, self.stream.text, why)
         return row
 
-    def choose(self, output: Output, end_ids: frozenset[int]) -> tuple[list[int], list[int], list[Choice]]:
+    def choose(self, output: Output, end_ids: frozenset[int]) -> tuple[list[int], list[int], list[ChosenToken]]:
         """(nodes of the draft that were kept, emitted tokens, what is to be reported about each).
 
         Row 0 of the output belongs to the newest token, row i + 1 to draft node i; a chunk of prefill has one row.
@@ -202,7 +203,7 @@ class SequenceState:
             emit(token)
             return token
 
-        def law_at(node: int, path: tuple[int, ...]) -> Probabilities:
+        def distribution_at(node: int, path: tuple[int, ...]) -> Floats:
             assert output.logits is not None
             row, allowed = self.row_for_choice(output.logits[node + 1], path, end_ids)
             seen.append((row, allowed))
@@ -211,12 +212,12 @@ class SequenceState:
 
         rule, draft = self.request.verification, self.draft
         try:
-            if rule == "keyed" or draft.law is DraftDistribution.FIXED:
+            if rule == "keyed" or draft.distribution is DraftDistribution.FIXED:
                 accepted, tokens = matched_walk(draft, pick_at, go_on)
             else:
                 draws = generator(self.request.sampling.seed, self.sample, self.position, "accept")
-                accepted, tokens = drawn_walk(draft, law_at, draws.random, rule=rule, emit=emit, go_on=go_on)
-        except KvFull:  # a transform found no room: nothing was chosen
+                accepted, tokens = sampled_walk(draft, distribution_at, draws.random, rule=rule, emit=emit, go_on=go_on)
+        except KvFull:  # a logits processor found no room: nothing was chosen
             if constraint:
                 constraint.rollback(taken)
             raise
@@ -224,11 +225,13 @@ class SequenceState:
         choices = [self.report(output, *each) for each in zip(rows, tokens, seen, strict=True)]
         return accepted, tokens, choices
 
-    def report(self, output: Output, row: int, token: int, seen: tuple[FloatArray, Allowed | None] | None) -> Choice:
+    def report(
+        self, output: Output, row: int, token: int, seen: tuple[FloatArray, Allowed | None] | None
+    ) -> ChosenToken:
         """What is to be said of `token`, chosen by this row of the output; seen: what `row_for_choice` gave."""
         if output.logits is None or seen is None:
             ids, logprobs = output.top_ids[row], output.top_logprobs[row]  # type: ignore[index]
-            return Choice(float(logprobs[0]), list(zip(ids.tolist(), logprobs.tolist(), strict=True)))
+            return ChosenToken(float(logprobs[0]), list(zip(ids.tolist(), logprobs.tolist(), strict=True)))
         logits = output.logits[row]
         norm = logsumexp(logits)
         top = top_tokens(logits, self.request.top_logprobs)
@@ -237,13 +240,15 @@ class SequenceState:
             row_seen = seen[0] if seen[1] is None else only(seen[0], seen[1])
             processed = float(processed_logprobs(row_seen, self.request.sampling)[token])
         mass = None if seen[1] is None else log_mass(logits, seen[1], norm)
-        return Choice(float(logits[token]) - norm, [(int(i), float(logits[i]) - norm) for i in top], processed, mass)
+        return ChosenToken(
+            float(logits[token]) - norm, [(int(i), float(logits[i]) - norm) for i in top], processed, mass
+        )
 
     def continue_with(self, token: int) -> None:
         """`token` was emitted last; what the runtime must see next (everything, if it holds nothing of this)."""
         self.todo = [token] if self.sequence is not None else [*self.request.prompt, *self.tokens]
 
-    def append(self, token: int, choice: Choice) -> None:
+    def append(self, token: int, choice: ChosenToken) -> None:
         self.tokens.append(token)
         self.logprobs.append(choice.logprob)
         self.tops.append(choice.top[: self.request.top_logprobs])
@@ -271,7 +276,14 @@ class SequenceState:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenToken:
+    """What is reported of an emitted token.
+
+    logprob   under the model itself;  top: the most likely alternatives, (id, logprob)
+    processed its logprob in the distribution that was sampled from, where asked for
+    log_mass  with a constraint: log p(allowed)
+    """
+
     logprob: float
     top: list[tuple[int, float]]
     processed: float | None = None

@@ -5,10 +5,9 @@ import pytest
 from helpers_for_loops import run, toy_loop
 from statistics_of_draws import chi_square_p
 
-from likely.decoding.accept import drawn_walk, matched_walk, sample_from
+from likely.decoding.accept import matched_walk, sample_from, sampled_walk
 from likely.decoding.drafting.composite import Best, FirstOf, Longest
 from likely.decoding.drafting.lookup import CopySource, PromptLookup
-from likely.decoding.drafting.model.trees import ConstantBranching
 from likely.decoding.drafting.ngram.drafter import NgramModel
 from likely.decoding.drafting.protocol import (
     NO_DRAFT,
@@ -18,6 +17,7 @@ from likely.decoding.drafting.protocol import (
     SamplingContext,
     UsesTarget,
 )
+from likely.decoding.drafting.trees.shapes import ConstantBranching
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError
@@ -30,8 +30,8 @@ DRAWN = Draft(
 class Says:
     """A source that proposes a given draft and notes what it is told."""
 
-    def __init__(self, name, draft=NO_DRAFT, *, free=True, laws=frozenset({DraftDistribution.FIXED})):
-        self.name, self.draft, self.free, self.laws = name, draft, free, laws
+    def __init__(self, name, draft=NO_DRAFT, *, free=True, distributions=frozenset({DraftDistribution.FIXED})):
+        self.name, self.draft, self.free, self.distributions = name, draft, free, distributions
         self.log: list[object] = []
 
     def begin(self, prompt, draw):
@@ -100,7 +100,7 @@ def test_a_threshold_passes_over_guesses_that_expect_less():
     assert FirstOf(low, unknown, at_least=0.5).begin([5], SamplingContext()).propose(4).tokens.tolist() == [2]
     assert FirstOf(low, high).begin([5], SamplingContext()).propose(4).tokens.tolist() == [1]
     assert len(FirstOf(low, low, at_least=0.5).begin([5], SamplingContext()).propose(4)) == 0
-    drawn = Says("drawn", DRAWN, laws=frozenset({DraftDistribution.IID}))  # what was drawn must not decide
+    drawn = Says("drawn", DRAWN, distributions=frozenset({DraftDistribution.IID}))  # what was drawn must not decide
     assert FirstOf(drawn, high, at_least=5.0).begin([5], SamplingContext()).propose(4) is DRAWN
 
 
@@ -122,8 +122,11 @@ def test_the_longest_and_the_best():
 
 @pytest.mark.parametrize("kind", [Longest, Best])
 def test_a_drawn_draft_never_competes(kind):
-    drawn = Says("drawn", DRAWN, laws=frozenset({DraftDistribution.IID}))
-    assert kind(drawn, Says("fixed", one(2))).begin([5], SamplingContext()).propose(4).law is DraftDistribution.FIXED
+    drawn = Says("drawn", DRAWN, distributions=frozenset({DraftDistribution.IID}))
+    assert (
+        kind(drawn, Says("fixed", one(2))).begin([5], SamplingContext()).propose(4).distribution
+        is DraftDistribution.FIXED
+    )
     assert kind(Says("fixed"), drawn).begin([5], SamplingContext()).propose(4) is DRAWN
 
 
@@ -163,7 +166,7 @@ def test_the_target_is_passed_on_to_parts_that_use_it():
 def test_laws_are_the_union_and_spectr_takes_independent_draws_only():
     without = NgramModel(4, shape=ConstantBranching((2,)))
     source = FirstOf(CopySource(), without)
-    assert source.laws == {DraftDistribution.FIXED, DraftDistribution.WITHOUT_REPLACEMENT}
+    assert source.distributions == {DraftDistribution.FIXED, DraftDistribution.WITHOUT_REPLACEMENT}
     FirstOf(CopySource(), NgramModel(4)).begin([1], SamplingContext(verification="spectr"))
     with pytest.raises(CapabilityError, match="ngram draws without replacement"):
         source.begin([1], SamplingContext(verification="spectr"))
@@ -200,10 +203,10 @@ def mixed_pairs(source, prompt, n=1500):
     drafter = source.begin(prompt, SamplingContext(SAMPLED, 0, "rejection"))
     for sample in range(n):
         draft = drafter.fork(SamplingContext(SAMPLED, sample, "rejection")).propose(2).cut(1)
-        if draft.law is DraftDistribution.FIXED:
+        if draft.distribution is DraftDistribution.FIXED:
             _, tokens = matched_walk(draft, lambda node, path: sample_from(P[path], rng.random()))
         else:
-            _, tokens = drawn_walk(draft, lambda node, path: P[path], rng.random)
+            _, tokens = sampled_walk(draft, lambda node, path: P[path], rng.random)
         yield (*tokens, *(sample_from(P[tuple(tokens)], rng.random()) for _ in range(2 - len(tokens))))
 
 
@@ -211,7 +214,7 @@ def mixed_pairs(source, prompt, n=1500):
 @pytest.mark.parametrize("prompt", [[0, 1, 2, 3], [0, 1, 2, 0]], ids=["drawn", "copied"])
 def test_mixed_laws_emit_the_target_s_law_under_rejection(kind, prompt):
     source = kind(CopySource(gram=1), NgramModel(4))
-    law = source.begin(prompt, SamplingContext(SAMPLED, 0, "rejection")).propose(2).law
+    law = source.begin(prompt, SamplingContext(SAMPLED, 0, "rejection")).propose(2).distribution
     assert law is (DraftDistribution.IID if prompt[-1] == 3 else DraftDistribution.FIXED)
     assert chi_square_p(mixed_pairs(source, prompt), PAIRS) > 1e-6
 
@@ -221,7 +224,7 @@ def test_choosing_by_what_was_drawn_is_noticed():
 
     class Picky(FirstOf):
         def _passes(self, draft):
-            return draft.law is DraftDistribution.FIXED or int(draft.tokens[0]) != 0
+            return draft.distribution is DraftDistribution.FIXED or int(draft.tokens[0]) != 0
 
     source = Picky(NgramModel(4), Says("none"))
     assert chi_square_p(mixed_pairs(source, [0, 1, 2, 3]), PAIRS) < 1e-6

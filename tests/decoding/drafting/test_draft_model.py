@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from statistics_of_draws import chi_square_p
 
 from likely.decoding.drafting.model.drafter import DraftModel, draft_model, first_difference
-from likely.decoding.drafting.model.trees import Chain
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, DraftsTogether, SamplingContext
+from likely.decoding.drafting.trees.shapes import Chain
 from likely.decoding.request import Request
-from likely.decoding.sampling import Sampling, processed_logprobs, transform
+from likely.decoding.sampling import Sampling, apply_penalties, processed_logprobs
 from likely.errors import CapabilityError, ModelError
 from likely.runtimes.protocol import Capabilities
 from likely.runtimes.rows import log_softmax
@@ -41,7 +41,7 @@ def related(seed=7, share=0.5, **limits):
 class Wide:
     """A shape with branches: the w best tokens at each level's first node, to some depth."""
 
-    laws = frozenset({DraftDistribution.FIXED})
+    distributions = frozenset({DraftDistribution.FIXED})
 
     def grow(self, draw, position, budget):
         tokens, parents, level = [], [], ROOT
@@ -167,12 +167,12 @@ def test_q_is_the_law_after_the_requests_settings(rule):
         source = DraftModel(draft, shape=Chain(3), sampling=own)
         drafter = source.begin([1, 2, 2], SamplingContext(sampling, verification=rule))
         made = drafter.propose(3)
-        assert made.law is DraftDistribution.IID and set(made.log_q) == {-1, 0, 1}
+        assert made.distribution is DraftDistribution.IID and set(made.log_q) == {-1, 0, 1}
         made.check(budget=3, vocab_size=V, name="")
         path = []
         for node in (-1, 0, 1):
             used = own or sampling
-            row = transform(draft._logits_of((1, 2, 2, *path)), used, [1, 2, 2], path)
+            row = apply_penalties(draft._logits_of((1, 2, 2, *path)), used, [1, 2, 2], path)
             np.testing.assert_allclose(made.log_q[node], processed_logprobs(row, used), atol=1e-6)
             path.append(int(made.tokens[node + 1]))
 
@@ -246,7 +246,7 @@ def test_an_ended_drafter_opens_nothing_again():
 def test_a_hopeless_runtime_is_refused():
     draft = related()
     draft.capabilities = Capabilities(trees=False, truncate=True)
-    with pytest.raises(CapabilityError, match="torch or llamacpp"):
+    with pytest.raises(CapabilityError, match="torch, llamacpp or native"):
         DraftModel(draft)
 
 

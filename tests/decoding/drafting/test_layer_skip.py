@@ -11,7 +11,7 @@ import transformers
 from helpers_for_loops import run, toy_loop
 from tiny_torch import VOCAB, tiny_module
 
-from likely.decoding.drafting.layer_skip import (
+from likely.decoding.drafting.layer_skip.drafter import (
     ConfidentChain,
     LayerSkip,
     default_plan,
@@ -20,8 +20,8 @@ from likely.decoding.drafting.layer_skip import (
     save_plan,
     saved_plan,
 )
+from likely.decoding.drafting.layer_skip.search import FoundPlan, relative_cost, search, speed_on
 from likely.decoding.drafting.protocol import DraftDistribution, SamplingContext, UsesTarget
-from likely.decoding.drafting.sublayer_search import FoundPlan, relative_cost, search, speed_on
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling, processed_logprobs
@@ -113,7 +113,7 @@ def test_q_is_the_shortened_model_after_the_requests_settings(runtime):
     drafter.attach(runtime, sequence, 7)
     made = drafter.propose(3)
     made.check(budget=3, vocab_size=VOCAB, name="")
-    assert made.law is DraftDistribution.IID
+    assert made.distribution is DraftDistribution.IID
     text = [7, *made.tokens[:2].tolist()]
     parents = np.arange(-1, 2)
     rows = runtime.forward([Work(sequence, np.array(text), parents, want=Want.ALL, layers=plan)])[0].logits
@@ -221,9 +221,9 @@ def test_wrong_arguments_are_refused(argument, message):
 
 def test_a_runtime_without_layers_is_refused():
     toy = ToyRuntime.random(5, seed=0)
-    with pytest.raises(CapabilityError, match="runtime='torch'"):
+    with pytest.raises(CapabilityError, match="runtime='torch' or 'native'"):
         LayerSkip.parse("2", toy)
-    with pytest.raises(CapabilityError, match="runtime='torch'"):
+    with pytest.raises(CapabilityError, match="runtime='torch' or 'native'"):
         request = Request((1,), drafter=LayerSkip(LayerPlan(frozenset({0}))), draft_budget=2, max_tokens=5)
         run(toy_loop(toy), request)
 

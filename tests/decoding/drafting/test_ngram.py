@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statistics_of_draws import chi_square_p
 
-from likely.decoding.accept import drawn_walk
-from likely.decoding.drafting.model.trees import Chain, ConstantBranching, IidTree, StochasticBeam
+from likely.decoding.accept import sampled_walk
 from likely.decoding.drafting.ngram.counts import CorpusCounts, TextCounts
-from likely.decoding.drafting.ngram.drafter import FLOOR, TEXT_WEIGHT, NgramModel, grow_with
+from likely.decoding.drafting.ngram.drafter import FLOOR, TEXT_WEIGHT, NgramModel
 from likely.decoding.drafting.protocol import DraftDistribution, SamplingContext
+from likely.decoding.drafting.trees.growth import grow_with
+from likely.decoding.drafting.trees.shapes import Chain, ConstantBranching, IidTree, StochasticBeam
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling, processed_logprobs
 from likely.errors import DataError, ModelError
@@ -112,7 +113,7 @@ def test_a_keyed_draft_is_a_tree_of_known_continuations_likeliest_first(draw, te
     drafter = NgramModel(V).begin(text, draw)
     draft = drafter.propose(budget)
     draft.check(budget=budget, vocab_size=V, name="ngram")
-    assert draft.law is DraftDistribution.FIXED
+    assert draft.distribution is DraftDistribution.FIXED
     if draw is not GREEDY or not len(draft):
         return
     chances, paths = [], []
@@ -149,18 +150,20 @@ def test_every_node_is_drawn_from_the_law_after_its_path(shape):
     drafter = model.begin([0, 1, 2, 0, 1, 3, 0], DRAWN)
     draft = drafter.propose(6)
     draft.check(budget=6, vocab_size=V, name="ngram")
-    assert draft.law in model.laws and draft.law is not DraftDistribution.FIXED and len(draft)
+    assert (
+        draft.distribution in model.distributions and draft.distribution is not DraftDistribution.FIXED and len(draft)
+    )
     paths = {-1: ()}
     for node, (token, parent) in enumerate(zip(draft.tokens.tolist(), draft.parents.tolist(), strict=True)):
         paths[node] = (*paths[parent], token)
     for node, row in draft.log_q.items():
         np.testing.assert_array_equal(row, processed_logprobs(drafter.log_q(paths[node]), DRAWN.sampling))
     fixed = NgramModel(V, shape=shape).begin([0, 1, 2, 0, 1, 3, 0], KEYED).propose(6)
-    assert fixed.law is DraftDistribution.FIXED
+    assert fixed.distribution is DraftDistribution.FIXED
 
 
 def test_a_growth_without_room_is_no_draft():
-    assert len(grow_with(Chain(3), DRAWN, 5, 0, lambda path: np.zeros(V, np.float32))) == 0
+    assert len(grow_with(Chain(3).grow(DRAWN, 5, 0), lambda path: np.zeros(V, np.float32))) == 0
 
 
 P = {(): np.array([0.5, 0.3, 0.2, 0.0, 0.0])} | {(t,): np.random.default_rng(t).dirichlet(np.ones(V)) for t in range(V)}
@@ -174,7 +177,7 @@ def emitted_pairs(shape, lie=False, n=1500):
         draft = drafter.fork(SamplingContext(DRAWN.sampling, sample, "rejection")).propose(3).cut(1)
         if lie:
             draft.log_q[-1] = np.full(V, -np.log(V), np.float32)  # type: ignore[index]
-        _, tokens = drawn_walk(draft, lambda node, path: P[path], rng.random)
+        _, tokens = sampled_walk(draft, lambda node, path: P[path], rng.random)
         yield (*tokens, *(rng.choice(V, p=P[tuple(tokens)]) for _ in range(2 - len(tokens))))
 
 

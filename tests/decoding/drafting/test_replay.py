@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from likely.decoding.drafting.lookup import CopySource, PromptLookup
 from likely.decoding.drafting.ngram.drafter import NgramModel
 from likely.decoding.drafting.protocol import DraftDistribution
-from likely.decoding.drafting.replay import Rounds, Trace, replay, replay_all
+from likely.decoding.drafting.replay import RecordedAnswer, Rounds, replay, replay_all
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError
@@ -54,10 +54,10 @@ def test_known_rounds():
 
 def test_only_drafts_that_depend_on_the_text_alone_are_replayed():
     class Drawn:
-        name, laws, free = "drawn", frozenset({DraftDistribution.IID}), True
+        name, distributions, free = "drawn", frozenset({DraftDistribution.IID}), True
 
     class Costly:
-        name, laws, free = "costly", frozenset({DraftDistribution.FIXED}), False
+        name, distributions, free = "costly", frozenset({DraftDistribution.FIXED}), False
 
     for source in (Drawn(), Costly()):
         with pytest.raises(CapabilityError, match=source.name):
@@ -69,14 +69,14 @@ def test_bad_input():
         replay(PromptLookup(), [1], [])
     with pytest.raises(ValueError, match="budget"):
         replay(PromptLookup(), [1], [1], budget=-1)
-    with pytest.raises(ValueError, match="trace"):
+    with pytest.raises(ValueError, match="at least one answer"):
         replay_all({"lookup": PromptLookup}, [])
 
 
 class Remembers:
     """Proposes the last answer that it saw end."""
 
-    name, laws, free = "remembers", frozenset({DraftDistribution.FIXED}), True
+    name, distributions, free = "remembers", frozenset({DraftDistribution.FIXED}), True
 
     def __init__(self):
         self.last: list[int] = []
@@ -102,7 +102,11 @@ class _Remembering:
 
 
 def test_memories_last_over_traces_but_not_over_budgets_and_drafters():
-    traces = [Trace([9], [1, 2, 3, 4, 5], "a"), Trace([9], [1, 2, 3, 4, 5], "b"), Trace([8], [6], "b")]
+    traces = [
+        RecordedAnswer([9], [1, 2, 3, 4, 5], "a"),
+        RecordedAnswer([9], [1, 2, 3, 4, 5], "b"),
+        RecordedAnswer([8], [6], "b"),
+    ]
     ticks = []
     found = replay_all({"x": Remembers, "y": Remembers}, traces, budgets=(2, 10), progress=ticks.append)
     for name in "xy":

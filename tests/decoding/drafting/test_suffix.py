@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_suffixes import ngrams
 
-from likely.decoding.drafting.suffix.text import GrowingText
-from likely.decoding.drafting.suffix.tree import END, ROOT, SuffixTree
+from likely.decoding.drafting.suffix.tree import END, ROOT, GrowingText, SuffixTree
 
 ALPHABET = 3
 

@@ -15,8 +15,8 @@ from test_suffix import grams_of
 from likely.decoding.drafting.memory_file import save_memory
 from likely.decoding.drafting.protocol import Draft, SamplingContext
 from likely.decoding.drafting.replay import replay
-from likely.decoding.drafting.suffix.choose import Rules, grow_path, grow_tree
 from likely.decoding.drafting.suffix.drafter import SuffixMemory
+from likely.decoding.drafting.suffix.guess import DraftLimits, grow_path, grow_tree
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.errors import DataError
@@ -37,7 +37,7 @@ def shown(draft):
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=25)
 rules = st.builds(
-    Rules,
+    DraftLimits,
     factor=st.sampled_from([0.5, 1.0, 2.0, 4.0]),
     offset=st.sampled_from([0.0, 1.0, -1.0]),
     min_prob=st.sampled_from([0.0, 0.1, 0.3, 0.5]),
@@ -52,7 +52,7 @@ rules = st.builds(
 def test_proposals_equal_the_slow_form(answers, rounds, how, depth, budget):
     """Tokens, parents, expectation and match, after each round of a text beside other answers."""
     memory = memory_of(*answers, max_depth=depth)
-    memory.rules = how
+    memory.limits = how
     drafter, context = memory.begin(rounds[0], SamplingContext()), list(rounds[0])
     for more in [[], *rounds[1:]]:
         drafter.observe(more)
@@ -86,11 +86,11 @@ def test_what_followed_is_proposed_by_frequency():
     memory = memory_of([A, B, C], [A, B, C], [A, B, C], [A, B, D])
     drafter = memory.begin([7, A, B], SamplingContext())
     assert shown(drafter.propose(5)) == ([C], [-1], 0.75, 2)
-    memory.rules = Rules(tree=True)
+    memory.limits = DraftLimits(tree=True)
     assert shown(drafter.propose(5)) == ([C, D], [-1, -1], 1.0, 2)
-    memory.rules = Rules(tree=True, min_prob=0.3)
+    memory.limits = DraftLimits(tree=True, min_prob=0.3)
     assert shown(drafter.propose(5)) == ([C], [-1], 0.75, 2)
-    memory.rules = Rules(min_prob=0.8)
+    memory.limits = DraftLimits(min_prob=0.8)
     assert len(drafter.propose(5)) == 0
 
 
@@ -216,7 +216,7 @@ def test_saved_and_loaded_it_proposes_alike(tmp_path):
     path = tmp_path / "memory.safetensors"
     memory.save(path, tokenizer="ab" * 32)
     loaded = SuffixMemory.load(path, tokenizer="ab" * 32, vocab_size=5, tree=True, max_depth=9)
-    assert loaded.requests == 4 and loaded.tokens == 120 and loaded.rules.tree and loaded.max_depth == 9
+    assert loaded.requests == 4 and loaded.tokens == 120 and loaded.limits.tree and loaded.max_depth == 9
     assert grams_of(loaded._tree) == {g: n for g, n in grams_of(memory._tree).items() if len(g) <= 9}
     with pytest.raises(DataError, match="another tokenizer"):
         SuffixMemory.load(path, tokenizer="cd" * 32, vocab_size=5)

@@ -11,12 +11,17 @@ from array import array
 import numpy as np
 import pytest
 
-from likely.decoding.drafting.suffix.choose import Rules, best_guess
 from likely.decoding.drafting.suffix.drafter import Seen, SuffixMemory, longest_match
-from likely.decoding.drafting.suffix.text import GrowingText
+from likely.decoding.drafting.suffix.guess import DraftLimits, best_guess
+from likely.decoding.drafting.suffix.tree import GrowingText
 
 official = pytest.importorskip("arctic_inference.suffix_decoding._C")
-RULES = [Rules(), Rules(tree=True), Rules(factor=2.0, min_prob=0.3), Rules(factor=0.5, offset=2.0, min_prob=0.0)]
+RULES = [
+    DraftLimits(),
+    DraftLimits(tree=True),
+    DraftLimits(factor=2.0, min_prob=0.3),
+    DraftLimits(factor=0.5, offset=2.0, min_prob=0.0),
+]
 SHAPES = [(3, 6), (8, 12), (50, 64)]
 
 
@@ -33,7 +38,7 @@ def is_most_frequent(draft, context: list[int], count, vocab: int) -> bool:
     return abs(score - draft.score) < 1e-4
 
 
-def compare(theirs, ours, context: list[int], rules: Rules, count, vocab: int) -> bool:
+def compare(theirs, ours, context: list[int], rules: DraftLimits, count, vocab: int) -> bool:
     """True if the drafts are the same; AssertionError if they differ by more than ties."""
     draft = theirs.speculate(context, 10, rules.factor, rules.offset, rules.min_prob, rules.tree)
     if (list(draft.token_ids), list(draft.parents)) == (ours.tokens, ours.parents):

@@ -188,8 +188,9 @@ def _best(kept: np.ndarray, seconds: np.ndarray, emitted: float) -> tuple[int, f
 
 
 class AcceptanceTracker:
-    """Follows one draft of a free drafter beside the text, verified or not, so that its record costs no call.
+    """Compares drafts of a free drafter with what is emitted, verified or not: its acceptance is known without a call.
 
+    One draft at a time is followed until the text leaves it.
     trust  how the drafts of this text did so far, as a share of what was expected of them, the last ones most
     """
 

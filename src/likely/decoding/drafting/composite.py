@@ -1,12 +1,13 @@
 """Several drafters as one: the first that has a guess, the longest guess, or the one that expects most.
 
-Fixed drafts may be chosen by anything that has not seen the target's pick.  A drawn draft must not be chosen for what
-was drawn: that would spoil its law.  So it never competes: it is taken where it comes first (`FirstOf`), or where no
+Fixed drafts may be chosen by anything that has not seen the target's pick.  A sampled draft must not be chosen for what
+was sampled: that would bias the text.  So it never competes: it is taken where it comes first (`FirstOf`), or where no
 part has a fixed draft (`Longest`, `Best`).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from likely.decoding.drafting.protocol import (
@@ -24,7 +25,7 @@ from likely.runtimes.protocol import Runtime
 from likely.runtimes.protocol import Sequence as Held
 
 
-class _Composite:
+class _Composite(ABC):
     """A DraftSource of two or more others; it may draft whatever they may, and is free if all of them are."""
 
     def __init__(self, *sources: DraftSource):
@@ -32,23 +33,27 @@ class _Composite:
             raise ValueError(f"{type(self).__name__} joins two or more drafters, got {len(sources)}")
         self.sources = sources
         self.name = "+".join(source.name for source in sources)
-        self.laws: frozenset[DraftDistribution] = frozenset().union(*(source.laws for source in sources))
+        self.distributions: frozenset[DraftDistribution] = frozenset().union(
+            *(source.distributions for source in sources)
+        )
         self.free = all(source.free for source in sources)
 
-    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> CompositeDrafter:
-        if draw.verification == "spectr":
+    def begin(self, prompt: Sequence[int], context: SamplingContext) -> CompositeDrafter:
+        if context.verification == "spectr":
             for source in self.sources:
-                if DraftDistribution.IID not in source.laws and source.laws != {DraftDistribution.FIXED}:
+                if DraftDistribution.IID not in source.distributions and source.distributions != {
+                    DraftDistribution.FIXED
+                }:
                     raise CapabilityError(
                         f'verification="spectr" needs independent draws, and {source.name} draws without replacement: '
                         f'use verification="rejection"'
                     )
-        parts = [source.begin(prompt, draw) for source in self.sources]
+        parts = [source.begin(prompt, context) for source in self.sources]
         kind = _OnTarget if any(isinstance(part, UsesTarget) for part in parts) else CompositeDrafter
         return kind(self, parts)
 
-    def propose_many(self, drafters: Sequence[Drafter], budgets: Sequence[int]) -> list[Draft]:
-        raise NotImplementedError
+    @abstractmethod
+    def propose_many(self, drafters: Sequence[Drafter], budgets: Sequence[int]) -> list[Draft]: ...
 
     def _ask(self, part: int, drafters: Sequence[Drafter], budgets: Sequence[int]) -> list[Draft]:
         """Drafts of one part for some sequences, together where it gains from that."""
@@ -82,8 +87,8 @@ class CompositeDrafter:
         for part in self.parts:
             part.rollback(n)
 
-    def fork(self, draw: SamplingContext) -> CompositeDrafter:
-        return type(self)(self.source, [part.fork(draw) for part in self.parts])
+    def fork(self, context: SamplingContext) -> CompositeDrafter:
+        return type(self)(self.source, [part.fork(context) for part in self.parts])
 
     def end(self) -> None:
         for part in self.parts:
@@ -123,7 +128,11 @@ class FirstOf(_Composite):
         return found
 
     def _passes(self, draft: Draft) -> bool:
-        return draft.law is not DraftDistribution.FIXED or draft.expected is None or draft.expected >= self.at_least
+        return (
+            draft.distribution is not DraftDistribution.FIXED
+            or draft.expected is None
+            or draft.expected >= self.at_least
+        )
 
 
 class Longest(_Composite):
@@ -134,7 +143,7 @@ class Longest(_Composite):
         return [self._choose(drafts) for drafts in zip(*by_part, strict=True)]
 
     def _choose(self, drafts: Sequence[Draft]) -> Draft:
-        fixed = [draft for draft in drafts if draft.law is DraftDistribution.FIXED and len(draft)]
+        fixed = [draft for draft in drafts if draft.distribution is DraftDistribution.FIXED and len(draft)]
         if fixed:
             return max(fixed, key=self._worth)
         return next((draft for draft in drafts if len(draft)), NO_DRAFT)

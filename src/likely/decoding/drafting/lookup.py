@@ -1,6 +1,8 @@
-"""Prompt lookup: what followed the last n tokens when they occurred before?
+"""Drafts copied from the text itself: what followed the last tokens when they occurred before?
 
-A. Saxena 2023, "Prompt Lookup Decoding".  One hash map per n, O(ngram) per observed token.
+Prompt lookup (A. Saxena 2023, "Prompt Lookup Decoding") tries the last n tokens, then fewer.  CopySpec (Dumitru et al.
+2025, arXiv:2502.08923, "Accelerating LLMs with Speculative Copy-and-Paste Without Compromising Quality") copies a
+longer stretch after exactly `gram` of them, for conversations in which an answer repeats much of an earlier one.
 """
 
 from __future__ import annotations
@@ -11,25 +13,30 @@ from typing import Literal
 from likely.decoding.drafting.protocol import FIXED_ONLY, NO_DRAFT, Draft, SamplingContext
 
 MATCH = 32
+Occurrence = Literal["first", "last"]  # the earliest earlier place, or the latest
+
+
+def check_occurrence(occurrence: str) -> None:
+    if occurrence not in ("first", "last"):
+        raise ValueError(f'occurrence must be "first" or "last", got "{occurrence}"')
 
 
 class PromptLookup:
-    """DraftSource: longest n-gram first, from `ngram` down to 1.
+    """DraftSource: prompt lookup, longest n-gram first, from `ngram` down to 1; O(ngram) per observed token.
 
     occurrence  "first": the earliest occurrence with a continuation (as in transformers); "last": the latest
     """
 
     name = "lookup"
-    laws, free = FIXED_ONLY, True
+    distributions, free = FIXED_ONLY, True
 
-    def __init__(self, *, ngram: int = 3, occurrence: Literal["first", "last"] = "first"):
+    def __init__(self, *, ngram: int = 3, occurrence: Occurrence = "first"):
         if ngram < 1:
             raise ValueError(f"ngram must be >= 1, got {ngram}")
-        if occurrence not in ("first", "last"):
-            raise ValueError(f'occurrence must be "first" or "last", got "{occurrence}"')
+        check_occurrence(occurrence)
         self.ngram, self.occurrence = ngram, occurrence
 
-    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> LookupDrafter:
+    def begin(self, prompt: Sequence[int], context: SamplingContext) -> LookupDrafter:
         drafter = LookupDrafter(self.ngram, self.occurrence == "first")
         drafter.observe(prompt)
         return drafter
@@ -69,7 +76,7 @@ class LookupDrafter:
                     return Draft.chain(self._tokens[start : start + budget], match=agreement(self._tokens, start))
         return NO_DRAFT
 
-    def fork(self, draw: SamplingContext) -> LookupDrafter:
+    def fork(self, context: SamplingContext) -> LookupDrafter:
         copy = LookupDrafter(self._ngram, self._first)
         copy._tokens = self._tokens.copy()
         copy._follows = {key: places.copy() for key, places in self._follows.items()}
@@ -87,14 +94,8 @@ def agreement(tokens: Sequence[int], start: int) -> int:
     return n
 
 
-# --- CopySpec: when the last tokens have occurred before, guess that what followed them then follows again.
-#
-# Dumitru et al. 2025, "CopySpec: Accelerating LLMs with Speculative Copy-and-Paste Without Compromising Quality",
-# arXiv:2502.08923.  For conversations in which an answer repeats much of an earlier one.
-
-
 class CopySource:
-    """DraftSource: up to `copy` tokens that followed an earlier occurrence of the last `gram` tokens.
+    """DraftSource: CopySpec, up to `copy` tokens that followed an earlier occurrence of the last `gram` tokens.
 
     gram        tokens that must agree: more of them give fewer but better copies
     occurrence  "first": the earliest one, as in the paper; "last": the latest.  Replayed on 112 second turns of
@@ -105,18 +106,17 @@ class CopySource:
     """
 
     name = "copy"
-    laws, free = FIXED_ONLY, True
+    distributions, free = FIXED_ONLY, True
 
-    def __init__(self, gram: int = 3, copy: int = 10, *, occurrence: Literal["first", "last"] = "first"):
+    def __init__(self, gram: int = 3, copy: int = 10, *, occurrence: Occurrence = "first"):
         if gram < 1:
             raise ValueError(f"gram must be >= 1, got {gram}")
         if copy < 1:
             raise ValueError(f"copy must be >= 1, got {copy}")
-        if occurrence not in ("first", "last"):
-            raise ValueError(f'occurrence must be "first" or "last", got "{occurrence}"')
+        check_occurrence(occurrence)
         self.gram, self.copy, self.occurrence = gram, copy, occurrence
 
-    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> CopyDrafter:
+    def begin(self, prompt: Sequence[int], context: SamplingContext) -> CopyDrafter:
         drafter = CopyDrafter(self.gram, self.copy, self.occurrence == "first")
         drafter.observe(prompt)
         return drafter
@@ -168,7 +168,7 @@ class CopyDrafter:
         copied = self._tokens[start : start + min(budget, self._copy)]
         return Draft.chain(copied, match=agreement(self._tokens, start))
 
-    def fork(self, draw: SamplingContext) -> CopyDrafter:
+    def fork(self, context: SamplingContext) -> CopyDrafter:
         twin = CopyDrafter(self._gram, self._copy, self._first)
         twin._tokens, twin._replaced = self._tokens.copy(), self._replaced.copy()
         twin._follows = self._follows.copy()

@@ -21,29 +21,30 @@ Verification = Literal["keyed", "rejection", "spectr"]
 
 
 class DraftDistribution(Enum):
-    """How the children of a node were chosen; it decides which acceptance rules are exact."""
+    """How the children of a node were chosen; it decides which acceptance rules of `decoding.accept` are exact."""
 
-    FIXED = "fixed"  # any way that has not seen the target's choice: rules M and G
-    IID = "iid"  # independent draws from q: also rules R and K
-    WITHOUT_REPLACEMENT = "without_replacement"  # draws from q, each without the earlier ones: also rule R
+    FIXED = "fixed"  # in any way that has not seen the target's choice: rules M and G
+    IID = "iid"  # sampled independently from q: also rules R and K
+    WITHOUT_REPLACEMENT = "without_replacement"  # sampled from q, each without the earlier ones: also rule R
 
 
 @dataclass(frozen=True)
 class Draft:
     """A tree of guesses under the last emitted token, likeliest nodes first where the drafter knows.
 
-    tokens   (N,) target token ids; parents (N,) with parents[i] < i, -1 for a child of the root.  No two siblings
-             alike.  Any first n nodes are a draft, too.
-    law      how siblings were chosen;  log_q: for the drawn laws, node (-1: root) -> log q (V,) fp32 that its children
-             were drawn from, after the draft's own temperature and truncation
-    draws    for the drawn laws, node -> its children in the order in which they were drawn, repeats (IID) included
-    match    how many of the last tokens agree with the place that the guess was copied from; 0: unknown
-    expected the drafter's own estimate of how many of its nodes will be kept; None: unknown
+    tokens        (N,) target token ids;  parents: (N,) with parents[i] < i, -1 for a child of the root.  No two
+                  siblings alike.  Any first n nodes are a draft, too.
+    distribution  how siblings were chosen
+    log_q         of a sampled draft: node (-1: root) -> log q (V,) fp32 that its children were sampled from, after the
+                  draft's own temperature and truncation
+    draws         of a sampled draft: node -> its children in the order of sampling, repeats (IID) included
+    match         how many of the last tokens agree with the place that the guess was copied from; 0: unknown
+    expected      the drafter's own estimate of how many of its nodes will be kept; None: unknown
     """
 
     tokens: IntArray
     parents: IntArray
-    law: DraftDistribution = DraftDistribution.FIXED
+    distribution: DraftDistribution = DraftDistribution.FIXED
     log_q: Mapping[int, FloatArray] = field(default_factory=lambda: MappingProxyType({}))
     draws: Mapping[int, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
     match: int = 0
@@ -70,18 +71,21 @@ class Draft:
             raise ValueError(f"drafter {name}: each parent must be -1 or come before its child")
         if len(set(zip(self.parents.tolist(), self.tokens.tolist(), strict=True))) != n:
             raise ValueError(f"drafter {name} proposed the same token twice under one parent")
-        if self.law is not DraftDistribution.FIXED:
-            self._check_law(vocab_size, name)
+        if self.distribution is not DraftDistribution.FIXED:
+            self._check_distribution(vocab_size, name)
 
-    def _check_law(self, vocab_size: int, name: str) -> None:
+    def _check_distribution(self, vocab_size: int, name: str) -> None:
         for parent, children in self.children().items():
-            q, drawn = self.log_q.get(parent), self.draws.get(parent, ())
+            q, draws = self.log_q.get(parent), self.draws.get(parent, ())
             if q is None or q.shape != (vocab_size,):
-                raise ValueError(f"drafter {name}: its law is {self.law.value}, but log_q of node {parent} is missing")
-            if set(drawn) != set(children.values()):
-                raise ValueError(f"drafter {name}: draws of node {parent} must name its children, got {drawn}")
-            if self.law is DraftDistribution.WITHOUT_REPLACEMENT and len(drawn) != len(children):
-                raise ValueError(f"drafter {name}: a child of node {parent} was drawn twice without replacement")
+                raise ValueError(
+                    f"drafter {name}: its distribution is {self.distribution.value}, but log_q of node {parent} is "
+                    f"missing"
+                )
+            if set(draws) != set(children.values()):
+                raise ValueError(f"drafter {name}: draws of node {parent} must name its children, got {draws}")
+            if self.distribution is DraftDistribution.WITHOUT_REPLACEMENT and len(draws) != len(children):
+                raise ValueError(f"drafter {name}: a child of node {parent} was sampled twice without replacement")
 
     def depths(self) -> IntArray:
         """(N,) 1 for children of the root."""
@@ -91,7 +95,7 @@ class Draft:
         return depths
 
     def cut(self, depth: int) -> Draft:
-        """Without the nodes below `depth`: exact under every law, for a depth fixed beforehand."""
+        """Without the nodes below `depth`: exact for every distribution, for a depth fixed beforehand."""
         if not len(self) or len(self) <= depth:
             return self
         keep = self.depths() <= depth
@@ -100,11 +104,11 @@ class Draft:
         return self.only(keep)
 
     def first(self, n: int) -> Draft:
-        """The first n nodes.  Only for fixed drafts: elsewhere n would depend on the draws and spoil the law."""
+        """The first n nodes.  Only for fixed drafts: elsewhere n would depend on the samples, and bias the text."""
         if n >= len(self):
             return self
-        if self.law is not DraftDistribution.FIXED:
-            raise ValueError(f"a draft of law {self.law.value} cannot be cut after it was drawn")
+        if self.distribution is not DraftDistribution.FIXED:
+            raise ValueError(f"a draft of distribution {self.distribution.value} cannot be cut after it was sampled")
         return replace(self, tokens=self.tokens[:n], parents=self.parents[:n])
 
     def only(self, keep: np.ndarray) -> Draft:
@@ -142,11 +146,11 @@ NO_DRAFT = Draft.chain([])
 
 @dataclass(frozen=True)
 class SamplingContext:
-    """How the target will choose, for drafters that choose likewise.
+    """How the target samples one text, so that its drafter can guess accordingly.
 
     sample        keys the noise together with the sampling's seed
     verification  "keyed": rules M and G, any draft; a drafter may use the target's own noise
-                  "rejection", "spectr": rules R and K; the draft must be drawn from its q, with noise of its own
+                  "rejection", "spectr": rules R and K; the draft must be sampled from its q, with noise of its own
     """
 
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.0))
@@ -159,7 +163,7 @@ class Drafter(Protocol):
 
     def propose(self, budget: int) -> Draft: ...  # N <= budget; N = 0 is fine
     def observe(self, tokens: Sequence[int]) -> None: ...  # what was really emitted, each token exactly once
-    def fork(self, draw: SamplingContext) -> Drafter: ...  # for another sample of the same prompt
+    def fork(self, context: SamplingContext) -> Drafter: ...  # for another sample of the same prompt
     def rollback(self, n: int) -> None: ...  # forget the last n observed tokens
     def end(self) -> None: ...  # release; may be called twice
 
@@ -167,16 +171,16 @@ class Drafter(Protocol):
 class DraftSource(Protocol):
     """Knowledge shared by all requests; makes one Drafter per sequence.
 
-    laws    what its drafts may be
-    free    whether a proposal costs next to nothing beside a call of the target (no model runs); the budget controller
-            then asks for a draft first and decides afterwards how much of it to verify
+    distributions  what its drafts may be
+    free           whether a proposal costs next to nothing beside a call of the target (no model runs); the budget
+                   controller then asks for a draft first and decides afterwards how much of it to verify
     """
 
     name: str
-    laws: frozenset[DraftDistribution]
+    distributions: frozenset[DraftDistribution]
     free: bool
 
-    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> Drafter: ...
+    def begin(self, prompt: Sequence[int], context: SamplingContext) -> Drafter: ...
 
 
 @runtime_checkable
@@ -196,4 +200,10 @@ class UsesTarget(Protocol):
     def attach(self, runtime: Runtime, held: Held, root: int) -> None: ...
 
 
-FIXED_ONLY = frozenset({DraftDistribution.FIXED})
+def check_rollback(n: int, observed: int) -> None:
+    """ValueError unless n of the observed tokens can be forgotten."""
+    if not 0 <= n <= observed:
+        raise ValueError(f"cannot forget {n} tokens, {observed} were observed")
+
+
+FIXED_ONLY = frozenset({DraftDistribution.FIXED})  # drafts of a source that knows no q

@@ -1,4 +1,4 @@
-"""What a drafter of fixed drafts would have achieved on a recorded answer, without a model.
+"""What a drafter of fixed drafts would have achieved on recorded answers, without a model; and where those are read.
 
 Under greedy and keyed decoding the rounds of such a drafter depend on the text alone: walk each draft against the
 answer, emit what was kept and one more token, observe.  Exact for any model that gave the answer, up to the tokenizer.
@@ -55,7 +55,7 @@ def replay(
 
     The call that reads a prompt of two or more tokens emits the first token, without a draft, as in the live loop.
     """
-    if DraftDistribution.FIXED not in source.laws or not source.free:
+    if DraftDistribution.FIXED not in source.distributions or not source.free:
         raise CapabilityError(
             f"the drafts of {source.name} depend on a model, so a recorded text cannot be replayed with it: "
             f"run it live (likely generate --drafter)"
@@ -96,8 +96,8 @@ def replay(
 
 
 @dataclass(frozen=True)
-class Trace:
-    """A recorded answer and what it answered, as token ids of one tokenizer; `group` puts traces together."""
+class RecordedAnswer:
+    """An answer and what it answered, as token ids of one tokenizer; `group` puts several together."""
 
     prompt: Sequence[int]
     answer: Sequence[int]
@@ -107,7 +107,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Replayed:
-    """One drafter on many traces, in order; sums over all of them."""
+    """One drafter on many recorded answers, in order; sums over all of them."""
 
     name: str
     budget: int
@@ -128,7 +128,7 @@ class Replayed:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """95 % of τ, bootstrap over traces."""
+        """95 % of τ, bootstrap over answers."""
         return bootstrap_ratio([r.tokens for r in self.rounds], [len(r.accepted) for r in self.rounds])
 
     @property
@@ -157,47 +157,46 @@ class Replayed:
         """Microseconds per emitted token in the drafter, all its work: reading the prompts, proposals, observing."""
         return 1e6 * sum(r.draft_s for r in self.rounds) / self.tokens
 
-    def of(self, traces: Sequence[Trace], group: str) -> Replayed:
-        """Only the traces of one group (`traces` as replayed)."""
-        rounds = [r for r, trace in zip(self.rounds, traces, strict=True) if trace.group == group]
+    def of(self, answers: Sequence[RecordedAnswer], group: str) -> Replayed:
+        """Only the answers of one group (`answers` as replayed)."""
+        rounds = [r for r, each in zip(self.rounds, answers, strict=True) if each.group == group]
         return Replayed(self.name, self.budget, rounds)
 
 
 def replay_all(
     sources: Mapping[str, Callable[[], DraftSource]],
-    traces: Sequence[Trace],
+    answers: Sequence[RecordedAnswer],
     *,
     budgets: Sequence[int] = (10,),
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, list[Replayed]]:
-    """Every drafter on all traces, once per budget.
+    """Every drafter on all answers, once per budget.
 
-    sources  name -> makes a fresh source; what it remembers of a trace it has for the next ones, in order
-    progress is called with the number of finished traces
+    sources   name -> makes a fresh source; what it remembers of an answer it has for the next ones, in order
+    progress  called with the number of finished answers
     """
-    if not traces:
-        raise ValueError("replay needs at least one trace")
+    if not answers:
+        raise ValueError("replay needs at least one answer")
     found: dict[str, list[Replayed]] = {}
     for name, make in sources.items():
         for budget in budgets:
             source = make()
             rounds = []
-            for trace in traces:
-                rounds.append(replay(source, trace.prompt, trace.answer, budget=budget, ended=trace.ended))
+            for each in answers:
+                rounds.append(replay(source, each.prompt, each.answer, budget=budget, ended=each.ended))
                 if progress:
                     progress(1)
             found.setdefault(name, []).append(Replayed(name, budget, rounds))
     return found
 
 
-# --- Recorded answers from JSON lines: {"prompt", "answer"}, {"messages", "answer"} or {"prompt_ids", "answer_ids"}.
+# --- recorded answers from JSON lines ---------------------------------------------------------------------------------
 
-
-KINDS = ("prompt", "messages", "prompt_ids")
+KINDS = ("prompt", "messages", "prompt_ids")  # with "answer", "answer" and "answer_ids"
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedLine:
     """One line, checked but not yet tokens.  Exactly one of `prompt` (text), `messages` and `ids` is given."""
 
     where: str
@@ -211,28 +210,28 @@ class Recorded:
         return self.ids is None
 
 
-def recorded(line: Line, where: str) -> Recorded:
-    """A line of a file of traces; DataError names file and line.
+def recorded(line: Line, where: str) -> RecordedLine:
+    """A line of a file of recorded answers; DataError names file and line.
 
     Without "answer", the last message is the answer if the assistant wrote it, as in a log of a chat.
     """
     record, here = line.record, f"{where}:{line.number}"
     given = [kind for kind in KINDS if kind in record]
     if len(given) != 1:
-        found = ", ".join(f'"{key}"' for key in record) or "nothing"
-        raise DataError(f'{here}: give one of "prompt", "messages" and "prompt_ids" (found: {found})')
+        fields = ", ".join(f'"{key}"' for key in record) or "nothing"
+        raise DataError(f'{here}: give one of "prompt", "messages" and "prompt_ids" (found: {fields})')
     if given == ["prompt_ids"]:
-        return Recorded(here, ids=(_ids(record, "prompt_ids", here), _ids(record, "answer_ids", here)))
+        return RecordedLine(here, ids=(_ids(record, "prompt_ids", here), _ids(record, "answer_ids", here)))
     if given == ["prompt"]:
-        trace = Recorded(here, text_field(line, "answer", where), prompt=text_field(line, "prompt", where))
+        found = RecordedLine(here, text_field(line, "answer", where), prompt=text_field(line, "prompt", where))
     else:
-        trace = _chat(line, where, here)
-    if not trace.answer:
+        found = _chat(line, where, here)
+    if not found.answer:
         raise DataError(f'{here}: field "answer" is empty: there is nothing to replay')
-    return trace
+    return found
 
 
-def _chat(line: Line, where: str, here: str) -> Recorded:
+def _chat(line: Line, where: str, here: str) -> RecordedLine:
     from likely.models.chat_template import check_messages
 
     messages = line.record["messages"]
@@ -243,10 +242,10 @@ def _chat(line: Line, where: str, here: str) -> Recorded:
     except (LikelyError, ValueError, TypeError) as error:
         raise DataError(f"{here}: {error}") from None
     if "answer" in line.record:
-        return Recorded(here, text_field(line, "answer", where), messages=held)
+        return RecordedLine(here, text_field(line, "answer", where), messages=held)
     if len(held) < 2 or held[-1]["role"] != "assistant":
         raise DataError(f'{here}: field "answer" is missing, and the last of "messages" is not the assistant\'s')
-    return Recorded(here, held[-1]["content"], messages=held[:-1])
+    return RecordedLine(here, held[-1]["content"], messages=held[:-1])
 
 
 def _ids(record: dict[str, Any], name: str, here: str) -> list[int]:
@@ -258,28 +257,28 @@ def _ids(record: dict[str, Any], name: str, here: str) -> list[int]:
 
 
 def tokenise(
-    trace: Recorded,
+    line: RecordedLine,
     *,
     vocab_size: int | None = None,
     encode_prompt: Callable[[str], list[int]] | None = None,
     render: Callable[[Sequence[dict[str, Any]]], list[int]] | None = None,
     encode: Callable[[str], list[int]] | None = None,
-) -> Trace:
+) -> RecordedAnswer:
     """Prompt and answer as a model's tokens, each on its own, as in a live run; DataError names the line.
 
     encode_prompt, render, encode  of the model; not needed for ids
     """
-    if trace.ids is not None:
-        prompt, answer = trace.ids
+    if line.ids is not None:
+        prompt, answer = line.ids
         worst = max(*prompt, *answer)
         if vocab_size is not None and worst >= vocab_size:
-            raise DataError(f"{trace.where}: token id {worst} is outside 0..{vocab_size - 1} of this model")
-        return Trace(prompt, answer)
+            raise DataError(f"{line.where}: token id {worst} is outside 0..{vocab_size - 1} of this model")
+        return RecordedAnswer(prompt, answer)
     assert encode_prompt is not None and render is not None and encode is not None
     try:
-        read = encode_prompt(trace.prompt) if trace.prompt is not None else render(trace.messages or [])
+        read = encode_prompt(line.prompt) if line.prompt is not None else render(line.messages or [])
     except LikelyError as error:
-        raise DataError(f"{trace.where}: {error}") from None
+        raise DataError(f"{line.where}: {error}") from None
     if not read:
-        raise DataError(f'{trace.where}: field "prompt" is empty, and this model has no token to begin with')
-    return Trace(read, encode(trace.answer))
+        raise DataError(f'{line.where}: field "prompt" is empty, and this model has no token to begin with')
+    return RecordedAnswer(read, encode(line.answer))

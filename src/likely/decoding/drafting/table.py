@@ -1,19 +1,20 @@
-"""Drafters by name: NAME, NAME:ARGUMENT, or several joined by "+" (the first that has a guess).
+"""The table of drafters: NAME, NAME:ARGUMENT, or several joined by "+" (the first that has a guess).
 
-The one place that knows the names.  Inside the library pass the object.
+Command-line help, error messages, `likely draft`, `likely replay` and the documentation read this table.  A drafter is
+imported when it is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
-from likely.decoding.drafting.protocol import DraftSource
 from likely.errors import nearest
 
 if TYPE_CHECKING:
+    from likely.decoding.drafting.protocol import DraftSource
     from likely.runtimes.protocol import Runtime
     from likely.tokenizers.protocol import Tokenizer
 
@@ -21,137 +22,285 @@ if TYPE_CHECKING:
 AUTO_TOKENS = 200_000  # what "auto" remembers of earlier answers, at most
 
 
+class ModelTokens(TypedDict):
+    """What binds a memory file to a model: the fingerprint of its tokenizer, and columns of its logits."""
+
+    tokenizer: str
+    vocab_size: int
+
+
 @dataclass(frozen=True)
 class DrafterContext:
-    """What drafters may be made from: the target, and how another model is loaded."""
+    """What a drafter is made from.
+
+    runtime, tokenizer  of the target; None: no model is loaded, and drafters that need one cannot be made
+    load                loads a further model by name, for drafters that run one
+    shared              whether one request's answer may help to draft another's
+    """
 
     runtime: Runtime | None
     tokenizer: Tokenizer | None
     load: Callable[[str], tuple[Runtime, Tokenizer]] | None = None
-    shared: bool = True  # whether one request's answer may help to draft another's
+    shared: bool = True
 
     @property
-    def bound(self) -> dict[str, Any]:
-        """What binds a memory file to a model."""
+    def model_tokens(self) -> ModelTokens:
         if self.runtime is None or self.tokenizer is None:
             raise ValueError("this drafter needs to know the model whose tokens it drafts")
         return {"tokenizer": self.tokenizer.fingerprint, "vocab_size": self.runtime.vocab_size}
 
+    @property
+    def scope(self) -> Literal["all", "request"]:
+        return "all" if self.shared else "request"
 
-def _lookup(argument: str, needs: DrafterContext) -> DraftSource:
+    def draft_model(self, name: str) -> tuple[Runtime, Tokenizer, Tokenizer, int | None]:
+        """(runtime and tokenizer of the model `name`, tokenizer and vocabulary size of the target)."""
+        if self.load is None or self.tokenizer is None:
+            raise ValueError("a draft model needs a local target model")
+        return *self.load(name), self.tokenizer, self.runtime.vocab_size if self.runtime else None
+
+
+class Memory(Protocol):
+    """A drafter that is counted from texts and kept in a file."""
+
+    def save(self, path: str | Path, *, tokenizer: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class MemoryKind:
+    """How the memory file of a drafter is built.
+
+    build     (texts as token ids, vocabulary size, settings) -> the memory
+    settings  names of the numbers that it takes
+    """
+
+    build: Callable[[Iterable[Sequence[int]], int, dict[str, Any]], Memory]
+    settings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DrafterEntry:
+    """A row of the table.
+
+    summary             what it guesses, in one line;  good_for: where it gains
+    make                (argument, context) -> the source of drafts
+    argument            what may follow "NAME:" ("" nothing);  required: it must be given
+    memory              how its memory file is built, for those that have one
+    known_distribution  whether it can draw from a q that it knows, as verification="rejection" needs
+    runs_model          its drafts depend on a model, not on the text alone
+    needs_vocabulary    it must know the target's vocabulary
+    capability          what the target's runtime must offer beside pending trees of tokens
+    for_clients         a server's client may ask for it: it opens no file and no model, and what it keeps is bounded
+    preset              settings of another drafter of the table, not a method of its own
+    page                its paper's page in docs/papers
+    """
+
+    summary: str
+    good_for: str
+    make: Callable[[str, DrafterContext], DraftSource]
+    argument: str = ""
+    required: bool = False
+    memory: MemoryKind | None = None
+    known_distribution: bool = False
+    runs_model: bool = False
+    needs_vocabulary: bool = False
+    capability: str = ""
+    for_clients: bool = False
+    preset: bool = False
+    page: str = ""
+
+
+def _lookup(argument: str, context: DrafterContext) -> DraftSource:
     from likely.decoding.drafting.lookup import PromptLookup
 
     return PromptLookup()
 
 
-def _copy(argument: str, needs: DrafterContext) -> DraftSource:
+def _copy(argument: str, context: DrafterContext) -> DraftSource:
     from likely.decoding.drafting.lookup import CopySource
 
     return CopySource()
 
 
-def _suffix(argument: str, needs: DrafterContext) -> DraftSource:
+def _suffix(argument: str, context: DrafterContext) -> DraftSource:
     from likely.decoding.drafting.suffix.drafter import SuffixMemory
 
     if not argument:
-        return SuffixMemory(scope="all" if needs.shared else "request")
-    return SuffixMemory.load(existing_file(argument, "suffix"), **needs.bound)
+        return SuffixMemory(scope=context.scope)
+    return SuffixMemory.load(existing_file(argument, "suffix"), **context.model_tokens)
 
 
-def _auto(argument: str, needs: DrafterContext) -> DraftSource:
+def _suffix_memory(texts: Iterable[Sequence[int]], vocab_size: int, settings: dict[str, Any]) -> Memory:
+    from likely.decoding.drafting.suffix.drafter import SuffixMemory
+
+    memory = SuffixMemory(**settings)
+    for text in texts:
+        memory.remember(text)
+    return memory
+
+
+def _auto(argument: str, context: DrafterContext) -> DraftSource:
     """Of the drafters that cost nothing, the one that replays of recorded answers favour (docs/speculation.md)."""
     from likely.decoding.drafting.suffix.drafter import SuffixMemory
 
-    source = SuffixMemory(scope="all" if needs.shared else "request", spec_factor=2.0, max_tokens=AUTO_TOKENS)
+    source = SuffixMemory(scope=context.scope, spec_factor=2.0, max_tokens=AUTO_TOKENS)
     source.name = "auto"
     return source
 
 
-def _trigram(argument: str, needs: DrafterContext) -> DraftSource:
+def _trigram(argument: str, context: DrafterContext) -> DraftSource:
     from likely.decoding.drafting.trigram.drafter import TrigramMemory
 
     if not argument:
         return TrigramMemory()
-    return TrigramMemory.load(existing_file(argument, "trigram"), **needs.bound)
+    return TrigramMemory.load(existing_file(argument, "trigram"), **context.model_tokens)
 
 
-def _ngram(argument: str, needs: DrafterContext) -> DraftSource:
+def _trigram_memory(texts: Iterable[Sequence[int]], vocab_size: int, settings: dict[str, Any]) -> Memory:
+    from likely.decoding.drafting.trigram.drafter import TrigramMemory
+
+    return TrigramMemory.from_texts(texts, vocab_size=vocab_size, **settings)
+
+
+def _ngram(argument: str, context: DrafterContext) -> DraftSource:
     from likely.decoding.drafting.ngram.drafter import NgramModel
 
     if not argument:
-        return NgramModel(needs.bound["vocab_size"])
-    return NgramModel.load(existing_file(argument, "ngram"), **needs.bound)
+        return NgramModel(context.model_tokens["vocab_size"])
+    return NgramModel.load(existing_file(argument, "ngram"), **context.model_tokens)
 
 
-def _model(argument: str, needs: DrafterContext) -> DraftSource:
+def _ngram_memory(texts: Iterable[Sequence[int]], vocab_size: int, settings: dict[str, Any]) -> Memory:
+    from likely.decoding.drafting.ngram.drafter import NgramModel
+
+    return NgramModel.from_texts(texts, vocab_size=vocab_size, **settings)
+
+
+def _model(argument: str, context: DrafterContext) -> DraftSource:
     from likely.decoding.drafting.model.drafter import draft_model
 
-    if needs.load is None or needs.tokenizer is None:
-        raise ValueError("a draft model needs a local target model")
-    runtime, tokenizer = needs.load(argument)
-    size = needs.runtime.vocab_size if needs.runtime else None
-    return draft_model(runtime, tokenizer, needs.tokenizer, vocab_size=size, name=f"model:{argument}")
+    runtime, tokenizer, target, size = context.draft_model(argument)
+    return draft_model(runtime, tokenizer, target, vocab_size=size, name=f"model:{argument}")
 
 
-def _shared(argument: str, needs: DrafterContext) -> DraftSource:
-    from likely.decoding.drafting.model.shared_vocabulary import shared_tokens
+def _shared(argument: str, context: DrafterContext) -> DraftSource:
+    from likely.decoding.drafting.model.shared_vocabulary import shared_vocabulary_model
 
-    if needs.load is None or needs.tokenizer is None:
-        raise ValueError("a draft model needs a local target model")
-    runtime, tokenizer = needs.load(argument)
-    size = needs.runtime.vocab_size if needs.runtime else None
-    return shared_tokens(runtime, tokenizer, needs.tokenizer, vocab_size=size, name=f"shared:{argument}")
+    runtime, tokenizer, target, size = context.draft_model(argument)
+    return shared_vocabulary_model(runtime, tokenizer, target, vocab_size=size, name=f"shared:{argument}")
 
 
-def _skip(argument: str, needs: DrafterContext) -> DraftSource:
-    from likely.decoding.drafting.layer_skip import LayerSkip
+def _skip(argument: str, context: DrafterContext) -> DraftSource:
+    from likely.decoding.drafting.layer_skip.drafter import LayerSkip
 
-    if needs.runtime is None:
+    if context.runtime is None:
         raise ValueError("skip needs a local target model")
-    return LayerSkip.parse(argument, needs.runtime)
+    return LayerSkip.parse(argument, context.runtime)
 
 
-@dataclass(frozen=True)
-class Named:
-    """An entry of the list of drafters; `argument` says what may follow the colon ("" nothing).
-
-    runs_model  its drafts depend on a model, not on the text alone
-    """
-
-    make: Callable[[str, DrafterContext], DraftSource]
-    summary: str
-    argument: str = ""
-    required: bool = False
-    runs_model: bool = False
-
-
-NAMED: dict[str, Named] = {
-    "lookup": Named(_lookup, "what followed the last tokens when they occurred before"),
-    "copy": Named(_copy, "CopySpec: copy from where the last tokens occurred"),
-    "suffix": Named(_suffix, "SuffixDecoding: counts over this text and earlier answers", "FILE"),
-    "auto": Named(_auto, "copying, only as far as it pays"),
-    "trigram": Named(_trigram, "ADED: an adaptive trigram table, searched as a tree", "FILE"),
-    "ngram": Named(_ngram, "an n-gram language model of the text and a corpus; knows its q", "FILE"),
-    "model": Named(_model, "a smaller model, of the same or another tokenizer", "NAME", required=True, runs_model=True),
-    "shared": Named(
-        _shared,
-        "a model of another tokenizer, by the tokens both have; knows its q",
-        "NAME",
+DRAFTERS: dict[str, DrafterEntry] = {
+    "lookup": DrafterEntry(
+        "prompt lookup: what followed the last tokens when they occurred before",
+        "answers that quote their prompt",
+        _lookup,
+        for_clients=True,
+    ),
+    "copy": DrafterEntry(
+        "CopySpec: a longer stretch, from where the last three tokens occurred",
+        "edits of an earlier answer",
+        _copy,
+        for_clients=True,
+        page="copyspec",
+    ),
+    "suffix": DrafterEntry(
+        "SuffixDecoding: by counts over this text and earlier answers",
+        "many similar requests: SQL, pipelines",
+        _suffix,
+        argument="FILE",
+        memory=MemoryKind(_suffix_memory, ("max_tokens", "max_requests")),
+        page="suffix_decoding",
+    ),
+    "trigram": DrafterEntry(
+        "ADED: an adaptive trigram table, searched as a tree",
+        "a corpus of your own texts",
+        _trigram,
+        argument="FILE",
+        memory=MemoryKind(_trigram_memory, ("top", "min_count")),
+        page="aded",
+    ),
+    "ngram": DrafterEntry(
+        "an n-gram language model of the text and a corpus",
+        'sampling with verification="rejection"',
+        _ngram,
+        argument="FILE",
+        memory=MemoryKind(_ngram_memory, ("order", "discount")),
+        known_distribution=True,
+        needs_vocabulary=True,
+    ),
+    "model": DrafterEntry(
+        "a smaller model, of the same or another tokenizer",
+        "general text, where a good small model exists",
+        _model,
+        argument="NAME",
         required=True,
+        known_distribution=True,
+        runs_model=True,
+        page="recursive_speculation",
+    ),
+    "shared": DrafterEntry(
+        "a model of another tokenizer, by the tokens that both have",
+        'the same, under verification="rejection" too',
+        _shared,
+        argument="NAME",
+        required=True,
+        known_distribution=True,
         runs_model=True,
     ),
-    "skip": Named(_skip, "the target itself with layers left out (torch)", "LAYERS", runs_model=True),
+    "skip": DrafterEntry(
+        "the model itself with layers left out",
+        "models trained for early exits",
+        _skip,
+        argument="LAYERS",
+        known_distribution=True,
+        runs_model=True,
+        capability="layers",
+    ),
+    "auto": DrafterEntry(
+        "copying, and only as far as it pays",
+        "when you do not want to think about it",
+        _auto,
+        for_clients=True,
+        preset=True,
+    ),
 }
 
 
-def make_drafter(name: str, needs: DrafterContext) -> DraftSource | None:
+# --- what others say of the table -------------------------------------------------------------------------------------
+
+
+def drafter_names(which: Callable[[DrafterEntry], bool] = lambda entry: True) -> list[str]:
+    """Names as they are written, "model:NAME" where an argument is required, of those entries."""
+    return [f"{name}:{entry.argument}" if entry.required else name for name, entry in DRAFTERS.items() if which(entry)]
+
+
+def drafter_help() -> str:
+    """The help text of an option that names a drafter."""
+    return f"Guess ahead: {', '.join((*drafter_names(), 'none'))}; the text stays."
+
+
+def memory_kinds() -> dict[str, MemoryKind]:
+    """Drafters with a memory file, and how it is built."""
+    return {name: entry.memory for name, entry in DRAFTERS.items() if entry.memory}
+
+
+# --- from a name to a drafter -----------------------------------------------------------------------------------------
+
+
+def make_drafter(name: str, context: DrafterContext) -> DraftSource | None:
     """The drafter of that name, None for "none"; ValueError with the nearest name for an unknown one."""
-    parts = [part.strip() for part in name.split("+")]
-    if parts == ["none"]:
-        return None
-    sources = [_one(part, needs) for part in parts]
-    if len(sources) == 1:
-        return sources[0]
+    sources = [entry.make(argument, context) for entry, argument in _parts(name)]
+    if len(sources) < 2:
+        return sources[0] if sources else None
     from likely.decoding.drafting.composite import FirstOf
 
     return FirstOf(*sources)
@@ -159,31 +308,26 @@ def make_drafter(name: str, needs: DrafterContext) -> DraftSource | None:
 
 def check_name(text: str) -> None:
     """ValueError unless drafters can be made by this name."""
-    if text != "none":
-        for part in text.split("+"):
-            _entry(part.strip())
+    list(_parts(text))
 
 
 def runs_model(text: str) -> bool:
     """Whether a drafter of that name needs more than the text."""
-    return text != "none" and any(_entry(part.strip())[0].runs_model for part in text.split("+"))
+    return any([entry.runs_model for entry, _ in _parts(text)])
 
 
-def _one(text: str, needs: DrafterContext) -> DraftSource:
-    entry, argument = _entry(text)
-    return entry.make(argument, needs)
-
-
-def _entry(text: str) -> tuple[Named, str]:
-    name, colon, argument = text.partition(":")
-    entry = NAMED.get(name)
-    if entry is None:
-        raise ValueError(f'unknown drafter "{name}"{nearest(name, NAMED)} (known: {", ".join(NAMED)}, none)')
-    if entry.required and not argument:
-        raise ValueError(f"the drafter {name} needs an argument: {name}:{entry.argument}")
-    if colon and not entry.argument:
-        raise ValueError(f'the drafter {name} takes no argument, got "{argument}"')
-    return entry, argument
+def _parts(text: str) -> Iterator[tuple[DrafterEntry, str]]:
+    """(entry, argument) of each part of a name; none for "none"."""
+    for part in text.split("+") if text.strip() != "none" else ():
+        name, colon, argument = part.strip().partition(":")
+        entry = DRAFTERS.get(name)
+        if entry is None:
+            raise ValueError(f'unknown drafter "{name}"{nearest(name, DRAFTERS)} (known: {", ".join(DRAFTERS)}, none)')
+        if entry.required and not argument:
+            raise ValueError(f"the drafter {name} needs an argument: {name}:{entry.argument}")
+        if colon and not entry.argument:
+            raise ValueError(f'the drafter {name} takes no argument, got "{argument}"')
+        yield entry, argument
 
 
 def existing_file(path: str, what: str) -> Path:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from likely.decoding.drafting.table import drafter_names
 from likely.errors import nearest
 from likely.serving.limits import (
     MAX_ANSWERS,
@@ -41,6 +42,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
+DRAFTERS_FOR_CLIENTS = (*drafter_names(lambda entry: entry.for_clients), "none")
 IGNORED = ("user", "safety_identifier", "prompt_cache_key")  # labels for the operator; they change nothing
 
 
@@ -49,6 +51,17 @@ class Asked(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     model: Annotated[str, Field(max_length=4096)] | None = None
+
+
+def _drafter_for_clients(name: str) -> str:
+    if name not in DRAFTERS_FOR_CLIENTS:
+        raise ValueError(f'one of {", ".join(DRAFTERS_FOR_CLIENTS)}, got "{name[:40]}"')
+    return name
+
+
+DrafterName = Annotated[
+    str, AfterValidator(_drafter_for_clients), Field(json_schema_extra={"enum": list(DRAFTERS_FOR_CLIENTS)})
+]
 
 
 class StreamOptions(BaseModel):
@@ -75,7 +88,7 @@ class Generating(Asked):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[int, float] = Field({}, max_length=MAX_BIASES)
-    drafter: Literal["auto", "lookup", "copy", "none"] | None = None  # None: the server's own
+    drafter: DrafterName | None = None  # None: the server's own
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     response_format: dict[str, Any] | None = None

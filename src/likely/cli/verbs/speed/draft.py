@@ -4,59 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from likely.cli import options as opt
+from likely.decoding.drafting.table import MemoryKind, memory_kinds
 
 if TYPE_CHECKING:
     from likely.tokenizers.protocol import Tokenizer
 
 PIECE = 100_000  # characters of a .txt file that become tokens at a time
-Tokens = list[list[int]]
 
 Corpus = Annotated[list[Path], typer.Argument(help="JSONL (or .jsonl.gz) with one text per line, or .txt files.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The memory file to write.")]
-Kind = Annotated[str, typer.Option("--kind", help="trigram, ngram or suffix.")]
+Kind = Annotated[str, typer.Option("--kind", help=f"{', '.join(memory_kinds())}.")]
 Field = Annotated[str, typer.Option("--field", help="The field of a JSONL line that holds the text.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting of the kind, e.g. -s top=4 -s min_count=2."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
-
-
-class Memory(Protocol):
-    def save(self, path: str | Path, *, tokenizer: str) -> None: ...
-
-
-def _trigram(texts: Tokens, vocab_size: int, settings: dict[str, Any]) -> Memory:
-    from likely.decoding.drafting.trigram.drafter import TrigramMemory
-
-    return TrigramMemory.from_texts(texts, vocab_size=vocab_size, **settings)
-
-
-def _ngram(texts: Tokens, vocab_size: int, settings: dict[str, Any]) -> Memory:
-    from likely.decoding.drafting.ngram.drafter import NgramModel
-
-    return NgramModel.from_texts(texts, vocab_size=vocab_size, **settings)
-
-
-def _suffix(texts: Tokens, vocab_size: int, settings: dict[str, Any]) -> Memory:
-    from likely.decoding.drafting.suffix.drafter import SuffixMemory
-
-    memory = SuffixMemory(**settings)
-    for text in texts:
-        memory.remember(text)
-    return memory
-
-
-KINDS: dict[str, tuple[Callable[[Tokens, int, dict[str, Any]], Memory], tuple[str, ...]]] = {
-    "trigram": (_trigram, ("top", "min_count")),
-    "ngram": (_ngram, ("order", "discount")),
-    "suffix": (_suffix, ("max_tokens", "max_requests")),
-}
 
 
 def register(app: typer.Typer) -> None:
@@ -91,8 +59,8 @@ def build(
     """
     from likely.cli.printing import print_json, progress
 
-    make, allowed = _checked_kind(kind)
-    chosen = _checked_settings(kind, allowed, opt.parse_settings(settings))
+    memories = _checked_kind(kind)
+    chosen = _checked_settings(kind, memories.settings, opt.parse_settings(settings))
     for path in corpus:
         opt.refuse_same_file(str(path), output)
     opt.refuse_existing(output, overwrite)
@@ -101,8 +69,7 @@ def build(
         tokenizer, vocab_size, origin = lm.tokenizer, lm.runtime.vocab_size, opt.origin(lm)
         with progress(len(found), "tokens", unit="texts") as tick:
             texts = list(_encoded(found, tokenizer, tick))
-        memory = make(texts, vocab_size, chosen)
-        memory.save(output, tokenizer=tokenizer.fingerprint)
+        memories.build(texts, vocab_size, chosen).save(output, tokenizer=tokenizer.fingerprint)
     size, count = output.stat().st_size, sum(map(len, texts))
     if as_json:
         record = {"file": str(output), "kind": kind, "size_bytes": size, "texts": len(texts), "tokens": count}
@@ -112,14 +79,15 @@ def build(
     typer.echo(f"use it with --drafter {kind}:{output}")
 
 
-def _checked_kind(kind: str) -> tuple[Callable[[Tokens, int, dict[str, Any]], Memory], tuple[str, ...]]:
+def _checked_kind(kind: str) -> MemoryKind:
     from likely.errors import nearest
 
-    if kind not in KINDS:
+    kinds = memory_kinds()
+    if kind not in kinds:
         raise typer.BadParameter(
-            f'unknown kind "{kind}"{nearest(kind, KINDS)} (known: {", ".join(KINDS)})', param_hint="--kind"
+            f'unknown kind "{kind}"{nearest(kind, kinds)} (known: {", ".join(kinds)})', param_hint="--kind"
         )
-    return KINDS[kind]
+    return kinds[kind]
 
 
 def _checked_settings(kind: str, allowed: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:

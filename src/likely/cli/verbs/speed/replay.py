@@ -12,12 +12,11 @@ from likely.cli import options as opt
 
 if TYPE_CHECKING:
     from likely.decoding.drafting.protocol import DraftSource
-    from likely.decoding.drafting.replay import Recorded, Replayed, Trace
+    from likely.decoding.drafting.replay import RecordedAnswer, RecordedLine, Replayed
     from likely.decoding.drafting.table import DrafterContext
     from likely.lm.model import Model
 
 CURVE = (1, 2, 4, 8, 16, 32)
-PLAIN, CORPUS = ("lookup", "copy", "suffix", "trigram"), ("ngram",)  # the second kind must know the vocabulary
 
 
 def register(app: typer.Typer) -> None:
@@ -76,7 +75,7 @@ def replay(
     lm = _model(model, records)
     try:
         traces = _tokens(records, lm)
-        makers = _makers(names or [*PLAIN, *(CORPUS if lm else ())], lm)
+        makers = _makers(names or _without_model(vocabulary=lm is not None), lm)
         budgets = list(dict.fromkeys([budget, *(CURVE if plot else ())]))
         with progress(len(traces) * len(makers) * len(budgets), "replaying", unit="traces") as tick:
             found = replay_all(makers, traces, budgets=budgets, progress=tick)
@@ -101,6 +100,13 @@ def replay(
             typer.echo(line)
 
 
+def _without_model(*, vocabulary: bool) -> list[str]:
+    """Drafters whose drafts depend on the text alone; vocabulary: whether that of the target is known."""
+    from likely.decoding.drafting.table import drafter_names
+
+    return drafter_names(lambda e: not (e.runs_model or e.preset) and (vocabulary or not e.needs_vocabulary))
+
+
 def _check(name: str) -> None:
     """Refuse a drafter before anything is read."""
     from likely.decoding.drafting.table import check_name, runs_model
@@ -114,12 +120,12 @@ def _check(name: str) -> None:
     if runs_model(name):
         raise typer.BadParameter(
             f"the drafts of {name} depend on a model, a replay knows only the text: use likely generate --drafter "
-            f"{name}, or one of {', '.join((*PLAIN, *CORPUS))}",
+            f"{name}, or one of {', '.join(_without_model(vocabulary=True))}",
             param_hint="--drafter",
         )
 
 
-def _read(file: str, limit: int | None) -> list[Recorded]:
+def _read(file: str, limit: int | None) -> list[RecordedLine]:
     from itertools import islice
 
     from likely.decoding.drafting.replay import recorded
@@ -133,14 +139,14 @@ def _read(file: str, limit: int | None) -> list[Recorded]:
     return records
 
 
-def _model(name: str | None, records: Sequence[Recorded]) -> Model | None:
+def _model(name: str | None, records: Sequence[RecordedLine]) -> Model | None:
     """The model whose tokens are replayed; none is needed where all lines are ids."""
     if name is None and not any(record.is_text for record in records):
         return None
     return opt.local_model(name or opt.DEFAULT)
 
 
-def _tokens(records: Sequence[Recorded], lm: Model | None) -> list[Trace]:
+def _tokens(records: Sequence[RecordedLine], lm: Model | None) -> list[RecordedAnswer]:
     from likely.decoding.drafting.replay import tokenise
 
     if lm is None:
@@ -160,10 +166,10 @@ def _tokens(records: Sequence[Recorded], lm: Model | None) -> list[Trace]:
 def _makers(names: Sequence[str], lm: Model | None) -> dict[str, Callable[[], DraftSource]]:
     from likely.decoding.drafting.table import DrafterContext
 
-    needs = DrafterContext(lm.runtime if lm else None, lm.tokenizer if lm else None)
+    context = DrafterContext(lm.runtime if lm else None, lm.tokenizer if lm else None)
     makers = {}
     for name in names:
-        make = _maker(name, needs)
+        make = _maker(name, context)
         try:
             make()
         except ValueError as error:
@@ -173,11 +179,11 @@ def _makers(names: Sequence[str], lm: Model | None) -> dict[str, Callable[[], Dr
     return makers
 
 
-def _maker(name: str, needs: DrafterContext) -> Callable[[], DraftSource]:
+def _maker(name: str, context: DrafterContext) -> Callable[[], DraftSource]:
     from likely.decoding.drafting.table import make_drafter
 
     def make() -> DraftSource:
-        source = make_drafter(name, needs)
+        source = make_drafter(name, context)
         assert source is not None
         return source
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from likely.decoding.drafting.protocol import FIXED_ONLY, NO_DRAFT, Draft, Drafter, SamplingContext
+from likely.decoding.drafting.protocol import FIXED_ONLY, NO_DRAFT, Draft, Drafter, SamplingContext, check_rollback
 from likely.errors import CapabilityError, KvFull
 from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import Runtime, Sequence, Want, Work
@@ -48,7 +48,7 @@ class Translation:
 
     Control tokens become the other's control token of the same name or, for the beginning of the sequence, of the same
     task; others are spelled out.  The text between them is encoded as a whole; when it goes on, only its last tokens
-    are encoded again.  Bytes that are no UTF-8 are told as U+FFFD.
+    are encoded again.  Bytes that are no UTF-8 become U+FFFD.
     """
 
     def __init__(self, target: Tokenizer, other: Tokenizer):
@@ -112,13 +112,13 @@ def _boundary(text: bytes, at: int) -> bool:
     return at < len(text) and text[at : at + 1].isspace() and not text[at - 1 : at].isspace()
 
 
-class Retokenised:
+class CrossTokenizerModel:
     """DraftSource: greedy chains of another model, `length` of its tokens, in the target's tokens.
 
-    Its drafts are fixed, so that rules R and K cannot judge them; `shared_vocabulary` knows a q instead.
+    Its drafts are fixed, so that rules R and K cannot judge them; `shared_vocabulary_model` knows a q instead.
     """
 
-    laws, free = FIXED_ONLY, False
+    distributions, free = FIXED_ONLY, False
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Retokenised:
         target_tokenizer: Tokenizer,
         *,
         length: int = 5,
-        name: str = "retokenised",
+        name: str = "cross-tokenizer model",
     ):
         if length < 1:
             raise ValueError(f"length must be >= 1, got {length}")
@@ -138,14 +138,14 @@ class Retokenised:
         self.runtime, self.tokenizer, self.target_tokenizer = runtime, tokenizer, target_tokenizer
         self.length, self.name = length, name
 
-    def begin(self, prompt: Seq[int], draw: SamplingContext) -> RetokenisingDrafter:
-        return RetokenisingDrafter(self, prompt)
+    def begin(self, prompt: Seq[int], context: SamplingContext) -> CrossTokenizerDrafter:
+        return CrossTokenizerDrafter(self, prompt)
 
     def propose_many(self, drafters: Seq[Drafter], budgets: Seq[int]) -> list[Draft]:
         """The draft model writes on for all texts together, one call per token."""
         turns: dict[int, _Turn] = {}
         for i, (drafter, budget) in enumerate(zip(drafters, budgets, strict=True)):
-            assert isinstance(drafter, RetokenisingDrafter)
+            assert isinstance(drafter, CrossTokenizerDrafter)
             if budget > 0 and (turn := drafter.take_turn()) is not None:
                 turns[i] = turn
         active = [t for t in turns.values() if t.todo]
@@ -154,7 +154,7 @@ class Retokenised:
         drafts = [NO_DRAFT] * len(drafters)
         for i, turn in turns.items():
             drafter = drafters[i]
-            assert isinstance(drafter, RetokenisingDrafter)
+            assert isinstance(drafter, CrossTokenizerDrafter)
             drafts[i] = drafter.in_target_tokens(turn, budgets[i])
         return drafts
 
@@ -191,10 +191,10 @@ class _Turn:
         self.written = b""
 
 
-class RetokenisingDrafter:
+class CrossTokenizerDrafter:
     """One text, as both models see it."""
 
-    def __init__(self, source: Retokenised, prompt: Seq[int]):
+    def __init__(self, source: CrossTokenizerModel, prompt: Seq[int]):
         self._source = source
         self._tokens = [int(t) for t in prompt]
         self._prompt = len(self._tokens)
@@ -254,13 +254,12 @@ class RetokenisingDrafter:
         self._tokens += [int(t) for t in tokens]
 
     def rollback(self, n: int) -> None:
-        if not 0 <= n <= len(self._tokens) - self._prompt:
-            raise ValueError(f"cannot forget {n} tokens, {len(self._tokens) - self._prompt} were observed")
+        check_rollback(n, len(self._tokens) - self._prompt)
         del self._tokens[len(self._tokens) - n :]
 
-    def fork(self, draw: SamplingContext) -> RetokenisingDrafter:
+    def fork(self, context: SamplingContext) -> CrossTokenizerDrafter:
         """For another sample: the prompt is computed once, and what is computed is shared."""
-        copy = RetokenisingDrafter(self._source, self._tokens)
+        copy = CrossTokenizerDrafter(self._source, self._tokens)
         copy._prompt = self._prompt
         runtime = self._source.runtime
         turn = self.take_turn() if runtime.capabilities.fork else None

@@ -11,10 +11,19 @@ from typing import Protocol
 
 import numpy as np
 
-from likely.decoding.drafting.model.growing import Seat, grow_together
-from likely.decoding.drafting.model.trees import Chain, Shape
-from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, Drafter, DraftSource, SamplingContext
-from likely.decoding.sampling import Sampling, processed_logprobs, transform
+from likely.decoding.drafting.model.cross_tokenizer import CrossTokenizerModel
+from likely.decoding.drafting.protocol import (
+    NO_DRAFT,
+    Draft,
+    DraftDistribution,
+    Drafter,
+    DraftSource,
+    SamplingContext,
+    check_rollback,
+)
+from likely.decoding.drafting.trees.growth import GrowingDraft, grow_together
+from likely.decoding.drafting.trees.shapes import Chain, DraftShape
+from likely.decoding.sampling import Sampling, apply_penalties, processed_logprobs
 from likely.errors import CapabilityError, KvFull, ModelError
 from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import FloatArray, Runtime, Sequence, Want, Work
@@ -22,8 +31,8 @@ from likely.runtimes.rows import log_softmax
 from likely.tokenizers.protocol import Tokenizer
 
 
-class Vocabulary(Protocol):
-    """How the target's tokens are told to the draft model, and its rows to the target."""
+class TokenMap(Protocol):
+    """Between the vocabularies of target and draft model: ids one way, rows of logits the other way."""
 
     def start(self, prompt: Seq[int]) -> Seq[int]: ...  # ids before those of the prompt
     def ids(self, token: int) -> Seq[int]: ...  # of a target token; exactly (id(token),) for one that can be drafted
@@ -31,8 +40,8 @@ class Vocabulary(Protocol):
     def logits(self, row: FloatArray) -> FloatArray: ...  # (V_draft,) -> (V,), -inf where nothing can be drafted
 
 
-class SameVocabulary:
-    """Both use one tokenizer; either model may have further rows that stand for no token."""
+class SameTokens:
+    """TokenMap: both use one tokenizer; either model may have further rows that stand for no token."""
 
     def __init__(self, draft_size: int, target_size: int):
         self.draft_size, self.target_size = draft_size, target_size
@@ -56,11 +65,11 @@ class SameVocabulary:
 
 
 class DraftModel:
-    """DraftSource: drafts of a shape from q, the draft model's law after the request's sampling settings.
+    """DraftSource: drafts of a shape from q, the draft model's distribution after the request's sampling settings.
 
-    shape       how drafts grow; its laws are the source's
-    sampling    settings for q instead of the request's own
-    vocabulary  of the target, where it is not the draft's (`likely.decoding.drafting.model.shared_vocabulary`)
+    shape     how drafts grow
+    sampling  settings for q instead of the request's own
+    tokens    to and from the target's vocabulary, where it is not the draft's (`drafting.model.shared_vocabulary`)
 
     The draft's cache holds all tokens but those emitted since its last call.  Where it has no room, or the text is
     longer than its context, it has no guess.
@@ -72,9 +81,9 @@ class DraftModel:
         self,
         runtime: Runtime,
         *,
-        shape: Shape | None = None,
+        shape: DraftShape | None = None,
         sampling: Sampling | None = None,
-        vocabulary: Vocabulary | None = None,
+        tokens: TokenMap | None = None,
         name: str = "draft model",
     ):
         able = runtime.capabilities
@@ -83,9 +92,9 @@ class DraftModel:
                 f"{name}: a draft model needs a runtime that can drop tokens again: {kinds_with('truncate')}"
             )
         self.runtime, self.name, self.sampling = runtime, name, sampling
-        self.shape: Shape = Chain() if shape is None else shape
-        self.laws: frozenset[DraftDistribution] = self.shape.laws
-        self.vocabulary: Vocabulary = vocabulary or SameVocabulary(runtime.vocab_size, runtime.vocab_size)
+        self.shape: DraftShape = Chain() if shape is None else shape
+        self.distributions: frozenset[DraftDistribution] = self.shape.distributions
+        self.token_map: TokenMap = tokens or SameTokens(runtime.vocab_size, runtime.vocab_size)
 
     @classmethod
     def of(
@@ -95,7 +104,7 @@ class DraftModel:
         target_tokenizer: Tokenizer,
         *,
         vocab_size: int | None = None,
-        shape: Shape | None = None,
+        shape: DraftShape | None = None,
         sampling: Sampling | None = None,
         name: str = "draft model",
     ) -> DraftModel:
@@ -106,23 +115,23 @@ class DraftModel:
         if difference := first_difference(tokenizer, target_tokenizer):
             raise ModelError(
                 f"{name}: draft model and model use different tokenizers ({difference}); choose a draft model of the "
-                f"same family, or a drafter that works on the model's own tokens: lookup, suffix, trigram"
+                f"same family, or a drafter without a second model"
             )
-        vocabulary = SameVocabulary(runtime.vocab_size, vocab_size or target_tokenizer.vocab_size)
-        return cls(runtime, shape=shape, sampling=sampling, vocabulary=vocabulary, name=name)
+        tokens = SameTokens(runtime.vocab_size, vocab_size or target_tokenizer.vocab_size)
+        return cls(runtime, shape=shape, sampling=sampling, tokens=tokens, name=name)
 
-    def begin(self, prompt: Seq[int], draw: SamplingContext) -> ModelDrafter:
-        return ModelDrafter(self, prompt, draw)
+    def begin(self, prompt: Seq[int], context: SamplingContext) -> ModelDrafter:
+        return ModelDrafter(self, prompt, context)
 
     def propose_many(self, drafters: Seq[Drafter], budgets: Seq[int]) -> list[Draft]:
         """All drafters advance together, one call per level."""
         drafts = [NO_DRAFT] * len(drafters)
-        seats: dict[int, Seat] = {}
+        growing: dict[int, GrowingDraft] = {}
         for i, (drafter, budget) in enumerate(zip(drafters, budgets, strict=True)):
             assert isinstance(drafter, ModelDrafter)
-            if (seat := drafter.take_seat(budget)) is not None:
-                seats[i] = seat
-        for i, draft in zip(seats, grow_together(self.runtime, list(seats.values())), strict=True):
+            if (each := drafter.begin_draft(budget)) is not None:
+                growing[i] = each
+        for i, draft in zip(growing, grow_together(self.runtime, list(growing.values())), strict=True):
             drafts[i] = draft
         return drafts
 
@@ -133,14 +142,14 @@ class ModelDrafter:
     Invariant: the sequence holds a beginning of the draft's ids (`_own`); what is pending grew from all of them.
     """
 
-    def __init__(self, source: DraftModel, prompt: Seq[int], draw: SamplingContext):
-        self._source, self._draw = source, draw
+    def __init__(self, source: DraftModel, prompt: Seq[int], context: SamplingContext):
+        self._source, self._context = source, context
         self._tokens: list[int] = []
-        self._own = list(source.vocabulary.start(prompt))
+        self._own = list(source.token_map.start(prompt))
         self._start = len(self._own)
         self._ends: list[int] = []  # length of _own after each token
         self._sequence: Sequence | None = None
-        self._seat: Seat | None = None
+        self._growing: GrowingDraft | None = None
         self._ended = False
         self._append(prompt)
         self._prompt = len(self._tokens)
@@ -148,7 +157,7 @@ class ModelDrafter:
     def _append(self, tokens: Seq[int]) -> None:
         for token in tokens:
             self._tokens.append(int(token))
-            self._own += self._source.vocabulary.ids(int(token))
+            self._own += self._source.token_map.ids(int(token))
             self._ends.append(len(self._own))
 
     # --- drafting -------------------------------------------------------------------------------------------------
@@ -156,7 +165,7 @@ class ModelDrafter:
     def propose(self, budget: int) -> Draft:
         return self._source.propose_many([self], [budget])[0]
 
-    def take_seat(self, budget: int) -> Seat | None:
+    def begin_draft(self, budget: int) -> GrowingDraft | None:
         """Where the next draft grows; None if there can be none."""
         source = self._source
         budget = min(budget, source.runtime.context_length - len(self._own))
@@ -169,18 +178,18 @@ class ModelDrafter:
         self._drop_pending()
         if sequence.length >= len(self._own):  # asked twice, or after a rollback: the root's row is needed again
             source.runtime.truncate(sequence, len(self._own) - 1)
-        growth = source.shape.grow(self._draw, len(self._tokens), budget)
+        growth = source.shape.grow(self._context, len(self._tokens), budget)
         first = self._own[sequence.length :]
-        self._seat = Seat(sequence, growth, first, self._law, own_id=source.vocabulary.id)
-        return self._seat
+        self._growing = GrowingDraft(sequence, growth, first, self._log_q, own_id=source.token_map.id)
+        return self._growing
 
-    def _law(self, logits: FloatArray, path: list[int]) -> FloatArray:
+    def _log_q(self, logits: FloatArray, path: list[int]) -> FloatArray:
         """log q (V,) after the path; raw where the target is greedy, since its best token is all that counts."""
-        settings = self._source.sampling or self._draw.sampling
-        row = self._source.vocabulary.logits(logits)
+        settings = self._source.sampling or self._context.sampling
+        row = self._source.token_map.logits(logits)
         output = [*self._tokens[self._prompt :], *path] if settings.has_penalties else ()
-        row = transform(row, settings, self._tokens[: self._prompt] if settings.has_penalties else (), output)
-        if settings.greedy and self._draw.sampling.greedy:
+        row = apply_penalties(row, settings, self._tokens[: self._prompt] if settings.has_penalties else (), output)
+        if settings.greedy and self._context.sampling.greedy:
             return log_softmax(row)
         return processed_logprobs(row, settings)
 
@@ -190,14 +199,13 @@ class ModelDrafter:
         new = [int(token) for token in tokens]
         if not new:
             return
-        if self._sequence is not None and self._seat is not None and self._sequence.pending:
-            self._source.runtime.commit([(self._sequence, self._seat.walk(new))])
-        self._seat = None
+        if self._sequence is not None and self._growing is not None and self._sequence.pending:
+            self._source.runtime.commit([(self._sequence, self._growing.walk(new))])
+        self._growing = None
         self._append(new)
 
     def rollback(self, n: int) -> None:
-        if not 0 <= n <= len(self._tokens) - self._prompt:
-            raise ValueError(f"cannot forget {n} tokens, {len(self._tokens) - self._prompt} were observed")
+        check_rollback(n, len(self._tokens) - self._prompt)
         if n == 0:
             return
         before = self._ends[-n - 1] if len(self._ends) > n else self._start
@@ -207,9 +215,9 @@ class ModelDrafter:
             if self._sequence.length > len(self._own):
                 self._source.runtime.truncate(self._sequence, len(self._own))
 
-    def fork(self, draw: SamplingContext) -> ModelDrafter:
+    def fork(self, context: SamplingContext) -> ModelDrafter:
         """For another sample: the prompt is computed once, and what is computed is shared."""
-        copy = ModelDrafter(self._source, (), draw)
+        copy = ModelDrafter(self._source, (), context)
         copy._tokens, copy._own, copy._ends = self._tokens.copy(), self._own.copy(), self._ends.copy()
         copy._prompt, copy._start = self._prompt, self._start
         runtime = self._source.runtime
@@ -234,13 +242,13 @@ class ModelDrafter:
     def _drop_pending(self) -> None:
         if self._sequence is not None and self._sequence.pending:
             self._source.runtime.commit([(self._sequence, [])])
-        self._seat = None
+        self._growing = None
 
     def end(self) -> None:
         self._ended = True
         if self._sequence is not None:
             self._source.runtime.close(self._sequence)
-            self._sequence = self._seat = None
+            self._sequence = self._growing = None
 
 
 def first_difference(draft: Tokenizer, target: Tokenizer) -> str | None:
@@ -275,6 +283,4 @@ def draft_model(
     """A drafter over another model: token by token where both use one tokenizer, else by way of the text."""
     if first_difference(tokenizer, target_tokenizer) is None:
         return DraftModel.of(runtime, tokenizer, target_tokenizer, vocab_size=vocab_size, name=name)
-    from likely.decoding.drafting.model.cross_tokenizer import Retokenised
-
-    return Retokenised(runtime, tokenizer, target_tokenizer, name=name)
+    return CrossTokenizerModel(runtime, tokenizer, target_tokenizer, name=name)

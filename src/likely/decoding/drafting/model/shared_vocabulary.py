@@ -1,7 +1,7 @@
 """Draft with a model of another tokenizer by the tokens that both have: q lives in the target's vocabulary.
 
-Token-level intersection (TLI), Timor et al. 2025, arXiv:2502.05202: q is the draft's law restricted to the tokens whose
-strings both vocabularies hold, and renormalised; rules R and K are exact for it, as for any q.
+Token-level intersection (TLI), Timor et al. 2025, arXiv:2502.05202: q is the draft's distribution restricted to the
+tokens whose strings both vocabularies hold, and renormalised; rules R and K are exact for it, as for any q.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from likely.decoding.drafting.model.cross_tokenizer import encode_exactly
 from likely.decoding.drafting.model.drafter import DraftModel
-from likely.decoding.drafting.model.trees import Shape
+from likely.decoding.drafting.trees.shapes import DraftShape
 from likely.decoding.sampling import Sampling
 from likely.errors import ModelError
 from likely.runtimes.protocol import FloatArray, IntArray, Runtime
@@ -47,7 +47,7 @@ def _by_bytes(tokenizer: Tokenizer) -> dict[bytes, int]:
 
 
 class SharedVocabulary:
-    """What the draft reads and writes of the target's tokens.
+    """TokenMap: the draft writes the tokens that both vocabularies have, and reads all of the target's.
 
     Tokens that only the target has are spelled with several of the draft's.  The pieces of a character that is cut by
     token borders are spelled byte by byte where the draft has the bytes, else left out.
@@ -110,24 +110,24 @@ class SharedVocabulary:
         return out
 
 
-def shared_tokens(
+def shared_vocabulary_model(
     runtime: Runtime,
     tokenizer: Tokenizer,
     target_tokenizer: Tokenizer,
     *,
     vocab_size: int | None = None,
-    shape: Shape | None = None,
+    shape: DraftShape | None = None,
     sampling: Sampling | None = None,
-    name: str = "shared tokens",
+    name: str = "shared vocabulary",
 ) -> DraftModel:
     """DraftSource over a model of another tokenizer, of any shape and under any rule.
 
     vocab_size  columns of the target's logits; default: the size of its tokenizer
     """
-    vocabulary = SharedVocabulary(
+    tokens = SharedVocabulary(
         tokenizer,
         target_tokenizer,
         draft_size=runtime.vocab_size,
         target_size=vocab_size or target_tokenizer.vocab_size,
     )
-    return DraftModel(runtime, shape=shape, sampling=sampling, vocabulary=vocabulary, name=name)
+    return DraftModel(runtime, shape=shape, sampling=sampling, tokens=tokens, name=name)

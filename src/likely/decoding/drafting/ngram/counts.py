@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from likely.decoding.drafting.memory_file import checked_ids, save_memory
 from likely.errors import DataError
+from likely.metrics.checks import Ints
 
-Ints = NDArray[np.int64]
 FREQUENT = 8  # continuations of a context that a quick look considers
 
 
 @dataclass(frozen=True)
-class Row:
+class Continuations:
     """Tokens (n,), ascending, that follow one context, how often each does and all together, and up to FREQUENT of the
     most frequent."""
 
@@ -33,7 +32,7 @@ class Row:
         return np.where(self.tokens[place] == tokens, self.counts[place], 0)
 
 
-EMPTY = Row(np.empty(0, np.int64), np.empty(0, np.int64), 0.0, frozenset())
+EMPTY = Continuations(np.empty(0, np.int64), np.empty(0, np.int64), 0.0, frozenset())
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,9 @@ class CorpusCounts:
     tokens: tuple[Ints, ...]
     counts: tuple[Ints, ...]
     places: tuple[Ints, ...]
-    _rows: dict[tuple[int, int], Row] = field(default_factory=dict, compare=False)  # long ones, once looked at
+    _rows: dict[tuple[int, int], Continuations] = field(
+        default_factory=dict, compare=False
+    )  # long ones, once looked at
 
     @property
     def order(self) -> int:
@@ -77,7 +78,7 @@ class CorpusCounts:
             parents = len(keys)
         return cls(tuple(tokens), tuple(counts), tuple(places))
 
-    def after(self, context: Sequence[int]) -> Row:
+    def after(self, context: Sequence[int]) -> Continuations:
         """What follows a context of fewer than `order` tokens."""
         if not self.tokens[0].size:
             return EMPTY
@@ -93,7 +94,7 @@ class CorpusCounts:
         if row is None:
             tokens, counts = self.tokens[k][low:high], self.counts[k][low:high]
             chosen = tokens if high - low <= FREQUENT else tokens[np.argpartition(-counts, FREQUENT)[:FREQUENT]]
-            row = Row(tokens, counts, float(counts.sum()), frozenset(chosen.tolist()))
+            row = Continuations(tokens, counts, float(counts.sum()), frozenset(chosen.tolist()))
             if high - low > FREQUENT:
                 self._rows[k, low] = row
         return row

@@ -7,22 +7,22 @@ needed, and it drafts the best tree of the tokens that have been seen after the 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from likely.decoding.drafting.memory_file import load_memory
-from likely.decoding.drafting.model.trees import Chain, Shape
-from likely.decoding.drafting.ngram.counts import CorpusCounts, Ints, Row, TextCounts
+from likely.decoding.drafting.ngram.counts import Continuations, CorpusCounts, TextCounts
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, SamplingContext
+from likely.decoding.drafting.trees.growth import grow_with
+from likely.decoding.drafting.trees.shapes import Chain, DraftShape
 from likely.decoding.sampling import gumbel, processed_logprobs
 from likely.errors import DataError, ModelError
+from likely.metrics.checks import Floats, Ints
 from likely.runtimes.protocol import FloatArray
 
-Floats = NDArray[np.float64]
-Level = tuple[Ints, Floats]  # (tokens, sorted; how often each followed a context)
+ContextCounts = tuple[Ints, Floats]  # (tokens, ascending; how often each followed one context)
 
 CHILDREN = 3  # most guesses after one node of a keyed draft
 FLOOR = 0.1  # a node that is less likely to be kept is not worth its microseconds
@@ -53,7 +53,7 @@ class NgramModel:
         order: int = 4,
         discount: float = 0.75,
         corpus: CorpusCounts | None = None,
-        shape: Shape | None = None,
+        shape: DraftShape | None = None,
     ):
         if vocab_size < 1:
             raise ValueError(f"vocab_size must be >= 1, got {vocab_size}")
@@ -65,7 +65,7 @@ class NgramModel:
         self.corpus = corpus if corpus is not None else CorpusCounts.of([], order=order, vocab_size=vocab_size)
         if self.corpus.order != order:
             raise ValueError(f"the corpus has counts of order {self.corpus.order}, the model {order}")
-        self.laws = frozenset({DraftDistribution.FIXED}) | (shape or Chain()).laws
+        self.distributions = frozenset({DraftDistribution.FIXED}) | (shape or Chain()).distributions
         self.unigrams = np.zeros(vocab_size)
         self.unigrams[self.corpus.tokens[0]] = self.corpus.counts[0]
         self.commonest, self.total = int(self.unigrams.argmax()), float(self.unigrams.sum())
@@ -99,8 +99,8 @@ class NgramModel:
         corpus = CorpusCounts.checked(path, arrays, order=order, vocab_size=vocab_size)
         return cls(vocab_size, order=order, discount=discount, corpus=corpus)
 
-    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> NgramDrafter:
-        drafter = NgramDrafter(self, draw, TextCounts(self.order))
+    def begin(self, prompt: Sequence[int], context: SamplingContext) -> NgramDrafter:
+        drafter = NgramDrafter(self, context, TextCounts(self.order))
         drafter.observe(prompt)
         return drafter
 
@@ -108,8 +108,8 @@ class NgramModel:
 class NgramDrafter:
     """The model as it stands after one text."""
 
-    def __init__(self, model: NgramModel, draw: SamplingContext, text: TextCounts):
-        self._model, self._draw, self._text = model, draw, text
+    def __init__(self, model: NgramModel, context: SamplingContext, text: TextCounts):
+        self._model, self._context, self._text = model, context, text
         self._unseen = 0  # tokens of the text that the corpus lacks
         self._commonest = self._find_commonest()
 
@@ -129,8 +129,8 @@ class NgramDrafter:
             self._unseen -= token not in self._text.after(()) and not self._model.unigrams[token]
         self._commonest = self._find_commonest()
 
-    def fork(self, draw: SamplingContext) -> NgramDrafter:
-        twin = NgramDrafter(self._model, draw, self._text.copy())
+    def fork(self, context: SamplingContext) -> NgramDrafter:
+        twin = NgramDrafter(self._model, context, self._text.copy())
         twin._unseen, twin._commonest = self._unseen, self._commonest
         return twin
 
@@ -138,11 +138,11 @@ class NgramDrafter:
         self._text, self._unseen = TextCounts(self._model.order), 0
         self._commonest = self._find_commonest()
 
-    # --- the law ----------------------------------------------------------------------------------------------------
+    # --- the distribution -----------------------------------------------------------------------------------------
 
     def log_q(self, path: Sequence[int] = ()) -> FloatArray:
         """log q (V,) of the token after the text and `path`."""
-        model, levels = self._model, self._levels(self._context(path))
+        model, levels = self._model, self._levels(self._history(path))
         counts = model.unigrams.copy()
         own = self._text.after(())
         if own:
@@ -162,11 +162,11 @@ class NgramDrafter:
 
         Without a corpus the most likely token is always among them.
         """
-        context, d = self._context(path), self._model.discount
-        rows: list[tuple[Row, dict[int, int]]] = []
+        history, d = self._history(path), self._model.discount
+        rows: list[tuple[Continuations, dict[int, int]]] = []
         candidates = set() if self._commonest is None else {self._commonest}
-        for n in range(1, len(context) + 1):
-            tail = context[len(context) - n :]
+        for n in range(1, len(history) + 1):
+            tail = history[len(history) - n :]
             row, own = self._model.corpus.after(tail), self._text.after(tail)
             if not own and not len(row.tokens):
                 break
@@ -188,16 +188,16 @@ class NgramDrafter:
                 q[i] = rest * q[i] + ((count - d) / total if count else 0.0)
         return array, np.array(q)
 
-    def _context(self, path: Sequence[int]) -> tuple[int, ...]:
+    def _history(self, path: Sequence[int]) -> tuple[int, ...]:
         most = self._model.order - 1
         recent = self._text.tokens[-most:] if most else []
         return (*recent, *path)[-most:] if most else ()
 
-    def _levels(self, context: tuple[int, ...]) -> list[Level]:
+    def _levels(self, history: tuple[int, ...]) -> list[ContextCounts]:
         """What followed the last 1, 2, ... tokens, as far as something did."""
         levels = []
-        for n in range(1, len(context) + 1):
-            tail = context[len(context) - n :]
+        for n in range(1, len(history) + 1):
+            tail = history[len(history) - n :]
             level = _merged(self._model.corpus.after(tail), self._text.after(tail))
             if not len(level[0]):
                 break
@@ -232,15 +232,15 @@ class NgramDrafter:
     def propose(self, budget: int) -> Draft:
         if budget <= 0:
             return NO_DRAFT
-        draw, shape = self._draw, self._model.shape
-        if draw.verification == "keyed" and shape is None:
+        context, shape = self._context, self._model.shape
+        if context.verification == "keyed" and shape is None:
             return self._likeliest_tree(budget)
 
         def row(path: tuple[int, ...]) -> FloatArray:
             log_q = self.log_q(path)
-            return log_q if draw.sampling.greedy else processed_logprobs(log_q, draw.sampling)
+            return log_q if context.sampling.greedy else processed_logprobs(log_q, context.sampling)
 
-        return grow_with(shape or Chain(), draw, len(self._text.tokens), budget, row)
+        return grow_with((shape or Chain()).grow(context, len(self._text.tokens), budget), row)
 
     def _likeliest_tree(self, budget: int) -> Draft:
         """Nodes in the order of their probability to be kept, each after its parent, until it falls below FLOOR."""
@@ -263,7 +263,7 @@ class NgramDrafter:
     ) -> None:
         """Queue the best guesses after a node that is kept with this chance."""
         ids, q = self.likely_next(path)
-        sampling = self._draw.sampling
+        sampling = self._context.sampling
         if not sampling.greedy:
             place = len(self._text.tokens) + len(path)
             values = np.log(q)
@@ -271,7 +271,7 @@ class NgramDrafter:
                 values = processed_logprobs(values.astype(np.float32), sampling).astype(np.float64)
             else:
                 values = values / sampling.temperature
-            values = values + gumbel(sampling.seed, self._draw.sample, place, ids)
+            values = values + gumbel(sampling.seed, self._context.sample, place, ids)
             q = np.exp(values - values.max(initial=-np.inf))
             q /= q.sum()
         for i in np.argsort(-q, kind="stable")[:CHILDREN].tolist():
@@ -279,7 +279,7 @@ class NgramDrafter:
                 heapq.heappush(heap, (-chance * float(q[i]), len(path), node, (*path, int(ids[i]))))
 
 
-def _merged(row: Row, own: dict[int, int]) -> Level:
+def _merged(row: Continuations, own: dict[int, int]) -> ContextCounts:
     """Counts of the corpus and of the text after one context."""
     keys = np.fromiter(own, np.int64, len(own))
     both = np.union1d(row.tokens, keys)
@@ -287,24 +287,3 @@ def _merged(row: Row, own: dict[int, int]) -> Level:
     merged[np.searchsorted(both, row.tokens)] += row.counts
     merged[np.searchsorted(both, keys)] += TEXT_WEIGHT * np.fromiter(own.values(), np.float64, len(own))
     return both, merged
-
-
-def grow_with(
-    shape: Shape, draw: SamplingContext, position: int, budget: int, log_q_of: Callable[[tuple[int, ...]], FloatArray]
-) -> Draft:
-    """A draft of that shape where q is computed in this process: log_q_of(path) -> (V,) after the drafted `path`."""
-    growth = shape.grow(draw, position, budget)
-    paths: list[tuple[int, ...]] = []
-    try:
-        next(growth)
-        rows = [log_q_of(())]
-        while True:
-            tokens, parents = growth.send(np.stack(rows))
-            level = [
-                ((*paths[parent], token) if parent >= 0 else (token,))
-                for token, parent in zip(tokens.tolist(), parents.tolist(), strict=True)
-            ]
-            paths += level
-            rows = [log_q_of(path) for path in level]
-    except StopIteration as done:
-        return done.value

@@ -12,19 +12,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 
 from likely.decoding.drafting.memory_file import checked_ids, load_memory, save_memory
 from likely.decoding.drafting.protocol import FIXED_ONLY, NO_DRAFT, Draft, SamplingContext
-from likely.decoding.drafting.suffix.choose import NO_GUESS, Guess, Rules, best_guess
-from likely.decoding.drafting.suffix.text import GrowingText
-from likely.decoding.drafting.suffix.tree import END, SuffixTree
+from likely.decoding.drafting.suffix.guess import NO_GUESS, DraftLimits, Guess, best_guess
+from likely.decoding.drafting.suffix.tree import END, GrowingText, SuffixTree
 from likely.errors import DataError
 
 _KIND = "suffix"
 _LARGEST = 2**31 - 1
+
+
+class SuffixSettings(TypedDict, total=False):
+    """See SuffixMemory."""
+
+    max_depth: int
+    max_requests: int
+    max_tokens: int | None
+    scope: Literal["all", "request"]
+    spec_factor: float
+    spec_offset: float
+    min_prob: float
+    tree: bool
 
 
 class SuffixMemory:
@@ -33,14 +45,14 @@ class SuffixMemory:
     max_depth     D: a match and its continuation have at most D tokens together
     max_requests  answers kept;  max_tokens: tokens kept (None: no limit); the oldest answers go first
     scope         "all": answers serve later requests; "request": each request sees itself alone, nothing is kept
-    spec_factor, spec_offset, min_prob, tree   see `suffix_draft`; defaults of the paper's code
+    spec_factor, spec_offset, min_prob, tree   see `DraftLimits`; defaults of the paper's code
 
     An answer is remembered when its drafter ends, cancelled or not: what was emitted is true text.  Safe to use from
     many threads.  Memory: about 170 bytes per token of new text, 30 per token that repeats earlier answers.
     """
 
     name = "suffix"
-    laws, free = FIXED_ONLY, True
+    distributions, free = FIXED_ONLY, True
 
     def __init__(
         self,
@@ -62,7 +74,7 @@ class SuffixMemory:
             raise ValueError(f"max_tokens must be >= 1, or None for no limit, got {max_tokens}")
         if scope not in ("all", "request"):
             raise ValueError(f'scope must be "all" or "request", got "{scope}"')
-        self.rules = Rules(spec_factor, spec_offset, min_prob, tree)
+        self.limits = DraftLimits(spec_factor, spec_offset, min_prob, tree)
         self.max_depth, self.max_requests, self.max_tokens, self.scope = max_depth, max_requests, max_tokens, scope
         self._lock = threading.Lock()
         self._tree = SuffixTree(max_depth, newest=True)
@@ -73,7 +85,7 @@ class SuffixMemory:
         self._running: set[int] = set()
         self._version = 0  # of the tree
 
-    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> SuffixDrafter:
+    def begin(self, prompt: Sequence[int], context: SamplingContext) -> SuffixDrafter:
         return SuffixDrafter(self, GrowingText(self.max_depth, checked(prompt)), len(prompt))
 
     @property
@@ -134,15 +146,17 @@ class SuffixMemory:
         save_memory(path, _KIND, arrays, tokenizer=tokenizer, settings={})
 
     @classmethod
-    def load(cls, path: str | Path, *, tokenizer: str, vocab_size: int, **options: Any) -> SuffixMemory:
-        """A memory of a saved file's tokens, built anew (about 10 s per million); `options` as for SuffixMemory."""
+    def load(
+        cls, path: str | Path, *, tokenizer: str, vocab_size: int, **settings: Unpack[SuffixSettings]
+    ) -> SuffixMemory:
+        """A memory of a saved file's tokens, built anew (about 10 s per million)."""
         found, _ = load_memory(path, _KIND, tokenizer=tokenizer, names=("tokens", "lengths"))
         tokens = checked_ids(path, "tokens", found["tokens"], vocab_size)
         lengths = found["lengths"]
         kinds = tokens.dtype.kind + lengths.dtype.kind
         if kinds != "ii" or (lengths < 1).any() or lengths.sum() != len(tokens):
             raise DataError(f"{path}: lengths do not divide the tokens into answers: build the memory again")
-        memory = cls(**options)
+        memory = cls(**settings)
         for answer in np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else []:
             memory.remember(answer.tolist())
         return memory
@@ -170,7 +184,7 @@ class SuffixMemory:
             if seen.version != self._version:
                 seen.version, seen.ceiling = self._version, self.max_depth
             longest = longest_match(self._tree, text, min(self.max_depth, len(text)) - 1, seen)
-            return best_guess(self._tree, text, longest, budget, self.rules, above=above)
+            return best_guess(self._tree, text, longest, budget, self.limits, above=above)
 
     def _add(self, request: int, answer: array) -> None:
         limit = self.max_tokens
@@ -211,7 +225,7 @@ class SuffixMemory:
 
 @dataclass
 class Seen:
-    """Where a drafter stands in the shared tree: how much of its context matched, and the most that can match now."""
+    """Where a drafter stands in the shared tree: how much of its text matched, and the most that can match now."""
 
     version: int = -1
     longest: int = 0
@@ -235,7 +249,7 @@ class SuffixDrafter:
         own, memory = self._own, self._memory
         if budget <= 0 or not len(own):
             return NO_DRAFT
-        guess = best_guess(own.tree, own.text, own.repeated, budget, memory.rules, waiting=own.ends)
+        guess = best_guess(own.tree, own.text, own.repeated, budget, memory.limits, waiting=own.ends)
         if memory.scope == "all":
             other = memory._guess(own.text, self._seen, budget, guess.expected)
             if other.expected > guess.expected:
@@ -255,7 +269,7 @@ class SuffixDrafter:
         self._prompt = min(self._prompt, len(self._own))
         self._seen = Seen()
 
-    def fork(self, draw: SamplingContext) -> SuffixDrafter:
+    def fork(self, context: SamplingContext) -> SuffixDrafter:
         return SuffixDrafter(self._memory, self._own.copy(), self._prompt)
 
     def end(self) -> None:

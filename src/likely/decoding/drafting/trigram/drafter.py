@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, TypedDict, Unpack, get_args
 
 import numpy as np
 
@@ -33,6 +33,19 @@ from likely.runtimes.protocol import IntArray
 Search = Literal["best_first", "mcts", "greedy", "full"]
 Scope = Literal["all", "request"]
 ARRAYS = ("pairs", "offsets", "tokens", "weights")
+
+
+class TrigramSettings(TypedDict, total=False):
+    """See TrigramMemory."""
+
+    depth: int
+    iterations: int
+    paths: int
+    rate: float
+    cap: float
+    search: Search
+    scope: Scope
+    most: int
 
 
 class Adaptation:
@@ -113,7 +126,7 @@ class TrigramMemory:
     """
 
     name = "trigram"
-    laws, free = FIXED_ONLY, True
+    distributions, free = FIXED_ONLY, True
 
     def __init__(
         self, table: TrigramTable = EMPTY, *, depth: int = 4, iterations: int = 150, paths: int = 24,
@@ -136,15 +149,21 @@ class TrigramMemory:
     @classmethod
     def from_texts(
         cls, texts: Iterable[Sequence[int]], *, top: int = TOP, min_count: int = 1, vocab_size: int = 1 << BITS,
-        **options: Any,
+        **settings: Unpack[TrigramSettings],
     ) -> TrigramMemory:  # fmt: skip
         """Count a corpus of token lists; `top` successors per pair are kept, pairs seen less than `min_count` not."""
         trigrams, counts = count_trigrams(texts, vocab_size=vocab_size)
-        return cls(table_of(trigrams, counts, top=top, min_count=min_count), **options)
+        return cls(table_of(trigrams, counts, top=top, min_count=min_count), **settings)
 
     @classmethod
     def from_counts(
-        cls, trigrams: IntArray, counts: IntArray, *, top: int = TOP, min_count: int = 1, **options: Any
+        cls,
+        trigrams: IntArray,
+        counts: IntArray,
+        *,
+        top: int = TOP,
+        min_count: int = 1,
+        **settings: Unpack[TrigramSettings],
     ) -> TrigramMemory:
         """trigrams (n, 3) token ids, counts (n,) how often each occurred."""
         ids = np.asarray(trigrams, np.int64).reshape(-1, 3)
@@ -153,7 +172,7 @@ class TrigramMemory:
         packed, place = np.unique(ids[:, 0] << 2 * BITS | ids[:, 1] << BITS | ids[:, 2], return_inverse=True)
         total = np.zeros(len(packed), np.int64)
         np.add.at(total, place, np.asarray(counts, np.int64))
-        return cls(table_of(packed, total, top=top, min_count=min_count), **options)
+        return cls(table_of(packed, total, top=top, min_count=min_count), **settings)
 
     def save(self, path: str | Path, *, tokenizer: str) -> None:
         """Table and what was learned since, in one file; `tokenizer` is the fingerprint of the one that made them."""
@@ -163,7 +182,9 @@ class TrigramMemory:
         save_memory(path, self.name, arrays, tokenizer=tokenizer, settings={})
 
     @classmethod
-    def load(cls, path: str | Path, *, tokenizer: str, vocab_size: int, **options: Any) -> TrigramMemory:
+    def load(
+        cls, path: str | Path, *, tokenizer: str, vocab_size: int, **settings: Unpack[TrigramSettings]
+    ) -> TrigramMemory:
         found, _ = load_memory(path, cls.name, tokenizer=tokenizer, names=ARRAYS)
         pairs, offsets, tokens, weights = (found[name] for name in ARRAYS)
         sizes = np.diff(offsets.astype(np.int64))
@@ -172,7 +193,7 @@ class TrigramMemory:
         if len(weights) != len(tokens) or not (weights > 0).all() or (np.diff(pairs) <= 0).any():
             raise DataError(f"{path}: weights must be > 0, one per token, and pairs increasing: build the memory again")
         checked_ids(path, "tokens", tokens, vocab_size)
-        return cls(TrigramTable(pairs, offsets, tokens, weights), **options)
+        return cls(TrigramTable(pairs, offsets, tokens, weights), **settings)
 
     # --- drafting -----------------------------------------------------------------------------------------------------
 
@@ -180,7 +201,7 @@ class TrigramMemory:
         """Learn a text."""
         TrigramDrafter(self, self._shared, []).observe(tokens)
 
-    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> TrigramDrafter:
+    def begin(self, prompt: Sequence[int], context: SamplingContext) -> TrigramDrafter:
         shared = self._shared
         learned = shared
         if self.scope == "request":
@@ -190,7 +211,7 @@ class TrigramMemory:
         return drafter
 
     def find(self, look: searches.Look, pair: int, place: int, budget: int) -> searches.Found:
-        """The draft after `pair`; `place`, the length of the text, keys the draws of "mcts"."""
+        """The draft after `pair`; `place`, the length of the text, keys the noise of "mcts"."""
         if self.search == "best_first":
             return searches.best_first(look, pair, budget=budget, depth=self.depth)
         if self.search == "full":
@@ -239,7 +260,7 @@ class TrigramDrafter:
                 if len(self._tokens) >= 2 and self._log:
                     self._learned.undo(pair_of(*self._tokens[-2:]), token, self._log.pop())
 
-    def fork(self, draw: SamplingContext) -> TrigramDrafter:
+    def fork(self, context: SamplingContext) -> TrigramDrafter:
         with self._learned.lock:
             learned = self._learned.copy() if self._own else self._learned
             copy = TrigramDrafter(self._memory, learned, self._tokens.copy())

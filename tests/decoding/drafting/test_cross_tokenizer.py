@@ -11,7 +11,12 @@ from helpers_for_loops import run, toy_loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from likely.decoding.drafting.model.cross_tokenizer import Retokenised, Translation, encode_exactly, whole_characters
+from likely.decoding.drafting.model.cross_tokenizer import (
+    CrossTokenizerModel,
+    Translation,
+    encode_exactly,
+    whole_characters,
+)
 from likely.decoding.drafting.model.drafter import draft_model
 from likely.decoding.drafting.protocol import SamplingContext
 from likely.decoding.request import Request
@@ -51,7 +56,7 @@ def test_tokens_are_those_of_plain_decoding(sampling, tokenizers):
     ]
     plain = run(toy_loop(target), *requests)
     source = draft_model(draft, theirs, ours, name="model:other")
-    assert isinstance(source, Retokenised)
+    assert isinstance(source, CrossTokenizerModel)
     drafted = run(toy_loop(target), *(replace(r, drafter=source) for r in requests))
     assert [[f.tokens for f in g] for g in drafted] == [[f.tokens for f in g] for g in plain]
     assert ours in (BYTES, PAIRS) or sum(f.proposed for g in drafted for f in g) > 0  # random bytes are hardly text
@@ -70,7 +75,7 @@ def test_a_draft_that_knows_the_text_is_kept():
         return row
 
     draft = ToyRuntime(logits, vocab_size=LETTERS.vocab_size, context_length=200)
-    source = Retokenised(draft, LETTERS, WORDS, length=8)
+    source = CrossTokenizerModel(draft, LETTERS, WORDS, length=8)
     request = Request((5,), Sampling(temperature=0.0), max_tokens=12, drafter=source, draft_budget=8)
     [[finished]] = run(toy_loop(target), request)
     assert finished.tokens == answer and finished.accepted >= 6
@@ -92,7 +97,7 @@ def propose(context, draft_text, *, ours=WORDS, theirs=LETTERS, budget=9, length
         return row
 
     runtime = ToyRuntime(logits, vocab_size=theirs.vocab_size, context_length=200)
-    source = Retokenised(runtime, theirs, ours, length=length)
+    source = CrossTokenizerModel(runtime, theirs, ours, length=length)
     return source.begin(context, SamplingContext()).propose(budget).tokens.tolist()
 
 
@@ -196,7 +201,7 @@ def test_long_texts_are_not_encoded_again_and_again():
 
 def test_rollback_and_fork_keep_the_guesses_right():
     draft = ToyRuntime.random(LETTERS.vocab_size, seed=4, context_length=200)
-    source = Retokenised(draft, LETTERS, WORDS)
+    source = CrossTokenizerModel(draft, LETTERS, WORDS)
     drafter = source.begin([0, 1, 4], SamplingContext())
     drafter.propose(5)
     drafter.observe([3, 2, 6, 0])
@@ -218,7 +223,7 @@ def test_no_room_is_no_guess_and_no_error():
     plain = run(toy_loop(target), *requests)
     for limits in ({"tokens_held": 14}, {"sequences": 1}, {"context_length": 8}):
         draft = ToyRuntime.random(LETTERS.vocab_size, seed=4, **limits)
-        source = Retokenised(draft, LETTERS, WORDS)
+        source = CrossTokenizerModel(draft, LETTERS, WORDS)
         found = run(toy_loop(target), *(replace(r, drafter=source) for r in requests))
         assert [g[0].tokens for g in found] == [g[0].tokens for g in plain]
         assert not draft._open and draft.free_tokens() == draft.limits.tokens_held
@@ -227,10 +232,10 @@ def test_no_room_is_no_guess_and_no_error():
 def test_wrong_settings_are_refused():
     draft = ToyRuntime.random(6, seed=4)
     with pytest.raises(ValueError, match="length must be >= 1"):
-        Retokenised(draft, LETTERS, WORDS, length=0)
+        CrossTokenizerModel(draft, LETTERS, WORDS, length=0)
     draft.capabilities = Capabilities()
-    with pytest.raises(CapabilityError, match="torch or llamacpp"):
-        Retokenised(draft, LETTERS, WORDS)
+    with pytest.raises(CapabilityError, match="torch, llamacpp or native"):
+        CrossTokenizerModel(draft, LETTERS, WORDS)
     with pytest.raises(CapabilityError, match="known q"):
-        source = Retokenised(ToyRuntime.random(6, seed=4), LETTERS, WORDS)
+        source = CrossTokenizerModel(ToyRuntime.random(6, seed=4), LETTERS, WORDS)
         Request((1,), drafter=source, verification="rejection")

@@ -10,7 +10,7 @@ from byte_tokenizer import PieceTokenizer
 from helpers_for_loops import run, toy_loop
 from statistics_of_draws import chi_square_p
 
-from likely.decoding.drafting.model.shared_vocabulary import SharedVocabulary, shared_ids, shared_tokens
+from likely.decoding.drafting.model.shared_vocabulary import SharedVocabulary, shared_ids, shared_vocabulary_model
 from likely.decoding.drafting.protocol import DraftDistribution, SamplingContext
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
@@ -61,10 +61,10 @@ def test_half_characters_are_spelled_in_bytes():
 
 def test_q_is_restricted_and_renormalised():
     _, draft = models()
-    source = shared_tokens(draft, DRAFT, TARGET)
+    source = shared_vocabulary_model(draft, DRAFT, TARGET)
     made = source.begin([5, 0, 3], SamplingContext(Sampling(), verification="rejection")).propose(3)
     context = [DRAFT.bos_id, 3, 3, 2]
-    assert made.law is DraftDistribution.IID
+    assert made.distribution is DraftDistribution.IID
     for node in range(-1, 2):
         q = np.exp(made.log_q[node].astype(float))
         assert q.shape == (6,) and q.sum() == pytest.approx(1) and not q[3:].any()
@@ -75,7 +75,7 @@ def test_q_is_restricted_and_renormalised():
 
 def test_the_law_is_the_targets_also_where_nothing_can_be_drafted():
     target, draft = models()
-    source, loop = shared_tokens(draft, DRAFT, TARGET), toy_loop(target)
+    source, loop = shared_vocabulary_model(draft, DRAFT, TARGET), toy_loop(target)
     law = {}
     for a, p in enumerate(np.exp(log_softmax(np.asarray(target._logits_of((0,)), np.float32)).astype(float))):
         if a == 3:  # ends the text here
@@ -100,7 +100,7 @@ def test_tokens_are_those_of_plain_decoding(sampling):
     target, draft = models()
     requests = [Request((5, 0, 4), sampling, max_tokens=16, draft_budget=5, samples=n) for n in (1, 3)]
     plain = run(toy_loop(target), *requests)
-    source = shared_tokens(draft, DRAFT, TARGET)
+    source = shared_vocabulary_model(draft, DRAFT, TARGET)
     drafted = run(toy_loop(target), *(replace(r, drafter=source) for r in requests))
     assert [[f.tokens for f in g] for g in drafted] == [[f.tokens for f in g] for g in plain]
     assert sum(f.proposed for g in drafted for f in g) > 0 and not draft._open
@@ -108,7 +108,7 @@ def test_tokens_are_those_of_plain_decoding(sampling):
 
 def test_the_cache_follows_through_tokens_of_several_ids():
     _, draft = models()
-    source = shared_tokens(draft, DRAFT, TARGET)
+    source = shared_vocabulary_model(draft, DRAFT, TARGET)
     drafter = source.begin([5, 3], SamplingContext())
     for emitted in ([4, 0], [3], [1, 3, 4]):
         found = drafter.propose(3).tokens.tolist()

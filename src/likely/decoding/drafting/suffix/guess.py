@@ -18,14 +18,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 
-from likely.decoding.drafting.suffix.tree import Place, SuffixTree
+from likely.decoding.drafting.suffix.tree import SuffixTree, TreePlace
 
 _NOWHERE: list[int] = []
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How long and how sure drafts are; `tree` with branches."""
+class DraftLimits:
+    """How long a draft may be, and how unlikely a token of it; tree: whether drafts branch.
+
+    A match of m tokens gives a draft of at most floor(factor m + offset) tokens.
+    """
 
     factor: float = 1.0
     offset: float = 0.0
@@ -55,14 +58,14 @@ NO_GUESS = Guess([], [], 0.0, 0)
 
 
 @lru_cache(maxsize=4096)
-def match_lengths(longest: int, budget: int, max_depth: int, rules: Rules) -> tuple[tuple[int, int, int], ...]:
+def match_lengths(longest: int, budget: int, max_depth: int, limits: DraftLimits) -> tuple[tuple[int, int, int], ...]:
     """(bound on the expectation, m, most tokens) for m = 1 .. longest; largest bound first, then the longer match.
 
     D sums to at most 1 over the tokens of one depth, and no draft goes deeper than max_depth - m.
     """
     found = []
     for m in range(1, longest + 1):
-        most = max(0, min(math.floor(rules.factor * m + rules.offset + 1e-6), budget))
+        most = max(0, min(math.floor(limits.factor * m + limits.offset + 1e-6), budget))
         found.append((min(most, max_depth - m), m, most))
     return tuple(sorted(found, reverse=True))
 
@@ -72,7 +75,7 @@ def best_guess(
     text: array,
     longest: int,
     budget: int,
-    rules: Rules,
+    limits: DraftLimits,
     *,
     waiting: Callable[[int], list[int]] | None = None,
     above: float = 0.0,
@@ -85,19 +88,19 @@ def best_guess(
     best = NO_GUESS
     counts = Occurrences(tree, text, longest, waiting)
     grown: dict[int, tuple[list[int], float]] = {}  # count -> the path, begun with the largest bound
-    for bound, m, most in match_lengths(longest, budget, tree.max_depth, rules):
+    for bound, m, most in match_lengths(longest, budget, tree.max_depth, limits):
         if bound <= above or (bound, m) < (best.expected, best.match):
             break
-        if rules.tree:
+        if limits.tree:
             place, ends = counts.places(m)
-            tokens, parents, total = grow_tree(tree, *place, ends, text, most, tree.max_depth - m, rules.min_prob)
+            tokens, parents, total = grow_tree(tree, *place, ends, text, most, tree.max_depth - m, limits.min_prob)
             expected = min(total, float(bound))  # sums round
         else:
             known = grown.get(counts.of(m)) if grown else None
             if known is None:
                 place, ends = counts.places(m)
                 floor = max(best.expected, above)
-                known = grow_path(tree, *place, ends, text, bound, rules.min_prob, floor)
+                known = grow_path(tree, *place, ends, text, bound, limits.min_prob, floor)
                 grown[counts.note(m, tree.weight(place[0]) + len(ends))] = known
             tokens, expected = known  # the same occurrences have the same path, for which each has its bound
             if len(tokens) > bound:
@@ -119,7 +122,7 @@ class Occurrences:
         self._known: list[int] = []  # lengths, sorted
         self._counts: dict[int, int] = {}
 
-    def places(self, m: int) -> tuple[Place, list[int]]:
+    def places(self, m: int) -> tuple[TreePlace, list[int]]:
         """The place in the tree, and the ends in the text of those that wait."""
         n = len(self._text)
         place = self._tree.find(self._text, n - m, n)

@@ -1,9 +1,9 @@
 """Self-speculation: the target drafts for itself with some of its layers left out.
 
-Zhang et al. 2024, "Draft & Verify", arXiv:2309.08168 (skipped sublayers, a stop where the draft is unsure); Elhoushi et
-al. 2024, "LayerSkip", arXiv:2404.16710 (early exit).  The draft reads the target's exact keys and values of the text,
-its own nodes are pending ones that are dropped again: no second model, no second cache.  Models that were not trained
-for it tolerate little skipping.
+Zhang et al. 2024, "Draft & Verify", arXiv:2309.08168 (skipped sublayers, an end where the draft is not confident);
+Elhoushi et al. 2024, "LayerSkip", arXiv:2404.16710 (early exit).  The draft reads the target's exact keys and values of
+the text, its own nodes are pending ones that are dropped again: no second model, no second cache.  Models that were not
+trained for it tolerate little skipping.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from likely.decoding.drafting.model.growing import Seat, grow_together
-from likely.decoding.drafting.model.trees import Growth, Shape
-from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, Drafter, SamplingContext
-from likely.decoding.sampling import generator, gumbel, processed_logprobs, transform
+from likely.decoding.drafting.protocol import (
+    NO_DRAFT,
+    Draft,
+    DraftDistribution,
+    Drafter,
+    SamplingContext,
+    check_rollback,
+)
+from likely.decoding.drafting.trees.growth import GrowingDraft, grow_together
+from likely.decoding.drafting.trees.shapes import ConfidentChain, DraftShape
+from likely.decoding.sampling import apply_penalties, processed_logprobs
 from likely.errors import CapabilityError
 from likely.io.hashes import cache_dir
 from likely.io.whole_file import write_whole_file
@@ -27,63 +31,16 @@ from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import FloatArray, LayerPlan, Runtime, Sequence
 from likely.runtimes.rows import log_softmax
 
-CONFIDENCE = 0.6  # Draft & Verify stops a draft where its best token has less probability
-
-
-@dataclass(frozen=True)
-class ConfidentChain:
-    """One guess after another, at most `length`, ending where q's best token has less probability than `confidence`.
-
-    Whether it goes on depends on q alone, not on what is drawn from it, so that the law of each guess is q.
-    """
-
-    length: int = 5
-    confidence: float = CONFIDENCE
-    laws = frozenset({DraftDistribution.FIXED, DraftDistribution.IID})
-
-    def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ValueError(f"length must be >= 1, got {self.length}")
-        if not 0 <= self.confidence <= 1:
-            raise ValueError(f"confidence must lie in [0, 1], got {self.confidence}")
-
-    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth:
-        sampling = draw.sampling
-        drawn = draw.verification != "keyed" and not sampling.greedy
-        noise = generator(sampling.seed, draw.sample, position, "draft")
-        tokens: list[int] = []
-        log_qs: dict[int, FloatArray] = {}
-        while len(tokens) < min(self.length, budget):
-            new = tokens[-1:]
-            [log_q] = yield np.array(new, np.int64), np.array([len(tokens) - 2] * len(new), np.int64)
-            if self.confidence and log_q.max() < np.log(self.confidence):
-                break
-            if drawn:
-                log_qs[len(tokens) - 1] = log_q
-                token = (log_q + noise.gumbel(size=len(log_q))).argmax()
-            elif sampling.greedy:
-                token = log_q.argmax()
-            else:
-                ids = np.arange(len(log_q))
-                token = (log_q + gumbel(sampling.seed, draw.sample, position + len(tokens), ids)).argmax()
-            tokens.append(int(token))
-        if not tokens:
-            return NO_DRAFT
-        chain = Draft.chain(tokens)
-        if not drawn:
-            return chain
-        return Draft(chain.tokens, chain.parents, DraftDistribution.IID, log_qs, {n: (n + 1,) for n in log_qs})
-
 
 class LayerSkip:
-    """DraftSource: the target under a layer plan.  For targets whose runtime leaves out layers (torch)."""
+    """DraftSource: the target under a layer plan.  For targets whose runtime can leave out layers."""
 
     free = False
 
-    def __init__(self, plan: LayerPlan, *, shape: Shape | None = None, name: str = "skip"):
+    def __init__(self, plan: LayerPlan, *, shape: DraftShape | None = None, name: str = "skip"):
         self.plan, self.name = plan, name
-        self.shape: Shape = ConfidentChain() if shape is None else shape
-        self.laws: frozenset[DraftDistribution] = self.shape.laws
+        self.shape: DraftShape = ConfidentChain() if shape is None else shape
+        self.distributions: frozenset[DraftDistribution] = self.shape.distributions
 
     @classmethod
     def parse(cls, argument: str, runtime: Runtime) -> LayerSkip:
@@ -92,43 +49,48 @@ class LayerSkip:
 
         A single layer n is "n-n".
         """
-        layers = runtime.capabilities.layers
-        if not layers:
-            raise CapabilityError(f"skip needs a runtime that can leave out layers: {kinds_with('layers')}")
+        layers = _layers(runtime)
         if not argument.strip():
             plan = saved_plan(runtime.revision, layers) or default_plan(layers)
         else:
             plan = parse_plan(argument, layers)
         return cls(plan, name=f"skip:{argument}" if argument else "skip")
 
-    def begin(self, prompt: Seq[int], draw: SamplingContext) -> SkipDrafter:
-        return SkipDrafter(self, prompt, draw)
+    def begin(self, prompt: Seq[int], context: SamplingContext) -> SkipDrafter:
+        return SkipDrafter(self, prompt, context)
 
     def propose_many(self, drafters: Seq[Drafter], budgets: Seq[int]) -> list[Draft]:
         """All texts advance together, one shortened call of the target per level."""
         drafts = [NO_DRAFT] * len(drafters)
-        seats: dict[int, Seat] = {}
+        growing: dict[int, GrowingDraft] = {}
         runtime: Runtime | None = None
         for i, (drafter, budget) in enumerate(zip(drafters, budgets, strict=True)):
             assert isinstance(drafter, SkipDrafter)
-            if (seat := drafter.take_seat(budget)) is not None:
-                seats[i], runtime = seat, drafter.runtime
+            if (each := drafter.begin_draft(budget)) is not None:
+                growing[i], runtime = each, drafter.runtime
         if runtime is None:
             return drafts
         try:
-            found = grow_together(runtime, list(seats.values()))
+            found = grow_together(runtime, list(growing.values()))
         finally:
-            runtime.commit([(seat.sequence, []) for seat in seats.values() if seat.sequence.pending])
-        for i, draft in zip(seats, found, strict=True):
+            runtime.commit([(each.sequence, []) for each in growing.values() if each.sequence.pending])
+        for i, draft in zip(growing, found, strict=True):
             drafts[i] = draft
         return drafts
+
+
+def _layers(runtime: Runtime) -> int:
+    """How many layers there are to leave out; CapabilityError where none can be."""
+    if not runtime.capabilities.layers:
+        raise CapabilityError(f"skip needs a runtime that can leave out layers: {kinds_with('layers')}")
+    return runtime.capabilities.layers
 
 
 class SkipDrafter:
     """One text; `attach` names the target's sequence before each proposal."""
 
-    def __init__(self, source: LayerSkip, prompt: Seq[int], draw: SamplingContext):
-        self._source, self._draw = source, draw
+    def __init__(self, source: LayerSkip, prompt: Seq[int], context: SamplingContext):
+        self._source, self._context = source, context
         self._tokens = [int(t) for t in prompt]
         self._prompt = len(self._tokens)
         self.runtime: Runtime | None = None
@@ -136,14 +98,13 @@ class SkipDrafter:
         self._root = -1
 
     def attach(self, runtime: Runtime, held: Sequence, root: int) -> None:
-        if not runtime.capabilities.layers:
-            raise CapabilityError(f"skip needs a runtime that can leave out layers: {kinds_with('layers')}")
+        _layers(runtime)
         self.runtime, self._held, self._root = runtime, held, root
 
     def propose(self, budget: int) -> Draft:
         return self._source.propose_many([self], [budget])[0]
 
-    def take_seat(self, budget: int) -> Seat | None:
+    def begin_draft(self, budget: int) -> GrowingDraft | None:
         runtime, held = self.runtime, self._held
         if runtime is None or held is None or held.closed:
             return None
@@ -151,28 +112,27 @@ class SkipDrafter:
         if budget <= 0:
             return None
         self._held = None  # of this round only
-        growth = self._source.shape.grow(self._draw, len(self._tokens), budget)
-        return Seat(held, growth, [self._root], self._law, keep_first=False, layers=self._source.plan)
+        growth = self._source.shape.grow(self._context, len(self._tokens), budget)
+        return GrowingDraft(held, growth, [self._root], self._log_q, keep_first=False, layers=self._source.plan)
 
-    def _law(self, logits: FloatArray, path: list[int]) -> FloatArray:
-        settings = self._draw.sampling
+    def _log_q(self, logits: FloatArray, path: list[int]) -> FloatArray:
+        settings = self._context.sampling
         if settings.has_penalties:
             output = [*self._tokens[self._prompt :], *path]
-            row = transform(logits, settings, self._tokens[: self._prompt], output)
+            row = apply_penalties(logits, settings, self._tokens[: self._prompt], output)
         else:
-            row = transform(logits, settings, (), ())
+            row = apply_penalties(logits, settings, (), ())
         return log_softmax(row) if settings.greedy else processed_logprobs(row, settings)
 
     def observe(self, tokens: Seq[int]) -> None:
         self._tokens += [int(t) for t in tokens]
 
     def rollback(self, n: int) -> None:
-        if not 0 <= n <= len(self._tokens) - self._prompt:
-            raise ValueError(f"cannot forget {n} tokens, {len(self._tokens) - self._prompt} were observed")
+        check_rollback(n, len(self._tokens) - self._prompt)
         del self._tokens[len(self._tokens) - n :]
 
-    def fork(self, draw: SamplingContext) -> SkipDrafter:
-        copy = SkipDrafter(self._source, self._tokens, draw)
+    def fork(self, context: SamplingContext) -> SkipDrafter:
+        copy = SkipDrafter(self._source, self._tokens, context)
         copy._prompt = self._prompt
         return copy
 
@@ -215,7 +175,7 @@ def default_plan(layers: int) -> LayerPlan:
 
     A beginning, no gain: on SmolLM2-135M (384 tokens of wikitext-2) it finds the whole model's best token on 67 % of
     the positions at 97 % of the weights read; early exit after 20 of 30 layers on 21 %, at 74 %.  Models trained for
-    early exit, or much deeper ones, may stand more: `likely.decoding.drafting.sublayer_search`.
+    early exit, or much deeper ones, may stand more: `likely.decoding.drafting.layer_skip.search`.
     """
     return LayerPlan(frozenset(range(layers // 4, 3 * layers // 4, 4)))
 

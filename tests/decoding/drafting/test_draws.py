@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from statistics_of_draws import chi_square_p
 
-from likely.decoding.drafting.model.stochastic_beam import gumbel_top_k, log1mexp, stochastic_beam_step
+from likely.decoding.drafting.trees.draws import gumbel_top_k, log1mexp, stochastic_beam_step
 
 Q = np.array([0.5, 0.3, 0.2])
 TABLE = np.log(np.array([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [0.05, 0.9, 0.05]]))  # log q(next | last), start: row 0

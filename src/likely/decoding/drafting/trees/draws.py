@@ -1,6 +1,6 @@
-"""Sampling without replacement by Gumbel noise: of tokens, and of whole sequences level by level.
+"""How children of a draft's node are sampled from q: independently, without replacement, or as whole sequences.
 
-Pure functions of arrays.  Beside drafts they serve wherever distinct answers are to be drawn.
+Pure functions of arrays and noise.
 """
 
 from __future__ import annotations
@@ -11,10 +11,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.runtimes.protocol import IntArray
+from likely.metrics.checks import Floats
+from likely.runtimes.protocol import FloatArray, IntArray
 from likely.runtimes.rows import top_tokens
 
-Floats = NDArray[np.float64]
+
+def independent(log_q: FloatArray, k: int, noise: np.random.Generator) -> IntArray:
+    """(k,) draws from q (V,), with replacement."""
+    return np.array([int((log_q + noise.gumbel(size=len(log_q))).argmax()) for _ in range(k)], np.int64)
+
+
+def without_replacement(log_q: FloatArray, k: int, noise: np.random.Generator) -> IntArray:
+    """(<= k,) draws from q (V,), each without the earlier ones."""
+    return gumbel_top_k(log_q, k, noise.gumbel(size=len(log_q)))
 
 
 def log1mexp(a: Floats) -> Floats:
@@ -25,7 +34,7 @@ def log1mexp(a: Floats) -> Floats:
 
 
 def gumbel_top_k(log_q: NDArray[np.floating], k: int, noise: NDArray[np.floating]) -> IntArray:
-    """k draws from q without replacement, in the order of drawing; fewer where q has fewer tokens.
+    """k draws from q without replacement, in the order of sampling; fewer where q has fewer tokens.
 
     log_q, noise (V,): -inf is a legal log-probability; noise is independent standard Gumbel.  Returns (<= k,) ids:
     the largest of log q + noise, largest first, so that P(x1, x2, ..) = q(x1) q(x2) / (1 - q(x1)) ..
@@ -51,7 +60,7 @@ class BeamStep(NamedTuple):
 def stochastic_beam_step(
     phi: Floats, perturbed: Floats, log_q: NDArray[np.floating], noise: NDArray[np.floating], width: int
 ) -> BeamStep:
-    """One level of stochastic beam search: the `width` first of all sequences drawn without replacement.
+    """One level of stochastic beam search: the `width` first of all sequences sampled without replacement.
 
     phi, perturbed (B,) of the beam; the root has phi = 0 and any perturbed value, say 0
     log_q, noise (B, V): log q after each row of the beam, and independent standard Gumbel noise

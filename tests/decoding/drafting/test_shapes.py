@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from statistics_of_draws import chi_square_p
 from table_drafts import grow
 
-from likely.decoding.drafting.model.trees import (
+from likely.decoding.drafting.protocol import NO_DRAFT, DraftDistribution, SamplingContext
+from likely.decoding.drafting.trees.shapes import (
     Chain,
     ConstantBranching,
     IidPaths,
@@ -21,7 +22,6 @@ from likely.decoding.drafting.model.trees import (
     children_per_node,
     level_widths,
 )
-from likely.decoding.drafting.protocol import NO_DRAFT, DraftDistribution, SamplingContext
 from likely.decoding.sampling import Sampling, gumbel, pick
 
 Q = np.array([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25], [0.02, 0.9, 0.05, 0.03]])
@@ -70,11 +70,11 @@ def test_every_draft_is_a_legal_tree_within_its_budget(shape, mode, budget, samp
     if not len(draft):
         assert budget == 0
         return
-    assert draft.law in shape.laws
-    assert (draft.law is DraftDistribution.FIXED) == (mode != "rejection")
+    assert draft.distribution in shape.distributions
+    assert (draft.distribution is DraftDistribution.FIXED) == (mode != "rejection")
     again = grow(shape, Q, last, draw, 7, budget)
     assert again.tokens.tolist() == draft.tokens.tolist() and again.parents.tolist() == draft.parents.tolist()
-    if draft.law is not DraftDistribution.FIXED:
+    if draft.distribution is not DraftDistribution.FIXED:
         for node, children in draft.draws.items():
             token = last if node < 0 else draft.tokens[node]
             assert np.allclose(np.exp(draft.log_q[node]), Q[token]) and len(children) >= 1
@@ -85,7 +85,7 @@ def test_every_draft_is_a_legal_tree_within_its_budget(shape, mode, budget, samp
 @pytest.mark.parametrize("draw", [GREEDY, keyed(), drawn()], ids=["greedy", "keyed", "rejection"])
 def test_a_full_budget_gives_the_whole_shape(shape, draw):
     draft = grow(shape, Q, 0, draw, 7, 100)
-    if draft.law is DraftDistribution.IID:
+    if draft.distribution is DraftDistribution.IID:
         assert sum(map(len, draft.draws.values())) >= len(draft)
         return
     assert len(draft) == size(shape)
@@ -178,7 +178,9 @@ def test_branching_of_ones_is_a_chain_of_the_same_draws():
             b = grow(other, Q, 2, drawn(sample), 5, 20)
             assert a.tokens.tolist() == b.tokens.tolist() and a.is_chain and b.is_chain
             assert (
-                a.draws == b.draws and a.law is DraftDistribution.WITHOUT_REPLACEMENT and b.law is DraftDistribution.IID
+                a.draws == b.draws
+                and a.distribution is DraftDistribution.WITHOUT_REPLACEMENT
+                and b.distribution is DraftDistribution.IID
             )
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from likely.decoding.drafting.layer_skip import ConfidentChain, LayerSkip
-from likely.decoding.drafting.model.trees import Growth, Shape
+from likely.decoding.drafting.layer_skip.drafter import LayerSkip
 from likely.decoding.drafting.protocol import SamplingContext
+from likely.decoding.drafting.trees.shapes import ConfidentChain, DraftGrowth, DraftShape
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.run import run
@@ -52,7 +52,7 @@ def speed_on(
     *,
     cost: Callable[[LayerPlan], float],
     max_tokens: int = 32,
-    shape: Shape | None = None,
+    shape: DraftShape | None = None,
 ) -> Callable[[LayerPlan], FoundPlan]:
     """Measures plans by greedy decoding of these prompts; cost: of a call under a plan, say `relative_cost`."""
     inner = ConfidentChain() if shape is None else shape
@@ -77,11 +77,11 @@ def speed_on(
 class _Counted:
     """A shape that counts the calls of the draft."""
 
-    def __init__(self, shape: Shape):
-        self._shape, self.laws, self.levels = shape, shape.laws, 0
+    def __init__(self, shape: DraftShape):
+        self._shape, self.distributions, self.levels = shape, shape.distributions, 0
 
-    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth:
-        growth = self._shape.grow(draw, position, budget)
+    def grow(self, context: SamplingContext, position: int, budget: int) -> DraftGrowth:
+        growth = self._shape.grow(context, position, budget)
         try:
             level = next(growth)
             while True:

@@ -135,7 +135,7 @@ def test_the_window_bounds_who_is_running():
     most = 0
     while not loop.idle:
         loop.step()
-        most = max(most, len(loop._running))
+        most = max(most, len(loop.scheduler.running))
     assert most == 3
 
 

@@ -1,4 +1,4 @@
-"""Advance the growths of many drafts together: one call of a model serves one level of all of them."""
+"""Growing drafts of a shape: many together, one call of a model for one level of all of them, or one from a known q."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from likely.decoding.drafting.model.trees import Growth, Level
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft
+from likely.decoding.drafting.trees.shapes import DraftGrowth, TreeLevel
 from likely.errors import KvFull
 from likely.runtimes.protocol import FloatArray, LayerPlan, Output, Runtime, Sequence, Want, Work
 
@@ -19,26 +19,26 @@ def _same(token: int) -> int:
 
 
 @dataclass(eq=False)
-class Seat:
-    """Where one draft grows: on a sequence, as pending nodes.
+class GrowingDraft:
+    """One draft on its way: its nodes are pending ones of a sequence.
 
     first     tokens that the sequence must see first, the root last; kept at once, or (keep_first=False) pending, too
-    law       (logits of a row, tokens from below the root to the row's node) -> log q (V,) of the target's vocabulary
+    log_q     (logits of a row, tokens from below the root to the row's node) -> log q (V,) of the target's vocabulary
     own_id    id of a drafted token in the vocabulary of the runtime
     tokens, parents   of the levels computed so far, -1: a child of the root
     """
 
     sequence: Sequence
-    growth: Growth
+    growth: DraftGrowth
     first: Seq[int]
-    law: Callable[[FloatArray, list[int]], FloatArray]
+    log_q: Callable[[FloatArray, list[int]], FloatArray]
     keep_first: bool = True
     own_id: Callable[[int], int] = _same
     layers: LayerPlan | None = None
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
 
-    def work(self, level: Level) -> Work:
+    def work(self, level: TreeLevel) -> Work:
         tokens, parents = level
         if not len(tokens):
             own = np.asarray(self.first, np.int64)
@@ -48,15 +48,15 @@ class Seat:
         own = np.array([self.own_id(int(t)) for t in tokens], np.int64)
         return Work(self.sequence, own, np.asarray(parents) + before, want=Want.ALL, layers=self.layers)
 
-    def receive(self, level: Level, output: Output) -> FloatArray:
+    def receive(self, level: TreeLevel, output: Output) -> FloatArray:
         """Note the level as computed; log q after each of its nodes."""
         assert output.logits is not None
         if not len(level[0]):
-            return self.law(output.logits[-1], [])[None]
+            return self.log_q(output.logits[-1], [])[None]
         first = len(self.tokens)
         self.tokens += [int(t) for t in level[0]]
         self.parents += [int(p) for p in level[1]]
-        return np.stack([self.law(row, self.path(first + i)) for i, row in enumerate(output.logits)])
+        return np.stack([self.log_q(row, self.path(first + i)) for i, row in enumerate(output.logits)])
 
     def path(self, node: int) -> list[int]:
         """Tokens from below the root down to the node."""
@@ -77,36 +77,53 @@ class Seat:
         return nodes
 
 
-def grow_together(runtime: Runtime, seats: Seq[Seat]) -> list[Draft]:
-    """Drafts in the order of the seats; a seat for which there is no room gets none."""
-    drafts = [NO_DRAFT] * len(seats)
-    levels: dict[int, Level] = {}
-    for i, seat in enumerate(seats):
+def grow_together(runtime: Runtime, growing: Seq[GrowingDraft]) -> list[Draft]:
+    """Drafts in the order of `growing`; one for which there is no room is empty."""
+    drafts = [NO_DRAFT] * len(growing)
+    levels: dict[int, TreeLevel] = {}
+    for i, each in enumerate(growing):
         try:
-            levels[i] = next(seat.growth)
+            levels[i] = next(each.growth)
         except StopIteration as stop:
             drafts[i] = stop.value
     while levels:
-        outputs = _forward(runtime, seats, levels)
+        outputs = _forward(runtime, growing, levels)
         for i, output in outputs.items():
-            log_q = seats[i].receive(levels[i], output)
+            log_q = growing[i].receive(levels[i], output)
             try:
-                levels[i] = seats[i].growth.send(log_q)
+                levels[i] = growing[i].growth.send(log_q)
             except StopIteration as stop:
                 drafts[i] = stop.value
                 del levels[i]
     return drafts
 
 
-def _forward(runtime: Runtime, seats: Seq[Seat], levels: dict[int, Level]) -> dict[int, Output]:
-    """One call for the levels; the last seats leave until the rest fits."""
+def _forward(runtime: Runtime, growing: Seq[GrowingDraft], levels: dict[int, TreeLevel]) -> dict[int, Output]:
+    """One call for the levels; the last drafts are given up until the rest fits."""
     while levels:
+        work = [growing[i].work(level) for i, level in levels.items()]
         try:
-            return dict(
-                zip(levels, runtime.forward([seats[i].work(level) for i, level in levels.items()]), strict=True)
-            )
+            return dict(zip(levels, runtime.forward(work), strict=True))
         except KvFull:
             last = next(reversed(levels))
-            seats[last].growth.close()
+            growing[last].growth.close()
             del levels[last]
     return {}
+
+
+def grow_with(growth: DraftGrowth, log_q_of: Callable[[tuple[int, ...]], FloatArray]) -> Draft:
+    """One draft where q is computed in this process: log_q_of(path) -> (V,) after the drafted `path`."""
+    paths: list[tuple[int, ...]] = []
+    try:
+        next(growth)
+        rows = [log_q_of(())]
+        while True:
+            tokens, parents = growth.send(np.stack(rows))
+            level = [
+                ((*paths[parent], token) if parent >= 0 else (token,))
+                for token, parent in zip(tokens.tolist(), parents.tolist(), strict=True)
+            ]
+            paths += level
+            rows = [log_q_of(path) for path in level]
+    except StopIteration as done:
+        return done.value

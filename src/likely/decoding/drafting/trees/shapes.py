@@ -4,15 +4,16 @@ A growth is a generator: it yields a level (tokens, parents; node numbers count 
 level is empty and stands for the root), receives log q (n, V) after each node of that level (after the root: (1, V)),
 and returns the Draft.  Many growths advance together: one call of the draft model serves one level of all of them.
 
-q is the draft's law after its own temperature and truncation.  How a shape chooses follows from how the target does:
+q is the draft's distribution after its own temperature and truncation.  How a shape chooses follows from how the target
+does:
 
 greedy          the likeliest tokens of q; a FIXED draft
 keyed           the largest of log q + g, g being the noise that the target itself will use at that position: the draft
                 guesses the target's own perturbed ranking; a FIXED draft
-rejection, spectr   draws from q by noise of the draft's own; DraftDistribution.IID or DraftDistribution.WITHOUT_REPLACEMENT
+rejection, spectr   draws from q by noise of the draft's own; an IID or WITHOUT_REPLACEMENT draft
 
-A budget below the size of the shape makes it smaller by a rule that does not look at what is drawn: fewer children,
-narrower beams, fewer levels.  To drop drawn candidates for their own probability would spoil the law.
+A budget below the size of the shape makes it smaller by a rule that does not look at what is sampled: fewer children,
+narrower beams, fewer levels.  To drop samples for their own probability would bias the text.
 """
 
 from __future__ import annotations
@@ -23,46 +24,68 @@ from typing import Protocol
 
 import numpy as np
 
-from likely.decoding.drafting.model.stochastic_beam import gumbel_top_k, stochastic_beam_step
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, SamplingContext
+from likely.decoding.drafting.trees.draws import independent, stochastic_beam_step, without_replacement
 from likely.decoding.sampling import generator, gumbel
 from likely.runtimes.protocol import FloatArray, IntArray
 from likely.runtimes.rows import logsumexp, top_tokens
 
-Level = tuple[IntArray, IntArray]
-Growth = Generator[Level, FloatArray, Draft]
+TreeLevel = tuple[IntArray, IntArray]
+DraftGrowth = Generator[TreeLevel, FloatArray, Draft]
 
 
-class Shape(Protocol):
+class DraftShape(Protocol):
     """How a draft grows.  `position` is the absolute position of the token after the root."""
 
-    laws: frozenset[DraftDistribution]
+    distributions: frozenset[DraftDistribution]
 
-    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth: ...
+    def grow(self, context: SamplingContext, position: int, budget: int) -> DraftGrowth: ...
 
 
 @dataclass(frozen=True)
 class ConstantBranching:
-    """RSD-C: every node at level l gets branching[l] children, drawn without replacement.
+    """RSD-C: every node at level l gets branching[l] children, sampled without replacement.
 
     N = Σ_l Π_{i<=l} branching[i].  (1, .., 1) is speculative sampling.  Jeon et al. 2024, arXiv:2402.14160.
     """
 
     branching: tuple[int, ...] = (3, 2, 1)
-    laws = frozenset({DraftDistribution.FIXED, DraftDistribution.WITHOUT_REPLACEMENT})
+    distributions = frozenset({DraftDistribution.FIXED, DraftDistribution.WITHOUT_REPLACEMENT})
 
     def __post_init__(self) -> None:
         check_branching(self.branching)
 
-    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth:
-        if chosen_by_target(draw):
-            return (yield from _ranked(self.branching, None, draw, position, budget))
-        noise = own_noise(draw, position)
+    def grow(self, context: SamplingContext, position: int, budget: int) -> DraftGrowth:
+        kind = DraftDistribution.WITHOUT_REPLACEMENT
+        return (yield from _branching(self.branching, without_replacement, kind, context, position, budget))
 
-        def children(log_q: FloatArray, k: int) -> IntArray:
-            return gumbel_top_k(log_q, k, noise.gumbel(size=len(log_q)))
 
-        return (yield from _branching(self.branching, children, budget, DraftDistribution.WITHOUT_REPLACEMENT))
+@dataclass(frozen=True)
+class IidTree:
+    """As ConstantBranching with independent draws, repeats included (SpecInfer, Miao et al. 2023, arXiv:2305.09781)."""
+
+    branching: tuple[int, ...] = (3, 2, 1)
+    distributions = frozenset({DraftDistribution.FIXED, DraftDistribution.IID})
+
+    def __post_init__(self) -> None:
+        check_branching(self.branching)
+
+    def grow(self, context: SamplingContext, position: int, budget: int) -> DraftGrowth:
+        return (yield from _branching(self.branching, independent, DraftDistribution.IID, context, position, budget))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One guess after another, at most `length`: speculative sampling (Leviathan et al. 2023; Chen et al. 2023)."""
+
+    length: int = 5
+    distributions = frozenset({DraftDistribution.FIXED, DraftDistribution.IID})
+
+    def __post_init__(self) -> None:
+        check_positive(length=self.length)
+
+    def grow(self, context: SamplingContext, position: int, budget: int) -> DraftGrowth:
+        return (yield from IidTree((1,) * self.length).grow(context, position, budget))
 
 
 @dataclass(frozen=True)
@@ -75,16 +98,16 @@ class StochasticBeam:
 
     width: int = 4
     depth: int = 4
-    laws = frozenset({DraftDistribution.FIXED, DraftDistribution.WITHOUT_REPLACEMENT})
+    distributions = frozenset({DraftDistribution.FIXED, DraftDistribution.WITHOUT_REPLACEMENT})
 
     def __post_init__(self) -> None:
         check_positive(width=self.width, depth=self.depth)
 
-    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth:
+    def grow(self, context: SamplingContext, position: int, budget: int) -> DraftGrowth:
         widths = level_widths(self.width, self.depth, budget)
-        if chosen_by_target(draw):
-            return (yield from _ranked((self.width,) * len(widths), widths, draw, position, budget))
-        noise = own_noise(draw, position)
+        if chosen_by_target(context):
+            return (yield from _ranked((self.width,) * len(widths), widths, context, position, budget))
+        noise = own_noise(context, position)
         tree = _Tree()
         phi = perturbed = np.zeros(1)
         for width in widths:
@@ -93,34 +116,13 @@ class StochasticBeam:
             step = stochastic_beam_step(phi, perturbed, rows, noise.gumbel(size=rows.shape), width)
             places: list[int] = []  # in the beam, of each new node
             for row, node in enumerate(tips):
-                # the beam is sorted, so the children of a node come in the order of drawing
+                # the beam is sorted, so the children of a node come in the order of sampling
                 here = np.flatnonzero(step.parents == row)
                 if len(here):
-                    tree.drawn(node, rows[row], step.tokens[here])
+                    tree.add_draws(node, rows[row], step.tokens[here])
                     places += here.tolist()
             phi, perturbed = step.phi[places], step.perturbed[places]
         return tree.draft(DraftDistribution.WITHOUT_REPLACEMENT)
-
-
-@dataclass(frozen=True)
-class IidTree:
-    """As ConstantBranching with independent draws, repeats included (SpecInfer, Miao et al. 2023, arXiv:2305.09781)."""
-
-    branching: tuple[int, ...] = (3, 2, 1)
-    laws = frozenset({DraftDistribution.FIXED, DraftDistribution.IID})
-
-    def __post_init__(self) -> None:
-        check_branching(self.branching)
-
-    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth:
-        if chosen_by_target(draw):
-            return (yield from _ranked(self.branching, None, draw, position, budget))
-        noise = own_noise(draw, position)
-
-        def children(log_q: FloatArray, k: int) -> IntArray:
-            return independent(log_q, k, noise)
-
-        return (yield from _branching(self.branching, children, budget, DraftDistribution.IID))
 
 
 @dataclass(frozen=True)
@@ -132,16 +134,16 @@ class IidPaths:
 
     paths: int = 4
     depth: int = 4
-    laws = frozenset({DraftDistribution.FIXED, DraftDistribution.IID})
+    distributions = frozenset({DraftDistribution.FIXED, DraftDistribution.IID})
 
     def __post_init__(self) -> None:
         check_positive(paths=self.paths, depth=self.depth)
 
-    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth:
+    def grow(self, context: SamplingContext, position: int, budget: int) -> DraftGrowth:
         widths = level_widths(self.paths, self.depth, budget)
-        if chosen_by_target(draw):
-            return (yield from _ranked((self.paths,) * len(widths), widths, draw, position, budget))
-        noise = own_noise(draw, position)
+        if chosen_by_target(context):
+            return (yield from _ranked((self.paths,) * len(widths), widths, context, position, budget))
+        noise = own_noise(context, position)
         tree = _Tree()
         ends = [-1] * (widths[0] if widths else 0)  # the last node of each path
         for width in widths:
@@ -150,43 +152,66 @@ class IidPaths:
             before, ends = ends[:width], []
             for node, row in zip(tips, rows, strict=True):
                 if m := before.count(node):
-                    ends += tree.drawn(node, row, independent(row, m, noise))
+                    ends += tree.add_draws(node, row, independent(row, m, noise))
         return tree.draft(DraftDistribution.IID)
 
 
 @dataclass(frozen=True)
-class Chain:
-    """One guess after another, at most `length`: speculative sampling (Leviathan et al. 2023; Chen et al. 2023)."""
+class ConfidentChain:
+    """One guess after another, at most `length`, ending where q's best token has less probability than `confidence`.
+
+    Whether it goes on depends on q alone, not on what is sampled from it, so that each guess is distributed as q.
+    Zhang et al. 2024, "Draft & Verify", arXiv:2309.08168.
+    """
 
     length: int = 5
-    laws = frozenset({DraftDistribution.FIXED, DraftDistribution.IID})
+    confidence: float = 0.6
+    distributions = frozenset({DraftDistribution.FIXED, DraftDistribution.IID})
 
     def __post_init__(self) -> None:
         check_positive(length=self.length)
+        if not 0 <= self.confidence <= 1:
+            raise ValueError(f"confidence must lie in [0, 1], got {self.confidence}")
 
-    def grow(self, draw: SamplingContext, position: int, budget: int) -> Growth:
-        return (yield from IidTree((1,) * self.length).grow(draw, position, budget))
+    def grow(self, context: SamplingContext, position: int, budget: int) -> DraftGrowth:
+        sampling, noise = context.sampling, own_noise(context, position)
+        tree, node = _Tree(), -1
+        while len(tree) < min(self.length, budget):
+            [log_q] = yield tree.level()
+            if self.confidence and log_q.max() < np.log(self.confidence):
+                break
+            if not chosen_by_target(context):
+                [node] = tree.add_draws(node, log_q, independent(log_q, 1, noise))
+            else:
+                z = log_q
+                if not sampling.greedy:
+                    z = log_q + gumbel(sampling.seed, context.sample, position + len(tree), np.arange(len(log_q)))
+                node = tree.child(node, int(z.argmax()))
+        return tree.draft(DraftDistribution.FIXED if chosen_by_target(context) else DraftDistribution.IID)
 
 
-def chosen_by_target(draw: SamplingContext) -> bool:
+def chosen_by_target(context: SamplingContext) -> bool:
     """Whether the target's own pick decides at each node, so that the draft is FIXED."""
-    return draw.verification == "keyed" or draw.sampling.greedy
+    return context.verification == "keyed" or context.sampling.greedy
 
 
-def own_noise(draw: SamplingContext, position: int) -> np.random.Generator:
+def own_noise(context: SamplingContext, position: int) -> np.random.Generator:
     """The draft's noise of one round, independent of what the target uses."""
-    return generator(draw.sampling.seed, draw.sample, position, "draft")
-
-
-def independent(log_q: FloatArray, k: int, noise: np.random.Generator) -> IntArray:
-    """(k,) draws from q, with replacement."""
-    return np.array([int((log_q + noise.gumbel(size=len(log_q))).argmax()) for _ in range(k)], np.int64)
+    return generator(context.sampling.seed, context.sample, position, "draft")
 
 
 def _branching(
-    branching: Sequence[int], children: Callable[[FloatArray, int], IntArray], budget: int, law: DraftDistribution
-) -> Growth:
-    """branching[l] draws below every node of level l; children(log_q, k) makes them."""
+    branching: Sequence[int],
+    sample: Callable[[FloatArray, int, np.random.Generator], IntArray],
+    distribution: DraftDistribution,
+    context: SamplingContext,
+    position: int,
+    budget: int,
+) -> DraftGrowth:
+    """branching[l] children below every node of level l: the target's favourites, or sample(log_q, k, noise)."""
+    if chosen_by_target(context):
+        return (yield from _ranked(branching, None, context, position, budget))
+    noise = own_noise(context, position)
     tree = _Tree()
     for most in branching:
         tips = tree.tips
@@ -196,18 +221,18 @@ def _branching(
         rows = yield tree.level()
         for node, row, k in zip(tips, rows, counts, strict=True):
             if k:
-                tree.drawn(node, row, children(row, k))
-    return tree.draft(law)
+                tree.add_draws(node, row, sample(row, k, noise))
+    return tree.draft(distribution)
 
 
 def _ranked(
-    branching: Sequence[int], widths: Sequence[int] | None, draw: SamplingContext, position: int, budget: int
-) -> Growth:
+    branching: Sequence[int], widths: Sequence[int] | None, context: SamplingContext, position: int, budget: int
+) -> DraftGrowth:
     """A FIXED draft: the branching[l] best children of every node; with widths, only the best widths[l] of a level.
 
     Best by z = log q (greedy) or log q + g (keyed); a node's confidence is the sum of log softmax(z) down to it.
     """
-    sampling = draw.sampling
+    sampling = context.sampling
     tree, confidence = _Tree(), [0.0]  # the root's confidence comes last: index -1
     for level, most in enumerate(branching):
         tips = tree.tips
@@ -217,7 +242,7 @@ def _ranked(
         rows = yield tree.level()
         if not sampling.greedy:
             ids = np.arange(rows.shape[1])
-            rows = rows + gumbel(sampling.seed, draw.sample, position + level, ids)
+            rows = rows + gumbel(sampling.seed, context.sample, position + level, ids)
         found: list[tuple[float, int, int]] = []
         for node, z, k in zip(tips, rows, counts, strict=True):
             norm = logsumexp(z) if k else 0.0
@@ -225,16 +250,16 @@ def _ranked(
             for token in best[z[best] > -np.inf].tolist():
                 found.append((confidence[node] + min(float(z[token]) - norm, 0.0), node, token))
         found.sort(key=lambda each: -each[0])
-        for sure, node, token in found[: widths[level] if widths else None]:
+        for sum_logprob, node, token in found[: widths[level] if widths else None]:
             tree.child(node, token)
-            confidence.insert(-1, sure)
+            confidence.insert(-1, sum_logprob)
     return tree.ranked(confidence[:-1])
 
 
 def children_per_node(most: int, nodes: int, left: int) -> list[int]:
     """(nodes,) how many children each node of a level gets: `most`, fewer if only `left` fit, the first ones first.
 
-    It looks at nothing but numbers that are known before the children are drawn.
+    It looks at nothing but numbers that are known before the children are sampled.
     """
     each = min(most, left // nodes)
     more = left - each * nodes if each < most else 0
@@ -278,7 +303,7 @@ class _Tree:
         """The nodes of the level to be yielded next."""
         return list(range(self._yielded, len(self.tokens))) if self.tokens else [-1]
 
-    def level(self) -> Level:
+    def level(self) -> TreeLevel:
         first, self._yielded = self._yielded, len(self.tokens)
         return np.array(self.tokens[first:], np.int64), np.array(self.parents[first:], np.int64)
 
@@ -290,16 +315,16 @@ class _Tree:
             self.parents.append(parent)
         return node
 
-    def drawn(self, parent: int, log_q: FloatArray, tokens: Iterable[int]) -> list[int]:
-        """Hang draws from q below `parent`, in the order of drawing; returns their nodes."""
+    def add_draws(self, parent: int, log_q: FloatArray, tokens: Iterable[int]) -> list[int]:
+        """Hang draws from q below `parent`, in the order of sampling; returns their nodes."""
         nodes = [self.child(parent, int(token)) for token in tokens]
         self.log_q[parent], self.draws[parent] = np.asarray(log_q, np.float32), tuple(nodes)
         return nodes
 
-    def draft(self, law: DraftDistribution) -> Draft:
+    def draft(self, distribution: DraftDistribution) -> Draft:
         if not self.tokens:
             return NO_DRAFT
-        return Draft(np.array(self.tokens), np.array(self.parents), law, self.log_q, self.draws)
+        return Draft(np.array(self.tokens), np.array(self.parents), distribution, self.log_q, self.draws)
 
     def ranked(self, confidence: Sequence[float]) -> Draft:
         """As a FIXED draft, most confident nodes first; no child may be more confident than its parent."""
