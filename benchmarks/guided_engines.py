@@ -52,7 +52,8 @@ class Unforced:
 def of_likely(lm: likely.Model, name: str) -> list[Engine]:
     from likely.decoding.request import Request
     from likely.decoding.sampling import Sampling
-    from likely.guided.form import FormSettings, make_form
+    from likely.guided.form import make_form
+    from likely.guided.settings import FormSettings
 
     def run(ids: list[int], count: int, constraint: Any) -> list[int]:
         loop = lm.loop()

@@ -13,7 +13,8 @@ from likely.bench.timing import interval
 from likely.decoding.constraint import Mask, log_mass, only, unpack
 from likely.decoding.sampling import Sampling, pick
 from likely.guided.engines.llguidance import LLGuidanceConstraint
-from likely.guided.form import FormSettings, make_form
+from likely.guided.form import make_form
+from likely.guided.settings import FormSettings
 from likely.runtimes.rows import logsumexp
 
 SCHEMA = {

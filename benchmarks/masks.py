@@ -28,15 +28,16 @@ import protocol
 import likely
 from likely.bench.timing import interval
 from likely.guided.engines.llguidance import LLGuidance
-from likely.guided.form import FormSettings
 from likely.guided.json_schema.document import Document
 from likely.guided.json_schema.form import schema_form
 from likely.guided.json_schema.report import preflight
 from likely.guided.json_schema.validator import Validator
+from likely.guided.settings import FormSettings
 from likely.guided.vocabulary import Vocabulary
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reproductions"))
 import schema_backends
+import xgrammar_constraint
 
 MODELS = ("smollm2", "gemma3")
 TARGETS = {"mask_us_median": 20.0, "mask_us_mean": 64.0, "compile_ms_median": 1.0}
@@ -68,9 +69,7 @@ def engines(vocabulary: Vocabulary) -> dict[str, tuple[Compile, float]]:
         engine = LLGuidance(vocabulary, slices=slices)
         found[name] = warmed(lambda schema, engine=engine: engine.compile_schema(schema, settings))
     if importlib.util.find_spec("xgrammar"):
-        from likely.guided.engines.xgrammar import XGrammar
-
-        other = XGrammar(vocabulary)
+        other = xgrammar_constraint.XGrammar(vocabulary)
         found["xgrammar"] = warmed(lambda schema: other.compile_schema(schema, settings))
     return found
 

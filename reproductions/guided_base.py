@@ -39,7 +39,8 @@ from likely.evidence.study import (
     verdict_of,
     write_result,
 )
-from likely.guided.form import FormSettings, make_form
+from likely.guided.form import make_form
+from likely.guided.settings import FormSettings
 from likely.io.whole_file import write_whole_file
 from likely.metrics.intervals import bootstrap_ratio, wilson
 from likely.runtimes.machine import cores

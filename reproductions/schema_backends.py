@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import xgrammar_constraint
 from function_schemas import as_json_schema
 
 from likely.data import datasets
@@ -45,10 +46,10 @@ from likely.evidence.study import (
     verdict_of,
     write_result,
 )
-from likely.guided.form import FormSettings
 from likely.guided.json_schema.errors import InvalidText
 from likely.guided.json_schema.form import schema_form
-from likely.guided.json_schema.report import compile_bytes
+from likely.guided.json_schema.report import LLGUIDANCE, byte_engine
+from likely.guided.settings import FormSettings
 from likely.metrics.intervals import wilson
 
 SUITE = ("json-schema-tests", "draft2020-12.jsonl")
@@ -67,25 +68,20 @@ Accepts = Callable[[str], bool]
 
 def raw_engine(backend: str) -> Callable[[Any], Accepts]:
     """Schemas as the engine itself takes them."""
-    from likely.guided.json_schema.report import engine_of_bytes
-
-    engine = engine_of_bytes(backend)
-
-    def compiled(schema: Any) -> Accepts:
-        if backend == "xgrammar":
-            return walked(engine.compile_json(schema))
-        return walked(engine.compile("start: %json " + json.dumps(schema)))
-
-    return compiled
+    if backend == "xgrammar":
+        engine = xgrammar_constraint.byte_engine()
+        return lambda schema: walked(engine.compile_json(schema))
+    return lambda schema: walked(byte_engine().compile("start: %json " + json.dumps(schema)))
 
 
 def public(backend: str, mode: str) -> Callable[[Any], Accepts]:
     """Schemas as `generate` takes them: a text counts as accepted if it would be returned as a value."""
-    settings = FormSettings(backend=backend, on_unsupported=mode, whitespace="any", extra_properties=True)  # type: ignore[arg-type]
+    settings = FormSettings(on_unsupported=mode, whitespace="any", extra_properties=True)  # type: ignore[arg-type]
+    engine = xgrammar_constraint.XGRAMMAR if backend == "xgrammar" else LLGUIDANCE
 
     def compiled(schema: Any) -> Accepts:
-        form = schema_form(schema, settings)
-        accepted = walked(compile_bytes(form.source, settings))
+        form = schema_form(schema, settings, engine)
+        accepted = walked(engine.compile(form.source, settings))
 
         def accepts(text: str) -> bool:
             if not accepted(text):

@@ -8,10 +8,11 @@ from small_vocabularies import all_bytes, of
 
 from likely.decoding.constraint import contains, members
 from likely.errors import ConstraintError
-from likely.guided.form import FormSettings, make_form
+from likely.guided.form import make_form
 from likely.guided.guide import Guide
 from likely.guided.length_limit.constraint import Closing
 from likely.guided.length_limit.spelling import UNWRITABLE, Spelling
+from likely.guided.settings import FormSettings
 
 pytest.importorskip("llguidance")
 

@@ -9,8 +9,9 @@ from likely.decoding.constraint import ConstraintViolation, count
 from likely.errors import CapabilityError
 from likely.guided.combinators import And, Or, Sequence
 from likely.guided.engines.reference import Reference
-from likely.guided.form import FormSettings, make_form
+from likely.guided.form import make_form
 from likely.guided.guide import Guide
+from likely.guided.settings import FormSettings
 
 VOCABULARY = of(b"a", b"b", b"c", b"ab", b"bc", b"abc", b"ba", b"cc", b"ab")
 GUIDE = Guide(VOCABULARY)

@@ -9,8 +9,9 @@ from toy_texts import uniform
 
 from likely.decoding.constraint import members
 from likely.errors import ConstraintError
-from likely.guided.form import FormSettings, make_form
+from likely.guided.form import make_form
 from likely.guided.guide import KEPT, Guide
+from likely.guided.settings import FormSettings
 
 pytest.importorskip("llguidance")
 

@@ -11,8 +11,9 @@ from small_vocabularies import of
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
-from likely.guided.form import FormSettings, make_form
+from likely.guided.form import make_form
 from likely.guided.guide import Guide
+from likely.guided.settings import FormSettings
 from likely.runtimes.toy import ToyRuntime, exact_logprob
 
 VOCABULARY = of(b"a", b"b", b"c")  # a Markov model of three symbols, and an end token

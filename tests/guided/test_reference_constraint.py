@@ -9,7 +9,8 @@ from likely.decoding.constraint import members, unpack
 from likely.errors import CapabilityError
 from likely.guided.engines.automaton import DEAD
 from likely.guided.engines.reference import Reference
-from likely.guided.form import FormSettings, make_form
+from likely.guided.form import make_form
+from likely.guided.settings import FormSettings
 
 
 def by_hand(constraint, state):

@@ -18,9 +18,9 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from toy_texts import opinionated, uniform
 from typing_extensions import TypedDict
 
-from likely.guided.form import FormSettings
 from likely.guided.json_schema.errors import InvalidSchema, InvalidText, SchemaUnsatisfied, UnsupportedSchema
 from likely.guided.json_schema.form import schema_form
+from likely.guided.settings import FormSettings
 from likely.lm.redraw import DRAWS_APART
 
 pytest.importorskip("llguidance")

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from likely.guided.form import FormSettings
 from likely.guided.json_schema.formats import FORMATS, has_format
-from likely.guided.json_schema.patterns import PatternError, is_quick, look_around, plain_body, python_pattern, searcher
+from likely.guided.json_schema.patterns import PatternError, is_quick, look_around, python_pattern, searcher
 from likely.guided.json_schema.report import compile_bytes
+from likely.guided.settings import FormSettings
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,6 @@ def test_what_needs_looking_around():
         and look_around("(a)\\1")
         and look_around("(a$)*")
     )
-
-
-def test_plain_patterns():
-    assert plain_body("^a[b-d]+$") == "a[b-d]+"
-    for other in ("a", "^a", '^"$', "^[^a]$", "^.$", "^é$", "^\\\\$", "^[ -~]$", "^a$|^b$"):
-        assert plain_body(other) is None, other
 
 
 # --- formats ----------------------------------------------------------------------------------------------------------

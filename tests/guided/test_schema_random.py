@@ -65,13 +65,6 @@ def test_schemas_beyond_the_engine_with_validate():
     assert seen["whole"] > 400 and seen["unsupported"] == 0 and seen["unsatisfied"] < 15
 
 
-@pytest.mark.parametrize("mode", ["error", "validate"])
-def test_the_same_on_xgrammar(mode):
-    pytest.importorskip("xgrammar")
-    seen = study(60, rich=mode == "validate", on_unsupported=mode, backend="xgrammar")
-    assert seen["whole"] > 200 and (seen["unsupported"] > 0) == (mode == "error")
-
-
 def test_without_the_check_the_same_schemas_do_go_wrong():
     """The negative control: what is only ignored is broken by some texts."""
     pytest.importorskip("llguidance")

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from likely.decoding.constraint import Constraint
-from likely.guided.form import FormSettings, make_form
+from likely.guided.form import make_form
+from likely.guided.settings import FormSettings
 from likely.guided.vocabulary import Vocabulary
 
 Factory = Callable[[Vocabulary], Constraint]
@@ -27,12 +28,11 @@ GRAMMAR = 'start: "(" start* ")" | /[a-z]+/'
 
 def form(backend: str = "llguidance", **options) -> Factory:
     """A form as `generate` holds it, without closing."""
-    package = {"llguidance": "llguidance", "xgrammar": "xgrammar"}.get(backend)
     settings = FormSettings(backend=backend, close_on_budget=options.pop("close_on_budget", False))  # type: ignore[arg-type]
 
     def build(vocabulary: Vocabulary) -> Constraint:
-        if package:
-            pytest.importorskip(package)
+        if backend == "llguidance":
+            pytest.importorskip("llguidance")
         from likely.guided.guide import Guide
 
         return Guide(vocabulary).constraint(make_form(**options, settings=settings))
@@ -103,7 +103,6 @@ FACTORIES: dict[str, Factory] = {
     "reference regex": reference(regex=r"[a-c]+(12|20)?"),
     "reference choices": reference(choices=["no", "not", "maybe not"]),
     "reference text": reference(regex=r".*"),
-    "xgrammar schema": form("xgrammar", schema=SCHEMA),
     "and": both,
     "or": either,
     "sequence": in_turn,

@@ -10,8 +10,9 @@ from functools import partial
 from itertools import islice, product
 
 from likely.decoding.constraint import Constraint
-from likely.guided.form import FormSettings, make_form
+from likely.guided.form import make_form
 from likely.guided.guide import Guide
+from likely.guided.settings import FormSettings
 from likely.guided.vocabulary import Vocabulary
 
 END = 7

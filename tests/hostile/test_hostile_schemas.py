@@ -11,12 +11,13 @@ from toy_texts import uniform
 
 from likely.errors import ConstraintError, LikelyError
 from likely.guided import guide
-from likely.guided.form import FormSettings, make_form
+from likely.guided.form import make_form
 from likely.guided.json_schema import form as schema_module
 from likely.guided.json_schema.document import MAX_BYTES, MAX_SUBSCHEMAS
 from likely.guided.json_schema.errors import InvalidSchema, InvalidText, UnsupportedSchema
 from likely.guided.json_schema.form import schema_form
 from likely.guided.json_schema.report import compile_bytes
+from likely.guided.settings import FormSettings
 
 pytest.importorskip("llguidance")
 SECONDS = 20  # of processor time that one schema may take here; what is refused takes far less

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from regexes import REGEXES, agree
 
-from likely.guided.form import FormSettings, make_form
+from likely.guided.form import make_form
+from likely.guided.settings import FormSettings
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from likely.decoding.constraint import Constraint
-from likely.guided.form import Form
 from likely.guided.json_spans import Span, json_spans
+from likely.guided.settings import Form
 
 
 @dataclass(frozen=True, kw_only=True)

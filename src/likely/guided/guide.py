@@ -11,9 +11,8 @@ from functools import cached_property
 from likely.decoding.constraint import Constraint
 from likely.guided.engines.llguidance import LLGuidance, LLGuidanceConstraint
 from likely.guided.engines.reference import Reference
-from likely.guided.engines.xgrammar import XGrammar
-from likely.guided.form import Form
 from likely.guided.length_limit.constraint import Closers, Closing
+from likely.guided.settings import Form
 from likely.guided.token_healing import Healing
 from likely.guided.vocabulary import Vocabulary
 
@@ -42,10 +41,6 @@ class Guide:
         return LLGuidance(self.vocabulary)
 
     @cached_property
-    def xgrammar(self) -> XGrammar:
-        return XGrammar(self.vocabulary)
-
-    @cached_property
     def reference(self) -> Reference:
         return Reference(self.vocabulary)
 
@@ -54,11 +49,8 @@ class Guide:
         return Closers(self.vocabulary, self.reference)
 
     def _compile(self, form: Form) -> Constraint:
-        backend = form.settings.backend
-        if backend == "xgrammar":
-            constraint: Constraint = self.xgrammar.compile(form)
-        elif backend == "reference":
-            constraint = self.reference.compile(form)
+        if form.settings.backend == "reference":
+            constraint: Constraint = self.reference.compile(form)
         else:
             constraint = compiled(form, self.llguidance)
         if form.settings.close_on_budget:

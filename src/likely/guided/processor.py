@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from likely.decoding.constraint import Constraint, ConstraintDeadEnd, ConstraintViolation, unpack
 from likely.errors import LikelyError
-from likely.guided.form import FORM_OPTIONS, FormSettings, make_form
+from likely.guided.form import make_form
 from likely.guided.guide import Guide
+from likely.guided.settings import FORM_OPTIONS, FormSettings
 from likely.guided.vocabulary import Vocabulary
 from likely.runtimes.protocol import FloatArray, IntArray
 

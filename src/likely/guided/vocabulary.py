@@ -107,6 +107,11 @@ class Vocabulary:
         return ids
 
 
+def byte_vocabulary() -> Vocabulary:
+    """256 tokens of one byte each, and an end token."""
+    return Vocabulary((*(bytes([b]) for b in range(256)), b""), frozenset({256}), 256, lambda text: list(text.encode()))
+
+
 # --- Bytes into constraints that take tokens: a part of a token is fed as the single bytes it is made of.
 
 

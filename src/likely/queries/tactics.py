@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from likely.errors import ConstraintError
-from likely.guided.form import Form, check_choices, make_form
+from likely.guided.form import make_form
+from likely.guided.settings import Form, check_choices
 from likely.queries.where.nodes import FLOAT, INT, THIS, TRUE, Call, Hole, In, Matches, Node
 
 

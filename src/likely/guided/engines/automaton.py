@@ -1,12 +1,13 @@
 """Regular expressions and lists of texts as deterministic automata over bytes: the slow, readable way.
 
-pattern -> (Python's own parser) -> nondeterministic automaton -> deterministic one without dead states.  What is taken
+pattern -> tree -> nondeterministic automaton -> deterministic one without dead states.  What is taken
 is the part of Rust's syntax that Python writes the same way; the rest is refused.  A text matches as a whole.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.errors import ConstraintError
-from likely.guided.engines.regex_parts import ByteRange, Choice, Node, Repeat, Row, parse_regex
+from likely.guided.engines.code_points import ALL, ByteRange, code_points, complement, utf8
+from likely.io.regular_expression import (
+    Alternation,
+    Anchor,
+    Character,
+    Concatenation,
+    Dot,
+    Group,
+    RegexNode,
+    RegularExpression,
+    Repetition,
+    irregular,
+    parse_regex,
+)
 
 MAX_STATES = 5000
 DEAD = -1
@@ -24,7 +38,7 @@ UNREACHABLE = 2**30  # distance of a state from which no text can be completed
 
 
 @dataclass(frozen=True, eq=False)
-class Automaton:
+class ByteAutomaton:
     """States are numbers, 0 is the first; every state leads to acceptance.
 
     table      (S, 256) the state after each byte, DEAD where none
@@ -35,13 +49,14 @@ class Automaton:
     accepting: NDArray[np.bool_]
 
     @classmethod
-    def of_regex(cls, pattern: str, *, max_states: int = MAX_STATES) -> Automaton:
+    def of_regex(cls, pattern: str, *, max_states: int = MAX_STATES) -> ByteAutomaton:
         """ConstraintError for what is outside the common subset, too large, or matches nothing."""
+        expression = parse_whole(pattern)
         nfa = _Nfa(pattern, max_states)
-        return nfa.determinise(nfa.build(parse_regex(pattern), 0))
+        return nfa.determinise(nfa.build(expression.root, 0, expression.flags))
 
     @classmethod
-    def of_texts(cls, texts: Iterable[str]) -> Automaton:
+    def of_texts(cls, texts: Iterable[str]) -> ByteAutomaton:
         """Exactly these texts: a tree of their bytes."""
         rows: list[dict[int, int]] = [{}]
         ends = set()
@@ -107,28 +122,42 @@ class _Nfa:
             f"the backend llguidance"
         )
 
-    def build(self, node: Node, then: int) -> int:
+    def build(self, node: RegexNode, then: int, flags: int) -> int:
         """The state before `node`, where `then` follows."""
-        if isinstance(node, Row):
-            for part in reversed(node.parts):
-                then = self.build(part, then)
-            return then
-        if isinstance(node, Choice):
-            return self._new(free=[self.build(branch, then) for branch in node.branches])
-        if isinstance(node, Repeat):
-            return self._repeat(node, then)
-        return self._characters(frozenset(node.sequences), then, {})
+        if what := irregular(node):
+            raise _refused(self.pattern, what)
+        match node:
+            case Concatenation(parts):
+                for part in reversed(parts):
+                    then = self.build(part, then, flags)
+                return then
+            case Alternation(branches):
+                return self._new(free=[self.build(branch, then, flags) for branch in branches])
+            case Repetition():
+                return self._repeat(node, then, flags)
+            case Group(body, added, removed):
+                if (added | removed) & ~re.DOTALL:
+                    raise _refused(self.pattern, "a flag other than s")
+                return self.build(body, then, (flags | added) & ~removed)
+            case Dot():
+                points = ALL if flags & re.DOTALL else complement(((10, 10),))
+                return self._characters(frozenset(utf8(points)), then, {})
+            case Character():
+                return self._characters(frozenset(utf8(code_points(node))), then, {})
+            case Anchor():
+                raise _refused(self.pattern, "an anchor or word boundary inside")
+        raise TypeError(f"not a part of a regular expression: {node!r}")
 
-    def _repeat(self, node: Repeat, then: int) -> int:
+    def _repeat(self, node: Repetition, then: int, flags: int) -> int:
         if node.high is None:
             start = self._new(free=[then])
-            self.free[start].append(self.build(node.body, start))
+            self.free[start].append(self.build(node.body, start, flags))
         else:
             start = then
             for _ in range(node.high - node.low):
-                start = self._new(free=[then, self.build(node.body, start)])
+                start = self._new(free=[then, self.build(node.body, start, flags)])
         for _ in range(node.low):
-            start = self.build(node.body, start)
+            start = self.build(node.body, start, flags)
         return start
 
     def _characters(self, rest: frozenset[tuple[ByteRange, ...]], then: int, made: dict) -> int:
@@ -145,7 +174,7 @@ class _Nfa:
             made[rest] = self._new(steps)
         return made[rest]
 
-    def determinise(self, start: int) -> Automaton:
+    def determinise(self, start: int) -> ByteAutomaton:
         """States of the deterministic automaton are the sets of states that one text can reach."""
         first = self._closed([start])
         number, todo = {first: 0}, [first]
@@ -177,7 +206,7 @@ class _Nfa:
         return frozenset(s for s in seen if self.steps[s] or s == 0)
 
 
-def _alive(rows: list[dict[int, int]], ends: set[int], name: str) -> Automaton:
+def _alive(rows: list[dict[int, int]], ends: set[int], name: str) -> ByteAutomaton:
     """The automaton of these rows without the states from which no end can be reached."""
     before: list[list[int]] = [[] for _ in rows]
     for state, row in enumerate(rows):
@@ -196,4 +225,66 @@ def _alive(rows: list[dict[int, int]], ends: set[int], name: str) -> Automaton:
         for byte, then in rows[state].items():
             if then in alive:
                 table[i, byte] = number[then]
-    return Automaton(table, np.array([state in ends for state in number], np.bool_))
+    return ByteAutomaton(table, np.array([state in ends for state in number], np.bool_))
+
+
+# --- what Python and Rust read alike ----------------------------------------------------------------------------------
+
+_CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_COUNT = re.compile(r"\{\d+(,\d*)?\}")
+
+
+def parse_whole(pattern: str) -> RegularExpression:
+    """The tree of a pattern that a whole text must match; ConstraintError for what is not supported."""
+    _refuse_differences(pattern)
+    body = pattern.removeprefix("^")
+    if body.endswith("$") and not _odd_backslashes(body[:-1]):
+        body = body[:-1]
+    expression = parse_regex(body)
+    if body != pattern and "|" in _outside_groups(pattern):
+        raise _refused(pattern, "an anchor beside |: put the alternatives in a group")
+    if expression.flags & ~(re.UNICODE | re.DOTALL):
+        raise _refused(pattern, "a flag other than s")
+    return expression
+
+
+def _refuse_differences(pattern: str) -> None:
+    """ConstraintError for what Python and Rust read differently, or only one of them knows."""
+    outside = _ESCAPE.sub("..", pattern)
+    for match in _ESCAPE.finditer(pattern):
+        c = match[1]
+        if (c.isalnum() and c not in "dDwWsSnrtfvaxuU") or c in "<>" or not c.isascii():
+            raise _refused(pattern, f"\\{c}")
+    for match in _CLASS.finditer(pattern):
+        inside = _ESCAPE.sub("..", match[0])[1:-1]
+        if "[" in inside or any(twice in inside for twice in ("&&", "--", "~~", "||")):
+            raise _refused(pattern, f"the class {match[0]} (nested, or an operation on classes)")
+    plain = _plain(pattern)
+    if "(?#" in outside:
+        raise _refused(pattern, "a comment")
+    for at in (i for i, c in enumerate(plain) if c == "{"):
+        if not _COUNT.match(plain, at):
+            raise _refused(pattern, "a brace that is no repeat count: write \\{")
+
+
+def _plain(pattern: str) -> str:
+    """With dots for escapes and classes."""
+    return _CLASS.sub(lambda m: "." * len(m[0]), _ESCAPE.sub("..", pattern))
+
+
+def _outside_groups(pattern: str) -> str:
+    plain, before = _plain(pattern), ""
+    while plain != before:
+        before, plain = plain, re.sub(r"\([^()]*\)", "", plain)
+    return plain
+
+
+def _odd_backslashes(text: str) -> bool:
+    return (len(text) - len(text.rstrip("\\"))) % 2 == 1
+
+
+def _refused(pattern: str, what: str) -> ConstraintError:
+    return ConstraintError(
+        f"{pattern[:60]!r} holds {what}, which the reference automaton does not take: use the backend llguidance"
+    )

@@ -14,8 +14,8 @@ from typing import Any
 from likely.decoding.constraint import Mask
 from likely.errors import ConstraintError, missing_extra
 from likely.guided.engines.matcher import MatcherConstraint
-from likely.guided.form import FormSettings, Whitespace
 from likely.guided.json_schema.document import Schema
+from likely.guided.settings import FormSettings, Whitespace
 from likely.guided.vocabulary import Vocabulary
 
 MAX_STATES = 50_000  # of one form's lexer, of some 1-2 kB each

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from likely.decoding.constraint import ConstraintViolation, Mask, no_tokens, pack
 from likely.errors import CapabilityError
-from likely.guided.engines.automaton import DEAD, Automaton
-from likely.guided.form import Form
+from likely.guided.engines.automaton import DEAD, ByteAutomaton
+from likely.guided.settings import Form
 from likely.guided.vocabulary import Vocabulary
 
 KEPT = 128  # states whose successors are remembered
@@ -36,7 +36,7 @@ class TokenColumns:
 class TokenSteps:
     """After which token an automaton is in which state; shared by all texts of one compiled form."""
 
-    def __init__(self, automaton: Automaton, columns: TokenColumns):
+    def __init__(self, automaton: ByteAutomaton, columns: TokenColumns):
         self.automaton, self.columns, self.vocabulary = automaton, columns, columns.vocabulary
         self._after: dict[int, NDArray[np.int32]] = {}
 
@@ -69,7 +69,7 @@ class Reference:
     def columns(self) -> TokenColumns:
         return TokenColumns(self.vocabulary)
 
-    def steps(self, automaton: Automaton) -> TokenSteps:
+    def steps(self, automaton: ByteAutomaton) -> TokenSteps:
         return TokenSteps(automaton, self.columns)
 
     def compile(self, form: Form) -> ReferenceConstraint:
@@ -82,12 +82,12 @@ class Reference:
         )
 
     def regex(self, pattern: str) -> ReferenceConstraint:
-        return self.of(Automaton.of_regex(pattern))
+        return self.of(ByteAutomaton.of_regex(pattern))
 
     def choices(self, texts: Iterable[str]) -> ReferenceConstraint:
-        return self.of(Automaton.of_texts(texts))
+        return self.of(ByteAutomaton.of_texts(texts))
 
-    def of(self, automaton: Automaton) -> ReferenceConstraint:
+    def of(self, automaton: ByteAutomaton) -> ReferenceConstraint:
         return ReferenceConstraint(self.steps(automaton))
 
 

@@ -13,48 +13,47 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from likely.errors import CapabilityError
-from likely.guided.form import Form, FormSettings
 from likely.guided.json_schema.document import Document
 from likely.guided.json_schema.errors import InvalidSchema, InvalidText
-from likely.guided.json_schema.generation import Generation, is_bounded, unbounded
-from likely.guided.json_schema.keywords import BACKENDS
-from likely.guided.json_schema.report import Refused, preflight
+from likely.guided.json_schema.generation import is_bounded, unbounded
+from likely.guided.json_schema.report import LLGUIDANCE, Refused, SchemaBackend, preflight
 from likely.guided.json_schema.validator import Validator
+from likely.guided.settings import Form, FormSettings
 
 KEPT = 256  # forms of schemas
 LARGEST_KEPT = 100_000  # characters of a schema
 
 
-def schema_form(schema: Any, settings: FormSettings) -> Form:
+def schema_form(schema: Any, settings: FormSettings, backend: SchemaBackend = LLGUIDANCE) -> Form:
     """The form of a JSON Schema, or of a Python type: its values are then objects of that type.
 
     Its source is the schema to generate from; its `read` tries a finished text against the whole schema.
     UnsupportedSchema for a keyword that the backend does not enforce, unless `on_unsupported` says otherwise;
     InvalidSchema.
     """
-    if settings.backend not in BACKENDS:
-        raise CapabilityError(f'backend="{settings.backend}" takes no schemas: use one of {", ".join(BACKENDS)}')
+    if settings.backend == "reference":
+        raise CapabilityError('backend="reference" takes no schemas: use backend="llguidance"')
     if isinstance(schema, (Mapping, bool)):
-        return _form_of(schema, settings)
+        return _form_of(schema, settings, backend)
     source, read_type = _of_type(schema)
-    form = _form_of(source, settings, typed=True)
+    form = _form_of(source, settings, backend, typed=True)
     return replace(form, read=_reader(form.read, read_type))
 
 
-def _form_of(schema: Any, settings: FormSettings, *, typed: bool = False) -> Form:
-    key = _key(schema, settings, typed)
+def _form_of(schema: Any, settings: FormSettings, backend: SchemaBackend, *, typed: bool = False) -> Form:
+    key = _key(schema, settings, backend, typed)
     if key is None or (form := _kept.get(key)) is None:
         document = Document.of(schema)
-        form = _make(document, settings, typed)
+        form = _make(document, settings, backend, typed)
         if key is not None and len(document.text) <= LARGEST_KEPT:
             _kept.put(key, form)
     return form
 
 
-def _make(document: Document, settings: FormSettings, typed: bool) -> Form:
+def _make(document: Document, settings: FormSettings, backend: SchemaBackend, typed: bool) -> Form:
     """typed  a Python type reads every text besides, so that what our own check does not know needs no word"""
     validator = Validator(document)
-    report, generation = preflight(document, validator, settings)
+    report, generation = preflight(document, validator, settings, backend)
     refusals = [r for r in report.refused if r.checkable or not typed]
     for refused in refusals:
         if settings.on_unsupported == "error" or (settings.on_unsupported == "validate" and _is_dangerous(refused)):
@@ -63,7 +62,7 @@ def _make(document: Document, settings: FormSettings, typed: bool) -> Form:
     if settings.on_unsupported == "ignore":
         warnings = [f'not enforced: "{r.keyword}" at {r.pointer or "the top"}' for r in refusals]
         if report.refused:
-            weaker = Generation(document, validator, unbounded(settings), generation.dropped)
+            weaker = backend.generation(document, validator, unbounded(settings), generation.dropped)
             read = Validator(Document.of(weaker.schema())).read
     else:
         unknown = [r for r in refusals if not r.checkable]
@@ -146,9 +145,9 @@ class _Kept:
 _kept = _Kept()
 
 
-def _key(schema: Any, settings: FormSettings, typed: bool) -> Any:
+def _key(schema: Any, settings: FormSettings, backend: SchemaBackend, typed: bool) -> Any:
     """Equal for equal schemas with their properties in the same order; None for what is not JSON."""
     try:
-        return json.dumps(schema if isinstance(schema, bool) else dict(schema)), astuple(settings), typed
+        return json.dumps(schema if isinstance(schema, bool) else dict(schema)), astuple(settings), backend.name, typed
     except (TypeError, ValueError, RecursionError):
         return None

@@ -11,21 +11,21 @@ from collections.abc import Set
 from dataclasses import replace
 from typing import Any
 
-from likely.guided.form import FormSettings
 from likely.guided.json_schema.closed import closed_objects
 from likely.guided.json_schema.disjoint import are_disjoint
 from likely.guided.json_schema.document import Document, Schema, children, escape, types_of
 from likely.guided.json_schema.formats import FORMATS, HOSTNAME_LENGTH
 from likely.guided.json_schema.keywords import APPLICATORS, effective, has_effect
-from likely.guided.json_schema.patterns import plain_body, rewrite
+from likely.guided.json_schema.patterns import rewrite
 from likely.guided.json_schema.validator import Validator
+from likely.guided.settings import FormSettings
 
 _SCHEMAS = ("items", "additionalProperties")
-_ALL = ("null", "boolean", "object", "array", "number", "string")
+ALL_TYPES = ("null", "boolean", "object", "array", "number", "string")
 Dropped = Set[tuple[str, str]]  # (pointer, keyword); keyword "": all but the type
 
 
-class Generation:
+class SchemaGeneration:
     """Made once per schema; `schema()` gives the whole, `schema(pointer)` one part of it alone."""
 
     def __init__(
@@ -40,7 +40,6 @@ class Generation:
         """deep  the bounds also hold inside values that the schema says nothing about"""
         self.document, self.validator, self.settings, self.dropped = document, validator, settings, dropped
         self.deep = deep and is_bounded(settings)
-        self.plain = settings.backend == "xgrammar"
         self._closed = frozenset() if settings.extra_properties else closed_objects(document)
         self._names: dict[str, str] = {}
         self._values: dict[str, list[Any]] = {}
@@ -54,7 +53,7 @@ class Generation:
         while len(defs) < len(self._names):
             for target, name in list(self._names.items()):
                 if name not in defs:
-                    defs[name] = any_value(self.settings) if target == _ANY else self._of(target)
+                    defs[name] = self._any_value() if target == _ANY else self._of(target)
         return {**top, "$defs": defs} if defs else top
 
     def _refer(self, target: str) -> dict[str, Any]:
@@ -85,11 +84,10 @@ class Generation:
         self._bound(out, node)
         if not out:
             return self._anything()
-        if self.plain:
-            _spell_lengths(out)
-            self._name_required(out)
-            if "type" not in out and not any(key in out for key in APPLICATORS):
-                out = {"type": list(_ALL), **out}
+        return self._finished(out)
+
+    def _finished(self, out: dict[str, Any]) -> dict[str, Any]:
+        """The subschema in the engine's own words."""
         return out
 
     def _is_dropped(self, pointer: str, keyword: str) -> bool:
@@ -129,7 +127,7 @@ class Generation:
         elif key == "patternProperties":
             out[key] = {rewrite(name): self._of(f"{pointer}/{key}/{escape(name)}") for name in value}
         elif key == "pattern":
-            self._match(out, rewrite(value) if not self.plain else f"^{plain_body(value)}$")
+            self._match(out, self._pattern(value))
         elif key == "format":
             self._match(out, f"^(?:{FORMATS[value]})$")
             if value == "hostname":
@@ -151,9 +149,10 @@ class Generation:
 
     def _is_loosened(self, pointer: str, key: str, node: dict[str, Any]) -> bool:
         """Whether a oneOf that was dropped may stand as anyOf."""
-        if key != "oneOf" or (pointer, "") in self.dropped:
-            return False
-        return not self.plain or effective(node) == ["oneOf"]
+        return key == "oneOf" and (pointer, "") not in self.dropped
+
+    def _pattern(self, pattern: str) -> str:
+        return rewrite(pattern)
 
     @staticmethod
     def _either(out: dict[str, Any], branches: list[Schema]) -> None:
@@ -179,7 +178,7 @@ class Generation:
                 known = out.setdefault("properties", {})
                 known.update({name: self._anything() for name in names if name not in known})
                 out["additionalProperties"] = False
-        if (pointer, "contains") in self.dropped and not self.plain:
+        if (pointer, "contains") in self.dropped:
             out["minItems"] = max(out.get("minItems", 0), node.get("minContains", 1))
 
     def _evaluated_names(self, pointer: str, seen: set[str]) -> dict[str, None] | None:
@@ -207,21 +206,12 @@ class Generation:
             names |= found
         return names
 
-    @staticmethod
-    def _name_required(out: dict[str, Any]) -> None:
-        """xgrammar forgets required properties that it does not know by name."""
-        for name in out.get("required", ()):
-            known = out.setdefault("properties", {})
-            if name not in known:
-                known[name] = out.get("additionalProperties", {})
-
     def _bound(self, out: dict[str, Any], node: dict[str, Any]) -> None:
         """The user's bounds, where the schema has none."""
         if not is_bounded(self.settings) or any(key in out for key in APPLICATORS):
             return
         settings, types = self.settings, types_of(node)
-        spelled = "format" in node or (self.plain and "pattern" in out)
-        if settings.max_string is not None and "string" in types and "maxLength" not in out and not spelled:
+        if settings.max_string is not None and "string" in types and self._may_be_cut(out, node):
             out["maxLength"] = max(settings.max_string, out.get("minLength", 0))
         if "array" in types:
             if settings.max_items is not None and "maxItems" not in out:
@@ -233,6 +223,10 @@ class Generation:
         if settings.max_number_digits is not None and types & {"number", "integer"}:
             self._bound_number(out, settings.max_number_digits, fractions="number" in types)
 
+    def _may_be_cut(self, out: dict[str, Any], node: dict[str, Any]) -> bool:
+        """Whether a string without a bound of its own may get the user's."""
+        return "maxLength" not in out and "format" not in node
+
     def _bound_number(self, out: dict[str, Any], digits: int, *, fractions: bool) -> None:
         largest = 10**digits - 1
         least = max((out[key] for key in ("minimum", "exclusiveMinimum") if key in out), default=None)
@@ -241,8 +235,21 @@ class Generation:
             out["minimum"] = -largest if most is None else min(-largest, most)
         if most is None:
             out["maximum"] = largest if least is None else max(largest, least)
-        if fractions and not self.plain and "multipleOf" not in out:
+        if fractions and "multipleOf" not in out:
             out["multipleOf"] = 10.0**-digits if digits else 1
+
+    def _any_value(self) -> dict[str, Any]:
+        """Any JSON value, within the user's bounds."""
+        settings, again = self.settings, {"$ref": f"#/$defs/{_ANY_NAME}"}
+        out: dict[str, Any] = {"type": list(ALL_TYPES), "items": again, "additionalProperties": again}
+        if settings.max_string is not None:
+            out["maxLength"] = settings.max_string
+        if settings.max_items is not None:
+            out["maxItems"] = settings.max_items
+        if (digits := settings.max_number_digits) is not None:
+            out["minimum"], out["maximum"] = 1 - 10**digits, 10**digits - 1
+            out["multipleOf"] = 10.0**-digits if digits else 1
+        return out
 
 
 _ANY, _ANY_NAME = "*", "any"
@@ -254,30 +261,6 @@ def is_bounded(settings: FormSettings) -> bool:
 
 def unbounded(settings: FormSettings) -> FormSettings:
     return replace(settings, max_string=None, max_items=None, max_number_digits=None)
-
-
-def any_value(settings: FormSettings) -> dict[str, Any]:
-    """Any JSON value, within the user's bounds."""
-    again = {"$ref": f"#/$defs/{_ANY_NAME}"}
-    out: dict[str, Any] = {"type": list(_ALL), "items": again, "additionalProperties": again}
-    if settings.max_string is not None:
-        out["maxLength"] = settings.max_string
-    if settings.max_items is not None:
-        out["maxItems"] = settings.max_items
-    if (digits := settings.max_number_digits) is not None:
-        out["minimum"], out["maximum"] = 1 - 10**digits, 10**digits - 1
-        if settings.backend != "xgrammar":
-            out["multipleOf"] = 10.0**-digits if digits else 1
-    if settings.backend == "xgrammar":
-        _spell_lengths(out)
-    return out
-
-
-def _spell_lengths(out: dict[str, Any]) -> None:
-    """xgrammar lets control characters into strings of bounded length: here a pattern without them, nor escapes."""
-    if "minLength" in out or "maxLength" in out:
-        low, high = out.pop("minLength", 0), out.pop("maxLength", "")
-        out["pattern"] = rf'^[^\x00-\x1f"\\]{{{low},{high}}}$'
 
 
 def _types_of_value(value: Any) -> set[str]:

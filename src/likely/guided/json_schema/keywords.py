@@ -1,4 +1,4 @@
-"""Which keywords of JSON Schema each backend enforces: one table per backend, with conditions where it is only partly.
+"""Which keywords of JSON Schema llguidance enforces: one table, with conditions where it is only partly.
 
 A keyword stands for one of three things: it is enforced, it has no effect on the text (annotations, unknown words, and
 assertions that say nothing where they stand), or it is refused for a reason.  Draft 2020-12: a keyword for strings says
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from likely.guided.json_schema.disjoint import are_disjoint
 from likely.guided.json_schema.document import Document, types_of
 from likely.guided.json_schema.formats import FORMATS
-from likely.guided.json_schema.patterns import PatternError, is_quick, look_around, plain_body, python_pattern, searcher
+from likely.guided.json_schema.patterns import PatternError, is_quick, look_around, python_pattern, searcher
 
-Node = Mapping[str, Any]
-Rule = Callable[[Document, str, Node], str | None]  # (document, pointer, node) -> why it is refused; None: enforced
+Subschema = Mapping[str, Any]
+Rule = Callable[
+    [Document, str, Subschema], str | None
+]  # (document, pointer, node) -> why it is refused; None: enforced
 
 ANNOTATIONS = frozenset(
     ("$schema", "$id", "$anchor", "$dynamicAnchor", "$comment", "$vocabulary", "$defs", "definitions", "title",
@@ -35,7 +36,7 @@ APPLICATORS = ("$ref", "allOf", "anyOf", "oneOf")
 SPREADING = (*APPLICATORS, "not", "if", "dependentSchemas", "$dynamicRef")  # what may evaluate properties beside a node
 
 # assertions that say nothing where they stand
-_IDLE: dict[str, Callable[[Any, Node], bool]] = {
+_IDLE: dict[str, Callable[[Any, Subschema], bool]] = {
     "uniqueItems": lambda value, node: not value or node.get("maxItems", 2) <= 1,
     "then": lambda value, node: "if" not in node or value in (True, {}),
     "else": lambda value, node: "if" not in node or value in (True, {}),
@@ -61,7 +62,7 @@ _HANDLED = frozenset(
 )  # fmt: skip
 
 
-def has_effect(keyword: str, node: Node) -> bool:
+def has_effect(keyword: str, node: Subschema) -> bool:
     """Whether the keyword can rule out any text here."""
     if keyword not in node or keyword not in _HANDLED:
         return False
@@ -78,7 +79,7 @@ def _allows(types: set[str], wanted: str) -> bool:
     return wanted in types or (wanted == "number" and "integer" in types)
 
 
-def effective(node: Node) -> list[str]:
+def effective(node: Subschema) -> list[str]:
     """The keywords that have an effect, in the order of the schema."""
     return [key for key in node if has_effect(key, node)]
 
@@ -86,30 +87,30 @@ def effective(node: Node) -> list[str]:
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
-def _always(document: Document, pointer: str, node: Node) -> None:
+def _always(document: Document, pointer: str, node: Subschema) -> None:
     return None
 
 
-def _never(document: Document, pointer: str, node: Node) -> str:
+def _never(document: Document, pointer: str, node: Subschema) -> str:
     return ""
 
 
-def _pattern(document: Document, pointer: str, node: Node) -> str | None:
+def _pattern(document: Document, pointer: str, node: Subschema) -> str | None:
     found = look_around(node["pattern"])
     return f"the pattern holds {found}" if found else None
 
 
-def _pattern_names(document: Document, pointer: str, node: Node) -> str | None:
+def _pattern_names(document: Document, pointer: str, node: Subschema) -> str | None:
     return next(
         (f"the pattern {p!r} holds {found}" for p in node["patternProperties"] if (found := look_around(p))), None
     )
 
 
-def _format(document: Document, pointer: str, node: Node) -> str | None:
+def _format(document: Document, pointer: str, node: Subschema) -> str | None:
     return None if node["format"] in FORMATS else f'the format "{node["format"]}" is not known'
 
 
-def _least_properties(document: Document, pointer: str, node: Node) -> str | None:
+def _least_properties(document: Document, pointer: str, node: Subschema) -> str | None:
     """Keys beyond the named ones may come twice, and then count once."""
     most = len(node.get("required", ())) + 1
     return None if node["minProperties"] <= most else f"only up to {most} here: further keys may repeat"
@@ -118,36 +119,36 @@ def _least_properties(document: Document, pointer: str, node: Node) -> str | Non
 def _unevaluated(same_as: str) -> Rule:
     """Where nothing beside it evaluates anything, it is another keyword."""
 
-    def rule(document: Document, pointer: str, node: Node) -> str | None:
+    def rule(document: Document, pointer: str, node: Subschema) -> str | None:
         beside = [key for key in SPREADING if key in node]
         return f'beside "{beside[0]}"; write {same_as} there' if beside else None
 
     return rule
 
 
-def _unevaluated_items(document: Document, pointer: str, node: Node) -> str | None:
+def _unevaluated_items(document: Document, pointer: str, node: Subschema) -> str | None:
     beside = [key for key in (*SPREADING, "contains") if key in node]
     return f'beside "{beside[0]}"; write items there' if beside else None
 
 
-def _at_most(most: int, *keywords: str) -> Rule:
+def at_most(most: int, *keywords: str) -> Rule:
     """Longer lists take the engine seconds to minutes to compile."""
 
-    def rule(document: Document, pointer: str, node: Node) -> str | None:
+    def rule(document: Document, pointer: str, node: Subschema) -> str | None:
         longest = max(len(node[key]) for key in keywords if key in node)
         return f"{longest:,} entries, at most {most:,} are taken" if longest > most else None
 
     return rule
 
 
-LLGUIDANCE: dict[str, Rule] = {
+LLGUIDANCE_RULES: dict[str, Rule] = {
     **dict.fromkeys(("type", "const", "$ref", "allOf"), _always),
-    "enum": _at_most(20_000, "enum"),
-    **{name: _at_most(1_000, name) for name in ("anyOf", "oneOf", "prefixItems")},
+    "enum": at_most(20_000, "enum"),
+    **{name: at_most(1_000, name) for name in ("anyOf", "oneOf", "prefixItems")},
     **dict.fromkeys(("items", "minItems", "maxItems"), _always),
     **dict.fromkeys(("additionalProperties", "maxProperties"), _always),
-    "properties": _at_most(2_000, "properties"),
-    "required": _at_most(2_000, "required"),
+    "properties": at_most(2_000, "properties"),
+    "required": at_most(2_000, "required"),
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), _always),
     **dict.fromkeys(("minLength", "maxLength"), _always),
     "pattern": _pattern,
@@ -161,95 +162,7 @@ LLGUIDANCE: dict[str, Rule] = {
 }
 
 
-def _alone(keyword: str) -> Rule:
-    """xgrammar reads one of these and forgets the keywords beside it."""
-
-    def rule(document: Document, pointer: str, node: Node) -> str | None:
-        beside = [key for key in effective(node) if key != keyword]
-        return f'beside "{beside[0]}"' if beside else LLGUIDANCE[keyword](document, pointer, node)
-
-    return rule
-
-
-def _one_alone(document: Document, pointer: str, node: Node) -> str | None:
-    return "more than one schema" if len(node["allOf"]) > 1 else _alone("allOf")(document, pointer, node)
-
-
-def _disjoint_alone(document: Document, pointer: str, node: Node) -> str | None:
-    if not are_disjoint(document, [f"{pointer}/oneOf/{i}" for i in range(len(node["oneOf"]))]):
-        return "two of its schemas may hold at once"
-    return _alone("oneOf")(document, pointer, node)
-
-
-def _plain_pattern(document: Document, pointer: str, node: Node) -> str | None:
-    beside = [key for key in ("minLength", "maxLength", "format") if has_effect(key, node)]
-    if beside:
-        return f'beside "{beside[0]}"'
-    return None if plain_body(node["pattern"]) else 'only ^...$ of printable ASCII without " and \\'
-
-
-def _plain_format(document: Document, pointer: str, node: Node) -> str | None:
-    if node["format"] not in ("date", "time", "date-time", "uuid", "ipv4", "duration"):
-        return f'the format "{node["format"]}" is not enforced there'
-    beside = [key for key in ("minLength", "maxLength") if has_effect(key, node)]
-    return f'beside "{beside[0]}"' if beside else None
-
-
-def _small_whole(keyword: str) -> Rule:
-    def rule(document: Document, pointer: str, node: Node) -> str | None:
-        value = node[keyword]
-        if "integer" in types_of(node) and value != int(value):
-            return "not a whole number"
-        return None if abs(value) <= 10**15 else "too large a number"
-
-    return rule
-
-
-def _without_names(keyword: str) -> Rule:
-    """Counts of properties: exact for keys that may be anything."""
-
-    def rule(document: Document, pointer: str, node: Node) -> str | None:
-        beside = [key for key in ("properties", "required") if node.get(key)]
-        if beside:
-            return f'beside "{beside[0]}"'
-        return _least_properties(document, pointer, node) if keyword == "minProperties" else None
-
-    return rule
-
-
-def _plain_names(document: Document, pointer: str, node: Node) -> str | None:
-    """Further keys may spell an unusual name in a second way."""
-    if len(node["properties"]) > 500:
-        return f"{len(node['properties']):,} entries, at most 500 are taken"
-    if node.get("additionalProperties", True) is False:
-        return None
-    return next((f"the name {n!r} in an open object" for n in node["properties"] if not _is_plain_name(n)), None)
-
-
-def _is_plain_name(name: str) -> bool:
-    return name.isascii() and name.isprintable() and not set(name) & set('"\\')
-
-
-XGRAMMAR: dict[str, Rule] = {
-    **LLGUIDANCE,
-    "enum": _at_most(2_000, "enum"),
-    "required": _at_most(500, "required"),
-    "properties": _plain_names,
-    **{name: _alone(name) for name in ("$ref", "anyOf")},
-    "allOf": _one_alone,
-    "oneOf": _disjoint_alone,
-    "pattern": _plain_pattern,
-    "patternProperties": _never,
-    "format": _plain_format,
-    "multipleOf": _never,
-    **{name: _small_whole(name) for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")},
-    **{name: _without_names(name) for name in ("minProperties", "maxProperties")},
-}
-
-BACKENDS: dict[str, dict[str, Rule]] = {"llguidance": LLGUIDANCE, "xgrammar": XGRAMMAR}
-
-
-def why_uncheckable(keyword: str, node: Node) -> tuple[bool, str] | None:
+def why_uncheckable(keyword: str, node: Subschema) -> tuple[bool, str] | None:
     """(it is no regular expression, why) for a pattern that cannot even be checked afterwards; else None."""
     value = node[keyword]
     try:

@@ -9,12 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from re import _constants as sre  # type: ignore[attr-defined]
-from re import _parser  # type: ignore[attr-defined]
-from typing import Any
 
 from likely.errors import ConstraintError
 from likely.io.linear_regex import LinearRegex
+from likely.io.regular_expression import (
+    Alternation,
+    Anchor,
+    Character,
+    Concatenation,
+    Dot,
+    Group,
+    Irregular,
+    RegexNode,
+    Repetition,
+    irregular,
+    parse_regex,
+)
 
 _SPACE = r"\t\n\v\f\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 _NOT_SPACE = (
@@ -145,46 +155,43 @@ def python_pattern(pattern: str) -> str:
 def is_quick(python: str) -> bool:
     """Whether backtracking stays short: no repeat within a repeat, and at most two long ones after each other."""
     try:
-        return _long_repeats(_parser.parse(python), within=False) <= 2
-    except _Slow:
+        return _long_repeats(parse_regex(python).root, within=False) <= 2
+    except (_SlowPattern, ConstraintError):
         return False
 
 
-class _Slow(Exception):
+class _SlowPattern(Exception):
     pass
 
 
-def _long_repeats(items: Any, within: bool) -> int:
-    count = 0
-    for kind, value in items:
-        if kind in (sre.MAX_REPEAT, sre.MIN_REPEAT, sre.POSSESSIVE_REPEAT):
-            _, high, body = value
-            if high <= 1:
-                count += _long_repeats(body, within)
-            elif within or not _is_single(body):
-                raise _Slow
-            else:
-                count += int(high > _LONG)
-        elif kind is sre.BRANCH:
-            count += max(_long_repeats(branch, within) for branch in value[1])
-        elif kind is sre.SUBPATTERN:
-            count += _long_repeats(value[3], within)
-        elif kind in (sre.ASSERT, sre.ASSERT_NOT):
-            if _long_repeats(value[1], within) > 2:
-                raise _Slow
-        elif kind is sre.ATOMIC_GROUP:
-            count += _long_repeats(value, within)
-        elif kind in (sre.GROUPREF, sre.GROUPREF_EXISTS):
-            raise _Slow
-    return count
+def _long_repeats(node: RegexNode, within: bool) -> int:
+    """How many repeats without a small bound may follow each other."""
+    match node:
+        case Concatenation(parts):
+            return sum(_long_repeats(part, within) for part in parts)
+        case Alternation(branches):
+            return max(_long_repeats(branch, within) for branch in branches)
+        case Group(body):
+            return _long_repeats(body, within)
+        case Repetition(body, _, high):
+            if high is not None and high <= 1:
+                return _long_repeats(body, within)
+            if within or not _is_single(body):
+                raise _SlowPattern
+            return int(high is None or high > _LONG)
+        case Irregular(what, body):
+            if body is None or _long_repeats(body, within) > 2:
+                raise _SlowPattern
+            return _long_repeats(body, within) if what == "an atomic group" else 0
+    return 0
 
 
-def _is_single(body: Any) -> bool:
+def _is_single(node: RegexNode) -> bool:
     """One character, perhaps in a group."""
-    return len(body) == 1 and (
-        body[0][0] in (sre.LITERAL, sre.NOT_LITERAL, sre.IN, sre.ANY)
-        or (body[0][0] is sre.SUBPATTERN and _is_single(body[0][1][3]))
-    )
+    match node:
+        case Concatenation((part,)) | Group(part):
+            return _is_single(part)
+    return isinstance(node, Character | Dot)
 
 
 # --- what engines can do ----------------------------------------------------------------------------------------------
@@ -192,69 +199,29 @@ def _is_single(body: Any) -> bool:
 
 def look_around(pattern: str) -> str | None:
     """What of a pattern an automaton without lookaround cannot express; None: nothing."""
-    return _look_around(_parser.parse(rewrite(pattern)), True, True)
+    try:
+        return _beyond(parse_regex(rewrite(pattern)).root, True, True)
+    except ConstraintError:
+        return "groups that are nested too deeply"
 
 
-_BEYOND = {
-    sre.GROUPREF: "a backreference",
-    sre.GROUPREF_EXISTS: "a conditional group",
-    sre.ASSERT: "lookahead or lookbehind",
-    sre.ASSERT_NOT: "lookahead or lookbehind",
-    sre.ATOMIC_GROUP: "an atomic group",
-    sre.POSSESSIVE_REPEAT: "a possessive quantifier",
-}
-
-
-def _look_around(items: Any, first: bool, last: bool) -> str | None:
-    items = list(items)
-    for i, (kind, value) in enumerate(items):
-        starts, ends = first and i == 0, last and i == len(items) - 1
-        found = _BEYOND.get(kind)
-        if kind is sre.AT:
-            at_edge = (starts and value is sre.AT_BEGINNING) or (ends and value is sre.AT_END)
-            if value in (sre.AT_BOUNDARY, sre.AT_NON_BOUNDARY):
-                found = "a word boundary"
-            elif not at_edge:
-                found = "an anchor in its middle"
-        elif kind is sre.BRANCH:
-            found = next(filter(None, (_look_around(branch, starts, ends) for branch in value[1])), None)
-        elif kind is sre.SUBPATTERN:
-            found = "a flag" if value[1] or value[2] else _look_around(value[3], starts, ends)
-        elif kind in (sre.MAX_REPEAT, sre.MIN_REPEAT):
-            found = _look_around(value[2], False, False)
-        if found:
-            return found
+def _beyond(node: RegexNode, first: bool, last: bool) -> str | None:
+    """first, last  whether nothing stands before and after the node"""
+    if what := irregular(node):
+        return what
+    match node:
+        case Concatenation(parts):
+            end = len(parts) - 1
+            found = (_beyond(part, first and i == 0, last and i == end) for i, part in enumerate(parts))
+            return next(filter(None, found), None)
+        case Alternation(branches):
+            return next(filter(None, (_beyond(branch, first, last) for branch in branches)), None)
+        case Group(body, added, removed):
+            return "a flag" if added or removed else _beyond(body, first, last)
+        case Repetition(body):
+            return _beyond(body, False, False)
+        case Anchor("boundary" | "no boundary"):
+            return "a word boundary"
+        case Anchor(place) if not ((first and place == "start") or (last and place == "end")):
+            return "an anchor in its middle"
     return None
-
-
-def plain_body(pattern: str) -> str | None:
-    """The inside of ^...$ if the whole is made of printable ASCII that JSON writes as itself; else None."""
-    parsed = list(_parser.parse(rewrite(pattern)))
-    if len(parsed) < 2 or parsed[0] != (sre.AT, sre.AT_BEGINNING) or parsed[-1] != (sre.AT, sre.AT_END):
-        return None
-    return rewrite(pattern)[1:-1] if _is_plain(parsed[1:-1]) else None
-
-
-def _is_plain(items: Any) -> bool:
-    for kind, value in items:
-        if kind is sre.LITERAL:
-            good = _plain_range(value, value)
-        elif kind is sre.IN:
-            good = all(
-                (k is sre.LITERAL and _plain_range(v, v)) or (k is sre.RANGE and _plain_range(*v)) for k, v in value
-            )
-        elif kind is sre.BRANCH:
-            good = all(map(_is_plain, value[1]))
-        elif kind is sre.SUBPATTERN:
-            good = not value[1] and not value[2] and _is_plain(value[3])
-        elif kind is sre.MAX_REPEAT:
-            good = _is_plain(value[2])
-        else:
-            good = False
-        if not good:
-            return False
-    return True
-
-
-def _plain_range(low: int, high: int) -> bool:
-    return low >= 0x20 and high < 0x7F and not any(low <= ord(c) <= high for c in '"\\')

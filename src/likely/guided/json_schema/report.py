@@ -7,22 +7,60 @@ an engine itself refuses (branches of oneOf that overlap, ranges beyond its numb
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from likely.errors import ConstraintError
-from likely.guided.form import FormSettings
-from likely.guided.json_schema.document import Document, escape
+from likely.guided.engines.llguidance import LLGuidance
+from likely.guided.json_schema.document import Document, Schema, escape
 from likely.guided.json_schema.errors import InvalidSchema, UnsupportedSchema
 from likely.guided.json_schema.formats import FORMATS
-from likely.guided.json_schema.generation import Generation, is_bounded, unbounded
-from likely.guided.json_schema.keywords import ANNOTATIONS, BACKENDS, effective, has_effect, why_uncheckable
+from likely.guided.json_schema.generation import SchemaGeneration, is_bounded, unbounded
+from likely.guided.json_schema.keywords import (
+    ANNOTATIONS,
+    LLGUIDANCE_RULES,
+    Rule,
+    effective,
+    has_effect,
+    why_uncheckable,
+)
 from likely.guided.json_schema.validator import Validator
-from likely.guided.vocabulary import Vocabulary
+from likely.guided.settings import FormSettings
+from likely.guided.vocabulary import byte_vocabulary
 
 MOST_TRIALS = 400  # compilations spent on finding what an engine refuses
 MOST_DROPPED = 32
+
+
+@cache
+def byte_engine() -> LLGuidance:
+    """llguidance on a vocabulary of the 256 bytes."""
+    return LLGuidance(byte_vocabulary())
+
+
+def compile_bytes(schema: Schema, settings: FormSettings) -> Any:
+    """A constraint on single bytes; ConstraintError where the engine refuses."""
+    return byte_engine().compile_schema(schema, settings)
+
+
+@dataclass(frozen=True)
+class SchemaBackend:
+    """What the preflight knows of an engine.
+
+    rules       per keyword, why it is refused where it stands
+    generation  writes schemas in the engine's words
+    compile     (schema, settings) -> a constraint on single bytes; ConstraintError
+    """
+
+    name: str
+    rules: Mapping[str, Rule]
+    generation: type[SchemaGeneration]
+    compile: Callable[[Schema, FormSettings], Any]
+
+
+LLGUIDANCE = SchemaBackend("llguidance", LLGUIDANCE_RULES, SchemaGeneration, compile_bytes)
 
 
 @dataclass(frozen=True)
@@ -53,19 +91,18 @@ class SchemaReport:
     refused: tuple[Refused, ...]
 
 
-def check_schema(schema: Any, backend: str = "llguidance") -> SchemaReport:
-    """What `backend` ("llguidance", "xgrammar") enforces of a JSON Schema (draft 2020-12).
+def check_schema(schema: Any, backend: SchemaBackend = LLGUIDANCE) -> SchemaReport:
+    """What the backend enforces of a JSON Schema (draft 2020-12).
 
     InvalidSchema for what is no schema, refers to nowhere or outside, or can never be satisfied.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     document = Document.of(schema)
-    validator = Validator(document)
-    return preflight(document, validator, FormSettings(backend=backend))[0]  # type: ignore[arg-type]
+    return preflight(document, Validator(document), FormSettings(), backend)[0]
 
 
-def preflight(document: Document, validator: Validator, settings: FormSettings) -> tuple[SchemaReport, Generation]:
+def preflight(
+    document: Document, validator: Validator, settings: FormSettings, backend: SchemaBackend = LLGUIDANCE
+) -> tuple[SchemaReport, SchemaGeneration]:
     """(report, the schema to generate from: without what is refused)"""
     refused = _uncheckable(document)
     enforced, ignored = [], []
@@ -83,7 +120,7 @@ def preflight(document: Document, validator: Validator, settings: FormSettings) 
                     ignored.append(place)
             elif any((r.pointer, r.keyword) == (pointer, key) for r in refused):
                 continue
-            elif (reason := BACKENDS[settings.backend][key](document, pointer, node)) is not None:
+            elif (reason := backend.rules[key](document, pointer, node)) is not None:
                 known = key != "format" or node[key] in FORMATS
                 refused.append(Refused(pointer, key, reason, checkable=known))
             else:
@@ -93,11 +130,12 @@ def preflight(document: Document, validator: Validator, settings: FormSettings) 
             if below not in seen:
                 seen.add(below)
                 todo.append(below)
-    more, deep = _trial(document, validator, settings, refused)
-    refused += more
+    trial = _Trial(document, validator, settings, backend)
+    found, deep = trial.refusals(refused)
+    refused += found
     gone = {f"{r.pointer}/{escape(r.keyword)}" for r in refused}
-    report = SchemaReport(settings.backend, tuple(e for e in enforced if e not in gone), tuple(ignored), tuple(refused))
-    return report, _without(document, validator, settings, refused, deep)
+    report = SchemaReport(backend.name, tuple(e for e in enforced if e not in gone), tuple(ignored), tuple(refused))
+    return report, trial.generation(refused, deep)
 
 
 def _uncheckable(document: Document) -> list[Refused]:
@@ -113,99 +151,79 @@ def _uncheckable(document: Document) -> list[Refused]:
     return found
 
 
-def _without(
-    document: Document, validator: Validator, settings: FormSettings, refused: list[Refused], deep: bool
-) -> Generation:
-    dropped = frozenset((r.pointer, r.keyword) for r in refused)
-    return Generation(document, validator, settings, dropped, deep=deep)
+@dataclass(frozen=True)
+class _Trial:
+    """A schema that is compiled, with less and less of it, until the engine takes it."""
 
+    document: Document
+    validator: Validator
+    settings: FormSettings
+    backend: SchemaBackend
 
-def _trial(
-    document: Document, validator: Validator, settings: FormSettings, refused: list[Refused]
-) -> tuple[list[Refused], bool]:
-    """(what the engine itself refuses of the schema without what the table refuses, whether bounds can go deep)"""
-    found: list[Refused] = []
-    deep = is_bounded(settings)
-    while True:
-        generation = _without(document, validator, settings, [*refused, *found], deep)
-        schema = generation.schema()
-        if schema is False:
-            raise InvalidSchema("", "no text satisfies it")
-        try:
-            compile_bytes(schema, settings)
-            return found, deep
-        except ConstraintError as error:
-            if deep:
-                deep = False
+    def generation(self, refused: list[Refused], deep: bool) -> SchemaGeneration:
+        dropped = frozenset((r.pointer, r.keyword) for r in refused)
+        return self.backend.generation(self.document, self.validator, self.settings, dropped, deep=deep)
+
+    def refusals(self, refused: list[Refused]) -> tuple[list[Refused], bool]:
+        """(what the engine itself refuses of the schema without `refused`, whether bounds can go deep)"""
+        found: list[Refused] = []
+        deep = is_bounded(self.settings)
+        while True:
+            generation = self.generation([*refused, *found], deep)
+            schema = generation.schema()
+            if schema is False:
+                raise InvalidSchema("", "no text satisfies it")
+            try:
+                self.backend.compile(schema, self.settings)
+                return found, deep
+            except ConstraintError as error:
+                if deep:
+                    deep = False
+                    continue
+                if "nsatisfiable" in str(error):
+                    if is_bounded(self.settings):  # the schema may be at fault itself: then that is said
+                        replace(self, settings=unbounded(self.settings)).refusals(refused)
+                        raise ConstraintError(
+                            f"no text satisfies the schema within the bounds given ({error})"
+                        ) from None
+                    raise InvalidSchema("", "no text satisfies it") from None
+                if len(found) == MOST_DROPPED:
+                    raise
+                found.append(self._locate(generation, error))
+
+    def _locate(self, generation: SchemaGeneration, error: ConstraintError) -> Refused:
+        """The deepest subschema that the engine refuses by itself."""
+        deepest = sorted(self.document.reachable, key=lambda pointer: -pointer.count("/"))
+        for pointer in deepest if len(deepest) <= MOST_TRIALS else [""]:
+            node = self.document.at(pointer)
+            if isinstance(node, bool) or (pointer, "") in generation.dropped:
                 continue
-            if "nsatisfiable" in str(error):
-                if is_bounded(settings):
-                    _trial(document, validator, unbounded(settings), refused)  # says so if the schema is at fault
-                    raise ConstraintError(f"no text satisfies the schema within the bounds given ({error})") from None
-                raise InvalidSchema("", "no text satisfies it") from None
-            if len(found) == MOST_DROPPED:
-                raise
-            found.append(_locate(generation, settings, error))
+            try:
+                self.backend.compile(generation.schema(pointer), self.settings)
+            except ConstraintError as own:
+                if "nsatisfiable" in str(own) or generation.schema(pointer) is False:
+                    continue
+                return Refused(pointer, self._keyword_of(generation, pointer, node), _reason(own))
+        if ("", "") in generation.dropped:
+            raise error
+        return Refused("", "", _reason(error))
 
-
-def _locate(generation: Generation, settings: FormSettings, error: ConstraintError) -> Refused:
-    """The deepest subschema that the engine refuses by itself."""
-    document = generation.document
-    deepest = sorted(document.reachable, key=lambda pointer: -pointer.count("/"))
-    for pointer in deepest if len(deepest) <= MOST_TRIALS else [""]:
-        node = document.at(pointer)
-        if isinstance(node, bool) or (pointer, "") in generation.dropped:
-            continue
-        try:
-            compile_bytes(generation.schema(pointer), settings)
-        except ConstraintError as own:
-            if "nsatisfiable" in str(own) or generation.schema(pointer) is False:
+    def _keyword_of(self, generation: SchemaGeneration, pointer: str, node: dict[str, Any]) -> str:
+        """The keyword without which the engine takes the subschema; "" for none alone."""
+        for key in effective(node):
+            if (pointer, key) in generation.dropped or key == "type":
                 continue
-            return Refused(pointer, _keyword_of(generation, pointer, node, settings), _reason(own))
-    if ("", "") in generation.dropped:
-        raise error
-    return Refused("", "", _reason(error))
+            dropped = generation.dropped | {(pointer, key)}
+            less = self.backend.generation(self.document, self.validator, self.settings, dropped, deep=False)
+            try:
+                self.backend.compile(less.schema(pointer), self.settings)
+            except ConstraintError:
+                continue
+            return key
+        return ""
 
 
 def _reason(error: ConstraintError) -> str:
     """The engine's words, without what stands around them."""
     text = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", str(error))
     return re.sub(r"\s+1 \| .*$", "", text).strip().rstrip(".")[:200]
-
-
-def _keyword_of(generation: Generation, pointer: str, node: dict[str, Any], settings: FormSettings) -> str:
-    """The keyword without which the engine takes the subschema; "" for none alone."""
-    for key in effective(node):
-        less = Generation(
-            generation.document, generation.validator, settings, generation.dropped | {(pointer, key)}, deep=False
-        )
-        if (pointer, key) in generation.dropped or key == "type":
-            continue
-        try:
-            compile_bytes(less.schema(pointer), settings)
-        except ConstraintError:
-            continue
-        return key
-    return ""
-
-
-# --- the trial --------------------------------------------------------------------------------------------------------
-
-_BYTES = Vocabulary((*(bytes([i]) for i in range(256)), b""), frozenset([256]), 256, lambda text: list(text.encode()))
-
-
-def compile_bytes(schema: Any, settings: FormSettings) -> Any:
-    """A constraint on single bytes; ConstraintError where the engine refuses."""
-    return engine_of_bytes(settings.backend).compile_schema(schema, settings)
-
-
-@cache
-def engine_of_bytes(name: str) -> Any:
-    """An engine whose tokens are the 256 bytes."""
-    if name == "xgrammar":
-        from likely.guided.engines.xgrammar import XGrammar
-
-        return XGrammar(_BYTES)
-    from likely.guided.engines.llguidance import LLGuidance
-
-    return LLGuidance(_BYTES)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from likely.decoding.constraint import Mask, mask_of, members, pack
-from likely.guided.engines.automaton import UNREACHABLE, Automaton
+from likely.guided.engines.automaton import UNREACHABLE, ByteAutomaton
 from likely.guided.engines.reference import TokenSteps
 from likely.guided.length_limit.search import find_completion, search_completion
 from likely.guided.length_limit.spelling import UNWRITABLE, Spelling
@@ -61,7 +61,7 @@ class AutomatonCloser:
         self._states = [0]
 
     @property
-    def automaton(self) -> Automaton:
+    def automaton(self) -> ByteAutomaton:
         return self.steps.automaton
 
     @property

@@ -14,13 +14,13 @@ import numpy as np
 
 from likely.decoding.constraint import Constraint, Mask, pack
 from likely.errors import ConstraintError
-from likely.guided.engines.automaton import Automaton
+from likely.guided.engines.automaton import ByteAutomaton
 from likely.guided.engines.llguidance import LLGuidance, LLGuidanceConstraint
 from likely.guided.engines.reference import Reference
-from likely.guided.form import Form
 from likely.guided.length_limit.completers import AutomatonCloser, Closer, Habits, LedCloser, MatcherCloser
 from likely.guided.length_limit.spelling import UNWRITABLE, Spelling
-from likely.guided.vocabulary import Vocabulary
+from likely.guided.settings import Form
+from likely.guided.vocabulary import Vocabulary, byte_vocabulary
 
 LARGEST = 2000  # states of an automaton that is built for closing
 MOST_LETTERS = 20_000  # of all choices together, for an automaton of them
@@ -150,10 +150,10 @@ class Closers:
     def _of(self, form: Form, compiled: Compiled) -> Closer:
         automaton = None
         if form.kind == "choices" and sum(len(c.encode()) for c in form.source) <= MOST_LETTERS:
-            automaton = Automaton.of_texts(form.source)
+            automaton = ByteAutomaton.of_texts(form.source)
         elif form.kind == "regex":
             with contextlib.suppress(ConstraintError):  # too large, or syntax that the other engine takes
-                automaton = Automaton.of_regex(form.source, max_states=LARGEST)
+                automaton = ByteAutomaton.of_regex(form.source, max_states=LARGEST)
         if automaton is not None:
             return AutomatonCloser(self.reference.steps(automaton), self.spelling)
         matcher = compiled(self._bytes).matcher
@@ -195,8 +195,3 @@ def _literals(schema: Any) -> Iterator[Any]:
     elif isinstance(schema, list):
         for item in schema:
             yield from _literals(item)
-
-
-def byte_vocabulary() -> Vocabulary:
-    """256 tokens of one byte each, and an end token."""
-    return Vocabulary((*(bytes([b]) for b in range(256)), b""), frozenset({256}), 256, lambda text: list(text.encode()))
