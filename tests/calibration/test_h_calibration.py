@@ -13,7 +13,7 @@ import pytest
 from likely.calibration.h import recalibrator as h_calibration
 from likely.calibration.h.maps import HMap
 from likely.calibration.h.recalibrator import MAPS, METRICS, HCalibrator
-from likely.calibration.h.train import TRAINABLE, Setting, train
+from likely.calibration.h.train import TRAINABLE, Setting, train_map
 from likely.calibration.recalibrators.scaling import Temperature
 from likely.calibration.recalibrators.table import from_dict, make
 from likely.errors import DataError
@@ -55,10 +55,10 @@ def test_training_lowers_its_metric_and_never_keeps_a_worse_step(kind):
     z, labels = data(300, truth=lambda z: softmax(z))
     setting = Setting(METRICS["nll"], window=50, max_steps=60)
     started = TRAINABLE[kind](z, 0.3, torch.Generator().manual_seed(0)).export()
-    trained = train(kind, z, labels, 0.3, setting)
+    trained = train_map(kind, z, labels, 0.3, setting)
     before, after = (METRICS["nll"](one.predict(z), labels) for one in (started, trained))
     assert after < before - 0.01
-    stuck = train(kind, z, labels, 0.3, Setting(lambda probs, labels: 1.0, max_steps=20))
+    stuck = train_map(kind, z, labels, 0.3, Setting(lambda probs, labels: 1.0, max_steps=20))
     assert np.array_equal(stuck.predict(z), started.predict(z))
 
 
@@ -101,7 +101,7 @@ def test_maps_that_train_badly_are_not_returned(monkeypatch):
     def spoiled(kind, logp, labels, beta, setting):
         return HMap("temperature", {"inverse_temperatures": np.array([0.01])})
 
-    monkeypatch.setattr(h_calibration, "train", spoiled)
+    monkeypatch.setattr(h_calibration, "train_map", spoiled)
     z, labels = data(300)
     one = quiet().fit(z, labels)
     assert one.map_.kind == "temperature"

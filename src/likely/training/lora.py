@@ -21,6 +21,7 @@ import numpy as np
 from likely.errors import CapabilityError, DataError, ModelError, missing_extra
 from likely.scoring.likelihood import Item, joint_item, score_pairs
 from likely.tokenizers.protocol import Tokenizer
+from likely.training.loop import train
 
 if TYPE_CHECKING:
     import torch
@@ -238,24 +239,16 @@ def _train(
         optimiser, lambda t: min((t + 1) / rise, (steps - t) / max(1, steps - rise + 1))
     )
     half = torch.autocast(next(peft.parameters()).device.type, torch.bfloat16, enabled=precision == "bfloat16")
-    losses: list[float] = []
+
+    def loss(chosen: Seq[int]) -> torch.Tensor:
+        with half:
+            return answer_loss(peft, [items[i] for i in chosen])
+
     peft.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed + 1)  # dropout
-        for step, chosen in enumerate(batches([len(i.tokens) for i in items], batch=batch, steps=steps, seed=seed)):
-            with half:
-                loss = answer_loss(peft, [items[i] for i in chosen])
-            if not torch.isfinite(loss):
-                raise ValueError(f"step {step}: the loss is {loss.item()}: a smaller lr may help (now {lr:g})")
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(learned, clip)
-            optimiser.step()
-            rate.step()
-            losses.append(loss.item())
-            if progress:
-                progress(step, losses[-1])
-    return losses
+        order = batches([len(i.tokens) for i in items], batch=batch, steps=steps, seed=seed)
+        return train(order, loss, optimiser, schedule=rate, clip=clip, progress=progress)
 
 
 # --- peft -------------------------------------------------------------------------------------------------------------

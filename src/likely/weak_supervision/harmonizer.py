@@ -23,7 +23,7 @@ from likely.metrics.checks import Floats, Ints, as_floats
 from likely.uncertainty.types import Uncertainty
 from likely.weak_supervision.labelling_rules import Votes, check_votes
 from likely.weak_supervision.polar import polar
-from likely.weak_supervision.train import SCALARIZERS, Layers, Recipe, forward, train
+from likely.weak_supervision.train import SCALARIZERS, Layers, Recipe, forward, train_network
 
 CONSTANT = 0.99  # a source that gives one class to so many of the texts says nothing about them
 SETTINGS, WEIGHTS = "harmonizer.json", "harmonizer.safetensors"
@@ -107,7 +107,7 @@ class Harmonizer:
         voted = (matrix[:, self.sources_] >= 0).any(axis=1)
         x = self._features(texts)
         self.layers_: Layers
-        self.layers_, self.curve_ = train(x[voted], matrix[voted][:, self.sources_], self.k, weights, recipe)
+        self.layers_, self.curve_ = train_network(x[voted], matrix[voted][:, self.sources_], self.k, weights, recipe)
         self._warn_if_collapsed(forward(self.layers_, x), matrix[:, self.sources_])
         return self
 

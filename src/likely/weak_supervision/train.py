@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from likely.calibration.h.loss import import_torch
 from likely.metrics.checks import Floats, Ints, softmax
+from likely.training.loop import EarlyStopping, TrainingDiverged, import_torch, train
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,9 @@ def forward(layers: Layers, x: Any) -> Floats:
     return softmax(x)
 
 
-def train(x: Any, votes: Ints, classes: int, weights: Floats | None, recipe: Recipe) -> tuple[Layers, list[float]]:
+def train_network(
+    x: Any, votes: Ints, classes: int, weights: Floats | None, recipe: Recipe
+) -> tuple[Layers, list[float]]:
     """(the layers with the lowest scalarised loss on rows kept apart, that loss after each epoch).
 
     x (N, D) dense or sparse, votes (N, M).  With validation 0 the last epoch's layers and the training loss.
@@ -72,35 +74,23 @@ def train(x: Any, votes: Ints, classes: int, weights: Floats | None, recipe: Rec
             normalize_by_votes=recipe.normalize_by_votes,
         )  # fmt: skip
 
-    best, lowest, since, curve = _copied(parameters), np.inf, 0, []
+    def mean_loss(rows: Ints) -> float:
+        with torch.no_grad():
+            parts = [loss(rows[at : at + recipe.batch]).numpy() for at in range(0, len(rows), recipe.batch)]
+        mean = float(np.concatenate(parts).mean())
+        if not np.isfinite(mean):
+            raise TrainingDiverged("the harmonizer's loss is not finite after an epoch", optimizer)
+        return mean
+
     per_epoch = -(-len(used) // recipe.batch)
-    for _ in range(recipe.epochs or max(EPOCHS, -(-STEPS // per_epoch))):
-        seen = []
-        for rows in _batches(used, recipe.batch, rng):
-            optimizer.zero_grad()
-            mean = loss(rows).mean()
-            mean.backward()
-            optimizer.step()
-            seen.append(float(mean.detach()))
-        curve.append(_mean(loss, held, recipe.batch) if apart else float(np.mean(seen)))
-        _check([*seen, curve[-1]], f"in epoch {len(curve)}", recipe)
-        if curve[-1] < lowest or not apart:
-            best, lowest, since = _copied(parameters), curve[-1], 0
-        else:
-            since += 1
-            if since >= recipe.patience:
-                break
-    if not apart:  # the curve knows nothing of the last step
-        _check([_mean(loss, used, recipe.batch)], "after the last epoch", recipe)
-    return best, curve
-
-
-def _check(losses: list[float], when: str, recipe: Recipe) -> None:
-    if not np.isfinite(losses).all():
-        raise ValueError(
-            f"the harmonizer's loss is not finite {when} (learning_rate {recipe.learning_rate:g}): lower "
-            f"learning_rate, or scale the features"
-        )
+    epochs = recipe.epochs or max(EPOCHS, -(-STEPS // per_epoch))
+    batches = (rows for _ in range(epochs) for rows in _batches(used, recipe.batch, rng))
+    stopping = EarlyStopping(lambda: mean_loss(held), lambda: _copied(parameters), per_epoch, recipe.patience)
+    losses = train(batches, lambda rows: loss(rows).mean(), optimizer, stopping=stopping if apart else None)
+    if stopping.best is not None:
+        return stopping.best, stopping.curve
+    mean_loss(used)  # the curve knows nothing of the last step
+    return _copied(parameters), np.reshape(losses, (-1, per_epoch)).mean(axis=1).tolist()
 
 
 def _initial(features: int, hidden: int, classes: int, rng: np.random.Generator) -> Layers:
@@ -120,13 +110,6 @@ def _dense(x: Any, rows: Ints) -> Floats:
 def _batches(rows: Ints, size: int, rng: np.random.Generator) -> Iterator[Ints]:
     mixed = rng.permutation(rows)
     return (mixed[start : start + size] for start in range(0, len(mixed), size))
-
-
-def _mean(loss: Callable[[Ints], Any], rows: Ints, size: int) -> float:
-    torch = import_torch()
-    with torch.no_grad():
-        parts = [loss(rows[start : start + size]).numpy() for start in range(0, len(rows), size)]
-    return float(np.concatenate(parts).mean())
 
 
 def _copied(parameters: list[Any]) -> Layers:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from likely.errors import missing_extra, nearest
+from likely.errors import nearest
 from likely.metrics.checks import Floats, Ints
+from likely.training.loop import import_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,14 +21,6 @@ if TYPE_CHECKING:
 Weighting = Literal["cluster", "uniform"]
 WEIGHTINGS = ("cluster", "uniform")
 LLOYD_STEPS = 100
-
-
-def import_torch() -> Any:
-    try:
-        import torch
-    except ImportError:
-        raise missing_extra("torch", "torch") from None
-    return torch
 
 
 def hcal_loss(

@@ -13,17 +13,17 @@ from likely.calibration.h.loss import (
     check_objective,
     fitting_window,
     hcal_loss,
-    import_torch,
     resampling_floor,
 )
 from likely.calibration.h.maps import HMap
-from likely.calibration.h.train import TRAINABLE, Metric, Setting, temperature_map, train
+from likely.calibration.h.train import TRAINABLE, Metric, Setting, temperature_map, train_map
 from likely.calibration.recalibrators.protocol import Fitted, Input, Learned, read_learned
 from likely.calibration.recalibrators.scaling import inverse_temperature
 from likely.errors import DataError, nearest
 from likely.metrics.bins import classwise_ece, debiased_ce
 from likely.metrics.checks import Floats, Ints, top_label
 from likely.metrics.proper import nll
+from likely.training.loop import import_torch
 
 MAPS = ("temperature", *TRAINABLE)
 LOCO_CLASSES = 200
@@ -158,4 +158,4 @@ class HCalibrator(Fitted):
 def fitted(kind: str, logp: Floats, labels: Ints, setting: Setting) -> HMap:
     """A map of this kind fitted on these rows."""
     beta, _ = inverse_temperature(logp, labels)
-    return temperature_map(beta) if kind == "temperature" else train(kind, logp, labels, beta, setting)
+    return temperature_map(beta) if kind == "temperature" else train_map(kind, logp, labels, beta, setting)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from likely.calibration.h.loss import fitting_window, hcal_loss, import_torch
+from likely.calibration.h.loss import fitting_window, hcal_loss
 from likely.calibration.h.maps import FLATTEST, HMap, cells, clipped, dense_nodes, equal_nodes, integral
 from likely.metrics.checks import Floats, Ints
+from likely.training.loop import EarlyStopping, import_torch, train
 
 TEMPERATURES, SEGMENTS, HIDDEN, NODES = 16, 10, 10, 65
 LEARNING_RATE = 0.005
@@ -51,7 +52,7 @@ def temperature_map(beta: float) -> HMap:
     return HMap("temperature", {"inverse_temperatures": np.array([beta])})
 
 
-def train(kind: str, logp: Floats, labels: Ints, beta: float, setting: Setting) -> HMap:
+def train_map(kind: str, logp: Floats, labels: Ints, beta: float, setting: Setting) -> HMap:
     """The map of this kind with the lowest metric on these rows among the steps of training.
 
     logp (N, K) log-probabilities, labels (N,);  beta: inverse temperature to start from
@@ -71,26 +72,28 @@ def train(kind: str, logp: Floats, labels: Ints, beta: float, setting: Setting) 
     classes = np.flatnonzero(np.bincount(labels, minlength=k))
     classes = classes[np.bincount(labels, minlength=k)[classes] < n]
     turn = _turns(classes, rng)
-    best, lowest, found_at = made.export(), setting.metric(made.export().predict(logp), labels), 0
-    for step in range(1, setting.max_steps + 1):
-        rows = np.arange(n) if n <= size else rng.choice(n, size, replace=False)
-        optimizer.zero_grad()
-        left_out = _present(turn, min(LEFT_OUT, len(classes)), labels[rows]) if setting.loco else []
-        loss = hcal_loss(
+
+    def batches() -> Iterator[tuple[Ints, list[int]]]:
+        """Rows, and the classes that are left out in turn."""
+        for _ in range(setting.max_steps):
+            rows = np.arange(n) if n <= size else rng.choice(n, size, replace=False)
+            yield rows, _present(turn, min(LEFT_OUT, len(classes)), labels[rows]) if setting.loco else []
+
+    def loss(batch: tuple[Ints, list[int]]) -> Any:
+        rows, left_out = batch
+        return hcal_loss(
             made.forward(rows), targets[rows], window=window, eps=setting.eps, weighting=setting.weighting,
             loco=left_out or False,
         )  # fmt: skip
-        loss.backward()
-        optimizer.step()
-        slower.step(loss.item())
-        if step % CHECKED_EVERY == 0:
-            now = made.export()
-            value = setting.metric(now.predict(logp), labels)
-            if value < lowest:
-                best, lowest, found_at = now, value, step
-            elif step - found_at >= PATIENCE:
-                break
-    return best
+
+    def metric() -> float:
+        return setting.metric(made.export().predict(logp), labels)
+
+    stopping = EarlyStopping(metric, made.export, CHECKED_EVERY, PATIENCE // CHECKED_EVERY)
+    stopping.evaluate()  # before training it is temperature scaling
+    train(batches(), loss, optimizer, schedule=slower, stopping=stopping)
+    assert stopping.best is not None
+    return stopping.best
 
 
 def _turns(classes: Ints, rng: np.random.Generator) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ from likely.errors import DataError
 from likely.metrics.checks import Floats, softmax
 from likely.prompting.hints.reward import group_advantages
 from likely.training.grpo import grpo_loss
+from likely.training.loop import train
 
 LEAST = {"group": 2, "batch": 1, "inner": 1, "clip": 0, "beta": 0, "lr": 0, "seed": 0}
 SETTINGS = tuple(LEAST)
@@ -65,32 +66,36 @@ class HintBandit:
         rng = np.random.default_rng(self.seed)
         uniform = -float(np.log(len(self.hints)))  # log p of every hint before training
         self.rewards_ = []
-        for _ in range(steps):
-            rows = rng.choice(len(x), min(self.batch, len(x)), replace=False)
 
-            def log_law(rows: Any = rows) -> torch.Tensor:
-                return torch.log_softmax(inputs[rows] @ weights.T + bias, dim=1)
+        def logprobs(rows: Any) -> torch.Tensor:
+            return torch.log_softmax(inputs[rows] @ weights.T + bias, dim=1)
 
-            with torch.no_grad():
-                law = log_law()
+        def rollouts() -> Iterator[tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]]:
+            """(rows, hints sampled for each, their log p then, advantages), each as often as there are inner steps."""
+            for _ in range(steps):
+                rows = rng.choice(len(x), min(self.batch, len(x)), replace=False)
+                with torch.no_grad():
+                    before = logprobs(rows)
                 points = rng.random((len(rows), self.group))
-                drawn = (law.exp().cumsum(dim=1).numpy()[:, None, :] < points[..., None]).sum(axis=2)
-                drawn = np.minimum(drawn, len(self.hints) - 1)
-                chosen = torch.tensor(drawn)
-                old = law.gather(1, chosen)
-            got = np.asarray(rewards(np.repeat(rows, self.group), drawn.ravel()), np.float64).reshape(drawn.shape)
-            self.rewards_.append(float(got.mean()))
-            gain = torch.tensor(group_advantages(got))
-            for _ in range(self.inner):
-                now = log_law().gather(1, chosen)
-                flat = now.reshape(-1, 1)
-                loss = grpo_loss(
-                    flat, old.reshape(-1, 1), torch.full_like(flat, uniform), torch.ones_like(flat), gain.ravel(),
-                    clip=self.clip, beta=self.beta,
-                )  # fmt: skip
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
+                sampled = (before.exp().cumsum(dim=1).numpy()[:, None, :] < points[..., None]).sum(axis=2)
+                sampled = np.minimum(sampled, len(self.hints) - 1)
+                got = rewards(np.repeat(rows, self.group), sampled.ravel())
+                got = np.asarray(got, np.float64).reshape(sampled.shape)
+                self.rewards_.append(float(got.mean()))
+                chosen = torch.tensor(sampled)
+                ready = rows, chosen, before.gather(1, chosen), torch.tensor(group_advantages(got))
+                for _ in range(self.inner):
+                    yield ready
+
+        def loss(ready: tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            rows, chosen, old, gain = ready
+            flat = logprobs(rows).gather(1, chosen).reshape(-1, 1)
+            return grpo_loss(
+                flat, old.reshape(-1, 1), torch.full_like(flat, uniform), torch.ones_like(flat), gain.ravel(),
+                clip=self.clip, beta=self.beta,
+            )  # fmt: skip
+
+        train(rollouts(), loss, optimiser)
         self.weights_, self.bias_ = weights.detach().numpy(), bias.detach().numpy()
         return self
 

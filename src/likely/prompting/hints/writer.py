@@ -5,7 +5,7 @@ Kriz et al. 2025, "Prompt4Trust", arXiv:2507.09279.  Needs the torch runtime and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from likely.prompting.hints.downstream import Question
 from likely.prompting.hints.reward import group_advantages
 from likely.training.grpo import grpo_loss
+from likely.training.loop import train
 from likely.training.lora import ATTENTION, Adapter, digest, learned_factors, peft_model, trainable
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def train_hint_writer(
     runtime, tokenizer = model.runtime, model.tokenizer
     prompts = [lm.encode_prompt(hint_prompt(q)) for q in questions]  # as `write` will read them
     rng = np.random.default_rng(s.seed)
-    told: list[float] = []
+    means: list[float] = []
     last: list[str] = []
     with peft_model(
         runtime.module, rank=s.rank, alpha=s.alpha, dropout=0.0, targets=s.targets, seed=s.seed
@@ -106,36 +107,43 @@ def train_hint_writer(
         torch.manual_seed(s.seed + 1)
         learned = [p for p in peft.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(learned, lr=s.lr, weight_decay=0.0)
-        for step in range(steps):
-            chosen = rng.choice(len(questions), min(s.questions, len(questions)), replace=False)
-            written = [_draw(peft, tokenizer, prompts[i], s) for i in chosen]
-            last = [text for _, texts in written for text in texts]
-            numbers = np.repeat(chosen, s.group).tolist()
-            got = np.asarray(rewards(numbers, last), np.float64).reshape(len(chosen), s.group)
-            told.append(float(got.mean()))
-            gains = torch.tensor(group_advantages(got), dtype=torch.float32)
-            with torch.no_grad():
-                old = [_logprobs(peft, prompts[i], ids, s) for i, (ids, _) in zip(chosen, written, strict=True)]
-                with peft.disable_adapter():
-                    own = [_logprobs(peft, prompts[i], ids, s) for i, (ids, _) in zip(chosen, written, strict=True)]
-            for _ in range(s.inner):
-                optimiser.zero_grad()
-                for k, i in enumerate(chosen):
-                    ids = written[k][0]
-                    now = _logprobs(peft, prompts[i], ids, s)
-                    mask = torch.tensor([[float(t >= 0) for t in row] for row in ids], device=now.device)
-                    loss = grpo_loss(now, old[k], own[k], mask, gains[k].to(now.device), clip=s.clip, beta=s.beta)
-                    (loss / len(chosen)).backward()
-                torch.nn.utils.clip_grad_norm_(learned, s.max_norm)
-                optimiser.step()
-            if progress:
-                progress(step, told[-1])
+
+        def rollouts() -> Iterator[list[tuple[Sequence[int], list[list[int]], Any, Any, Any]]]:
+            """Groups of hints, each set as often as there are inner steps: per question prompt, tokens, log p of the
+            policy that wrote them and of the one before training, advantages."""
+            nonlocal last
+            for step in range(steps):
+                chosen = rng.choice(len(questions), min(s.questions, len(questions)), replace=False)
+                written = [_draw(peft, tokenizer, prompts[i], s) for i in chosen]
+                last = [text for _, texts in written for text in texts]
+                numbers = np.repeat(chosen, s.group).tolist()
+                got = np.asarray(rewards(numbers, last), np.float64).reshape(len(chosen), s.group)
+                means.append(float(got.mean()))
+                gains = torch.tensor(group_advantages(got), dtype=torch.float32)
+                with torch.no_grad():
+                    old = [_logprobs(peft, prompts[i], ids, s) for i, (ids, _) in zip(chosen, written, strict=True)]
+                    with peft.disable_adapter():
+                        own = [_logprobs(peft, prompts[i], ids, s) for i, (ids, _) in zip(chosen, written, strict=True)]
+                ready = [(prompts[i], written[k][0], old[k], own[k], gains[k]) for k, i in enumerate(chosen)]
+                for _ in range(s.inner):
+                    yield ready
+                if progress:
+                    progress(step, means[-1])
+
+        def losses(ready: Sequence[Any]) -> Iterator[torch.Tensor]:
+            for prompt, ids, old, own, gain in ready:
+                now = _logprobs(peft, prompt, ids, s)
+                mask = torch.tensor([[float(t >= 0) for t in row] for row in ids], device=now.device)
+                loss = grpo_loss(now, old, own, mask, gain.to(now.device), clip=s.clip, beta=s.beta)
+                yield loss / len(ready)
+
+        train(rollouts(), losses, optimiser, clip=s.max_norm)
         factors = learned_factors(peft)
     recipe = {
         "revision": runtime.revision, "questions": digest([hint_prompt(q) for q in questions]), "steps": steps,
         **{name: getattr(s, name) for name in s.__dataclass_fields__}, "targets": sorted(s.targets),
     }  # fmt: skip
-    return HintWriter(Adapter(model, factors, s.alpha / s.rank, recipe), s, told, last)
+    return HintWriter(Adapter(model, factors, s.alpha / s.rank, recipe), s, means, last)
 
 
 def _draw(peft: Any, tokenizer: Any, prompt: Sequence[int], s: WriterSettings) -> tuple[list[list[int]], list[str]]:

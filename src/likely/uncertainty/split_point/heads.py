@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from likely.calibration.h.loss import import_torch
 from likely.errors import nearest
 from likely.metrics.checks import Floats, Ints
+from likely.training.loop import import_torch, train
 from likely.uncertainty.split_point.network import Network, standardisation
 
 if TYPE_CHECKING:
@@ -119,17 +119,15 @@ def fit_network(
         parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
     )  # fmt: skip
     order = torch.Generator().manual_seed(training.seed)
-    slower = {max(1, int(share * training.epochs)) for share in training.milestones}
-    for epoch in range(training.epochs):
-        if epoch in slower:
-            for group in optimizer.param_groups:
-                group["lr"] /= 10
-        for rows in torch.randperm(len(x), generator=order).split(training.batch):
-            optimizer.zero_grad()
-            loss(_forward(layers, inputs[rows]), targets[rows]).backward()
-            optimizer.step()
-    if not all(bool(torch.isfinite(p).all()) for p in parameters):
-        raise FloatingPointError(f"training ran away: try a learning_rate below {training.learning_rate:g}")
+    batches = (
+        rows
+        for _ in range(training.epochs)
+        for rows in torch.randperm(len(x), generator=order).split(training.batch)
+    )  # fmt: skip
+    per_epoch = -(-len(x) // training.batch)
+    slower = {max(1, int(share * training.epochs)) * per_epoch for share in training.milestones}
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, sorted(slower))
+    train(batches, lambda rows: loss(_forward(layers, inputs[rows]), targets[rows]), optimizer, schedule=schedule)
     weights, biases = zip(*((_array(w), _array(b)) for w, b in layers), strict=True)
     return Network(mean, scale, tuple(weights), tuple(biases))
 
