@@ -6,13 +6,13 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from likely.audit.code.lame_prompt import lame_prompt
-from likely.audit.code.sandbox import Execution, Limits, run_python
+from likely.audit.code.sandbox import Execution, Isolation, SandboxLimits, run_python
 from likely.data import datasets
 from likely.errors import DataError
 from likely.metrics.intervals import bootstrap_ratio
@@ -139,7 +139,7 @@ class Verdict:
     execution: Execution
 
 
-def check(program: str, limits: Limits | None = None) -> Verdict:
+def check(program: str, limits: SandboxLimits | None = None) -> Verdict:
     """Run a program with its tests in the sandbox.
 
     Passed means that it reached its last line: one that exits before its tests has not passed.  (A program made to
@@ -157,7 +157,7 @@ def check(program: str, limits: Limits | None = None) -> Verdict:
 
 def check_all(
     programs: Sequence[str],
-    limits: Limits | None = None,
+    limits: SandboxLimits | None = None,
     *,
     workers: int = 2,
     progress: Callable[[int], None] = lambda n: None,
@@ -198,12 +198,12 @@ class Solved:
 
 @dataclass(frozen=True)
 class Report:
-    """What a model made of a benchmark; `contrasted`: problems whose texts were drawn with a contrast."""
+    """What a model made of a benchmark; `contrasted`: problems whose texts were sampled with a contrast."""
 
     benchmark: str
     solved: list[Solved]
     contrasted: int = 0
-    isolation: str = field(default="")
+    isolation: Isolation = "limits"
 
     def pass_at(self, k: int) -> tuple[float, float, float]:
         """(estimate, low, high): mean over problems with its 95 % interval (bootstrap over problems)."""
@@ -219,7 +219,7 @@ def evaluate(
     benchmark: str = "",
     chat: bool = False,
     contrast: Callable[[str], Any] | None = None,
-    limits: Limits | None = None,
+    limits: SandboxLimits | None = None,
     batch: int = 8,
     progress: Callable[[int], None] = lambda n: None,
     **options: Any,
@@ -264,5 +264,6 @@ def evaluate(
         for (problem, _), each in zip(groups, texts, strict=True):
             solved.append(Solved(problem.id, each, [next(verdicts) for _ in each]))
             progress(1)
-    isolation = {v.execution.isolation for s in solved for v in s.verdicts}
-    return Report(benchmark, solved, contrasted, "limits" if "limits" in isolation else "namespace")
+    held = {v.execution.isolation for s in solved for v in s.verdicts}
+    weakest: Isolation = "limits" if "limits" in held else "partial" if "partial" in held else "full"
+    return Report(benchmark, solved, contrasted, weakest)
