@@ -101,11 +101,11 @@ def seccomp(libc: ctypes.CDLL) -> None:
     """A filter of system calls (classic BPF): those of REFUSED fail with EPERM."""
     machine = platform.machine()
     column = list(AUDIT_ARCH).index(machine)
-    numbers = [pair[column] for pair in REFUSED.values() if pair[column] is not None]
+    numbers = [number for pair in REFUSED.values() if (number := pair[column]) is not None]
     load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06  # (code, jump if true, jump if false, value)
     allow, refuse, kill = 0x7FFF0000, 0x00050001, 0x80000000
-    architecture, number, argument = 4, 0, 16  # offsets in the kernel's struct seccomp_data
-    code = [(load, 0, 0, architecture), (equal, 1, 0, AUDIT_ARCH[machine]), (give, 0, 0, kill), (load, 0, 0, number)]
+    architecture, called, argument = 4, 0, 16  # offsets in the kernel's struct seccomp_data
+    code = [(load, 0, 0, architecture), (equal, 1, 0, AUDIT_ARCH[machine]), (give, 0, 0, kill), (load, 0, 0, called)]
     code.append((at_least, len(numbers) + 4, 0, 0x40000000))  # x86-64's second numbering of the calls (x32)
     code += [(equal, len(numbers) - i + 3, 0, n) for i, n in enumerate(numbers)]
     code += [(equal, 0, 2, PRLIMIT64[machine]), (load, 0, 0, argument), (equal, 0, 1, 0)]

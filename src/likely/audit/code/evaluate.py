@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from likely.audit.code.lame_prompt import lame_prompt
+from likely.audit.code.lame_prompts import lame_prompt
 from likely.audit.code.sandbox import Execution, Isolation, SandboxLimits, run_python
 from likely.data import datasets
 from likely.errors import DataError
@@ -131,7 +131,7 @@ def _lame(prompt: str, style: Literal["docstring", "asserts"]) -> str | None:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProgramVerdict:
     """passed: every test ran to its end and held.  why: "" if so, else a line that says what happened."""
 
     passed: bool
@@ -139,7 +139,7 @@ class Verdict:
     execution: Execution
 
 
-def check(program: str, limits: SandboxLimits | None = None) -> Verdict:
+def check(program: str, limits: SandboxLimits | None = None) -> ProgramVerdict:
     """Run a program with its tests in the sandbox.
 
     Passed means that it reached its last line: one that exits before its tests has not passed.  (A program made to
@@ -148,11 +148,11 @@ def check(program: str, limits: SandboxLimits | None = None) -> Verdict:
     proof = secrets.token_hex(16)
     found = run_python(f"{program}\nprint('\\n{proof}')\n", limits)
     if found.status == "ok" and found.stdout.rstrip().endswith(proof):
-        return Verdict(True, "", found)
+        return ProgramVerdict(True, "", found)
     if found.status == "ok":
-        return Verdict(False, "ended before its tests", found)
+        return ProgramVerdict(False, "ended before its tests", found)
     lines = found.stderr.strip().splitlines()
-    return Verdict(False, lines[-1][:200] if found.status == "failed" and lines else found.status, found)
+    return ProgramVerdict(False, lines[-1][:200] if found.status == "failed" and lines else found.status, found)
 
 
 def check_all(
@@ -161,7 +161,7 @@ def check_all(
     *,
     workers: int = 2,
     progress: Callable[[int], None] = lambda n: None,
-) -> list[Verdict]:
+) -> list[ProgramVerdict]:
     """`check` of each, `workers` at a time."""
     found = []
     with ThreadPoolExecutor(workers) as pool:
@@ -189,7 +189,7 @@ class Solved:
 
     id: str
     texts: list[str]
-    verdicts: list[Verdict]
+    verdicts: list[ProgramVerdict]
 
     @property
     def passed(self) -> int:

@@ -83,8 +83,10 @@ def run_python(program: str, limits: SandboxLimits | None = None, *, guards: Ite
     if os.name != "posix":
         raise CapabilityError("running untrusted code needs Linux or macOS; on Windows use WSL or a container")
     with tempfile.TemporaryDirectory(prefix="likely-code-", ignore_cleanup_errors=True) as folder:
-        settings = {"program": program, "folder": os.path.realpath(folder), "guards": guards}
-        settings |= {"cpu_exit": CPU_EXIT, **vars(limits)}
+        settings = {
+            "program": program, "folder": os.path.realpath(folder), "guards": guards, "cpu_exit": CPU_EXIT,
+            **vars(limits),
+        }  # fmt: skip
         reader, writer = os.pipe()
         started = time.monotonic()
         try:

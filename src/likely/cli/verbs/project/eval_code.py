@@ -93,7 +93,9 @@ def eval_code(
     if contrast:
         typer.echo(f"contrast {contrast} in {report.contrasted} problems (the others have no examples)")
     if report.isolation != "full":
-        typer.echo(f"Warning: the sandbox is weaker here (isolation: {report.isolation}), see docs/steering.md", err=True)
+        typer.echo(
+            f"Warning: the sandbox is weaker here (isolation: {report.isolation}), see docs/steering.md", err=True
+        )
 
 
 def _write(output: Path, report: Any) -> None:
