@@ -48,8 +48,8 @@ from likely.io.hashes import cache_dir, file_sha256
 from likely.metrics.bootstrap import interval
 from likely.metrics.intervals import bootstrap_ratio
 from likely.prompting.speech.intent import SpokenIntentClassifier, training_pairs
-from likely.prompting.speech.nbest import NBest, SpokenTask, Style
-from likely.prompting.speech.rover import oracle_word_error_rate, word_errors
+from likely.prompting.speech.nbest import NBest, NBestStyle, SpokenTask
+from likely.prompting.speech.words import oracle_word_error_rate, word_errors
 from likely.training.lora import train_lora
 
 NONE = "none"  # the answer to a message
@@ -78,7 +78,7 @@ class Way:
 
     name: str
     n: int = 1
-    style: Style = "plain"
+    style: NBestStyle = "plain"
     said: bool = False
 
     def lists(self, spoken: Iterable[Spoken]) -> list[NBest]:

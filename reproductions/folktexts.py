@@ -45,10 +45,10 @@ from likely.evidence.study import (
 from likely.io.jsonl import Line, line_digest
 from likely.metrics.bins import ece_floor
 from likely.metrics.bootstrap import interval
-from likely.prompting.tables.report import BINS, METRICS, RESAMPLES, risk_report
-from likely.prompting.tables.risk import RiskScorer, labels_of
-from likely.prompting.tables.task import TableTask, load_task
-from likely.prompting.tables.text import Row
+from likely.prompting.risk.report import BINS, METRICS, RESAMPLES, risk_report
+from likely.prompting.risk.scorer import RiskScorer, labels_of
+from likely.prompting.risk.task import TableTask, load_task
+from likely.prompting.risk.text import TableRow
 
 Floats = NDArray[np.float64]
 TRAINED, POOL, LABELS, SHOTS = 2000, 64, 200, 4
@@ -67,16 +67,16 @@ STYLES = {"mc first": "letters, below first", "mc second": "letters, above first
 class Rows:
     """train: for the supervised models;  shots: worked in front of the question;  scored: numbered, by the models."""
 
-    train: Sequence[Row]
-    shots: Sequence[Row]
+    train: Sequence[TableRow]
+    shots: Sequence[TableRow]
     scored: Sequence[Line]
 
     @property
-    def records(self) -> list[Row]:
+    def records(self) -> list[TableRow]:
         return [line.record for line in self.scored]
 
 
-def split(rows: Sequence[Row], task: TableTask, *, scored: int, train: int = TRAINED, pool: int = POOL) -> Rows:
+def split(rows: Sequence[TableRow], task: TableTask, *, scored: int, train: int = TRAINED, pool: int = POOL) -> Rows:
     """Disjoint rows in a fixed random order; as many worked rows of each outcome, outcomes in turn."""
     order = np.random.default_rng(0).permutation(len(rows))
     if len(rows) < train + pool + scored:
@@ -97,7 +97,7 @@ def supervised(rows: Rows, task: TableTask) -> dict[str, Floats]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    def features(row: Row) -> dict[str, Any]:
+    def features(row: TableRow) -> dict[str, Any]:
         """A column with a text per code is a category, the others are numbers."""
         return {name: row[name] if column.values else float(row[name]) for name, column in task.columns.items()}
 

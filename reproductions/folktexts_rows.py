@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 
 from likely.io.jsonl import Line, Results, read_lines, unfinished
-from likely.prompting.tables.order_bias import order_bias
-from likely.prompting.tables.prompts import Style, answers_of, orders, prompt_of
-from likely.prompting.tables.task import TableTask
-from likely.prompting.tables.text import Row
+from likely.prompting.risk.prompts import RiskStyle, answers_of, orders, prompt_of
+from likely.prompting.risk.report import order_bias
+from likely.prompting.risk.task import TableTask
+from likely.prompting.risk.text import TableRow
 from likely.scoring.digits import DIGITS, expected_number
 from likely.scoring.letters import Shares, shares
 from likely.scoring.scored import Scored
 
-COMPARED: tuple[Style, ...] = ("mc", "word")
+COMPARED: tuple[RiskStyle, ...] = ("mc", "word")
 CHUNK = 20  # rows
 
 
-def asked_together(lm: Any, task: TableTask, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def asked_together(lm: Any, task: TableTask, rows: Sequence[TableRow]) -> list[dict[str, Any]]:
     """Per row: "mc" and "word" in both orders with their masses, and "numeric" (mean over the first digit).
 
     The same numbers as `RiskScorer` gives for one style at a time, for less than half of the tokens.
@@ -47,7 +47,9 @@ def asked_together(lm: Any, task: TableTask, rows: Sequence[Row]) -> list[dict[s
     return made
 
 
-def asked_with_examples(lm: Any, task: TableTask, rows: Sequence[Row], shots: Sequence[Row]) -> list[dict[str, Any]]:
+def asked_with_examples(
+    lm: Any, task: TableTask, rows: Sequence[TableRow], shots: Sequence[TableRow]
+) -> list[dict[str, Any]]:
     """Per row: "few", words in one order after worked rows."""
     order = orders(len(task.choices))[0]
     forms = answers_of(task, "word", order)
@@ -67,7 +69,7 @@ def _pairs(text: str, forms: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
 
 
 def kept_answers(
-    ask: Callable[[list[Row]], list[dict[str, Any]]], lines: Sequence[Line], *, kept: Path, header: dict[str, Any],
+    ask: Callable[[list[TableRow]], list[dict[str, Any]]], lines: Sequence[Line], *, kept: Path, header: dict[str, Any],
     report: Callable[[str], None],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """What `ask` says of all lines, written to `kept` as it comes; what stands there already is not asked again.

@@ -25,12 +25,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mgd_metrics import identifier_sequence_match, next_identifier_match
+
 import likely
 from likely.code.analysis.jedi_provider import JediProvider
-from likely.code.analysis.members import Analyses, Answer
+from likely.code.analysis.members import Analyses, AnalysisReply
 from likely.code.buffer import CodeBuffer
 from likely.code.complete import complete_code, prompt_of
-from likely.code.metrics import identifier_sequence_match, next_identifier_match
 from likely.data import datasets
 from likely.errors import DataError
 from likely.evidence.study import (
@@ -123,7 +124,7 @@ class Outcome:
     blank: bool = False
 
 
-def judge(point: Point, answer: Answer, text: str) -> Outcome:
+def judge(point: Point, answer: AnalysisReply, text: str) -> Outcome:
     found = re.match(r"\s*(\w*)", text)
     name = found[1] if found else ""
     missing = name not in {member.name for member in answer.members}
@@ -131,7 +132,7 @@ def judge(point: Point, answer: Answer, text: str) -> Outcome:
     return Outcome(match, missing, identifier_sequence_match(text, point.truth), text[:1].isspace())
 
 
-def listing(point: Point, answer: Answer) -> str:
+def listing(point: Point, answer: AnalysisReply) -> str:
     """The receiver's members as comment lines, those without underscore first."""
     receiver = re.search(r"[\w.()\[\]]*\s*\.\s*\Z", point.buffer.prefix)
     names = sorted((m.name for m in answer.members), key=lambda n: (n.startswith("_"), n))
@@ -146,7 +147,7 @@ def listing(point: Point, answer: Answer) -> str:
 
 
 def complete(
-    lm: likely.Model, point: Point, answer: Answer, how: str, analyses: Analyses, prompt_tokens: int
+    lm: likely.Model, point: Point, answer: AnalysisReply, how: str, analyses: Analyses, prompt_tokens: int
 ) -> Outcome:
     options: dict[str, Any] = {"max_tokens": MAX_TOKENS, "stop": "line"}
     if how in (PLAIN, LISTED):
@@ -199,7 +200,7 @@ def study(
     """The completions of every model in every way.  provider: project root -> where its members are asked for."""
     started = time.perf_counter()
     known: dict[str, Analyses] = {}
-    resolved: list[tuple[Point, Answer, Analyses]] = []
+    resolved: list[tuple[Point, AnalysisReply, Analyses]] = []
     lost = 0
     outcomes: dict[str, dict[str, list[Outcome]]] = {}
     try:

@@ -45,7 +45,7 @@ from likely.metrics.bootstrap import interval
 from likely.metrics.checks import Floats
 from likely.metrics.proper import brier_binary
 from likely.prompting.hints.bandit import HintBandit
-from likely.prompting.hints.downstream import Downstream, Question, Stated, hint_features, names_an_option
+from likely.prompting.hints.downstream import ChoiceQuestion, Downstream, Stated, hint_features, names_an_option
 from likely.prompting.hints.reward import confidence_reward
 from likely.prompting.hints.writer import WriterSettings, train_hint_writer
 from likely.runtimes.machine import cores
@@ -151,8 +151,8 @@ def mechanism(steps: int, seeds: int) -> tuple[list[Figure], list[Check]]:
 # --- models that are real ---------------------------------------------------------------------------------------------
 
 
-def questions_of(file: tuple[str, str], count: int) -> list[Question]:
-    return [Question.of(record) for record in islice(datasets.load(*file), count)]
+def questions_of(file: tuple[str, str], count: int) -> list[ChoiceQuestion]:
+    return [ChoiceQuestion.of(record) for record in islice(datasets.load(*file), count)]
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,9 @@ class Learned:
     training: Floats
 
 
-def learn(model: Downstream, train: Sequence[Question], test: Sequence[Question], steps: int, report: Any) -> Learned:
+def learn(
+    model: Downstream, train: Sequence[ChoiceQuestion], test: Sequence[ChoiceQuestion], steps: int, report: Any
+) -> Learned:
     table = np.stack([model.stated(train, [hint] * len(train)).rewards() for hint in HINTS], axis=1)
     report(f"{len(train)} questions, {len(HINTS)} hints: {model.asked} prompts asked")
     policy = HintBandit(HINTS, seed=0, beta=0.01).fit(
@@ -178,7 +180,9 @@ def learn(model: Downstream, train: Sequence[Question], test: Sequence[Question]
     return Learned(chosen, table.mean(axis=0))
 
 
-def measured(name: str, model: Downstream, test: Sequence[Question], hints: dict[str, list[str]]) -> dict[str, Stated]:
+def measured(
+    name: str, model: Downstream, test: Sequence[ChoiceQuestion], hints: dict[str, list[str]]
+) -> dict[str, Stated]:
     return {policy: model.stated(test, chosen) for policy, chosen in hints.items()}
 
 
@@ -223,7 +227,7 @@ def gain(found: dict[str, Stated], over: str, resamples: int) -> tuple[float, fl
 
 
 def study(
-    models: dict[str, Any], train: Sequence[Question], test: Sequence[Question], *, steps: int, seeds: int,
+    models: dict[str, Any], train: Sequence[ChoiceQuestion], test: Sequence[ChoiceQuestion], *, steps: int, seeds: int,
     resamples: int, full: bool, sources: Sequence[Source], data: Sequence[Source], kept: Path | None,
     writer_steps: int = 0, threads: int = 1, report: Callable[[str], None] = print,
 ) -> Evidence:  # fmt: skip
@@ -329,7 +333,11 @@ def study(
 
 
 def written(
-    model: Downstream, train: Sequence[Question], test: Sequence[Question], steps: int, report: Callable[[str], None]
+    model: Downstream,
+    train: Sequence[ChoiceQuestion],
+    test: Sequence[ChoiceQuestion],
+    steps: int,
+    report: Callable[[str], None],
 ) -> list[str]:
     """Hints of a LoRA writer (SmolLM2 itself) for the test questions."""
 

@@ -44,8 +44,8 @@ from likely.metrics.intervals import wilson
 from likely.prompting.selection.answers import accuracy, f1_of_prompts, macro_f1
 from likely.prompting.selection.choosing import Calibration, calibrated, select
 from likely.prompting.selection.criteria import chosen, chosen_rows, prompt_values
-from likely.prompting.selection.score_pool import score_pool
 from likely.prompting.selection.scores import PromptScores
+from likely.prompting.selection.scoring import score_pool
 from likely.prompting.templates import PromptPool
 
 PUBLISHED = "prompt-selection-sst2-opt2.7b"

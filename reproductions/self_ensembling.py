@@ -43,9 +43,9 @@ from likely.io.hashes import cache_dir
 from likely.metrics.bins import ece, ece_floor
 from likely.metrics.checks import Floats, Ints
 from likely.prompting.ensembles.combining import Combination, combined
-from likely.prompting.ensembles.demonstrations import FewShotTask, fingerprint
+from likely.prompting.ensembles.demonstrations import FewShotTask, record_fingerprint
 from likely.prompting.ensembles.ensemble import EnsembleSpec, SelfEnsemble, Vary, tuning_pairs
-from likely.prompting.selection.score_pool import score_pool
+from likely.prompting.selection.scoring import score_pool
 from likely.prompting.templates import PromptPool, Template
 from likely.training.lora import train_lora
 
@@ -97,8 +97,8 @@ def problem(pool: PromptPool, name: str, classes: Sequence[str], examples: int, 
         by_class[record["label"]].append(record)
     share = [examples // len(classes) + (k < examples % len(classes)) for k in range(len(classes))]
     shown = [record for some, count in zip(by_class, share, strict=True) for record in some[:count]]
-    known = {fingerprint(record, pool) for record in shown}
-    every = [r for r in records("test") if fingerprint(r, pool) not in known]
+    known = {record_fingerprint(record, pool) for record in shown}
+    every = [r for r in records("test") if record_fingerprint(r, pool) not in known]
     asked = every[:: max(1, len(every) // tests)][:tests]
     return Problem(FewShotTask(pool, tuple(shown)), asked, np.array([r["label"] for r in asked]))
 

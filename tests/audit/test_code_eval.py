@@ -79,9 +79,9 @@ def test_verdicts(continuation, passed, why):
 
 
 def test_an_endless_answer_is_a_timeout():
-    from likely.audit.code.sandbox import Limits
+    from likely.audit.code.sandbox import SandboxLimits
 
-    found = check(ADD.program("    while True: pass\n"), Limits(wall_s=1))
+    found = check(ADD.program("    while True: pass\n"), SandboxLimits(wall_s=1))
     assert (found.passed, found.why) == (False, "timeout")
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from likely.audit.code.sandbox import Limits, run_python
+from likely.audit.code.sandbox import GUARDS, SandboxLimits, run_python
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX system")
 pytestmark = posix
@@ -30,7 +30,7 @@ def test_a_program_that_ends_well():
     ],
 )
 def test_how_a_program_ended(program, status, code):
-    found = run_python(program, Limits(wall_s=60))
+    found = run_python(program, SandboxLimits(wall_s=60))
     assert (found.status, found.exit_code) == (status, code)
 
 
@@ -65,12 +65,19 @@ def test_what_holds_it_is_told():
     bare = run_python("print(1)", guards=())
     assert (bare.isolation, bare.guards, bare.stdout) == ("limits", ("limits", "audit hook"), "1\n")
     full = run_python("print(1)")
-    assert full.isolation == ("namespace" if "namespaces" in full.guards else "limits")
+    assert full.isolation == ("full" if {"namespaces", "landlock", "seccomp"} <= set(full.guards) else "partial")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+@pytest.mark.parametrize("missing", GUARDS)
+def test_isolation_is_full_only_with_every_guard(missing):
+    found = run_python("print(1)", guards=[guard for guard in GUARDS if guard != missing])
+    assert missing not in found.guards and found.isolation in ("partial", "limits")
 
 
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="wall_s must be > 0"):
-        Limits(wall_s=0)
+        SandboxLimits(wall_s=0)
     with pytest.raises(ValueError, match="guards must be among"):
         run_python("", guards=["prayer"])
 
@@ -80,6 +87,6 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = len(os.listdir("/proc/self/fd"))
     run_python("open('x', 'w'); import os; os.mkdir('d'); os.chmod('d', 0)")
-    run_python("while True: pass", Limits(wall_s=0.5))
+    run_python("while True: pass", SandboxLimits(wall_s=0.5))
     assert list(tmp_path.iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == before

@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from likely.audit.code.lame_prompt import NoContrast, lame_prompt
+from likely.audit.code.lame_prompts import NoContrast, lame_prompt
 from likely.data import datasets
 
 DOCTEST = '''def add(a, b):

@@ -9,8 +9,7 @@ import pytest
 from tiny_gguf import write_tiny_llama
 
 from likely.lm.batch import fingerprint
-from likely.prompting.tables.order_bias import order_bias
-from likely.prompting.tables.report import risk_report
+from likely.prompting.risk.report import order_bias, risk_report
 
 CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 TASK = """

@@ -9,7 +9,7 @@ import pytest
 from likely.code.analysis.jedi_provider import RECYCLED_AFTER, JediProvider
 from likely.code.analysis.members import Analyses
 from likely.code.analysis.questions import closing, project_exceptions
-from likely.code.analysis.search_path import declared, search_path
+from likely.code.analysis.worker import declared, search_path
 from likely.code.buffer import CodeBuffer
 
 pytest.importorskip("jedi")

@@ -83,7 +83,7 @@ def test_a_command_that_is_not_there(tmp_path):
 
 def test_it_guides_a_monitor(server):
     from likely.code.analysis.members import Analyses
-    from likely.code.monitors.dereference import DereferenceMonitor
+    from likely.code.monitors.triggers import DereferenceMonitor
 
     vocab = vocabulary("host", "guest", "(")
     state = constraint(vocab, TEXT + "x.", DereferenceMonitor(Analyses(server())))

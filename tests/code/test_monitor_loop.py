@@ -10,12 +10,12 @@ import pytest
 from byte_tokenizer import PieceTokenizer
 from helpers_for_loops import RandomTrees, run
 
-from likely.code.analysis.members import Analyses, Answer, FixedMembers
+from likely.code.analysis.members import Analyses, AnalysisReply, FixedMembers
 from likely.code.buffer import CodeBuffer
 from likely.code.exact_choice import NameScorer, name_logprobs
-from likely.code.monitors.dereference import DereferenceMonitor
 from likely.code.monitors.monitor import MonitorConstraint
 from likely.code.monitors.penalty import MonitorPenalty
+from likely.code.monitors.triggers import DereferenceMonitor
 from likely.code.name_masks import NameMasks
 from likely.decoding.constraint import pack, unpack
 from likely.decoding.loop import Loop
@@ -343,7 +343,7 @@ def test_wrong_options_are_refused(options, message):
 def test_time_outs_are_counted_and_not_fatal():
     class Never(FixedMembers):
         def members(self, buffer):
-            return Answer("timed out")
+            return AnalysisReply("timed out")
 
     found = complete(provider=Never({}))
     assert found.analyses["timed out"] >= 1 and found.triggers[0].n_legal is None

@@ -7,12 +7,11 @@ import logging
 import pytest
 from monitor_toys import arity, constraint, dereference, legal, plain, vocabulary, write
 
-from likely.code.analysis.members import Analyses, Answer, FixedMembers, Member
+from likely.code.analysis.members import Analyses, AnalysisReply, FixedMembers, Member
 from likely.code.buffer import CodeBuffer
-from likely.code.monitors.enum_case import EnumCaseMonitor
-from likely.code.monitors.instantiation import InstantiationMonitor
 from likely.code.monitors.monitor import join
-from likely.code.monitors.typestate import Automaton, TypestateMonitor, calls_on
+from likely.code.monitors.triggers import EnumCaseMonitor, InstantiationMonitor
+from likely.code.monitors.typestate import TypestateAutomaton, TypestateMonitor, calls_on
 from likely.decoding.constraint import ConstraintViolation
 from likely.errors import DataError
 
@@ -108,9 +107,9 @@ def test_split_puts_a_boundary_on_the_dot_and_allow_lets_it_pass():
 def test_members_that_the_analyser_cannot_see():
     class Dynamic(FixedMembers):
         def members(self, buffer):
-            return Answer("answered", (Member("host"), Member("__getattr__")), dynamic=True)
+            return AnalysisReply("answered", (Member("host"), Member("__getattr__")), dynamic=True)
 
-    from likely.code.monitors.dereference import DereferenceMonitor
+    from likely.code.monitors.triggers import DereferenceMonitor
 
     analyses = Analyses(Dynamic({}))
     assert b"guest" in legal(constraint(VOCAB, "x.", DereferenceMonitor(analyses)))
@@ -123,9 +122,9 @@ def test_no_answer_is_no_constraint_and_is_counted(status):
         def members(self, buffer):
             if status == "failed":
                 raise RecursionError("too deep")
-            return Answer(status)
+            return AnalysisReply(status)
 
-    from likely.code.monitors.dereference import DereferenceMonitor
+    from likely.code.monitors.triggers import DereferenceMonitor
 
     analyses = Analyses(Silent({}))
     assert legal(constraint(VOCAB, "x.", DereferenceMonitor(analyses, "allow"))) == EVERYTHING
@@ -256,7 +255,7 @@ def test_only_exceptions_are_raised():
     assert legal(constraint(vocab, "raise Val", errors)) == set()
 
 
-FILE = Automaton("closed", {"closed": {"open": "open"}, "open": {"read": "open", "close": "closed"}})
+FILE = TypestateAutomaton("closed", {"closed": {"open": "open"}, "open": {"read": "open", "close": "closed"}})
 
 
 def test_typestate_follows_the_automaton():
@@ -280,7 +279,7 @@ def test_calls_on_a_receiver():
     assert calls_on("f", code) == ["open"]
     assert calls_on("f", code + " f = new()\n f.read()\n") == ["read"]
     with pytest.raises(ValueError, match="no entry"):
-        Automaton("a", {"b": {}})
+        TypestateAutomaton("a", {"b": {}})
 
 
 def test_monitors_that_exclude_each_other_follow_their_order(caplog):

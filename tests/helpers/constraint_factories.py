@@ -84,8 +84,8 @@ def monitor(across: str, prefix: str) -> Factory:
     def build(vocabulary: Vocabulary) -> Constraint:
         from likely.code.analysis.members import Analyses, FixedMembers
         from likely.code.buffer import CodeBuffer
-        from likely.code.monitors.dereference import DereferenceMonitor
         from likely.code.monitors.monitor import MonitorConstraint
+        from likely.code.monitors.triggers import DereferenceMonitor
 
         provider = FixedMembers({"x": ["no", "not", "né"], "no": ["a"], "é": ["b"]})
         state = MonitorConstraint([DereferenceMonitor(Analyses(provider), across)], vocabulary, CodeBuffer("", prefix))

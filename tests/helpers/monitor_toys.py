@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from likely.code.analysis.members import Analyses, FixedMembers, Parameter
 from likely.code.buffer import CodeBuffer
 from likely.code.monitors.arity import ArityMonitor
-from likely.code.monitors.dereference import DereferenceMonitor
 from likely.code.monitors.monitor import MonitorConstraint
+from likely.code.monitors.triggers import DereferenceMonitor
 from likely.decoding.constraint import members
 from likely.guided.vocabulary import Vocabulary
 

@@ -12,10 +12,10 @@ import time
 
 import pytest
 
-from likely.audit.code.sandbox import GUARDS, Limits, run_python
+from likely.audit.code.sandbox import GUARDS, SandboxLimits, run_python
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="attacks on Linux")
-SOON = Limits(wall_s=8, cpu_s=1)
+SOON = SandboxLimits(wall_s=8, cpu_s=1)
 HELD = {"all guards": GUARDS, "limits alone": ()}
 
 
@@ -29,7 +29,7 @@ def test_an_endless_loop_is_stopped(guards):
 
 
 def test_sleeping_is_stopped(guards):
-    assert run_python("import time; time.sleep(1000)", Limits(wall_s=1), guards=guards).status == "timeout"
+    assert run_python("import time; time.sleep(1000)", SandboxLimits(wall_s=1), guards=guards).status == "timeout"
 
 
 def test_ignored_signals_do_not_help(guards):
@@ -59,7 +59,7 @@ def test_no_further_process_is_started(program, guards):
 
 @pytest.mark.parametrize("program", ["x = bytearray(10**11)", "x = []\nwhile True: x.append(bytearray(10**7))"])
 def test_memory_is_bounded(program, guards):
-    found = run_python(program, Limits(wall_s=60, cpu_s=30), guards=guards)
+    found = run_python(program, SandboxLimits(wall_s=60, cpu_s=30), guards=guards)
     assert found.status == "failed" and "MemoryError" in found.stderr
 
 
@@ -190,8 +190,13 @@ def test_nobody_else_is_killed(program, guards):
 
 
 @pytest.mark.parametrize(
-    "call", ["setsid()", "setpgid(0, 0)", "unshare(0x10000000)", "ptrace(16, 1, 0, 0)", "mount(0, b'/', 0, 32, 0)"]
-)
+    "call",
+    [
+        "setsid()", "setpgid(0, 0)", "unshare(0x10000000)", "ptrace(16, 1, 0, 0)", "mount(0, b'/', 0, 32, 0)",
+        "shmget(0, 4096, 0o1600)", "semget(0, 1, 0o1600)", "msgget(0, 0o1600)", "memfd_create(b'm', 0)",
+        "prlimit(1, 7, 0, 0)", "setpriority(0, 0, 0)", "sched_setaffinity(0, 8, b'1' * 8)",
+    ],
+)  # fmt: skip
 def test_kernel_doors_are_shut(call):
     program = f"import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nprint(libc.{call}, ctypes.get_errno())"
     found = run_python(program)
@@ -200,32 +205,37 @@ def test_kernel_doors_are_shut(call):
     assert found.stdout == "-1 1\n"
 
 
+def test_a_program_may_lower_its_own_limits():
+    found = run_python("import resource\nresource.setrlimit(7, (9, 9))\nprint(resource.getrlimit(7))")
+    assert found.stdout == "(9, 9)\n"
+
+
 def test_an_orphan_does_not_outlive_its_parent():
     """Whoever runs the sandbox may be killed: the program dies with it."""
     import subprocess
 
     code = (
-        "import threading\nfrom likely.audit.code.sandbox import Limits, run_python\n"
+        "import threading\nfrom likely.audit.code.sandbox import SandboxLimits, run_python\n"
         "print('up', flush=True)\n"
-        "run_python('import time; time.sleep(98.7654)', Limits(wall_s=60))"
+        "run_python('import time; time.sleep(98.7654)', SandboxLimits(wall_s=60))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert parent.stdout.readline() == b"up\n"
     deadline = time.monotonic() + 20
-    while not _cages() and time.monotonic() < deadline:
+    while not _children() and time.monotonic() < deadline:
         time.sleep(0.05)
-    cages = _cages()
-    assert cages
+    children = _children()
+    assert children
     parent.kill()
     parent.wait()
-    while cages & _cages() and time.monotonic() < deadline:
+    while children & _children() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not cages & _cages()
+    assert not children & _children()
     parent.stdout.close()
 
 
-def _cages() -> set[int]:
-    """Processes whose parent or command is the cage of this test."""
+def _children() -> set[int]:
+    """Processes whose parent or command is the sandbox child of this test."""
     found = set()
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -234,6 +244,6 @@ def _cages() -> set[int]:
                     command = file.read()
             except OSError:
                 continue
-            if b"code_cage.py" in command or (b"program.py" in command and b"-I" in command):
+            if b"audit/code/child.py" in command or (b"program.py" in command and b"-I" in command):
                 found.add(int(entry))
     return found

@@ -8,7 +8,13 @@ import pytest
 from likely.errors import DataError
 from likely.lm.model import Model, ModelInfo
 from likely.prompting.ensembles.combining import COMBINATIONS, combined
-from likely.prompting.ensembles.demonstrations import FewShotTask, draw, fingerprint, refuse_known, written
+from likely.prompting.ensembles.demonstrations import (
+    FewShotTask,
+    record_fingerprint,
+    refuse_known,
+    sample_examples,
+    write_examples,
+)
 from likely.prompting.ensembles.ensemble import EnsembleSpec, SelfEnsemble, members, tuning_pairs
 from likely.prompting.selection.answer_bias import cbm, contextual, pmi
 from likely.prompting.templates import PromptPool, Template
@@ -39,32 +45,32 @@ def toy(**options):
 def test_a_draw_is_balanced_different_and_repeatable():
     labels = np.array([0] * 20 + [1] * 3 + [2] * 2)
     for seed in range(50):
-        found = draw(labels, 6, np.random.default_rng(seed))
-        assert found == draw(labels, 6, np.random.default_rng(seed)) and len(set(found)) == 6
+        found = sample_examples(labels, 6, np.random.default_rng(seed))
+        assert found == sample_examples(labels, 6, np.random.default_rng(seed)) and len(set(found)) == 6
         assert np.bincount(labels[found], minlength=3).tolist() == [2, 2, 2]
-        five = np.bincount(labels[draw(labels, 5, np.random.default_rng(seed))], minlength=3)
+        five = np.bincount(labels[sample_examples(labels, 5, np.random.default_rng(seed))], minlength=3)
         assert five.max() - five.min() == 1
-    every = draw(labels, 25, np.random.default_rng(0))
+    every = sample_examples(labels, 25, np.random.default_rng(0))
     assert sorted(every) == list(range(25))
 
 
 def test_an_unbalanced_draw_follows_the_labels_and_order_varies():
     labels = np.array([0] * 90 + [1] * 10)
-    counts = [labels[draw(labels, 4, np.random.default_rng(s), balanced=False)].sum() for s in range(400)]
+    counts = [labels[sample_examples(labels, 4, np.random.default_rng(s), balanced=False)].sum() for s in range(400)]
     assert abs(np.mean(counts) - 0.4) < 0.15  # five standard errors of a hypergeometric mean
-    firsts = [labels[draw(labels, 2, np.random.default_rng(s))[0]] for s in range(200)]
+    firsts = [labels[sample_examples(labels, 2, np.random.default_rng(s))[0]] for s in range(200)]
     assert 50 < sum(firsts) < 150  # which class stands first is a coin's throw
 
 
 def test_an_example_can_be_left_out():
     for seed in range(20):
-        assert 3 not in draw([0, 1] * 3, 5, np.random.default_rng(seed), without=3)
+        assert 3 not in sample_examples([0, 1] * 3, 5, np.random.default_rng(seed), without=3)
     with pytest.raises(ValueError, match=r"0\.\.5"):
-        draw([0, 1] * 3, 6, np.random.default_rng(0), without=3)
+        sample_examples([0, 1] * 3, 6, np.random.default_rng(0), without=3)
 
 
 def test_demonstrations_are_written_in_the_words_of_their_template():
-    assert written(POOL.templates[2], EXAMPLES[:2], [0, 1]) == "ab h c\n\nba h d\n\n"
+    assert write_examples(POOL.templates[2], EXAMPLES[:2], [0, 1]) == "ab h c\n\nba h d\n\n"
 
 
 def test_a_prefix_is_not_filled_in():
@@ -76,10 +82,12 @@ def test_a_prefix_is_not_filled_in():
 
 
 def test_an_input_that_is_a_demonstration_is_refused():
-    assert fingerprint({"text": "A  b", "label": 1, "source": "x"}, POOL) == fingerprint({"text": "a B "}, POOL)
-    assert fingerprint({"text": "ab"}, POOL) != fingerprint({"text": "a b"}, POOL)
+    assert record_fingerprint({"text": "A  b", "label": 1, "source": "x"}, POOL) == record_fingerprint(
+        {"text": "a B "}, POOL
+    )
+    assert record_fingerprint({"text": "ab"}, POOL) != record_fingerprint({"text": "a b"}, POOL)
     renamed = PromptPool((Template("t", "{{ sentence }}:", ("a", "b")),))
-    assert fingerprint({"sentence": "ab", "id": "7"}, renamed) == fingerprint({"text": "ab"}, renamed)
+    assert record_fingerprint({"sentence": "ab", "id": "7"}, renamed) == record_fingerprint({"text": "ab"}, renamed)
     refuse_known([{"text": "gh"}], dict(enumerate(EXAMPLES)), POOL)
     with pytest.raises(DataError, match="input 1 is also example 2"):
         refuse_known([{"text": "gh"}, {"text": " AAB"}], dict(enumerate(EXAMPLES)), POOL)

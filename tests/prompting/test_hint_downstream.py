@@ -10,10 +10,10 @@ from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.errors import DataError
-from likely.prompting.hints.downstream import LEVELS, STATE, Downstream, Question, augment, names_an_option
+from likely.prompting.hints.downstream import LEVELS, STATE, ChoiceQuestion, Downstream, augment, names_an_option
 from likely.prompting.hints.writer import WriterSettings, _one_line, hint_prompt, train_hint_writer
 
-COW = Question("Which animal gives milk?", ("hen", "cow"), 1)
+COW = ChoiceQuestion("Which animal gives milk?", ("hen", "cow"), 1)
 
 
 class Fake:
@@ -97,7 +97,7 @@ def test_a_hint_is_one_line_in_training_and_in_use():
 def test_a_writer_learns_what_is_rewarded_and_leaves_the_model_as_it_was(tmp_path):
     """The tiny model is paid for hints with the letter e; the log-probabilities of the model itself stay the same."""
     pytest.importorskip("peft")
-    questions = [COW, Question("What is blue?", ("sky", "grass"), 0)]
+    questions = [COW, ChoiceQuestion("What is blue?", ("sky", "grass"), 0)]
     with likely.load(str(write_tiny_llama(tmp_path / "m.gguf", seed=2)), runtime="torch", dtype="float32") as lm:
         before = lm.score("the cat", [" sat"])[0].sequence_logprob
 

@@ -12,16 +12,16 @@ from toy_model import Told, digits, letters
 import likely
 from likely.errors import CapabilityError, DataError, ModelError
 from likely.metrics.ranking import auroc
-from likely.prompting.tables.order_bias import order_bias
-from likely.prompting.tables.prompts import STYLES, reasoned_probability
-from likely.prompting.tables.risk import RiskScorer, best_threshold, labels_of
-from likely.prompting.tables.task import Choice, TableTask
-from likely.prompting.tables.text import ColumnText
+from likely.prompting.risk.prompts import STYLES, reasoned_probability
+from likely.prompting.risk.report import order_bias
+from likely.prompting.risk.scorer import RiskScorer, best_threshold, labels_of
+from likely.prompting.risk.task import TableChoice, TableTask
+from likely.prompting.risk.text import ColumnText
 from likely.scoring.letters import LowAnswerMass
 
 TASK = TableTask(
     columns={"score": ColumnText("score", unit="percent")}, target="out", name="toy",
-    choices=(Choice("0", "Below the line", "below", 0), Choice("1", "Above the line", "above", 1)),
+    choices=(TableChoice("0", "Below the line", "below", 0), TableChoice("1", "Above the line", "above", 1)),
     question="Where is it?", word_question="Is it {options} the line?", word_prefix="Answer: It is",
     numeric_question="What is the probability that it is above?", description="Things on a scale.",
 )  # fmt: skip
@@ -76,7 +76,7 @@ def test_digits(number, value):
 def test_more_than_two_choices_weigh_their_values():
     task = TableTask(
         columns=TASK.columns, target="out", question="Which?", word_question="{options}?", numeric_question="P?",
-        choices=tuple(Choice(w, w, w, v) for w, v in (("low", 0), ("mid", 0.5), ("high", 1))),
+        choices=tuple(TableChoice(w, w, w, v) for w, v in (("low", 0), ("mid", 0.5), ("high", 1))),
     )  # fmt: skip
     law = {" low": 0.1, " mid": 0.2, " high": 0.5}
     found = RiskScorer(Told(lambda prompt, answer: law[answer]), task).score(ROWS[:2])

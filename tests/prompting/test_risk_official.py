@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from likely.prompting.tables.order_bias import order_bias
-from likely.prompting.tables.prompts import answers_of, lettered_question, orders
-from likely.prompting.tables.task import load_task
+from likely.prompting.risk.prompts import answers_of, lettered_question, orders
+from likely.prompting.risk.report import order_bias
+from likely.prompting.risk.task import load_task
 from likely.scoring.digits import likeliest, official_number
 from likely.scoring.letters import shares
 

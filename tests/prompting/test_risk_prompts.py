@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from likely.prompting.tables.prompts import STYLES, answers_of, orders, prompt_of
-from likely.prompting.tables.task import Choice, TableTask, load_task
-from likely.prompting.tables.text import ColumnText
+from likely.prompting.risk.prompts import STYLES, answers_of, orders, prompt_of
+from likely.prompting.risk.task import TableChoice, TableTask, load_task
+from likely.prompting.risk.text import ColumnText
 
 GOLDEN = Path(__file__).parent / "golden"
 ROWS = [
@@ -28,7 +28,7 @@ ROWS = [
 THREE = TableTask(
     columns={"age": ColumnText("age")}, target="grade", question="Which grade?", word_question="Grade {options}?",
     numeric_question="P?",
-    choices=tuple(Choice(c, f"Grade {c}.", c, v) for c, v in (("low", 0), ("mid", 0.5), ("high", 1))),
+    choices=tuple(TableChoice(c, f"Grade {c}.", c, v) for c, v in (("low", 0), ("mid", 0.5), ("high", 1))),
 )  # fmt: skip
 
 

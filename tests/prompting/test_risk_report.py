@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from likely.metrics.intervals import wilson
-from likely.prompting.tables.report import METRICS, risk_report, subgroup_report
+from likely.prompting.risk.report import METRICS, risk_report, subgroup_report
 
 RNG = np.random.default_rng(0)
 RISK = RNG.random(400)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likely.prompting.speech.rover import _joined, rover, word_errors
+from likely.prompting.speech.words import _joined, rover, word_errors
 
 texts = st.lists(st.sampled_from("abc"), max_size=5).map(" ".join)
 weights = st.floats(0.01, 1)

@@ -10,10 +10,10 @@ import pytest
 
 from likely.errors import DataError
 from likely.lm.model import Model, ModelInfo
-from likely.prompting.selection import score_pool as module
+from likely.prompting.selection import scoring as module
 from likely.prompting.selection.choosing import calibrated, select
-from likely.prompting.selection.score_pool import label_numbers, score_pool, shuffle_answers
 from likely.prompting.selection.scores import PromptScores
+from likely.prompting.selection.scoring import label_numbers, score_pool, shuffle_answers
 from likely.prompting.templates import PromptPool, Template
 from likely.runtimes.toy import CharTokenizer, ToyRuntime
 from likely.scoring.scored import Scored

@@ -7,7 +7,7 @@ import gzip
 import pytest
 
 from likely.errors import DataError
-from likely.prompting.tables.file import read_table
+from likely.prompting.risk.file import read_table
 
 CSV = 'a,b\n1,"x, y"\n\n2,z\n'
 ROWS = [{"a": "1", "b": "x, y"}, {"a": "2", "b": "z"}]

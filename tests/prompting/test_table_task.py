@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from likely.errors import DataError
-from likely.prompting.tables.task import Choice, TableTask, load_task, read_task
-from likely.prompting.tables.text import ColumnText
+from likely.prompting.risk.task import TableChoice, TableTask, load_task, read_task
+from likely.prompting.risk.text import ColumnText
 
-TWO = (Choice("0", "No", "no", 0), Choice("1", "Yes", "yes", 1))
+TWO = (TableChoice("0", "No", "no", 0), TableChoice("1", "Yes", "yes", 1))
 GOOD = {
     "target": "ill", "question": "Is the patient ill?",
     "choice": [{"code": 0, "text": "No", "value": 0}, {"code": 1, "text": "Yes", "value": 1}],
@@ -45,8 +45,8 @@ def test_a_small_file_is_enough():
         ({"target": "age"}, 'the target "age" is among the features'),
         ({"columns": {}}, "at least one column"),
         ({"choices": TWO[:1]}, "2 to 26 choices"),
-        ({"choices": (TWO[0], Choice("1", "Yes", "no", 1))}, "word each, all different"),
-        ({"choices": (TWO[0], Choice("1", "Yes", "yes", 0.5))}, "span 0 to 1"),
+        ({"choices": (TWO[0], TableChoice("1", "Yes", "no", 1))}, "word each, all different"),
+        ({"choices": (TWO[0], TableChoice("1", "Yes", "yes", 0.5))}, "span 0 to 1"),
         ({"word_question": "Ill?"}, "{options}"),
     ],
 )

@@ -7,8 +7,8 @@ import pytest
 
 from likely.data import datasets
 from likely.errors import DataError
-from likely.prompting.tables.task import load_task
-from likely.prompting.tables.text import CONNECTORS, FORMATS, ColumnText, Layout, code_of, column_order, row_text
+from likely.prompting.risk.task import load_task
+from likely.prompting.risk.text import CONNECTORS, FORMATS, ColumnText, RowLayout, code_of, column_order, row_text
 
 COLUMNS = {"age": ColumnText("age", unit="years old", bands=(30, 50)), "job": ColumnText("job", values={"1": "cook"})}
 ROW = {"age": 31.0, "job": "1", "other": "x"}
@@ -18,20 +18,20 @@ ROW = {"age": 31.0, "job": "1", "other": "x"}
 def test_every_code_of_the_census_has_words(data_dir, granularity):
     task = load_task("adult")
     for record in datasets.load("adult-census", data_dir=data_dir):
-        text = row_text(record, task.columns, Layout(granularity=granularity))
+        text = row_text(record, task.columns, RowLayout(granularity=granularity))
         assert text.count("\n") == len(task.columns) == 13 and "?" not in text
         assert task.outcome(record) in (0, 1)
 
 
 def test_layouts():
-    said = {f: row_text(ROW, COLUMNS, Layout(format=f)) for f in FORMATS}
+    said = {f: row_text(ROW, COLUMNS, RowLayout(format=f)) for f in FORMATS}
     assert said["the-bullets"] == "Information:\n- The age is: 31 years old.\n- The job is: cook."
     assert said["bullets"] == "Information:\n- age is: 31 years old\n- job is: cook"
     assert said["commas"] == "Information:\nage is: 31 years old, job is: cook."
     assert said["prose"] == "Information:\nThe age is 31 years old. The job is cook."
-    between = [row_text(ROW, COLUMNS, Layout(connector=c, heading="")).split("31")[0] for c in CONNECTORS]
+    between = [row_text(ROW, COLUMNS, RowLayout(connector=c, heading="")).split("31")[0] for c in CONNECTORS]
     assert between == ["- The age is: ", "- The age is ", "- The age = ", "- The age: "]
-    assert row_text(ROW, COLUMNS, Layout(order=("job",))).index("job") < row_text(ROW, COLUMNS).index("job")
+    assert row_text(ROW, COLUMNS, RowLayout(order=("job",))).index("job") < row_text(ROW, COLUMNS).index("job")
 
 
 def test_bands_and_coarse_words():
@@ -62,11 +62,11 @@ def test_errors_name_what_is_wrong():
     with pytest.raises(DataError, match="missing"):
         ColumnText("x", missing=None).text("NA")
     with pytest.raises(ValueError, match=r'unknown format "bulets".*bullets'):
-        Layout(format="bulets")
+        RowLayout(format="bulets")
     with pytest.raises(ValueError, match=r'no column is called "jobs".*job'):
         column_order(COLUMNS, ("jobs",))
     with pytest.raises(ValueError, match="twice"):
-        Layout(order=("age", "age"))
+        RowLayout(order=("age", "age"))
     for wrong in ({"label": " "}, {"label": "x", "bands": (3, 1)}, {"label": "x", "bands": (1,), "coarse": {}}):
         with pytest.raises(ValueError):
             ColumnText(**wrong)

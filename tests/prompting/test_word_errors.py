@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likely.prompting.speech.rover import oracle_word_error_rate, word_error_rate, word_errors
+from likely.prompting.speech.words import oracle_word_error_rate, word_error_rate, word_errors
 
 texts = st.lists(st.sampled_from("abcd"), max_size=6).map(" ".join)
 said_and_heard = st.lists(

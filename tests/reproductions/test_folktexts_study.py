@@ -14,8 +14,8 @@ from tiny_gguf import write_tiny_llama
 import likely
 from likely.data import datasets
 from likely.evidence.study import Source
-from likely.prompting.tables.risk import RiskScorer
-from likely.prompting.tables.task import load_task
+from likely.prompting.risk.scorer import RiskScorer
+from likely.prompting.risk.task import load_task
 
 pytest.importorskip("sklearn")
 FOLDER = Path(__file__).parents[2] / "reproductions"

@@ -13,7 +13,7 @@ from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.code.analysis.jedi_provider import JediProvider
-from likely.code.analysis.members import Analyses, Answer, Member
+from likely.code.analysis.members import Analyses, AnalysisReply, Member
 from likely.errors import DataError
 from likely.evidence.study import Source
 
@@ -26,10 +26,14 @@ USER = "from shop import Cart\n\ndef buy(cart: Cart):\n    x = cart.cat()  # the
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("mgd", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mgd"] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(SCRIPT.parent))  # modules beside it
+    try:
+        spec = importlib.util.spec_from_file_location("mgd", SCRIPT)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["mgd"] = module
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
     return module
 
 
@@ -76,7 +80,7 @@ def test_the_rest_of_the_function_is_removed(script, row):
 
 def test_a_completion_is_judged_by_its_first_identifier(script, row):
     point = script.point_of(*row)
-    answer = Answer("answered", (Member("cat"), Member("sat")))
+    answer = AnalysisReply("answered", (Member("cat"), Member("sat")))
     judge = partial(script.judge, point, answer)
     assert judge("cat()") == script.Outcome(True, False, 1.0)
     assert judge(" cat") == script.Outcome(True, False, 1.0, True)
@@ -86,7 +90,7 @@ def test_a_completion_is_judged_by_its_first_identifier(script, row):
 
 def test_members_are_listed_in_front(script, row):
     names = tuple(Member(f"member_{i:03}") for i in range(400))
-    text = script.listing(script.point_of(*row), Answer("answered", (Member("_b"), Member("a"), *names)))
+    text = script.listing(script.point_of(*row), AnalysisReply("answered", (Member("_b"), Member("a"), *names)))
     assert text.startswith("# members of cart:\n# a, member_000,") and text.count("\n") == script.LINES
     assert all(line.startswith("#") and len(line) < 120 for line in text.splitlines())
 

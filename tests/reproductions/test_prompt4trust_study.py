@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from likely.evidence.study import Source
-from likely.prompting.hints.downstream import STATE, Question
+from likely.prompting.hints.downstream import STATE, ChoiceQuestion
 
 FOLDER = Path(__file__).parents[2] / "reproductions"
 SOURCES = [Source(name="made up", sha256="0" * 64)]
@@ -44,7 +44,7 @@ class Fake:
 
 def asked(n, seed):
     rng = np.random.default_rng(seed)
-    return [Question(f"Is {i} fine?{'?' * (i % 3)}", ("yes", "no"), int(rng.integers(2))) for i in range(n)]
+    return [ChoiceQuestion(f"Is {i} fine?{'?' * (i % 3)}", ("yes", "no"), int(rng.integers(2))) for i in range(n)]
 
 
 @pytest.mark.parametrize("heeds", [True, False])

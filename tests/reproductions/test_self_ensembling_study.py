@@ -15,7 +15,7 @@ from likely.evidence.study import Source
 from likely.metrics.bins import ece
 from likely.metrics.checks import softmax
 from likely.prompting.ensembles.combining import combined
-from likely.prompting.ensembles.demonstrations import FewShotTask, fingerprint
+from likely.prompting.ensembles.demonstrations import FewShotTask, record_fingerprint
 from likely.prompting.templates import PromptPool, Template
 
 pytest.importorskip("peft")
@@ -117,8 +117,8 @@ def test_noise_on_few_items_is_no_miscalibration(study):
 def test_no_test_item_is_an_example(study, data_dir, monkeypatch):
     monkeypatch.setenv("LIKELY_DATA", str(data_dir))
     for one in study.problems(study.Plan(), 80).values():
-        shown = {fingerprint(r, one.task.pool) for r in one.task.examples}
+        shown = {record_fingerprint(r, one.task.pool) for r in one.task.examples}
         assert len(one.task.examples) == 32 and len(one.inputs) == 80
-        assert not shown & {fingerprint(r, one.task.pool) for r in one.inputs}
+        assert not shown & {record_fingerprint(r, one.task.pool) for r in one.inputs}
         counts = np.bincount(one.task.labels)
         assert counts.max() - counts.min() <= 1 and set(one.labels) == set(range(len(counts)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
@@ -15,19 +15,45 @@ from likely.code.buffer import CodeBuffer
 from likely.code.ends import LineEnd, MethodEnd, NoEnd
 from likely.code.exact_choice import NameScorer
 from likely.code.monitors.arity import ArityMonitor
-from likely.code.monitors.dereference import DereferenceMonitor
-from likely.code.monitors.enum_case import EnumCaseMonitor
-from likely.code.monitors.instantiation import InstantiationMonitor
-from likely.code.monitors.monitor import AcrossTrigger, Choose, Monitor, MonitorConstraint, Question
+from likely.code.monitors.monitor import AcrossTrigger, Choose, Monitor, MonitorConstraint, MonitorQuestion
 from likely.code.monitors.penalty import MonitorPenalty
+from likely.code.monitors.triggers import DereferenceMonitor, EnumCaseMonitor, InstantiationMonitor
 from likely.code.name_masks import masks_for
 from likely.decoding.request import Finished
 from likely.decoding.run import events
 from likely.errors import CapabilityError, nearest
 from likely.tokenizers.protocol import begin
 
+if TYPE_CHECKING:
+    from likely.decoding.drafting.protocol import DraftSource
+
 ENDS = {"line": LineEnd, "method": MethodEnd, "none": NoEnd}
-NAMES = ("dereference", "arity", "enum_case", "instantiation")
+MONITORS = {
+    "dereference": DereferenceMonitor, "arity": ArityMonitor, "enum_case": EnumCaseMonitor,
+    "instantiation": InstantiationMonitor,
+}  # fmt: skip
+
+
+class CodeOptions(TypedDict, total=False):
+    """Of `Model.generate`: how the code is sampled (temperature: here 0), and what drafts it."""
+
+    temperature: float
+    seed: int | None
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    min_tokens: int
+    stop_tokens: Sequence[int]
+    drafter: str | DraftSource | None
+    draft_budget: int | Literal["auto"]
+    verification: Literal["keyed", "rejection"]
+    top_logprobs: int
+    processed_logprobs: bool
 
 
 @dataclass(frozen=True)
@@ -49,12 +75,12 @@ class TriggerEvent:
 
 
 @dataclass(frozen=True)
-class Completion:
+class CodeCompletion:
     """Code that was written at the cursor.
 
     logprob      log p(text) of the model itself, nats, over the tokens that hold some of it
     log_weight   sum over these tokens of the log of the model's probability of what was legal: log p = log q +
-                 log_weight, q the law that was drawn from (temperature 1).  None with policy="soft"
+                 log_weight, q the distribution that was sampled (temperature 1).  None with policy="soft"
     approximate  some token was judged only when it was chosen, so that log_weight is an upper bound
     finish_reason  "line", "method", or as in `Generation`
     analyses     how many questions ended with each status
@@ -89,20 +115,20 @@ def complete_code(
     unknown: Literal["free", "strict"] = "free",
     prompt_tokens: int | None = None,
     limit_s: float = 2.0,
-    **options: Any,
-) -> Completion:
+    **options: Unpack[CodeOptions],
+) -> CodeCompletion:
     """Write code at the cursor; what a static analysis calls illegal is not written.
 
     monitors       names (dereference, arity, enum_case, instantiation) or objects, in order of priority; () for none
     provider       the analyser; None: jedi in a process of its own for this call.  An `Analyses` is kept open and
                    remembers its answers
     stop           "line": at the end of the line; "method": where the function ends; "none": by the model
-    choose         "exact": among the legal names the one that is likeliest as a whole (with temperature > 0 drawn by
-                   its probability), "greedy": token by token
+    choose         "exact": among the legal names the one that is likeliest as a whole (with temperature > 0 sampled
+                   by its probability), "greedy": token by token
     policy         "soft": `penalty` nats less for illegal tokens instead of none of them
     prompt_tokens  the last so many tokens before the cursor are the prompt; None: what fits the context
     limit_s        seconds that one question to jedi may take; then there is no constraint at that place
-    options        of `Model.generate`: temperature (here 0), seed, drafter, ...
+    options        see `CodeOptions`
 
     ValueError for unknown names and values; CapabilityError where the runtime cannot do it.
     """
@@ -114,8 +140,8 @@ def complete_code(
     if policy == "soft" and choose == "exact":
         raise ValueError('choose="exact" picks among legal names only: use policy="hard"')
     for name in monitors:
-        if isinstance(name, str) and name not in NAMES:
-            raise ValueError(f'no monitor is called "{name}"{nearest(name, NAMES)} (known: {", ".join(NAMES)})')
+        if isinstance(name, str) and name not in MONITORS:
+            raise ValueError(f'no monitor is called "{name}"{nearest(name, MONITORS)} (known: {", ".join(MONITORS)})')
     for name in ("n", "beams", "constraint", "logits_processors", "contrast", "sampler"):
         if options.get(name):
             raise CapabilityError(f"complete_code writes one text under its own monitors: drop {name}=")
@@ -126,9 +152,9 @@ def complete_code(
     scorer = NameScorer(model.runtime, masks_for(model.guide.vocabulary)) if choose == "exact" else None
     try:
         made = [_make(m, analyses, across_trigger, unknown) if isinstance(m, str) else m for m in monitors]
-        picked = _exact(scorer, tokens, options) if scorer else None
+        picked = _exact(scorer, tokens, options.get("temperature", 0.0), options.get("seed") or 0) if scorer else None
         guard = MonitorConstraint(made, model.guide.vocabulary, buffer, picked) if made else None
-        given = {"temperature": 0.0, "max_tokens": max_tokens, **options}
+        given: dict[str, Any] = {"temperature": 0.0, "max_tokens": max_tokens, **options}
         if guard is not None:
             given |= (
                 {"constraint": guard} if policy == "hard" else {"logits_processors": (MonitorPenalty(guard, penalty),)}
@@ -143,7 +169,7 @@ def complete_code(
             scorer.close()
         if analyses is not None and analyses is not provider:
             analyses.close()
-    return Completion(
+    return CodeCompletion(
         text,
         float(sum(finish.logprobs[:kept])),
         None if guard is not None and policy == "soft" else float(sum(finish.log_masses[:kept])),
@@ -187,16 +213,14 @@ def _analyses(
 
 def _make(name: str, analyses: Analyses | None, across: AcrossTrigger, unknown: Literal["free", "strict"]) -> Monitor:
     assert analyses is not None
-    if name == "dereference":
+    kind = MONITORS[name]
+    if kind is DereferenceMonitor:
         return DereferenceMonitor(analyses, across, unknown)
-    if name == "arity":
-        return ArityMonitor(analyses)
-    return {"enum_case": EnumCaseMonitor, "instantiation": InstantiationMonitor}[name](analyses, across)
+    return kind(analyses) if kind is ArityMonitor else kind(analyses, across)
 
 
-def _exact(scorer: NameScorer, prompt: list[int], options: dict[str, Any]) -> Choose:
+def _exact(scorer: NameScorer, prompt: list[int], temperature: float, seed: int) -> Choose:
     """Picks by the probability of whole names."""
-    temperature, seed = float(options.get("temperature", 0.0)), int(options.get("seed", 0) or 0)
 
     def choose(tokens: Sequence[int], names: Sequence[bytes]) -> bytes:
         values = scorer.logprobs([*prompt, *tokens], names)
@@ -235,7 +259,7 @@ def _tokens_of(model: Any, tokens: Sequence[int], text: str) -> int:
     return len(tokens)
 
 
-def _events(questions: Sequence[Question], buffer: CodeBuffer, text: str) -> list[TriggerEvent]:
+def _events(questions: Sequence[MonitorQuestion], buffer: CodeBuffer, text: str) -> list[TriggerEvent]:
     whole = buffer.prefix + text
     events = []
     for question in questions:

@@ -44,7 +44,7 @@ from likely.tokenizers.protocol import Tokenizer, begin
 if TYPE_CHECKING:
     from likely.calibration.calibrator import Calibrator
     from likely.code.buffer import CodeBuffer
-    from likely.code.complete import Completion
+    from likely.code.complete import CodeCompletion
 
 PLAIN_QUESTION = "Question: {question}\nAnswer:"  # for models without a chat template
 _SAMPLING = tuple(f.name for f in fields(Sampling))
@@ -304,7 +304,7 @@ class Model:
             rendered = self.render([{"role": "user", "content": prompt}])
         return self._request(rendered.tokens, {**DEFAULTS, **options, "schema": schema}), rendered
 
-    def complete_code(self, buffer: CodeBuffer, **options: Any) -> Completion:
+    def complete_code(self, buffer: CodeBuffer, **options: Any) -> CodeCompletion:
         """Code at the cursor of a `CodeBuffer`, held by monitors; options as in `guided.complete.complete_code`."""
         from likely.code.complete import complete_code
 

@@ -1,7 +1,7 @@
-"""The inside of the sandbox: a script of the standard library alone that gives up every right, then runs a program.
+"""The child process of `sandbox.run_python`: gives up its rights, then becomes the interpreter of the program.
 
-Not to be imported.  Settings and program come as JSON on standard input; what could be given up is told, as JSON, on
-the file descriptor that is the first argument, before the program starts.  See code_sandbox.py.
+A script of the standard library alone, not to be imported.  Settings and program come as JSON on standard input; the
+guards that hold are written, as JSON, to the file descriptor given as first argument, before the program starts.
 """
 
 import contextlib
@@ -20,23 +20,34 @@ CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
 )  # fmt: skip
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 38, 22
 NOBODY = 65534
-CPU_EXIT = 124  # the program was killed when its CPU time was used up
 
-# what a calculation never needs: processes, signals to others, sockets, mounts, debuggers, keys, other kernel doors,
-# and the rights, owners and times of files
+# Linux: name -> numbers on x86-64 and arm64 (None: arm64 has no such call).  What a calculation never needs:
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 REFUSED = {
-    "x86_64": (
-        0xC000003E,
-        (41, 56, 57, 58, 62, 90, 91, 92, 93, 94, 101, 109, 112, 129, 132, 165, 166, 188, 189, 190, 197, 198, 199, 200,
-         234, 235, 246, 248, 249, 250, 260, 261, 268, 272, 280, 297, 298, 304, 308, 310, 311, 321, 323, 424, 425, 428,
-         429, 430, 434, 435, 438, 442, 452),
-    ),
-    "aarch64": (
-        0xC00000B7,
-        (5, 6, 7, 14, 15, 16, 39, 40, 52, 53, 54, 55, 88, 97, 104, 117, 129, 130, 131, 138, 154, 157, 198, 217, 218,
-         219, 220, 240, 241, 265, 268, 270, 271, 280, 282, 424, 425, 428, 429, 430, 434, 435, 438, 442, 452),
-    ),
+    # processes, signals, and the limits, priorities and memory of others
+    "fork": (57, None), "vfork": (58, None), "clone": (56, 220), "clone3": (435, 435), "setpgid": (109, 154),
+    "setsid": (112, 157), "unshare": (272, 97), "setns": (308, 268), "kill": (62, 129), "tkill": (200, 130),
+    "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424), "pidfd_getfd": (438, 438), "setpriority": (141, 140),
+    "ioprio_set": (251, 30), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122), "sched_setattr": (314, 274), "migrate_pages": (256, 238),
+    "move_pages": (279, 239), "ptrace": (101, 117), "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271), "process_madvise": (440, 440), "process_mrelease": (448, 448),
+    # memory that no limit counts and that outlives the process
+    "shmget": (29, 194), "shmctl": (31, 195), "shmat": (30, 196), "semget": (64, 190), "semctl": (66, 191),
+    "msgget": (68, 186), "msgctl": (71, 187), "memfd_create": (319, 279), "memfd_secret": (447, 447),
+    # network, mounts, keys, and large doors of the kernel
+    "socket": (41, 198), "mount": (165, 40), "umount2": (166, 39), "mount_setattr": (442, 442),
+    "move_mount": (429, 429), "open_tree": (428, 428), "fsopen": (430, 430), "open_by_handle_at": (304, 265),
+    "kexec_load": (246, 104), "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
+    "perf_event_open": (298, 241), "bpf": (321, 280), "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
+    # rights, owners, attributes and times of files
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
+    "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
+    "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
 }  # fmt: skip
+PRLIMIT64 = {"x86_64": 302, "aarch64": 261}  # refused unless its process is 0, the caller: libc itself asks so
 
 
 def call(result: int) -> None:
@@ -46,7 +57,7 @@ def call(result: int) -> None:
 
 
 def namespaces(libc: ctypes.CDLL, folder: str, folder_bytes: int) -> None:
-    """A world without network and other processes, in which `folder` is a small file system in memory."""
+    """Own user, network, process and mount namespaces; `folder` becomes a small file system in memory."""
     uid, gid = os.getuid(), os.getgid()
     call(libc.unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS))
     for name, text in (
@@ -87,13 +98,17 @@ def landlock(libc: ctypes.CDLL, folder: str, readable: list[str]) -> None:
 
 
 def seccomp(libc: ctypes.CDLL) -> None:
-    """System calls: those of REFUSED fail with EPERM."""
-    arch, numbers = REFUSED[platform.machine()]
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
+    """A filter of system calls (classic BPF): those of REFUSED fail with EPERM."""
+    machine = platform.machine()
+    column = list(AUDIT_ARCH).index(machine)
+    numbers = [number for pair in REFUSED.values() if (number := pair[column]) is not None]
+    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06  # (code, jump if true, jump if false, value)
     allow, refuse, kill = 0x7FFF0000, 0x00050001, 0x80000000
-    code = [(load, 0, 0, 4), (equal, 1, 0, arch), (give, 0, 0, kill), (load, 0, 0, 0)]
-    code.append((at_least, len(numbers) + 1, 0, 0x40000000))  # another numbering of x86-64's calls
-    code += [(equal, len(numbers) - i, 0, n) for i, n in enumerate(numbers)]
+    architecture, called, argument = 4, 0, 16  # offsets in the kernel's struct seccomp_data
+    code = [(load, 0, 0, architecture), (equal, 1, 0, AUDIT_ARCH[machine]), (give, 0, 0, kill), (load, 0, 0, called)]
+    code.append((at_least, len(numbers) + 4, 0, 0x40000000))  # x86-64's second numbering of the calls (x32)
+    code += [(equal, len(numbers) - i + 3, 0, n) for i, n in enumerate(numbers)]
+    code += [(equal, 0, 2, PRLIMIT64[machine]), (load, 0, 0, argument), (equal, 0, 1, 0)]
     code += [(give, 0, 0, allow), (give, 0, 0, refuse)]
     filters = b"".join(struct.pack("=HBBI", *line) for line in code)
     buffer = ctypes.create_string_buffer(filters, len(filters))
@@ -146,7 +161,7 @@ def main() -> None:
 
     def attempt(name: str, action: Callable[..., None], *arguments: object) -> None:
         if linux and name in wanted:
-            with contextlib.suppress(OSError, KeyError, AttributeError):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
                 action(*arguments)
                 guards.append(name)
 
@@ -159,7 +174,7 @@ def main() -> None:
         _, status, used = os.wait4(child, 0)
         if os.WIFSIGNALED(status):
             late = used.ru_utime + used.ru_stime >= 0.5 * given["cpu_s"]  # the kernel's two clocks differ
-            os._exit(CPU_EXIT if late else 128 + os.WTERMSIG(status))
+            os._exit(given["cpu_exit"] if late else 128 + os.WTERMSIG(status))
         os._exit(os.WEXITSTATUS(status))
     if linux:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -6,13 +6,13 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from likely.audit.code.lame_prompt import lame_prompt
-from likely.audit.code.sandbox import Execution, Limits, run_python
+from likely.audit.code.lame_prompts import lame_prompt
+from likely.audit.code.sandbox import Execution, Isolation, SandboxLimits, run_python
 from likely.data import datasets
 from likely.errors import DataError
 from likely.metrics.intervals import bootstrap_ratio
@@ -131,7 +131,7 @@ def _lame(prompt: str, style: Literal["docstring", "asserts"]) -> str | None:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProgramVerdict:
     """passed: every test ran to its end and held.  why: "" if so, else a line that says what happened."""
 
     passed: bool
@@ -139,7 +139,7 @@ class Verdict:
     execution: Execution
 
 
-def check(program: str, limits: Limits | None = None) -> Verdict:
+def check(program: str, limits: SandboxLimits | None = None) -> ProgramVerdict:
     """Run a program with its tests in the sandbox.
 
     Passed means that it reached its last line: one that exits before its tests has not passed.  (A program made to
@@ -148,20 +148,20 @@ def check(program: str, limits: Limits | None = None) -> Verdict:
     proof = secrets.token_hex(16)
     found = run_python(f"{program}\nprint('\\n{proof}')\n", limits)
     if found.status == "ok" and found.stdout.rstrip().endswith(proof):
-        return Verdict(True, "", found)
+        return ProgramVerdict(True, "", found)
     if found.status == "ok":
-        return Verdict(False, "ended before its tests", found)
+        return ProgramVerdict(False, "ended before its tests", found)
     lines = found.stderr.strip().splitlines()
-    return Verdict(False, lines[-1][:200] if found.status == "failed" and lines else found.status, found)
+    return ProgramVerdict(False, lines[-1][:200] if found.status == "failed" and lines else found.status, found)
 
 
 def check_all(
     programs: Sequence[str],
-    limits: Limits | None = None,
+    limits: SandboxLimits | None = None,
     *,
     workers: int = 2,
     progress: Callable[[int], None] = lambda n: None,
-) -> list[Verdict]:
+) -> list[ProgramVerdict]:
     """`check` of each, `workers` at a time."""
     found = []
     with ThreadPoolExecutor(workers) as pool:
@@ -189,7 +189,7 @@ class Solved:
 
     id: str
     texts: list[str]
-    verdicts: list[Verdict]
+    verdicts: list[ProgramVerdict]
 
     @property
     def passed(self) -> int:
@@ -198,12 +198,12 @@ class Solved:
 
 @dataclass(frozen=True)
 class Report:
-    """What a model made of a benchmark; `contrasted`: problems whose texts were drawn with a contrast."""
+    """What a model made of a benchmark; `contrasted`: problems whose texts were sampled with a contrast."""
 
     benchmark: str
     solved: list[Solved]
     contrasted: int = 0
-    isolation: str = field(default="")
+    isolation: Isolation = "limits"
 
     def pass_at(self, k: int) -> tuple[float, float, float]:
         """(estimate, low, high): mean over problems with its 95 % interval (bootstrap over problems)."""
@@ -219,7 +219,7 @@ def evaluate(
     benchmark: str = "",
     chat: bool = False,
     contrast: Callable[[str], Any] | None = None,
-    limits: Limits | None = None,
+    limits: SandboxLimits | None = None,
     batch: int = 8,
     progress: Callable[[int], None] = lambda n: None,
     **options: Any,
@@ -264,5 +264,6 @@ def evaluate(
         for (problem, _), each in zip(groups, texts, strict=True):
             solved.append(Solved(problem.id, each, [next(verdicts) for _ in each]))
             progress(1)
-    isolation = {v.execution.isolation for s in solved for v in s.verdicts}
-    return Report(benchmark, solved, contrasted, "limits" if "limits" in isolation else "namespace")
+    held = {v.execution.isolation for s in solved for v in s.verdicts}
+    weakest: Isolation = "limits" if "limits" in held else "partial" if "partial" in held else "full"
+    return Report(benchmark, solved, contrasted, weakest)

@@ -1,9 +1,10 @@
-"""Run a Python program that nobody has read: as little as the operating system lets it do, for a short time.
+"""Run an untrusted Python program in a child process with few rights and for a short time.
 
-On Linux the program has a world of its own (namespaces: no network, no other processes, a working folder in memory),
-reads nothing but the interpreter and its libraries (landlock), starts no processes and opens no sockets (seccomp), and
-is bounded in time, memory, files and output (limits).  What could not be had is said in the result.  This keeps a
-careless program harmless and a hostile one at arm's length; it is not a virtual machine.
+On Linux it gets namespaces of its own (no network, no other processes, a working folder in memory), reads nothing but
+the interpreter and its libraries (landlock), starts no processes and opens no sockets (seccomp), and is bounded in
+time, memory, files and output (resource limits).  No program is needed for that, and no privilege where the kernel
+lets users make namespaces.  `Execution` says which of these guards held.  This keeps a careless program harmless and a
+hostile one at arm's length; it is not a virtual machine.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from typing import Literal
 
 from likely.errors import CapabilityError
 
-CAGE = Path(__file__).with_name("code_cage.py")
-CPU_EXIT = 124
+CHILD = Path(__file__).with_name("child.py")
+CPU_EXIT = 124  # exit code of the child when the program was killed because its CPU time was used up
 GUARDS = ("namespaces", "landlock", "seccomp")
+Isolation = Literal["full", "partial", "limits"]
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """wall_s, cpu_s in seconds; the others in bytes: memory, one file, all files, each of stdout and stderr."""
 
     wall_s: float = 10.0
@@ -52,9 +54,8 @@ class Execution:
 
     status     "ok" (exit code 0), "failed" (any other), "timeout" (wall or CPU time), "killed" (by a signal), "output"
                (it wrote more than it may)
-    isolation  "namespace": no network and no other processes to be seen; "limits": the operating system gave no such
-               world, and what is in `guards` is all
     guards     what held it: "limits", and of "namespaces", "landlock", "seccomp", "audit hook" those that could be had
+    isolation  "full": namespaces, landlock and seccomp all held; "partial": some of them; "limits": none
     """
 
     status: Literal["ok", "failed", "timeout", "killed", "output"]
@@ -62,28 +63,35 @@ class Execution:
     stdout: str
     stderr: str
     seconds: float
-    isolation: Literal["namespace", "limits"]
     guards: tuple[str, ...]
 
+    @property
+    def isolation(self) -> Isolation:
+        held = sum(guard in self.guards for guard in GUARDS)
+        return "full" if held == len(GUARDS) else "partial" if held else "limits"
 
-def run_python(program: str, limits: Limits | None = None, *, guards: Iterable[str] = GUARDS) -> Execution:
+
+def run_python(program: str, limits: SandboxLimits | None = None, *, guards: Iterable[str] = GUARDS) -> Execution:
     """Run a program in a fresh interpreter without site-packages, environment or standard input.
 
     guards  which to ask for, beside the limits
     """
-    limits = limits or Limits()
+    limits = limits or SandboxLimits()
     guards = list(guards)
     if unknown := set(guards) - set(GUARDS):
         raise ValueError(f"guards must be among {', '.join(GUARDS)}, got {', '.join(sorted(unknown))}")
     if os.name != "posix":
         raise CapabilityError("running untrusted code needs Linux or macOS; on Windows use WSL or a container")
     with tempfile.TemporaryDirectory(prefix="likely-code-", ignore_cleanup_errors=True) as folder:
-        settings = {"program": program, "folder": os.path.realpath(folder), "guards": guards, **vars(limits)}
+        settings = {
+            "program": program, "folder": os.path.realpath(folder), "guards": guards, "cpu_exit": CPU_EXIT,
+            **vars(limits),
+        }  # fmt: skip
         reader, writer = os.pipe()
         started = time.monotonic()
         try:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(CAGE), str(writer)],
+                [sys.executable, "-I", "-S", str(CHILD), str(writer)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -102,26 +110,24 @@ def run_python(program: str, limits: Limits | None = None, *, guards: Iterable[s
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             seconds = time.monotonic() - started
-            told = report.read()
-        if not told:  # the cage itself failed: nothing of the program has run
+            held = report.read()
+        if not held:  # the child failed before the program began
             if status == "timeout":
-                return Execution("timeout", -signal.SIGKILL, "", "", seconds, "limits", ())
+                return Execution("timeout", -signal.SIGKILL, "", "", seconds, ())
             raise CapabilityError(f"the sandbox could not start: {err.strip().splitlines()[-1:] or status}")
-        found = tuple(json.loads(told))
     code = process.returncode
     if status == "ended":
         status = (
             "ok" if code == 0 else "timeout" if code == CPU_EXIT else "killed" if code < 0 or code > 128 else "failed"
         )
-    isolation: Literal["namespace", "limits"] = "namespace" if "namespaces" in found else "limits"
-    return Execution(status, code, out, err, seconds, isolation, found)  # type: ignore[arg-type]
+    return Execution(status, code, out, err, seconds, tuple(json.loads(held)))  # type: ignore[arg-type]
 
 
-def _watch(process: subprocess.Popen, settings: bytes, limits: Limits, deadline: float) -> tuple[str, str, str]:
+def _watch(process: subprocess.Popen, settings: bytes, limits: SandboxLimits, deadline: float) -> tuple[str, str, str]:
     """(how it ended: "ended", "timeout" or "output"; stdout; stderr), each cut to `output_bytes`."""
     assert process.stdin and process.stdout and process.stderr
     with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(settings)  # read whole by the cage before anything else happens
+        process.stdin.write(settings)  # read whole by the child before anything else happens
         process.stdin.close()
     streams = {process.stdout: bytearray(), process.stderr: bytearray()}
     status = "ended"

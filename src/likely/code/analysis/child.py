@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 
-class TimedOut(Exception):
+class ChildTimedOut(Exception):
     """The child did not answer in time."""
 
 
-class Ended(Exception):
+class ChildEnded(Exception):
     """The child is gone, or never came."""
 
 
@@ -37,7 +37,7 @@ class Child:
                 cwd=cwd, env=env, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
-            raise Ended(f"{command[0]} cannot be started: {error.strerror or error}") from None
+            raise ChildEnded(f"{command[0]} cannot be started: {error.strerror or error}") from None
         self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._read = read_message
         threading.Thread(target=self._listen, name="likely-child", daemon=True).start()
@@ -55,17 +55,17 @@ class Child:
             self.process.stdin.write(data)
             self.process.stdin.flush()
         except (OSError, ValueError):
-            raise Ended("the process does not take messages any more") from None
+            raise ChildEnded("the process does not take messages any more") from None
 
     def receive(self, timeout_s: float) -> bytes:
-        """The next message; TimedOut after so many seconds, Ended if there will be none."""
+        """The next message; ChildTimedOut after so many seconds, ChildEnded if there will be none."""
         try:
             message = self._messages.get(timeout=max(timeout_s, 0.0))
         except queue.Empty:
-            raise TimedOut from None
+            raise ChildTimedOut from None
         if message is None:
             self._messages.put(None)
-            raise Ended(f"the process ended with code {self.process.poll()}")
+            raise ChildEnded(f"the process ended with code {self.process.poll()}")
         return message
 
     @property

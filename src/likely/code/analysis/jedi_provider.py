@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import IO, Any
 
-from likely.code.analysis.child import Child, Ended, TimedOut
-from likely.code.analysis.members import Answer, Kind, Member, Parameter
+from likely.code.analysis.child import Child, ChildEnded, ChildTimedOut
+from likely.code.analysis.members import AnalysisKind, AnalysisReply, Member, Parameter
 from likely.code.buffer import CodeBuffer
 from likely.errors import missing_extra
 
@@ -41,10 +41,10 @@ class JediProvider:
         self._number = 0
         self._closed = False
 
-    def members(self, buffer: CodeBuffer) -> Answer:
+    def members(self, buffer: CodeBuffer) -> AnalysisReply:
         return self.about("members", buffer)
 
-    def about(self, kind: Kind, buffer: CodeBuffer) -> Answer:
+    def about(self, kind: AnalysisKind, buffer: CodeBuffer) -> AnalysisReply:
         request = {
             "id": self._number, "root": buffer.project_root or self.root, "kind": kind, "path": buffer.path,
             "prefix": buffer.prefix, "suffix": buffer.suffix,
@@ -55,20 +55,20 @@ class JediProvider:
             self._asked += 1
             child.send(json.dumps(request).encode() + b"\n")
             reply: dict[str, Any] = json.loads(child.receive(self.limit_s))
-        except TimedOut:
+        except ChildTimedOut:
             self._stop()
-            return Answer("timed out", detail=f"no answer within {self.limit_s:g} s")
-        except (Ended, ValueError) as error:
+            return AnalysisReply("timed out", detail=f"no answer within {self.limit_s:g} s")
+        except (ChildEnded, ValueError) as error:
             self._stop()
-            return Answer("failed", detail=str(error))
+            return AnalysisReply("failed", detail=str(error))
         if reply.get("id") != request["id"]:
             self._stop()
-            return Answer("failed", detail="the worker answered another question")
+            return AnalysisReply("failed", detail="the worker answered another question")
         return answer_of(reply)
 
     def _running(self) -> Child:
         if self._closed:
-            raise Ended("the provider is closed")
+            raise ChildEnded("the provider is closed")
         if self._child is not None and self._child.alive and self._asked < RECYCLED_AFTER:
             return self._child
         self._stop()
@@ -93,10 +93,10 @@ def _line(stream: IO[bytes]) -> bytes | None:
     return stream.readline() or None
 
 
-def answer_of(reply: dict[str, Any]) -> Answer:
-    """The worker's reply as an Answer; ValueError for another form."""
+def answer_of(reply: dict[str, Any]) -> AnalysisReply:
+    """The worker's reply as an AnalysisReply; ValueError for another form."""
     parameters = reply.get("parameters")
-    return Answer(
+    return AnalysisReply(
         reply["status"],
         tuple(Member(*one) for one in reply.get("members", ())),
         None if parameters is None else tuple(Parameter(*one) for one in parameters),

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from likely.code.analysis.child import Child, Ended, TimedOut
-from likely.code.analysis.members import Answer, Kind, Member
+from likely.code.analysis.child import Child, ChildEnded, ChildTimedOut
+from likely.code.analysis.members import AnalysisKind, AnalysisReply, Member
+from likely.code.analysis.questions import closing
 from likely.code.buffer import CodeBuffer, line_and_column
 
 # CompletionItemKind of things that can stand after a dot; texts, keywords, snippets, colours, files are none
@@ -51,10 +52,8 @@ class LspProvider:
         self._versions: dict[str, int] = {}
         self._closed = False
 
-    def members(self, buffer: CodeBuffer) -> Answer:
+    def members(self, buffer: CodeBuffer) -> AnalysisReply:
         """Asked with the text as it is, and with its open brackets closed; what either answer holds is legal."""
-        from likely.code.analysis.questions import closing
-
         found: dict[str, Member] = {}
         prefix = buffer.prefix.rstrip()
         variants = dict.fromkeys(("", closing(prefix)) if self.language_id == "python" else ("",))
@@ -64,19 +63,19 @@ class LspProvider:
             for middle in variants:
                 items, whole = self._complete(child, buffer, prefix, f"{middle}\n{buffer.suffix}", deadline)
                 if not whole:
-                    return Answer("unknown", detail="the server's list is not complete")
+                    return AnalysisReply("unknown", detail="the server's list is not complete")
                 for member in items:
                     found.setdefault(member.name, member)
-        except TimedOut:
+        except ChildTimedOut:
             self._stop()
-            return Answer("timed out", detail=f"no answer within {self.limit_s:g} s")
-        except (Ended, ValueError, KeyError, TypeError) as error:
+            return AnalysisReply("timed out", detail=f"no answer within {self.limit_s:g} s")
+        except (ChildEnded, ValueError, KeyError, TypeError) as error:
             self._stop()
-            return Answer("failed", detail=f"{type(error).__name__}: {error}")
-        return Answer("answered", tuple(found.values())) if found else Answer("unknown")
+            return AnalysisReply("failed", detail=f"{type(error).__name__}: {error}")
+        return AnalysisReply("answered", tuple(found.values())) if found else AnalysisReply("unknown")
 
-    def about(self, kind: Kind, buffer: CodeBuffer) -> Answer:
-        return self.members(buffer) if kind == "members" else Answer("unknown")
+    def about(self, kind: AnalysisKind, buffer: CodeBuffer) -> AnalysisReply:
+        return self.members(buffer) if kind == "members" else AnalysisReply("unknown")
 
     def close(self) -> None:
         self._closed = True
@@ -114,7 +113,7 @@ class LspProvider:
 
     def _running(self) -> Child:
         if self._closed:
-            raise Ended("the provider is closed")
+            raise ChildEnded("the provider is closed")
         if self._child is not None and self._child.alive:
             return self._child
         self._stop()

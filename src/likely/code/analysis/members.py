@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from likely.code.buffer import CodeBuffer
 
-Kind = Literal["members", "signature", "cases", "exceptions"]
+AnalysisKind = Literal["members", "signature", "cases", "exceptions"]
 Status = Literal["answered", "unknown", "timed out", "failed"]
 
 
@@ -35,7 +35,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnalysisReply:
     """What a provider knows at a place.
 
     status      "answered"; "unknown": the analyser cannot tell; "timed out"; "failed": with `detail`
@@ -57,11 +57,11 @@ class MemberProvider(Protocol):
 
     name: str
 
-    def members(self, buffer: CodeBuffer) -> Answer:
+    def members(self, buffer: CodeBuffer) -> AnalysisReply:
         """The members that may follow a dot before the cursor."""
         ...
 
-    def about(self, kind: Kind, buffer: CodeBuffer) -> Answer:
+    def about(self, kind: AnalysisKind, buffer: CodeBuffer) -> AnalysisReply:
         """The same for any kind of question; "unknown" for kinds that it cannot answer.
 
         "signature": the cursor follows the opening bracket of a call.  "cases": it stands where a pattern of a `match`
@@ -85,11 +85,11 @@ class Analyses:
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._asked: OrderedDict[tuple[Kind, CodeBuffer], Future[Answer]] = OrderedDict()
+        self._asked: OrderedDict[tuple[AnalysisKind, CodeBuffer], Future[AnalysisReply]] = OrderedDict()
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
-    def ask(self, kind: Kind, buffer: CodeBuffer) -> Future[Answer]:
+    def ask(self, kind: AnalysisKind, buffer: CodeBuffer) -> Future[AnalysisReply]:
         """The answer to come; never an exception."""
         key = (kind, buffer)
         with self._lock:
@@ -105,12 +105,12 @@ class Analyses:
                 self._asked.popitem(last=False)
         return future
 
-    def _answer(self, kind: Kind, buffer: CodeBuffer) -> Answer:
+    def _answer(self, kind: AnalysisKind, buffer: CodeBuffer) -> AnalysisReply:
         started = time.perf_counter()
         try:
             found = self.provider.members(buffer) if kind == "members" else self.provider.about(kind, buffer)
         except Exception as error:  # an analyser's fault must not end a text
-            found = Answer("failed", detail=f"{type(error).__name__}: {error}")
+            found = AnalysisReply("failed", detail=f"{type(error).__name__}: {error}")
         self.counts[found.status] += 1
         return replace(found, seconds=time.perf_counter() - started)
 
@@ -131,24 +131,28 @@ class FixedMembers:
 
     by_receiver: dict[str, Sequence[str]]
     signatures: dict[str, Sequence[Parameter]] = field(default_factory=dict)
-    names: dict[Kind, Sequence[str]] = field(default_factory=dict)
+    names: dict[AnalysisKind, Sequence[str]] = field(default_factory=dict)
     name: str = "fixed"
 
-    def members(self, buffer: CodeBuffer) -> Answer:
+    def members(self, buffer: CodeBuffer) -> AnalysisReply:
         found = _longest_end(self.by_receiver, buffer.prefix.rstrip().removesuffix(".").rstrip())
         if found is None:
-            return Answer("unknown")
-        return Answer("answered", tuple(Member(name) for name in self.by_receiver[found]))
+            return AnalysisReply("unknown")
+        return AnalysisReply("answered", tuple(Member(name) for name in self.by_receiver[found]))
 
-    def about(self, kind: Kind, buffer: CodeBuffer) -> Answer:
+    def about(self, kind: AnalysisKind, buffer: CodeBuffer) -> AnalysisReply:
         if kind == "members":
             return self.members(buffer)
         if kind == "signature":
             found = _longest_end(self.signatures, buffer.prefix.removesuffix("("))
-            return Answer("unknown") if found is None else Answer("answered", parameters=tuple(self.signatures[found]))
+            return (
+                AnalysisReply("unknown")
+                if found is None
+                else AnalysisReply("answered", parameters=tuple(self.signatures[found]))
+            )
         if kind not in self.names:
-            return Answer("unknown")
-        return Answer("answered", tuple(Member(name) for name in self.names[kind]))
+            return AnalysisReply("unknown")
+        return AnalysisReply("answered", tuple(Member(name) for name in self.names[kind]))
 
     def close(self) -> None:
         pass

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from likely.code.analysis.python_lexer import START
 from likely.code.buffer import CLOSING, line_and_column
 
 NOT_MEMBERS = ("keyword", "path")
@@ -113,8 +114,6 @@ class JediQuestions:
 
 def closing(code: str) -> str:
     """What closes the brackets that are open at the end of `code`, innermost first."""
-    from likely.code.analysis.python_lexer import START
-
     frames = START.feed(code.encode()).frames
     brackets = [chr(frame) for frame in reversed(frames) if isinstance(frame, int) and frame > 0]
     return "".join(bracket for bracket in brackets if bracket in CLOSING.values())

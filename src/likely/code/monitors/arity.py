@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from likely.code.analysis.members import Analyses, Answer, Parameter
+from likely.code.analysis.members import Analyses, AnalysisReply, Parameter
 from likely.code.analysis.python_lexer import KEYWORDS, NAME_BYTES, START, Lexed, reading, step
 from likely.code.buffer import CodeBuffer
-from likely.code.monitors.monitor import State, Walk
+from likely.code.monitors.monitor import MonitorState, Walk
 from likely.decoding.constraint import Mask, mask_of
 from likely.guided.vocabulary import Vocabulary
 
@@ -32,10 +32,10 @@ class ArityMonitor:
     name: ClassVar[str] = "arity"
     judges_late: ClassVar[bool] = True  # which call a `)` inside a token closes is seen when it is walked
 
-    def start(self, buffer: CodeBuffer, vocabulary: Vocabulary) -> State:
+    def start(self, buffer: CodeBuffer, vocabulary: Vocabulary) -> MonitorState:
         """Calls that the text before the cursor leaves open are counted from their opening bracket."""
         prefix = buffer.prefix.encode()
-        state = Calls(Shape(self.analyses, vocabulary), ())
+        state = OpenCalls(CallTokens(self.analyses, vocabulary), ())
         lexed, begin = START, 0
         for at, byte in enumerate(prefix):
             lexed = step(lexed, byte)
@@ -55,7 +55,7 @@ class ArityMonitor:
 
 
 @dataclass(eq=False)
-class Shape:
+class CallTokens:
     """Tokens of a vocabulary by the first byte of them that shapes a call."""
 
     analyses: Analyses
@@ -85,7 +85,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Call:
+class OpenCall:
     """An open call.
 
     depth     frames of the lexer inside its bracket;  question: its signature
@@ -146,9 +146,9 @@ class Signature:
 
     analyses: Analyses
     buffer: CodeBuffer
-    _future: Future[Answer] | None = field(default=None, repr=False)
+    _future: Future[AnalysisReply] | None = field(default=None, repr=False)
 
-    def asked(self) -> Future[Answer]:
+    def asked(self) -> Future[AnalysisReply]:
         if self._future is None:
             self._future = self.analyses.ask("signature", self.buffer)
         return self._future
@@ -159,13 +159,13 @@ class Signature:
 
 
 @dataclass(frozen=True)
-class Calls:
+class OpenCalls:
     """The open calls, outermost first."""
 
-    shape: Shape
-    calls: tuple[Call, ...]
+    shape: CallTokens
+    calls: tuple[OpenCall, ...]
 
-    def step(self, byte: int, walk: Walk) -> State | None:
+    def step(self, byte: int, walk: Walk) -> MonitorState | None:
         before = reading(walk.before, byte)
         call = self._here(before)
         if call is not None and byte == ROUND and not call.may_close(False):
@@ -175,11 +175,11 @@ class Calls:
         after = self.counted(byte, before, walk.after)
         return after.opened(len(walk.after.frames), walk.so_far()) if _opens_call(before, byte) else after
 
-    def opened(self, depth: int, buffer: CodeBuffer) -> Calls:
+    def opened(self, depth: int, buffer: CodeBuffer) -> OpenCalls:
         """After the bracket that opens a call."""
-        return replace(self, calls=(*self.calls, Call(depth, Signature(self.shape.analyses, buffer))))
+        return replace(self, calls=(*self.calls, OpenCall(depth, Signature(self.shape.analyses, buffer))))
 
-    def counted(self, byte: int, before: Lexed, after: Lexed) -> Calls:
+    def counted(self, byte: int, before: Lexed, after: Lexed) -> OpenCalls:
         """After a byte, but for a call that it opens."""
         if not self.calls:
             return self
@@ -188,7 +188,7 @@ class Calls:
             return replace(self, calls=outer)
         return replace(self, calls=(*outer, _after(call, byte, before)))
 
-    def _here(self, lexed: Lexed) -> Call | None:
+    def _here(self, lexed: Lexed) -> OpenCall | None:
         """The call whose arguments stand directly at this place."""
         if self.calls and lexed.in_code and len(lexed.frames) == self.calls[-1].depth:
             return self.calls[-1]
@@ -207,22 +207,22 @@ class Calls:
     def may_end(self) -> bool:
         return True
 
-    def asked(self) -> Future[Answer] | None:
+    def asked(self) -> Future[AnalysisReply] | None:
         return self.calls[-1].question.asked() if self.calls else None
 
-    def settled(self) -> State:
+    def settled(self) -> MonitorState:
         return self
 
     def forced(self) -> bytes:
         return b""
 
-    def idle(self) -> State:
+    def idle(self) -> MonitorState:
         return replace(self, calls=tuple(replace(call, free=True) for call in self.calls))
 
     def choices(self) -> frozenset[bytes]:
         return frozenset()
 
-    def chosen(self, names: frozenset[bytes]) -> State:
+    def chosen(self, names: frozenset[bytes]) -> MonitorState:
         return self
 
 
@@ -231,7 +231,7 @@ def _opens_call(before: Lexed, byte: int) -> bool:
     return byte == 40 and before.in_code and before.value and before.before not in (b"def", b"class")
 
 
-def _after(call: Call, byte: int, before: Lexed) -> Call:
+def _after(call: OpenCall, byte: int, before: Lexed) -> OpenCall:
     """The call after a byte inside its brackets."""
     if not (before.in_code and len(before.frames) == call.depth):
         return call

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
-from likely.code.analysis.members import Answer
+from likely.code.analysis.members import AnalysisReply
 from likely.code.analysis.python_lexer import START, Lexed, step
 from likely.code.buffer import CodeBuffer
 from likely.decoding.constraint import ConstraintViolation, Mask, contains
@@ -24,10 +24,10 @@ AcrossTrigger = Literal["check", "split", "allow"]
 log = logging.getLogger("likely.guided")
 
 
-class State(Protocol):
+class MonitorState(Protocol):
     """What one monitor knows after some text; never changed."""
 
-    def step(self, byte: int, walk: Walk) -> State | None:
+    def step(self, byte: int, walk: Walk) -> MonitorState | None:
         """After one more byte; None: this byte is illegal here.  May have to wait for an analysis."""
         ...
 
@@ -37,11 +37,11 @@ class State(Protocol):
 
     def may_end(self) -> bool: ...
 
-    def asked(self) -> Future[Answer] | None:
+    def asked(self) -> Future[AnalysisReply] | None:
         """The analysis that this state needs, started now if it was not; None if it needs none."""
         ...
 
-    def settled(self) -> State:
+    def settled(self) -> MonitorState:
         """This state with the answer taken in; waits for it."""
         ...
 
@@ -49,7 +49,7 @@ class State(Protocol):
         """Bytes that come next whatever the model says."""
         ...
 
-    def idle(self) -> State:
+    def idle(self) -> MonitorState:
         """The state s_0 of this monitor, which allows everything."""
         ...
 
@@ -57,7 +57,7 @@ class State(Protocol):
         """The names one of which is due exactly here; empty where none is."""
         ...
 
-    def chosen(self, names: frozenset[bytes]) -> State:
+    def chosen(self, names: frozenset[bytes]) -> MonitorState:
         """This state with only some of its choices left."""
         ...
 
@@ -73,13 +73,13 @@ class Monitor(Protocol):
     @property
     def judges_late(self) -> bool: ...
 
-    def start(self, buffer: CodeBuffer, vocabulary: Vocabulary) -> State:
+    def start(self, buffer: CodeBuffer, vocabulary: Vocabulary) -> MonitorState:
         """The state at the cursor of a buffer, with a question that the text before it raises."""
         ...
 
 
 @runtime_checkable
-class Question(Protocol):
+class MonitorQuestion(Protocol):
     """An analysis that a text raised: buffer with the cursor at the place, what came of it."""
 
     @property
@@ -88,8 +88,8 @@ class Question(Protocol):
     def buffer(self) -> CodeBuffer: ...
     @property
     def typed(self) -> bytes: ...
-    def answer(self) -> Answer: ...
-    def settled(self) -> State: ...
+    def answer(self) -> AnalysisReply: ...
+    def settled(self) -> MonitorState: ...
 
 
 Choose = Callable[[Sequence[int], Sequence[bytes]], bytes]  # (tokens so far, names that are legal here) -> one of them
@@ -123,7 +123,7 @@ class Walk:
         written = self.node.written() + self.token[: self.at + 1]
         return self.constraint.buffer.insert(written.decode("utf-8", "ignore"))
 
-    def ask(self, question: Question) -> None:
+    def ask(self, question: MonitorQuestion) -> None:
         """Remember a question, for the report on the text."""
         self.constraint.raised.append(question)
 
@@ -136,15 +136,15 @@ class _Node:
     token: int
     piece: bytes
     lexed: Lexed
-    states: tuple[State, ...]
+    states: tuple[MonitorState, ...]
     approximate: bool = False
     ended: bool = False
     refused: set[int] = field(default_factory=set)
-    walked: dict[int, tuple[Lexed, tuple[State, ...]]] = field(default_factory=dict)
+    walked: dict[int, tuple[Lexed, tuple[MonitorState, ...]]] = field(default_factory=dict)
     joined: tuple[Mask, list[int]] | None = None
     uncertain: bool = False
 
-    def settle(self) -> tuple[State, ...]:
+    def settle(self) -> tuple[MonitorState, ...]:
         self.states = tuple(state.settled() for state in self.states)
         return self.states
 
@@ -178,14 +178,14 @@ class MonitorConstraint:
     vocabulary: Vocabulary
     buffer: CodeBuffer
     choose: Choose | None = None
-    raised: list[Question] = field(default_factory=list, repr=False)
+    raised: list[MonitorQuestion] = field(default_factory=list, repr=False)
     _node: _Node | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self._node is None:
             states = tuple(monitor.start(self.buffer, self.vocabulary) for monitor in self.monitors)
             self._node = _Node(None, -1, b"", START.feed(self.buffer.prefix.encode()), states)
-            self.raised += [state for state in states if isinstance(state, Question)]
+            self.raised += [state for state in states if isinstance(state, MonitorQuestion)]
             _ask(self._node)
 
     # --- the protocol of constraints --------------------------------------------------------------------------------
@@ -300,14 +300,14 @@ class MonitorConstraint:
         return self._at.written()
 
     @property
-    def states(self) -> tuple[State, ...]:
+    def states(self) -> tuple[MonitorState, ...]:
         """The states now, answers taken in."""
         return self._at.settle()
 
-    def questions(self, written: bytes) -> list[Question]:
+    def questions(self, written: bytes) -> list[MonitorQuestion]:
         """The questions that a text which this constraint or its forks took has raised, in its order."""
         text = self.buffer.prefix + written.decode("utf-8", "ignore")
-        found: dict[tuple[int, str], Question] = {}
+        found: dict[tuple[int, str], MonitorQuestion] = {}
         for question in self.raised:
             if text.startswith(question.buffer.prefix):
                 found.setdefault((question.buffer.cursor or 0, question.monitor_name), question)
@@ -352,7 +352,7 @@ class MonitorConstraint:
             kept = frozenset({choose([each.token for each in node.path()], sorted(names))})
             node.states = tuple(state.chosen(kept) if state.choices() else state for state in node.states)
 
-    def _walk(self, node: _Node, token: int, dropped: Sequence[int]) -> tuple[Lexed, tuple[State, ...]] | None:
+    def _walk(self, node: _Node, token: int, dropped: Sequence[int]) -> tuple[Lexed, tuple[MonitorState, ...]] | None:
         """(lexer, states) after a token; None if a monitor that counts forbids it."""
         piece, lexed, states = self.vocabulary.tokens[token], node.lexed, list(node.settle())
         for at, byte in enumerate(piece):

@@ -1,6 +1,6 @@
 """The machine that most monitors are: wait for a trigger, ask for legal names, hold the text to one of them.
 
-States: Waiting (s_0), Asked (the analysis runs), Within (the set L of what is left of each legal name).
+States: `WaitingForTrigger` (s_0), `WaitingForAnalysis`, `WritingName` (what is left of each legal name).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from likely.code.analysis.members import Analyses, Answer, Kind
+from likely.code.analysis.members import Analyses, AnalysisKind, AnalysisReply
 from likely.code.analysis.python_lexer import NAME_BYTES, START, Lexed, is_number, step
 from likely.code.buffer import CodeBuffer
-from likely.code.monitors.monitor import AcrossTrigger, State, Walk
+from likely.code.monitors.monitor import AcrossTrigger, MonitorState, Walk
 from likely.code.name_masks import BLANKS, NameMasks, Names, Space, breaks, masks_for
 from likely.decoding.constraint import Mask, mask_of
 from likely.guided.vocabulary import Vocabulary
@@ -36,7 +36,7 @@ class NameMonitor:
     across_trigger: AcrossTrigger = "check"
 
     name: ClassVar[str]
-    kind: ClassVar[Kind]
+    kind: ClassVar[AnalysisKind]
     look_back: ClassVar[re.Pattern[str]]  # at the end of a text: group 1 ends with the trigger's last character
     extra: ClassVar[bytes] = b""  # bytes that do not end a name here
     instead: ClassVar[bytes] = b""  # bytes that may stand in place of a name
@@ -54,12 +54,12 @@ class NameMonitor:
         """Whether this byte makes a name due."""
         raise NotImplementedError
 
-    def legal(self, answer: Answer, buffer: CodeBuffer, typed: bytes) -> Iterable[str] | None:
+    def legal(self, answer: AnalysisReply, buffer: CodeBuffer, typed: bytes) -> Iterable[str] | None:
         """The legal names; None: no constraint.  typed: what of the name the prompt already has."""
         raise NotImplementedError
 
-    def start(self, buffer: CodeBuffer, vocabulary: Vocabulary) -> State:
-        idle = Waiting(Bound(self, masks_for(vocabulary, self.extra, self.instead)))
+    def start(self, buffer: CodeBuffer, vocabulary: Vocabulary) -> MonitorState:
+        idle = WaitingForTrigger(BoundMonitor(self, masks_for(vocabulary, self.extra, self.instead)))
         found = self.look_back.search(buffer.prefix)
         if found is None:
             return idle
@@ -71,11 +71,11 @@ class NameMonitor:
         tail = buffer.prefix[at:]
         typed = tail.lstrip().encode()
         asked = CodeBuffer(buffer.path, buffer.prefix[:at] + buffer.suffix, at, buffer.project_root)
-        return Asked(idle.bound, asked, typed, bool(tail) and not typed)
+        return WaitingForAnalysis(idle.bound, asked, typed, bool(tail) and not typed)
 
 
 @dataclass(eq=False)
-class Bound:
+class BoundMonitor:
     """A monitor and the masks for one vocabulary."""
 
     monitor: NameMonitor
@@ -109,16 +109,16 @@ class Bound:
 
 
 @dataclass(frozen=True, eq=False)
-class Waiting:
+class WaitingForTrigger:
     """s_0: nothing is due."""
 
-    bound: Bound
+    bound: BoundMonitor
 
-    def step(self, byte: int, walk: Walk) -> State | None:
+    def step(self, byte: int, walk: Walk) -> MonitorState | None:
         monitor = self.bound.monitor
         if not monitor.triggers(walk.before, byte, walk.after) or (monitor.across_trigger == "allow" and not walk.last):
             return self
-        asked = Asked(self.bound, walk.so_far())
+        asked = WaitingForAnalysis(self.bound, walk.so_far())
         walk.ask(asked)
         return asked
 
@@ -128,44 +128,44 @@ class Waiting:
     def may_end(self) -> bool:
         return True
 
-    def asked(self) -> Future[Answer] | None:
+    def asked(self) -> Future[AnalysisReply] | None:
         return None
 
-    def settled(self) -> State:
+    def settled(self) -> MonitorState:
         return self
 
     def forced(self) -> bytes:
         return b""
 
-    def idle(self) -> State:
+    def idle(self) -> MonitorState:
         return self
 
     def choices(self) -> Names:
         return frozenset()
 
-    def chosen(self, names: Names) -> State:
+    def chosen(self, names: Names) -> MonitorState:
         return self
 
 
 @dataclass(eq=False)
-class Asked:
+class WaitingForAnalysis:
     """A name is due and the analysis was asked which.  typed: what of it the prompt has;  blank: it has blanks."""
 
-    bound: Bound
+    bound: BoundMonitor
     buffer: CodeBuffer
     typed: bytes = b""
     blank: bool = False
-    _future: Future[Answer] | None = None
+    _future: Future[AnalysisReply] | None = None
 
-    def asked(self) -> Future[Answer]:
+    def asked(self) -> Future[AnalysisReply]:
         if self._future is None:
             self._future = self.bound.monitor.analyses.ask(self.bound.monitor.kind, self.buffer)
         return self._future
 
-    def answer(self) -> Answer:
+    def answer(self) -> AnalysisReply:
         return self.asked().result()
 
-    def settled(self) -> State:
+    def settled(self) -> MonitorState:
         names = None
         answer = self.answer()
         if answer.status == "answered":
@@ -174,14 +174,14 @@ class Asked:
             name.encode()[len(self.typed) :] for name in names or () if name.encode().startswith(self.typed)
         )
         if not left:
-            return Waiting(self.bound)
-        return Within(self.bound, left, "" if self.typed or self.blank else "start", True)
+            return WaitingForTrigger(self.bound)
+        return WritingName(self.bound, left, "" if self.typed or self.blank else "start", True)
 
     @property
     def monitor_name(self) -> str:
         return self.bound.monitor.name
 
-    def step(self, byte: int, walk: Walk) -> State | None:
+    def step(self, byte: int, walk: Walk) -> MonitorState | None:
         if self.bound.monitor.across_trigger == "split" and not walk.first and byte in NAME_BYTES:
             return None
         return self.settled().step(byte, walk)
@@ -195,18 +195,18 @@ class Asked:
     def forced(self) -> bytes:
         return self.settled().forced()
 
-    def idle(self) -> State:
-        return Waiting(self.bound)
+    def idle(self) -> MonitorState:
+        return WaitingForTrigger(self.bound)
 
     def choices(self) -> Names:
         return self.settled().choices()
 
-    def chosen(self, names: Names) -> State:
+    def chosen(self, names: Names) -> MonitorState:
         return self.settled().chosen(names)
 
 
 @dataclass(frozen=True, eq=False)
-class Within:
+class WritingName:
     """One of `names` is to be written.
 
     blanks     which may still come first: one, or (in brackets) a line break and an indentation; "": none, or the name
@@ -214,25 +214,25 @@ class Within:
     untouched  nothing of it was generated
     """
 
-    bound: Bound
+    bound: BoundMonitor
     names: Names
     blanks: Literal["", "start", "break", "indent"]
     untouched: bool
     indentation: int = 0
 
-    def step(self, byte: int, walk: Walk) -> State | None:
+    def step(self, byte: int, walk: Walk) -> MonitorState | None:
         if self.blanks and byte in BLANKS:
             return self._blank(byte, bool(walk.before.frames))
         if self.untouched and byte in self.bound.monitor.instead:
-            return Waiting(self.bound)
+            return WaitingForTrigger(self.bound)
         left = frozenset(name[1:] for name in self.names if name and name[0] == byte)
         if left:
             return replace(self, names=left, blanks="", untouched=False)
         if b"" in self.names and breaks(walk.rest, self.bound.monitor.extra):
-            return Waiting(self.bound).step(byte, walk)
+            return WaitingForTrigger(self.bound).step(byte, walk)
         return None
 
-    def _blank(self, byte: int, lines: bool) -> State | None:
+    def _blank(self, byte: int, lines: bool) -> MonitorState | None:
         if self.blanks == "indent":
             return replace(self, indentation=self.indentation + 1) if byte in b" \t" else None
         if byte in b" \t":
@@ -252,26 +252,26 @@ class Within:
     def may_end(self) -> bool:
         return b"" in self.names
 
-    def asked(self) -> Future[Answer] | None:
+    def asked(self) -> Future[AnalysisReply] | None:
         return None
 
-    def settled(self) -> State:
+    def settled(self) -> MonitorState:
         return self
 
     def forced(self) -> bytes:
         return next(iter(self.names)) if len(self.names) == 1 else b""
 
-    def idle(self) -> State:
-        return Waiting(self.bound)
+    def idle(self) -> MonitorState:
+        return WaitingForTrigger(self.bound)
 
     def choices(self) -> Names:
         return self.names if self.untouched else frozenset()
 
-    def chosen(self, names: Names) -> State:
+    def chosen(self, names: Names) -> MonitorState:
         return replace(self, names=self.names & names)
 
 
-def _without_crossing(bound: Bound, lexed: Lexed, mask: Mask | None) -> tuple[Mask | None, bool]:
+def _without_crossing(bound: BoundMonitor, lexed: Lexed, mask: Mask | None) -> tuple[Mask | None, bool]:
     """(the mask as `across_trigger` wants it, whether it holds tokens that only a walk can judge)"""
     if bound.monitor.across_trigger == "allow":
         return mask, False

@@ -11,17 +11,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from likely.code.analysis.members import Answer
+from likely.code.analysis.members import AnalysisReply
 from likely.code.analysis.python_lexer import START, step
 from likely.code.buffer import CodeBuffer
-from likely.code.monitors.dereference import DereferenceMonitor
+from likely.code.monitors.triggers import DereferenceMonitor
 
 RECEIVER = re.compile(r"([A-Za-z_][\w.]*)\s*\.\s*\Z")
 FUNCTION = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+\w+", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Automaton:
+class TypestateAutomaton:
     """start  the state of a fresh object;  steps: state -> {method: next state}"""
 
     start: str
@@ -57,11 +57,11 @@ class Automaton:
 class TypestateMonitor(DereferenceMonitor):
     """Active on receivers that have all methods of the automaton; members that it does not name are legal."""
 
-    automaton: Automaton = Automaton("any", {"any": {}})
+    automaton: TypestateAutomaton = TypestateAutomaton("any", {"any": {}})
 
     name: ClassVar[str] = "typestate"
 
-    def legal(self, answer: Answer, buffer: CodeBuffer, typed: bytes) -> Iterable[str] | None:
+    def legal(self, answer: AnalysisReply, buffer: CodeBuffer, typed: bytes) -> Iterable[str] | None:
         names = super().legal(answer, buffer, typed)
         methods = self.automaton.methods
         found = RECEIVER.search(buffer.prefix)

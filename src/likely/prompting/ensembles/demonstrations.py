@@ -1,4 +1,4 @@
-"""Solved examples in front of a prompt: drawn by a seed, written down, and never one of the inputs that are asked."""
+"""Solved examples in front of a prompt: sampled by a seed, and never one of the inputs that are asked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from likely.errors import DataError
 from likely.metrics.checks import Ints
-from likely.prompting.selection.score_pool import label_numbers
+from likely.prompting.selection.scoring import label_numbers
 from likely.prompting.templates import CHOICES, LABEL, PromptPool, Template
 
 SEPARATOR = "\n\n"
@@ -45,7 +45,9 @@ class FewShotTask:
         return np.zeros(0, np.int64) if found is None else found
 
 
-def draw(labels: Any, shots: int, rng: np.random.Generator, *, balanced: bool = True, without: int = -1) -> list[int]:
+def sample_examples(
+    labels: Any, shots: int, rng: np.random.Generator, *, balanced: bool = True, without: int = -1
+) -> list[int]:
     """`shots` different examples in a random order.
 
     labels    (M,) of the examples
@@ -68,7 +70,7 @@ def draw(labels: Any, shots: int, rng: np.random.Generator, *, balanced: bool = 
     return rng.permutation(order[:shots]).tolist()
 
 
-def written(template: Template, examples: Sequence[Mapping[str, Any]], labels: Sequence[int]) -> str:
+def write_examples(template: Template, examples: Sequence[Mapping[str, Any]], labels: Sequence[int]) -> str:
     """The examples in the words of the template, each with its answer and an empty line after it."""
     return "".join(
         template.prompt(record) + template.answers(record)[label] + SEPARATOR
@@ -83,16 +85,16 @@ def refuse_known(
 
     examples  by the number that the message names
     """
-    known = {fingerprint(record, pool): number for number, record in examples.items()}
+    known = {record_fingerprint(record, pool): number for number, record in examples.items()}
     for i, record in enumerate(inputs):
-        number = known.get(fingerprint(record, pool))
+        number = known.get(record_fingerprint(record, pool))
         if number is not None:
             raise DataError(
                 f"input {i} is also example {number}, whose answer stands in the prompt: leave one of the two out"
             )
 
 
-def fingerprint(record: Mapping[str, Any], pool: PromptPool) -> str:
+def record_fingerprint(record: Mapping[str, Any], pool: PromptPool) -> str:
     """Hash of what the templates show of a record, without regard to case, white space and the fields' names."""
     shown = {plain(str(value)) for template in pool for value in template.values(record).values()}
     return hashlib.sha256(repr(sorted(shown)).encode()).hexdigest()

@@ -21,10 +21,10 @@ import numpy as np
 from likely.errors import nearest
 from likely.metrics.checks import Floats
 from likely.prompting.ensembles.combining import COMBINATIONS, Combination, Ensembled, combined
-from likely.prompting.ensembles.demonstrations import FewShotTask, draw, refuse_known, written
+from likely.prompting.ensembles.demonstrations import FewShotTask, refuse_known, sample_examples, write_examples
 from likely.prompting.selection.choosing import Calibration, calibrated
-from likely.prompting.selection.score_pool import CONTENT_FREE, ScoresPairs, score_pool
-from likely.prompting.selection.scores import Norm, PromptScores
+from likely.prompting.selection.scores import AnswerNorm, PromptScores
+from likely.prompting.selection.scoring import CONTENT_FREE, ScoresPairs, score_pool
 from likely.prompting.templates import CHOICES, LABEL, TEXT, PromptPool, Template
 
 Vary = Literal["demos", "template"]
@@ -52,7 +52,7 @@ class EnsembleSpec:
     balanced: bool = True
     combine: Combination = "max"
     seed: int = 0
-    norm: Norm = "token"
+    norm: AnswerNorm = "token"
     calibrate: Calibration | None = None
 
     def __post_init__(self) -> None:
@@ -71,23 +71,25 @@ class EnsembleSpec:
 
 
 @dataclass(frozen=True)
-class Member:
+class EnsembleMember:
     """One prompt of the ensemble: a template by its number in the pool, and numbers of examples in their order."""
 
     template: int
     demonstrations: tuple[int, ...]
 
 
-def members(task: FewShotTask, spec: EnsembleSpec) -> list[Member]:
+def members(task: FewShotTask, spec: EnsembleSpec) -> list[EnsembleMember]:
     """The E members; no two of them are the same.  ValueError where the pool or the examples are too few for that."""
     if "template" in spec.vary and spec.size > len(task.pool):
         raise ValueError(f"{spec.size} members need {spec.size} templates, the pool has {len(task.pool)}")
-    found: list[Member] = []
+    found: list[EnsembleMember] = []
     for m in range(spec.size):
         template = m if "template" in spec.vary else 0
         rng = np.random.default_rng([spec.seed, m if "demos" in spec.vary else 0])
         for _ in range(ATTEMPTS):
-            member = Member(template, tuple(draw(task.labels, spec.shots, rng, balanced=spec.balanced)))
+            member = EnsembleMember(
+                template, tuple(sample_examples(task.labels, spec.shots, rng, balanced=spec.balanced))
+            )
             if all(member.demonstrations != other.demonstrations for other in found) or "demos" not in spec.vary:
                 break
         else:
@@ -99,11 +101,11 @@ def members(task: FewShotTask, spec: EnsembleSpec) -> list[Member]:
     return found
 
 
-def member_template(task: FewShotTask, member: Member, name: str) -> Template:
+def member_template(task: FewShotTask, member: EnsembleMember, name: str) -> Template:
     """The member's template with its demonstrations, written in the same template, in front."""
     template = task.pool.templates[member.template]
     shown = [task.examples[i] for i in member.demonstrations]
-    prefix = written(template, shown, task.labels[list(member.demonstrations)].tolist())
+    prefix = write_examples(template, shown, task.labels[list(member.demonstrations)].tolist())
     return replace(template, name=name, prefix=template.prefix + prefix)
 
 
@@ -175,8 +177,8 @@ def tuning_pairs(
     for turn in range(rounds):
         for i in rng.permutation(len(task.examples)).tolist():
             template = pool[(offset[i] + turn) % len(pool)]
-            shown = draw(labels, shots, rng, balanced=balanced, without=i)
-            prefix = written(template, [task.examples[j] for j in shown], [labels[j] for j in shown])
+            shown = sample_examples(labels, shots, rng, balanced=balanced, without=i)
+            prefix = write_examples(template, [task.examples[j] for j in shown], [labels[j] for j in shown])
             record = {k: v for k, v in task.examples[i].items() if k not in (LABEL, CHOICES)}
             pairs.append((prefix + template.prompt(record), template.answers(record)[labels[i]]))
     return pairs

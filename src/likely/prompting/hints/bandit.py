@@ -22,7 +22,7 @@ SETTINGS = tuple(LEAST)
 LEARNED = {
     "weights_": Learned("hf"), "bias_": Learned("h"), "mean_": Learned("f"), "spread_": Learned("f", low=1e-300),
 }  # fmt: skip
-Rewards = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]
+BanditRewards = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]
 
 
 @dataclass
@@ -44,7 +44,7 @@ class HintBandit:
     seed: int = 0
     rewards_: list[float] = field(default_factory=list, init=False)
 
-    def fit(self, features: Any, rewards: Rewards, *, steps: int = 200) -> Self:
+    def fit(self, features: Any, rewards: BanditRewards, *, steps: int = 200) -> Self:
         """features (N, F) of N questions; rewards(questions (M,), hints (M,)) -> (M,), asked only for what was drawn.
 
         `rewards_` is the mean reward of each draw.

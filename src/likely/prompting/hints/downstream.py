@@ -26,7 +26,7 @@ STATE = "How sure is this answer, in percent?"
 
 
 @dataclass(frozen=True)
-class Question:
+class ChoiceQuestion:
     """A multiple-choice question; answer is the number of the right choice."""
 
     question: str
@@ -34,7 +34,7 @@ class Question:
     answer: int
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Question:
+    def of(cls, record: Mapping[str, Any]) -> ChoiceQuestion:
         return cls(record["question"], tuple(record["choices"]), int(record["answer"]))
 
 
@@ -78,7 +78,7 @@ def _plain(text: str) -> str:
     return f" {words} "
 
 
-def hint_features(asked: Sequence[Question], plain: Stated) -> Floats:
+def hint_features(asked: Sequence[ChoiceQuestion], plain: Stated) -> Floats:
     """(N, 5) what is known of a question before it gets a hint: how unsure the model is, what it states, and sizes.
 
     plain  the answers without a hint
@@ -111,7 +111,11 @@ class Downstream:
             self._known = _read_kept(self._kept)
 
     def stated(
-        self, questions: Sequence[Question], hints: Sequence[str], *, progress: Callable[[int], None] | None = None
+        self,
+        questions: Sequence[ChoiceQuestion],
+        hints: Sequence[str],
+        *,
+        progress: Callable[[int], None] | None = None,
     ) -> Stated:
         """questions, hints (M,): the answers to these pairs."""
         if len(questions) != len(hints):
@@ -133,7 +137,7 @@ class Downstream:
             np.array([-(law[law > 0] * np.log(law[law > 0])).sum() for law in laws]),
         )
 
-    def _ask(self, asked: Sequence[tuple[str, tuple[Question, str]]]) -> None:
+    def _ask(self, asked: Sequence[tuple[str, tuple[ChoiceQuestion, str]]]) -> None:
         options = self._scores([(augment(q.question, h), [f" {c}" for c in q.choices]) for _, (q, h) in asked])
         second = []
         for (_, (q, h)), values in zip(asked, options, strict=True):
@@ -158,7 +162,7 @@ class Downstream:
         found = iter(self._lm.score_pairs(pairs))
         return [[next(found).sequence_logprob for _ in answers] for _, answers in asked]
 
-    def _key(self, question: Question, hint: str) -> str:
+    def _key(self, question: ChoiceQuestion, hint: str) -> str:
         parts = json.dumps([*self._model, augment(question.question, hint), question.choices, STATE, LEVELS])
         return hashlib.sha256(parts.encode()).hexdigest()[:32]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from likely.prompting.hints.downstream import Question
+from likely.prompting.hints.downstream import ChoiceQuestion
 from likely.prompting.hints.reward import group_advantages
 from likely.training.grpo import grpo_loss
 from likely.training.loop import train
@@ -24,10 +24,10 @@ TASK = (
     "Another model will answer the question below. You do not know the answer. Write one short, neutral hint: what "
     "should it think about, and how careful should it be?"
 )
-Rewards = Callable[[Sequence[int], Sequence[str]], Any]  # (numbers of questions, their hints) -> rewards
+HintRewards = Callable[[Sequence[int], Sequence[str]], Any]  # (numbers of questions, their hints) -> rewards
 
 
-def hint_prompt(question: Question) -> str:
+def hint_prompt(question: ChoiceQuestion) -> str:
     """What the writer reads; its hint is the line that follows."""
     options = "".join(f"- {choice}\n" for choice in question.choices)
     return f"{TASK}\n\nQuestion: {question.question}\n{options}Hint:"
@@ -69,7 +69,7 @@ class HintWriter:
     rewards: list[float] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
 
-    def write(self, questions: Sequence[Question]) -> list[str]:
+    def write(self, questions: Sequence[ChoiceQuestion]) -> list[str]:
         """One hint per question, greedily, the first line of what the model writes."""
         with self.adapter.attached() as lm:
             found = lm.generate(
@@ -79,7 +79,7 @@ class HintWriter:
 
 
 def train_hint_writer(
-    lm: Any, questions: Sequence[Question], rewards: Rewards, *, steps: int,
+    lm: Any, questions: Sequence[ChoiceQuestion], rewards: HintRewards, *, steps: int,
     settings: WriterSettings = WriterSettings(), progress: Callable[[int, float], None] | None = None,
 ) -> HintWriter:  # fmt: skip
     """Train by GRPO: each step draws hints for a few questions, asks for their rewards, and follows the better ones.

@@ -16,8 +16,8 @@ from likely.errors import nearest
 from likely.metrics.checks import Floats, check_probs, softmax
 from likely.prompting.selection.answers import check_answers, check_logprobs
 
-Norm = Literal["mean", "softmax"]
-NORMS = ("mean", "softmax")
+CbmNorm = Literal["mean", "softmax"]
+CBM_NORMS = ("mean", "softmax")
 
 
 def cbm_ratio(P: Any) -> Floats:
@@ -26,7 +26,7 @@ def cbm_ratio(P: Any) -> Floats:
     return array / _positive(array.mean(axis=-2, keepdims=True))
 
 
-def cbm(P: Any, *, norm: Norm = "mean") -> Floats:
+def cbm(P: Any, *, norm: CbmNorm = "mean") -> Floats:
     """Calibration by marginalisation: P divided by its mean over the inputs, then normalised over the answers.
 
     mean     ratio / Σ_k ratio (named after the official option); the identity where the marginal is uniform
@@ -38,10 +38,10 @@ def cbm(P: Any, *, norm: Norm = "mean") -> Floats:
     return normalise_ratio(cbm_ratio(P), norm=norm)
 
 
-def normalise_ratio(ratio: Floats, *, norm: Norm) -> Floats:
+def normalise_ratio(ratio: Floats, *, norm: CbmNorm) -> Floats:
     """Ratios of probability to marginal, (..., K), as probabilities."""
-    if norm not in NORMS:
-        raise ValueError(f'unknown norm "{norm}"{nearest(norm, NORMS)} (allowed: {", ".join(NORMS)})')
+    if norm not in CBM_NORMS:
+        raise ValueError(f'unknown norm "{norm}"{nearest(norm, CBM_NORMS)} (allowed: {", ".join(CBM_NORMS)})')
     return softmax(ratio) if norm == "softmax" else ratio / ratio.sum(axis=-1, keepdims=True)
 
 
@@ -108,8 +108,8 @@ class CBM(Fitted):
     input: Input = "probs"
     name: ClassVar[str] = "cbm"
 
-    def __init__(self, *, norm: Norm = "mean", prior: float = 0.0):
-        self.norm: Norm = norm
+    def __init__(self, *, norm: CbmNorm = "mean", prior: float = 0.0):
+        self.norm: CbmNorm = norm
         self.prior = prior
 
     def fit(self, x: Any, labels: Any = None) -> Self:

@@ -10,10 +10,9 @@ import numpy as np
 
 from likely.errors import nearest
 from likely.metrics.checks import Floats, Ints
-from likely.prompting.selection.answer_bias import Norm as CbmNorm
-from likely.prompting.selection.answer_bias import cbm, contextual, pmi
+from likely.prompting.selection.answer_bias import CbmNorm, cbm, contextual, pmi
 from likely.prompting.selection.criteria import PER_INPUT, chosen, chosen_rows, prompt_values
-from likely.prompting.selection.scores import Norm, PromptScores
+from likely.prompting.selection.scores import AnswerNorm, PromptScores
 
 Calibration = Literal["cbm", "cc", "pmi"]
 CALIBRATIONS = ("cbm", "cc", "pmi")
@@ -62,7 +61,7 @@ class Selection:
 
 
 def calibrated(
-    scores: PromptScores, calibration: Calibration | None, *, norm: Norm = "token", cbm_norm: CbmNorm = "softmax"
+    scores: PromptScores, calibration: Calibration | None, *, norm: AnswerNorm = "token", cbm_norm: CbmNorm = "softmax"
 ) -> Floats:
     """P (T, N, K) with CBM, contextual calibration, PMI, or (None) as it is."""
     if calibration is None:
@@ -91,7 +90,7 @@ def select(
     *,
     calibrate_choice: Calibration | None = None,
     calibrate_answers: Calibration | None = None,
-    norm: Norm = "token",
+    norm: AnswerNorm = "token",
     cbm_norm: CbmNorm = "softmax",
 ) -> Selection:
     """Choose a prompt (or one per input) without labels, and answer with it.

@@ -23,8 +23,8 @@ from likely.errors import DataError, nearest
 from likely.metrics.checks import Floats, Ints, softmax
 from likely.prompting.selection.answers import check_logprobs
 
-Norm = Literal["token", "sum", "first"]
-NORMS = ("token", "sum", "first")
+AnswerNorm = Literal["token", "sum", "first"]
+ANSWER_NORMS = ("token", "sum", "first")
 KIND = "likely prompt scores 1"
 # what numpy and zipfile raise for a file that is damaged
 DAMAGED = (
@@ -77,15 +77,15 @@ class PromptScores:
         """(T,) which prompts have been scored."""
         return np.asarray(~np.isnan(self.logprobs).any(axis=(1, 2)))
 
-    def logits(self, norm: Norm = "token") -> Floats:
+    def logits(self, norm: AnswerNorm = "token") -> Floats:
         """(T, N, K) what answers are compared by, in nats: per token (the default), sums, or the first token alone."""
         return check_logprobs(_normed(self.logprobs, self.tokens, self.first, norm))
 
-    def probs(self, norm: Norm = "token") -> Floats:
+    def probs(self, norm: AnswerNorm = "token") -> Floats:
         """P (T, N, K): softmax over the answers."""
         return softmax(self.logits(norm))
 
-    def content_free_logits(self, norm: Norm = "token") -> Floats:
+    def content_free_logits(self, norm: AnswerNorm = "token") -> Floats:
         """(C, T, K) the same for the inputs without content."""
         if self.content_free is None or self.content_free_tokens is None:
             raise ValueError("there are no scores of inputs without content: score the pool with content_free=")
@@ -147,9 +147,9 @@ class PromptScores:
             raise DataError(f"{path}: not a file of prompt scores: {' '.join(str(error).split())}") from None
 
 
-def _normed(sums: Floats, tokens: Ints, first: Floats | None, norm: Norm) -> Floats:
-    if norm not in NORMS:
-        raise ValueError(f'unknown norm "{norm}"{nearest(norm, NORMS)} (allowed: {", ".join(NORMS)})')
+def _normed(sums: Floats, tokens: Ints, first: Floats | None, norm: AnswerNorm) -> Floats:
+    if norm not in ANSWER_NORMS:
+        raise ValueError(f'unknown norm "{norm}"{nearest(norm, ANSWER_NORMS)} (allowed: {", ".join(ANSWER_NORMS)})')
     if norm == "sum":
         return sums
     if norm == "token":

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.errors import nearest
-from likely.prompting.speech.nbest import NBest, SpokenTask, Style, nbest_prompt, transcript_prompt
-from likely.prompting.speech.rover import rover
+from likely.prompting.speech.nbest import NBest, NBestStyle, SpokenTask, nbest_prompt, transcript_prompt
+from likely.prompting.speech.words import rover
 from likely.uncertainty.types import Norm, OptionScores
 
 Combine = Literal["prompt", "marginal", "rover"]
@@ -45,7 +45,7 @@ class SpokenIntentClassifier:
         *,
         n: int = 5,
         combine: Combine = "prompt",
-        style: Style = "explained",
+        style: NBestStyle = "explained",
         kappa: float = 1.0,
         norm: Norm = "sum",
     ):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from likely.errors import nearest
 
-Style = Literal["plain", "explained", "scores"]
+NBestStyle = Literal["plain", "explained", "scores"]
 STYLES = ("plain", "explained", "scores")
 EXPLANATION = (
     "These are alternative transcriptions of one utterance by a speech recogniser, the most likely first; "
@@ -128,7 +128,9 @@ def transcript_prompt(task: SpokenTask, transcript: str) -> str:
     return "\n".join([*_head(task), f"{task.heard} {transcript}", task.asked])
 
 
-def nbest_prompt(task: SpokenTask, nbest: NBest, n: int = 5, style: Style = "explained", *, kappa: float = 1.0) -> str:
+def nbest_prompt(
+    task: SpokenTask, nbest: NBest, n: int = 5, style: NBestStyle = "explained", *, kappa: float = 1.0
+) -> str:
     """The prompt that shows up to n transcripts, one numbered line each.
 
     plain      the lines alone;  explained: with a sentence that says what they are;  scores: and with posteriors

@@ -13,8 +13,8 @@ from likely.cli import options as opt
 
 if TYPE_CHECKING:
     from likely.io.jsonl import Line
-    from likely.prompting.tables.risk import RiskScorer, RiskScores
-    from likely.prompting.tables.task import TableTask
+    from likely.prompting.risk.scorer import RiskScorer, RiskScores
+    from likely.prompting.risk.task import TableTask
 
 
 def register(app: typer.Typer) -> None:
@@ -67,11 +67,11 @@ def risk(
     from likely.cli.printing import print_json
     from likely.errors import DataError
     from likely.lm.confidence import template_hash
-    from likely.prompting.tables.file import read_table
-    from likely.prompting.tables.risk import RiskScorer
-    from likely.prompting.tables.task import load_task
-    from likely.prompting.tables.text import row_text
-    from likely.prompting.tables.worked_rows import WORKED, drawn, worked_row
+    from likely.prompting.risk.file import read_table
+    from likely.prompting.risk.prompts import WORKED, sample_examples, worked_row
+    from likely.prompting.risk.scorer import RiskScorer
+    from likely.prompting.risk.task import load_task
+    from likely.prompting.risk.text import row_text
 
     opt.refuse_same_file(table, output)
     asked = load_task(task)
@@ -94,7 +94,7 @@ def risk(
     if examples is not None and opt.same_file(table, Path(examples)):
         raise typer.BadParameter("a row would be its own example: take another table", param_hint="--examples")
     shots = _examples(examples, asked, few_shot) if few_shot and examples else []
-    row = worked_row([line.record for line in lines], drawn(shots, asked, few_shot, seed=seed), asked)
+    row = worked_row([line.record for line in lines], sample_examples(shots, asked, few_shot, seed=seed), asked)
     if row is not None:
         raise DataError(f"{where}: row {lines[row].number} {WORKED}")
     lm = opt.open_model(model, runtime=runtime, dtype=dtype, use="scoring", context=context, threads=threads)
@@ -123,8 +123,8 @@ def risk(
 def _examples(path: str, task: TableTask, count: int) -> list[dict[str, Any]]:
     """Rows to draw the worked examples from: those with an outcome, `count` at least."""
     from likely.errors import DataError
-    from likely.prompting.tables.file import read_table
-    from likely.prompting.tables.text import row_text
+    from likely.prompting.risk.file import read_table
+    from likely.prompting.risk.text import row_text
 
     found = []
     for line in read_table(path):
@@ -193,9 +193,8 @@ def _summary(
 ) -> dict[str, Any]:
     import numpy as np
 
-    from likely.prompting.tables.order_bias import order_bias
-    from likely.prompting.tables.prompts import orders
-    from likely.prompting.tables.report import risk_report, subgroup_report
+    from likely.prompting.risk.prompts import orders
+    from likely.prompting.risk.report import order_bias, risk_report, subgroup_report
 
     risks = np.array([np.nan if r["risk"] is None else r["risk"] for r in records])
     if np.isnan(risks).all():

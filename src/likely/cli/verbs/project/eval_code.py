@@ -55,7 +55,7 @@ def eval_code(
       likely eval-code mbpp -m model.gguf -n 10 --temperature 0.8 --contrast uscd --run-untrusted-code
     """
     from likely.audit.code.evaluate import evaluate, problems
-    from likely.audit.code.sandbox import Limits
+    from likely.audit.code.sandbox import SandboxLimits
     from likely.cli.printing import print_json, progress
     from likely.guided.contrast import Contrast
 
@@ -64,7 +64,7 @@ def eval_code(
     if samples > 1 and temperature == 0:
         raise typer.BadParameter("several greedy programs are the same one: give --temperature", param_hint="--samples")
     found = problems(benchmark, limit=limit, data_dir=None if data_dir is None else str(data_dir))
-    bounds = Limits(wall_s=seconds, cpu_s=max(1, round(seconds)))
+    bounds = SandboxLimits(wall_s=seconds, cpu_s=max(1, round(seconds)))
     with opt.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
         with progress(len(found), benchmark, unit="problems") as advance:
             report = evaluate(
@@ -92,8 +92,10 @@ def eval_code(
         typer.echo(f"{benchmark}, {len(found)} problems: pass@{k} {value:.1%} [{low:.1%}, {high:.1%}]")
     if contrast:
         typer.echo(f"contrast {contrast} in {report.contrasted} problems (the others have no examples)")
-    if report.isolation == "limits":
-        typer.echo("Warning: no namespaces here; the programs were held by limits and guards alone", err=True)
+    if report.isolation != "full":
+        typer.echo(
+            f"Warning: the sandbox is weaker here (isolation: {report.isolation}), see docs/steering.md", err=True
+        )
 
 
 def _write(output: Path, report: Any) -> None:

@@ -13,7 +13,7 @@ from likely.cli import options as opt
 
 if TYPE_CHECKING:
     from likely.io.jsonl import Line
-    from likely.prompting.hints.downstream import Question, Stated
+    from likely.prompting.hints.downstream import ChoiceQuestion, Stated
 
 HINT = 'lines like {"question": "...", "choices": ["...", "..."], "answer": 0} are expected'
 FORMAT = 1
@@ -190,9 +190,9 @@ def _lines(file: str, limit: int | None, *, known: bool) -> Sequence[Line]:
     return lines
 
 
-def _question(line: Line, file: str, *, known: bool) -> Question:
+def _question(line: Line, file: str, *, known: bool) -> ChoiceQuestion:
     from likely.errors import DataError
-    from likely.prompting.hints.downstream import Question
+    from likely.prompting.hints.downstream import ChoiceQuestion
     from likely.scoring.choices import choice_item
 
     record = line.record
@@ -201,9 +201,9 @@ def _question(line: Line, file: str, *, known: bool) -> Question:
         if known:
             raise DataError(f'{at}: field "answer" is missing: {HINT}')
         item = choice_item({**record, "answer": 0}, at)
-        return Question(item.question, tuple(item.choices), -1)
+        return ChoiceQuestion(item.question, tuple(item.choices), -1)
     item = choice_item(record, at)
-    return Question(item.question, tuple(item.choices), item.answer)
+    return ChoiceQuestion(item.question, tuple(item.choices), item.answer)
 
 
 def _policy(path: Path) -> Any:

@@ -154,7 +154,7 @@ def _score(
     from likely.cli.printing import progress
     from likely.errors import DataError
     from likely.io.jsonl import read_checked
-    from likely.prompting.selection.score_pool import score_pool
+    from likely.prompting.selection.scoring import score_pool
     from likely.prompting.templates import PromptPool
 
     pool = PromptPool.from_jsonl(pool_file, task=task)
@@ -177,7 +177,7 @@ def _score(
 def _checker(pool: PromptPool, where: str) -> Any:
     """Refuses a record that a template cannot take, or whose label is none; names the line."""
     from likely.errors import DataError
-    from likely.prompting.selection.score_pool import label_numbers
+    from likely.prompting.selection.scoring import label_numbers
 
     different = list({template.fields: template for template in pool}.values())
 

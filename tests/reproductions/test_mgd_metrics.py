@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 
-from likely.code import metrics
+SPEC = importlib.util.spec_from_file_location(
+    "mgd_metrics", Path(__file__).parents[2] / "reproductions" / "mgd_metrics.py"
+)
+metrics = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(metrics)
 
 
 def test_next_identifier():

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from likely.errors import DataError, nearest
-from likely.prompting.tables.text import MISSING, ColumnText, Row, code_of
+from likely.prompting.risk.text import MISSING, ColumnText, TableRow, code_of
 
 READY = {"adult": "adult.toml"}
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
-class Choice:
+class TableChoice:
     """One outcome.
 
     code   what stands in the target column
@@ -52,7 +52,7 @@ class TableTask:
 
     columns: Mapping[str, ColumnText]
     target: str
-    choices: tuple[Choice, ...]
+    choices: tuple[TableChoice, ...]
     question: str
     word_question: str
     numeric_question: str
@@ -78,11 +78,11 @@ class TableTask:
             raise DataError(f"word_question must hold {{options}}, got {self.word_question!r}")
 
     @property
-    def positive(self) -> Choice:
+    def positive(self) -> TableChoice:
         """The outcome whose probability is the risk (of value 1)."""
         return max(self.choices, key=lambda choice: choice.value)
 
-    def outcome(self, row: Row) -> int | None:
+    def outcome(self, row: TableRow) -> int | None:
         """The number of the outcome that a row has; None where it has none."""
         code = code_of(row.get(self.target))
         if code in MISSING:
@@ -95,7 +95,7 @@ class TableTask:
             f'target "{self.target}": unknown value "{code}"{nearest(code, known)} (known: {", ".join(known)})'
         )
 
-    def label(self, row: Row) -> float | None:
+    def label(self, row: TableRow) -> float | None:
         """The outcome's value in a row (0 or 1 with two choices); None where the row has none."""
         at = self.outcome(row)
         return None if at is None else self.choices[at].value
@@ -135,7 +135,7 @@ def load_task(name: str | Path) -> TableTask:
 def read_task(record: Mapping[str, Any], where: str = "task") -> TableTask:
     """A task from what a TOML file holds: fields of `TableTask`, and lists [[choice]] and [[column]]."""
     _check(record, (*_TASK, "choice", "column"), ("target", "question", "choice", "column"), where)
-    choices: list[Choice] = []
+    choices: list[TableChoice] = []
     columns: dict[str, ColumnText] = {}
     for i, entry in enumerate(_entries(record, "choice", where), 1):
         choices.append(_choice(entry, f"{where}: choice {i}"))
@@ -155,13 +155,15 @@ def read_task(record: Mapping[str, Any], where: str = "task") -> TableTask:
         raise DataError(f"{where}: {error}") from None
 
 
-def _choice(entry: Mapping[str, Any], where: str) -> Choice:
+def _choice(entry: Mapping[str, Any], where: str) -> TableChoice:
     _check(entry, _CHOICE, ("code", "text", "value"), where)
     value = entry["value"]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f'{where}: field "value" must be a number from 0 to 1, found {value!r}')
     code = str(entry["code"])  # 1 and "1" are the same in a CSV file
-    return Choice(code, _text(entry, "text", where), _text(entry, "word" if "word" in entry else "text", where), value)
+    return TableChoice(
+        code, _text(entry, "text", where), _text(entry, "word" if "word" in entry else "text", where), value
+    )
 
 
 def _column(entry: Mapping[str, Any], where: str) -> tuple[str, ColumnText]:

@@ -1,6 +1,7 @@
 """The prompts of a row: lettered options, an answer in words, a number, or a reasoned probability.
 
-Pure functions of the row and the task: what the model reads, and which answers are compared after it.
+What the model reads (worked examples in front, cut to its context, through a chat template on request), and which
+answers are compared after it.
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from likely.errors import DataError, ModelError
-from likely.prompting.tables.task import LETTERS, Choice, TableTask
-from likely.prompting.tables.text import AS_IS, Layout, Row, row_text
+from likely.prompting.ensembles.demonstrations import plain
+from likely.prompting.risk.task import LETTERS, TableChoice, TableTask
+from likely.prompting.risk.text import AS_IS, RowLayout, TableRow, code_of, row_text
 from likely.uncertainty.verbal import stated_probability
 
-Style = Literal["word", "mc", "numeric", "cot"]
+RiskStyle = Literal["word", "mc", "numeric", "cot"]
 STYLES = ("word", "mc", "numeric", "cot")
 FORMS = ("", " ", "\n")  # what may stand between "Answer:" and a letter
 MOST_PERMUTED = 4  # choices; more are only rotated, since 5! prompts a row are too many
 NUMERIC_ANSWER = "Answer (between 0 and 1): 0."
+WORKED = "is also one of the worked examples, whose outcome stands in the prompt: leave one of the two out"
 REASONING = """
 Think step by step about the factors that could influence the answer. Your response MUST end with your estimate in \
 the following format:
@@ -32,7 +37,7 @@ Reasoning:"""
 
 
 @dataclass(frozen=True)
-class Prompt:
+class RowPrompt:
     """What a model reads, in the parts that matter when it is too long or goes through a chat template.
 
     parts   the description and worked examples, each dropped whole from the left where the context is too short
@@ -83,14 +88,14 @@ def word_question(task: TableTask, order: Sequence[int]) -> str:
 
 
 def prompt_of(
-    row: Row,
+    row: TableRow,
     task: TableTask,
     *,
-    style: Style = "word",
+    style: RiskStyle = "word",
     order: Sequence[int] | None = None,
-    layout: Layout = AS_IS,
-    examples: Sequence[Row] = (),
-) -> Prompt:
+    layout: RowLayout = AS_IS,
+    examples: Sequence[TableRow] = (),
+) -> RowPrompt:
     """The prompt of one row.
 
     order     in which the choices are shown (mc, word); default: the task's
@@ -100,10 +105,10 @@ def prompt_of(
     parts = [task.description.strip()] if task.description.strip() else []
     parts += [_worked(example, task, style, order, layout) for example in examples]
     ask, answer = _ask(task, style, order)
-    return Prompt(tuple(parts), row_text(row, task.columns, layout), ask, answer)
+    return RowPrompt(tuple(parts), row_text(row, task.columns, layout), ask, answer)
 
 
-def answers_of(task: TableTask, style: Style, order: Sequence[int]) -> list[list[str]]:
+def answers_of(task: TableTask, style: RiskStyle, order: Sequence[int]) -> list[list[str]]:
     """The answers to compare: per form, one text per choice in the task's order.
 
     mc: the letter under which each choice is shown, in each of three forms;  word: " below", " above", one form
@@ -114,7 +119,7 @@ def answers_of(task: TableTask, style: Style, order: Sequence[int]) -> list[list
     return [[f" {choice.word}" for choice in task.choices]]
 
 
-def _ask(task: TableTask, style: Style, order: Sequence[int]) -> tuple[str, str]:
+def _ask(task: TableTask, style: RiskStyle, order: Sequence[int]) -> tuple[str, str]:
     if style == "mc":
         return lettered_question(task, order), "Answer:"
     if style == "word":
@@ -123,7 +128,7 @@ def _ask(task: TableTask, style: Style, order: Sequence[int]) -> tuple[str, str]
     return (question, NUMERIC_ANSWER) if style == "numeric" else (question + "\n" + REASONING, "")
 
 
-def _worked(row: Row, task: TableTask, style: Style, order: Sequence[int], layout: Layout) -> str:
+def _worked(row: TableRow, task: TableTask, style: RiskStyle, order: Sequence[int], layout: RowLayout) -> str:
     k = task.outcome(row)
     if k is None:
         raise ValueError(f'a worked example has no "{task.target}"')
@@ -133,7 +138,7 @@ def _worked(row: Row, task: TableTask, style: Style, order: Sequence[int], layou
     return f"{row_text(row, task.columns, layout)}\n\n{ask}\n{answer}{_said(task.choices[k], k, style, order)}"
 
 
-def _said(choice: Choice, k: int, style: Style, order: Sequence[int]) -> str:
+def _said(choice: TableChoice, k: int, style: RiskStyle, order: Sequence[int]) -> str:
     if style == "mc":
         return f" {LETTERS[list(order).index(k)]}"
     if style == "word":
@@ -141,12 +146,46 @@ def _said(choice: Choice, k: int, style: Style, order: Sequence[int]) -> str:
     return f"{min(choice.value, 0.99):.2f}".removeprefix("0.")
 
 
-# --- A row's prompt as the text that a model is given: cut from the left where the context is short, through a chat
-# template on request, and never with a control token that came out of the table.
+# --- worked examples ------------------------------------------------------------------------------------------------
+
+
+def sample_examples(
+    examples: Sequence[TableRow], task: TableTask, count: int, *, balanced: bool = True, seed: int = 0
+) -> list[TableRow]:
+    """`count` of the examples in a random order.  balanced: the outcomes in turn, as long as none runs out."""
+    order = np.random.default_rng(seed).permutation(len(examples))
+    if balanced:
+        turn: dict[int | None, int] = {}
+        ranked: list[tuple[int, int, int]] = []
+        for i in order:
+            k = task.outcome(examples[i])
+            turn[k] = turn.get(k, 0) + 1
+            ranked.append((turn[k], len(ranked), i))
+        order = np.array([i for _, _, i in sorted(ranked)])
+    return [examples[i] for i in order[:count]]
+
+
+def worked_row(rows: Sequence[TableRow], shots: Sequence[TableRow], task: TableTask) -> int | None:
+    """The first row that is also a worked example, so that its outcome stands in the prompt; None if there is none.
+
+    The same in all columns that both have, the target aside, without regard to case and white space.
+    """
+    known = [{name: _plain(value) for name, value in shot.items() if name != task.target} for shot in shots]
+    for i, row in enumerate(rows):
+        if any(all(_plain(row[name]) == text for name, text in shot.items() if name in row) for shot in known):
+            return i
+    return None
+
+
+def _plain(value: object) -> str:
+    return plain(code_of(value))
+
+
+# --- the text for a model ---------------------------------------------------------------------------------------------
 
 
 def fitted_texts(
-    lm: Any, prompts: Sequence[Prompt], *, chat: bool = False, room: int = 16, description: bool = True
+    lm: Any, prompts: Sequence[RowPrompt], *, chat: bool = False, room: int = 16, description: bool = True
 ) -> list[str]:
     """What the model reads for each prompt.
 
@@ -178,7 +217,7 @@ def fitted_texts(
     return texts
 
 
-def _fitted(lm: Any, prompt: Prompt, chat: bool, room: int, description: bool, index: int) -> tuple[str, bool]:
+def _fitted(lm: Any, prompt: RowPrompt, chat: bool, room: int, description: bool, index: int) -> tuple[str, bool]:
     text = _text(lm, prompt, chat, description)
     context = getattr(getattr(lm, "runtime", None), "context_length", None)
     if context is None or _fits(lm, text, context - room):
@@ -202,7 +241,7 @@ def _fits(lm: Any, text: str, tokens: int) -> bool:
     return len(text.encode()) < tokens or len(lm.encode_prompt(text)) <= tokens
 
 
-def _text(lm: Any, prompt: Prompt, chat: bool, description: bool) -> str:
+def _text(lm: Any, prompt: RowPrompt, chat: bool, description: bool) -> str:
     if not chat:
         return prompt.text
     system = [{"role": "system", "content": prompt.parts[0]}] if description and prompt.parts else []
@@ -216,9 +255,6 @@ def _check_control(lm: Any, text: str, where: str) -> None:
     for control in getattr(tokenizer, "special_tokens", ()):
         if len(control) > 1 and control in text:
             raise DataError(f'{where} holds the text "{control}", a control token of this model: change the value')
-
-
-# --- The probability at the end of a reasoned text: the last one that is stated, or none.
 
 
 def reasoned_probability(text: str) -> float:

@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 from likely.errors import DataError, nearest
 
-Format = Literal["the-bullets", "bullets", "commas", "prose"]
+RowFormat = Literal["the-bullets", "bullets", "commas", "prose"]
 Connector = Literal["is:", "is", "=", ":"]
 Granularity = Literal["fine", "coarse"]
 FORMATS = ("the-bullets", "bullets", "commas", "prose")
 CONNECTORS = ("is:", "is", "=", ":")
 GRANULARITIES = ("fine", "coarse")
 MISSING = ("", "?", "NA", "N/A", "nan", "NaN", "None", "null")
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def code_of(value: object) -> str:
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """How the lines of a row are laid out.
 
     format       "the-bullets": "- The age is: 51 years old.";  "bullets": "- age is: 51 years old";
@@ -105,7 +105,7 @@ class Layout:
     heading      the line above
     """
 
-    format: Format = "the-bullets"
+    format: RowFormat = "the-bullets"
     connector: Connector = "is:"
     order: tuple[str, ...] = ()
     granularity: Granularity = "fine"
@@ -120,10 +120,10 @@ class Layout:
             raise ValueError(f"order names a column twice: {', '.join(self.order)}")
 
 
-AS_IS = Layout()
+AS_IS = RowLayout()
 
 
-def row_text(row: Row, columns: Mapping[str, ColumnText], layout: Layout = AS_IS) -> str:
+def row_text(row: TableRow, columns: Mapping[str, ColumnText], layout: RowLayout = AS_IS) -> str:
     """The block that tells a row: a heading and what is known, ready to stand before a question.
 
     DataError names a column that the row does not have, or a value without a text.
@@ -137,7 +137,7 @@ def row_text(row: Row, columns: Mapping[str, ColumnText], layout: Layout = AS_IS
     return f"{layout.heading}\n{_laid_out(said, layout)}" if layout.heading else _laid_out(said, layout)
 
 
-def _laid_out(said: Sequence[tuple[str, str]], layout: Layout) -> str:
+def _laid_out(said: Sequence[tuple[str, str]], layout: RowLayout) -> str:
     between = layout.connector if layout.connector == ":" else f" {layout.connector}"
     if layout.format == "the-bullets":
         return "\n".join(f"- The {label}{between} {text}." for label, text in said)
@@ -156,6 +156,6 @@ def column_order(columns: Mapping[str, ColumnText], first: Sequence[str] = ()) -
     return [*first, *(name for name in columns if name not in first)]
 
 
-def _names(row: Row) -> str:
+def _names(row: TableRow) -> str:
     names = ", ".join(f'"{name}"' for name in list(row)[:20])
     return names + (", ..." if len(row) > 20 else "") or "nothing"

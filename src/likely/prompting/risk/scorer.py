@@ -6,6 +6,7 @@ styles "word" and the expected number are ours.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,30 +15,31 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from likely.calibration.recalibrators.table import make
 from likely.errors import CapabilityError, DataError, nearest
 from likely.io.jsonl import chunked
-from likely.prompting.selection.answer_bias import cbm as divided_by_marginal
-from likely.prompting.tables.order_bias import OrderBias, order_bias
-from likely.prompting.tables.prompts import (
+from likely.metrics.checks import Floats, Ints, check_correct, log_probs
+from likely.prompting.risk.prompts import (
     STYLES,
-    Style,
+    WORKED,
+    RiskStyle,
     answers_of,
     fitted_texts,
     orders,
     prompt_of,
     reasoned_probability,
+    sample_examples,
+    worked_row,
 )
-from likely.prompting.tables.task import TableTask
-from likely.prompting.tables.text import AS_IS, Layout, Row
-from likely.prompting.tables.worked_rows import WORKED, drawn, worked_row
+from likely.prompting.risk.report import OrderBias, order_bias
+from likely.prompting.risk.task import TableTask
+from likely.prompting.risk.text import AS_IS, RowLayout, TableRow
+from likely.prompting.selection.answer_bias import cbm as divided_by_marginal
 from likely.scoring.digits import read_numbers
-from likely.scoring.letters import LOW_MASS, LowAnswerMass, Shares, shares, warn_low_mass
+from likely.scoring.letters import LOW_MASS, Shares, shares, warn_low_mass
 
 if TYPE_CHECKING:
     from likely.calibration.recalibrators.protocol import Recalibrator
-
-Floats = NDArray[np.float64]
-__all__ = ["LowAnswerMass", "RiskScorer", "RiskScores"]
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,11 @@ class RiskScorer:
         model: Any,
         task: TableTask,
         *,
-        style: Style = "word",
+        style: RiskStyle = "word",
         order_correction: bool = True,
-        layout: Layout = AS_IS,
+        layout: RowLayout = AS_IS,
         few_shot: int = 0,
-        examples: Sequence[Row] = (),
+        examples: Sequence[TableRow] = (),
         balanced: bool = True,
         seed: int = 0,
         number: Literal["official", "expected"] = "expected",
@@ -151,7 +153,7 @@ class RiskScorer:
         risk = self.recalibrated(risk)
         return np.stack([1 - risk, risk], axis=1)
 
-    def predict(self, rows: Any) -> NDArray[np.int64]:
+    def predict(self, rows: Any) -> Ints:
         """(N,) 0 or 1: the risk is at least the threshold (0.5 before `fit`)."""
         risk = self.predict_proba(rows)[:, 1]
         if np.isnan(risk).any():
@@ -168,16 +170,12 @@ class RiskScorer:
         Without `method`: `threshold_`, the one of the highest accuracy.  With method="platt", "isotonic" or another of
         `calibration.methods`: `recalibrator_`, and the threshold is 0.5.
         """
-        from likely.metrics.checks import check_correct
-
         held = rows_of(rows)
         y = check_correct(labels_of(held, self.task) if labels is None else labels, len(held), "labels")
         return self.fit_scores(self.score(held).risk, y)
 
     def fit_scores(self, risk: Any, labels: Any) -> Self:
         """The same from risks that are there already; rows without a number are left out."""
-        from likely.metrics.checks import check_correct
-
         scores = np.asarray(risk, np.float64)
         y = check_correct(labels, len(scores), "labels")
         known = ~np.isnan(scores)
@@ -187,8 +185,6 @@ class RiskScorer:
         if self.method is None:
             self.threshold_ = best_threshold(scores[known], y[known])
         else:
-            from likely.calibration.recalibrators.table import make
-
             self.recalibrator_: Recalibrator = make(self.method)
             self.recalibrator_.fit(self._input(self.recalibrator_, scores[known]), y[known])
             self.threshold_ = 0.5
@@ -207,11 +203,9 @@ class RiskScorer:
         return out
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        import inspect
-
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
-    def set_params(self, **params: Any) -> Self:
+    def set_params(self, **params: object) -> Self:
         for name, value in params.items():
             if name not in self.get_params():
                 raise ValueError(f'RiskScorer has no parameter "{name}"{nearest(name, self.get_params())}')
@@ -235,7 +229,7 @@ class RiskScorer:
     def _orders(self) -> list[tuple[int, ...]]:
         return orders(len(self.task.choices), correction=self.order_correction)
 
-    def _texts(self, rows: Sequence[Row], order: Sequence[int] | None, *, room: int) -> list[str]:
+    def _texts(self, rows: Sequence[TableRow], order: Sequence[int] | None, *, room: int) -> list[str]:
         shots = self._shots()
         prompts = [
             prompt_of(row, self.task, style=self.style, order=order, layout=self.layout, examples=shots) for row in rows
@@ -243,14 +237,14 @@ class RiskScorer:
         described = bool(self.task.description.strip())
         return fitted_texts(self.model, prompts, chat=self.chat, room=room, description=described)
 
-    def _shots(self) -> list[Row]:
+    def _shots(self) -> list[TableRow]:
         """The worked examples, the same for all rows, so that they are part of the shared prefix."""
         if not self.few_shot:
             return []
-        return drawn(self.examples, self.task, self.few_shot, balanced=self.balanced, seed=self.seed)
+        return sample_examples(self.examples, self.task, self.few_shot, balanced=self.balanced, seed=self.seed)
 
     def _compared(
-        self, rows: Sequence[Row], asked: Sequence[tuple[int, ...]], progress: Callable[[int], None] | None
+        self, rows: Sequence[TableRow], asked: Sequence[tuple[int, ...]], progress: Callable[[int], None] | None
     ) -> RiskScores:
         """Styles "word" and "mc": the answers' log-probabilities, one form for all of them."""
         room = 4 + max(len(choice.word.encode()) for choice in self.task.choices)
@@ -291,7 +285,7 @@ class RiskScorer:
             token = scored.top_logprobs[0][0].text if scored.top_logprobs else None
         warn_low_mass(mass, answers, token)
 
-    def _numbers(self, rows: Sequence[Row], progress: Callable[[int], None] | None) -> RiskScores:
+    def _numbers(self, rows: Sequence[TableRow], progress: Callable[[int], None] | None) -> RiskScores:
         found = []
         for chunk in chunked(rows):
             texts = self._texts(chunk, None, room=8)
@@ -300,7 +294,7 @@ class RiskScorer:
         mass = np.array([n.mass for n in found])
         return RiskScores(risk, risk[:, None], None, mass[:, None], ((),), self._values())
 
-    def _reasoned(self, rows: Sequence[Row]) -> RiskScores:
+    def _reasoned(self, rows: Sequence[TableRow]) -> RiskScores:
         written: list[str] = []
         for chunk in chunked(rows, 32):
             texts = self._texts(chunk, None, room=self.max_tokens)
@@ -316,15 +310,13 @@ class RiskScorer:
     @staticmethod
     def _input(recalibrator: Recalibrator, risk: Floats) -> Floats:
         """The risk as the recalibrator wants it."""
-        from likely.metrics.checks import log_probs
-
         two = np.stack([1 - risk, risk], axis=1)
         if recalibrator.input == "probs":
             return two
         return log_probs(two) if recalibrator.input == "logits" else risk
 
 
-def rows_of(table: Any) -> list[Row]:
+def rows_of(table: Any) -> list[TableRow]:
     """Rows as dictionaries: a pandas DataFrame, or any iterable of mappings."""
     if hasattr(table, "to_dict") and hasattr(table, "columns"):
         return list(table.to_dict("records"))
@@ -337,7 +329,7 @@ def rows_of(table: Any) -> list[Row]:
     return rows
 
 
-def labels_of(rows: Iterable[Row], task: TableTask) -> Floats:
+def labels_of(rows: Iterable[TableRow], task: TableTask) -> Floats:
     """(N,) the outcome's values; ValueError names the first row that has none."""
     values = []
     for i, row in enumerate(rows):
@@ -348,7 +340,7 @@ def labels_of(rows: Iterable[Row], task: TableTask) -> Floats:
     return np.array(values, np.float64)
 
 
-def best_threshold(risk: Floats, labels: NDArray[np.int64]) -> float:
+def best_threshold(risk: Floats, labels: Ints) -> float:
     """The threshold t at which "risk >= t" is right most often; ties: the one nearest 0.5.
 
     Candidates lie half way between neighbouring risks, and outside them all.

@@ -10,7 +10,7 @@ from typing import Literal
 
 from likely.errors import DataError
 
-Style = Literal["docstring", "asserts", "shots"]
+ExampleStyle = Literal["docstring", "asserts", "shots"]
 
 _QUOTES = re.compile(r'"""|\'\'\'')
 _HEADER = re.compile(r"^\s*(?:for\s+)?exam[pb]les?\s*\d*\s*:?\s*$", re.IGNORECASE)
@@ -25,7 +25,7 @@ class NoContrast(DataError):
     """The prompt holds no examples, so that without them it is the same prompt."""
 
 
-def lame_prompt(text: str, style: Style = "docstring", *, separator: str = "\n\n") -> str:
+def lame_prompt(text: str, style: ExampleStyle = "docstring", *, separator: str = "\n\n") -> str:
     """The prompt without its input-output examples; every line that stays is the same, byte for byte.
 
     docstring  of a function, as in HumanEval: ">>>" lines with the output after them, sections that begin with
