@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from likely.evidence.study import Source
+from likely.evidence import Source
 
 SCRIPT = Path(__file__).parents[2] / "reproductions" / "aded.py"
 

@@ -15,7 +15,7 @@ from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.errors import DataError
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.prompting.speech.nbest import NBest
 from likely.prompting.speech.recognise import Utterance
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from likely.decoding.drafting.replay import Rounds
-from likely.evidence.study import Source
+from likely.evidence import Source
 
 SCRIPT = Path(__file__).parents[2] / "reproductions" / "copyspec.py"
 SOURCE = Source(name="none", sha256="0" * 64)

@@ -12,8 +12,8 @@ import pytest
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.data import datasets
-from likely.evidence.study import Source
+from likely.data import load_records
+from likely.evidence import Source
 from likely.prompting.tables.risk import RiskScorer
 from likely.prompting.tables.task import load_task
 
@@ -44,7 +44,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def rows(study, task, data_dir):
-    census = list(datasets.load("adult-census", data_dir=data_dir))
+    census = list(load_records("adult-census", data_dir=data_dir))
     return study.split(census, task, scored=24, train=100, pool=20)
 
 
@@ -79,7 +79,7 @@ def test_asked_together_is_asked_apart(study, task, rows, path):
 
 
 def test_the_study_runs_and_takes_up_what_was_kept(study, task, rows, path, data_dir, tmp_path):
-    table = list(datasets.load("folktexts-results", data_dir=data_dir))
+    table = list(load_records("folktexts-results", data_dir=data_dir))
     opened = []
 
     def open_tiny():
@@ -105,7 +105,7 @@ def test_the_study_runs_and_takes_up_what_was_kept(study, task, rows, path, data
 
 @pytest.fixture(scope="module")
 def table(study, data_dir):
-    return list(datasets.load("folktexts-results", data_dir=data_dir))
+    return list(load_records("folktexts-results", data_dir=data_dir))
 
 
 @pytest.fixture(scope="module")

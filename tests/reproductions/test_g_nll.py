@@ -12,7 +12,7 @@ import pytest
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence.study import Source
+from likely.evidence import Source
 
 FOLDER = Path(__file__).parents[2] / "reproductions"
 

@@ -13,7 +13,7 @@ import pytest
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence.study import Source
+from likely.evidence import Source
 
 pytest.importorskip("llguidance")
 pytest.importorskip("jsonschema")

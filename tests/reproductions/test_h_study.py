@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from likely.calibration.labelled import Labelled
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.metrics import bins
 from likely.metrics.checks import softmax, top_label
 from likely.metrics.proper import nll

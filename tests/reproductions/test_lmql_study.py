@@ -11,7 +11,7 @@ import pytest
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.queries.session import Session, Settings
 
 pytest.importorskip("llama_cpp")

@@ -15,7 +15,7 @@ import likely
 from likely.code.analysis.jedi_provider import JediProvider
 from likely.code.analysis.members import Analyses, Answer, Member
 from likely.errors import DataError
-from likely.evidence.study import Source
+from likely.evidence import Source
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("jedi")

@@ -13,7 +13,7 @@ import pytest
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.weak_supervision.harmonizer import Harmonizer
 from likely.weak_supervision.labelling_rules import LabelingFunction
 from likely.weak_supervision.reask import Example, LabelTask

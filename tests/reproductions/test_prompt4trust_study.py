@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.prompting.hints.downstream import STATE, Question
 
 FOLDER = Path(__file__).parents[2] / "reproductions"

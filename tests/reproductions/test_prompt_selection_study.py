@@ -12,7 +12,7 @@ import pytest
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.metrics.checks import log_softmax
 from likely.prompting.selection.answers import f1_of_prompts, macro_f1
 from likely.prompting.selection.choosing import calibrated, select

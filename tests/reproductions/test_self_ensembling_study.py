@@ -11,7 +11,7 @@ import pytest
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.metrics.bins import ece
 from likely.metrics.checks import softmax
 from likely.prompting.ensembles.combining import combined

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_gguf import write_tiny_llama
 
-from likely.evidence.study import Evidence
+from likely.evidence import Evidence
 
 pytest.importorskip("torch")
 pytest.importorskip("llama_cpp")

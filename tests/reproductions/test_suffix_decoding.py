@@ -11,7 +11,7 @@ import pytest
 
 from likely.decoding.drafting.replay import Trace
 from likely.decoding.drafting.suffix.drafter import SuffixMemory
-from likely.evidence.study import Source
+from likely.evidence import Source
 
 SCRIPT = Path(__file__).parents[2] / "reproductions" / "suffix_decoding.py"
 MODEL = Source(name="none", sha256="0" * 64)
