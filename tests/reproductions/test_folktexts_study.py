@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import script
 from tiny_gguf import write_tiny_llama
 
 import likely
@@ -18,22 +17,13 @@ from likely.prompting.tables.risk import RiskScorer
 from likely.prompting.tables.task import load_task
 
 pytest.importorskip("sklearn")
-FOLDER = Path(__file__).parents[2] / "reproductions"
 FEW_COLUMNS = ("age", "sex", "hours-per-week")
 
 
 @pytest.fixture(scope="module")
 def study():
     """Under a name of its own: the authors' package has the script's."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        spec = importlib.util.spec_from_file_location("folktexts_study", FOLDER / "folktexts.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["folktexts_study"] = module
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(FOLDER))
+    return script("folktexts", named="folktexts_study")
 
 
 @pytest.fixture(scope="module")
