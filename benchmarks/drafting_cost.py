@@ -23,7 +23,7 @@ import protocol
 
 import likely
 from likely.bench.timing import interval
-from likely.data import datasets
+from likely.data import load_records
 from likely.decoding.accept import matched_walk
 from likely.decoding.drafting.lookup import CopySource, PromptLookup
 from likely.decoding.drafting.protocol import Draft, Drafter, DraftSource, SamplingContext
@@ -38,8 +38,8 @@ TASKS = 20  # per round
 def tasks() -> list[Task]:
     with likely.load("smollm2") as lm:
         encode = lm.tokenizer.encode
-        sql = [(r["question"], r["sql"]) for r in datasets.load("text-to-sql", "questions.jsonl.gz")]
-        school = [(r["question"], r["answer"]) for r in datasets.load("gsm8k")]
+        sql = [(r["question"], r["sql"]) for r in load_records("text-to-sql", "questions.jsonl.gz")]
+        school = [(r["question"], r["answer"]) for r in load_records("gsm8k")]
         return [(encode(question + "\n"), encode(answer + "\n")) for question, answer in (*sql, *school)]
 
 

@@ -34,7 +34,7 @@ import protocol
 
 import likely
 from likely.bench.timing import Ratio, Timing, interleaved, speedup
-from likely.data import datasets
+from likely.data import load_records
 from likely.models.catalog import find_model
 from likely.models.convert import convert
 from likely.runtimes.machine import cores
@@ -223,7 +223,7 @@ def runtimes(model: str, folder: Path, quick: bool) -> dict[str, Any]:
 
 def kl_of_openvino(openvino: OpenVino, reference: Any, folder: Path) -> float:
     """Mean KL(fp32 || OpenVINO), nats, over 512 tokens of wikitext2's test text."""
-    rows = islice(datasets.load("wikitext2", "wiki.test.raw.gz"), 60)
+    rows = islice(load_records("wikitext2", "wiki.test.raw.gz"), 60)
     tokens = begin(reference.tokenizer, reference.tokenizer.encode("".join(row["text"] for row in rows)))[:PREFILL]
     openvino.ask(what="logits", tokens=tokens, to=str(folder / "logits.npy"))
     theirs = np.load(folder / "logits.npy", mmap_mode="r")

@@ -224,7 +224,7 @@ def prepare(folder: Path) -> None:
     import torch
     from native_bakeoff_torch import Weights
 
-    from likely.data import datasets
+    from likely.data import find_path
     from likely.models.catalog import find_model
     from likely.runtimes.torch.gguf_module import load_gguf
     from likely.tokenizers.gguf import tokenizer_from_gguf
@@ -234,7 +234,7 @@ def prepare(folder: Path) -> None:
     weights = Weights.of(module)
     weights.save(folder / "weights.pt")
     (folder / "shape.json").write_text(json.dumps(weights.shape.__dict__))
-    raw = gzip.decompress(datasets.path("wikitext2", "wiki.test.raw.gz").read_bytes()).decode()
+    raw = gzip.decompress(find_path("wikitext2", "wiki.test.raw.gz").read_bytes()).decode()
     text = [int(t) for t in tokenizer_from_gguf(path).encode(raw[:8000])[:CAPACITY]]
     (folder / "text.json").write_text(json.dumps(text))
     with torch.no_grad():

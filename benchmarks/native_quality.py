@@ -33,7 +33,7 @@ import protocol
 from numpy.typing import NDArray
 
 import likely
-from likely.data import datasets
+from likely.data import find_set, load_records
 from likely.errors import LikelyError
 from likely.metrics.intervals import bootstrap_ratio
 from likely.models.catalog import find_model
@@ -248,8 +248,8 @@ def open_candidates(stack: ExitStack, place: Place, names: Sequence[str]) -> dic
 
 def text_of(name: str, file: str) -> str:
     if name == "humaneval":
-        return "\n\n".join(row["prompt"] + row["canonical_solution"] for row in datasets.load(name, file))
-    return "".join(row["text"] for row in datasets.load(name, file))
+        return "\n\n".join(row["prompt"] + row["canonical_solution"] for row in load_records(name, file))
+    return "".join(row["text"] for row in load_records(name, file))
 
 
 def quality_of(place: Place, names: Sequence[str], *, count: int, positions: int) -> dict[str, Any]:
@@ -363,7 +363,7 @@ def main(argv: list[str] | None = None) -> None:
                 "reference": "transformers fp32, weights of the packaged file",
                 "windows": count,
                 "positions": positions,
-                "texts": {name: datasets.info(name).find(file).sha256 for name, file in TEXTS},
+                "texts": {name: find_set(name).find(file).sha256 for name, file in TEXTS},
                 "intervals": "95 %, percentile bootstrap over windows",
                 "not_measured": NOT_MEASURED,
                 "models": {model: found},

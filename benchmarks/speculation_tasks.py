@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 from likely.bench.speculation import Task
-from likely.data import datasets
+from likely.data import load_records
 
 COPY_HEAVY = ("second turns", "self-correction", "text-to-SQL")
 FIX = "Go over the code again and look for faults; change nothing if there are none."
@@ -50,7 +50,7 @@ def as_text(prompt: str | list[dict[str, str]]) -> str:
 def second_turns(count: int) -> list[list[dict[str, str]]]:
     rows = [
         row
-        for row in datasets.load("mt-redundant", "answers.jsonl.gz")
+        for row in load_records("mt-redundant", "answers.jsonl.gz")
         if row["set"] == "mt-redundant" and row["model"] == "qwen2.5-7b" and len(row["answers"][0]) < 1200
     ]
     step = max(1, len(rows) // count)
@@ -59,7 +59,7 @@ def second_turns(count: int) -> list[list[dict[str, str]]]:
 
 def self_corrections(count: int) -> list[list[dict[str, str]]]:
     found = []
-    for row in islice(datasets.load("gsm8k-selfcorrect"), count):
+    for row in islice(load_records("gsm8k-selfcorrect"), count):
         first, critique, _ = (text.replace("<|im_end|>", "").strip() for text in row["rounds"])
         question = f"Write a Python program in a code block that solves this and prints the answer. {row['question']}"
         found.append([user(question), assistant(first), user(FIX), assistant(critique), user(FINAL)])
@@ -68,7 +68,7 @@ def self_corrections(count: int) -> list[list[dict[str, str]]]:
 
 def text_to_sql(count: int) -> list[str]:
     """Solved questions on one schema, then one more question: what an application sends again and again."""
-    rows = [row for row in datasets.load("text-to-sql", "questions.jsonl.gz") if row["kind"] == "gen"]
+    rows = [row for row in load_records("text-to-sql", "questions.jsonl.gz") if row["kind"] == "gen"]
     by_db: dict[str, list[dict]] = {}
     for row in rows:
         by_db.setdefault(row["db"], []).append(row)
@@ -81,9 +81,9 @@ def text_to_sql(count: int) -> list[str]:
 
 
 def spec_bench(category: str, count: int) -> list[list[dict[str, str]]]:
-    rows = [row for row in datasets.load("spec-bench") if row["category"] == category]
+    rows = [row for row in load_records("spec-bench") if row["category"] == category]
     return [[user(row["turns"][0])] for row in rows[:count]]
 
 
 def code(count: int) -> list[str]:
-    return [row["prompt"] for row in islice(datasets.load("humaneval"), count)]
+    return [row["prompt"] for row in islice(load_records("humaneval"), count)]

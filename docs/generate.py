@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from likely.errors import DataError, LikelyError
+from likely.evidence import Evidence, Figure, MachineRecord, read_results
 from likely.evidence.papers import Paper, index
-from likely.evidence.study import Evidence, Figure, MachineRecord, read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {

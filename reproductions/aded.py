@@ -25,16 +25,25 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 import likely
-from likely.data import datasets
+from likely.data import load_records
 from likely.decoding.accept import matched_walk
 from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.drafting.protocol import DraftSource, SamplingContext
 from likely.decoding.drafting.replay import replay
 from likely.decoding.drafting.trigram.drafter import TrigramMemory
 from likely.decoding.drafting.trigram.table import TrigramTable, count_trigrams, table_of
-from likely.evidence.study import Check, Evidence, Figure, Source, run_script, surroundings, verdict_of, write_result
-from likely.io.hashes import file_sha256
-from likely.models.catalog import find_model, known_model
+from likely.evidence import (
+    Check,
+    Evidence,
+    Figure,
+    Source,
+    arguments,
+    conclude,
+    data_sources,
+    model_source,
+    run_script,
+    run_study,
+)
 
 Text = list[int]
 Task = tuple[Text, Text]  # prompt, answer
@@ -311,8 +320,8 @@ def study(
     small, large = BUDGETS
     won = [b for b in CURVE if ahead(searched["mcts", b], searched["full", b]) <= -LEAST]
     gap = searched["best_first", large].tau - searched["mcts", large].tau
-    return Evidence(
-        id="aded",
+    return conclude(
+        "aded",
         title="ADED: adaptive draft-verification",
         claim=(
             "A trigram table that learns while it runs, searched by MCTS, speeds up decoding without fine-tuning: up "
@@ -333,13 +342,10 @@ def study(
         + (f"; {len(others[1])} GSM8K solutions after {len(others[0])} others as corpus" if others else ""),
         intervals=f"95 %, percentile bootstrap over tasks and task orders, {RESAMPLES} resamples, fixed seed; gains "
         f"per 100 tasks: Student's t over task orders; kept per draft: normal",
-        mode="full" if full else "quick",
-        models=list(models),
-        data=list(data),
-        command="python reproductions/aded.py" + (" --full" if full else ""),
-        threads=1,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        full=full,
+        models=models,
+        data=data,
+        seconds=time.perf_counter() - started,
         not_shown=[
             "Latency: this replays texts. A call on more nodes costs more: tokens per call are a ceiling of the gain.",
             "Texts of Vicuna or CodeLlama, MT-Bench and Alpaca, tables of UltraChat or The Stack (hundreds of MB).",
@@ -350,7 +356,6 @@ def study(
             "these HumanEval tasks; the rows of GSM8K are texts that it was not chosen on.",
             *([] if compared else ["The authors' own search: the package draftretriever was not installed."]),
         ],
-        **surroundings(),
     )  # fmt: skip
 
 
@@ -361,40 +366,24 @@ def tokenized(
     with likely.load("smollm2") as lm:
         encode = lm.tokenizer.encode
         splits = ("prompt", "validation", "train", "test")
-        corpus = [encode(row["code"]) for split in splits for row in datasets.load("mbpp", split)]
-        rows = list(datasets.load("humaneval"))[: None if full else 40]
+        corpus = [encode(row["code"]) for split in splits for row in load_records("mbpp", split)]
+        rows = list(load_records("humaneval"))[: None if full else 40]
         tasks = [(encode(row["prompt"]), encode(row["canonical_solution"])) for row in rows]
-        sums = [(encode(row["question"] + "\n"), encode(row["answer"])) for row in datasets.load("gsm8k")]
+        sums = [(encode(row["question"] + "\n"), encode(row["answer"])) for row in load_records("gsm8k")]
         others = ([answer for _, answer in sums[:600]], sums[600 : 660 if full else 620])
-    model = known_model("smollm2")
-    assert model is not None
-    data = []
-    for name, files in (("mbpp", splits), ("humaneval", (None,)), ("gsm8k", (None,))):
-        card = datasets.info(name)
-        for file in files:
-            found = card.find(file)
-            data.append(Source(name=f"{name}/{found.name}", sha256=found.sha256, licence=card.licence))
-    source = Source(
-        name=f"{model.name} (its tokenizer)", sha256=file_sha256(find_model(model.name)), licence=model.licence
+    data = data_sources([*(("mbpp", split) for split in splits), ("humaneval", None), ("gsm8k", None)])
+    return corpus, tasks, others, [model_source("smollm2", part="its tokenizer")], data
+
+
+def measure(options: argparse.Namespace) -> Evidence:
+    corpus, tasks, others, models, data = tokenized(full=options.full)
+    return study(
+        corpus, tasks, orders=20 if options.full else 4, full=options.full, models=models, data=data, others=others
     )
-    return corpus, tasks, others, [source], data
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="120 tasks in 20 orders instead of 40 in 4")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
-    corpus, tasks, others, models, data = tokenized(full=options.full)
-    evidence = study(
-        corpus, tasks, orders=20 if options.full else 4, full=options.full, models=models, data=data, others=others
-    )
-    for figure in evidence.figures:
-        ends = "" if figure.low is None else f" [{figure.low:.3f}, {figure.high:.3f}]"
-        print(f"{figure.subject:50} {figure.quantity:20} {figure.value:.3f}{ends}")
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:+.4f} <= {check.bound:g}")
-    print(f"{evidence.verdict}; {evidence.seconds} s; {write_result(evidence, options.out)}")
+    run_study(arguments(full="120 tasks in 20 orders instead of 40 in 4"), measure)
 
 
 if __name__ == "__main__":

@@ -32,17 +32,17 @@ from numpy.typing import NDArray
 from spoken_lists import FILES, INTENTS, MESSAGE, Spoken, chosen, default_file, read_lists, texts
 
 import likely
-from likely.evidence.study import (
+from likely.evidence import (
     Check,
     Evidence,
     Figure,
     Source,
+    arguments,
+    conclude,
     data_sources,
     model_source,
     run_script,
-    surroundings,
-    verdict_of,
-    write_result,
+    run_study,
 )
 from likely.io.hashes import cache_dir, file_sha256
 from likely.metrics.bootstrap import interval
@@ -318,8 +318,8 @@ def study(
     judged = {name: Judged.of(probs, labels) for name, probs in tables.items()}
     figures, checks, said = numbers(judged, test)
     directed = sum(one.label != MESSAGE for one in test)
-    return Evidence(
-        id="asr_nbest",
+    return conclude(
+        "asr_nbest",
         title="Leveraging large language models for exploiting ASR uncertainty",
         claim=(
             "A language model fine-tuned with LoRA on prompts that list the n best transcripts decides better than one "
@@ -341,13 +341,10 @@ def study(
             "95 %, percentile bootstrap over utterances (their mean over seeds), 2000 resamples, fixed seed; "
             "differences and shares are paired"
         ),
-        mode="full" if full else "quick",
-        models=list(models),
-        data=list(data),
-        command="python reproductions/asr_nbest.py" + (" --full" if full else ""),
-        threads=1,
-        seconds=round(seconds, 1),
-        verdict=verdict_of(checks),
+        full=full,
+        models=models,
+        data=data,
+        seconds=seconds,
         not_shown=[
             "Real speech: four synthetic voices, white noise, one recogniser with its general language model.",
             "The paper's model (a chat model of 7B), its recordings, and prompts with a description alone: a model of "
@@ -356,18 +353,10 @@ def study(
             "That messages are recognised as undirected by their sound: only words are seen.",
             "The marginal's and ROVER's scale of scores is fitted on the other half of the test utterances.",
         ],
-        **surroundings(),
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few steps and utterances; nothing is written")
-    parser.add_argument("--full", action="store_true", help="all utterances and ways, more steps")
-    parser.add_argument("--lists", type=Path, default=default_file(), help="the file of spoken_lists.py")
-    parser.add_argument("--keep", type=Path, default=cache_dir() / "asr_nbest", help="folder of adapters and scores")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> Evidence:
     plan = Plan(steps=400, seeds=3) if options.full else Plan(steps=100, seeds=3)
     wanted = texts(full=options.full)
     if options.quick:
@@ -378,17 +367,17 @@ def main() -> None:
         name="n-best lists (flite, pocketsphinx)", sha256=file_sha256(options.lists), licence="made from the others"
     )
     with likely.load("smollm2", runtime="torch", threads=1) as lm:
-        evidence = study(
+        return study(
             lm, train, test, plan, keep=options.keep, full=options.full, data=[*data_sources(FILES), made],
             models=[model_source("smollm2")],
         )  # fmt: skip
-    for figure in evidence.figures:
-        print(f"{figure.subject:36} {figure.quantity:34} {figure.value:7.3f} [{figure.low:.3f}, {figure.high:.3f}]")
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.3f} <= {check.bound:.3f}")
-    print(f"{evidence.verdict}; {evidence.seconds} s")
-    if not options.quick:
-        print(write_result(evidence, options.out))
+
+
+def main() -> None:
+    parser = arguments(full="all utterances and ways, more steps", quick="few steps and utterances")
+    parser.add_argument("--lists", type=Path, default=default_file(), help="the file of spoken_lists.py")
+    parser.add_argument("--keep", type=Path, default=cache_dir() / "asr_nbest", help="folder of adapters and scores")
+    run_study(parser, measure)
 
 
 if __name__ == "__main__":

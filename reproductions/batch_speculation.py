@@ -15,12 +15,9 @@ stacked, from a window of three batches).
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,27 +25,15 @@ from batch_recorded import Recorded
 
 import likely
 from likely.bench.timing import interleaved, interval, speedup
-from likely.data import datasets
+from likely.data import load_records
 from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.drafting.protocol import DraftSource
 from likely.decoding.loop import Loop
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling
 from likely.decoding.scheduling import SameLength, by_prompt_length
-from likely.evidence.study import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    data_sources,
-    run_script,
-    surroundings,
-    verdict_of,
-    write_result,
-)
+from likely.evidence import Check, Evidence, Figure, Source, arguments, conclude, data_sources, run_script, run_study
 from likely.metrics.intervals import wilson
-from likely.models.catalog import known_model
-from likely.runtimes.machine import cores
 from likely.runtimes.protocol import Runtime, Want, Work
 from likely.runtimes.torch.aligned import GroupTorchRuntime, RectangleRow, RepadTorchRuntime
 from likely.runtimes.torch.runtime import TorchRuntime
@@ -112,7 +97,7 @@ class TruncatedToTheShortest(RepadTorchRuntime):
 def prompts(lm: likely.Model, size: Size) -> list[tuple[int, ...]]:
     """Token ids of chat prompts, the tasks in turn; questions are cut to `trim` tokens."""
     by_task: dict[str, list[str]] = {task: [] for task in TASKS}
-    for row in datasets.load(*DATA):
+    for row in load_records(*DATA):
         by_task[row["category"] if row["category"] in by_task else "mt-bench"].append(row["turns"][0])
     chosen = [by_task[task][i] for i in range(size.per_task) for task in TASKS]
     out = []
@@ -373,7 +358,7 @@ Conversation = tuple[list[int], list[int]]  # a prompt and its answer
 def conversations(lm: likely.Model, most: int) -> list[Conversation]:
     """First and second turns of MT-Bench and MT-Redundant with the greedy answers of two models, no prompt twice."""
     found: dict[tuple[int, ...], list[int]] = {}
-    for row in datasets.load(*ANSWERS):
+    for row in load_records(*ANSWERS):
         messages: list[Any] = []
         for question, answer in zip(row["turns"], row["answers"], strict=True):
             messages.append({"role": "user", "content": question})
@@ -525,8 +510,8 @@ def study(
             Check(statement=f"drafts, B=1 against B={BATCH}, {kind}: throughput of the first over that of the second",
                   value=1 / by_batch[kind], bound=1, unit="times")
         )  # fmt: skip
-    return Evidence(
-        id="batch_speculation",
+    return conclude(
+        "batch_speculation",
         title="EQSPEC and EXSPEC: batch speculative decoding done right",
         claim=(
             "Speculation in a batch of ragged rows gives the text of plain decoding one by one (up to rounding where "
@@ -551,13 +536,11 @@ def study(
         checks=checks,
         samples=f"{len(texts)} prompts, {size.tokens} tokens each, greedy, {BUDGET} drafted tokens per round",
         intervals="95 %: Wilson for shares of prompts; percentile bootstrap of the median for times, of the mean else",
-        mode="full" if full else "quick",
+        full=full,
         models=[model],
-        data=list(data),
-        command="python reproductions/batch_speculation.py" + (" --full" if full else ""),
+        data=data,
         threads=threads,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        seconds=time.perf_counter() - started,
         not_shown=[
             "The paper's 3x: it was measured on GPUs with pairs of a draft and a target model (Vicuna, Qwen3, GLM-4); "
             "here the drafter is prompt lookup, the model has 135M parameters and the machine has no GPU.",
@@ -568,38 +551,27 @@ def study(
             '"mask" moves nothing between rounds, but fetches keys by slot number inside attention; that time is in '
             "the time of its rounds, not in its share of realignment.",
         ],
-        **surroundings(),
     )
 
 
 def natural_text(lm: likely.Model, n: int) -> list[int]:
     """The first n tokens of WikiText-2's validation text."""
-    rows = datasets.load(*NATURAL)
+    rows = load_records(*NATURAL)
     text = "".join(row["text"] + "\n" for _, row in zip(range(200), rows, strict=False))
     return list(lm.encode_prompt(text)[:n])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="48 prompts instead of 12")
-    parser.add_argument("--threads", type=int, default=cores(), help="threads of torch")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
-    if options.threads < 1:
-        parser.error(f"--threads must be >= 1, got {options.threads}")
-    model = known_model("smollm2")
-    assert model is not None
-    files = data_sources((DATA, ANSWERS, NATURAL))
-    evidence = study(
-        lambda dtype: likely.load(model.name, runtime="torch", dtype=dtype, threads=options.threads),
-        FULL if options.full else QUICK, full=options.full, threads=options.threads, data=files,
+def measure(options: argparse.Namespace) -> Evidence:
+    return study(
+        lambda dtype: likely.load("smollm2", runtime="torch", dtype=dtype, threads=options.threads),
+        FULL if options.full else QUICK, full=options.full, threads=options.threads,
+        data=data_sources((DATA, ANSWERS, NATURAL)),
     )  # fmt: skip
-    for check in evidence.checks:
-        word = "holds" if check.holds else "FAILS"
-        print(f"{word}: {check.statement} {check.value:.3g} <= {check.bound:g} {check.unit}")
-    print(f"{evidence.ours}\n{evidence.verdict}; {evidence.seconds} s; {write_result(evidence, options.out)}")
+
+
+def main() -> None:
+    run_study(arguments(full="48 prompts instead of 12", threads="of torch"), measure)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     run_script(main)

@@ -13,33 +13,31 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import likely
-from likely.data import datasets
+from likely.data import load_records
 from likely.decoding.drafting.composite import FirstOf
 from likely.decoding.drafting.lookup import CopySource, PromptLookup
 from likely.decoding.drafting.ngram.drafter import NgramModel
 from likely.decoding.drafting.protocol import DraftSource
 from likely.decoding.drafting.replay import RecordedAnswer, Replayed, Rounds, replay_all
-from likely.evidence.study import (
+from likely.evidence import (
     Check,
     Evidence,
     Figure,
     Source,
+    arguments,
+    conclude,
     data_sources,
+    model_source,
     run_script,
-    surroundings,
-    verdict_of,
-    write_result,
+    run_study,
 )
-from likely.io.hashes import file_sha256
 from likely.metrics.intervals import bootstrap_ratio
-from likely.models.catalog import find_model, known_model
 
 Render = Callable[[list[dict[str, str]]], list[int]]
 Encode = Callable[[str], list[int]]
@@ -295,8 +293,8 @@ def study(
     )
     quarter = [value[f"{REDUNDANT}, quarter {i} of the answer"] for i in (1, 4)]
     rounds = ", ".join(f"{value[f'self-correction, round {i}']:.2f}" for i in (1, 2, 3))
-    return Evidence(
-        id="copyspec",
+    return conclude(
+        "copyspec",
         title="CopySpec: speculative copy-and-paste",
         claim=(
             "Copying what followed the last tokens earlier pays where answers repeat: more on the second turn than on "
@@ -319,13 +317,10 @@ def study(
         ),
         intervals=f"95 %, percentile bootstrap over answers (differences: paired by question), {RESAMPLES} resamples, "
         "fixed seed",
-        mode="full" if full else "quick",
-        models=list(models),
-        data=list(data),
-        command="python reproductions/copyspec.py" + (" --full" if full else ""),
-        threads=1,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        full=full,
+        models=models,
+        data=data,
+        seconds=time.perf_counter() - started,
         not_shown=[
             "Wall-clock speed: on this scale it is part of the speculation benchmark (benchmarks/), on small models.",
             "The target's own tokenizer: answers are split by SmolLM2's, which changes where copies begin and end.",
@@ -334,7 +329,6 @@ def study(
             "The best category is the best of eight: its figure is biased upwards.",
             "Answers of the two models to one question count as two where they are pooled, as if independent.",
         ],
-        **surroundings(),
     )
 
 
@@ -344,31 +338,23 @@ def table(evidence: Evidence) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="all questions instead of every fourth")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
-    pairs, programs = (list(datasets.load(*file)) for file in FILES)
+def measure(options: argparse.Namespace) -> Evidence:
+    pairs, programs = (list(load_records(*file)) for file in FILES)
     if not options.full:
         kept = set(sorted({row["question_id"] for row in pairs})[::4])
         pairs, programs = [row for row in pairs if row["question_id"] in kept], programs[::4]
-    data = data_sources(FILES)
-    model = known_model("smollm2")
-    assert model is not None
-    path = find_model(model.name)
     with likely.load("smollm2") as lm:
         parts = [
             make(rows, lambda messages: lm.render(messages).tokens, lm.tokenizer.encode)
             for make, rows in ((turns, pairs), (corrections, programs))
         ]
         vocab_size = lm.runtime.vocab_size
-    source = Source(name=f"{path.name} (its tokenizer)", sha256=file_sha256(path), licence=model.licence)
-    evidence = study(*parts, vocab_size, full=options.full, models=[source], data=data)
-    print(table(evidence))
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.3f} <= {check.bound:g}")
-    print(f"{evidence.verdict}; {evidence.seconds} s; {write_result(evidence, options.out)}")
+    tokenizer = model_source("smollm2", part="its tokenizer")
+    return study(*parts, vocab_size, full=options.full, models=[tokenizer], data=data_sources(FILES))
+
+
+def main() -> None:
+    run_study(arguments(full="all questions instead of every fourth"), measure)
 
 
 if __name__ == "__main__":

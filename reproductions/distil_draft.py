@@ -35,10 +35,10 @@ from torch.nn.functional import cross_entropy
 
 import likely
 from likely.bench.timing import interval
-from likely.data import datasets
+from likely.data import load_records
 from likely.decoding.drafting.model.drafter import DraftModel
 from likely.decoding.drafting.trees.shapes import Chain
-from likely.evidence.study import run_script
+from likely.evidence import run_script
 from likely.io.hashes import cache_dir, file_sha256
 from likely.metrics.intervals import wilson
 from likely.models.catalog import find_model, known_model
@@ -193,23 +193,23 @@ def training_pieces(lm: likely.Model) -> Iterator[list[int]]:
 
     Spec-Bench took questions from GSM8K: those are left out, so that all of Spec-Bench is held out.
     """
-    asked = "\n".join(turn for row in datasets.load("spec-bench") for turn in row["turns"])
-    for rows in (datasets.load("wikitext2", "wiki.test.raw.gz"), datasets.load("c4_sample")):
+    asked = "\n".join(turn for row in load_records("spec-bench") for turn in row["turns"])
+    for rows in (load_records("wikitext2", "wiki.test.raw.gz"), load_records("c4_sample")):
         yield lm.tokenizer.encode("\n".join(row["text"] for row in rows))
-    talks = [(row["question"], row["answer"]) for row in list(datasets.load("gsm8k"))[:700]]
+    talks = [(row["question"], row["answer"]) for row in list(load_records("gsm8k"))[:700]]
     talks = [(question, answer) for question, answer in talks if question.strip() not in asked]
-    talks += [(row["text"], row["code"]) for row in datasets.load("mbpp", "mbpp.train.jsonl.gz")]
+    talks += [(row["text"], row["code"]) for row in load_records("mbpp", "mbpp.train.jsonl.gz")]
     for question, answer in talks:
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         yield lm.render(messages).tokens
 
 
 def held_out_text() -> str:
-    return "\n".join(row["text"] for row in list(datasets.load("wikitext2", "wiki.valid.raw.gz"))[:400])
+    return "\n".join(row["text"] for row in list(load_records("wikitext2", "wiki.valid.raw.gz"))[:400])
 
 
 def held_out_questions() -> list[str]:
-    found = [row["turns"][0] for row in datasets.load("spec-bench")]
+    found = [row["turns"][0] for row in load_records("spec-bench")]
     return [text for text in found if len(text) < 1500][::4]
 
 

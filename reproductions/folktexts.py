@@ -29,18 +29,18 @@ from folktexts_rows import asked_together, asked_with_examples, kept_answers, ri
 from numpy.typing import NDArray
 
 import likely
-from likely.data import datasets
-from likely.evidence.study import (
+from likely.data import load_records
+from likely.evidence import (
     Check,
     Evidence,
     Figure,
     Source,
+    arguments,
+    conclude,
     data_sources,
     model_source,
     run_script,
-    surroundings,
-    verdict_of,
-    write_result,
+    run_study,
 )
 from likely.io.jsonl import Line, line_digest
 from likely.metrics.bins import ece_floor
@@ -271,8 +271,8 @@ def study(
             checks += letters_check(name, risks)
         lines.append(found.said)
         report(found.said)
-    return Evidence(
-        id="folktexts",
+    return conclude(
+        "folktexts",
         title="folktexts: language models as risk scores",
         claim=(
             "Zero-shot risk scores of language models carry signal but are widely miscalibrated: base models "
@@ -292,13 +292,10 @@ def study(
         intervals=f"95 %, percentile bootstrap over rows ({RESAMPLES} resamples, as the authors') or over models, "
         "fixed seed; that of an ECE may begin at its value, since resampling only adds to it; tests over models by "
         "enumerating all signs",
-        mode="full" if full else "quick",
-        models=list(sources),
-        data=list(data),
-        command="python reproductions/folktexts.py" + (" --full" if full else ""),
-        threads=1,
-        seconds=round(max(time.perf_counter() - started, asking), 1),
-        verdict=verdict_of(checks),
+        full=full,
+        models=sources,
+        data=data,
+        seconds=max(time.perf_counter() - started, asking),
         not_shown=[
             "Base against instruction-tuned on one model: both small models differ in more than that; it needs a pair "
             "of a billion parameters or more.",
@@ -309,41 +306,29 @@ def study(
             f"What {LABELS} labels mend is measured where a model scored {2 * LABELS} rows or more; on so few even "
             "exact risks show an ECE, which the table holds.",
         ],
-        **surroundings(),
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--full", action="store_true", help="1,000 rows a model")
-    size.add_argument("--quick", action="store_true", help="20 rows of one model; no result is written")
-    root = Path(__file__).parents[1]
-    parser.add_argument("--out", type=Path, default=root / "results", help="folder of the result")
-    parser.add_argument("--kept", type=Path, default=root / "build" / "folktexts", help="folder of the answers")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> Evidence:
     task = load_task("adult")
-    census = list(datasets.load(*CENSUS))
+    census = list(load_records(*CENSUS))
     names = ["smollm2"] if options.quick else ["smollm2", "gemma3"]
-    sources = []
-    for name in names:
-        sources.append(model_source(name))
     sizes = {"smollm2": 20} if options.quick else dict.fromkeys(names, 1000) if options.full else SIZES
     opened = {name: (sizes[name], partial(likely.load, name, runtime="llamacpp", threads=1)) for name in names}
     with tempfile.TemporaryDirectory() as scratch:
-        evidence = study(
+        return study(
             opened, 10 if options.quick else 200 if options.full else 20,
-            split(census, task, scored=max(sizes.values())), task, list(datasets.load(*FILE)), sources=sources,
-            data=data_sources([CENSUS, FILE]), full=options.full,
+            split(census, task, scored=max(sizes.values())), task, list(load_records(*FILE)),
+            sources=[model_source(name) for name in names], data=data_sources([CENSUS, FILE]), full=options.full,
             kept=Path(scratch) if options.quick else options.kept,
         )  # fmt: skip
-    for each in evidence.figures:
-        ends = f"[{each.low:.3f}, {each.high:.3f}]" if each.low is not None else ""
-        print(f"{each.subject[:72]:72} {each.quantity:22} {each.value:7.3f} {ends}")
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.3g} <= {check.bound:.3g}")
-    where = "not written" if options.quick else write_result(evidence, options.out)
-    print(f"{evidence.verdict}; {evidence.seconds} s; {where}")
+
+
+def main() -> None:
+    parser = arguments(full="1,000 rows a model", quick="20 rows of one model")
+    kept = Path(__file__).parents[1] / "build" / "folktexts"
+    parser.add_argument("--kept", type=Path, default=kept, help="folder of the answers")
+    run_study(parser, measure)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 
-from likely.evidence.study import Check, Figure
+from likely.evidence import Check, Figure
 from likely.metrics.intervals import bootstrap_ratio
 
 Floats = NDArray[np.float64]

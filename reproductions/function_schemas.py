@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from likely.data import datasets
+from likely.data import load_records
 
 FILE = ("bfcl", "simple_python.jsonl.gz")
 TYPES = {"dict": "object", "float": "number", "tuple": "array"}  # the source's words for JSON Schema's
@@ -54,7 +54,7 @@ def as_json_schema(found: Mapping[str, Any]) -> dict[str, Any]:
 def cases(count: int) -> list[Case]:
     """The first `count` cases whose function has at least one required argument."""
     found = []
-    for row in datasets.load(*FILE):
+    for row in load_records(*FILE):
         function = row["function"][0]
         schema = as_json_schema(function["parameters"])
         if schema.get("required") and schema.get("properties"):

@@ -17,7 +17,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,17 +26,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 import likely
-from likely.evidence.study import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    model_source,
-    run_script,
-    surroundings,
-    verdict_of,
-    write_result,
-)
+from likely.evidence import Check, Evidence, Figure, Source, arguments, conclude, model_source, run_script, run_study
 from likely.lm.model import Model
 from likely.metrics.bootstrap import interval
 from likely.metrics.grading import same_number, same_text
@@ -355,8 +345,8 @@ def study(
     report(line)
     checks += bounds
     left_out = [name for name, f in answered.items() if not f.told_apart]
-    return Evidence(
-        id="g_nll",
+    return conclude(
+        "g_nll",
         title="Rethinking Uncertainty Estimation in NLG (G-NLL)",
         claim=(
             "The negative log-likelihood of the one greedy answer tells right answers from wrong ones as well as "
@@ -371,13 +361,10 @@ def study(
         + f"; {SAMPLES} samples each at temperature 1",
         intervals=f"95 %, percentile bootstrap over inputs or questions, {RESAMPLES} resamples, fixed seed; "
         "accuracies: Wilson",
-        mode="full" if full else "quick",
-        models=list(sources),
+        full=full,
+        models=sources,
         data=[],
-        command="python reproductions/g_nll.py" + (" --full" if full else ""),
-        threads=1,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        seconds=time.perf_counter() - started,
         not_shown=[
             "The paper's models of 7 to 70 billion parameters and its data sets.",
             "Semantic entropy with a model of entailment: here answers are one meaning if their words or their value "
@@ -385,29 +372,20 @@ def study(
             *caveats(more),
             *([f"AUROC where all answers are right or all wrong: {', '.join(left_out)}."] if left_out else []),
         ],
-        **surroundings(),
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="all questions")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: 10 questions of each kind; not written")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
-    models, sources = {}, []
-    for name in ("smollm2", "gemma3"):
-        sources.append(model_source(name))
-        models[name] = lambda name=name: likely.load(name, runtime="llamacpp", threads=1)  # type: ignore[misc]
+def measure(options: argparse.Namespace) -> Evidence:
+    names = ("smollm2", "gemma3")
     size = {"count": 10, "inputs": 20, "steps": 100} if options.quick else {"count": None if options.full else 100}
-    evidence = study(models, full=options.full, sources=sources, **size)
-    for figure in evidence.figures:
-        ends = "" if figure.low is None else f" [{figure.low:.3f}, {figure.high:.3f}]"
-        print(f"{figure.subject:56} {figure.quantity:22} {figure.value:7.3f}{ends}")
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.3f} <= {check.bound:.3f}")
-    where = "not written" if options.quick else write_result(evidence, options.out)
-    print(f"{evidence.verdict}; {evidence.seconds} s; {where}")
+    return study(
+        {name: partial(likely.load, name, runtime="llamacpp", threads=1) for name in names}, full=options.full,
+        sources=[model_source(name) for name in names], **size,
+    )  # fmt: skip
+
+
+def main() -> None:
+    run_study(arguments(full="all questions", quick="a smoke run: 10 questions of each kind"), measure)
 
 
 if __name__ == "__main__":

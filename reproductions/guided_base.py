@@ -17,6 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,18 @@ from function_schemas import FILE, Case, cases, follows, holds, share
 
 import likely
 from likely.decoding.constraint import Constraint
-from likely.evidence.study import (
+from likely.evidence import (
     Check,
     Evidence,
     Figure,
     Source,
+    arguments,
+    conclude,
     data_sources,
     model_source,
+    report,
     run_script,
-    surroundings,
-    verdict_of,
-    write_result,
+    run_study,
 )
 from likely.guided.form import make_form
 from likely.guided.settings import FormSettings
@@ -290,8 +292,8 @@ def study(
             f"{value[f'{name}, local, exact', 'total variation']:.3f} by masking, "
             f"{value[f'{name}, smc, {particles} particles', 'total variation']:.3f} by smc"
         )
-    return Evidence(
-        id="guided_base",
+    return conclude(
+        "guided_base",
         title="Guided generation: does the form hold, what does it cost, what does it distort?",
         claim=(
             "A form is held by every text that is not cut, and by every text where it closes within the budget; masks "
@@ -308,13 +310,11 @@ def study(
         ),
         intervals=f"95 %: Wilson for shares of texts, else percentile bootstrap over schemas or questions, {RESAMPLES} "
         "resamples, fixed seed",
-        mode="full" if full else "quick",
-        models=list(sources),
-        data=list(data),
-        command="python reproductions/guided_base.py" + (" --full" if full else ""),
+        full=full,
+        models=sources,
+        data=data,
         threads=cores(),
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        seconds=time.perf_counter() - started,
         not_shown=[
             "Whether a form makes answers righter or wronger: validity is of form only, on models that are too small "
             "for the task.",
@@ -324,7 +324,6 @@ def study(
             "The laws of importance sampling and smc are averages of normalised weights over seeds; their noise is "
             "part of the distance shown.",
         ],
-        **surroundings(),
     )  # fmt: skip
 
 
@@ -347,34 +346,28 @@ def table(evidence: Evidence) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="100 schemas, 12 questions, 8 seeds")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: 3 schemas, 1 question, 1 seed; not written")
-    parser.add_argument("--kept", type=Path, help="folder of the parts that are done: a stopped run goes on from there")
-    parser.add_argument("--threads", type=int, default=cores(), help="of the engine; what is timed wants all cores")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> Evidence:
     count, questions, seeds = (100, 12, 8) if options.full else (3, 1, 1) if options.quick else (20, 3, 4)
-    sources = []
-    models = {}
-    for name in MODELS:
-        sources.append(model_source(name))
-        models[name] = likely.load(name, runtime="llamacpp", threads=options.threads)
-    try:
-        evidence = study(
+    with ExitStack() as opened:
+        models = {
+            name: opened.enter_context(likely.load(name, runtime="llamacpp", threads=options.threads))
+            for name in MODELS
+        }
+        return study(
             models, cases(count), max_tokens=32 if options.quick else 128,
-            questions=guided_choices.QUESTIONS[:questions], seeds=seeds, full=options.full, sources=sources,
-            data=data_sources([FILE]), kept=options.kept, report=lambda line: print(line, flush=True),
+            questions=guided_choices.QUESTIONS[:questions], seeds=seeds, full=options.full,
+            sources=[model_source(name) for name in MODELS], data=data_sources([FILE]), kept=options.kept,
+            report=report,
         )  # fmt: skip
-    finally:
-        for lm in models.values():
-            lm.close()
-    print(table(evidence))
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.4f} <= {check.bound:g}")
-    where = "not written" if options.quick else str(write_result(evidence, options.out))
-    print(f"{evidence.verdict}; {evidence.seconds} s; {where}")
+
+
+def main() -> None:
+    parser = arguments(
+        full="100 schemas, 12 questions, 8 seeds", quick="a smoke run: 3 schemas, 1 question, 1 seed",
+        threads="of the runtime; what is timed wants all cores",
+    )  # fmt: skip
+    parser.add_argument("--kept", type=Path, help="folder of the parts that are done: a stopped run goes on from there")
+    run_study(parser, measure)
 
 
 if __name__ == "__main__":

@@ -32,17 +32,17 @@ from likely.calibration.recalibrators.one_vs_rest import OneVsRest
 from likely.calibration.recalibrators.protocol import Fitted
 from likely.calibration.recalibrators.scaling import Dirichlet, Temperature, Vector
 from likely.calibration.recalibrators.sigmoid import Beta
-from likely.evidence.study import (
+from likely.evidence import (
     Check,
     Evidence,
     Figure,
     Source,
+    arguments,
+    conclude,
     data_sources,
     model_source,
     run_script,
-    surroundings,
-    verdict_of,
-    write_result,
+    run_study,
 )
 from likely.metrics import bins
 from likely.metrics.bootstrap import percentiles
@@ -263,8 +263,8 @@ def study(
         tasks.append(task(name, one(), fit_rows=fit_rows, steps=steps, resamples=resamples, splits=splits))
         report(f"{name}: {time.perf_counter() - started:.0f} s")
     checks, said = judged(tasks)
-    return Evidence(
-        id="h_calibration",
+    return conclude(
+        "h_calibration",
         title="h-calibration",
         claim=(
             "A rising map that is learned by minimising an error-bounded calibration loss calibrates better than the "
@@ -283,13 +283,10 @@ def study(
         intervals=f"95 %, percentile bootstrap over rows, the same ones for all methods and splits, {resamples} "
         "resamples, fixed seed; centred on the measured value, since resampling adds noise to calibration errors; maps "
         "are not fitted again",
-        mode="full" if full else "quick",
+        full=full,
         models=models,
         data=data,
-        command="python reproductions/h_calibration.py" + (" --full" if full else ""),
-        threads=1,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        seconds=time.perf_counter() - started,
         not_shown=[
             "Logits of ImageNet's size, and the paper's networks: the three tasks are small, one is rounded.",
             f"Training as long as the official code's: at most {steps} steps here.",
@@ -297,18 +294,10 @@ def study(
             "which are its closest competitors.",
             "Variation of the fits beyond five splits: intervals hold the fitted maps.",
         ],
-        **surroundings(),
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--full", action="store_true", help="all rows, also 150 intents, training to its end")
-    size.add_argument("--quick", action="store_true", help="a smoke run without the model; not written")
-    parser.add_argument("--keep", type=Path, help="folder where option scores are kept and read from the next time")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> Evidence:
     started = time.perf_counter()
     source = model_source("smollm2")
     sets: dict[str, Callable[[], Labelled]] = {}
@@ -323,19 +312,17 @@ def main() -> None:
         each = 1000 if options.full else 300
         sets["ARC-Easy, SmolLM2"] = lambda: option_scores("smollm2", source.sha256, each, options.keep)
     rows, steps, resamples = (200, 5, 10) if options.quick else (4000, 2000, 500) if options.full else (600, 100, 100)
-    evidence = study(
+    return study(
         sets, fit_rows=rows, steps=steps, resamples=resamples, full=options.full,
         splits=2 if options.quick else SPLITS, started=started,
         models=[source], data=data_sources(FILES),
     )  # fmt: skip
-    for figure in evidence.figures:
-        ends = "" if figure.low is None else f" [{figure.low:.4f}, {figure.high:.4f}]"
-        print(f"{figure.subject:44} {figure.quantity:16} {figure.value:8.4f}{ends}")
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.4f} <= {check.bound:.4f}")
-    print(evidence.ours)
-    where = "not written" if options.quick else str(write_result(evidence, options.out))
-    print(f"{evidence.verdict}; {evidence.seconds} s; {where}")
+
+
+def main() -> None:
+    parser = arguments(full="all rows, also 150 intents, training to its end", quick="a smoke run without the model")
+    parser.add_argument("--keep", type=Path, help="folder where option scores are kept and read from the next time")
+    run_study(parser, measure)
 
 
 if __name__ == "__main__":

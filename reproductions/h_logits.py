@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import likely
 from likely.calibration.labelled import Labelled, read_labelled
-from likely.data import datasets
+from likely.data import load_arrays, load_records
 from likely.scoring.choices import choice_item, score_choices
 
 Floats = NDArray[np.float64]
@@ -27,8 +27,8 @@ def intents(target: str, *, rows: int | None = None, epochs: int = EPOCHS, train
     target  "intent" (150 classes) or "domain" (10)
     """
     train, rest = (
-        list(datasets.load("clinc150", "train")),
-        [r for s in ("val", "test") for r in datasets.load("clinc150", s)],
+        list(load_records("clinc150", "train")),
+        [r for s in ("val", "test") for r in load_records("clinc150", s)],
     )
     train = _some(train, train_rows)
     names = sorted({record[target] for record in train})
@@ -106,7 +106,7 @@ def option_scores(model: str, sha256: str, each: int, keep: Path | None) -> Labe
         return read_labelled(kept)
     items = []
     for split in ("calibration", "test"):
-        four = (r for r in datasets.load("arc-easy", split) if len(r["choices"]) == 4)
+        four = (r for r in load_records("arc-easy", split) if len(r["choices"]) == 4)
         items += [choice_item(record) for record, _ in zip(four, range(each), strict=False)]
     with likely.load(model, runtime="llamacpp", threads=1) as lm:
         results = score_choices(lm, items).results
@@ -119,7 +119,7 @@ def option_scores(model: str, sha256: str, each: int, keep: Path | None) -> Labe
 
 def images(rows: int | None = None) -> Labelled:
     """CIFAR-10 test images scored by a VGG16; probabilities were rounded to 4 digits, so log p is clipped."""
-    found = datasets.arrays("cifar10-vgg-probs", "probs.npz")
+    found = load_arrays("cifar10-vgg-probs", "probs.npz")
     probs, labels = np.asarray(found["probs"], np.float64)[:rows], np.asarray(found["labels"], np.int64)[:rows]
     probs = np.maximum(probs, ROUNDED_TO)
     return Labelled("logits", np.log(probs / probs.sum(axis=1, keepdims=True)), labels)

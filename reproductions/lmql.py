@@ -19,24 +19,23 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import likely
-from likely.data import datasets
-from likely.evidence.study import (
+from likely.data import load_records
+from likely.evidence import (
     Check,
     Evidence,
     Figure,
     Source,
+    arguments,
+    conclude,
     data_sources,
     model_source,
     run_script,
-    surroundings,
-    verdict_of,
-    write_result,
+    run_study,
 )
 from likely.metrics.intervals import bootstrap_ratio, wilson
 from likely.queries import ActionError, Cost, Lookup, calculate, query
@@ -77,7 +76,7 @@ def classify(prompt, classes):
 
 def classification_items(n: int) -> list[tuple[str, str]]:
     """(prompt, right class)"""
-    rows = [r for r in datasets.load("trec", "test") if r["label"] in CLASSES]
+    rows = [r for r in load_records("trec", "test") if r["label"] in CLASSES]
     chosen = np.random.default_rng(0).permutation(len(rows))[:n]
     return [(CLASSIFY.format(question=rows[i]["text"]), CLASSES[str(rows[i]["label"])]) for i in chosen]
 
@@ -127,7 +126,7 @@ def tool(expression: str) -> str:
 
 
 def arithmetic_items(n: int) -> list[tuple[str, int]]:
-    rows = list(datasets.load("gsm8k", "test"))
+    rows = list(load_records("gsm8k", "test"))
     chosen = np.random.default_rng(1).permutation(len(rows))[:n]
     return [
         (SOLVE.format(question=rows[i]["question"]), int(rows[i]["answer"].split("####")[1].replace(",", "")))
@@ -353,8 +352,8 @@ def study(
             f"{sum(theirs.right)} of {len(ours.right)} right"
         )
         report(said[-1])
-    return Evidence(
-        id="lmql",
+    return conclude(
+        "lmql",
         title="LMQL: prompting is programming",
         claim="Queries with holes, masks and early stops cost less than chunk-wise generation, at equal accuracy.",
         paper_figure=(
@@ -366,13 +365,10 @@ def study(
         checks=checks,
         samples=", ".join(f"{len(t.items)} items of {t.name}" for t in todo),
         intervals="95 %, percentile bootstrap over items, 2000 resamples, fixed seed; accuracies: Wilson",
-        mode="full" if full else "quick",
+        full=full,
         models=models,
         data=data,
-        command="python reproductions/lmql.py" + (" --full" if full else ""),
-        threads=1,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        seconds=time.perf_counter() - started,
         not_shown=[
             "Accuracies of models of 6 to 30 billion parameters, and the paper's own tasks and prompts: SmolLM2-135M "
             "solves little of GSM8K, so equal accuracy there says that nothing was lost, not that anything was won.",
@@ -384,25 +380,18 @@ def study(
             "saved 0 % of the decoder calls, 4 % of billable tokens and 53 % of the model queries (8 items, 5 right "
             "on both sides). Its examples now reason at length, as chains of thought do; savings depend on that.",
         ],
-        **surroundings(),
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="50, 50 and 40 items")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "results")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> Evidence:
     with likely.load("smollm2", runtime="llamacpp", threads=1) as lm:
-        evidence = study(
-            lm, tasks(options.full), full=options.full, data=data_sources(FILES),
-            models=[model_source("smollm2")],
-        )  # fmt: skip
-    for figure in evidence.figures:
-        print(f"{figure.subject:36} {figure.quantity:18} {figure.value:8.2f} [{figure.low:.2f}, {figure.high:.2f}]")
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.3f} <= {check.bound:.3f}")
-    print(f"{evidence.verdict}; {evidence.seconds} s; {write_result(evidence, options.out)}")
+        return study(
+            lm, tasks(options.full), full=options.full, data=data_sources(FILES), models=[model_source("smollm2")]
+        )
+
+
+def main() -> None:
+    run_study(arguments(full="50, 50 and 40 items"), measure)
 
 
 if __name__ == "__main__":

@@ -32,22 +32,24 @@ from likely.code.analysis.jedi_provider import JediProvider
 from likely.code.analysis.members import Analyses, AnalysisReply
 from likely.code.buffer import CodeBuffer
 from likely.code.complete import complete_code, prompt_of
-from likely.data import datasets
+from likely.data import load_records
 from likely.errors import DataError
-from likely.evidence.study import (
+from likely.evidence import (
     Check,
     Evidence,
     Figure,
     Source,
+    arguments,
+    conclude,
     data_sources,
+    model_source,
+    report,
     run_script,
-    surroundings,
-    verdict_of,
-    write_result,
+    run_study,
 )
 from likely.io.hashes import cache_dir, file_sha256
 from likely.metrics.intervals import bootstrap_ratio, wilson
-from likely.models.catalog import find_model, known_model
+from likely.models.catalog import known_model
 from likely.tokenizers.protocol import decode
 
 DATA = ("python-dereference", "points.jsonl")
@@ -194,7 +196,7 @@ def gain(found: Mapping[str, Sequence[Outcome]], of: str, over: str) -> list[flo
 
 def study(
     points: Sequence[Point], models: Mapping[str, Callable[[], likely.Model]], provider: Callable[[str], Analyses], *,
-    prompt_tokens: int, sources: Sequence[Source], data: Sequence[Source] = (), threads: int = 1, mode: str = "full",
+    prompt_tokens: int, sources: Sequence[Source], data: Sequence[Source] = (), threads: int = 1, full: bool = True,
     command: str = "", report: Callable[[str], None] = print,
 ) -> Evidence:  # fmt: skip
     """The completions of every model in every way.  provider: project root -> where its members are asked for."""
@@ -228,8 +230,8 @@ def study(
             analyses.close()
     figures, checks, said = _figures(outcomes)
     sizes = sorted(len([m for m in answer.members if not m.name.startswith("_")]) for _, answer, _ in resolved)
-    return Evidence(
-        id="mgd",
+    return conclude(
+        "mgd",
         title="MGD: monitor-guided decoding of code",
         claim=(
             "Masking what static analysis calls illegal after a dot removes members that do not exist and makes the "
@@ -247,13 +249,12 @@ def study(
             f"{sizes[len(sizes) // 2]} legal public names; prompts of {prompt_tokens} tokens, greedy"
         ),
         intervals="95 %: Wilson for shares, percentile bootstrap over points (paired for differences), fixed seed",
-        mode="quick" if mode == "quick" else "full",
-        models=list(sources),
-        data=list(data),
-        command=command or "python reproductions/mgd.py",
+        full=full,
+        models=sources,
+        data=data,
+        command=command,
         threads=threads,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        seconds=time.perf_counter() - started,
         not_shown=[
             "Compilation rate in Java, models of 1B and more, the paper's DotPrompts.",
             "Points that the analysis does not resolve, there the text is that of plain decoding; and points whose "
@@ -261,7 +262,6 @@ def study(
             "Whole functions: lines after the first member are not judged.",
             "Seconds: an analysis takes 0.05 to 2 s, and runs beside the model's next call.",
         ],
-        **surroundings(),
     )
 
 
@@ -311,18 +311,8 @@ def _figures(outcomes: Mapping[str, Mapping[str, list[Outcome]]]) -> tuple[list[
     return figures, checks, said
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="20 points")
-    parser.add_argument("--full", action="store_true", help="all 290 points")
-    parser.add_argument("--prompt-tokens", type=int, default=512, help="length of the prompts")
-    parser.add_argument("--models", default="smollm2,gemma3", help="names, with commas, the smaller first")
-    parser.add_argument("--cache", type=Path, default=cache_dir() / "mgd", help="folder of the wheels")
-    parser.add_argument("--time-limit", type=float, default=30.0, help="seconds that one analysis may take")
-    parser.add_argument("--threads", type=int, default=1, help="of the models")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
-    rows = [row for row in datasets.load(*DATA) if options.full or row["cross_file"]]
+def measure(options: argparse.Namespace) -> Evidence | None:
+    rows = [row for row in load_records(*DATA) if options.full or row["cross_file"]]
     if options.quick:
         rows = rows[:: max(1, len(rows) // 20)][:20]
     try:
@@ -331,35 +321,36 @@ def main() -> None:
         if "no network" not in str(error):
             raise
         print(f"Skipped: {error}")
-        return
+        return None
     models: dict[str, Callable[[], likely.Model]] = {}
-    sources = []
     for name in options.models.split(","):
-        entry, path = known_model(name), find_model(name)
-        assert entry is not None
-        models[entry.title.split(",")[0]] = partial(likely.load, name, threads=options.threads)
-        sources.append(Source(name=path.name, sha256=file_sha256(path), licence=entry.licence))
+        entry = known_model(name)
+        models[entry.title.split(",")[0] if entry else name] = partial(likely.load, name, threads=options.threads)
     given = [f"--{flag}" for flag in ("quick", "full") if getattr(options, flag)]
     if options.prompt_tokens != 512:
         given.append(f"--prompt-tokens {options.prompt_tokens}")
-    evidence = study(
+    return study(
         points_of(roots, rows),
         models,
         lambda root: Analyses(JediProvider(root, limit_s=options.time_limit)),
         prompt_tokens=options.prompt_tokens,
         threads=options.threads,
-        sources=sources,
+        sources=[model_source(name) for name in options.models.split(",")],
         data=data_sources([DATA]),
-        mode="quick" if options.quick else "full",
+        full=not options.quick,
         command=" ".join(["python reproductions/mgd.py", *given]),
-        report=lambda line: print(line, flush=True),
+        report=report,
     )
-    for figure in evidence.figures:
-        ends = f"[{figure.low:.2f}, {figure.high:.2f}]" if figure.low is not None else figure.note
-        print(f"{figure.subject:64} {figure.quantity:18} {figure.value:6.2f} {ends}")
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.3f} <= {check.bound:.3f}")
-    print(f"{evidence.verdict}; {evidence.seconds} s; {write_result(evidence, options.out)}")
+
+
+def main() -> None:
+    parser = arguments(full="all 290 points", quick="20 points", threads="of the models")
+    parser.set_defaults(threads=1)
+    parser.add_argument("--prompt-tokens", type=int, default=512, help="length of the prompts")
+    parser.add_argument("--models", default="smollm2,gemma3", help="names, with commas, the smaller first")
+    parser.add_argument("--cache", type=Path, default=cache_dir() / "mgd", help="folder of the wheels")
+    parser.add_argument("--time-limit", type=float, default=30.0, help="seconds that one analysis may take")
+    run_study(parser, measure)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 import likely
-from likely.data import datasets
-from likely.evidence.study import (
+from likely.data import find_path, load_records
+from likely.evidence import (
     Check,
     Evidence,
     Figure,
     Source,
+    arguments,
+    conclude,
     data_sources,
     model_source,
     run_script,
-    surroundings,
-    verdict_of,
-    write_result,
+    run_study,
 )
 from likely.io.hashes import cache_dir
 from likely.weak_supervision.harmonizer import Harmonizer
@@ -133,22 +134,22 @@ def case(name: str, *, test: int, answered: int, near: int) -> Case:
     classes = CLASSES[name]
     instruction, labels, noun, each = ASKED[name]
     rng = np.random.default_rng(0)
-    records = list(datasets.load(name, "test"))
+    records = list(load_records(name, "test"))
     order = rng.permutation(len(records))
     judged = [records[i] for i in order[:test]]
     taken = {plain(r["text"]) for r in records}
     seen = {plain(r["text"]) for r in judged}
     others = [records[i]["text"] for i in order[test : test + near] if plain(records[i]["text"]) not in seen]
-    lines = list(datasets.load(name, "rules"))
+    lines = list(load_records(name, "rules"))
     pools = []
     for label in classes:
         pool = sorted({r["exemplar"] for r in lines if r["label"] == label})
         pool = [text for text in pool if plain(text) not in taken]
         pools.append([pool[i] for i in rng.permutation(len(pool))[:each]])
     examples = tuple(Example(p[i], k) for i in range(each) for k, p in enumerate(pools) if i < len(p))
-    train = [r["text"] for r in datasets.load(name, "train")]
+    train = [r["text"] for r in load_records(name, "train")]
     train = [train[i] for i in rng.permutation(len(train)) if plain(train[i]) not in seen]
-    rules = read_rules(datasets.path(name, "rules"), classes, fast=True)  # known patterns
+    rules = read_rules(find_path(name, "rules"), classes, fast=True)  # known patterns
     truth = np.array([classes.index(r["label"]) for r in judged])
     task = LabelTask(instruction, labels, noun, examples)
     return Case(name, task, rules, train, answered, others, [r["text"] for r in judged], truth)
@@ -367,8 +368,8 @@ def study(
             checks += bounds
             said.append(line)
             report(line)
-    return Evidence(
-        id="pareto_self_supervision",
+    return conclude(
+        "pareto_self_supervision",
         title="Pareto optimal self-supervision: harmonizer, POLAR score, dynamic prompting",
         claim=(
             "A small model that fuses a language model's answers with labelling rules, without labels, gives risks "
@@ -381,13 +382,10 @@ def study(
         samples="; ".join(map(counted, cases)),
         intervals="95 %, percentile bootstrap over test texts, 500 resamples, fixed seed; "
         "the harmonizer is not refitted",
-        mode="full" if full else "quick",
-        models=list(sources),
-        data=list(data),
-        command="python reproductions/pareto_self_supervision.py" + (" --full" if full else ""),
-        threads=1,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        full=full,
+        models=sources,
+        data=data,
+        seconds=time.perf_counter() - started,
         not_shown=[
             "GPT-3 and GPT-4, the relation extraction tasks (CDR, ChemProt, SemEval), and the BERT encoders of the "
             "paper: the encoder here is TF-IDF with one hidden layer.",
@@ -400,17 +398,10 @@ def study(
             "Snorkel's label model and WeaSEL as baselines.",
             *([f"Seconds of {earlier} prompts, whose scores an earlier run had kept."] if earlier else []),
         ],
-        **surroundings(),
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="all test texts, more unlabelled ones, both models")
-    parser.add_argument("--quick", action="store_true", help="40 texts of each task, nothing is written")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    parser.add_argument("--kept", type=Path, default=cache_dir() / "pareto_self_supervision.jsonl", help="kept scores")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> Evidence:
     if options.full:
         sizes = {"sms-spam": (500, 1500, 0), "trec": (300, 1500, 200)}
     elif options.quick:
@@ -418,23 +409,23 @@ def main() -> None:
     else:
         sizes = {"sms-spam": (300, 300, 0), "trec": (300, 300, 200)}
     cases = [case(name, test=n, answered=answered, near=near) for name, (n, answered, near) in sizes.items()]
-    models, sources = [], []
-    for name in ("gemma3", "smollm2") if options.full else ("gemma3",):
-        sources.append(model_source(name))
-        lm = likely.load(name, runtime="llamacpp", threads=1)
-        models.append((name, lm, Kept(options.kept, sources[-1].sha256)))
+    names = ("gemma3", "smollm2") if options.full else ("gemma3",)
+    sources = [model_source(name) for name in names]
     files = [(name, f"{part}.jsonl.gz") for name in CLASSES for part in ("rules", "train", "test")]
-    evidence = study(models, cases, full=options.full, sources=sources, data=data_sources(files))
-    for _, lm, _ in models:
-        lm.close()
-    for shown in evidence.figures:
-        print(
-            f"{shown.subject:48} {shown.quantity:30} {shown.value:7.3f} [{shown.low:.3f}, {shown.high:.3f}] {shown.n}"
-        )
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.3f} <= {check.bound:.3f}")
-    where = "not written" if options.quick else write_result(evidence, options.out)
-    print(f"{evidence.verdict}; {evidence.seconds} s; {where}")
+    with ExitStack() as opened:
+        models = [
+            (name, opened.enter_context(likely.load(name, runtime="llamacpp", threads=1)),
+             Kept(options.kept, source.sha256))
+            for name, source in zip(names, sources, strict=True)
+        ]  # fmt: skip
+        return study(models, cases, full=options.full, sources=sources, data=data_sources(files))
+
+
+def main() -> None:
+    parser = arguments(full="all test texts, more unlabelled ones, both models", quick="40 texts of each task")
+    kept = cache_dir() / "pareto_self_supervision.jsonl"
+    parser.add_argument("--kept", type=Path, default=kept, help="file of the scores")
+    run_study(parser, measure)
 
 
 if __name__ == "__main__":

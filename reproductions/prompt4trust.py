@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,18 +27,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 import likely
-from likely.data import datasets
-from likely.evidence.study import (
+from likely.data import load_records
+from likely.evidence import (
     Check,
     Evidence,
     Figure,
     Source,
+    arguments,
+    conclude,
     data_sources,
     model_source,
+    report,
     run_script,
-    surroundings,
-    verdict_of,
-    write_result,
+    run_study,
 )
 from likely.io.hashes import cache_dir
 from likely.metrics.bins import ece
@@ -48,7 +50,6 @@ from likely.prompting.hints.bandit import HintBandit
 from likely.prompting.hints.downstream import ChoiceQuestion, Downstream, Stated, hint_features, names_an_option
 from likely.prompting.hints.reward import confidence_reward
 from likely.prompting.hints.writer import WriterSettings, train_hint_writer
-from likely.runtimes.machine import cores
 
 BINS = 10
 RESAMPLES = 1000
@@ -152,7 +153,7 @@ def mechanism(steps: int, seeds: int) -> tuple[list[Figure], list[Check]]:
 
 
 def questions_of(file: tuple[str, str], count: int) -> list[ChoiceQuestion]:
-    return [ChoiceQuestion.of(record) for record in islice(datasets.load(*file), count)]
+    return [ChoiceQuestion.of(record) for record in islice(load_records(*file), count)]
 
 
 @dataclass(frozen=True)
@@ -294,8 +295,8 @@ def study(
             note="counted; hints come from a fixed list",
         )
     )
-    return Evidence(
-        id="prompt4trust",
+    return conclude(
+        "prompt4trust",
         title="Prompt4Trust: hints that make a stated confidence honest",
         claim=(
             "Hints chosen by reinforcement with a reward for honest confidence lower the calibration error of what a "
@@ -311,13 +312,11 @@ def study(
         samples=f"{len(train)} questions of ARC-Easy to learn from, {len(test)} to test, {len(HINTS)} hints; "
         f"{seeds} seeds of the simulated model, 20,000 new questions each",
         intervals="95 %: percentile bootstrap over test questions, fixed seed; simulated: range over seeds",
-        mode="full" if full else "quick",
-        models=list(sources),
-        data=list(data),
-        command="python reproductions/prompt4trust.py" + (" --full" if full else ""),
+        full=full,
+        models=sources,
+        data=data,
         threads=threads,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        seconds=time.perf_counter() - started,
         not_shown=[
             "Images, medicine, and models that write their confidence themselves: models this small state numbers "
             "without meaning, so the stated confidence is read as the law over ten per cent to ninety.",
@@ -328,7 +327,6 @@ def study(
             f"Answers that were kept from an earlier run are not in the seconds ({prompts} prompts were asked in this "
             "one).",
         ],
-        **surroundings(),
     )
 
 
@@ -358,37 +356,29 @@ def table(evidence: Evidence) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="300 questions to learn from, 500 to test, a LoRA writer")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: 6 and 6 questions; not written")
-    parser.add_argument("--kept", type=Path, help="folder of the answers that are kept")
-    parser.add_argument("--threads", type=int, default=cores(), help="of the engine")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> Evidence:
     learn_from, tested, steps = (300, 500, 300) if options.full else (6, 6, 20) if options.quick else (60, 120, 200)
     names = ("smollm2",) if options.quick else ("smollm2", "gemma3")
-    sources, models = [], {}
-    for name in names:
-        sources.append(model_source(name))
-        models[name] = likely.load(name, runtime="llamacpp", threads=options.threads)
-    kept = options.kept or cache_dir() / "prompt4trust"
-    try:
-        evidence = study(
+    with ExitStack() as opened:
+        models = {
+            name: opened.enter_context(likely.load(name, runtime="llamacpp", threads=options.threads)) for name in names
+        }
+        return study(
             models, questions_of(FILES[0], learn_from), questions_of(FILES[1], tested), steps=steps,
             seeds=2 if options.quick else 5, resamples=100 if options.quick else RESAMPLES, full=options.full,
-            sources=sources, data=data_sources(FILES), kept=kept, writer_steps=40 if options.full else 0,
-            threads=options.threads,
-            report=lambda line: print(line, flush=True),
+            sources=[model_source(name) for name in names], data=data_sources(FILES), kept=options.kept,
+            writer_steps=40 if options.full else 0, threads=options.threads, report=report,
         )  # fmt: skip
-    finally:
-        for lm in models.values():
-            lm.close()
-    print(table(evidence))
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.4f} <= {check.bound:g}")
-    where = "not written" if options.quick else str(write_result(evidence, options.out))
-    print(f"{evidence.verdict}; {evidence.seconds} s; {where}")
+
+
+def main() -> None:
+    parser = arguments(
+        full="300 questions to learn from, 500 to test, a LoRA writer", quick="a smoke run: 6 and 6 questions",
+        threads="of the runtime",
+    )  # fmt: skip
+    kept = cache_dir() / "prompt4trust"
+    parser.add_argument("--kept", type=Path, default=kept, help="folder of the answers that are kept")
+    run_study(parser, measure)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,18 @@ from numpy.typing import NDArray
 from question_prompts import QUESTIONS, question_pool
 
 import likely
-from likely.data import datasets
-from likely.evidence.study import (
+from likely.data import find_path, load_arrays, load_records
+from likely.evidence import (
     Check,
     Evidence,
     Figure,
     Source,
+    arguments,
+    conclude,
     data_sources,
     model_source,
     run_script,
-    surroundings,
-    verdict_of,
-    write_result,
+    run_study,
 )
 from likely.io.hashes import cache_dir
 from likely.metrics.intervals import wilson
@@ -68,7 +69,7 @@ TIE = 1e-9
 
 def published() -> PromptScores:
     """The shipped log-probabilities of OPT-2.7B: (100, 872, 2), means per token."""
-    d = datasets.arrays(PUBLISHED)
+    d = load_arrays(PUBLISHED)
     logprobs = d["log_prob"].astype(np.float64)
     free = np.stack([d[f"log_prob_{name}"] for name in ("empty", "na", "mask")]).astype(np.float64)
     return PromptScores(
@@ -82,7 +83,7 @@ def published() -> PromptScores:
 def reviews(count: int) -> list[dict[str, Any]]:
     """Film reviews that people rated clearly, half of them bad (0) and half good (1)."""
     found: list[list[dict[str, Any]]] = [[], []]
-    for record in datasets.load("sentiment-snippets", "movie_test.jsonl.gz"):
+    for record in load_records("sentiment-snippets", "movie_test.jsonl.gz"):
         if abs(record["score"]) >= 1:
             label = int(record["score"] > 0)
             found[label].append({"text": record["text"], "label": label})
@@ -91,13 +92,13 @@ def reviews(count: int) -> list[dict[str, Any]]:
 
 def asked(count: int) -> list[dict[str, Any]]:
     """Questions of the TREC test set as they come: some kinds are rare."""
-    found = [{"text": r["text"], "label": QUESTIONS.index(r["label"])} for r in datasets.load("trec", "test.jsonl.gz")]
+    found = [{"text": r["text"], "label": QUESTIONS.index(r["label"])} for r in load_records("trec", "test.jsonl.gz")]
     return found[:: max(1, len(found) // count)][:count]
 
 
 def published_pool(count: int) -> PromptPool:
     """The published SST-2 prompts, spread over their list, which is ordered by length."""
-    pool = PromptPool.from_jsonl(datasets.path("prompt-pools", "prompts.jsonl.gz"), task="sst2")
+    pool = PromptPool.from_jsonl(find_path("prompt-pools", "prompts.jsonl.gz"), task="sst2")
     names = [name for name in pool.names if name.startswith("prompt_")]
     return pool.pick(names[:: max(1, len(names) // count)][:count])
 
@@ -185,7 +186,7 @@ def figures_of(name: str, scores: PromptScores, draws: Mapping[tuple[str, str], 
 
 def official_difference(scores: PromptScores) -> float:
     """Largest difference between our accuracies and macro-F1 and those that the official code wrote, 8 of each."""
-    text = datasets.path(PUBLISHED, "expected.json").read_text(encoding="utf-8")
+    text = find_path(PUBLISHED, "expected.json").read_text(encoding="utf-8")
     worst = 0.0
     for key, expected in json.loads(text).items():
         method = "MI_GL" if "select_for_each_x=True" in key else "MI"
@@ -296,8 +297,8 @@ def study(
         )  # fmt: skip
         better, of = improved(sets[OPT], "cbm")
         said = f"the official outputs agree to {difference:.0e}, CBM helps {better} of {of} prompts there; {said}"
-    return Evidence(
-        id="prompt_selection",
+    return conclude(
+        "prompt_selection",
         title="Probability-based prompt selection and CBM",
         claim=(
             "From a model's probabilities alone, without labels, variants of mutual information choose a prompt "
@@ -314,49 +315,35 @@ def study(
         ),
         intervals=f"95 %, percentile bootstrap over inputs, prompts chosen and biases estimated anew in each of "
         f"{resamples} resamples, fixed seed; shares of prompts: Wilson",
-        mode="full" if full else "quick",
-        models=list(sources),
-        data=list(data),
-        command="python reproductions/prompt_selection.py" + (" --full" if full else ""),
-        threads=1,
-        seconds=round(seconds + time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        full=full,
+        models=sources,
+        data=data,
+        seconds=seconds + time.perf_counter() - started,
         not_shown=[
             "The paper's averages over 13 tasks and 10 models: one of its models on one task is here, as published.",
             "Scaled F1 of a pool of a dozen prompts is not that of a hundred: the best of fewer is easier to reach.",
             "The film reviews are not those of SST-2, though of the same kind; the questions' prompts are our own.",
         ],
-        **surroundings(),
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--full", action="store_true", help="more prompts and inputs")
-    size.add_argument("--quick", action="store_true", help="few of them; no result is written")
-    parser.add_argument("--keep", type=Path, default=cache_dir() / "prompt_selection", help="folder of the scores")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> Evidence:
     started = time.perf_counter()
     prompts, inputs = (40, 200) if options.full else (4, 10) if options.quick else (12, 60)
-    models, sources = {}, []
-    for name in ("smollm2", "gemma3"):
-        sources.append(model_source(name))
-        models[name] = lambda name=name: likely.load(name, runtime="llamacpp", threads=1)  # type: ignore[misc]
-    hashes = {name: source.sha256 for name, source in zip(models, sources, strict=True)}
+    sources = {name: model_source(name) for name in ("smollm2", "gemma3")}
+    models = {name: partial(likely.load, name, runtime="llamacpp", threads=1) for name in sources}
+    hashes = {name: source.sha256 for name, source in sources.items()}
     sets = {OPT: published(), **score_sets(models, tasks(prompts, inputs), hashes, options.keep, print)}
-    evidence = study(
-        sets, full=options.full, sources=sources, data=data_sources(FILES),
+    return study(
+        sets, full=options.full, sources=list(sources.values()), data=data_sources(FILES),
         resamples=20 if options.quick else RESAMPLES, seconds=time.perf_counter() - started,
     )  # fmt: skip
-    for figure in evidence.figures:
-        print(f"{figure.subject:40} {figure.quantity:16} {figure.value:7.3f} [{figure.low:.3f}, {figure.high:.3f}]")
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.3f} <= {check.bound:.3f}")
-    print(f"{evidence.verdict}; {evidence.seconds} s")
-    if not options.quick:
-        print(write_result(evidence, options.out))
+
+
+def main() -> None:
+    parser = arguments(full="more prompts and inputs", quick="few of them")
+    parser.add_argument("--keep", type=Path, default=cache_dir() / "prompt_selection", help="folder of the scores")
+    run_study(parser, measure)
 
 
 if __name__ == "__main__":

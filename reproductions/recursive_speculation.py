@@ -12,12 +12,9 @@ Whole texts through the loop then show that the law is the target's and that the
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -27,12 +24,21 @@ from drawn_trees import SPECTR, Method, deviation, emitted_per_call, rows_of, sa
 from numpy.typing import NDArray
 
 import likely
-from likely.data import datasets
 from likely.decoding.drafting.model.drafter import DraftModel
 from likely.decoding.drafting.trees.shapes import Chain, ConstantBranching, IidPaths, StochasticBeam
-from likely.evidence.study import Check, Evidence, Figure, Source, run_script, surroundings, verdict_of, write_result
-from likely.io.hashes import file_sha256, folder_sha256
-from likely.runtimes.machine import cores
+from likely.evidence import (
+    Check,
+    Evidence,
+    Figure,
+    Source,
+    arguments,
+    conclude,
+    data_sources,
+    model_source,
+    run_script,
+    run_study,
+)
+from likely.io.hashes import folder_sha256
 from likely.runtimes.protocol import Runtime
 
 CHAIN, SPECINFER, RSD_C, RSD_S = "chain", "SpecInfer", "RSD-C", "RSD-S"
@@ -250,12 +256,8 @@ def variation(target: Runtime, draft: Runtime, texts: Sequence[Sequence[int]], t
 def ngram_cell(plan: Plan, *, threads: int, length: int = 3) -> tuple[Cell, Source]:
     """SmolLM2 as the target; the draft is an n-gram model of the training text, which knows its q as well."""
     from likely.decoding.drafting.ngram.drafter import NgramModel
-    from likely.models.catalog import find_model, known_model
 
-    model = known_model("smollm2")
-    assert model is not None
-    path = find_model(model.name)
-    with likely.load(str(path), runtime="llamacpp", threads=threads) as lm:
+    with likely.load("smollm2", runtime="llamacpp", threads=threads) as lm:
         train, rest = (lm.tokenizer.encode(text) for text in tiny_pair.texts())
         corpus = NgramModel.from_texts([train], vocab_size=lm.runtime.vocab_size).corpus
         texts = [rest[i : i + PROMPT + plan.tokens] for i in range(0, 256 * plan.texts, 256)]
@@ -265,7 +267,7 @@ def ngram_cell(plan: Plan, *, threads: int, length: int = 3) -> tuple[Cell, Sour
             source = NgramModel(lm.runtime.vocab_size, corpus=corpus, shape=method.shape)
             found[method.name] = emitted_per_call(lm.runtime, texts, places, method, source, temperature=1.0)
     cell = Cell(f"SmolLM2 and an n-gram draft, length {length}", found)
-    return cell, Source(name=path.name, sha256=file_sha256(path), licence=model.licence)
+    return cell, model_source("smollm2")
 
 
 def trained_pair(*, full: bool, report: Callable[[str], None]) -> tuple[Any, Any, list[list[int]], list[Source]]:
@@ -278,16 +280,9 @@ def trained_pair(*, full: bool, report: Callable[[str], None]) -> tuple[Any, Any
     return models["target"].runtime, models["draft"].runtime, rows, sources
 
 
-def main() -> None:
+def measure(options: argparse.Namespace) -> Evidence:
     import torch
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="120 texts, all lengths and budgets")
-    parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
-    if options.threads < 1:
-        parser.error(f"--threads must be >= 1, got {options.threads}")
     torch.set_num_threads(options.threads)
     started = time.perf_counter()
     plan = FULL if options.full else QUICK
@@ -299,8 +294,8 @@ def main() -> None:
         print(cell.line())
         figures += cell.figures()
         sources.append(smollm2)
-    evidence = Evidence(
-        id="recursive_speculation",
+    return conclude(
+        "recursive_speculation",
         title="Recursive speculative decoding: drawing without replacement",
         claim=(
             "With sampling, trees drawn without replacement (RSD-C, RSD-S) give more tokens per call of the target "
@@ -319,19 +314,11 @@ def main() -> None:
             f"budget the better of two forms of each method, chosen on one half of the texts, measured on the other"
         ),
         intervals=f"95 %, percentile bootstrap over texts, paired between methods, {RESAMPLES} resamples, fixed seed",
-        mode="full" if options.full else "quick",
+        full=options.full,
         models=sources,
-        data=[
-            Source(
-                name="/".join(tiny_pair.DATA),
-                sha256=datasets.info(tiny_pair.DATA[0]).find(tiny_pair.DATA[1]).sha256,
-                licence=datasets.info(tiny_pair.DATA[0]).licence,
-            )
-        ],
-        command="python reproductions/recursive_speculation.py" + (" --full" if options.full else ""),
+        data=data_sources([tiny_pair.DATA]),
         threads=options.threads,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        seconds=time.perf_counter() - started,
         not_shown=[
             "Llama 2, OPT and their drafts: the target has 3.3 million parameters, the draft 0.1 million.",
             "Speed: on models of this size the loop costs more than the models, so only tokens per call are measured.",
@@ -341,15 +328,12 @@ def main() -> None:
             "SmolLM2 with the n-gram draft is one cell on held-out text and takes no part in the verdict.",
             "The form of each method was chosen among two per budget, not among all.",
         ],
-        **surroundings(),
     )
-    for figure in figures:
-        print(f"{figure.subject:28} {figure.quantity:28} {figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]")
-    for check in checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.3g} <= {check.bound:.3g}")
-    print(f"{evidence.verdict}; {evidence.seconds} s; {write_result(evidence, options.out)}")
+
+
+def main() -> None:
+    run_study(arguments(full="120 texts, all lengths and budgets", threads="of both models"), measure)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     run_script(main)

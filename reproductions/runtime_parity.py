@@ -11,8 +11,6 @@ file.  SmolLM2-135M, prose, code and 14 languages.
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,22 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import likely
-from likely.data import datasets
-from likely.evidence.study import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    data_sources,
-    run_script,
-    surroundings,
-    verdict_of,
-    write_result,
-)
+from likely.data import load_records
+from likely.evidence import Check, Evidence, Figure, Source, arguments, conclude, data_sources, run_script, run_study
 from likely.io.hashes import file_sha256
 from likely.models.catalog import find_model, known_model
 from likely.models.convert import convert
-from likely.runtimes.machine import cores
 from likely.runtimes.protocol import Want, Work
 from likely.scoring.likelihood import joint_item
 
@@ -51,9 +38,9 @@ RESAMPLES = 1000
 
 def strings(*, full: bool) -> list[str]:
     """200 fixed strings (100 of prose, 60 of code, 40 in 14 languages), or 60 of them in the same shares."""
-    prose = [row["text"].strip()[:64] for row in datasets.load(*FILES[0]) if len(row["text"]) >= 200][:100]
-    code = [row["code"][:60] for row in datasets.load(*FILES[1])][:60]
-    languages = [text[:24] for row in datasets.load(*FILES[2]) for text in row["text"].split("\n")[4:7]][:40]
+    prose = [row["text"].strip()[:64] for row in load_records(*FILES[0]) if len(row["text"]) >= 200][:100]
+    code = [row["code"][:60] for row in load_records(*FILES[1])][:60]
+    languages = [text[:24] for row in load_records(*FILES[2]) for text in row["text"].split("\n")[4:7]][:40]
     return [*prose, *code, *languages] if full else [*prose[:28], *code[:18], *languages[::3]]
 
 
@@ -205,8 +192,8 @@ def study(
         )
         for form, bound in BOUNDS.items()
     ]  # fmt: skip
-    return Evidence(
-        id="runtime_parity",
+    return conclude(
+        "runtime_parity",
         title="Runtime parity: does every engine give the same number?",
         claim=(
             "The same weights give the same token log-probabilities as a plain transformers forward in fp32: "
@@ -222,13 +209,11 @@ def study(
         checks=checks,
         samples=f"{len(texts)} strings{about}, {sum(len(i) - 1 for i in items):,} tokens",
         intervals=f"95 %, percentile bootstrap over strings, {RESAMPLES} resamples, fixed seed",
-        mode="full" if full else "quick",
+        full=full,
         models=[Source(name=source.name, sha256=file_sha256(source), licence=licence)],
-        data=list(data),
-        command="python reproductions/runtime_parity.py" + (" --full" if full else ""),
+        data=data,
         threads=threads,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        seconds=time.perf_counter() - started,
         not_shown=[
             "Strings of at most 64 characters: long contexts are tested elsewhere, not measured here.",
             "One family of models (Llama) of 135M parameters on one kind of processor; no GPU.",
@@ -237,7 +222,6 @@ def study(
             "The Q8_0 and packaged rows hold two effects together: llama.cpp rounds activations to 8 bit where weights "
             "are quantised, and Q8_0 rounds the weights once more.",
         ],
-        **surroundings(),
     )
 
 
@@ -249,30 +233,20 @@ def table(evidence: Evidence) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="200 strings instead of 60")
-    parser.add_argument("--threads", type=int, default=cores(), help="threads of every engine")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
-    if options.threads < 1:
-        parser.error(f"--threads must be >= 1, got {options.threads}")
-    texts = strings(full=options.full)
-    data = data_sources(FILES)
+def measure(options: argparse.Namespace) -> Evidence:
     model = known_model("smollm2")
     assert model is not None
-    evidence = study(
-        find_model(model.name), texts, full=options.full, threads=options.threads, licence=model.licence,
-        about=" (prose, code, 14 languages)", data=data,
+    return study(
+        find_model(model.name), strings(full=options.full), full=options.full, threads=options.threads,
+        licence=model.licence, about=" (prose, code, 14 languages)", data=data_sources(FILES),
     )  # fmt: skip
-    print(table(evidence))
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement} {check.value:.2e} <= {check.bound:g} nats")
-    print(f"{evidence.verdict}; {evidence.seconds} s; {write_result(evidence, options.out)}")
-    if evidence.verdict != "reproduced":
+
+
+def main() -> None:
+    found = run_study(arguments(full="200 strings instead of 60", threads="of every runtime"), measure)
+    if found is not None and found.verdict != "reproduced":
         raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as with Ctrl-C, the temporary folder goes
     run_script(main)

@@ -26,25 +26,24 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import xgrammar_constraint
 from function_schemas import as_json_schema
 
-from likely.data import datasets
+from likely.data import load_records
 from likely.errors import ConstraintError
-from likely.evidence.study import (
+from likely.evidence import (
     Check,
     Evidence,
     Figure,
     Source,
+    arguments,
+    conclude,
     data_sources,
     run_script,
-    surroundings,
-    verdict_of,
-    write_result,
+    run_study,
 )
 from likely.guided.json_schema.errors import InvalidText
 from likely.guided.json_schema.form import schema_form
@@ -169,7 +168,7 @@ def calls(files: Sequence[tuple[str, str]]) -> list[tuple[Any, Any]]:
     """(schema of the arguments, a true call that follows it) of each case with a single call."""
     found = []
     for file in files:
-        for row in datasets.load(*file):
+        for row in load_records(*file):
             if len(row["ground_truth"]) != 1:
                 continue
             [(name, arguments)] = row["ground_truth"][0].items()
@@ -253,12 +252,10 @@ def study(
                 )  # fmt: skip
         if functions:
             figures += function_figures(backend, functions, report)
-    versions = surroundings()
-    for name in ("llguidance", "xgrammar", "jsonschema"):
-        if importlib.util.find_spec(name):
-            versions["versions"][name] = importlib.metadata.version(name)
-    return Evidence(
-        id="schema_backends",
+    libraries = ("llguidance", "xgrammar", "jsonschema")
+    versions = {name: importlib.metadata.version(name) for name in libraries if importlib.util.find_spec(name)}
+    return conclude(
+        "schema_backends",
         title="JSON Schema: what two engines enforce",
         claim=(
             "Behind a preflight that refuses what an engine does not enforce, and with a check of the finished text, "
@@ -270,20 +267,17 @@ def study(
         checks=checks,
         samples=f"{total} instances of {len(rows)} schemas" + f", {len(functions)} function calls" * bool(functions),
         intervals="95 %, Wilson",
-        mode="full" if full else "quick",
+        full=full,
         models=[Source(name="single bytes as tokens, no model", sha256=hashlib.sha256(bytes(range(256))).hexdigest())],
-        data=list(data),
-        command="python reproductions/schema_backends.py" + (" --full" if full else ""),
-        threads=1,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        data=data,
+        seconds=time.perf_counter() - started,
         not_shown=[
             "How often a text must be drawn again until it is valid: that depends on model and schema.",
             "Speed: benchmarks/masks.py.",
             "Schemas that refer to other documents, which are refused; remote references are not in the data.",
             *(f"{name}: not installed." for name in BACKENDS if name not in backends),
         ],
-        **versions,
+        versions=versions,
     )
 
 
@@ -304,19 +298,15 @@ def function_figures(backend: str, functions: Sequence[tuple[Any, Any]], report:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="the functions of bfcl, too")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
-    files = (SUITE, *(CALLS if options.full else ()))
-    evidence = study(
-        list(datasets.load(*SUITE)), calls(CALLS) if options.full else [], backends=installed(), full=options.full,
-        data=data_sources(files),
+def measure(options: argparse.Namespace) -> Evidence:
+    return study(
+        list(load_records(*SUITE)), calls(CALLS) if options.full else [], backends=installed(), full=options.full,
+        data=data_sources((SUITE, *(CALLS if options.full else ()))),
     )  # fmt: skip
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.3f} <= {check.bound:.3f}")
-    print(f"{evidence.verdict}; {evidence.seconds} s; {write_result(evidence, options.out)}")
+
+
+def main() -> None:
+    run_study(arguments(full="the functions of bfcl, too"), measure)
 
 
 if __name__ == "__main__":

@@ -26,18 +26,19 @@ from numpy.typing import NDArray
 from question_prompts import MESSAGES, QUESTIONS, message_pool, question_pool
 
 import likely
-from likely.data import datasets
-from likely.evidence.study import (
+from likely.data import load_records
+from likely.evidence import (
     Check,
     Evidence,
     Figure,
     Source,
+    arguments,
+    conclude,
     data_sources,
     model_source,
+    report,
     run_script,
-    surroundings,
-    verdict_of,
-    write_result,
+    run_study,
 )
 from likely.io.hashes import cache_dir
 from likely.metrics.bins import ece, ece_floor
@@ -89,7 +90,7 @@ def problem(pool: PromptPool, name: str, classes: Sequence[str], examples: int, 
     def records(split: str) -> list[dict[str, Any]]:
         return [
             {"text": r["text"][:LONGEST].strip(), "label": classes.index(r["label"])}
-            for r in datasets.load(name, f"{split}.jsonl.gz")
+            for r in load_records(name, f"{split}.jsonl.gz")
         ]
 
     by_class: list[list[dict[str, Any]]] = [[] for _ in classes]
@@ -293,8 +294,8 @@ def study(
                 report(f"{time.perf_counter() - started:5.0f} s  {name}: {method} {kind}: {line}")
         found[name] = cells, one.labels
     figures, checks, said = compared(found, plan.resamples)
-    return Evidence(
-        id="self_ensembling",
+    return conclude(
+        "self_ensembling",
         title="Supervised and self-ensembled in-context learning",
         claim=(
             "With little data every way of learning is miscalibrated; asking one model in several ways and combining "
@@ -310,30 +311,19 @@ def study(
         f"8: {plan.sft[0]} steps of {plan.sft[1]} pairs (SFT), {plan.sicl[0]} of {plan.sicl[1]} (SICL)",
         intervals=f"95 %, percentile bootstrap over test items, {plan.resamples} resamples, fixed seed; noise raises "
         "an ECE, whose interval may lie above it",
-        mode="full" if full else "quick",
-        models=list(sources),
-        data=list(data),
-        command="python reproductions/self_ensembling.py" + (" --full" if full else ""),
-        threads=1,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        full=full,
+        models=sources,
+        data=data,
+        seconds=time.perf_counter() - started,
         not_shown=[
             "The paper's models, larger by far, and its tasks.",
             f"Texts longer than {LONGEST} characters are cut, and training is a few dozen steps of one learning rate.",
             "One draw of the labelled examples and one training: the intervals hold test items alone.",
         ],
-        **surroundings(),
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--full", action="store_true", help="more members, items, steps")
-    size.add_argument("--quick", action="store_true", help="few of them; no result is written")
-    parser.add_argument("--keep", type=Path, help="folder of adapters and scores")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> Evidence:
     if options.full:
         name, plan, tests = "full", Plan(size=5, shots=6, sft=(200, 16), sicl=(200, 16)), 300
     elif options.quick:
@@ -341,20 +331,18 @@ def main() -> None:
     else:
         name, plan, tests = "default", Plan(), 60
     source = model_source("smollm2")
-    keep = (options.keep or cache_dir() / "self_ensembling") / name
     with likely.load("smollm2", runtime="torch", threads=1) as lm:
-        evidence = study(
-            lm, problems(plan, tests), plan, keep, full=options.full, sources=[source], data=data_sources(FILES),
-            report=lambda line: print(line, flush=True),
+        return study(
+            lm, problems(plan, tests), plan, options.keep / name, full=options.full, sources=[source],
+            data=data_sources(FILES), report=report,
         )  # fmt: skip
-    for figure in evidence.figures:
-        ends = "" if figure.low is None else f" [{figure.low:.3f}, {figure.high:.3f}]"
-        print(f"{figure.subject:40} {figure.quantity:30} {figure.value:7.3f}{ends}")
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.3f} <= {check.bound:.3f}")
-    print(f"{evidence.verdict}; {evidence.seconds} s")
-    if not options.quick:
-        print(write_result(evidence, options.out))
+
+
+def main() -> None:
+    parser = arguments(full="more members, items, steps", quick="few of them")
+    keep = cache_dir() / "self_ensembling"
+    parser.add_argument("--keep", type=Path, default=keep, help="folder of adapters and scores")
+    run_study(parser, measure)
 
 
 if __name__ == "__main__":

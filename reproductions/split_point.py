@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,18 +26,8 @@ from scipy.stats import spearmanr
 
 from likely.calibration.conformal.regression import ConformalIntervals
 from likely.calibration.recalibrators.scaling import Temperature
-from likely.data import datasets
-from likely.evidence.study import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    data_sources,
-    run_script,
-    surroundings,
-    verdict_of,
-    write_result,
-)
+from likely.data import load_records
+from likely.evidence import Check, Evidence, Figure, Source, arguments, conclude, data_sources, run_script, run_study
 from likely.metrics.bins import top_label_ece
 from likely.metrics.bootstrap import interval
 from likely.metrics.checks import softmax
@@ -203,7 +192,7 @@ class Predicted:
 
 def table(name: str) -> tuple[Floats, Floats]:
     """(X, y) of one table; of two targets the first."""
-    rows = list(datasets.load("uci-regression", f"{name}.csv.gz"))
+    rows = list(load_records("uci-regression", f"{name}.csv.gz"))
     inputs = [c for c in rows[0] if c != TABLES[name] and c != "cooling_load"]
     return np.array([[float(r[c]) for c in inputs] for r in rows]), np.array([float(r[TABLES[name]]) for r in rows])
 
@@ -387,7 +376,7 @@ def bags(texts: Mapping[str, Sequence[str]]) -> dict[str, Floats]:
 
 def intents() -> tuple[dict[str, Floats], dict[str, NDArray[np.int64]]]:
     """Bags of words of the four parts, and the intents of the first three."""
-    rows = {part: list(datasets.load("clinc150", f"{part}.tsv.gz")) for part in INTENTS}
+    rows = {part: list(load_records("clinc150", f"{part}.tsv.gz")) for part in INTENTS}
     names = {name: i for i, name in enumerate(sorted({r["intent"] for r in rows["train"]}))}
     labels = {part: np.array([names[r["intent"]] for r in rows[part]]) for part in INTENTS[:3]}
     return bags({part: [r["text"] for r in some] for part, some in rows.items()}), labels
@@ -493,8 +482,8 @@ def study(
         checks += bounds
         said.append(line)
         report(f"{line} ({time.perf_counter() - started:.0f} s)")
-    return Evidence(
-        id="split_point",
+    return conclude(
+        "split_point",
         title="SPC-UQ: split-point self-consistency",
         claim=(
             "Three estimates of a prediction's residuals, its mean absolute residual and those of either side, agree "
@@ -517,13 +506,10 @@ def study(
             f"95 %, percentile bootstrap over seeds, splits, or test rows and queries ({size.resamples} resamples); "
             f"splits share rows, and the networks' own chance is not in the last"
         ),
-        mode="full" if full else "quick",
+        full=full,
         models=[],  # small networks, fitted here
-        data=list(data),
-        command="python reproductions/split_point.py" + (" --full" if full else ""),
-        threads=1,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        data=data,
+        seconds=time.perf_counter() - started,
         not_shown=[
             "What the gap can see at all: with the true MAR, U and D the product is |U − D| times the error of the "
             "mean, so a wrong mean with equal sides shows in no form of it. What finds inputs from outside is how "
@@ -534,34 +520,21 @@ def study(
             "Evidential regression, Laplace, Gaussian mixtures on features, orthonormal certificates: no comparison.",
             "Language models large enough to answer: `option_features` is tested on a tiny one only.",
         ],
-        **surroundings(),
     )
 
 
-def main() -> None:
+def measure(options: argparse.Namespace) -> Evidence:
     import torch
 
     torch.set_num_threads(1)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--full", action="store_true", help="20 seeds and splits, longer training")
-    how.add_argument("--quick", action="store_true", help="a smoke run; not written")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
-    size = QUICK if options.quick else FULL if options.full else Size()
-    sets = {name: table(name) for name in TABLES}
     files = [("uci-regression", f"{name}.csv.gz") for name in TABLES]
     files += [("clinc150", f"{part}.tsv.gz") for part in INTENTS]
-    evidence = study(
-        sets, *intents(), size, full=options.full, data=data_sources(files),
-    )  # fmt: skip
-    for figure in evidence.figures:
-        print(f"{figure.subject:56} {figure.quantity:24} {figure.value:7.3f} [{figure.low:.3f}, {figure.high:.3f}]")
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.3f} <= {check.bound:.3f}")
-    print(f"{evidence.verdict}; {evidence.seconds} s")
-    if not options.quick:
-        print(write_result(evidence, options.out))
+    size = QUICK if options.quick else FULL if options.full else Size()
+    return study({name: table(name) for name in TABLES}, *intents(), size, full=options.full, data=data_sources(files))
+
+
+def main() -> None:
+    run_study(arguments(full="20 seeds and splits, longer training", quick="a smoke run"), measure)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from likely.data import datasets
+from likely.data import load_records
 from likely.errors import DataError
-from likely.evidence.study import run_script
+from likely.evidence import run_script
 from likely.io.hashes import cache_dir
 from likely.io.jsonl import read_lines
 from likely.prompting.speech.recognise import VOICES, Recogniser, Utterance, speak_and_listen
@@ -78,7 +78,7 @@ def commands() -> dict[tuple[str, str], list[Text]]:
     seen = set()
     for file in ("train", "val", "test"):
         split = "train" if file == "train" else "test"
-        for i, row in enumerate(datasets.load("clinc150", file)):
+        for i, row in enumerate(load_records("clinc150", file)):
             if row["intent"] in INTENTS and row["text"] not in seen:
                 seen.add(row["text"])
                 one = Text(f"{file}-{i}", row["intent"], split, row["text"])
@@ -88,7 +88,7 @@ def commands() -> dict[tuple[str, str], list[Text]]:
 
 def messages() -> dict[tuple[str, str], list[Text]]:
     """Short messages that people sent to each other, each once, in random order."""
-    ham = [row["text"] for row in datasets.load("sms-spam", "train") if row["label"] == "ham"]
+    ham = [row["text"] for row in load_records("sms-spam", "train") if row["label"] == "ham"]
     short = [m for m in dict.fromkeys(ham) if 4 <= len(m.split()) <= 14 and len(m) < 80 and READABLE.fullmatch(m)]
     chosen = random.Random(0).sample(short, sum(ALL_MESSAGES.values()))
     ends = ALL_MESSAGES["train"]

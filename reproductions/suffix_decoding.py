@@ -19,28 +19,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 import likely
-from likely.data import datasets
+from likely.data import load_records
 from likely.decoding.drafting.lookup import CopySource, PromptLookup
 from likely.decoding.drafting.protocol import DraftSource
 from likely.decoding.drafting.replay import RecordedAnswer, Replayed, Rounds, replay
 from likely.decoding.drafting.suffix.drafter import SuffixMemory
-from likely.evidence.study import (
+from likely.evidence import (
     Check,
     Evidence,
     Figure,
     Source,
+    arguments,
+    conclude,
     data_sources,
     model_source,
     run_script,
-    surroundings,
-    verdict_of,
-    write_result,
+    run_study,
 )
 from likely.metrics.intervals import bootstrap_ratio
 
@@ -72,8 +71,8 @@ OTHERS: dict[str, tuple[Make, int]] = {
 
 def sql_traces(lm: likely.Model) -> list[RecordedAnswer]:
     """Schema and question; the gold query."""
-    schemas = {row["db"]: row["ddl"] for row in datasets.load(*FILES[1])}
-    rows = datasets.load(*FILES[0])
+    schemas = {row["db"]: row["ddl"] for row in load_records(*FILES[1])}
+    rows = load_records(*FILES[0])
     return [_trace(lm, f"{schemas[row['db']]}\n-- {row['question']}\n", row["sql"]) for row in rows]
 
 
@@ -85,7 +84,7 @@ def correction_traces(lm: likely.Model) -> list[RecordedAnswer]:
         "Give the code that you now believe to be right. Keep the first version if it is.",
     )
     found = []
-    for row in datasets.load(*FILES[2]):
+    for row in load_records(*FILES[2]):
         first, second, third = (text.replace("<|im_end|>", "") for text in row["rounds"])
         asked = [f"{row['question']}\n{turns[0]}", first, turns[1], second, turns[2]]
         found.append(_chat_trace(lm, asked, third))
@@ -94,19 +93,19 @@ def correction_traces(lm: likely.Model) -> list[RecordedAnswer]:
 
 def redundant_traces(lm: likely.Model) -> list[RecordedAnswer]:
     """Second turns that ask for a variation of the first answer."""
-    rows = [row for row in datasets.load(*FILES[3]) if row["set"] == "mt-redundant"]
+    rows = [row for row in load_records(*FILES[3]) if row["set"] == "mt-redundant"]
     return [_chat_trace(lm, [r["turns"][0], r["answers"][0], r["turns"][1]], r["answers"][1]) for r in rows]
 
 
 def first_traces(lm: likely.Model) -> list[RecordedAnswer]:
     """First turns of one model, which have nothing to vary (two models' answers to a question are alike)."""
-    rows = [row for row in datasets.load(*FILES[3]) if row["set"] == "mt-bench" and row["model"] == "qwen2.5-7b"]
+    rows = [row for row in load_records(*FILES[3]) if row["set"] == "mt-bench" and row["model"] == "qwen2.5-7b"]
     return [_chat_trace(lm, [r["turns"][0]], r["answers"][0]) for r in rows]
 
 
 def translation_traces(lm: likely.Model, count: int, max_tokens: int) -> list[RecordedAnswer]:
     """Greedy answers of the model itself, without drafts; those that loop are left out."""
-    rows = [row for row in datasets.load(*FILES[4]) if row["category"] == "translation"][:count]
+    rows = [row for row in load_records(*FILES[4]) if row["category"] == "translation"][:count]
     found = []
     for row in rows:
         prompt = lm.render([{"role": "user", "content": row["turns"][0]}]).tokens
@@ -344,8 +343,8 @@ def study(
         said.append(line)
         report(line)
     answers = sum(map(len, (*sets.values(), *controls.values())))
-    return Evidence(
-        id="suffix_decoding",
+    return conclude(
+        "suffix_decoding",
         title="SuffixDecoding",
         claim=(
             "On repetitive requests, suffix trees over earlier answers and the request's own text emit more tokens per "
@@ -363,13 +362,10 @@ def study(
             + (f" ({left_out} translations that looped left out)" if left_out else "")
         ),
         intervals="95 %, percentile bootstrap over questions or answers, 2000 resamples, fixed seed",
-        mode="full" if full else "quick",
-        models=list(models),
-        data=list(data),
-        command="python reproductions/suffix_decoding.py" + (" --full" if full else ""),
-        threads=1,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        full=full,
+        models=models,
+        data=data,
+        seconds=time.perf_counter() - started,
         not_shown=[
             "Seconds: the replay counts calls of the target, and positions in them, not their time. likely bench "
             "speculation measures it on a machine (drafters suffix and lookup, text the same as without).",
@@ -380,15 +376,10 @@ def study(
             "itself, below the bar for loops.",
             "The SQL answers are the data set's reference queries, one per question, not a model's.",
         ],
-        **surroundings(),
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="all texts, 10 orders")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> Evidence:
     full = options.full
     started = time.perf_counter()
     with likely.load("smollm2", threads=1) as lm:
@@ -399,18 +390,15 @@ def main() -> None:
             sets = {label: traces[:16] for label, traces in sets.items()}
         translated = translation_traces(lm, translations, 96)
         controls = {"translation": translated, "first turns": first_traces(lm)[: None if full else 16]}
-    data = data_sources(FILES)
-    evidence = study(
-        sql, sets, controls, orders=10 if full else 3, full=full, data=data, left_out=translations - len(translated),
-        seconds=time.perf_counter() - started,
+    return study(
+        sql, sets, controls, orders=10 if full else 3, full=full, data=data_sources(FILES),
+        left_out=translations - len(translated), seconds=time.perf_counter() - started,
         models=[model_source("smollm2")],
     )  # fmt: skip
-    for figure in evidence.figures:
-        ends = f"[{figure.low:.2f}, {figure.high:.2f}]" if figure.low is not None else figure.note
-        print(f"{figure.subject:52} {figure.quantity:22} {figure.value:6.2f} {ends}")
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.3f} <= {check.bound:.3f}")
-    print(f"{evidence.verdict}; {evidence.seconds} s; {write_result(evidence, options.out)}")
+
+
+def main() -> None:
+    run_study(arguments(full="all texts, 10 orders"), measure)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.data import datasets
+from likely.data import find_set, load_records
 from likely.io.hashes import cache_dir
 from likely.runtimes.machine import cores
 
@@ -47,7 +47,7 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        text = json.dumps([asdict(self), datasets.info(DATA[0]).find(DATA[1]).sha256, WINDOW], sort_keys=True)
+        text = json.dumps([asdict(self), find_set(DATA[0]).find(DATA[1]).sha256, WINDOW], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -57,7 +57,7 @@ FULL = {"target": Recipe(4, 256, 4, 500, 1e-3), "draft": Recipe(1, 64, 2, 600, 4
 
 def texts() -> tuple[str, str]:
     """(training text, validation text)"""
-    text = "\n".join(row["text"] for row in datasets.load(*DATA))
+    text = "\n".join(row["text"] for row in load_records(*DATA))
     cut = int(TRAIN_SHARE * len(text))
     return text[:cut], text[cut:]
 

@@ -18,7 +18,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -29,19 +28,19 @@ from scipy.stats import spearmanr
 import likely
 from likely.audit.code.evaluate import Problem, evaluate, mbpp_problem, problems
 from likely.bench.timing import refuse_busy
-from likely.data import datasets
+from likely.data import load_records
 from likely.errors import LikelyError
-from likely.evidence.study import (
+from likely.evidence import (
     Check,
     Evidence,
     Figure,
     Source,
+    arguments,
+    conclude,
     data_sources,
     model_source,
     run_script,
-    surroundings,
-    verdict_of,
-    write_result,
+    run_study,
 )
 from likely.guided.contrast import PRESETS, Contrast, contrasted, jensen_shannon
 from likely.guided.gate import CollisionGate, root_collision
@@ -289,8 +288,8 @@ def study(
     figures += more
     said.append(line)
     report(line)
-    return Evidence(
-        id="uscd",
+    return conclude(
+        "uscd",
         title="USCD: uncertainty-aware selective contrastive decoding",
         claim=(
             "Where the model is unsure of its next token, subtracting what it says to the prompt without examples "
@@ -307,13 +306,10 @@ def study(
         + f", {written} greedy texts of {tokens} tokens",
         intervals="95 %, percentile bootstrap over problems (paired where two methods are compared), 2000 resamples, "
         "fixed seed",
-        mode="full" if full else "quick",
-        models=list(models),
-        data=list(data),
-        command="python reproductions/uscd.py" + (" --full" if full else ""),
-        threads=1,
-        seconds=round(time.perf_counter() - started, 1),
-        verdict=verdict_of(checks),
+        full=full,
+        models=models,
+        data=data,
+        seconds=time.perf_counter() - started,
         not_shown=[
             "pass@1: a model of this size solves almost nothing. python reproductions/uscd.py --passk -m MODEL "
             "--run-untrusted-code measures it with one that can program, on HumanEval and MBPP.",
@@ -323,14 +319,13 @@ def study(
             "The true token is that of one reference solution; others are right, too.",
             *([] if timed else ["Seconds: only --full measures them."]),
         ],
-        **surroundings(),
     )
 
 
 def tasks_of(count: int | None) -> dict[str, Sequence[Problem]]:
     """Problems that have examples; MBPP without solved tasks in front."""
     human = [p for p in problems("humaneval") if p.lame is not None]
-    mbpp = [mbpp_problem(record) for record in datasets.load("mbpp", "test")]
+    mbpp = [mbpp_problem(record) for record in load_records("mbpp", "test")]
     every = {"HumanEval": human, "MBPP": mbpp}
     return {name: some if count is None else some[:: len(some) // count][:count] for name, some in every.items()}
 
@@ -368,10 +363,22 @@ def pass_at_k(options: argparse.Namespace) -> None:
     print(target)
 
 
+def measure(options: argparse.Namespace) -> Evidence | None:
+    if options.passk:
+        pass_at_k(options)
+        return None
+    full = options.full
+    if full:
+        refuse_busy()
+    with likely.load("smollm2", runtime="llamacpp", threads=1) as lm:
+        return study(
+            lm, tasks_of(None if full else 24), full=full, timed=full, written=12 if full else 6,
+            models=[model_source("smollm2")], data=data_sources(FILES),
+        )  # fmt: skip
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="all problems, and times")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the result")
+    parser = arguments(full="all problems, and times")
     parser.add_argument("--passk", action="store_true", help="pass@k of a model that can program, instead")
     parser.add_argument("-m", "--model", default="smollm2", help="(--passk) name, file, folder or hub id")
     parser.add_argument("--runtime", help="(--passk) llamacpp or torch")
@@ -382,24 +389,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="(--passk) only the first problems")
     parser.add_argument("--chat", action="store_true", help="(--passk) ask for the function")
     parser.add_argument("--run-untrusted-code", action="store_true", help="(--passk) yes, run what the model writes")
-    options = parser.parse_args()
-    if options.passk:
-        pass_at_k(options)
-        return
-    full = options.full
-    if full:
-        refuse_busy()
-    with likely.load("smollm2", runtime="llamacpp", threads=1) as lm:
-        evidence = study(
-            lm, tasks_of(None if full else 24), full=full, timed=full, written=12 if full else 6,
-            models=[model_source("smollm2")],
-            data=data_sources(FILES),
-        )  # fmt: skip
-    for figure in evidence.figures:
-        print(f"{figure.subject:56} {figure.quantity:22} {figure.value:7.3f} [{figure.low:.3f}, {figure.high:.3f}]")
-    for check in evidence.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.3f} <= {check.bound:.3f}")
-    print(f"{evidence.verdict}; {evidence.seconds} s; {write_result(evidence, options.out)}")
+    run_study(parser, measure)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import ast
 import pytest
 
 from likely.audit.code.lame_prompts import NoContrast, lame_prompt
-from likely.data import datasets
+from likely.data import load_records
 
 DOCTEST = '''def add(a, b):
     """Add two numbers.
@@ -84,7 +84,7 @@ def test_an_unknown_style_is_an_error():
 def test_humaneval(data_dir):
     """All problems: no ">>>" is left, what is left is the prompt's own lines in order, and it is still Python."""
     without = []
-    for problem in datasets.load("humaneval", data_dir=data_dir):
+    for problem in load_records("humaneval", data_dir=data_dir):
         prompt = problem["prompt"]
         try:
             cut = lame_prompt(prompt)
@@ -100,7 +100,7 @@ def test_humaneval(data_dir):
 
 
 def test_mbpp(data_dir):
-    for record in datasets.load("mbpp", "test", data_dir=data_dir):
+    for record in load_records("mbpp", "test", data_dir=data_dir):
         tests = "\n".join(record["test_list"])
         text = f"{record['text']} Your code should pass these tests:\n{tests}\n"
         cut = lame_prompt(text, "asserts")

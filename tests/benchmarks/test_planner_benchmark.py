@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import script
 from tiny_gguf import write_tiny_llama
 
 import likely
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 SETTINGS = {"samples": 3, "max_tokens": 4, "stop": "\n", "seed": 0}
 
 
 @pytest.fixture(scope="module")
 def planner():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module("planner")
-    finally:
-        sys.path.remove(str(FOLDER))
+    return script("planner", folder="benchmarks")
 
 
 @pytest.fixture(scope="module")

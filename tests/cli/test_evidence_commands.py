@@ -42,7 +42,7 @@ def test_datasets_says_what_is_wrong(cli, home):
     one_line(cli("datasets", "--data-dir", home / "nowhere"), 1, "nowhere")
     (home / "mixed" / "lines.txt").write_text("changed")
     done = cli("datasets", "mixed", "--data-dir", home)
-    one_line(done, 1, "lines.txt", "README says")
+    one_line(done, 1, "lines.txt", "manifest says")
     assert done.out.count("NOT AS STATED") == 1
     record = json.loads(cli("datasets", "mixed", "--data-dir", home, "--json").out)
     assert [f["name"] for f in record["files"] if not f["verified"]] == ["lines.txt"]
@@ -65,7 +65,7 @@ def test_papers_lists_all_and_by_room(cli):
 
 
 def test_papers_show_our_figure_from_the_results(cli):
-    from likely.evidence.study import read_results
+    from likely.evidence import read_results
 
     results = read_results(ROOT / "results")
     for row in cli("papers", "--json").json["papers"]:
@@ -74,7 +74,7 @@ def test_papers_show_our_figure_from_the_results(cli):
 
 
 def test_papers_works_without_a_checkout(cli, monkeypatch):
-    monkeypatch.setattr("likely.evidence.study.find_checkout", lambda: None)
+    monkeypatch.setattr("likely.evidence.results.find_checkout", lambda: None)
     assert all(row["ours"] is None for row in cli("papers", "--json").json["papers"])
 
 

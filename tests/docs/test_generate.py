@@ -12,7 +12,7 @@ import pytest
 from sample_evidence import evidence
 
 from likely.errors import DataError
-from likely.evidence.study import read_results, write_result
+from likely.evidence import read_results, write_result
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from sample_evidence import CHECK, FIGURE, evidence
 
 from likely.errors import DataError
-from likely.evidence.study import (
+from likely.evidence import (
     Check,
     Figure,
     model_source,

@@ -38,7 +38,7 @@ def test_every_entry_is_complete(entry):
 def test_the_index_is_part_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["src/likely"]
-    assert (ROOT / "src" / "likely" / "papers.toml").is_file()
+    assert (ROOT / "src" / "likely" / "evidence" / "papers.toml").is_file()
 
 
 def test_find_takes_both_dashes_and_suggests():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from likely.evidence.study import Evidence, surroundings
+from likely.evidence import Evidence, surroundings
 
 FIGURE = {
     "subject": "engine", "quantity": "p50", "value": 0.5, "low": 0.4, "high": 0.6, "unit": "nats", "n": 10,

@@ -1,9 +1,10 @@
-"""Small data sets as folders with a README, in the forms that READMEs take."""
+"""Small data sets as folders, described by the manifest of the folder that holds them."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 from pathlib import Path
 
 RECORDS = b'{"a": 1}\n\n{"a": "\xc3\xbc"}\n'
@@ -16,20 +17,21 @@ FILES = {
 }
 
 
-def write_set(root: Path, name: str, files: dict[str, bytes], *, form: str = "table") -> Path:
+def write_set(root: Path, name: str, files: dict[str, bytes]) -> Path:
+    """The set's files and its entry in root/manifest.toml."""
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
+    rows = []
     for file, data in files.items():
         (folder / file).write_bytes(data)
-    sums = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
-    head = f"# {name}: a set\n\n- Source: somewhere (commit 1)\n- Licence: CC BY 4.0 (them)\n\n"
-    if form == "table":
-        rows = [f"| `{file}` | {len(files[file]):,} | {sums[file]} |" for file in files]
-        body = "\n".join(["| file | bytes | sha256 |", "|---|---|---|", *rows])
-    elif form == "sums":
-        body = "sha256:\n```\n" + "\n".join(f"{digest}  {file}" for file, digest in sums.items()) + "\n```"
-    else:
-        [file] = files
-        body = f"| | |\n|---|---|\n| File | `{file}` ({len(files[file]):,} bytes; much) |\n| sha256 | `{sums[file]}` |"
-    (folder / "README.md").write_text(f"{head}{body}\n")
+        digest = hashlib.sha256(data).hexdigest()
+        rows.append(f'{{ name = {json.dumps(file)}, bytes = {len(data)}, sha256 = "{digest}" }}')
+    entry = f"""[{name}]
+title = "a set"
+source = "somewhere (commit 1)"
+licence = "CC BY 4.0 (them)"
+files = [{", ".join(rows)}]
+"""
+    with (root / "manifest.toml").open("a", encoding="utf-8") as manifest:
+        manifest.write(entry)
     return folder

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from likely.data import datasets
+from likely.data import find_path
 from likely.errors import DataError
 from likely.prompting.templates import PromptPool, Template
 
@@ -131,7 +131,7 @@ def test_a_pool_needs_names_and_as_many_answers():
 
 @pytest.mark.parametrize(("task", "k"), [("sst2", 2), ("ag_news", 4), ("tweet_emotion", 4)])
 def test_the_pools_of_the_paper_can_be_filled_in(data_dir, task, k):
-    pool = PromptPool.from_jsonl(datasets.path("prompt-pools", "prompts.jsonl.gz", data_dir=data_dir), task=task)
+    pool = PromptPool.from_jsonl(find_path("prompt-pools", "prompts.jsonl.gz", data_dir=data_dir), task=task)
     assert len(pool) == 101
     for t in pool:
         pairs = t.pairs({"text": "SOME WORDS"})

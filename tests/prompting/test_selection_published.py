@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from likely.data import datasets
+from likely.data import find_path, load_arrays
 from likely.prompting.selection.answer_bias import CBM
 from likely.prompting.selection.answers import accuracy, f1_of_prompts, macro_f1, scaled_f1
 from likely.prompting.selection.choosing import calibrated, select
@@ -21,7 +21,7 @@ SCENARIOS = {"X": (None, None), "A": (None, "cbm"), "P": ("cbm", None), "PA": ("
 
 @pytest.fixture(scope="module")
 def scores(data_dir):
-    d = datasets.arrays(SET, data_dir=data_dir)
+    d = load_arrays(SET, data_dir=data_dir)
     logprobs = d["log_prob"].astype(np.float64)
     free = np.stack([d[f"log_prob_{name}"] for name in ("empty", "na", "mask")]).astype(np.float64)
     return PromptScores(
@@ -34,7 +34,7 @@ def scores(data_dir):
 
 @pytest.fixture(scope="module")
 def official(data_dir):
-    text = datasets.path(SET, "expected.json", data_dir=data_dir).read_text()
+    text = find_path(SET, "expected.json", data_dir=data_dir).read_text()
     by = {("MI_GL" if "select_for_each_x=True" in key else "MI"): value for key, value in json.loads(text).items()}
     assert by.keys() == {"MI", "MI_GL"}
     return by

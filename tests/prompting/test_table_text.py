@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from likely.data import datasets
+from likely.data import load_records
 from likely.errors import DataError
 from likely.prompting.risk.task import load_task
 from likely.prompting.risk.text import CONNECTORS, FORMATS, ColumnText, RowLayout, code_of, column_order, row_text
@@ -17,7 +17,7 @@ ROW = {"age": 31.0, "job": "1", "other": "x"}
 @pytest.mark.parametrize("granularity", ["fine", "coarse"])
 def test_every_code_of_the_census_has_words(data_dir, granularity):
     task = load_task("adult")
-    for record in datasets.load("adult-census", data_dir=data_dir):
+    for record in load_records("adult-census", data_dir=data_dir):
         text = row_text(record, task.columns, RowLayout(granularity=granularity))
         assert text.count("\n") == len(task.columns) == 13 and "?" not in text
         assert task.outcome(record) in (0, 1)

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from scripts import script
 
-from likely.evidence.study import Source
-
-SCRIPT = Path(__file__).parents[2] / "reproductions" / "aded.py"
+from likely.evidence import Source
 
 
 @pytest.fixture(scope="module")
 def aded():
-    spec = importlib.util.spec_from_file_location("aded", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["aded"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("aded")
 
 
 def invented(seed: int, count: int, length: int = 30) -> list[list[int]]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from scripts import script
 
 pytest.importorskip("peft")
 
@@ -15,21 +12,16 @@ from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.errors import DataError
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.prompting.speech.nbest import NBest
 from likely.prompting.speech.recognise import Utterance
 
-FOLDER = Path(__file__).parents[2] / "reproductions"
 WORDS = {"alarm": "wake me", "timer": "set timer", "message": "see you later"}
 
 
 @pytest.fixture(scope="module")
 def modules():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module("asr_nbest"), importlib.import_module("spoken_lists")
-    finally:
-        sys.path.remove(str(FOLDER))
+    return script("asr_nbest"), script("spoken_lists")
 
 
 @pytest.fixture(scope="module")

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scripts import script as load_script
 from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.decoding.drafting.lookup import PromptLookup
 
 pytest.importorskip("torch")
-FOLDER = Path(__file__).parents[2] / "reproductions"
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(FOLDER))
-    spec = importlib.util.spec_from_file_location("batch_speculation", FOLDER / "batch_speculation.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["batch_speculation"] = module
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(FOLDER))
+    return load_script("batch_speculation")
 
 
 @pytest.fixture(scope="module")

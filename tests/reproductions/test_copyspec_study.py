@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from scripts import script
 
 from likely.decoding.drafting.replay import Rounds
-from likely.evidence.study import Source
+from likely.evidence import Source
 
-SCRIPT = Path(__file__).parents[2] / "reproductions" / "copyspec.py"
 SOURCE = Source(name="none", sha256="0" * 64)
 
 
 @pytest.fixture(scope="module")
 def copyspec():
-    spec = importlib.util.spec_from_file_location("copyspec_study", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["copyspec_study"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("copyspec", named="copyspec_study")
 
 
 def render(messages):

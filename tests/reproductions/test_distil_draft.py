@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from scripts import script
 from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.tokenizers.gguf import tokenizer_from_gguf
 
 torch.set_num_threads(1)  # as in tiny_torch: a second thread only waits
-SCRIPT = Path(__file__).parents[2] / "reproductions" / "distil_draft.py"
 TEXTS = ["the cat sat on the mat and the other cats sat there too. ", "this is the answer to the question, then "]
 
 
 @pytest.fixture(scope="module")
 def recipe_module():
-    spec = importlib.util.spec_from_file_location("distil_draft", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["distil_draft"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("distil_draft")
 
 
 @pytest.fixture(scope="module")

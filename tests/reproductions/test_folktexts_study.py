@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import script
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.data import datasets
-from likely.evidence.study import Source
+from likely.data import load_records
+from likely.evidence import Source
 from likely.prompting.risk.scorer import RiskScorer
 from likely.prompting.risk.task import load_task
 
 pytest.importorskip("sklearn")
-FOLDER = Path(__file__).parents[2] / "reproductions"
 FEW_COLUMNS = ("age", "sex", "hours-per-week")
 
 
 @pytest.fixture(scope="module")
 def study():
     """Under a name of its own: the authors' package has the script's."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        spec = importlib.util.spec_from_file_location("folktexts_study", FOLDER / "folktexts.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["folktexts_study"] = module
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(FOLDER))
+    return script("folktexts", named="folktexts_study")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +34,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def rows(study, task, data_dir):
-    census = list(datasets.load("adult-census", data_dir=data_dir))
+    census = list(load_records("adult-census", data_dir=data_dir))
     return study.split(census, task, scored=24, train=100, pool=20)
 
 
@@ -79,7 +69,7 @@ def test_asked_together_is_asked_apart(study, task, rows, path):
 
 
 def test_the_study_runs_and_takes_up_what_was_kept(study, task, rows, path, data_dir, tmp_path):
-    table = list(datasets.load("folktexts-results", data_dir=data_dir))
+    table = list(load_records("folktexts-results", data_dir=data_dir))
     opened = []
 
     def open_tiny():
@@ -105,7 +95,7 @@ def test_the_study_runs_and_takes_up_what_was_kept(study, task, rows, path, data
 
 @pytest.fixture(scope="module")
 def table(study, data_dir):
-    return list(datasets.load("folktexts-results", data_dir=data_dir))
+    return list(load_records("folktexts-results", data_dir=data_dir))
 
 
 @pytest.fixture(scope="module")

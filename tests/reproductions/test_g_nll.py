@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import script
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence.study import Source
-
-FOLDER = Path(__file__).parents[2] / "reproductions"
+from likely.evidence import Source
 
 
 @pytest.fixture(scope="module")
 def study():
     pytest.importorskip("torch")
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module("g_nll")
-    finally:
-        sys.path.remove(str(FOLDER))
+    return script("g_nll")
 
 
 @pytest.fixture(scope="module")

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import script
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence.study import Source
+from likely.evidence import Source
 
 pytest.importorskip("llguidance")
 pytest.importorskip("jsonschema")
 pytest.importorskip("llama_cpp")
-FOLDER = Path(__file__).parents[2] / "reproductions"
 SOURCE = Source(name="none", sha256="0" * 64)
 
 
 @pytest.fixture(scope="module")
 def parts():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: importlib.import_module(name) for name in ("guided_base", "guided_choices", "function_schemas")}
-    finally:
-        sys.path.remove(str(FOLDER))
+    return {name: script(name) for name in ("guided_base", "guided_choices", "function_schemas")}
 
 
 @pytest.fixture(scope="module")

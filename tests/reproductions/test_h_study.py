@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import script
 
 from likely.calibration.labelled import Labelled
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.metrics import bins
 from likely.metrics.checks import softmax, top_label
 from likely.metrics.proper import nll
 
 pytest.importorskip("torch")
-FOLDER = Path(__file__).parents[2] / "reproductions"
 
 
 @pytest.fixture(scope="module")
 def study():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module("h_calibration")
-    finally:
-        sys.path.remove(str(FOLDER))
+    return script("h_calibration")
 
 
 def labelled(n=240, k=3, seed=0):

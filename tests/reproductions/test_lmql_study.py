@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from scripts import script as load_script
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.queries.session import Session, Settings
 
 pytest.importorskip("llama_cpp")
-SCRIPT = Path(__file__).parents[2] / "reproductions" / "lmql.py"
 MODEL = Source(name="none", sha256="0" * 64)
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("lmql_study", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["lmql_study"] = module
-    spec.loader.exec_module(module)
+    module = load_script("lmql", named="lmql_study")
     module.CHUNK, module.MOST = 8, 3  # the tiny model has 256 positions
     return module
 

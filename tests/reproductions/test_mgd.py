@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
+from scripts import script as load_script
 from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.code.analysis.jedi_provider import JediProvider
 from likely.code.analysis.members import Analyses, AnalysisReply, Member
 from likely.errors import DataError
-from likely.evidence.study import Source
+from likely.evidence import Source
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("jedi")
-SCRIPT = Path(__file__).parents[2] / "reproductions" / "mgd.py"
 SHOP = "class Cart:\n    def cat(self): ...\n    def sat(self): ...\n    def _own(self): ...\n"
 USER = "from shop import Cart\n\ndef buy(cart: Cart):\n    x = cart.cat()  # the\n    return x\n\ndef other(): ...\n"
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(SCRIPT.parent))  # modules beside it
-    try:
-        spec = importlib.util.spec_from_file_location("mgd", SCRIPT)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["mgd"] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-    return module
+    return load_script("mgd")
 
 
 @pytest.fixture(scope="module")

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scripts import script
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.weak_supervision.harmonizer import Harmonizer
 from likely.weak_supervision.labelling_rules import LabelingFunction
 from likely.weak_supervision.reask import Example, LabelTask
 
 pytest.importorskip("torch")
-FOLDER = Path(__file__).parents[2] / "reproductions"
 WORDS = {"ham": ["home", "lunch", "thanks", "later"], "spam": ["free", "prize", "cash", "winner"]}
 
 
 @pytest.fixture(scope="module")
 def study():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module("pareto_self_supervision")
-    finally:
-        sys.path.remove(str(FOLDER))
+    return script("pareto_self_supervision")
 
 
 def made_case(study):

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scripts import script
 
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.prompting.hints.downstream import STATE, ChoiceQuestion
 
-FOLDER = Path(__file__).parents[2] / "reproductions"
 SOURCES = [Source(name="made up", sha256="0" * 64)]
 
 
 @pytest.fixture(scope="module")
 def study():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module("prompt4trust")
-    finally:
-        sys.path.remove(str(FOLDER))
+    return script("prompt4trust")
 
 
 class Fake:

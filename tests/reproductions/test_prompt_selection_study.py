@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import script
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.metrics.checks import log_softmax
 from likely.prompting.selection.answers import f1_of_prompts, macro_f1
 from likely.prompting.selection.choosing import calibrated, select
 from likely.prompting.selection.scores import PromptScores
 
-FOLDER = Path(__file__).parents[2] / "reproductions"
 TINY = [Source(name="tiny", sha256="0" * 64)]
 
 
 @pytest.fixture(scope="module")
 def study():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module("prompt_selection")
-    finally:
-        sys.path.remove(str(FOLDER))
+    return script("prompt_selection")
 
 
 @pytest.fixture(scope="module")

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from scripts import script
 
 from likely.decoding.drafting.model.drafter import DraftModel
 from likely.decoding.drafting.protocol import Draft, DraftDistribution
 from likely.runtimes.toy import ToyRuntime
 
-FOLDER = Path(__file__).parents[2] / "reproductions"
-
 
 @pytest.fixture(scope="module")
 def study():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module("recursive_speculation")
-    finally:
-        sys.path.remove(str(FOLDER))
+    return script("recursive_speculation")
 
 
 def runtimes() -> tuple[ToyRuntime, ToyRuntime]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
+from scripts import script as load_script
 
 pytest.importorskip("llguidance")
-FOLDER = Path(__file__).parents[2] / "reproductions"
 
 # (right, over, under, refused) of 1,160 instances, for these versions
 VERSIONS = {"llguidance": "1.9.1", "xgrammar": "0.2.8"}
@@ -27,15 +25,7 @@ FROZEN = {
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        spec = importlib.util.spec_from_file_location("schema_backends", FOLDER / "schema_backends.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["schema_backends"] = module
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(FOLDER))
+    return load_script("schema_backends")
 
 
 @pytest.fixture(scope="module")

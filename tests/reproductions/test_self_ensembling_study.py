@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from scripts import script
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.metrics.bins import ece
 from likely.metrics.checks import softmax
 from likely.prompting.ensembles.combining import combined
@@ -19,18 +16,13 @@ from likely.prompting.ensembles.demonstrations import FewShotTask, record_finger
 from likely.prompting.templates import PromptPool, Template
 
 pytest.importorskip("peft")
-FOLDER = Path(__file__).parents[2] / "reproductions"
 STAYS = "while their ECE stays 0.05 or more above what exact confidences would show"
 POOL = PromptPool((Template("a", "{{ text }} is", ("sun", "mat")), Template("b", "the {{ text }}:", ("cat", "dog"))))
 
 
 @pytest.fixture(scope="module")
 def study():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module("self_ensembling")
-    finally:
-        sys.path.remove(str(FOLDER))
+    return script("self_ensembling")
 
 
 def made(study, texts, shown):

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from scripts import script
 from tiny_gguf import write_tiny_llama
 
-from likely.evidence.study import Evidence
+from likely.evidence import Evidence
 
 pytest.importorskip("torch")
 pytest.importorskip("llama_cpp")
-SCRIPT = Path(__file__).parents[2] / "reproductions" / "runtime_parity.py"
 TEXTS = ["the cat sat", "on the mat and", "def f(x):"]
 
 
 @pytest.fixture(scope="module")
 def parity():
-    spec = importlib.util.spec_from_file_location("runtime_parity", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["runtime_parity"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("runtime_parity")
 
 
 @pytest.fixture(scope="module")

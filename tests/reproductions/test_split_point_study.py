@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from scripts import script
 
 pytest.importorskip("torch")
-FOLDER = Path(__file__).parents[2] / "reproductions"
 
 
 @pytest.fixture(scope="module")
 def study():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module("split_point")
-    finally:
-        sys.path.remove(str(FOLDER))
+    return script("split_point")
 
 
 def line(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from scripts import script as load_script
 
 from likely.decoding.drafting.replay import RecordedAnswer
 from likely.decoding.drafting.suffix.drafter import SuffixMemory
-from likely.evidence.study import Source
+from likely.evidence import Source
 
-SCRIPT = Path(__file__).parents[2] / "reproductions" / "suffix_decoding.py"
 MODEL = Source(name="none", sha256="0" * 64)
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("suffix_decoding", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["suffix_decoding"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("suffix_decoding")
 
 
 def texts(seed: int):

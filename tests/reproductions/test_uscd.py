@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import script
 from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.audit.code.evaluate import humaneval_problem, mbpp_problem
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.guided.gate import root_collision
 from likely.runtimes.protocol import Want, Work
 from likely.runtimes.rows import log_softmax
 
-FOLDER = Path(__file__).parents[2] / "reproductions"
 HUMAN = [
     humaneval_problem(
         {
@@ -45,11 +43,7 @@ MBPP = [
 
 @pytest.fixture(scope="module")
 def study():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module("uscd")
-    finally:
-        sys.path.remove(str(FOLDER))
+    return script("uscd")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from likely.errors import CapabilityError, DataError
-from likely.show.plot import bins_for, draw, read_series, rename_apart, render
+from likely.show.plot import bins_for, draw_histograms, read_series, rename_apart, render
 
 matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'likely[plots]'")
 
@@ -120,7 +120,7 @@ def areas(axes):
 
 def test_each_group_is_drawn_with_area_one_and_the_heights_of_its_histogram(labelled):
     series = read_series(labelled[0])
-    figure = draw([series])
+    figure = draw_histograms([series])
     for axes, groups in zip(figure.axes, (series.tokens, series.means), strict=True):
         drawn = list(areas(axes))
         assert len(drawn) == 2
@@ -137,7 +137,7 @@ def test_each_group_is_drawn_with_area_one_and_the_heights_of_its_histogram(labe
 
 def test_several_files_share_bins_and_have_their_own_colour(labelled, tmp_path):
     other = write(tmp_path / "_$other$.jsonl", HEADER, *[{"line": i, **answer(-0.1 * i, -1.0)} for i in range(1, 9)])
-    figure = draw([read_series(labelled[0]), read_series(other)])
+    figure = draw_histograms([read_series(labelled[0]), read_series(other)])
     for axes in figure.axes:
         colours = [patch.get_edgecolor() for patch in axes.patches]
         assert colours[0] == colours[1] != colours[2]
@@ -160,16 +160,18 @@ def pixels(data):
 
 
 def test_the_png_is_one_of_sane_size_and_depends_on_the_data(labelled, tmp_path):
-    size, drawn = pixels(render(draw([read_series(labelled[0])]), ".PNG"))
+    size, drawn = pixels(render(draw_histograms([read_series(labelled[0])]), ".PNG"))
     assert 800 <= size[0] <= 2000 and 400 <= size[1] <= 1000
-    _, other = pixels(render(draw([read_series(write(tmp_path / "labelled2.jsonl", answer(-1.0, -2.0)))]), ".png"))
+    _, other = pixels(
+        render(draw_histograms([read_series(write(tmp_path / "labelled2.jsonl", answer(-1.0, -2.0)))]), ".png")
+    )
     assert drawn != other
-    assert b"<svg" in render(draw([read_series(labelled[0])]), ".svg")
-    assert render(draw([read_series(labelled[0])]), ".pdf").startswith(b"%PDF")
+    assert b"<svg" in render(draw_histograms([read_series(labelled[0])]), ".svg")
+    assert render(draw_histograms([read_series(labelled[0])]), ".pdf").startswith(b"%PDF")
 
 
 def test_one_value_is_enough(tmp_path):
-    figure = draw([read_series(write(tmp_path / "one.jsonl", answer(0.0)))])
+    figure = draw_histograms([read_series(write(tmp_path / "one.jsonl", answer(0.0)))])
     assert all(np.isclose(area, 1.0) for axes in figure.axes for area, _ in areas(axes))
 
 
@@ -188,4 +190,4 @@ def test_without_matplotlib_one_line_names_the_extra(monkeypatch, labelled):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(CapabilityError, match=r"pip install 'likely\[plots\]'"):
-        draw([read_series(labelled[0])])
+        draw_histograms([read_series(labelled[0])])

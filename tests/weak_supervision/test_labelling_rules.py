@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from likely.data import datasets
+from likely.data import find_path, load_records
 from likely.errors import ConstraintError, DataError
 from likely.weak_supervision.labelling_rules import LabelingFunction, Votes, check_votes, described, read_rules
 
@@ -30,11 +30,11 @@ def slow_votes(records, texts, classes):
 
 @pytest.mark.parametrize(("name", "classes"), [("sms-spam", CLASSES), ("trec", TREC)])
 def test_votes_are_those_of_a_slow_obvious_version(name, classes):
-    texts = [record["text"] for record in datasets.load(name, "test")][::9]
-    records = list(datasets.load(name, "rules"))
+    texts = [record["text"] for record in load_records(name, "test")][::9]
+    records = list(load_records(name, "rules"))
     expected = slow_votes(records, texts, classes)
     assert (expected >= 0).any(axis=1).mean() > 0.3
-    path = datasets.path(name, "rules")
+    path = find_path(name, "rules")
     for fast, rows in ((True, slice(None)), (False, slice(0, None, 6))):
         rules = read_rules(path, classes, fast=fast)
         assert len(rules) == len(records) == {"sms-spam": 73, "trec": 68}[name]
@@ -45,8 +45,8 @@ def test_votes_are_those_of_a_slow_obvious_version(name, classes):
 def test_votes_are_those_of_snorkel():
     labeling = pytest.importorskip("snorkel.labeling")
     pandas = pytest.importorskip("pandas")
-    texts = [record["text"] for record in datasets.load("sms-spam", "test")][:40]
-    rules = read_rules(datasets.path("sms-spam", "rules"), CLASSES, fast=True)
+    texts = [record["text"] for record in load_records("sms-spam", "test")][:40]
+    rules = read_rules(find_path("sms-spam", "rules"), CLASSES, fast=True)
     theirs = [labeling.LabelingFunction(rule.name, f=lambda row, rule=rule: rule.vote(row.text)) for rule in rules]
     applied = labeling.PandasLFApplier(theirs).apply(pandas.DataFrame({"text": texts}), progress_bar=False)
     np.testing.assert_array_equal(Votes.of(rules, texts, CLASSES).matrix, applied)

@@ -1,1 +1,17 @@
-"""TODO."""
+"""Times measured fairly: alternatives in turn, medians with intervals, and what each drafter gains on this machine."""
+
+from typing import TYPE_CHECKING
+
+from likely.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from likely.bench.speculation import DrafterTiming as DrafterTiming
+    from likely.bench.speculation import Task as Task
+    from likely.bench.speculation import compare as compare
+    from likely.bench.timing import Ratio as Ratio
+    from likely.bench.timing import Timing as Timing
+    from likely.bench.timing import interleaved as interleaved
+    from likely.bench.timing import refuse_busy as refuse_busy
+    from likely.bench.timing import speedup as speedup
+
+__all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -53,7 +53,7 @@ BUILTIN = (
 
 
 @dataclass(frozen=True)
-class Row:
+class DrafterTiming:
     """One drafter on one task.  Ratios are plain decoding's time over the drafter's, prefill left out.
 
     near_ties     texts that left the plain one where two tokens were within `NEAR` nats; gaps holds each gap
@@ -99,8 +99,8 @@ def compare(
     draft_budget: int | Literal["auto"] = "auto",
     sampling: Sampling = GREEDY,
     progress: Callable[[str], None] | None = None,
-) -> list[Row]:
-    """One Row per task and drafter.
+) -> list[DrafterTiming]:
+    """One result per task and drafter.
 
     Each round runs plain decoding and every drafter on every prompt of the task, in turn; a drafter is made anew for
     each round and sees the task's prompts one after another.  The first round does not count.
@@ -124,7 +124,7 @@ def _one_task(
     rounds: int,
     fewer: int | None,
     draft_budget: int | Literal["auto"],
-) -> list[Row]:
+) -> list[DrafterTiming]:
     seconds: dict[str, list[float]] = {d: [] for d in ("none", *drafters)}
     texts: dict[str, list[Finished]] = {d: [] for d in ("none", *drafters)}
     for number in range(rounds + 1):
@@ -153,7 +153,7 @@ def _row(
     seconds: dict[str, list[float]],
     texts: list[Finished],
     prompts: list[_Prompt],
-) -> Row:
+) -> DrafterTiming:
     count = len(seconds[drafter])
     ratio = speedup(Timing(drafter, seconds[drafter]), Timing("none", seconds["none"][:count]))
     tokens = sum(len(f.tokens) for f in texts)
@@ -170,7 +170,7 @@ def _row(
         else:
             unexplained += 1
     per_token = [1e3 * s / (tokens / count) for s in seconds[drafter]]
-    return Row(
+    return DrafterTiming(
         task,
         drafter,
         ratio.median,
@@ -246,7 +246,7 @@ def _prepared(
             lm.runtime.close(prompt.held)
 
 
-def overall(rows: Sequence[Row], drafter: str) -> dict[str, Any]:
+def overall(rows: Sequence[DrafterTiming], drafter: str) -> dict[str, Any]:
     """Median ratio of a drafter over tasks, with a bootstrap interval over them."""
     ratios = [row.ratio for row in rows if row.drafter == drafter]
     low, high = interval(ratios)

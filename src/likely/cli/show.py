@@ -65,7 +65,7 @@ def present(
 
 def present_fields(records: Sequence[Scored | Generation]) -> None:
     """Print the fields of the records that have some."""
-    from likely.show.fields import print_fields
+    from likely.show.terminal import print_fields
 
     for record in records:
         if fields := getattr(record, "fields", None):

@@ -1,8 +1,8 @@
 """Data sets by name: where they lie, what they are (source, licence, hashes), and their records.
 
-Data sets are never inside the package.  A set is a folder NAME with a README.md that states source, licence and the
-sha256 of each file; the folder of all sets is given by an argument, by LIKELY_DATA, or lies in ../shared/data beside a
-checkout.  Every file is checked against its sha256 before it is used; a file that has not changed is hashed once.
+Data sets are never inside the package.  A set is a folder NAME in the folder of all sets, which is given by an
+argument, by LIKELY_DATA, or lies in ../shared/data beside a checkout.  Every file that a manifest states is checked
+against its sha256 before it is used; a file that has not changed is hashed once.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import csv
 import gzip
 import io
 import os
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from likely.data.manifest import Card, DataFile, read_card
+from likely.data.manifest import DataFile, DataSet, described_sets, undescribed_set
 from likely.errors import DataError, nearest
 from likely.io.checkout import find_checkout
 from likely.io.jsonl import parse_line
@@ -25,14 +26,12 @@ from likely.io.jsonl import parse_line
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Card", "DataFile", "arrays", "available", "info", "load", "path", "root"]
-
 LINES = (".txt", ".raw")
 TABLES = {".csv": ",", ".tsv": "\t"}
 READABLE = (".jsonl", *TABLES, *LINES, ".npz")
 
 
-def root(data_dir: str | Path | None = None) -> Path:
+def data_root(data_dir: str | Path | None = None) -> Path:
     """The folder that holds the data sets; DataError that says how to set it."""
     given = data_dir or os.environ.get("LIKELY_DATA")
     if given:
@@ -46,67 +45,74 @@ def root(data_dir: str | Path | None = None) -> Path:
     if beside is None or not beside.is_dir():
         raise DataError(
             "no data sets on this machine: set LIKELY_DATA, or give --data-dir (data_dir=), to the folder that holds "
-            "them, one folder with a README.md each; nothing is downloaded"
+            "them, one folder each; nothing is downloaded"
         )
     return beside
 
 
-def available(data_dir: str | Path | None = None) -> list[str]:
+def list_sets(data_dir: str | Path | None = None) -> list[str]:
     """Names of the sets in the data folder, sorted."""
-    return sorted(entry.name for entry in root(data_dir).iterdir() if (entry / "README.md").is_file())
+    folders = (entry for entry in data_root(data_dir).iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(folder.name for folder in folders)
 
 
-def info(name: str, *, data_dir: str | Path | None = None) -> Card:
-    """What a set is, from its README; nothing is hashed."""
-    folder = root(data_dir)
-    known = available(folder)
-    if name not in known:
-        raise DataError(
-            f'no data set is called "{name}" in {folder}{nearest(name, known)} (likely datasets lists them)'
-        )
-    return read_card(folder / name)
+def find_set(name: str, *, data_dir: str | Path | None = None) -> DataSet:
+    """What a set is, from the manifest; nothing is hashed."""
+    root = data_root(data_dir)
+    described = described_sets(root)
+    here = list_sets(root)
+    if name in here:
+        return described[name] if name in described else undescribed_set(root / name)
+    if name in described:
+        raise DataError(f"{name} is not in {root}. Source: {described[name].source}")
+    raise DataError(f'no data set is called "{name}" in {root}{nearest(name, here)} (likely datasets lists them)')
 
 
-def path(name: str, file: str | None = None, *, data_dir: str | Path | None = None, verify: bool = True) -> Path:
+def find_path(name: str, file: str | None = None, *, data_dir: str | Path | None = None, verify: bool = True) -> Path:
     """The folder of a set, or one of its files (by full name, or by split: "test" finds mbpp.test.jsonl.gz).
 
-    verify  compare sizes and sha256 with the README (of all files, where none is named)
+    verify  compare sizes and sha256 with the manifest (of all files, where none is named)
     """
-    card = info(name, data_dir=data_dir)
-    chosen = card.files if file is None else (card.find(file),)
+    found = find_set(name, data_dir=data_dir)
+    files = found.files if file is None else (found.find(file),)
     if verify:
-        for one in chosen:
-            one.verify(card)
-    return card.folder if file is None else chosen[0].path
+        for one in files:
+            _verify(found, one)
+    return found.folder if file is None else files[0].path
 
 
-def load(name: str, file: str | None = None, *, data_dir: str | Path | None = None) -> Iterator[dict[str, Any]]:
+def load_records(name: str, file: str | None = None, *, data_dir: str | Path | None = None) -> Iterator[dict[str, Any]]:
     """Records of one file, in order, read as they are asked for.
 
     file  full name or split; may be left out where the set has one file
     jsonl: the objects.  csv, tsv: {column: text}.  txt, raw: {"text": line}, blank lines included.  npz: {"name",
-    "array"} for each array (`arrays` gives them as one dictionary).  All but npz may be gzipped.
+    "array"} for each array (`load_arrays` gives them as one dictionary).  All but npz may be gzipped.
     """
-    card = info(name, data_dir=data_dir)
-    chosen = card.find(file)
-    chosen.verify(card)
-    kind = chosen.kind
-    if kind not in READABLE:
+    found = find_set(name, data_dir=data_dir)
+    one = found.find(file)
+    _verify(found, one)
+    if one.kind not in READABLE:
         raise DataError(
-            f"{name}/{chosen.name} is not a file of records (readable: {', '.join(READABLE)}); "
-            f'open it with likely.data.datasets.path("{name}", "{chosen.name}")'
+            f"{name}/{one.name} is not a file of records (readable: {', '.join(READABLE)}); "
+            f'open it with likely.data.find_path("{name}", "{one.name}")'
         )
-    if kind == ".npz":
-        return ({"name": key, "array": value} for key, value in _read_arrays(chosen.path).items())
-    return _records(chosen.path, kind)
+    if one.kind == ".npz":
+        return ({"name": key, "array": value} for key, value in _read_arrays(one.path).items())
+    return _records(one.path, one.kind)
 
 
-def arrays(name: str, file: str | None = None, *, data_dir: str | Path | None = None) -> dict[str, NDArray[Any]]:
+def load_arrays(name: str, file: str | None = None, *, data_dir: str | Path | None = None) -> dict[str, NDArray[Any]]:
     """The arrays of an npz file; a file with pickled objects is refused."""
-    card = info(name, data_dir=data_dir)
-    chosen = card.find(file, kinds=(".npz",))
-    chosen.verify(card)
-    return _read_arrays(chosen.path)
+    found = find_set(name, data_dir=data_dir)
+    one = found.find(file, kinds=(".npz",))
+    _verify(found, one)
+    return _read_arrays(one.path)
+
+
+def _verify(found: DataSet, file: DataFile) -> None:
+    found.verify(file)
+    if not found.described:
+        warnings.warn(f"{file.path} is in no manifest: read unverified", stacklevel=3)
 
 
 def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:

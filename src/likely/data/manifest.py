@@ -1,27 +1,36 @@
-"""What a data set's README.md says: source, licence, and each file's size and sha256.
+"""What the data sets are: title, source, licence, and each file's size and sha256, from manifest.toml.
 
-Three forms of file lists are read: a table whose first column is "file"; a table of two columns with rows "File" and
-"sha256"; lines "SHA256  NAME" as sha256sum prints them.
+The package's manifest.toml states the sets that tests, results and examples use; a manifest.toml of the same form in
+the data folder adds others:
+
+    [NAME]
+    title = "..."                 # optional
+    source = "..."
+    licence = "..."
+    files = [{ name = "train.jsonl.gz", bytes = 77938, sha256 = "..." }]
+
+A folder that neither one names is a set too: its files are read unverified.
 """
 
 from __future__ import annotations
 
 import re
+import tomllib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from likely.errors import DataError, ModelError, nearest
 from likely.io.hashes import file_sha256
 
-_SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
-_SUM_LINE = re.compile(r"^\s*([0-9a-f]{64})\s+(\S+)\s*$")
-_LINK = re.compile(r"https?://[^\s)|>]+")
+PACKAGED = Path(__file__).with_name("manifest.toml")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a set. size_bytes: as the README states it, None where it does not."""
+    """One file of a set; sha256 and size_bytes as the manifest states them, "" and None where no manifest does."""
 
     path: Path
     sha256: str
@@ -40,30 +49,17 @@ class DataFile:
     def present(self) -> bool:
         return self.path.is_file()
 
-    def verify(self, card: Card) -> None:
-        """Raise DataError unless the file is there and is the one that the README describes."""
-        if not self.present:
-            raise DataError(f"{self.path} is missing. Source: {card.source}")
-        size = self.path.stat().st_size
-        if self.size_bytes is not None and size != self.size_bytes:
-            raise DataError(
-                f"{self.path} has {size:,} bytes, its README says {self.size_bytes:,}: get it again. "
-                f"Source: {card.source}"
-            )
-        try:
-            digest = file_sha256(self.path)
-        except ModelError as error:
-            raise DataError(str(error)) from None
-        if digest != self.sha256:
-            raise DataError(
-                f"{self.path} has sha256 {digest[:12]}..., its README says {self.sha256[:12]}...: get it again. "
-                f"Source: {card.source}"
-            )
+    def to_dict(self) -> dict[str, Any]:
+        size = self.path.stat().st_size if self.present else self.size_bytes
+        return {"name": self.name, "size_bytes": size, "sha256": self.sha256, "present": self.present}
 
 
 @dataclass(frozen=True)
-class Card:
-    """A data set, as its README describes it."""
+class DataSet:
+    """A data set: where it lies and what the manifest says of it.
+
+    described  whether a manifest names it; otherwise its files are whatever lies in the folder
+    """
 
     name: str
     title: str
@@ -71,6 +67,7 @@ class Card:
     licence: str
     folder: Path
     files: tuple[DataFile, ...]
+    described: bool = True
 
     def find(self, file: str | None, *, kinds: tuple[str, ...] | None = None) -> DataFile:
         """A file by full name or by split, the only file if None; DataError with the nearest name otherwise."""
@@ -89,114 +86,75 @@ class Card:
             raise DataError(f'{self.name}: "{file}" fits {", ".join(f.name for f in matches)}: give a full name')
         raise DataError(f'{self.name} has no file "{file}"{nearest(file, names)} (files: {", ".join(names)})')
 
+    def verify(self, file: DataFile) -> None:
+        """Raise DataError unless the file is there and, in a set that is described, is the one of the manifest."""
+        again = f": get it again. Source: {self.source}"
+        if not file.present:
+            raise DataError(f"{file.path} is missing. Source: {self.source}")
+        if not self.described:
+            return
+        size = file.path.stat().st_size
+        if size != file.size_bytes:
+            raise DataError(f"{file.path} has {size:,} bytes, the manifest says {file.size_bytes:,}{again}")
+        try:
+            digest = file_sha256(file.path)
+        except ModelError as error:
+            raise DataError(str(error)) from None
+        if digest != file.sha256:
+            raise DataError(f"{file.path} has sha256 {digest[:12]}..., the manifest says {file.sha256[:12]}...{again}")
+
     def to_dict(self) -> dict[str, Any]:
         return {
-            "name": self.name,
-            "title": self.title,
-            "source": self.source,
-            "licence": self.licence,
-            "folder": str(self.folder),
-            "files": [
-                {
-                    "name": f.name,
-                    "size_bytes": f.path.stat().st_size if f.present else f.size_bytes,
-                    "sha256": f.sha256,
-                    "present": f.present,
-                }
-                for f in self.files
-            ],
-        }
+            "name": self.name, "title": self.title, "source": self.source, "licence": self.licence,
+            "folder": str(self.folder), "described": self.described, "files": [file.to_dict() for file in self.files],
+        }  # fmt: skip
 
 
-def read_card(folder: Path) -> Card:
-    """Parse a set's README.md; DataError if it names no files with their sha256."""
-    readme = folder / "README.md"
-    try:
-        text = readme.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {readme}: {error}") from None
-    files = _files(text, folder)
-    if not files:
-        raise DataError(f'{readme} lists no files: expected a table "| file | bytes | sha256 |"')
-    first = text.strip().splitlines()[0].lstrip("# ").strip()
-    title = first.removeprefix(folder.name).lstrip(":—– ").strip()
-    return Card(folder.name, title, _source(text), _licence(text), folder, tuple(files))
+def described_sets(root: Path) -> dict[str, DataSet]:
+    """The sets of both manifests, with their folders under `root`, whether they are there or not."""
+    own = root / "manifest.toml"
+    entries = _entries(PACKAGED) | (read_entries(own) if own.is_file() else {})
+    return {name: _described(name, root / name, entry) for name, entry in entries.items()}
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip().strip("`") for cell in line.strip().strip("|").split("|")]
-
-
-def _number(text: str) -> int | None:
-    digits = text.replace(",", "").replace("_", "")
-    return int(digits) if digits.isdigit() else None
-
-
-def _files(text: str, folder: Path) -> list[DataFile]:
-    found: dict[str, DataFile] = {}
-    header: list[str] = []
-    pair: dict[str, str] = {}
-    for line in text.splitlines():
-        if match := _SUM_LINE.match(line):
-            found[match[2]] = DataFile(_inside(folder, match[2]), match[1], None)
-        if not line.lstrip().startswith("|"):
-            header = []
-            continue
-        cells = _cells(line)
-        if not header:
-            header = [cell.lower() for cell in cells]
-            continue
-        if header[0] == "file" and len(cells) == len(header):
-            row = dict(zip(header, cells, strict=True))
-            digest = next((row[k] for k in ("sha256", "sha256 (as stored)") if k in row), "")
-            if _SHA256.fullmatch(digest):
-                size = _number(row.get("bytes", ""))
-                found[cells[0]] = DataFile(_inside(folder, cells[0]), digest, size)
-        elif len(cells) == 2:
-            pair.setdefault(cells[0].lower(), cells[1])
-    if not found and "file" in pair and (digest_match := _SHA256.search(pair.get("sha256", ""))):
-        name, _, rest = pair["file"].partition("`")
-        size_match = re.search(r"([\d,]+) bytes", rest)
-        found[name] = DataFile(_inside(folder, name), digest_match[0], _number(size_match[1]) if size_match else None)
-    return list(found.values())
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """folder/name, refused where it would lead out of the folder."""
-    if not name or "/" in name or "\\" in name or name in (".", ".."):
-        raise DataError(f'{folder / "README.md"}: "{name}" is not the name of a file in this folder')
-    return folder / name
-
-
-# --- prose ------------------------------------------------------------------------------------------------------------
-
-
-def _paragraph(text: str, start: int) -> str:
-    """The text from `start` to the end of its paragraph, list item or table cell, on one line."""
-    rest = text[start:]
-    end = re.search(r"\n\s*\n|\n[-|#*]|\n(?=[A-Z][a-z]+( of the \w+)?:)|\|\s*\n", rest)
-    return " ".join(rest[: end.start() if end else None].split()).strip("| ")
-
-
-def _source(text: str) -> str:
-    match = re.search(r"^(?:- |\| )?(?:Sources?|Original)(?::| \|)\s*", text, re.M)
-    if match is None:
-        return "see its README"
-    found = re.split(r"\.? (?:Use|Licence[^:.|]{0,20}|Authors|Cite|Taken): ", _paragraph(text, match.end()))[0]
-    link = _LINK.search(text)
-    return f"{found} ({link[0]})" if link and link[0] not in found else found
-
-
-def _licence(text: str) -> str:
-    """The licence as stated: "Licence: ..." in any of its forms, else every phrase that names one."""
-    stated = re.search(r"\bLicence(?: of the \w+)?(?::| \|)\s*", text) or re.search(r"\b\w+ data licence:\s*", text)
-    if stated:
-        found = re.split(r"(?<=[A-Za-z0-9)])[.;] (?=[A-Z0-9])", _paragraph(text, stated.end()))[0].rstrip(".")
-        return found + ")" * (found.count("(") - found.count(")"))
-    named = re.findall(
-        r"\b(?:\w+ )?licence(?: of the \w+)?:? [A-Z][\w+-]*(?:\.\d+)*(?: \d+\.\d+)?", " ".join(text.split())
+def undescribed_set(folder: Path) -> DataSet:
+    """A folder that no manifest names: all its files but hidden ones and its README."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith((".", "README")))
+    stated = "see its README" if (folder / "README.md").is_file() else "not stated"
+    return DataSet(
+        folder.name, "", stated, stated, folder, tuple(DataFile(path, "", None) for path in files), described=False
     )
-    return "; ".join(dict.fromkeys(named)) or "see its README"
+
+
+@lru_cache(maxsize=1)
+def _entries(path: Path) -> dict[str, Any]:
+    return read_entries(path)
+
+
+def read_entries(path: Path) -> dict[str, Any]:
+    """The tables of a manifest, checked; DataError names the file, the set and the field that is wrong."""
+    try:
+        entries = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    for name, entry in entries.items():
+        where = f"{path}: [{name}]"
+        files = entry.get("files") if isinstance(entry, dict) else None
+        if not isinstance(files, list) or not files:
+            raise DataError(f'{where} lists no files: expected files = [{{ name = "...", bytes = 0, sha256 = "..." }}]')
+        for field in ("source", "licence"):
+            if not isinstance(entry.get(field), str):
+                raise DataError(f'{where}: "{field}" is missing or no text')
+        for file in files:
+            match file:
+                case {"name": str(one), "bytes": int(), "sha256": str(digest)} if _SHA256.fullmatch(digest):
+                    if not one or "/" in one or "\\" in one or one in (".", ".."):
+                        raise DataError(f'{where}: "{one}" is not the name of a file in this folder')
+                case _:
+                    raise DataError(f"{where}: a file needs name, bytes and sha256 (64 hex digits), found {file}")
+    return entries
+
+
+def _described(name: str, folder: Path, entry: dict[str, Any]) -> DataSet:
+    files = tuple(DataFile(folder / f["name"], f["sha256"], f["bytes"]) for f in entry["files"])
+    return DataSet(name, str(entry.get("title", "")), entry["source"], entry["licence"], folder, files)

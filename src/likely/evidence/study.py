@@ -1,181 +1,149 @@
-"""Results of re-measured claims: what results/NAME.json holds, and how it is written and read.
+"""What every script in reproductions/ does the same: its arguments, its sources, its record, what it prints and writes.
 
-Every number stands with its unit, sample size and interval; the paper's figure and ours stand apart; what could not be
-shown is part of the record.
+A script measures, states its figures and checks, and ends in `conclude`; its `main` is
+`run_study(arguments(...), measure)`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
-import json
-import os
-import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
-from datetime import UTC, datetime
+import argparse
+import inspect
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from likely.data import datasets
+from likely.data.datasets import find_set
 from likely.errors import DataError, LikelyError
-from likely.io.checkout import find_checkout
-from likely.runtimes.machine import machine
+from likely.evidence.results import (
+    Check,
+    Evidence,
+    Figure,
+    Source,
+    results_dir,
+    surroundings,
+    verdict_of,
+    write_result,
+)
+from likely.io.hashes import file_sha256
+from likely.runtimes.machine import cores
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Text = Annotated[str, Field(min_length=1)]
-VERSIONS = ("likely", "numpy", "torch", "transformers", "llama-cpp-python")
-Verdict = Literal["reproduced", "partly reproduced", "not reproduced"]
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Figure(_Record):
-    """One number.
-
-    subject   what was measured (a runtime, a method); figures of one subject make one row of a table
-    quantity  what about it, e.g. "p99"
-    n         sample size, in units of `of` (say "tokens")
-    low, high a 95 % interval, both or neither; without one, `note` says why
-    """
-
-    subject: Text
-    quantity: Text
-    value: float
-    unit: Text
-    n: int = Field(ge=1)
-    of: Text
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
-
-    @model_validator(mode="after")
-    def _interval_holds_value(self) -> Self:
-        if (self.low is None) != (self.high is None):
-            raise ValueError("an interval needs both ends")
-        if self.low is None and not self.note:
-            raise ValueError("a figure without an interval needs a note that says why")
-        if self.low is not None and self.high is not None and not self.low <= self.value <= self.high:
-            raise ValueError(f"the value {self.value} lies outside its interval [{self.low}, {self.high}]")
-        return self
+# --- what is recorded -------------------------------------------------------------------------------------------------
 
 
-class Source(_Record):
-    """A model file or data file that the numbers depend on."""
-
-    name: Text
-    sha256: Sha256
-    licence: str = ""
-
-
-class Check(_Record):
-    """One part of the claim as an inequality: `value` must be at most `bound`."""
-
-    statement: Text
-    value: float
-    bound: float
-    unit: Text
-
-    @property
-    def holds(self) -> bool:
-        return self.value <= self.bound
-
-
-class MachineRecord(_Record):
-    cpu: Text
-    cores: int = Field(ge=1)
-    flags: list[str]
-    platform: Text
-
-
-class Evidence(_Record):
-    """One re-measured claim.
-
-    paper_figure  the paper's headline figure; None for our own study
-    ours          our figure in one sentence
-    figures       the numbers behind it
-    verdict       whether the claim was reproduced; with checks, it must follow from them
-    models        files of the models that were used; empty where there is none (what is fitted, the script fits)
-    not_shown     what this does not show; at least one line, since nothing shows everything
-    """
-
-    id: str = Field(pattern=r"^[a-z0-9_]+$")
-    title: Text
-    claim: Text
-    paper_figure: Text | None
-    ours: Text
-    figures: list[Figure] = Field(min_length=1)
-    checks: list[Check] = []
-    samples: Text
-    intervals: Text
-    mode: Literal["quick", "full"]
-    models: list[Source]
-    data: list[Source]
-    command: Text
-    machine: MachineRecord
-    threads: int = Field(ge=1)
-    versions: dict[str, str]
-    date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
-    seconds: float = Field(ge=0)
-    verdict: Verdict
-    not_shown: list[Text] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _verdict_follows(self) -> Self:
-        if self.checks and self.verdict != verdict_of(self.checks):
-            raise ValueError(f'the checks say "{verdict_of(self.checks)}", the verdict is "{self.verdict}"')
-        return self
-
-
-def verdict_of(checks: list[Check]) -> Verdict:
-    """All hold, some, or none."""
-    held = sum(check.holds for check in checks)
-    return "reproduced" if held == len(checks) else "partly reproduced" if held else "not reproduced"
-
-
-def surroundings() -> dict[str, Any]:
-    """Machine, versions and date: the fields of Evidence that are the same for every claim."""
-    versions = {}
-    for package in VERSIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return {
-        "machine": MachineRecord(**asdict(machine())),
-        "versions": versions,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-    }
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def data_sources(files: Iterable[tuple[str, str]]) -> list[Source]:
-    """One Source per (data set, file), from the set's own card."""
+def data_sources(files: Iterable[tuple[str, str | None]]) -> list[Source]:
+    """One Source per (data set, file or split), as the manifest of data sets states it; None: the set's only file."""
     found = []
-    for name, file in files:
-        card = datasets.info(name)
-        found.append(Source(name=f"{name}/{file}", sha256=card.find(file).sha256, licence=card.licence))
+    for name, wanted in files:
+        described = find_set(name)
+        file = described.find(wanted)
+        found.append(Source(name=f"{name}/{file.name}", sha256=file.sha256, licence=described.licence))
     return found
 
 
-def model_source(name: str) -> Source:
-    """The Source of a model that is known by name."""
-    from likely.io.hashes import file_sha256
+def model_source(name: str, *, part: str = "") -> Source:
+    """The Source of a model that is known by name; part: what was used, where it was not the whole model."""
     from likely.models.catalog import find_model, known_model
 
     known = known_model(name)
     if known is None:
         raise DataError(f'no model is known by the name "{name}" (likely models lists them)')
     path = find_model(name)
-    return Source(name=path.name, sha256=file_sha256(path), licence=known.licence)
+    return Source(name=f"{path.name} ({part})" if part else path.name, sha256=file_sha256(path), licence=known.licence)
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main: errors that a user can mend in one line, Ctrl-C as the shell expects it."""
+def figure_with(
+    subject: str, quantity: str, value: float, interval: tuple[float, float], *, unit: str, n: int, of: str,
+    note: str = "",
+) -> Figure:  # fmt: skip
+    """A figure with its interval (low, high), widened where resampling left the value itself outside."""
+    low, high = interval
+    return Figure(
+        subject=subject, quantity=quantity, value=float(value), low=min(float(low), float(value)),
+        high=max(float(high), float(value)), unit=unit, n=n, of=of, note=note,
+    )  # fmt: skip
+
+
+def conclude(
+    name: str,
+    *,
+    title: str,
+    claim: str,
+    paper_figure: str | None,
+    ours: str,
+    figures: Sequence[Figure],
+    checks: Sequence[Check],
+    samples: str,
+    intervals: str,
+    not_shown: Sequence[str],
+    full: bool,
+    seconds: float,
+    models: Sequence[Source] = (),
+    data: Sequence[Source] = (),
+    threads: int = 1,
+    command: str = "",
+    versions: dict[str, str] | None = None,
+) -> Evidence:
+    """The record of a study, its verdict from its checks; the fields are those of Evidence.
+
+    full      whether --full was given: a run without it is "quick"
+    command   by default the script's name, with --full where it was given
+    versions  of packages besides those that every record names
+    """
+    around = surroundings()
+    around["versions"] |= versions or {}
+    return Evidence(
+        id=name, title=title, claim=claim, paper_figure=paper_figure, ours=ours, figures=list(figures),
+        checks=list(checks), samples=samples, intervals=intervals, mode="full" if full else "quick",
+        models=list(models), data=list(data),
+        command=command or f"python reproductions/{name}.py{' --full' * full}", threads=threads,
+        seconds=round(seconds, 1), verdict=verdict_of(list(checks)), not_shown=list(not_shown), **around,
+    )  # fmt: skip
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def arguments(*, full: str = "", quick: str = "", threads: str = "") -> argparse.ArgumentParser:
+    """A parser with the arguments that mean the same in every script; the script's docstring is its description.
+
+    full, quick, threads  help texts; an argument without one does not exist
+    --full the whole study, --quick a smoke run that writes no result, --threads N, --out FOLDER of the result
+    """
+    script = inspect.stack()[1].frame.f_globals
+    parser = argparse.ArgumentParser(description=(script["__doc__"] or "").splitlines()[0])
+    size = parser.add_mutually_exclusive_group()
+    if full:
+        size.add_argument("--full", action="store_true", help=full)
+    if quick:
+        size.add_argument("--quick", action="store_true", help=f"{quick}; no result is written")
+    if threads:
+        parser.add_argument("--threads", type=_at_least_one, default=cores(), help=threads)
+    out = results_dir() or Path("results")
+    parser.add_argument("--out", type=Path, default=out, help="folder of the result")
+    return parser
+
+
+def run_study(
+    parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], Evidence | None]
+) -> Evidence | None:
+    """Measure, print figures, checks and verdict, write the result; None where `measure` had nothing to conclude."""
+    options = parser.parse_args()
+    evidence = measure(options)
+    if evidence is None:
+        return None
+    print(figure_table(evidence.figures))
+    for check in evidence.checks:
+        print(f"{'holds' if check.holds else 'FAILS'}: {check.statement}: {check.value:.4g} <= {check.bound:.4g}")
+    print(evidence.ours)
+    where = "not written" if getattr(options, "quick", False) else str(write_result(evidence, options.out))
+    print(f"{evidence.verdict}; {evidence.seconds} s; {where}")
+    return evidence
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Run a script's main: an error that a user can mend in one line, Ctrl-C and SIGTERM as the shell expects them."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as with Ctrl-C, temporary folders go
     try:
         main()
     except LikelyError as error:
@@ -184,57 +152,23 @@ def run_script(main: Callable[[], None]) -> None:
         raise SystemExit(130) from None
 
 
-def results_dir() -> Path | None:
-    """results/ of the checkout; None for an installed package."""
-    root = find_checkout()
-    return root / "results" if root else None
+def report(line: str) -> None:
+    """Print a line of progress at once, also into a pipe."""
+    print(line, flush=True)
 
 
-def write_result(evidence: Evidence, folder: Path) -> Path:
-    """Write folder/ID.json under a temporary name and rename it; returns where the result is now.
-
-    A quick run never replaces a full one: it then goes to ID.quick.json, which no table is made from.
-    """
-    target = folder / f"{evidence.id}.json"
-    if evidence.mode == "quick" and target.exists() and read_result(target).mode == "full":
-        target = folder / f"{evidence.id}.quick.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(evidence.model_dump(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    handle, partial = tempfile.mkstemp(dir=folder, prefix=f"{evidence.id}-", suffix=".partial")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        Path(partial).chmod(0o644)
-        os.replace(partial, target)
-    finally:
-        Path(partial).unlink(missing_ok=True)
-    return target
+def figure_table(figures: Sequence[Figure]) -> str:
+    """One line a figure: subject, quantity, value, interval (or why there is none) and sample size."""
+    widths = [max((len(text) for text in column), default=0) for column in ([f.subject for f in figures],
+              [f.quantity for f in figures])]  # fmt: skip
+    lines = []
+    for f in figures:
+        ends = f.note if f.low is None or f.high is None else f"[{f.low:.4g}, {f.high:.4g}]"
+        lines.append(f"{f.subject:{widths[0]}}  {f.quantity:{widths[1]}}  {f.value:9.4g}  {ends}  n={f.n}")
+    return "\n".join(lines)
 
 
-def read_result(path: Path) -> Evidence:
-    """One result; DataError names the file and the first field that is wrong."""
-    try:
-        return Evidence.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the record"
-        raise DataError(f"{path}: {where}: {first['msg']}") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-
-
-def read_results(folder: Path | None) -> dict[str, Evidence]:
-    """All results of a folder by id; none for None or a folder that is not there."""
-    if folder is None or not folder.is_dir():
-        return {}
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        if path.name.endswith(".quick.json"):
-            continue
-        evidence = read_result(path)
-        if path.stem != evidence.id:
-            raise DataError(f'{path}: id is "{evidence.id}", expected "{path.stem}"')
-        found[evidence.id] = evidence
-    return found
+def _at_least_one(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text}")
+    return int(text)

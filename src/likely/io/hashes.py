@@ -28,7 +28,7 @@ def cache_dir() -> Path:
 
 
 def fingerprint(value: Any, length: int = 16) -> str:
-    """The first `length` hex digits of the sha256 of bytes, of a text, or of the JSON (keys sorted) of anything else."""
+    """The first `length` hex digits of the sha256 of bytes, of a text, or of anything else as JSON with sorted keys."""
     if not isinstance(value, bytes | str):
         value = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(value.encode() if isinstance(value, str) else value).hexdigest()[:length]

@@ -1,10 +1,23 @@
-"""Seeing likelihoods: tokens coloured in the terminal, one self-contained page, pictures of results files."""
+"""Likelihoods for the eye: tokens coloured in the terminal or on a self-contained page, and pictures of results."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from likely.show.colours import BREAKPOINTS, level_of
-from likely.show.html import page
-from likely.show.terminal import print_shown
-from likely.show.tokens import Shown, shown, visible
+from likely.lazy import lazy_exports
 
-__all__ = ["BREAKPOINTS", "Shown", "level_of", "page", "print_shown", "shown", "visible"]
+if TYPE_CHECKING:
+    from likely.show.colours import BREAKPOINTS as BREAKPOINTS
+    from likely.show.colours import level_of as level_of
+    from likely.show.html import page as page
+    from likely.show.html import query_page as query_page
+    from likely.show.plot import draw_budgets as draw_budgets
+    from likely.show.plot import draw_histograms as draw_histograms
+    from likely.show.plot import draw_ratios as draw_ratios
+    from likely.show.plot import read_series as read_series
+    from likely.show.plot import render as render
+    from likely.show.terminal import print_fields as print_fields
+    from likely.show.terminal import print_shown as print_shown
+    from likely.show.tokens import Shown as Shown
+    from likely.show.tokens import shown as shown
+    from likely.show.tokens import visible as visible
+
+__all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

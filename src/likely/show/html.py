@@ -1,6 +1,6 @@
-"""One self-contained page: a heat map of tokens per text, details on hover, focus or tap, a table of all numbers.
+"""One self-contained page: a heat map of tokens per text, or a query's run, with details and a table of all numbers.
 
-The page has no script and loads nothing; its Content-Security-Policy allows one style sheet, by its hash.  Details are
+A page has no script and loads nothing; its Content-Security-Policy allows one style sheet, by its hash.  Details are
 plain elements that CSS shows.  Every text from a model or a user is made visible and escaped; exact values stand in
 <data value="...">.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -231,3 +232,97 @@ def _text(text: str) -> str:
 def _data(value: float) -> str:
     """Four decimals for the eye, the exact value for a program."""
     return f'<data value="{value!r}">{value:.4f}</data>'
+
+
+# --- a query's run: its text with every hole in place, what was asked of it, what it cost ---
+
+_QUERY_STYLE = """
+.run { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.8; }
+.hole { border-radius: .25rem; padding: .1rem .15rem; border: 1px solid var(--line); forced-color-adjust: none; }
+.hole sup { font-size: .6875rem; opacity: .85; }
+.nested { opacity: .65; }
+.texts { grid-template-columns: 1fr; }
+"""
+
+
+def query_page(results: Sequence[Any], *, title: str, origin: Mapping[str, Any] | None = None) -> str:
+    """The page of one or several runs (`likely.queries.QueryResult`)."""
+    parts = opening(title, _style() + _QUERY_STYLE, origin)
+    if results:
+        source = escape(visible(results[0].trace.query))
+        parts.append(f'<details><summary>Query</summary><pre dir="auto">{source}</pre></details>')
+    parts += ["</header>", '<main class="texts">']
+    parts += [_run_article(result, number) for number, result in enumerate(results, 1)]
+    parts.append("</main></body></html>\n")
+    return "\n".join(parts)
+
+
+def _run_article(result: Any, number: int) -> str:
+    cost = result.cost
+    numbers = {
+        "model queries": cost.model_queries, "decoder calls": cost.decoder_calls,
+        "billable tokens": cost.billable_tokens, "tokens computed": cost.forward_tokens,
+    }  # fmt: skip
+    costs = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in numbers.items())
+    costs += f"<div><dt>log weight</dt><dd>{_data(result.log_weight)}</dd></div>"
+    settings = result.trace.settings
+    about = f"{settings['decoder']['name']}, seed {result.trace.seed}, run {result.trace.sample}"
+    text = "".join(_event_text(event) for event in result.trace.events)
+    return (
+        f'<article aria-labelledby="h{number}"><h2 id="h{number}">Run {number}</h2><p class="soft">{escape(about)}</p>'
+        f'<dl>{costs}</dl><div class="run" dir="auto">{text}</div>'
+        f"{_distribution_table(result)}{_table_of_holes(result)}</article>"
+    )
+
+
+def _event_text(event: Any) -> str:
+    """A piece of the text; a hole is coloured by its mean log-probability."""
+    shown = escape(visible(event.text))
+    if event.depth:
+        return f'<span class="nested">{shown}</span>' if event.text else ""
+    if event.kind == "text":
+        return shown
+    if event.kind not in ("hole", "distribution", "nested"):
+        return ""
+    mean = _mean_logprob(event)
+    level = "" if mean is None else f" l{level_of(mean)}"
+    return f'<span class="hole{level}">{shown}<sup>{escape(event.name)}</sup></span>'
+
+
+def _mean_logprob(event: Any) -> float | None:
+    if event.kind == "distribution":
+        return math.log(max(event.probabilities[event.text], 1e-300))
+    return event.logprob / len(event.logprobs) if event.logprobs else None
+
+
+def _distribution_table(result: Any) -> str:
+    if not result.distribution:
+        return ""
+    rows = "".join(
+        f"<tr><td><code><bdi>{escape(visible(value))}</bdi></code></td><td class=n>{_data(p)}</td></tr>"
+        for value, p in sorted(result.distribution.items(), key=lambda item: -item[1])
+    )
+    head = '<tr><th scope="col">value</th><th scope="col" class=n>probability</th></tr>'
+    table = f"<table><caption>Distribution</caption><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
+
+
+def _table_of_holes(result: Any) -> str:
+    heads = ("#", "hole", "text", "where", "ended by", "tokens", "logprob", "log weight")
+    numeric = {"#", "tokens", "logprob", "log weight"}
+    head = "".join(f'<th scope="col"{" class=n" if name in numeric else ""}>{name}</th>' for name in heads)
+    rows = []
+    for place, event in enumerate((e for e in result.trace.events if e.kind == "hole"), 1):
+        weight = _data(float(sum(event.log_masses))) if event.log_masses else ""
+        rows.append(
+            f"<tr><td class=n>{place}</td><td>{escape(event.name)}</td>"
+            f"<td><code><bdi>{escape(visible(event.text))}</bdi></code></td><td><code>{escape(visible(event.where))}</code></td>"
+            f"<td>{escape(event.reason)}{' (approximate masks)' if event.approximate else ''}</td>"
+            f"<td class=n>{len(event.tokens)}</td><td class=n>{_data(event.logprob)}</td><td class=n>{weight}</td></tr>"
+        )
+    return (
+        '<details><summary>Table of the holes</summary><div class="scroll"><table>'
+        "<caption>logprob: of the model, in nats; "
+        f"log weight: log-probability of what the conditions allowed</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div></details>"
+    )

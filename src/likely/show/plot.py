@@ -1,15 +1,15 @@
-"""Pictures of results files: how the log-probabilities of tokens, and the means of answers, are distributed.
+"""Pictures: how the log-probabilities in results files are distributed, and what drafters gain.
 
-Reads what `likely score` and `likely ask` write, and their --json lines.  An answer is correct or wrong if its line
-says so: `correct` (true or false, 1 or 0) of the answer or the line, or `label` (the number, or the text, of the right
-one among the answers).
+`read_series` reads what `likely score` and `likely ask` write, and their --json lines.  An answer is correct or wrong
+if its line says so: `correct` (true or false, 1 or 0) of the answer or the line, or `label` (the number, or the text,
+of the right one among the answers).
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from likely.io.jsonl import read_lines
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from likely.bench.speculation import DrafterTiming
 
 FORMATS = (".png", ".svg", ".pdf")
 # Okabe and Ito's colours, told apart with any colour vision; correct and wrong also differ in the line
@@ -129,17 +131,21 @@ def _mark(correct: Any) -> str:
     return {1: "correct", 0: "wrong"}.get(correct, "")
 
 
-def draw(series: Sequence[Series]) -> Figure:
+def draw_histograms(series: Sequence[Series]) -> Figure:
     """Two histograms side by side, all files over each other on the same bins; each area is 1."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise missing_extra("matplotlib", "plots") from None
-    figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
+    figure = _new_figure(figsize=(11, 4.5), dpi=120, layout="constrained")
     tokens, means = figure.subplots(1, 2)
     _histogram(tokens, "Tokens", "logprob of a token (nats)", [(s.name, s.tokens) for s in series])
     _histogram(means, "Answers", "mean logprob of an answer (nats per token)", [(s.name, s.means) for s in series])
     return figure
+
+
+def _new_figure(**settings: Any) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise missing_extra("matplotlib", "plots") from None
+    return Figure(**settings)
 
 
 def _histogram(axes: Axes, title: str, label: str, files: list[tuple[str, dict[str, list[float]]]]) -> None:
@@ -194,3 +200,58 @@ def render(figure: Figure, suffix: str) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format=suffix.lower().lstrip("."))
     return out.getvalue()
+
+
+# --- drafters: tokens per call against the draft budget, and times against plain decoding ---
+
+Point = tuple[int, float, float, float]  # budget, tokens per call, its interval's ends
+_MARKS = "os^Dv<>P*X"
+
+
+def budget_bars(curves: Mapping[str, Sequence[Point]], *, width: int = 40) -> list[str]:
+    """Lines of text: one bar per drafter and budget, from 1 token per call on."""
+    top = max(value for points in curves.values() for _, value, _, _ in points)
+    names = max(map(len, curves))
+    lines = [f"{'drafter':{names}}  budget  tokens per call"]
+    for name, points in curves.items():
+        for i, (budget, value, _, _) in enumerate(points):
+            length = round(width * (value - 1) / (top - 1)) if top > 1 else 0
+            lines.append(f"{'' if i else name:{names}}  {budget:6}  {value:6.2f} {'#' * length}".rstrip())
+    return lines
+
+
+def draw_budgets(curves: Mapping[str, Sequence[Point]], *, title: str = "") -> Figure:
+    """One line per drafter with its 95 % band."""
+    figure = _new_figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for i, (name, points) in enumerate(curves.items()):
+        budgets, values, low, high = zip(*points, strict=True)
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot(budgets, values, color=colour, marker=_MARKS[i % len(_MARKS)], label=name.replace("$", r"\$"))
+        axes.fill_between(budgets, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({budget for points in curves.values() for budget, *_ in points})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set(xlabel="drafted tokens per call, at most", ylabel="tokens per call", title=title.replace("$", r"\$"))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(framealpha=0.8, edgecolor="none", fontsize="small")
+    return figure
+
+
+def draw_ratios(found: Mapping[str, Sequence[DrafterTiming]]) -> Figure:
+    """Ratios to plain decoding with their intervals: a panel per runtime, a line per task."""
+    tasks = list(dict.fromkeys(row.task for rows in found.values() for row in rows))
+    figure = _new_figure(figsize=(5.5 * len(found), 1.5 + 0.6 * len(tasks)), layout="constrained")
+    for axis, (name, rows) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+        drafters = list(dict.fromkeys(row.drafter for row in rows))
+        for k, drafter in enumerate(drafters):
+            mine = [row for row in rows if row.drafter == drafter]
+            height = [tasks.index(row.task) + (k - (len(drafters) - 1) / 2) * 0.7 / len(drafters) for row in mine]
+            ends = [[max(row.ratio - row.low, 0) for row in mine], [max(row.high - row.ratio, 0) for row in mine]]
+            axis.errorbar([row.ratio for row in mine], height, xerr=ends, fmt="o", capsize=2, label=drafter)
+        axis.axvline(1.0, color="grey", linewidth=1)
+        axis.set_yticks(range(len(tasks)), tasks)
+        axis.invert_yaxis()
+        axis.set(xlabel="times as fast as plain decoding", title=name)
+        axis.legend()
+    return figure

@@ -1,4 +1,6 @@
-"""Tokens in the terminal: coloured by log-probability; without colour, a digit and dots under each token.
+"""Texts and their fields in the terminal, tokens coloured by log-probability.
+
+Without colour there are a digit and dots under each token:
 
 Once upon a time↵
 3...2....0.0....5       the digit is the colour's level (legend), the dots are the rest of the token
@@ -6,6 +8,7 @@ Once upon a time↵
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING
 
@@ -15,9 +18,11 @@ from likely.show.tokens import EMPTY, Shown, Token, one_line, probability, visib
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from likely.guided.fields import Field, Share
+
 EMPTY_TEXT = "(empty text)"
 LEAST_LIKELY = 3  # tokens named below each text
-Piece = tuple[str, int]  # text, index of its token
+Segment = tuple[str, int]  # text, index of its token
 
 
 def print_shown(texts: Sequence[Shown], *, console: Console | None = None, file: IO[str] | None = None) -> None:
@@ -25,10 +30,7 @@ def print_shown(texts: Sequence[Shown], *, console: Console | None = None, file:
 
     Colour is used on a terminal of 256 or more colours; with NO_COLOR, in a pipe or on a poorer terminal, marks.
     """
-    from rich.console import Console
-
-    console = console or Console(file=file, highlight=False, markup=False, emoji=False, soft_wrap=False)
-    colour = console.is_terminal and not console.no_color and console.color_system in ("256", "truecolor")
+    console, colour = _opened(console, file)
     _print_legend(console, colour)
     for text in texts:
         _print(console, "")
@@ -36,6 +38,14 @@ def print_shown(texts: Sequence[Shown], *, console: Console | None = None, file:
         _print_tokens(console, text.tokens, colour)
         for line in _least_likely(text.tokens):
             _print(console, line)
+
+
+def _opened(console: Console | None, file: IO[str] | None) -> tuple[Console, bool]:
+    """The console to print to, and whether it shows colours."""
+    from rich.console import Console
+
+    console = console or Console(file=file, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return console, console.is_terminal and not console.no_color and console.color_system in ("256", "truecolor")
 
 
 def _print(console: Console, line: str) -> None:
@@ -99,11 +109,11 @@ def _print_tokens(console: Console, tokens: Sequence[Token], colour: bool) -> No
         _print(console, marks)
 
 
-def wrap(texts: Sequence[str], width: int) -> Iterator[list[Piece]]:
+def wrap(texts: Sequence[str], width: int) -> Iterator[list[Segment]]:
     """Lines of at most `width` cells; broken after newlines, else before a word, else inside it."""
     from rich.cells import cell_len
 
-    line: list[Piece] = []
+    line: list[Segment] = []
     used = 0
     for word in _words(texts):
         needed = sum(cell_len(text) for text, _ in word)
@@ -128,9 +138,9 @@ def wrap(texts: Sequence[str], width: int) -> Iterator[list[Piece]]:
         yield line
 
 
-def _words(texts: Sequence[str]) -> Iterator[list[Piece]]:
+def _words(texts: Sequence[str]) -> Iterator[list[Segment]]:
     """Runs of pieces that are better not torn apart: a new one begins at a space and after a newline."""
-    word: list[Piece] = []
+    word: list[Segment] = []
     for i, text in enumerate(texts):
         for part in text.splitlines(keepends=True):
             if part.startswith(" ") and word:
@@ -178,3 +188,59 @@ def _least_likely(tokens: Sequence[Token]) -> Iterator[str]:
 
 
 assert LEVELS <= 10  # a level is one digit in the marks
+
+
+# --- fields of a structured text: a line each, coloured by how likely the value was under its form ---
+
+_FIELD_COLUMNS = ("field", "value", "logprob", "guided", "p guided", "least p", "tokens", "free")
+
+
+def print_fields(
+    fields: Sequence[Field], structure: Share | None, *, console: Console | None = None, file: IO[str] | None = None
+) -> None:
+    """Print a table of the fields; colour is the level of guided_logprob, on a terminal that has 256 colours.
+
+    logprob, guided  nats, over the tokens where there was something to choose;  least p: of the least likely of them
+    """
+    from rich.text import Text
+
+    console, colour = _opened(console, file)
+    rows = [_field_row(f.pointer or "(all)", f.text + (" *" if f.straddles else ""), f) for f in fields]
+    if structure is not None and structure.n_tokens:
+        rows.append(_field_row("(structure)", "", structure))
+    widths = [max(len(row[i]) for row in [_FIELD_COLUMNS, *rows]) for i in range(len(_FIELD_COLUMNS))]
+    console.print(
+        Text("  ".join(_aligned(_FIELD_COLUMNS, widths))), highlight=False, markup=False, emoji=False, soft_wrap=True
+    )
+    for row, found in zip(rows, [*fields, structure], strict=False):
+        cells = _aligned(row, widths)
+        line = Text(f"{cells[0]}  ")
+        level = level_of(found.guided_logprob)  # type: ignore[union-attr]
+        line.append(cells[1], style=_style(level) if colour and row[1] else "")
+        line.append("  " + "  ".join(cells[2:]))
+        console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if any(f.straddles for f in fields):
+        console.print(
+            Text("* shares a token with its surroundings"), highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
+
+
+def _field_row(name: str, value: str, share: Share) -> tuple[str, ...]:
+    least = "" if share.min_probability is None else probability(math.log(share.min_probability or 5e-324))
+    return (
+        one_line(name, 40),
+        one_line(value, 60),
+        f"{share.logprob:.4f}",
+        f"{share.guided_logprob:.4f}",
+        probability(share.guided_logprob),
+        least,
+        str(share.n_tokens),
+        str(share.n_free_tokens),
+    )
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [
+        text.ljust(width) if i < 2 else text.rjust(width)
+        for i, (text, width) in enumerate(zip(row, widths, strict=True))
+    ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from likely.audit.code.lame_prompts import lame_prompt
 from likely.audit.code.sandbox import Execution, Isolation, SandboxLimits, run_python
-from likely.data import datasets
+from likely.data.datasets import load_records
 from likely.errors import DataError
 from likely.metrics.intervals import bootstrap_ratio
 
@@ -66,11 +66,11 @@ def problems(benchmark: Benchmark, *, limit: int | None = None, data_dir: str | 
     MBPP prompts show the three tasks of its paper (Austin et al. 2021, arXiv:2108.07732), each with its tests.
     """
     if benchmark == "humaneval":
-        found = [humaneval_problem(r) for r in datasets.load("humaneval", data_dir=data_dir)]
+        found = [humaneval_problem(r) for r in load_records("humaneval", data_dir=data_dir)]
     elif benchmark == "mbpp":
-        shown = {r["task_id"]: r for r in datasets.load("mbpp", "prompt", data_dir=data_dir)}
+        shown = {r["task_id"]: r for r in load_records("mbpp", "prompt", data_dir=data_dir)}
         shots = "".join(_mbpp_task(shown[i]) + f"{shown[i]['code']}\n[DONE]\n\n" for i in SHOTS)
-        found = [mbpp_problem(r, shots) for r in datasets.load("mbpp", "test", data_dir=data_dir)]
+        found = [mbpp_problem(r, shots) for r in load_records("mbpp", "test", data_dir=data_dir)]
     else:
         raise ValueError(f"benchmark must be humaneval or mbpp, got {benchmark!r}")
     return found[:limit]

@@ -87,7 +87,7 @@ def query(
                 _print(result, number if len(results) > 1 else None)
         if html is not None:
             from likely.io.whole_file import write_for_user
-            from likely.show.query_html import query_page
+            from likely.show.html import query_page
 
             write_for_user(html, query_page(results, title=f"likely query {file.name}", origin=opt.origin(lm)).encode())
             typer.echo(f"wrote {html}", err=True)

@@ -35,13 +35,13 @@ def datasets(
       likely datasets --data-dir ~/data --json
     """
     from likely.cli.printing import print_json
-    from likely.data import datasets as sets
+    from likely.data.datasets import data_root, find_set, list_sets
 
     if name is not None:
         _show(name, data_dir, as_json)
         return
-    folder = sets.root(data_dir)
-    cards = [sets.info(one, data_dir=folder) for one in sets.available(folder)]
+    folder = data_root(data_dir)
+    cards = [find_set(one, data_dir=folder) for one in list_sets(folder)]
     if as_json:
         print_json({"folder": str(folder), "datasets": [card.to_dict() for card in cards]})
         return
@@ -61,16 +61,16 @@ def datasets(
 
 def _show(name: str, data_dir: Path | None, as_json: bool) -> None:
     from likely.cli.printing import print_json
-    from likely.data import datasets as sets
+    from likely.data.datasets import find_set
     from likely.errors import DataError
 
-    card = sets.info(name, data_dir=data_dir)
+    card = find_set(name, data_dir=data_dir)
     states: dict[str, Any] = {}
     failure: DataError | None = None
     for file in card.files:
         try:
-            file.verify(card)
-            states[file.name] = True
+            card.verify(file)
+            states[file.name] = card.described
         except DataError as error:
             failure = failure or error
             states[file.name] = False
@@ -82,9 +82,11 @@ def _show(name: str, data_dir: Path | None, as_json: bool) -> None:
     else:
         typer.echo(f"{card.name}{': ' if card.title else ''}{card.title}")
         typer.echo(f"source   {card.source}\nlicence  {card.licence}\nfolder   {card.folder}")
-        width = max(len(f["name"]) for f in record["files"])
+        width = max((len(f["name"]) for f in record["files"]), default=0)
         for entry in record["files"]:
             state = "sha256 as stated" if entry["verified"] else "NOT AS STATED"
+            if not card.described:
+                state = "in no manifest: unverified"
             typer.echo(f"  {entry['name']:<{width}}  {_size(entry['size_bytes']):>9}  {entry['sha256'][:12]}  {state}")
     if failure is not None:
         raise failure

@@ -30,7 +30,7 @@ def papers(
     from likely.cli.printing import print_json
     from likely.errors import nearest
     from likely.evidence.papers import index, rooms
-    from likely.evidence.study import read_results, results_dir
+    from likely.evidence.results import read_results, results_dir
 
     if room is not None and room not in rooms():
         raise typer.BadParameter(

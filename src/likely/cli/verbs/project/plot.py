@@ -27,7 +27,7 @@ def plot(
       likely plot smollm2.jsonl gemma3.jsonl -o both.png
     """
     from likely.io.whole_file import check_target, write_for_user
-    from likely.show.plot import FORMATS, draw, read_series, rename_apart, render
+    from likely.show.plot import FORMATS, draw_histograms, read_series, rename_apart, render
 
     check_target(output, FORMATS)
     if len(set(files)) < len(files):
@@ -42,7 +42,7 @@ def plot(
         _warn("these files come from different tokenizers: their tokens are not the same pieces of text")
     elif "unknown" in tokenizers and len(series) > 1:
         _warn("a server's tokenizer is unknown: tokens of these files may not be the same pieces of text")
-    write_for_user(output, render(draw(series), output.suffix))
+    write_for_user(output, render(draw_histograms(series), output.suffix))
     typer.echo(f"wrote {output}", err=True)
 
 

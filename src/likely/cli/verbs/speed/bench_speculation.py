@@ -13,7 +13,7 @@ import typer
 from likely.cli import options as opt
 
 if TYPE_CHECKING:
-    from likely.bench.speculation import Row, Task
+    from likely.bench.speculation import DrafterTiming, Task
 
 DRAFTERS = ("lookup", "copy", "suffix", "auto")
 HINT = 'expected lines like {"prompt": "..."} or {"messages": [...]}, and "task" if there are several'
@@ -36,15 +36,14 @@ def bench_speculation(
     from likely.cli.printing import print_json
     from likely.io.whole_file import check_target, write_for_user
     from likely.runtimes.machine import machine
-    from likely.show.plot import FORMATS, render
-    from likely.show.speculation_plot import draw_ratios
+    from likely.show.plot import FORMATS, draw_ratios, render
 
     if plot:
         check_target(plot, FORMATS)
     for drafter in drafters:
         opt.drafting(drafter, "auto")
     wanted = read_tasks(tasks) if tasks else BUILTIN
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[DrafterTiming]] = {}
     for runtime in runtimes:
         lm = opt.local_model(model, runtime=runtime, dtype=dtype if runtime != "llamacpp" else None, threads=threads)
         with lm:
@@ -68,7 +67,7 @@ def _reporter(runtime: str) -> Callable[[str], None] | None:
     return (lambda line: typer.echo(f"{runtime}: {line}", err=True)) if sys.stderr.isatty() else None
 
 
-def table(found: dict[str, list[Row]]) -> list[str]:
+def table(found: dict[str, list[DrafterTiming]]) -> list[str]:
     """A line per runtime, task and drafter."""
     width = max(len(row.task) for rows in found.values() for row in rows)
     lines = [

@@ -93,10 +93,10 @@ def replay(
     typer.echo(f"{where}: {len(traces)} answers of {tokens:,} tokens; at most {budget} drafted tokens per call")
     _print_table([runs[0] for runs in found.values()])
     if plot == "terminal":
-        from likely.show.budget_plot import bars
+        from likely.show.plot import budget_bars
 
         typer.echo("")
-        for line in bars(_curves(found)):
+        for line in budget_bars(_curves(found)):
             typer.echo(line)
 
 
@@ -199,10 +199,9 @@ def _curves(found: dict[str, list[Replayed]]) -> dict[str, list[tuple[int, float
 
 def _draw(found: dict[str, list[Replayed]], target: Path, title: str) -> None:
     from likely.io.whole_file import write_for_user
-    from likely.show.budget_plot import draw
-    from likely.show.plot import render
+    from likely.show.plot import draw_budgets, render
 
-    write_for_user(target, render(draw(_curves(found), title=title), target.suffix))
+    write_for_user(target, render(draw_budgets(_curves(found), title=title), target.suffix))
     typer.echo(f"wrote {target}", err=True)
 
 
