@@ -97,7 +97,7 @@ def parity(results: dict[str, Evidence]) -> str:
         raise DataError("results/runtime_parity.json is missing. Run: python reproductions/runtime_parity.py --full")
     models = ", ".join(model.name for model in result.models)
     return (
-        "The same strings, scored by every engine, against a plain transformers forward in fp32, token by token:\n\n"
+        "The same strings, scored by every runtime, against a plain transformers forward in fp32, token by token:\n\n"
         + figures_table(result, without=("median KL",))
         + "\n"
         + paragraph(
@@ -230,16 +230,16 @@ def speculation_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
 
 
-def engine_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
-    """docs/engine.md with its tables."""
+def native_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
+    """docs/native.md with its tables."""
     sys.path.insert(0, str(Path(__file__).parent))
-    import engine_tables as tables
+    import native_tables as tables
 
     made = {
-        "engine_quality": timed(benchmarks, "engine_quality", tables.quality),
-        "engine_figures": timed(benchmarks, "engine", tables.figures),
-        "engine_bakeoff": timed(benchmarks, "engine_bakeoff", tables.bakeoff),
-        "engine_speculation": timed(benchmarks, "speculation_smollm2_native", tables.speculation),
+        "native_quality": timed(benchmarks, "native_quality", tables.quality),
+        "native_figures": timed(benchmarks, "native", tables.figures),
+        "native_bakeoff": timed(benchmarks, "native_bakeoff", tables.bakeoff),
+        "native_speculation": timed(benchmarks, "speculation_smollm2_native", tables.speculation),
     }
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
 
@@ -346,9 +346,9 @@ def documents(*, outputs: bool) -> dict[Path, str]:
     guide = ROOT / "docs" / "speculation.md"
     if guide.exists():
         made[guide] = speculation_guide(guide, benchmarks)
-    engine = ROOT / "docs" / "engine.md"
-    if engine.exists():
-        made[engine] = engine_guide(engine, benchmarks)
+    native = ROOT / "docs" / "native.md"
+    if native.exists():
+        made[native] = native_guide(native, benchmarks)
     forms = ROOT / "docs" / "structured-output.md"
     if forms.exists() and "guided" in benchmarks:
         made[forms] = guided_guide(forms, benchmarks["guided"])

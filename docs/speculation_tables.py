@@ -25,7 +25,7 @@ def combinations(grid: Grid) -> str:
         source = entry.build(runtime)
         marks = ["yes" if possible(source, choice) else "no" for choice in CHOICES]
         runtime.shutdown()
-        engines = ["yes" if kind in entry.runtimes else "no" for kind in ("torch", "llamacpp", "engine")]
+        engines = ["yes" if kind in entry.runtimes else "no" for kind in ("torch", "llamacpp", "native")]
         rows.append([name, *engines, *marks, "yes" if entry.tree else "chain", ", ".join(map(str, BATCHES))])
     header = ["drafter", "torch", "llama.cpp", "native", *CHOICES, "trees", "requests at a time"]
     return grid(header, rows, right=len(header))
@@ -71,7 +71,7 @@ def engines(benchmark: dict[str, Any], grid: Grid) -> str:
                 f"{row['same_texts']} of {row['texts']}",
             ]
         )
-    return grid(["task", "engine", "times its plain decoding", "plain", "drafted", "same text"], rows)
+    return grid(["task", "native", "times its plain decoding", "plain", "drafted", "same text"], rows)
 
 
 def drafting(benchmark: dict[str, Any], grid: Grid) -> str:

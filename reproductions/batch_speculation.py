@@ -50,7 +50,7 @@ from likely.metrics.intervals import wilson
 from likely.models.catalog import known_model
 from likely.runtimes.machine import cores
 from likely.runtimes.protocol import Runtime, Want, Work
-from likely.runtimes.torch.aligned import GroupTorchRuntime, RepadTorchRuntime, Row
+from likely.runtimes.torch.aligned import GroupTorchRuntime, RectangleRow, RepadTorchRuntime
 from likely.runtimes.torch.runtime import TorchRuntime
 from likely.tokenizers.protocol import Tokenizer
 
@@ -98,7 +98,7 @@ class LongestWaiting(SameLength):
 class TruncatedToTheShortest(RepadTorchRuntime):
     """The broken control: rows are cut where the shortest ends, while texts and positions go on."""
 
-    def _bring_together(self, rows: list[Row]) -> Any:
+    def _bring_together(self, rows: list[RectangleRow]) -> Any:
         if len(rows) > 1 and all(len(row.columns) for row in rows):
             end = min(int(row.columns[-1]) for row in rows) + 1
             for row in rows:

@@ -30,8 +30,8 @@ def no_calibrators(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def engine_library():
-    """The native engine's library, compiled at most once: tests that move the cache folder ask for it first.
+def native_library():
+    """The native runtime's library, compiled at most once: tests that move the cache folder ask for it first.
 
     It comes from, and stays in, the cache folder of whoever runs the tests: its name is a digest of the sources.
     """

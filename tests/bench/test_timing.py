@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from likely.bench import timing as measure
-from likely.runtimes.cost_curve import Cost, CostCurve
+from likely.runtimes.cost_curve import CallCost, CostCurve
 from likely.runtimes.cost_curve import measure as measure_cost
 from likely.runtimes.toy import ToyRuntime
 
@@ -58,7 +58,7 @@ def test_machine_is_described():
 
 def test_cost_curve_round_trip_and_interpolation(tmp_path, monkeypatch):
     monkeypatch.setenv("LIKELY_CACHE", str(tmp_path))
-    rows = [Cost("toy", "toy", n, 1, 16, 1, "cpu", 10.0 * n, 100.0) for n in (1, 2, 8)]
+    rows = [CallCost("toy", "toy", n, 1, 16, 1, "cpu", 10.0 * n, 100.0) for n in (1, 2, 8)]
     curve = CostCurve("abc", rows)
     assert curve.seconds(1) == 0.01 and abs(curve.seconds(5) - 0.05) < 1e-9 and abs(curve.seconds(16) - 0.16) < 1e-9
     path = curve.save()
@@ -72,7 +72,7 @@ def test_cost_curve_round_trip_and_interpolation(tmp_path, monkeypatch):
 def test_measuring_a_runtime_covers_every_shape_and_frees_it():
     runtime = ToyRuntime.random(30, seed=0, context_length=200, tokens_held=4096)
     curve = measure_cost(
-        runtime, name="toy", engine="table", threads=1, cpu="cpu", contexts=(16,), positions=(1, 4), sequences=(1, 2),
+        runtime, name="toy", dtype="table", threads=1, cpu="cpu", contexts=(16,), positions=(1, 4), sequences=(1, 2),
         prefill=32, rounds=2,
     )  # fmt: skip
     shapes = {(r.kind, r.positions, r.sequences) for r in curve.rows}

@@ -203,7 +203,7 @@ def test_bench_gives_rows_and_stores_the_curve(cli, tmp_path):
     model = write_tiny_llama(tmp_path / "m.gguf", context=4096)
     done = cli("bench", "-m", model, "--runtime", "llamacpp", "--quick", "--even-if-busy", "--json")
     rows = done.json["rows"]
-    assert {"runtime", "engine", "positions", "sequences", "context", "threads", "cpu", "milliseconds",
+    assert {"runtime", "dtype", "positions", "sequences", "context", "threads", "cpu", "milliseconds",
             "tokens_per_s"} <= rows[0].keys()  # fmt: skip
     assert any(r["kind"] == "prefill" for r in rows) and any(r["sequences"] == 16 for r in rows)
 

@@ -1,4 +1,4 @@
-"""The native engine from the command line."""
+"""The native runtime from the command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def compiled(engine_library):
+def compiled(native_library):
     """Before `cli` moves the cache folder."""
 
 
@@ -65,11 +65,11 @@ def test_wrong_combinations_are_one_line(cli, tiny, options, words):
 
 
 def test_without_a_compiler_it_is_one_line(cli, tiny, monkeypatch):
-    from likely.runtimes.native import build as engine_build
+    from likely.runtimes.native import build as native_build
 
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("likely.runtimes.native.runtime.library", engine_build.library.__wrapped__)
+    monkeypatch.setattr("likely.runtimes.native.runtime.library", native_build.library.__wrapped__)
     done = cli("ask", "x", "-m", tiny, "--runtime", "native")
     assert done.code == 1 and len(done.err.splitlines()) == 1 and "C++ compiler" in done.err
 
@@ -81,6 +81,6 @@ def test_what_bench_measures_auto_then_uses(cli, tiny, monkeypatch, tmp_path):
     model = write_tiny_llama(tmp_path / "long.gguf", context=600)
     done = cli("bench", "-m", model, "--runtime", "native", "--quick", "--even-if-busy", "--threads", 1, "--json")
     assert {row["runtime"] for row in done.json["rows"]} == {"native"}
-    assert {row["engine"] for row in done.json["rows"]} == {"int8"}
+    assert {row["dtype"] for row in done.json["rows"]} == {"int8"}
     record = cli("ask", "Hello?", "-m", model, "--runtime", "auto", "--max-tokens", 2, "--json").json
     assert (record["runtime"], record["dtype"]) == ("native", "int8")

@@ -33,7 +33,7 @@ RUNTIMES = {
     "toy": "toy",
     "torch": "torch",
     "llamacpp": "llamacpp-f32",
-    "engine": "engine",
+    "native": "native",
     "recompute": "torch-recompute",
 }
 NEGATIVE = [3, 1, 5, 2]

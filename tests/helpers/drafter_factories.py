@@ -20,7 +20,7 @@ class Made:
     """build(target) -> the source; `runtimes` on which it works; `tree`: whether its drafts branch."""
 
     build: Callable[[Runtime], DraftSource]
-    runtimes: tuple[str, ...] = ("toy", "torch", "llamacpp", "engine")
+    runtimes: tuple[str, ...] = ("toy", "torch", "llamacpp", "native")
     tree: bool = False
     note: str = ""
 
@@ -133,5 +133,5 @@ MADE: dict[str, Made] = {
     "other tokenizer, by text": Made(_by_text),
     "other tokenizer, shared tokens": Made(_shared),
     "copy + model": Made(_copy_then_model),
-    "skip": Made(_skip, runtimes=("torch", "engine")),
+    "skip": Made(_skip, runtimes=("torch", "native")),
 }

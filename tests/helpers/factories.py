@@ -49,7 +49,7 @@ def llamacpp(kind: str, dtype: str) -> Callable[[], Runtime]:
         from likely.runtimes.llamacpp.runtime import LlamaCppRuntime
 
         write = {"llama": write_tiny_llama, "gemma3": write_tiny_gemma3}[kind]
-        with tempfile.TemporaryDirectory() as folder:  # the engine keeps its own view of the file
+        with tempfile.TemporaryDirectory() as folder:  # llama.cpp keeps its own view of the file
             path = write(Path(folder) / "tiny.gguf", dtype=dtype)
             return LlamaCppRuntime(
                 path, context=600, sequences=64, threads=1, invariant=None if dtype == "F32" else True
@@ -58,7 +58,7 @@ def llamacpp(kind: str, dtype: str) -> Callable[[], Runtime]:
     return build
 
 
-def engine(name: str, kind: str) -> Callable[[], Runtime]:
+def native(name: str, dtype: str) -> Callable[[], Runtime]:
     def build() -> Runtime:
         import os
         import tempfile
@@ -72,7 +72,7 @@ def engine(name: str, kind: str) -> Callable[[], Runtime]:
         library()  # stays in the cache of whoever runs the tests; packed weights do not
         with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, LIKELY_CACHE=folder):
             return NativeRuntime(
-                tiny_folder(name), kind=kind, threads=1, tokens_held=1024, sequences=64, tokens_per_call=16
+                tiny_folder(name), dtype=dtype, threads=1, tokens_held=1024, sequences=64, tokens_per_call=16
             )
 
     return build
@@ -89,9 +89,9 @@ FACTORIES: dict[str, tuple[Callable[[], Runtime], float]] = {
     "llamacpp-f16": (llamacpp("llama", "F16"), 0.0),
     "llamacpp-f32": (llamacpp("llama", "F32"), 1e-4),
     "llamacpp-gemma3": (llamacpp("gemma3", "Q8_0"), 0.0),
-    "engine": (engine("llama", "int8"), 0.0),
-    "engine-bf16": (engine("qwen3", "bf16"), 0.0),
-    "engine-fp32": (engine("qwen2", "fp32"), 0.0),
-    "engine-gemma3": (engine("gemma3", "int8"), 0.0),
+    "native": (native("llama", "int8"), 0.0),
+    "native-bf16": (native("qwen3", "bfloat16"), 0.0),
+    "native-fp32": (native("qwen2", "float32"), 0.0),
+    "native-gemma3": (native("gemma3", "int8"), 0.0),
     "torch-recompute": (torch_runtime("mamba"), 1e-4),
 }

@@ -17,7 +17,7 @@ from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 
 # the real engines on tiny random weights
-RUNTIMES = {"toy": "toy", "torch": "torch", "llamacpp": "llamacpp-f32", "engine": "engine"}
+RUNTIMES = {"toy": "toy", "torch": "torch", "llamacpp": "llamacpp-f32", "native": "native"}
 BATCHES = (1, 3, 8)
 CHOICES: dict[str, dict[str, Any]] = {
     "greedy": {"sampling": Sampling(temperature=0.0)},

@@ -1,5 +1,5 @@
 // The tile unit's instructions by their definition (Intel's manual, volume 2), slowly, so that code for it can be
-// checked on processors without one.  Compiled in front of native/engine.cpp; a tile that is not set up ends the
+// checked on processors without one.  Compiled in front of cpp/native.cpp; a tile that is not set up ends the
 // process, as the processor would.
 #pragma once
 #include <cstdint>

@@ -214,9 +214,9 @@ def test_the_check_compares_source_and_target_per_token(tmp_path: Path) -> None:
 def test_without_an_engine_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversion_check.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(Exception, match=r"pip install 'likely\[local\]', or convert with verify=False"):
-        conversion_check.engine_for(write_tiny_llama(tmp_path / "a.gguf"))
+        conversion_check.runtime_for(write_tiny_llama(tmp_path / "a.gguf"))
     with pytest.raises(Exception, match=r"pip install 'likely\[torch\]'"):
-        conversion_check.engine_for(tmp_path)
+        conversion_check.runtime_for(tmp_path)
 
 
 # --- places ----------------------------------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ def test_a_folder_written_by_transformers_becomes_a_file_with_the_same_logits(tm
     AutoTokenizer.from_pretrained(tmp_path / "t").save_pretrained(tmp_path / "folder")
     report = convert(tmp_path / "folder", tmp_path / "out.gguf", to="f32")
     assert report.check is not None and report.check.mean_abs_difference < 2e-3
-    assert (report.check.source_engine, report.check.target_engine) == ("torch", "llamacpp")
+    assert (report.check.source_runtime, report.check.target_runtime) == ("torch", "llamacpp")
 
 
 # --- safetensors files -----------------------------------------------------------------------------------------------

@@ -6,20 +6,20 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def engine_cache(engine_library, tmp_path_factory):
+def native_cache(native_library, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIKELY_CACHE", str(tmp_path_factory.mktemp("engine-cache")))
         yield
 
 
 @pytest.fixture(scope="module")
-def made(engine_cache):
+def made(native_cache):
     """(config name) -> module and its folder, each made once."""
     known = {}
 
     def get(name):
         if name not in known:
-            from engine_models import CONFIGS
+            from native_models import CONFIGS
             from tiny_torch import folder_of, module_of
 
             module = module_of(CONFIGS[name](), std=0.15, vectors=0.2)
@@ -40,7 +40,7 @@ def engines(made):
         key = (name, kind, *sorted(options.items()))
         if key not in known:
             options = {"threads": 1, "tokens_held": 4096, "tokens_per_call": 64, **options}
-            known[key] = NativeRuntime(made(name)[1], kind=kind, **options)
+            known[key] = NativeRuntime(made(name)[1], dtype=kind, **options)
         return known[key]
 
     yield get

@@ -437,9 +437,9 @@ def test_tile_units_are_given_up_only_for_who_asks(tmp_path, monkeypatch, tiles)
 
     monkeypatch.setattr(llamacpp_options, "has_amx", lambda: tiles)
     options = {"context": None, "sequences": 8, "threads": 2, "kv_dtype": "f16"}
-    default = llamacpp_options.plan(read_header(tiny_path), invariant=None, **options)
-    asked = llamacpp_options.plan(read_header(tiny_path), invariant=True, **options)
-    fast = llamacpp_options.plan(read_header(tiny_path), invariant=False, **options)
+    default = llamacpp_options.choose_settings(read_header(tiny_path), invariant=None, **options)
+    asked = llamacpp_options.choose_settings(read_header(tiny_path), invariant=True, **options)
+    fast = llamacpp_options.choose_settings(read_header(tiny_path), invariant=False, **options)
     for plan in (default, asked):
         assert plan.ubatch == llamacpp_options.INVARIANT_ROWS and plan.repack != tiles
     assert fast.ubatch == llamacpp_options.FAST_ROWS and fast.repack
@@ -452,7 +452,7 @@ def test_rows_of_one_block_are_not_repacked_for_tiles(tiny_path, monkeypatch):
 
     options = {"context": None, "sequences": 8, "threads": 2, "kv_dtype": "f16", "invariant": False}
     monkeypatch.setattr(llamacpp_options, "has_amx", lambda: True)
-    assert not llamacpp_options.plan(read_header(tiny_path), **options).repack
+    assert not llamacpp_options.choose_settings(read_header(tiny_path), **options).repack
     fast = LlamaCppRuntime(tiny_path, threads=1, context=400, invariant=False)
     plain = LlamaCppRuntime(tiny_path, threads=1, context=400, invariant=True)
     rows = [

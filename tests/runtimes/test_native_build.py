@@ -1,4 +1,4 @@
-"""The native engine's library: who compiles it, what is kept, and what happens where that fails.
+"""The native runtime's library: who compiles it, what is kept, and what happens where that fails.
 
 Most compilers here are scripts: they note how they were called and make in no time what a test needs.
 """
@@ -11,20 +11,19 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from unittest.mock import patch
 
 import numpy as np
 import pytest
-from engine_models import forward, nats_apart, rows_of, tokens_of
+from native_models import forward, nats_apart, rows_of, tokens_of
 from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.errors import CapabilityError
 from likely.models.load import available_runtimes
 from likely.runtimes.machine import machine
-from likely.runtimes.native import build as engine_build
-from likely.runtimes.native.library import KINDS, Library
+from likely.runtimes.native import build as native_build
+from likely.runtimes.native.library import DTYPES, Library
 from likely.runtimes.native.runtime import NativeRuntime
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -52,13 +51,13 @@ int likely_multiply(void*, int, const float*, int n, int, const unsigned char*, 
 def folder(tmp_path, monkeypatch):
     """An empty cache, and nothing asked of the compiler; the library is looked for anew."""
     monkeypatch.setenv("LIKELY_CACHE", str(tmp_path / "cache"))
-    for name in ("CXX", "LIKELY_ENGINE_ISA"):
+    for name in ("CXX", "LIKELY_NATIVE_ISA"):
         monkeypatch.delenv(name, raising=False)
-    anew = functools.cache(engine_build.library.__wrapped__)
-    monkeypatch.setattr(engine_build, "library", anew)
+    anew = functools.cache(native_build.library.__wrapped__)
+    monkeypatch.setattr(native_build, "library", anew)
     monkeypatch.setattr("likely.runtimes.native.runtime.library", anew)
-    monkeypatch.setattr(engine_build, "_version", engine_build._version.__wrapped__)
-    return tmp_path / "cache" / "engine"
+    monkeypatch.setattr(native_build, "_version", native_build._version.__wrapped__)
+    return tmp_path / "cache" / "native"
 
 
 @pytest.fixture
@@ -79,14 +78,14 @@ def compiler(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def libraries(engine_library):
+def libraries(native_library):
     """(instruction set) -> path of the real library, compiled at most once per state of the sources."""
     before = dict(os.environ)
 
     @functools.cache
     def get(isa):
         with patch.dict(os.environ, before, clear=True):
-            return engine_build.build(isa)
+            return native_build.build(isa)
 
     return get
 
@@ -113,34 +112,15 @@ def left_in(folder):
 
 def test_without_a_compiler_one_line_says_what_would_help(folder, monkeypatch):
     no_compiler(monkeypatch)
-    one_line(engine_build.library, "C++ compiler", "runtime='torch'", "llamacpp")
-    assert not engine_build.has_compiler()
+    one_line(native_build.library, "C++ compiler", "runtime='torch'", "llamacpp")
+    assert not native_build.has_compiler()
     assert available_runtimes()["native"] is False and left_in(folder) == []
 
 
-@pytest.mark.parametrize("engine", ["bf16", "fp32"])
-def test_without_a_compiler_formats_that_transformers_has_are_run_by_it(folder, monkeypatch, tmp_path, engine):
-    no_compiler(monkeypatch)
-    path = write_tiny_llama(tmp_path / "m.gguf")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = likely.load(str(path), engine=engine)
-    with model as lm:
-        assert lm.info.runtime == "torch" and lm.info.dtype == {"bf16": "bfloat16", "fp32": "float32"}[engine]
-        assert lm.generate("the cat", max_tokens=3).token_ids
-    mine = [str(w.message) for w in caught if "native engine" in str(w.message)]
-    assert len(mine) == 1 and "transformers" in mine[0] and "\n" not in mine[0]
-
-
-def test_without_a_compiler_int8_and_the_runtime_by_name_are_refused(folder, monkeypatch, tmp_path):
+def test_without_a_compiler_the_native_runtime_is_refused(folder, monkeypatch, tmp_path):
     no_compiler(monkeypatch)
     path = str(write_tiny_llama(tmp_path / "m.gguf"))
-    for options in (
-        {"engine": "int8"},
-        {"runtime": "native"},
-        {"dtype": "int8"},
-        {"runtime": "native", "dtype": "bfloat16"},
-    ):
+    for options in ({"runtime": "native"}, {"dtype": "int8"}, {"runtime": "native", "dtype": "bfloat16"}):
         one_line(lambda options=options: likely.load(path, **options), "C++ compiler")
 
 
@@ -150,17 +130,17 @@ def test_without_a_compiler_int8_and_the_runtime_by_name_are_refused(folder, mon
 def test_a_compiler_may_be_a_command_with_arguments(folder, compiler, monkeypatch, libraries):
     """As "ccache g++" or "g++ -m64"; what it is told beside our flags makes another library."""
     calls = compiler(f'cp {libraries("native")} "$out"')
-    alone = engine_build.build()
+    alone = native_build.build()
     monkeypatch.setenv("CXX", f"'{os.environ['CXX']}' --some 'more of it'")
-    assert engine_build.build() != alone and engine_build.library()
+    assert native_build.build() != alone and native_build.library()
     compilations = [call for call in calls() if " -o " in call]
     assert [call.startswith("--some more of it ") for call in compilations] == [False, True]
 
 
 def test_a_compiler_that_cannot_be_read_is_one_line(folder, monkeypatch):
     monkeypatch.setenv("CXX", "'g++")
-    one_line(engine_build.library, "$CXX", "'g++")
-    assert not engine_build.has_compiler()
+    one_line(native_build.library, "$CXX", "'g++")
+    assert not native_build.has_compiler()
 
 
 # --- compilers that fail --------------------------------------------------------------------------------------------
@@ -168,26 +148,26 @@ def test_a_compiler_that_cannot_be_read_is_one_line(folder, monkeypatch):
 
 def test_what_the_compiler_says_is_passed_on(folder, compiler):
     compiler('echo "engine.cpp:1: note: first" >&2; echo "engine.cpp:7: error: no such thing" >&2; exit 3')
-    one_line(engine_build.library, "cannot be compiled", "engine.cpp:7: error: no such thing")
+    one_line(native_build.library, "cannot be compiled", "engine.cpp:7: error: no such thing")
     assert left_in(folder) == []
 
 
 def test_a_compiler_that_fails_in_silence(folder, compiler):
     compiler("exit 1")
-    one_line(engine_build.library, "cannot be compiled", "no message")
+    one_line(native_build.library, "cannot be compiled", "no message")
     assert left_in(folder) == []
 
 
 def test_a_compiler_that_makes_nothing(folder, compiler):
     compiler("exit 0")
-    one_line(engine_build.library, "cannot be built")
+    one_line(native_build.library, "cannot be built")
     assert left_in(folder) == []
 
 
 def test_a_compiler_that_never_ends(folder, compiler, monkeypatch):
     compiler("exec tail -f /dev/null")
-    monkeypatch.setattr(engine_build, "_SECONDS", 0.05)
-    one_line(engine_build.library, "took more than")
+    monkeypatch.setattr(native_build, "_SECONDS", 0.05)
+    one_line(native_build.library, "took more than")
     assert left_in(folder) == []
 
 
@@ -195,12 +175,12 @@ def test_a_compiler_that_is_no_program(folder, monkeypatch, tmp_path):
     (tmp_path / "c++").write_bytes(b"\x00\x01\x02")
     (tmp_path / "c++").chmod(0o755)
     monkeypatch.setenv("CXX", str(tmp_path / "c++"))
-    one_line(engine_build.library, str(tmp_path / "c++"))
+    one_line(native_build.library, str(tmp_path / "c++"))
 
 
 def test_a_compiler_that_makes_something_else(folder, compiler):
     compiler('echo "not a library" > "$out"')
-    one_line(engine_build.library, "cannot be loaded", "runtime='torch'")
+    one_line(native_build.library, "cannot be loaded", "runtime='torch'")
 
 
 def test_an_interrupted_build_leaves_nothing(folder, compiler, monkeypatch):
@@ -209,10 +189,10 @@ def test_an_interrupted_build_leaves_nothing(folder, compiler, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine_build, "_version", lambda _: "1")
+    monkeypatch.setattr(native_build, "_version", lambda _: "1")
     monkeypatch.setattr(subprocess, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        engine_build.build()
+        native_build.build()
     assert left_in(folder) == []
 
 
@@ -220,7 +200,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(folder, monkeypatch, tmp_pat
     """A file where a folder should be: refused whoever runs the test."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LIKELY_CACHE", str(tmp_path / "file" / "cache"))
-    one_line(engine_build.library, "cannot be built in", str(tmp_path / "file"))
+    one_line(native_build.library, "cannot be built in", str(tmp_path / "file"))
 
 
 # --- libraries that compute wrongly ---------------------------------------------------------------------------------
@@ -237,7 +217,7 @@ def wrong_source(tmp_path):
 )
 def test_a_library_that_computes_wrongly_is_not_used(folder, compiler, wrong_source, value, words):
     compiler(f'exec {COMPILER} -shared -fPIC "-DVALUE={value}" -o "$out" {wrong_source}')
-    one_line(engine_build.library, "computes wrongly", words, "runtime='torch'")
+    one_line(native_build.library, "computes wrongly", words, "runtime='torch'")
 
 
 def test_where_native_code_is_wrong_plain_code_is_used(folder, compiler, wrong_source, libraries):
@@ -245,29 +225,29 @@ def test_where_native_code_is_wrong_plain_code_is_used(folder, compiler, wrong_s
         f'case "$*" in *-DLIKELY_PLAIN*) cp {libraries("plain")} "$out";;\n'
         f'*) exec {COMPILER} -shared -fPIC -DVALUE=0 -o "$out" {wrong_source};; esac'
     )
-    assert engine_build.library().features() == []
+    assert native_build.library().features() == []
     assert len(calls()) == 2 and "-march=native" in calls()[0]
 
 
 def test_an_instruction_set_that_was_asked_for_is_not_replaced(folder, compiler, wrong_source, monkeypatch):
-    monkeypatch.setenv("LIKELY_ENGINE_ISA", "plain")
+    monkeypatch.setenv("LIKELY_NATIVE_ISA", "plain")
     calls = compiler(f'exec {COMPILER} -shared -fPIC -DVALUE=0 -o "$out" {wrong_source}')
-    one_line(engine_build.library, "computes wrongly as plain")
+    one_line(native_build.library, "computes wrongly as plain")
     assert len(calls()) == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_small_error_of_one_kind_is_found(engine_library, kind):
+@pytest.mark.parametrize("kind", DTYPES)
+def test_a_small_error_of_one_kind_is_found(native_library, kind):
     """The check knows each kind by its own bound."""
 
     class Off:
-        pack = engine_library.pack
+        pack = native_library.pack
 
         def team(self, threads):
-            return _Scaled(engine_library, threads, kind)
+            return _Scaled(native_library, threads, kind)
 
-    assert engine_build._disagreement(engine_library) is None
-    assert kind in engine_build._disagreement(Off())
+    assert native_build._disagreement(native_library) is None
+    assert kind in native_build._disagreement(Off())
 
 
 class _Scaled:
@@ -285,8 +265,8 @@ class _Scaled:
 
     def multiply(self, kind, x, panels, outputs):
         x = x.copy()
-        if KINDS[kind] == self._kind:
-            x[:, 64:128] *= 1.0001 if self._kind == "fp32" else 0.5
+        if DTYPES[kind] == self._kind:
+            x[:, 64:128] *= 1.0001 if self._kind == "float32" else 0.5
         return self._team.multiply(kind, x, panels, outputs)
 
 
@@ -294,29 +274,29 @@ class _Scaled:
 
 
 def test_an_unknown_instruction_set_is_refused(folder, monkeypatch):
-    monkeypatch.setenv("LIKELY_ENGINE_ISA", "avx1024")
-    one_line(engine_build.library, "LIKELY_ENGINE_ISA", "native", "avx512", "avx2", "plain", "avx1024")
+    monkeypatch.setenv("LIKELY_NATIVE_ISA", "avx1024")
+    one_line(native_build.library, "LIKELY_NATIVE_ISA", "native", "avx512", "avx2", "plain", "avx1024")
     assert left_in(folder) == []
 
 
 @pytest.mark.parametrize("isa", ["plain", "avx2"])
-def test_other_instruction_sets_compute_the_same_to_rounding(engine_library, libraries, made, monkeypatch, isa):
+def test_other_instruction_sets_compute_the_same_to_rounding(native_library, libraries, made, monkeypatch, isa):
     """Sums of whole numbers are the same; sums of floats go in another order, and a code may then fall to the other
     side of a half."""
     if isa == "avx2" and "avx2" not in machine().flags:
         pytest.skip("this processor has no avx2")
     other = Library(ctypes.CDLL(str(libraries(isa))))
     assert other.features() == ([] if isa == "plain" else ["avx2"])
-    assert engine_build._disagreement(other) is None
+    assert native_build._disagreement(other) is None
     tokens = tokens_of(140)
     for name in ("llama, heads of 24", "qwen3", "gemma3, short window"):
-        for kind, allowed in (("fp32", 1e-4), ("bf16", 0.1), ("int8", 0.3)):
+        for kind, allowed in (("float32", 1e-4), ("bfloat16", 0.1), ("int8", 0.3)):
             rows = []
-            for library in (engine_library, other):
+            for library in (native_library, other):
                 monkeypatch.setattr("likely.runtimes.native.runtime.library", lambda library=library: library)
-                runtime = NativeRuntime(made(name)[1], kind=kind, threads=1, tokens_held=600, tokens_per_call=64)
+                runtime = NativeRuntime(made(name)[1], dtype=kind, threads=1, tokens_held=600, tokens_per_call=64)
                 rows.append(rows_of(runtime, tokens))
-                assert ("avx2" in runtime.revision or "plain" in runtime.revision) or library is engine_library
+                assert ("avx2" in runtime.revision or "plain" in runtime.revision) or library is native_library
                 runtime.shutdown()
             assert np.median(nats_apart(*rows)) < allowed / 3
             assert nats_apart(*rows).max() < allowed
@@ -330,9 +310,9 @@ def test_rows_are_invariant_on_every_instruction_set(libraries, made, monkeypatc
     other = Library(ctypes.CDLL(str(libraries(isa))))
     monkeypatch.setattr("likely.runtimes.native.runtime.library", lambda: other)
     tokens = tokens_of(140)
-    for kind in KINDS:
+    for kind in DTYPES:
         for name in ("llama, heads of 24", "gemma3, a window over blocks"):
-            runtime = NativeRuntime(made(name)[1], kind=kind, threads=1, tokens_held=600, tokens_per_call=512)
+            runtime = NativeRuntime(made(name)[1], dtype=kind, threads=1, tokens_held=600, tokens_per_call=512)
             whole, sequence, at = rows_of(runtime, tokens), runtime.open(), 0
             for n in (1, 2, 3, 5, 7, 16, 17, 40, 49):
                 rows = forward(runtime, sequence, tokens[at : at + n], np.arange(n) - 1).logits
@@ -343,14 +323,14 @@ def test_rows_are_invariant_on_every_instruction_set(libraries, made, monkeypatc
 
 
 @pytest.mark.parametrize("isa", ["plain", "avx2"])
-def test_packed_weights_are_the_same_bytes_on_all_instruction_sets(engine_library, libraries, isa):
+def test_packed_weights_are_the_same_bytes_on_all_instruction_sets(native_library, libraries, isa):
     """A packed file is found by its model alone: it must not depend on who packed it."""
     if isa == "avx2" and "avx2" not in machine().flags:
         pytest.skip("this processor has no avx2")
     other = Library(ctypes.CDLL(str(libraries(isa))))
     weights = np.random.default_rng(0).standard_normal((70, 200)).astype(np.float32)
     for kind in range(3):
-        np.testing.assert_array_equal(other.pack(kind, weights), engine_library.pack(kind, weights))
+        np.testing.assert_array_equal(other.pack(kind, weights), native_library.pack(kind, weights))
 
 
 # --- kept -----------------------------------------------------------------------------------------------------------
@@ -358,16 +338,16 @@ def test_packed_weights_are_the_same_bytes_on_all_instruction_sets(engine_librar
 
 def test_it_is_compiled_once(folder, compiler, libraries):
     calls = compiler(f'cp {libraries("native")} "$out"')
-    path = engine_build.build()
-    assert engine_build.build() == path and path.is_file() and len(calls()) == 1
-    engine_build.library()
+    path = native_build.build()
+    assert native_build.build() == path and path.is_file() and len(calls()) == 1
+    native_build.library()
     assert len(calls()) == 1 and left_in(folder) == [path.name]
 
 
 def test_the_target_appears_whole(folder, compiler, libraries):
     """The compiler writes elsewhere, in the same folder's file system; a rename puts the library in its place."""
     calls = compiler(f'echo "half" > "$out"; ls {folder} >> "$out.seen"; cp {libraries("native")} "$out"')
-    path = engine_build.build()
+    path = native_build.build()
     (call,) = calls()
     written = call.split(" -o ")[1].split(" ")[0]
     assert written != str(path) and written.startswith(str(folder))
@@ -376,16 +356,16 @@ def test_the_target_appears_whole(folder, compiler, libraries):
 def test_another_compiler_flag_or_source_is_another_library(folder, compiler, monkeypatch, tmp_path):
     make = 'echo x > "$out"'
     compiler(make, name="one")
-    paths = [engine_build.build(), engine_build.build("plain")]
+    paths = [native_build.build(), native_build.build("plain")]
     compiler(make, name="two", version="compiler 2.0")
-    paths.append(engine_build.build())
-    shutil.copytree(engine_build.SOURCES, tmp_path / "sources")
+    paths.append(native_build.build())
+    shutil.copytree(native_build.SOURCES, tmp_path / "sources")
     with (tmp_path / "sources" / "simd.h").open("a") as file:
         file.write("// changed\n")
-    monkeypatch.setattr(engine_build, "SOURCES", tmp_path / "sources")
-    paths.append(engine_build.build())
-    monkeypatch.setattr(engine_build, "_processor", lambda: "another")
-    paths.append(engine_build.build())
+    monkeypatch.setattr(native_build, "SOURCES", tmp_path / "sources")
+    paths.append(native_build.build())
+    monkeypatch.setattr(native_build, "_processor", lambda: "another")
+    paths.append(native_build.build())
     assert len(set(paths)) == 5 and left_in(folder) == sorted(p.name for p in paths)
 
 

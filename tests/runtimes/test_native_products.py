@@ -1,4 +1,4 @@
-"""One product of the native engine against the same arithmetic, slowly: packing, codes, scales and sums."""
+"""One product of the native runtime against the same arithmetic, slowly: packing, codes, scales and sums."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from likely.runtimes.native.library import KINDS
+from likely.runtimes.native.library import DTYPES
 
 
 def sylvester(order):
@@ -78,9 +78,9 @@ def unpacked(panels, outputs, inputs):
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (31, 64), (40, 130), (96, 192), (33, 576)])
-def test_packed_weights_are_the_codes_of_the_reference(engine_library, outputs, inputs):
+def test_packed_weights_are_the_codes_of_the_reference(native_library, outputs, inputs):
     weights = on_a_grid(np.random.default_rng(outputs), (max(outputs, 1), max(inputs, 4)))
-    codes, scales = unpacked(engine_library.pack(KINDS.index("int8"), weights), *weights.shape)
+    codes, scales = unpacked(native_library.pack(DTYPES.index("int8"), weights), *weights.shape)
     expected, expected_scales = codes_of_weights(weights)
     np.testing.assert_array_equal(scales, expected_scales)
     np.testing.assert_array_equal(codes, expected)
@@ -90,78 +90,78 @@ def test_packed_weights_are_the_codes_of_the_reference(engine_library, outputs, 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13, 64])
 @pytest.mark.parametrize("inputs", [64, 130, 576])
-def test_an_int8_product_is_the_slow_one(engine_library, rows, inputs):
+def test_an_int8_product_is_the_slow_one(native_library, rows, inputs):
     rng = np.random.default_rng(rows)
     x, weights = on_a_grid(rng, (rows, inputs)), on_a_grid(rng, (70, inputs))
-    kind = KINDS.index("int8")
-    with engine_library.team(2) as team:
-        found = team.multiply(kind, x, engine_library.pack(kind, weights), 70)[:, :70]
+    kind = DTYPES.index("int8")
+    with native_library.team(2) as team:
+        found = team.multiply(kind, x, native_library.pack(kind, weights), 70)[:, :70]
     expected = product(x, weights)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     assert np.abs(found - x.astype(np.float64) @ weights.T).max() > 1e-4 * np.abs(expected).max()
 
 
-def test_codes_of_activations_are_those_of_the_reference(engine_library):
+def test_codes_of_activations_are_those_of_the_reference(native_library):
     """Weights that are a single code after the rotation let a product show one code of a row."""
     x = on_a_grid(np.random.default_rng(1), (9, 192))
     codes, scales = codes_of_rows(x)
-    kind = KINDS.index("int8")
-    with engine_library.team(1) as team:
+    kind = DTYPES.index("int8")
+    with native_library.team(1) as team:
         for group in range(3):
             weights = np.zeros((64, 192), np.float32)
             weights[:, 64 * group : 64 * group + 64] = sylvester(64) / 8
             own, own_scale = codes_of_weights(weights)
             one = own[0, group, 0]
             assert one > 100 and (own[:, group] == one * np.eye(64)).all()
-            found = team.multiply(kind, x, engine_library.pack(kind, weights), 64)
+            found = team.multiply(kind, x, native_library.pack(kind, weights), 64)
             unit = float(one) * own_scale[:, group] * scales[:, group, None].astype(np.float64)
             np.testing.assert_array_equal(np.rint(found / np.where(unit > 0, unit, 1)), codes[:, group])
 
 
-def test_weights_that_are_not_rotated_would_be_seen(engine_library):
+def test_weights_that_are_not_rotated_would_be_seen(native_library):
     """Negative control: the same codes in the plain basis give another product altogether."""
     rng = np.random.default_rng(2)
     x, weights = on_a_grid(rng, (4, 128)), on_a_grid(rng, (40, 128))
-    kind = KINDS.index("int8")
+    kind = DTYPES.index("int8")
     turned = (rotated(weights) / 8).reshape(40, 128)  # packing rotates back
-    with engine_library.team(1) as team:
-        found = team.multiply(kind, x, engine_library.pack(kind, turned), 40)[:, :40]
+    with native_library.team(1) as team:
+        found = team.multiply(kind, x, native_library.pack(kind, turned), 40)[:, :40]
     expected = product(x, weights)
     assert np.abs(found - expected).max() > 0.1 * np.abs(expected).max()
 
 
-def test_a_rotation_keeps_an_outlier_from_spoiling_its_group(engine_library):
+def test_a_rotation_keeps_an_outlier_from_spoiling_its_group(native_library):
     """One number 100 times the others: without the rotation, codes of the others would be 0 or 1."""
     rng = np.random.default_rng(3)
     x, weights = rng.standard_normal((6, 64)).astype(np.float32), rng.standard_normal((32, 64)).astype(np.float32)
     x[:, 5] *= 100
-    kind = KINDS.index("int8")
-    with engine_library.team(1) as team:
-        found = team.multiply(kind, x, engine_library.pack(kind, weights), 32)
+    kind = DTYPES.index("int8")
+    with native_library.team(1) as team:
+        found = team.multiply(kind, x, native_library.pack(kind, weights), 32)
     scale = np.abs(x).max(1, keepdims=True) / 127
     simple = (np.rint(x / scale) * scale) @ weights.T
     exact = x.astype(np.float64) @ weights.T
     assert np.abs(found - exact).mean() < 0.8 * np.abs(simple - exact).mean()
 
 
-@pytest.mark.parametrize(("kind", "allowed"), [("fp32", 1e-6), ("bf16", 1e-6)])
-def test_products_in_floats_equal_numpy(engine_library, kind, allowed):
+@pytest.mark.parametrize(("kind", "allowed"), [("float32", 1e-6), ("bfloat16", 1e-6)])
+def test_products_in_floats_equal_numpy(native_library, kind, allowed):
     """bf16: of the rounded factors; their products are exact in fp32."""
     rng = np.random.default_rng(4)
     x, weights = (rng.standard_normal((n, 200)).astype(np.float32) for n in (9, 75))
-    if kind == "bf16":
+    if kind == "bfloat16":
         x, weights = (torch.tensor(v).bfloat16().float().numpy() for v in (x, weights))
-    number = KINDS.index(kind)
-    with engine_library.team(2) as team:
-        found = team.multiply(number, x, engine_library.pack(number, weights), 75)[:, :75]
+    number = DTYPES.index(kind)
+    with native_library.team(2) as team:
+        found = team.multiply(number, x, native_library.pack(number, weights), 75)[:, :75]
     size = np.abs(x).astype(np.float64) @ np.abs(weights).T
     assert (np.abs(found - x.astype(np.float64) @ weights.T) / size).max() < allowed
 
 
-def test_a_number_that_is_none_does_not_become_a_code(engine_library):
+def test_a_number_that_is_none_does_not_become_a_code(native_library):
     x, weights = np.ones((2, 128), np.float32), np.ones((32, 128), np.float32)
     x[1, 70] = np.nan
-    with engine_library.team(1) as team:
+    with native_library.team(1) as team:
         for kind in range(3):
-            found = team.multiply(kind, x, engine_library.pack(kind, weights), 32)
+            found = team.multiply(kind, x, native_library.pack(kind, weights), 32)
             assert np.isfinite(found[0]).all() and np.isnan(found[1]).all()

@@ -1,4 +1,4 @@
-"""Rows of the native engine: the same bits whatever is computed beside them, and what a `Want` makes of them."""
+"""Rows of the native runtime: the same bits whatever is computed beside them, and what a `Want` makes of them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from engine_models import SIZES, VOCAB, forward, llama, path_to, rows_of, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_models import SIZES, VOCAB, forward, llama, path_to, rows_of, tokens_of
 from tiny_torch import folder_of, module_of
 
-from likely.runtimes.native.library import KINDS
+from likely.runtimes.native.library import DTYPES
 from likely.runtimes.native.runtime import NativeRuntime
 from likely.runtimes.protocol import LayerPlan, Want, Work
 from likely.runtimes.rows import reduce_rows
@@ -21,7 +21,7 @@ INVARIANT = ["llama, heads of 24", "gemma3, short window", "gemma3, a window ove
 TEXT = tokens_of(190, seed=8)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("name", INVARIANT)
 def test_any_cutting_gives_the_same_bits(engines, name, kind):
     """Chains, trees whose paths are kept, forks and cuts, beside other texts; over the borders of 64 columns."""
@@ -88,7 +88,7 @@ PLANS = {
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("name", INVARIANT)
 def test_rows_that_nobody_wants_change_nothing(engines, name, kind, plan):
     """From the last layer's attention on only wanted rows are computed: neither they nor what follows may differ."""
@@ -118,7 +118,7 @@ def test_rows_that_nobody_wants_change_nothing(engines, name, kind, plan):
     runtime.close(beside)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("name", INVARIANT)
 def test_any_tree_gives_the_bits_of_its_paths(engines, name, kind):
     """Random trees that stand just before, on and after a border of 64 columns, grown over several calls."""
@@ -149,7 +149,7 @@ def test_any_tree_gives_the_bits_of_its_paths(engines, name, kind):
     check()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DTYPES)
 def test_a_canvas_does_not_depend_on_how_its_text_was_cut(engines, kind):
     runtime, whole = engines("llama, heads of 24", kind, tokens_per_call=37), engines("llama, heads of 24", kind)
     canvas, chain = tokens_of(45, seed=5), np.arange(45) - 1
@@ -168,7 +168,7 @@ def test_a_canvas_does_not_depend_on_how_its_text_was_cut(engines, kind):
         np.testing.assert_array_equal(*rows)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DTYPES)
 def test_threads_change_nothing(engines, kind):
     """Few rows for each thread are divided by outputs, many by rows: neither shows."""
     for name in ("qwen2", "gemma3, a window over blocks"):
@@ -191,14 +191,14 @@ def test_slots_that_are_used_again_leave_no_trace(engines):
 
 
 @pytest.fixture(scope="module")
-def with_ties(engine_cache):
+def with_ties(native_cache):
     """Tokens 10, 11, 12 and 40, 41 have one row of the head each: their logits are equal bit for bit."""
     module = module_of(llama(tie_word_embeddings=False), std=0.15, vectors=0.2)
     with torch.no_grad():
         weight = module.lm_head.weight
         weight[[11, 12]], weight[41] = weight[10].clone(), weight[40].clone()
         weight[[10, 11, 12]] *= 3
-    runtime = NativeRuntime(folder_of(module), kind="int8", threads=1, tokens_held=1024, tokens_per_call=16)
+    runtime = NativeRuntime(folder_of(module), dtype="int8", threads=1, tokens_held=1024, tokens_per_call=16)
     yield runtime
     runtime.shutdown()
 

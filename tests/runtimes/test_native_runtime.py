@@ -1,4 +1,4 @@
-"""The native engine against the plain forward of the same module, for every kind of model it knows."""
+"""The native runtime against the plain forward of the same module, for every kind of model it knows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from engine_models import CONFIGS, LENGTH, SIZES, forward, llama, nats_apart, path_to, plain, rows_of, tokens_of
+from native_models import CONFIGS, LENGTH, SIZES, forward, llama, nats_apart, path_to, plain, rows_of, tokens_of
 from tiny_torch import folder_of, module_of
 
 from likely.errors import CapabilityError, KvFull, ModelError
-from likely.runtimes.native.architecture import EngineShape
-from likely.runtimes.native.library import KINDS
+from likely.runtimes.native.architecture import Architecture
+from likely.runtimes.native.library import DTYPES
 from likely.runtimes.native.runtime import NativeRuntime
 from likely.runtimes.protocol import LayerPlan, Want
 from likely.runtimes.rows import log_softmax
@@ -27,12 +27,12 @@ def test_fp32_equals_the_plain_forward(made, engines, name):
     tokens, module = tokens_of(LENGTH), made(name)[0]
     expected = plain(module, tokens)
     assert log_softmax(expected).std() > 0.3  # the rows do say something
-    assert nats_apart(rows_of(engines(name, "fp32"), tokens), expected).max() < 1e-4
+    assert nats_apart(rows_of(engines(name, "float32"), tokens), expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3, short window"])
 def test_decoding_one_by_one_equals_the_plain_forward(made, engines, name):
-    tokens, runtime = tokens_of(90), engines(name, "fp32")
+    tokens, runtime = tokens_of(90), engines(name, "float32")
     sequence = runtime.open()
     forward(runtime, sequence, tokens[:20], want=Want.NONE)
     rows = np.stack([forward(runtime, sequence, [t]).logits[0] for t in tokens[20:]])
@@ -44,7 +44,7 @@ def test_positions_far_out_are_rotated_as_in_transformers(made, engines):
     """An angle of 500 in fp32 has an error of 3e-5: both sides must make the same one."""
     tokens = tokens_of(512)
     for name in ("llama", "llama, llama3 scaling", "gemma3, short window"):
-        assert nats_apart(rows_of(engines(name, "fp32"), tokens), plain(made(name)[0], tokens)).max() < 1e-4
+        assert nats_apart(rows_of(engines(name, "float32"), tokens), plain(made(name)[0], tokens)).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["llama, heads of 64", "qwen2", "qwen3", "gemma3, a window over blocks"])
@@ -57,7 +57,7 @@ def test_bf16_is_as_close_as_transformers_bf16(made, engines, name):
     exact = plain(module, tokens)
     rounded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     theirs = nats_apart(plain(rounded, tokens), exact).mean()
-    ours = nats_apart(rows_of(engines(name, "bf16"), tokens), exact).mean()
+    ours = nats_apart(rows_of(engines(name, "bfloat16"), tokens), exact).mean()
     assert 0 < ours < theirs
 
 
@@ -75,7 +75,7 @@ def test_int8_follows_the_model(made, engines, name):
 @pytest.mark.parametrize("name", ["llama", "gemma3, short window"])
 def test_trees_equal_the_plain_forward_of_their_paths(made, engines, name):
     """At the border of two blocks of 64 columns; the nodes then become text."""
-    runtime, module = engines(name, "fp32"), made(name)[0]
+    runtime, module = engines(name, "float32"), made(name)[0]
     text, nodes = tokens_of(62), tokens_of(9, seed=3)
     parents = [-1, 0, 0, 1, 3, 2, -1, 6, 4]
     sequence = runtime.open()
@@ -92,7 +92,7 @@ def test_trees_equal_the_plain_forward_of_their_paths(made, engines, name):
 
 
 def test_a_canvas_equals_a_forward_without_a_causal_mask(made, engines):
-    runtime, module = engines("llama", "fp32"), made("llama")[0]
+    runtime, module = engines("llama", "float32"), made("llama")[0]
     kept, canvas = tokens_of(60), tokens_of(11, seed=1)
     sequence = runtime.open()
     forward(runtime, sequence, kept, want=Want.NONE)
@@ -109,7 +109,7 @@ def test_a_canvas_equals_a_forward_without_a_causal_mask(made, engines):
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3, short window"])
 def test_layers_left_out_add_nothing(made, engines, name):
     """A sublayer whose last matrix is zero adds nothing; the engine must give the same without computing it."""
-    tokens, runtime = tokens_of(70), engines(name, "fp32")
+    tokens, runtime = tokens_of(70), engines(name, "float32")
     plans = (
         LayerPlan(skip_attention=frozenset({1})),
         LayerPlan(skip_mlp=frozenset({0, 2})),
@@ -133,7 +133,7 @@ def test_layers_left_out_add_nothing(made, engines, name):
 
 @pytest.mark.parametrize("name", ["llama", "gemma3, short window"])
 def test_hidden_states_are_those_after_the_final_norm(made, engines, name):
-    tokens, (module, _), runtime = tokens_of(80), made(name), engines(name, "fp32")
+    tokens, (module, _), runtime = tokens_of(80), made(name), engines(name, "float32")
     with torch.no_grad():
         expected = module.base_model(input_ids=torch.tensor([tokens.tolist()]))[0][0].numpy()
     sequence = runtime.open()
@@ -166,13 +166,13 @@ def test_a_wrong_reading_of_the_settings_would_be_seen(made, monkeypatch, tmp_pa
     """Negative controls of the comparisons above: the bound of 1e-4 nats is left far behind."""
     name, changes = WRONG[what]
     module, folder = made(name)
-    right = EngineShape.of_config(json.loads((folder / "config.json").read_text()))
+    right = Architecture.of_config(json.loads((folder / "config.json").read_text()))
     if "frequencies" in changes:
         exponent = np.arange(0, right.head_dim, 2) / right.head_dim
         changes = {"frequencies": ((1e4**-exponent).astype(np.float32),) * 2}
     monkeypatch.setenv("LIKELY_CACHE", str(tmp_path))
-    monkeypatch.setattr(EngineShape, "of_config", classmethod(lambda cls, config: replace(right, **changes)))
-    runtime = NativeRuntime(folder, kind="fp32", threads=1, tokens_held=512)
+    monkeypatch.setattr(Architecture, "of_config", classmethod(lambda cls, config: replace(right, **changes)))
+    runtime = NativeRuntime(folder, dtype="float32", threads=1, tokens_held=512)
     assert nats_apart(rows_of(runtime, tokens_of(60)), plain(module, tokens_of(60))).max() > 1e-3
     runtime.shutdown()
 
@@ -206,21 +206,21 @@ def test_a_failing_call_leaves_all_state_unchanged(engines, monkeypatch):
 
 
 def test_the_revision_names_weights_kind_and_instructions(made, engines):
-    revisions = {engines(name, kind).revision for name in ("llama", "qwen2") for kind in KINDS}
+    revisions = {engines(name, kind).revision for name in ("llama", "qwen2") for kind in DTYPES}
     assert len(revisions) == 6
-    again = NativeRuntime(made("llama")[1], kind="int8", threads=2)
+    again = NativeRuntime(made("llama")[1], dtype="int8", threads=2)
     assert again.revision == engines("llama", "int8").revision
     again.shutdown()
 
 
 def test_a_closed_runtime_gives_its_memory_back_once(made):
-    runtime = NativeRuntime(made("llama")[1], kind="int8", threads=2)
+    runtime = NativeRuntime(made("llama")[1], dtype="int8", threads=2)
     runtime.shutdown()
     runtime.shutdown()
 
 
 def test_room_is_bounded_by_what_was_asked(made):
-    runtime = NativeRuntime(made("llama")[1], kind="int8", threads=1, tokens_held=99)
+    runtime = NativeRuntime(made("llama")[1], dtype="int8", threads=1, tokens_held=99)
     assert runtime.limits.tokens_held == runtime.free_tokens() == 99
     runtime.shutdown()
 
@@ -228,7 +228,7 @@ def test_room_is_bounded_by_what_was_asked(made):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"kind": "int9"}, ModelError, 'did you mean "int8"'),
+        ({"dtype": "int9"}, ModelError, 'did you mean "int8"'),
         ({"threads": 0}, ValueError, "threads"),
         ({"threads": 100_000}, ValueError, "threads"),
     ],
@@ -246,8 +246,8 @@ def test_logits_that_are_no_numbers_are_an_error(made, engines, tmp_path, monkey
         module.lm_head.weight.mul_(1e4)
         module.model.layers[0].mlp.down_proj.weight.fill_(3e38)
     folder = folder_of(module)
-    for kind in KINDS:
-        runtime = NativeRuntime(folder, kind=kind, threads=1, tokens_held=100)
+    for kind in DTYPES:
+        runtime = NativeRuntime(folder, dtype=kind, threads=1, tokens_held=100)
         sequence, free = runtime.open(), runtime.free_tokens()
         with pytest.raises(FloatingPointError):
             forward(runtime, sequence, tokens_of(5))
@@ -256,10 +256,10 @@ def test_logits_that_are_no_numbers_are_an_error(made, engines, tmp_path, monkey
     shutil.rmtree(folder)
 
 
-def test_an_unknown_architecture_names_torch(engine_cache):
+def test_an_unknown_architecture_names_torch(native_cache):
     config = transformers.MistralConfig(**SIZES)
     with pytest.raises(CapabilityError, match="runtime='torch'"):
-        NativeRuntime(folder_of(module_of(config)), kind="int8")
+        NativeRuntime(folder_of(module_of(config)), dtype="int8")
 
 
 def test_perplexity_of_int8_is_that_of_the_model(made, engines):

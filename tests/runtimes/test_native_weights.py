@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from engine_models import CONFIGS, forward, llama, tokens_of
+from native_models import CONFIGS, forward, llama, tokens_of
 from tiny_gguf import write_tiny_gemma3, write_tiny_llama
 from tiny_torch import folder_of, module_of
 
@@ -18,11 +18,11 @@ from likely.errors import CapabilityError, LikelyError, ModelError
 from likely.formats import weights
 from likely.formats.families import FAMILIES
 from likely.formats.safetensors_file import read_entries
-from likely.runtimes.native import weights as engine_weights
-from likely.runtimes.native.architecture import EngineShape
-from likely.runtimes.native.library import KINDS
+from likely.runtimes.native import weights as native_weights
+from likely.runtimes.native.architecture import Architecture
+from likely.runtimes.native.library import DTYPES
 from likely.runtimes.native.runtime import NativeRuntime
-from likely.runtimes.native.source import EngineSource
+from likely.runtimes.native.source import ModelSource
 from likely.runtimes.native.weights import load_weights, packed_path
 from likely.runtimes.torch.runtime import TorchRuntime
 
@@ -41,10 +41,10 @@ class Watched:
 
 
 @pytest.fixture
-def library(engine_library, tmp_path, monkeypatch):
+def library(native_library, tmp_path, monkeypatch):
     """In an empty cache folder."""
     monkeypatch.setenv("LIKELY_CACHE", str(tmp_path / "cache"))
-    return Watched(engine_library)
+    return Watched(native_library)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,9 @@ def folder():
 
 
 def packed(place, library, kind="int8", progress=None):
-    source = EngineSource.open(place)
-    shape = EngineShape.of_config(source.config)
-    return load_weights(source, shape, KINDS.index(kind), library, progress)
+    source = ModelSource.open(place)
+    shape = Architecture.of_config(source.config)
+    return load_weights(source, shape, DTYPES.index(kind), library, progress)
 
 
 def same(one, other):
@@ -66,17 +66,17 @@ def same(one, other):
 
 
 def file_of(place, kind="int8"):
-    return packed_path(EngineSource.open(place).sha256, KINDS.index(kind))
+    return packed_path(ModelSource.open(place).sha256, DTYPES.index(kind))
 
 
 def names_in(tmp_path):
-    return sorted(path.name for path in (tmp_path / "cache" / "engine").glob("*"))
+    return sorted(path.name for path in (tmp_path / "cache" / "native").glob("*"))
 
 
 # --- kept -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DTYPES)
 def test_weights_are_packed_once(library, folder, kind, tmp_path):
     steps = []
     first = packed(folder, library, kind, lambda done, whole: steps.append((done, whole)))
@@ -97,7 +97,7 @@ def test_arrays_begin_on_cache_lines(library, folder):
 def test_kinds_and_models_have_files_of_their_own(library, folder, tmp_path):
     other = folder_of(module_of(llama(), seed=1))
     for place in (folder, other):
-        for kind in KINDS:
+        for kind in DTYPES:
             packed(place, library, kind)
     assert len(names_in(tmp_path)) == 6
 
@@ -131,13 +131,13 @@ def test_a_file_cut_while_it_is_read_is_packed_again(library, folder, monkeypatc
     first, path = packed(folder, library), file_of(folder)
     entries = read_entries(path)
     path.write_bytes(path.read_bytes()[:-64])
-    before, looked = engine_weights.read_entries, []
+    before, looked = native_weights.read_entries, []
 
     def once(of):
         looked.append(of)
         return entries if len(looked) == 1 else before(of)
 
-    monkeypatch.setattr(engine_weights, "read_entries", once)
+    monkeypatch.setattr(native_weights, "read_entries", once)
     same(packed(folder, library), first)
 
 
@@ -179,7 +179,7 @@ def test_a_gguf_file_and_a_folder_of_its_weights_pack_alike(library, tmp_path, m
     """The folder is transformers' own writing of the module; of a quantised file, of what it stands for in fp32."""
     path = _gguf(model, tmp_path / "m.gguf", dtype)
     TorchRuntime.from_gguf(path, dtype="float32").module.save_pretrained(tmp_path / "folder")
-    for kind in KINDS:
+    for kind in DTYPES:
         same(packed(path, library, kind), packed(tmp_path / "folder", library, kind))
 
 
@@ -189,18 +189,18 @@ def test_shards_and_half_precision_pack_as_the_whole_in_fp32(library, tmp_path):
     module.float().save_pretrained(tmp_path / "whole")
     module.save_pretrained(tmp_path / "shards", max_shard_size="60KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
-    for kind in KINDS:
+    for kind in DTYPES:
         whole = packed(tmp_path / "whole", library, kind)
         same(packed(tmp_path / "half", library, kind), whole)
         same(packed(tmp_path / "shards", library, kind), whole)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DTYPES)
 def test_pieces_of_any_size_pack_alike(library, folder, monkeypatch, tmp_path, kind):
     """A large matrix passes through memory some rows at a time."""
     whole = packed(folder, library, kind)
     monkeypatch.setattr(weights, "_PIECE_VALUES", 72 * 7)
-    monkeypatch.setattr(engine_weights, "_ROWS", 32)
+    monkeypatch.setattr(native_weights, "_ROWS", 32)
     monkeypatch.setenv("LIKELY_CACHE", str(tmp_path / "other"))
     same(packed(folder, library, kind), whole)
 
@@ -319,7 +319,7 @@ UNKNOWN = {
 @pytest.mark.parametrize("what", UNKNOWN)
 def test_what_the_engine_does_not_compute_is_refused_and_names_torch(what):
     with pytest.raises(CapabilityError) as error:
-        EngineShape.of_config(UNKNOWN[what]())
+        Architecture.of_config(UNKNOWN[what]())
     assert "\n" not in str(error.value) and "runtime='torch'" in str(error.value)
 
 
@@ -336,7 +336,7 @@ def test_what_the_engine_does_not_compute_is_refused_and_names_torch(what):
 )
 def test_sizes_that_cannot_be_are_refused(config):
     with pytest.raises(ModelError, match=r"config\.json") as error:
-        EngineShape.of_config(config())
+        Architecture.of_config(config())
     assert "\n" not in str(error.value)
 
 
@@ -348,7 +348,7 @@ def test_rotations_are_those_of_transformers():
     """Frequencies bit for bit: angles are large, and another rounding would be seen far out in a text."""
     for name, make in CONFIGS.items():
         config = make()
-        shape = EngineShape.of_config(config_of(config))
+        shape = Architecture.of_config(config_of(config))
         module = transformers.AutoModelForCausalLM.from_config(config)
         rotary = module.model.rotary_emb
         if shape.family == "gemma3_text":
@@ -364,7 +364,7 @@ def test_a_model_runs_from_a_gguf_file_as_from_its_folder(library, tmp_path):
     TorchRuntime.from_gguf(path, dtype="float32").module.save_pretrained(tmp_path / "folder")
     rows = []
     for place in (path, tmp_path / "folder"):
-        runtime = NativeRuntime(place, kind="int8", threads=1, tokens_held=100)
+        runtime = NativeRuntime(place, dtype="int8", threads=1, tokens_held=100)
         rows.append(forward(runtime, runtime.open(), tokens_of(40)).logits)
         runtime.shutdown()
     np.testing.assert_array_equal(*rows)

@@ -10,7 +10,7 @@ import pytest
 
 from likely.errors import KvFull, ModelError
 from likely.runtimes.protocol import Capabilities, Limits, Output, Runtime, Want, Work
-from likely.runtimes.slots.layout import Layout
+from likely.runtimes.slots.layout import WorkLayout
 from likely.runtimes.slots.runtime import SlotRuntime
 from likely.runtimes.slots.table import TokenCount
 
@@ -41,7 +41,7 @@ class Memo(SlotRuntime):
             self.memory[numbers] = own
         found = []
         for of in zip(sequences, work, slots, strict=True):
-            piece = Layout.of(*of).piece(len(of[2]) - 1, len(of[2]))
+            piece = WorkLayout.of(*of).piece(len(of[2]) - 1, len(of[2]))
             found.append(Output(top_ids=self.memory[piece.slots[piece.visible(None)[0]]]))
         return found
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from likely.runtimes.llamacpp.tile_thread import on_tile_thread
+from likely.runtimes.llamacpp.library import on_tile_thread
 
 PROGRAM = """
 import sys

@@ -21,7 +21,7 @@ from likely.decoding.scheduling import SameLength
 from likely.errors import CapabilityError, KvFull, ModelError
 from likely.models.load import load_local
 from likely.runtimes.protocol import Want, Work
-from likely.runtimes.torch.aligned import GroupTorchRuntime, RepadTorchRuntime, Row, common_end
+from likely.runtimes.torch.aligned import GroupTorchRuntime, RectangleRow, RepadTorchRuntime, common_end
 from likely.runtimes.torch.runtime import TorchRuntime
 
 KINDS = {"mask": TorchRuntime, "repad": RepadTorchRuntime, "group": GroupTorchRuntime}
@@ -319,9 +319,9 @@ class PaddingByTokenId(Broken):
 
 
 def _without_pads(piece, window, text):
-    from likely.runtimes.slots.layout import Piece
+    from likely.runtimes.slots.layout import SequenceQueries
 
-    seen = Piece.visible(piece, window)
+    seen = SequenceQueries.visible(piece, window)
     first, last = piece.first_column(window), len(piece.slots)
     hidden = seen & (text[first:last] == PAD)[None, :]
     seen[hidden] = False
@@ -388,9 +388,9 @@ def test_a_model_loaded_by_group_generates_the_same(tmp_path):
 
 def test_common_end_wants_all_rows_of_one_rectangle_in_order():
     layers = [(torch.zeros(2, 1, 6, 4), torch.zeros(2, 1, 6, 4))]
-    rows = [Row(layers, 0, np.arange(1, 5)), Row(layers, 1, np.arange(3, 5))]
+    rows = [RectangleRow(layers, 0, np.arange(1, 5)), RectangleRow(layers, 1, np.arange(3, 5))]
     assert common_end(rows) == 5
     assert common_end(rows[::-1]) is None and common_end(rows[:1]) is None
-    assert common_end([rows[0], Row(layers, 1, np.arange(3, 6))]) is None
-    assert common_end([rows[0], Row(layers, 1, np.array([1, 4]))]) is None
-    assert common_end([Row([], 0, np.arange(0))]) is None
+    assert common_end([rows[0], RectangleRow(layers, 1, np.arange(3, 6))]) is None
+    assert common_end([rows[0], RectangleRow(layers, 1, np.array([1, 4]))]) is None
+    assert common_end([RectangleRow([], 0, np.arange(0))]) is None

@@ -12,7 +12,7 @@ import pytest
 from tiny_gguf import write_tiny_gemma3, write_tiny_llama
 
 from likely.errors import ModelError
-from likely.runtimes.llamacpp.tile_thread import on_tile_thread
+from likely.runtimes.llamacpp.library import on_tile_thread
 from likely.runtimes.protocol import Want, Work
 from likely.runtimes.rows import log_softmax
 from likely.runtimes.torch.runtime import TorchRuntime
@@ -223,7 +223,7 @@ import accelerate, gguf, numpy, torch, transformers
 from transformers import Gemma3ForCausalLM, LlamaForCausalLM
 from likely.runtimes.torch.runtime import TorchRuntime
 from likely.runtimes.protocol import Want, Work
-from likely.runtimes.llamacpp.tile_thread import on_tile_thread
+from likely.runtimes.llamacpp.library import on_tile_thread
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 torch.set_num_threads(1)
 before = peak()

@@ -85,7 +85,7 @@ def _first_use(shown: ExitStack) -> Callable[[int, int], None]:
     from likely.runtimes.native.build import has_compiler, is_built
 
     if sys.stderr.isatty() and has_compiler() and not is_built():
-        typer.echo("Compiling the native engine (once, some ten seconds)", err=True)
+        typer.echo("Compiling the native runtime (once, some ten seconds)", err=True)
     tick: Callable[[int], None] | None = None
     percent = 0
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from likely.code.name_masks import NameMasks
 from likely.decoding.constraint import unpack
 from likely.errors import CapabilityError
+from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import FloatArray, Runtime, Want, Work
 from likely.runtimes.protocol import Sequence as Kept
 from likely.runtimes.rows import logsumexp
@@ -23,7 +24,7 @@ class NameScorer:
 
     def __init__(self, runtime: Runtime, masks: NameMasks):
         if not runtime.capabilities.trees:
-            raise CapabilityError('choose="exact" needs a runtime with pending trees: torch, llamacpp')
+            raise CapabilityError(f'choose="exact" needs a runtime with pending trees: {kinds_with("trees")}')
         self.runtime, self.masks = runtime, masks
         self._sequence: Kept | None = None
         self._held: list[int] = []

@@ -24,6 +24,7 @@ from likely.decoding.scheduling import Policy
 from likely.decoding.sequence_state import SequenceState
 from likely.decoding.text import TextStream
 from likely.errors import CapabilityError, ConstraintError, KvFull, LikelyError, ModelError
+from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import Output, Runtime, Sequence, Want, Work
 
 
@@ -89,9 +90,9 @@ class Loop:
         if worst >= runtime.vocab_size:
             raise ValueError(f"logit_bias names token {worst}, the vocabulary has {runtime.vocab_size}")
         if max(request.samples, request.beams, request.particles) > 1 and not runtime.capabilities.fork:
-            raise CapabilityError("several samples from one prompt need a runtime that forks: torch, llamacpp")
+            raise CapabilityError(f"several samples from one prompt need a runtime that forks: {kinds_with('fork')}")
         if request.drafter is not None and not runtime.capabilities.trees:
-            raise CapabilityError("drafts need a runtime with pending tokens: torch, llamacpp")
+            raise CapabilityError(f"drafts need a runtime with pending tokens: {kinds_with('trees')}")
         constraint = request.constraint
         if constraint is not None and constraint.vocab_size != runtime.vocab_size:
             raise ValueError(

@@ -191,12 +191,12 @@ def for_llama_cpp(llama: Any, *, max_tokens: int | None = None, **form: Any) -> 
     form        schema=, regex=, grammar= or choices=, and fields of `FormSettings`; or constraint=
     """
     from likely.formats.gguf import read_header
-    from likely.runtimes.llamacpp.library import NativeModel
+    from likely.runtimes.llamacpp.library import LlamaModel
     from likely.runtimes.llamacpp.tokenizer import LlamaCppTokenizer
 
     path = Path(llama.model_path)
     header = read_header(path)
-    tokenizer = LlamaCppTokenizer(NativeModel(path, header, vocab_only=True), header)
+    tokenizer = LlamaCppTokenizer(LlamaModel(path, header, vocab_only=True), header)
     vocabulary = Vocabulary.of(tokenizer, tokenizer.vocab_size)
     return LlamaCppProcessor(Followed(_constraint(vocabulary, form), vocabulary, max_tokens))
 

@@ -5,16 +5,35 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
+from likely.errors import CapabilityError, nearest
 from likely.lm.model import Model
 from likely.models.catalog import DEFAULT_MODEL
 from likely.models.load import is_url, load_local
+from likely.runtimes.kinds import LocalOptions
 
 if TYPE_CHECKING:
+    import httpx
+
     from likely.lm.remote.model import RemoteModel
     from likely.lm.results import Answer, Generation
     from likely.scoring.scored import Scored
+
+
+class ServerOptions(TypedDict, total=False):
+    """Settings of a server: see `RemoteModel`."""
+
+    model: str | None
+    api_key: str | None
+    timeout_s: float
+    retries: int
+    backoff_s: float
+    transport: httpx.BaseTransport | None
+
+
+class LoadOptions(LocalOptions, ServerOptions, total=False):
+    """Settings of a runtime on this machine, or of a server."""
 
 
 def load(
@@ -22,26 +41,28 @@ def load(
     *,
     runtime: str | None = None,
     dtype: str | None = None,
-    engine: str | None = None,
     use: str = "single",
-    **options: Any,
+    **options: Unpack[LoadOptions],
 ) -> Model | RemoteModel:
     """Open a model: a known name ("smollm2", "gemma3"), GGUF file, folder, hub id, or URL of a server.
 
     runtime  "llamacpp", "torch" or "native"; None: llama.cpp for GGUF files where installed, else torch; "auto": what
              `likely bench` has measured as the fastest for `use` ("single" texts, a "batch" of them, "scoring")
-    dtype    torch: "float32" (the oracle) or "bfloat16"; native: "int8", "bfloat16" or "float32"
-    engine   "int8", "bf16" or "fp32": the native runtime in that dtype; "auto": runtime="auto"
-    options  of the runtime (context=, threads=) or of the server (model=, api_key=, timeout_s=)
+    dtype    torch: "float32" (the oracle), "bfloat16", "float16"; native: "int8", "bfloat16", "float32"; "int8" alone
+             means native
+    options  of the runtime (context=, threads= ...: `LocalOptions`) or of the server (model=, api_key= ...)
     """
     if is_url(name):
-        from likely.errors import CapabilityError
         from likely.lm.remote.model import RemoteModel
 
-        if (runtime, dtype, engine) != (None, None, None):
-            raise CapabilityError("a server chooses its own runtime, dtype and engine: load the URL without them")
-        return RemoteModel(name, **options)
-    loaded = load_local(name, runtime=runtime, dtype=dtype, engine=engine, use=use, **options)
+        if (runtime, dtype) != (None, None):
+            raise CapabilityError("a server chooses its own runtime and dtype: load the URL without them")
+        for option in options:
+            if option not in ServerOptions.__annotations__:
+                known = nearest(option, ServerOptions.__annotations__)
+                raise TypeError(f"a server has no option {option}={known}")
+        return RemoteModel(name, **cast("ServerOptions", options))
+    loaded = load_local(name, runtime=runtime, dtype=dtype, use=use, **cast("LocalOptions", options))
     for line in loaded.info.warnings:
         warnings.warn(line, stacklevel=2)
     return Model.from_loaded(loaded)

@@ -23,13 +23,13 @@ from likely.formats import families
 from likely.formats.gguf import GgufHeader, GgufWriter, Typed, encode_pair, read_header, u32
 from likely.formats.safetensors_file import FLOATS, read_folder, shard_names, write_header
 from likely.formats.weights import Step, Stored, read_values
-from likely.models.verify_conversion import Check, Scorer, compare_models
+from likely.models.verify_conversion import LikelihoodCheck, Scorer, compare_models
 from likely.tokenizers.files import metadata_from_folder, save_tokenizer, write_json
 from likely.tokenizers.gguf import tokenizer_from_gguf, tokenizer_from_header
 from likely.tokenizers.huggingface import HFTokenizer, read_json
 from likely.tokenizers.parity import compare_tokenizers, mismatch_message
 
-Format = Literal["f32", "f16", "bf16", "q8_0", "safetensors"]
+TargetFormat = Literal["f32", "f16", "bf16", "q8_0", "safetensors"]
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
 FILE_TYPE = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
@@ -57,7 +57,7 @@ class ConversionReport:
     types: dict[str, int]  # how many tensors have which type
     source_bytes: int
     target_bytes: int
-    check: Check | None
+    check: LikelihoodCheck | None
     seconds: float
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ def convert(
     source: str | Path,
     target: str | Path,
     *,
-    to: Format | str,
+    to: TargetFormat | str,
     progress: Progress | None = None,
     verify: bool = True,
     overwrite: bool = False,
@@ -89,7 +89,7 @@ def convert(
     to         f32, f16, bf16, q8_0: a GGUF file whose matrices have that type, all else F32.  safetensors: a folder
                that transformers loads; F16 and BF16 weights keep their type, all others become F32
     verify     score fixed strings on both (llama.cpp for GGUF files, torch for folders); refuse a target that differs
-    scorer     scores sequences of ids on a path; default: the installed engines
+    scorer     scores sequences of ids on a path; default: what is installed
     Memory: 32 MiB beside the largest matrix whose rows change places (Llama's queries and keys).
     """
     source, target, started = Path(source), Path(target), time.monotonic()
@@ -122,7 +122,7 @@ def convert(
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """The tensors of the target, and how it is written around them."""
 
     steps: list[Step]
@@ -131,7 +131,7 @@ class Plan:
     context_length: int
 
 
-def _plan(source: Path, to: str) -> Plan:
+def _plan(source: Path, to: str) -> ConversionPlan:
     if source.is_dir():
         return _folder_to_gguf(source, to)
     header = read_header(source)
@@ -143,7 +143,7 @@ def _plan(source: Path, to: str) -> Plan:
         raise ModelError(f"{source}: {error}") from None
 
 
-def _gguf_to_gguf(source: Path, header: GgufHeader, to: str) -> Plan:
+def _gguf_to_gguf(source: Path, header: GgufHeader, to: str) -> ConversionPlan:
     stored = Stored.in_gguf(source, header)
     steps = [Step(name, t.shape, _target_type(name, t.shape, t.type, to), t) for name, t in stored.items()]
     dropped = ("general.file_type", "split.", "quantize.imatrix.")
@@ -154,7 +154,7 @@ def _gguf_to_gguf(source: Path, header: GgufHeader, to: str) -> Plan:
             if not key.startswith(dropped)
         ]
     pairs.append(encode_pair("general.file_type", u32(FILE_TYPE[to])))
-    return Plan(
+    return ConversionPlan(
         steps,
         lambda path, count: _write_gguf(path, pairs, steps, count, header.alignment),
         _is_quantised(stored.values()),
@@ -173,7 +173,7 @@ def _target_type(name: str, shape: tuple[int, ...], type_name: str, to: str) -> 
     return to.upper()
 
 
-def _gguf_to_folder(source: Path, header: GgufHeader) -> Plan:
+def _gguf_to_folder(source: Path, header: GgufHeader) -> ConversionPlan:
     family, stored = families.family_of_header(header), Stored.in_gguf(source, header)
     rope = stored.pop(families.ROPE_FACTORS, None)
     factors = None if rope is None else np.concatenate(list(read_values(rope)))
@@ -194,10 +194,10 @@ def _gguf_to_folder(source: Path, header: GgufHeader) -> Plan:
         write_json(folder / "config.json", config)
         save_tokenizer(tokenizer, folder, context_length=config["max_position_embeddings"])
 
-    return Plan(steps, write, _is_quantised(stored.values()), config["max_position_embeddings"])
+    return ConversionPlan(steps, write, _is_quantised(stored.values()), config["max_position_embeddings"])
 
 
-def _folder_to_gguf(source: Path, to: str) -> Plan:
+def _folder_to_gguf(source: Path, to: str) -> ConversionPlan:
     config = read_json(source / "config.json")
     if not config:
         raise ModelError(f"{source}: config.json is missing or empty")
@@ -237,7 +237,7 @@ def _folder_to_gguf(source: Path, to: str) -> Plan:
     pairs = [encode_pair(key, value) for key, value in named.items()]
     length = named[f"{architecture}.context_length"]
     assert isinstance(length, Typed)
-    return Plan(steps, lambda path, count: _write_gguf(path, pairs, steps, count), False, int(length.value))
+    return ConversionPlan(steps, lambda path, count: _write_gguf(path, pairs, steps, count), False, int(length.value))
 
 
 def _is_tied(config: dict[str, Any]) -> bool:
@@ -305,7 +305,7 @@ def _counted(progress: Progress | None, total: int) -> Callable[[int], None]:
 # --- checking --------------------------------------------------------------------------------------------------------
 
 
-def _verify(source: Path, partial: Path, plan: Plan, to: str, scorer: Scorer | None) -> Check:
+def _verify(source: Path, partial: Path, plan: ConversionPlan, to: str, scorer: Scorer | None) -> LikelihoodCheck:
     before = HFTokenizer.from_folder(source) if source.is_dir() else tokenizer_from_gguf(source)
     after = HFTokenizer.from_folder(partial) if partial.is_dir() else tokenizer_from_gguf(partial)
     if mismatches := compare_tokenizers(before, after):

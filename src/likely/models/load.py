@@ -1,22 +1,21 @@
-"""From a name, file, folder, hub id to a running model: which engine, which tokenizer, and what it is."""
+"""From a name, file, folder or hub id to a running model: resolve it, choose the kind of runtime, open it."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from likely.errors import CapabilityError, ModelError, missing_extra, nearest
+from likely.io.hashes import file_sha256, folder_sha256
 from likely.models.catalog import KNOWN, find_model, known_model
+from likely.runtimes.kinds import ALIGNMENTS, DTYPES, KINDS, LocalOptions, RuntimeKind, Source
 from likely.runtimes.protocol import Runtime
 from likely.tokenizers.protocol import Tokenizer
 
-RUNTIMES = ("llamacpp", "torch", "native")
-ALIGN = ("mask", "repad", "group")
-DTYPES = ("float32", "bfloat16", "float16")
-ENGINES = {"int8": "int8", "bf16": "bfloat16", "fp32": "float32"}  # of the native runtime, and their dtypes
 USES = ("single", "batch", "scoring")
 
 
@@ -41,26 +40,51 @@ class Loaded:
     info: ModelInfo
 
 
-def installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+def load_local(
+    source: str,
+    *,
+    runtime: str | None = None,
+    dtype: str | None = None,
+    use: str = "single",
+    **options: Unpack[LocalOptions],
+) -> Loaded:
+    """Open a model on this machine.
+
+    runtime  "llamacpp", "torch", "native" (likely's own C++), or None: llama.cpp for GGUF files where it is installed
+             and no dtype is given, else torch.  "auto": what `likely bench` has measured as the fastest for `use`; the
+             same as None where nothing was measured
+    dtype    of torch: "float32" (the oracle), "bfloat16", "float16"; of native: "int8", "bfloat16", "float32" ("int8"
+             alone means native); llama.cpp computes in the types of its file
+    use      what "auto" is to be fast at: "single" texts, a "batch" of them, or "scoring"
+    options  of the runtime, see `LocalOptions`
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    _check_words(runtime, dtype, use, given)
+    where, place = resolve(source)
+    kind, dtype = _choose(where, place, runtime, dtype, use)
+    _check_kind(kind, where, place, dtype)
+    opened, tokenizer, path, warnings = _OPEN[kind.name](where, place, dtype, _options_of(kind, given))
+    info = ModelInfo(
+        name=source,
+        source=str(place),
+        runtime=kind.name,
+        dtype=str(opened.dtype).removeprefix("torch."),
+        sha256=_sha256(path),
+        tokenizer=tokenizer.fingerprint,
+        template=tokenizer.chat_template is not None,
+        warnings=warnings,
+    )
+    return Loaded(opened, tokenizer, info)
 
 
-def available_runtimes() -> dict[str, bool]:
-    """Which engines this environment can run."""
-    from likely.runtimes.native.build import has_compiler
-
-    return {
-        "llamacpp": installed("llama_cpp"),
-        "torch": installed("torch") and installed("transformers"),
-        "native": has_compiler() and installed("gguf"),
-    }
+# --- resolve ----------------------------------------------------------------------------------------------------------
 
 
 def is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def resolve(source: str) -> tuple[str, Path | str]:
+def resolve(source: str) -> tuple[Source, Path | str]:
     """("gguf", file) | ("folder", folder) | ("hub", id).  ModelError with the nearest name otherwise."""
     if known_model(source):
         return "gguf", find_model(source)
@@ -84,213 +108,171 @@ def resolve(source: str) -> tuple[str, Path | str]:
     )
 
 
-def load_local(
-    source: str,
-    *,
-    runtime: str | None = None,
-    dtype: str | None = None,
-    engine: str | None = None,
-    use: str = "single",
-    **options: Any,
-) -> Loaded:
-    """Open a model on this machine.
+# --- choose -----------------------------------------------------------------------------------------------------------
 
-    runtime  "llamacpp", "torch", "native" (likely's own engine), or None: llama.cpp for GGUF files where it is
-             installed, torch otherwise.  "auto": what `likely bench` has measured as the fastest for `use`; the same as
-             None where nothing was measured
-    dtype    of the torch runtime ("float32" is the oracle) and the native one ("int8", "bfloat16", "float32");
-             llama.cpp computes in the types of its file
-    engine   "int8", "bf16" or "fp32": short for the native runtime in that dtype; "auto": for runtime="auto".
-             Where the native engine cannot run a model, transformers runs bf16 and fp32, with a warning
-    use      what "auto" is to be fast at: "single" texts, a "batch" of them, or "scoring"
-    options  passed to the runtime (context=, threads=, sequences=, ...); align= of the torch runtime says how rows of
-             a batch are kept in step: "mask" (default: nothing moves), "repad" or "group" (see torch_aligned)
-    """
-    may_fall_back = engine in ("bf16", "fp32")  # formats that transformers computes in, too
-    if engine is not None:
-        runtime, dtype = _of_engine(engine, runtime, dtype)
+
+def installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def available_runtimes() -> dict[str, bool]:
+    """Which kinds of runtime this environment has."""
+    from likely.runtimes.native.build import has_compiler
+
+    return {
+        name: all(map(installed, kind.packages)) and (not kind.compiles or has_compiler())
+        for name, kind in KINDS.items()
+    }
+
+
+def _check_words(runtime: str | None, dtype: str | None, use: str, options: dict[str, Any]) -> None:
+    """Refuse unknown words, with the nearest known one, before anything is read."""
     for name, value, allowed in (
-        ("runtime", runtime, (*RUNTIMES, "auto")),
-        ("dtype", dtype, (*DTYPES, "int8")),
+        ("runtime", runtime, (*KINDS, "auto")),
+        ("dtype", dtype, DTYPES),
         ("use", use, USES),
-        ("align", options.get("align"), ALIGN),
+        ("align", options.get("align"), ALIGNMENTS),
     ):
         if value is not None and value not in allowed:
             raise ModelError(f'unknown {name} "{value}"{nearest(value, allowed)} (allowed: {", ".join(allowed)})')
-    kind, place = resolve(source)
+    known = ["runtime", "dtype", "use", *LocalOptions.__annotations__]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"a model on this machine has no option {name}={nearest(name, known)}")
+
+
+def _choose(
+    where: Source, place: Path | str, runtime: str | None, dtype: str | None, use: str
+) -> tuple[RuntimeKind, str | None]:
+    """The kind of runtime that was asked for, or the default one; and the dtype, None for the kind's own default."""
     have = available_runtimes()
     if runtime == "auto":
-        runtime, dtype = _fastest(kind, place, dtype, use, have)
+        runtime, dtype = _fastest(where, place, dtype, use, have)
     if runtime is None:
-        runtime = "llamacpp" if kind == "gguf" and have["llamacpp"] and dtype is None else "torch"
-        runtime = "native" if dtype == "int8" else runtime
-        if kind == "gguf" and not any(have.values()):
-            raise ModelError("no engine is installed. Run: pip install 'likely[local]' (llama.cpp) or 'likely[torch]'")
-    if not have[runtime] and runtime != "native":  # which says itself what is missing
-        extra = {"llamacpp": "local", "torch": "torch"}[runtime]
-        raise CapabilityError(f"runtime {runtime} is not installed. Run: pip install 'likely[{extra}]'")
-    if runtime != "torch" and (align := options.pop("align", "mask")) != "mask":
-        raise CapabilityError(f'align="{align}" is for the torch runtime; {runtime} needs none: leave it out')
-    if runtime != "native":
-        options.pop("progress", None)
-    if runtime == "native":
-        try:
-            return _native(source, kind, place, dtype, options)
-        except CapabilityError as error:
-            if not (may_fall_back and have["torch"]):
-                raise
-            options.pop("progress", None)
-            loaded = _torch(source, kind, place, dtype, options)
-            loaded.info.warnings.append(f"{error}; transformers runs it instead")
-            return loaded
-    if dtype == "int8":
-        raise CapabilityError(f'{runtime} has no dtype "int8": use runtime="native"')
-    if runtime == "llamacpp":
-        if kind != "gguf":
-            raise CapabilityError(
-                f"llamacpp reads GGUF files; {place} is not one. Run: likely convert {place} out.gguf"
-            )
-        if dtype is not None:
-            raise CapabilityError(
-                f'llamacpp computes in the types of its file; for dtype="{dtype}" use runtime="torch", '
-                f"or likely convert --to f32"
-            )
-        return _llamacpp(source, Path(place), options)
-    return _torch(source, kind, place, dtype, options)
-
-
-def _of_engine(engine: str, runtime: str | None, dtype: str | None) -> tuple[str, str | None]:
-    """The runtime and dtype that engine= stands for."""
-    if engine not in (*ENGINES, "auto"):
-        raise ModelError(f'unknown engine "{engine}"{nearest(engine, ENGINES)} (allowed: {", ".join(ENGINES)}, auto)')
-    if dtype is not None:
-        raise CapabilityError(f'engine="{engine}" says the dtype already: leave out dtype="{dtype}"')
-    meant = "auto" if engine == "auto" else "native"
-    if runtime not in (None, meant):
-        raise CapabilityError(f'engine="{engine}" is of runtime="{meant}": leave out runtime="{runtime}"')
-    return meant, ENGINES.get(engine)
+        if where == "gguf" and not any(have.values()):
+            raise ModelError(f"no runtime is installed. Run: {KINDS['llamacpp'].pip} (llama.cpp) or 'likely[torch]'")
+        if where == "gguf" and dtype is None and have["llamacpp"]:
+            runtime = "llamacpp"
+        else:
+            runtime = "torch" if dtype in (None, *KINDS["torch"].dtypes) else "native"
+    if not have[runtime] and runtime != "native":  # native says itself what is missing
+        raise missing_extra(f"runtime {runtime}", KINDS[runtime].extra)
+    return KINDS[runtime], dtype
 
 
 def _fastest(
-    kind: str, place: Path | str, dtype: str | None, use: str, have: dict[str, bool]
+    where: Source, place: Path | str, dtype: str | None, use: str, have: dict[str, bool]
 ) -> tuple[str | None, str | None]:
     """The runtime and dtype whose measured calls are the fastest here for `use`; without measurements (None, dtype)."""
-    from likely.io.hashes import file_sha256, folder_sha256
     from likely.runtimes.cost_curve import CostCurve
     from likely.runtimes.machine import machine
 
-    if kind == "hub":
+    if where == "hub":
         return None, dtype
-    sha256 = file_sha256(place) if kind == "gguf" else folder_sha256(place)
     best: tuple[float, str, str] | None = None
-    for curve in CostCurve.of_source(sha256, machine().cpu):
-        name, engine = curve.rows[0].runtime, curve.rows[0].engine
+    for curve in CostCurve.of_source(_sha256(Path(place)), machine().cpu):
+        name, computed = curve.rows[0].runtime, curve.rows[0].dtype
         seconds = curve.seconds_per_token(use)
-        if seconds is None or not have.get(name) or (dtype is not None and engine != dtype):
+        if seconds is None or not have.get(name) or (dtype is not None and computed != dtype):
             continue
-        best = min(best, (seconds, name, engine)) if best else (seconds, name, engine)
+        best = min(best, (seconds, name, computed)) if best else (seconds, name, computed)
     if best is None:
         return None, dtype
-    return best[1], None if best[1] == "llamacpp" else best[2]
+    return best[1], best[2] if KINDS[best[1]].dtypes else None
 
 
-def _llamacpp(name: str, path: Path, options: dict[str, Any]) -> Loaded:
-    from likely.io.hashes import file_sha256
+def _check_kind(kind: RuntimeKind, where: Source, place: Path | str, dtype: str | None) -> None:
+    """Refuse a source that this kind cannot read and a dtype that it does not compute in."""
+    if where not in kind.reads:
+        raise CapabilityError(f"{kind.name} reads GGUF files; {place} is not one. Run: likely convert {place} out.gguf")
+    if dtype is not None and dtype not in kind.dtypes:
+        others = " or ".join(f'runtime="{name}"' for name, other in KINDS.items() if dtype in other.dtypes)
+        raise CapabilityError(
+            f"{kind.name} computes in {', '.join(kind.dtypes) or 'the types of its file'}; "
+            f'for dtype="{dtype}" use {others}'
+        )
+
+
+def _options_of(kind: RuntimeKind, options: dict[str, Any]) -> dict[str, Any]:
+    """What is passed to a runtime of this kind; CapabilityError for an option of another kind."""
+    if options.get("align") == "mask":  # what every kind does
+        del options["align"]
+    if "progress" not in kind.options:  # nothing of it takes long
+        options.pop("progress", None)
+    for name in options:
+        if name not in kind.options:
+            others = ", ".join(other.name for other in KINDS.values() if name in other.options)
+            raise CapabilityError(f"{name}= is an option of {others}; {kind.name} has no such setting: leave it out")
+    return options
+
+
+# --- open -------------------------------------------------------------------------------------------------------------
+
+Opened = tuple[Any, Tokenizer, Path, list[str]]  # the runtime, its tokenizer, where the model lies, warnings
+
+
+def _open_llamacpp(where: Source, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
     from likely.runtimes.llamacpp.runtime import LlamaCppRuntime
 
-    runtime = LlamaCppRuntime(path, **options)
-    tokenizer = runtime.tokenizer
-    info = ModelInfo(
-        name=name,
-        source=str(path),
-        runtime="llamacpp",
-        dtype=runtime.dtype,
-        sha256=file_sha256(path),
-        tokenizer=tokenizer.fingerprint,
-        template=tokenizer.chat_template is not None,
-    )
-    return Loaded(runtime, tokenizer, info)
+    runtime = LlamaCppRuntime(place, **options)
+    return runtime, runtime.tokenizer, Path(place), []
 
 
-def _native(name: str, kind: str, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Loaded:
+def _open_torch(where: Source, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
+    from likely.runtimes.torch.aligned import RUNTIMES
+
+    runtime_class = RUNTIMES[options.pop("align", "mask")]
+    if where == "hub":  # fetched by transformers, then there
+        runtime = runtime_class.from_pretrained(str(place), dtype=dtype, **_tokens_held(options))
+        path = _hub_folder(str(place), local=True)
+        return runtime, *_tokenizer(path)
+    tokenizer, path, warnings = _tokenizer(Path(place))
+    load = runtime_class.from_gguf if where == "gguf" else runtime_class.from_pretrained
+    return load(path, dtype=dtype, **_tokens_held(options)), tokenizer, path, warnings
+
+
+def _open_native(where: Source, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
     from likely.runtimes.native.runtime import NativeRuntime
-    from likely.tokenizers.huggingface import HFTokenizer
 
-    kinds = {of: engine for engine, of in ENGINES.items()}
-    if (engine := kinds.get(dtype or "int8")) is None:
-        raise CapabilityError(f'the native runtime has no dtype "{dtype}" (it has {", ".join(kinds)})')
-    options = dict(options)
-    if (context := options.pop("context", None)) is not None:
-        options["tokens_held"] = context
-    path = _hub_folder(str(place), local=False) if kind == "hub" else Path(place)
-    runtime = NativeRuntime(path, kind=engine, **options)
-    warnings: list[str] = []
-    if kind == "gguf":
-        from likely.tokenizers.gguf import tokenizer_from_gguf
-
-        tokenizer = tokenizer_from_gguf(path)
-        warnings += _parity_warnings(path, tokenizer)
-    else:
-        tokenizer = HFTokenizer.from_folder(path)
-    info = ModelInfo(
-        name=name,
-        source=str(place),
-        runtime="native",
-        dtype=ENGINES[engine],
-        sha256=runtime.sha256,
-        tokenizer=tokenizer.fingerprint,
-        template=tokenizer.chat_template is not None,
-        warnings=warnings,
-    )
-    return Loaded(runtime, tokenizer, info)
+    path = _hub_folder(str(place), local=False) if where == "hub" else Path(place)
+    runtime = NativeRuntime(path, dtype=dtype or KINDS["native"].dtypes[0], **_tokens_held(options))
+    return runtime, *_tokenizer(path)
 
 
-def _torch(name: str, kind: str, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Loaded:
-    from likely.io.hashes import file_sha256, folder_sha256
-    from likely.runtimes.torch.aligned import GroupTorchRuntime, RepadTorchRuntime
-    from likely.runtimes.torch.runtime import TorchRuntime
-    from likely.tokenizers.huggingface import HFTokenizer
-
-    options = dict(options)
-    kinds: dict[str, type[TorchRuntime]] = {
-        "mask": TorchRuntime, "repad": RepadTorchRuntime, "group": GroupTorchRuntime
-    }  # fmt: skip
-    engine = kinds[options.pop("align", "mask")]
-    if (threads := options.pop("threads", None)) is not None:
-        import torch
-
-        torch.set_num_threads(threads)  # torch has one setting for the whole process
-    if (context := options.pop("context", None)) is not None:
-        options["tokens_held"] = context
-    warnings: list[str] = []
-    if kind == "gguf":
-        from likely.formats.gguf import read_header
-        from likely.tokenizers.gguf import tokenizer_from_gguf
-
-        read_header(place)
-        tokenizer = tokenizer_from_gguf(place)
-        warnings += _parity_warnings(Path(place), tokenizer)
-        runtime = engine.from_gguf(place, dtype=dtype, **options)
-        digest = file_sha256(place)
-    else:
-        runtime = engine.from_pretrained(str(place), dtype=dtype, **options)
-        folder = Path(place) if kind == "folder" else _hub_folder(str(place))
-        tokenizer = HFTokenizer.from_folder(folder)
-        digest = folder_sha256(folder)
-    info = ModelInfo(
-        name=name,
-        source=str(place),
-        runtime="torch",
-        dtype=str(runtime.dtype).removeprefix("torch."),
-        sha256=digest,
-        tokenizer=tokenizer.fingerprint,
-        template=tokenizer.chat_template is not None,
-        warnings=warnings,
-    )
-    return Loaded(runtime, tokenizer, info)
+_OPEN: dict[str, Callable[[Source, Path | str, str | None, dict[str, Any]], Opened]] = {
+    "llamacpp": _open_llamacpp, "torch": _open_torch, "native": _open_native
+}  # fmt: skip
 
 
-def _hub_folder(name: str, *, local: bool = True) -> Path:
+def _tokens_held(options: dict[str, Any]) -> dict[str, Any]:
+    """Runtimes over slots count what they hold, whatever the model's own context is."""
+    return {"tokens_held" if name == "context" else name: value for name, value in options.items()}
+
+
+def _sha256(path: Path) -> str:
+    return folder_sha256(path) if path.is_dir() else file_sha256(path)
+
+
+def _tokenizer(path: Path) -> tuple[Tokenizer, Path, list[str]]:
+    """Of a folder or a GGUF file; with a warning where llama.cpp is installed and gives other ids for the same file."""
+    if path.is_dir():
+        from likely.tokenizers.huggingface import HFTokenizer
+
+        return HFTokenizer.from_folder(path), path, []
+    from likely.tokenizers.gguf import tokenizer_from_gguf
+    from likely.tokenizers.parity import compare_tokenizers, mismatch_message
+
+    tokenizer = tokenizer_from_gguf(path)
+    if not installed("llama_cpp"):
+        return tokenizer, path, []
+    from likely.runtimes.llamacpp.tokenizer import vocabulary_of
+
+    with vocabulary_of(path) as reference:
+        mismatches = compare_tokenizers(tokenizer, reference)
+    return tokenizer, path, [mismatch_message(mismatches)] if mismatches else []
+
+
+def _hub_folder(name: str, *, local: bool) -> Path:
     """Where the hub client keeps a model's files. local: they are there, since transformers has just loaded them."""
     try:
         from huggingface_hub import snapshot_download
@@ -302,15 +284,3 @@ def _hub_folder(name: str, *, local: bool = True) -> Path:
     except (OSError, ValueError) as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"{name}: cannot be fetched from the hub ({line})") from None
-
-
-def _parity_warnings(path: Path, tokenizer: Tokenizer) -> list[str]:
-    """Our tokenizer of a GGUF file against llama.cpp's own, where that is installed: ids must be the same."""
-    if not installed("llama_cpp"):
-        return []
-    from likely.runtimes.llamacpp.tokenizer import vocabulary_of
-    from likely.tokenizers.parity import compare_tokenizers, mismatch_message
-
-    with vocabulary_of(path) as reference:
-        mismatches = compare_tokenizers(tokenizer, reference)
-    return [mismatch_message(mismatches)] if mismatches else []

@@ -30,15 +30,15 @@ Scorer = Callable[[Path, list[list[int]]], list[Logprobs]]
 
 
 @dataclass(frozen=True)
-class Check:
+class LikelihoodCheck:
     """Per token: |log p on the source - log p on the target|, in nats, over all tokens after the first of each text."""
 
     tokens: int
     mean_abs_difference: float
     max_abs_difference: float
     bound: float  # on the mean
-    source_engine: str
-    target_engine: str
+    source_runtime: str
+    target_runtime: str
 
 
 def compare_models(
@@ -49,17 +49,19 @@ def compare_models(
     bound: float,
     scorer: Scorer | None = None,
     context_length: int = 512,
-) -> Check:
+) -> LikelihoodCheck:
     """Score TEXTS on both. ModelError if the mean difference is above `bound` or a number is not finite."""
     sequences = [begin(tokenizer, tokenizer.encode(text))[:context_length] for text in TEXTS]
     sequences = [tokens for tokens in sequences if len(tokens) > 1]
     names, scores = [], []
     for path in (source, target):
-        name, score = ("given", scorer) if scorer is not None else engine_for(path)
+        name, score = ("given", scorer) if scorer is not None else runtime_for(path)
         names.append(name)
         scores.append(np.concatenate(score(path, sequences)))
     difference = np.abs(scores[0] - scores[1])
-    check = Check(len(difference), float(difference.mean()), float(difference.max()), bound, names[0], names[1])
+    check = LikelihoodCheck(
+        len(difference), float(difference.mean()), float(difference.max()), bound, names[0], names[1]
+    )
     if not np.isfinite(difference).all():
         raise ModelError("the converted model gives log-probabilities that are not finite; it was not kept")
     if check.mean_abs_difference > bound:
@@ -70,7 +72,7 @@ def compare_models(
     return check
 
 
-def engine_for(path: Path) -> tuple[str, Scorer]:
+def runtime_for(path: Path) -> tuple[str, Scorer]:
     """llama.cpp for a GGUF file, torch for a folder, torch for both where llama.cpp is not installed."""
     has_torch = importlib.util.find_spec("torch") is not None and importlib.util.find_spec("transformers") is not None
     if path.is_file() and importlib.util.find_spec("llama_cpp") is not None:
@@ -79,7 +81,7 @@ def engine_for(path: Path) -> tuple[str, Scorer]:
         return "torch", score_with_torch
     extra = "local" if path.is_file() else "torch"
     raise CapabilityError(
-        f"no engine can score {path.name}, so the result cannot be checked: "
+        f"no runtime here can score {path.name}, so the result cannot be checked: "
         f"pip install 'likely[{extra}]', or convert with verify=False"
     )
 

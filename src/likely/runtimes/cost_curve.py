@@ -21,11 +21,11 @@ SEQUENCES = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class Cost:
+class CallCost:
     """One measured call: `sequences` sequences with `context` kept tokens each, `positions` new tokens in all."""
 
     runtime: str
-    engine: str
+    dtype: str
     positions: int
     sequences: int
     context: int
@@ -38,13 +38,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class CostCurve:
-    """All rows of one model on one engine; `seconds(n)` interpolates single-sequence calls.
+    """All rows of one model on one runtime; `seconds(n)` interpolates single-sequence calls.
 
-    source  sha256 of the model's files: what curves of several engines have in common
+    source  sha256 of the model's files: what curves of several runtimes have in common
     """
 
     revision: str
-    rows: list[Cost] = field(default_factory=list)
+    rows: list[CallCost] = field(default_factory=list)
     source: str = ""
 
     def seconds(self, positions: int) -> float:
@@ -89,7 +89,7 @@ class CostCurve:
 
     @classmethod
     def of_source(cls, source: str, cpu: str) -> list[CostCurve]:
-        """The stored curves of one model on this kind of processor, one per engine."""
+        """The stored curves of one model on this kind of processor, one per runtime and dtype."""
         found = [cls._read(path) for path in sorted((cache_dir() / "cost").glob("*.json"))]
         return [c for c in found if c and c.rows and c.source == source and all(r.cpu == cpu for r in c.rows)]
 
@@ -97,13 +97,13 @@ class CostCurve:
     def _read(cls, path: Path) -> CostCurve | None:
         try:
             data = json.loads(path.read_text())
-            return cls(data["revision"], [Cost(**row) for row in data["rows"]], data.get("source", ""))
+            return cls(data["revision"], [CallCost(**row) for row in data["rows"]], data.get("source", ""))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
 
 def curve_path(revision: str) -> Path:
-    """Revisions of several engines begin alike: the name is a digest of all of it."""
+    """Revisions of several runtimes begin alike: the name is a digest of all of it."""
     return cache_dir() / "cost" / f"{hashlib.sha256(revision.encode()).hexdigest()[:32]}.json"
 
 
@@ -111,7 +111,7 @@ def measure(
     runtime: Runtime,
     *,
     name: str,
-    engine: str,
+    dtype: str,
     threads: int,
     cpu: str,
     source: str = "",
@@ -171,7 +171,7 @@ def measure(
     rows = []
     for (kind, context, count, n), found in times.items():
         median = float(np.median(found))
-        rows.append(Cost(name, engine, n, count, context, threads, cpu, median * 1e3, n / median, kind))
+        rows.append(CallCost(name, dtype, n, count, context, threads, cpu, median * 1e3, n / median, kind))
     return CostCurve(runtime.revision, rows, source)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.errors import CapabilityError, ModelError
+from likely.runtimes.kinds import kinds_with
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -182,7 +183,7 @@ class Runtime(Protocol):
     context_length: int
     capabilities: Capabilities
     limits: Limits
-    revision: str  # of weights, adapter and engine settings: a change invalidates sequences, packs and caches
+    revision: str  # of weights, adapter and settings: a change invalidates sequences, packs and caches
 
     def open(self) -> Sequence: ...
     def fork(self, sequence: Sequence, length: int | None = None) -> Sequence: ...
@@ -248,10 +249,10 @@ def _check_parents(item: Work, n: int, capabilities: Capabilities) -> int:
         depths.append(1 + (depths[parent] if parent >= 0 else 0))
     is_chain = all(p == first + i - 1 for i, p in enumerate(parents.tolist()))
     if not capabilities.trees and not (is_chain and first == 0 and item.attention == "causal"):
-        raise CapabilityError("this runtime cannot hold a tree of pending tokens; torch and llamacpp can")
+        raise CapabilityError(f"this runtime cannot hold a tree of pending tokens (can: {kinds_with('trees')})")
     if item.attention == "full":
         if not capabilities.full_attention:
-            raise CapabilityError("this runtime has no full attention; use runtime='torch'")
+            raise CapabilityError(f"this runtime has no full attention (have: {kinds_with('full_attention')})")
         if not is_chain or first:
             raise ValueError("full attention takes one canvas: a chain, with nothing pending before it")
     return max(depths)
@@ -261,7 +262,7 @@ def _check_layers(item: Work, capabilities: Capabilities) -> None:
     plan, sequence = item.layers, item.sequence
     if plan is not None:
         if not capabilities.layers:
-            raise CapabilityError("this runtime cannot leave out layers; use runtime='torch'")
+            raise CapabilityError(f"this runtime cannot leave out layers (can: {kinds_with('layers')})")
         named = plan.skip_attention | plan.skip_mlp
         if bad := sorted(n for n in named if not 0 <= n < capabilities.layers):
             raise ValueError(f"layer {bad[0]} is outside 0..{capabilities.layers - 1}")
@@ -278,7 +279,7 @@ def _check_want(want: Want, n: int, vocab_size: int, capabilities: Capabilities)
     if not 0 <= want.top <= vocab_size:
         raise ValueError(f"top must lie in 0..{vocab_size}, got {want.top}")
     if want.hidden and not capabilities.hidden:
-        raise CapabilityError("this runtime does not give hidden states; use runtime='torch'")
+        raise CapabilityError(f"this runtime does not give hidden states (do: {kinds_with('hidden')})")
     if want.pairs is not None and len(want.pairs):
         pairs = np.asarray(want.pairs)
         if pairs.ndim != 2 or pairs.shape[1] != 2:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from likely.errors import CapabilityError, DataError
 from likely.metrics.checks import Floats
+from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import Want, Work
 from likely.scoring.choices import ChoiceItem, Normalise, Style, choice_item, choice_pairs, score_choices
 
@@ -41,7 +42,7 @@ def hidden_states(lm: Any, prompts: Sequence[str], *, progress: Callable[[int], 
     runtime = getattr(lm, "runtime", None)
     if runtime is None or not runtime.capabilities.hidden:
         what = "a server" if runtime is None else type(runtime).__name__
-        raise CapabilityError(f'{what} gives no hidden states: load the model with likely.load(..., runtime="torch")')
+        raise CapabilityError(f"{what} gives no hidden states; runtimes that do: {kinds_with('hidden')}")
     found = []
     for group in _groups([lm.encode_prompt(prompt) for prompt in prompts], runtime.free_tokens()):
         opened = []
@@ -105,7 +106,7 @@ def _groups(texts: Sequence[list[int]], free: int) -> Iterator[list[list[int]]]:
 class HiddenFeatures:
     """texts → (N, D): the hidden state after the last token of each, of a frozen model.
 
-    lm      a model whose runtime gives hidden states (`likely.load(name, runtime="torch")`), or CapabilityError
+    lm      a model whose runtime gives hidden states (torch, native), or CapabilityError
     prompt  what a text is put into; "{}" stands for it
 
     See `hidden_states`: a text that does not fit the model's context is an error, none is cut.

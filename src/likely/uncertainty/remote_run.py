@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from likely.errors import CapabilityError
+from likely.runtimes.kinds import kinds_with
 from likely.uncertainty.p_true import answers, p_true_of, p_true_prompts
 from likely.uncertainty.plan import Plan
 from likely.uncertainty.types import Floats, Gathered, GenerationScores
@@ -26,7 +27,7 @@ def gather_remotely(
     """See `plan.gather`."""
     for need, why in (("token_entropy", "a server gives no entropies"), ("beams", "a server has no beam search")):
         if need in plan.needs:
-            raise CapabilityError(f"{why}: load the model locally (torch, llamacpp), or leave out what needs {need}")
+            raise CapabilityError(f"{why}: load the model locally ({kinds_with()}), or leave out what needs {need}")
     greedy: list[Any] = []
     samples: list[list[Any]] = []
     jobs: list[tuple[str, str | None, int | None]] = []
@@ -71,7 +72,7 @@ def _scores(groups: Sequence[Sequence[Any]], note: str = NOTE) -> GenerationScor
     if any(text.token_logprobs is None for text in made):
         raise CapabilityError(
             "this server gives no log-probabilities of what it writes, and these estimators rest on them: use a "
-            "server that does, or load the model locally (torch, llamacpp)"
+            f"server that does, or load the model locally ({kinds_with()})"
         )
     sizes = [_sizes(text) for text in made]
     return GenerationScores(

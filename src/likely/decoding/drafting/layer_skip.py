@@ -23,6 +23,7 @@ from likely.decoding.sampling import generator, gumbel, processed_logprobs, tran
 from likely.errors import CapabilityError
 from likely.io.hashes import cache_dir
 from likely.io.whole_file import write_whole_file
+from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import FloatArray, LayerPlan, Runtime, Sequence
 from likely.runtimes.rows import log_softmax
 
@@ -93,7 +94,7 @@ class LayerSkip:
         """
         layers = runtime.capabilities.layers
         if not layers:
-            raise CapabilityError("skip needs a runtime that can leave out layers; load the model with runtime='torch'")
+            raise CapabilityError(f"skip needs a runtime that can leave out layers: {kinds_with('layers')}")
         if not argument.strip():
             plan = saved_plan(runtime.revision, layers) or default_plan(layers)
         else:
@@ -136,7 +137,7 @@ class SkipDrafter:
 
     def attach(self, runtime: Runtime, held: Sequence, root: int) -> None:
         if not runtime.capabilities.layers:
-            raise CapabilityError("skip needs a runtime that can leave out layers; load the model with runtime='torch'")
+            raise CapabilityError(f"skip needs a runtime that can leave out layers: {kinds_with('layers')}")
         self.runtime, self._held, self._root = runtime, held, root
 
     def propose(self, budget: int) -> Draft:

@@ -28,6 +28,7 @@ from likely.lm.remote.reply import (
 from likely.lm.results import Answer, Generation
 from likely.models.chat_template import Message, check_messages
 from likely.models.load import ModelInfo
+from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import Capabilities
 from likely.scoring.scored import Scored
 
@@ -419,7 +420,7 @@ class RemoteStream:
 def _no_scoring(why: str) -> CapabilityError:
     return CapabilityError(
         f'This server returned no log-probabilities for the prompt, so "score" would be meaningless ({why}). '
-        f"Use a runtime with prompt scoring: torch, llamacpp."
+        f"Use a runtime with prompt scoring: {kinds_with()}."
     )
 
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.runtimes.llamacpp.library import Engine
+from likely.runtimes.llamacpp.library import LlamaContext
 from likely.runtimes.protocol import IntArray
 
 
 @dataclass(frozen=True)
-class Run:
+class CellRun:
     """Cells of consecutive positions from `start` on, all carrying sequence id `id`, that one holder gives back."""
 
     id: int
@@ -29,16 +29,16 @@ class Run:
 
 
 class Cells:
-    """Bookkeeping of one engine's cells.
+    """Bookkeeping of one context's cells.
 
     grave  the reserved id of buried cells
     guard  for models with a sliding window: a reserved id that protects cells. llama.cpp overwrites a cell that carries
            one id and has left that id's window when it looks for room from the front, which it does after compact().
     """
 
-    def __init__(self, engine: Engine, *, grave: int, guard: int | None):
-        self._engine, self._grave, self._guard = engine, grave, guard
-        self.size = engine.cells
+    def __init__(self, context: LlamaContext, *, grave: int, guard: int | None):
+        self._context, self._grave, self._guard = context, grave, guard
+        self.size = context.cells
         self.holders: NDArray[np.int32] = np.zeros(self.size, np.int32)  # sequences that hold the cell
         self.top = 0
         self.live = 0
@@ -58,7 +58,7 @@ class Cells:
         return taken
 
     def give_back_last(self, n: int) -> None:
-        """Undo `take` of the last n cells (the engine's cells are the caller's business)."""
+        """Undo `take` of the last n cells (the cells of the context are the caller's business)."""
         self.top -= n
         self.live -= n
         self.holders[self.top : self.top + n] = 0
@@ -66,7 +66,7 @@ class Cells:
     def share(self, cells: IntArray) -> None:
         self.holders[cells] += 1
 
-    def release(self, runs: Iterable[Run], removals: Iterable[tuple[int, int]]) -> None:
+    def release(self, runs: Iterable[CellRun], removals: Iterable[tuple[int, int]]) -> None:
         """One holder gives back the runs; then each (id, start) of `removals` forgets its positions from start on."""
         runs = [run for run in runs if len(run.cells)]
         for run in runs:
@@ -79,13 +79,13 @@ class Cells:
             buried = np.flatnonzero((self.holders[run.cells] == 0) & (run.cells < top))
             if len(buried):  # one stretch: cells rise with position, and sharing ends before dying begins
                 start = run.start + int(buried[0])
-                self._engine.copy(run.id, self._grave, start, start + len(buried))
+                self._context.copy(run.id, self._grave, start, start + len(buried))
         for id, start in removals:
-            self._engine.remove(id, start)
+            self._context.remove(id, start)
         self.top = top
         self.live -= len(dead)
         if self.live == 0:
-            self._engine.clear()
+            self._context.clear()
             self.top = 0
 
     def compact(self, ids: Iterable[int]) -> IntArray:
@@ -93,8 +93,8 @@ class Cells:
 
         ids  every sequence id in use
         """
-        self._engine.remove(self._grave, 0)
-        self._engine.compact()
+        self._context.remove(self._grave, 0)
+        self._context.compact()
         self.must_compact = False
         alive = self.holders > 0
         new_number = np.cumsum(alive) - 1
@@ -104,13 +104,13 @@ class Cells:
         self.top = self.live = len(held)
         if self._guard is not None:
             for id in ids:
-                self._engine.copy(id, self._guard)
+                self._context.copy(id, self._guard)
             self._guarded = True
         return new_number
 
     def unguard(self, *, failed: bool = False) -> None:
         """After a decode: llama.cpp looks for room behind the last written cell again, unless the decode failed."""
         if self._guarded and self._guard is not None:
-            self._engine.remove(self._guard, 0)
+            self._context.remove(self._guard, 0)
             self._guarded = False
             self.must_compact = failed

@@ -1,4 +1,4 @@
-"""The low-level llama.cpp library behind two small owners: weights (NativeModel) and a cache with its batch (Engine).
+"""The low-level llama.cpp library behind two owners: `LlamaModel` (weights), `LlamaContext` (a cache and its batch).
 
 A wrong argument ends the whole process inside native code, so everything here expects arguments that were checked.
 """
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from numpy.typing import NDArray
 
 from likely.errors import ModelError, missing_extra
 from likely.formats.gguf import ArrayRef, GgufHeader
-from likely.runtimes.llamacpp.tile_thread import on_tile_thread
 from likely.runtimes.protocol import FloatArray
 
 try:
@@ -109,7 +109,7 @@ def check_header(header: GgufHeader) -> None:
             raise ModelError(f"tokenizer.ggml.{name} has {len(found)} items, the vocabulary {len(tokens)}")
 
 
-class NativeModel:
+class LlamaModel:
     """Weights and vocabulary of one GGUF file, whose header was read before."""
 
     def __init__(self, path: str | Path, header: GgufHeader, *, vocab_only: bool = False, repack: bool = True):
@@ -163,7 +163,7 @@ def _read_text(read: Callable[[Any, int], int]) -> str:
 
 
 @dataclass(frozen=True)
-class EngineSettings:
+class ContextSettings:
     """cells: room of the cache in tokens; ubatch: tokens computed at once; outputs: rows of logits kept per call."""
 
     cells: int
@@ -175,10 +175,10 @@ class EngineSettings:
     flash: bool
 
 
-class Engine:
-    """One context of a model: a cache of cells that carry sequence ids, and a batch that is filled through numpy."""
+class LlamaContext:
+    """A cache of cells that carry sequence ids, and a batch that is filled through numpy."""
 
-    def __init__(self, model: NativeModel, settings: EngineSettings):
+    def __init__(self, model: LlamaModel, settings: ContextSettings):
         _errors.clear()
         params = lib.llama_context_default_params()
         params.n_ctx = settings.cells
@@ -301,3 +301,65 @@ class _Batch:
         self.id_pointers[:n] = self.ids.ctypes.data + 4 * (np.cumsum(id_counts) - id_counts)
         self.struct.n_tokens = n
         return self.struct
+
+
+# --- a thread of its own on processors with tile registers (AMX) ------------------------------------------------------
+#
+# llama.cpp sets up the tiles of a thread once and trusts that they stay so.  torch, in bfloat16, sets up its own and
+# gives them back: the next call of llama.cpp on that thread dies of an illegal instruction, or reads tiles of another
+# shape and returns numbers from nowhere.  torch never runs on the thread here.
+
+
+class _Job:
+    """A call to make, a lock that is free once it is made, and (the result, the error), which are there before that."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]):
+        self.function, self.arguments = function, arguments
+        self.made = threading.Lock()
+        self.made.acquire()
+        self.outcome: tuple[Any, BaseException | None] | None = None
+
+    def make(self) -> None:
+        try:
+            self.outcome = self.function(*self.arguments), None
+        except BaseException as error:
+            self.outcome = None, error
+        self.made.release()
+
+
+@lru_cache(maxsize=1)
+def _jobs() -> SimpleQueue[_Job]:
+    jobs: SimpleQueue[_Job] = SimpleQueue()
+
+    def work() -> None:
+        while True:
+            jobs.get().make()
+
+    threading.Thread(target=work, name="llama.cpp", daemon=True).start()
+    return jobs
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_jobs.cache_clear)  # threads stay behind with the parent
+
+
+def on_tile_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result, computed on the one thread.  Ctrl-C is raised when it has ended, as in a plain call."""
+    job = _Job(function, arguments)
+    _jobs().put(job)
+    interrupted = False
+    while True:
+        try:
+            job.made.acquire()
+            break
+        except KeyboardInterrupt:
+            interrupted = True
+            if job.outcome is not None:  # it came between taking the lock and knowing so
+                break
+    assert job.outcome is not None
+    value, error = job.outcome
+    if interrupted:
+        raise KeyboardInterrupt
+    if error is not None:
+        raise error
+    return value

@@ -1,4 +1,4 @@
-"""From a GGUF header and a user's options to settings of the engine, checked before native code sees any of them."""
+"""From a GGUF header and a user's options to settings of a context, checked before llama.cpp sees any of them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ NARROW = 64  # weights in a row of a matrix
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Settings of the engine.
+class LlamaSettings:
+    """Settings of a context.
 
     ubatch    rows computed at once
     lone_row  a row computed alone gets a companion if the cache then spans more cells than this; None: never
@@ -46,7 +46,7 @@ class Plan:
     dtype: str
 
 
-def plan(
+def choose_settings(
     header: GgufHeader,
     *,
     context: int | None,
@@ -54,7 +54,7 @@ def plan(
     threads: int | None,
     invariant: bool | None,
     kv_dtype: str | None,
-) -> Plan:
+) -> LlamaSettings:
     """Choose settings; ValueError for options out of range, CapabilityError for ones that exclude each other."""
     if context is not None and context < 1:
         raise ValueError(f"context must be at least 1 token, got {context}")
@@ -85,7 +85,7 @@ def plan(
         lone_row = 0
     elif invariant and kv_dtype == "f16" and threads > 1:  # not by default: a companion doubles the time of a token
         lone_row = ONE_BLOCK
-    return Plan(
+    return LlamaSettings(
         threads=threads,
         kv=kv_dtype,
         flash=flash,

@@ -1,4 +1,4 @@
-"""One Output from the pieces of a work item that were computed in different calls of the engine."""
+"""One Output from the pieces of a work item that were computed in different calls."""
 
 from __future__ import annotations
 

@@ -12,20 +12,26 @@ from numpy.typing import NDArray
 from likely.errors import CapabilityError, KvFull, ModelError
 from likely.formats.gguf import GgufHeader, read_header
 from likely.io.hashes import file_sha256
-from likely.runtimes.llamacpp.cells import Cells, Run
+from likely.runtimes.llamacpp.cells import CellRun, Cells
 from likely.runtimes.llamacpp.library import (
     KV_BYTES,
     MAX_SEQUENCE_IDS,
-    Engine,
-    EngineSettings,
-    NativeModel,
+    ContextSettings,
+    LlamaContext,
+    LlamaModel,
     lib,
     library_version,
 )
-from likely.runtimes.llamacpp.options import DEFAULT_CONTEXT, check_memory, kv_values_per_token, padded_cells, plan
+from likely.runtimes.llamacpp.options import (
+    DEFAULT_CONTEXT,
+    check_memory,
+    choose_settings,
+    kv_values_per_token,
+    padded_cells,
+)
 from likely.runtimes.llamacpp.parts import Parts
 from likely.runtimes.llamacpp.tokenizer import LlamaCppTokenizer
-from likely.runtimes.llamacpp.tree import Growth, LlamaSequence, Placed, grow, place_chain, place_tree
+from likely.runtimes.llamacpp.tree import LlamaSequence, Placed, TreeGrowth, grow, place_chain, place_tree
 from likely.runtimes.protocol import (
     Capabilities,
     FloatArray,
@@ -76,12 +82,12 @@ class LlamaCppRuntime:
         kv_dtype: str | None = None,
     ):
         header = read_header(path)
-        chosen = plan(
+        chosen = choose_settings(
             header, context=context, sequences=sequences, threads=threads, invariant=invariant, kv_dtype=kv_dtype
         )
         self.threads, self.kv_dtype, self.dtype = chosen.threads, chosen.kv, chosen.dtype
         self._lone_row = chosen.lone_row
-        self._model = NativeModel(path, header, repack=chosen.repack)
+        self._model = LlamaModel(path, header, repack=chosen.repack)
         self.kv_bytes_per_token = int(kv_values_per_token(header) * KV_BYTES[chosen.kv])
         try:
             pointer = self._model.pointer
@@ -93,7 +99,7 @@ class LlamaCppRuntime:
             windowed = lib.llama_model_n_swa(pointer) > 0
             usable = min(sequences, MAX_SEQUENCE_IDS - 2 - windowed)
             self._rows_per_call = max(1, min(chosen.ubatch, OUTPUT_BYTES // (4 * self.vocab_size)))
-            settings = EngineSettings(
+            settings = ContextSettings(
                 cells=padded_cells(held, SPARE_CELLS),
                 ids=usable + 2 + windowed,
                 ubatch=chosen.ubatch,
@@ -103,14 +109,14 @@ class LlamaCppRuntime:
                 flash=chosen.flash,
             )
             check_memory(settings.cells, self.kv_bytes_per_token)
-            self._engine = Engine(self._model, settings)
+            self._context = LlamaContext(self._model, settings)
             self.tokenizer = LlamaCppTokenizer(self._model, header)
         except BaseException:
             self._model.close()
             raise
         self.limits = Limits(sequences=usable, leaves=usable, tokens_held=held, tokens_per_call=chosen.ubatch)
         self._companion = usable  # id of the token that keeps a lone row company
-        self._cells = Cells(self._engine, grave=usable + 1, guard=usable + 2 if windowed else None)
+        self._cells = Cells(self._context, grave=usable + 1, guard=usable + 2 if windowed else None)
         self._free_ids = list(range(usable - 1, -1, -1))
         self._open: set[LlamaSequence] = set()
         self._invariance: bool | None = None
@@ -143,7 +149,7 @@ class LlamaCppRuntime:
         check_length(ours, length)
         copy = LlamaSequence(id=self._take_ids(1)[0], length=length, cells=ours.cells[:length])
         if length:
-            self._engine.copy(ours.id, copy.id, 0, length)
+            self._context.copy(ours.id, copy.id, 0, length)
             self._cells.share(np.array(copy.cells, np.int64))
         self._open.add(copy)
         return copy
@@ -177,7 +183,7 @@ class LlamaCppRuntime:
         check_length(ours, length)
         self._commit(ours, [])
         if length < ours.length:
-            run = Run(ours.id, length, np.array(ours.cells[length:], np.int64))
+            run = CellRun(ours.id, length, np.array(ours.cells[length:], np.int64))
             self._cells.release([run], [(ours.id, length)])
             del ours.cells[length:]
             ours.length = length
@@ -186,7 +192,7 @@ class LlamaCppRuntime:
         if sequence.closed and isinstance(sequence, LlamaSequence):
             return
         ours = self._ours(sequence)
-        runs = [*ours.dead_runs([]), Run(ours.id, 0, np.array(ours.cells, np.int64))]
+        runs = [*ours.dead_runs([]), CellRun(ours.id, 0, np.array(ours.cells, np.int64))]
         self._cells.release(runs, [(used, 0) for used in ours.ids()])
         self._free_ids += ours.ids()
         ours.forget_nodes()
@@ -205,11 +211,11 @@ class LlamaCppRuntime:
         for sequence in self._open:
             sequence.closed = True
         self._open.clear()
-        self._engine.close()
+        self._context.close()
         self._model.close()
 
     def _check_running(self) -> None:
-        if self._engine.closed:
+        if self._context.closed:
             raise ValueError("this runtime is shut down")
 
     def _ours(self, sequence: Sequence) -> LlamaSequence:
@@ -233,7 +239,7 @@ class LlamaCppRuntime:
         n = sum(len(item.tokens) for item in work)
         if n > self.free_tokens():
             raise KvFull(n, self.free_tokens())
-        growths: list[Growth | None] = [
+        growths: list[TreeGrowth | None] = [
             None if item.parents is None else grow(sequence, np.asarray(item.parents).tolist())
             for item, sequence in zip(work, sequences, strict=True)
         ]
@@ -252,7 +258,7 @@ class LlamaCppRuntime:
         try:
             for piece in placed:
                 for source, target, end in piece.copies:
-                    self._engine.copy(source, target, 0, end)
+                    self._context.copy(source, target, 0, end)
             parts = self._compute(placed, cells.start)
             outputs = [part.output() for part in parts]
         except BaseException:
@@ -300,13 +306,13 @@ class LlamaCppRuntime:
         if companion:
             extra = (np.int32(0), np.int32(0), np.int32(1), np.int32(self._companion), arrays[-1][0])
             arrays = tuple(np.append(array, value) for array, value in zip(arrays, extra, strict=True))
-        code = self._engine.decode(*arrays)
+        code = self._context.decode(*arrays)
         if companion:
-            self._engine.remove(self._companion)
+            self._context.remove(self._companion)
         if code == 1:
             raise KvFull(len(arrays[0]), max(0, min(self.free_tokens(), len(arrays[0]) - 1)))
         if code != 0:
-            raise ModelError(self._engine.failure(code))
+            raise ModelError(self._context.failure(code))
         self._cells.unguard()
 
     def _collect(self, parts: list[Parts], starts: NDArray[np.int64], begin: int, end: int) -> None:
@@ -317,14 +323,14 @@ class LlamaCppRuntime:
                 break
 
             def row_of(row: int, start: int = start) -> FloatArray:
-                return self._engine.logits(start + row - begin)
+                return self._context.logits(start + row - begin)
 
             parts[k].add(max(begin, start) - start, min(end, stop) - start, row_of)
 
     def _undo(self, placed: list[Placed], n: int) -> None:
         for piece in placed:
             for used, start in piece.undo:
-                self._engine.remove(used, start)
+                self._context.remove(used, start)
             self._free_ids += piece.new_ids
         self._cells.give_back_last(n)
         self._cells.unguard(failed=True)

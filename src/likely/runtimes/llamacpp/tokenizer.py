@@ -1,4 +1,4 @@
-"""The tokenizer inside llama.cpp: ids exactly as the engine that computes with them."""
+"""The tokenizer inside llama.cpp: the ids are exactly those that it computes with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from likely.formats.gguf import ArrayRef, GgufHeader, read_header
-from likely.runtimes.llamacpp.library import NativeModel, lib
+from likely.runtimes.llamacpp.library import LlamaModel, lib
 from likely.tokenizers.protocol import end_tokens
 
 _ID_KEYS = ("model", "pre", "tokens", "token_type", "scores", "merges", "add_space_prefix", "remove_extra_whitespaces")
@@ -26,7 +26,7 @@ class LlamaCppTokenizer:
     user_defined_tokens  text -> id of tokens that are found in plain text before all others
     """
 
-    def __init__(self, model: NativeModel, header: GgufHeader):
+    def __init__(self, model: LlamaModel, header: GgufHeader):
         self._model, self._header = model, header
         vocab = model.vocab
         self.vocab_size: int = lib.llama_vocab_n_tokens(vocab)
@@ -126,7 +126,7 @@ def _known(token: int) -> int | None:
 def vocabulary_of(path: str | Path) -> Iterator[LlamaCppTokenizer]:
     """llama.cpp's tokenizer of a GGUF file without loading its weights."""
     header = read_header(path)
-    model = NativeModel(path, header, vocab_only=True)
+    model = LlamaModel(path, header, vocab_only=True)
     try:
         yield LlamaCppTokenizer(model, header)
     finally:

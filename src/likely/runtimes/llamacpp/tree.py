@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.runtimes.llamacpp.cells import Run
+from likely.runtimes.llamacpp.cells import CellRun
 from likely.runtimes.protocol import IntArray, Sequence, Want, Work
 from likely.runtimes.rows import wanted_rows
 
@@ -32,7 +32,7 @@ class LlamaSequence(Sequence):
     def forget_nodes(self) -> None:
         self.parents, self.node_cells, self.node_ids, self.depths, self.leaves = [], [], [], [], {}
 
-    def dead_runs(self, path: Seq[int]) -> list[Run]:
+    def dead_runs(self, path: Seq[int]) -> list[CellRun]:
         """The pending nodes outside `path`, as runs of consecutive positions; each node in one run."""
         done, runs = set(path), []
         for leaf, id in self.leaves.items():
@@ -43,12 +43,12 @@ class LlamaSequence(Sequence):
                 node = self.parents[node]
             if stretch:
                 start = self.length + self.depths[stretch[-1]] - 1
-                runs.append(Run(id, start, np.array([self.node_cells[v] for v in stretch[::-1]], np.int64)))
+                runs.append(CellRun(id, start, np.array([self.node_cells[v] for v in stretch[::-1]], np.int64)))
         return runs
 
 
 @dataclass(frozen=True)
-class Growth:
+class TreeGrowth:
     """What new nodes below a sequence's tree need.
 
     depths   of the new nodes                     paths     for each new node the numbers of the leaves below it
@@ -68,8 +68,8 @@ class Growth:
         return sum(id is None for id in self.keeps)
 
 
-def grow(sequence: LlamaSequence, parents: Seq[int]) -> Growth:
-    """Plan the ids of new nodes; parents count pending nodes, the first new one is `sequence.pending`.
+def grow(sequence: LlamaSequence, parents: Seq[int]) -> TreeGrowth:
+    """LlamaSettings the ids of new nodes; parents count pending nodes, the first new one is `sequence.pending`.
 
     Every id's cells are exactly one path. So a leaf that gets a child goes on with its id, and any further leaf below
     an old node starts as the range copy of an id through that node up to its position. The kept tokens are a "leaf" as
@@ -96,12 +96,12 @@ def grow(sequence: LlamaSequence, parents: Seq[int]) -> Growth:
         keeps.append(free_ids.pop(node, None))
         if keeps[-1] is not None and node != -1:
             ended.append(node)
-    return Growth(depths[first:], paths, leaves, keeps, copies, ended)
+    return TreeGrowth(depths[first:], paths, leaves, keeps, copies, ended)
 
 
 @dataclass(frozen=True)
 class Placed:
-    """One piece of work, ready for the engine.
+    """One piece of work, ready for llama.cpp.
 
     arrays   tokens (n,), positions (n,), number of ids per token (n,), those ids (flat); all int32
     rows     the rows whose logits are needed, rising
@@ -145,7 +145,7 @@ def place_chain(sequence: LlamaSequence, item: Work) -> Placed:
     )
 
 
-def place_tree(sequence: LlamaSequence, item: Work, growth: Growth, take_ids: Callable[[int], list[int]]) -> Placed:
+def place_tree(sequence: LlamaSequence, item: Work, growth: TreeGrowth, take_ids: Callable[[int], list[int]]) -> Placed:
     """Pending nodes as planned by `grow`; take_ids gives free sequence ids."""
     n, new_ids = len(item.tokens), take_ids(growth.new_ids)
     spare = iter(new_ids)

@@ -1,4 +1,4 @@
-"""What the native engine must know of an architecture: sizes, norms, rotations and windows, from a config.json."""
+"""What the native runtime must know of an architecture: sizes, norms, rotations and windows, from a config.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ELSEWHERE = "use runtime='torch'"
 
 
 @dataclass(frozen=True, eq=False)
-class EngineShape:
+class Architecture:
     """A decoder: RMS norms, rotary attention over grouped heads, a gated feed-forward part.
 
     windows      per layer; 0: the layer sees everything
@@ -48,26 +48,26 @@ class EngineShape:
     norm_offset: float
 
     @classmethod
-    def of_config(cls, config: dict[str, Any]) -> EngineShape:
-        """From the content of a config.json; CapabilityError for what the engine does not compute."""
+    def of_config(cls, config: dict[str, Any]) -> Architecture:
+        """From the content of a config.json; CapabilityError for what the native runtime does not compute."""
         family = str(config.get("model_type"))
         if family not in (known := [f.model_type for f in FAMILIES]):
-            raise CapabilityError(f"the native engine runs {', '.join(known)}, not {family}: {_ELSEWHERE}")
+            raise CapabilityError(f"the native runtime runs {', '.join(known)}, not {family}: {_ELSEWHERE}")
         gemma = family == "gemma3_text"
         activation = config.get("hidden_activation" if gemma else "hidden_act") or ("silu", "gelu_pytorch_tanh")[gemma]
         if activation not in ACTIVATIONS:
-            raise CapabilityError(f"the native engine has no activation {activation}: {_ELSEWHERE}")
+            raise CapabilityError(f"the native runtime has no activation {activation}: {_ELSEWHERE}")
         for name in ("attn_logit_softcapping", "use_bidirectional_attention", "mlp_bias", "quantization_config"):
             if config.get(name):
-                raise CapabilityError(f"the native engine has no {name}: {_ELSEWHERE}")
+                raise CapabilityError(f"the native runtime has no {name}: {_ELSEWHERE}")
         if family == "qwen3" and config.get("attention_bias"):
-            raise CapabilityError(f"the native engine has no attention_bias for qwen3: {_ELSEWHERE}")
+            raise CapabilityError(f"the native runtime has no attention_bias for qwen3: {_ELSEWHERE}")
         hidden, heads = setting(config, "hidden_size"), setting(config, "num_attention_heads")
         layers, head_dim = setting(config, "num_hidden_layers"), config.get("head_dim") or hidden // heads
         kv_heads = config.get("num_key_value_heads") or heads
         if head_dim > MOST_HEAD_DIM:
             raise CapabilityError(
-                f"the native engine has heads of at most {MOST_HEAD_DIM}, not {head_dim}: {_ELSEWHERE}"
+                f"the native runtime has heads of at most {MOST_HEAD_DIM}, not {head_dim}: {_ELSEWHERE}"
             )
         if heads % kv_heads or head_dim % 2:
             raise ModelError(f"config.json: {heads} heads of width {head_dim} over {kv_heads} key heads cannot be")
@@ -112,9 +112,9 @@ def _windows(config: dict[str, Any], family: str, layers: int) -> tuple[int, ...
     elif not config.get("use_sliding_window"):
         kinds = ["full_attention"] * layers
     if kinds is None:
-        raise CapabilityError(f"the native engine needs layer_types to know which layers have a window: {_ELSEWHERE}")
+        raise CapabilityError(f"the native runtime needs layer_types to know which layers have a window: {_ELSEWHERE}")
     if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
-        raise CapabilityError(f"the native engine has no layers of kind {', '.join(sorted(set(kinds)))}: {_ELSEWHERE}")
+        raise CapabilityError(f"the native runtime has no layers of kind {', '.join(sorted(set(kinds)))}: {_ELSEWHERE}")
     if "sliding_attention" in kinds and not (type(window) is int and window > 0):
         raise ModelError(f"config.json: sliding_window must be a positive number, found {window!r}")
     return tuple(int(window or 0) if kind == "sliding_attention" else 0 for kind in kinds)
@@ -123,7 +123,7 @@ def _windows(config: dict[str, Any], family: str, layers: int) -> tuple[int, ...
 def _frequencies(rope: dict[str, Any], head_dim: int) -> FloatArray:
     """1 / theta^(2i / D), rounded as transformers rounds it, and scaled as `rope` says."""
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise CapabilityError(f"the native engine rotates whole heads: {_ELSEWHERE}")
+        raise CapabilityError(f"the native runtime rotates whole heads: {_ELSEWHERE}")
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     plain = (1 / np.power(np.float32(rope["rope_theta"]), exponent)).astype(np.float32)
     match rope.get("rope_type", "default"):
@@ -134,4 +134,4 @@ def _frequencies(rope: dict[str, Any], head_dim: int) -> FloatArray:
         case "llama3":
             return (plain / llama3_factors(rope, rope["rope_theta"], head_dim)).astype(np.float32)
         case kind:
-            raise CapabilityError(f'the native engine has no rotary scaling of type "{kind}": {_ELSEWHERE}')
+            raise CapabilityError(f'the native runtime has no rotary scaling of type "{kind}": {_ELSEWHERE}')

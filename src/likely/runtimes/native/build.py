@@ -1,4 +1,4 @@
-"""The native engine's library: compiled for this processor on first use, kept, checked before it is trusted.
+"""The C++ library of the native runtime: compiled for this processor on first use, kept, checked before it is trusted.
 
 Only a C++ compiler is needed, neither Python headers nor a build system. Where there is none, callers fall back to
 torch.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
 import platform
 import shlex
@@ -20,13 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from likely.errors import CapabilityError
-from likely.io.hashes import cache_dir
-from likely.runtimes.native.library import INT8, KINDS, Library, padded
+from likely.io.hashes import cache_dir, fingerprint
+from likely.runtimes.native.library import BF16, DTYPES, INT8, Library, padded
 
-SOURCES = Path(__file__).parent / "native"
+SOURCES = Path(__file__).parent / "cpp"
 FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-ffp-contract=fast",
          "-fvisibility-inlines-hidden")  # fmt: skip
-# what LIKELY_ENGINE_ISA may ask for: less than the machine has, for comparisons and for machines that misreport
+# what LIKELY_NATIVE_ISA may ask for: less than the machine has, for comparisons and for machines that misreport
 ISA = {
     "native": ("-O3", "-march=native"),
     "avx512": ("-O3", "-march=x86-64-v4"),
@@ -39,9 +38,9 @@ _SECONDS = 300
 @functools.cache
 def library() -> Library:
     """The library for this machine; CapabilityError where it cannot be built or computes wrongly."""
-    wanted = os.environ.get("LIKELY_ENGINE_ISA", "native")
+    wanted = os.environ.get("LIKELY_NATIVE_ISA", "native")
     if wanted not in ISA:
-        raise CapabilityError(f"LIKELY_ENGINE_ISA must be one of {', '.join(ISA)}, got {wanted}")
+        raise CapabilityError(f"LIKELY_NATIVE_ISA must be one of {', '.join(ISA)}, got {wanted}")
     reasons = []
     for isa in (wanted, "plain") if wanted == "native" else (wanted,):  # plain: where a compiler errs on this processor
         try:
@@ -51,7 +50,7 @@ def library() -> Library:
             continue
         if (reason := _disagreement(found)) is None:
             return found
-        reasons.append(f"the native engine computes wrongly as {isa} ({reason}): use runtime='torch'")
+        reasons.append(f"the native runtime computes wrongly as {isa} ({reason}): use runtime='torch'")
     raise CapabilityError(reasons[0])
 
 
@@ -60,7 +59,7 @@ def _open(path: Path) -> Library:
         return Library(ctypes.CDLL(str(path)))
     except (OSError, AttributeError) as error:
         raise CapabilityError(
-            f"the native engine's library cannot be loaded ({str(error).splitlines()[0]}): remove {path}, or use "
+            f"the native runtime's library cannot be loaded ({str(error).splitlines()[0]}): remove {path}, or use "
             f"runtime='torch'"
         ) from None
 
@@ -91,30 +90,29 @@ def build(isa: str = "native") -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / "likely.so"
             done = subprocess.run(
-                [*compiler, *flags, "-o", str(made), str(SOURCES / "engine.cpp")],
+                [*compiler, *flags, "-o", str(made), str(SOURCES / "native.cpp")],
                 capture_output=True, text=True, timeout=_SECONDS, check=False,
             )  # fmt: skip
             if done.returncode:
                 lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
-                raise CapabilityError(f"the native engine cannot be compiled by {' '.join(compiler)} ({lines[0]})")
+                raise CapabilityError(f"the native runtime cannot be compiled by {' '.join(compiler)} ({lines[0]})")
             os.replace(made, target)
     except subprocess.TimeoutExpired:
-        raise CapabilityError(f"{' '.join(compiler)} took more than {_SECONDS} s over the native engine") from None
+        raise CapabilityError(f"{' '.join(compiler)} took more than {_SECONDS} s over the native runtime") from None
     except OSError as error:
-        raise CapabilityError(f"the native engine cannot be built in {target.parent} ({error.strerror})") from None
+        raise CapabilityError(f"the native runtime cannot be built in {target.parent} ({error.strerror})") from None
     return target
 
 
 def _target(compiler: tuple[str, ...], isa: str) -> Path:
     """Where the library is kept; the name is a digest of all that it depends on."""
-    digest = hashlib.sha256("\0".join([*FLAGS, *ISA[isa], *compiler[1:], _version(compiler), _processor()]).encode())
-    for source in sorted(SOURCES.iterdir()):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    return cache_dir() / "engine" / f"likely-{isa}-{digest.hexdigest()[:24]}.so"
+    built_from = [*FLAGS, *ISA[isa], *compiler[1:], _version(compiler), _processor()]
+    sources = [(source.name, source.read_text("utf-8")) for source in sorted(SOURCES.iterdir())]
+    return cache_dir() / "native" / f"likely-{isa}-{fingerprint([built_from, sources], 24)}.so"
 
 
 def _compiler() -> tuple[str, ...]:
-    """The program and what it is always told: $CXX may be "ccache g++" or "g++ -m64"."""
+    """The program and its fixed arguments: $CXX may be "ccache g++" or "g++ -m64"."""
     try:
         asked = shlex.split(os.environ.get("CXX", ""))
     except ValueError as error:
@@ -123,7 +121,7 @@ def _compiler() -> tuple[str, ...]:
         if name and (path := shutil.which(name)):
             return (path, *more)
     raise CapabilityError(
-        "the native engine needs a C++ compiler on first use and none was found (c++, g++, clang++ or $CXX): install "
+        "the native runtime needs a C++ compiler on first use and none was found (c++, g++, clang++ or $CXX): install "
         "one, or use runtime='torch' or 'llamacpp'"
     )
 
@@ -156,13 +154,13 @@ def _disagreement(found: Library) -> str | None:
     x[:, 3] *= 30  # an outlier: its group alone is coarse
     exact = x.astype(np.float64) @ weights.T.astype(np.float64)
     with found.team(1) as team:
-        for kind, name in enumerate(KINDS):
+        for kind, name in enumerate(DTYPES):
             packed = found.pack(kind, weights)
             several = team.multiply(kind, x, packed, padded(40))[:, :40]
             alone = np.concatenate([team.multiply(kind, row[None], packed, padded(40))[:, :40] for row in x])
             if not np.array_equal(several, alone):
                 return f"{name}: rows depend on the rows beside them"
             worst = float(np.abs(several - exact).max() / exact.std())
-            if not worst < (0.1 if kind == INT8 else 0.05 if name == "bf16" else 1e-5):
+            if not worst < (0.1 if kind == INT8 else 0.05 if kind == BF16 else 1e-5):
                 return f"{name}: a product is off by {worst:.2g} standard deviations"
     return None

@@ -1,4 +1,4 @@
-"""A list of work as calls of the native engine: tokens in one row, and for each the columns that it sees, in order."""
+"""A list of work as calls of the C++ library: tokens in one row, and for each the columns that it sees, in order."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from likely.runtimes.protocol import IntArray, LayerPlan, Work
-from likely.runtimes.slots.layout import Part
+from likely.runtimes.slots.layout import WorkPart
 from likely.runtimes.slots.runtime import SlotSequence
 
 
-def cut(work: list[Work], most_tokens: int) -> Iterator[list[Part]]:
+def cut(work: list[Work], most_tokens: int) -> Iterator[list[WorkPart]]:
     """Calls of at most `most_tokens` tokens, each under one layer plan; order is kept and a canvas is never cut."""
-    parts: list[Part] = []
+    parts: list[WorkPart] = []
     used = 0
     for i, item in enumerate(work):
         n, start = len(item.tokens), 0
@@ -24,7 +24,7 @@ def cut(work: list[Work], most_tokens: int) -> Iterator[list[Part]]:
         while start < n:
             stop = n if item.attention == "full" else min(n, start + most_tokens - used)
             if stop > start:
-                parts.append(Part(i, start, stop))
+                parts.append(WorkPart(i, start, stop))
             used += stop - start
             start = stop
             if used >= most_tokens:
@@ -69,7 +69,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class CallArrays:
-    """The arrays of one call, as native/attention.h describes them; int32."""
+    """The arrays of one call, as cpp/attention.h describes them; int32."""
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -84,7 +84,7 @@ class CallArrays:
     @classmethod
     def of(
         cls,
-        parts: list[Part],
+        parts: list[WorkPart],
         work: list[Work],
         columns: list[Columns],
         tokens: list[IntArray],

@@ -1,4 +1,4 @@
-"""The native engine's functions, as ctypes sees them: pointers and sizes, nothing else."""
+"""The functions of the C++ library as ctypes sees them: pointers and sizes, nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-KINDS = ("int8", "bf16", "fp32")
+from likely.runtimes.kinds import KINDS
+
+DTYPES = KINDS["native"].dtypes  # in the order of the C++ `Kind`
 INT8, BF16, FP32 = range(3)
 GROUP, PANEL = 64, 32
 PANEL_GROUP_BYTES = (2 * 1024 + 64, 4096, 8192)  # of 32 outputs by 64 inputs
@@ -32,8 +34,7 @@ class ModelShape(ctypes.Structure):
     _fields_ = [
         *[(name, _int) for name in ("kind", "layers", "hidden", "heads", "kv_heads", "dim", "mlp", "vocabulary",
                                     "activation")],
-        *[(name, _float) for name in ("epsilon", "attention_scale", "attention_softcap", "embedding_scale",
-                                      "logit_softcap")],
+        *[(name, _float) for name in ("epsilon", "attention_scale", "embedding_scale", "logit_softcap")],
     ]  # fmt: skip
 
 
@@ -44,10 +45,6 @@ class NativeModel(ctypes.Structure):
     ]
 
 
-class Piece(ctypes.Structure):
-    _fields_ = [(name, _int) for name in ("first", "count", "columns_at", "columns")]
-
-
 class Queries(ctypes.Structure):
     _fields_ = [
         ("pieces", _pointer),
@@ -56,7 +53,7 @@ class Queries(ctypes.Structure):
     ]
 
 
-class Call(ctypes.Structure):
+class NativeCall(ctypes.Structure):
     _fields_ = [
         ("tokens", _int),
         *[(name, _pointer) for name in ("token", "position", "slot")],
@@ -87,7 +84,7 @@ def address(array: np.ndarray | None) -> int | None:
 
 
 class Library:
-    """The compiled functions; see native/engine.cpp."""
+    """The compiled functions; see cpp/native.cpp."""
 
     def __init__(self, handle: Any):
         self._handle = handle
@@ -114,7 +111,7 @@ class Library:
         return [name for i, name in enumerate(FEATURES) if bits >> i & 1]
 
     def pack(self, kind: int, weights: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """(outputs, inputs) fp32 -> panels, see native/linear.h."""
+        """(outputs, inputs) fp32 -> panels, see cpp/linear.h."""
         weights = np.ascontiguousarray(weights, np.float32)
         panels = aligned(packed_bytes(kind, *weights.shape))
         self._handle.likely_pack(kind, address(weights), *weights.shape, address(panels))
@@ -123,16 +120,16 @@ class Library:
     @contextmanager
     def team(self, threads: int) -> Iterator[Team]:
         """Threads without a model, for products alone."""
-        engine = self.open(ctypes.byref(NativeModel()), threads)
+        session = self.open(ctypes.byref(NativeModel()), threads)
         try:
-            yield Team(self._handle, engine)
+            yield Team(self._handle, session)
         finally:
-            self.close(engine)
+            self.close(session)
 
 
 class Team:
-    def __init__(self, handle: Any, engine: int):
-        self._handle, self._engine = handle, engine
+    def __init__(self, handle: Any, session: int):
+        self._handle, self._session = handle, session
 
     def multiply(
         self, kind: int, x: NDArray[np.float32], panels: NDArray[np.uint8], outputs: int
@@ -141,6 +138,6 @@ class Team:
         x = np.ascontiguousarray(x, np.float32)
         out = np.empty((len(x), padded(outputs)), np.float32)
         self._handle.likely_multiply(
-            self._engine, kind, address(x), *x.shape, address(panels), outputs, address(out), out.shape[1]
+            self._session, kind, address(x), *x.shape, address(panels), outputs, address(out), out.shape[1]
         )
         return out

@@ -1,4 +1,4 @@
-"""Rows of logits of the native engine become what each piece of work wants, some rows at a time."""
+"""Rows of logits of the C++ library become what each piece of work wants, some rows at a time."""
 
 from __future__ import annotations
 

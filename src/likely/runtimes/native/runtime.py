@@ -1,4 +1,4 @@
-"""The Runtime over likely's own native engine: Llama, Gemma 3 and Qwen models on a CPU, without torch.
+"""The Runtime over likely's own C++: Llama, Gemma 3 and Qwen models on a CPU, without torch.
 
 Many positions in one call cost little more than one: weights are read once for all of them. A row's numbers are the
 same, bit for bit, whatever is computed beside it, however its text is cut into calls, forked or drafted.
@@ -10,49 +10,49 @@ import ctypes
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from likely.errors import KvFull, ModelError, nearest
 from likely.runtimes.machine import free_bytes, physical_cores
-from likely.runtimes.native.architecture import ACTIVATIONS, EngineShape
+from likely.runtimes.native.architecture import ACTIVATIONS, Architecture
 from likely.runtimes.native.build import library
 from likely.runtimes.native.calls import CallArrays, Columns, cut
 from likely.runtimes.native.library import (
+    DTYPES,
     FP32,
-    KINDS,
-    Call,
     LayerWeights,
     ModelShape,
+    NativeCall,
     NativeModel,
     Queries,
     address,
     padded,
 )
 from likely.runtimes.native.rows import Wanted
-from likely.runtimes.native.source import EngineSource
+from likely.runtimes.native.source import ModelSource
 from likely.runtimes.native.weights import VERSION, load_weights
 from likely.runtimes.protocol import Capabilities, IntArray, LayerPlan, Limits, Output, Work
-from likely.runtimes.slots.layout import Part
+from likely.runtimes.slots.layout import WorkPart
 from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
 from likely.runtimes.slots.table import SlotTable
 
 TOKENS_PER_CALL = 512
-LANES = 16  # slots whose keys lie side by side, see native/attention.h
+LANES = 16  # slots whose keys lie side by side, see cpp/attention.h
 LOGITS_BYTES = 64 * 2**20  # of rows that are handed out and held at one time
 ROWS_AT_ONCE = 64  # rows of logits that are only reduced
 MOST_TOKENS_HELD = 65536
 
 
 class NativeRuntime(SlotRuntime):
-    """A model in one of the engine's number formats.
+    """A model in one of three number formats.
 
     place      a GGUF file or a safetensors folder
-    kind       "int8": weights and activations in 8 bit, with a scale per 64 inputs; "bf16"; "fp32"
+    dtype      "int8": weights and activations in 8 bit, with a scale per 64 inputs; "bfloat16"; "float32"
     threads    default: the physical cores this process may use, at most 8
     tokens_held  room for kept and pending tokens; default: 65,536 or what an eighth of the free memory holds
-    progress   (bytes, bytes in all) while the weights are packed, which happens once per model and kind
+    progress   (bytes, bytes in all) while the weights are packed, which happens once per model and dtype
     Raises CapabilityError for an architecture it does not know and where there is no compiler; torch takes both.
     """
 
@@ -60,34 +60,33 @@ class NativeRuntime(SlotRuntime):
         self,
         place: str | Path,
         *,
-        kind: str = "int8",
+        dtype: str = "int8",
         threads: int | None = None,
         tokens_held: int | None = None,
         sequences: int = 4096,
         tokens_per_call: int = TOKENS_PER_CALL,
         progress: Callable[[int, int], None] | None = None,
     ):
-        if kind not in KINDS:
-            raise ModelError(f'unknown engine "{kind}"{nearest(kind, KINDS)} (allowed: {", ".join(KINDS)})')
+        if dtype not in DTYPES:
+            raise ModelError(f'unknown dtype "{dtype}"{nearest(dtype, DTYPES)} (allowed: {", ".join(DTYPES)})')
         if threads is not None and not 1 <= threads <= 512:
             raise ValueError(f"threads must lie in 1..512, got {threads}")
         self._library = library()
-        source = EngineSource.open(Path(place))
+        source = ModelSource.open(Path(place))
         self.sha256 = source.sha256
-        self.shape = shape = EngineShape.of_config(source.config)
-        self.kind = kind
-        self.dtype = kind
+        self.shape = shape = Architecture.of_config(source.config)
+        self.dtype = dtype
         self.threads = threads or physical_cores()
-        number = KINDS.index(kind)
-        self._weights = load_weights(source, shape, number, self._library, progress)
+        kind = DTYPES.index(dtype)
+        self._weights = load_weights(source, shape, kind, self._library, progress)
         self.weights_bytes = sum(w.nbytes for w in self._weights.values())
-        self.kv_bytes_per_token = shape.kv_values_per_token * (4 if number == FP32 else 2)
+        self.kv_bytes_per_token = shape.kv_values_per_token * (4 if kind == FP32 else 2)
         self._stride = padded(shape.vocab_size) + 16  # rows must not all start in one set of the first cache
-        self._native = _native_model(shape, number, self._weights)
-        self._engine = self._library.open(ctypes.byref(self._native[0]), self.threads)
-        if not self._engine:
-            raise ModelError(f"the native engine cannot start {self.threads} threads: give fewer (threads=)")
-        self._finalizer = weakref.finalize(self, self._library.close, self._engine)
+        self._model = _native_model(shape, kind, self._weights)
+        self._session = self._library.open(ctypes.byref(self._model[0]), self.threads)
+        if not self._session:
+            raise ModelError(f"the native runtime cannot start {self.threads} threads: give fewer (threads=)")
+        self._finalizer = weakref.finalize(self, self._library.close, self._session)
         self._reserved = 0
         self._logits = np.empty((0, self._stride), np.float32)
         if tokens_held is None:
@@ -105,7 +104,7 @@ class NativeRuntime(SlotRuntime):
                 invariant_logits=True,
             ),
             limits=Limits(sequences, tokens_held, tokens_held, tokens_per_call),
-            revision=f"{self.sha256[:32]}-engine-{kind}-v{VERSION}-{'+'.join(self._library.features()) or 'plain'}",
+            revision=f"{self.sha256[:32]}-native-{dtype}-v{VERSION}-{'+'.join(self._library.features()) or 'plain'}",
         )
 
     def _new_table(self, limit: int) -> SlotTable:
@@ -114,12 +113,12 @@ class NativeRuntime(SlotRuntime):
     def shutdown(self) -> None:
         super().shutdown()
         self._finalizer()
-        self._engine = None
+        self._session = None
 
     def _compute(
         self, sequences: list[SlotSequence], work: list[Work], tokens: list[IntArray], slots: list[IntArray]
     ) -> list[Output]:
-        if self._engine is None:
+        if self._session is None:
             raise ValueError("this runtime is shut down")
         self._reserve()
         wanted = Wanted([item.want for item in work], [len(t) for t in tokens], self.vocab_size)
@@ -131,16 +130,16 @@ class NativeRuntime(SlotRuntime):
     def _reserve(self) -> None:
         capacity = self._table.capacity
         if capacity > self._reserved:
-            if self._library.reserve(self._engine, capacity):
+            if self._library.reserve(self._session, capacity):
                 raise KvFull(capacity, self._reserved)
             self._reserved = capacity
 
-    def _call(self, parts: list[Part], arrays: CallArrays, wanted: Wanted) -> None:
+    def _call(self, parts: list[WorkPart], arrays: CallArrays, wanted: Wanted) -> None:
         """One call, and what is wanted of its rows."""
         rows, places = _rows_of(parts, wanted)
         hidden = np.empty((len(rows), self.shape.hidden), np.float32) if any(len(h) for h in wanted.hidden) else None
         skips = _skips(arrays.layers, self.shape.layers)
-        call = Call(
+        call = NativeCall(
             len(arrays.tokens),
             address(arrays.tokens),
             address(arrays.positions),
@@ -159,7 +158,7 @@ class NativeRuntime(SlotRuntime):
             address(hidden),
             *map(address, skips),
         )
-        if self._library.forward(self._engine, ctypes.byref(call)):
+        if self._library.forward(self._session, ctypes.byref(call)):
             raise MemoryError(f"there is no memory for a call of {len(arrays.tokens)} tokens")
         if hidden is not None:
             for item, at, _, hidden_rows, own in places:
@@ -168,7 +167,7 @@ class NativeRuntime(SlotRuntime):
                     wanted.add_hidden(item, hidden_rows, hidden[at + to])
         self._head(len(rows), places, wanted)
 
-    def _head(self, count: int, places: list[Place], wanted: Wanted) -> None:
+    def _head(self, count: int, places: list[RowsOfWork], wanted: Wanted) -> None:
         """Logits of the call's rows, a bounded number at a time."""
         if not any(len(head) for _, _, head, _, _ in places):
             return
@@ -176,14 +175,14 @@ class NativeRuntime(SlotRuntime):
         for first in range(0, count, most):
             n = min(most, count - first)
             logits = np.empty((n, self._stride), np.float32) if wanted.logits else self._scratch(n)
-            self._library.head(self._engine, first, n, address(logits), self._stride)
+            self._library.head(self._session, first, n, address(logits), self._stride)
             if np.isnan(logits[:, 0]).any():
                 raise FloatingPointError("a row of logits contains NaN")
             log_norm, entropy = np.zeros(n), np.empty(n)
             ids, top = np.empty((n, wanted.top), np.int64), np.empty((n, wanted.top), np.float32)
             if wanted.reduced:
                 self._library.reduce(
-                    self._engine, address(logits), n, self._stride, address(log_norm),
+                    self._session, address(logits), n, self._stride, address(log_norm),
                     address(entropy) if wanted.entropy else None, wanted.top, address(ids), address(top),
                 )  # fmt: skip
             for item, at, head, _, own in places:
@@ -204,13 +203,20 @@ class NativeRuntime(SlotRuntime):
         return self._logits[:rows]
 
 
-Place = tuple[int, int, IntArray, IntArray, IntArray]  # item, first of its rows, head rows, hidden rows, both
+class RowsOfWork(NamedTuple):
+    """Whose some of a call's rows are: row numbers of one piece of work, sorted."""
+
+    item: int
+    first: int  # of the call's rows
+    head: IntArray
+    hidden: IntArray
+    both: IntArray
 
 
-def _rows_of(parts: list[Part], wanted: Wanted) -> tuple[np.ndarray, list[Place]]:
+def _rows_of(parts: list[WorkPart], wanted: Wanted) -> tuple[np.ndarray, list[RowsOfWork]]:
     """Which rows of the call go on, and whose they are."""
     rows: list[IntArray] = []
-    places: list[Place] = []
+    places: list[RowsOfWork] = []
     offset = at = 0
     for p in parts:
         head, hidden = (
@@ -220,7 +226,7 @@ def _rows_of(parts: list[Part], wanted: Wanted) -> tuple[np.ndarray, list[Place]
         own = np.union1d(head, hidden) if len(hidden) else head
         if len(own):
             rows.append(own - p.start + offset)
-            places.append((p.item, at, head, hidden, own))
+            places.append(RowsOfWork(p.item, at, head, hidden, own))
             at += len(own)
         offset += p.stop - p.start
     joined = np.concatenate(rows) if rows else np.empty(0)
@@ -237,7 +243,7 @@ def _skips(plan: LayerPlan | None, layers: int) -> tuple[np.ndarray | None, np.n
     return flags[0], flags[1]
 
 
-def _native_model(s: EngineShape, kind: int, weights: dict[str, np.ndarray]) -> tuple[NativeModel, Any, Any]:
+def _native_model(s: Architecture, kind: int, weights: dict[str, np.ndarray]) -> tuple[NativeModel, Any, Any]:
     """The model as pointers; the other two keep alive what it points to."""
     frequencies = [np.ascontiguousarray(f, np.float32) for f in s.frequencies]
     layers = (LayerWeights * s.layers)()
@@ -249,7 +255,7 @@ def _native_model(s: EngineShape, kind: int, weights: dict[str, np.ndarray]) -> 
         layers[i].window = window
     shape = ModelShape(
         kind, s.layers, s.hidden, s.heads, s.kv_heads, s.head_dim, s.mlp, s.vocab_size, ACTIVATIONS[s.activation],
-        s.epsilon, s.attention_scale, 0.0, s.embedding_scale, s.logit_softcap,
+        s.epsilon, s.attention_scale, s.embedding_scale, s.logit_softcap,
     )  # fmt: skip
     model = NativeModel(
         shape,

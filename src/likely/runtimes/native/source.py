@@ -1,4 +1,4 @@
-"""Where the native engine's weights come from: a GGUF file or a safetensors folder, told in transformers' words."""
+"""Where the native runtime's weights come from: a GGUF file or a safetensors folder, in transformers' names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from likely.errors import ModelError
 from likely.formats import families
@@ -16,9 +15,8 @@ from likely.formats.gguf import read_header
 from likely.formats.safetensors_file import FLOATS, read_folder
 from likely.formats.weights import Stored, read_values
 from likely.io.hashes import file_sha256, folder_sha256
+from likely.runtimes.protocol import FloatArray
 from likely.tokenizers.huggingface import read_json
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Weight:
     stored: Stored
     change: families.Change | None = None
 
-    def whole(self) -> Floats:
+    def whole(self) -> FloatArray:
         """In memory at once, as fp32."""
         values = np.concatenate(list(read_values(self.stored))).reshape(self.stored.shape)
         values = values if self.change is None else np.ascontiguousarray(self.change(values), np.float32)
@@ -34,7 +32,7 @@ class Weight:
             raise ModelError(f"{self.stored.file}: a weight is not a finite number")
         return values
 
-    def row_blocks(self, rows: int) -> Iterator[Floats]:
+    def row_blocks(self, rows: int) -> Iterator[FloatArray]:
         """(rows, width) fp32 blocks from the top, the last one perhaps shorter; only one is in memory."""
         if self.change is not None:
             whole = self.whole()
@@ -54,7 +52,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class EngineSource:
+class ModelSource:
     """A model's settings (as in config.json) and weights by transformers' names, and the sha256 of its files."""
 
     config: dict[str, Any]
@@ -62,11 +60,11 @@ class EngineSource:
     sha256: str
 
     @classmethod
-    def open(cls, place: Path) -> EngineSource:
+    def open(cls, place: Path) -> ModelSource:
         return cls.of_folder(place) if place.is_dir() else cls.of_gguf(place)
 
     @classmethod
-    def of_gguf(cls, path: Path) -> EngineSource:
+    def of_gguf(cls, path: Path) -> ModelSource:
         header = read_header(path)
         stored = Stored.in_gguf(path, header)
         try:
@@ -87,7 +85,7 @@ class EngineSource:
         return cls(config, weights, file_sha256(path))
 
     @classmethod
-    def of_folder(cls, folder: Path) -> EngineSource:
+    def of_folder(cls, folder: Path) -> ModelSource:
         config = read_json(folder / "config.json")
         if not config:
             raise ModelError(f"{folder}: config.json is missing or empty")

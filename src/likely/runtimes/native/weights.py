@@ -1,6 +1,6 @@
-"""Weights in the native engine's form, made once per model and kind and kept in the cache folder.
+"""Weights in the form that the C++ library reads, made once per model and dtype and kept in the cache folder.
 
-The file is a safetensors file: panels of bytes (see native/linear.h), norms and biases as fp32, each on a cache line.
+The file is a safetensors file: panels of bytes (see cpp/linear.h), norms and biases as fp32, each on a cache line.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from likely.errors import ModelError
 from likely.formats.safetensors_file import read_entries, write_header
 from likely.io.hashes import cache_dir
 from likely.io.whole_file import replacing
-from likely.runtimes.native.architecture import EngineShape
-from likely.runtimes.native.library import GROUP, KINDS, PANEL, Library, aligned, packed_bytes, padded
-from likely.runtimes.native.source import EngineSource, Floats, Weight
+from likely.runtimes.native.architecture import Architecture
+from likely.runtimes.native.library import DTYPES, GROUP, PANEL, Library, aligned, packed_bytes, padded
+from likely.runtimes.native.source import ModelSource, Weight
+from likely.runtimes.protocol import FloatArray
 
 VERSION = 1  # of the form: a change makes files of old forms unused
 _ROWS = 128 * PANEL  # of a large matrix in memory at one time
@@ -26,7 +27,7 @@ _LINE = 64
 
 
 @dataclass(frozen=True)
-class Part:
+class PackedTensor:
     """One tensor of the packed file. write: its bytes, front to back."""
 
     name: str
@@ -36,12 +37,12 @@ class Part:
 
 
 def packed_path(sha256: str, kind: int) -> Path:
-    return cache_dir() / "engine" / f"{sha256[:32]}-{KINDS[kind]}-v{VERSION}.safetensors"
+    return cache_dir() / "native" / f"{sha256[:32]}-{DTYPES[kind]}-v{VERSION}.safetensors"
 
 
 def load_weights(
-    source: EngineSource,
-    shape: EngineShape,
+    source: ModelSource,
+    shape: Architecture,
     kind: int,
     library: Library,
     progress: Callable[[int, int], None] | None = None,
@@ -73,7 +74,7 @@ def load_weights(
     return found
 
 
-def _read(path: Path, parts: list[Part]) -> dict[str, np.ndarray] | None:
+def _read(path: Path, parts: list[PackedTensor]) -> dict[str, np.ndarray] | None:
     """None where the file is not there or is not what these parts make."""
     try:
         entries = read_entries(path)
@@ -91,11 +92,11 @@ def _read(path: Path, parts: list[Part]) -> dict[str, np.ndarray] | None:
     return {name: v.view(np.float32) if entries[name].dtype == "F32" else v for name, v in views.items()}
 
 
-def _dims(part: Part) -> tuple[int, ...]:
+def _dims(part: PackedTensor) -> tuple[int, ...]:
     return (part.nbytes // (4 if part.dtype == "F32" else 1),)
 
 
-def _parts(source: EngineSource, s: EngineShape, kind: int, library: Library) -> list[Part]:
+def _parts(source: ModelSource, s: Architecture, kind: int, library: Library) -> list[PackedTensor]:
     """What the packed file holds, in its order; every tensor of the source is used or refused."""
     q, kv, rows = s.heads * s.head_dim, s.kv_heads * s.head_dim, -(-s.mlp // GROUP) * GROUP
     used: set[str] = set()
@@ -104,7 +105,7 @@ def _parts(source: EngineSource, s: EngineShape, kind: int, library: Library) ->
         used.add(name)
         return source.take(name, shape)
 
-    def vector(name: str, weights: list[Weight], offset: float = 0.0, size: int | None = None) -> Part:
+    def vector(name: str, weights: list[Weight], offset: float = 0.0, size: int | None = None) -> PackedTensor:
         size = size or sum(w.stored.shape[0] for w in weights)
         size = -(-size // 16) * 16
 
@@ -112,16 +113,16 @@ def _parts(source: EngineSource, s: EngineShape, kind: int, library: Library) ->
             values = np.concatenate([w.whole() for w in weights]) + np.float32(offset)
             yield np.pad(values, (0, size - len(values))).astype(np.float32).tobytes()
 
-        return Part(name, "F32", 4 * size, write)
+        return PackedTensor(name, "F32", 4 * size, write)
 
-    def matrix(name: str, outputs: int, inputs: int, blocks: Callable[[], Iterator[Floats]]) -> Part:
+    def matrix(name: str, outputs: int, inputs: int, blocks: Callable[[], Iterator[FloatArray]]) -> PackedTensor:
         def write() -> Iterator[bytes]:
             for block in blocks():
                 yield library.pack(kind, block).tobytes()
 
-        return Part(name, "U8", packed_bytes(kind, outputs, inputs), write)
+        return PackedTensor(name, "U8", packed_bytes(kind, outputs, inputs), write)
 
-    parts: list[Part] = []
+    parts: list[PackedTensor] = []
     for i in range(s.layers):
         at, to = f"model.layers.{i}.", f"layers.{i}."
         heads = [(f"{at}self_attn.{n}_proj", width) for n, width in (("q", q), ("k", kv), ("v", kv))]
@@ -159,15 +160,15 @@ def _parts(source: EngineSource, s: EngineShape, kind: int, library: Library) ->
         parts.append(matrix("embedding", s.vocab_size, s.hidden, partial(embedding.row_blocks, _ROWS)))
         parts.append(matrix("head", s.vocab_size, s.hidden, partial(head.row_blocks, _ROWS)))
     if unknown := sorted(set(source.weights) - used):
-        raise ModelError(f"the native engine has no place for the tensor \"{unknown[0]}\": use runtime='torch'")
+        raise ModelError(f"the native runtime has no place for the tensor \"{unknown[0]}\": use runtime='torch'")
     return parts
 
 
-def _whole(weights: list[Weight]) -> Iterator[Floats]:
+def _whole(weights: list[Weight]) -> Iterator[FloatArray]:
     yield np.concatenate([w.whole() for w in weights])
 
 
-def _interleaved(gate: Weight, up: Weight, rows: int) -> Iterator[Floats]:
+def _interleaved(gate: Weight, up: Weight, rows: int) -> Iterator[FloatArray]:
     """Sixteen rows of the one, sixteen of the other, and so on, so that a panel holds both; zeros up to `rows`."""
     both = [np.pad(w.whole(), ((0, rows - w.stored.shape[0]), (0, 0))).reshape(rows // 16, 16, -1) for w in (gate, up)]
     yield np.concatenate(both, axis=1).reshape(2 * rows, -1)

@@ -13,7 +13,7 @@ from likely.runtimes.slots.runtime import SlotSequence
 
 
 @dataclass(frozen=True)
-class Part:
+class WorkPart:
     """Tokens start..stop of one piece of work: what one call of the model computes of it."""
 
     item: int
@@ -22,7 +22,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Piece:
+class SequenceQueries:
     """The queries of one sequence in one call, and what they may see.
 
     positions (n,)    of the queries
@@ -58,7 +58,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Layout:
+class WorkLayout:
     """Where the tokens of one piece of work stand: their positions and slots, and what came before."""
 
     before: IntArray  # slots of kept tokens
@@ -70,7 +70,7 @@ class Layout:
     canvas: bool
 
     @classmethod
-    def of(cls, sequence: SlotSequence, item: Work, slots: IntArray) -> Layout:
+    def of(cls, sequence: SlotSequence, item: Work, slots: IntArray) -> WorkLayout:
         n, length, first = len(slots), sequence.length, sequence.pending
         pending = np.array(sequence.nodes, np.int64)
         depths = np.array(sequence.depths, np.int64)
@@ -89,13 +89,13 @@ class Layout:
         ancestors = np.ones((n, n), bool) if canvas else seen[first:]
         return cls(sequence.held, pending, positions[:first], slots, positions[first:], ancestors, canvas)
 
-    def piece(self, start: int, stop: int) -> Piece:
+    def piece(self, start: int, stop: int) -> SequenceQueries:
         """Tokens start..stop, when those before `start` have been computed."""
         positions, new = self.positions[start:stop], self.slots[:stop]
         if self.ancestors is None:
-            return Piece(positions, np.concatenate([self.before, new]), len(self.before) + start)
+            return SequenceQueries(positions, np.concatenate([self.before, new]), len(self.before) + start)
         first = len(self.pending)
-        return Piece(
+        return SequenceQueries(
             positions,
             np.concatenate([self.before, self.pending, new]),
             len(self.before),

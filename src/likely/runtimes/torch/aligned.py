@@ -12,19 +12,19 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import torch
 
 from likely.errors import CapabilityError
 from likely.runtimes.protocol import Capabilities, IntArray, Sequence, Work
-from likely.runtimes.slots.layout import Layout, Part, Piece
+from likely.runtimes.slots.layout import SequenceQueries, WorkLayout, WorkPart
 from likely.runtimes.slots.runtime import SlotSequence
 from likely.runtimes.slots.table import TokenCount
 from likely.runtimes.torch.attention import Group, attend_group
 from likely.runtimes.torch.rows import RowCollector
-from likely.runtimes.torch.runtime import TorchRuntime
+from likely.runtimes.torch.runtime import TorchRuntime, TorchSettings
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # each (B, H_kv, C, D)
 
@@ -54,7 +54,7 @@ class Alignment:
 
 
 @dataclass
-class Row:
+class RectangleRow:
     """One sequence within a call: where its keys are now, kept and pending and new ones in order."""
 
     rectangle: list[KeysValues]
@@ -81,7 +81,7 @@ class RepadTorchRuntime(TorchRuntime):
 
     align = "repad"
 
-    def __init__(self, module: torch.nn.Module, **settings: Any):
+    def __init__(self, module: torch.nn.Module, **settings: Unpack[TorchSettings]):
         self.alignment = Alignment()
         super().__init__(module, **settings)
         if not self.cached:
@@ -127,9 +127,9 @@ class RepadTorchRuntime(TorchRuntime):
         slots: list[IntArray],
         rows: RowCollector,
     ) -> None:
-        layouts = [Layout.of(*of) for of in zip(sequences, work, slots, strict=True)]
+        layouts = [WorkLayout.of(*of) for of in zip(sequences, work, slots, strict=True)]
         places = [
-            Row(s.rectangle, s.row, np.concatenate([s.held, np.array(s.nodes, np.int64)]))
+            RectangleRow(s.rectangle, s.row, np.concatenate([s.held, np.array(s.nodes, np.int64)]))
             for s in sequences
             if isinstance(s, AlignedSequence)
         ]
@@ -144,7 +144,12 @@ class RepadTorchRuntime(TorchRuntime):
             slots[i] = place.columns[first:]
 
     def _call_rectangle(
-        self, parts: list[Part], layouts: list[Layout], places: list[Row], tokens: list[IntArray], rows: RowCollector
+        self,
+        parts: list[WorkPart],
+        layouts: list[WorkLayout],
+        places: list[RectangleRow],
+        tokens: list[IntArray],
+        rows: RowCollector,
     ) -> None:
         """One call of the module; afterwards each row's keys stand in the new rectangle, without gaps."""
         started = time.perf_counter()
@@ -159,12 +164,12 @@ class RepadTorchRuntime(TorchRuntime):
         self._table.bytes_per_token = sum(t[0, :, 0].numel() * t.element_size() for pair in plan.layers for t in pair)
         for i, (part, place, pad) in enumerate(zip(parts, together, pads, strict=True)):
             end = len(place.columns) + part.stop - part.start
-            places[part.item] = Row(plan.layers, i, pad + np.arange(end))
+            places[part.item] = RectangleRow(plan.layers, i, pad + np.arange(end))
 
-    def _piece(self, layout: Layout, part: Part) -> Piece:
+    def _piece(self, layout: WorkLayout, part: WorkPart) -> SequenceQueries:
         return layout.piece(part.start, part.stop)
 
-    def _bring_together(self, rows: list[Row]) -> list[KeysValues]:
+    def _bring_together(self, rows: list[RectangleRow]) -> list[KeysValues]:
         """Per layer (B, H_kv, T, D), T the longest row: each row's columns at the right end, zeros before them."""
         width = max(len(row.columns) for row in rows)
         if width == 0:
@@ -179,7 +184,7 @@ class RepadTorchRuntime(TorchRuntime):
             for layer, (k, v) in enumerate(some)
         ]  # fmt: skip
 
-    def _count(self, rows: list[Row], past: list[KeysValues], seconds: float) -> None:
+    def _count(self, rows: list[RectangleRow], past: list[KeysValues], seconds: float) -> None:
         alignment = self.alignment
         alignment.seconds += seconds
         alignment.calls += 1
@@ -201,7 +206,7 @@ class GroupTorchRuntime(RepadTorchRuntime):
 
     align = "group"
 
-    def _bring_together(self, rows: list[Row]) -> list[KeysValues]:
+    def _bring_together(self, rows: list[RectangleRow]) -> list[KeysValues]:
         lengths = {len(row.columns) for row in rows}
         if len(lengths) > 1 or lengths == {0} or common_end(rows) is not None:
             return super()._bring_together(rows)
@@ -209,6 +214,9 @@ class GroupTorchRuntime(RepadTorchRuntime):
             (_stacked([_taken(row, layer, 0) for row in rows]), _stacked([_taken(row, layer, 1) for row in rows]))
             for layer in range(len(rows[0].rectangle))
         ]
+
+
+RUNTIMES = {kind.align: kind for kind in (TorchRuntime, RepadTorchRuntime, GroupTorchRuntime)}  # by align=
 
 
 class RectanglePlan:
@@ -219,7 +227,9 @@ class RectanglePlan:
     `layers` are the rectangles afterwards, (B, H_kv, T + Q, D); columns after a row's last new token hold zeros.
     """
 
-    def __init__(self, past: list[KeysValues], pieces: list[Piece], pads: list[int], width: int, device: torch.device):
+    def __init__(
+        self, past: list[KeysValues], pieces: list[SequenceQueries], pads: list[int], width: int, device: torch.device
+    ):
         self._past, self._pieces, self._pads, self._width, self._device = past, pieces, pads, width, device
         self._groups: dict[int | None, Group] = {}
         sizes = [len(piece.positions) for piece in pieces]
@@ -288,7 +298,7 @@ class RectanglePlan:
         )
 
 
-def common_end(rows: list[Row]) -> int | None:
+def common_end(rows: list[RectangleRow]) -> int | None:
     """The column before which all rows end, if they are all rows of one rectangle, in order; None: they must move."""
     rectangle, end = rows[0].rectangle, rows[0].end
     if end < 0 or len(rows) != rectangle[0][0].shape[0]:
@@ -316,7 +326,7 @@ def _stacked(parts: list[torch.Tensor | None]) -> torch.Tensor:
     return torch.cat([part for part in parts if part is not None])
 
 
-def _taken(row: Row, layer: int, which: int) -> torch.Tensor | None:
+def _taken(row: RectangleRow, layer: int, which: int) -> torch.Tensor | None:
     """Keys (which=0) or values (1) of a row, (1, H_kv, n, D), without padding; None: it has none yet."""
     if not len(row.columns):
         return None

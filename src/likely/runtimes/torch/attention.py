@@ -1,8 +1,8 @@
 """Attention of many sequences over one pool of slots, hooked into transformers' attention interface.
 
 A call's tokens form one row of N tokens, sorted so that neighbours are alike. Each model layer hands its queries, keys
-and values to `slot_attention`; the `Plan` of the call says where keys go and who sees what. Masks and slot indices are
-built once per call and window and shared by all layers.
+and values to `slot_attention`; the `SlotPlan` of the call says where keys go and who sees what. Masks and slot indices
+are built once per call and window and shared by all layers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from likely.runtimes.protocol import IntArray
-from likely.runtimes.slots.layout import Piece
+from likely.runtimes.slots.layout import SequenceQueries
 from likely.runtimes.torch.slots import SlotPool, Where
 
 INTERFACE = "likely_slots"
@@ -74,13 +74,13 @@ class Group:
         return self._bias[key]
 
 
-class Plan:
+class SlotPlan:
     """One call of the model: N tokens in pieces, their new slots, and the pool."""
 
     def __init__(
         self,
         pool: SlotPool,
-        pieces: list[Piece],
+        pieces: list[SequenceQueries],
         new_slots: IntArray,
         device: torch.device,
         *,
@@ -150,7 +150,9 @@ class Plan:
                 start, (queries, slots) = stop, shapes[stop]
         return groups
 
-    def _make_group(self, pieces: list[Piece], shapes: list[tuple[int, int]], row: int, window: int | None) -> Group:
+    def _make_group(
+        self, pieces: list[SequenceQueries], shapes: list[tuple[int, int]], row: int, window: int | None
+    ) -> Group:
         size, queries, width = len(pieces), max(n for n, _ in shapes), max(s for _, s in shapes)
         rows = slice(row, row + sum(n for n, _ in shapes))
         first = pieces[0]

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from likely.runtimes.protocol import FloatArray, IntArray, Want, Work
-
-if TYPE_CHECKING:
-    from likely.runtimes.torch.runtime import TorchRuntime
+from likely.runtimes.protocol import FloatArray, IntArray, Runtime, Want, Work
 
 FP32_TOLERANCE = 1e-3  # largest difference of a logit, in units of max(1, the logits' standard deviation)
 LOW_PRECISION_TOLERANCE = 0.05  # mean difference, in the same units: a wrong mask gives about 1
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
-def why_not_slots(runtime: TorchRuntime) -> str | None:
+class OfModule(Runtime, Protocol):
+    """A runtime over a module, and what its numbers are compared with."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def text_config(self) -> Any: ...
+    @property
+    def layer_windows(self) -> list[int | None]: ...
+    def plain_logits(self, tokens: IntArray) -> FloatArray: ...
+
+
+def why_not_slots(runtime: OfModule) -> str | None:
     """None if a text alone, two at once, a fork and a tree give the logits of the plain forward; else the reason."""
     rng = np.random.default_rng(0)
     room = min(9, runtime.context_length - 3)
@@ -53,7 +62,7 @@ def why_not_slots(runtime: TorchRuntime) -> str | None:
     return None
 
 
-def is_causal(runtime: TorchRuntime) -> bool:
+def is_causal(runtime: OfModule) -> bool:
     """Whether the plain forward's rows stay as they are when the text goes on."""
     text = np.random.default_rng(1).integers(0, runtime.vocab_size, min(8, runtime.context_length))
     some = len(text) // 2
@@ -69,7 +78,7 @@ def _disagreement(found: FloatArray, plain: FloatArray, dtype: torch.dtype) -> s
     return None if worst <= allowed else f"its logits over slots differ by {worst:.2g} (allowed: {allowed})"
 
 
-def _why_not_windows(runtime: TorchRuntime) -> str | None:
+def _why_not_windows(runtime: OfModule) -> str | None:
     """The check's texts are shorter than most windows, so that windows are compared with the configuration."""
     config: Any = runtime.text_config
     windows = [w for w in runtime.layer_windows if w is not None]

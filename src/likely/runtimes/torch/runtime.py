@@ -7,29 +7,24 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
 import torch
 
 from likely.errors import ModelError
+from likely.io.hashes import file_sha256, folder_sha256
+from likely.runtimes.kinds import KINDS
 from likely.runtimes.machine import free_bytes
-from likely.runtimes.protocol import (
-    Capabilities,
-    FloatArray,
-    IntArray,
-    LayerPlan,
-    Limits,
-    Output,
-    Work,
-)
-from likely.runtimes.slots.layout import Layout, Part, texts_of
+from likely.runtimes.protocol import Capabilities, FloatArray, IntArray, LayerPlan, Limits, Output, Work
+from likely.runtimes.slots.layout import WorkLayout, WorkPart, texts_of
 from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
 from likely.runtimes.slots.table import TokenCount
-from likely.runtimes.torch.attention import AttentionPlan, Plan, register_interface
+from likely.runtimes.torch.attention import AttentionPlan, SlotPlan, register_interface
 from likely.runtimes.torch.check import is_causal, why_not_slots
 from likely.runtimes.torch.layers import LayerParts
 from likely.runtimes.torch.module import ModuleCall, weights_digest
+from likely.runtimes.torch.pretrained import load_pretrained, one_line
 from likely.runtimes.torch.rows import RowCollector
 from likely.runtimes.torch.slots import SlotPool
 
@@ -37,7 +32,16 @@ ROWS_BYTES = 64 * 2**20  # V-wide rows of logits that exist at one time
 MOST_TOKENS_HELD = 65536
 CHECK_TOKENS = 64
 RECOMPUTED_TOKENS_HELD = 2**20  # only token ids are held
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in KINDS["torch"].dtypes}
+
+
+class TorchSettings(TypedDict, total=False):
+    """See `TorchRuntime`."""
+
+    tokens_held: int | None
+    sequences: int
+    revision: str | None
+    tokens_per_call: int
 
 
 class TorchRuntime(SlotRuntime):
@@ -52,6 +56,8 @@ class TorchRuntime(SlotRuntime):
     (`not_cached_because`): then every call computes the whole text again, slowly and with the same numbers.
     Sliding-window layers: a canvas token (attention="full") sees what is less than one window away, on both sides.
     """
+
+    align = "mask"
 
     def __init__(
         self,
@@ -94,53 +100,42 @@ class TorchRuntime(SlotRuntime):
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_id: str | FilePath, *, dtype: str | None = None, device: str | None = None, **limits: Any
-    ) -> TorchRuntime:
+        cls,
+        folder_or_id: str | FilePath,
+        *,
+        dtype: str | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+        **settings: Unpack[TorchSettings],
+    ) -> Self:
         """A folder with safetensors weights, or a hub id where there is a network. Code from a model is never run.
 
-        dtype   "float32", "bfloat16" or "float16"; default: float32 on a CPU, bfloat16 on a GPU
-        limits  tokens_held, sequences, revision, tokens_per_call
+        dtype    "float32", "bfloat16" or "float16"; default: float32 on a CPU, bfloat16 on a GPU
+        threads  of the processor; torch has one such setting for the whole process
         """
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM
-
-        from likely.runtimes.torch.foreign_code import check_no_foreign_code
-
-        where = _device(device)
-        kind = _dtype(dtype, where)
-        check_no_foreign_code(folder_or_id)
-        try:
-            with _quiet():
-                module, found = AutoModelForCausalLM.from_pretrained(
-                    str(folder_or_id),
-                    dtype=kind,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    output_loading_info=True,
-                )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            raise ModelError(f"{folder_or_id}: cannot be loaded by transformers ({_one_line(error)})") from error
-        if bad := [*found["missing_keys"], *found["mismatched_keys"]]:
-            raise ModelError(f"{folder_or_id}: {len(bad)} weights are missing or misshapen, for instance {bad[0]}")
-        if "revision" not in limits and FilePath(folder_or_id).is_dir():
-            from likely.io.hashes import folder_sha256
-
-            limits["revision"] = _revision(folder_sha256(folder_or_id)[:16], kind)
-        return cls(module.to(where), **limits)
+        where, kind = _place(dtype, device, threads)
+        module = load_pretrained(folder_or_id, dtype=kind, device=where)
+        if "revision" not in settings and FilePath(folder_or_id).is_dir():
+            settings["revision"] = _revision(folder_sha256(folder_or_id)[:16], kind)
+        return cls(module, **settings)
 
     @classmethod
     def from_gguf(
-        cls, path: str | FilePath, *, dtype: str | None = None, device: str | None = None, **limits: Any
-    ) -> TorchRuntime:
-        """A GGUF file, its weights dequantised to `dtype` (default: float32 on a CPU, bfloat16 on a GPU)."""
-        from likely.io.hashes import file_sha256
+        cls,
+        path: str | FilePath,
+        *,
+        dtype: str | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+        **settings: Unpack[TorchSettings],
+    ) -> Self:
+        """The same of a GGUF file, its weights dequantised to `dtype`."""
         from likely.runtimes.torch.gguf_module import load_gguf
 
-        where = _device(device)
-        kind = _dtype(dtype, where)
+        where, kind = _place(dtype, device, threads)
         module = load_gguf(FilePath(path), dtype=kind, device=where)
-        limits.setdefault("revision", _revision(file_sha256(path)[:16], kind))
-        return cls(module, **limits)
+        settings.setdefault("revision", _revision(file_sha256(path)[:16], kind))
+        return cls(module, **settings)
 
     @property
     def config(self) -> Any:
@@ -194,7 +189,7 @@ class TorchRuntime(SlotRuntime):
         rows: RowCollector,
     ) -> None:
         """Fill `rows`, with keys and values in `slots`."""
-        layouts = [Layout.of(*of) for of in zip(sequences, work, slots, strict=True)]
+        layouts = [WorkLayout.of(*of) for of in zip(sequences, work, slots, strict=True)]
         for parts in self._calls(work, rows):
             with self._leaving_out(work[parts[0].item].layers) as attending:
                 self._evaluate(parts, layouts, tokens, rows, attending)
@@ -204,7 +199,7 @@ class TorchRuntime(SlotRuntime):
         own = np.asarray(tokens, np.int64)
         return self._call(own, np.arange(len(own)))[0].float().cpu().numpy()
 
-    def _calls(self, work: list[Work], rows: RowCollector) -> Iterator[list[Part]]:
+    def _calls(self, work: list[Work], rows: RowCollector) -> Iterator[list[WorkPart]]:
         """Cut the work into calls of bounded tokens and rows, each under one layer plan.
 
         A canvas is never cut, and parts keep their order.
@@ -213,7 +208,7 @@ class TorchRuntime(SlotRuntime):
         most_tokens = self.limits.tokens_per_call
         if not self._call.keeps_rows:  # this model computes the logits of every token
             most_tokens = min(most_tokens, most_rows)
-        parts: list[Part] = []
+        parts: list[WorkPart] = []
         used = used_rows = 0
         for i, item in enumerate(work):
             n, head, start = len(item.tokens), rows.head_rows[i], 0
@@ -229,7 +224,7 @@ class TorchRuntime(SlotRuntime):
                     allowed = seen + most_rows - used_rows
                     stop = min(stop, int(head[allowed])) if allowed < len(head) else stop
                 if stop > start:
-                    parts.append(Part(i, start, stop))
+                    parts.append(WorkPart(i, start, stop))
                     used += stop - start
                     used_rows += int(np.searchsorted(head, stop)) - seen
                     start = stop
@@ -247,8 +242,8 @@ class TorchRuntime(SlotRuntime):
 
     def _evaluate(
         self,
-        parts: list[Part],
-        layouts: list[Layout],
+        parts: list[WorkPart],
+        layouts: list[WorkLayout],
         tokens: list[IntArray],
         rows: RowCollector,
         attending: list[int] | None,
@@ -256,7 +251,7 @@ class TorchRuntime(SlotRuntime):
         """One call of the module: neighbours in its row of tokens are alike, so that little is padded."""
         pieces = [(layouts[p.item].piece(p.start, p.stop), p) for p in parts]
         pieces.sort(key=lambda pair: (-len(pair[0].positions), -len(pair[0].slots)))
-        plan = Plan(
+        plan = SlotPlan(
             self._table,
             [piece for piece, _ in pieces],
             np.concatenate([layouts[p.item].slots[p.start : p.stop] for _, p in pieces]),
@@ -266,7 +261,12 @@ class TorchRuntime(SlotRuntime):
         self._run([p for _, p in pieces], np.concatenate([piece.positions for piece, _ in pieces]), plan, tokens, rows)
 
     def _run(
-        self, parts: list[Part], positions: IntArray, plan: AttentionPlan, tokens: list[IntArray], rows: RowCollector
+        self,
+        parts: list[WorkPart],
+        positions: IntArray,
+        plan: AttentionPlan,
+        tokens: list[IntArray],
+        rows: RowCollector,
     ) -> None:
         """Call the module on the parts, one after the other in its row of tokens, and hand on the wanted rows."""
         head: list[IntArray] = []
@@ -313,7 +313,7 @@ class TorchRuntime(SlotRuntime):
             return int(self._call(np.zeros(2, np.int64), np.array([1]))[0].shape[-1])
         except Exception as error:
             raise ModelError(
-                f"{type(self.module).__name__}: its plain forward over two tokens fails ({_one_line(error)})"
+                f"{type(self.module).__name__}: its plain forward over two tokens fails ({one_line(error)})"
             ) from error
 
     def _default_tokens_held(self) -> int:
@@ -334,38 +334,16 @@ def _revision(digest: str, dtype: torch.dtype) -> str:
     return f"torch-{str(dtype).removeprefix('torch.')}-{digest}"
 
 
-def _device(name: str | None) -> torch.device:
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _dtype(name: str | None, device: torch.device) -> torch.dtype:
-    if name is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in DTYPES:
-        raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, got {name}")
-    return DTYPES[name]
+def _place(dtype: str | None, device: str | None, threads: int | None) -> tuple[torch.device, torch.dtype]:
+    """Where and in what to compute."""
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype is not None and dtype not in DTYPES:
+        raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    default = torch.float32 if where.type == "cpu" else torch.bfloat16
+    return where, default if dtype is None else DTYPES[dtype]
 
 
 def _free_bytes(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_bytes()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers' progress bars and the hub client's notes about retries stay off the terminal."""
-    import huggingface_hub.utils.logging as hub
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), hub.get_verbosity()
-    logging.disable_progress_bar()
-    hub.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hub.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -83,11 +83,11 @@ def bench(
         print_json({"machine": asdict(host), "rows": [asdict(row) for row in rows]})
         return
     typer.echo(host.line())
-    typer.echo(f"{'runtime':<9} {'engine':<9} {'kind':<8} {'positions':>9} {'sequences':>9} {'context':>8} "
+    typer.echo(f"{'runtime':<9} {'dtype':<9} {'kind':<8} {'positions':>9} {'sequences':>9} {'context':>8} "
                f"{'threads':>7} {'ms':>9} {'tokens/s':>9}")  # fmt: skip
     for r in rows:
         typer.echo(
-            f"{r.runtime:<9} {r.engine:<9} {r.kind:<8} {r.positions:9} {r.sequences:9} {r.context:8} "
+            f"{r.runtime:<9} {r.dtype:<9} {r.kind:<8} {r.positions:9} {r.sequences:9} {r.context:8} "
             f"{r.threads:7} {r.milliseconds:9.2f} {r.tokens_per_s:9.1f}"
         )
 
@@ -104,7 +104,7 @@ def _measure(
         curve = measure(
             lm.runtime,
             name=name,
-            engine=lm.info.dtype,
+            dtype=lm.info.dtype,
             threads=used,
             cpu=cpu,
             source=lm.info.sha256,

@@ -13,6 +13,7 @@ import numpy as np
 
 from likely.decoding.drafting.protocol import FIXED_ONLY, NO_DRAFT, Draft, Drafter, SamplingContext
 from likely.errors import CapabilityError, KvFull
+from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import Runtime, Sequence, Want, Work
 from likely.tokenizers.protocol import Tokenizer
 
@@ -132,7 +133,7 @@ class Retokenised:
             raise ValueError(f"length must be >= 1, got {length}")
         if not runtime.capabilities.truncate:
             raise CapabilityError(
-                f"{name}: a draft model needs a runtime that can drop tokens again: use torch or llamacpp"
+                f"{name}: a draft model needs a runtime that can drop tokens again: {kinds_with('truncate')}"
             )
         self.runtime, self.tokenizer, self.target_tokenizer = runtime, tokenizer, target_tokenizer
         self.length, self.name = length, name

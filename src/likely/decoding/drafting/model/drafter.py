@@ -16,6 +16,7 @@ from likely.decoding.drafting.model.trees import Chain, Shape
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, Drafter, DraftSource, SamplingContext
 from likely.decoding.sampling import Sampling, processed_logprobs, transform
 from likely.errors import CapabilityError, KvFull, ModelError
+from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import FloatArray, Runtime, Sequence, Want, Work
 from likely.runtimes.rows import log_softmax
 from likely.tokenizers.protocol import Tokenizer
@@ -79,7 +80,7 @@ class DraftModel:
         able = runtime.capabilities
         if not (able.trees and able.truncate):
             raise CapabilityError(
-                f"{name}: a draft model needs a runtime that can drop tokens again: use torch or llamacpp"
+                f"{name}: a draft model needs a runtime that can drop tokens again: {kinds_with('truncate')}"
             )
         self.runtime, self.name, self.sampling = runtime, name, sampling
         self.shape: Shape = Chain() if shape is None else shape

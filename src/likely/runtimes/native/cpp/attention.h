@@ -35,7 +35,7 @@ struct Queries {
 // Sixteen columns that are sixteen slots in a row from a multiple of sixteen are read where they are.
 struct Shape {
   int heads, kv_heads, dim, wide;  // wide: dim rounded up to 32
-  float scale, softcap;            // softcap 0: none
+  float scale;
   bool half;
   size_t capacity;  // slots, a multiple of 16: keys and values lie as (kv_heads, capacity / 16, 16 * row())
   size_t row() const { return (size_t)wide * (half ? 2 : 4); }
@@ -257,8 +257,6 @@ static void soften_rows(const Shape& s, const Seen* seen, int share, int from, i
 #pragma GCC unroll 4
     for (int c = 0; c < C; c++) {
       v[c] = load16(row + LANES * c);
-      if (s.softcap > 0)
-        for (int i = 0; i < 16; i++) v[c][i] = s.softcap * std::tanh(v[c][i] / s.softcap);
       if (!whole) {
         const i32x16 at = lane + LANES * c;
         v[c] = ((at >= low) & (at < high)) ? v[c] : all16(-INFINITY);

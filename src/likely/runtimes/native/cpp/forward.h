@@ -19,7 +19,7 @@ constexpr int SPAN = 64, MANY = 64;  // rows that a thread takes together; rows 
 
 template <Kind kind>
 struct Forward {
-  Engine& e;
+  Session& e;
   const Call& call;
   const ModelShape& s = e.model.shape;
   const int n = call.tokens, dim = s.dim, wide = (int)round_up(s.dim, 32);
@@ -43,7 +43,7 @@ struct Forward {
     return ok;
   }
   Shape attention_shape() const {
-    return Shape{s.heads, s.kv_heads, dim, wide, s.attention_scale, s.attention_softcap, half, (size_t)e.capacity};
+    return Shape{s.heads, s.kv_heads, dim, wide, s.attention_scale, half, (size_t)e.capacity};
   }
   // Prepared rows of a span, counted from its first.
   Rows rows_of(int width, Span span) const {
@@ -349,19 +349,19 @@ struct Forward {
 };
 
 template <Kind kind>
-static int run_forward(Engine& engine, const Call& call) {
-  Forward<kind> forward{engine, call};
+static int run_forward(Session& session, const Call& call) {
+  Forward<kind> forward{session, call};
   try {
     if (!forward.fit()) return 1;
   } catch (const std::bad_alloc&) {
     return 1;
   }
-  engine.team.run([&](int id) { forward.run(id); });
+  session.team.run([&](int id) { forward.run(id); });
   return 0;
 }
 
 template <Kind kind>
-static void run_head(Engine& e, int first, int count, float* logits, size_t stride) {
+static void run_head(Session& e, int first, int count, float* logits, size_t stride) {
   const ModelShape& s = e.model.shape;
   const Rows rows = rows_from<kind>(e.final_view, first);
   const size_t panel_bytes = rows.groups * Format<kind>::panel_group;

@@ -14,6 +14,9 @@ constexpr size_t HUGE_PAGE = 2 << 20;
 struct Buffer {
   uint8_t* data = nullptr;
   size_t size = 0;
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { free(data); }
   bool fit(size_t bytes) {
     if (bytes <= size) return true;

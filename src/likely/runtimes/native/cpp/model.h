@@ -1,4 +1,4 @@
-// What the caller passes in, as engine_native.py spells it too, and what is kept between calls.
+// What the caller passes in, as library.py spells it too, and what is kept between calls.
 #pragma once
 #include "attention.h"
 #include "memory.h"
@@ -19,7 +19,7 @@ struct LayerWeights {
 
 struct ModelShape {
   int32_t kind, layers, hidden, heads, kv_heads, dim, mlp, vocabulary, activation;  // activation 0: silu, 1: gelu
-  float epsilon, attention_scale, attention_softcap, embedding_scale, logit_softcap;
+  float epsilon, attention_scale, embedding_scale, logit_softcap;
 };
 
 struct Model {
@@ -42,7 +42,7 @@ struct Call {
 
 }  // extern "C"
 
-struct Engine {
+struct Session {
   Model model;
   Team team;
   std::vector<Scratch> scratch;
@@ -52,6 +52,6 @@ struct Engine {
   Buffer stream, projected, attended, added, cosine, sine;
   RowBuffers narrow, wide, final_rows;
   Rows narrow_view, wide_view, final_view;
-  explicit Engine(const Model& m, int threads)
+  explicit Session(const Model& m, int threads)
       : model(m), team(threads), scratch(threads), gated(threads), keys(m.shape.layers), values(m.shape.layers) {}
 };

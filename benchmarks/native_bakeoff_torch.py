@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine_bakeoff_tables import Shape, causal_mask, rotation
+from native_bakeoff_tables import Shape, causal_mask, rotation
 from torch import Tensor, nn
 from torch.nn import functional as F
 

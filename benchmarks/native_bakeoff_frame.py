@@ -15,10 +15,7 @@ class OfRuntime:
     """A model of likely as `extend`; its sequence is cut back to `past` first."""
 
     def __init__(self, **options: Any):
-        lm = likely.load("smollm2", threads=cores(), **options)
-        if "engine" in options and lm.info.runtime != "native":
-            raise ValueError(f"not the native engine: {lm.info.warnings}")
-        self._runtime = lm.runtime
+        self._runtime = likely.load("smollm2", threads=cores(), **options).runtime
         self._sequence = self._runtime.open()
 
     def extend(self, tokens: list[int], past: int, *, last: bool) -> np.ndarray:

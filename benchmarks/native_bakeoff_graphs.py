@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from engine_bakeoff_tables import Shape, causal_mask, rotation
+from native_bakeoff_tables import Shape, causal_mask, rotation
 
 from likely.runtimes.machine import cores
 

@@ -6,7 +6,6 @@ import importlib
 import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 from tiny_gguf import write_tiny_llama
 
 import likely
+from likely.errors import CapabilityError
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 HALF = np.log([[0.5, 0.25, 0.25]])
@@ -24,7 +24,7 @@ LEANS = np.log([[0.25, 0.5, 0.25]])
 def quality():
     sys.path.insert(0, str(FOLDER))
     try:
-        yield importlib.import_module("engine_quality")
+        yield importlib.import_module("native_quality")
     finally:
         sys.path.remove(str(FOLDER))
 
@@ -90,33 +90,34 @@ def test_pieces_change_nothing(quality, path):
 
 @pytest.fixture
 def small_run(quality, path, monkeypatch, tmp_path):
-    """Runs main on the tiny file under a model's name; the native engine can run once it is `ready`."""
+    """Runs main on the tiny file under a model's name; the native runtime can run once it is `ready`."""
     ready: list[bool] = []
     load = likely.load
 
-    def tiny(name, *, engine=None, **options):
-        lm = load(str(path), **({"runtime": "torch", "threads": 1} if engine else options))
-        if engine and ready:
-            lm.info = replace(lm.info, runtime="native")
-        return lm
+    def tiny(name, *, runtime, **options):
+        if runtime == "native" and not ready:
+            raise CapabilityError("no compiler")
+        return (
+            load(str(path), runtime="torch", threads=1)
+            if runtime == "native"
+            else load(str(path), runtime=runtime, **options)
+        )
 
     monkeypatch.setattr(quality.likely, "load", tiny)
     monkeypatch.setattr(quality.protocol, "RESULTS", tmp_path)
     monkeypatch.setattr(quality, "POSITIONS", 16)
     monkeypatch.setattr(quality, "text_of", lambda name, file: "the cat sat on the mat " * 100)
     monkeypatch.setattr(
-        quality, "CANDIDATES", {n: quality.CANDIDATES[n] for n in ("llamacpp-q8_0", "torch-bf16", "engine-int8")}
+        quality, "CANDIDATES", {n: quality.CANDIDATES[n] for n in ("llamacpp-q8_0", "torch-bf16", "native-int8")}
     )
     monkeypatch.setitem(quality.CANDIDATES, "llamacpp-q8_0", lambda place: tiny(place.model, runtime="torch"))
-    return ready, lambda *argv: quality.main([*argv, "--threads", "1"]), tmp_path / "engine_quality.json"
+    return ready, lambda *argv: quality.main([*argv, "--threads", "1"]), tmp_path / "native_quality.json"
 
 
 def test_rows_are_added_to_a_results_file(small_run, capsys):
     ready, run, file = small_run
     run("--quick")
-    assert (
-        not file.exists() and "smollm2, engine-int8: not measured (torch ran in its place)" in capsys.readouterr().out
-    )
+    assert not file.exists() and "smollm2, native-int8: not measured (no compiler)" in capsys.readouterr().out
     run()
     record = json.loads(file.read_text())
     assert set(record["models"]) == {"smollm2", "gemma3"} and record["windows"] == 6
@@ -125,14 +126,14 @@ def test_rows_are_added_to_a_results_file(small_run, capsys):
     assert before["torch-bf16"]["wikitext2"]["positions"] == 6 * 16
     assert 0 < before["torch-bf16"]["humaneval"]["kl_nats"] < 0.1
     ready.append(True)
-    run("--only", "engine-int8", "--model", "smollm2")
+    run("--only", "native-int8", "--model", "smollm2")
     record = json.loads(file.read_text())
     after = record["models"]["smollm2"]
-    assert {name: after["rows"][name] for name in before} == before and "engine-int8" in after["rows"]
+    assert {name: after["rows"][name] for name in before} == before and "native-int8" in after["rows"]
     assert len(after["demands"]) == 4 and "Q8_0" in after["demands"][0]["demand"]
-    assert "engine-int8" not in record["models"]["gemma3"]["rows"]
+    assert "native-int8" not in record["models"]["gemma3"]["rows"]
     with pytest.raises(SystemExit, match="cannot stand beside"):
-        run("--only", "engine-int8", "--full")
+        run("--only", "native-int8", "--full")
 
 
 def test_rows_of_other_weights_go(quality):

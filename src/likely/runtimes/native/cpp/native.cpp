@@ -1,6 +1,6 @@
 // One call of a decoder-only language model on a CPU: many new tokens of many sequences in, rows of logits out.
 //
-// The caller (engine_runtime.py) owns tokens, positions, slots and trees; here are weights, keys and values, and
+// The caller (runtime.py) owns tokens, positions, slots and trees; here are weights, keys and values, and
 // arithmetic.  Every pointer that is passed in stays the caller's.  No function throws; memory that cannot be had is
 // reported by a null pointer or a status other than 0.
 #include <exception>
@@ -16,58 +16,58 @@ int likely_features() {
   return LIKELY_AVX512 | LIKELY_VNNI << 1 | LIKELY_BF16 << 2 | LIKELY_AMX << 3 | LIKELY_AVX2 << 4;
 }
 
-Engine* likely_open(const Model* model, int threads) {
+Session* likely_open(const Model* model, int threads) {
   try {
-    return new Engine(*model, threads);
+    return new Session(*model, threads);
   } catch (const std::exception&) {  // no memory, or no more threads
     return nullptr;
   }
 }
-void likely_close(Engine* engine) { delete engine; }
+void likely_close(Session* session) { delete session; }
 
 // Room for keys and values of `slots` slots; what is there is kept.
-int likely_reserve(Engine* e, int64_t slots) {
+int likely_reserve(Session* session, int64_t slots) {
   const int64_t capacity = round_up(slots, LANES);
-  const ModelShape& s = e->model.shape;
+  const ModelShape& s = session->model.shape;
   const size_t slot = round_up(s.dim, 32) * (s.kind == FP32 ? 4 : 2);
-  for (auto* all : {&e->keys, &e->values})
+  for (auto* all : {&session->keys, &session->values})
     for (auto& own : *all) {
       Buffer grown;
       if (!grown.fit(s.kv_heads * capacity * slot)) return 1;
-      for (int h = 0; h < s.kv_heads && e->capacity; h++)
-        memcpy(grown.data + h * capacity * slot, own.data + h * e->capacity * slot, e->capacity * slot);
+      for (int h = 0; h < s.kv_heads && session->capacity; h++)
+        memcpy(grown.data + h * capacity * slot, own.data + h * session->capacity * slot, session->capacity * slot);
       std::swap(grown.data, own.data);
       std::swap(grown.size, own.size);
     }
-  e->capacity = capacity;
+  session->capacity = capacity;
   return 0;
 }
 
 // Evaluate the tokens; the wanted rows then wait for likely_head.
-int likely_forward(Engine* e, const Call* call) {
-  switch (e->model.shape.kind) {
-    case INT8: return run_forward<INT8>(*e, *call);
-    case BF16: return run_forward<BF16>(*e, *call);
-    default: return run_forward<FP32>(*e, *call);
+int likely_forward(Session* session, const Call* call) {
+  switch (session->model.shape.kind) {
+    case INT8: return run_forward<INT8>(*session, *call);
+    case BF16: return run_forward<BF16>(*session, *call);
+    default: return run_forward<FP32>(*session, *call);
   }
 }
 
 // Logits (count, stride) of the wanted rows first .. first + count of the last call; stride >= vocabulary up to 32s.
-void likely_head(Engine* e, int first, int count, float* logits, int64_t stride) {
-  switch (e->model.shape.kind) {
-    case INT8: return run_head<INT8>(*e, first, count, logits, stride);
-    case BF16: return run_head<BF16>(*e, first, count, logits, stride);
-    default: return run_head<FP32>(*e, first, count, logits, stride);
+void likely_head(Session* session, int first, int count, float* logits, int64_t stride) {
+  switch (session->model.shape.kind) {
+    case INT8: return run_head<INT8>(*session, first, count, logits, stride);
+    case BF16: return run_head<BF16>(*session, first, count, logits, stride);
+    default: return run_head<FP32>(*session, first, count, logits, stride);
   }
 }
 
 // Of each row of logits: the log of its normaliser, its entropy in nats (or null), and its `top` largest (top 0: none).
-void likely_reduce(Engine* e, const float* logits, int rows, int64_t stride, double* log_norm, double* entropy,
+void likely_reduce(Session* session, const float* logits, int rows, int64_t stride, double* log_norm, double* entropy,
                    int top, int64_t* ids, float* best) {
-  const int n = e->model.shape.vocabulary;
-  e->team.run([&](int) {
+  const int n = session->model.shape.vocabulary;
+  session->team.run([&](int) {
     int from, to;
-    while (e->team.take(rows, 1, from, to))
+    while (session->team.take(rows, 1, from, to))
       for (int r = from; r < to; r++) {
         const float* row = logits + r * stride;
         reduce_row(row, n, log_norm + r, entropy ? entropy + r : nullptr);
@@ -82,7 +82,7 @@ void likely_pack(int kind, const float* weights, int rows, int width, uint8_t* p
 }
 
 // rows (n, width) fp32 times panels -> out (n, stride): for the check at load and for tests
-int likely_multiply(Engine* e, int kind, const float* x, int n, int width, const uint8_t* panels, int outputs,
+int likely_multiply(Session* session, int kind, const float* x, int n, int width, const uint8_t* panels, int outputs,
                     float* out, int64_t stride) {
   RowBuffers buffers;
   Rows rows;
@@ -92,10 +92,10 @@ int likely_multiply(Engine* e, int kind, const float* x, int n, int width, const
     for (int m = 0; m < n; m++) prepare_row<k>(rows, m, x + (size_t)m * width, width, 1, nullptr);
     const size_t bytes = rows.groups * Format<k>::panel_group;
     const int count = (outputs + PANEL - 1) / PANEL;
-    e->team.run([&](int) {
+    session->team.run([&](int) {
       const Tiles tiles;
       int from, to;
-      while (e->team.take(count, 1, from, to))
+      while (session->team.take(count, 1, from, to))
         for (int p = from; p < to; p++)
           multiply_panel<k>(panels + p * bytes, nullptr, rows, n, tiles, [&](int m, f32x16 a, f32x16 b) {
             store16(out + m * stride + (size_t)p * PANEL, a);

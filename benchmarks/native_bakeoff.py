@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import protocol
-from engine_bakeoff_tables import CAPACITY, Shape
+from native_bakeoff_tables import CAPACITY, Shape
 
 from likely.bench.timing import interval
 from likely.runtimes.machine import cores
@@ -83,80 +83,80 @@ class Variant:
 
 
 def eager(folder: Path, *, kind: str) -> Decoder:
-    from engine_bakeoff_torch import KINDS, Caller, Lean, Weights
+    from native_bakeoff_torch import KINDS, Caller, Lean, Weights
 
     weights = Weights.load(folder / "weights.pt")
     return Caller(Lean(weights, KINDS[kind]), weights.shape, KINDS[kind].dtype, CAPACITY)
 
 
 def compiled(folder: Path, *, kind: str) -> Decoder:
-    from engine_bakeoff_torch import KINDS, Caller, Compiled, Lean, Weights
+    from native_bakeoff_torch import KINDS, Caller, Compiled, Lean, Weights
 
     weights = Weights.load(folder / "weights.pt")
     return Caller(Compiled(Lean(weights, KINDS[kind])), weights.shape, KINDS[kind].dtype, CAPACITY)
 
 
 def linears(folder: Path, *, kind: str) -> Decoder:
-    from engine_bakeoff_torch import KINDS, Lean, LinearsAlone, Weights
+    from native_bakeoff_torch import KINDS, Lean, LinearsAlone, Weights
 
     return LinearsAlone(Lean(Weights.load(folder / "weights.pt"), KINDS[kind]))
 
 
 def make_aoti(folder: Path) -> None:
-    from engine_bakeoff_portable import make_aoti as make
+    from native_bakeoff_portable import make_aoti as make
 
     make(folder)
 
 
 def aoti(folder: Path) -> Decoder:
-    from engine_bakeoff_torch import BF16, Caller, Packaged
+    from native_bakeoff_torch import BF16, Caller, Packaged
 
     return Caller(Packaged(folder / "aoti-bf16.pt2", shape_of(folder)), shape_of(folder), BF16, CAPACITY)
 
 
 def make_openvino(folder: Path, *, int8: bool) -> None:
-    from engine_bakeoff_portable import make_openvino as make
+    from native_bakeoff_portable import make_openvino as make
 
     make(folder, int8=int8)
 
 
 def openvino(folder: Path, *, file: str) -> Decoder:
-    from engine_bakeoff_graphs import of_openvino
+    from native_bakeoff_graphs import of_openvino
 
     return of_openvino(folder / file, shape_of(folder), CAPACITY)
 
 
 def make_onnx(folder: Path) -> None:
-    from engine_bakeoff_portable import make_onnx as make
+    from native_bakeoff_portable import make_onnx as make
 
     make(folder)
 
 
 def onnxruntime(folder: Path) -> Decoder:
-    from engine_bakeoff_graphs import of_onnxruntime
+    from native_bakeoff_graphs import of_onnxruntime
 
     return of_onnxruntime(folder / "onnx-int8.onnx", shape_of(folder), CAPACITY)
 
 
 def runtime(folder: Path, **options: Any) -> Decoder:
-    from engine_bakeoff_frame import OfRuntime
+    from native_bakeoff_frame import OfRuntime
 
     return OfRuntime(**options)
 
 
-def make_native(folder: Path, *, engine: str) -> None:
-    """Compile the engine and pack the weights, in a cache of the bake-off's own."""
-    native(folder, engine=engine)
-    (folder / f"native-{engine}").touch()
+def make_native(folder: Path, *, dtype: str) -> None:
+    """Compile the C++ and pack the weights, in a cache of the bake-off's own."""
+    native(folder, dtype=dtype)
+    (folder / f"native-{dtype}").touch()
 
 
-def native(folder: Path, *, engine: str) -> Decoder:
-    os.environ["LIKELY_CACHE"] = str(folder / f"cache-{engine}")
-    return runtime(folder, engine=engine, context=1024)
+def native(folder: Path, *, dtype: str) -> Decoder:
+    os.environ["LIKELY_CACHE"] = str(folder / f"cache-{dtype}")
+    return runtime(folder, runtime="native", dtype=dtype, context=1024)
 
 
 def transformers(folder: Path) -> Decoder:
-    from engine_bakeoff_frame import OfTransformers
+    from native_bakeoff_frame import OfTransformers
 
     return OfTransformers()
 
@@ -181,10 +181,10 @@ def _openvino(name: str, int8: bool) -> Variant:
     )  # fmt: skip
 
 
-def _native(engine: str) -> Variant:
+def _native(dtype: str) -> Variant:
     return Variant(
-        lambda folder: native(folder, engine=engine), ("likely",), "at the user's",
-        lambda folder: make_native(folder, engine=engine), f"native-{engine}",
+        lambda folder: native(folder, dtype=dtype), ("likely",), "at the user's",
+        lambda folder: make_native(folder, dtype=dtype), f"native-{dtype}",
     )  # fmt: skip
 
 
@@ -204,7 +204,7 @@ VARIANTS: Mapping[str, Variant] = {
     "OpenVINO, int8": _openvino("int8", int8=True),
     "ONNX Runtime, int8": Variant(onnxruntime, ("onnxruntime",), make=make_onnx, made="onnx-int8.onnx"),
     "native, int8": _native("int8"),
-    "native, bf16": _native("bf16"),
+    "native, bf16": _native("bfloat16"),
     "transformers, bf16": Variant(transformers, ("torch", "transformers")),
     "llama.cpp, Q4_1": Variant(lambda folder: runtime(folder, runtime="llamacpp", context=1024), ("llama_cpp",)),
 }
@@ -222,7 +222,7 @@ def prepare(folder: Path) -> None:
     if (folder / "reference.npy").exists():
         return
     import torch
-    from engine_bakeoff_torch import Weights
+    from native_bakeoff_torch import Weights
 
     from likely.data import datasets
     from likely.models.catalog import find_model
@@ -504,7 +504,7 @@ def chosen(text: str | None) -> list[str]:
 
 
 def stored() -> dict[str, Any]:
-    path = protocol.RESULTS / "engine_bakeoff.json"
+    path = protocol.RESULTS / "native_bakeoff.json"
     return json.loads(path.read_text())["variants"] if path.exists() else {}
 
 
@@ -538,7 +538,7 @@ def main() -> None:
         "kl_allowed": KL_ALLOWED,
         "variants": {name: found.get(name) or kept[name] for name in order},
     }
-    protocol.write("engine_bakeoff", record, quick=options.quick)
+    protocol.write("native_bakeoff", record, quick=options.quick)
 
 
 if __name__ == "__main__":

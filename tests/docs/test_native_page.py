@@ -1,4 +1,4 @@
-"""The page on the native engine works as typed; what its tables say of a record is what the record holds."""
+"""The page on the native runtime works as typed; what its tables say of a record is what the record holds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tiny_gguf import write_tiny_llama
 from likely.errors import CapabilityError
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "engine.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "native.md").read_text(encoding="utf-8")
 MACHINE = {"cpu": "A CPU", "cores": 2, "flags": [], "platform": "here"}
 
 
@@ -26,15 +26,15 @@ def blocks(kind):
 
 @pytest.fixture
 def script(monkeypatch):
-    """docs/generate.py and docs/engine_tables.py as modules."""
+    """docs/generate.py and docs/native_tables.py as modules."""
     monkeypatch.setattr(sys, "path", [str(DOCS), *sys.path])
-    return importlib.import_module("generate"), importlib.import_module("engine_tables")
+    return importlib.import_module("generate"), importlib.import_module("native_tables")
 
 
 # --- what is typed ----------------------------------------------------------------------------------------------------
 
 
-def test_its_python_runs(tmp_path, monkeypatch, engine_library, capsys):
+def test_its_python_runs(tmp_path, monkeypatch, native_library, capsys):
     """On a tiny model; the cache is an empty one, so that nothing is measured yet."""
     monkeypatch.setenv("LIKELY_CACHE", str(tmp_path / "cache"))
     path = write_tiny_llama(tmp_path / "tiny.gguf", context=512)
@@ -49,14 +49,14 @@ def test_its_python_runs(tmp_path, monkeypatch, engine_library, capsys):
 
 @pytest.mark.real
 @pytest.mark.xdist_group("real")
-def test_its_commands_run(tmp_path, smollm2_path, engine_library):
+def test_its_commands_run(tmp_path, smollm2_path, native_library):
     """With the libraries that are there already, and a cache of its own for everything else."""
     from likely.runtimes.native.build import build
 
-    engine = tmp_path / "cache" / "engine"
-    engine.mkdir(parents=True)
+    kept = tmp_path / "cache" / "native"
+    kept.mkdir(parents=True)
     for isa in ("native", "plain"):
-        shutil.copy2(build(isa), engine)
+        shutil.copy2(build(isa), kept)
     program = tmp_path / "bin" / "likely"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
@@ -75,23 +75,22 @@ def test_its_commands_run(tmp_path, smollm2_path, engine_library):
 
     asked, measured, plain = map(run, blocks("sh"))
     assert "Paris" in asked and "prefill" in measured and "Paris" in measured and plain.strip()
-    assert len(list(engine.glob("*.so"))) == 2 and len(list(engine.glob("*-int8-*"))) == 1  # no library was made anew
-    assert max(file.stat().st_size for file in engine.glob("*.so")) < 1e6
+    assert len(list(kept.glob("*.so"))) == 2 and len(list(kept.glob("*-int8-*"))) == 1  # no library was made anew
+    assert max(file.stat().st_size for file in kept.glob("*.so")) < 1e6
     [said] = re.findall(r"(\d+) MB for SmolLM2 135M in int8 and (\d+) MB in fp32", PAGE)
-    assert set(map(int, said)) == {round(file.stat().st_size / 1e6) for file in engine.glob("*.safetensors")}
+    assert set(map(int, said)) == {round(file.stat().st_size / 1e6) for file in kept.glob("*.safetensors")}
 
 
 def test_what_it_names_is_what_there_is(script):
     from likely.formats.families import FAMILIES
-    from likely.models.load import ENGINES, USES
+    from likely.models.load import USES
     from likely.runtimes.native.build import ISA
-    from likely.runtimes.native.library import GROUP, KINDS, PANEL, PANEL_GROUP_BYTES
+    from likely.runtimes.native.library import DTYPES, GROUP, PANEL, PANEL_GROUP_BYTES
 
-    rows = re.findall(r'^\| `"(\w+)"` \| `(\w+)`(?: \(the default\))? \| ([\d.]+) \|', PAGE, flags=re.M)
-    assert {engine: dtype for engine, dtype, _ in rows} == ENGINES
-    assert [float(size) for *_, size in rows] == [round(b / (PANEL * GROUP), 2) for b in PANEL_GROUP_BYTES]
-    assert [engine for engine, *_ in rows] == list(KINDS)
-    [line] = re.findall(r"^\| `LIKELY_ENGINE_ISA` \|.*$", PAGE, flags=re.M)
+    rows = re.findall(r'^\| `"(\w+)"`(?: \(the default\))? \| ([\d.]+) \|', PAGE, flags=re.M)
+    assert [float(size) for _, size in rows] == [round(b / (PANEL * GROUP), 2) for b in PANEL_GROUP_BYTES]
+    assert [dtype for dtype, _ in rows] == list(DTYPES)
+    [line] = re.findall(r"^\| `LIKELY_NATIVE_ISA` \|.*$", PAGE, flags=re.M)
     assert set(re.findall(r"`(\w+)`", line)[1:]) == set(ISA)
     assert all(f'"{use}"' in PAGE for use in USES)
     names = {"llama": "Llama", "qwen2": "Qwen 2", "qwen3": "Qwen 3", "gemma3_text": "Gemma 3"}
@@ -100,22 +99,17 @@ def test_what_it_names_is_what_there_is(script):
 
 def test_without_a_compiler_it_is_as_the_page_says(tmp_path, monkeypatch):
     import likely
-    from likely.runtimes.native import build as engine_build
+    from likely.runtimes.native import build as native_build
 
     def gone():
-        raise CapabilityError("the native engine needs a C++ compiler")
+        raise CapabilityError("the native runtime needs a C++ compiler")
 
     monkeypatch.setattr("likely.runtimes.native.runtime.library", gone)
-    monkeypatch.setattr(engine_build, "_compiler", gone)
+    monkeypatch.setattr(native_build, "_compiler", gone)
     path = str(write_tiny_llama(tmp_path / "tiny.gguf"))
-    for asked in ({"engine": "int8"}, {"runtime": "native"}):
+    for asked in ({"dtype": "int8"}, {"runtime": "native"}, {"runtime": "native", "dtype": "bfloat16"}):
         with pytest.raises(CapabilityError, match="C\\+\\+ compiler"):
             likely.load(path, **asked)
-    pytest.importorskip("torch")
-    with pytest.warns(UserWarning, match="transformers runs it instead"):
-        lm = likely.load(path, engine="bf16")
-    assert (lm.info.runtime, lm.info.dtype) == ("torch", "bfloat16")
-    lm.close()
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -131,7 +125,7 @@ def quality_row(kl, flips):
 
 def test_a_table_of_quality_says_what_is_missed_and_what_is_missing(script):
     generate, tables = script
-    rows = {"llamacpp-q8_0": {"prose": quality_row(0.0042, 4.6)}, "engine-int8": {"prose": quality_row(0.009, 5)}}
+    rows = {"llamacpp-q8_0": {"prose": quality_row(0.0042, 4.6)}, "native-int8": {"prose": quality_row(0.009, 5)}}
     demand = {"demand": "prose: int8 KL at most twice Q8_0's", "value": 0.009, "bound": 0.0084, "holds": False}
     record = {"texts": {"prose": "a"}, "models": {"smollm2": {"rows": rows, "demands": [demand]}}}
     text = tables.quality(record, generate.grid)
@@ -201,12 +195,12 @@ def test_a_table_of_the_bakeoff_holds_what_was_measured_and_why_not(script):
 def test_tables_wait_for_their_results(script, tmp_path):
     """Without a results file a line says so; with it the table is there, and where it was measured."""
     generate, _ = script
-    page = tmp_path / "engine.md"
-    page.write_text("# x\n\n<!-- generated: engine_bakeoff -->\nold\n<!-- end -->\n")
-    assert "Not measured yet: `python benchmarks/engine_bakeoff.py`." in generate.engine_guide(page, {})
+    page = tmp_path / "native.md"
+    page.write_text("# x\n\n<!-- generated: native_bakeoff -->\nold\n<!-- end -->\n")
+    assert "Not measured yet: `python benchmarks/native_bakeoff.py`." in generate.native_guide(page, {})
     record = {
         "model": "a model", "context": 512, "threads": 2, "kl_allowed": 0.0084, "variants": {}, "machine": MACHINE,
         "when": "2026-01-01",
     }  # fmt: skip
-    made = generate.engine_guide(page, {"engine_bakeoff": record})
+    made = generate.native_guide(page, {"native_bakeoff": record})
     assert "old" not in made and "Allowed: a KL of 0.0084 nats" in made and "Machine: A CPU, 2 cores" in made

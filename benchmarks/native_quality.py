@@ -5,9 +5,9 @@ windows of 512 positions each: the mean KL(reference || candidate) in nats, the 
 token changes ("flips"), and the perplexity of both on the same next tokens.  All candidates see a piece of text before
 the next piece is read, so one pass of the reference serves them all, and no more than a piece's logits are in memory.
 
-  python benchmarks/engine_quality.py                          6 windows of each text, both models
-  python benchmarks/engine_quality.py --full                  24 windows
-  python benchmarks/engine_quality.py --only engine-int8       one candidate, added to the results that are there
+  python benchmarks/native_quality.py                          6 windows of each text, both models
+  python benchmarks/native_quality.py --full                  24 windows
+  python benchmarks/native_quality.py --only native-int8       one candidate, added to the results that are there
 
 Not measured: OpenVINO GenAI, whose pipelines return texts and no rows of logits.
 """
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 import likely
 from likely.data import datasets
-from likely.errors import CapabilityError, LikelyError
+from likely.errors import LikelyError
 from likely.metrics.intervals import bootstrap_ratio
 from likely.models.catalog import find_model
 from likely.models.convert import FILE_TYPE, convert
@@ -199,19 +199,16 @@ def torch_bfloat16(place: Place) -> likely.Model:
     return likely.load(place.model, runtime="torch", dtype="bfloat16", context=CONTEXT, threads=place.threads)
 
 
-def native(engine: str, place: Place) -> likely.Model:
-    lm = likely.load(place.model, engine=engine, context=CONTEXT, threads=place.threads)
-    if lm.info.runtime != "native":  # what stands in where the native engine cannot run
-        lm.close()
-        raise CapabilityError(f"{lm.info.runtime} ran in its place")
-    return lm
+def native(dtype: str, place: Place) -> likely.Model:
+    return likely.load(place.model, runtime="native", dtype=dtype, context=CONTEXT, threads=place.threads)
 
 
+NATIVE = {"int8": "int8", "bf16": "bfloat16", "fp32": "float32"}
 CANDIDATES: dict[str, Callable[[Place], likely.Model]] = {
     "llamacpp-packaged": packaged,
     **{f"llamacpp-{name}": partial(converted, name) for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q4_0")},
     "torch-bf16": torch_bfloat16,
-    **{f"engine-{name}": partial(native, name) for name in ("int8", "bf16", "fp32")},
+    **{f"native-{name}": partial(native, dtype) for name, dtype in NATIVE.items()},
 }
 
 
@@ -291,20 +288,20 @@ def line(model: str, name: str, text: str, found: Mapping[str, Any]) -> str:
 
 
 def demands(rows: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is demanded of the native engines, for those rows of one model that are there."""
+    """What is demanded of the native runtime, for those rows of one model that are there."""
     found = []
 
     def demand(statement: str, value: float, bound: float) -> None:
         found.append({"demand": statement, "value": value, "bound": bound, "holds": value <= bound})
 
     for text, _ in TEXTS:
-        if {"engine-int8", "llamacpp-q8_0"} <= rows.keys():
-            ours, theirs = rows["engine-int8"][text], rows["llamacpp-q8_0"][text]
+        if {"native-int8", "llamacpp-q8_0"} <= rows.keys():
+            ours, theirs = rows["native-int8"][text], rows["llamacpp-q8_0"][text]
             demand(f"{text}: int8 KL at most twice Q8_0's", ours["kl_nats"], 2 * theirs["kl_nats"])
             bound = 1.5 * theirs["flips_percent"]
             demand(f"{text}: int8 flips at most 1.5 times Q8_0's", ours["flips_percent"], bound)
-        if "engine-fp32" in rows:
-            value = rows["engine-fp32"][text]["largest_difference_nats"]
+        if "native-fp32" in rows:
+            value = rows["native-fp32"][text]["largest_difference_nats"]
             demand(f"{text}: fp32 within 1e-4 nats on every token", value, 1e-4)
     return found
 
@@ -349,7 +346,7 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
     print(machine().line())
     count, positions = (1, 64) if options.quick else (24 if options.full else 6, POSITIONS)
-    target = protocol.RESULTS / "engine_quality.json"
+    target = protocol.RESULTS / "native_quality.json"
     whole = options.model == "both" and not options.only
 
     def earlier() -> dict[str, Any]:
@@ -374,7 +371,7 @@ def main(argv: list[str] | None = None) -> None:
             record = merged(earlier(), record)
             for demand in record["models"][model]["demands"]:
                 print(f"{model}, {demand['demand']}: {'holds' if demand['holds'] else 'missed'}")
-            protocol.write("engine_quality", record, quick=options.quick)
+            protocol.write("native_quality", record, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small random models for the native engine: what it must be right on, and plain ways to run both sides."""
+"""Small random models for the native runtime: what it must be right on, and plain ways to run both sides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a transformers model may bring along that is code: refused before anything of it is opened.
+"""A transformers folder or hub id as a module.  What may bring along code is refused before anything is opened.
 
 transformers itself runs no modelling code without trust_remote_code.  Two ways remain: an index of weights that names
 pickle files, which it opens with torch's restricted unpickler, and a configuration that names an attention kernel of a
@@ -7,15 +7,36 @@ hub, which it would fetch and run.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from likely.errors import ModelError
 from likely.tokenizers.huggingface import read_json
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 INDEX = "model.safetensors.index.json"
+
+
+def load_pretrained(folder_or_id: str | Path, *, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    """The model of a folder with safetensors weights, or of a hub id.  Code from a model is never run."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    check_no_foreign_code(folder_or_id)
+    try:
+        with _quiet():
+            module, found = AutoModelForCausalLM.from_pretrained(
+                str(folder_or_id), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(f"{folder_or_id}: cannot be loaded by transformers ({one_line(error)})") from error
+    if bad := [*found["missing_keys"], *found["mismatched_keys"]]:
+        raise ModelError(f"{folder_or_id}: {len(bad)} weights are missing or misshapen, for instance {bad[0]}")
+    return module.to(device)
 
 
 def check_no_foreign_code(folder_or_id: str | Path) -> None:
@@ -54,7 +75,7 @@ def _read_from_hub(name: str, file: str) -> dict[str, Any]:
     try:
         place = cached_file(name, file, **dict.fromkeys(quiet, False))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{name}: cannot be loaded by transformers ({str(error).splitlines()[0]})") from None
+        raise ModelError(f"{name}: cannot be loaded by transformers ({one_line(error)})") from None
     return read_json(Path(place)) if place else {}  # without a config transformers itself will refuse
 
 
@@ -72,3 +93,24 @@ def _hub_code(config: dict[str, Any]) -> Iterator[str]:
                     continue
                 chosen = value.values() if isinstance(value, dict) else [value]
                 yield from (name for name in chosen if isinstance(name, str) and "/" in name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' progress bars and the hub client's notes about retries stay off the terminal."""
+    import huggingface_hub.utils.logging as hub
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), hub.get_verbosity()
+    logging.disable_progress_bar()
+    hub.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def one_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

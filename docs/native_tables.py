@@ -1,4 +1,4 @@
-"""Tables of docs/engine.md: quality, milliseconds per call beside their targets, ways to run a forward."""
+"""Tables of docs/native.md: quality, milliseconds per call beside their targets, ways to run a forward."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Grid = Callable[..., str]
 Record = Mapping[str, Any]
 
 FORMATS = {
-    "engine-int8": "native int8",
-    "engine-bf16": "native bf16",
-    "engine-fp32": "native fp32",
+    "native-int8": "native int8",
+    "native-bf16": "native bf16",
+    "native-fp32": "native fp32",
     "llamacpp-q8_0": "llama.cpp Q8_0",
     "llamacpp-packaged": "llama.cpp, the packaged file",
     "llamacpp-q5_1": "llama.cpp Q5_1",
@@ -51,7 +51,7 @@ def prefill_over_openvino() -> float:
     """The one target that is not in the results: it stands in the benchmark."""
     if str(BENCHMARKS) not in sys.path:
         sys.path.append(str(BENCHMARKS))
-    from engine import PREFILL_OVER_OPENVINO
+    from native import PREFILL_OVER_OPENVINO
 
     return float(PREFILL_OVER_OPENVINO)
 
@@ -60,7 +60,7 @@ def prefill_over_openvino() -> float:
 
 
 def quality(benchmark: Record, grid: Grid) -> str:
-    """A table per model and text, a row per format, and what was demanded of the native engine."""
+    """A table per model and text, a row per format, and what was demanded of the native runtime."""
     parts = []
     for model, found in benchmark["models"].items():
         rows = {name: found["rows"][name] for name in FORMATS if name in found["rows"]}
@@ -74,7 +74,7 @@ def quality(benchmark: Record, grid: Grid) -> str:
     if missing := [model for model in MODELS if model not in benchmark["models"]]:
         parts.append(f"Not measured yet: {', '.join(missing)}.\n")
     if demands := _demands(benchmark, grid):
-        parts.append(f"What was demanded of the native engine:\n\n{demands}")
+        parts.append(f"What was demanded of the native runtime:\n\n{demands}")
     return "\n".join(parts)
 
 
@@ -105,15 +105,15 @@ def _demands(benchmark: Record, grid: Grid) -> str:
 
 
 def figures(benchmark: Record, grid: Grid) -> str:
-    """Per model: milliseconds of every engine, then how much faster int8 is, its targets and its floor."""
+    """Per model: milliseconds of every runtime, then how much faster int8 is, its targets and its floor."""
     parts = []
     for found in benchmark["models"]:
         columns = found["columns"]
-        names = list(dict.fromkeys(engine for column in columns.values() for engine in column["milliseconds"]))
+        names = list(dict.fromkeys(name for column in columns.values() for name in column["milliseconds"]))
         rows = []
         for column, row in columns.items():
             held = row["milliseconds"]
-            rows.append([_call(column), *(number(held[engine][0]) if engine in held else "" for engine in names)])
+            rows.append([_call(column), *(number(held[name][0]) if name in held else "" for name in names)])
         parts.append(
             f"**{found['model']}**, milliseconds per call (medians; {benchmark['context']} tokens of context, "
             f"{benchmark['threads']} threads):\n\n{grid(['new positions', *names], rows)}"

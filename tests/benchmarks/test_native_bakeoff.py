@@ -20,7 +20,7 @@ CONTEXT, CALLS = 16, {1: 1, 4: 1}
 def bakeoff():
     sys.path.insert(0, str(FOLDER))
     try:
-        yield importlib.import_module("engine_bakeoff"), importlib.import_module("engine_bakeoff_torch")
+        yield importlib.import_module("native_bakeoff"), importlib.import_module("native_bakeoff_torch")
     finally:
         sys.path.remove(str(FOLDER))
 

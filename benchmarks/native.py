@@ -1,12 +1,12 @@
-"""The native engine against llama.cpp, transformers and OpenVINO: many positions, long prompts and batches in one run.
+"""The native runtime against llama.cpp, transformers and OpenVINO: many positions, long prompts and batches in one run.
 
-What is timed, of each engine in every round, in another order each time, after one call of the same that is not:
+What is timed, of each runtime in every round, in another order each time, after one call of the same that is not:
 
   positions   n new positions of one text that holds 512 tokens; every row goes through the head, its best token is read
   sequences   one token of each of n texts that hold 512 tokens each: batched decoding
   prefill     512 tokens of a new text, the last row
 
-Quality of each engine on the same weights is in benchmarks/results/engine_quality.json; llama.cpp runs in the packaged
+Quality of each on the same weights is in benchmarks/results/native_quality.json; llama.cpp runs in the packaged
 format and in Q8_0, whose KL from the fp32 model is below .01, and the faster of the two is compared with, column by
 column.  The floor of a column is what the int8 weights and the products of their codes take at the bandwidth and the
 peak that are measured beside it.
@@ -200,14 +200,14 @@ def floor_ms(column: str, lm: Any, bytes_per_s: float, products_per_s: float) ->
 # --- one model --------------------------------------------------------------------------------------------------------
 
 
-def engines(model: str, folder: Path, quick: bool) -> dict[str, Any]:
+def runtimes(model: str, folder: Path, quick: bool) -> dict[str, Any]:
     """name -> a loaded model."""
     held = CONTEXT * (max(SEQUENCES) + 2) + 128
     # at its fastest: blocks of any size, so that its rows depend on how work is cut
     llama: dict[str, Any] = {"runtime": "llamacpp", "threads": cores(), "context": held, "invariant": False}
     found = {
-        "native int8": likely.load(model, engine="int8", threads=cores(), context=held),
-        "native bf16": likely.load(model, engine="bf16", threads=cores(), context=held),
+        "native int8": likely.load(model, runtime="native", threads=cores(), context=held),
+        "native bf16": likely.load(model, runtime="native", dtype="bfloat16", threads=cores(), context=held),
         "llama.cpp packaged": likely.load(model, **llama),
     }
     if quick:
@@ -215,7 +215,7 @@ def engines(model: str, folder: Path, quick: bool) -> dict[str, Any]:
     q8 = folder / f"{model}-q8_0.gguf"
     convert(find_model(model), q8, to="q8_0", verify=False)
     return found | {
-        "native fp32": likely.load(model, engine="fp32", threads=cores(), context=held),
+        "native fp32": likely.load(model, runtime="native", dtype="float32", threads=cores(), context=held),
         "llama.cpp Q8_0": likely.load(str(q8), **llama),
         "transformers bf16": likely.load(model, runtime="torch", dtype="bfloat16", threads=cores(), context=held),
     }
@@ -240,7 +240,7 @@ def kl_of_openvino(openvino: OpenVino, reference: Any, folder: Path) -> float:
 def measure(model: str, *, rounds: int, quick: bool, python: str | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        loaded = engines(model, folder, quick)
+        loaded = runtimes(model, folder, quick)
         openvino, why_not = None, "no --openvino was given"
         if python:
             try:
@@ -270,7 +270,7 @@ def measure(model: str, *, rounds: int, quick: bool, python: str | None) -> dict
 
 
 def with_floors(record: dict[str, Any], lm: Any) -> dict[str, Any]:
-    """The record with floors by the bandwidth and the peak as they are now; lm: its model on the int8 engine."""
+    """The record with floors by the bandwidth and the peak as they are now; lm: its model in native int8."""
     bytes_per_s, products_per_s = bandwidth(), peak()
     for name, row in record["columns"].items():
         row["floor_ms"] = floor_ms(name, lm, bytes_per_s, products_per_s)
@@ -279,7 +279,7 @@ def with_floors(record: dict[str, Any], lm: Any) -> dict[str, Any]:
 
 
 def _column(name: str, runs: Columns, openvino: OpenVino | None, rounds: int) -> dict[str, Timing]:
-    """All engines once in each of `rounds` rounds; OpenVINO times itself, without the way to its process."""
+    """All runtimes once in each of `rounds` rounds; OpenVINO times itself, without the way to its process."""
     theirs: list[float] = []
 
     def ask() -> None:
@@ -319,13 +319,13 @@ def main() -> None:
     chosen, rest = extra.parse_known_args()
     options = protocol.arguments(__doc__, rest)
     if chosen.floors:
-        kept = json.loads((protocol.RESULTS / "engine.json").read_text())
+        kept = json.loads((protocol.RESULTS / "native.json").read_text())
         models = []
         for model in kept["models"]:
-            with likely.load(model["model"], engine="int8", threads=cores()) as lm:
+            with likely.load(model["model"], runtime="native", threads=cores()) as lm:
                 models.append(with_floors(model, lm))
         record = {"threads": kept["threads"], "context": CONTEXT, "models": models}
-        protocol.write("engine", record, quick=options.quick)
+        protocol.write("native", record, quick=options.quick)
         return
     record = {
         "threads": cores(),
@@ -335,7 +335,7 @@ def main() -> None:
             for m in chosen.model or ("smollm2", "gemma3")
         ],
     }
-    protocol.write("engine", record, quick=options.quick or bool(chosen.model))
+    protocol.write("native", record, quick=options.quick or bool(chosen.model))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from engine_bakeoff_tables import CAPACITY, causal_mask, rotation
-from engine_bakeoff_torch import Weights
+from native_bakeoff_tables import CAPACITY, causal_mask, rotation
+from native_bakeoff_torch import Weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -111,7 +111,7 @@ class OneGraph(nn.Module):
 def make_aoti(folder: Path) -> None:
     """bf16; AOTInductor packs the matrices for oneDNN when it freezes them into the package."""
     import torch._inductor.config
-    from engine_bakeoff_torch import KINDS, Lean
+    from native_bakeoff_torch import KINDS, Lean
 
     weights = Weights.load(folder / "weights.pt")
     tokens, rows, cos, sin, mask, _ = example(weights, torch.bfloat16)

@@ -1,0 +1,104 @@
+"""The kinds of runtime: what each reads, computes in and can do. Loading, help texts and error messages read this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+Source = Literal["gguf", "folder", "hub"]
+ALIGNMENTS = ("mask", "repad", "group")
+_COMMON = {"context", "sequences", "threads"}
+
+
+@dataclass(frozen=True)
+class RuntimeKind:
+    """One way to run a model.
+
+    reads         where its models come from: a GGUF file, a transformers folder, a hub id
+    dtypes        what it computes in; none: the types of its file
+    packages      what must be installed, which the extra of likely brings
+    capabilities  fields of `Capabilities` that its models have (torch: if their keys and values can be cached)
+    options       keywords of `likely.load` that it takes, see `LocalOptions`
+    """
+
+    name: str
+    reads: frozenset[Source]
+    dtypes: tuple[str, ...]
+    packages: tuple[str, ...]
+    extra: str
+    capabilities: frozenset[str]
+    options: frozenset[str]
+    compiles: bool = False  # needs a C++ compiler on first use
+
+    @property
+    def pip(self) -> str:
+        """What to run where it is missing."""
+        return f"pip install 'likely[{self.extra}]'" + (", and a C++ compiler" if self.compiles else "")
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        RuntimeKind(
+            "llamacpp",
+            reads=frozenset({"gguf"}),
+            dtypes=(),
+            packages=("llama_cpp",),
+            extra="local",
+            capabilities=frozenset({"trees", "fork", "truncate"}),
+            options=frozenset(_COMMON | {"invariant", "kv_dtype"}),
+        ),
+        RuntimeKind(
+            "torch",
+            reads=frozenset({"gguf", "folder", "hub"}),
+            dtypes=("float32", "bfloat16", "float16"),
+            packages=("torch", "transformers"),
+            extra="torch",
+            capabilities=frozenset({"trees", "fork", "truncate", "hidden", "full_attention", "gradients", "layers"}),
+            options=frozenset(_COMMON | {"align", "device", "revision", "tokens_per_call"}),
+        ),
+        RuntimeKind(
+            "native",
+            reads=frozenset({"gguf", "folder", "hub"}),
+            dtypes=("int8", "bfloat16", "float32"),
+            packages=("gguf",),
+            extra="local",
+            capabilities=frozenset(
+                {"trees", "fork", "truncate", "hidden", "full_attention", "layers", "invariant_logits"}
+            ),
+            options=frozenset(_COMMON | {"progress", "tokens_per_call"}),
+            compiles=True,
+        ),
+    )
+}
+DTYPES = tuple(dict.fromkeys(dtype for kind in KINDS.values() for dtype in kind.dtypes))
+
+
+class LocalOptions(TypedDict, total=False):
+    """Settings of runtimes; None is the default of each.
+
+    context    tokens held in all                    sequences        how many, tree leaves included
+    threads    of the processor                      tokens_per_call  larger calls are cut
+    invariant  llamacpp: logits the same, bit for bit, however tokens are batched
+    kv_dtype   llamacpp: of cached keys and values: f16, f32, bf16, q8_0
+    align      torch: how rows of a batch are kept in step: mask (nothing moves), repad, group
+    device     torch: "cpu", "cuda" ...              revision         torch: a name for these weights
+    progress   native: (bytes, bytes in all) while the weights are packed, which happens once per model and dtype
+    """
+
+    context: int | None
+    sequences: int | None
+    threads: int | None
+    tokens_per_call: int | None
+    invariant: bool | None
+    kv_dtype: str | None
+    align: str | None
+    device: str | None
+    revision: str | None
+    progress: Callable[[int, int], None] | None
+
+
+def kinds_with(*capabilities: str) -> str:
+    """The names of the kinds that have all of these capabilities, for an error message: "torch, native"."""
+    return ", ".join(name for name, kind in KINDS.items() if kind.capabilities >= set(capabilities))
