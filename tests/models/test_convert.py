@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from likely.errors import ModelError
 from likely.formats.families import config_from_header, llama3_factors, metadata_from_config
+from likely.formats.folder import shard_names
 from likely.formats.gguf import GgufHeader, TensorInfo, read_header
-from likely.formats.safetensors_file import floats_from, floats_to, read_entries, shard_names
+from likely.formats.safetensors_file import floats_from, floats_to, read_entries
 from likely.models import convert as convert_module
 from likely.models import verify_conversion as conversion_check
 from likely.models.convert import convert

@@ -1,6 +1,7 @@
-"""How one model is told in two languages: GGUF metadata and tensor names, and a transformers folder.
+"""One model in two formats: GGUF metadata and tensor names, and the configuration and names of transformers.
 
-Each family lists its names and settings; what differs in the numbers themselves is `Change`.
+Each family lists its names and settings; what differs in the numbers themselves is `Change`.  Whatever reads a GGUF file
+for another program than llama.cpp reads it through this map: the torch and the native runtime, and conversion.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.errors import ModelError
-from likely.formats.gguf import GgufHeader, Typed, f32, u32
+from likely.formats.gguf import GgufHeader
+from likely.formats.writing import Typed, f32, u32
 
-Floats = NDArray[np.float32]
-Change = Callable[[Floats], Floats]
+FloatArray = NDArray[np.float32]
+Change = Callable[[FloatArray], FloatArray]
 Metadata = dict[str, str | bool | Typed]
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -43,22 +45,34 @@ _GEMMA = {
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture in both languages. layer: GGUF part -> transformers part, inside a block."""
+    """One architecture in both formats. layer: GGUF part -> transformers part, inside a block."""
 
     gguf: str
     model_type: str
     class_name: str
     layer: dict[str, str]
+    theta: float = 1e4  # of the rotation, where a file does not say it
     pairs_rotate: bool = False  # llama.cpp rotates neighbours here, transformers the two halves of a head
     norms_add_one: bool = False  # GGUF holds 1 + w, transformers w
+    pattern: int = 0  # of so many layers the last one sees everything, the others slide; 0: all see everything
+    wide_layers: int = (
+        0  # the size, by its layers, whose queries are scaled by hidden_size / heads, not the head's width
+    )
 
 
 FAMILIES = (
     Family("llama", "llama", "LlamaForCausalLM", _LAYER, pairs_rotate=True),
     Family("qwen2", "qwen2", "Qwen2ForCausalLM", _LAYER),
     Family("qwen3", "qwen3", "Qwen3ForCausalLM", _LAYER | _QK_NORMS),
-    Family("gemma3", "gemma3_text", "Gemma3ForCausalLM", _LAYER | _QK_NORMS | _GEMMA, norms_add_one=True),
-)
+    Family(
+        "gemma2", "gemma2", "Gemma2ForCausalLM", _LAYER | _GEMMA, norms_add_one=True, pattern=2, wide_layers=46
+    ),
+    Family(
+        "gemma3", "gemma3_text", "Gemma3ForCausalLM", _LAYER | _QK_NORMS | _GEMMA, theta=1e6, norms_add_one=True,
+        pattern=6, wide_layers=62,
+    ),
+)  # fmt: skip
+_TO_GGUF = tuple(family for family in FAMILIES if family.gguf != "gemma2")
 
 
 def family_of_header(header: GgufHeader) -> Family:
@@ -66,14 +80,14 @@ def family_of_header(header: GgufHeader) -> Family:
         if family.gguf == header.architecture:
             return family
     known = ", ".join(family.gguf for family in FAMILIES)
-    raise ModelError(f'architecture "{header.architecture}" cannot become a safetensors folder (can: {known})')
+    raise ModelError(f'architecture "{header.architecture}" is known to llama.cpp alone (read here: {known})')
 
 
 def family_of_config(config: dict[str, Any]) -> Family:
-    for family in FAMILIES:
+    for family in _TO_GGUF:
         if family.model_type == config.get("model_type"):
             return family
-    known = ", ".join(family.model_type for family in FAMILIES)
+    known = ", ".join(family.model_type for family in _TO_GGUF)
     raise ModelError(f"model_type {config.get('model_type')!r} cannot become a GGUF file (can: {known})")
 
 
@@ -121,19 +135,19 @@ def change_to_gguf(family: Family, name: str, heads: int, kv_heads: int) -> Chan
     return None
 
 
-def _halves_from_pairs(w: Floats, heads: int) -> Floats:
+def _halves_from_pairs(w: FloatArray, heads: int) -> FloatArray:
     """Rows (heads * D, ...) in the order 0, 2, 4 .. 1, 3, 5 .. of each head."""
     return w.reshape(heads, -1, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
 
 
-def _pairs_from_halves(w: Floats, heads: int) -> Floats:
+def _pairs_from_halves(w: FloatArray, heads: int) -> FloatArray:
     return w.reshape(heads, 2, -1, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
 
 
 # --- settings: GGUF -> transformers ----------------------------------------------------------------------------------
 
 
-def config_from_header(header: GgufHeader, rope_factors: Floats | None = None) -> dict[str, Any]:
+def config_from_header(header: GgufHeader, rope_factors: FloatArray | None = None) -> dict[str, Any]:
     """The content of config.json, without dtype. rope_factors: the tensor rope_freqs.weight, if the file has one."""
     family = family_of_header(header)
     for key in ("expert_count", "attention.scale", "logit_scale", "embedding_scale", "residual_scale"):
@@ -142,13 +156,13 @@ def config_from_header(header: GgufHeader, rope_factors: Floats | None = None) -
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}
     if "token_embd.weight" not in shapes:
         raise ModelError('the tensor "token_embd.weight" is missing')
-    heads, hidden = _int(header, "attention.head_count"), _int(header, "embedding_length")
+    (heads, kv_heads), hidden = head_counts(header), _int(header, "embedding_length")
     head_dim = header.hparam("attention.key_length") or hidden // heads
     if header.hparam("attention.value_length", head_dim) != head_dim:
         raise ModelError(f"{header.architecture}: keys and values of different width have no counterpart")
     if header.hparam("rope.dimension_count", head_dim) != head_dim:
         raise ModelError(f"{header.architecture}: heads that rotate only in part have no counterpart")
-    theta = float(header.hparam("rope.freq_base", 1e6 if family.gguf == "gemma3" else 1e4))
+    theta = float(header.hparam("rope.freq_base", family.theta))
     scaling = _scaling_of_header(header, rope_factors, theta, head_dim)
     config: dict[str, Any] = {
         "architectures": [family.class_name],
@@ -158,7 +172,7 @@ def config_from_header(header: GgufHeader, rope_factors: Floats | None = None) -
         "intermediate_size": _int(header, "feed_forward_length"),
         "num_hidden_layers": _int(header, "block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": header.hparam("attention.head_count_kv", heads),
+        "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "max_position_embeddings": _int(header, "context_length"),
         "rms_norm_eps": shortest(header.hparam("attention.layer_norm_rms_epsilon", 1e-6)),
@@ -171,26 +185,34 @@ def config_from_header(header: GgufHeader, rope_factors: Floats | None = None) -
         "eos_token_id": header.metadata.get("tokenizer.ggml.eos_token_id"),
         "pad_token_id": header.metadata.get("tokenizer.ggml.padding_token_id"),
     }
-    if not isinstance(config["num_key_value_heads"], int):
-        raise ModelError(f"{header.architecture}: a number of heads per layer has no counterpart in a folder")
     if family.gguf == "llama":
         config["attention_bias"] = any(name.endswith("attn_q.bias") for name in shapes)
+    if family.pattern:
+        config |= _gemma_config(family, header, config)
     if family.gguf == "gemma3":
-        config |= _gemma_config(header, config, scaling)
+        config |= _gemma3_config(header, config, scaling)
     return config
 
 
-def _gemma_config(header: GgufHeader, config: dict[str, Any], scaling: dict[str, Any] | None) -> dict[str, Any]:
-    local = shortest(header.hparam("rope.freq_base_swa", 1e4))
+def _gemma_config(family: Family, header: GgufHeader, config: dict[str, Any]) -> dict[str, Any]:
+    slides = header.hparam("attention.sliding_window_pattern", family.pattern)
     layers = config["num_hidden_layers"]
+    kinds = layer_types(layers, slides) if isinstance(slides, int) else [_layer_type(bool(flag)) for flag in slides]
     return {
         "hidden_activation": "gelu_pytorch_tanh",
-        "sliding_window": _int(header, "attention.sliding_window"),
-        "sliding_window_pattern": _GEMMA_PATTERN,
-        "layer_types": _gemma_layers(layers),
-        "query_pre_attn_scalar": _gemma_scalar(layers, config),
-        "final_logit_softcapping": header.hparam("final_logit_softcapping"),
-        "attn_logit_softcapping": None,
+        "sliding_window": _int(header, "attention.sliding_window", 4096 if family.gguf == "gemma2" else None),
+        "layer_types": kinds,
+        "query_pre_attn_scalar": _gemma_scalar(family, layers, config),
+        "final_logit_softcapping": header.hparam("final_logit_softcapping", 30.0 if family.gguf == "gemma2" else None),
+        "attn_logit_softcapping": header.hparam("attn_logit_softcapping", 50.0) if family.gguf == "gemma2" else None,
+    }
+
+
+def _gemma3_config(header: GgufHeader, config: dict[str, Any], scaling: dict[str, Any] | None) -> dict[str, Any]:
+    local = shortest(header.hparam("rope.freq_base_swa", 1e4))
+    pattern = header.hparam("attention.sliding_window_pattern", 6)
+    return {
+        "sliding_window_pattern": pattern if isinstance(pattern, int) else None,
         "rope_local_base_freq": local,
         "rope_parameters": {
             "full_attention": {"rope_theta": config["rope_theta"], **(scaling or {"rope_type": "default"})},
@@ -199,22 +221,24 @@ def _gemma_config(header: GgufHeader, config: dict[str, Any], scaling: dict[str,
     }
 
 
-_GEMMA_PATTERN = 6  # every sixth layer sees everything; llama.cpp knows no other pattern for Gemma 3
-_GEMMA_27B_LAYERS = 62  # the one size whose queries are scaled by hidden_size / heads instead of the head's width
+def layer_types(layers: int, pattern: int) -> list[str]:
+    """Of every `pattern` layers the last one sees everything, the others slide."""
+    return [_layer_type(bool((i + 1) % pattern)) for i in range(layers)]
 
 
-def _gemma_layers(layers: int) -> list[str]:
-    return ["sliding_attention" if (i + 1) % _GEMMA_PATTERN else "full_attention" for i in range(layers)]
+def _layer_type(slides: bool) -> str:
+    return "sliding_attention" if slides else "full_attention"
 
 
-def _gemma_scalar(layers: int, config: dict[str, Any]) -> int:
-    if layers == _GEMMA_27B_LAYERS:
+def _gemma_scalar(family: Family, layers: int, config: dict[str, Any]) -> int:
+    """Queries are divided by its root."""
+    if layers == family.wide_layers:
         return config["hidden_size"] // config["num_attention_heads"]
     return config["head_dim"]
 
 
 def _scaling_of_header(
-    header: GgufHeader, factors: Floats | None, theta: float, head_dim: int
+    header: GgufHeader, factors: FloatArray | None, theta: float, head_dim: int
 ) -> dict[str, Any] | None:
     if factors is not None:
         return _llama3_of_factors(factors, theta, head_dim)
@@ -227,7 +251,7 @@ def _scaling_of_header(
     return {"rope_type": "linear", "factor": shortest(factor)}
 
 
-def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> Floats:
+def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> FloatArray:
     """What divides each rotary frequency, (D/2,): 1 for short waves, `factor` for long ones, a ramp between.
 
     The rule of Llama 3.1's reference code; transformers calls it rope_type "llama3".
@@ -238,7 +262,7 @@ def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> Floa
     return (1 / ((1 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
 
 
-def _llama3_of_factors(factors: Floats, theta: float, head_dim: int) -> dict[str, Any] | None:
+def _llama3_of_factors(factors: FloatArray, theta: float, head_dim: int) -> dict[str, Any] | None:
     """The settings that give these factors. The file keeps only the factors, so the published settings are tried."""
     if np.allclose(factors, 1):
         return None
@@ -259,7 +283,7 @@ def _llama3_of_factors(factors: Floats, theta: float, head_dim: int) -> dict[str
 # --- settings: transformers -> GGUF ----------------------------------------------------------------------------------
 
 
-def metadata_from_config(config: dict[str, Any]) -> tuple[Metadata, Floats | None]:
+def metadata_from_config(config: dict[str, Any]) -> tuple[Metadata, FloatArray | None]:
     """GGUF metadata of a config.json (without tokenizer), and the tensor rope_freqs.weight if it needs one."""
     family = family_of_config(config)
     hidden, heads = setting(config, "hidden_size"), setting(config, "num_attention_heads")
@@ -286,7 +310,7 @@ def metadata_from_config(config: dict[str, Any]) -> tuple[Metadata, Floats | Non
         f"{a}.rope.dimension_count": u32(head_dim),
         f"{a}.vocab_size": u32(setting(config, "vocab_size")),
     }
-    rope = rope_of_config(config, "full_attention" if gemma else None, 1e6 if gemma else 1e4)
+    rope = rope_of_config(config, "full_attention" if gemma else None, family.theta)
     metadata[f"{a}.rope.freq_base"] = f32(rope["rope_theta"])
     factors = None
     match rope.get("rope_type", "default"):
@@ -305,9 +329,10 @@ def metadata_from_config(config: dict[str, Any]) -> tuple[Metadata, Floats | Non
 
 
 def _gemma_metadata(config: dict[str, Any], layers: int, head_dim: int) -> Metadata:
-    if config.get("layer_types", _gemma_layers(layers)) != _gemma_layers(layers):
+    family = family_of_config(config)
+    if config.get("layer_types", usual := layer_types(layers, family.pattern)) != usual:
         raise ModelError("layer_types: llama.cpp takes only five sliding layers before each full one for Gemma 3")
-    expected = _gemma_scalar(layers, config | {"head_dim": head_dim})
+    expected = _gemma_scalar(family, layers, config | {"head_dim": head_dim})
     if config.get("query_pre_attn_scalar", expected) != expected:
         raise ModelError(f"query_pre_attn_scalar must be {expected} in GGUF, got {config['query_pre_attn_scalar']}")
     if config.get("attn_logit_softcapping") or config.get("use_bidirectional_attention"):
@@ -338,8 +363,14 @@ def rope_of_config(
     return {**rope, "rope_type": kind, "rope_theta": float(theta)}
 
 
-def _int(header: GgufHeader, name: str) -> int:
-    value = header.hparam(name)
+def head_counts(header: GgufHeader) -> tuple[int, int]:
+    """Heads of queries, and of keys and values."""
+    heads = _int(header, "attention.head_count")
+    return heads, _int(header, "attention.head_count_kv", heads)
+
+
+def _int(header: GgufHeader, name: str, default: int | None = None) -> int:
+    value = header.hparam(name, default)
     if type(value) is not int or value < 1:
         raise ModelError(f"{header.architecture}.{name} must be a positive number, found {value!r}")
     return value

@@ -1,17 +1,14 @@
-"""Safetensors files, read and written tensor by tensor (https://github.com/huggingface/safetensors, format section).
+"""The headers of safetensors files, and their floats (https://github.com/huggingface/safetensors, format section).
 
-The package of that name gives bfloat16 only through torch and writes only whole dictionaries; here weights pass through
-in pieces, as numpy arrays, so that a conversion needs no more memory than a piece.
+The package of that name gives bfloat16 only through torch; here weights are read in pieces, as numpy arrays.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +18,6 @@ from likely.errors import ModelError
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = ("F32", "F16", "BF16")
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own library
-SHARD_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -75,30 +71,6 @@ def _entry(path: Path, name: str, item: object, base: int, size: int) -> Entry:
     raise ModelError(f'{path}: tensor "{name}" is not described')
 
 
-def read_folder(folder: Path) -> dict[str, Entry]:
-    """The tensors of a model folder: those of its index if it has one, else of all its .safetensors files."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise ModelError(f"{index}: no weight_map") from None
-        if not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise ModelError(f"{index}: a shard lies outside the folder")
-        files = [folder / name for name in sorted(names)]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{folder}: no .safetensors files")
-    entries: dict[str, Entry] = {}
-    for file in files:
-        for name, entry in read_entries(file).items():
-            if name in entries:
-                raise ModelError(f'{folder}: the tensor "{name}" is in {entries[name].file.name} and {file.name}')
-            entries[name] = entry
-    return entries
-
-
 def floats_from(raw: bytes, dtype: str) -> NDArray[np.float32]:
     """Flat fp32 values of F32, F16 or BF16 bytes."""
     if dtype == "BF16":
@@ -116,29 +88,3 @@ def floats_to(values: NDArray[np.float32], dtype: str) -> bytes:
         with np.errstate(over="ignore"):
             return values.astype("<f2").tobytes()
     return values.astype("<f4").tobytes()
-
-
-def shard_names(sizes: Sequence[int], *, limit: int = SHARD_BYTES) -> list[str]:
-    """The file of each tensor: model.safetensors, or model-00001-of-0000N.safetensors of at most `limit` bytes each."""
-    shard, filled, numbers = 0, 0, []
-    for size in sizes:
-        if filled and filled + size > limit:
-            shard, filled = shard + 1, 0
-        numbers.append(shard)
-        filled += size
-    if shard == 0:
-        return ["model.safetensors"] * len(numbers)
-    return [f"model-{n + 1:05d}-of-{shard + 1:05d}.safetensors" for n in numbers]
-
-
-def write_header(file: BinaryIO, tensors: Sequence[tuple[str, tuple[int, ...], str]], *, align: int = 8) -> None:
-    """The header for tensors (name, shape, dtype) whose bytes will follow in this order, from a multiple of `align`."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, shape, dtype in tensors:
-        size = math.prod(shape) * ITEM_BYTES[dtype]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-(8 + len(raw)) % align)
-    file.write(len(raw).to_bytes(8, "little") + raw)

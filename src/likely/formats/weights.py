@@ -1,4 +1,4 @@
-"""Weights on their way from one file to another: read in pieces, decoded, changed, encoded again."""
+"""Weights of a file: read in pieces, decoded, changed into those of transformers or GGUF, encoded again."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from likely.errors import ModelError, missing_extra
-from likely.formats.families import Change, Floats
-from likely.formats.gguf import GgufHeader, tensor_bytes
+from likely.formats import families
+from likely.formats.families import Change, FloatArray
+from likely.formats.gguf import GgufHeader
 from likely.formats.safetensors_file import FLOATS, Entry, floats_from, floats_to
+from likely.formats.writing import tensor_bytes
 
 _PIECE_VALUES = 1 << 22  # values decoded at one time: 16 MiB as fp32
 
@@ -37,14 +39,48 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Weight:
+    """A tensor in a file, and what turns its numbers into those of the other format; None: nothing."""
+
+    stored: Stored
+    change: Change | None = None
+
+    def values(self) -> Iterator[FloatArray]:
+        """Flat fp32 arrays, front to back, a few rows at a time; a change needs the whole tensor in memory."""
+        if self.change is None:
+            yield from read_values(self.stored)
+        else:
+            whole = np.concatenate(list(read_values(self.stored))).reshape(self.stored.shape)
+            yield np.ascontiguousarray(self.change(whole), np.float32).reshape(-1)
+
+    def whole(self) -> FloatArray:
+        """In memory at once, as fp32; ModelError for a number that is not finite."""
+        return _finite(np.concatenate(list(self.values())), self.stored).reshape(self.stored.shape)
+
+    def row_blocks(self, rows: int) -> Iterator[FloatArray]:
+        """(rows, width) fp32 blocks from the top, the last one perhaps shorter; only one is in memory."""
+        width = self.stored.shape[-1]
+        kept = np.empty((0, width), np.float32)
+        for values in self.values():
+            kept = np.concatenate([kept, _finite(values, self.stored).reshape(-1, width)])
+            while len(kept) >= rows:
+                yield kept[:rows]
+                kept = kept[rows:]
+        if len(kept):
+            yield kept
+
+
+@dataclass(frozen=True)
 class Step:
-    """One tensor of the target: where it comes from and what it becomes. A change needs the whole tensor in memory."""
+    """One tensor of a file to write: what it becomes, and where it comes from."""
 
     name: str
-    shape: tuple[int, ...]
     type: str
-    source: Stored | Floats
-    change: Change | None = None
+    source: Weight | FloatArray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.stored.shape if isinstance(self.source, Weight) else self.source.shape
 
     @property
     def nbytes(self) -> int:
@@ -52,23 +88,28 @@ class Step:
 
     def pieces(self) -> Iterator[bytes]:
         """The encoded tensor, front to back."""
-        if isinstance(self.source, Stored) and self.source.type == self.type and self.change is None:
-            yield from _raw_pieces(self.source)
-            return
-        for values in self._values():
-            yield _encode(values, self.type, self.shape[-1])
-
-    def _values(self) -> Iterator[Floats]:
-        if not isinstance(self.source, Stored):
-            yield self.source
-        elif self.change is None:
-            yield from read_values(self.source)
+        if not isinstance(self.source, Weight):
+            yield _encode(self.source, self.type, self.shape[-1])
+        elif self.source.stored.type == self.type and self.source.change is None:
+            yield from _raw_pieces(self.source.stored)
         else:
-            whole = np.concatenate(list(read_values(self.source))).reshape(self.source.shape)
-            yield np.ascontiguousarray(self.change(whole), np.float32).reshape(-1)
+            for values in self.source.values():
+                yield _encode(values, self.type, self.shape[-1])
 
 
-def read_values(stored: Stored) -> Iterator[Floats]:
+def weights_of_gguf(path: Path, header: GgufHeader) -> tuple[dict[str, Weight], FloatArray | None]:
+    """The weights of a GGUF file by transformers' names, and what divides the rotary frequencies, if the file says so."""
+    family, stored = families.family_of_header(header), Stored.in_gguf(path, header)
+    rope = stored.pop(families.ROPE_FACTORS, None)
+    heads = families.head_counts(header)
+    weights = {
+        families.folder_name(family, name): Weight(tensor, families.change_to_folder(family, name, *heads))
+        for name, tensor in stored.items()
+    }
+    return weights, None if rope is None else Weight(rope).whole()
+
+
+def read_values(stored: Stored) -> Iterator[FloatArray]:
     """The values of a tensor as flat fp32 arrays, a few rows at a time."""
     width = stored.shape[-1]
     for raw in _raw_pieces(stored):
@@ -99,7 +140,13 @@ def _raw_pieces(stored: Stored) -> Iterator[bytes]:
             yield raw
 
 
-def _encode(values: Floats, type_name: str, width: int) -> bytes:
+def _finite(values: FloatArray, stored: Stored) -> FloatArray:
+    if not np.isfinite(values).all():
+        raise ModelError(f"{stored.file}: a weight is not a finite number")
+    return values
+
+
+def _encode(values: FloatArray, type_name: str, width: int) -> bytes:
     if type_name in FLOATS:
         return floats_to(values, type_name)
     quants, kind = _quants(type_name)
@@ -112,4 +159,6 @@ def _quants(type_name: str):  # type: ignore[no-untyped-def]  # a module and an 
         import gguf
     except ImportError:
         raise missing_extra("gguf", "torch") from None
+    if type_name not in gguf.GGMLQuantizationType.__members__:
+        raise ModelError(f"weights of type {type_name} cannot be decoded here")
     return gguf.quants, gguf.GGMLQuantizationType[type_name]

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from likely.errors import ModelError, nearest
 from likely.formats import families
-from likely.formats.gguf import GgufHeader, GgufWriter, Typed, encode_pair, read_header, u32
-from likely.formats.safetensors_file import FLOATS, read_folder, shard_names, write_header
-from likely.formats.weights import Step, Stored, read_values
+from likely.formats.folder import read_folder, read_json, shard_names, write_json
+from likely.formats.gguf import GgufHeader, read_header
+from likely.formats.safetensors_file import FLOATS
+from likely.formats.weights import Step, Stored, Weight, weights_of_gguf
+from likely.formats.writing import GgufWriter, Typed, encode_pair, u32, write_safetensors_header
 from likely.models.verify_conversion import LikelihoodCheck, Scorer, compare_models
-from likely.tokenizers.files import metadata_from_folder, save_tokenizer, write_json
+from likely.tokenizers.files import metadata_from_folder, save_tokenizer
 from likely.tokenizers.gguf import tokenizer_from_gguf, tokenizer_from_header
-from likely.tokenizers.huggingface import HFTokenizer, read_json
+from likely.tokenizers.huggingface import HFTokenizer
 from likely.tokenizers.parity import compare_tokenizers, mismatch_message
 
 TargetFormat = Literal["f32", "f16", "bf16", "q8_0", "safetensors"]
@@ -145,7 +145,7 @@ def _plan(source: Path, to: str) -> ConversionPlan:
 
 def _gguf_to_gguf(source: Path, header: GgufHeader, to: str) -> ConversionPlan:
     stored = Stored.in_gguf(source, header)
-    steps = [Step(name, t.shape, _target_type(name, t.shape, t.type, to), t) for name, t in stored.items()]
+    steps = [Step(name, _target_type(name, t.shape, t.type, to), Weight(t)) for name, t in stored.items()]
     dropped = ("general.file_type", "split.", "quantize.imatrix.")
     with source.open("rb") as file:
         pairs = [
@@ -174,16 +174,11 @@ def _target_type(name: str, shape: tuple[int, ...], type_name: str, to: str) -> 
 
 
 def _gguf_to_folder(source: Path, header: GgufHeader) -> ConversionPlan:
-    family, stored = families.family_of_header(header), Stored.in_gguf(source, header)
-    rope = stored.pop(families.ROPE_FACTORS, None)
-    factors = None if rope is None else np.concatenate(list(read_values(rope)))
+    weights, factors = weights_of_gguf(source, header)
     config = families.config_from_header(header, factors)
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    steps = []
-    for name, tensor in stored.items():
-        change = families.change_to_folder(family, name, heads, kv_heads)
-        kept = tensor.type if tensor.type in FLOATS and len(tensor.shape) > 1 else "F32"
-        steps.append(Step(families.folder_name(family, name), tensor.shape, kept, tensor, change))
+    stored = [weight.stored for weight in weights.values()]
+    kept = [tensor.type if tensor.type in FLOATS and len(tensor.shape) > 1 else "F32" for tensor in stored]
+    steps = [Step(name, type_name, weight) for (name, weight), type_name in zip(weights.items(), kept, strict=True)]
     matrices = {step.type for step in steps if len(step.shape) > 1}
     config["dtype"] = {"F16": "float16", "BF16": "bfloat16"}.get("".join(matrices), "float32")
     tokenizer = tokenizer_from_header(header)
@@ -194,7 +189,7 @@ def _gguf_to_folder(source: Path, header: GgufHeader) -> ConversionPlan:
         write_json(folder / "config.json", config)
         save_tokenizer(tokenizer, folder, context_length=config["max_position_embeddings"])
 
-    return ConversionPlan(steps, write, _is_quantised(stored.values()), config["max_position_embeddings"])
+    return ConversionPlan(steps, write, _is_quantised(stored), config["max_position_embeddings"])
 
 
 def _folder_to_gguf(source: Path, to: str) -> ConversionPlan:
@@ -215,13 +210,13 @@ def _folder_to_gguf(source: Path, to: str) -> ConversionPlan:
             ours = families.gguf_name(family, name)
             change = families.change_to_gguf(family, ours, heads, kv_heads)
             kind = _target_type(ours, entry.shape, entry.dtype, to)
-            steps.append(Step(ours, entry.shape, kind, Stored.in_safetensors(entry), change))
+            steps.append(Step(ours, kind, Weight(Stored.in_safetensors(entry), change)))
     except ModelError as error:
         raise ModelError(str(error) if str(error).startswith(str(source)) else f"{source}: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{source}: config.json lacks a setting or has one of another kind ({error})") from None
     if factors is not None:
-        steps.append(Step(families.ROPE_FACTORS, factors.shape, "F32", factors))
+        steps.append(Step(families.ROPE_FACTORS, "F32", factors))
     steps.sort(key=lambda step: _reading_order(step.name))
     embedding = next((step for step in steps if step.name == "token_embd.weight"), None)
     if embedding is None:
@@ -279,7 +274,7 @@ def _write_shards(folder: Path, steps: list[Step], count: Callable[[int], None])
     for name in dict.fromkeys(names):
         inside = [step for step, shard in zip(steps, names, strict=True) if shard == name]
         with (folder / name).open("xb") as file:
-            write_header(file, [(step.name, step.shape, step.type) for step in inside])
+            write_safetensors_header(file, [(step.name, step.shape, step.type) for step in inside])
             for step in inside:
                 for piece in step.pieces():
                     file.write(piece)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from likely.errors import ModelError
-from likely.formats.gguf import FLOAT32, INT32, ArrayRef, GgufHeader, Typed, number_array, string_array, u32
+from likely.formats.folder import write_json
+from likely.formats.gguf import ArrayRef, GgufHeader
+from likely.formats.writing import FLOAT32, INT32, Typed, number_array, string_array, u32
 from likely.tokenizers.gguf import BYTE, CONTROL, NORMAL, SPLITS, UNUSED, USER_DEFINED, tokenizer_from_header
 from likely.tokenizers.huggingface import HFTokenizer
 from likely.tokenizers.parity import compare_tokenizers, mismatch_message
@@ -116,7 +118,3 @@ def _scores(tokens: list[str], types: list[int], merges: list[list[str]]) -> lis
     rest = iter(range(len(order), len(order) + len(tokens)))
     ranks = (order[token] if token in order else next(rest) for token in tokens)
     return [-float(rank) if kind == NORMAL else 0.0 for rank, kind in zip(ranks, types, strict=True)]
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import threading
 from collections.abc import Iterable, Mapping
@@ -15,11 +14,11 @@ from tokenizers.normalizers import Normalizer
 from tokenizers.processors import TemplateProcessing
 
 from likely.errors import ModelError
+from likely.formats.folder import read_json
 from tokenizers import Tokenizer as BackendTokenizer
 
 SPACE_MARK = "▁"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-MAX_JSON_BYTES = 256 << 20
 
 
 def byte_alphabet() -> list[str]:
@@ -223,21 +222,6 @@ def _chat_template(folder: Path, settings: dict) -> str | None:
         named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
         value = named.get("default")
     return value if isinstance(value, str) else None
-
-
-def read_json(path: Path) -> dict:
-    """The object in a JSON file; {} if there is no file."""
-    if not path.is_file():
-        return {}
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ModelError(f"{path}: {path.stat().st_size} bytes; at most {MAX_JSON_BYTES} are allowed")
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: an object was expected, found {type(found).__name__}")
-    return found
 
 
 def space_to_mark(*, prepend: bool) -> Normalizer:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from likely.errors import CapabilityError, ModelError
-from likely.formats.families import FAMILIES, llama3_factors, rope_of_config, setting
+from likely.formats.families import layer_types, llama3_factors, rope_of_config, setting
 from likely.runtimes.protocol import FloatArray
 
+MODEL_TYPES = ("llama", "qwen2", "qwen3", "gemma3_text")
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 MOST_HEAD_DIM = 1024
 _ELSEWHERE = "use runtime='torch'"
@@ -51,8 +52,8 @@ class Architecture:
     def of_config(cls, config: dict[str, Any]) -> Architecture:
         """From the content of a config.json; CapabilityError for what the native runtime does not compute."""
         family = str(config.get("model_type"))
-        if family not in (known := [f.model_type for f in FAMILIES]):
-            raise CapabilityError(f"the native runtime runs {', '.join(known)}, not {family}: {_ELSEWHERE}")
+        if family not in MODEL_TYPES:
+            raise CapabilityError(f"the native runtime runs {', '.join(MODEL_TYPES)}, not {family}: {_ELSEWHERE}")
         gemma = family == "gemma3_text"
         activation = config.get("hidden_activation" if gemma else "hidden_act") or ("silu", "gelu_pytorch_tanh")[gemma]
         if activation not in ACTIVATIONS:
@@ -108,7 +109,7 @@ def _windows(config: dict[str, Any], family: str, layers: int) -> tuple[int, ...
     window = config.get("sliding_window")
     if family == "gemma3_text":
         pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
-        kinds = kinds or ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)]
+        kinds = kinds or layer_types(layers, pattern)
     elif not config.get("use_sliding_window"):
         kinds = ["full_attention"] * layers
     if kinds is None:

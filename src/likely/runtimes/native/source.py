@@ -2,53 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from likely.errors import ModelError
-from likely.formats import families
+from likely.formats.families import config_from_header
+from likely.formats.folder import read_folder, read_json
 from likely.formats.gguf import read_header
-from likely.formats.safetensors_file import FLOATS, read_folder
-from likely.formats.weights import Stored, read_values
+from likely.formats.safetensors_file import FLOATS
+from likely.formats.weights import Stored, Weight, weights_of_gguf
 from likely.io.hashes import file_sha256, folder_sha256
-from likely.runtimes.protocol import FloatArray
-from likely.tokenizers.huggingface import read_json
-
-
-@dataclass(frozen=True)
-class Weight:
-    stored: Stored
-    change: families.Change | None = None
-
-    def whole(self) -> FloatArray:
-        """In memory at once, as fp32."""
-        values = np.concatenate(list(read_values(self.stored))).reshape(self.stored.shape)
-        values = values if self.change is None else np.ascontiguousarray(self.change(values), np.float32)
-        if not np.isfinite(values).all():
-            raise ModelError(f"{self.stored.file}: a weight is not a finite number")
-        return values
-
-    def row_blocks(self, rows: int) -> Iterator[FloatArray]:
-        """(rows, width) fp32 blocks from the top, the last one perhaps shorter; only one is in memory."""
-        if self.change is not None:
-            whole = self.whole()
-            yield from (whole[at : at + rows] for at in range(0, len(whole), rows))
-            return
-        width = self.stored.shape[-1]
-        kept = np.empty((0, width), np.float32)
-        for values in read_values(self.stored):
-            kept = np.concatenate([kept, values.reshape(-1, width)])
-            if not np.isfinite(kept).all():
-                raise ModelError(f"{self.stored.file}: a weight is not a finite number")
-            while len(kept) >= rows:
-                yield kept[:rows]
-                kept = kept[rows:]
-        if len(kept):
-            yield kept
 
 
 @dataclass(frozen=True)
@@ -66,20 +30,9 @@ class ModelSource:
     @classmethod
     def of_gguf(cls, path: Path) -> ModelSource:
         header = read_header(path)
-        stored = Stored.in_gguf(path, header)
         try:
-            family = families.family_of_header(header)
-            factors = None
-            if (factors_stored := stored.pop(families.ROPE_FACTORS, None)) is not None:
-                factors = np.concatenate(list(read_values(factors_stored)))
-            config = families.config_from_header(header, factors)
-            heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-            weights = {
-                families.folder_name(family, name): Weight(
-                    tensor, families.change_to_folder(family, name, heads, kv_heads)
-                )
-                for name, tensor in stored.items()
-            }
+            weights, factors = weights_of_gguf(path, header)
+            config = config_from_header(header, factors)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
         return cls(config, weights, file_sha256(path))

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from likely.errors import ModelError
-from likely.formats.safetensors_file import read_entries, write_header
+from likely.formats.safetensors_file import read_entries
+from likely.formats.weights import Weight
+from likely.formats.writing import write_safetensors_header
 from likely.io.hashes import cache_dir
 from likely.io.whole_file import replacing
 from likely.runtimes.native.architecture import Architecture
 from likely.runtimes.native.library import DTYPES, GROUP, PANEL, Library, aligned, packed_bytes, padded
-from likely.runtimes.native.source import ModelSource, Weight
+from likely.runtimes.native.source import ModelSource
 from likely.runtimes.protocol import FloatArray
 
 VERSION = 1  # of the form: a change makes files of old forms unused
@@ -58,7 +60,7 @@ def load_weights(
     total, done = sum(part.nbytes for part in parts), 0
     try:
         with replacing(path) as file:
-            write_header(file, [(p.name, _dims(p), p.dtype) for p in parts], align=_LINE)
+            write_safetensors_header(file, [(p.name, _dims(p), p.dtype) for p in parts], align=_LINE)
             for part in parts:
                 written = 0
                 for piece in part.write():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from likely.errors import ModelError
-from likely.tokenizers.huggingface import read_json
+from likely.formats.folder import read_json
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 INDEX = "model.safetensors.index.json"
