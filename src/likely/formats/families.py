@@ -1,7 +1,7 @@
 """One model in two formats: GGUF metadata and tensor names, and the configuration and names of transformers.
 
-Each family lists its names and settings; what differs in the numbers themselves is `Change`.  Whatever reads a GGUF file
-for another program than llama.cpp reads it through this map: the torch and the native runtime, and conversion.
+Each family lists its names and settings; what differs in the numbers themselves is `Change`.  The torch runtime, the
+native one and conversion all read GGUF files through this map.
 """
 
 from __future__ import annotations

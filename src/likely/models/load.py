@@ -12,7 +12,7 @@ from typing import Any, Unpack
 from likely.errors import CapabilityError, ModelError, missing_extra, nearest
 from likely.io.hashes import file_sha256, folder_sha256
 from likely.models.catalog import KNOWN, find_model, known_model
-from likely.runtimes.kinds import ALIGNMENTS, DTYPES, KINDS, LocalOptions, RuntimeKind, Source
+from likely.runtimes.kinds import ALIGNMENTS, DTYPES, KINDS, LocalOptions, RuntimeKind, SourceKind
 from likely.runtimes.protocol import Runtime
 from likely.tokenizers.protocol import Tokenizer
 
@@ -84,7 +84,7 @@ def is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def resolve(source: str) -> tuple[Source, Path | str]:
+def resolve(source: str) -> tuple[SourceKind, Path | str]:
     """("gguf", file) | ("folder", folder) | ("hub", id).  ModelError with the nearest name otherwise."""
     if known_model(source):
         return "gguf", find_model(source)
@@ -142,7 +142,7 @@ def _check_words(runtime: str | None, dtype: str | None, use: str, options: dict
 
 
 def _choose(
-    where: Source, place: Path | str, runtime: str | None, dtype: str | None, use: str
+    where: SourceKind, place: Path | str, runtime: str | None, dtype: str | None, use: str
 ) -> tuple[RuntimeKind, str | None]:
     """The kind of runtime that was asked for, or the default one; and the dtype, None for the kind's own default."""
     have = available_runtimes()
@@ -161,7 +161,7 @@ def _choose(
 
 
 def _fastest(
-    where: Source, place: Path | str, dtype: str | None, use: str, have: dict[str, bool]
+    where: SourceKind, place: Path | str, dtype: str | None, use: str, have: dict[str, bool]
 ) -> tuple[str | None, str | None]:
     """The runtime and dtype whose measured calls are the fastest here for `use`; without measurements (None, dtype)."""
     from likely.runtimes.cost_curve import CostCurve
@@ -181,7 +181,7 @@ def _fastest(
     return best[1], best[2] if KINDS[best[1]].dtypes else None
 
 
-def _check_kind(kind: RuntimeKind, where: Source, place: Path | str, dtype: str | None) -> None:
+def _check_kind(kind: RuntimeKind, where: SourceKind, place: Path | str, dtype: str | None) -> None:
     """Refuse a source that this kind cannot read and a dtype that it does not compute in."""
     if where not in kind.reads:
         raise CapabilityError(f"{kind.name} reads GGUF files; {place} is not one. Run: likely convert {place} out.gguf")
@@ -211,14 +211,14 @@ def _options_of(kind: RuntimeKind, options: dict[str, Any]) -> dict[str, Any]:
 Opened = tuple[Any, Tokenizer, Path, list[str]]  # the runtime, its tokenizer, where the model lies, warnings
 
 
-def _open_llamacpp(where: Source, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
+def _open_llamacpp(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
     from likely.runtimes.llamacpp.runtime import LlamaCppRuntime
 
     runtime = LlamaCppRuntime(place, **options)
     return runtime, runtime.tokenizer, Path(place), []
 
 
-def _open_torch(where: Source, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
+def _open_torch(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
     from likely.runtimes.torch.aligned import RUNTIMES
 
     runtime_class = RUNTIMES[options.pop("align", "mask")]
@@ -231,7 +231,7 @@ def _open_torch(where: Source, place: Path | str, dtype: str | None, options: di
     return load(path, dtype=dtype, **_tokens_held(options)), tokenizer, path, warnings
 
 
-def _open_native(where: Source, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
+def _open_native(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
     from likely.runtimes.native.runtime import NativeRuntime
 
     path = _hub_folder(str(place), local=False) if where == "hub" else Path(place)
@@ -239,7 +239,7 @@ def _open_native(where: Source, place: Path | str, dtype: str | None, options: d
     return runtime, *_tokenizer(path)
 
 
-_OPEN: dict[str, Callable[[Source, Path | str, str | None, dict[str, Any]], Opened]] = {
+_OPEN: dict[str, Callable[[SourceKind, Path | str, str | None, dict[str, Any]], Opened]] = {
     "llamacpp": _open_llamacpp, "torch": _open_torch, "native": _open_native
 }  # fmt: skip
 

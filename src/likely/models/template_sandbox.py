@@ -232,7 +232,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     # --- jinja's own hooks -------------------------------------------------------------------------------------------
 
-    def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+    def call(self, context: Any, function: Any, /, *args: Any, **kwargs: object) -> Any:
         if getattr(function, "__func__", None) is BoundedEnvironment.round:
             return function(*args)
         own = isinstance(function, (Macro, BlockReference, LoopContext))
@@ -287,7 +287,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def _weighed_filter(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def weighed(*args: Any, **kwargs: Any) -> Any:
+        def weighed(*args: Any, **kwargs: object) -> Any:
             for value in (*args, *kwargs.values()):
                 self.bounds.weigh(value)
             result = function(*args, **kwargs)

@@ -1,8 +1,7 @@
-"""What one call of a model costs on this machine, measured: the basis of every decision about batching and drafts."""
+"""What one call of a model costs on this machine, measured: what choosing a runtime, batching and drafting rest on."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from likely.io.hashes import cache_dir
+from likely.io.hashes import cache_dir, fingerprint
 from likely.io.whole_file import write_whole_file
 from likely.runtimes.protocol import Runtime, Want, Work
 
@@ -38,9 +37,9 @@ class CallCost:
 
 @dataclass(frozen=True)
 class CostCurve:
-    """All rows of one model on one runtime; `seconds(n)` interpolates single-sequence calls.
+    """What was measured of one model on one runtime; `seconds(n)` interpolates single-sequence calls.
 
-    source  sha256 of the model's files: what curves of several runtimes have in common
+    source  sha256 of the model's files: the same in the curves of all runtimes
     """
 
     revision: str
@@ -104,7 +103,7 @@ class CostCurve:
 
 def curve_path(revision: str) -> Path:
     """Revisions of several runtimes begin alike: the name is a digest of all of it."""
-    return cache_dir() / "cost" / f"{hashlib.sha256(revision.encode()).hexdigest()[:32]}.json"
+    return cache_dir() / "cost" / f"{fingerprint(revision, 32)}.json"
 
 
 def measure(

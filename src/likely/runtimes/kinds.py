@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-Source = Literal["gguf", "folder", "hub"]
+SourceKind = Literal["gguf", "folder", "hub"]
 ALIGNMENTS = ("mask", "repad", "group")
 _COMMON = {"context", "sequences", "threads"}
 
@@ -23,7 +23,7 @@ class RuntimeKind:
     """
 
     name: str
-    reads: frozenset[Source]
+    reads: frozenset[SourceKind]
     dtypes: tuple[str, ...]
     packages: tuple[str, ...]
     extra: str

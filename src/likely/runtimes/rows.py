@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +68,16 @@ def match(asked: IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:
     return to, at[to]
 
 
+def empty_fields(want: Want, rows: int) -> dict[str, Any]:
+    """Room for what is reduced from `rows` rows of logits; None: not wanted."""
+    return {
+        "top_ids": np.empty((rows, want.top), np.int64) if want.top else None,
+        "top_logprobs": np.empty((rows, want.top), np.float32) if want.top else None,
+        "entropy": np.empty(rows, np.float32) if want.entropy else None,
+        "logprobs": None if want.pairs is None else np.empty(len(want.pairs), np.float32),
+    }
+
+
 def reduce_rows(want: Want, n: int, row_of: Callable[[int], FloatArray]) -> Output:
     """The Output of a piece of work of n tokens; row_of(i): logits (V,) of row i, valid until the next call."""
     asked = want.row_numbers(n)
@@ -111,3 +123,58 @@ def reduce_rows(want: Want, n: int, row_of: Callable[[int], FloatArray]) -> Outp
         entropy=stack(entropy, want.entropy, None, np.float32),
         logprobs=None if want.pairs is None else logprobs,
     )
+
+
+class OutputParts:
+    """One Output of a piece of work that is computed in several calls: what a `Want` names, range of rows by range."""
+
+    def __init__(self, want: Want, n: int):
+        self._want, self._n = want, n
+        self._asked = want.row_numbers(n)
+        self._pairs = None if want.pairs is None else np.asarray(want.pairs, np.int64).reshape(-1, 2)
+        self._whole: Output | None = None
+        self._found: list[tuple[np.ndarray, np.ndarray, Output]] = []
+
+    def add(self, low: int, high: int, row_of: Callable[[int], FloatArray]) -> None:
+        """Rows low <= i < high are computed now; row_of(i) gives the logits (V,) of row i."""
+        if low == 0 and high == self._n:
+            self._whole = reduce_rows(self._want, self._n, row_of)
+            return
+        at = np.flatnonzero((self._asked >= low) & (self._asked < high))
+        pairs_at = np.empty(0, np.int64)
+        pairs: IntArray | None = None
+        if self._pairs is not None:
+            pairs_at = np.flatnonzero((self._pairs[:, 0] >= low) & (self._pairs[:, 0] < high))
+            pairs = self._pairs[pairs_at] - np.array([low, 0])
+        want = replace(self._want, rows=tuple((self._asked[at] - low).tolist()), pairs=pairs)
+        self._found.append((at, pairs_at, reduce_rows(want, high - low, lambda row: row_of(low + row))))
+
+    def output(self) -> Output:
+        if self._whole is not None:
+            return self._whole
+        if not self._found:  # no row was wanted
+            return reduce_rows(self._want, self._n, _no_row)
+        return Output(
+            logits=self._joined("logits"),
+            top_ids=self._joined("top_ids"),
+            top_logprobs=self._joined("top_logprobs"),
+            entropy=self._joined("entropy"),
+            logprobs=self._joined("logprobs", pairs=True),
+        )
+
+    def _joined(self, name: str, *, pairs: bool = False) -> np.ndarray | None:
+        pieces = [(pairs_at if pairs else at, getattr(output, name)) for at, pairs_at, output in self._found]
+        pieces = [(at, values) for at, values in pieces if values is not None and len(at)]
+        rows = len(self._asked) if not pairs else 0 if self._pairs is None else len(self._pairs)
+        if not pieces:
+            nothing = replace(self._want, rows="none", pairs=None if self._pairs is None else self._pairs[:0])
+            return None if rows else getattr(reduce_rows(nothing, self._n, _no_row), name)
+        values = pieces[0][1]
+        joined = np.empty((rows, *values.shape[1:]), values.dtype)
+        for at, values in pieces:
+            joined[at] = values
+        return joined
+
+
+def _no_row(row: int) -> FloatArray:
+    raise AssertionError(f"row {row} was not asked for")

@@ -1,6 +1,6 @@
 """An explicit model: a function from a token prefix to logits. Exact answers for tests and for understanding.
 
-It knows nothing about neural networks; every law of scoring and sampling can be checked on it by enumeration.
+It knows nothing about neural networks; every rule of scoring and sampling can be checked on it by enumeration.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ToyRuntime:
 
     @classmethod
     def random(cls, vocab_size: int, *, seed: int, order: int = 2, scale: float = 2.0, **limits: int) -> ToyRuntime:
-        """Logits drawn from N(0, scale²): one row per value of the last `order` tokens and parity of the length."""
+        """Logits sampled from N(0, scale²): one row per value of the last `order` tokens and parity of the length."""
 
         def logits_of(prefix: Prefix) -> FloatArray:
             context = (*prefix[-order:], len(prefix) % 2, len(prefix) < order)

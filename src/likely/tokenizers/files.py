@@ -68,7 +68,7 @@ def metadata_from_folder(folder: Path, *, vocab_size: int) -> Pairs:
         failures.append(mismatches)
     best = min(failures, key=len)
     raise ModelError(
-        f"{folder}: this tokenizer cannot be told in GGUF. {mismatch_message(best, a='it', b='its nearest form')}"
+        f"{folder}: GGUF cannot express this tokenizer. {mismatch_message(best, a='it', b='its nearest form')}"
     )
 
 

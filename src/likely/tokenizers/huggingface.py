@@ -1,8 +1,7 @@
-"""A tokenizer over the `tokenizers` package: from a safetensors folder here, from a GGUF file in gguf_tokenizer.py."""
+"""A tokenizer over the `tokenizers` package: from a safetensors folder here, from a GGUF file in tokenizers/gguf.py."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 
 from likely.errors import ModelError
 from likely.formats.folder import read_json
+from likely.io.hashes import fingerprint
 from tokenizers import Tokenizer as BackendTokenizer
 
 SPACE_MARK = "▁"
@@ -129,7 +129,7 @@ class HFTokenizer:
             decoder, self._backend.decoder = self._backend.decoder, None
             self._backend.encode_special_tokens = False
             try:
-                return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+                return fingerprint(self._backend.to_str(), 64)
             finally:
                 self._backend.decoder = decoder
 

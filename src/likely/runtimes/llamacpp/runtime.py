@@ -29,7 +29,6 @@ from likely.runtimes.llamacpp.options import (
     kv_values_per_token,
     padded_cells,
 )
-from likely.runtimes.llamacpp.parts import Parts
 from likely.runtimes.llamacpp.tokenizer import LlamaCppTokenizer
 from likely.runtimes.llamacpp.tree import LlamaSequence, Placed, TreeGrowth, grow, place_chain, place_tree
 from likely.runtimes.protocol import (
@@ -47,6 +46,7 @@ from likely.runtimes.protocol import (
     check_path,
     check_work,
 )
+from likely.runtimes.rows import OutputParts
 
 OUTPUT_BYTES = 64 << 20  # of logits held at one time
 SPARE_CELLS = 257  # room for buried cells and for one companion token
@@ -270,10 +270,10 @@ class LlamaCppRuntime:
             at += piece.n
         return outputs
 
-    def _compute(self, placed: list[Placed], first_cell: int) -> list[Parts]:
+    def _compute(self, placed: list[Placed], first_cell: int) -> list[OutputParts]:
         """Decode everything in blocks of at most `tokens_per_call` tokens and 64 MiB of logits.
 
-        Kernels for one row sum in another order than those for several (llamacpp_options says which). A companion token
+        Kernels for one row sum in another order than those for several (`options` says which). A companion token
         beside a lone row (computed, then forgotten) keeps its logits the same.
         """
         tokens, positions, counts, ids = (
@@ -284,7 +284,7 @@ class LlamaCppRuntime:
         wanted = np.concatenate([piece.rows + start for piece, start in zip(placed, starts[:-1], strict=True)])
         is_wanted = np.zeros(len(tokens), np.bool_)
         is_wanted[wanted] = True
-        parts = [Parts(piece.want, piece.n) for piece in placed]
+        parts = [OutputParts(piece.want, piece.n) for piece in placed]
         begin, block = 0, self.limits.tokens_per_call
         while begin < len(tokens):
             end = min(begin + block, len(tokens))
@@ -315,7 +315,7 @@ class LlamaCppRuntime:
             raise ModelError(self._context.failure(code))
         self._cells.unguard()
 
-    def _collect(self, parts: list[Parts], starts: NDArray[np.int64], begin: int, end: int) -> None:
+    def _collect(self, parts: list[OutputParts], starts: NDArray[np.int64], begin: int, end: int) -> None:
         first = int(np.searchsorted(starts, begin, "right")) - 1
         for k in range(first, len(parts)):
             start, stop = int(starts[k]), int(starts[k + 1])

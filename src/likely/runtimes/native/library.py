@@ -106,7 +106,7 @@ class Library:
         self.forward, self.head, self.reduce = handle.likely_forward, handle.likely_head, handle.likely_reduce
 
     def features(self) -> list[str]:
-        """What the compiler was told this machine has."""
+        """The instructions it was compiled for."""
         bits = self._handle.likely_features()
         return [name for i, name in enumerate(FEATURES) if bits >> i & 1]
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from typing import Any
 
 import numpy as np
 
 from likely.runtimes.protocol import FloatArray, IntArray, Output, Want
-from likely.runtimes.rows import head_rows, match
+from likely.runtimes.rows import empty_fields, head_rows, match
 
 
 class Wanted:
@@ -27,7 +26,9 @@ class Wanted:
         self.entropy = any(want.entropy for want in wants)
         self.top = min(max((want.top for want in wants), default=0), vocab_size)
         self.reduced = self.entropy or self.top > 0 or any(w.pairs is not None and len(w.pairs) for w in wants)
-        self._fields = [_empty(want, len(a)) for want, a in zip(wants, self._asked, strict=True)]
+        self._fields = [empty_fields(want, len(a)) for want, a in zip(wants, self._asked, strict=True)]
+        for fields in self._fields:
+            fields |= {"logits": None, "hidden": None}
         self._kept: list[list[FloatArray]] = [[] for _ in wants]  # rows of logits, in the order of `head`
 
     def add_hidden(self, item: int, rows: IntArray, values: FloatArray) -> None:
@@ -79,14 +80,3 @@ class Wanted:
         if len(asked) == len(head) and (asked == head).all():
             return whole
         return whole[np.searchsorted(head, asked)]
-
-
-def _empty(want: Want, rows: int) -> dict[str, Any]:
-    return {
-        "logits": None,
-        "top_ids": np.empty((rows, want.top), np.int64) if want.top else None,
-        "top_logprobs": np.empty((rows, want.top), np.float32) if want.top else None,
-        "entropy": np.empty(rows, np.float32) if want.entropy else None,
-        "hidden": None,
-        "logprobs": None if want.pairs is None else np.empty(len(want.pairs), np.float32),
-    }

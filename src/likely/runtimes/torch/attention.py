@@ -290,7 +290,7 @@ def slot_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    **others: Any,
+    **others: object,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query (1, H, N, D), key and value (1, H_kv, N, D) -> (1, N, H, D_v), None."""
     plan = _PLAN.get()

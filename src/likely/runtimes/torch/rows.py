@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from likely.runtimes.protocol import FloatArray, IntArray, Output, Want
-from likely.runtimes.rows import head_rows, match
+from likely.runtimes.rows import empty_fields, head_rows, match
 
 CHUNK_BYTES = 16 * 2**20
 
@@ -27,7 +27,9 @@ class RowCollector:
             np.unique(asked) if want.hidden else np.empty(0, np.int64)
             for want, asked in zip(wants, self._asked, strict=True)
         ]
-        self._outputs = [_empty(want, len(a), vocab_size) for want, a in zip(wants, self._asked, strict=True)]
+        self._outputs = [empty_fields(want, len(a)) for want, a in zip(wants, self._asked, strict=True)]
+        for fields, want, a in zip(self._outputs, wants, self._asked, strict=True):
+            fields["logits"] = np.empty((len(a), vocab_size), np.float32) if want.logits else None
         self._hidden: list[FloatArray | None] = [None] * len(self._wants)
 
     def add(self, logits: torch.Tensor, where: Seq[tuple[int, IntArray]]) -> None:
@@ -151,13 +153,3 @@ def entropies(logits: torch.Tensor, log_norm: torch.Tensor, rows: torch.Tensor) 
 def _rows_at_once(logits: torch.Tensor) -> int:
     """Rows whose fp32 copy takes 16 MiB: what a reduction may hold beside the logits."""
     return max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
-
-
-def _empty(want: Want, rows: int, vocab_size: int) -> dict[str, np.ndarray | None]:
-    return {
-        "logits": np.empty((rows, vocab_size), np.float32) if want.logits else None,
-        "top_ids": np.empty((rows, want.top), np.int64) if want.top else None,
-        "top_logprobs": np.empty((rows, want.top), np.float32) if want.top else None,
-        "entropy": np.empty(rows, np.float32) if want.entropy else None,
-        "logprobs": None if want.pairs is None else np.empty(len(want.pairs), np.float32),
-    }

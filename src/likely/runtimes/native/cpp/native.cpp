@@ -11,7 +11,7 @@
 
 extern "C" {
 
-// Bits: what the compiler was told this machine has.
+// Bits: the instructions it was compiled for.
 int likely_features() {
   return LIKELY_AVX512 | LIKELY_VNNI << 1 | LIKELY_BF16 << 2 | LIKELY_AMX << 3 | LIKELY_AVX2 << 4;
 }

@@ -6,9 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from likely.runtimes.llamacpp.parts import Parts
 from likely.runtimes.protocol import Want
-from likely.runtimes.rows import reduce_rows
+from likely.runtimes.rows import OutputParts, reduce_rows
 
 LOGITS = np.random.default_rng(0).standard_normal((12, 7)).astype(np.float32)
 
@@ -25,7 +24,7 @@ LOGITS = np.random.default_rng(0).standard_normal((12, 7)).astype(np.float32)
 def test_any_cutting_gives_what_one_piece_gives(rows, pairs, logits, top, entropy, cuts):
     pairs = None if pairs is None else np.array(pairs, np.int64).reshape(-1, 2)
     want = Want(rows=rows, logits=logits, top=top, entropy=entropy, pairs=pairs)
-    part = Parts(want, 12)
+    part = OutputParts(want, 12)
     edges = [0, *sorted(set(cuts)), 12]
     for low, high in itertools.pairwise(edges):
         part.add(low, high, lambda row: LOGITS[row])
