@@ -60,19 +60,15 @@ def listing() -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """(a row per known model, the state of each runtime)"""
     from likely.models.catalog import KNOWN
     from likely.models.load import available_runtimes
+    from likely.runtimes.kinds import KINDS
 
     have = available_runtimes()
-    pip = {
-        "llamacpp": "pip install 'likely[local]'",
-        "torch": "pip install 'likely[torch]'",
-        "native": "pip install 'likely[local]', and a C++ compiler",
-    }
-    engines = {name: {"installed": ready, "pip": pip[name]} for name, ready in have.items()}
+    engines = {name: {"installed": ready, "pip": KINDS[name].pip} for name, ready in have.items()}
     rows = []
     for known in KNOWN:
         missing = [] if known.present() else [known.pip]
         if not any(have.values()):
-            missing.append(pip["llamacpp"])
+            missing.append(KINDS["llamacpp"].pip)
         rows.append(
             {
                 "name": known.name,
