@@ -6,6 +6,7 @@ import pytest
 from likely.bench import timing as measure
 from likely.runtimes.cost_curve import CallCost, CostCurve
 from likely.runtimes.cost_curve import measure as measure_cost
+from likely.runtimes.machine import machine
 from likely.runtimes.toy import ToyRuntime
 
 
@@ -52,8 +53,8 @@ def test_a_busy_machine_is_refused(monkeypatch):
 
 
 def test_machine_is_described():
-    machine = measure.machine()
-    assert machine.cpu and machine.cores >= 1 and str(machine.cores) in machine.line()
+    found = machine()
+    assert found.cpu and found.cores >= 1 and str(found.cores) in found.line()
 
 
 def test_cost_curve_round_trip_and_interpolation(tmp_path, monkeypatch):

@@ -229,7 +229,7 @@ def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="length must be >= 1"):
         Retokenised(draft, LETTERS, WORDS, length=0)
     draft.capabilities = Capabilities()
-    with pytest.raises(CapabilityError, match="torch or llamacpp"):
+    with pytest.raises(CapabilityError, match="drop tokens again: llamacpp, torch, native"):
         Retokenised(draft, LETTERS, WORDS)
     with pytest.raises(CapabilityError, match="known q"):
         source = Retokenised(ToyRuntime.random(6, seed=4), LETTERS, WORDS)
