@@ -58,8 +58,8 @@ def load_local(
     use      what "auto" is to be fast at: "single" texts, a "batch" of them, or "scoring"
     options  of the runtime, see `LocalOptions`
     """
+    _check_words(runtime, dtype, use, dict(options))
     given = {name: value for name, value in options.items() if value is not None}
-    _check_words(runtime, dtype, use, given)
     where, place = resolve(source)
     kind, dtype = _choose(where, place, runtime, dtype, use)
     _check_kind(kind, where, place, dtype)
