@@ -75,7 +75,7 @@ def test_without_a_compiler_it_is_one_line(cli, tiny, monkeypatch):
 
 
 def test_what_bench_measures_auto_then_uses(cli, tiny, monkeypatch, tmp_path):
-    """One engine measured: whatever its times, it is the fastest known."""
+    """One runtime measured: whatever its times, it is the fastest known."""
     from tiny_gguf import write_tiny_llama
 
     model = write_tiny_llama(tmp_path / "long.gguf", context=600)

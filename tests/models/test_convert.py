@@ -212,8 +212,8 @@ def test_the_check_compares_source_and_target_per_token(tmp_path: Path) -> None:
     assert "0.01 nats per token" in str(report)
 
 
-def test_without_an_engine_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversion_check.importlib.util, "find_spec", lambda _: None)
+def test_without_a_runtime_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(Exception, match=r"pip install 'likely\[local\]', or convert with verify=False"):
         conversion_check.runtime_for(write_tiny_llama(tmp_path / "a.gguf"))
     with pytest.raises(Exception, match=r"pip install 'likely\[torch\]'"):

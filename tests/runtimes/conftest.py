@@ -1,4 +1,4 @@
-"""Random models and engines on them, shared by the tests of a module."""
+"""Random models and native runtimes on them, shared by the tests of a module."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture(scope="module")
 def native_cache(native_library, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIKELY_CACHE", str(tmp_path_factory.mktemp("engine-cache")))
+        patch.setenv("LIKELY_CACHE", str(tmp_path_factory.mktemp("native-cache")))
         yield
 
 
@@ -30,7 +30,7 @@ def made(native_cache):
 
 
 @pytest.fixture(scope="module")
-def engines(made):
+def natives(made):
     """(config name, kind) -> a runtime that is used by one test after another."""
     known = {}
 

@@ -156,10 +156,10 @@ def test_a_failed_decode_leaves_all_as_it_was(tiny, monkeypatch):
     sequence = tiny.open()
     one(tiny, sequence, tokens[:9], Want.NONE)
     one(tiny, sequence, tokens[9:11], Want.NONE, parents=[-1, 0])
-    real = tiny._engine.decode
+    real = tiny._context.decode
     for code, expected in ((1, KvFull), (-3, ModelError)):
         calls = iter([0, code])
-        monkeypatch.setattr(tiny._engine, "decode", lambda *a, calls=calls: real(*a) or next(calls))
+        monkeypatch.setattr(tiny._context, "decode", lambda *a, calls=calls: real(*a) or next(calls))
         with pytest.raises(expected):
             one(tiny, sequence, tokens[:70], Want.NONE, parents=[1, 0, -1, *range(4, 71)])
         monkeypatch.undo()

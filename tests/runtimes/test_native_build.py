@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 WRONG = """
 extern "C" {
 int likely_features() { return 0; }
-void* likely_open(const void*, int) { static int engine; return &engine; }
+void* likely_open(const void*, int) { static int session; return &session; }
 void likely_close(void*) {}
 int likely_reserve(void*, long) { return 0; }
 int likely_forward(void*, const void*) { return 0; }
@@ -147,8 +147,8 @@ def test_a_compiler_that_cannot_be_read_is_one_line(folder, monkeypatch):
 
 
 def test_what_the_compiler_says_is_passed_on(folder, compiler):
-    compiler('echo "engine.cpp:1: note: first" >&2; echo "engine.cpp:7: error: no such thing" >&2; exit 3')
-    one_line(native_build.library, "cannot be compiled", "engine.cpp:7: error: no such thing")
+    compiler('echo "native.cpp:1: note: first" >&2; echo "native.cpp:7: error: no such thing" >&2; exit 3')
+    one_line(native_build.library, "cannot be compiled", "native.cpp:7: error: no such thing")
     assert left_in(folder) == []
 
 

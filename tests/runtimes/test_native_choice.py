@@ -69,21 +69,21 @@ def test_auto_is_the_fastest_for_each_use(path):
 
 
 def test_any_curves_give_the_smallest_time(path):
-    """Over random times of every engine: the one that a person would pick from the table of `likely bench`."""
+    """Over random times of every kind: the one that a person would pick from the table of `likely bench`."""
     rng = np.random.default_rng(0)
-    engines = [("llamacpp", "f32"), *(("native", dtype) for dtype in NATIVE), ("torch", "float32")]
+    kinds = [("llamacpp", "f32"), *(("native", dtype) for dtype in NATIVE), ("torch", "float32")]
     have = dict.fromkeys(("llamacpp", "native", "torch"), True)
     for _ in range(20):
-        times = rng.permutation(len(engines) * 3).reshape(-1, 3) + 1.0
-        for (runtime, dtype), row in zip(engines, times, strict=True):
+        times = rng.permutation(len(kinds) * 3).reshape(-1, 3) + 1.0
+        for (runtime, dtype), row in zip(kinds, times, strict=True):
             store(path, runtime, dtype, *row)
         for i, use in enumerate(USES):
-            runtime, dtype = engines[int(times[:, i].argmin())]
+            runtime, dtype = kinds[int(times[:, i].argmin())]
             expected = (runtime, None if runtime == "llamacpp" else dtype)
             assert loading._fastest("gguf", path, None, use, have) == expected
             others = have | {runtime: False}  # not installed: the best of the rest
-            left = [j for j, (name, _) in enumerate(engines) if name != runtime]
-            best = engines[min(left, key=lambda j, i=i: times[j, i])]
+            left = [j for j, (name, _) in enumerate(kinds) if name != runtime]
+            best = kinds[min(left, key=lambda j, i=i: times[j, i])]
             assert loading._fastest("gguf", path, None, use, others)[0] == best[0]
 
 

@@ -50,7 +50,7 @@ def codes_of_rows(x):
 
 
 def product(x, weights):
-    """The arithmetic of the int8 engine, slowly: whole numbers per group, then two scales."""
+    """The arithmetic of int8, slowly: whole numbers per group, then two scales."""
     (a, scale_a), (w, scale_w) = codes_of_rows(x), codes_of_weights(weights)
     assert np.abs(a).max() <= 127 and np.abs(w).max() <= 127
     sums = np.einsum("ngk,ogk->nog", a, w)

@@ -23,9 +23,9 @@ TEXT = tokens_of(190, seed=8)
 
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("name", INVARIANT)
-def test_any_cutting_gives_the_same_bits(engines, name, kind):
+def test_any_cutting_gives_the_same_bits(natives, name, kind):
     """Chains, trees whose paths are kept, forks and cuts, beside other texts; over the borders of 64 columns."""
-    runtime, whole = engines(name, kind, tokens_per_call=37), engines(name, kind, tokens_per_call=512)
+    runtime, whole = natives(name, kind, tokens_per_call=37), natives(name, kind, tokens_per_call=512)
     expected = rows_of(whole, TEXT)
     other = rows_of(whole, TEXT[::-1].copy())
 
@@ -90,9 +90,9 @@ PLANS = {
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("name", INVARIANT)
-def test_rows_that_nobody_wants_change_nothing(engines, name, kind, plan):
+def test_rows_that_nobody_wants_change_nothing(natives, name, kind, plan):
     """From the last layer's attention on only wanted rows are computed: neither they nor what follows may differ."""
-    runtime, n = engines(name, kind, threads=2, tokens_per_call=512), 150
+    runtime, n = natives(name, kind, threads=2, tokens_per_call=512), 150
     beside, layers = runtime.open(), PLANS[plan]
 
     def calls(rows):
@@ -120,9 +120,9 @@ def test_rows_that_nobody_wants_change_nothing(engines, name, kind, plan):
 
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("name", INVARIANT)
-def test_any_tree_gives_the_bits_of_its_paths(engines, name, kind):
+def test_any_tree_gives_the_bits_of_its_paths(natives, name, kind):
     """Random trees that stand just before, on and after a border of 64 columns, grown over several calls."""
-    runtime, whole = engines(name, kind, tokens_per_call=37), engines(name, kind, tokens_per_call=512)
+    runtime, whole = natives(name, kind, tokens_per_call=37), natives(name, kind, tokens_per_call=512)
 
     @settings(max_examples=12, deadline=None)
     @given(st.sampled_from([0, 1, 50, 61, 63, 64, 65, 90, 120]), st.integers(0, 2**32 - 1), st.integers(2, 90))
@@ -150,8 +150,8 @@ def test_any_tree_gives_the_bits_of_its_paths(engines, name, kind):
 
 
 @pytest.mark.parametrize("kind", DTYPES)
-def test_a_canvas_does_not_depend_on_how_its_text_was_cut(engines, kind):
-    runtime, whole = engines("llama, heads of 24", kind, tokens_per_call=37), engines("llama, heads of 24", kind)
+def test_a_canvas_does_not_depend_on_how_its_text_was_cut(natives, kind):
+    runtime, whole = natives("llama, heads of 24", kind, tokens_per_call=37), natives("llama, heads of 24", kind)
     canvas, chain = tokens_of(45, seed=5), np.arange(45) - 1
     for start in (0, 40, 63, 64, 100):
         rows = []
@@ -169,18 +169,18 @@ def test_a_canvas_does_not_depend_on_how_its_text_was_cut(engines, kind):
 
 
 @pytest.mark.parametrize("kind", DTYPES)
-def test_threads_change_nothing(engines, kind):
+def test_threads_change_nothing(natives, kind):
     """Few rows for each thread are divided by outputs, many by rows: neither shows."""
     for name in ("qwen2", "gemma3, a window over blocks"):
-        expected = rows_of(engines(name, kind), TEXT)  # in calls of 64 tokens
+        expected = rows_of(natives(name, kind), TEXT)  # in calls of 64 tokens
         for threads, most in ((3, 64), (1, 512), (2, 512), (3, 512)):
-            found = rows_of(engines(name, kind, threads=threads, tokens_per_call=most), TEXT)
+            found = rows_of(natives(name, kind, threads=threads, tokens_per_call=most), TEXT)
             np.testing.assert_array_equal(found, expected)
 
 
-def test_slots_that_are_used_again_leave_no_trace(engines):
+def test_slots_that_are_used_again_leave_no_trace(natives):
     """Old keys and values beyond a text's end, and in the lanes of its last block, are never read."""
-    runtime = engines("llama", "int8", tokens_held=200)
+    runtime = natives("llama", "int8", tokens_held=200)
     expected = rows_of(runtime, TEXT[:70])
     for seed in range(4):
         rows_of(runtime, tokens_of(200, seed=seed))

@@ -23,16 +23,16 @@ from likely.runtimes.rows import log_softmax
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_fp32_equals_the_plain_forward(made, engines, name):
+def test_fp32_equals_the_plain_forward(made, natives, name):
     tokens, module = tokens_of(LENGTH), made(name)[0]
     expected = plain(module, tokens)
     assert log_softmax(expected).std() > 0.3  # the rows do say something
-    assert nats_apart(rows_of(engines(name, "float32"), tokens), expected).max() < 1e-4
+    assert nats_apart(rows_of(natives(name, "float32"), tokens), expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3, short window"])
-def test_decoding_one_by_one_equals_the_plain_forward(made, engines, name):
-    tokens, runtime = tokens_of(90), engines(name, "float32")
+def test_decoding_one_by_one_equals_the_plain_forward(made, natives, name):
+    tokens, runtime = tokens_of(90), natives(name, "float32")
     sequence = runtime.open()
     forward(runtime, sequence, tokens[:20], want=Want.NONE)
     rows = np.stack([forward(runtime, sequence, [t]).logits[0] for t in tokens[20:]])
@@ -40,42 +40,42 @@ def test_decoding_one_by_one_equals_the_plain_forward(made, engines, name):
     assert nats_apart(rows, plain(made(name)[0], tokens)[20:]).max() < 1e-4
 
 
-def test_positions_far_out_are_rotated_as_in_transformers(made, engines):
+def test_positions_far_out_are_rotated_as_in_transformers(made, natives):
     """An angle of 500 in fp32 has an error of 3e-5: both sides must make the same one."""
     tokens = tokens_of(512)
     for name in ("llama", "llama, llama3 scaling", "gemma3, short window"):
-        assert nats_apart(rows_of(engines(name, "float32"), tokens), plain(made(name)[0], tokens)).max() < 1e-4
+        assert nats_apart(rows_of(natives(name, "float32"), tokens), plain(made(name)[0], tokens)).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["llama, heads of 64", "qwen2", "qwen3", "gemma3, a window over blocks"])
-def test_bf16_is_as_close_as_transformers_bf16(made, engines, name):
+def test_bf16_is_as_close_as_transformers_bf16(made, natives, name):
     """Both round weights and activations to 8 bits of mantissa, in other places: neither is the other's reference.
 
-    The engine keeps the residual stream and all sums in fp32, so it may not be further from fp32 than the module is.
+    The runtime keeps the residual stream and all sums in fp32, so it may not be further from fp32 than the module is.
     """
     tokens, (module, folder) = tokens_of(LENGTH), made(name)
     exact = plain(module, tokens)
     rounded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     theirs = nats_apart(plain(rounded, tokens), exact).mean()
-    ours = nats_apart(rows_of(engines(name, "bfloat16"), tokens), exact).mean()
+    ours = nats_apart(rows_of(natives(name, "bfloat16"), tokens), exact).mean()
     assert 0 < ours < theirs
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_int8_follows_the_model(made, engines, name):
+def test_int8_follows_the_model(made, natives, name):
     """Codes of 8 bits over 64 rotated numbers leave about 1 % of noise in a product, and the sharp attention of random
     weights makes more of it: here 3 to 13 % of the rows' spread."""
     tokens, module = tokens_of(LENGTH), made(name)[0]
-    found, expected = rows_of(engines(name, "int8"), tokens), plain(module, tokens)
+    found, expected = rows_of(natives(name, "int8"), tokens), plain(module, tokens)
     found, expected = (x - x.mean(1, keepdims=True) for x in (found, expected))
     noise = np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean())
     assert 1e-4 < noise < 0.2
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3, short window"])
-def test_trees_equal_the_plain_forward_of_their_paths(made, engines, name):
+def test_trees_equal_the_plain_forward_of_their_paths(made, natives, name):
     """At the border of two blocks of 64 columns; the nodes then become text."""
-    runtime, module = engines(name, "float32"), made(name)[0]
+    runtime, module = natives(name, "float32"), made(name)[0]
     text, nodes = tokens_of(62), tokens_of(9, seed=3)
     parents = [-1, 0, 0, 1, 3, 2, -1, 6, 4]
     sequence = runtime.open()
@@ -91,8 +91,8 @@ def test_trees_equal_the_plain_forward_of_their_paths(made, engines, name):
     runtime.close(sequence)
 
 
-def test_a_canvas_equals_a_forward_without_a_causal_mask(made, engines):
-    runtime, module = engines("llama", "float32"), made("llama")[0]
+def test_a_canvas_equals_a_forward_without_a_causal_mask(made, natives):
+    runtime, module = natives("llama", "float32"), made("llama")[0]
     kept, canvas = tokens_of(60), tokens_of(11, seed=1)
     sequence = runtime.open()
     forward(runtime, sequence, kept, want=Want.NONE)
@@ -107,9 +107,9 @@ def test_a_canvas_equals_a_forward_without_a_causal_mask(made, engines):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3, short window"])
-def test_layers_left_out_add_nothing(made, engines, name):
-    """A sublayer whose last matrix is zero adds nothing; the engine must give the same without computing it."""
-    tokens, runtime = tokens_of(70), engines(name, "float32")
+def test_layers_left_out_add_nothing(made, natives, name):
+    """A sublayer whose last matrix is zero adds nothing; the runtime must give the same without computing it."""
+    tokens, runtime = tokens_of(70), natives(name, "float32")
     plans = (
         LayerPlan(skip_attention=frozenset({1})),
         LayerPlan(skip_mlp=frozenset({0, 2})),
@@ -132,8 +132,8 @@ def test_layers_left_out_add_nothing(made, engines, name):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3, short window"])
-def test_hidden_states_are_those_after_the_final_norm(made, engines, name):
-    tokens, (module, _), runtime = tokens_of(80), made(name), engines(name, "float32")
+def test_hidden_states_are_those_after_the_final_norm(made, natives, name):
+    tokens, (module, _), runtime = tokens_of(80), made(name), natives(name, "float32")
     with torch.no_grad():
         expected = module.base_model(input_ids=torch.tensor([tokens.tolist()]))[0][0].numpy()
     sequence = runtime.open()
@@ -180,8 +180,8 @@ def test_a_wrong_reading_of_the_settings_would_be_seen(made, monkeypatch, tmp_pa
 # --- refusals, limits, names ----------------------------------------------------------------------------------------
 
 
-def test_a_failing_call_leaves_all_state_unchanged(engines, monkeypatch):
-    runtime, tokens = engines("llama", "int8", tokens_held=150), tokens_of(30)
+def test_a_failing_call_leaves_all_state_unchanged(natives, monkeypatch):
+    runtime, tokens = natives("llama", "int8", tokens_held=150), tokens_of(30)
     sequence = runtime.open()
     forward(runtime, sequence, tokens[:10], want=Want.NONE)
     free, calls = runtime.free_tokens(), []
@@ -205,11 +205,11 @@ def test_a_failing_call_leaves_all_state_unchanged(engines, monkeypatch):
     runtime.close(sequence)
 
 
-def test_the_revision_names_weights_kind_and_instructions(made, engines):
-    revisions = {engines(name, kind).revision for name in ("llama", "qwen2") for kind in DTYPES}
+def test_the_revision_names_weights_kind_and_instructions(made, natives):
+    revisions = {natives(name, kind).revision for name in ("llama", "qwen2") for kind in DTYPES}
     assert len(revisions) == 6
     again = NativeRuntime(made("llama")[1], dtype="int8", threads=2)
-    assert again.revision == engines("llama", "int8").revision
+    assert again.revision == natives("llama", "int8").revision
     again.shutdown()
 
 
@@ -238,7 +238,7 @@ def test_wrong_options_are_refused_by_name(made, options, error, words):
         NativeRuntime(made("llama")[1], **options)
 
 
-def test_logits_that_are_no_numbers_are_an_error(made, engines, tmp_path, monkeypatch):
+def test_logits_that_are_no_numbers_are_an_error(made, natives, tmp_path, monkeypatch):
     """Weights so large that sums leave fp32."""
     module = module_of(llama(), std=0.15)
     with torch.no_grad():
@@ -262,9 +262,9 @@ def test_an_unknown_architecture_names_torch(native_cache):
         NativeRuntime(folder_of(module_of(config)), dtype="int8")
 
 
-def test_perplexity_of_int8_is_that_of_the_model(made, engines):
+def test_perplexity_of_int8_is_that_of_the_model(made, natives):
     """The mean log-probability of a text that the model itself has drawn moves by less than 0.05 nats."""
-    module, runtime = made("llama")[0], engines("llama", "int8")
+    module, runtime = made("llama")[0], natives("llama", "int8")
     generator, text = torch.Generator().manual_seed(0), [1]
     for _ in range(150):
         law = torch.softmax(torch.tensor(plain(module, text)[-1]), 0)

@@ -29,7 +29,7 @@ def tiled(native_library, tmp_path_factory):
     made = tmp_path_factory.mktemp("tiles") / "tiled.so"
     software = Path(__file__).parents[1] / "helpers" / "tiles_in_software.h"
     flags = [*native_build.FLAGS, *native_build.ISA["native"], "-include", str(software)]
-    source = native_build.SOURCES / "engine.cpp"
+    source = native_build.SOURCES / "native.cpp"
     subprocess.run([*native_build._compiler(), *flags, "-o", str(made), str(source)], check=True)
     handle = ctypes.CDLL(str(made))
     handle.tiles_multiplied.restype = ctypes.c_long

@@ -1,4 +1,4 @@
-"""Weights in the engine's form: made once, whole or not at all, from whatever file holds the model."""
+"""Weights in the native runtime's form: made once, whole or not at all, from whatever file holds the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from likely.formats import weights
 from likely.formats.families import FAMILIES
 from likely.formats.safetensors_file import read_entries
 from likely.runtimes.native import weights as native_weights
-from likely.runtimes.native.architecture import Architecture
+from likely.runtimes.native.architecture import MODEL_TYPES, Architecture
 from likely.runtimes.native.library import DTYPES
 from likely.runtimes.native.runtime import NativeRuntime
 from likely.runtimes.native.source import ModelSource
@@ -283,7 +283,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(library, tmp_path, change, 
 
 
 def test_biases_of_the_attention_output_are_not_dropped(library, tmp_path):
-    """Llama with attention_bias has one that the engine does not add."""
+    """Llama with attention_bias has one that it does not add."""
     module_of(llama(attention_bias=True)).save_pretrained(tmp_path / "m")
     refused(tmp_path / "m", library, "o_proj.bias", "runtime='torch'")
 
@@ -317,7 +317,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("what", UNKNOWN)
-def test_what_the_engine_does_not_compute_is_refused_and_names_torch(what):
+def test_what_it_does_not_compute_is_refused_and_names_torch(what):
     with pytest.raises(CapabilityError) as error:
         Architecture.of_config(UNKNOWN[what]())
     assert "\n" not in str(error.value) and "runtime='torch'" in str(error.value)
@@ -341,7 +341,8 @@ def test_sizes_that_cannot_be_are_refused(config):
 
 
 def test_every_family_of_gguf_files_is_known():
-    assert {f.model_type for f in FAMILIES} == {CONFIGS[name]().model_type for name in CONFIGS}
+    assert set(MODEL_TYPES) == {CONFIGS[name]().model_type for name in CONFIGS}
+    assert set(MODEL_TYPES) <= {f.model_type for f in FAMILIES}
 
 
 def test_rotations_are_those_of_transformers():

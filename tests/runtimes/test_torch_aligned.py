@@ -367,7 +367,7 @@ def test_align_by_name(tmp_path):
         runtime.shutdown()
     with pytest.raises(ModelError, match='unknown align "repd"'):
         load_local(str(path), runtime="torch", align="repd")
-    with pytest.raises(CapabilityError, match="needs none"):
+    with pytest.raises(CapabilityError, match="align= is an option of torch"):
         load_local(str(path), runtime="llamacpp", align="repad")
 
 

@@ -60,7 +60,7 @@ def test_what_cannot_be_answered_is_refused():
     assert lm.runtime.held == 0
     with pytest.raises(TypeError, match="list of strings"):
         HiddenFeatures(lm)("abc")
-    with pytest.raises(CapabilityError, match='runtime="torch"'):
+    with pytest.raises(CapabilityError, match="hidden states; runtimes that do: torch, native"):
         HiddenFeatures(model(hidden=False))(["abc"])
 
 

@@ -55,7 +55,9 @@ class Weight:
 
     def whole(self) -> FloatArray:
         """In memory at once, as fp32; ModelError for a number that is not finite."""
-        return _finite(np.concatenate(list(self.values())), self.stored).reshape(self.stored.shape)
+        pieces = list(self.values())
+        whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return _finite(whole, self.stored).reshape(self.stored.shape)
 
     def row_blocks(self, rows: int) -> Iterator[FloatArray]:
         """(rows, width) fp32 blocks from the top, the last one perhaps shorter; only one is in memory."""

@@ -58,8 +58,8 @@ def load_local(
     use      what "auto" is to be fast at: "single" texts, a "batch" of them, or "scoring"
     options  of the runtime, see `LocalOptions`
     """
+    _check_words(runtime, dtype, use, dict(options))
     given = {name: value for name, value in options.items() if value is not None}
-    _check_words(runtime, dtype, use, given)
     where, place = resolve(source)
     kind, dtype = _choose(where, place, runtime, dtype, use)
     _check_kind(kind, where, place, dtype)
@@ -222,13 +222,11 @@ def _open_torch(where: SourceKind, place: Path | str, dtype: str | None, options
     from likely.runtimes.torch.aligned import RUNTIMES
 
     runtime_class = RUNTIMES[options.pop("align", "mask")]
-    if where == "hub":  # fetched by transformers, then there
-        runtime = runtime_class.from_pretrained(str(place), dtype=dtype, **_tokens_held(options))
-        path = _hub_folder(str(place), local=True)
-        return runtime, *_tokenizer(path)
-    tokenizer, path, warnings = _tokenizer(Path(place))
-    load = runtime_class.from_gguf if where == "gguf" else runtime_class.from_pretrained
-    return load(path, dtype=dtype, **_tokens_held(options)), tokenizer, path, warnings
+    if where == "gguf":  # the tokenizer first: it is cheap
+        tokenizer, path, warnings = _tokenizer(Path(place))
+        return runtime_class.from_gguf(path, dtype=dtype, **_tokens_held(options)), tokenizer, path, warnings
+    runtime = runtime_class.from_pretrained(str(place), dtype=dtype, **_tokens_held(options))
+    return runtime, *_tokenizer(_hub_folder(str(place), local=True) if where == "hub" else Path(place))
 
 
 def _open_native(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:

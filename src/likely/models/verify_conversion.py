@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.errors import CapabilityError, ModelError
+from likely.models.load import available_runtimes
+from likely.runtimes.kinds import KINDS
 from likely.runtimes.protocol import Runtime, Want, Work
 from likely.tokenizers.huggingface import HFTokenizer
 from likely.tokenizers.protocol import begin
@@ -74,15 +75,14 @@ def compare_models(
 
 def runtime_for(path: Path) -> tuple[str, Scorer]:
     """llama.cpp for a GGUF file, torch for a folder, torch for both where llama.cpp is not installed."""
-    has_torch = importlib.util.find_spec("torch") is not None and importlib.util.find_spec("transformers") is not None
-    if path.is_file() and importlib.util.find_spec("llama_cpp") is not None:
+    have = available_runtimes()
+    if path.is_file() and have["llamacpp"]:
         return "llamacpp", score_with_llamacpp
-    if has_torch:
+    if have["torch"]:
         return "torch", score_with_torch
-    extra = "local" if path.is_file() else "torch"
     raise CapabilityError(
         f"no runtime here can score {path.name}, so the result cannot be checked: "
-        f"pip install 'likely[{extra}]', or convert with verify=False"
+        f"{KINDS['llamacpp' if path.is_file() else 'torch'].pip}, or convert with verify=False"
     )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ try:
 except ImportError as error:  # pragma: no cover - depends on the installation
     raise missing_extra("llama-cpp-python", "local") from error
 
+Int32s: TypeAlias = NDArray[np.int32]
 MAX_SEQUENCE_IDS = 256
 KV_TYPES = {
     "f16": lib.GGML_TYPE_F16,
@@ -216,12 +217,7 @@ class LlamaContext:
         return not self._free.alive
 
     def decode(
-        self,
-        tokens: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        id_counts: NDArray[np.int32],
-        ids: NDArray[np.int32],
-        wanted: NDArray[np.bool_],
+        self, tokens: Int32s, positions: Int32s, id_counts: Int32s, ids: Int32s, wanted: NDArray[np.bool_]
     ) -> int:
         """Compute n <= ubatch tokens; token i carries id_counts[i] of the flat `ids`. Returns llama.cpp's code."""
         _errors.clear()
@@ -286,12 +282,7 @@ class _Batch:
         )
 
     def fill(
-        self,
-        tokens: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        id_counts: NDArray[np.int32],
-        ids: NDArray[np.int32],
-        wanted: NDArray[np.bool_],
+        self, tokens: Int32s, positions: Int32s, id_counts: Int32s, ids: Int32s, wanted: NDArray[np.bool_]
     ) -> lib.llama_batch:
         n = len(tokens)
         self.tokens[:n], self.positions[:n], self.wanted[:n], self.id_counts[:n] = tokens, positions, wanted, id_counts

@@ -1,7 +1,7 @@
 """The C++ library of the native runtime: compiled for this processor on first use, kept, checked before it is trusted.
 
-Only a C++ compiler is needed, neither Python headers nor a build system. Where there is none, callers fall back to
-torch.
+Only a C++ compiler is needed, neither Python headers nor a build system. Where there is none, an error names what
+would help.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class NativeRuntime(SlotRuntime):
     threads    default: the physical cores this process may use, at most 8
     tokens_held  room for kept and pending tokens; default: 65,536 or what an eighth of the free memory holds
     progress   (bytes, bytes in all) while the weights are packed, which happens once per model and dtype
-    Raises CapabilityError for an architecture it does not know and where there is no compiler; torch takes both.
+    CapabilityError for an architecture that it does not know, and where there is no compiler.
     """
 
     def __init__(

@@ -74,7 +74,7 @@ class SlotRuntime(ABC):
         """
 
     def _new_table(self, limit: int) -> Any:
-        """A `Room`: the table of slots, or a stand-in that counts tokens; Any, since subclasses read more of theirs."""
+        """A `SlotTable`, or a `TokenCount` in its place; Any, because subclasses use more of their own tables."""
         return SlotTable(limit)
 
     def _new_sequence(self, held: IntArray, source: SlotSequence | None = None) -> SlotSequence:

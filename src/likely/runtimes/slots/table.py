@@ -7,7 +7,6 @@ only change slot numbers and counts; no data moves. What lies in a slot is the b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -15,19 +14,6 @@ from likely.errors import KvFull
 from likely.runtimes.protocol import IntArray
 
 FIRST_CAPACITY = 256
-
-
-class Room(Protocol):
-    """Where the tokens of a runtime's sequences are counted."""
-
-    limit: int
-
-    @property
-    def free(self) -> int: ...
-    def allocate(self, n: int, after: int = -1, position: int = 0) -> IntArray: ...
-    def retain(self, slots: IntArray) -> None: ...
-    def release(self, slots: IntArray) -> None: ...
-    def clear(self) -> None: ...
 
 
 class SlotTable:
@@ -50,8 +36,8 @@ class SlotTable:
     def allocate(self, n: int, after: int = -1, position: int = 0) -> IntArray:
         """n free slots in ascending order, counted once; the run following slot `after` if it is free.
 
-        Contiguous runs are preferred because they are read without a copy; of those, runs that begin as far into a
-        group of `aligned` slots as `position` does, the number of tokens before.
+        A contiguous run is preferred, because it is read without a copy; of several, one whose first slot equals
+        `position`, the number of tokens before, modulo `aligned`.
         """
         if n > self.free:
             raise KvFull(n, self.free)

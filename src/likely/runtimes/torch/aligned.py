@@ -22,7 +22,7 @@ from likely.runtimes.protocol import Capabilities, IntArray, Sequence, Work
 from likely.runtimes.slots.layout import SequenceQueries, WorkLayout, WorkPart
 from likely.runtimes.slots.runtime import SlotSequence
 from likely.runtimes.slots.table import TokenCount
-from likely.runtimes.torch.attention import Group, attend_group
+from likely.runtimes.torch.attention import Group, LayerAttention, attend_group
 from likely.runtimes.torch.rows import RowCollector
 from likely.runtimes.torch.runtime import TorchRuntime, TorchSettings
 
@@ -248,15 +248,7 @@ class RectanglePlan:
         self.layers: list[KeysValues] = []
 
     def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: LayerAttention
     ) -> torch.Tensor:
         """query (N, H, D), key and value (N, H_kv, D) of this layer's new tokens -> (N, H, D_v)."""
         keys, values = self._rectangle(key), self._rectangle(value)
@@ -264,11 +256,11 @@ class RectanglePlan:
             before = self._past[len(self.layers)]
             keys, values = torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
         self.layers.append((keys, values))
-        self.windows.append(window)
-        if window not in self._groups:
-            self._groups[window] = self._group(window)
+        self.windows.append(layer.window)
+        if layer.window not in self._groups:
+            self._groups[layer.window] = self._group(layer.window)
         q = query if self._pad is None else query[self._pad]
-        return attend_group(self._groups[window], q, keys, values, scale=scale, softcap=softcap, sinks=sinks)
+        return attend_group(self._groups[layer.window], q, keys, values, layer)
 
     def _rectangle(self, flat: torch.Tensor) -> torch.Tensor:
         """(N, H_kv, D) -> (B, H_kv, Q, D)"""

@@ -31,21 +31,27 @@ class UnsupportedAttention(Exception):
     """A layer asks for something that slots cannot give; the runtime then recomputes."""
 
 
+@dataclass(frozen=True)
+class LayerAttention:
+    """How one layer attends.
+
+    window  in positions; None: it sees everything        softcap  of the scores; None: none
+    sinks   (H,) an extra score per query head that takes no value; None: none
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+
 class AttentionPlan(Protocol):
     """What attention does in one call of the model; `windows`: of each layer, in the order of calls."""
 
     windows: list[int | None]
 
     def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: LayerAttention
     ) -> torch.Tensor: ...
 
 
@@ -95,42 +101,26 @@ class SlotPlan:
         self.windows: list[int | None] = []  # of each layer, in the order of calls
 
     def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: LayerAttention
     ) -> torch.Tensor:
         """query (N, H, D), key and value (N, H_kv, D) of this layer's new tokens -> (N, H, D_v)."""
-        layer = self._layer if self._numbers is None else self._numbers[self._layer]
-        keys, values = self._pool.write(layer, key, value, self._where)
+        number = self._layer if self._numbers is None else self._numbers[self._layer]
+        keys, values = self._pool.write(number, key, value, self._where)
         self._layer += 1
-        self.windows.append(window)
-        if window not in self._groups:
-            self._groups[window] = self._make_groups(window)
-        groups = self._groups[window]
-        parts = [self._attend_group(group, query, keys, values, scale, softcap, sinks) for group in groups]
+        self.windows.append(layer.window)
+        if layer.window not in self._groups:
+            self._groups[layer.window] = self._make_groups(layer.window)
+        parts = [self._attend_group(group, query, keys, values, layer) for group in self._groups[layer.window]]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _attend_group(
-        self,
-        group: Group,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        scale: float,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
+        self, group: Group, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: LayerAttention
     ) -> torch.Tensor:
         k, v = keys[group.slots], values[group.slots]  # (S, H_kv, D) or (B, S, H_kv, D)
         k = k.reshape(group.size, -1, *k.shape[-2:]).transpose(1, 2)
         v = v.reshape(group.size, -1, *v.shape[-2:]).transpose(1, 2)  # (B, H_kv, S, D_v)
         q = query[group.rows] if group.pad is None else query[group.pad]
-        return attend_group(group, q, k, v, scale=scale, softcap=softcap, sinks=sinks)
+        return attend_group(group, q, k, v, layer)
 
     def _make_groups(self, window: int | None) -> list[Group]:
         """Neighbours are padded into one rectangle while that costs less than a call of their own."""
@@ -191,32 +181,25 @@ class SlotPlan:
 
 
 def attend_group(
-    group: Group,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    scale: float,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    group: Group, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: LayerAttention
 ) -> torch.Tensor:
     """q (B * Q, H, D), padding included; k (B, H_kv, S, D), v (B, H_kv, S, D_v) -> (rows, H, D_v), padding left out."""
     b, h_kv = group.size, k.shape[1]
     n, heads, width = q.shape[0] // b, q.shape[1], q.shape[2]
-    explicit = softcap is not None or sinks is not None
+    explicit = layer.softcap is not None or layer.sinks is not None
     if group.causal and not explicit:
         q = q.view(b, n, heads, width).transpose(1, 2)
         if heads != h_kv:
             k, v = (t.repeat_interleave(heads // h_kv, dim=1) for t in (k, v))
-        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(1, 2)
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=layer.scale).transpose(1, 2)
         return out.reshape(b * n, heads, -1)
     # the query heads that share a key head become further queries of it: keys are never repeated
     share = heads // h_kv
     q = q.view(b, n, h_kv, share, width).permute(0, 2, 3, 1, 4).reshape(b, h_kv, share * n, width)
     if explicit:
-        out = _explicit_attention(q, k, v, group.bias(share, torch.float32), scale, softcap, sinks)
+        out = _explicit_attention(q, k, v, group.bias(share, torch.float32), layer)
     else:
-        out = scaled_dot_product_attention(q, k, v, attn_mask=group.bias(share, q.dtype), scale=scale)
+        out = scaled_dot_product_attention(q, k, v, attn_mask=group.bias(share, q.dtype), scale=layer.scale)
     out = out.view(b, h_kv, share, n, -1).permute(0, 3, 1, 2, 4).reshape(b * n, heads, -1)
     return out if group.real is None else out[group.real]
 
@@ -238,15 +221,14 @@ def _explicit_attention(
     k: torch.Tensor,
     v: torch.Tensor,
     bias: torch.Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    layer: LayerAttention,
 ) -> torch.Tensor:
-    """softmax(softcap * tanh(q k^T scale / softcap) + bias) v, with an extra score per query head that takes no value.
+    """softmax(softcap * tanh(q k^T scale / softcap) + bias) v, with the sinks among the scores.
 
     q (B, H_kv, G * Q, D), k (B, H_kv, S, D), v (B, H_kv, S, D_v), sinks (H,) with H = H_kv * G. Softmax in fp32.
     """
-    scores = torch.matmul(q, k.transpose(-1, -2)).float() * scale
+    scores = torch.matmul(q, k.transpose(-1, -2)).float() * layer.scale
+    softcap, sinks = layer.softcap, layer.sinks
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if bias is not None:
@@ -303,10 +285,7 @@ def slot_attention(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-        window=sliding_window,
-        softcap=softcap,
-        sinks=s_aux,
+        LayerAttention(query.shape[-1] ** -0.5 if scaling is None else float(scaling), sliding_window, softcap, s_aux),
     )
     return out[None], None
 

@@ -14,8 +14,8 @@ LOW_PRECISION_TOLERANCE = 0.05  # mean difference, in the same units: a wrong ma
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
-class OfModule(Runtime, Protocol):
-    """A runtime over a module, and what its numbers are compared with."""
+class ModuleRuntime(Runtime, Protocol):
+    """A runtime over a transformers module, with the module's own forward beside it."""
 
     @property
     def dtype(self) -> torch.dtype: ...
@@ -26,7 +26,7 @@ class OfModule(Runtime, Protocol):
     def plain_logits(self, tokens: IntArray) -> FloatArray: ...
 
 
-def why_not_slots(runtime: OfModule) -> str | None:
+def why_not_slots(runtime: ModuleRuntime) -> str | None:
     """None if a text alone, two at once, a fork and a tree give the logits of the plain forward; else the reason."""
     rng = np.random.default_rng(0)
     room = min(9, runtime.context_length - 3)
@@ -62,7 +62,7 @@ def why_not_slots(runtime: OfModule) -> str | None:
     return None
 
 
-def is_causal(runtime: OfModule) -> bool:
+def is_causal(runtime: ModuleRuntime) -> bool:
     """Whether the plain forward's rows stay as they are when the text goes on."""
     text = np.random.default_rng(1).integers(0, runtime.vocab_size, min(8, runtime.context_length))
     some = len(text) // 2
@@ -78,7 +78,7 @@ def _disagreement(found: FloatArray, plain: FloatArray, dtype: torch.dtype) -> s
     return None if worst <= allowed else f"its logits over slots differ by {worst:.2g} (allowed: {allowed})"
 
 
-def _why_not_windows(runtime: OfModule) -> str | None:
+def _why_not_windows(runtime: ModuleRuntime) -> str | None:
     """The check's texts are shorter than most windows, so that windows are compared with the configuration."""
     config: Any = runtime.text_config
     windows = [w for w in runtime.layer_windows if w is not None]
