@@ -263,7 +263,8 @@ def memory_kinds() -> dict[str, MemoryKind]:
 
 def make_drafter(name: str, context: DrafterContext) -> DraftSource | None:
     """The drafter of that name, None for "none"; ValueError with the nearest name for an unknown one."""
-    sources = [entry.make(argument, context) for entry, argument in _parts(name)]
+    known = list(_parts(name))  # before any of them is made: one may load a model
+    sources = [entry.make(argument, context) for entry, argument in known]
     if len(sources) < 2:
         return sources[0] if sources else None
     from likely.decoding.drafting.composite import FirstOf
