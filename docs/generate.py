@@ -222,6 +222,7 @@ def speculation_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
     import speculation_tables as tables
 
     made: dict[str, Callable[[], str]] = {
+        "drafters": lambda: tables.drafters(grid),
         "combinations": lambda: tables.combinations(grid),
         "gains": timed(benchmarks, "speculation", tables.gains),
         "engines": timed(benchmarks, "speculation_engines", tables.engines),

@@ -1,4 +1,4 @@
-"""Tables of docs/speculation.md: what combines, from the test product; what it gains, from the benchmarks."""
+"""Tables of docs/speculation.md: the drafters, what combines (from the test product), what it gains (benchmarks)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,34 @@ ROOT = Path(__file__).resolve().parents[1]
 Grid = Callable[..., str]
 
 
+def drafters(grid: Grid) -> str:
+    """A row per entry of the table of drafters."""
+    from likely.decoding.drafting.table import DRAFTERS
+
+    rows = []
+    for name, entry in DRAFTERS.items():
+        spelled = [f"`{name}`"] * (not entry.required) + [f"`{name}:{entry.argument}`"] * bool(entry.argument)
+        method, colon, rest = entry.summary.partition(": ")
+        address = entry.page if "://" in entry.page else f"papers/{entry.page}.md"
+        linked = f"[{method}]({address}){colon}{rest}" if entry.page else entry.summary
+        needs = [
+            *(["a file of `likely draft build`, or nothing"] if entry.memory else []),
+            *(["a second model"] if entry.runs_model and entry.required else []),
+            *(["an engine that can leave out layers: torch, native"] if entry.capability == "layers" else []),
+        ]
+        known = "yes" if entry.known_distribution else "no"
+        rows.append([", ".join(spelled), linked, entry.good_for, ", ".join(needs), known])
+    header = ["`--drafter`", "guesses", "good for", "needs", "known q"]
+    return grid(header, rows, right=len(header))
+
+
 def combinations(grid: Grid) -> str:
     """A row per drafter of the test product; every yes is tested, every no raises CapabilityError and is tested."""
-    if str(ROOT / "tests") not in sys.path:
-        sys.path.append(str(ROOT / "tests"))
-    from contracts.drafter_factories import MADE
-    from contracts.factories import FACTORIES
-    from contracts.speculation_product import BATCHES, CHOICES, possible
+    if str(ROOT / "tests" / "helpers") not in sys.path:
+        sys.path.append(str(ROOT / "tests" / "helpers"))
+    from drafter_factories import MADE
+    from factories import FACTORIES
+    from speculation_product import BATCHES, CHOICES, possible
 
     rows = []
     for name, entry in MADE.items():

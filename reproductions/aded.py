@@ -31,7 +31,8 @@ from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.drafting.protocol import DraftSource, SamplingContext
 from likely.decoding.drafting.replay import replay
 from likely.decoding.drafting.trigram.drafter import TrigramMemory
-from likely.decoding.drafting.trigram.table import TrigramTable, count_trigrams, table_of
+from likely.decoding.drafting.trigram.search import DOUBT, Found, Look
+from likely.decoding.drafting.trigram.table import TrigramTable, count_trigrams, next_pair, table_of
 from likely.evidence import (
     Check,
     Evidence,
@@ -57,6 +58,67 @@ LABELS = {"mcts": "MCTS", "best_first": "best first", "greedy": "greedy chain", 
 TOPS, MIN_COUNTS = (12, 4, 2, 1), (1, 2, 4)
 RESAMPLES = 1000
 LEAST = 0.01  # tokens per call; a smaller difference is none
+
+
+# --- the searches that the paper compares with ------------------------------------------------------------------------
+
+
+def full(look: Look, pair: int, *, budget: int, depth: int = 4) -> Found:
+    """All successors level by level, as far as the budget goes."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    shares: list[float] = []
+    level = [(-1, pair, 1.0)]
+    for _ in range(depth + 1):
+        below = []
+        for parent, key, share in level:
+            found, weights = look(key)
+            whole = sum(weights) + DOUBT
+            for token, weight in zip(found, weights, strict=True):
+                if len(tokens) == budget:
+                    return tokens, parents, shares
+                below.append((len(tokens), next_pair(key, token), share * weight / whole))
+                tokens.append(token)
+                parents.append(parent)
+                shares.append(below[-1][2])
+        level = below
+    return tokens, parents, shares
+
+
+def greedy(look: Look, pair: int, *, budget: int, depth: int = 4) -> Found:
+    """One chain: always the heaviest successor."""
+    tokens: list[int] = []
+    shares: list[float] = []
+    share = 1.0
+    while len(tokens) < min(budget, depth + 1):
+        found, weights = look(pair)
+        if not found:
+            break
+        share *= weights[0] / (sum(weights) + DOUBT)
+        tokens.append(found[0])
+        shares.append(share)
+        pair = next_pair(pair, found[0])
+    return tokens, list(range(-1, len(tokens) - 1)), shares
+
+
+class Traversal(TrigramMemory):
+    """A trigram memory with one of the weaker searches."""
+
+    def __init__(self, table: TrigramTable, search: Callable[..., Found], *, rate: float = 0.32):
+        super().__init__(table, rate=rate)
+        self._find = search
+
+    def find(self, look: Look, pair: int, place: int, budget: int) -> Found:
+        return self._find(look, pair, budget=budget, depth=self.depth)
+
+
+def memory_of(table: TrigramTable, search: str) -> TrigramMemory:
+    if search in ("mcts", "best_first"):
+        return TrigramMemory(table, search=search)  # type: ignore[arg-type]
+    return Traversal(table, {"greedy": greedy, "full": full}[search])
+
+
+# --- replays and intervals --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -187,7 +249,7 @@ def exploration(
 ) -> tuple[list[Figure], list[Check], dict[tuple[str, int], Replays]]:
     """(b) The searches at equal budgets, corpus and adaptation on."""
     found = {
-        (search, budget): replays(lambda s=search: TrigramMemory(table, search=s), tasks, orders, budget)  # type: ignore[misc]
+        (search, budget): replays(lambda s=search: memory_of(table, s), tasks, orders, budget)  # type: ignore[misc]
         for search in SEARCHES
         for budget in CURVE
     }
@@ -228,7 +290,7 @@ def elsewhere(corpus: Sequence[Text], tasks: Sequence[Task]) -> list[Figure]:
         tau_figure(
             f"GSM8K solutions, {LABELS[search]}",
             budget,
-            replays(lambda s=search: TrigramMemory(table, search=s), tasks, [order], budget),  # type: ignore[misc]
+            replays(lambda s=search: memory_of(table, s), tasks, [order], budget),  # type: ignore[misc]
         )
         for search in ("mcts", "best_first")
         for budget in (8, 24, 64)

@@ -1,4 +1,4 @@
-"""Every acceptance rule has exactly the target's law: by enumeration, against known values, and wrong rules fail."""
+"""Every acceptance rule emits exactly the target's distribution: enumerated, against known values; wrong rules fail."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from inspect import signature
 
 import numpy as np
 import pytest
-from exact_laws import (
+from exact_distributions import (
     best_possible,
-    candidates_law,
-    law_of,
-    random_laws,
+    candidates_distribution,
+    distribution_of,
+    random_distributions,
     rule_k,
     rule_r_iid,
     rule_r_without,
@@ -40,11 +40,11 @@ RULES = {"iid": (rule_r_iid, True), "without": (rule_r_without, False), "spectr"
 
 def acceptance(rule: str, p: np.ndarray, q: np.ndarray, k: int) -> float:
     function, replaced = RULES[rule]
-    return law_of(function, p, q, candidates_law(q, k, replaced=replaced))[1]
+    return distribution_of(function, p, q, candidates_distribution(q, k, replaced=replaced))[1]
 
 
 def law(rule, p, q, k, *, replaced):
-    return law_of(rule, p, q, candidates_law(q, k, replaced=replaced))[0]
+    return distribution_of(rule, p, q, candidates_distribution(q, k, replaced=replaced))[0]
 
 
 @pytest.mark.parametrize("kind", ["any", "zeros", "equal", "disjoint"])
@@ -55,8 +55,8 @@ def test_emitted_tokens_have_the_law_of_the_target(rule, kind):
     for size in (2, 3, 4):
         for k in (1, 2, 3, 4):
             for _ in range(3 if k < 4 else 1):
-                p, q = random_laws(size, kind, rng)
-                emitted, accepted = law_of(function, p, q, candidates_law(q, k, replaced=replaced))
+                p, q = random_distributions(size, kind, rng)
+                emitted, accepted = distribution_of(function, p, q, candidates_distribution(q, k, replaced=replaced))
                 assert np.abs(emitted - p).max() < 1e-12, (p, q, k)
                 if kind == "equal":
                     assert accepted == pytest.approx(1)
@@ -89,18 +89,20 @@ def test_acceptance_is_what_the_rule_does(rule):
     """Summed over all candidates it is the enumerated value, and it is what the decisions of the rule give."""
     function, replaced = RULES[rule]
     how = {
-        "law": DraftDistribution.IID if replaced else DraftDistribution.WITHOUT_REPLACEMENT,
+        "distribution": DraftDistribution.IID if replaced else DraftDistribution.WITHOUT_REPLACEMENT,
         "rule": "spectr" if rule == "spectr" else "rejection",
     }
     rng = np.random.default_rng(8)
     for kind in ("any", "zeros", "equal", "disjoint"):
         for k in (1, 2, 3):
-            p, q = random_laws(4, kind, rng)
-            lists = candidates_law(q, k, replaced=replaced)
+            p, q = random_distributions(4, kind, rng)
+            lists = candidates_distribution(q, k, replaced=replaced)
             total = sum(weight * chances(p, q, xs, **how).sum() for xs, weight in lists.items())
-            assert total == pytest.approx(law_of(function, p, q, lists)[1], abs=1e-12)
+            assert total == pytest.approx(distribution_of(function, p, q, lists)[1], abs=1e-12)
             for xs in lists:
-                assert chances(p, q, xs, **how).sum() == pytest.approx(law_of(function, p, q, {xs: 1.0})[1], abs=1e-12)
+                assert chances(p, q, xs, **how).sum() == pytest.approx(
+                    distribution_of(function, p, q, {xs: 1.0})[1], abs=1e-12
+                )
 
 
 def test_known_gammas():
@@ -118,7 +120,7 @@ def test_known_gammas():
 def test_no_rule_beats_optimal_transport(p, q):
     for rule, (_, replaced) in RULES.items():
         for k in (1, 2):
-            best = best_possible(p, candidates_law(q, k, replaced=replaced))
+            best = best_possible(p, candidates_distribution(q, k, replaced=replaced))
             found = acceptance(rule, p, q, k)
             assert found <= best + 1e-9
             if k == 1:
@@ -181,7 +183,7 @@ def test_a_residual_of_rounding_errors_is_not_divided():
 
 @pytest.mark.parametrize("p, q", [(P3, Q3), (P4, Q4), (P2, Q2)])
 def test_one_candidate_has_the_law_of_transformers(p, q, monkeypatch):
-    """The same decisions for the same uniforms, and the same law of the correction."""
+    """The same decisions for the same uniforms, and the same distribution of the correction."""
     torch = pytest.importorskip("torch")
     from transformers.generation.utils import _speculative_sampling
 
@@ -202,7 +204,7 @@ def test_one_candidate_has_the_law_of_transformers(p, q, monkeypatch):
 
 
 def tree(distribution: DraftDistribution, **more) -> Draft:
-    return Draft(np.array([1, 2, 0]), np.array([-1, -1, 0]), law, **more)
+    return Draft(np.array([1, 2, 0]), np.array([-1, -1, 0]), distribution, **more)
 
 
 def test_the_walk_descends_where_the_target_agrees():
@@ -218,7 +220,7 @@ def test_the_walk_descends_where_the_target_agrees():
     assert matched_walk(Draft.chain([]), lambda node, path: 7) == ([], [7])
 
 
-def test_the_drawn_walk_descends_and_ends_with_the_targets_law():
+def test_the_sampled_walk_descends_and_ends_with_the_targets_distribution():
     q = {-1: np.log(np.array([0.1, 0.5, 0.4])), 0: np.log(np.array([0.8, 0.1, 0.1]))}
     draft = tree(DraftDistribution.WITHOUT_REPLACEMENT, log_q=q, draws={-1: (1, 0), 0: (2,)})
     laws = {-1: np.array([0.1, 0.9, 0.0]), 0: np.array([1.0, 0.0, 0.0]), 2: np.array([0.0, 0.0, 1.0])}
@@ -297,7 +299,7 @@ def of_another_q(p, q, candidates, uniform):
         (of_another_q, True),
     ],
 )
-def test_wrong_rules_have_another_law(rule, replaced):
+def test_wrong_rules_have_another_distribution(rule, replaced):
     def chosen(p, q, candidates, uniform):  # candidates sorted anew are reported by their place in the draft
         kept, rest = rule(p, q, candidates, uniform)
         if kept is not None and rule in (by_probability, by_index):
@@ -309,10 +311,10 @@ def test_wrong_rules_have_another_law(rule, replaced):
     assert max(gaps) > 0.01, rule.__name__
 
 
-def test_relaxed_acceptance_has_another_law():
+def test_relaxed_acceptance_has_another_distribution():
     """Typical acceptance takes any candidate with p > ε: of two candidates of Q3, (0 or 1) wins too often."""
     emitted = np.zeros(3)
-    for xs, weight in candidates_law(Q3, 2, replaced=True).items():
+    for xs, weight in candidates_distribution(Q3, 2, replaced=True).items():
         good = [x for x in xs if P3[x] > 0.25]
         emitted += weight * (np.eye(3)[good[0]] if good else P3)
     assert np.abs(emitted - P3).max() > 0.05

@@ -87,7 +87,7 @@ def test_equals_transformers_beam_search(width):
         np.testing.assert_allclose(ranks, theirs.sequences_scores.numpy(), atol=1e-4)
 
 
-def test_the_law_of_the_best_text_is_its_logprob():
+def test_the_distribution_of_the_best_text_is_its_logprob():
     loop = toy_loop(seed=2)
     [[done]] = run(loop, replace(BASE, beams=4, max_tokens=5, top_logprobs=2))
     assert abs(sum(done.logprobs) - exact_logprob(loop.runtime, done.tokens, given=(0, 1))) < 1e-5

@@ -146,7 +146,7 @@ def test_samples_share_one_prefill_and_are_keyed_by_their_number():
     assert len({tuple(d.tokens) for d in four}) > 1
 
 
-def test_emitted_sequences_follow_the_law_of_the_model():
+def test_emitted_sequences_follow_the_distribution_of_the_model():
     """V=4, T<=4: every whole text against its exact probability, with and without drafts."""
     runtime = ToyRuntime.random(4, seed=2, order=3, scale=1.0)
     law = {}

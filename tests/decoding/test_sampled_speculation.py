@@ -14,8 +14,7 @@ from helpers_for_loops import run
 from statistics_of_draws import chi_square_p
 from table_drafts import TableDrafter, TableDrafts, table_runtime
 
-from likely.decoding import accept
-from likely.decoding import sequence_state as hypothesis
+from likely.decoding import accept, sequence_state
 from likely.decoding.drafting.protocol import Draft, DraftDistribution
 from likely.decoding.drafting.trees.shapes import Chain, ConstantBranching, IidPaths, IidTree, StochasticBeam
 from likely.decoding.loop import Loop
@@ -78,7 +77,7 @@ def p_value(draws: list) -> float:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_sampled_sequences_have_the_law_of_the_target(name):
+def test_sampled_sequences_have_the_distribution_of_the_target(name):
     shape, verification = RULES[name]
     draws, per_call = sequences(TableDrafts(Q, shape), verification, 1536)
     assert p_value(draws) > FALSE_ALARM
@@ -92,7 +91,7 @@ def test_keyed_sequences_are_those_of_plain_sampling(shape):
     assert draws == plain and one == 1 and per_call > 1.1
 
 
-def test_plain_and_keyed_sequences_have_the_law_of_the_target():
+def test_plain_and_keyed_sequences_have_the_distribution_of_the_target():
     assert p_value(sequences(None, "keyed", 1536)[0]) > FALSE_ALARM
 
 
@@ -229,7 +228,7 @@ def test_an_off_by_one_row_is_seen(monkeypatch):
             draft, lambda node, path: distribution_at(max(node - 1, -1), path), uniform, **settings
         )
 
-    monkeypatch.setattr(hypothesis, "sampled_walk", shifted)
+    monkeypatch.setattr(sequence_state, "sampled_walk", shifted)
     assert p_value(sequences(TableDrafts(Q, StochasticBeam(3, 3)), "rejection", 1536)[0]) < FALSE_ALARM
 
 
@@ -242,12 +241,12 @@ def test_a_dropped_bonus_is_seen(monkeypatch):
             tokens[-1] = tokens[-2]
         return accepted, tokens
 
-    monkeypatch.setattr(hypothesis, "sampled_walk", walk)
+    monkeypatch.setattr(sequence_state, "sampled_walk", walk)
     assert p_value(sequences(TableDrafts(Q, Chain(2)), "rejection", 1536)[0]) < FALSE_ALARM
 
 
 def test_acceptance_with_the_noise_of_the_draft_is_seen(monkeypatch):
     """Rule R needs uniforms that are independent of the draws."""
-    right = hypothesis.generator
-    monkeypatch.setattr(hypothesis, "generator", lambda *key: right(*key[:3], "draft"))
+    right = sequence_state.generator
+    monkeypatch.setattr(sequence_state, "generator", lambda *key: right(*key[:3], "draft"))
     assert p_value(sequences(TableDrafts(Q, Chain(2)), "rejection", 1024)[0]) < FALSE_ALARM

@@ -25,7 +25,7 @@ def members(*lengths):
 
 
 class _Member:
-    """As much of a hypothesis as the policy looks at."""
+    """As much of a SequenceState as the policy looks at."""
 
     def __init__(self, length):
         self.sequence = SimpleNamespace(length=length)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_trigrams import START, check_drafts, every_path, paths_of, table
 from scripts import script
 
+from likely.decoding.drafting.trigram.drafter import TrigramMemory
+from likely.decoding.drafting.trigram.table import pair_of
 from likely.evidence import Source
 
 
@@ -86,3 +91,45 @@ def test_our_search_keeps_as_much_as_the_authors(aded):
     apart = aded.official(corpus, aded.TrigramMemory.from_texts(corpus).table, tasks, 200)[-1]
     assert apart.quantity == "minus draftretriever" and apart.n == 200
     assert abs(apart.value) <= 2 * (apart.high - apart.value)  # theirs draws without a seed: about 4 standard errors
+
+
+# --- the weaker searches ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_full_and_greedy_by_enumeration(aded, seed):
+    look = table(seed)
+    everything = every_path(look, 3)
+    assert set(paths_of(aded.full(look, START, budget=10_000, depth=2))) == set(everything)
+    wide = paths_of(aded.full(look, START, budget=9, depth=2))
+    assert [len(p) for p in wide] == sorted(len(p) for p in wide) and len(wide) == min(9, len(everything))
+    chain = paths_of(aded.greedy(look, START, budget=50, depth=2))
+    path: tuple[int, ...] = ()
+    for got in chain:
+        path = (*path, look(pair_of(*(0, 1, *path)[-2:]))[0][0])
+        assert got == path
+    assert len(chain) == 3 or not look(pair_of(*(0, 1, *path)[-2:]))[0]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 10_000), budget=st.integers(1, 40), depth=st.integers(1, 5),
+    search=st.sampled_from(["full", "greedy"]),
+)  # fmt: skip
+def test_every_node_is_a_trigram_and_every_prefix_a_draft(aded, seed, budget, depth, search):
+    check_drafts(getattr(aded, search), seed, budget, depth)
+
+
+@pytest.mark.parametrize("search", ["full", "greedy"])
+def test_an_unknown_pair_gives_no_draft_and_one_successor_each_a_chain(aded, search):
+    function = getattr(aded, search)
+    assert function(lambda pair: ((), ()), START, budget=5, depth=4) == ([], [], [])
+    chain = TrigramMemory.from_texts([list(range(10))], rate=0.0).table
+    assert function(chain.successors, pair_of(0, 1), budget=4, depth=4)[0] == [2, 3, 4, 5]
+
+
+def test_full_shows_both_successors_the_likelier_first(aded):
+    def look(pair):
+        return ((2, 3), (0.9, 0.1)) if pair == START else ((), ())
+
+    assert aded.full(look, START, budget=2, depth=4)[0] == [2, 3]

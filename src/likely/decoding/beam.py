@@ -106,21 +106,7 @@ class BeamSearch:
 
     def _finish(self, beam: SequenceState, token: int, choice: ChosenToken, reason: str) -> None:
         """Copy of `beam` ended by `token` into the pool; the beam itself may go on otherwise."""
-        copy = SequenceState(
-            beam.request_id,
-            beam.request,
-            beam.sample,
-            [],
-            beam.stream.fork(),
-            constraint=beam.constraint,
-            logits_processors=beam.logits_processors,  # for what they noted
-            tokens=beam.tokens.copy(),
-            logprobs=beam.logprobs.copy(),
-            tops=beam.tops.copy(),
-            processed=beam.processed.copy(),
-            log_masses=beam.log_masses.copy(),
-            target_calls=beam.target_calls,
-        )
+        copy = beam.copy_of_text()
         copy.append(token, choice)
         copy.stream.finish()
         self._pool(copy, reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -101,26 +101,35 @@ class SequenceState:
         return Want(rows=rows, top=max(1, self.request.top_logprobs))
 
     def fork(self, sample: int, sequence: Sequence | None, drafter: Drafter | None) -> SequenceState:
-        return SequenceState(
-            self.request_id,
-            self.request,
-            sample,
-            self.todo.copy(),
-            self.stream.fork(),
-            sequence,
-            drafter,
-            self.constraint.fork() if self.constraint else None,
-            tuple(t.fork() for t in self.logits_processors),
-            NO_DRAFT,
-            0,
-            self.tokens.copy(),
-            self.logprobs.copy(),
-            self.tops.copy(),
-            self.processed.copy(),
-            self.log_masses.copy(),
-            self.target_calls,
-            self.proposed,
-            self.rounds.copy(),
+        return replace(
+            self.copy_of_text(),
+            sample=sample,
+            sequence=sequence,
+            drafter=drafter,
+            todo=self.todo.copy(),
+            constraint=self.constraint.fork() if self.constraint else None,
+            logits_processors=tuple(processor.fork() for processor in self.logits_processors),
+            rounds=self.rounds.copy(),
+        )
+
+    def copy_of_text(self) -> SequenceState:
+        """What was emitted so far, with lists of its own; without a place in the runtime."""
+        return replace(
+            self,
+            todo=[],
+            stream=self.stream.fork(),
+            sequence=None,
+            drafter=None,
+            draft=NO_DRAFT,
+            drafted=0,
+            tokens=self.tokens.copy(),
+            logprobs=self.logprobs.copy(),
+            tops=self.tops.copy(),
+            processed=self.processed.copy(),
+            log_masses=self.log_masses.copy(),
+            tracker=None,
+            waiting_for=1,
+            row=None,
         )
 
     def row_for_choice(

@@ -198,7 +198,7 @@ PAIRS = {(a, b): P[()][a] * P[(a,)][b] for a in range(4) for b in range(4)}
 
 
 def mixed_pairs(source, prompt, n=1500):
-    """Two tokens of a target of law P, as a loop emits them: fixed drafts are walked, drawn ones judged."""
+    """Two tokens of a target of distribution P, as a loop emits them: fixed drafts are walked, drawn ones judged."""
     rng = np.random.default_rng(2)
     drafter = source.begin(prompt, SamplingContext(SAMPLED, 0, "rejection"))
     for sample in range(n):
@@ -220,7 +220,7 @@ def test_mixed_laws_emit_the_target_s_law_under_rejection(kind, prompt):
 
 
 def test_choosing_by_what_was_drawn_is_noticed():
-    """The control: a drawn draft that is dropped when it drew the wrong token spoils the law."""
+    """The control: a drawn draft that is dropped when it drew the wrong token biases the text."""
 
     class Picky(FirstOf):
         def _passes(self, draft):

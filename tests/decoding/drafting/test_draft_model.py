@@ -177,12 +177,12 @@ def test_q_is_the_law_after_the_requests_settings(rule):
             path.append(int(made.tokens[node + 1]))
 
 
-def test_the_law_of_sampled_text_is_the_targets_under_rejection():
+def test_the_distribution_of_sampled_text_is_the_targets_under_rejection():
     """Three emitted tokens, 3,000 texts, against the exact law; the law of the draft is noticed as another."""
     one, draft = target(), related(share=0.3)
     source, loop = DraftModel(draft, shape=Chain(2)), toy_loop(one)
 
-    def law_of(runtime):
+    def distribution_of(runtime):
         law: dict[tuple[int, ...], float] = {}
 
         def extend(text, p):
@@ -202,8 +202,8 @@ def test_the_law_of_sampled_text_is_the_targets_under_rejection():
             for s in range(start, start + 50)
         ]
         texts += [tuple(finished.tokens) for [finished] in run(loop, *requests)]
-    assert chi_square_p(texts, law_of(one)) > 1e-6
-    assert chi_square_p(texts, law_of(draft)) < 1e-6
+    assert chi_square_p(texts, distribution_of(one)) > 1e-6
+    assert chi_square_p(texts, distribution_of(draft)) < 1e-6
     assert not draft._open
 
 

@@ -9,47 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_trigrams import START, check_drafts, every_path, paths_of, table
 
-from likely.decoding.drafting.trigram.search import DOUBT, _grown, best_first, full, greedy, mcts, puct
+from likely.decoding.drafting.trigram.search import _grown, best_first, mcts, puct
 from likely.decoding.drafting.trigram.table import next_pair, pair_of
-
-V = 5
-START = pair_of(0, 1)
-
-
-def table(seed: int, *, vocab: int = V, most: int = 4, known: float = 0.9):
-    """Random successors of every pair, heaviest first; some pairs are unknown."""
-    rng = np.random.default_rng(seed)
-    found = {}
-    for a, b in itertools.product(range(vocab), repeat=2):
-        if rng.random() < known:
-            n = int(rng.integers(1, most + 1))
-            weights = np.sort(rng.choice([1.0, 0.5, 1.5, rng.random() + 0.01, 3.0], n))[::-1]
-            found[pair_of(a, b)] = tuple(rng.permutation(vocab)[:n].tolist()), tuple(weights.tolist())
-    return lambda pair: found.get(pair, ((), ()))
-
-
-def paths_of(found):
-    """Node -> the tokens down to it."""
-    tokens, parents, _ = found
-    paths: list[tuple[int, ...]] = []
-    for token, parent in zip(tokens, parents, strict=True):
-        paths.append((*(paths[parent] if parent >= 0 else ()), token))
-    return paths
-
-
-def every_path(look, depth):
-    """{path: share} of all paths of at most `depth` tokens."""
-    level, out = {(): (START, 1.0)}, {}
-    for _ in range(depth):
-        below = {}
-        for path, (pair, share) in level.items():
-            tokens, weights = look(pair)
-            for token, weight in zip(tokens, weights, strict=True):
-                below[*path, token] = next_pair(pair, token), share * weight / (sum(weights) + DOUBT)
-        out |= {path: share for path, (_, share) in below.items()}
-        level = below
-    return out
 
 
 class Node:
@@ -160,21 +123,6 @@ def test_best_first_finds_the_largest_shares(seed):
     np.testing.assert_allclose(found[2], got, rtol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_full_and_greedy_by_enumeration(seed):
-    look = table(seed)
-    everything = every_path(look, 3)
-    assert set(paths_of(full(look, START, budget=10_000, depth=2))) == set(everything)
-    wide = paths_of(full(look, START, budget=9, depth=2))
-    assert [len(p) for p in wide] == sorted(len(p) for p in wide) and len(wide) == min(9, len(everything))
-    chain = paths_of(greedy(look, START, budget=50, depth=2))
-    path: tuple[int, ...] = ()
-    for got in chain:
-        path = (*path, look(pair_of(*(0, 1, *path)[-2:]))[0][0])
-        assert got == path
-    assert len(chain) == 3 or not look(pair_of(*(0, 1, *path)[-2:]))[0]
-
-
 def run_mcts(look, pair, *, budget, depth):
     return mcts(look, pair, budget=budget, depth=depth, uniform=itertools.cycle([0.3, 0.9, 0.1]), iterations=40)
 
@@ -182,25 +130,14 @@ def run_mcts(look, pair, *, budget, depth):
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10_000), budget=st.integers(1, 40), depth=st.integers(1, 5),
-    search=st.sampled_from([run_mcts, best_first, full, greedy]),
+    search=st.sampled_from([run_mcts, best_first]),
 )  # fmt: skip
 def test_every_node_is_a_trigram_and_every_prefix_a_draft(seed, budget, depth, search):
-    look = table(seed)
-    tokens, parents, shares = found = search(look, START, budget=budget, depth=depth)
-    assert len(tokens) == len(parents) == len(shares) <= budget
-    assert all(-1 <= parent < i for i, parent in enumerate(parents))
-    paths = paths_of(found)
-    assert len(set(paths)) == len(paths)
-    for path, share in zip(paths, shares, strict=True):
-        assert len(path) <= depth + 1
-        assert path[-1] in look(pair_of(*(0, 1, *path[:-1])[-2:]))[0]
-        assert share == pytest.approx(every_path(look, len(path))[path])
-    smaller = search(look, START, budget=max(budget // 2, 1), depth=depth)
-    assert paths_of(smaller) == paths[: len(smaller[0])]
+    check_drafts(search, seed, budget, depth)
 
 
 def test_an_unknown_pair_gives_no_draft():
-    for search in (run_mcts, best_first, full, greedy):
+    for search in (run_mcts, best_first):
         assert search(lambda pair: ((), ()), START, budget=5, depth=4) == ([], [], [])
 
 
@@ -208,5 +145,5 @@ def test_two_successors_both_appear_the_likelier_first():
     def look(pair):
         return ((2, 3), (0.9, 0.1)) if pair == START else ((), ())
 
-    for search in (run_mcts, best_first, full):
+    for search in (run_mcts, best_first):
         assert search(look, START, budget=2, depth=4)[0] == [2, 3]

@@ -22,7 +22,7 @@ def check_occurrence(occurrence: str) -> None:
 
 
 class PromptLookup:
-    """DraftSource: prompt lookup, longest n-gram first, from `ngram` down to 1; O(ngram) per observed token.
+    """DraftSource: prompt lookup, longest n-gram first, from `ngram` down to 1.
 
     occurrence  "first": the earliest occurrence with a continuation (as in transformers); "last": the latest
     """
@@ -36,62 +36,10 @@ class PromptLookup:
         check_occurrence(occurrence)
         self.ngram, self.occurrence = ngram, occurrence
 
-    def begin(self, prompt: Sequence[int], context: SamplingContext) -> LookupDrafter:
-        drafter = LookupDrafter(self.ngram, self.occurrence == "first")
+    def begin(self, prompt: Sequence[int], context: SamplingContext) -> MatchDrafter:
+        drafter = MatchDrafter(tuple(range(self.ngram, 0, -1)), None, self.occurrence)
         drafter.observe(prompt)
         return drafter
-
-
-class LookupDrafter:
-    """The index of one sequence: n-gram -> positions that follow it, in order."""
-
-    def __init__(self, ngram: int, first: bool):
-        self._ngram, self._first = ngram, first
-        self._tokens: list[int] = []
-        self._follows: dict[tuple[int, ...], list[int]] = {}
-
-    def observe(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            end = len(self._tokens)
-            for n in range(1, min(self._ngram, end) + 1):
-                self._follows.setdefault(tuple(self._tokens[end - n :]), []).append(end)
-            self._tokens.append(int(token))
-
-    def rollback(self, n: int) -> None:
-        for _ in range(n):
-            self._tokens.pop()
-            end = len(self._tokens)
-            for size in range(1, min(self._ngram, end) + 1):
-                key = tuple(self._tokens[end - size :])
-                self._follows[key].pop()
-                if not self._follows[key]:
-                    del self._follows[key]
-
-    def propose(self, budget: int) -> Draft:
-        if budget > 0:
-            for n in range(min(self._ngram, len(self._tokens)), 0, -1):
-                places = self._follows.get(tuple(self._tokens[-n:]))
-                if places:
-                    start = places[0 if self._first else -1]
-                    return Draft.chain(self._tokens[start : start + budget], match=agreement(self._tokens, start))
-        return NO_DRAFT
-
-    def fork(self, context: SamplingContext) -> LookupDrafter:
-        copy = LookupDrafter(self._ngram, self._first)
-        copy._tokens = self._tokens.copy()
-        copy._follows = {key: places.copy() for key, places in self._follows.items()}
-        return copy
-
-    def end(self) -> None:
-        self._tokens, self._follows = [], {}
-
-
-def agreement(tokens: Sequence[int], start: int) -> int:
-    """How many tokens before `start` and before the end are the same, looking back at most MATCH."""
-    end, n = len(tokens), 0
-    while n < min(start, MATCH) and tokens[start - 1 - n] == tokens[end - 1 - n]:
-        n += 1
-    return n
 
 
 class CopySource:
@@ -116,63 +64,73 @@ class CopySource:
         check_occurrence(occurrence)
         self.gram, self.copy, self.occurrence = gram, copy, occurrence
 
-    def begin(self, prompt: Sequence[int], context: SamplingContext) -> CopyDrafter:
-        drafter = CopyDrafter(self.gram, self.copy, self.occurrence == "first")
+    def begin(self, prompt: Sequence[int], context: SamplingContext) -> MatchDrafter:
+        drafter = MatchDrafter((self.gram,), self.copy, self.occurrence)
         drafter.observe(prompt)
         return drafter
 
 
-class CopyDrafter:
-    """The index of one sequence, O(1) per observed token.
+class MatchDrafter:
+    """The n-grams of one sequence and what followed them; O(1) per observed token and size.
 
-    follows[gram]  the position after its first (or last) occurrence that something follows
-    replaced[i]    what follows[gram before position i] was when the token at i came: rollback puts it back
+    sizes             n, those tried first first;  most: longest copy, None: no limit
+    follows[n-gram]   the position after its first (or last) occurrence that something follows
+    replaced          what each entry of `follows` was before, in the order of writing: rollback puts it back
     """
 
-    def __init__(self, gram: int, copy: int, first: bool):
-        self._gram, self._copy, self._first = gram, copy, first
+    def __init__(self, sizes: tuple[int, ...], most: int | None, occurrence: Occurrence):
+        self._sizes, self._most, self._occurrence = sizes, most, occurrence
         self._tokens: list[int] = []
         self._follows: dict[tuple[int, ...], int] = {}
         self._replaced: list[int | None] = []
 
     def observe(self, tokens: Sequence[int]) -> None:
-        gram, known, follows, replaced = self._gram, self._tokens, self._follows, self._replaced
+        known, follows, replaced, first = self._tokens, self._follows, self._replaced, self._occurrence == "first"
         for token in tokens:
-            end, before = len(known), None
-            if end >= gram:
-                key = tuple(known[end - gram :])
-                before = follows.get(key)
-                if before is None or not self._first:
-                    follows[key] = end
-            replaced.append(before)
+            end = len(known)
+            for n in self._sizes:
+                if n <= end:
+                    key = tuple(known[end - n :])
+                    before = follows.get(key)
+                    if before is None or not first:
+                        follows[key] = end
+                    replaced.append(before)
             known.append(int(token))
 
     def rollback(self, n: int) -> None:
         for _ in range(n):
             self._tokens.pop()
-            before, end = self._replaced.pop(), len(self._tokens)
-            if end < self._gram:
-                continue
-            key = tuple(self._tokens[end - self._gram :])
-            if before is None:
-                del self._follows[key]
-            else:
-                self._follows[key] = before
+            end = len(self._tokens)
+            for size in reversed(self._sizes):
+                if size <= end:
+                    key, before = tuple(self._tokens[end - size :]), self._replaced.pop()
+                    if before is None:
+                        del self._follows[key]
+                    else:
+                        self._follows[key] = before
 
     def propose(self, budget: int) -> Draft:
-        if budget <= 0 or len(self._tokens) < self._gram:
-            return NO_DRAFT
-        start = self._follows.get(tuple(self._tokens[-self._gram :]))
-        if start is None:
-            return NO_DRAFT
-        copied = self._tokens[start : start + min(budget, self._copy)]
-        return Draft.chain(copied, match=agreement(self._tokens, start))
+        tokens = self._tokens
+        for n in self._sizes if budget > 0 else ():
+            start = self._follows.get(tuple(tokens[-n:])) if n <= len(tokens) else None
+            if start is not None:
+                length = budget if self._most is None else min(budget, self._most)
+                return Draft.chain(tokens[start : start + length], match=agreement(tokens, start))
+        return NO_DRAFT
 
-    def fork(self, context: SamplingContext) -> CopyDrafter:
-        twin = CopyDrafter(self._gram, self._copy, self._first)
+    def fork(self, context: SamplingContext) -> MatchDrafter:
+        twin = MatchDrafter(self._sizes, self._most, self._occurrence)
         twin._tokens, twin._replaced = self._tokens.copy(), self._replaced.copy()
         twin._follows = self._follows.copy()
         return twin
 
     def end(self) -> None:
         self._tokens, self._follows, self._replaced = [], {}, []
+
+
+def agreement(tokens: Sequence[int], start: int) -> int:
+    """How many tokens before `start` and before the end are the same, looking back at most MATCH."""
+    end, n = len(tokens), 0
+    while n < min(start, MATCH) and tokens[start - 1 - n] == tokens[end - 1 - n]:
+        n += 1
+    return n

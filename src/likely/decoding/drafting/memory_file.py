@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -105,7 +104,7 @@ def _mapped(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def checked_ids(path: Any, name: str, ids: np.ndarray, vocab_size: int) -> np.ndarray:
+def checked_ids(path: str | Path, name: str, ids: np.ndarray, vocab_size: int) -> np.ndarray:
     """Token ids of a memory; DataError if one lies outside the vocabulary."""
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
         raise DataError(f"{path}: {name} holds a token outside 0..{vocab_size - 1}: build the memory again")

@@ -92,7 +92,7 @@ class DrafterEntry:
     capability          what the target's runtime must offer beside pending trees of tokens
     for_clients         a server's client may ask for it: it opens no file and no model, and what it keeps is bounded
     preset              settings of another drafter of the table, not a method of its own
-    page                its paper's page in docs/papers
+    page                of its paper in docs/papers, or an address
     """
 
     summary: str
@@ -200,79 +200,44 @@ def _skip(argument: str, context: DrafterContext) -> DraftSource:
 
 DRAFTERS: dict[str, DrafterEntry] = {
     "lookup": DrafterEntry(
-        "prompt lookup: what followed the last tokens when they occurred before",
-        "answers that quote their prompt",
-        _lookup,
-        for_clients=True,
+        "prompt lookup: what followed the last tokens when they occurred before", "answers that quote their prompt",
+        _lookup, for_clients=True, page="https://github.com/apoorvumang/prompt-lookup-decoding",
     ),
     "copy": DrafterEntry(
-        "CopySpec: a longer stretch, from where the last three tokens occurred",
-        "edits of an earlier answer",
-        _copy,
-        for_clients=True,
-        page="copyspec",
+        "CopySpec: a longer stretch, from where the last three tokens occurred", "edits of an earlier answer",
+        _copy, for_clients=True, page="copyspec",
     ),
     "suffix": DrafterEntry(
-        "SuffixDecoding: by counts over this text and earlier answers",
-        "many similar requests: SQL, pipelines",
-        _suffix,
-        argument="FILE",
-        memory=MemoryKind(_suffix_memory, ("max_tokens", "max_requests")),
+        "SuffixDecoding: by counts over this text and earlier answers", "many similar requests: SQL, pipelines",
+        _suffix, argument="FILE", memory=MemoryKind(_suffix_memory, ("max_tokens", "max_requests")),
         page="suffix_decoding",
     ),
     "trigram": DrafterEntry(
-        "ADED: an adaptive trigram table, searched as a tree",
-        "a corpus of your own texts",
-        _trigram,
-        argument="FILE",
-        memory=MemoryKind(_trigram_memory, ("top", "min_count")),
-        page="aded",
+        "ADED: an adaptive trigram table, searched as a tree", "a corpus of your own texts",
+        _trigram, argument="FILE", memory=MemoryKind(_trigram_memory, ("top", "min_count")), page="aded",
     ),
     "ngram": DrafterEntry(
-        "an n-gram language model of the text and a corpus",
-        'sampling with verification="rejection"',
-        _ngram,
-        argument="FILE",
-        memory=MemoryKind(_ngram_memory, ("order", "discount")),
-        known_distribution=True,
+        "an n-gram language model of the text and a corpus", "sampling with `verification=\"rejection\"`",
+        _ngram, argument="FILE", memory=MemoryKind(_ngram_memory, ("order", "discount")), known_distribution=True,
         needs_vocabulary=True,
     ),
     "model": DrafterEntry(
-        "a smaller model, of the same or another tokenizer",
-        "general text, where a good small model exists",
-        _model,
-        argument="NAME",
-        required=True,
-        known_distribution=True,
-        runs_model=True,
-        page="recursive_speculation",
+        "a smaller model, of the same or another tokenizer", "general text, where a good small model exists",
+        _model, argument="NAME", required=True, known_distribution=True, runs_model=True, page="recursive_speculation",
     ),
     "shared": DrafterEntry(
-        "a model of another tokenizer, by the tokens that both have",
-        'the same, under verification="rejection" too',
-        _shared,
-        argument="NAME",
-        required=True,
-        known_distribution=True,
-        runs_model=True,
+        "a model of another tokenizer, by the tokens that both have", "the same, under rejection too",
+        _shared, argument="NAME", required=True, known_distribution=True, runs_model=True,
     ),
     "skip": DrafterEntry(
-        "the model itself with layers left out",
-        "models trained for early exits",
-        _skip,
-        argument="LAYERS",
-        known_distribution=True,
-        runs_model=True,
-        capability="layers",
+        "the model itself with layers left out", "models trained for early exits",
+        _skip, argument="LAYERS", known_distribution=True, runs_model=True, capability="layers",
     ),
     "auto": DrafterEntry(
-        "copying, and only as far as it pays",
-        "when you do not want to think about it",
-        _auto,
-        for_clients=True,
-        preset=True,
+        "copying, and only as far as it pays", "when you do not want to think about it",
+        _auto, for_clients=True, preset=True,
     ),
-}
+}  # fmt: skip
 
 
 # --- what others say of the table -------------------------------------------------------------------------------------
@@ -298,7 +263,8 @@ def memory_kinds() -> dict[str, MemoryKind]:
 
 def make_drafter(name: str, context: DrafterContext) -> DraftSource | None:
     """The drafter of that name, None for "none"; ValueError with the nearest name for an unknown one."""
-    sources = [entry.make(argument, context) for entry, argument in _parts(name)]
+    known = list(_parts(name))  # before any of them is made: one may load a model
+    sources = [entry.make(argument, context) for entry, argument in known]
     if len(sources) < 2:
         return sources[0] if sources else None
     from likely.decoding.drafting.composite import FirstOf

@@ -282,5 +282,6 @@ def draft_model(
 ) -> DraftSource:
     """A drafter over another model: token by token where both use one tokenizer, else by way of the text."""
     if first_difference(tokenizer, target_tokenizer) is None:
-        return DraftModel.of(runtime, tokenizer, target_tokenizer, vocab_size=vocab_size, name=name)
+        tokens = SameTokens(runtime.vocab_size, vocab_size or target_tokenizer.vocab_size)
+        return DraftModel(runtime, tokens=tokens, name=name)
     return CrossTokenizerModel(runtime, tokenizer, target_tokenizer, name=name)

@@ -30,7 +30,7 @@ from likely.decoding.sampling import generator
 from likely.errors import DataError
 from likely.runtimes.protocol import IntArray
 
-Search = Literal["best_first", "mcts", "greedy", "full"]
+Search = Literal["best_first", "mcts"]
 Scope = Literal["all", "request"]
 ARRAYS = ("pairs", "offsets", "tokens", "weights")
 
@@ -116,8 +116,8 @@ class TrigramMemory:
     depth       tokens of a searched sentence; drafts go one deeper
     iterations, paths  of the search "mcts": sentences tried, most visited nodes taken
     rate, cap   each observed trigram gains `rate` weight up to `cap`; 0: the table stays as it is
-    search      "best_first", "mcts" (the paper's), "greedy", "full".  HumanEval, emitted per call at 8 / 24 / 64 nodes:
-                best_first 1.59 / 1.68 / 1.71, mcts 1.58 / 1.67 / 1.68 at many times the cost (reproductions/aded.py)
+    search      "best_first" or "mcts" (the paper's).  HumanEval, emitted per call at 8 / 24 / 64 nodes: best_first
+                1.59 / 1.68 / 1.71, mcts 1.58 / 1.67 / 1.68 at many times the cost (reproductions/aded.py)
     scope       "all": requests learn from one another, and what a rolled-back text taught stays;
                 "request": each begins with the table as it is, and a rollback takes back what was learned
     most        pairs that adaptation remembers in scope "all", about 0.7 kB each
@@ -214,10 +214,6 @@ class TrigramMemory:
         """The draft after `pair`; `place`, the length of the text, keys the noise of "mcts"."""
         if self.search == "best_first":
             return searches.best_first(look, pair, budget=budget, depth=self.depth)
-        if self.search == "full":
-            return searches.full(look, pair, budget=budget, depth=self.depth)
-        if self.search == "greedy":
-            return searches.greedy(look, pair, budget=budget, depth=self.depth)
         draws = generator(pair, place, 0, self.name).random(self.iterations * self.depth)
         return searches.mcts(
             look, pair, budget=budget, uniform=iter(draws.tolist()), depth=self.depth, iterations=self.iterations,

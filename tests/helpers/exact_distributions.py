@@ -1,4 +1,4 @@
-"""The exact law of an acceptance rule at one node, by enumeration over candidates and over the code's own decisions.
+"""The exact distribution of an acceptance rule at one node: candidates and the code's own decisions are enumerated.
 
 The rule is called with a probe in place of each uniform: comparing `probe * a < b` records min(1, b / a), which is
 the probability that the code accepts, and answers what the enumeration wants to see.
@@ -45,10 +45,10 @@ def rule_r_without(p, q, candidates, uniform):
 rule_k = k_sequential
 
 
-def candidates_law(q: np.ndarray, k: int, *, replaced: bool) -> dict[tuple[int, ...], float]:
+def candidates_distribution(q: np.ndarray, k: int, *, replaced: bool) -> dict[tuple[int, ...], float]:
     """P of each ordered list of candidates; without replacement it is shorter where q has fewer tokens."""
     k = k if replaced else min(k, int((q > 0).sum()))
-    law = {}
+    found = {}
     for xs in itertools.product(range(len(q)), repeat=k):
         left, weight = q.copy(), 1.0
         for x in xs:
@@ -56,12 +56,12 @@ def candidates_law(q: np.ndarray, k: int, *, replaced: bool) -> dict[tuple[int, 
             if not replaced:
                 left[x] = 0.0
         if weight > 0:
-            law[xs] = weight
-    return law
+            found[xs] = weight
+    return found
 
 
-def law_of(rule: Rule, p: np.ndarray, q: np.ndarray, candidates: dict[tuple[int, ...], float]) -> tuple:
-    """(law of the emitted token (V,), probability that a candidate was accepted)"""
+def distribution_of(rule: Rule, p: np.ndarray, q: np.ndarray, candidates: dict[tuple[int, ...], float]) -> tuple:
+    """(distribution of the emitted token (V,), probability that a candidate was accepted)"""
     emitted, accepted = np.zeros(len(p)), 0.0
     for xs, weight in candidates.items():
         for refusals in range(len(xs) + 1):
@@ -89,7 +89,7 @@ def best_possible(p: np.ndarray, candidates: dict[tuple[int, ...], float]) -> fl
     return -float(found.fun)
 
 
-def random_laws(size: int, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def random_distributions(size: int, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """(p, q): "any", "zeros" in both, "equal", or "disjoint" supports."""
     p, q = rng.dirichlet(np.ones(size) / 2), rng.dirichlet(np.ones(size) / 2)
     if kind == "equal":
@@ -101,5 +101,5 @@ def random_laws(size: int, kind: str, rng: np.random.Generator) -> tuple[np.ndar
     p[holes[:split]] = 0
     q[holes[split:] if kind == "disjoint" else rng.permutation(size)[: size - split]] = 0
     if not p.sum() or not q.sum():
-        return random_laws(size, kind, rng)
+        return random_distributions(size, kind, rng)
     return p / p.sum(), q / q.sum()
