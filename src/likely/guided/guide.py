@@ -13,7 +13,7 @@ from likely.guided.engines.llguidance import LLGuidance, LLGuidanceConstraint
 from likely.guided.engines.reference import Reference
 from likely.guided.length_limit.constraint import LengthLimit, LengthLimiter
 from likely.guided.settings import Form
-from likely.guided.token_healing import Healing
+from likely.guided.token_healing import TokenHealing
 from likely.guided.vocabulary import Vocabulary
 
 KEPT = 256  # compiled forms
@@ -58,10 +58,10 @@ class Guide:
         return constraint
 
     def healed(self, rest: bytes, then: Constraint | None) -> Constraint:
-        """First the bytes of the prompt that are written anew, then the form, if any; within budgets where it was."""
+        """First the bytes of the prompt that are generated again, then the form, if any, with its length limit."""
         if isinstance(then, LengthLimit):
-            return then.after_prefix(rest, Healing(self.vocabulary, rest, then.inner), self.limiter.tokenization)
-        return Healing(self.vocabulary, rest, then)
+            return then.after_prefix(rest, TokenHealing(self.vocabulary, rest, then.inner), self.limiter.tokenization)
+        return TokenHealing(self.vocabulary, rest, then)
 
 
 def compile_form(form: Form, engine: LLGuidance) -> LLGuidanceConstraint:
