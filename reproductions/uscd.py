@@ -42,8 +42,7 @@ from likely.evidence import (
     run_script,
     run_study,
 )
-from likely.guided.contrast import PRESETS, Contrast, contrasted, jensen_shannon
-from likely.guided.gate import CollisionGate, root_collision
+from likely.guided.contrast import PRESETS, CollisionGate, Contrast, contrasted, jensen_shannon, root_collision
 from likely.metrics.intervals import bootstrap_ratio
 from likely.runtimes.protocol import Want, Work
 from likely.runtimes.rows import log_softmax

@@ -21,8 +21,7 @@ from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError
-from likely.guided.contrast import Contrast
-from likely.guided.gate import CollisionGate, root_collision
+from likely.guided.contrast import CollisionGate, Contrast, root_collision
 from likely.runtimes.protocol import Want, Work
 from likely.runtimes.rows import log_softmax
 from likely.runtimes.toy import ToyRuntime

@@ -12,7 +12,7 @@ from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.errors import ConstraintError
-from likely.guided.combinators import And
+from likely.guided.combinators import AllOf
 from likely.guided.form import make_form
 from likely.guided.guide import Guide
 from likely.runtimes.toy import ToyRuntime
@@ -27,7 +27,7 @@ def held(regex: str):
 
 def contradiction():
     """Begins with a or 1; after a nothing may follow, and neither part can know."""
-    return And(held(r"a\[|1\]"), held(r"a\{|1\]"))
+    return AllOf(held(r"a\[|1\]"), held(r"a\{|1\]"))
 
 
 def run(request: Request):
@@ -57,7 +57,7 @@ def test_a_dead_particle_has_no_weight():
 
 
 def test_where_every_text_is_dead_it_is_an_error():
-    dead = And(held(r"a\["), held(r"a\{"))
+    dead = AllOf(held(r"a\["), held(r"a\{"))
     with pytest.raises(ConstraintDeadEnd):
         run(Request((1, 2), Sampling(temperature=0), beams=3, max_tokens=5, constraint=dead))
     with pytest.raises(ConstraintError):

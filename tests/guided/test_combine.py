@@ -7,7 +7,7 @@ from small_vocabularies import all_bytes, all_spellings, of, reachable, texts_ov
 
 from likely.decoding.constraint import ConstraintViolation, count
 from likely.errors import CapabilityError
-from likely.guided.combinators import And, Or, Sequence
+from likely.guided.combinators import AllOf, AnyOf, InOrder
 from likely.guided.engines.reference import Reference
 from likely.guided.form import make_form
 from likely.guided.guide import Guide
@@ -48,40 +48,40 @@ def test_sequence_is_concatenation_over_bytes(patterns, backend):
     """Tokens that hold the end of one part and the beginning of the next included; all readings stay alive."""
     if backend == "llguidance":
         pytest.importorskip("llguidance")
-    constraint = Sequence(tuple(part(p, backend) for p in patterns), VOCABULARY)
+    constraint = InOrder(tuple(part(p, backend) for p in patterns), VOCABULARY)
     joined = re.compile("".join(f"(?:{p})" for p in patterns))
     assert found(constraint) == spellings(joined.fullmatch)
 
 
 def test_sequence_of_engines_and_of_sequences():
     pytest.importorskip("llguidance")
-    inner = Sequence((part("a*", "llguidance"), part("b")), VOCABULARY)
-    outer = Sequence((inner, part("c|bc", "llguidance")), VOCABULARY)
+    inner = InOrder((part("a*", "llguidance"), part("b")), VOCABULARY)
+    outer = InOrder((inner, part("c|bc", "llguidance")), VOCABULARY)
     assert found(outer) == spellings(re.compile("a*b(c|bc)").fullmatch)
 
 
 @pytest.mark.parametrize(("one", "other"), [("[ab]*", "[bc]*"), ("(ab)*", "a.*"), (".{2}", "[ac]*"), ("a*b", "ab*")])
 def test_and_is_the_intersection(one, other):
     expected = spellings(lambda t: bool(re.fullmatch(one, t) and re.fullmatch(other, t)))
-    assert found(And(part(one), part(other))) == expected
+    assert found(AllOf(part(one), part(other))) == expected
 
 
 @pytest.mark.parametrize(("one", "other"), [("a*", "ab"), ("abc", "b*"), ("a|b", "b|c"), ("", "c+")])
 def test_or_is_the_union(one, other):
     expected = spellings(lambda t: bool(re.fullmatch(one, t) or re.fullmatch(other, t)))
-    assert found(Or(part(one), part(other))) == expected
+    assert found(AnyOf(part(one), part(other))) == expected
 
 
 def test_a_contradiction_is_a_dead_end():
-    constraint = And(part("a+b"), part("a+c"))
+    constraint = AllOf(part("a+b"), part("a+c"))
     constraint.advance(0)
     constraint.advance(0)
     assert count(constraint.allowed()) == 1  # another a, for ever
-    assert count(And(part("b"), part("c")).allowed()) == 0
+    assert count(AllOf(part("b"), part("c")).allowed()) == 0
 
 
 def test_or_forgets_parts_that_a_token_ruled_out():
-    constraint = Or(part("ab"), part("ac"))
+    constraint = AnyOf(part("ab"), part("ac"))
     constraint.advance(0)
     constraint.advance(2)
     assert constraint.finished and constraint.accepting
@@ -93,7 +93,7 @@ def test_or_forgets_parts_that_a_token_ruled_out():
 
 
 def test_masks_of_a_sequence_do_not_depend_on_what_was_asked_before():
-    constraint = Sequence((part("a*"), part("[ab]*c")), VOCABULARY)
+    constraint = InOrder((part("a*"), part("[ab]*c")), VOCABULARY)
     other = constraint.fork()
     for token in (3, 0, 1):
         constraint.allowed()
@@ -104,9 +104,9 @@ def test_masks_of_a_sequence_do_not_depend_on_what_was_asked_before():
 
 def test_bad_parts_are_errors():
     with pytest.raises(ValueError, match="at least one"):
-        And()
+        AllOf()
     with pytest.raises(ValueError, match="different vocabularies"):
-        Or(part("a"), Reference(all_bytes()).regex("a"))
+        AnyOf(part("a"), Reference(all_bytes()).regex("a"))
     whole = of(b"ab", b"a")
     with pytest.raises(CapabilityError, match="byte 98"):
-        Sequence((Reference(whole).regex("a"), Reference(whole).regex("b")), whole)
+        InOrder((Reference(whole).regex("a"), Reference(whole).regex("b")), whole)

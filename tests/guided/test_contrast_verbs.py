@@ -7,8 +7,7 @@ from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.errors import CapabilityError
-from likely.guided.contrast import Contrast
-from likely.guided.gate import Always, CollisionGate
+from likely.guided.contrast import AlwaysOpen, CollisionGate, Contrast
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
 
@@ -96,4 +95,6 @@ def test_what_is_no_contrast_is_refused(lm):
     with pytest.raises(TypeError, match='did you mean "contrast"'):
         lm.generate("the cat", contrasts=1)
     with pytest.raises(CapabilityError, match="logits_processors="):
-        lm.generate("the cat", choices=["a"], sampler="importance", contrast=Contrast("x", gate=Always()), max_tokens=4)
+        lm.generate(
+            "the cat", choices=["a"], sampler="importance", contrast=Contrast("x", gate=AlwaysOpen()), max_tokens=4
+        )

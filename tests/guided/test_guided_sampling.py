@@ -16,7 +16,7 @@ import likely
 from likely.decoding.constraint import ConstraintViolation, mask_of
 from likely.decoding.particles import Particles, effective_sample_size, log_mean, systematic
 from likely.errors import CapabilityError, ConstraintError
-from likely.guided.conditional_sampling import Watch
+from likely.guided.conditional_sampling import MembershipCheck
 from likely.lm.model import Model
 from likely.models.load import ModelInfo
 from likely.runtimes.toy import CharTokenizer, ToyRuntime, exact_logprob
@@ -366,7 +366,7 @@ def test_a_stream_takes_no_sampler():
 
 
 def test_watch_sees_the_first_violation_and_takes_it_back():
-    watch = Watch(Words(), mask_of(range(V), V), mask_of([END], V))
+    watch = MembershipCheck(Words(), mask_of(range(V), V), mask_of([END], V))
     for token in (0, 3):
         watch.advance(token)
     assert watch.broken_for == 1 and not watch.accepting and watch.allowed().tolist() == mask_of([END], V).tolist()

@@ -10,7 +10,7 @@ from small_vocabularies import all_bytes, of
 from likely.decoding.constraint import ConstraintViolation, members
 from likely.errors import CapabilityError
 from likely.guided.engines.reference import Reference
-from likely.guided.token_healing import Healing, heal
+from likely.guided.token_healing import TokenHealing, heal
 from likely.lm.model import Model
 from likely.models.load import ModelInfo
 from likely.runtimes.toy import ToyRuntime, exact_logprob
@@ -71,7 +71,7 @@ def texts(constraint):
 
 
 def test_first_steps_write_the_rest_and_may_write_more():
-    constraint = Healing(VOCABULARY, b":/")
+    constraint = TokenHealing(VOCABULARY, b":/")
     assert texts(constraint) == {b":", b":/", b"://"}
     assert not constraint.accepting
     with pytest.raises(ConstraintViolation):
@@ -87,18 +87,18 @@ def test_first_steps_write_the_rest_and_may_write_more():
 
 def test_what_is_too_much_begins_the_form():
     then = Reference(VOCABULARY).regex("c/?|//a")
-    constraint = Healing(VOCABULARY, b"b", then)
+    constraint = TokenHealing(VOCABULARY, b"b", then)
     assert texts(constraint) == {b"b", b"bc/"}
     constraint.advance(BCS)
     assert constraint.finished
-    scheme = Healing(VOCABULARY, b":", then.fork())
+    scheme = TokenHealing(VOCABULARY, b":", then.fork())
     assert texts(scheme) == {b":", b":/", b"://"}
     scheme.advance(COLONSLASH)
     assert texts(scheme) == {b"/"}
 
 
 def test_forks_of_a_healed_text_do_not_share_their_form():
-    constraint = Healing(VOCABULARY, b"a", Reference(VOCABULARY).regex("bc|b/"))
+    constraint = TokenHealing(VOCABULARY, b"a", Reference(VOCABULARY).regex("bc|b/"))
     constraint.advance(A)
     fork = constraint.fork()
     constraint.advance(B)

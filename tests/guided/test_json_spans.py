@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from likely.guided.json_spans import NotJson, json_spans, open_string
+from likely.guided.fields import NotJson, json_spans, open_string
 
 KEYS = st.text(max_size=6) | st.sampled_from(["", "a/b", "~", "~1", '"', "\\", "é🙂", "\u2028", "0"])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | KEYS

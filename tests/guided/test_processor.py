@@ -15,7 +15,7 @@ import likely
 from likely.decoding.constraint import ConstraintDeadEnd
 from likely.guided.form import make_form
 from likely.guided.guide import Guide
-from likely.guided.processor import Followed, for_llama_cpp, for_transformers, widened
+from likely.guided.processor import TrackedConstraint, for_llama_cpp, for_transformers, widened
 from likely.guided.vocabulary import Vocabulary
 from likely.models.convert import convert
 
@@ -42,9 +42,9 @@ TOY = Vocabulary.of(PieceTokenizer(PIECES, control=["<end>"]), 6)
 END = 5
 
 
-def followed(pattern: str, **options) -> Followed:
+def tracked(pattern: str, **options) -> TrackedConstraint:
     form = make_form(regex=pattern)
-    return Followed(Guide(TOY).constraint(form), TOY, **options)
+    return TrackedConstraint(Guide(TOY).constraint(form), TOY, **options)
 
 
 def fresh(pattern: str, text) -> np.ndarray:
@@ -70,7 +70,7 @@ def texts_of(length: int) -> list[tuple[int, ...]]:
 
 def test_rows_may_be_any_texts_in_any_order():
     """Beams change places, double and vanish; drafts are taken back."""
-    ours, rng = followed(PATTERN), np.random.default_rng(0)
+    ours, rng = tracked(PATTERN), np.random.default_rng(0)
     prompt = [4, 4, 1]
     ours.allowed(np.array([prompt]))
     for length in (1, 2, 3, 2, 3, 4, 1, 2):
@@ -82,7 +82,7 @@ def test_rows_may_be_any_texts_in_any_order():
 
 
 def test_a_broken_row_allows_nothing_and_stays_broken():
-    ours = followed("ab")
+    ours = tracked("ab")
     ours.allowed(np.array([[4], [4]]))
     broken, good = ours.allowed(np.array([[4, 4], [4, 0]]))
     assert not broken.any() and good[1]
@@ -91,7 +91,7 @@ def test_a_broken_row_allows_nothing_and_stays_broken():
 
 
 def test_after_its_end_a_row_is_left_alone_whatever_pads_it():
-    ours = followed("a(b|bb)")
+    ours = tracked("a(b|bb)")
     ours.allowed(np.array([[4], [4]]))
     ours.allowed(np.array([[4, 2], [4, 0]]))
     ours.allowed(np.array([[4, 2, END], [4, 0, 1]]))
@@ -101,7 +101,7 @@ def test_after_its_end_a_row_is_left_alone_whatever_pads_it():
 
 
 def test_another_prompt_begins_anew():
-    ours = followed("ab")
+    ours = tracked("ab")
     first = ours.allowed(np.array([[4, 4]]))[0]
     ours.allowed(np.array([[4, 4, 0]]))
     for prompt in ([[1, 1, 1]], [[4, 4, 0, 4, 4, 4]], [[4, 4]], [[3]], [[2, 2], [3, 3]]):
@@ -110,9 +110,9 @@ def test_another_prompt_begins_anew():
 
 
 def test_the_budget_closes_the_text():
-    assert set(np.flatnonzero(followed("(ab)+").allowed(np.array([[4]]))[0])) == {0, 2}
-    assert set(np.flatnonzero(followed("(ab)+", max_new_tokens=1).allowed(np.array([[4]]))[0])) == {2}
-    ours = followed("(ab)+", max_new_tokens=3)
+    assert set(np.flatnonzero(tracked("(ab)+").allowed(np.array([[4]]))[0])) == {0, 2}
+    assert set(np.flatnonzero(tracked("(ab)+", max_new_tokens=1).allowed(np.array([[4]]))[0])) == {2}
+    ours = tracked("(ab)+", max_new_tokens=3)
     ours.allowed(np.array([[4]]))
     ours.allowed(np.array([[4, 2]]))
     assert set(np.flatnonzero(ours.allowed(np.array([[4, 2, 2]]))[0])) == {2, END}  # one token is left
@@ -129,7 +129,7 @@ def test_what_cannot_go_on_is_an_error():
             return self
 
     with pytest.raises(ConstraintDeadEnd):
-        Followed(Stuck(), TOY).allowed(np.array([[4]]))
+        TrackedConstraint(Stuck(), TOY).allowed(np.array([[4]]))
 
 
 def test_wider_rows_and_narrower_ones():
@@ -190,10 +190,10 @@ def generated(theirs, kind, prompts=PROMPTS, **options):
         **batch, max_new_tokens=TOKENS, logits_processor=[processor], pad_token_id=tokenizer.pad_token_id, **options
     )
     out = []
-    ends = processor.followed.vocabulary.end_ids
+    ends = processor.tracked.vocabulary.end_ids
     for row in rows[:, batch["input_ids"].shape[1] :].tolist():
         at = next((i for i, t in enumerate(row) if t in ends), len(row))
-        out.append((row[: at + 1], processor.followed.vocabulary.text(row[:at]).decode()))
+        out.append((row[: at + 1], processor.tracked.vocabulary.text(row[:at]).decode()))
     return out
 
 
@@ -244,15 +244,15 @@ def test_an_error_inside_llama_cpp_ends_the_text_and_is_kept(gguf):
 
     def dead(self, remaining=None):
         calls.append(1)
-        return np.zeros((processor.followed.vocabulary.size + 31) // 32, np.uint32)
+        return np.zeros((processor.tracked.vocabulary.size + 31) // 32, np.uint32)
 
-    start = processor.followed.start
-    processor.followed.start = type("Stuck", (), {"fork": lambda self: self, "allowed": dead, "finished": False})()
+    start = processor.tracked.start
+    processor.tracked.start = type("Stuck", (), {"fork": lambda self: self, "allowed": dead, "finished": False})()
     found = llama.create_completion(
         "the", max_tokens=9, temperature=0, logits_processor=LogitsProcessorList([processor])
     )
     assert calls and found["choices"][0]["text"] == "" and isinstance(processor.error, ConstraintDeadEnd)
-    processor.followed.start = start
+    processor.tracked.start = start
     llama.close()
 
 

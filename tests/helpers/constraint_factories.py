@@ -45,30 +45,30 @@ def reference(**options) -> Factory:
 
 
 def both(vocabulary: Vocabulary) -> Constraint:
-    from likely.guided.combinators import And
+    from likely.guided.combinators import AllOf
 
-    return And(reference(regex=r"[a-c]{1,6}")(vocabulary), reference(regex=r"(ab|c)*")(vocabulary))
+    return AllOf(reference(regex=r"[a-c]{1,6}")(vocabulary), reference(regex=r"(ab|c)*")(vocabulary))
 
 
 def either(vocabulary: Vocabulary) -> Constraint:
-    from likely.guided.combinators import Or
+    from likely.guided.combinators import AnyOf
 
-    return Or(reference(regex=r"a[0-9]{1,3}")(vocabulary), reference(choices=["abc", "ab", "a1"])(vocabulary))
+    return AnyOf(reference(regex=r"a[0-9]{1,3}")(vocabulary), reference(choices=["abc", "ab", "a1"])(vocabulary))
 
 
 def in_turn(vocabulary: Vocabulary) -> Constraint:
-    from likely.guided.combinators import Sequence
+    from likely.guided.combinators import InOrder
 
     parts = reference(regex=r"[ab]{1,3}")(vocabulary), reference(regex=r"b*c")(vocabulary)
-    return Sequence(parts, vocabulary)
+    return InOrder(parts, vocabulary)
 
 
 def nested(vocabulary: Vocabulary) -> Constraint:
-    from likely.guided.combinators import And, Or, Sequence
+    from likely.guided.combinators import AllOf, AnyOf, InOrder
 
-    first = Or(reference(choices=["yes", "no"])(vocabulary), reference(regex="[0-9]+")(vocabulary))
-    then = And(reference(regex=r"[^\"]*")(vocabulary), reference(regex=r"( not| a)*!")(vocabulary))
-    return Sequence((first, then), vocabulary)
+    first = AnyOf(reference(choices=["yes", "no"])(vocabulary), reference(regex="[0-9]+")(vocabulary))
+    then = AllOf(reference(regex=r"[^\"]*")(vocabulary), reference(regex=r"( not| a)*!")(vocabulary))
+    return InOrder((first, then), vocabulary)
 
 
 def healing(then: Factory | None, rest: bytes) -> Factory:

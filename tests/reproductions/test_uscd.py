@@ -12,7 +12,7 @@ from tiny_gguf import write_tiny_llama
 import likely
 from likely.audit.code.evaluate import humaneval_problem, mbpp_problem
 from likely.evidence import Source
-from likely.guided.gate import root_collision
+from likely.guided.contrast import root_collision
 from likely.runtimes.protocol import Want, Work
 from likely.runtimes.rows import log_softmax
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -12,7 +12,7 @@ from likely.decoding.constraint import Constraint, ConstraintViolation, Mask, co
 from likely.guided.vocabulary import Vocabulary, after_bytes, check_bytes
 
 
-def _check(parts: Seq[Constraint]) -> None:
+def _check(parts: Sequence[Constraint]) -> None:
     if not parts:
         raise ValueError("give at least one constraint")
     sizes = sorted({part.vocab_size for part in parts})
@@ -40,7 +40,7 @@ class _Joined:
         return any(part.approximate for part in self.parts)
 
 
-class And(_Joined):
+class AllOf(_Joined):
     """The text is in every language.
 
     A prefix that no text of all of them continues is found out only where no token is left.
@@ -72,8 +72,8 @@ class And(_Joined):
         guesses = [guess for part in self.parts if (guess := part.forced()) and self.permits(guess[0])]
         return max(guesses, key=len, default=[])
 
-    def fork(self) -> And:
-        return And(*(part.fork() for part in self.parts))
+    def fork(self) -> AllOf:
+        return AllOf(*(part.fork() for part in self.parts))
 
     def rollback(self, n: int) -> None:
         for part in self.parts:
@@ -83,7 +83,7 @@ class And(_Joined):
         return all([part.ready(wait) for part in self.parts])
 
 
-class Or(_Joined):
+class AnyOf(_Joined):
     """The text is in one of the languages, or several.  Parts that a token rules out stay behind."""
 
     def __init__(self, *parts: Constraint):
@@ -123,8 +123,8 @@ class Or(_Joined):
         guesses = [part.forced() for part in self._live]
         return guesses[0] if all(guess == guesses[0] for guess in guesses) else []
 
-    def fork(self) -> Or:
-        copy = Or(*(part.fork() for part in self.parts))
+    def fork(self) -> AnyOf:
+        copy = AnyOf(*(part.fork() for part in self.parts))
         copy._taken, copy._length = self._taken.copy(), self._length
         return copy
 
@@ -149,10 +149,10 @@ class _At:
 
 
 @dataclass(eq=False)
-class Sequence:
+class InOrder:
     """A text of the first language, then one of the second, and so on: concatenation over bytes.
 
-    Where one part ends is not decided: every reading of the text stays alive.  A token may hold the end of one part and
+    Where one part ends stays open: every reading of the text is kept.  A token may hold the end of one part and
     the beginning of the next.  The parts must be over bytes (all ways to cut a text into tokens equal), not cut by
     budgets of their own.  The cost grows with the number of readings: two parts that take the same letters have one per
     place where the first may end.
@@ -286,8 +286,8 @@ class Sequence:
         readings = self._readings[-1]
         return readings[0].state.forced() if len(readings) == 1 and not readings[0].state.accepting else []
 
-    def fork(self) -> Sequence:
-        return Sequence(self.parts, self.vocabulary, self._readings.copy(), self._ended, self._mask)
+    def fork(self) -> InOrder:
+        return InOrder(self.parts, self.vocabulary, self._readings.copy(), self._ended, self._mask)
 
     def rollback(self, n: int) -> None:
         if n > len(self._readings) - 1 + self._ended:
@@ -304,7 +304,7 @@ class Sequence:
         return all([at.state.ready(wait) for at in self._readings[-1]])
 
 
-def _first_bytes(vocabulary: Vocabulary, states: Seq[Constraint]) -> set[int]:
+def _first_bytes(vocabulary: Vocabulary, states: Sequence[Constraint]) -> set[int]:
     """The bytes that may come next in one of these."""
     return {
         byte

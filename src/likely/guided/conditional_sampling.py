@@ -1,11 +1,11 @@
 """Sampling from p(text | the text has this form), the model conditioned on a constraint.
 
-Masking token by token ("local") draws from q, which is not that law: it never looks ahead, so a first token that the
-model likes is taken even where the rest of the form is unlikely after it.  With m_t the model's probability of what was
-allowed at position t, log p = log q + Σ log m_t exactly; hence weights Π m_t turn draws from q into draws from p( | L).
+Masking token by token ("local") samples from q, which is another distribution: it never looks ahead, so a likely first
+token is taken even where the rest of the form is unlikely after it.  With m_t the model's probability of what was
+allowed at position t, log p = log q + Σ log m_t exactly; hence weights Π m_t turn samples of q into samples of p( | L).
 
 importance  N texts from q, weighted by Π m_t
-smc         the same, texts drawn anew by weight on the way whenever the effective sample size falls under N/2
+smc         the same, texts resampled by weight on the way whenever the effective sample size falls under N/2
 rejection   texts from the model itself; those that have the form are kept: exact, and slow where p(L) is small
 
 L: the whole texts of the form of at most max_tokens tokens (end token included, if it is reached by then).
@@ -26,17 +26,17 @@ from likely.decoding.sampling import Sampling, generator
 from likely.errors import CapabilityError, ConstraintError
 
 SAMPLERS = ("local", "importance", "smc", "rejection")
-Text = TypeVar("Text")
-Other = TypeVar("Other")
+T = TypeVar("T")  # the record of a text
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How texts of a form are drawn.
+    """How texts of a form are sampled.
 
     sampler     "local": masked token by token, what all other options work with; else as this module says
     particles   N of importance and smc; for rejection, tries that run at once
-    max_tries   rejection: texts drawn per prompt before it gives up
+    max_tries   rejection: texts sampled per prompt before it gives up
     """
 
     sampler: str = "local"
@@ -53,7 +53,7 @@ class SamplerSettings:
 
 
 @dataclass(frozen=True)
-class Ensemble(Generic[Text]):
+class Ensemble(Generic[T]):
     """Texts that stand for p( | L) together.
 
     texts         of importance and smc: N of them, some perhaps not whole (weight 0); of rejection: those accepted
@@ -61,10 +61,10 @@ class Ensemble(Generic[Text]):
     log_evidence  log of the unbiased estimate of p(L | prompt); None where one accepted text gives none (its weight
                   is then no estimate either)
     ess           effective sample size (Σ w)² / Σ w² of the texts as they stand
-    resamplings   smc: how often texts were drawn anew;  tries: rejection: texts drawn up to the last accepted one
+    resamplings   smc: how often texts were resampled;  tries: rejection: texts sampled up to the last accepted one
     """
 
-    texts: list[Text]
+    texts: list[T]
     log_weights: Floats
     log_evidence: float | None
     seed: int
@@ -81,12 +81,12 @@ class Ensemble(Generic[Text]):
         """(N,) normalised weights."""
         return normalised(self.log_weights)
 
-    def holding(self, texts: list[Other]) -> Ensemble[Other]:
+    def holding(self, texts: list[S]) -> Ensemble[S]:
         """The same ensemble of other records of its texts."""
         return replace(cast(Any, self), texts=texts)
 
-    def draw(self, n: int) -> list[Text]:
-        """n texts of equal weight, drawn by weight (rejection: the first n, each exact and independent)."""
+    def draw(self, n: int) -> list[T]:
+        """n texts of equal weight, sampled by weight (rejection: the first n, each exact and independent)."""
         if self.tries is not None:
             return self.texts[:n]
         u = generator(self.seed, self.first_sample, 0, "ensemble").random()
@@ -94,7 +94,7 @@ class Ensemble(Generic[Text]):
 
 
 def prepare(request: Request, settings: SamplerSettings) -> Request:
-    """The request that draws N texts from q; an error where p( | L) is not the law that the other options ask for."""
+    """The request that samples N texts from q; an error where other options ask for something else than p( | L)."""
     name = f'sampler="{settings.sampler}"'
     if request.constraint is None:
         raise ValueError(f"{name} needs a form (schema, regex, grammar, choices) or a constraint")
@@ -119,7 +119,7 @@ def prepare(request: Request, settings: SamplerSettings) -> Request:
     return replace(request, samples=settings.particles)
 
 
-def weighted(request: Request, texts: list[Text], finished: Callable[[Text], Finished]) -> Ensemble[Text]:
+def weighted(request: Request, texts: list[T], finished: Callable[[T], Finished]) -> Ensemble[T]:
     """The ensemble of N finished texts: weight Π m, or what resampling left of it; 0 for a text that is not whole."""
     ends = [finished(text) for text in texts]
     weights = np.array(
@@ -136,49 +136,49 @@ def weighted(request: Request, texts: list[Text], finished: Callable[[Text], Fin
 
 def reject(
     requests: Sequence[Request],
-    run: Callable[[list[Request]], list[list[Text]]],
-    accepts: Callable[[Text], bool],
+    run: Callable[[list[Request]], list[list[T]]],
+    accepts: Callable[[T], bool],
     *,
     end_ids: frozenset[int],
     wanted: int,
     settings: SamplerSettings,
-) -> list[Ensemble[Text]]:
+) -> list[Ensemble[T]]:
     """The first `wanted` texts of each request that the model itself writes in the form.
 
     run(requests) -> finished texts of each, in sample order.  Try i has the noise of sample first_sample + i, so what
     is accepted does not depend on how many run at once.
     """
-    watches = []
+    checks = []
     for request in requests:
         assert request.constraint is not None
         size = request.constraint.vocab_size
-        watches.append(Watch(request.constraint, pack(np.ones(size, np.bool_)), mask_of(end_ids, size)))
-    kept: list[list[tuple[int, Text]]] = [[] for _ in requests]
-    drawn = 0
+        checks.append(MembershipCheck(request.constraint, pack(np.ones(size, np.bool_)), mask_of(end_ids, size)))
+    kept: list[list[tuple[int, T]]] = [[] for _ in requests]
+    sampled = 0
     while missing := [i for i, found in enumerate(kept) if len(found) < wanted]:
-        if drawn >= settings.max_tries:
+        if sampled >= settings.max_tries:
             found = kept[missing[0]]
             raise ConstraintError(
-                f'sampler="rejection": {len(found)} of {drawn} texts had the form ({len(found) / drawn:.2%}), {wanted} '
-                f'wanted: raise max_tries, or use sampler="smc"'
+                f'sampler="rejection": {len(found)} of {sampled} texts had the form ({len(found) / sampled:.2%}), '
+                f'{wanted} wanted: raise max_tries, or use sampler="smc"'
             )
-        count = min(settings.particles, settings.max_tries - drawn)
+        count = min(settings.particles, settings.max_tries - sampled)
         tries = [
             replace(
                 requests[i],
                 samples=count,
-                first_sample=requests[i].first_sample + drawn,
-                constraint=watches[i],
+                first_sample=requests[i].first_sample + sampled,
+                constraint=checks[i],
             )
             for i in missing
         ]
         for i, texts in zip(missing, run(tries), strict=True):
-            kept[i] += [(drawn + j + 1, text) for j, text in enumerate(texts) if accepts(text)]
-        drawn += count
+            kept[i] += [(sampled + j + 1, text) for j, text in enumerate(texts) if accepts(text)]
+        sampled += count
     return [_accepted(request, found[:wanted]) for request, found in zip(requests, kept, strict=True)]
 
 
-def _accepted(request: Request, found: list[tuple[int, Text]]) -> Ensemble[Text]:
+def _accepted(request: Request, found: list[tuple[int, T]]) -> Ensemble[T]:
     """n accepted texts, the last at try M: (n - 1) / (M - 1) estimates p(L | prompt) without bias (Haldane 1945)."""
     n, tries = len(found), found[-1][0]
     evidence = float(np.log((n - 1) / (tries - 1))) if n > 1 else None
@@ -189,8 +189,8 @@ def _accepted(request: Request, found: list[tuple[int, Text]]) -> Ensemble[Text]
 
 
 @dataclass(eq=False)
-class Watch:
-    """Forbids nothing, and sees whether the text obeys another constraint; a text that does not is ended there."""
+class MembershipCheck:
+    """Forbids nothing; a text that leaves the language of another constraint is ended there."""
 
     inner: Constraint
     everything: Mask
@@ -230,8 +230,8 @@ class Watch:
     def forced(self) -> list[int]:
         return []
 
-    def fork(self) -> Watch:
-        return Watch(self.inner.fork(), self.everything, self.end, self.broken_for)
+    def fork(self) -> MembershipCheck:
+        return MembershipCheck(self.inner.fork(), self.everything, self.end, self.broken_for)
 
     def rollback(self, n: int) -> None:
         since = min(n, self.broken_for)

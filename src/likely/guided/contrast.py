@@ -12,18 +12,93 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
 from likely.errors import KvFull, ModelError
-from likely.guided.gate import Always, CollisionGate, Gate, root_collision
 from likely.runtimes.protocol import FloatArray, Output, Runtime, Sequence, Want, Work
 from likely.runtimes.rows import log_softmax
 from likely.tokenizers.protocol import Tokenizer
 
 Mode = Literal["uscd", "cad", "cfg", "cd"]
-LEAST = np.float32(-50.0)  # stands for log p⁻ of what the other law never says: nothing may win by that alone
+LEAST = np.float32(-50.0)  # stands for log p⁻ = -inf: no token may win by that alone
+
+
+# --- when the model counts as unsure ----------------------------------------------------------------------------------
+
+
+def root_collision(p: FloatArray) -> float:
+    """sqrt(Σ p²) in [1/√V, 1]: 1 for a certain token, 1/√V for the uniform distribution.
+
+    Σ p² is the probability that two samples agree (the collision probability); sqrt(Σ p²) = exp(-H₂ / 2), H₂ the Rényi
+    entropy of order 2 in nats.
+    """
+    return float(np.sqrt(np.square(p, dtype=np.float64).sum()))
+
+
+def spread(p: FloatArray) -> float:
+    """μ = sqrt(Σ (p - 1/V)² / V), the standard deviation of p over the vocabulary.
+
+    It is bounded by about 1/√V, so that the same μ means different things for different vocabularies; exactly
+    μ² V = Σ p² - 1/V, which is why the gate asks for sqrt(Σ p²).
+    """
+    p = np.asarray(p, np.float64)
+    return float(np.sqrt(np.square(p - 1 / len(p)).sum() / len(p)))
+
+
+class UncertaintyGate(Protocol):
+    """Whether the model is unsure at a step, so that the contrast applies.
+
+    always  it applies at every step, so that both contexts may be computed in the same call
+    """
+
+    @property
+    def always(self) -> bool: ...
+
+    def opens(self, collision: float) -> bool:
+        """collision  `root_collision` of the next-token distribution"""
+        ...
+
+
+@dataclass(frozen=True)
+class AlwaysOpen:
+    always: ClassVar[bool] = True
+
+    def opens(self, collision: float) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class CollisionGate:
+    """Opens where sqrt(Σ p²) <= tau: the flatter the distribution, the smaller the sum.
+
+    tau  in (0, 1).  The default is the paper's threshold 4e-3 on μ, read at a vocabulary of 32,000.
+    """
+
+    tau: float = 0.72
+    always: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tau < 1:
+            raise ValueError(f"tau must lie in (0, 1), got {self.tau}")
+
+    @classmethod
+    def from_spread(cls, mu: float, vocab_size: int) -> CollisionGate:
+        """The gate that opens where `spread` <= mu, as the paper states it; mu must lie in (0, √(1/V (1 - 1/V)))."""
+        most = spread(np.eye(1, vocab_size)[0])
+        if not 0 < mu < most:
+            raise ValueError(
+                f"with {vocab_size} tokens the spread of a distribution lies in [0, {most:.3g}]: "
+                f"a threshold of {mu:g} would say the same at every step"
+            )
+        return cls(float(np.sqrt(mu * mu * vocab_size + 1 / vocab_size)))
+
+    def opens(self, collision: float) -> bool:
+        return collision <= self.tau
+
+
+# --- the contrast -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -34,7 +109,7 @@ class Preset:
     alpha   only tokens with p >= alpha max p compete; None: all
     """
 
-    gate: Gate
+    gate: UncertaintyGate
     eta: float | None = None
     weight: float | None = None
     alpha: float | None = None
@@ -42,19 +117,19 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "uscd": Preset(CollisionGate(0.72), eta=0.1, alpha=0.1),
-    "cad": Preset(Always(), weight=0.5),
-    "cfg": Preset(Always(), weight=0.5),
-    "cd": Preset(Always(), eta=1.0, alpha=0.1),
+    "cad": Preset(AlwaysOpen(), weight=0.5),
+    "cfg": Preset(AlwaysOpen(), weight=0.5),
+    "cd": Preset(AlwaysOpen(), eta=1.0, alpha=0.1),
 }
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What the contrast saw where one token was chosen.
+    """The contrast at one token.
 
-    gated      whether the gate was open, so that the other law was asked
-    collision  sqrt(Σ p²) of the model's law, in (0, 1]
-    js         Jensen-Shannon divergence of the two laws in bits, None where the gate was closed
+    gated      whether the gate was open, so that the contrast applied
+    collision  sqrt(Σ p²) of the model's distribution, in (0, 1]
+    js         Jensen-Shannon divergence of the two distributions in bits, None where the gate was closed
     """
 
     gated: bool
@@ -77,15 +152,30 @@ def contrasted(logp: FloatArray, log_negative: FloatArray, *, a: float, b: float
     return scores
 
 
+def jensen_shannon(logp: FloatArray, logq: FloatArray) -> float:
+    """Jensen-Shannon divergence in bits, so that it lies in [0, 1]: 0 for equal distributions, 1 for disjoint
+    ones.
+
+    logp, logq  (V,) natural log-probabilities; -inf is a legal entry
+    JS = ½ Σ p log₂(p / m) + ½ Σ q log₂(q / m),  m = (p + q) / 2.  Lin 1991, IEEE Trans. Inf. Theory 37(1).
+    Multiply by log 2 for nats.
+    """
+    p, q = np.exp(logp), np.exp(logq)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_m = np.log((p + q) / 2)
+        parts = np.where(p > 0, p * (logp - log_m), 0) + np.where(q > 0, q * (logq - log_m), 0)
+    return float(np.clip(parts.sum(dtype=np.float64) / (2 * np.log(2)), 0.0, 1.0))
+
+
 class LoadedModel(Protocol):
-    """What is asked of another model."""
+    """The other model of mode "cd"."""
 
     runtime: Runtime
     tokenizer: Tokenizer
 
 
 class Contrast:
-    """A LogitsProcessor: the law of the text, contrasted with the law after a negative context.
+    """A LogitsProcessor: the next-token distribution, contrasted with the one after a negative context.
 
     negative  what takes the prompt's place: a text (rendered as the prompt is: raw for generate, by the chat template
               for ask and chat), a list of messages, token ids; for "cd" another loaded model of the same vocabulary,
@@ -95,10 +185,10 @@ class Contrast:
     eager     whether the negative context is computed in every call together with the text, or lazily: tokens wait, and
               are computed in one call of their own when the gate next opens.  None: eager where the gate is always open
 
-    Where the gate is closed, the text's own law is left as it is.  Otherwise s = a log p - b log p⁻ over tokens with
+    Where the gate is closed, the logits stay as they are.  Otherwise s = a log p - b log p⁻ over tokens with
     p >= alpha max p; p and p⁻ are taken over what a constraint allows, and temperature, top-p and penalties follow.
     End tokens are contrasted as any other.  The two contexts hold the same continuation and nothing else in common.
-    `steps` says per emitted token what was seen.
+    `steps` holds a StepInfo per emitted token.
     """
 
     def __init__(
@@ -109,7 +199,7 @@ class Contrast:
         eta: float | None = None,
         weight: float | None = None,
         alpha: float | None = None,
-        gate: Gate | None = None,
+        gate: UncertaintyGate | None = None,
         eager: bool | None = None,
     ):
         if mode not in PRESETS:
@@ -131,7 +221,7 @@ class Contrast:
         self.eager = self.gate.always if eager is None else eager
         self._check_negative()
         self._steps: list[StepInfo] = []
-        self._seen: list[StepInfo] = []  # of the tokens that are being chosen
+        self._pending_steps: list[StepInfo] = []  # of tokens that are not emitted yet
         self._model: Runtime | None = None  # where the negative context is computed
         self._beside = False  # in the same calls as the text
         self._prompt_length = 0
@@ -139,7 +229,7 @@ class Contrast:
         self._held = 0  # of those (and of tokens that will be emitted for certain), how many the sequence keeps
         self._sequence: Sequence | None = None
         self._rows: dict[tuple[int, ...], FloatArray] = {}  # path after the text -> logits of the negative context
-        self._asked: list[tuple[int, ...]] = []  # the paths whose rows come out of this call
+        self._paths: list[tuple[int, ...]] = []  # the paths whose rows come out of this call
 
     def _check_negative(self) -> None:
         negative = self.negative
@@ -156,7 +246,7 @@ class Contrast:
     @property
     def steps(self) -> list[StepInfo]:
         """One per emitted token."""
-        return [*self._steps, *self._seen]
+        return [*self._steps, *self._pending_steps]
 
     @property
     def room(self) -> int:
@@ -186,7 +276,7 @@ class Contrast:
         copy = object.__new__(Contrast)
         copy.__dict__ |= self.__dict__
         copy.negative = negative
-        copy._steps, copy._seen, copy._text, copy._rows = [], [], [], {}
+        copy._steps, copy._pending_steps, copy._text, copy._rows = [], [], [], {}
         return copy
 
     def begin(self, runtime: Runtime, prompt: Seq[int]) -> Contrast:
@@ -215,7 +305,7 @@ class Contrast:
     def work(self, work: Work) -> list[Work]:
         if not self._beside:
             return []
-        self._asked = [()]
+        self._paths = [()]
         if work.parents is None:
             rest = self._text[self._held :]
             return [Work(self._opened(), np.array(rest), want=Want.LAST)] if rest else []
@@ -224,7 +314,7 @@ class Contrast:
         paths: list[tuple[int, ...]] = [()]
         for token, parent in zip(work.tokens[1:].tolist(), work.parents[1:].tolist(), strict=True):
             paths.append((*paths[parent], token))
-        self._asked = paths
+        self._paths = paths
         return [Work(self._opened(), work.tokens, work.parents, want=Want.ALL)]
 
     def read(self, outputs: list[Output]) -> None:
@@ -234,7 +324,7 @@ class Contrast:
         assert rows is not None and self._sequence is not None
         if not self._sequence.pending:
             self._held = len(self._text)
-        self._rows = dict(zip(self._asked, rows, strict=True))
+        self._rows = dict(zip(self._paths, rows, strict=True))
 
     def apply(self, path: Seq[int], logits: FloatArray) -> FloatArray:
         logp = log_softmax(logits)
@@ -247,7 +337,7 @@ class Contrast:
             other = log_softmax(other) if possible else other
             js = jensen_shannon(logp, other) if possible else 1.0
             logits = contrasted(logp, other, a=self.a, b=self.b, alpha=self.alpha)
-        self._seen[len(path) :] = [StepInfo(gated, collision, js)]
+        self._pending_steps[len(path) :] = [StepInfo(gated, collision, js)]
         return logits
 
     def _row(self, path: tuple[int, ...]) -> FloatArray:
@@ -281,12 +371,12 @@ class Contrast:
             self._model.commit([(self._sequence, list(accepted))])
             self._held += len(accepted)
         self._text += tokens
-        self._steps += self._seen[: len(tokens)]
-        self._seen, self._rows = [], {}
+        self._steps += self._pending_steps[: len(tokens)]
+        self._pending_steps, self._rows = [], {}
 
     def fork(self) -> Contrast:
         copy = self._with(self.negative)
-        copy._steps, copy._seen = self._steps.copy(), self._seen.copy()
+        copy._steps, copy._pending_steps = self._steps.copy(), self._pending_steps.copy()
         copy._text, copy._rows = self._text.copy(), self._rows.copy()
         if self._sequence is not None:
             assert self._model is not None
@@ -323,20 +413,3 @@ def check_same_tokens(model: LoadedModel, tokenizer: Tokenizer, vocab_size: int)
                 f"token {token} is {tokenizer.token_text(token)!r} here and {other.token_text(token)!r} in the "
                 f"contrasting model: both must have the same vocabulary"
             )
-
-
-# --- How far two laws over the same tokens lie apart.  Pure functions of log-probabilities.
-
-
-def jensen_shannon(logp: FloatArray, logq: FloatArray) -> float:
-    """Jensen-Shannon divergence in bits, so that it lies in [0, 1]: 0 for equal laws, 1 for disjoint ones.
-
-    logp, logq  (V,) natural log-probabilities of two laws; -inf is a legal entry
-    JS = ½ Σ p log₂(p / m) + ½ Σ q log₂(q / m),  m = (p + q) / 2.  Lin 1991, IEEE Trans. Inf. Theory 37(1).
-    Multiply by log 2 for nats.
-    """
-    p, q = np.exp(logp), np.exp(logq)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_m = np.log((p + q) / 2)
-        parts = np.where(p > 0, p * (logp - log_m), 0) + np.where(q > 0, q * (logq - log_m), 0)
-    return float(np.clip(parts.sum(dtype=np.float64) / (2 * np.log(2)), 0.0, 1.0))

@@ -11,9 +11,9 @@ from functools import cached_property
 from likely.decoding.constraint import Constraint
 from likely.guided.engines.llguidance import LLGuidance, LLGuidanceConstraint
 from likely.guided.engines.reference import Reference
-from likely.guided.length_limit.constraint import Closers, Closing
+from likely.guided.length_limit.constraint import LengthLimit, LengthLimiter
 from likely.guided.settings import Form
-from likely.guided.token_healing import Healing
+from likely.guided.token_healing import TokenHealing
 from likely.guided.vocabulary import Vocabulary
 
 KEPT = 256  # compiled forms
@@ -45,26 +45,26 @@ class Guide:
         return Reference(self.vocabulary)
 
     @cached_property
-    def closers(self) -> Closers:
-        return Closers(self.vocabulary, self.reference)
+    def limiter(self) -> LengthLimiter:
+        return LengthLimiter(self.vocabulary, self.reference)
 
     def _compile(self, form: Form) -> Constraint:
         if form.settings.backend == "reference":
             constraint: Constraint = self.reference.compile(form)
         else:
-            constraint = compiled(form, self.llguidance)
+            constraint = compile_form(form, self.llguidance)
         if form.settings.close_on_budget:
-            return self.closers.closing(constraint, form, lambda engine: compiled(form, engine))
+            return self.limiter.limit(constraint, form, lambda engine: compile_form(form, engine))
         return constraint
 
     def healed(self, rest: bytes, then: Constraint | None) -> Constraint:
-        """First the bytes of the prompt that are written anew, then the form, if any; within budgets where it was."""
-        if isinstance(then, Closing):
-            return then.led_by(rest, Healing(self.vocabulary, rest, then.inner), self.closers.spelling)
-        return Healing(self.vocabulary, rest, then)
+        """First the bytes of the prompt that are generated again, then the form, if any, with its length limit."""
+        if isinstance(then, LengthLimit):
+            return then.after_prefix(rest, TokenHealing(self.vocabulary, rest, then.inner), self.limiter.tokenization)
+        return TokenHealing(self.vocabulary, rest, then)
 
 
-def compiled(form: Form, engine: LLGuidance) -> LLGuidanceConstraint:
+def compile_form(form: Form, engine: LLGuidance) -> LLGuidanceConstraint:
     """The form in llguidance."""
     if form.kind == "schema":
         return engine.compile_schema(form.source, form.settings)

@@ -19,35 +19,34 @@ from likely.guided.settings import FORM_OPTIONS, FormSettings
 from likely.guided.vocabulary import Vocabulary
 from likely.runtimes.protocol import FloatArray, IntArray
 
-Allowed = NDArray[np.bool_]
-Text = tuple[int, ...]
+AllowedTokens = NDArray[np.bool_]
+TokenIds = tuple[int, ...]
 
 
 @dataclass(eq=False)
-class Followed:
-    """One constraint along many texts, which another program grows, copies and drops as it likes.
+class TrackedConstraint:
+    """One constraint along many texts that another generation loop extends, copies and drops.
 
-    Only the ids tell what became of a text: the state of each is found again by what was generated so far, so that
-    batches, beams that change places, and drafts that are taken back need no further word.  Rows of another prompt
-    than the last call's begin anew.
+    The state of a text is looked up by the ids generated so far, so that batches, beams that change places and drafts
+    that are rejected need no further notice.  Rows of another prompt than the last call's start from the beginning.
     """
 
     start: Constraint
     vocabulary: Vocabulary
     max_new_tokens: int | None = None
-    _prompts: set[Text] = field(default_factory=set)
+    _prompts: set[TokenIds] = field(default_factory=set)
     _length: int = 0  # of the prompts
     _last: int = 0  # columns of the call before
-    _states: dict[Text, Constraint | None] = field(default_factory=dict)
+    _states: dict[TokenIds, Constraint | None] = field(default_factory=dict)
 
-    def allowed(self, ids: IntArray) -> list[Allowed | None]:
+    def allowed(self, ids: IntArray) -> list[AllowedTokens | None]:
         """Per row of ids (B, T), prompts included (all equally long): what may follow (V,); None after its end.
 
-        Nothing may follow a text that breaks the form: beams are filled up with such where there are too few.
+        Nothing may follow a text that breaks the form: transformers fills up beams with such texts.
         """
-        self._recognise(ids)
+        self._match_prompts(ids)
         texts = [tuple(row[self._length :].tolist()) for row in ids]
-        states: dict[Text, Constraint | None] = {}
+        states: dict[TokenIds, Constraint | None] = {}
         for text in texts:
             if text not in states:
                 states[text] = self._state(text)
@@ -58,8 +57,8 @@ class Followed:
     def _longest(self) -> int:
         return self._last - self._length
 
-    def _recognise(self, ids: IntArray) -> None:
-        """Whether these rows go on from the prompts that are known; else they are prompts themselves."""
+    def _match_prompts(self, ids: IntArray) -> None:
+        """Keep the known prompts if these rows continue them; else the rows are new prompts."""
         columns = ids.shape[1]
         known = self._prompts and self._length <= columns <= self._last + 1
         if not known or {tuple(row[: self._length].tolist()) for row in ids} - self._prompts:
@@ -67,8 +66,8 @@ class Followed:
             self._states = {}
         self._last = columns
 
-    def _state(self, text: Text) -> Constraint | None:
-        """The constraint after a text, taken up from a beginning that is known; None: the text breaks it."""
+    def _state(self, text: TokenIds) -> Constraint | None:
+        """The constraint after a text, from the longest prefix that is known; None: the text breaks it."""
         if text in self._states:
             return self._states[text]
         at = next((n for n in range(len(text), -1, -1) if text[:n] in self._states), 0)
@@ -86,7 +85,7 @@ class Followed:
             at += 1
         return state
 
-    def _mask(self, text: Text, state: Constraint | None) -> Allowed | None:
+    def _mask(self, text: TokenIds, state: Constraint | None) -> AllowedTokens | None:
         if state is None:
             return np.zeros(self.vocabulary.size, np.bool_)
         if _ended(text, self.vocabulary):
@@ -98,11 +97,11 @@ class Followed:
         return allowed
 
 
-def _ended(text: Text, vocabulary: Vocabulary) -> bool:
+def _ended(text: TokenIds, vocabulary: Vocabulary) -> bool:
     return any(token in vocabulary.end_ids for token in text)
 
 
-def widened(allowed: Allowed, width: int) -> Allowed:
+def widened(allowed: AllowedTokens, width: int) -> AllowedTokens:
     """The set over rows of logits that are wider than the vocabulary, which models pad."""
     out = np.zeros(width, np.bool_)
     out[: len(allowed)] = allowed[:width]
@@ -118,13 +117,13 @@ class TransformersProcessor:
     Greedy, sampled, batched, with beams.  Its place among other processors is the last.
     """
 
-    def __init__(self, followed: Followed):
-        self.followed = followed
+    def __init__(self, tracked: TrackedConstraint):
+        self.tracked = tracked
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         import torch
 
-        found = self.followed.allowed(input_ids.cpu().numpy())
+        found = self.tracked.allowed(input_ids.cpu().numpy())
         forbidden = np.zeros(scores.shape, np.bool_)
         for i, allowed in enumerate(found):
             if allowed is not None:
@@ -153,7 +152,7 @@ def for_transformers(
         ours = HFTokenizer.from_folder(folder)
     ours.end_ids |= frozenset([end_ids] if isinstance(end_ids, int) else end_ids)
     vocabulary = Vocabulary.of(ours, ours.vocab_size)
-    return TransformersProcessor(Followed(_constraint(vocabulary, form), vocabulary, max_new_tokens))
+    return TransformersProcessor(TrackedConstraint(_constraint(vocabulary, form), vocabulary, max_new_tokens))
 
 
 # --- llama-cpp-python -------------------------------------------------------------------------------------------------
@@ -165,14 +164,14 @@ class LlamaCppProcessor:
     error  what went wrong, None if nothing did: the engine cannot carry an exception, so the text is ended there
     """
 
-    def __init__(self, followed: Followed):
-        self.followed = followed
+    def __init__(self, tracked: TrackedConstraint):
+        self.tracked = tracked
         self.error: LikelyError | None = None
 
     def __call__(self, input_ids: IntArray, scores: FloatArray) -> FloatArray:
-        vocabulary = self.followed.vocabulary
+        vocabulary = self.tracked.vocabulary
         try:
-            [allowed] = self.followed.allowed(np.asarray(input_ids)[None])
+            [allowed] = self.tracked.allowed(np.asarray(input_ids)[None])
             self.error = None
         except LikelyError as error:
             self.error, allowed = error, None
@@ -199,7 +198,7 @@ def for_llama_cpp(llama: Any, *, max_tokens: int | None = None, **form: Any) -> 
     header = read_header(path)
     tokenizer = LlamaCppTokenizer(LlamaModel(path, header, vocab_only=True), header)
     vocabulary = Vocabulary.of(tokenizer, tokenizer.vocab_size)
-    return LlamaCppProcessor(Followed(_constraint(vocabulary, form), vocabulary, max_tokens))
+    return LlamaCppProcessor(TrackedConstraint(_constraint(vocabulary, form), vocabulary, max_tokens))
 
 
 def _constraint(vocabulary: Vocabulary, options: dict[str, Any]) -> Constraint:

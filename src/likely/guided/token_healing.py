@@ -1,7 +1,7 @@
-"""Token healing: the last tokens of a prompt are written anew, so that its end does not fix a boundary between tokens.
+"""Token healing: the last tokens of a prompt are generated again, so that its end does not fix a token boundary.
 
-A prompt that ends "http:" was cut where the model, reading on, would have seen "://" as one token.  The last tokens are
-taken back and the first new ones must write their bytes again, and may write more.  Exact marginals over all tokens of
+A prompt that ends "http:" is cut where the tokenizer would have made one token of "://".  The last tokens are removed;
+the first generated ones must write their bytes again, and may write more.  Exact marginals over all tokens of
 the prompt are another method (package genlm-bytes), not offered here.
 """
 
@@ -17,15 +17,15 @@ from likely.decoding.constraint import Constraint, ConstraintViolation, Mask, co
 from likely.decoding.request import Finished
 from likely.guided.vocabulary import Vocabulary, after_bytes, check_bytes
 
-MOST = 4  # tokens taken back
+MOST = 4  # tokens removed
 
 
 def heal(
     vocabulary: Vocabulary, prompt_ids: Sequence[int], special_ids: Collection[int] = ()
 ) -> tuple[list[int], bytes]:
-    """(the prompt without the tokens that are written anew, their bytes).
+    """(the prompt without its last tokens, the bytes of these).
 
-    Taken back are the last k tokens, k the largest in 0..4 such that some token is longer than their bytes and begins
+    Removed are the last k tokens, k the largest in 0..4 such that some token is longer than their bytes and begins
     with them.  Never past a token without text or one of `special_ids`, and never the first token.
     """
     texts = vocabulary.sorted_texts
@@ -63,7 +63,7 @@ def without_healing(finish: Finished, healed: bytes, token_bytes: Callable[[int]
 
 
 @dataclass(eq=False)
-class Healing:
+class TokenHealing:
     """First the bytes `rest`, as the model likes to cut them, then what `then` allows (None: anything).
 
     A token that writes more than `rest` has begun the answer: `then` is given what it has too much.
@@ -165,9 +165,11 @@ class Healing:
     def forced(self) -> list[int]:
         return self.then.forced() if self.then is not None and not self.rest else []
 
-    def fork(self) -> Healing:
+    def fork(self) -> TokenHealing:
         then = None if self.then is None else self.then.fork()
-        return Healing(self.vocabulary, self.rest, then, self._before.copy(), self._after, self._mask, self._everything)
+        return TokenHealing(
+            self.vocabulary, self.rest, then, self._before.copy(), self._after, self._mask, self._everything
+        )
 
     def rollback(self, n: int) -> None:
         if n > self._after + len(self._before):

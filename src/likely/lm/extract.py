@@ -69,7 +69,7 @@ def why_incomplete(result: Generation) -> str | None:
             if result.token_ids is None
             else f"the text is not complete: a stop string or stop token cut it after {count} tokens: drop --stop"
         )
-    from likely.guided.json_spans import open_string
+    from likely.guided.fields import open_string
 
     pointer = open_string(result.text.encode()) if result.text.lstrip()[:1] in ("{", "[", '"') else None
     where = "" if pointer is None else f", inside the string at {pointer or 'its top'}"

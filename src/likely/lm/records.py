@@ -7,7 +7,7 @@ from typing import Any
 from likely.decoding.request import Finished, Request
 from likely.guided.fields import read_fields
 from likely.guided.json_schema.errors import InvalidText, SchemaUnsatisfied
-from likely.guided.token_healing import Healing, without_healing
+from likely.guided.token_healing import TokenHealing, without_healing
 from likely.scoring.scored import TopLogprob, sums
 from likely.tokenizers.protocol import Tokenizer
 
@@ -47,7 +47,7 @@ def record_of(tokenizer: Tokenizer, request: Request, finish: Finished, sample: 
 def _guided_fields(tokenizer: Tokenizer, request: Request, finish: Finished, total: float) -> dict[str, Any]:
     """What a constraint adds."""
     constraint = request.constraint
-    if constraint is None or (isinstance(constraint, Healing) and constraint.then is None):
+    if constraint is None or (isinstance(constraint, TokenHealing) and constraint.then is None):
         return {}
     weight = float(sum(finish.log_masses))
     form, value, shares = request.form, None, None

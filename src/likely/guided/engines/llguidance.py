@@ -148,5 +148,5 @@ class _Tokens:
 def _first_lines(message: str) -> str:
     """The engine's error in one line, without its excerpt of the grammar and its own state."""
     lines = [line.strip() for line in message.partition("<state>")[0].splitlines()]
-    told = [line for line in lines if line.strip("^ ") and not re.match(r"\d+ \|", line)]
-    return " ".join(told)[:400] or "unknown error of llguidance"
+    said = [line for line in lines if line.strip("^ ") and not re.match(r"\d+ \|", line)]
+    return " ".join(said)[:400] or "unknown error of llguidance"

@@ -35,11 +35,11 @@ class InvalidText(ValueError):
 
 
 class SchemaUnsatisfied(ConstraintError):
-    """Every text that was drawn breaks the schema.  `text`: the last one; `errors`: what is wrong with it."""
+    """No sampled text follows the schema.  `text`: the last one; `errors`: what is wrong with it."""
 
     def __init__(self, text: str, errors: Sequence[str], draws: int = 1):
         shown = text if len(text) <= 80 else f"{text[:77]}..."
-        who = "the text drawn does not follow" if draws == 1 else f"none of {draws} texts drawn follows"
+        who = "the sampled text does not follow" if draws == 1 else f"none of {draws} sampled texts follows"
         super().__init__(
             f"{who} the schema: {'; '.join(errors[:3])} (in {shown!r}). Raise retries= or relax the schema."
         )

@@ -1,7 +1,8 @@
-"""How a text can be completed in few tokens: what `Closing` asks before the budget runs out.
+"""How a text can be completed in few tokens: what `LengthLimit` decides by as the budget runs out.
 
-A closer knows one completion of the text so far (`plan`).  Its token count, an upper bound of what is needed, decides
-which tokens still fit.  The first token of a fewest-token spelling of the plan always fits, so a text never gets stuck.
+A completer knows one completion of the text so far.  Its number of tokens, an upper bound of what is needed, decides
+which tokens still fit.  The first token of the completion, written in the fewest tokens, always fits: a text never gets
+stuck.
 """
 
 from __future__ import annotations
@@ -15,47 +16,48 @@ from likely.decoding.constraint import Mask, mask_of, members, pack
 from likely.guided.engines.automaton import UNREACHABLE, ByteAutomaton
 from likely.guided.engines.reference import TokenSteps
 from likely.guided.length_limit.search import find_completion, search_completion
-from likely.guided.length_limit.spelling import UNWRITABLE, Spelling
+from likely.guided.length_limit.tokenization import UNWRITABLE, ShortestTokenization
 
-CANDIDATES = 256  # where more tokens are allowed close to the end, so many are looked at: those of the lowest ids
-CHECKED = 1024  # the same, farther from the end
+CANDIDATES = 256  # where more tokens are allowed close to the limit, so many are checked: those of the lowest ids
+CHECKED = 1024  # the same, farther from the limit
 STEPS = 50_000  # bytes of completions that are looked for after the tokens of one place
-PLAIN_GROWTH = 16  # tokens that one inside a string adds at most to what is needed (escapes, cut characters)
+FREE_TEXT_GROWTH = 16  # tokens that one inside a string adds at most to what is needed (escapes, cut characters)
 END = 256  # the end token of the vocabulary of bytes
 
 
-class Closer(Protocol):
+class Completer(Protocol):
     """Follows one text.
 
-    needed  tokens that complete it, UNWRITABLE if none are known;  plan  the bytes of that completion
+    completion     bytes that complete the text
+    tokens_needed  the fewest tokens that write them, UNWRITABLE if none do
     """
 
     @property
-    def needed(self) -> int: ...
+    def tokens_needed(self) -> int: ...
     @property
-    def plan(self) -> bytes: ...
+    def completion(self) -> bytes: ...
 
-    def roomy(self, budget: int) -> bool:
-        """Whether every token leaves at most `budget` to be needed."""
+    def fits_all(self, budget: int) -> bool:
+        """Whether a text can be completed in `budget` tokens whatever token comes next."""
         ...
 
-    def within(self, mask: Mask, budget: int) -> tuple[Mask, bool]:
-        """(the tokens of `mask` after which at most `budget` complete the text, whether none is missing)"""
+    def restrict(self, mask: Mask, budget: int) -> tuple[Mask, bool]:
+        """(the tokens of `mask` after which `budget` tokens complete the text, whether these are all of them)"""
         ...
 
-    def needed_after(self, text: bytes) -> int: ...
-    def take(self, text: bytes) -> None: ...
-    def undo(self, n: int) -> None: ...
-    def fork(self) -> Closer: ...
+    def tokens_needed_after(self, text: bytes) -> int: ...
+    def advance(self, text: bytes) -> None: ...
+    def rollback(self, n: int) -> None: ...
+    def fork(self) -> Completer: ...
 
 
-class AutomatonCloser:
-    """Exact distances in bytes, spelled in the fewest tokens; every token is decided, at every budget."""
+class AutomatonCompleter:
+    """By exact distances in bytes, written in the fewest tokens; every token is checked, at every budget."""
 
-    def __init__(self, steps: TokenSteps, spelling: Spelling):
-        self.steps, self.spelling = steps, spelling
-        self._distance = steps.automaton.distances(spelling.usable)
-        self._usable = spelling.usable
+    def __init__(self, steps: TokenSteps, tokenization: ShortestTokenization):
+        self.steps, self.tokenization = steps, tokenization
+        self._usable = tokenization.usable
+        self._distance = steps.automaton.distances(self._usable)
         self._ceiling = int(self._distance.max())
         self._needed: dict[int, int] = {}
         self._states = [0]
@@ -65,11 +67,11 @@ class AutomatonCloser:
         return self.steps.automaton
 
     @property
-    def plan(self) -> bytes:
+    def completion(self) -> bytes:
         return self._completion(self._states[-1]) or b""
 
     @property
-    def needed(self) -> int:
+    def tokens_needed(self) -> int:
         return self._tokens(self._states[-1])
 
     def _completion(self, state: int) -> bytes | None:
@@ -87,18 +89,18 @@ class AutomatonCloser:
     def _tokens(self, state: int) -> int:
         if state not in self._needed:
             text = self._completion(state)
-            self._needed[state] = UNWRITABLE if text is None else self.spelling.fewest(text)
+            self._needed[state] = UNWRITABLE if text is None else self.tokenization.fewest_tokens(text)
         return self._needed[state]
 
     def _fits(self, state: int, budget: int) -> bool:
         """No completion takes more tokens than bytes."""
         return bool(self._distance[state] <= budget) or self._tokens(state) <= budget
 
-    def roomy(self, budget: int) -> bool:
+    def fits_all(self, budget: int) -> bool:
         return budget >= self._ceiling
 
-    def within(self, mask: Mask, budget: int) -> tuple[Mask, bool]:
-        if self.roomy(budget):
+    def restrict(self, mask: Mask, budget: int) -> tuple[Mask, bool]:
+        if self.fits_all(budget):
             return mask, True
         after = self.steps.after(self._states[-1])
         ids = members(mask)
@@ -106,196 +108,202 @@ class AutomatonCloser:
         fits = np.array(
             [s >= 0 and (self._distance[s] <= budget or self._tokens(s) <= budget) for s in states.tolist()]
         )
-        chosen = np.zeros(self.spelling.vocabulary.size, np.bool_)
-        chosen[ids] = fits[which]
-        return pack(chosen), True
+        kept = np.zeros(self.tokenization.vocabulary.size, np.bool_)
+        kept[ids] = fits[which]
+        return pack(kept), True
 
-    def needed_after(self, text: bytes) -> int:
+    def tokens_needed_after(self, text: bytes) -> int:
         state = self.automaton.walk(self._states[-1], text)
         return UNWRITABLE if state < 0 else self._tokens(state)
 
-    def take(self, text: bytes) -> None:
+    def advance(self, text: bytes) -> None:
         self._states.append(self.automaton.walk(self._states[-1], text))
 
-    def undo(self, n: int) -> None:
+    def rollback(self, n: int) -> None:
         if n:
             del self._states[-n:]
 
-    def fork(self) -> AutomatonCloser:
-        copy = object.__new__(AutomatonCloser)
+    def fork(self) -> AutomatonCompleter:
+        copy = object.__new__(AutomatonCompleter)
         copy.__dict__.update(self.__dict__, _states=self._states.copy())
         return copy
 
 
 @dataclass(frozen=True, eq=False)
-class Habits:
-    """What a closer over a matcher takes for granted about one form.
+class CompletionBounds:
+    """What one token of a form can add, at most, to the number of tokens needed.
 
-    growth  most tokens that one token can add to what is needed: farther from the end nothing is checked
-    plain   tokens that stay inside free text where one is, and add at most PLAIN_GROWTH there; None: unknown
+    growth     by any token: farther from the limit nothing is checked
+    free_text  tokens that do not leave free text (a JSON string), and add at most FREE_TEXT_GROWTH; None: unknown
     """
 
     growth: int
-    plain: Mask | None = None
+    free_text: Mask | None = None
 
 
 @dataclass(eq=False)
-class MatcherCloser:
+class MatcherCompleter:
     """Greedy completions found by a second matcher of the same grammar, over single bytes.
 
-    The plan after a token is: the rest of the plan, where the token follows it or ends with its beginning; else the
-    same plan, where it still completes the text; else a fresh one.  So it depends on the tokens alone.
+    The completion after a token is the rest of the one before, where the token follows it; else its longest part that
+    still completes the text; else a new one.  So it depends on the tokens alone.
     """
 
     matcher: Any
-    spelling: Spelling
-    habits: Habits
+    tokenization: ShortestTokenization
+    bounds: CompletionBounds
     usable: np.ndarray
-    _plans: list[bytes | None] = field(default_factory=list)
+    _completions: list[bytes | None] = field(default_factory=list)
     _lengths: list[int] = field(default_factory=list)
-    _asked: tuple[bytes, bytes | None] | None = None  # the text that was asked about last and the plan after it
+    _last_query: tuple[bytes, bytes | None] | None = None  # the last text and the completion after it
 
     def __post_init__(self) -> None:
-        if not self._plans:  # here a little more time is spent: its length is what users are told
+        if not self._completions:  # here a little more time is spent: its length stands in an error message
             found = [find_completion(self.matcher, self.usable), search_completion(self.matcher, self.usable)]
-            self._plans = [min((plan for plan in found if plan is not None), key=len, default=None)]
+            self._completions = [min((each for each in found if each is not None), key=len, default=None)]
 
     @property
-    def plan(self) -> bytes:
-        return self._plans[-1] or b""
+    def completion(self) -> bytes:
+        return self._completions[-1] or b""
 
     @property
-    def needed(self) -> int:
-        return self._tokens(self._plans[-1])
+    def tokens_needed(self) -> int:
+        return self._tokens(self._completions[-1])
 
-    def _tokens(self, plan: bytes | None) -> int:
-        return UNWRITABLE if plan is None else self.spelling.fewest(plan)
+    def _tokens(self, completion: bytes | None) -> int:
+        return UNWRITABLE if completion is None else self.tokenization.fewest_tokens(completion)
 
-    def _plan_after(self, text: bytes) -> bytes | None:
-        if self._asked is None or self._asked[0] != text:
-            self._asked = text, self._find(text)
-        return self._asked[1]
+    def _completion_after(self, text: bytes) -> bytes | None:
+        if self._last_query is None or self._last_query[0] != text:
+            self._last_query = text, self._find(text)
+        return self._last_query[1]
 
     def _find(self, text: bytes) -> bytes | None:
-        plan = self._plans[-1]
-        if plan is not None:
-            if plan.startswith(text):
-                return plan[len(text) :]
-            for common in range(min(len(text) - 1, len(plan)), -1, -1):
-                if text.endswith(plan[:common]):
-                    whole = [*text, *plan[common:], END]
+        completion = self._completions[-1]
+        if completion is not None:
+            if completion.startswith(text):
+                return completion[len(text) :]
+            for common in range(min(len(text) - 1, len(completion)), -1, -1):
+                if text.endswith(completion[:common]):
+                    whole = [*text, *completion[common:], END]
                     if self.matcher.validate_tokens(whole) == len(whole):
-                        return plan[common:]
+                        return completion[common:]
         matcher = self.matcher.deep_copy()
         if not matcher.consume_tokens(list(text)):
             return None
         return find_completion(matcher, self.usable)
 
-    def roomy(self, budget: int) -> bool:
-        return budget >= self.needed + self.habits.growth
+    def fits_all(self, budget: int) -> bool:
+        return budget >= self.tokens_needed + self.bounds.growth
 
-    def within(self, mask: Mask, budget: int) -> tuple[Mask, bool]:
-        needed, habits = self.needed, self.habits
-        if self.roomy(budget):
+    def restrict(self, mask: Mask, budget: int) -> tuple[Mask, bool]:
+        needed, bounds = self.tokens_needed, self.bounds
+        if self.fits_all(budget):
             return mask, True
-        vocabulary = self.spelling.vocabulary
+        vocabulary = self.tokenization.vocabulary
         ids, exact, kept = members(mask), True, np.zeros_like(mask)
         if len(ids) > CANDIDATES:
-            far = budget >= needed + PLAIN_GROWTH
-            if far and habits.plain is not None and self._in_free_text():
-                kept = mask & habits.plain
-                ids = members(mask & ~habits.plain)
+            far = budget >= needed + FREE_TEXT_GROWTH
+            if far and bounds.free_text is not None and self._in_free_text():
+                kept = mask & bounds.free_text
+                ids = members(mask & ~bounds.free_text)
             limit = CHECKED if far else CANDIDATES
-            limit = min(limit, max(16, STEPS // max(1, len(self.plan))))
+            limit = min(limit, max(16, STEPS // max(1, len(self.completion))))
             if len(ids) > limit:
                 ids, exact = ids[:limit], False
         texts = {vocabulary.tokens[i] for i in ids.tolist()}
-        if self.plan:
-            texts.add(self.spelling.first(self.plan))
-        fitting = [i for text in texts if self.needed_after(text) <= budget for i in vocabulary.ids_of[text]]
+        if self.completion:
+            texts.add(self.tokenization.first_token(self.completion))
+        fitting = [i for text in texts if self.tokens_needed_after(text) <= budget for i in vocabulary.ids_of[text]]
         return kept | (mask_of(fitting, vocabulary.size) & mask), exact
 
     def _in_free_text(self) -> bool:
         """Whether any letter and a bracket may follow, which in JSON is so inside strings alone."""
         return all(self.matcher.validate_tokens([byte]) == 1 for byte in b"z{")
 
-    def needed_after(self, text: bytes) -> int:
-        return self._tokens(self._plan_after(text))
+    def tokens_needed_after(self, text: bytes) -> int:
+        return self._tokens(self._completion_after(text))
 
-    def take(self, text: bytes) -> None:
-        plan = self._plan_after(text)
+    def advance(self, text: bytes) -> None:
+        completion = self._completion_after(text)
         self.matcher.consume_tokens(list(text))
-        self._plans.append(plan)
+        self._completions.append(completion)
         self._lengths.append(len(text))
-        self._asked = None
+        self._last_query = None
 
-    def undo(self, n: int) -> None:
+    def rollback(self, n: int) -> None:
         if n:
-            self._asked = None
+            self._last_query = None
             self.matcher.rollback(sum(self._lengths[-n:]))
-            del self._plans[-n:], self._lengths[-n:]
+            del self._completions[-n:], self._lengths[-n:]
 
-    def fork(self) -> MatcherCloser:
-        return MatcherCloser(
+    def fork(self) -> MatcherCompleter:
+        return MatcherCompleter(
             self.matcher.deep_copy(),
-            self.spelling,
-            self.habits,
+            self.tokenization,
+            self.bounds,
             self.usable,
-            self._plans.copy(),
+            self._completions.copy(),
             self._lengths.copy(),
         )
 
 
 @dataclass(eq=False)
-class LedCloser:
-    """A closer of a text that begins with given bytes, before the form (token healing)."""
+class PrefixedCompleter:
+    """Of a text that begins with given bytes, before the form (token healing)."""
 
-    closer: Closer
-    spelling: Spelling
-    lead: bytes
-    _leads: list[tuple[bytes, bool]] = field(default_factory=list)  # before each token; whether the closer took a part
-
-    @property
-    def plan(self) -> bytes:
-        return self.lead + self.closer.plan
+    completer: Completer
+    tokenization: ShortestTokenization
+    prefix: bytes
+    _prefixes: list[tuple[bytes, bool]] = field(default_factory=list)  # before each token; whether the form got a part
 
     @property
-    def needed(self) -> int:
-        return self.spelling.fewest(self.plan) if self.closer.needed < UNWRITABLE else UNWRITABLE
+    def completion(self) -> bytes:
+        return self.prefix + self.completer.completion
 
-    def roomy(self, budget: int) -> bool:
-        return self.closer.roomy(budget - len(self.lead))
+    @property
+    def tokens_needed(self) -> int:
+        return (
+            self.tokenization.fewest_tokens(self.completion)
+            if self.completer.tokens_needed < UNWRITABLE
+            else UNWRITABLE
+        )
 
-    def within(self, mask: Mask, budget: int) -> tuple[Mask, bool]:
-        if not self.lead:
-            return self.closer.within(mask, budget)
-        if self.roomy(budget):
+    def fits_all(self, budget: int) -> bool:
+        return self.completer.fits_all(budget - len(self.prefix))
+
+    def restrict(self, mask: Mask, budget: int) -> tuple[Mask, bool]:
+        if not self.prefix:
+            return self.completer.restrict(mask, budget)
+        if self.fits_all(budget):
             return mask, True
-        vocabulary = self.spelling.vocabulary
+        vocabulary = self.tokenization.vocabulary
         ids = members(mask)
-        texts = {vocabulary.tokens[i] for i in ids[:CHECKED].tolist()} | {self.spelling.first(self.plan)}
-        fitting = [i for text in texts if self.needed_after(text) <= budget for i in vocabulary.ids_of[text]]
+        texts = {vocabulary.tokens[i] for i in ids[:CHECKED].tolist()} | {
+            self.tokenization.first_token(self.completion)
+        }
+        fitting = [i for text in texts if self.tokens_needed_after(text) <= budget for i in vocabulary.ids_of[text]]
         return mask_of(fitting, vocabulary.size) & mask, len(ids) <= CHECKED
 
-    def needed_after(self, text: bytes) -> int:
-        if self.lead.startswith(text):
-            return self.spelling.fewest(self.lead[len(text) :] + self.closer.plan)
-        if not text.startswith(self.lead):
+    def tokens_needed_after(self, text: bytes) -> int:
+        if self.prefix.startswith(text):
+            return self.tokenization.fewest_tokens(self.prefix[len(text) :] + self.completer.completion)
+        if not text.startswith(self.prefix):
             return UNWRITABLE
-        return self.closer.needed_after(text[len(self.lead) :])
+        return self.completer.tokens_needed_after(text[len(self.prefix) :])
 
-    def take(self, text: bytes) -> None:
-        rest = text[len(self.lead) :]
-        self._leads.append((self.lead, bool(rest)))
-        self.lead = self.lead[len(text) :]
+    def advance(self, text: bytes) -> None:
+        rest = text[len(self.prefix) :]
+        self._prefixes.append((self.prefix, bool(rest)))
+        self.prefix = self.prefix[len(text) :]
         if rest:
-            self.closer.take(rest)
+            self.completer.advance(rest)
 
-    def undo(self, n: int) -> None:
+    def rollback(self, n: int) -> None:
         for _ in range(n):
-            self.lead, took = self._leads.pop()
-            if took:
-                self.closer.undo(1)
+            self.prefix, in_form = self._prefixes.pop()
+            if in_form:
+                self.completer.rollback(1)
 
-    def fork(self) -> LedCloser:
-        return LedCloser(self.closer.fork(), self.spelling, self.lead, self._leads.copy())
+    def fork(self) -> PrefixedCompleter:
+        return PrefixedCompleter(self.completer.fork(), self.tokenization, self.prefix, self._prefixes.copy())

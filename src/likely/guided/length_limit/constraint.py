@@ -17,34 +17,40 @@ from likely.errors import ConstraintError
 from likely.guided.engines.automaton import ByteAutomaton
 from likely.guided.engines.llguidance import LLGuidance, LLGuidanceConstraint
 from likely.guided.engines.reference import Reference
-from likely.guided.length_limit.completers import AutomatonCloser, Closer, Habits, LedCloser, MatcherCloser
-from likely.guided.length_limit.spelling import UNWRITABLE, Spelling
+from likely.guided.length_limit.completers import (
+    AutomatonCompleter,
+    Completer,
+    CompletionBounds,
+    MatcherCompleter,
+    PrefixedCompleter,
+)
+from likely.guided.length_limit.tokenization import UNWRITABLE, ShortestTokenization
 from likely.guided.settings import Form
 from likely.guided.vocabulary import Vocabulary, byte_vocabulary
 
-LARGEST = 2000  # states of an automaton that is built for closing
+LARGEST = 2000  # states of an automaton that is built for the distances
 MOST_LETTERS = 20_000  # of all choices together, for an automaton of them
-Compiled = Callable[[LLGuidance], LLGuidanceConstraint]
+CompileForm = Callable[[LLGuidance], LLGuidanceConstraint]
 
 
 @dataclass(eq=False)
-class Closing:
+class LengthLimit:
     """`inner`, without the tokens after which the text could not be completed within the budget.
 
-    Where `allowed` gets no `remaining` nothing is left out; nor far from the end, where `permits` has the last
+    Where `allowed` gets no `remaining` nothing is left out; nor far from the limit, where `permits` has the last
     word.  The end token needs no room: a text that is whole when the budget is used up is whole.  Where too many tokens
-    would have to be looked at some are left out unseen, and `approximate` says so.
+    would have to be checked some are left out unchecked, and `approximate` says so.
     """
 
     inner: Constraint
-    closer: Closer
+    completer: Completer
     end_ids: frozenset[int]
     text_mask: Mask
     tokens: tuple[bytes, ...]
     taken: int = 0
     ended: bool = False
     cut: bool = False
-    _room: int | None = None  # since `allowed` was asked: tokens that may follow the next one
+    _room: int | None = None  # since the last `allowed`: tokens that may follow the next one
 
     @property
     def vocab_size(self) -> int:
@@ -67,29 +73,33 @@ class Closing:
         self._room = None if remaining is None else remaining - 1
         if remaining is None or self.ended:
             return mask
-        needed = self.closer.needed
+        needed = self.completer.tokens_needed
         if needed > remaining and not self.taken:
             raise ConstraintError(
-                f"max_tokens is {remaining}, but the shortest completion of the form that was found takes {needed} "
+                f"max_tokens is {remaining}, but the shortest known completion of the form takes {needed} "
                 f"tokens: give at least that many, or close_on_budget=False"
             )
-        kept, exact = self.closer.within(mask & self.text_mask, remaining - 1)
+        kept, exact = self.completer.restrict(mask & self.text_mask, remaining - 1)
         kept = kept | (mask & ~self.text_mask)
-        if not kept.any():  # the budget was overdrawn, which only beams and drawn drafts can do: they ask no `permits`
+        if not kept.any():  # the budget is exceeded, which only beams and sampled drafts can do: they skip `permits`
             self._room = None
             return mask
         self.cut |= not exact
         return kept
 
-    def led_by(self, lead: bytes, inner: Constraint, spelling: Spelling) -> Closing:
-        """For a text that begins with `lead`, before the form; `inner` holds both."""
-        return replace(self, inner=inner, closer=LedCloser(self.closer.fork(), spelling, lead))
+    def after_prefix(self, prefix: bytes, inner: Constraint, tokenization: ShortestTokenization) -> LengthLimit:
+        """For a text that begins with `prefix`, before the form; `inner` holds both."""
+        return replace(self, inner=inner, completer=PrefixedCompleter(self.completer.fork(), tokenization, prefix))
 
     def permits(self, token: int) -> bool:
-        """After `allowed(remaining)` this looks at the token itself, also where the mask holds it unseen."""
+        """After `allowed(remaining)` this checks the token itself, also where the mask holds it unchecked."""
         if not self.inner.permits(token):
             return False
-        if self._room is None or token in self.end_ids or self.closer.needed_after(self.tokens[token]) <= self._room:
+        if (
+            self._room is None
+            or token in self.end_ids
+            or self.completer.tokens_needed_after(self.tokens[token]) <= self._room
+        ):
             return True
         self.cut = True
         return False
@@ -101,15 +111,15 @@ class Closing:
         if token in self.end_ids:
             self.ended = True
         else:
-            self.closer.take(self.tokens[token])
+            self.completer.advance(self.tokens[token])
 
     def forced(self) -> list[int]:
         return self.inner.forced()
 
-    def fork(self) -> Closing:
-        return Closing(
+    def fork(self) -> LengthLimit:
+        return LengthLimit(
             self.inner.fork(),
-            self.closer.fork(),
+            self.completer.fork(),
             self.end_ids,
             self.text_mask,
             self.tokens,
@@ -124,30 +134,30 @@ class Closing:
         self._room = None
         if n and self.ended:
             self.ended, n = False, n - 1
-        self.closer.undo(n)
+        self.completer.rollback(n)
 
     def ready(self, wait: bool = False) -> bool:
         return self.inner.ready(wait)
 
 
-class Closers:
-    """Makes closers for the forms of one vocabulary; what they share is made once."""
+class LengthLimiter:
+    """Limits the forms of one vocabulary; what they share is made once."""
 
     def __init__(self, vocabulary: Vocabulary, reference: Reference):
-        self.vocabulary, self.reference, self.spelling = vocabulary, reference, Spelling(vocabulary)
+        self.vocabulary, self.reference, self.tokenization = vocabulary, reference, ShortestTokenization(vocabulary)
 
-    def closing(self, inner: Constraint, form: Form, compiled: Compiled) -> Constraint:
-        """`inner` held within budgets; as it is where no completion of the form is found at all.
+    def limit(self, inner: Constraint, form: Form, compile_form: CompileForm) -> Constraint:
+        """`inner` within budgets; as it is where no completion of the form is found at all.
 
-        compiled  the form in a given engine of llguidance
+        compile_form  the form in a given engine of llguidance
         """
-        closer = self._of(form, compiled)
-        if closer.needed >= UNWRITABLE:
+        completer = self._completer(form, compile_form)
+        if completer.tokens_needed >= UNWRITABLE:
             return inner
         vocabulary = self.vocabulary
-        return Closing(inner, closer, vocabulary.end_ids, vocabulary.text_mask, vocabulary.tokens)
+        return LengthLimit(inner, completer, vocabulary.end_ids, vocabulary.text_mask, vocabulary.tokens)
 
-    def _of(self, form: Form, compiled: Compiled) -> Closer:
+    def _completer(self, form: Form, compile_form: CompileForm) -> Completer:
         automaton = None
         if form.kind == "choices" and sum(len(c.encode()) for c in form.source) <= MOST_LETTERS:
             automaton = ByteAutomaton.of_texts(form.source)
@@ -155,12 +165,12 @@ class Closers:
             with contextlib.suppress(ConstraintError):  # too large, or syntax that the other engine takes
                 automaton = ByteAutomaton.of_regex(form.source, max_states=LARGEST)
         if automaton is not None:
-            return AutomatonCloser(self.reference.steps(automaton), self.spelling)
-        matcher = compiled(self._bytes).matcher
-        closer = MatcherCloser(matcher, self.spelling, Habits(0), self.spelling.usable)
-        growth = self._growth(form, closer.needed)
-        closer.habits = Habits(growth, self._in_strings if form.kind == "schema" else None)
-        return closer
+            return AutomatonCompleter(self.reference.steps(automaton), self.tokenization)
+        matcher = compile_form(self._bytes).matcher
+        completer = MatcherCompleter(matcher, self.tokenization, CompletionBounds(0), self.tokenization.usable)
+        growth = self._growth(form, completer.tokens_needed)
+        completer.bounds = CompletionBounds(growth, self._in_strings if form.kind == "schema" else None)
+        return completer
 
     @cached_property
     def _bytes(self) -> LLGuidance:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-LONGEST_PLAN = 2000  # bytes
+LONGEST_COMPLETION = 2000  # bytes
 SEARCHED = 400  # states
 
 
@@ -20,7 +20,7 @@ def find_completion(matcher: Any, usable: np.ndarray) -> bytes | None:
     for attempt in (lambda: _greedy(matcher, usable, 256), lambda: search_completion(matcher, usable)):
         if (found := attempt()) is not None:
             return found
-    return _greedy(matcher, usable, LONGEST_PLAN)
+    return _greedy(matcher, usable, LONGEST_COMPLETION)
 
 
 def _greedy(matcher: Any, usable: np.ndarray, longest: int) -> bytes | None:
@@ -59,7 +59,7 @@ def search_completion(matcher: Any, usable: np.ndarray) -> bytes | None:
 
 
 def _steps(matcher: Any, usable: np.ndarray) -> list[bytes]:
-    """What may come next, the most closing first: what is forced, else single bytes; in free text only one.
+    """What may come next, those that end it soonest first: what is forced, else single bytes; in free text only one.
 
     Inside free text the closing quote comes first, elsewhere closing brackets; opening brackets come last.
     """

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from likely.decoding.constraint import Constraint
 from likely.errors import ConstraintError
-from likely.guided.combinators import Or as Either
+from likely.guided.combinators import AnyOf
 from likely.guided.engines.llguidance import LLGuidance
 from likely.guided.vocabulary import Vocabulary
 from likely.queries.where.counting import Counted, TokenCounts
@@ -96,7 +96,7 @@ class WhereCompiler:
             if isinstance(node.right, Const) and isinstance(node.right.value, int):
                 value = node.right.value  # !=
                 sides = [(value + 1, None)] if value <= 0 else [(0, value - 1), (value + 1, None)]
-                return Either(*(Counted(counts, self.vocabulary, max(0, low), high) for low, high in sides))
+                return AnyOf(*(Counted(counts, self.vocabulary, max(0, low), high) for low, high in sides))
         return Opaque(node, hole, self.vocabulary, peek)
 
     def _either(self, parts: Sequence[Node], hole: str, said: str, peek: Peek | None) -> Constraint:
@@ -107,7 +107,7 @@ class WhereCompiler:
                 found.append(all_of(self._all(part, hole, said, peek)))
         if not found:
             raise NoText(f"hole {hole}: no text fulfils where {said}")
-        return found[0] if len(found) == 1 else Either(*found)
+        return found[0] if len(found) == 1 else AnyOf(*found)
 
     def _regular(self, terminals: Sequence[str], hole: str, said: str) -> list[Constraint]:
         """One grammar of all; apart if together they are too large for the engine."""

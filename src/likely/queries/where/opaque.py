@@ -13,7 +13,7 @@ from functools import reduce
 import numpy as np
 
 from likely.decoding.constraint import ConstraintViolation, Mask, contains, mask_of, members, no_tokens
-from likely.guided.combinators import And
+from likely.guided.combinators import AllOf
 from likely.guided.vocabulary import Vocabulary
 from likely.queries.where.final import FIN, Partial, evaluate
 from likely.queries.where.nodes import Node
@@ -148,7 +148,7 @@ class Opaque:
         return True
 
 
-class Tiers(And):
+class Tiers(AllOf):
     """All parts of a clause; opaque ones come last, and try only what the others allow."""
 
     def allowed(self, remaining: int | None = None) -> Mask:

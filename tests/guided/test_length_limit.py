@@ -10,8 +10,8 @@ from likely.decoding.constraint import contains, members
 from likely.errors import ConstraintError
 from likely.guided.form import make_form
 from likely.guided.guide import Guide
-from likely.guided.length_limit.constraint import Closing
-from likely.guided.length_limit.spelling import UNWRITABLE, Spelling
+from likely.guided.length_limit.constraint import LengthLimit
+from likely.guided.length_limit.tokenization import UNWRITABLE, ShortestTokenization
 from likely.guided.settings import FormSettings
 
 pytest.importorskip("llguidance")
@@ -43,9 +43,9 @@ FORMS = [
 ]
 
 
-def closing(form, guide=GUIDE) -> Closing:
+def limited(form, guide=GUIDE) -> LengthLimit:
     constraint = guide.constraint(form)
-    assert isinstance(constraint, Closing)
+    assert isinstance(constraint, LengthLimit)
     return constraint
 
 
@@ -72,9 +72,9 @@ def write(constraint, vocabulary, budget, love, rng, late=True):
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f"{f.kind} {str(f.source)[:30]}")
 def test_every_budget_from_the_shortest_completion_upward_is_enough(form, love):
     rng = np.random.default_rng(0)
-    shortest = closing(form).closer.needed
+    shortest = limited(form).completer.tokens_needed
     for budget in [max(1, shortest), *(shortest + n for n in (1, 2, 3, 4, 5, 7, 9, 12, 16, 23, 40))]:
-        constraint = closing(form)
+        constraint = limited(form)
         tokens = write(constraint, GUIDE.vocabulary, budget, LOVES[love], rng)
         assert constraint.accepting, GUIDE.vocabulary.text(tokens)
         if form.kind == "schema":
@@ -109,10 +109,10 @@ def random_schema(rng, depth=0, inside=False):
 def test_random_schemas_are_always_completed(seed, late):
     rng = np.random.default_rng(seed)
     form = make_form(schema=random_schema(rng))
-    shortest = closing(form).closer.needed
+    shortest = limited(form).completer.tokens_needed
     for extra in (0, 1, 2, 4, 8, 20, 45) if shortest < 100 else (0, 3):
         love = list(LOVES.values())[int(rng.integers(len(LOVES)))]
-        constraint = closing(form)
+        constraint = limited(form)
         tokens = write(constraint, GUIDE.vocabulary, max(1, shortest + extra), love, rng, late)
         assert constraint.accepting, GUIDE.vocabulary.text(tokens)
         json.loads(GUIDE.vocabulary.text(tokens))
@@ -120,14 +120,14 @@ def test_random_schemas_are_always_completed(seed, late):
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f"{f.kind} {str(f.source)[:30]}")
 def test_too_small_a_budget_is_an_error_that_says_how_many(form):
-    shortest = closing(form).closer.needed
+    shortest = limited(form).completer.tokens_needed
     if shortest < 2:
         pytest.skip("nothing smaller")
     with pytest.raises(ConstraintError, match=f"takes {shortest} tokens"):
-        closing(form).allowed(shortest - 1)
+        limited(form).allowed(shortest - 1)
 
 
-def test_without_closing_texts_are_cut():
+def test_without_the_limit_texts_are_cut():
     """The negative control: what the tests above would say of the bare constraint."""
     form = make_form(regex=r"\"[^\"]*\"", settings=FormSettings(close_on_budget=False))
     constraint = GUIDE.constraint(form)
@@ -137,7 +137,7 @@ def test_without_closing_texts_are_cut():
 
 def test_far_from_the_end_nothing_is_left_out():
     for form in FORMS:
-        constraint = closing(form)
+        constraint = limited(form)
         np.testing.assert_array_equal(constraint.allowed(5000), constraint.inner.allowed())
         assert not constraint.approximate
 
@@ -156,9 +156,9 @@ def brute_needed(automaton, vocabulary, state, most):
 def test_regex_masks_leave_out_exactly_what_cannot_be_completed(regex):
     """Where the shortest completion in bytes is the shortest in tokens the sets are exact, by brute force."""
     vocabulary = of(b"a", b"b", b"c", b"ab", b"abc", b"bc", b"0", b"1", b"01", b"00")
-    constraint = closing(make_form(regex=regex), Guide(vocabulary))
-    automaton = constraint.closer.automaton
-    for budget in range(constraint.closer.needed, 9):
+    constraint = limited(make_form(regex=regex), Guide(vocabulary))
+    automaton = constraint.completer.automaton
+    for budget in range(constraint.completer.tokens_needed, 9):
         if budget:
             mask = constraint.allowed(budget)
             for text, ids in vocabulary.ids_of.items():
@@ -171,9 +171,9 @@ def test_the_mask_is_a_function_of_text_and_budget():
     """Asked or not before, forked, rolled back, on another path in between: the same set."""
     rng = np.random.default_rng(3)
     for form in FORMS:
-        tokens = write(closing(form), GUIDE.vocabulary, 20, b"", rng)
+        tokens = write(limited(form), GUIDE.vocabulary, 20, b"", rng)
         tokens = [t for t in tokens if t not in GUIDE.vocabulary.end_ids]
-        asked, silent = closing(form), closing(form)
+        asked, silent = limited(form), limited(form)
         for n, token in enumerate(tokens):
             asked.allowed(20 - n)
             fork = asked.fork()
@@ -190,12 +190,12 @@ def test_the_mask_is_a_function_of_text_and_budget():
 
 def test_a_form_whose_completion_is_not_found_is_not_closed():
     form = make_form(grammar='start: "a" start "b" | /[xy]{5000}/')
-    assert not isinstance(GUIDE.constraint(form), Closing)
+    assert not isinstance(GUIDE.constraint(form), LengthLimit)
 
 
 def test_spelling_is_the_fewest_and_shrinks_by_one_with_its_first_token():
     vocabulary = of(b"a", b"ab", b"abc", b"bc", b"c", b"b", b"cab")
-    spelling = Spelling(vocabulary)
+    spelling = ShortestTokenization(vocabulary)
 
     def slow(text):
         if not text:
@@ -205,12 +205,12 @@ def test_spelling_is_the_fewest_and_shrinks_by_one_with_its_first_token():
     rng = np.random.default_rng(0)
     for _ in range(60):
         text = bytes(rng.choice(list(b"abc"), int(rng.integers(0, 9))).tolist())
-        assert spelling.fewest(text) == slow(text)
+        assert spelling.fewest_tokens(text) == slow(text)
         if text:
-            assert spelling.fewest(text[len(spelling.first(text)) :]) == slow(text) - 1
-    assert spelling.fewest(b"ad") >= UNWRITABLE
+            assert spelling.fewest_tokens(text[len(spelling.first_token(text)) :]) == slow(text) - 1
+    assert spelling.fewest_tokens(b"ad") >= UNWRITABLE
     with pytest.raises(ValueError, match="no tokens"):
-        spelling.first(b"d")
+        spelling.first_token(b"d")
 
 
 def test_bytes_that_no_token_writes_are_not_planned_with():
@@ -221,5 +221,5 @@ def test_bytes_that_no_token_writes_are_not_planned_with():
         "required": ["a"],
         "additionalProperties": False,
     }
-    constraint = closing(make_form(schema=schema), Guide(vocabulary))
-    assert json.loads(constraint.closer.plan) == {"a": 1}
+    constraint = limited(make_form(schema=schema), Guide(vocabulary))
+    assert json.loads(constraint.completer.completion) == {"a": 1}

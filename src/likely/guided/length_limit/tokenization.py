@@ -9,26 +9,26 @@ from likely.guided.vocabulary import Vocabulary
 
 UNWRITABLE = 2**30
 KEPT = 20_000  # texts remembered
-SHORT = 256  # bytes of a text whose every end is remembered
+SHORT = 256  # bytes of a text whose every suffix is remembered
 
 
-class Spelling:
-    """Counts by dynamic programming from the end; what is known of a text holds for each of its ends, too."""
+class ShortestTokenization:
+    """Counts by dynamic programming from the end; what is known of a text holds for each of its suffixes, too."""
 
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
         self._known: dict[bytes, int] = {b"": 0}
-        self._long: tuple[bytes, list[int]] = (b"", [0])  # the last long text, and the count of each of its ends
+        self._long: tuple[bytes, list[int]] = (b"", [0])  # the last long text, and the count of each of its suffixes
 
     @property
     def usable(self) -> NDArray[np.bool_]:
         """(256,) bytes that some token writes alone."""
         return np.array([bytes([b]) in self.vocabulary.ids_of for b in range(256)])
 
-    def fewest(self, text: bytes) -> int:
+    def fewest_tokens(self, text: bytes) -> int:
         """Number of tokens, UNWRITABLE if no tokens write this text.
 
-        If token t begins a shortest spelling, fewest(text after t) = fewest(text) - 1.
+        If token t begins a shortest tokenization, fewest_tokens(text after t) = fewest_tokens(text) - 1.
         """
         if len(text) > SHORT:
             return self._of_long(text)
@@ -56,10 +56,10 @@ class Spelling:
             self._long = text, counts
         return min(counts[len(text)], UNWRITABLE)
 
-    def first(self, text: bytes) -> bytes:
-        """The first token's text of a shortest spelling; the longest of several."""
-        total = self.fewest(text)
+    def first_token(self, text: bytes) -> bytes:
+        """The bytes of the first token of a shortest tokenization; the longest of several."""
+        total = self.fewest_tokens(text)
         for n in range(min(self.vocabulary.longest, len(text)), 0, -1):
-            if text[:n] in self.vocabulary.ids_of and self.fewest(text[n:]) == total - 1:
+            if text[:n] in self.vocabulary.ids_of and self.fewest_tokens(text[n:]) == total - 1:
                 return text[:n]
         raise ValueError(f"no tokens write {text[:40]!r}")
