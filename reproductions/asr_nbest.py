@@ -45,8 +45,7 @@ from likely.evidence.study import (
     write_result,
 )
 from likely.io.hashes import cache_dir, file_sha256
-from likely.metrics.bootstrap import interval
-from likely.metrics.intervals import bootstrap_ratio
+from likely.metrics.bootstrap import bootstrap_ratio, interval
 from likely.prompting.speech.intent import SpokenIntentClassifier, training_pairs
 from likely.prompting.speech.nbest import NBest, SpokenTask, Style
 from likely.prompting.speech.rover import oracle_word_error_rate, word_errors

@@ -27,7 +27,7 @@ import numpy as np
 from batch_recorded import Recorded
 
 import likely
-from likely.bench.timing import interleaved, interval, speedup
+from likely.bench.timing import interleaved, speedup
 from likely.data import datasets
 from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.drafting.protocol import DraftSource
@@ -46,6 +46,7 @@ from likely.evidence.study import (
     verdict_of,
     write_result,
 )
+from likely.metrics.bootstrap import median_interval
 from likely.metrics.intervals import wilson
 from likely.models.catalog import known_model
 from likely.runtimes.machine import cores
@@ -289,7 +290,7 @@ def realignment(
             seconds = list(rounds_of(runtime, batch, context, size.rounds))
             runtime.shutdown()
             share = [part / whole for whole, part in seconds]
-            low, high = interval(share)
+            low, high = median_interval(share)
             subject = f"{kind}, B={batch}, {name}, {context} tokens of context"
             shares[kind, batch] = float(np.median(share))
             figures.append(
@@ -297,7 +298,7 @@ def realignment(
                        unit="share of a round's time", n=len(share), of="rounds", low=low, high=high)
             )  # fmt: skip
             whole = [whole * 1000 for whole, _ in seconds]
-            low, high = interval(whole)
+            low, high = median_interval(whole)
             figures.append(
                 Figure(subject=subject, quantity="time of a round", value=float(np.median(whole)), unit="ms",
                        n=len(whole), of="rounds", low=low, high=high)
@@ -349,7 +350,7 @@ def throughput(
     figures = []
     for name, timing in timings.items():
         rates = [emitted[name] / s for s in timing.seconds]
-        low, high = interval(rates)
+        low, high = median_interval(rates)
         figures.append(
             Figure(subject=name, quantity="throughput, bf16", value=float(np.median(rates)), unit="tokens per second",
                    n=len(rates), of="rounds", low=low, high=high)

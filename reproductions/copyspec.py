@@ -38,7 +38,7 @@ from likely.evidence.study import (
     write_result,
 )
 from likely.io.hashes import file_sha256
-from likely.metrics.intervals import bootstrap_ratio
+from likely.metrics.bootstrap import bootstrap_ratio
 from likely.models.catalog import find_model, known_model
 
 Render = Callable[[list[dict[str, str]]], list[int]]

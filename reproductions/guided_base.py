@@ -41,7 +41,8 @@ from likely.evidence.study import (
 )
 from likely.guided.form import FormSettings, make_form
 from likely.io.whole_file import write_whole_file
-from likely.metrics.intervals import bootstrap_ratio, wilson
+from likely.metrics.bootstrap import bootstrap_ratio
+from likely.metrics.intervals import wilson
 from likely.runtimes.machine import cores
 
 MODELS = ("smollm2", "gemma3")

@@ -38,7 +38,8 @@ from likely.evidence.study import (
     verdict_of,
     write_result,
 )
-from likely.metrics.intervals import bootstrap_ratio, wilson
+from likely.metrics.bootstrap import bootstrap_ratio
+from likely.metrics.intervals import wilson
 from likely.queries import ActionError, Cost, Lookup, calculate, query
 from likely.queries.session import Session, Settings
 from likely.queries.text import Segment

@@ -45,7 +45,8 @@ from likely.evidence.study import (
     write_result,
 )
 from likely.io.hashes import cache_dir, file_sha256
-from likely.metrics.intervals import bootstrap_ratio, wilson
+from likely.metrics.bootstrap import bootstrap_ratio
+from likely.metrics.intervals import wilson
 from likely.models.catalog import find_model, known_model
 from likely.tokenizers.protocol import decode
 

@@ -40,9 +40,8 @@ from likely.evidence.study import (
     write_result,
 )
 from likely.metrics.bins import top_label_ece
-from likely.metrics.bootstrap import interval
+from likely.metrics.bootstrap import bootstrap_ratio, interval
 from likely.metrics.checks import softmax
-from likely.metrics.intervals import bootstrap_ratio
 from likely.metrics.ranking import auroc
 from likely.uncertainty.split_point.classifier import SplitPointClassifier
 from likely.uncertainty.split_point.heads import Training, fit_base, fit_network, pinball_loss, sides_loss

@@ -42,7 +42,7 @@ from likely.evidence.study import (
     verdict_of,
     write_result,
 )
-from likely.metrics.intervals import bootstrap_ratio
+from likely.metrics.bootstrap import bootstrap_ratio
 
 FILES = (
     ("text-to-sql", "questions.jsonl.gz"),

@@ -45,7 +45,7 @@ from likely.evidence.study import (
 )
 from likely.guided.contrast import PRESETS, Contrast, contrasted, jensen_shannon
 from likely.guided.gate import CollisionGate, root_collision
-from likely.metrics.intervals import bootstrap_ratio
+from likely.metrics.bootstrap import bootstrap_ratio
 from likely.runtimes.protocol import Want, Work
 from likely.runtimes.rows import log_softmax
 

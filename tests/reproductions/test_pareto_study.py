@@ -16,7 +16,7 @@ import likely
 from likely.evidence.study import Source
 from likely.weak_supervision.harmonizer import Harmonizer
 from likely.weak_supervision.labelling_rules import LabelingFunction
-from likely.weak_supervision.reask import Example, LabelTask
+from likely.weak_supervision.reasking import Example, LabelTask
 
 pytest.importorskip("torch")
 FOLDER = Path(__file__).parents[2] / "reproductions"
