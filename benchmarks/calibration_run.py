@@ -20,7 +20,7 @@ import protocol
 import likely
 from likely.calibration.calibrator import fit_calibrator
 from likely.calibration.labelled import read_labelled
-from likely.metrics.report import report
+from likely.metrics.summary import report
 from likely.runtimes.machine import cores
 from likely.scoring.choices import score_choices
 

@@ -22,12 +22,12 @@ import numpy as np
 import protocol
 
 import likely
-from likely.bench.timing import interval
 from likely.data import load_records
 from likely.decoding.accept import matched_walk
 from likely.decoding.drafting.lookup import CopySource, PromptLookup
 from likely.decoding.drafting.protocol import Draft, Drafter, DraftSource, SamplingContext
 from likely.decoding.drafting.suffix.drafter import SuffixMemory
+from likely.metrics.bootstrap import median_interval
 
 Task = tuple[list[int], list[int]]  # prompt, answer
 SIZES = (10_000, 100_000, 1_000_000)
@@ -185,7 +185,7 @@ def summary(rounds: list[Times]) -> dict[str, Any]:
             continue
         means, together = [float(np.mean(values)) for values in each], np.concatenate(each)
         found[f"{name}_us"] = float(np.median(means))
-        found[f"{name}_us_interval"] = interval(means)
+        found[f"{name}_us_interval"] = median_interval(means)
         found[f"{name}_us_median"], found[f"{name}_us_p99"] = (float(q) for q in np.quantile(together, [0.5, 0.99]))
     return found
 

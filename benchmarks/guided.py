@@ -26,7 +26,8 @@ import guided_parts
 import protocol
 
 import likely
-from likely.metrics.intervals import bootstrap_ratio, wilson
+from likely.metrics.bootstrap import bootstrap_ratio
+from likely.metrics.intervals import wilson
 from likely.models.catalog import find_model
 from likely.models.convert import convert
 from likely.runtimes.machine import cores

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 import likely
-from likely.bench.timing import interval
 from likely.decoding.constraint import Mask, log_mass, only, unpack
 from likely.decoding.sampling import Sampling, pick
 from likely.guided.engines.llguidance import LLGuidanceConstraint
 from likely.guided.form import make_form
 from likely.guided.settings import FormSettings
+from likely.metrics.bootstrap import median_interval
 from likely.runtimes.rows import logsumexp
 
 SCHEMA = {
@@ -84,7 +84,7 @@ def parts(lm: likely.Model, *, times: int) -> list[dict[str, Any]]:
             "part": part,
             "vocab_size": vocab_size,
             "median_us": float(np.median(v)),
-            "interval_us": interval(v),
+            "interval_us": median_interval(v),
             "n": len(v),
         }
         for part, v in taken.items()

@@ -26,7 +26,6 @@ import numpy as np
 import protocol
 
 import likely
-from likely.bench.timing import interval
 from likely.guided.engines.llguidance import LLGuidance
 from likely.guided.json_schema.document import Document
 from likely.guided.json_schema.form import schema_form
@@ -34,6 +33,7 @@ from likely.guided.json_schema.report import preflight
 from likely.guided.json_schema.validator import Validator
 from likely.guided.settings import FormSettings
 from likely.guided.vocabulary import Vocabulary
+from likely.metrics.bootstrap import median_interval
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reproductions"))
 import schema_backends
@@ -118,9 +118,9 @@ def cell(rounds: list[Times], setup_s: float) -> dict[str, Any]:
     masks = np.concatenate([times.mask for times in rounds])
     return {
         "mask_us_median": float(np.median(masks)),
-        "mask_us_median_interval": interval([float(np.median(times.mask)) for times in rounds]),
+        "mask_us_median_interval": median_interval([float(np.median(times.mask)) for times in rounds]),
         "mask_us_mean": float(masks.mean()),
-        "mask_us_mean_interval": interval([float(np.mean(times.mask)) for times in rounds]),
+        "mask_us_mean_interval": median_interval([float(np.mean(times.mask)) for times in rounds]),
         "mask_us_p99": float(np.quantile(masks, 0.99)),
         "mask_us_max": float(masks.max()),
         "take_us_median": float(np.median(np.concatenate([times.take for times in rounds]))),

@@ -30,7 +30,7 @@ import numpy as np
 import protocol
 from native_bakeoff_tables import CAPACITY, Shape
 
-from likely.bench.timing import interval
+from likely.metrics.bootstrap import median_interval
 from likely.runtimes.machine import cores
 
 POSITIONS = (1, 4, 16, 64)
@@ -472,7 +472,7 @@ def quiet_rounds(done: Sequence[tuple[float, dict[str, float]]]) -> int:
 
 
 def summary(seconds: Sequence[float]) -> dict[str, Any]:
-    low, high = interval(seconds)
+    low, high = median_interval(seconds)
     return {
         "median_ms": 1e3 * float(np.median(seconds)), "low_ms": 1e3 * low, "high_ms": 1e3 * high,
         "least_ms": 1e3 * min(seconds), "most_ms": 1e3 * max(seconds), "rounds": len(seconds),

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 import likely
 from likely.data import find_set, load_records
 from likely.errors import LikelyError
-from likely.metrics.intervals import bootstrap_ratio
+from likely.metrics.bootstrap import bootstrap_ratio
 from likely.models.catalog import find_model
 from likely.models.convert import FILE_TYPE, convert
 from likely.runtimes.machine import cores, machine

@@ -23,7 +23,9 @@ import protocol
 import likely
 from likely.bench.timing import interleaved, speedup
 from likely.runtimes.machine import cores
-from likely.uncertainty.plan import Plan, estimate, gather, needs_of
+from likely.uncertainty.plan import GatherPlan
+from likely.uncertainty.planner import gather
+from likely.uncertainty.table import estimate, needs_of
 from likely.uncertainty.types import Gathered
 
 # each of its kind: what another one tells in other units (perplexity), what needs longer texts (stated confidence) and
@@ -54,7 +56,7 @@ def by_hand(lm: Any, prompts: Sequence[str], settings: dict[str, Any]) -> Values
     samples = gather(lm, prompts, needs=["samples"], **settings)
     beams = gather(lm, prompts, needs=["beams"], **settings)
     found = Gathered(greedy.prompts, greedy.greedy, samples.samples, beams.beams)
-    plan = Plan(needs_of(["p_true"]), samples=settings["samples"], max_tokens=settings["max_tokens"])
+    plan = GatherPlan(needs_of(["p_true"]), samples=settings["samples"], max_tokens=settings["max_tokens"])
     found = replace(found, extra={"p_true": _p_true(lm, found, plan)})
     return {name: u.values for name, u in estimate(found, ESTIMATORS).items()}
 

@@ -9,7 +9,7 @@ import time
 
 import protocol
 
-from likely.bench.timing import interval
+from likely.metrics.bootstrap import median_interval
 
 COMMAND = [sys.executable, "-c", "from likely.cli import main; main()"]
 
@@ -42,7 +42,7 @@ def main() -> None:
             ]
         else:
             times = [seconds(arguments, first_byte=first) for _ in range(rounds)]
-        low, high = interval(times)
+        low, high = median_interval(times)
         record[name] = {"median": sorted(times)[len(times) // 2], "low": low, "high": high, "rounds": rounds}
         print(f"{name}: {record[name]['median']:.3f} s [{low:.3f}, {high:.3f}]")
     protocol.write("startup", record, quick=options.quick)

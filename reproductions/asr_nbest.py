@@ -45,8 +45,7 @@ from likely.evidence import (
     run_study,
 )
 from likely.io.hashes import cache_dir, file_sha256
-from likely.metrics.bootstrap import interval
-from likely.metrics.intervals import bootstrap_ratio
+from likely.metrics.bootstrap import bootstrap_ratio, interval
 from likely.prompting.speech.intent import SpokenIntentClassifier, training_pairs
 from likely.prompting.speech.nbest import NBest, NBestStyle, SpokenTask
 from likely.prompting.speech.words import oracle_word_error_rate, word_errors

@@ -24,7 +24,7 @@ import numpy as np
 from batch_recorded import Recorded
 
 import likely
-from likely.bench.timing import interleaved, interval, speedup
+from likely.bench.timing import interleaved, speedup
 from likely.data import load_records
 from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.drafting.protocol import DraftSource
@@ -33,6 +33,7 @@ from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling
 from likely.decoding.scheduling import SameLength, by_prompt_length
 from likely.evidence import Check, Evidence, Figure, Source, arguments, conclude, data_sources, run_script, run_study
+from likely.metrics.bootstrap import median_interval
 from likely.metrics.intervals import wilson
 from likely.runtimes.protocol import Runtime, Want, Work
 from likely.runtimes.torch.aligned import GroupTorchRuntime, RectangleRow, RepadTorchRuntime
@@ -274,7 +275,7 @@ def realignment(
             seconds = list(rounds_of(runtime, batch, context, size.rounds))
             runtime.shutdown()
             share = [part / whole for whole, part in seconds]
-            low, high = interval(share)
+            low, high = median_interval(share)
             subject = f"{kind}, B={batch}, {name}, {context} tokens of context"
             shares[kind, batch] = float(np.median(share))
             figures.append(
@@ -282,7 +283,7 @@ def realignment(
                        unit="share of a round's time", n=len(share), of="rounds", low=low, high=high)
             )  # fmt: skip
             whole = [whole * 1000 for whole, _ in seconds]
-            low, high = interval(whole)
+            low, high = median_interval(whole)
             figures.append(
                 Figure(subject=subject, quantity="time of a round", value=float(np.median(whole)), unit="ms",
                        n=len(whole), of="rounds", low=low, high=high)
@@ -334,7 +335,7 @@ def throughput(
     figures = []
     for name, timing in timings.items():
         rates = [emitted[name] / s for s in timing.seconds]
-        low, high = interval(rates)
+        low, high = median_interval(rates)
         figures.append(
             Figure(subject=name, quantity="throughput, bf16", value=float(np.median(rates)), unit="tokens per second",
                    n=len(rates), of="rounds", low=low, high=high)

@@ -37,7 +37,7 @@ from likely.evidence import (
     run_script,
     run_study,
 )
-from likely.metrics.intervals import bootstrap_ratio
+from likely.metrics.bootstrap import bootstrap_ratio
 
 Render = Callable[[list[dict[str, str]]], list[int]]
 Encode = Callable[[str], list[int]]

@@ -34,12 +34,12 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 import likely
-from likely.bench.timing import interval
 from likely.data import load_records
 from likely.decoding.drafting.model.drafter import DraftModel
 from likely.decoding.drafting.trees.shapes import Chain
 from likely.evidence import run_script
 from likely.io.hashes import cache_dir, file_sha256
+from likely.metrics.bootstrap import median_interval
 from likely.metrics.intervals import wilson
 from likely.models.catalog import find_model, known_model
 from likely.runtimes.machine import cores
@@ -254,7 +254,7 @@ def describe(lm: likely.Model, draft: torch.nn.Module, held: Tokens, prompts: Se
     worth: dict[str, Any] = {"top1_agreement": same / n, "top1_interval": list(wilson(same, n)), "positions": n}
     if prompts:
         taus, identical = tokens_per_call(lm, draft, prompts)
-        low, high = interval(taus) if len(taus) > 1 else (taus[0], taus[0])
+        low, high = median_interval(taus) if len(taus) > 1 else (taus[0], taus[0])
         worth |= {
             "tokens_per_call": float(np.mean(taus)), "tokens_per_call_interval": [float(low), float(high)],
             "prompts": len(prompts), "identical_to_plain": identical,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 
 from likely.evidence import Check, Figure
-from likely.metrics.intervals import bootstrap_ratio
+from likely.metrics.bootstrap import bootstrap_ratio
 
 Floats = NDArray[np.float64]
 FILE = ("folktexts-results", "results_2024-08.csv.gz")

@@ -34,7 +34,8 @@ from likely.metrics.intervals import wilson
 from likely.metrics.ranking import auroc
 from likely.models.load import ModelInfo
 from likely.runtimes.toy import CharTokenizer
-from likely.uncertainty.plan import estimate, gather
+from likely.uncertainty.planner import gather
+from likely.uncertainty.table import estimate
 from likely.uncertainty.types import Gathered
 
 SAMPLES = 10

@@ -44,7 +44,8 @@ from likely.evidence import (
 from likely.guided.form import make_form
 from likely.guided.settings import FormSettings
 from likely.io.whole_file import write_whole_file
-from likely.metrics.intervals import bootstrap_ratio, wilson
+from likely.metrics.bootstrap import bootstrap_ratio
+from likely.metrics.intervals import wilson
 from likely.runtimes.machine import cores
 
 MODELS = ("smollm2", "gemma3")

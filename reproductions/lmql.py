@@ -37,7 +37,8 @@ from likely.evidence import (
     run_script,
     run_study,
 )
-from likely.metrics.intervals import bootstrap_ratio, wilson
+from likely.metrics.bootstrap import bootstrap_ratio
+from likely.metrics.intervals import wilson
 from likely.queries import ActionError, Cost, Lookup, calculate, query
 from likely.queries.session import Session, Settings
 from likely.queries.text import Segment

@@ -48,7 +48,8 @@ from likely.evidence import (
     run_study,
 )
 from likely.io.hashes import cache_dir, file_sha256
-from likely.metrics.intervals import bootstrap_ratio, wilson
+from likely.metrics.bootstrap import bootstrap_ratio
+from likely.metrics.intervals import wilson
 from likely.models.catalog import known_model
 from likely.tokenizers.protocol import decode
 

@@ -44,8 +44,8 @@ from likely.evidence import (
 from likely.io.hashes import cache_dir
 from likely.weak_supervision.harmonizer import Harmonizer
 from likely.weak_supervision.labelling_rules import LabelingFunction, Votes, read_rules
-from likely.weak_supervision.polar import risk_quality
-from likely.weak_supervision.reask import POLICIES, Example, LabelTask, budget_threshold, label_scores, reask
+from likely.weak_supervision.reasking import POLICIES, Example, LabelTask, budget_threshold, label_scores, reask
+from likely.weak_supervision.risk import risk_quality
 
 BUDGET, SAMPLES, RESAMPLES, CHUNK = 0.2, 10, 500, 32
 QUALITIES = (

@@ -29,9 +29,8 @@ from likely.calibration.recalibrators.scaling import Temperature
 from likely.data import load_records
 from likely.evidence import Check, Evidence, Figure, Source, arguments, conclude, data_sources, run_script, run_study
 from likely.metrics.bins import top_label_ece
-from likely.metrics.bootstrap import interval
+from likely.metrics.bootstrap import bootstrap_ratio, interval
 from likely.metrics.checks import softmax
-from likely.metrics.intervals import bootstrap_ratio
 from likely.metrics.ranking import auroc
 from likely.uncertainty.split_point.classifier import SplitPointClassifier
 from likely.uncertainty.split_point.heads import Training, fit_base, fit_network, pinball_loss, sides_loss

@@ -41,7 +41,7 @@ from likely.evidence import (
     run_script,
     run_study,
 )
-from likely.metrics.intervals import bootstrap_ratio
+from likely.metrics.bootstrap import bootstrap_ratio
 
 FILES = (
     ("text-to-sql", "questions.jsonl.gz"),

@@ -43,7 +43,7 @@ from likely.evidence import (
     run_study,
 )
 from likely.guided.contrast import PRESETS, CollisionGate, Contrast, contrasted, jensen_shannon, root_collision
-from likely.metrics.intervals import bootstrap_ratio
+from likely.metrics.bootstrap import bootstrap_ratio
 from likely.runtimes.protocol import Want, Work
 from likely.runtimes.rows import log_softmax
 

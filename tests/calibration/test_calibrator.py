@@ -13,9 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from likely.calibration.calibrator import Calibrator, binding, fit_calibrator
 from likely.calibration.labelled import Labelled
 from likely.calibration.recalibrators.answer import AnswerLogistic, features
-from likely.calibration.recalibrators.table import METHODS, inputs_of
+from likely.calibration.recalibrators.table import RECALIBRATORS
 from likely.calibration.store import find, keep, named, place
-from likely.calibration.threshold import gate
+from likely.calibration.threshold import abstention_rule
 from likely.errors import CapabilityError, DataError
 
 ORIGIN = {
@@ -69,9 +69,9 @@ def test_auto_takes_what_predicts_other_items_best():
     assert fit_calibrator(classes(), method="auto").recalibrator.name == "temperature"  # the truth is one
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "h"])
+@pytest.mark.parametrize("method", [m for m in RECALIBRATORS if m not in ("h", "answer")])
 def test_every_method_is_restored_from_its_file_to_the_bit(method, tmp_path):
-    wide = {"logits", "probs"} & set(inputs_of(method))
+    wide = {"logits", "probs"} & set(RECALIBRATORS[method].inputs)
     labelled = classes(1200)
     if not wide:
         labelled = Labelled("confidence", *labelled.outcomes(labelled.predictions()))
@@ -205,25 +205,25 @@ def held(confidence, correct):
 
 
 def test_at_least():
-    made = gate(held([0.95] * 50 + [0.5] * 50, [1] * 50 + [0] * 50), at_least=0.9)
-    assert made.passes(0.9) and not made.passes(0.89) and not made.passes(None)
+    made = abstention_rule(held([0.95] * 50 + [0.5] * 50, [1] * 50 + [0] * 50), at_least=0.9)
+    assert made.answers(0.9) and not made.answers(0.89) and not made.answers(None)
     # 50 of 50 right: (1 - p)^... the exact bound is delta^(1/50)
     assert f"{0.1 ** (1 / 50):.3f}" in made.guarantee and "50 reach 0.9" in made.guarantee
-    assert "nothing is known" in gate(held([0.5] * 40, [1] * 40), at_least=0.9).guarantee
+    assert "nothing is known" in abstention_rule(held([0.5] * 40, [1] * 40), at_least=0.9).guarantee
 
 
 def test_risk():
     rng = np.random.default_rng(0)
     confidence = rng.random(2000)
-    made = gate(held(confidence, (rng.random(2000) < confidence).astype(int)), risk=0.2)
+    made = abstention_rule(held(confidence, (rng.random(2000) < confidence).astype(int)), risk=0.2)
     assert 0.5 < made.threshold < 0.75  # E[1 - c | c >= t] = (1 - t) / 2 = .2 at t = .6
-    none = gate(held(confidence, np.zeros(2000, int)), risk=0.2)
-    assert none.threshold == np.inf and not none.passes(1.0) and "no threshold satisfies" in none.guarantee
+    none = abstention_rule(held(confidence, np.zeros(2000, int)), risk=0.2)
+    assert none.threshold == np.inf and not none.answers(1.0) and "no threshold satisfies" in none.guarantee
     assert none.to_dict()["threshold"] is None and none.why(0.5) == none.guarantee
     with pytest.raises(ValueError, match="one of"):
-        gate(held([0.5], [1]), risk=0.1, at_least=0.5)
+        abstention_rule(held([0.5], [1]), risk=0.1, at_least=0.5)
     with pytest.raises(ValueError, match=r"risk must lie between 0 and 1, got 5"):
-        gate(held([0.5], [1]), risk=5)
+        abstention_rule(held([0.5], [1]), risk=5)
 
 
 @pytest.mark.parametrize(
@@ -256,17 +256,17 @@ def test_a_deeply_nested_file_is_no_calibrator(tmp_path):
 def test_what_a_gate_says_is_never_rounded_to_certainty():
     sure = np.full(30_000, 0.9)
     made = Calibrator(AnswerLogistic(), "answer", sure, np.ones(30_000, np.int64))
-    told = gate(made, risk=0.0004, delta=0.001).guarantee
+    told = abstention_rule(made, risk=0.0004, delta=0.001).guarantee
     assert "at most 0.04 % of cases" in told and "99.9 % certainty" in told
-    assert gate(made, at_least=0.9000001).why(0.9) == "confidence 0.900000 is below 0.900000"
-    assert gate(made, at_least=0.9004).why(0.9) == "confidence 0.9000 is below 0.9004"
+    assert abstention_rule(made, at_least=0.9000001).why(0.9) == "confidence 0.900000 is below 0.900000"
+    assert abstention_rule(made, at_least=0.9004).why(0.9) == "confidence 0.9000 is below 0.9004"
 
 
 def test_the_number_of_items_that_it_takes_is_enough():
     def made(n):
         return Calibrator(AnswerLogistic(), "answer", np.linspace(0.9, 0.95, n), np.ones(n, np.int64))
 
-    told = gate(made(12), risk=0.2).guarantee
+    told = abstention_rule(made(12), risk=0.2).guarantee
     needed = int(told.split("(it takes ")[1].split()[0])
-    assert needed == 14 and gate(made(needed), risk=0.2).threshold < 1
-    assert np.isinf(gate(made(needed - 2), risk=0.2).threshold)
+    assert needed == 14 and abstention_rule(made(needed), risk=0.2).threshold < 1
+    assert np.isinf(abstention_rule(made(needed - 2), risk=0.2).threshold)

@@ -12,10 +12,10 @@ from likely.calibration.conformal.classification import ConformalSets
 from likely.calibration.labelled import read_labelled
 from likely.calibration.recalibrators.table import make
 from likely.calibration.selective import certified_threshold
-from likely.calibration.threshold import gate
+from likely.calibration.threshold import abstention_rule
 from likely.metrics.checks import softmax, top_label
 from likely.metrics.proper import nll
-from likely.metrics.report import report
+from likely.metrics.summary import report
 from likely.prompting.selection.answer_bias import CBM, pmi
 from likely.uncertainty.types import OptionScores
 
@@ -53,7 +53,7 @@ def test_one_file_of_scores_feeds_map_sets_and_threshold(cli, options, tmp_path,
     calibrator = Calibrator.load(target)
     assert np.array_equal(calibrator.predict(read_labelled(path)), probs)
     decided = certified_threshold(*top_label(probs[test], labels[test]), risk=0.2)
-    assert decided is not None and gate(calibrator, risk=0.2).threshold == decided.threshold
+    assert decided is not None and abstention_rule(calibrator, risk=0.2).threshold == decided.threshold
     sets = ConformalSets(alpha=0.2).fit(probs[test], labels[test])
     again = ConformalSets(alpha=0.2).fit(calibrator.predict(read_labelled(path))[test], labels[test])
     assert np.array_equal(sets.predict(probs[train]), again.predict(probs[train]))

@@ -7,7 +7,7 @@ import json
 import pytest
 from tiny_gguf import write_tiny_llama
 
-from likely.metrics.report import report
+from likely.metrics.summary import report
 
 
 @pytest.fixture(scope="module")

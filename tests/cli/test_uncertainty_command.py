@@ -44,7 +44,7 @@ def test_the_numbers_are_those_of_ask(cli, tiny):
 def test_every_estimator_of_a_file(cli, tiny, questions):
     done = cli("uncertainty", questions, "-m", tiny, *SETTINGS, "--method", "all")
     header, *records = done.lines
-    assert header["kind"] == "uncertainty" and header["sure_is"]["p_true"] == "high" and len(records) == 3
+    assert header["kind"] == "uncertainty" and header["higher_is"]["p_true"] == "more_certain" and len(records) == 3
     assert header["settings"]["methods"] == list(ESTIMATORS) and header["sha256"]
     assert records[1]["id"] == "d" and records[0]["reference"] == "mat" and records[2]["system"] == "be kind"
     for record in records:
@@ -97,7 +97,7 @@ def test_report_lines_hold_intervals(capsys):
     from likely.cli.verbs.confidence.uncertainty import _report
 
     records = [{"correct": int(i > 2), "uncertainty": {"g_nll": 10.0 - i, "csa": None if i else 0.3}} for i in range(8)]
-    header = {"settings": {"methods": ["g_nll", "csa"]}, "sure_is": {"g_nll": "low", "csa": "high"}}
+    header = {"settings": {"methods": ["g_nll", "csa"]}, "higher_is": {"g_nll": "less_certain", "csa": "more_certain"}}
     _report(records, header, "f.jsonl", False)
     out = capsys.readouterr().out
     assert "AUROC 1.000 [1.000, 1.000]  PRR 1.000" in out and "csa" in out and "AUROC undefined" in out

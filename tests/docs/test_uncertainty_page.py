@@ -27,7 +27,8 @@ def test_every_estimator_stands_in_the_table_with_its_direction_and_its_needs():
             wanted = ESTIMATORS[name].needs
             assert ("samples" in needs) == ("samples" in wanted or name == "p_true"), name
             assert ("beam" in needs) == ("beams" in wanted), name
-    assert listed == {name: estimator.sure_is for name, estimator in ESTIMATORS.items()}
+    certain = {"more_certain": "high", "less_certain": "low"}
+    assert listed == {name: certain[estimator.higher_is] for name, estimator in ESTIMATORS.items()}
 
 
 @pytest.mark.real
@@ -50,7 +51,7 @@ def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
         done = subprocess.run(["bash", "-e", "-c", text], cwd=tmp_path, env=home, capture_output=True, timeout=120)
         assert done.returncode == 0, done.stderr.decode()
     header, *lines = map(json.loads, (tmp_path / "scored.jsonl").read_text().splitlines())
-    assert len(lines) == 8 and header["sure_is"]["greedy_agreement"] == "high" and "correct" in lines[0]
+    assert len(lines) == 8 and header["higher_is"]["greedy_agreement"] == "more_certain" and "correct" in lines[0]
     labelled = (tmp_path / "labelled.jsonl").read_text().splitlines()
     halves = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("odd", "even")]
     assert halves == [labelled[::2], labelled[1::2]] and len(halves[0]) == 24 and (tmp_path / "entropy.json").exists()

@@ -11,7 +11,7 @@ from scipy.special import expit, softmax
 
 from likely.calibration.recalibrators.one_vs_rest import OneVsRest
 from likely.calibration.recalibrators.protocol import Fitted, Input
-from likely.calibration.recalibrators.table import METHODS, make
+from likely.calibration.recalibrators.table import RECALIBRATORS, make
 
 K = 3
 # without what takes seconds: other maps are trained, a penalty is chosen by cross-validation
@@ -48,8 +48,8 @@ class Case:
 
 
 def cases() -> list[Case]:
-    own = [Case(name, given) for name, method in METHODS.items() for given in method.inputs]
-    bases = [name for name, method in METHODS.items() if "confidence" in method.inputs]
+    own = [Case(name, given) for name, method in RECALIBRATORS.items() for given in method.inputs]
+    bases = [name for name, method in RECALIBRATORS.items() if "confidence" in method.inputs]
     return own + [Case("one_vs_rest", given, base) for base in bases for given in OneVsRest.inputs]
 
 

@@ -12,8 +12,8 @@ import pytest
 import likely
 from likely.scoring.likelihood import Item, score_items
 from likely.uncertainty.likelihood import max_nll, mean_nll
-from likely.uncertainty.plan import estimate, gather
-from likely.uncertainty.table import ESTIMATORS
+from likely.uncertainty.planner import gather
+from likely.uncertainty.table import ESTIMATORS, estimate
 
 pytestmark = [
     pytest.mark.real, pytest.mark.xdist_group("real"), pytest.mark.filterwarnings("ignore:P.True"),

@@ -14,7 +14,7 @@ import likely
 from likely.evidence import Source
 from likely.weak_supervision.harmonizer import Harmonizer
 from likely.weak_supervision.labelling_rules import LabelingFunction
-from likely.weak_supervision.reask import Example, LabelTask
+from likely.weak_supervision.reasking import Example, LabelTask
 
 pytest.importorskip("torch")
 WORDS = {"ham": ["home", "lunch", "thanks", "later"], "spam": ["free", "prize", "cash", "winner"]}

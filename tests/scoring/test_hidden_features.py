@@ -9,7 +9,7 @@ import pytest
 
 from likely.errors import CapabilityError, DataError
 from likely.runtimes.protocol import Output
-from likely.scoring.hidden_states import HiddenFeatures
+from likely.scoring.hidden import HiddenFeatures
 from likely.weak_supervision.harmonizer import Harmonizer
 
 

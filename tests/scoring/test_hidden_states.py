@@ -12,9 +12,9 @@ from toy_language import bigram
 
 import likely
 from likely.errors import CapabilityError, DataError
-from likely.scoring import hidden_states as split_hidden
+from likely.scoring import hidden
 from likely.scoring.choices import choice_pairs, score_choices
-from likely.scoring.hidden_states import hidden_states, option_features
+from likely.scoring.hidden import hidden_states, option_features
 from likely.uncertainty.split_point.classifier import SplitPointClassifier
 
 torch = pytest.importorskip("torch")
@@ -55,7 +55,7 @@ def test_the_state_is_the_last_of_what_transformers_gives(lm):
 def test_company_changes_nothing_and_nothing_stays_open(lm, monkeypatch):
     free, done = lm.runtime.free_tokens(), []
     together = hidden_states(lm, PROMPTS, progress=done.append)
-    monkeypatch.setattr(split_hidden, "TOGETHER", 2)
+    monkeypatch.setattr(hidden, "TOGETHER", 2)
     np.testing.assert_allclose(hidden_states(lm, PROMPTS, progress=done.append), together, atol=1e-5)
     assert done == [4, 2, 2] and lm.runtime.free_tokens() == free
     with pytest.raises(likely.errors.LikelyError):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from likely.errors import ModelError
 from likely.runtimes.toy import CharTokenizer, ToyRuntime, all_strings, exact_logprob
-from likely.scoring.likelihood import Item, joint_item, perplexity, score_items, score_pairs, windows
+from likely.scoring.likelihood import Item, joint_item, score_items, score_pairs, windows
+from likely.scoring.rolling import perplexity
 
 TOKENIZER = CharTokenizer("abcd", add_bos=True)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from likely.metrics.ranking import discrimination
-from likely.uncertainty.consistency import agreement, csa, csc, greedy_agreement, weighted_agreement
 from likely.uncertainty.samples import eccentricity, eigenvalue_sum, lexical_similarity, missing_degree
+from likely.uncertainty.semantic import agreement, csa, csc, greedy_agreement, weighted_agreement
 from likely.uncertainty.table import ESTIMATORS, check_names, estimate, needs_of
 from likely.uncertainty.types import Gathered, GenerationScores
 
@@ -65,7 +65,7 @@ def test_every_estimator_has_its_name_its_direction_and_its_shape():
     found = estimate(gathered(["Paris 80%", "Paris. Confidence: 0.9", "Rome"], "Paris"), ESTIMATORS)
     for name, result in found.items():
         assert result.name == name and result.values.shape == (1,) and result.truncated.shape == (1,)
-        assert (result.higher_is == "more_certain") == (ESTIMATORS[name].sure_is == "high")
+        assert result.higher_is == ESTIMATORS[name].higher_is
         if result.kind == "probability":
             assert np.isnan(result.values[0]) or 0 <= result.values[0] <= 1
 
@@ -94,10 +94,10 @@ def test_samples_are_needed_by_what_says_so(name):
 
 
 def test_discrimination_by_hand():
-    found = discrimination([0.1, 0.2, None, 0.3, 0.4], [1, 1, 0, 0, 0], sure_is="low")
+    found = discrimination([0.1, 0.2, None, 0.3, 0.4], [1, 1, 0, 0, 0], higher_is="less_certain")
     assert found["auroc"] == 1 and found["n"] == 4 and found["missing"] == 1 and found["prr"] == 1
-    assert discrimination([0.1, 0.2, 0.3], [1, 0, 0], sure_is="high")["auroc"] == 0
-    assert discrimination([0.1, 0.2], [1, 1], sure_is="low")["auroc"] is None
-    assert discrimination([None], [1], sure_is="low")["why_not"] == "no answer has a value"
+    assert discrimination([0.1, 0.2, 0.3], [1, 0, 0], higher_is="more_certain")["auroc"] == 0
+    assert discrimination([0.1, 0.2], [1, 1], higher_is="less_certain")["auroc"] is None
+    assert discrimination([None], [1], higher_is="less_certain")["why_not"] == "no answer has a value"
     with pytest.raises(ValueError, match="2 values for 1"):
-        discrimination([0.1, 0.2], [1], sure_is="low")
+        discrimination([0.1, 0.2], [1], higher_is="less_certain")

@@ -17,7 +17,8 @@ from likely.uncertainty.likelihood import (
     perplexity,
     token_entropy,
 )
-from likely.uncertainty.plan import estimate, gather
+from likely.uncertainty.planner import gather
+from likely.uncertainty.table import estimate
 from likely.uncertainty.types import GenerationScores
 
 

@@ -13,7 +13,8 @@ from likely.uncertainty.p_true import (
     p_true_prompt,
     p_true_prompts,
 )
-from likely.uncertainty.plan import estimate, gather, needs_of
+from likely.uncertainty.planner import gather
+from likely.uncertainty.table import estimate, needs_of
 from likely.uncertainty.types import Gathered, GenerationScores
 
 

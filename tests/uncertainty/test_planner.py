@@ -19,8 +19,8 @@ from likely.runtimes.toy import CharTokenizer, ToyRuntime, exact_logprob
 from likely.scoring.scored import Scored
 from likely.uncertainty.local_run import seed_of
 from likely.uncertainty.p_true import answers
-from likely.uncertainty.plan import estimate, gather
-from likely.uncertainty.table import ESTIMATORS
+from likely.uncertainty.planner import gather
+from likely.uncertainty.table import ESTIMATORS, estimate
 
 TOKENIZER = CharTokenizer(string.ascii_lowercase + " ", add_bos=True)
 PROMPTS = ["the cat", "the dog", "the cow sat", "x"]

@@ -7,7 +7,7 @@ import pytest
 from toy_language import bigram, every_text
 
 from likely.uncertainty.clusters import EXACT, NUMBER
-from likely.uncertainty.plan import estimate, gather
+from likely.uncertainty.planner import gather
 from likely.uncertainty.samples import entropy_error, ln_predictive_entropy, predictive_entropy
 from likely.uncertainty.semantic import (
     discrete_entropy_of,
@@ -16,6 +16,7 @@ from likely.uncertainty.semantic import (
     semantic_entropy,
     semantic_entropy_of,
 )
+from likely.uncertainty.table import estimate
 from likely.uncertainty.types import Gathered, GenerationScores
 
 

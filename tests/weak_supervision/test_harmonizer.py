@@ -15,7 +15,7 @@ from likely.calibration.selective import certified_threshold, risk_coverage
 from likely.errors import DataError
 from likely.weak_supervision.harmonizer import Harmonizer, TfIdf, usable_sources
 from likely.weak_supervision.labelling_rules import Votes
-from likely.weak_supervision.polar import polar, risk_quality
+from likely.weak_supervision.risk import polar, risk_quality
 
 EXACT = {"encoder": "given", "hidden": 0, "weight_decay": 0.0, "validation": 0.0, "batch": 10**6, "epochs": 400,
          "learning_rate": 0.1}  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from likely.weak_supervision.labelling_rules import LabelingFunction
-from likely.weak_supervision.reask import (
+from likely.weak_supervision.reasking import (
     Example,
     LabelTask,
     budget_threshold,

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from likely.bench.timing import Timing, interval, speedup
+from likely.bench.timing import Timing, speedup
 from likely.decoding.request import Finished, Request
 from likely.decoding.run import events
 from likely.decoding.sampling import Sampling
+from likely.metrics.bootstrap import median_interval
 from likely.runtimes.protocol import Sequence as Held
 from likely.runtimes.protocol import Want, Work
 
@@ -249,5 +250,5 @@ def _prepared(
 def overall(rows: Sequence[DrafterTiming], drafter: str) -> dict[str, Any]:
     """Median ratio of a drafter over tasks, with a bootstrap interval over them."""
     ratios = [row.ratio for row in rows if row.drafter == drafter]
-    low, high = interval(ratios)
+    low, high = median_interval(ratios)
     return {"drafter": drafter, "median": float(np.median(ratios)), "low": low, "high": high, "tasks": len(ratios)}

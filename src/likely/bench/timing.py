@@ -6,13 +6,14 @@ Alternatives run A B A B, so that drift of the machine hits all alike; a ratio i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from likely.errors import LikelyError
+from likely.metrics.bootstrap import median_interval
 
 
 class BusyMachine(LikelyError):
@@ -55,16 +56,7 @@ class Timing:
         return float(np.median(self.seconds))
 
     def interval_s(self) -> tuple[float, float]:
-        return interval(self.seconds)
-
-
-def interval(values: Sequence[float], *, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-    """Percentile bootstrap interval of the median, with a fixed seed."""
-    rng = np.random.default_rng(0)
-    array = np.asarray(values, float)
-    medians = np.median(rng.choice(array, (resamples, len(array))), axis=1)
-    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        return median_interval(self.seconds)
 
 
 def interleaved(
@@ -105,4 +97,4 @@ class Ratio:
 
 def speedup(fast: Timing, slow: Timing) -> Ratio:
     ratios = [s / f for s, f in zip(slow.seconds, fast.seconds, strict=True)]
-    return Ratio(float(np.median(ratios)), *interval(ratios), len(ratios))
+    return Ratio(float(np.median(ratios)), *median_interval(ratios), len(ratios))

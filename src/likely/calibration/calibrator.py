@@ -15,26 +15,20 @@ from typing import Any, get_args
 
 import numpy as np
 
-from likely.calibration.labelled import Kind, Labelled
-from likely.calibration.recalibrators.answer import AnswerLogistic, features
+from likely.calibration.labelled import Labelled, LabelledKind
+from likely.calibration.recalibrators.answer import features
 from likely.calibration.recalibrators.protocol import Fitted
-from likely.calibration.recalibrators.table import METHODS, from_dict, inputs_of, make
+from likely.calibration.recalibrators.table import RECALIBRATORS, entry_of, from_dict, make
 from likely.errors import CapabilityError, DataError, nearest
 from likely.io.whole_file import write_whole_file
 from likely.metrics.checks import SMALLEST, Floats, Ints, check_confidence, check_correct, log_probs, softmax
 from likely.metrics.proper import nll, nll_binary
-from likely.metrics.report import report
+from likely.metrics.summary import report
 
 FORMAT = 1
 PARTS = ("weights", "template", "settings")  # of a binding; "model" beside them is only a name
 FEWEST = 20  # labelled items; below, every map is noise
 FOLDS = 5
-AUTO = {
-    "answer": ("answer", "platt", "beta"),
-    "confidence": ("platt", "beta"),
-    "logits": ("temperature", "vector"),
-    "probs": ("temperature", "vector"),
-}  # few parameters each; isotonic, h and the others are for whoever names them
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Calibrator:
     """
 
     recalibrator: Fitted
-    kind: Kind
+    kind: LabelledKind
     confidence: Floats
     correct: Ints
     binding: dict[str, Any] | None = None
@@ -104,12 +98,12 @@ class Calibrator:
             held = record["held_out"]
             confidence = check_confidence(held["confidence"])
             kind, bound = record["kind"], record["binding"]
-            if kind not in get_args(Kind):
-                raise DataError(f'{path} is damaged: kind "{kind}" (allowed: {", ".join(get_args(Kind))})')
+            if kind not in get_args(LabelledKind):
+                raise DataError(f'{path} is damaged: kind "{kind}" (allowed: {", ".join(get_args(LabelledKind))})')
             if bound is not None and set(bound) != {"model", *PARTS}:
                 raise DataError(f"{path} is damaged: the binding must name model, weights, template and settings")
             return cls(
-                _recalibrator(record["recalibrator"]), kind, confidence,
+                from_dict(record["recalibrator"]), kind, confidence,
                 check_correct(held["correct"], len(confidence)), None if bound is None else dict(bound),
                 *(dict(record[name]) for name in ("before", "after", "about")),
             )  # fmt: skip
@@ -123,11 +117,11 @@ def fit_calibrator(
 ) -> Calibrator:  # fmt: skip
     """Fit a map to labelled items.
 
-    method    a name of `calibration.methods.METHODS`, "answer" (files of graded answers), or "auto": the one of a few
-              simple ones with the lowest cross-validated NLL
-    hold_out  share of the items that is kept for the report and for thresholds, drawn with `seed`
+    method    a name of `recalibrators.table.RECALIBRATORS`, or "auto": of those that the table marks for such items the
+              one with the lowest cross-validated NLL
+    hold_out  share of the items that is kept for the report and for thresholds, chosen at random with `seed`
     """
-    known = ["auto", "answer", *METHODS]
+    known = ["auto", *RECALIBRATORS]
     if method not in known:
         raise ValueError(f'unknown method "{method}"{nearest(method, known)} (allowed: {", ".join(known)})')
     if not 0 < hold_out < 1:
@@ -142,10 +136,11 @@ def fit_calibrator(
     test, train = labelled.part(order[:held]), labelled.part(order[held:])
     chosen: dict[str, Any] = {"method": method}
     if method == "auto":
-        losses = {name: _cross_validated(train, name) for name in AUTO[labelled.kind]}
+        tried = [name for name, entry in RECALIBRATORS.items() if labelled.kind in entry.auto]
+        losses = {name: _cross_validated(train, name) for name in tried}
         method = min(losses, key=lambda name: losses[name])
-        told = {name: loss if np.isfinite(loss) else None for name, loss in losses.items()}
-        chosen = {"method": method, "cross_validated_nll": told}
+        shown = {name: loss if np.isfinite(loss) else None for name, loss in losses.items()}
+        chosen = {"method": method, "cross_validated_nll": shown}
     fitted = _fit(train, method, params or {})
     predictions = _predict(fitted, test)
     confidence, correct = test.outcomes(predictions)
@@ -159,8 +154,8 @@ def fit_calibrator(
 
 # --- what it is for ---------------------------------------------------------------------------------------------------
 
-# settings that change how fast or how much is told, or which draw it is, but not the law of an answer (max_tokens does:
-# the sum of an answer that was cut is that of its beginning)
+# settings that change the speed, what is reported, or which sample it is, but not the distribution of an answer
+# (max_tokens does: the sum of an answer that was cut is that of its beginning)
 _WITHOUT_EFFECT = (
     "seed", "drafter", "draft_budget", "top_logprobs", "processed_logprobs", "verification", "n",
 )  # fmt: skip
@@ -201,35 +196,30 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 # --- maps -------------------------------------------------------------------------------------------------------------
 
 
-def _recalibrator(record: Any) -> Fitted:
-    if isinstance(record, Mapping) and record.get("method") == AnswerLogistic.name:
-        return AnswerLogistic(**record["params"]).restore(record["learned"])
-    return from_dict(record)
-
-
 def _fit(labelled: Labelled, method: str, params: Mapping[str, Any]) -> Fitted:
-    if method == AnswerLogistic.name:
+    made, allowed = make(method, **params), entry_of(method).inputs
+    if not allowed:
         if labelled.kind != "answer":
-            raise DataError(f'method "answer" is for files of likely grade, these are lines of {labelled.kind}')
-        return AnswerLogistic(**params).fit(labelled.x, labelled.labels)
+            raise DataError(f'method "{method}" is for files of likely grade, these are lines of {labelled.kind}')
+        return made.fit(labelled.x, labelled.labels)
     given = labelled.kind if labelled.kind != "answer" else "confidence"
-    allowed = inputs_of(method)
     wanted = given if given in allowed else {"probs": "logits", "logits": "probs"}.get(given)
     if wanted not in allowed:
-        fits = ", ".join(name for name in METHODS if {given, wanted} & set(inputs_of(name)))
+        fits = ", ".join(name for name, entry in RECALIBRATORS.items() if {given, wanted} & set(entry.inputs))
         raise DataError(f'method "{method}" does not fit lines of {labelled.kind}: choose one of {fits}')
-    made = make(method, **params)
     if len(allowed) > 1 or made.input != wanted:
         made.set_params(input=wanted)
     return made.fit(_feed(made, labelled), labelled.labels)
 
 
 def _predict(fitted: Fitted, labelled: Labelled) -> Floats:
-    return fitted.predict_proba(labelled.x if isinstance(fitted, AnswerLogistic) else _feed(fitted, labelled))
+    return fitted.predict_proba(_feed(fitted, labelled))
 
 
 def _feed(fitted: Fitted, labelled: Labelled) -> Floats:
     """The items as this map wants them; p(answer | question) of a long answer may be as small as it likes."""
+    if not fitted.inputs:
+        return labelled.x
     if fitted.input == "logits" and labelled.kind == "probs":
         return log_probs(labelled.x)
     if fitted.input == "probs" and labelled.kind == "logits":

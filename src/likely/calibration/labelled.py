@@ -21,7 +21,7 @@ from likely.errors import DataError
 from likely.io.jsonl import Line, read_checked
 from likely.metrics.checks import Floats, Ints, check_probs, softmax, top_label
 
-Kind = Literal["probs", "logits", "confidence", "answer"]
+LabelledKind = Literal["probs", "logits", "confidence", "answer"]
 HINT = (
     'lines like {"probs": [...], "label": 0}, {"logits": [...], "label": 0} or {"confidence": 0.9, "correct": 1}, '
     "or a file of likely grade, choices, score or risk"
@@ -33,12 +33,12 @@ MODEL_HEADERS = ("ask", "choices", "score")
 class Labelled:
     """N labelled items.
 
-    kind    what x is: "probs", "logits" (N, K), "confidence" (N,), or "answer" (N, F): `answer_logistic.FEATURES`
+    kind    what x is: "probs", "logits" (N, K), "confidence" (N,), or "answer" (N, F): `recalibrators.answer.FEATURES`
     labels  classes, or for the last two whether the answer was right
     origin  the header of the run that made the file: model, template, settings; None for plain lines
     """
 
-    kind: Kind
+    kind: LabelledKind
     x: Floats
     labels: Ints
     origin: dict[str, Any] | None = None
@@ -64,7 +64,7 @@ def read_labelled(path: str | Path, *, limit: int | None = None) -> Labelled:
     """Read a file ("-": standard input); DataError names file, line and field."""
     where = "stdin" if str(path) == "-" else str(path)
     origin: dict[str, Any] | None = None
-    rows: list[tuple[Kind, list[float], int]] = []
+    rows: list[tuple[LabelledKind, list[float], int]] = []
 
     def check(line: Line) -> None:
         nonlocal origin
@@ -118,7 +118,7 @@ def _check_whose(record: Mapping[str, Any], origin: Mapping[str, Any] | None, at
         )
 
 
-def _row(record: Mapping[str, Any], at: str) -> tuple[Kind, list[float], int]:
+def _row(record: Mapping[str, Any], at: str) -> tuple[LabelledKind, list[float], int]:
     if record.get("sequence_logprob") is not None and "correct" in record:
         return "answer", _features(record, at), _class(record, "correct", 2, at)
     if record.get("risk") is not None:

@@ -1,8 +1,8 @@
 """Answer or pass on: thresholds on a confidence, with a guarantee (Learn-then-Test) or for a cost.
 
-Shapes: N labelled items, each with a confidence (any number, higher = surer) and whether its answer was right.  An
-item is answered if its confidence is >= the threshold.  The guarantees hold for new items drawn like the labelled ones
-and for any relation of confidence and error, also one where the surest answers are the worst.
+Shapes: N labelled items, each with a confidence (any number, higher = more confident) and whether its answer was right.
+An item is answered if its confidence is >= the threshold.  The guarantees hold for new items of the distribution of the
+labelled ones, and for any relation of confidence and error, also where the most confident answers are the worst.
 """
 
 from __future__ import annotations
@@ -129,10 +129,10 @@ def certified_threshold(
 
     confidence  (N,) any numbers;  correct (N,) 0 or 1
     grid  (G,) thresholds in the order in which they are tested, falling, fixed WITHOUT these items (see
-          `plan_thresholds`, to be called on others).  Without it a fifth of the items, drawn with `seed`, plans the
+          `plan_thresholds`, to be called on others).  Without it a fifth of the items, chosen with `seed`, plans the
           grid and only the rest is tested.
     monotone  promise that the error rate among answered never falls as the threshold falls.  Then all items are tested
-          at their own distinct confidences, from the surest that enough items reach: more is certified, but the
+          at their own distinct confidences, from the highest that enough items reach: more is certified, but the
           guarantee is void where the promise is.
     Returns None if the first threshold already fails: nothing can be certified from these items (`fewest_items` says
     how many answered ones it takes at the least).
@@ -164,7 +164,7 @@ def certified_threshold(
     else:
         thresholds = as_floats(grid, "grid", 1)
         if (np.diff(thresholds) > 0).any():
-            raise ValueError("grid must fall: thresholds are tested from the surest down")
+            raise ValueError("grid must fall: thresholds are tested from the highest down")
     counts, errors = _above(score, right, thresholds)
     refused = risk_p_value(errors, counts, risk) > delta
     passed = int(refused.argmax()) if refused.any() else len(thresholds)
@@ -221,7 +221,7 @@ def _above(score: Floats, right: Ints, thresholds: Floats) -> tuple[Ints, Ints]:
 
 
 def risk_coverage(confidence: Any, correct: Any) -> RiskCoverage:
-    """Coverage and error rate among answered at every distinct confidence, from the surest down."""
+    """Coverage and error rate among answered at every distinct confidence, from the highest down."""
     score = check_score(confidence, "confidence")
     right = check_correct(correct, len(score))
     order = np.argsort(-score, kind="stable")

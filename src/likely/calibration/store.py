@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from typing import Any
 
 from likely.calibration.calibrator import PARTS, Calibrator, differences
 from likely.errors import DataError
+from likely.io.hashes import fingerprint
 
 DEFAULT_TASK = "default"
 
@@ -34,9 +34,7 @@ def check_task(task: str) -> None:
 def place(bound: Mapping[str, Any], task: str = DEFAULT_TASK) -> Path:
     """Where the calibrator for these weights, template and settings is kept."""
     check_task(task)
-    parts = {name: bound[name] for name in PARTS}
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
-    return folder() / task / f"{digest}.json"
+    return folder() / task / f"{fingerprint({name: bound[name] for name in PARTS}, 24)}.json"
 
 
 def keep(calibrator: Calibrator, task: str = DEFAULT_TASK) -> Path:

@@ -1,4 +1,4 @@
-"""Answer, or say that one does not know, or ask another model: a threshold on confidence and what it guarantees."""
+"""Answer or abstain: a threshold on confidence, and what it guarantees of the answers above it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ DELTA = 0.1  # the guarantee may fail for this share of labelled sets
 
 
 @dataclass(frozen=True)
-class Gate:
-    """Answers with a confidence of `threshold` or more pass.
+class AbstentionRule:
+    """Give the answers with a confidence of `threshold` or more, abstain from the others.
 
-    threshold  inf: none passes
-    guarantee  one line: what is known of the answers that pass, and on how many labelled items it rests
+    threshold  inf: abstain always
+    guarantee  one line: what is known of the answers that are given, and on how many labelled items it rests
     """
 
     threshold: float
     guarantee: str
 
-    def passes(self, confidence: float | None) -> bool:
+    def answers(self, confidence: float | None) -> bool:
         return confidence is not None and confidence >= self.threshold
 
     def why(self, confidence: float | None) -> str:
-        """Why an answer does not pass."""
+        """Why it abstains from an answer."""
         if confidence is None:
             return "the model gave no log-probabilities, so there is no confidence"
         if math.isinf(self.threshold):
@@ -41,14 +41,14 @@ class Gate:
         return {"threshold": None if math.isinf(self.threshold) else self.threshold, "guarantee": self.guarantee}
 
 
-def gate(
+def abstention_rule(
     calibrator: Calibrator, *, at_least: float | None = None, risk: float | None = None, delta: float = DELTA
-) -> Gate:
-    """The gate for one of two wishes.
+) -> AbstentionRule:
+    """The rule for a threshold, or for an error rate; give one of the two.
 
     at_least  answers of this confidence or more; the guarantee is a lower bound on the accuracy of such answers
     risk      the lowest threshold above which at most this share of answers is wrong
-    delta     both hold for all but this share of the labelled sets that one might have drawn
+    delta     either guarantee may fail for this share of random labelled sets
     """
     if (at_least is None) == (risk is None):
         raise ValueError("give one of at_least and risk")
@@ -60,10 +60,10 @@ def gate(
     if at_least is not None:
         found = precision_bound(confidence, correct, at_least=at_least, delta=delta)
         if not found.n:
-            return Gate(
+            return AbstentionRule(
                 at_least, f"none of the {len(confidence)} labelled items reaches {at_least:g}: nothing is known"
             )
-        return Gate(
+        return AbstentionRule(
             at_least,
             f"of {len(confidence)} labelled items {found.n} reach {at_least:g}, {found.correct} of them are right: "
             f"accuracy at least {found.bound:.3f} ({certainty})",
@@ -71,13 +71,13 @@ def gate(
     assert risk is not None
     certified = certified_threshold(confidence, correct, risk=risk, delta=delta)
     if certified is None:
-        return Gate(
+        return AbstentionRule(
             math.inf,
             f"no threshold satisfies a risk of {risk:g} with {certainty} on {len(confidence)} labelled items that "
-            f"were not fitted to (it takes {math.ceil(fewest_items(risk, delta) / (1 - PILOT))} sure ones that are all "
-            f"right, at least)",
+            f"were not fitted to (it takes {math.ceil(fewest_items(risk, delta) / (1 - PILOT))} confident ones, "
+            f"all right, at least)",
         )
-    return Gate(
+    return AbstentionRule(
         certified.threshold,
         f"answers of confidence {certified.threshold:.3f} or more ({certified.n} of {certified.tested} labelled items, "
         f"{certified.errors} wrong) are wrong in at most {_percent(risk)} of cases ({certainty})",

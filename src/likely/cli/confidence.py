@@ -13,7 +13,7 @@ from likely.cli import options as opt
 
 if TYPE_CHECKING:
     from likely.calibration.calibrator import Calibrator
-    from likely.calibration.threshold import Gate
+    from likely.calibration.threshold import AbstentionRule
 
 CalibratorOption = Annotated[
     Path | None,
@@ -44,7 +44,7 @@ class Sure:
 
     model: Any
     calibrator: Calibrator | None
-    gate: Gate | None = None
+    gate: AbstentionRule | None = None
     fallback: str | None = None
     task: str = "default"
     _other: Any = field(default=None, init=False)
@@ -56,7 +56,7 @@ class Sure:
         answer = with_confidence(answer, self.calibrator)
         if self.calibrator is not None and not fits:
             answer = replace(answer, confidence=None)
-        if self.gate is None or self.gate.passes(answer.confidence):
+        if self.gate is None or self.gate.answers(answer.confidence):
             return Decided(answer, self.model.info.name)
         why = self.gate.why(answer.confidence) if fits else "asked with a system message of its own: nothing is known"
         if self.fallback is None:
@@ -141,8 +141,8 @@ def prepare(
         )
     if found is None or not gated:
         return Sure(lm, found, task=task)
-    from likely.calibration.threshold import gate
+    from likely.calibration.threshold import abstention_rule
 
-    made = gate(found, at_least=at_least, risk=risk, delta=delta)
+    made = abstention_rule(found, at_least=at_least, risk=risk, delta=delta)
     typer.echo(made.guarantee, err=True)
     return Sure(lm, found, made, fallback, task)

@@ -37,7 +37,8 @@ from likely.models.chat_template import ChatTemplate, Message, Rendered, render_
 from likely.models.load import Loaded, ModelInfo, load_local
 from likely.runtimes.cost_curve import CostCurve
 from likely.runtimes.protocol import Capabilities, Runtime
-from likely.scoring.likelihood import Perplexity, perplexity, score_pairs
+from likely.scoring.likelihood import score_pairs
+from likely.scoring.rolling import Perplexity, perplexity
 from likely.scoring.scored import Scored
 from likely.tokenizers.protocol import Tokenizer, begin
 

@@ -5,7 +5,7 @@ Three questions that are often mixed up, and give different numbers on the same 
   positive_ece    does the event of probability p1 happen in a share p1 of the rows?  (bins over all of 0..1)
   classwise_ece   the second question asked of every class
 `ece` itself takes any confidence in 0..1 with whether it was right.  All are biased upwards: a perfectly calibrated
-model has an ECE of the order of sqrt(bins / N); `floor.ece_floor` says how much.
+model has an ECE of the order of sqrt(bins / N); `ece_floor` says how much.
 
 Shapes: N rows, K classes, B bins.  Functions that end in `_of` take a `Tally` with any leading axes.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -34,6 +34,20 @@ from likely.metrics.tally import Tally, tally
 Binning = Literal["width", "mass"]
 Edge = Literal["right", "left"]
 SWEPT = 100  # bins at most in `sweep_ece`
+
+
+class BinSettings(TypedDict, total=False):
+    """See `ece`."""
+
+    bins: int
+    binning: Binning
+    edge: Edge
+
+
+class EceSettings(BinSettings, total=False):
+    """See `ece`."""
+
+    norm: float
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ def ece(
     return float(ece_of(checked_tally(confidence, correct), bins=bins, binning=binning, edge=edge, norm=norm))
 
 
-def top_label_ece(probs: Any, labels: Any, **how: Any) -> float:
+def top_label_ece(probs: Any, labels: Any, **how: Unpack[EceSettings]) -> float:
     """`ece` of the greatest probability of each row and whether that class is the label.
 
     probs (N, K), labels (N,) in 0..K-1;  `how` as for `ece`.  Guo et al. 2017, arXiv:1706.04599, equation 3.
@@ -85,7 +99,7 @@ def top_label_ece(probs: Any, labels: Any, **how: Any) -> float:
     return ece(*top_label(p, check_labels(labels, *p.shape)), **how)
 
 
-def positive_ece(p1: Any, y: Any, **how: Any) -> float:
+def positive_ece(p1: Any, y: Any, **how: Unpack[EceSettings]) -> float:
     """`ece` of the probability of an event and whether it happened: p1, y (N,);  `how` as for `ece`.
 
     Not the same number as `top_label_ece` of the columns [1 − p1, p1], which has no confidence below 0.5.
@@ -94,7 +108,9 @@ def positive_ece(p1: Any, y: Any, **how: Any) -> float:
     return ece(p, check_correct(y, len(p), "y"), **how)
 
 
-def classwise_ece(probs: Any, labels: Any, *, average: Literal["mean", "sum"] = "mean", **how: Any) -> float:
+def classwise_ece(
+    probs: Any, labels: Any, *, average: Literal["mean", "sum"] = "mean", **how: Unpack[EceSettings]
+) -> float:
     """Mean, or sum, over classes k of `positive_ece` of column k.  `how` as for `ece`.
 
     Kull et al. 2019, arXiv:1910.12656, section 2.
@@ -107,12 +123,12 @@ def classwise_ece(probs: Any, labels: Any, *, average: Literal["mean", "sum"] = 
     return float(np.mean(errors) if average == "mean" else np.sum(errors))
 
 
-def mce(confidence: Any, correct: Any, **how: Any) -> float:
+def mce(confidence: Any, correct: Any, **how: Unpack[BinSettings]) -> float:
     """The greatest gap of any bin that holds rows: max_b |acc_b − conf_b|.  `how` as for `ece`."""
     return ece(confidence, correct, norm=math.inf, **how)
 
 
-def rmsce(confidence: Any, correct: Any, **how: Any) -> float:
+def rmsce(confidence: Any, correct: Any, **how: Unpack[BinSettings]) -> float:
     """Root mean square gap, sqrt(Σ_b n_b/N (acc_b − conf_b)²).  `how` as for `ece`."""
     return ece(confidence, correct, norm=2, **how)
 
@@ -288,7 +304,7 @@ def classwise_residuals(probs: Floats, labels: Ints, *, bins: int = 15, edge: Ed
     return csr_array((off.ravel(), (cells, np.repeat(np.arange(rows), classes))), shape=(classes * bins, rows))
 
 
-# --- How large an ECE a perfectly calibrated model would show on as many rows, and whether this one shows more.
+# --- what a perfectly calibrated model would show on as many rows -----------------------------------------------------
 
 
 class Floor(NamedTuple):
@@ -310,24 +326,24 @@ def ece_floor(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Floor:
-    """`ece` beside what it is when `correct` is drawn anew with the stated probabilities.
+    """`ece` beside what it is when `correct` is sampled anew with the stated probabilities.
 
-    The p-value counts the given rows among the draws, (1 + draws with an ECE at least as large) / (1 + resamples), so
-    it is at most α with probability α (and rounding of the count) if the confidences are exact.  Arguments as for
+    The p-value counts the given rows among the samples, (1 + samples with an ECE at least as large) / (1 + resamples),
+    so it is at most α with probability α (and rounding of the count) if the confidences are exact.  Arguments as for
     `ece`.  Bröcker & Smith 2007, "Increasing the reliability of reliability diagrams" (consistency resampling).
     """
     check_settings(resamples, 0.5)
     counted = checked_tally(confidence, correct)
-    how: dict[str, Any] = {"bins": bins, "binning": binning, "edge": edge, "norm": norm}
+    how: EceSettings = {"bins": bins, "binning": binning, "edge": edge, "norm": norm}
     value = float(ece_of(counted, **how))
     rng = np.random.default_rng(seed)
-    drawn = []
+    sampled = []
     for count in blocks(resamples, len(counted.value)):
         shape = (count, len(counted.value))
         right = rng.binomial(counted.n.astype(np.int64), counted.value, shape).astype(np.float64)
         n = np.broadcast_to(counted.n, shape)
-        drawn.append(ece_of(Tally(counted.value, n, right, counted.rows), **how))
-    eces = np.concatenate(drawn)
+        sampled.append(ece_of(Tally(counted.value, n, right, counted.rows), **how))
+    eces = np.concatenate(sampled)
     # equal values may differ in the last digits, where sums were taken in another order
     as_large = int((eces >= value - 1e-12).sum())
     return Floor(value, float(eces.mean()), (1 + as_large) / (1 + resamples))

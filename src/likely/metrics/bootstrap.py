@@ -1,4 +1,4 @@
-"""Bootstrap intervals: what a metric could have been on other rows of the same kind.
+"""Bootstrap intervals: what a number could have been on other rows of the same kind.
 
 "percentile"  the middle of the resampled values: for means, and for metrics without bias
 "basic"       what resampling adds to the value, taken off it.  For metrics that noise pushes up, such as every
@@ -7,15 +7,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from likely.metrics.checks import Floats
+from likely.metrics.checks import Floats, Ints
 
 Method = Literal["percentile", "basic"]
 _AT_ONCE = 1 << 17  # numbers held at a time: what fits a cache is fastest
+
+
+# --- resampling -------------------------------------------------------------------------------------------------------
+
+
+def resampled_rows(rows: int, *, resamples: int, seed: int = 0) -> Iterator[Ints]:
+    """Row numbers drawn with replacement, in blocks (R, rows) that have `resamples` rows in all.
+
+    Every interval here rests on these: with the same seed and number of rows, on the same resamples.
+    """
+    rng = np.random.default_rng(seed)
+    for count in blocks(resamples, rows):
+        yield rng.integers(0, rows, (count, rows))
+
+
+def resampled_weights(rows: int, *, resamples: int, seed: int = 0) -> Iterator[Floats]:
+    """How often each row is drawn, in blocks (R, rows)."""
+    for block in resampled_rows(rows, resamples=resamples, seed=seed):
+        cells = block + np.arange(len(block))[:, None] * rows
+        yield np.bincount(cells.ravel(), minlength=cells.size).reshape(cells.shape).astype(np.float64)
+
+
+def blocks(resamples: int, rows: int) -> Iterator[int]:
+    """Numbers of resamples to hold at a time, that sum to `resamples`."""
+    most = max(1, _AT_ONCE // rows)
+    for done in range(0, resamples, most):
+        yield min(most, resamples - done)
+
+
+def check_settings(resamples: int, level: float) -> None:
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+
+
+# --- from resampled values to an interval -----------------------------------------------------------------------------
+
+
+def percentiles(values: Floats, level: float = 0.95) -> tuple[float, float] | None:
+    """The middle `level` of the values that are numbers; None if there are none."""
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return None
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def basic(value: float, values: Floats, level: float = 0.95) -> tuple[float, float] | None:
+    """An interval of a metric >= 0 that noise pushes up, from its value and its resampled ones; None if all are NaN.
+
+    low   max(0, 2·value − q_high), q the percentiles: the push of resampling taken off the value
+    high  the greater of 2·value − q_low and value + (q_high − q_low)/2: the push may be smaller than resampling shows
+    The value lies inside, also where noise is most of it and all resampled values lie above.  low may then exceed a
+    true error of 0, which no interval of this kind can find: `bins.ece_floor` tests for it.
+    """
+    found = percentiles(values, level)
+    if found is None:
+        return None
+    low, high = found
+    return min(value, max(0.0, 2 * value - high)), max(value, 2 * value - low, value + (high - low) / 2)
+
+
+# --- intervals of a metric, a mean, a median, a ratio -----------------------------------------------------------------
 
 
 def interval(
@@ -39,62 +103,51 @@ def interval(
     if not columns or any(len(c) != len(columns[0]) for c in columns):
         raise ValueError(f"arrays must have as many rows as each other, got {[len(c) for c in columns]}")
     value = float(metric(*columns))  # what is wrong with the rows themselves is an error here
-    rng = np.random.default_rng(seed)
     values = []
-    for _ in range(resamples):
-        rows = rng.integers(0, len(columns[0]), len(columns[0]))
-        try:
-            values.append(float(metric(*(c[rows] for c in columns))))
-        except ValueError:
-            continue
-    drawn = np.array(values)
-    found = percentiles(drawn, level) if method == "percentile" else basic(value, drawn, level)
+    for block in resampled_rows(len(columns[0]), resamples=resamples, seed=seed):
+        for rows in block:
+            try:
+                values.append(float(metric(*(c[rows] for c in columns))))
+            except ValueError:
+                continue
+    resampled = np.array(values)
+    found = percentiles(resampled, level) if method == "percentile" else basic(value, resampled, level)
     if found is None:
         raise ValueError(f"the metric is undefined on all {resamples} resamples of {len(columns[0])} rows")
     return found
 
 
-def check_settings(resamples: int, level: float) -> None:
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
+def bootstrap_ratio(
+    numerators: Sequence[float], denominators: Sequence[float], *, level: float = 0.95, resamples: int = 2000
+) -> tuple[float, float]:
+    """(low, high) for Σ numerators / Σ denominators: percentile bootstrap over their n pairs, with a fixed seed.
 
-
-def percentiles(values: Floats, level: float) -> tuple[float, float] | None:
-    """The middle `level` of the values that are numbers; None if there are none."""
-    defined = values[~np.isnan(values)]
-    if not len(defined):
-        return None
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def basic(value: float, values: Floats, level: float) -> tuple[float, float] | None:
-    """An interval of a metric >= 0 that noise pushes up, from its value and its resampled ones; None if all are NaN.
-
-    low   max(0, 2·value − q_high), q the percentiles: the push of resampling taken off the value
-    high  the greater of 2·value − q_low and value + (q_high − q_low)/2: the push may be smaller than resampling shows
-    The value lies inside, also where noise is most of it and all resampled values lie above.  low may then exceed a
-    true error of 0, which no interval of this kind can find: `floor.ece_floor` tests for it.
+    A resample whose denominators sum to 0 is left out.
     """
-    found = percentiles(values, level)
-    if found is None:
-        return None
-    low, high = found
-    return min(value, max(0.0, 2 * value - high)), max(value, 2 * value - low, value + (high - low) / 2)
+    if len(numerators) != len(denominators) or not len(numerators):
+        raise ValueError(
+            f"a ratio needs as many numerators as denominators, and one of each at least, got "
+            f"{len(numerators)} and {len(denominators)}"
+        )
+    top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    if not bottom.sum():
+        raise ValueError("the denominators of a ratio must not sum to 0")
+    sums = [(top[rows].sum(axis=1), bottom[rows].sum(axis=1)) for rows in resampled_rows(len(top), resamples=resamples)]
+    upper, lower = (np.concatenate(part) for part in zip(*sums, strict=True))
+    found = percentiles(upper[lower != 0] / lower[lower != 0], level)
+    assert found is not None
+    return found
 
 
-def resampled_weights(rows: int, *, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each row is drawn, in blocks (R, rows); `interval` draws the same rows."""
-    rng = np.random.default_rng(seed)
-    for count in blocks(resamples, rows):
-        drawn = rng.integers(0, rows, (count, rows)) + np.arange(count)[:, None] * rows
-        yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(np.float64)
+def mean_interval(values: Sequence[float], *, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
+    """(low, high) for the mean: percentile bootstrap with a fixed seed."""
+    return bootstrap_ratio(values, [1.0] * len(values), level=level, resamples=resamples)
 
 
-def blocks(resamples: int, rows: int) -> Iterator[int]:
-    """Numbers of resamples to hold at a time, that sum to `resamples`."""
-    most = max(1, _AT_ONCE // rows)
-    for done in range(0, resamples, most):
-        yield min(most, resamples - done)
+def median_interval(values: Sequence[float], *, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
+    """(low, high) for the median: percentile bootstrap with a fixed seed."""
+    array = np.asarray(values, np.float64)
+    medians = [np.median(array[rows], axis=1) for rows in resampled_rows(len(array), resamples=resamples)]
+    found = percentiles(np.concatenate(medians), level)
+    assert found is not None
+    return found

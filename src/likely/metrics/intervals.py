@@ -1,13 +1,10 @@
-"""Intervals: what an accuracy from n questions, or a ratio of sums over n texts, says about the next ones."""
+"""Intervals of shares: what an accuracy from n questions says about the next ones."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-
-import numpy as np
 
 
 def wilson(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -28,29 +25,6 @@ def wilson(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float
     low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
     # at the ends the two terms are equal; what rounding leaves of their difference is dropped
     return (0.0 if successes == 0 else max(0.0, low)), (1.0 if successes == n else min(1.0, high))
-
-
-def bootstrap_ratio(
-    numerators: Sequence[float], denominators: Sequence[float], *, level: float = 0.95, resamples: int = 2000
-) -> tuple[float, float]:
-    """(low, high) for Σ numerators / Σ denominators: percentile bootstrap over their n pairs, with a fixed seed.
-
-    A resample whose denominators sum to 0 is left out.
-    """
-    if len(numerators) != len(denominators) or not len(numerators):
-        raise ValueError(
-            f"a ratio needs as many numerators as denominators, and one of each at least, got "
-            f"{len(numerators)} and {len(denominators)}"
-        )
-    rng = np.random.default_rng(0)
-    top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
-    chosen = rng.integers(0, len(top), (resamples, len(top)))
-    if not bottom.sum():
-        raise ValueError("the denominators of a ratio must not sum to 0")
-    whole = bottom[chosen].sum(axis=1)
-    ratios = top[chosen].sum(axis=1)[whole != 0] / whole[whole != 0]
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def _of_outcome(confidence: Any, correct: Any) -> Floats:
     return np.where(check_correct(correct, len(c)) == 1, c, 1 - c)
 
 
-# --- How far confidences lie from each other and from "do not know", whatever is true.
+# --- how far confidences lie from each other and from one half, whatever is true -------------------------------------
 
 
 def sharpness(confidence: Any) -> float:

@@ -1,8 +1,8 @@
-"""How well a score puts right answers before wrong ones.  Only its order counts: any finite numbers, higher is surer.
+"""How well a score puts right answers before wrong ones: any finite numbers, higher is more certain; only order counts.
 
 Rows of one score have no order.  Everything here is the mean over all orders of tied rows, in closed form.
 
-Shapes: N rows.  The risk at i is the share of errors among the i surest rows; their coverage is i/N.
+Shapes: N rows.  The risk at i is the share of errors among the i most certain rows; their coverage is i/N.
 Functions that end in `_of` take a `Tally` with any leading axes and give NaN where the metric is undefined.
 """
 
@@ -68,7 +68,7 @@ def prr(score: Any, correct: Any, *, max_rejection: float = 1.0) -> float:
 
 
 def risk_at_coverage(score: Any, correct: Any, coverage: float) -> float:
-    """Share of errors among the ⌈coverage · N⌉ surest rows.  coverage in (0, 1]."""
+    """Share of errors among the ⌈coverage · N⌉ most certain rows.  coverage in (0, 1]."""
     if not 0 < coverage <= 1:
         raise ValueError(f"coverage must be above 0 and at most 1, got {coverage!r}")
     curve = risk_curve(score, correct)
@@ -89,7 +89,7 @@ def coverage_at_risk(score: Any, correct: Any, risk: float) -> float:
 
 
 def risk_curve(score: Any, correct: Any) -> Floats:
-    """(N,): at index i − 1 the risk among the i surest rows."""
+    """(N,): at index i − 1 the risk among the i most certain rows."""
     counted = _checked(score, correct)
     n, errors = counted.n[::-1], (counted.n - counted.right)[::-1]
     each = np.repeat(errors / n, n.astype(np.int64))  # every row of a tied group has the group's mean error
@@ -121,7 +121,7 @@ def area_of(counted: Tally, above: int = 0) -> Floats:
     each i inside it: sums of 1/i are differences of harmonic numbers.
     """
     wrong_before = counted.n_before - counted.right_before
-    starts = counted.rows - counted.n_before[..., 1:]  # the surest are the last values
+    starts = counted.rows - counted.n_before[..., 1:]  # the most certain are the last values
     ends = starts + counted.n
     errors_before = wrong_before[..., -1:] - wrong_before[..., 1:]
     mean = (counted.n - counted.right) / np.maximum(counted.n, 1)
@@ -160,14 +160,14 @@ def gained(counted: Tally, area: Floats, perfect: Floats) -> Floats:
     return np.where(most > 1e-12, (random - area) / np.maximum(most, 1e-12), np.nan)
 
 
-# --- Does an estimator tell right answers from wrong ones?
+# --- does an estimator tell right answers from wrong ones? ------------------------------------------------------------
 
 
 def discrimination(
     values: Sequence[float | None],
     correct: Sequence[int],
     *,
-    sure_is: Literal["high", "low"],
+    higher_is: Literal["more_certain", "less_certain"],
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -185,12 +185,12 @@ def discrimination(
     undefined = dict.fromkeys(("auroc", "auroc_interval", "prr", "prr_interval"))
     if not out["n"]:
         return {**out, **undefined, "why_not": "no answer has a value"}
-    sure = (numbers if sure_is == "high" else -numbers)[known]
+    certainty = (numbers if higher_is == "more_certain" else -numbers)[known]
     right = np.asarray(correct, np.int64)[known]
     for name, metric in (("auroc", auroc), ("prr", prr)):
         try:
-            out[name] = metric(sure, right)
+            out[name] = metric(certainty, right)
         except ValueError as error:
             return {**out, **undefined, "why_not": str(error)}
-        out[f"{name}_interval"] = list(interval(metric, sure, right, resamples=resamples, seed=seed))
+        out[f"{name}_interval"] = list(interval(metric, certainty, right, resamples=resamples, seed=seed))
     return out

@@ -78,10 +78,10 @@ def smooth_curve(
         return density, right / np.maximum(density, SPARSE / 10)
 
     density, accuracy = smoothed(whole)
-    drawn = np.concatenate(
+    resampled = np.concatenate(
         [smoothed(groups.tally(y, w))[1] for w in resampled_weights(len(c), resamples=resamples, seed=seed)]
     )
-    low, high = np.clip(np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0), 0, 1)
+    low, high = np.clip(np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0), 0, 1)
     at = (np.arange(CELLS)[SHOWN // 2 :: SHOWN] + 0.5) / CELLS
     held = density >= SPARSE
     return SmoothCurve(width, at[held], np.clip(accuracy, 0, 1)[held], density[held], low[held], high[held])

@@ -19,7 +19,7 @@ from likely.metrics.intervals import Accuracy
 if TYPE_CHECKING:
     from likely.scoring.scored import Scored
 
-Style = Literal["answers", "letters"]
+ChoiceStyle = Literal["answers", "letters"]
 Normalise = Literal["sum", "token", "byte", "pmi"]
 STYLES = ("answers", "letters")
 NORMALISATIONS = ("sum", "token", "byte", "pmi")
@@ -43,7 +43,7 @@ class ChoiceResult:
     unconditional      of each answer given only "Answer:" (pmi), else None
     values             what was compared, see `normalised`
     prediction         the choice of the largest value; None: a tie, which counts as wrong
-    raw_confidence     the largest softmax(values): how sure the model is before any calibration
+    raw_confidence     the largest softmax(values): the model's confidence before any calibration
     """
 
     label: int
@@ -72,7 +72,7 @@ class ChoiceResult:
 class ChoiceReport:
     """All questions of a run."""
 
-    style: Style
+    style: ChoiceStyle
     normalise: Normalise
     results: list[ChoiceResult]
 
@@ -106,7 +106,7 @@ def lettered(question: str, choices: Sequence[str]) -> str:
     return "\n".join([question, *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))])
 
 
-def choice_pairs(item: ChoiceItem, *, style: Style, normalise: Normalise) -> list[tuple[str, str]]:
+def choice_pairs(item: ChoiceItem, *, style: ChoiceStyle, normalise: Normalise) -> list[tuple[str, str]]:
     """What to score: (prompt, answer) per choice; for pmi, then the same answers without the question."""
     if style == "letters":
         prompt = f"Question: {lettered(item.question, item.choices)}\nAnswer:"
@@ -157,7 +157,9 @@ def decide(values: Sequence[float]) -> tuple[int | None, float]:
     return (at[0] if len(at) == 1 else None), share
 
 
-def choice_result(item: ChoiceItem, scored: Sequence[Scored], *, style: Style, normalise: Normalise) -> ChoiceResult:
+def choice_result(
+    item: ChoiceItem, scored: Sequence[Scored], *, style: ChoiceStyle, normalise: Normalise
+) -> ChoiceResult:
     """Decide one question from the scores of its `choice_pairs`."""
     count = len(item.choices)
     given, without = scored[:count], scored[count:]
@@ -180,7 +182,7 @@ def score_choices(
     model: Any,
     items: Sequence[ChoiceItem | Mapping[str, Any]],
     *,
-    style: Style = "answers",
+    style: ChoiceStyle = "answers",
     normalise: Normalise = "sum",
     progress: Callable[[int], None] | None = None,
 ) -> ChoiceReport:

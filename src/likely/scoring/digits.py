@@ -1,4 +1,4 @@
-"""A probability written in digits after "0.": the digits that the model would write, and their mean.
+"""A probability that a model writes in digits after "0.": its likeliest digits, and the mean over them.
 
 The official way takes the likeliest digit token twice, so that 0.73 is a possible answer and 1 is none.  The mean over
 the first digit is smoother and costs one call less: Σ_d p(d) · (d + ½) / 10.
@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from likely.scoring.likelihood import Item, score_items
 from likely.tokenizers.protocol import Tokenizer
 
-Floats = NDArray[np.float64]
 DIGITS = "0123456789"
 
 
@@ -73,7 +71,7 @@ def official_number(steps: Sequence[str]) -> float:
     return float("0." + "".join(steps))
 
 
-# --- The number that a model writes after "0.", read from its next-token probabilities, for many prompts at once.
+# --- for many prompts at once -----------------------------------------------------------------------------------------
 
 
 def read_numbers(
@@ -85,23 +83,23 @@ def read_numbers(
               cost
     Models on this machine are read by token id, tokens of several digits included; a server by the texts "0" to "9".
     """
-    first = _laws(lm, texts, [""] * len(texts), progress)
-    chosen = [likeliest(law) for law in first]
+    first = _digit_logprobs(lm, texts, [""] * len(texts), progress)
+    chosen = [likeliest(logprobs) for logprobs in first]
     steps: list[tuple[str, ...]] = [()] * len(texts)
     if official:
-        second = _laws(lm, texts, chosen, progress)
-        steps = [(digits, likeliest(law)) for digits, law in zip(chosen, second, strict=True)]
+        second = _digit_logprobs(lm, texts, chosen, progress)
+        steps = [(digits, likeliest(logprobs)) for digits, logprobs in zip(chosen, second, strict=True)]
     return [
         Number(
             official=official_number(step) if step else None,
-            expected=expected_number(law),
-            mass=min(1.0, sum(math.exp(lp) for lp in law.values())),
+            expected=expected_number(logprobs),
+            mass=min(1.0, sum(math.exp(lp) for lp in logprobs.values())),
         )
-        for law, step in zip(first, steps, strict=True)
+        for logprobs, step in zip(first, steps, strict=True)
     ]
 
 
-def _laws(
+def _digit_logprobs(
     lm: Any, texts: Sequence[str], written: Sequence[str], progress: Callable[[int], None] | None
 ) -> list[dict[str, float]]:
     """Per prompt: digit text -> log-probability of writing it next, after what was written."""

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from likely.metrics.checks import Floats
+
 LOW_MASS = 0.1  # folktexts' threshold
 
 

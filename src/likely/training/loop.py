@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
 Batch = TypeVar("Batch")
-State = TypeVar("State")
+Kept = TypeVar("Kept")
 
 
 def import_torch() -> Any:
@@ -40,7 +40,7 @@ class TrainingDiverged(FloatingPointError, ValueError):
 
 
 @dataclass
-class EarlyStopping(Generic[State]):
+class EarlyStopping(Generic[Kept]):
     """Keep the state of the lowest metric, and stop once `patience` evaluations in a row bring no lower one.
 
     metric    what is to be low, evaluated every so many steps;  snapshot: a copy of what is kept
@@ -48,10 +48,10 @@ class EarlyStopping(Generic[State]):
     """
 
     metric: Callable[[], float]
-    snapshot: Callable[[], State]
+    snapshot: Callable[[], Kept]
     every: int
     patience: int
-    best: State | None = None
+    best: Kept | None = None
     lowest: float = math.inf
     curve: list[float] = field(default_factory=list)
     _since: int = 0

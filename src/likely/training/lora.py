@@ -7,19 +7,19 @@ Needs the torch runtime and peft (extra `train`).  The loss is −log p(answer |
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import numpy as np
 
 from likely.errors import CapabilityError, DataError, ModelError, missing_extra
-from likely.scoring.likelihood import Item, joint_item, score_pairs
+from likely.io.hashes import fingerprint
+from likely.scoring.likelihood import Item, ScoringSettings, joint_item, score_pairs
 from likely.tokenizers.protocol import Tokenizer
 from likely.training.loop import train
 
@@ -76,7 +76,7 @@ class Adapter:
                     own[name] = weight.detach().clone()
                     change = self.scale * (b.float() @ a.float())
                     weight.copy_(weight.float() + change.to(weight.device))
-            runtime.refresh(f"{revision}+lora-{digest(self.recipe)}")
+            runtime.refresh(f"{revision}+lora-{fingerprint(self.recipe)}")
             yield self.lm
         finally:
             with torch.no_grad():
@@ -84,10 +84,10 @@ class Adapter:
                     runtime.module.get_submodule(name).weight.copy_(weight)
             runtime.refresh(revision)
 
-    def score_pairs(self, pairs: Seq[tuple[str, str]], **options: Any) -> list[Scored]:
-        """log p(answer | prompt) of the adapted model, as `Model.score_pairs`."""
+    def score_pairs(self, pairs: Seq[tuple[str, str]], **settings: Unpack[ScoringSettings]) -> list[Scored]:
+        """log p(answer | prompt) of the adapted model; settings as for `likely.scoring.likelihood.score_pairs`."""
         with self.attached():
-            return score_pairs(self.lm.runtime, self.lm.tokenizer, pairs, **options)
+            return score_pairs(self.lm.runtime, self.lm.tokenizer, pairs, **settings)
 
 
 def train_lora(
@@ -129,7 +129,7 @@ def train_lora(
     module = model.runtime.module
     items = answer_items(model.tokenizer, pairs, model.runtime.context_length)
     recipe = {
-        "revision": model.runtime.revision, "pairs": digest(list(pairs)), "steps": steps, "batch": batch,
+        "revision": model.runtime.revision, "pairs": fingerprint(list(pairs)), "steps": steps, "batch": batch,
         "rank": rank, "alpha": alpha, "dropout": dropout, "lr": lr, "clip": clip, "targets": sorted(targets),
         "precision": precision, "seed": seed,
     }  # fmt: skip
@@ -336,7 +336,3 @@ def _saved_recipe(folder: Path) -> dict[str, Any] | None:
     if not isinstance(recipe, dict) or not {"alpha", "rank", "revision"} <= recipe.keys() or "losses" not in found:
         raise DataError(f"{folder / RECIPE}: not the record of an adapter that was trained here")
     return found
-
-
-def digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]

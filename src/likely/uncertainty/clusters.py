@@ -17,15 +17,13 @@ import numpy as np
 from likely.metrics.grading import normalise, numbers
 from likely.uncertainty.samples import rouge_l
 
-Groups = Callable[[str, Sequence[str]], list[int]]
-
 
 @dataclass(frozen=True)
 class Clusterer:
     """groups(question, texts) -> the cluster of each text, 0, 1, ... in the order of their first members."""
 
     name: str
-    groups: Groups
+    groups: Callable[[str, Sequence[str]], list[int]]
 
 
 def numbered(keys: Sequence[Any]) -> list[int]:

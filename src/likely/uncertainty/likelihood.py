@@ -1,4 +1,4 @@
-"""How sure the model was of the one text it wrote: sums, means and extremes over its tokens.
+"""How likely the model found the one text it wrote: sums, means and extremes over its tokens.
 
 Aichberger et al. 2024, arXiv:2412.15176: the zero-one score gives −log max_y p(y|x) as uncertainty, and the greedy text
 stands for the maximum (G-NLL).  All values are in nats and of the model itself: temperature 1, nothing masked.
@@ -14,8 +14,6 @@ import numpy as np
 
 from likely.errors import CapabilityError
 from likely.uncertainty.types import GenerationScores, Uncertainty
-
-Span = tuple[int, int]  # characters [start, end) of a text
 
 
 def g_nll(greedy: GenerationScores, *, normalise: bool = False) -> Uncertainty:
@@ -73,7 +71,7 @@ def _score(greedy: GenerationScores, values: np.ndarray, name: str) -> Uncertain
     return Uncertainty(values, "score", "less_certain", name, truncated=greedy.truncated, note=greedy.note)
 
 
-def answer_span(scores: GenerationScores, find: str | Callable[[str], Span | None]) -> GenerationScores:
+def answer_span(scores: GenerationScores, find: str | Callable[[str], tuple[int, int] | None]) -> GenerationScores:
     """The same texts with only the tokens of their answers, so that set phrases around them do not count.
 
     find  a pattern (its first group, or all of the match), or a function of the text: characters (start, end)
@@ -82,7 +80,7 @@ def answer_span(scores: GenerationScores, find: str | Callable[[str], Span | Non
     is found keeps all its tokens.  Every estimator of this file takes the result.
     """
     if scores.token_sizes is None:
-        raise CapabilityError("an answer's tokens cannot be told apart here: this server does not show its tokens")
+        raise CapabilityError("an answer's tokens are not known here: this server does not show its tokens")
     where = _by_pattern(find) if isinstance(find, str) else find
     keep = []
     for i, (text, sizes) in enumerate(zip(scores.texts, scores.token_sizes, strict=True)):
@@ -98,17 +96,17 @@ def answer_span(scores: GenerationScores, find: str | Callable[[str], Span | Non
     )
 
 
-def _by_pattern(pattern: str) -> Callable[[str], Span | None]:
+def _by_pattern(pattern: str) -> Callable[[str], tuple[int, int] | None]:
     compiled = re.compile(pattern)
 
-    def find(text: str) -> Span | None:
+    def find(text: str) -> tuple[int, int] | None:
         match = compiled.search(text)
         return match.span(1 if compiled.groups else 0) if match else None
 
     return find
 
 
-def _tokens_of(span: Span, text: str, sizes: np.ndarray, number: int) -> np.ndarray:
+def _tokens_of(span: tuple[int, int], text: str, sizes: np.ndarray, number: int) -> np.ndarray:
     """Which tokens write a byte of text[start:end]."""
     start, end = span
     if not 0 <= start < end <= len(text):

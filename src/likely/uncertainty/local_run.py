@@ -1,4 +1,4 @@
-"""What a plan wants of a model on this machine: one loop, prefixes computed once and forked."""
+"""A plan carried out by a model on this machine: one loop, prefixes computed once and forked."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from likely.decoding.request import Event, Request
 from likely.decoding.run import events
 from likely.decoding.sampling import Sampling
 from likely.errors import KvFull
+from likely.metrics.checks import Floats
 from likely.runtimes.protocol import FloatArray, Output, Runtime, Want, Work
 from likely.runtimes.protocol import Sequence as Held
 from likely.runtimes.rows import logsumexp
 from likely.scoring.likelihood import Item, score_items
 from likely.uncertainty.p_true import answers, p_true_of, p_true_prompts
-from likely.uncertainty.plan import Plan
-from likely.uncertainty.types import Floats, Gathered, GenerationScores
+from likely.uncertainty.plan import GatherPlan
+from likely.uncertainty.types import Gathered, GenerationScores
 
 ROWS_BYTES = 128 << 20  # of logits in one step
 KINDS = ("greedy", "samples", "beams")
 
 
 def gather_locally(
-    lm: Any, prompts: list[str], shown: list[str], plan: Plan, progress: Callable[[int], None] | None
+    lm: Any, prompts: list[str], shown: list[str], plan: GatherPlan, progress: Callable[[int], None] | None
 ) -> Gathered:
-    """See `plan.gather`."""
+    """See `planner.gather`."""
     wanted = [_requests(lm, prompt, plan, plan.system(i)) for i, prompt in enumerate(prompts)]
     made: dict[str, list[list[Any]]] = {kind: [] for kind in KINDS}
     for group in _run(lm, wanted, plan):
@@ -49,7 +50,7 @@ def gather_locally(
 # --- what to ask for --------------------------------------------------------------------------------------------------
 
 
-def _requests(lm: Any, prompt: str, plan: Plan, system: str | None) -> dict[str, Request]:
+def _requests(lm: Any, prompt: str, plan: GatherPlan, system: str | None) -> dict[str, Request]:
     """The requests of one prompt by kind; all have the same tokens as prompt."""
     if plan.questions:
         stop = {"stop": plan.stop} if plan.stop else {}
@@ -77,7 +78,7 @@ def seed_of(seed: int, tokens: Sequence[int]) -> int:
 
 @dataclass(eq=False)
 class Entropies:
-    """A transform that changes nothing and notes the entropy of each next token, in nats."""
+    """A logits processor that changes nothing and notes the entropy of each next token, in nats."""
 
     steps: list[float] = field(default_factory=list)
     _newest: float = 0.0
@@ -115,7 +116,7 @@ def entropy(logits: FloatArray) -> float:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-def _run(lm: Any, wanted: list[dict[str, Request]], plan: Plan) -> Iterator[dict[str, list[Any]]]:
+def _run(lm: Any, wanted: list[dict[str, Request]], plan: GatherPlan) -> Iterator[dict[str, list[Any]]]:
     """Per prompt the finished texts by kind, in the order of the prompts."""
     started = time.perf_counter()
     for request in (next(iter(group.values())) for group in wanted):
@@ -254,7 +255,7 @@ def scores_of(groups: Sequence[Sequence[Any]], sizes: Callable[[Any], np.ndarray
 # --- P(True) ----------------------------------------------------------------------------------------------------------
 
 
-def _p_true(lm: Any, gathered: Gathered, plan: Plan) -> Floats:
+def _p_true(lm: Any, gathered: Gathered, plan: GatherPlan) -> Floats:
     """(N,): all questions about answers are scored together."""
     letters = [tuple(lm.tokenizer.encode(text)) for text in answers()]
     items = []

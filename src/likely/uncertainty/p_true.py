@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from likely.metrics.checks import Floats
 from likely.scoring.letters import LOW_MASS, LowAnswerMass, shares
-from likely.uncertainty.types import Floats, Gathered, Uncertainty
+from likely.uncertainty.types import Gathered, Uncertainty
 
 LETTERS = ("A", "B")
 FORMS = (" {}", "{}", " ({}")  # how the model may write a letter; one form for both letters

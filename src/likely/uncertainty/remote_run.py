@@ -1,4 +1,4 @@
-"""What a plan wants of a server: texts, with the log-probabilities that it gives."""
+"""A plan carried out by a server: texts, with the log-probabilities that it gives."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 
 from likely.errors import CapabilityError
+from likely.metrics.checks import Floats
 from likely.runtimes.kinds import kinds_with
 from likely.uncertainty.p_true import answers, p_true_of, p_true_prompts
-from likely.uncertainty.plan import Plan
-from likely.uncertainty.types import Floats, Gathered, GenerationScores
+from likely.uncertainty.plan import GatherPlan
+from likely.uncertainty.types import Gathered, GenerationScores
 
 CONCURRENT = 8  # requests at a time
 NOTE = "log-probabilities of a server, which may leave out the end token's"
-DRAWN = f"{NOTE}; drawn with temperature 1 and top_p 1, but the server may truncate by a top_k or min_p of its own"
+SAMPLED = f"{NOTE}; sampled with temperature 1 and top_p 1, but the server may truncate by a top_k or min_p of its own"
 
 
 def gather_remotely(
-    lm: Any, prompts: list[str], shown: list[str], plan: Plan, progress: Callable[[int], None] | None
+    lm: Any, prompts: list[str], shown: list[str], plan: GatherPlan, progress: Callable[[int], None] | None
 ) -> Gathered:
-    """See `plan.gather`."""
+    """See `planner.gather`."""
     for need, why in (("token_entropy", "a server gives no entropies"), ("beams", "a server has no beam search")):
         if need in plan.needs:
             raise CapabilityError(f"{why}: load the model locally ({kinds_with()}), or leave out what needs {need}")
@@ -32,9 +33,9 @@ def gather_remotely(
     samples: list[list[Any]] = []
     jobs: list[tuple[str, str | None, int | None]] = []
     for i, prompt in enumerate(prompts):
-        draws: list[int | None] = [None] if "greedy" in plan.needs else []
-        draws += [*range(plan.samples)] if "samples" in plan.needs else []
-        jobs += [(prompt, plan.system(i), draw) for draw in draws]
+        numbers: list[int | None] = [None] if "greedy" in plan.needs else []
+        numbers += [*range(plan.samples)] if "samples" in plan.needs else []
+        jobs += [(prompt, plan.system(i), number) for number in numbers]
     with ThreadPoolExecutor(CONCURRENT, thread_name_prefix="likely-uncertainty") as pool:
         done = pool.map(lambda job: _one(lm, plan, *job), jobs)
         for _ in prompts:
@@ -47,14 +48,14 @@ def gather_remotely(
     gathered = Gathered(
         shown,
         _scores([[text] for text in greedy]) if greedy else None,
-        _scores(samples, DRAWN) if samples else None,
+        _scores(samples, SAMPLED) if samples else None,
     )
     if "p_true" in plan.needs:
         gathered = replace(gathered, extra={"p_true": _p_true(lm, gathered, plan)})
     return gathered
 
 
-def _one(lm: Any, plan: Plan, prompt: str, system: str | None, sample: int | None) -> Any:
+def _one(lm: Any, plan: GatherPlan, prompt: str, system: str | None, sample: int | None) -> Any:
     """The greedy text, or one sample with a seed of its own."""
     settings: dict[str, Any] = {"max_tokens": plan.max_tokens, "temperature": 0.0 if sample is None else 1.0}
     if sample is not None:
@@ -92,7 +93,7 @@ def _sizes(text: Any) -> np.ndarray | None:
     return np.array([len(token.encode()) for token in text.tokens], np.int64)
 
 
-def _p_true(lm: Any, gathered: Gathered, plan: Plan) -> Floats:
+def _p_true(lm: Any, gathered: Gathered, plan: GatherPlan) -> Floats:
     """The questions as raw prompts: a server applies no template to a text that it only scores."""
     pairs = [
         (text, answer)

@@ -1,4 +1,8 @@
-"""Entropy of what the model may write, estimated from S samples at temperature 1."""
+"""What S samples at temperature 1 say by themselves: the entropy of the text, the words they share, their graph.
+
+The graph has the samples as nodes and their similarities W (S, S) as edges: symmetric, in [0, 1], 1 on the diagonal;
+D = diag(W·1); L = I − D^(−1/2) W D^(−1/2).  Lin et al. 2023, arXiv:2305.19187.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from likely.uncertainty.types import Floats, Gathered, GenerationScores, Uncertainty
+from likely.metrics.checks import Floats
+from likely.uncertainty.types import Gathered, GenerationScores, Uncertainty
+
+_WORD = re.compile(r"\w+")
+ECCENTRIC_BELOW = 0.9  # eigenvalues of L whose eigenvectors are coordinates of the samples
 
 
 def predictive_entropy(samples: GenerationScores, n: int) -> Uncertainty:
-    """PE: −(1/S) Σ_s log p(y^s | x), whose mean over draws is the entropy of the text.
+    """PE: −(1/S) Σ_s log p(y^s | x), an unbiased estimate of the entropy of the text.
 
     n  number of prompts, N.  Malinin and Gales 2021, arXiv:2002.07650, eq. 5
     """
@@ -51,10 +59,7 @@ def _mean_over_samples(samples: GenerationScores, n: int, each: Floats, name: st
     return Uncertainty(values, "score", "less_certain", name, truncated=any_cut(samples, n), note=samples.note)
 
 
-# --- How much two texts share, word by word, and what that says of S samples.
-
-
-_WORD = re.compile(r"\w+")
+# --- shared words -----------------------------------------------------------------------------------------------------
 
 
 def words(text: str) -> list[str]:
@@ -94,7 +99,7 @@ def similarities(texts: Sequence[str]) -> Floats:
 
 
 def lexical_similarity(samples: GenerationScores, n: int) -> Uncertainty:
-    """Mean ROUGE-L over all pairs of a prompt's samples (S >= 2): higher is surer.  Fomicheva et al. 2020."""
+    """Mean ROUGE-L over all pairs of a prompt's samples (S >= 2): higher is more certain.  Fomicheva et al. 2020."""
     values = np.empty(n)
     for i in range(n):
         own = samples_of(samples, i, least=2)
@@ -103,12 +108,7 @@ def lexical_similarity(samples: GenerationScores, n: int) -> Uncertainty:
     return Uncertainty(values, "score", "more_certain", "lexical_similarity", truncated=any_cut(samples, n))
 
 
-# --- Uncertainty from a graph of S samples whose edges are their similarities.  Lin et al. 2023, arXiv:2305.19187.
-#
-# W (S, S): symmetric, in [0, 1], 1 on the diagonal; D = diag(W·1); L = I − D^(−1/2) W D^(−1/2).
-
-
-ECCENTRIC_BELOW = 0.9  # eigenvalues of L whose eigenvectors are coordinates of the samples
+# --- their graph ------------------------------------------------------------------------------------------------------
 
 
 def eigenvalue_sum(w: Floats) -> float:

@@ -1,4 +1,4 @@
-"""Semantic entropy: entropy over meanings of S samples instead of over their words.
+"""Uncertainty over what S samples mean instead of over their words: semantic entropy, and agreement.
 
 Kuhn et al. 2023, arXiv:2302.09664; Farquhar et al. 2024, Nature 630.  Functions of arrays take one prompt's samples.
 """
@@ -9,12 +9,18 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from likely.metrics.checks import Floats
 from likely.uncertainty.clusters import NUMBER, Clusterer
 from likely.uncertainty.samples import any_cut, samples_of
-from likely.uncertainty.types import Floats, Gathered, GenerationScores, Uncertainty
+from likely.uncertainty.types import Gathered, GenerationScores, Uncertainty
+from likely.uncertainty.verbal import stated_confidences, without_confidence
 
-Form = Literal["rao_blackwell", "older"]
+EntropyForm = Literal["rao_blackwell", "older"]
+
+
+# --- entropy ----------------------------------------------------------------------------------------------------------
 
 
 def cluster_logprobs(logprobs: Floats, clusters: Sequence[int]) -> Floats:
@@ -23,7 +29,7 @@ def cluster_logprobs(logprobs: Floats, clusters: Sequence[int]) -> Floats:
     return np.array([np.logaddexp.reduce(logprobs[groups == c]) for c in range(int(groups.max()) + 1)])
 
 
-def semantic_entropy_of(logprobs: Floats, clusters: Sequence[int], *, form: Form = "rao_blackwell") -> float:
+def semantic_entropy_of(logprobs: Floats, clusters: Sequence[int], *, form: EntropyForm = "rao_blackwell") -> float:
     """Entropy over C meanings of S different texts, in nats.
 
     logprobs  (S,)  log p(y^s | x), or per token (length-normalised)
@@ -46,7 +52,7 @@ def semantic_entropy_of(logprobs: Floats, clusters: Sequence[int], *, form: Form
 
 
 def discrete_entropy_of(clusters: Sequence[int]) -> float:
-    """−Σ_c (|c|/S) log(|c|/S): entropy of how often each meaning was drawn; needs no log-probabilities."""
+    """−Σ_c (|c|/S) log(|c|/S): entropy of how often each meaning was sampled; needs no log-probabilities."""
     if not len(clusters):
         raise ValueError("no texts: one at least is needed")
     shares = np.bincount(np.asarray(clusters)) / len(clusters)
@@ -67,12 +73,12 @@ def semantic_entropy(
     *,
     clusterer: Clusterer = NUMBER,
     length_normalised: bool = False,
-    form: Form = "rao_blackwell",
+    form: EntropyForm = "rao_blackwell",
     dedup: bool = True,
 ) -> Uncertainty:
     """`semantic_entropy_of` each prompt's samples; the note says which clusterer was used.
 
-    dedup  count a text that was drawn twice once: its probability weighs it already
+    dedup  count a text that was sampled twice once: its probability weighs it already
     """
     samples = gathered.texts("samples")
     weights = samples.mean_logprobs if length_normalised else samples.logprobs
@@ -113,4 +119,65 @@ def _over_prompts(
     return Uncertainty(
         values, "score", "less_certain", name, truncated=any_cut(samples, gathered.n),
         note=f"clusters: {clusterer.name}",
+    )  # fmt: skip
+
+
+# --- agreement --------------------------------------------------------------------------------------------------------
+
+
+def agreement(clusters: Sequence[int]) -> float:
+    """CSC: the share of the S − 1 later answers that mean what the first does.  clusters (S,), S >= 2."""
+    if len(clusters) < 2:
+        raise ValueError(f"agreement needs 2 answers at least, got {len(clusters)}")
+    return float(np.mean(np.asarray(clusters[1:]) == clusters[0]))
+
+
+def weighted_agreement(agrees: NDArray[np.bool_], confidence: Floats) -> float:
+    """CSA: Σ_s c_s·1[s agrees] / Σ_s c_s over the answers that state a confidence c_s; NaN if none does.
+
+    agrees, confidence  (S,);  a confidence that is missing is NaN, and that answer does not count
+    """
+    known = ~np.isnan(confidence)
+    total = confidence[known].sum()
+    return float(confidence[known & agrees].sum() / total) if total > 0 else np.nan
+
+
+def csc(gathered: Gathered, *, clusterer: Clusterer = NUMBER) -> Uncertainty:
+    """`agreement` of each prompt's samples with the first one."""
+    return _probability(gathered, "csc", clusterer, [agreement(c) for _, c in _clusters(gathered, clusterer, least=2)])
+
+
+def csa(gathered: Gathered, *, clusterer: Clusterer = NUMBER) -> Uncertainty:
+    """`weighted_agreement` of each prompt's later samples with the first, by the confidence that each states."""
+    values = []
+    for texts, clusters in _clusters(gathered, clusterer, least=2):
+        agrees = np.asarray(clusters[1:]) == clusters[0]
+        values.append(weighted_agreement(agrees, stated_confidences(texts[1:])))
+    return _probability(gathered, "csa", clusterer, values)
+
+
+def greedy_agreement(gathered: Gathered, *, clusterer: Clusterer = NUMBER) -> Uncertainty:
+    """The share of a prompt's samples that mean what its greedy text does."""
+    greedy = gathered.texts("greedy").texts
+    values = []
+    for i, (texts, _) in enumerate(_clusters(gathered, clusterer, least=1)):
+        joined = [without_confidence(t) for t in (greedy[i], *texts)]
+        values.append(agreement(clusterer.groups(gathered.prompts[i], joined)))
+    return _probability(gathered, "greedy_agreement", clusterer, values)
+
+
+def _clusters(gathered: Gathered, clusterer: Clusterer, *, least: int) -> list[tuple[list[str], list[int]]]:
+    """Per prompt (its samples, their clusters by what they answer)."""
+    samples = gathered.texts("samples")
+    out = []
+    for i, question in enumerate(gathered.prompts):
+        texts = [samples.texts[k] for k in samples_of(samples, i, least=least)]
+        out.append((texts, clusterer.groups(question, [without_confidence(t) for t in texts])))
+    return out
+
+
+def _probability(gathered: Gathered, name: str, clusterer: Clusterer, values: Sequence[float]) -> Uncertainty:
+    return Uncertainty(
+        np.array(values), "probability", "more_certain", name,
+        truncated=any_cut(gathered.texts("samples"), gathered.n), note=f"clusters: {clusterer.name}",
     )  # fmt: skip

@@ -1,19 +1,17 @@
-"""All estimators by name: what each needs, and the function of what was gathered."""
+"""All estimators by name: what each says, what it needs, how it is computed, and what a higher value means."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from likely.errors import nearest
-from likely.uncertainty import consistency, likelihood, semantic, verbal
-from likely.uncertainty import samples as graph
-from likely.uncertainty import samples as overlap
-from likely.uncertainty import samples as sampling
+from likely.metrics.checks import Floats
+from likely.uncertainty import likelihood, samples, semantic, verbal
 from likely.uncertainty.clusters import NUMBER, Clusterer
 from likely.uncertainty.p_true import p_true
-from likely.uncertainty.types import Floats, Gathered, Uncertainty
+from likely.uncertainty.types import Direction, Gathered, Uncertainty
 
 NEEDS = ("greedy", "samples", "token_entropy", "beams", "p_true")
 BRAINSTORMED = 5  # samples that P(True) shows
@@ -21,12 +19,12 @@ BRAINSTORMED = 5  # samples that P(True) shows
 
 @dataclass(frozen=True)
 class Estimator:
-    """needs: names of NEEDS;  of(gathered, clusterer): its values;  sure_is: which end of them is the sure one."""
+    """about: one line of help;  needs: names of NEEDS;  of(gathered, clusterer): its values, see `Uncertainty`."""
 
     about: str
     needs: tuple[str, ...]
     of: Callable[[Gathered, Clusterer], Uncertainty]
-    sure_is: Literal["high", "low"] = "low"
+    higher_is: Direction = "less_certain"
 
 
 def _greedy(of: Callable[..., Uncertainty]) -> Callable[[Gathered, Clusterer], Uncertainty]:
@@ -42,7 +40,7 @@ def _meanings(of: Callable[..., Uncertainty], **settings: Any) -> Callable[[Gath
 
 
 def _graph(of: Callable[[Floats], float], name: str) -> Callable[[Gathered, Clusterer], Uncertainty]:
-    return lambda gathered, _: graph.graph_score(gathered, of, name)
+    return lambda gathered, _: samples.graph_score(gathered, of, name)
 
 
 def _m_nll(gathered: Gathered, _: Clusterer) -> Uncertainty:
@@ -54,34 +52,35 @@ def _p_true(gathered: Gathered, _: Clusterer) -> Uncertainty:
 
 
 _G, _S = ("greedy",), ("samples",)
+_MORE: Direction = "more_certain"
 _SE = semantic.semantic_entropy
 ESTIMATORS: dict[str, Estimator] = {
     "g_nll": Estimator("-log p of the greedy text", _G, _greedy(likelihood.g_nll)),
-    "greedy_probability": Estimator("p of the greedy text", _G, _greedy(likelihood.greedy_probability), "high"),
+    "greedy_probability": Estimator("p of the greedy text", _G, _greedy(likelihood.greedy_probability), _MORE),
     "mean_nll": Estimator("nats per token of the greedy text", _G, _greedy(likelihood.mean_nll)),
     "perplexity": Estimator("exp of mean_nll", _G, _greedy(likelihood.perplexity)),
     "max_nll": Estimator("its least expected token", _G, _greedy(likelihood.max_nll)),
     "token_entropy": Estimator("mean entropy of its tokens", ("token_entropy",), _greedy(likelihood.token_entropy)),
     "m_nll": Estimator("-log p of the most likely text that beams find", ("greedy", "beams"), _m_nll),
-    "predictive_entropy": Estimator("mean -log p of samples", _S, _samples(sampling.predictive_entropy)),
-    "ln_predictive_entropy": Estimator("nats per token of samples", _S, _samples(sampling.ln_predictive_entropy)),
+    "predictive_entropy": Estimator("mean -log p of samples", _S, _samples(samples.predictive_entropy)),
+    "ln_predictive_entropy": Estimator("nats per token of samples", _S, _samples(samples.ln_predictive_entropy)),
     "semantic_entropy": Estimator("entropy over meanings, weighed by p", _S, _meanings(_SE)),
     "ln_semantic_entropy": Estimator("the same, by p per token", _S, _meanings(_SE, length_normalised=True)),
     "semantic_entropy_older": Estimator("the same in its first form", _S, _meanings(_SE, form="older")),
     "discrete_semantic_entropy": Estimator(
         "entropy over meanings, counted", _S, _meanings(semantic.discrete_semantic_entropy)
     ),
-    "lexical_similarity": Estimator("words that samples share", _S, _samples(overlap.lexical_similarity), "high"),
-    "eigv": Estimator("soft number of meanings", _S, _graph(graph.eigenvalue_sum, "eigv")),
-    "deg": Estimator("mean dissimilarity of samples", _S, _graph(graph.missing_degree, "deg")),
-    "ecc": Estimator("spread of samples in their graph", _S, _graph(graph.eccentricity, "ecc")),
-    "csc": Estimator("samples that agree with the first", _S, _meanings(consistency.csc), "high"),
-    "csa": Estimator("the same, weighed by what each states", _S, _meanings(consistency.csa), "high"),
+    "lexical_similarity": Estimator("words that samples share", _S, _samples(samples.lexical_similarity), _MORE),
+    "eigv": Estimator("soft number of meanings", _S, _graph(samples.eigenvalue_sum, "eigv")),
+    "deg": Estimator("mean dissimilarity of samples", _S, _graph(samples.missing_degree, "deg")),
+    "ecc": Estimator("spread of samples in their graph", _S, _graph(samples.eccentricity, "ecc")),
+    "csc": Estimator("samples that agree with the first", _S, _meanings(semantic.csc), _MORE),
+    "csa": Estimator("the same, weighed by what each states", _S, _meanings(semantic.csa), _MORE),
     "greedy_agreement": Estimator(
-        "samples that agree with the greedy text", (*_G, *_S), _meanings(consistency.greedy_agreement), "high"
+        "samples that agree with the greedy text", (*_G, *_S), _meanings(semantic.greedy_agreement), _MORE
     ),
-    "p_true": Estimator("p that the answer is true, when asked", ("p_true",), _p_true, "high"),
-    "stated_confidence": Estimator("what the text itself states", _G, _greedy(verbal.stated), "high"),
+    "p_true": Estimator("p that the answer is true, when asked", ("p_true",), _p_true, _MORE),
+    "stated_confidence": Estimator("what the text itself states", _G, _greedy(verbal.stated), _MORE),
 }
 
 

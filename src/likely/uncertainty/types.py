@@ -13,8 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Norm = Literal["sum", "token", "byte", "pmi"]
+from likely.metrics.checks import Floats, Ints
+from likely.scoring.choices import Normalise
+
+Direction = Literal["more_certain", "less_certain"]  # what a higher value means
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class OptionScores:
     """
 
     logprobs: Floats
-    tokens: NDArray[np.int64]
-    sizes_bytes: NDArray[np.int64]
+    tokens: Ints
+    sizes_bytes: Ints
     exists: NDArray[np.bool_]
     unconditional: Floats | None = None
-    labels: NDArray[np.int64] | None = None
+    labels: Ints | None = None
 
     def __post_init__(self) -> None:
         shape = self.logprobs.shape
@@ -54,7 +56,7 @@ class OptionScores:
         if few.any():
             raise ValueError(f"row {int(few.argmax())} has fewer than 2 options: nothing to be unsure about")
 
-    def logits(self, norm: Norm = "sum") -> Floats:
+    def logits(self, norm: Normalise = "sum") -> Floats:
         """(N, K) what the options are compared by, in nats, -inf where there is none.
 
         sum: log p(y|x);  token, byte: divided by the option's tokens or bytes;  pmi: log p(y|x) − log p(y|"Answer:")
@@ -71,7 +73,7 @@ class OptionScores:
             values = self.logprobs / np.maximum(by, 1)
         return np.where(self.exists, values, -np.inf)
 
-    def probs(self, norm: Norm = "sum") -> Floats:
+    def probs(self, norm: Normalise = "sum") -> Floats:
         """(N, K) softmax of `logits`: rows sum to 1, 0 where there is no option."""
         z = self.logits(norm)
         best = z.max(axis=1, keepdims=True)
@@ -96,9 +98,9 @@ class GenerationScores:
     token_logprobs: Sequence[Floats]
     texts: Sequence[str]
     finish_reasons: Sequence[str]
-    prompt_ids: NDArray[np.int64]
+    prompt_ids: Ints
     token_entropies: Sequence[Floats] | None = None
-    token_sizes: Sequence[NDArray[np.int64]] | None = None
+    token_sizes: Sequence[Ints] | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -123,7 +125,7 @@ class GenerationScores:
         return np.array([np.sum(row, dtype=np.float64) for row in self.token_logprobs])
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
+    def lengths(self) -> Ints:
         return np.array([len(row) for row in self.token_logprobs], np.int64)
 
     @property
@@ -135,7 +137,7 @@ class GenerationScores:
         """(M,) which texts were cut."""
         return np.array([reason != "stop" for reason in self.finish_reasons])
 
-    def of(self, prompt: int) -> NDArray[np.int64]:
+    def of(self, prompt: int) -> Ints:
         """The numbers of a prompt's texts, in their order."""
         return np.flatnonzero(self.prompt_ids == prompt)
 
@@ -144,7 +146,7 @@ class GenerationScores:
 class Gathered:
     """What one run of the model gave for N prompts; estimators read what their `needs` name.
 
-    greedy     one text per prompt, in their order;  samples: S per prompt, drawn at temperature 1 without truncation
+    greedy     one text per prompt, in their order;  samples: S per prompt, at temperature 1 without truncation
     beams      the most likely text per prompt that beam search found
     prompts    the questions as text
     extra      further needs by name ("p_true": (N,), "embeddings", "hidden": (N, D) ...)
@@ -180,7 +182,7 @@ class Uncertainty:
 
     values: Floats
     kind: Literal["probability", "score"]
-    higher_is: Literal["more_certain", "less_certain"]
+    higher_is: Direction
     name: str
     truncated: NDArray[np.bool_] | None = None
     note: str = ""
@@ -191,7 +193,7 @@ class Uncertainty:
 
     @property
     def certainty(self) -> Floats:
-        """Higher is surer, on the estimator's own scale: for ranking (AUROC, risk and coverage)."""
+        """Higher is more certain, on the estimator's own scale: for ranking (AUROC, risk and coverage)."""
         return self.values if self.higher_is == "more_certain" else -self.values
 
     def confidence(self) -> Floats:

@@ -6,7 +6,6 @@ the sources' losses; 1 − h(x)[answer] is then the risk of an answer (`polar`).
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import warnings
@@ -18,27 +17,29 @@ from typing import Any, Literal, Self
 import numpy as np
 from scipy.sparse import csr_array
 
+from likely.calibration.recalibrators.protocol import Parameters
 from likely.errors import DataError, nearest
 from likely.metrics.checks import Floats, Ints, as_floats
 from likely.uncertainty.types import Uncertainty
 from likely.weak_supervision.labelling_rules import Votes, check_votes
-from likely.weak_supervision.polar import polar
+from likely.weak_supervision.risk import polar
 from likely.weak_supervision.train import SCALARIZERS, Layers, Recipe, forward, train_network
 
 CONSTANT = 0.99  # a source that gives one class to so many of the texts says nothing about them
 SETTINGS, WEIGHTS = "harmonizer.json", "harmonizer.safetensors"
 VERSION = 1
+_WORD = re.compile(r"\w\w+|[^\w\s]")
 
 Encoder = Literal["tfidf", "given"] | Callable[[Sequence[str]], Any]
 
 
-class Harmonizer:
+class Harmonizer(Parameters):
     """Fuse votes: fit on texts and `Votes` whose first source usually is the model, then ask for probabilities or risk.
 
     classes     K, or their names
     encoder     "tfidf"; "given": texts are features already, (N, D); or a function texts → (N, D), such as
-                `likely.scoring.hidden_states.HiddenFeatures`, whose features are put on one scale
-    scalarizer  "quadratic", "linear", "euclidean", "chebyshev"; see `scalarizers`
+                `likely.scoring.HiddenFeatures`, whose features are put on one scale
+    scalarizer  "quadratic", "linear", "euclidean", "chebyshev"; see `train.SCALARIZERS`
     hidden      width of the hidden layer, 0: none (h is then linear in the features)
     weights     (M,) one per source, None: 1 each
     normalize_by_votes  divide a text's losses by its number of votes (see `pareto_loss`)
@@ -78,10 +79,6 @@ class Harmonizer:
     def k(self) -> int:
         return self.classes if isinstance(self.classes, int) else len(self.classes)
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's arguments by name (scikit-learn's contract)."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
     def fit(self, texts: Any, votes: Votes | Any) -> Self:
         """Learn from N texts (or features) and their votes, `Votes` or (N, M) of -1..K-1; returns self.
 
@@ -113,7 +110,7 @@ class Harmonizer:
 
     def predict_proba(self, texts: Any) -> Floats:
         """(N, K) h(x); rows sum to 1."""
-        self._check_fitted()
+        self.check_fitted("layers_")
         return forward(self.layers_, self._features(texts))
 
     def predict(self, texts: Any) -> Ints:
@@ -121,7 +118,7 @@ class Harmonizer:
         return self.predict_proba(texts).argmax(axis=1)
 
     def polar(self, texts: Any, answers: Any) -> Uncertainty:
-        """The risk of a model's answers (N,), -1 where it gave none; see `polar.polar`."""
+        """The risk of a model's answers (N,), -1 where it gave none; see `risk.polar`."""
         return polar(self.predict_proba(texts), answers)
 
     # --- files --------------------------------------------------------------------------------------------------------
@@ -130,7 +127,7 @@ class Harmonizer:
         """Write harmonizer.json (settings, vocabulary) and harmonizer.safetensors (numbers) into a folder."""
         from safetensors.numpy import save_file
 
-        self._check_fitted()
+        self.check_fitted("layers_")
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         arrays = {"coverage": self.coverage_, "sources": self.sources_, "curve": np.array(self.curve_)}
@@ -231,10 +228,6 @@ class Harmonizer:
                 stacklevel=3,
             )
 
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "layers_"):
-            raise ValueError("Harmonizer is not fitted: call fit first")
-
     def _check_shapes(self, source: Path) -> None:
         widths = [self.layers_[0][0].shape[1], *(weight.shape[0] for weight, _ in self.layers_)]
         fits = all(w.shape == (b, a) for (w, _), a, b in zip(self.layers_, widths, widths[1:], strict=False))
@@ -285,10 +278,7 @@ def usable_sources(votes: Ints, names: Sequence[str], *, deduplicate: bool = Tru
     return np.array(kept, np.int64)
 
 
-# --- TF-IDF: texts as sparse vectors of their words and word pairs, kept as plain numbers.
-
-
-_WORD = re.compile(r"\w\w+|[^\w\s]")
+# --- texts as sparse vectors of their words and word pairs ------------------------------------------------------------
 
 
 class TfIdf:

@@ -13,7 +13,7 @@ from likely.decoding.drafting.replay import RecordedAnswer, Rounds, replay, repl
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError
-from likely.metrics.intervals import bootstrap_ratio
+from likely.metrics.bootstrap import bootstrap_ratio
 
 SOURCES = {
     "lookup": PromptLookup,

@@ -15,7 +15,7 @@ from likely.audit.code.lame_prompts import lame_prompt
 from likely.audit.code.sandbox import Execution, Isolation, SandboxLimits, run_python
 from likely.data.datasets import load_records
 from likely.errors import DataError
-from likely.metrics.intervals import bootstrap_ratio
+from likely.metrics.bootstrap import mean_interval
 
 Benchmark = Literal["humaneval", "mbpp"]
 COMPLETE = "Complete this Python function. Answer with the whole function in one block of code.\n\n```python\n{}```"
@@ -208,7 +208,7 @@ class Report:
     def pass_at(self, k: int) -> tuple[float, float, float]:
         """(estimate, low, high): mean over problems with its 95 % interval (bootstrap over problems)."""
         each = [pass_at_k(len(s.verdicts), s.passed, k) for s in self.solved]
-        low, high = bootstrap_ratio(each, [1.0] * len(each))
+        low, high = mean_interval(each)
         return float(np.mean(each)), low, high
 
 

@@ -1,1 +1,17 @@
-"""TODO."""
+"""Conformal prediction: sets of classes and intervals that hold the truth as often as promised; risk control."""
+
+from typing import TYPE_CHECKING
+
+from likely.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from likely.calibration.conformal.classification import ConformalSets as ConformalSets
+    from likely.calibration.conformal.classification import set_report as set_report
+    from likely.calibration.conformal.classification import with_and_without_temperature as with_and_without_temperature
+    from likely.calibration.conformal.quantiles import conformal_quantile as conformal_quantile
+    from likely.calibration.conformal.regression import ConformalIntervals as ConformalIntervals
+    from likely.calibration.conformal.risk_control import ControlledRisk as ControlledRisk
+    from likely.calibration.conformal.risk_control import control_risk as control_risk
+    from likely.calibration.conformal.risk_control import wrong_answers_threshold as wrong_answers_threshold
+
+__all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

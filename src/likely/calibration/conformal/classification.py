@@ -1,7 +1,7 @@
 """Conformal prediction: sets of classes that hold the right one at least 1 − alpha of the time, for any model.
 
 Split conformal: a score says how badly a label fits, q is a quantile of the scores of n labelled rows, a set holds
-every label that scores at most q.  For rows drawn alike, the right label is in the set with a probability between
+every label that scores at most q.  For exchangeable rows, the right label is in the set with a probability between
 1 − alpha and 1 − alpha + 1/(n+1) (the upper end for scores without ties).  Shapes: N rows, K classes.
 """
 
@@ -20,7 +20,7 @@ from likely.calibration.recalibrators.scaling import Temperature
 from likely.calibration.selective import lower_bound
 from likely.metrics.checks import Floats, check_labels, check_logits, check_probs, softmax
 
-Score = Literal["lac", "aps", "raps"]
+ConformalScore = Literal["lac", "aps", "raps"]
 By = Literal["class", "group"]
 
 
@@ -82,7 +82,7 @@ class ConformalSets(GroupQuantiles):
     """
 
     name: ClassVar[str] = "conformal_sets"
-    score: Score = "lac"
+    score: ConformalScore = "lac"
     alpha: float = 0.1
     by: By | None = None
     randomised: bool = True
@@ -103,7 +103,7 @@ class ConformalSets(GroupQuantiles):
 
     def scores(self, probs: Floats) -> Floats:
         """(N, K) how badly each class fits."""
-        if self.score not in get_args(Score):
+        if self.score not in get_args(ConformalScore):
             raise ValueError(f'score must be "lac", "aps" or "raps", got "{self.score}"')
         if self.by not in (None, *get_args(By)):
             raise ValueError(f'by must be None, "class" or "group", got "{self.by}"')
@@ -114,7 +114,7 @@ class ConformalSets(GroupQuantiles):
 
     def predict(self, x: Any, groups: Sequence[Any] | None = None) -> NDArray[np.bool_]:
         """(N, K) which classes are in the set of each row."""
-        self.check_fitted()
+        self.check_fitted("quantiles_")
         probs = check_probs(x)
         scores = self.scores(probs)
         if self.by == "class":

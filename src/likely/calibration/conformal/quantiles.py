@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from likely.errors import DataError, nearest
+from likely.calibration.recalibrators.protocol import Parameters
+from likely.errors import DataError
 from likely.metrics.checks import Floats, Ints
 
 
@@ -41,7 +41,7 @@ def conformal_quantile(scores: Any, alpha: float) -> float:
     return math.inf if rank > len(values) else float(np.partition(values, rank - 1)[rank - 1])
 
 
-class GroupQuantiles:
+class GroupQuantiles(Parameters):
     """What conformal sets and intervals share: a dataclass of settings, and learned quantiles, to and from JSON.
 
     groups_     what the quantiles belong to; empty where one serves all rows
@@ -54,20 +54,6 @@ class GroupQuantiles:
     groups_: list[Any]
     quantiles_: Floats
     rows_: Ints
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-
-    def set_params(self, **params: Any) -> Self:
-        for name, value in params.items():
-            if name not in (known := self.get_params()):
-                raise ValueError(f'{type(self).__name__} has no parameter "{name}"{nearest(name, known)}')
-            setattr(self, name, value)
-        return self
-
-    def check_fitted(self) -> None:
-        if not hasattr(self, "quantiles_"):
-            raise ValueError(f"{type(self).__name__} is not fitted: call fit first")
 
     def set_quantiles(self, scores: Floats, of: Sequence[Any] | None, keys: list[Any] | None = None) -> None:
         """Learn the quantile of all scores (by=None) or of each group's; keys: the groups there are, seen or not."""
@@ -111,7 +97,7 @@ class GroupQuantiles:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: {"method", "params", "learned"}; an infinite quantile is null, since JSON has no infinity."""
-        self.check_fitted()
+        self.check_fitted("quantiles_")
         learned = {
             "groups_": self.groups_,
             "quantiles_": [float(q) if math.isfinite(q) else None for q in self.quantiles_],

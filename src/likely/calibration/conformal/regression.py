@@ -1,6 +1,6 @@
 """Conformal intervals for numbers: around a prediction, or around a lower and an upper one (CQR).
 
-Split conformal as in `conformal`: y lies in [low, high] with a probability >= 1 − alpha, whatever the model.  N rows.
+Split conformal as in `classification`: y is in [low, high] with a probability >= 1 − alpha, for any model.  N rows.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ConformalIntervals(GroupQuantiles):
 
     def predict(self, predicted: Any, groups: Sequence[Any] | None = None) -> tuple[Floats, Floats]:
         """(low, high), each (N,)."""
-        self.check_fitted()
+        self.check_fitted("quantiles_")
         low, high = _ends(predicted)
         q = self.quantile_of_rows(groups, len(low))
         below, above = low - q, high + q

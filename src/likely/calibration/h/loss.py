@@ -125,10 +125,13 @@ def fitting_window(window: int, pairs: int) -> int:
     return min(window, max(10, 2 * (pairs // 40)))
 
 
-def resampling_floor(probs: Any, *, resamples: int = 20, seed: int = 0, **how: Any) -> Floats:
-    """(resamples,) the loss of perfectly calibrated predictions: labels drawn from `probs` (N, K) themselves.
+def resampling_floor(
+    probs: Any, *, resamples: int = 20, seed: int = 0, window: int = 200, eps: float = 0.0,
+    weighting: Weighting = "cluster",
+) -> Floats:  # fmt: skip
+    """(resamples,) the loss of perfectly calibrated predictions: labels sampled from `probs` (N, K) themselves.
 
-    What a fitted map's loss is to be compared with, since it is never 0.  how: settings of `hcal_loss`.
+    What a fitted map's loss is to be compared with, since it is never 0.  window, eps, weighting: of `hcal_loss`.
     """
     torch = import_torch()
     p = np.asarray(probs, np.float64)
@@ -137,6 +140,9 @@ def resampling_floor(probs: Any, *, resamples: int = 20, seed: int = 0, **how: A
     found = []
     with torch.no_grad():
         for _ in range(resamples):
-            drawn = (rng.uniform(size=(len(p), 1)) * upper[:, -1:] >= upper[:, :-1]).sum(axis=1)
-            found.append(float(hcal_loss(torch.as_tensor(p), torch.as_tensor(drawn), **how)))
+            sampled = (rng.uniform(size=(len(p), 1)) * upper[:, -1:] >= upper[:, :-1]).sum(axis=1)
+            loss = hcal_loss(
+                torch.as_tensor(p), torch.as_tensor(sampled), window=window, eps=eps, weighting=weighting
+            )  # fmt: skip
+            found.append(float(loss))
     return np.array(found)

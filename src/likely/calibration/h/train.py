@@ -18,7 +18,7 @@ TEMPERATURES, SEGMENTS, HIDDEN, NODES = 16, 10, 10, 65
 LEARNING_RATE = 0.005
 PATIENCE, SLOWER_AFTER = 160, 20  # steps without a better metric; without a lower loss
 CHECKED_EVERY = 5
-PAIRS = 100_000  # (row, class) pairs in one step; of more, rows are drawn
+PAIRS = 100_000  # (row, class) pairs in one step; of more, rows are sampled
 LEFT_OUT = 2  # classes left out in turn in each step: over the steps all classes, at a cost that does not grow with K
 
 Metric = Callable[[Floats, Ints], float]
@@ -103,7 +103,7 @@ def _turns(classes: Ints, rng: np.random.Generator) -> Any:
 
 
 def _present(turn: Any, count: int, labels: Ints) -> list[int]:
-    """The next classes whose rows can be left out: of rows that were drawn, a rare class may have none."""
+    """The next classes whose rows can be left out: of sampled rows, a rare class may have none."""
     asked = [next(turn) for _ in range(count)]
     return [one for one in asked if 0 < (labels == one).sum() < len(labels)]
 

@@ -1,4 +1,4 @@
-"""Histogram binning.  Zadrozny and Elkan 2001, "Obtaining calibrated probability estimates"."""
+"""Maps with few values: histogram binning, and the scaling-binning calibrator."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Histogram(Fitted):
     bins     how many at most (tied values stay in one bin, so that there may be fewer); at least 20 rows a bin
     binning  "mass": equal numbers of rows;  "width": equal parts of [0, 1], and a bin without rows gives its centre
     input    "confidence" (N,) in [0, 1], or "score" (N,) with equal mass
+    Zadrozny and Elkan 2001, "Obtaining calibrated probability estimates".
     Learned: `edges_` (B − 1,): bin i holds values in (edges_[i−1], edges_[i]];  `values_` (B,).
     """
 
@@ -92,14 +93,11 @@ def mass_edges(values: Floats, bins: int) -> Floats:
     return np.unique(np.where(middle < rising[after], middle, last))  # between two neighbouring floats there is none
 
 
-# --- The scaling-binning calibrator.  Kumar, Liang and Ma 2019, arXiv:1909.10155, section 4.
-
-
 class ScalingBinning(Fitted):
     """Platt's map g, then the mean of g over the bin that g(x) falls into: few values, each with little variance.
 
-    Half of the rows (drawn by `seed`) fit g, the others make bins of equal mass of g, whose values are means of g, not
-    of labels.
+    Half of the rows (chosen with `seed`) fit g, the others make bins of equal mass of g, whose values are means of g,
+    not of labels.  Kumar, Liang and Ma 2019, arXiv:1909.10155, section 4.
     bins   how many at most; at least 20 rows of the second half a bin
     Learned: `a_`, `b_` of g;  `edges_` (B − 1,) and `values_` (B,) of its bins, in probabilities.
     """

@@ -1,4 +1,4 @@
-"""Isotonic regression by pool-adjacent-violators.  Zadrozny and Elkan 2002, "Transforming classifier scores"."""
+"""Isotonic regression (pool adjacent violators), and the Venn-Abers predictors that are made of it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class Isotonic(Fitted):
     """The never decreasing map with the least squared error; straight between the values seen, clipped outside them.
 
     It has as many parameters as the data ask for: fewer than 50 rows are refused, fewer than 1000 warned about.
-    input  "confidence" (N,) in [0, 1], or "score" (N,), higher = surer
+    input  "confidence" (N,) in [0, 1], or "score" (N,), higher = more confident
     Learned: `x_`, `y_` (M,): the corners of the map.
+    Zadrozny and Elkan 2002, "Transforming classifier scores".
     """
 
     name: ClassVar[str] = "isotonic"
@@ -57,15 +58,13 @@ def grouped(values: Floats, correct: Floats) -> tuple[Floats, Floats, Floats]:
     return distinct, np.bincount(where, weights=correct) / count, count.astype(np.float64)
 
 
-# --- Venn-Abers predictors: two isotonic fits for each point.  Vovk, Petej and Fedorova 2015, arXiv:1511.00213.
-
-
 class VennAbers(Fitted):
-    """Of each value both what isotonic regression says if it were wrong (p0) and if it were right (p1).
+    """For each value two isotonic fits: p0 as if its row were wrong, p1 as if it were right.
 
     One of the two is perfectly calibrated, whatever the data; p = p1 / (1 − p0 + p1) is the single probability that
     minimises the largest log-loss regret.  Each distinct value costs two fits over all distinct values seen.
-    input  "confidence" (N,) in [0, 1], or "score" (N,), higher = surer
+    input  "confidence" (N,) in [0, 1], or "score" (N,), higher = more confident
+    Vovk, Petej and Fedorova 2015, arXiv:1511.00213.
     Learned: `x_` (M,) the distinct values seen, `means_` and `counts_` (M,): share of right rows, and rows, at each.
     """
 

@@ -46,25 +46,13 @@ class Recalibrator(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-class Fitted(ABC):
-    """What all recalibrators share: parameters by name, and learned values to and from JSON."""
-
-    name: ClassVar[str]  # in files and on the command line
-    inputs: ClassVar[tuple[Input, ...]]  # what `input` may be, the default first
-    learns: ClassVar[dict[str, Learned]] = {}  # what `fit` sets; empty: numbers, read back without further checks
-    input: Input
-
-    @abstractmethod
-    def fit(self, x: Any, labels: Any) -> Self: ...
-
-    @abstractmethod
-    def predict_proba(self, x: Any) -> Floats: ...
+class Parameters:
+    """The constructor's arguments by name (scikit-learn's contract): each is an attribute of the same name."""
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's arguments by name (scikit-learn's contract)."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
-    def set_params(self, **params: Any) -> Self:
+    def set_params(self, **params: object) -> Self:
         known = self.get_params()
         for name, value in params.items():
             if name not in known:
@@ -75,6 +63,26 @@ class Fitted(ABC):
     def __repr__(self) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
         return f"{type(self).__name__}({given})"
+
+    def check_fitted(self, name: str) -> None:
+        """ValueError where there is no such learned value yet."""
+        if not hasattr(self, name):
+            raise ValueError(f"{type(self).__name__} is not fitted: call fit first")
+
+
+class Fitted(Parameters, ABC):
+    """What all recalibrators share: checked input, and learned values to and from JSON."""
+
+    name: ClassVar[str]  # in files and on the command line
+    inputs: ClassVar[tuple[Input, ...]]  # what `input` may be, the default first; empty: it has no such parameter
+    learns: ClassVar[dict[str, Learned]] = {}  # what `fit` sets; empty: numbers, read back without further checks
+    input: Input
+
+    @abstractmethod
+    def fit(self, x: Any, labels: Any) -> Self: ...
+
+    @abstractmethod
+    def predict_proba(self, x: Any) -> Floats: ...
 
     def learned(self) -> dict[str, Any]:
         """Learned values by name, in the order in which they were set; ValueError before `fit`."""
@@ -152,7 +160,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-# --- What a recalibrator has learned, read back from JSON: each value is checked before it is used.
+# --- learned values read back from JSON: each is checked before it is used -------------------------------------------
 
 
 @dataclass(frozen=True)

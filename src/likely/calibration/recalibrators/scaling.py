@@ -1,4 +1,7 @@
-"""Temperature scaling: one number for all logits.  Guo et al. 2017, arXiv:1706.04599, section 4.2."""
+"""Temperature, vector, matrix and Dirichlet scaling: multinomial regression on log-probabilities of K classes.
+
+Guo et al. 2017, arXiv:1706.04599, section 4.2; Kull et al. 2019, arXiv:1910.12656, sections 3 and 4 (Dirichlet, ODIR).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,11 @@ from likely.calibration.recalibrators.protocol import ACCURACIES, Fitted, Input,
 from likely.metrics.checks import SMALLEST, Floats, Ints, log_softmax, softmax
 
 BOUNDS = (1e-3, 1e3)  # of β = 1/T
+STEPS = 1000
+TOLERANCE = 1e-6  # of the largest entry of the gradient of the mean NLL
+PENALTIES = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)
+FOLDS = 3
+Penalty = Callable[[Floats, Floats], tuple[float, Floats, Floats]]  # (W, b) -> value, and its two gradients
 
 
 class Temperature(Fitted):
@@ -64,11 +72,7 @@ def inverse_temperature(logits: Floats, labels: Ints) -> tuple[float, bool]:
     return float(np.exp(brentq(slope, low, high, xtol=1e-12))), False
 
 
-# --- Multinomial regression on log-probabilities: what vector, matrix and Dirichlet scaling are made of.
-
-
-STEPS = 1000
-TOLERANCE = 1e-6  # of the largest entry of the gradient of the mean NLL
+# --- multinomial regression -------------------------------------------------------------------------------------------
 
 
 def finite_logprobs(logp: Floats) -> Floats:
@@ -98,7 +102,7 @@ def minimised(objective: Callable[[Floats], tuple[float, Floats]], start: Floats
     return np.asarray(found.x, np.float64)
 
 
-# --- Vector scaling: a weight and an offset for each class.  Guo et al. 2017, arXiv:1706.04599, section 4.2.
+# --- a weight for each class, or a matrix -----------------------------------------------------------------------------
 
 
 class Vector(Fitted):
@@ -146,16 +150,6 @@ class Vector(Fitted):
 
     def _map(self, logp: Floats) -> Floats:
         return softmax(keep_impossible(finite_logprobs(logp) * self.weights_ + self.bias_, logp))
-
-
-# --- A full matrix on log-probabilities: matrix scaling and Dirichlet calibration.
-#
-# Guo et al. 2017, arXiv:1706.04599, section 4.2; Kull et al. 2019, arXiv:1910.12656, sections 3 and 4 (ODIR).
-
-
-PENALTIES = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)
-FOLDS = 3
-Penalty = Callable[[Floats, Floats], tuple[float, Floats, Floats]]  # (W, b) -> value, and its two gradients
 
 
 class Affine(Fitted):

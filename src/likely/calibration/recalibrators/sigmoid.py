@@ -1,4 +1,4 @@
-"""Logistic regression on a few features: what Platt's and beta calibration are made of."""
+"""Platt scaling and beta calibration: a sigmoid of one number, by logistic regression on a few features of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from likely.calibration.recalibrators.protocol import Fitted, Input, Learned
 from likely.metrics.checks import Floats, log_probs
 
 STEPS = 100
+PULL = 1e-3  # of Beta towards the identity: as much as a thousandth of a row, so that only separable data feel it
+ACTIVE = ([True, True, True], [True, False, True], [False, True, True], [False, False, True])  # which of a, b, m
 
 
 def logistic(features: Floats, targets: Floats, *, start: Floats, pull: float = 0.0) -> tuple[Floats, float]:
@@ -40,9 +42,6 @@ def logistic(features: Floats, targets: Floats, *, start: Floats, pull: float = 
     return theta, now
 
 
-# --- Platt scaling: a sigmoid of one number.  Platt 1999, "Probabilistic outputs for support vector machines".
-
-
 class Platt(Fitted):
     """σ(a·s + b): s is log(c / (1 − c)) of a confidence c (clipped at 1e-12), or a score as it is.
 
@@ -50,6 +49,7 @@ class Platt(Fitted):
     that a, b stay finite on separable data and on data that are all right.
     input  "confidence" (N,) in [0, 1], or "score" (N,), whose sign may be either
     Learned: `a_`, `b_`.  a < 0: higher means less certain.
+    Platt 1999, "Probabilistic outputs for support vector machines".
     """
 
     name: ClassVar[str] = "platt"
@@ -91,19 +91,13 @@ def fit_platt(score: Floats, correct: Floats) -> tuple[float, float]:
     return float(slope / width), float(offset - slope * middle / width)
 
 
-# --- Beta calibration.  Kull, Silva Filho and Flach 2017, "Beta calibration", AISTATS, section 4.
-
-
-PULL = 1e-3  # towards the identity a = b = 1, m = 0: as much as a thousandth of a row; only separable data feel it
-ACTIVE = ([True, True, True], [True, False, True], [False, True, True], [False, False, True])  # which of a, b, m
-
-
 class Beta(Fitted):
     """σ(a·ln c − b·ln(1 − c) + m), a, b >= 0: never decreasing; the identity is a = b = 1, m = 0.
 
     Logistic regression on (ln c, −ln(1 − c), 1); where a coefficient comes out negative it is 0 and the others are
     fitted again: of the feasible fits the one with the lowest loss, which is the constrained optimum.
     Learned: `a_`, `b_`, `m_`.
+    Kull, Silva Filho and Flach 2017, "Beta calibration", AISTATS, section 4.
     """
 
     name: ClassVar[str] = "beta"

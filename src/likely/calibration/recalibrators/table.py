@@ -1,11 +1,13 @@
-"""Every recalibrator by name: made, saved to and restored from a JSON record."""
+"""Every recalibrator by name: what it is, for what it is tried unasked, how it is made and restored from JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from likely.calibration.h.recalibrator import HCalibrator
+from likely.calibration.recalibrators.answer import AnswerLogistic
 from likely.calibration.recalibrators.binning import Histogram, ScalingBinning
 from likely.calibration.recalibrators.isotonic import Isotonic, VennAbers
 from likely.calibration.recalibrators.one_vs_rest import OneVsRest
@@ -14,20 +16,45 @@ from likely.calibration.recalibrators.scaling import Dirichlet, Matrix, Temperat
 from likely.calibration.recalibrators.sigmoid import Beta, Platt
 from likely.errors import DataError, nearest
 
-_CLASSES: tuple[type[Fitted], ...] = (
-    Temperature, Vector, Matrix, Dirichlet, Platt, Beta, Isotonic, Histogram, ScalingBinning, VennAbers, HCalibrator,
-)  # fmt: skip
-METHODS: dict[str, type[Fitted]] = {method.name: method for method in _CLASSES}
+
+@dataclass(frozen=True)
+class RecalibratorEntry:
+    """One method.
+
+    made   its class, which knows its name and its inputs;  about: one line of help
+    auto   kinds of labelled lines (see `Labelled`) for which method="auto" tries it: maps of few parameters
+    """
+
+    made: type[Fitted]
+    about: str
+    auto: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """What its parameter `input` may be, the default first; none for a map of graded answers."""
+        return self.made.inputs
 
 
-def make(name: str, **params: Any) -> Fitted:
+_ENTRIES = (
+    RecalibratorEntry(AnswerLogistic, "logistic regression on what an answer's tokens say", ("answer",)),
+    RecalibratorEntry(Temperature, "softmax(z / T): one parameter, changes no decision", ("logits", "probs")),
+    RecalibratorEntry(Vector, "a scale and an offset per class", ("logits", "probs")),
+    RecalibratorEntry(Matrix, "a scale and an offset between classes"),
+    RecalibratorEntry(Dirichlet, "the same, with the penalty chosen by cross-validation"),
+    RecalibratorEntry(HCalibrator, "a monotone map that minimises a bounded calibration error"),
+    RecalibratorEntry(Platt, "a sigmoid: two parameters", ("answer", "confidence")),
+    RecalibratorEntry(Beta, "a sigmoid of log c and log(1 - c): three parameters", ("answer", "confidence")),
+    RecalibratorEntry(Isotonic, "the best rising map: takes hundreds of lines"),
+    RecalibratorEntry(Histogram, "the share of right lines per bin: takes hundreds of lines"),
+    RecalibratorEntry(ScalingBinning, "a sigmoid, then its mean per bin: takes hundreds of lines"),
+    RecalibratorEntry(VennAbers, "two isotonic fits per value: takes hundreds of lines"),
+)
+RECALIBRATORS: dict[str, RecalibratorEntry] = {entry.made.name: entry for entry in _ENTRIES}
+
+
+def make(name: str, **params: object) -> Fitted:
     """A recalibrator that is not fitted yet; ValueError names the nearest method or parameter."""
-    return _method(name)().set_params(**params)
-
-
-def inputs_of(name: str) -> tuple[Input, ...]:
-    """What the method may be given (its parameter `input`), the default first."""
-    return _method(name).inputs
+    return entry_of(name).made().set_params(**params)
 
 
 def from_dict(record: Any) -> Fitted:
@@ -58,7 +85,7 @@ def _described(record: Any, fields: tuple[str, ...], what: str) -> tuple[str, Ma
 
 def _made(method: Any, params: Mapping[str, Any], where: str = "params") -> Fitted:
     try:
-        made = _method(method)()
+        made = entry_of(method).made()
     except ValueError as error:
         raise DataError(f"a recalibrator's record: {error}") from None
     return _set(made, params, where)
@@ -70,6 +97,8 @@ def _set(made: Fitted, params: Mapping[str, Any], where: str = "params") -> Fitt
         made.set_params(**params)
     except (ValueError, TypeError) as error:
         raise DataError(f"{where}: {error}") from None
+    if not made.inputs:
+        return made
     if "input" not in params:
         raise DataError(f"{where}.input: is missing")
     if made.input not in made.inputs:
@@ -77,7 +106,9 @@ def _set(made: Fitted, params: Mapping[str, Any], where: str = "params") -> Fitt
     return made
 
 
-def _method(name: str) -> type[Fitted]:
-    if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(f'unknown method "{name}"{nearest(str(name), METHODS)} (allowed: {", ".join(METHODS)})')
-    return METHODS[name]
+def entry_of(name: str) -> RecalibratorEntry:
+    """ValueError names the nearest method."""
+    if not isinstance(name, str) or name not in RECALIBRATORS:
+        known = ", ".join(RECALIBRATORS)
+        raise ValueError(f'unknown method "{name}"{nearest(str(name), RECALIBRATORS)} (allowed: {known})')
+    return RECALIBRATORS[name]

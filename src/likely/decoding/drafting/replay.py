@@ -16,7 +16,7 @@ from likely.decoding.accept import matched_walk
 from likely.decoding.drafting.protocol import NO_DRAFT, DraftDistribution, DraftSource, SamplingContext
 from likely.errors import CapabilityError, DataError, LikelyError
 from likely.io.jsonl import Line, text_field
-from likely.metrics.intervals import bootstrap_ratio
+from likely.metrics.bootstrap import bootstrap_ratio
 
 PAST_THE_END = -1
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from likely.io.hashes import fingerprint
 from likely.prompting.hints.downstream import ChoiceQuestion
 from likely.prompting.hints.reward import group_advantages
 from likely.training.grpo import grpo_loss
 from likely.training.loop import train
-from likely.training.lora import ATTENTION, Adapter, digest, learned_factors, peft_model, trainable
+from likely.training.lora import ATTENTION, Adapter, learned_factors, peft_model, trainable
 
 if TYPE_CHECKING:
     import torch
@@ -140,7 +141,7 @@ def train_hint_writer(
         train(rollouts(), losses, optimiser, clip=s.max_norm)
         factors = learned_factors(peft)
     recipe = {
-        "revision": runtime.revision, "questions": digest([hint_prompt(q) for q in questions]), "steps": steps,
+        "revision": runtime.revision, "questions": fingerprint([hint_prompt(q) for q in questions]), "steps": steps,
         **{name: getattr(s, name) for name in s.__dataclass_fields__}, "targets": sorted(s.targets),
     }  # fmt: skip
     return HintWriter(Adapter(model, factors, s.alpha / s.rank, recipe), s, means, last)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from likely.errors import nearest
 from likely.prompting.speech.nbest import NBest, NBestStyle, SpokenTask, nbest_prompt, transcript_prompt
 from likely.prompting.speech.words import rover
-from likely.uncertainty.types import Norm, OptionScores
+from likely.scoring.choices import Normalise
+from likely.uncertainty.types import OptionScores
 
 Combine = Literal["prompt", "marginal", "rover"]
 COMBINATIONS = ("prompt", "marginal", "rover")
@@ -47,7 +48,7 @@ class SpokenIntentClassifier:
         combine: Combine = "prompt",
         style: NBestStyle = "explained",
         kappa: float = 1.0,
-        norm: Norm = "sum",
+        norm: Normalise = "sum",
     ):
         if n < 1:
             raise ValueError(f"n must be >= 1, got {n}")

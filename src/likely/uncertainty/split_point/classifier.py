@@ -43,7 +43,7 @@ class SplitPointClassifier(SplitPoint):
     tolerance  of `corrected_probs`
     epochs, batch, learning_rate, seed   of training (Adam); the step size falls to a tenth after half of the epochs
                and again after five sixths
-    `fit` needs torch, `predict` does not.  For a language model see `split_hidden.option_features`.
+    `fit` needs torch, `predict` does not.  For a language model see `likely.scoring.option_features`.
     Rows: those that the classifier was fitted to, as published, or others.  Measured on 150 classes with twenty other
     rows each, heads on the latter were worse in everything (results/split_point.json): they need many rows a class.
     Learned: `heads_` by name, `classes_` K.

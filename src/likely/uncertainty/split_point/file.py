@@ -5,7 +5,6 @@ A file is safetensors: the networks as arrays, and in its metadata, as JSON, wha
 
 from __future__ import annotations
 
-import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,8 +13,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from likely.calibration.recalibrators.protocol import plain
-from likely.errors import DataError, nearest
+from likely.calibration.recalibrators.protocol import Parameters, plain
+from likely.errors import DataError
 from likely.io.whole_file import write_whole_file
 from likely.metrics.checks import Floats, as_floats
 from likely.uncertainty.types import Uncertainty
@@ -24,7 +23,7 @@ FORMAT = "likely-split-point-1"
 OBJECTS = ("base", "features")  # parameters that are the caller's own objects, and are in no file
 
 
-class SplitPoint(ABC):
+class SplitPoint(Parameters, ABC):
     """scikit-learn's contract: the constructor stores, `fit` checks and learns, learned values end in `_`."""
 
     kind: ClassVar[str]  # in files
@@ -41,26 +40,6 @@ class SplitPoint(ABC):
     def restore(self, arrays: Mapping[str, Floats], learned: Mapping[str, Any]) -> None:
         """The inverse of `arrays`; DataError for what does not fit."""
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's arguments by name."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def set_params(self, **params: Any) -> Self:
-        known = self.get_params()
-        for name, value in params.items():
-            if name not in known:
-                raise ValueError(f'{type(self).__name__} has no parameter "{name}"{nearest(name, known)}')
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        given = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
-        return f"{type(self).__name__}({given})"
-
-    def check_fitted(self, name: str) -> None:
-        if not hasattr(self, name):
-            raise ValueError(f"{type(self).__name__} is not fitted: call fit first")
-
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; the caller's own `base` and `features` are not in it."""
         from safetensors.numpy import save
@@ -72,9 +51,10 @@ class SplitPoint(ABC):
         write_whole_file(Path(path), data)
 
     @classmethod
-    def load(cls, path: str | Path, **objects: Any) -> Self:
-        """What `save` wrote;  objects: base= and features=, if it was fitted with any.  DataError for another file."""
+    def load(cls, path: str | Path, *, base: Any = None, features: Any = None) -> Self:
+        """What `save` wrote, with the base and features it was fitted with, if any.  DataError for another file."""
         found, metadata = _read(path, cls.kind)
+        objects = {name: value for name, value in zip(OBJECTS, (base, features), strict=True) if value is not None}
         try:
             params, learned = json.loads(metadata["params"]), json.loads(metadata["learned"])
             made = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in params.items()}, **objects)

@@ -133,7 +133,7 @@ def evaluate(
       likely calibrate eval others.jsonl --calibrator cal.json --json
     """
     from likely.cli.printing import print_json
-    from likely.metrics.report import report
+    from likely.metrics.summary import report
 
     labelled = _read(file, limit)
     found = report(_predictions(labelled, calibrator, file), labelled.labels)
@@ -167,7 +167,7 @@ def plot(
     """
     from likely.cli.printing import print_json
     from likely.io.whole_file import check_target, write_for_user
-    from likely.metrics.reliability import as_text, draw, reliability
+    from likely.metrics.diagram import as_text, draw, reliability
     from likely.show.plot import FORMATS, render
 
     if output is not None:

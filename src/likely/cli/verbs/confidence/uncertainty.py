@@ -144,7 +144,7 @@ def _header(lm: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **opt.origin(lm), "kind": "uncertainty", "template": template_hash(lm), "settings": settings,
         "settings_hash": fingerprint(settings),
-        "sure_is": {name: ESTIMATORS[name].sure_is for name in settings["methods"]},
+        "higher_is": {name: ESTIMATORS[name].higher_is for name in settings["methods"]},
     }  # fmt: skip
 
 
@@ -211,7 +211,8 @@ def _measured(
     """Per question the answer and every wanted value; null where there is none."""
     import warnings
 
-    from likely.uncertainty.plan import estimate, gather
+    from likely.uncertainty.planner import gather
+    from likely.uncertainty.table import estimate
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -271,7 +272,8 @@ def _one(lm: Any, question: str, settings: Mapping[str, Any], as_json: bool) -> 
     for name, value in record["uncertainty"].items():
         shown = "none" if value is None else f"{value:.4g}"
         cut = "; of a text that was cut" if name in record["cut"] else ""
-        typer.echo(f"{name:26}{shown:>10}   {ESTIMATORS[name].about} ({ESTIMATORS[name].sure_is}: sure){cut}")
+        direction = ESTIMATORS[name].higher_is.replace("_", " ")
+        typer.echo(f"{name:26}{shown:>10}   {ESTIMATORS[name].about} (higher: {direction}){cut}")
 
 
 def _report(records: Sequence[Mapping[str, Any]], header: Mapping[str, Any], file: str, as_json: bool) -> None:
@@ -284,7 +286,7 @@ def _report(records: Sequence[Mapping[str, Any]], header: Mapping[str, Any], fil
     found = {
         name: discrimination(
             [r["uncertainty"].get(name) for r in records], [r["correct"] for r in records],
-            sure_is=header["sure_is"][name],
+            higher_is=header["higher_is"][name],
         )
         for name in header["settings"]["methods"]
     }  # fmt: skip

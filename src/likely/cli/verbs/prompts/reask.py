@@ -13,7 +13,7 @@ from likely.cli import options as opt
 
 if TYPE_CHECKING:
     from likely.io.jsonl import Line
-    from likely.weak_supervision.reask import Example
+    from likely.weak_supervision.reasking import Example
 
 HINT = 'lines like {"text": "...", "answer": "spam"} are expected'
 
@@ -70,8 +70,8 @@ def reask(
     from likely.io.jsonl import Results, read_lines
     from likely.weak_supervision.harmonizer import Harmonizer
     from likely.weak_supervision.labelling_rules import Votes, read_rules
-    from likely.weak_supervision.reask import LabelTask, budget_threshold, fired, label_scores
-    from likely.weak_supervision.reask import reask as ask_again
+    from likely.weak_supervision.reasking import LabelTask, budget_threshold, fired, label_scores
+    from likely.weak_supervision.reasking import reask as ask_again
 
     names = tuple(name.strip() for name in labels.split(","))
     if len(names) < 2 or len(set(names)) < len(names) or "" in names:
@@ -169,7 +169,7 @@ def _read(path: str, names: Sequence[str], limit: int | None) -> Sequence[Line]:
 
 def _examples(path: Path, names: Sequence[str]) -> Any:
     from likely.errors import DataError
-    from likely.weak_supervision.reask import Example
+    from likely.weak_supervision.reasking import Example
 
     lines = _read(str(path), names, None)
     for line in lines:
@@ -210,7 +210,7 @@ def _summary(records: Sequence[dict[str, Any]], rules: int, threshold: float) ->
     import math
 
     from likely.metrics.intervals import Accuracy
-    from likely.weak_supervision.polar import risk_quality
+    from likely.weak_supervision.risk import risk_quality
 
     known = [r for r in records if r["label"] is not None]
     out: dict[str, Any] = {

@@ -3,7 +3,7 @@
 Zhao et al. 2023, arXiv:2306.16564, "dynamic prompting".  Three ways to a second answer:
 
     reconsider   self-examination: the model sees its answer and is asked to look again
-    evidence     the model is told which rules fire on the text, and for which label each speaks
+    evidence     the prompt says which rules fire on the text, and for which label each speaks
     override     the answer of the model that fused the rules (`Harmonizer`) takes its place; nothing is asked
 
 Answers are compared by their likelihood, as everywhere here, so that each comes with probabilities and none can be
@@ -21,15 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.errors import nearest
+from likely.metrics.checks import Floats, Ints
 from likely.uncertainty.types import OptionScores
 from likely.weak_supervision.labelling_rules import LabelingFunction
 
-Policy = Literal["reconsider", "evidence", "override"]
+ReaskPolicy = Literal["reconsider", "evidence", "override"]
 POLICIES = ("reconsider", "evidence", "override")
 LOOK_AGAIN = "Look at it again. Is that really right? Answer once more with one of: {labels}."
 
 
-class Scores(Protocol):
+class PairScorer(Protocol):
     """A model: `likely.load(...)`."""
 
     def score_pairs(
@@ -90,7 +91,7 @@ def fired(rules: Sequence[LabelingFunction], text: str) -> list[LabelingFunction
 
 
 def label_scores(
-    lm: Scores, prompts: Sequence[str], labels: Sequence[str], *, progress: Callable[[int], None] | None = None
+    lm: PairScorer, prompts: Sequence[str], labels: Sequence[str], *, progress: Callable[[int], None] | None = None
 ) -> OptionScores:
     """log p(" " + label | prompt) of N prompts and K labels; what the prompts share is computed once."""
     scored = lm.score_pairs([(prompt, f" {label}") for prompt in prompts for label in labels], progress=progress)
@@ -125,7 +126,7 @@ def budget_threshold(risk: Any, budget: float) -> float:
     return -math.inf if most == len(falling) else float(falling[most])
 
 
-def _checked_risk(risk: Any) -> NDArray[np.float64]:
+def _checked_risk(risk: Any) -> Floats:
     values = np.asarray(risk, np.float64)
     if values.ndim != 1 or not values.size:
         raise ValueError(f"risk must be (N,) with at least one item, got shape {values.shape}")
@@ -145,10 +146,10 @@ class Reasked:
     probs    (N, K) of the second answer, NaN where there was none;  threshold: the δ of ζ > δ
     """
 
-    answers: NDArray[np.int64]
+    answers: Ints
     chosen: NDArray[np.bool_]
     asked: NDArray[np.bool_]
-    probs: NDArray[np.float64]
+    probs: Floats
     threshold: float
 
     @property
@@ -158,14 +159,14 @@ class Reasked:
 
 
 def reask(
-    lm: Scores | None,
+    lm: PairScorer | None,
     task: LabelTask,
     texts: Sequence[str],
     answers: Any,
     risk: Any,
     *,
     threshold: float,
-    policy: Policy = "evidence",
+    policy: ReaskPolicy = "evidence",
     rules: Sequence[LabelingFunction] = (),
     fused: Any = None,
     progress: Callable[[int], None] | None = None,
@@ -211,7 +212,7 @@ def reask(
 
 
 def _second_prompt(
-    task: LabelTask, text: str, answer: int, policy: Policy, rules: Sequence[LabelingFunction]
+    task: LabelTask, text: str, answer: int, policy: ReaskPolicy, rules: Sequence[LabelingFunction]
 ) -> str | None:
     if policy == "reconsider":
         return task.prompt(text) if answer < 0 else task.reconsider(text, answer)

@@ -1,6 +1,6 @@
 """All metrics of a set of predictions at once, with intervals: what `likely calibrate eval` prints.
 
-The resamples are drawn once, and every metric is computed on all of them together.
+Rows are resampled once, and every metric is computed on all of them together.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ def report(
         return found
 
     values = {name: float(v[0]) for name, v in measured(np.ones((1, len(confidence)))).items()}
-    drawn: dict[str, Floats] = {}
+    resampled: dict[str, Floats] = {}
     if intervals:
         parts = [measured(w) for w in resampled_weights(len(confidence), resamples=resamples, seed=seed)]
-        drawn = {name: np.concatenate([part[name] for part in parts]) for name in values}
-    found = _assembled(head, values, drawn, correct, level)
+        resampled = {name: np.concatenate([part[name] for part in parts]) for name in values}
+    found = _assembled(head, values, resampled, correct, level)
     exact = ece_floor(confidence, correct, bins=bins, edge=edge, seed=seed)
     found |= {
         "ece_floor": exact.floor,
@@ -143,11 +143,11 @@ def _shared(counted: Tally, bins: int, edge: b.Edge) -> dict[str, Floats]:
 
 
 def _assembled(
-    head: dict[str, Any], values: dict[str, float], drawn: dict[str, Floats], correct: Ints, level: float
+    head: dict[str, Any], values: dict[str, float], resampled: dict[str, Floats], correct: Ints, level: float
 ) -> dict[str, Any]:
     right, n = int(correct.sum()), len(correct)
     found = head | {"accuracy": right / n}
-    if drawn:
+    if resampled:
         found["accuracy_interval"] = list(wilson(right, n, level=level))
     notes = {}
     for name in (name for name in _ORDER if name in values):
@@ -157,16 +157,16 @@ def _assembled(
                 f"all {n} rows are {'right' if right else 'wrong'}" if right in (0, n) else f"{n} rows are too few"
             )
         found[name] = None if undefined else values[name]
-        if drawn:
-            spread = None if undefined else _interval(name, values[name], drawn[name], level)
+        if resampled:
+            spread = None if undefined else _interval(name, values[name], resampled[name], level)
             found[f"{name}_interval"] = None if spread is None else list(spread)
-    if drawn:
-        found |= {"level": level, "resamples": len(drawn["ece"])}
+    if resampled:
+        found |= {"level": level, "resamples": len(resampled["ece"])}
     return found | {"notes": notes}
 
 
-def _interval(name: str, value: float, drawn: Floats, level: float) -> tuple[float, float] | None:
+def _interval(name: str, value: float, resampled: Floats, level: float) -> tuple[float, float] | None:
     if name not in PUSHED_UP:
-        return percentiles(drawn, level)
-    spread = basic(value, drawn, level)
+        return percentiles(resampled, level)
+    spread = basic(value, resampled, level)
     return spread and (spread[0], max(value, min(1.0, spread[1])))

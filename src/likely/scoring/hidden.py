@@ -1,4 +1,4 @@
-"""What a language model's own features are for split points: the last hidden state where it is about to answer."""
+"""A language model's last hidden state as features: at the end of a text, or where an answer is about to begin."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from likely.errors import CapabilityError, DataError
-from likely.metrics.checks import Floats
+from likely.metrics.checks import Floats, Ints, softmax
 from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import Want, Work
-from likely.scoring.choices import ChoiceItem, Normalise, Style, choice_item, choice_pairs, score_choices
+from likely.scoring.choices import ChoiceItem, ChoiceStyle, Normalise, choice_item, choice_pairs, score_choices
 
 TOGETHER = 32  # prompts in one call
 
@@ -26,7 +25,7 @@ class OptionFeatures(NamedTuple):
 
     hidden: Floats
     probs: Floats
-    labels: NDArray[np.int64]
+    labels: Ints
 
 
 def hidden_states(lm: Any, prompts: Sequence[str], *, progress: Callable[[int], None] | None = None) -> Floats:
@@ -63,7 +62,7 @@ def option_features(
     lm: Any,
     items: Sequence[ChoiceItem | Mapping[str, Any]],
     *,
-    style: Style = "letters",
+    style: ChoiceStyle = "letters",
     normalise: Normalise = "sum",
     progress: Callable[[int], None] | None = None,
 ) -> OptionFeatures:
@@ -84,8 +83,7 @@ def option_features(
     hidden = hidden_states(lm, [choice_pairs(item, style=style, normalise="sum")[0][0] for item in ready])
     report = score_choices(lm, ready, style=style, normalise=normalise, progress=progress)
     values = np.array([result.values for result in report.results])
-    p = np.exp(values - values.max(axis=1, keepdims=True))
-    return OptionFeatures(hidden, p / p.sum(axis=1, keepdims=True), np.array([item.answer for item in ready], np.int64))
+    return OptionFeatures(hidden, softmax(values), np.array([item.answer for item in ready], np.int64))
 
 
 def _groups(texts: Sequence[list[int]], free: int) -> Iterator[list[list[int]]]:
@@ -98,9 +96,6 @@ def _groups(texts: Sequence[list[int]], free: int) -> Iterator[list[list[int]]]:
         group.append(tokens)
         used += len(tokens)
     yield group
-
-
-# --- A language model's last hidden states as features of texts.
 
 
 class HiddenFeatures:

@@ -10,8 +10,8 @@ from likely.metrics import bins, proper, ranking
 from likely.metrics.bootstrap import interval
 from likely.metrics.intervals import wilson
 from likely.metrics.proper import sharpness
-from likely.metrics.report import PUSHED_UP, report
 from likely.metrics.smooth import smooth_ece
+from likely.metrics.summary import PUSHED_UP, report
 
 BOTH = {  # metrics of confidence and correctness
     "ece": bins.ece,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from likely.metrics.bins import ece
+from likely.metrics.diagram import as_text, draw, reliability
 from likely.metrics.intervals import wilson
-from likely.metrics.reliability import as_text, draw, reliability
 
 
 def rows(n=500, seed=0):
