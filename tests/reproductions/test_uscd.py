@@ -11,7 +11,7 @@ import pytest
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.audit.code.evaluate import humaneval_problem, mbpp_problem
+from likely.audit.code.benchmarks import humaneval_problem, mbpp_problem
 from likely.evidence.study import Source
 from likely.guided.gate import root_collision
 from likely.runtimes.protocol import Want, Work

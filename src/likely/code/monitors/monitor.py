@@ -21,7 +21,7 @@ from likely.decoding.constraint import ConstraintViolation, Mask, contains
 from likely.guided.vocabulary import Vocabulary
 
 AcrossTrigger = Literal["check", "split", "allow"]
-log = logging.getLogger("likely.guided")
+log = logging.getLogger("likely.code")
 
 
 class MonitorState(Protocol):
@@ -375,11 +375,8 @@ def _ask(node: _Node) -> None:
         state.asked()
 
 
-# --- Several monitors at once: what all of them allow; where nothing is left, what the first ones allow.
-
-
 def join(masks: Sequence[Mask], everything: Mask) -> tuple[Mask, list[int]]:
-    """(the intersection of `everything` and the masks, the numbers of those left out).
+    """What several monitors allow: (the intersection of `everything` and the masks, the numbers of those left out).
 
     masks  in order of priority: one that would leave no token beside what the masks before it allow is left out
     """
