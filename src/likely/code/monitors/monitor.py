@@ -24,42 +24,43 @@ AcrossTrigger = Literal["check", "split", "allow"]
 log = logging.getLogger("likely.code")
 
 
-class MonitorState(Protocol):
-    """What one monitor knows after some text; never changed."""
+class MonitorState:
+    """What one monitor knows after some text; never changed.  By itself it is s_0, which allows everything."""
 
     def step(self, byte: int, walk: Walk) -> MonitorState | None:
         """After one more byte; None: this byte is illegal here.  May have to wait for an analysis."""
-        ...
+        return self
 
     def mask(self, lexed: Lexed) -> tuple[Mask | None, bool]:
         """(tokens that may come next, None for all; whether some of them turn out illegal only when walked)."""
-        ...
+        return None, False
 
-    def may_end(self) -> bool: ...
+    def may_end(self) -> bool:
+        return True
 
     def asked(self) -> Future[AnalysisReply] | None:
         """The analysis that this state needs, started now if it was not; None if it needs none."""
-        ...
+        return None
 
     def settled(self) -> MonitorState:
         """This state with the answer taken in; waits for it."""
-        ...
+        return self
 
     def forced(self) -> bytes:
         """Bytes that come next whatever the model says."""
-        ...
+        return b""
 
     def idle(self) -> MonitorState:
-        """The state s_0 of this monitor, which allows everything."""
-        ...
+        """The state s_0 of this monitor."""
+        return self
 
     def choices(self) -> frozenset[bytes]:
         """The names one of which is due exactly here; empty where none is."""
-        ...
+        return frozenset()
 
     def chosen(self, names: frozenset[bytes]) -> MonitorState:
         """This state with only some of its choices left."""
-        ...
+        return self
 
 
 class Monitor(Protocol):

@@ -7,7 +7,6 @@ confidence the mean of the model's distribution over the continuations " 10%", "
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,23 +58,6 @@ def augment(question: str, hint: str) -> str:
     """The question with a hint below it, up to where the answer begins; without a hint the plain question."""
     line = f"Hint: {' '.join(hint.split())}\n" if hint.strip() else ""
     return f"Question: {question}\n{line}Answer:"
-
-
-def names_an_option(hint: str, choices: Sequence[str]) -> bool:
-    """Whether a hint names a letter of an option ("B", "option c") or holds the text of one, and may give it away."""
-    letters = "".join(chr(65 + i) for i in range(len(choices)))
-    # "A" before a word is an article
-    if re.search(rf"\b[{letters[1:]}]\b(?!['’])|\(A\)|\bA\b(?=\s*(?:[.,;:)]|$))", hint):
-        return True
-    if re.search(rf"\b(?:option|choice|answer)\s+(?:is\s+)?\(?[{letters.lower()}](?![\w' ])", hint, re.IGNORECASE):
-        return True
-    said = _plain(hint)
-    return any(_plain(choice) in said for choice in choices if choice.strip())
-
-
-def _plain(text: str) -> str:
-    words = " ".join(re.findall(r"[^\W_]+", text.lower()))
-    return f" {words} "
 
 
 def hint_features(asked: Sequence[ChoiceQuestion], plain: Stated) -> Floats:

@@ -11,7 +11,7 @@ import numpy as np
 from likely.errors import nearest
 from likely.metrics.checks import Floats, Ints
 from likely.prompting.selection.answer_bias import CbmNorm, cbm, contextual, pmi
-from likely.prompting.selection.criteria import PER_INPUT, best_prompt, probs_of_choice, prompt_values
+from likely.prompting.selection.criteria import best_prompt, probs_of_choice, prompt_values
 from likely.prompting.selection.scores import AnswerNorm, PromptScores
 
 Calibration = Literal["cbm", "cc", "pmi"]
@@ -113,8 +113,3 @@ def select(
         else calibrated_probs(scores, calibrate_answers, norm=norm, cbm_norm=cbm_norm)
     )
     return Selection(scores.names, method, values, choice, probs_of_choice(after, choice), after)
-
-
-def takes_each_input(method: str) -> bool:
-    """Whether the method chooses a prompt for every input."""
-    return method in PER_INPUT or method == "PPL_L"
