@@ -46,7 +46,7 @@ from likely.io.jsonl import Line, line_digest
 from likely.metrics.bins import ece_floor
 from likely.metrics.bootstrap import interval
 from likely.prompting.risk.report import BINS, METRICS, RESAMPLES, risk_report
-from likely.prompting.risk.scorer import RiskScorer, labels_of
+from likely.prompting.risk.scorer import RiskScorer, outcome_labels
 from likely.prompting.risk.task import TableTask, load_task
 from likely.prompting.risk.text import TableRow
 
@@ -104,7 +104,7 @@ def supervised(rows: Rows, task: TableTask) -> dict[str, Floats]:
     vectors = DictVectorizer(sparse=False)
     x = vectors.fit_transform([features(row) for row in rows.train])
     asked = vectors.transform([features(row) for row in rows.records])
-    y = labels_of(rows.train, task)
+    y = outcome_labels(rows.train, task)
     models = {
         "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
         "gradient boosting": HistGradientBoostingClassifier(random_state=0),
@@ -241,7 +241,7 @@ def study(
     """
     started = time.perf_counter()
     figures, checks, said = published(table)
-    y = labels_of(rows.records, task)
+    y = outcome_labels(rows.records, task)
     trained = supervised(rows, task)
     for name, risk in trained.items():
         figures += reported(f"{name}, {len(rows.train)} other rows", risk, y)

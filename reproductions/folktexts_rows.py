@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from likely.io.jsonl import Line, Results, read_lines, unfinished
-from likely.prompting.risk.prompts import RiskStyle, answers_of, orders, prompt_of
+from likely.prompting.risk.prompts import RiskStyle, answer_texts, choice_orders, row_prompt
 from likely.prompting.risk.report import order_bias
 from likely.prompting.risk.task import TableTask
 from likely.prompting.risk.text import TableRow
@@ -27,19 +27,19 @@ def asked_together(lm: Any, task: TableTask, rows: Sequence[TableRow]) -> list[d
 
     The same numbers as `RiskScorer` gives for one style at a time, for less than half of the tokens.
     """
-    both = orders(len(task.choices))
+    both = choice_orders(len(task.choices))
     pairs: list[tuple[str, str]] = []
     for row in rows:
         for style in COMPARED:
             for order in both:
-                pairs += _pairs(prompt_of(row, task, style=style, order=order).text, answers_of(task, style, order))
-        pairs += _pairs(prompt_of(row, task, style="numeric").text, [list(DIGITS)])
+                pairs += _pairs(row_prompt(row, task, style=style, order=order).text, answer_texts(task, style, order))
+        pairs += _pairs(row_prompt(row, task, style="numeric").text, [list(DIGITS)])
     scored = iter(lm.score_pairs(pairs))
     made = []
     for _ in rows:
         record: dict[str, Any] = {}
         for style in COMPARED:
-            per_order = [_shares(scored, answers_of(task, style, order)) for order in both]
+            per_order = [_shares(scored, answer_texts(task, style, order)) for order in both]
             record[style] = [found.probs.tolist() for found in per_order]
             record[f"{style}_mass"] = [found.mass for found in per_order]
         record["numeric"] = expected_number({digit: next(scored).sequence_logprob for digit in DIGITS})
@@ -51,11 +51,11 @@ def asked_with_examples(
     lm: Any, task: TableTask, rows: Sequence[TableRow], shots: Sequence[TableRow]
 ) -> list[dict[str, Any]]:
     """Per row: "few", words in one order after worked rows."""
-    order = orders(len(task.choices))[0]
-    forms = answers_of(task, "word", order)
+    order = choice_orders(len(task.choices))[0]
+    forms = answer_texts(task, "word", order)
     pairs = []
     for row in rows:
-        pairs += _pairs(prompt_of(row, task, style="word", order=order, examples=shots).text, forms)
+        pairs += _pairs(row_prompt(row, task, style="word", order=order, examples=shots).text, forms)
     scored = iter(lm.score_pairs(pairs))
     return [{"few": _shares(scored, forms).probs.tolist()} for _ in rows]
 
@@ -95,7 +95,7 @@ def kept_answers(
 
 def risks_of(records: Sequence[dict[str, Any]], task: TableTask) -> dict[str, Any]:
     """Style -> (N,) risks; "mc first", "mc second": in one order; "bias": what the order does, per compared style."""
-    both, values = orders(len(task.choices)), [choice.value for choice in task.choices]
+    both, values = choice_orders(len(task.choices)), [choice.value for choice in task.choices]
     found: dict[str, Any] = {"bias": {}}
     for style in COMPARED:
         probs = np.array([record[style] for record in records])

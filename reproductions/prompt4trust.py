@@ -15,6 +15,7 @@ Answers are kept (--kept): a stopped run goes on from there.
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -47,7 +48,7 @@ from likely.metrics.bootstrap import interval
 from likely.metrics.checks import Floats
 from likely.metrics.proper import brier_binary
 from likely.prompting.hints.bandit import HintBandit
-from likely.prompting.hints.downstream import ChoiceQuestion, Downstream, Stated, hint_features, names_an_option
+from likely.prompting.hints.downstream import ChoiceQuestion, Downstream, Stated, hint_features
 from likely.prompting.hints.reward import confidence_reward
 from likely.prompting.hints.writer import WriterSettings, train_hint_writer
 
@@ -225,6 +226,23 @@ def gain(found: dict[str, Stated], over: str, resamples: int) -> tuple[float, fl
     rng = np.random.default_rng(0)
     means = gaps[rng.integers(len(gaps), size=(resamples, len(gaps)))].mean(axis=1)
     return float(gaps.mean()), *(float(v) for v in np.quantile(means, (0.025, 0.975)))
+
+
+def names_an_option(hint: str, choices: Sequence[str]) -> bool:
+    """Whether a hint names a letter of an option ("B", "option c") or holds the text of one, and may give it away."""
+    letters = "".join(chr(65 + i) for i in range(len(choices)))
+    # "A" before a word is an article
+    if re.search(rf"\b[{letters[1:]}]\b(?!['’])|\(A\)|\bA\b(?=\s*(?:[.,;:)]|$))", hint):
+        return True
+    if re.search(rf"\b(?:option|choice|answer)\s+(?:is\s+)?\(?[{letters.lower()}](?![\w' ])", hint, re.IGNORECASE):
+        return True
+    said = _plain(hint)
+    return any(_plain(choice) in said for choice in choices if choice.strip())
+
+
+def _plain(text: str) -> str:
+    words = " ".join(re.findall(r"[^\W_]+", text.lower()))
+    return f" {words} "
 
 
 def study(

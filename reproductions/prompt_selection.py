@@ -43,8 +43,8 @@ from likely.evidence import (
 from likely.io.hashes import cache_dir
 from likely.metrics.intervals import wilson
 from likely.prompting.selection.answers import accuracy, f1_of_prompts, macro_f1
-from likely.prompting.selection.choosing import Calibration, calibrated, select
-from likely.prompting.selection.criteria import chosen, chosen_rows, prompt_values
+from likely.prompting.selection.choosing import Calibration, calibrated_probs, select
+from likely.prompting.selection.criteria import best_prompt, probs_of_choice, prompt_values
 from likely.prompting.selection.scores import PromptScores
 from likely.prompting.selection.scoring import score_pool
 from likely.prompting.templates import PromptPool
@@ -131,13 +131,13 @@ def measured(scores: PromptScores) -> dict[tuple[str, str], float]:
     labels = scores.known_labels()
     assert labels is not None
     k = scores.logprobs.shape[2]
-    probs = {repair: calibrated(scores, repair) for repair in (None, *REPAIRS)}
+    probs = {repair: calibrated_probs(scores, repair) for repair in (None, *REPAIRS)}
     each = {repair: f1_of_prompts(P, labels) for repair, P in probs.items()}
     out = {}
     for method in METHODS:
-        choices = {repair: chosen(prompt_values(probs[repair], method)) for repair in (None, "cbm")}
+        choices = {repair: best_prompt(prompt_values(probs[repair], method)) for repair in (None, "cbm")}
         for scenario, (choice, answers) in SCENARIOS.items():
-            f1 = macro_f1(chosen_rows(probs[answers], choices[choice]).argmax(axis=1), labels, k)
+            f1 = macro_f1(probs_of_choice(probs[answers], choices[choice]).argmax(axis=1), labels, k)
             out[method, f"F1, {scenario}"] = f1
             out[method, f"scaled F1, {scenario}"] = f1 / each[answers].max()
     for repair, values in each.items():
@@ -156,7 +156,7 @@ def resampled(scores: PromptScores, resamples: int) -> dict[tuple[str, str], NDA
 def improved(scores: PromptScores, repair: Calibration) -> tuple[int, int]:
     """(prompts whose answers are better with this repair, prompts)."""
     labels = scores.known_labels()
-    plain, repaired = (f1_of_prompts(calibrated(scores, r), labels) for r in (None, repair))
+    plain, repaired = (f1_of_prompts(calibrated_probs(scores, r), labels) for r in (None, repair))
     return int((repaired > plain + TIE).sum()), len(plain)
 
 

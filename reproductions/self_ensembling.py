@@ -43,7 +43,7 @@ from likely.evidence import (
 from likely.io.hashes import cache_dir
 from likely.metrics.bins import ece, ece_floor
 from likely.metrics.checks import Floats, Ints
-from likely.prompting.ensembles.combining import Combination, combined
+from likely.prompting.ensembles.combining import Combination, combine_members
 from likely.prompting.ensembles.demonstrations import FewShotTask, record_fingerprint
 from likely.prompting.ensembles.ensemble import EnsembleSpec, SelfEnsemble, Vary, tuning_pairs
 from likely.prompting.selection.scoring import score_pool
@@ -156,13 +156,13 @@ def asked_in_all_ways(lm: Any, one: Problem, method: str, plan: Plan, **options:
 
 def measured(members: Floats, labels: Ints) -> dict[tuple[str, str], float]:
     """By (single or combination, quantity): accuracy and ECE of the answer; single: means over the members."""
-    each = [combined(members[e : e + 1], "mean") for e in range(len(members))]
+    each = [combine_members(members[e : e + 1], "mean") for e in range(len(members))]
     out = {
         (SINGLE, "accuracy"): float(np.mean([(one.answers == labels).mean() for one in each])),
         (SINGLE, "ECE"): float(np.mean([ece(one.confidence, one.answers == labels, bins=BINS) for one in each])),
     }
     for how in HOW:
-        found = combined(members, how)
+        found = combine_members(members, how)
         out[how, "accuracy"] = float((found.answers == labels).mean())
         out[how, "ECE"] = float(ece(found.confidence, found.answers == labels, bins=BINS))
     return out
@@ -170,7 +170,7 @@ def measured(members: Floats, labels: Ints) -> dict[tuple[str, str], float]:
 
 def floor_of(members: Floats, labels: Ints, resamples: int) -> float:
     """Mean over the members of the ECE that their confidences would show on these items if they were exact."""
-    each = [combined(members[e : e + 1], "mean") for e in range(len(members))]
+    each = [combine_members(members[e : e + 1], "mean") for e in range(len(members))]
     floors = [ece_floor(one.confidence, one.answers == labels, bins=BINS, resamples=resamples) for one in each]
     return float(np.mean([found.floor for found in floors]))
 

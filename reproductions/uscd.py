@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 import likely
-from likely.audit.code.evaluate import Problem, evaluate, mbpp_problem, problems
+from likely.audit.code.benchmarks import Problem, evaluate, mbpp_problem, problems
 from likely.bench.timing import refuse_busy
 from likely.data import load_records
 from likely.errors import LikelyError

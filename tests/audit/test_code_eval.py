@@ -8,8 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from likely.audit.code import evaluate as code_eval
-from likely.audit.code.evaluate import check, check_all, evaluate, humaneval_problem, mbpp_problem, pass_at_k, problems
+from likely.audit.code import benchmarks as code_eval
+from likely.audit.code.benchmarks import (
+    check,
+    check_all,
+    evaluate,
+    humaneval_problem,
+    mbpp_problem,
+    pass_at_k,
+    problems,
+)
 
 ADD = humaneval_problem(
     {

@@ -286,12 +286,12 @@ def test_monitors_that_exclude_each_other_follow_their_order(caplog):
     first, second = dereference({"x": ["host"]}), dereference({"x": ["port"]})
     both = constraint(VOCAB, "x.", first, dereference({"x": ["host", "port"]}))
     assert legal(both) == {b"host", b" ", b"host."}
-    with caplog.at_level(logging.INFO, "likely.guided"):
+    with caplog.at_level(logging.INFO, "likely.code"):
         state = constraint(VOCAB, "x.", first, second)
         only = legal(state)
     assert only == {b" "}  # a blank suits both
     vocab = vocabulary("host", "port", "(")
-    with caplog.at_level(logging.INFO, "likely.guided"):
+    with caplog.at_level(logging.INFO, "likely.code"):
         state = constraint(vocab, "x.", first, second)
         assert legal(state) == {b"host"}
     assert "overruled dereference" in caplog.text

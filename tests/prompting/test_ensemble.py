@@ -7,7 +7,7 @@ import pytest
 
 from likely.errors import DataError
 from likely.lm.model import Model, ModelInfo
-from likely.prompting.ensembles.combining import COMBINATIONS, combined
+from likely.prompting.ensembles.combining import COMBINATIONS, combine_members
 from likely.prompting.ensembles.demonstrations import (
     FewShotTask,
     record_fingerprint,
@@ -15,7 +15,7 @@ from likely.prompting.ensembles.demonstrations import (
     sample_examples,
     write_examples,
 )
-from likely.prompting.ensembles.ensemble import EnsembleSpec, SelfEnsemble, members, tuning_pairs
+from likely.prompting.ensembles.ensemble import EnsembleSpec, SelfEnsemble, sample_members, tuning_pairs
 from likely.prompting.selection.answer_bias import cbm, contextual, pmi
 from likely.prompting.templates import PromptPool, Template
 from likely.runtimes.toy import CharTokenizer, ToyRuntime
@@ -114,20 +114,20 @@ def test_examples_without_an_answer_are_refused():
 
 
 def test_what_varies_and_what_does_not():
-    base = members(TASK, EnsembleSpec(vary=(), size=1))[0]
-    demos = members(TASK, EnsembleSpec(vary=("demos",), size=3))
+    base = sample_members(TASK, EnsembleSpec(vary=(), size=1))[0]
+    demos = sample_members(TASK, EnsembleSpec(vary=("demos",), size=3))
     assert demos[0] == base and {m.template for m in demos} == {0} and len({m.demonstrations for m in demos}) == 3
-    prompts = members(TASK, EnsembleSpec(vary=("template",), size=3))
+    prompts = sample_members(TASK, EnsembleSpec(vary=("template",), size=3))
     assert [m.template for m in prompts] == [0, 1, 2] and {m.demonstrations for m in prompts} == {base.demonstrations}
-    both = members(TASK, EnsembleSpec(vary=("demos", "template"), size=3))
+    both = sample_members(TASK, EnsembleSpec(vary=("demos", "template"), size=3))
     assert [m.template for m in both] == [0, 1, 2] and [m.demonstrations for m in both] == [
         m.demonstrations for m in demos
     ]
 
 
 def test_a_larger_ensemble_keeps_its_first_members_and_a_seed_changes_them():
-    assert members(TASK, EnsembleSpec(size=5))[:3] == members(TASK, EnsembleSpec(size=3))
-    assert members(TASK, EnsembleSpec(size=3)) != members(TASK, EnsembleSpec(size=3, seed=1))
+    assert sample_members(TASK, EnsembleSpec(size=5))[:3] == sample_members(TASK, EnsembleSpec(size=3))
+    assert sample_members(TASK, EnsembleSpec(size=3)) != sample_members(TASK, EnsembleSpec(size=3, seed=1))
 
 
 def test_the_prompt_of_a_member():
@@ -146,7 +146,7 @@ def test_the_numbers_are_those_of_scoring_one_by_one(how):
         for i, text in enumerate(INPUTS):
             z = [lm.score_pairs([pair])[0].mean_logprob for pair in template.pairs({"text": text})]
             np.testing.assert_allclose(found.member_probs[e, i], np.exp(z) / np.exp(z).sum(), atol=1e-5)
-    np.testing.assert_allclose(found.probs, combined(found.member_probs, how).probs)
+    np.testing.assert_allclose(found.probs, combine_members(found.member_probs, how).probs)
     np.testing.assert_allclose(ensemble.predict_proba(INPUTS), found.probs)
 
 
@@ -211,9 +211,12 @@ def test_scores_are_kept_and_taken_up_again(tmp_path):
         (lambda: EnsembleSpec(shots=0), "shots must be >= 1"),
         (lambda: EnsembleSpec(size=0), "size must be >= 1"),
         (lambda: EnsembleSpec(combine="sum"), 'unknown combination "sum"'),
-        (lambda: members(TASK, EnsembleSpec(vary=("template",), size=4)), "the pool has 3"),
-        (lambda: members(TASK, EnsembleSpec(shots=9)), r"0\.\.8"),
-        (lambda: members(FewShotTask(POOL, EXAMPLES[:2]), EnsembleSpec(size=3, shots=2)), "do not give 3 different"),
+        (lambda: sample_members(TASK, EnsembleSpec(vary=("template",), size=4)), "the pool has 3"),
+        (lambda: sample_members(TASK, EnsembleSpec(shots=9)), r"0\.\.8"),
+        (
+            lambda: sample_members(FewShotTask(POOL, EXAMPLES[:2]), EnsembleSpec(size=3, shots=2)),
+            "do not give 3 different",
+        ),
     ],
 )
 def test_what_cannot_be_an_ensemble_is_named(call, said):

@@ -10,7 +10,7 @@ from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.errors import DataError
-from likely.prompting.hints.downstream import LEVELS, STATE, ChoiceQuestion, Downstream, augment, names_an_option
+from likely.prompting.hints.downstream import LEVELS, STATE, ChoiceQuestion, Downstream, augment
 from likely.prompting.hints.writer import WriterSettings, _one_line, hint_prompt, train_hint_writer
 
 COW = ChoiceQuestion("Which animal gives milk?", ("hen", "cow"), 1)
@@ -74,15 +74,6 @@ def test_prompts():
     assert augment("Why?", "") == augment("Why?", " \n") == "Question: Why?\nAnswer:"
     assert augment("Why?", "Think\n twice.") == "Question: Why?\nHint: Think twice.\nAnswer:"
     assert hint_prompt(COW).endswith("Question: Which animal gives milk?\n- hen\n- cow\nHint:")
-
-
-@pytest.mark.parametrize(
-    ("hint", "leaks"),
-    [("It is B.", True), ("Choose option b", True), ("The answer is (A).", True), ("A cow, perhaps.", True),
-     ("Think of COWS", False), ("A careful look helps.", False), ("Consider each option.", False), ("", False)],
-)  # fmt: skip
-def test_hints_that_name_an_option(hint, leaks):
-    assert names_an_option(hint, COW.choices) == leaks
 
 
 def test_a_hint_is_one_line_in_training_and_in_use():

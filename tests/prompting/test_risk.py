@@ -14,7 +14,7 @@ from likely.errors import CapabilityError, DataError, ModelError
 from likely.metrics.ranking import auroc
 from likely.prompting.risk.prompts import STYLES, reasoned_probability
 from likely.prompting.risk.report import order_bias
-from likely.prompting.risk.scorer import RiskScorer, best_threshold, labels_of
+from likely.prompting.risk.scorer import RiskScorer, best_threshold, outcome_labels
 from likely.prompting.risk.task import TableChoice, TableTask
 from likely.prompting.risk.text import ColumnText
 from likely.scoring.letters import LowAnswerMass
@@ -310,7 +310,7 @@ def test_rows_that_are_refused():
         scorer.fit(ROWS, [0, 1])
     with pytest.raises(ValueError, match="nothing to fit"):
         scorer.fit_scores([np.nan] * 2, [0, 1])
-    assert labels_of([{"out": 1}], TASK).tolist() == [1]
+    assert outcome_labels([{"out": 1}], TASK).tolist() == [1]
 
 
 # --- order bias -------------------------------------------------------------------------------------------------------

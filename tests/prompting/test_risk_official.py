@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from likely.prompting.risk.prompts import answers_of, lettered_question, orders
+from likely.prompting.risk.prompts import answer_texts, choice_orders, lettered_question
 from likely.prompting.risk.report import order_bias
 from likely.prompting.risk.task import load_task
 from likely.scoring.digits import likeliest, official_number
@@ -36,15 +36,17 @@ def test_letters_in_both_orders(seed):
             for asked in official.MultipleChoiceQA.create_answer_keys_permutations(question)
         ]
         probs = []
-        for order in orders(2):
-            probs.append(shares([logs(law, form) for form in answers_of(task, "mc", order)]).probs)
+        for order in choice_orders(2):
+            probs.append(shares([logs(law, form) for form in answer_texts(task, "mc", order)]).probs)
         assert [p[1] for p in probs] == pytest.approx(theirs, abs=1e-9)
-        assert order_bias(np.array([probs]), orders(2), [0, 1]).order_bias == pytest.approx(abs(theirs[0] - theirs[1]))
+        assert order_bias(np.array([probs]), choice_orders(2), [0, 1]).order_bias == pytest.approx(
+            abs(theirs[0] - theirs[1])
+        )
 
 
 def test_the_lettered_question_is_theirs():
     task = load_task("adult")
-    for order in orders(2):
+    for order in choice_orders(2):
         choices = tuple(official.Choice(task.choices[k].text, k, k) for k in order)
         asked = official.MultipleChoiceQA(column="x", text=task.question, num_forward_passes=1, choices=choices)
         assert asked.get_question_prompt() == lettered_question(task, order) + "\nAnswer:"

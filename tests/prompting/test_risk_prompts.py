@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from likely.prompting.risk.prompts import STYLES, answers_of, orders, prompt_of
+from likely.prompting.risk.prompts import STYLES, answer_texts, choice_orders, row_prompt
 from likely.prompting.risk.task import TableChoice, TableTask, load_task
 from likely.prompting.risk.text import ColumnText
 
@@ -36,50 +36,50 @@ THREE = TableTask(
 @pytest.mark.parametrize("row", range(3))
 def test_prompts_as_they_were(style, row):
     """A change here changes every score: measure again before replacing a file."""
-    text = prompt_of(ROWS[row], load_task("adult"), style=style).text
+    text = row_prompt(ROWS[row], load_task("adult"), style=style).text
     assert text == (GOLDEN / f"{style}-{row + 1}.txt").read_text("utf-8")
 
 
 @pytest.mark.parametrize("style", ["mc", "word", "numeric"])
 def test_worked_examples_as_they_were(style):
-    text = prompt_of(ROWS[2], load_task("adult"), style=style, order=(1, 0), examples=ROWS[:2]).text
+    text = row_prompt(ROWS[2], load_task("adult"), style=style, order=(1, 0), examples=ROWS[:2]).text
     assert text == (GOLDEN / f"{style}-few-shot-reversed.txt").read_text("utf-8")
 
 
 def test_the_outcome_of_the_row_itself_is_nowhere():
     task = load_task("adult")
     for style in STYLES:
-        texts = [prompt_of({**ROWS[0], task.target: o}, task, style=style).text for o in ("<=50K", ">50K")]
+        texts = [row_prompt({**ROWS[0], task.target: o}, task, style=style).text for o in ("<=50K", ">50K")]
         assert texts[0] == texts[1]
 
 
 def test_orders():
-    assert orders(2) == [(0, 1), (1, 0)] and orders(2, correction=False) == [(0, 1)]
-    assert sorted(orders(4)) == sorted(itertools.permutations(range(4)))
-    five = orders(5)
+    assert choice_orders(2) == [(0, 1), (1, 0)] and choice_orders(2, correction=False) == [(0, 1)]
+    assert sorted(choice_orders(4)) == sorted(itertools.permutations(range(4)))
+    five = choice_orders(5)
     assert len(five) == 5 and all({order[place] for order in five} == set(range(5)) for place in range(5))
 
 
 def test_answers_follow_the_order_shown():
     task = load_task("adult")
-    assert answers_of(task, "mc", (0, 1)) == [["A", "B"], [" A", " B"], ["\nA", "\nB"]]
-    assert answers_of(task, "mc", (1, 0)) == [["B", "A"], [" B", " A"], ["\nB", "\nA"]]
-    assert answers_of(task, "word", (1, 0)) == [[" below", " above"]]
-    assert answers_of(THREE, "mc", (2, 0, 1))[0] == ["B", "C", "A"]
+    assert answer_texts(task, "mc", (0, 1)) == [["A", "B"], [" A", " B"], ["\nA", "\nB"]]
+    assert answer_texts(task, "mc", (1, 0)) == [["B", "A"], [" B", " A"], ["\nB", "\nA"]]
+    assert answer_texts(task, "word", (1, 0)) == [[" below", " above"]]
+    assert answer_texts(THREE, "mc", (2, 0, 1))[0] == ["B", "C", "A"]
 
 
 def test_three_choices():
-    text = prompt_of({"age": 3}, THREE, style="mc", order=(2, 0, 1)).text
+    text = row_prompt({"age": 3}, THREE, style="mc", order=(2, 0, 1)).text
     assert text.endswith("Question: Which grade?\nA. Grade high.\nB. Grade low.\nC. Grade mid.\nAnswer:")
-    assert "Grade high, low or mid?" in prompt_of({"age": 3}, THREE, style="word", order=(2, 0, 1)).text
-    shown = prompt_of({"age": 3}, THREE, style="mc", order=(2, 0, 1), examples=[{"age": 4, "grade": "mid"}]).text
+    assert "Grade high, low or mid?" in row_prompt({"age": 3}, THREE, style="word", order=(2, 0, 1)).text
+    shown = row_prompt({"age": 3}, THREE, style="mc", order=(2, 0, 1), examples=[{"age": 4, "grade": "mid"}]).text
     assert "Answer: C\n\n" in shown
-    number = prompt_of({"age": 3}, THREE, style="numeric", examples=[{"age": 4, "grade": "high"}]).text
+    number = row_prompt({"age": 3}, THREE, style="numeric", examples=[{"age": 4, "grade": "high"}]).text
     assert "0.99\n\n" in number  # 1 cannot be written after "0."
 
 
 def test_examples_that_cannot_be_worked():
     with pytest.raises(ValueError, match='no "income-per-year"'):
-        prompt_of(ROWS[0], load_task("adult"), examples=[ROWS[2]])
+        row_prompt(ROWS[0], load_task("adult"), examples=[ROWS[2]])
     with pytest.raises(ValueError, match="cot"):
-        prompt_of(ROWS[0], load_task("adult"), style="cot", examples=[ROWS[0]])
+        row_prompt(ROWS[0], load_task("adult"), style="cot", examples=[ROWS[0]])

@@ -11,9 +11,9 @@ from likely.prompting.selection.criteria import (
     METHODS,
     PER_INPUT,
     PER_PROMPT,
-    chosen,
-    chosen_rows,
+    best_prompt,
     entropy,
+    probs_of_choice,
     prompt_values,
 )
 
@@ -92,7 +92,7 @@ def test_mutual_information_is_its_two_terms_and_between_0_and_log_k(seed):
 def test_mutual_information_of_known_cases():
     sure = np.array([[[1.0, 0], [0, 1]], [[0.5, 0.5], [0.5, 0.5]], [[1, 0], [1, 0]]])
     np.testing.assert_allclose(prompt_values(sure, "MI"), [math.log(2), 0, 0], atol=1e-6)
-    assert chosen(prompt_values(sure, "LE")) == 1 and chosen(prompt_values(sure, "GE")) == 0
+    assert best_prompt(prompt_values(sure, "LE")) == 1 and best_prompt(prompt_values(sure, "GE")) == 0
     assert entropy(np.array([0.5, 0.5])) == pytest.approx(math.log(2), abs=1e-6)
 
 
@@ -105,8 +105,8 @@ def test_order_of_inputs_prompts_and_names_of_classes_do_not_matter(method):
     np.testing.assert_allclose(moved, plain[:, inputs] if method in PER_INPUT else plain, atol=1e-12)
     np.testing.assert_allclose(prompt_values(P[prompts], method), plain[prompts], atol=1e-12)
     np.testing.assert_allclose(prompt_values(P[:, :, classes], method), plain, atol=1e-12)
-    rows = chosen_rows(P, chosen(plain))
-    np.testing.assert_allclose(chosen_rows(P[:, :, classes], chosen(plain)), rows[:, classes])
+    rows = probs_of_choice(P, best_prompt(plain))
+    np.testing.assert_allclose(probs_of_choice(P[:, :, classes], best_prompt(plain)), rows[:, classes])
 
 
 def test_the_lowest_perplexity_wins():
@@ -114,22 +114,22 @@ def test_the_lowest_perplexity_wins():
     ppl = np.full((T, N), 9.0)
     ppl[2] = 3.0
     ppl[4, 1] = 2.0
-    assert chosen(prompt_values(P, "PPL", perplexity=ppl)) == 2
-    per_input = chosen(prompt_values(P, "PPL_L", perplexity=ppl))
+    assert best_prompt(prompt_values(P, "PPL", perplexity=ppl)) == 2
+    per_input = best_prompt(prompt_values(P, "PPL_L", perplexity=ppl))
     assert per_input[1] == 4 and (np.delete(per_input, 1) == 2).all()
 
 
 def test_ties_go_to_the_first_prompt():
     P = np.repeat(tensor(shape=(1, N, K)), 3, axis=0)
     for method in (*PER_PROMPT, *PER_INPUT):
-        assert (chosen(prompt_values(P, method)) == 0).all()
+        assert (best_prompt(prompt_values(P, method)) == 0).all()
 
 
 def test_rows_of_the_chosen_prompts():
     P = tensor()
-    assert np.array_equal(chosen_rows(P, np.asarray(3)), P[3])
+    assert np.array_equal(probs_of_choice(P, np.asarray(3)), P[3])
     choice = np.arange(N) % T
-    assert np.array_equal(chosen_rows(P, choice), [P[t, i] for i, t in enumerate(choice)])
+    assert np.array_equal(probs_of_choice(P, choice), [P[t, i] for i, t in enumerate(choice)])
 
 
 def broken(at, value):

@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 from likely.data import find_path, load_arrays
 from likely.prompting.selection.answer_bias import CBM
 from likely.prompting.selection.answers import accuracy, f1_of_prompts, macro_f1, scaled_f1
-from likely.prompting.selection.choosing import calibrated, select
+from likely.prompting.selection.choosing import calibrated_probs, select
 from likely.prompting.selection.scores import PromptScores
 
 SET = "prompt-selection-sst2-opt2.7b"
@@ -81,7 +81,7 @@ def test_mi_g_finds_the_best_of_the_hundred(scores):
 )
 def test_how_many_prompts_answer_better(scores, calibration, better, mean, best):
     plain = f1_of_prompts(scores.probs(), scores.labels)
-    each = f1_of_prompts(calibrated(scores, calibration), scores.labels)
+    each = f1_of_prompts(calibrated_probs(scores, calibration), scores.labels)
     assert (each > plain).sum() == better and each.mean() == pytest.approx(mean, abs=5e-4)
     if best:
         assert each.max() == pytest.approx(best, abs=5e-4)
@@ -97,13 +97,13 @@ def test_nothing_depends_on_the_order_of_inputs_or_the_names_of_classes(scores):
     rng = np.random.default_rng(0)
     order = rng.permutation(872)
     for calibration in (None, "cbm", "cc", "pmi"):
-        plain = calibrated(scores, calibration)
+        plain = calibrated_probs(scores, calibration)
         moved = replace(
             scores, logprobs=scores.logprobs[:, order, ::-1], tokens=scores.tokens[:, order, ::-1],
             content_free=scores.content_free[..., ::-1], labels=1 - scores.labels[order],
             input_logprobs=scores.input_logprobs[:, order],
         )  # fmt: skip
-        np.testing.assert_allclose(calibrated(moved, calibration), plain[:, order, ::-1], atol=1e-12)
+        np.testing.assert_allclose(calibrated_probs(moved, calibration), plain[:, order, ::-1], atol=1e-12)
         assert select(moved, "MI_G", calibrate_choice=calibration).choice == select(
             scores, "MI_G", calibrate_choice=calibration
         ).choice  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 from likely.errors import DataError
 from likely.lm.model import Model, ModelInfo
 from likely.prompting.selection import scoring as module
-from likely.prompting.selection.choosing import calibrated, select
+from likely.prompting.selection.choosing import calibrated_probs, select
 from likely.prompting.selection.scores import PromptScores
 from likely.prompting.selection.scoring import label_numbers, score_pool, shuffle_answers
 from likely.prompting.templates import PromptPool, Template
@@ -271,9 +271,9 @@ def test_answers_of_each_input_make_a_dynamic_task():
         scores = score_pool(Fake(), POOL, records)
     assert scores.dynamic and scores.content_free is None and scores.labels.tolist() == [1, 0]
     with pytest.warns(UserWarning, match="positions"):
-        calibrated(scores, "cbm")
+        calibrated_probs(scores, "cbm")
     with pytest.raises(ValueError, match="content_free="):
-        calibrated(scores, "cc")
+        calibrated_probs(scores, "cc")
     with pytest.raises(DataError, match='input 1 has no "answer_choices"'):
         score_pool(Fake(), POOL, [records[0], {"text": "b"}])
     with pytest.raises(DataError, match="input 1 has 3 answers"):
@@ -315,9 +315,9 @@ def test_one_input_is_not_enough():
 def test_wrong_shapes_norms_and_calibrations():
     scores = score_pool(Fake(), POOL, ["ab", "b"], content_free=("N/A",))
     with pytest.raises(ValueError, match='empty input ""'):
-        calibrated(scores, "pmi")
+        calibrated_probs(scores, "pmi")
     with pytest.raises(ValueError, match='did you mean "cbm"'):
-        calibrated(scores, "cbn")
+        calibrated_probs(scores, "cbn")
     with pytest.raises(ValueError, match='unknown norm "mean"'):
         scores.probs("mean")
     with pytest.raises(ValueError, match=r"tokens must have shape \(3, 2, 2\)"):

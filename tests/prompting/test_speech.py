@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -14,10 +15,8 @@ from likely.prompting.speech.recognise import (
     PAD_S,
     RATE,
     Utterance,
-    read_utterances,
     synthesise,
     with_noise,
-    write_utterances,
 )
 
 TONE = (3000 * np.sin(np.arange(RATE) / 5)).astype(np.int16)
@@ -47,17 +46,11 @@ def test_without_noise_only_the_pauses_are_added():
             with_noise(silent, 20.0, seed=0)
 
 
-def test_files_of_lists_come_back(tmp_path):
-    path = tmp_path / "lists.jsonl"
-    write_utterances(path, [ONE])
-    write_utterances(path, [ONE])  # appended
-    assert list(read_utterances(path)) == [ONE, ONE]
-    with path.open("a") as file:
-        file.write(
-            '{"text": "x", "voice": "slt", "snr_db": 1, "model": "m", "nbest": {"hyps": ["a"], "logscores": []}}\n'
-        )
+def test_lists_come_back_from_json():
+    assert Utterance.from_dict(json.loads(json.dumps(ONE.to_dict())), "lists.jsonl:1") == ONE
+    bad = {"text": "x", "voice": "slt", "snr_db": 1, "model": "m", "nbest": {"hyps": ["a"], "logscores": []}}
     with pytest.raises(DataError, match=r"lists\.jsonl:3: .*1 transcripts have 0 scores"):
-        list(read_utterances(path))
+        Utterance.from_dict(bad, "lists.jsonl:3")
 
 
 def test_the_list_is_shortened_to_different_words():

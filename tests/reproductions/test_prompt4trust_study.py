@@ -62,3 +62,12 @@ def test_each_reward_teaches_what_it_pays_for(study):
     assert learned < 0.03 < plain and honest > 0.95
     assert paid > 0.06 and guessed < 0.5
     assert abs(paid - plain) > 0.01  # it moved: the control is no constant
+
+
+@pytest.mark.parametrize(
+    ("hint", "leaks"),
+    [("It is B.", True), ("Choose option b", True), ("The answer is (A).", True), ("A cow, perhaps.", True),
+     ("Think of COWS", False), ("A careful look helps.", False), ("Consider each option.", False), ("", False)],
+)  # fmt: skip
+def test_hints_that_name_an_option(study, hint, leaks):
+    assert study.names_an_option(hint, ("hen", "cow")) == leaks

@@ -13,7 +13,7 @@ import likely
 from likely.evidence import Source
 from likely.metrics.checks import log_softmax
 from likely.prompting.selection.answers import f1_of_prompts, macro_f1
-from likely.prompting.selection.choosing import calibrated, select
+from likely.prompting.selection.choosing import calibrated_probs, select
 from likely.prompting.selection.scores import PromptScores
 
 TINY = [Source(name="tiny", sha256="0" * 64)]
@@ -84,7 +84,7 @@ def test_the_study_runs_on_scores_of_a_tiny_model(study, tmp_path, data_dir, mon
 def test_numbers_are_those_of_the_parts(study):
     scores = made(2.0)
     found = study.measured(scores)
-    best = f1_of_prompts(calibrated(scores, "cbm"), scores.labels).max()
+    best = f1_of_prompts(calibrated_probs(scores, "cbm"), scores.labels).max()
     chosen = select(scores, "MI_G", calibrate_choice="cbm", calibrate_answers="cbm")
     f1 = macro_f1(chosen.answers, scores.labels, 2)
     assert found["MI_G", "F1, PA"] == f1 and found["MI_G", "scaled F1, PA"] == f1 / best

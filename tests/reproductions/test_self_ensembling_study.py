@@ -11,7 +11,7 @@ import likely
 from likely.evidence import Source
 from likely.metrics.bins import ece
 from likely.metrics.checks import softmax
-from likely.prompting.ensembles.combining import combined
+from likely.prompting.ensembles.combining import combine_members
 from likely.prompting.ensembles.demonstrations import FewShotTask, record_fingerprint
 from likely.prompting.templates import PromptPool, Template
 
@@ -56,7 +56,7 @@ def test_numbers_are_those_of_the_parts(study):
     assert found["single", "accuracy"] == pytest.approx(np.mean([(p.argmax(1) == labels).mean() for p in members]))
     each = [ece(p.max(1), (p.argmax(1) == labels).astype(int), bins=10) for p in members]
     assert found["single", "ECE"] == pytest.approx(np.mean(each))
-    vote = combined(members, "vote")
+    vote = combine_members(members, "vote")
     assert found["vote", "accuracy"] == (vote.answers == labels).mean()
     assert found["vote", "ECE"] == pytest.approx(ece(vote.confidence, vote.answers == labels, bins=10))
 

@@ -10,7 +10,7 @@ from scripts import script
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.audit.code.evaluate import humaneval_problem, mbpp_problem
+from likely.audit.code.benchmarks import humaneval_problem, mbpp_problem
 from likely.evidence import Source
 from likely.guided.contrast import root_collision
 from likely.runtimes.protocol import Want, Work

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,14 @@ class Scored:
     def to_dict(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**values, "top_logprobs": top_rows(self.top_logprobs)}
+
+
+class PairScorer(Protocol):
+    """What scores (prompt, answer) pairs: a model, one with an adapter, a server that returns log-probabilities."""
+
+    def score_pairs(
+        self, pairs: Sequence[tuple[str, str]], *, progress: Callable[[int], None] | None = None
+    ) -> list[Scored]: ...
 
 
 def top_rows(rows: list[list[TopLogprob]] | None) -> list[list[dict[str, Any]]] | None:

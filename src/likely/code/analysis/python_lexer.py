@@ -1,6 +1,7 @@
 """Where a place in unfinished Python code is: in code, a string or a comment, inside which brackets, after which word.
 
-Byte by byte, so that it can follow a text token by token; bytes of characters beyond ASCII count as letters.
+Byte by byte, with states that can be kept and gone back to; bytes of characters beyond ASCII count as letters.
+(parso's tokenizer holds its state in a generator: it would read the line anew for every byte of a token.)
 """
 
 from __future__ import annotations
@@ -63,16 +64,6 @@ class Lexed:
     @property
     def in_code(self) -> bool:
         return not self.comment and not self.in_string
-
-    @property
-    def depth(self) -> int:
-        """Open brackets around a place in code, those outside an enclosing f-string not counted."""
-        count = 0
-        for frame in reversed(self.frames):
-            if isinstance(frame, Quote) or frame < 0:
-                break
-            count += 1
-        return count
 
     @property
     def imports(self) -> bool:

@@ -159,7 +159,7 @@ class Signature:
 
 
 @dataclass(frozen=True)
-class OpenCalls:
+class OpenCalls(MonitorState):
     """The open calls, outermost first."""
 
     shape: CallTokens
@@ -204,26 +204,11 @@ class OpenCalls:
         forbidden += [(COMMA, filled) for filled in (False, True) if not call.may_go_on(filled)]
         return (self.shape.without(forbidden) if forbidden else None), True
 
-    def may_end(self) -> bool:
-        return True
-
     def asked(self) -> Future[AnalysisReply] | None:
         return self.calls[-1].question.asked() if self.calls else None
 
-    def settled(self) -> MonitorState:
-        return self
-
-    def forced(self) -> bytes:
-        return b""
-
     def idle(self) -> MonitorState:
         return replace(self, calls=tuple(replace(call, free=True) for call in self.calls))
-
-    def choices(self) -> frozenset[bytes]:
-        return frozenset()
-
-    def chosen(self, names: frozenset[bytes]) -> MonitorState:
-        return self
 
 
 def _opens_call(before: Lexed, byte: int) -> bool:

@@ -21,45 +21,46 @@ from likely.decoding.constraint import ConstraintViolation, Mask, contains
 from likely.guided.vocabulary import Vocabulary
 
 AcrossTrigger = Literal["check", "split", "allow"]
-log = logging.getLogger("likely.guided")
+log = logging.getLogger("likely.code")
 
 
-class MonitorState(Protocol):
-    """What one monitor knows after some text; never changed."""
+class MonitorState:
+    """What one monitor knows after some text; never changed.  By itself it is s_0, which allows everything."""
 
     def step(self, byte: int, walk: Walk) -> MonitorState | None:
         """After one more byte; None: this byte is illegal here.  May have to wait for an analysis."""
-        ...
+        return self
 
     def mask(self, lexed: Lexed) -> tuple[Mask | None, bool]:
         """(tokens that may come next, None for all; whether some of them turn out illegal only when walked)."""
-        ...
+        return None, False
 
-    def may_end(self) -> bool: ...
+    def may_end(self) -> bool:
+        return True
 
     def asked(self) -> Future[AnalysisReply] | None:
         """The analysis that this state needs, started now if it was not; None if it needs none."""
-        ...
+        return None
 
     def settled(self) -> MonitorState:
         """This state with the answer taken in; waits for it."""
-        ...
+        return self
 
     def forced(self) -> bytes:
         """Bytes that come next whatever the model says."""
-        ...
+        return b""
 
     def idle(self) -> MonitorState:
-        """The state s_0 of this monitor, which allows everything."""
-        ...
+        """The state s_0 of this monitor."""
+        return self
 
     def choices(self) -> frozenset[bytes]:
         """The names one of which is due exactly here; empty where none is."""
-        ...
+        return frozenset()
 
     def chosen(self, names: frozenset[bytes]) -> MonitorState:
         """This state with only some of its choices left."""
-        ...
+        return self
 
 
 class Monitor(Protocol):
@@ -375,11 +376,8 @@ def _ask(node: _Node) -> None:
         state.asked()
 
 
-# --- Several monitors at once: what all of them allow; where nothing is left, what the first ones allow.
-
-
 def join(masks: Sequence[Mask], everything: Mask) -> tuple[Mask, list[int]]:
-    """(the intersection of `everything` and the masks, the numbers of those left out).
+    """What several monitors allow: (the intersection of `everything` and the masks, the numbers of those left out).
 
     masks  in order of priority: one that would leave no token beside what the masks before it allow is left out
     """

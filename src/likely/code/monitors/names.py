@@ -109,7 +109,7 @@ class BoundMonitor:
 
 
 @dataclass(frozen=True, eq=False)
-class WaitingForTrigger:
+class WaitingForTrigger(MonitorState):
     """s_0: nothing is due."""
 
     bound: BoundMonitor
@@ -125,30 +125,9 @@ class WaitingForTrigger:
     def mask(self, lexed: Lexed) -> tuple[Mask | None, bool]:
         return _without_crossing(self.bound, lexed, None)
 
-    def may_end(self) -> bool:
-        return True
-
-    def asked(self) -> Future[AnalysisReply] | None:
-        return None
-
-    def settled(self) -> MonitorState:
-        return self
-
-    def forced(self) -> bytes:
-        return b""
-
-    def idle(self) -> MonitorState:
-        return self
-
-    def choices(self) -> Names:
-        return frozenset()
-
-    def chosen(self, names: Names) -> MonitorState:
-        return self
-
 
 @dataclass(eq=False)
-class WaitingForAnalysis:
+class WaitingForAnalysis(MonitorState):
     """A name is due and the analysis was asked which.  typed: what of it the prompt has;  blank: it has blanks."""
 
     bound: BoundMonitor
@@ -206,7 +185,7 @@ class WaitingForAnalysis:
 
 
 @dataclass(frozen=True, eq=False)
-class WritingName:
+class WritingName(MonitorState):
     """One of `names` is to be written.
 
     blanks     which may still come first: one, or (in brackets) a line break and an indentation; "": none, or the name
@@ -251,12 +230,6 @@ class WritingName:
 
     def may_end(self) -> bool:
         return b"" in self.names
-
-    def asked(self) -> Future[AnalysisReply] | None:
-        return None
-
-    def settled(self) -> MonitorState:
-        return self
 
     def forced(self) -> bytes:
         return next(iter(self.names)) if len(self.names) == 1 else b""

@@ -84,7 +84,7 @@ def geometric(member_probs: Floats) -> Floats:
 COMBINE = {"vote": vote, "mean": mean, "max": largest, "geometric": geometric}
 
 
-def combined(member_probs: Any, how: Combination = "max") -> Ensembled:
+def combine_members(member_probs: Any, how: Combination = "max") -> Ensembled:
     """The members' probabilities (E, N, K) as one opinion.
 
     how  "max" is the paper's recommendation.  Ties of a vote go to the higher mean probability; other ties, and those

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from likely.errors import DataError
+from likely.io.hashes import fingerprint
 from likely.metrics.checks import Ints
 from likely.prompting.selection.scoring import label_numbers
 from likely.prompting.templates import CHOICES, LABEL, PromptPool, Template
@@ -96,10 +96,10 @@ def refuse_known(
 
 def record_fingerprint(record: Mapping[str, Any], pool: PromptPool) -> str:
     """Hash of what the templates show of a record, without regard to case, white space and the fields' names."""
-    shown = {plain(str(value)) for template in pool for value in template.values(record).values()}
-    return hashlib.sha256(repr(sorted(shown)).encode()).hexdigest()
+    shown = {normalise_text(str(value)) for template in pool for value in template.values(record).values()}
+    return fingerprint(sorted(shown))
 
 
-def plain(text: str) -> str:
+def normalise_text(text: str) -> str:
     """A text without regard to case, width of characters and white space."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

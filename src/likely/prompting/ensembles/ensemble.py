@@ -4,7 +4,7 @@
     found = SelfEnsemble(lm, task, EnsembleSpec(vary=("demos",), size=5)).run(texts)
     found.answers, found.confidence, found.disagreement
 
-Li et al. 2023, arXiv:2312.13772.  With an adapter of `prompting.lora`, trained on `tuning_pairs`, the same ensembles
+Li et al. 2023, arXiv:2312.13772.  With an adapter of `training.lora`, trained on `tuning_pairs`, the same ensembles
 are those of a fine-tuned model.
 """
 
@@ -14,21 +14,22 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
 from likely.errors import nearest
 from likely.metrics.checks import Floats
-from likely.prompting.ensembles.combining import COMBINATIONS, Combination, Ensembled, combined
+from likely.prompting.ensembles.combining import COMBINATIONS, Combination, Ensembled, combine_members
 from likely.prompting.ensembles.demonstrations import FewShotTask, refuse_known, sample_examples, write_examples
-from likely.prompting.selection.choosing import Calibration, calibrated
+from likely.prompting.selection.choosing import Calibration, calibrated_probs
 from likely.prompting.selection.scores import AnswerNorm, PromptScores
-from likely.prompting.selection.scoring import CONTENT_FREE, ScoresPairs, score_pool
+from likely.prompting.selection.scoring import CONTENT_FREE, score_pool
 from likely.prompting.templates import CHOICES, LABEL, TEXT, PromptPool, Template
+from likely.scoring.scored import PairScorer
 
 Vary = Literal["demos", "template"]
-ATTEMPTS = 100  # draws of demonstrations before there are said to be too few
+ATTEMPTS = 100  # at different demonstrations, before there are said to be too few
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class EnsembleSpec:
     shots      demonstrations in front of each prompt; 0 asks without any
     balanced   demonstrations of every class in turn
     combine    "max" (the paper's recommendation), "mean", "vote", "geometric"
-    seed       of the demonstrations; member m draws from (seed, m), whatever the size is
+    seed       of the demonstrations; those of member m are sampled by (seed, m), whatever the size is
     norm       how answers of several tokens are compared, the same for all members
     calibrate  repair each member's answers before they are combined: "cbm", "cc", "pmi"
     """
@@ -78,7 +79,7 @@ class EnsembleMember:
     demonstrations: tuple[int, ...]
 
 
-def members(task: FewShotTask, spec: EnsembleSpec) -> list[EnsembleMember]:
+def sample_members(task: FewShotTask, spec: EnsembleSpec) -> list[EnsembleMember]:
     """The E members; no two of them are the same.  ValueError where the pool or the examples are too few for that."""
     if "template" in spec.vary and spec.size > len(task.pool):
         raise ValueError(f"{spec.size} members need {spec.size} templates, the pool has {len(task.pool)}")
@@ -109,29 +110,34 @@ def member_template(task: FewShotTask, member: EnsembleMember, name: str) -> Tem
     return replace(template, name=name, prefix=template.prefix + prefix)
 
 
+class ScoreOptions(TypedDict, total=False):
+    """See `score_pool`."""
+
+    cache: str | Path | None
+    origin: Mapping[str, Any] | None
+    progress: Callable[[int], None] | None
+
+
 class SelfEnsemble:
     """One model asked in `spec.size` ways.
 
-    lm    a model, or anything with `score_pairs`: `Adapter` of prompting.lora, a server with log-probabilities
+    lm    a model, or anything with `score_pairs`: `Adapter` of training.lora, a server with log-probabilities
     `members` and `pool` (their prompts, as a pool of templates) are made at once: what is missing is an error here.
     """
 
-    def __init__(self, lm: ScoresPairs, task: FewShotTask, spec: EnsembleSpec = EnsembleSpec()):
+    def __init__(self, lm: PairScorer, task: FewShotTask, spec: EnsembleSpec = EnsembleSpec()):
         self.lm, self.task, self.spec = lm, task, spec
-        self.members = members(task, spec)
+        self.members = sample_members(task, spec)
         self.pool = PromptPool(tuple(member_template(task, m, f"member {e}") for e, m in enumerate(self.members)))
 
     def score(
         self,
         inputs: Sequence[str | Mapping[str, Any]],
-        *,
-        cache: str | Path | None = None,
-        origin: Mapping[str, Any] | None = None,
-        progress: Callable[[int], None] | None = None,
+        **options: Unpack[ScoreOptions],
     ) -> PromptScores:
         """What every member says to every input, T = E.  Demonstrations are computed once per member, not per input.
 
-        DataError if an input is one of the demonstrations.  cache, origin, progress: as in `score_pool`.
+        DataError if an input is one of the demonstrations.
         """
         records = [{TEXT: item} if isinstance(item, str) else dict(item) for item in inputs]
         if not records:
@@ -143,19 +149,19 @@ class SelfEnsemble:
         two = records if len(records) > 1 else records * 2  # a pool is scored over inputs, two or more
         return score_pool(
             self.lm, self.pool, two, content_free=CONTENT_FREE if self.spec.calibrate in ("cc", "pmi") else (),
-            cache=cache, origin=origin, chunk=len(two), progress=progress,
+            chunk=len(two), **options,
         )  # fmt: skip
 
-    def run(self, inputs: Sequence[str | Mapping[str, Any]], **options: Any) -> Ensembled:
+    def run(self, inputs: Sequence[str | Mapping[str, Any]], **options: Unpack[ScoreOptions]) -> Ensembled:
         """Members' probabilities and what they come to; options as in `score`."""
         scores = self.score(inputs, **options)
-        return combined(self.member_probs(scores)[:, : len(inputs)], self.spec.combine)
+        return combine_members(self.member_probs(scores)[:, : len(inputs)], self.spec.combine)
 
     def member_probs(self, scores: PromptScores) -> Floats:
         """(E, N, K) from the scores of the members, calibrated one by one where the spec says so."""
-        return calibrated(scores, self.spec.calibrate, norm=self.spec.norm)
+        return calibrated_probs(scores, self.spec.calibrate, norm=self.spec.norm)
 
-    def predict_proba(self, inputs: Sequence[str | Mapping[str, Any]], **options: Any) -> Floats:
+    def predict_proba(self, inputs: Sequence[str | Mapping[str, Any]], **options: Unpack[ScoreOptions]) -> Floats:
         """(N, K); options as in `score`."""
         return self.run(inputs, **options).probs
 
@@ -166,7 +172,7 @@ def tuning_pairs(
 ) -> list[tuple[str, str]]:  # fmt: skip
     """(prompt, answer) pairs to fine-tune on (`train_lora`): every example `rounds` times, its templates in turn.
 
-    shots      0: plain supervised fine-tuning.  More: with so many demonstrations of other examples in front, drawn
+    shots      0: plain supervised fine-tuning.  More: with so many demonstrations of other examples in front, sampled
                anew for each pair (supervised in-context learning), to be used with as many
     templates  only the first so many of the pool
     """

@@ -1,4 +1,4 @@
-"""A policy that chooses one of a few hints by features of the question, and learns from rewards alone."""
+"""A contextual bandit over hints: a softmax policy on features of the question, trained by GRPO on rewards."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from likely.calibration.recalibrators.protocol import Learned, read_learned
 from likely.errors import DataError
-from likely.metrics.checks import Floats, softmax
+from likely.metrics.checks import Floats, Ints, softmax
 from likely.prompting.hints.reward import group_advantages
 from likely.training.grpo import grpo_loss
 from likely.training.loop import train
@@ -22,7 +21,7 @@ SETTINGS = tuple(LEAST)
 LEARNED = {
     "weights_": Learned("hf"), "bias_": Learned("h"), "mean_": Learned("f"), "spread_": Learned("f", low=1e-300),
 }  # fmt: skip
-BanditRewards = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]
+BanditRewards = Callable[[Ints, Ints], Any]
 
 
 @dataclass
@@ -30,7 +29,8 @@ class HintBandit:
     """π(hint h | question x) = softmax_h(W φ(x) + b), trained by GRPO.
 
     hints  the texts to choose from; "" is a hint, too: none
-    group, clip, beta  of `grpo_loss`; inner: gradient steps on each draw;  batch: questions of a draw
+    group  hints sampled per question;  batch: questions per step;  inner: gradient steps on each batch
+    clip, beta  of `grpo_loss`
     Learned: `weights_` (H, F), `bias_` (H,), and `mean_`, `spread_` (F,) by which features are standardised.
     """
 
@@ -45,9 +45,9 @@ class HintBandit:
     rewards_: list[float] = field(default_factory=list, init=False)
 
     def fit(self, features: Any, rewards: BanditRewards, *, steps: int = 200) -> Self:
-        """features (N, F) of N questions; rewards(questions (M,), hints (M,)) -> (M,), asked only for what was drawn.
+        """features (N, F) of N questions; rewards(questions (M,), hints (M,)) -> (M,), called only for sampled pairs.
 
-        `rewards_` is the mean reward of each draw.
+        `rewards_` is the mean reward of each step.
         """
         import torch
 
@@ -132,7 +132,7 @@ class HintBandit:
             raise DataError(f"learned.bias_: has {len(made.bias_)} entries, there are {len(hints)} hints")
         return made
 
-    def choose(self, features: Any) -> NDArray[np.int64]:
+    def choose(self, features: Any) -> Ints:
         """(N,) the number of the likeliest hint."""
         return self.predict_proba(features).argmax(axis=1)
 

@@ -1,24 +1,23 @@
-"""A frozen model that answers with a hint and states a confidence: what hint policies are rewarded by.
+"""A frozen model that answers questions with a hint and states a confidence; hint policies are rewarded by both.
 
-The answer is the likeliest option, and the stated confidence is read as the law over the texts " 10%" to " 90%": so
-every output can be read, from a model of any size.
+Nothing is parsed from text, so that models of any size can be used: the answer is the likeliest option, the stated
+confidence the mean of the model's distribution over the continuations " 10%", " 20%", ... " 90%".
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from likely.errors import DataError
-from likely.metrics.checks import Floats, softmax
+from likely.io.hashes import fingerprint
+from likely.io.jsonl import chunked
+from likely.metrics.checks import Floats, Ints, softmax
 from likely.prompting.hints.reward import confidence_reward
 
 LEVELS = tuple(range(10, 100, 10))
@@ -42,12 +41,12 @@ class ChoiceQuestion:
 class Stated:
     """Answers to M (question, hint) pairs.
 
-    chosen (M,) the likeliest option;  correct (M,) whether it is right;  confidence (M,) the mean of the stated law
-    entropy (M,) of the law over options, nats
+    chosen (M,) the likeliest option;  correct (M,) whether it is right;  confidence (M,) as stated
+    entropy (M,) of the distribution over options, nats
     """
 
-    chosen: NDArray[np.int64]
-    correct: NDArray[np.int64]
+    chosen: Ints
+    correct: Ints
     confidence: Floats
     entropy: Floats
 
@@ -61,25 +60,8 @@ def augment(question: str, hint: str) -> str:
     return f"Question: {question}\n{line}Answer:"
 
 
-def names_an_option(hint: str, choices: Sequence[str]) -> bool:
-    """Whether a hint names a letter of an option ("B", "option c") or holds the text of one, and may give it away."""
-    letters = "".join(chr(65 + i) for i in range(len(choices)))
-    # "A" before a word is an article
-    if re.search(rf"\b[{letters[1:]}]\b(?!['’])|\(A\)|\bA\b(?=\s*(?:[.,;:)]|$))", hint):
-        return True
-    if re.search(rf"\b(?:option|choice|answer)\s+(?:is\s+)?\(?[{letters.lower()}](?![\w' ])", hint, re.IGNORECASE):
-        return True
-    said = _plain(hint)
-    return any(_plain(choice) in said for choice in choices if choice.strip())
-
-
-def _plain(text: str) -> str:
-    words = " ".join(re.findall(r"[^\W_]+", text.lower()))
-    return f" {words} "
-
-
 def hint_features(asked: Sequence[ChoiceQuestion], plain: Stated) -> Floats:
-    """(N, 5) what is known of a question before it gets a hint: how unsure the model is, what it states, and sizes.
+    """(N, 5) features of questions without a hint: entropy, stated confidence, and sizes.
 
     plain  the answers without a hint
     """
@@ -96,17 +78,17 @@ def hint_features(asked: Sequence[ChoiceQuestion], plain: Stated) -> Floats:
 
 
 class Downstream:
-    """Asks the model once for each (question, hint), and remembers.
+    """Asks the model once for each (question, hint) and keeps the answers.
 
     lm    a model with `score_pairs`
-    kept  a JSON-lines file of what was asked before, by hash of model and prompt; it grows, and is read at the start
+    kept  a JSON-lines file of answers by hash of model and prompt: read at the start, appended to
     """
 
     def __init__(self, lm: Any, kept: str | Path | None = None):
         self._lm, self._kept = lm, None if kept is None else Path(kept)
         self._known: dict[str, tuple[list[float], list[float]]] = {}
         self._model = [lm.info.name, lm.info.sha256, lm.info.runtime, lm.info.dtype, _revision(lm)]
-        self.asked = 0  # prompts that the model was really asked
+        self.asked = 0  # prompts that were not in the file
         if self._kept is not None and self._kept.exists():
             self._known = _read_kept(self._kept)
 
@@ -122,19 +104,19 @@ class Downstream:
             raise ValueError(f"{len(questions)} questions, {len(hints)} hints: one hint per question")
         keys = [self._key(q, h) for q, h in zip(questions, hints, strict=True)]
         new = {key: (q, h) for key, q, h in zip(keys, questions, hints, strict=True) if key not in self._known}
-        for chunk in _chunks(list(new.items()), 32):
+        for chunk in chunked(list(new.items()), 32):
             self._ask(chunk)
             if progress:
                 progress(len(chunk))
-        laws = [softmax(np.array(self._known[key][0])) for key in keys]
+        options = [softmax(np.array(self._known[key][0])) for key in keys]
         levels = np.array(LEVELS) / 100
-        chosen = np.array([law.argmax() for law in laws], np.int64)
+        chosen = np.array([p.argmax() for p in options], np.int64)
         answers = np.array([q.answer for q in questions], np.int64)
         return Stated(
             chosen,
             (chosen == answers).astype(np.int64),
             np.array([softmax(np.array(self._known[key][1])) @ levels for key in keys]),
-            np.array([-(law[law > 0] * np.log(law[law > 0])).sum() for law in laws]),
+            np.array([-(p[p > 0] * np.log(p[p > 0])).sum() for p in options]),
         )
 
     def _ask(self, asked: Sequence[tuple[str, tuple[ChoiceQuestion, str]]]) -> None:
@@ -163,12 +145,11 @@ class Downstream:
         return [[next(found).sequence_logprob for _ in answers] for _, answers in asked]
 
     def _key(self, question: ChoiceQuestion, hint: str) -> str:
-        parts = json.dumps([*self._model, augment(question.question, hint), question.choices, STATE, LEVELS])
-        return hashlib.sha256(parts.encode()).hexdigest()[:32]
+        return fingerprint([*self._model, augment(question.question, hint), question.choices, STATE, LEVELS], 32)
 
 
 def _revision(lm: Any) -> str:
-    """What a local engine holds, adapters included; "" of a server."""
+    """Of a local model's weights, adapters included; "" for a server."""
     return str(getattr(getattr(lm, "runtime", None), "revision", ""))
 
 
@@ -198,7 +179,3 @@ def _is_cut(path: Path) -> bool:
             return False
         file.seek(size - 1)
         return file.read(1) != b"\n"
-
-
-def _chunks(items: list[Any], size: int) -> list[list[Any]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]

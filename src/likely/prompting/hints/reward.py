@@ -1,4 +1,4 @@
-"""Rewards that make a stated confidence honest, and how a group of tries is compared (Prompt4Trust).
+"""The reward for a stated confidence (a proper score), and advantages within a group of samples (Prompt4Trust).
 
 Kriz et al. 2025, "Prompt4Trust", arXiv:2507.09279, section 3; the constants are those of the official code.
 """
@@ -23,7 +23,7 @@ def confidence_reward(
 
     right   ln max(p, eps): 0 at full confidence
     wrong   ln max(1 − p, eps) − wrong_penalty: −1 at none, −24 at full confidence
-    parsed  False: no answer or no confidence could be read; the reward is `invalid`, and the others are not looked at
+    parsed  False: no answer or no confidence could be read; the reward is `invalid` whatever the other arguments are
 
     For answers that are right with probability a, the expected reward a·ln p + (1−a)·(ln(1−p) − 1) is largest at p = a
     (the log score is proper), whatever the penalty; the penalty pays for being right.
@@ -40,14 +40,14 @@ def confidence_reward(
 
 
 def group_advantages(rewards: Any, *, scale: bool = False) -> Floats:
-    """(G, n) rewards of n tries at each of G questions -> advantages: reward − mean of its group.
+    """(G, n) rewards of n samples for each of G questions -> advantages: reward − mean of its group.
 
     scale  divide by the group's standard deviation as well (n − 1 below, 1e-4 added), as GRPO first did; Prompt4Trust
            does not: a group of nearly equal rewards would count as much as one with large differences
     """
     array = np.asarray(rewards, np.float64)
     if array.ndim != 2 or array.shape[1] < 2:
-        raise ValueError(f"rewards must be (groups, tries) with 2 tries or more, got shape {array.shape}")
+        raise ValueError(f"rewards must be (groups, samples) with 2 samples or more, got shape {array.shape}")
     _refuse(~np.isfinite(array), "rewards", array, "must be finite")
     centred = array - array.mean(axis=1, keepdims=True)
     return centred / (array.std(axis=1, ddof=1, keepdims=True) + 1e-4) if scale else centred

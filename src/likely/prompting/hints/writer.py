@@ -38,7 +38,7 @@ def hint_prompt(question: ChoiceQuestion) -> str:
 class WriterSettings:
     """Group size and inner steps, clip and KL of GRPO (the paper's: 8, 4, 0.2, 0.04), sampling, LoRA.
 
-    questions  of one draw;  max_tokens of a hint (the paper's hints have up to 512)
+    questions  per step;  max_tokens of a hint (the paper's hints have up to 512)
     """
 
     group: int = 8
@@ -62,7 +62,7 @@ class WriterSettings:
 class HintWriter:
     """Trained by `train_hint_writer`: `write` gives the greedy hint of each question.
 
-    rewards  mean reward of each draw, in the order of training;  hints: the last draw, for a look
+    rewards  mean reward of each step;  hints: those of the last step, for inspection
     """
 
     adapter: Adapter
@@ -83,7 +83,7 @@ def train_hint_writer(
     lm: Any, questions: Sequence[ChoiceQuestion], rewards: HintRewards, *, steps: int,
     settings: WriterSettings = WriterSettings(), progress: Callable[[int, float], None] | None = None,
 ) -> HintWriter:  # fmt: skip
-    """Train by GRPO: each step draws hints for a few questions, asks for their rewards, and follows the better ones.
+    """Train by GRPO: each step samples hints for a few questions and rewards the better ones of each group.
 
     lm        a `likely.Model` on the torch runtime; it is unchanged afterwards
     rewards   of hints for questions given by their numbers, see `Downstream` and `confidence_reward`

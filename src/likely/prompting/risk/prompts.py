@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from likely.errors import DataError, ModelError
-from likely.prompting.ensembles.demonstrations import plain
+from likely.prompting.ensembles.demonstrations import normalise_text
 from likely.prompting.risk.task import LETTERS, TableChoice, TableTask
 from likely.prompting.risk.text import AS_IS, RowLayout, TableRow, code_of, row_text
 from likely.uncertainty.verbal import stated_probability
@@ -61,7 +61,7 @@ class RowPrompt:
         return f"{self.question}\n{self.answer}" if self.answer else self.question
 
 
-def orders(count: int, *, correction: bool = True) -> list[tuple[int, ...]]:
+def choice_orders(count: int, *, correction: bool = True) -> list[tuple[int, ...]]:
     """The orders in which `count` choices are shown: order[i] is the choice at place i.
 
     All permutations for up to 4 choices; for more their rotations, in which every choice still stands once at every
@@ -87,7 +87,7 @@ def word_question(task: TableTask, order: Sequence[int]) -> str:
     return f"Question: {task.word_question.replace('{options}', listed)}"
 
 
-def prompt_of(
+def row_prompt(
     row: TableRow,
     task: TableTask,
     *,
@@ -108,7 +108,7 @@ def prompt_of(
     return RowPrompt(tuple(parts), row_text(row, task.columns, layout), ask, answer)
 
 
-def answers_of(task: TableTask, style: RiskStyle, order: Sequence[int]) -> list[list[str]]:
+def answer_texts(task: TableTask, style: RiskStyle, order: Sequence[int]) -> list[list[str]]:
     """The answers to compare: per form, one text per choice in the task's order.
 
     mc: the letter under which each choice is shown, in each of three forms;  word: " below", " above", one form
@@ -178,13 +178,13 @@ def worked_row(rows: Sequence[TableRow], shots: Sequence[TableRow], task: TableT
 
 
 def _plain(value: object) -> str:
-    return plain(code_of(value))
+    return normalise_text(code_of(value))
 
 
 # --- the text for a model ---------------------------------------------------------------------------------------------
 
 
-def fitted_texts(
+def prompt_texts(
     lm: Any, prompts: Sequence[RowPrompt], *, chat: bool = False, room: int = 16, description: bool = True
 ) -> list[str]:
     """What the model reads for each prompt.

@@ -23,11 +23,11 @@ from likely.prompting.risk.prompts import (
     STYLES,
     WORKED,
     RiskStyle,
-    answers_of,
-    fitted_texts,
-    orders,
-    prompt_of,
+    answer_texts,
+    choice_orders,
+    prompt_texts,
     reasoned_probability,
+    row_prompt,
     sample_examples,
     worked_row,
 )
@@ -171,7 +171,7 @@ class RiskScorer:
         `calibration.methods`: `recalibrator_`, and the threshold is 0.5.
         """
         held = rows_of(rows)
-        y = check_correct(labels_of(held, self.task) if labels is None else labels, len(held), "labels")
+        y = check_correct(outcome_labels(held, self.task) if labels is None else labels, len(held), "labels")
         return self.fit_scores(self.score(held).risk, y)
 
     def fit_scores(self, risk: Any, labels: Any) -> Self:
@@ -227,15 +227,16 @@ class RiskScorer:
             raise ValueError(f'cbm is for the styles "word" and "mc", which compare answers, not "{self.style}"')
 
     def _orders(self) -> list[tuple[int, ...]]:
-        return orders(len(self.task.choices), correction=self.order_correction)
+        return choice_orders(len(self.task.choices), correction=self.order_correction)
 
     def _texts(self, rows: Sequence[TableRow], order: Sequence[int] | None, *, room: int) -> list[str]:
         shots = self._shots()
         prompts = [
-            prompt_of(row, self.task, style=self.style, order=order, layout=self.layout, examples=shots) for row in rows
+            row_prompt(row, self.task, style=self.style, order=order, layout=self.layout, examples=shots)
+            for row in rows
         ]
         described = bool(self.task.description.strip())
-        return fitted_texts(self.model, prompts, chat=self.chat, room=room, description=described)
+        return prompt_texts(self.model, prompts, chat=self.chat, room=room, description=described)
 
     def _shots(self) -> list[TableRow]:
         """The worked examples, the same for all rows, so that they are part of the shared prefix."""
@@ -256,20 +257,20 @@ class RiskScorer:
                 (texts[o][i], answer)
                 for i in range(len(chunk))
                 for o, order in enumerate(asked)
-                for form in answers_of(self.task, self.style, order)
+                for form in answer_texts(self.task, self.style, order)
                 for answer in form
             ]
             scored = iter(self.model.score_pairs(pairs, progress=progress))
             for _ in chunk:
                 found.append([])
                 for order in asked:
-                    forms = answers_of(self.task, self.style, order)
+                    forms = answer_texts(self.task, self.style, order)
                     found[-1].append(shares([[_logprob(next(scored)) for _ in form] for form in forms]))
             prompts += texts[0]
         probs = np.array([[share.probs for share in row] for row in found])
         mass = np.array([[share.mass for share in row] for row in found])
         if self.style == "mc":
-            self._warn(mass, prompts, answers_of(self.task, "mc", asked[0])[found[0][0].form])
+            self._warn(mass, prompts, answer_texts(self.task, "mc", asked[0])[found[0][0].form])
         known = ~np.isnan(probs).any(axis=(1, 2))
         if self.cbm and known.any():
             probs[known] = np.stack([divided_by_marginal(probs[known, o]) for o in range(len(asked))], axis=1)
@@ -329,7 +330,7 @@ def rows_of(table: Any) -> list[TableRow]:
     return rows
 
 
-def labels_of(rows: Iterable[TableRow], task: TableTask) -> Floats:
+def outcome_labels(rows: Iterable[TableRow], task: TableTask) -> Floats:
     """(N,) the outcome's values; ValueError names the first row that has none."""
     values = []
     for i, row in enumerate(rows):

@@ -5,7 +5,6 @@ A task comes from Python, from a small TOML file, or by name ("adult" is ready).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from likely.errors import DataError, nearest
+from likely.io.hashes import fingerprint
 from likely.prompting.risk.text import MISSING, ColumnText, TableRow, code_of
 
 READY = {"adult": "adult.toml"}
@@ -110,7 +110,7 @@ class TableTask:
     def digest(self) -> str:
         """A hash of everything that reaches a prompt, for headers of results; functions count by their name."""
         plain = json.dumps(asdict(self), sort_keys=True, default=lambda f: getattr(f, "__qualname__", repr(type(f))))
-        return hashlib.sha256(plain.encode()).hexdigest()[:16]
+        return fingerprint(plain)
 
 
 _TASK = ("name", "target", "description", "question", "word_question", "word_prefix", "numeric_question")

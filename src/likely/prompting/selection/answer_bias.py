@@ -1,5 +1,5 @@
-"""Taking out of a prompt's answers what it would say anyway: by the marginal over inputs (CBM), by inputs without
-content (CC), or by pointwise mutual information (PMI).
+"""Answers of a prompt without its bias: calibration by marginalisation (CBM), contextual calibration (CC), or pointwise
+mutual information (PMI).  `CBM` is the first as a recalibrator, from a batch or as inputs come in.
 
 Shapes: T prompts, N inputs, K answers; every function also takes one prompt, (N, K).  Yang et al. 2023, "Improving
 Probability-based Prompt Selection Through Unified Evaluation and Analysis", section 5.
@@ -30,7 +30,7 @@ def cbm(P: Any, *, norm: CbmNorm = "mean") -> Floats:
     """Calibration by marginalisation: P divided by its mean over the inputs, then normalised over the answers.
 
     mean     ratio / Σ_k ratio (named after the official option); the identity where the marginal is uniform
-    softmax  softmax(ratio), the official default: the same order of answers, and never surer than e^r/(e^r + K − 1)
+    softmax  softmax(ratio), the official default: the same order of answers; no probability exceeds e^r/(e^r + K − 1)
     Right where the labels are balanced: it moves the marginal of the answers towards uniform.  Applied again it moves
     further (it is a step of Sinkhorn's iteration), so it is not idempotent.  In a task where each input brings answers
     of its own, the marginal is that of the answers' positions: shuffle them first.
@@ -90,14 +90,11 @@ def _positive(marginal: Floats) -> Floats:
     return marginal
 
 
-# --- Calibration by marginalisation as a recalibrator that needs no labels, from a batch or as inputs come in.
-
-
 class CBM(Fitted):
-    """p̃_k ∝ p_k / m_k, m the mean of p over inputs: repairs a liking for some answers, without a label.
+    """Calibration by marginalisation without labels: p̃_k ∝ p_k / m_k, m the mean of p over inputs.
 
     norm   "mean" divides by the sum (the identity where m is uniform); "softmax" is the official code's choice
-    prior  as so many inputs with uniform answers count before the first one: with prior > 0 the map can be used from
+    prior  count so many inputs with uniform answers before the first one: with prior > 0 the map can be used from
            the first request on, and moves from the identity to CBM as `partial_fit` sees more
     It is right where the labels are balanced; where they are not, it takes a true difference for a bias.
     Learned: `marginal_` (K,), prior included;  `count_`: the inputs seen.

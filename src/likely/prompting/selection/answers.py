@@ -1,6 +1,6 @@
-"""What prompt selection is given, P[t, i, k] = p(answer k | input i in prompt t), and errors that name the bad row.
+"""Answers under a pool of prompts, P[t, i, k] = p(answer k | input i in prompt t): checks, accuracy and F1.
 
-Shapes: T prompts, N inputs, K answers.
+Shapes: T prompts, N inputs, K answers.  Errors name the bad prompt and input.
 """
 
 from __future__ import annotations
@@ -61,9 +61,6 @@ def _where(bad: Any) -> str:
     return f"prompt {prompt[0]}, input {row}" if prompt else f"input {row}"
 
 
-# --- How good answers are where labels are known: accuracy, macro-F1, scaled F1.
-
-
 def macro_f1(answers: Any, labels: Any, classes: int) -> float:
     """Mean over classes of 2 tp / (2 tp + fp + fn); classes that neither occur nor are answered are left out."""
     labels = check_labels(labels, len(labels), classes)
@@ -83,7 +80,7 @@ def f1_of_prompts(P: Floats, labels: Any) -> Floats:
 
 
 def scaled_f1(f1: float, of_prompts: Floats) -> float:
-    """F1 of what was chosen / F1 of the best prompt, both read in the same way (calibrated or not).
+    """F1 of the selected prompts / F1 of the best prompt, both with or both without calibration.
 
     Choosing per input can do better than every single prompt: above 1 is possible.
     """

@@ -11,7 +11,7 @@ import numpy as np
 from likely.errors import nearest
 from likely.metrics.checks import Floats, Ints
 from likely.prompting.selection.answer_bias import CbmNorm, cbm, contextual, pmi
-from likely.prompting.selection.criteria import PER_INPUT, chosen, chosen_rows, prompt_values
+from likely.prompting.selection.criteria import best_prompt, probs_of_choice, prompt_values
 from likely.prompting.selection.scores import AnswerNorm, PromptScores
 
 Calibration = Literal["cbm", "cc", "pmi"]
@@ -60,7 +60,7 @@ class Selection:
         return None if self.per_input else self.names[int(self.choice)]
 
 
-def calibrated(
+def calibrated_probs(
     scores: PromptScores, calibration: Calibration | None, *, norm: AnswerNorm = "token", cbm_norm: CbmNorm = "softmax"
 ) -> Floats:
     """P (T, N, K) with CBM, contextual calibration, PMI, or (None) as it is."""
@@ -104,17 +104,12 @@ def select(
     missing = ~scores.done
     if missing.any():
         raise ValueError(f'prompt "{scores.names[int(missing.argmax())]}" is not scored yet: score the pool to its end')
-    before = calibrated(scores, calibrate_choice, norm=norm, cbm_norm=cbm_norm)
+    before = calibrated_probs(scores, calibrate_choice, norm=norm, cbm_norm=cbm_norm)
     values = prompt_values(before, method, perplexity=scores.perplexity)
-    choice = chosen(values)
+    choice = best_prompt(values)
     after = (
         before
         if calibrate_answers == calibrate_choice
-        else calibrated(scores, calibrate_answers, norm=norm, cbm_norm=cbm_norm)
+        else calibrated_probs(scores, calibrate_answers, norm=norm, cbm_norm=cbm_norm)
     )
-    return Selection(scores.names, method, values, choice, chosen_rows(after, choice), after)
-
-
-def takes_each_input(method: str) -> bool:
-    """Whether the method chooses a prompt for every input."""
-    return method in PER_INPUT or method == "PPL_L"
+    return Selection(scores.names, method, values, choice, probs_of_choice(after, choice), after)

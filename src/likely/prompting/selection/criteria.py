@@ -127,12 +127,12 @@ def prompt_values(P: Any, method: str, *, perplexity: Any = None) -> Floats:
     return (PER_PROMPT.get(method) or PER_INPUT[method])(array)
 
 
-def chosen(values: Floats) -> Ints:
+def best_prompt(values: Floats) -> Ints:
     """The number of the best prompt, () or per input (N,).  Ties: the lowest number."""
     return np.asarray(values.argmax(axis=0), np.int64)
 
 
-def chosen_rows(P: Floats, choice: Ints) -> NDArray[np.float64]:
+def probs_of_choice(P: Floats, choice: Ints) -> NDArray[np.float64]:
     """(N, K): for each input the answers under the prompt that was chosen, for the task or for it."""
     return P[np.broadcast_to(choice, P.shape[1]), np.arange(P.shape[1])]
 

@@ -6,9 +6,7 @@ Shapes: T prompts, N inputs, K answers, C inputs without content.  Log-probabili
 from __future__ import annotations
 
 import json
-import os
 import struct
-import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -20,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.errors import DataError, nearest
+from likely.io.whole_file import replacing
 from likely.metrics.checks import Floats, Ints, softmax
 from likely.prompting.selection.answers import check_logprobs
 
@@ -110,23 +109,14 @@ class PromptScores:
         return replace(self, **changed)
 
     def save(self, path: str | Path) -> None:
-        """Write an npz file under another name and rename it: a reader sees the old one or the new one, whole."""
-        target = Path(path)
+        """Write an npz file; a reader sees the old one or the new one, whole."""
         head = {
             "kind": KIND, "names": list(self.names), "without": list(self.without), "dynamic": self.dynamic,
             "origin": self.origin,
         }  # fmt: skip
         arrays = {name: getattr(self, name) for name in (*ARRAYS, "labels") if getattr(self, name) is not None}
-        handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f"{target.name}-", suffix=".partial")
-        try:
-            with os.fdopen(handle, "wb") as out:
-                np.savez_compressed(out, head=np.array(json.dumps(head)), **arrays)
-                out.flush()
-                os.fsync(out.fileno())
-            Path(partial).chmod(0o644)
-            os.replace(partial, target)
-        finally:
-            Path(partial).unlink(missing_ok=True)
+        with replacing(Path(path)) as out:
+            np.savez_compressed(out, head=np.array(json.dumps(head)), **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> PromptScores:

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from likely.errors import DataError
+from likely.io.hashes import fingerprint
 from likely.metrics.checks import Floats, Ints
 from likely.prompting.selection.scores import ARRAYS, PromptScores
 from likely.prompting.templates import CHOICES, LABEL, TEXT, PromptPool, Template
-
-if TYPE_CHECKING:
-    from likely.scoring.scored import Scored
+from likely.scoring.scored import PairScorer, Scored
 
 CONTENT_FREE = ("", "N/A", "[MASK]")
 BLOCK = 8  # prompts with the same beginning that are scored together: they share the tokens of the inputs
 CHUNK = 64  # inputs handed to the model at once
-
-
-class ScoresPairs(Protocol):
-    """A model, a server that returns log-probabilities of prompts, or a model with an adapter."""
-
-    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Scored]: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,7 @@ class _Block:
 
 
 def score_pool(
-    lm: ScoresPairs,
+    lm: PairScorer,
     pool: PromptPool,
     inputs: Sequence[str | Mapping[str, Any]],
     *,
@@ -148,9 +139,6 @@ def label_numbers(records: Sequence[Mapping[str, Any]], choices: Sequence[str]) 
     return out if (out >= 0).any() else None
 
 
-# --- the parts --------------------------------------------------------------------------------------------------------
-
-
 def _answers(pool: PromptPool, records: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
     """(K, whether inputs bring answers of their own); DataError where they are of different number."""
     own = [record.get(CHOICES) is not None for record in records]
@@ -173,16 +161,12 @@ def _emptied(pool: PromptPool, text: str) -> dict[str, Any]:
     return dict.fromkeys(_fields(pool), text)
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 def _inputs_digest(records: Sequence[Mapping[str, Any]], names: set[str], content_free: Sequence[str]) -> str:
-    return _digest([[r.get(name) for r in records] for name in sorted(names)] + [*content_free])
+    return fingerprint([[r.get(name) for r in records] for name in sorted(names)] + [*content_free])
 
 
 def _prompt_digests(pool: PromptPool) -> list[str]:
-    return [_digest([t.source, list(t.choices), *([t.prefix] if t.prefix else [])]) for t in pool]
+    return [fingerprint([t.source, list(t.choices), *([t.prefix] if t.prefix else [])]) for t in pool]
 
 
 def _empty(
@@ -277,7 +261,7 @@ def _blocks(pool: PromptPool, waiting: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _scored(
-    lm: ScoresPairs,
+    lm: PairScorer,
     block: Sequence[Template],
     records: Sequence[Mapping[str, Any]],
     perplexity: bool,

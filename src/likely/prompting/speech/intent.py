@@ -7,26 +7,21 @@ transcript that wins ROVER's vote.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, Self
+from typing import Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from likely.errors import nearest
+from likely.metrics.checks import Floats
 from likely.prompting.speech.nbest import NBest, NBestStyle, SpokenTask, nbest_prompt, transcript_prompt
 from likely.prompting.speech.words import rover
 from likely.scoring.choices import Normalise
+from likely.scoring.scored import PairScorer
 from likely.uncertainty.types import OptionScores
 
 Combine = Literal["prompt", "marginal", "rover"]
 COMBINATIONS = ("prompt", "marginal", "rover")
 KAPPAS = np.concatenate([[0.0], np.logspace(-4, 2, 49)])
-
-
-class Scores(Protocol):
-    """A model, or an adapter of `train_lora`."""
-
-    def score_pairs(self, pairs: Sequence[tuple[str, str]], **options: Any) -> list[Any]: ...
 
 
 class SpokenIntentClassifier:
@@ -41,7 +36,7 @@ class SpokenIntentClassifier:
 
     def __init__(
         self,
-        lm: Scores,
+        lm: PairScorer,
         task: SpokenTask,
         *,
         n: int = 5,
@@ -58,7 +53,7 @@ class SpokenIntentClassifier:
         self.lm, self.task, self.n, self.combine = lm, task, n, combine
         self.style, self.kappa, self.norm = style, kappa, norm
 
-    def prompts(self, nbest: NBest) -> tuple[list[str], NDArray[np.float64]]:
+    def prompts(self, nbest: NBest) -> tuple[list[str], Floats]:
         """(what the model is asked about one utterance, with which weight each)."""
         if self.combine == "prompt":
             return [nbest_prompt(self.task, nbest, self.n, self.style, kappa=self.kappa)], np.ones(1)
@@ -76,7 +71,7 @@ class SpokenIntentClassifier:
     ) -> OptionScores:
         """(N, K) log p(answer | utterance), nats: what a recalibrator is fitted to.
 
-        Of "marginal" it is log Σ_j p(h_j) p(answer | h_j), the law of the K answers alone: to be read with norm="sum".
+        Of "marginal" it is log Σ_j p(h_j) p(answer | h_j), normalised over the K answers: to be read with norm="sum".
         labels  numbers of the right answers, where they are known
         """
         n, k = len(utterances), len(self.task.answers)
@@ -93,9 +88,7 @@ class SpokenIntentClassifier:
             labels=None if labels is None else np.array(labels, np.int64),
         )  # fmt: skip
 
-    def predict_proba(
-        self, utterances: Sequence[NBest], *, progress: Callable[[int], None] | None = None
-    ) -> NDArray[np.float64]:
+    def predict_proba(self, utterances: Sequence[NBest], *, progress: Callable[[int], None] | None = None) -> Floats:
         """(N, K) probabilities of the task's answers; rows sum to 1."""
         scores = self.option_scores(utterances, progress=progress)
         return scores.probs("sum" if self.combine == "marginal" else self.norm)
@@ -112,7 +105,7 @@ class SpokenIntentClassifier:
 
     def _ask(
         self, utterances: Sequence[NBest], progress: Callable[[int], None] | None
-    ) -> tuple[OptionScores, list[tuple[list[int], NDArray[np.float64]]]]:
+    ) -> tuple[OptionScores, list[tuple[list[int], Floats]]]:
         """(scores of all different prompts, per utterance which of them it has and their weights)."""
         if not len(utterances):
             raise ValueError("no utterances: at least one is needed")
@@ -121,9 +114,7 @@ class SpokenIntentClassifier:
         scores = option_scores(self.lm, list(row), self.task.answers, progress=progress)
         return scores, [([row[p] for p in prompts], weights) for prompts, weights in asked]
 
-    def _weighed(
-        self, scores: OptionScores, asked: Sequence[tuple[list[int], NDArray[np.float64]]]
-    ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    def _weighed(self, scores: OptionScores, asked: Sequence[tuple[list[int], Floats]]) -> list[tuple[Floats, Floats]]:
         """Per utterance (p(h_j), (J, K) p(answer | h_j))."""
         probs = scores.probs(self.norm)
         return [(weights, probs[rows]) for rows, weights in asked]
@@ -138,10 +129,8 @@ def check_labels(labels: Sequence[int], n: int, k: int) -> None:
             raise ValueError(f"utterance {i}: label {label} is no answer's number (allowed: 0..{k - 1}): leave it out")
 
 
-def best_kappa(
-    utterances: Sequence[NBest], probs: Sequence[NDArray[np.float64]], labels: Sequence[int], *, n: int
-) -> float:
-    """The kappa of 0, 1e-4 .. 100 under which the marginal law gives the labels the highest likelihood.
+def best_kappa(utterances: Sequence[NBest], probs: Sequence[Floats], labels: Sequence[int], *, n: int) -> float:
+    """The kappa of 0, 1e-4 .. 100 under which the marginal distribution gives the labels the highest likelihood.
 
     probs  per utterance (its distinct transcripts, up to n; K): p(answer | transcript).  Ties: the smaller kappa.
     """
@@ -157,7 +146,7 @@ def best_kappa(
 
 
 def option_scores(
-    lm: Scores, prompts: Sequence[str], answers: Sequence[str], *, progress: Callable[[int], None] | None = None
+    lm: PairScorer, prompts: Sequence[str], answers: Sequence[str], *, progress: Callable[[int], None] | None = None
 ) -> OptionScores:
     """log p(" " + answer | prompt) for N prompts and K answers."""
     scored = lm.score_pairs([(prompt, f" {answer}") for prompt in prompts for answer in answers], progress=progress)

@@ -7,14 +7,12 @@ model of US English).  The same text, voice, noise and seed give the same list.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import shutil
 import subprocess
 import tempfile
 import wave
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.errors import CapabilityError, DataError, missing_extra
-from likely.io.jsonl import parse_line
 from likely.prompting.speech.nbest import NBest, plain_words
 
 RATE = 16_000  # samples a second, of flite's voices but kal and of the recogniser's model
@@ -101,7 +98,7 @@ def with_noise(samples: Samples, snr_db: float | None, *, seed: int, pad_s: floa
 class Recogniser:
     """pocketsphinx with its model of US English.
 
-    language_model  an ARPA file (see `write_language_model`); None: the general one of the package
+    language_model  an ARPA file; None: the general one of the package
     """
 
     def __init__(self, language_model: str | Path | None = None):
@@ -136,18 +133,6 @@ def _nats(score: float) -> float:
     return SCORE_UNIT * math.log(score) if score > 0 else -math.inf
 
 
-def write_language_model(texts: Sequence[str], path: str | Path) -> Path:
-    """A trigram model of the texts for the recogniser, as an ARPA file (pocketsphinx's own simple discounting)."""
-    try:
-        from pocketsphinx.lm import ArpaBoLM
-    except ImportError:
-        raise missing_extra("pocketsphinx", "speech") from None
-    model = ArpaBoLM(text="\n".join(texts) + "\n", add_start=True, case="lower", norm=True)
-    model.compute()
-    model.write_file(str(path))
-    return Path(path)
-
-
 def speak_and_listen(
     text: str, recogniser: Recogniser, *, voice: str, snr_db: float | None, seed: int, model: str, keep: int = 10
 ) -> Utterance:
@@ -168,17 +153,3 @@ def _shortened(heard: NBest, keep: int) -> NBest:
     for text, score in zip(heard.hyps, heard.logscores, strict=True):
         best.setdefault(plain_words(text), score)
     return NBest(tuple(texts), tuple(best[text] for text in texts))
-
-
-def write_utterances(path: Path, utterances: Iterable[Utterance]) -> None:
-    """One JSON object a line."""
-    with path.open("a", encoding="utf-8") as file:
-        for utterance in utterances:
-            file.write(json.dumps(utterance.to_dict(), ensure_ascii=False) + "\n")
-
-
-def read_utterances(path: Path) -> Iterator[Utterance]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}:{number}"
-            yield Utterance.from_dict(parse_line(line, where), where)

@@ -1,4 +1,4 @@
-"""ROVER: one transcript from several, by a vote on every word (Fiscus 1997, DOI 10.1109/ASRU.1997.659110)."""
+"""Transcripts compared word by word: ROVER makes one of several, word error rates count what was heard wrongly."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ Slot = dict[str, float]  # votes of each word at one place; "" votes for no word
 
 
 def rover(transcripts: Sequence[str], weights: Sequence[float]) -> str:
-    """The words that win the vote where each transcript has its weight (its posterior, say).
+    """One transcript by a vote on every word, where each transcript has its weight (its posterior, say).
 
     Transcripts are aligned one after the other to what the earlier ones gave, with the fewest changes; ties of votes
-    go to the word that came first.
+    go to the word that came first.  Fiscus 1997, DOI 10.1109/ASRU.1997.659110.
     """
     if not transcripts or len(transcripts) != len(weights):
         raise ValueError(
@@ -53,9 +53,6 @@ def _joined(slots: list[Slot], words: Sequence[str], weight: float, so_far: floa
 
 def _voted(slot: Slot, word: str, weight: float) -> Slot:
     return {**slot, word: slot.get(word, 0.0) + weight}
-
-
-# --- Errors of a transcript, counted in words: the edit distance to what was said.
 
 
 def word_errors(said: str, heard: str) -> int:

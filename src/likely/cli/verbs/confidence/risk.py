@@ -193,7 +193,7 @@ def _summary(
 ) -> dict[str, Any]:
     import numpy as np
 
-    from likely.prompting.risk.prompts import orders
+    from likely.prompting.risk.prompts import choice_orders
     from likely.prompting.risk.report import order_bias, risk_report, subgroup_report
 
     risks = np.array([np.nan if r["risk"] is None else r["risk"] for r in records])
@@ -207,7 +207,7 @@ def _summary(
     known = [r for r in records if r["risk"] is not None]
     if known[0]["choice_probs"] is not None and len(known[0]["per_order"]) > 1:
         probs = np.array([r["choice_probs"] for r in known])
-        bias = order_bias(probs, orders(len(task.choices)), [c.value for c in task.choices])
+        bias = order_bias(probs, choice_orders(len(task.choices)), [c.value for c in task.choices])
         if bias is not None:
             out.update(order_bias=bias.order_bias, first_choice=bias.first, order_bias_line=bias.line)
     labelled = np.array([r["label"] is not None for r in records])

@@ -54,7 +54,7 @@ def eval_code(
 
       likely eval-code mbpp -m model.gguf -n 10 --temperature 0.8 --contrast uscd --run-untrusted-code
     """
-    from likely.audit.code.evaluate import evaluate, problems
+    from likely.audit.code.benchmarks import evaluate, problems
     from likely.audit.code.sandbox import SandboxLimits
     from likely.cli.printing import print_json, progress
     from likely.guided.contrast import Contrast

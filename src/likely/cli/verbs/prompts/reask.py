@@ -181,11 +181,11 @@ def _examples(path: Path, names: Sequence[str]) -> Any:
 def _refuse_known(where: str, lines: Sequence[Line], shown: Sequence[Example]) -> None:
     """An item that is also a worked example would have its answer in the prompt."""
     from likely.errors import DataError
-    from likely.prompting.ensembles.demonstrations import plain
+    from likely.prompting.ensembles.demonstrations import normalise_text
 
-    known = {plain(example.text): number for number, example in enumerate(shown, 1)}
+    known = {normalise_text(example.text): number for number, example in enumerate(shown, 1)}
     for line in lines:
-        number = known.get(plain(line.record["text"]))
+        number = known.get(normalise_text(line.record["text"]))
         if number is not None:
             raise DataError(
                 f"{where}:{line.number} is also worked example {number}, whose answer stands in the prompt: leave one "

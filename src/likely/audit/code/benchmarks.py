@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
@@ -212,6 +212,19 @@ class Report:
         return float(np.mean(each)), low, high
 
 
+class SolveOptions(TypedDict, total=False):
+    """How programs are sampled, as in `generate`; max_tokens is 384 here."""
+
+    n: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    max_tokens: int
+    drafter: Any
+
+
 def evaluate(
     model: Any,
     found: Sequence[Problem],
@@ -222,39 +235,38 @@ def evaluate(
     limits: SandboxLimits | None = None,
     batch: int = 8,
     progress: Callable[[int], None] = lambda n: None,
-    **options: Any,
+    **options: Unpack[SolveOptions],
 ) -> Report:
     """Let a model (`generate`, `ask`) solve problems, and run what it wrote.  This executes code that nobody has read.
 
     chat      ask for the whole function, instead of letting the prompt be continued
     contrast  lame prompt -> a Contrast with it, used for the problems that have one
-    options   of `generate`: n, temperature, max_tokens, ...
     """
-    options = {"max_tokens": 384, **options}
-    many = options.get("n", 1) > 1
+    settings: dict[str, Any] = {"max_tokens": 384, **options}
+    many = settings.get("n", 1) > 1
     solved: list[Solved] = []
     contrasted = 0
     for start in range(0, len(found), batch):
         part = found[start : start + batch]
         groups: list[tuple[Problem, list[Any]]] = []
         if contrast is None and not chat:  # one call for all; the prompts of a benchmark share their stop strings
-            made = model.generate([p.prompt for p in part], stop=part[0].stop, **options)
+            made = model.generate([p.prompt for p in part], stop=part[0].stop, **settings)
             groups = [(p, list(g) if many else [g]) for p, g in zip(part, made, strict=True)]
         else:
             for problem in part:
-                own = dict(options)
+                own = dict(settings)
                 lame = problem.lame_question if chat else problem.lame
                 if contrast is not None and lame is not None:
                     own["contrast"] = contrast(lame)
                     contrasted += 1
                 if chat:
-                    drawn = [model.ask(problem.question, **{**own, "n": 1, "seed": own.get("seed", 0) + i})
+                    sampled = [model.ask(problem.question, **{**own, "n": 1, "seed": own.get("seed", 0) + i})
                              for i in range(own.get("n", 1))]  # fmt: skip
                 else:
                     one = model.generate(problem.prompt, stop=problem.stop, **own)
-                    drawn = list(one) if many else [one]
-                groups.append((problem, drawn))
-        texts = [[g.text for g in drawn] for _, drawn in groups]
+                    sampled = list(one) if many else [one]
+                groups.append((problem, sampled))
+        texts = [[g.text for g in sampled] for _, sampled in groups]
         programs = [
             p.program_of_answer(text) if chat else p.program(text)
             for (p, _), each in zip(groups, texts, strict=True)
