@@ -8,7 +8,7 @@ import json
 import pytest
 from tiny_gguf import write_tiny_llama
 
-from likely.lm.batch import fingerprint
+from likely.io.hashes import fingerprint
 from likely.prompting.tables.order_bias import order_bias
 from likely.prompting.tables.report import risk_report
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Unpack
 
 from likely.lm.model import Model
+from likely.lm.options import GenerateOptions
+from likely.lm.protocol import AskOptions, LanguageModel
 from likely.models.catalog import DEFAULT_MODEL
 from likely.models.load import is_url, load_local
 
@@ -40,28 +42,39 @@ def load(
 
         if (runtime, dtype, engine) != (None, None, None):
             raise CapabilityError("a server chooses its own runtime, dtype and engine: load the URL without them")
-        return RemoteModel(name, **options)
+        server = RemoteModel(name, **options)
+        server.opened.opener = load
+        return server
     loaded = load_local(name, runtime=runtime, dtype=dtype, engine=engine, use=use, **options)
     for line in loaded.info.warnings:
         warnings.warn(line, stacklevel=2)
-    return Model.from_loaded(loaded)
+    model = Model.from_loaded(loaded)
+    model.opened.opener = partial(_load_alike, runtime=runtime, dtype=dtype, engine=engine, use=use, **options)
+    return model
+
+
+def _load_alike(name: str, **settings: Any) -> LanguageModel:
+    """Another model, run as the first one is; a server chooses for itself."""
+    return load(name) if is_url(name) else load(name, **settings)
 
 
 @lru_cache(maxsize=1)
-def _default(name: str) -> Any:
+def _default(name: str) -> LanguageModel:
     return load(name)
 
 
-def score(prompt: str, answers: Sequence[str], *, model: str = DEFAULT_MODEL, **options: Any) -> list[Scored]:
+def score(prompt: str, answers: Sequence[str], *, model: str = DEFAULT_MODEL, top_logprobs: int = 0) -> list[Scored]:
     """log p(answer | prompt) for each answer, on a model that stays loaded for the next call."""
-    return _default(model).score(prompt, answers, **options)
+    return _default(model).score(prompt, answers, top_logprobs=top_logprobs)
 
 
-def generate(prompt: str, *, model: str = DEFAULT_MODEL, **options: Any) -> Generation:
+def generate(prompt: str, *, model: str = DEFAULT_MODEL, **options: Unpack[GenerateOptions]) -> Generation:
     """Continue a prompt, on a model that stays loaded for the next call."""
     return _default(model).generate(prompt, **options)
 
 
-def ask(question: str, *, model: str = DEFAULT_MODEL, **options: Any) -> Answer:
+def ask(
+    question: str, *, model: str = DEFAULT_MODEL, system: str | None = None, **options: Unpack[AskOptions]
+) -> Answer:
     """Answer a question, on a model that stays loaded for the next call."""
-    return _default(model).ask(question, **options)
+    return _default(model).ask(question, system=system, **options)
