@@ -34,12 +34,21 @@ FallbackOption = Annotated[
 ]
 
 
-def options(**given: Any) -> dict[str, Any]:
+def options(
+    calibrator: Path | None,
+    task: str,
+    at_least: float | None,
+    risk: float | None,
+    delta: float,
+    fallback: str | None = None,
+) -> dict[str, Any]:
     """The flags as options of `Model.with_confidence`; what contradicts itself is refused before a model is loaded."""
     from likely.lm.confidence import KEPT, ConfidencePolicy
 
-    if given["calibrator"] is None:
-        given["calibrator"] = KEPT
+    given: dict[str, Any] = {
+        "calibrator": KEPT if calibrator is None else calibrator, "task": task, "at_least": at_least, "risk": risk,
+        "delta": delta, "fallback": fallback,
+    }  # fmt: skip
     try:
         ConfidencePolicy(**given)
     except ValueError as error:

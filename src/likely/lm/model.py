@@ -29,6 +29,7 @@ from likely.lm.options import (
     ASK_DEFAULTS,
     EXTRACT_DEFAULTS,
     SAMPLER,
+    CodeOptions,
     ExtractOptions,
     GenerateOptions,
     TextOptions,
@@ -286,8 +287,8 @@ class Model(BaseLanguageModel):
             rendered = self.render([{"role": "user", "content": prompt}])
         return self.request(rendered.tokens, options), rendered
 
-    def complete_code(self, buffer: CodeBuffer, **options: Any) -> Completion:
-        """Code at the cursor of a `CodeBuffer`, held by monitors; options as in `guided.complete.complete_code`."""
+    def complete_code(self, buffer: CodeBuffer, **options: Unpack[CodeOptions]) -> Completion:
+        """Code at the cursor of a `CodeBuffer`, held by monitors; options as in `code.complete.complete_code`."""
         from likely.code.complete import complete_code
 
         return complete_code(self, buffer, **options)

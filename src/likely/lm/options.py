@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from likely.decoding.options import OPTIONS as DECODING
-from likely.decoding.options import DecodingOptions, Option, table
+from likely.decoding.options import DecodingOptions, Option, SamplingOptions, table
 
 if TYPE_CHECKING:
+    from likely.code.analysis.members import Analyses, MemberProvider
+    from likely.code.monitors.monitor import AcrossTrigger, Monitor
     from likely.guided.contrast import Contrast
     from likely.guided.form import OnUnsupported, Whitespace
 
@@ -84,3 +86,21 @@ class GenerateOptions(TextOptions, total=False):
     sampler: Literal["local", "importance", "smc", "rejection"]
     particles: int
     max_tries: int
+
+
+class CodeOptions(SamplingOptions, total=False):
+    """What `complete_code` takes; see `code.complete.complete_code`."""
+
+    monitors: Sequence[str | Monitor]
+    provider: MemberProvider | Analyses | None
+    max_tokens: int
+    stop: Literal["line", "method", "none"]
+    choose: Literal["greedy", "exact"]
+    policy: Literal["hard", "soft"]
+    penalty: float
+    across_trigger: AcrossTrigger
+    unknown: Literal["free", "strict"]
+    prompt_tokens: int | None
+    limit_s: float
+    drafter: Any
+    draft_budget: int | Literal["auto"]

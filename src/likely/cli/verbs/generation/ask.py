@@ -93,9 +93,7 @@ def ask(
     given |= forms.form_options(schema, regex, choices, grammar, given)
     if see:
         given.setdefault("top_logprobs", seeing.ALTERNATIVES)
-    wanted = conf.options(
-        calibrator=calibrator, task=task, at_least=at_least, risk=risk, delta=delta, fallback=fallback
-    )
+    wanted = conf.options(calibrator, task, at_least, risk, delta, fallback)
     with opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
         bound = conf.bind(lm.with_confidence(**wanted), given, system)
         if file is not None:

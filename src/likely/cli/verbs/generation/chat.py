@@ -86,9 +86,7 @@ def chat(
     given |= forms.form_options(schema, regex, choices, grammar, given)
     if save:
         check_target(save)
-    wanted = conf.options(
-        calibrator=calibrator, task=task, at_least=at_least, risk=risk, delta=delta, fallback=fallback
-    )
+    wanted = conf.options(calibrator, task, at_least, risk, delta, fallback)
     with opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
         talk = Conversation(lm.with_confidence(**wanted), given, show_prompt=show_prompt, as_json=as_json, stats=stats)
         if load:

@@ -76,7 +76,7 @@ def serve(
 
     key = _key(api_key_env)
     opt.drafting(drafter, "auto")
-    wanted = conf.options(calibrator=calibrator, task=task, at_least=at_least, risk=risk, delta=delta)
+    wanted = conf.options(calibrator, task, at_least, risk, delta)
     if calibrator is not None:
         Calibrator.load(calibrator).check_answers()  # a wrong file is refused now
     limits = ServerLimits(max_queue=max_queue, max_body_bytes=max_body * MIB, deadline_s=deadline)
