@@ -347,8 +347,8 @@ def option_page() -> str:
     return (
         "# Options of generation\n\n<!-- written by docs/generate.py from likely.lm.options; do not edit -->\n\n"
         + paragraph(
-            "What `generate`, `stream`, `ask`, `chat` take as keywords, `-s` on the command line, and the server as far as",
-            "OpenAI has the field.",
+            "What `generate`, `stream`, `ask`, `chat` take as keywords, `-s` on the command line,",
+            "and the server as far as OpenAI has the field.",
             f"`ask` has {asked} by default, `chat` {chatted}.",
         )
         + "\n"

@@ -131,12 +131,12 @@ def kept(lm, tmp_path, monkeypatch):
     return keep(calibrator_of(lm, {"temperature": 0.0, "max_tokens": 6}, answers))
 
 
-def decision(found, text=None):
+def decision(found, *text):
     """What matters, of an answer, of a line of JSON or of a choice of the server."""
     fields = found if isinstance(found, dict) else found.to_dict()
     by = fields.get("answered_by")
     return {
-        "text": fields["text"] if text is None else text,
+        "text": text[0] if text else fields["text"],
         "confidence": fields["confidence"],
         "abstained": fields["abstained"],
         "by": by and by.rpartition("/")[2].removesuffix(".gguf"),
