@@ -198,6 +198,7 @@ def test_one_question_has_one_answer_whoever_asks(case, lm, kept, cli, tiny, oth
     sure = plain.confidence
     assert 0 < sure < 0.99 and plain.answered_by == str(tiny) and not plain.abstained
     assert lm.ask(QUESTION, max_tokens=6, calibrator=None).confidence is None
+    assert lm.opened.opener.keywords["threads"] == 1  # a fallback runs as the first model does
     policy = {
         "given": {}, "passes": {"at_least": sure - 1e-6}, "abstains": {"at_least": 0.995},
         "falls back": {"at_least": 0.995, "fallback": str(other_path)},
@@ -248,9 +249,10 @@ def test_a_question_of_its_own_kind_has_no_confidence(lm, kept):
 
 def test_a_server_that_gives_logprobs_is_held_to_a_threshold():
     with toy_server() as server, RemoteModel(server.url, backoff_s=0.0) as lm:
+        spelt = [{"role": "user", "content": "Is it?"}]
         found = lm.ask("Is it?", max_tokens=4, calibrator=unsure(), at_least=0.99)
         assert found.abstained and 0 < found.confidence < 0.99
-        assert lm.chat(MESSAGES, max_tokens=4, calibrator=unsure(), at_least=0.01).answered_by == lm.info.name
+        assert lm.chat(spelt, max_tokens=4, calibrator=unsure(), at_least=0.01).answered_by == lm.info.name
         [each] = lm.ask_each(["Is it?"], max_tokens=4, calibrator=unsure(), at_least=0.99)
         assert each.abstained and each.confidence == found.confidence
         server.lie = lambda body, reply: reply["choices"][0].update(logprobs=None) or reply

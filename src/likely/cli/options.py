@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from likely.lm.options import FORMS, OPTIONS
+from likely.lm.options import FORMS, OPTIONS, SAMPLER
 from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from likely.lm.model import Model
     from likely.lm.remote.model import RemoteModel
 
-# settings that have no flag of their own and can be written as text
-_FLAGS = ("max_tokens", "temperature", "seed", "stop", "n", "drafter", "draft_budget", *FORMS)
-_OTHERS = ", ".join(name for name, option in OPTIONS.items() if name not in _FLAGS and not option.of_tokens)
+# settings of every verb that generates, which have no flag of their own and can be written as text
+_NOT_NAMED = {"max_tokens", "temperature", "seed", "stop", "n", "drafter", "draft_budget", "heal", *FORMS, *SAMPLER}
+_OTHERS = ", ".join(name for name, option in OPTIONS.items() if name not in _NOT_NAMED and not option.of_tokens)
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Name (likely models), GGUF file, folder, hub id, or URL of a server.")

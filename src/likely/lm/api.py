@@ -63,9 +63,14 @@ def _default(name: str) -> LanguageModel:
     return load(name)
 
 
-def score(prompt: str, answers: Sequence[str], *, model: str = DEFAULT_MODEL, top_logprobs: int = 0) -> list[Scored]:
+def score(
+    prompt: str, answers: Sequence[str], *, model: str = DEFAULT_MODEL, top_logprobs: int = 0, entropy: bool = False,
+    window: int | None = None, stride: int | None = None,
+) -> list[Scored]:  # fmt: skip
     """log p(answer | prompt) for each answer, on a model that stays loaded for the next call."""
-    return _default(model).score(prompt, answers, top_logprobs=top_logprobs)
+    return _default(model).score(
+        prompt, answers, top_logprobs=top_logprobs, entropy=entropy, window=window, stride=stride
+    )
 
 
 def generate(prompt: str, *, model: str = DEFAULT_MODEL, **options: Unpack[GenerateOptions]) -> Generation:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self, Unpack, overload
+from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
-from likely.lm.confidence import Beside, BoundPolicy, ConfidencePolicy, system_of
+from likely.lm.confidence import Again, Beside, BoundPolicy, ConfidencePolicy, system_of
 from likely.lm.extract import Extracted
 from likely.lm.options import ASK_DEFAULTS, CHAT_DEFAULTS, ExtractOptions
 from likely.lm.protocol import AnswerStream, AskOptions, ConfidenceOptions, LanguageModel
@@ -16,9 +16,10 @@ from likely.models.chat_template import Message
 from likely.models.load import ModelInfo
 
 Decide = Callable[[Answer], Answer]
+Prepared = TypeVar("Prepared")  # a request, as the model sends it
 
 
-class BaseLanguageModel(ABC):
+class BaseLanguageModel(ABC, Generic[Prepared]):
     """The verbs whose meaning does not depend on where the model runs.
 
     confidence  what `ask` and `chat` do about confidence where a call does not say otherwise
@@ -33,18 +34,20 @@ class BaseLanguageModel(ABC):
         self.opened = Beside()
 
     @abstractmethod
-    def _answer_question(
-        self, question: str, system: str | None, settings: Mapping[str, Any], decide: Decide
-    ) -> AnswerStream:
-        """The answer as a stream; decide: what is made of it at its end."""
+    def _question(self, question: str, system: str | None, settings: Mapping[str, Any]) -> Prepared:
+        """What is sent to the model for a question; wrong settings are refused."""
 
     @abstractmethod
-    def _answer_messages(
-        self, messages: Sequence[Message], settings: Mapping[str, Any], decide: Decide
-    ) -> AnswerStream: ...
+    def _turn(self, messages: Sequence[Message], settings: Mapping[str, Any]) -> Prepared:
+        """The same for the next message of a conversation."""
 
-    def _finished(self, stream: AnswerStream) -> Answer:
-        return stream.finish()
+    @abstractmethod
+    def _answer(self, prepared: Prepared) -> Answer:
+        """The whole answer, without confidence."""
+
+    @abstractmethod
+    def _answer_stream(self, prepared: Prepared, decide: Decide) -> AnswerStream:
+        """The answer in pieces; decide: what is made of it at its end."""
 
     @abstractmethod
     def _answer_all(
@@ -84,16 +87,16 @@ class BaseLanguageModel(ABC):
 
         Local models without a chat template are asked as "Question: ... Answer:", ended by a blank line.
         """
-        return self._finished(self.stream_ask(question, system=system, **options))
+        bound, settings = self._bound(options, ASK_DEFAULTS, system)
+        again = _ask_again(question, system)
+        return bound.decide(self._answer(self._question(question, system, settings)), again)
 
     def stream_ask(self, question: str, *, system: str | None = None, **options: Unpack[AskOptions]) -> AnswerStream:
         """The streaming form of `ask`; confidence and threshold come at the end."""
         bound, settings = self._bound(options, ASK_DEFAULTS, system)
-
-        def decide(answer: Answer) -> Answer:
-            return bound.decide(answer, lambda other, given: other.ask(question, system=system, **given))
-
-        return self._answer_question(question, system, settings, decide)
+        again = _ask_again(question, system)
+        prepared = self._question(question, system, settings)
+        return self._answer_stream(prepared, lambda answer: bound.decide(answer, again))
 
     def ask_each(
         self, questions: Sequence[str | QuestionLine], *, system: str | None = None, **options: Unpack[AskOptions]
@@ -106,27 +109,21 @@ class BaseLanguageModel(ABC):
         listed = [QuestionLine(q) if isinstance(q, str) else q for q in questions]
         for question, answer in zip(listed, self._answer_all(listed, system, settings), strict=True):
             own = question.system or system
-
-            def again(other: LanguageModel, given: Any, text: str = question.asked, own: str | None = own) -> Answer:
-                return other.ask(text, system=own, **given)
-
-            yield bound.decide(answer, again, fits=own == system)
+            yield bound.decide(answer, _ask_again(question.asked, own), fits=own == system)
 
     def chat(self, messages: Sequence[Message], **options: Unpack[AskOptions]) -> Answer:
         """The next assistant message; same options as `ask`, by default temperature 0.2, top_p 0.9.
 
         A calibrator that was fitted on single questions says less about later turns.
         """
-        return self._finished(self.stream_chat(messages, **options))
+        bound, settings = self._bound(options, CHAT_DEFAULTS, system_of(messages))
+        return bound.decide(self._answer(self._turn(messages, settings)), _chat_again(messages))
 
     def stream_chat(self, messages: Sequence[Message], **options: Unpack[AskOptions]) -> AnswerStream:
         """The streaming form of `chat`; confidence and threshold come at the end."""
         bound, settings = self._bound(options, CHAT_DEFAULTS, system_of(messages))
-
-        def decide(answer: Answer) -> Answer:
-            return bound.decide(answer, lambda other, given: other.chat(messages, **given))
-
-        return self._answer_messages(messages, settings, decide)
+        again = _chat_again(messages)
+        return self._answer_stream(self._turn(messages, settings), lambda answer: bound.decide(answer, again))
 
     @overload
     def extract(self, documents: str, *, schema: Any, **options: Unpack[ExtractOptions]) -> Extracted: ...
@@ -154,3 +151,12 @@ class BaseLanguageModel(ABC):
         policy, settings = self.confidence.override(options)
         settings = {**defaults, **settings}
         return policy.bind(self, settings, system), settings
+
+
+def _ask_again(question: str, system: str | None) -> Again:
+    return lambda other, options: other.ask(question, system=system, **options)
+
+
+def _chat_again(messages: Sequence[Message]) -> Again:
+    said = list(messages)
+    return lambda other, options: other.chat(said, **options)

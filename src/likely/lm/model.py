@@ -36,7 +36,7 @@ from likely.lm.options import (
 )
 from likely.lm.outcomes import FinishedSample, ensembles, generation_of, outcomes
 from likely.lm.questions import BATCH, QuestionLine
-from likely.lm.requests import Drafters, make_request, take_sampler
+from likely.lm.requests import Drafters, check_single, make_request, take_sampler
 from likely.lm.results import Answer, Generation
 from likely.lm.stream import Stream
 from likely.models.chat_template import ChatTemplate, Message, Rendered, render_chat
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 PLAIN_QUESTION = "Question: {question}\nAnswer:"  # for models without a chat template
 
 
-class Model(BaseLanguageModel):
+class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     """A model on this machine.
 
     Verbs: score, perplexity, generate, stream, ask, chat, extract.  `tokenizer`, `capabilities`, `info`, `runtime` and
@@ -200,13 +200,14 @@ class Model(BaseLanguageModel):
             return Stream(self, self.request(self.encode_prompt(prompt), options, raw=True))
         return Stream(self, *self._turn(prompt, options))
 
-    def _answer_question(
-        self, question: str, system: str | None, settings: Mapping[str, Any], decide: Decide
-    ) -> Stream:
-        return Stream(self, *self._question(question, system, settings), decide)
+    def _answer(self, prepared: tuple[Request, Rendered]) -> Answer:
+        request, seen = prepared
+        check_single(request)
+        [[made]] = self.run([request])
+        return Answer(**vars(made), prompt=seen.text, system_folded=seen.system_folded)
 
-    def _answer_messages(self, messages: Sequence[Message], settings: Mapping[str, Any], decide: Decide) -> Stream:
-        return Stream(self, *self._turn(messages, settings), decide)
+    def _answer_stream(self, prepared: tuple[Request, Rendered], decide: Decide) -> Stream:
+        return Stream(self, *prepared, decide)
 
     def _answer_all(
         self, questions: Sequence[QuestionLine], system: str | None, settings: Mapping[str, Any]
@@ -218,7 +219,7 @@ class Model(BaseLanguageModel):
                 for (_, seen), made in zip(prepared, found, strict=True):
                     if isinstance(made, LikelyError):
                         raise made
-                    yield Answer.of(made[0], prompt=seen.text, system_folded=seen.system_folded)
+                    yield Answer(**vars(made[0]), prompt=seen.text, system_folded=seen.system_folded)
 
     def question(
         self, question: str, *, system: str | None = None, **options: Unpack[TextOptions]

@@ -69,9 +69,25 @@ class LanguageModel(Protocol):
         """Of what turns a question into the model's text; None where a server does that."""
         ...
 
-    def score(self, prompt: str, answers: Sequence[str], *, top_logprobs: int = 0) -> list[Scored]: ...
+    def score(
+        self,
+        prompt: str,
+        answers: Sequence[str],
+        *,
+        top_logprobs: int = 0,
+        entropy: bool = False,
+        window: int | None = None,
+        stride: int | None = None,
+    ) -> list[Scored]: ...
     def score_pairs(
-        self, pairs: Sequence[tuple[str, str]], *, top_logprobs: int = 0, progress: Callable[[int], None] | None = None
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        top_logprobs: int = 0,
+        entropy: bool = False,
+        window: int | None = None,
+        stride: int | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> list[Scored]: ...
     @overload
     def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> Generation: ...  # type: ignore[overload-overlap]

@@ -60,7 +60,7 @@ def make_request(
     raw        whether the prompt is text as it stands, so that its end may be healed
     """
     check_names(options, OPTIONS)
-    if take_sampler(options).sampler != "local":
+    if any(name in options for name in SAMPLER) and take_sampler(options).sampler != "local":
         raise CapabilityError("sampler= is for generate and ensemble: its texts are drawn among each other")
     form, constraint = _form(lm, options)
     healed = None
@@ -86,6 +86,12 @@ def make_request(
         processed=options.get("processed_logprobs", False),
         **{name: options[name] for name in _AS_THEY_ARE if name in options},
     )
+
+
+def check_single(request: Request) -> None:
+    """CapabilityError for more than one text."""
+    if request.samples > 1 or request.beams:
+        raise CapabilityError("a stream or an answer is one text: use generate for n > 1 or beams")
 
 
 def take_sampler(options: Mapping[str, Any], default: str = "local") -> SamplerSettings:

@@ -90,11 +90,6 @@ class Answer(Generation):
     why: str = ""
     first: Answer | None = None
 
-    @classmethod
-    def of(cls, made: Generation, **more: Any) -> Answer:
-        """The generation as an answer."""
-        return cls(**{**{f.name: getattr(made, f.name) for f in fields(made)}, **more})
-
     def to_dict(self) -> dict[str, Any]:
         values = _plain(self)
         first = values.pop("first")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from likely.decoding.loop import Loop
 from likely.decoding.request import Event, Request
 from likely.decoding.run import events
-from likely.errors import CapabilityError
+from likely.lm.requests import check_single
 from likely.lm.results import Answer, Generation
 from likely.models.chat_template import Rendered
 
@@ -39,8 +39,7 @@ class Stream:
         rendered: Rendered | None = None,
         decide: Callable[[Answer], Answer] | None = None,
     ):
-        if request.samples > 1 or request.beams:
-            raise CapabilityError("a stream is one text: use generate for n > 1 or beams")
+        check_single(request)
         self._lm, self._request, self._rendered, self._decide = lm, request, rendered, decide
         self.result: Any = None  # an Answer, or a Generation where a raw prompt was continued
         self._started = time.perf_counter()
@@ -108,4 +107,4 @@ class Stream:
     def _public(self, made: Generation) -> Generation:
         if self._rendered is None:
             return made
-        return Answer.of(made, prompt=self._rendered.text, system_folded=self._rendered.system_folded)
+        return Answer(**vars(made), prompt=self._rendered.text, system_folded=self._rendered.system_folded)

@@ -110,7 +110,7 @@ class RemoteStream:
         self, server: Completions, path: str, what: dict[str, Any], settings: ServerSettings,
         decide: Decide | None = None,
     ):  # fmt: skip
-        self._server, self._path, self._what, self._settings = server, path, what, settings
+        self._server, self._path, self._settings = server, path, settings
         self._decide = decide
         self._body = {**what, "model": server.model, **settings.body(), "stream": True}
         self._started = time.perf_counter()
@@ -131,11 +131,6 @@ class RemoteStream:
         """Run to the end and give the result."""
         for _ in self._pieces:
             pass
-        return self.result
-
-    def at_once(self) -> Answer:
-        """The whole answer in one reply instead of pieces."""
-        self.result = self._decided(Answer(**self._server.samples(self._path, self._what, self._settings)[0]))
         return self.result
 
     def close(self) -> Any:

@@ -16,7 +16,6 @@ from likely.errors import CapabilityError, ConstraintError, ModelError, RemoteEr
 from likely.lm.base import BaseLanguageModel, Decide
 from likely.lm.extract import Extracted, extracted, extraction_prompt
 from likely.lm.options import EXTRACT_DEFAULTS, ExtractOptions, GenerateOptions, TextOptions
-from likely.lm.protocol import AnswerStream
 from likely.lm.questions import QuestionLine
 from likely.lm.remote.completions import Completions, RemoteStream
 from likely.lm.remote.echo import Unusable, check_scoring, read_echo, score_answer, top_row
@@ -41,7 +40,7 @@ class RemoteCapabilities(Capabilities):
     why_not: str = ""
 
 
-class RemoteModel(BaseLanguageModel):
+class RemoteModel(BaseLanguageModel[tuple[dict[str, Any], ServerSettings]]):
     """Verbs: score, generate, stream, ask, chat, extract.  `capabilities` asks the server once whether it can score.
 
     url        with or without /v1;  model: its name there (None: the only one that the server lists)
@@ -241,30 +240,25 @@ class RemoteModel(BaseLanguageModel):
             return RemoteStream(self._server, "/completions", {"prompt": prompt}, _single(options))
         return RemoteStream(self._server, "/chat/completions", {"messages": check_messages(prompt)}, _single(options))
 
-    def _answer_question(
-        self, question: str, system: str | None, settings: Mapping[str, Any], decide: Decide
-    ) -> RemoteStream:
-        return self._answer_messages(_messages(question, system), settings, decide)
+    def _question(
+        self, question: str, system: str | None, settings: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], ServerSettings]:
+        return {"messages": _messages(question, system)}, _single(settings)
 
-    def _answer_messages(
-        self, messages: Sequence[Message], settings: Mapping[str, Any], decide: Decide
-    ) -> RemoteStream:
-        what = {"messages": check_messages(messages)}
-        return RemoteStream(self._server, "/chat/completions", what, _single(settings), decide)
+    def _turn(self, messages: Sequence[Message], settings: Mapping[str, Any]) -> tuple[dict[str, Any], ServerSettings]:
+        return {"messages": check_messages(messages)}, _single(settings)
 
-    def _finished(self, stream: AnswerStream) -> Answer:
-        assert isinstance(stream, RemoteStream)
-        return stream.at_once()
+    def _answer(self, prepared: tuple[dict[str, Any], ServerSettings]) -> Answer:
+        return Answer(**self._server.samples("/chat/completions", *prepared)[0])
+
+    def _answer_stream(self, prepared: tuple[dict[str, Any], ServerSettings], decide: Decide) -> RemoteStream:
+        return RemoteStream(self._server, "/chat/completions", *prepared, decide)
 
     def _answer_all(
         self, questions: Sequence[QuestionLine], system: str | None, settings: Mapping[str, Any]
     ) -> Iterator[Answer]:
-        checked = _single(settings)
         for question in questions:
-            yield self._answer(_messages(question.asked, question.system or system), checked)
-
-    def _answer(self, messages: Sequence[Message], settings: ServerSettings) -> Answer:
-        return Answer(**self._server.samples("/chat/completions", {"messages": messages}, settings)[0])
+            yield self._answer(self._question(question.asked, question.system or system, settings))
 
     def extract_each(
         self, documents: Sequence[str], *, schema: Any, **options: Unpack[ExtractOptions]
@@ -273,7 +267,9 @@ class RemoteModel(BaseLanguageModel):
         for document in documents:
             prompt, settings = _extraction(document, schema, options)
             try:
-                outcome: Sequence[Generation] | ConstraintError = [self._answer(_messages(prompt, None), settings)]
+                outcome: Sequence[Generation] | ConstraintError = [
+                    self._answer(({"messages": _messages(prompt, None)}, settings))
+                ]
             except ConstraintError as error:
                 outcome = error
             yield extracted(outcome)

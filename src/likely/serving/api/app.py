@@ -18,7 +18,6 @@ from starlette.exceptions import HTTPException
 
 from likely import __version__
 from likely.errors import LikelyError
-from likely.lm.confidence import ConfidencePolicy
 from likely.lm.model import Model
 from likely.lm.protocol import LanguageModel, ThresholdOptions
 from likely.serving.api.answering import Answering
@@ -41,9 +40,12 @@ def create_app(
     api_key     if given, every request but /health must carry it: Authorization: Bearer KEY
     fallback    another model, which chats may ask instead of giving an answer below their threshold; with a threshold
                 here all chats do
-    confidence  what is done about the confidence of chats that do not say otherwise, see `ConfidencePolicy`
+    confidence  what is done about the confidence of chats that do not say otherwise, see `ConfidencePolicy`; as the
+                model's `with_confidence` said where it is not given
     """
-    policy = ConfidencePolicy(**confidence)
+    policy, _ = model.confidence.override(confidence)
+    if fallback is None and policy.fallback is not None:
+        fallback = model.beside(policy.fallback) if isinstance(policy.fallback, str) else policy.fallback
     if policy.has_threshold:
         policy = replace(policy, fallback=fallback)
     limits = limits or ServerLimits()
