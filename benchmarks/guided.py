@@ -164,7 +164,7 @@ def main() -> None:
         convert(path, folder, to="safetensors", verify=False)
         cpp = likely.load("smollm2", runtime="llamacpp", threads=cores(), context=guided_engines.CONTEXT)
         ours = likely.load(str(folder), runtime="torch", dtype="float32")
-        cpp.default_drafter = ours.default_drafter = "none"
+        cpp.drafters.default = ours.drafters.default = "none"
         ends = cpp.tokenizer.end_ids
         engines: list[guided_engines.Engine] = []
         for name, make in {

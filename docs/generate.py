@@ -20,13 +20,14 @@ import shlex
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from likely.errors import DataError, LikelyError
-from likely.evidence import Evidence, Figure, MachineRecord, read_results
 from likely.evidence.papers import Paper, index
+from likely.evidence.results import Evidence, Figure, MachineRecord, read_results
+from likely.lm.options import ASK_DEFAULTS, CHAT_DEFAULTS, OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
@@ -333,6 +334,29 @@ def paper_page(entry: Paper, result: Evidence) -> str:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+def option_page() -> str:
+    """The settings of `generate` and of the other verbs, from their one table."""
+    rows = []
+    for option in OPTIONS.values():
+        allowed = (
+            "" if option.low is None else f"{'above' if option.positive else 'from'} {option.low} to {option.high}"
+        )
+        shown = dict(option.default) if isinstance(option.default, Mapping) else option.default
+        rows.append([f"`{option.name}`", f"`{shown!r}`", allowed, option.help])
+    asked = ", ".join(f"{name}={value}" for name, value in ASK_DEFAULTS.items())
+    chatted = ", ".join(f"{name}={value}" for name, value in CHAT_DEFAULTS.items())
+    return (
+        "# Options of generation\n\n<!-- written by docs/generate.py from likely.lm.options; do not edit -->\n\n"
+        + paragraph(
+            "What `generate`, `stream`, `ask`, `chat` take as keywords, `-s` on the command line,",
+            "and the server as far as OpenAI has the field.",
+            f"`ask` has {asked} by default, `chat` {chatted}.",
+        )
+        + "\n"
+        + grid(["option", "default", "allowed", "meaning"], rows, right=4)
+    )
+
+
 def documents(*, outputs: bool) -> dict[Path, str]:
     """Every generated file and its text."""
     results = read_results(ROOT / "results")
@@ -353,6 +377,7 @@ def documents(*, outputs: bool) -> dict[Path, str]:
     forms = ROOT / "docs" / "structured-output.md"
     if forms.exists() and "guided" in benchmarks:
         made[forms] = guided_guide(forms, benchmarks["guided"])
+    made[ROOT / "docs" / "reference" / "options.md"] = option_page()
     made[ROOT / "docs" / "papers" / "index.md"] = paper_index(results)
     for name, result in results.items():
         made[ROOT / "docs" / "papers" / f"{name}.md"] = paper_page(entries[name], result)

@@ -122,7 +122,7 @@ def test_abstaining_and_asking_another(cli, tiny, graded, store, tmp_path):
     assert passes.code == stops.code == 0 and passes.out.strip() and not stops.out
     assert "labelled items" in stops.err and "no answer: confidence" in stops.err
     told = cli(*ask, "--at-least", 0.999, "--json").json
-    assert told["answered_by"] is None and "below 1.00" in told["why"] and told["gate"]["threshold"] == 0.999
+    assert told["answered_by"] is None and "below 1.00" in told["why"] and told["abstention"]["threshold"] == 0.999
     other = cli(*ask, "--at-least", 0.999, "--fallback", tiny, "--json").json
     assert other["answered_by"] == str(tiny) and other["first"]["confidence"] == sure
     hopeless = cli(*ask, "--risk", 0.001)
@@ -132,7 +132,7 @@ def test_abstaining_and_asking_another(cli, tiny, graded, store, tmp_path):
     assert "between 0 and 1" in one_line(cli(*ask, "--at-least", 90), 2)
     questions = write(tmp_path / "two.jsonl", [{"question": "Is 3 odd?"}, {"question": "Is 4 odd?"}])
     header, *lines = cli("ask", questions, "-m", tiny, *FEW, "--at-least", 0.999).lines
-    assert header["gate"]["threshold"] == 0.999 and [line["answered_by"] for line in lines] == [None, None]
+    assert header["abstention"]["threshold"] == 0.999 and [line["answered_by"] for line in lines] == [None, None]
     talk = ("chat", "-m", tiny, *FEW, "--temperature", 0, "--set", "top_p=1.0", "--at-least", 0.999)
     quiet = cli(*talk, stdin="Is 3 odd?\n")
     assert quiet.code == 0 and not quiet.out and "no answer" in quiet.err

@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from answer_calibrators import unsure
 
 from likely.cli.options import local_model, parse_settings
 from likely.cli.verbs.generation.chat import Conversation
+from likely.lm.confidence import ConfidencePolicy
 
 
 @pytest.fixture(scope="module")
@@ -100,20 +102,14 @@ def test_what_was_said_is_saved_however_the_talk_ends(cli, tiny, tmp_path):
     assert nowhere.code == 1 and "does not exist" in nowhere.err and not nowhere.out
 
 
-def test_a_stopped_answer_has_not_passed_the_gate(talk, monkeypatch, capsys):
+def test_a_stopped_answer_has_not_reached_the_threshold(lm, talk, monkeypatch, capsys):
     """Ctrl-C while another model is being asked: the refused text is neither shown nor part of the talk."""
-    talk.wanted = {"at_least": 0.9}
 
-    class Refusing:
-        gate, task = object(), "default"
-
-        def decide(self, answer, again):
+    class Stopped:
+        def chat(self, messages, **options):
             raise KeyboardInterrupt
 
-        def close(self):
-            pass
-
-    monkeypatch.setattr(talk, "sure", lambda: Refusing())
+    monkeypatch.setattr(lm, "confidence", ConfidencePolicy(unsure(), at_least=0.99, fallback=Stopped()))
     assert typed(talk, monkeypatch, "Hello") == []
     assert not capsys.readouterr().out
 

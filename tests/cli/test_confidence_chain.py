@@ -1,4 +1,5 @@
-"""Scores, confidence, map, decision: the same numbers whether the steps are chained or taken one by one."""
+"""Scores, confidence, map, decision: the same numbers whether the steps are chained or taken one by one, and the same
+answers, abstentions and fallbacks whoever asks: Python, command line or server."""
 
 from __future__ import annotations
 
@@ -6,13 +7,23 @@ import json
 
 import numpy as np
 import pytest
+from answer_calibrators import calibrator_of, unsure
+from fake_server import toy_server
+from helpers_for_serving import ask as asking
+from tiny_gguf import write_tiny_llama
 
+import likely
 from likely.calibration.calibrator import Calibrator, fit_calibrator
 from likely.calibration.conformal.classification import ConformalSets
 from likely.calibration.labelled import read_labelled
 from likely.calibration.recalibrators.table import make
 from likely.calibration.selective import certified_threshold
+from likely.calibration.store import keep
 from likely.calibration.threshold import abstention_rule
+from likely.errors import CapabilityError, DataError
+from likely.lm.confidence import ConfidencePolicy
+from likely.lm.questions import QuestionLine
+from likely.lm.remote.model import RemoteModel
 from likely.metrics.checks import softmax, top_label
 from likely.metrics.proper import nll
 from likely.metrics.summary import report
@@ -91,3 +102,224 @@ def test_auto_is_no_worse_than_nothing_on_scores_that_hold(tmp_path):
     calibrator = fit_calibrator(read_labelled(path))
     assert calibrator.after["nll"] < calibrator.before["nll"] + 0.02
     assert calibrator.after["accuracy"] == pytest.approx(calibrator.before["accuracy"], abs=0.03)
+
+
+# --- one question, asked everywhere -----------------------------------------------------------------------------------
+
+QUESTION = "Is 3 odd?"
+MESSAGES = [{"role": "user", "content": QUESTION}]
+GREEDY = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 6}
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+def lm(tiny):
+    with likely.load(str(tiny), threads=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def other_path(tmp_path_factory):
+    return write_tiny_llama(tmp_path_factory.mktemp("other") / "other.gguf", seed=9)
+
+
+@pytest.fixture
+def kept(lm, tmp_path, monkeypatch):
+    """A calibrator for greedy answers of the tiny model, kept for it."""
+    monkeypatch.setenv("LIKELY_CALIBRATORS", str(tmp_path / "store"))
+    answers = [lm.ask(f"Is {i} odd?", max_tokens=6) for i in range(40)]
+    return keep(calibrator_of(lm, {"temperature": 0.0, "max_tokens": 6}, answers))
+
+
+def decision(found, *text):
+    """What matters, of an answer, of a line of JSON or of a choice of the server."""
+    fields = found if isinstance(found, dict) else found.to_dict()
+    by = fields.get("answered_by")
+    return {
+        "text": text[0] if text else fields["text"],
+        "confidence": fields["confidence"],
+        "abstained": fields["abstained"],
+        "by": by and by.rpartition("/")[2].removesuffix(".gguf"),
+        "why": fields.get("why"),
+        "first": (fields.get("first") or {}).get("confidence"),
+    }
+
+
+def in_python(lm, policy):
+    yield lm.ask(QUESTION, max_tokens=6, **policy)
+    yield lm.chat(MESSAGES, **GREEDY, **policy)
+    stream = lm.stream_ask(QUESTION, max_tokens=6, **policy)
+    assert "".join(stream)  # of the first model: pieces cannot be taken back
+    yield stream.result
+    yield from lm.ask_each([QUESTION], max_tokens=6, **policy)
+    bound = lm.with_confidence(**policy)
+    yield bound.ask(QUESTION, max_tokens=6)
+    yield bound.stream_chat(MESSAGES, **GREEDY).finish()
+    lm.with_confidence()
+
+
+def on_the_command_line(cli, tiny, tmp_path, policy):
+    flags = [part for name, value in policy.items() for part in (f"--{name.replace('_', '-')}", value)]
+    yield cli("ask", QUESTION, "-m", tiny, "--max-tokens", 6, "--json", *flags).json
+    chat = ("chat", "-m", tiny, "--max-tokens", 6, "--temperature", 0, "--set", "top_p=1.0", "--json", *flags)
+    yield cli(*chat, stdin=f"{QUESTION}\n").json
+    if "at_least" in policy:  # without, lines do not say who answered
+        path = tmp_path / "questions.jsonl"
+        path.write_text(json.dumps({"question": QUESTION}) + "\n")
+        yield cli("ask", path, "-m", tiny, "--max-tokens", 6, *flags).lines[1]
+
+
+def by_the_server(lm, other, policy):
+    body = {"messages": MESSAGES, "confidence": True, **GREEDY, **policy}
+    if "fallback" in policy:
+        body["fallback"] = "other"
+
+    async def questions(client):
+        whole = (await client.ok(CHAT, **body))["choices"][0]
+        pieces = [choice for event in await client.events(CHAT, **body) for choice in event["choices"]]
+        return whole, pieces
+
+    whole, pieces = asking(lm, questions, fallback=other)
+    if "at_least" not in policy:
+        return
+    message = whole["message"]
+    assert (message["content"] is None) == whole["abstained"] == (message["refusal"] is not None)
+    yield whole, message["content"]
+    text = "".join(piece["delta"].get("content", "") for piece in pieces)
+    refused = [piece["delta"]["refusal"] for piece in pieces if "refusal" in piece["delta"]]
+    assert refused == ([message["refusal"]] if whole["abstained"] else [])
+    assert text == (message["content"] or "")  # nothing of a text that did not reach the threshold was sent
+    yield pieces[-1], text
+
+
+@pytest.mark.parametrize("case", ["given", "passes", "abstains", "falls back"])
+def test_one_question_has_one_answer_whoever_asks(case, lm, kept, cli, tiny, other_path, tmp_path):
+    plain = lm.ask(QUESTION, max_tokens=6)
+    sure = plain.confidence
+    assert 0 < sure < 0.99 and plain.answered_by == str(tiny) and not plain.abstained
+    assert lm.ask(QUESTION, max_tokens=6, calibrator=None).confidence is None
+    assert lm.opened.opener.keywords["threads"] == 1  # a fallback runs as the first model does
+    policy = {
+        "given": {}, "passes": {"at_least": sure - 1e-6}, "abstains": {"at_least": 0.995},
+        "falls back": {"at_least": 0.995, "fallback": str(other_path)},
+    }[case]  # fmt: skip
+    with likely.load(str(other_path), threads=1) as other:
+        theirs = other.ask(QUESTION, max_tokens=6)
+        found = [decision(answer) for answer in in_python(lm, policy)]
+        assert len(found) == 6
+        found += [decision(line) for line in on_the_command_line(cli, tiny, tmp_path, policy)]
+        served = [decision(choice, text) for choice, text in by_the_server(lm, other, policy)]
+    expected = {"text": plain.text, "confidence": pytest.approx(sure, abs=1e-6), "abstained": False, "by": "tiny",
+                "why": None, "first": None}  # fmt: skip
+    if case == "abstains":
+        expected |= {"abstained": True, "by": None, "why": found[0]["why"]}
+        assert "is below" in found[0]["why"]
+    if case == "falls back":
+        expected |= {"text": theirs.text, "confidence": None, "by": "other", "why": found[0]["why"],
+                     "first": pytest.approx(sure, abs=1e-6)}  # fmt: skip
+        assert theirs.text != plain.text
+    assert found == [expected] * len(found)
+    if case == "abstains":  # a text that is no answer is not sent
+        expected |= {"text": None}
+        served = [{**each, "text": each["text"] or None} for each in served]
+    assert served == [expected] * len(served)
+
+
+def test_a_fallback_has_a_calibrator_of_its_own_or_none(lm, kept, other_path):
+    asked = {"max_tokens": 6, "at_least": 0.995}
+    with likely.load(str(other_path), threads=1) as other:
+        before = kept.read_bytes()
+        assert lm.ask(QUESTION, fallback=other, **asked).confidence is None
+        named = lm.ask(QUESTION, fallback=other, calibrator=kept, **asked)
+        assert named.confidence is None and named.first.confidence is not None
+        answers = [other.ask(f"Is {i} odd?", max_tokens=6) for i in range(40)]
+        own = calibrator_of(other, {"temperature": 0.0, "max_tokens": 6}, answers)
+        keep(own)
+        found = lm.ask(QUESTION, fallback=other, **asked)
+        assert found.confidence == pytest.approx(own.of_answer(found.token_logprobs))
+        assert found.answered_by == str(other_path) and found.first.answered_by == lm.info.name
+        assert kept.read_bytes() == before
+
+
+def test_a_question_of_its_own_kind_has_no_confidence(lm, kept):
+    questions = [QuestionLine(QUESTION), QuestionLine(QUESTION, system="Be brief.")]
+    common, own = lm.ask_each(questions, max_tokens=6, at_least=0.001)
+    assert not common.abstained and own.abstained and "system message of its own" in own.why
+
+
+def test_a_server_that_gives_logprobs_is_held_to_a_threshold():
+    with toy_server() as server, RemoteModel(server.url, backoff_s=0.0) as lm:
+        spelt = [{"role": "user", "content": "Is it?"}]
+        found = lm.ask("Is it?", max_tokens=4, calibrator=unsure(), at_least=0.99)
+        assert found.abstained and 0 < found.confidence < 0.99
+        assert lm.chat(spelt, max_tokens=4, calibrator=unsure(), at_least=0.01).answered_by == lm.info.name
+        [each] = lm.ask_each(["Is it?"], max_tokens=4, calibrator=unsure(), at_least=0.99)
+        assert each.abstained and each.confidence == found.confidence
+        server.lie = lambda body, reply: reply["choices"][0].update(logprobs=None) or reply
+        with pytest.raises(CapabilityError, match="gave no log-probabilities, so there is no confidence"):
+            lm.ask("Is it?", max_tokens=4, calibrator=unsure(), at_least=0.99)
+        assert lm.ask("Is it?", max_tokens=4).confidence is None
+
+
+def test_a_bound_policy_is_overridden_by_a_call(lm, kept):
+    lm.with_confidence(at_least=0.995)
+    assert lm.ask(QUESTION, max_tokens=6).abstained
+    assert not lm.ask(QUESTION, max_tokens=6, at_least=0.001).abstained
+    assert not lm.ask(QUESTION, max_tokens=6, risk=0.9, delta=0.5).abstained
+    free = lm.ask(QUESTION, max_tokens=6, calibrator=None)
+    assert free.confidence is None and not free.abstained
+
+
+def test_what_contradicts_itself_is_refused_by_name(lm, kept):
+    for options, error, words in (
+        ({"at_least": 0.5, "risk": 0.1}, ValueError, "give one of at_least and risk"),
+        ({"fallback": "gemma3"}, ValueError, "fallback needs at_least or risk"),
+        ({"task": "../x"}, ValueError, "a task's name is"),
+        ({"at_least": 90}, ValueError, "at_least must lie between 0 and 1, got 90"),
+        ({"at_least": 0.5, "task": "elsewhere"}, DataError, 'no calibrator was fitted .*task "elsewhere"'),
+        ({"at_least": 0.5, "temperature": 0.5}, DataError, "no calibrator was fitted"),
+        ({"calibrator": kept, "temperature": 0.5}, DataError, "fitted for another settings"),
+    ):
+        with pytest.raises(error, match=words):
+            lm.ask(QUESTION, **{"max_tokens": 6, **options})
+    bound = calibrator_of(
+        lm, {"max_tokens": 6, "logit_bias": {3: 1.0}}, [lm.ask(f"{i}?", max_tokens=3) for i in range(40)]
+    )
+    with pytest.raises(CapabilityError, match="logit_bias= speaks of one model's tokens"):
+        lm.ask(QUESTION, max_tokens=6, logit_bias={3: 1.0}, calibrator=bound, at_least=0.5, fallback="gemma3")
+    with pytest.raises(ValueError, match="one of"):
+        ConfidencePolicy(at_least=0.5, risk=0.5)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"at_least": 0.995, "fallback": "gemma3"}, "fallback", 'may not ask "gemma3" (allowed: "other")'),
+        ({"at_least": 0.995, "fallback": "other", "n": 2}, "fallback", "drop n"),
+        ({"fallback": "other"}, "fallback", "fallback needs at_least or risk"),
+        ({"at_least": 0.5, "risk": 0.5}, "at_least", "give one of at_least and risk"),
+        ({"at_least": 2}, "at_least", "less than 1"),
+        ({"at_least": 0.5, "temperature": 0.7}, "at_least", "likely calibrate fit"),
+    ],
+)
+def test_the_server_refuses_by_field(body, param, words, lm, kept, other_path):
+    with likely.load(str(other_path), threads=1) as other:
+
+        async def question(client):
+            return await client.post(CHAT, {"messages": MESSAGES, **GREEDY, **body})
+
+        status, reply = asking(lm, question, fallback=other)
+    assert status == 400 and reply["error"]["param"] == param and words in reply["error"]["message"]
+
+
+def test_a_server_may_hold_every_chat_to_a_threshold(lm, kept, other_path):
+    with likely.load(str(other_path), threads=1) as other:
+        theirs = other.ask(QUESTION, max_tokens=6).text
+
+        async def question(client):
+            return (await client.ok(CHAT, messages=MESSAGES, **GREEDY))["choices"][0]
+
+        assert asking(lm, question, at_least=0.995)["abstained"]
+        held = asking(lm, question, at_least=0.995, fallback=other)
+        assert held["message"]["content"] == theirs and held["answered_by"] == "other"
+        assert "confidence" not in asking(lm, question, fallback=other)

@@ -8,7 +8,7 @@ import json
 import pytest
 from tiny_gguf import write_tiny_llama
 
-from likely.lm.batch import fingerprint
+from likely.io.hashes import fingerprint
 from likely.prompting.risk.report import order_bias, risk_report
 
 CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"

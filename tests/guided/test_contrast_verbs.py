@@ -22,7 +22,7 @@ def lm(tmp_path_factory):
 def by_tokens(lm, tokens, negative, **options):
     """The same, in token ids."""
     prompt = lm.tokenizer.encode(tokens, parse_special=True) if isinstance(tokens, str) else tokens
-    [[found]] = lm.run([lm._request(prompt, {**GREEDY, "contrast": Contrast(list(negative), **options)})])
+    [[found]] = lm.run([lm.request(prompt, {**GREEDY, "contrast": Contrast(list(negative), **options)})])
     return found.token_ids
 
 

@@ -228,4 +228,4 @@ def test_where_healing_makes_no_sense_it_is_refused(call):
 
             lm.generate("ab", heal=True, contrast=Contrast("a"))
         else:
-            lm._request(lm.encode_prompt("ab"), {"heal": True})
+            lm.request(lm.encode_prompt("ab"), {"heal": True})

@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 from likely.guided.json_schema.errors import InvalidSchema, InvalidText, SchemaUnsatisfied, UnsupportedSchema
 from likely.guided.json_schema.form import schema_form
 from likely.guided.settings import FormSettings
-from likely.lm.redraw import DRAWS_APART
+from likely.lm.outcomes import DRAWS_APART
 
 pytest.importorskip("llguidance")
 DIFFERENT = {"type": "array", "items": {"enum": [1, 2, 3]}, "minItems": 2, "maxItems": 2, "uniqueItems": True}
@@ -95,7 +95,7 @@ def test_a_redraw_has_noise_of_its_own():
 
     for result in drawn:
         attempt = int(result.warnings[0].split()[1].rstrip(":")) - 1 if result.warnings else 0
-        request = lm._request(lm.encode_prompt("a"), {"schema": loose, "max_tokens": 20, "seed": 1})
+        request = lm.request(lm.encode_prompt("a"), {"schema": loose, "max_tokens": 20, "seed": 1})
         for k in range(attempt + 1):
             [[plain]] = lm.run([replace(request, first_sample=result.sample + k * DRAWS_APART)])
             assert (plain.text == result.text) or k < attempt

@@ -13,7 +13,7 @@ from tiny_gguf import write_tiny_llama
 import likely
 from likely.runtimes.toy import exact_logprob
 from likely.scoring.likelihood import Item, score_items
-from likely.serving import Limits
+from likely.serving import ServerLimits
 
 COMPLETIONS, CHAT, SCORE = "/v1/completions", "/v1/chat/completions", "/v1/score"
 TEXTS = ["the cat sat on the mat", "é🙂 naïve", "a", "<|im_start|>user\nthe<|im_end|>"]
@@ -331,7 +331,7 @@ def test_a_full_queue_is_429_with_retry_after_and_clears():
         await first
         await client.ok(COMPLETIONS, prompt="a", max_tokens=2)
 
-    ask(model, question, limits=Limits(max_queue=1))
+    ask(model, question, limits=ServerLimits(max_queue=1))
 
 
 def test_a_request_past_its_deadline_ends_and_frees_its_room():
@@ -350,7 +350,7 @@ def test_a_request_past_its_deadline_ends_and_frees_its_room():
         gate.opened.set()
         await until_idle(client)
 
-    ask(model, question, limits=Limits(deadline_s=0.05))
+    ask(model, question, limits=ServerLimits(deadline_s=0.05))
 
 
 async def until_idle(client):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
+from answer_calibrators import calibrator_of
 from helpers_for_serving import ask
 
-from likely.calibration.calibrator import fit_calibrator
-from likely.calibration.labelled import Labelled
-from likely.calibration.recalibrators.answer import features
 from likely.calibration.store import keep
-from likely.lm.confidence import binding_of
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Is 3 odd?"}]
@@ -22,12 +18,7 @@ def kept(tiny, tmp_path, monkeypatch):
     """A calibrator for greedy answers of the tiny model, kept for it."""
     monkeypatch.setenv("LIKELY_CALIBRATORS", str(tmp_path / "store"))
     answers = [tiny.ask(f"Is {i} odd?", max_tokens=6) for i in range(40)]
-    x = np.array([features(list(a.token_logprobs)) for a in answers])
-    labels = (x[:, 0] > np.median(x[:, 0])).astype(np.int64)
-    labels[::7] ^= 1
-    origin = {"model": tiny.info.name, **binding_of(tiny, {"temperature": 0.0, "max_tokens": 6}, None)}
-    labelled = Labelled("answer", x, labels, {**origin, "sha256": origin["weights"]})
-    return keep(fit_calibrator(labelled))
+    return keep(calibrator_of(tiny, {"temperature": 0.0, "max_tokens": 6}, answers))
 
 
 def test_the_confidence_is_that_of_the_model_itself(tiny, kept):

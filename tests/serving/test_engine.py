@@ -15,14 +15,14 @@ from likely.decoding.sampling import Sampling
 from likely.errors import KvFull, ModelError
 from likely.runtimes.toy import exact_logprob
 from likely.scoring.likelihood import Item, score_items
-from likely.serving.engine import Engine, EngineFailed, Overloaded
+from likely.serving.engine import AsyncEngine, EngineFailed, Overloaded
 
 
 def using(model, question, **options):
     """Run `await question(engine)`; afterwards everything the runtime lent must be back."""
 
     async def run():
-        engine = Engine(model, **options)
+        engine = AsyncEngine(model, **options)
         try:
             return await question(engine)
         finally:
@@ -301,7 +301,7 @@ def test_a_listener_whose_event_loop_is_gone_does_not_hold_room():
     engine_box = []
 
     async def start():
-        engine_box.append(Engine(model))
+        engine_box.append(AsyncEngine(model))
         await leave(engine_box[0])
 
     asyncio.run(start())

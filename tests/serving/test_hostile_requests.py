@@ -8,7 +8,7 @@ import json
 import pytest
 from helpers_for_serving import ask, client_of
 
-from likely.serving import Limits
+from likely.serving import ServerLimits
 
 COMPLETIONS, CHAT, SCORE = "/v1/completions", "/v1/chat/completions", "/v1/score"
 USER = [{"role": "user", "content": "the"}]
@@ -232,7 +232,7 @@ def test_only_json_is_read(tiny):
 
 def test_a_large_body_is_read_within_bounds_and_refused(tiny):
     async def run():
-        async with client_of(tiny, limits=Limits(max_body_bytes=1000, body_timeout_s=0.05)) as client:
+        async with client_of(tiny, limits=ServerLimits(max_body_bytes=1000, body_timeout_s=0.05)) as client:
             taken = []
 
             async def endless():

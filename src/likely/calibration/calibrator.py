@@ -19,6 +19,7 @@ from likely.calibration.labelled import Labelled, LabelledKind
 from likely.calibration.recalibrators.answer import features
 from likely.calibration.recalibrators.protocol import Fitted
 from likely.calibration.recalibrators.table import RECALIBRATORS, entry_of, from_dict, make
+from likely.decoding.options import answer_settings
 from likely.errors import CapabilityError, DataError, nearest
 from likely.io.whole_file import write_whole_file
 from likely.metrics.checks import SMALLEST, Floats, Ints, check_confidence, check_correct, log_probs, softmax
@@ -154,22 +155,10 @@ def fit_calibrator(
 
 # --- what it is for ---------------------------------------------------------------------------------------------------
 
-# settings that change the speed, what is reported, or which sample it is, but not the distribution of an answer
-# (max_tokens does: the sum of an answer that was cut is that of its beginning)
-_WITHOUT_EFFECT = (
-    "seed", "drafter", "draft_budget", "top_logprobs", "processed_logprobs", "verification", "n",
-)  # fmt: skip
-
-_NEUTRAL = {
-    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
-    "frequency_penalty": 0.0, "min_tokens": 0,
-}  # fmt: skip
-
 
 def binding(origin: Mapping[str, Any]) -> dict[str, Any]:
     """What of a run's header an answer's confidence depends on: weights, template, and settings with an effect."""
-    settings = {k: v for k, v in (origin.get("settings") or {}).items() if k not in _WITHOUT_EFFECT}
-    settings = {k: v for k, v in settings.items() if v not in (None, (), [], "", {}) and _NEUTRAL.get(k) != v}
+    settings = answer_settings(origin.get("settings") or {})
     known = origin.get("sha256") not in (None, "unknown")
     return {
         "model": origin.get("model"),

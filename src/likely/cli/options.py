@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from likely.decoding.drafting.table import drafter_help
+from likely.lm.options import FORMS, OPTIONS, SAMPLER
 from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from likely.lm.model import Model
     from likely.lm.remote.model import RemoteModel
+
+# settings of every verb that generates, which have no flag of their own and can be written as text
+_NOT_NAMED = {"max_tokens", "temperature", "seed", "stop", "n", "drafter", "draft_budget", "heal", *FORMS, *SAMPLER}
+_OTHERS = ", ".join(name for name, option in OPTIONS.items() if name not in _NOT_NAMED and not option.of_tokens)
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Name (likely models), GGUF file, folder, hub id, or URL of a server.")
@@ -43,7 +48,7 @@ StatsOption = Annotated[bool, typer.Option("--stats", help="Calls, drafts and ti
 StopOption = Annotated[list[str] | None, typer.Option("--stop", help="A string that ends the text (repeatable).")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any other setting, e.g. -s top_p=0.9 -s beams=4."),
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help=f"Any other setting, e.g. -s top_p=0.9: {_OTHERS}."),
 ]
 ShowPrompt = Annotated[bool, typer.Option("--show-prompt", help="Print what the model really sees, to stderr.")]
 OutputOption = Annotated[
@@ -62,6 +67,7 @@ def open_model(
     import warnings
 
     from likely.lm.api import load
+    from likely.models.load import is_url
 
     for key, value in (("context", context), ("threads", threads)):
         if value is not None:
@@ -74,6 +80,11 @@ def open_model(
     for warning in caught:
         if issubclass(warning.category, UserWarning):
             typer.echo(f"Warning: {warning.message}", err=True)
+    model.opened.opener = lambda other: (
+        open_model(other)
+        if is_url(other)
+        else open_model(other, runtime=runtime, dtype=dtype, context=context, threads=threads)
+    )
     return model
 
 

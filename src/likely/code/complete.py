@@ -159,7 +159,7 @@ def complete_code(
             given |= (
                 {"constraint": guard} if policy == "hard" else {"logits_processors": (MonitorPenalty(guard, penalty),)}
             )
-        finish, end = _run(model, model._request(tokens, given), ENDS[stop](buffer.prefix))
+        finish, end = _run(model, model.request(tokens, given), ENDS[stop](buffer.prefix))
         text = finish.text if end is None else finish.text[:end]
         kept = _tokens_of(model, finish.tokens, text) if end is not None else len(finish.tokens)
         triggers = _events(guard.questions(text.encode()), buffer, text) if guard is not None else []

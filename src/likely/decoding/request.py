@@ -8,6 +8,7 @@ from typing import Any, Literal
 from likely.decoding.constraint import Constraint, LogitsProcessor
 from likely.decoding.drafting.protocol import FIXED_ONLY, DraftDistribution, DraftSource, SamplingContext, Verification
 from likely.decoding.drafting.table import drafter_names
+from likely.decoding.options import check_whole
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError, ModelError
 from likely.runtimes.kinds import kinds_with
@@ -61,17 +62,14 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValueError("a prompt needs at least one token (this model has no beginning-of-sequence token)")
-        for name, low, high in (
-            ("max_tokens", 1, 2**24),
-            ("min_tokens", 0, self.max_tokens),
-            ("samples", 1, 4096),
-            ("beams", 0, 256),
-            ("particles", 0, 4096),
-            ("top_logprobs", 0, 1000),
-        ):
+        check_whole("max_tokens", self.max_tokens)
+        check_whole("n", self.samples, shown="samples")
+        check_whole("beams", self.beams)
+        check_whole("top_logprobs", self.top_logprobs)
+        for name, high in (("min_tokens", self.max_tokens), ("particles", 4096)):
             value = getattr(self, name)
-            if not (isinstance(value, int) and low <= value <= high):
-                raise ValueError(f"{name} must be a whole number in [{low}, {high}], got {value}")
+            if not (isinstance(value, int) and 0 <= value <= high):
+                raise ValueError(f"{name} must be a whole number in [0, {high}], got {value}")
         budget = self.draft_budget
         if budget != "auto" and not (isinstance(budget, int) and 0 <= budget <= 1024):
             raise ValueError(f'draft_budget must be "auto" or a whole number in [0, 1024], got {budget!r}')

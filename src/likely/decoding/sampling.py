@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from likely.decoding.options import check_number
 from likely.runtimes.protocol import FloatArray, IntArray
 from likely.runtimes.rows import logsumexp
 
@@ -50,13 +51,9 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high in _BOUNDS:
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and np.isfinite(value) and low <= value <= high):
-                raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
-        for name in ("top_p", "typical_p", "repetition_penalty"):
-            if getattr(self, name) == 0:
-                raise ValueError(f"{name} must be > 0, got 0")
+        for f in fields(self):
+            if f.name != "logit_bias":
+                check_number(f.name, getattr(self, f.name))
         for name in ("top_k", "seed"):
             if getattr(self, name) != int(getattr(self, name)):
                 raise ValueError(f"{name} must be a whole number, got {getattr(self, name)}")
@@ -80,19 +77,6 @@ class Sampling:
             for f in fields(self)
             if f.name not in ("seed", "logit_bias") and not (f.name == "temperature" and self.greedy)
         ) or bool(self.logit_bias)
-
-
-_BOUNDS = (
-    ("temperature", 0.0, 100.0),
-    ("top_k", 0, 2**31),
-    ("top_p", 0.0, 1.0),
-    ("min_p", 0.0, 1.0),
-    ("typical_p", 0.0, 1.0),
-    ("repetition_penalty", 0.0, 100.0),
-    ("presence_penalty", -100.0, 100.0),
-    ("frequency_penalty", -100.0, 100.0),
-    ("seed", -(2**63), 2**64 - 1),
-)
 
 
 def penalise(logits: FloatArray, settings: Sampling, prompt: Sequence[int], output: Sequence[int]) -> FloatArray:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from likely.errors import CapabilityError, nearest
 from likely.lm.model import Model
+from likely.lm.options import GenerateOptions
+from likely.lm.protocol import AskOptions, LanguageModel
 from likely.models.catalog import DEFAULT_MODEL
 from likely.models.load import is_url, load_local
 from likely.runtimes.kinds import LocalOptions
@@ -61,28 +63,44 @@ def load(
             if option not in ServerOptions.__annotations__:
                 known = nearest(option, ServerOptions.__annotations__)
                 raise TypeError(f"a server has no option {option}={known}")
-        return RemoteModel(name, **cast("ServerOptions", options))
+        server = RemoteModel(name, **cast("ServerOptions", options))
+        server.opened.opener = load
+        return server
     loaded = load_local(name, runtime=runtime, dtype=dtype, use=use, **cast("LocalOptions", options))
     for line in loaded.info.warnings:
         warnings.warn(line, stacklevel=2)
-    return Model.from_loaded(loaded)
+    model = Model.from_loaded(loaded)
+    model.opened.opener = partial(_load_alike, runtime=runtime, dtype=dtype, use=use, **options)
+    return model
+
+
+def _load_alike(name: str, **settings: Any) -> LanguageModel:
+    """Another model, run as the first one is; a server chooses for itself."""
+    return load(name) if is_url(name) else load(name, **settings)
 
 
 @lru_cache(maxsize=1)
-def _default(name: str) -> Any:
+def _default(name: str) -> LanguageModel:
     return load(name)
 
 
-def score(prompt: str, answers: Sequence[str], *, model: str = DEFAULT_MODEL, **options: Any) -> list[Scored]:
+def score(
+    prompt: str, answers: Sequence[str], *, model: str = DEFAULT_MODEL, top_logprobs: int = 0, entropy: bool = False,
+    window: int | None = None, stride: int | None = None,
+) -> list[Scored]:  # fmt: skip
     """log p(answer | prompt) for each answer, on a model that stays loaded for the next call."""
-    return _default(model).score(prompt, answers, **options)
+    return _default(model).score(
+        prompt, answers, top_logprobs=top_logprobs, entropy=entropy, window=window, stride=stride
+    )
 
 
-def generate(prompt: str, *, model: str = DEFAULT_MODEL, **options: Any) -> Generation:
+def generate(prompt: str, *, model: str = DEFAULT_MODEL, **options: Unpack[GenerateOptions]) -> Generation:
     """Continue a prompt, on a model that stays loaded for the next call."""
     return _default(model).generate(prompt, **options)
 
 
-def ask(question: str, *, model: str = DEFAULT_MODEL, **options: Any) -> Answer:
+def ask(
+    question: str, *, model: str = DEFAULT_MODEL, system: str | None = None, **options: Unpack[AskOptions]
+) -> Answer:
     """Answer a question, on a model that stays loaded for the next call."""
-    return _default(model).ask(question, **options)
+    return _default(model).ask(question, system=system, **options)

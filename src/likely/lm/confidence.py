@@ -1,75 +1,217 @@
-"""How sure a model's answers are: which calibrator belongs to them, and what it says."""
+"""How likely an answer is right, and what follows: give it, abstain, or ask another model.
+
+A `ConfidencePolicy` says what is wanted; bound to a model and the settings of its answers it knows the calibrator that
+was fitted for exactly these, the threshold with its guarantee, and the model to fall back on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from likely.lm.batch import fingerprint
+from likely.calibration.calibrator import Calibrator, binding
+from likely.calibration.store import accept, check_task, find, folder, named
+from likely.calibration.threshold import DELTA, AbstentionRule, abstention_rule
+from likely.errors import CapabilityError, DataError
+from likely.lm.options import ASK_DEFAULTS, OPTIONS
+from likely.lm.protocol import LanguageModel
 from likely.lm.results import Answer
+from likely.models.load import ModelInfo
 
-if TYPE_CHECKING:
-    from likely.calibration.calibrator import Calibrator
+KEPT = "kept"  # the calibrator that `likely calibrate fit` kept for this model, these settings and the task
 
-KEPT = "kept"  # use the calibrator that `likely calibrate fit` kept for this model, these settings and the task
-ASK_DEFAULTS = {"temperature": 0.0, "max_tokens": 256}
-CHAT_DEFAULTS = {"temperature": 0.2, "top_p": 0.9, "max_tokens": 512}
+
+class Answers(Protocol):
+    """What a policy asks of the model whose answers it is for."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+    @property
+    def template_hash(self) -> str | None: ...
+    def beside(self, name: str) -> LanguageModel: ...
+
+
+Again = Callable[[LanguageModel, dict[str, Any]], Answer]  # asks a model the same, with these options
+
+
+@dataclass(frozen=True)
+class ConfidencePolicy:
+    """What is done about the confidence of answers.
+
+    calibrator  "kept": the one that was kept for these answers, if there is one;  a file or an object: that one,
+                DataError if it was fitted for something else;  None: answers have no confidence
+    task        which of the kept calibrators
+    at_least    give only answers of this confidence or more
+    risk        give only answers of which at most this share is wrong, by the labelled items (one of the two)
+    delta       how often the guarantee of either may fail, over labelled sets that one might have drawn
+    fallback    model (a name, a URL, an opened one) that is asked instead of giving no answer
+    """
+
+    calibrator: str | Path | Calibrator | None = KEPT
+    task: str = "default"
+    at_least: float | None = None
+    risk: float | None = None
+    delta: float = DELTA
+    fallback: str | LanguageModel | None = None
+
+    def __post_init__(self) -> None:
+        check_task(self.task)
+        if self.at_least is not None and self.risk is not None:
+            raise ValueError("give one of at_least and risk")
+        if self.fallback is not None and not self.has_threshold:
+            raise ValueError("fallback needs at_least or risk")
+
+    @property
+    def has_threshold(self) -> bool:
+        return self.at_least is not None or self.risk is not None
+
+    def override(self, options: Mapping[str, Any]) -> tuple[ConfidencePolicy, dict[str, Any]]:
+        """This policy with what a call says otherwise, and the other options of the call.
+
+        A call that names a threshold names the only one; calibrator=None asks for no confidence and no threshold.
+        """
+        given = {f.name: options[f.name] for f in fields(self) if f.name in options}
+        rest = {name: value for name, value in options.items() if name not in given}
+        if not given:
+            return self, rest
+        if given.get("at_least") is not None or given.get("risk") is not None:
+            given = {"at_least": None, "risk": None, **given}
+        elif given.get("calibrator", KEPT) is None:
+            given = {"at_least": None, "risk": None, "fallback": None, **given}
+        return replace(self, **given), rest
+
+    def bind(
+        self, lm: Answers, settings: Mapping[str, Any], system: str | None = None, *, needed: bool = False
+    ) -> BoundPolicy:
+        """The policy for this model's answers with these settings.
+
+        needed  DataError where there is no calibrator for them, as with a threshold
+        """
+        if self.calibrator is None:
+            calibrator = None
+        elif self.calibrator == KEPT:  # where nothing was ever kept, there is nothing to hash
+            kept = (folder() / self.task).is_dir()
+            calibrator = find(binding_of(lm, settings, system), self.task) if kept else None
+        elif isinstance(self.calibrator, Calibrator):
+            calibrator = accept(self.calibrator, binding_of(lm, settings, system), "this calibrator")
+        else:
+            calibrator = named(self.calibrator, binding_of(lm, settings, system))
+        if calibrator is None:
+            if needed or self.has_threshold:
+                raise DataError(
+                    f'no calibrator was fitted for answers of this model with these settings (task "{self.task}"): '
+                    f"likely ask FILE -o, likely grade -o and likely calibrate fit make one"
+                )
+            return BoundPolicy(self, lm, settings, None, None)
+        rule = None
+        if self.has_threshold:
+            rule = abstention_rule(calibrator, at_least=self.at_least, risk=self.risk, delta=self.delta)
+            if self.fallback is not None:
+                _check_for_another(settings)
+        return BoundPolicy(self, lm, settings, calibrator, rule)
+
+
+@dataclass(frozen=True)
+class BoundPolicy:
+    """A policy for the answers of one model with certain settings.
+
+    calibrator  None: answers have no confidence;  rule: None: every answer is given
+    """
+
+    policy: ConfidencePolicy
+    lm: Answers
+    settings: Mapping[str, Any]
+    calibrator: Calibrator | None
+    rule: AbstentionRule | None
+
+    def answers(self, answer: Answer, *, fits: bool = True) -> bool:
+        """Whether the answer is given as it is."""
+        return self.rule is None or self.rule.answers(self._confidence(answer, fits))
+
+    def _confidence(self, answer: Answer, fits: bool) -> float | None:
+        return self.calibrator.of_answer(answer.token_logprobs) if self.calibrator is not None and fits else None
+
+    def decide(self, answer: Answer, again: Again, *, fits: bool = True) -> Answer:
+        """The answer with its confidence; below the threshold marked as abstained, or the answer of the fallback.
+
+        again  asks another model the same, with the options that it is given
+        fits   whether the answer was made with the settings and the system message of the calibrator
+        """
+        confidence = self._confidence(answer, fits)
+        answer = replace(answer, confidence=confidence, answered_by=self.lm.info.name)
+        if self.rule is None or self.rule.answers(confidence):
+            return answer
+        if answer.token_logprobs is None:
+            raise CapabilityError(
+                f"{self.lm.info.name} gave no log-probabilities, so there is no confidence for at_least= or risk=: "
+                f"drop them, or load the model locally"
+            )
+        why = self.rule.why(confidence) if fits else "asked with a system message of its own: nothing is known"
+        fallback = self.policy.fallback
+        if fallback is None:
+            return replace(answer, abstained=True, answered_by=None, why=why)
+        other = self.lm.beside(fallback) if isinstance(fallback, str) else fallback
+        # with a calibrator of its own, where one was kept for it: this one knows nothing of the other's answers
+        plain = {"calibrator": KEPT, "task": self.policy.task, "at_least": None, "risk": None, "fallback": None}
+        settings = {n: v for n, v in self.settings.items() if v is not None and (n != "drafter" or isinstance(v, str))}
+        return replace(again(other, {**settings, **plain}), why=why, first=answer)
+
+    def describe(self) -> dict[str, Any]:
+        """For headers of results files and JSON: what the confidences and abstentions depend on."""
+        if self.calibrator is None:
+            return {}
+        about = {key: self.calibrator.about.get(key) for key in ("file", "n", "made")}
+        found: dict[str, Any] = {"calibrator": {"method": self.calibrator.recalibrator.name, **about}}
+        if self.rule is not None:
+            other = self.policy.fallback
+            name = other if other is None or isinstance(other, str) else other.info.name
+            found |= {"abstention": self.rule.to_dict(), "fallback": name}
+        return found
+
+
+class Beside:
+    """Models that were opened beside one, once each, and are closed together with it.
+
+    opener  opens a model by name as that one was opened; None: it was not opened by name
+    """
+
+    def __init__(self) -> None:
+        self.opener: Callable[[str], LanguageModel] | None = None
+        self._opened: dict[str, LanguageModel] = {}
+
+    def open(self, name: str) -> LanguageModel:
+        if name not in self._opened:
+            if self.opener is None:
+                raise CapabilityError(
+                    f'fallback "{name}": this model was not opened by likely.load: give an opened model'
+                )
+            self._opened[name] = self.opener(name)
+        return self._opened[name]
+
+    def close(self) -> None:
+        for model in self._opened.values():
+            model.close()
+        self._opened.clear()
 
 
 def system_of(messages: Sequence[Mapping[str, Any]]) -> str | None:
     """The system message of a conversation, None without one."""
-    return next((m["content"] for m in messages if m["role"] == "system"), None)
+    return next((m.get("content") for m in messages if isinstance(m, Mapping) and m.get("role") == "system"), None)
 
 
-def template_hash(model: Any) -> str | None:
-    """Of what turns a question into the model's text; None where a server does that."""
-    from likely.lm.model import PLAIN_QUESTION, Model
-
-    if not isinstance(model, Model):
-        return None
-    return fingerprint(PLAIN_QUESTION if model.template is None else model.template.source)
-
-
-def binding_of(model: Any, settings: Mapping[str, Any], system: str | None) -> dict[str, Any]:
+def binding_of(lm: Answers, settings: Mapping[str, Any], system: str | None) -> dict[str, Any]:
     """What the confidence of this model's answers with these settings depends on."""
-    from likely.calibration.calibrator import binding
-
-    info = model.info
+    info = lm.info
     return binding({
-        "model": info.name, "runtime": info.runtime, "sha256": info.sha256, "template": template_hash(model),
+        "model": info.name, "runtime": info.runtime, "sha256": info.sha256, "template": lm.template_hash,
         "settings": {**ASK_DEFAULTS, **settings, "system": system},
     })  # fmt: skip
 
 
-def calibrator_for(
-    model: Any, settings: Mapping[str, Any], system: str | None, *, calibrator: str | Path | Calibrator | None = KEPT,
-    task: str = "default",
-) -> Calibrator | None:  # fmt: skip
-    """The calibrator for a model's answers with these settings.
-
-    calibrator  "kept": the one that was kept for them, if there is one;  a file or an object: that one, DataError if it
-                was fitted for something else;  None: none
-    """
-    from likely.calibration.store import accept, check_task, find, folder, named
-
-    check_task(task)
-    if calibrator is None:
-        return None
-    if isinstance(calibrator, str) and calibrator == KEPT:
-        if not (folder() / task).is_dir():  # nothing was ever kept: nothing to hash
-            return None
-        return find(binding_of(model, settings, system), task)
-    bound = binding_of(model, settings, system)
-    if isinstance(calibrator, str | Path):
-        return named(calibrator, bound)
-    return accept(calibrator, bound, "this calibrator")
-
-
-def with_confidence(answer: Any, calibrator: Calibrator | None) -> Any:
-    """The answer (or a bare generation, which becomes one) with its calibrated confidence."""
-    if calibrator is None:
-        return answer
-    values = {f.name: getattr(answer, f.name) for f in fields(answer)}
-    return Answer(**{**values, "confidence": calibrator.of_answer(answer.token_logprobs)})
+def _check_for_another(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that speak of this model's tokens where another model may be asked."""
+    for name, value in settings.items():
+        if OPTIONS[name].of_tokens and value:
+            raise CapabilityError(f"{name}= speaks of one model's tokens, a fallback has others: drop one of the two")

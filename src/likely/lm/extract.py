@@ -1,4 +1,4 @@
-"""Documents to values: a prompt that shows a schema and a document, answers held to the schema, in batches.
+"""Documents to values: a prompt that shows a schema and a document, and what the answer held to the schema gives.
 
 A document without a value has an error instead, in one line: too long for the context, cut before the JSON was whole,
 or against the schema.  One bad document never stops the others.
@@ -7,25 +7,15 @@ or against the schema.  One bad document never stops the others.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from likely.errors import ConstraintError, DataError, KvFull, LikelyError, ModelError
-from likely.io.jsonl import chunked
-from likely.lm.batch import BATCH, outcomes
-
-if TYPE_CHECKING:
-    from likely.decoding.loop import Loop
-    from likely.decoding.request import Request
-    from likely.lm.model import Model
-    from likely.lm.remote.model import RemoteModel
-    from likely.lm.results import Generation
+from likely.lm.results import Generation
 
 INSTRUCTION = "Extract the information that the schema asks for from the document. Answer with JSON only."
 _ONE_DOCUMENTS = (ConstraintError, DataError, KvFull, ModelError)  # errors that say nothing about the others
-DEFAULTS: dict[str, Any] = {"temperature": 0.0, "max_tokens": 512}
 
 
 @dataclass(frozen=True)
@@ -82,61 +72,11 @@ def why_incomplete(result: Generation) -> str | None:
     return f"the text is not complete: it ended after {count} tokens{where}: raise --max-tokens{more}"
 
 
-def extract(
-    lm: Model | RemoteModel,
-    documents: str | Sequence[str],
-    *,
-    schema: Any,
-    instruction: str | None = None,
-    **options: Any,
-) -> Any:
-    """All documents, in their order; of a single one its own."""
-    from likely.lm.remote.model import RemoteModel
-
-    listed = [documents] if isinstance(documents, str) else list(documents)
-    if isinstance(lm, RemoteModel):
-        found = [extract_remote(lm, document, schema, instruction, options) for document in listed]
-    else:
-        with closing(lm.loop()) as loop:
-            batches = [extract_batch(lm, loop, batch, schema, instruction, options) for batch in chunked(listed, BATCH)]
-            found = [each for batch in batches for each in batch]
-    return found[0] if isinstance(documents, str) else found
-
-
-def extract_batch(
-    lm: Model, loop: Loop, documents: Sequence[str], schema: Any, instruction: str | None, options: dict[str, Any]
-) -> Iterator[Extracted]:
-    """The documents of one batch in their order, each as soon as it and all before it are done."""
-    asked = [_asked(lm, document, schema, instruction, options) for document in documents]
-    for found in outcomes(lm, loop, asked):
-        if isinstance(found, _ONE_DOCUMENTS):
-            yield Extracted(None, str(found))
-        elif isinstance(found, LikelyError):
-            raise found
-        else:
-            yield of_result(found)
-
-
-def _asked(
-    lm: Model, document: str, schema: Any, instruction: str | None, options: dict[str, Any]
-) -> Request | LikelyError:
-    try:
-        return lm.extraction(document, schema=schema, instruction=instruction, **options)[0]
-    except (DataError, ModelError) as error:  # empty, or nothing that this model's template takes
-        return error
-
-
-def of_result(result: Generation) -> Extracted:
-    """The value of a finished generation, or why it has none."""
+def extracted(outcome: Sequence[Generation] | LikelyError) -> Extracted:
+    """The value of a finished document, or why it has none; what says something of the others, too, is raised."""
+    if isinstance(outcome, _ONE_DOCUMENTS):
+        return Extracted(None, str(outcome))
+    if isinstance(outcome, LikelyError):
+        raise outcome
+    [result] = outcome
     return Extracted(result.value, why_incomplete(result), result)
-
-
-def extract_remote(
-    lm: RemoteModel, document: str, schema: Any, instruction: str | None, options: dict[str, Any]
-) -> Extracted:
-    """One document, by a server."""
-    try:
-        prompt = extraction_prompt(document, schema, instruction)
-        return of_result(lm.ask(prompt, schema=schema, **{**DEFAULTS, **options}))
-    except ConstraintError as error:
-        return Extracted(None, str(error))

@@ -72,15 +72,32 @@ class Generation:
 
 @dataclass(frozen=True)
 class Answer(Generation):
-    """What `ask` and `chat` return: a generation, and how sure we are.
+    """What `ask` and `chat` return: a generation, and how likely it is right.
 
-    confidence  calibrated probability that the answer is right; None until a calibrator was fitted
-    prompt      the text the model really saw, template included
+    confidence   calibrated probability that the answer is right; None until a calibrator was fitted
+    prompt       the text the model really saw, template included
+    abstained    the confidence was too low for the threshold and nobody else was asked: `text` is no answer then
+    answered_by  name of the model whose answer this is; None: abstained
+    why          with a threshold: why the first answer did not reach it
+    first        with a fallback: that answer
     """
 
     confidence: float | None = None
     prompt: str = ""
     system_folded: bool = False
+    abstained: bool = False
+    answered_by: str | None = None
+    why: str = ""
+    first: Answer | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        values = _plain(self)
+        first = values.pop("first")
+        if not self.why:
+            del values["why"]
+        if first is not None:
+            values["first"] = {"text": first.text, "confidence": first.confidence}
+        return values
 
 
 def _pointer_first(field: dict[str, Any]) -> dict[str, Any]:

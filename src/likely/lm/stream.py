@@ -4,46 +4,54 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
+from likely.decoding.loop import Loop
 from likely.decoding.request import Event, Request
-from likely.errors import CapabilityError
-from likely.lm.records import record_of
+from likely.decoding.run import events
+from likely.lm.requests import check_single
 from likely.lm.results import Answer, Generation
 from likely.models.chat_template import Rendered
 
-if TYPE_CHECKING:
-    from likely.lm.model import Model
+
+class _Runs(Protocol):
+    """The model that writes."""
+
+    def loop(self) -> Loop: ...
+    def run(self, requests: Sequence[Request]) -> list[list[Generation]]: ...
+    def generation(self, request: Request, event: Event, seconds: float) -> Generation: ...
 
 
-@dataclass(eq=False)
 class Stream:
     """Text pieces of one generation, as an iterator; then `.result`.
+
+    rendered  of an answer: what the model saw;  decide: what is made of the whole answer
 
     Stopped early (`close()`, or an exception such as Ctrl-C in the consumer), `.result` is the partial text with
     finish_reason "cancelled".
     """
 
-    model: Model
-    request: Request
-    rendered: Rendered | None
-    result: Answer | Generation | None = None
-    _started: float = field(default_factory=time.perf_counter)
-    _begun: bool = False
-
-    def __post_init__(self) -> None:
-        if self.request.samples > 1 or self.request.beams:
-            raise CapabilityError("a stream is one text: use generate for n > 1 or beams")
-        self._loop = self.model.loop()
-        self._id = self._loop.add(self.request)
+    def __init__(
+        self,
+        lm: _Runs,
+        request: Request,
+        rendered: Rendered | None = None,
+        decide: Callable[[Answer], Answer] | None = None,
+    ):
+        check_single(request)
+        self._lm, self._request, self._rendered, self._decide = lm, request, rendered, decide
+        self.result: Any = None  # an Answer, or a Generation where a raw prompt was continued
+        self._started = time.perf_counter()
+        self._loop = lm.loop()
+        self._id = self._loop.add(request)
+        self._begun = False
         self._pieces: Iterator[str] = self._run()
 
     @property
     def prompt(self) -> str:
         """The text that the model sees."""
-        return self.rendered.text if self.rendered else ""
+        return self._rendered.text if self._rendered else ""
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -56,12 +64,12 @@ class Stream:
 
         A text that breaks its schema is drawn again, as `generate` does it, unless pieces of it were read before.
         """
-        form = self.request.form
+        form = self._request.form
         if not self._begun and form is not None and form.kind == "schema":
             self._loop.close()
             self._pieces = iter(())
-            [[made]] = self.model.run([self.request])
-            self.result = self._public({f.name: getattr(made, f.name) for f in fields(made)})
+            [[made]] = self._lm.run([self._request])
+            self.result = self._whole(made)
         for _ in self._pieces:
             pass
         return self.result
@@ -72,30 +80,31 @@ class Stream:
             self._loop.cancel(self._id)
             with contextlib.suppress(Exception):
                 for event in self._loop.step():
-                    self._take(event)
+                    if event.finish:
+                        self.result = self._public(self._generation(event))
         self._loop.close()
         return self.result
 
     def _run(self) -> Iterator[str]:
         self._begun = True
         try:
-            while not self._loop.idle:
-                for event in self._loop.step():
-                    if event.error:
-                        raise event.error
-                    self._take(event)
-                    if event.text:
-                        yield event.text
+            for event in events(self._loop):
+                if event.finish:
+                    made = self._generation(event)
+                if event.text:
+                    yield event.text
+            self.result = self._whole(made)
         finally:
             self.close()
 
-    def _take(self, event: Event) -> None:
-        if event.finish is None:
-            return
-        seconds = time.perf_counter() - self._started
-        self.result = self._public(record_of(self.model.tokenizer, self.request, event.finish, event.sample, seconds))
+    def _generation(self, event: Event) -> Generation:
+        return self._lm.generation(self._request, event, time.perf_counter() - self._started)
 
-    def _public(self, values: dict[str, Any]) -> Answer | Generation:
-        if self.rendered is None:
-            return Generation(**values)
-        return Answer(**values, prompt=self.rendered.text, system_folded=self.rendered.system_folded)
+    def _whole(self, made: Generation) -> Generation:
+        found = self._public(made)
+        return self._decide(found) if self._decide is not None and isinstance(found, Answer) else found
+
+    def _public(self, made: Generation) -> Generation:
+        if self._rendered is None:
+            return made
+        return Answer(**vars(made), prompt=self._rendered.text, system_folded=self._rendered.system_folded)

@@ -1,25 +1,15 @@
-"""Many users of one model: `Engine` (one thread owns it), `create_app` (the OpenAI-compatible API around an engine)."""
+"""Many users of one model: an engine that one thread owns, and the OpenAI-compatible API around it."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from likely.serving.api.app import create_app
-    from likely.serving.engine import Engine, Overloaded
-    from likely.serving.limits import Limits
+    from likely.serving.api.app import create_app as create_app
+    from likely.serving.engine import AsyncEngine as AsyncEngine
+    from likely.serving.engine import EngineFailed as EngineFailed
+    from likely.serving.engine import Overloaded as Overloaded
+    from likely.serving.engine import Ticket as Ticket
+    from likely.serving.limits import ServerLimits as ServerLimits
 
-_LAZY = {
-    "Engine": "likely.serving.engine",
-    "Overloaded": "likely.serving.engine",
-    "Limits": "likely.serving.limits",
-    "create_app": "likely.serving.api.app",
-}
-__all__ = ["Engine", "Limits", "Overloaded", "create_app"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+__all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

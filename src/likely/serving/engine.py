@@ -1,6 +1,6 @@
 """One thread owns the model; any number of coroutines ask it. Decoding and scoring take turns, a call of each.
 
-engine = Engine(model, max_queue=64)
+engine = AsyncEngine(model, max_queue=64)
 async for event in engine.submit(request): ...
 scores = await engine.score(items)
 engine.close()
@@ -85,7 +85,7 @@ class _Job:
     scoring: Scoring | None = None
 
 
-class Engine:
+class AsyncEngine:
     """A model and the thread that runs it.
 
     max_queue  requests and scoring jobs that may be on their way at a time; more are refused with Overloaded

@@ -34,7 +34,7 @@ RETRY_AFTER_S = 1
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """Of one server.
 
     max_queue       requests on their way at a time; more get 429
@@ -88,7 +88,7 @@ def json_response(body: Any, *, status: int = 200, headers: dict[str, str] | Non
     return Response(json_text(body).encode("utf-8", "replace"), status, headers, "application/json")
 
 
-def refusal(error: Exception, limits: Limits) -> ApiError:
+def refusal(error: Exception, limits: ServerLimits) -> ApiError:
     """What an error means to a client."""
     if isinstance(error, ApiError):
         return error
@@ -127,7 +127,7 @@ class Admission:
             self._count -= 1
 
 
-async def discard_body(request: Request, limits: Limits) -> None:
+async def discard_body(request: Request, limits: ServerLimits) -> None:
     """Read what a refused client is still sending, within bounds, and keep none of it.
 
     A connection that is closed while data arrive is reset, and the client would never see why it was refused.
@@ -143,7 +143,7 @@ async def discard_body(request: Request, limits: Limits) -> None:
                     return
 
 
-async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
+async def read_json(request: Request, limits: ServerLimits) -> dict[str, Any]:
     """The body as a JSON object; ApiError on anything else, before more than the limit was kept."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":

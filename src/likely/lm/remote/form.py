@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from likely.errors import CapabilityError, RemoteError
+from likely.lm.options import FORM_SETTINGS, FORMS
 
 if TYPE_CHECKING:
     from likely.guided.form import Form
@@ -46,17 +47,13 @@ class RemoteForm:
 
 def take_form(options: Mapping[str, Any]) -> tuple[RemoteForm | None, dict[str, Any]]:
     """(the form that the options name, the other options)."""
-    from dataclasses import fields
+    from likely.guided.form import FormSettings, make_form
 
-    from likely.guided.form import FORM_OPTIONS, FormSettings, make_form
-
-    rest = {name: value for name, value in options.items() if name not in FORM_OPTIONS}
-    given = {name: options[name] for name in FORM_OPTIONS if options.get(name) is not None}
-    for setting in fields(FormSettings):
-        if setting.name in rest and rest.pop(setting.name) != setting.default:
-            raise CapabilityError(
-                f"a server holds a form in its own way: drop {setting.name}=, or load the model locally"
-            )
+    rest = {name: value for name, value in options.items() if name not in FORMS}
+    given = {name: options[name] for name in FORMS if options.get(name) is not None}
+    for name, setting in FORM_SETTINGS.items():
+        if name in rest and rest.pop(name) != setting.default:
+            raise CapabilityError(f"a server holds a form in its own way: drop {name}=, or load the model locally")
     if not given:
         return None, rest
     # the server decides what it can enforce; all of the schema is checked here

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import re
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
 import httpx
 
-from likely.errors import CapabilityError, ModelError, RemoteError
+from likely.errors import CapabilityError, ConstraintError, ModelError, RemoteError
+from likely.lm.base import BaseLanguageModel, Decide
+from likely.lm.extract import Extracted, extracted, extraction_prompt
+from likely.lm.options import EXTRACT_DEFAULTS, ExtractOptions, GenerateOptions, TextOptions
+from likely.lm.questions import QuestionLine
+from likely.lm.remote.completions import Completions, RemoteStream
 from likely.lm.remote.echo import Unusable, check_scoring, read_echo, score_answer, top_row
 from likely.lm.remote.http import Endpoint
-from likely.lm.remote.reply import (
-    Settings,
-    TokenLogprobs,
-    choices_of,
-    logprobs_of,
-    prompt_tokens_of,
-    record,
-    text_of,
-)
+from likely.lm.remote.reply import ServerSettings, choices_of, prompt_tokens_of
 from likely.lm.results import Answer, Generation
 from likely.models.chat_template import Message, check_messages
 from likely.models.load import ModelInfo
@@ -45,8 +41,8 @@ class RemoteCapabilities(Capabilities):
     why_not: str = ""
 
 
-class RemoteModel:
-    """Verbs: score, generate, stream, ask, chat.  `capabilities` asks the server once whether it can score.
+class RemoteModel(BaseLanguageModel[tuple[dict[str, Any], ServerSettings]]):
+    """Verbs: score, generate, stream, ask, chat, extract.  `capabilities` asks the server once whether it can score.
 
     url        with or without /v1;  model: its name there (None: the only one that the server lists)
     api_key    None: LIKELY_API_KEY, or OPENAI_API_KEY for OpenAI's own address; sent nowhere else, never printed
@@ -56,6 +52,8 @@ class RemoteModel:
     a text was made: `target_calls` is None.  Log-probabilities of generated tokens are None where it gives none;
     whether they are taken before or after temperature is the server's affair.  Safe to use from several threads.
     """
+
+    template_hash = None  # the server makes its own prompts
 
     def __init__(
         self,
@@ -68,13 +66,14 @@ class RemoteModel:
         retries: int = 3,
         backoff_s: float = 0.5,
     ):
+        super().__init__()
         self._endpoint = Endpoint(
             url, api_key=api_key, timeout_s=timeout_s, transport=transport, retries=retries, backoff_s=backoff_s
         )
         self._model, self._lock = model, threading.RLock()
         self._scoring: str | None = None  # "": works; else why not; None: not asked yet
         self._echo_tokens = 1  # what to ask for beside the echo
-        self._gives_logprobs = True
+        self._server = Completions(self._endpoint, lambda: self.name)
 
     def __repr__(self) -> str:
         return f"RemoteModel({self._endpoint.shown!r}, model={self._model!r})"
@@ -82,12 +81,7 @@ class RemoteModel:
     def close(self) -> None:
         """Close the connections; harmless when repeated."""
         self._endpoint.close()
-
-    def __enter__(self) -> RemoteModel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self.opened.close()
 
     @cached_property
     def models(self) -> list[str]:
@@ -107,7 +101,7 @@ class RemoteModel:
         return self.models[0]
 
     @cached_property
-    def info(self) -> ModelInfo:
+    def info(self) -> ModelInfo:  # type: ignore[override]
         """Where numbers came from. A server says neither what weights nor what tokenizer it runs."""
         return ModelInfo(self.name, self._endpoint.shown, "server", "unknown", "unknown", "unknown", template=True)
 
@@ -124,16 +118,25 @@ class RemoteModel:
     def tokenizer(self) -> Any:
         raise CapabilityError("a server does not show its tokenizer: load the model locally")
 
+    def render(self, messages: Sequence[Message]) -> Any:
+        raise CapabilityError("the server applies its own chat template and does not show it; /history may help")
+
     # --- scoring --------------------------------------------------------------------------------------------------
 
-    def score(self, prompt: str, answers: Sequence[str], **options: Any) -> list[Scored]:
-        """log p(answer | prompt) in nats for each answer; options of `score_pairs`.
+    def score(
+        self, prompt: str, answers: Sequence[str], *, top_logprobs: int = 0, entropy: bool = False,
+        window: int | None = None, stride: int | None = None,
+    ) -> list[Scored]:  # fmt: skip
+        """log p(answer | prompt) in nats for each answer.
 
-        CapabilityError unless the server's log-probabilities of given text pass the checks of `remote_echo`.
+        CapabilityError unless the server's log-probabilities of given text pass the checks of `remote.echo`.
         """
         if isinstance(answers, str):
             raise TypeError(f"answers must be a list of strings, got the string {answers!r}")
-        return self.score_pairs([(prompt, answer) for answer in answers], **options)
+        return self.score_pairs(
+            [(prompt, answer) for answer in answers], top_logprobs=top_logprobs, entropy=entropy, window=window,
+            stride=stride,
+        )  # fmt: skip
 
     def score_pairs(
         self,
@@ -211,11 +214,11 @@ class RemoteModel:
     # --- generation -----------------------------------------------------------------------------------------------
 
     @overload
-    def generate(self, prompt: str, **options: Any) -> Generation: ...
+    def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> Generation: ...  # type: ignore[overload-overlap]
     @overload
-    def generate(self, prompt: Sequence[str], **options: Any) -> list[Generation]: ...
+    def generate(self, prompt: Sequence[str], **options: Unpack[GenerateOptions]) -> list[Generation]: ...
 
-    def generate(self, prompt: str | Sequence[str], **options: Any) -> Any:
+    def generate(self, prompt: str | Sequence[str], **options: Unpack[GenerateOptions]) -> Any:
         """Continue a prompt, or each of a list of prompts (eight requests at a time).
 
         max_tokens=128, temperature=1.0 (0: greedy), top_p=1.0, presence_penalty, frequency_penalty, seed=0, stop=(),
@@ -224,197 +227,63 @@ class RemoteModel:
         schema, regex, grammar or choices: the server is asked for that form, and its answer is checked here: one
         without the form has no value and complete=False.  CapabilityError where the server has no such thing.
         """
-        settings = Settings.of(options)
+        settings = ServerSettings.of(options)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        groups = _in_parallel(lambda text: self._samples("/completions", {"prompt": text}, settings), prompts)
+        groups = _in_parallel(lambda text: self._server.samples("/completions", {"prompt": text}, settings), prompts)
         shaped = [
             [Generation(**found) for found in group] if settings.n > 1 else Generation(**group[0]) for group in groups
         ]
         return shaped[0] if isinstance(prompt, str) else shaped
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> Answer:
-        """The next assistant message; options of `generate` (n=1), by default temperature 0.2, top_p 0.9."""
-        settings = _single({"temperature": 0.2, "top_p": 0.9, "max_tokens": 512, **options})
-        return Answer(**self._samples("/chat/completions", {"messages": check_messages(messages)}, settings)[0])
-
-    def ask(self, question: str, *, system: str | None = None, **options: Any) -> Answer:
-        """Answer a question, greedily unless a temperature is given. The server applies its own chat template."""
-        return self.chat(_question(question, system), **_for_a_question(options))
-
-    def extract(self, documents: str | Sequence[str], **options: Any) -> Any:
-        """The values that a schema asks for, from a document or each of a list, as `Model.extract`."""
-        from likely.lm.extract import extract
-
-        return extract(self, documents, **options)
-
-    def stream(self, prompt: str | Sequence[Message], **options: Any) -> RemoteStream:
+    def stream(self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]) -> RemoteStream:
         """Text pieces as they come, for a prompt or for chat messages; `.result` holds the whole at the end."""
-        settings = _single(options)
         if isinstance(prompt, str):
-            return RemoteStream(self, "/completions", {"prompt": prompt}, settings)
-        return RemoteStream(self, "/chat/completions", {"messages": check_messages(prompt)}, settings)
+            return RemoteStream(self._server, "/completions", {"prompt": prompt}, _single(options))
+        return RemoteStream(self._server, "/chat/completions", {"messages": check_messages(prompt)}, _single(options))
 
-    def stream_chat(self, messages: Sequence[Message], **options: Any) -> RemoteStream:
-        """The streaming form of `chat`."""
-        return self.stream(list(messages), **{"temperature": 0.2, "top_p": 0.9, "max_tokens": 512, **options})
+    def _question(
+        self, question: str, system: str | None, settings: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], ServerSettings]:
+        return {"messages": _messages(question, system)}, _single(settings)
 
-    def stream_ask(self, question: str, *, system: str | None = None, **options: Any) -> RemoteStream:
-        """The streaming form of `ask`."""
-        return self.stream(_question(question, system), **_for_a_question(options))
+    def _turn(self, messages: Sequence[Message], settings: Mapping[str, Any]) -> tuple[dict[str, Any], ServerSettings]:
+        return {"messages": check_messages(messages)}, _single(settings)
 
-    def _samples(self, path: str, what: dict[str, Any], settings: Settings) -> list[dict[str, Any]]:
-        """Fields of a Generation for each of n samples."""
-        found: list[dict[str, Any]] = []
-        while len(found) < settings.n:
-            body = {**what, "model": self.name, **settings.body()}
-            if found:  # a server that ignores n is asked for the others one by one
-                body["n"] = 1
-                if settings.seed is not None:
-                    body["seed"] = settings.seed + len(found)
-            started = time.perf_counter()
-            reply = self._with_logprobs(lambda extended: self._endpoint.post(path, extended), path, body, settings)
-            seconds = time.perf_counter() - started
-            for choice in self._believed(choices_of, reply)[: settings.n - len(found)]:
-                text, held = text_of(choice), self._believed(logprobs_of, choice)
-                if text is None:
-                    raise self._endpoint.fail("answered without text")
-                found.append(
-                    {
-                        **record(text, held, choice.get("finish_reason"), settings),
-                        "seconds": seconds,
-                        "prompt_tokens": prompt_tokens_of(reply),
-                        "sample": len(found),
-                        "seed": body.get("seed"),
-                    }
-                )
-        return found
+    def _answer(self, prepared: tuple[dict[str, Any], ServerSettings]) -> Answer:
+        return Answer(**self._server.samples("/chat/completions", *prepared)[0])
 
-    def _believed(self, read: Callable[[Mapping[str, Any]], R], reply: Mapping[str, Any]) -> R:
-        """What `read` finds in a reply, or a RemoteError."""
-        try:
-            return read(reply)
-        except Unusable as why:
-            raise self._endpoint.fail(f"gave a reply that makes no sense: {why}") from None
+    def _answer_stream(self, prepared: tuple[dict[str, Any], ServerSettings], decide: Decide) -> RemoteStream:
+        return RemoteStream(self._server, "/chat/completions", *prepared, decide)
 
-    def _with_logprobs(
-        self, send: Callable[[dict[str, Any]], R], path: str, body: dict[str, Any], settings: Settings
-    ) -> R:
-        """Ask with log-probabilities; where the server refuses because of them, without (once, then always)."""
-        wanted = max(settings.top_logprobs, 1)
-        more = {"logprobs": wanted} if path == "/completions" else {"logprobs": True, "top_logprobs": wanted}
-        refusal = "it refused them before"
-        if self._gives_logprobs:
+    def _answer_all(
+        self, questions: Sequence[QuestionLine], system: str | None, settings: Mapping[str, Any]
+    ) -> Iterator[Answer]:
+        for question in questions:
+            yield self._answer(self._question(question.asked, question.system or system, settings))
+
+    def extract_each(
+        self, documents: Sequence[str], *, schema: Any, **options: Unpack[ExtractOptions]
+    ) -> Iterator[Extracted]:
+        """The documents in their order, each as soon as it is done."""
+        for document in documents:
+            prompt, settings = _extraction(document, schema, options)
             try:
-                return send({**body, **more})
-            except RemoteError as error:
-                if settings.form is not None and (refused := settings.form.refusal(error)):
-                    raise refused from None
-                if error.status not in (400, 422, 500, 501) or "logprob" not in str(error).lower():
-                    raise
-                refusal = str(error)
-        if settings.top_logprobs:
-            raise CapabilityError(f"This server gives no log-probabilities: {refusal}. Ask without top_logprobs=.")
-        try:
-            result = send(body)
-        except RemoteError as error:
-            if settings.form is not None and (refused := settings.form.refusal(error)):
-                raise refused from None
-            raise
-        self._gives_logprobs = False
-        return result
+                outcome: Sequence[Generation] | ConstraintError = [
+                    self._answer(({"messages": _messages(prompt, None)}, settings))
+                ]
+            except ConstraintError as error:
+                outcome = error
+            yield extracted(outcome)
 
+    def preview(self, question: str, *, system: str | None = None, **options: Unpack[TextOptions]) -> str:
+        """Nothing, since the server applies its own chat template; wrong settings are refused."""
+        _single(options)
+        _messages(question, system)
+        return ""
 
-class RemoteStream:
-    """Text pieces of one generation, as an iterator; then `.result`.
-
-    Stopped early (`close()`, or an exception in the consumer), `.result` is the partial text with finish_reason
-    "cancelled".
-    """
-
-    prompt = ""  # a server does not show what its template made of the messages
-
-    def __init__(self, model: RemoteModel, path: str, what: dict[str, Any], settings: Settings):
-        self._model, self._path, self._settings = model, path, settings
-        self._body = {**what, "model": model.name, **settings.body(), "stream": True}
-        self._started = time.perf_counter()
-        self._texts: list[str] = []
-        self._held: TokenLogprobs | None = None
-        self._reason: object = None
-        self._prompt_tokens: int | None = None
-        self.result: Answer | Generation | None = None
-        self._pieces = self._run()
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def finish(self) -> Any:
-        """Run to the end and give the result."""
-        for _ in self._pieces:
-            pass
-        return self.result
-
-    def close(self) -> Any:
-        """Stop here; gives the partial result."""
-        self._pieces.close()
-        if self.result is None:
-            self._finish("cancelled")
-        return self.result
-
-    def _run(self) -> Generator[str, None, None]:
-        endpoint = self._model._endpoint
-
-        def begun(body: dict[str, Any]) -> tuple[dict[str, Any] | None, Iterator[dict[str, Any]]]:
-            events = endpoint.events(self._path, body)
-            return next(events, None), events  # a refusal comes with the first event
-
-        events: Iterator[dict[str, Any]] = iter(())
-        try:
-            event, events = self._model._with_logprobs(begun, self._path, self._body, self._settings)
-            while event is not None:
-                piece = self._take(event)
-                if piece:
-                    yield piece
-                event = self._next(events)
-            self._finish(self._reason)
-        finally:
-            if isinstance(events, Generator):
-                events.close()  # frees the connection
-            if self.result is None:
-                self._finish("cancelled")
-
-    def _next(self, events: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
-        try:
-            return next(events, None)
-        except RemoteError:
-            if self._reason is None:
-                raise
-            return None  # all was said; only [DONE] is missing
-
-    def _take(self, event: Mapping[str, Any]) -> str:
-        self._prompt_tokens = prompt_tokens_of(event) or self._prompt_tokens
-        if not event.get("choices"):
-            return ""  # usage comes without choices
-        choice = self._model._believed(choices_of, event)[0]
-        held = self._model._believed(logprobs_of, choice)
-        self._reason = choice.get("finish_reason") or self._reason
-        if held is not None:
-            self._held = self._held or TokenLogprobs()
-            self._held.extend(held)
-        piece = text_of(choice) or ""
-        self._texts.append(piece)
-        return piece
-
-    def _finish(self, reason: object) -> None:
-        values = {
-            **record("".join(self._texts), self._held, reason, self._settings),
-            "seconds": time.perf_counter() - self._started,
-            "prompt_tokens": self._prompt_tokens,
-            "seed": self._settings.seed,
-        }
-        self.result = Generation(**values) if self._path == "/completions" else Answer(**values)
+    def preview_extraction(self, document: str, *, schema: Any, **options: Unpack[ExtractOptions]) -> str:
+        """What is asked; the server applies its own chat template.  Wrong settings are refused."""
+        return _extraction(document, schema, options)[0]
 
 
 def _no_scoring(why: str) -> CapabilityError:
@@ -424,19 +293,20 @@ def _no_scoring(why: str) -> CapabilityError:
     )
 
 
-def _question(question: str, system: str | None) -> list[dict[str, str]]:
+def _messages(question: str, system: str | None) -> list[dict[str, str]]:
     if not question.strip():
         raise ValueError("the question is empty")
     first = [{"role": "system", "content": system}] if system is not None else []
     return [*first, {"role": "user", "content": question}]
 
 
-def _for_a_question(options: dict[str, Any]) -> dict[str, Any]:
-    return {"temperature": 0.0, "top_p": 1.0, "max_tokens": 256, **options}
+def _extraction(document: str, schema: Any, options: Mapping[str, Any]) -> tuple[str, ServerSettings]:
+    options = {**EXTRACT_DEFAULTS, **options, "schema": schema}
+    return extraction_prompt(document, schema, options.pop("instruction", None)), _single(options)
 
 
-def _single(options: Mapping[str, Any]) -> Settings:
-    settings = Settings.of(options)
+def _single(options: Mapping[str, Any]) -> ServerSettings:
+    settings = ServerSettings.of(options)
     if settings.n > 1:
         raise CapabilityError("a stream or an answer is one text: use generate for n > 1")
     return settings

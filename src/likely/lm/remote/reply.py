@@ -6,31 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from likely.decoding.options import check_number, check_whole
 from likely.errors import CapabilityError, nearest
+from likely.lm.options import OPTIONS
 from likely.lm.remote.echo import Unusable, number, top_row
 from likely.lm.remote.form import RemoteForm, take_form
 from likely.scoring.scored import TopLogprob, sums
 
-# Options of the local model object that a server is not asked for; these values change nothing and are let pass.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "top_k": (0,),
-    "min_p": (0,),
-    "typical_p": (1,),
-    "repetition_penalty": (1,),
-    "logit_bias": ({}, None),
-    "beams": (0,),
-    "length_penalty": (1,),
-    "drafter": (None, "none", "auto"),
-    "draft_budget": ("auto",),
-    "verification": ("keyed",),
-    "min_tokens": (0,),
-    "stop_tokens": ((), [], None),
-    "processed_logprobs": (False,),
-}
-
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """How to continue a prompt, in the words of the local model object. seed None: the server's own choice."""
 
     max_tokens: int = 128
@@ -45,27 +30,24 @@ class Settings:
     form: RemoteForm | None = None
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Settings:
+    def of(cls, options: Mapping[str, Any]) -> ServerSettings:
         form, options = take_form(options)
         names = [f.name for f in fields(cls) if f.name != "form"]
         for name, value in options.items():
-            if name in NEUTRAL and value not in NEUTRAL[name]:
-                raise CapabilityError(f"a server is not asked for {name}= (got {value!r}); load the model locally")
-            if name not in names and name not in NEUTRAL:
+            if name not in OPTIONS:
                 raise TypeError(f'unknown option "{name}"{nearest(name, names)} (for a server: {", ".join(names)})')
+            if name not in names and not _asks_for_nothing(name, value):
+                raise CapabilityError(f"a server is not asked for {name}= (got {value!r}); load the model locally")
         options = {name: value for name, value in options.items() if name in names}
         stop = options.get("stop") or ()
         return cls(**{**options, "stop": (stop,) if isinstance(stop, str) else tuple(stop), "form": form})
 
     def __post_init__(self) -> None:
-        for name, low, high in (("max_tokens", 1, 2**24), ("n", 1, 128), ("top_logprobs", 0, 1000)):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and low <= value <= high):
-                raise ValueError(f"{name} must be a whole number in [{low}, {high}], got {value}")
-        for name, least, most in (("temperature", 0, 100), ("top_p", 1e-9, 1)):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and least <= value <= most):
-                raise ValueError(f"{name} must lie in [{least:g}, {most:g}], got {value}")
+        check_whole("max_tokens", self.max_tokens)
+        check_whole("n", self.n, high=128)
+        check_whole("top_logprobs", self.top_logprobs)
+        check_number("temperature", self.temperature)
+        check_number("top_p", self.top_p)
 
     def body(self) -> dict[str, Any]:
         """What is sent.  Temperature and top_p always: left out, a server takes its own and may cut off the tail."""
@@ -79,6 +61,12 @@ class Settings:
         if self.form is not None:
             body |= self.form.body
         return body
+
+
+def _asks_for_nothing(name: str, value: Any) -> bool:
+    """Whether this value of an option that a server is not asked for changes nothing."""
+    empty = value is None or (isinstance(value, (tuple, list, dict)) and not value)
+    return empty or value == OPTIONS[name].default or (name == "drafter" and value in ("none", "auto"))
 
 
 @dataclass
@@ -141,7 +129,7 @@ def _chat_row(row: object) -> list[TopLogprob]:
     return top_row({str(item.get("token")): item.get("logprob") for item in items})
 
 
-def record(text: str, held: TokenLogprobs | None, reason: object, settings: Settings) -> dict[str, Any]:
+def record(text: str, held: TokenLogprobs | None, reason: object, settings: ServerSettings) -> dict[str, Any]:
     """Fields of a Generation that a reply decides."""
     if held is not None and len(held.values) > 1 and not any(held.values):
         held = None  # all exactly 0: made up, or of a distribution already cut down to one token

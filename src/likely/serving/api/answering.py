@@ -6,20 +6,21 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
 from fastapi import Response
 
-from likely.calibration.calibrator import Calibrator
 from likely.decoding.constraint import Constraint
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling
 from likely.errors import ModelError
+from likely.lm.confidence import BoundPolicy
 from likely.scoring.likelihood import Item, TokenScores, scored_answer
-from likely.serving.api.confidence import Sureness
+from likely.serving.api.confidence import ChatConfidence, decision_fields
 from likely.serving.api.forms import form_of
-from likely.serving.api.prompts import Prompt, Prompts
+from likely.serving.api.prompts import EncodedPrompt, PromptEncoder
 from likely.serving.api.replies import (
     CompletionLogprobs,
     TokenNames,
@@ -29,10 +30,10 @@ from likely.serving.api.replies import (
     json_safe,
     usage,
 )
-from likely.serving.api.schemas import Chat, Completion, Generating, Score
+from likely.serving.api.schemas import ChatRequest, CompletionRequest, GenerationRequest, ScoreRequest
 from likely.serving.api.streaming import EventStream, merged, while_connected
-from likely.serving.engine import Engine, Ticket
-from likely.serving.limits import MAX_NUMBERS, MAX_SCORED_CHARS, ApiError, Limits, json_response
+from likely.serving.engine import AsyncEngine, Ticket
+from likely.serving.limits import MAX_NUMBERS, MAX_SCORED_CHARS, ApiError, ServerLimits, json_response
 
 T = TypeVar("T")
 
@@ -40,17 +41,18 @@ T = TypeVar("T")
 class Answering:
     """Replies of one engine. `close` stops the thread that prepares prompts."""
 
-    def __init__(self, engine: Engine, name: str, limits: Limits, sureness: Sureness):
+    def __init__(self, engine: AsyncEngine, name: str, limits: ServerLimits, chats: ChatConfidence):
         self._engine, self._model, self._name, self._limits = engine, engine.model, name, limits
         self._names = TokenNames(engine.model.tokenizer)
         self._context = engine.model.runtime.context_length
         self._fingerprint = engine.model.runtime.revision
         self._created = int(time.time())
-        self._prompts = Prompts(engine.model)
-        self._sureness = sureness
+        self._prompts = PromptEncoder(engine.model)
+        self._chats = chats
 
     def close(self) -> None:
         self._prompts.close()
+        self._chats.close()
 
     @property
     def card(self) -> dict[str, Any]:
@@ -73,19 +75,19 @@ class Answering:
 
     # --- the three verbs ------------------------------------------------------------------------------------------
 
-    async def completion(self, http: HttpRequest, asked: Completion) -> Response:
+    async def completion(self, http: HttpRequest, asked: CompletionRequest) -> Response:
         self._check_before(asked, len(asked.prompts))
         if asked.stream:
             return await self._within(http, self._completion_stream(asked))
         return await self._within(http, self._completion(asked))
 
-    async def chat(self, http: HttpRequest, asked: Chat) -> Response:
+    async def chat(self, http: HttpRequest, asked: ChatRequest) -> Response:
         self._check_before(asked, 1)
         if asked.stream:
             return await self._within(http, self._chat_stream(asked))
         return await self._within(http, self._chat(asked))
 
-    async def score(self, http: HttpRequest, asked: Score) -> Response:
+    async def score(self, http: HttpRequest, asked: ScoreRequest) -> Response:
         self.check_model(asked.model)
         size = sum(len(asked.prompt) + len(answer) for answer in asked.answers)
         if size > MAX_SCORED_CHARS:
@@ -105,7 +107,7 @@ class Answering:
 
     # --- completions ----------------------------------------------------------------------------------------------
 
-    async def _completion(self, asked: Completion) -> Response:
+    async def _completion(self, asked: CompletionRequest) -> Response:
         prompts, echoes, head, tickets = await self._start_completion(asked)
         done = await self._finished(tickets)
         choices = []
@@ -123,14 +125,14 @@ class Answering:
         spent = usage(sum(len(p.tokens) for p in prompts), written)
         return json_response({**head, "choices": choices, "usage": spent})
 
-    async def _completion_stream(self, asked: Completion) -> Response:
+    async def _completion_stream(self, asked: CompletionRequest) -> Response:
         prompts, echoes, head, tickets = await self._start_completion(asked)
         return EventStream(self._completion_events(asked, prompts, echoes, head, tickets), tickets, self._limits)
 
     async def _completion_events(
         self,
-        asked: Completion,
-        prompts: Sequence[Prompt],
+        asked: CompletionRequest,
+        prompts: Sequence[EncodedPrompt],
         echoes: Sequence[dict[str, Any] | None],
         head: dict[str, Any],
         tickets: Sequence[Ticket],
@@ -159,8 +161,8 @@ class Answering:
             yield {**head, "choices": [], "usage": usage(sum(len(p.tokens) for p in prompts), written)}
 
     async def _start_completion(
-        self, asked: Completion
-    ) -> tuple[list[Prompt], list[dict[str, Any] | None], dict[str, Any], list[Ticket]]:
+        self, asked: CompletionRequest
+    ) -> tuple[list[EncodedPrompt], list[dict[str, Any] | None], dict[str, Any], list[Ticket]]:
         """(prompts, their echoed log-probabilities, head of the reply, requests on their way)"""
         wanted = asked.max_tokens
         form = form_of(asked)
@@ -181,7 +183,7 @@ class Answering:
             tickets = self._submit([self._request(asked, p.tokens, wanted, seed, k, held) for p in prompts])
         return prompts, echoes, self._head("cmpl", "text_completion", seed), tickets
 
-    def _echo(self, asked: Completion, prompt: Prompt, scores: TokenScores) -> dict[str, Any]:
+    def _echo(self, asked: CompletionRequest, prompt: EncodedPrompt, scores: TokenScores) -> dict[str, Any]:
         assert asked.logprobs is not None
         values: list[float | None] = [None, *scores.logprobs]
         tops = [None, *scores.tops] if scores.tops is not None else [None] * len(values)
@@ -189,56 +191,64 @@ class Answering:
         maker = CompletionLogprobs(self._names, asked.logprobs)
         return maker.block(prompt.tokens[shown], values[shown], tops[shown], skip=prompt.skip, written=True)
 
-    def _blocks(self, asked: Completion, prompt: Prompt) -> CompletionLogprobs:
+    def _blocks(self, asked: CompletionRequest, prompt: EncodedPrompt) -> CompletionLogprobs:
         return CompletionLogprobs(self._names, asked.logprobs or 0, offset=len(prompt.text) if asked.echo else 0)
 
-    def _block(self, asked: Completion, prompt: Prompt, finished: Finished) -> dict[str, Any]:
+    def _block(self, asked: CompletionRequest, prompt: EncodedPrompt, finished: Finished) -> dict[str, Any]:
         return self._blocks(asked, prompt).block(finished.tokens, finished.logprobs, finished.tops)
 
     # --- chats ----------------------------------------------------------------------------------------------------
 
-    async def _chat(self, asked: Chat) -> Response:
-        prompt_tokens, head, ticket, calibrator = await self._start_chat(asked, "chat.completion")
+    async def _chat(self, asked: ChatRequest) -> Response:
+        prompt_tokens, head, ticket, bound = await self._start_chat(asked, "chat.completion")
         done = await self._finished([ticket])
         choices = []
         for sample in range(asked.n):
             finished = done[0, sample]
+            answer = None if bound is None else await self._chats.decide(bound, asked, finished, head["seed"])
+            text, refused, reason = finished.text, None, finished.reason
+            if answer is not None:
+                text, refused, reason = answer.text, answer.why if answer.abstained else None, answer.finish_reason
             content = None
-            if asked.logprobs:
+            if asked.logprobs and (answer is None or not answer.why):  # of a text that is not given there are none
                 content = chat_content(
                     self._names, finished.tokens, finished.logprobs, finished.tops, asked.top_logprobs
                 )
+            message = {"role": "assistant", "content": None if refused else text, "refusal": refused}
             choices.append(
                 {
                     "index": sample,
-                    "message": {"role": "assistant", "content": finished.text, "refusal": None},
+                    "message": message,
                     "logprobs": None if content is None else {"content": content, "refusal": None},
-                    "finish_reason": finish_reason(finished.reason),
-                    **_confidence(calibrator, finished),
+                    "finish_reason": finish_reason(reason),
+                    **decision_fields(bound, answer),
                 }
             )
         spent = usage(prompt_tokens, sum(len(finished.tokens) for finished in done.values()))
         return json_response({**head, "choices": choices, "usage": spent})
 
-    async def _chat_stream(self, asked: Chat) -> Response:
-        prompt_tokens, head, ticket, calibrator = await self._start_chat(asked, "chat.completion.chunk")
-        events = self._chat_events(asked, prompt_tokens, head, ticket, calibrator)
+    async def _chat_stream(self, asked: ChatRequest) -> Response:
+        prompt_tokens, head, ticket, bound = await self._start_chat(asked, "chat.completion.chunk")
+        events = self._chat_events(asked, prompt_tokens, head, ticket, bound)
         return EventStream(events, [ticket], self._limits)
 
     async def _chat_events(
         self,
-        asked: Chat,
+        asked: ChatRequest,
         prompt_tokens: int,
         head: dict[str, Any],
         ticket: Ticket,
-        calibrator: Calibrator | None,
+        bound: BoundPolicy | None,
     ) -> AsyncGenerator[dict[str, Any]]:
+        """With a threshold nothing of a text is sent before it is known that it reaches it."""
+
         def chunk(index: int, delta: dict[str, Any], block: Any, reason: str | None, **more: Any) -> dict[str, Any]:
             choice = {"index": index, "delta": delta, "logprobs": block, "finish_reason": reason, **more}
             return _piece(asked, head, choice)
 
         for sample in range(asked.n):
             yield chunk(sample, {"role": "assistant", "content": ""}, None, None)
+        withheld = bound is not None and bound.rule is not None
         written = 0
         async for event in ticket:
             written += len(event.tokens)
@@ -246,17 +256,25 @@ class Answering:
             if asked.logprobs and event.tokens:
                 content = chat_content(self._names, event.tokens, event.logprobs, event.tops, asked.top_logprobs)
                 block = {"content": content, "refusal": None}
-            if event.text or block:
+            if (event.text or block) and not withheld:
                 yield chunk(event.sample, {"content": event.text}, block, None)
             if event.finish:
-                sure = _confidence(calibrator, event.finish)
-                yield chunk(event.sample, {}, None, finish_reason(event.finish.reason), **sure)
+                reason, answer = event.finish.reason, None
+                if bound is not None:
+                    answer = await self._chats.decide(bound, asked, event.finish, head["seed"])
+                    reason = answer.finish_reason
+                if answer is not None and withheld:
+                    delta = {"refusal": answer.why} if answer.abstained else {"content": answer.text}
+                    yield chunk(event.sample, delta, None, None)
+                yield chunk(event.sample, {}, None, finish_reason(reason), **decision_fields(bound, answer))
         if asked.stream_options.include_usage:
             yield {**head, "choices": [], "usage": usage(prompt_tokens, written)}
 
-    async def _start_chat(self, asked: Chat, kind: str) -> tuple[int, dict[str, Any], Ticket, Calibrator | None]:
+    async def _start_chat(
+        self, asked: ChatRequest, kind: str
+    ) -> tuple[int, dict[str, Any], Ticket, BoundPolicy | None]:
         form = form_of(asked)
-        calibrator = await self._prompts.away(lambda: self._sureness.calibrator(asked))
+        bound = await self._prompts.away(lambda: self._chats.bind(asked))
         rendered = await self._prompts.conversation(asked.conversation)
         held = await self._prompts.constraint(form)
         wanted = asked.max_tokens or self._context - len(rendered.tokens)
@@ -264,11 +282,11 @@ class Answering:
         seed = _seed(asked)
         request = self._request(asked, rendered.tokens, wanted, seed, asked.top_logprobs, held)
         (ticket,) = self._submit([request])
-        return len(rendered.tokens), self._head("chatcmpl", kind, seed), ticket, calibrator
+        return len(rendered.tokens), self._head("chatcmpl", kind, seed), ticket, bound
 
     # --- scores ---------------------------------------------------------------------------------------------------
 
-    async def _score(self, asked: Score) -> Response:
+    async def _score(self, asked: ScoreRequest) -> Response:
         tokenizer = self._model.tokenizer
         joint = await self._prompts.joint(asked.prompt, asked.answers)
         self._check_numbers(sum(len(item.tokens) - item.start for item, _ in joint) * (asked.top_logprobs + 1))
@@ -282,7 +300,7 @@ class Answering:
 
     # --- what they share ------------------------------------------------------------------------------------------
 
-    def _check_before(self, asked: Generating, prompts: int) -> None:
+    def _check_before(self, asked: GenerationRequest, prompts: int) -> None:
         """What can be refused before a prompt is read."""
         self.check_model(asked.model)
         if prompts > self._limits.max_queue:
@@ -308,14 +326,14 @@ class Answering:
 
     def _request(
         self,
-        asked: Generating,
+        asked: GenerationRequest,
         tokens: Sequence[int],
         wanted: int,
         seed: int,
         top: int,
         constraint: Constraint | None,
     ) -> Request:
-        names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "logit_bias")
+        names = [f.name for f in fields(Sampling) if f.name != "seed" and f.name in type(asked).model_fields]
         sampling = Sampling(**{name: getattr(asked, name) for name in names}, seed=seed)
         if not tokens:
             raise ModelError("the prompt is empty, and this model has no token that begins a text")
@@ -325,7 +343,7 @@ class Answering:
             max_tokens=wanted,
             stop=tuple(asked.stop),
             samples=asked.n,
-            drafter=self._model.drafter(asked.drafter or self._model.default_drafter),
+            drafter=self._model.drafter(asked.drafter or self._model.drafters.default),
             top_logprobs=top,
             constraint=constraint,
         )
@@ -361,15 +379,11 @@ class Answering:
         return head if seed is None else {**head, "seed": seed}
 
 
-def _piece(asked: Generating, head: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
+def _piece(asked: GenerationRequest, head: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
     """One event of a stream; where usage will come at the end, every other event says that it holds none."""
     return {**head, "choices": [choice], **({"usage": None} if asked.stream_options.include_usage else {})}
 
 
-def _confidence(calibrator: Calibrator | None, finished: Finished) -> dict[str, Any]:
-    return {} if calibrator is None else {"confidence": calibrator.of_answer(finished.logprobs)}
-
-
-def _seed(asked: Generating) -> int:
+def _seed(asked: GenerationRequest) -> int:
     """The client's, or a fresh one that every JSON reader holds exactly."""
     return secrets.randbelow(2**53) if asked.seed is None else asked.seed

@@ -9,46 +9,54 @@ from __future__ import annotations
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
-from pathlib import Path, PurePath
+from typing import Unpack
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from likely import __version__
 from likely.errors import LikelyError
-from likely.lm.confidence import KEPT
 from likely.lm.model import Model
+from likely.lm.protocol import LanguageModel, ThresholdOptions
 from likely.serving.api.answering import Answering
-from likely.serving.api.confidence import Sureness
-from likely.serving.api.schemas import Chat, Completion, Score, parse
-from likely.serving.engine import Engine
-from likely.serving.limits import Admission, ApiError, Limits, discard_body, json_response, read_json, refusal
-
-
-def served_name(name: str) -> str:
-    """The model's public name: a file or folder without the path to it."""
-    path = PurePath(name)
-    return path.name.removesuffix(".gguf") if path.is_absolute() or path.suffix == ".gguf" else name
+from likely.serving.api.confidence import ChatConfidence
+from likely.serving.api.schemas import ChatRequest, CompletionRequest, ScoreRequest, parse, served_name
+from likely.serving.engine import AsyncEngine
+from likely.serving.limits import Admission, ApiError, ServerLimits, discard_body, json_response, read_json, refusal
 
 
 def create_app(
-    model: Model, *, limits: Limits | None = None, api_key: str | None = None, calibrator: str | Path = KEPT,
-    task: str = "default",
-) -> FastAPI:  # fmt: skip
+    model: Model,
+    *,
+    limits: ServerLimits | None = None,
+    api_key: str | None = None,
+    fallback: LanguageModel | None = None,
+    **confidence: Unpack[ThresholdOptions],
+) -> FastAPI:
     """An application that serves `model`; its engine runs from the application's start to its shutdown.
 
-    api_key           if given, every request but /health must carry it: Authorization: Bearer KEY
-    calibrator, task  where the `confidence` of chats comes from, see `Model.ask`
+    api_key     if given, every request but /health must carry it: Authorization: Bearer KEY
+    fallback    another model, which chats may ask instead of giving an answer below their threshold; with a threshold
+                here all chats do
+    confidence  what is done about the confidence of chats that do not say otherwise, see `ConfidencePolicy`; as the
+                model's `with_confidence` said where it is not given
     """
-    limits = limits or Limits()
+    policy, _ = model.confidence.override(confidence)
+    if fallback is None and policy.fallback is not None:
+        fallback = model.beside(policy.fallback) if isinstance(policy.fallback, str) else policy.fallback
+    if policy.has_threshold:
+        policy = replace(policy, fallback=fallback)
+    limits = limits or ServerLimits()
     name = served_name(model.info.name)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = Engine(model, max_queue=limits.max_queue)
+        engine = AsyncEngine(model, max_queue=limits.max_queue)
         app.state.engine = engine
-        app.state.answering = Answering(engine, name, limits, Sureness(model, calibrator, task))
+        chats = ChatConfidence(model, policy, fallback, limits.max_queue)
+        app.state.answering = Answering(engine, name, limits, chats)
         try:
             yield
         finally:
@@ -71,7 +79,7 @@ def create_app(
 
     @app.get("/health")
     async def health(request: Request) -> Response:
-        engine: Engine = app.state.engine
+        engine: AsyncEngine = app.state.engine
         body = {
             "status": "ok" if engine.failure is None else "failed",
             "model": name,
@@ -104,15 +112,15 @@ def create_app(
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await answer(request, lambda r, body: app.state.answering.completion(r, parse(Completion, body)))
+        return await answer(request, lambda r, body: app.state.answering.completion(r, parse(CompletionRequest, body)))
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await answer(request, lambda r, body: app.state.answering.chat(r, parse(Chat, body)))
+        return await answer(request, lambda r, body: app.state.answering.chat(r, parse(ChatRequest, body)))
 
     @app.post("/v1/score")
     async def score(request: Request) -> Response:
-        return await answer(request, lambda r, body: app.state.answering.score(r, parse(Score, body)))
+        return await answer(request, lambda r, body: app.state.answering.score(r, parse(ScoreRequest, body)))
 
     for kind in (ApiError, LikelyError, ValueError, TimeoutError, HTTPException):
         app.add_exception_handler(kind, partial(_respond, limits))
@@ -120,5 +128,5 @@ def create_app(
     return app
 
 
-async def _respond(limits: Limits, request: Request, error: Exception) -> Response:
+async def _respond(limits: ServerLimits, request: Request, error: Exception) -> Response:
     return refusal(error, limits).response()

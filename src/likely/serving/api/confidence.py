@@ -1,52 +1,112 @@
-"""How sure the answers of a request are: the calibrator that was fitted for its settings."""
+"""What a chat request says about confidence, and the answer that it gets: given, abstained from, or of the fallback."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from likely.calibration.calibrator import Calibrator
+from likely.decoding.options import OPTIONS
+from likely.decoding.request import Finished
 from likely.errors import DataError
-from likely.lm.confidence import calibrator_for, system_of
+from likely.lm.confidence import BoundPolicy, ConfidencePolicy, system_of
 from likely.lm.model import Model
+from likely.lm.protocol import LanguageModel
+from likely.lm.results import Answer
 from likely.serving.api.forms import form_options
-from likely.serving.api.schemas import Chat
+from likely.serving.api.schemas import ChatRequest, served_name
+from likely.serving.engine import Overloaded
 from likely.serving.limits import ApiError
 
-_LAW = (
-    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "logit_bias", "stop",
-    "max_tokens",
-)  # fmt: skip
+_POLICY = ("at_least", "risk", "delta", "fallback")
 
 
-def settings_of(asked: Chat) -> dict[str, Any]:
-    """The request as options of `Model.chat`: those on which the law of an answer depends."""
-    return {**{name: getattr(asked, name) for name in _LAW}, **form_options(asked)}
+def settings_of(asked: ChatRequest) -> dict[str, Any]:
+    """The request as options of `Model.chat`: those on which the distribution of an answer depends."""
+    names = [name for name, option in OPTIONS.items() if option.changes_answer and name in type(asked).model_fields]
+    return {**{name: getattr(asked, name) for name in names}, **form_options(asked)}
 
 
-class Sureness:
-    """Calibrators of one served model.
+class ChatConfidence:
+    """Confidence for the chats of one served model.
 
-    calibrator  "kept": those that `likely calibrate fit` kept for the model; a file: that one
+    policy    what holds where a request does not say otherwise
+    fallback  the model that requests may name instead of an answer below their threshold; None: no one may
+    at_once   chats that may wait for the fallback, which answers one after the other on a thread of its own
     """
 
-    def __init__(self, model: Model, calibrator: str | Path, task: str):
-        self._model, self._calibrator, self._task = model, calibrator, task
+    def __init__(self, model: Model, policy: ConfidencePolicy, fallback: LanguageModel | None, at_once: int):
+        self._model, self._policy, self._fallback, self._at_once = model, policy, fallback, at_once
+        self._thread = ThreadPoolExecutor(1, "likely-fallback")
+        self._waiting = 0
 
-    def calibrator(self, asked: Chat) -> Calibrator | None:
-        """The one for this request; None if it asks for no confidence, ApiError 400 if none was fitted for it."""
-        if not asked.confidence:
-            return None
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def bind(self, asked: ChatRequest) -> BoundPolicy | None:
+        """What is done about this request's answers; None where nobody wants to know.  ApiError 400, by field."""
+        given = {name: getattr(asked, name) for name in _POLICY if name in asked.model_fields_set}
+        field = next((name for name in given if name != "delta"), "confidence")
+        if given.get("fallback") is not None:
+            given["fallback"] = self._allowed(given["fallback"], asked)
         try:
-            found = calibrator_for(
-                self._model, settings_of(asked), system_of(asked.conversation), calibrator=self._calibrator,
-                task=self._task,
-            )  # fmt: skip
-        except DataError as error:
-            raise ApiError(400, f"confidence: {error}", param="confidence") from None
-        if found is None:
+            policy, _ = self._policy.override(given)
+            if not (asked.confidence or policy.has_threshold):
+                return None
+            system = system_of(asked.conversation)
+            return policy.bind(self._model, settings_of(asked), system, needed=True)
+        except (DataError, ValueError) as error:
+            raise ApiError(400, f"{field}: {error}", param=field) from None
+
+    def _allowed(self, name: str, asked: ChatRequest) -> LanguageModel:
+        known = None if self._fallback is None else served_name(self._fallback.info.name)
+        if self._fallback is None or name != known:
+            allowed = f'"{known}"' if known is not None else "none: start it with likely serve --fallback"
             raise ApiError(
-                400, f'confidence: no calibrator for these settings is kept (task "{self._task}"): fit one with likely '
-                f"calibrate fit on graded answers of this model", param="confidence",
-            )  # fmt: skip
-        return found
+                400, f'fallback: this server may not ask "{name[:100]}" (allowed: {allowed})', param="fallback"
+            )
+        if asked.n > 1:
+            raise ApiError(400, "fallback: one answer at a time falls back, drop n", param="fallback")
+        return self._fallback
+
+    async def decide(self, bound: BoundPolicy, asked: ChatRequest, finished: Finished, seed: int) -> Answer:
+        """The answer with its confidence, as `BoundPolicy.decide` has it.  Cancelling the caller stops the fallback."""
+        answer = Answer(
+            finished.text, finished.tokens, finished.logprobs, None, None, finished.reason, None, 0.0
+        )  # what a decision looks at
+        stopped = threading.Event()
+
+        def again(other: LanguageModel, settings: dict[str, Any]) -> Answer:
+            stream = other.stream_chat(asked.conversation, **{**settings, "seed": seed})
+            for _ in stream:
+                if stopped.is_set():
+                    return stream.close()
+            return stream.result
+
+        if bound.policy.fallback is None or bound.answers(answer):
+            return bound.decide(answer, again)
+        if self._waiting >= self._at_once:
+            raise Overloaded(self._at_once)
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, lambda: bound.decide(answer, again))
+        finally:
+            stopped.set()
+            self._waiting -= 1
+
+
+def decision_fields(bound: BoundPolicy | None, answer: Answer | None) -> dict[str, Any]:
+    """What a choice says beyond OpenAI's fields."""
+    if bound is None or answer is None:
+        return {}
+    if bound.rule is None:
+        return {"confidence": answer.confidence}
+    fields = answer.to_dict()
+    found: dict[str, Any] = {
+        name: fields[name] for name in ("confidence", "abstained", "answered_by", "why", "first") if name in fields
+    }
+    if found["answered_by"] is not None:
+        found["answered_by"] = served_name(found["answered_by"])
+    return found

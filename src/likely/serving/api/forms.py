@@ -8,7 +8,7 @@ from typing import Any
 
 from likely.errors import LikelyError, nearest
 from likely.guided.form import Form, FormSettings, make_form
-from likely.serving.api.schemas import Generating
+from likely.serving.api.schemas import GenerationRequest
 from likely.serving.limits import ApiError
 
 # field of the request -> option of generate; structured_outputs and response_format hold theirs inside
@@ -25,7 +25,7 @@ _STRUCTURED = {"json": "schema", "regex": "regex", "choice": "choices", "grammar
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
-def form_of(asked: Generating) -> Form | None:
+def form_of(asked: GenerationRequest) -> Form | None:
     """The form that the request names; ApiError 400 in one line for a wrong one and for two."""
     if (named := _named_form(asked)) is None:
         return None
@@ -36,7 +36,7 @@ def form_of(asked: Generating) -> Form | None:
         raise ApiError(400, f"{name}: {error}", param=name) from None
 
 
-def form_options(asked: Generating) -> dict[str, Any]:
+def form_options(asked: GenerationRequest) -> dict[str, Any]:
     """The form as options of `generate`; empty without one."""
     if (named := _named_form(asked)) is None:
         return {}
@@ -45,7 +45,7 @@ def form_options(asked: Generating) -> dict[str, Any]:
     return {option: value, **unsupported}
 
 
-def _named_form(asked: Generating) -> tuple[str, tuple[str, Any, FormSettings]] | None:
+def _named_form(asked: GenerationRequest) -> tuple[str, tuple[str, Any, FormSettings]] | None:
     """(field of the request, (option of generate, its value, settings))"""
     found: dict[str, tuple[str, Any, FormSettings]] = {}
     for name, option in _FIELDS.items():

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Prompt:
+class EncodedPrompt:
     """A text as the model reads it.
 
     hidden  tokens in front that are not in the text;  skip  bytes of the first visible one that are not
@@ -32,7 +32,7 @@ class Prompt:
     skip: int = 0
 
 
-class Prompts:
+class PromptEncoder:
     """Reads for one model. Neither its template nor its tokenizer is asked from several threads at once."""
 
     def __init__(self, model: Model):
@@ -43,7 +43,7 @@ class Prompts:
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    async def texts(self, texts: Sequence[str], *, echo: bool, wanted: int) -> list[Prompt]:
+    async def texts(self, texts: Sequence[str], *, echo: bool, wanted: int) -> list[EncodedPrompt]:
         """Prompts that leave room for `wanted` tokens (at least for one of them); `echo`: they will be sent back."""
         return await self.away(lambda: [self._text(text, echo, wanted) for text in texts])
 
@@ -78,18 +78,18 @@ class Prompts:
         """Do it on the thread that prepares prompts: what takes milliseconds must not hold up other clients."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _text(self, text: str, echo: bool, wanted: int) -> Prompt:
+    def _text(self, text: str, echo: bool, wanted: int) -> EncodedPrompt:
         self._check_bytes(text)
         tokens = self._model.encode_prompt(text)
         self._check_tokens(len(tokens), wanted)
         if not echo:
-            return Prompt(text, tokens)
+            return EncodedPrompt(text, tokens)
         tokenizer = self._model.tokenizer
         if text:
             joint_item(tokenizer, text, "")  # refuses text that the tokens cannot write: it would be another text's
         plain = tokenizer.encode(text, parse_special=True)
         more = sum(surface_lengths(tokenizer, plain)) - len(text.encode())
-        return Prompt(text, tokens, len(tokens) - len(plain), max(0, more))
+        return EncodedPrompt(text, tokens, len(tokens) - len(plain), max(0, more))
 
     def _check_bytes(self, *texts: str) -> None:
         """Refuse a text that cannot fit, without the seconds that it takes to tokenise a megabyte."""

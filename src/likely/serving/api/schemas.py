@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from likely.calibration.threshold import DELTA
 from likely.decoding.drafting.table import drafter_names
+from likely.decoding.options import OPTIONS
 from likely.errors import nearest
 from likely.serving.limits import (
     MAX_ANSWERS,
@@ -46,7 +49,14 @@ DRAFTERS_FOR_CLIENTS = (*drafter_names(lambda entry: entry.for_clients), "none")
 IGNORED = ("user", "safety_identifier", "prompt_cache_key")  # labels for the operator; they change nothing
 
 
-class Asked(BaseModel):
+def _option(name: str, **narrower: Any) -> Any:
+    """A field with default, bounds and description of this option; `narrower`: what this server says otherwise."""
+    option = OPTIONS[name]
+    bounds = {"gt" if option.positive else "ge": option.low, "le": option.high}
+    return Field(**{"default": option.default, "description": option.help, **bounds, **narrower})
+
+
+class RequestBody(BaseModel):
     """A request body; a field that is null counts as not given."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -70,23 +80,23 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False  # padding against eavesdroppers; none is sent
 
 
-class Generating(Asked):
+class GenerationRequest(RequestBody):
     """How to continue; the names are OpenAI's, with the extensions top_k, min_p, drafter.
 
     At most one of the fields from response_format to guided_grammar says what the text must look like
     (`serving.forms`).
     """
 
-    n: int = Field(1, ge=1, le=MAX_N)
+    n: int = _option("n", le=MAX_N)
     max_tokens: int | None = Field(None, ge=0, le=2**20)
     stop: StopText | list[StopText] = []
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    temperature: float = Field(1.0, ge=0, le=100)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, le=2**31)
-    min_p: float = Field(0.0, ge=0, le=1)
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    seed: int | None = _option("seed", default=None, le=2**63 - 1)  # None: a fresh one
+    temperature: float = _option("temperature")
+    top_p: float = _option("top_p")
+    top_k: int = _option("top_k")
+    min_p: float = _option("min_p")
+    presence_penalty: float = _option("presence_penalty", ge=-2, le=2)
+    frequency_penalty: float = _option("frequency_penalty", ge=-2, le=2)
     logit_bias: dict[int, float] = Field({}, max_length=MAX_BIASES)
     drafter: DrafterName | None = None  # None: the server's own
     stream: bool = False
@@ -131,7 +141,7 @@ class Generating(Asked):
         return self
 
 
-class Completion(Generating):
+class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
@@ -150,7 +160,7 @@ class Completion(Generating):
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
 
-class Chat(Generating):
+class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
     messages: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_MESSAGES)
@@ -158,7 +168,12 @@ class Chat(Generating):
     max_completion_tokens: int | None = Field(None, ge=1, le=2**20)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
-    confidence: bool = False  # beyond OpenAI's: how likely each answer is right, where a calibrator was fitted
+    # beyond OpenAI's, where a calibrator was fitted: how likely each answer is right, and what follows from it
+    confidence: bool = False
+    at_least: float | None = Field(None, gt=0, lt=1)
+    risk: float | None = Field(None, gt=0, lt=1)
+    delta: float = Field(DELTA, gt=0, lt=1)
+    fallback: Annotated[str, Field(max_length=4096)] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -176,7 +191,7 @@ class Chat(Generating):
         return [_plain_message(i, message) for i, message in enumerate(self.messages)]
 
 
-class Score(Asked):
+class ScoreRequest(RequestBody):
     """POST /v1/score: log p(answer | prompt) of each answer."""
 
     prompt: str
@@ -204,7 +219,13 @@ def _plain_message(i: int, message: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-A = TypeVar("A", bound=Asked)
+def served_name(name: str) -> str:
+    """The model's public name: a file or folder without the path to it."""
+    path = PurePath(name)
+    return path.name.removesuffix(".gguf") if path.is_absolute() or path.suffix == ".gguf" else name
+
+
+A = TypeVar("A", bound=RequestBody)
 
 
 def parse(schema: type[A], body: dict[str, Any]) -> A:

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from likely.decoding.request import Event
 from likely.serving.engine import Ticket
-from likely.serving.limits import ApiError, Limits, json_text, refusal
+from likely.serving.limits import ApiError, ServerLimits, json_text, refusal
 
 T = TypeVar("T")
 log = logging.getLogger("likely.serving")
@@ -47,7 +47,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[dict[str, Any]], tickets: Sequence[Ticket], limits: Limits):
+    def __init__(self, events: AsyncGenerator[dict[str, Any]], tickets: Sequence[Ticket], limits: ServerLimits):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events, self._tickets, self._limits = events, tickets, limits

@@ -66,7 +66,6 @@ def risk(
     """
     from likely.cli.printing import print_json
     from likely.errors import DataError
-    from likely.lm.confidence import template_hash
     from likely.prompting.risk.file import read_table
     from likely.prompting.risk.prompts import WORKED, sample_examples, worked_row
     from likely.prompting.risk.scorer import RiskScorer
@@ -110,7 +109,7 @@ def risk(
             "context": getattr(getattr(lm, "runtime", None), "context_length", None),
         }  # fmt: skip
         origin = opt.origin(lm)
-        header = {**origin, "kind": "risk", "template": template_hash(lm) if chat else None, "settings": settings}
+        header = {**origin, "kind": "risk", "template": lm.template_hash if chat else None, "settings": settings}
         records = _run(scorer, asked, header, where, lines, output, overwrite)
     summary = _summary(records, lines, asked, subgroup)
     if as_json:

@@ -118,7 +118,7 @@ def _read(
     """The questions, and how their answers are graded; a reference that does not suit is refused at once."""
     from likely.cli.verbs.generation.ask_file import read_questions
     from likely.errors import DataError
-    from likely.lm.batch import question_of
+    from likely.lm.questions import question_of
     from likely.metrics.grading import grader
 
     lines = read_questions(file, limit)
@@ -137,12 +137,11 @@ def _read(
 
 
 def _header(lm: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    from likely.lm.batch import fingerprint
-    from likely.lm.confidence import template_hash
+    from likely.io.hashes import fingerprint
     from likely.uncertainty.table import ESTIMATORS
 
     return {
-        **opt.origin(lm), "kind": "uncertainty", "template": template_hash(lm), "settings": settings,
+        **opt.origin(lm), "kind": "uncertainty", "template": lm.template_hash, "settings": settings,
         "settings_hash": fingerprint(settings),
         "higher_is": {name: ESTIMATORS[name].higher_is for name in settings["methods"]},
     }  # fmt: skip
@@ -177,7 +176,7 @@ def _records(
 ) -> list[dict[str, Any]]:
     """Fields of one chunk, which is one run of the model."""
     from likely.errors import CapabilityError, DataError, ModelError
-    from likely.lm.batch import question_of
+    from likely.lm.questions import question_of
 
     questions = [question_of(line.record, f"{file}:{line.number}") for line in chunk]
     systems = [q.system or settings["system"] for q in questions]

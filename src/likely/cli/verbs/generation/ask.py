@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from likely.cli import confidence as sure
+from likely.cli import confidence as conf
 from likely.cli import forms
 from likely.cli import options as opt
 from likely.cli import show as seeing
@@ -36,12 +36,12 @@ def ask(
     output: opt.OutputOption = None,
     overwrite: opt.OverwriteOption = False,
     limit: opt.LimitOption = None,
-    calibrator: sure.CalibratorOption = None,
-    task: sure.TaskOption = "default",
-    at_least: sure.AtLeastOption = None,
-    risk: sure.RiskOption = None,
-    delta: sure.DeltaOption = 0.1,
-    fallback: sure.FallbackOption = None,
+    calibrator: conf.AnswerCalibratorOption = None,
+    task: conf.TaskOption = "default",
+    at_least: conf.AtLeastOption = None,
+    risk: conf.RiskOption = None,
+    delta: conf.DeltaOption = 0.1,
+    fallback: conf.FallbackOption = None,
     drafter: opt.DrafterOption = None,
     draft_budget: opt.BudgetOption = "auto",
     stats: opt.StatsOption = False,
@@ -93,38 +93,29 @@ def ask(
     given |= forms.form_options(schema, regex, choices, grammar, given)
     if see:
         given.setdefault("top_logprobs", seeing.ALTERNATIVES)
-    lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
-    with lm:
-        decide = sure.prepare(
-            lm, given, system, calibrator=calibrator, task=task, at_least=at_least, risk=risk, delta=delta,
-            fallback=fallback,
-        )  # fmt: skip
-        try:
-            if file is not None:
-                ask_file(
-                    lm, file, lines, system=system, options=given, output=output, overwrite=overwrite,
-                    show_prompt=show_prompt, decide=decide,
-                )  # fmt: skip
-                return
-            stream = lm.stream_ask(text, system=system, **given)
-            if show_prompt:
-                typer.echo(stream.prompt, err=True)
-            whole = as_json or show or not forms.streams(given) or decide.gate is not None
-            answer = stream.finish() if whole else print_stream(stream)
-            decided = decide.decide(answer, lambda other: other.ask(text, system=system, task=task, **given))
-        finally:
-            decide.close()
-        answer = decided.answer
-        if whole and not (as_json or show) and decided.by is not None:
+    wanted = conf.options(calibrator, task, at_least, risk, delta, fallback)
+    with opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+        bound = conf.bind(lm.with_confidence(**wanted), given, system)
+        if file is not None:
+            ask_file(
+                lm, file, lines, system=system, options=given, output=output, overwrite=overwrite,
+                show_prompt=show_prompt, bound=bound,
+            )  # fmt: skip
+            return
+        stream = lm.stream_ask(text, system=system, **given)
+        if show_prompt:
+            typer.echo(stream.prompt, err=True)
+        whole = as_json or show or not forms.streams(given) or bound.rule is not None
+        answer = stream.finish() if whole else print_stream(stream)
+        if whole and not (as_json or show or answer.abstained):
             typer.echo(for_terminal(answer.text))
         if stats:
             opt.print_stats(answer)
         if as_json:
-            print_json({**opt.origin(lm), "question": text, **decided.fields(), **decide.describe()})
+            print_json({**opt.origin(lm), "question": text, **answer.to_dict(), **bound.describe()})
         else:
-            for line in decided.notes():
-                typer.echo(line, err=True)
-        if decided.by is None:
+            conf.tell(answer)
+        if answer.abstained:
             return
         seeing.present(lm, [answer], show=show, html=html, title=text, prompt=stream.prompt)
         forms.conclude([answer])

@@ -11,9 +11,10 @@ import typer
 from likely.cli import options as opt
 
 if TYPE_CHECKING:
-    from likely.cli.confidence import Sure
     from likely.io.jsonl import Line
-    from likely.lm.batch import Question
+    from likely.lm.confidence import BoundPolicy
+    from likely.lm.model import Model
+    from likely.lm.remote.model import RemoteModel
 
 HINT = 'expected lines like {"question": "...", "answer": "..."}'
 
@@ -27,7 +28,7 @@ def read_questions(file: str, limit: int | None) -> list[Line]:
     """All lines, checked before the model is loaded."""
     from likely.errors import DataError
     from likely.io.jsonl import read_checked
-    from likely.lm.batch import question_of
+    from likely.lm.questions import question_of
 
     lines = read_checked(file, lambda line: question_of(line.record, f"{file}:{line.number}"), limit=limit).lines
     if not lines:
@@ -36,7 +37,7 @@ def read_questions(file: str, limit: int | None) -> list[Line]:
 
 
 def ask_file(
-    lm: Any,
+    lm: Model | RemoteModel,
     file: str,
     lines: Sequence[Line],
     *,
@@ -45,31 +46,29 @@ def ask_file(
     output: Path | None,
     overwrite: bool,
     show_prompt: bool,
-    decide: Sure,
+    bound: BoundPolicy,
 ) -> None:
     """Answer every line that has no answer in `output` yet."""
     from likely.cli.printing import progress
     from likely.errors import ConstraintError
+    from likely.io.hashes import fingerprint
     from likely.io.jsonl import Results, unfinished
-    from likely.lm.batch import BATCH, fingerprint
-    from likely.lm.confidence import template_hash
-    from likely.lm.model import Model
+    from likely.lm.questions import BATCH
 
     if options.get("n", 1) != 1 or options.get("beams"):
         raise ValueError("each question is answered once: drop n= and beams=")
-    if isinstance(lm, Model):
-        lm.question("?", **options)  # wrong settings are refused before the output carries them in its header
+    lm.preview("?", **options)  # wrong settings are refused before the output carries them in its header
     settings = {**options, "system": system}
     header = {
-        **opt.origin(lm), "kind": "ask", "template": template_hash(lm), "settings": settings,
-        "settings_hash": fingerprint(settings), **decide.describe(),
+        **opt.origin(lm), "kind": "ask", "template": lm.template_hash, "settings": settings,
+        "settings_hash": fingerprint(settings), **bound.describe(),
     }  # fmt: skip
     with Results(output, header, overwrite=overwrite) as results:
         todo = unfinished(lines, results, file, size=BATCH)
         before, cut, told = len(results.done), 0, ""
         try:
             with progress(sum(map(len, todo)), "asking", unit="questions") as tick:
-                for line, record in _answers(lm, file, todo, system, options, show_prompt, decide):
+                for line, record in _answers(lm, file, todo, system, options, show_prompt, bound):
                     if not results.is_done(line, file):
                         results.write([record])
                         if record.get("complete") is False:
@@ -89,63 +88,24 @@ def ask_file(
 
 
 def _answers(
-    lm: Any, file: str, chunks: Sequence[Sequence[Line]], system: str | None, options: dict[str, Any],
-    show_prompt: bool, decide: Sure,
+    lm: Model | RemoteModel, file: str, chunks: Sequence[Sequence[Line]], system: str | None, options: dict[str, Any],
+    show_prompt: bool, bound: BoundPolicy,
 ) -> Iterator[tuple[Line, dict[str, Any]]]:  # fmt: skip
     """(line, its record) in the order of the lines; every prompt is checked before the first answer."""
-    from likely.lm.batch import answer_batch, question_of
-    from likely.lm.model import Model
-
-    asked = [[(line, question_of(line.record, f"{file}:{line.number}")) for line in chunk] for chunk in chunks]
-    if not isinstance(lm, Model):
-        for line, question in (pair for batch in asked for pair in batch):
-            answer = lm.ask(question.asked, system=question.system or system, **options)
-            yield line, _record(line, question, answer, system, options, decide)
-        return
-    requests = [
-        [_request(lm, file, line, question, system, options, show_prompt) for line, question in batch]
-        for batch in asked
-    ]
-    loop = lm.loop()
-    try:
-        for batch, wanted in zip(asked, requests, strict=True):
-            for (line, question), answer in zip(batch, answer_batch(lm, loop, wanted), strict=True):
-                yield line, _record(line, question, answer, system, options, decide)
-    finally:
-        loop.close()
-
-
-def _request(
-    lm: Any, file: str, line: Line, question: Question, system: str | None, options: dict[str, Any], show_prompt: bool
-) -> Any:
     from likely.cli.printing import for_terminal
     from likely.errors import DataError, ModelError
+    from likely.lm.questions import answer_record, question_of
 
-    request, rendered = lm.question(question.asked, system=question.system or system, **options)
-    trial = lm.loop()
-    try:
-        trial.add(request)  # refuses a request that can never run
-    except ModelError as error:
-        raise DataError(f"{file}:{line.number}: {error}") from None
-    finally:
-        trial.close()
-    if show_prompt:
-        typer.echo(for_terminal(rendered.text, err=True), err=True)
-    return request
-
-
-def _record(
-    line: Line, question: Question, answer: Any, system: str | None, options: dict[str, Any], decide: Sure
-) -> dict[str, Any]:
-    from likely.lm.batch import answer_record
-
-    decided = decide.decide(
-        answer,
-        lambda other: other.ask(question.asked, system=question.system or system, task=decide.task, **options),
-        fits=question.system in (None, system),
-    )
-    extra = {} if decide.gate is None else {name: value for name, value in decided.fields().items() if name in _DECIDED}
-    return {"line": line.number, "input": line.digest, **answer_record(question, decided.answer), **extra}
-
-
-_DECIDED = ("answered_by", "why", "first")
+    lines = [line for chunk in chunks for line in chunk]
+    questions = [question_of(line.record, f"{file}:{line.number}") for line in lines]
+    for line, question in zip(lines, questions, strict=True):
+        try:
+            seen = lm.preview(question.asked, system=question.system or system, **options)
+        except ModelError as error:
+            raise DataError(f"{file}:{line.number}: {error}") from None
+        if show_prompt and seen:
+            typer.echo(for_terminal(seen, err=True), err=True)
+    answers = lm.ask_each(questions, system=system, **options)
+    for line, question, answer in zip(lines, questions, answers, strict=True):
+        record = answer_record(question, answer, decided=bound.rule is not None)
+        yield line, {"line": line.number, "input": line.digest, **record}

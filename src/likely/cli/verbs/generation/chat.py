@@ -6,13 +6,18 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import confidence as sure
+from likely.cli import confidence as conf
 from likely.cli import forms
 from likely.cli import options as opt
+
+if TYPE_CHECKING:
+    from likely.lm.confidence import BoundPolicy
+    from likely.lm.model import Model
+    from likely.lm.remote.model import RemoteModel
 
 HELP = """/help            this list
 /reset           forget the conversation (the system message stays)
@@ -45,12 +50,12 @@ def chat(
     regex: forms.RegexOption = None,
     choices: forms.ChoicesOption = None,
     grammar: forms.GrammarOption = None,
-    calibrator: sure.CalibratorOption = None,
-    task: sure.TaskOption = "default",
-    at_least: sure.AtLeastOption = None,
-    risk: sure.RiskOption = None,
-    delta: sure.DeltaOption = 0.1,
-    fallback: sure.FallbackOption = None,
+    calibrator: conf.AnswerCalibratorOption = None,
+    task: conf.TaskOption = "default",
+    at_least: conf.AtLeastOption = None,
+    risk: conf.RiskOption = None,
+    delta: conf.DeltaOption = 0.1,
+    fallback: conf.FallbackOption = None,
     drafter: opt.DrafterOption = None,
     draft_budget: opt.BudgetOption = "auto",
     stats: opt.StatsOption = False,
@@ -81,23 +86,18 @@ def chat(
     given |= forms.form_options(schema, regex, choices, grammar, given)
     if save:
         check_target(save)
-    lm = opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads)
-    with lm:
-        wanted = {
-            "calibrator": calibrator, "task": task, "at_least": at_least, "risk": risk, "delta": delta,
-            "fallback": fallback,
-        }  # fmt: skip
-        talk = Conversation(lm, given, show_prompt=show_prompt, as_json=as_json, stats=stats, wanted=wanted)
+    wanted = conf.options(calibrator, task, at_least, risk, delta, fallback)
+    with opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+        talk = Conversation(lm.with_confidence(**wanted), given, show_prompt=show_prompt, as_json=as_json, stats=stats)
         if load:
             talk.load(load)
         if system is not None:
             talk.set_system(system)
         talk.check()
         try:
-            talk.sure()  # what cannot be is refused before the first question
+            talk.bound()  # what cannot be is refused before the first question
             talk.run()
         finally:
-            talk.close()
             if save and talk.messages:  # an error before the first word replaces no file
                 talk.save(save)
 
@@ -106,32 +106,23 @@ def chat(
 class Conversation:
     """The messages so far and what the person types."""
 
-    model: Any
+    model: Model | RemoteModel
     settings: dict[str, Any]
     show_prompt: bool = False
     as_json: bool = False
     stats: bool = False
-    wanted: dict[str, Any] = field(default_factory=dict)  # about confidence, see `sure.prepare`
     messages: list[dict[str, str]] = field(default_factory=list)
+    _bound: tuple[Any, BoundPolicy] | None = field(default=None, init=False)  # and what it was bound to
 
-    def __post_init__(self) -> None:
-        self._sure: tuple[Any, sure.Sure] | None = None  # and the settings that it is for
-
-    def sure(self) -> sure.Sure:
+    def bound(self) -> BoundPolicy:
         """What is done about confidence with the present settings."""
-        from likely.lm.confidence import CHAT_DEFAULTS, system_of
+        from likely.lm.confidence import system_of
+        from likely.lm.options import CHAT_DEFAULTS
 
-        settings = {**CHAT_DEFAULTS, **self.settings}
-        key = (settings, system_of(self.messages))
-        if self._sure is None or self._sure[0] != key:
-            self.close()
-            self._sure = key, sure.prepare(self.model, settings, key[1], **self.wanted)
-        return self._sure[1]
-
-    def close(self) -> None:
-        """Close what was opened beside the model."""
-        if self._sure is not None:
-            self._sure[1].close()
+        key = ({**CHAT_DEFAULTS, **self.settings}, system_of(self.messages))
+        if self._bound is None or self._bound[0] != key:
+            self._bound = key, conf.bind(self.model, *key)
+        return self._bound[1]
 
     @property
     def interactive(self) -> bool:
@@ -139,8 +130,7 @@ class Conversation:
 
     def check(self) -> None:
         """Refuse at once a model that cannot chat."""
-        if hasattr(self.model, "render"):
-            self.model.render([*self.messages[:1], {"role": "user", "content": "Hello"}][-2:])
+        self.model.stream([*self.messages[:1], _HELLO][-2:], **self.settings).close()
 
     def run(self) -> None:
         if self.interactive:
@@ -199,22 +189,18 @@ class Conversation:
         from likely.lm.extract import why_incomplete
 
         self.messages.append({"role": "user", "content": text})
-        stream, gated = None, self.wanted.get("at_least") is not None or self.wanted.get("risk") is not None
+        stream = None
         try:
             stream = self.model.stream_chat(self.messages, **self.settings)
             if self.show_prompt:
                 typer.echo(stream.prompt, err=True)
-            decide = self.sure()
-            whole = self.as_json or not forms.streams(self.settings) or decide.gate is not None
+            whole = self.as_json or not forms.streams(self.settings) or self.bound().rule is not None
             result = stream.finish() if whole else print_stream(stream)
-            decided = decide.decide(result, lambda other: other.chat(self.messages, task=decide.task, **self.settings))
-            result = decided.answer
-            if whole and not self.as_json and decided.by is not None:
+            if whole and not self.as_json and not result.abstained:
                 typer.echo(for_terminal(result.text))
         except KeyboardInterrupt:
-            result, decided = stream.result if stream is not None else None, None
-            if gated or not self.interactive:  # a text that has not passed the gate is no answer
-                result = None
+            # a text of which nobody knows whether it reaches the threshold is no answer
+            result = stream.result if stream is not None and not self.model.confidence.has_threshold else None
             if not self.interactive:
                 self.messages.pop()
                 raise
@@ -227,16 +213,14 @@ class Conversation:
         if result is None:
             self.messages.pop()
             return
-        if decided is not None and decided.by is None:
+        if result.abstained:
             self.messages.pop()  # the question was not answered: it is no part of the conversation
         else:
             self.messages.append({"role": "assistant", "content": result.text})
         if self.as_json:
-            fields = result.to_dict() if decided is None else decided.fields()
-            print_json({**opt.origin(self.model), "question": text, **fields})
+            print_json({**opt.origin(self.model), "question": text, **result.to_dict()})
         else:
-            for line in decided.notes() if decided is not None else ():
-                typer.echo(line, err=True)
+            conf.tell(result)
         if self.stats:
             opt.print_stats(result)
         if why := why_incomplete(result):
@@ -290,10 +274,6 @@ class Conversation:
         self.settings |= change
 
     def show(self) -> None:
-        from likely.errors import CapabilityError
-
-        if not hasattr(self.model, "render"):
-            raise CapabilityError("the server applies its own chat template and does not show it; /history may help")
         typer.echo(self.model.render(self.messages or [_HELLO]).text, err=True)
 
     def history(self) -> None:

@@ -66,11 +66,11 @@ def complete(
 
     buffer = CodeBuffer.from_file(file, line, column, project_root=project or "")
     names = () if monitors == "none" else tuple(name.strip() for name in monitors.split(","))
-    given = opt.parse_settings(settings)
+    given = {"stop": stop, "choose": choose, **opt.parse_settings(settings)}
     with opt.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
         found = lm.complete_code(
-            buffer, monitors=names, provider=_server(server, project, limit), max_tokens=max_tokens, stop=stop,
-            choose=choose, limit_s=limit, temperature=temperature, seed=seed, **given,
+            buffer, monitors=names, provider=_server(server, project, limit), max_tokens=max_tokens, limit_s=limit,
+            temperature=temperature, seed=seed, **given,
         )  # fmt: skip
         if as_json:
             print_json({**opt.origin(lm), "file": str(file), "cursor": buffer.cursor, **found.to_dict()})

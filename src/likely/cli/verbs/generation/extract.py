@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,8 +72,6 @@ def extract(
 
       likely extract --schema person.json < documents.jsonl > people.jsonl
     """
-    from likely.lm.extract import extract as extract_documents
-
     if schema is None:
         raise typer.BadParameter("say what to extract: a file with a JSON Schema", param_hint="--schema")
     if text is not None and file is not None:
@@ -104,7 +102,7 @@ def extract(
             return
         if show_prompt:
             _show_prompt(lm, text, wanted, instruction, given)
-        found = extract_documents(lm, text, schema=wanted, instruction=instruction, **given)
+        found = lm.extract(text, schema=wanted, instruction=instruction, **given)
         _print_one(lm, found, show, as_json, text)
         if see and html is not None and found.result is not None:
             seeing.present(lm, [found.result], show=False, html=html, title="likely extract", prompt=text)
@@ -172,17 +170,17 @@ def _extract_file(
     """Every line that has no result in `output` yet."""
     from likely.cli.printing import progress
     from likely.errors import LikelyError
+    from likely.io.hashes import fingerprint
     from likely.io.jsonl import Results, chunked, unfinished
-    from likely.lm.batch import BATCH, fingerprint
     from likely.lm.extract import INSTRUCTION
+    from likely.lm.questions import BATCH
 
     made_with = {**options, "schema": schema, "instruction": instruction or INSTRUCTION}
     header = {
         **opt.origin(lm), "kind": "extract", "template": _template(lm), "settings": made_with,
         "settings_hash": fingerprint(made_with),
     }  # fmt: skip
-    if hasattr(lm, "extraction"):
-        lm.extraction("?", schema=schema, instruction=instruction, **options)
+    lm.preview_extraction("?", schema=schema, instruction=instruction, **options)
     quiet = show and output is None
     failed: list[str] = []
     with nullcontext(None) if quiet else Results(output, header, overwrite=overwrite) as results:
@@ -218,22 +216,14 @@ def _found(
     show_prompt: bool,
 ) -> Iterator[tuple[Line, dict[str, Any], Extracted]]:  # fmt: skip
     """(line, what its result carries, what it gave), in the order of the lines."""
-    from likely.lm.extract import extract_batch, extract_remote
-
-    read = [[(line, *document_of(line, name)) for line in chunk] for chunk in chunks]
+    read = [(line, *document_of(line, name)) for chunk in chunks for line in chunk]
     if show_prompt:
-        for _, document, _ in (each for batch in read for each in batch):
+        for _, document, _ in read:
             _show_prompt(lm, document, schema, instruction, options)
-    if not hasattr(lm, "loop"):
-        for line, document, carried in (each for batch in read for each in batch):
-            yield line, carried, extract_remote(lm, document, schema, instruction, options)
-        return
-    with closing(lm.loop()) as loop:
-        for batch in read:
-            documents = [document for _, document, _ in batch]
-            results = extract_batch(lm, loop, documents, schema, instruction, options)
-            for (line, _, carried), found in zip(batch, results, strict=True):
-                yield line, carried, found
+    documents = [document for _, document, _ in read]
+    results = lm.extract_each(documents, schema=schema, instruction=instruction, **options)
+    for (line, _, carried), found in zip(read, results, strict=True):
+        yield line, carried, found
 
 
 def _errors_in(path: Path) -> int:
@@ -245,10 +235,7 @@ def _errors_in(path: Path) -> int:
 
 def _template(lm: Any) -> str | None:
     """Hash of what turns a prompt into the model's text; None where a server does that, and for base models."""
-    from likely.lm.batch import fingerprint
-    from likely.lm.model import Model
-
-    return fingerprint(lm.template.source) if isinstance(lm, Model) and lm.template is not None else None
+    return lm.template_hash if getattr(lm, "template", None) is not None else None
 
 
 def _print_one(lm: Any, found: Extracted, show: bool, as_json: bool, text: str) -> None:
@@ -269,12 +256,8 @@ def _print_one(lm: Any, found: Extracted, show: bool, as_json: bool, text: str) 
 
 def _show_prompt(lm: Any, document: str, schema: Any, instruction: str | None, options: dict[str, Any]) -> None:
     from likely.cli.printing import for_terminal
-    from likely.lm.extract import extraction_prompt
 
-    if hasattr(lm, "extraction"):
-        text = lm.extraction(document, schema=schema, instruction=instruction, **options)[1].text
-    else:
-        text = extraction_prompt(document, schema, instruction)
+    text = lm.preview_extraction(document, schema=schema, instruction=instruction, **options)
     typer.echo(for_terminal(text, err=True), err=True)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from likely.cli import confidence as sure
+from likely.cli import confidence as conf
 from likely.cli import options as opt
 
 MIB = 2**20
@@ -41,8 +41,14 @@ def serve(
     drafter: Annotated[
         str | None, typer.Option("--drafter", help="Guess ahead in every request that names no drafter of its own.")
     ] = None,
-    calibrator: sure.CalibratorOption = None,
-    task: sure.TaskOption = "default",
+    calibrator: conf.AnswerCalibratorOption = None,
+    task: conf.TaskOption = "default",
+    at_least: conf.AtLeastOption = None,
+    risk: conf.RiskOption = None,
+    delta: conf.DeltaOption = 0.1,
+    fallback: Annotated[
+        str | None, typer.Option("--fallback", help="Model or URL that chats below their threshold may ask instead.")
+    ] = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
 ) -> None:
@@ -65,17 +71,15 @@ def serve(
     import uvicorn
 
     from likely.calibration.calibrator import Calibrator
-    from likely.calibration.store import check_task
-    from likely.lm.confidence import KEPT
     from likely.serving.api.app import create_app
-    from likely.serving.limits import Limits
+    from likely.serving.limits import ServerLimits
 
     key = _key(api_key_env)
     opt.drafting(drafter, "auto")
-    check_task(task)
+    wanted = conf.options(calibrator, task, at_least, risk, delta)
     if calibrator is not None:
         Calibrator.load(calibrator).check_answers()  # a wrong file is refused now
-    limits = Limits(max_queue=max_queue, max_body_bytes=max_body * MIB, deadline_s=deadline)
+    limits = ServerLimits(max_queue=max_queue, max_body_bytes=max_body * MIB, deadline_s=deadline)
     listener = _listen(host, port)
     with (
         listener,
@@ -83,9 +87,10 @@ def serve(
     ):
         if drafter is not None:
             lm.drafter(drafter)  # a wrong file or model is refused now
-            lm.default_drafter = drafter
-        lm.share_memory = False  # what clients choose by name learns from their own request alone
-        app = create_app(lm, limits=limits, api_key=key, calibrator=calibrator or KEPT, task=task)
+            lm.drafters.default = drafter
+        lm.drafters.share_memory = False  # what clients choose by name learns from their own request alone
+        other = None if fallback is None else lm.beside(fallback)  # a wrong file is refused now
+        app = create_app(lm, limits=limits, api_key=key, fallback=other, **wanted)
         _print_address(host, listener.getsockname()[1], key is not None, api_key_env)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=3, server_header=False

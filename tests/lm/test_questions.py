@@ -6,8 +6,10 @@ from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.errors import DataError
-from likely.lm.batch import answer_batch, fingerprint, question_of
+from likely.io.hashes import fingerprint
 from likely.lm.model import Model
+from likely.lm.outcomes import outcomes
+from likely.lm.questions import question_of
 from likely.models.load import ModelInfo
 from likely.runtimes.toy import CharTokenizer, ToyRuntime
 
@@ -55,8 +57,8 @@ def test_a_batch_comes_in_the_order_asked_each_as_if_alone():
     def loop():
         return Loop(runtime, tokenizer.token_bytes, frozenset())
 
-    together = list(answer_batch(model, loop(), requests))
+    together = [answer for [answer] in outcomes(loop(), requests, model.generation)]
     assert [len(answer.token_ids) for answer in together] == lengths
     for request, answer in zip(requests, together, strict=True):
-        [alone] = answer_batch(model, loop(), [request])
+        [[alone]] = outcomes(loop(), [request], model.generation)
         assert (alone.token_ids, alone.token_logprobs) == (answer.token_ids, answer.token_logprobs)

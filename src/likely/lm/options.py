@@ -1,0 +1,106 @@
+"""What the verbs of a model take: the settings of `decoding.options`, and those of guided text, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from likely.decoding.options import OPTIONS as DECODING
+from likely.decoding.options import DecodingOptions, Option, SamplingOptions, table
+
+if TYPE_CHECKING:
+    from likely.code.analysis.members import Analyses, MemberProvider
+    from likely.code.monitors.monitor import AcrossTrigger, Monitor
+    from likely.guided.contrast import Contrast
+    from likely.guided.settings import OnUnsupported, Whitespace
+
+ASK_DEFAULTS: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 256}
+CHAT_DEFAULTS: Mapping[str, Any] = {"temperature": 0.2, "top_p": 0.9, "max_tokens": 512}
+EXTRACT_DEFAULTS: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 512}
+
+FORMS = table(
+    Option("schema", None, "JSON Schema, pydantic model, dataclass or type: the text is JSON that obeys it"),
+    Option("regex", None, "the whole text matches it"),
+    Option("grammar", None, "a Lark grammar whose rule start the text follows"),
+    Option("choices", None, "the text is one of these"),
+)
+FORM_SETTINGS = table(
+    Option("backend", "llguidance", "llguidance, xgrammar or reference"),
+    Option("whitespace", "compact", "in JSON: compact, single or any"),
+    Option("on_unsupported", "error", "keywords that cannot be enforced: error, validate or ignore"),
+    Option("retries", 3, "other samples, where a text breaks its schema"),
+    Option("close_on_budget", True, "leave out tokens after which the text could not be completed in max_tokens"),
+    Option("extra_properties", False, "whether objects may have properties that the schema does not list"),
+    Option("max_string", None, "bound of strings where the schema has none"),
+    Option("max_items", None, "bound of arrays where the schema has none"),
+    Option("max_number_digits", None, "bound of numbers where the schema has none"),
+)
+SAMPLER = table(
+    Option("sampler", "local", "local masks token by token; importance, smc, rejection: p(text | form)"),
+    Option("particles", 64, "texts of importance and smc"),
+    Option("max_tries", 1024, "rejection: most texts per prompt"),
+)
+OPTIONS: Mapping[str, Option] = {
+    **DECODING, **FORMS, **FORM_SETTINGS, **SAMPLER,
+    **table(
+        Option("contrast", None, "a guided.contrast.Contrast with a negative prompt or a weaker model", of_tokens=True),
+        Option("heal", False, "write the last tokens of a raw prompt anew, so that they may join what follows"),
+    ),
+}  # fmt: skip
+
+
+class FormOptions(DecodingOptions, total=False):
+    """How a text is decoded and how its form is held: fields of `guided.form.FormSettings`, and a contrast."""
+
+    backend: Literal["llguidance", "xgrammar", "reference"]
+    whitespace: Whitespace
+    on_unsupported: OnUnsupported
+    retries: int
+    close_on_budget: bool
+    extra_properties: bool
+    max_string: int | None
+    max_items: int | None
+    max_number_digits: int | None
+    contrast: Contrast | None
+
+
+class ExtractOptions(FormOptions, total=False):
+    """What `extract` takes beside the schema; instruction: what to look for, in place of `extract.INSTRUCTION`."""
+
+    instruction: str | None
+
+
+class TextOptions(FormOptions, total=False):
+    """What any text takes; at most one of these four says what it must look like."""
+
+    schema: Any
+    regex: str | None
+    grammar: str | None
+    choices: Sequence[str] | None
+
+
+class GenerateOptions(TextOptions, total=False):
+    """What `generate` takes; sampler, particles, max_tries: fields of `guided.conditional_sampling.SamplerSettings`."""
+
+    heal: bool
+    sampler: Literal["local", "importance", "smc", "rejection"]
+    particles: int
+    max_tries: int
+
+
+class CodeOptions(SamplingOptions, total=False):
+    """What `complete_code` takes; see `code.complete.complete_code`."""
+
+    monitors: Sequence[str | Monitor]
+    provider: MemberProvider | Analyses | None
+    max_tokens: int
+    stop: Literal["line", "method", "none"]
+    choose: Literal["greedy", "exact"]
+    policy: Literal["hard", "soft"]
+    penalty: float
+    across_trigger: AcrossTrigger
+    unknown: Literal["free", "strict"]
+    prompt_tokens: int | None
+    limit_s: float
+    drafter: Any
+    draft_budget: int | Literal["auto"]
