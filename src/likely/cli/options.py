@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -61,22 +61,28 @@ def open_model(
     threads: int | None = None, **options: Any,
 ) -> Model | RemoteModel:  # fmt: skip
     """`likely.load` with the options that were given, its warnings on stderr."""
-    import warnings
-
     from likely.lm.api import load
 
     for key, value in (("context", context), ("threads", threads)):
         if value is not None:
             options[key] = value
-    with warnings.catch_warnings(record=True) as caught, ExitStack() as shown:
-        warnings.simplefilter("always")
+    with warnings_shown(), ExitStack() as shown:
         if runtime in ("native", "auto"):
             options["progress"] = _first_use(shown)
-        model = load(name, runtime=runtime, dtype=dtype, **options)
+        return load(name, runtime=runtime, dtype=dtype, **options)
+
+
+@contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Warnings for users become lines on stderr."""
+    import warnings
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
     for warning in caught:
         if issubclass(warning.category, UserWarning):
             typer.echo(f"Warning: {warning.message}", err=True)
-    return model
 
 
 def _first_use(shown: ExitStack) -> Callable[[int, int], None]:
