@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from likely.io.jsonl import Line
 
 
-def register(app: typer.Typer) -> None:
-    app.command("choices")(choices)
-
-
 def choices(
     file: Annotated[str, typer.Argument(help='JSONL (.gz, too) of {"question", "choices": [...], "answer"}.')],
     model: options.ModelOption = options.DEFAULT,

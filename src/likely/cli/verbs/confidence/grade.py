@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 KEYS = "y right, n wrong, s skip, u undo, q quit"
 
 
-def register(app: typer.Typer) -> None:
-    app.command("grade")(grade)
-
-
 def grade(
     file: Annotated[str, typer.Argument(help="Answers file that `likely ask FILE -o` wrote.")],
     by: Annotated[

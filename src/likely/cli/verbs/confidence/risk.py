@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from likely.prompting.tables.task import TableTask
 
 
-def register(app: typer.Typer) -> None:
-    app.command("risk")(risk)
-
-
 def risk(
     table: Annotated[str, typer.Argument(help="CSV (.tsv, .jsonl, .gz, too) with a header line.")],
     task: Annotated[str, typer.Option("--task", help="A ready task (adult) or a TOML file that describes one.")],

@@ -20,10 +20,6 @@ CHEAP_REMOTE = ("g_nll", "mean_nll", "max_nll")  # a server gives no entropies
 BATCH = 16  # questions of one run of the model, and at most so many are asked again after a kill
 
 
-def register(app: typer.Typer) -> None:
-    app.command("uncertainty")(uncertainty)
-
-
 def uncertainty(
     question: Annotated[
         str | None,
@@ -34,7 +30,7 @@ def uncertainty(
     dtype: options.DtypeOption = None,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", help="An estimator (repeatable), or all.  [default: cheap ones]"),
+        typer.Option("--method", help="{estimators}, or all (repeatable).  [default: cheap ones]"),
     ] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Sampled answers, for methods that need them.")] = 10,
     beams: Annotated[int, typer.Option("--beams", min=1, help="Width of the beam search of m_nll.")] = 5,

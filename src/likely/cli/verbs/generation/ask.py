@@ -12,10 +12,6 @@ from likely.cli import options as opt
 from likely.cli import show as seeing
 
 
-def register(app: typer.Typer) -> None:
-    app.command("ask")(ask)
-
-
 def ask(
     question: Annotated[
         str | None,

@@ -27,10 +27,6 @@ HELP = """/help            this list
 A line that ends in \\ goes on; \"\"\" begins and ends a longer text. Ctrl-C stops an answer."""
 
 
-def register(app: typer.Typer) -> None:
-    app.command("chat")(chat)
-
-
 def chat(
     model: opt.ModelOption = opt.DEFAULT,
     runtime: opt.RuntimeOption = None,

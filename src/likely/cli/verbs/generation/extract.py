@@ -26,10 +26,6 @@ RESULTS = (
 )  # fmt: skip
 
 
-def register(app: typer.Typer) -> None:
-    app.command("extract")(extract)
-
-
 def extract(
     file: Annotated[
         str | None,

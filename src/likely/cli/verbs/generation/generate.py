@@ -11,10 +11,6 @@ from likely.cli import options as opt
 from likely.cli import show as seeing
 
 
-def register(app: typer.Typer) -> None:
-    app.command("generate")(generate)
-
-
 def generate(
     prompt: Annotated[str | None, typer.Argument(help='Text to continue; "-" or a pipe reads standard input.')] = None,
     model: opt.ModelOption = opt.DEFAULT,

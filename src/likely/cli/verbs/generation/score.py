@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from likely.io.jsonl import Line
 
 
-def register(app: typer.Typer) -> None:
-    app.command("score")(score)
-
-
 def score(
     file: Annotated[
         str | None, typer.Argument(help='JSONL of {"prompt", "answers": [...]} or {"prompt", "answer"}; "-": stdin.')

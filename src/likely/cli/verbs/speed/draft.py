@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from likely.cli import options as opt
+from likely.cli import options
+from likely.cli.help import VerbCommand
 
 if TYPE_CHECKING:
     from likely.tokenizers.protocol import Tokenizer
@@ -59,25 +60,22 @@ KINDS: dict[str, tuple[Callable[[Tokens, int, dict[str, Any]], Memory], tuple[st
 }
 
 
-def register(app: typer.Typer) -> None:
-    group = typer.Typer(
-        no_args_is_help=True, rich_markup_mode=None, help="Build and show the memories of drafters (--drafter)."
-    )
-    group.command("build")(build)
-    group.command("show")(show)
-    app.add_typer(group, name="draft")
+verbs = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Build and show the memories of drafters (--drafter)."
+)
 
 
+@verbs.command("build", cls=VerbCommand)
 def build(
     corpus: Corpus,
     output: Output,
     kind: Kind = "trigram",
-    model: opt.ModelOption = opt.DEFAULT,
+    model: options.ModelOption = options.DEFAULT,
     field: Field = "text",
     settings: Settings = None,
-    limit: opt.LimitOption = None,
+    limit: options.LimitOption = None,
     overwrite: Overwrite = False,
-    as_json: opt.JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Build a memory for the tokens of a model from a corpus of texts.
 
@@ -92,13 +90,13 @@ def build(
     from likely.cli.printing import print_json, progress
 
     make, allowed = _checked_kind(kind)
-    chosen = _checked_settings(kind, allowed, opt.parse_settings(settings))
+    chosen = _checked_settings(kind, allowed, options.parse_settings(settings))
     for path in corpus:
-        opt.refuse_same_file(str(path), output)
-    opt.refuse_existing(output, overwrite)
+        options.refuse_same_file(str(path), output)
+    options.refuse_existing(output, overwrite)
     found = _texts(corpus, field, limit)
-    with opt.local_model(model) as lm:
-        tokenizer, vocab_size, origin = lm.tokenizer, lm.runtime.vocab_size, opt.origin(lm)
+    with options.local_model(model) as lm:
+        tokenizer, vocab_size, origin = lm.tokenizer, lm.runtime.vocab_size, options.origin(lm)
         with progress(len(found), "tokens", unit="texts") as tick:
             texts = list(_encoded(found, tokenizer, tick))
         memory = make(texts, vocab_size, chosen)
@@ -185,7 +183,8 @@ def _encoded(texts: Sequence[str], tokenizer: Tokenizer, tick: Callable[[int], N
         tick(1)
 
 
-def show(file: Annotated[Path, typer.Argument(help="A memory file.")], as_json: opt.JsonOption = False) -> None:
+@verbs.command("show", cls=VerbCommand)
+def show(file: Annotated[Path, typer.Argument(help="A memory file.")], as_json: options.JsonOption = False) -> None:
     """Show what a memory file is: its kind, tokenizer, size and entries.
 
     Examples:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options as opt
+from likely.cli import options
 
 if TYPE_CHECKING:
     from likely.decoding.drafting.protocol import DraftSource
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 CURVE = (1, 2, 4, 8, 16, 32)
 PLAIN, CORPUS = ("lookup", "copy", "suffix", "trigram"), ("ngram",)  # the second kind must know the vocabulary
-
-
-def register(app: typer.Typer) -> None:
-    app.command("replay")(replay)
 
 
 def replay(
@@ -35,14 +31,14 @@ def replay(
         str | None,
         typer.Option("--model", "-m", help="Whose tokenizer and chat template; text needs one.  [default: smollm2]"),
     ] = None,
-    limit: opt.LimitOption = None,
+    limit: options.LimitOption = None,
     plot: Annotated[
         str | None,
         typer.Option(
             "--plot", metavar="FILE|terminal", help="Also replay budgets 1 to 32: a .png, .svg or .pdf, or bars."
         ),
     ] = None,
-    as_json: opt.JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Tokens per call that drafters would have reached on recorded answers: exact for greedy and keyed decoding.
 
@@ -80,7 +76,7 @@ def replay(
         budgets = list(dict.fromkeys([budget, *(CURVE if plot else ())]))
         with progress(len(traces) * len(makers) * len(budgets), "replaying", unit="traces") as tick:
             found = replay_all(makers, traces, budgets=budgets, progress=tick)
-        origin = opt.origin(lm) if lm else {}
+        origin = options.origin(lm) if lm else {}
     finally:
         if lm:
             lm.close()
@@ -137,7 +133,7 @@ def _model(name: str | None, records: Sequence[Recorded]) -> Model | None:
     """The model whose tokens are replayed; none is needed where all lines are ids."""
     if name is None and not any(record.is_text for record in records):
         return None
-    return opt.local_model(name or opt.DEFAULT)
+    return options.local_model(name or options.DEFAULT)
 
 
 def _tokens(records: Sequence[Recorded], lm: Model | None) -> list[Trace]:
