@@ -22,7 +22,7 @@ from likely.io.jsonl import CHUNK, Line, Results, chunked, read_checked, read_li
 T = TypeVar("T")
 Advance = Callable[[int], None]
 Chunks = Sequence[Sequence[Line]]
-Work = Callable[[Chunks, Advance], Iterator[tuple[Line, Mapping[str, Any]]]]
+LineWork = Callable[[Chunks, Advance], Iterator[tuple[Line, Mapping[str, Any]]]]
 
 
 @dataclass(eq=False)
@@ -47,7 +47,7 @@ class FileRun(Generic[T]):
         return self.items[line.number]
 
     def run(
-        self, header: Mapping[str, Any], work: Work, *, label: str = "", unit: str = "lines", size: int = CHUNK,
+        self, header: Mapping[str, Any], work: LineWork, *, label: str = "", unit: str = "lines", size: int = CHUNK,
         count: Callable[[Line], int] | None = None, stdout: bool = True, keep: bool = False,
     ) -> None:  # fmt: skip
         """Do every line that has no result yet and write its record at once.
@@ -94,8 +94,8 @@ class FileRun(Generic[T]):
 
     def by_chunks(
         self, work: Callable[[Sequence[Line], Advance], Sequence[Mapping[str, Any]]], *, skip: bool = False
-    ) -> Work:
-        """Work that takes a chunk at a time and gives a record per line.
+    ) -> LineWork:
+        """LineWork that takes a chunk at a time and gives a record per line.
 
         A line that the model refuses is named: DataError, or with `skip` it is left out and counted.
         """

@@ -53,7 +53,7 @@ BudgetOption = Annotated[
 ]
 StatsOption = Annotated[bool, typer.Option("--stats", help="Calls, drafts and time, to stderr.")]
 StopOption = Annotated[list[str] | None, typer.Option("--stop", help="A string that ends the text (repeatable).")]
-Settings = Annotated[
+SettingsOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any other setting of generate: {sampling}, beams, ..."),
 ]

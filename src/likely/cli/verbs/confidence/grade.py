@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -117,17 +116,10 @@ def _by_rule(line: Line, where: str, by: str, is_right: Callable[[Mapping[str, A
 
 
 def graded_record(line: Line, correct: bool, by: str) -> dict[str, Any]:
-    """The answer's fields, its place in the answers file, the decision, and p(answer | question) as raw confidence."""
-    logprob = line.record.get("sequence_logprob")
-    return {
-        **line.record,
-        "line": line.number,
-        "input": line.digest,
-        "confidence": line.record.get("confidence"),
-        "raw_confidence": math.exp(logprob) if isinstance(logprob, int | float) else None,
-        "correct": int(correct),
-        "graded_by": by,
-    }
+    """The graded answer, and its place in the answers file."""
+    from likely.metrics.grading import graded
+
+    return {**graded(line.record, correct, by), "line": line.number, "input": line.digest}
 
 
 # --- a person ---------------------------------------------------------------------------------------------------------

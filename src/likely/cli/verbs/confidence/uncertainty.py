@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -154,61 +153,16 @@ def _header(lm: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measured(
-    lm: Any,
-    questions: Sequence[str],
-    systems: Sequence[str | None],
-    settings: Mapping[str, Any],
-    tick: Callable[[int], None],
+    lm: Any, questions: Sequence[str], systems: Sequence[str | None], settings: Mapping[str, Any], advance: Advance
 ) -> list[dict[str, Any]]:
     """Per question the answer and every wanted value; null where there is none."""
-    import warnings
+    from likely.uncertainty.answers import answer_and_estimate
 
-    from likely.uncertainty.plan import estimate, gather
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        gathered = gather(
-            lm,
-            questions,
-            needs=[*settings["methods"], "greedy"],
-            samples=settings["samples"],
-            beams=settings["beams"],
-            max_tokens=settings["max_tokens"],
-            seed=settings["seed"],
-            stop=settings["stop"],
-            questions=True,
-            system=systems,
-            progress=tick,
+    names = ("methods", "samples", "beams", "clusters", "max_tokens", "seed", "stop")
+    with options.warnings_shown():
+        return answer_and_estimate(
+            lm, questions, system=systems, progress=advance, **{name: settings[name] for name in names}
         )
-    for warning in caught:
-        typer.echo(f"Warning: {warning.message}", err=True)
-    values = estimate(gathered, settings["methods"], clusterer=_clusterer(settings["clusters"], lm))
-    greedy = gathered.texts("greedy")
-    out = []
-    for i in range(gathered.n):
-        record = {
-            "text": greedy.texts[i],
-            "finish_reason": greedy.finish_reasons[i],
-            "sequence_logprob": float(greedy.logprobs[i]),
-            "token_logprobs": greedy.token_logprobs[i].tolist(),
-            "confidence": None,
-            "uncertainty": {name: _number(found.values[i]) for name, found in values.items()},
-            "cut": sorted(name for name, u in values.items() if u.truncated is not None and u.truncated[i]),
-        }
-        if gathered.samples is not None:
-            record["samples"] = [gathered.samples.texts[k] for k in gathered.samples.of(i)]
-        out.append(record)
-    return out
-
-
-def _clusterer(name: str, lm: Any) -> Any:
-    from likely.uncertainty.clusters import EXACT, NUMBER, by_model, lexical
-
-    return {"exact": lambda: EXACT, "number": lambda: NUMBER, "lexical": lexical, "model": lambda: by_model(lm)}[name]()
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _one(lm: Any, question: str, settings: Mapping[str, Any], as_json: bool) -> None:
@@ -230,16 +184,10 @@ def _report(records: Sequence[Mapping[str, Any]], header: Mapping[str, Any], fil
     """How well each estimator tells right answers from wrong ones."""
     from likely.cli.printing import print_json
     from likely.metrics.intervals import Accuracy
-    from likely.metrics.ranking import discrimination
+    from likely.uncertainty.answers import compare_estimators
 
     accuracy = Accuracy(sum(r["correct"] for r in records), len(records))
-    found = {
-        name: discrimination(
-            [r["uncertainty"].get(name) for r in records], [r["correct"] for r in records],
-            sure_is=header["sure_is"][name],
-        )
-        for name in header["settings"]["methods"]
-    }  # fmt: skip
+    found = compare_estimators(records, header["settings"]["methods"])
     if as_json:
         print_json({**header, "file": file, **accuracy.to_dict(), "estimators": found})
         return

@@ -41,7 +41,7 @@ def ask(
     drafter: opt.DrafterOption = None,
     draft_budget: opt.BudgetOption = "auto",
     stats: opt.StatsOption = False,
-    settings: opt.Settings = None,
+    settings: opt.SettingsOption = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
     show_prompt: opt.ShowPrompt = False,

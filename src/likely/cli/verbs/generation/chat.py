@@ -50,7 +50,7 @@ def chat(
     drafter: opt.DrafterOption = None,
     draft_budget: opt.BudgetOption = "auto",
     stats: opt.StatsOption = False,
-    settings: opt.Settings = None,
+    settings: opt.SettingsOption = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
     show_prompt: opt.ShowPrompt = False,

@@ -39,7 +39,7 @@ def complete(
     max_tokens: options.MaxTokens = 128,
     temperature: options.TemperatureOption = 0.0,
     seed: options.SeedOption = 0,
-    settings: options.Settings = None,
+    settings: options.SettingsOption = None,
     context: options.ContextOption = None,
     threads: options.ThreadsOption = None,
     as_json: options.JsonOption = False,

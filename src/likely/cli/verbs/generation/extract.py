@@ -47,7 +47,7 @@ def extract(
     limit: options.LimitOption = None,
     drafter: options.DrafterOption = None,
     draft_budget: options.BudgetOption = "auto",
-    settings: options.Settings = None,
+    settings: options.SettingsOption = None,
     context: options.ContextOption = None,
     threads: options.ThreadsOption = None,
     show_prompt: options.ShowPrompt = False,

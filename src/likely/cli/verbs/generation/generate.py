@@ -31,7 +31,7 @@ def generate(
     drafter: opt.DrafterOption = None,
     draft_budget: opt.BudgetOption = "auto",
     stats: opt.StatsOption = False,
-    settings: opt.Settings = None,
+    settings: opt.SettingsOption = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
     show: seeing.ShowOption = False,

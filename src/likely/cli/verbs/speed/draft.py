@@ -15,36 +15,37 @@ if TYPE_CHECKING:
     from likely.tokenizers.protocol import Tokenizer
 
 PIECE = 100_000  # characters of a .txt file that become tokens at a time
-Tokens = list[list[int]]
 
-Corpus = Annotated[list[Path], typer.Argument(help="JSONL (or .jsonl.gz) with one text per line, or .txt files.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The memory file to write.")]
-Kind = Annotated[str, typer.Option("--kind", help="trigram, ngram or suffix.")]
-Field = Annotated[str, typer.Option("--field", help="The field of a JSONL line that holds the text.")]
-Settings = Annotated[
+CorpusArgument = Annotated[
+    list[Path], typer.Argument(help="JSONL (or .jsonl.gz) with one text per line, or .txt files.")
+]
+MemoryOption = Annotated[Path, typer.Option("--output", "-o", help="The memory file to write.")]
+KindOption = Annotated[str, typer.Option("--kind", help="trigram, ngram or suffix.")]
+FieldOption = Annotated[str, typer.Option("--field", help="The field of a JSONL line that holds the text.")]
+KindSettings = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting of the kind, e.g. -s top=4 -s min_count=2."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
+ReplaceOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
 
 
 class Memory(Protocol):
     def save(self, path: str | Path, *, tokenizer: str) -> None: ...
 
 
-def _trigram(texts: Tokens, vocab_size: int, settings: dict[str, Any]) -> Memory:
+def _trigram(texts: list[list[int]], vocab_size: int, settings: dict[str, Any]) -> Memory:
     from likely.decoding.drafting.trigram.drafter import TrigramMemory
 
     return TrigramMemory.from_texts(texts, vocab_size=vocab_size, **settings)
 
 
-def _ngram(texts: Tokens, vocab_size: int, settings: dict[str, Any]) -> Memory:
+def _ngram(texts: list[list[int]], vocab_size: int, settings: dict[str, Any]) -> Memory:
     from likely.decoding.drafting.ngram.drafter import NgramModel
 
     return NgramModel.from_texts(texts, vocab_size=vocab_size, **settings)
 
 
-def _suffix(texts: Tokens, vocab_size: int, settings: dict[str, Any]) -> Memory:
+def _suffix(texts: list[list[int]], vocab_size: int, settings: dict[str, Any]) -> Memory:
     from likely.decoding.drafting.suffix.drafter import SuffixMemory
 
     memory = SuffixMemory(**settings)
@@ -53,7 +54,7 @@ def _suffix(texts: Tokens, vocab_size: int, settings: dict[str, Any]) -> Memory:
     return memory
 
 
-KINDS: dict[str, tuple[Callable[[Tokens, int, dict[str, Any]], Memory], tuple[str, ...]]] = {
+KINDS: dict[str, tuple[Callable[[list[list[int]], int, dict[str, Any]], Memory], tuple[str, ...]]] = {
     "trigram": (_trigram, ("top", "min_count")),
     "ngram": (_ngram, ("order", "discount")),
     "suffix": (_suffix, ("max_tokens", "max_requests")),
@@ -67,14 +68,14 @@ verbs = typer.Typer(
 
 @verbs.command("build", cls=VerbCommand)
 def build(
-    corpus: Corpus,
-    output: Output,
-    kind: Kind = "trigram",
+    corpus: CorpusArgument,
+    output: MemoryOption,
+    kind: KindOption = "trigram",
     model: options.ModelOption = options.DEFAULT,
-    field: Field = "text",
-    settings: Settings = None,
+    field: FieldOption = "text",
+    settings: KindSettings = None,
     limit: options.LimitOption = None,
-    overwrite: Overwrite = False,
+    overwrite: ReplaceOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Build a memory for the tokens of a model from a corpus of texts.
@@ -110,7 +111,7 @@ def build(
     typer.echo(f"use it with --drafter {kind}:{output}")
 
 
-def _checked_kind(kind: str) -> tuple[Callable[[Tokens, int, dict[str, Any]], Memory], tuple[str, ...]]:
+def _checked_kind(kind: str) -> tuple[Callable[[list[list[int]], int, dict[str, Any]], Memory], tuple[str, ...]]:
     from likely.errors import nearest
 
     if kind not in KINDS:
