@@ -120,7 +120,7 @@ def fingerprint(value: Any) -> str:
 
 
 # how fast an answer came, which is not what it is: a second run gives other values
-NOT_KEPT = ("seconds", "target_calls", "proposed", "accepted", "sample", "prompt", "system_folded")
+NOT_KEPT = ("seconds", "target_calls", "tokens_per_call", "proposed", "accepted", "sample", "prompt", "system_folded")
 
 
 def answer_record(question: Question, answer: Generation) -> dict[str, Any]:

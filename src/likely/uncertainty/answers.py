@@ -57,7 +57,7 @@ def answer_and_estimate(
 
 
 def compare_estimators(records: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """How well each estimator tells right answers from wrong ones: `discrimination` of records with "correct" 0 or 1."""
+    """How well each estimator tells right answers from wrong ones: `discrimination` of records with "correct"."""
     correct = [r["correct"] for r in records]
     return {
         name: discrimination([r["uncertainty"].get(name) for r in records], correct, sure_is=ESTIMATORS[name].sure_is)

@@ -67,7 +67,7 @@ def uncertainty(
       likely uncertainty questions.jsonl --method all --samples 10 --by exact --json
     """
     from likely.cli.file_run import read_file
-    from likely.cli.verbs.generation.ask_file import is_questions_file
+    from likely.cli.verbs.generation.questions import is_questions_file
     from likely.metrics.grading import grader
 
     settings: dict[str, Any] = {

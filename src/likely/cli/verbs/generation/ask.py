@@ -68,7 +68,7 @@ def ask(
       likely ask "Who wrote Faust?" --at-least 0.9 --fallback gemma3     (after likely calibrate fit)
     """
     from likely.cli.printing import for_terminal, print_json, print_stream
-    from likely.cli.verbs.generation.ask_file import ask_file, is_questions_file, read_questions
+    from likely.cli.verbs.generation.questions import ask_file, is_questions_file, read_questions
 
     see = seeing.wanted(show, html, as_json)
     file = question if is_questions_file(question) else None
