@@ -16,8 +16,11 @@ from typing import Any, Generic, TypeVar
 
 import typer
 
+from likely.cli.options import refuse_same_file
+from likely.cli.printing import progress
 from likely.errors import CapabilityError, DataError, LikelyError, RemoteError
 from likely.io.jsonl import CHUNK, Line, Results, chunked, read_checked, read_lines, unfinished
+from likely.io.whole_file import check_target
 
 T = TypeVar("T")
 Advance = Callable[[int], None]
@@ -57,8 +60,6 @@ class FileRun(Generic[T]):
         size    lines of a chunk;  count: steps of the progress bar per line, one if None
         stdout  without an output file records are printed, otherwise kept for `records`;  keep: kept, too
         """
-        from likely.cli.printing import progress
-
         printed = self.output is not None or stdout
         results = Results(self.output, dict(header), overwrite=self.overwrite) if printed else None
         with nullcontext() if results is None else results:
@@ -83,7 +84,8 @@ class FileRun(Generic[T]):
                 self._say("", results, "")
 
     def _say(self, first: str, results: Results, last: str) -> None:
-        typer.echo(f"{first}{len(results.done)} of {len(self.lines)} lines are in {self.output}{last}", err=True)
+        done = sum(line.number in results.done for line in self.lines)
+        typer.echo(f"{first}{done} of {len(self.lines)} lines are in {self.output}{last}", err=True)
 
     def records(self) -> list[dict[str, Any]]:
         """The records of these lines: those of the output, earlier runs' too, or those that were kept."""
@@ -95,7 +97,7 @@ class FileRun(Generic[T]):
     def by_chunks(
         self, work: Callable[[Sequence[Line], Advance], Sequence[Mapping[str, Any]]], *, skip: bool = False
     ) -> LineWork:
-        """LineWork that takes a chunk at a time and gives a record per line.
+        """Work that takes a chunk at a time and gives a record per line.
 
         A line that the model refuses is named: DataError, or with `skip` it is left out and counted.
         """
@@ -168,9 +170,6 @@ def input_name(file: str) -> str:
 
 def check_output(file: str, output: Path | None) -> None:
     """Refuse an output that would replace the input or cannot be written, before a model is loaded."""
-    from likely.cli.options import refuse_same_file
-    from likely.io.whole_file import check_target
-
     refuse_same_file(file, output)
     if output is not None and (not output.exists() or output.is_dir()):
         check_target(output)

@@ -23,7 +23,7 @@ def complete(
     ] = None,
     project: Annotated[Path | None, typer.Option("--project", help="Folder that imports are resolved from.")] = None,
     monitors: Annotated[
-        str, typer.Option("--monitors", help="{monitors}; several with commas between; none.")
+        str, typer.Option("--monitors", help="{monitors}, none; several with commas between.")
     ] = "dereference",
     stop: Annotated[str, typer.Option("--stop", help="Where to end: line, method, none.")] = "line",
     choose: Annotated[
