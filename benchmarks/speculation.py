@@ -11,7 +11,7 @@ import speculation_tasks
 
 import likely
 from likely.bench.speculation import Task, compare, overall
-from likely.cli.verbs.speed.bench_speculation import table
+from likely.cli.verbs.speed.speculation import table
 from likely.runtimes.machine import cores
 
 DRAFTERS = ("lookup", "copy", "suffix", "trigram", "auto")

@@ -89,7 +89,7 @@ def test_a_bad_line_is_named_before_the_model_loads(score, tmp_path: Path, monke
         assert reason in done.err
     path.write_bytes(line)
     done = score(path, "--on-error", "skip")
-    assert done.code == 1 and done.err.endswith(f"Error: none of the 1 lines of {path} can be scored\n")
+    assert done.code == 1 and done.err.endswith(f"Error: none of the 1 lines of {path} can be used\n")
 
 
 def test_bad_lines_are_left_out_and_counted(score, tiny: Path, tmp_path: Path) -> None:

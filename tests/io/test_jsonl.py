@@ -137,3 +137,27 @@ def test_taking_back_restores_every_earlier_state_of_the_file(source, tmp_path):
     with Results(target, HEADER) as results:
         assert [results.take_back() for _ in range(7)] == [6, 5, 4, 3, 2, 1, None]
     assert len(lines_of(target)) == 1
+
+
+def test_one_process_writes_at_a_time(source, tmp_path):
+    target = tmp_path / "out.jsonl"
+    with Results(target, HEADER), pytest.raises(DataError, match=r"out\.jsonl is being written by another process"):
+        Results(target, HEADER, overwrite=True)
+    run(source, target)
+    assert len(lines_of(target)) == 11
+
+
+def test_only_a_cut_header_is_begun_anew(source, tmp_path):
+    target = tmp_path / "notes.txt"
+    target.write_text("one line of notes, without an end")
+    with pytest.raises(DataError, match="not a results file"):
+        run(source, target)
+    assert target.read_text() == "one line of notes, without an end"
+    target.write_bytes(json.dumps(HEADER).encode()[:9])
+    run(source, target)
+    assert len(lines_of(target)) == 11
+
+
+def test_a_results_file_that_cannot_be_opened_is_one_line(tmp_path):
+    with pytest.raises(DataError, match=r"^cannot write .*No such file or directory$"):
+        Results(tmp_path / "no" / "out.jsonl", HEADER)

@@ -8,6 +8,9 @@ import sys
 
 def main() -> None:
     """Entry point of `likely`: exit codes 0 done, 1 the work failed, 2 wrong usage, 130 Ctrl-C."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this program
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     try:
         from likely.cli.app import run
 
@@ -18,6 +21,9 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk
+        print(f"Error: cannot write the output: {error.strerror or error}", file=sys.stderr)
+        code = 1
     # llama.cpp and torch keep worker threads; nothing is left to save, so leave without waiting for them
     sys.stderr.flush()
     os._exit(code)

@@ -10,11 +10,31 @@ from typing import Any
 import typer
 
 from likely import __version__
-from likely.cli.verbs.confidence import calibrate, choices, grade, risk, uncertainty
-from likely.cli.verbs.generation import ask, chat, complete, extract, generate, query, score
-from likely.cli.verbs.project import convert, datasets, eval_code, models, papers, plot, reproduce, serve
+from likely.cli.help import VerbCommand
+from likely.cli.verbs.confidence import calibrate
+from likely.cli.verbs.confidence.choices import choices
+from likely.cli.verbs.confidence.grade import grade
+from likely.cli.verbs.confidence.risk import risk
+from likely.cli.verbs.confidence.uncertainty import uncertainty
+from likely.cli.verbs.generation.ask import ask
+from likely.cli.verbs.generation.chat import chat
+from likely.cli.verbs.generation.complete import complete
+from likely.cli.verbs.generation.extract import extract
+from likely.cli.verbs.generation.generate import generate
+from likely.cli.verbs.generation.query import query
+from likely.cli.verbs.generation.score import score
+from likely.cli.verbs.project.convert import convert
+from likely.cli.verbs.project.datasets import datasets
+from likely.cli.verbs.project.eval_code import eval_code
+from likely.cli.verbs.project.models import models
+from likely.cli.verbs.project.papers import papers
+from likely.cli.verbs.project.plot import plot
+from likely.cli.verbs.project.reproduce import reproduce
+from likely.cli.verbs.project.serve import serve
 from likely.cli.verbs.prompts import prompts
-from likely.cli.verbs.speed import bench, draft, replay
+from likely.cli.verbs.speed import draft
+from likely.cli.verbs.speed.bench import bench
+from likely.cli.verbs.speed.replay import replay
 from likely.errors import LikelyError
 
 UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer re-exports only the subclass
@@ -50,32 +70,12 @@ def root(
 
 
 for verb in (
-    ask,
-    chat,
-    generate,
-    extract,
-    score,
-    choices,
-    complete,
-    grade,
-    calibrate,
-    uncertainty,
-    risk,
-    query,
-    prompts,
-    serve,
-    plot,
-    models,
-    datasets,
-    papers,
-    reproduce,
-    convert,
-    draft,
-    replay,
-    bench,
-    eval_code,
-):
-    verb.register(app)
+    ask, chat, generate, extract, score, choices, complete, grade, uncertainty, risk, query, serve, plot, models,
+    datasets, papers, reproduce, convert, replay, bench, eval_code,
+):  # fmt: skip
+    app.command(cls=VerbCommand)(verb)
+for group, verbs in (("calibrate", calibrate.verbs), ("prompts", prompts.verbs), ("draft", draft.verbs)):
+    app.add_typer(verbs, name=group)
 
 
 def run(arguments: Sequence[str]) -> int:

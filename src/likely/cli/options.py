@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -28,13 +28,23 @@ ModelOption = Annotated[
 ]
 RuntimeOption = Annotated[
     str | None,
-    typer.Option("--runtime", help="llamacpp, torch, native, or auto: the fastest measured.  [default: by the model]"),
+    typer.Option("--runtime", help="{runtimes}, or auto: the fastest measured.  [default: by the model]"),
 ]
-DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16 (torch, native), int8 (native).")]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="{dtypes} (int8: native alone).")]
 ContextOption = Annotated[int | None, typer.Option("--context", min=8, help="Tokens of context to make room for.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of the engine.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of the sampling noise: same seed, same text.")]
+
+
+def _check_seed(seed: int) -> int:
+    if not -(2**63) <= seed < 2**64:
+        raise typer.BadParameter(f"a whole number of 64 bits (-2^63 to 2^64 - 1), got {seed}")
+    return seed
+
+
+SeedOption = Annotated[
+    int, typer.Option("--seed", callback=_check_seed, help="Of the sampling noise: same seed, same text.")
+]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens to generate.")]
 TemperatureOption = Annotated[float, typer.Option("--temperature", "-t", min=0.0, help="0 is greedy.")]
 DrafterOption = Annotated[
@@ -46,7 +56,7 @@ BudgetOption = Annotated[
 ]
 StatsOption = Annotated[bool, typer.Option("--stats", help="Calls, drafts and time, to stderr.")]
 StopOption = Annotated[list[str] | None, typer.Option("--stop", help="A string that ends the text (repeatable).")]
-Settings = Annotated[
+SettingsOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help=f"Any other setting, e.g. -s top_p=0.9: {_OTHERS}."),
 ]
@@ -61,31 +71,37 @@ DEFAULT = DEFAULT_MODEL
 
 def open_model(
     name: str, *, runtime: str | None = None, dtype: str | None = None, context: int | None = None,
-    threads: int | None = None, **options: Any,
+    threads: int | None = None, use: Literal["single", "batch", "scoring"] = "single",
 ) -> Model | RemoteModel:  # fmt: skip
     """`likely.load` with the options that were given, its warnings on stderr."""
-    import warnings
-
     from likely.lm.api import load
     from likely.models.load import is_url
 
-    for key, value in (("context", context), ("threads", threads)):
-        if value is not None:
-            options[key] = value
-    with warnings.catch_warnings(record=True) as caught, ExitStack() as shown:
-        warnings.simplefilter("always")
+    sizes = (("context", context), ("threads", threads))
+    given: dict[str, Any] = {key: value for key, value in sizes if value is not None}
+    with warnings_shown(), ExitStack() as shown:
         if runtime in ("native", "auto"):
-            options["progress"] = _first_use(shown)
-        model = load(name, runtime=runtime, dtype=dtype, **options)
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            typer.echo(f"Warning: {warning.message}", err=True)
+            given["progress"] = _first_use(shown)
+        model = load(name, runtime=runtime, dtype=dtype, use=use, **given)
     model.opened.opener = lambda other: (
         open_model(other)
         if is_url(other)
         else open_model(other, runtime=runtime, dtype=dtype, context=context, threads=threads)
     )
     return model
+
+
+@contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Warnings for users become lines on stderr."""
+    import warnings
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            typer.echo(f"Warning: {warning.message}", err=True)
 
 
 def _first_use(shown: ExitStack) -> Callable[[int, int], None]:
@@ -109,14 +125,18 @@ def _first_use(shown: ExitStack) -> Callable[[int, int], None]:
     return advance
 
 
-def local_model(name: str, **options: Any) -> Model:
+def local_model(
+    name: str, *, runtime: str | None = None, dtype: str | None = None, context: int | None = None,
+    threads: int | None = None, use: Literal["single", "batch", "scoring"] = "single",
+) -> Model:  # fmt: skip
     """A model on this machine; a URL is refused with a reason."""
     from likely.errors import CapabilityError
     from likely.models.load import is_url
 
     if is_url(name):
         raise CapabilityError(f"this command needs a model on this machine, not a server ({name})")
-    return cast("Model", open_model(name, **options))
+    lm = open_model(name, runtime=runtime, dtype=dtype, context=context, threads=threads, use=use)
+    return cast("Model", lm)
 
 
 def parse_settings(pairs: list[str] | None) -> dict[str, Any]:

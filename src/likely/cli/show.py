@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options as opt
+from likely.cli import options
 
 if TYPE_CHECKING:
     from likely.lm.results import Generation
@@ -33,7 +33,7 @@ def wanted(show: bool, html: Path | None, as_json: bool) -> bool:
     return show or html is not None
 
 
-def scoring(lm: Any, top_logprobs: int) -> dict[str, Any]:
+def more_to_show(lm: Any, top_logprobs: int) -> dict[str, Any]:
     """Options for `score` that fill a page; a server gives no entropies."""
     from likely.lm.model import Model
 
@@ -54,7 +54,7 @@ def present(
         from likely.io.whole_file import write_for_user
         from likely.show.html import page
 
-        write_for_user(html, page(texts, title=title, prompt=prompt, origin=opt.origin(lm)).encode())
+        write_for_user(html, page(texts, title=title, prompt=prompt, origin=options.origin(lm)).encode())
         typer.echo(f"wrote {html}", err=True)
     if show:
         from likely.show.terminal import print_shown

@@ -1,13 +1,12 @@
 """JSON lines in, JSON lines out: errors that name file and line, and results that survive a kill at any moment.
 
 A results file begins with a header line (model, tokenizer, settings, version); then one line per input line, in input
-order, each with the number and hash of its input line.  Writing is append-only; a line cut by a kill is dropped and
-done again.
+order, each with the number and hash of its input line.  Writing is append-only and by one process at a time; a line
+cut by a kill is dropped and done again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import IO, Any, TypeVar, cast
 
 from likely.errors import DataError
+from likely.io.hashes import fingerprint
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 
@@ -124,7 +124,7 @@ def read_checked(
 
 
 def line_digest(raw: bytes) -> str:
-    return hashlib.sha256(raw.strip()).hexdigest()[:16]
+    return fingerprint(raw.strip())
 
 
 def parse_line(raw: bytes, where: str, *, size: int | None = None, bare: str | None = None) -> dict[str, Any]:
@@ -190,30 +190,35 @@ class Results:
         self._file: IO[bytes] | None = None
         if path is None:
             return
-        if path.exists() and path.stat().st_size and not overwrite:
-            self._resume(path)
-        else:
-            self._file = open(path, "wb")  # noqa: SIM115
-            self._write(header)
+        self._file = _open_alone(path)
+        try:
+            if overwrite:
+                self._file.truncate(0)
+            self._resume(self._file)
+        except BaseException:
+            self._file.close()
+            raise
 
-    def _resume(self, path: Path) -> None:
+    def _resume(self, file: IO[bytes]) -> None:
+        """Take over the whole lines of an earlier run and drop one that was cut by a kill."""
         good = 0
-        with open(path, "rb") as old:
-            for number, raw in enumerate(old, 1):
-                if not raw.endswith(b"\n"):
-                    break  # cut by a kill
-                record = parse_line(raw, f"{path}:{number}")
-                if number == 1:
-                    self._check_header(record)
-                elif isinstance(record.get("line"), int):
-                    self.done[record["line"]] = str(record.get("input", ""))
-                    self._places.append((record["line"], good))
-                else:
-                    raise DataError(f'{path}:{number}: field "line" is missing: this is not a results file')
-                good += len(raw)
-        self._file = open(path, "r+b")  # noqa: SIM115
-        self._file.truncate(good)
-        self._file.seek(good)
+        file.seek(0)
+        for number, raw in enumerate(file, 1):
+            if not raw.endswith(b"\n"):
+                if number == 1 and not _encoded(self.header).startswith(raw):
+                    raise DataError(f"{self.path} is not a results file: choose another file or --overwrite")
+                break
+            record = parse_line(raw, f"{self.path}:{number}")
+            if number == 1:
+                self._check_header(record)
+            elif isinstance(record.get("line"), int):
+                self.done[record["line"]] = str(record.get("input", ""))
+                self._places.append((record["line"], good))
+            else:
+                raise DataError(f'{self.path}:{number}: field "line" is missing: this is not a results file')
+            good += len(raw)
+        file.truncate(good)
+        file.seek(good)
         if good == 0:
             self._write(self.header)
 
@@ -256,7 +261,7 @@ class Results:
         return number
 
     def _write(self, record: dict[str, Any], *, flush: bool = True) -> None:
-        raw = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        raw = _encoded(record)
         if self._file is not None:
             if "line" in record:
                 self._places.append((record["line"], self._file.tell()))
@@ -290,12 +295,48 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# --- Work in fixed chunks of input lines, so that a run that was stopped ends with the digits of an unbroken one.
-#
-# The last digits of a log-probability may depend on what is computed in the same call.  A chunk is the unit that is
-# computed together; one that was cut is computed whole again, and only its missing lines are written.
+def _encoded(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
+def _open_alone(path: Path) -> IO[bytes]:
+    """The file, to read and append to, locked against other processes until it is closed."""
+    try:
+        file = open(path, "a+b")  # noqa: SIM115
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from None
+    try:
+        _lock(file)
+    except BlockingIOError:
+        file.close()
+        raise DataError(f"{path} is being written by another process: wait for it or choose another file") from None
+    return file
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Advisory, for as long as the file is open; BlockingIOError if it is taken."""
+    if os.name == "nt":
+        import msvcrt
+
+        file.seek(2**40)  # a byte that no line reaches: locked bytes cannot be read by others
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError:
+            raise BlockingIOError from None
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        return
+
+
+# Work is done in fixed chunks of input lines, so that a run that was stopped ends with the digits of an unbroken one:
+# the last digits of a log-probability may depend on what is computed in the same call.  A chunk is computed together;
+# one that was cut is computed whole again, and only its missing lines are written.
 T = TypeVar("T")
 CHUNK = 128  # lines scored together: enough to fill calls and share prefixes, few enough to lose on a kill
 

@@ -8,6 +8,7 @@ regex   a pattern occurs in the text (linear time)
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import unicodedata
@@ -207,3 +208,15 @@ def choices_of(record: Mapping[str, Any], where: str) -> list[str] | None:
     if not 2 <= len(choices) <= len(LETTERS):
         raise DataError(f'{where}: field "choices" must hold 2 to {len(LETTERS)} texts, found {len(choices)}')
     return choices
+
+
+def graded(answer: Mapping[str, Any], correct: bool, by: str) -> dict[str, Any]:
+    """An answer's record with the decision, who decided, and p(answer | question) as its raw confidence."""
+    logprob = answer.get("sequence_logprob")
+    return {
+        **answer,
+        "confidence": answer.get("confidence"),
+        "raw_confidence": math.exp(logprob) if isinstance(logprob, int | float) else None,
+        "correct": int(correct),
+        "graded_by": by,
+    }

@@ -13,7 +13,7 @@ unreadable.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -22,8 +22,11 @@ from numpy.typing import NDArray
 
 from likely.errors import nearest
 from likely.metrics.checks import Floats, Ints
+from likely.metrics.intervals import Accuracy
 from likely.uncertainty.types import OptionScores
-from likely.weak_supervision.labelling_rules import LabelingFunction
+from likely.weak_supervision.harmonizer import Harmonizer
+from likely.weak_supervision.labelling_rules import LabelingFunction, Votes
+from likely.weak_supervision.risk import risk_quality
 
 ReaskPolicy = Literal["reconsider", "evidence", "override"]
 POLICIES = ("reconsider", "evidence", "override")
@@ -217,3 +220,74 @@ def _second_prompt(
     if policy == "reconsider":
         return task.prompt(text) if answer < 0 else task.reconsider(text, answer)
     return task.evidence(text, rules) if fired(rules, text) else None
+
+
+# --- all of it, without labels ----------------------------------------------------------------------------------------
+
+
+def rate_and_reask(
+    lm: Any,
+    task: LabelTask,
+    texts: Sequence[str],
+    answers: Sequence[int],
+    rules: Sequence[LabelingFunction],
+    *,
+    budget: float = 0.2,
+    policy: ReaskPolicy = "evidence",
+    scalarizer: str = "quadratic",
+    seed: int = 0,
+    more_texts: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """A risk for each answer, by a harmonizer of rules and answers, and second answers for the riskiest.
+
+    answers     classes, -1 where the model is to be asked first
+    budget      share of the texts that may be asked again;  policy: how, see `reask`
+    scalarizer, seed  of the `Harmonizer`, which learns from `more_texts`, too
+    progress    called with the number of prompts scored
+    Returns a record per text: answer, risk, rules (names of those that fired), chosen, asked, final, harmonizer (its
+    probabilities), probs (of the second answer, or None).
+    """
+    names = task.labels
+    first = np.array(answers, np.int64)
+    unasked = np.flatnonzero(first < 0).tolist()
+    if unasked:
+        prompts = [task.prompt(texts[i]) for i in unasked]
+        first[unasked] = label_scores(lm, prompts, names, progress=progress).probs().argmax(axis=1)
+    every = [*texts, *more_texts]
+    votes = Votes.of(rules, every, names).with_answers(np.append(first, np.full(len(more_texts), -1)))
+    harmonizer = Harmonizer(names, scalarizer=scalarizer, seed=seed).fit(every, votes)
+    fused = harmonizer.predict_proba(texts)
+    risk = harmonizer.polar(texts, first).values
+    found = reask(
+        lm, task, texts, first, risk, threshold=budget_threshold(risk, budget), policy=policy, rules=rules,
+        fused=fused, progress=progress,
+    )  # fmt: skip
+    return [
+        {
+            "answer": names[first[i]], "risk": float(risk[i]), "rules": [rule.name for rule in fired(rules, text)],
+            "chosen": bool(found.chosen[i]), "asked": bool(found.asked[i]), "final": names[found.answers[i]],
+            "harmonizer": dict(zip(names, fused[i].tolist(), strict=True)),
+            "probs": None if np.isnan(found.probs[i]).any() else found.probs[i].tolist(),
+        }
+        for i, text in enumerate(texts)
+    ]  # fmt: skip
+
+
+def summarise(records: Sequence[Mapping[str, Any]], budget: float) -> dict[str, Any]:
+    """Counts of such records; where they carry a "label": accuracy before and after, ECE and AUROC of the risk."""
+    threshold = budget_threshold([r["risk"] for r in records], budget)
+    known = [r for r in records if r["label"] is not None]
+    out: dict[str, Any] = {
+        "items": len(records), "covered": sum(bool(r["rules"]) for r in records),
+        "chosen": sum(r["chosen"] for r in records), "asked": sum(r["asked"] for r in records),
+        "changed": sum(r["final"] != r["answer"] for r in records),
+        "threshold": threshold if math.isfinite(threshold) else None, "labelled": len(known),
+    }  # fmt: skip
+    if known:
+        for name, field in (("before", "answer"), ("after", "final")):
+            right = Accuracy(sum(r[field] == r["label"] for r in known), len(known))
+            out[name] = {"accuracy": right.value, "interval": list(right.interval)}
+        quality = risk_quality([r["risk"] for r in known], [int(r["answer"] != r["label"]) for r in known])
+        out["risk_ece"], out["risk_auroc"] = quality.ece, None if math.isnan(quality.auroc) else quality.auroc
+    return out

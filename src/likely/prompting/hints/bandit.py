@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from likely.calibration.recalibrators.protocol import Learned, read_learned
 from likely.errors import DataError
+from likely.io.whole_file import write_whole_file
 from likely.metrics.checks import Floats, Ints, softmax
+from likely.prompting.hints.downstream import ChoiceQuestion, Downstream, Stated, hint_features
 from likely.prompting.hints.reward import group_advantages
 from likely.training.grpo import grpo_loss
 from likely.training.loop import train
 
 LEAST = {"group": 2, "batch": 1, "inner": 1, "clip": 0, "beta": 0, "lr": 0, "seed": 0}
 SETTINGS = tuple(LEAST)
+FORMAT = 1  # of policy files
 LEARNED = {
     "weights_": Learned("hf"), "bias_": Learned("h"), "mean_": Learned("f"), "spread_": Learned("f", low=1e-300),
 }  # fmt: skip
@@ -132,12 +137,60 @@ class HintBandit:
             raise DataError(f"learned.bias_: has {len(made.bias_)} entries, there are {len(hints)} hints")
         return made
 
+    def save(self, path: Path, *, origin: Mapping[str, Any]) -> None:
+        """Write a file that `load` reads; origin: what it was learned with, for people."""
+        record = {"likely_hint_policy": FORMAT, "origin": dict(origin), "policy": self.to_dict()}
+        write_whole_file(path, (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: Path) -> HintBandit:
+        """DataError names the file and what is wrong with it."""
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        except ValueError as error:
+            raise DataError(f"{path} is not a policy: {error}") from None
+        if not isinstance(record, dict) or record.get("likely_hint_policy") != FORMAT:
+            raise DataError(f"{path} is not a policy over hints: make one with likely prompts learn-hints")
+        try:
+            return cls.from_dict(record.get("policy"))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+
     def choose(self, features: Any) -> Ints:
         """(N,) the number of the likeliest hint."""
         return self.predict_proba(features).argmax(axis=1)
 
     def _standardised(self, x: Floats) -> Floats:
         return (x - self.mean_) / self.spread_
+
+
+def learn_hints(
+    downstream: Downstream, questions: Sequence[ChoiceQuestion], hints: Sequence[str], *,
+    steps: int = 200, seed: int = 0, progress: Callable[[int], None] | None = None,
+) -> tuple[HintBandit, dict[str, Stated]]:  # fmt: skip
+    """A policy over no hint and these, from questions with known answers; and what each hint made of all of them.
+
+    Every question is asked with every hint once; the policy then learns from draws of that table.
+    """
+    choice = ["", *hints]
+    table = {hint: downstream.stated(questions, [hint] * len(questions), progress=progress) for hint in choice}
+    rewards = np.stack([stated.rewards() for stated in table.values()], axis=1)
+    policy = HintBandit(choice, seed=seed, beta=0.01).fit(
+        hint_features(questions, table[""]), lambda rows, sampled: rewards[rows, sampled], steps=steps
+    )
+    return policy, table
+
+
+def answer_with_hints(
+    downstream: Downstream, policy: HintBandit, questions: Sequence[ChoiceQuestion], *,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[str], Stated, Stated]:  # fmt: skip
+    """(the hint that the policy chooses for each question, the answers without hints, the answers with them)"""
+    plain = downstream.stated(questions, [""] * len(questions), progress=progress)
+    hints = [policy.hints[i] for i in policy.choose(hint_features(questions, plain))]
+    return hints, plain, downstream.stated(questions, hints, progress=progress)
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from likely.errors import DataError
 from likely.io.hashes import fingerprint
 from likely.io.jsonl import chunked
 from likely.metrics.checks import Floats, Ints, softmax
+from likely.metrics.proper import brier_binary
 from likely.prompting.hints.reward import confidence_reward
 
 LEVELS = tuple(range(10, 100, 10))
@@ -49,6 +50,14 @@ class Stated:
     correct: Ints
     confidence: Floats
     entropy: Floats
+
+    def summary(self) -> dict[str, float]:
+        """Accuracy, mean stated confidence and its Brier score."""
+        return {
+            "accuracy": float(self.correct.mean()),
+            "stated": float(self.confidence.mean()),
+            "brier": brier_binary(self.confidence, self.correct),
+        }
 
     def rewards(self, *, wrong_penalty: float = 1.0) -> Floats:
         return confidence_reward(self.correct, self.confidence, wrong_penalty=wrong_penalty)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from likely.metrics.checks import Floats, Ints, check_confidence, check_correct
 from likely.metrics.intervals import wilson
 from likely.metrics.proper import brier_binary, nll_binary
 from likely.metrics.ranking import auroc
+from likely.prompting.risk.prompts import choice_orders
+from likely.prompting.risk.task import TableTask
 
 BINS = 10  # folktexts'
 RESAMPLES = 200  # folktexts'
@@ -154,3 +156,41 @@ def order_bias(probs: Floats, orders: Sequence[Sequence[int]], values: Sequence[
     mirrored = abs(float(risks.mean(axis=0).sum()) - 1) if len(values) == 2 else None
     spread = risks.max(axis=1) - risks.min(axis=1)
     return OrderBias(float(spread.mean()), float(shown_first.mean()), mirrored)
+
+
+def summarise(
+    records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], task: TableTask, *,
+    subgroup: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What is said of a table that was scored: `risk_report`, what the order of the choices does, and the groups.
+
+    records   of `RiskScores.record`, one for each of `rows`;  subgroup: the column whose values are groups
+    Without outcomes of 0 or 1 there are the mean and spread of the risks alone.
+    """
+    risks = np.array([np.nan if r["risk"] is None else r["risk"] for r in records])
+    known = ~np.isnan(risks)
+    if not known.any():
+        return {"n": 0, "rows": len(risks), "parse_rate": 0.0}
+    out: dict[str, Any] = {"rows": len(risks)}
+    between = sum(task.label(row) not in (None, 0, 1) for row in rows)
+    if between:
+        out["outcomes_between"] = between
+    scored = [r for r in records if r["risk"] is not None]
+    if scored[0]["choice_probs"] is not None and len(scored[0]["per_order"]) > 1:
+        probs = np.array([r["choice_probs"] for r in scored])
+        bias = order_bias(probs, choice_orders(len(task.choices)), [c.value for c in task.choices])
+        if bias is not None:
+            out.update(order_bias=bias.order_bias, first_choice=bias.first, order_bias_line=bias.line)
+    labelled = np.array([r["label"] is not None for r in records])
+    usable = labelled & known
+    if not usable.any():
+        return {
+            **out, "n": int(known.sum()), "parse_rate": float(known.mean()), "mean": float(risks[known].mean()),
+            "std": float(risks[known].std()),
+        }  # fmt: skip
+    y = np.array([r["label"] or 0 for r in records])
+    out.update(risk_report(risks[labelled], y[labelled]))
+    if subgroup is not None:
+        groups = [row.get(subgroup, "") for row, kept in zip(rows, usable, strict=True) if kept]
+        out["subgroups"] = subgroup_report(risks[usable], y[usable], groups)
+    return out

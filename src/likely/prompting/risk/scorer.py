@@ -68,6 +68,19 @@ class RiskScores:
         """(N,) where a number was found."""
         return ~np.isnan(self.risk)
 
+    def record(self, i: int, outcome: float | None) -> dict[str, Any]:
+        """What a results file says of row `i`; outcome: of the row, None where it is not known."""
+        risk = float(self.risk[i]) if self.parsed[i] else None
+        return {
+            "risk": risk,
+            "probs": None if risk is None else [1 - risk, risk],
+            "label": int(outcome) if outcome in (0, 1) else None,
+            "per_order": None if risk is None else self.per_order[i].tolist(),
+            "choice_probs": None if risk is None or self.choice_probs is None else self.choice_probs[i].tolist(),
+            "mass": self.mass[i].tolist(),
+            **({} if self.texts is None else {"text": self.texts[i]}),
+        }
+
     @property
     def bias(self) -> OrderBias | None:
         """What the order of the choices does; None where they were shown in one order only."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from likely.errors import nearest
 from likely.metrics.checks import Floats, Ints
+from likely.metrics.intervals import Accuracy
 from likely.prompting.selection.answer_bias import CbmNorm, cbm, contextual, pmi
+from likely.prompting.selection.answers import accuracy, f1_of_prompts, macro_f1
 from likely.prompting.selection.criteria import best_prompt, probs_of_choice, prompt_values
 from likely.prompting.selection.scores import AnswerNorm, PromptScores
 
@@ -58,6 +60,32 @@ class Selection:
     def name(self) -> str | None:
         """Of the chosen prompt; None where each input has its own."""
         return None if self.per_input else self.names[int(self.choice)]
+
+    def ranked(self, labels: Ints | None = None) -> list[dict[str, Any]]:
+        """The prompts, best first: name and value; with labels (N,) accuracy, macro-F1 and F1 over the best one."""
+        rows: list[dict[str, Any]] = [{"prompt": self.names[t], "value": float(self.worth[t])} for t in self.ranking]
+        if labels is not None:
+            f1 = f1_of_prompts(self.all_probs, labels)
+            for row, t in zip(rows, self.ranking, strict=True):
+                row |= {"accuracy": accuracy(self.all_probs[t].argmax(axis=1), labels), "macro_f1": float(f1[t])}
+                row["scaled_f1"] = float(f1[t] / f1.max()) if f1.max() else None
+        return rows
+
+    def quality(self, labels: Ints) -> dict[str, Any]:
+        """How good the chosen answers are against labels (N,): accuracy with its 95 % interval, F1 beside the best and
+        the mean prompt's, and the correlation of the prompts' values with their F1 (None where it is undefined).
+        """
+        from scipy.stats import pearsonr
+
+        right = Accuracy(int((self.answers == labels).sum()), len(labels))
+        f1, each = macro_f1(self.answers, labels, self.probs.shape[1]), f1_of_prompts(self.all_probs, labels)
+        spread = len(each) > 2 and each.std() > 0 and self.worth.std() > 0
+        return {
+            "accuracy": right.value, "accuracy_interval": list(right.interval), "macro_f1": f1,
+            "scaled_f1": f1 / float(each.max()) if each.max() else None, "best_f1": float(each.max()),
+            "mean_f1": float(each.mean()),
+            "correlation": float(pearsonr(self.worth, each).statistic) if spread else None,
+        }  # fmt: skip
 
 
 def calibrated_probs(

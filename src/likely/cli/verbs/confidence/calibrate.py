@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options as opt
+from likely.cli import options
+from likely.cli.help import VerbCommand
 
 if TYPE_CHECKING:
     from likely.calibration.labelled import Labelled
@@ -31,39 +32,29 @@ likely grade, choices or score wrote.
 """
 
 FileArgument = Annotated[str, typer.Argument(help='Labelled lines (.jsonl or .jsonl.gz); "-": standard input.')]
-CalibratorOption = Annotated[
+AppliedOption = Annotated[
     Path | None, typer.Option("--calibrator", help="Apply this calibrator first (a file of calibrate fit).")
 ]
 SHOWN = ("accuracy", "ece", "nll", "brier", "auroc")
+verbs = typer.Typer(no_args_is_help=True, help=EXAMPLES, rich_markup_mode=None)
 
 
-def register(app: typer.Typer) -> None:
-    verbs = typer.Typer(no_args_is_help=True, help=EXAMPLES, rich_markup_mode=None)
-    verbs.command("fit")(fit)
-    verbs.command("eval")(evaluate)
-    verbs.command("plot")(plot)
-    app.add_typer(verbs, name="calibrate")
-
-
+@verbs.command("fit", cls=VerbCommand)
 def fit(
     file: FileArgument,
     method: Annotated[
         str,
-        typer.Option(
-            "--method",
-            help="auto (lowest cross-validated NLL of a few), answer, temperature, vector, matrix, dirichlet, platt, "
-            "beta, isotonic, histogram, scaling_binning, venn_abers, h.",
-        ),
+        typer.Option("--method", help="auto (lowest cross-validated NLL of a few), answer, {recalibrators}."),
     ] = "auto",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the calibrator.")] = None,
-    overwrite: opt.OverwriteOption = False,
+    overwrite: options.OverwriteOption = False,
     hold_out: Annotated[
         float, typer.Option("--hold-out", help="Share of the lines that is kept for the report and for thresholds.")
     ] = 0.5,
-    seed: opt.SeedOption = 0,
+    seed: options.SeedOption = 0,
     task: Annotated[str, typer.Option("--task", help="Name of the task, for ask --task.")] = "default",
-    limit: opt.LimitOption = None,
-    as_json: opt.JsonOption = False,
+    limit: options.LimitOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Fit a calibrator; half of the lines only measure how well it does.
 
@@ -83,10 +74,10 @@ def fit(
     from likely.cli.printing import print_json
     from likely.io.whole_file import check_target
 
-    opt.refuse_same_file(file, output)
+    options.refuse_same_file(file, output)
     if output is not None:
         check_target(output)
-        opt.refuse_existing(output, overwrite)
+        options.refuse_existing(output, overwrite)
     labelled = read_labelled(file, limit=limit)
     kept = labelled.kind == "answer" and labelled.origin is not None
     if output is None and not kept:
@@ -116,11 +107,12 @@ def fit(
         typer.echo(f"written: {path}")
 
 
+@verbs.command("eval", cls=VerbCommand)
 def evaluate(
     file: FileArgument,
-    calibrator: CalibratorOption = None,
-    limit: opt.LimitOption = None,
-    as_json: opt.JsonOption = False,
+    calibrator: AppliedOption = None,
+    limit: options.LimitOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Accuracy, calibration and ranking, each with a 95 % interval (bootstrap over lines).
 
@@ -146,16 +138,17 @@ def evaluate(
         typer.echo(note)
 
 
+@verbs.command("plot", cls=VerbCommand)
 def plot(
     file: FileArgument,
-    calibrator: CalibratorOption = None,
+    calibrator: AppliedOption = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A .png, .svg or .pdf file; without: in the terminal.")
     ] = None,
-    overwrite: opt.OverwriteOption = False,
+    overwrite: options.OverwriteOption = False,
     bins: Annotated[int, typer.Option("--bins", min=1, help="Bins of the diagram.")] = 15,
-    limit: opt.LimitOption = None,
-    as_json: opt.JsonOption = False,
+    limit: options.LimitOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Reliability diagram: how often answers of each confidence are right.
 
@@ -172,7 +165,7 @@ def plot(
 
     if output is not None:
         check_target(output, FORMATS)
-        opt.refuse_existing(output, overwrite)
+        options.refuse_existing(output, overwrite)
     labelled = _read(file, limit)
     shown = {"as given": reliability(*labelled.outcomes(labelled.predictions()), bins=bins)}
     if calibrator is not None:

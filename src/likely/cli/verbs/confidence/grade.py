@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options as opt
+from likely.cli import options
 from likely.cli.keys import read_key, unbuffered
 
 if TYPE_CHECKING:
     from likely.io.jsonl import Line, Results
 
 KEYS = "y right, n wrong, s skip, u undo, q quit"
-
-
-def register(app: typer.Typer) -> None:
-    app.command("grade")(grade)
 
 
 def grade(
@@ -30,10 +25,10 @@ def grade(
     pattern: Annotated[
         str | None, typer.Option("--pattern", help="regex: for all answers, instead of the references.")
     ] = None,
-    output: opt.OutputOption = None,
-    overwrite: opt.OverwriteOption = False,
-    limit: opt.LimitOption = None,
-    as_json: opt.JsonOption = False,
+    output: options.OutputOption = None,
+    overwrite: options.OverwriteOption = False,
+    limit: options.LimitOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Grade answers: each line gets "correct" 0 or 1; prints the accuracy with its interval.
 
@@ -49,8 +44,9 @@ def grade(
       likely grade answers.jsonl --by person -o graded.jsonl
     """
     from likely import __version__
+    from likely.cli.file_run import FileRun, check_output, input_name
     from likely.cli.printing import print_json
-    from likely.io.jsonl import Results, read_lines
+    from likely.io.jsonl import Results
     from likely.metrics.grading import grader
     from likely.metrics.intervals import Accuracy
 
@@ -58,28 +54,25 @@ def grade(
         raise typer.BadParameter("a person's decisions are kept: give -o graded.jsonl", param_hint="--output")
     if by == "person" and pattern is not None:
         raise typer.BadParameter("--pattern belongs to --by regex", param_hint="--pattern")
-    opt.refuse_same_file(file, output)
+    check_output(file, output)
     is_right = None if by == "person" else grader(by, pattern)
-    where = "stdin" if file == "-" else file
+    where = input_name(file)
     answers, every = read_answers(file, where)
-    lines = every[:limit]
-    graded: list[dict[str, Any]]
-    if output is None:
-        assert is_right is not None
-        graded = [_by_rule(line, where, by, is_right) for line in lines]
+    lines = FileRun[None](where, every[:limit], {}, output, overwrite)
+    header = {"likely": __version__, "kind": "grade", "graded_by": by, "pattern": pattern, "answers": answers}
+    if is_right is None:
+        with Results(output, header, overwrite=overwrite) as results, unbuffered():
+            by_person(lines.lines, where, results, read_key, every=every)
     else:
-        header = {"likely": __version__, "kind": "grade", "graded_by": by, "pattern": pattern, "answers": answers}
-        with Results(output, header, overwrite=overwrite) as results:
-            if is_right is None:
-                with unbuffered():
-                    by_person(lines, where, results, read_key, every=every)
-            else:
-                todo = [line for line in lines if not results.is_done(line, where)]
-                results.write(_by_rule(line, where, by, is_right) for line in todo)
-        wanted = {line.number for line in lines}
-        graded = [line.record for line in read_lines(output) if line.record.get("line") in wanted]
+        lines.run(
+            header,
+            lambda chunks, _: ((line, _by_rule(line, where, by, is_right)) for chunk in chunks for line in chunk),
+            size=1,
+            stdout=False,
+        )
+    graded = lines.records()
     accuracy = Accuracy(sum(record["correct"] for record in graded), len(graded))
-    left = len(lines) - len(graded)
+    left = len(lines.lines) - len(graded)
     if as_json:
         print_json({"file": where, "graded_by": by, **accuracy.to_dict(), "not_graded": left})
         return
@@ -123,17 +116,10 @@ def _by_rule(line: Line, where: str, by: str, is_right: Callable[[Mapping[str, A
 
 
 def graded_record(line: Line, correct: bool, by: str) -> dict[str, Any]:
-    """The answer's fields, its place in the answers file, the decision, and p(answer | question) as raw confidence."""
-    logprob = line.record.get("sequence_logprob")
-    return {
-        **line.record,
-        "line": line.number,
-        "input": line.digest,
-        "confidence": line.record.get("confidence"),
-        "raw_confidence": math.exp(logprob) if isinstance(logprob, int | float) else None,
-        "correct": int(correct),
-        "graded_by": by,
-    }
+    """The graded answer, and its place in the answers file."""
+    from likely.metrics.grading import graded
+
+    return {**graded(line.record, correct, by), "line": line.number, "input": line.digest}
 
 
 # --- a person ---------------------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Verbs that write or score text: ask, chat, generate, extract, score, complete, query."""

@@ -12,10 +12,6 @@ from likely.cli import options as opt
 from likely.cli import show as seeing
 
 
-def register(app: typer.Typer) -> None:
-    app.command("ask")(ask)
-
-
 def ask(
     question: Annotated[
         str | None,
@@ -45,7 +41,7 @@ def ask(
     drafter: opt.DrafterOption = None,
     draft_budget: opt.BudgetOption = "auto",
     stats: opt.StatsOption = False,
-    settings: opt.Settings = None,
+    settings: opt.SettingsOption = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
     show_prompt: opt.ShowPrompt = False,
@@ -72,7 +68,7 @@ def ask(
       likely ask "Who wrote Faust?" --at-least 0.9 --fallback gemma3     (after likely calibrate fit)
     """
     from likely.cli.printing import for_terminal, print_json, print_stream
-    from likely.cli.verbs.generation.ask_file import ask_file, is_questions_file, read_questions
+    from likely.cli.verbs.generation.questions import ask_file, is_questions_file, read_questions
 
     see = seeing.wanted(show, html, as_json)
     file = question if is_questions_file(question) else None

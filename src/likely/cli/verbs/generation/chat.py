@@ -32,10 +32,6 @@ HELP = """/help            this list
 A line that ends in \\ goes on; \"\"\" begins and ends a longer text. Ctrl-C stops an answer."""
 
 
-def register(app: typer.Typer) -> None:
-    app.command("chat")(chat)
-
-
 def chat(
     model: opt.ModelOption = opt.DEFAULT,
     runtime: opt.RuntimeOption = None,
@@ -59,7 +55,7 @@ def chat(
     drafter: opt.DrafterOption = None,
     draft_budget: opt.BudgetOption = "auto",
     stats: opt.StatsOption = False,
-    settings: opt.Settings = None,
+    settings: opt.SettingsOption = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
     show_prompt: opt.ShowPrompt = False,

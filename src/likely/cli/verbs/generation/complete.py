@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from likely.cli import options as opt
+from likely.cli import options
 
 if TYPE_CHECKING:
     from likely.code.analysis.members import MemberProvider
-
-
-def register(app: typer.Typer) -> None:
-    app.command("complete")(complete)
 
 
 def complete(
@@ -27,7 +23,7 @@ def complete(
     ] = None,
     project: Annotated[Path | None, typer.Option("--project", help="Folder that imports are resolved from.")] = None,
     monitors: Annotated[
-        str, typer.Option("--monitors", help="dereference, arity, enum_case, instantiation; with commas; none: none.")
+        str, typer.Option("--monitors", help="{monitors}, none; several with commas between.")
     ] = "dereference",
     stop: Annotated[str, typer.Option("--stop", help="Where to end: line, method, none.")] = "line",
     choose: Annotated[
@@ -37,16 +33,16 @@ def complete(
         str | None, typer.Option("--server", metavar="COMMAND", help="A language server to ask instead of jedi.")
     ] = None,
     limit: Annotated[float, typer.Option("--time-limit", help="Seconds that one analysis may take.")] = 2.0,
-    model: opt.ModelOption = opt.DEFAULT,
-    runtime: opt.RuntimeOption = None,
-    dtype: opt.DtypeOption = None,
-    max_tokens: opt.MaxTokens = 128,
-    temperature: opt.TemperatureOption = 0.0,
-    seed: opt.SeedOption = 0,
-    settings: opt.Settings = None,
-    context: opt.ContextOption = None,
-    threads: opt.ThreadsOption = None,
-    as_json: opt.JsonOption = False,
+    model: options.ModelOption = options.DEFAULT,
+    runtime: options.RuntimeOption = None,
+    dtype: options.DtypeOption = None,
+    max_tokens: options.MaxTokens = 128,
+    temperature: options.TemperatureOption = 0.0,
+    seed: options.SeedOption = 0,
+    settings: options.SettingsOption = None,
+    context: options.ContextOption = None,
+    threads: options.ThreadsOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Write code at a place in a file; members that do not exist are not written.
 
@@ -66,14 +62,14 @@ def complete(
 
     buffer = CodeBuffer.from_file(file, line, column, project_root=project or "")
     names = () if monitors == "none" else tuple(name.strip() for name in monitors.split(","))
-    given = {"stop": stop, "choose": choose, **opt.parse_settings(settings)}
-    with opt.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+    given = {"stop": stop, "choose": choose, **options.parse_settings(settings)}
+    with options.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
         found = lm.complete_code(
             buffer, monitors=names, provider=_server(server, project, limit), max_tokens=max_tokens, limit_s=limit,
             temperature=temperature, seed=seed, **given,
         )  # fmt: skip
         if as_json:
-            print_json({**opt.origin(lm), "file": str(file), "cursor": buffer.cursor, **found.to_dict()})
+            print_json({**options.origin(lm), "file": str(file), "cursor": buffer.cursor, **found.to_dict()})
         else:
             typer.echo(for_terminal(found.text))
     lost = {status: n for status, n in found.analyses.items() if status in ("timed out", "failed")}
@@ -85,7 +81,11 @@ def _server(command: str | None, project: Path | None, limit: float) -> MemberPr
     if command is None:
         return None
     import shlex
+    import shutil
 
     from likely.code.analysis.lsp import LspProvider
 
-    return LspProvider(shlex.split(command), str(project or ""), limit_s=limit)
+    words = shlex.split(command)
+    if not words or shutil.which(words[0]) is None:
+        raise typer.BadParameter(f"no such program: {command!r}", param_hint="--server")
+    return LspProvider(words, str(project or ""), limit_s=limit)

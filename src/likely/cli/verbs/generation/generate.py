@@ -11,10 +11,6 @@ from likely.cli import options as opt
 from likely.cli import show as seeing
 
 
-def register(app: typer.Typer) -> None:
-    app.command("generate")(generate)
-
-
 def generate(
     prompt: Annotated[str | None, typer.Argument(help='Text to continue; "-" or a pipe reads standard input.')] = None,
     model: opt.ModelOption = opt.DEFAULT,
@@ -35,7 +31,7 @@ def generate(
     drafter: opt.DrafterOption = None,
     draft_budget: opt.BudgetOption = "auto",
     stats: opt.StatsOption = False,
-    settings: opt.Settings = None,
+    settings: opt.SettingsOption = None,
     context: opt.ContextOption = None,
     threads: opt.ThreadsOption = None,
     show: seeing.ShowOption = False,

@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options as opt
+from likely.cli import options
 
 if TYPE_CHECKING:
     from likely.queries import Query, QueryResult
-
-
-def register(app: typer.Typer) -> None:
-    app.command("query")(query)
 
 
 def query(
@@ -29,22 +25,22 @@ def query(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="As elsewhere.  [default: the query's own, or smollm2]")
     ] = None,
-    runtime: opt.RuntimeOption = None,
-    dtype: opt.DtypeOption = None,
+    runtime: options.RuntimeOption = None,
+    dtype: options.DtypeOption = None,
     decoder: Annotated[
         str | None, typer.Option("--decoder", help='Instead of the query\'s own: argmax, "sample(n=3)", "beam(4)", ...')
     ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most tokens per hole.")] = None,
-    seed: opt.SeedOption = 0,
-    drafter: opt.DrafterOption = None,
+    seed: options.SeedOption = 0,
+    drafter: options.DrafterOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Run the query's code without asking.")] = False,
     replay: Annotated[
         Path | None, typer.Option("--replay", metavar="FILE", help="Reproduce the run of this --json output.")
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page of the run.")] = None,
-    context: opt.ContextOption = None,
-    threads: opt.ThreadsOption = None,
-    as_json: opt.JsonOption = False,
+    context: options.ContextOption = None,
+    threads: options.ThreadsOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Run a query: Python in which a string is a prompt, [NAME] a hole, and where says what may stand in it.
 
@@ -71,8 +67,8 @@ def query(
     if not yes:
         _ask(file, found)
     _check_arguments(found, given)
-    lm = opt.local_model(
-        model or found.model or opt.DEFAULT, runtime=runtime, dtype=dtype, context=context, threads=threads
+    lm = options.local_model(
+        model or found.model or options.DEFAULT, runtime=runtime, dtype=dtype, context=context, threads=threads
     )
     with lm:
         if replay is not None:
@@ -82,14 +78,16 @@ def query(
             results = made if isinstance(made, list) else [made]
         for number, result in enumerate(results):
             if as_json:
-                print_json({**opt.origin(lm), **result.to_dict()})
+                print_json({**options.origin(lm), **result.to_dict()})
             else:
                 _print(result, number if len(results) > 1 else None)
         if html is not None:
             from likely.io.whole_file import write_for_user
             from likely.show.html import query_page
 
-            write_for_user(html, query_page(results, title=f"likely query {file.name}", origin=opt.origin(lm)).encode())
+            write_for_user(
+                html, query_page(results, title=f"likely query {file.name}", origin=options.origin(lm)).encode()
+            )
             typer.echo(f"wrote {html}", err=True)
 
 
@@ -153,13 +151,13 @@ def _check_arguments(query: Query, given: dict[str, Any]) -> None:
         raise typer.BadParameter(f"the query needs {', '.join(f'--arg {n}=...' for n in missing)}", param_hint="--arg")
 
 
-def _run(query: Query, lm: Any, given: dict[str, Any], **options: Any) -> Any:
+def _run(query: Query, lm: Any, given: dict[str, Any], **run_options: Any) -> Any:
     """The query's own exceptions become one line; its text so far goes to stderr."""
     from likely.cli.printing import for_terminal
     from likely.errors import LikelyError
 
     try:
-        return query(lm, **given, **options)
+        return query(lm, **given, **run_options)
     except Exception as error:
         trace = getattr(error, "query_trace", None)
         if trace is None:

@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options as opt
-from likely.cli import show as seeing
+from likely.cli import options
+from likely.cli.show import HtmlOption, ShowOption, more_to_show, present, wanted
 
 if TYPE_CHECKING:
-    from likely.io.jsonl import Checked, Line, Results
-
-
-def register(app: typer.Typer) -> None:
-    app.command("score")(score)
+    from likely.cli.file_run import Advance, FileRun
+    from likely.io.jsonl import Line
 
 
 def score(
     file: Annotated[
         str | None, typer.Argument(help='JSONL of {"prompt", "answers": [...]} or {"prompt", "answer"}; "-": stdin.')
     ] = None,
-    model: opt.ModelOption = opt.DEFAULT,
-    runtime: opt.RuntimeOption = None,
-    dtype: opt.DtypeOption = None,
+    model: options.ModelOption = options.DEFAULT,
+    runtime: options.RuntimeOption = None,
+    dtype: options.DtypeOption = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="One prompt, instead of a file.")] = None,
     answer: Annotated[list[str] | None, typer.Option("--answer", help="An answer to score (repeatable).")] = None,
     perplexity: Annotated[
         str | None, typer.Option("--perplexity", metavar="TEXTFILE", help="Perplexity of a text file instead.")
     ] = None,
-    output: opt.OutputOption = None,
-    overwrite: opt.OverwriteOption = False,
-    limit: opt.LimitOption = None,
+    output: options.OutputOption = None,
+    overwrite: options.OverwriteOption = False,
+    limit: options.LimitOption = None,
     on_error: Annotated[
         Literal["stop", "skip"],
         typer.Option(
@@ -44,11 +40,11 @@ def score(
     top_logprobs: Annotated[int, typer.Option("--top-logprobs", min=0, max=100, help="Alternatives per token.")] = 0,
     window: Annotated[int | None, typer.Option("--window", min=2, help="Score longer texts in pieces.")] = None,
     stride: Annotated[int | None, typer.Option("--stride", min=1, help="New tokens per piece.")] = None,
-    context: opt.ContextOption = None,
-    threads: opt.ThreadsOption = None,
-    show: seeing.ShowOption = False,
-    html: seeing.HtmlOption = None,
-    as_json: opt.JsonOption = False,
+    context: options.ContextOption = None,
+    threads: options.ThreadsOption = None,
+    show: ShowOption = False,
+    html: HtmlOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Log-probability of each answer given its prompt, in nats.
 
@@ -64,6 +60,7 @@ def score(
 
       likely score --perplexity README.md
     """
+    from likely.cli.file_run import read_file
     from likely.errors import DataError
 
     given = [file is not None, prompt is not None or bool(answer), perplexity is not None]
@@ -71,54 +68,37 @@ def score(
         raise typer.BadParameter("give one of: FILE, --prompt with --answer, --perplexity TEXTFILE", param_hint="FILE")
     if given[1] and (prompt is None or not answer):
         raise typer.BadParameter("--prompt and --answer belong together", param_hint="--answer")
-    see = seeing.wanted(show, html, as_json)
+    see = wanted(show, html, as_json)
     if see and not given[1]:
         raise typer.BadParameter("--show and --html need --prompt and --answer", param_hint="--show")
-    if file is None and on_error != "stop":
-        raise typer.BadParameter("--on-error needs an input FILE", param_hint="--on-error")
+    for name, value in (("--on-error", on_error != "stop"), ("--output", output is not None)):
+        if file is None and value:
+            raise typer.BadParameter(f"{name} needs an input FILE", param_hint=name)
+    skip = on_error == "skip"
+    lines = None
     if file is not None:
-        opt.refuse_same_file(file, output)
-    checked = _read(file, limit, on_error == "skip") if file is not None else None
-    text = opt.read_text(perplexity) if perplexity is not None else ""
+        lines = read_file(
+            file, pair_texts, output, overwrite=overwrite, limit=limit, skip=skip,
+            expected='lines like {"prompt": "...", "answers": ["...", "..."]}',
+        )  # fmt: skip
+    text = options.read_text(perplexity) if perplexity is not None else ""
     if perplexity is not None and not text:
         raise DataError(f"{perplexity} is empty: nothing to score")
-    if output is not None and file is None:
-        raise typer.BadParameter("--output needs an input FILE", param_hint="--output")
-    options: dict[str, Any] = {"top_logprobs": top_logprobs, "window": window, "stride": stride}
-    lm = opt.open_model(model, runtime=runtime, dtype=dtype, use="scoring", context=context, threads=threads)
+    settings: dict[str, Any] = {"top_logprobs": top_logprobs, "window": window, "stride": stride}
+    lm = options.open_model(model, runtime=runtime, dtype=dtype, use="scoring", context=context, threads=threads)
     with lm:
         if perplexity is not None:
             _print_perplexity(lm, perplexity, text, window, stride, as_json)
-        elif file is not None and checked is not None:
-            _score_file(lm, file, checked, output, overwrite, options, on_error == "skip")
+        elif lines is not None:
+            _score_file(lm, lines, settings, skip)
         else:
             if see:
-                options |= seeing.scoring(lm, top_logprobs)
-            scored = _print_scores(lm, prompt or "", answer or [], options, as_json, quiet=show)
-            seeing.present(lm, scored, show=show, html=html, title="likely score", prompt=prompt or "")
+                settings |= more_to_show(lm, top_logprobs)
+            scored = _print_scores(lm, prompt or "", answer or [], settings, as_json, quiet=show)
+            present(lm, scored, show=show, html=html, title="likely score", prompt=prompt or "")
 
 
-def _read(file: str, limit: int | None, skip: bool) -> Checked:
-    """All input lines, checked before the model is loaded."""
-    from likely.errors import DataError
-    from likely.io.jsonl import read_checked
-
-    where = _name(file)
-    checked = read_checked(file, lambda line: _pair_texts(line, where), skip=skip, limit=limit)
-    for error in checked.bad:
-        typer.echo(f"skipped: {error}", err=True)
-    if not checked.lines:
-        if checked.bad:
-            raise DataError(f"none of the {checked.total} lines of {where} can be scored")
-        raise DataError(f'{where} holds no records: expected lines like {{"prompt": "...", "answers": ["...", "..."]}}')
-    return checked
-
-
-def _name(file: str) -> str:
-    return "stdin" if file == "-" else file
-
-
-def _pair_texts(line: Line, where: str) -> tuple[str, list[str]]:
+def pair_texts(line: Line, where: str) -> tuple[str, list[str]]:
     """(prompt, answers) of an input line."""
     from likely.errors import DataError
     from likely.io.jsonl import text_field
@@ -135,89 +115,44 @@ def _pair_texts(line: Line, where: str) -> tuple[str, list[str]]:
     return prompt, answers
 
 
-def _score_file(
-    lm: Any, file: str, checked: Checked, output: Path | None, overwrite: bool, options: dict[str, Any], skip: bool
-) -> None:
-    from likely.cli.printing import progress
-    from likely.io.jsonl import Results, unfinished
+def _score_file(lm: Any, lines: FileRun[tuple[str, list[str]]], settings: dict[str, Any], skip: bool) -> None:
+    total = len(lines.lines) + lines.left_out
 
-    header = {**opt.origin(lm), "kind": "score", "template": None, "settings": options}
-    lines, where, skipped = checked.lines, _name(file), len(checked.bad)
-    with Results(output, header, overwrite=overwrite) as results:
-        todo = unfinished(lines, results, where)
-        answers = sum(len(_pair_texts(line, where)[1]) for chunk in todo for line in chunk)
-        with progress(answers, "scoring") as tick:
-            for chunk in todo:
-                skipped += _score_chunk(lm, where, chunk, results, options, tick, skip)
-    if skipped:
-        typer.echo(f"skipped {skipped} of {checked.total} lines", err=True)
-
-
-def _score_chunk(
-    lm: Any, where: str, chunk: Sequence[Line], results: Results, options: dict[str, Any], tick: Any, skip: bool
-) -> int:
-    """Score some lines together and write their results; returns how many were left out."""
-    from likely.errors import CapabilityError, LikelyError, RemoteError
-
-    skipped = 0
-    try:
-        records = _scored(lm, where, chunk, options, tick)
-    except (CapabilityError, RemoteError):  # the model's fault, not a line's
-        raise
-    except LikelyError:
-        chunk, skipped = _scorable(lm, where, chunk, options, skip)
-        records = _scored(lm, where, chunk, options, tick)
-    results.write(record for line, record in zip(chunk, records, strict=True) if not results.is_done(line, where))
-    return skipped
-
-
-def _scored(lm: Any, where: str, chunk: Sequence[Line], options: dict[str, Any], tick: Any) -> list[dict[str, Any]]:
-    groups = [_pair_texts(line, where) for line in chunk]
-    pairs = [(prompt, answer) for prompt, answers in groups for answer in answers]
-    if not pairs:
-        return []
-    if hasattr(lm, "score_pairs"):
-        scored = iter(lm.score_pairs(pairs, progress=tick, **options))
-    else:
-        scored = (s for prompt, answers in groups for s in lm.score(prompt, answers))
-    records = []
-    for line, (_, answers) in zip(chunk, groups, strict=True):
-        record: dict[str, Any] = {"line": line.number, "input": line.digest}
-        record |= {key: line.record[key] for key in ("id", "label") if key in line.record}
-        record["answers"] = [next(scored).to_dict() for _ in answers]
-        records.append(record)
-    return records
-
-
-def _scorable(
-    lm: Any, where: str, chunk: Sequence[Line], options: dict[str, Any], skip: bool
-) -> tuple[Sequence[Line], int]:
-    """The lines of a failed chunk that the model can score (one that does not fit its context, say, it cannot)."""
-    from likely.errors import DataError, LikelyError
-
-    good = []
-    for line in chunk:
-        try:
-            _scored(lm, where, [line], options, None)
-        except LikelyError as error:
-            message = f"{where}:{line.number}: {error}"
-            if not skip:
-                raise DataError(message) from None
-            typer.echo(f"skipped: {message}", err=True)
+    def score_chunk(chunk: Sequence[Line], advance: Advance) -> list[dict[str, Any]]:
+        groups = [lines.item(line) for line in chunk]
+        pairs = [(prompt, answer) for prompt, answers in groups for answer in answers]
+        if hasattr(lm, "score_pairs"):
+            scored = iter(lm.score_pairs(pairs, progress=advance, **settings))
         else:
-            good.append(line)
-    return good, len(chunk) - len(good)
+            scored = (s for prompt, answers in groups for s in lm.score(prompt, answers))
+        return [
+            {
+                **{key: line.record[key] for key in ("id", "label") if key in line.record},
+                "answers": [next(scored).to_dict() for _ in answers],
+            }
+            for line, (_, answers) in zip(chunk, groups, strict=True)
+        ]
+
+    lines.run(
+        {**options.origin(lm), "kind": "score", "template": None, "settings": settings},
+        lines.by_chunks(score_chunk, skip=skip),
+        label="scoring",
+        unit="answers",
+        count=lambda line: len(lines.item(line)[1]),
+    )
+    if lines.left_out:
+        typer.echo(f"skipped {lines.left_out} of {total} lines", err=True)
 
 
 def _print_scores(
-    lm: Any, prompt: str, answers: list[str], options: dict[str, Any], as_json: bool, *, quiet: bool = False
+    lm: Any, prompt: str, answers: list[str], settings: dict[str, Any], as_json: bool, *, quiet: bool = False
 ) -> list[Any]:
     from likely.cli.printing import print_json
 
-    given = {key: value for key, value in options.items() if value}
+    given = {key: value for key, value in settings.items() if value}
     scored = lm.score(prompt, answers, **given)
     if as_json:
-        print_json({**opt.origin(lm), "prompt": prompt, "answers": [s.to_dict() for s in scored]})
+        print_json({**options.origin(lm), "prompt": prompt, "answers": [s.to_dict() for s in scored]})
     if as_json or quiet:
         return list(scored)
     width = max(len(repr(s.text)) for s in scored)
@@ -240,7 +175,7 @@ def _print_perplexity(lm: Any, path: str, text: str, window: int | None, stride:
     with progress(max(2, len(text) // 2000), "reading", unit="pieces") as tick:
         result = lm.perplexity(text, window=window, stride=stride, progress=tick)
     if as_json:
-        print_json({**opt.origin(lm), "file": path, **asdict(result)})
+        print_json({**options.origin(lm), "file": path, **asdict(result)})
         return
     typer.echo(
         f"{path}: perplexity {result.perplexity:.4f}  {result.nats_per_token:.5f} nats/token  "

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Verbs about models, servers and evidence: serve, models, convert, datasets, papers, reproduce, plot, eval-code."""

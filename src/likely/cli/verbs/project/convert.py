@@ -7,11 +7,7 @@ from typing import Annotated
 
 import typer
 
-from likely.cli import options as opt
-
-
-def register(app: typer.Typer) -> None:
-    app.command("convert")(convert)
+from likely.cli import options
 
 
 def convert(
@@ -19,11 +15,11 @@ def convert(
     target: Annotated[Path, typer.Argument(help="GGUF file or folder to write.")],
     to: Annotated[
         str | None,
-        typer.Option("--to", help="f32, f16, bf16, q8_0 or safetensors.  [default: f32 for *.gguf]"),
+        typer.Option("--to", help="{conversions}.  [default: f32 for *.gguf]"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing target.")] = False,
     verify: Annotated[bool, typer.Option(help="Score fixed strings on both afterwards.")] = True,
-    as_json: opt.JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Convert a model, streamed, and check the result by scoring.
 
@@ -44,6 +40,11 @@ def convert(
     kind, place = resolve(source)
     if kind == "hub":
         raise typer.BadParameter(f"{source} is a hub id: download it first, then give its folder", param_hint="SOURCE")
+    if to in (None, "safetensors") and target.suffix in (".bin", ".pt", ".safetensors"):
+        raise typer.BadParameter(
+            f"safetensors models are folders, {target} looks like a file: give a folder, or a name in .gguf",
+            param_hint="TARGET",
+        )
     form = to or ("f32" if target.suffix == ".gguf" else "safetensors")
     with progress(100, "converting", unit="%") as tick:
         shown = 0

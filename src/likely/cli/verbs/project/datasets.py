@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from likely.cli import options as opt
+from likely.cli import options
 
 DataDir = Annotated[
     Path | None,
@@ -15,14 +15,10 @@ DataDir = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    app.command("datasets")(datasets)
-
-
 def datasets(
     name: Annotated[str | None, typer.Argument(help="One set: its files, checked against their sha256.")] = None,
     data_dir: DataDir = None,
-    as_json: opt.JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """List the data sets that are here, or show one and check its files.
 

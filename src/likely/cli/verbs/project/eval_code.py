@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options as opt
+from likely.cli import options
 
 WARNING = (
     "This runs programs that nobody has read. They get no network, no files and little time (see "
@@ -15,23 +15,19 @@ WARNING = (
 )
 
 
-def register(app: typer.Typer) -> None:
-    app.command("eval-code")(eval_code)
-
-
 def eval_code(
     benchmark: Annotated[Literal["humaneval", "mbpp"], typer.Argument(help="humaneval or mbpp.")],
-    model: opt.ModelOption = opt.DEFAULT,
-    runtime: opt.RuntimeOption = None,
-    dtype: opt.DtypeOption = None,
+    model: options.ModelOption = options.DEFAULT,
+    runtime: options.RuntimeOption = None,
+    dtype: options.DtypeOption = None,
     trusted: Annotated[
         bool, typer.Option("--run-untrusted-code", help="Yes, run what the model writes (in a sandbox).")
     ] = False,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first problems.")] = None,
     samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Programs per problem.")] = 1,
-    temperature: opt.TemperatureOption = 0.0,
-    seed: opt.SeedOption = 0,
-    max_tokens: opt.MaxTokens = 384,
+    temperature: options.TemperatureOption = 0.0,
+    seed: options.SeedOption = 0,
+    max_tokens: options.MaxTokens = 384,
     contrast: Annotated[
         Literal["uscd", "cad", "cfg"] | None,
         typer.Option("--contrast", help="Contrast with the prompt without its examples."),
@@ -42,9 +38,9 @@ def eval_code(
         Path | None, typer.Option("--output", "-o", help="Write one line of JSON per program here.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Folder of the data sets.")] = None,
-    context: opt.ContextOption = None,
-    threads: opt.ThreadsOption = None,
-    as_json: opt.JsonOption = False,
+    context: options.ContextOption = None,
+    threads: options.ThreadsOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Solve HumanEval or MBPP problems and run the tests: pass@1, and pass@n for n samples.
 
@@ -65,14 +61,14 @@ def eval_code(
         raise typer.BadParameter("several greedy programs are the same one: give --temperature", param_hint="--samples")
     found = problems(benchmark, limit=limit, data_dir=None if data_dir is None else str(data_dir))
     bounds = SandboxLimits(wall_s=seconds, cpu_s=max(1, round(seconds)))
-    with opt.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+    with options.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
         with progress(len(found), benchmark, unit="problems") as advance:
             report = evaluate(
                 lm, found, benchmark=benchmark, chat=chat, limits=bounds, progress=advance, n=samples,
                 contrast=None if contrast is None else lambda lame: Contrast(lame, contrast),
                 temperature=temperature, seed=seed, max_tokens=max_tokens,
             )  # fmt: skip
-        origin = opt.origin(lm)
+        origin = options.origin(lm)
     if output is not None:
         _write(output, report)
     ks = sorted({1, samples})

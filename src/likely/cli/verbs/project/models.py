@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
-
-from likely.cli import options as opt
+from likely.cli import options
 
 
-def register(app: typer.Typer) -> None:
-    app.command("models")(models)
-
-
-def models(as_json: opt.JsonOption = False) -> None:
+def models(as_json: options.JsonOption = False) -> None:
     """List the models that can be loaded by name, and the engines that are installed.
 
     Examples:

@@ -6,16 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from likely.cli import options as opt
-
-
-def register(app: typer.Typer) -> None:
-    app.command("papers")(papers)
+from likely.cli import options
 
 
 def papers(
     room: Annotated[str | None, typer.Option("--room", help="Only this room, e.g. decoding.")] = None,
-    as_json: opt.JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """List the papers and studies: their headline figure, ours, and the state of each.
 

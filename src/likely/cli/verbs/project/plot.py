@@ -8,10 +8,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    app.command("plot")(plot)
-
-
 def plot(
     files: Annotated[
         list[str], typer.Argument(metavar="RESULTS...", help='Files of likely score or ask; "-": standard input.')

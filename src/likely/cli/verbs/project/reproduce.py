@@ -7,10 +7,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    app.command("reproduce")(reproduce)
-
-
 def reproduce(
     name: Annotated[str, typer.Argument(help="A paper or study with a script (likely papers lists them).")],
     full: Annotated[bool, typer.Option("--full", help="The whole study instead of the quick form.")] = False,

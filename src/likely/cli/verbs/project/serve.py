@@ -16,10 +16,6 @@ from likely.cli import options as opt
 MIB = 2**20
 
 
-def register(app: typer.Typer) -> None:
-    app.command("serve")(serve)
-
-
 def serve(
     model: opt.ModelOption = opt.DEFAULT,
     runtime: opt.RuntimeOption = None,

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options as opt
+from likely.cli import options
+from likely.cli.help import VerbCommand
+from likely.cli.verbs.prompts.hints import hint, learn_hints
+from likely.cli.verbs.prompts.reask import reask
 
 if TYPE_CHECKING:
     from likely.io.jsonl import Line
@@ -29,19 +32,12 @@ Examples:
 INPUTS_HINT = 'expected lines like {"text": "..."}, with a "label" where it is known'
 
 
-def register(app: typer.Typer) -> None:
-    from likely.cli.verbs.prompts.hints import hint, learn_hints
-    from likely.cli.verbs.prompts.reask import reask
-
-    prompts = typer.Typer(help=EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
-    prompts.callback()(lambda: None)
-    prompts.command("select")(select)
-    prompts.command("reask")(reask)
-    prompts.command("learn-hints")(learn_hints)
-    prompts.command("hint")(hint)
-    app.add_typer(prompts, name="prompts")
+verbs = typer.Typer(help=EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
+for name, verb in (("reask", reask), ("learn-hints", learn_hints), ("hint", hint)):
+    verbs.command(name, cls=VerbCommand)(verb)
 
 
+@verbs.command("select", cls=VerbCommand)
 def select(
     scores: Annotated[
         Path | None, typer.Argument(help="Scores that an earlier run saved (-o): choose anew without a model.")
@@ -55,9 +51,7 @@ def select(
     ] = None,
     method: Annotated[
         str,
-        typer.Option(
-            "--method", help="MI_G, MI, GE, GE_M, LE, MDL_M, ZLP, ZPM, ZMV, PPL; per input: MI_GL, MI_L, MDL, PPL_L."
-        ),
+        typer.Option("--method", help="{criteria}; MDL and those that end in L choose for each input."),
     ] = "MI_G",
     calibrate: Annotated[
         Literal["cbm", "cc", "pmi"] | None,
@@ -75,18 +69,18 @@ def select(
         typer.Option("--norm", help="Compare answers by their mean per token, their sum, or their first token."),
     ] = "token",
     show: Annotated[int, typer.Option("--show", min=1, help="So many prompts of the ranking.")] = 10,
-    model: opt.ModelOption = opt.DEFAULT,
-    runtime: opt.RuntimeOption = None,
-    dtype: opt.DtypeOption = None,
+    model: options.ModelOption = options.DEFAULT,
+    runtime: options.RuntimeOption = None,
+    dtype: options.DtypeOption = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Keep the scores (.npz); a run that was stopped goes on there."),
     ] = None,
-    overwrite: opt.OverwriteOption = False,
-    limit: opt.LimitOption = None,
-    context: opt.ContextOption = None,
-    threads: opt.ThreadsOption = None,
-    as_json: opt.JsonOption = False,
+    overwrite: options.OverwriteOption = False,
+    limit: options.LimitOption = None,
+    context: options.ContextOption = None,
+    threads: options.ThreadsOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Rank the prompts of a pool without labels, from the model's answers to your inputs.
 
@@ -120,8 +114,8 @@ def select(
     else:
         if pool is None or inputs is None:
             raise typer.BadParameter("give --pool and --inputs, or a file of saved scores", param_hint="--pool")
-        opt.refuse_same_file(str(pool), output)
-        opt.refuse_same_file(inputs, output)
+        options.refuse_same_file(str(pool), output)
+        options.refuse_same_file(inputs, output)
         found = _score(
             pool, task, inputs, limit, output, overwrite, perplexity=method in PERPLEXITY,
             model={"name": model, "runtime": runtime, "dtype": dtype, "context": context, "threads": threads},
@@ -130,8 +124,9 @@ def select(
         found, method, norm=norm,
         calibrate_choice=calibrate if "P" in where else None, calibrate_answers=calibrate if "A" in where else None,
     )  # fmt: skip
-    rows = ranked(found, selection)
-    whole = _of_choice(found, selection)
+    labels = found.known_labels()
+    rows = selection.ranked(labels)
+    whole = {} if labels is None else selection.quality(labels)
     settings = {"method": method, "calibrate": calibrate, "where": where if calibrate else None, "norm": norm}
     if as_json:
         each = [found.names[t] for t in selection.choice] if selection.per_input else None
@@ -163,13 +158,12 @@ def _score(
     records = [line.record for line in read_checked(inputs, check, limit=limit).lines]
     if len(records) < 2:
         raise DataError(f"{where} holds {len(records)} record(s), at least 2 inputs are needed: {INPUTS_HINT}")
-    options = dict(model)
     with (
-        opt.open_model(options.pop("name"), **options) as lm,
+        options.open_model(**model) as lm,
         progress(len(pool) * len(records), "scoring", unit="prompted inputs") as tick,
     ):
         return score_pool(
-            lm, pool, records, perplexity=perplexity, cache=output, overwrite=overwrite, origin=opt.origin(lm),
+            lm, pool, records, perplexity=perplexity, cache=output, overwrite=overwrite, origin=options.origin(lm),
             progress=tick,
         )  # fmt: skip
 
@@ -190,43 +184,6 @@ def _checker(pool: PromptPool, where: str) -> Any:
             raise DataError(f"{where}:{line.number}: {str(error).removeprefix('input 0: ')}") from None
 
     return check
-
-
-def ranked(scores: PromptScores, selection: Selection) -> list[dict[str, Any]]:
-    """The prompts, best first: name, value, and how good their answers are where the labels are known."""
-    from likely.prompting.selection.answers import accuracy, f1_of_prompts
-
-    labels = scores.known_labels()
-    rows: list[dict[str, Any]] = [
-        {"prompt": scores.names[t], "value": float(selection.worth[t])} for t in selection.ranking
-    ]
-    if labels is not None:
-        f1 = f1_of_prompts(selection.all_probs, labels)
-        for row, t in zip(rows, selection.ranking, strict=True):
-            row |= {"accuracy": accuracy(selection.all_probs[t].argmax(axis=1), labels), "macro_f1": float(f1[t])}
-            row["scaled_f1"] = float(f1[t] / f1.max()) if f1.max() else None
-    return rows
-
-
-def _of_choice(scores: PromptScores, selection: Selection) -> dict[str, Any]:
-    """Accuracy (with its interval), F1, scaled F1 of the chosen prompt(s); empty without labels."""
-    from scipy.stats import pearsonr
-
-    from likely.metrics.intervals import Accuracy
-    from likely.prompting.selection.answers import f1_of_prompts, macro_f1
-
-    labels = scores.known_labels()
-    if labels is None:
-        return {}
-    right = Accuracy(int((selection.answers == labels).sum()), len(labels))
-    f1, each = macro_f1(selection.answers, labels, selection.probs.shape[1]), f1_of_prompts(selection.all_probs, labels)
-    spread = len(each) > 2 and each.std() > 0 and selection.worth.std() > 0
-    correlation = float(pearsonr(selection.worth, each).statistic) if spread else None
-    return {
-        "accuracy": right.value, "accuracy_interval": list(right.interval), "macro_f1": f1,
-        "scaled_f1": f1 / float(each.max()) if each.max() else None, "best_f1": float(each.max()),
-        "mean_f1": float(each.mean()), "correlation": correlation,
-    }  # fmt: skip
 
 
 def _print(

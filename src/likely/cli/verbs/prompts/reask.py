@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options as opt
+from likely.cli import options
 
 if TYPE_CHECKING:
+    from likely.cli.file_run import Advance, Chunks
     from likely.io.jsonl import Line
-    from likely.weak_supervision.reasking import Example
+    from likely.weak_supervision.reasking import Example, rate_and_reask, summarise
 
 HINT = 'lines like {"text": "...", "answer": "spam"} are expected'
 
@@ -42,15 +42,15 @@ def reask(
         Literal["quadratic", "linear", "euclidean", "chebyshev"],
         typer.Option("--scalarizer", help="How the sources' losses are combined."),
     ] = "quadratic",
-    model: opt.ModelOption = opt.DEFAULT,
-    runtime: opt.RuntimeOption = None,
-    output: opt.OutputOption = None,
-    overwrite: opt.OverwriteOption = False,
-    limit: opt.LimitOption = None,
+    model: options.ModelOption = options.DEFAULT,
+    runtime: options.RuntimeOption = None,
+    output: options.OutputOption = None,
+    overwrite: options.OverwriteOption = False,
+    limit: options.LimitOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the harmonizer's training.")] = 0,
-    context: opt.ContextOption = None,
-    threads: opt.ThreadsOption = None,
-    as_json: opt.JsonOption = False,
+    context: options.ContextOption = None,
+    threads: options.ThreadsOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """A risk for each answer, from labelling rules and without labels, and a second answer where it is highest.
 
@@ -64,79 +64,50 @@ def reask(
       likely prompts reask sms.jsonl --rules rules.jsonl --labels ham,spam --instruction "Spam or ham?" \\
         --policy override --budget 0.1 --json
     """
-    import numpy as np
-
+    from likely.cli.file_run import FileRun, check_output, input_name
     from likely.cli.printing import print_json, progress
-    from likely.io.jsonl import Results, read_lines
-    from likely.weak_supervision.harmonizer import Harmonizer
-    from likely.weak_supervision.labelling_rules import Votes, read_rules
-    from likely.weak_supervision.reasking import LabelTask, budget_threshold, fired, label_scores
-    from likely.weak_supervision.reasking import reask as ask_again
+    from likely.io.hashes import file_sha256, fingerprint
+    from likely.weak_supervision.labelling_rules import read_rules
+    from likely.weak_supervision.reasking import LabelTask
 
     names = tuple(name.strip() for name in labels.split(","))
     if len(names) < 2 or len(set(names)) < len(names) or "" in names:
         raise typer.BadParameter(
             f"at least 2 different names with commas between, got {labels!r}", param_hint="--labels"
         )
-    opt.refuse_same_file(items, output)
-    where = "stdin" if items == "-" else items
-    lines = _read(items, names, limit)
+    check_output(items, output)
+    where = input_name(items)
+    lines = FileRun[None](where, _read(items, names, limit), {}, output, overwrite)
     used = read_rules(rules, names)
     shown = _examples(examples, names) if examples is not None else ()
-    _refuse_known(where, lines, shown)
+    _refuse_known(where, lines.lines, shown)
     task = LabelTask(instruction, names, noun, shown)
-    texts = [line.record["text"] for line in lines]
     more = [line.record["text"] for line in _read(str(fit), names, None)] if fit is not None else []
-    first = np.array(
-        [-1 if line.record.get("answer") is None else names.index(line.record["answer"]) for line in lines]
-    )
     settings = {
-        "rules_sha256": _digest(rules), "labels": list(names), "instruction": instruction, "noun": noun,
+        "rules_sha256": file_sha256(rules), "labels": list(names), "instruction": instruction, "noun": noun,
         "examples": [[e.text, e.label] for e in shown], "budget": budget, "policy": policy, "scalarizer": scalarizer,
-        "fit_sha256": _digest(fit) if fit is not None else None, "seed": seed,
+        "fit_sha256": file_sha256(fit) if fit is not None else None, "seed": seed,
     }  # fmt: skip
+    with options.open_model(model, runtime=runtime, context=context, threads=threads) as lm:
+        origin = options.origin(lm)
 
-    def records(lm: Any) -> list[dict[str, Any]]:
-        unasked = np.flatnonzero(first < 0).tolist()
-        if unasked:
-            with progress(len(unasked) * len(names), "answering", unit="prompts") as tick:
-                prompts = [task.prompt(texts[i]) for i in unasked]
-                first[unasked] = label_scores(lm, prompts, names, progress=tick).probs().argmax(axis=1)
-        every = [*texts, *more]
-        votes = Votes.of(used, every, names).with_answers(np.append(first, np.full(len(more), -1)))
-        harmonizer = Harmonizer(names, scalarizer=scalarizer, seed=seed)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            harmonizer.fit(every, votes)
-        for warning in caught:
-            typer.echo(f"Warning: {warning.message}", err=True)
-        fused = harmonizer.predict_proba(texts)
-        risk = harmonizer.polar(texts, first).values
-        with progress(int(budget * len(texts) + 1) * len(names), "asking again", unit="prompts") as tick:
-            found = ask_again(
-                lm, task, texts, first, risk, threshold=budget_threshold(risk, budget), policy=policy, rules=used,
-                fused=fused, progress=tick,
-            )  # fmt: skip
-        return [
-            {
-                "line": line.number, "input": line.digest, "answer": names[first[i]], "risk": float(risk[i]),
-                "rules": [rule.name for rule in fired(used, texts[i])], "chosen": bool(found.chosen[i]),
-                "asked": bool(found.asked[i]), "final": names[found.answers[i]], "label": line.record.get("label"),
-                "harmonizer": dict(zip(names, fused[i].tolist(), strict=True)),
-                "probs": None if np.isnan(found.probs[i]).any() else found.probs[i].tolist(),
-            }
-            for i, line in enumerate(lines)
-        ]  # fmt: skip
+        def rate(chunks: Chunks, _: Advance) -> Iterator[tuple[Line, dict[str, Any]]]:
+            for chunk in chunks:  # one: every risk depends on all items
+                given = [line.record.get("answer") for line in chunk]
+                first = [-1 if answer is None else names.index(answer) for answer in given]
+                prompts = first.count(-1) + int(budget * len(chunk) + 1)
+                with options.warnings_shown(), progress(prompts * len(names), "asking", unit="prompts") as advance:
+                    found = rate_and_reask(
+                        lm, task, [line.record["text"] for line in chunk], first, used, budget=budget, policy=policy,
+                        scalarizer=scalarizer, seed=seed, more_texts=more, progress=advance,
+                    )  # fmt: skip
+                for line, record in zip(chunk, found, strict=True):
+                    yield line, {**record, "label": line.record.get("label")}
 
-    with opt.open_model(model, runtime=runtime, context=context, threads=threads) as lm:
-        origin = opt.origin(lm)
-        # every risk depends on all items, so that a file belongs to just these
-        header = {**origin, "kind": "reask", "items_sha256": _digest_of(lines), "settings": settings}
-        with Results(output, header, overwrite=overwrite) as results:
-            made = [] if all([results.is_done(line, where) for line in lines]) else records(lm)
-            results.write([r for r, line in zip(made, lines, strict=False) if not results.is_done(line, where)])
-    told = made if output is None else [line.record for line in read_lines(output) if "line" in line.record]
-    summary = _summary(told, len(used), budget_threshold([r["risk"] for r in told], budget))
+        items_sha256 = fingerprint(" ".join(f"{line.number}:{line.digest}" for line in lines.lines))
+        header = {**origin, "kind": "reask", "items_sha256": items_sha256, "settings": settings}
+        lines.run(header, rate, size=len(lines.lines), keep=True)
+    summary = {"rules": len(used), **summarise(lines.records(), budget)}
     if as_json and output is not None:
         print_json({**origin, **settings, **summary})
     else:
@@ -191,42 +162,6 @@ def _refuse_known(where: str, lines: Sequence[Line], shown: Sequence[Example]) -
                 f"{where}:{line.number} is also worked example {number}, whose answer stands in the prompt: leave one "
                 f"of the two out"
             )
-
-
-def _digest_of(lines: Sequence[Line]) -> str:
-    import hashlib
-
-    return hashlib.sha256(" ".join(f"{line.number}:{line.digest}" for line in lines).encode()).hexdigest()[:16]
-
-
-def _digest(path: Path) -> str:
-    from likely.io.hashes import file_sha256
-
-    return file_sha256(path)
-
-
-def _summary(records: Sequence[dict[str, Any]], rules: int, threshold: float) -> dict[str, Any]:
-    """Counts; accuracy before and after, and AUROC of the risk, where labels are known."""
-    import math
-
-    from likely.metrics.intervals import Accuracy
-    from likely.weak_supervision.risk import risk_quality
-
-    known = [r for r in records if r["label"] is not None]
-    out: dict[str, Any] = {
-        "items": len(records), "rules": rules, "covered": sum(bool(r["rules"]) for r in records),
-        "chosen": sum(r["chosen"] for r in records), "asked": sum(r["asked"] for r in records),
-        "changed": sum(r["final"] != r["answer"] for r in records),
-        "threshold": threshold if math.isfinite(threshold) else None, "labelled": len(known),
-    }  # fmt: skip
-    if known:
-        for name, field in (("before", "answer"), ("after", "final")):
-            right = Accuracy(sum(r[field] == r["label"] for r in known), len(known))
-            out[name] = {"accuracy": right.value, "interval": list(right.interval)}
-        wrong = [int(r["answer"] != r["label"]) for r in known]
-        quality = risk_quality([r["risk"] for r in known], wrong)
-        out["risk_ece"], out["risk_auroc"] = quality.ece, None if math.isnan(quality.auroc) else quality.auroc
-    return out
 
 
 def _said(where: str, policy: str, found: dict[str, Any]) -> list[str]:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Verbs about speed: bench, draft, replay."""

@@ -9,25 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from likely.cli import options as opt
+from likely.cli import options
 
 if TYPE_CHECKING:
     from likely.runtimes.cost_curve import CostCurve
 
 
-def register(app: typer.Typer) -> None:
-    app.command("bench")(bench)
-
-
 def bench(
     what: Annotated[str, typer.Argument(help="calls, or speculation: what drafters gain.")] = "calls",
-    model: opt.ModelOption = opt.DEFAULT,
+    model: options.ModelOption = options.DEFAULT,
     runtime: Annotated[
-        str | None, typer.Option("--runtime", help="llamacpp, torch or native.  [default: every one installed]")
+        str | None, typer.Option("--runtime", help="{runtimes}.  [default: every one installed]")
     ] = None,
-    dtype: opt.DtypeOption = None,
+    dtype: options.DtypeOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and rounds, under 45 s.")] = False,
-    threads: opt.ThreadsOption = None,
+    threads: options.ThreadsOption = None,
     busy: Annotated[bool, typer.Option("--even-if-busy", help="Measure although other programs run.")] = False,
     drafter: Annotated[
         list[str] | None, typer.Option("--drafter", help="(speculation) A drafter to compare (repeatable).")
@@ -36,7 +32,7 @@ def bench(
     rounds: Annotated[int | None, typer.Option("--rounds", min=2, help="(speculation) Rounds that count.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=2, help="(speculation) Tokens per text.")] = 64,
     picture: Annotated[Path | None, typer.Option("--plot", help="(speculation) Write a picture here.")] = None,
-    as_json: opt.JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Measure milliseconds per call at 1 to 64 positions, 1 to 16 sequences, and prefill.
 
@@ -51,7 +47,7 @@ def bench(
 
       likely bench -m gemma3 --runtime llamacpp --json
     """
-    from likely.bench.timing import refuse_busy
+    from likely.bench.timing import BusyMachine, refuse_busy
     from likely.cli.printing import print_json
     from likely.models.load import available_runtimes
     from likely.runtimes.machine import machine
@@ -62,11 +58,14 @@ def bench(
     if not speculation and (drafter or task or rounds or picture):
         raise typer.BadParameter("--drafter, --task, --rounds and --plot belong to likely bench speculation")
     if not busy:
-        refuse_busy()
+        try:
+            refuse_busy()
+        except BusyMachine as error:
+            raise BusyMachine(f"{error}, or give --even-if-busy") from None
     host = machine()
     names = [runtime] if runtime else [name for name, ready in available_runtimes().items() if ready]
     if speculation:
-        from likely.cli.verbs.speed.bench_speculation import DRAFTERS, bench_speculation
+        from likely.cli.verbs.speed.speculation import DRAFTERS, bench_speculation
 
         bench_speculation(
             model, names, dtype=dtype, threads=threads, drafters=drafter or DRAFTERS, tasks=task,
@@ -98,7 +97,7 @@ def _measure(
     from likely.runtimes.cost_curve import measure
     from likely.runtimes.machine import cores
 
-    lm = opt.local_model(model, runtime=name, dtype=dtype, threads=threads)
+    lm = options.local_model(model, runtime=name, dtype=dtype, threads=threads)
     with lm:
         used = getattr(lm.runtime, "threads", None) or threads or cores()
         curve = measure(

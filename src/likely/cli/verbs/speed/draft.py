@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options as opt
+from likely.cli import options
+from likely.cli.help import VerbCommand
 from likely.decoding.drafting.table import MemoryKind, memory_kinds
 
 if TYPE_CHECKING:
@@ -16,36 +17,35 @@ if TYPE_CHECKING:
 
 PIECE = 100_000  # characters of a .txt file that become tokens at a time
 
-Corpus = Annotated[list[Path], typer.Argument(help="JSONL (or .jsonl.gz) with one text per line, or .txt files.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The memory file to write.")]
-Kind = Annotated[str, typer.Option("--kind", help=f"{', '.join(memory_kinds())}.")]
-Field = Annotated[str, typer.Option("--field", help="The field of a JSONL line that holds the text.")]
-Settings = Annotated[
+CorpusArgument = Annotated[
+    list[Path], typer.Argument(help="JSONL (or .jsonl.gz) with one text per line, or .txt files.")
+]
+MemoryOption = Annotated[Path, typer.Option("--output", "-o", help="The memory file to write.")]
+KindOption = Annotated[str, typer.Option("--kind", help=f"{', '.join(memory_kinds())}.")]
+FieldOption = Annotated[str, typer.Option("--field", help="The field of a JSONL line that holds the text.")]
+KindSettings = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting of the kind, e.g. -s top=4 -s min_count=2."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
+ReplaceOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
 
 
-def register(app: typer.Typer) -> None:
-    group = typer.Typer(
-        no_args_is_help=True, rich_markup_mode=None, help="Build and show the memories of drafters (--drafter)."
-    )
-    group.command("build")(build)
-    group.command("show")(show)
-    app.add_typer(group, name="draft")
+verbs = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Build and show the memories of drafters (--drafter)."
+)
 
 
+@verbs.command("build", cls=VerbCommand)
 def build(
-    corpus: Corpus,
-    output: Output,
-    kind: Kind = "trigram",
-    model: opt.ModelOption = opt.DEFAULT,
-    field: Field = "text",
-    settings: Settings = None,
-    limit: opt.LimitOption = None,
-    overwrite: Overwrite = False,
-    as_json: opt.JsonOption = False,
+    corpus: CorpusArgument,
+    output: MemoryOption,
+    kind: KindOption = "trigram",
+    model: options.ModelOption = options.DEFAULT,
+    field: FieldOption = "text",
+    settings: KindSettings = None,
+    limit: options.LimitOption = None,
+    overwrite: ReplaceOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Build a memory for the tokens of a model from a corpus of texts.
 
@@ -60,13 +60,13 @@ def build(
     from likely.cli.printing import print_json, progress
 
     memories = _checked_kind(kind)
-    chosen = _checked_settings(kind, memories.settings, opt.parse_settings(settings))
+    chosen = _checked_settings(kind, memories.settings, options.parse_settings(settings))
     for path in corpus:
-        opt.refuse_same_file(str(path), output)
-    opt.refuse_existing(output, overwrite)
+        options.refuse_same_file(str(path), output)
+    options.refuse_existing(output, overwrite)
     found = _texts(corpus, field, limit)
-    with opt.local_model(model) as lm:
-        tokenizer, vocab_size, origin = lm.tokenizer, lm.runtime.vocab_size, opt.origin(lm)
+    with options.local_model(model) as lm:
+        tokenizer, vocab_size, origin = lm.tokenizer, lm.runtime.vocab_size, options.origin(lm)
         with progress(len(found), "tokens", unit="texts") as tick:
             texts = list(_encoded(found, tokenizer, tick))
         memories.build(texts, vocab_size, chosen).save(output, tokenizer=tokenizer.fingerprint)
@@ -153,7 +153,8 @@ def _encoded(texts: Sequence[str], tokenizer: Tokenizer, tick: Callable[[int], N
         tick(1)
 
 
-def show(file: Annotated[Path, typer.Argument(help="A memory file.")], as_json: opt.JsonOption = False) -> None:
+@verbs.command("show", cls=VerbCommand)
+def show(file: Annotated[Path, typer.Argument(help="A memory file.")], as_json: options.JsonOption = False) -> None:
     """Show what a memory file is: its kind, tokenizer, size and entries.
 
     Examples:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options as opt
+from likely.cli import options
 
 if TYPE_CHECKING:
     from likely.decoding.drafting.protocol import DraftSource
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from likely.lm.model import Model
 
 CURVE = (1, 2, 4, 8, 16, 32)
-
-
-def register(app: typer.Typer) -> None:
-    app.command("replay")(replay)
 
 
 def replay(
@@ -34,14 +30,14 @@ def replay(
         str | None,
         typer.Option("--model", "-m", help="Whose tokenizer and chat template; text needs one.  [default: smollm2]"),
     ] = None,
-    limit: opt.LimitOption = None,
+    limit: options.LimitOption = None,
     plot: Annotated[
         str | None,
         typer.Option(
             "--plot", metavar="FILE|terminal", help="Also replay budgets 1 to 32: a .png, .svg or .pdf, or bars."
         ),
     ] = None,
-    as_json: opt.JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Tokens per call that drafters would have reached on recorded answers: exact for greedy and keyed decoding.
 
@@ -79,7 +75,7 @@ def replay(
         budgets = list(dict.fromkeys([budget, *(CURVE if plot else ())]))
         with progress(len(traces) * len(makers) * len(budgets), "replaying", unit="traces") as tick:
             found = replay_all(makers, traces, budgets=budgets, progress=tick)
-        origin = opt.origin(lm) if lm else {}
+        origin = options.origin(lm) if lm else {}
     finally:
         if lm:
             lm.close()
@@ -143,7 +139,7 @@ def _model(name: str | None, records: Sequence[RecordedLine]) -> Model | None:
     """The model whose tokens are replayed; none is needed where all lines are ids."""
     if name is None and not any(record.is_text for record in records):
         return None
-    return opt.local_model(name or opt.DEFAULT)
+    return options.local_model(name or options.DEFAULT)
 
 
 def _tokens(records: Sequence[RecordedLine], lm: Model | None) -> list[RecordedAnswer]:

@@ -52,7 +52,7 @@ def test_samples_stand_side_by_side(cli, tiny, tmp_path):
     assert done.out.count(" sum ") == 3 and (tmp_path / "a.html").read_text().count("<article") == 3
 
 
-def test_seeing_usage(cli, tiny, tmp_path):
+def test_show_usage(cli, tiny, tmp_path):
     (tmp_path / "q.jsonl").write_text('{"prompt": "a", "answers": ["b"]}\n')
     one_line(cli("score", tmp_path / "q.jsonl", "-m", tiny, "--show"), 2, "--prompt and --answer")
     one_line(cli("ask", "x", "-m", tiny, "--show", "--json"), 2, "--show", "--json")

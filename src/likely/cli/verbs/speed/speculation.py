@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from likely.cli import options as opt
+from likely.cli import options
 
 if TYPE_CHECKING:
     from likely.bench.speculation import DrafterTiming, Task
@@ -41,11 +41,13 @@ def bench_speculation(
     if plot:
         check_target(plot, FORMATS)
     for drafter in drafters:
-        opt.drafting(drafter, "auto")
+        options.drafting(drafter, "auto")
     wanted = read_tasks(tasks) if tasks else BUILTIN
     found: dict[str, list[DrafterTiming]] = {}
     for runtime in runtimes:
-        lm = opt.local_model(model, runtime=runtime, dtype=dtype if runtime != "llamacpp" else None, threads=threads)
+        lm = options.local_model(
+            model, runtime=runtime, dtype=dtype if runtime != "llamacpp" else None, threads=threads
+        )
         with lm:
             found[f"{runtime} {lm.info.dtype}"] = compare(
                 lm, wanted, drafters, rounds=rounds, max_tokens=max_tokens, progress=_reporter(runtime)

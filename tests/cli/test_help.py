@@ -1,0 +1,40 @@
+"""Help names what the tables hold, without a list of its own; small refusals that a newcomer meets."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from test_commands import one_line
+
+from likely.bench import timing
+from likely.calibration.recalibrators.table import RECALIBRATORS
+from likely.cli.help import TABLES, filled
+from likely.runtimes.kinds import KINDS
+from likely.uncertainty.table import ESTIMATORS
+
+
+@pytest.mark.parametrize(
+    ("verb", "names"),
+    [(("calibrate", "fit"), RECALIBRATORS), (("uncertainty",), ESTIMATORS), (("ask",), KINDS), (("score",), KINDS)],
+)
+def test_help_lists_the_names_of_its_table(cli, verb, names):
+    words = re.findall(r"\w+", cli(*verb, "--help").out)
+    assert set(names) <= set(words)
+
+
+def test_every_table_has_names():
+    for name, table in TABLES.items():
+        assert list(table()) and filled(f"<{{{name}}}>") == f"<{', '.join(table())}>"
+    assert filled('JSONL of {"prompt"}') == 'JSONL of {"prompt"}'
+
+
+def test_small_refusals(cli, tiny, tmp_path, monkeypatch):
+    one_line(cli("generate", "a", "-m", tiny, "--seed", 2**64), 2, "64 bits")
+    one_line(cli("uncertainty", "a", "-m", tiny, "--seed", -(2**63) - 1), 2, "64 bits")
+    one_line(cli("convert", tiny, tmp_path / "out.bin"), 2, "folder", ".gguf")
+    code = tmp_path / "a.py"
+    code.write_text("import os\nos.")
+    one_line(cli("complete", code, "-m", tiny, "--server", "no-such-program --stdio"), 2, "no such program")
+    monkeypatch.setattr(timing, "busy_share", lambda: 0.5)
+    one_line(cli("bench", "-m", tiny, "--quick"), 1, "50%", "--even-if-busy")
