@@ -1,8 +1,7 @@
-"""A list of work as calls of the C++ library: tokens in one row, and for each the columns that it sees, in order."""
+"""A call of the C++ library as arrays: tokens in one row, and for each the columns that it sees, in order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,28 +9,6 @@ import numpy as np
 from likely.runtimes.protocol import IntArray, LayerPlan, Work
 from likely.runtimes.slots.layout import WorkPart
 from likely.runtimes.slots.runtime import SlotSequence
-
-
-def cut(work: list[Work], most_tokens: int) -> Iterator[list[WorkPart]]:
-    """Calls of at most `most_tokens` tokens, each under one layer plan; order is kept and a canvas is never cut."""
-    parts: list[WorkPart] = []
-    used = 0
-    for i, item in enumerate(work):
-        n, start = len(item.tokens), 0
-        if parts and (item.layers != work[i - 1].layers or (item.attention == "full" and used + n > most_tokens)):
-            yield parts
-            parts, used = [], 0
-        while start < n:
-            stop = n if item.attention == "full" else min(n, start + most_tokens - used)
-            if stop > start:
-                parts.append(WorkPart(i, start, stop))
-            used += stop - start
-            start = stop
-            if used >= most_tokens:
-                yield parts
-                parts, used = [], 0
-    if parts:
-        yield parts
 
 
 @dataclass(frozen=True)

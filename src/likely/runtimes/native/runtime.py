@@ -18,7 +18,7 @@ from likely.errors import KvFull, ModelError, nearest
 from likely.runtimes.machine import free_bytes, physical_cores
 from likely.runtimes.native.architecture import ACTIVATIONS, Architecture
 from likely.runtimes.native.build import library
-from likely.runtimes.native.calls import CallArrays, Columns, cut
+from likely.runtimes.native.calls import CallArrays, Columns
 from likely.runtimes.native.library import (
     DTYPES,
     FP32,
@@ -34,7 +34,7 @@ from likely.runtimes.native.rows import Wanted
 from likely.runtimes.native.source import ModelSource
 from likely.runtimes.native.weights import VERSION, load_weights
 from likely.runtimes.protocol import Capabilities, IntArray, LayerPlan, Limits, Output, Work
-from likely.runtimes.slots.layout import WorkPart
+from likely.runtimes.slots.layout import WorkPart, calls_of
 from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
 from likely.runtimes.slots.table import SlotTable
 
@@ -123,7 +123,7 @@ class NativeRuntime(SlotRuntime):
         self._reserve()
         wanted = Wanted([item.want for item in work], [len(t) for t in tokens], self.vocab_size)
         columns = [Columns.of(*of) for of in zip(sequences, work, slots, strict=True)]
-        for parts in cut(work, self.limits.tokens_per_call):
+        for parts in calls_of(work, self.limits.tokens_per_call):
             self._call(parts, CallArrays.of(parts, work, columns, tokens, slots), wanted)
         return wanted.outputs()
 

@@ -105,6 +105,43 @@ class WorkLayout:
         )
 
 
+def calls_of(
+    work: list[Work], most_tokens: int, head_rows: list[IntArray] | None = None, most_rows: int = 0
+) -> Iterator[list[WorkPart]]:
+    """Calls of at most `most_tokens` tokens and `most_rows` rows of logits that do the work, each under one layer plan.
+
+    head_rows  per piece of work: the sorted rows whose logits are computed; None: rows are not bounded
+
+    A canvas is never cut, and parts keep their order.
+    """
+    parts: list[WorkPart] = []
+    used = used_rows = 0
+    for i, item in enumerate(work):
+        n, start = len(item.tokens), 0
+        head = None if head_rows is None else head_rows[i]
+        if parts and item.layers != work[i - 1].layers:
+            yield parts
+            parts, used, used_rows = [], 0, 0
+        while start < n:
+            seen = 0 if head is None else int(np.searchsorted(head, start))
+            if item.attention == "full":
+                stop = n if not parts or used + n <= most_tokens else start
+            else:
+                stop = min(n, start + most_tokens - used)
+                allowed = seen + most_rows - used_rows
+                stop = min(stop, int(head[allowed])) if head is not None and allowed < len(head) else stop
+            if stop > start:
+                parts.append(WorkPart(i, start, stop))
+                used += stop - start
+                used_rows += 0 if head is None else int(np.searchsorted(head, stop)) - seen
+                start = stop
+            if start < n:
+                yield parts
+                parts, used, used_rows = [], 0, 0
+    if parts:
+        yield parts
+
+
 def texts_of(
     sequence: SlotSequence, item: Work, tokens: IntArray, wanted: IntArray
 ) -> Iterator[tuple[IntArray, IntArray]]:

@@ -71,11 +71,8 @@ class RowCollector:
         chosen = [(p, to, at) for p, to, at, *_ in places if self._wants[p].logits]
         rows = np.concatenate([at for *_, at in chosen])
         every = len(rows) == len(logits) and (rows == np.arange(len(rows))).all()
-        values = (logits if every else logits[torch.from_numpy(rows).to(logits.device)]).cpu().numpy()
-        start = 0
-        for piece, to, at in chosen:
-            self._outputs[piece]["logits"][to] = values[start : start + len(at)]
-            start += len(at)
+        values = logits if every else logits[torch.from_numpy(rows).to(logits.device)]
+        self._hand_out("logits", values, [(p, to) for p, to, _ in chosen])
 
     def _add_pairs(self, logits: torch.Tensor, log_norm: torch.Tensor, places: list[tuple]) -> None:
         targets, rows, tokens = [], [], []
@@ -92,11 +89,7 @@ class RowCollector:
             return
         row = torch.from_numpy(np.concatenate(rows)).to(logits.device)
         token = torch.from_numpy(np.concatenate(tokens).astype(np.int64)).to(logits.device)
-        values = (logits[row, token] - log_norm[row]).cpu().numpy()
-        start = 0
-        for piece, to in targets:
-            self._outputs[piece]["logprobs"][to] = values[start : start + len(to)]
-            start += len(to)
+        self._hand_out("logprobs", logits[row, token] - log_norm[row], targets)
 
     def _add_top(self, logits: torch.Tensor, log_norm: torch.Tensor, places: list[tuple]) -> None:
         chosen = [(p, to, at) for p, to, at, *_ in places if self._wants[p].top]
@@ -104,24 +97,25 @@ class RowCollector:
             return
         rows = torch.from_numpy(np.concatenate([at for *_, at in chosen])).to(logits.device)
         ids, values = top_tokens(logits[rows], max(self._wants[p].top for p, *_ in chosen))
-        found_ids, found = ids.cpu().numpy(), (values - log_norm[rows, None]).cpu().numpy()
-        start = 0
-        for piece, to, at in chosen:
-            k, part = self._wants[piece].top, slice(start, start + len(at))
-            self._outputs[piece]["top_ids"][to] = found_ids[part, :k]
-            self._outputs[piece]["top_logprobs"][to] = found[part, :k]
-            start += len(at)
+        targets = [(p, to) for p, to, _ in chosen]
+        self._hand_out("top_ids", ids, targets)
+        self._hand_out("top_logprobs", values - log_norm[rows, None], targets)
 
     def _add_entropy(self, logits: torch.Tensor, log_norm: torch.Tensor, places: list[tuple]) -> None:
         chosen = [(p, to, at) for p, to, at, *_ in places if self._wants[p].entropy]
         if not chosen:
             return
         rows = torch.from_numpy(np.concatenate([at for *_, at in chosen])).to(logits.device)
-        values = entropies(logits, log_norm, rows).cpu().numpy()
-        start = 0
-        for piece, to, at in chosen:
-            self._outputs[piece]["entropy"][to] = values[start : start + len(at)]
-            start += len(at)
+        self._hand_out("entropy", entropies(logits, log_norm, rows), [(p, to) for p, to, _ in chosen])
+
+    def _hand_out(self, name: str, values: torch.Tensor, targets: list[tuple[int, IntArray]]) -> None:
+        """values, one after the other: to these places of each piece; of wider rows the first columns."""
+        found, start = values.cpu().numpy(), 0
+        for piece, to in targets:
+            field = self._outputs[piece][name]
+            own = found[start : start + len(to)]
+            field[to] = own[:, : field.shape[1]] if field.ndim == 2 else own
+            start += len(to)
 
 
 def top_tokens(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ from likely.io.hashes import file_sha256, folder_sha256
 from likely.runtimes.kinds import KINDS
 from likely.runtimes.machine import free_bytes
 from likely.runtimes.protocol import Capabilities, FloatArray, IntArray, LayerPlan, Limits, Output, Work
-from likely.runtimes.slots.layout import WorkLayout, WorkPart, texts_of
+from likely.runtimes.slots.layout import WorkLayout, WorkPart, calls_of, texts_of
 from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
 from likely.runtimes.slots.table import TokenCount
 from likely.runtimes.torch.attention import AttentionPlan, SlotPlan, register_interface
@@ -200,39 +200,12 @@ class TorchRuntime(SlotRuntime):
         return self._call(own, np.arange(len(own)))[0].float().cpu().numpy()
 
     def _calls(self, work: list[Work], rows: RowCollector) -> Iterator[list[WorkPart]]:
-        """Cut the work into calls of bounded tokens and rows, each under one layer plan.
-
-        A canvas is never cut, and parts keep their order.
-        """
+        """Calls of bounded tokens and rows."""
         most_rows = max(1, ROWS_BYTES // (4 * self.vocab_size))
         most_tokens = self.limits.tokens_per_call
         if not self._call.keeps_rows:  # this model computes the logits of every token
             most_tokens = min(most_tokens, most_rows)
-        parts: list[WorkPart] = []
-        used = used_rows = 0
-        for i, item in enumerate(work):
-            n, head, start = len(item.tokens), rows.head_rows[i], 0
-            if parts and item.layers != work[i - 1].layers:
-                yield parts
-                parts, used, used_rows = [], 0, 0
-            while start < n:
-                seen = int(np.searchsorted(head, start))
-                if item.attention == "full":
-                    stop = n if not parts or used + n <= most_tokens else start
-                else:
-                    stop = min(n, start + most_tokens - used)
-                    allowed = seen + most_rows - used_rows
-                    stop = min(stop, int(head[allowed])) if allowed < len(head) else stop
-                if stop > start:
-                    parts.append(WorkPart(i, start, stop))
-                    used += stop - start
-                    used_rows += int(np.searchsorted(head, stop)) - seen
-                    start = stop
-                if start < n:
-                    yield parts
-                    parts, used, used_rows = [], 0, 0
-        if parts:
-            yield parts
+        return calls_of(work, most_tokens, rows.head_rows, most_rows)
 
     def _leaving_out(self, layers: LayerPlan | None) -> contextlib.AbstractContextManager[list[int] | None]:
         """Within, the module skips what the plan names; gives the layers that attend, None for all."""
