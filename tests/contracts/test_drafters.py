@@ -11,7 +11,7 @@ from likely.decoding.drafting.protocol import DraftDistribution, SamplingContext
 from likely.decoding.sampling import Sampling
 from likely.runtimes.protocol import Want, Work
 
-DRAWS = {
+CONTEXTS = {
     "greedy": SamplingContext(),
     "keyed": SamplingContext(Sampling(temperature=0.8, top_p=0.9, seed=5)),
     "rejection": SamplingContext(Sampling(temperature=0.8, seed=5), verification="rejection"),
@@ -26,12 +26,12 @@ def made(request):
     runtime.shutdown()
 
 
-@pytest.fixture(params=list(DRAWS))
-def draw(request, made):
-    draw = DRAWS[request.param]
-    if draw.verification != "keyed" and made[1].build(made[2]).distributions == {DraftDistribution.FIXED}:
+@pytest.fixture(params=list(CONTEXTS))
+def context(request, made):
+    context = CONTEXTS[request.param]
+    if context.verification != "keyed" and made[1].build(made[2]).distributions == {DraftDistribution.FIXED}:
         pytest.skip("drafts of this source have no q")
-    return draw
+    return context
 
 
 class Watched:
@@ -62,9 +62,9 @@ class Watched:
         self.drafter.rollback(n)
 
 
-def begin(made, prompt, draw):
+def begin(made, prompt, context):
     _, entry, runtime = made
-    return Watched(runtime, entry.build(runtime).begin(list(prompt), draw), prompt)
+    return Watched(runtime, entry.build(runtime).begin(list(prompt), context), prompt)
 
 
 def same(one, other):
@@ -77,43 +77,43 @@ TEXT = [1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3, 4, 1, 2]
 
 
 @pytest.mark.parametrize("budget", [0, 1, 2, 5, 16])
-def test_drafts_are_trees_within_budget_and_vocabulary(made, draw, budget):
-    drafter = begin(made, TEXT, draw)
+def test_drafts_are_trees_within_budget_and_vocabulary(made, context, budget):
+    drafter = begin(made, TEXT, context)
     source = made[1].build(made[2])
     for token in [3, 4, 1, 2, 3, 3, 3, 0]:
         draft = drafter.propose(budget)
         draft.check(budget=budget, vocab_size=made[2].vocab_size, name=made[0])
         assert draft.distribution in source.distributions
-        assert draft.distribution is DraftDistribution.FIXED or draw.verification != "keyed"
+        assert draft.distribution is DraftDistribution.FIXED or context.verification != "keyed"
         draft.cut(1).check(budget=budget, vocab_size=made[2].vocab_size, name=made[0])
         drafter.observe([token])
     drafter.drafter.end()
     drafter.drafter.end()
 
 
-def test_same_text_same_draft(made, draw):
-    whole, pieces = begin(made, TEXT, draw), begin(made, TEXT[:5], draw)
+def test_same_text_same_draft(made, context):
+    whole, pieces = begin(made, TEXT, context), begin(made, TEXT[:5], context)
     pieces.observe([])
     pieces.observe(TEXT[5:6])
     pieces.observe(TEXT[6:])
     # what a source learned from the text itself may differ in order, so only drafts of the same history are compared
-    same(whole.propose(6), begin(made, TEXT, draw).propose(6))
+    same(whole.propose(6), begin(made, TEXT, context).propose(6))
     assert len(pieces.propose(6)) <= 6
 
 
-def test_a_prompt_of_one_token_and_a_long_one(made, draw):
+def test_a_prompt_of_one_token_and_a_long_one(made, context):
     own_model = "toy" in made[1].runtimes  # else the target itself drafts, whose context is shorter
     longest = 10_000 if own_model else made[2].context_length - 20
     for prompt in ([1], (TEXT * 1000)[:longest]):
-        drafter = begin(made, prompt, draw)
+        drafter = begin(made, prompt, context)
         drafter.propose(4).check(budget=4, vocab_size=made[2].vocab_size, name=made[0])
         drafter.observe([2, 3])
         drafter.propose(4)
         drafter.drafter.end()
 
 
-def test_rollback_is_as_if_never_seen(made, draw):
-    drafter, other = begin(made, TEXT, draw), begin(made, TEXT, draw)
+def test_rollback_is_as_if_never_seen(made, context):
+    drafter, other = begin(made, TEXT, context), begin(made, TEXT, context)
     drafter.propose(4)
     drafter.observe([3, 4, 1])
     drafter.propose(4)
@@ -125,13 +125,13 @@ def test_rollback_is_as_if_never_seen(made, draw):
         same(drafter.propose(6), other.propose(6))
 
 
-def test_a_fork_goes_its_own_way(made, draw):
-    first = begin(made, TEXT, draw)
+def test_a_fork_goes_its_own_way(made, context):
+    first = begin(made, TEXT, context)
     first.propose(3)
-    second = Watched(first.runtime, first.drafter.fork(draw), first.tokens)
+    second = Watched(first.runtime, first.drafter.fork(context), first.tokens)
     first.observe([0, 0, 0])
     second.observe([3])
-    oracle = begin(made, [*TEXT, 3], draw)
+    oracle = begin(made, [*TEXT, 3], context)
     if made[0] not in ("trigram", "suffix", "suffix, trees"):  # these share what any of their texts taught them
         same(second.propose(5), oracle.propose(5))
     first.drafter.end()

@@ -83,14 +83,14 @@ class Chatter:
 
         self.distributions = FIXED_ONLY
 
-    def begin(self, prompt, draw):
+    def begin(self, prompt, context):
         return self
 
     def propose(self, budget):
         return Draft.chain([2] * budget)
 
     def observe(self, tokens): ...
-    def fork(self, draw):
+    def fork(self, context):
         return self
 
     def rollback(self, n): ...

@@ -83,7 +83,7 @@ class Oracle:
     def __init__(self, runtime):
         self.runtime = runtime
 
-    def begin(self, prompt, draw):
+    def begin(self, prompt, context):
         outer = self
 
         class Drafter:
@@ -99,7 +99,7 @@ class Oracle:
             def observe(self, tokens):
                 self.tokens += tokens
 
-            def fork(self, draw):
+            def fork(self, context):
                 return Drafter(self.tokens)
 
             def rollback(self, n):
@@ -172,7 +172,7 @@ def test_emitted_sequences_follow_the_distribution_of_the_model():
 
 
 def test_an_independent_draw_per_path_would_be_caught():
-    """Negative control: keeping a drafted token whenever a second, independent draw agrees breaks the law."""
+    """Negative control: keeping a drafted token whenever a second, independent draw agrees biases the text."""
     runtime = ToyRuntime.random(4, seed=2, order=3, scale=1.0)
     row = runtime._logits_of((0,))
     law = dict(enumerate(np.exp(log_softmax(row[None])[0].astype(np.float64))))
@@ -291,8 +291,8 @@ def test_a_broken_drafter_is_named(tokens, parents):
     class Broken(RandomTrees):
         name = "broken"
 
-        def begin(self, prompt, draw):
-            drafter = super().begin(prompt, draw)
+        def begin(self, prompt, context):
+            drafter = super().begin(prompt, context)
             drafter.propose = lambda budget: Draft(np.array(tokens), np.array(parents))
             return drafter
 

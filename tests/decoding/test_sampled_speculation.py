@@ -135,8 +135,8 @@ class Altered(TableDrafts):
         super().__init__(q, shape)
         self.change = change
 
-    def begin(self, prompt, draw):
-        return _AlteredDrafter(self, list(prompt), draw)
+    def begin(self, prompt, context):
+        return _AlteredDrafter(self, list(prompt), context)
 
 
 class _AlteredDrafter(TableDrafter):
@@ -147,8 +147,8 @@ class _AlteredDrafter(TableDrafter):
         object.__setattr__(altered, "check", lambda **_: None)
         return altered
 
-    def fork(self, draw):
-        return _AlteredDrafter(self.source, self.tokens.copy(), draw)
+    def fork(self, context):
+        return _AlteredDrafter(self.source, self.tokens.copy(), context)
 
 
 def by_probability(draft: Draft) -> Draft:

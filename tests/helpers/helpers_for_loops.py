@@ -50,7 +50,7 @@ class RandomTrees:
     def __init__(self, vocab: int, seed: int = 0, shape: str = "tree"):
         self.vocab, self.seed, self.shape = vocab, seed, shape
 
-    def begin(self, prompt: Sequence[int], draw):
+    def begin(self, prompt: Sequence[int], context):
         return _RandomDrafter(self.vocab, np.random.default_rng(self.seed), self.shape)
 
 
@@ -76,7 +76,7 @@ class _RandomDrafter:
     def rollback(self, n):
         del self.seen[len(self.seen) - n :]
 
-    def fork(self, draw):
+    def fork(self, context):
         copy = _RandomDrafter(self.vocab, np.random.default_rng(7), self.shape)
         copy.seen = self.seen.copy()
         return copy

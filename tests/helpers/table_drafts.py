@@ -23,11 +23,11 @@ def table_runtime(p: np.ndarray, *, end: int | None = None, length: int = 0, **l
     return ToyRuntime(logits_of, vocab_size=p.shape[1], **limits)
 
 
-def grow(shape: DraftShape, q: np.ndarray, last: int, draw: SamplingContext, position: int, budget: int) -> Draft:
+def grow(shape: DraftShape, q: np.ndarray, last: int, context: SamplingContext, position: int, budget: int) -> Draft:
     """The draft of `shape` over q (V, V) after the token `last`."""
     with np.errstate(divide="ignore"):
         log_q = np.log(q).astype(np.float32)
-    growth = shape.grow(draw, position, budget)
+    growth = shape.grow(context, position, budget)
     try:
         tokens, parents = next(growth)
         assert len(tokens) == len(parents) == 0
@@ -48,22 +48,22 @@ class TableDrafts:
     def __init__(self, q: np.ndarray, shape: DraftShape):
         self.q, self.shape, self.distributions = q, shape, shape.distributions
 
-    def begin(self, prompt: Sequence[int], draw: SamplingContext) -> TableDrafter:
-        return TableDrafter(self, list(prompt), draw)
+    def begin(self, prompt: Sequence[int], context: SamplingContext) -> TableDrafter:
+        return TableDrafter(self, list(prompt), context)
 
 
 class TableDrafter:
-    def __init__(self, source: TableDrafts, tokens: list[int], draw: SamplingContext):
-        self.source, self.tokens, self.draw = source, tokens, draw
+    def __init__(self, source: TableDrafts, tokens: list[int], context: SamplingContext):
+        self.source, self.tokens, self.context = source, tokens, context
 
     def propose(self, budget: int) -> Draft:
-        return grow(self.source.shape, self.source.q, self.tokens[-1], self.draw, len(self.tokens), budget)
+        return grow(self.source.shape, self.source.q, self.tokens[-1], self.context, len(self.tokens), budget)
 
     def observe(self, tokens: Sequence[int]) -> None:
         self.tokens += tokens
 
-    def fork(self, draw: SamplingContext) -> TableDrafter:
-        return TableDrafter(self.source, self.tokens.copy(), draw)
+    def fork(self, context: SamplingContext) -> TableDrafter:
+        return TableDrafter(self.source, self.tokens.copy(), context)
 
     def rollback(self, n: int) -> None:
         del self.tokens[len(self.tokens) - n :]

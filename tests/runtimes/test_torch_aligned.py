@@ -65,7 +65,7 @@ class Knowing:
     def __init__(self, answers):
         self.answers = answers  # prompt -> tokens
 
-    def begin(self, prompt, draw):
+    def begin(self, prompt, context):
         return _Knows(self.answers[tuple(prompt)], len(prompt))
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from likely.decoding.request import Finished as Finished
     from likely.decoding.request import Request as Request
     from likely.decoding.run import events as events
-    from likely.decoding.run import run as run
     from likely.decoding.sampling import Sampling as Sampling
     from likely.decoding.scheduling import SameLength as SameLength
     from likely.decoding.scheduling import SchedulingPolicy as SchedulingPolicy

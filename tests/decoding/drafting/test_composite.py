@@ -34,7 +34,7 @@ class Says:
         self.name, self.draft, self.free, self.distributions = name, draft, free, distributions
         self.log: list[object] = []
 
-    def begin(self, prompt, draw):
+    def begin(self, prompt, context):
         self.log.append(("begin", tuple(prompt)))
         return Saying(self)
 
@@ -53,7 +53,7 @@ class Saying:
     def rollback(self, n):
         del self.seen[-n:]
 
-    def fork(self, draw):
+    def fork(self, context):
         twin = Saying(self.source)
         twin.seen = self.seen.copy()
         return twin
@@ -72,12 +72,12 @@ class Attached(Saying):
     def attach(self, runtime, held, root):
         self.source.log.append(("attach", root))
 
-    def fork(self, draw):
+    def fork(self, context):
         return Attached(self.source)
 
 
 class SaysAttached(Says):
-    def begin(self, prompt, draw):
+    def begin(self, prompt, context):
         return Attached(self)
 
 

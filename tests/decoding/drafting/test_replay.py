@@ -81,7 +81,7 @@ class Remembers:
     def __init__(self):
         self.last: list[int] = []
 
-    def begin(self, prompt, draw):
+    def begin(self, prompt, context):
         return _Remembering(self)
 
 

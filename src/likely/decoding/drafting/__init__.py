@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from likely.decoding.drafting.protocol import DraftSource as DraftSource
     from likely.decoding.drafting.protocol import SamplingContext as SamplingContext
     from likely.decoding.drafting.replay import RecordedAnswer as RecordedAnswer
-    from likely.decoding.drafting.replay import replay as replay
     from likely.decoding.drafting.replay import replay_all as replay_all
     from likely.decoding.drafting.table import DRAFTERS as DRAFTERS
     from likely.decoding.drafting.table import DrafterContext as DrafterContext

@@ -77,8 +77,8 @@ class CallCosts:
             times = np.array([known[n] for n in sizes.tolist()])
             # a size seen a few times only may have been disturbed: what a larger call did, it can
             reachable = np.minimum.accumulate(times[::-1])[::-1]
-            sure = np.array([len(self._recent.get(n, ())) >= TRIES for n in sizes.tolist()])
-            self._points = sizes, np.where(sure, times, reachable)
+            settled = np.array([len(self._recent.get(n, ())) >= TRIES for n in sizes.tolist()])
+            self._points = sizes, np.where(settled, times, reachable)
         sizes, times = self._points
         out = np.interp(positions, sizes, times)
         slope = times[0] / 4 if len(sizes) == 1 else (times[-1] - times[-2]) / (sizes[-1] - sizes[-2])
@@ -114,7 +114,7 @@ class Acceptance:
         prior = first * (0.5 + first / 2) ** _RANKS  # two imagined drafts; real ones soon outweigh them
         hits, tries = self._hits.get(key, _NOTHING), self._tries.get(key, _NOTHING)
         rate = (hits + 2 * prior) / (tries + 2)
-        # the best of many uncertain sizes is mostly the luckiest one: count what is nearly sure
+        # the best of many uncertain sizes is mostly the luckiest one: count what is nearly certain
         rate = np.maximum(rate - CAUTION * np.sqrt(rate * (1 - rate) / (tries + 2)), 0.0)
         self._known[key] = known = np.concatenate([[0.0], np.cumsum(rate)])
         return known
