@@ -35,7 +35,8 @@ class FileRun(Generic[T]):
     where   the input's name in errors
     items   what the check made of each line, by its number
     output  None: standard output
-    left_out  lines that could not be used and were to be skipped
+    left_out  how many lines could not be used and were skipped
+    new     numbers of the lines that `run` wrote
     """
 
     where: str
@@ -44,6 +45,7 @@ class FileRun(Generic[T]):
     output: Path | None
     overwrite: bool = False
     left_out: int = 0
+    new: set[int] = field(default_factory=set)
     _kept: list[dict[str, Any]] = field(default_factory=list)
 
     def item(self, line: Line) -> T:
@@ -66,7 +68,7 @@ class FileRun(Generic[T]):
             chunks = (
                 chunked(self.lines, size) if results is None else unfinished(self.lines, results, self.where, size=size)
             )
-            before = 0 if results is None else len(results.done)
+            before = set() if results is None else set(results.done)
             steps = sum(1 if count is None else count(line) for chunk in chunks for line in chunk)
             try:
                 with progress(steps if label else 0, label, unit=unit) as advance:
@@ -78,8 +80,10 @@ class FileRun(Generic[T]):
                             self._kept.append(record)
             except KeyboardInterrupt:
                 if self.output is not None and results is not None:
-                    self._say(f"stopped: {len(results.done) - before} new, ", results, "; the same command goes on")
+                    self.new = results.done.keys() - before
+                    self._say(f"stopped: {len(self.new)} new, ", results, "; the same command goes on")
                 raise
+            self.new = set() if results is None else results.done.keys() - before
             if self.output is not None and results is not None and sys.stderr.isatty():
                 self._say("", results, "")
 
