@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+HELPERS = Path(__file__).resolve().parents[1] / "tests" / "helpers"
 Grid = Callable[..., str]
 
 
 def combinations(grid: Grid) -> str:
     """A row per drafter of the test product; every yes is tested, every no raises CapabilityError and is tested."""
-    if str(ROOT / "tests") not in sys.path:
-        sys.path.append(str(ROOT / "tests"))
-    from contracts.drafter_factories import MADE
-    from contracts.factories import FACTORIES
-    from contracts.speculation_product import BATCHES, CHOICES, possible
+    if str(HELPERS) not in sys.path:
+        sys.path.append(str(HELPERS))
+    from drafter_factories import MADE
+    from factories import FACTORIES
+    from speculation_product import BATCHES, CHOICES, possible
 
     rows = []
     for name, entry in MADE.items():

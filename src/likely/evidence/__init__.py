@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from likely.evidence.results import Check as Check
     from likely.evidence.results import Evidence as Evidence
     from likely.evidence.results import Figure as Figure
+    from likely.evidence.results import MachineRecord as MachineRecord
     from likely.evidence.results import Source as Source
     from likely.evidence.results import read_result as read_result
     from likely.evidence.results import read_results as read_results
