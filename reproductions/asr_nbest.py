@@ -17,8 +17,6 @@ Adapters and scores are kept (--keep): a run that was stopped goes on.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,7 +42,8 @@ from likely.evidence import (
     run_script,
     run_study,
 )
-from likely.io.hashes import cache_dir, file_sha256
+from likely.io.hashes import cache_dir, file_sha256, fingerprint
+from likely.io.kept import KeptValues
 from likely.metrics.bootstrap import interval
 from likely.metrics.intervals import bootstrap_ratio
 from likely.prompting.speech.intent import SpokenIntentClassifier, training_pairs
@@ -106,6 +105,9 @@ def label_of(one: Spoken) -> int:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
+SECONDS = "seconds"  # what making and asking a model took, beside its scores
+
+
 class Kept:
     """A model whose scores are kept in a file: `make` is called when a pair is not there.
 
@@ -113,35 +115,21 @@ class Kept:
     """
 
     def __init__(self, path: Path, make: Callable[[], Any]):
-        self._path, self._make, self._lm = path, make, None
-        self._known: dict[tuple[str, str], tuple[float, int]] = {}
-        self.seconds = 0.0
-        if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            self.seconds = found["seconds"]
-            self._known = {(prompt, answer): (logprob, n) for prompt, answer, logprob, n in found["scores"]}
+        self._values, self._make, self._lm = KeptValues(path), make, None
+        self.seconds = self._values.get(SECONDS, 0.0)
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], **options: Any) -> list[Any]:
-        if new := [pair for pair in dict.fromkeys(pairs) if pair not in self._known]:
+        pair_of = {fingerprint(pair, 32): pair for pair in pairs}
+        if new := self._values.missing(pair_of):
             started = time.perf_counter()
             if self._lm is None:
                 self._lm = self._make()
-                started = self._note(started)
-            for pair, scored in zip(new, self._lm.score_pairs(new, **options), strict=True):
-                self._known[pair] = scored.sequence_logprob, len(scored.token_logprobs)
-            self._note(started)
-        found = [self._known[pair] for pair in pairs]
+            scored = self._lm.score_pairs([pair_of[key] for key in new], **options)
+            self.seconds += time.perf_counter() - started
+            values = [(one.sequence_logprob, len(one.token_logprobs)) for one in scored]
+            self._values.add({**dict(zip(new, values, strict=True)), SECONDS: self.seconds})
+        found = [self._values[fingerprint(pair, 32)] for pair in pairs]
         return [SimpleNamespace(sequence_logprob=lp, token_logprobs=[lp / n] * n) for lp, n in found]
-
-    def _note(self, started: float) -> float:
-        """Write the file; returns the time."""
-        now = time.perf_counter()
-        self.seconds += now - started
-        record = {"seconds": self.seconds, "scores": [[*pair, *known] for pair, known in self._known.items()]}
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(record), encoding="utf-8")
-        partial.replace(self._path)
-        return now
 
 
 def trained(
@@ -153,8 +141,7 @@ def trained(
         "steps": plan.steps, "batch": plan.batch, "lr": plan.lr, "rank": plan.rank, "precision": plan.precision,
         "seed": seed,
     }  # fmt: skip
-    recipe = json.dumps([lm.runtime.revision, pairs, settings])
-    digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
+    digest = fingerprint([lm.runtime.revision, pairs, settings], 12)
     folder = keep / "-".join([*re.findall(r"\w+", way.name), str(seed), digest])
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -165,7 +152,7 @@ def trained(
         report(f"{way.name}, seed {seed}: loss {last:.3f} after {time.perf_counter() - started:.0f} s")
         return adapter
 
-    return Kept(folder / "scores.json", make)
+    return Kept(folder / "scores.jsonl", make)
 
 
 def judge(lm: Kept, way: Way, test: Sequence[Spoken]) -> dict[str, Floats]:

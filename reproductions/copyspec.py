@@ -332,12 +332,6 @@ def study(
     )
 
 
-def table(evidence: Evidence) -> str:
-    return "\n".join(
-        f"{f.subject:45} {f.quantity:17} {f.value:7.3f}  [{f.low:.3f}, {f.high:.3f}]  n={f.n}" for f in evidence.figures
-    )
-
-
 def measure(options: argparse.Namespace) -> Evidence:
     pairs, programs = (list(load_records(*file)) for file in FILES)
     if not options.full:

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -42,7 +41,7 @@ from likely.evidence import (
     run_study,
 )
 from likely.guided.form import FormSettings, make_form
-from likely.io.whole_file import write_whole_file
+from likely.io.kept import KeptValues
 from likely.metrics.intervals import bootstrap_ratio, wilson
 from likely.runtimes.machine import cores
 
@@ -266,6 +265,7 @@ def study(
 ) -> Evidence:
     """kept  folder in which every part is kept as soon as it is done, so that a stopped run goes on from there"""
     started = time.perf_counter()
+    done = KeptValues(None if kept is None else kept / "parts.jsonl")
     found: dict[tuple[str, str], tuple[list[Figure], list[Check]]] = {}
     parts = {  # what is timed comes first, for all models
         "costs": lambda lm, name: costs(lm, name, asked[: max(5, len(asked) // 4)], max_tokens),
@@ -274,9 +274,10 @@ def study(
     }
     for part, run in parts.items():
         for name, lm in models.items():
-            size = f"{len(asked)}-{max_tokens}-{len(questions)}-{seeds}-{particles}"
-            done = None if kept is None else kept / f"{name}-{part}-{size}.json"
-            found[name, part] = _kept(done, lambda run=run, lm=lm, name=name: run(lm, name))
+            key = f"{name}-{part}-{len(asked)}-{max_tokens}-{len(questions)}-{seeds}-{particles}"
+            if key not in done:
+                done.add({key: [[one.model_dump() for one in ones] for ones in run(lm, name)]})
+            found[name, part] = [Figure(**f) for f in done[key][0]], [Check(**c) for c in done[key][1]]
             report(f"{name}: {part} done after {time.perf_counter() - started:.0f} s")
     figures = [f for name in models for part in ("validity", "costs", "choices") for f in found[name, part][0]]
     checks = [c for name in models for part in ("validity", "costs", "choices") for c in found[name, part][1]]
@@ -324,25 +325,6 @@ def study(
             "part of the distance shown.",
         ],
     )  # fmt: skip
-
-
-def _kept(path: Path | None, run: Callable[[], tuple[list[Figure], list[Check]]]) -> tuple[list[Figure], list[Check]]:
-    """What a part found, read from its file if it was run before."""
-    if path is not None and path.exists():
-        record = json.loads(path.read_text())
-        return [Figure(**f) for f in record["figures"]], [Check(**c) for c in record["checks"]]
-    figures, checks = run()
-    if path is not None:
-        record = {"figures": [f.model_dump() for f in figures], "checks": [c.model_dump() for c in checks]}
-        write_whole_file(path, json.dumps(record).encode())
-    return figures, checks
-
-
-def table(evidence: Evidence) -> str:
-    lines = []
-    for f in evidence.figures:
-        lines.append(f"{f.subject:52} {f.quantity:45} {f.value:7.4f}  [{f.low:.4f}, {f.high:.4f}]  n={f.n}")
-    return "\n".join(lines)
 
 
 def measure(options: argparse.Namespace) -> Evidence:

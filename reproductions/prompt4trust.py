@@ -342,12 +342,6 @@ def written(
         return writer.write(test)
 
 
-def table(evidence: Evidence) -> str:
-    return "\n".join(
-        f"{f.subject:55} {f.quantity:9} {f.value:8.4f}  [{f.low}, {f.high}]  n={f.n}" for f in evidence.figures
-    )
-
-
 def measure(options: argparse.Namespace) -> Evidence:
     learn_from, tested, steps = (300, 500, 300) if options.full else (6, 6, 20) if options.quick else (60, 120, 200)
     names = ("smollm2",) if options.quick else ("smollm2", "gemma3")

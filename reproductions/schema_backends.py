@@ -18,7 +18,6 @@ raw: the engine alone, its own defaults.  error, validate: what `generate` does 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -48,6 +47,7 @@ from likely.guided.form import FormSettings
 from likely.guided.json_schema.errors import InvalidText
 from likely.guided.json_schema.form import schema_form
 from likely.guided.json_schema.report import compile_bytes
+from likely.io.hashes import fingerprint
 from likely.metrics.intervals import wilson
 
 SUITE = ("json-schema-tests", "draft2020-12.jsonl")
@@ -272,7 +272,7 @@ def study(
         samples=f"{total} instances of {len(rows)} schemas" + f", {len(functions)} function calls" * bool(functions),
         intervals="95 %, Wilson",
         full=full,
-        models=[Source(name="single bytes as tokens, no model", sha256=hashlib.sha256(bytes(range(256))).hexdigest())],
+        models=[Source(name="single bytes as tokens, no model", sha256=fingerprint(bytes(range(256)), 64))],
         data=data,
         seconds=time.perf_counter() - started,
         not_shown=[

@@ -44,6 +44,7 @@ from likely.evidence import (
 )
 from likely.guided.contrast import PRESETS, Contrast, contrasted, jensen_shannon
 from likely.guided.gate import CollisionGate, root_collision
+from likely.io.whole_file import write_whole_file
 from likely.metrics.intervals import bootstrap_ratio
 from likely.runtimes.protocol import Want, Work
 from likely.runtimes.rows import log_softmax
@@ -359,7 +360,7 @@ def pass_at_k(options: argparse.Namespace) -> None:
             line["passed"] = {s.id: s.passed for s in report.solved}
             lines.append(line)
     target = options.out / "uscd.passk.jsonl"
-    target.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_whole_file(target, "".join(json.dumps(line) + "\n" for line in lines).encode())
     print(target)
 
 

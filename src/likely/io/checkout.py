@@ -9,7 +9,7 @@ from likely.errors import LikelyError
 
 def find_checkout() -> Path | None:
     """The root of the checkout that this package runs from, None for an installed package."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     return root if (root / "pyproject.toml").is_file() and (root / "src" / "likely").is_dir() else None
 
 
