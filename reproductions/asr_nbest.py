@@ -38,7 +38,9 @@ from likely.evidence import (
     arguments,
     conclude,
     data_sources,
+    figure_with,
     model_source,
+    ratio_figure,
     run_script,
     run_study,
 )
@@ -194,22 +196,15 @@ class Judged:
 
 
 def mean_figure(subject: str, quantity: str, values: Floats, unit: str, of: str = "utterances") -> Figure:
-    low, high = interval(lambda v: float(v.mean()), values, resamples=RESAMPLES)
-    value = float(values.mean())
-    return Figure(
-        subject=subject, quantity=quantity, value=value, unit=unit, n=len(values), of=of,
-        low=min(low, value), high=max(high, value),
-    )  # fmt: skip
+    ends = interval(lambda v: float(v.mean()), values, resamples=RESAMPLES)
+    return figure_with(subject, quantity, float(values.mean()), ends, unit=unit, n=len(values), of=of)
 
 
 def fewer(subject: str, one: Floats, other: Floats) -> Figure:
     """How much smaller the errors of `one` are than those of `other`, as a share of them."""
-    low, high = bootstrap_ratio((other - one).tolist(), other.tolist(), resamples=RESAMPLES)
-    value = float((other - one).sum() / other.sum())
-    return Figure(
-        subject=subject, quantity="errors fewer by", value=value, unit="share of errors", n=len(one), of="utterances",
-        low=min(low, value), high=max(high, value),
-    )  # fmt: skip
+    return ratio_figure(
+        subject, "errors fewer by", other - one, other, unit="share of errors", of="utterances", resamples=RESAMPLES
+    )
 
 
 def recognition(test: Sequence[Spoken]) -> list[Figure]:
@@ -225,12 +220,11 @@ def recognition(test: Sequence[Spoken]) -> list[Figure]:
         words = [float(len(s.split())) for s in said]
         for n in (1, 5, 10):
             errors = [float(min(word_errors(s, h) for h in hs[:n])) for s, hs in zip(said, heard, strict=True)]
-            low, high = bootstrap_ratio(errors, words, resamples=RESAMPLES)
-            value = oracle_word_error_rate(said, heard, n)
+            ends = bootstrap_ratio(errors, words, resamples=RESAMPLES)
             figures.append(
-                Figure(
-                    subject=name, quantity="WER, 1-best" if n == 1 else f"WER, best of {n}", value=value,
-                    unit="share of words", n=len(part), of="utterances", low=min(low, value), high=max(high, value),
+                figure_with(
+                    name, "WER, 1-best" if n == 1 else f"WER, best of {n}", oracle_word_error_rate(said, heard, n),
+                    ends, unit="share of words", n=len(part), of="utterances",
                 )
             )  # fmt: skip
     return figures

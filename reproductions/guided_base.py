@@ -36,13 +36,14 @@ from likely.evidence import (
     conclude,
     data_sources,
     model_source,
+    ratio_figure,
     report,
     run_script,
     run_study,
+    share_figure,
 )
 from likely.guided.form import FormSettings, make_form
 from likely.io.kept import KeptValues
-from likely.metrics.intervals import bootstrap_ratio, wilson
 from likely.runtimes.machine import cores
 
 MODELS = ("smollm2", "gemma3")
@@ -123,20 +124,10 @@ def validity(lm: likely.Model, name: str, asked: Sequence[Case], max_tokens: int
     figures = []
     for arm, found in flags.items():
         valid, n = share(found)
-        low, high = wilson(valid, n)
-        figures.append(
-            Figure(
-                subject=f"{name}, {arm}", quantity="valid", value=valid / n, unit="share of texts", n=n, of="schemas",
-                low=low, high=high,
-            )
-        )  # fmt: skip
-    low, high = wilson(cut, len(asked))
+        figures.append(share_figure(f"{name}, {arm}", "valid", valid, n, unit="share of texts", of="schemas"))
     figures.append(
-        Figure(
-            subject=f"{name}, form", quantity="cut by max_tokens", value=cut / len(asked), unit="share of texts",
-            n=len(asked), of="schemas", low=low, high=high,
-        )
-    )  # fmt: skip
+        share_figure(f"{name}, form", "cut by max_tokens", cut, len(asked), unit="share of texts", of="schemas")
+    )
     open_valid, n = share(flags["no form, the whole text"])
     closed_invalid = flags["form that closes within the budget"].count(False)
     bounds = (
@@ -181,23 +172,16 @@ def costs(lm: likely.Model, name: str, asked: Sequence[Case], max_tokens: int) -
         ("forced tokens", "share of tokens"): (forced, tokens),
         ("time with drafts of forced tokens / without", "ratio"): (seconds[True], seconds[False]),
     }
-    figures = []
-    for (quantity, unit), (top, bottom) in ratios.items():
-        low, high = bootstrap_ratio(top, bottom, resamples=RESAMPLES)
-        value = sum(top) / sum(bottom)
-        figures.append(
-            Figure(
-                subject=f"{name}, form that closes within the budget", quantity=quantity, value=value, unit=unit,
-                n=len(asked), of="schemas", low=min(low, value), high=max(high, value),
-            )
-        )  # fmt: skip
-    low, high = wilson(same, len(asked))
+    subject = f"{name}, form that closes within the budget"
+    figures = [
+        ratio_figure(subject, quantity, top, bottom, unit=unit, of="schemas", resamples=RESAMPLES)
+        for (quantity, unit), (top, bottom) in ratios.items()
+    ]
     figures.append(
-        Figure(
-            subject=f"{name}, form that closes within the budget", quantity="same text with drafts of forced tokens",
-            value=same / len(asked), unit="share of texts", n=len(asked), of="schemas", low=low, high=high,
+        share_figure(
+            subject, "same text with drafts of forced tokens", same, len(asked), unit="share of texts", of="schemas"
         )
-    )  # fmt: skip
+    )
     return figures, [
         Check(
             statement=f"{name}: the engine's share of the time of a guided step", value=sum(engine) / sum(whole),

@@ -42,13 +42,13 @@ from likely.evidence import (
     data_sources,
     run_script,
     run_study,
+    share_figure,
 )
 from likely.guided.form import FormSettings
 from likely.guided.json_schema.errors import InvalidText
 from likely.guided.json_schema.form import schema_form
 from likely.guided.json_schema.report import compile_bytes
 from likely.io.hashes import fingerprint
-from likely.metrics.intervals import wilson
 
 SUITE = ("json-schema-tests", "draft2020-12.jsonl")
 CALLS = tuple(("bfcl", f"{name}.jsonl.gz") for name in ("simple_python", "multiple", "live_simple", "live_multiple"))
@@ -204,12 +204,7 @@ def installed() -> list[str]:
 
 
 def share(subject: str, quantity: str, count: int, total: int, of: str) -> Figure:
-    low, high = wilson(count, total)
-    value = count / total
-    return Figure(
-        subject=subject, quantity=quantity, value=value, unit="share", n=total, of=of, low=min(low, value),
-        high=max(high, value),
-    )  # fmt: skip
+    return share_figure(subject, quantity, count, total, unit="share", of=of)
 
 
 def study(

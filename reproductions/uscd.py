@@ -38,6 +38,7 @@ from likely.evidence import (
     arguments,
     conclude,
     data_sources,
+    figure_with,
     model_source,
     run_script,
     run_study,
@@ -125,11 +126,8 @@ def hits(found: Sequence[Read], key: tuple[str, float, float], tau: float | None
 def ratio(subject: str, quantity: str, counts: NDArray[np.float64], unit: str, of: str) -> Figure:
     """Σ counts[0] / Σ counts[1] with its bootstrap interval over solutions."""
     value = float(counts[0].sum() / counts[1].sum())
-    low, high = bootstrap_ratio(counts[0].tolist(), counts[1].tolist(), resamples=RESAMPLES)
-    return Figure(
-        subject=subject, quantity=quantity, value=value, unit=unit, n=int(counts[1].sum()), of=of,
-        low=min(low, value), high=max(high, value),
-    )  # fmt: skip
+    ends = bootstrap_ratio(counts[0].tolist(), counts[1].tolist(), resamples=RESAMPLES)
+    return figure_with(subject, quantity, value, ends, unit=unit, n=int(counts[1].sum()), of=of)
 
 
 def gain(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from likely.evidence.study import figure_table as figure_table
     from likely.evidence.study import figure_with as figure_with
     from likely.evidence.study import model_source as model_source
+    from likely.evidence.study import ratio_figure as ratio_figure
     from likely.evidence.study import report as report
     from likely.evidence.study import run_script as run_script
     from likely.evidence.study import run_study as run_study
+    from likely.evidence.study import share_figure as share_figure
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)
