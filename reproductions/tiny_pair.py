@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.data import find_set, load_records
+from likely.evidence import run_script
 from likely.io.hashes import cache_dir, fingerprint
 from likely.runtimes.machine import cores
 
@@ -163,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
