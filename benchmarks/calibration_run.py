@@ -6,11 +6,10 @@ questions are timed in ten parts, and the interval of their time is a bootstrap 
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ import protocol
 import likely
 from likely.calibration.calibrator import fit_calibrator
 from likely.calibration.labelled import read_labelled
+from likely.data import load_records
 from likely.metrics.summary import report
 from likely.runtimes.machine import cores
 from likely.scoring.choices import score_choices
 
-DATA = Path(os.environ.get("LIKELY_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TARGET_S = 300.0
 PARTS = 10
 
@@ -71,8 +70,7 @@ def measure(lm: Any, records: list[dict[str, Any]], parts: int = PARTS) -> dict[
 
 def main() -> None:
     options = protocol.arguments(__doc__.splitlines()[0])
-    with gzip.open(DATA / "arc-easy" / "test.jsonl.gz", "rt") as lines:
-        records = [json.loads(line) for line in lines][: 60 if options.quick else 1000]
+    records = list(islice(load_records("arc-easy", "test"), 60 if options.quick else 1000))
     with likely.load("smollm2", runtime="llamacpp", threads=cores()) as lm:
         record = {"model": lm.info.name, "sha256": lm.info.sha256, "runtime": "llamacpp", "threads": cores()}
         record |= measure(lm, records)

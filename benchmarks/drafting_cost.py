@@ -22,6 +22,7 @@ import numpy as np
 import protocol
 
 import likely
+from likely.bench.timing import timed
 from likely.data import load_records
 from likely.decoding.accept import matched_walk
 from likely.decoding.drafting.lookup import CopySource, PromptLookup
@@ -65,10 +66,9 @@ class Subject(Protocol):
     def run(self, task: Task, times: Times) -> None: ...
 
 
-def timed(into: list[float], per: int, do: Callable[[], Any]) -> Any:
-    started = time.perf_counter()
-    result = do()
-    into.append(1e6 * (time.perf_counter() - started) / max(per, 1))
+def noted(into: list[float], per: int, do: Callable[[], Any]) -> Any:
+    result, seconds = timed(do)
+    into.append(1e6 * seconds / max(per, 1))
     return result
 
 
@@ -77,9 +77,9 @@ def answer_it(answer: list[int], propose: Callable[[int], Draft], observe: Calla
     done = 0
     while done < len(answer):
         most = min(BUDGET, len(answer) - done - 1)
-        draft = timed(times.propose, 1, lambda most=most: propose(most))
+        draft = noted(times.propose, 1, lambda most=most: propose(most))
         _, emitted = matched_walk(draft, lambda _, path, at=done: answer[at + len(path)])
-        timed(times.observe, len(emitted), lambda emitted=emitted: observe(emitted))
+        noted(times.observe, len(emitted), lambda emitted=emitted: observe(emitted))
         done += len(emitted)
 
 
@@ -96,7 +96,7 @@ class OneText:
 
     def run(self, task: Task, times: Times) -> None:
         prompt, answer = task
-        timed(times.read, len(prompt), lambda: self.drafter.observe(prompt))
+        noted(times.read, len(prompt), lambda: self.drafter.observe(prompt))
         answer_it(answer, self.drafter.propose, self.drafter.observe, times)
 
 
@@ -112,9 +112,9 @@ class Memory:
 
     def run(self, task: Task, times: Times) -> None:
         prompt, answer = task
-        drafter = timed(times.read, len(prompt), lambda: self.source.begin(prompt, SamplingContext()))
+        drafter = noted(times.read, len(prompt), lambda: self.source.begin(prompt, SamplingContext()))
         answer_it(answer, drafter.propose, drafter.observe, times)
-        timed(times.end, len(answer), drafter.end)
+        noted(times.end, len(answer), drafter.end)
 
 
 class Official:
@@ -136,7 +136,7 @@ class Official:
         prompt, answer = (np.array(part, np.int32) for part in task)
         self.number += 1
         number, text = self.number, prompt
-        timed(times.read, len(prompt), lambda: self.cache.start_request(number, prompt))
+        noted(times.read, len(prompt), lambda: self.cache.start_request(number, prompt))
 
         def propose(budget: int) -> Draft:
             return Draft.chain(self.cache.speculate(number, text[-64:], max_spec_tokens=budget).token_ids)
@@ -148,7 +148,7 @@ class Official:
             text = np.concatenate([text, new])
 
         answer_it(answer.tolist(), propose, observe, times)
-        timed(times.end, len(answer), lambda: self.cache.stop_request(number))
+        noted(times.end, len(answer), lambda: self.cache.stop_request(number))
 
 
 SUBJECTS: dict[str, Callable[[], Subject]] = {

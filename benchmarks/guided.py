@@ -14,9 +14,8 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import guided_parts
 import protocol
 
 import likely
+from likely.bench import timed
 from likely.metrics.bootstrap import bootstrap_ratio
 from likely.metrics.intervals import wilson
 from likely.models.catalog import find_model
@@ -50,12 +50,6 @@ class Taken:
 
     def medians(self, schemas: Sequence[int]) -> list[float]:
         return [statistics.median(self.token_s[i]) for i in schemas]
-
-
-def timed(call: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    started = time.perf_counter()
-    made = call(*arguments)
-    return made, time.perf_counter() - started
 
 
 def measure(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 import likely
+from likely.bench.timing import timed
 from likely.decoding.constraint import Mask, log_mass, only, unpack
 from likely.decoding.sampling import Sampling, pick
 from likely.guided.engines.llguidance import LLGuidanceConstraint
@@ -32,12 +32,7 @@ TEXT = '{"name":"Ada Lovelace, countess","age":36,"tags":["a","bc","a"]}'
 
 def microseconds(call: Callable[[], Any], times: int) -> list[float]:
     call()
-    found = []
-    for _ in range(times):
-        started = time.perf_counter()
-        call()
-        found.append((time.perf_counter() - started) * 1e6)
-    return found
+    return [1e6 * timed(call)[1] for _ in range(times)]
 
 
 def _anew(state: LLGuidanceConstraint) -> Mask:
@@ -73,9 +68,7 @@ def parts(lm: likely.Model, *, times: int) -> list[dict[str, Any]]:
         note("pick, sampled", lambda r=row: pick(r, sampled, sample=0, position=0))
         note("forced", lambda s=state: s.forced())
         for part, constraint in (("advance", state), ("advance, closing", closing)):
-            started = time.perf_counter()
-            constraint.advance(token)
-            taken.setdefault(part, []).append((time.perf_counter() - started) * 1e6)
+            taken.setdefault(part, []).append(1e6 * timed(constraint.advance, token)[1])
     note("without a form: norm of the row", lambda: logsumexp(logits))
     note("without a form: pick, greedy", lambda: pick(logits, greedy, sample=0, position=0))
     note("without a form: pick, sampled", lambda: pick(logits, sampled, sample=0, position=0))

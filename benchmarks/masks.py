@@ -26,6 +26,7 @@ import numpy as np
 import protocol
 
 import likely
+from likely.bench.timing import timed
 from likely.guided.engines.llguidance import LLGuidance
 from likely.guided.json_schema.document import Document
 from likely.guided.json_schema.form import schema_form
@@ -75,9 +76,8 @@ def engines(vocabulary: Vocabulary) -> dict[str, tuple[Compile, float]]:
 
 
 def warmed(compiled: Compile) -> tuple[Compile, float]:
-    started = time.perf_counter()
-    compiled({"type": "object", "properties": {"warm": {"type": "string"}}}).allowed()
-    return compiled, time.perf_counter() - started
+    schema = {"type": "object", "properties": {"warm": {"type": "string"}}}
+    return compiled, timed(lambda: compiled(schema).allowed())[1]
 
 
 def documents(vocabulary: Vocabulary, count: int) -> list[tuple[Any, list[int]]]:
@@ -92,16 +92,11 @@ def documents(vocabulary: Vocabulary, count: int) -> list[tuple[Any, list[int]]]
 
 
 def walk(compiled: Compile, schema: Any, tokens: Sequence[int], times: Times) -> None:
-    started = time.perf_counter()
-    constraint = compiled(schema)
-    times.compile.append(1e3 * (time.perf_counter() - started))
+    constraint, seconds = timed(compiled, schema)
+    times.compile.append(1e3 * seconds)
     for token in tokens:
-        started = time.perf_counter()
-        constraint.allowed()
-        asked = time.perf_counter()
-        constraint.advance(token)
-        times.mask.append(1e6 * (asked - started))
-        times.take.append(1e6 * (time.perf_counter() - asked))
+        times.mask.append(1e6 * timed(constraint.allowed)[1])
+        times.take.append(1e6 * timed(constraint.advance, token)[1])
 
 
 def follows(compiled: Compile, schema: Any, tokens: Sequence[int]) -> bool:

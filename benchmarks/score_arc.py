@@ -6,9 +6,7 @@ much memory scoring takes beyond weights and cache.
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,15 +17,12 @@ from pathlib import Path
 import protocol
 
 from likely.bench.timing import interleaved, speedup
+from likely.data import load_records
 from likely.runtimes.machine import cores
-
-DATA = Path(os.environ.get("LIKELY_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def questions(count: int) -> list[tuple[str, list[str]]]:
-    with gzip.open(DATA / "arc-easy" / "test.jsonl.gz", "rt") as lines:
-        records = [json.loads(line) for line in lines]
-    four = [r for r in records if len(r["choices"]) == 4][:count]
+    four = [r for r in load_records("arc-easy", "test") if len(r["choices"]) == 4][:count]
     return [(f"Question: {r['question']}\nAnswer:", [f" {c}" for c in r["choices"]]) for r in four]
 
 

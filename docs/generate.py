@@ -14,11 +14,9 @@ import contextlib
 import difflib
 import io
 import json
-import os
 import re
 import shlex
 import sys
-import tempfile
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import Any
 from likely.errors import DataError, LikelyError
 from likely.evidence.papers import Paper, index
 from likely.evidence.results import Evidence, Figure, MachineRecord, read_results
+from likely.io.whole_file import write_whole_file
 from likely.lm.options import ASK_DEFAULTS, CHAT_DEFAULTS, OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -363,7 +362,7 @@ def documents(*, outputs: bool) -> dict[Path, str]:
     entries = {entry.id: entry for entry in index()}
     unknown = sorted(results.keys() - entries.keys())
     if unknown:
-        raise DataError(f"results/{unknown[0]}.json has no entry in src/likely/papers.toml")
+        raise DataError(f"results/{unknown[0]}.json has no entry in src/likely/evidence/papers.toml")
     benchmarks = {}
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         benchmarks[path.stem] = json.loads(path.read_text("utf-8"))
@@ -390,18 +389,6 @@ def stray_pages(made: dict[Path, str]) -> list[Path]:
     return sorted(page for page in pages if page not in made and NOTE in page.read_text("utf-8"))
 
 
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-        Path(partial).chmod(0o644)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 on a difference")
@@ -421,7 +408,7 @@ def main() -> int:
             diff = difflib.unified_diff(old.splitlines(), text.splitlines(), name, f"{name}, generated", "", "", 0, "")
             print("\n".join(list(diff)[:40]))
         else:
-            write(path, text)
+            write_whole_file(path, text.encode())
             print(f"wrote {name}")
     for page in stray_pages(made):
         wrong += 1

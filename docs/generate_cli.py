@@ -10,6 +10,8 @@ from pathlib import Path
 
 import typer
 
+from likely.io.whole_file import write_whole_file
+
 PAGE = Path(__file__).parent / "cli.md"
 HEAD = """# Command line
 
@@ -50,4 +52,4 @@ if __name__ == "__main__":
         if not PAGE.exists() or PAGE.read_text("utf-8") != text:
             sys.exit("docs/cli.md is not what --help says: run python docs/generate_cli.py")
     else:
-        PAGE.write_text(text, "utf-8")
+        write_whole_file(PAGE, text.encode())

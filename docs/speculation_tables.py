@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+HELPERS = Path(__file__).resolve().parents[1] / "tests" / "helpers"
 Grid = Callable[..., str]
 
 
@@ -34,8 +34,8 @@ def drafters(grid: Grid) -> str:
 
 def combinations(grid: Grid) -> str:
     """A row per drafter of the test product; every yes is tested, every no raises CapabilityError and is tested."""
-    if str(ROOT / "tests" / "helpers") not in sys.path:
-        sys.path.append(str(ROOT / "tests" / "helpers"))
+    if str(HELPERS) not in sys.path:
+        sys.path.append(str(HELPERS))
     from drafter_factories import MADE
     from factories import FACTORIES
     from speculation_product import BATCHES, CHOICES, possible

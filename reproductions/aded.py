@@ -41,6 +41,7 @@ from likely.evidence import (
     arguments,
     conclude,
     data_sources,
+    figure_with,
     model_source,
     run_script,
     run_study,
@@ -161,17 +162,11 @@ def resampled(*many: Replays) -> NDArray[np.float64]:
     return out
 
 
-def interval(draws: NDArray[np.float64], value: float) -> tuple[float, float]:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return min(float(low), value), max(float(high), value)
-
-
 def tau_figure(subject: str, budget: int, found: Replays) -> Figure:
-    low, high = interval(resampled(found)[:, 0], found.tau)
-    return Figure(
-        subject=subject, quantity=f"{budget} nodes", value=found.tau, unit="tokens per call", n=len(found.tokens),
-        of="tasks", low=low, high=high,
-    )  # fmt: skip
+    ends = np.quantile(resampled(found)[:, 0], [0.025, 0.975])
+    return figure_with(
+        subject, f"{budget} nodes", found.tau, ends, unit="tokens per call", n=len(found.tokens), of="tasks"
+    )
 
 
 def ahead(better: Replays, worse: Replays) -> float:

@@ -17,8 +17,6 @@ Adapters and scores are kept (--keep): a run that was stopped goes on.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,11 +38,14 @@ from likely.evidence import (
     arguments,
     conclude,
     data_sources,
+    figure_with,
     model_source,
+    ratio_figure,
     run_script,
     run_study,
 )
-from likely.io.hashes import cache_dir, file_sha256
+from likely.io.hashes import cache_dir, file_sha256, fingerprint
+from likely.io.kept import KeptValues
 from likely.metrics.bootstrap import bootstrap_ratio, interval
 from likely.prompting.speech.intent import SpokenIntentClassifier, training_pairs
 from likely.prompting.speech.nbest import NBest, NBestStyle, SpokenTask
@@ -105,6 +106,9 @@ def label_of(one: Spoken) -> int:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
+SECONDS = "seconds"  # what making and asking a model took, beside its scores
+
+
 class Kept:
     """A model whose scores are kept in a file: `make` is called when a pair is not there.
 
@@ -112,35 +116,21 @@ class Kept:
     """
 
     def __init__(self, path: Path, make: Callable[[], Any]):
-        self._path, self._make, self._lm = path, make, None
-        self._known: dict[tuple[str, str], tuple[float, int]] = {}
-        self.seconds = 0.0
-        if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            self.seconds = found["seconds"]
-            self._known = {(prompt, answer): (logprob, n) for prompt, answer, logprob, n in found["scores"]}
+        self._values, self._make, self._lm = KeptValues(path), make, None
+        self.seconds = self._values.get(SECONDS, 0.0)
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], **options: Any) -> list[Any]:
-        if new := [pair for pair in dict.fromkeys(pairs) if pair not in self._known]:
+        pair_of = {fingerprint(pair, 32): pair for pair in pairs}
+        if new := self._values.missing(pair_of):
             started = time.perf_counter()
             if self._lm is None:
                 self._lm = self._make()
-                started = self._note(started)
-            for pair, scored in zip(new, self._lm.score_pairs(new, **options), strict=True):
-                self._known[pair] = scored.sequence_logprob, len(scored.token_logprobs)
-            self._note(started)
-        found = [self._known[pair] for pair in pairs]
+            scored = self._lm.score_pairs([pair_of[key] for key in new], **options)
+            self.seconds += time.perf_counter() - started
+            values = [(one.sequence_logprob, len(one.token_logprobs)) for one in scored]
+            self._values.add({**dict(zip(new, values, strict=True)), SECONDS: self.seconds})
+        found = [self._values[fingerprint(pair, 32)] for pair in pairs]
         return [SimpleNamespace(sequence_logprob=lp, token_logprobs=[lp / n] * n) for lp, n in found]
-
-    def _note(self, started: float) -> float:
-        """Write the file; returns the time."""
-        now = time.perf_counter()
-        self.seconds += now - started
-        record = {"seconds": self.seconds, "scores": [[*pair, *known] for pair, known in self._known.items()]}
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(record), encoding="utf-8")
-        partial.replace(self._path)
-        return now
 
 
 def trained(
@@ -152,8 +142,7 @@ def trained(
         "steps": plan.steps, "batch": plan.batch, "lr": plan.lr, "rank": plan.rank, "precision": plan.precision,
         "seed": seed,
     }  # fmt: skip
-    recipe = json.dumps([lm.runtime.revision, pairs, settings])
-    digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
+    digest = fingerprint([lm.runtime.revision, pairs, settings], 12)
     folder = keep / "-".join([*re.findall(r"\w+", way.name), str(seed), digest])
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -164,7 +153,7 @@ def trained(
         report(f"{way.name}, seed {seed}: loss {last:.3f} after {time.perf_counter() - started:.0f} s")
         return adapter
 
-    return Kept(folder / "scores.json", make)
+    return Kept(folder / "scores.jsonl", make)
 
 
 def judge(lm: Kept, way: Way, test: Sequence[Spoken]) -> dict[str, Floats]:
@@ -206,22 +195,15 @@ class Judged:
 
 
 def mean_figure(subject: str, quantity: str, values: Floats, unit: str, of: str = "utterances") -> Figure:
-    low, high = interval(lambda v: float(v.mean()), values, resamples=RESAMPLES)
-    value = float(values.mean())
-    return Figure(
-        subject=subject, quantity=quantity, value=value, unit=unit, n=len(values), of=of,
-        low=min(low, value), high=max(high, value),
-    )  # fmt: skip
+    ends = interval(lambda v: float(v.mean()), values, resamples=RESAMPLES)
+    return figure_with(subject, quantity, float(values.mean()), ends, unit=unit, n=len(values), of=of)
 
 
 def fewer(subject: str, one: Floats, other: Floats) -> Figure:
     """How much smaller the errors of `one` are than those of `other`, as a share of them."""
-    low, high = bootstrap_ratio((other - one).tolist(), other.tolist(), resamples=RESAMPLES)
-    value = float((other - one).sum() / other.sum())
-    return Figure(
-        subject=subject, quantity="errors fewer by", value=value, unit="share of errors", n=len(one), of="utterances",
-        low=min(low, value), high=max(high, value),
-    )  # fmt: skip
+    return ratio_figure(
+        subject, "errors fewer by", other - one, other, unit="share of errors", of="utterances", resamples=RESAMPLES
+    )
 
 
 def recognition(test: Sequence[Spoken]) -> list[Figure]:
@@ -237,12 +219,11 @@ def recognition(test: Sequence[Spoken]) -> list[Figure]:
         words = [float(len(s.split())) for s in said]
         for n in (1, 5, 10):
             errors = [float(min(word_errors(s, h) for h in hs[:n])) for s, hs in zip(said, heard, strict=True)]
-            low, high = bootstrap_ratio(errors, words, resamples=RESAMPLES)
-            value = oracle_word_error_rate(said, heard, n)
+            ends = bootstrap_ratio(errors, words, resamples=RESAMPLES)
             figures.append(
-                Figure(
-                    subject=name, quantity="WER, 1-best" if n == 1 else f"WER, best of {n}", value=value,
-                    unit="share of words", n=len(part), of="utterances", low=min(low, value), high=max(high, value),
+                figure_with(
+                    name, "WER, 1-best" if n == 1 else f"WER, best of {n}", oracle_word_error_rate(said, heard, n),
+                    ends, unit="share of words", n=len(part), of="utterances",
                 )
             )  # fmt: skip
     return figures

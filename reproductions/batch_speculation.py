@@ -32,9 +32,19 @@ from likely.decoding.loop import Loop
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling
 from likely.decoding.scheduling import SameLength, by_prompt_length
-from likely.evidence import Check, Evidence, Figure, Source, arguments, conclude, data_sources, run_script, run_study
+from likely.evidence import (
+    Check,
+    Evidence,
+    Figure,
+    Source,
+    arguments,
+    conclude,
+    data_sources,
+    run_script,
+    run_study,
+    share_figure,
+)
 from likely.metrics.bootstrap import median_interval
-from likely.metrics.intervals import wilson
 from likely.runtimes.protocol import Runtime, Want, Work
 from likely.runtimes.torch.aligned import GroupTorchRuntime, RectangleRow, RepadTorchRuntime
 from likely.runtimes.torch.runtime import TorchRuntime
@@ -195,17 +205,14 @@ def tolerance_of(runtime: TorchRuntime, text: Sequence[int]) -> float:
 
 
 def equality_figures(subject: str, found: Compared, tolerance: float) -> list[Figure]:
-    low, high = wilson(found.identical, found.n)
     kept_low, kept_high = mean_interval(found.kept)
     unexplained = found.unexplained(tolerance)
-    unexplained_low, unexplained_high = wilson(unexplained, found.n)
     figures = [
-        Figure(subject=subject, quantity="identical to plain decoding", value=found.identical / found.n,
-               unit="share of prompts", n=found.n, of="prompts", low=low, high=high),
+        share_figure(subject, "identical to plain decoding", found.identical, found.n, unit="share of prompts",
+                     of="prompts"),
         Figure(subject=subject, quantity="explained differences", value=(len(found.gaps) - unexplained) / found.n,
                unit="share of prompts", n=found.n, of="prompts", note="1 minus the other two shares"),
-        Figure(subject=subject, quantity="unexplained differences", value=unexplained / found.n,
-               unit="share of prompts", n=found.n, of="prompts", low=unexplained_low, high=unexplained_high),
+        share_figure(subject, "unexplained differences", unexplained, found.n, unit="share of prompts", of="prompts"),
         Figure(subject=subject, quantity="text before the first difference", value=float(np.mean(found.kept)),
                unit="share of tokens", n=found.n, of="prompts", low=kept_low, high=kept_high),
     ]  # fmt: skip

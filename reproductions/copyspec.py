@@ -34,10 +34,10 @@ from likely.evidence import (
     conclude,
     data_sources,
     model_source,
+    ratio_figure,
     run_script,
     run_study,
 )
-from likely.metrics.bootstrap import bootstrap_ratio
 
 Render = Callable[[list[dict[str, str]]], list[int]]
 Encode = Callable[[str], list[int]]
@@ -123,17 +123,10 @@ def figures_of(subject: str, rounds: Sequence[Rounds]) -> list[Figure]:
     found = [("tokens per call", "tokens", tokens, calls), ("drafted per call", "tokens", drafted, calls)]
     if any(drafted):
         found.append(("accepted", "share of drafted tokens", kept, drafted))
-    figures = []
-    for quantity, unit, top, bottom in found:
-        value = float(np.sum(top) / np.sum(bottom))
-        low, high = bootstrap_ratio(list(top), list(bottom), resamples=RESAMPLES)
-        figures.append(
-            Figure(
-                subject=subject, quantity=quantity, value=value, unit=unit, n=len(rounds), of="answers",
-                low=min(low, value), high=max(high, value),
-            )
-        )  # fmt: skip
-    return figures
+    return [
+        ratio_figure(subject, quantity, top, bottom, unit=unit, of="answers", resamples=RESAMPLES)
+        for quantity, unit, top, bottom in found
+    ]
 
 
 def gap(subject: str, quantity: str, found: tuple[float, float, float], n: int) -> Figure:
@@ -222,14 +215,12 @@ def by_place(traces: Sequence[RecordedAnswer]) -> tuple[list[Figure], list[Check
     for what in (FIRST, REDUNDANT):
         found = quarters(chosen(run, traces, what))
         for i, (tokens, calls) in enumerate(found):
-            value = float(tokens.sum() / calls.sum())
-            low, high = bootstrap_ratio(list(tokens), list(calls), resamples=RESAMPLES)
+            subject = f"{what}, quarter {i + 1} of the answer"
             figures.append(
-                Figure(
-                    subject=f"{what}, quarter {i + 1} of the answer", quantity="tokens per call", value=value,
-                    unit="tokens", n=len(tokens), of="answers", low=min(low, value), high=max(high, value),
+                ratio_figure(
+                    subject, "tokens per call", tokens, calls, unit="tokens", of="answers", resamples=RESAMPLES
                 )
-            )  # fmt: skip
+            )
         _, _, high = difference(found[0], found[3])
         checks.append(below(f"{what}: quarter 1 minus quarter 4 of the answer, upper end of the 95 % interval", high))
     return figures, checks
@@ -329,12 +320,6 @@ def study(
             "The best category is the best of eight: its figure is biased upwards.",
             "Answers of the two models to one question count as two where they are pooled, as if independent.",
         ],
-    )
-
-
-def table(evidence: Evidence) -> str:
-    return "\n".join(
-        f"{f.subject:45} {f.quantity:17} {f.value:7.3f}  [{f.low:.3f}, {f.high:.3f}]  n={f.n}" for f in evidence.figures
     )
 
 

@@ -39,6 +39,7 @@ from likely.decoding.drafting.model.drafter import DraftModel
 from likely.decoding.drafting.trees.shapes import Chain
 from likely.evidence import run_script
 from likely.io.hashes import cache_dir, file_sha256
+from likely.io.whole_file import write_whole_file
 from likely.metrics.bootstrap import median_interval
 from likely.metrics.intervals import wilson
 from likely.models.catalog import find_model, known_model
@@ -309,7 +310,7 @@ def save(draft: torch.nn.Module, tokenizer: HFTokenizer, folder: Path, facts: di
     logging.disable_progress_bar()
     draft.save_pretrained(folder, safe_serialization=True)
     save_tokenizer(tokenizer, folder, context_length=draft.config.max_position_embeddings)
-    (folder / "draft.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    write_whole_file(folder / "draft.json", (json.dumps(facts, indent=1) + "\n").encode())
 
 
 def kept(folder: Path, recipe: Recipe, source: Path) -> dict[str, Any] | None:

@@ -38,6 +38,7 @@ from likely.evidence import (
     arguments,
     conclude,
     data_sources,
+    figure_with,
     model_source,
     run_script,
     run_study,
@@ -125,10 +126,7 @@ def reported(subject: str, risk: Floats, y: Floats) -> list[Figure]:
 
 
 def figure(subject: str, quantity: str, value: float, ends: Sequence[float], n: int) -> Figure:
-    return Figure(
-        subject=subject, quantity=quantity, value=value, unit="score", n=n, of="rows",
-        low=min(ends[0], value), high=max(ends[1], value),
-    )  # fmt: skip
+    return figure_with(subject, quantity, value, (ends[0], ends[1]), unit="score", n=n, of="rows")
 
 
 def more_ece(risk: Floats, other: Floats, y: Floats) -> tuple[float, float]:

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 
-from likely.evidence import Check, Figure
-from likely.metrics.bootstrap import bootstrap_ratio
+from likely.evidence import Check, Figure, ratio_figure
 
 Floats = NDArray[np.float64]
 FILE = ("folktexts-results", "results_2024-08.csv.gz")
@@ -142,9 +141,4 @@ def published(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Figure], list[Che
 
 
 def _mean(subject: str, quantity: str, values: Sequence[float]) -> Figure:
-    mean = float(np.mean(values))
-    low, high = bootstrap_ratio(list(values), [1.0] * len(values))
-    return Figure(
-        subject=subject, quantity=quantity, value=mean, unit="score", n=len(values), of="models",
-        low=min(low, mean), high=max(high, mean),
-    )  # fmt: skip
+    return ratio_figure(subject, quantity, values, unit="score", of="models")

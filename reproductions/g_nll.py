@@ -26,7 +26,18 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 import likely
-from likely.evidence import Check, Evidence, Figure, Source, arguments, conclude, model_source, run_script, run_study
+from likely.evidence import (
+    Check,
+    Evidence,
+    Figure,
+    Source,
+    arguments,
+    conclude,
+    figure_with,
+    model_source,
+    run_script,
+    run_study,
+)
 from likely.lm.model import Model
 from likely.metrics.bootstrap import interval
 from likely.metrics.grading import same_number, same_text
@@ -171,14 +182,10 @@ def enumerable(count: int, steps: int) -> tuple[list[Figure], list[Check], str]:
 
 
 def _figure(subject: str, quantity: str, metric: Callable[..., float], *arrays: NDArray) -> Figure:
-    value = metric(*arrays)
-    low, high = interval(metric, *arrays, resamples=RESAMPLES)
+    ends = interval(metric, *arrays, resamples=RESAMPLES)
     unit = "Spearman's ρ" if metric is rank_correlation else "AUROC"
     of = "inputs" if metric is rank_correlation else "questions"
-    return Figure(
-        subject=subject, quantity=quantity, value=value, unit=unit, n=len(arrays[0]), of=of, low=min(low, value),
-        high=max(high, value),
-    )  # fmt: skip
+    return figure_with(subject, quantity, metric(*arrays), ends, unit=unit, n=len(arrays[0]), of=of)
 
 
 # --- (b) closed-book questions ----------------------------------------------------------------------------------------
@@ -258,27 +265,18 @@ def compared(answered: dict[str, Answered]) -> tuple[list[Figure], list[Check], 
     total = sum(len(f.correct) for f in every)
     means = {method: mean_auroc(every, method) for method in METHODS}
     for method in METHODS:
-        low, high = resampled(every, lambda rows, m=method: mean_auroc(every, m, rows))  # type: ignore[misc]
-        figures.append(
-            Figure(
-                subject=f"mean of {len(every)} sets: {method}", quantity="AUROC", value=means[method], unit="AUROC",
-                n=total, of="questions", low=min(low, means[method]), high=max(high, means[method]),
-            )
-        )  # fmt: skip
+        ends = resampled(every, lambda rows, m=method: mean_auroc(every, m, rows))  # type: ignore[misc]
+        subject = f"mean of {len(every)} sets: {method}"
+        figures.append(figure_with(subject, "AUROC", means[method], ends, unit="AUROC", n=total, of="questions"))
     best = max(SAMPLED, key=lambda m: means[m])
     for other in dict.fromkeys((best, "ln_predictive_entropy")):
 
         def gain(rows: Sequence[NDArray[np.int64]], other: str = other) -> float:
             return mean_auroc(every, "g_nll", rows) - mean_auroc(every, other, rows)
 
-        value = means["g_nll"] - means[other]
-        low, high = resampled(every, gain)
-        figures.append(
-            Figure(
-                subject=f"mean of {len(every)} sets: G-NLL less {other}", quantity="AUROC", value=value, unit="AUROC",
-                n=total, of="questions", low=min(low, value), high=max(high, value),
-            )
-        )  # fmt: skip
+        value, ends = means["g_nll"] - means[other], resampled(every, gain)
+        subject = f"mean of {len(every)} sets: G-NLL less {other}"
+        figures.append(figure_with(subject, "AUROC", value, ends, unit="AUROC", n=total, of="questions"))
     greedy, sampled = (sum(f.tokens[i] for f in answered.values()) for i in (0, 1))
     figures.append(
         Figure(

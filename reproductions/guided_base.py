@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -37,15 +36,15 @@ from likely.evidence import (
     conclude,
     data_sources,
     model_source,
+    ratio_figure,
     report,
     run_script,
     run_study,
+    share_figure,
 )
 from likely.guided.form import make_form
 from likely.guided.settings import FormSettings
-from likely.io.whole_file import write_whole_file
-from likely.metrics.bootstrap import bootstrap_ratio
-from likely.metrics.intervals import wilson
+from likely.io.kept import KeptValues
 from likely.runtimes.machine import cores
 
 MODELS = ("smollm2", "gemma3")
@@ -126,20 +125,10 @@ def validity(lm: likely.Model, name: str, asked: Sequence[Case], max_tokens: int
     figures = []
     for arm, found in flags.items():
         valid, n = share(found)
-        low, high = wilson(valid, n)
-        figures.append(
-            Figure(
-                subject=f"{name}, {arm}", quantity="valid", value=valid / n, unit="share of texts", n=n, of="schemas",
-                low=low, high=high,
-            )
-        )  # fmt: skip
-    low, high = wilson(cut, len(asked))
+        figures.append(share_figure(f"{name}, {arm}", "valid", valid, n, unit="share of texts", of="schemas"))
     figures.append(
-        Figure(
-            subject=f"{name}, form", quantity="cut by max_tokens", value=cut / len(asked), unit="share of texts",
-            n=len(asked), of="schemas", low=low, high=high,
-        )
-    )  # fmt: skip
+        share_figure(f"{name}, form", "cut by max_tokens", cut, len(asked), unit="share of texts", of="schemas")
+    )
     open_valid, n = share(flags["no form, the whole text"])
     closed_invalid = flags["form that closes within the budget"].count(False)
     bounds = (
@@ -184,23 +173,16 @@ def costs(lm: likely.Model, name: str, asked: Sequence[Case], max_tokens: int) -
         ("forced tokens", "share of tokens"): (forced, tokens),
         ("time with drafts of forced tokens / without", "ratio"): (seconds[True], seconds[False]),
     }
-    figures = []
-    for (quantity, unit), (top, bottom) in ratios.items():
-        low, high = bootstrap_ratio(top, bottom, resamples=RESAMPLES)
-        value = sum(top) / sum(bottom)
-        figures.append(
-            Figure(
-                subject=f"{name}, form that closes within the budget", quantity=quantity, value=value, unit=unit,
-                n=len(asked), of="schemas", low=min(low, value), high=max(high, value),
-            )
-        )  # fmt: skip
-    low, high = wilson(same, len(asked))
+    subject = f"{name}, form that closes within the budget"
+    figures = [
+        ratio_figure(subject, quantity, top, bottom, unit=unit, of="schemas", resamples=RESAMPLES)
+        for (quantity, unit), (top, bottom) in ratios.items()
+    ]
     figures.append(
-        Figure(
-            subject=f"{name}, form that closes within the budget", quantity="same text with drafts of forced tokens",
-            value=same / len(asked), unit="share of texts", n=len(asked), of="schemas", low=low, high=high,
+        share_figure(
+            subject, "same text with drafts of forced tokens", same, len(asked), unit="share of texts", of="schemas"
         )
-    )  # fmt: skip
+    )
     return figures, [
         Check(
             statement=f"{name}: the engine's share of the time of a guided step", value=sum(engine) / sum(whole),
@@ -268,6 +250,7 @@ def study(
 ) -> Evidence:
     """kept  folder in which every part is kept as soon as it is done, so that a stopped run goes on from there"""
     started = time.perf_counter()
+    done = KeptValues(None if kept is None else kept / "parts.jsonl")
     found: dict[tuple[str, str], tuple[list[Figure], list[Check]]] = {}
     parts = {  # what is timed comes first, for all models
         "costs": lambda lm, name: costs(lm, name, asked[: max(5, len(asked) // 4)], max_tokens),
@@ -276,9 +259,10 @@ def study(
     }
     for part, run in parts.items():
         for name, lm in models.items():
-            size = f"{len(asked)}-{max_tokens}-{len(questions)}-{seeds}-{particles}"
-            done = None if kept is None else kept / f"{name}-{part}-{size}.json"
-            found[name, part] = _kept(done, lambda run=run, lm=lm, name=name: run(lm, name))
+            key = f"{name}-{part}-{len(asked)}-{max_tokens}-{len(questions)}-{seeds}-{particles}"
+            if key not in done:
+                done.add({key: [[one.model_dump() for one in ones] for ones in run(lm, name)]})
+            found[name, part] = [Figure(**f) for f in done[key][0]], [Check(**c) for c in done[key][1]]
             report(f"{name}: {part} done after {time.perf_counter() - started:.0f} s")
     figures = [f for name in models for part in ("validity", "costs", "choices") for f in found[name, part][0]]
     checks = [c for name in models for part in ("validity", "costs", "choices") for c in found[name, part][1]]
@@ -326,25 +310,6 @@ def study(
             "part of the distance shown.",
         ],
     )  # fmt: skip
-
-
-def _kept(path: Path | None, run: Callable[[], tuple[list[Figure], list[Check]]]) -> tuple[list[Figure], list[Check]]:
-    """What a part found, read from its file if it was run before."""
-    if path is not None and path.exists():
-        record = json.loads(path.read_text())
-        return [Figure(**f) for f in record["figures"]], [Check(**c) for c in record["checks"]]
-    figures, checks = run()
-    if path is not None:
-        record = {"figures": [f.model_dump() for f in figures], "checks": [c.model_dump() for c in checks]}
-        write_whole_file(path, json.dumps(record).encode())
-    return figures, checks
-
-
-def table(evidence: Evidence) -> str:
-    lines = []
-    for f in evidence.figures:
-        lines.append(f"{f.subject:52} {f.quantity:45} {f.value:7.4f}  [{f.low:.4f}, {f.high:.4f}]  n={f.n}")
-    return "\n".join(lines)
 
 
 def measure(options: argparse.Namespace) -> Evidence:

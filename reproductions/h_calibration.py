@@ -40,6 +40,7 @@ from likely.evidence import (
     arguments,
     conclude,
     data_sources,
+    figure_with,
     model_source,
     run_script,
     run_study,
@@ -185,11 +186,11 @@ def figures_of(tasks: list[Task]) -> list[Figure]:
     ranks, drawn = mean_ranks(tasks, lambda t: t.measured), mean_ranks(tasks, lambda t: t.drawn)
     cells = len(tasks) * len(MEASURES)
     for i, method in enumerate(METHODS):
-        low, high = percentiles(drawn[:, i], 0.95) or (ranks[i], ranks[i])
+        ends = percentiles(drawn[:, i], 0.95) or (ranks[i], ranks[i])
         found.append(
-            Figure(
-                subject=f"all tasks: {method}", quantity="mean rank", value=ranks[i], unit=f"of {len(METHODS)}",
-                n=cells, of="tasks and measures", low=min(low, ranks[i]), high=max(high, ranks[i]),
+            figure_with(
+                f"all tasks: {method}", "mean rank", ranks[i], ends, unit=f"of {len(METHODS)}", n=cells,
+                of="tasks and measures",
             )
         )  # fmt: skip
     return found

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import likely
 from likely.calibration.labelled import Labelled, read_labelled
 from likely.data import load_arrays, load_records
+from likely.io.whole_file import write_whole_file
 from likely.scoring.choices import choice_item, score_choices
 
 Floats = NDArray[np.float64]
@@ -111,9 +112,8 @@ def option_scores(model: str, sha256: str, each: int, keep: Path | None) -> Labe
     with likely.load(model, runtime="llamacpp", threads=1) as lm:
         results = score_choices(lm, items).results
     if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"logits": r.values, "label": r.label}) + "\n" for r in results]
-        kept.write_text("".join(lines), encoding="utf-8")
+        write_whole_file(kept, "".join(lines).encode())
     return Labelled("logits", np.array([r.values for r in results]), np.array([r.label for r in results]))
 
 

@@ -34,10 +34,11 @@ from likely.evidence import (
     conclude,
     data_sources,
     model_source,
+    ratio_figure,
     run_script,
     run_study,
+    share_figure,
 )
-from likely.metrics.bootstrap import bootstrap_ratio
 from likely.metrics.intervals import wilson
 from likely.queries import ActionError, Cost, Lookup, calculate, query
 from likely.queries.session import Session, Settings
@@ -288,14 +289,7 @@ def figures_of(task: str, ours: Side, theirs: Side) -> list[Figure]:
     n = len(ours.right)
     ones = [1] * n
     for name, side in ((f"{task}: chunks", theirs), (f"{task}: query", ours)):
-        correct = sum(side.right)
-        low, high = wilson(correct, n)
-        figures.append(
-            Figure(
-                subject=name, quantity="accuracy", value=correct / n, unit="share of items", n=n, of="items",
-                low=min(low, correct / n), high=max(high, correct / n),
-            )
-        )  # fmt: skip
+        figures.append(share_figure(name, "accuracy", sum(side.right), n, unit="share of items", of="items"))
         for metric, field in METRICS.items():
             figures.append(ratio(name, metric, side.of(field), ones, f"{metric.split()[1]} per item"))
         figures.append(ratio(name, "computed tokens", side.of("forward_tokens"), ones, "tokens per item"))
@@ -305,12 +299,7 @@ def figures_of(task: str, ours: Side, theirs: Side) -> list[Figure]:
 
 
 def ratio(subject: str, quantity: str, top: Sequence[int], bottom: Sequence[int], unit: str) -> Figure:
-    low, high = bootstrap_ratio(top, bottom)
-    value = float(np.sum(top) / np.sum(bottom))
-    return Figure(
-        subject=subject, quantity=quantity, value=value, unit=unit, n=len(top), of="items", low=min(low, value),
-        high=max(high, value),
-    )  # fmt: skip
+    return ratio_figure(subject, quantity, top, bottom, unit=unit, of="items")
 
 
 def checks_of(task: Task, ours: Side, theirs: Side) -> list[Check]:

@@ -43,13 +43,13 @@ from likely.evidence import (
     conclude,
     data_sources,
     model_source,
+    ratio_figure,
     report,
     run_script,
     run_study,
+    share_figure,
 )
 from likely.io.hashes import cache_dir, file_sha256
-from likely.metrics.bootstrap import bootstrap_ratio
-from likely.metrics.intervals import wilson
 from likely.models.catalog import known_model
 from likely.tokenizers.protocol import decode
 
@@ -173,22 +173,12 @@ def complete(
 
 
 def share(subject: str, quantity: str, hits: Sequence[bool]) -> Figure:
-    low, high = wilson(sum(hits), len(hits))
-    return Figure(
-        subject=subject, quantity=quantity, value=sum(hits) / len(hits), unit="share of points", n=len(hits),
-        of="points", low=low, high=high,
-    )  # fmt: skip
+    return share_figure(subject, quantity, sum(hits), len(hits), unit="share of points", of="points")
 
 
 def mean(subject: str, quantity: str, values: Sequence[float], unit: str) -> Figure:
     """With a bootstrap interval over points: for differences, a paired one."""
-    ones = [1.0] * len(values)
-    low, high = bootstrap_ratio(list(values), ones)
-    value = float(sum(values) / len(values))
-    return Figure(
-        subject=subject, quantity=quantity, value=value, unit=unit, n=len(values), of="points", low=min(low, value),
-        high=max(high, value),
-    )  # fmt: skip
+    return ratio_figure(subject, quantity, values, unit=unit, of="points")
 
 
 def gain(found: Mapping[str, Sequence[Outcome]], of: str, over: str) -> list[float]:

@@ -14,13 +14,11 @@ Scores are kept as they come; a run that was stopped goes on.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +39,9 @@ from likely.evidence import (
     run_script,
     run_study,
 )
-from likely.io.hashes import cache_dir
+from likely.io.hashes import cache_dir, fingerprint
+from likely.io.jsonl import chunked
+from likely.io.kept import KeptValues
 from likely.weak_supervision.harmonizer import Harmonizer
 from likely.weak_supervision.labelling_rules import LabelingFunction, Votes, read_rules
 from likely.weak_supervision.reasking import POLICIES, Example, LabelTask, budget_threshold, label_scores, reask
@@ -69,39 +69,21 @@ ASKED = {
 Array = NDArray[np.float64]
 
 
-@dataclass
 class Kept:
-    """Scores of prompts that were computed before: a line each, appended as they come."""
+    """Scores of prompts; those of earlier runs are read from a file, whose seconds this run does not count."""
 
-    path: Path
-    model: str
-    earlier: int = 0  # scores that were there before this run, whose seconds it does not count
-    _known: dict[str, list[float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue  # cut by a kill
-                self._known[record["key"]] = record["logprobs"]
-        self.earlier = len(self._known)
+    def __init__(self, path: Path, model: str):
+        self.model, self._values = model, KeptValues(path)
+        self.earlier = self._values.earlier
 
     def scores(self, lm: Any, prompts: Sequence[str], labels: Sequence[str]) -> Array:
         """(N, K) log p(label | prompt), nats."""
-        keys = [hashlib.sha256("\0".join([self.model, prompt, *labels]).encode()).hexdigest() for prompt in prompts]
-        todo = list({key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._known}.items())
-        with open(self.path, "a", encoding="utf-8") as out:
-            for start in range(0, len(todo), CHUNK):
-                some = todo[start : start + CHUNK]
-                found = label_scores(lm, [prompt for _, prompt in some], labels).logprobs
-                for (key, _), row in zip(some, found, strict=True):
-                    self._known[key] = row.tolist()
-                    out.write(json.dumps({"key": key, "logprobs": row.tolist()}) + "\n")
-                out.flush()
-        return np.array([self._known[key] for key in keys]).reshape(len(keys), len(labels))
+        keys = [fingerprint("\0".join([self.model, prompt, *labels]), 64) for prompt in prompts]
+        text = dict(zip(keys, prompts, strict=True))
+        for some in chunked(self._values.missing(keys), CHUNK):
+            found = label_scores(lm, [text[key] for key in some], labels).logprobs
+            self._values.add(dict(zip(some, found.tolist(), strict=True)))
+        return np.array([self._values[key] for key in keys]).reshape(len(keys), len(labels))
 
 
 @dataclass(frozen=True)
@@ -423,7 +405,7 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 def main() -> None:
     parser = arguments(full="all test texts, more unlabelled ones, both models", quick="40 texts of each task")
-    kept = cache_dir() / "pareto_self_supervision.jsonl"
+    kept = cache_dir() / "pareto_scores.jsonl"
     parser.add_argument("--kept", type=Path, default=kept, help="file of the scores")
     run_study(parser, measure)
 

@@ -37,6 +37,7 @@ from likely.evidence import (
     arguments,
     conclude,
     data_sources,
+    figure_with,
     model_source,
     report,
     run_script,
@@ -199,19 +200,10 @@ def figures_of(name: str, found: dict[str, Stated], resamples: int) -> list[Figu
     figures = []
     for policy, stated in found.items():
         for quantity, metric in METRICS.items():
-            low, high = interval(metric, stated.confidence, stated.correct, resamples=resamples)
-            value = metric(stated.confidence, stated.correct)
+            arrays = stated.confidence, stated.correct
+            ends, n = interval(metric, *arrays, resamples=resamples), len(stated.correct)
             figures.append(
-                Figure(
-                    subject=f"{name}, {policy}",
-                    quantity=quantity,
-                    value=value,
-                    unit="share",
-                    n=len(stated.correct),
-                    of="questions",
-                    low=min(low, value),
-                    high=max(high, value),
-                )
+                figure_with(f"{name}, {policy}", quantity, metric(*arrays), ends, unit="share", n=n, of="questions")
             )
     return figures
 
@@ -265,18 +257,8 @@ def study(
         figures += figures_of(name, found, resamples)
         for over in (NONE, "fixed hint"):
             value, low, high = gain(found, over, resamples)
-            figures.append(
-                Figure(
-                    subject=f"{name}, policy less {over}",
-                    quantity="Brier",
-                    value=value,
-                    unit="share",
-                    n=len(test),
-                    of="questions",
-                    low=min(low, value),
-                    high=max(high, value),
-                )
-            )
+            subject, n = f"{name}, policy less {over}", len(test)
+            figures.append(figure_with(subject, "Brier", value, (low, high), unit="share", n=n, of="questions"))
             checks.append(
                 Check(
                     statement=f"{name}: Brier of the policy below that of {over}, upper end of the interval",
@@ -366,12 +348,6 @@ def written(
             progress=lambda step, reward: report(f"writer, step {step}: reward {reward:.3f}"),
         )  # fmt: skip
         return writer.write(test)
-
-
-def table(evidence: Evidence) -> str:
-    return "\n".join(
-        f"{f.subject:55} {f.quantity:9} {f.value:8.4f}  [{f.low}, {f.high}]  n={f.n}" for f in evidence.figures
-    )
 
 
 def measure(options: argparse.Namespace) -> Evidence:

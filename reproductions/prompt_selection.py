@@ -36,12 +36,13 @@ from likely.evidence import (
     arguments,
     conclude,
     data_sources,
+    figure_with,
     model_source,
     run_script,
     run_study,
+    share_figure,
 )
 from likely.io.hashes import cache_dir
-from likely.metrics.intervals import wilson
 from likely.prompting.selection.answers import accuracy, f1_of_prompts, macro_f1
 from likely.prompting.selection.choosing import Calibration, calibrated_probs, select
 from likely.prompting.selection.criteria import best_prompt, probs_of_choice, prompt_values
@@ -164,23 +165,13 @@ def figures_of(name: str, scores: PromptScores, draws: Mapping[tuple[str, str], 
     n = scores.logprobs.shape[1]
     figures = []
     for (subject, quantity), value in measured(scores).items():
-        low, high = np.quantile(draws[subject, quantity], [0.025, 0.975])
-        figures.append(
-            Figure(
-                subject=f"{name}: {subject}", quantity=quantity, value=value, n=n, of="inputs",
-                unit="of the best prompt's" if quantity.startswith("scaled") else "macro-F1",
-                low=min(float(low), value), high=max(float(high), value),
-            )
-        )  # fmt: skip
+        ends = np.quantile(draws[subject, quantity], [0.025, 0.975])
+        unit = "of the best prompt's" if quantity.startswith("scaled") else "macro-F1"
+        figures.append(figure_with(f"{name}: {subject}", quantity, value, ends, unit=unit, n=n, of="inputs"))
     for repair in REPAIRS:
         better, of = improved(scores, repair)
-        low, high = wilson(better, of)
-        figures.append(
-            Figure(
-                subject=f"{name}: all prompts, {repair}", quantity="answer better", value=better / of,
-                unit="share of prompts", n=of, of="prompts", low=low, high=high,
-            )
-        )  # fmt: skip
+        subject = f"{name}: all prompts, {repair}"
+        figures.append(share_figure(subject, "answer better", better, of, unit="share of prompts", of="prompts"))
     return figures
 
 
@@ -219,13 +210,11 @@ def compared(sets: Mapping[str, PromptScores], resamples: int) -> tuple[list[Fig
         for scenario in SCENARIOS:
             quantity = f"scaled F1, {scenario}"
             value = means[method, scenario] = float(mean_of(values, method, quantity))
-            low, high = np.quantile(mean_of(draws, method, quantity), [0.025, 0.975])
+            ends = np.quantile(mean_of(draws, method, quantity), [0.025, 0.975])
+            subject = f"mean of {len(sets)} sets: {method}"
             figures.append(
-                Figure(
-                    subject=f"mean of {len(sets)} sets: {method}", quantity=quantity, value=value, n=inputs,
-                    of="inputs", unit="of the best prompt's", low=min(float(low), value), high=max(float(high), value),
-                )
-            )  # fmt: skip
+                figure_with(subject, quantity, value, ends, unit="of the best prompt's", n=inputs, of="inputs")
+            )
     better = {repair: [improved(scores, repair) for scores in sets.values()] for repair in REPAIRS}
     shares = {repair: sum(b for b, _ in found) / sum(n for _, n in found) for repair, found in better.items()}
     ours = min(means["MI_G", "X"], means["MI_GL", "X"])

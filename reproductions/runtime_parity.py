@@ -225,14 +225,6 @@ def study(
     )
 
 
-def table(evidence: Evidence) -> str:
-    lines = []
-    for figure in evidence.figures:
-        interval = "" if figure.low is None else f"  [{figure.low:.2e}, {figure.high:.2e}]"
-        lines.append(f"{figure.subject:28} {figure.quantity:20} {figure.value:.2e}{interval}  {figure.unit}")
-    return "\n".join(lines)
-
-
 def measure(options: argparse.Namespace) -> Evidence:
     model = known_model("smollm2")
     assert model is not None

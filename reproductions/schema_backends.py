@@ -18,7 +18,6 @@ raw: the engine alone, its own defaults.  error, validate: what `generate` does 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -44,12 +43,13 @@ from likely.evidence import (
     data_sources,
     run_script,
     run_study,
+    share_figure,
 )
 from likely.guided.json_schema.errors import InvalidText
 from likely.guided.json_schema.form import schema_form
 from likely.guided.json_schema.report import LLGUIDANCE, byte_engine
 from likely.guided.settings import FormSettings
-from likely.metrics.intervals import wilson
+from likely.io.hashes import fingerprint
 
 SUITE = ("json-schema-tests", "draft2020-12.jsonl")
 CALLS = tuple(("bfcl", f"{name}.jsonl.gz") for name in ("simple_python", "multiple", "live_simple", "live_multiple"))
@@ -200,12 +200,7 @@ def installed() -> list[str]:
 
 
 def share(subject: str, quantity: str, count: int, total: int, of: str) -> Figure:
-    low, high = wilson(count, total)
-    value = count / total
-    return Figure(
-        subject=subject, quantity=quantity, value=value, unit="share", n=total, of=of, low=min(low, value),
-        high=max(high, value),
-    )  # fmt: skip
+    return share_figure(subject, quantity, count, total, unit="share", of=of)
 
 
 def study(
@@ -268,7 +263,7 @@ def study(
         samples=f"{total} instances of {len(rows)} schemas" + f", {len(functions)} function calls" * bool(functions),
         intervals="95 %, Wilson",
         full=full,
-        models=[Source(name="single bytes as tokens, no model", sha256=hashlib.sha256(bytes(range(256))).hexdigest())],
+        models=[Source(name="single bytes as tokens, no model", sha256=fingerprint(bytes(range(256)), 64))],
         data=data,
         seconds=time.perf_counter() - started,
         not_shown=[

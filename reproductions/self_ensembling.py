@@ -35,6 +35,7 @@ from likely.evidence import (
     arguments,
     conclude,
     data_sources,
+    figure_with,
     model_source,
     report,
     run_script,
@@ -198,12 +199,9 @@ def mean_over(tables: Sequence[Table], who: str, quantity: str, method: str = ""
 
 
 def _figure(subject: str, quantity: str, value: float, draws: Sequence[float], n: int) -> Figure:
-    low, high = np.quantile(draws, [0.025, 0.975])
     unit = {"accuracy": "share of items", "ECE": "ECE"}.get(quantity, "times")
-    return Figure(
-        subject=subject, quantity=quantity, value=value, unit=unit, n=n, of="test items", low=min(float(low), value),
-        high=max(float(high), value),
-    )  # fmt: skip
+    ends = np.quantile(draws, [0.025, 0.975])
+    return figure_with(subject, quantity, value, ends, unit=unit, n=n, of="test items")
 
 
 def compared(

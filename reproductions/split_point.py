@@ -27,9 +27,21 @@ from scipy.stats import spearmanr
 from likely.calibration.conformal.regression import ConformalIntervals
 from likely.calibration.recalibrators.scaling import Temperature
 from likely.data import load_records
-from likely.evidence import Check, Evidence, Figure, Source, arguments, conclude, data_sources, run_script, run_study
+from likely.evidence import (
+    Check,
+    Evidence,
+    Figure,
+    Source,
+    arguments,
+    conclude,
+    data_sources,
+    figure_with,
+    ratio_figure,
+    run_script,
+    run_study,
+)
 from likely.metrics.bins import top_label_ece
-from likely.metrics.bootstrap import bootstrap_ratio, interval
+from likely.metrics.bootstrap import interval
 from likely.metrics.checks import softmax
 from likely.metrics.ranking import auroc
 from likely.uncertainty.split_point.classifier import SplitPointClassifier
@@ -70,24 +82,15 @@ FULL = Size(20, 20, 6000, 400, 12, 300, 256)
 
 def mean_figure(subject: str, quantity: str, values: Sequence[float], unit: str, of: str) -> Figure:
     """The mean of a few runs, its interval from a bootstrap over them."""
-    array = np.asarray(values, np.float64)
-    low, high = bootstrap_ratio(values, [1.0] * len(values))
-    value = float(array.mean())
-    return Figure(
-        subject=subject, quantity=quantity, value=value, unit=unit, n=len(array), of=of, low=min(low, value),
-        high=max(high, value),
-    )  # fmt: skip
+    return ratio_figure(subject, quantity, values, unit=unit, of=of)
 
 
 def rows_figure(
     subject: str, quantity: str, metric: Callable[..., float], arrays: Sequence[Any], unit: str, of: str, resamples: int
 ) -> Figure:
     """A metric of rows, its interval from a bootstrap over them; a metric that noise moves one way keeps its value."""
-    value, (low, high) = float(metric(*arrays)), interval(metric, *arrays, resamples=resamples)
-    return Figure(
-        subject=subject, quantity=quantity, value=value, unit=unit, n=len(arrays[0]), of=of, low=min(low, value),
-        high=max(high, value),
-    )  # fmt: skip
+    ends = interval(metric, *arrays, resamples=resamples)
+    return figure_with(subject, quantity, metric(*arrays), ends, unit=unit, n=len(arrays[0]), of=of)
 
 
 # --- (a) the cubic ----------------------------------------------------------------------------------------------------

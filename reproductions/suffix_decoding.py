@@ -38,10 +38,10 @@ from likely.evidence import (
     conclude,
     data_sources,
     model_source,
+    ratio_figure,
     run_script,
     run_study,
 )
-from likely.metrics.bootstrap import bootstrap_ratio
 
 FILES = (
     ("text-to-sql", "questions.jsonl.gz"),
@@ -196,12 +196,7 @@ def in_orders(traces: Sequence[RecordedAnswer], orders: Sequence[NDArray[np.int6
 
 def ratio(subject: str, quantity: str, top: Sequence, bottom: Sequence, unit: str, of: str) -> Figure:
     """Σ top / Σ bottom with an interval over the pairs."""
-    low, high = bootstrap_ratio(top, bottom)
-    value = float(np.sum(top) / np.sum(bottom))
-    return Figure(
-        subject=subject, quantity=quantity, value=value, unit=unit, n=len(top), of=of,
-        low=min(low, value), high=max(high, value),
-    )  # fmt: skip
+    return ratio_figure(subject, quantity, top, bottom, unit=unit, of=of)
 
 
 def figures_of(subject: str, found: Replayed, of: str) -> list[Figure]:

@@ -10,8 +10,6 @@ kept in the cache folder; one recipe always goes to one folder.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -24,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.data import find_set, load_records
-from likely.io.hashes import cache_dir
+from likely.evidence import run_script
+from likely.io.hashes import cache_dir, fingerprint
 from likely.runtimes.machine import cores
 
 DATA = ("tinyshakespeare", "input.txt.gz")
@@ -47,8 +46,7 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        text = json.dumps([asdict(self), find_set(DATA[0]).find(DATA[1]).sha256, WINDOW], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return fingerprint([asdict(self), find_set(DATA[0]).find(DATA[1]).sha256, WINDOW], 12)
 
 
 QUICK = {"target": Recipe(4, 256, 4, 300, 1e-3), "draft": Recipe(1, 64, 2, 150, 4e-3)}
@@ -166,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -38,11 +38,13 @@ from likely.evidence import (
     arguments,
     conclude,
     data_sources,
+    figure_with,
     model_source,
     run_script,
     run_study,
 )
 from likely.guided.contrast import PRESETS, CollisionGate, Contrast, contrasted, jensen_shannon, root_collision
+from likely.io.whole_file import write_whole_file
 from likely.metrics.bootstrap import bootstrap_ratio
 from likely.runtimes.protocol import Want, Work
 from likely.runtimes.rows import log_softmax
@@ -123,11 +125,8 @@ def hits(found: Sequence[Read], key: tuple[str, float, float], tau: float | None
 def ratio(subject: str, quantity: str, counts: NDArray[np.float64], unit: str, of: str) -> Figure:
     """Σ counts[0] / Σ counts[1] with its bootstrap interval over solutions."""
     value = float(counts[0].sum() / counts[1].sum())
-    low, high = bootstrap_ratio(counts[0].tolist(), counts[1].tolist(), resamples=RESAMPLES)
-    return Figure(
-        subject=subject, quantity=quantity, value=value, unit=unit, n=int(counts[1].sum()), of=of,
-        low=min(low, value), high=max(high, value),
-    )  # fmt: skip
+    ends = bootstrap_ratio(counts[0].tolist(), counts[1].tolist(), resamples=RESAMPLES)
+    return figure_with(subject, quantity, value, ends, unit=unit, n=int(counts[1].sum()), of=of)
 
 
 def gain(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -358,7 +357,7 @@ def pass_at_k(options: argparse.Namespace) -> None:
             line["passed"] = {s.id: s.passed for s in report.solved}
             lines.append(line)
     target = options.out / "uscd.passk.jsonl"
-    target.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_whole_file(target, "".join(json.dumps(line) + "\n" for line in lines).encode())
     print(target)
 
 

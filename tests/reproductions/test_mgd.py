@@ -46,7 +46,7 @@ def found(script, row, tmp_path_factory):
         script.points_of({"p": root}, [record] * 2),
         {"tiny": partial(likely.load, str(model)), "again": partial(likely.load, str(model))},
         lambda root: Analyses(JediProvider(root, limit_s=60.0)),
-        prompt_tokens=32, sources=[Source(name="tiny", sha256="0" * 64)], mode="quick", report=lambda line: None,
+        prompt_tokens=32, sources=[Source(name="tiny", sha256="0" * 64)], full=False, report=lambda line: None,
     )  # fmt: skip
 
 

@@ -13,5 +13,6 @@ if TYPE_CHECKING:
     from likely.bench.timing import interleaved as interleaved
     from likely.bench.timing import refuse_busy as refuse_busy
     from likely.bench.timing import speedup as speedup
+    from likely.bench.timing import timed as timed
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -136,7 +136,7 @@ def _one_task(
             spent = 0.0
             for prompt in prompts:
                 request = replace(prompt.request, drafter=source, draft_budget=draft_budget)
-                finished, elapsed = timed(lm, request, prompt.held)
+                finished, elapsed = _decoded(lm, request, prompt.held)
                 spent += elapsed
                 if number:
                     texts[drafter].append(finished)
@@ -211,7 +211,7 @@ def divergence_gap(lm: Model, prompt: _Prompt, finished: Finished) -> float | No
     return float(abs(logprobs[0] - logprobs[1]))
 
 
-def timed(lm: Model, request: Request, held: Held) -> tuple[Finished, float]:
+def _decoded(lm: Model, request: Request, held: Held) -> tuple[Finished, float]:
     """(the text, seconds of decoding it after its prompt) of one request, alone."""
     loop = lm.loop()
     loop.add(request, held=lm.runtime.fork(held))

@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from likely.errors import LikelyError
 from likely.metrics.bootstrap import median_interval
+
+T = TypeVar("T")
 
 
 class BusyMachine(LikelyError):
@@ -42,6 +45,13 @@ def refuse_busy(limit: float = 0.15) -> None:
         raise BusyMachine(
             f"other programs use {share:.0%} of the processor (limit {limit:.0%}): stop them and measure again"
         )
+
+
+def timed(call: Callable[..., T], *arguments: Any) -> tuple[T, float]:
+    """(what the call gives, the seconds that it takes)."""
+    started = time.perf_counter()
+    found = call(*arguments)
+    return found, time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -75,11 +85,10 @@ def interleaved(
             run = runs[name]
             if settled:
                 run()
-            started = time.perf_counter()
-            run()
+            _, seconds = timed(run)
             if number >= warmup:
-                times[name].append(time.perf_counter() - started)
-    return {name: Timing(name, seconds) for name, seconds in times.items()}
+                times[name].append(seconds)
+    return {name: Timing(name, found) for name, found in times.items()}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from likely.data.datasets import find_set
 from likely.errors import DataError, LikelyError
 from likely.evidence.results import (
@@ -26,6 +29,8 @@ from likely.evidence.results import (
     write_result,
 )
 from likely.io.hashes import file_sha256
+from likely.metrics.bootstrap import bootstrap_ratio
+from likely.metrics.intervals import wilson
 from likely.runtimes.machine import cores
 
 # --- what is recorded -------------------------------------------------------------------------------------------------
@@ -37,7 +42,8 @@ def data_sources(files: Iterable[tuple[str, str | None]]) -> list[Source]:
     for name, wanted in files:
         described = find_set(name)
         file = described.find(wanted)
-        found.append(Source(name=f"{name}/{file.name}", sha256=file.sha256, licence=described.licence))
+        digest = file.sha256 or file_sha256(file.path)
+        found.append(Source(name=f"{name}/{file.name}", sha256=digest, licence=described.licence))
     return found
 
 
@@ -53,7 +59,7 @@ def model_source(name: str, *, part: str = "") -> Source:
 
 
 def figure_with(
-    subject: str, quantity: str, value: float, interval: tuple[float, float], *, unit: str, n: int, of: str,
+    subject: str, quantity: str, value: float, interval: Sequence[float] | NDArray, *, unit: str, n: int, of: str,
     note: str = "",
 ) -> Figure:  # fmt: skip
     """A figure with its interval (low, high), widened where resampling left the value itself outside."""
@@ -62,6 +68,22 @@ def figure_with(
         subject=subject, quantity=quantity, value=float(value), low=min(float(low), float(value)),
         high=max(float(high), float(value)), unit=unit, n=n, of=of, note=note,
     )  # fmt: skip
+
+
+def share_figure(subject: str, quantity: str, count: int, n: int, *, unit: str, of: str) -> Figure:
+    """A share of n with Wilson's interval."""
+    return figure_with(subject, quantity, count / n, wilson(count, n), unit=unit, n=n, of=of)
+
+
+def ratio_figure(
+    subject: str, quantity: str, top: ArrayLike, bottom: ArrayLike | None = None, *, unit: str, of: str,
+    resamples: int = 2000,
+) -> Figure:  # fmt: skip
+    """Σ top / Σ bottom, by default the mean of top, with a bootstrap interval over their n pairs."""
+    tops = np.asarray(top, np.float64)
+    bottoms = np.ones(len(tops)) if bottom is None else np.asarray(bottom, np.float64)
+    interval = bootstrap_ratio(tops.tolist(), bottoms.tolist(), resamples=resamples)
+    return figure_with(subject, quantity, tops.sum() / bottoms.sum(), interval, unit=unit, n=len(tops), of=of)
 
 
 def conclude(
@@ -112,7 +134,7 @@ def arguments(*, full: str = "", quick: str = "", threads: str = "") -> argparse
     """
     script = inspect.stack()[1].frame.f_globals
     parser = argparse.ArgumentParser(description=(script["__doc__"] or "").splitlines()[0])
-    size = parser.add_mutually_exclusive_group()
+    size = parser.add_mutually_exclusive_group() if full and quick else parser
     if full:
         size.add_argument("--full", action="store_true", help=full)
     if quick:

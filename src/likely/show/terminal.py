@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EMPTY_TEXT = "(empty text)"
 LEAST_LIKELY = 3  # tokens named below each text
-Segment = tuple[str, int]  # text, index of its token
+TokenPart = tuple[str, int]  # text, index of its token
 
 
 def print_shown(texts: Sequence[Shown], *, console: Console | None = None, file: IO[str] | None = None) -> None:
@@ -109,11 +109,11 @@ def _print_tokens(console: Console, tokens: Sequence[Token], colour: bool) -> No
         _print(console, marks)
 
 
-def wrap(texts: Sequence[str], width: int) -> Iterator[list[Segment]]:
+def wrap(texts: Sequence[str], width: int) -> Iterator[list[TokenPart]]:
     """Lines of at most `width` cells; broken after newlines, else before a word, else inside it."""
     from rich.cells import cell_len
 
-    line: list[Segment] = []
+    line: list[TokenPart] = []
     used = 0
     for word in _words(texts):
         needed = sum(cell_len(text) for text, _ in word)
@@ -138,9 +138,9 @@ def wrap(texts: Sequence[str], width: int) -> Iterator[list[Segment]]:
         yield line
 
 
-def _words(texts: Sequence[str]) -> Iterator[list[Segment]]:
+def _words(texts: Sequence[str]) -> Iterator[list[TokenPart]]:
     """Runs of pieces that are better not torn apart: a new one begins at a space and after a newline."""
-    word: list[Segment] = []
+    word: list[TokenPart] = []
     for i, text in enumerate(texts):
         for part in text.splitlines(keepends=True):
             if part.startswith(" ") and word:

@@ -12,6 +12,7 @@ from likely.cli import options
 if TYPE_CHECKING:
     from likely.cli.file_run import Advance
     from likely.io.jsonl import Line
+    from likely.lm.questions import QuestionLine
 
 CHEAP = ("g_nll", "mean_nll", "max_nll", "token_entropy")  # of the one greedy text
 CHEAP_REMOTE = ("g_nll", "mean_nll", "max_nll")  # a server gives no entropies
