@@ -28,7 +28,7 @@ def test_a_question(cli, tiny):
     done = cli("uncertainty", "the cat", "-m", tiny, *SETTINGS)
     assert done.code == 0 and not done.err
     names = [line.split()[0] for line in done.out.splitlines()[-4:]]
-    assert names == ["g_nll", "mean_nll", "max_nll", "token_entropy"] and "(low: sure)" in done.out
+    assert names == ["g_nll", "mean_nll", "max_nll", "token_entropy"] and "(higher: less certain)" in done.out
 
 
 def test_the_numbers_are_those_of_ask(cli, tiny):

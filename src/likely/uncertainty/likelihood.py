@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from likely.errors import CapabilityError
+from likely.metrics.checks import Floats, Ints
 from likely.uncertainty.types import GenerationScores, Uncertainty
 
 
@@ -67,7 +69,7 @@ def token_entropy(greedy: GenerationScores) -> Uncertainty:
     return _score(greedy, np.array([np.mean(row) for row in greedy.token_entropies]), "token_entropy")
 
 
-def _score(greedy: GenerationScores, values: np.ndarray, name: str) -> Uncertainty:
+def _score(greedy: GenerationScores, values: Floats, name: str) -> Uncertainty:
     return Uncertainty(values, "score", "less_certain", name, truncated=greedy.truncated, note=greedy.note)
 
 
@@ -106,7 +108,7 @@ def _by_pattern(pattern: str) -> Callable[[str], tuple[int, int] | None]:
     return find
 
 
-def _tokens_of(span: tuple[int, int], text: str, sizes: np.ndarray, number: int) -> np.ndarray:
+def _tokens_of(span: tuple[int, int], text: str, sizes: Ints, number: int) -> NDArray[np.bool_]:
     """Which tokens write a byte of text[start:end]."""
     start, end = span
     if not 0 <= start < end <= len(text):

@@ -15,7 +15,7 @@ from likely.decoding.request import Event, Request
 from likely.decoding.run import events
 from likely.decoding.sampling import Sampling
 from likely.errors import KvFull
-from likely.metrics.checks import Floats
+from likely.metrics.checks import Floats, Ints
 from likely.runtimes.protocol import FloatArray, Output, Runtime, Want, Work
 from likely.runtimes.protocol import Sequence as Held
 from likely.runtimes.rows import logsumexp
@@ -234,11 +234,11 @@ def _together(
         }
 
 
-def _sizes(lm: Any) -> Callable[[Any], np.ndarray]:
+def _sizes(lm: Any) -> Callable[[Any], Ints]:
     return lambda made: np.array([len(lm.tokenizer.token_bytes(t)) for t in made.token_ids], np.int64)
 
 
-def scores_of(groups: Sequence[Sequence[Any]], sizes: Callable[[Any], np.ndarray] | None) -> GenerationScores:
+def scores_of(groups: Sequence[Sequence[Any]], sizes: Callable[[Any], Ints] | None) -> GenerationScores:
     """The texts of each prompt (records of generated texts) as arrays."""
     made = [text for group in groups for text in group]
     noted = [text.steering for text in made]

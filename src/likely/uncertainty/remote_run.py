@@ -13,6 +13,7 @@ import numpy as np
 from likely.errors import CapabilityError
 from likely.metrics.checks import Floats
 from likely.runtimes.kinds import kinds_with
+from likely.metrics.checks import Floats, Ints
 from likely.uncertainty.p_true import answers, p_true_of, p_true_prompts
 from likely.uncertainty.plan import GatherPlan
 from likely.uncertainty.types import Gathered, GenerationScores
@@ -86,7 +87,7 @@ def _scores(groups: Sequence[Sequence[Any]], note: str = NOTE) -> GenerationScor
     )
 
 
-def _sizes(text: Any) -> np.ndarray | None:
+def _sizes(text: Any) -> Ints | None:
     """Bytes per token, if the server's tokens spell the text."""
     if text.tokens is None or not "".join(text.tokens).startswith(text.text):
         return None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from likely.metrics.checks import Floats
+from likely.metrics.checks import Floats, Ints
 from likely.uncertainty.types import Gathered, GenerationScores, Uncertainty
 
 _WORD = re.compile(r"\w+")
@@ -41,7 +41,7 @@ def entropy_error(samples: GenerationScores, n: int) -> Floats:
     return out
 
 
-def samples_of(samples: GenerationScores, prompt: int, *, least: int = 1) -> np.ndarray:
+def samples_of(samples: GenerationScores, prompt: int, *, least: int = 1) -> Ints:
     """The numbers of a prompt's samples; ValueError if there are fewer than `least`."""
     own = samples.of(prompt)
     if len(own) < least:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.metrics.checks import Floats
+from likely.metrics.checks import Floats, Ints
 from likely.uncertainty.clusters import NUMBER, Clusterer
 from likely.uncertainty.samples import any_cut, samples_of
 from likely.uncertainty.types import Gathered, GenerationScores, Uncertainty
@@ -83,7 +83,7 @@ def semantic_entropy(
     samples = gathered.texts("samples")
     weights = samples.mean_logprobs if length_normalised else samples.logprobs
 
-    def one(own: np.ndarray, texts: list[str], clusters: list[int]) -> float:
+    def one(own: Ints, texts: list[str], clusters: list[int]) -> float:
         keep = distinct(texts, weights[own]) if dedup else list(range(len(own)))
         kept = np.unique([clusters[k] for k in keep], return_inverse=True)[1].tolist()
         return semantic_entropy_of(weights[own][keep], kept, form=form)
@@ -104,7 +104,7 @@ def _over_prompts(
     gathered: Gathered,
     samples: GenerationScores,
     clusterer: Clusterer,
-    one: Callable[[np.ndarray, list[str], list[int]], float],
+    one: Callable[[Ints, list[str], list[int]], float],
     name: str,
 ) -> Uncertainty:
     values = np.empty(gathered.n)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from likely.metrics.checks import Floats
 from likely.uncertainty.types import GenerationScores, Uncertainty
 
 _ANCHOR = re.compile(r"\b(?:confidence|probability)\b", re.IGNORECASE)
@@ -85,7 +86,7 @@ def without_confidence(text: str) -> str:
     return before if before.strip() else text
 
 
-def stated_confidences(texts: Sequence[str]) -> np.ndarray:
+def stated_confidences(texts: Sequence[str]) -> Floats:
     """(M,) stated confidences, NaN where there is none."""
     found = [stated_confidence(text) for text in texts]
     return np.array([np.nan if value is None else value for value in found])

@@ -41,13 +41,13 @@ _ENTRIES = (
     RecalibratorEntry(Vector, "a scale and an offset per class", ("logits", "probs")),
     RecalibratorEntry(Matrix, "a scale and an offset between classes"),
     RecalibratorEntry(Dirichlet, "the same, with the penalty chosen by cross-validation"),
-    RecalibratorEntry(HCalibrator, "a monotone map that minimises a bounded calibration error"),
     RecalibratorEntry(Platt, "a sigmoid: two parameters", ("answer", "confidence")),
     RecalibratorEntry(Beta, "a sigmoid of log c and log(1 - c): three parameters", ("answer", "confidence")),
     RecalibratorEntry(Isotonic, "the best rising map: takes hundreds of lines"),
     RecalibratorEntry(Histogram, "the share of right lines per bin: takes hundreds of lines"),
     RecalibratorEntry(ScalingBinning, "a sigmoid, then its mean per bin: takes hundreds of lines"),
     RecalibratorEntry(VennAbers, "two isotonic fits per value: takes hundreds of lines"),
+    RecalibratorEntry(HCalibrator, "a monotone map that minimises a bounded calibration error"),
 )
 RECALIBRATORS: dict[str, RecalibratorEntry] = {entry.made.name: entry for entry in _ENTRIES}
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
-import numpy as np
-
 from likely.errors import DataError
 from likely.metrics.checks import Floats, check_labels, check_probs
 from likely.uncertainty.split_point.file import SplitPoint, as_uncertainty, check_table
@@ -117,6 +115,6 @@ class SplitPointClassifier(SplitPoint):
         return Training(self.epochs, self.batch, self.learning_rate, milestones=MILESTONES, seed=self.seed)
 
 
-def _same_rows(table: Floats, p: np.ndarray) -> None:
+def _same_rows(table: Floats, p: Floats) -> None:
     if len(table) != len(p):
         raise ValueError(f"features have {len(table)} rows, probs {len(p)}")
