@@ -8,7 +8,7 @@ import pytest
 
 from likely.code.analysis.jedi_provider import RECYCLED_AFTER, JediProvider
 from likely.code.analysis.members import Analyses
-from likely.code.analysis.questions import closing, project_exceptions
+from likely.code.analysis.questions import closing_brackets, project_exceptions
 from likely.code.analysis.worker import declared, search_path
 from likely.code.buffer import CodeBuffer
 
@@ -136,7 +136,11 @@ def test_exceptions_of_a_project(project):
 
 
 def test_what_closes_the_brackets():
-    assert closing("f(a, [b, {c.") == "}])" and closing("f'{g(x.") == ")" and closing("'(' # (") == ""
+    assert (
+        closing_brackets("f(a, [b, {c.") == "}])"
+        and closing_brackets("f'{g(x.") == ")"
+        and closing_brackets("'(' # (") == ""
+    )
 
 
 def test_only_the_project_and_what_it_declares_is_searched(project, tmp_path):

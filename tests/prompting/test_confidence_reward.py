@@ -48,7 +48,7 @@ def test_errors_name_the_row():
         confidence_reward([1, 0], [0.5, 1.5])
     with pytest.raises(ValueError, match="correct: row 0 must be 0 or 1"):
         confidence_reward([2, 0], [0.5, 0.5])
-    with pytest.raises(ValueError, match="2 tries or more"):
+    with pytest.raises(ValueError, match="2 samples or more"):
         group_advantages([[1.0]])
     with pytest.raises(ValueError, match=r"rewards: entry \(1, 0\) must be finite"):
         group_advantages([[1.0, 2.0], [np.nan, 1.0]])

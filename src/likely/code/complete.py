@@ -232,7 +232,7 @@ def _exact(scorer: NameScorer, prompt: list[int], temperature: float, seed: int)
     return choose
 
 
-def _run(model: Any, request: Any, ends: LineEnd | MethodEnd | NoEnd) -> tuple[Finished, int | None]:
+def _run(model: Any, request: Any, ends: NoEnd) -> tuple[Finished, int | None]:
     """(the finished sample, where its text ends before the sample did, None if it did not)"""
     loop = model.loop()
     end: int | None = None

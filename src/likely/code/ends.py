@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 
 from likely.code.analysis.python_lexer import START, Lexed, step
 
 DEF = re.compile(r"^([ \t]*)(?:async[ \t]+)?def\b")
 
 
-@dataclass(eq=False)
-class LineEnd:
-    """The first line break in code that is in no bracket opened since.
+class NoEnd:
+    """Never: only the model and max_tokens end the piece.
 
     prefix  the text before the generated one
     """
 
-    prefix: str
-    _lexed: Lexed = START
-    _at: int = 0
-
-    def __post_init__(self) -> None:
-        self._lexed = START.feed(self.prefix.encode())
-        self._depth = len(self._lexed.frames)
+    def __init__(self, prefix: str = ""):
+        self._lexed = START.feed(prefix.encode())
+        self._at = 0  # characters pushed so far
 
     def push(self, text: str) -> int | None:
         """The next characters; where (in all that was pushed) the piece ends, None if it has not."""
@@ -31,40 +25,46 @@ class LineEnd:
             before = self._lexed
             for byte in character.encode():
                 self._lexed = step(self._lexed, byte)
-            if character == "\n" and len(self._lexed.frames) <= self._depth and not before.escaped:
-                return self._at
+            if (end := self._end(character, before)) is not None:
+                return end
             self._at += 1
         return None
 
+    def _end(self, character: str, before: Lexed) -> int | None:
+        """Where the piece ends, if this character, read in the state `before`, ends it."""
+        return None
 
-@dataclass(eq=False)
-class MethodEnd:
+
+class LineEnd(NoEnd):
+    """The first line break in code that is in no bracket opened since."""
+
+    def __init__(self, prefix: str):
+        super().__init__(prefix)
+        self._depth = len(self._lexed.frames)
+
+    def _end(self, character: str, before: Lexed) -> int | None:
+        over = character == "\n" and len(self._lexed.frames) <= self._depth and not before.escaped
+        return self._at if over else None
+
+
+class MethodEnd(NoEnd):
     """The first line that is not indented more than the `def` around the cursor; comments and blank lines aside."""
 
-    prefix: str
-    _lexed: Lexed = START
-    _at: int = 0
-    _line: int | None = None  # where the present line begins, while only blanks of it were seen
-    _last_text: int = 0  # behind the last character that is no blank
+    def __init__(self, prefix: str):
+        super().__init__(prefix)
+        self._indent = enclosing_indent(prefix)
+        self._line: int | None = None  # where the present line begins, while only blanks of it were seen
+        self._last_text = 0  # behind the last character that is no blank
 
-    def __post_init__(self) -> None:
-        self._lexed = START.feed(self.prefix.encode())
-        self._indent = enclosing_indent(self.prefix)
-
-    def push(self, text: str) -> int | None:
-        for character in text:
-            before = self._lexed
-            for byte in character.encode():
-                self._lexed = step(self._lexed, byte)
-            if self._line is not None and character not in " \t\n":
+    def _end(self, character: str, before: Lexed) -> int | None:
+        if character not in " \t\n":
+            if self._line is not None:
                 if self._indent is not None and character != "#" and self._at - self._line <= self._indent:
                     return self._last_text
                 self._line = None
-            self._at += 1
-            if character not in " \t\n":
-                self._last_text = self._at
-            if character == "\n" and not self._lexed.frames and not before.escaped:
-                self._line = self._at
+            self._last_text = self._at + 1
+        if character == "\n" and not self._lexed.frames and not before.escaped:
+            self._line = self._at + 1
         return None
 
 
@@ -83,13 +83,3 @@ def enclosing_indent(prefix: str) -> int | None:
         if match and len(match[1]) < here:
             return len(match[1])
     return None
-
-
-@dataclass(eq=False)
-class NoEnd:
-    """Never: only the model and max_tokens end the piece."""
-
-    prefix: str = field(default="", repr=False)
-
-    def push(self, text: str) -> int | None:
-        return None

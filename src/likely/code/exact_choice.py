@@ -38,7 +38,38 @@ class NameScorer:
         size = int(np.clip(ROW_VALUES // (self.masks.vocabulary.size * longest), 1, NAMES_PER_CALL))
         for first in range(0, len(names), size):
             part = slice(first, first + size)
-            out[part] = _group(self.runtime, self.masks, self._sequence, root, names[part], spelled[part])
+            out[part] = self._tree(root, names[part], spelled[part])
+        return out
+
+    def _tree(self, root: FloatArray, names: Sequence[bytes], spelled: Sequence[Sequence[int]]) -> list[float]:
+        """The values of some names, their tokens a tree that one call computes; nothing stays pending."""
+        assert self._sequence is not None
+        masks = self.masks
+        nodes: dict[tuple[int, ...], int] = {}
+        tokens: list[int] = []
+        parents: list[int] = []
+        for ids in spelled:
+            for end in range(1, len(ids) + 1):
+                path = tuple(ids[:end])
+                if path not in nodes:
+                    nodes[path] = len(tokens)
+                    tokens.append(ids[end - 1])
+                    parents.append(nodes.get(path[:-1], -1))
+        work = Work(self._sequence, np.asarray(tokens, np.int64), np.asarray(parents, np.int64), want=Want.ALL)
+        rows = self.runtime.forward([work])[0].logits
+        assert rows is not None
+        self.runtime.commit([(self._sequence, [])])
+        out = []
+        for name, ids in zip(names, spelled, strict=True):
+            before, rest, terms = 0.0, name, []
+            for end in range(len(ids) + 1):
+                row = root if end == 0 else rows[nodes[tuple(ids[:end])]]
+                norm = logsumexp(row)
+                terms.append(before + _log_share(row, unpack(masks.ending(rest), len(row)), norm))
+                if end < len(ids):
+                    before += float(row[ids[end]]) - norm
+                    rest = rest[len(masks.vocabulary.tokens[ids[end]]) :]
+            out.append(float(np.logaddexp.reduce(terms)))
         return out
 
     def _root(self, context: list[int]) -> FloatArray:
@@ -81,35 +112,6 @@ def name_logprobs(
         return scorer.logprobs(context, names)
     finally:
         scorer.close()
-
-
-def _group(runtime, masks, sequence, root, names, spelled) -> list[float]:  # type: ignore[no-untyped-def]
-    """The values of some names whose trees are computed in one call; nothing stays pending."""
-    nodes: dict[tuple[int, ...], int] = {}
-    tokens: list[int] = []
-    parents: list[int] = []
-    for ids in spelled:
-        for end in range(1, len(ids) + 1):
-            path = tuple(ids[:end])
-            if path not in nodes:
-                nodes[path] = len(tokens)
-                tokens.append(ids[end - 1])
-                parents.append(nodes.get(path[:-1], -1))
-    work = Work(sequence, np.asarray(tokens, np.int64), np.asarray(parents, np.int64), want=Want.ALL)
-    rows = runtime.forward([work])[0].logits
-    runtime.commit([(sequence, [])])
-    out = []
-    for name, ids in zip(names, spelled, strict=True):
-        before, rest, terms = 0.0, name, []
-        for end in range(len(ids) + 1):
-            row = root if end == 0 else rows[nodes[tuple(ids[:end])]]
-            norm = logsumexp(row)
-            terms.append(before + _log_share(row, unpack(masks.ending(rest), len(row)), norm))
-            if end < len(ids):
-                before += float(row[ids[end]]) - norm
-                rest = rest[len(masks.vocabulary.tokens[ids[end]]) :]
-        out.append(float(np.logaddexp.reduce(terms)))
-    return out
 
 
 def _log_share(row: FloatArray, allowed: NDArray[np.bool_], norm: float) -> float:

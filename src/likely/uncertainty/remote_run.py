@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from likely.errors import CapabilityError
-from likely.metrics.checks import Floats
-from likely.runtimes.kinds import kinds_with
 from likely.metrics.checks import Floats, Ints
+from likely.runtimes.kinds import kinds_with
 from likely.uncertainty.p_true import answers, p_true_of, p_true_prompts
 from likely.uncertainty.plan import GatherPlan
 from likely.uncertainty.types import Gathered, GenerationScores

@@ -1,4 +1,4 @@
-"""A child process that answers messages on its standard streams, and is killed when it takes too long."""
+"""Analysers in child processes: messages on standard streams, killed when they take too long, then started anew."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import queue
 import signal
 import subprocess
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import IO
+
+from likely.code.analysis.members import AnalysisKind, AnalysisReply
+from likely.code.buffer import CodeBuffer
 
 
 class ChildTimedOut(Exception):
@@ -83,3 +87,67 @@ class Child:
             with contextlib.suppress(OSError, ValueError):
                 if stream is not None and stream is self.process.stdin:
                     stream.close()
+
+
+class ChildProvider(ABC):
+    """A provider of analyses (`MemberProvider`) in a child process that is started when it is first asked.
+
+    root      folder of the project
+    limit_s   seconds a question may take; then the reply is "timed out", the process is killed and started anew
+    restarts  how often it had to be started again
+    """
+
+    name: str
+
+    def __init__(self, root: str, limit_s: float):
+        if not limit_s > 0:
+            raise ValueError(f"limit_s must be > 0, got {limit_s}")
+        self.root, self.limit_s = root, limit_s
+        self.restarts = -1
+        self._child: Child | None = None
+        self._number = 0  # of messages
+        self._closed = False
+
+    @abstractmethod
+    def _start(self) -> Child:
+        """The process, not yet greeted."""
+
+    @abstractmethod
+    def _greet(self, child: Child) -> None:
+        """Wait until it is ready."""
+
+    @abstractmethod
+    def _ask(self, child: Child, kind: AnalysisKind, buffer: CodeBuffer) -> AnalysisReply:
+        """One question; ValueError, KeyError or TypeError where the child's reply has another form."""
+
+    def members(self, buffer: CodeBuffer) -> AnalysisReply:
+        return self.about("members", buffer)
+
+    def about(self, kind: AnalysisKind, buffer: CodeBuffer) -> AnalysisReply:
+        try:
+            return self._ask(self._running(), kind, buffer)
+        except ChildTimedOut:
+            self._stop()
+            return AnalysisReply("timed out", detail=f"no answer within {self.limit_s:g} s")
+        except (ChildEnded, ValueError, KeyError, TypeError) as error:
+            self._stop()
+            return AnalysisReply("failed", detail=f"{type(error).__name__}: {error}")
+
+    def _running(self) -> Child:
+        if self._closed:
+            raise ChildEnded("the provider is closed")
+        if self._child is None or not self._child.alive:
+            self._stop()
+            self.restarts += 1
+            self._child = self._start()
+            self._greet(self._child)
+        return self._child
+
+    def _stop(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def close(self) -> None:
+        self._closed = True
+        self._stop()

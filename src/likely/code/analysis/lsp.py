@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from likely.code.analysis.child import Child, ChildEnded, ChildTimedOut
+from likely.code.analysis.child import Child, ChildProvider
 from likely.code.analysis.members import AnalysisKind, AnalysisReply, Member
-from likely.code.analysis.questions import closing
+from likely.code.analysis.questions import closing_brackets
 from likely.code.buffer import CodeBuffer, line_and_column
 
 # CompletionItemKind of things that can stand after a dot; texts, keywords, snippets, colours, files are none
@@ -25,7 +25,7 @@ _NAME = re.compile(r"[^\W\d]\w*")
 METHOD_NOT_FOUND = -32601
 
 
-class LspProvider:
+class LspProvider(ChildProvider):
     """A language server for one project.
 
     command      how it is started, e.g. ["pyright-langserver", "--stdio"]
@@ -42,44 +42,25 @@ class LspProvider:
         self, command: Sequence[str], root: str = "", *, language_id: str = "python", limit_s: float = 2.0,
         start_limit_s: float = 60.0, options: Mapping[str, Any] | None = None,
     ):  # fmt: skip
-        if not limit_s > 0:
-            raise ValueError(f"limit_s must be > 0, got {limit_s}")
-        self.command, self.root, self.language_id = tuple(command), root, language_id
-        self.limit_s, self.start_limit_s, self.options = limit_s, start_limit_s, dict(options or {})
-        self.restarts = -1
-        self._child: Child | None = None
-        self._number = 0
-        self._versions: dict[str, int] = {}
-        self._closed = False
+        super().__init__(root, limit_s)
+        self.command, self.language_id = tuple(command), language_id
+        self.start_limit_s, self.options = start_limit_s, dict(options or {})
+        self._versions: dict[str, int] = {}  # of the documents that the server knows
 
-    def members(self, buffer: CodeBuffer) -> AnalysisReply:
+    def _ask(self, child: Child, kind: AnalysisKind, buffer: CodeBuffer) -> AnalysisReply:
         """Asked with the text as it is, and with its open brackets closed; what either answer holds is legal."""
+        if kind != "members":
+            return AnalysisReply("unknown")
         found: dict[str, Member] = {}
         prefix = buffer.prefix.rstrip()
-        variants = dict.fromkeys(("", closing(prefix)) if self.language_id == "python" else ("",))
-        try:
-            child = self._running()
-            deadline = time.monotonic() + self.limit_s
-            for middle in variants:
-                items, whole = self._complete(child, buffer, prefix, f"{middle}\n{buffer.suffix}", deadline)
-                if not whole:
-                    return AnalysisReply("unknown", detail="the server's list is not complete")
-                for member in items:
-                    found.setdefault(member.name, member)
-        except ChildTimedOut:
-            self._stop()
-            return AnalysisReply("timed out", detail=f"no answer within {self.limit_s:g} s")
-        except (ChildEnded, ValueError, KeyError, TypeError) as error:
-            self._stop()
-            return AnalysisReply("failed", detail=f"{type(error).__name__}: {error}")
+        deadline = time.monotonic() + self.limit_s
+        for middle in dict.fromkeys(("", closing_brackets(prefix)) if self.language_id == "python" else ("",)):
+            items, whole = self._complete(child, buffer, prefix, f"{middle}\n{buffer.suffix}", deadline)
+            if not whole:
+                return AnalysisReply("unknown", detail="the server's list is not complete")
+            for member in items:
+                found.setdefault(member.name, member)
         return AnalysisReply("answered", tuple(found.values())) if found else AnalysisReply("unknown")
-
-    def about(self, kind: AnalysisKind, buffer: CodeBuffer) -> AnalysisReply:
-        return self.members(buffer) if kind == "members" else AnalysisReply("unknown")
-
-    def close(self) -> None:
-        self._closed = True
-        self._stop()
 
     # --- the conversation -------------------------------------------------------------------------------------------
 
@@ -111,14 +92,11 @@ class LspProvider:
         whole = not (isinstance(result, dict) and result.get("isIncomplete"))
         return [m for item in items if (m := _member(item))], whole
 
-    def _running(self) -> Child:
-        if self._closed:
-            raise ChildEnded("the provider is closed")
-        if self._child is not None and self._child.alive:
-            return self._child
-        self._stop()
-        self.restarts += 1
-        child = self._child = Child(self.command, read_message, cwd=self.root or None)
+    def _start(self) -> Child:
+        self._versions = {}
+        return Child(self.command, read_message, cwd=self.root or None)
+
+    def _greet(self, child: Child) -> None:
         root = _uri(self.root) if self.root else None
         started = {
             "processId": os.getpid(), "rootUri": root, "initializationOptions": self.options,
@@ -130,7 +108,6 @@ class LspProvider:
         }  # fmt: skip
         self._request(child, "initialize", started, time.monotonic() + self.start_limit_s)
         self._notify(child, "initialized", {})
-        return child
 
     def _request(self, child: Child, method: str, params: Any, deadline: float) -> Any:
         """The result; what the server asks meanwhile is answered, what it tells is passed over."""
@@ -148,12 +125,6 @@ class LspProvider:
 
     def _notify(self, child: Child, method: str, params: Any) -> None:
         child.send(message({"jsonrpc": "2.0", "method": method, "params": params}))
-
-    def _stop(self) -> None:
-        self._versions = {}
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
 
 
 def message(record: Mapping[str, Any]) -> bytes:

@@ -39,7 +39,7 @@ class JediQuestions:
     def _complete(self, path: str, prefix: str, suffix: str) -> list[Any]:
         """Completions at the end of `prefix`, once as it is and once with its open brackets closed, each name once."""
         found: dict[str, Any] = {}
-        for middle in dict.fromkeys(("", closing(prefix))):
+        for middle in dict.fromkeys(("", closing_brackets(prefix))):
             script = self._script(path, f"{prefix}{middle}\n{suffix}")
             for completion in script.complete(*line_and_column(prefix, len(prefix))):
                 found.setdefault(completion.name_with_symbols, completion)
@@ -112,7 +112,7 @@ class JediQuestions:
         return {"status": "answered", "members": kept} if kept else {"status": "unknown"}
 
 
-def closing(code: str) -> str:
+def closing_brackets(code: str) -> str:
     """What closes the brackets that are open at the end of `code`, innermost first."""
     frames = START.feed(code.encode()).frames
     brackets = [chr(frame) for frame in reversed(frames) if isinstance(frame, int) and frame > 0]

@@ -6,6 +6,7 @@ States: `WaitingForTrigger` (s_0), `WaitingForAnalysis`, `WritingName` (what is 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ INDENTATION = 64  # blanks after a line break, before the name must come
 
 
 @dataclass(frozen=True, eq=False)
-class NameMonitor:
+class NameMonitor(ABC):
     """A monitor of names; a subclass says what triggers it and which names an answer makes legal.
 
     analyses        where it asks
@@ -50,13 +51,13 @@ class NameMonitor:
     def judges_late(self) -> bool:
         return self.across_trigger == "check"
 
+    @abstractmethod
     def triggers(self, before: Lexed, byte: int, after: Lexed) -> bool:
         """Whether this byte makes a name due."""
-        raise NotImplementedError
 
+    @abstractmethod
     def legal(self, answer: AnalysisReply, buffer: CodeBuffer, typed: bytes) -> Iterable[str] | None:
         """The legal names; None: no constraint.  typed: what of the name the prompt already has."""
-        raise NotImplementedError
 
     def start(self, buffer: CodeBuffer, vocabulary: Vocabulary) -> MonitorState:
         idle = WaitingForTrigger(BoundMonitor(self, masks_for(vocabulary, self.extra, self.instead)))

@@ -6,7 +6,7 @@ Shapes: E members, N inputs, K answers.  Nothing depends on the order of the mem
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from likely.metrics.bins import ece
 from likely.metrics.checks import Floats, Ints, check_labels, check_probs, softmax
 
 Combination = Literal["vote", "mean", "max", "geometric"]
-COMBINATIONS = ("vote", "mean", "max", "geometric")
+COMBINATIONS = get_args(Combination)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from likely.prompting.risk.text import AS_IS, RowLayout, TableRow, code_of, row_
 from likely.uncertainty.verbal import stated_probability
 
 RiskStyle = Literal["word", "mc", "numeric", "cot"]
-STYLES = ("word", "mc", "numeric", "cot")
+STYLES = get_args(RiskStyle)
 FORMS = ("", " ", "\n")  # what may stand between "Answer:" and a letter
 MOST_PERMUTED = 4  # choices; more are only rotated, since 5! prompts a row are too many
 NUMERIC_ANSWER = "Answer (between 0 and 1): 0."

@@ -287,7 +287,7 @@ class RiskScorer:
         known = ~np.isnan(probs).any(axis=(1, 2))
         if self.cbm and known.any():
             probs[known] = np.stack([divided_by_marginal(probs[known, o]) for o in range(len(asked))], axis=1)
-        values = tuple(choice.value for choice in self.task.choices)
+        values = self._values()
         risks = np.clip(probs @ np.array(values), 0, 1)
         return RiskScores(risks.mean(axis=1), risks, probs, mass, tuple(asked), values)
 

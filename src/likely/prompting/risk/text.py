@@ -9,16 +9,16 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from likely.errors import DataError, nearest
 
 RowFormat = Literal["the-bullets", "bullets", "commas", "prose"]
 Connector = Literal["is:", "is", "=", ":"]
 Granularity = Literal["fine", "coarse"]
-FORMATS = ("the-bullets", "bullets", "commas", "prose")
-CONNECTORS = ("is:", "is", "=", ":")
-GRANULARITIES = ("fine", "coarse")
+FORMATS = get_args(RowFormat)
+CONNECTORS = get_args(Connector)
+GRANULARITIES = get_args(Granularity)
 MISSING = ("", "?", "NA", "N/A", "nan", "NaN", "None", "null")
 TableRow = Mapping[str, Any]
 

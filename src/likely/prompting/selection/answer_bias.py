@@ -7,7 +7,7 @@ Probability-based Prompt Selection Through Unified Evaluation and Analysis", sec
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from likely.metrics.checks import Floats, check_probs, softmax
 from likely.prompting.selection.answers import check_answers, check_logprobs
 
 CbmNorm = Literal["mean", "softmax"]
-CBM_NORMS = ("mean", "softmax")
+CBM_NORMS = get_args(CbmNorm)
 
 
 def cbm_ratio(P: Any) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from likely.prompting.selection.criteria import best_prompt, probs_of_choice, pr
 from likely.prompting.selection.scores import AnswerNorm, PromptScores
 
 Calibration = Literal["cbm", "cc", "pmi"]
-CALIBRATIONS = ("cbm", "cc", "pmi")
+CALIBRATIONS = get_args(Calibration)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from likely.metrics.checks import Floats, Ints, softmax
 from likely.prompting.selection.answers import check_logprobs
 
 AnswerNorm = Literal["token", "sum", "first"]
-ANSWER_NORMS = ("token", "sum", "first")
+ANSWER_NORMS = get_args(AnswerNorm)
 KIND = "likely prompt scores 1"
 # what numpy and zipfile raise for a file that is damaged
 DAMAGED = (

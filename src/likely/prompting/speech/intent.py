@@ -7,7 +7,7 @@ transcript that wins ROVER's vote.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from likely.scoring.scored import PairScorer
 from likely.uncertainty.types import OptionScores
 
 Combine = Literal["prompt", "marginal", "rover"]
-COMBINATIONS = ("prompt", "marginal", "rover")
+COMBINATIONS = get_args(Combine)
 KAPPAS = np.concatenate([[0.0], np.logspace(-4, 2, 49)])
 
 

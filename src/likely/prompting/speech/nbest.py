@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from likely.errors import nearest
 
 NBestStyle = Literal["plain", "explained", "scores"]
-STYLES = ("plain", "explained", "scores")
+STYLES = get_args(NBestStyle)
 EXPLANATION = (
     "These are alternative transcriptions of one utterance by a speech recogniser, the most likely first; "
     "all of them may be wrong."
