@@ -29,16 +29,16 @@ _CLASS[0x80:0xC0] = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Automaton:
+class CountAutomaton:
     """next[state][class], adds[state][class]: the state after a byte of this class, and what it adds to the count."""
 
     next: NDArray[np.uint8]
     adds: NDArray[np.uint8]
 
 
-def _automaton(rows: list[list[tuple[int, int]]]) -> Automaton:
+def _automaton(rows: list[list[tuple[int, int]]]) -> CountAutomaton:
     table = np.array(rows, np.uint8)
-    return Automaton(table[..., 0].copy(), table[..., 1].copy())
+    return CountAutomaton(table[..., 0].copy(), table[..., 1].copy())
 
 
 AUTOMATA = {
