@@ -38,7 +38,7 @@ class QueryResult:
     logprobs      per hole: log p of its tokens in nats, as the model has it (those behind a stop included)
     log_weight    Σ log m over all holes: low where the model did not want to answer in this form
     distribution  of the distribution hole: {value: probability}, None without one
-    cost          what it took (see cost.py)
+    cost          what it took
     trace         every event, token by token
     """
 
@@ -98,7 +98,7 @@ class Query:
 
     @cached_property
     def body(self) -> Callable[..., Any]:
-        """The program: a function of a `run.Run` and the query's arguments.  A text's own code first runs here."""
+        """The program: a function of a `QueryRun` and the query's arguments.  A text's own code first runs here."""
         if self._body is None:
             assert self._parsed is not None
             names: dict[str, Any] = {"__name__": "__query__", "__file__": self.file}

@@ -1,4 +1,4 @@
-"""The record of a run, exact enough to check it: token ids, the model's hash, settings and seed.
+"""The record of a run: what happened, exact enough to check it (token ids, model hash, settings, seed), and its cost.
 
 A trace is plain data: `to_dict` and `QueryTrace.from_dict` go through JSON without loss.
 """
@@ -106,19 +106,22 @@ class QueryTrace:
             raise DataError(f"not a trace of a query: {error}") from None
 
 
-# --- What a query costs, in the units of the LMQL paper and in those of a local model.
-#
-# model_queries    next-token distributions asked of the model: one per generated token (also of those that a stop cut
-#                  off), one per scored token
-# decoder_calls    requests whose text was not yet held: each sends its whole prompt.  A hole that goes on where the
-#                  query stands is not a new call; a scored value is one
-# billable_tokens  over these: prompt tokens that had to be sent, and generated or scored ones
-# forward_tokens   tokens that the model really computed (prefixes held are computed once; drafts count)
-# forward_calls    calls of the model;  seconds: wall time inside them and around them
+# --- cost -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class QueryCost:
+    """In the units of the LMQL paper and in those of a local model.
+
+    model_queries    next-token distributions: one per generated token (also of those that a stop cut off), one per
+                     scored token
+    decoder_calls    requests whose text was not yet held: each sends its whole prompt.  A hole that goes on where the
+                     query stands is not a new call; a scored value is one
+    billable_tokens  over these: prompt tokens that had to be sent, and generated or scored ones
+    forward_tokens   tokens that the model really computed (prefixes held are computed once; drafts count)
+    forward_calls    calls of the model;  seconds: wall time inside them and around them
+    """
+
     model_queries: int = 0
     decoder_calls: int = 0
     billable_tokens: int = 0
@@ -138,7 +141,7 @@ class QueryCost:
 
 @dataclass(eq=False)
 class CostMeter:
-    """Adds up what was asked; the runtime beside it (`kept.KeptRuntime`) adds what was computed."""
+    """Adds up what was requested; the runtime beside it (`PrefixCachingRuntime`) adds what was computed."""
 
     total: QueryCost = QueryCost()
     _fresh: bool = True

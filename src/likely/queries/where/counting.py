@@ -1,10 +1,10 @@
-"""Counts of characters, words, sentences and tokens: small automata over bytes, walked by text or by whole tokens.
+"""Counts of characters, words, sentences and tokens, and the constraint that bounds one of them.
 
 words      maximal runs of bytes that are not ASCII white space, as bytes.split() cuts them
 sentences  begun at the first byte that is not white space, ended by . ! or ? before white space ("3.14" is no end)
 chars      UTF-8 characters;  tokens: as they were emitted
 
-Every count only grows while text is appended.
+Every count only grows while text is appended.  Small automata over bytes count, along texts or whole tokens.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class TokenCounts:
         return adds, state
 
 
-# --- The counter tier: a constraint on a number of words, sentences, tokens or characters.
+# --- the constraint ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
