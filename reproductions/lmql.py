@@ -25,23 +25,13 @@ import numpy as np
 
 import likely
 from likely.data import load_records
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    model_source,
-    ratio_figure,
-    run_script,
-    run_study,
-    share_figure,
-)
+from likely.evidence import Check, Evidence, Figure, Source, arguments, conclude, data_sources, model_source, ratio_figure, run_script, run_study, share_figure
 from likely.metrics.intervals import wilson
-from likely.queries import ActionError, Cost, Lookup, calculate, query
-from likely.queries.session import Session, Settings
+from likely.queries import ActionError, Lookup, calculate, query
+from likely.queries.session import Session
+from likely.metrics.intervals import wilson
+from likely.queries import ActionError, Lookup, QueryCost, calculate, query
+from likely.queries.session import QuerySettings, Session
 from likely.queries.text import Segment
 
 FILES = (("trec", "test.jsonl.gz"), ("gsm8k", "test.jsonl.gz"))
@@ -245,7 +235,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Side:
-    costs: list[Cost]
+    costs: list[QueryCost]
     right: list[bool]
 
     def of(self, metric: str) -> list[int]:
@@ -278,7 +268,7 @@ def both_sides(lm: Any, task: Task) -> tuple[Side, Side]:
         result = task.ask(lm, prompt)
         ours.costs.append(result.cost)
         ours.right.append(result.value == answer)
-        session = Session(lm, Settings(keep=False, max_tokens=CHUNK))
+        session = Session(lm, QuerySettings(keep=False, max_tokens=CHUNK))
         theirs.right.append(task.by_chunks(session, prompt) == answer)
         theirs.costs.append(session.meter.total)
     return ours, theirs

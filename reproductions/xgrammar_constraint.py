@@ -35,7 +35,7 @@ from likely.io.regular_expression import (
     Anchor,
     Character,
     Concatenation,
-    Group,
+    RegexGroup,
     RegexNode,
     Repetition,
     parse_regex,
@@ -201,7 +201,7 @@ def _is_plain(node: RegexNode) -> bool:
             return not negated and all(isinstance(m, tuple) and _is_plain_range(*m) for m in members)
         case Concatenation(parts) | Alternation(parts):
             return all(map(_is_plain, parts))
-        case Group(body, added, removed):
+        case RegexGroup(body, added, removed):
             return not added and not removed and _is_plain(body)
         case Repetition(body, _, _, "greedy"):
             return _is_plain(body)

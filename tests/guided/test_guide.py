@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
+from typing import get_type_hints
 
 import pytest
 from toy_texts import uniform
@@ -11,7 +13,7 @@ from likely.decoding.constraint import members
 from likely.errors import ConstraintError
 from likely.guided.form import make_form
 from likely.guided.guide import KEPT, Guide
-from likely.guided.settings import FormSettings
+from likely.guided.settings import FORM_OPTIONS, FormOptions, FormSettings
 
 pytest.importorskip("llguidance")
 
@@ -85,3 +87,7 @@ def test_errors_are_one_line():
         with pytest.raises(ConstraintError) as caught:
             fresh().constraint(plain(**form))
         assert "\n" not in str(caught.value)
+
+
+def test_the_options_of_a_form_are_its_kinds_and_its_settings():
+    assert set(get_type_hints(FormOptions)) == {*FORM_OPTIONS, *(f.name for f in fields(FormSettings))}

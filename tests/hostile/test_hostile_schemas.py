@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
+from functools import lru_cache
 
 import pytest
 from toy_texts import uniform
@@ -189,7 +190,8 @@ def test_many_schemas_leave_bounded_memory(monkeypatch):
     """Once the kept forms are full, further schemas leave nothing behind."""
     lm, kept = uniform(), 32
     monkeypatch.setattr(guide, "KEPT", kept)
-    monkeypatch.setattr(schema_module, "KEPT", kept)
+    forms = lru_cache(maxsize=kept)(schema_module._form_of_text.__wrapped__)
+    monkeypatch.setattr(schema_module, "_form_of_text", forms)
 
     def use(numbers):
         for i in numbers:
@@ -198,5 +200,5 @@ def test_many_schemas_leave_bounded_memory(monkeypatch):
     use(range(3 * kept))
     before = resident_bytes()
     use(range(3 * kept, 15 * kept))
-    assert len(lm.guide._compiled) <= kept and len(schema_module._kept._forms) <= kept
+    assert len(lm.guide._compiled) <= kept and forms.cache_info().currsize == kept
     assert resident_bytes() - before < 20e6  # of 384 schemas

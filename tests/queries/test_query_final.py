@@ -5,19 +5,19 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from follow_maps import after, follow, mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from likely.queries.where.counting import AUTOMATA, TokenCounts, count, walk
 from likely.queries.where.final import DEC, FIN, INC, VAR, Partial, apply, compare, conjunction, evaluate, negation
-from likely.queries.where.follow import after, follow, mask
 from likely.queries.where.nodes import (
     And,
-    Call,
     Compare,
     Const,
     Contains,
     Count,
+    FunctionCall,
     Hole,
     In,
     Matches,
@@ -68,8 +68,8 @@ def on(text, done=False, tokens=None):
         (StartsWith(X, ("ab",)), on("b"), (False, FIN)),
         (Matches(X, "a+"), on("a"), (True, VAR)),
         (Not(In(X, ("ab",))), on("bb"), (True, FIN)),
-        (Call("f", len, (X,)), on("ab"), (2, VAR)),
-        (Call("f", len, (X,)), on("ab", done=True), (2, FIN)),
+        (FunctionCall("f", len, (X,)), on("ab"), (2, VAR)),
+        (FunctionCall("f", len, (X,)), on("ab", done=True), (2, FIN)),
     ],
 )
 def test_the_table(node, state, expected):
@@ -108,7 +108,8 @@ ATOMS = st.sampled_from(
         X.chars < 3, X.chars >= 2, X.chars.equals(4), X.chars.differs(2), X.words <= 1, X.words > 1, X.sentences < 2,
         X.sentences.equals(1), X.tokens <= 3, X.one_of(["a", "ab", "ab b"]), X.one_of(["b."]), X.contains("a."),
         X.starts_with("ab", "b"), X.matches("(ab)*"), Compare("==", X, Const("ab")), Compare("!=", X, Const("a")),
-        Compare("<", Const(2), X.chars), Call("even", lambda t: len(t) % 2 == 0, (X,)), X.contains("b") & (X.chars < 5),
+        Compare("<", Const(2), X.chars), FunctionCall("even", lambda t: len(t) % 2 == 0, (X,)),
+        X.contains("b") & (X.chars < 5),
     ]
 )  # fmt: skip
 CLAUSES = st.recursive(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from follow_maps import follow, mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_queries import END, PIECES, compiler, token_strings
@@ -10,8 +11,7 @@ from toy_queries import END, PIECES, compiler, token_strings
 from likely.decoding.constraint import ConstraintDeadEnd, ConstraintViolation, members
 from likely.errors import ConstraintError
 from likely.queries.where.final import FIN, VAR, Partial, evaluate
-from likely.queries.where.follow import follow, mask
-from likely.queries.where.nodes import And, Call, Compare, Const, Hole, Not, Or
+from likely.queries.where.nodes import And, Compare, Const, FunctionCall, Hole, Not, Or
 from likely.queries.where.ops import op
 from likely.queries.where.regular import normal, terminal
 
@@ -276,7 +276,7 @@ def test_a_length_that_explodes_is_counted(where):
 
 def test_predicates_see_whole_texts_only(where):
     seen = []
-    node = Call("spy", lambda t: seen.append(t) or True, (X,))
+    node = FunctionCall("spy", lambda t: seen.append(t) or True, (X,))
     constraint = where.compile(node, "X").constraint
     constraint.advance(0)
     constraint.allowed()

@@ -17,14 +17,14 @@ from likely.queries import (
     THIS,
     QueryError,
     QuerySyntaxError,
+    QueryTrace,
     ReplayMismatch,
-    Trace,
     control,
     effect,
     make_decoder,
     query,
 )
-from likely.queries.session import Session, Settings
+from likely.queries.session import QuerySettings, Session
 from likely.runtimes.toy import ToyRuntime
 
 
@@ -75,6 +75,19 @@ def test_text_function_and_calls_are_one_program(lm):
     holes = [[(e.name, e.tokens, e.prompt) for e in r.trace.holes] for r in results]
     assert holes[0] == holes[1] == holes[2] and [h[0] for h in holes[0]] == ["X", "Y"]
     assert written.holes == ("X", "Y")
+
+
+BEFORE = "b"
+
+
+def test_a_function_of_prompts_knows_its_module_defaults_and_outer_variables(lm):
+    after = "a"
+
+    @query
+    def written(first=BEFORE, *, last="b"):
+        "{first}{BEFORE}{after}{last}[X]".where(X in [after])  # noqa: F821
+
+    assert written(lm).text == "bbaba" and written(lm, "a", last="a").text == "abaaa"
 
 
 def test_without_constraints_argmax_is_plain_greedy_generation(lm):
@@ -397,7 +410,7 @@ def test_scored_values_are_calls_of_their_own(lm):
 
 
 def test_plain_generation_is_counted_by_the_same_meter(lm):
-    session = Session(lm, Settings(keep=False, max_tokens=4))
+    session = Session(lm, QuerySettings(keep=False, max_tokens=4))
     (first,) = session.decode(lm.encode_prompt("ab"))
     longer = lm.encode_prompt("ab" + first.text)
     (second,) = session.decode(longer)
@@ -427,7 +440,7 @@ def test_a_trace_goes_through_json_and_is_reproduced(decoder):
     options = {"best_k": {"k": 2}}.get(decoder, {})
     r = q(lm, decoder=make_decoder(decoder, **options), seed=5, max_tokens=4)
     for result in r if isinstance(r, list) else [r]:
-        trace = Trace.from_dict(json.loads(json.dumps(result.to_dict()["trace"])))
+        trace = QueryTrace.from_dict(json.loads(json.dumps(result.to_dict()["trace"])))
         assert q.replay(trace).text == result.text and q.replay(trace).vars == result.vars
     first = (r[0] if isinstance(r, list) else r).trace
     again = q.replay(first, lm)
@@ -441,7 +454,7 @@ def test_a_changed_trace_or_another_model_is_noticed():
     at = next(i for i, e in enumerate(record["events"]) if e["kind"] == "hole")
     record["events"][at]["tokens"][0] = (record["events"][at]["tokens"][0] + 1) % 5
     with pytest.raises(ReplayMismatch, match="event 0"):
-        q.replay(Trace.from_dict(record), lm)
+        q.replay(QueryTrace.from_dict(record), lm)
     with pytest.raises(ReplayMismatch, match="the trace is of"):
         q.replay(trace, toy_model(NUMBERED, seed=9))
     with pytest.raises(ReplayMismatch):

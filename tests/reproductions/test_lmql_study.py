@@ -10,7 +10,9 @@ from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.evidence import Source
-from likely.queries.session import Session, Settings
+from likely.queries.session import Session
+from likely.evidence.study import Source
+from likely.queries.session import QuerySettings, Session
 
 pytest.importorskip("llama_cpp")
 MODEL = Source(name="none", sha256="0" * 64)
@@ -61,7 +63,7 @@ def test_the_study_runs_and_its_figures_are_complete(script, lm):
 
 
 def test_the_baseline_sends_its_whole_prompt_every_time(script, lm):
-    session = Session(lm, Settings(keep=False))
+    session = Session(lm, QuerySettings(keep=False))
     text = script.chunk(session, "Question: where?\n")
     first = session.meter.total
     script.chunk(session, "Question: where?\n" + text)
@@ -76,7 +78,7 @@ def test_a_query_that_saves_nothing_is_noticed(script, lm):
 
     class Same:
         def __init__(self, lm, prompt):
-            session = Session(lm, Settings(keep=False, max_tokens=script.CHUNK))
+            session = Session(lm, QuerySettings(keep=False, max_tokens=script.CHUNK))
             self.value, self.cost = task.by_chunks(session, prompt), session.meter.total
 
     found = script.study(lm, [replace(task, ask=Same)], full=False, models=[MODEL], data=[], report=lambda line: None)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from likely.decoding.constraint import Constraint, ConstraintDeadEnd, Constraint
 from likely.errors import LikelyError
 from likely.guided.form import make_form
 from likely.guided.guide import Guide
-from likely.guided.settings import FORM_OPTIONS, FormSettings
+from likely.guided.settings import FORM_OPTIONS, FormOptions, FormSettings
 from likely.guided.vocabulary import Vocabulary
 from likely.runtimes.protocol import FloatArray, IntArray
 
@@ -121,14 +121,12 @@ class TransformersProcessor:
         self.tracked = tracked
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        import torch
-
         found = self.tracked.allowed(input_ids.cpu().numpy())
         forbidden = np.zeros(scores.shape, np.bool_)
         for i, allowed in enumerate(found):
             if allowed is not None:
                 forbidden[i] = ~widened(allowed, scores.shape[1])
-        return scores.masked_fill(torch.from_numpy(forbidden).to(scores.device), -float("inf"))
+        return scores.masked_fill(scores.new_tensor(forbidden).bool(), -float("inf"))
 
 
 def for_transformers(
@@ -136,14 +134,16 @@ def for_transformers(
     *,
     end_ids: Iterable[int] = (),
     max_new_tokens: int | None = None,
-    **form: Any,
+    constraint: Constraint | None = None,
+    **form: Unpack[FormOptions],
 ) -> TransformersProcessor:
     """A processor for `model.generate(..., logits_processor=[...])`.
 
     tokenizer       of transformers (a fast one)
     end_ids         tokens that end a text, beside the tokenizer's own; give model.generation_config.eos_token_id
     max_new_tokens  as given to `generate`: the text is then closed within it
-    form            schema=, regex=, grammar= or choices=, and fields of `FormSettings`; or constraint=
+    constraint      a constraint on the tokenizer's ids, in place of a form
+    form            schema=, regex=, grammar= or choices=, and fields of `FormSettings`
     """
     from likely.tokenizers.huggingface import HFTokenizer
 
@@ -152,7 +152,9 @@ def for_transformers(
         ours = HFTokenizer.from_folder(folder)
     ours.end_ids |= frozenset([end_ids] if isinstance(end_ids, int) else end_ids)
     vocabulary = Vocabulary.of(ours, ours.vocab_size)
-    return TransformersProcessor(TrackedConstraint(_constraint(vocabulary, form), vocabulary, max_new_tokens))
+    return TransformersProcessor(
+        TrackedConstraint(_constraint(vocabulary, constraint, form), vocabulary, max_new_tokens)
+    )
 
 
 # --- llama-cpp-python -------------------------------------------------------------------------------------------------
@@ -184,7 +186,9 @@ class LlamaCppProcessor:
         return scores
 
 
-def for_llama_cpp(llama: Any, *, max_tokens: int | None = None, **form: Any) -> LlamaCppProcessor:
+def for_llama_cpp(
+    llama: Any, *, max_tokens: int | None = None, constraint: Constraint | None = None, **form: Unpack[FormOptions]
+) -> LlamaCppProcessor:
     """A processor for `llama.create_completion(..., logits_processor=LogitsProcessorList([...]))`.
 
     llama       a llama_cpp.Llama;  max_tokens: as given there, the text is then closed within it
@@ -198,18 +202,18 @@ def for_llama_cpp(llama: Any, *, max_tokens: int | None = None, **form: Any) -> 
     header = read_header(path)
     tokenizer = LlamaCppTokenizer(LlamaModel(path, header, vocab_only=True), header)
     vocabulary = Vocabulary.of(tokenizer, tokenizer.vocab_size)
-    return LlamaCppProcessor(TrackedConstraint(_constraint(vocabulary, form), vocabulary, max_tokens))
+    return LlamaCppProcessor(TrackedConstraint(_constraint(vocabulary, constraint, form), vocabulary, max_tokens))
 
 
-def _constraint(vocabulary: Vocabulary, options: dict[str, Any]) -> Constraint:
-    constraint = options.pop("constraint", None)
+def _constraint(vocabulary: Vocabulary, constraint: Constraint | None, form: FormOptions) -> Constraint:
     if constraint is not None:
-        if options:
-            raise ValueError(f"constraint= is a form by itself: drop {', '.join(options)}")
+        if form:
+            raise ValueError(f"constraint= is a form by itself: drop {', '.join(form)}")
         if constraint.vocab_size != vocabulary.size:
             raise ValueError(
                 f"the constraint was made for {constraint.vocab_size} tokens, this tokenizer has {vocabulary.size}"
             )
         return constraint
+    options = cast(dict[str, Any], form)
     named = {name: options.pop(name) for name in FORM_OPTIONS if name in options}
     return Guide(vocabulary).constraint(make_form(**named, settings=FormSettings(**options)))

@@ -112,7 +112,7 @@ def byte_vocabulary() -> Vocabulary:
     return Vocabulary((*(bytes([b]) for b in range(256)), b""), frozenset({256}), 256, lambda text: list(text.encode()))
 
 
-# --- Bytes into constraints that take tokens: a part of a token is fed as the single bytes it is made of.
+# --- parts of tokens, as the single bytes they are made of ------------------------------------------------------------
 
 
 def check_bytes(vocabulary: Vocabulary) -> None:

@@ -14,12 +14,12 @@ from likely.errors import ConstraintError
 from likely.io.regular_expression import (
     Alternation,
     Anchor,
+    AnchorKind,
     Character,
     CharacterClass,
     Concatenation,
     Dot,
-    Group,
-    Place,
+    RegexGroup,
     RegexNode,
     Repetition,
     irregular,
@@ -95,12 +95,12 @@ class LinearRegex:
                 return then
             case Alternation(branches):
                 return self._new(None, None, [self._build(branch, then, flags) for branch in branches])
-            case Group(body, added, removed):
+            case RegexGroup(body, added, removed):
                 return self._build(body, then, (flags | added) & ~removed)
             case Repetition(body, low, high):
                 return self._repeat(body, low, high, then, flags)
-            case Anchor(place):
-                return self._new(None, _place_test(place, flags), [then])
+            case Anchor(kind):
+                return self._new(None, _place_test(kind, flags), [then])
             case Dot():
                 return self._new(_any_character if flags & re.DOTALL else _no_line_end, None, [then])
             case Character():
@@ -161,18 +161,18 @@ def _member_test(member: tuple[int, int] | CharacterClass, flags: int) -> Charac
     return lambda c: (test(c) and (not ascii_only or c.isascii())) == wanted
 
 
-def _place_test(place: Place, flags: int) -> PlaceTest:
+def _place_test(kind: AnchorKind, flags: int) -> PlaceTest:
     lines = bool(flags & re.MULTILINE)
-    if place == "start":
+    if kind == "start":
         return lambda text, at: at == 0 or (lines and text[at - 1] == "\n")
-    if place == "text start":
+    if kind == "text start":
         return lambda text, at: at == 0
-    if place == "text end":
+    if kind == "text end":
         return lambda text, at: at == len(text)
-    if place == "end":
+    if kind == "end":
         return lambda text, at: at == len(text) or (text[at] == "\n" and (lines or at == len(text) - 1))
     word = _member_test(CharacterClass("word", negated=False), flags)
-    at_edge = place == "boundary"
+    at_edge = kind == "boundary"
 
     def boundary(text: str, at: int) -> bool:
         before, after = at > 0 and word(text[at - 1]), at < len(text) and word(text[at])

@@ -19,7 +19,7 @@ from likely.errors import ConstraintError
 MAX_PATTERN = 2_000_000  # characters
 MAX_DEPTH = 100  # of groups and repeats within each other
 
-Place = Literal["start", "text start", "end", "text end", "boundary", "no boundary"]
+AnchorKind = Literal["start", "text start", "end", "text end", "boundary", "no boundary"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Repetition:
 
 
 @dataclass(frozen=True)
-class Group:
+class RegexGroup:
     """A group, capturing or with flags of its own."""
 
     body: RegexNode
@@ -80,7 +80,7 @@ class Group:
 class Anchor:
     """A place between characters: ^ and \\A, $ and \\Z, \\b and \\B."""
 
-    place: Place
+    kind: AnchorKind
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Irregular:
     body: RegexNode | None = None
 
 
-RegexNode = Character | Dot | Concatenation | Alternation | Repetition | Group | Anchor | Irregular
+RegexNode = Character | Dot | Concatenation | Alternation | Repetition | RegexGroup | Anchor | Irregular
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _concatenation(items: Iterable[Any], depth: int) -> Concatenation:
     return Concatenation(tuple(_node(kind, value, depth - 1) for kind, value in items))
 
 
-_PLACES: dict[Any, Place] = {
+_ANCHORS: dict[Any, AnchorKind] = {
     sre.AT_BEGINNING: "start",
     sre.AT_BEGINNING_STRING: "text start",
     sre.AT_END: "end",
@@ -150,12 +150,12 @@ def _node(kind: Any, value: Any, depth: int) -> RegexNode:
     if kind is sre.ANY:
         return Dot()
     if kind is sre.AT:
-        return Anchor(_PLACES[value])
+        return Anchor(_ANCHORS[value])
     if kind is sre.BRANCH:
         return Alternation(tuple(_concatenation(branch, depth) for branch in value[1]))
     if kind is sre.SUBPATTERN:
         _, added, removed, body = value
-        return Group(_concatenation(body, depth), added, removed)
+        return RegexGroup(_concatenation(body, depth), added, removed)
     if kind in _MODES:
         low, high, body = value
         return Repetition(_concatenation(body, depth), low, None if high is sre.MAXREPEAT else high, _MODES[kind])

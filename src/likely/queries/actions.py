@@ -1,6 +1,6 @@
-"""Tools for queries, to be called where the user's program calls them: arithmetic and a dictionary.
+"""What a query's program calls: arithmetic, a dictionary, and functions marked as reaching outside.
 
-Both are pure and reach nothing outside; nothing calls them by itself.
+The first two are pure.  Results of marked functions are recorded, so that a program can run again without calling anew.
 """
 
 from __future__ import annotations
@@ -103,8 +103,7 @@ def _plain(key: str) -> str:
     return key.strip().strip(".\"'").casefold()
 
 
-# --- External calls of a query: their results are recorded, so that a program can be run again without calling anew.
-
+# --- functions that reach outside -------------------------------------------------------------------------------------
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -16,10 +16,11 @@ import numpy as np
 
 from likely.decoding.constraint import Constraint, ConstraintDeadEnd, log_mass, only, unpack
 from likely.errors import CapabilityError
-from likely.queries.decoders import Ended, Program, score_of
-from likely.queries.run import Pending, Run, Undecided, hole_event
+from likely.queries.decoders import CompletedProgram, Program, score_of
+from likely.queries.holes import Pending, Undecided, hole_event
+from likely.queries.run import QueryRun
 from likely.queries.session import Decoded, Session
-from likely.queries.trace import Event
+from likely.queries.trace import QueryEvent
 from likely.queries.where.stops import Cut
 from likely.runtimes.protocol import FloatArray, Want, Work
 from likely.runtimes.rows import log_softmax, logsumexp
@@ -29,7 +30,7 @@ from likely.runtimes.rows import log_softmax, logsumexp
 class _Partial:
     """An unfinished program: decided events, and the tokens of the open hole."""
 
-    script: list[Event]
+    script: list[QueryEvent]
     pending: Pending
     constraint: Constraint | None
     tokens: tuple[int, ...] = ()
@@ -45,7 +46,7 @@ class _Partial:
 
 def best_k(
     program: Program,
-    make_run: Callable[..., Run],
+    make_run: Callable[..., QueryRun],
     session: Session,
     *,
     k: int = 4,
@@ -55,7 +56,7 @@ def best_k(
     gamma: float = 0.05,
     continuations: int = 5,
     heap: int = 500,
-) -> list[Ended]:
+) -> list[CompletedProgram]:
     """At most k ended programs, best summed log-probability per token first.
 
     budget         steps per ended program: after k · budget of them the best open program is completed greedily, if
@@ -66,9 +67,9 @@ def best_k(
     if session.settings.logits_processors:
         raise CapabilityError("best_k takes no logits_processors: use argmax, sample or beam")
     live: list[_Partial] = []
-    done: list[Ended] = []
+    done: list[CompletedProgram] = []
 
-    def go_on(script: list[Event], now: int) -> None:
+    def go_on(script: list[QueryEvent], now: int) -> None:
         run = make_run(script=script, branches=True)
         try:
             value = program(run)
@@ -77,7 +78,7 @@ def best_k(
             constraint = compiled.constraint
             live.append(_Partial(script, found.pending, constraint.fork() if constraint else None, born=now))
         else:
-            done.append(Ended(run, value, score_of(run.events)))
+            done.append(CompletedProgram(run, value, score_of(run.events)))
 
     go_on([], 0)
     now = 0

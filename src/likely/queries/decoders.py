@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from likely.decoding.sampling import Sampling
 from likely.errors import nearest
-from likely.queries.run import Run, Undecided, hole_event
+from likely.queries.holes import Undecided, hole_event
+from likely.queries.run import QueryRun
 from likely.queries.session import Session
-from likely.queries.trace import Event
+from likely.queries.trace import QueryEvent
 
-Program = Callable[[Run], Any]
+Program = Callable[[QueryRun], Any]
 _SAMPLING = tuple(f.name for f in fields(Sampling) if f.name != "seed")
 
 
@@ -41,6 +42,33 @@ class Decoder:
         return {"name": self.name, "n": self.n, "max_tokens": self.max_tokens, "options": dict(self.options)}
 
 
+class DecoderOptions(TypedDict, total=False):
+    """n: samples, or width of beam;  temperature ... logit_bias: of sample;  k ... heap: of best_k (see its function).
+
+    max_tokens  per hole (LMQL's max_len is understood, too)
+    """
+
+    n: int
+    max_tokens: int | None
+    max_len: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    k: int
+    budget: int
+    kappa: float
+    beta: float
+    gamma: float
+    continuations: int
+    heap: int
+
+
 OPTIONS = {
     "argmax": (),
     "sample": ("n", *_SAMPLING),
@@ -49,11 +77,11 @@ OPTIONS = {
 }
 
 
-def make_decoder(name: str, *values: Any, **options: Any) -> Decoder:
+def make_decoder(name: str, *values: int, **settings: Unpack[DecoderOptions]) -> Decoder:
     """argmax(), sample(n=1, temperature=1, top_p=...), beam(n), best_k(k=4, budget=30, ...); each takes max_tokens."""
     if name not in OPTIONS:
         raise ValueError(f"decoder must be one of {', '.join(OPTIONS)}, got {name!r}{nearest(name, OPTIONS)}")
-    options = {"max_tokens" if key == "max_len" else key: value for key, value in options.items()}
+    options: dict[str, Any] = {"max_tokens" if key == "max_len" else key: value for key, value in settings.items()}
     if values:
         if len(values) > 1 or not OPTIONS[name] or OPTIONS[name][0] in options:
             raise ValueError(f"{name} takes at most one value without a name")
@@ -73,34 +101,34 @@ def make_decoder(name: str, *values: Any, **options: Any) -> Decoder:
 
 
 @dataclass(frozen=True)
-class Ended:
+class CompletedProgram:
     """A program that ran to its end.  score: summed log-probability of its holes under the constraints, in nats."""
 
-    run: Run
+    run: QueryRun
     value: Any
     score: float
 
 
-def score_of(events: Sequence[Event]) -> float:
+def score_of(events: Sequence[QueryEvent]) -> float:
     return sum(sum(e.logprobs) - sum(e.log_masses) for e in events if e.kind == "hole")
 
 
-def straight(program: Program, run: Run) -> Ended:
+def straight(program: Program, run: QueryRun) -> CompletedProgram:
     """Run a program from beginning to end: argmax, or one sample."""
     value = program(run)
-    return Ended(run, value, score_of(run.events))
+    return CompletedProgram(run, value, score_of(run.events))
 
 
-def beam(program: Program, make_run: Callable[..., Run], session: Session, width: int) -> list[Ended]:
+def beam(program: Program, make_run: Callable[..., QueryRun], session: Session, width: int) -> list[CompletedProgram]:
     """Beam search over programs, best first.
 
     Each open hole is continued by beam search of this width; the `width` best programs over all of them go on.  They
     are compared where a hole ends, by the summed log-probability of their holes (the query's own text is certain).
     """
-    live: list[tuple[float, list[Event]]] = [(0.0, [])]
-    done: list[Ended] = []
+    live: list[tuple[float, list[QueryEvent]]] = [(0.0, [])]
+    done: list[CompletedProgram] = []
     while live:
-        grown: list[tuple[float, list[Event]]] = []
+        grown: list[tuple[float, list[QueryEvent]]] = []
         for score, script in live:
             run = make_run(script=script, branches=True)
             try:
@@ -123,7 +151,7 @@ def beam(program: Program, make_run: Callable[..., Run], session: Session, width
                     event = hole_event(pending, decoded)
                     grown.append((score + score_of([event]), [*run.events, event]))
             else:
-                done.append(Ended(run, value, score))
+                done.append(CompletedProgram(run, value, score))
         grown.sort(key=lambda g: -g[0])
         live = grown[:width]
     return sorted(done, key=lambda e: -e.score)[:width]

@@ -23,7 +23,7 @@ class _Known:
     pending: list[int] = field(default_factory=list)
 
 
-class KeptRuntime:
+class PrefixCachingRuntime:
     """most  closed sequences that are held; 0: none, every request computes its whole prompt."""
 
     def __init__(self, runtime: Runtime, meter: CostMeter, *, most: int = 4):

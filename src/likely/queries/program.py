@@ -1,6 +1,7 @@
 """Queries: prompts with holes, written as Python functions, as text, or call by call; one program behind all three."""
 
 from __future__ import annotations
+import __future__
 
 import ast
 import builtins
@@ -17,11 +18,12 @@ from likely.decoding.constraint import LogitsProcessor
 from likely.errors import DataError
 from likely.queries.actions import RECORDER
 from likely.queries.best_first import best_k
-from likely.queries.decoders import Decoder, Ended, beam, make_decoder, straight
-from likely.queries.run import Run, plain
-from likely.queries.session import Host, Session, Settings
+from likely.queries.decoders import CompletedProgram, Decoder, beam, make_decoder, straight
+from likely.queries.holes import plain
+from likely.queries.run import QueryRun
+from likely.queries.session import Host, QuerySettings, Session
 from likely.queries.syntax.parse import Parsed, parse, parse_function
-from likely.queries.trace import Cost, CostMeter, Event, ReplayMismatch, Trace
+from likely.queries.trace import CostMeter, QueryCost, QueryEvent, QueryTrace, ReplayMismatch
 
 MAX_TOKENS = 128  # per hole, where nobody says otherwise
 _RESERVED = ("decoder", "seed", "max_tokens", "drafter", "logits_processors", "keep")
@@ -36,7 +38,7 @@ class QueryResult:
     logprobs      per hole: log p of its tokens in nats, as the model has it (those behind a stop included)
     log_weight    Σ log m over all holes: low where the model did not want to answer in this form
     distribution  of the distribution hole: {value: probability}, None without one
-    cost          what it took (see cost.py)
+    cost          what it took
     trace         every event, token by token
     """
 
@@ -46,8 +48,8 @@ class QueryResult:
     logprobs: dict[str, float]
     log_weight: float
     distribution: dict[str, float] | None
-    cost: Cost
-    trace: Trace
+    cost: QueryCost
+    trace: QueryTrace
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -64,14 +66,14 @@ class QueryResult:
 
 
 @dataclass(frozen=True, eq=False)
-class Bound:
-    """A query with its arguments, as the tactic of a hole."""
+class BoundQuery:
+    """A query with its arguments, as the type of a hole."""
 
     query: Query
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
-    def body_with(self, q: Run) -> Any:
+    def body_with(self, q: QueryRun) -> Any:
         return self.query.body(q, *self.args, **self.kwargs)
 
 
@@ -96,7 +98,7 @@ class Query:
 
     @cached_property
     def body(self) -> Callable[..., Any]:
-        """The program: a function of a `run.Run` and the query's arguments.  A text's own code first runs here."""
+        """The program: a function of a `QueryRun` and the query's arguments.  A text's own code first runs here."""
         if self._body is None:
             assert self._parsed is not None
             names: dict[str, Any] = {"__name__": "__query__", "__file__": self.file}
@@ -111,11 +113,11 @@ class Query:
     def arguments(self) -> list[inspect.Parameter]:
         return list(inspect.signature(self.body).parameters.values())[1:]
 
-    def bind(self, *args: Any, **kwargs: Any) -> Bound:
+    def bind(self, *args: object, **kwargs: object) -> BoundQuery:
         """The query with its arguments, for a hole: [ANSWER: my_query(question)] or type=my_query.bind(question)."""
-        return Bound(self, args, kwargs)
+        return BoundQuery(self, args, kwargs)
 
-    def body_with(self, q: Run) -> Any:
+    def body_with(self, q: QueryRun) -> Any:
         return self.body(q)
 
     def __call__(
@@ -150,7 +152,7 @@ class Query:
         results = [self._result(e, cost, record) for e, cost in ended]
         return results if chosen.n > 1 else results[0]
 
-    def replay(self, trace: Trace, model: Any = None) -> QueryResult:
+    def replay(self, trace: QueryTrace, model: Any = None) -> QueryResult:
         """The run of a trace once more.
 
         With the model it was made on, every hole is decoded and every value scored again, with the trace's settings,
@@ -162,10 +164,10 @@ class Query:
         settings = trace.settings
         decoder = Decoder(**settings["decoder"])
         if model is None:
-            run = Run(None, trace.sample, trace.events, holes=self.holes)  # type: ignore[arg-type]
+            run = QueryRun(None, trace.sample, trace.events, holes=self.holes)  # type: ignore[arg-type]
             ended = self._run(run, *args)
             self._check_text(trace, run)
-            return self._result(ended, Cost(), lambda run: trace)
+            return self._result(ended, QueryCost(), lambda run: trace)
         info = _model(model)
         if info["revision"] != trace.model["revision"]:
             raise ReplayMismatch(0, f"the model is {info['name']} ({info['revision'][:12]}), the trace is of "
@@ -180,7 +182,7 @@ class Query:
                 ended, cost = self._search(session, decoder, *args, record)[trace.sample]
                 _same_events(trace, ended.run.events)
             else:
-                run = Run(session, trace.sample, trace.events, checks=True, holes=self.holes)
+                run = QueryRun(session, trace.sample, trace.events, checks=True, holes=self.holes)
                 ended = self._run(run, *args)
                 cost = session.meter.total
         finally:
@@ -201,7 +203,7 @@ class Query:
     ) -> Session:  # fmt: skip
         if isinstance(model, str):
             raise TypeError(f"model must be an object of likely.load, got {model!r}: pass likely.load({model!r})")
-        settings = Settings(
+        settings = QuerySettings(
             sampling=decoder.sampling(seed), max_tokens=max_tokens or decoder.max_tokens or MAX_TOKENS, drafter=drafter,
             logits_processors=tuple(logits_processors), keep=keep,
         )  # fmt: skip
@@ -213,11 +215,11 @@ class Query:
         decoder: Decoder,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        record: Callable[[Run], Trace],
-    ) -> list[tuple[Ended, Cost]]:
+        record: Callable[[QueryRun], QueryTrace],
+    ) -> list[tuple[CompletedProgram, QueryCost]]:
         """Programs that ran to their end, each with its share of the cost (branching decoders: the whole)."""
         if decoder.name in ("beam", "best_k"):
-            make_run = partial(Run, session, holes=self.holes)
+            make_run = partial(QueryRun, session, holes=self.holes)
             program = lambda run: self._run(run, args, kwargs, record).value  # noqa: E731
             if decoder.name == "beam":
                 found = beam(program, make_run, session, decoder.n)
@@ -228,17 +230,17 @@ class Query:
         for sample in range(decoder.n):
             before = session.meter.total
             session.meter.begin()
-            ended = self._run(Run(session, sample, holes=self.holes), args, kwargs, record)
+            ended = self._run(QueryRun(session, sample, holes=self.holes), args, kwargs, record)
             done.append((ended, session.meter.total - before))
         return done
 
     def _run(
         self,
-        run: Run,
+        run: QueryRun,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        record: Callable[[Run], Trace] | None = None,
-    ) -> Ended:
+        record: Callable[[QueryRun], QueryTrace] | None = None,
+    ) -> CompletedProgram:
         token = RECORDER.set(run.effect)
         try:
             return straight(lambda q: self.body(q, *args, **kwargs), run)
@@ -256,11 +258,11 @@ class Query:
         seed: int,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        run: Run,
-    ) -> Trace:
+        run: QueryRun,
+    ) -> QueryTrace:
         settings = session.settings
         drafter = settings.drafter
-        return Trace(
+        return QueryTrace(
             query=self.source,
             args={"args": list(args), "kwargs": dict(kwargs)},
             model=_model(session.host),
@@ -276,7 +278,9 @@ class Query:
             events=tuple(run.events),
         )
 
-    def _result(self, ended: Ended, cost: Cost, record: Callable[[Run], Trace]) -> QueryResult:
+    def _result(
+        self, ended: CompletedProgram, cost: QueryCost, record: Callable[[QueryRun], QueryTrace]
+    ) -> QueryResult:
         run = ended.run
         holes = [e for e in run.events if e.kind == "hole"]
         last = next((e for e in reversed(run.events) if e.kind == "distribution" and not e.depth), None)
@@ -291,12 +295,12 @@ class Query:
             trace=record(run),
         )
 
-    def _check_text(self, trace: Trace, run: Run) -> None:
+    def _check_text(self, trace: QueryTrace, run: QueryRun) -> None:
         if run.text != trace.text:
             raise ReplayMismatch(len(trace.events), "the program writes another text: its code or arguments changed")
 
 
-def _same_events(trace: Trace, events: Sequence[Event]) -> None:
+def _same_events(trace: QueryTrace, events: Sequence[QueryEvent]) -> None:
     for number, (old, new) in enumerate(zip(trace.events, events, strict=False)):
         if (old.kind, old.name, old.tokens) != (new.kind, new.name, new.tokens):
             raise ReplayMismatch(number, f"{new.kind} {new.name} is {new.text!r}, the trace has {old.text!r}")
@@ -339,19 +343,13 @@ def query(what: Any = None, *, decoder: str | Decoder | None = None) -> Any:
             "The capital of {country} is[CITY]".where(STOPS_BEFORE(CITY, "."))
             return CITY
 
-    (Names of an enclosing function that stand only in prompts have the values from when the query was made.)
+    (Its prompts know arguments, variables and the names of the module; of an enclosing function those that code names.)
     In text the same reads: "The capital of {country} is[CITY]" where STOPS_BEFORE(CITY, ".").
     A query is code of yours: never make one of text that came over a network.
     """
     if what is None:
         return partial(query, decoder=decoder)
-    if isinstance(what, str):
-        made = _from_text(what, "query")
-    else:
-        frame = inspect.currentframe()
-        caller = frame.f_back if frame is not None else None
-        around = {} if caller is None or caller.f_locals is caller.f_globals else dict(caller.f_locals)
-        made = _from_function(what, around)
+    made = _from_text(what, "query") if isinstance(what, str) else _from_function(what)
     if decoder is not None:
         made.decoder = make_decoder(decoder) if isinstance(decoder, str) else decoder
     return made
@@ -375,17 +373,15 @@ def _from_text(text: str, file: str) -> Query:
     )
 
 
-def _from_function(function: Callable[..., Any], around: Mapping[str, Any]) -> Query:
-    """around: local names where the query is made; Python keeps only those that code names, and prompts are text."""
+def _from_function(function: Callable[..., Any]) -> Query:
     if not isinstance(function, types.FunctionType):
         raise TypeError(f"a query is made of a text or a function, got {type(function).__name__}")
-    parameters = list(inspect.signature(function).parameters)
     try:
         lines, first = inspect.getsourcelines(function)
     except (OSError, TypeError):
         lines, first = [], 1
     source = textwrap.dedent("".join(lines))
-    if parameters[:1] == ["q"]:
+    if list(inspect.signature(function).parameters)[:1] == ["q"]:
         return Query(function.__name__, source, _body=function)
     if not lines:
         raise DataError(
@@ -393,38 +389,39 @@ def _from_function(function: Callable[..., Any], around: Mapping[str, Any]) -> Q
         )
     file = inspect.getsourcefile(function) or "query"
     padded = "\n" * (first - 1) + source
-    tree = ast.parse(padded).body[0]
-    if not isinstance(tree, ast.FunctionDef):
+    definition = ast.parse(padded).body[0]
+    if not isinstance(definition, ast.FunctionDef):
         raise TypeError("a query is an ordinary function, not async")
-    cells = {name: types.CellType(value) for name, value in around.items()}
-    cells |= dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    try:
+        outer = inspect.getclosurevars(function).nonlocals
+    except ValueError:
+        names = ", ".join(function.__code__.co_freevars)
+        raise DataError(f"query {function.__name__}: set all of {names} before the query is made") from None
     scope = function.__globals__
 
     def known(name: str) -> bool:
-        return name in scope or name in cells or hasattr(builtins, name) or not name.isupper()
+        return name in scope or name in outer or hasattr(builtins, name) or not name.isupper()
 
-    parsed = parse_function(tree, padded, file, known)
-    body = _compiled(parsed, function, file, cells)
-    return Query(function.__name__, source, parsed.decoder or Decoder(), parsed.holes, _body=body)
-
-
-def _compiled(parsed: Parsed, function: types.FunctionType, file: str, cells: Mapping[str, Any]) -> Callable[..., Any]:
-    """The rewritten function with the globals, closure and defaults of the original."""
-    inner = parsed.module.body[0]
-    factory = ast.parse("def factory(): pass").body[0]
-    assert isinstance(factory, ast.FunctionDef) and isinstance(inner, ast.FunctionDef)
-    factory.args.args = [ast.arg(name) for name in cells]
-    factory.body = [inner, ast.Return(ast.Name(inner.name, ast.Load()))]
-    inner.args.defaults, inner.args.kw_defaults = [], [None for _ in inner.args.kwonlyargs]
-    inner.returns = None
-    for each in ast.walk(inner.args):
-        if isinstance(each, ast.arg):
-            each.annotation = None
-    module = ast.fix_missing_locations(ast.Module(body=[factory], type_ignores=[]))
-    outer = next(c for c in compile(module, file, "exec").co_consts if isinstance(c, types.CodeType))
-    code = next(c for c in outer.co_consts if isinstance(c, types.CodeType) and c.co_name == inner.name)
-    made = types.FunctionType(
-        code, function.__globals__, function.__name__, function.__defaults__, tuple(cells[n] for n in code.co_freevars)
+    parsed = parse_function(definition, padded, file, known)
+    return Query(
+        function.__name__,
+        source,
+        parsed.decoder or Decoder(),
+        parsed.holes,
+        _body=_rewritten(parsed, function, file, outer),
     )
-    made.__kwdefaults__ = function.__kwdefaults__
-    return made
+
+
+def _rewritten(parsed: Parsed, function: types.FunctionType, file: str, outer: Mapping[str, Any]) -> Callable[..., Any]:
+    """The rewritten function in the module, and with the defaults, of the original; outer variables by value."""
+    [factory] = ast.parse(f"def factory({', '.join(outer)}): return {parsed.function}").body
+    [definition] = parsed.module.body
+    assert isinstance(factory, ast.FunctionDef) and isinstance(definition, ast.FunctionDef)
+    definition.args.defaults, definition.args.kw_defaults = [], [None for _ in definition.args.kwonlyargs]
+    factory.body.insert(0, definition)
+    module = ast.fix_missing_locations(ast.Module(body=[factory], type_ignores=[]))
+    made: dict[str, Any] = {}
+    exec(compile(module, file, "exec", __future__.annotations.compiler_flag), function.__globals__, made)
+    body = made["factory"](**outer)
+    body.__defaults__, body.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+    return body

@@ -5,19 +5,18 @@ Programs written as text are translated into calls of the same methods, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from likely.errors import ConstraintError, LikelyError
-from likely.queries.session import Decoded, Session
-from likely.queries.tactics import Tactic, tactic_of
+from likely.queries.holes import HoleType, Pending, Undecided, hole_event, hole_type, plain
+from likely.queries.session import Session
 from likely.queries.text import Control, Segment
-from likely.queries.trace import Event, ReplayMismatch
+from likely.queries.trace import QueryEvent, ReplayMismatch
 from likely.queries.where.clause import CLAUSES, Clauses
-from likely.queries.where.constraint import Compiled
 from likely.queries.where.nodes import TRUE, UNKNOWN, And, Const, Hole, Node, describe, holes_of, replace_holes
 from likely.scoring.likelihood import TokenScores
 
@@ -29,33 +28,13 @@ class QueryError(LikelyError):
 
 
 class Nested(Protocol):
-    """A query as the tactic of a hole."""
+    """A query as the type of a hole."""
 
-    def body_with(self, q: Run) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A hole that is about to be decoded."""
-
-    name: str
-    tactic: Tactic
-    compiled: Compiled
-    where: str
-    prompt: tuple[int, ...]
-    max_tokens: int
-
-
-class Undecided(BaseException):
-    """Unwinds a program at its first hole without a value; decoders that branch catch it."""
-
-    def __init__(self, pending: Pending):
-        super().__init__(pending.name)
-        self.pending = pending
+    def body_with(self, q: QueryRun) -> Any: ...
 
 
 @dataclass(eq=False)
-class Run:
+class QueryRun:
     """One execution.
 
     script    events of an earlier execution, taken instead of new ones while there are some
@@ -66,11 +45,11 @@ class Run:
 
     session: Session
     sample: int = 0
-    script: Sequence[Event] = ()
+    script: Sequence[QueryEvent] = ()
     branches: bool = False
     checks: bool = False
     holes: Sequence[str] = ()
-    events: list[Event] = field(default_factory=list)
+    events: list[QueryEvent] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     vars: dict[str, Any] = field(default_factory=dict)
     _texts: dict[str, Const] = field(default_factory=dict)
@@ -114,11 +93,11 @@ class Run:
         self._check_open(name)
         if hasattr(type, "body_with"):
             return self._nested(name, type)
-        tactic = tactic_of(type)
+        kind = hole_type(type)
         if self._replays:
             event = self._scripted("hole", name)
         else:
-            pending = self._pending(name, tactic, where, max_tokens, later)
+            pending = self._pending(name, kind, where, max_tokens, later)
             if self.branches:
                 raise Undecided(pending)
             (decoded,) = self.session.decode(
@@ -132,7 +111,7 @@ class Run:
             event = hole_event(pending, decoded)
             if self.checks:
                 self._compare(event)
-        return self._take(event, tactic)
+        return self._take(event, kind)
 
     def distribution(
         self, name: str, values: Sequence[Any], *, normalize: Normalize = "sum", terminator: str = ""
@@ -157,7 +136,7 @@ class Run:
             shifted = np.exp(np.array(logs) - max(logs))
             probabilities = dict(zip(texts, (shifted / shifted.sum()).tolist(), strict=True))
             best = max(texts, key=lambda t: probabilities[t])
-            event = Event(
+            event = QueryEvent(
                 "distribution", text=best, name=name, value=best, scores=dict(zip(texts, logs, strict=True)),
                 probabilities=probabilities, reason=normalize,
             )  # fmt: skip
@@ -177,14 +156,14 @@ class Run:
             event = self._scripted("score", "")
         else:
             logs = self._logs(texts, normalize, terminator)
-            event = Event("score", scores=dict(zip(texts, logs, strict=True)), reason=normalize)
+            event = QueryEvent("score", scores=dict(zip(texts, logs, strict=True)), reason=normalize)
             if self.checks:
                 self._compare(event)
         self._add(event)
         return dict(event.scores)
 
-    def nested(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        """`query(*args)` as a tactic: a query with its arguments, or the value of an ordinary call."""
+    def nested(self, query: Any, *args: object, **kwargs: object) -> Any:
+        """`query(*args)` as the type of a hole: a query with its arguments, or the value of an ordinary call."""
         return query.bind(*args, **kwargs) if hasattr(query, "bind") else query(*args, **kwargs)
 
     @property
@@ -199,7 +178,7 @@ class Run:
         if self._used < len(self.script):
             event = self._scripted("effect", name)
         else:
-            event = Event("effect", name=name, value=call())
+            event = QueryEvent("effect", name=name, value=call())
         self._add(event)
         return event.value
 
@@ -209,10 +188,10 @@ class Run:
 
     def _write(self, text: str, *, own: bool) -> None:
         if text:
-            self._add(Event("text", text=text, own=own))
+            self._add(QueryEvent("text", text=text, own=own))
             self.segments.append(Segment(text, own))
 
-    def _add(self, event: Event) -> None:
+    def _add(self, event: QueryEvent) -> None:
         self.events.append(replace(event, depth=self._depth))
 
     def _check_open(self, name: str) -> None:
@@ -221,7 +200,7 @@ class Run:
                 f"hole {name} comes after the distribution of {self._closed_by}: the distribution hole must be the last"
             )
 
-    def _scripted(self, kind: str, name: str) -> Event:
+    def _scripted(self, kind: str, name: str) -> QueryEvent:
         if self._used >= len(self.script):
             raise ReplayMismatch(self._used, f"the program goes on with {kind} {name}, the trace ends")
         event = self.script[self._used]
@@ -234,7 +213,7 @@ class Run:
         self._used += 1
         return event
 
-    def _compare(self, event: Event) -> None:
+    def _compare(self, event: QueryEvent) -> None:
         before = self._scripted(event.kind, event.name)
         at = self._used - 1
         if event.prompt != before.prompt:
@@ -248,7 +227,7 @@ class Run:
     def _pending(
         self,
         name: str,
-        tactic: Tactic,
+        kind: HoleType,
         where: Node | Callable[[], Node] | None,
         max_tokens: int | None,
         later: Sequence[str],
@@ -256,14 +235,14 @@ class Run:
         node = where() if callable(where) and not isinstance(where, Node) else where
         clause = self._resolved(node, name, later)
         this = Hole(name)
-        if tactic.node is not None:
-            own = replace_holes(tactic.node, lambda _: this)
+        if kind.node is not None:
+            own = replace_holes(kind.node, lambda _: this)
             clause = own if clause is TRUE else And((clause, own))
-        form = None if tactic.form is None else self.session.host.guide.constraint(tactic.form)
-        compiled = self.session.where.compile(clause, name, form=form, form_rest=tactic.rest(this))
+        form = None if kind.form is None else self.session.host.guide.constraint(kind.form)
+        compiled = self.session.where.compile(clause, name, form=form, form_rest=kind.rest(this))
         prompt = tuple(self.session.tokens(self.segments))
         said = "" if clause is TRUE else describe(clause)
-        return Pending(name, tactic, compiled, said, prompt, max_tokens or self.session.settings.max_tokens)
+        return Pending(name, kind, compiled, said, prompt, max_tokens or self.session.settings.max_tokens)
 
     def _resolved(self, node: Node | None, name: str, later: Sequence[str]) -> Node:
         """The clause of this hole alone: finished holes are their text, later ones unknown.
@@ -297,13 +276,13 @@ class Run:
     def _known(self) -> str:
         return f" (known: {', '.join(self._texts)})" if self._texts else ""
 
-    def _take(self, event: Event, tactic: Tactic) -> Any:
-        if event.complete is False and tactic.shown != "str":
+    def _take(self, event: QueryEvent, kind: HoleType) -> Any:
+        if event.complete is False and kind.shown != "str":
             raise ConstraintError(
-                f"hole {event.name} ended by {event.reason} before it was a whole {tactic.shown}: {event.text[:80]!r}. "
+                f"hole {event.name} ended by {event.reason} before it was a whole {kind.shown}: {event.text[:80]!r}. "
                 f"Raise max_tokens"
             )
-        value = tactic.read(event.text)
+        value = kind.read(event.text)
         self._add(event)
         self.segments.append(Segment(event.text, False))
         self.vars[event.name], self._texts[event.name] = value, Const(event.text, event.written)
@@ -322,7 +301,7 @@ class Run:
             self.vars, self._texts, self._closed_by = outer
         del self.segments[mark:]
         text = str(value)
-        self._add(Event("nested", text=text, name=name, value=plain(value)))
+        self._add(QueryEvent("nested", text=text, name=name, value=plain(value)))
         self.segments.append(Segment(text, False))
         self.vars[name], self._texts[name] = value, Const(text)
         return value
@@ -341,30 +320,3 @@ def _normalized(scores: TokenScores, text: str, normalize: Normalize) -> float:
     if normalize == "token":
         return total / len(scores.logprobs)
     return total / len(text.encode()) if normalize == "byte" else total
-
-
-def hole_event(pending: Pending, decoded: Decoded) -> Event:
-    value: Any = decoded.text
-    if decoded.complete is not False and pending.tactic.shown != "str":
-        value = plain(pending.tactic.read(decoded.text))
-    return Event(
-        "hole", text=decoded.text, name=pending.name, value=value, prompt=pending.prompt, tokens=tuple(decoded.tokens),
-        logprobs=tuple(decoded.logprobs), log_masses=tuple(decoded.log_masses), reason=decoded.reason,
-        where=pending.where, complete=decoded.complete, approximate=decoded.approximate, written=decoded.written,
-    )  # fmt: skip
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON can hold it; objects as pydantic writes them, anything else by its repr."""
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    try:
-        from pydantic import TypeAdapter
-
-        return TypeAdapter(type(value)).dump_python(value, mode="json")
-    except Exception:
-        return repr(value)

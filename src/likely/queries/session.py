@@ -19,7 +19,7 @@ from likely.decoding.scheduling import SameLength
 from likely.errors import CapabilityError
 from likely.guided.guide import Guide
 from likely.guided.vocabulary import Vocabulary
-from likely.queries.prefix_cache import KeptRuntime
+from likely.queries.prefix_cache import PrefixCachingRuntime
 from likely.queries.text import Segment, prompt_tokens, scored_item
 from likely.queries.trace import CostMeter
 from likely.queries.where.constraint import WhereCompiler
@@ -47,7 +47,7 @@ GREEDY = Sampling(temperature=0.0)
 
 
 @dataclass(frozen=True)
-class Settings:
+class QuerySettings:
     """What all holes of a run share.
 
     max_tokens  per hole;  keep: go on from what is computed (False: each hole sends its whole prompt, as a stateless
@@ -85,7 +85,7 @@ class Decoded:
 @dataclass(eq=False)
 class Session:
     host: Host
-    settings: Settings = Settings()
+    settings: QuerySettings = QuerySettings()
     meter: CostMeter = field(default_factory=CostMeter)
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class Session:
             raise CapabilityError(
                 "a query needs a model on this machine, which can mask tokens: likely.load of a name or file, not a URL"
             )
-        self.runtime = KeptRuntime(self.host.runtime, self.meter, most=4 if self.settings.keep else 0)
+        self.runtime = PrefixCachingRuntime(self.host.runtime, self.meter, most=4 if self.settings.keep else 0)
         self.where = _compiler(self.host)
         self.vocabulary = self.host.guide.vocabulary
 

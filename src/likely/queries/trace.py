@@ -1,6 +1,6 @@
-"""The record of a run, exact enough to check it: token ids, the model's hash, settings and seed.
+"""The record of a run: what happened, exact enough to check it (token ids, model hash, settings, seed), and its cost.
 
-A trace is plain data: `to_dict` and `Trace.from_dict` go through JSON without loss.
+A trace is plain data: `to_dict` and `QueryTrace.from_dict` go through JSON without loss.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ReplayMismatch(LikelyError):
 
 
 @dataclass(frozen=True)
-class Event:
+class QueryEvent:
     """One thing that happened.
 
     kind     "text": written by the query; "hole": generated; "distribution": values scored, the last hole;
@@ -62,7 +62,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Trace:
+class QueryTrace:
     """What a run depended on and what came of it.
 
     model     name, runtime, dtype, sha256 of the weights, tokenizer, revision of the runtime
@@ -76,7 +76,7 @@ class Trace:
     settings: Mapping[str, Any]
     seed: int
     sample: int
-    events: tuple[Event, ...]
+    events: tuple[QueryEvent, ...]
     version: int = VERSION
 
     @property
@@ -84,14 +84,14 @@ class Trace:
         return "".join(e.text for e in self.events if not e.depth)
 
     @property
-    def holes(self) -> list[Event]:
+    def holes(self) -> list[QueryEvent]:
         return [e for e in self.events if e.kind == "hole"]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Trace:
+    def from_dict(cls, record: Mapping[str, Any]) -> QueryTrace:
         if record.get("version") != VERSION:
             raise DataError(f"this trace has version {record.get('version')!r}, expected {VERSION}")
         try:
@@ -100,25 +100,28 @@ class Trace:
                 fields = dict(each)
                 for name in ("prompt", "tokens", "logprobs", "log_masses"):
                     fields[name] = tuple(fields.get(name, ()))
-                events.append(Event(**fields))
+                events.append(QueryEvent(**fields))
             return cls(**{**record, "events": tuple(events)})
         except (KeyError, TypeError) as error:
             raise DataError(f"not a trace of a query: {error}") from None
 
 
-# --- What a query costs, in the units of the LMQL paper and in those of a local model.
-#
-# model_queries    next-token distributions asked of the model: one per generated token (also of those that a stop cut
-#                  off), one per scored token
-# decoder_calls    requests whose text was not yet held: each sends its whole prompt.  A hole that goes on where the
-#                  query stands is not a new call; a scored value is one
-# billable_tokens  over these: prompt tokens that had to be sent, and generated or scored ones
-# forward_tokens   tokens that the model really computed (prefixes held are computed once; drafts count)
-# forward_calls    calls of the model;  seconds: wall time inside them and around them
+# --- cost -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Cost:
+class QueryCost:
+    """In the units of the LMQL paper and in those of a local model.
+
+    model_queries    next-token distributions: one per generated token (also of those that a stop cut off), one per
+                     scored token
+    decoder_calls    requests whose text was not yet held: each sends its whole prompt.  A hole that goes on where the
+                     query stands is not a new call; a scored value is one
+    billable_tokens  over these: prompt tokens that had to be sent, and generated or scored ones
+    forward_tokens   tokens that the model really computed (prefixes held are computed once; drafts count)
+    forward_calls    calls of the model;  seconds: wall time inside them and around them
+    """
+
     model_queries: int = 0
     decoder_calls: int = 0
     billable_tokens: int = 0
@@ -126,11 +129,11 @@ class Cost:
     forward_calls: int = 0
     seconds: float = 0.0
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)))
+    def __add__(self, other: QueryCost) -> QueryCost:
+        return QueryCost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(QueryCost)))
 
-    def __sub__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(Cost)))
+    def __sub__(self, other: QueryCost) -> QueryCost:
+        return QueryCost(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(QueryCost)))
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -138,9 +141,9 @@ class Cost:
 
 @dataclass(eq=False)
 class CostMeter:
-    """Adds up what was asked; the runtime beside it (`kept.KeptRuntime`) adds what was computed."""
+    """Adds up what was requested; the runtime beside it (`PrefixCachingRuntime`) adds what was computed."""
 
-    total: Cost = Cost()
+    total: QueryCost = QueryCost()
     _fresh: bool = True
 
     def begin(self) -> None:
@@ -150,14 +153,14 @@ class CostMeter:
     def generated(self, prompt: int, held: int, tokens: int) -> None:
         """A request with a prompt of so many tokens, of which `held` were kept from before, wrote `tokens`."""
         held, self._fresh = 0 if self._fresh else held, False
-        self.total += Cost(tokens, int(held == 0), prompt - held + tokens)
+        self.total += QueryCost(tokens, int(held == 0), prompt - held + tokens)
 
     def scored(self, prompt: int, tokens: int) -> None:
         """One value of so many tokens was scored after a prompt."""
-        self.total += Cost(tokens, 1, prompt + tokens)
+        self.total += QueryCost(tokens, 1, prompt + tokens)
 
     def computed(self, tokens: int) -> None:
-        self.total += Cost(forward_tokens=tokens, forward_calls=1)
+        self.total += QueryCost(forward_tokens=tokens, forward_calls=1)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -165,4 +168,4 @@ class CostMeter:
         try:
             yield
         finally:
-            self.total += Cost(seconds=time.perf_counter() - started)
+            self.total += QueryCost(seconds=time.perf_counter() - started)

@@ -24,7 +24,7 @@ from likely.io.regular_expression import (
     Character,
     Concatenation,
     Dot,
-    Group,
+    RegexGroup,
     RegexNode,
     RegularExpression,
     Repetition,
@@ -135,7 +135,7 @@ class _Nfa:
                 return self._new(free=[self.build(branch, then, flags) for branch in branches])
             case Repetition():
                 return self._repeat(node, then, flags)
-            case Group(body, added, removed):
+            case RegexGroup(body, added, removed):
                 if (added | removed) & ~re.DOTALL:
                     raise _refused(self.pattern, "a flag other than s")
                 return self.build(body, then, (flags | added) & ~removed)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -41,13 +39,17 @@ def schema_form(schema: Any, settings: FormSettings, backend: SchemaBackend = LL
 
 
 def _form_of(schema: Any, settings: FormSettings, backend: SchemaBackend, *, typed: bool = False) -> Form:
-    key = _key(schema, settings, backend, typed)
-    if key is None or (form := _kept.get(key)) is None:
-        document = Document.of(schema)
-        form = _make(document, settings, backend, typed)
-        if key is not None and len(document.text) <= LARGEST_KEPT:
-            _kept.put(key, form)
-    return form
+    try:  # equal for equal schemas with their properties in the same order
+        text = json.dumps(schema if isinstance(schema, bool) else dict(schema))
+    except (TypeError, ValueError, RecursionError):
+        return _make(Document.of(schema), settings, backend, typed)  # says what is wrong
+    make = _form_of_text if len(text) <= LARGEST_KEPT else _form_of_text.__wrapped__
+    return make(text, settings, backend, typed)
+
+
+@lru_cache(maxsize=KEPT)
+def _form_of_text(text: str, settings: FormSettings, backend: SchemaBackend, typed: bool) -> Form:
+    return _make(Document.of(json.loads(text)), settings, backend, typed)
 
 
 def _make(document: Document, settings: FormSettings, backend: SchemaBackend, typed: bool) -> Form:
@@ -117,37 +119,3 @@ def _reader(read: Callable[[str], Any], read_type: Callable[[str], Any]) -> Call
             raise InvalidText([f"{type(error).__name__}: {error}"]) from None
 
     return both
-
-
-# --- forms that were made before --------------------------------------------------------------------------------------
-
-
-class _Kept:
-    """The forms used last, by what they were made from."""
-
-    def __init__(self) -> None:
-        self._forms: OrderedDict[Any, Form] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Any) -> Form | None:
-        with self._lock:
-            if key in self._forms:
-                self._forms.move_to_end(key)
-            return self._forms.get(key)
-
-    def put(self, key: Any, form: Form) -> None:
-        with self._lock:
-            self._forms[key] = form
-            while len(self._forms) > KEPT:
-                self._forms.popitem(last=False)
-
-
-_kept = _Kept()
-
-
-def _key(schema: Any, settings: FormSettings, backend: SchemaBackend, typed: bool) -> Any:
-    """Equal for equal schemas with their properties in the same order; None for what is not JSON."""
-    try:
-        return json.dumps(schema if isinstance(schema, bool) else dict(schema)), astuple(settings), backend.name, typed
-    except (TypeError, ValueError, RecursionError):
-        return None

@@ -18,8 +18,8 @@ from likely.io.regular_expression import (
     Character,
     Concatenation,
     Dot,
-    Group,
     Irregular,
+    RegexGroup,
     RegexNode,
     Repetition,
     irregular,
@@ -171,7 +171,7 @@ def _long_repeats(node: RegexNode, within: bool) -> int:
             return sum(_long_repeats(part, within) for part in parts)
         case Alternation(branches):
             return max(_long_repeats(branch, within) for branch in branches)
-        case Group(body):
+        case RegexGroup(body):
             return _long_repeats(body, within)
         case Repetition(body, _, high):
             if high is not None and high <= 1:
@@ -189,7 +189,7 @@ def _long_repeats(node: RegexNode, within: bool) -> int:
 def _is_single(node: RegexNode) -> bool:
     """One character, perhaps in a group."""
     match node:
-        case Concatenation((part,)) | Group(part):
+        case Concatenation((part,)) | RegexGroup(part):
             return _is_single(part)
     return isinstance(node, Character | Dot)
 
@@ -216,7 +216,7 @@ def _beyond(node: RegexNode, first: bool, last: bool) -> str | None:
             return next(filter(None, found), None)
         case Alternation(branches):
             return next(filter(None, (_beyond(branch, first, last) for branch in branches)), None)
-        case Group(body, added, removed):
+        case RegexGroup(body, added, removed):
             return "a flag" if added or removed else _beyond(body, first, last)
         case Repetition(body):
             return _beyond(body, False, False)

@@ -4,7 +4,7 @@
     "Q: {question}\\nA:[ANSWER]" where STOPS_BEFORE(ANSWER, "\\n") and len(TOKENS(ANSWER)) < 40
     "\\nThe answer is [LABEL]" distribution LABEL in ["yes", "no"]
 
-The text is rewritten into Python that calls the methods of `run.Run`; line numbers stay.  A text with arguments is one
+The text is rewritten into Python that calls the methods of `QueryRun`; line numbers stay.  A text with arguments is one
 function definition; the paper's form (decoder, prompt, `from` model, `where`, `distribution`) is understood, too.
 """
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from likely.queries.syntax.template import HoleAt, Piece, TemplateError, Text, Value, pieces_of
+from likely.queries.syntax.template import HoleAt, LiteralText, PromptPiece, TemplateError, Value, pieces_of
 from likely.queries.where.clause import ClauseWriter
 from likely.queries.where.ops import registered
 
@@ -66,7 +66,7 @@ class Rewriter:
         made: list[ast.stmt] = []
         for number, piece in enumerate(pieces):
             match piece:
-                case Text(text):
+                case LiteralText(text):
                     made.append(self._call("say", [ast.Constant(text)]))
                 case Value(expression, at):
                     made.append(self._call("put", [self._expression(expression, statement, at)]))
@@ -159,7 +159,7 @@ class Rewriter:
 
     # --- helpers --------------------------------------------------------------------------------------------------
 
-    def _pieces(self, statement: ast.stmt) -> tuple[list[Piece], dict[str, ast.expr], list[ast.keyword]]:
+    def _pieces(self, statement: ast.stmt) -> tuple[list[PromptPiece], dict[str, ast.expr], list[ast.keyword]]:
         found = prompt_of(statement)
         assert found is not None
         constant, calls = found

@@ -18,7 +18,7 @@ class TemplateError(ValueError):
 
 
 @dataclass(frozen=True)
-class Text:
+class LiteralText:
     text: str
 
 
@@ -39,18 +39,18 @@ class HoleAt:
     at: int
 
 
-Piece = Text | Value | HoleAt
+PromptPiece = LiteralText | Value | HoleAt
 
 
-def pieces_of(template: str) -> list[Piece]:
+def pieces_of(template: str) -> list[PromptPiece]:
     """The pieces in order, neighbouring text joined.  TemplateError for a bracket that fits nothing."""
-    found: list[Piece] = []
+    found: list[PromptPiece] = []
     text: list[str] = []
     at = 0
 
     def flush() -> None:
         if text:
-            found.append(Text("".join(text)))
+            found.append(LiteralText("".join(text)))
             text.clear()
 
     while at < len(template):

@@ -10,11 +10,11 @@ from likely.queries.where.nodes import (
     FLOAT,
     INT,
     And,
-    Call,
     Compare,
     Const,
     Contains,
     Count,
+    FunctionCall,
     Hole,
     In,
     Matches,
@@ -103,7 +103,7 @@ class Clauses:
 
     @staticmethod
     def opaque(function: Callable[..., Any], source: str, *holes: Node) -> Node:
-        return Call(source, function, holes)
+        return FunctionCall(source, function, holes)
 
 
 CLAUSES = Clauses()

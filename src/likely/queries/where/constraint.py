@@ -18,7 +18,20 @@ from likely.guided.combinators import AnyOf
 from likely.guided.engines.llguidance import LLGuidance
 from likely.guided.vocabulary import Vocabulary
 from likely.queries.where.counting import Counted, TokenCounts
-from likely.queries.where.nodes import FALSE, TRUE, And, Call, Compare, Const, Count, Hole, Node, Or, children, describe
+from likely.queries.where.nodes import (
+    FALSE,
+    TRUE,
+    And,
+    Compare,
+    Const,
+    Count,
+    FunctionCall,
+    Hole,
+    Node,
+    Or,
+    children,
+    describe,
+)
 from likely.queries.where.opaque import Opaque, Peek, Tiers
 from likely.queries.where.regular import grammar, interval, normal, terminal
 from likely.queries.where.stops import HoleConstraint, StopRule, split_stops
@@ -31,7 +44,7 @@ class NoText(ConstraintError):
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledClause:
     """constraint: None where nothing is masked;  rule: when the hole is cut;  peek: a transform to run beside."""
 
     constraint: Constraint | None
@@ -50,7 +63,9 @@ class WhereCompiler:
         self._grammar = lru_cache(maxsize=256)(self._compile_grammar)
         self._counts = lru_cache(maxsize=8)(lambda kind: TokenCounts(kind, self.vocabulary.tokens))
 
-    def compile(self, clause: Node, hole: str, *, form: Constraint | None = None, form_rest: Node = TRUE) -> Compiled:
+    def compile(
+        self, clause: Node, hole: str, *, form: Constraint | None = None, form_rest: Node = TRUE
+    ) -> CompiledClause:
         """The constraint of one hole, from its clause and its type.
 
         clause     all other holes replaced by values or UNKNOWN;  form: a constraint of the type's own
@@ -67,8 +82,8 @@ class WhereCompiler:
             parts += self._all(wanted, hole, said, peek)
         rule = StopRule(stops, wanted if form_rest is TRUE else And((wanted, form_rest)), hole)
         if not parts:
-            return Compiled(None, rule)
-        return Compiled(HoleConstraint(self.vocabulary, all_of(parts), rule, said), rule, peek)
+            return CompiledClause(None, rule)
+        return CompiledClause(HoleConstraint(self.vocabulary, all_of(parts), rule, said), rule, peek)
 
     def stops_only(self, rule: StopRule, clause: str) -> Constraint:
         """A constraint that only ends the text after a stop, for searches that cannot be cut from outside."""
@@ -135,6 +150,6 @@ def all_of(parts: Sequence[Constraint]) -> Constraint:
 
 
 def _has_final(node: Node) -> bool:
-    if isinstance(node, Call) and node.final is not None:
+    if isinstance(node, FunctionCall) and node.final is not None:
         return True
     return any(map(_has_final, children(node)))

@@ -1,10 +1,10 @@
-"""Counts of characters, words, sentences and tokens: small automata over bytes, walked by text or by whole tokens.
+"""Counts of characters, words, sentences and tokens, and the constraint that bounds one of them.
 
 words      maximal runs of bytes that are not ASCII white space, as bytes.split() cuts them
 sentences  begun at the first byte that is not white space, ended by . ! or ? before white space ("3.14" is no end)
 chars      UTF-8 characters;  tokens: as they were emitted
 
-Every count only grows while text is appended.
+Every count only grows while text is appended.  Small automata over bytes count, along texts or whole tokens.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _CLASS[0x80:0xC0] = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Automaton:
+class CountAutomaton:
     """next[state][class], adds[state][class]: the state after a byte of this class, and what it adds to the count."""
 
     next: NDArray[np.uint8]
     adds: NDArray[np.uint8]
 
 
-def _automaton(rows: list[list[tuple[int, int]]]) -> Automaton:
+def _automaton(rows: list[list[tuple[int, int]]]) -> CountAutomaton:
     table = np.array(rows, np.uint8)
-    return Automaton(table[..., 0].copy(), table[..., 1].copy())
+    return CountAutomaton(table[..., 0].copy(), table[..., 1].copy())
 
 
 AUTOMATA = {
@@ -115,7 +115,7 @@ class TokenCounts:
         return adds, state
 
 
-# --- The counter tier: a constraint on a number of words, sentences, tokens or characters.
+# --- the constraint ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)

@@ -21,11 +21,11 @@ from typing import Any
 from likely.queries.where.counting import count
 from likely.queries.where.nodes import (
     And,
-    Call,
     Compare,
     Const,
     Contains,
     Count,
+    FunctionCall,
     Hole,
     In,
     Matches,
@@ -61,10 +61,10 @@ class Partial:
     done: bool = False
 
 
-State = Mapping[str, Partial]  # holes that are not in it have not begun
+PartialTexts = Mapping[str, Partial]  # holes that are not in it have not begun
 
 
-def evaluate(node: Node, state: State) -> Pair:
+def evaluate(node: Node, state: PartialTexts) -> Pair:
     """(value, Final) of a clause."""
     match node:
         case Const(value, _):
@@ -101,7 +101,7 @@ def _terms(node: Node) -> tuple[Node, ...]:
             return needle, text
         case StartsWith(text, _) | Matches(text, _):
             return (text,)
-        case Call():
+        case FunctionCall():
             return node.args
     raise TypeError(f"not a condition: {node!r}")
 
@@ -134,7 +134,7 @@ def apply(node: Node, pairs: list[Pair]) -> Pair:
             return False, FIN if final is FIN or hopeless else VAR
         case Matches(_, pattern):
             return _regex(pattern).fullmatch(values[0]) is not None, everything
-        case Call():
+        case FunctionCall():
             value = node.forward(*values)
             if node.final is None or everything is FIN:
                 return value, everything

@@ -113,7 +113,7 @@ class Hole(Node):
 
     def satisfies(self, predicate: Callable[[str], Any], name: str = "") -> Node:
         """predicate(text) is true when the hole ends."""
-        return Call(name or getattr(predicate, "__name__", "predicate"), predicate, (self,))
+        return FunctionCall(name or getattr(predicate, "__name__", "predicate"), predicate, (self,))
 
 
 THIS = Hole()
@@ -170,7 +170,7 @@ class Stop(Node):
 
 
 @dataclass(frozen=True)
-class Call(Node):
+class FunctionCall(Node):
     """A function of texts: a predicate of the user's, or a registered operator.
 
     final(values, finals, result) -> Final; None: fixed when all arguments are.
@@ -221,7 +221,7 @@ def children(node: Node) -> tuple[Node, ...]:
             return (text,)
         case Stop(text, _, _):
             return (text,)
-        case Call():
+        case FunctionCall():
             return node.args
     return ()
 
@@ -260,8 +260,8 @@ def replace_holes(node: Node, found: Callable[[str], Node]) -> Node:
                 return Matches(go(text), pattern)
             case Stop(text, string, include):
                 return Stop(go(text), string, include)
-            case Call(name, forward, args, final, regex):
-                return Call(name, forward, tuple(map(go, args)), final, regex)
+            case FunctionCall(name, forward, args, final, regex):
+                return FunctionCall(name, forward, tuple(map(go, args)), final, regex)
         return n
 
     return go(node)
@@ -292,7 +292,7 @@ def describe(node: Node) -> str:
             )
         case Stop(text, string, include):
             return f"STOPS_{'AT' if include else 'BEFORE'}({describe(text)}, {string!r})"
-        case Call(name, _, args, _, _):
+        case FunctionCall(name, _, args, _, _):
             return f"{name}({', '.join(map(describe, args))})" if name.isidentifier() else name
         case And(parts):
             return " and ".join(f"({describe(p)})" if isinstance(p, Or) else describe(p) for p in parts)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from likely.queries.where.final import Final
-from likely.queries.where.nodes import Call, Node, term
+from likely.queries.where.nodes import FunctionCall, Node, term
 
 _OPS: dict[str, Op] = {}
 
@@ -28,7 +28,7 @@ class Op:
     regex: Callable[..., str | None] | None = None
 
     def node(self, *args: Any) -> Node:
-        return Call(self.name, self.forward, tuple(map(term, args)), self.final, self.regex)
+        return FunctionCall(self.name, self.forward, tuple(map(term, args)), self.final, self.regex)
 
     __call__ = node
 

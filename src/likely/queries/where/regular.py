@@ -17,11 +17,11 @@ from likely.queries.where.nodes import (
     OPPOSITE,
     TRUE,
     And,
-    Call,
     Compare,
     Const,
     Contains,
     Count,
+    FunctionCall,
     Hole,
     In,
     Matches,
@@ -74,7 +74,7 @@ def _normal(node: Node, positive: bool) -> Node:
 
 def _arguments(node: Node) -> tuple[Node, ...]:
     match node:
-        case Call():
+        case FunctionCall():
             return node.args
         case Contains(needle, text):
             return needle, text
@@ -139,7 +139,7 @@ def terminal(node: Node) -> str | None:
             return quoted(text) if op == "==" else complement(quoted(text))
         case Compare(op, Count("chars", Hole()), Const()):
             return _length(node)
-        case Call() if node.regex is not None and sum(isinstance(a, Hole) for a in node.args) == 1:
+        case FunctionCall() if node.regex is not None and sum(isinstance(a, Hole) for a in node.args) == 1:
             values = [a.value if isinstance(a, Const) else None for a in node.args]
             matched = node.regex(*values)
             return None if matched is None else pattern_terminal(matched)

@@ -178,11 +178,11 @@ def _line(query: Query, error: Exception) -> str:
 
 def _replay(query: Query, file: Path, lm: Any) -> QueryResult:
     from likely.errors import DataError
-    from likely.queries import Trace
+    from likely.queries import QueryTrace
 
     try:
         record = json.loads(file.read_text("utf-8").splitlines()[0])
-        trace = Trace.from_dict(record.get("trace", record))
+        trace = QueryTrace.from_dict(record.get("trace", record))
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror or error}") from None
     except (ValueError, IndexError, AttributeError):

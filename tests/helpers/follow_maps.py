@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import product
 
-from likely.queries.where.final import FIN, Pair, Partial, State, apply, conjunction, evaluate, negation
+from likely.queries.where.final import FIN, Pair, Partial, PartialTexts, apply, conjunction, evaluate, negation
 from likely.queries.where.nodes import And, Count, Hole, Node, Not, Or, children, holes_of
 
-Tokens = frozenset[int | None]
-FollowMap = list[tuple[Tokens, Pair]]
+TokenSet = frozenset[int | None]
+FollowMap = list[tuple[TokenSet, Pair]]
 
 
-def follow(node: Node, state: State, hole: str, vocabulary: Sequence[str]) -> FollowMap:
+def follow(node: Node, state: PartialTexts, hole: str, vocabulary: Sequence[str]) -> FollowMap:
     """Follow[node](state, t) for every t.  vocabulary: text of each token; `hole` is the one being written."""
-    everything: Tokens = frozenset([None, *range(len(vocabulary))])
+    everything: TokenSet = frozenset([None, *range(len(vocabulary))])
     if hole not in holes_of(node):
         return [(everything, evaluate(node, state))]
     if isinstance(node, (Hole, Count)):
@@ -33,7 +33,7 @@ def follow(node: Node, state: State, hole: str, vocabulary: Sequence[str]) -> Fo
     return combine([follow(t, state, hole, vocabulary) for t in children(node)], lambda pairs: apply(node, pairs))
 
 
-def after(state: State, hole: str, token: int | None, vocabulary: Sequence[str]) -> dict[str, Partial]:
+def after(state: PartialTexts, hole: str, token: int | None, vocabulary: Sequence[str]) -> dict[str, Partial]:
     """The state once `token` was written; None ends the hole."""
     now = state[hole]
     if token is None:
@@ -58,6 +58,6 @@ def merge(rows: FollowMap) -> FollowMap:
     return [(frozenset(tokens), pair) for tokens, pair in out.values()]
 
 
-def mask(rows: FollowMap) -> Tokens:
+def mask(rows: FollowMap) -> TokenSet:
     """M = all tokens after which the clause is not false for good."""
     return frozenset(t for tokens, (v, f) in rows if v is None or v or f is not FIN for t in tokens)
