@@ -1,7 +1,7 @@
 """The settings of a generated text in one table: default, bounds, whether answers depend on it, a line of help.
 
-`Sampling` and `Request` take their bounds from here, calibrators what an answer depends on; the server's fields, the help
-of `-s` and error advice read it.  `lm.options` adds the settings of guided text.
+`Sampling` and `Request` take their bounds from here, calibrators what an answer depends on; the server's fields,
+the help of `-s` and error advice read it.  `lm.options` adds the settings of guided text.
 """
 
 from __future__ import annotations
