@@ -25,10 +25,20 @@ import numpy as np
 
 import likely
 from likely.data import load_records
-from likely.evidence import Check, Evidence, Figure, Source, arguments, conclude, data_sources, model_source, ratio_figure, run_script, run_study, share_figure
-from likely.metrics.intervals import wilson
-from likely.queries import ActionError, Lookup, calculate, query
-from likely.queries.session import Session
+from likely.evidence import (
+    Check,
+    Evidence,
+    Figure,
+    Source,
+    arguments,
+    conclude,
+    data_sources,
+    model_source,
+    ratio_figure,
+    run_script,
+    run_study,
+    share_figure,
+)
 from likely.metrics.intervals import wilson
 from likely.queries import ActionError, Lookup, QueryCost, calculate, query
 from likely.queries.session import QuerySettings, Session

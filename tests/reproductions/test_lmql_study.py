@@ -10,7 +10,6 @@ from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.evidence import Source
-from likely.queries.session import Session
 from likely.evidence.study import Source
 from likely.queries.session import QuerySettings, Session
 

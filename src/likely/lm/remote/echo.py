@@ -16,7 +16,7 @@ from likely.errors import DataError
 from likely.scoring.scored import Scored, TopLogprob, sums
 
 ROUNDING = 1e-4  # nats by which a log-probability may exceed 0
-# What a server says of a token when it generates it and when it is told it may differ by rounding, in nats.
+# What a server says of a token when it generates it and when it is given it may differ by rounding, in nats.
 TOLERANCE, RELATIVE_TOLERANCE = 0.1, 0.05
 PROBES = ("The capital of France is", "Once upon a", "She opened the door and saw", "My name")
 
@@ -229,15 +229,15 @@ def check_scoring(
     seen: list[tuple[str, str, float]] = []
     for prompt in PROBES:
         for text, logprob in next_tokens(prompt):
-            told = score(prompt, text)
-            if told.tokens != [text] or told.straddles:
+            given = score(prompt, text)
+            if given.tokens != [text] or given.straddles:
                 continue  # the text is cut into other tokens when it is given: no comparison
-            if not abs(told.sequence_logprob - logprob) <= TOLERANCE + RELATIVE_TOLERANCE * abs(logprob):
+            if not abs(given.sequence_logprob - logprob) <= TOLERANCE + RELATIVE_TOLERANCE * abs(logprob):
                 raise Unusable(
                     f"after {prompt!r} it gives {text!r} {logprob:.3f} nats when it writes, but "
-                    f"{told.sequence_logprob:.3f} when it is told"
+                    f"{given.sequence_logprob:.3f} when it is told"
                 )
-            seen.append((prompt, text, told.sequence_logprob))
+            seen.append((prompt, text, given.sequence_logprob))
             break
         if len(seen) == 2:
             break

@@ -37,8 +37,8 @@ class RemoteForm:
     def refusal(self, error: RemoteError) -> CapabilityError | None:
         """What a refused request means, if it says that the server has no such thing."""
         field = next(iter(self.body))
-        told = str(error).lower()
-        if error.status in (400, 404, 422, 501) and field in told and any(word in told for word in _REFUSES):
+        said = str(error).lower()
+        if error.status in (400, 404, 422, 501) and field in said and any(word in said for word in _REFUSES):
             return CapabilityError(
                 f"This server does not hold texts to a {self.form.kind}: {error}. Load the model locally."
             )

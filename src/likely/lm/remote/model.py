@@ -208,7 +208,7 @@ class RemoteModel(BaseLanguageModel[tuple[dict[str, Any], ServerSettings]]):
         if not isinstance(rows, list) or not rows:
             raise Unusable("it gives no log-probabilities of what it writes either")
         texts = [(top.text, top.logprob) for top in top_row(rows[0])]
-        # Control tokens are left out: told, they may be plain text, nothing at all, or an error.
+        # Control tokens are left out: as given text they may be plain text, nothing at all, or an error.
         return [(t, lp) for t, lp in texts if not re.fullmatch(r"|bytes:.*|.*\ufffd.*|\s*[<\[].*[>\]]\s*", t)][:3]
 
     # --- generation -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""likely ask: one question, one answer, and how sure the model is."""
+"""likely ask: one question, one answer, and how likely it is right."""
 
 from __future__ import annotations
 
