@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from likely.errors import nearest
 from likely.metrics.checks import Floats, Ints
 from likely.metrics.intervals import Accuracy
+from likely.scoring.scored import PairScorer
 from likely.uncertainty.types import OptionScores
 from likely.weak_supervision.harmonizer import Harmonizer
 from likely.weak_supervision.labelling_rules import LabelingFunction, Votes
@@ -31,14 +32,6 @@ from likely.weak_supervision.risk import risk_quality
 ReaskPolicy = Literal["reconsider", "evidence", "override"]
 POLICIES = ("reconsider", "evidence", "override")
 LOOK_AGAIN = "Look at it again. Is that really right? Answer once more with one of: {labels}."
-
-
-class PairScorer(Protocol):
-    """A model: `likely.load(...)`."""
-
-    def score_pairs(
-        self, pairs: Sequence[tuple[str, str]], *, progress: Callable[[int], None] | None = None
-    ) -> Sequence[Any]: ...
 
 
 @dataclass(frozen=True)

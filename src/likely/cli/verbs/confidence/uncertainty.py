@@ -155,7 +155,7 @@ def _measured(
     lm: Any, questions: Sequence[str], systems: Sequence[str | None], settings: Mapping[str, Any], advance: Advance
 ) -> list[dict[str, Any]]:
     """Per question the answer and every wanted value; null where there is none."""
-    from likely.uncertainty.answers import answer_and_estimate
+    from likely.uncertainty.planner import answer_and_estimate
 
     names = ("methods", "samples", "beams", "clusters", "max_tokens", "seed", "stop")
     with options.warnings_shown():
@@ -184,7 +184,7 @@ def _report(records: Sequence[Mapping[str, Any]], header: Mapping[str, Any], fil
     """How well each estimator tells right answers from wrong ones."""
     from likely.cli.printing import print_json
     from likely.metrics.intervals import Accuracy
-    from likely.uncertainty.answers import compare_estimators
+    from likely.uncertainty.planner import compare_estimators
 
     accuracy = Accuracy(sum(r["correct"] for r in records), len(records))
     found = compare_estimators(records, header["settings"]["methods"])
