@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from likely.runtimes.machine import machine
+
 torch = pytest.importorskip("torch")
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -52,6 +54,8 @@ def folder(bakeoff, tmp_path_factory):
 )
 def test_a_lean_forward_is_the_model(bakeoff, folder, kind, allowed):
     script, _ = bakeoff
+    if kind.startswith("int8") and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(machine().flags):
+        pytest.skip("oneDNN's sums of bytes saturate on a processor without VNNI: another model")
     try:
         held = script.Held(script.eager(folder, kind=kind), TEXT, CONTEXT)
         found = script.guard(held, np.load(folder / "reference.npy"), CALLS, chunk=8)

@@ -37,6 +37,7 @@
 #endif
 
 typedef float f32x16 __attribute__((vector_size(64)));
+typedef float f32x8 __attribute__((vector_size(32)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef int8_t i8x16 __attribute__((vector_size(16)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
@@ -96,6 +97,12 @@ INLINE f32x16 abs16(f32x16 v) { return (f32x16)((u32x16)v & 0x7fffffffu); }
 INLINE f32x16 round16(f32x16 x) {
 #if LIKELY_AVX512
   return (f32x16)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif LIKELY_AVX2  // not by adding a large number: fused with a product before it, ties would fall another way
+  f32x8 half[2];
+  memcpy(half, &x, sizeof half);
+  for (f32x8& h : half) h = (f32x8)_mm256_round_ps((__m256)h, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  memcpy(&x, half, sizeof half);
+  return x;
 #else
   volatile float magic_ = 12582912.0f;  // volatile: the compiler may not cancel it
   float magic = magic_;
