@@ -86,7 +86,7 @@ def serve(
             lm.drafters.default = drafter
         lm.drafters.share_memory = False  # what clients choose by name learns from their own request alone
         other = None if fallback is None else lm.beside(fallback)  # a wrong file is refused now
-        app = create_app(lm, limits=limits, api_key=key, fallback=other, **wanted)
+        app = create_app(lm, limits=limits, api_key=key, **{**wanted, "fallback": other})
         _print_address(host, listener.getsockname()[1], key is not None, api_key_env)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=3, server_header=False
