@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from likely.guided.json_schema.closed import closed_objects
 from likely.guided.json_schema.document import Document
 from likely.guided.json_schema.form import schema_form
+from likely.guided.json_schema.generation import closed_objects
 from likely.guided.json_schema.report import compile_bytes
 from likely.guided.settings import FormSettings
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from likely.code.monitors.monitor import AcrossTrigger, Choose, Monitor, Monitor
 from likely.code.monitors.penalty import MonitorPenalty
 from likely.code.monitors.triggers import DereferenceMonitor, EnumCaseMonitor, InstantiationMonitor
 from likely.code.name_masks import masks_for
+from likely.decoding.options import SamplingOptions
 from likely.decoding.request import Finished
 from likely.decoding.run import events
 from likely.errors import CapabilityError, nearest
@@ -34,19 +35,9 @@ MONITORS = {
 }  # fmt: skip
 
 
-class CodeOptions(TypedDict, total=False):
+class CodeOptions(SamplingOptions, total=False):
     """Of `Model.generate`: how the code is sampled (temperature: here 0), and what drafts it."""
 
-    temperature: float
-    seed: int | None
-    top_k: int
-    top_p: float
-    min_p: float
-    typical_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
     min_tokens: int
     stop_tokens: Sequence[int]
     drafter: str | DraftSource | None

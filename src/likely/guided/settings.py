@@ -77,13 +77,9 @@ class Form:
         return json.dumps([self.kind, self.source, vars(self.settings)], ensure_ascii=False)
 
 
-class FormOptions(TypedDict, total=False):
-    """Keywords that name a form, and the fields of FormSettings that say how it is held."""
+class FormSettingsOptions(TypedDict, total=False):
+    """Keywords that say how a form is held: the fields of `FormSettings`."""
 
-    schema: Any
-    regex: str | None
-    grammar: str | None
-    choices: Sequence[str] | None
     backend: Literal["llguidance", "reference"]
     whitespace: Whitespace
     on_unsupported: OnUnsupported
@@ -93,6 +89,15 @@ class FormOptions(TypedDict, total=False):
     max_string: int | None
     max_items: int | None
     max_number_digits: int | None
+
+
+class FormOptions(FormSettingsOptions, total=False):
+    """Keywords that name a form, at most one of them, and how it is held."""
+
+    schema: Any
+    regex: str | None
+    grammar: str | None
+    choices: Sequence[str] | None
 
 
 FORM_OPTIONS = ("schema", "regex", "grammar", "choices")

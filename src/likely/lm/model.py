@@ -29,7 +29,7 @@ from likely.lm.options import (
     ASK_DEFAULTS,
     EXTRACT_DEFAULTS,
     SAMPLER,
-    CodeOptions,
+    CompleteCodeOptions,
     ExtractOptions,
     GenerateOptions,
     TextOptions,
@@ -289,7 +289,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
             rendered = self.render([{"role": "user", "content": prompt}])
         return self.request(rendered.tokens, options), rendered
 
-    def complete_code(self, buffer: CodeBuffer, **options: Unpack[CodeOptions]) -> CodeCompletion:
+    def complete_code(self, buffer: CodeBuffer, **options: Unpack[CompleteCodeOptions]) -> CodeCompletion:
         """Code at the cursor of a `CodeBuffer`, held by monitors; options as in `code.complete.complete_code`."""
         from likely.code.complete import complete_code
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from likely.decoding.options import OPTIONS as DECODING
 from likely.decoding.options import DecodingOptions, Option, SamplingOptions, table
+from likely.guided.settings import FormOptions, FormSettingsOptions
 
 if TYPE_CHECKING:
     from likely.code.analysis.members import Analyses, MemberProvider
     from likely.code.monitors.monitor import AcrossTrigger, Monitor
     from likely.guided.contrast import Contrast
-    from likely.guided.settings import OnUnsupported, Whitespace
 
 ASK_DEFAULTS: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 256}
 CHAT_DEFAULTS: Mapping[str, Any] = {"temperature": 0.2, "top_p": 0.9, "max_tokens": 512}
@@ -25,7 +25,7 @@ FORMS = table(
     Option("choices", None, "the text is one of these"),
 )
 FORM_SETTINGS = table(
-    Option("backend", "llguidance", "llguidance, xgrammar or reference"),
+    Option("backend", "llguidance", "llguidance or reference"),
     Option("whitespace", "compact", "in JSON: compact, single or any"),
     Option("on_unsupported", "error", "keywords that cannot be enforced: error, validate or ignore"),
     Option("retries", 3, "other samples, where a text breaks its schema"),
@@ -49,34 +49,20 @@ OPTIONS: Mapping[str, Option] = {
 }  # fmt: skip
 
 
-class FormOptions(DecodingOptions, total=False):
-    """How a text is decoded and how its form is held: fields of `guided.form.FormSettings`, and a contrast."""
+class DecodingFormOptions(DecodingOptions, FormSettingsOptions, total=False):
+    """How a text is decoded and how its form is held, and a contrast."""
 
-    backend: Literal["llguidance", "xgrammar", "reference"]
-    whitespace: Whitespace
-    on_unsupported: OnUnsupported
-    retries: int
-    close_on_budget: bool
-    extra_properties: bool
-    max_string: int | None
-    max_items: int | None
-    max_number_digits: int | None
     contrast: Contrast | None
 
 
-class ExtractOptions(FormOptions, total=False):
+class ExtractOptions(DecodingFormOptions, total=False):
     """What `extract` takes beside the schema; instruction: what to look for, in place of `extract.INSTRUCTION`."""
 
     instruction: str | None
 
 
-class TextOptions(FormOptions, total=False):
-    """What any text takes; at most one of these four says what it must look like."""
-
-    schema: Any
-    regex: str | None
-    grammar: str | None
-    choices: Sequence[str] | None
+class TextOptions(DecodingFormOptions, FormOptions, total=False):
+    """What any text takes; at most one of schema, regex, grammar and choices says what it must look like."""
 
 
 class GenerateOptions(TextOptions, total=False):
@@ -88,7 +74,7 @@ class GenerateOptions(TextOptions, total=False):
     max_tries: int
 
 
-class CodeOptions(SamplingOptions, total=False):
+class CompleteCodeOptions(SamplingOptions, total=False):
     """What `complete_code` takes; see `code.complete.complete_code`."""
 
     monitors: Sequence[str | Monitor]
