@@ -134,7 +134,7 @@ SETTINGS = [
     {"seed": 5},
     {"temperature": 0},
     {"seed": 6, "temperature": 0.7, "top_p": 0.8},
-    {"seed": 7, "top_k": 5, "drafter": "lookup"},
+    {"seed": 7, "top_k": 5, "drafter": "lookup", "draft_budget": 3},
     {"seed": 8, "min_p": 0.05, "presence_penalty": 0.5, "frequency_penalty": -0.5},
     {"seed": -(2**63), "stop": ["a", "e"]},
     {"seed": 9, "n": 3},

@@ -88,6 +88,7 @@ REFUSED = {
     "bias huge": completion(logit_bias={"1": 1e9}),
     "too many biases": completion(logit_bias={str(i): 1 for i in range(5000)}),
     "bias as list": completion(logit_bias=[1, 2]),
+    "wide draft budget": completion(draft_budget=2000),
     "unknown drafter": completion(drafter="lokup"),
     "drafter as object": completion(drafter={"path": "/etc/passwd"}),
     "stream as text": completion(stream="yes"),

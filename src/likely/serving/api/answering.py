@@ -344,6 +344,7 @@ class Answering:
             stop=tuple(asked.stop),
             samples=asked.n,
             drafter=self._model.drafter(asked.drafter or self._model.drafters.default),
+            draft_budget=asked.draft_budget,
             top_logprobs=top,
             constraint=constraint,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePath
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -56,6 +56,9 @@ def _option(name: str, **narrower: Any) -> Any:
     return Field(**{"default": option.default, "description": option.help, **bounds, **narrower})
 
 
+DraftBudget = Annotated[int, Field(ge=OPTIONS["draft_budget"].low, le=OPTIONS["draft_budget"].high)]
+
+
 class RequestBody(BaseModel):
     """A request body; a field that is null counts as not given."""
 
@@ -81,7 +84,7 @@ class StreamOptions(BaseModel):
 
 
 class GenerationRequest(RequestBody):
-    """How to continue; the names are OpenAI's, with the extensions top_k, min_p, drafter.
+    """How to continue; the names are OpenAI's, with the extensions top_k, min_p, drafter, draft_budget.
 
     At most one of the fields from response_format to guided_grammar says what the text must look like
     (`serving.forms`).
@@ -99,6 +102,9 @@ class GenerationRequest(RequestBody):
     frequency_penalty: float = _option("frequency_penalty", ge=-2, le=2)
     logit_bias: dict[int, float] = Field({}, max_length=MAX_BIASES)
     drafter: DrafterName | None = None  # None: the server's own
+    draft_budget: (
+        Annotated[int, Field(ge=OPTIONS["draft_budget"].low, le=OPTIONS["draft_budget"].high)] | Literal["auto"]
+    ) = "auto"
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     response_format: dict[str, Any] | None = None

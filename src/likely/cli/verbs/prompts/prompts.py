@@ -94,8 +94,6 @@ def select(
 
       likely prompts select --pool prompts.jsonl.gz --task sst2 --inputs reviews.jsonl --limit 100 --json
     """
-    import numpy as np
-
     from likely.cli.printing import print_json
     from likely.errors import nearest
     from likely.prompting.selection.choosing import select as choose
@@ -135,7 +133,7 @@ def select(
                 **{k: v for k, v in found.origin.items() if k != "prompt_digests"}, **settings,
                 "prompts": len(found.names), "inputs": found.logprobs.shape[1], "chosen": selection.name,
                 "chosen_per_input": each, **whole, "ranking": rows, "answers": selection.answers.tolist(),
-                "probs": np.round(selection.probs, 6).tolist(),
+                "probs": selection.probs.round(6).tolist(),
             }
         )  # fmt: skip
         return
