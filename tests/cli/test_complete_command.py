@@ -42,7 +42,7 @@ def test_exact_choice_writes_a_whole_member(cli, tiny, file):
 
 def test_a_server_that_cannot_be_started_is_told(cli, tiny, file):
     done = cli("complete", file, "--line", 3, "-m", tiny, "--server", "no-such-server", "--max-tokens", 2)
-    assert done.code == 0 and "1 failed" in done.err and done.out
+    assert done.code == 2 and "no such program: 'no-such-server'" in done.err and not done.out
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,7 @@ class Results:
         self._file: IO[bytes] | None = None
         if path is None:
             return
+        _encoded(header)  # what is no JSON is refused before there is a file
         self._file = _open_alone(path)
         try:
             if overwrite:

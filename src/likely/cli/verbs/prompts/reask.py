@@ -13,7 +13,7 @@ from likely.cli import options
 if TYPE_CHECKING:
     from likely.cli.file_run import Advance, Chunks
     from likely.io.jsonl import Line
-    from likely.weak_supervision.reasking import Example, rate_and_reask, summarise
+    from likely.weak_supervision.reasking import Example
 
 HINT = 'lines like {"text": "...", "answer": "spam"} are expected'
 
@@ -68,7 +68,7 @@ def reask(
     from likely.cli.printing import print_json, progress
     from likely.io.hashes import file_sha256, fingerprint
     from likely.weak_supervision.labelling_rules import read_rules
-    from likely.weak_supervision.reasking import LabelTask
+    from likely.weak_supervision.reasking import LabelTask, rate_and_reask, summarise
 
     names = tuple(name.strip() for name in labels.split(","))
     if len(names) < 2 or len(set(names)) < len(names) or "" in names:
