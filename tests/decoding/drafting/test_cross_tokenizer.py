@@ -234,7 +234,7 @@ def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="length must be >= 1"):
         CrossTokenizerModel(draft, LETTERS, WORDS, length=0)
     draft.capabilities = Capabilities()
-    with pytest.raises(CapabilityError, match="torch, llamacpp or native"):
+    with pytest.raises(CapabilityError, match="llamacpp, torch, native"):
         CrossTokenizerModel(draft, LETTERS, WORDS)
     with pytest.raises(CapabilityError, match="known q"):
         source = CrossTokenizerModel(ToyRuntime.random(6, seed=4), LETTERS, WORDS)

@@ -246,7 +246,7 @@ def test_an_ended_drafter_opens_nothing_again():
 def test_a_hopeless_runtime_is_refused():
     draft = related()
     draft.capabilities = Capabilities(trees=False, truncate=True)
-    with pytest.raises(CapabilityError, match="torch, llamacpp or native"):
+    with pytest.raises(CapabilityError, match="llamacpp, torch, native"):
         DraftModel(draft)
 
 

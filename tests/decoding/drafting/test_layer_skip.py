@@ -221,9 +221,9 @@ def test_wrong_arguments_are_refused(argument, message):
 
 def test_a_runtime_without_layers_is_refused():
     toy = ToyRuntime.random(5, seed=0)
-    with pytest.raises(CapabilityError, match="runtime='torch' or 'native'"):
+    with pytest.raises(CapabilityError, match="leave out layers: torch, native"):
         LayerSkip.parse("2", toy)
-    with pytest.raises(CapabilityError, match="runtime='torch' or 'native'"):
+    with pytest.raises(CapabilityError, match="leave out layers: torch, native"):
         request = Request((1,), drafter=LayerSkip(LayerPlan(frozenset({0}))), draft_budget=2, max_tokens=5)
         run(toy_loop(toy), request)
 
