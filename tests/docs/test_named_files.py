@@ -55,7 +55,7 @@ def resolves(name: str) -> bool:
 
 def test_every_room_has_its_page_of_reference():
     pages = {path.stem: path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md")}
-    assert set(pages) == {*ROOMS, "likely"}
+    assert set(pages) == {*ROOMS, "likely", "options"}
     assert all(f"::: likely.{room}\n" in pages[room] for room in ROOMS)
     nav = (ROOT / "mkdocs.yml").read_text()
     assert all(f"- reference/{room}.md" in nav for room in pages)
