@@ -69,6 +69,7 @@ def test_auto_takes_what_predicts_other_items_best():
     assert fit_calibrator(classes(), method="auto").recalibrator.name == "temperature"  # the truth is one
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", [m for m in RECALIBRATORS if m not in ("h", "answer")])
 def test_every_method_is_restored_from_its_file_to_the_bit(method, tmp_path):
     wide = {"logits", "probs"} & set(RECALIBRATORS[method].inputs)
@@ -135,6 +136,7 @@ def test_a_misspelt_method():
         fit_calibrator(classes(100), method="isotonik")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "damage",
     [
@@ -226,6 +228,7 @@ def test_risk():
         abstention_rule(held([0.5], [1]), risk=5)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("change", "said"),
     [

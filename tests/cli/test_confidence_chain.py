@@ -291,6 +291,7 @@ def test_what_contradicts_itself_is_refused_by_name(lm, kept):
         ConfidencePolicy(at_least=0.5, risk=0.5)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [

@@ -70,6 +70,7 @@ def test_every_document_has_its_value(cli, tiny, schema, documents, tmp_path):
     assert piped.out.encode() == out.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_goes_on_to_the_same_file(cli, tiny, schema, documents, tmp_path):
     call = ("extract", "--schema", schema, documents, "-m", tiny, "--threads", 1, "--max-tokens", 60)
     assert cli(*call, "-o", tmp_path / "whole.jsonl").code == 0
@@ -154,6 +155,7 @@ def test_extract_usage(cli, tiny, schema, documents, tmp_path):
     one_line(cli("extract", "--schema", schema, documents, "-m", tiny, "--threads", 1, "-s", "tempo=2"), 2, "tempo")
 
 
+@pytest.mark.slow
 def test_ctrl_c_loses_nothing(cli, tiny, schema, documents, tmp_path, monkeypatch):
     from likely.io.jsonl import Results
 

@@ -11,6 +11,7 @@ from interleavings import Interleavings
 NAMES = [name for name in FACTORIES if not name.startswith("llamacpp") and name != "torch-recompute"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_any_interleaving_equals_fresh_decodes(name):
     build, allowed = FACTORIES[name]
@@ -28,6 +29,7 @@ def test_any_interleaving_equals_fresh_decodes(name):
     run_state_machine_as_test(Here, settings=options)
 
 
+@pytest.mark.slow
 def test_a_runtime_that_forgets_to_drop_nodes_is_caught():
     """Negative control: a commit that keeps one node too many."""
     build, _ = FACTORIES["toy"]

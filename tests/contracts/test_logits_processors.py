@@ -128,6 +128,7 @@ def requests(contrast) -> list[Request]:
     ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_texts_are_those_of_the_reference(target, preset):
     _, runtime = target
@@ -152,6 +153,7 @@ def test_a_batch_is_each_alone(target, preset):
     assert [f[0].tokens for f in run(runtime, *wanted)] == [run(runtime, r)[0][0].tokens for r in wanted]
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("drafter", ["lookup", "suffix, trees", "model, chain", "random trees"])
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_drafted_text_is_the_undrafted_one(target, preset, drafter):
@@ -170,6 +172,7 @@ def test_drafted_text_is_the_undrafted_one(target, preset, drafter):
             np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-3)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_a_constraint_at_once(target, preset):
     """p and p⁻ are compared over what is allowed; nothing else is ever emitted, however unlikely the allowed tokens."""
@@ -250,6 +253,7 @@ def law_of_text(runtime, contrast, prompt, text) -> float:
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("verification", ["keyed", "rejection", "spectr"])
 @pytest.mark.parametrize("preset", ["uscd", "cfg", "cfg, lazy"])
 def test_sampled_text_has_the_contrasted_law(preset, verification):

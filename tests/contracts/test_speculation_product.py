@@ -42,6 +42,7 @@ def run(runtime, wanted: list[Request]):
     return [done[i] for i in ids]
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(("name", "choice"), [(n, c) for n in MADE for c in CHOICES])
 def test_text_and_logprobs_are_those_of_plain_decoding(target, name, choice):
     kind, runtime, tolerance = target
@@ -104,6 +105,7 @@ def test_cancelled_in_mid_flight_everything_is_freed(target, name):
 LAW = Sampling(temperature=1.0, seed=0)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("verification", ["rejection", "spectr", "keyed"])
 @pytest.mark.parametrize("name", list(MADE))
 def test_sampled_text_has_the_targets_law(name, verification):

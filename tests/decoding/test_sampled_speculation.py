@@ -76,6 +76,7 @@ def p_value(draws: list) -> float:
     return min(values)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", RULES)
 def test_sampled_sequences_have_the_distribution_of_the_target(name):
     shape, verification = RULES[name]
@@ -181,6 +182,7 @@ def unlikely_dropped(draft: Draft) -> Draft:
     return replace(draft, draws={node: children for node, children in draws.items() if children})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "change, shape",
     [

@@ -14,6 +14,7 @@ import pytest
 PAGE = Path(__file__).parents[2] / "docs" / "label-loop.md"
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.xdist_group("real")
 def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):

@@ -47,6 +47,7 @@ def test_its_python_runs(tmp_path, monkeypatch, native_library, capsys):
     found["fast"].close()
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.xdist_group("real")
 def test_its_commands_run(tmp_path, smollm2_path, native_library):

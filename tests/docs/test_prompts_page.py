@@ -28,6 +28,7 @@ def test_every_method_and_combination_stands_in_its_table():
     assert set(COMBINATIONS) == {"max", "mean", "vote", "geometric"}
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.xdist_group("real")
 def test_every_command_and_its_python_work_in_order(tmp_path, smollm2_path):

@@ -19,6 +19,7 @@ def blocks(kind):
     return re.findall(rf"```{kind}\n(.*?)```", PAGE, flags=re.S)
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
     program = tmp_path / "bin" / "likely"
     program.parent.mkdir()

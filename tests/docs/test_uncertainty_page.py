@@ -31,6 +31,7 @@ def test_every_estimator_stands_in_the_table_with_its_direction_and_its_needs():
     assert listed == {name: certain[estimator.higher_is] for name, estimator in ESTIMATORS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.xdist_group("real")
 def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):

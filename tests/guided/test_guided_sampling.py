@@ -151,6 +151,7 @@ def test_the_toy_distorts():
     assert abs(sum(q.values()) - 1) < 1e-6 and total_variation(p, q) > 0.25
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("limit", [2, 3, 4])
 @pytest.mark.parametrize("sampler", ["importance", "smc"])
 def test_weights_are_proper(sampler, limit):
@@ -181,6 +182,7 @@ def test_weights_are_proper(sampler, limit):
         assert abs(seen.mean() - value) < 5.5 * error, (word, value, seen.mean(), error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["importance", "smc"])
 def test_the_law_nears_the_conditional_with_more_particles(sampler):
     """Weights normalised and averaged over seeds are the law of one drawn text; with one particle it is q."""
@@ -217,6 +219,7 @@ def test_importance_draws_follow_their_exact_law():
     assert chi_square_p(found, p) < 1e-6 and chi_square_p(found, q) < 1e-6
 
 
+@pytest.mark.slow
 def test_rejection_is_exact_and_local_masking_is_not():
     lm = toy_model()
     p, q, total = laws(lm)
@@ -229,6 +232,7 @@ def test_rejection_is_exact_and_local_masking_is_not():
     assert abs(rate - total) < 5.5 * total * math.sqrt((1 - total) / 3000)
 
 
+@pytest.mark.slow
 def test_the_evidence_of_rejection_is_unbiased():
     lm, seeds = toy_model(), 500
     *_, total = laws(lm)
