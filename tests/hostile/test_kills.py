@@ -129,8 +129,8 @@ def test_a_converted_model_is_whole_or_not_there(
     folder.mkdir()
     for number in range(stops):
         target = folder / str(number)
-        # the end of the run, where the name is given, gets half of the stops
-        at = rng.randrange(1, whole.steps) if number % 2 else whole.steps - rng.randrange(1, 1000)
+        # the end of the run, where the name is given, gets half of the stops, at distances of every magnitude
+        at = rng.randrange(1, whole.steps) if number % 2 else whole.steps - int(1000 ** rng.random())
         ended = convert(target, at)
         found = bytes_of(target)
         assert ended.code == (130 if kind == signal.SIGINT else -signal.SIGKILL)
