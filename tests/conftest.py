@@ -15,6 +15,8 @@ from hypothesis import settings
 from likely.errors import DataError
 
 NO_DATA = "no data sets on this machine"
+SLOW_FOLDERS = ("real", "reproductions")
+QUICK_FILES = ("test_smoke.py", "test_forms_elsewhere.py")
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # one processor each: engines that spin must not share
@@ -30,8 +32,10 @@ settings.load_profile("fixed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a product of cases marked `sampled(n)`, all but every n-th (by a hash of its name) are slow."""
+    """Slow are whole folders, and of cases marked `sampled(n)` all but every n-th (by a hash of its name)."""
     for item in items:
+        if item.path.parent.name in SLOW_FOLDERS and item.path.name not in QUICK_FILES:
+            item.add_marker(pytest.mark.slow)
         mark = item.get_closest_marker("sampled")
         if mark is not None and zlib.crc32(item.nodeid.encode()) % mark.args[0]:
             item.add_marker(pytest.mark.slow)

@@ -107,6 +107,7 @@ def bytes_of(path: Path) -> dict[str, bytes] | bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("to", "kind", "stops"),
     [
@@ -153,6 +154,7 @@ def test_a_model_that_is_being_checked_is_not_there_yet(moments: Moments, tiny: 
         assert not target.exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_is_replaced_is_the_old_one_or_the_new_one(moments: Moments, tiny: Path, tmp_path: Path) -> None:
     new, target, rng, seen = tmp_path / "new.gguf", tmp_path / "target.gguf", random.Random(3), set()
     steps = moments.run("convert", tiny, new, "--to", "q8_0", "--no-verify").steps

@@ -439,6 +439,7 @@ def test_broken_safetensors_files_are_refused(content: bytes, tmp_path: Path) ->
 # --- the real thing --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_smollm2_becomes_a_folder_and_comes_back_to_the_same_weights(smollm2_path: Path, tmp_path: Path) -> None:
     there = convert(smollm2_path, tmp_path / "folder", to="safetensors")

@@ -20,6 +20,7 @@ def lm(request):
         yield model
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.lmql")), ids=lambda p: p.stem)
 def test_the_examples_run(lm, path):
     r = query_file(path)(lm, max_tokens=24)

@@ -279,6 +279,7 @@ def test_an_unknown_instruction_set_is_refused(folder, monkeypatch):
     assert left_in(folder) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["plain", "avx2"])
 def test_other_instruction_sets_compute_the_same_to_rounding(native_library, libraries, made, monkeypatch, isa):
     """Sums of whole numbers are the same; sums of floats go in another order, and a code may then fall to the other
@@ -302,6 +303,7 @@ def test_other_instruction_sets_compute_the_same_to_rounding(native_library, lib
             assert nats_apart(*rows).max() < allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["plain", "avx2"])
 def test_rows_are_invariant_on_every_instruction_set(libraries, made, monkeypatch, isa):
     """How many rows stay in registers together differs: each set makes its own sums, always in one order."""

@@ -111,6 +111,7 @@ def test_ragged_batches_equal_rows_alone(kind, name):
     assert runtime.alignment.copied > 5 and runtime.align_s > 0
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, top_p=0.9)], ids=["greedy", "keyed"])

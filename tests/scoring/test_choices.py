@@ -142,6 +142,7 @@ def test_settings_are_checked_by_name(toy):
     assert score_choices(toy, []).accuracy.value is None
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.xdist_group("real")
 def test_arc_easy_is_what_score_says_question_by_question(data_dir):

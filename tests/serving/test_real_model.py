@@ -40,6 +40,7 @@ def url(lm, local):
         yield url
 
 
+@pytest.mark.slow
 def test_lm_eval_over_http_equals_ours(url, items, local, tmp_path_factory, smollm2_path):
     pytest.importorskip("tenacity")
     from lm_eval.api.instance import Instance
