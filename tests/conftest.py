@@ -16,7 +16,7 @@ from likely.errors import DataError
 
 NO_DATA = "no data sets on this machine"
 SLOW_FOLDERS = ("real", "reproductions")
-QUICK_FILES = ("test_smoke.py", "test_forms_elsewhere.py")
+QUICK_FILES = ("test_smoke.py",)
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # one processor each: engines that spin must not share

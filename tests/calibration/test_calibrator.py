@@ -136,7 +136,7 @@ def test_a_misspelt_method():
         fit_calibrator(classes(100), method="isotonik")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     "damage",
     [

@@ -43,6 +43,7 @@ def options(tmp_path):
     return path, logits, np.array(labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["temperature", "vector"])
 def test_one_file_of_scores_feeds_map_sets_and_threshold(cli, options, tmp_path, method):
     path, logits, labels = options

@@ -48,6 +48,7 @@ def results(path):
     return header, records
 
 
+@pytest.mark.slow
 def test_every_document_has_its_value(cli, tiny, schema, documents, tmp_path):
     out = tmp_path / "out.jsonl"
     done = cli("extract", "--schema", schema, documents, "-m", tiny, "--threads", 1, "-o", out, "--max-tokens", 60)

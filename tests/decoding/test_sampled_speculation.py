@@ -96,6 +96,7 @@ def test_plain_and_keyed_sequences_have_the_distribution_of_the_target():
     assert p_value(sequences(None, "keyed", 1536)[0]) > FALSE_ALARM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["RSD-C (3,1,1)", "RSD-S W=3", "SpecInfer K=3", "SpecTr K=3"])
 def test_a_budget_below_the_shape_keeps_the_law(name):
     shape, verification = RULES[name]

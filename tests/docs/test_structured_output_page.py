@@ -37,6 +37,7 @@ def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
     assert [record["value"]["name"] for record in records] == ["Ann Lee", "Carlo"]
 
 
+@pytest.mark.slow
 def test_the_python_of_the_page_works_in_order(tmp_path, smollm2_path):
     ours = [block for block in blocks("python") if "for_llama_cpp" not in block and "OpenAI" not in block]
     assert len(ours) == 5

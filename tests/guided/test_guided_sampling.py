@@ -203,6 +203,7 @@ def test_the_law_nears_the_conditional_with_more_particles(sampler):
     assert distance[64] < distance[1] / 6
 
 
+@pytest.mark.slow
 def test_importance_draws_follow_their_exact_law():
     """With three texts the law of the drawn one is a sum over all triples; it is neither q nor p( | L)."""
     lm, n, draws = toy_model(), 3, 4000

@@ -53,6 +53,7 @@ def study(count: int, *, rich: bool, **options) -> Counter:
     return seen
 
 
+@pytest.mark.slow
 def test_two_hundred_schemas_that_are_enforced():
     pytest.importorskip("llguidance")
     seen = study(200, rich=False)

@@ -107,7 +107,7 @@ def bytes_of(path: Path) -> dict[str, bytes] | bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "kind", "stops"),
     [

@@ -739,6 +739,7 @@ def llama_server(request: pytest.FixtureRequest, smollm2_path: Any) -> Iterator[
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_llama_cpp_python_server_generates_and_is_refused_as_a_scorer(
     llama_server: tuple[str, str], smollm2_path: Any

@@ -64,6 +64,7 @@ def test_the_basic_interval_mirrors_the_percentiles_and_holds_the_value():
     assert basic(0.4, np.full(3, np.nan), 0.9) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [200, 500])
 @pytest.mark.parametrize("binning", ["width", "mass"])
 def test_percentiles_of_the_ece_lie_too_high_and_basic_intervals_do_not(n, binning):

@@ -150,6 +150,7 @@ CLAUSES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(CLAUSES)
 def test_any_clause_is_sound_and_within_the_follow_mask(node):

@@ -51,6 +51,7 @@ def test_a_calculator_writes_the_value(lm):
     assert r.text == f"6 times 7 is <<6*{r.value}{6 * int(r.value[:-1])}>>"
 
 
+@pytest.mark.slow
 def test_a_distribution_equals_teacher_forced_log_softmax(tmp_path_factory, smollm2_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     from likely.models.convert import convert

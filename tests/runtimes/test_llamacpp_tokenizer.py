@@ -54,6 +54,7 @@ def test_bytes_of_gemma_tokens_join_to_the_text(gemma, text):
     assert joined(gemma, text) == text.replace("▁", " ").encode()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(text=TEXT)
 def test_ids_equal_those_of_the_tokenizer_built_from_the_file(opened, text):

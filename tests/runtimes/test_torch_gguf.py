@@ -212,6 +212,7 @@ def test_smollm2_agrees_with_llama_cpp(smollm2_path):
     compare_real(smollm2_path, add_bos=False)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_gemma3_agrees_with_llama_cpp(gemma3_path):
     compare_real(gemma3_path, add_bos=True)
@@ -236,6 +237,7 @@ print(json.dumps({"peak": peak() - before, "weights": weights, "kv": 1024 * runt
 """
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_loading_holds_the_weights_once(smollm2_path):
     done = subprocess.run(

@@ -459,6 +459,7 @@ def test_folders_round_trip_and_damaged_ones_are_refused(tmp_path, runtimes):
         TorchRuntime.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_smollm2_equals_its_plain_forward_on_many_texts(smollm2_path):
     runtime = TorchRuntime.from_gguf(smollm2_path, tokens_held=4096)

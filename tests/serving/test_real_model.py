@@ -64,6 +64,7 @@ def test_lm_eval_over_http_equals_ours(url, items, local, tmp_path_factory, smol
     assert np.abs(np.array(ours) - np.roll(ours, 1)).max() > 1
 
 
+@pytest.mark.slow
 def test_our_own_client_equals_ours(url, items, local):
     with likely.load(url) as remote:
         assert remote.capabilities.score, remote.capabilities.why_not
