@@ -164,6 +164,7 @@ def test_a_contrast_is_made_with_each_lame_prompt():
     assert report.contrasted == 2 and [s.passed for s in report.solved] == [1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("benchmark", ["humaneval", "mbpp"])
 def test_reference_solutions_pass_and_others_do_not(benchmark, data_dir):
     found = problems(benchmark, limit=25, data_dir=data_dir)

@@ -40,6 +40,7 @@ def answers(n=400, seed=0):
     return Labelled("answer", x, correct, ORIGIN), tokens
 
 
+@pytest.mark.slow
 def test_the_report_is_of_items_that_were_not_fitted_to():
     made = fit_calibrator(classes(), method="temperature", hold_out=0.25)
     assert made.recalibrator.temperature_ == pytest.approx(2.0, abs=0.15)
@@ -61,6 +62,7 @@ def test_a_fold_without_wrong_answers_is_no_obstacle(tmp_path):
     assert Calibrator.load(tmp_path / "few.json").about == made.about
 
 
+@pytest.mark.slow
 def test_auto_takes_what_predicts_other_items_best():
     made = fit_calibrator(answers()[0])
     losses = made.about["cross_validated_nll"]
@@ -83,6 +85,7 @@ def test_every_method_is_restored_from_its_file_to_the_bit(method, tmp_path):
     assert again.confidence.tolist() == made.confidence.tolist() and again.after == made.after
 
 
+@pytest.mark.slow
 def test_answers_are_mapped_one_by_one_as_together(tmp_path):
     labelled, tokens = answers()
     made = fit_calibrator(labelled)
@@ -206,6 +209,7 @@ def held(confidence, correct):
     return Calibrator(made.recalibrator, "answer", np.array(confidence, float), np.array(correct))
 
 
+@pytest.mark.slow
 def test_at_least():
     made = abstention_rule(held([0.95] * 50 + [0.5] * 50, [1] * 50 + [0] * 50), at_least=0.9)
     assert made.answers(0.9) and not made.answers(0.89) and not made.answers(None)
@@ -214,6 +218,7 @@ def test_at_least():
     assert "nothing is known" in abstention_rule(held([0.5] * 40, [1] * 40), at_least=0.9).guarantee
 
 
+@pytest.mark.slow
 def test_risk():
     rng = np.random.default_rng(0)
     confidence = rng.random(2000)

@@ -87,6 +87,7 @@ def empirical(c, right, risk, delta):
     return curve.thresholds[good[-1]] if len(good) else None
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("law", [continuous, tied])
 @pytest.mark.parametrize("error", [falling, surest_are_wrong, wavy])
 def test_the_true_risk_exceeds_the_promise_in_at_most_delta_of_the_sets(law, error):

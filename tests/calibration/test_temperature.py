@@ -95,6 +95,7 @@ def test_confident_logits_do_not_make_it_run_away():
     assert around[1] < min(around[0], around[2]) < nll(z, labels, 1.0) - 2
 
 
+@pytest.mark.slow
 def test_half_precision_logits_are_computed_in_double():
     z, labels = drawn(5000, classes=100, seed=6)
     half = (z + 300).astype(np.float16)  # a quarter is the step between numbers there

@@ -53,6 +53,7 @@ def plain(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_plain_lines_give_an_unbound_calibrator(cli, plain, tmp_path, store):
     assert "-o cal.json" in one_line(cli("calibrate", "fit", plain), 2)
     target = tmp_path / "cal.json"
@@ -74,6 +75,7 @@ def rows(path):
     return [(r["confidence"], r["correct"]) for r in map(json.loads, path.read_text().splitlines())]
 
 
+@pytest.mark.slow
 def test_plot(cli, plain, tmp_path):
     shown = cli("calibrate", "plot", plain)
     assert shown.code == 0 and len(shown.out.splitlines()) > 5
@@ -94,6 +96,7 @@ def test_plot_takes_the_rounded_probabilities_that_eval_takes(cli, tmp_path):
     assert cli("calibrate", "eval", rounded, "--json").json["ece"] == pytest.approx(0.2)
 
 
+@pytest.mark.slow
 def test_ask_and_chat_use_what_was_fitted_for_them(cli, tiny, graded, store, tmp_path):
     ask = ("ask", "Is 3 odd?", "-m", tiny, *FEW, "--json")
     assert cli(*ask).json["confidence"] is None
@@ -113,6 +116,7 @@ def test_ask_and_chat_use_what_was_fitted_for_them(cli, tiny, graded, store, tmp
     assert cli("ask", questions, "-m", tiny, *FEW).lines[1]["confidence"] == pytest.approx(found["confidence"])
 
 
+@pytest.mark.slow
 def test_abstaining_and_asking_another(cli, tiny, graded, store, tmp_path):
     ask = ("ask", "Is 3 odd?", "-m", tiny, *FEW)
     assert "no calibrator was fitted" in one_line(cli(*ask, "--at-least", 0.5), 1)
@@ -159,6 +163,7 @@ def test_bad_files(cli, tmp_path, verb):
     assert not (tmp_path / "out.png").exists()
 
 
+@pytest.mark.slow
 def test_figures_of_lines_that_were_fitted_to_are_called_too_good(cli, plain, tmp_path):
     target = tmp_path / "cal.json"
     cli("calibrate", "fit", plain, "-o", target)
@@ -168,6 +173,7 @@ def test_figures_of_lines_that_were_fitted_to_are_called_too_good(cli, plain, tm
     assert not cli("calibrate", "eval", other, "--calibrator", target).err
 
 
+@pytest.mark.slow
 def test_eval_refuses_a_calibrator_of_another_model(cli, graded, store):
     [kept] = cli("calibrate", "fit", graded, "--json").json["written"]
     record = json.loads(Path(kept).read_text())
@@ -176,6 +182,7 @@ def test_eval_refuses_a_calibrator_of_another_model(cli, graded, store):
     assert "another template" in one_line(cli("calibrate", "eval", graded, "--calibrator", kept), 1)
 
 
+@pytest.mark.slow
 def test_a_line_with_a_system_message_of_its_own_gets_no_confidence(cli, tiny, graded, store, tmp_path):
     cli("calibrate", "fit", graded)
     questions = write(

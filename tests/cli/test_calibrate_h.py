@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 
+@pytest.mark.slow
 def test_h_is_fitted_to_logits_and_used(cli, tmp_path, monkeypatch):
     monkeypatch.setattr("likely.calibration.h.train.PATIENCE", 10)  # short training
     rng = np.random.default_rng(0)

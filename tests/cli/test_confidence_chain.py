@@ -226,6 +226,7 @@ def test_one_question_has_one_answer_whoever_asks(case, lm, kept, cli, tiny, oth
     assert served == [expected] * len(served)
 
 
+@pytest.mark.slow
 def test_a_fallback_has_a_calibrator_of_its_own_or_none(lm, kept, other_path):
     asked = {"max_tokens": 6, "at_least": 0.995}
     with likely.load(str(other_path), threads=1) as other:
@@ -248,6 +249,7 @@ def test_a_question_of_its_own_kind_has_no_confidence(lm, kept):
     assert not common.abstained and own.abstained and "system message of its own" in own.why
 
 
+@pytest.mark.slow
 def test_a_server_that_gives_logprobs_is_held_to_a_threshold():
     with toy_server() as server, RemoteModel(server.url, backoff_s=0.0) as lm:
         spelt = [{"role": "user", "content": "Is it?"}]
@@ -271,6 +273,7 @@ def test_a_bound_policy_is_overridden_by_a_call(lm, kept):
     assert free.confidence is None and not free.abstained
 
 
+@pytest.mark.slow
 def test_what_contradicts_itself_is_refused_by_name(lm, kept):
     for options, error, words in (
         ({"at_least": 0.5, "risk": 0.1}, ValueError, "give one of at_least and risk"),
@@ -314,6 +317,7 @@ def test_the_server_refuses_by_field(body, param, words, lm, kept, other_path):
     assert status == 400 and reply["error"]["param"] == param and words in reply["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_server_may_hold_every_chat_to_a_threshold(lm, kept, other_path):
     with likely.load(str(other_path), threads=1) as other:
         theirs = other.ask(QUESTION, max_tokens=6).text

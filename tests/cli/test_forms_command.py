@@ -116,6 +116,7 @@ def test_chat_answers_in_the_form(cli, tiny):
     assert done.code == 1 and "not complete" in done.err
 
 
+@pytest.mark.slow
 def test_what_cannot_be_enforced(cli, tiny, tmp_path):
     """Refused; or drawn until it holds; or left out, and said so."""
     path = tmp_path / "f.json"

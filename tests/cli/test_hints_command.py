@@ -35,6 +35,7 @@ def hints(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_learn_and_use(cli, tiny, exam, hints, tmp_path):
     policy, kept = tmp_path / "policy.json", tmp_path / "kept.jsonl"
     model = ("-m", tiny, "--threads", 1, "--kept", kept)

@@ -185,6 +185,7 @@ def test_outcomes_in_between_are_counted_and_teach_nothing(cli, tiny, tmp_path):
     assert "outcomes_between" not in cli("risk", table(people, rows(4)), "--task", task, "-m", tiny, "--json").json
 
 
+@pytest.mark.slow
 def test_risks_can_be_calibrated(cli, tiny, task, tmp_path):
     people, out = table(tmp_path / "people.csv", rows(60)), tmp_path / "r.jsonl"
     summary = cli("risk", people, "--task", task, "-m", tiny, "-o", out, "--json").json

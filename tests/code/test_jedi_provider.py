@@ -86,6 +86,7 @@ def test_text_that_does_not_parse_is_read_all_the_same(jedi, project):
     assert "total_price" in names(ask(jedi, project, "cart.\n    "))
 
 
+@pytest.mark.slow
 def test_half_written_files_of_its_cache_do_not_matter(project, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for _ in range(2):

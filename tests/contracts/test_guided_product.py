@@ -178,6 +178,7 @@ def test_sampled_guided_text_has_the_law_q(name, verification):
     assert chi_square_p(texts, law) > 1e-6
 
 
+@pytest.mark.slow
 def test_a_dropped_mask_would_be_seen():
     """The enumeration above must be able to fail: the model's own law is another one."""
     runtime = ToyRuntime.random(14, seed=2, order=2, scale=1.0, context_length=64)

@@ -144,6 +144,7 @@ def test_texts_are_those_of_the_reference(target, preset):
     assert opened > 0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_a_batch_is_each_alone(target, preset):
     _, runtime = target
@@ -220,6 +221,7 @@ class OneOf:
         return True
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_samples_together_are_samples_alone(target, preset):
     _, runtime = target

@@ -85,6 +85,7 @@ def test_sampled_sequences_have_the_distribution_of_the_target(name):
     assert per_call > 1.2  # drafts were kept, so the rule was at work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [StochasticBeam(3, 3), ConstantBranching((2, 2)), IidTree((2, 1))], ids=str)
 def test_keyed_sequences_are_those_of_plain_sampling(shape):
     plain, one = sequences(None, "keyed", 512)
@@ -121,6 +122,7 @@ def test_greedy_text_is_that_of_plain_decoding_under_every_rule():
         assert sequences(TableDrafts(Q, shape), verification, 1, temperature=0)[0] == plain
 
 
+@pytest.mark.slow
 def test_drafts_are_not_dropped_for_what_was_drawn():
     """Where leaves are short, room is set aside before drawing: to drop wide trees only would bias the text."""
     shape, verification = RULES["SpecInfer K=3"]
@@ -212,6 +214,7 @@ def no_residual(p, q, candidates, uniform, *, replaced):
 RIGHT = accept.recursive_rejection
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [swap_p_and_q, no_residual], ids=lambda f: f.__name__)
 def test_wrong_rules_are_seen(wrong, monkeypatch):
     def patched(p, q, candidates, uniform, *, replaced):
@@ -225,6 +228,7 @@ def test_wrong_rules_are_seen(wrong, monkeypatch):
     assert p_value(sequences(TableDrafts(Q, IidTree((2, 1))), "rejection", 1024)[0]) < FALSE_ALARM
 
 
+@pytest.mark.slow
 def test_an_off_by_one_row_is_seen(monkeypatch):
     def shifted(draft, distribution_at, uniform, **settings):
         return accept.sampled_walk(

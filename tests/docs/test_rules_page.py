@@ -27,6 +27,7 @@ def texts_and_rules(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_python_of_the_page_says_what_it_says(texts_and_rules):
     (block,) = blocks("python")
     done = subprocess.run(

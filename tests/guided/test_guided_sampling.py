@@ -247,6 +247,7 @@ def test_the_evidence_of_rejection_is_unbiased():
 # --- what a text depends on -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["importance", "smc", "rejection"])
 def test_texts_do_not_depend_on_companions(sampler):
     options = {"constraint": Words(), "max_tokens": 3, "sampler": sampler, "n": 5, "particles": 16, "seed": 3}

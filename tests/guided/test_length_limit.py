@@ -169,6 +169,7 @@ def test_regex_masks_leave_out_exactly_what_cannot_be_completed(regex):
                 assert all(contains(mask, i) == fits for i in ids), (text, budget)
 
 
+@pytest.mark.slow
 def test_the_mask_is_a_function_of_text_and_budget():
     """Asked or not before, forked, rolled back, on another path in between: the same set."""
     rng = np.random.default_rng(3)

@@ -61,6 +61,7 @@ def constraint_of(request):
     return lambda form: guide.constraint(make_form(**form, settings=settings))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 def test_the_identity_holds_on_every_sample(constraint_of, form):
     runtime = ToyRuntime.random(4, seed=5, order=1)

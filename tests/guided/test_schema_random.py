@@ -60,6 +60,7 @@ def test_two_hundred_schemas_that_are_enforced():
     assert seen["whole"] > 900 and seen["unsupported"] < 5 and seen["contradictory"] < 20
 
 
+@pytest.mark.slow
 def test_schemas_beyond_the_engine_with_validate():
     pytest.importorskip("llguidance")
     seen = study(100, rich=True, on_unsupported="validate", retries=6)

@@ -103,6 +103,7 @@ def check_clean(terminal: Terminal) -> None:
         assert noise not in text
 
 
+@pytest.mark.slow
 def test_generate_keeps_what_it_wrote(open_terminal, tiny: Path) -> None:
     terminal = open_terminal("generate", "the cat", *endless(tiny))
     terminal.until(lambda new: len(new) > 300)
@@ -119,6 +120,7 @@ def test_generate_keeps_what_it_wrote(open_terminal, tiny: Path) -> None:
     assert 100 < len(partial) < len(whole) / 2
 
 
+@pytest.mark.slow
 def test_a_model_cannot_steer_the_terminal(open_terminal, tiny: Path) -> None:
     escape = 3 + 0x1B  # the token of that byte, after three control tokens
     arguments = ["generate", "the cat", "-m", tiny, "--threads", 1, "--max-tokens", 200]

@@ -205,6 +205,7 @@ def test_every_cut_is_refused(tmp_path: Path) -> None:
     read_header(path)
 
 
+@pytest.mark.slow
 def test_random_mutations_are_read_or_refused(tmp_path: Path) -> None:
     rng, path, refused = random.Random(1), tmp_path / "mutant.gguf", 0
     lengths = [i for i in range(8, len(GOOD) - 168) if int.from_bytes(GOOD[i : i + 8], "little") < 64]

@@ -71,6 +71,7 @@ def score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return call
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_line_is_named_before_the_model_loads(score, tmp_path: Path, monkeypatch, name: str) -> None:
     def no_loading(*_: object, **__: object) -> None:

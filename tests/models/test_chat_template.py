@@ -288,6 +288,7 @@ REAL_CONVERSATIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_smollm2_equals_transformers(smollm2, smollm2_path) -> None:
     from transformers import AutoTokenizer

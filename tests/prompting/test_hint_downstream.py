@@ -85,6 +85,7 @@ def test_a_hint_is_one_line_in_training_and_in_use():
     assert _one_line(tokenizer, [2, 9, 3], ends) == ([2, 9], "Be")
 
 
+@pytest.mark.slow
 def test_a_writer_learns_what_is_rewarded_and_leaves_the_model_as_it_was(tmp_path):
     """The tiny model is paid for hints with the letter e; the log-probabilities of the model itself stay the same."""
     pytest.importorskip("peft")

@@ -112,6 +112,7 @@ def test_option_scores_hold_the_same_law_and_the_labels(combine):
     assert classifier.option_scores(HEARD).labels is None
 
 
+@pytest.mark.slow
 def test_option_scores_become_a_calibrator(tmp_path):
     """The file of the guide: logits and labels, read and fitted."""
     rng = np.random.default_rng(0)

@@ -123,6 +123,7 @@ CLAUSES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(CLAUSES)
 def test_a_final_value_never_changes(node):

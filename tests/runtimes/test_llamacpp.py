@@ -314,6 +314,7 @@ class InTheOpen(Interleavings):
             assert s.cells == sorted(s.cells)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many_dead", [256, 3])
 def test_any_interleaving_equals_fresh_decodes(tiny_path, monkeypatch, many_dead):
     monkeypatch.setattr(llamacpp, "MANY_DEAD", many_dead)
@@ -416,6 +417,7 @@ def test_smollm2_is_invariant_with_trees_holes_and_neighbours(smollm2_path):
     runtime.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_gemma_is_invariant_only_when_forced(gemma3_path):
     runtime = LlamaCppRuntime(gemma3_path, threads=1, context=256, invariant=True)

@@ -21,6 +21,7 @@ INVARIANT = ["llama, heads of 24", "gemma3, short window", "gemma3, a window ove
 TEXT = tokens_of(190, seed=8)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("name", INVARIANT)
 def test_any_cutting_gives_the_same_bits(natives, name, kind):
@@ -87,6 +88,7 @@ PLANS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("name", INVARIANT)
@@ -118,6 +120,7 @@ def test_rows_that_nobody_wants_change_nothing(natives, name, kind, plan):
     runtime.close(beside)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("name", INVARIANT)
 def test_any_tree_gives_the_bits_of_its_paths(natives, name, kind):

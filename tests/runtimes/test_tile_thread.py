@@ -24,6 +24,7 @@ with likely.load(sys.argv[1]) as lm:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.xdist_group("real")
 def test_torch_may_use_tiles_between_two_calls():

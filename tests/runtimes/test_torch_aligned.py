@@ -101,6 +101,7 @@ def assert_same(found, plain):
         np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["repad", "group"])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "gpt_oss"])
 def test_ragged_batches_equal_rows_alone(kind, name):

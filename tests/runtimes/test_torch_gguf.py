@@ -206,6 +206,7 @@ def compare_real(path, add_bos):
     return tokens
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_smollm2_agrees_with_llama_cpp(smollm2_path):
     """llama.cpp quantises activations: single logits differ by tenths, averages by hundredths."""

@@ -120,6 +120,7 @@ def test_pending_nodes_grow_over_several_calls(runtimes, name):
     runtime.close(sequence)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens_per_call", [3, 64])
 def test_random_histories_equal_the_plain_forward(runtimes, tokens_per_call):
     """Chains, trees, forks, cuts and closings of several sequences, interleaved; every row is checked."""

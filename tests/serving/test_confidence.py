@@ -47,6 +47,7 @@ def test_no_confidence_unless_asked_for(tiny, kept):
     assert "confidence" not in ask(tiny, question)["choices"][0]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "other",
     [

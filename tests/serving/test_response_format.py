@@ -195,6 +195,7 @@ def test_a_dead_end_ends_that_request_alone():
     assert "no token can follow" in last["error"]["message"] and "[DONE]" not in streamed
 
 
+@pytest.mark.slow
 def test_a_pattern_that_is_too_dear_is_refused_and_the_server_goes_on(tiny):
     async def question(client):
         status, reply = await client.post(COMPLETIONS, {"prompt": "a", "max_tokens": 4, "regex": "(a{1000}){1000}"})

@@ -55,6 +55,7 @@ def written_bytes(name: str) -> frozenset[int]:
     return frozenset(raw[0] for raw in all_bytes(both(name)[0]) if len(raw) == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("name", REAL)
 def test_ids_are_those_of_llamacpp_on_the_battery(name: str) -> None:

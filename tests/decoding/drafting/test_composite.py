@@ -210,6 +210,7 @@ def mixed_pairs(source, prompt, n=1500):
         yield (*tokens, *(sample_from(P[tuple(tokens)], rng.random()) for _ in range(2 - len(tokens))))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", [FirstOf, Longest, Best])
 @pytest.mark.parametrize("prompt", [[0, 1, 2, 3], [0, 1, 2, 0]], ids=["drawn", "copied"])
 def test_mixed_laws_emit_the_target_s_law_under_rejection(kind, prompt):

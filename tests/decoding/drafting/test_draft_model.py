@@ -177,6 +177,7 @@ def test_q_is_the_law_after_the_requests_settings(rule):
             path.append(int(made.tokens[node + 1]))
 
 
+@pytest.mark.slow
 def test_the_distribution_of_sampled_text_is_the_targets_under_rejection():
     """Three emitted tokens, 3,000 texts, against the exact law; the law of the draft is noticed as another."""
     one, draft = target(), related(share=0.3)

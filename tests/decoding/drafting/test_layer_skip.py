@@ -60,6 +60,7 @@ def loop_on(runtime):
     return Loop(runtime, token_bytes=lambda token: b"", end_ids=frozenset())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("sampling", [GREEDY, WARM, replace(WARM, repetition_penalty=1.4)])
 @pytest.mark.parametrize("argument", ["2", "2-3", "attn:1-4,mlp:2", ""])
 def test_tokens_are_those_of_plain_decoding(runtime, sampling, argument):
