@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
 from likely.cli.help import VerbCommand
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ def fit(
         typer.Option("--method", help="auto (lowest cross-validated NLL of a few), answer, {recalibrators}."),
     ] = "auto",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the calibrator.")] = None,
-    overwrite: options.OverwriteOption = False,
+    overwrite: flags.OverwriteOption = False,
     hold_out: Annotated[
         float, typer.Option("--hold-out", help="Share of the lines that is kept for the report and for thresholds.")
     ] = 0.5,
-    seed: options.SeedOption = 0,
+    seed: flags.SeedOption = 0,
     task: Annotated[str, typer.Option("--task", help="Name of the task, for ask --task.")] = "default",
-    limit: options.LimitOption = None,
-    as_json: options.JsonOption = False,
+    limit: flags.LimitOption = None,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Fit a calibrator; half of the lines only measure how well it does.
 
@@ -111,8 +111,8 @@ def fit(
 def evaluate(
     file: FileArgument,
     calibrator: AppliedOption = None,
-    limit: options.LimitOption = None,
-    as_json: options.JsonOption = False,
+    limit: flags.LimitOption = None,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Accuracy, calibration and ranking, each with a 95 % interval (bootstrap over lines).
 
@@ -145,10 +145,10 @@ def plot(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A .png, .svg or .pdf file; without: in the terminal.")
     ] = None,
-    overwrite: options.OverwriteOption = False,
+    overwrite: flags.OverwriteOption = False,
     bins: Annotated[int, typer.Option("--bins", min=1, help="Bins of the diagram.")] = 15,
-    limit: options.LimitOption = None,
-    as_json: options.JsonOption = False,
+    limit: flags.LimitOption = None,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Reliability diagram: how often answers of each confidence are right.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags
 from likely.cli.keys import read_key, unbuffered
 
 if TYPE_CHECKING:
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 KEYS = "y right, n wrong, s skip, u undo, q quit"
 
 
+@flags.grouped
 def grade(
+    out: flags.FileFlags,
     file: Annotated[str, typer.Argument(help="Answers file that `likely ask FILE -o` wrote.")],
     by: Annotated[
         Literal["exact", "number", "choice", "regex", "person"],
@@ -25,10 +27,7 @@ def grade(
     pattern: Annotated[
         str | None, typer.Option("--pattern", help="regex: for all answers, instead of the references.")
     ] = None,
-    output: options.OutputOption = None,
-    overwrite: options.OverwriteOption = False,
-    limit: options.LimitOption = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Grade answers: each line gets "correct" 0 or 1; prints the accuracy with its interval.
 
@@ -50,18 +49,18 @@ def grade(
     from likely.metrics.grading import grader
     from likely.metrics.intervals import Accuracy
 
-    if by == "person" and output is None:
+    if by == "person" and out.output is None:
         raise typer.BadParameter("a person's decisions are kept: give -o graded.jsonl", param_hint="--output")
     if by == "person" and pattern is not None:
         raise typer.BadParameter("--pattern belongs to --by regex", param_hint="--pattern")
-    check_output(file, output)
+    check_output(file, out.output)
     is_right = None if by == "person" else grader(by, pattern)
     where = input_name(file)
     answers, every = read_answers(file, where)
-    lines = FileRun[None](where, every[:limit], {}, output, overwrite)
+    lines = FileRun[None](where, every[: out.limit], {}, out.output, out.overwrite)
     header = {"likely": __version__, "kind": "grade", "graded_by": by, "pattern": pattern, "answers": answers}
     if is_right is None:
-        with Results(output, header, overwrite=overwrite) as results, unbuffered():
+        with Results(out.output, header, overwrite=out.overwrite) as results, unbuffered():
             by_person(lines.lines, where, results, read_key, every=every)
     else:
         lines.run(

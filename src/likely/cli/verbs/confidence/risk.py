@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
 
 if TYPE_CHECKING:
     from likely.cli.file_run import Advance
@@ -16,17 +16,16 @@ if TYPE_CHECKING:
     from likely.prompting.risk.task import TableTask
 
 
+@flags.grouped
 def risk(
+    model: flags.ModelFlags,
+    out: flags.FileFlags,
     table: Annotated[str, typer.Argument(help="CSV (.tsv, .jsonl, .gz, too) with a header line.")],
     task: Annotated[str, typer.Option("--task", help="A ready task (adult) or a TOML file that describes one.")],
-    model: options.ModelOption = options.DEFAULT,
     style: Annotated[
         Literal["word", "mc", "numeric", "cot"],
         typer.Option("--style", help="Answers in words, lettered options, digits, or a reasoned text."),
     ] = "word",
-    output: options.OutputOption = None,
-    overwrite: options.OverwriteOption = False,
-    limit: options.LimitOption = None,
     subgroup: Annotated[
         str | None, typer.Option("--subgroup", metavar="COLUMN", help="A table of groups by this column.")
     ] = None,
@@ -42,12 +41,8 @@ def risk(
         str | None, typer.Option("--examples", metavar="TABLE", help="Where they are taken from (not scored).")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template.")] = False,
-    seed: options.SeedOption = 0,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    seed: flags.SeedOption = 0,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """A risk for each row: the model's probability of the outcome. With the outcome in the table: how good it is.
 
@@ -70,10 +65,10 @@ def risk(
     from likely.prompting.risk.task import load_task
     from likely.prompting.risk.text import row_text
 
-    check_output(table, output)
+    check_output(table, out.output)
     asked = load_task(task)
     where = input_name(table)
-    lines = FileRun[None](where, read_table(table, limit=limit), {}, output, overwrite)
+    lines = FileRun[None](where, read_table(table, limit=out.limit), {}, out.output, out.overwrite)
     for line in lines.lines:  # before a model is loaded
         try:
             row_text(line.record, asked.columns)
@@ -94,8 +89,7 @@ def risk(
     row = worked_row([line.record for line in lines.lines], sample_examples(shots, asked, few_shot, seed=seed), asked)
     if row is not None:
         raise DataError(f"{where}: row {lines.lines[row].number} {WORKED}")
-    lm = options.open_model(model, runtime=runtime, dtype=dtype, use="scoring", context=context, threads=threads)
-    with lm:
+    with model.open("scoring") as lm:
         scorer = RiskScorer(
             lm, asked, style=style, order_correction=not one_order, few_shot=few_shot, examples=shots, seed=seed,
             number=number, chat=chat,
@@ -109,8 +103,7 @@ def risk(
         origin = options.origin(lm)
 
         def score_chunk(chunk: Sequence[Line], advance: Advance) -> list[dict[str, Any]]:
-            with options.warnings_shown():
-                scores = scorer.score([line.record for line in chunk])
+            scores = scorer.score([line.record for line in chunk])
             advance(len(chunk))
             return [scores.record(i, asked.label(line.record)) for i, line in enumerate(chunk)]
 

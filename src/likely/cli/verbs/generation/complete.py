@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
 
 if TYPE_CHECKING:
     from likely.code.analysis.members import MemberProvider
 
 
+@flags.grouped
 def complete(
+    model: flags.ModelFlags,
     file: Annotated[Path, typer.Argument(help="A Python file.")],
     line: Annotated[
         int | None, typer.Option("--line", min=1, help="Line of the cursor, from 1; else the last.")
@@ -33,16 +35,11 @@ def complete(
         str | None, typer.Option("--server", metavar="COMMAND", help="A language server to ask instead of jedi.")
     ] = None,
     limit: Annotated[float, typer.Option("--time-limit", help="Seconds that one analysis may take.")] = 2.0,
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
-    max_tokens: options.MaxTokens = 128,
-    temperature: options.TemperatureOption = 0.0,
-    seed: options.SeedOption = 0,
-    settings: options.SettingsOption = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    max_tokens: flags.MaxTokens = 128,
+    temperature: flags.TemperatureOption = 0.0,
+    seed: flags.SeedOption = 0,
+    settings: flags.SettingsOption = None,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Write code at a place in a file; members that do not exist are not written.
 
@@ -63,7 +60,7 @@ def complete(
     buffer = CodeBuffer.from_file(file, line, column, project_root=project or "")
     names = () if monitors == "none" else tuple(name.strip() for name in monitors.split(","))
     given = {"stop": stop, "choose": choose, **options.parse_settings(settings)}
-    with options.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+    with model.open_local() as lm:
         found = lm.complete_code(
             buffer, monitors=names, provider=_server(server, project, limit), max_tokens=max_tokens, limit_s=limit,
             temperature=temperature, seed=seed, **given,

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
+from likely.cli.show import check_page, write_page
+from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from likely.queries import Query, QueryResult
@@ -25,22 +27,22 @@ def query(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="As elsewhere.  [default: the query's own, or smollm2]")
     ] = None,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
     decoder: Annotated[
         str | None, typer.Option("--decoder", help='Instead of the query\'s own: argmax, "sample(n=3)", "beam(4)", ...')
     ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most tokens per hole.")] = None,
-    seed: options.SeedOption = 0,
-    drafter: options.DrafterOption = None,
+    runtime: flags.RuntimeOption = None,
+    dtype: flags.DtypeOption = None,
+    context: flags.ContextOption = None,
+    threads: flags.ThreadsOption = None,
+    seed: flags.SeedOption = 0,
+    drafter: flags.DrafterOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Run the query's code without asking.")] = False,
     replay: Annotated[
         Path | None, typer.Option("--replay", metavar="FILE", help="Reproduce the run of this --json output.")
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page of the run.")] = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Run a query: Python in which a string is a prompt, [NAME] a hole, and where says what may stand in it.
 
@@ -57,20 +59,15 @@ def query(
     from likely.cli.printing import print_json
     from likely.queries import query_file
 
-    if html is not None:
-        from likely.io.whole_file import check_target
-
-        check_target(html, (".html", ".htm"))
+    check_page(html)
     found = query_file(file)
     chosen = None if decoder is None else _decoder(decoder)
     given = _arguments(args)
     if not yes:
         _ask(file, found)
     _check_arguments(found, given)
-    lm = options.local_model(
-        model or found.model or options.DEFAULT, runtime=runtime, dtype=dtype, context=context, threads=threads
-    )
-    with lm:
+    chosen_model = model or found.model or DEFAULT_MODEL
+    with flags.ModelFlags(chosen_model, runtime, dtype, context, threads).open_local() as lm:
         if replay is not None:
             results = [_replay(found, replay, lm)]
         else:
@@ -82,13 +79,9 @@ def query(
             else:
                 _print(result, number if len(results) > 1 else None)
         if html is not None:
-            from likely.io.whole_file import write_for_user
             from likely.show.html import query_page
 
-            write_for_user(
-                html, query_page(results, title=f"likely query {file.name}", origin=options.origin(lm)).encode()
-            )
-            typer.echo(f"wrote {html}", err=True)
+            write_page(html, query_page(results, title=f"likely query {file.name}", origin=options.origin(lm)))
 
 
 def _ask(file: Path, query: Query) -> None:

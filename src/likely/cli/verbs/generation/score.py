@@ -7,29 +7,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options
-from likely.cli.show import HtmlOption, ShowOption, more_to_show, present, wanted
+from likely.cli import flags, options
+from likely.cli.show import ShowFlags, more_to_show
 
 if TYPE_CHECKING:
     from likely.cli.file_run import Advance, FileRun
     from likely.io.jsonl import Line
 
 
+@flags.grouped
 def score(
+    model: flags.ModelFlags,
+    out: flags.FileFlags,
+    look: ShowFlags,
     file: Annotated[
         str | None, typer.Argument(help='JSONL of {"prompt", "answers": [...]} or {"prompt", "answer"}; "-": stdin.')
     ] = None,
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="One prompt, instead of a file.")] = None,
     answer: Annotated[list[str] | None, typer.Option("--answer", help="An answer to score (repeatable).")] = None,
     perplexity: Annotated[
         str | None, typer.Option("--perplexity", metavar="TEXTFILE", help="Perplexity of a text file instead.")
     ] = None,
-    output: options.OutputOption = None,
-    overwrite: options.OverwriteOption = False,
-    limit: options.LimitOption = None,
     on_error: Annotated[
         Literal["stop", "skip"],
         typer.Option(
@@ -40,11 +38,6 @@ def score(
     top_logprobs: Annotated[int, typer.Option("--top-logprobs", min=0, max=100, help="Alternatives per token.")] = 0,
     window: Annotated[int | None, typer.Option("--window", min=2, help="Score longer texts in pieces.")] = None,
     stride: Annotated[int | None, typer.Option("--stride", min=1, help="New tokens per piece.")] = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    show: ShowOption = False,
-    html: HtmlOption = None,
-    as_json: options.JsonOption = False,
 ) -> None:
     """Log-probability of each answer given its prompt, in nats.
 
@@ -68,34 +61,33 @@ def score(
         raise typer.BadParameter("give one of: FILE, --prompt with --answer, --perplexity TEXTFILE", param_hint="FILE")
     if given[1] and (prompt is None or not answer):
         raise typer.BadParameter("--prompt and --answer belong together", param_hint="--answer")
-    see = wanted(show, html, as_json)
+    see = look.wanted()
     if see and not given[1]:
         raise typer.BadParameter("--show and --html need --prompt and --answer", param_hint="--show")
-    for name, value in (("--on-error", on_error != "stop"), ("--output", output is not None)):
+    for name, value in (("--on-error", on_error != "stop"), ("--output", out.output is not None)):
         if file is None and value:
             raise typer.BadParameter(f"{name} needs an input FILE", param_hint=name)
     skip = on_error == "skip"
     lines = None
     if file is not None:
         lines = read_file(
-            file, pair_texts, output, overwrite=overwrite, limit=limit, skip=skip,
+            file, pair_texts, out, skip=skip,
             expected='lines like {"prompt": "...", "answers": ["...", "..."]}',
         )  # fmt: skip
     text = options.read_text(perplexity) if perplexity is not None else ""
     if perplexity is not None and not text:
         raise DataError(f"{perplexity} is empty: nothing to score")
     settings: dict[str, Any] = {"top_logprobs": top_logprobs, "window": window, "stride": stride}
-    lm = options.open_model(model, runtime=runtime, dtype=dtype, use="scoring", context=context, threads=threads)
-    with lm:
+    with model.open("scoring") as lm:
         if perplexity is not None:
-            _print_perplexity(lm, perplexity, text, window, stride, as_json)
+            _print_perplexity(lm, perplexity, text, window, stride, look.as_json)
         elif lines is not None:
             _score_file(lm, lines, settings, skip)
         else:
             if see:
                 settings |= more_to_show(lm, top_logprobs)
-            scored = _print_scores(lm, prompt or "", answer or [], settings, as_json, quiet=show)
-            present(lm, scored, show=show, html=html, title="likely score", prompt=prompt or "")
+            scored = _print_scores(lm, prompt or "", answer or [], settings, look.as_json, quiet=look.show)
+            look.present(lm, scored, title="likely score", prompt=prompt or "")
 
 
 def pair_texts(line: Line, where: str) -> tuple[str, list[str]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
 
 if TYPE_CHECKING:
     from likely.cli.file_run import FileRun
@@ -20,7 +20,9 @@ KeptOption = Annotated[
 ]
 
 
+@flags.grouped
 def learn_hints(
+    model: flags.ModelFlags,
     file: Annotated[
         str, typer.Argument(help='JSONL (.gz, too) of {"question", "choices", "answer": number or letter}.')
     ],
@@ -28,16 +30,12 @@ def learn_hints(
         Path, typer.Option("--hints", help="The hints to choose from, one per line; no hint is always one.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the policy (JSON).")],
-    overwrite: options.OverwriteOption = False,
+    overwrite: flags.OverwriteOption = False,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Draws that the policy learns from.")] = 200,
-    seed: options.SeedOption = 0,
-    limit: options.LimitOption = None,
+    seed: flags.SeedOption = 0,
+    limit: flags.LimitOption = None,
     kept: KeptOption = None,
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Learn which hint to put below which question, from questions whose answers are known.
 
@@ -56,10 +54,10 @@ def learn_hints(
     check_target(output)
     _refuse_input(file, kept)
     options.refuse_existing(output, overwrite)
-    lines = _read(file, limit, None, known=True)
+    lines = _read(file, flags.FileFlags(limit=limit), known=True)
     asked = [lines.item(line) for line in lines.lines]
     choice = _hints(hints)
-    with options.local_model(model, runtime=runtime, context=context, threads=threads) as lm:
+    with model.open_local() as lm:
         with progress(len(asked) * (1 + len(choice)), "asking", unit="prompts") as tick:
             policy, table = learn(Downstream(lm, kept), asked, choice, steps=steps, seed=seed, progress=tick)
         origin = options.origin(lm)
@@ -81,18 +79,14 @@ def learn_hints(
     typer.echo(f"written: {output}")
 
 
+@flags.grouped
 def hint(
+    model: flags.ModelFlags,
+    out: flags.FileFlags,
     file: Annotated[str, typer.Argument(help='JSONL (.gz, too) of {"question", "choices", "answer" where known}.')],
     policy: Annotated[Path, typer.Option("--policy", help="A file of likely prompts learn-hints.")],
-    output: options.OutputOption = None,
-    overwrite: options.OverwriteOption = False,
-    limit: options.LimitOption = None,
     kept: KeptOption = None,
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Answer questions with the hint that a policy chooses: what is chosen, and how sure the model says it is.
 
@@ -109,9 +103,9 @@ def hint(
 
     _refuse_input(file, kept)
     chooser = HintBandit.load(policy)
-    lines = _read(file, limit, output, overwrite=overwrite, known=False)
+    lines = _read(file, out, known=False)
     asked = [lines.item(line) for line in lines.lines]
-    with options.local_model(model, runtime=runtime, context=context, threads=threads) as lm:
+    with model.open_local() as lm:
         with progress(2 * len(asked), "asking", unit="prompts") as tick:
             texts, plain, found = answer_with_hints(Downstream(lm, kept), chooser, asked, progress=tick)
         origin = options.origin(lm)
@@ -130,7 +124,7 @@ def hint(
     )
     if all(question.answer >= 0 for question in asked):
         summary = {"without": plain.summary(), "with": found.summary()}
-        if as_json and output is not None:
+        if as_json and out.output is not None:
             print_json({**origin, "questions": len(asked), **summary})
         else:
             for name, one in summary.items():
@@ -156,16 +150,14 @@ def _hints(path: Path) -> list[str]:
     return found
 
 
-def _read(
-    file: str, limit: int | None, output: Path | None, *, known: bool, overwrite: bool = False
-) -> FileRun[ChoiceQuestion]:
+def _read(file: str, out: flags.FileFlags, *, known: bool) -> FileRun[ChoiceQuestion]:
     """The questions; with `known` every one needs its answer."""
     from likely.cli.file_run import read_file
 
     def check(line: Line, where: str) -> ChoiceQuestion:
         return _question(line, f"{where}:{line.number}", known=known)
 
-    return read_file(file, check, output, overwrite=overwrite, limit=limit, expected=HINT)
+    return read_file(file, check, out, expected=HINT)
 
 
 def _question(line: Line, at: str, *, known: bool) -> ChoiceQuestion:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
 from likely.cli.help import VerbCommand
 from likely.cli.verbs.prompts.hints import hint, learn_hints
 from likely.cli.verbs.prompts.reask import reask
@@ -38,7 +37,9 @@ for name, verb in (("reask", reask), ("learn-hints", learn_hints), ("hint", hint
 
 
 @verbs.command("select", cls=VerbCommand)
+@flags.grouped
 def select(
+    model: flags.ModelFlags,
     scores: Annotated[
         Path | None, typer.Argument(help="Scores that an earlier run saved (-o): choose anew without a model.")
     ] = None,
@@ -69,18 +70,13 @@ def select(
         typer.Option("--norm", help="Compare answers by their mean per token, their sum, or their first token."),
     ] = "token",
     show: Annotated[int, typer.Option("--show", min=1, help="So many prompts of the ranking.")] = 10,
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Keep the scores (.npz); a run that was stopped goes on there."),
     ] = None,
-    overwrite: options.OverwriteOption = False,
-    limit: options.LimitOption = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    overwrite: flags.OverwriteOption = False,
+    limit: flags.LimitOption = None,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Rank the prompts of a pool without labels, from the model's answers to your inputs.
 
@@ -116,7 +112,7 @@ def select(
         options.refuse_same_file(inputs, output)
         found = _score(
             pool, task, inputs, limit, output, overwrite, perplexity=method in PERPLEXITY,
-            model={"name": model, "runtime": runtime, "dtype": dtype, "context": context, "threads": threads},
+            model=model,
         )  # fmt: skip
     selection = choose(
         found, method, norm=norm,
@@ -142,7 +138,7 @@ def select(
 
 def _score(
     pool_file: Path, task: str | None, inputs: str, limit: int | None, output: Path | None, overwrite: bool, *,
-    perplexity: bool, model: Mapping[str, Any],
+    perplexity: bool, model: flags.ModelFlags,
 ) -> PromptScores:  # fmt: skip
     from likely.cli.printing import progress
     from likely.errors import DataError
@@ -157,7 +153,7 @@ def _score(
     if len(records) < 2:
         raise DataError(f"{where} holds {len(records)} record(s), at least 2 inputs are needed: {INPUTS_HINT}")
     with (
-        options.open_model(**model) as lm,
+        model.open() as lm,
         progress(len(pool) * len(records), "scoring", unit="prompted inputs") as tick,
     ):
         return score_pool(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags
+from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from likely.runtimes.cost_curve import CostCurve
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
 
 def bench(
     what: Annotated[str, typer.Argument(help="calls, or speculation: what drafters gain.")] = "calls",
-    model: options.ModelOption = options.DEFAULT,
+    model: flags.ModelOption = DEFAULT_MODEL,
     runtime: Annotated[
         str | None, typer.Option("--runtime", help="{runtimes}.  [default: every one installed]")
     ] = None,
-    dtype: options.DtypeOption = None,
+    dtype: flags.DtypeOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and rounds, under 45 s.")] = False,
-    threads: options.ThreadsOption = None,
+    threads: flags.ThreadsOption = None,
     busy: Annotated[bool, typer.Option("--even-if-busy", help="Measure although other programs run.")] = False,
     drafter: Annotated[
         list[str] | None, typer.Option("--drafter", help="(speculation) A drafter to compare (repeatable).")
@@ -32,7 +33,7 @@ def bench(
     rounds: Annotated[int | None, typer.Option("--rounds", min=2, help="(speculation) Rounds that count.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=2, help="(speculation) Tokens per text.")] = 64,
     picture: Annotated[Path | None, typer.Option("--plot", help="(speculation) Write a picture here.")] = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Measure milliseconds per call at 1 to 64 positions, 1 to 16 sequences, and prefill.
 
@@ -97,8 +98,7 @@ def _measure(
     from likely.runtimes.cost_curve import measure
     from likely.runtimes.machine import cores
 
-    lm = options.local_model(model, runtime=name, dtype=dtype, threads=threads)
-    with lm:
+    with flags.ModelFlags(model, name, dtype, threads=threads).open_local() as lm:
         used = getattr(lm.runtime, "threads", None) or threads or cores()
         curve = measure(
             lm.runtime,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
 from likely.cli.help import VerbCommand
 from likely.decoding.drafting.table import MemoryKind, memory_kinds
+from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from likely.tokenizers.protocol import Tokenizer
@@ -40,12 +41,12 @@ def build(
     corpus: CorpusArgument,
     output: MemoryOption,
     kind: KindOption = "trigram",
-    model: options.ModelOption = options.DEFAULT,
+    model: flags.ModelOption = DEFAULT_MODEL,
     field: FieldOption = "text",
     settings: KindSettings = None,
-    limit: options.LimitOption = None,
+    limit: flags.LimitOption = None,
     overwrite: ReplaceOption = False,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Build a memory for the tokens of a model from a corpus of texts.
 
@@ -65,7 +66,7 @@ def build(
         options.refuse_same_file(str(path), output)
     options.refuse_existing(output, overwrite)
     found = _texts(corpus, field, limit)
-    with options.local_model(model) as lm:
+    with flags.ModelFlags(model).open_local() as lm:
         tokenizer, vocab_size, origin = lm.tokenizer, lm.runtime.vocab_size, options.origin(lm)
         with progress(len(found), "tokens", unit="texts") as tick:
             texts = list(_encoded(found, tokenizer, tick))
@@ -154,7 +155,7 @@ def _encoded(texts: Sequence[str], tokenizer: Tokenizer, tick: Callable[[int], N
 
 
 @verbs.command("show", cls=VerbCommand)
-def show(file: Annotated[Path, typer.Argument(help="A memory file.")], as_json: options.JsonOption = False) -> None:
+def show(file: Annotated[Path, typer.Argument(help="A memory file.")], as_json: flags.JsonOption = False) -> None:
     """Show what a memory file is: its kind, tokenizer, size and entries.
 
     Examples:

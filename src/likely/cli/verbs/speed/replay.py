@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
+from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from likely.decoding.drafting.protocol import DraftSource
@@ -30,14 +31,14 @@ def replay(
         str | None,
         typer.Option("--model", "-m", help="Whose tokenizer and chat template; text needs one.  [default: smollm2]"),
     ] = None,
-    limit: options.LimitOption = None,
+    limit: flags.LimitOption = None,
     plot: Annotated[
         str | None,
         typer.Option(
             "--plot", metavar="FILE|terminal", help="Also replay budgets 1 to 32: a .png, .svg or .pdf, or bars."
         ),
     ] = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Tokens per call that drafters would have reached on recorded answers: exact for greedy and keyed decoding.
 
@@ -139,7 +140,7 @@ def _model(name: str | None, records: Sequence[RecordedLine]) -> Model | None:
     """The model whose tokens are replayed; none is needed where all lines are ids."""
     if name is None and not any(record.is_text for record in records):
         return None
-    return options.local_model(name or options.DEFAULT)
+    return flags.ModelFlags(name or DEFAULT_MODEL).open_local()
 
 
 def _tokens(records: Sequence[RecordedLine], lm: Model | None) -> list[RecordedAnswer]:

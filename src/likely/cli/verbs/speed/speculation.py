@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
 
 if TYPE_CHECKING:
     from likely.bench.speculation import DrafterTiming, Task
@@ -45,10 +45,8 @@ def bench_speculation(
     wanted = read_tasks(tasks) if tasks else BUILTIN
     found: dict[str, list[DrafterTiming]] = {}
     for runtime in runtimes:
-        lm = options.local_model(
-            model, runtime=runtime, dtype=dtype if runtime != "llamacpp" else None, threads=threads
-        )
-        with lm:
+        used = flags.ModelFlags(model, runtime, dtype if runtime != "llamacpp" else None, threads=threads)
+        with used.open_local() as lm:
             found[f"{runtime} {lm.info.dtype}"] = compare(
                 lm, wanted, drafters, rounds=rounds, max_tokens=max_tokens, progress=_reporter(runtime)
             )
