@@ -7,8 +7,8 @@ import json
 import pytest
 from test_commands import one_line
 
-from likely.cli.flags import FileFlags, ModelFlags
 from likely.cli.file_run import FileRun, read_file
+from likely.cli.flags import FileFlags, ModelFlags
 from likely.errors import CapabilityError, DataError, ModelError
 from likely.io.jsonl import Results, read_lines, text_field
 
@@ -23,7 +23,9 @@ def source(tmp_path):
 
 
 def read(source, output=None, **given):
-    return read_file(str(source), lambda line, where: text_field(line, "text", where), FileFlags(output), expected="x", **given)
+    return read_file(
+        str(source), lambda line, where: text_field(line, "text", where), FileFlags(output), expected="x", **given
+    )
 
 
 def upper(run, done):

@@ -9,7 +9,8 @@ from test_commands import one_line
 
 from likely.bench import timing
 from likely.calibration.recalibrators.table import RECALIBRATORS
-from likely.cli.help import TABLES, filled, names as names_of
+from likely.cli.help import TABLES, filled
+from likely.cli.help import names as names_of
 from likely.runtimes.kinds import KINDS
 from likely.uncertainty.table import ESTIMATORS
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from tiny_gguf import write_tiny_llama
 
-from likely.cli.flags import ModelFlags
 from likely.cli.app import run
+from likely.cli.flags import ModelFlags
 from likely.io.jsonl import MAX_LINE_BYTES
 
 GOOD = b'{"prompt": "a", "answers": ["b", "c"]}'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,8 +48,10 @@ class FormFlags:
         from likely.guided.form import FormSettings, make_form
 
         [(name, value)] = named.items()
-        read = {"schema": read_schema, "grammar": _read_grammar, "choices": _choices}.get(name, str)
-        form = {name: read(value)}
+        readers: dict[str, Callable[[Any], Any]] = {
+            "schema": read_schema, "grammar": _read_grammar, "choices": _choices, "regex": str,
+        }  # fmt: skip
+        form = {name: readers[name](value)}
         settings = {f.name: others[f.name] for f in fields(FormSettings) if f.name in others}
         make_form(**form, settings=FormSettings(**settings))
         return form

@@ -41,6 +41,11 @@ def print_stream(stream: Any) -> Any:
     return result
 
 
+def reporter(name: str) -> Callable[[str], None] | None:
+    """What is measured now, on stderr when somebody watches."""
+    return (lambda line: typer.echo(f"{name}: {line}", err=True)) if sys.stderr.isatty() else None
+
+
 @contextmanager
 def progress(total: int, label: str, *, unit: str = "answers") -> Iterator[Callable[[int], None]]:
     """A bar on stderr, silent when it is not a terminal.  Yields a function that advances it."""
@@ -96,6 +101,12 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]], *, left:
     for row in cells:
         aligned = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         typer.echo(for_terminal("  ".join(aligned).rstrip()))
+
+
+def with_interval(value: float, interval: Sequence[float], digits: int = 3) -> str:
+    """As in "0.734 [0.702, 0.765]"."""
+    low, high = interval
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def print_grid(heads: Sequence[str], rows: Sequence[Sequence[str]], *, whole: Sequence[str] = ()) -> None:

@@ -124,10 +124,11 @@ def evaluate(
 
       likely calibrate eval others.jsonl --calibrator cal.json --json
     """
+    from likely.calibration.labelled import read_labelled
     from likely.cli.printing import print_json
     from likely.metrics.summary import report
 
-    labelled = _read(file, limit)
+    labelled = read_labelled(file, limit=limit)
     found = report(_predictions(labelled, calibrator, file), labelled.labels)
     if as_json:
         print_json({"file": file, "calibrator": None if calibrator is None else str(calibrator), **found})
@@ -158,6 +159,7 @@ def plot(
 
       likely calibrate plot others.jsonl --calibrator cal.json -o reliability.png
     """
+    from likely.calibration.labelled import read_labelled
     from likely.cli.printing import print_json
     from likely.io.whole_file import check_target, write_for_user
     from likely.metrics.diagram import as_text, draw, reliability
@@ -166,7 +168,7 @@ def plot(
     if output is not None:
         check_target(output, FORMATS)
         options.refuse_existing(output, overwrite)
-    labelled = _read(file, limit)
+    labelled = read_labelled(file, limit=limit)
     shown = {"as given": reliability(*labelled.outcomes(labelled.predictions()), bins=bins)}
     if calibrator is not None:
         shown["calibrated"] = reliability(*labelled.outcomes(_predictions(labelled, calibrator, file)), bins=bins)
@@ -178,12 +180,6 @@ def plot(
     elif output is None:
         for name, one in shown.items():
             typer.echo(f"{file}, {name}\n{as_text(one)}")
-
-
-def _read(file: str, limit: int | None) -> Labelled:
-    from likely.calibration.labelled import read_labelled
-
-    return read_labelled(file, limit=limit)
 
 
 def _predictions(labelled: Labelled, calibrator: Path | None, file: str) -> Any:
@@ -212,14 +208,13 @@ def _sha256(file: str) -> str | None:
 
 def _table(rows: list[tuple[str, dict[str, Any]]]) -> None:
     """The main figures with their intervals, a column per row of `rows`."""
+    from likely.cli.printing import print_table, with_interval
 
     def cell(found: dict[str, Any], name: str) -> str:
         value, interval = found.get(name), found.get(f"{name}_interval")
         if value is None:
             return "-"
-        return f"{value:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
+        return with_interval(value, interval, 4) if interval else f"{value:.4f}"
 
-    cells = [[name for name, _ in rows]] + [[cell(found, name) for _, found in rows] for name in SHOWN]
-    for label, line in zip(["", *SHOWN], cells, strict=True):
-        if any(line):
-            typer.echo(f"  {label:<9}" + "".join(f" {c:<26}" for c in line).rstrip())
+    found = [(name, *(cell(one, name) for _, one in rows)) for name in SHOWN]
+    print_table(("", *(name for name, _ in rows)), found, left=1 + len(rows))

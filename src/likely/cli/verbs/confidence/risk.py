@@ -117,8 +117,7 @@ def risk(
     if as_json:
         print_json({**origin, "file": where, **settings, **summary})
         return
-    for text in _said(where, style, asked, summary):
-        typer.echo(text)
+    _print(where, style, asked, summary)
 
 
 def _examples(path: str, task: TableTask, count: int) -> list[dict[str, Any]]:
@@ -140,10 +139,13 @@ def _examples(path: str, task: TableTask, count: int) -> list[dict[str, Any]]:
     return found
 
 
-def _said(where: str, style: str, task: TableTask, found: dict[str, Any]) -> list[str]:
+def _print(where: str, style: str, task: TableTask, found: dict[str, Any]) -> None:
     """The summary for people."""
+    from likely.cli.printing import print_table, with_interval
+
     if not found["n"]:
-        return [f"{where}: none of {found['rows']} rows has a probability"]
+        typer.echo(f"{where}: none of {found['rows']} rows has a probability")
+        return
     lines = [f'{where}, {style}: {found["n"]} of {found["rows"]} rows, risk of "{task.positive.text}"']
     if "brier" not in found:
         known = "no outcomes of 0 or 1" if "outcomes_between" in found else "no outcomes"
@@ -157,8 +159,7 @@ def _said(where: str, style: str, task: TableTask, found: dict[str, Any]) -> lis
             if found.get(key) is None:
                 lines.append(f"  {label:22} {found['note']}")
             else:
-                low, high = found[f"{key}_interval"]
-                lines.append(f"  {label:22} {found[key]:.3f} [{low:.3f}, {high:.3f}]")
+                lines.append(f"  {label:22} {with_interval(found[key], found[f'{key}_interval'])}")
     if "outcomes_between" in found and "brier" in found:
         left = found["outcomes_between"]
         lines.append(f"  {left} rows with an outcome between 0 and 1 are left out: the others are measured")
@@ -166,18 +167,18 @@ def _said(where: str, style: str, task: TableTask, found: dict[str, Any]) -> lis
         lines.append(f"  {found['order_bias_line']}")
     if found["parse_rate"] < 1:
         lines.append(f"  {found['parse_rate']:.1%} of the rows have a probability; the others are left out")
-    for i, group in enumerate(found.get("subgroups", ())):
-        if i == 0:
-            lines.append(f"  {'group':20} {'n':>5} {'base':>6} {'mean':>6}  {'ECE':22} {'AUC':22} selected")
-        lines.append(
-            f"  {group['group'][:20]:20} {group['n']:>5} {group['base_rate']:>6.3f} {group['mean']:>6.3f}  "
-            f"{_with(group, 'ece_positive'):22} {_with(group, 'auc'):22} {group['selected']:.3f}"
-        )
-    return lines
-
-
-def _with(line: dict[str, Any], key: str) -> str:
-    if line[key] is None:
-        return "one outcome only"
-    low, high = line[f"{key}_interval"]
-    return f"{line[key]:.3f} [{low:.3f}, {high:.3f}]"
+    for line in lines:
+        typer.echo(line)
+    if found.get("subgroups"):
+        rows = [
+            (
+                group["group"][:20], group["n"], f"{group['base_rate']:.3f}", f"{group['mean']:.3f}",
+                *(
+                    "one outcome only" if group[key] is None else with_interval(group[key], group[f"{key}_interval"])
+                    for key in ("ece_positive", "auc")
+                ),
+                f"{group['selected']:.3f}",
+            )
+            for group in found["subgroups"]
+        ]  # fmt: skip
+        print_table(("group", "n", "base", "mean", "ECE", "AUC", "selected"), rows)

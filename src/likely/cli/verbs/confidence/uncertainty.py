@@ -173,7 +173,7 @@ def _one(lm: Any, question: str, settings: Mapping[str, Any], as_json: bool) -> 
 
 def _report(records: Sequence[Mapping[str, Any]], header: Mapping[str, Any], file: str, as_json: bool) -> None:
     """How well each estimator tells right answers from wrong ones."""
-    from likely.cli.printing import print_json
+    from likely.cli.printing import print_json, with_interval
     from likely.metrics.intervals import Accuracy
     from likely.uncertainty.planner import compare_estimators
 
@@ -189,11 +189,6 @@ def _report(records: Sequence[Mapping[str, Any]], header: Mapping[str, Any], fil
             continue
         missing = f"; {numbers['missing']} without a value" if numbers["missing"] else ""
         typer.echo(
-            f"{name:26} AUROC {_with_interval(numbers, 'auroc')}  PRR {_with_interval(numbers, 'prr')}  "
-            f"n {numbers['n']}{missing}"
+            f"{name:26} AUROC {with_interval(numbers['auroc'], numbers['auroc_interval'])}  "
+            f"PRR {with_interval(numbers['prr'], numbers['prr_interval'])}  n {numbers['n']}{missing}"
         )
-
-
-def _with_interval(numbers: Mapping[str, Any], key: str) -> str:
-    low, high = numbers[f"{key}_interval"]
-    return f"{numbers[key]:.3f} [{low:.3f}, {high:.3f}]"

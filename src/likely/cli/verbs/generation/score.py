@@ -139,7 +139,7 @@ def _score_file(lm: Any, lines: FileRun[tuple[str, list[str]]], settings: dict[s
 def _print_scores(
     lm: Any, prompt: str, answers: list[str], settings: dict[str, Any], as_json: bool, *, quiet: bool = False
 ) -> list[Any]:
-    from likely.cli.printing import print_json
+    from likely.cli.printing import print_json, print_table
 
     given = {key: value for key, value in settings.items() if value}
     scored = lm.score(prompt, answers, **given)
@@ -147,12 +147,14 @@ def _print_scores(
         print_json({**options.origin(lm), "prompt": prompt, "answers": [s.to_dict() for s in scored]})
     if as_json or quiet:
         return list(scored)
-    width = max(len(repr(s.text)) for s in scored)
-    typer.echo(f"{'answer':<{width}}  {'sum':>10}  {'mean':>9}  tokens   (nats)")
-    for s in scored:
-        mean = "" if s.mean_logprob is None else f"{s.mean_logprob:9.4f}"
-        note = "  first token also holds the end of the prompt" if s.straddles else ""
-        typer.echo(f"{s.text!r:<{width}}  {s.sequence_logprob:10.4f}  {mean:>9}  {len(s.token_logprobs):6}{note}")
+    rows = [
+        (
+            repr(s.text), f"{s.sequence_logprob:.4f}", "" if s.mean_logprob is None else f"{s.mean_logprob:.4f}",
+            len(s.token_logprobs), "first token also holds the end of the prompt" if s.straddles else "",
+        )
+        for s in scored
+    ]  # fmt: skip
+    print_table(("answer", "sum", "mean", "tokens", "(nats)"), rows)
     return list(scored)
 
 

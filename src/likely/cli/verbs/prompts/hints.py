@@ -46,7 +46,7 @@ def learn_hints(
 
       likely prompts learn-hints exam.jsonl --hints hints.txt -o policy.json
     """
-    from likely.cli.printing import print_json, progress
+    from likely.cli.printing import print_json, print_table, progress
     from likely.io.whole_file import check_target
     from likely.prompting.hints.bandit import learn_hints as learn
     from likely.prompting.hints.downstream import Downstream
@@ -70,12 +70,11 @@ def learn_hints(
         print_json({**origin, "questions": len(asked), "hints": shown, "written": str(output)})
         return
     typer.echo(f"{len(asked)} questions; by hint:")
-    typer.echo(f"  {'reward':>8} {'accuracy':>9} {'stated':>7} {'Brier':>7}  hint")
-    for one in shown:
-        typer.echo(
-            f"  {one['mean_reward']:8.3f} {one['accuracy']:9.3f} {one['stated']:7.3f} {one['brier']:7.3f}  "
-            f"{one['hint'] or '(none)'}"
-        )
+    numbers = ("mean_reward", "accuracy", "stated", "brier")
+    print_table(
+        ("hint", "reward", "accuracy", "stated", "Brier"),
+        [(one["hint"] or "(none)", *(f"{one[name]:.3f}" for name in numbers)) for one in shown],
+    )
     typer.echo(f"written: {output}")
 
 

@@ -187,26 +187,29 @@ def _print(
     whole: dict[str, Any],
     settings: dict[str, Any],
 ) -> None:
-    from likely.cli.printing import for_terminal
+    from likely.cli.printing import for_terminal, print_table, with_interval
 
     t, n, k = scores.logprobs.shape
     repaired = f", {settings['calibrate']} ({settings['where']})" if settings["calibrate"] else ""
     typer.echo(f"{t} prompts, {n} inputs, {k} answers; {selection.method}{repaired}: higher is better")
-    wide = max(len("prompt"), *(len(row["prompt"]) for row in rows))
-    head = f"{'':>4} {'prompt':{wide}} {selection.method:>9}"
-    typer.echo(head + (f" {'accuracy':>9} {'macro-F1':>9} {'scaled':>7}" if whole else ""))
-    for place, row in enumerate(rows, 1):
-        line = f"{place:>4} {row['prompt']:{wide}} {row['value']:>9.4f}"
-        if whole:
-            scaled = "-" if row["scaled_f1"] is None else f"{row['scaled_f1']:.3f}"
-            line += f" {row['accuracy']:>9.3f} {row['macro_f1']:>9.3f} {scaled:>7}"
-        typer.echo(for_terminal(line))
+    measured = ("accuracy", "macro-F1", "scaled") if whole else ()
+    shown = [
+        [
+            place, row["prompt"], f"{row['value']:.4f}",
+            *(
+                "-" if row[name] is None else f"{row[name]:.3f}"
+                for name in (("accuracy", "macro_f1", "scaled_f1") if whole else ())
+            ),
+        ]
+        for place, row in enumerate(rows, 1)
+    ]  # fmt: skip
+    print_table(("", "prompt", selection.method, *measured), shown, left=2)
     if len(rows) < t:
         typer.echo(f"     ... and {t - len(rows)} more (--show {t})")
     chosen = "a prompt for each input" if selection.per_input else f"chosen: {selection.name}"
     if whole:
-        low, high = whole["accuracy_interval"]
-        chosen += f"; accuracy {whole['accuracy']:.3f} [{low:.3f}, {high:.3f}], macro-F1 {whole['macro_f1']:.3f}"
+        accuracy = with_interval(whole["accuracy"], whole["accuracy_interval"])
+        chosen += f"; accuracy {accuracy}, macro-F1 {whole['macro_f1']:.3f}"
         chosen += "" if whole["scaled_f1"] is None else f", scaled F1 {whole['scaled_f1']:.3f}"
         chosen += f" (prompts: best {whole['best_f1']:.3f}, mean {whole['mean_f1']:.3f})"
     typer.echo(for_terminal(chosen))

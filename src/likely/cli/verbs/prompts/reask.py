@@ -161,15 +161,16 @@ def _refuse_known(where: str, lines: Sequence[Line], shown: Sequence[Example]) -
 
 
 def _said(where: str, policy: str, found: dict[str, Any]) -> list[str]:
+    from likely.cli.printing import with_interval
+
     lines = [
         f"{where}: {found['items']} items, rules fire on {found['covered']}; {found['chosen']} riskiest chosen, "
         f"{found['asked']} asked again ({policy}), {found['changed']} answers changed"
     ]
     if found["labelled"]:
-        texts = []
-        for name in ("before", "after"):
-            low, high = found[name]["interval"]
-            texts.append(f"{name} {found[name]['accuracy']:.3f} [{low:.3f}, {high:.3f}]")
+        texts = [
+            f"{name} {with_interval(found[name]['accuracy'], found[name]['interval'])}" for name in ("before", "after")
+        ]
         auroc = "-" if found["risk_auroc"] is None else f"{found['risk_auroc']:.3f}"
         lines.append(
             f"accuracy {', '.join(texts)} of {found['labelled']} with a label; risk: AUROC {auroc}, "

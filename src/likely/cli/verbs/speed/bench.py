@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,7 +48,7 @@ def bench(
       likely bench -m gemma3 --runtime llamacpp --json
     """
     from likely.bench.timing import BusyMachine, refuse_busy
-    from likely.cli.printing import print_json
+    from likely.cli.printing import print_json, print_table
     from likely.models.load import available_runtimes
     from likely.runtimes.machine import machine
 
@@ -83,18 +82,21 @@ def bench(
         print_json({"machine": asdict(host), "rows": [asdict(row) for row in rows]})
         return
     typer.echo(host.line())
-    typer.echo(f"{'runtime':<9} {'dtype':<9} {'kind':<8} {'positions':>9} {'sequences':>9} {'context':>8} "
-               f"{'threads':>7} {'ms':>9} {'tokens/s':>9}")  # fmt: skip
-    for r in rows:
-        typer.echo(
-            f"{r.runtime:<9} {r.dtype:<9} {r.kind:<8} {r.positions:9} {r.sequences:9} {r.context:8} "
-            f"{r.threads:7} {r.milliseconds:9.2f} {r.tokens_per_s:9.1f}"
+    heads = ("runtime", "dtype", "kind", "positions", "sequences", "context", "threads", "ms", "tokens/s")
+    shown = [
+        (
+            r.runtime, r.dtype, r.kind, r.positions, r.sequences, r.context, r.threads, f"{r.milliseconds:.2f}",
+            f"{r.tokens_per_s:.1f}",
         )
+        for r in rows
+    ]  # fmt: skip
+    print_table(heads, shown, left=3)
 
 
 def _measure(
     model: str, name: str, dtype: str | None, quick: bool, threads: int | None, cpu: str, engines: int
 ) -> CostCurve:
+    from likely.cli.printing import reporter
     from likely.runtimes.cost_curve import measure
     from likely.runtimes.machine import cores
 
@@ -113,7 +115,7 @@ def _measure(
             prefill=256 if quick else 512,
             rounds=3 if quick else 5,
             seconds=(30 if quick else 240) / engines,
-            progress=(lambda line: typer.echo(f"{name}: {line}", err=True)) if sys.stderr.isatty() else None,
+            progress=reporter(name),
         )
     curve.save()
     return curve
