@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 import typer
 
 from likely.cli import options
+from likely.cli.printing import percent
 from likely.decoding.drafting.table import drafter_help
+from likely.errors import CapabilityError
 from likely.lm.options import FORMS, OPTIONS, SAMPLER
 from likely.models.catalog import DEFAULT_MODEL
 
@@ -95,7 +97,6 @@ class ModelFlags:
 
     def open_local(self, use: Use = "single") -> Model:
         """A model on this machine; a URL is refused with a reason."""
-        from likely.errors import CapabilityError
         from likely.models.load import is_url
 
         if is_url(self.model):
@@ -105,7 +106,6 @@ class ModelFlags:
 
 def _first_use() -> Callable[[int, int], None]:
     """What the native runtime does once is told on a terminal: compiling, and packing weights (bytes, bytes in all)."""
-    from likely.cli.printing import percent
     from likely.runtimes.native.build import has_compiler, is_built
 
     if sys.stderr.isatty() and has_compiler() and not is_built():

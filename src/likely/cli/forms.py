@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from likely.cli import options as opt
+from likely.errors import ConstraintError, DataError
+from likely.lm.extract import why_incomplete
 
 if TYPE_CHECKING:
     from likely.lm.results import Generation
@@ -68,8 +70,6 @@ def streams(options: Mapping[str, Any]) -> bool:
 
 def read_schema(path: Path) -> Any:
     """A JSON Schema from a file; DataError names line and column of what is no JSON."""
-    from likely.errors import DataError
-
     try:
         schema = json.loads(opt.read_text(path, encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -94,9 +94,6 @@ def _choices(text: str) -> list[str]:
 
 def conclude(results: Sequence[Generation]) -> None:
     """Say what was not held; ConstraintError, that is exit code 1 and one line, if one of the texts is not whole."""
-    from likely.errors import ConstraintError
-    from likely.lm.extract import why_incomplete
-
     for warning in dict.fromkeys(line for result in results for line in result.warnings):
         typer.echo(f"Warning: {warning}", err=True)
     found = [why for result in results if (why := why_incomplete(result))]

@@ -9,6 +9,9 @@ from typing import Any
 
 import typer
 
+from likely.decoding.drafting.table import check_name
+from likely.errors import DataError
+
 
 def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
     """KEY=VALUE pairs as Python values (true and false as JSON has them, too); what is no literal is a string."""
@@ -26,8 +29,6 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
 
 def drafting(drafter: str | None, budget: str) -> dict[str, Any]:
     """The options of speculation that were given; a wrong name or number is refused before a model is loaded."""
-    from likely.decoding.drafting.table import check_name
-
     given: dict[str, Any] = {}
     if drafter is not None:
         try:
@@ -88,8 +89,6 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
 
 def read_text(path: str | Path, *, encoding: str = "utf-8") -> str:
     """The text of a file; DataError in one line for one that cannot be read or is not UTF-8."""
-    from likely.errors import DataError
-
     try:
         return Path(path).read_text(encoding=encoding)
     except UnicodeDecodeError as error:

@@ -11,6 +11,7 @@ import typer
 
 from likely.cli import options
 from likely.cli.flags import JsonOption
+from likely.io.whole_file import check_target, write_for_user
 
 if TYPE_CHECKING:
     from likely.lm.results import Generation
@@ -57,14 +58,10 @@ class ShowFlags:
 def check_page(html: Path | None) -> None:
     """Refuse what is no place for a page."""
     if html is not None:
-        from likely.io.whole_file import check_target
-
         check_target(html, (".html", ".htm"))
 
 
 def write_page(html: Path, page: str) -> None:
-    from likely.io.whole_file import write_for_user
-
     write_for_user(html, page.encode())
     typer.echo(f"wrote {html}", err=True)
 

@@ -9,6 +9,9 @@ import typer
 
 from likely.cli import flags, options
 from likely.cli.help import VerbCommand
+from likely.cli.printing import print_json, print_table, with_interval
+from likely.io.hashes import file_sha256
+from likely.io.whole_file import check_target, write_for_user
 
 if TYPE_CHECKING:
     from likely.calibration.labelled import Labelled
@@ -71,8 +74,6 @@ def fit(
     from likely.calibration.calibrator import fit_calibrator
     from likely.calibration.labelled import read_labelled
     from likely.calibration.store import keep, place
-    from likely.cli.printing import print_json
-    from likely.io.whole_file import check_target
 
     options.refuse_same_file(file, output)
     if output is not None:
@@ -125,7 +126,6 @@ def evaluate(
       likely calibrate eval others.jsonl --calibrator cal.json --json
     """
     from likely.calibration.labelled import read_labelled
-    from likely.cli.printing import print_json
     from likely.metrics.summary import report
 
     labelled = read_labelled(file, limit=limit)
@@ -160,8 +160,6 @@ def plot(
       likely calibrate plot others.jsonl --calibrator cal.json -o reliability.png
     """
     from likely.calibration.labelled import read_labelled
-    from likely.cli.printing import print_json
-    from likely.io.whole_file import check_target, write_for_user
     from likely.metrics.diagram import as_text, draw, reliability
     from likely.show.plot import FORMATS, render
 
@@ -201,14 +199,11 @@ def _predictions(labelled: Labelled, calibrator: Path | None, file: str) -> Any:
 
 def _sha256(file: str) -> str | None:
     """Of a file; None of standard input."""
-    from likely.io.hashes import file_sha256
-
     return None if file == "-" else file_sha256(Path(file))
 
 
 def _table(rows: list[tuple[str, dict[str, Any]]]) -> None:
     """The main figures with their intervals, a column per row of `rows`."""
-    from likely.cli.printing import print_table, with_interval
 
     def cell(found: dict[str, Any], name: str) -> str:
         value, interval = found.get(name), found.get(f"{name}_interval")

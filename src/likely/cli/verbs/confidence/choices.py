@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from likely.cli import flags, options
-
-if TYPE_CHECKING:
-    from likely.cli.file_run import Advance
-    from likely.io.jsonl import Line
+from likely.cli.file_run import Advance, read_file
+from likely.cli.printing import print_json
+from likely.io.jsonl import Line
+from likely.metrics.intervals import Accuracy
 
 
 @flags.grouped
@@ -39,9 +39,6 @@ def choices(
 
       likely choices questions.jsonl.gz --style letters --limit 100 --json
     """
-    from likely.cli.file_run import read_file
-    from likely.cli.printing import print_json
-    from likely.metrics.intervals import Accuracy
     from likely.scoring.choices import choice_item, choice_pairs, score_choices
 
     lines = read_file(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from likely.cli import flags
+from likely.cli.file_run import FileRun, check_output, input_name
 from likely.cli.keys import read_key, unbuffered
-
-if TYPE_CHECKING:
-    from likely.io.jsonl import Line, Results
+from likely.cli.printing import print_json
+from likely.errors import ConstraintError, DataError
+from likely.io.jsonl import Line, Results, read_lines, text_field
+from likely.metrics.grading import choices_of, graded, grader
+from likely.metrics.intervals import Accuracy
 
 KEYS = "y right, n wrong, s skip, u undo, q quit"
 
@@ -43,11 +46,6 @@ def grade(
       likely grade answers.jsonl --by person -o graded.jsonl
     """
     from likely import __version__
-    from likely.cli.file_run import FileRun, check_output, input_name
-    from likely.cli.printing import print_json
-    from likely.io.jsonl import Results
-    from likely.metrics.grading import grader
-    from likely.metrics.intervals import Accuracy
 
     if by == "person" and out.output is None:
         raise typer.BadParameter("a person's decisions are kept: give -o graded.jsonl", param_hint="--output")
@@ -81,9 +79,6 @@ def grade(
 
 def read_answers(file: str, where: str) -> tuple[dict[str, Any], list[Line]]:
     """(header, answer lines) of an answers file."""
-    from likely.errors import DataError
-    from likely.io.jsonl import read_lines, text_field
-
     header: dict[str, Any] | None = None
     lines: list[Line] = []
     for line in read_lines(file):
@@ -104,9 +99,6 @@ def read_answers(file: str, where: str) -> tuple[dict[str, Any], list[Line]]:
 
 
 def _by_rule(line: Line, where: str, by: str, is_right: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
-    from likely.errors import ConstraintError, DataError
-    from likely.metrics.grading import choices_of
-
     choices_of(line.record, f"{where}:{line.number}")
     try:
         return graded_record(line, is_right(line.record), by)
@@ -116,8 +108,6 @@ def _by_rule(line: Line, where: str, by: str, is_right: Callable[[Mapping[str, A
 
 def graded_record(line: Line, correct: bool, by: str) -> dict[str, Any]:
     """The graded answer, and its place in the answers file."""
-    from likely.metrics.grading import graded
-
     return {**graded(line.record, correct, by), "line": line.number, "input": line.digest}
 
 

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from likely.cli import flags, options
+from likely.cli.file_run import Advance, FileRun, check_output, input_name
+from likely.cli.printing import print_json, print_table, with_interval
+from likely.errors import DataError
+from likely.io.hashes import fingerprint
+from likely.io.jsonl import Line
 
 if TYPE_CHECKING:
-    from likely.cli.file_run import Advance
-    from likely.io.jsonl import Line
     from likely.prompting.risk.task import TableTask
 
 
@@ -54,10 +57,6 @@ def risk(
 
       likely risk patients.csv --task readmission.toml --style mc --json
     """
-    from likely.cli.file_run import FileRun, check_output, input_name
-    from likely.cli.printing import print_json
-    from likely.errors import DataError
-    from likely.io.hashes import fingerprint
     from likely.prompting.risk.file import read_table
     from likely.prompting.risk.prompts import WORKED, sample_examples, worked_row
     from likely.prompting.risk.report import summarise
@@ -122,7 +121,6 @@ def risk(
 
 def _examples(path: str, task: TableTask, count: int) -> list[dict[str, Any]]:
     """Rows to draw the worked examples from: those with an outcome, `count` at least."""
-    from likely.errors import DataError
     from likely.prompting.risk.file import read_table
     from likely.prompting.risk.text import row_text
 
@@ -141,8 +139,6 @@ def _examples(path: str, task: TableTask, count: int) -> list[dict[str, Any]]:
 
 def _print(where: str, style: str, task: TableTask, found: dict[str, Any]) -> None:
     """The summary for people."""
-    from likely.cli.printing import print_table, with_interval
-
     if not found["n"]:
         typer.echo(f"{where}: none of {found['rows']} rows has a probability")
         return

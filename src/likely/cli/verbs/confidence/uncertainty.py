@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from likely.cli import flags, options
-
-if TYPE_CHECKING:
-    from likely.cli.file_run import Advance
-    from likely.io.jsonl import Line
-    from likely.lm.questions import QuestionLine
+from likely.cli.file_run import Advance, is_questions_file, read_file
+from likely.cli.printing import for_terminal, print_json, with_interval
+from likely.errors import DataError
+from likely.io.hashes import fingerprint
+from likely.io.jsonl import Line
+from likely.lm.questions import QuestionLine, question_of
+from likely.metrics.grading import grader
+from likely.metrics.intervals import Accuracy
 
 CHEAP = ("g_nll", "mean_nll", "max_nll", "token_entropy")  # of the one greedy text
 CHEAP_REMOTE = ("g_nll", "mean_nll", "max_nll")  # a server gives no entropies
@@ -61,9 +64,6 @@ def uncertainty(
 
       likely uncertainty questions.jsonl --method all --samples 10 --by exact --json
     """
-    from likely.cli.file_run import is_questions_file, read_file
-    from likely.metrics.grading import grader
-
     settings: dict[str, Any] = {
         "methods": _methods(method, model.model), "samples": samples, "beams": beams, "clusters": clusters,
         "max_tokens": max_tokens, "seed": seed, "stop": list(stop or ()), "system": system, "graded_by": by,
@@ -119,9 +119,6 @@ def _methods(given: Sequence[str] | None, model: str) -> list[str]:
 
 def _question(line: Line, where: str, is_right: Callable[[Mapping[str, Any]], bool] | None) -> QuestionLine:
     """A reference that does not suit the way of grading is refused at once."""
-    from likely.errors import DataError
-    from likely.lm.questions import question_of
-
     at = f"{where}:{line.number}"
     question = question_of(line.record, at)
     if is_right is not None:
@@ -133,7 +130,6 @@ def _question(line: Line, where: str, is_right: Callable[[Mapping[str, Any]], bo
 
 
 def _header(lm: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    from likely.io.hashes import fingerprint
     from likely.uncertainty.table import ESTIMATORS
 
     return {
@@ -156,7 +152,6 @@ def _measured(
 
 
 def _one(lm: Any, question: str, settings: Mapping[str, Any], as_json: bool) -> None:
-    from likely.cli.printing import for_terminal, print_json
     from likely.uncertainty.table import ESTIMATORS
 
     [record] = _measured(lm, [question], [settings["system"]], settings, lambda n: None)
@@ -173,8 +168,6 @@ def _one(lm: Any, question: str, settings: Mapping[str, Any], as_json: bool) -> 
 
 def _report(records: Sequence[Mapping[str, Any]], header: Mapping[str, Any], file: str, as_json: bool) -> None:
     """How well each estimator tells right answers from wrong ones."""
-    from likely.cli.printing import print_json, with_interval
-    from likely.metrics.intervals import Accuracy
     from likely.uncertainty.planner import compare_estimators
 
     accuracy = Accuracy(sum(r["correct"] for r in records), len(records))

@@ -9,14 +9,17 @@ import typer
 
 from likely.cli import flags, forms, options
 from likely.cli.confidence import ConfidenceFlags, bind, tell
+from likely.cli.file_run import Advance, Chunks, FileRun, is_questions_file, read_file
+from likely.cli.printing import for_terminal, print_json, print_stats, print_stream
 from likely.cli.show import ALTERNATIVES, ShowFlags
+from likely.errors import ConstraintError, DataError, ModelError
+from likely.io.hashes import fingerprint
+from likely.io.jsonl import Line
+from likely.lm.questions import BATCH, QuestionLine, answer_record, question_of
 
 if TYPE_CHECKING:
-    from likely.cli.file_run import Advance, Chunks, FileRun
-    from likely.io.jsonl import Line
     from likely.lm.base import LanguageModel
     from likely.lm.confidence import BoundPolicy
-    from likely.lm.questions import QuestionLine
 
 TEXT = flags.TextFlags(max_tokens=256, temperature=0.0)
 
@@ -55,10 +58,6 @@ def ask(
 
       likely ask "Who wrote Faust?" --at-least 0.9 --fallback gemma3     (after likely calibrate fit)
     """
-    from likely.cli.file_run import is_questions_file, read_file
-    from likely.cli.printing import for_terminal, print_json, print_stats, print_stream
-    from likely.lm.questions import question_of
-
     see = look.wanted()
     lines, asked = None, ""
     if is_questions_file(question):
@@ -106,11 +105,6 @@ def _ask_file(
     show_prompt: bool,
 ) -> None:  # fmt: skip
     """Every question that has no answer yet; each prompt is checked before the first answer."""
-    from likely.cli.printing import for_terminal
-    from likely.errors import ConstraintError, DataError, ModelError
-    from likely.io.hashes import fingerprint
-    from likely.lm.questions import BATCH, answer_record
-
     if given.get("n", 1) != 1 or given.get("beams"):
         raise ValueError("each question is answered once: drop n= and beams=")
     lm.preview("?", **given)  # wrong settings are refused before the output carries them in its header

@@ -12,6 +12,10 @@ import typer
 
 from likely.cli import flags, forms, options
 from likely.cli.confidence import ConfidenceFlags, bind, tell
+from likely.cli.printing import for_terminal, print_json, print_stats, print_stream
+from likely.errors import ConstraintError, DataError, LikelyError, nearest
+from likely.io.whole_file import check_target, write_whole_file
+from likely.lm.extract import why_incomplete
 
 if TYPE_CHECKING:
     from likely.lm.confidence import BoundPolicy
@@ -59,8 +63,6 @@ def chat(
 
       likely chat --choices yes,no
     """
-    from likely.io.whole_file import check_target
-
     given = text.given()
     given |= form.given(given)
     if save:
@@ -163,10 +165,6 @@ class Conversation:
 
     def answer(self, text: str) -> None:
         """Ask the model; an answer stopped by Ctrl-C stays in the conversation as far as it came."""
-        from likely.cli.printing import for_terminal, print_json, print_stats, print_stream
-        from likely.errors import ConstraintError, LikelyError
-        from likely.lm.extract import why_incomplete
-
         self.messages.append({"role": "user", "content": text})
         stream = None
         try:
@@ -209,8 +207,6 @@ class Conversation:
 
     def command(self, line: str) -> bool:
         """Carry out a / command; returns whether to leave."""
-        from likely.errors import LikelyError, nearest
-
         verb, _, rest = line[1:].partition(" ")
         rest = rest.strip()
         verbs = {
@@ -256,21 +252,16 @@ class Conversation:
         typer.echo(self.model.render(self.messages or [_HELLO]).text, err=True)
 
     def history(self) -> None:
-        from likely.cli.printing import for_terminal
-
         for message in self.messages:
             typer.echo(for_terminal(f"{message['role']}: {message['content']}", err=True), err=True)
 
     def save(self, path: Path) -> None:
         """Write the conversation, whole or not at all."""
-        from likely.io.whole_file import write_whole_file
-
         record = {"kind": "chat", **options.origin(self.model), "settings": self.settings, "messages": self.messages}
         write_whole_file(path, (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode())
         typer.echo(f"saved {len(self.messages)} messages to {path}", err=True)
 
     def load(self, path: Path) -> None:
-        from likely.errors import DataError
         from likely.models.chat_template import check_messages
 
         try:

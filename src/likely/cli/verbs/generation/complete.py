@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from likely.cli import flags, options
+from likely.cli.printing import for_terminal, print_json
 
 if TYPE_CHECKING:
     from likely.code.analysis.members import MemberProvider
@@ -54,7 +55,6 @@ def complete(
 
       likely complete shop/cart.py --server "pyright-langserver --stdio"
     """
-    from likely.cli.printing import for_terminal, print_json
     from likely.code.buffer import CodeBuffer
 
     buffer = CodeBuffer.from_file(file, line, column, project_root=project or "")

@@ -6,17 +6,19 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from likely.cli import flags, forms, options
+from likely.cli.file_run import Advance, Chunks, FileRun, read_file
+from likely.cli.printing import for_terminal, print_json
 from likely.cli.show import ALTERNATIVES, ShowFlags, present_fields
-
-if TYPE_CHECKING:
-    from likely.cli.file_run import Advance, Chunks, FileRun
-    from likely.io.jsonl import Line
-    from likely.lm.extract import Extracted
+from likely.errors import ConstraintError, DataError, LikelyError
+from likely.io.hashes import fingerprint
+from likely.io.jsonl import Line, text_field
+from likely.lm.extract import INSTRUCTION, Extracted
+from likely.lm.questions import BATCH
 
 KEYS = ("text", "document", "prompt")  # of a line; the first that it has is the document
 # what a result says; a line that carries fields of these names would lose them
@@ -59,9 +61,6 @@ def extract(
 
       likely extract --schema person.json < documents.jsonl > people.jsonl
     """
-    from likely.cli.file_run import read_file
-    from likely.errors import ConstraintError
-
     if schema is None:
         raise typer.BadParameter("say what to extract: a file with a JSON Schema", param_hint="--schema")
     if text is not None and file is not None:
@@ -101,9 +100,6 @@ def extract(
 
 def document_of(line: Line, where: str) -> tuple[str, dict[str, Any]]:
     """(document, the fields that its result carries)."""
-    from likely.errors import DataError
-    from likely.io.jsonl import text_field
-
     key = next((key for key in KEYS if key in line.record), None)
     if key is None:
         found = ", ".join(f'"{k}"' for k in line.record) or "nothing"
@@ -133,11 +129,6 @@ def _extract_file(
     show_prompt: bool, show: bool,
 ) -> None:  # fmt: skip
     """Every line that has no result yet."""
-    from likely.errors import LikelyError
-    from likely.io.hashes import fingerprint
-    from likely.lm.extract import INSTRUCTION
-    from likely.lm.questions import BATCH
-
     made_with = {**settings, "schema": schema, "instruction": instruction or INSTRUCTION}
     header = {
         **options.origin(lm), "kind": "extract", "settings": made_with, "settings_hash": fingerprint(made_with),
@@ -171,8 +162,6 @@ def _extract_file(
 def _print_one(lm: Any, found: Extracted, show: bool, as_json: bool, text: str) -> None:
     import json
 
-    from likely.cli.printing import for_terminal, print_json
-
     if as_json:
         print_json({**options.origin(lm), "text": text, **record_of(found)})
     elif show:
@@ -185,7 +174,5 @@ def _print_one(lm: Any, found: Extracted, show: bool, as_json: bool, text: str) 
 
 
 def _show_prompt(lm: Any, document: str, schema: Any, instruction: str | None, settings: dict[str, Any]) -> None:
-    from likely.cli.printing import for_terminal
-
     text = lm.preview_extraction(document, schema=schema, instruction=instruction, **settings)
     typer.echo(for_terminal(text, err=True), err=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from likely.cli import flags, forms, options
+from likely.cli.printing import for_terminal, print_json, print_stats, print_stream
 from likely.cli.show import ALTERNATIVES, ShowFlags
 
 TEXT = flags.TextFlags(max_tokens=128, temperature=1.0)
@@ -41,8 +42,6 @@ def generate(
 
       likely generate "A date in 1999: " --regex "1999-[01][0-9]-[0-3][0-9]"
     """
-    from likely.cli.printing import for_terminal, print_json, print_stats, print_stream
-
     see = look.wanted()
     prompt = options.text_or_stdin(prompt, "prompt")
     given = {"top_k": top_k, "top_p": top_p, "min_p": min_p, **text.given()}

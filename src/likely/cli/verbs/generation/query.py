@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from likely.cli import flags, options
+from likely.cli.printing import for_terminal, print_json
 from likely.cli.show import check_page, write_page
+from likely.errors import DataError, LikelyError, nearest
 from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -56,7 +58,6 @@ def query(
 
       likely query list.lmql --decoder "sample(n=3, temperature=0.8)" --seed 1 --json
     """
-    from likely.cli.printing import print_json
     from likely.queries import query_file
 
     check_page(html)
@@ -126,8 +127,6 @@ def _arguments(pairs: list[str] | None) -> dict[str, Any]:
 
 def _check_arguments(query: Query, given: dict[str, Any]) -> None:
     """A missing or unknown argument, said in the terms of the command line."""
-    from likely.errors import nearest
-
     known = {p.name: p for p in query.arguments}
     for name in given:
         if name not in known:
@@ -146,9 +145,6 @@ def _check_arguments(query: Query, given: dict[str, Any]) -> None:
 
 def _run(query: Query, lm: Any, given: dict[str, Any], **run_options: Any) -> Any:
     """The query's own exceptions become one line; its text so far goes to stderr."""
-    from likely.cli.printing import for_terminal
-    from likely.errors import LikelyError
-
     try:
         return query(lm, **given, **run_options)
     except Exception as error:
@@ -170,7 +166,6 @@ def _line(query: Query, error: Exception) -> str:
 
 
 def _replay(query: Query, file: Path, lm: Any) -> QueryResult:
-    from likely.errors import DataError
     from likely.queries import QueryTrace
 
     try:
@@ -184,8 +179,6 @@ def _replay(query: Query, file: Path, lm: Any) -> QueryResult:
 
 
 def _print(result: QueryResult, number: int | None) -> None:
-    from likely.cli.printing import for_terminal
-
     if number is not None:
         typer.echo(f"--- {number}")
     typer.echo(for_terminal(result.text))

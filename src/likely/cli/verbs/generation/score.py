@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 import typer
 
 from likely.cli import flags, options
+from likely.cli.file_run import Advance, FileRun, read_file
+from likely.cli.printing import print_json, print_table, progress
 from likely.cli.show import ShowFlags, more_to_show
-
-if TYPE_CHECKING:
-    from likely.cli.file_run import Advance, FileRun
-    from likely.io.jsonl import Line
+from likely.errors import CapabilityError, DataError
+from likely.io.jsonl import Line, text_field
 
 
 @flags.grouped
@@ -53,9 +54,6 @@ def score(
 
       likely score --perplexity README.md
     """
-    from likely.cli.file_run import read_file
-    from likely.errors import DataError
-
     given = [file is not None, prompt is not None or bool(answer), perplexity is not None]
     if sum(given) != 1:
         raise typer.BadParameter("give one of: FILE, --prompt with --answer, --perplexity TEXTFILE", param_hint="FILE")
@@ -92,9 +90,6 @@ def score(
 
 def pair_texts(line: Line, where: str) -> tuple[str, list[str]]:
     """(prompt, answers) of an input line."""
-    from likely.errors import DataError
-    from likely.io.jsonl import text_field
-
     prompt = text_field(line, "prompt", where)
     if "answers" not in line.record:
         if "answer" not in line.record:
@@ -139,8 +134,6 @@ def _score_file(lm: Any, lines: FileRun[tuple[str, list[str]]], settings: dict[s
 def _print_scores(
     lm: Any, prompt: str, answers: list[str], settings: dict[str, Any], as_json: bool, *, quiet: bool = False
 ) -> list[Any]:
-    from likely.cli.printing import print_json, print_table
-
     given = {key: value for key, value in settings.items() if value}
     scored = lm.score(prompt, answers, **given)
     if as_json:
@@ -159,11 +152,6 @@ def _print_scores(
 
 
 def _print_perplexity(lm: Any, path: str, text: str, window: int | None, stride: int | None, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from likely.cli.printing import print_json, progress
-    from likely.errors import CapabilityError
-
     if not hasattr(lm, "perplexity"):
         raise CapabilityError("perplexity needs a model on this machine, not a server")
     with progress(max(2, len(text) // 2000), "reading", unit="pieces") as tick:

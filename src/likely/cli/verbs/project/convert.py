@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from likely.cli import flags
+from likely.cli.printing import percent, print_json
 
 
 def convert(
@@ -31,9 +33,6 @@ def convert(
 
       likely convert smollm2-folder smollm2-q8.gguf --to q8_0
     """
-    from dataclasses import asdict
-
-    from likely.cli.printing import percent, print_json
     from likely.models.convert import convert as run
     from likely.models.load import resolve
 

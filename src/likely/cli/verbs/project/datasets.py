@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from likely.cli import flags
+from likely.cli.printing import print_grid, print_json
+from likely.errors import DataError
 
 DataDir = Annotated[
     Path | None,
@@ -30,7 +32,6 @@ def datasets(
 
       likely datasets --data-dir ~/data --json
     """
-    from likely.cli.printing import print_grid, print_json
     from likely.data.datasets import data_root, find_set, list_sets
 
     if name is not None:
@@ -51,9 +52,7 @@ def datasets(
 
 
 def _show(name: str, data_dir: Path | None, as_json: bool) -> None:
-    from likely.cli.printing import print_json
     from likely.data.datasets import find_set
-    from likely.errors import DataError
 
     card = find_set(name, data_dir=data_dir)
     states: dict[str, Any] = {}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from likely.cli import flags, options
+from likely.cli.printing import print_json, progress
 
 WARNING = (
     "This runs programs that nobody has read. They get no network, no files and little time (see "
@@ -49,7 +50,6 @@ def eval_code(
     """
     from likely.audit.code.benchmarks import evaluate, problems
     from likely.audit.code.sandbox import SandboxLimits
-    from likely.cli.printing import print_json, progress
     from likely.guided.contrast import Contrast
 
     if not trusted:

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from likely.cli import flags
+from likely.cli.printing import print_grid, print_json
 
 
 def models(as_json: flags.JsonOption = False) -> None:
@@ -18,8 +19,6 @@ def models(as_json: flags.JsonOption = False) -> None:
 
       likely models --json
     """
-    from likely.cli.printing import print_grid, print_json
-
     rows, engines = listing()
     if as_json:
         print_json({"models": rows, "runtimes": engines})

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from likely.cli import flags
+from likely.cli.printing import print_grid, print_json
+from likely.errors import nearest
+from likely.evidence.papers import index, rooms
 
 
 def papers(
@@ -23,9 +27,6 @@ def papers(
 
       likely papers --json
     """
-    from likely.cli.printing import print_grid, print_json
-    from likely.errors import nearest
-    from likely.evidence.papers import index, rooms
     from likely.evidence.results import read_results, results_dir
 
     if room is not None and room not in rooms():
@@ -52,8 +53,6 @@ def papers(
 
 
 def _row(entry: Any, result: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return {
         **asdict(entry),
         "state": result.verdict if result else entry.state,

@@ -13,6 +13,7 @@ import typer
 
 from likely.cli import flags, options
 from likely.cli.confidence import ConfidenceFlags
+from likely.errors import LikelyError, missing_extra
 
 MIB = 2**20
 
@@ -52,8 +53,6 @@ def serve(
     from likely.models.load import installed
 
     if not (installed("fastapi") and installed("uvicorn")):
-        from likely.errors import missing_extra
-
         raise missing_extra("fastapi or uvicorn", "serve")
     import uvicorn
 
@@ -99,8 +98,6 @@ def _key(name: str | None) -> str | None:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A listening socket, before a model is loaded for nothing."""
-    from likely.errors import LikelyError
-
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, number)

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from likely.cli import flags, options
+from likely.cli.file_run import FileRun, read_file
+from likely.cli.printing import print_json, print_table, progress
+from likely.errors import DataError
+from likely.io.jsonl import Line
+from likely.io.whole_file import check_target
 
 if TYPE_CHECKING:
-    from likely.cli.file_run import FileRun
-    from likely.io.jsonl import Line
     from likely.prompting.hints.downstream import ChoiceQuestion
 
 HINT = 'lines like {"question": "...", "choices": ["...", "..."], "answer": 0}'
@@ -46,8 +49,6 @@ def learn_hints(
 
       likely prompts learn-hints exam.jsonl --hints hints.txt -o policy.json
     """
-    from likely.cli.printing import print_json, print_table, progress
-    from likely.io.whole_file import check_target
     from likely.prompting.hints.bandit import learn_hints as learn
     from likely.prompting.hints.downstream import Downstream
 
@@ -96,7 +97,6 @@ def hint(
 
       likely prompts hint exam.jsonl --policy policy.json -o answered.jsonl
     """
-    from likely.cli.printing import print_json, progress
     from likely.prompting.hints.bandit import HintBandit, answer_with_hints
     from likely.prompting.hints.downstream import Downstream, augment
 
@@ -140,8 +140,6 @@ def _refuse_input(file: str, kept: Path | None) -> None:
 
 
 def _hints(path: Path) -> list[str]:
-    from likely.errors import DataError
-
     texts = [line.strip() for line in options.read_text(path).splitlines()]
     found = list(dict.fromkeys(text for text in texts if text))
     if not found:
@@ -151,7 +149,6 @@ def _hints(path: Path) -> list[str]:
 
 def _read(file: str, out: flags.FileFlags, *, known: bool) -> FileRun[ChoiceQuestion]:
     """The questions; with `known` every one needs its answer."""
-    from likely.cli.file_run import read_file
 
     def check(line: Line, where: str) -> ChoiceQuestion:
         return _question(line, f"{where}:{line.number}", known=known)
@@ -160,7 +157,6 @@ def _read(file: str, out: flags.FileFlags, *, known: bool) -> FileRun[ChoiceQues
 
 
 def _question(line: Line, at: str, *, known: bool) -> ChoiceQuestion:
-    from likely.errors import DataError
     from likely.prompting.hints.downstream import ChoiceQuestion
     from likely.scoring.choices import choice_item
 

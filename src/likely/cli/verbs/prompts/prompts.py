@@ -9,11 +9,13 @@ import typer
 
 from likely.cli import flags, options
 from likely.cli.help import VerbCommand
+from likely.cli.printing import for_terminal, print_json, print_table, progress, with_interval
 from likely.cli.verbs.prompts.hints import hint, learn_hints
 from likely.cli.verbs.prompts.reask import reask
+from likely.errors import DataError, nearest
+from likely.io.jsonl import Line, read_checked
 
 if TYPE_CHECKING:
-    from likely.io.jsonl import Line
     from likely.prompting.selection.choosing import Selection
     from likely.prompting.selection.scores import PromptScores
     from likely.prompting.templates import PromptPool
@@ -90,8 +92,6 @@ def select(
 
       likely prompts select --pool prompts.jsonl.gz --task sst2 --inputs reviews.jsonl --limit 100 --json
     """
-    from likely.cli.printing import print_json
-    from likely.errors import nearest
     from likely.prompting.selection.choosing import select as choose
     from likely.prompting.selection.criteria import METHODS, PERPLEXITY
     from likely.prompting.selection.scores import PromptScores
@@ -140,9 +140,6 @@ def _score(
     pool_file: Path, task: str | None, inputs: str, limit: int | None, output: Path | None, overwrite: bool, *,
     perplexity: bool, model: flags.ModelFlags,
 ) -> PromptScores:  # fmt: skip
-    from likely.cli.printing import progress
-    from likely.errors import DataError
-    from likely.io.jsonl import read_checked
     from likely.prompting.selection.scoring import score_pool
     from likely.prompting.templates import PromptPool
 
@@ -164,7 +161,6 @@ def _score(
 
 def _checker(pool: PromptPool, where: str) -> Any:
     """Refuses a record that a template cannot take, or whose label is none; names the line."""
-    from likely.errors import DataError
     from likely.prompting.selection.scoring import label_numbers
 
     different = list({template.fields: template for template in pool}.values())
@@ -187,8 +183,6 @@ def _print(
     whole: dict[str, Any],
     settings: dict[str, Any],
 ) -> None:
-    from likely.cli.printing import for_terminal, print_table, with_interval
-
     t, n, k = scores.logprobs.shape
     repaired = f", {settings['calibrate']} ({settings['where']})" if settings["calibrate"] else ""
     typer.echo(f"{t} prompts, {n} inputs, {k} answers; {selection.method}{repaired}: higher is better")

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from likely.cli import flags, options
+from likely.cli.file_run import Advance, Chunks, FileRun, check_output, input_name
+from likely.cli.printing import print_json, progress, with_interval
+from likely.errors import DataError, nearest
+from likely.io.hashes import file_sha256, fingerprint
+from likely.io.jsonl import Line, read_checked
 
 if TYPE_CHECKING:
-    from likely.cli.file_run import Advance, Chunks
-    from likely.io.jsonl import Line
     from likely.weak_supervision.reasking import Example
 
 HINT = 'lines like {"text": "...", "answer": "spam"} are expected'
@@ -60,9 +63,6 @@ def reask(
       likely prompts reask sms.jsonl --rules rules.jsonl --labels ham,spam --instruction "Spam or ham?" \\
         --policy override --budget 0.1 --json
     """
-    from likely.cli.file_run import FileRun, check_output, input_name
-    from likely.cli.printing import print_json, progress
-    from likely.io.hashes import file_sha256, fingerprint
     from likely.weak_supervision.labelling_rules import read_rules
     from likely.weak_supervision.reasking import LabelTask, rate_and_reask, summarise
 
@@ -112,9 +112,6 @@ def reask(
 
 
 def _read(path: str, names: Sequence[str], limit: int | None) -> Sequence[Line]:
-    from likely.errors import DataError, nearest
-    from likely.io.jsonl import read_checked
-
     where = "stdin" if path == "-" else path
 
     def check(line: Line) -> None:
@@ -135,7 +132,6 @@ def _read(path: str, names: Sequence[str], limit: int | None) -> Sequence[Line]:
 
 
 def _examples(path: Path, names: Sequence[str]) -> Any:
-    from likely.errors import DataError
     from likely.weak_supervision.reasking import Example
 
     lines = _read(str(path), names, None)
@@ -147,7 +143,6 @@ def _examples(path: Path, names: Sequence[str]) -> Any:
 
 def _refuse_known(where: str, lines: Sequence[Line], shown: Sequence[Example]) -> None:
     """An item that is also a worked example would have its answer in the prompt."""
-    from likely.errors import DataError
     from likely.prompting.ensembles.demonstrations import normalise_text
 
     known = {normalise_text(example.text): number for number, example in enumerate(shown, 1)}
@@ -161,8 +156,6 @@ def _refuse_known(where: str, lines: Sequence[Line], shown: Sequence[Example]) -
 
 
 def _said(where: str, policy: str, found: dict[str, Any]) -> list[str]:
-    from likely.cli.printing import with_interval
-
     lines = [
         f"{where}: {found['items']} items, rules fire on {found['covered']}; {found['chosen']} riskiest chosen, "
         f"{found['asked']} asked again ({policy}), {found['changed']} answers changed"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from likely.cli import flags
+from likely.cli.printing import print_json, print_table, reporter
 from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ def bench(
       likely bench -m gemma3 --runtime llamacpp --json
     """
     from likely.bench.timing import BusyMachine, refuse_busy
-    from likely.cli.printing import print_json, print_table
     from likely.models.load import available_runtimes
     from likely.runtimes.machine import machine
 
@@ -96,7 +96,6 @@ def bench(
 def _measure(
     model: str, name: str, dtype: str | None, quick: bool, threads: int | None, cpu: str, engines: int
 ) -> CostCurve:
-    from likely.cli.printing import reporter
     from likely.runtimes.cost_curve import measure
     from likely.runtimes.machine import cores
 

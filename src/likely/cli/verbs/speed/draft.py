@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,10 @@ import typer
 
 from likely.cli import flags, options
 from likely.cli.help import VerbCommand
+from likely.cli.printing import for_terminal, print_json, progress
 from likely.decoding.drafting.table import MemoryKind, memory_kinds
+from likely.errors import DataError, nearest
+from likely.io.jsonl import read_lines, text_field
 from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -58,8 +62,6 @@ def build(
 
       likely generate "def add(a, b):" --drafter trigram:code.trigram
     """
-    from likely.cli.printing import print_json, progress
-
     memories = _checked_kind(kind)
     chosen = _checked_settings(kind, memories.settings, options.parse_settings(settings))
     for path in corpus:
@@ -81,8 +83,6 @@ def build(
 
 
 def _checked_kind(kind: str) -> MemoryKind:
-    from likely.errors import nearest
-
     kinds = memory_kinds()
     if kind not in kinds:
         raise typer.BadParameter(
@@ -92,8 +92,6 @@ def _checked_kind(kind: str) -> MemoryKind:
 
 
 def _checked_settings(kind: str, allowed: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
-    from likely.errors import nearest
-
     for key, value in given.items():
         if key not in allowed:
             raise typer.BadParameter(
@@ -107,8 +105,6 @@ def _checked_settings(kind: str, allowed: Sequence[str], given: dict[str, Any]) 
 
 def _texts(corpus: Sequence[Path], field: str, limit: int | None) -> list[str]:
     """The texts of all files; DataError if there are none."""
-    from likely.errors import DataError
-
     found: list[str] = []
     for path in corpus:
         for text in _of_file(path, field):
@@ -122,9 +118,6 @@ def _texts(corpus: Sequence[Path], field: str, limit: int | None) -> list[str]:
 
 
 def _of_file(path: Path, field: str) -> Iterator[str]:
-    from likely.errors import DataError
-    from likely.io.jsonl import read_lines, text_field
-
     if path.suffix == ".txt":
         try:
             yield from _pieces(path.read_text("utf-8"))
@@ -164,9 +157,6 @@ def show(file: Annotated[Path, typer.Argument(help="A memory file.")], as_json: 
 
       likely draft show code.trigram --json
     """
-    from dataclasses import asdict
-
-    from likely.cli.printing import for_terminal, print_json
     from likely.decoding.drafting.memory_file import describe_memory
 
     found = describe_memory(file)

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from likely.cli import flags, options
+from likely.cli.file_run import input_name
+from likely.cli.printing import print_json, print_table, progress, with_interval
+from likely.decoding.drafting.table import DrafterContext, check_name, drafter_names, make_drafter, runs_model
+from likely.errors import DataError
+from likely.io.jsonl import read_lines
+from likely.io.whole_file import check_target, write_for_user
 from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -57,10 +64,7 @@ def replay(
 
       likely replay traces.jsonl --plot terminal
     """
-    from likely.cli.file_run import input_name
-    from likely.cli.printing import print_json, print_table, progress, with_interval
     from likely.decoding.drafting.replay import replay_all
-    from likely.io.whole_file import check_target, write_for_user
     from likely.show.plot import FORMATS, budget_bars, draw_budgets, render
 
     if plot == "terminal" and as_json:
@@ -110,15 +114,11 @@ def replay(
 
 def _without_model(*, vocabulary: bool) -> list[str]:
     """Drafters whose drafts depend on the text alone; vocabulary: whether that of the target is known."""
-    from likely.decoding.drafting.table import drafter_names
-
     return drafter_names(lambda e: not (e.runs_model or e.preset) and (vocabulary or not e.needs_vocabulary))
 
 
 def _check(name: str) -> None:
     """Refuse a drafter before anything is read."""
-    from likely.decoding.drafting.table import check_name, runs_model
-
     try:
         check_name(name)
     except ValueError as error:
@@ -134,12 +134,7 @@ def _check(name: str) -> None:
 
 
 def _read(file: str, limit: int | None) -> list[RecordedLine]:
-    from itertools import islice
-
-    from likely.cli.file_run import input_name
     from likely.decoding.drafting.replay import recorded
-    from likely.errors import DataError
-    from likely.io.jsonl import read_lines
 
     where = input_name(file)
     records = [recorded(line, where) for line in islice(read_lines(file), limit)]
@@ -166,8 +161,6 @@ def _tokens(records: Sequence[RecordedLine], lm: Model | None) -> list[RecordedA
 
 
 def _makers(names: Sequence[str], lm: Model | None) -> dict[str, Callable[[], DraftSource]]:
-    from likely.decoding.drafting.table import DrafterContext, make_drafter
-
     context = DrafterContext(lm.runtime if lm else None, lm.tokenizer if lm else None)
     makers: dict[str, Callable[[], Any]] = {}
     for name in names:

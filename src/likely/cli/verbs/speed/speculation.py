@@ -11,6 +11,9 @@ import typer
 
 from likely.cli import flags, options
 from likely.cli.printing import print_json, print_table, reporter, with_interval
+from likely.errors import DataError
+from likely.io.jsonl import read_lines
+from likely.io.whole_file import check_target, write_for_user
 
 if TYPE_CHECKING:
     from likely.bench.speculation import DrafterTiming, Task
@@ -33,7 +36,6 @@ def bench_speculation(
     as_json: bool,
 ) -> None:
     from likely.bench.speculation import BUILTIN, compare
-    from likely.io.whole_file import check_target, write_for_user
     from likely.runtimes.machine import machine
     from likely.show.plot import FORMATS, draw_ratios, render
 
@@ -80,8 +82,6 @@ def print_timings(found: dict[str, list[DrafterTiming]]) -> None:
 def read_tasks(file: str) -> list[Task]:
     """Tasks of a JSONL file."""
     from likely.bench.speculation import Task
-    from likely.errors import DataError
-    from likely.io.jsonl import read_lines
 
     prompts: dict[str, list[Any]] = {}
     for line in read_lines(file):
