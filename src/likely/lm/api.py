@@ -11,7 +11,7 @@ from likely.errors import CapabilityError, nearest
 from likely.lm.base import LanguageModel
 from likely.lm.confidence import AskOptions
 from likely.lm.model import Model
-from likely.lm.options import GenerateOptions, ScoreOptions, ServerOptions
+from likely.lm.options import GenerateOptions, ScoringOptions, ServerOptions
 from likely.models.catalog import DEFAULT_MODEL
 from likely.models.load import is_url, load_local
 from likely.runtimes.kinds import LocalOptions
@@ -73,7 +73,7 @@ def _default(name: str) -> LanguageModel:
 
 
 def score(
-    prompt: str, answers: Sequence[str], *, model: str = DEFAULT_MODEL, **options: Unpack[ScoreOptions]
+    prompt: str, answers: Sequence[str], *, model: str = DEFAULT_MODEL, **options: Unpack[ScoringOptions]
 ) -> list[Scored]:
     """log p(answer | prompt) for each answer, on a model that stays loaded for the next call."""
     return _default(model).score(prompt, answers, **options)

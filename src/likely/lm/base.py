@@ -9,7 +9,7 @@ from typing import Any, Generic, Self, TypeVar, Unpack, overload
 from likely.errors import CapabilityError
 from likely.lm.confidence import Again, AskOptions, BoundPolicy, ConfidenceOptions, ConfidencePolicy, system_of
 from likely.lm.extract import Extracted
-from likely.lm.options import ASK_DEFAULTS, CHAT_DEFAULTS, ExtractOptions, GenerateOptions, ScoreOptions, TextOptions
+from likely.lm.options import ASK_DEFAULTS, CHAT_DEFAULTS, ExtractOptions, GenerateOptions, ScoringOptions, TextOptions
 from likely.lm.questions import QuestionLine
 from likely.lm.results import Answer, AnswerStream, Generation
 from likely.models.chat_template import Message
@@ -48,7 +48,7 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
         pairs: Sequence[tuple[str, str]],
         *,
         progress: Callable[[int], None] | None = None,
-        **options: Unpack[ScoreOptions],
+        **options: Unpack[ScoringOptions],
     ) -> list[Scored]:
         """Score many (prompt, answer) pairs: shared prefixes are computed once, calls are filled.
 
@@ -149,7 +149,7 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
             self._beside[name] = self.opener(name)
         return self._beside[name]
 
-    def score(self, prompt: str, answers: Sequence[str], **options: Unpack[ScoreOptions]) -> list[Scored]:
+    def score(self, prompt: str, answers: Sequence[str], **options: Unpack[ScoringOptions]) -> list[Scored]:
         """log p(answer | prompt) in nats for each answer; the prompt is computed once.
 
         prompt   raw text; control tokens written in it are control tokens.  "" means: a text begins here

@@ -33,7 +33,7 @@ from likely.lm.options import (
     CompleteCodeOptions,
     ExtractOptions,
     GenerateOptions,
-    ScoreOptions,
+    ScoringOptions,
     TextOptions,
 )
 from likely.lm.outcomes import FinishedSample, ensembles, generation_of, outcomes
@@ -104,9 +104,9 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         pairs: Sequence[tuple[str, str]],
         *,
         progress: Callable[[int], None] | None = None,
-        **options: Unpack[ScoreOptions],
+        **options: Unpack[ScoringOptions],
     ) -> list[Scored]:
-        check_names(options, ScoreOptions.__annotations__)
+        check_names(options, ScoringOptions.__annotations__)
         return score_pairs(
             self.runtime, self.tokenizer, pairs, top=options.get("top_logprobs", 0),
             entropy=options.get("entropy", False), window=options.get("window"), stride=options.get("stride"),

@@ -76,7 +76,7 @@ class GenerateOptions(TextOptions, total=False):
     max_tries: int
 
 
-class ScoreOptions(TypedDict, total=False):
+class ScoringOptions(TypedDict, total=False):
     """What `score` and `score_pairs` take.
 
     top_logprobs  alternatives per token;  entropy: that of each token's distribution

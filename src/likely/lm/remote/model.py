@@ -19,7 +19,7 @@ from likely.lm.options import (
     ConnectionOptions,
     ExtractOptions,
     GenerateOptions,
-    ScoreOptions,
+    ScoringOptions,
     TextOptions,
 )
 from likely.lm.questions import QuestionLine
@@ -126,10 +126,10 @@ class RemoteModel(BaseLanguageModel[tuple[dict[str, Any], ServerSettings]]):
         pairs: Sequence[tuple[str, str]],
         *,
         progress: Callable[[int], None] | None = None,
-        **options: Unpack[ScoreOptions],
+        **options: Unpack[ScoringOptions],
     ) -> list[Scored]:
         """A request for each pair."""
-        check_names(options, ScoreOptions.__annotations__)
+        check_names(options, ScoringOptions.__annotations__)
         for name in ("entropy", "window", "stride"):
             if options.get(name):
                 raise CapabilityError(f"a server cannot score with {name}=; load the model locally")
