@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from likely import __version__
+from likely.cli.config import defaults_for, read_config
 from likely.cli.help import VerbCommand
 from likely.cli.verbs.confidence import calibrate
 from likely.cli.verbs.confidence.choices import choices
@@ -24,6 +25,7 @@ from likely.cli.verbs.generation.extract import extract
 from likely.cli.verbs.generation.generate import generate
 from likely.cli.verbs.generation.query import query
 from likely.cli.verbs.generation.score import score
+from likely.cli.verbs.project.config import config
 from likely.cli.verbs.project.convert import convert
 from likely.cli.verbs.project.datasets import datasets
 from likely.cli.verbs.project.eval_code import eval_code
@@ -72,7 +74,7 @@ def root(
 
 for verb in (
     ask, chat, generate, extract, score, choices, complete, grade, uncertainty, risk, query, serve, plot, models,
-    datasets, papers, reproduce, convert, replay, bench, eval_code,
+    datasets, papers, reproduce, config, convert, replay, bench, eval_code,
 ):  # fmt: skip
     app.command(cls=VerbCommand)(verb)
 for group, verbs in (("calibrate", calibrate.verbs), ("prompts", prompts.verbs), ("draft", draft.verbs)):
@@ -89,7 +91,8 @@ def run(arguments: Sequence[str]) -> int:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _show_warning
-            code = command.main(args=list(arguments), prog_name="likely", standalone_mode=False)
+            own = {} if "config" in arguments[:1] else defaults_for(command, read_config())
+            code = command.main(args=list(arguments), prog_name="likely", standalone_mode=False, default_map=own)
         return code if isinstance(code, int) else 0
     except typer.Exit as stop:
         return stop.exit_code

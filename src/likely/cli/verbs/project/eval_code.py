@@ -9,6 +9,7 @@ import typer
 
 from likely.cli import flags, options
 from likely.cli.printing import print_json, progress
+from likely.io.whole_file import check_target
 
 WARNING = (
     "This runs programs that nobody has read. They get no network, no files and little time (see "
@@ -54,6 +55,8 @@ def eval_code(
 
     if not trusted:
         raise typer.BadParameter(WARNING, param_hint="--run-untrusted-code")
+    if output is not None:
+        check_target(output)
     if samples > 1 and temperature == 0:
         raise typer.BadParameter("several greedy programs are the same one: give --temperature", param_hint="--samples")
     found = problems(benchmark, limit=limit, data_dir=None if data_dir is None else str(data_dir))

@@ -39,14 +39,12 @@ def papers(
     if as_json:
         print_json({"papers": rows})
         return
-    shown = [
-        (
-            row["id"], row["title"], row["room"], row["state"],
-            row["claim"] if row["kind"] == "paper" else "(our own study)", row["ours"] or "",
-        )
-        for row in rows
-    ]  # fmt: skip
-    print_grid(("id", "title", "room", "state", "paper's figure", "our figure"), shown, whole=["room", "state"])
+    shown = []
+    for row in rows:
+        shown.append((row["id"], row["state"], f"{row['title']} ({row['room']})"))
+        shown.append(("", "paper", row["claim"] if row["kind"] == "paper" else "(our own study)"))
+        shown += [("", "here", row["ours"])] if row["ours"] else []
+    print_grid(("id", "state", "title (room)"), shown, whole=("id", "state"))
     count = sum(row["kind"] == "paper" for row in rows)
     measured = sum(bool(row["ours"]) for row in rows)
     typer.echo(f"papers: {count}, studies of our own: {len(rows) - count}, measured here: {measured}")
