@@ -107,9 +107,9 @@ def warnings_shown() -> Iterator[None]:
 def _first_use(shown: ExitStack) -> Callable[[int, int], None]:
     """What the native runtime does once is told on a terminal: compiling, and packing weights (bytes, bytes in all)."""
     from likely.cli.printing import progress
-    from likely.runtimes.native.build import has_compiler, is_built
+    from likely.runtimes.native.build import can_build, is_built
 
-    if sys.stderr.isatty() and has_compiler() and not is_built():
+    if sys.stderr.isatty() and can_build() and not is_built():
         typer.echo("Compiling the native runtime (once, some ten seconds)", err=True)
     tick: Callable[[int], None] | None = None
     percent = 0
