@@ -42,8 +42,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "T .8, top-k 40, top-p .95": {"temperature": 0.8, "top_k": 40, "top_p": 0.95},
     "T 1": {"temperature": 1.0},
 }
-FOREIGN = set("le la les de des et un une est que el los las y en der die das und ist du il".split())
-ENGLISH = set("the a an of and to is in it that for with on as are you i be this was your can".split())
+FOREIGN, ENGLISH = (
+    frozenset(words.split())
+    for words in (
+        "le la les de des et un une est que el los las y en der die das und ist du il",
+        "the a an of and to is in it that for with on as are you i be this was your can",
+    )
+)
 
 
 def circles(text: str) -> bool:

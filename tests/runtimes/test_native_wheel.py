@@ -1,4 +1,4 @@
-"""Wheels that bring the native runtime compiled: which library a processor takes, and a real wheel without a compiler."""
+"""Wheels that bring the native runtime compiled: which library a processor takes, and one without a compiler."""
 
 from __future__ import annotations
 
