@@ -110,7 +110,7 @@ def linear_heads_gap(X: Floats, y: Floats, tried: Floats, training: Training) ->
 
     def loss(outputs: Any, target: Any) -> Any:
         heads = torch.cat([outputs[:, :3], torch.nn.functional.softplus(outputs[:, 3:])], dim=1)
-        return sides_loss(heads, target, tau=LEVEL, quantile_loss=pinball_loss)
+        return sides_loss(heads, target, tau=LEVEL)
 
     network = fit_network(base.hidden(X), residual / np.abs(residual).mean(), [64, 5], loss, training)
     mar, upper, lower = network(base.hidden(tried))[:, :3].T

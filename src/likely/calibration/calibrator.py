@@ -23,7 +23,7 @@ from likely.decoding.options import answer_settings
 from likely.errors import CapabilityError, DataError, nearest
 from likely.io.whole_file import write_whole_file
 from likely.metrics.checks import SMALLEST, Floats, Ints, check_confidence, check_correct, log_probs, softmax
-from likely.metrics.proper import nll, nll_binary
+from likely.metrics.proper import nll
 from likely.metrics.summary import report
 
 FORMAT = 1
@@ -226,6 +226,5 @@ def _cross_validated(labelled: Labelled, method: str) -> float:
             predictions = _predict(_fit(train, method, {}), test)
         except ValueError:
             return float("inf")
-        loss = nll_binary if predictions.ndim == 1 else nll
-        total += loss(predictions, test.labels) * len(test)
+        total += nll(predictions, test.labels) * len(test)
     return total / len(labelled)

@@ -8,8 +8,8 @@ labelled ones, and for any relation of confidence and error, also where the most
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import special, stats
@@ -42,19 +42,6 @@ class Threshold:
     def coverage(self) -> float:
         return self.n / self.tested
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Self:
-        return cls(**record)
-
-    def line(self) -> str:
-        return (
-            f"answer at confidence >= {self.threshold:.6g}: error rate <= {self.risk:g}, except with probability "
-            f"{self.delta:g} ({self.errors} wrong of {self.n} answered, of {self.tested} labelled items)"
-        )
-
 
 @dataclass(frozen=True)
 class PrecisionBound:
@@ -77,9 +64,6 @@ class PrecisionBound:
     @property
     def coverage(self) -> float:
         return self.n / self.total
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

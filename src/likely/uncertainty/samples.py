@@ -32,15 +32,6 @@ def ln_predictive_entropy(samples: GenerationScores, n: int) -> Uncertainty:
     return _mean_over_samples(samples, n, -samples.mean_logprobs, "ln_predictive_entropy")
 
 
-def entropy_error(samples: GenerationScores, n: int) -> Floats:
-    """(N,) standard error of `predictive_entropy`, from the spread of the S values; S >= 2."""
-    out = np.empty(n)
-    for i in range(n):
-        own = samples.logprobs[samples_of(samples, i, least=2)]
-        out[i] = own.std(ddof=1) / np.sqrt(len(own))
-    return out
-
-
 def samples_of(samples: GenerationScores, prompt: int, *, least: int = 1) -> Ints:
     """The numbers of a prompt's samples; ValueError if there are fewer than `least`."""
     own = samples.of(prompt)

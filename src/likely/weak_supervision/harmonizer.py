@@ -11,6 +11,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -33,7 +34,8 @@ _WORD = re.compile(r"\w\w+|[^\w\s]")
 Encoder = Literal["tfidf", "given"] | Callable[[Sequence[str]], Any]
 
 
-class Harmonizer(Parameters):
+@dataclass(eq=False)
+class Harmonizer(Recipe, Parameters):
     """Fuse votes: fit on texts and `Votes` whose first source usually is the model, then ask for probabilities or risk.
 
     classes     K, or their names
@@ -52,28 +54,11 @@ class Harmonizer(Parameters):
     votes_per_text_ (mean number of votes): under "quadratic" texts with many votes weigh most.
     """
 
-    def __init__(
-        self,
-        classes: int | Sequence[str],
-        encoder: Encoder = "tfidf",
-        *,
-        scalarizer: str = "quadratic",
-        hidden: int = 64,
-        weights: Any = None,
-        normalize_by_votes: bool = False,
-        deduplicate: bool = True,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1e-4,
-        batch: int = 64,
-        epochs: int | None = None,
-        validation: float = 0.1,
-        patience: int = 3,
-        seed: int = 0,
-    ):
-        self.classes, self.encoder, self.scalarizer, self.hidden = classes, encoder, scalarizer, hidden
-        self.weights, self.normalize_by_votes, self.deduplicate = weights, normalize_by_votes, deduplicate
-        self.learning_rate, self.weight_decay, self.batch, self.epochs = learning_rate, weight_decay, batch, epochs
-        self.validation, self.patience, self.seed = validation, patience, seed
+    classes: int | Sequence[str]
+    encoder: Encoder = "tfidf"
+    _: KW_ONLY
+    weights: Any = None
+    deduplicate: bool = True
 
     @property
     def k(self) -> int:
@@ -84,7 +69,7 @@ class Harmonizer(Parameters):
 
         All texts are used, those without a vote for the vocabulary only.
         """
-        recipe = self._recipe()
+        self._check_params()
         matrix = check_votes(votes.matrix if isinstance(votes, Votes) else votes, self.k)
         names = votes.names if isinstance(votes, Votes) else tuple(map(str, range(matrix.shape[1])))
         if len(texts) != len(matrix):
@@ -104,7 +89,7 @@ class Harmonizer(Parameters):
         voted = (matrix[:, self.sources_] >= 0).any(axis=1)
         x = self._features(texts)
         self.layers_: Layers
-        self.layers_, self.curve_ = train_network(x[voted], matrix[voted][:, self.sources_], self.k, weights, recipe)
+        self.layers_, self.curve_ = train_network(x[voted], matrix[voted][:, self.sources_], self.k, weights, self)
         self._warn_if_collapsed(forward(self.layers_, x), matrix[:, self.sources_])
         return self
 
@@ -180,7 +165,7 @@ class Harmonizer(Parameters):
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
-    def _recipe(self) -> Recipe:
+    def _check_params(self) -> None:
         if self.k < 2:
             raise ValueError(f"at least 2 classes are needed, got {self.k}")
         if self.scalarizer not in SCALARIZERS:
@@ -200,10 +185,6 @@ class Harmonizer(Parameters):
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if self.normalize_by_votes and self.scalarizer == "chebyshev":
             raise ValueError("normalize_by_votes has no meaning for chebyshev: the greatest loss is one source's")
-        return Recipe(
-            SCALARIZERS[self.scalarizer], self.normalize_by_votes, self.hidden, self.learning_rate, self.weight_decay,
-            self.batch, self.epochs, self.validation, self.patience, self.seed,
-        )  # fmt: skip
 
     def _learn_features(self, texts: Any) -> None:
         if self.encoder == "tfidf":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -35,6 +36,7 @@ METRICS: dict[str, Metric] = {
 }
 
 
+@dataclass(kw_only=True, eq=False)
 class HCalibrator(Fitted):
     """softmax(f(log p)) with f rising, or a mixture of temperatures: learned by `hcal_loss`, chosen by a metric.
 
@@ -55,32 +57,17 @@ class HCalibrator(Fitted):
 
     name: ClassVar[str] = "h"
     inputs: ClassVar[tuple[Input, ...]] = ("logits", "probs")
-    input: Input = "logits"
 
-    def __init__(
-        self,
-        *,
-        map: str = "auto",
-        window: int = 200,
-        eps: float = 0.0,
-        weighting: Weighting = "cluster",
-        loco: bool | Literal["auto"] = "auto",
-        select: Select = "dece",
-        folds: int = 3,
-        max_steps: int = 2000,
-        seed: int = 0,
-        input: Input = "logits",
-    ):
-        self.map = map
-        self.window = window
-        self.eps = eps
-        self.weighting = weighting
-        self.loco = loco
-        self.select = select
-        self.folds = folds
-        self.max_steps = max_steps
-        self.seed = seed
-        self.input = input
+    map: str = "auto"
+    window: int = 200
+    eps: float = 0.0
+    weighting: Weighting = "cluster"
+    loco: bool | Literal["auto"] = "auto"
+    select: Select = "dece"
+    folds: int = 3
+    max_steps: int = 2000
+    seed: int = 0
+    input: Input = "logits"
 
     def fit(self, x: Any, labels: Any) -> Self:
         torch = import_torch()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,6 @@ class Trainable:
     parameters: list[Any]
     forward: Callable[[Any], Any]
     export: Callable[[], HMap]
-    kind: str = field(default="")
 
 
 def temperature_map(beta: float) -> HMap:

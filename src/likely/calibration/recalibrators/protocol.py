@@ -60,10 +60,6 @@ class Parameters:
             setattr(self, name, value)
         return self
 
-    def __repr__(self) -> str:
-        given = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
-        return f"{type(self).__name__}({given})"
-
     def check_fitted(self, name: str) -> None:
         """ValueError where there is no such learned value yet."""
         if not hasattr(self, name):

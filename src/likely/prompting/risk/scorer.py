@@ -6,15 +6,15 @@ styles "word" and the expected number are ours.
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from likely.calibration.recalibrators.protocol import Parameters
 from likely.calibration.recalibrators.table import make
 from likely.errors import CapabilityError, DataError, nearest
 from likely.io.jsonl import chunked
@@ -87,7 +87,8 @@ class RiskScores:
         return None if self.choice_probs is None else order_bias(self.choice_probs, self.orders, self.values)
 
 
-class RiskScorer:
+@dataclass(eq=False)
+class RiskScorer(Parameters):
     """P(outcome) of a table's rows, on scikit-learn's contract for classifiers of two classes.
 
     model             what `likely.load` gives: any runtime, or a server that scores prompts
@@ -106,30 +107,23 @@ class RiskScorer:
     fit learns `threshold_` (of the highest accuracy) or, with a method, `recalibrator_`: nothing of the model changes.
     """
 
-    classes_ = np.array([0, 1])
+    classes_: ClassVar[Ints] = np.array([0, 1])
 
-    def __init__(
-        self,
-        model: Any,
-        task: TableTask,
-        *,
-        style: RiskStyle = "word",
-        order_correction: bool = True,
-        layout: RowLayout = AS_IS,
-        few_shot: int = 0,
-        examples: Sequence[TableRow] = (),
-        balanced: bool = True,
-        seed: int = 0,
-        number: Literal["official", "expected"] = "expected",
-        cbm: bool = False,
-        chat: bool = False,
-        max_tokens: int = 256,
-        method: str | None = None,
-    ):
-        self.model, self.task, self.style, self.order_correction = model, task, style, order_correction
-        self.layout, self.few_shot, self.examples, self.balanced = layout, few_shot, examples, balanced
-        self.seed, self.number, self.cbm, self.chat, self.max_tokens = seed, number, cbm, chat, max_tokens
-        self.method = method
+    model: Any
+    task: TableTask
+    _: KW_ONLY
+    style: RiskStyle = "word"
+    order_correction: bool = True
+    layout: RowLayout = AS_IS
+    few_shot: int = 0
+    examples: Sequence[TableRow] = ()
+    balanced: bool = True
+    seed: int = 0
+    number: Literal["official", "expected"] = "expected"
+    cbm: bool = False
+    chat: bool = False
+    max_tokens: int = 256
+    method: str | None = None
 
     # --- scores ---------------------------------------------------------------------------------------------------
 
@@ -214,16 +208,6 @@ class RiskScorer:
             mapped = recalibrator.predict_proba(self._input(recalibrator, scores[known]))
             out[known] = mapped if mapped.ndim == 1 else mapped[:, 1]
         return out
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def set_params(self, **params: object) -> Self:
-        for name, value in params.items():
-            if name not in self.get_params():
-                raise ValueError(f'RiskScorer has no parameter "{name}"{nearest(name, self.get_params())}')
-            setattr(self, name, value)
-        return self
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
