@@ -75,9 +75,6 @@ class RiskCoverage:
     risk: Floats
 
 
-# --- guarantees -------------------------------------------------------------------------------------------------------
-
-
 def fewest_items(risk: float, delta: float = 0.1) -> int:
     """How many answered items, none of them wrong, it takes to certify `risk`: the least n with (1−risk)^n <= delta."""
     _check_levels(risk, delta)
@@ -199,9 +196,6 @@ def _above(score: Floats, right: Ints, thresholds: Floats) -> tuple[Ints, Ints]:
     wrong = np.append(np.cumsum((1 - right[order])[::-1])[::-1], 0)
     first = np.searchsorted(score[order], thresholds, side="left")
     return len(score) - first, wrong[first]
-
-
-# --- curves and costs -------------------------------------------------------------------------------------------------
 
 
 def risk_coverage(confidence: Any, correct: Any) -> RiskCoverage:

@@ -33,8 +33,6 @@ from likely.metrics.bootstrap import bootstrap_ratio
 from likely.metrics.intervals import wilson
 from likely.runtimes.machine import cores
 
-# --- what is recorded -------------------------------------------------------------------------------------------------
-
 
 def data_sources(files: Iterable[tuple[str, str | None]]) -> list[Source]:
     """One Source per (data set, file or split), as the manifest of data sets states it; None: the set's only file."""
@@ -121,9 +119,6 @@ def conclude(
         command=command or f"python reproductions/{name}.py{' --full' * full}", threads=threads,
         seconds=round(seconds, 1), verdict=verdict_of(list(checks)), not_shown=list(not_shown), **around,
     )  # fmt: skip
-
-
-# --- the command line -------------------------------------------------------------------------------------------------
 
 
 def arguments(*, full: str = "", quick: str = "", threads: str = "") -> argparse.ArgumentParser:

@@ -119,9 +119,6 @@ def _of_label(predicted: Any, labels: Any) -> Floats:
     return p[np.arange(len(p)), check_labels(labels, *p.shape)]
 
 
-# --- how far confidences lie from each other and from one half, whatever is true -------------------------------------
-
-
 def sharpness(confidence: Any) -> float:
     """Variance of the confidences (N,), 0 (all equal) to ¼."""
     return float(check_confidence(confidence).var())

@@ -174,9 +174,6 @@ def load_adapter(lm: HasRuntime | str | Path, folder: str | Path) -> Adapter:
     )
 
 
-# --- the loss ---------------------------------------------------------------------------------------------------------
-
-
 def answer_items(tokenizer: Tokenizer, pairs: Seq[tuple[str, str]], context: int) -> list[Item]:
     """Tokens of each pair and where its answer begins, as in scoring; an empty answer is an error."""
     items = [joint_item(tokenizer, prompt, answer)[0] for prompt, answer in pairs]
@@ -231,9 +228,6 @@ def batches(lengths: Seq[int], *, batch: int, steps: int, seed: int) -> list[lis
         groups = [alike[i : i + batch].tolist() for i in range(0, len(alike), batch)]
         chosen += [groups[i] for i in rng.permutation(len(groups))]
     return chosen[:steps]
-
-
-# --- peft -------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

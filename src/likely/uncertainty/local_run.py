@@ -50,9 +50,6 @@ def gather_locally(
     return gathered
 
 
-# --- what to ask for --------------------------------------------------------------------------------------------------
-
-
 def _requests(lm: Any, prompt: str, plan: GatherPlan, system: str | None) -> dict[str, Request]:
     """The requests of one prompt by kind; all have the same tokens as prompt."""
     if plan.questions:
@@ -114,9 +111,6 @@ def entropy(logits: FloatArray) -> float:
     logp = logits - np.float32(logsumexp(logits))
     p = np.exp(logp)
     return float(-(p * np.where(p > 0, logp, 0)).sum(dtype=np.float64)) + 0.0
-
-
-# --- running ----------------------------------------------------------------------------------------------------------
 
 
 def _run(lm: Any, wanted: list[dict[str, Request]], plan: GatherPlan) -> Iterator[dict[str, list[Any]]]:
@@ -235,9 +229,6 @@ def _together(
             kind: [lm.generation(owner[number], event, seconds) for _, event in sorted(done[number].items())]
             for kind, number in mine.items()
         }
-
-
-# --- P(True) ----------------------------------------------------------------------------------------------------------
 
 
 def _p_true(lm: Any, gathered: Gathered, plan: GatherPlan) -> Floats:

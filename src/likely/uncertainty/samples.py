@@ -50,9 +50,6 @@ def _mean_over_samples(samples: GenerationScores, n: int, each: Floats, name: st
     return Uncertainty(values, "score", "less_certain", name, truncated=any_cut(samples, n), note=samples.note)
 
 
-# --- shared words -----------------------------------------------------------------------------------------------------
-
-
 def words(text: str) -> list[str]:
     """Lower-case words: runs of letters, digits and underscores."""
     return _WORD.findall(text.lower())
@@ -97,9 +94,6 @@ def lexical_similarity(samples: GenerationScores, n: int) -> Uncertainty:
         pairs = similarities([samples.texts[k] for k in own])
         values[i] = pairs[np.triu_indices(len(own), 1)].mean()
     return Uncertainty(values, "score", "more_certain", "lexical_similarity", truncated=any_cut(samples, n))
-
-
-# --- their graph ------------------------------------------------------------------------------------------------------
 
 
 def eigenvalue_sum(w: Floats) -> float:

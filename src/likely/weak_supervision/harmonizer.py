@@ -19,7 +19,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from likely.calibration.recalibrators.protocol import Parameters
-from likely.errors import DataError, nearest
+from likely.errors import DataError, check_choice
 from likely.metrics.checks import Floats, Ints, as_floats
 from likely.uncertainty.types import Uncertainty
 from likely.weak_supervision.labelling_rules import Votes, check_votes
@@ -106,8 +106,6 @@ class Harmonizer(Recipe, Parameters):
         """The risk of a model's answers (N,), -1 where it gave none; see `risk.polar`."""
         return polar(self.predict_proba(texts), answers)
 
-    # --- files --------------------------------------------------------------------------------------------------------
-
     def save(self, folder: str | Path) -> None:
         """Write harmonizer.json (settings, vocabulary) and harmonizer.safetensors (numbers) into a folder."""
         from safetensors.numpy import save_file
@@ -163,16 +161,10 @@ class Harmonizer(Recipe, Parameters):
             raise DataError(f"{source} holds no harmonizer as save wrote it: {type(error).__name__} {error}") from None
         return made
 
-    # --- parts --------------------------------------------------------------------------------------------------------
-
     def _check_params(self) -> None:
         if self.k < 2:
             raise ValueError(f"at least 2 classes are needed, got {self.k}")
-        if self.scalarizer not in SCALARIZERS:
-            known = ", ".join(SCALARIZERS)
-            raise ValueError(
-                f'unknown scalarizer "{self.scalarizer}"{nearest(self.scalarizer, SCALARIZERS)} (allowed: {known})'
-            )
+        check_choice("scalarizer", self.scalarizer, SCALARIZERS)
         if isinstance(self.encoder, str) and self.encoder not in ("tfidf", "given"):
             raise ValueError(f'encoder must be "tfidf", "given" or a function, got "{self.encoder}"')
         if not 0 <= self.validation < 1:
@@ -257,9 +249,6 @@ def usable_sources(votes: Ints, names: Sequence[str], *, deduplicate: bool = Tru
     if twins:
         warnings.warn(f"left out, identical votes: {', '.join(twins)}", stacklevel=3)
     return np.array(kept, np.int64)
-
-
-# --- texts as sparse vectors of their words and word pairs ------------------------------------------------------------
 
 
 class TfIdf:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.errors import nearest
+from likely.errors import check_choice
 from likely.metrics.checks import Floats, Ints
 from likely.metrics.intervals import Accuracy
 from likely.scoring.scored import PairScorer
@@ -86,9 +86,6 @@ def fired(rules: Sequence[LabelingFunction], text: str) -> list[LabelingFunction
     return list(found.values())[::-1]
 
 
-# --- how many ---------------------------------------------------------------------------------------------------------
-
-
 def budget_threshold(risk: Any, budget: float) -> float:
     """The lowest threshold above which at most a share `budget` of the items lies; of ties, none is asked.
 
@@ -108,9 +105,6 @@ def _checked_risk(risk: Any) -> Floats:
     if np.isnan(values).any():
         raise ValueError(f"risk: row {int(np.isnan(values).argmax())} is not a number (NaN)")
     return values
-
-
-# --- asking again -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -154,8 +148,7 @@ def reask(
                the former stay as they are, the latter are asked the plain question
     progress   called with the number of prompts scored
     """
-    if policy not in POLICIES:
-        raise ValueError(f'unknown policy "{policy}"{nearest(policy, POLICIES)} (allowed: {", ".join(POLICIES)})')
+    check_choice("policy", policy, POLICIES)
     n, k = len(texts), len(task.labels)
     first = np.asarray(answers, np.int64)
     values = _checked_risk(risk)
@@ -192,9 +185,6 @@ def _second_prompt(
     if policy == "reconsider":
         return task.prompt(text) if answer < 0 else task.reconsider(text, answer)
     return task.evidence(text, rules) if fired(rules, text) else None
-
-
-# --- all of it, without labels ----------------------------------------------------------------------------------------
 
 
 def rate_and_reask(

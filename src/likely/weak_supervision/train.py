@@ -24,9 +24,6 @@ Layers = list[tuple[Floats, Floats]]  # weights (out, in), biases (out,); ReLU b
 Scalarizer = Callable[["Tensor"], "Tensor"]
 
 
-# --- scalarizers ------------------------------------------------------------------------------------------------------
-
-
 def linear(losses: Tensor) -> Tensor:
     """Σ_j ℓ_j: the fit is to the shares of the votes."""
     return losses.sum(-1)
@@ -85,9 +82,6 @@ def pareto_loss(
     if normalize_by_votes:
         losses = losses / (votes >= 0).sum(-1, keepdim=True).clamp(min=1)
     return scalarizer(losses)
-
-
-# --- training --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True, eq=False)

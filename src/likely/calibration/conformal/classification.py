@@ -23,9 +23,6 @@ ConformalScore = Literal["lac", "aps", "raps"]
 By = Literal["class", "group"]
 
 
-# --- pure functions ---------------------------------------------------------------------------------------------------
-
-
 def aps_scores(probs: Floats, u: Any = 1.0, *, penalty: float = 0.0, k_reg: int = 0) -> Floats:
     """(N, K) probability of all classes before k in falling order, plus u·p_k.
 
@@ -49,9 +46,6 @@ def row_uniforms(rows: Floats, seed: int) -> Floats:
     key = str(seed).encode()
     digests = [hashlib.blake2b(row.tobytes(), digest_size=8, key=key).digest() for row in np.ascontiguousarray(rows)]
     return np.array([int.from_bytes(d, "little") >> 11 for d in digests], np.float64) * 2.0**-53
-
-
-# --- sets -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
@@ -118,9 +112,6 @@ class ConformalSets(GroupQuantiles):
             empty = ~sets.any(axis=1)
             sets[empty, probs[empty].argmax(axis=1)] = True
         return sets
-
-
-# --- how good sets are ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from likely.errors import nearest
+from likely.errors import check_choice
 from likely.metrics.checks import Floats, Ints
 from likely.training.loop import import_torch
 
@@ -86,8 +86,7 @@ def check_objective(window: int, eps: float, weighting: str) -> None:
         raise ValueError(f"window must be an even number >= 2, got {window}")
     if not eps >= 0:
         raise ValueError(f"eps must be >= 0, got {eps}")
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f'unknown weighting "{weighting}"{nearest(str(weighting), WEIGHTINGS)}')
+    check_choice("weighting", weighting, WEIGHTINGS)
 
 
 def windowed(residuals: Tensor, window: int) -> Tensor:

@@ -20,7 +20,7 @@ from likely.calibration.h.maps import HMap
 from likely.calibration.h.train import TRAINABLE, Metric, Setting, temperature_map, train_map
 from likely.calibration.recalibrators.protocol import Fitted, Input, Learned, read_learned
 from likely.calibration.recalibrators.scaling import inverse_temperature
-from likely.errors import DataError, nearest
+from likely.errors import DataError, check_choice
 from likely.metrics.bins import classwise_ece, debiased_ce
 from likely.metrics.checks import Floats, Ints, top_label
 from likely.metrics.proper import nll
@@ -113,9 +113,8 @@ class HCalibrator(Fitted):
         return self
 
     def _setting(self, n: int, k: int) -> Setting:
-        for name, value, allowed in (("map", self.map, ("auto", *MAPS)), ("select", self.select, tuple(METRICS))):
-            if value not in allowed:
-                raise ValueError(f'unknown {name} "{value}"{nearest(str(value), allowed)} ({", ".join(allowed)})')
+        check_choice("map", self.map, ("auto", *MAPS))
+        check_choice("select", self.select, METRICS)
         if self.map == "auto" and not 2 <= self.folds <= n // 2:
             raise ValueError(f"folds must lie in 2..{n // 2} (two rows each), got {self.folds}")
         check_objective(self.window, self.eps, self.weighting)

@@ -107,9 +107,6 @@ def _present(turn: Any, count: int, labels: Ints) -> list[int]:
     return [one for one in asked if 0 < (labels == one).sum() < len(labels)]
 
 
-# --- the three maps -----------------------------------------------------------------------------------------------
-
-
 def _linear(logp: Floats, beta: float, generator: Any) -> Trainable:
     """Σ_r w_r softmax(|β_r| z): temperatures spread around the best one, weights normalised absolute values."""
     torch = import_torch()

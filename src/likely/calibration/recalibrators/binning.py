@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from likely.calibration.recalibrators.protocol import Fitted, Input, Learned
 from likely.calibration.recalibrators.sigmoid import fit_platt, log_odds
-from likely.errors import DataError, nearest
+from likely.errors import DataError, check_choice
 from likely.metrics.checks import Floats
 
 ROWS = 20  # a bin
@@ -40,8 +40,7 @@ class Histogram(Fitted):
 
     def fit(self, x: Any, labels: Any) -> Self:
         values, correct = self.checked_binary(x, labels)
-        if self.binning not in ("mass", "width"):
-            raise ValueError(f'unknown binning "{self.binning}"{nearest(str(self.binning), ("mass", "width"))}')
+        check_choice("binning", self.binning, ("mass", "width"))
         if self.binning == "width" and self.input == "score":
             raise ValueError('bins of equal width divide [0, 1]: for scores use binning="mass"')
         check_rows(len(values), self.bins, self.name)

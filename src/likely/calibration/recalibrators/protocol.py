@@ -156,9 +156,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-# --- learned values read back from JSON: each is checked before it is used -------------------------------------------
-
-
 @dataclass(frozen=True)
 class Learned:
     """What one learned value must be.

@@ -72,9 +72,6 @@ def inverse_temperature(logits: Floats, labels: Ints) -> tuple[float, bool]:
     return float(np.exp(brentq(slope, low, high, xtol=1e-12))), False
 
 
-# --- multinomial regression -------------------------------------------------------------------------------------------
-
-
 def finite_logprobs(logp: Floats) -> Floats:
     """log p with log 1e-12 in place of -inf, so that it can be multiplied by 0 or by a negative weight."""
     return np.where(np.isneginf(logp), np.log(SMALLEST), logp)
@@ -100,9 +97,6 @@ def minimised(objective: Callable[[Floats], tuple[float, Floats]], start: Floats
         objective, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS, "gtol": TOLERANCE, "ftol": 1e-11}
     )
     return np.asarray(found.x, np.float64)
-
-
-# --- a weight for each class, or a matrix -----------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True, eq=False)

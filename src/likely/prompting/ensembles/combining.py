@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from likely.errors import nearest
+from likely.errors import check_choice
 from likely.metrics.checks import Floats, Ints, check_probs, softmax
 
 Combination = Literal["vote", "mean", "max", "geometric"]
@@ -83,8 +83,7 @@ def combine_members(member_probs: Any, how: Combination = "max") -> Ensembled:
     Li et al. 2023, arXiv:2312.13772 (2025: "Large Language Models are Miscalibrated In-Context Learners"); "geometric"
     is ours.
     """
-    if how not in COMBINE:
-        raise ValueError(f'unknown combination "{how}"{nearest(how, COMBINE)} (allowed: {", ".join(COMBINE)})')
+    check_choice("combination", how, COMBINE)
     array = check_members(member_probs)
     probs = COMBINE[how](array)
     if how == "vote":

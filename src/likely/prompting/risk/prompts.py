@@ -146,9 +146,6 @@ def _said(choice: TableChoice, k: int, style: RiskStyle, order: Sequence[int]) -
     return f"{min(choice.value, 0.99):.2f}".removeprefix("0.")
 
 
-# --- worked examples ------------------------------------------------------------------------------------------------
-
-
 def sample_examples(
     examples: Sequence[TableRow], task: TableTask, count: int, *, balanced: bool = True, seed: int = 0
 ) -> list[TableRow]:
@@ -179,9 +176,6 @@ def worked_row(rows: Sequence[TableRow], shots: Sequence[TableRow], task: TableT
 
 def _plain(value: object) -> str:
     return normalise_text(code_of(value))
-
-
-# --- the text for a model ---------------------------------------------------------------------------------------------
 
 
 def prompt_texts(

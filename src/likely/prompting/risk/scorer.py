@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from likely.calibration.recalibrators.protocol import Parameters
 from likely.calibration.recalibrators.table import make
-from likely.errors import CapabilityError, DataError, nearest
+from likely.errors import CapabilityError, DataError, check_choice
 from likely.io.jsonl import chunked
 from likely.metrics.checks import Floats, Ints, check_correct, log_probs
 from likely.prompting.risk.prompts import (
@@ -125,8 +125,6 @@ class RiskScorer(Parameters):
     max_tokens: int = 256
     method: str | None = None
 
-    # --- scores ---------------------------------------------------------------------------------------------------
-
     def score(self, rows: Any, *, progress: Callable[[int], None] | None = None) -> RiskScores:
         """The risks of rows (dictionaries, or a pandas DataFrame) with everything they were made of.
 
@@ -166,8 +164,6 @@ class RiskScorer(Parameters):
         if np.isnan(risk).any():
             raise ValueError(f"row {int(np.isnan(risk).argmax())} has no probability: nothing can be predicted for it")
         return (risk >= getattr(self, "threshold_", 0.5)).astype(np.int64)
-
-    # --- learning -------------------------------------------------------------------------------------------------
 
     def fit(self, rows: Any, labels: Any = None) -> Self:
         """Learn from rows whose outcome is known (in the rows, or as labels) and 0 or 1.
@@ -209,11 +205,8 @@ class RiskScorer(Parameters):
             out[known] = mapped if mapped.ndim == 1 else mapped[:, 1]
         return out
 
-    # --- inside ---------------------------------------------------------------------------------------------------
-
     def _check(self) -> None:
-        if self.style not in STYLES:
-            raise ValueError(f'unknown style "{self.style}"{nearest(self.style, STYLES)} ({", ".join(STYLES)})')
+        check_choice("style", self.style, STYLES)
         if self.number not in ("official", "expected"):
             raise ValueError(f'number must be "official" or "expected", got "{self.number}"')
         if not 0 <= self.few_shot <= len(self.examples):

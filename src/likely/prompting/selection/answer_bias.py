@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 import numpy as np
 
 from likely.calibration.recalibrators.protocol import Fitted, Input
-from likely.errors import nearest
+from likely.errors import check_choice
 from likely.metrics.checks import Floats, check_probs, softmax
 from likely.prompting.selection.answers import check_answers, check_logprobs
 
@@ -41,8 +41,7 @@ def cbm(P: Any, *, norm: CbmNorm = "mean") -> Floats:
 
 def normalise_ratio(ratio: Floats, *, norm: CbmNorm) -> Floats:
     """Ratios of probability to marginal, (..., K), as probabilities."""
-    if norm not in CBM_NORMS:
-        raise ValueError(f'unknown norm "{norm}"{nearest(norm, CBM_NORMS)} (allowed: {", ".join(CBM_NORMS)})')
+    check_choice("norm", norm, CBM_NORMS)
     return softmax(ratio) if norm == "softmax" else ratio / ratio.sum(axis=-1, keepdims=True)
 
 

@@ -10,7 +10,7 @@ from typing import Literal, Self, get_args
 
 import numpy as np
 
-from likely.errors import nearest
+from likely.errors import check_choice
 from likely.metrics.checks import Floats
 from likely.prompting.speech.nbest import NBest, NBestStyle, SpokenTask, nbest_prompt, transcript_prompt
 from likely.scoring.choices import Normalise
@@ -44,9 +44,7 @@ class SpokenIntentClassifier:
     ):
         if n < 1:
             raise ValueError(f"n must be >= 1, got {n}")
-        if combine not in COMBINATIONS:
-            known = ", ".join(COMBINATIONS)
-            raise ValueError(f'unknown combine "{combine}"{nearest(combine, COMBINATIONS)} (allowed: {known})')
+        check_choice("combine", combine, COMBINATIONS)
         self.lm, self.task, self.n, self.combine = lm, task, n, combine
         self.style, self.kappa, self.norm = style, kappa, norm
 

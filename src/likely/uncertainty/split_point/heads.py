@@ -41,9 +41,6 @@ class Training:
             raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
 
 
-# --- losses -----------------------------------------------------------------------------------------------------------
-
-
 def pinball_loss(predicted: Tensor, target: Tensor, *, tau: float) -> Tensor:
     """mean of max(τ(y−q), (τ−1)(y−q)), least at the τ-quantile.  (n,) each; 0 for n = 0.  Koenker & Bassett 1978."""
     if not target.numel():
@@ -72,9 +69,6 @@ def class_targets(probs: Floats, labels: Ints) -> tuple[Floats, Floats, Floats]:
     hit = np.zeros_like(probs)
     hit[np.arange(len(labels)), labels] = 1
     return np.abs(hit - probs), (1 - probs) * hit, probs * (1 - hit)
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
 
 
 def fit_network(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, get_args
 
 import numpy as np
 
-from likely.errors import DataError
+from likely.errors import DataError, check_choice
 from likely.metrics.checks import Floats, check_score
 from likely.uncertainty.split_point.file import SplitPoint, as_uncertainty, check_table
 from likely.uncertainty.split_point.heads import SMALLEST, Training, fit_base, fit_side_heads
@@ -16,7 +16,6 @@ from likely.uncertainty.split_point.network import Network, softplus
 from likely.uncertainty.split_point.residuals import (
     Factors,
     Gap,
-    check_gap,
     check_sides,
     interval_factors,
     self_consistency_gap,
@@ -101,7 +100,7 @@ class SplitPointRegressor(SplitPoint):
         for width in (self.hidden, *self.base_hidden):
             if width < 1:
                 raise ValueError(f"a layer needs at least 1 unit, got {width}")
-        check_gap(self.gap)
+        check_choice("gap", self.gap, get_args(Gap))
         self._training()
 
     def fit(self, X: Any, y: Any) -> Self:

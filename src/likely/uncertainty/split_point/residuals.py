@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from likely.errors import nearest
+from likely.errors import check_choice
 from likely.metrics.checks import Floats, as_floats, check_probs
 
 Gap = Literal["product", "root", "relative"]
@@ -57,18 +57,13 @@ def self_consistency_gap(mar: Any, upper: Any, lower: Any, *, gap: Gap = "produc
     With the true MAR, U and D the product is |U−D|·|E[Y]−v|: it sees a wrong mean, quadratically near 0 where Y is
     symmetric about it, and is blind to one where U = D, which a skewed Y has away from its mean as well.
     """
-    check_gap(gap)
+    check_choice("gap", gap, get_args(Gap))
     u, d = _sides(upper, lower)
     m = _not_negative(mar, "mar")
     if gap == "relative":
         return np.abs(m - harmonic_mar(u, d)) / (m + eps)
     product = np.abs(2 * u * d - m * (u + d))
     return np.sqrt(product) if gap == "root" else product
-
-
-def check_gap(gap: str) -> None:
-    if gap not in get_args(Gap):
-        raise ValueError(f'unknown gap "{gap}"{nearest(str(gap), get_args(Gap))} (allowed: {", ".join(get_args(Gap))})')
 
 
 class Factors(NamedTuple):
@@ -99,9 +94,6 @@ def _factor(m: Floats, own: Floats, other: Floats, largest: float) -> Floats:
     bottom = (2 * other - m) * own
     found = np.where(bottom > 0, m * other / np.where(bottom > 0, bottom, 1), largest)
     return np.where(m == 0, 1.0, np.minimum(found, largest))
-
-
-# --- classes ----------------------------------------------------------------------------------------------------------
 
 
 def class_mar(probs: Any) -> Floats:
