@@ -24,21 +24,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from study import arguments, conclude, data_sources, model_source, run_script, run_study
 
 import likely
 from likely.data import find_path, load_records
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    model_source,
-    run_script,
-    run_study,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir, fingerprint
 from likely.io.jsonl import chunked
 from likely.io.kept import KeptValues

@@ -23,23 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from study import arguments, conclude, data_sources, figure_with, ratio_figure, run_script, run_study
 
 from likely.calibration.conformal.regression import ConformalIntervals
 from likely.calibration.recalibrators.scaling import Temperature
 from likely.data import load_records
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    figure_with,
-    ratio_figure,
-    run_script,
-    run_study,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.metrics.bins import top_label_ece
 from likely.metrics.bootstrap import interval
 from likely.metrics.checks import softmax

@@ -133,7 +133,8 @@ ADDITIONS = {
     "reproduction": Addition(
         new={
             "reproductions/toy.py": '"""A toy: a number that is what it is."""\n\n'
-            "from likely.evidence import Check, Source, arguments, conclude, figure_with, run_script, run_study\n\n\n"
+            "from study import arguments, conclude, figure_with, run_script, run_study\n\n"
+            "from likely.evidence import Check, Source\n\n\n"
             "def measure(options):\n"
             '    figure = figure_with("toy", "size", 1.0, (0.9, 1.1), unit="nats", n=10, of="toys")\n'
             "    return conclude(\n"

@@ -26,7 +26,6 @@ from likely.prompting.risk.prompts import (
     answer_texts,
     choice_orders,
     prompt_texts,
-    reasoned_probability,
     row_prompt,
     sample_examples,
     worked_row,
@@ -37,6 +36,7 @@ from likely.prompting.risk.text import AS_IS, RowLayout, TableRow
 from likely.prompting.selection.answer_bias import cbm as divided_by_marginal
 from likely.scoring.digits import read_numbers
 from likely.scoring.letters import LOW_MASS, Shares, shares, warn_low_mass
+from likely.uncertainty.verbal import stated_probability
 
 if TYPE_CHECKING:
     from likely.calibration.recalibrators.protocol import Recalibrator
@@ -291,7 +291,8 @@ class RiskScorer(Parameters):
             texts = self._texts(chunk, None, room=self.max_tokens)
             done = self.model.generate(texts, max_tokens=self.max_tokens, temperature=0.0)
             written += [generation.text for generation in done]
-        risk = np.array([reasoned_probability(text) for text in written])
+        stated = [stated_probability(text) for text in written]
+        risk = np.array([np.nan if p is None else p for p in stated], np.float64)
         ones = np.ones((len(rows), 1))
         return RiskScores(risk, risk[:, None], None, ones, ((),), self._values(), tuple(written))
 
