@@ -170,6 +170,8 @@ def project(request, tmp_path):
     root = tmp_path / "project"
     shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", root)
+    (root / "reproductions").mkdir()
+    shutil.copy(ROOT / "reproductions" / "study.py", root / "reproductions")
     added = ADDITIONS[request.param]
     for path, text in added.new.items():
         (root / path).parent.mkdir(exist_ok=True)
