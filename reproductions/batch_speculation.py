@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from batch_recorded import Recorded
+from study import arguments, conclude, data_sources, run_script, run_study, share_figure
 
 import likely
 from likely.bench.timing import interleaved, speedup
@@ -32,18 +33,7 @@ from likely.decoding.loop import Loop
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling
 from likely.decoding.scheduling import SameLength, by_prompt_length
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    run_script,
-    run_study,
-    share_figure,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.metrics.bootstrap import median_interval
 from likely.runtimes.protocol import Runtime, Want, Work
 from likely.runtimes.torch.aligned import GroupTorchRuntime, RectangleRow, RepadTorchRuntime
