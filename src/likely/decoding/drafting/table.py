@@ -191,7 +191,7 @@ def _shared(argument: str, context: DrafterContext) -> DraftSource:
 
 
 def _skip(argument: str, context: DrafterContext) -> DraftSource:
-    from likely.decoding.drafting.layer_skip.drafter import LayerSkip
+    from likely.decoding.drafting.layer_skip import LayerSkip
 
     if context.runtime is None:
         raise ValueError("skip needs a local target model")
