@@ -41,6 +41,11 @@ def by_hand(corpus, top):
     }
 
 
+def learning(texts, *, top=12, min_count=1, **settings):
+    """A memory counted from texts, with settings of its own."""
+    return TrigramMemory(TrigramMemory.from_texts(texts, top=top, min_count=min_count).table, **settings)
+
+
 # --- counting ---------------------------------------------------------------------------------------------------------
 
 
@@ -82,7 +87,7 @@ def test_no_trigram_crosses_two_texts():
 
 @pytest.mark.parametrize("k", [1, 3, 9, 12])
 def test_k_observations_raise_a_weight_by_k_rates_up_to_the_cap(k):
-    memory = TrigramMemory.from_texts([ABC], rate=0.3, cap=3.0)
+    memory = learning([ABC], rate=0.3, cap=3.0)
     for _ in range(k):
         memory.observe([A, B, D])
         memory.observe([C, C, C])  # an unknown pair becomes known
@@ -92,10 +97,10 @@ def test_k_observations_raise_a_weight_by_k_rates_up_to_the_cap(k):
 
 
 def test_rate_zero_learns_nothing_and_the_cap_lowers_nothing():
-    still = TrigramMemory.from_texts([ABC], rate=0.0)
+    still = learning([ABC], rate=0.0)
     still.observe([A, B, D, D, D])
     assert known(still, B, D) == {} and known(still, A, B)[D] == pytest.approx(1 / 3, rel=1e-3)
-    low = TrigramMemory.from_texts([ABC], cap=0.5)
+    low = learning([ABC], cap=0.5)
     low.observe([A, B, C])
     assert known(low, A, B)[C] == pytest.approx(2 / 3, rel=1e-3)
 
@@ -105,7 +110,7 @@ def test_rate_zero_learns_nothing_and_the_cap_lowers_nothing():
 def test_the_order_of_texts_does_not_matter_below_the_cap(seed):
     rng = np.random.default_rng(seed)
     corpus = [rng.integers(0, 4, 12).tolist() for _ in range(4)]
-    one, other = (TrigramMemory.from_texts([ABC], cap=100.0) for _ in range(2))
+    one, other = (learning([ABC], cap=100.0) for _ in range(2))
     for text in corpus:
         one.observe(text)
     for i in rng.permutation(4):
@@ -125,7 +130,7 @@ def test_adaptation_is_bounded_and_forgets_the_oldest_pair():
 
 
 def test_requests_share_what_they_learn_or_keep_it_to_themselves():
-    together, apart = (TrigramMemory.from_texts([ABC], scope=scope) for scope in ("all", "request"))
+    together, apart = (learning([ABC], scope=scope) for scope in ("all", "request"))
     for memory in (together, apart):
         memory.begin([A, A], SamplingContext()).observe([D, D])
     assert together.begin([A, D], SamplingContext()).propose(4).tokens.tolist()[:1] == [D]
@@ -135,7 +140,7 @@ def test_requests_share_what_they_learn_or_keep_it_to_themselves():
 @given(steps=st.lists(st.tuples(st.integers(0, 9), st.lists(st.integers(0, 3), max_size=5)), max_size=12))
 @settings(max_examples=60, deadline=None)
 def test_rollback_and_fork_in_scope_request_are_exact(steps):
-    memory = TrigramMemory.from_texts([ABC], scope="request")
+    memory = learning([ABC], scope="request")
     drafter = memory.begin([A], SamplingContext())
     tokens = [A]
     for back, new in steps:
@@ -174,7 +179,7 @@ def test_many_threads_teach_one_memory():
 
 
 def test_a_table_with_one_successor_each_gives_its_chain():
-    memory = TrigramMemory.from_texts([list(range(10))], rate=0.0)
+    memory = learning([list(range(10))], rate=0.0)
     draft = memory.begin([0, 1], SamplingContext()).propose(20)
     assert draft.is_chain and draft.tokens.tolist() == [2, 3, 4, 5, 6] and draft.match == 2
     assert memory.begin([0, 1], SamplingContext()).propose(3).tokens.tolist() == [2, 3, 4]
@@ -206,7 +211,7 @@ def test_short_contexts_and_ended_drafters_have_no_draft():
 @pytest.mark.parametrize("sampling", [Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=0.9, seed=3)])
 def test_the_text_is_the_same_with_and_without(sampling, scope):
     corpus = np.random.default_rng(1).integers(0, 6, (10, 40)).tolist()
-    memory = TrigramMemory.from_texts(corpus, scope=scope)
+    memory = learning(corpus, scope=scope)
     requests = [
         Request(
             (1, 2, 4, 1), max_tokens=30, sampling=sampling, samples=3 if sampling.temperature else 1, draft_budget=8
@@ -302,7 +307,7 @@ def test_bad_files_are_refused(tmp_path):
 )  # fmt: skip
 def test_bad_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        TrigramMemory.from_texts([ABC], **options)
+        learning([ABC], **options)
 
 
 def test_tokens_outside_the_vocabulary_are_refused():

@@ -127,7 +127,7 @@ def _suffix(argument: str, context: DrafterContext) -> DraftSource:
 
     if not argument:
         return SuffixMemory(scope=context.scope)
-    return SuffixMemory.load(existing_file(argument, "suffix"), **context.model_tokens)
+    return SuffixMemory().load(existing_file(argument, "suffix"), **context.model_tokens)
 
 
 def _suffix_memory(texts: Iterable[Sequence[int]], vocab_size: int, settings: dict[str, Any]) -> Memory:

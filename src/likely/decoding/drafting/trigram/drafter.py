@@ -9,7 +9,7 @@ import heapq
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -36,16 +36,6 @@ ARRAYS = ("pairs", "offsets", "tokens", "weights")
 # weight of what the table does not know, so that a trigram seen once is a weaker guess than an established one; chosen
 # on replays of HumanEval (1.68 emitted per call instead of 1.66), confirmed on GSM8K (1.95 instead of 1.94)
 DOUBT = 1.0
-
-
-class TrigramSettings(TypedDict, total=False):
-    """See TrigramMemory."""
-
-    depth: int
-    rate: float
-    cap: float
-    scope: Scope
-    most: int
 
 
 def best_first(look: Look, pair: int, *, budget: int, depth: int = 4) -> Found:
@@ -190,12 +180,11 @@ class TrigramMemory:
 
     @classmethod
     def from_texts(
-        cls, texts: Iterable[Sequence[int]], *, top: int = TOP, min_count: int = 1, vocab_size: int = 1 << BITS,
-        **settings: Unpack[TrigramSettings],
-    ) -> TrigramMemory:  # fmt: skip
+        cls, texts: Iterable[Sequence[int]], *, top: int = TOP, min_count: int = 1, vocab_size: int = 1 << BITS
+    ) -> TrigramMemory:
         """Count a corpus of token lists; `top` successors per pair are kept, pairs seen less than `min_count` not."""
         trigrams, counts = count_trigrams(texts, vocab_size=vocab_size)
-        return cls(table_of(trigrams, counts, top=top, min_count=min_count), **settings)
+        return cls(table_of(trigrams, counts, top=top, min_count=min_count))
 
     def save(self, path: str | Path, *, tokenizer: str) -> None:
         """Table and what was learned since, in one file; `tokenizer` is the fingerprint of the one that made them."""
@@ -205,9 +194,7 @@ class TrigramMemory:
         save_memory(path, self.name, arrays, tokenizer=tokenizer, settings={})
 
     @classmethod
-    def load(
-        cls, path: str | Path, *, tokenizer: str, vocab_size: int, **settings: Unpack[TrigramSettings]
-    ) -> TrigramMemory:
+    def load(cls, path: str | Path, *, tokenizer: str, vocab_size: int) -> TrigramMemory:
         found, _ = load_memory(path, cls.name, tokenizer=tokenizer, names=ARRAYS)
         pairs, offsets, tokens, weights = (found[name] for name in ARRAYS)
         sizes = np.diff(offsets.astype(np.int64))
@@ -216,7 +203,7 @@ class TrigramMemory:
         if len(weights) != len(tokens) or not (weights > 0).all() or (np.diff(pairs) <= 0).any():
             raise DataError(f"{path}: weights must be > 0, one per token, and pairs increasing: build the memory again")
         checked_ids(path, "tokens", tokens, vocab_size)
-        return cls(TrigramTable(pairs, offsets, tokens, weights), **settings)
+        return cls(TrigramTable(pairs, offsets, tokens, weights))
 
     # --- drafting -----------------------------------------------------------------------------------------------------
 
