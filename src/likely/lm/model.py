@@ -16,7 +16,6 @@ from likely.decoding.drafting.protocol import DraftSource
 from likely.decoding.loop import Loop
 from likely.decoding.request import Event, Request
 from likely.decoding.run import run
-from likely.decoding.scheduling import SameLength
 from likely.errors import DataError, LikelyError, ModelError
 from likely.guided.conditional_sampling import Ensemble, SamplerSettings, prepare
 from likely.guided.guide import Guide
@@ -333,10 +332,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
 
     def loop(self) -> Loop:
         """A fresh loop on this model, for callers that schedule requests themselves."""
-        policy = SameLength() if getattr(self.runtime, "align", None) == "group" else None
-        return Loop(
-            self.runtime, self.tokenizer.token_bytes, self.tokenizer.end_ids, controller=self.speculation, policy=policy
-        )
+        return Loop(self.runtime, self.tokenizer.token_bytes, self.tokenizer.end_ids, controller=self.speculation)
 
     def drafter(self, drafter: str | DraftSource | None, *, remembered: bool = True) -> DraftSource | None:
         """A drafter by name or object; see `lm.requests.Drafters.get`."""
