@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from likely.queries.syntax.template import HoleAt, LiteralText, PromptPiece, TemplateError, Value, pieces_of
@@ -240,7 +240,7 @@ def prompt_of(statement: ast.AST) -> tuple[ast.Constant, list[ast.Call]] | None:
     return None
 
 
-def _exclusive(function: ast.FunctionDef, statement: ast.stmt, later: list[ast.stmt]) -> bool:
+def _exclusive(function: ast.FunctionDef, statement: ast.stmt, later: Sequence[ast.stmt]) -> bool:
     """Whether all later prompts stand in other branches of an `if` around the statement."""
     for node in ast.walk(function):
         if isinstance(node, ast.If):

@@ -12,18 +12,18 @@ from functools import reduce
 
 import numpy as np
 
-from likely.decoding.constraint import Mask, contains, mask_of, members, no_tokens
+from likely.decoding.constraint import LogitsProcessor, Mask, contains, mask_of, members, no_tokens
 from likely.guided.combinators import AllOf
 from likely.guided.text_constraint import TextConstraint
 from likely.queries.where.final import FIN, Partial, evaluate
 from likely.queries.where.nodes import Node
-from likely.runtimes.protocol import FloatArray, Output, Runtime, Work
+from likely.runtimes.protocol import FloatArray, Runtime
 
 TOP = 64  # tokens that are tried at each step
 
 
 @dataclass(eq=False)
-class Peek:
+class Peek(LogitsProcessor):
     """A transform that changes nothing: it shows the logits to the constraint that is asked right after it."""
 
     row: FloatArray | None = None
@@ -31,24 +31,12 @@ class Peek:
     def begin(self, runtime: Runtime, prompt: Sequence[int]) -> Peek:
         return self
 
-    def work(self, work: Work) -> list[Work]:
-        return []
-
-    def read(self, outputs: list[Output]) -> None:
-        pass
-
     def apply(self, path: Sequence[int], logits: FloatArray) -> FloatArray:
         self.row = logits
         return logits
 
-    def advance(self, tokens: Sequence[int], accepted: Sequence[int]) -> None:
-        pass
-
     def fork(self) -> Peek:
         return self
-
-    def drop(self) -> None:
-        pass
 
 
 @dataclass(eq=False)
