@@ -27,6 +27,7 @@ from likely.runtimes.protocol import (
     check_work,
 )
 from likely.runtimes.rows import reduce_rows
+from likely.runtimes.turns import SharedByThreads, one_at_a_time
 
 Prefix = tuple[int, ...]
 
@@ -37,7 +38,7 @@ class ToySequence(Sequence):
     nodes: list[int] = field(default_factory=list)  # pending
 
 
-class ToyRuntime:
+class ToyRuntime(SharedByThreads):
     """A Runtime over `logits_of(prefix) -> (V,)`; -inf is a legal logit."""
 
     capabilities = Capabilities(trees=True, fork=True, truncate=True)
@@ -52,6 +53,7 @@ class ToyRuntime:
         sequences: int = 256,
         revision: str = "toy",
     ):
+        super().__init__()
         self._logits_of, self.vocab_size, self.context_length, self.revision = (
             logits_of,
             vocab_size,
@@ -80,12 +82,14 @@ class ToyRuntime:
             logits_of, vocab_size=vocab_size, revision=f"toy-random-{vocab_size}-{order}-{scale}-{seed}", **limits
         )
 
+    @one_at_a_time
     def open(self) -> ToySequence:
         self._check_sequences(1)
         sequence = ToySequence()
         self._open.add(sequence)
         return sequence
 
+    @one_at_a_time
     def fork(self, sequence: Sequence, length: int | None = None) -> ToySequence:
         assert isinstance(sequence, ToySequence)
         length = sequence.length if length is None else length
@@ -96,6 +100,7 @@ class ToyRuntime:
         self._open.add(copy)
         return copy
 
+    @one_at_a_time
     def forward(self, work: Seq[Work]) -> list[Output]:
         check_work(work, vocab_size=self.vocab_size, context_length=self.context_length, capabilities=self.capabilities)
         self._check_tokens(sum(len(item.tokens) for item in work))
@@ -126,6 +131,7 @@ class ToyRuntime:
 
         return reduce_rows(item.want, len(tokens), row_of)
 
+    @one_at_a_time
     def commit(self, accepted: Iterable[tuple[Sequence, Path]]) -> None:
         accepted = list(accepted)
         for sequence, path in accepted:
@@ -138,20 +144,24 @@ class ToyRuntime:
             sequence.length += len(path)
             sequence.nodes, sequence.parents = [], []
 
+    @one_at_a_time
     def truncate(self, sequence: Sequence, length: int) -> None:
         assert isinstance(sequence, ToySequence)
         check_length(sequence, length)
         sequence.tokens, sequence.length = sequence.tokens[:length], length
         sequence.nodes, sequence.parents = [], []
 
+    @one_at_a_time
     def close(self, sequence: Sequence) -> None:
         assert isinstance(sequence, ToySequence)
         self._open.discard(sequence)
         sequence.closed = True
 
+    @one_at_a_time
     def free_tokens(self) -> int:
         return self.limits.tokens_held - sum(s.length + s.pending for s in self._open)
 
+    @one_at_a_time
     def shutdown(self) -> None:
         for sequence in list(self._open):
             self.close(sequence)

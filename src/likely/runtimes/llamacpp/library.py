@@ -10,7 +10,6 @@ import math
 import os
 import re
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from likely.errors import ModelError, missing_extra
 from likely.formats.gguf import ArrayRef, GgufHeader
 from likely.runtimes.protocol import FloatArray
+from likely.runtimes.turns import freeing
 
 try:
     import llama_cpp
@@ -128,7 +128,7 @@ class LlamaModel:
         if not pointer:
             raise ModelError(f"{path}: llama.cpp cannot load it ({_last_error('no reason given')})")
         self._pointer = pointer
-        self._free = weakref.finalize(self, lib.llama_model_free, pointer)
+        self._free = freeing(self, lib.llama_model_free, pointer)
 
     @property
     def pointer(self) -> Any:
@@ -198,7 +198,7 @@ class LlamaContext:
         if not context:
             raise ModelError(f"llama.cpp cannot make a context of {settings.cells} tokens ({_last_error('no reason')})")
         self._model, self._context = model, context  # the model outlives the context
-        self._free = weakref.finalize(self, lib.llama_free, context)
+        self._free = freeing(self, lib.llama_free, context)
         memory = lib.llama_get_memory(context)
         if not memory:
             self.close()

@@ -47,13 +47,14 @@ from likely.runtimes.protocol import (
     check_work,
 )
 from likely.runtimes.rows import OutputParts
+from likely.runtimes.turns import SharedByThreads, one_at_a_time
 
 OUTPUT_BYTES = 64 << 20  # of logits held at one time
 SPARE_CELLS = 257  # room for buried cells and for one companion token
 MANY_DEAD = 256  # buried cells that may slow attention before they are cleared away
 
 
-class LlamaCppRuntime:
+class LlamaCppRuntime(SharedByThreads):
     """Many token sequences over one GGUF file.
 
     context    tokens held in all; the longest sequence is the smaller of this and the model's training context, which
@@ -81,6 +82,7 @@ class LlamaCppRuntime:
         invariant: bool | None = None,
         kv_dtype: str | None = None,
     ):
+        super().__init__()
         header = read_header(path)
         chosen = choose_settings(
             header, context=context, sequences=sequences, threads=threads, invariant=invariant, kv_dtype=kv_dtype
@@ -137,12 +139,14 @@ class LlamaCppRuntime:
 
     # --- sequences --------------------------------------------------------------------------------------------------
 
+    @one_at_a_time
     def open(self) -> LlamaSequence:
         self._check_running()
         sequence = LlamaSequence(id=self._take_ids(1)[0])
         self._open.add(sequence)
         return sequence
 
+    @one_at_a_time
     def fork(self, sequence: Sequence, length: int | None = None) -> LlamaSequence:
         ours = self._ours(sequence)
         length = ours.length if length is None else length
@@ -154,6 +158,7 @@ class LlamaCppRuntime:
         self._open.add(copy)
         return copy
 
+    @one_at_a_time
     def commit(self, accepted: Iterable[tuple[Sequence, Path]]) -> None:
         checked: dict[int, tuple[LlamaSequence, list[int]]] = {}
         for sequence, path in accepted:
@@ -178,6 +183,7 @@ class LlamaCppRuntime:
         sequence.id, sequence.length = kept_id, length
         sequence.forget_nodes()
 
+    @one_at_a_time
     def truncate(self, sequence: Sequence, length: int) -> None:
         ours = self._ours(sequence)
         check_length(ours, length)
@@ -188,6 +194,7 @@ class LlamaCppRuntime:
             del ours.cells[length:]
             ours.length = length
 
+    @one_at_a_time
     def close(self, sequence: Sequence) -> None:
         if sequence.closed and isinstance(sequence, LlamaSequence):
             return
@@ -199,13 +206,16 @@ class LlamaCppRuntime:
         ours.closed = True
         self._open.discard(ours)
 
+    @one_at_a_time
     def free_tokens(self) -> int:
         return self.limits.tokens_held - self._cells.live
 
+    @one_at_a_time
     def free_sequences(self) -> int:
         """Sequence ids not in use: for new sequences, forks, and tree leaves beyond the first of each sequence."""
         return len(self._free_ids)
 
+    @one_at_a_time
     def shutdown(self) -> None:
         """Free the cache and the weights; harmless when repeated."""
         for sequence in self._open:
@@ -232,6 +242,7 @@ class LlamaCppRuntime:
 
     # --- forward ----------------------------------------------------------------------------------------------------
 
+    @one_at_a_time
     def forward(self, work: Seq[Work]) -> list[Output]:
         self._check_running()
         sequences = [self._ours(item.sequence) for item in work]
@@ -351,6 +362,7 @@ class LlamaCppRuntime:
 
     # --- numerics ---------------------------------------------------------------------------------------------------
 
+    @one_at_a_time
     def is_invariant(self) -> bool:
         """Whether logits of 24 tokens are the same, bit for bit, in one call, in two, and one by one beside others.
 

@@ -7,7 +7,6 @@ same, bit for bit, whatever is computed beside it, however its text is cut into 
 from __future__ import annotations
 
 import ctypes
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +36,7 @@ from likely.runtimes.protocol import Capabilities, IntArray, LayerPlan, Limits, 
 from likely.runtimes.slots.layout import WorkPart, calls_of
 from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
 from likely.runtimes.slots.table import SlotTable
+from likely.runtimes.turns import freeing, one_at_a_time
 
 TOKENS_PER_CALL = 512
 LANES = 16  # slots whose keys lie side by side, see cpp/attention.h
@@ -86,7 +86,7 @@ class NativeRuntime(SlotRuntime):
         self._session = self._library.open(ctypes.byref(self._model[0]), self.threads)
         if not self._session:
             raise ModelError(f"the native runtime cannot start {self.threads} threads: give fewer (threads=)")
-        self._finalizer = weakref.finalize(self, self._library.close, self._session)
+        self._free = freeing(self, self._library.close, self._session)
         self._reserved = 0
         self._logits = np.empty((0, self._stride), np.float32)
         if tokens_held is None:
@@ -110,9 +110,10 @@ class NativeRuntime(SlotRuntime):
     def _new_table(self, limit: int) -> SlotTable:
         return SlotTable(limit, aligned=LANES)
 
+    @one_at_a_time
     def shutdown(self) -> None:
         super().shutdown()
-        self._finalizer()
+        self._free()
         self._session = None
 
     def _compute(

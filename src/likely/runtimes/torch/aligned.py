@@ -25,6 +25,7 @@ from likely.runtimes.slots.table import TokenCount
 from likely.runtimes.torch.attention import Group, LayerAttention, attend_group
 from likely.runtimes.torch.rows import RowCollector
 from likely.runtimes.torch.runtime import TorchRuntime, TorchSettings
+from likely.runtimes.turns import one_at_a_time
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # each (B, H_kv, C, D)
 
@@ -105,6 +106,7 @@ class RepadTorchRuntime(TorchRuntime):
         """Share of the rows of batches that needed no padding; None before the first batch."""
         return self.alignment.grouped / self.alignment.rows if self.alignment.rows else None
 
+    @one_at_a_time
     def close(self, sequence: Sequence) -> None:
         super().close(sequence)
         if isinstance(sequence, AlignedSequence):

@@ -27,6 +27,7 @@ from likely.runtimes.torch.module import ModuleCall, weights_digest
 from likely.runtimes.torch.pretrained import load_pretrained, one_line
 from likely.runtimes.torch.rows import RowCollector
 from likely.runtimes.torch.slots import SlotPool
+from likely.runtimes.turns import one_at_a_time
 
 ROWS_BYTES = 64 * 2**20  # V-wide rows of logits that exist at one time
 MOST_TOKENS_HELD = 65536
@@ -158,6 +159,7 @@ class TorchRuntime(SlotRuntime):
         """Sliding window of each attention layer, in positions, as the model last asked for it; None: it sees all."""
         return self._call.windows
 
+    @one_at_a_time
     def refresh(self, revision: str | None = None) -> None:
         """The weights changed: name them anew and invalidate every sequence; what they held is free again."""
         self._invalidate()
@@ -194,6 +196,7 @@ class TorchRuntime(SlotRuntime):
             with self._leaving_out(work[parts[0].item].layers) as attending:
                 self._evaluate(parts, layouts, tokens, rows, attending)
 
+    @one_at_a_time
     def plain_logits(self, tokens: Seq[int] | IntArray) -> FloatArray:
         """(n, V): the module's own forward over one text, with nothing cached; the reference for all else here."""
         own = np.asarray(tokens, np.int64)
