@@ -129,7 +129,7 @@ class ToyRuntime(SharedByThreads):
             self.rows_computed += 1
             return np.asarray(self._logits_of(prefixes[row]), np.float32)
 
-        return reduce_rows(item.want, len(tokens), row_of)
+        return reduce_rows(item.want, len(tokens), row_of, self.vocab_size)
 
     @one_at_a_time
     def commit(self, accepted: Iterable[tuple[Sequence, Path]]) -> None:

@@ -46,7 +46,7 @@ from likely.runtimes.protocol import (
     check_path,
     check_work,
 )
-from likely.runtimes.rows import OutputParts
+from likely.runtimes.rows import CallOutputs
 from likely.runtimes.turns import SharedByThreads, one_at_a_time
 
 OUTPUT_BYTES = 64 << 20  # of logits held at one time
@@ -270,8 +270,7 @@ class LlamaCppRuntime(SharedByThreads):
             for piece in placed:
                 for source, target, end in piece.copies:
                     self._context.copy(source, target, 0, end)
-            parts = self._compute(placed, cells.start)
-            outputs = [part.output() for part in parts]
+            outputs = self._compute(placed, cells.start)
         except BaseException:
             self._undo(placed, n)
             raise
@@ -281,7 +280,7 @@ class LlamaCppRuntime(SharedByThreads):
             at += piece.n
         return outputs
 
-    def _compute(self, placed: list[Placed], first_cell: int) -> list[OutputParts]:
+    def _compute(self, placed: list[Placed], first_cell: int) -> list[Output]:
         """Decode everything in blocks of at most `tokens_per_call` tokens and 64 MiB of logits.
 
         Kernels for one row sum in another order than those for several (`options` says which). A companion token
@@ -295,7 +294,7 @@ class LlamaCppRuntime(SharedByThreads):
         wanted = np.concatenate([piece.rows + start for piece, start in zip(placed, starts[:-1], strict=True)])
         is_wanted = np.zeros(len(tokens), np.bool_)
         is_wanted[wanted] = True
-        parts = [OutputParts(piece.want, piece.n) for piece in placed]
+        outputs = CallOutputs([piece.want for piece in placed], [piece.n for piece in placed], self.vocab_size)
         begin, block = 0, self.limits.tokens_per_call
         while begin < len(tokens):
             end = min(begin + block, len(tokens))
@@ -308,10 +307,11 @@ class LlamaCppRuntime(SharedByThreads):
                 is_wanted[begin if wanted[low] > begin else begin + 1] = True
             arrays = tokens[at], positions[at], counts[at], ids[id_ends[begin] : id_ends[end]], is_wanted[at]
             self._decode(arrays, companion=lone and end - begin == 1)
-            if high > low:
-                self._collect(parts, starts, begin, end)
+            for row in wanted[low:high].tolist():
+                item = int(np.searchsorted(starts, row, "right")) - 1
+                outputs.add_row(item, row - int(starts[item]), self._context.logits(row - begin))
             begin = end
-        return parts
+        return outputs.outputs()
 
     def _decode(self, arrays: tuple[NDArray, ...], *, companion: bool) -> None:
         if companion:
@@ -325,18 +325,6 @@ class LlamaCppRuntime(SharedByThreads):
         if code != 0:
             raise ModelError(self._context.failure(code))
         self._cells.unguard()
-
-    def _collect(self, parts: list[OutputParts], starts: NDArray[np.int64], begin: int, end: int) -> None:
-        first = int(np.searchsorted(starts, begin, "right")) - 1
-        for k in range(first, len(parts)):
-            start, stop = int(starts[k]), int(starts[k + 1])
-            if start >= end:
-                break
-
-            def row_of(row: int, start: int = start) -> FloatArray:
-                return self._context.logits(start + row - begin)
-
-            parts[k].add(max(begin, start) - start, min(end, stop) - start, row_of)
 
     def _undo(self, placed: list[Placed], n: int) -> None:
         for piece in placed:

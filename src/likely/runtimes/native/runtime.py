@@ -138,7 +138,9 @@ class NativeRuntime(SlotRuntime):
     def _call(self, parts: list[WorkPart], arrays: CallArrays, wanted: Wanted) -> None:
         """One call, and what is wanted of its rows."""
         rows, places = _rows_of(parts, wanted)
-        hidden = np.empty((len(rows), self.shape.hidden), np.float32) if any(len(h) for h in wanted.hidden) else None
+        hidden = (
+            np.empty((len(rows), self.shape.hidden), np.float32) if any(len(h) for h in wanted.hidden_rows) else None
+        )
         skips = _skips(arrays.layers, self.shape.layers)
         call = NativeCall(
             len(arrays.tokens),
@@ -222,7 +224,7 @@ def _rows_of(parts: list[WorkPart], wanted: Wanted) -> tuple[np.ndarray, list[Ro
     for p in parts:
         head, hidden = (
             found[np.searchsorted(found, p.start) : np.searchsorted(found, p.stop)]
-            for found in (wanted.head[p.item], wanted.hidden[p.item])
+            for found in (wanted.head_rows[p.item], wanted.hidden_rows[p.item])
         )
         own = np.union1d(head, hidden) if len(hidden) else head
         if len(own):

@@ -266,8 +266,11 @@ class TorchRuntime(SlotRuntime):
             plan=plan,
         )
         rows.add(logits, head_where)
-        if states is not None:
-            rows.add_hidden(states, hidden_where)
+        at = 0
+        for item, own in hidden_where:
+            assert states is not None
+            rows.add_hidden(item, own, states[at : at + len(own)].float().cpu().numpy())
+            at += len(own)
 
     def _recompute(
         self, sequences: list[SlotSequence], work: list[Work], tokens: list[IntArray], rows: RowCollector
@@ -282,7 +285,7 @@ class TorchRuntime(SlotRuntime):
                 logits, states = self._call(text, first + at, hidden_rows=first + hidden_at)
                 rows.add(logits, [(i, head)])
                 if states is not None:
-                    rows.add_hidden(states, [(i, hidden)])
+                    rows.add_hidden(i, hidden, states.float().cpu().numpy())
 
     def _plain_vocab_size(self) -> int:
         try:
