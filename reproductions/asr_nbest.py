@@ -26,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from kept_values import KeptValues
 from numpy.typing import NDArray
 from spoken_lists import FILES, INTENTS, MESSAGE, Spoken, chosen, default_file, read_lists, texts
 
@@ -45,7 +46,6 @@ from likely.evidence import (
     run_study,
 )
 from likely.io.hashes import cache_dir, file_sha256, fingerprint
-from likely.io.kept import KeptValues
 from likely.metrics.bootstrap import bootstrap_ratio, interval
 from likely.prompting.speech.intent import SpokenIntentClassifier, training_pairs
 from likely.prompting.speech.nbest import NBest, NBestStyle, SpokenTask

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from kept_values import KeptValues
 from numpy.typing import NDArray
 
 import likely
@@ -41,7 +42,6 @@ from likely.evidence import (
 )
 from likely.io.hashes import cache_dir, fingerprint
 from likely.io.jsonl import chunked
-from likely.io.kept import KeptValues
 from likely.weak_supervision.harmonizer import Harmonizer
 from likely.weak_supervision.labelling_rules import LabelingFunction, Votes, read_rules
 from likely.weak_supervision.reasking import POLICIES, Example, LabelTask, budget_threshold, label_scores, reask

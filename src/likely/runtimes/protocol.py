@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.errors import CapabilityError, ModelError
-from likely.runtimes.kinds import kinds_with
+from likely.runtimes.kinds import KINDS, kinds_with
 from likely.runtimes.turns import Turn
 
 IntArray = NDArray[np.int64]
@@ -161,6 +161,11 @@ class Capabilities:
     gradients: bool = False
     layers: int = 0
     invariant_logits: bool = False
+
+    @classmethod
+    def of_kind(cls, name: str, *, layers: int = 0) -> Capabilities:
+        """What all models of a runtime kind can do."""
+        return cls(layers=layers, **{can: True for can in KINDS[name].capabilities if can != "layers"})
 
 
 @dataclass(frozen=True)

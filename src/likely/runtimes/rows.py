@@ -82,6 +82,12 @@ class CallOutputs:
         self.hidden_rows = [np.unique(a) if w.hidden else a[:0] for w, a in zip(wants, self._asked, strict=True)]
         self._fields = [_empty_fields(want, len(asked)) for want, asked in zip(wants, self._asked, strict=True)]
 
+    def of_part(self, item: int, start: int, stop: int) -> tuple[IntArray, IntArray]:
+        """Which of the head_rows and hidden_rows of a piece of work are in start..stop."""
+        found = self.head_rows[item], self.hidden_rows[item]
+        head, hidden = (rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] for rows in found)
+        return head, hidden
+
     def add_row(self, item: int, row: int, logits: FloatArray) -> None:
         """logits (V,) of one row of a piece of work; they are copied."""
         want, fields = self._wants[item], self._fields[item]

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeAlias
@@ -142,25 +142,6 @@ class LlamaModel:
 
     def close(self) -> None:
         self._free()
-
-    def metadata(self) -> dict[str, str]:
-        """Scalar keys and values of the file as strings; arrays (the vocabulary) are left out by llama.cpp."""
-        found = {}
-        for i in range(lib.llama_model_meta_count(self.pointer)):
-            key = _read_text(partial(lib.llama_model_meta_key_by_index, self.pointer, i))
-            found[key] = _read_text(partial(lib.llama_model_meta_val_str_by_index, self.pointer, i))
-        return found
-
-
-def _read_text(read: Callable[[Any, int], int]) -> str:
-    """Text from a function that fills a buffer of n bytes and returns the length it needs."""
-    size = 256
-    while True:
-        buffer = ctypes.create_string_buffer(size)
-        needed = read(buffer, size)
-        if needed < size:
-            return buffer.value.decode("utf-8", "replace")
-        size = needed + 1
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class LlamaCppRuntime(SharedByThreads):
                attention, which has no f32 form), bf16, q8_0
     """
 
-    capabilities = Capabilities(trees=True, fork=True, truncate=True)
+    capabilities = Capabilities.of_kind("llamacpp")
 
     def __init__(
         self,
@@ -123,8 +123,6 @@ class LlamaCppRuntime(SharedByThreads):
         self._open: set[LlamaSequence] = set()
         self._invariance: bool | None = None
 
-        self.metadata = self._model.metadata()
-        self.n_params: int = lib.llama_model_n_params(pointer)
         self.weights_bytes: int = lib.llama_model_size(pointer)
         self.revision = (
             f"{file_sha256(path)}:llamacpp-{library_version()}:"

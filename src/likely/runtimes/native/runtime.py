@@ -94,15 +94,7 @@ class NativeRuntime(SlotRuntime):
         super().__init__(
             vocab_size=shape.vocab_size,
             context_length=shape.context_length,
-            capabilities=Capabilities(
-                trees=True,
-                fork=True,
-                truncate=True,
-                hidden=True,
-                full_attention=True,
-                layers=shape.layers,
-                invariant_logits=True,
-            ),
+            capabilities=Capabilities.of_kind("native", layers=shape.layers),
             limits=Limits(sequences, tokens_held, tokens_held, tokens_per_call),
             revision=f"{self.sha256[:32]}-native-{dtype}-v{VERSION}-{'+'.join(self._library.features()) or 'plain'}",
         )
@@ -222,10 +214,7 @@ def _rows_of(parts: list[WorkPart], wanted: Wanted) -> tuple[np.ndarray, list[Ro
     places: list[RowsOfWork] = []
     offset = at = 0
     for p in parts:
-        head, hidden = (
-            found[np.searchsorted(found, p.start) : np.searchsorted(found, p.stop)]
-            for found in (wanted.head_rows[p.item], wanted.hidden_rows[p.item])
-        )
+        head, hidden = wanted.of_part(p.item, p.start, p.stop)
         own = np.union1d(head, hidden) if len(hidden) else head
         if len(own):
             rows.append(own - p.start + offset)

@@ -10,7 +10,7 @@ Positions and masks follow from counts, never from token ids.  The copies are th
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Unpack
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from likely.errors import CapabilityError
-from likely.runtimes.protocol import Capabilities, IntArray, Sequence, Work
+from likely.runtimes.protocol import IntArray, Sequence, Work
 from likely.runtimes.slots.layout import SequenceQueries, WorkLayout, WorkPart
 from likely.runtimes.slots.runtime import SlotSequence
 from likely.runtimes.slots.table import TokenCount
@@ -90,10 +90,7 @@ class RepadTorchRuntime(TorchRuntime):
                 f'align="{self.align}" moves keys and values, and this model cannot keep them as such '
                 f'({self.not_cached_because}): use align="mask"'
             )
-        # layers cannot be left out: a rectangle has one width
-        self.capabilities = Capabilities(
-            trees=True, fork=True, truncate=True, hidden=True, full_attention=True, gradients=True
-        )
+        self.capabilities = replace(self.capabilities, layers=0)  # a rectangle has one width
         self.alignment = Alignment()
 
     @property
