@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from threading import RLock
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack, overload
 
 from likely.decoding.drafting.budget import Controller
 from likely.decoding.drafting.protocol import DraftSource
@@ -41,6 +42,7 @@ from likely.lm.stream import Stream
 from likely.models.chat_template import ChatTemplate, Message, Rendered, render_chat
 from likely.models.load import Loaded, ModelInfo
 from likely.runtimes.protocol import Capabilities, Runtime
+from likely.runtimes.turns import refuse_copy
 from likely.scoring.likelihood import score_pairs
 from likely.scoring.rolling import Perplexity, perplexity
 from likely.scoring.scored import Scored
@@ -57,12 +59,14 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     """A model on this machine.
 
     Verbs: score, perplexity, generate, stream, ask, chat, extract.  `tokenizer`, `capabilities`, `info`, `runtime` and
-    `drafters` are open to look at.  Not for several threads at once.  `close()` frees it; it is also a context manager.
+    `drafters` are open to look at.  Threads may share it: each call of a verb, and each piece of a stream, waits its
+    turn.  `close()` frees it; it is also a context manager.
     """
 
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer, info: ModelInfo):
         self.runtime, self.tokenizer, self.info = runtime, tokenizer, info
         self.drafters = Drafters(runtime, tokenizer, info)
+        self._preparing = RLock()
         super().__init__()
 
     @classmethod
@@ -93,10 +97,14 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         return fingerprint(PLAIN_QUESTION if self.template is None else self.template.source)
 
     def close(self) -> None:
-        """Free weights and caches; harmless when repeated."""
-        self.runtime.shutdown()
-        self.drafters.close()
+        """Free weights and caches, after what other threads are doing; harmless when repeated."""
+        with self.runtime.turn:
+            self.runtime.shutdown()
+            self.drafters.close()
         self.opened.close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        refuse_copy(self)
 
     # --- scoring --------------------------------------------------------------------------------------------------
 
@@ -321,7 +329,8 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         raw: bool = False,
     ) -> Request:
         """The request that continues these tokens; see `lm.requests.make_request`."""
-        return make_request(self, tokens, options, as_prompt, raw=raw)
+        with self._preparing:
+            return make_request(self, tokens, options, as_prompt, raw=raw)
 
     @cached_property
     def guide(self) -> Guide:
@@ -346,7 +355,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     def run(self, requests: Sequence[Request]) -> list[list[Generation]]:
         """The public records of every sample of each request.  Texts that break their schema are drawn again."""
         done = []
-        with closing(self.loop()) as loop:
+        with self.runtime.turn, closing(self.loop()) as loop:
             for found in outcomes(loop, requests, self.generation):
                 if isinstance(found, LikelyError):
                     raise found
