@@ -34,8 +34,5 @@ def test_small_refusals(cli, tiny, tmp_path, monkeypatch):
     one_line(cli("generate", "a", "-m", tiny, "--seed", 2**64), 2, "64 bits")
     one_line(cli("uncertainty", "a", "-m", tiny, "--seed", -(2**63) - 1), 2, "64 bits")
     one_line(cli("convert", tiny, tmp_path / "out.bin"), 2, "folder", ".gguf")
-    code = tmp_path / "a.py"
-    code.write_text("import os\nos.")
-    one_line(cli("complete", code, "-m", tiny, "--server", "no-such-program --stdio"), 2, "no such program")
     monkeypatch.setattr(timing, "busy_share", lambda: 0.5)
     one_line(cli("bench", "-m", tiny, "--quick"), 1, "50%", "--even-if-busy")

@@ -125,9 +125,9 @@ class ModelFlags:
 
 def _first_use() -> Callable[[int, int], None]:
     """What the native runtime does once is told on a terminal: compiling, and packing weights (bytes, bytes in all)."""
-    from likely.runtimes.native.build import has_compiler, is_built
+    from likely.runtimes.native.build import can_build, is_built
 
-    if sys.stderr.isatty() and has_compiler() and not is_built():
+    if sys.stderr.isatty() and can_build() and not is_built():
         typer.echo("Compiling the native runtime (once, some ten seconds)", err=True)
     return percent("packing the weights, once")
 

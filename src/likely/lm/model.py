@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Unpack
+from threading import RLock
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 from likely.decoding.drafting.budget import Controller
 from likely.decoding.drafting.protocol import DraftSource
@@ -17,7 +18,6 @@ from likely.decoding.loop import Loop
 from likely.decoding.options import check_names
 from likely.decoding.request import Event, Request
 from likely.decoding.run import run
-from likely.decoding.scheduling import SameLength
 from likely.errors import DataError, LikelyError, ModelError
 from likely.guided.conditional_sampling import Ensemble, SamplerSettings, prepare
 from likely.guided.guide import Guide
@@ -44,6 +44,7 @@ from likely.lm.stream import Stream
 from likely.models.chat_template import ChatTemplate, Message, Rendered, render_chat
 from likely.models.load import ModelInfo
 from likely.runtimes.protocol import Capabilities, Runtime
+from likely.runtimes.turns import refuse_copy
 from likely.scoring.likelihood import score_pairs
 from likely.scoring.rolling import Perplexity, perplexity
 from likely.scoring.scored import Scored
@@ -60,13 +61,15 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     """A model on this machine.
 
     Verbs: score, perplexity, generate, stream, ask, chat, extract.  `tokenizer`, `capabilities`, `info`, `runtime` and
-    `drafters` are open to look at.  Not for several threads at once.  `close()` frees it; it is also a context manager.
+    `drafters` are open to look at.  Threads may share it: each call of a verb, and each piece of a stream, waits its
+    turn.  `close()` frees it; it is also a context manager.
     """
 
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer, info: ModelInfo):
         self.runtime, self.info = runtime, info
         self.tokenizer: Tokenizer = tokenizer
         self.drafters = Drafters(runtime, tokenizer, info)
+        self._preparing = RLock()
         super().__init__()
 
     @property
@@ -93,9 +96,14 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         return fingerprint(PLAIN_QUESTION if self.template is None else self.template.source)
 
     def close(self) -> None:
-        self.runtime.shutdown()
-        self.drafters.close()
+        """Free weights and caches, after what other threads are doing; harmless when repeated."""
+        with self.runtime.turn:
+            self.runtime.shutdown()
+            self.drafters.close()
         super().close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        refuse_copy(self)
 
     # --- scoring --------------------------------------------------------------------------------------------------
 
@@ -278,7 +286,8 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         raw: bool = False,
     ) -> Request:
         """The request that continues these tokens; see `lm.requests.make_request`."""
-        return make_request(self, tokens, options, as_prompt, raw=raw)
+        with self._preparing:
+            return make_request(self, tokens, options, as_prompt, raw=raw)
 
     @cached_property
     def guide(self) -> Guide:
@@ -289,10 +298,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
 
     def loop(self) -> Loop:
         """A fresh loop on this model, for callers that schedule requests themselves."""
-        policy = SameLength() if getattr(self.runtime, "align", None) == "group" else None
-        return Loop(
-            self.runtime, self.tokenizer.token_bytes, self.tokenizer.end_ids, controller=self.speculation, policy=policy
-        )
+        return Loop(self.runtime, self.tokenizer.token_bytes, self.tokenizer.end_ids, controller=self.speculation)
 
     def drafter(self, drafter: str | DraftSource | None, *, remembered: bool = True) -> DraftSource | None:
         """A drafter by name or object; see `lm.requests.Drafters.get`."""
@@ -306,7 +312,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     def run(self, requests: Sequence[Request]) -> list[list[Generation]]:
         """The public records of every sample of each request.  Texts that break their schema are drawn again."""
         done = []
-        with closing(self.loop()) as loop:
+        with self.runtime.turn, closing(self.loop()) as loop:
             for found in outcomes(loop, requests, self.generation):
                 if isinstance(found, LikelyError):
                     raise found

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from likely.cli import flags, options
 from likely.cli.printing import for_terminal, print_json
-
-if TYPE_CHECKING:
-    from likely.code.analysis.members import MemberProvider
 
 
 @flags.grouped
@@ -32,9 +29,6 @@ def complete(
     choose: Annotated[
         str, typer.Option("--choose", help="greedy, or exact: the likeliest legal name as a whole.")
     ] = "greedy",
-    server: Annotated[
-        str | None, typer.Option("--server", metavar="COMMAND", help="A language server to ask instead of jedi.")
-    ] = None,
     limit: Annotated[float, typer.Option("--time-limit", help="Seconds that one analysis may take.")] = 2.0,
     max_tokens: flags.MaxTokens = 128,
     temperature: flags.TemperatureOption = 0.0,
@@ -52,8 +46,6 @@ def complete(
       likely complete shop/cart.py --line 40 --column 13 --project .
 
       likely complete shop/cart.py --line 40 --stop method --monitors dereference,arity --json
-
-      likely complete shop/cart.py --server "pyright-langserver --stdio"
     """
     from likely.code.buffer import CodeBuffer
 
@@ -62,7 +54,7 @@ def complete(
     given = {"stop": stop, "choose": choose, **options.parse_settings(settings)}
     with model.open_local() as lm:
         found = lm.complete_code(
-            buffer, monitors=names, provider=_server(server, project, limit), max_tokens=max_tokens, limit_s=limit,
+            buffer, monitors=names, max_tokens=max_tokens, limit_s=limit,
             temperature=temperature, seed=seed, **given,
         )  # fmt: skip
         if as_json:
@@ -72,17 +64,3 @@ def complete(
     lost = {status: n for status, n in found.analyses.items() if status in ("timed out", "failed")}
     if lost and not as_json:
         typer.echo("Analyses: " + ", ".join(f"{n} {status}" for status, n in lost.items()), err=True)
-
-
-def _server(command: str | None, project: Path | None, limit: float) -> MemberProvider | None:
-    if command is None:
-        return None
-    import shlex
-    import shutil
-
-    from likely.code.analysis.lsp import LspProvider
-
-    words = shlex.split(command)
-    if not words or shutil.which(words[0]) is None:
-        raise typer.BadParameter(f"no such program: {command!r}", param_hint="--server")
-    return LspProvider(words, str(project or ""), limit_s=limit)
