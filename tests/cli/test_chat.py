@@ -7,8 +7,10 @@ from answer_calibrators import unsure
 
 from likely.cli.flags import ModelFlags
 from likely.cli.options import parse_settings
+from likely.cli.printing import print_ending
 from likely.cli.verbs.generation.chat import Conversation, last_conversation
 from likely.lm.confidence import ConfidencePolicy
+from likely.lm.results import Answer
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +157,24 @@ def test_a_cut_answer_is_told(cli, tiny):
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "reason", "words"),
+    [
+        ("a", "context", "the context is full"), ("a", "repetition", "repeats itself"), ("a", "length", "--max-tokens"),
+        (" ", "stop", "empty"), ("a", "stop", None),
+    ],
+)  # fmt: skip
+def test_how_an_answer_ended_is_told_in_one_line(capsys, text, reason, words):
+    print_ending(Answer(text, [1, 2], None, None, None, reason, 1, 0.0))
+    said = capsys.readouterr().err
+    assert said == "" if words is None else words in said and said.startswith("Note: ") and said.count("\n") == 1
+
+
 def test_the_last_talk_goes_on(cli, tiny, tmp_path, monkeypatch, talk):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     one = cli("chat", "-m", tiny, "--continue", stdin="Hello\n")
     assert one.code == 1 and "cannot read" in one.err and "last-chat.json" in one.err
-    typed(talk, monkeypatch, "Hello")
+    talk.answer("Hello")
     talk.save(last_conversation(), quiet=True)
     more = cli("chat", "-m", tiny, "--continue", "--max-tokens", 3, "--json", stdin="Again\n")
     assert "Hello" in more.json["prompt"]

@@ -101,7 +101,7 @@ def run(arguments: Sequence[str]) -> int:
             typer.echo(usage.format_message())
             return 2
         where = usage.ctx.command_path if usage.ctx else "likely"
-        typer.echo(f"Error: {' '.join(usage.format_message().split())} (see {where} --help)", err=True)
+        typer.echo(f"Error: {_one_line(usage.format_message())} (see {where} --help)", err=True)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("", err=True)
@@ -118,9 +118,15 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        message = " ".join(f"{type(error).__name__}: {error}".split())
+        message = _one_line(f"{type(error).__name__}: {error}")
         typer.echo(f"Error: this should not have happened: {message} (--debug shows where)", err=True)
         return 1
+
+
+def _one_line(message: str) -> str:
+    """Without line breaks, and with the middle of endless words (a number of 5,000 digits) left out."""
+    words = (w if len(w) <= 300 else f"{w[:60]}...{w[-20:]}" for w in message.split())
+    return " ".join(words)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -132,6 +138,5 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    message = " ".join(str(error).split()) or type(error).__name__
-    typer.echo(f"Error: {message}", err=True)
+    typer.echo(f"Error: {_one_line(str(error)) or type(error).__name__}", err=True)
     return code
