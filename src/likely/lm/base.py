@@ -9,7 +9,15 @@ from typing import Any, Generic, Self, TypeVar, Unpack, overload
 from likely.errors import CapabilityError
 from likely.lm.confidence import Again, AskOptions, BoundPolicy, ConfidenceOptions, ConfidencePolicy, system_of
 from likely.lm.extract import Extracted
-from likely.lm.options import ASK_DEFAULTS, CHAT_DEFAULTS, ExtractOptions, GenerateOptions, ScoringOptions, TextOptions
+from likely.lm.options import (
+    ASK_DEFAULTS,
+    CHAT_DEFAULTS,
+    FORMS,
+    ExtractOptions,
+    GenerateOptions,
+    ScoringOptions,
+    TextOptions,
+)
 from likely.lm.questions import QuestionLine
 from likely.lm.results import Answer, AnswerStream, Generation
 from likely.models.chat_template import Message
@@ -225,12 +233,20 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
         found = list(self.extract_each(listed, schema=schema, **options))
         return found[0] if isinstance(documents, str) else found
 
+    def settings(self, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """What was given, over the model's own settings for answers, over a verb's defaults.
+
+        A text that is held to a form takes none of the model's: JSON has to repeat itself.
+        """
+        held = any(given.get(name) is not None for name in (*FORMS, "constraint"))
+        return {**defaults, **({} if held else self.info.settings), **given}
+
     def _bound(
         self, options: Mapping[str, Any], defaults: Mapping[str, Any], system: str | None
     ) -> tuple[BoundPolicy, dict[str, Any]]:
         """(what is done about confidence, settings of the text)"""
         policy, settings = self.confidence.override(options)
-        settings = {**defaults, **settings}
+        settings = self.settings(defaults, settings)
         return policy.bind(self, settings, system), settings
 
 

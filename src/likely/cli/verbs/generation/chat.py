@@ -100,7 +100,7 @@ class Conversation:
         from likely.lm.confidence import system_of
         from likely.lm.options import CHAT_DEFAULTS
 
-        key = ({**CHAT_DEFAULTS, **self.settings}, system_of(self.messages))
+        key = (self.model.settings(CHAT_DEFAULTS, self.settings), system_of(self.messages))
         if self._bound is None or self._bound[0] != key:
             self._bound = key, bind(self.model, *key)
         return self._bound[1]
