@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 from likely.errors import CapabilityError
@@ -40,6 +41,8 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
     info: ModelInfo
     tokenizer: Any
     template_hash: str | None
+
+    own_settings: Mapping[str, Any] = MappingProxyType({})  # of answers, see `models.catalog.KnownModel`
 
     def __init__(self) -> None:
         self.confidence = ConfidencePolicy()
@@ -239,7 +242,7 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
         A text that is held to a form takes none of the model's: JSON has to repeat itself.
         """
         held = any(given.get(name) is not None for name in (*FORMS, "constraint"))
-        return {**defaults, **({} if held else self.info.settings), **given}
+        return {**defaults, **({} if held else self.own_settings), **given}
 
     def _bound(
         self, options: Mapping[str, Any], defaults: Mapping[str, Any], system: str | None

@@ -69,6 +69,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer, info: ModelInfo):
         self.runtime, self.info = runtime, info
         self.tokenizer: Tokenizer = tokenizer
+        self.own_settings = info.settings
         self.drafters = Drafters(runtime, tokenizer, info)
         self._preparing = RLock()
         super().__init__()

@@ -167,9 +167,9 @@ def _choose(
     else:
         if not any(have.values()):
             raise ModelError(f"no runtime is installed. Run: {KINDS['native'].pip}, or 'likely[torch]'")
-        kinds = _by_default(where, place, dtype)
-        fitting = [k for k in kinds if have[k.name] and k.takes(options) and (dtype is None or dtype in k.dtypes)]
-        kinds = fitting or [k for k in kinds if have[k.name]][:1] or kinds[:1]
+        kinds = [kind for kind in _by_default(where, place, dtype) if dtype is None or dtype in kind.dtypes]
+        there = [kind for kind in kinds if have[kind.name]]
+        kinds = [kind for kind in there if kind.takes(options)] or there[:1] or kinds[:1]
     if not have[kinds[0].name] and kinds[0].name != "native":  # native says itself what is missing
         raise missing_extra(f"runtime {kinds[0].name}", kinds[0].extra)
     return kinds, dtype
