@@ -130,7 +130,7 @@ def test_abstaining_and_asking_another(cli, tiny, graded, store, tmp_path):
     other = cli(*ask, "--at-least", 0.999, "--fallback", tiny, "--json").json
     assert other["answered_by"] == str(tiny) and other["first"]["confidence"] == sure
     hopeless = cli(*ask, "--risk", 0.001)
-    assert hopeless.code == 0 and not hopeless.out and "no threshold satisfies" in hopeless.err
+    assert hopeless.code == 0 and not hopeless.out and "no threshold promises at most 0.1 % wrong" in hopeless.err
     assert "one of" in one_line(cli(*ask, "--risk", 0.1, "--at-least", 0.5), 2)
     assert "--fallback needs" in one_line(cli(*ask, "--fallback", tiny), 2)
     assert "between 0 and 1" in one_line(cli(*ask, "--at-least", 90), 2)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from likely.calibration.calibrator import Calibrator, binding
-from likely.calibration.store import accept, check_task, find, folder, named
-from likely.calibration.threshold import DELTA, AbstentionRule, abstention_rule
+from likely.calibration.store import accept, check_task, find, folder, named, why_none
+from likely.calibration.threshold import DELTA, AbstentionRule, abstention_rule, what_it_takes
 from likely.errors import CapabilityError, DataError
 from likely.lm.options import ASK_DEFAULTS, OPTIONS
 from likely.lm.protocol import LanguageModel
@@ -100,9 +100,10 @@ class ConfidencePolicy:
             calibrator = named(self.calibrator, binding_of(lm, settings, system))
         if calibrator is None:
             if needed or self.has_threshold:
+                takes = "" if self.risk is None else f"; {what_it_takes(self.risk, self.delta)}"
                 raise DataError(
-                    f'no calibrator was fitted for answers of this model with these settings (task "{self.task}"): '
-                    f"likely ask FILE -o, likely grade -o and likely calibrate fit make one"
+                    f"{why_none(binding_of(lm, settings, system), self.task)}: likely ask FILE -o, likely grade -o and "
+                    f"likely calibrate fit make one{takes}"
                 )
             return BoundPolicy(self, lm, settings, None, None)
         rule = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,15 +49,12 @@ def fit(
     ] = "auto",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the calibrator.")] = None,
     overwrite: options.OverwriteOption = False,
-    hold_out: Annotated[
-        float, typer.Option("--hold-out", help="Share of the lines that is kept for the report and for thresholds.")
-    ] = 0.5,
     seed: options.SeedOption = 0,
     task: Annotated[str, typer.Option("--task", help="Name of the task, for ask --task.")] = "default",
     limit: options.LimitOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Fit a calibrator; half of the lines only measure how well it does.
+    """Fit a calibrator to all lines; how well it does is told by maps that were each fitted without a tenth of them.
 
     Files of `likely grade`, `choices` and `score` name their model, template and settings: the calibrator is bound to
     them, and one for graded answers is kept, so that `likely ask` and `likely chat` use it by themselves.  Plain lines
@@ -71,6 +69,7 @@ def fit(
     from likely.calibration.calibrator import fit_calibrator
     from likely.calibration.labelled import read_labelled
     from likely.calibration.store import keep, place
+    from likely.calibration.threshold import risk_plan
     from likely.cli.printing import print_json
     from likely.io.whole_file import check_target
 
@@ -84,7 +83,7 @@ def fit(
         raise typer.BadParameter(
             "these lines do not say which model they are of: give -o cal.json", param_hint="--output"
         )
-    calibrator = fit_calibrator(labelled, method=method, hold_out=hold_out, seed=seed, file=Path(file).name)
+    calibrator = fit_calibrator(labelled, method=method, seed=seed, file=Path(file).name)
     calibrator.about["sha256"] = _sha256(file)
     if kept:
         assert calibrator.binding is not None
@@ -96,13 +95,15 @@ def fit(
         print_json({
             **calibrator.about, "method": calibrator.recalibrator.name, "written": where,
             "binding": calibrator.binding, "before": calibrator.before, "after": calibrator.after,
+            "risks": risk_plan(calibrator),
         })  # fmt: skip
         return
     about = calibrator.about
-    typer.echo(
-        f"{calibrator.recalibrator.name}, fitted on {about['fitted_on']} lines; on the other {about['held_out']}:"
-    )
+    name = calibrator.recalibrator.name
+    typer.echo(f"{name}, fitted to {about['n']} lines; each was judged by a map fitted without it:")
     _table([("before", calibrator.before), ("after", calibrator.after)])
+    for line in risk_plan(calibrator):
+        typer.echo(f"  --risk {line['risk']:<5g} {_promised(line)}")
     for path in where:
         typer.echo(f"written: {path}")
 
@@ -197,10 +198,18 @@ def _predictions(labelled: Labelled, calibrator: Path | None, file: str) -> Any:
         accept(found, binding(labelled.origin), str(calibrator))
     if found.about.get("sha256") is not None and found.about["sha256"] == _sha256(file):
         typer.echo(
-            f"Warning: {calibrator} was fitted to {found.about['fitted_on']} of these {found.about['n']} lines: "
-            f"the figures are too good; calibrate fit printed those of the lines it has not seen", err=True,
+            f"Warning: {calibrator} was fitted to these lines: the figures are too good; calibrate fit printed those "
+            f"of maps that were fitted without the line they judge", err=True,
         )  # fmt: skip
     return found.predict(labelled)
+
+
+def _promised(line: Mapping[str, Any]) -> str:
+    """What the labels certify for one risk, or what is missing."""
+    if line["threshold"] is not None:
+        return f"from confidence {line['threshold']:.3f} on: {line['coverage']:.0%} of the answers"
+    needed = line["labels_needed"]
+    return "no answer is sure enough" if needed is None else f"about {needed} such lines are needed"
 
 
 def _sha256(file: str) -> str | None:
