@@ -13,7 +13,7 @@ from helpers_for_serving import ask as asking
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.calibration.calibrator import Calibrator, fit_calibrator
+from likely.calibration.calibrator import Calibrator, fit_calibrator, folds_of
 from likely.calibration.conformal.classification import ConformalSets
 from likely.calibration.labelled import read_labelled
 from likely.calibration.recalibrators.table import make
@@ -51,7 +51,7 @@ def test_one_file_of_scores_feeds_map_sets_and_threshold(cli, options, tmp_path,
     told = cli("calibrate", "fit", path, "--method", method, "-o", target, "--json").json
     chained = cli("calibrate", "eval", path, "--calibrator", target, "--json").json
 
-    fold = np.random.default_rng(0).permutation(400) % 10
+    fold = folds_of(labels, 10, 0)
     probs = make(method).fit(logits, labels).predict_proba(logits)
     judged = np.empty_like(probs)
     for k in range(10):

@@ -130,7 +130,7 @@ def fit_calibrator(
         raise DataError(f"{n} labelled items are too few: at least {FEWEST} are needed")
     if not 2 <= folds <= n:
         raise ValueError(f"folds must lie in 2..{n} (the labelled items), got {folds}")
-    fold = np.random.default_rng(seed).permutation(n) % folds
+    fold = folds_of(labelled.labels, folds, seed)
     chosen: dict[str, Any] = {"method": method}
     if method != "auto":
         predictions = _cross_fitted(labelled, method, params or {}, fold)
@@ -156,6 +156,19 @@ def fit_calibrator(
         report(labelled.predictions(), labelled.labels), report(predictions, labelled.labels),
         {"file": file, "n": n, "folds": folds, "seed": seed, **chosen, "made": datetime.now(UTC).date().isoformat()},
     )  # fmt: skip
+
+
+def folds_of(labels: Ints, folds: int, seed: int) -> Ints:
+    """(N,) the fold of each item, at random with the labels evenly among them.
+
+    Unevenly, a fold with many errors would be judged by a map of the others, which has seen few, and the other way
+    round: the confidences would then run against the labels.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.empty(len(labels), np.int64)
+    fold[order] = np.arange(len(labels)) % folds
+    return fold
 
 
 def _cross_fitted(labelled: Labelled, method: str, params: Mapping[str, Any], fold: Ints) -> Floats:
