@@ -13,10 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from likely.calibration import calibrator
 from likely.calibration.calibrator import Calibrator, binding, fit_calibrator, folds_of
 from likely.calibration.labelled import Labelled
-from likely.calibration.recalibrators.answer import AnswerLogistic, features
+from likely.calibration.recalibrators.answer import AnswerLogistic, features, within_form
 from likely.calibration.recalibrators.table import RECALIBRATORS
 from likely.calibration.selective import certified_threshold, labels_needed
-from likely.calibration.store import find, keep, named, place
+from likely.calibration.store import find, keep, named, place, why_none
 from likely.calibration.threshold import abstention_rule, risk_plan, what_it_takes
 from likely.errors import CapabilityError, DataError
 from likely.metrics.bins import ece
@@ -239,6 +239,31 @@ def test_a_kept_one_is_found_for_its_task_alone(tmp_path, monkeypatch):
         named(path, binding({**ORIGIN, "template": "u"}))
     with pytest.raises(ValueError, match="task's name"):
         keep(made, "../elsewhere")
+
+
+def test_what_is_not_found_says_what_is_there_instead(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIKELY_CALIBRATORS", str(tmp_path))
+    other = binding({**ORIGIN, "settings": {"temperature": 0.5, "max_tokens": 9}})
+    none = 'no calibrator was fitted for answers of this model with these settings (task "default")'
+    assert why_none(other) == none
+    keep(fit_calibrator(answers(40)[0], method="platt"), "capitals")
+    near = {**ORIGIN, "settings": {"temperature": 0.5, "system": None}}
+    assert why_none(other) == (
+        f'{none}, but one of the task "capitals" with temperature 0 (now 0.5); max_tokens null (now 9)'
+    )
+    assert why_none(binding(near), "capitals").endswith(", but one with temperature 0 (now 0.5)")
+    assert why_none(binding({**ORIGIN, "template": "u"}), "capitals").endswith("but one with another chat template")
+    assert why_none(binding({**near, "sha256": "b" * 64})) == none
+
+
+def test_an_answer_in_a_form_is_judged_among_what_the_form_allows():
+    """What the model thinks of the form as such is taken out, when fitting and when asking."""
+    assert within_form([-3.0, -1.0], [-2.5, -1.0]) == [-0.5, 0.0]
+    assert within_form([-1.0], [-1.1]) == [0.0]  # an approximate mass
+    with pytest.raises(ValueError, match="2 log-probabilities of tokens, 1 log masses"):
+        within_form([-1.0, -2.0], [0.0])
+    free, bound = (binding({**ORIGIN, "settings": s}) for s in ({}, {"choices": ["a", "b"]}))
+    assert "probability" not in free["settings"] and bound["settings"]["probability"] == "within the form"
 
 
 # --- gates ------------------------------------------------------------------------------------------------------------

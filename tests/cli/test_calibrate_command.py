@@ -76,6 +76,28 @@ def rows(path):
 
 
 @pytest.mark.slow
+def test_eval_measures_what_the_answers_were_given_with(cli, tiny, graded, store, tmp_path):
+    """p(answer | question) before there is a calibrator; then the confidence in the file, or a kept map by name."""
+    raw = cli("calibrate", "eval", graded, "--json").json
+    assert raw["measured"] == "p(answer | question)"
+    assert cli("calibrate", "fit", graded, "--task", "odd").code == 0
+    told = one_line(cli("calibrate", "eval", graded, "--task", "even"), 1)
+    assert "no calibrator was fitted" in told and 'one of the task "odd"' in told
+    mapped = cli("calibrate", "eval", graded, "--task", "odd", "--json")
+    assert mapped.json["calibrator"] == "task odd" and "was fitted to these lines" in mapped.err
+    assert mapped.json["mean_confidence"] != raw["mean_confidence"]
+    again, told = tmp_path / "again.jsonl", tmp_path / "told.jsonl"
+    questions = write(tmp_path / "q2.jsonl", [{"question": f"Is {i} odd?", "answer": "yes"} for i in range(30)])
+    assert cli("ask", questions, "-m", tiny, "-o", again, *FEW, "--task", "odd").code == 0
+    assert cli("grade", again, "--by", "regex", "--pattern", "^(..)*$", "-o", told).code == 0
+    held = cli("calibrate", "eval", told, "--json").json
+    stated = [json.loads(r)["confidence"] for r in lines_of(told)[1:]]
+    assert held["measured"] == "the confidence in the file"
+    assert held["mean_confidence"] == pytest.approx(np.mean(stated))
+    assert "give one of" in one_line(cli("calibrate", "eval", told, "--task", "odd", "--calibrator", told), 2)
+
+
+@pytest.mark.slow
 def test_plot(cli, plain, tmp_path):
     shown = cli("calibrate", "plot", plain)
     assert shown.code == 0 and len(shown.out.splitlines()) > 5

@@ -23,6 +23,7 @@ from likely.calibration.recalibrators.protocol import Fitted
 from likely.calibration.recalibrators.table import RECALIBRATORS, entry_of, from_dict, make
 from likely.decoding.options import answer_settings
 from likely.errors import CapabilityError, DataError, check_choice
+from likely.guided.settings import FORM_OPTIONS
 from likely.io.whole_file import write_whole_file
 from likely.metrics.checks import SMALLEST, Floats, Ints, check_confidence, check_correct, log_probs, softmax
 from likely.metrics.proper import nll
@@ -187,6 +188,8 @@ def _cross_fitted(labelled: Labelled, method: str, params: Mapping[str, Any], fo
 def binding(origin: Mapping[str, Any]) -> dict[str, Any]:
     """What of a run's header an answer's confidence depends on: weights, template, and settings with an effect."""
     settings = answer_settings(origin.get("settings") or {})
+    if any(name in settings for name in FORM_OPTIONS):
+        settings["probability"] = "within the form"
     known = origin.get("sha256") not in (None, "unknown")
     return {
         "model": origin.get("model"),

@@ -80,7 +80,8 @@ def named(path: str | Path, bound: Mapping[str, Any]) -> Calibrator:
 def accept(calibrator: Calibrator, bound: Mapping[str, Any], name: str) -> Calibrator:
     """The calibrator, if it is unbound or bound to this; DataError otherwise."""
     if calibrator.binding is not None and (found := differences(calibrator.binding, bound)):
-        details = "; ".join(f"{part} {_short(calibrator.binding[part])}, now {_short(bound[part])}" for part in found)
+        weights = [f"weights {_short(calibrator.binding['weights'])} (now {_short(bound['weights'])})"]
+        details = "; ".join((weights if "weights" in found else []) + _unlike(calibrator.binding, bound))
         raise DataError(
             f"{name} was fitted for another {' and '.join(found)} (of {calibrator.binding['model']}: {details}): "
             f"fit one on answers of this model with these settings"

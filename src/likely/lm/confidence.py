@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from likely.calibration.calibrator import Calibrator, binding
+from likely.calibration.recalibrators.answer import within_form
 from likely.calibration.store import accept, check_task, find, folder, named, why_none
 from likely.calibration.threshold import DELTA, AbstentionRule, abstention_rule, what_it_takes
 from likely.errors import CapabilityError, DataError
@@ -132,7 +133,10 @@ class BoundPolicy:
         return self.rule is None or self.rule.answers(self._confidence(answer, fits))
 
     def _confidence(self, answer: Answer, fits: bool) -> float | None:
-        return self.calibrator.of_answer(answer.token_logprobs) if self.calibrator is not None and fits else None
+        if self.calibrator is None or not fits:
+            return None
+        logprobs, masses = answer.token_logprobs, answer.token_log_masses
+        return self.calibrator.of_answer(within_form(logprobs, masses) if logprobs and masses else logprobs)
 
     def decide(self, answer: Answer, again: Again, *, fits: bool = True) -> Answer:
         """The answer with its confidence; below the threshold marked as abstained, or the answer of the fallback.

@@ -12,6 +12,7 @@ from likely.cli import options
 from likely.cli.help import VerbCommand
 
 if TYPE_CHECKING:
+    from likely.calibration.calibrator import Calibrator
     from likely.calibration.labelled import Labelled
 
 EXAMPLES = """Make "90 % sure" mean 90 %: fit a calibrator to labelled lines, measure, plot.
@@ -35,6 +36,9 @@ likely grade, choices or score wrote.
 FileArgument = Annotated[str, typer.Argument(help='Labelled lines (.jsonl or .jsonl.gz); "-": standard input.')]
 AppliedOption = Annotated[
     Path | None, typer.Option("--calibrator", help="Apply this calibrator first (a file of calibrate fit).")
+]
+KeptOption = Annotated[
+    str | None, typer.Option("--task", help="Apply the calibrator that calibrate fit --task kept for these answers.")
 ]
 SHOWN = ("accuracy", "ece", "nll", "brier", "auroc")
 verbs = typer.Typer(no_args_is_help=True, help=EXAMPLES, rich_markup_mode=None)
@@ -112,12 +116,15 @@ def fit(
 def evaluate(
     file: FileArgument,
     calibrator: AppliedOption = None,
+    task: KeptOption = None,
     limit: options.LimitOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Accuracy, calibration and ranking, each with a 95 % interval (bootstrap over lines).
 
-    Noise pushes calibration errors up, and resampling does so again: their intervals take that push off.
+    Measured is what the file says: of graded answers the confidence that they were given with, or p(answer | question)
+    where they had none.  Noise pushes calibration errors up, and resampling does so again: their intervals take that
+    push off.
 
     Examples:
 
@@ -129,12 +136,14 @@ def evaluate(
     from likely.metrics.summary import report
 
     labelled = _read(file, limit)
-    found = report(_predictions(labelled, calibrator, file), labelled.labels)
+    applied = _applied(labelled, calibrator, task)
+    found = report(_predictions(labelled, applied, file), labelled.labels)
+    measured = applied[0] if applied else _measured(labelled)
     if as_json:
-        print_json({"file": file, "calibrator": None if calibrator is None else str(calibrator), **found})
+        print_json({"file": file, "calibrator": applied[0] if applied else None, "measured": measured, **found})
         return
-    typer.echo(f"{file}: {found['n']} lines of {labelled.kind}")
-    _table([("" if calibrator is None else calibrator.name, found)])
+    typer.echo(f"{file}: {found['n']} lines of {labelled.kind}: {measured}")
+    _table([("", found)])
     for note in found.get("notes") or ():
         typer.echo(note)
 
@@ -143,6 +152,7 @@ def evaluate(
 def plot(
     file: FileArgument,
     calibrator: AppliedOption = None,
+    task: KeptOption = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A .png, .svg or .pdf file; without: in the terminal.")
     ] = None,
@@ -168,9 +178,9 @@ def plot(
         check_target(output, FORMATS)
         options.refuse_existing(output, overwrite)
     labelled = _read(file, limit)
-    shown = {"as given": reliability(*labelled.outcomes(labelled.predictions()), bins=bins)}
-    if calibrator is not None:
-        shown["calibrated"] = reliability(*labelled.outcomes(_predictions(labelled, calibrator, file)), bins=bins)
+    shown = {"as given": reliability(*labelled.outcomes(labelled.as_given()), bins=bins)}
+    if applied := _applied(labelled, calibrator, task):
+        shown["calibrated"] = reliability(*labelled.outcomes(_predictions(labelled, applied, file)), bins=bins)
     if output is not None:
         write_for_user(output, render(draw(shown), output.suffix))
         typer.echo(f"wrote {output}", err=True)
@@ -187,19 +197,43 @@ def _read(file: str, limit: int | None) -> Labelled:
     return read_labelled(file, limit=limit)
 
 
-def _predictions(labelled: Labelled, calibrator: Path | None, file: str) -> Any:
-    if calibrator is None:
-        return labelled.predictions()
-    from likely.calibration.calibrator import Calibrator, binding
-    from likely.calibration.store import accept
+def _measured(labelled: Labelled) -> str:
+    """What the file itself says of its lines."""
+    if labelled.kind != "answer":
+        return "as given"
+    return "p(answer | question)" if labelled.stated is None else "the confidence in the file"
 
-    found = Calibrator.load(calibrator)
-    if found.binding is not None and labelled.origin is not None:
-        accept(found, binding(labelled.origin), str(calibrator))
+
+def _applied(labelled: Labelled, file: Path | None, task: str | None) -> tuple[str, Calibrator] | None:
+    """(its name, the calibrator that was asked for), by file or by the task that it was kept for."""
+    from likely.calibration.calibrator import Calibrator, binding
+    from likely.calibration.store import accept, find, why_none
+    from likely.errors import DataError
+
+    if file is not None and task is not None:
+        raise typer.BadParameter("give one of --calibrator and --task", param_hint="--task")
+    bound = None if labelled.origin is None else binding(labelled.origin)
+    if file is not None:
+        found = Calibrator.load(file)
+        return str(file), found if bound is None else accept(found, bound, str(file))
+    if task is None:
+        return None
+    if bound is None:
+        raise DataError("these lines do not say which model they are of: name the calibrator's file (--calibrator)")
+    kept = find(bound, task)
+    if kept is None:
+        raise DataError(why_none(bound, task))
+    return f"task {task}", kept
+
+
+def _predictions(labelled: Labelled, applied: tuple[str, Calibrator] | None, file: str) -> Any:
+    if applied is None:
+        return labelled.as_given()
+    name, found = applied
     if found.about.get("sha256") is not None and found.about["sha256"] == _sha256(file):
         typer.echo(
-            f"Warning: {calibrator} was fitted to these lines: the figures are too good; calibrate fit printed those "
-            f"of maps that were fitted without the line they judge", err=True,
+            f"Warning: {name} was fitted to these lines: the figures are too good; calibrate fit printed those of "
+            f"maps that were fitted without the line they judge", err=True,
         )  # fmt: skip
     return found.predict(labelled)
 
