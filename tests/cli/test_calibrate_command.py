@@ -190,7 +190,7 @@ def test_figures_of_lines_that_were_fitted_to_are_called_too_good(cli, plain, tm
     target = tmp_path / "cal.json"
     cli("calibrate", "fit", plain, "-o", target)
     seen = cli("calibrate", "eval", plain, "--calibrator", target)
-    assert seen.code == 0 and "was fitted to 100 of these 200 lines" in seen.err
+    assert seen.code == 0 and "was fitted to these lines" in seen.err
     other = write(tmp_path / "other.jsonl", [{"confidence": 0.5, "correct": i % 2} for i in range(20)])
     assert not cli("calibrate", "eval", other, "--calibrator", target).err
 
