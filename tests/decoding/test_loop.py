@@ -36,7 +36,9 @@ def by_hand(runtime, request, sample=0):
         if len(out) < request.min_tokens:
             seen = seen.copy()
             seen[END] = -np.inf
-        token = pick(seen, request.sampling, sample=sample, position=len(request.prompt) + len(out))
+        token = pick(
+            seen, request.sampling, noise=request.noise, sample=sample, position=len(request.prompt) + len(out)
+        )
         out.append(token)
         logprobs.append(log_softmax(row[None])[0, token])
         if token == END:

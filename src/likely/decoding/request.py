@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
+
+import numpy as np
 
 from likely.decoding.constraint import Constraint, LogitsProcessor
 from likely.decoding.drafting.protocol import FIXED_ONLY, DraftDistribution, DraftSource, SamplingContext, Verification
 from likely.decoding.drafting.table import drafter_names
+from likely.decoding.noise import noise_of
 from likely.decoding.options import check_whole
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError, ModelError
 from likely.runtimes.kinds import kinds_with
-from likely.runtimes.protocol import Runtime, Sequence
+from likely.runtimes.protocol import IntArray, Runtime, Sequence
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,15 @@ class Request:
                     'particles (sampler="smc") grow together, token by token: drop drafter=, or sampler="importance"'
                 )
 
+    @cached_property
+    def noise(self) -> int:
+        """What keys the noise of its samples: the seed, and the prompt."""
+        return noise_of(self.sampling.seed, self.prompt)
+
+    @cached_property
+    def prompt_ids(self) -> IntArray:
+        return np.array(self.prompt, np.int64)
+
     @property
     def selects(self) -> bool:
         """Whether its continuations are chosen among each other after every step."""
@@ -151,7 +164,7 @@ class Request:
 
     def sampling_context(self, sample: int) -> SamplingContext:
         """What a drafter knows of how the target samples."""
-        return SamplingContext(self.sampling, sample, self.verification)
+        return SamplingContext(self.sampling, sample, self.verification, self.noise)
 
 
 @dataclass(frozen=True)
