@@ -24,6 +24,7 @@ import numpy as np
 from aded_search import memory_of
 from numpy.typing import NDArray
 from scipy.stats import t as student
+from study import arguments, conclude, data_sources, figure_with, model_source, run_script, run_study
 
 import likely
 from likely.data import load_records
@@ -33,19 +34,7 @@ from likely.decoding.drafting.protocol import DraftSource, SamplingContext
 from likely.decoding.drafting.replay import replay
 from likely.decoding.drafting.trigram.drafter import TrigramMemory
 from likely.decoding.drafting.trigram.table import TrigramTable, count_trigrams, table_of
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    figure_with,
-    model_source,
-    run_script,
-    run_study,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 
 Text = list[int]
 Task = tuple[Text, Text]  # prompt, answer

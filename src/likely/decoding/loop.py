@@ -76,7 +76,11 @@ class Loop:
         return not (self.scheduler.running or self.scheduler.waiting) and self._inbox.empty()
 
     def step(self) -> list[Event]:
-        """One call of the model (none if nothing is to be done)."""
+        """One call of the model (none if nothing is to be done); other threads may have theirs between two steps."""
+        with self.runtime.turn:
+            return self._step()
+
+    def _step(self) -> list[Event]:
         events = self._drain()
         active = self.scheduler.participants()
         if not active:
@@ -112,8 +116,9 @@ class Loop:
 
     def close(self) -> None:
         """Drop everything."""
-        self._drain()
-        self.scheduler.close()
+        with self.runtime.turn:
+            self._drain()
+            self.scheduler.close()
 
     def _drain(self) -> list[Event]:
         """What came in since the last step: new requests wait, cancelled ones end."""

@@ -117,10 +117,10 @@ def installed(package: str) -> bool:
 
 def available_runtimes() -> dict[str, bool]:
     """Which kinds of runtime this environment has."""
-    from likely.runtimes.native.build import has_compiler
+    from likely.runtimes.native.build import can_build
 
     return {
-        name: all(map(installed, kind.packages)) and (not kind.compiles or has_compiler())
+        name: all(map(installed, kind.packages)) and (not kind.compiles or can_build())
         for name, kind in KINDS.items()
     }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from scripts import script
 
 from likely.errors import DataError
-from likely.io import KeptValues
+
+KeptValues = script("kept_values").KeptValues
 
 
 def test_what_is_kept_is_there_in_the_next_run(tmp_path):
