@@ -116,9 +116,19 @@ class Particles:
         going = [p.state for p in self._all if p.alive]
         if all(p.log_weight == -np.inf for p in self._all):
             raise ConstraintError(none_whole(len(self._all), self.request.max_tokens))
-        if going:
-            return going, None
-        return [], [
+        return going, None if going else self._finished()
+
+    def end(self, running: list[SequenceState], reason: str) -> list[Finished]:
+        """All texts, those that still went on ended for this reason; ConstraintError if none is whole."""
+        for particle in self._all:
+            if particle.alive:
+                self._end(particle, reason, lambda state: None)
+        return self._finished()
+
+    def _finished(self) -> list[Finished]:
+        if all(p.log_weight == -np.inf for p in self._all):
+            raise ConstraintError(none_whole(len(self._all), self.request.max_tokens))
+        return [
             replace(p.finished, particle_log_weight=p.log_weight, resamplings=self.resamplings)
             for p in self._all
             if p.finished

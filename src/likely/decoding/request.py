@@ -19,6 +19,11 @@ from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import IntArray, Runtime, Sequence
 
 
+def longest_text(runtime: Runtime) -> int:
+    """Most tokens of one text, the prompt included: what the model was made for, and what its cache holds."""
+    return min(runtime.context_length, runtime.limits.tokens_held)
+
+
 @dataclass(frozen=True)
 class Request:
     """One prompt and how to continue it.
@@ -131,9 +136,9 @@ class Request:
 
         held  a sequence of the runtime that keeps the first tokens of the prompt
         """
-        if len(self.prompt) >= runtime.context_length:
+        if len(self.prompt) >= longest_text(runtime):
             raise ModelError(
-                f"the prompt has {len(self.prompt)} tokens; this model's context is {runtime.context_length}: "
+                f"the prompt has {len(self.prompt)} tokens; this model's context is {longest_text(runtime)}: "
                 f"shorten it or load the model with a larger context="
             )
         bad = [t for t in self.prompt if not 0 <= t < runtime.vocab_size]

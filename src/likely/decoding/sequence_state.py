@@ -56,6 +56,7 @@ class SequenceState:
     waiting_for: int = 1  # samples that will be split off this one when its first row is there
     row: FloatArray | None = None  # beams, particles: the row to choose from
     dropped: bool = False
+    put_aside: bool = False  # until another sample of its request ends
 
     @property
     def score(self) -> float:
