@@ -24,14 +24,7 @@ from typing import Any
 import guided_choices
 import numpy as np
 from function_schemas import FILE, Case, cases, follows, holds, share
-
-import likely
-from likely.decoding.constraint import Constraint
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
+from study import (
     arguments,
     conclude,
     data_sources,
@@ -42,6 +35,10 @@ from likely.evidence import (
     run_study,
     share_figure,
 )
+
+import likely
+from likely.decoding.constraint import Constraint
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.guided.form import make_form
 from likely.guided.settings import FormSettings
 from likely.io.kept import KeptValues

@@ -357,8 +357,7 @@ def test_revision_names_what_changes_numbers(tiny_path):
 
 
 def test_sizes_are_those_of_the_file(tiny, tiny_path):
-    assert tiny.metadata["general.architecture"] == "llama"
-    assert tiny.n_params == 39072 and 0 < tiny.weights_bytes < tiny_path.stat().st_size
+    assert 0 < tiny.weights_bytes < tiny_path.stat().st_size
     assert tiny.kv_bytes_per_token == 2 * 2 * 2 * 8 * 2  # keys and values, layers, heads, width, bytes
 
 

@@ -31,7 +31,7 @@ class Loop:
     token_bytes  bytes of a token's text (b"" for control tokens);  end_ids  tokens that end a text
     step_tokens  most tokens computed in one step (long prompts are prefilled in pieces beside running requests)
     controller   what is known about call costs and drafters; loops of one model share it
-    policy       who takes part in a step (`scheduling.SameLength`); None: everyone
+    policy       who takes part in a step; None: everyone
 
     One thread calls `step`; `add` and `cancel` may come from any.  A request that cannot go on for want of room waits
     and is recomputed later (its tokens are kept); one that can never run ends with an error event.
@@ -76,7 +76,11 @@ class Loop:
         return not (self.scheduler.running or self.scheduler.waiting) and self._inbox.empty()
 
     def step(self) -> list[Event]:
-        """One call of the model (none if nothing is to be done)."""
+        """One call of the model (none if nothing is to be done); other threads may have theirs between two steps."""
+        with self.runtime.turn:
+            return self._step()
+
+    def _step(self) -> list[Event]:
         events = self._drain()
         active = self.scheduler.participants()
         if not active:
@@ -112,8 +116,9 @@ class Loop:
 
     def close(self) -> None:
         """Drop everything."""
-        self._drain()
-        self.scheduler.close()
+        with self.runtime.turn:
+            self._drain()
+            self.scheduler.close()
 
     def _drain(self) -> list[Event]:
         """What came in since the last step: new requests wait, cancelled ones end."""

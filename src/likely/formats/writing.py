@@ -93,7 +93,6 @@ class GgufWriter:
             offset += -(-size // alignment) * alignment
         head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs) + b"".join(infos)
         file.write(head + bytes(-len(head) % alignment))
-        self.data_bytes = offset
 
     def begin_tensor(self) -> None:
         """The bytes of the next tensor follow."""

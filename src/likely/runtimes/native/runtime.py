@@ -7,7 +7,6 @@ same, bit for bit, whatever is computed beside it, however its text is cut into 
 from __future__ import annotations
 
 import ctypes
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from likely.errors import KvFull, ModelError, nearest
 from likely.runtimes.machine import free_bytes, physical_cores
 from likely.runtimes.native.architecture import ACTIVATIONS, Architecture
 from likely.runtimes.native.build import library
-from likely.runtimes.native.calls import CallArrays, Columns
+from likely.runtimes.native.calls import CallArrays, Columns, Wanted
 from likely.runtimes.native.library import (
     DTYPES,
     FP32,
@@ -30,13 +29,13 @@ from likely.runtimes.native.library import (
     address,
     padded,
 )
-from likely.runtimes.native.rows import Wanted
 from likely.runtimes.native.source import ModelSource
 from likely.runtimes.native.weights import VERSION, load_weights
 from likely.runtimes.protocol import Capabilities, IntArray, LayerPlan, Limits, Output, Work
 from likely.runtimes.slots.layout import WorkPart, calls_of
 from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
 from likely.runtimes.slots.table import SlotTable
+from likely.runtimes.turns import freeing, one_at_a_time
 
 TOKENS_PER_CALL = 512
 LANES = 16  # slots whose keys lie side by side, see cpp/attention.h
@@ -86,7 +85,7 @@ class NativeRuntime(SlotRuntime):
         self._session = self._library.open(ctypes.byref(self._model[0]), self.threads)
         if not self._session:
             raise ModelError(f"the native runtime cannot start {self.threads} threads: give fewer (threads=)")
-        self._finalizer = weakref.finalize(self, self._library.close, self._session)
+        self._free = freeing(self, self._library.close, self._session)
         self._reserved = 0
         self._logits = np.empty((0, self._stride), np.float32)
         if tokens_held is None:
@@ -94,15 +93,7 @@ class NativeRuntime(SlotRuntime):
         super().__init__(
             vocab_size=shape.vocab_size,
             context_length=shape.context_length,
-            capabilities=Capabilities(
-                trees=True,
-                fork=True,
-                truncate=True,
-                hidden=True,
-                full_attention=True,
-                layers=shape.layers,
-                invariant_logits=True,
-            ),
+            capabilities=Capabilities.of_kind("native", layers=shape.layers),
             limits=Limits(sequences, tokens_held, tokens_held, tokens_per_call),
             revision=f"{self.sha256[:32]}-native-{dtype}-v{VERSION}-{'+'.join(self._library.features()) or 'plain'}",
         )
@@ -110,9 +101,10 @@ class NativeRuntime(SlotRuntime):
     def _new_table(self, limit: int) -> SlotTable:
         return SlotTable(limit, aligned=LANES)
 
+    @one_at_a_time
     def shutdown(self) -> None:
         super().shutdown()
-        self._finalizer()
+        self._free()
         self._session = None
 
     def _compute(
@@ -137,7 +129,9 @@ class NativeRuntime(SlotRuntime):
     def _call(self, parts: list[WorkPart], arrays: CallArrays, wanted: Wanted) -> None:
         """One call, and what is wanted of its rows."""
         rows, places = _rows_of(parts, wanted)
-        hidden = np.empty((len(rows), self.shape.hidden), np.float32) if any(len(h) for h in wanted.hidden) else None
+        hidden = (
+            np.empty((len(rows), self.shape.hidden), np.float32) if any(len(h) for h in wanted.hidden_rows) else None
+        )
         skips = _skips(arrays.layers, self.shape.layers)
         call = NativeCall(
             len(arrays.tokens),
@@ -219,10 +213,7 @@ def _rows_of(parts: list[WorkPart], wanted: Wanted) -> tuple[np.ndarray, list[Ro
     places: list[RowsOfWork] = []
     offset = at = 0
     for p in parts:
-        head, hidden = (
-            found[np.searchsorted(found, p.start) : np.searchsorted(found, p.stop)]
-            for found in (wanted.head[p.item], wanted.hidden[p.item])
-        )
+        head, hidden = wanted.of_part(p.item, p.start, p.stop)
         own = np.union1d(head, hidden) if len(hidden) else head
         if len(own):
             rows.append(own - p.start + offset)

@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
+from likely.cli.printing import for_terminal, print_json
 
 
+@flags.grouped
 def complete(
+    model: flags.ModelFlags,
     file: Annotated[Path, typer.Argument(help="A Python file.")],
     line: Annotated[
         int | None, typer.Option("--line", min=1, help="Line of the cursor, from 1; else the last.")
@@ -27,16 +30,11 @@ def complete(
         str, typer.Option("--choose", help="greedy, or exact: the likeliest legal name as a whole.")
     ] = "greedy",
     limit: Annotated[float, typer.Option("--time-limit", help="Seconds that one analysis may take.")] = 2.0,
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
-    max_tokens: options.MaxTokens = 128,
-    temperature: options.TemperatureOption = 0.0,
-    seed: options.SeedOption = 0,
-    settings: options.SettingsOption = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    max_tokens: flags.MaxTokens = 128,
+    temperature: flags.TemperatureOption = 0.0,
+    seed: flags.SeedOption = 0,
+    settings: flags.SettingsOption = None,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Write code at a place in a file; members that do not exist are not written.
 
@@ -49,13 +47,12 @@ def complete(
 
       likely complete shop/cart.py --line 40 --stop method --monitors dereference,arity --json
     """
-    from likely.cli.printing import for_terminal, print_json
     from likely.code.buffer import CodeBuffer
 
     buffer = CodeBuffer.from_file(file, line, column, project_root=project or "")
     names = () if monitors == "none" else tuple(name.strip() for name in monitors.split(","))
     given = {"stop": stop, "choose": choose, **options.parse_settings(settings)}
-    with options.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+    with model.open_local() as lm:
         found = lm.complete_code(
             buffer, monitors=names, max_tokens=max_tokens, limit_s=limit,
             temperature=temperature, seed=seed, **given,

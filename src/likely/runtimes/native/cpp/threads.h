@@ -10,17 +10,14 @@
 
 struct Team {
   explicit Team(int size) : size_(size) {
-    for (int id = 1; id < size; id++) workers_.emplace_back([this, id] { work(id); });
-  }
-  ~Team() {
-    {
-      std::lock_guard<std::mutex> hold(mutex_);
-      stop_ = true;
-      round_.fetch_add(1);
+    try {
+      for (int id = 1; id < size; id++) workers_.emplace_back([this, id] { work(id); });
+    } catch (...) {  // no more threads
+      stop();
+      throw;
     }
-    wake_.notify_all();
-    for (auto& worker : workers_) worker.join();
   }
+  ~Team() { stop(); }
   int size() const { return size_; }
 
   // job(id) on every thread; returns when all are done
@@ -69,6 +66,15 @@ struct Team {
   }
 
  private:
+  void stop() {
+    {
+      std::lock_guard<std::mutex> hold(mutex_);
+      stop_ = true;
+      round_.fetch_add(1);
+    }
+    wake_.notify_all();
+    for (auto& worker : workers_) worker.join();
+  }
   static void pause(int spins) {
 #if defined(__x86_64__)
     if (spins < 4000) return __builtin_ia32_pause();

@@ -10,7 +10,7 @@ Positions and masks follow from counts, never from token ids.  The copies are th
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Unpack
 
@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from likely.errors import CapabilityError
-from likely.runtimes.protocol import Capabilities, IntArray, Sequence, Work
+from likely.runtimes.protocol import IntArray, Sequence, Work
 from likely.runtimes.slots.layout import SequenceQueries, WorkLayout, WorkPart
 from likely.runtimes.slots.runtime import SlotSequence
 from likely.runtimes.slots.table import TokenCount
 from likely.runtimes.torch.attention import Group, LayerAttention, attend_group
 from likely.runtimes.torch.rows import RowCollector
 from likely.runtimes.torch.runtime import TorchRuntime, TorchSettings
+from likely.runtimes.turns import one_at_a_time
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # each (B, H_kv, C, D)
 
@@ -79,20 +80,15 @@ class RepadTorchRuntime(TorchRuntime):
     `alignment` counts what was done; on a GPU its seconds are those of launching the copies.
     """
 
-    align = "repad"
-
     def __init__(self, module: torch.nn.Module, **settings: Unpack[TorchSettings]):
         self.alignment = Alignment()
         super().__init__(module, **settings)
         if not self.cached:
             raise CapabilityError(
-                f'align="{self.align}" moves keys and values, and this model cannot keep them as such '
-                f'({self.not_cached_because}): use align="mask"'
+                f"aligned caches move keys and values, and this model cannot keep them as such "
+                f"({self.not_cached_because}): use TorchRuntime"
             )
-        # layers cannot be left out: a rectangle has one width
-        self.capabilities = Capabilities(
-            trees=True, fork=True, truncate=True, hidden=True, full_attention=True, gradients=True
-        )
+        self.capabilities = replace(self.capabilities, layers=0)  # a rectangle has one width
         self.alignment = Alignment()
 
     @property
@@ -105,6 +101,7 @@ class RepadTorchRuntime(TorchRuntime):
         """Share of the rows of batches that needed no padding; None before the first batch."""
         return self.alignment.grouped / self.alignment.rows if self.alignment.rows else None
 
+    @one_at_a_time
     def close(self, sequence: Sequence) -> None:
         super().close(sequence)
         if isinstance(sequence, AlignedSequence):
@@ -201,10 +198,8 @@ class RepadTorchRuntime(TorchRuntime):
 class GroupTorchRuntime(RepadTorchRuntime):
     """TorchRuntime with a cache per sequence: rows of one length are stacked without padding, others padded anew.
 
-    Equal lengths are the loop's business: give it `SameLength` of `likely.decoding.scheduling`.
+    Equal lengths are the loop's business: give it `same_length.SameLength`.
     """
-
-    align = "group"
 
     def _bring_together(self, rows: list[RectangleRow]) -> list[KeysValues]:
         lengths = {len(row.columns) for row in rows}
@@ -214,9 +209,6 @@ class GroupTorchRuntime(RepadTorchRuntime):
             (_stacked([_taken(row, layer, 0) for row in rows]), _stacked([_taken(row, layer, 1) for row in rows]))
             for layer in range(len(rows[0].rectangle))
         ]
-
-
-RUNTIMES = {kind.align: kind for kind in (TorchRuntime, RepadTorchRuntime, GroupTorchRuntime)}  # by align=
 
 
 class RectanglePlan:
