@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -27,7 +28,7 @@ class LoadOptions(LocalOptions, ServerOptions, total=False):
 
 
 def load(
-    name: str = DEFAULT_MODEL,
+    name: str | os.PathLike[str] = DEFAULT_MODEL,
     *,
     runtime: str | None = None,
     dtype: str | None = None,
@@ -43,6 +44,9 @@ def load(
              means native
     options  of the runtime (context=, threads= ...: `LocalOptions`) or of the server (model=, api_key= ...)
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise TypeError(f'the model is a name such as "{DEFAULT_MODEL}", a path or a URL, got {name!r}')
+    name = os.fspath(name)
     if is_url(name):
         from likely.lm.remote.model import RemoteModel
 

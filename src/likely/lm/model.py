@@ -262,6 +262,17 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
             messages = [{"role": "system", "content": self.info.system}, *messages]
         return render_chat(self.tokenizer, self.template, messages)
 
+    def fitting(self, messages: Sequence[Message], max_tokens: int) -> list[Message]:
+        context = self.runtime.context_length
+        most = context - min(max_tokens, context // 4)
+        kept = list(messages)
+        oldest = sum(message["role"] == "system" for message in kept[:1])
+        while len(kept) > oldest + 1 and len(self.render(kept).tokens) > most:
+            del kept[oldest]
+            while len(kept) > oldest + 1 and kept[oldest]["role"] != "user":  # what answered it
+                del kept[oldest]
+        return kept
+
     def encode_prompt(self, prompt: str) -> list[int]:
         """Token ids of a raw prompt, the beginning-of-sequence token in front where the model wants one."""
         tokens = begin(self.tokenizer, self.tokenizer.encode(prompt, parse_special=True))
