@@ -44,7 +44,7 @@ def test_everything_on_the_page_works_in_order(tmp_path, smollm2_path):
         for block in commands
     )
     assert "24 answers" in made.stderr + made.stdout or (tmp_path / "graded.jsonl").exists()
-    assert "fitted on 12 lines; on the other 12" in fitted.stdout
+    assert "fitted to 24 lines" in fitted.stdout
     shown = json.loads(used.stdout[used.stdout.index("{") :])
     assert 0 < shown["confidence"] < 1 and f"confidence {shown['confidence']:.2f}" in used.stderr
     assert decided.stderr.count("labelled items") >= 3

@@ -107,10 +107,11 @@ class ModelFlags:
     def open(self, use: Use = "single") -> Model | RemoteModel:
         """`likely.load` with the options that were given."""
         from likely.lm.api import load
+        from likely.models.load import is_url
 
         sizes = (("context", self.context), ("threads", self.threads))
         given: dict[str, Any] = {key: value for key, value in sizes if value is not None}
-        if self.runtime in ("native", "auto"):
+        if self.runtime in (None, "native", "auto") and not is_url(self.model):
             given["progress"] = _first_use()
         return load(self.model, runtime=self.runtime, dtype=self.dtype, use=use, **given)
 

@@ -17,7 +17,7 @@ from likely.decoding.constraint import LogitsProcessor
 from likely.decoding.drafting.budget import Controller
 from likely.decoding.drafting.planner import DraftPlanner
 from likely.decoding.drafting.protocol import NO_DRAFT
-from likely.decoding.request import Event, Request
+from likely.decoding.request import Event, Request, longest_text
 from likely.decoding.scheduling import ActiveRequest, Scheduler, SchedulingPolicy
 from likely.decoding.sequence_state import SequenceState
 from likely.errors import ConstraintError, KvFull, LikelyError
@@ -33,8 +33,8 @@ class Loop:
     controller   what is known about call costs and drafters; loops of one model share it
     policy       who takes part in a step; None: everyone
 
-    One thread calls `step`; `add` and `cancel` may come from any.  A request that cannot go on for want of room waits
-    and is recomputed later (its tokens are kept); one that can never run ends with an error event.
+    One thread calls `step`; `add` and `cancel` may come from any.  A text that cannot go on for want of room waits and
+    is recomputed later (its tokens are kept); one that has all the room and needs more ends with reason "context".
     """
 
     runtime: Runtime
@@ -44,6 +44,7 @@ class Loop:
     controller: Controller = field(default_factory=Controller)
     policy: SchedulingPolicy | None = None
     verify_s: float = 0.0  # spent in calls of the target with all that follows from them
+    _drafts_fit: bool = True  # False for the step after one in which guesses found no room
     _inbox: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
     _ids: itertools.count = field(default_factory=itertools.count)
 
@@ -85,9 +86,10 @@ class Loop:
         active = self.scheduler.participants()
         if not active:
             return events
+        drafts, self._drafts_fit = self._drafts_fit, True
         while True:
             try:
-                work = self._plan(active)
+                work = self._plan(active, drafts=drafts)
                 beside = self._processor_work(work)
                 started = time.perf_counter()
                 outputs = self.runtime.forward(
@@ -95,8 +97,11 @@ class Loop:
                 )
                 break
             except KvFull as full:
-                active, failed = self.scheduler.make_room(active, full)
-                events += failed
+                if drafts:  # guesses must not cut a text short that has room without them
+                    drafts = False
+                    continue
+                active, ended = self.scheduler.make_room(active, full)
+                events += ended
                 if not active:
                     return events
         at = len(work)
@@ -141,7 +146,7 @@ class Loop:
 
     # --- one call -------------------------------------------------------------------------------------------------
 
-    def _plan(self, active: list[SequenceState]) -> list[tuple[SequenceState, Work]]:
+    def _plan(self, active: list[SequenceState], *, drafts: bool) -> list[tuple[SequenceState, Work]]:
         """Decoding first, with drafts; prefill takes what is left of the step's tokens, at least one piece."""
         budget = self.step_tokens
         plan: list[tuple[SequenceState, Work]] = []
@@ -157,7 +162,7 @@ class Loop:
                 continue
             ready.append((state, sequence))
         decoding = [state for state, _ in ready if len(state.todo) == 1]
-        self.planner.plan(decoding, budget - len(decoding))
+        self.planner.plan(decoding, budget - len(decoding) if drafts else 0)
         for state, sequence in ready:
             if len(state.todo) == 1:
                 draft = state.draft
@@ -216,6 +221,10 @@ class Loop:
                 self.scheduler.release(self.scheduler.owner(state))
                 return [*events, Event(state.request_id, sibling.sample, error=error)]
             except KvFull as full:  # of a logits processor's own context
+                if len(state.draft):  # once more without guesses
+                    self.scheduler.give_up_place(state)
+                    self._drafts_fit = False
+                    return events
                 return [*events, *self.scheduler.put_off(self.scheduler.owner(state), full)]
         return events
 
@@ -284,7 +293,7 @@ class Loop:
             return "stop", text
         if len(state.tokens) >= request.max_tokens:
             return "length", text
-        if state.room(self.runtime.context_length) <= 0:
+        if state.room(longest_text(self.runtime)) <= 0:
             return "context", text
         return None, text
 
@@ -308,17 +317,4 @@ class Loop:
             return self.scheduler.put_off(active, full)
         if done is None:
             return []
-        for state in active.states:
-            self.scheduler.close_sequence(state)
-        active.states = []
-        return [
-            Event(
-                active.id,
-                active.request.first_sample + i,
-                finished.text,
-                tuple(finished.tokens),
-                tuple(finished.logprobs),
-                finished,
-            )
-            for i, finished in enumerate(done)
-        ]
+        return self.scheduler.finish(active, done)

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
+
+import numpy as np
 
 from likely.decoding.constraint import Constraint, LogitsProcessor
 from likely.decoding.drafting.protocol import FIXED_ONLY, DraftDistribution, DraftSource, SamplingContext, Verification
 from likely.decoding.drafting.table import drafter_names
+from likely.decoding.noise import noise_of
 from likely.decoding.options import check_whole
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError, ModelError
 from likely.runtimes.kinds import kinds_with
-from likely.runtimes.protocol import Runtime, Sequence
+from likely.runtimes.protocol import IntArray, Runtime, Sequence
+
+
+def longest_text(runtime: Runtime) -> int:
+    """Most tokens of one text, the prompt included: what the model was made for, and what its cache holds."""
+    return min(runtime.context_length, runtime.limits.tokens_held)
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,15 @@ class Request:
                     'particles (sampler="smc") grow together, token by token: drop drafter=, or sampler="importance"'
                 )
 
+    @cached_property
+    def noise(self) -> int:
+        """What keys the noise of its samples: the seed, and the prompt."""
+        return noise_of(self.sampling.seed, self.prompt)
+
+    @cached_property
+    def prompt_ids(self) -> IntArray:
+        return np.array(self.prompt, np.int64)
+
     @property
     def selects(self) -> bool:
         """Whether its continuations are chosen among each other after every step."""
@@ -118,9 +136,9 @@ class Request:
 
         held  a sequence of the runtime that keeps the first tokens of the prompt
         """
-        if len(self.prompt) >= runtime.context_length:
+        if len(self.prompt) >= longest_text(runtime):
             raise ModelError(
-                f"the prompt has {len(self.prompt)} tokens; this model's context is {runtime.context_length}: "
+                f"the prompt has {len(self.prompt)} tokens; this model's context is {longest_text(runtime)}: "
                 f"shorten it or load the model with a larger context="
             )
         bad = [t for t in self.prompt if not 0 <= t < runtime.vocab_size]
@@ -151,7 +169,7 @@ class Request:
 
     def sampling_context(self, sample: int) -> SamplingContext:
         """What a drafter knows of how the target samples."""
-        return SamplingContext(self.sampling, sample, self.verification)
+        return SamplingContext(self.sampling, sample, self.verification, self.noise)
 
 
 @dataclass(frozen=True)

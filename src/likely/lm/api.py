@@ -37,8 +37,9 @@ def load(
 ) -> Model | RemoteModel:
     """Open a model: a known name ("smollm2", "gemma3"), GGUF file, folder, hub id, or URL of a server.
 
-    runtime  "llamacpp", "torch" or "native"; None: llama.cpp for GGUF files where installed, else torch; "auto": what
-             `likely bench` has measured as the fastest for `use` ("single" texts, a "batch" of them, "scoring")
+    runtime  "native", "llamacpp" or "torch"; None: for a GGUF file native where it can be, else llama.cpp; for a folder
+             torch (`models.load.load_local` says it in full); "auto": what `likely bench` has measured as the fastest
+             for `use` ("single" texts, a "batch" of them, "scoring")
     dtype    torch: "float32" (the oracle), "bfloat16", "float16"; native: "int8", "bfloat16", "float32"; "int8" alone
              means native
     options  of the runtime (context=, threads= ...: `LocalOptions`) or of the server (model=, api_key= ...)

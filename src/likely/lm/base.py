@@ -5,12 +5,21 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 from likely.errors import CapabilityError
 from likely.lm.confidence import Again, AskOptions, BoundPolicy, ConfidenceOptions, ConfidencePolicy, system_of
 from likely.lm.extract import Extracted
-from likely.lm.options import ASK_DEFAULTS, CHAT_DEFAULTS, ExtractOptions, GenerateOptions, ScoringOptions, TextOptions
+from likely.lm.options import (
+    ASK_DEFAULTS,
+    CHAT_DEFAULTS,
+    FORMS,
+    ExtractOptions,
+    GenerateOptions,
+    ScoringOptions,
+    TextOptions,
+)
 from likely.lm.questions import QuestionLine
 from likely.lm.results import Answer, AnswerStream, Generation
 from likely.models.chat_template import Message
@@ -33,6 +42,8 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
     info: ModelInfo
     tokenizer: Any
     template_hash: str | None
+
+    own_settings: Mapping[str, Any] = MappingProxyType({})  # of answers, see `models.catalog.KnownModel`
 
     def __init__(self) -> None:
         self.confidence = ConfidencePolicy()
@@ -237,6 +248,14 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
         found = list(self.extract_each(listed, schema=schema, **options))
         return found[0] if isinstance(documents, str) else found
 
+    def settings(self, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """What was given, over the model's own settings for answers, over a verb's defaults.
+
+        A text that is held to a form takes none of the model's: JSON has to repeat itself.
+        """
+        held = any(given.get(name) is not None for name in (*FORMS, "constraint"))
+        return {**defaults, **({} if held else self.own_settings), **given}
+
     def fitting(self, messages: Sequence[Message], max_tokens: int) -> list[Message]:
         """The conversation without its oldest turns, so that an answer of max_tokens has room in the context.
 
@@ -250,7 +269,7 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
     ) -> tuple[BoundPolicy, dict[str, Any]]:
         """(what is done about confidence, settings of the text)"""
         policy, settings = self.confidence.override(options)
-        settings = {**defaults, **settings}
+        settings = self.settings(defaults, settings)
         return policy.bind(self, settings, system), settings
 
 

@@ -30,7 +30,7 @@ FORMS = table(
 )
 FORM_SETTINGS = table(
     Option("backend", "llguidance", "llguidance or reference"),
-    Option("whitespace", "compact", "in JSON: compact, single or any"),
+    Option("whitespace", "single", "in JSON: compact, single or any"),
     Option("on_unsupported", "error", "keywords that cannot be enforced: error, validate or ignore"),
     Option("retries", 3, "other samples, where a text breaks its schema"),
     Option("close_on_budget", True, "leave out tokens after which the text could not be completed in max_tokens"),

@@ -222,14 +222,16 @@ def test_no_room_is_no_guess_and_no_error():
 def test_cancelled_and_failed_requests_leave_nothing_open():
     draft = related()
     loop = toy_loop(target())
-    number = loop.add(Request((1, 2), WARM, max_tokens=40, samples=3, drafter=DraftModel(draft), draft_budget=3))
+    number = loop.add(
+        Request((1, 2), WARM, max_tokens=40, min_tokens=40, samples=3, drafter=DraftModel(draft), draft_budget=3)
+    )
     for _ in range(4):
         loop.step()
     assert draft._open
     loop.cancel(number)
     loop.step()
     assert not draft._open
-    loop.add(Request((1, 2), WARM, max_tokens=40, drafter=DraftModel(draft), draft_budget=3))
+    loop.add(Request((1, 2), WARM, max_tokens=40, min_tokens=40, drafter=DraftModel(draft), draft_budget=3))
     loop.step()
     loop.step()
     loop.close()

@@ -17,7 +17,7 @@ from likely.errors import KvFull, ModelError, nearest
 from likely.runtimes.machine import free_bytes, physical_cores
 from likely.runtimes.native.architecture import ACTIVATIONS, Architecture
 from likely.runtimes.native.build import library
-from likely.runtimes.native.calls import CallArrays, Columns
+from likely.runtimes.native.calls import CallArrays, Columns, Wanted
 from likely.runtimes.native.library import (
     DTYPES,
     FP32,
@@ -29,7 +29,6 @@ from likely.runtimes.native.library import (
     address,
     padded,
 )
-from likely.runtimes.native.rows import Wanted
 from likely.runtimes.native.source import ModelSource
 from likely.runtimes.native.weights import VERSION, load_weights
 from likely.runtimes.protocol import Capabilities, IntArray, LayerPlan, Limits, Output, Work

@@ -115,7 +115,7 @@ class Conversation:
         """What is done about confidence with the present settings."""
         from likely.lm.confidence import system_of
 
-        key = ({**CHAT_DEFAULTS, **self.settings}, system_of(self.messages))
+        key = (self.model.settings(CHAT_DEFAULTS, self.settings), system_of(self.messages))
         if self._bound is None or self._bound[0] != key:
             self._bound = key, bind(self.model, *key)
         return self._bound[1]
