@@ -22,6 +22,7 @@ from likely.lm.options import CHAT_DEFAULTS
 
 if TYPE_CHECKING:
     from likely.lm.confidence import BoundPolicy
+    from likely.models.chat_template import Message
     from likely.lm.model import Model
     from likely.lm.remote.model import RemoteModel
 
@@ -220,7 +221,7 @@ class Conversation:
                 raise ConstraintError(why)
             typer.echo(f"Note: {why}", err=True)
 
-    def _fitting(self) -> list[dict[str, str]]:
+    def _fitting(self) -> list[Message]:
         """What the model is shown: where the context is full, the conversation without its oldest turns."""
         kept = self.model.fitting(self.messages, self.settings.get("max_tokens", CHAT_DEFAULTS["max_tokens"]))
         left_out = len(self.messages) - len(kept)
