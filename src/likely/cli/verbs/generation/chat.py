@@ -22,9 +22,9 @@ from likely.lm.options import CHAT_DEFAULTS
 
 if TYPE_CHECKING:
     from likely.lm.confidence import BoundPolicy
-    from likely.models.chat_template import Message
     from likely.lm.model import Model
     from likely.lm.remote.model import RemoteModel
+    from likely.models.chat_template import Message
 
 HELP = """/help            this list
 /reset           forget the conversation (the system message stays)
