@@ -39,7 +39,7 @@ def test_generated_tokens_are_shown_and_the_text_stays_the_same(cli, tiny, tmp_p
     call = (verb, "Hello?", "-m", tiny, "--max-tokens", 8, "--seed", 3)
     plain = cli(*call)
     streamed = cli(*call, "--html", tmp_path / "a.html")
-    assert streamed.out == plain.out and streamed.err == f"wrote {tmp_path / 'a.html'}\n"
+    assert streamed.out == plain.out and streamed.err == f"{plain.err}wrote {tmp_path / 'a.html'}\n"
     record = cli(*call, "--json", "--html", tmp_path / "b.html").json
     twice = [record["sequence_logprob"], record["mean_logprob"], *record["token_logprobs"], *record["token_logprobs"]]
     assert values(tmp_path / "b.html") == twice and len(record["top_logprobs"][0]) == 5

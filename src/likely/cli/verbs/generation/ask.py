@@ -107,7 +107,8 @@ def ask(
             tell(answer)
         if answer.abstained:
             return
-        print_ending(answer)
+        if not (look.as_json or look.show):  # which say it themselves
+            print_ending(answer)
         look.present(lm, [answer], title=asked, prompt=stream.prompt)
         forms.conclude([answer])
 

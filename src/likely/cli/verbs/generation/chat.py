@@ -209,7 +209,8 @@ class Conversation:
         else:
             self.messages.append({"role": "assistant", "content": result.text})
             self.unanswered = None
-            print_ending(result)
+            if not self.as_json:
+                print_ending(result)
         if self.as_json:
             print_json({**options.origin(self.model), "question": text, **result.to_dict()})
         else:
