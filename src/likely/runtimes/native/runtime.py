@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from likely.runtimes.native.library import (
     address,
     padded,
 )
-from likely.runtimes.native.rows import Wanted
+from likely.runtimes.native.rows import RowsOfWork, Wanted, rows_of
 from likely.runtimes.native.source import ModelSource
 from likely.runtimes.native.weights import VERSION, load_weights
 from likely.runtimes.protocol import Capabilities, IntArray, LayerPlan, Limits, Output, Work
@@ -129,7 +129,7 @@ class NativeRuntime(SlotRuntime):
 
     def _call(self, parts: list[WorkPart], arrays: CallArrays, wanted: Wanted) -> None:
         """One call, and what is wanted of its rows."""
-        rows, places = _rows_of(parts, wanted)
+        rows, places = rows_of(parts, wanted)
         hidden = (
             np.empty((len(rows), self.shape.hidden), np.float32) if any(len(h) for h in wanted.hidden_rows) else None
         )
@@ -196,33 +196,6 @@ class NativeRuntime(SlotRuntime):
         if len(self._logits) < rows:
             self._logits = np.empty((rows, self._stride), np.float32)
         return self._logits[:rows]
-
-
-class RowsOfWork(NamedTuple):
-    """Whose some of a call's rows are: row numbers of one piece of work, sorted."""
-
-    item: int
-    first: int  # of the call's rows
-    head: IntArray
-    hidden: IntArray
-    both: IntArray
-
-
-def _rows_of(parts: list[WorkPart], wanted: Wanted) -> tuple[np.ndarray, list[RowsOfWork]]:
-    """Which rows of the call go on, and whose they are."""
-    rows: list[IntArray] = []
-    places: list[RowsOfWork] = []
-    offset = at = 0
-    for p in parts:
-        head, hidden = wanted.of_part(p.item, p.start, p.stop)
-        own = np.union1d(head, hidden) if len(hidden) else head
-        if len(own):
-            rows.append(own - p.start + offset)
-            places.append(RowsOfWork(p.item, at, head, hidden, own))
-            at += len(own)
-        offset += p.stop - p.start
-    joined = np.concatenate(rows) if rows else np.empty(0)
-    return np.ascontiguousarray(joined, np.int32), places
 
 
 def _skips(plan: LayerPlan | None, layers: int) -> tuple[np.ndarray | None, np.ndarray | None]:
