@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from aded_search import memory_of
 from numpy.typing import NDArray
 from scipy.stats import t as student
+from study import arguments, conclude, data_sources, figure_with, model_source, run_script, run_study
 
 import likely
 from likely.data import load_records
@@ -31,21 +33,8 @@ from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.drafting.protocol import DraftSource, SamplingContext
 from likely.decoding.drafting.replay import replay
 from likely.decoding.drafting.trigram.drafter import TrigramMemory
-from likely.decoding.drafting.trigram.search import DOUBT, Found, Look
-from likely.decoding.drafting.trigram.table import TrigramTable, count_trigrams, next_pair, table_of
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    figure_with,
-    model_source,
-    run_script,
-    run_study,
-)
+from likely.decoding.drafting.trigram.table import TrigramTable, count_trigrams, table_of
+from likely.evidence import Check, Evidence, Figure, Source
 
 Text = list[int]
 Task = tuple[Text, Text]  # prompt, answer
@@ -59,64 +48,6 @@ LABELS = {"mcts": "MCTS", "best_first": "best first", "greedy": "greedy chain", 
 TOPS, MIN_COUNTS = (12, 4, 2, 1), (1, 2, 4)
 RESAMPLES = 1000
 LEAST = 0.01  # tokens per call; a smaller difference is none
-
-
-# --- the searches that the paper compares with ------------------------------------------------------------------------
-
-
-def full(look: Look, pair: int, *, budget: int, depth: int = 4) -> Found:
-    """All successors level by level, as far as the budget goes."""
-    tokens: list[int] = []
-    parents: list[int] = []
-    shares: list[float] = []
-    level = [(-1, pair, 1.0)]
-    for _ in range(depth + 1):
-        below = []
-        for parent, key, share in level:
-            found, weights = look(key)
-            whole = sum(weights) + DOUBT
-            for token, weight in zip(found, weights, strict=True):
-                if len(tokens) == budget:
-                    return tokens, parents, shares
-                below.append((len(tokens), next_pair(key, token), share * weight / whole))
-                tokens.append(token)
-                parents.append(parent)
-                shares.append(below[-1][2])
-        level = below
-    return tokens, parents, shares
-
-
-def greedy(look: Look, pair: int, *, budget: int, depth: int = 4) -> Found:
-    """One chain: always the heaviest successor."""
-    tokens: list[int] = []
-    shares: list[float] = []
-    share = 1.0
-    while len(tokens) < min(budget, depth + 1):
-        found, weights = look(pair)
-        if not found:
-            break
-        share *= weights[0] / (sum(weights) + DOUBT)
-        tokens.append(found[0])
-        shares.append(share)
-        pair = next_pair(pair, found[0])
-    return tokens, list(range(-1, len(tokens) - 1)), shares
-
-
-class Traversal(TrigramMemory):
-    """A trigram memory with one of the weaker searches."""
-
-    def __init__(self, table: TrigramTable, search: Callable[..., Found], *, rate: float = 0.32):
-        super().__init__(table, rate=rate)
-        self._find = search
-
-    def find(self, look: Look, pair: int, place: int, budget: int) -> Found:
-        return self._find(look, pair, budget=budget, depth=self.depth)
-
-
-def memory_of(table: TrigramTable, search: str) -> TrigramMemory:
-    if search in ("mcts", "best_first"):
-        return TrigramMemory(table, search=search)  # type: ignore[arg-type]
-    return Traversal(table, {"greedy": greedy, "full": full}[search])
 
 
 # --- replays and intervals --------------------------------------------------------------------------------------------
@@ -319,7 +250,7 @@ def official(corpus: Sequence[Text], table: TrigramTable, tasks: Sequence[Task],
             nodes = {path[:n] for path in paths for n in range(1, len(path) + 1)}
             row = [float(max(n for n in range(5) if tuple(true[:n]) in nodes or not n))]
             for search in ("mcts", "best_first"):
-                memory = TrigramMemory(table, rate=0.04, search=search, depth=3, scope="request")  # type: ignore[arg-type]
+                memory = memory_of(table, search, rate=0.04, depth=3, scope="request")
                 draft = memory.begin(context[-16:], SamplingContext()).propose(64).first(len(nodes))
                 row.append(float(len(matched_walk(draft, lambda node, path, text=true: text[len(path)])[0])))  # type: ignore[misc]
             kept.append(row)

@@ -29,27 +29,15 @@ import numpy as np
 from kept_values import KeptValues
 from numpy.typing import NDArray
 from spoken_lists import FILES, INTENTS, MESSAGE, Spoken, chosen, default_file, read_lists, texts
+from study import arguments, conclude, data_sources, figure_with, model_source, ratio_figure, run_script, run_study
+from transcripts import oracle_word_error_rate, rover, word_errors
 
 import likely
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    figure_with,
-    model_source,
-    ratio_figure,
-    run_script,
-    run_study,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir, file_sha256, fingerprint
 from likely.metrics.bootstrap import bootstrap_ratio, interval
 from likely.prompting.speech.intent import SpokenIntentClassifier, training_pairs
 from likely.prompting.speech.nbest import NBest, NBestStyle, SpokenTask
-from likely.prompting.speech.words import oracle_word_error_rate, word_errors
 from likely.training.lora import train_lora
 
 NONE = "none"  # the answer to a message
@@ -162,14 +150,20 @@ def judge(lm: Kept, way: Way, test: Sequence[Spoken]) -> dict[str, Floats]:
     found = {way.name: way.classifier(lm).predict_proba(lists)}
     if way.name == ONE:
         labels = [label_of(one) for one in test]
-        for name, combine in ((MARGINAL, "marginal"), (ROVER, "rover")):
-            found[name] = np.zeros_like(found[ONE])
-            for half in (0, 1):  # the scale of the recogniser's scores comes from the other half
-                fitted = SpokenIntentClassifier(lm, TASK, combine="marginal")
-                fitted.fit_kappa(lists[1 - half :: 2], labels[1 - half :: 2])
-                asked = SpokenIntentClassifier(lm, TASK, combine=combine, kappa=fitted.kappa)  # type: ignore[arg-type]
-                found[name][half::2] = asked.predict_proba(lists[half::2])
+        found[MARGINAL], found[ROVER] = np.zeros_like(found[ONE]), np.zeros_like(found[ONE])
+        for half in (0, 1):  # the scale of the recogniser's scores comes from the other half
+            fitted = SpokenIntentClassifier(lm, TASK, combine="marginal")
+            fitted.fit_kappa(lists[1 - half :: 2], labels[1 - half :: 2])
+            found[MARGINAL][half::2] = fitted.predict_proba(lists[half::2])
+            voted = [voted_transcript(one, fitted.n, fitted.kappa) for one in lists[half::2]]
+            found[ROVER][half::2] = SpokenIntentClassifier(lm, TASK, n=1).predict_proba(voted)
     return found
+
+
+def voted_transcript(heard: NBest, n: int, kappa: float) -> NBest:
+    """The one transcript that the first n vote for, each with its posterior as weight."""
+    texts, posteriors = heard.distinct(n, kappa=kappa)
+    return NBest((rover(texts, posteriors.tolist()),), (0.0,))
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

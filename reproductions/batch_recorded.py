@@ -39,7 +39,7 @@ class Recorded:
     def __init__(self, texts: Iterable[Sequence[int]], vocab_size: int):
         self._texts = [list(map(int, text)) for text in texts]
         self.vocab_size, self.turn = vocab_size, Turn()
-        self.rows = self.grouped = 0  # as likely.runtimes.torch.aligned.Alignment counts them
+        self.rows = self.grouped = 0  # as aligned_caches.Alignment counts them
 
     def open(self) -> RecordedSequence:
         return RecordedSequence()

@@ -21,7 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from aligned_caches import GroupTorchRuntime, RectangleRow, RepadTorchRuntime
 from batch_recorded import Recorded
+from same_length import SameLength, by_prompt_length
+from study import arguments, conclude, data_sources, run_script, run_study, share_figure
 
 import likely
 from likely.bench.timing import interleaved, speedup
@@ -31,22 +34,9 @@ from likely.decoding.drafting.protocol import DraftSource
 from likely.decoding.loop import Loop
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling
-from likely.decoding.scheduling import SameLength, by_prompt_length
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    run_script,
-    run_study,
-    share_figure,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.metrics.bootstrap import median_interval
 from likely.runtimes.protocol import Runtime, Want, Work
-from likely.runtimes.torch.aligned import GroupTorchRuntime, RectangleRow, RepadTorchRuntime
 from likely.runtimes.torch.runtime import TorchRuntime
 from likely.tokenizers.protocol import Tokenizer
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from study import arguments, conclude, data_sources, model_source, ratio_figure, run_script, run_study
 
 import likely
 from likely.data import load_records
@@ -25,19 +26,7 @@ from likely.decoding.drafting.lookup import CopySource, PromptLookup
 from likely.decoding.drafting.ngram.drafter import NgramModel
 from likely.decoding.drafting.protocol import DraftSource
 from likely.decoding.drafting.replay import RecordedAnswer, Replayed, Rounds, replay_all
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    model_source,
-    ratio_figure,
-    run_script,
-    run_study,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 
 Render = Callable[[list[dict[str, str]]], list[int]]
 Encode = Callable[[str], list[int]]

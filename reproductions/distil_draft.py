@@ -31,13 +31,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from study import run_script
 from torch.nn.functional import cross_entropy
 
 import likely
 from likely.data import load_records
 from likely.decoding.drafting.model.drafter import DraftModel
 from likely.decoding.drafting.trees.shapes import Chain
-from likely.evidence import run_script
 from likely.io.hashes import cache_dir, file_sha256
 from likely.io.whole_file import write_whole_file
 from likely.metrics.bootstrap import median_interval

@@ -27,22 +27,11 @@ import numpy as np
 from folktexts_published import FILE, published
 from folktexts_rows import asked_together, asked_with_examples, kept_answers, risks_of
 from numpy.typing import NDArray
+from study import arguments, conclude, data_sources, figure_with, model_source, run_script, run_study
 
 import likely
 from likely.data import load_records
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    figure_with,
-    model_source,
-    run_script,
-    run_study,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.jsonl import Line, line_digest
 from likely.metrics.bins import ece_floor
 from likely.metrics.bootstrap import interval

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
+from study import ratio_figure
 
-from likely.evidence import Check, Figure, ratio_figure
+from likely.evidence import Check, Figure
 
 Floats = NDArray[np.float64]
 FILE = ("folktexts-results", "results_2024-08.csv.gz")

@@ -24,20 +24,10 @@ import numpy as np
 from closed_book import TASKS, Question, questions
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from study import arguments, conclude, figure_with, model_source, run_script, run_study
 
 import likely
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    figure_with,
-    model_source,
-    run_script,
-    run_study,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.lm.model import Model
 from likely.metrics.bootstrap import interval
 from likely.metrics.grading import same_number, same_text

@@ -25,14 +25,7 @@ import guided_choices
 import numpy as np
 from function_schemas import FILE, Case, cases, follows, holds, share
 from kept_values import KeptValues
-
-import likely
-from likely.decoding.constraint import Constraint
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
+from study import (
     arguments,
     conclude,
     data_sources,
@@ -43,6 +36,10 @@ from likely.evidence import (
     run_study,
     share_figure,
 )
+
+import likely
+from likely.decoding.constraint import Constraint
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.guided.form import make_form
 from likely.guided.settings import FormSettings
 from likely.runtimes.machine import cores

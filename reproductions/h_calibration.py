@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from h_logits import Floats, images, intents, option_scores
 from scipy.stats import rankdata
+from study import arguments, conclude, data_sources, figure_with, model_source, run_script, run_study
 
 from likely.calibration.h.recalibrator import HCalibrator
 from likely.calibration.labelled import Labelled
@@ -32,19 +33,7 @@ from likely.calibration.recalibrators.one_vs_rest import OneVsRest
 from likely.calibration.recalibrators.protocol import Fitted
 from likely.calibration.recalibrators.scaling import Dirichlet, Temperature, Vector
 from likely.calibration.recalibrators.sigmoid import Beta
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    figure_with,
-    model_source,
-    run_script,
-    run_study,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.metrics import bins
 from likely.metrics.bootstrap import percentiles
 from likely.metrics.checks import softmax, top_label

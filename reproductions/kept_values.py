@@ -36,9 +36,9 @@ class KeptValues:
             try:
                 record = json.loads(line)
                 self._known[record["key"]] = record["value"]
-            except (ValueError, RecursionError):
-                continue  # a line that an earlier kill cut
-            except (KeyError, TypeError):
+            except (ValueError, RecursionError, KeyError, TypeError) as error:
+                if isinstance(error, ValueError) and '{"key"'.startswith(line[:6]):
+                    continue  # an earlier kill cut it
                 raise DataError(
                     f'{path}:{number}: expected {{"key": ..., "value": ...}}: choose another file'
                 ) from None

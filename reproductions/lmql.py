@@ -22,23 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from study import arguments, conclude, data_sources, model_source, ratio_figure, run_script, run_study, share_figure
 
 import likely
 from likely.data import load_records
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    model_source,
-    ratio_figure,
-    run_script,
-    run_study,
-    share_figure,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.metrics.intervals import wilson
 from likely.queries import ActionError, Lookup, QueryCost, calculate, query
 from likely.queries.session import QuerySettings, Session

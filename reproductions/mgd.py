@@ -26,19 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mgd_metrics import identifier_sequence_match, next_identifier_match
-
-import likely
-from likely.code.analysis.jedi_provider import JediProvider
-from likely.code.analysis.members import Analyses, AnalysisReply
-from likely.code.buffer import CodeBuffer
-from likely.code.complete import complete_code, prompt_of
-from likely.data import load_records
-from likely.errors import DataError
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
+from study import (
     arguments,
     conclude,
     data_sources,
@@ -49,6 +37,15 @@ from likely.evidence import (
     run_study,
     share_figure,
 )
+
+import likely
+from likely.code.analysis.jedi_provider import JediProvider
+from likely.code.analysis.members import Analyses, AnalysisReply
+from likely.code.buffer import CodeBuffer
+from likely.code.complete import complete_code, prompt_of
+from likely.data import load_records
+from likely.errors import DataError
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir, file_sha256
 from likely.models.catalog import known_model
 from likely.tokenizers.protocol import decode

@@ -25,26 +25,17 @@ from typing import Any
 import numpy as np
 from kept_values import KeptValues
 from numpy.typing import NDArray
+from study import arguments, conclude, data_sources, model_source, run_script, run_study
 
 import likely
 from likely.data import find_path, load_records
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    model_source,
-    run_script,
-    run_study,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir, fingerprint
 from likely.io.jsonl import chunked
+from likely.uncertainty.types import option_scores
 from likely.weak_supervision.harmonizer import Harmonizer
 from likely.weak_supervision.labelling_rules import LabelingFunction, Votes, read_rules
-from likely.weak_supervision.reasking import POLICIES, Example, LabelTask, budget_threshold, label_scores, reask
+from likely.weak_supervision.reasking import POLICIES, Example, LabelTask, budget_threshold, reask
 from likely.weak_supervision.risk import risk_quality
 
 BUDGET, SAMPLES, RESAMPLES, CHUNK = 0.2, 10, 500, 32
@@ -81,7 +72,7 @@ class Kept:
         keys = [fingerprint("\0".join([self.model, prompt, *labels]), 64) for prompt in prompts]
         text = dict(zip(keys, prompts, strict=True))
         for some in chunked(self._values.missing(keys), CHUNK):
-            found = label_scores(lm, [text[key] for key in some], labels).logprobs
+            found = option_scores(lm, [text[key] for key in some], labels).logprobs
             self._values.add(dict(zip(some, found.tolist(), strict=True)))
         return np.array([self._values[key] for key in keys]).reshape(len(keys), len(labels))
 

@@ -25,23 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from question_prompts import QUESTIONS, question_pool
+from study import arguments, conclude, data_sources, figure_with, model_source, run_script, run_study, share_figure
 
 import likely
 from likely.data import find_path, load_arrays, load_records
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    figure_with,
-    model_source,
-    run_script,
-    run_study,
-    share_figure,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir
 from likely.prompting.selection.answers import accuracy, f1_of_prompts, macro_f1
 from likely.prompting.selection.choosing import Calibration, calibrated_probs, select

@@ -22,22 +22,12 @@ import numpy as np
 import tiny_pair
 from drawn_trees import SPECTR, Method, deviation, emitted_per_call, rows_of, sample, softmax
 from numpy.typing import NDArray
+from study import arguments, conclude, data_sources, model_source, run_script, run_study
 
 import likely
 from likely.decoding.drafting.model.drafter import DraftModel
 from likely.decoding.drafting.trees.shapes import Chain, ConstantBranching, IidPaths, StochasticBeam
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    model_source,
-    run_script,
-    run_study,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import folder_sha256
 from likely.runtimes.protocol import Runtime
 

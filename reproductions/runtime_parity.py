@@ -20,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from study import arguments, conclude, data_sources, run_script, run_study
 
 import likely
 from likely.data import load_records
-from likely.evidence import Check, Evidence, Figure, Source, arguments, conclude, data_sources, run_script, run_study
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import file_sha256
 from likely.models.catalog import find_model, known_model
 from likely.models.convert import convert

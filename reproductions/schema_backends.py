@@ -30,21 +30,11 @@ from typing import Any
 import jsonschema
 import xgrammar_constraint
 from function_schemas import as_json_schema
+from study import arguments, conclude, data_sources, run_script, run_study, share_figure
 
 from likely.data import load_records
 from likely.errors import ConstraintError
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    run_script,
-    run_study,
-    share_figure,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.guided.json_schema.errors import InvalidText
 from likely.guided.json_schema.form import schema_form
 from likely.guided.json_schema.report import LLGUIDANCE, byte_engine

@@ -24,23 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from question_prompts import MESSAGES, QUESTIONS, message_pool, question_pool
+from study import arguments, conclude, data_sources, figure_with, model_source, report, run_script, run_study
 
 import likely
 from likely.data import load_records
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    figure_with,
-    model_source,
-    report,
-    run_script,
-    run_study,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir
 from likely.metrics.bins import ece, ece_floor
 from likely.metrics.checks import Floats, Ints

@@ -23,23 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from study import arguments, conclude, data_sources, figure_with, ratio_figure, run_script, run_study
 
 from likely.calibration.conformal.regression import ConformalIntervals
 from likely.calibration.recalibrators.scaling import Temperature
 from likely.data import load_records
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    figure_with,
-    ratio_figure,
-    run_script,
-    run_study,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.metrics.bins import top_label_ece
 from likely.metrics.bootstrap import interval
 from likely.metrics.checks import softmax
@@ -110,7 +99,7 @@ def linear_heads_gap(X: Floats, y: Floats, tried: Floats, training: Training) ->
 
     def loss(outputs: Any, target: Any) -> Any:
         heads = torch.cat([outputs[:, :3], torch.nn.functional.softplus(outputs[:, 3:])], dim=1)
-        return sides_loss(heads, target, tau=LEVEL, quantile_loss=pinball_loss)
+        return sides_loss(heads, target, tau=LEVEL)
 
     network = fit_network(base.hidden(X), residual / np.abs(residual).mean(), [64, 5], loss, training)
     mar, upper, lower = network(base.hidden(tried))[:, :3].T

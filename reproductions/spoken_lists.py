@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reading_aloud import VOICES, Recogniser, Utterance, speak_and_listen
+from study import run_script
+
 from likely.data import load_records
 from likely.errors import DataError
-from likely.evidence import run_script
 from likely.io.hashes import cache_dir
 from likely.io.jsonl import read_lines
-from likely.prompting.speech.recognise import VOICES, Recogniser, Utterance, speak_and_listen
 
 # intents of CLINC150 and the answers that stand for them, one token each for SmolLM2
 INTENTS = {

@@ -22,6 +22,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from study import arguments, conclude, data_sources, model_source, ratio_figure, run_script, run_study
 
 import likely
 from likely.data import load_records
@@ -29,19 +30,7 @@ from likely.decoding.drafting.lookup import CopySource, PromptLookup
 from likely.decoding.drafting.protocol import DraftSource
 from likely.decoding.drafting.replay import RecordedAnswer, Replayed, Rounds, replay
 from likely.decoding.drafting.suffix.drafter import SuffixMemory
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    model_source,
-    ratio_figure,
-    run_script,
-    run_study,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 
 FILES = (
     ("text-to-sql", "questions.jsonl.gz"),

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from study import run_script
 
 from likely.data import find_set, load_records
-from likely.evidence import run_script
 from likely.io.hashes import cache_dir, fingerprint
 from likely.runtimes.machine import cores
 

@@ -24,25 +24,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from study import arguments, conclude, data_sources, figure_with, model_source, run_script, run_study
 
 import likely
 from likely.audit.code.benchmarks import Problem, evaluate, mbpp_problem, problems
 from likely.bench.timing import refuse_busy
 from likely.data import load_records
 from likely.errors import LikelyError
-from likely.evidence import (
-    Check,
-    Evidence,
-    Figure,
-    Source,
-    arguments,
-    conclude,
-    data_sources,
-    figure_with,
-    model_source,
-    run_script,
-    run_study,
-)
+from likely.evidence import Check, Evidence, Figure, Source
 from likely.guided.contrast import PRESETS, CollisionGate, Contrast, contrasted, jensen_shannon, root_collision
 from likely.io.whole_file import write_whole_file
 from likely.metrics.bootstrap import bootstrap_ratio

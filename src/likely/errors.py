@@ -53,6 +53,13 @@ def missing_extra(package: str, extra: str) -> CapabilityError:
     return CapabilityError(f"{package} is not installed. Run: pip install 'likely[{extra}]'")
 
 
+def check_choice(what: str, value: object, allowed: Iterable[str]) -> None:
+    """ValueError for a value that is not allowed: 'unknown norm "sun"; did you mean "sum"? (allowed: sum, token)'."""
+    known = list(allowed)
+    if value not in known:
+        raise ValueError(f'unknown {what} "{value}"{nearest(str(value), known)} (allowed: {", ".join(known)})')
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """'; did you mean "x"?' or an empty string."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

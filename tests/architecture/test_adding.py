@@ -133,7 +133,8 @@ ADDITIONS = {
     "reproduction": Addition(
         new={
             "reproductions/toy.py": '"""A toy: a number that is what it is."""\n\n'
-            "from likely.evidence import Check, Source, arguments, conclude, figure_with, run_script, run_study\n\n\n"
+            "from study import arguments, conclude, figure_with, run_script, run_study\n\n"
+            "from likely.evidence import Check, Source\n\n\n"
             "def measure(options):\n"
             '    figure = figure_with("toy", "size", 1.0, (0.9, 1.1), unit="nats", n=10, of="toys")\n'
             "    return conclude(\n"
@@ -169,6 +170,8 @@ def project(request, tmp_path):
     root = tmp_path / "project"
     shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", root)
+    (root / "reproductions").mkdir()
+    shutil.copy(ROOT / "reproductions" / "study.py", root / "reproductions")
     added = ADDITIONS[request.param]
     for path, text in added.new.items():
         (root / path).parent.mkdir(exist_ok=True)

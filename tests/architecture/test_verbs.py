@@ -7,7 +7,7 @@ import inspect
 from source_tree import modules, outside_imports
 
 from likely.cli.verbs.generation.ask import ask
-from likely.lm.protocol import AskOptions
+from likely.lm.confidence import AskOptions
 from likely.serving.api.schemas import ChatRequest
 
 # which model answers, where the questions and answers lie, and how they are shown

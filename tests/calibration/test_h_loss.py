@@ -164,11 +164,6 @@ def test_float32_in_float64_sums():
     assert float(value.detach()) == pytest.approx(loss(probs, labels), abs=1e-5)
 
 
-def test_scale_is_a_factor():
-    probs, labels = rows(100, 3)
-    assert loss(probs, labels, window=10, scale=1e5) == pytest.approx(1e5 * loss(probs, labels, window=10))
-
-
 def test_leaving_classes_out_is_the_mean_over_classes_that_have_rows():
     probs, labels = rows(150, 4)
     labels = np.where(labels == 3, 0, labels)  # no row of class 3

@@ -5,14 +5,15 @@ import json
 import pytest
 from answer_calibrators import unsure
 
-from likely.cli.options import local_model, parse_settings
+from likely.cli.flags import ModelFlags
+from likely.cli.options import parse_settings
 from likely.cli.verbs.generation.chat import Conversation
 from likely.lm.confidence import ConfidencePolicy
 
 
 @pytest.fixture(scope="module")
 def lm(tiny):
-    with local_model(str(tiny)) as model:
+    with ModelFlags(str(tiny)).open_local() as model:
         yield model
 
 

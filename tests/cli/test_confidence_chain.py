@@ -199,7 +199,7 @@ def test_one_question_has_one_answer_whoever_asks(case, lm, kept, cli, tiny, oth
     sure = plain.confidence
     assert 0 < sure < 0.99 and plain.answered_by == str(tiny) and not plain.abstained
     assert lm.ask(QUESTION, max_tokens=6, calibrator=None).confidence is None
-    assert lm.opened.opener.keywords["threads"] == 1  # a fallback runs as the first model does
+    assert lm.opener.keywords["threads"] == 1  # a fallback runs as the first model does
     policy = {
         "given": {}, "passes": {"at_least": sure - 1e-6}, "abstains": {"at_least": 0.995},
         "falls back": {"at_least": 0.995, "fallback": str(other_path)},

@@ -16,7 +16,7 @@ from table_drafts import TableDrafter, TableDrafts, table_runtime
 
 from likely.decoding import accept, sequence_state
 from likely.decoding.drafting.protocol import Draft, DraftDistribution
-from likely.decoding.drafting.trees.shapes import Chain, ConstantBranching, IidPaths, IidTree, StochasticBeam
+from likely.decoding.drafting.trees.shapes import Chain, ConstantBranching, IidPaths, StochasticBeam
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
@@ -42,8 +42,8 @@ RULES = {
     "RSD-C (3,1,1)": (ConstantBranching((3, 1, 1)), "rejection"),
     "RSD-S W=2": (StochasticBeam(2, 3), "rejection"),
     "RSD-S W=3": (StochasticBeam(3, 3), "rejection"),
-    "SpecInfer K=2": (IidTree((2, 2)), "rejection"),
-    "SpecInfer K=3": (IidTree((3, 1)), "rejection"),
+    "SpecInfer K=2": (ConstantBranching((2, 2), independent=True), "rejection"),
+    "SpecInfer K=3": (ConstantBranching((3, 1), independent=True), "rejection"),
     "SpecTr K=2": (IidPaths(2, 3), "spectr"),
     "SpecTr K=3": (IidPaths(3, 3), "spectr"),
 }
@@ -86,7 +86,9 @@ def test_sampled_sequences_have_the_distribution_of_the_target(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [StochasticBeam(3, 3), ConstantBranching((2, 2)), IidTree((2, 1))], ids=str)
+@pytest.mark.parametrize(
+    "shape", [StochasticBeam(3, 3), ConstantBranching((2, 2)), ConstantBranching((2, 1), independent=True)], ids=str
+)
 def test_keyed_sequences_are_those_of_plain_sampling(shape):
     plain, one = sequences(None, "keyed", 512)
     draws, per_call = sequences(TableDrafts(Q, shape), "keyed", 512)
@@ -193,9 +195,9 @@ def unlikely_dropped(draft: Draft) -> Draft:
         (by_probability, StochasticBeam(3, 3)),
         (as_independent, ConstantBranching((3, 1, 1))),
         (as_independent, StochasticBeam(3, 3)),
-        (merged, IidTree((4, 1))),
+        (merged, ConstantBranching((4, 1), independent=True)),
         (another_q, Chain(3)),
-        (unlikely_dropped, IidTree((3, 1))),
+        (unlikely_dropped, ConstantBranching((3, 1), independent=True)),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -225,7 +227,10 @@ def test_wrong_rules_are_seen(wrong, monkeypatch):
             monkeypatch.setattr(accept, "recursive_rejection", patched)
 
     monkeypatch.setattr(accept, "recursive_rejection", patched)
-    assert p_value(sequences(TableDrafts(Q, IidTree((2, 1))), "rejection", 1024)[0]) < FALSE_ALARM
+    assert (
+        p_value(sequences(TableDrafts(Q, ConstantBranching((2, 1), independent=True)), "rejection", 1024)[0])
+        < FALSE_ALARM
+    )
 
 
 @pytest.mark.slow

@@ -145,8 +145,6 @@ def test_every_setting_gives_a_law_that_holds_the_pick(values, temperature, k, p
 
 def test_plain_settings_are_the_model_itself():
     np.testing.assert_allclose(processed_logprobs(LOGITS, Sampling()), log_softmax(LOGITS[None])[0], atol=1e-6)
-    assert not Sampling().changes_logits and not Sampling(temperature=0, seed=3).changes_logits
-    assert Sampling(temperature=0.5).changes_logits and Sampling(logit_bias={1: 1.0}).changes_logits
 
 
 @pytest.mark.parametrize(

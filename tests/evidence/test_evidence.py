@@ -10,15 +10,14 @@ import os
 import pytest
 from pydantic import ValidationError
 from sample_evidence import CHECK, FIGURE, evidence
+from scripts import script
 
 from likely.errors import DataError
 from likely.evidence import (
     Check,
     Figure,
-    model_source,
     read_result,
     read_results,
-    surroundings,
     verdict_of,
     write_result,
 )
@@ -33,7 +32,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
 
 
 def test_surroundings_say_machine_versions_and_day():
-    found = surroundings()
+    found = script("study").surroundings()
     assert found["machine"].cores >= 1 and found["versions"]["likely"] and len(found["date"]) == 10
 
 
@@ -126,8 +125,8 @@ def test_a_broken_file_names_itself_and_the_field(tmp_path):
 
 @pytest.mark.real
 def test_the_source_of_a_model_is_its_file(smollm2_path):
-    source = model_source("smollm2")
+    source = script("study").model_source("smollm2")
     assert source.name == smollm2_path.name and source.licence
     assert source.sha256 == hashlib.sha256(smollm2_path.read_bytes()).hexdigest()
     with pytest.raises(DataError, match='no model is known by the name "gpt-9"'):
-        model_source("gpt-9")
+        script("study").model_source("gpt-9")

@@ -80,13 +80,13 @@ def _beam(target):
 
 
 def _iid(target):
-    from likely.decoding.drafting.trees.shapes import IidTree
+    from likely.decoding.drafting.trees.shapes import ConstantBranching
 
-    return _model(target, IidTree((2, 2)))
+    return _model(target, ConstantBranching((2, 2), independent=True))
 
 
 def _skip(target):
-    from likely.decoding.drafting.layer_skip.drafter import LayerSkip
+    from likely.decoding.drafting.layer_skip import LayerSkip
 
     return LayerSkip.parse("1", target)
 

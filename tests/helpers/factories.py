@@ -29,11 +29,11 @@ def torch_runtime(name: str) -> Callable[[], Runtime]:
 
 def aligned(kind: str, name: str) -> Callable[[], Runtime]:
     def build() -> Runtime:
+        from scripts import script
         from tiny_torch import tiny_module
 
-        from likely.runtimes.torch.aligned import GroupTorchRuntime, RepadTorchRuntime
-
-        make = {"repad": RepadTorchRuntime, "group": GroupTorchRuntime}[kind]
+        module = script("aligned_caches")
+        make = {"repad": module.RepadTorchRuntime, "group": module.GroupTorchRuntime}[kind]
         return make(tiny_module(name), tokens_held=1024, sequences=64, tokens_per_call=16)
 
     return build

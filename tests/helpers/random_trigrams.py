@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from likely.decoding.drafting.trigram.search import DOUBT
+from likely.decoding.drafting.trigram.drafter import DOUBT
 from likely.decoding.drafting.trigram.table import next_pair, pair_of
 
 V = 5

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from likely.evidence import Evidence, surroundings
+from scripts import script
+
+from likely.evidence import Evidence
 
 FIGURE = {
     "subject": "engine", "quantity": "p50", "value": 0.5, "low": 0.4, "high": 0.6, "unit": "nats", "n": 10,
@@ -17,6 +19,6 @@ def evidence(**changes) -> Evidence:
         "figures": [FIGURE], "checks": [CHECK], "samples": "10 tokens", "intervals": "95 %, bootstrap",
         "mode": "quick", "models": [{"name": "m.gguf", "sha256": "a" * 64}], "data": [],
         "command": "python reproductions/trial.py", "threads": 1, "seconds": 1.0, "verdict": "reproduced",
-        "not_shown": ["large models"], **surroundings(),
+        "not_shown": ["large models"], **script("study").surroundings(),
     }  # fmt: skip
     return Evidence(**{**record, **changes})

@@ -89,3 +89,23 @@ def folder_of(module: torch.nn.Module) -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     module.save_pretrained(folder)
     return folder
+
+
+def idle_layers(layers=6, idle=(2, 3)):
+    """A small Llama in which some layers add nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(
+            vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128,
+        )  # fmt: skip
+        module = transformers.AutoModelForCausalLM.from_config(config)
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+        for n in idle:
+            module.model.layers[n].self_attn.o_proj.weight.data.zero_()
+            module.model.layers[n].mlp.down_proj.weight.data.zero_()
+    from likely.runtimes.torch.runtime import TorchRuntime
+
+    return TorchRuntime(module.eval(), tokens_held=2048, revision="idle")

@@ -11,8 +11,6 @@ from likely.metrics.proper import (
     brier_binary,
     murphy,
     nll,
-    nll_binary,
-    nll_binary_clipped,
     nll_clipped,
     polarisation,
     sharpness,
@@ -24,7 +22,7 @@ def test_known_answers():
     assert brier([[0.0, 1.0]], [0]) == 2.0 and brier([[0.0, 1.0]], [1]) == 0.0
     assert brier_binary([1.0] * 10, [1, 0] * 5) == 0.5
     assert nll([[0.25, 0.75]], [0]) == pytest.approx(np.log(4))
-    assert nll_binary([0.25, 0.25], [1, 0]) == pytest.approx((np.log(4) - np.log(0.75)) / 2)
+    assert nll([0.25, 0.25], [1, 0]) == pytest.approx((np.log(4) - np.log(0.75)) / 2)
 
 
 def test_multiclass_brier_of_two_classes_is_twice_the_binary_one():
@@ -38,7 +36,7 @@ def test_as_scikit_learn():
     probs, labels = rng.dirichlet(np.ones(5), 300), rng.integers(0, 5, 300)
     p, y = rng.random(300), rng.integers(0, 2, 300)
     assert nll(probs, labels) == pytest.approx(log_loss(labels, probs, labels=range(5)), abs=1e-12)
-    assert nll_binary(p, y) == pytest.approx(log_loss(y, p), abs=1e-12)
+    assert nll(p, y) == pytest.approx(log_loss(y, p), abs=1e-12)
     assert brier_binary(p, y) == pytest.approx(brier_score_loss(y, p), abs=1e-12)
     one_hot = np.eye(5)[labels]
     assert brier(probs, labels) == pytest.approx(((probs - one_hot) ** 2).sum(axis=1).mean(), abs=1e-12)
@@ -49,9 +47,9 @@ def test_an_impossible_label_is_clipped_and_counted():
     probs, labels = [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]], [1, 0, 1]
     assert nll(probs, labels) == pytest.approx((-np.log(1e-12) + np.log(2)) / 3)
     assert nll_clipped(probs, labels) == 1
-    assert nll_binary([1.0, 0.0, 0.5], [0, 1, 1]) == pytest.approx((-2 * np.log(1e-12) + np.log(2)) / 3)
-    assert nll_binary_clipped([1.0, 0.0, 0.5], [0, 1, 1]) == 2
-    assert nll_binary_clipped([1.0, 0.0], [1, 0]) == 0
+    assert nll([1.0, 0.0, 0.5], [0, 1, 1]) == pytest.approx((-2 * np.log(1e-12) + np.log(2)) / 3)
+    assert nll_clipped([1.0, 0.0, 0.5], [0, 1, 1]) == 2
+    assert nll_clipped([1.0, 0.0], [1, 0]) == 0
 
 
 def test_proper_scores_are_least_at_the_truth():
@@ -109,7 +107,7 @@ def test_wrong_rows_are_named():
             metric([[0.5, 0.5], [0.5, 0.5]], [0, 2])
         with pytest.raises(ValueError, match="at least 2 classes"):
             metric([[1.0]], [0])
-    for metric in (brier_binary, nll_binary, nll_binary_clipped, murphy):
+    for metric in (brier_binary, nll, nll_clipped, murphy):
         with pytest.raises(ValueError, match=r"row 0 is -0.5, outside"):
             metric([-0.5], [1])
     with pytest.raises(ValueError, match="row 1 is not a number"):

@@ -33,7 +33,7 @@ BOTH = {  # metrics of confidence and correctness
     "resolution": lambda c, y: proper.murphy(c, y, bins=15).resolution,
     "uncertainty": lambda c, y: proper.murphy(c, y, bins=15).uncertainty,
 }
-CONFIDENCE = BOTH | {"brier": proper.brier_binary, "nll": proper.nll_binary}
+CONFIDENCE = BOTH | {"brier": proper.brier_binary, "nll": proper.nll}
 PROBS = {
     "brier": proper.brier,
     "nll": proper.nll,

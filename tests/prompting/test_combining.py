@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from likely.metrics.bins import ece
 from likely.metrics.checks import softmax
 from likely.metrics.proper import brier, nll
-from likely.prompting.ensembles.combining import COMBINATIONS, combine_members, geometric, largest
+from likely.prompting.ensembles.combining import COMBINATIONS, combine_members, geometric
 
 TWO = np.array([[[0.9, 0.1]], [[0.2, 0.8]]])
 
@@ -23,7 +22,6 @@ def test_known_cases_by_hand():
     np.testing.assert_allclose(combine_members(TWO, "vote").probs, [[0.5, 0.5]])
     a, b = np.sqrt(0.9 * 0.2), np.sqrt(0.1 * 0.8)
     np.testing.assert_allclose(combine_members(TWO, "geometric").probs, [[a / (a + b), b / (a + b)]])
-    np.testing.assert_allclose(largest(TWO, renormalise=False), [[0.9, 0.8]])
     assert combine_members(TWO, "max").confidence[0] == pytest.approx(0.9 / 1.7)
 
 
@@ -86,12 +84,6 @@ def test_disagreement_counts_pairs():
     assert combine_members(P[:2], "mean").disagreement[0] == 0 and combine_members(P[1:], "mean").disagreement[0] == 1
 
 
-def test_ece_of_each_member():
-    P, labels = opinions(), np.random.default_rng(0).integers(0, 3, 40)
-    found = combine_members(P, "max").member_ece(labels)
-    assert found == pytest.approx([ece(p.max(1), (p.argmax(1) == labels).astype(int), bins=10) for p in P])
-
-
 def test_an_impossible_answer_is_not_nan():
     P = np.array([[[1.0, 0.0]], [[0.0, 1.0]]])
     np.testing.assert_allclose(geometric(P), [[0.5, 0.5]])
@@ -111,7 +103,6 @@ def test_an_impossible_answer_is_not_nan():
             'unknown combination "maks"; did you mean|unknown combination "maks"',
         ),
         (lambda: combine_members([["a"]]), "must be numbers"),
-        (lambda: combine_members(opinions()).member_ece([0, 1]), "labels"),
     ],
 )
 def test_what_cannot_be_combined_is_named(call, said):

@@ -60,7 +60,6 @@ def test_advantages_sum_to_zero_in_each_group():
     assert found.sum(axis=1) == pytest.approx(np.zeros(5), abs=1e-12) and found + rewards.mean(
         axis=1, keepdims=True
     ) == pytest.approx(rewards)
-    assert group_advantages(rewards[:4], scale=True).std(axis=1, ddof=1) == pytest.approx(np.ones(4), abs=1e-2)
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def test_what_was_asked_is_not_asked_again_not_even_by_another_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("held", "said"), [(b"[1]\n", "kept.jsonl:1 is not a kept answer"), (b"\xff\n", "kept.jsonl is not UTF-8")]
+    ("held", "said"), [(b"[1]\n", 'kept.jsonl:1: expected {"key"'), (b"\xff\n", 'kept.jsonl:1: expected {"key"')]
 )
 def test_a_file_of_something_else_is_refused(tmp_path, held, said):
     (tmp_path / "kept.jsonl").write_bytes(held)

@@ -12,12 +12,13 @@ from toy_model import Told, digits, letters
 import likely
 from likely.errors import CapabilityError, DataError, ModelError
 from likely.metrics.ranking import auroc
-from likely.prompting.risk.prompts import STYLES, reasoned_probability
+from likely.prompting.risk.prompts import STYLES
 from likely.prompting.risk.report import order_bias
 from likely.prompting.risk.scorer import RiskScorer, best_threshold, outcome_labels
 from likely.prompting.risk.task import TableChoice, TableTask
 from likely.prompting.risk.text import ColumnText
 from likely.scoring.letters import LowAnswerMass
+from likely.uncertainty.verbal import stated_probability
 
 TASK = TableTask(
     columns={"score": ColumnText("score", unit="percent")}, target="out", name="toy",
@@ -111,8 +112,7 @@ def test_reasoned_texts_and_their_parse_rate():
      ("He is old (40).", None), ("Probability: 20%\nProbability: 1000", None)],
 )  # fmt: skip
 def test_the_last_stated_probability(text, value):
-    found = reasoned_probability(text)
-    assert np.isnan(found) if value is None else found == pytest.approx(value)
+    assert stated_probability(text) == (None if value is None else pytest.approx(value))
 
 
 # --- scikit-learn's manners -------------------------------------------------------------------------------------------

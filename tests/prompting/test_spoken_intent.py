@@ -1,4 +1,4 @@
-"""From transcripts to answers: the three ways to combine, their limits, the scale of scores, and option scores."""
+"""From transcripts to answers: the two ways to combine, their limits, the scale of scores, and option scores."""
 
 from __future__ import annotations
 
@@ -66,8 +66,6 @@ def test_the_ways_are_what_they_say(norm):
         mixed = sum(p * law(transcript_prompt(TASK, t), norm) for t, p in zip(texts, posteriors, strict=True))
         assert found["marginal"][i] == pytest.approx(mixed)
         assert found["prompt"][i] == pytest.approx(law(nbest_prompt(TASK, nbest, 2), norm))
-        first = law(transcript_prompt(TASK, texts[0]), norm)
-        assert found["rover"][i] == pytest.approx(first)  # of two, the heavier one wins every vote
     assert all(table.sum(axis=1) == pytest.approx(1) for table in found.values())
 
 
@@ -81,8 +79,7 @@ def test_with_one_transcript_all_ways_are_the_one_best_prediction(combine):
 def test_a_posterior_on_one_transcript_is_the_one_best_prediction():
     sure = [NBest(n.hyps, [0.0, *[-np.inf] * (len(n.hyps) - 1)]) if n.hyps else n for n in HEARD]
     one = SpokenIntentClassifier(Fake(), TASK, n=1).predict_proba(sure)
-    for combine in ("marginal", "rover"):
-        assert SpokenIntentClassifier(Fake(), TASK, combine=combine).predict_proba(sure) == pytest.approx(one)
+    assert SpokenIntentClassifier(Fake(), TASK, combine="marginal").predict_proba(sure) == pytest.approx(one)
     sharp = SpokenIntentClassifier(Fake(), TASK, combine="marginal", kappa=1e4)
     assert sharp.predict_proba(HEARD) == pytest.approx(one)
     assert np.abs(SpokenIntentClassifier(Fake(), TASK, combine="marginal").predict_proba(HEARD) - one).max() > 0.01
@@ -155,12 +152,11 @@ def test_fit_kappa_is_best_kappa_of_what_the_model_says():
 
 def test_training_pairs_are_what_will_be_asked():
     labels = [0, 1, 2, 2]
-    for combine in ("prompt", "rover"):
-        fake = Fake()
-        classifier = SpokenIntentClassifier(fake, TASK, n=3, combine=combine, style="plain")
-        pairs = training_pairs(classifier, HEARD, labels)
-        classifier.predict_proba(HEARD)
-        assert set(pairs) <= set(fake.asked) and [a for _, a in pairs] == [" light", " music", " no", " no"]
+    fake = Fake()
+    classifier = SpokenIntentClassifier(fake, TASK, n=3, style="plain")
+    pairs = training_pairs(classifier, HEARD, labels)
+    classifier.predict_proba(HEARD)
+    assert set(pairs) <= set(fake.asked) and [a for _, a in pairs] == [" light", " music", " no", " no"]
     one = training_pairs(SpokenIntentClassifier(Fake(), TASK, n=1), HEARD, labels)
     assert training_pairs(SpokenIntentClassifier(Fake(), TASK, combine="marginal"), HEARD, labels) == one
 

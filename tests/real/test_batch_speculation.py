@@ -6,15 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scripts import script
 
 from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
-from likely.decoding.scheduling import SameLength
-from likely.runtimes.torch.aligned import GroupTorchRuntime, RepadTorchRuntime
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
+ALIGNED = script("aligned_caches")
+GroupTorchRuntime, RepadTorchRuntime = ALIGNED.GroupTorchRuntime, ALIGNED.RepadTorchRuntime
+SameLength = script("same_length").SameLength
 PROMPTS = (
     "Say it again: one two three one two three one two three",
     "a b c d a b c d a b",

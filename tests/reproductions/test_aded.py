@@ -19,6 +19,11 @@ def aded():
     return script("aded")
 
 
+@pytest.fixture(scope="module")
+def searches():
+    return script("aded_search")
+
+
 def invented(seed: int, count: int, length: int = 30) -> list[list[int]]:
     """Texts of one law: each token follows mostly from the two before it."""
     rng = np.random.default_rng(seed)
@@ -97,13 +102,13 @@ def test_our_search_keeps_as_much_as_the_authors(aded):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_full_and_greedy_by_enumeration(aded, seed):
+def test_full_and_greedy_by_enumeration(searches, seed):
     look = table(seed)
     everything = every_path(look, 3)
-    assert set(paths_of(aded.full(look, START, budget=10_000, depth=2))) == set(everything)
-    wide = paths_of(aded.full(look, START, budget=9, depth=2))
+    assert set(paths_of(searches.full(look, START, budget=10_000, depth=2))) == set(everything)
+    wide = paths_of(searches.full(look, START, budget=9, depth=2))
     assert [len(p) for p in wide] == sorted(len(p) for p in wide) and len(wide) == min(9, len(everything))
-    chain = paths_of(aded.greedy(look, START, budget=50, depth=2))
+    chain = paths_of(searches.greedy(look, START, budget=50, depth=2))
     path: tuple[int, ...] = ()
     for got in chain:
         path = (*path, look(pair_of(*(0, 1, *path)[-2:]))[0][0])
@@ -116,20 +121,20 @@ def test_full_and_greedy_by_enumeration(aded, seed):
     seed=st.integers(0, 10_000), budget=st.integers(1, 40), depth=st.integers(1, 5),
     search=st.sampled_from(["full", "greedy"]),
 )  # fmt: skip
-def test_every_node_is_a_trigram_and_every_prefix_a_draft(aded, seed, budget, depth, search):
-    check_drafts(getattr(aded, search), seed, budget, depth)
+def test_every_node_is_a_trigram_and_every_prefix_a_draft(searches, seed, budget, depth, search):
+    check_drafts(getattr(searches, search), seed, budget, depth)
 
 
 @pytest.mark.parametrize("search", ["full", "greedy"])
-def test_an_unknown_pair_gives_no_draft_and_one_successor_each_a_chain(aded, search):
-    function = getattr(aded, search)
+def test_an_unknown_pair_gives_no_draft_and_one_successor_each_a_chain(searches, search):
+    function = getattr(searches, search)
     assert function(lambda pair: ((), ()), START, budget=5, depth=4) == ([], [], [])
     chain = TrigramMemory.from_texts([list(range(10))], rate=0.0).table
     assert function(chain.successors, pair_of(0, 1), budget=4, depth=4)[0] == [2, 3, 4, 5]
 
 
-def test_full_shows_both_successors_the_likelier_first(aded):
+def test_full_shows_both_successors_the_likelier_first(searches):
     def look(pair):
         return ((2, 3), (0.9, 0.1)) if pair == START else ((), ())
 
-    assert aded.full(look, START, budget=2, depth=4)[0] == [2, 3]
+    assert searches.full(look, START, budget=2, depth=4)[0] == [2, 3]

@@ -14,7 +14,6 @@ import likely
 from likely.errors import DataError
 from likely.evidence import Source
 from likely.prompting.speech.nbest import NBest
-from likely.prompting.speech.recognise import Utterance
 
 WORDS = {"alarm": "wake me", "timer": "set timer", "message": "see you later"}
 
@@ -36,7 +35,7 @@ def spoken(lists, split, count):
     for i in range(count):
         label = list(WORDS)[i % 3]
         heard = NBest([f"{WORDS[label][1:]} {i}", f"{WORDS[label]} {i}", "so"], [-5.0, -9.0, -30.0])
-        utterance = Utterance(f"{WORDS[label].title()}, {i}!", "slt", (20.0, 30.0)[i % 2], "made up", heard)
+        utterance = lists.Utterance(f"{WORDS[label].title()}, {i}!", "slt", (20.0, 30.0)[i % 2], "made up", heard)
         found.append(lists.Spoken(f"{split}-{i}", label, split, utterance))
     return found
 
@@ -121,7 +120,7 @@ def test_lists_grow_and_go_on_where_they_were_cut(modules, tmp_path):
 
     def hear(one):
         heard.append(one.id)
-        return Utterance(one.text, "slt", None, "made up", NBest(["wake"], [0.0]))
+        return lists.Utterance(one.text, "slt", None, "made up", NBest(["wake"], [0.0]))
 
     assert lists.make_lists(path, wanted[:2], hear) == 2
     whole = path.read_bytes()

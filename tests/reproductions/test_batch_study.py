@@ -50,15 +50,15 @@ def test_the_study_on_a_tiny_model(script, path, texts):
 
 def test_recorded_scheduling_is_that_of_the_model(script, path, texts):
     """Grouped rows, counted by the runtime that really stacks them, and on recorded answers."""
-    with likely.load(str(path), runtime="torch", align="group") as lm:
-        drafted = script.requests_of(texts, 10, PromptLookup())
-        live = script.decode(lm.runtime, lm.tokenizer, drafted, batch=3, window=9)
+    with likely.load(str(path), runtime="torch") as lm:
+        drafted, runtime = script.requests_of(texts, 10, PromptLookup()), script.GroupTorchRuntime(lm.runtime.module)
+        live = script.decode(runtime, lm.tokenizer, drafted, batch=3, window=9)
         whole = [[*t, *done.tokens] for t, done in zip(texts, live, strict=True)]
         recorded = script.Recorded(whole, lm.runtime.vocab_size)
         again = script.decode(recorded, lm.tokenizer, drafted, batch=3, window=9)
         assert [d.tokens for d in again] == [d.tokens for d in live]
         assert [d.rounds for d in again] == [d.rounds for d in live]
-        assert (recorded.rows, recorded.grouped) == (lm.runtime.alignment.rows, lm.runtime.alignment.grouped)
+        assert (recorded.rows, recorded.grouped) == (runtime.alignment.rows, runtime.alignment.grouped)
         assert 0 < recorded.grouped < recorded.rows
 
 

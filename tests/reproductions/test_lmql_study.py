@@ -9,7 +9,7 @@ from scripts import script as load_script
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.evidence.study import Source
+from likely.evidence import Source
 from likely.queries.session import QuerySettings, Session
 
 pytest.importorskip("llama_cpp")

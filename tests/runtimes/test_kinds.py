@@ -9,10 +9,10 @@ import pytest
 from factories import FACTORIES
 
 from likely.models.load import _OPEN, available_runtimes
-from likely.runtimes.kinds import ALIGNMENTS, DTYPES, KINDS, LocalOptions, kinds_with
+from likely.runtimes.kinds import DTYPES, KINDS, LocalOptions, kinds_with
 from likely.runtimes.protocol import Capabilities
 
-ELSEWHERE = {"align", "device", "threads"}  # of torch: chosen before the class is made
+ELSEWHERE = {"device", "threads"}  # of torch: chosen before the class is made
 
 
 def constructor(name):
@@ -57,12 +57,6 @@ def test_dtypes_are_those_that_the_classes_take():
         f"torch.{name}" for name in DTYPES
     }
     assert (NATIVE[INT8], NATIVE[BF16], NATIVE[FP32]) == ("int8", "bfloat16", "float32") == KINDS["native"].dtypes
-
-
-def test_alignments_are_those_of_torch():
-    from likely.runtimes.torch.aligned import RUNTIMES
-
-    assert tuple(RUNTIMES) == ALIGNMENTS
 
 
 def test_messages_name_every_kind_that_can():

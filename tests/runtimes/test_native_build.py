@@ -113,7 +113,7 @@ def left_in(folder):
 def test_without_a_compiler_one_line_says_what_would_help(folder, monkeypatch):
     no_compiler(monkeypatch)
     one_line(native_build.library, "C++ compiler", "runtime='torch'", "llamacpp")
-    assert not native_build.has_compiler()
+    assert not native_build.can_build()
     assert available_runtimes()["native"] is False and left_in(folder) == []
 
 
@@ -140,7 +140,7 @@ def test_a_compiler_may_be_a_command_with_arguments(folder, compiler, monkeypatc
 def test_a_compiler_that_cannot_be_read_is_one_line(folder, monkeypatch):
     monkeypatch.setenv("CXX", "'g++")
     one_line(native_build.library, "$CXX", "'g++")
-    assert not native_build.has_compiler()
+    assert not native_build.can_build()
 
 
 # --- compilers that fail --------------------------------------------------------------------------------------------

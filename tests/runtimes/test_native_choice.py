@@ -199,8 +199,6 @@ def test_nothing_stands_in_for_a_broken_model(path, monkeypatch):
         ({"runtime": "llamacpp", "dtype": "int8"}, ["llamacpp", "int8", 'runtime="native"']),
         ({"runtime": "llamacpp", "dtype": "bfloat16"}, ['runtime="torch" or runtime="native"']),
         ({"runtime": "native", "dtype": "float16"}, ["float16", "bfloat16", "int8", 'runtime="torch"']),
-        ({"runtime": "native", "align": "repad"}, ["align", "torch"]),
-        ({"dtype": "int8", "align": "grup"}, ['did you mean "group"']),
         ({"runtime": "torch", "kv_dtype": "f16"}, ["kv_dtype", "llamacpp"]),
         ({"runtime": "llamacpp", "device": "cpu"}, ["device", "torch"]),
     ],
@@ -219,7 +217,7 @@ def test_an_option_that_does_not_exist_is_an_error_that_names_the_nearest(path):
 
 
 def test_an_option_of_none_is_the_default(path):
-    assert chosen(path, kv_dtype=None, align=None, device=None) == chosen(path)
+    assert chosen(path, kv_dtype=None, device=None) == chosen(path)
 
 
 def test_a_server_chooses_its_own_runtime():

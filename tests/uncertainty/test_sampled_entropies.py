@@ -8,7 +8,7 @@ from toy_language import bigram, every_text
 
 from likely.uncertainty.clusters import EXACT, NUMBER
 from likely.uncertainty.planner import gather
-from likely.uncertainty.samples import entropy_error, ln_predictive_entropy, predictive_entropy
+from likely.uncertainty.samples import ln_predictive_entropy, predictive_entropy
 from likely.uncertainty.semantic import (
     discrete_entropy_of,
     discrete_semantic_entropy,
@@ -125,7 +125,7 @@ def test_predictive_entropy_estimates_the_entropy(many):
     texts = dict(every_text(lm))
     exact = -sum(np.exp(p) * p for p in texts.values())
     normalised = -sum(np.exp(p) * p / len(tokens) for tokens, p in texts.items())
-    error = entropy_error(found.samples, 1)[0]
+    error = found.samples.logprobs.std(ddof=1) / np.sqrt(len(found.samples.logprobs))
     assert 0 < error < 0.05
     assert abs(predictive_entropy(found.samples, 1).values[0] - exact) < 5.5 * error  # false alarm < 4e-8
     assert abs(ln_predictive_entropy(found.samples, 1).values[0] - normalised) < 5.5 * error
@@ -154,18 +154,3 @@ def test_greedy_is_deterministic_and_ten_samples_are_not():
     found = [estimate(run, ["g_nll", "predictive_entropy"]) for run in runs]
     assert len({f["g_nll"].values[0] for f in found}) == 1
     assert np.std([f["predictive_entropy"].values[0] for f in found]) > 0.05
-
-
-def test_the_error_by_hand_and_against_the_spread_of_repeats():
-    by_hand = entropy_error(gathered(["a", "b", "c"], np.exp([-1.0, -2.0, -3.0])).samples, 1)
-    assert by_hand == pytest.approx([1 / np.sqrt(3)])
-    lm = bigram(5)
-    runs = [gather(lm, [""], needs=["samples"], max_tokens=8, samples=20, seed=s).samples for s in range(60)]
-    spread = np.std([predictive_entropy(run, 1).values[0] for run in runs], ddof=1)
-    stated = np.sqrt(np.mean([entropy_error(run, 1)[0] ** 2 for run in runs]))
-    assert 0.55 < stated / spread < 1.8
-
-
-def test_the_error_needs_two_samples():
-    with pytest.raises(ValueError, match="prompt 0 has 1 samples, at least 2"):
-        entropy_error(gathered(["a"], [0.5]).samples, 1)

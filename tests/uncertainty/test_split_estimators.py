@@ -102,7 +102,7 @@ def test_units_of_y_do_not_matter():
     assert np.allclose(large.sds, small.sds, atol=1e-3)
 
 
-@pytest.mark.parametrize("settings", [{}, {"held_out": 0.3}, {"quantile_loss": "coverage"}, {"base_hidden": (8, 8)}])
+@pytest.mark.parametrize("settings", [{}, {"held_out": 0.3}, {"base_hidden": (8, 8)}])
 def test_with_its_own_base_and_again_from_a_file(tmp_path, settings):
     X, y = skewed(200, 5)
     made = SplitPointRegressor(**{"base_hidden": (8,), "hidden": 8, "epochs": 5} | settings)
@@ -150,7 +150,6 @@ def test_a_base_of_another_library(tmp_path):
         ({"base": lambda X: np.zeros(3)}, np.arange(20.0), "predicts 3 values for 20 rows"),
         ({"tau": 1.0}, np.arange(20.0), "tau must lie between"),
         ({"gap": "squared"}, np.arange(20.0), 'unknown gap "squared"'),
-        ({"quantile_loss": "pin"}, np.arange(20.0), 'did you mean "pinball"'),
         ({"held_out": 1.0}, np.arange(20.0), "held_out must be"),
         ({"held_out": 0.01}, np.arange(20.0), "held_out 0.01 of 20 rows leaves none for the heads"),
         ({"held_out": 0.2, "base": true_mean}, np.arange(20.0), "held_out is for the network"),

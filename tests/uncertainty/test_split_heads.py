@@ -11,7 +11,6 @@ from likely.errors import DataError
 from likely.uncertainty.split_point.heads import (
     Training,
     class_targets,
-    coverage_loss,
     fit_base,
     pinball_loss,
     sides_loss,
@@ -32,40 +31,29 @@ def test_pinball_in_closed_form_and_least_at_the_quantile():
     assert int(np.argmin(losses)) + 1 in (95, 96)
 
 
-def test_coverage_loss_in_closed_form():
-    y = tensor([1.0, 2.0, 3.0, 4.0])
-    below = coverage_loss(torch.full_like(y, 2.0), y, tau=0.95)  # half covered; the others lie 1 and 2 above
-    assert float(below) == pytest.approx(0.45 * 1.5)
-    above = coverage_loss(torch.full_like(y, 5.0), y, tau=0.5)  # all covered, 4, 3, 2, 1 below
-    assert float(above) == pytest.approx(0.5 * 2.5)
-    assert float(coverage_loss(torch.full_like(y, 3.5), y, tau=0.75)) == 0  # c = tau
-
-
 def test_losses_push_towards_the_level():
-    for loss in (pinball_loss, coverage_loss):
-        y = torch.arange(1, 101, dtype=torch.float64)
-        for q, sign in ((50.5, -1), (99.5, 1)):
-            predicted = torch.full_like(y, q).requires_grad_()
-            loss(predicted, y, tau=0.95).backward()
-            assert float(predicted.grad.sum()) * sign > 0
+    y = torch.arange(1, 101, dtype=torch.float64)
+    for q, sign in ((50.5, -1), (99.5, 1)):
+        predicted = torch.full_like(y, q).requires_grad_()
+        pinball_loss(predicted, y, tau=0.95).backward()
+        assert float(predicted.grad.sum()) * sign > 0
 
 
 def test_sides_loss_by_hand():
     heads = tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [1.5, 2.5, 3.5, 4.5, 5.5]])
     residual = tensor([2.0, -1.0])
     expected = (1 + 0.25) / 2 + 0 + (3.5 - 1) ** 2 + 0.1 * 2 + 0.1 * 4.5  # MAR, U, D, and both quantiles lie above
-    assert float(sides_loss(heads, residual, tau=0.9, quantile_loss=pinball_loss)) == pytest.approx(expected)
+    assert float(sides_loss(heads, residual, tau=0.9)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("quantile_loss", [pinball_loss, coverage_loss])
 @pytest.mark.parametrize("residual", [[1.0, 2.0], [-1.0, -2.0], [0.0, 0.0]])
-def test_a_side_without_rows_is_skipped(quantile_loss, residual):
+def test_a_side_without_rows_is_skipped(residual):
     heads = tensor([[0.5, 0.6, 0.7, 0.8, 0.9], [2.5, 2.6, 2.7, 2.8, 2.9]]).requires_grad_()
-    loss = sides_loss(heads, tensor(residual), tau=0.95, quantile_loss=quantile_loss)
+    loss = sides_loss(heads, tensor(residual), tau=0.95)
     loss.backward()
     assert math.isfinite(loss.item()) and bool(torch.isfinite(heads.grad).all())
     assert (heads.grad[:, 2].abs().sum() == 0) == (min(residual) >= 0)
-    assert float(quantile_loss(tensor([]), tensor([]), tau=0.9)) == 0
+    assert float(pinball_loss(tensor([]), tensor([]), tau=0.9)) == 0
 
 
 def test_class_targets_by_hand():

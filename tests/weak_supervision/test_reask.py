@@ -7,14 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from likely.uncertainty.types import option_scores
 from likely.weak_supervision.labelling_rules import LabelingFunction
 from likely.weak_supervision.reasking import (
     Example,
     LabelTask,
     budget_threshold,
     fired,
-    label_scores,
-    quantile_threshold,
     reask,
 )
 
@@ -67,7 +66,6 @@ def test_thresholds_by_count():
     risk = np.arange(10) / 10
     for budget in (0, 0.1, 0.2, 0.3, 0.55, 0.7, 1):
         assert (risk > budget_threshold(risk, budget)).sum() == int(budget * 10 + 1e-9)
-        assert (risk > quantile_threshold(risk, 1 - budget)).sum() <= np.ceil(budget * 10)
     tied = np.array([0.5, 0.5, 0.5, 0.1])
     assert (tied > budget_threshold(tied, 0.5)).sum() == 0  # two of three equal ones would be arbitrary
     assert (tied > budget_threshold(tied, 0.75)).sum() == 3
@@ -75,12 +73,10 @@ def test_thresholds_by_count():
     for _ in range(50):
         some, share = rng.integers(5, size=20) / 4, rng.random()
         assert (some > budget_threshold(some, share)).mean() <= share
-        assert (some <= quantile_threshold(some, share)).mean() >= share
-    for function in (budget_threshold, quantile_threshold):
-        with pytest.raises(ValueError, match=r"0\.\.1"):
-            function(risk, 1.1)
-        with pytest.raises(ValueError, match="row 1 is not a number"):
-            function([0.1, np.nan], 0.5)
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        budget_threshold(risk, 1.1)
+    with pytest.raises(ValueError, match="row 1 is not a number"):
+        budget_threshold([0.1, np.nan], 0.5)
 
 
 def test_only_the_risky_are_asked():
@@ -110,9 +106,9 @@ def test_override_asks_nobody():
     np.testing.assert_array_equal(found.probs[:2], fused[:2])
 
 
-def test_label_scores_are_in_place():
+def test_option_scores_are_in_place():
     counted = []
-    scores = label_scores(
+    scores = option_scores(
         Table(), [TASK.prompt("a"), TASK.evidence("free", RULES)], TASK.labels, progress=counted.append
     )
     assert scores.logprobs.tolist() == [[-0.1, -2.0], [-2.0, -0.1]] and counted == [4]

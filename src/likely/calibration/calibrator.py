@@ -20,10 +20,10 @@ from likely.calibration.recalibrators.answer import features
 from likely.calibration.recalibrators.protocol import Fitted
 from likely.calibration.recalibrators.table import RECALIBRATORS, entry_of, from_dict, make
 from likely.decoding.options import answer_settings
-from likely.errors import CapabilityError, DataError, nearest
+from likely.errors import CapabilityError, DataError, check_choice
 from likely.io.whole_file import write_whole_file
 from likely.metrics.checks import SMALLEST, Floats, Ints, check_confidence, check_correct, log_probs, softmax
-from likely.metrics.proper import nll, nll_binary
+from likely.metrics.proper import nll
 from likely.metrics.summary import report
 
 FORMAT = 1
@@ -122,9 +122,7 @@ def fit_calibrator(
               one with the lowest cross-validated NLL
     hold_out  share of the items that is kept for the report and for thresholds, chosen at random with `seed`
     """
-    known = ["auto", *RECALIBRATORS]
-    if method not in known:
-        raise ValueError(f'unknown method "{method}"{nearest(method, known)} (allowed: {", ".join(known)})')
+    check_choice("method", method, ("auto", *RECALIBRATORS))
     if not 0 < hold_out < 1:
         raise ValueError(f"hold_out must lie between 0 and 1, got {hold_out}")
     order = np.random.default_rng(seed).permutation(len(labelled))
@@ -153,9 +151,6 @@ def fit_calibrator(
     )  # fmt: skip
 
 
-# --- what it is for ---------------------------------------------------------------------------------------------------
-
-
 def binding(origin: Mapping[str, Any]) -> dict[str, Any]:
     """What of a run's header an answer's confidence depends on: weights, template, and settings with an effect."""
     settings = answer_settings(origin.get("settings") or {})
@@ -180,9 +175,6 @@ def _canonical(value: Any) -> Any:
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Which parts of two bindings differ."""
     return [part for part in PARTS if one.get(part) != other.get(part)]
-
-
-# --- maps -------------------------------------------------------------------------------------------------------------
 
 
 def _fit(labelled: Labelled, method: str, params: Mapping[str, Any]) -> Fitted:
@@ -226,6 +218,5 @@ def _cross_validated(labelled: Labelled, method: str) -> float:
             predictions = _predict(_fit(train, method, {}), test)
         except ValueError:
             return float("inf")
-        loss = nll_binary if predictions.ndim == 1 else nll
-        total += loss(predictions, test.labels) * len(test)
+        total += nll(predictions, test.labels) * len(test)
     return total / len(labelled)

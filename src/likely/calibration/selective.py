@@ -8,8 +8,8 @@ labelled ones, and for any relation of confidence and error, also where the most
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import special, stats
@@ -42,19 +42,6 @@ class Threshold:
     def coverage(self) -> float:
         return self.n / self.tested
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Self:
-        return cls(**record)
-
-    def line(self) -> str:
-        return (
-            f"answer at confidence >= {self.threshold:.6g}: error rate <= {self.risk:g}, except with probability "
-            f"{self.delta:g} ({self.errors} wrong of {self.n} answered, of {self.tested} labelled items)"
-        )
-
 
 @dataclass(frozen=True)
 class PrecisionBound:
@@ -78,9 +65,6 @@ class PrecisionBound:
     def coverage(self) -> float:
         return self.n / self.total
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class RiskCoverage:
@@ -89,9 +73,6 @@ class RiskCoverage:
     thresholds: Floats
     coverage: Floats
     risk: Floats
-
-
-# --- guarantees -------------------------------------------------------------------------------------------------------
 
 
 def fewest_items(risk: float, delta: float = 0.1) -> int:
@@ -215,9 +196,6 @@ def _above(score: Floats, right: Ints, thresholds: Floats) -> tuple[Ints, Ints]:
     wrong = np.append(np.cumsum((1 - right[order])[::-1])[::-1], 0)
     first = np.searchsorted(score[order], thresholds, side="left")
     return len(score) - first, wrong[first]
-
-
-# --- curves and costs -------------------------------------------------------------------------------------------------
 
 
 def risk_coverage(confidence: Any, correct: Any) -> RiskCoverage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,7 +85,11 @@ def run(arguments: Sequence[str]) -> int:
     arguments = [a for a in arguments if a != "--debug"]
     try:
         command = typer.main.get_command(app)
-        code = command.main(args=list(arguments), prog_name="likely", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = _show_warning
+            code = command.main(args=list(arguments), prog_name="likely", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except typer.Exit as stop:
         return stop.exit_code
@@ -113,6 +118,10 @@ def run(arguments: Sequence[str]) -> int:
         message = " ".join(f"{type(error).__name__}: {error}".split())
         typer.echo(f"Error: this should not have happened: {message} (--debug shows where)", err=True)
         return 1
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    typer.echo(f"Warning: {message}", err=True)
 
 
 def _fail(error: Exception, code: int, debug: bool) -> int:

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from likely.decoding.request import Request as Request
     from likely.decoding.run import events as events
     from likely.decoding.sampling import Sampling as Sampling
-    from likely.decoding.scheduling import SameLength as SameLength
     from likely.decoding.scheduling import SchedulingPolicy as SchedulingPolicy
-    from likely.decoding.scheduling import by_prompt_length as by_prompt_length
     from likely.decoding.text import TextStream as TextStream
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

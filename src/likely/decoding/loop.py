@@ -31,7 +31,7 @@ class Loop:
     token_bytes  bytes of a token's text (b"" for control tokens);  end_ids  tokens that end a text
     step_tokens  most tokens computed in one step (long prompts are prefilled in pieces beside running requests)
     controller   what is known about call costs and drafters; loops of one model share it
-    policy       who takes part in a step (`scheduling.SameLength`); None: everyone
+    policy       who takes part in a step; None: everyone
 
     One thread calls `step`; `add` and `cancel` may come from any.  A request that cannot go on for want of room waits
     and is recomputed later (its tokens are kept); one that can never run ends with an error event.

@@ -69,15 +69,6 @@ class Sampling:
     def has_penalties(self) -> bool:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
-    @property
-    def changes_logits(self) -> bool:
-        """Whether the distribution sampled from is not the model's own."""
-        return any(
-            getattr(self, f.name) != f.default
-            for f in fields(self)
-            if f.name not in ("seed", "logit_bias") and not (f.name == "temperature" and self.greedy)
-        ) or bool(self.logit_bias)
-
 
 def penalise(logits: FloatArray, settings: Sampling, prompt: Sequence[int], output: Sequence[int]) -> FloatArray:
     """Logits (V,) with penalties applied along one path; returns a new array."""

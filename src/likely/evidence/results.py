@@ -6,24 +6,18 @@ shown is part of the record.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import json
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from likely.errors import DataError
 from likely.io.checkout import find_checkout
 from likely.io.whole_file import write_whole_file
-from likely.runtimes.machine import machine
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 NonEmpty = Annotated[str, Field(min_length=1)]
-VERSIONS = ("likely", "numpy", "torch", "transformers", "llama-cpp-python")
 Verdict = Literal["reproduced", "partly reproduced", "not reproduced"]
 
 
@@ -132,19 +126,6 @@ def verdict_of(checks: list[Check]) -> Verdict:
     """All hold, some, or none."""
     held = sum(check.holds for check in checks)
     return "reproduced" if held == len(checks) else "partly reproduced" if held else "not reproduced"
-
-
-def surroundings() -> dict[str, Any]:
-    """Machine, versions and date: the fields of Evidence that are the same for every claim."""
-    versions = {}
-    for package in VERSIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return {
-        "machine": MachineRecord(**asdict(machine())),
-        "versions": versions,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-    }
 
 
 def results_dir() -> Path | None:

@@ -5,33 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from likely.errors import CapabilityError, nearest
+from likely.lm.base import LanguageModel
+from likely.lm.confidence import AskOptions
 from likely.lm.model import Model
-from likely.lm.options import GenerateOptions
-from likely.lm.protocol import AskOptions, LanguageModel
+from likely.lm.options import GenerateOptions, ScoringOptions, ServerOptions
 from likely.models.catalog import DEFAULT_MODEL
 from likely.models.load import is_url, load_local
 from likely.runtimes.kinds import LocalOptions
 
 if TYPE_CHECKING:
-    import httpx
-
     from likely.lm.remote.model import RemoteModel
     from likely.lm.results import Answer, Generation
     from likely.scoring.scored import Scored
-
-
-class ServerOptions(TypedDict, total=False):
-    """Settings of a server: see `RemoteModel`."""
-
-    model: str | None
-    api_key: str | None
-    timeout_s: float
-    retries: int
-    backoff_s: float
-    transport: httpx.BaseTransport | None
 
 
 class LoadOptions(LocalOptions, ServerOptions, total=False):
@@ -64,13 +52,13 @@ def load(
                 known = nearest(option, ServerOptions.__annotations__)
                 raise TypeError(f"a server has no option {option}={known}")
         server = RemoteModel(name, **cast("ServerOptions", options))
-        server.opened.opener = load
+        server.opener = load
         return server
     loaded = load_local(name, runtime=runtime, dtype=dtype, use=use, **cast("LocalOptions", options))
     for line in loaded.info.warnings:
         warnings.warn(line, stacklevel=2)
-    model = Model.from_loaded(loaded)
-    model.opened.opener = partial(_load_alike, runtime=runtime, dtype=dtype, use=use, **options)
+    model = Model(loaded.runtime, loaded.tokenizer, loaded.info)
+    model.opener = partial(_load_alike, runtime=runtime, dtype=dtype, use=use, **options)
     return model
 
 
@@ -85,13 +73,10 @@ def _default(name: str) -> LanguageModel:
 
 
 def score(
-    prompt: str, answers: Sequence[str], *, model: str = DEFAULT_MODEL, top_logprobs: int = 0, entropy: bool = False,
-    window: int | None = None, stride: int | None = None,
-) -> list[Scored]:  # fmt: skip
+    prompt: str, answers: Sequence[str], *, model: str = DEFAULT_MODEL, **options: Unpack[ScoringOptions]
+) -> list[Scored]:
     """log p(answer | prompt) for each answer, on a model that stays loaded for the next call."""
-    return _default(model).score(
-        prompt, answers, top_logprobs=top_logprobs, entropy=entropy, window=window, stride=stride
-    )
+    return _default(model).score(prompt, answers, **options)
 
 
 def generate(prompt: str, *, model: str = DEFAULT_MODEL, **options: Unpack[GenerateOptions]) -> Generation:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from threading import RLock
-from typing import TYPE_CHECKING, Any, NoReturn, Unpack, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 from likely.decoding.drafting.budget import Controller
 from likely.decoding.drafting.protocol import DraftSource
 from likely.decoding.loop import Loop
+from likely.decoding.options import check_names
 from likely.decoding.request import Event, Request
 from likely.decoding.run import run
-from likely.decoding.scheduling import SameLength
 from likely.errors import DataError, LikelyError, ModelError
 from likely.guided.conditional_sampling import Ensemble, SamplerSettings, prepare
 from likely.guided.guide import Guide
@@ -33,6 +33,7 @@ from likely.lm.options import (
     CompleteCodeOptions,
     ExtractOptions,
     GenerateOptions,
+    ScoringOptions,
     TextOptions,
 )
 from likely.lm.outcomes import FinishedSample, ensembles, generation_of, outcomes
@@ -41,7 +42,7 @@ from likely.lm.requests import Drafters, check_single, make_request, take_sample
 from likely.lm.results import Answer, Generation
 from likely.lm.stream import Stream
 from likely.models.chat_template import ChatTemplate, Message, Rendered, render_chat
-from likely.models.load import Loaded, ModelInfo
+from likely.models.load import ModelInfo
 from likely.runtimes.protocol import Capabilities, Runtime
 from likely.runtimes.turns import refuse_copy
 from likely.scoring.likelihood import score_pairs
@@ -65,14 +66,11 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     """
 
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer, info: ModelInfo):
-        self.runtime, self.tokenizer, self.info = runtime, tokenizer, info
+        self.runtime, self.info = runtime, info
+        self.tokenizer: Tokenizer = tokenizer
         self.drafters = Drafters(runtime, tokenizer, info)
         self._preparing = RLock()
         super().__init__()
-
-    @classmethod
-    def from_loaded(cls, loaded: Loaded) -> Model:
-        return cls(loaded.runtime, loaded.tokenizer, loaded.info)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -102,48 +100,24 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         with self.runtime.turn:
             self.runtime.shutdown()
             self.drafters.close()
-        self.opened.close()
+        super().close()
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         refuse_copy(self)
 
     # --- scoring --------------------------------------------------------------------------------------------------
 
-    def score(
-        self,
-        prompt: str,
-        answers: Sequence[str],
-        *,
-        top_logprobs: int = 0,
-        entropy: bool = False,
-        window: int | None = None,
-        stride: int | None = None,
-    ) -> list[Scored]:
-        """log p(answer | prompt) in nats for each answer; the prompt is computed once.
-
-        prompt   raw text; control tokens written in it are control tokens.  "" means: a text begins here
-        window   answers longer than the context are an error, unless scored in overlapping pieces of this many
-                 tokens (`stride` new ones each)
-        """
-        if isinstance(answers, str):
-            raise TypeError(f"answers must be a list of strings, got the string {answers!r}")
-        return self.score_pairs(
-            [(prompt, a) for a in answers], top_logprobs=top_logprobs, entropy=entropy, window=window, stride=stride
-        )
-
     def score_pairs(
         self,
         pairs: Sequence[tuple[str, str]],
         *,
-        top_logprobs: int = 0,
-        entropy: bool = False,
-        window: int | None = None,
-        stride: int | None = None,
         progress: Callable[[int], None] | None = None,
+        **options: Unpack[ScoringOptions],
     ) -> list[Scored]:
-        """Score many (prompt, answer) pairs together: shared prefixes are computed once, calls are filled."""
+        check_names(options, ScoringOptions.__annotations__)
         return score_pairs(
-            self.runtime, self.tokenizer, pairs, top=top_logprobs, entropy=entropy, window=window, stride=stride,
+            self.runtime, self.tokenizer, pairs, top=options.get("top_logprobs", 0),
+            entropy=options.get("entropy", False), window=options.get("window"), stride=options.get("stride"),
             progress=progress,
         )  # fmt: skip
 
@@ -160,34 +134,12 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
 
     # --- generation -----------------------------------------------------------------------------------------------
 
-    @overload
-    def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> Generation: ...  # type: ignore[overload-overlap]
-    @overload
-    def generate(self, prompt: Sequence[str], **options: Unpack[GenerateOptions]) -> list[Generation]: ...
-
-    def generate(self, prompt: str | Sequence[str], **options: Unpack[GenerateOptions]) -> Any:
-        """Continue a prompt, or each of a list of prompts (batched; the same results as one at a time).
-
-        options   `lm.options.OPTIONS` lists them all with their defaults.  n > 1: a list of samples per prompt
-        a form    schema, regex, grammar or choices: the result then has `value`, `complete`, `log_weight`,
-                  `guided_logprob`
-        sampler   "importance", "smc", "rejection" draw from the model conditioned on the form (temperature 1, nothing
-                  truncated), see `guided.conditional_sampling`: the result then has `log_evidence` and `ess`
-        contrast  the distribution less that of a negative prompt or a weaker model: the result then has `steering`
-        heal      `text` and its log-probabilities begin after the prompt; `healing_log_weight` is of the rest
-
-        The text depends on (model, prompt, settings, seed) alone; with verification="rejection" also on the drafter.
-        Ctrl-C raises KeyboardInterrupt; use `stream` to keep the partial text.
-        """
-        prompts: list[str] = [prompt] if isinstance(prompt, str) else list(prompt)
-        n = options.get("n", 1)
+    def _samples(self, prompts: Sequence[str], options: Mapping[str, Any]) -> Sequence[Sequence[Generation]]:
         settings = take_sampler(options)
         if settings.sampler == "local":
-            results = self.run([self.request(self.encode_prompt(p), options, raw=True) for p in prompts])
-        else:
-            results = [[make() for make in e.draw(n)] for e in self._ensembles(prompts, settings, options)]
-        shaped = [group if n > 1 else group[0] for group in results]
-        return shaped[0] if isinstance(prompt, str) else shaped
+            return self.run([self.request(self.encode_prompt(p), options, raw=True) for p in prompts])
+        drawn = [e.draw(options.get("n", 1)) for e in self._ensembles(prompts, settings, options)]
+        return [[make() for make in group] for group in drawn]
 
     def ensemble(self, prompt: str, **options: Unpack[GenerateOptions]) -> Ensemble[Generation]:
         """The weighted texts from which `generate` draws with sampler="importance" (here the default) or "smc".
@@ -201,10 +153,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         return found.holding([make() for make in found.texts])
 
     def stream(self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]) -> Stream:
-        """Text pieces as they come, for a prompt or for chat messages; `.result` holds the whole at the end.
-
-        Takes the options of `generate` (n=1, no beams).
-        """
+        """The streaming form of `generate` (n=1, no beams)."""
         if isinstance(prompt, str):
             return Stream(self, self.request(self.encode_prompt(prompt), options, raw=True))
         return Stream(self, *self._turn(prompt, options))
@@ -252,7 +201,6 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         return self.render([*messages, {"role": "user", "content": question}])
 
     def preview(self, question: str, *, system: str | None = None, **options: Unpack[TextOptions]) -> str:
-        """The text that the model sees when it is asked this; ModelError if it could never answer."""
         request, rendered = self.question(question, system=system, **options)
         with closing(self.loop()) as trial:
             trial.add(request)
@@ -270,8 +218,6 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     def extract_each(
         self, documents: Sequence[str], *, schema: Any, **options: Unpack[ExtractOptions]
     ) -> Iterator[Extracted]:
-        """The documents in their order, each as soon as it and all before it are done."""
-
         def request(document: str) -> Request | LikelyError:
             try:
                 return self._extraction(document, schema, options)[0]
@@ -283,7 +229,6 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
                 yield from map(extracted, outcomes(loop, [request(d) for d in batch], self.generation))
 
     def preview_extraction(self, document: str, *, schema: Any, **options: Unpack[ExtractOptions]) -> str:
-        """The text that the model sees when this is extracted; wrong settings are refused."""
         return self._extraction(document, schema, options)[1].text
 
     def _extraction(self, document: str, schema: Any, options: Mapping[str, Any]) -> tuple[Request, Rendered]:
@@ -342,10 +287,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
 
     def loop(self) -> Loop:
         """A fresh loop on this model, for callers that schedule requests themselves."""
-        policy = SameLength() if getattr(self.runtime, "align", None) == "group" else None
-        return Loop(
-            self.runtime, self.tokenizer.token_bytes, self.tokenizer.end_ids, controller=self.speculation, policy=policy
-        )
+        return Loop(self.runtime, self.tokenizer.token_bytes, self.tokenizer.end_ids, controller=self.speculation)
 
     def drafter(self, drafter: str | DraftSource | None, *, remembered: bool = True) -> DraftSource | None:
         """A drafter by name or object; see `lm.requests.Drafters.get`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +100,36 @@ class Answer(Generation):
         if first is not None:
             values["first"] = {"text": first.text, "confidence": first.confidence}
         return values
+
+
+class AnswerStream(ABC):
+    """Text pieces of one generation, as an iterator; then `.result`.
+
+    Stopped early (`close()`, or an exception such as Ctrl-C in the consumer), `.result` is the partial text with
+    finish_reason "cancelled".
+
+    result  an Answer, or a Generation where a raw prompt was continued;  prompt: the text that the model sees
+    """
+
+    prompt = ""
+    result: Any = None
+    _pieces: Iterator[str]
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def finish(self) -> Any:
+        """Run to the end and give the result."""
+        for _ in self._pieces:
+            pass
+        return self.result
+
+    @abstractmethod
+    def close(self) -> Any:
+        """Stop here; gives the partial result."""
 
 
 def _pointer_first(field: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from likely.metrics.proper import brier_binary as brier_binary
     from likely.metrics.proper import murphy as murphy
     from likely.metrics.proper import nll as nll
-    from likely.metrics.proper import nll_binary as nll_binary
     from likely.metrics.proper import polarisation as polarisation
     from likely.metrics.proper import sharpness as sharpness
     from likely.metrics.ranking import aurc as aurc

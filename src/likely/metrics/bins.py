@@ -304,9 +304,6 @@ def classwise_residuals(probs: Floats, labels: Ints, *, bins: int = 15, edge: Ed
     return csr_array((off.ravel(), (cells, np.repeat(np.arange(rows), classes))), shape=(classes * bins, rows))
 
 
-# --- what a perfectly calibrated model would show on as many rows -----------------------------------------------------
-
-
 class Floor(NamedTuple):
     """ece: of the rows.  floor: its mean if every confidence were exact.  p_value: P(an ECE at least as large then)."""
 

@@ -18,9 +18,6 @@ Method = Literal["percentile", "basic"]
 _AT_ONCE = 1 << 17  # numbers held at a time: what fits a cache is fastest
 
 
-# --- resampling -------------------------------------------------------------------------------------------------------
-
-
 def resampled_rows(rows: int, *, resamples: int, seed: int = 0) -> Iterator[Ints]:
     """Row numbers drawn with replacement, in blocks (R, rows) that have `resamples` rows in all.
 
@@ -52,9 +49,6 @@ def check_settings(resamples: int, level: float) -> None:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
 
 
-# --- from resampled values to an interval -----------------------------------------------------------------------------
-
-
 def percentiles(values: Floats, level: float = 0.95) -> tuple[float, float] | None:
     """The middle `level` of the values that are numbers; None if there are none."""
     defined = values[~np.isnan(values)]
@@ -77,9 +71,6 @@ def basic(value: float, values: Floats, level: float = 0.95) -> tuple[float, flo
         return None
     low, high = found
     return min(value, max(0.0, 2 * value - high)), max(value, 2 * value - low, value + (high - low) / 2)
-
-
-# --- intervals of a metric, a mean, a median, a ratio -----------------------------------------------------------------
 
 
 def interval(

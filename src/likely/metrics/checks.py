@@ -34,7 +34,8 @@ def as_floats(values: Any, name: str, ndim: int) -> Floats:
     return array
 
 
-def check_classes(array: Floats, name: str) -> Floats:
+def _classes(values: Any, name: str) -> Floats:
+    array = as_floats(values, name, 2)
     if array.shape[1] < 2:
         raise ValueError(f"{name} has {array.shape[1]} column(s): at least 2 classes are needed")
     return array
@@ -42,7 +43,7 @@ def check_classes(array: Floats, name: str) -> Floats:
 
 def check_logits(logits: Any, name: str = "logits") -> Floats:
     """(N, K), K >= 2.  -inf is a class that cannot be, +inf and rows without a possible class are errors."""
-    array = check_classes(as_floats(logits, name, 2), name)
+    array = _classes(logits, name)
     for bad, why in ((np.isposinf(array).any(axis=1), "holds +inf"), (np.isneginf(array).all(axis=1), "is all -inf")):
         if bad.any():
             raise ValueError(f"{name}: row {int(bad.argmax())} {why}")
@@ -51,7 +52,7 @@ def check_logits(logits: Any, name: str = "logits") -> Floats:
 
 def check_probs(probs: Any, name: str = "probs") -> Floats:
     """(N, K), K >= 2, rows that sum to 1 within 1e-3 (and then exactly)."""
-    array = check_classes(as_floats(probs, name, 2), name)
+    array = _classes(probs, name)
     outside = ((array < 0) | (array > 1 + SUM_TOLERANCE)).any(axis=1)
     if outside.any():
         row = int(outside.argmax())

@@ -16,14 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from likely.errors import DataError, nearest
+from likely.errors import DataError, check_choice
 from likely.io.linear_regex import LinearRegex
 
 METHODS = ("exact", "number", "choice", "regex")
 LETTERS = string.ascii_uppercase
-
-
-# --- exact ------------------------------------------------------------------------------------------------------------
 
 
 def normalise(text: str) -> str:
@@ -39,8 +36,6 @@ def same_text(text: str, reference: str) -> bool:
         return text.strip() == reference.strip()
     return normalise(text) == normalise(reference)
 
-
-# --- number -----------------------------------------------------------------------------------------------------------
 
 _UNSIGNED = (
     r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?=\.[0-9]))(?P<part>\.[0-9]+)?"
@@ -99,9 +94,6 @@ def same_number(text: str, reference: str) -> bool:
     return last_number(text) == wanted
 
 
-# --- choice -----------------------------------------------------------------------------------------------------------
-
-
 def chosen(text: str, choices: Sequence[str] | None = None) -> int | None:
     """Which option a text chooses (0-based), None if none or several.
 
@@ -155,17 +147,13 @@ def choice_index(reference: object, choices: Sequence[str] | None) -> int:
     raise ValueError(f"the answer must be {allowed}, or the text of a choice, got {reference[:60]!r}")
 
 
-# --- all of them on a record ------------------------------------------------------------------------------------------
-
-
 def grader(method: str, pattern: str | None = None) -> Callable[[Mapping[str, Any]], bool]:
     """A function of an answers record {"text", "reference", "choices"?} that says whether it is right.
 
     It raises ValueError where the reference does not suit the method.  exact, number and regex take a list of
     references, too: one of them must hold.  pattern  for "regex": one pattern for all, instead of the references
     """
-    if method not in METHODS:
-        raise ValueError(f'unknown method "{method}"{nearest(method, METHODS)} (allowed: {", ".join(METHODS)})')
+    check_choice("method", method, METHODS)
     if pattern is not None and method != "regex":
         raise ValueError(f'a pattern belongs to "regex", not to "{method}"')
     if method == "choice":

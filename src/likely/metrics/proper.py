@@ -33,27 +33,18 @@ def brier_binary(confidence: Any, correct: Any) -> float:
     return float(brier_binary_rows(confidence, correct).mean())
 
 
-def nll(probs: Any, labels: Any) -> float:
-    """−mean_i log p_{i, y_i} in nats, p clipped at 1e-12.  probs (N, K), labels (N,).
+def nll(predicted: Any, labels: Any) -> float:
+    """−mean_i log of the probability of what happened, in nats, clipped at 1e-12.
 
+    predicted (N, K) probabilities with labels (N,), or (N,) confidences with labels of 0 and 1
     A row that is clipped stands with 27.6 nats for what is infinite: see `nll_clipped` for how many there are.
     """
-    return float(nll_rows(probs, labels).mean())
+    return float(nll_rows(predicted, labels).mean())
 
 
-def nll_binary(confidence: Any, correct: Any) -> float:
-    """−mean_i log(c_i if y_i else 1 − c_i) in nats, clipped at 1e-12.  confidence (N,) in [0, 1], correct (N,)."""
-    return float(nll_binary_rows(confidence, correct).mean())
-
-
-def nll_clipped(probs: Any, labels: Any) -> int:
+def nll_clipped(predicted: Any, labels: Any) -> int:
     """Rows whose label has a probability below 1e-12, where `nll` clips.  Rounded probabilities often do."""
-    return int((_of_label(probs, labels) < SMALLEST).sum())
-
-
-def nll_binary_clipped(confidence: Any, correct: Any) -> int:
-    """Rows whose outcome has a probability below 1e-12, where `nll_binary` clips."""
-    return int((_of_outcome(confidence, correct) < SMALLEST).sum())
+    return int((_of_label(predicted, labels) < SMALLEST).sum())
 
 
 class Murphy(NamedTuple):
@@ -115,30 +106,17 @@ def brier_binary_rows(confidence: Any, correct: Any) -> Floats:
     return (c - check_correct(correct, len(c))) ** 2
 
 
-def nll_rows(probs: Any, labels: Any) -> Floats:
+def nll_rows(predicted: Any, labels: Any) -> Floats:
     """`nll` of every row, (N,) in nats."""
-    return -np.log(_clip(_of_label(probs, labels)))
+    return -np.log(np.maximum(_of_label(predicted, labels), SMALLEST))
 
 
-def nll_binary_rows(confidence: Any, correct: Any) -> Floats:
-    return -np.log(_clip(_of_outcome(confidence, correct)))
-
-
-def _clip(p: Floats) -> Floats:
-    return np.maximum(p, SMALLEST)
-
-
-def _of_label(probs: Any, labels: Any) -> Floats:
-    p = check_probs(probs)
+def _of_label(predicted: Any, labels: Any) -> Floats:
+    if np.ndim(predicted) == 1:
+        c = check_confidence(predicted)
+        return np.where(check_correct(labels, len(c)) == 1, c, 1 - c)
+    p = check_probs(predicted)
     return p[np.arange(len(p)), check_labels(labels, *p.shape)]
-
-
-def _of_outcome(confidence: Any, correct: Any) -> Floats:
-    c = check_confidence(confidence)
-    return np.where(check_correct(correct, len(c)) == 1, c, 1 - c)
-
-
-# --- how far confidences lie from each other and from one half, whatever is true -------------------------------------
 
 
 def sharpness(confidence: Any) -> float:

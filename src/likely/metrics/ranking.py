@@ -160,9 +160,6 @@ def gained(counted: Tally, area: Floats, perfect: Floats) -> Floats:
     return np.where(most > 1e-12, (random - area) / np.maximum(most, 1e-12), np.nan)
 
 
-# --- does an estimator tell right answers from wrong ones? ------------------------------------------------------------
-
-
 def discrimination(
     values: Sequence[float | None],
     correct: Sequence[int],

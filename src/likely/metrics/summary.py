@@ -68,15 +68,14 @@ def report(
         correct = check_correct(labels_or_correct, len(confidence))
         head: dict[str, Any] = {"kind": "confidence", "n": len(confidence)}
         means["brier"] = proper.brier_binary_rows(confidence, correct)
-        means["nll"] = proper.nll_binary_rows(confidence, correct)
-        clipped = proper.nll_binary_clipped(confidence, correct)
     else:
         probs = check_probs(probs_or_confidence)
         labels = check_labels(labels_or_correct, *probs.shape)
         confidence, correct = top_label(probs, labels)
         head = {"kind": "probs", "n": len(probs), "classes": probs.shape[1]}
-        means["brier"], means["nll"] = proper.brier_rows(probs, labels), proper.nll_rows(probs, labels)
-        clipped = proper.nll_clipped(probs, labels)
+        means["brier"] = proper.brier_rows(probs, labels)
+    means["nll"] = proper.nll_rows(probs_or_confidence, labels_or_correct)
+    clipped = proper.nll_clipped(probs_or_confidence, labels_or_correct)
     means |= {"mean_confidence": confidence, "mean_square": confidence**2, "extreme": extreme(confidence)}
     residuals = None if probs is None or labels is None else b.classwise_residuals(probs, labels, bins=bins, edge=edge)
     groups = group(confidence)

@@ -12,7 +12,7 @@ from typing import Any, Unpack
 from likely.errors import CapabilityError, ModelError, missing_extra, nearest
 from likely.io.hashes import file_sha256, folder_sha256
 from likely.models.catalog import KNOWN, find_model, known_model
-from likely.runtimes.kinds import ALIGNMENTS, DTYPES, KINDS, LocalOptions, RuntimeKind, SourceKind
+from likely.runtimes.kinds import DTYPES, KINDS, LocalOptions, RuntimeKind, SourceKind
 from likely.runtimes.protocol import Runtime
 from likely.tokenizers.protocol import Tokenizer
 
@@ -117,10 +117,10 @@ def installed(package: str) -> bool:
 
 def available_runtimes() -> dict[str, bool]:
     """Which kinds of runtime this environment has."""
-    from likely.runtimes.native.build import has_compiler
+    from likely.runtimes.native.build import can_build
 
     return {
-        name: all(map(installed, kind.packages)) and (not kind.compiles or has_compiler())
+        name: all(map(installed, kind.packages)) and (not kind.compiles or can_build())
         for name, kind in KINDS.items()
     }
 
@@ -131,7 +131,6 @@ def _check_words(runtime: str | None, dtype: str | None, use: str, options: dict
         ("runtime", runtime, (*KINDS, "auto")),
         ("dtype", dtype, DTYPES),
         ("use", use, USES),
-        ("align", options.get("align"), ALIGNMENTS),
     ):
         if value is not None and value not in allowed:
             raise ModelError(f'unknown {name} "{value}"{nearest(value, allowed)} (allowed: {", ".join(allowed)})')
@@ -195,8 +194,6 @@ def _check_kind(kind: RuntimeKind, where: SourceKind, place: Path | str, dtype: 
 
 def _options_of(kind: RuntimeKind, options: dict[str, Any]) -> dict[str, Any]:
     """What is passed to a runtime of this kind; CapabilityError for an option of another kind."""
-    if options.get("align") == "mask":  # what every kind does
-        del options["align"]
     if "progress" not in kind.options:  # nothing of it takes long
         options.pop("progress", None)
     for name in options:
@@ -219,13 +216,12 @@ def _open_llamacpp(where: SourceKind, place: Path | str, dtype: str | None, opti
 
 
 def _open_torch(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
-    from likely.runtimes.torch.aligned import RUNTIMES
+    from likely.runtimes.torch.runtime import TorchRuntime
 
-    runtime_class = RUNTIMES[options.pop("align", "mask")]
     if where == "gguf":  # the tokenizer first: it is cheap
         tokenizer, path, warnings = _tokenizer(Path(place))
-        return runtime_class.from_gguf(path, dtype=dtype, **_tokens_held(options)), tokenizer, path, warnings
-    runtime = runtime_class.from_pretrained(str(place), dtype=dtype, **_tokens_held(options))
+        return TorchRuntime.from_gguf(path, dtype=dtype, **_tokens_held(options)), tokenizer, path, warnings
+    runtime = TorchRuntime.from_pretrained(str(place), dtype=dtype, **_tokens_held(options))
     return runtime, *_tokenizer(_hub_folder(str(place), local=True) if where == "hub" else Path(place))
 
 

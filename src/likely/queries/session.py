@@ -15,7 +15,6 @@ from likely.decoding.loop import Loop
 from likely.decoding.request import Finished, Request
 from likely.decoding.run import events
 from likely.decoding.sampling import Sampling
-from likely.decoding.scheduling import SameLength
 from likely.errors import CapabilityError
 from likely.guided.guide import Guide
 from likely.guided.vocabulary import Vocabulary
@@ -112,13 +111,11 @@ class Session:
         return prompt_tokens(self.tokenizer, segments)
 
     def loop(self) -> Loop:
-        policy = SameLength() if getattr(self.host.runtime, "align", None) == "group" else None
         return Loop(
             self.runtime,  # type: ignore[arg-type]
             self.tokenizer.token_bytes,
             self.tokenizer.end_ids,
             controller=self.host.speculation,
-            policy=policy,
         )
 
     def decode(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 SourceKind = Literal["gguf", "folder", "hub"]
-ALIGNMENTS = ("mask", "repad", "group")
 _COMMON = {"context", "sequences", "threads"}
 
 
@@ -56,7 +55,7 @@ KINDS = {
             packages=("torch", "transformers"),
             extra="torch",
             capabilities=frozenset({"trees", "fork", "truncate", "hidden", "full_attention", "gradients", "layers"}),
-            options=frozenset(_COMMON | {"align", "device", "revision", "tokens_per_call"}),
+            options=frozenset(_COMMON | {"device", "revision", "tokens_per_call"}),
         ),
         RuntimeKind(
             "native",
@@ -82,7 +81,6 @@ class LocalOptions(TypedDict, total=False):
     threads    of the processor                      tokens_per_call  larger calls are cut
     invariant  llamacpp: logits the same, bit for bit, however tokens are batched
     kv_dtype   llamacpp: of cached keys and values: f16, f32, bf16, q8_0
-    align      torch: how rows of a batch are kept in step: mask (nothing moves), repad, group
     device     torch: "cpu", "cuda" ...              revision         torch: a name for these weights
     progress   native: (bytes, bytes in all) while the weights are packed, which happens once per model and dtype
     """
@@ -93,7 +91,6 @@ class LocalOptions(TypedDict, total=False):
     tokens_per_call: int | None
     invariant: bool | None
     kv_dtype: str | None
-    align: str | None
     device: str | None
     revision: str | None
     progress: Callable[[int, int], None] | None

@@ -24,18 +24,22 @@ class Machine:
 
 
 def machine() -> Machine:
-    cpu, flags = platform.processor() or platform.machine(), ""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for row in info.read_text().splitlines():
-            key, _, value = row.partition(":")
-            if key.strip() == "model name":
-                cpu = value.strip()
-            elif key.strip() == "flags":
-                flags = value
-                break
-    words = set(flags.split())
+    words = cpu_words()
+    cpu = _cpuinfo("model name") or platform.processor() or platform.machine()
     return Machine(cpu, cores(), [flag for flag in FLAGS if flag in words], platform.platform())
+
+
+def cpu_words() -> frozenset[str]:
+    """The instructions of the processor in Linux's words; none where the system does not say."""
+    return frozenset(_cpuinfo("flags").split())
+
+
+def _cpuinfo(wanted: str) -> str:
+    try:
+        rows = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((row.partition(":")[2].strip() for row in rows if row.partition(":")[0].strip() == wanted), "")
 
 
 def cores() -> int:

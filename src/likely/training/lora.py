@@ -135,10 +135,25 @@ def train_lora(
     }  # fmt: skip
     if folder is not None and (found := _saved_recipe(Path(folder))) and found["recipe"] == recipe:
         return Adapter(model, _read_factors(Path(folder)), alpha / rank, recipe, found["losses"])
+    import torch
+
     with peft_model(module, rank=rank, alpha=alpha, dropout=dropout, targets=targets, seed=seed) as peft:
-        losses = _train(
-            peft, items, steps=steps, batch=batch, lr=lr, clip=clip, precision=precision, seed=seed, progress=progress
+        optimiser = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+        rise = max(1, round(WARMUP * steps))
+        rate = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda t: min((t + 1) / rise, (steps - t) / max(1, steps - rise + 1))
         )
+        half = torch.autocast(next(peft.parameters()).device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+        def loss(chosen: Seq[int]) -> torch.Tensor:
+            with half:
+                return answer_loss(peft, [items[i] for i in chosen])
+
+        peft.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + 1)  # dropout
+            order = batches([len(i.tokens) for i in items], batch=batch, steps=steps, seed=seed)
+            losses = train(order, loss, optimiser, schedule=rate, clip=clip, progress=progress)
         factors = learned_factors(peft)
         if folder is not None:
             Path(folder, RECIPE).unlink(missing_ok=True)  # of an adapter whose weights are replaced now
@@ -157,9 +172,6 @@ def load_adapter(lm: HasRuntime | str | Path, folder: str | Path) -> Adapter:
     return Adapter(
         trainable(lm), _read_factors(Path(folder)), recipe["alpha"] / recipe["rank"], recipe, found["losses"]
     )
-
-
-# --- the loss ---------------------------------------------------------------------------------------------------------
 
 
 def answer_items(tokenizer: Tokenizer, pairs: Seq[tuple[str, str]], context: int) -> list[Item]:
@@ -216,42 +228,6 @@ def batches(lengths: Seq[int], *, batch: int, steps: int, seed: int) -> list[lis
         groups = [alike[i : i + batch].tolist() for i in range(0, len(alike), batch)]
         chosen += [groups[i] for i in rng.permutation(len(groups))]
     return chosen[:steps]
-
-
-def _train(
-    peft: Any,
-    items: Seq[Item],
-    *,
-    steps: int,
-    batch: int,
-    lr: float,
-    clip: float,
-    precision: str,
-    seed: int,
-    progress: Callable[[int, float], None] | None,
-) -> list[float]:
-    import torch
-
-    learned = [p for p in peft.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(learned, lr=lr, weight_decay=0.0)
-    rise = max(1, round(WARMUP * steps))
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda t: min((t + 1) / rise, (steps - t) / max(1, steps - rise + 1))
-    )
-    half = torch.autocast(next(peft.parameters()).device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-    def loss(chosen: Seq[int]) -> torch.Tensor:
-        with half:
-            return answer_loss(peft, [items[i] for i in chosen])
-
-    peft.train()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed + 1)  # dropout
-        order = batches([len(i.tokens) for i in items], batch=batch, steps=steps, seed=seed)
-        return train(order, loss, optimiser, schedule=rate, clip=clip, progress=progress)
-
-
-# --- peft -------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from likely.runtimes.rows import logsumexp
 from likely.scoring.likelihood import Item, score_items
 from likely.uncertainty.p_true import answers, p_true_of, p_true_prompts
 from likely.uncertainty.plan import GatherPlan
-from likely.uncertainty.types import Gathered, GenerationScores
+from likely.uncertainty.types import Gathered, scores_of
 
 ROWS_BYTES = 128 << 20  # of logits in one step
 KINDS = ("greedy", "samples", "beams")
@@ -39,15 +39,15 @@ def gather_locally(
             made[kind].append(texts)
         if progress:
             progress(1)
-    sizes = _sizes(lm)
+
+    def sizes(text: Any) -> Ints:
+        return np.array([len(lm.tokenizer.token_bytes(t)) for t in text.token_ids], np.int64)
+
     found = {kind: scores_of(groups, sizes) for kind, groups in made.items() if groups}
     gathered = Gathered(shown, found.get("greedy"), found.get("samples"), found.get("beams"))
     if "p_true" in plan.needs:
         gathered = replace(gathered, extra={"p_true": _p_true(lm, gathered, plan)})
     return gathered
-
-
-# --- what to ask for --------------------------------------------------------------------------------------------------
 
 
 def _requests(lm: Any, prompt: str, plan: GatherPlan, system: str | None) -> dict[str, Request]:
@@ -111,9 +111,6 @@ def entropy(logits: FloatArray) -> float:
     logp = logits - np.float32(logsumexp(logits))
     p = np.exp(logp)
     return float(-(p * np.where(p > 0, logp, 0)).sum(dtype=np.float64)) + 0.0
-
-
-# --- running ----------------------------------------------------------------------------------------------------------
 
 
 def _run(lm: Any, wanted: list[dict[str, Request]], plan: GatherPlan) -> Iterator[dict[str, list[Any]]]:
@@ -232,27 +229,6 @@ def _together(
             kind: [lm.generation(owner[number], event, seconds) for _, event in sorted(done[number].items())]
             for kind, number in mine.items()
         }
-
-
-def _sizes(lm: Any) -> Callable[[Any], Ints]:
-    return lambda made: np.array([len(lm.tokenizer.token_bytes(t)) for t in made.token_ids], np.int64)
-
-
-def scores_of(groups: Sequence[Sequence[Any]], sizes: Callable[[Any], Ints] | None) -> GenerationScores:
-    """The texts of each prompt (records of generated texts) as arrays."""
-    made = [text for group in groups for text in group]
-    noted = [text.steering for text in made]
-    return GenerationScores(
-        [np.array(text.token_logprobs, np.float64) for text in made],
-        [text.text for text in made],
-        [text.finish_reason for text in made],
-        np.repeat(np.arange(len(groups)), [len(group) for group in groups]),
-        None if not made or noted[0] is None else [np.array(row, np.float64) for row in noted],
-        None if sizes is None else [sizes(text) for text in made],
-    )
-
-
-# --- P(True) ----------------------------------------------------------------------------------------------------------
 
 
 def _p_true(lm: Any, gathered: Gathered, plan: GatherPlan) -> Floats:

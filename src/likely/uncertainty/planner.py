@@ -73,8 +73,6 @@ def gather(
     raise CapabilityError(f"cannot gather from {type(lm).__name__}: give a model that likely.load made")
 
 
-# --- questions to records --------------------------------------------------------------------------------------------
-
 Clusters = Literal["exact", "number", "lexical", "model"]
 
 

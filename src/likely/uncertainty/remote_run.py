@@ -15,7 +15,7 @@ from likely.metrics.checks import Floats, Ints
 from likely.runtimes.kinds import kinds_with
 from likely.uncertainty.p_true import answers, p_true_of, p_true_prompts
 from likely.uncertainty.plan import GatherPlan
-from likely.uncertainty.types import Gathered, GenerationScores
+from likely.uncertainty.types import Gathered, GenerationScores, scores_of
 
 CONCURRENT = 8  # requests at a time
 NOTE = "log-probabilities of a server, which may leave out the end token's"
@@ -69,21 +69,12 @@ def _one(lm: Any, plan: GatherPlan, prompt: str, system: str | None, sample: int
 
 
 def _scores(groups: Sequence[Sequence[Any]], note: str = NOTE) -> GenerationScores:
-    made = [text for group in groups for text in group]
-    if any(text.token_logprobs is None for text in made):
+    if any(text.token_logprobs is None for group in groups for text in group):
         raise CapabilityError(
             "this server gives no log-probabilities of what it writes, and these estimators rest on them: use a "
             f"server that does, or load the model locally ({kinds_with()})"
         )
-    sizes = [_sizes(text) for text in made]
-    return GenerationScores(
-        [np.array(text.token_logprobs, np.float64) for text in made],
-        [text.text for text in made],
-        [text.finish_reason for text in made],
-        np.repeat(np.arange(len(groups)), [len(group) for group in groups]),
-        token_sizes=None if any(size is None for size in sizes) else sizes,  # type: ignore[arg-type]
-        note=note,
-    )
+    return scores_of(groups, _sizes, note)
 
 
 def _sizes(text: Any) -> Ints | None:

@@ -32,15 +32,6 @@ def ln_predictive_entropy(samples: GenerationScores, n: int) -> Uncertainty:
     return _mean_over_samples(samples, n, -samples.mean_logprobs, "ln_predictive_entropy")
 
 
-def entropy_error(samples: GenerationScores, n: int) -> Floats:
-    """(N,) standard error of `predictive_entropy`, from the spread of the S values; S >= 2."""
-    out = np.empty(n)
-    for i in range(n):
-        own = samples.logprobs[samples_of(samples, i, least=2)]
-        out[i] = own.std(ddof=1) / np.sqrt(len(own))
-    return out
-
-
 def samples_of(samples: GenerationScores, prompt: int, *, least: int = 1) -> Ints:
     """The numbers of a prompt's samples; ValueError if there are fewer than `least`."""
     own = samples.of(prompt)
@@ -57,9 +48,6 @@ def any_cut(samples: GenerationScores, n: int) -> np.ndarray:
 def _mean_over_samples(samples: GenerationScores, n: int, each: Floats, name: str) -> Uncertainty:
     values = np.array([each[samples_of(samples, i)].mean() for i in range(n)])
     return Uncertainty(values, "score", "less_certain", name, truncated=any_cut(samples, n), note=samples.note)
-
-
-# --- shared words -----------------------------------------------------------------------------------------------------
 
 
 def words(text: str) -> list[str]:
@@ -106,9 +94,6 @@ def lexical_similarity(samples: GenerationScores, n: int) -> Uncertainty:
         pairs = similarities([samples.texts[k] for k in own])
         values[i] = pairs[np.triu_indices(len(own), 1)].mean()
     return Uncertainty(values, "score", "more_certain", "lexical_similarity", truncated=any_cut(samples, n))
-
-
-# --- their graph ------------------------------------------------------------------------------------------------------
 
 
 def eigenvalue_sum(w: Floats) -> float:

@@ -20,9 +20,6 @@ from likely.uncertainty.verbal import stated_confidences, without_confidence
 EntropyForm = Literal["rao_blackwell", "older"]
 
 
-# --- entropy ----------------------------------------------------------------------------------------------------------
-
-
 def cluster_logprobs(logprobs: Floats, clusters: Sequence[int]) -> Floats:
     """(C,) log Σ_{s in c} e^{l_s} of each cluster, not normalised.  logprobs (S,), clusters (S,) numbered 0..C-1."""
     groups = np.asarray(clusters)
@@ -120,9 +117,6 @@ def _over_prompts(
         values, "score", "less_certain", name, truncated=any_cut(samples, gathered.n),
         note=f"clusters: {clusterer.name}",
     )  # fmt: skip
-
-
-# --- agreement --------------------------------------------------------------------------------------------------------
 
 
 def agreement(clusters: Sequence[int]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from likely.errors import nearest
+from likely.errors import check_choice
 from likely.metrics.checks import Floats
 from likely.uncertainty import likelihood, samples, semantic, verbal
 from likely.uncertainty.clusters import NUMBER, Clusterer
@@ -88,9 +88,7 @@ def check_names(names: Iterable[str]) -> list[str]:
     """The names of estimators, each once; ValueError for an unknown one."""
     found = list(dict.fromkeys(names))
     for name in found:
-        if name not in ESTIMATORS:
-            known = ", ".join(ESTIMATORS)
-            raise ValueError(f'unknown estimator "{name}"{nearest(name, ESTIMATORS)} (allowed: {known})')
+        check_choice("estimator", name, ESTIMATORS)
     if not found:
         raise ValueError(f"no estimator was named (allowed: {', '.join(ESTIMATORS)})")
     return found
@@ -103,13 +101,8 @@ def needs_of(names: Iterable[str], *, brainstormed: int = BRAINSTORMED) -> froze
     """
     wanted: set[str] = set()
     for name in names:
-        if name in NEEDS:
-            wanted.add(name)
-        elif name in ESTIMATORS:
-            wanted |= set(ESTIMATORS[name].needs)
-        else:
-            allowed = (*NEEDS, *ESTIMATORS)
-            raise ValueError(f'unknown need "{name}"{nearest(name, allowed)} (allowed: {", ".join(allowed)})')
+        check_choice("need", name, (*NEEDS, *ESTIMATORS))
+        wanted |= {name} if name in NEEDS else set(ESTIMATORS[name].needs)
     if wanted & {"token_entropy", "beams", "p_true"}:
         wanted.add("greedy")
     if "p_true" in wanted and brainstormed:

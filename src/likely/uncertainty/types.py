@@ -6,7 +6,7 @@ Natural logarithms, float64, log-probabilities of the model itself (temperature 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from likely.metrics.checks import Floats, Ints
 from likely.scoring.choices import Normalise
+from likely.scoring.scored import PairScorer
 
 Direction = Literal["more_certain", "less_certain"]  # what a higher value means
 
@@ -83,6 +84,20 @@ class OptionScores:
         return p / p.sum(axis=1, keepdims=True)
 
 
+def option_scores(
+    lm: PairScorer, prompts: Sequence[str], answers: Sequence[str], *, progress: Callable[[int], None] | None = None
+) -> OptionScores:
+    """log p(" " + answer | prompt) for N prompts and K answers; what the prompts share is computed once."""
+    scored = lm.score_pairs([(prompt, f" {answer}") for prompt in prompts for answer in answers], progress=progress)
+    shape = len(prompts), len(answers)
+    return OptionScores(
+        np.array([s.sequence_logprob for s in scored], np.float64).reshape(shape),
+        np.array([len(s.token_logprobs) for s in scored], np.int64).reshape(shape),
+        np.array([[len(answer.encode()) for answer in answers]] * len(prompts), np.int64).reshape(shape),
+        np.ones(shape, bool),
+    )
+
+
 @dataclass(frozen=True)
 class GenerationScores:
     """M generated texts, several of one prompt perhaps.
@@ -140,6 +155,22 @@ class GenerationScores:
     def of(self, prompt: int) -> Ints:
         """The numbers of a prompt's texts, in their order."""
         return np.flatnonzero(self.prompt_ids == prompt)
+
+
+def scores_of(groups: Sequence[Sequence[Any]], sizes: Callable[[Any], Ints | None], note: str = "") -> GenerationScores:
+    """The texts of each prompt (records of generated texts) as arrays; sizes: of a text, the bytes of each token."""
+    made = [text for group in groups for text in group]
+    noted = [getattr(text, "steering", None) for text in made]
+    each = [sizes(text) for text in made]
+    return GenerationScores(
+        [np.array(text.token_logprobs, np.float64) for text in made],
+        [text.text for text in made],
+        [text.finish_reason for text in made],
+        np.repeat(np.arange(len(groups)), [len(group) for group in groups]),
+        None if not made or noted[0] is None else [np.array(row, np.float64) for row in noted],
+        None if any(one is None for one in each) else each,  # type: ignore[arg-type]
+        note,
+    )
 
 
 @dataclass(frozen=True)

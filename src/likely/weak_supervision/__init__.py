@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from likely.weak_supervision.reasking import LabelTask as LabelTask
     from likely.weak_supervision.reasking import Reasked as Reasked
     from likely.weak_supervision.reasking import budget_threshold as budget_threshold
-    from likely.weak_supervision.reasking import quantile_threshold as quantile_threshold
     from likely.weak_supervision.reasking import reask as reask
     from likely.weak_supervision.risk import RiskReport as RiskReport
     from likely.weak_supervision.risk import polar as polar

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,7 +19,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from likely.calibration.recalibrators.protocol import Parameters
-from likely.errors import DataError, nearest
+from likely.errors import DataError, check_choice
 from likely.metrics.checks import Floats, Ints, as_floats
 from likely.uncertainty.types import Uncertainty
 from likely.weak_supervision.labelling_rules import Votes, check_votes
@@ -33,7 +34,8 @@ _WORD = re.compile(r"\w\w+|[^\w\s]")
 Encoder = Literal["tfidf", "given"] | Callable[[Sequence[str]], Any]
 
 
-class Harmonizer(Parameters):
+@dataclass(eq=False)
+class Harmonizer(Recipe, Parameters):
     """Fuse votes: fit on texts and `Votes` whose first source usually is the model, then ask for probabilities or risk.
 
     classes     K, or their names
@@ -52,28 +54,11 @@ class Harmonizer(Parameters):
     votes_per_text_ (mean number of votes): under "quadratic" texts with many votes weigh most.
     """
 
-    def __init__(
-        self,
-        classes: int | Sequence[str],
-        encoder: Encoder = "tfidf",
-        *,
-        scalarizer: str = "quadratic",
-        hidden: int = 64,
-        weights: Any = None,
-        normalize_by_votes: bool = False,
-        deduplicate: bool = True,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1e-4,
-        batch: int = 64,
-        epochs: int | None = None,
-        validation: float = 0.1,
-        patience: int = 3,
-        seed: int = 0,
-    ):
-        self.classes, self.encoder, self.scalarizer, self.hidden = classes, encoder, scalarizer, hidden
-        self.weights, self.normalize_by_votes, self.deduplicate = weights, normalize_by_votes, deduplicate
-        self.learning_rate, self.weight_decay, self.batch, self.epochs = learning_rate, weight_decay, batch, epochs
-        self.validation, self.patience, self.seed = validation, patience, seed
+    classes: int | Sequence[str]
+    encoder: Encoder = "tfidf"
+    _: KW_ONLY
+    weights: Any = None
+    deduplicate: bool = True
 
     @property
     def k(self) -> int:
@@ -84,7 +69,7 @@ class Harmonizer(Parameters):
 
         All texts are used, those without a vote for the vocabulary only.
         """
-        recipe = self._recipe()
+        self._check_params()
         matrix = check_votes(votes.matrix if isinstance(votes, Votes) else votes, self.k)
         names = votes.names if isinstance(votes, Votes) else tuple(map(str, range(matrix.shape[1])))
         if len(texts) != len(matrix):
@@ -104,7 +89,7 @@ class Harmonizer(Parameters):
         voted = (matrix[:, self.sources_] >= 0).any(axis=1)
         x = self._features(texts)
         self.layers_: Layers
-        self.layers_, self.curve_ = train_network(x[voted], matrix[voted][:, self.sources_], self.k, weights, recipe)
+        self.layers_, self.curve_ = train_network(x[voted], matrix[voted][:, self.sources_], self.k, weights, self)
         self._warn_if_collapsed(forward(self.layers_, x), matrix[:, self.sources_])
         return self
 
@@ -120,8 +105,6 @@ class Harmonizer(Parameters):
     def polar(self, texts: Any, answers: Any) -> Uncertainty:
         """The risk of a model's answers (N,), -1 where it gave none; see `risk.polar`."""
         return polar(self.predict_proba(texts), answers)
-
-    # --- files --------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
         """Write harmonizer.json (settings, vocabulary) and harmonizer.safetensors (numbers) into a folder."""
@@ -178,16 +161,10 @@ class Harmonizer(Parameters):
             raise DataError(f"{source} holds no harmonizer as save wrote it: {type(error).__name__} {error}") from None
         return made
 
-    # --- parts --------------------------------------------------------------------------------------------------------
-
-    def _recipe(self) -> Recipe:
+    def _check_params(self) -> None:
         if self.k < 2:
             raise ValueError(f"at least 2 classes are needed, got {self.k}")
-        if self.scalarizer not in SCALARIZERS:
-            known = ", ".join(SCALARIZERS)
-            raise ValueError(
-                f'unknown scalarizer "{self.scalarizer}"{nearest(self.scalarizer, SCALARIZERS)} (allowed: {known})'
-            )
+        check_choice("scalarizer", self.scalarizer, SCALARIZERS)
         if isinstance(self.encoder, str) and self.encoder not in ("tfidf", "given"):
             raise ValueError(f'encoder must be "tfidf", "given" or a function, got "{self.encoder}"')
         if not 0 <= self.validation < 1:
@@ -200,10 +177,6 @@ class Harmonizer(Parameters):
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if self.normalize_by_votes and self.scalarizer == "chebyshev":
             raise ValueError("normalize_by_votes has no meaning for chebyshev: the greatest loss is one source's")
-        return Recipe(
-            SCALARIZERS[self.scalarizer], self.normalize_by_votes, self.hidden, self.learning_rate, self.weight_decay,
-            self.batch, self.epochs, self.validation, self.patience, self.seed,
-        )  # fmt: skip
 
     def _learn_features(self, texts: Any) -> None:
         if self.encoder == "tfidf":
@@ -276,9 +249,6 @@ def usable_sources(votes: Ints, names: Sequence[str], *, deduplicate: bool = Tru
     if twins:
         warnings.warn(f"left out, identical votes: {', '.join(twins)}", stacklevel=3)
     return np.array(kept, np.int64)
-
-
-# --- texts as sparse vectors of their words and word pairs ------------------------------------------------------------
 
 
 class TfIdf:

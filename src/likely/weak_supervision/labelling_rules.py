@@ -126,9 +126,6 @@ def read_rules(path: str | Path, classes: Sequence[str], *, fast: bool = False) 
     return rules
 
 
-# --- votes ------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Votes:
     """What M sources say of N texts.

@@ -20,11 +20,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.errors import nearest
+from likely.errors import check_choice
 from likely.metrics.checks import Floats, Ints
 from likely.metrics.intervals import Accuracy
 from likely.scoring.scored import PairScorer
-from likely.uncertainty.types import OptionScores
+from likely.uncertainty.types import option_scores
 from likely.weak_supervision.harmonizer import Harmonizer
 from likely.weak_supervision.labelling_rules import LabelingFunction, Votes
 from likely.weak_supervision.risk import risk_quality
@@ -86,30 +86,6 @@ def fired(rules: Sequence[LabelingFunction], text: str) -> list[LabelingFunction
     return list(found.values())[::-1]
 
 
-def label_scores(
-    lm: PairScorer, prompts: Sequence[str], labels: Sequence[str], *, progress: Callable[[int], None] | None = None
-) -> OptionScores:
-    """log p(" " + label | prompt) of N prompts and K labels; what the prompts share is computed once."""
-    scored = lm.score_pairs([(prompt, f" {label}") for prompt in prompts for label in labels], progress=progress)
-    shape = len(prompts), len(labels)
-    return OptionScores(
-        np.array([s.sequence_logprob for s in scored], np.float64).reshape(shape),
-        np.array([len(s.token_logprobs) for s in scored], np.int64).reshape(shape),
-        np.array([[len(label.encode()) for label in labels]] * len(prompts), np.int64).reshape(shape),
-        np.ones(shape, bool),
-    )
-
-
-# --- how many ---------------------------------------------------------------------------------------------------------
-
-
-def quantile_threshold(risk: Any, quantile: float) -> float:
-    """The risk that a share `quantile` of these items does not exceed: those above it are asked again."""
-    if not 0 <= quantile <= 1:
-        raise ValueError(f"quantile must lie in 0..1, got {quantile}")
-    return float(np.quantile(_checked_risk(risk), quantile, method="inverted_cdf"))
-
-
 def budget_threshold(risk: Any, budget: float) -> float:
     """The lowest threshold above which at most a share `budget` of the items lies; of ties, none is asked.
 
@@ -129,9 +105,6 @@ def _checked_risk(risk: Any) -> Floats:
     if np.isnan(values).any():
         raise ValueError(f"risk: row {int(np.isnan(values).argmax())} is not a number (NaN)")
     return values
-
-
-# --- asking again -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -175,8 +148,7 @@ def reask(
                the former stay as they are, the latter are asked the plain question
     progress   called with the number of prompts scored
     """
-    if policy not in POLICIES:
-        raise ValueError(f'unknown policy "{policy}"{nearest(policy, POLICIES)} (allowed: {", ".join(POLICIES)})')
+    check_choice("policy", policy, POLICIES)
     n, k = len(texts), len(task.labels)
     first = np.asarray(answers, np.int64)
     values = _checked_risk(risk)
@@ -200,7 +172,7 @@ def reask(
     if rows:
         if lm is None:
             raise ValueError(f'policy "{policy}" asks a model: lm is None')
-        scores = label_scores(lm, [prompts[i] or "" for i in rows], task.labels, progress=progress)
+        scores = option_scores(lm, [prompts[i] or "" for i in rows], task.labels, progress=progress)
         asked[rows] = True
         probs[rows] = scores.probs()
         second[rows] = probs[rows].argmax(axis=1)
@@ -213,9 +185,6 @@ def _second_prompt(
     if policy == "reconsider":
         return task.prompt(text) if answer < 0 else task.reconsider(text, answer)
     return task.evidence(text, rules) if fired(rules, text) else None
-
-
-# --- all of it, without labels ----------------------------------------------------------------------------------------
 
 
 def rate_and_reask(
@@ -246,7 +215,7 @@ def rate_and_reask(
     unasked = np.flatnonzero(first < 0).tolist()
     if unasked:
         prompts = [task.prompt(texts[i]) for i in unasked]
-        first[unasked] = label_scores(lm, prompts, names, progress=progress).probs().argmax(axis=1)
+        first[unasked] = option_scores(lm, prompts, names, progress=progress).probs().argmax(axis=1)
     every = [*texts, *more_texts]
     votes = Votes.of(rules, every, names).with_answers(np.append(first, np.full(len(more_texts), -1)))
     harmonizer = Harmonizer(names, scalarizer=scalarizer, seed=seed).fit(every, votes)

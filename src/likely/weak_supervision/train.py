@@ -24,9 +24,6 @@ Layers = list[tuple[Floats, Floats]]  # weights (out, in), biases (out,); ReLU b
 Scalarizer = Callable[["Tensor"], "Tensor"]
 
 
-# --- scalarizers ------------------------------------------------------------------------------------------------------
-
-
 def linear(losses: Tensor) -> Tensor:
     """Σ_j ℓ_j: the fit is to the shares of the votes."""
     return losses.sum(-1)
@@ -87,23 +84,20 @@ def pareto_loss(
     return scalarizer(losses)
 
 
-# --- training --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
+@dataclass(kw_only=True, eq=False)
 class Recipe:
     """How a network is trained: see `Harmonizer`."""
 
-    scalarizer: Scalarizer
-    normalize_by_votes: bool
-    hidden: int
-    learning_rate: float
-    weight_decay: float
-    batch: int
-    epochs: int | None
-    validation: float
-    patience: int
-    seed: int
+    scalarizer: str = "quadratic"
+    hidden: int = 64
+    normalize_by_votes: bool = False
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    batch: int = 64
+    epochs: int | None = None
+    validation: float = 0.1
+    patience: int = 3
+    seed: int = 0
 
 
 def forward(layers: Layers, x: Any) -> Floats:
@@ -141,7 +135,7 @@ def train_network(
                 out = torch.relu(out)
         logp = torch.log_softmax(out, dim=-1)
         return pareto_loss(
-            logp, torch.as_tensor(votes[rows]), scalarizer=recipe.scalarizer, weights=weight,
+            logp, torch.as_tensor(votes[rows]), scalarizer=SCALARIZERS[recipe.scalarizer], weights=weight,
             normalize_by_votes=recipe.normalize_by_votes,
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ from helpers_for_loops import run, toy_loop
 from statistics_of_draws import chi_square_p
 
 from likely.decoding.accept import matched_walk, sample_from, sampled_walk
-from likely.decoding.drafting.composite import Best, FirstOf, Longest
+from likely.decoding.drafting.composite import FirstOf
 from likely.decoding.drafting.lookup import CopySource, PromptLookup
 from likely.decoding.drafting.ngram.drafter import NgramModel
 from likely.decoding.drafting.protocol import (
@@ -94,46 +94,15 @@ def test_the_first_that_has_a_guess_and_no_later_one_is_asked():
     assert len(FirstOf(a, Says("d")).begin([5], SamplingContext()).propose(4)) == 0
 
 
-def test_a_threshold_passes_over_guesses_that_expect_less():
-    low, unknown, high = Says("low", one(1, expected=0.4)), Says("unknown", one(2)), Says("high", one(3, expected=2.0))
-    assert FirstOf(low, high, at_least=0.5).begin([5], SamplingContext()).propose(4).tokens.tolist() == [3]
-    assert FirstOf(low, unknown, at_least=0.5).begin([5], SamplingContext()).propose(4).tokens.tolist() == [2]
-    assert FirstOf(low, high).begin([5], SamplingContext()).propose(4).tokens.tolist() == [1]
-    assert len(FirstOf(low, low, at_least=0.5).begin([5], SamplingContext()).propose(4)) == 0
-    drawn = Says("drawn", DRAWN, distributions=frozenset({DraftDistribution.IID}))  # what was drawn must not decide
-    assert FirstOf(drawn, high, at_least=5.0).begin([5], SamplingContext()).propose(4) is DRAWN
-
-
-def test_the_longest_and_the_best():
-    short, long_ = Says("short", one(1, 2, expected=1.8)), Says("long", one(3, 4, 5, expected=0.3))
-    assert len(Longest(short, long_).begin([5], SamplingContext()).propose(4)) == 3
-    assert Best(long_, short).begin([5], SamplingContext()).propose(4).tokens.tolist() == [1, 2]
-    copied = Says("copied", one(6, 7, match=8))  # 0.8 + 0.64
-    assert Best(copied, Says("x", one(1, expected=1.43))).begin([5], SamplingContext()).propose(4).tokens.tolist() == [
-        6,
-        7,
-    ]
-    assert Best(copied, Says("x", one(1, expected=1.45))).begin([5], SamplingContext()).propose(4).tokens.tolist() == [
-        1
-    ]
-    assert Longest(Says("a", one(1)), Says("b", one(2))).begin([5], SamplingContext()).propose(4).tokens.tolist() == [1]
-    assert len(Longest(Says("a"), Says("b")).begin([5], SamplingContext()).propose(4)) == 0
-
-
-@pytest.mark.parametrize("kind", [Longest, Best])
-def test_a_drawn_draft_never_competes(kind):
+def test_a_drawn_draft_is_taken_where_it_comes_first():
     drawn = Says("drawn", DRAWN, distributions=frozenset({DraftDistribution.IID}))
-    assert (
-        kind(drawn, Says("fixed", one(2))).begin([5], SamplingContext()).propose(4).distribution
-        is DraftDistribution.FIXED
-    )
-    assert kind(Says("fixed"), drawn).begin([5], SamplingContext()).propose(4) is DRAWN
+    assert FirstOf(drawn, Says("high", one(3, expected=2.0))).begin([5], SamplingContext()).propose(4) is DRAWN
 
 
 def test_sequences_that_still_lack_a_guess_are_drafted_together():
     together = SaysTogether("m", one(9), free=False)
     source = FirstOf(CopySource(gram=1), together)
-    assert isinstance(source, DraftsTogether) and not source.free and Longest(Says("a"), Says("b")).free
+    assert isinstance(source, DraftsTogether) and not source.free and FirstOf(Says("a"), Says("b")).free
     drafters = [source.begin(prompt, SamplingContext()) for prompt in ([1, 2], [1, 2, 1], [3, 4])]
     drafts = source.propose_many(drafters, [4, 5, 6])
     assert [d.tokens.tolist() for d in drafts] == [[9], [2, 1], [9]]
@@ -175,17 +144,14 @@ def test_laws_are_the_union_and_spectr_takes_independent_draws_only():
 def test_bad_input():
     with pytest.raises(ValueError, match="two or more"):
         FirstOf(CopySource())
-    with pytest.raises(ValueError, match="at_least"):
-        FirstOf(Says("a"), Says("b"), at_least=float("nan"))
 
 
 SAMPLED = Sampling(temperature=0.8, seed=3)
 
 
-@pytest.mark.parametrize("kind", [FirstOf, Longest, Best])
 @pytest.mark.parametrize("sampling", [Sampling(temperature=0.0), SAMPLED], ids=["greedy", "sampled"])
-def test_the_text_is_the_same_with_and_without(kind, sampling):
-    source = kind(CopySource(gram=1), NgramModel(6), PromptLookup())
+def test_the_text_is_the_same_with_and_without(sampling):
+    source = FirstOf(CopySource(gram=1), NgramModel(6), PromptLookup())
     requests = [Request((0, i), sampling, max_tokens=25, drafter=source, draft_budget=6) for i in range(3)]
     plain = [Request((0, i), sampling, max_tokens=25) for i in range(3)]
     drafted = run(toy_loop(), *requests)
@@ -210,11 +176,9 @@ def mixed_pairs(source, prompt, n=1500):
         yield (*tokens, *(sample_from(P[tuple(tokens)], rng.random()) for _ in range(2 - len(tokens))))
 
 
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("kind", [FirstOf, Longest, Best])
 @pytest.mark.parametrize("prompt", [[0, 1, 2, 3], [0, 1, 2, 0]], ids=["drawn", "copied"])
-def test_mixed_laws_emit_the_target_s_law_under_rejection(kind, prompt):
-    source = kind(CopySource(gram=1), NgramModel(4))
+def test_mixed_laws_emit_the_target_s_law_under_rejection(prompt):
+    source = FirstOf(CopySource(gram=1), NgramModel(4))
     law = source.begin(prompt, SamplingContext(SAMPLED, 0, "rejection")).propose(2).distribution
     assert law is (DraftDistribution.IID if prompt[-1] == 3 else DraftDistribution.FIXED)
     assert chi_square_p(mixed_pairs(source, prompt), PAIRS) > 1e-6

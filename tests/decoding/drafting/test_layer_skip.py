@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import transformers
 from helpers_for_loops import run, toy_loop
-from tiny_torch import VOCAB, tiny_module
+from tiny_torch import VOCAB, idle_layers, tiny_module
 
-from likely.decoding.drafting.layer_skip.drafter import (
-    ConfidentChain,
+from likely.decoding.drafting.layer_skip import (
+    Chain,
     LayerSkip,
     default_plan,
     parse_plan,
@@ -20,7 +19,6 @@ from likely.decoding.drafting.layer_skip.drafter import (
     save_plan,
     saved_plan,
 )
-from likely.decoding.drafting.layer_skip.search import FoundPlan, relative_cost, search, speed_on
 from likely.decoding.drafting.protocol import DraftDistribution, SamplingContext, UsesTarget
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
@@ -31,24 +29,6 @@ from likely.runtimes.torch.runtime import TorchRuntime
 from likely.runtimes.toy import ToyRuntime
 
 GREEDY, WARM = Sampling(temperature=0.0), Sampling(temperature=0.8, top_p=0.9, seed=3)
-
-
-def idle_layers(layers=6, idle=(2, 3)):
-    """A small Llama in which some layers add nothing."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = transformers.LlamaConfig(
-            vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=128,
-        )  # fmt: skip
-        module = transformers.AutoModelForCausalLM.from_config(config)
-        for parameter in module.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.2)
-        for n in idle:
-            module.model.layers[n].self_attn.o_proj.weight.data.zero_()
-            module.model.layers[n].mlp.down_proj.weight.data.zero_()
-    return TorchRuntime(module.eval(), tokens_held=2048, revision="idle")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +49,7 @@ def test_tokens_are_those_of_plain_decoding(runtime, sampling, argument):
         Request((11,), sampling, max_tokens=8, samples=3, draft_budget=3),
     ]
     plain = run(loop_on(runtime), *requests)
-    source = LayerSkip(LayerSkip.parse(argument, runtime).plan, shape=ConfidentChain(5, confidence=0.0))
+    source = LayerSkip(LayerSkip.parse(argument, runtime).plan, shape=Chain(5, confidence=0.0))
     drafted = run(loop_on(runtime), *(replace(r, drafter=source) for r in requests))
     assert [[f.tokens for f in g] for g in drafted] == [[f.tokens for f in g] for g in plain]
     assert sum(f.proposed for g in drafted for f in g) > 0
@@ -77,7 +57,7 @@ def test_tokens_are_those_of_plain_decoding(runtime, sampling, argument):
 
 
 def test_layers_that_do_nothing_can_be_left_out(runtime):
-    source = LayerSkip(LayerPlan(frozenset({2, 3}), frozenset({2, 3})), shape=ConfidentChain(4, 0.0))
+    source = LayerSkip(LayerPlan(frozenset({2, 3}), frozenset({2, 3})), shape=Chain(4, 0.0))
     request = Request((4, 7, 9), WARM, max_tokens=18, drafter=source, draft_budget=4)
     [[finished]] = run(loop_on(runtime), request)
     assert finished.rounds == [0, 4, 4, 4, 1]
@@ -107,7 +87,7 @@ def test_later_logits_are_bit_equal():
 
 def test_q_is_the_shortened_model_after_the_requests_settings(runtime):
     plan, sampling = parse_plan("3", 6), WARM
-    source = LayerSkip(plan, shape=ConfidentChain(3, 0.0))
+    source = LayerSkip(plan, shape=Chain(3, 0.0))
     drafter = source.begin([5, 6, 7], SamplingContext(sampling, verification="rejection"))
     sequence = runtime.open()
     runtime.forward([Work(sequence, np.array([5, 6]), want=Want.NONE)])
@@ -125,7 +105,7 @@ def test_q_is_the_shortened_model_after_the_requests_settings(runtime):
 
 def test_all_texts_share_the_calls(runtime):
     calls = []
-    source = LayerSkip(parse_plan("2-3", 6), shape=ConfidentChain(3, 0.0))
+    source = LayerSkip(parse_plan("2-3", 6), shape=Chain(3, 0.0))
     drafters, sequences = [], []
     for i in range(4):
         sequences.append(runtime.open())
@@ -147,7 +127,7 @@ def test_all_texts_share_the_calls(runtime):
 def test_no_room_is_no_guess():
     runtime = idle_layers()
     runtime = TorchRuntime(runtime.module, tokens_held=70, revision="tight")
-    source = LayerSkip(parse_plan("2-3", 6), shape=ConfidentChain(6, 0.0))
+    source = LayerSkip(parse_plan("2-3", 6), shape=Chain(6, 0.0))
     requests = [Request((i, 2, 3), WARM, max_tokens=20, drafter=source, draft_budget=6) for i in range(3)]
     found = run(loop_on(runtime), *requests)
     plain = run(loop_on(runtime), *(replace(r, drafter=None) for r in requests))
@@ -175,26 +155,26 @@ def grown(shape, rows, draw, budget=9):
 )
 def test_a_draft_ends_where_it_is_unsure(draw):
     rows = [[0.9, 0.1], [0.3, 0.7], [0.55, 0.45], [0.9, 0.1]]
-    draft, calls = grown(ConfidentChain(9, 0.6), rows, draw)
+    draft, calls = grown(Chain(9, 0.6), rows, draw)
     assert len(draft) == 2 and calls == 3
     draft.check(budget=9, vocab_size=2, name="")
-    draft, calls = grown(ConfidentChain(9, 0.95), rows, draw)
+    draft, calls = grown(Chain(9, 0.95), rows, draw)
     assert len(draft) == 0 and calls == 1
-    assert len(grown(ConfidentChain(3, 0.0), rows, draw)[0]) == 3
-    assert len(grown(ConfidentChain(9, 0.6), rows, draw, budget=1)[0]) == 1
+    assert len(grown(Chain(3, 0.0), rows, draw)[0]) == 3
+    assert len(grown(Chain(9, 0.6), rows, draw, budget=1)[0]) == 1
 
 
 def test_a_greedy_chain_holds_the_best_tokens():
-    assert grown(ConfidentChain(), [[0.9, 0.1], [0.3, 0.7], [0.5, 0.5]], SamplingContext(GREEDY))[
+    assert grown(Chain(confidence=0.6), [[0.9, 0.1], [0.3, 0.7], [0.5, 0.5]], SamplingContext(GREEDY))[
         0
     ].tokens.tolist() == [0, 1]
 
 
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="length must be >= 1"):
-        ConfidentChain(0)
+        Chain(0)
     with pytest.raises(ValueError, match="confidence must lie in"):
-        ConfidentChain(3, 1.5)
+        Chain(3, 1.5)
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
@@ -241,46 +221,6 @@ def test_a_plan_is_kept_per_model(runtime, tmp_path, monkeypatch):
     assert saved_plan("idle", 6) is None
 
 
-# --- search -----------------------------------------------------------------------------------------------------------
-
-
-def test_cost_is_the_kept_share_of_the_weights():
-    sizes = {"attention": 1.0, "mlp": 3.0, "head": 8.0}
-    assert relative_cost(LayerPlan(), 4, **sizes) == 1
-    assert relative_cost(LayerPlan.exit_after(1, 4), 4, **sizes) == 0.5
-    assert relative_cost(LayerPlan(frozenset({2})), 4, **sizes) == pytest.approx(23 / 24)
-
-
-def test_a_plan_is_measured_and_improved(runtime):
-    """Layers that do nothing are found to be free; a search ends above where it began, and says what it measured."""
-    prompts = [np.random.default_rng(i).integers(0, VOCAB, 6).tolist() for i in range(2)]
-    speed = speed_on(
-        runtime, prompts, max_tokens=9, shape=ConfidentChain(3, 0.0),
-        cost=lambda plan: relative_cost(plan, 6, attention=1.0, mlp=2.0, head=1.0),
-    )  # fmt: skip
-    nothing, idle = speed(LayerPlan()), speed(LayerPlan(frozenset({2, 3}), frozenset({2, 3})))
-    assert idle.tokens_per_call == nothing.tokens_per_call == 3  # 9 tokens: 1, 4, 4
-    assert (nothing.draft_calls_per_call, nothing.cost, nothing.speedup) == (2, 1, 1)
-    assert idle.cost == pytest.approx(13 / 19) and idle.speedup == pytest.approx(3 / (1 + 2 * 13 / 19))
-    begun = speed(LayerPlan(frozenset({1, 3}), frozenset({1, 3})))
-    found = search(speed, 6, np.random.default_rng(0), trials=6)
-    assert found.speedup > begun.speedup and found.speedup == speed(found.plan).speedup
-    assert not (found.plan.skip_attention | found.plan.skip_mlp) & {0, 5}
-
-
-def test_the_search_climbs():
-    """On a known landscape, each sublayer's worth its own, the best mask is found."""
-    worth = np.random.default_rng(1).normal(size=(2, 5))
-    worth[:, [0, 4]] = -9
-
-    def speed(plan):
-        total = sum(worth[0][n] for n in plan.skip_attention) + sum(worth[1][n] for n in plan.skip_mlp)
-        return FoundPlan(plan, float(total), 1, 1, 1)
-
-    found = search(speed, 5, np.random.default_rng(0), trials=200)
-    assert found.plan == LayerPlan(*(frozenset(np.flatnonzero(row > 0).tolist()) for row in worth))
-
-
 def test_a_model_taken_apart_by_hand_gives_the_same_drafts():
     """Early exit after one of two layers: the chain is greedy decoding of the module cut to one layer."""
     runtime = TorchRuntime(tiny_module("llama"), tokens_held=256, revision="x")
@@ -289,7 +229,7 @@ def test_a_model_taken_apart_by_hand_gives_the_same_drafts():
     cut.config.num_hidden_layers = 1
     text = [3, 9, 4, 17, 5]
     sequence = runtime.open()
-    drafter = LayerSkip(parse_plan("1", 2), shape=ConfidentChain(6, 0.0)).begin(text, SamplingContext(GREEDY))
+    drafter = LayerSkip(parse_plan("1", 2), shape=Chain(6, 0.0)).begin(text, SamplingContext(GREEDY))
     runtime.forward([Work(sequence, np.array(text[:-1]), want=Want.NONE)])
     drafter.attach(runtime, sequence, text[-1])
     found = drafter.propose(6).tokens.tolist()

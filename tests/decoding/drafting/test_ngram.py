@@ -14,7 +14,7 @@ from likely.decoding.drafting.ngram.counts import CorpusCounts, TextCounts
 from likely.decoding.drafting.ngram.drafter import FLOOR, TEXT_WEIGHT, NgramModel
 from likely.decoding.drafting.protocol import DraftDistribution, SamplingContext
 from likely.decoding.drafting.trees.growth import grow_with
-from likely.decoding.drafting.trees.shapes import Chain, ConstantBranching, IidTree, StochasticBeam
+from likely.decoding.drafting.trees.shapes import Chain, ConstantBranching, StochasticBeam
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling, processed_logprobs
 from likely.errors import DataError, ModelError
@@ -141,7 +141,12 @@ def test_a_sampled_draft_follows_the_target_s_noise_and_truncation():
 
 # --- drawn drafts -----------------------------------------------------------------------------------------------------
 
-SHAPES = [Chain(3), ConstantBranching((2, 2)), StochasticBeam(width=2, depth=2), IidTree((2, 2))]
+SHAPES = [
+    Chain(3),
+    ConstantBranching((2, 2)),
+    StochasticBeam(width=2, depth=2),
+    ConstantBranching((2, 2), independent=True),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: type(s).__name__)

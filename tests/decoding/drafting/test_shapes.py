@@ -17,7 +17,6 @@ from likely.decoding.drafting.trees.shapes import (
     Chain,
     ConstantBranching,
     IidPaths,
-    IidTree,
     StochasticBeam,
     children_per_node,
     level_widths,
@@ -41,7 +40,7 @@ SHAPES = [
     ConstantBranching((2, 2)),
     ConstantBranching((3, 1, 1)),
     StochasticBeam(3, 3),
-    IidTree((3, 2)),
+    ConstantBranching((3, 2), independent=True),
     IidPaths(3, 3),
 ]
 
@@ -49,7 +48,7 @@ SHAPES = [
 def size(shape) -> int:
     if isinstance(shape, Chain):
         return shape.length
-    if isinstance(shape, (ConstantBranching, IidTree)):
+    if isinstance(shape, (ConstantBranching)):
         return int(np.cumprod(shape.branching).sum())
     return getattr(shape, "width", getattr(shape, "paths", 0)) * shape.depth
 
@@ -155,7 +154,7 @@ def test_children_are_listed_in_the_order_of_drawing():
 def test_independent_draws_are_kept_with_their_repeats():
     draws = []
     for sample in range(6_000):
-        draft = grow(IidTree((2,)), Q, 0, drawn(sample), 5, 20)
+        draft = grow(ConstantBranching((2,), independent=True), Q, 0, drawn(sample), 5, 20)
         draws.append(tuple(int(draft.tokens[c]) for c in draft.draws[-1]))
     assert chi_square_p(draws, {(a, b): Q[0, a] * Q[0, b] for a in range(4) for b in range(4)}) > 1e-6
 
@@ -174,7 +173,7 @@ def test_a_node_has_as_many_draws_as_paths_that_pass_it():
 def test_branching_of_ones_is_a_chain_of_the_same_draws():
     for sample in range(50):
         a = grow(ConstantBranching((1, 1, 1)), Q, 2, drawn(sample), 5, 20)
-        for other in (Chain(3), IidTree((1, 1, 1)), IidPaths(1, 3)):
+        for other in (Chain(3), ConstantBranching((1, 1, 1), independent=True), IidPaths(1, 3)):
             b = grow(other, Q, 2, drawn(sample), 5, 20)
             assert a.tokens.tolist() == b.tokens.tolist() and a.is_chain and b.is_chain
             assert (
@@ -215,7 +214,7 @@ def test_bad_shapes_are_refused():
         (lambda: StochasticBeam(2, 0), "depth must be >= 1"),
         (lambda: ConstantBranching((2, 0)), r"numbers >= 1, got \(2, 0\)"),
         (lambda: ConstantBranching(()), "at least one level"),
-        (lambda: IidTree((0,)), "numbers >= 1"),
+        (lambda: ConstantBranching((0,), independent=True), "numbers >= 1"),
         (lambda: IidPaths(0, 1), "paths must be >= 1"),
         (lambda: Chain(0), "length must be >= 1"),
     ):

@@ -41,14 +41,17 @@ def by_hand(corpus, top):
     }
 
 
+def learning(texts, *, top=12, min_count=1, **settings):
+    """A memory counted from texts, with settings of its own."""
+    return TrigramMemory(TrigramMemory.from_texts(texts, top=top, min_count=min_count).table, **settings)
+
+
 # --- counting ---------------------------------------------------------------------------------------------------------
 
 
 def test_counts_of_the_known_example():
     assert known(TrigramMemory.from_texts([ABC]), A, B) == pytest.approx({C: 2 / 3, D: 1 / 3}, rel=1e-3)
     assert list(known(TrigramMemory.from_texts([ABC], top=1), A, B)) == [C]
-    counted = TrigramMemory.from_counts(np.array([[A, B, D], [A, B, C], [A, B, C]]), np.array([1, 1, 1]))
-    assert known(counted, A, B) == pytest.approx({C: 2 / 3, D: 1 / 3}, rel=1e-3)
     rare = TrigramMemory.from_texts([ABC], min_count=2)
     assert known(rare, A, B) and known(rare, C, A) and not known(TrigramMemory.from_texts([ABC], min_count=3), C, A)
 
@@ -84,7 +87,7 @@ def test_no_trigram_crosses_two_texts():
 
 @pytest.mark.parametrize("k", [1, 3, 9, 12])
 def test_k_observations_raise_a_weight_by_k_rates_up_to_the_cap(k):
-    memory = TrigramMemory.from_texts([ABC], rate=0.3, cap=3.0)
+    memory = learning([ABC], rate=0.3, cap=3.0)
     for _ in range(k):
         memory.observe([A, B, D])
         memory.observe([C, C, C])  # an unknown pair becomes known
@@ -94,10 +97,10 @@ def test_k_observations_raise_a_weight_by_k_rates_up_to_the_cap(k):
 
 
 def test_rate_zero_learns_nothing_and_the_cap_lowers_nothing():
-    still = TrigramMemory.from_texts([ABC], rate=0.0)
+    still = learning([ABC], rate=0.0)
     still.observe([A, B, D, D, D])
     assert known(still, B, D) == {} and known(still, A, B)[D] == pytest.approx(1 / 3, rel=1e-3)
-    low = TrigramMemory.from_texts([ABC], cap=0.5)
+    low = learning([ABC], cap=0.5)
     low.observe([A, B, C])
     assert known(low, A, B)[C] == pytest.approx(2 / 3, rel=1e-3)
 
@@ -107,7 +110,7 @@ def test_rate_zero_learns_nothing_and_the_cap_lowers_nothing():
 def test_the_order_of_texts_does_not_matter_below_the_cap(seed):
     rng = np.random.default_rng(seed)
     corpus = [rng.integers(0, 4, 12).tolist() for _ in range(4)]
-    one, other = (TrigramMemory.from_texts([ABC], cap=100.0) for _ in range(2))
+    one, other = (learning([ABC], cap=100.0) for _ in range(2))
     for text in corpus:
         one.observe(text)
     for i in rng.permutation(4):
@@ -127,7 +130,7 @@ def test_adaptation_is_bounded_and_forgets_the_oldest_pair():
 
 
 def test_requests_share_what_they_learn_or_keep_it_to_themselves():
-    together, apart = (TrigramMemory.from_texts([ABC], scope=scope) for scope in ("all", "request"))
+    together, apart = (learning([ABC], scope=scope) for scope in ("all", "request"))
     for memory in (together, apart):
         memory.begin([A, A], SamplingContext()).observe([D, D])
     assert together.begin([A, D], SamplingContext()).propose(4).tokens.tolist()[:1] == [D]
@@ -137,7 +140,7 @@ def test_requests_share_what_they_learn_or_keep_it_to_themselves():
 @given(steps=st.lists(st.tuples(st.integers(0, 9), st.lists(st.integers(0, 3), max_size=5)), max_size=12))
 @settings(max_examples=60, deadline=None)
 def test_rollback_and_fork_in_scope_request_are_exact(steps):
-    memory = TrigramMemory.from_texts([ABC], scope="request")
+    memory = learning([ABC], scope="request")
     drafter = memory.begin([A], SamplingContext())
     tokens = [A]
     for back, new in steps:
@@ -175,9 +178,8 @@ def test_many_threads_teach_one_memory():
 # --- drafts -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("search", ["best_first", "mcts"])
-def test_a_table_with_one_successor_each_gives_its_chain(search):
-    memory = TrigramMemory.from_texts([list(range(10))], search=search, rate=0.0)
+def test_a_table_with_one_successor_each_gives_its_chain():
+    memory = learning([list(range(10))], rate=0.0)
     draft = memory.begin([0, 1], SamplingContext()).propose(20)
     assert draft.is_chain and draft.tokens.tolist() == [2, 3, 4, 5, 6] and draft.match == 2
     assert memory.begin([0, 1], SamplingContext()).propose(3).tokens.tolist() == [2, 3, 4]
@@ -188,7 +190,7 @@ def test_the_same_text_gives_the_same_draft_whatever_the_request_samples():
     corpus = np.random.default_rng(0).integers(0, 6, (10, 40)).tolist()
     prompt = [1, 2, 3, 1, 2]
     drafts = [
-        TrigramMemory.from_texts(corpus, search="mcts").begin(prompt, draw).propose(12)
+        TrigramMemory.from_texts(corpus).begin(prompt, draw).propose(12)
         for draw in (SamplingContext(), SamplingContext(), SamplingContext(Sampling(temperature=1.0, seed=9), sample=3))
     ]
     assert len({(tuple(d.tokens.tolist()), tuple(d.parents.tolist())) for d in drafts}) == 1
@@ -206,11 +208,10 @@ def test_short_contexts_and_ended_drafters_have_no_draft():
 
 
 @pytest.mark.parametrize("scope", ["all", "request"])
-@pytest.mark.parametrize("search", ["best_first", "mcts"])
 @pytest.mark.parametrize("sampling", [Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=0.9, seed=3)])
-def test_the_text_is_the_same_with_and_without(sampling, search, scope):
+def test_the_text_is_the_same_with_and_without(sampling, scope):
     corpus = np.random.default_rng(1).integers(0, 6, (10, 40)).tolist()
-    memory = TrigramMemory.from_texts(corpus, search=search, scope=scope, iterations=20)
+    memory = learning(corpus, scope=scope)
     requests = [
         Request(
             (1, 2, 4, 1), max_tokens=30, sampling=sampling, samples=3 if sampling.temperature else 1, draft_budget=8
@@ -301,12 +302,12 @@ def test_bad_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"depth": 0}, "depth"), ({"iterations": 0}, "iterations"), ({"rate": -0.1}, "rate"), ({"cap": 0}, "cap"),
-     ({"search": "dfs"}, "best_first, mcts"), ({"scope": "user"}, "all, request"), ({"top": 0}, "top")],
+    [({"depth": 0}, "depth"), ({"rate": -0.1}, "rate"), ({"cap": 0}, "cap"),
+     ({"scope": "user"}, "all, request"), ({"top": 0}, "top")],
 )  # fmt: skip
 def test_bad_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        TrigramMemory.from_texts([ABC], **options)
+        learning([ABC], **options)
 
 
 def test_tokens_outside_the_vocabulary_are_refused():
@@ -314,8 +315,6 @@ def test_tokens_outside_the_vocabulary_are_refused():
         TrigramMemory.from_texts([ABC], vocab_size=3)
     with pytest.raises(ValueError, match="-1"):
         TrigramMemory.from_texts([[1, -1, 2]])
-    with pytest.raises(ValueError, match="must lie in"):
-        TrigramMemory.from_counts(np.array([[0, 0, 1 << 21]]), np.array([1]))
 
 
 def test_pairs_slide():

@@ -7,7 +7,6 @@ from likely.lazy import lazy_exports
 if TYPE_CHECKING:
     from likely.calibration.conformal.classification import ConformalSets as ConformalSets
     from likely.calibration.conformal.classification import set_report as set_report
-    from likely.calibration.conformal.classification import with_and_without_temperature as with_and_without_temperature
     from likely.calibration.conformal.quantiles import conformal_quantile as conformal_quantile
     from likely.calibration.conformal.regression import ConformalIntervals as ConformalIntervals
     from likely.calibration.conformal.risk_control import ControlledRisk as ControlledRisk

@@ -9,42 +9,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from likely.calibration.conformal.quantiles import GroupQuantiles
-from likely.calibration.recalibrators.scaling import Temperature
 from likely.calibration.selective import lower_bound
-from likely.metrics.checks import Floats, check_labels, check_logits, check_probs, softmax
+from likely.metrics.checks import Floats, check_labels, check_probs
 
 ConformalScore = Literal["lac", "aps", "raps"]
 By = Literal["class", "group"]
 
 
-# --- pure functions ---------------------------------------------------------------------------------------------------
-
-
-def lac_scores(probs: Floats) -> Floats:
-    """(N, K) 1 − p_k.  Sadinle, Lei & Wasserman 2019: the smallest sets on average."""
-    return 1 - probs
-
-
-def aps_scores(probs: Floats, u: Any = 1.0) -> Floats:
+def aps_scores(probs: Floats, u: Any = 1.0, *, penalty: float = 0.0, k_reg: int = 0) -> Floats:
     """(N, K) probability of all classes before k in falling order, plus u·p_k.
 
     u  (N,) uniform in [0, 1] for exact coverage, or 1: the whole of p_k, conservative
-    Ties: the lower class comes first.  Romano, Sesia & Candès 2020, arXiv:2006.02544.
-    """
-    return raps_scores(probs, u, penalty=0.0, k_reg=0)
-
-
-def raps_scores(probs: Floats, u: Any = 1.0, *, penalty: float, k_reg: int) -> Floats:
-    """(N, K) APS plus penalty·max(0, rank − k_reg), ranks from 1: the tail of unlikely classes costs extra.
-
-    Angelopoulos et al. 2021, arXiv:2009.14193, eq. 4.
+    penalty, k_reg  RAPS adds penalty·max(0, rank − k_reg), ranks from 1: the tail of unlikely classes costs extra
+    Ties: the lower class comes first.  Romano, Sesia & Candès 2020, arXiv:2006.02544;  RAPS: Angelopoulos et al. 2021,
+    arXiv:2009.14193, eq. 4.
     """
     order = np.argsort(-probs, axis=1, kind="stable")
     falling = np.take_along_axis(probs, order, axis=1)
@@ -63,14 +48,12 @@ def row_uniforms(rows: Floats, seed: int) -> Floats:
     return np.array([int.from_bytes(d, "little") >> 11 for d in digests], np.float64) * 2.0**-53
 
 
-# --- sets -------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(kw_only=True)
 class ConformalSets(GroupQuantiles):
     """Sets of classes with coverage >= 1 − alpha.
 
-    score       "lac" (1 − p), "aps" (cumulated probability) or "raps" (the same with a penalty on long sets)
+    score       "lac" (1 − p: the smallest sets on average, Sadinle et al. 2019), "aps" (cumulated probability) or
+                "raps" (the same with a penalty on long sets)
     by          None: one quantile, coverage over all rows;  "class": one per class (coverage for the rows of every
                 class);  "group": one per group given to fit and predict
     randomised  aps, raps: with a uniform number per row (coverage is then exact) or without (at least 1 − alpha); the
@@ -108,9 +91,9 @@ class ConformalSets(GroupQuantiles):
         if self.by not in (None, *get_args(By)):
             raise ValueError(f'by must be None, "class" or "group", got "{self.by}"')
         if self.score == "lac":
-            return lac_scores(probs)
+            return 1 - probs
         u = row_uniforms(probs, self.seed) if self.randomised else 1.0
-        return raps_scores(probs, u, penalty=self.penalty if self.score == "raps" else 0.0, k_reg=self.k_reg)
+        return aps_scores(probs, u, penalty=self.penalty if self.score == "raps" else 0.0, k_reg=self.k_reg)
 
     def predict(self, x: Any, groups: Sequence[Any] | None = None) -> NDArray[np.bool_]:
         """(N, K) which classes are in the set of each row."""
@@ -131,9 +114,6 @@ class ConformalSets(GroupQuantiles):
         return sets
 
 
-# --- how good sets are ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class SetReport:
     """coverage with its 95 % interval (Clopper-Pearson); mean_size in classes; empty, single: shares of sets of 0 and 1
@@ -148,9 +128,6 @@ class SetReport:
     single: float
     worst_class: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def set_report(sets: NDArray[np.bool_], labels: Any) -> SetReport:
     """Coverage and size of sets (N, K) against the right classes (N,)."""
@@ -162,25 +139,3 @@ def set_report(sets: NDArray[np.bool_], labels: Any) -> SetReport:
         n, covered / n, lower_bound(covered, n, 0.025), 1 - lower_bound(n - covered, n, 0.025),
         float(sizes.mean()), float((sizes == 0).mean()), float((sizes == 1).mean()), min(by_class, default=None),
     )  # fmt: skip
-
-
-def with_and_without_temperature(
-    logits: Any, labels: Any, *, sets: ConformalSets | None = None, seed: int = 0
-) -> dict[str, SetReport]:
-    """{"as given", "temperature"}: the same conformal sets from softmax(z) and softmax(z/T), on held-out rows.
-
-    A third of the rows fits T, a third the quantile, a third is reported: T fitted on the quantile's rows would break
-    the coverage.  Temperature scaling keeps coverage; sets of "aps" and "raps" may grow by it.
-    """
-    z = check_logits(logits)
-    template = ConformalSets(score="aps") if sets is None else sets
-    y = check_labels(labels, *z.shape)
-    if len(z) < 3:
-        raise ValueError(f"three parts need at least 3 rows, got {len(z)}")
-    scaling, middle, last = np.array_split(np.random.default_rng(seed).permutation(len(z)), 3)
-    temperature = Temperature().fit(z[scaling], y[scaling]).temperature_
-    found = {}
-    for name, t in (("as given", 1.0), ("temperature", temperature)):
-        one = ConformalSets(**template.get_params()).fit(softmax(z[middle] / t), y[middle])
-        found[name] = set_report(one.predict(softmax(z[last] / t)), y[last])
-    return found

@@ -15,11 +15,6 @@ from likely.calibration.conformal.quantiles import GroupQuantiles
 from likely.metrics.checks import Floats, check_score
 
 
-def residual_scores(y: Floats, predicted: Floats) -> Floats:
-    """(N,) |y − predicted|."""
-    return np.abs(y - predicted)
-
-
 def cqr_scores(y: Floats, low: Floats, high: Floats) -> Floats:
     """(N,) max(low − y, y − high): how far y lies outside, negative inside.  Romano et al. 2019, arXiv:1905.03222."""
     return np.maximum(low - y, y - high)

@@ -7,7 +7,7 @@ the stronger one, with high probability and about the answered items alone.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,6 @@ class ControlledRisk:
     alpha: float
     n: int
     risk: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def control_risk(losses: Any, settings: Any, *, alpha: float, bound: float = 1.0) -> ControlledRisk | None:

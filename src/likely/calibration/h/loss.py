@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from likely.errors import nearest
+from likely.errors import check_choice
 from likely.metrics.checks import Floats, Ints
 from likely.training.loop import import_torch
 
@@ -32,7 +32,6 @@ def hcal_loss(
     weighting: Weighting = "cluster",
     clusters: int = 15,
     loco: bool | Iterable[int] = False,
-    scale: float = 1.0,
 ) -> Tensor:
     """One number, 0 for q = b, with gradients to `probs`: a training objective, or a regulariser beside another.
 
@@ -43,7 +42,6 @@ def hcal_loss(
              near 0 does not drown the rest;  "uniform": the mean of t
     loco     leave one class out: the mean over classes e of the loss of the rows whose label is not e, for all classes
              (True) or those named; classes that no row has are skipped
-    scale    a factor
     The order and the clusters are constants: gradients flow through q − b only.  Sums are in float64; O(NK log NK).
     Sampling noise alone gives about √(2/π) √(q(1−q)/(M+1)) per window: `resampling_floor` says how much in all.
     h-calibration (spelled out from its description; the official code has more weightings).
@@ -68,7 +66,7 @@ def hcal_loss(
         return (sums[counts > 0] / counts[counts > 0]).mean()
 
     if loco is False:
-        return scale * loss_of(values, residuals)
+        return loss_of(values, residuals)
     owner = labels[order // k]
     losses = []
     for left_out in range(k) if loco is True else loco:
@@ -77,7 +75,7 @@ def hcal_loss(
             losses.append(loss_of(values[kept], residuals[kept]))
     if not losses:
         raise ValueError("loco: no class can be left out (of those asked for, none has rows, or it has all of them)")
-    return scale * torch.stack(losses).mean()
+    return torch.stack(losses).mean()
 
 
 def check_objective(window: int, eps: float, weighting: str) -> None:
@@ -86,8 +84,7 @@ def check_objective(window: int, eps: float, weighting: str) -> None:
         raise ValueError(f"window must be an even number >= 2, got {window}")
     if not eps >= 0:
         raise ValueError(f"eps must be >= 0, got {eps}")
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f'unknown weighting "{weighting}"{nearest(str(weighting), WEIGHTINGS)}')
+    check_choice("weighting", weighting, WEIGHTINGS)
 
 
 def windowed(residuals: Tensor, window: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -19,7 +20,7 @@ from likely.calibration.h.maps import HMap
 from likely.calibration.h.train import TRAINABLE, Metric, Setting, temperature_map, train_map
 from likely.calibration.recalibrators.protocol import Fitted, Input, Learned, read_learned
 from likely.calibration.recalibrators.scaling import inverse_temperature
-from likely.errors import DataError, nearest
+from likely.errors import DataError, check_choice
 from likely.metrics.bins import classwise_ece, debiased_ce
 from likely.metrics.checks import Floats, Ints, top_label
 from likely.metrics.proper import nll
@@ -35,6 +36,7 @@ METRICS: dict[str, Metric] = {
 }
 
 
+@dataclass(kw_only=True, eq=False)
 class HCalibrator(Fitted):
     """softmax(f(log p)) with f rising, or a mixture of temperatures: learned by `hcal_loss`, chosen by a metric.
 
@@ -55,32 +57,17 @@ class HCalibrator(Fitted):
 
     name: ClassVar[str] = "h"
     inputs: ClassVar[tuple[Input, ...]] = ("logits", "probs")
-    input: Input = "logits"
 
-    def __init__(
-        self,
-        *,
-        map: str = "auto",
-        window: int = 200,
-        eps: float = 0.0,
-        weighting: Weighting = "cluster",
-        loco: bool | Literal["auto"] = "auto",
-        select: Select = "dece",
-        folds: int = 3,
-        max_steps: int = 2000,
-        seed: int = 0,
-        input: Input = "logits",
-    ):
-        self.map = map
-        self.window = window
-        self.eps = eps
-        self.weighting = weighting
-        self.loco = loco
-        self.select = select
-        self.folds = folds
-        self.max_steps = max_steps
-        self.seed = seed
-        self.input = input
+    map: str = "auto"
+    window: int = 200
+    eps: float = 0.0
+    weighting: Weighting = "cluster"
+    loco: bool | Literal["auto"] = "auto"
+    select: Select = "dece"
+    folds: int = 3
+    max_steps: int = 2000
+    seed: int = 0
+    input: Input = "logits"
 
     def fit(self, x: Any, labels: Any) -> Self:
         torch = import_torch()
@@ -126,9 +113,8 @@ class HCalibrator(Fitted):
         return self
 
     def _setting(self, n: int, k: int) -> Setting:
-        for name, value, allowed in (("map", self.map, ("auto", *MAPS)), ("select", self.select, tuple(METRICS))):
-            if value not in allowed:
-                raise ValueError(f'unknown {name} "{value}"{nearest(str(value), allowed)} ({", ".join(allowed)})')
+        check_choice("map", self.map, ("auto", *MAPS))
+        check_choice("select", self.select, METRICS)
         if self.map == "auto" and not 2 <= self.folds <= n // 2:
             raise ValueError(f"folds must lie in 2..{n // 2} (two rows each), got {self.folds}")
         check_objective(self.window, self.eps, self.weighting)

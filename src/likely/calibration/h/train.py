@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,6 @@ class Trainable:
     parameters: list[Any]
     forward: Callable[[Any], Any]
     export: Callable[[], HMap]
-    kind: str = field(default="")
 
 
 def temperature_map(beta: float) -> HMap:
@@ -106,9 +105,6 @@ def _present(turn: Any, count: int, labels: Ints) -> list[int]:
     """The next classes whose rows can be left out: of sampled rows, a rare class may have none."""
     asked = [next(turn) for _ in range(count)]
     return [one for one in asked if 0 < (labels == one).sum() < len(labels)]
-
-
-# --- the three maps -----------------------------------------------------------------------------------------------
 
 
 def _linear(logp: Floats, beta: float, generator: Any) -> Trainable:

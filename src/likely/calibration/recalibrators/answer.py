@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -28,6 +29,7 @@ def features(token_logprobs: Sequence[float]) -> list[float]:
     return [total, total / count, min(token_logprobs), math.log(count)]
 
 
+@dataclass(kw_only=True, eq=False)
 class AnswerLogistic(Fitted):
     """σ(b + Σ_f w_f (x_f − mean_f) / scale_f), by penalised maximum likelihood; x (N, F) as `features` gives them.
 
@@ -41,14 +43,13 @@ class AnswerLogistic(Fitted):
         "mean_": Learned("f"), "scale_": Learned("f", low=1e-300), "weights_": Learned("f"), "intercept_": Learned(),
     }  # fmt: skip
 
+    ridge: float = 1.0
+
     def restore(self, learned: Any) -> Self:
         super().restore(learned)
         if len(self.weights_) != len(FEATURES):
             raise DataError(f"learned.weights_: has {len(self.weights_)} entries, there are {len(FEATURES)} features")
         return self
-
-    def __init__(self, *, ridge: float = 1.0):
-        self.ridge = ridge
 
     def checked(self, x: Any) -> Floats:
         array = as_floats(x, "answers", 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -10,12 +11,13 @@ from scipy.special import expit
 
 from likely.calibration.recalibrators.protocol import Fitted, Input, Learned
 from likely.calibration.recalibrators.sigmoid import fit_platt, log_odds
-from likely.errors import DataError, nearest
+from likely.errors import DataError, check_choice
 from likely.metrics.checks import Floats
 
 ROWS = 20  # a bin
 
 
+@dataclass(kw_only=True, eq=False)
 class Histogram(Fitted):
     """The share of right rows of the bin that a value falls into.
 
@@ -31,17 +33,14 @@ class Histogram(Fitted):
     learns: ClassVar[dict[str, Learned]] = {
         "edges_": Learned("E", least=0, increasing=True), "values_": Learned("B", low=0, high=1),
     }  # fmt: skip
-    input: Input = "confidence"
 
-    def __init__(self, *, bins: int = 15, binning: Literal["mass", "width"] = "mass", input: Input = "confidence"):
-        self.bins = bins
-        self.binning = binning
-        self.input = input
+    bins: int = 15
+    binning: Literal["mass", "width"] = "mass"
+    input: Input = "confidence"
 
     def fit(self, x: Any, labels: Any) -> Self:
         values, correct = self.checked_binary(x, labels)
-        if self.binning not in ("mass", "width"):
-            raise ValueError(f'unknown binning "{self.binning}"{nearest(str(self.binning), ("mass", "width"))}')
+        check_choice("binning", self.binning, ("mass", "width"))
         if self.binning == "width" and self.input == "score":
             raise ValueError('bins of equal width divide [0, 1]: for scores use binning="mass"')
         check_rows(len(values), self.bins, self.name)
@@ -93,6 +92,7 @@ def mass_edges(values: Floats, bins: int) -> Floats:
     return np.unique(np.where(middle < rising[after], middle, last))  # between two neighbouring floats there is none
 
 
+@dataclass(kw_only=True, eq=False)
 class ScalingBinning(Fitted):
     """Platt's map g, then the mean of g over the bin that g(x) falls into: few values, each with little variance.
 
@@ -108,12 +108,10 @@ class ScalingBinning(Fitted):
         "a_": Learned(), "b_": Learned(),
         "edges_": Learned("E", least=0, low=0, high=1, increasing=True), "values_": Learned("B", low=0, high=1),
     }  # fmt: skip
-    input: Input = "confidence"
 
-    def __init__(self, *, bins: int = 10, seed: int = 0, input: Input = "confidence"):
-        self.bins = bins
-        self.seed = seed
-        self.input = input
+    bins: int = 10
+    seed: int = 0
+    input: Input = "confidence"
 
     def fit(self, x: Any, labels: Any) -> Self:
         values, correct = self.checked_binary(x, labels)

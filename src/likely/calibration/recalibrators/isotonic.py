@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -14,6 +15,7 @@ from likely.metrics.checks import Floats
 REFUSED, RELIABLE = 50, 1000  # rows
 
 
+@dataclass(kw_only=True, eq=False)
 class Isotonic(Fitted):
     """The never decreasing map with the least squared error; straight between the values seen, clipped outside them.
 
@@ -26,10 +28,8 @@ class Isotonic(Fitted):
     name: ClassVar[str] = "isotonic"
     inputs: ClassVar[tuple[Input, ...]] = ("confidence", "score")
     learns: ClassVar[dict[str, Learned]] = {"x_": Learned("M", increasing=True), "y_": Learned("M", low=0, high=1)}
-    input: Input = "confidence"
 
-    def __init__(self, *, input: Input = "confidence"):
-        self.input = input
+    input: Input = "confidence"
 
     def fit(self, x: Any, labels: Any) -> Self:
         values, correct = self.checked_binary(x, labels)
@@ -58,6 +58,7 @@ def grouped(values: Floats, correct: Floats) -> tuple[Floats, Floats, Floats]:
     return distinct, np.bincount(where, weights=correct) / count, count.astype(np.float64)
 
 
+@dataclass(kw_only=True, eq=False)
 class VennAbers(Fitted):
     """For each value two isotonic fits: p0 as if its row were wrong, p1 as if it were right.
 
@@ -73,10 +74,8 @@ class VennAbers(Fitted):
     learns: ClassVar[dict[str, Learned]] = {
         "x_": Learned("M", increasing=True), "means_": Learned("M", low=0, high=1), "counts_": Learned("M", low=1),
     }  # fmt: skip
-    input: Input = "confidence"
 
-    def __init__(self, *, input: Input = "confidence"):
-        self.input = input
+    input: Input = "confidence"
 
     def fit(self, x: Any, labels: Any) -> Self:
         values, correct = self.checked_binary(x, labels)

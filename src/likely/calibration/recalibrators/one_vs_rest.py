@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,6 +13,7 @@ from likely.errors import DataError
 from likely.metrics.checks import Floats
 
 
+@dataclass(eq=False)
 class OneVsRest(Fitted):
     """p_k ∝ base_k(p_k), a copy of `base` fitted on (p_k, whether the class is k) for each class k.
 
@@ -23,11 +25,10 @@ class OneVsRest(Fitted):
 
     name: ClassVar[str] = "one_vs_rest"
     inputs: ClassVar[tuple[Input, ...]] = ("probs", "logits")
-    input: Input = "probs"
 
-    def __init__(self, base: Fitted, *, input: Input = "probs"):
-        self.base = base
-        self.input = input
+    base: Fitted
+    _: KW_ONLY
+    input: Input = "probs"
 
     def fit(self, x: Any, labels: Any) -> Self:
         if self.base.input != "confidence":

@@ -60,10 +60,6 @@ class Parameters:
             setattr(self, name, value)
         return self
 
-    def __repr__(self) -> str:
-        given = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
-        return f"{type(self).__name__}({given})"
-
     def check_fitted(self, name: str) -> None:
         """ValueError where there is no such learned value yet."""
         if not hasattr(self, name):
@@ -158,9 +154,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     return value
-
-
-# --- learned values read back from JSON: each is checked before it is used -------------------------------------------
 
 
 @dataclass(frozen=True)

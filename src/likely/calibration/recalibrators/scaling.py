@@ -6,6 +6,7 @@ Guo et al. 2017, arXiv:1706.04599, section 4.2; Kull et al. 2019, arXiv:1910.126
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -22,6 +23,7 @@ FOLDS = 3
 Penalty = Callable[[Floats, Floats], tuple[float, Floats, Floats]]  # (W, b) -> value, and its two gradients
 
 
+@dataclass(kw_only=True, eq=False)
 class Temperature(Fitted):
     """softmax(z / T), T > 0 the one that minimises the NLL; no row's order of classes changes.
 
@@ -35,10 +37,8 @@ class Temperature(Fitted):
     learns: ClassVar[dict[str, Learned]] = {
         "temperature_": Learned(low=1 / BOUNDS[1], high=1 / BOUNDS[0]), "at_bound_": Learned(flag=True),
     }  # fmt: skip
-    input: Input = "logits"
 
-    def __init__(self, *, input: Input = "logits"):
-        self.input = input
+    input: Input = "logits"
 
     def fit(self, x: Any, labels: Any) -> Self:
         inverse, self.at_bound_ = inverse_temperature(*self.checked_classes(x, labels))
@@ -72,9 +72,6 @@ def inverse_temperature(logits: Floats, labels: Ints) -> tuple[float, bool]:
     return float(np.exp(brentq(slope, low, high, xtol=1e-12))), False
 
 
-# --- multinomial regression -------------------------------------------------------------------------------------------
-
-
 def finite_logprobs(logp: Floats) -> Floats:
     """log p with log 1e-12 in place of -inf, so that it can be multiplied by 0 or by a negative weight."""
     return np.where(np.isneginf(logp), np.log(SMALLEST), logp)
@@ -102,9 +99,7 @@ def minimised(objective: Callable[[Floats], tuple[float, Floats]], start: Floats
     return np.asarray(found.x, np.float64)
 
 
-# --- a weight for each class, or a matrix -----------------------------------------------------------------------------
-
-
+@dataclass(kw_only=True, eq=False)
 class Vector(Fitted):
     """softmax(w ∘ log p + b); may change which class is on top.
 
@@ -120,11 +115,9 @@ class Vector(Fitted):
     learns: ClassVar[dict[str, Learned]] = {
         "weights_": Learned("K", least=2), "bias_": Learned("K", least=2),
     } | ACCURACIES  # fmt: skip
-    input: Input = "logits"
 
-    def __init__(self, *, l2: float = 1e-3, input: Input = "logits"):
-        self.l2 = l2
-        self.input = input
+    l2: float = 1e-3
+    input: Input = "logits"
 
     def fit(self, x: Any, labels: Any) -> Self:
         if not self.l2 >= 0:
@@ -167,6 +160,7 @@ class Affine(Fitted):
         return affine(self.checked_logprobs(x, len(self.bias_)), self.weights_, self.bias_)
 
 
+@dataclass(kw_only=True, eq=False)
 class Matrix(Affine):
     """Matrix scaling: softmax(W log p + b), pulled towards temperature scaling.
 
@@ -177,11 +171,9 @@ class Matrix(Affine):
     """
 
     name: ClassVar[str] = "matrix"
-    input: Input = "logits"
 
-    def __init__(self, *, l2: float = 1e-3, input: Input = "logits"):
-        self.l2 = l2
-        self.input = input
+    l2: float = 1e-3
+    input: Input = "logits"
 
     def fit(self, x: Any, labels: Any) -> Self:
         if not self.l2 >= 0:
@@ -198,6 +190,7 @@ class Matrix(Affine):
         return self
 
 
+@dataclass(kw_only=True, eq=False)
 class Dirichlet(Affine):
     """Dirichlet calibration with off-diagonal and intercept regularisation (ODIR).
 
@@ -211,12 +204,10 @@ class Dirichlet(Affine):
     name: ClassVar[str] = "dirichlet"
     learns: ClassVar[dict[str, Learned]] = Affine.learns | {"penalty_": Learned(low=0)}
     inputs: ClassVar[tuple[Input, ...]] = ("probs", "logits")
-    input: Input = "probs"
 
-    def __init__(self, *, penalty: float | Literal["auto"] = "auto", seed: int = 0, input: Input = "probs"):
-        self.penalty = penalty
-        self.seed = seed
-        self.input = input
+    penalty: float | Literal["auto"] = "auto"
+    seed: int = 0
+    input: Input = "probs"
 
     def fit(self, x: Any, labels: Any) -> Self:
         if self.penalty != "auto" and not (isinstance(self.penalty, int | float) and self.penalty > 0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -42,6 +43,7 @@ def logistic(features: Floats, targets: Floats, *, start: Floats, pull: float = 
     return theta, now
 
 
+@dataclass(kw_only=True, eq=False)
 class Platt(Fitted):
     """σ(a·s + b): s is log(c / (1 − c)) of a confidence c (clipped at 1e-12), or a score as it is.
 
@@ -55,10 +57,8 @@ class Platt(Fitted):
     name: ClassVar[str] = "platt"
     inputs: ClassVar[tuple[Input, ...]] = ("confidence", "score")
     learns: ClassVar[dict[str, Learned]] = {"a_": Learned(), "b_": Learned()}
-    input: Input = "confidence"
 
-    def __init__(self, *, input: Input = "confidence"):
-        self.input = input
+    input: Input = "confidence"
 
     def fit(self, x: Any, labels: Any) -> Self:
         values, correct = self.checked_binary(x, labels)
@@ -91,6 +91,7 @@ def fit_platt(score: Floats, correct: Floats) -> tuple[float, float]:
     return float(slope / width), float(offset - slope * middle / width)
 
 
+@dataclass(kw_only=True, eq=False)
 class Beta(Fitted):
     """σ(a·ln c − b·ln(1 − c) + m), a, b >= 0: never decreasing; the identity is a = b = 1, m = 0.
 
@@ -103,10 +104,8 @@ class Beta(Fitted):
     name: ClassVar[str] = "beta"
     inputs: ClassVar[tuple[Input, ...]] = ("confidence",)
     learns: ClassVar[dict[str, Learned]] = {"a_": Learned(low=0), "b_": Learned(low=0), "m_": Learned()}
-    input: Input = "confidence"
 
-    def __init__(self, *, input: Input = "confidence"):
-        self.input = input
+    input: Input = "confidence"
 
     def fit(self, x: Any, labels: Any) -> Self:
         values, correct = self.checked_binary(x, labels)

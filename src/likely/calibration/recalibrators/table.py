@@ -14,7 +14,7 @@ from likely.calibration.recalibrators.one_vs_rest import OneVsRest
 from likely.calibration.recalibrators.protocol import Fitted, Input
 from likely.calibration.recalibrators.scaling import Dirichlet, Matrix, Temperature, Vector
 from likely.calibration.recalibrators.sigmoid import Beta, Platt
-from likely.errors import DataError, nearest
+from likely.errors import DataError, check_choice
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,5 @@ def _set(made: Fitted, params: Mapping[str, Any], where: str = "params") -> Fitt
 
 def entry_of(name: str) -> RecalibratorEntry:
     """ValueError names the nearest method."""
-    if not isinstance(name, str) or name not in RECALIBRATORS:
-        known = ", ".join(RECALIBRATORS)
-        raise ValueError(f'unknown method "{name}"{nearest(str(name), RECALIBRATORS)} (allowed: {known})')
+    check_choice("method", name, RECALIBRATORS)
     return RECALIBRATORS[name]

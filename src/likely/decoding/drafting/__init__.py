@@ -6,9 +6,7 @@ from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from likely.decoding.drafting.budget import Controller as Controller
-    from likely.decoding.drafting.composite import Best as Best
     from likely.decoding.drafting.composite import FirstOf as FirstOf
-    from likely.decoding.drafting.composite import Longest as Longest
     from likely.decoding.drafting.lookup import CopySource as CopySource
     from likely.decoding.drafting.lookup import PromptLookup as PromptLookup
     from likely.decoding.drafting.protocol import Draft as Draft

@@ -16,33 +16,37 @@ MATCH = 32
 Occurrence = Literal["first", "last"]  # the earliest earlier place, or the latest
 
 
-def check_occurrence(occurrence: str) -> None:
-    if occurrence not in ("first", "last"):
-        raise ValueError(f'occurrence must be "first" or "last", got "{occurrence}"')
+class _Matches:
+    """DraftSource: what followed an earlier occurrence of the last n tokens, for each n of `sizes` in turn."""
+
+    distributions, free = FIXED_ONLY, True
+
+    def __init__(self, sizes: tuple[int, ...], most: int | None, occurrence: Occurrence):
+        if occurrence not in ("first", "last"):
+            raise ValueError(f'occurrence must be "first" or "last", got "{occurrence}"')
+        self._sizes, self._most, self._occurrence = sizes, most, occurrence
+
+    def begin(self, prompt: Sequence[int], context: SamplingContext) -> MatchDrafter:
+        drafter = MatchDrafter(self._sizes, self._most, self._occurrence)
+        drafter.observe(prompt)
+        return drafter
 
 
-class PromptLookup:
+class PromptLookup(_Matches):
     """DraftSource: prompt lookup, longest n-gram first, from `ngram` down to 1.
 
     occurrence  "first": the earliest occurrence with a continuation (as in transformers); "last": the latest
     """
 
     name = "lookup"
-    distributions, free = FIXED_ONLY, True
 
     def __init__(self, *, ngram: int = 3, occurrence: Occurrence = "first"):
         if ngram < 1:
             raise ValueError(f"ngram must be >= 1, got {ngram}")
-        check_occurrence(occurrence)
-        self.ngram, self.occurrence = ngram, occurrence
-
-    def begin(self, prompt: Sequence[int], context: SamplingContext) -> MatchDrafter:
-        drafter = MatchDrafter(tuple(range(self.ngram, 0, -1)), None, self.occurrence)
-        drafter.observe(prompt)
-        return drafter
+        super().__init__(tuple(range(ngram, 0, -1)), None, occurrence)
 
 
-class CopySource:
+class CopySource(_Matches):
     """DraftSource: CopySpec, up to `copy` tokens that followed an earlier occurrence of the last `gram` tokens.
 
     gram        tokens that must agree: more of them give fewer but better copies
@@ -54,20 +58,13 @@ class CopySource:
     """
 
     name = "copy"
-    distributions, free = FIXED_ONLY, True
 
     def __init__(self, gram: int = 3, copy: int = 10, *, occurrence: Occurrence = "first"):
         if gram < 1:
             raise ValueError(f"gram must be >= 1, got {gram}")
         if copy < 1:
             raise ValueError(f"copy must be >= 1, got {copy}")
-        check_occurrence(occurrence)
-        self.gram, self.copy, self.occurrence = gram, copy, occurrence
-
-    def begin(self, prompt: Sequence[int], context: SamplingContext) -> MatchDrafter:
-        drafter = MatchDrafter((self.gram,), self.copy, self.occurrence)
-        drafter.observe(prompt)
-        return drafter
+        super().__init__((gram,), copy, occurrence)
 
 
 class MatchDrafter:

@@ -9,7 +9,7 @@ import numpy as np
 
 from likely.decoding.constraint import Constraint
 from likely.decoding.drafting.budget import ANY, LIMIT, AcceptanceTracker, Controller
-from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, DraftsTogether
+from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, DraftsTogether, common_length
 from likely.decoding.sequence_state import SequenceState
 from likely.errors import ConstraintError
 from likely.runtimes.protocol import Runtime
@@ -87,7 +87,7 @@ class DraftPlanner:
             state.draft, state.drafted = (draft if len(draft) else state.draft), len(draft)
             return
         if state.constraint:
-            draft = _permitted(draft, state.constraint)
+            draft = permitted(draft, state.constraint)
         if source.free:
             tracker = state.tracker
             if tracker and request.draft_budget == "auto":
@@ -169,13 +169,6 @@ class DraftPlanner:
         )
 
 
-def _permitted(draft: Draft, constraint: Constraint) -> Draft:
-    try:
-        return permitted(draft, constraint)
-    except ConstraintError:
-        return NO_DRAFT
-
-
 def permitted(draft: Draft, constraint: Constraint) -> Draft:
     """The draft without the nodes that the constraint forbids, and what hangs below them.  For fixed drafts."""
     if draft.distribution is not DraftDistribution.FIXED or not len(draft):
@@ -184,20 +177,21 @@ def permitted(draft: Draft, constraint: Constraint) -> Draft:
     state = constraint.fork()
     held: list[int] = []  # the nodes that `state` has taken
     parents = draft.parents.tolist()
-    for node, token in enumerate(draft.tokens.tolist()):
-        parent = parents[node]
-        if parent >= 0 and not keep[parent]:
-            continue
-        path = _path(parents, parent)
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(held, path, strict=False)) if a != b), min(len(held), len(path))
-        )
-        state.rollback(len(held) - shared)
-        for ancestor in path[shared:]:
-            state.advance(int(draft.tokens[ancestor]))
-        held = path
-        if state.ready() and state.permits(token):
-            keep[node] = True
+    try:
+        for node, token in enumerate(draft.tokens.tolist()):
+            parent = parents[node]
+            if parent >= 0 and not keep[parent]:
+                continue
+            path = _path(parents, parent)
+            shared = common_length(held, path)
+            state.rollback(len(held) - shared)
+            for ancestor in path[shared:]:
+                state.advance(int(draft.tokens[ancestor]))
+            held = path
+            if state.ready() and state.permits(token):
+                keep[node] = True
+    except ConstraintError:
+        return NO_DRAFT
     return draft if keep.all() else draft.only(keep)
 
 

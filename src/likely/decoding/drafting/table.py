@@ -127,7 +127,7 @@ def _suffix(argument: str, context: DrafterContext) -> DraftSource:
 
     if not argument:
         return SuffixMemory(scope=context.scope)
-    return SuffixMemory.load(existing_file(argument, "suffix"), **context.model_tokens)
+    return SuffixMemory().load(existing_file(argument, "suffix"), **context.model_tokens)
 
 
 def _suffix_memory(texts: Iterable[Sequence[int]], vocab_size: int, settings: dict[str, Any]) -> Memory:
@@ -191,7 +191,7 @@ def _shared(argument: str, context: DrafterContext) -> DraftSource:
 
 
 def _skip(argument: str, context: DrafterContext) -> DraftSource:
-    from likely.decoding.drafting.layer_skip.drafter import LayerSkip
+    from likely.decoding.drafting.layer_skip import LayerSkip
 
     if context.runtime is None:
         raise ValueError("skip needs a local target model")

@@ -7,7 +7,8 @@ stuck.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -124,9 +125,9 @@ class AutomatonCompleter:
             del self._states[-n:]
 
     def fork(self) -> AutomatonCompleter:
-        copy = object.__new__(AutomatonCompleter)
-        copy.__dict__.update(self.__dict__, _states=self._states.copy())
-        return copy
+        other = copy(self)
+        other._states = self._states.copy()
+        return other
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,13 +239,12 @@ class MatcherCompleter:
             del self._completions[-n:], self._lengths[-n:]
 
     def fork(self) -> MatcherCompleter:
-        return MatcherCompleter(
-            self.matcher.deep_copy(),
-            self.tokenization,
-            self.bounds,
-            self.usable,
-            self._completions.copy(),
-            self._lengths.copy(),
+        return replace(
+            self,
+            matcher=self.matcher.deep_copy(),
+            _completions=self._completions.copy(),
+            _lengths=self._lengths.copy(),
+            _last_query=None,
         )
 
 

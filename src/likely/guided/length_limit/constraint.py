@@ -44,9 +44,7 @@ class LengthLimit:
 
     inner: Constraint
     completer: Completer
-    end_ids: frozenset[int]
-    text_mask: Mask
-    tokens: tuple[bytes, ...]
+    vocabulary: Vocabulary
     taken: int = 0
     ended: bool = False
     cut: bool = False
@@ -79,8 +77,8 @@ class LengthLimit:
                 f"max_tokens is {remaining}, but the shortest known completion of the form takes {needed} "
                 f"tokens: give at least that many, or close_on_budget=False"
             )
-        kept, exact = self.completer.restrict(mask & self.text_mask, remaining - 1)
-        kept = kept | (mask & ~self.text_mask)
+        kept, exact = self.completer.restrict(mask & self.vocabulary.text_mask, remaining - 1)
+        kept = kept | (mask & ~self.vocabulary.text_mask)
         if not kept.any():  # the budget is exceeded, which only beams and sampled drafts can do: they skip `permits`
             self._room = None
             return mask
@@ -97,8 +95,8 @@ class LengthLimit:
             return False
         if (
             self._room is None
-            or token in self.end_ids
-            or self.completer.tokens_needed_after(self.tokens[token]) <= self._room
+            or token in self.vocabulary.end_ids
+            or self.completer.tokens_needed_after(self.vocabulary.tokens[token]) <= self._room
         ):
             return True
         self.cut = True
@@ -108,25 +106,16 @@ class LengthLimit:
         self.inner.advance(token)
         self.taken += 1
         self._room = None
-        if token in self.end_ids:
+        if token in self.vocabulary.end_ids:
             self.ended = True
         else:
-            self.completer.advance(self.tokens[token])
+            self.completer.advance(self.vocabulary.tokens[token])
 
     def forced(self) -> list[int]:
         return self.inner.forced()
 
     def fork(self) -> LengthLimit:
-        return LengthLimit(
-            self.inner.fork(),
-            self.completer.fork(),
-            self.end_ids,
-            self.text_mask,
-            self.tokens,
-            self.taken,
-            self.ended,
-            self.cut,
-        )
+        return replace(self, inner=self.inner.fork(), completer=self.completer.fork(), _room=None)
 
     def rollback(self, n: int) -> None:
         self.inner.rollback(n)
@@ -154,8 +143,7 @@ class LengthLimiter:
         completer = self._completer(form, compile_form)
         if completer.tokens_needed >= UNWRITABLE:
             return inner
-        vocabulary = self.vocabulary
-        return LengthLimit(inner, completer, vocabulary.end_ids, vocabulary.text_mask, vocabulary.tokens)
+        return LengthLimit(inner, completer, self.vocabulary)
 
     def _completer(self, form: Form, compile_form: CompileForm) -> Completer:
         automaton = None

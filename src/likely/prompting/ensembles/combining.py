@@ -10,9 +10,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from likely.errors import nearest
-from likely.metrics.bins import ece
-from likely.metrics.checks import Floats, Ints, check_labels, check_probs, softmax
+from likely.errors import check_choice
+from likely.metrics.checks import Floats, Ints, check_probs, softmax
 
 Combination = Literal["vote", "mean", "max", "geometric"]
 COMBINATIONS = get_args(Combination)
@@ -40,11 +39,6 @@ class Ensembled:
         counts = np.eye(k)[self.member_probs.argmax(axis=2)].sum(axis=0)
         return 1 - (counts * (counts - 1)).sum(axis=1) / (members * (members - 1))
 
-    def member_ece(self, labels: Any, *, bins: int = 10) -> Floats:
-        """(E,) ECE of each member's most likely answer."""
-        labels = check_labels(labels, self.member_probs.shape[1], self.member_probs.shape[2])
-        return np.array([ece(p.max(axis=1), p.argmax(axis=1) == labels, bins=bins) for p in self.member_probs])
-
 
 def check_members(member_probs: Any) -> Floats:
     """(E, N, K) with E, N >= 1 and K >= 2, rows that sum to 1; ValueError names member and row."""
@@ -67,13 +61,10 @@ def mean(member_probs: Floats) -> Floats:
     return member_probs.mean(axis=0)
 
 
-def largest(member_probs: Floats, *, renormalise: bool = True) -> Floats:
-    """(N, K) p_k ∝ max over members of p_k.
-
-    renormalise  False leaves the maxima as they are: they sum to 1 or more, and are overconfident
-    """
+def largest(member_probs: Floats) -> Floats:
+    """(N, K) p_k ∝ max over members of p_k, divided by their sum: the maxima sum to 1 or more."""
     found = member_probs.max(axis=0)
-    return found / found.sum(axis=1, keepdims=True) if renormalise else found
+    return found / found.sum(axis=1, keepdims=True)
 
 
 def geometric(member_probs: Floats) -> Floats:
@@ -92,8 +83,7 @@ def combine_members(member_probs: Any, how: Combination = "max") -> Ensembled:
     Li et al. 2023, arXiv:2312.13772 (2025: "Large Language Models are Miscalibrated In-Context Learners"); "geometric"
     is ours.
     """
-    if how not in COMBINE:
-        raise ValueError(f'unknown combination "{how}"{nearest(how, COMBINE)} (allowed: {", ".join(COMBINE)})')
+    check_choice("combination", how, COMBINE)
     array = check_members(member_probs)
     probs = COMBINE[how](array)
     if how == "vote":

@@ -14,11 +14,11 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import numpy as np
 
-from likely.errors import nearest
+from likely.errors import check_choice
 from likely.metrics.checks import Floats
 from likely.prompting.ensembles.combining import COMBINATIONS, Combination, Ensembled, combine_members
 from likely.prompting.ensembles.demonstrations import FewShotTask, refuse_known, sample_examples, write_examples
@@ -58,11 +58,8 @@ class EnsembleSpec:
 
     def __post_init__(self) -> None:
         for what in self.vary:
-            if what not in ("demos", "template"):
-                raise ValueError(f'unknown part "{what}"{nearest(str(what), ("demos", "template"))} in vary')
-        if self.combine not in COMBINATIONS:
-            hint = nearest(str(self.combine), COMBINATIONS)
-            raise ValueError(f'unknown combination "{self.combine}"{hint} (allowed: {", ".join(COMBINATIONS)})')
+            check_choice("part", what, get_args(Vary))
+        check_choice("combination", self.combine, COMBINATIONS)
         if self.size < 1 or self.shots < 0:
             raise ValueError(f"size must be >= 1 and shots >= 0, got {self.size} and {self.shots}")
         if self.size > 1 and not self.vary:

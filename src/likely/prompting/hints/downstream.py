@@ -6,7 +6,6 @@ confidence the mean of the model's distribution over the continuations " 10%", "
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from likely.errors import DataError
 from likely.io.hashes import fingerprint
 from likely.io.jsonl import chunked
+from likely.io.kept import KeptValues
 from likely.metrics.checks import Floats, Ints, softmax
 from likely.metrics.proper import brier_binary
 from likely.prompting.hints.reward import confidence_reward
@@ -94,12 +93,10 @@ class Downstream:
     """
 
     def __init__(self, lm: Any, kept: str | Path | None = None):
-        self._lm, self._kept = lm, None if kept is None else Path(kept)
-        self._known: dict[str, tuple[list[float], list[float]]] = {}
-        self._model = [lm.info.name, lm.info.sha256, lm.info.runtime, lm.info.dtype, _revision(lm)]
+        self._lm, self._known = lm, KeptValues(kept)  # per key the log-probabilities of options, and of levels
+        revision = str(getattr(getattr(lm, "runtime", None), "revision", ""))  # of weights with adapters
+        self._model = [lm.info.name, lm.info.sha256, lm.info.runtime, lm.info.dtype, revision]
         self.asked = 0  # prompts that were not in the file
-        if self._kept is not None and self._kept.exists():
-            self._known = _read_kept(self._kept)
 
     def stated(
         self,
@@ -136,17 +133,7 @@ class Downstream:
             second.append((prompt, [f" {level}%" for level in LEVELS]))
         levels = self._scores(second)
         self.asked += len(asked)
-        for (key, _), one, two in zip(asked, options, levels, strict=True):
-            self._known[key] = (one, two)
-        if self._kept is not None:
-            self._kept.parent.mkdir(parents=True, exist_ok=True)
-            with self._kept.open("a", encoding="utf-8") as out:
-                if _is_cut(self._kept):
-                    out.write("\n")
-                out.writelines(
-                    json.dumps({"key": key, "options": one, "levels": two}) + "\n"
-                    for (key, _), one, two in zip(asked, options, levels, strict=True)
-                )
+        self._known.add({key: two for (key, _), *two in zip(asked, options, levels, strict=True)})
 
     def _scores(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
         pairs = [(prompt, answer) for prompt, answers in asked for answer in answers]
@@ -155,36 +142,3 @@ class Downstream:
 
     def _key(self, question: ChoiceQuestion, hint: str) -> str:
         return fingerprint([*self._model, augment(question.question, hint), question.choices, STATE, LEVELS], 32)
-
-
-def _revision(lm: Any) -> str:
-    """Of a local model's weights, adapters included; "" for a server."""
-    return str(getattr(getattr(lm, "runtime", None), "revision", ""))
-
-
-def _read_kept(path: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Answers by key; the last line may be cut, any other that is wrong is a DataError."""
-    found = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start}): it does not hold kept answers") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            found[str(record["key"])] = ([float(v) for v in record["options"]], [float(v) for v in record["levels"]])
-        except (ValueError, KeyError, TypeError):
-            if line.startswith('{"key"') or not line:  # cut, here or before an earlier run went on
-                continue
-            raise DataError(f"{path}:{number} is not a kept answer: choose another file for them") from None
-    return found
-
-
-def _is_cut(path: Path) -> bool:
-    """Whether the file ends in the middle of a line."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        if not size:
-            return False
-        file.seek(size - 1)
-        return file.read(1) != b"\n"

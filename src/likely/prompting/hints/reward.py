@@ -39,18 +39,17 @@ def confidence_reward(
     return np.where(read, np.where(right == 1, won, lost), invalid)
 
 
-def group_advantages(rewards: Any, *, scale: bool = False) -> Floats:
+def group_advantages(rewards: Any) -> Floats:
     """(G, n) rewards of n samples for each of G questions -> advantages: reward − mean of its group.
 
-    scale  divide by the group's standard deviation as well (n − 1 below, 1e-4 added), as GRPO first did; Prompt4Trust
-           does not: a group of nearly equal rewards would count as much as one with large differences
+    They are not divided by the group's standard deviation, as GRPO first did: a group of nearly equal rewards would
+    count as much as one with large differences.
     """
     array = np.asarray(rewards, np.float64)
     if array.ndim != 2 or array.shape[1] < 2:
         raise ValueError(f"rewards must be (groups, samples) with 2 samples or more, got shape {array.shape}")
     _refuse(~np.isfinite(array), "rewards", array, "must be finite")
-    centred = array - array.mean(axis=1, keepdims=True)
-    return centred / (array.std(axis=1, ddof=1, keepdims=True) + 1e-4) if scale else centred
+    return array - array.mean(axis=1, keepdims=True)
 
 
 def _refuse(bad: Any, name: str, values: Any, what: str) -> None:

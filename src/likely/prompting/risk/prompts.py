@@ -7,7 +7,6 @@ answers are compared after it.
 from __future__ import annotations
 
 import itertools
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,6 @@ from likely.errors import DataError, ModelError
 from likely.prompting.ensembles.demonstrations import normalise_text
 from likely.prompting.risk.task import LETTERS, TableChoice, TableTask
 from likely.prompting.risk.text import AS_IS, RowLayout, TableRow, code_of, row_text
-from likely.uncertainty.verbal import stated_probability
 
 RiskStyle = Literal["word", "mc", "numeric", "cot"]
 STYLES = get_args(RiskStyle)
@@ -146,9 +144,6 @@ def _said(choice: TableChoice, k: int, style: RiskStyle, order: Sequence[int]) -
     return f"{min(choice.value, 0.99):.2f}".removeprefix("0.")
 
 
-# --- worked examples ------------------------------------------------------------------------------------------------
-
-
 def sample_examples(
     examples: Sequence[TableRow], task: TableTask, count: int, *, balanced: bool = True, seed: int = 0
 ) -> list[TableRow]:
@@ -179,9 +174,6 @@ def worked_row(rows: Sequence[TableRow], shots: Sequence[TableRow], task: TableT
 
 def _plain(value: object) -> str:
     return normalise_text(code_of(value))
-
-
-# --- the text for a model ---------------------------------------------------------------------------------------------
 
 
 def prompt_texts(
@@ -255,13 +247,3 @@ def _check_control(lm: Any, text: str, where: str) -> None:
     for control in getattr(tokenizer, "special_tokens", ()):
         if len(control) > 1 and control in text:
             raise DataError(f'{where} holds the text "{control}", a control token of this model: change the value')
-
-
-def reasoned_probability(text: str) -> float:
-    """`stated_probability` in [0, 1]; NaN where none is stated (0.5 would pass for an answer).
-
-    What follows the last "probability" (30%, 0.3, 3/10, 30), else the last percentage.  1 without a percent sign is
-    certainty; numbers over 1 without one are percentages; below 0 or over 100 they are none.
-    """
-    found = stated_probability(text)
-    return math.nan if found is None else found

@@ -12,7 +12,7 @@ from likely.metrics.bins import positive_ece, top_label_ece
 from likely.metrics.bootstrap import interval
 from likely.metrics.checks import Floats, Ints, check_confidence, check_correct
 from likely.metrics.intervals import wilson
-from likely.metrics.proper import brier_binary, nll_binary
+from likely.metrics.proper import brier_binary, nll
 from likely.metrics.ranking import auroc
 from likely.prompting.risk.prompts import choice_orders
 from likely.prompting.risk.task import TableTask
@@ -34,7 +34,7 @@ METRICS: dict[str, RiskMetric] = {
     "ece_positive": lambda s, y: positive_ece(s, y, bins=BINS),
     "ece_quantile": lambda s, y: positive_ece(s, y, bins=BINS, binning="mass"),
     "brier": lambda s, y: brier_binary(s, y),
-    "nll": lambda s, y: nll_binary(s, y),
+    "nll": lambda s, y: nll(s, y),
     "mean": lambda s, y: float(s.mean()),
     "std": lambda s, y: float(s.std()),
     "base_rate": lambda s, y: float(y.mean()),

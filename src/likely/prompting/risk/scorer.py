@@ -6,17 +6,17 @@ styles "word" and the expected number are ours.
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from likely.calibration.recalibrators.protocol import Parameters
 from likely.calibration.recalibrators.table import make
-from likely.errors import CapabilityError, DataError, nearest
+from likely.errors import CapabilityError, DataError, check_choice
 from likely.io.jsonl import chunked
 from likely.metrics.checks import Floats, Ints, check_correct, log_probs
 from likely.prompting.risk.prompts import (
@@ -26,7 +26,6 @@ from likely.prompting.risk.prompts import (
     answer_texts,
     choice_orders,
     prompt_texts,
-    reasoned_probability,
     row_prompt,
     sample_examples,
     worked_row,
@@ -37,6 +36,7 @@ from likely.prompting.risk.text import AS_IS, RowLayout, TableRow
 from likely.prompting.selection.answer_bias import cbm as divided_by_marginal
 from likely.scoring.digits import read_numbers
 from likely.scoring.letters import LOW_MASS, Shares, shares, warn_low_mass
+from likely.uncertainty.verbal import stated_probability
 
 if TYPE_CHECKING:
     from likely.calibration.recalibrators.protocol import Recalibrator
@@ -87,7 +87,8 @@ class RiskScores:
         return None if self.choice_probs is None else order_bias(self.choice_probs, self.orders, self.values)
 
 
-class RiskScorer:
+@dataclass(eq=False)
+class RiskScorer(Parameters):
     """P(outcome) of a table's rows, on scikit-learn's contract for classifiers of two classes.
 
     model             what `likely.load` gives: any runtime, or a server that scores prompts
@@ -106,32 +107,23 @@ class RiskScorer:
     fit learns `threshold_` (of the highest accuracy) or, with a method, `recalibrator_`: nothing of the model changes.
     """
 
-    classes_ = np.array([0, 1])
+    classes_: ClassVar[Ints] = np.array([0, 1])
 
-    def __init__(
-        self,
-        model: Any,
-        task: TableTask,
-        *,
-        style: RiskStyle = "word",
-        order_correction: bool = True,
-        layout: RowLayout = AS_IS,
-        few_shot: int = 0,
-        examples: Sequence[TableRow] = (),
-        balanced: bool = True,
-        seed: int = 0,
-        number: Literal["official", "expected"] = "expected",
-        cbm: bool = False,
-        chat: bool = False,
-        max_tokens: int = 256,
-        method: str | None = None,
-    ):
-        self.model, self.task, self.style, self.order_correction = model, task, style, order_correction
-        self.layout, self.few_shot, self.examples, self.balanced = layout, few_shot, examples, balanced
-        self.seed, self.number, self.cbm, self.chat, self.max_tokens = seed, number, cbm, chat, max_tokens
-        self.method = method
-
-    # --- scores ---------------------------------------------------------------------------------------------------
+    model: Any
+    task: TableTask
+    _: KW_ONLY
+    style: RiskStyle = "word"
+    order_correction: bool = True
+    layout: RowLayout = AS_IS
+    few_shot: int = 0
+    examples: Sequence[TableRow] = ()
+    balanced: bool = True
+    seed: int = 0
+    number: Literal["official", "expected"] = "expected"
+    cbm: bool = False
+    chat: bool = False
+    max_tokens: int = 256
+    method: str | None = None
 
     def score(self, rows: Any, *, progress: Callable[[int], None] | None = None) -> RiskScores:
         """The risks of rows (dictionaries, or a pandas DataFrame) with everything they were made of.
@@ -173,8 +165,6 @@ class RiskScorer:
             raise ValueError(f"row {int(np.isnan(risk).argmax())} has no probability: nothing can be predicted for it")
         return (risk >= getattr(self, "threshold_", 0.5)).astype(np.int64)
 
-    # --- learning -------------------------------------------------------------------------------------------------
-
     def fit(self, rows: Any, labels: Any = None) -> Self:
         """Learn from rows whose outcome is known (in the rows, or as labels) and 0 or 1.
 
@@ -215,21 +205,8 @@ class RiskScorer:
             out[known] = mapped if mapped.ndim == 1 else mapped[:, 1]
         return out
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def set_params(self, **params: object) -> Self:
-        for name, value in params.items():
-            if name not in self.get_params():
-                raise ValueError(f'RiskScorer has no parameter "{name}"{nearest(name, self.get_params())}')
-            setattr(self, name, value)
-        return self
-
-    # --- inside ---------------------------------------------------------------------------------------------------
-
     def _check(self) -> None:
-        if self.style not in STYLES:
-            raise ValueError(f'unknown style "{self.style}"{nearest(self.style, STYLES)} ({", ".join(STYLES)})')
+        check_choice("style", self.style, STYLES)
         if self.number not in ("official", "expected"):
             raise ValueError(f'number must be "official" or "expected", got "{self.number}"')
         if not 0 <= self.few_shot <= len(self.examples):
@@ -314,7 +291,8 @@ class RiskScorer:
             texts = self._texts(chunk, None, room=self.max_tokens)
             done = self.model.generate(texts, max_tokens=self.max_tokens, temperature=0.0)
             written += [generation.text for generation in done]
-        risk = np.array([reasoned_probability(text) for text in written])
+        stated = [stated_probability(text) for text in written]
+        risk = np.array([np.nan if p is None else p for p in stated], np.float64)
         ones = np.ones((len(rows), 1))
         return RiskScores(risk, risk[:, None], None, ones, ((),), self._values(), tuple(written))
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from likely.errors import DataError, nearest
+from likely.errors import DataError, check_choice, nearest
 
 RowFormat = Literal["the-bullets", "bullets", "commas", "prose"]
 Connector = Literal["is:", "is", "=", ":"]
@@ -113,9 +113,7 @@ class RowLayout:
 
     def __post_init__(self) -> None:
         for name, allowed in (("format", FORMATS), ("connector", CONNECTORS), ("granularity", GRANULARITIES)):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f'unknown {name} "{value}"{nearest(value, allowed)} (allowed: {", ".join(allowed)})')
+            check_choice(name, getattr(self, name), allowed)
         if len(set(self.order)) != len(self.order):
             raise ValueError(f"order names a column twice: {', '.join(self.order)}")
 

@@ -7,12 +7,13 @@ Probability-based Prompt Selection Through Unified Evaluation and Analysis", sec
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
 from likely.calibration.recalibrators.protocol import Fitted, Input
-from likely.errors import nearest
+from likely.errors import check_choice
 from likely.metrics.checks import Floats, check_probs, softmax
 from likely.prompting.selection.answers import check_answers, check_logprobs
 
@@ -40,8 +41,7 @@ def cbm(P: Any, *, norm: CbmNorm = "mean") -> Floats:
 
 def normalise_ratio(ratio: Floats, *, norm: CbmNorm) -> Floats:
     """Ratios of probability to marginal, (..., K), as probabilities."""
-    if norm not in CBM_NORMS:
-        raise ValueError(f'unknown norm "{norm}"{nearest(norm, CBM_NORMS)} (allowed: {", ".join(CBM_NORMS)})')
+    check_choice("norm", norm, CBM_NORMS)
     return softmax(ratio) if norm == "softmax" else ratio / ratio.sum(axis=-1, keepdims=True)
 
 
@@ -90,6 +90,7 @@ def _positive(marginal: Floats) -> Floats:
     return marginal
 
 
+@dataclass(kw_only=True, eq=False)
 class CBM(Fitted):
     """Calibration by marginalisation without labels: p̃_k ∝ p_k / m_k, m the mean of p over inputs.
 
@@ -101,13 +102,12 @@ class CBM(Fitted):
     Yang et al. 2023, section 5; the running mean and its prior are ours.
     """
 
-    inputs = ("probs",)
-    input: Input = "probs"
+    inputs: ClassVar[tuple[Input, ...]] = ("probs",)
     name: ClassVar[str] = "cbm"
+    input: ClassVar[Input] = "probs"  # type: ignore[misc]  # no parameter: there is one kind of input
 
-    def __init__(self, *, norm: CbmNorm = "mean", prior: float = 0.0):
-        self.norm: CbmNorm = norm
-        self.prior = prior
+    norm: CbmNorm = "mean"
+    prior: float = 0.0
 
     def fit(self, x: Any, labels: Any = None) -> Self:
         """x (N, K): answers' probabilities for N unlabelled inputs; labels are not looked at."""

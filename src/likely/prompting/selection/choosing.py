@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from likely.errors import nearest
+from likely.errors import check_choice
 from likely.metrics.checks import Floats, Ints
 from likely.metrics.intervals import Accuracy
 from likely.prompting.selection.answer_bias import CbmNorm, cbm, contextual, pmi
@@ -94,6 +94,7 @@ def calibrated_probs(
     """P (T, N, K) with CBM, contextual calibration, PMI, or (None) as it is."""
     if calibration is None:
         return scores.probs(norm)
+    check_choice("calibration", calibration, CALIBRATIONS)
     if calibration == "cbm":
         if scores.dynamic:
             warnings.warn(
@@ -104,12 +105,9 @@ def calibrated_probs(
         return cbm(scores.probs(norm), norm=cbm_norm)
     if calibration == "cc":
         return contextual(scores.probs(norm), scores.content_free_logits(norm))
-    if calibration == "pmi":
-        if "" not in scores.without:
-            raise ValueError(f'pmi needs the scores of the empty input "", there are those of {list(scores.without)}')
-        return pmi(scores.logits(norm), scores.content_free_logits(norm)[scores.without.index("")])
-    known = ", ".join(CALIBRATIONS)
-    raise ValueError(f'unknown calibration "{calibration}"{nearest(calibration, CALIBRATIONS)} (allowed: {known})')
+    if "" not in scores.without:
+        raise ValueError(f'pmi needs the scores of the empty input "", there are those of {list(scores.without)}')
+    return pmi(scores.logits(norm), scores.content_free_logits(norm)[scores.without.index("")])
 
 
 def select(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.errors import nearest
+from likely.errors import check_choice
 from likely.metrics.checks import Floats, Ints
 from likely.prompting.selection.answers import check_answers
 
@@ -29,9 +29,6 @@ def entropy(p: Floats) -> Floats:
 def votes(P: Floats) -> Floats:
     """One-hot of the most likely answer; a tie goes to the lowest number."""
     return np.eye(P.shape[-1])[P.argmax(axis=-1)]
-
-
-# --- one value per prompt, (T,): higher is better ---------------------------------------------------------------------
 
 
 def mi(P: Floats) -> Floats:
@@ -84,9 +81,6 @@ def _agreement(P: Floats, pseudo: Floats) -> Floats:
     return (P.argmax(axis=-1) == pseudo.argmax(axis=-1)).mean(axis=1)
 
 
-# --- one value per prompt and input, (T, N) ---------------------------------------------------------------------------
-
-
 def mdl(P: Floats) -> Floats:
     """−H(p): for each input the prompt that makes the model surest.  Wu et al. 2022."""
     return -entropy(P)
@@ -116,8 +110,7 @@ def prompt_values(P: Any, method: str, *, perplexity: Any = None) -> Floats:
     perplexity  (T, N) of the filled-in prompts, >= 1; for PPL (its mean over inputs) and PPL_L, with a minus sign: the
                 *lowest* perplexity wins.  (The official code for whole tasks takes the highest; the paper plots −PPL.)
     """
-    if method not in METHODS:
-        raise ValueError(f'unknown method "{method}"{nearest(method, METHODS)} (allowed: {", ".join(METHODS)})')
+    check_choice("method", method, METHODS)
     array = check_answers(P)
     if array.ndim != 3:
         raise ValueError(f"P must be (prompts, inputs, answers) to choose among prompts, got shape {array.shape}")

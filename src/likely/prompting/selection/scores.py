@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.errors import DataError, nearest
+from likely.errors import DataError, check_choice
 from likely.io.whole_file import replacing
 from likely.metrics.checks import Floats, Ints, softmax
 from likely.prompting.selection.answers import check_logprobs
@@ -138,8 +138,7 @@ class PromptScores:
 
 
 def _normed(sums: Floats, tokens: Ints, first: Floats | None, norm: AnswerNorm) -> Floats:
-    if norm not in ANSWER_NORMS:
-        raise ValueError(f'unknown norm "{norm}"{nearest(norm, ANSWER_NORMS)} (allowed: {", ".join(ANSWER_NORMS)})')
+    check_choice("norm", norm, ANSWER_NORMS)
     if norm == "sum":
         return sums
     if norm == "token":

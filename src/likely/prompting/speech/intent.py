@@ -1,7 +1,6 @@
 """What does an utterance ask for, when all there is are transcripts that may be wrong?
 
-Three ways to use n transcripts: all in one prompt; one prompt each, averaged by posterior; one prompt with the
-transcript that wins ROVER's vote.
+Two ways to use n transcripts: all in one prompt; or one prompt each, averaged by posterior.
 """
 
 from __future__ import annotations
@@ -11,15 +10,14 @@ from typing import Literal, Self, get_args
 
 import numpy as np
 
-from likely.errors import nearest
+from likely.errors import check_choice
 from likely.metrics.checks import Floats
 from likely.prompting.speech.nbest import NBest, NBestStyle, SpokenTask, nbest_prompt, transcript_prompt
-from likely.prompting.speech.words import rover
 from likely.scoring.choices import Normalise
 from likely.scoring.scored import PairScorer
-from likely.uncertainty.types import OptionScores
+from likely.uncertainty.types import OptionScores, option_scores
 
-Combine = Literal["prompt", "marginal", "rover"]
+Combine = Literal["prompt", "marginal"]
 COMBINATIONS = get_args(Combine)
 KAPPAS = np.concatenate([[0.0], np.logspace(-4, 2, 49)])
 
@@ -27,8 +25,7 @@ KAPPAS = np.concatenate([[0.0], np.logspace(-4, 2, 49)])
 class SpokenIntentClassifier:
     """Classify utterances by the likelihood of the task's answers.
 
-    combine  "prompt": one prompt with n transcripts;  "marginal": Σ_j p(h_j) p(answer | h_j);  "rover": one prompt
-             with the transcript that ROVER makes of n
+    combine  "prompt": one prompt with n transcripts;  "marginal": Σ_j p(h_j) p(answer | h_j)
     kappa    scale of the recogniser's scores, see `NBest`; `fit_kappa` finds it
     norm     how answers of different length are compared, see `OptionScores`
     A fine-tuned model must be given the n and the style that it was trained with (`prompts` makes both).
@@ -47,9 +44,7 @@ class SpokenIntentClassifier:
     ):
         if n < 1:
             raise ValueError(f"n must be >= 1, got {n}")
-        if combine not in COMBINATIONS:
-            known = ", ".join(COMBINATIONS)
-            raise ValueError(f'unknown combine "{combine}"{nearest(combine, COMBINATIONS)} (allowed: {known})')
+        check_choice("combine", combine, COMBINATIONS)
         self.lm, self.task, self.n, self.combine = lm, task, n, combine
         self.style, self.kappa, self.norm = style, kappa, norm
 
@@ -58,8 +53,6 @@ class SpokenIntentClassifier:
         if self.combine == "prompt":
             return [nbest_prompt(self.task, nbest, self.n, self.style, kappa=self.kappa)], np.ones(1)
         texts, posteriors = nbest.distinct(self.n, kappa=self.kappa)
-        if self.combine == "rover":
-            texts, posteriors = [rover(texts, posteriors.tolist())], np.ones(1)
         return [transcript_prompt(self.task, text) for text in texts], posteriors
 
     def option_scores(
@@ -143,20 +136,6 @@ def best_kappa(utterances: Sequence[NBest], probs: Sequence[Floats], labels: Seq
         return -float(np.log(np.maximum(right, 1e-12)).mean())
 
     return float(min(KAPPAS, key=nll))
-
-
-def option_scores(
-    lm: PairScorer, prompts: Sequence[str], answers: Sequence[str], *, progress: Callable[[int], None] | None = None
-) -> OptionScores:
-    """log p(" " + answer | prompt) for N prompts and K answers."""
-    scored = lm.score_pairs([(prompt, f" {answer}") for prompt in prompts for answer in answers], progress=progress)
-    shape = len(prompts), len(answers)
-    return OptionScores(
-        np.array([s.sequence_logprob for s in scored], np.float64).reshape(shape),
-        np.array([len(s.token_logprobs) for s in scored], np.int64).reshape(shape),
-        np.array([[len(a.encode()) for a in answers]] * len(prompts), np.int64),
-        np.ones(shape, bool),
-    )
 
 
 def training_pairs(

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.errors import nearest
+from likely.errors import check_choice
 
 NBestStyle = Literal["plain", "explained", "scores"]
 STYLES = get_args(NBestStyle)
@@ -136,8 +136,7 @@ def nbest_prompt(
     plain      the lines alone;  explained: with a sentence that says what they are;  scores: and with posteriors
     With n = 1, or where only one transcript is there, this is `transcript_prompt`, byte for byte.
     """
-    if style not in STYLES:
-        raise ValueError(f'unknown style "{style}"{nearest(style, STYLES)} (allowed: {", ".join(STYLES)})')
+    check_choice("style", style, STYLES)
     texts, posteriors = nbest.distinct(n, kappa=kappa)
     if len(texts) == 1:
         return transcript_prompt(task, texts[0])

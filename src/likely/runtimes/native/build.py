@@ -20,18 +20,33 @@ import numpy as np
 
 from likely.errors import CapabilityError
 from likely.io.hashes import cache_dir, fingerprint
+from likely.runtimes.machine import cpu_words
 from likely.runtimes.native.library import BF16, DTYPES, INT8, Library, padded
 
 SOURCES = Path(__file__).parent / "cpp"
 FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-ffp-contract=fast",
          "-fvisibility-inlines-hidden")  # fmt: skip
 # what LIKELY_NATIVE_ISA may ask for: less than the machine has, for comparisons and for machines that misreport
+_V4 = ("-O3", "-march=x86-64-v4")
 ISA = {
     "native": ("-O3", "-march=native"),
-    "avx512": ("-O3", "-march=x86-64-v4"),
+    "amx": (*_V4, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+    "avx512_bf16": (*_V4, "-mavx512vnni", "-mavx512bf16"),
+    "avx512_vnni": (*_V4, "-mavx512vnni"),
+    "avx512": _V4,
     "avx2": ("-O3", "-march=x86-64-v3"),
     "plain": ("-O1", "-DLIKELY_PLAIN"),
 }
+# in a wheel, the best first: what a processor must have for each (words of /proc/cpuinfo)
+_V3_WORDS = frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"})
+_V4_WORDS = _V3_WORDS | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+PREBUILT = {
+    "amx": _V4_WORDS | {"avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"},
+    "avx512_bf16": _V4_WORDS | {"avx512_vnni", "avx512_bf16"},
+    "avx512_vnni": _V4_WORDS | {"avx512_vnni"},
+    "avx2": _V3_WORDS,
+}
+_PREBUILT_FOLDER = Path(__file__).parent / "prebuilt"  # in wheels alone, see hatch_build.py
 _SECONDS = 300
 
 
@@ -44,7 +59,7 @@ def library() -> Library:
     reasons = []
     for isa in (wanted, "plain") if wanted == "native" else (wanted,):  # plain: where a compiler errs on this processor
         try:
-            found = _open(build(isa))
+            found = _open((prebuilt() if isa == "native" else None) or build(isa))
         except CapabilityError as error:
             reasons.append(str(error))
             continue
@@ -64,8 +79,19 @@ def _open(path: Path) -> Library:
         ) from None
 
 
-def has_compiler() -> bool:
-    """Whether there is something to build with; cheap."""
+def prebuilt() -> Path | None:
+    """The library that a wheel brings for this processor; None where the wheel has none or the processor is older."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return None
+    has = cpu_words()
+    paths = (_PREBUILT_FOLDER / f"likely-{isa}.so" for isa, needed in PREBUILT.items() if needed <= has)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def can_build() -> bool:
+    """Whether there is a library, or something to build it with; cheap."""
+    if prebuilt():
+        return True
     try:
         _compiler()
     except CapabilityError:
@@ -74,23 +100,27 @@ def has_compiler() -> bool:
 
 
 def is_built(isa: str = "native") -> bool:
-    """Whether the cache has the library already."""
-    return _target(_compiler(), isa).is_file()
+    """Whether the wheel or the cache has the library already."""
+    return bool(isa == "native" and prebuilt()) or _target(_compiler(), isa).is_file()
 
 
 def build(isa: str = "native") -> Path:
     """The compiled library, from the cache where it is there."""
+    target = _target(_compiler(), isa)
+    if not target.is_file():
+        compile_library(isa, target)
+    return target
+
+
+def compile_library(isa: str, target: Path) -> None:
+    """Write the library for these instructions to `target`, whole or not at all."""
     compiler = _compiler()
-    flags = [*FLAGS, *ISA[isa]]
-    target = _target(compiler, isa)
-    if target.is_file():
-        return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / "likely.so"
             done = subprocess.run(
-                [*compiler, *flags, "-o", str(made), str(SOURCES / "native.cpp")],
+                [*compiler, *FLAGS, *ISA[isa], "-o", str(made), str(SOURCES / "native.cpp")],
                 capture_output=True, text=True, timeout=_SECONDS, check=False,
             )  # fmt: skip
             if done.returncode:
@@ -101,7 +131,6 @@ def build(isa: str = "native") -> Path:
         raise CapabilityError(f"{' '.join(compiler)} took more than {_SECONDS} s over the native runtime") from None
     except OSError as error:
         raise CapabilityError(f"the native runtime cannot be built in {target.parent} ({error.strerror})") from None
-    return target
 
 
 def _target(compiler: tuple[str, ...], isa: str) -> Path:

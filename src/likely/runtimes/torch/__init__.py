@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from likely.runtimes.torch.aligned import GroupTorchRuntime as GroupTorchRuntime
-    from likely.runtimes.torch.aligned import RepadTorchRuntime as RepadTorchRuntime
     from likely.runtimes.torch.gguf_module import load_gguf as load_gguf
     from likely.runtimes.torch.runtime import TorchRuntime as TorchRuntime
 

@@ -58,8 +58,6 @@ class TorchRuntime(SlotRuntime):
     Sliding-window layers: a canvas token (attention="full") sees what is less than one window away, on both sides.
     """
 
-    align = "mask"
-
     def __init__(
         self,
         module: torch.nn.Module,

@@ -102,9 +102,7 @@ class GenerationRequest(RequestBody):
     frequency_penalty: float = _option("frequency_penalty", ge=-2, le=2)
     logit_bias: dict[int, float] = Field({}, max_length=MAX_BIASES)
     drafter: DrafterName | None = None  # None: the server's own
-    draft_budget: (
-        Annotated[int, Field(ge=OPTIONS["draft_budget"].low, le=OPTIONS["draft_budget"].high)] | Literal["auto"]
-    ) = "auto"
+    draft_budget: DraftBudget | Literal["auto"] = "auto"
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     response_format: dict[str, Any] | None = None

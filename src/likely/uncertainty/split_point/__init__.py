@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from likely.uncertainty.split_point.residuals import corrected_probs as corrected_probs
     from likely.uncertainty.split_point.residuals import harmonic_mar as harmonic_mar
     from likely.uncertainty.split_point.residuals import interval_factors as interval_factors
-    from likely.uncertainty.split_point.residuals import observed_sides as observed_sides
     from likely.uncertainty.split_point.residuals import self_consistency_gap as self_consistency_gap
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
 from likely.errors import DataError
@@ -34,6 +35,7 @@ class SplitClassPrediction(NamedTuple):
         return as_uncertainty(self.sds)
 
 
+@dataclass(kw_only=True, eq=False)
 class SplitPointClassifier(SplitPoint):
     """Heads for MAR, A and B of every class, on the features from which a classifier made its probabilities.
 
@@ -49,22 +51,12 @@ class SplitPointClassifier(SplitPoint):
 
     kind: ClassVar[str] = "classifier"
 
-    def __init__(
-        self,
-        *,
-        hidden: int | None = None,
-        tolerance: float = TOLERANCE,
-        epochs: int = 300,
-        batch: int = 128,
-        learning_rate: float = 1e-4,
-        seed: int = 0,
-    ):
-        self.hidden = hidden
-        self.tolerance = tolerance
-        self.epochs = epochs
-        self.batch = batch
-        self.learning_rate = learning_rate
-        self.seed = seed
+    hidden: int | None = None
+    tolerance: float = TOLERANCE
+    epochs: int = 300
+    batch: int = 128
+    learning_rate: float = 1e-4
+    seed: int = 0
 
     def check_params(self) -> None:
         if self.hidden is not None and self.hidden < 1:

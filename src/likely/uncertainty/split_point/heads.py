@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from likely.errors import nearest
 from likely.metrics.checks import Floats, Ints
 from likely.training.loop import import_torch, train
 from likely.uncertainty.split_point.network import Network, standardisation
@@ -17,7 +16,6 @@ from likely.uncertainty.split_point.network import Network, standardisation
 if TYPE_CHECKING:
     from torch import Tensor
 
-QuantileLoss = Literal["pinball", "coverage"]
 SMALLEST = 1e-6  # added to every softplus output
 
 
@@ -43,9 +41,6 @@ class Training:
             raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
 
 
-# --- losses -----------------------------------------------------------------------------------------------------------
-
-
 def pinball_loss(predicted: Tensor, target: Tensor, *, tau: float) -> Tensor:
     """mean of max(τ(y−q), (τ−1)(y−q)), least at the τ-quantile.  (n,) each; 0 for n = 0.  Koenker & Bassett 1978."""
     if not target.numel():
@@ -54,24 +49,7 @@ def pinball_loss(predicted: Tensor, target: Tensor, *, tau: float) -> Tensor:
     return import_torch().maximum(tau * off, (tau - 1) * off).mean()
 
 
-def coverage_loss(predicted: Tensor, target: Tensor, *, tau: float) -> Tensor:
-    """The published alternative to `pinball_loss`: |τ − c| times the mean distance on the side that is too full.
-
-    (n,) each;  c = mean(y <= q).  c < τ: the mean of y − q over what is not covered; else of q − y over what is.  Its
-    gradient needs batches in which c means something; 0 for n = 0.
-    """
-    if not target.numel():
-        return predicted.sum() * 0
-    covered = target <= predicted
-    share = covered.to(predicted.dtype).mean()
-    distance = (target - predicted)[~covered] if share < tau else (predicted - target)[covered]
-    return (tau - share).abs() * distance.mean()
-
-
-QUANTILE_LOSSES: dict[str, Callable[..., Tensor]] = {"pinball": pinball_loss, "coverage": coverage_loss}
-
-
-def sides_loss(heads: Tensor, residual: Tensor, *, tau: float, quantile_loss: Callable[..., Tensor]) -> Tensor:
+def sides_loss(heads: Tensor, residual: Tensor, *, tau: float) -> Tensor:
     """Squared errors of MAR (all rows), U (rows above), D (rows below), and a quantile of level τ for each side.
 
     heads (n, 5) positive: MAR, U, D, Q↑, Q↓;  residual (n,) y − v, v fixed.  A side without rows adds nothing: the mean
@@ -82,7 +60,7 @@ def sides_loss(heads: Tensor, residual: Tensor, *, tau: float, quantile_loss: Ca
     for side, mean, quantile in ((residual, upper, high), (-residual, lower, low)):
         at = side > 0
         if bool(at.any()):
-            loss = loss + (mean[at] - side[at]).square().mean() + quantile_loss(quantile[at], side[at], tau=tau)
+            loss = loss + (mean[at] - side[at]).square().mean() + pinball_loss(quantile[at], side[at], tau=tau)
     return loss
 
 
@@ -91,9 +69,6 @@ def class_targets(probs: Floats, labels: Ints) -> tuple[Floats, Floats, Floats]:
     hit = np.zeros_like(probs)
     hit[np.arange(len(labels)), labels] = 1
     return np.abs(hit - probs), (1 - probs) * hit, probs * (1 - hit)
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
 
 
 def fit_network(
@@ -142,20 +117,12 @@ def fit_base(x: Floats, y: Floats, hidden: Sequence[int], training: Training) ->
     return Network(made.mean, made.scale, weights, (*made.biases[:-1], made.biases[-1] * spread + mean))
 
 
-def fit_side_heads(
-    features: Floats, residual: Floats, *, tau: float, quantile_loss: str, hidden: int, training: Training
-) -> Network:
+def fit_side_heads(features: Floats, residual: Floats, *, tau: float, hidden: int, training: Training) -> Network:
     """The five outputs before softplus, in units of mean |residual|: one hidden layer, trained by `sides_loss`."""
     torch = import_torch()
-    if quantile_loss not in QUANTILE_LOSSES:
-        allowed = get_args(QuantileLoss)
-        raise ValueError(
-            f'unknown quantile_loss "{quantile_loss}"{nearest(quantile_loss, allowed)} (allowed: {", ".join(allowed)})'
-        )
 
     def loss(outputs: Any, target: Any) -> Any:
-        heads = torch.nn.functional.softplus(outputs) + SMALLEST
-        return sides_loss(heads, target, tau=tau, quantile_loss=QUANTILE_LOSSES[quantile_loss])
+        return sides_loss(torch.nn.functional.softplus(outputs) + SMALLEST, target, tau=tau)
 
     return fit_network(features, residual / np.abs(residual).mean(), [hidden, 5], loss, training)
 

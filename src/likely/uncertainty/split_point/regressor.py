@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, NamedTuple, Self, get_args
 
 import numpy as np
 
-from likely.errors import DataError, nearest
+from likely.errors import DataError, check_choice
 from likely.metrics.checks import Floats, check_score
 from likely.uncertainty.split_point.file import SplitPoint, as_uncertainty, check_table
-from likely.uncertainty.split_point.heads import SMALLEST, QuantileLoss, Training, fit_base, fit_side_heads
+from likely.uncertainty.split_point.heads import SMALLEST, Training, fit_base, fit_side_heads
 from likely.uncertainty.split_point.network import Network, softplus
-from likely.uncertainty.split_point.residuals import Factors, Gap, check_sides, interval_factors, self_consistency_gap
+from likely.uncertainty.split_point.residuals import (
+    Factors,
+    Gap,
+    check_sides,
+    interval_factors,
+    self_consistency_gap,
+)
 from likely.uncertainty.types import Uncertainty
 
 
@@ -45,6 +52,7 @@ class SideHeads(NamedTuple):
     quantile_down: Floats
 
 
+@dataclass(eq=False)
 class SplitPointRegressor(SplitPoint):
     """Heads for MAR, U, D and two side quantiles on the features of a frozen regression.
 
@@ -56,7 +64,6 @@ class SplitPointRegressor(SplitPoint):
     gap       what `sds` is: "product" (published), "root" or "relative", see `self_consistency_gap`.  Where
               all heads fall to 0, far from the rows fitted, the product falls with them, the relative gap need not
     recalibrate  widen both sides by `interval_factors`; may be changed after fitting
-    quantile_loss  "pinball", or the published "coverage", which needs large batches
     hidden    units of the heads' one layer
     held_out  share of the rows that only the heads see: a base that memorises has small residuals on its own rows.
               Few rows are memorised by the heads in turn; on small tables intervals were too narrow with and without
@@ -68,38 +75,20 @@ class SplitPointRegressor(SplitPoint):
 
     kind: ClassVar[str] = "regressor"
 
-    def __init__(
-        self,
-        base: Any = None,
-        features: Callable[[Any], Any] | None = None,
-        *,
-        tau: float = 0.95,
-        gap: Gap = "relative",
-        recalibrate: bool = False,
-        quantile_loss: QuantileLoss = "pinball",
-        base_hidden: tuple[int, ...] = (64,),
-        hidden: int = 64,
-        held_out: float = 0.0,
-        epochs: int = 400,
-        batch: int = 128,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        seed: int = 0,
-    ):
-        self.base = base
-        self.features = features
-        self.tau = tau
-        self.gap = gap
-        self.recalibrate = recalibrate
-        self.quantile_loss = quantile_loss
-        self.base_hidden = base_hidden
-        self.hidden = hidden
-        self.held_out = held_out
-        self.epochs = epochs
-        self.batch = batch
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.seed = seed
+    base: Any = None
+    features: Callable[[Any], Any] | None = None
+    _: KW_ONLY
+    tau: float = 0.95
+    gap: Gap = "relative"
+    recalibrate: bool = False
+    base_hidden: tuple[int, ...] = (64,)
+    hidden: int = 64
+    held_out: float = 0.0
+    epochs: int = 400
+    batch: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    seed: int = 0
 
     def check_params(self) -> None:
         if not 0 < self.tau < 1:
@@ -111,11 +100,7 @@ class SplitPointRegressor(SplitPoint):
         for width in (self.hidden, *self.base_hidden):
             if width < 1:
                 raise ValueError(f"a layer needs at least 1 unit, got {width}")
-        for name, value, allowed in (
-            ("gap", self.gap, get_args(Gap)), ("quantile_loss", self.quantile_loss, get_args(QuantileLoss)),
-        ):  # fmt: skip
-            if value not in allowed:
-                raise ValueError(f'unknown {name} "{value}"{nearest(str(value), allowed)} ({", ".join(allowed)})')
+        check_choice("gap", self.gap, get_args(Gap))
         self._training()
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -142,8 +127,7 @@ class SplitPointRegressor(SplitPoint):
         check_sides(residual)
         self.unit_ = float(np.abs(residual).mean())
         self.heads_ = fit_side_heads(
-            self._features(table)[mine], residual, tau=self.tau, quantile_loss=self.quantile_loss, hidden=self.hidden,
-            training=self._training(),
+            self._features(table)[mine], residual, tau=self.tau, hidden=self.hidden, training=self._training(),
         )  # fmt: skip
         return self
 

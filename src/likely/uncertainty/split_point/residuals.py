@@ -16,36 +16,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from likely.errors import nearest
-from likely.metrics.checks import Floats, as_floats, check_probs, check_score
+from likely.errors import check_choice
+from likely.metrics.checks import Floats, as_floats, check_probs
 
 Gap = Literal["product", "root", "relative"]
 TOLERANCE = 0.05  # of |A + B − MAR|: where the heads contradict each other more, nothing is corrected
 LARGEST_FACTOR = 10.0
-
-
-class Sides(NamedTuple):
-    """Mean absolute residual, mean of the positive residuals, mean of the negated negative ones."""
-
-    mar: float
-    upper: float
-    lower: float
-    at_split: float  # share of rows that lie on the prediction itself
-
-
-def observed_sides(y: Any, predicted: Any) -> Sides:
-    """`Sides` of N rows; predicted: (N,), or one number.  ValueError if no row lies on a side.
-
-    With the sample's mean as prediction, mar = harmonic_mar(upper, lower, at_split) exactly, on any sample.
-    """
-    target = check_score(y, "y")
-    v = check_score(np.broadcast_to(np.asarray(predicted, np.float64), target.shape), "predicted")
-    residual = target - v
-    up, down = check_sides(residual)
-    return Sides(
-        float(np.abs(residual).mean()), float(residual[up].mean()), float(-residual[down].mean()),
-        float(1 - (up | down).mean()),
-    )  # fmt: skip
 
 
 def check_sides(residual: Floats) -> tuple[Any, Any]:
@@ -81,8 +57,7 @@ def self_consistency_gap(mar: Any, upper: Any, lower: Any, *, gap: Gap = "produc
     With the true MAR, U and D the product is |U−D|·|E[Y]−v|: it sees a wrong mean, quadratically near 0 where Y is
     symmetric about it, and is blind to one where U = D, which a skewed Y has away from its mean as well.
     """
-    if gap not in get_args(Gap):
-        raise ValueError(f'unknown gap "{gap}"{nearest(str(gap), get_args(Gap))} (allowed: {", ".join(get_args(Gap))})')
+    check_choice("gap", gap, get_args(Gap))
     u, d = _sides(upper, lower)
     m = _not_negative(mar, "mar")
     if gap == "relative":
@@ -119,9 +94,6 @@ def _factor(m: Floats, own: Floats, other: Floats, largest: float) -> Floats:
     bottom = (2 * other - m) * own
     found = np.where(bottom > 0, m * other / np.where(bottom > 0, bottom, 1), largest)
     return np.where(m == 0, 1.0, np.minimum(found, largest))
-
-
-# --- classes ----------------------------------------------------------------------------------------------------------
 
 
 def class_mar(probs: Any) -> Floats:

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import confidence as conf
-from likely.cli import forms
-from likely.cli import options as opt
+from likely.cli import flags, forms, options
+from likely.cli.confidence import ConfidenceFlags, bind, tell
+from likely.cli.printing import for_terminal, print_json, print_stats, print_stream
+from likely.errors import ConstraintError, DataError, LikelyError, nearest
+from likely.io.whole_file import check_target, write_whole_file
+from likely.lm.extract import why_incomplete
 
 if TYPE_CHECKING:
     from likely.lm.confidence import BoundPolicy
@@ -32,34 +35,21 @@ HELP = """/help            this list
 A line that ends in \\ goes on; \"\"\" begins and ends a longer text. Ctrl-C stops an answer."""
 
 
+TEXT = flags.TextFlags(max_tokens=512, temperature=0.2)
+
+
+@flags.grouped
 def chat(
-    model: opt.ModelOption = opt.DEFAULT,
-    runtime: opt.RuntimeOption = None,
-    dtype: opt.DtypeOption = None,
-    system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
+    model: flags.ModelFlags,
+    form: forms.FormFlags,
+    confidence: ConfidenceFlags,
+    system: flags.SystemOption = None,
     load: Annotated[Path | None, typer.Option("--load", help="Go on with a conversation saved by /save.")] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Save the conversation here at the end.")] = None,
-    max_tokens: opt.MaxTokens = 512,
-    temperature: opt.TemperatureOption = 0.2,
-    seed: opt.SeedOption = 0,
-    schema: forms.SchemaOption = None,
-    regex: forms.RegexOption = None,
-    choices: forms.ChoicesOption = None,
-    grammar: forms.GrammarOption = None,
-    calibrator: conf.AnswerCalibratorOption = None,
-    task: conf.TaskOption = "default",
-    at_least: conf.AtLeastOption = None,
-    risk: conf.RiskOption = None,
-    delta: conf.DeltaOption = 0.1,
-    fallback: conf.FallbackOption = None,
-    drafter: opt.DrafterOption = None,
-    draft_budget: opt.BudgetOption = "auto",
-    stats: opt.StatsOption = False,
-    settings: opt.SettingsOption = None,
-    context: opt.ContextOption = None,
-    threads: opt.ThreadsOption = None,
-    show_prompt: opt.ShowPrompt = False,
-    as_json: opt.JsonOption = False,
+    text: flags.TextFlags = TEXT,
+    stats: flags.StatsOption = False,
+    show_prompt: flags.ShowPrompt = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Talk with a model; /help lists the commands.
 
@@ -73,17 +63,12 @@ def chat(
 
       likely chat --choices yes,no
     """
-    from likely.io.whole_file import check_target
-
-    given = {
-        "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(settings),
-    }  # fmt: skip
-    given |= opt.drafting(drafter, draft_budget)
-    given |= forms.form_options(schema, regex, choices, grammar, given)
+    given = text.given()
+    given |= form.given(given)
     if save:
         check_target(save)
-    wanted = conf.options(calibrator, task, at_least, risk, delta, fallback)
-    with opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+    wanted = confidence.given()
+    with model.open() as lm:
         talk = Conversation(lm.with_confidence(**wanted), given, show_prompt=show_prompt, as_json=as_json, stats=stats)
         if load:
             talk.load(load)
@@ -117,7 +102,7 @@ class Conversation:
 
         key = ({**CHAT_DEFAULTS, **self.settings}, system_of(self.messages))
         if self._bound is None or self._bound[0] != key:
-            self._bound = key, conf.bind(self.model, *key)
+            self._bound = key, bind(self.model, *key)
         return self._bound[1]
 
     @property
@@ -180,10 +165,6 @@ class Conversation:
 
     def answer(self, text: str) -> None:
         """Ask the model; an answer stopped by Ctrl-C stays in the conversation as far as it came."""
-        from likely.cli.printing import for_terminal, print_json, print_stream
-        from likely.errors import ConstraintError, LikelyError
-        from likely.lm.extract import why_incomplete
-
         self.messages.append({"role": "user", "content": text})
         stream = None
         try:
@@ -214,11 +195,11 @@ class Conversation:
         else:
             self.messages.append({"role": "assistant", "content": result.text})
         if self.as_json:
-            print_json({**opt.origin(self.model), "question": text, **result.to_dict()})
+            print_json({**options.origin(self.model), "question": text, **result.to_dict()})
         else:
-            conf.tell(result)
+            tell(result)
         if self.stats:
-            opt.print_stats(result)
+            print_stats(result)
         if why := why_incomplete(result):
             if not self.interactive:
                 raise ConstraintError(why)
@@ -226,8 +207,6 @@ class Conversation:
 
     def command(self, line: str) -> bool:
         """Carry out a / command; returns whether to leave."""
-        from likely.errors import LikelyError, nearest
-
         verb, _, rest = line[1:].partition(" ")
         rest = rest.strip()
         verbs = {
@@ -265,7 +244,7 @@ class Conversation:
         self.messages = ([] if text is None else [{"role": "system", "content": text}]) + rest
 
     def change(self, pair: str) -> None:
-        change = opt.parse_settings([pair])
+        change = options.parse_settings([pair])
         self.model.stream_chat([_HELLO], **{**self.settings, **change}).close()  # refuses what is not allowed
         self.settings |= change
 
@@ -273,21 +252,16 @@ class Conversation:
         typer.echo(self.model.render(self.messages or [_HELLO]).text, err=True)
 
     def history(self) -> None:
-        from likely.cli.printing import for_terminal
-
         for message in self.messages:
             typer.echo(for_terminal(f"{message['role']}: {message['content']}", err=True), err=True)
 
     def save(self, path: Path) -> None:
         """Write the conversation, whole or not at all."""
-        from likely.io.whole_file import write_whole_file
-
-        record = {"kind": "chat", **opt.origin(self.model), "settings": self.settings, "messages": self.messages}
+        record = {"kind": "chat", **options.origin(self.model), "settings": self.settings, "messages": self.messages}
         write_whole_file(path, (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode())
         typer.echo(f"saved {len(self.messages)} messages to {path}", err=True)
 
     def load(self, path: Path) -> None:
-        from likely.errors import DataError
         from likely.models.chat_template import check_messages
 
         try:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
+from likely.cli.printing import print_json, progress
 
 WARNING = (
     "This runs programs that nobody has read. They get no network, no files and little time (see "
@@ -15,19 +16,18 @@ WARNING = (
 )
 
 
+@flags.grouped
 def eval_code(
+    model: flags.ModelFlags,
     benchmark: Annotated[Literal["humaneval", "mbpp"], typer.Argument(help="humaneval or mbpp.")],
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
     trusted: Annotated[
         bool, typer.Option("--run-untrusted-code", help="Yes, run what the model writes (in a sandbox).")
     ] = False,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first problems.")] = None,
     samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Programs per problem.")] = 1,
-    temperature: options.TemperatureOption = 0.0,
-    seed: options.SeedOption = 0,
-    max_tokens: options.MaxTokens = 384,
+    temperature: flags.TemperatureOption = 0.0,
+    seed: flags.SeedOption = 0,
+    max_tokens: flags.MaxTokens = 384,
     contrast: Annotated[
         Literal["uscd", "cad", "cfg"] | None,
         typer.Option("--contrast", help="Contrast with the prompt without its examples."),
@@ -38,9 +38,7 @@ def eval_code(
         Path | None, typer.Option("--output", "-o", help="Write one line of JSON per program here.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Folder of the data sets.")] = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Solve HumanEval or MBPP problems and run the tests: pass@1, and pass@n for n samples.
 
@@ -52,7 +50,6 @@ def eval_code(
     """
     from likely.audit.code.benchmarks import evaluate, problems
     from likely.audit.code.sandbox import SandboxLimits
-    from likely.cli.printing import print_json, progress
     from likely.guided.contrast import Contrast
 
     if not trusted:
@@ -61,7 +58,7 @@ def eval_code(
         raise typer.BadParameter("several greedy programs are the same one: give --temperature", param_hint="--samples")
     found = problems(benchmark, limit=limit, data_dir=None if data_dir is None else str(data_dir))
     bounds = SandboxLimits(wall_s=seconds, cpu_s=max(1, round(seconds)))
-    with options.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+    with model.open_local() as lm:
         with progress(len(found), benchmark, unit="problems") as advance:
             report = evaluate(
                 lm, found, benchmark=benchmark, chat=chat, limits=bounds, progress=advance, n=samples,

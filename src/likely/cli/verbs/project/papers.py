@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags
+from likely.cli.printing import print_grid, print_json
+from likely.errors import nearest
+from likely.evidence.papers import index, rooms
 
 
 def papers(
     room: Annotated[str | None, typer.Option("--room", help="Only this room, e.g. decoding.")] = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """List the papers and studies: their headline figure, ours, and the state of each.
 
@@ -23,9 +27,6 @@ def papers(
 
       likely papers --json
     """
-    from likely.cli.printing import print_json
-    from likely.errors import nearest
-    from likely.evidence.papers import index, rooms
     from likely.evidence.results import read_results, results_dir
 
     if room is not None and room not in rooms():
@@ -38,25 +39,20 @@ def papers(
     if as_json:
         print_json({"papers": rows})
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("id", "title", "room", "state", "paper's figure", "our figure"):
-        table.add_column(heading, overflow="fold", no_wrap=heading in ("room", "state"))
-    for row in rows:
-        figure = row["claim"] if row["kind"] == "paper" else "(our own study)"
-        table.add_row(row["id"], row["title"], row["room"], row["state"], figure, row["ours"] or "")
-    console = Console(markup=False, highlight=False)
-    console.print(table)
+    shown = [
+        (
+            row["id"], row["title"], row["room"], row["state"],
+            row["claim"] if row["kind"] == "paper" else "(our own study)", row["ours"] or "",
+        )
+        for row in rows
+    ]  # fmt: skip
+    print_grid(("id", "title", "room", "state", "paper's figure", "our figure"), shown, whole=["room", "state"])
     count = sum(row["kind"] == "paper" for row in rows)
     measured = sum(bool(row["ours"]) for row in rows)
-    console.print(f"papers: {count}, studies of our own: {len(rows) - count}, measured here: {measured}")
+    typer.echo(f"papers: {count}, studies of our own: {len(rows) - count}, measured here: {measured}")
 
 
 def _row(entry: Any, result: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return {
         **asdict(entry),
         "state": result.verdict if result else entry.state,

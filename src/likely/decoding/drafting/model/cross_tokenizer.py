@@ -11,7 +11,15 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from likely.decoding.drafting.protocol import FIXED_ONLY, NO_DRAFT, Draft, Drafter, SamplingContext, check_rollback
+from likely.decoding.drafting.protocol import (
+    FIXED_ONLY,
+    NO_DRAFT,
+    Draft,
+    Drafter,
+    SamplingContext,
+    check_rollback,
+    common_length,
+)
 from likely.errors import CapabilityError, KvFull
 from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import Runtime, Sequence, Want, Work
@@ -217,7 +225,7 @@ class CrossTokenizerDrafter:
             sequence = self._sequence = self._sequence or runtime.open()
         except KvFull:
             return None
-        same = _common(self._held, ids[:-1])
+        same = common_length(self._held, ids[:-1])
         runtime.truncate(sequence, same)
         self._held = ids[:same]
         return _Turn(sequence, self._held, ids[same:], begun)
@@ -279,13 +287,3 @@ class CrossTokenizerDrafter:
         if self._sequence is not None:
             self._source.runtime.close(self._sequence)
             self._sequence = None
-
-
-def _common(a: Seq[int], b: Seq[int]) -> int:
-    """Length of the common beginning."""
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n

@@ -13,7 +13,6 @@ import numpy as np
 
 from likely.decoding.drafting.model.cross_tokenizer import CrossTokenizerModel
 from likely.decoding.drafting.protocol import (
-    NO_DRAFT,
     Draft,
     DraftDistribution,
     Drafter,
@@ -21,13 +20,12 @@ from likely.decoding.drafting.protocol import (
     SamplingContext,
     check_rollback,
 )
-from likely.decoding.drafting.trees.growth import GrowingDraft, grow_together
+from likely.decoding.drafting.trees.growth import GrowingDraft, grow_together, log_q_of_row
 from likely.decoding.drafting.trees.shapes import Chain, DraftShape
-from likely.decoding.sampling import Sampling, apply_penalties, processed_logprobs
-from likely.errors import CapabilityError, KvFull, ModelError
+from likely.decoding.sampling import Sampling
+from likely.errors import CapabilityError, KvFull
 from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import FloatArray, Runtime, Sequence, Want, Work
-from likely.runtimes.rows import log_softmax
 from likely.tokenizers.protocol import Tokenizer
 
 
@@ -96,44 +94,16 @@ class DraftModel:
         self.distributions: frozenset[DraftDistribution] = self.shape.distributions
         self.token_map: TokenMap = tokens or SameTokens(runtime.vocab_size, runtime.vocab_size)
 
-    @classmethod
-    def of(
-        cls,
-        runtime: Runtime,
-        tokenizer: Tokenizer,
-        target_tokenizer: Tokenizer,
-        *,
-        vocab_size: int | None = None,
-        shape: DraftShape | None = None,
-        sampling: Sampling | None = None,
-        name: str = "draft model",
-    ) -> DraftModel:
-        """Checked: ModelError that names the first id at which the two tokenizers differ.
-
-        vocab_size  columns of the target's logits; default: the size of its tokenizer
-        """
-        if difference := first_difference(tokenizer, target_tokenizer):
-            raise ModelError(
-                f"{name}: draft model and model use different tokenizers ({difference}); choose a draft model of the "
-                f"same family, or a drafter without a second model"
-            )
-        tokens = SameTokens(runtime.vocab_size, vocab_size or target_tokenizer.vocab_size)
-        return cls(runtime, shape=shape, sampling=sampling, tokens=tokens, name=name)
-
     def begin(self, prompt: Seq[int], context: SamplingContext) -> ModelDrafter:
         return ModelDrafter(self, prompt, context)
 
     def propose_many(self, drafters: Seq[Drafter], budgets: Seq[int]) -> list[Draft]:
         """All drafters advance together, one call per level."""
-        drafts = [NO_DRAFT] * len(drafters)
-        growing: dict[int, GrowingDraft] = {}
-        for i, (drafter, budget) in enumerate(zip(drafters, budgets, strict=True)):
+        growing = []
+        for drafter, budget in zip(drafters, budgets, strict=True):
             assert isinstance(drafter, ModelDrafter)
-            if (each := drafter.begin_draft(budget)) is not None:
-                growing[i] = each
-        for i, draft in zip(growing, grow_together(self.runtime, list(growing.values())), strict=True):
-            drafts[i] = draft
-        return drafts
+            growing.append(drafter.begin_draft(budget))
+        return grow_together(self.runtime, growing)
 
 
 class ModelDrafter:
@@ -184,14 +154,10 @@ class ModelDrafter:
         return self._growing
 
     def _log_q(self, logits: FloatArray, path: list[int]) -> FloatArray:
-        """log q (V,) after the path; raw where the target is greedy, since its best token is all that counts."""
-        settings = self._source.sampling or self._context.sampling
-        row = self._source.token_map.logits(logits)
-        output = [*self._tokens[self._prompt :], *path] if settings.has_penalties else ()
-        row = apply_penalties(row, settings, self._tokens[: self._prompt] if settings.has_penalties else (), output)
-        if settings.greedy and self._context.sampling.greedy:
-            return log_softmax(row)
-        return processed_logprobs(row, settings)
+        target = self._context.sampling
+        settings = self._source.sampling or target
+        text = [*self._tokens, *path] if settings.has_penalties else ()
+        return log_q_of_row(self._source.token_map.logits(logits), settings, target, text, self._prompt)
 
     # --- the text -------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,8 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import Literal
 
 import numpy as np
 
@@ -24,19 +23,6 @@ from likely.errors import DataError
 
 _KIND = "suffix"
 _LARGEST = 2**31 - 1
-
-
-class SuffixSettings(TypedDict, total=False):
-    """See SuffixMemory."""
-
-    max_depth: int
-    max_requests: int
-    max_tokens: int | None
-    scope: Literal["all", "request"]
-    spec_factor: float
-    spec_offset: float
-    min_prob: float
-    tree: bool
 
 
 class SuffixMemory:
@@ -78,11 +64,9 @@ class SuffixMemory:
         self.max_depth, self.max_requests, self.max_tokens, self.scope = max_depth, max_requests, max_tokens, scope
         self._lock = threading.Lock()
         self._tree = SuffixTree(max_depth, newest=True)
-        self._kept: deque[tuple[int, int]] = deque()  # (request, tokens), oldest first
+        self._kept: deque[int] = deque()  # tokens of each answer, oldest first
         self._gone = 0  # tokens at the front of the tree's text that nothing refers to
         self._tokens = 0
-        self._ids = count()
-        self._running: set[int] = set()
         self._version = 0  # of the tree
 
     def begin(self, prompt: Sequence[int], context: SamplingContext) -> SuffixDrafter:
@@ -104,33 +88,18 @@ class SuffixMemory:
         with self._lock:
             return self._tree.size_bytes
 
-    def remember(self, answer: Sequence[int]) -> int:
-        """Add an answer that was given elsewhere; returns its request number for `forget`."""
+    def remember(self, answer: Sequence[int]) -> None:
+        """Add an answer that was given elsewhere."""
         if self.scope != "all":
             raise ValueError('a memory of scope "request" keeps no answers: use scope "all"')
-        tokens = array("i", checked(answer))
-        request = self._start()
-        self._finish(request, tokens)
-        return request
+        self._finish(array("i", checked(answer)))
 
-    def forget(self, request: int | None = None) -> None:
-        """Drop what one request (`drafter.request`) left or will leave, or everything that is remembered.
-
-        One request costs as much as building the rest anew.
-        """
+    def forget(self) -> None:
+        """Drop everything that is remembered."""
         with self._lock:
-            if request is None:
-                kept = []
-            else:
-                self._running.discard(request)
-                kept = [item for item in self._answers() if item[0] != request]
-                if len(kept) == len(self._kept):
-                    return
             self._tree = SuffixTree(self.max_depth, newest=True)
             self._kept.clear()
             self._gone = self._tokens = 0
-            for number, answer in kept:
-                self._add(number, answer)
             self._version += 1
 
     # --- files --------------------------------------------------------------------------------------------------------
@@ -138,43 +107,32 @@ class SuffixMemory:
     def save(self, path: str | Path, *, tokenizer: str) -> None:
         """Write the remembered tokens; `tokenizer` is the fingerprint of the tokenizer whose ids they are."""
         with self._lock:
-            answers = [answer for _, answer in self._answers()]
+            answers = self._answers()
         arrays = {
             "tokens": np.concatenate([np.zeros(0, np.int32), *(np.asarray(answer, np.int32) for answer in answers)]),
             "lengths": np.array([len(answer) for answer in answers], np.int64),
         }
         save_memory(path, _KIND, arrays, tokenizer=tokenizer, settings={})
 
-    @classmethod
-    def load(
-        cls, path: str | Path, *, tokenizer: str, vocab_size: int, **settings: Unpack[SuffixSettings]
-    ) -> SuffixMemory:
-        """A memory of a saved file's tokens, built anew (about 10 s per million)."""
+    def load(self, path: str | Path, *, tokenizer: str, vocab_size: int) -> SuffixMemory:
+        """Remember a saved file's answers, counted anew (about 10 s per million tokens); returns itself."""
         found, _ = load_memory(path, _KIND, tokenizer=tokenizer, names=("tokens", "lengths"))
         tokens = checked_ids(path, "tokens", found["tokens"], vocab_size)
         lengths = found["lengths"]
         kinds = tokens.dtype.kind + lengths.dtype.kind
         if kinds != "ii" or (lengths < 1).any() or lengths.sum() != len(tokens):
             raise DataError(f"{path}: lengths do not divide the tokens into answers: build the memory again")
-        memory = cls(**settings)
         for answer in np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else []:
-            memory.remember(answer.tolist())
-        return memory
+            self.remember(answer.tolist())
+        return self
 
     # --- what drafters do; the lock is held only here and above -----------------------------------------------------
 
-    def _start(self) -> int:
+    def _finish(self, answer: array) -> None:
         with self._lock:
-            request = next(self._ids)
-            self._running.add(request)
-            return request
-
-    def _finish(self, request: int, answer: array) -> None:
-        with self._lock:
-            if request in self._running and len(answer) and self.scope == "all":
-                self._add(request, answer)
+            if len(answer) and self.scope == "all":
+                self._add(answer)
                 self._version += 1
-            self._running.discard(request)
 
     def _guess(self, text: array, seen: Seen, budget: int, above: float) -> Guess:
         """The best draft from the answers of others, if it is expected to keep more than `above` tokens."""
@@ -186,7 +144,7 @@ class SuffixMemory:
             longest = longest_match(self._tree, text, min(self.max_depth, len(text)) - 1, seen)
             return best_guess(self._tree, text, longest, budget, self.limits, above=above)
 
-    def _add(self, request: int, answer: array) -> None:
+    def _add(self, answer: array) -> None:
         limit = self.max_tokens
         if limit is not None:
             answer = answer[-limit:]
@@ -199,12 +157,12 @@ class SuffixMemory:
         tree.text.append(END)
         for i in range(n):
             tree.insert(at + i, min(self.max_depth, n - i))
-        self._kept.append((request, n))
+        self._kept.append(n)
         self._tokens += n
 
     def _evict(self) -> None:
         tree = self._tree
-        _, n = self._kept.popleft()
+        n = self._kept.popleft()
         at = tree.base + self._gone
         for i in range(n):
             tree.remove(at + i, min(self.max_depth, n - i))
@@ -215,10 +173,10 @@ class SuffixMemory:
             tree.base += self._gone
             self._gone = 0
 
-    def _answers(self) -> list[tuple[int, array]]:
+    def _answers(self) -> list[array]:
         answers, at = [], self._gone
-        for request, n in self._kept:
-            answers.append((request, self._tree.text[at : at + n]))
+        for n in self._kept:
+            answers.append(self._tree.text[at : at + n])
             at += n + 1
         return answers
 
@@ -237,10 +195,9 @@ class Seen:
 
 
 class SuffixDrafter:
-    """One request: its own text, and the memory of others.  `request` is its number in the memory."""
+    """One request: its own text, and the memory of others."""
 
     def __init__(self, memory: SuffixMemory, own: GrowingText, prompt: int):
-        self.request = memory._start()
         self._memory, self._own, self._prompt = memory, own, prompt
         self._seen = Seen()
         self._ended = False
@@ -275,7 +232,7 @@ class SuffixDrafter:
     def end(self) -> None:
         if not self._ended:
             self._ended = True
-            self._memory._finish(self.request, self._own.text[self._prompt :])
+            self._memory._finish(self._own.text[self._prompt :])
             self._own = GrowingText(self._memory.max_depth)
 
 

@@ -8,11 +8,9 @@ if TYPE_CHECKING:
     from likely.decoding.drafting.trees.growth import grow_together as grow_together
     from likely.decoding.drafting.trees.growth import grow_with as grow_with
     from likely.decoding.drafting.trees.shapes import Chain as Chain
-    from likely.decoding.drafting.trees.shapes import ConfidentChain as ConfidentChain
     from likely.decoding.drafting.trees.shapes import ConstantBranching as ConstantBranching
     from likely.decoding.drafting.trees.shapes import DraftShape as DraftShape
     from likely.decoding.drafting.trees.shapes import IidPaths as IidPaths
-    from likely.decoding.drafting.trees.shapes import IidTree as IidTree
     from likely.decoding.drafting.trees.shapes import StochasticBeam as StochasticBeam
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

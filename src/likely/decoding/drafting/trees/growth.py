@@ -10,8 +10,10 @@ import numpy as np
 
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft
 from likely.decoding.drafting.trees.shapes import DraftGrowth, TreeLevel
+from likely.decoding.sampling import Sampling, apply_penalties, processed_logprobs
 from likely.errors import KvFull
 from likely.runtimes.protocol import FloatArray, LayerPlan, Output, Runtime, Sequence, Want, Work
+from likely.runtimes.rows import log_softmax
 
 
 def _same(token: int) -> int:
@@ -77,11 +79,23 @@ class GrowingDraft:
         return nodes
 
 
-def grow_together(runtime: Runtime, growing: Seq[GrowingDraft]) -> list[Draft]:
-    """Drafts in the order of `growing`; one for which there is no room is empty."""
-    drafts = [NO_DRAFT] * len(growing)
+def log_q_of_row(row: FloatArray, settings: Sampling, target: Sampling, text: Seq[int], prompt: int) -> FloatArray:
+    """log q (V,) of a draft model's logits; raw where the target is greedy, since its best token is all that counts.
+
+    text  all tokens up to this row, of which the first `prompt` are the prompt's; only penalties look at them
+    """
+    row = apply_penalties(row, settings, text[:prompt], text[prompt:])
+    if settings.greedy and target.greedy:
+        return log_softmax(row)
+    return processed_logprobs(row, settings)
+
+
+def grow_together(runtime: Runtime, wanted: Seq[GrowingDraft | None]) -> list[Draft]:
+    """Drafts in the order of `wanted`; None, and one for which there is no room, has an empty one."""
+    drafts = [NO_DRAFT] * len(wanted)
+    growing = {i: each for i, each in enumerate(wanted) if each is not None}
     levels: dict[int, TreeLevel] = {}
-    for i, each in enumerate(growing):
+    for i, each in growing.items():
         try:
             levels[i] = next(each.growth)
         except StopIteration as stop:
@@ -98,7 +112,7 @@ def grow_together(runtime: Runtime, growing: Seq[GrowingDraft]) -> list[Draft]:
     return drafts
 
 
-def _forward(runtime: Runtime, growing: Seq[GrowingDraft], levels: dict[int, TreeLevel]) -> dict[int, Output]:
+def _forward(runtime: Runtime, growing: dict[int, GrowingDraft], levels: dict[int, TreeLevel]) -> dict[int, Output]:
     """One call for the levels; the last drafts are given up until the rest fits."""
     while levels:
         work = [growing[i].work(level) for i, level in levels.items()]

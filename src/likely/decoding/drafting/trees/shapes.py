@@ -18,7 +18,7 @@ narrower beams, fewer levels.  To drop samples for their own probability would b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -37,55 +37,86 @@ DraftGrowth = Generator[TreeLevel, FloatArray, Draft]
 class DraftShape(Protocol):
     """How a draft grows.  `position` is the absolute position of the token after the root."""
 
-    distributions: frozenset[DraftDistribution]
+    @property
+    def distributions(self) -> frozenset[DraftDistribution]: ...
 
     def grow(self, context: SamplingContext, position: int, budget: int) -> DraftGrowth: ...
 
 
 @dataclass(frozen=True)
 class ConstantBranching:
-    """RSD-C: every node at level l gets branching[l] children, sampled without replacement.
+    """Every node at level l gets branching[l] children: N = Σ_l Π_{i<=l} branching[i].
 
-    N = Σ_l Π_{i<=l} branching[i].  (1, .., 1) is speculative sampling.  Jeon et al. 2024, arXiv:2402.14160.
+    Sampled without replacement (RSD-C, Jeon et al. 2024, arXiv:2402.14160), or, with independent=True, independently,
+    repeats included (SpecInfer, Miao et al. 2023, arXiv:2305.09781).  (1, .., 1) is speculative sampling.
     """
 
     branching: tuple[int, ...] = (3, 2, 1)
-    distributions = frozenset({DraftDistribution.FIXED, DraftDistribution.WITHOUT_REPLACEMENT})
+    independent: bool = False
 
     def __post_init__(self) -> None:
-        check_branching(self.branching)
+        if not self.branching or min(self.branching) < 1:
+            raise ValueError(f"branching needs at least one level and numbers >= 1, got {tuple(self.branching)}")
+
+    @property
+    def _sampled(self) -> DraftDistribution:
+        return DraftDistribution.IID if self.independent else DraftDistribution.WITHOUT_REPLACEMENT
+
+    @property
+    def distributions(self) -> frozenset[DraftDistribution]:
+        return frozenset({DraftDistribution.FIXED, self._sampled})
 
     def grow(self, context: SamplingContext, position: int, budget: int) -> DraftGrowth:
-        kind = DraftDistribution.WITHOUT_REPLACEMENT
-        return (yield from _branching(self.branching, without_replacement, kind, context, position, budget))
-
-
-@dataclass(frozen=True)
-class IidTree:
-    """As ConstantBranching with independent draws, repeats included (SpecInfer, Miao et al. 2023, arXiv:2305.09781)."""
-
-    branching: tuple[int, ...] = (3, 2, 1)
-    distributions = frozenset({DraftDistribution.FIXED, DraftDistribution.IID})
-
-    def __post_init__(self) -> None:
-        check_branching(self.branching)
-
-    def grow(self, context: SamplingContext, position: int, budget: int) -> DraftGrowth:
-        return (yield from _branching(self.branching, independent, DraftDistribution.IID, context, position, budget))
+        if chosen_by_target(context):
+            return (yield from _ranked(self.branching, None, context, position, budget))
+        noise = own_noise(context, position)
+        sample = independent if self.independent else without_replacement
+        tree = _Tree()
+        for most in self.branching:
+            tips = tree.tips
+            counts = children_per_node(most, len(tips), budget - len(tree))
+            if not any(counts):
+                break
+            rows = yield tree.level()
+            for node, row, k in zip(tips, rows, counts, strict=True):
+                if k:
+                    tree.add_draws(node, row, sample(row, k, noise))
+        return tree.draft(self._sampled)
 
 
 @dataclass(frozen=True)
 class Chain:
-    """One guess after another, at most `length`: speculative sampling (Leviathan et al. 2023; Chen et al. 2023)."""
+    """One guess after another, at most `length`: speculative sampling (Leviathan et al. 2023; Chen et al. 2023).
+
+    confidence  the draft ends where q's best token has less probability
+    Whether it goes on depends on q alone, not on what is sampled from it, so that each guess is distributed as q.
+    Zhang et al. 2024, "Draft & Verify", arXiv:2309.08168.
+    """
 
     length: int = 5
+    confidence: float = 0.0
     distributions = frozenset({DraftDistribution.FIXED, DraftDistribution.IID})
 
     def __post_init__(self) -> None:
         check_positive(length=self.length)
+        if not 0 <= self.confidence <= 1:
+            raise ValueError(f"confidence must lie in [0, 1], got {self.confidence}")
 
     def grow(self, context: SamplingContext, position: int, budget: int) -> DraftGrowth:
-        return (yield from IidTree((1,) * self.length).grow(context, position, budget))
+        sampling, noise = context.sampling, own_noise(context, position)
+        tree, node = _Tree(), -1
+        while len(tree) < min(self.length, budget):
+            [log_q] = yield tree.level()
+            if self.confidence and log_q.max() < np.log(self.confidence):
+                break
+            if not chosen_by_target(context):
+                [node] = tree.add_draws(node, log_q, independent(log_q, 1, noise))
+            else:
+                z = log_q
+                if not sampling.greedy:
+                    z = log_q + gumbel(sampling.seed, context.sample, position + len(tree), np.arange(len(log_q)))
+                node = tree.child(node, int(z.argmax()))
+        return tree.draft(DraftDistribution.FIXED if chosen_by_target(context) else DraftDistribution.IID)
 
 
 @dataclass(frozen=True)
@@ -156,40 +187,6 @@ class IidPaths:
         return tree.draft(DraftDistribution.IID)
 
 
-@dataclass(frozen=True)
-class ConfidentChain:
-    """One guess after another, at most `length`, ending where q's best token has less probability than `confidence`.
-
-    Whether it goes on depends on q alone, not on what is sampled from it, so that each guess is distributed as q.
-    Zhang et al. 2024, "Draft & Verify", arXiv:2309.08168.
-    """
-
-    length: int = 5
-    confidence: float = 0.6
-    distributions = frozenset({DraftDistribution.FIXED, DraftDistribution.IID})
-
-    def __post_init__(self) -> None:
-        check_positive(length=self.length)
-        if not 0 <= self.confidence <= 1:
-            raise ValueError(f"confidence must lie in [0, 1], got {self.confidence}")
-
-    def grow(self, context: SamplingContext, position: int, budget: int) -> DraftGrowth:
-        sampling, noise = context.sampling, own_noise(context, position)
-        tree, node = _Tree(), -1
-        while len(tree) < min(self.length, budget):
-            [log_q] = yield tree.level()
-            if self.confidence and log_q.max() < np.log(self.confidence):
-                break
-            if not chosen_by_target(context):
-                [node] = tree.add_draws(node, log_q, independent(log_q, 1, noise))
-            else:
-                z = log_q
-                if not sampling.greedy:
-                    z = log_q + gumbel(sampling.seed, context.sample, position + len(tree), np.arange(len(log_q)))
-                node = tree.child(node, int(z.argmax()))
-        return tree.draft(DraftDistribution.FIXED if chosen_by_target(context) else DraftDistribution.IID)
-
-
 def chosen_by_target(context: SamplingContext) -> bool:
     """Whether the target's own pick decides at each node, so that the draft is FIXED."""
     return context.verification == "keyed" or context.sampling.greedy
@@ -198,31 +195,6 @@ def chosen_by_target(context: SamplingContext) -> bool:
 def own_noise(context: SamplingContext, position: int) -> np.random.Generator:
     """The draft's noise of one round, independent of what the target uses."""
     return generator(context.sampling.seed, context.sample, position, "draft")
-
-
-def _branching(
-    branching: Sequence[int],
-    sample: Callable[[FloatArray, int, np.random.Generator], IntArray],
-    distribution: DraftDistribution,
-    context: SamplingContext,
-    position: int,
-    budget: int,
-) -> DraftGrowth:
-    """branching[l] children below every node of level l: the target's favourites, or sample(log_q, k, noise)."""
-    if chosen_by_target(context):
-        return (yield from _ranked(branching, None, context, position, budget))
-    noise = own_noise(context, position)
-    tree = _Tree()
-    for most in branching:
-        tips = tree.tips
-        counts = children_per_node(most, len(tips), budget - len(tree))
-        if not any(counts):
-            break
-        rows = yield tree.level()
-        for node, row, k in zip(tips, rows, counts, strict=True):
-            if k:
-                tree.add_draws(node, row, sample(row, k, noise))
-    return tree.draft(distribution)
 
 
 def _ranked(
@@ -277,11 +249,6 @@ def check_positive(**settings: int) -> None:
     for name, value in settings.items():
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
-
-
-def check_branching(branching: Sequence[int]) -> None:
-    if not branching or min(branching) < 1:
-        raise ValueError(f"branching needs at least one level and numbers >= 1, got {tuple(branching)}")
 
 
 @dataclass

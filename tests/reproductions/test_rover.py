@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripts import script
 
-from likely.prompting.speech.words import _joined, rover, word_errors
+transcripts_of = script("transcripts")
+rover, word_errors, _joined = transcripts_of.rover, transcripts_of.word_errors, transcripts_of._joined
 
 texts = st.lists(st.sampled_from("abc"), max_size=5).map(" ".join)
 weights = st.floats(0.01, 1)

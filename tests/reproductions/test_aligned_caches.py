@@ -11,19 +11,21 @@ pytest.importorskip("torch")
 
 import torch
 from helpers_for_loops import RandomTrees, run
+from scripts import script
 from tiny_torch import VOCAB, tiny_module
 
 from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
-from likely.decoding.scheduling import SameLength
-from likely.errors import CapabilityError, KvFull, ModelError
-from likely.models.load import load_local
+from likely.errors import CapabilityError, KvFull
 from likely.runtimes.protocol import Want, Work
-from likely.runtimes.torch.aligned import GroupTorchRuntime, RectangleRow, RepadTorchRuntime, common_end
 from likely.runtimes.torch.runtime import TorchRuntime
 
+ALIGNED = script("aligned_caches")
+GroupTorchRuntime, RepadTorchRuntime = ALIGNED.GroupTorchRuntime, ALIGNED.RepadTorchRuntime
+RectangleRow, common_end = ALIGNED.RectangleRow, ALIGNED.common_end
+SameLength = script("same_length").SameLength
 KINDS = {"mask": TorchRuntime, "repad": RepadTorchRuntime, "group": GroupTorchRuntime}
 GREEDY = Sampling(temperature=0)
 PAD = END = 2  # as in SmolLM2, whose padding token is its end token
@@ -355,37 +357,8 @@ def test_the_check_at_loading_refuses_what_one_text_shows():
 
 
 def test_a_model_without_cuttable_caches_is_refused():
-    with pytest.raises(CapabilityError, match='align="mask"'):
+    with pytest.raises(CapabilityError, match="use TorchRuntime"):
         RepadTorchRuntime(tiny_module("mamba"))
-
-
-def test_align_by_name(tmp_path):
-    from tiny_gguf import write_tiny_llama
-
-    path = write_tiny_llama(tmp_path / "tiny.gguf")
-    for name, kind in KINDS.items():
-        runtime = load_local(str(path), runtime="torch", align=name).runtime
-        assert type(runtime) is kind
-        runtime.shutdown()
-    with pytest.raises(ModelError, match='unknown align "repd"'):
-        load_local(str(path), runtime="torch", align="repd")
-    with pytest.raises(CapabilityError, match="align= is an option of torch"):
-        load_local(str(path), runtime="llamacpp", align="repad")
-
-
-def test_a_model_loaded_by_group_generates_the_same(tmp_path):
-    from tiny_gguf import write_tiny_llama
-
-    import likely
-
-    path, found = write_tiny_llama(tmp_path / "tiny.gguf"), {}
-    prompts = [f"the cat sat on the {word}" * (1 + n % 2) for n, word in enumerate("abcdefghijklmnopqrstuvwxyz")]
-    for align in KINDS:
-        with likely.load(str(path), runtime="torch", align=align) as lm:
-            done = lm.generate(prompts, max_tokens=6, seed=3, drafter="lookup", draft_budget=3)
-            found[align] = [g.token_ids for g in done]
-            assert align != "group" or lm.runtime.grouped_share > 0.2
-    assert found["mask"] == found["repad"] == found["group"]
 
 
 def test_common_end_wants_all_rows_of_one_rectangle_in_order():

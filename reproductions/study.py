@@ -7,11 +7,16 @@ A script measures, states its figures and checks, and ends in `conclude`; its `m
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
 import inspect
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,18 +27,18 @@ from likely.evidence.results import (
     Check,
     Evidence,
     Figure,
+    MachineRecord,
     Source,
     results_dir,
-    surroundings,
     verdict_of,
     write_result,
 )
 from likely.io.hashes import file_sha256
 from likely.metrics.bootstrap import bootstrap_ratio
 from likely.metrics.intervals import wilson
-from likely.runtimes.machine import cores
+from likely.runtimes.machine import cores, machine
 
-# --- what is recorded -------------------------------------------------------------------------------------------------
+VERSIONS = ("likely", "numpy", "torch", "transformers", "llama-cpp-python")
 
 
 def data_sources(files: Iterable[tuple[str, str | None]]) -> list[Source]:
@@ -86,6 +91,19 @@ def ratio_figure(
     return figure_with(subject, quantity, tops.sum() / bottoms.sum(), interval, unit=unit, n=len(tops), of=of)
 
 
+def surroundings() -> dict[str, Any]:
+    """Machine, versions and date: the fields of Evidence that are the same for every claim."""
+    versions = {}
+    for package in VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "machine": MachineRecord(**asdict(machine())),
+        "versions": versions,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
 def conclude(
     name: str,
     *,
@@ -121,9 +139,6 @@ def conclude(
         command=command or f"python reproductions/{name}.py{' --full' * full}", threads=threads,
         seconds=round(seconds, 1), verdict=verdict_of(list(checks)), not_shown=list(not_shown), **around,
     )  # fmt: skip
-
-
-# --- the command line -------------------------------------------------------------------------------------------------
 
 
 def arguments(*, full: str = "", quick: str = "", threads: str = "") -> argparse.ArgumentParser:

@@ -7,8 +7,11 @@ from functools import cache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripts import script
 
-from likely.prompting.speech.words import oracle_word_error_rate, word_error_rate, word_errors
+transcripts = script("transcripts")
+oracle_word_error_rate, word_errors = transcripts.oracle_word_error_rate, transcripts.word_errors
+word_error_rate = transcripts.word_error_rate
 
 texts = st.lists(st.sampled_from("abcd"), max_size=6).map(" ".join)
 said_and_heard = st.lists(

@@ -21,15 +21,15 @@ from likely.decoding.drafting.protocol import (
     SamplingContext,
     check_rollback,
 )
-from likely.decoding.drafting.trees.growth import GrowingDraft, grow_together
-from likely.decoding.drafting.trees.shapes import ConfidentChain, DraftShape
-from likely.decoding.sampling import apply_penalties, processed_logprobs
+from likely.decoding.drafting.trees.growth import GrowingDraft, grow_together, log_q_of_row
+from likely.decoding.drafting.trees.shapes import Chain, DraftShape
 from likely.errors import CapabilityError
 from likely.io.hashes import cache_dir
 from likely.io.whole_file import write_whole_file
 from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import FloatArray, LayerPlan, Runtime, Sequence
-from likely.runtimes.rows import log_softmax
+
+CONFIDENCE = 0.6  # a draft ends where its best token has less probability
 
 
 class LayerSkip:
@@ -39,7 +39,7 @@ class LayerSkip:
 
     def __init__(self, plan: LayerPlan, *, shape: DraftShape | None = None, name: str = "skip"):
         self.plan, self.name = plan, name
-        self.shape: DraftShape = ConfidentChain() if shape is None else shape
+        self.shape: DraftShape = Chain(confidence=CONFIDENCE) if shape is None else shape
         self.distributions: frozenset[DraftDistribution] = self.shape.distributions
 
     @classmethod
@@ -61,22 +61,18 @@ class LayerSkip:
 
     def propose_many(self, drafters: Seq[Drafter], budgets: Seq[int]) -> list[Draft]:
         """All texts advance together, one shortened call of the target per level."""
-        drafts = [NO_DRAFT] * len(drafters)
-        growing: dict[int, GrowingDraft] = {}
+        growing: list[GrowingDraft | None] = []
         runtime: Runtime | None = None
-        for i, (drafter, budget) in enumerate(zip(drafters, budgets, strict=True)):
+        for drafter, budget in zip(drafters, budgets, strict=True):
             assert isinstance(drafter, SkipDrafter)
-            if (each := drafter.begin_draft(budget)) is not None:
-                growing[i], runtime = each, drafter.runtime
+            growing.append(drafter.begin_draft(budget))
+            runtime = drafter.runtime or runtime
         if runtime is None:
-            return drafts
+            return [NO_DRAFT] * len(drafters)
         try:
-            found = grow_together(runtime, list(growing.values()))
+            return grow_together(runtime, growing)
         finally:
-            runtime.commit([(each.sequence, []) for each in growing.values() if each.sequence.pending])
-        for i, draft in zip(growing, found, strict=True):
-            drafts[i] = draft
-        return drafts
+            runtime.commit([(each.sequence, []) for each in growing if each is not None and each.sequence.pending])
 
 
 def _layers(runtime: Runtime) -> int:
@@ -117,12 +113,8 @@ class SkipDrafter:
 
     def _log_q(self, logits: FloatArray, path: list[int]) -> FloatArray:
         settings = self._context.sampling
-        if settings.has_penalties:
-            output = [*self._tokens[self._prompt :], *path]
-            row = apply_penalties(logits, settings, self._tokens[: self._prompt], output)
-        else:
-            row = apply_penalties(logits, settings, (), ())
-        return log_softmax(row) if settings.greedy else processed_logprobs(row, settings)
+        text = [*self._tokens, *path] if settings.has_penalties else ()
+        return log_q_of_row(logits, settings, settings, text, self._prompt)
 
     def observe(self, tokens: Seq[int]) -> None:
         self._tokens += [int(t) for t in tokens]
@@ -175,7 +167,7 @@ def default_plan(layers: int) -> LayerPlan:
 
     A beginning, no gain: on SmolLM2-135M (384 tokens of wikitext-2) it finds the whole model's best token on 67 % of
     the positions at 97 % of the weights read; early exit after 20 of 30 layers on 21 %, at 74 %.  Models trained for
-    early exit, or much deeper ones, may stand more: `likely.decoding.drafting.layer_skip.search`.
+    early exit, or much deeper ones, may stand more: `benchmarks/skip_plan.py` searches for a plan.
     """
     return LayerPlan(frozenset(range(layers // 4, 3 * layers // 4, 4)))
 

@@ -1,28 +1,22 @@
-"""Searches for a draft in a trigram table: trees of tokens under a pair, likeliest nodes first.
+"""The searches that ADED is compared with: Monte Carlo tree search (the paper's), all successors, a greedy chain.
 
-Each search asks `successors(pair)` for the tokens that may follow and their weights, heaviest first, and returns
-(tokens, parents, shares): lists over the nodes found, a parent before its children, such that the first n nodes are the
-search's best draft of n nodes.  A node's share estimates the probability of its path: the product down to it of
-weight / (Σ weights of the siblings + DOUBT).
+Each takes `look`: pair -> (tokens that may follow, their weights), heaviest first, and returns what `best_first` of
+`likely.decoding.drafting.trigram.drafter` does.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
-from likely.decoding.drafting.trigram.table import Successors, next_pair
+from likely.decoding.drafting.trigram.drafter import DOUBT, Found, Look, TrigramMemory
+from likely.decoding.drafting.trigram.table import Successors, TrigramTable, next_pair
+from likely.decoding.sampling import generator
 
-Look = Callable[[int], Successors]
-Found = tuple[list[int], list[int], list[float]]
 C1, C2 = 32.0, 8.0  # of the exploration bonus, as in the authors' code
-# weight of what the table does not know, so that a trigram seen once is a weaker guess than an established one; chosen
-# on replays of HumanEval (1.68 emitted per call instead of 1.66), confirmed on GSM8K (1.95 instead of 1.94)
-DOUBT = 1.0
 
 
 def puct(total: float, visits: int, prior: float, parent_visits: int, *, c1: float = C1, c2: float = C2) -> float:
@@ -157,37 +151,79 @@ def _rollout(look: Look, pair: int, steps: int, uniform: Iterator[float]) -> flo
     return value
 
 
-def best_first(look: Look, pair: int, *, budget: int, depth: int = 4) -> Found:
-    """The `budget` nodes of largest share: no draws, no exploration; exact, since a share only falls on the way down.
-
-    At most depth + 1 tokens deep, like the drafts of `mcts`.
-    """
+def full(look: Look, pair: int, *, budget: int, depth: int = 4) -> Found:
+    """All successors level by level, as far as the budget goes."""
     tokens: list[int] = []
     parents: list[int] = []
     shares: list[float] = []
-    # (-share, age, parent, its share, level, pair, successors, which of them, Σ); siblings enter one after another
-    queue: list[tuple[float, int, int, float, int, int, Successors, int, float]] = []
-    age = 0
-
-    def push(parent: int, above: float, level: int, pair: int, found: Successors, i: int, whole: float) -> None:
-        nonlocal age
-        age += 1
-        heapq.heappush(queue, (-above * found[1][i] / whole, age, parent, above, level, pair, found, i, whole))
-
-    found = look(pair)
-    if found[0]:
-        push(-1, 1.0, 1, pair, found, 0, sum(found[1]) + DOUBT)
-    while queue and len(tokens) < budget:
-        minus, _, parent, above, level, pair, found, i, whole = heapq.heappop(queue)
-        node, token = len(tokens), found[0][i]
-        tokens.append(token)
-        parents.append(parent)
-        shares.append(-minus)
-        if i + 1 < len(found[0]):
-            push(parent, above, level, pair, found, i + 1, whole)
-        if level <= depth:
-            below = next_pair(pair, token)
-            found = look(below)
-            if found[0]:
-                push(node, -minus, level + 1, below, found, 0, sum(found[1]) + DOUBT)
+    level = [(-1, pair, 1.0)]
+    for _ in range(depth + 1):
+        below = []
+        for parent, key, share in level:
+            found, weights = look(key)
+            whole = sum(weights) + DOUBT
+            for token, weight in zip(found, weights, strict=True):
+                if len(tokens) == budget:
+                    return tokens, parents, shares
+                below.append((len(tokens), next_pair(key, token), share * weight / whole))
+                tokens.append(token)
+                parents.append(parent)
+                shares.append(below[-1][2])
+        level = below
     return tokens, parents, shares
+
+
+def greedy(look: Look, pair: int, *, budget: int, depth: int = 4) -> Found:
+    """One chain: always the heaviest successor."""
+    tokens: list[int] = []
+    shares: list[float] = []
+    share = 1.0
+    while len(tokens) < min(budget, depth + 1):
+        found, weights = look(pair)
+        if not found:
+            break
+        share *= weights[0] / (sum(weights) + DOUBT)
+        tokens.append(found[0])
+        shares.append(share)
+        pair = next_pair(pair, found[0])
+    return tokens, list(range(-1, len(tokens) - 1)), shares
+
+
+class Searched(TrigramMemory):
+    """A trigram memory with one of these searches.
+
+    iterations, paths  of MCTS: sentences tried, most visited nodes taken
+    """
+
+    def __init__(
+        self,
+        table: TrigramTable,
+        search: str,
+        *,
+        iterations: int = 150,
+        paths: int = 24,
+        depth: int = 4,
+        rate: float = 0.32,
+        scope: str = "all",
+    ):
+        super().__init__(table, depth=depth, rate=rate, scope=scope)  # type: ignore[arg-type]
+        self.search, self.iterations, self.paths = search, iterations, paths
+
+    def find(self, look: Look, pair: int, place: int, budget: int) -> Found:
+        if self.search != "mcts":
+            search: Callable[..., Found] = {"greedy": greedy, "full": full}[self.search]
+            return search(look, pair, budget=budget, depth=self.depth)
+        draws = generator(pair, place, 0, self.name).random(self.iterations * self.depth)
+        return mcts(
+            look, pair, budget=budget, uniform=iter(draws.tolist()), depth=self.depth, iterations=self.iterations,
+            paths=self.paths,
+        )  # fmt: skip
+
+
+def memory_of(
+    table: TrigramTable, search: str, *, depth: int = 4, rate: float = 0.32, scope: str = "all"
+) -> TrigramMemory:
+    """Of the package where it has the search."""
+    if search == "best_first":
+        return TrigramMemory(table, depth=depth, rate=rate, scope=scope)  # type: ignore[arg-type]
+    return Searched(table, search, depth=depth, rate=rate, scope=scope)

@@ -80,15 +80,13 @@ class RepadTorchRuntime(TorchRuntime):
     `alignment` counts what was done; on a GPU its seconds are those of launching the copies.
     """
 
-    align = "repad"
-
     def __init__(self, module: torch.nn.Module, **settings: Unpack[TorchSettings]):
         self.alignment = Alignment()
         super().__init__(module, **settings)
         if not self.cached:
             raise CapabilityError(
-                f'align="{self.align}" moves keys and values, and this model cannot keep them as such '
-                f'({self.not_cached_because}): use align="mask"'
+                f"aligned caches move keys and values, and this model cannot keep them as such "
+                f"({self.not_cached_because}): use TorchRuntime"
             )
         self.capabilities = replace(self.capabilities, layers=0)  # a rectangle has one width
         self.alignment = Alignment()
@@ -200,10 +198,8 @@ class RepadTorchRuntime(TorchRuntime):
 class GroupTorchRuntime(RepadTorchRuntime):
     """TorchRuntime with a cache per sequence: rows of one length are stacked without padding, others padded anew.
 
-    Equal lengths are the loop's business: give it `SameLength` of `likely.decoding.scheduling`.
+    Equal lengths are the loop's business: give it `same_length.SameLength`.
     """
-
-    align = "group"
 
     def _bring_together(self, rows: list[RectangleRow]) -> list[KeysValues]:
         lengths = {len(row.columns) for row in rows}
@@ -213,9 +209,6 @@ class GroupTorchRuntime(RepadTorchRuntime):
             (_stacked([_taken(row, layer, 0) for row in rows]), _stacked([_taken(row, layer, 1) for row in rows]))
             for layer in range(len(rows[0].rectangle))
         ]
-
-
-RUNTIMES = {kind.align: kind for kind in (TorchRuntime, RepadTorchRuntime, GroupTorchRuntime)}  # by align=
 
 
 class RectanglePlan:

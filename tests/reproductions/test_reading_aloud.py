@@ -7,17 +7,14 @@ import shutil
 
 import numpy as np
 import pytest
+from scripts import script
 
 from likely.errors import CapabilityError, DataError
-from likely.prompting.speech import recognise as speech
 from likely.prompting.speech.nbest import NBest
-from likely.prompting.speech.recognise import (
-    PAD_S,
-    RATE,
-    Utterance,
-    synthesise,
-    with_noise,
-)
+
+speech = script("reading_aloud")
+PAD_S, RATE, Utterance = speech.PAD_S, speech.RATE, speech.Utterance
+synthesise, with_noise = speech.synthesise, speech.with_noise
 
 TONE = (3000 * np.sin(np.arange(RATE) / 5)).astype(np.int16)
 ONE = Utterance("turn on the light", "slt", 20.0, "general", NBest(["turn on", "turn in"], [-10.5, -11.0]))

@@ -1,19 +1,27 @@
-"""Which sublayers a model can do without when it drafts for itself: a random search, as in Draft & Verify.
+"""Which sublayers a model can do without when it drafts for itself (drafter `skip`): a random search.
 
-Zhang et al. 2024, arXiv:2309.08168, use Bayesian optimisation over the same bit masks and the same objective.
+Zhang et al. 2024, "Draft & Verify", arXiv:2309.08168, use Bayesian optimisation over the same bit masks and the same
+objective.
+
+  python benchmarks/skip_plan.py MODEL [--runtime torch] [--trials 40] [--save]
+
+--save makes the plan that was found the one of "skip" for this model.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
 
-from likely.decoding.drafting.layer_skip.drafter import LayerSkip
+import likely
+from likely.bench.speculation import BUILTIN
+from likely.decoding.drafting.layer_skip import LayerSkip, save_plan
 from likely.decoding.drafting.protocol import SamplingContext
-from likely.decoding.drafting.trees.shapes import ConfidentChain, DraftGrowth, DraftShape
+from likely.decoding.drafting.trees.shapes import Chain, DraftGrowth, DraftShape
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.run import run
@@ -55,7 +63,7 @@ def speed_on(
     shape: DraftShape | None = None,
 ) -> Callable[[LayerPlan], FoundPlan]:
     """Measures plans by greedy decoding of these prompts; cost: of a call under a plan, say `relative_cost`."""
-    inner = ConfidentChain() if shape is None else shape
+    inner = Chain(confidence=0.6) if shape is None else shape
 
     def speed(plan: LayerPlan) -> FoundPlan:
         counted = _Counted(inner)
@@ -111,3 +119,28 @@ def search(
         if found.speedup > best.speedup:
             best = found
     return best
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("model")
+    options.add_argument("--runtime", default="torch")
+    options.add_argument("--trials", type=int, default=40)
+    options.add_argument("--save", action="store_true")
+    asked = options.parse_args()
+    lm = likely.load(asked.model, runtime=asked.runtime)
+    layers = lm.runtime.capabilities.layers
+    prompts = [lm.encode_prompt(text) for task in BUILTIN for text in task.prompts if isinstance(text, str)]
+    # as in Llama's family: an attention of 4 d^2 weights or less, an MLP of 8 d^2, and a head that is left out here
+    speed = speed_on(
+        lm.runtime, prompts, cost=lambda plan: relative_cost(plan, layers, attention=1.0, mlp=2.0, head=0.0)
+    )
+    found = search(speed, layers, np.random.default_rng(0), trials=asked.trials)
+    print(f"{found.speedup:.2f}x, {found.tokens_per_call:.2f} tokens per call, a draft call costs {found.cost:.2f}")
+    print(f"attention left out: {sorted(found.plan.skip_attention)}; MLP: {sorted(found.plan.skip_mlp)}")
+    if asked.save:
+        print(f"saved: {save_plan(lm.runtime.revision, found.plan)}")
+
+
+if __name__ == "__main__":
+    main()

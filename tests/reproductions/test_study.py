@@ -7,25 +7,17 @@ import sys
 
 import pytest
 from sample_evidence import CHECK, FIGURE, evidence
-from scripts import ROOT
+from scripts import ROOT, script
 
 from likely.errors import DataError
-from likely.evidence import (
-    Check,
-    Figure,
-    arguments,
-    conclude,
-    data_sources,
-    figure_table,
-    figure_with,
-    ratio_figure,
-    read_result,
-    run_script,
-    run_study,
-    share_figure,
-)
+from likely.evidence import Check, Figure, read_result
 from likely.metrics.bootstrap import bootstrap_ratio
 from likely.metrics.intervals import wilson
+
+study = script("study")
+arguments, conclude, run_script, run_study = study.arguments, study.conclude, study.run_script, study.run_study
+data_sources, figure_table, figure_with = study.data_sources, study.figure_table, study.figure_with
+ratio_figure, share_figure = study.ratio_figure, study.share_figure
 
 ABOUT = {
     "title": "A trial", "claim": "It is small.", "paper_figure": None, "ours": "0.5 nats", "samples": "10 tokens",

@@ -10,12 +10,15 @@ import pytest
 from helpers_for_loops import RandomTrees, run, toy_loop
 from hypothesis import given
 from hypothesis import strategies as st
+from scripts import script
 
 from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
-from likely.decoding.scheduling import SameLength, by_prompt_length
 from likely.runtimes.toy import ToyRuntime
+
+POLICY = script("same_length")
+SameLength, by_prompt_length = POLICY.SameLength, POLICY.by_prompt_length
 
 GREEDY = Sampling(temperature=0)
 
