@@ -317,3 +317,34 @@ def test_growth_that_finds_no_memory_half_way_is_repeated_without_a_trace(made, 
     arguments = [sys.executable, "-c", GROWTH, str(made("llama")[1]), str(tmp_path)]
     done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.stdout.strip() == "[true, true]", done.stderr
+
+
+MANY_THREADS = """
+import os, resource, sys
+from likely.errors import ModelError
+from likely.runtimes import machine
+from likely.runtimes.native.build import library
+from likely.runtimes.native.runtime import NativeRuntime
+
+library()
+os.environ["LIKELY_CACHE"] = sys.argv[2]
+NativeRuntime(sys.argv[1], threads=1, tokens_held=64)
+machine.processors = lambda: 500
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20, most))  # each thread has a stack
+try:
+    NativeRuntime(sys.argv[1], threads=500, tokens_held=64)
+except ModelError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+NativeRuntime(sys.argv[1], threads=3, tokens_held=64).shutdown()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="needs /proc")
+def test_threads_that_cannot_start_are_one_line(made, tmp_path):
+    arguments = [sys.executable, "-c", MANY_THREADS, str(made("llama")[1]), str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "the native runtime cannot start 500 threads: give fewer (threads=)"
