@@ -95,7 +95,7 @@ class _SmallModel:
         square, ones = np.zeros((WIDTH, WIDTH), np.float32), np.ones(WIDTH, np.float32)
         matrices = {"head": self._embedding, "layers.0.qkv": self._qkv, "layers.0.out": self._out,
                     "layers.0.gate_up": np.concatenate([square, square]), "layers.0.down": square}  # fmt: skip
-        weights = {name: library.pack(kind, matrix) for name, matrix in matrices.items()}
+        weights: dict[str, np.ndarray] = {name: library.pack(kind, matrix) for name, matrix in matrices.items()}
         weights |= {"final_norm": ones, "layers.0.attention_norm": ones, "layers.0.mlp_norm": ones}
         model = native_model(shape, kind, weights)
         session = library.open(ctypes.byref(model[0]), 1)
