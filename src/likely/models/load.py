@@ -191,7 +191,7 @@ def _by_default(where: SourceKind, place: Path | str, dtype: str | None) -> list
     """A GGUF file runs natively, a large one in llama.cpp; with a dtype, and from a folder, a model runs in torch."""
     if where == "gguf" and dtype is None:
         small = Path(place).stat().st_size <= MOST_NATIVE_BYTES
-        order = ("native", "llamacpp", "torch") if small else ("llamacpp", "native", "torch")
+        order: tuple[str, ...] = ("native", "llamacpp", "torch") if small else ("llamacpp", "native", "torch")
     else:
         order = ("torch", "native") if dtype in (None, *KINDS["torch"].dtypes) else ("native", "torch")
     return [KINDS[name] for name in order]
