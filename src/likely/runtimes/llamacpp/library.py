@@ -124,8 +124,14 @@ class LlamaModel:
         params.n_gpu_layers = 0
         params.vocab_only = vocab_only
         params.use_extra_bufts = repack
-        # on another thread, since a Ctrl-C in the log callback of this one would be lost
-        pointer = on_tile_thread(lib.llama_model_load_from_file, os.fsencode(path), params)
+        made: list[Any] = []
+        try:  # on another thread, since a Ctrl-C in the log callback of this one would be lost
+            on_tile_thread(lambda: made.append(lib.llama_model_load_from_file(os.fsencode(path), params)))
+        except KeyboardInterrupt:
+            for loaded in filter(None, made):
+                lib.llama_model_free(loaded)
+            raise
+        [pointer] = made
         if not pointer:
             raise ModelError(f"{path}: llama.cpp cannot load it ({_last_error('no reason given')})")
         self._pointer = pointer
