@@ -26,7 +26,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from kept_values import KeptValues
 from numpy.typing import NDArray
 from spoken_lists import FILES, INTENTS, MESSAGE, Spoken, chosen, default_file, read_lists, texts
 from study import arguments, conclude, data_sources, figure_with, model_source, ratio_figure, run_script, run_study
@@ -35,6 +34,7 @@ from transcripts import oracle_word_error_rate, rover, word_errors
 import likely
 from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir, file_sha256, fingerprint
+from likely.io.kept import KeptValues
 from likely.metrics.bootstrap import bootstrap_ratio, interval
 from likely.prompting.speech.intent import SpokenIntentClassifier, training_pairs
 from likely.prompting.speech.nbest import NBest, NBestStyle, SpokenTask

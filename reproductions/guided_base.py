@@ -24,7 +24,6 @@ from typing import Any
 import guided_choices
 import numpy as np
 from function_schemas import FILE, Case, cases, follows, holds, share
-from kept_values import KeptValues
 from study import (
     arguments,
     conclude,
@@ -42,6 +41,7 @@ from likely.decoding.constraint import Constraint
 from likely.evidence import Check, Evidence, Figure, Source
 from likely.guided.form import make_form
 from likely.guided.settings import FormSettings
+from likely.io.kept import KeptValues
 from likely.runtimes.machine import cores
 
 MODELS = ("smollm2", "gemma3")

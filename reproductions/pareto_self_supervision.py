@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kept_values import KeptValues
 from numpy.typing import NDArray
 from study import arguments, conclude, data_sources, model_source, run_script, run_study
 
@@ -32,6 +31,7 @@ from likely.data import find_path, load_records
 from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir, fingerprint
 from likely.io.jsonl import chunked
+from likely.io.kept import KeptValues
 from likely.uncertainty.types import option_scores
 from likely.weak_supervision.harmonizer import Harmonizer
 from likely.weak_supervision.labelling_rules import LabelingFunction, Votes, read_rules

@@ -45,7 +45,12 @@ def test_files_of_our_own_verbs(file):
     found = read_labelled(write(file, header, line))
     assert found.kind == "answer" and found.origin == {**made, "kind": "ask"}
     assert found.x.tolist() == [[-2.0, -1.0, -1.5, math.log(2)]]
-    assert found.predictions() == pytest.approx([math.exp(-2)])
+    assert found.predictions() == found.as_given() == pytest.approx([math.exp(-2)]) and found.stated is None
+    given = read_labelled(write(file, header, {**line, "confidence": 0.7}))  # as the answers were given
+    assert given.as_given().tolist() == [0.7] and given.predictions() == pytest.approx([math.exp(-2)])
+    assert read_labelled(write(file, header, {**line, "confidence": 0.7}, line)).stated is None
+    formed = read_labelled(write(file, header, {**line, "token_log_masses": [-0.4, 0.0]}))
+    assert formed.x[0] == pytest.approx([-1.6, -0.8, -1.5, math.log(2)])
     with pytest.raises(DataError, match="not graded"):
         read_labelled(write(file, {**made, "kind": "ask"}, line))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -162,6 +163,12 @@ def test_the_sequence_stops_at_the_first_threshold_that_fails():
 
 def test_fewest_items_is_the_edge():
     assert fewest_items(0.05, 0.1) == 45 and fewest_items(0.5, 0.5) == 1 and fewest_items(0.5, 0.25) == 2
+    for rate in (0.02, 0.05, 0.09):
+        n = fewest_items(0.1, 0.1, error_rate=rate)
+        wrong = math.floor(rate * n)
+        assert risk_p_value(wrong, n, 0.1) <= 0.1
+        assert all(risk_p_value(math.ceil(rate * m), m, 0.1) > 0.1 for m in range(2, n // 2))
+    assert fewest_items(0.1, 0.1, error_rate=0.1) is None
     for risk, delta in [(0.05, 0.1), (0.1, 0.05), (0.3, 0.01), (0.01, 0.1)]:
         n = fewest_items(risk, delta)
         assert certified_threshold([1.0] * n, [1] * n, risk=risk, delta=delta, grid=[0.5]) is not None

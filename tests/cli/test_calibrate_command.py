@@ -76,6 +76,28 @@ def rows(path):
 
 
 @pytest.mark.slow
+def test_eval_measures_what_the_answers_were_given_with(cli, tiny, graded, store, tmp_path):
+    """p(answer | question) before there is a calibrator; then the confidence in the file, or a kept map by name."""
+    raw = cli("calibrate", "eval", graded, "--json").json
+    assert raw["measured"] == "p(answer | question)"
+    assert cli("calibrate", "fit", graded, "--task", "odd").code == 0
+    told = one_line(cli("calibrate", "eval", graded, "--task", "even"), 1)
+    assert "no calibrator was fitted" in told and 'one of the task "odd"' in told
+    mapped = cli("calibrate", "eval", graded, "--task", "odd", "--json")
+    assert mapped.json["calibrator"] == "task odd" and "was fitted to these lines" in mapped.err
+    assert mapped.json["mean_confidence"] != raw["mean_confidence"]
+    again, told = tmp_path / "again.jsonl", tmp_path / "told.jsonl"
+    questions = write(tmp_path / "q2.jsonl", [{"question": f"Is {i} odd?", "answer": "yes"} for i in range(30)])
+    assert cli("ask", questions, "-m", tiny, "-o", again, *FEW, "--task", "odd").code == 0
+    assert cli("grade", again, "--by", "regex", "--pattern", "^(..)*$", "-o", told).code == 0
+    held = cli("calibrate", "eval", told, "--json").json
+    stated = [json.loads(r)["confidence"] for r in lines_of(told)[1:]]
+    assert held["measured"] == "the confidence in the file"
+    assert held["mean_confidence"] == pytest.approx(np.mean(stated))
+    assert "give one of" in one_line(cli("calibrate", "eval", told, "--task", "odd", "--calibrator", told), 2)
+
+
+@pytest.mark.slow
 def test_plot(cli, plain, tmp_path):
     shown = cli("calibrate", "plot", plain)
     assert shown.code == 0 and len(shown.out.splitlines()) > 5
@@ -130,7 +152,7 @@ def test_abstaining_and_asking_another(cli, tiny, graded, store, tmp_path):
     other = cli(*ask, "--at-least", 0.999, "--fallback", tiny, "--json").json
     assert other["answered_by"] == str(tiny) and other["first"]["confidence"] == sure
     hopeless = cli(*ask, "--risk", 0.001)
-    assert hopeless.code == 0 and not hopeless.out and "no threshold satisfies" in hopeless.err
+    assert hopeless.code == 0 and not hopeless.out and "no threshold promises at most 0.1 % wrong" in hopeless.err
     assert "one of" in one_line(cli(*ask, "--risk", 0.1, "--at-least", 0.5), 2)
     assert "--fallback needs" in one_line(cli(*ask, "--fallback", tiny), 2)
     assert "between 0 and 1" in one_line(cli(*ask, "--at-least", 90), 2)
@@ -168,7 +190,7 @@ def test_figures_of_lines_that_were_fitted_to_are_called_too_good(cli, plain, tm
     target = tmp_path / "cal.json"
     cli("calibrate", "fit", plain, "-o", target)
     seen = cli("calibrate", "eval", plain, "--calibrator", target)
-    assert seen.code == 0 and "was fitted to 100 of these 200 lines" in seen.err
+    assert seen.code == 0 and "was fitted to these lines" in seen.err
     other = write(tmp_path / "other.jsonl", [{"confidence": 0.5, "correct": i % 2} for i in range(20)])
     assert not cli("calibrate", "eval", other, "--calibrator", target).err
 

@@ -33,6 +33,12 @@ def test_every_table_has_names():
 def test_small_refusals(cli, tiny, tmp_path, monkeypatch):
     one_line(cli("generate", "a", "-m", tiny, "--seed", 2**64), 2, "64 bits")
     one_line(cli("uncertainty", "a", "-m", tiny, "--seed", -(2**63) - 1), 2, "64 bits")
+    long = cli("generate", "a", "-m", tiny, "-s", f"seed={'9' * 5000}")
+    one_line(long, 2, "seed must", "999...999")
+    assert len(long.err) < 300
+    one_line(cli("generate", "a", "-m", tiny, "-s", "stop=1"), 2, "stop must be a string")
+    one_line(cli("generate", "a", "-m", tiny, "--runtime", "lamacpp"), 2, 'did you mean "llamacpp"?')
+    one_line(cli("ask", "a", "-m", tiny, "--dtype", "int9"), 2, 'did you mean "int8"?')
     one_line(cli("convert", tiny, tmp_path / "out.bin"), 2, "folder", ".gguf")
     monkeypatch.setattr(timing, "busy_share", lambda: 0.5)
     one_line(cli("bench", "-m", tiny, "--quick"), 1, "50%", "--even-if-busy")

@@ -70,6 +70,11 @@ def test_choices_agrees_with_score(cli, tiny, exam, tmp_path):
     assert line["prediction"] == max(range(3), key=lambda i: line["values"][i])
 
 
+def test_sums_at_chance_point_to_what_does_better(cli, tiny, exam):
+    assert "--normalise pmi" in cli("choices", exam, "-m", tiny, "--limit", 30).err
+    assert "--normalise" not in cli("choices", exam, "-m", tiny, "--limit", 30, "--normalise", "pmi").err
+
+
 def test_choices_reads_gz_and_says_the_accuracy(cli, tiny, exam, tmp_path):
     packed = tmp_path / "exam.jsonl.gz"
     packed.write_bytes(gzip.compress(exam.read_bytes()))
@@ -262,6 +267,31 @@ def test_methods_disagree_where_they_should(cli, small):
     assert [correct("exact"), correct("regex"), correct("regex", "--pattern", "(?i)4|FOUR")] == [1, 3, 4]
     assert "2 of 5 correct: accuracy 0.400" in cli("grade", small, "--by", "number").out
     assert "of 2 correct" in cli("grade", small, "--by", "number", "--limit", 2).out
+
+
+def test_what_was_kept_back_is_counted_apart(cli, small, tmp_path):
+    """The user saw three answers; of the two that were kept back one would have been right."""
+    header, *lines = records_of(small)
+    held = write(small, [header, *({**r, "abstained": i in (0, 1)} for i, r in enumerate(lines))])
+    found = cli("grade", held, "--by", "number", "-o", tmp_path / "graded.jsonl", "--json").json
+    assert (found["correct"], found["n"], found["abstained"], found["abstained_correct"]) == (1, 3, 2, 1)
+    assert len(records_of(tmp_path / "graded.jsonl")) == 6  # a calibrator learns from all of them
+    told = cli("grade", held, "--by", "number").out
+    assert "1 of 3 correct" in told and "2 abstained, 1 of them would have been right" in told
+
+
+def test_what_cannot_be_graded_leaves_nothing_that_blocks_the_next(cli, small, tmp_path):
+    target = tmp_path / "graded.jsonl"
+    one_line(cli("grade", small, "--by", "choice", "-o", target), 1, "answers.jsonl:2")
+    assert not target.exists()
+    assert cli("grade", small, "--by", "number", "-o", target).code == 0
+
+
+def test_an_answer_in_a_form_has_the_probability_within_the_form(cli, small, tmp_path):
+    header, *lines = records_of(small)
+    write(small, [header, *({**r, "guided_logprob": -0.5, "log_weight": r["sequence_logprob"] + 0.5} for r in lines)])
+    assert cli("grade", small, "--by", "number", "-o", tmp_path / "graded.jsonl").code == 0
+    assert records_of(tmp_path / "graded.jsonl")[1]["raw_confidence"] == pytest.approx(math.exp(-0.5))
 
 
 def test_grade_of_real_answers_end_to_end(cli, answers, tmp_path):

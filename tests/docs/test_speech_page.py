@@ -47,7 +47,7 @@ def test_everything_on_the_page_works_in_order(tmp_path, smollm2_path):
     assert len(rows) == 2
     assert all(abs(sum(map(float, row)) - 1) < 0.01 for row in rows)
     parted = fitted.replace("head -n 50", "head -n 30").replace("tail -n 30", "tail -n 14")  # 44 lines, not 80
-    assert "fitted on 15 lines; on the other 15" in run("bash", "-e", "-c", parted)
+    assert "fitted to 30 lines" in run("bash", "-e", "-c", parted)
     spoken, known, others = (
         (tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("spoken", "spoken-known", "spoken-others")
     )

@@ -121,7 +121,7 @@ def test_option_scores_become_a_calibrator(tmp_path):
     file = tmp_path / "spoken.jsonl"
     lines = zip(scores.logits().tolist(), scores.labels.tolist(), strict=True)
     file.write_text("".join(json.dumps({"logits": row, "label": label}) + "\n" for row, label in lines))
-    calibrator = fit_calibrator(read_labelled(file), method="temperature", hold_out=0.25)
+    calibrator = fit_calibrator(read_labelled(file), method="temperature")
     assert calibrator.recalibrator.name == "temperature"
     assert calibrator.recalibrator.temperature_ > 1.3
     assert calibrator.after["nll"] < calibrator.before["nll"]

@@ -17,5 +17,7 @@ if TYPE_CHECKING:
     from likely.calibration.selective import risk_coverage as risk_coverage
     from likely.calibration.threshold import AbstentionRule as AbstentionRule
     from likely.calibration.threshold import abstention_rule as abstention_rule
+    from likely.calibration.threshold import risk_plan as risk_plan
+    from likely.calibration.threshold import what_it_takes as what_it_takes
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -1,12 +1,14 @@
 """A fitted recalibrator with what it was fitted on and for: made from labelled lines, kept in a JSON file.
 
-Half of the labelled items (by default) fit the map; the others only say how well it does, and certify thresholds: a
-guarantee that rests on items that were fitted to would be none.
+Cross-fitted: the map is fitted to all labelled items, and judged by maps that were each fitted without a tenth of them,
+on that tenth.  So every label serves the map, the report and the thresholds, and no item is judged by a map that it was
+fitted to.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +23,7 @@ from likely.calibration.recalibrators.protocol import Fitted
 from likely.calibration.recalibrators.table import RECALIBRATORS, entry_of, from_dict, make
 from likely.decoding.options import answer_settings
 from likely.errors import CapabilityError, DataError, check_choice
+from likely.guided.settings import FORM_OPTIONS
 from likely.io.whole_file import write_whole_file
 from likely.metrics.checks import SMALLEST, Floats, Ints, check_confidence, check_correct, log_probs, softmax
 from likely.metrics.proper import nll
@@ -29,7 +32,7 @@ from likely.metrics.summary import report
 FORMAT = 1
 PARTS = ("weights", "template", "settings")  # of a binding; "model" beside them is only a name
 FEWEST = 20  # labelled items; below, every map is noise
-FOLDS = 5
+FOLDS = 10
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Calibrator:
 
     kind       of input, see `Labelled`
     binding    what it was fitted for (see `binding`); None: plain lines, used only when named
-    confidence, correct  of the held-out items, calibrated; what thresholds rest on
-    before, after        `report` of the held-out items without and with the map
+    confidence, correct  of the labelled items, each calibrated by a map fitted without it; what thresholds rest on
+    before, after        `report` of the same without and with these maps
     about      file, its number of items, how the method was chosen, date, version
     """
 
@@ -96,8 +99,8 @@ class Calibrator:
                 f"{path} is not a calibrator of format {FORMAT} (found {found!r}): make one with likely calibrate fit"
             )
         try:
-            held = record["held_out"]
-            confidence = check_confidence(held["confidence"])
+            judged = record["held_out"]
+            confidence = check_confidence(judged["confidence"])
             kind, bound = record["kind"], record["binding"]
             if kind not in get_args(LabelledKind):
                 raise DataError(f'{path} is damaged: kind "{kind}" (allowed: {", ".join(get_args(LabelledKind))})')
@@ -105,7 +108,7 @@ class Calibrator:
                 raise DataError(f"{path} is damaged: the binding must name model, weights, template and settings")
             return cls(
                 from_dict(record["recalibrator"]), kind, confidence,
-                check_correct(held["correct"], len(confidence)), None if bound is None else dict(bound),
+                check_correct(judged["correct"], len(confidence)), None if bound is None else dict(bound),
                 *(dict(record[name]) for name in ("before", "after", "about")),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
@@ -113,47 +116,80 @@ class Calibrator:
 
 
 def fit_calibrator(
-    labelled: Labelled, *, method: str = "auto", hold_out: float = 0.5, seed: int = 0, file: str = "",
+    labelled: Labelled, *, method: str = "auto", folds: int = FOLDS, seed: int = 0, file: str = "",
     params: Mapping[str, Any] | None = None,
 ) -> Calibrator:  # fmt: skip
     """Fit a map to labelled items.
 
-    method    a name of `recalibrators.table.RECALIBRATORS`, or "auto": of those that the table marks for such items the
-              one with the lowest cross-validated NLL
-    hold_out  share of the items that is kept for the report and for thresholds, chosen at random with `seed`
+    method  a name of `recalibrators.table.RECALIBRATORS`, or "auto": of those that the table marks for such items the
+            one with the lowest cross-validated NLL
+    folds   in how many parts the items are judged, each by a map fitted to the others; chosen at random with `seed`
     """
     check_choice("method", method, ("auto", *RECALIBRATORS))
-    if not 0 < hold_out < 1:
-        raise ValueError(f"hold_out must lie between 0 and 1, got {hold_out}")
-    order = np.random.default_rng(seed).permutation(len(labelled))
-    held = round(hold_out * len(labelled))
-    if min(held, len(labelled) - held) < FEWEST // 2 or len(labelled) < FEWEST:
-        raise DataError(
-            f"{len(labelled)} labelled items are too few: at least {FEWEST}, and {FEWEST // 2} in each part "
-            f"(hold-out {hold_out:g})"
-        )
-    test, train = labelled.part(order[:held]), labelled.part(order[held:])
+    n = len(labelled)
+    if n < FEWEST:
+        raise DataError(f"{n} labelled items are too few: at least {FEWEST} are needed")
+    if not 2 <= folds <= n:
+        raise ValueError(f"folds must lie in 2..{n} (the labelled items), got {folds}")
+    fold = folds_of(labelled.labels, folds, seed)
     chosen: dict[str, Any] = {"method": method}
-    if method == "auto":
-        tried = [name for name, entry in RECALIBRATORS.items() if labelled.kind in entry.auto]
-        losses = {name: _cross_validated(train, name) for name in tried}
-        method = min(losses, key=lambda name: losses[name])
-        shown = {name: loss if np.isfinite(loss) else None for name, loss in losses.items()}
-        chosen = {"method": method, "cross_validated_nll": shown}
-    fitted = _fit(train, method, params or {})
-    predictions = _predict(fitted, test)
-    confidence, correct = test.outcomes(predictions)
+    if method != "auto":
+        predictions = _cross_fitted(labelled, method, params or {}, fold)
+    else:
+        tried: dict[str, Floats] = {}
+        losses: dict[str, float | None] = {}
+        failure: Exception | None = None
+        for name in (name for name, entry in RECALIBRATORS.items() if labelled.kind in entry.auto):
+            try:
+                tried[name] = _cross_fitted(labelled, name, {}, fold)
+            except (ValueError, CapabilityError) as error:  # not every map can be fitted to few items
+                failure = error
+            losses[name] = nll(tried[name], labelled.labels) if name in tried else None
+        if failure is not None and not tried:
+            raise failure
+        method = min(tried, key=lambda name: losses[name] or 0.0)
+        predictions = tried[method]
+        chosen = {"method": method, "cross_validated_nll": losses}
+    confidence, correct = labelled.outcomes(predictions)
     return Calibrator(
-        fitted, labelled.kind, confidence, correct, None if labelled.origin is None else binding(labelled.origin),
-        report(test.predictions(), test.labels), report(predictions, test.labels),
-        {"file": file, "n": len(labelled), "fitted_on": len(train), "held_out": held, "seed": seed, **chosen,
-         "made": datetime.now(UTC).date().isoformat()},
+        _fit(labelled, method, params or {}), labelled.kind, confidence, correct,
+        None if labelled.origin is None else binding(labelled.origin),
+        report(labelled.predictions(), labelled.labels), report(predictions, labelled.labels),
+        {"file": file, "n": n, "folds": folds, "seed": seed, **chosen, "made": datetime.now(UTC).date().isoformat()},
     )  # fmt: skip
+
+
+def folds_of(labels: Ints, folds: int, seed: int) -> Ints:
+    """(N,) the fold of each item, at random with the labels evenly among them.
+
+    Unevenly, a fold with many errors would be judged by a map of the others, which has seen few, and the other way
+    round: the confidences would then run against the labels.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.empty(len(labels), np.int64)
+    fold[order] = np.arange(len(labels)) % folds
+    return fold
+
+
+def _cross_fitted(labelled: Labelled, method: str, params: Mapping[str, Any], fold: Ints) -> Floats:
+    """What maps fitted to the other folds predict for the items of each fold."""
+    found: Floats | None = None
+    for k in range(fold.max() + 1):
+        with warnings.catch_warnings():  # the map of all items says the same
+            warnings.simplefilter("ignore")
+            part = _predict(_fit(labelled.part(fold != k), method, params), labelled.part(fold == k))
+        found = np.empty((len(labelled), *part.shape[1:])) if found is None else found
+        found[fold == k] = part
+    assert found is not None
+    return found
 
 
 def binding(origin: Mapping[str, Any]) -> dict[str, Any]:
     """What of a run's header an answer's confidence depends on: weights, template, and settings with an effect."""
     settings = answer_settings(origin.get("settings") or {})
+    if any(name in settings for name in FORM_OPTIONS):
+        settings["probability"] = "within the form"
     known = origin.get("sha256") not in (None, "unknown")
     return {
         "model": origin.get("model"),
@@ -206,17 +242,3 @@ def _feed(fitted: Fitted, labelled: Labelled) -> Floats:
     if fitted.input == "probs" and labelled.kind == "logits":
         return softmax(labelled.x)
     return np.maximum(labelled.predictions(), SMALLEST) if labelled.kind == "answer" else labelled.x
-
-
-def _cross_validated(labelled: Labelled, method: str) -> float:
-    """Mean NLL over held-out fifths; +inf where the method cannot be fitted."""
-    folds = np.arange(len(labelled)) % FOLDS
-    total = 0.0
-    for k in range(FOLDS):
-        train, test = labelled.part(folds != k), labelled.part(folds == k)
-        try:
-            predictions = _predict(_fit(train, method, {}), test)
-        except ValueError:
-            return float("inf")
-        total += nll(predictions, test.labels) * len(test)
-    return total / len(labelled)

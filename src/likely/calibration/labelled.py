@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from likely.calibration.recalibrators.answer import features
+from likely.calibration.recalibrators.answer import features, within_form
 from likely.errors import DataError
 from likely.io.jsonl import Line, read_checked
 from likely.metrics.checks import Floats, Ints, check_probs, softmax, top_label
@@ -36,12 +36,14 @@ class Labelled:
     kind    what x is: "probs", "logits" (N, K), "confidence" (N,), or "answer" (N, F): `recalibrators.answer.FEATURES`
     labels  classes, or for the last two whether the answer was right
     origin  the header of the run that made the file: model, template, settings; None for plain lines
+    stated  (N,) of graded answers the confidence that each line holds; None where not every line does
     """
 
     kind: LabelledKind
     x: Floats
     labels: Ints
     origin: dict[str, Any] | None = None
+    stated: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,6 +57,10 @@ class Labelled:
             return np.exp(self.x[:, 0])
         return softmax(self.x) if self.kind == "logits" else check_probs(self.x) if self.kind == "probs" else self.x
 
+    def as_given(self) -> Floats:
+        """What the file itself says: the confidence that its answers were given with, else `predictions`."""
+        return self.predictions() if self.stated is None else self.stated
+
     def outcomes(self, predictions: Floats) -> tuple[Floats, Ints]:
         """(confidence of what was chosen, whether it was right) under these predictions, each (N,)."""
         return (predictions, self.labels) if predictions.ndim == 1 else top_label(predictions, self.labels)
@@ -65,6 +71,7 @@ def read_labelled(path: str | Path, *, limit: int | None = None) -> Labelled:
     where = "stdin" if str(path) == "-" else str(path)
     origin: dict[str, Any] | None = None
     rows: list[tuple[LabelledKind, list[float], int]] = []
+    stated: list[float] = []
 
     def check(line: Line) -> None:
         nonlocal origin
@@ -81,6 +88,8 @@ def read_labelled(path: str | Path, *, limit: int | None = None) -> Labelled:
         if rows and row[0] != "answer" and len(row[1]) != len(rows[0][1]):
             raise DataError(f"{at}: {len(row[1])} classes, the lines before have {len(rows[0][1])}")
         rows.append(row)
+        if row[0] == "answer" and record.get("confidence") is not None:
+            stated.append(_confidence(record["confidence"], at))
 
     read_checked(path, check, limit=None if limit is None else limit + 1)
     if not rows:
@@ -89,7 +98,8 @@ def read_labelled(path: str | Path, *, limit: int | None = None) -> Labelled:
     x = np.array([values for _, values, _ in rows], np.float64)
     if kind == "confidence":
         x = x[:, 0]
-    return Labelled(kind, x, np.array([label for _, _, label in rows], np.int64), origin)
+    labels = np.array([label for _, _, label in rows], np.int64)
+    return Labelled(kind, x, labels, origin, np.array(stated) if len(stated) == len(rows) else None)
 
 
 def _origin(header: Mapping[str, Any], at: str) -> dict[str, Any]:
@@ -141,9 +151,13 @@ def _row(record: Mapping[str, Any], at: str) -> tuple[LabelledKind, list[float],
     if value is None:
         found = ", ".join(f'"{k}"' for k in record) or "nothing"
         raise DataError(f"{at}: found {found}; expected {HINT}")
+    return "confidence", [_confidence(value, at)], _class(record, "correct", 2, at)
+
+
+def _confidence(value: Any, at: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise DataError(f"{at}: confidence must be a number in 0..1, got {value!r}")
-    return "confidence", [float(value)], _class(record, "correct", 2, at)
+    return float(value)
 
 
 def _features(record: Mapping[str, Any], at: str) -> list[float]:
@@ -151,6 +165,8 @@ def _features(record: Mapping[str, Any], at: str) -> list[float]:
     if not isinstance(tokens, list) or not tokens:
         raise DataError(f'{at}: field "token_logprobs" must be a list of one number or more')
     values = _numbers(tokens, "token_logprobs", at)
+    if (masses := record.get("token_log_masses")) is not None:
+        values = within_form(values, _numbers(masses, "token_log_masses", at))
     _checked(partial(features, values), at)
     return features(values)
 

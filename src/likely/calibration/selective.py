@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
-from likely.metrics.checks import Floats, Ints, as_floats, check_correct, check_score
+from likely.metrics.checks import Floats, Ints, as_floats, check_confidence, check_correct, check_score
 
+MOST_ERRORS = 2000  # that a plan counts with
 PILOT = 0.2  # share of the items that chooses which thresholds are tested
 
 
@@ -75,10 +76,40 @@ class RiskCoverage:
     risk: Floats
 
 
-def fewest_items(risk: float, delta: float = 0.1) -> int:
-    """How many answered items, none of them wrong, it takes to certify `risk`: the least n with (1−risk)^n <= delta."""
+def fewest_items(risk: float, delta: float = 0.1, *, error_rate: float = 0.0) -> int | None:
+    """How many answered items it takes to certify `risk` if this share of them is wrong; None: more than can be had.
+
+    Without errors it is the least n with (1−risk)^n <= delta; else n_k of the least k >= error_rate·n_k, where n_k is
+    the least n with P(Binomial(n, risk) <= k) <= delta.
+    """
     _check_levels(risk, delta)
-    return math.ceil(math.log(delta) / math.log1p(-risk) - 1e-12)
+    n, rate = _certifying(risk, delta)
+    at = int(np.searchsorted(rate, error_rate))
+    return int(n[at]) if at < len(n) else None
+
+
+def labels_needed(confidence: Any, *, risk: float, delta: float = 0.1) -> int | None:
+    """About how many labelled items it takes to certify `risk` at the best threshold; None: no number would.
+
+    confidence  (N,) calibrated probabilities of being right, of items like those to be labelled
+    At each threshold `fewest_items` for the error rate that the confidences above it say, divided by the share of items
+    above it and by the share that is tested.  It is a plan: with so many, about every second set certifies a threshold.
+    """
+    _check_levels(risk, delta)
+    falling = np.sort(check_confidence(confidence))[::-1]
+    above = np.arange(1, len(falling) + 1)
+    n, rate = _certifying(risk, delta)
+    least = np.append(n, np.inf)[np.searchsorted(rate, np.cumsum(1 - falling) / above)]
+    found = (least / (above / len(falling)) / (1 - PILOT)).min()
+    return math.ceil(found) if np.isfinite(found) else None
+
+
+def _certifying(risk: float, delta: float) -> tuple[Floats, Floats]:
+    """(n_k, the share k/n_k of errors) for k = 0, 1, ... errors: the least n whose k errors certify `risk`."""
+    k = np.arange(MOST_ERRORS)
+    # the trials until error k + 1 exceed n with probability <= delta
+    n = k + 1 + stats.nbinom.ppf(1 - delta - 1e-12, k + 1, risk)
+    return n, np.maximum.accumulate(k / n)
 
 
 def risk_p_value(errors: Any, n: Any, risk: float) -> Floats:

@@ -51,6 +51,27 @@ def find(bound: Mapping[str, Any], task: str = DEFAULT_TASK) -> Calibrator | Non
     return Calibrator.load(path) if path.exists() else None
 
 
+def why_none(bound: Mapping[str, Any], task: str = DEFAULT_TASK) -> str:
+    """Why `find` found nothing: what the kept ones of this model were fitted for instead."""
+    why = f'no calibrator was fitted for answers of this model with these settings (task "{task}")'
+    kept = [(path.parent.name, Calibrator.load(path).binding or {}) for path in sorted(folder().glob("*/*.json"))]
+    same = [(name, other) for name, other in kept if other.get("weights") == bound["weights"]]
+    if not same:
+        return why
+    name, nearest = min(same, key=lambda one: (one[0] != task, len(_unlike(one[1], bound))))
+    unlike = _unlike(nearest, bound)
+    there = f'one of the task "{name}"' if name != task else "one"
+    return f"{why}, but {there}" + (f" with {'; '.join(unlike)}" if unlike else "")
+
+
+def _unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What two bindings of one model differ in, each with both values."""
+    found = ["another chat template"] if one.get("template") != other.get("template") else []
+    mine, theirs = one.get("settings") or {}, other.get("settings") or {}
+    names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+    return found + [f"{name} {_short(mine.get(name))} (now {_short(theirs.get(name))})" for name in names]
+
+
 def named(path: str | Path, bound: Mapping[str, Any]) -> Calibrator:
     """The one in this file; DataError if it was fitted for another model, template or settings."""
     return accept(Calibrator.load(path), bound, str(path))
@@ -59,7 +80,8 @@ def named(path: str | Path, bound: Mapping[str, Any]) -> Calibrator:
 def accept(calibrator: Calibrator, bound: Mapping[str, Any], name: str) -> Calibrator:
     """The calibrator, if it is unbound or bound to this; DataError otherwise."""
     if calibrator.binding is not None and (found := differences(calibrator.binding, bound)):
-        details = "; ".join(f"{part} {_short(calibrator.binding[part])}, now {_short(bound[part])}" for part in found)
+        weights = [f"weights {_short(calibrator.binding['weights'])} (now {_short(bound['weights'])})"]
+        details = "; ".join((weights if "weights" in found else []) + _unlike(calibrator.binding, bound))
         raise DataError(
             f"{name} was fitted for another {' and '.join(found)} (of {calibrator.binding['model']}: {details}): "
             f"fit one on answers of this model with these settings"

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from likely.calibration.calibrator import Calibrator
-from likely.calibration.selective import PILOT, certified_threshold, fewest_items, precision_bound
+from likely.calibration.selective import certified_threshold, fewest_items, labels_needed, precision_bound
 
 DELTA = 0.1  # the guarantee may fail for this share of labelled sets
+RISKS = (0.05, 0.1, 0.2, 0.3)  # that a plan speaks of
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def abstention_rule(
 
     at_least  answers of this confidence or more; the guarantee is a lower bound on the accuracy of such answers
     risk      the lowest threshold above which at most this share of answers is wrong
-    delta     either guarantee may fail for this share of random labelled sets
+    delta     of random labelled sets, at most this share gives a guarantee that does not hold.  It is no share of the
+              guarantees that are given: where a model is hardly good enough few sets give one, and those by luck
     """
     if (at_least is None) == (risk is None):
         raise ValueError("give one of at_least and risk")
@@ -73,15 +75,52 @@ def abstention_rule(
     if certified is None:
         return AbstentionRule(
             math.inf,
-            f"no threshold satisfies a risk of {risk:g} with {certainty} on {len(confidence)} labelled items that "
-            f"were not fitted to (it takes {math.ceil(fewest_items(risk, delta) / (1 - PILOT))} confident ones, "
-            f"all right, at least)",
+            f"no threshold promises at most {_percent(risk)} wrong with {certainty} from {len(confidence)} labelled "
+            f"items: {_missing(calibrator, risk, delta)}",
         )
     return AbstentionRule(
         certified.threshold,
         f"answers of confidence {certified.threshold:.3f} or more ({certified.n} of {certified.tested} labelled items, "
-        f"{certified.errors} wrong) are wrong in at most {_percent(risk)} of cases ({certainty})",
+        f"{certified.errors} wrong) are wrong in at most {_percent(risk)} of cases (of all sets of labels like this "
+        f"one, at most {_percent(delta)} give a promise that fails)",
     )
+
+
+def risk_plan(calibrator: Calibrator, delta: float = DELTA) -> list[dict[str, Any]]:
+    """What each of a few risks would get from these labels.
+
+    A record per risk: threshold and coverage (share of the tested items above it), or None and about how many labelled
+    items like these are needed (None: no number would do).
+    """
+    plan = []
+    for risk in RISKS:
+        found = certified_threshold(calibrator.confidence, calibrator.correct, risk=risk, delta=delta)
+        needed = labels_needed(calibrator.confidence, risk=risk, delta=delta) if found is None else None
+        plan.append({
+            "risk": risk,
+            "threshold": None if found is None else found.threshold,
+            "coverage": None if found is None else found.coverage,
+            "labels_needed": None if needed is None else max(needed, len(calibrator.confidence) + 1),
+        })  # fmt: skip
+    return plan
+
+
+def _missing(calibrator: Calibrator, risk: float, delta: float) -> str:
+    """What it would take instead."""
+    confidence = calibrator.confidence
+    needed = labels_needed(confidence, risk=risk, delta=delta)
+    if needed is None:
+        return f"the surest has a confidence of {confidence.max():.3f} only"
+    return f"about {max(needed, len(confidence) + 1)} like these are needed"
+
+
+def what_it_takes(risk: float, delta: float = DELTA) -> str:
+    """How many answers a risk takes, by how many of them are wrong; one line, to be said before any is labelled."""
+    parts = []
+    for share in (0.0, risk / 3, 2 * risk / 3):
+        least = fewest_items(risk, delta, error_rate=share)
+        parts.append(f"{least} if {_percent(round(1000 * share) / 1000) if share else 'none'} of them are wrong")
+    return f"at most {_percent(risk)} wrong takes labelled answers above the threshold: {', '.join(parts)}"
 
 
 def _percent(share: float) -> str:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 import typer
 
 from likely.cli import options
+from likely.cli.help import names
 from likely.cli.printing import percent
 from likely.decoding.drafting.table import drafter_help
-from likely.errors import CapabilityError
+from likely.errors import CapabilityError, nearest
 from likely.lm.options import FORMS, OPTIONS, SAMPLER
 from likely.models.catalog import DEFAULT_MODEL
 
@@ -62,14 +63,32 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def one_of(table: str, *more: str) -> Callable[[str | None], str | None]:
+    """A check of an option: one of the names of a table (of `help.TABLES`), or of these."""
+
+    def check(given: str | None) -> str | None:
+        allowed = [*names(table), *more] if given is not None else []
+        if given is not None and given not in allowed:
+            raise typer.BadParameter(f'unknown name "{given}"{nearest(given, allowed)} (allowed: {", ".join(allowed)})')
+        return given
+
+    return check
+
+
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Name (likely models), GGUF file, folder, hub id, or URL of a server.")
 ]
 RuntimeOption = Annotated[
     str | None,
-    typer.Option("--runtime", help="{runtimes}, or auto: the fastest measured.  [default: by the model]"),
+    typer.Option(
+        "--runtime",
+        callback=one_of("runtimes", "auto"),
+        help="{runtimes}, or auto: the fastest measured.  [default: by the model]",
+    ),
 ]
-DtypeOption = Annotated[str | None, typer.Option("--dtype", help="{dtypes} (int8: native alone).")]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", callback=one_of("dtypes"), help="{dtypes} (int8: native alone).")
+]
 ContextOption = Annotated[int | None, typer.Option("--context", min=8, help="Tokens of context to make room for.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of the engine.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -88,10 +107,11 @@ class ModelFlags:
     def open(self, use: Use = "single") -> Model | RemoteModel:
         """`likely.load` with the options that were given."""
         from likely.lm.api import load
+        from likely.models.load import is_url
 
         sizes = (("context", self.context), ("threads", self.threads))
         given: dict[str, Any] = {key: value for key, value in sizes if value is not None}
-        if self.runtime in ("native", "auto"):
+        if self.runtime in (None, "native", "auto") and not is_url(self.model):
             given["progress"] = _first_use()
         return load(self.model, runtime=self.runtime, dtype=self.dtype, use=use, **given)
 

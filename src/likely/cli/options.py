@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
+import select
+import stat
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +49,42 @@ def drafting(drafter: str | None, budget: str) -> dict[str, Any]:
     return given
 
 
-def text_or_stdin(text: str | None, what: str) -> str:
-    """The argument, or all of standard input where it is a pipe or "-"."""
-    if text is not None and text != "-":
-        return text
-    if text is None and sys.stdin.isatty():
+def text_or_stdin(text: str | None, what: str, files: Sequence[Path] = ()) -> str:
+    """Files, then what a pipe brings, then the argument, with blank lines between; "-" is standard input, too."""
+    parts = [read_text(file).rstrip("\n") for file in files]
+    if text == "-" or _is_piped(wait=text is None and not files):
+        if text is not None and text != "-":
+            _say_what_is_waited_for(what)
+        parts.append(_read_stdin(what))
+    elif text is None and not files:
         raise typer.BadParameter(f"give a {what}, or pipe one in", param_hint=what.upper())
+    if text is not None and text != "-":
+        parts.append(text)
+    return "\n\n".join(part for part in parts if part)
+
+
+def _is_piped(*, wait: bool) -> bool:
+    """Whether standard input brings a text: a pipe or a file; with `wait` whatever is no terminal."""
+    if wait or sys.stdin.isatty():
+        return not sys.stdin.isatty()
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):  # no file of the system
+        return True
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _say_what_is_waited_for(what: str, patience_s: float = 2.0) -> None:
+    """A pipe that brings nothing for a while is told of, since it may be one that somebody left open."""
+    try:
+        ready = os.name == "nt" or select.select([sys.stdin], [], [], patience_s)[0]
+    except (OSError, ValueError):
+        return
+    if not ready:
+        typer.echo(f"reading standard input, which comes before the {what} (< /dev/null: nothing)", err=True)
+
+
+def _read_stdin(what: str) -> str:
     data = sys.stdin.buffer.read()
     try:
         return data.decode("utf-8").rstrip("\n")

@@ -94,6 +94,20 @@ def print_stats(result: Any) -> None:
     typer.echo(line, err=True)
 
 
+def print_ending(result: Any) -> None:
+    """One line on stderr about an answer that did not end by itself, or says nothing."""
+    count = len(result.token_ids if result.token_ids is not None else result.tokens or [])
+    said = {
+        "length": f"cut after {count} tokens: --max-tokens (in a chat /set max_tokens=...) allows more",
+        "context": f"cut after {count} tokens: the context is full; --context makes room, in a chat /reset",
+        "repetition": f"stopped after {count} tokens: the text repeats itself",
+    }.get(result.finish_reason)
+    if said is None and not result.text.strip():
+        said = "the model's answer is empty"
+    if said is not None and result.complete is not False:  # of a form, that is an error of its own
+        typer.echo(f"Note: {said}", err=True)
+
+
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> None:
     """Aligned columns under their heads; the first `left` ones are texts, the others numbers."""
     cells = [list(heads), *([str(cell) for cell in row] for row in rows)]

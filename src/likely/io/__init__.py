@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from likely.io.jsonl import Results as Results
     from likely.io.jsonl import read_checked as read_checked
     from likely.io.jsonl import read_lines as read_lines
+    from likely.io.kept import KeptValues as KeptValues
     from likely.io.linear_regex import LinearRegex as LinearRegex
     from likely.io.whole_file import replacing as replacing
     from likely.io.whole_file import write_whole_file as write_whole_file

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from likely.errors import CapabilityError, nearest
@@ -27,7 +29,7 @@ class LoadOptions(LocalOptions, ServerOptions, total=False):
 
 
 def load(
-    name: str = DEFAULT_MODEL,
+    name: str | PathLike[str] = DEFAULT_MODEL,
     *,
     runtime: str | None = None,
     dtype: str | None = None,
@@ -36,12 +38,16 @@ def load(
 ) -> Model | RemoteModel:
     """Open a model: a known name ("smollm2", "gemma3"), GGUF file, folder, hub id, or URL of a server.
 
-    runtime  "llamacpp", "torch" or "native"; None: llama.cpp for GGUF files where installed, else torch; "auto": what
-             `likely bench` has measured as the fastest for `use` ("single" texts, a "batch" of them, "scoring")
+    runtime  "native", "llamacpp" or "torch"; None: for a GGUF file native where it can be, else llama.cpp; for a folder
+             torch (`models.load.load_local` says it in full); "auto": what `likely bench` has measured as the fastest
+             for `use` ("single" texts, a "batch" of them, "scoring")
     dtype    torch: "float32" (the oracle), "bfloat16", "float16"; native: "int8", "bfloat16", "float32"; "int8" alone
              means native
     options  of the runtime (context=, threads= ...: `LocalOptions`) or of the server (model=, api_key= ...)
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise TypeError(f'the model is a name such as "{DEFAULT_MODEL}", a path or a URL, got {name!r}')
+    name = os.fspath(name)
     if is_url(name):
         from likely.lm.remote.model import RemoteModel
 
@@ -51,7 +57,7 @@ def load(
             if option not in ServerOptions.__annotations__:
                 known = nearest(option, ServerOptions.__annotations__)
                 raise TypeError(f"a server has no option {option}={known}")
-        server = RemoteModel(name, **cast("ServerOptions", options))
+        server = RemoteModel(str(name), **cast("ServerOptions", options))
         server.opener = load
         return server
     loaded = load_local(name, runtime=runtime, dtype=dtype, use=use, **cast("LocalOptions", options))

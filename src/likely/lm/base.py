@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 from likely.errors import CapabilityError
 from likely.lm.confidence import Again, AskOptions, BoundPolicy, ConfidenceOptions, ConfidencePolicy, system_of
 from likely.lm.extract import Extracted
-from likely.lm.options import ASK_DEFAULTS, CHAT_DEFAULTS, ExtractOptions, GenerateOptions, ScoringOptions, TextOptions
+from likely.lm.options import (
+    ASK_DEFAULTS,
+    CHAT_DEFAULTS,
+    FORMS,
+    ExtractOptions,
+    GenerateOptions,
+    ScoringOptions,
+    TextOptions,
+)
 from likely.lm.questions import QuestionLine
 from likely.lm.results import Answer, AnswerStream, Generation
 from likely.models.chat_template import Message
@@ -32,6 +42,8 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
     info: ModelInfo
     tokenizer: Any
     template_hash: str | None
+
+    own_settings: Mapping[str, Any] = MappingProxyType({})  # of answers, see `models.catalog.KnownModel`
 
     def __init__(self) -> None:
         self.confidence = ConfidencePolicy()
@@ -134,6 +146,10 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        info = self.info
+        return f"{type(self).__name__}({info.name!r}, runtime={info.runtime!r}, dtype={info.dtype!r})"
+
     def with_confidence(self, **options: Unpack[ConfidenceOptions]) -> Self:
         """Bind what `ask` and `chat` do about confidence where a call does not say otherwise."""
         self.confidence = ConfidencePolicy(**options)
@@ -147,6 +163,8 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
                     f'fallback "{name}": this model was not opened by likely.load: give an opened model'
                 )
             self._beside[name] = self.opener(name)
+            if not self._beside[name].info.template:
+                warnings.warn(f"fallback {name} is a base model, which answers few questions", stacklevel=2)
         return self._beside[name]
 
     def score(self, prompt: str, answers: Sequence[str], **options: Unpack[ScoringOptions]) -> list[Scored]:
@@ -158,6 +176,9 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
         """
         if isinstance(answers, str):
             raise TypeError(f"answers must be a list of strings, got the string {answers!r}")
+        for text in (prompt, *answers):
+            if not isinstance(text, str):
+                raise TypeError(f"prompt and answers must be strings, got {text!r}")
         return self.score_pairs([(prompt, a) for a in answers], **options)
 
     def ask(self, question: str, *, system: str | None = None, **options: Unpack[AskOptions]) -> Answer:
@@ -168,12 +189,14 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
 
         Local models without a chat template are asked as "Question: ... Answer:", ended by a blank line.
         """
+        _check_question(question)
         bound, settings = self._bound(options, ASK_DEFAULTS, system)
         again = _ask_again(question, system)
         return bound.decide(self._answer(self._question(question, system, settings)), again)
 
     def stream_ask(self, question: str, *, system: str | None = None, **options: Unpack[AskOptions]) -> AnswerStream:
         """The streaming form of `ask`; confidence and threshold come at the end."""
+        _check_question(question)
         bound, settings = self._bound(options, ASK_DEFAULTS, system)
         again = _ask_again(question, system)
         prepared = self._question(question, system, settings)
@@ -225,16 +248,37 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
         found = list(self.extract_each(listed, schema=schema, **options))
         return found[0] if isinstance(documents, str) else found
 
+    def settings(self, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """What was given, over the model's own settings for answers, over a verb's defaults.
+
+        A text that is held to a form takes none of the model's: JSON has to repeat itself.
+        """
+        held = any(given.get(name) is not None for name in (*FORMS, "constraint"))
+        return {**defaults, **({} if held else self.own_settings), **given}
+
+    def fitting(self, messages: Sequence[Message], max_tokens: int) -> list[Message]:
+        """The conversation without its oldest turns, so that an answer of max_tokens has room in the context.
+
+        The system message and the last message always stay; a quarter of the context is room enough.  A server gets
+        the whole conversation.
+        """
+        return list(messages)
+
     def _bound(
         self, options: Mapping[str, Any], defaults: Mapping[str, Any], system: str | None
     ) -> tuple[BoundPolicy, dict[str, Any]]:
         """(what is done about confidence, settings of the text)"""
         policy, settings = self.confidence.override(options)
-        settings = {**defaults, **settings}
+        settings = self.settings(defaults, settings)
         return policy.bind(self, settings, system), settings
 
 
 LanguageModel = BaseLanguageModel[Any]  # on this machine or behind a server
+
+
+def _check_question(question: str) -> None:
+    if not isinstance(question, str):
+        raise TypeError(f"the question must be a string, got {question!r}: ask_each answers several, chat messages")
 
 
 def _ask_again(question: str, system: str | None) -> Again:

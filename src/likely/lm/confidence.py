@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict, Unpack
 
 from likely.calibration.calibrator import Calibrator, binding
-from likely.calibration.store import accept, check_task, find, folder, named
-from likely.calibration.threshold import DELTA, AbstentionRule, abstention_rule
+from likely.calibration.recalibrators.answer import within_form
+from likely.calibration.store import accept, check_task, find, folder, named, why_none
+from likely.calibration.threshold import DELTA, AbstentionRule, abstention_rule, what_it_takes
 from likely.errors import CapabilityError, DataError
 from likely.lm.options import ASK_DEFAULTS, OPTIONS, TextOptions
 from likely.lm.results import Answer, AnswerStream
@@ -123,9 +124,10 @@ class ConfidencePolicy:
             calibrator = named(self.calibrator, binding_of(lm, settings, system))
         if calibrator is None:
             if needed or self.has_threshold:
+                takes = "" if self.risk is None else f"; {what_it_takes(self.risk, self.delta)}"
                 raise DataError(
-                    f'no calibrator was fitted for answers of this model with these settings (task "{self.task}"): '
-                    f"likely ask FILE -o, likely grade -o and likely calibrate fit make one"
+                    f"{why_none(binding_of(lm, settings, system), self.task)}: likely ask FILE -o, likely grade -o and "
+                    f"likely calibrate fit make one{takes}"
                 )
             return BoundPolicy(self, lm, settings, None, None)
         rule = None
@@ -154,7 +156,10 @@ class BoundPolicy:
         return self.rule is None or self.rule.answers(self._confidence(answer, fits))
 
     def _confidence(self, answer: Answer, fits: bool) -> float | None:
-        return self.calibrator.of_answer(answer.token_logprobs) if self.calibrator is not None and fits else None
+        if self.calibrator is None or not fits:
+            return None
+        logprobs, masses = answer.token_logprobs, answer.token_log_masses
+        return self.calibrator.of_answer(within_form(logprobs, masses) if logprobs and masses else logprobs)
 
     def decide(self, answer: Answer, again: Again, *, fits: bool = True) -> Answer:
         """The answer with its confidence; below the threshold marked as abstained, or the answer of the fallback.

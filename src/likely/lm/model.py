@@ -25,6 +25,7 @@ from likely.guided.vocabulary import Vocabulary
 from likely.io.hashes import fingerprint
 from likely.io.jsonl import chunked
 from likely.lm.base import BaseLanguageModel, Decide
+from likely.lm.confidence import system_of
 from likely.lm.extract import Extracted, extracted, extraction_prompt
 from likely.lm.options import (
     ASK_DEFAULTS,
@@ -41,7 +42,7 @@ from likely.lm.questions import BATCH, QuestionLine
 from likely.lm.requests import Drafters, check_single, make_request, take_sampler
 from likely.lm.results import Answer, Generation
 from likely.lm.stream import Stream
-from likely.models.chat_template import ChatTemplate, Message, Rendered, render_chat
+from likely.models.chat_template import ChatTemplate, Message, Rendered, check_messages, render_chat
 from likely.models.load import ModelInfo
 from likely.runtimes.protocol import Capabilities, Runtime
 from likely.runtimes.turns import refuse_copy
@@ -68,6 +69,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer, info: ModelInfo):
         self.runtime, self.info = runtime, info
         self.tokenizer: Tokenizer = tokenizer
+        self.own_settings = info.settings
         self.drafters = Drafters(runtime, tokenizer, info)
         self._preparing = RLock()
         super().__init__()
@@ -93,7 +95,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     @cached_property
     def template_hash(self) -> str:  # type: ignore[override]
         """Of what turns a question into the model's text."""
-        return fingerprint(PLAIN_QUESTION if self.template is None else self.template.source)
+        return fingerprint(PLAIN_QUESTION if self.template is None else [self.template.source, self.info.system])
 
     def close(self) -> None:
         """Free weights and caches, after what other threads are doing; harmless when repeated."""
@@ -183,7 +185,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         self, question: str, *, system: str | None = None, **options: Unpack[TextOptions]
     ) -> tuple[Request, Rendered]:
         """What `ask` sends to the model, for callers that schedule requests themselves."""
-        return self._question(question, system, {**ASK_DEFAULTS, **options})
+        return self._question(question, system, self.settings(ASK_DEFAULTS, options))
 
     def _question(self, question: str, system: str | None, options: Mapping[str, Any]) -> tuple[Request, Rendered]:
         if not question.strip():
@@ -252,12 +254,25 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     # --- prompts and requests -------------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[Message]) -> Rendered:
-        """A conversation as the model reads it."""
+        """A conversation as the model reads it; where it has no system message, it begins with that of `info`."""
         if self.template is None:
             raise ModelError(
                 f"{self.info.name} has no chat template (it is a base model): use generate or ask, or a chat model"
             )
+        if self.info.system is not None and system_of(messages := check_messages(messages)) is None:
+            messages = [{"role": "system", "content": self.info.system}, *messages]
         return render_chat(self.tokenizer, self.template, messages)
+
+    def fitting(self, messages: Sequence[Message], max_tokens: int) -> list[Message]:
+        context = self.runtime.context_length
+        most = context - min(max_tokens, context // 4)
+        kept = list(messages)
+        oldest = sum(message["role"] == "system" for message in kept[:1])
+        while len(kept) > oldest + 1 and len(self.render(kept).tokens) > most:
+            del kept[oldest]
+            while len(kept) > oldest + 1 and kept[oldest]["role"] != "user":  # what answered it
+                del kept[oldest]
+        return kept
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Token ids of a raw prompt, the beginning-of-sequence token in front where the model wants one."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+import numpy as np
+
 from likely.decoding.options import OPTIONS as DECODING
 from likely.decoding.options import DecodingOptions, Option, SamplingOptions, table
 from likely.guided.settings import FormOptions, FormSettingsOptions
@@ -28,7 +30,7 @@ FORMS = table(
 )
 FORM_SETTINGS = table(
     Option("backend", "llguidance", "llguidance or reference"),
-    Option("whitespace", "compact", "in JSON: compact, single or any"),
+    Option("whitespace", "single", "in JSON: compact, single or any"),
     Option("on_unsupported", "error", "keywords that cannot be enforced: error, validate or ignore"),
     Option("retries", 3, "other samples, where a text breaks its schema"),
     Option("close_on_budget", True, "leave out tokens after which the text could not be completed in max_tokens"),
@@ -49,6 +51,19 @@ OPTIONS: Mapping[str, Option] = {
         Option("heal", False, "write the last tokens of a raw prompt anew, so that they may join what follows"),
     ),
 }  # fmt: skip
+
+
+def plain_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with numbers of numpy as numbers of Python."""
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+
+
+def stop_strings(stop: Any) -> tuple[str, ...]:
+    """The value of `stop=`: None, a string or several."""
+    strings = (stop,) if isinstance(stop, str) else stop or ()
+    if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) for s in strings):
+        raise TypeError(f"stop must be a string or a list of strings, got {stop!r}")
+    return tuple(strings)
 
 
 class DecodingFormOptions(DecodingOptions, FormSettingsOptions, total=False):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from likely.guided.fields import Field, Share
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generation:
     """One generated text.
 
@@ -69,11 +69,22 @@ class Generation:
     log_evidence: float | None = None
     ess: float | None = None
 
+    def __repr__(self) -> str:
+        """The text and what matters most; `to_dict` holds all."""
+        text = self.text if len(self.text) <= 60 else f"{self.text[:40]}...{self.text[-17:]}"
+        count = len(self.token_ids if self.token_ids is not None else self.tokens or [])
+        shown = {"sequence_logprob": self.sequence_logprob, **self._more_shown(), "finish_reason": self.finish_reason}
+        details = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        return f"{type(self).__name__}({text!r}, {count} tokens, {details})"
+
+    def _more_shown(self) -> dict[str, Any]:
+        return {} if self.value is None else {"value": self.value}
+
     def to_dict(self) -> dict[str, Any]:
         return _plain(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer(Generation):
     """What `ask` and `chat` return: a generation, and how likely it is right.
 
@@ -92,6 +103,10 @@ class Answer(Generation):
     answered_by: str | None = None
     why: str = ""
     first: Answer | None = None
+
+    def _more_shown(self) -> dict[str, Any]:
+        abstained = {"abstained": True} if self.abstained else {}
+        return {**super()._more_shown(), "confidence": self.confidence, **abstained}
 
     def to_dict(self) -> dict[str, Any]:
         values = _plain(self)

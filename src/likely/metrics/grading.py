@@ -199,8 +199,12 @@ def choices_of(record: Mapping[str, Any], where: str) -> list[str] | None:
 
 
 def graded(answer: Mapping[str, Any], correct: bool, by: str) -> dict[str, Any]:
-    """An answer's record with the decision, who decided, and p(answer | question) as its raw confidence."""
-    logprob = answer.get("sequence_logprob")
+    """An answer's record with the decision, who decided, and p(answer | question) as its raw confidence.
+
+    Of an answer in a given form it is the probability among the texts of that form.
+    """
+    logprob = answer.get("guided_logprob")
+    logprob = answer.get("sequence_logprob") if logprob is None else logprob
     return {
         **answer,
         "confidence": answer.get("confidence"),

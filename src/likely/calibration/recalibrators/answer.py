@@ -18,6 +18,16 @@ from likely.metrics.checks import Floats, as_floats
 FEATURES = ("sequence_logprob", "mean_logprob", "lowest_logprob", "log_tokens")
 
 
+def within_form(token_logprobs: Sequence[float], token_log_masses: Sequence[float]) -> list[float]:
+    """Of an answer in a given form (choices, a schema): log-probabilities among the tokens that the form allowed.
+
+    How likely the model finds the form at all is taken out, which says nothing of the answer.
+    """
+    if len(token_logprobs) != len(token_log_masses):
+        raise ValueError(f"{len(token_logprobs)} log-probabilities of tokens, {len(token_log_masses)} log masses")
+    return [min(0.0, logprob - mass) for logprob, mass in zip(token_logprobs, token_log_masses, strict=True)]
+
+
 def features(token_logprobs: Sequence[float]) -> list[float]:
     """Of the tokens of one answer, end token included: sum, mean and lowest logprob (nats), log of their number."""
     if not token_logprobs:

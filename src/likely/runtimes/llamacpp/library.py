@@ -124,7 +124,8 @@ class LlamaModel:
         params.n_gpu_layers = 0
         params.vocab_only = vocab_only
         params.use_extra_bufts = repack
-        pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
+        # on another thread, since a Ctrl-C in the log callback of this one would be lost
+        pointer = on_tile_thread(lib.llama_model_load_from_file, os.fsencode(path), params)
         if not pointer:
             raise ModelError(f"{path}: llama.cpp cannot load it ({_last_error('no reason given')})")
         self._pointer = pointer

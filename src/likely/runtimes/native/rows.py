@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
 import numpy as np
 
 from likely.runtimes.protocol import FloatArray, IntArray, Output, Want
 from likely.runtimes.rows import CallOutputs, match
+from likely.runtimes.slots.layout import WorkPart
 
 
 class Wanted(CallOutputs):
@@ -62,3 +64,30 @@ class Wanted(CallOutputs):
         if len(asked) == len(head) and (asked == head).all():
             return whole
         return whole[np.searchsorted(head, asked)]
+
+
+class RowsOfWork(NamedTuple):
+    """Whose some of a call's rows are: row numbers of one piece of work, sorted."""
+
+    item: int
+    first: int  # of the call's rows
+    head: IntArray
+    hidden: IntArray
+    both: IntArray
+
+
+def rows_of(parts: list[WorkPart], wanted: Wanted) -> tuple[np.ndarray, list[RowsOfWork]]:
+    """Which rows of the call go on, and whose they are."""
+    rows: list[IntArray] = []
+    places: list[RowsOfWork] = []
+    offset = at = 0
+    for p in parts:
+        head, hidden = wanted.of_part(p.item, p.start, p.stop)
+        own = np.union1d(head, hidden) if len(hidden) else head
+        if len(own):
+            rows.append(own - p.start + offset)
+            places.append(RowsOfWork(p.item, at, head, hidden, own))
+            at += len(own)
+        offset += p.stop - p.start
+    joined = np.concatenate(rows) if rows else np.empty(0)
+    return np.ascontiguousarray(joined, np.int32), places

@@ -72,7 +72,15 @@ class ChatConfidence:
     async def decide(self, bound: BoundPolicy, asked: ChatRequest, finished: Finished, seed: int) -> Answer:
         """The answer with its confidence, as `BoundPolicy.decide` has it.  Cancelling the caller stops the fallback."""
         answer = Answer(
-            finished.text, finished.tokens, finished.logprobs, None, None, finished.reason, None, 0.0
+            finished.text,
+            finished.tokens,
+            finished.logprobs,
+            None,
+            None,
+            finished.reason,
+            None,
+            0.0,
+            token_log_masses=finished.log_masses or None,
         )  # what a decision looks at
         stopped = threading.Event()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from likely.io.hashes import file_sha256
 from likely.io.whole_file import check_target, write_for_user
 
 if TYPE_CHECKING:
+    from likely.calibration.calibrator import Calibrator
     from likely.calibration.labelled import Labelled
 
 EXAMPLES = """Make "90 % sure" mean 90 %: fit a calibrator to labelled lines, measure, plot.
@@ -38,6 +40,9 @@ FileArgument = Annotated[str, typer.Argument(help='Labelled lines (.jsonl or .js
 AppliedOption = Annotated[
     Path | None, typer.Option("--calibrator", help="Apply this calibrator first (a file of calibrate fit).")
 ]
+KeptOption = Annotated[
+    str | None, typer.Option("--task", help="Apply the calibrator that calibrate fit --task kept for these answers.")
+]
 SHOWN = ("accuracy", "ece", "nll", "brier", "auroc")
 verbs = typer.Typer(no_args_is_help=True, help=EXAMPLES, rich_markup_mode=None)
 
@@ -51,15 +56,12 @@ def fit(
     ] = "auto",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the calibrator.")] = None,
     overwrite: flags.OverwriteOption = False,
-    hold_out: Annotated[
-        float, typer.Option("--hold-out", help="Share of the lines that is kept for the report and for thresholds.")
-    ] = 0.5,
     seed: flags.SeedOption = 0,
     task: Annotated[str, typer.Option("--task", help="Name of the task, for ask --task.")] = "default",
     limit: flags.LimitOption = None,
     as_json: flags.JsonOption = False,
 ) -> None:
-    """Fit a calibrator; half of the lines only measure how well it does.
+    """Fit a calibrator to all lines; how well it does is told by maps that were each fitted without a tenth of them.
 
     Files of `likely grade`, `choices` and `score` name their model, template and settings: the calibrator is bound to
     them, and one for graded answers is kept, so that `likely ask` and `likely chat` use it by themselves.  Plain lines
@@ -74,6 +76,7 @@ def fit(
     from likely.calibration.calibrator import fit_calibrator
     from likely.calibration.labelled import read_labelled
     from likely.calibration.store import keep, place
+    from likely.calibration.threshold import risk_plan
 
     options.refuse_same_file(file, output)
     if output is not None:
@@ -85,7 +88,7 @@ def fit(
         raise typer.BadParameter(
             "these lines do not say which model they are of: give -o cal.json", param_hint="--output"
         )
-    calibrator = fit_calibrator(labelled, method=method, hold_out=hold_out, seed=seed, file=Path(file).name)
+    calibrator = fit_calibrator(labelled, method=method, seed=seed, file=Path(file).name)
     calibrator.about["sha256"] = _sha256(file)
     if kept:
         assert calibrator.binding is not None
@@ -97,13 +100,15 @@ def fit(
         print_json({
             **calibrator.about, "method": calibrator.recalibrator.name, "written": where,
             "binding": calibrator.binding, "before": calibrator.before, "after": calibrator.after,
+            "risks": risk_plan(calibrator),
         })  # fmt: skip
         return
     about = calibrator.about
-    typer.echo(
-        f"{calibrator.recalibrator.name}, fitted on {about['fitted_on']} lines; on the other {about['held_out']}:"
-    )
+    name = calibrator.recalibrator.name
+    typer.echo(f"{name}, fitted to {about['n']} lines; each was judged by a map fitted without it:")
     _table([("before", calibrator.before), ("after", calibrator.after)])
+    for line in risk_plan(calibrator):
+        typer.echo(f"  --risk {line['risk']:<5g} {_promised(line)}")
     for path in where:
         typer.echo(f"written: {path}")
 
@@ -112,12 +117,15 @@ def fit(
 def evaluate(
     file: FileArgument,
     calibrator: AppliedOption = None,
+    task: KeptOption = None,
     limit: flags.LimitOption = None,
     as_json: flags.JsonOption = False,
 ) -> None:
     """Accuracy, calibration and ranking, each with a 95 % interval (bootstrap over lines).
 
-    Noise pushes calibration errors up, and resampling does so again: their intervals take that push off.
+    Measured is what the file says: of graded answers the confidence that they were given with, or p(answer | question)
+    where they had none.  Noise pushes calibration errors up, and resampling does so again: their intervals take that
+    push off.
 
     Examples:
 
@@ -125,16 +133,17 @@ def evaluate(
 
       likely calibrate eval others.jsonl --calibrator cal.json --json
     """
-    from likely.calibration.labelled import read_labelled
     from likely.metrics.summary import report
 
-    labelled = read_labelled(file, limit=limit)
-    found = report(_predictions(labelled, calibrator, file), labelled.labels)
+    labelled = _read(file, limit)
+    applied = _applied(labelled, calibrator, task)
+    found = report(_predictions(labelled, applied, file), labelled.labels)
+    measured = applied[0] if applied else _measured(labelled)
     if as_json:
-        print_json({"file": file, "calibrator": None if calibrator is None else str(calibrator), **found})
+        print_json({"file": file, "calibrator": applied[0] if applied else None, "measured": measured, **found})
         return
-    typer.echo(f"{file}: {found['n']} lines of {labelled.kind}")
-    _table([("" if calibrator is None else calibrator.name, found)])
+    typer.echo(f"{file}: {found['n']} lines of {labelled.kind}: {measured}")
+    _table([("", found)])
     for note in found.get("notes") or ():
         typer.echo(note)
 
@@ -143,6 +152,7 @@ def evaluate(
 def plot(
     file: FileArgument,
     calibrator: AppliedOption = None,
+    task: KeptOption = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A .png, .svg or .pdf file; without: in the terminal.")
     ] = None,
@@ -159,17 +169,16 @@ def plot(
 
       likely calibrate plot others.jsonl --calibrator cal.json -o reliability.png
     """
-    from likely.calibration.labelled import read_labelled
     from likely.metrics.diagram import as_text, draw, reliability
     from likely.show.plot import FORMATS, render
 
     if output is not None:
         check_target(output, FORMATS)
         options.refuse_existing(output, overwrite)
-    labelled = read_labelled(file, limit=limit)
-    shown = {"as given": reliability(*labelled.outcomes(labelled.predictions()), bins=bins)}
-    if calibrator is not None:
-        shown["calibrated"] = reliability(*labelled.outcomes(_predictions(labelled, calibrator, file)), bins=bins)
+    labelled = _read(file, limit)
+    shown = {"as given": reliability(*labelled.outcomes(labelled.as_given()), bins=bins)}
+    if applied := _applied(labelled, calibrator, task):
+        shown["calibrated"] = reliability(*labelled.outcomes(_predictions(labelled, applied, file)), bins=bins)
     if output is not None:
         write_for_user(output, render(draw(shown), output.suffix))
         typer.echo(f"wrote {output}", err=True)
@@ -180,21 +189,59 @@ def plot(
             typer.echo(f"{file}, {name}\n{as_text(one)}")
 
 
-def _predictions(labelled: Labelled, calibrator: Path | None, file: str) -> Any:
-    if calibrator is None:
-        return labelled.predictions()
-    from likely.calibration.calibrator import Calibrator, binding
-    from likely.calibration.store import accept
+def _read(file: str, limit: int | None) -> Labelled:
+    from likely.calibration.labelled import read_labelled
 
-    found = Calibrator.load(calibrator)
-    if found.binding is not None and labelled.origin is not None:
-        accept(found, binding(labelled.origin), str(calibrator))
+    return read_labelled(file, limit=limit)
+
+
+def _measured(labelled: Labelled) -> str:
+    """What the file itself says of its lines."""
+    if labelled.kind != "answer":
+        return "as given"
+    return "p(answer | question)" if labelled.stated is None else "the confidence in the file"
+
+
+def _applied(labelled: Labelled, file: Path | None, task: str | None) -> tuple[str, Calibrator] | None:
+    """(its name, the calibrator that was asked for), by file or by the task that it was kept for."""
+    from likely.calibration.calibrator import Calibrator, binding
+    from likely.calibration.store import accept, find, why_none
+    from likely.errors import DataError
+
+    if file is not None and task is not None:
+        raise typer.BadParameter("give one of --calibrator and --task", param_hint="--task")
+    bound = None if labelled.origin is None else binding(labelled.origin)
+    if file is not None:
+        found = Calibrator.load(file)
+        return str(file), found if bound is None else accept(found, bound, str(file))
+    if task is None:
+        return None
+    if bound is None:
+        raise DataError("these lines do not say which model they are of: name the calibrator's file (--calibrator)")
+    kept = find(bound, task)
+    if kept is None:
+        raise DataError(why_none(bound, task))
+    return f"task {task}", kept
+
+
+def _predictions(labelled: Labelled, applied: tuple[str, Calibrator] | None, file: str) -> Any:
+    if applied is None:
+        return labelled.as_given()
+    name, found = applied
     if found.about.get("sha256") is not None and found.about["sha256"] == _sha256(file):
         typer.echo(
-            f"Warning: {calibrator} was fitted to {found.about['fitted_on']} of these {found.about['n']} lines: "
-            f"the figures are too good; calibrate fit printed those of the lines it has not seen", err=True,
+            f"Warning: {name} was fitted to these lines: the figures are too good; calibrate fit printed those of "
+            f"maps that were fitted without the line they judge", err=True,
         )  # fmt: skip
     return found.predict(labelled)
+
+
+def _promised(line: Mapping[str, Any]) -> str:
+    """What the labels certify for one risk, or what is missing."""
+    if line["threshold"] is not None:
+        return f"from confidence {line['threshold']:.3f} on: {line['coverage']:.0%} of the answers"
+    needed = line["labels_needed"]
+    return "no answer is sure enough" if needed is None else f"about {needed} such lines are needed"
 
 
 def _sha256(file: str) -> str | None:

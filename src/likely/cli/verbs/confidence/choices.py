@@ -68,5 +68,11 @@ def choices(
     if as_json:
         print_json({**origin, "file": lines.where, **settings, **accuracy.to_dict(), "ties": ties})
         return
+    chance = sum(1 / len(r["sequence_logprobs"]) for r in records) / max(1, len(records))
+    if (style, normalise) == ("answers", "sum") and accuracy.interval[0] <= chance:
+        typer.echo(
+            "no better than chance: sums favour answers that are short or common; compare --normalise pmi (what the "
+            "question adds) or byte", err=True,
+        )  # fmt: skip
     note = f"; {ties} tied at the top, counted as wrong" if ties else ""
     typer.echo(f"{lines.where}, {style}, {normalise}: {accuracy.line()}{note}")

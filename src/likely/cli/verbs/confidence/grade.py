@@ -32,7 +32,9 @@ def grade(
     ] = None,
     as_json: flags.JsonOption = False,
 ) -> None:
-    """Grade answers: each line gets "correct" 0 or 1; prints the accuracy with its interval.
+    """Grade answers: each line gets "correct" 0 or 1; prints the accuracy of those given, with its interval.
+
+    Answers that were kept back (ask --at-least, --risk) are graded, too, and counted apart.
 
     exact: same words; number: same last number; choice: first letter that stands alone, or the option's words;
     regex: the reference (or --pattern) occurs; person: you press y, n, s(kip), u(ndo) or q(uit).
@@ -61,20 +63,24 @@ def grade(
         with Results(out.output, header, overwrite=out.overwrite) as results, unbuffered():
             by_person(lines.lines, where, results, read_key, every=every)
     else:
+        # before there is a file: what cannot be graded leaves none behind
+        ready = {line.number: _by_rule(line, where, by, is_right) for line in lines.lines}
         lines.run(
-            header,
-            lambda chunks, _: ((line, _by_rule(line, where, by, is_right)) for chunk in chunks for line in chunk),
-            size=1,
-            stdout=False,
+            header, lambda chunks, _: ((line, ready[line.number]) for chunk in chunks for line in chunk), stdout=False
         )
     graded = lines.records()
-    accuracy = Accuracy(sum(record["correct"] for record in graded), len(graded))
+    given = [record for record in graded if not record.get("abstained")]
+    kept_back = [record for record in graded if record.get("abstained")]
+    accuracy = Accuracy(sum(record["correct"] for record in given), len(given))
+    right = sum(record["correct"] for record in kept_back)
     left = len(lines.lines) - len(graded)
     if as_json:
-        print_json({"file": where, "graded_by": by, **accuracy.to_dict(), "not_graded": left})
+        apart = {"abstained": len(kept_back), "abstained_correct": right}
+        print_json({"file": where, "graded_by": by, **accuracy.to_dict(), **apart, "not_graded": left})
         return
-    note = f"; {left} not graded yet" if left else ""
-    typer.echo(f"{where}, {by}: {accuracy.line()}{note}")
+    notes = [f"; {len(kept_back)} abstained, {right} of them would have been right"] if kept_back else []
+    notes += [f"; {left} not graded yet"] if left else []
+    typer.echo(f"{where}, {by}: {accuracy.line()}{''.join(notes)}")
 
 
 def read_answers(file: str, where: str) -> tuple[dict[str, Any], list[Line]]:

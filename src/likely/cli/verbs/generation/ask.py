@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ import typer
 from likely.cli import flags, forms, options
 from likely.cli.confidence import ConfidenceFlags, bind, tell
 from likely.cli.file_run import Advance, Chunks, FileRun, is_questions_file, read_file
-from likely.cli.printing import for_terminal, print_json, print_stats, print_stream
+from likely.cli.printing import for_terminal, print_ending, print_json, print_stats, print_stream
 from likely.cli.show import ALTERNATIVES, ShowFlags
 from likely.errors import ConstraintError, DataError, ModelError
 from likely.io.hashes import fingerprint
@@ -33,7 +34,11 @@ def ask(
     look: ShowFlags,
     question: Annotated[
         str | None,
-        typer.Argument(help='The question, or a .jsonl file of {"question"}; "-" or a pipe: standard input.'),
+        typer.Argument(help='The question, or a .jsonl file of {"question"}; a pipe brings what it is about.'),
+    ] = None,
+    attached: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", help="A text to put before the question, as a pipe does (repeatable)."),
     ] = None,
     system: flags.SystemOption = None,
     text: flags.TextFlags = TEXT,
@@ -50,17 +55,21 @@ def ask(
 
       likely ask "Name three rivers." --show --html tokens.html
 
-      cat question.txt | likely ask -m gemma3
+      cat page.md | likely ask "Summarise this in one sentence."
+
+      likely ask "Which of the two is older?" --file one.txt --file two.txt
 
       likely ask questions.jsonl -o answers.jsonl
 
-      likely ask "Is 7 a prime number?" --choices yes,no --json
+      likely ask "Is Paris the capital of France?" --choices yes,no --json
 
-      likely ask "Who wrote Faust?" --at-least 0.9 --fallback gemma3     (after likely calibrate fit)
+      likely ask "Who wrote Faust?" --at-least 0.9 --fallback bigger.gguf     (after likely calibrate fit)
     """
     see = look.wanted()
     lines, asked = None, ""
     if is_questions_file(question):
+        if attached:
+            raise typer.BadParameter("a file of questions goes alone: drop --file", param_hint="--file")
         if see or stats:
             raise typer.BadParameter("--show, --html and --stats take one question, not a file", param_hint="FILE")
         lines = read_file(
@@ -70,13 +79,15 @@ def ask(
     elif file.given:
         raise typer.BadParameter("--output, --overwrite and --limit need a .jsonl file of questions", param_hint="FILE")
     else:
-        asked = options.text_or_stdin(question, "question")
+        asked = options.text_or_stdin(question, "question", attached or ())
     given = text.given()
     given |= form.given(given)
     if see:
         given.setdefault("top_logprobs", ALTERNATIVES)
     wanted = confidence.given()
     with model.open() as lm:
+        if not lm.info.template:
+            typer.echo(f"Warning: {lm.info.name} is a base model, which continues texts: few questions work", err=True)
         bound = bind(lm.with_confidence(**wanted), given, system)
         if lines is not None:
             _ask_file(lm, lines, given, system, bound, show_prompt)
@@ -96,6 +107,7 @@ def ask(
             tell(answer)
         if answer.abstained:
             return
+        print_ending(answer)
         look.present(lm, [answer], title=asked, prompt=stream.prompt)
         forms.conclude([answer])
 

@@ -18,7 +18,7 @@ def generate(
     model: flags.ModelFlags,
     form: forms.FormFlags,
     look: ShowFlags,
-    prompt: Annotated[str | None, typer.Argument(help='Text to continue; "-" or a pipe reads standard input.')] = None,
+    prompt: Annotated[str | None, typer.Argument(help="Text to continue, after what a pipe brings.")] = None,
     text: flags.TextFlags = TEXT,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="Keep the k most likely tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="Keep the smallest set of this probability.")] = 1.0,

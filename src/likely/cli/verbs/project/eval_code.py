@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ import typer
 
 from likely.cli import flags, options
 from likely.cli.printing import print_json, progress
+from likely.io.whole_file import check_target, write_for_user
 
 WARNING = (
     "This runs programs that nobody has read. They get no network, no files and little time (see "
@@ -54,6 +56,8 @@ def eval_code(
 
     if not trusted:
         raise typer.BadParameter(WARNING, param_hint="--run-untrusted-code")
+    if output is not None:
+        check_target(output)
     if samples > 1 and temperature == 0:
         raise typer.BadParameter("several greedy programs are the same one: give --temperature", param_hint="--samples")
     found = problems(benchmark, limit=limit, data_dir=None if data_dir is None else str(data_dir))
@@ -92,13 +96,16 @@ def eval_code(
 
 
 def _write(output: Path, report: Any) -> None:
-    import json
-
-    with output.open("w", encoding="utf-8") as file:
-        for solved in report.solved:
-            for i, (text, verdict) in enumerate(zip(solved.texts, solved.verdicts, strict=True)):
-                line = {
-                    "task_id": solved.id, "sample": i, "text": text, "passed": verdict.passed, "why": verdict.why,
-                    "seconds": verdict.execution.seconds, "isolation": verdict.execution.isolation,
-                }  # fmt: skip
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    """What the texts are and whether they passed; not how long they ran, which differs from run to run."""
+    lines = [
+        json.dumps(
+            {
+                "task_id": solved.id, "sample": i, "text": text, "passed": verdict.passed, "why": verdict.why,
+                "isolation": verdict.execution.isolation,
+            },
+            ensure_ascii=False,
+        )
+        for solved in report.solved
+        for i, (text, verdict) in enumerate(zip(solved.texts, solved.verdicts, strict=True))
+    ]  # fmt: skip
+    write_for_user(output, "".join(line + "\n" for line in lines).encode())

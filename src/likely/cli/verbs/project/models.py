@@ -25,13 +25,13 @@ def models(as_json: flags.JsonOption = False) -> None:
         return
     shown = [
         (
-            row["name"], row["title"], f"{row['size_bytes'] / 1e6:.0f} MB", row["licence"],
-            ", ".join(row["runtimes"]) or "none", ", ".join(row["capabilities"]),
-            "ready" if row["installed"] and row["runtimes"] else "missing",
+            row["name"], "ready" if row["installed"] and row["runtimes"] else "missing",
+            f"{row['size_bytes'] / 1e6:.0f} MB", row["title"],
+            f"can {', '.join(row['capabilities'])}; {row['licence']}; runtimes: {', '.join(row['runtimes']) or 'none'}",
         )
         for row in rows
     ]  # fmt: skip
-    print_grid(("name", "model", "size", "licence", "runtimes", "can", "state"), shown)
+    print_grid(("name", "state", "size", "model", "more"), shown, whole=("name", "state", "size"))
     for row in rows:
         if not row["installed"]:
             typer.echo(f"Model {row['name']} is missing. Run: {row['missing']}")
@@ -63,7 +63,7 @@ def listing() -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
                 "licence": known.licence,
                 "installed": known.present(),
                 "runtimes": [name for name, ready in have.items() if ready],
-                "capabilities": ["score", "generate", "ask", *(["chat"] if known.chat else [])],
+                "capabilities": ["score", "generate", *(["ask", "chat"] if known.chat else [])],
                 "missing": "; ".join(dict.fromkeys(missing)),
             }
         )

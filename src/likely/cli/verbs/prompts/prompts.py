@@ -12,8 +12,9 @@ from likely.cli.help import VerbCommand
 from likely.cli.printing import for_terminal, print_json, print_table, progress, with_interval
 from likely.cli.verbs.prompts.hints import hint, learn_hints
 from likely.cli.verbs.prompts.reask import reask
-from likely.errors import DataError, nearest
+from likely.errors import DataError
 from likely.io.jsonl import Line, read_checked
+from likely.io.whole_file import check_target
 
 if TYPE_CHECKING:
     from likely.prompting.selection.choosing import Selection
@@ -54,7 +55,11 @@ def select(
     ] = None,
     method: Annotated[
         str,
-        typer.Option("--method", help="{criteria}; MDL and those that end in L choose for each input."),
+        typer.Option(
+            "--method",
+            callback=flags.one_of("criteria"),
+            help="{criteria}; MDL and those that end in L choose for each input.",
+        ),
     ] = "MI_G",
     calibrate: Annotated[
         Literal["cbm", "cc", "pmi"] | None,
@@ -93,14 +98,9 @@ def select(
       likely prompts select --pool prompts.jsonl.gz --task sst2 --inputs reviews.jsonl --limit 100 --json
     """
     from likely.prompting.selection.choosing import select as choose
-    from likely.prompting.selection.criteria import METHODS, PERPLEXITY
+    from likely.prompting.selection.criteria import PERPLEXITY
     from likely.prompting.selection.scores import PromptScores
 
-    if method not in METHODS:
-        known = ", ".join(METHODS)
-        raise typer.BadParameter(
-            f'unknown method "{method}"{nearest(method, METHODS)} (allowed: {known})', param_hint="--method"
-        )
     if scores is not None:
         if pool is not None or inputs is not None or output is not None:
             raise typer.BadParameter("saved scores need no --pool, --inputs or --output", param_hint="SCORES")
@@ -110,6 +110,8 @@ def select(
             raise typer.BadParameter("give --pool and --inputs, or a file of saved scores", param_hint="--pool")
         options.refuse_same_file(str(pool), output)
         options.refuse_same_file(inputs, output)
+        if output is not None:
+            check_target(output)
         found = _score(
             pool, task, inputs, limit, output, overwrite, perplexity=method in PERPLEXITY,
             model=model,

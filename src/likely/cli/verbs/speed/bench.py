@@ -20,7 +20,10 @@ def bench(
     what: Annotated[str, typer.Argument(help="calls, or speculation: what drafters gain.")] = "calls",
     model: flags.ModelOption = DEFAULT_MODEL,
     runtime: Annotated[
-        str | None, typer.Option("--runtime", help="{runtimes}.  [default: every one installed]")
+        str | None,
+        typer.Option(
+            "--runtime", callback=flags.one_of("runtimes"), help="{runtimes}.  [default: every one installed]"
+        ),
     ] = None,
     dtype: flags.DtypeOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and rounds, under 45 s.")] = False,

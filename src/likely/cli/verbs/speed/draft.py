@@ -15,6 +15,7 @@ from likely.cli.printing import for_terminal, print_json, progress
 from likely.decoding.drafting.table import MemoryKind, memory_kinds
 from likely.errors import DataError, nearest
 from likely.io.jsonl import read_lines, text_field
+from likely.io.whole_file import check_target
 from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def build(
     for path in corpus:
         options.refuse_same_file(str(path), output)
     options.refuse_existing(output, overwrite)
+    check_target(output)
     found = _texts(corpus, field, limit)
     with flags.ModelFlags(model).open_local() as lm:
         tokenizer, vocab_size, origin = lm.tokenizer, lm.runtime.vocab_size, options.origin(lm)

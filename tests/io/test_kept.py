@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from scripts import script
 
 from likely.errors import DataError
-
-KeptValues = script("kept_values").KeptValues
+from likely.io import KeptValues
 
 
 def test_what_is_kept_is_there_in_the_next_run(tmp_path):
