@@ -97,12 +97,12 @@ def prebuilt() -> Path | None:
 
 def can_build() -> bool:
     """Whether there is a library, or something to build it with; cheap."""
-    if prebuilt() or _kept("native"):
+    if prebuilt():
         return True
     try:
         _compiler()
     except CapabilityError:
-        return False
+        return _kept("native") is not None
     return True
 
 
