@@ -30,7 +30,7 @@ MAPS = ("temperature", *TRAINABLE)
 LOCO_CLASSES = 200
 Select = Literal["dece", "cwece", "nll"]
 METRICS: dict[str, Metric] = {
-    "dece": lambda probs, labels: debiased_ce(*top_label(probs, labels)),
+    "dece": lambda probs, labels: debiased_ce(*top_label(probs, labels), signed=True),
     "cwece": classwise_ece,
     "nll": nll,
 }
@@ -47,7 +47,7 @@ class HCalibrator(Fitted):
     window, eps, weighting   of `hcal_loss`; of few rows the window is 2·⌊N K / 40⌋, at least 10, with a warning
     loco       leave classes out in turn while training; "auto": 3 to 200 classes.  Of two classes it leaves the rows of
                one label, and where one is rarer the loss is then lowest far from the truth
-    select     the metric for choosing map and step: "dece" (debiased equal-mass ECE of the top label), "cwece"
+    select     the metric for choosing map and step: "dece" (debiased equal-mass ECE of the top label, signed), "cwece"
                (class-wise ECE), "nll"
     input      "logits" (N, K), or "probs" (N, K)
     No row's order of classes changes.  `fit` needs torch, `predict_proba` does not.
@@ -102,7 +102,7 @@ class HCalibrator(Fitted):
                 raise DataError(f"learned.{name}: is missing")
         self.map_ = HMap.from_dict(learned["map_"], "learned.map_")
         compared = learned["cross_validated_"]
-        wanted = {name: Learned(low=0) for name in (MAPS if compared else ())}
+        wanted = {name: Learned() for name in (MAPS if compared else ())}
         self.cross_validated_ = read_learned(compared, wanted, "learned.cross_validated_")
         numbers = {"loss_": Learned(low=0), "floor_": Learned(low=0), "map_classes_": Learned(low=2)}
         rest = {name: value for name, value in learned.items() if name not in ("map_", "cross_validated_")}
