@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from likely.lm.confidence import BoundPolicy
     from likely.lm.model import Model
     from likely.lm.remote.model import RemoteModel
+    from likely.models.chat_template import Message
 
 HELP = """/help            this list
 /reset           forget the conversation (the system message stays)
@@ -228,7 +229,7 @@ class Conversation:
                 raise ConstraintError(why)
             typer.echo(f"Note: {why}", err=True)
 
-    def _fitting(self) -> list[dict[str, str]]:
+    def _fitting(self) -> list[Message]:
         """What the model is shown: where the context is full, the conversation without its oldest turns."""
         kept = self.model.fitting(self.messages, self.settings.get("max_tokens", CHAT_DEFAULTS["max_tokens"]))
         left_out = len(self.messages) - len(kept)
