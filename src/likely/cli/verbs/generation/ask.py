@@ -68,7 +68,7 @@ def ask(
 
       likely ask questions.jsonl -o answers.jsonl
 
-      likely ask "Is Paris the capital of France?" --choices yes,no --json
+      likely ask "What colour is the sky on a clear day?" --choices blue,green,red --json
 
       likely ask "Who wrote Faust?" --at-least 0.9 --fallback bigger.gguf     (after likely calibrate fit)
     """

@@ -52,7 +52,7 @@ def query(
 
     Examples:
 
-      likely query examples/queries/odd_one_out.lmql --arg words="apple, pear, car, plum"
+      likely query examples/queries/odd_one_out.lmql --arg words="Monday, Tuesday, banana, Friday"
 
       likely query examples/queries/arithmetic.lmql --yes --html run.html
 
