@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from likely.calibration.selective import certified_threshold, labels_needed
 from likely.calibration.store import find, keep, named, place, why_none
 from likely.calibration.threshold import abstention_rule, risk_plan, what_it_takes
 from likely.errors import CapabilityError, DataError
+from likely.lm.confidence import BoundPolicy, ConfidencePolicy
+from likely.lm.results import Answer
 from likely.metrics.bins import ece
 from likely.metrics.proper import nll
 
@@ -262,6 +266,13 @@ def test_an_answer_in_a_form_is_judged_among_what_the_form_allows():
     assert within_form([-1.0], [-1.1]) == [0.0]  # an approximate mass
     with pytest.raises(ValueError, match="2 log-probabilities of tokens, 1 log masses"):
         within_form([-1.0, -2.0], [0.0])
+    made = fit_calibrator(answers(100)[0], method="answer")
+    answer = Answer("a", [1, 2], [-3.0, -1.0], -4.0, -2.0, "stop", None, 0.0, token_log_masses=[-2.5, -1.0])
+    policy = BoundPolicy(ConfidencePolicy(), SimpleNamespace(info=SimpleNamespace(name="m")), {}, made, None)
+    assert policy.decide(answer, lambda *_: answer).confidence == made.of_answer([-0.5, 0.0])
+    assert policy.decide(replace(answer, token_log_masses=None), lambda *_: answer).confidence == made.of_answer(
+        [-3, -1]
+    )
     free, bound = (binding({**ORIGIN, "settings": s}) for s in ({}, {"choices": ["a", "b"]}))
     assert "probability" not in free["settings"] and bound["settings"]["probability"] == "within the form"
 

@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import softmax
 
 from likely.calibration.conformal.classification import (
     ConformalSets,
@@ -166,7 +167,7 @@ def test_sets_are_the_slow_ones():
         u = (
             row_uniforms(probs[100:] / probs[100:].sum(axis=1, keepdims=True), 0)
             if options["randomised"]
-            else np.ones(200)
+            else np.zeros(200)
         )
         q = fitted.quantiles_[0] + 1e-12
         assert (fitted.predict(probs[100:]) == slow_sets(probs[100:], q, u, 0.05, 2)).all()
@@ -189,10 +190,19 @@ def test_empty_sets_only_where_they_are_allowed():
     assert allowed.tolist() == [[False, False]] and forbidden.tolist() == [[True, False]]
 
 
-def test_deterministic_sets_hold_randomised_ones_at_one_quantile():
-    _, probs, _ = drawn(np.random.default_rng(0), 100)
-    u = np.random.default_rng(1).random(100)
-    assert (aps_scores(probs, u) <= aps_scores(probs)).all()
+def test_without_a_random_number_sets_hold_the_likeliest_class_and_are_no_larger():
+    """A class is held where those before it have less than the quantile: also where the first has nearly everything."""
+    z, _, labels = drawn(np.random.default_rng(0), 3000, classes=10)
+    probs = softmax(4 * z, axis=1)  # overconfident
+    assert (probs.max(axis=1) > 0.9999).mean() > 0.02
+    sizes = {}
+    for randomised in (True, False):
+        fitted = ConformalSets(score="aps", randomised=randomised).fit(probs[:1500], labels[:1500])
+        sets = fitted.predict(probs[1500:])
+        sizes[randomised] = sets.sum(axis=1).mean()
+        assert set_report(sets, labels[1500:]).coverage > 0.87
+    assert sets[np.arange(1500), probs[1500:].argmax(axis=1)].all()
+    assert sizes[False] < 1.05 * sizes[True]
 
 
 # --- other libraries --------------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def test_where_a_temperature_is_true_it_is_found():
 def test_two_classes_and_probabilities_instead_of_logits():
     z, labels = data(300, 2)
     one = quiet(input="probs", map="piecewise").fit(np.exp(z), labels)
-    assert one.classes_ == 2 and np.allclose(one.predict_proba(np.exp(z)).sum(axis=1), 1)
+    assert one.map_classes_ == 2 and np.allclose(one.predict_proba(np.exp(z)).sum(axis=1), 1)
     same = quiet(map="piecewise").fit(z, labels)
     assert np.allclose(one.predict_proba(np.exp(z)), same.predict_proba(z), atol=1e-6)
 
@@ -179,7 +179,7 @@ def test_saved_and_restored(kind):
     again = from_dict(json.loads(json.dumps(one.to_dict(), allow_nan=False)))
     assert isinstance(again, HCalibrator) and again.get_params() == one.get_params()
     assert np.array_equal(again.predict_proba(z), one.predict_proba(z))
-    assert (again.loss_, again.floor_, again.classes_) == (one.loss_, one.floor_, 4)
+    assert (again.loss_, again.floor_, again.map_classes_) == (one.loss_, one.floor_, 4)
     assert again.cross_validated_ == one.cross_validated_
 
 
@@ -187,7 +187,7 @@ def test_saved_and_restored(kind):
     "change, said",
     [
         ({"map_": {"kind": "bent"}}, "learned.map_.kind"),
-        ({"classes_": 1}, "learned.classes_"),
+        ({"map_classes_": 1}, "learned.map_classes_"),
         ({"loss_": -1}, "learned.loss_"),
         ({"cross_validated_": {"temperature": 0.1}}, "learned.cross_validated_.linear: is missing"),
         ({"extra_": 1}, "learned.extra_: unknown value"),

@@ -1,6 +1,6 @@
 """What every recalibrator does, whatever its method and input.
 
-scikit-learn's `clone` is used on them; its `check_estimator` does not apply: it feeds features of any number and any
+scikit-learn's tools are used on them; its `check_estimator` does not apply: it feeds features of any number and any
 labels, where these take one column per class (or one number per row) and labels 0..K−1, and refuse the rest.
 """
 
@@ -13,6 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recalibrator_cases import K, bad_rows, cases, good_row, rows
 from scipy.special import expit, softmax
+from sklearn.base import is_classifier
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.validation import check_is_fitted
 
 from likely.calibration.recalibrators.one_vs_rest import OneVsRest
 from likely.calibration.recalibrators.sigmoid import Platt
@@ -411,3 +417,63 @@ def test_a_record_with_anything_anywhere_is_refused_or_gives_probabilities(fitte
         x = rows(case.input, 20, seed=9)[0]
         p = made.predict_proba(x)
         assert np.isfinite(p).all() and p.min() >= 0 and p.max() <= 1
+
+
+# --- scikit-learn's tools ---------------------------------------------------------------------------------------------
+
+
+@of_classes
+def test_scikit_learn_cross_fits_classes_as_by_hand(case):
+    x, labels = rows(case.input, 600)
+    folds = StratifiedKFold(3, shuffle=True, random_state=0)
+    if case.method == "h":
+        pytest.skip("minutes of training")
+    found = cross_val_predict(case.make(), x, labels, cv=folds, method="predict_proba")
+    for train, test in folds.split(x, labels):
+        assert np.array_equal(found[test], case.make().fit(x[train], labels[train]).predict_proba(x[test]))
+    made = case.make().fit(x, labels)
+    assert made.classes_.tolist() == list(range(K))
+    assert np.array_equal(made.predict(x), made.predict_proba(x).argmax(axis=1))
+
+
+def test_scikit_learn_cross_fits_one_number():
+    x, labels = rows("confidence", 300)
+    folds = StratifiedKFold(3)
+    found = cross_val_predict(Platt(), x, labels, cv=folds, method="predict_proba")
+    for train, test in folds.split(x, labels):
+        assert np.array_equal(found[test], Platt().fit(x[train], labels[train]).predict_proba(x[test]))
+    assert np.array_equal(Platt().fit(x, labels).predict([0.01, 0.99]), [0, 1])
+
+
+def test_a_map_ends_a_pipeline_whose_settings_are_searched():
+    probs, labels = rows("probs", 400)
+    line = Pipeline([("log", FunctionTransformer(lambda p: np.log(np.maximum(p, 1e-12)))), ("map", make("vector"))])
+    search = GridSearchCV(line, {"map__l2": [1e-3, 1e3]}, scoring="neg_log_loss", cv=3).fit(probs, labels)
+    by_hand = [
+        np.mean([
+            -nll(make("vector", l2=l2, input="probs").fit(probs[a], labels[a]).predict_proba(probs[b]), labels[b])
+            for a, b in StratifiedKFold(3).split(probs, labels)
+        ]) for l2 in (1e-3, 1e3)
+    ]  # fmt: skip
+    assert search.cv_results_["mean_test_score"] == pytest.approx(by_hand, abs=1e-9)
+    assert search.best_params_ == {"map__l2": [1e-3, 1e3][int(np.argmax(by_hand))]}
+    assert is_classifier(line) and search.predict(probs).shape == (400,)
+
+
+def test_parameters_of_a_base_are_reached_through_it():
+    made = OneVsRest(make("histogram"))
+    assert made.get_params()["base__bins"] == 15 and "base__bins" not in made.get_params(deep=False)
+    assert made.set_params(base__bins=5).base.bins == 5
+    for name in ("base__bin", "input__x", "bas"):
+        with pytest.raises(ValueError, match="has no parameter"):
+            made.set_params(**{name: 1})
+    probs, labels = rows("probs", 600)
+    search = GridSearchCV(made, {"base__bins": [2, 5]}, scoring="neg_log_loss", cv=2).fit(probs, labels)
+    assert search.best_estimator_.base.bins in (2, 5) and made.base.bins == 5
+
+
+def test_what_is_not_fitted_has_no_classes():
+    with pytest.raises(NotFittedError):
+        check_is_fitted(make("temperature"))
+    assert not hasattr(make("temperature"), "classes_")
+    check_is_fitted(make("temperature").fit(*rows("logits", 100)))

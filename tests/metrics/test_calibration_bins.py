@@ -158,6 +158,15 @@ def test_bins_of_one_row_count_nothing_in_the_debiased_error():
     assert debiased_ce([0.1, 0.9], [1, 0], bins=2) == 0
 
 
+def test_the_signed_debiased_error_tells_maps_apart_that_look_calibrated():
+    """Gaps below what noise makes are a tie of zeros without the sign."""
+    c, y = np.full(100, 0.8), [1] * 80 + [0] * 20
+    exact, near = (debiased_ce(np.full(100, said), y, signed=True) for said in (0.8, 0.82))
+    assert exact == pytest.approx(-math.sqrt(0.16 / 99)) and exact < near < 0
+    assert debiased_ce(np.full(100, 0.82), y) == debiased_ce(c, y) == 0
+    assert debiased_ce(np.full(100, 0.5), y, signed=True) == debiased_ce(np.full(100, 0.5), y) > 0
+
+
 @pytest.mark.parametrize("edge", ["right", "left"])
 def test_sweep_as_the_definition(edge):
     rng = np.random.default_rng(5)

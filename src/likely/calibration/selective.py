@@ -163,7 +163,7 @@ def certified_threshold(
         if grid is not None:
             raise ValueError("give grid or monotone, not both")
         thresholds = np.unique(score)[::-1]
-        thresholds = thresholds[_above(score, right, thresholds)[0] >= fewest_items(risk, delta)]
+        thresholds = thresholds[_above(score, right, thresholds)[0] >= _certifying(risk, delta)[0][0]]
         if not len(thresholds):
             return None
     elif grid is None:

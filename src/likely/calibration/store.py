@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -54,8 +55,11 @@ def find(bound: Mapping[str, Any], task: str = DEFAULT_TASK) -> Calibrator | Non
 def why_none(bound: Mapping[str, Any], task: str = DEFAULT_TASK) -> str:
     """Why `find` found nothing: what the kept ones of this model were fitted for instead."""
     why = f'no calibrator was fitted for answers of this model with these settings (task "{task}")'
-    kept = [(path.parent.name, Calibrator.load(path).binding or {}) for path in sorted(folder().glob("*/*.json"))]
-    same = [(name, other) for name, other in kept if other.get("weights") == bound["weights"]]
+    same: list[tuple[str, dict[str, Any]]] = []
+    for path in sorted(folder().glob("*/*.json")):
+        with contextlib.suppress(DataError):  # a damaged one is no reason
+            other = Calibrator.load(path).binding or {}
+            same += [(path.parent.name, other)] if other.get("weights") == bound["weights"] else []
     if not same:
         return why
     name, nearest = min(same, key=lambda one: (one[0] != task, len(_unlike(one[1], bound))))

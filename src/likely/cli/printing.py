@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import typer
+
+from likely.io.hashes import cache_dir
+from likely.models.catalog import known_model
 
 
 def print_json(record: dict[str, Any]) -> None:
@@ -106,6 +109,19 @@ def print_ending(result: Any) -> None:
         said = "the model's answer is empty"
     if said is not None and result.complete is not False:  # of a form, that is an error of its own
         typer.echo(f"Note: {said}", err=True)
+
+
+def print_better(name: str) -> None:
+    """On a terminal, once for each weak model that is known by name: which model is better, and how to get it."""
+    known = known_model(name)
+    if known is None or not known.better or not sys.stderr.isatty():
+        return
+    told = cache_dir() / "told" / known.name
+    if not told.exists():
+        typer.echo(f"Note: {known.better}", err=True)
+        with suppress(OSError):
+            told.parent.mkdir(parents=True, exist_ok=True)
+            told.touch()
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> None:

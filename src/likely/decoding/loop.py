@@ -17,6 +17,7 @@ from likely.decoding.constraint import LogitsProcessor
 from likely.decoding.drafting.budget import Controller
 from likely.decoding.drafting.planner import DraftPlanner
 from likely.decoding.drafting.protocol import NO_DRAFT
+from likely.decoding.repetition import runs_in_circles
 from likely.decoding.request import Event, Request, longest_text
 from likely.decoding.scheduling import ActiveRequest, Scheduler, SchedulingPolicy
 from likely.decoding.sequence_state import SequenceState
@@ -293,6 +294,9 @@ class Loop:
             return "stop", text
         if len(state.tokens) >= request.max_tokens:
             return "length", text
+        may_end = state.constraint is None and len(state.tokens) >= request.min_tokens
+        if request.stop_repetition and may_end and runs_in_circles(state.tokens):
+            return "repetition", text
         if state.room(longest_text(self.runtime)) <= 0:
             return "context", text
         return None, text

@@ -31,6 +31,7 @@ class Request:
     prompt         token ids, at least one (the beginning-of-sequence token included)
     max_tokens     per sample;  min_tokens: end tokens are impossible before that many
     stop           strings that end the text;  stop_tokens: ids that end it, beside the model's end tokens
+    stop_repetition  end a text without a constraint that runs in circles (`repetition`), reason "repetition"
     samples        independent continuations from one prefill; sample i is keyed by first_sample + i
     beams          > 0: beam search of this width, returning the `samples` best;  length_penalty: a finished text is
                    ranked by sequence_logprob / length ** length_penalty, as in transformers
@@ -53,6 +54,7 @@ class Request:
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_tokens: frozenset[int] = frozenset()
+    stop_repetition: bool = False
     samples: int = 1
     first_sample: int = 0
     beams: int = 0
@@ -79,6 +81,8 @@ class Request:
             value = getattr(self, name)
             if not (isinstance(value, int) and 0 <= value <= high):
                 raise ValueError(f"{name} must be a whole number in [0, {high}], got {value}")
+        if not isinstance(self.stop_repetition, bool):
+            raise ValueError(f"stop_repetition must be true or false, got {self.stop_repetition!r}")
         budget = self.draft_budget
         if budget != "auto" and not (isinstance(budget, int) and 0 <= budget <= 1024):
             raise ValueError(f'draft_budget must be "auto" or a whole number in [0, 1024], got {budget!r}')

@@ -268,9 +268,8 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
         self, options: Mapping[str, Any], defaults: Mapping[str, Any], system: str | None
     ) -> tuple[BoundPolicy, dict[str, Any]]:
         """(what is done about confidence, settings of the text)"""
-        policy, settings = self.confidence.override(options)
-        settings = self.settings(defaults, settings)
-        return policy.bind(self, settings, system), settings
+        policy, given = self.confidence.override(options)
+        return policy.bind(self, {**defaults, **given}, system), self.settings(defaults, given)
 
 
 LanguageModel = BaseLanguageModel[Any]  # on this machine or behind a server

@@ -158,7 +158,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         """The streaming form of `generate` (n=1, no beams)."""
         if isinstance(prompt, str):
             return Stream(self, self.request(self.encode_prompt(prompt), options, raw=True))
-        return Stream(self, *self._turn(prompt, options))
+        return Stream(self, *self._turn(prompt, {"stop_repetition": False, **options}))
 
     def _answer(self, prepared: tuple[Request, Rendered]) -> Answer:
         request, seen = prepared
@@ -190,6 +190,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     def _question(self, question: str, system: str | None, options: Mapping[str, Any]) -> tuple[Request, Rendered]:
         if not question.strip():
             raise ValueError("the question is empty")
+        options = {"stop_repetition": True, **options}
         if self.template is None:
             options = {"stop": ("\n\n", "\nQuestion:"), **options}
         rendered = self._rendered_question(question, system)
@@ -215,7 +216,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         def with_other_end(text: str) -> Sequence[int]:
             return self.render([*messages[:-1], {**messages[-1], "content": text}]).tokens
 
-        return self.request(rendered.tokens, options, with_other_end), rendered
+        return self.request(rendered.tokens, {"stop_repetition": True, **options}, with_other_end), rendered
 
     def extract_each(
         self, documents: Sequence[str], *, schema: Any, **options: Unpack[ExtractOptions]

@@ -134,14 +134,17 @@ def rmsce(confidence: Any, correct: Any, **how: Unpack[BinSettings]) -> float:
 
 
 def debiased_ce(
-    confidence: Any, correct: Any, *, bins: int = 15, binning: Binning = "mass", edge: Edge = "right"
-) -> float:
-    """`rmsce` less what sampling noise adds to it: sqrt(max(0, Σ_b n_b/N (gap_b² − acc_b(1−acc_b)/(n_b−1)))).
+    confidence: Any, correct: Any, *, bins: int = 15, binning: Binning = "mass", edge: Edge = "right",
+    signed: bool = False,
+) -> float:  # fmt: skip
+    """`rmsce` less what sampling noise adds to it: sqrt(max(0, D)), D = Σ_b n_b/N (gap_b² − acc_b(1−acc_b)/(n_b−1)).
 
+    signed  sign(D)·sqrt(|D|): below 0 where the gaps are smaller than noise alone makes them, so that maps which all
+            look calibrated can be told apart
     Bins of one row say nothing of their variance and count 0.  Kumar, Liang & Ma 2019, arXiv:1909.10155, section 5.
     """
     counted = checked_tally(confidence, correct)
-    return float(debiased_gap(bin_sums(counted, bin_cuts(counted, bins, binning, edge))))
+    return float(debiased_gap(bin_sums(counted, bin_cuts(counted, bins, binning, edge)), signed=signed))
 
 
 def sweep_ece(confidence: Any, correct: Any, *, edge: Edge = "right", norm: float = 1) -> float:
@@ -254,11 +257,12 @@ def mean_gap(sums: BinSums, norm: float = 1) -> Floats:
     return ((sums.n / sums.rows) * gap**norm).sum(axis=-1) ** (1 / norm)
 
 
-def debiased_gap(sums: BinSums) -> Floats:
+def debiased_gap(sums: BinSums, *, signed: bool = False) -> Floats:
     """`debiased_ce` of the bins, (...,)."""
     n, accuracy = np.maximum(sums.n, 1), sums.right / np.maximum(sums.n, 1)
     squared = ((sums.right - sums.confidence) / n) ** 2 - accuracy * (1 - accuracy) / np.maximum(n - 1, 1)
-    return np.sqrt(np.maximum(0, (np.where(sums.n > 1, squared, 0) * n).sum(axis=-1) / sums.rows))
+    total = (np.where(sums.n > 1, squared, 0) * n).sum(axis=-1) / sums.rows
+    return np.sign(total) * np.sqrt(np.abs(total)) if signed else np.sqrt(np.maximum(0, total))
 
 
 def sweep_ece_of(counted: Tally, *, edge: Edge = "right", norm: float = 1) -> Floats:

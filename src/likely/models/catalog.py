@@ -22,6 +22,7 @@ class KnownModel:
 
     system    what a conversation without a system message begins with
     settings  of `ask` and `chat`, in place of their defaults; benchmarks/first_minute.py chose both
+    better    what to say of a weak model to who asks it: a better one, and how to get it
     """
 
     name: str
@@ -35,6 +36,7 @@ class KnownModel:
     chat: bool = True
     system: str | None = None
     settings: Mapping[str, float] = field(default_factory=dict)
+    better: str = ""
 
 
 def _package_folder(package: str) -> Path | None:
@@ -96,6 +98,8 @@ KNOWN: tuple[KnownModel, ...] = (
         aliases=("smollm2-135m", "smol"),
         system="You are a helpful assistant. Give a short, correct answer in English.",
         settings={"repetition_penalty": 1.1},
+        better="smollm2 has 135 million parameters and is often wrong. A larger model: -m FILE.gguf, or from the hub, "
+        "3 GB once, -m Qwen/Qwen2.5-1.5B-Instruct",
     ),
     KnownModel(
         name="gemma3",

@@ -6,18 +6,21 @@ import importlib.util
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
 from likely.errors import CapabilityError, ModelError, missing_extra, nearest
 from likely.io.hashes import file_sha256, folder_sha256
-from likely.models.catalog import KNOWN, find_model, known_model
+from likely.models.catalog import DEFAULT_MODEL, KNOWN, find_model, known_model
 from likely.runtimes.kinds import DTYPES, KINDS, LocalOptions, RuntimeKind, SourceKind
 from likely.runtimes.protocol import Runtime
 from likely.tokenizers.protocol import Tokenizer
 
 USES = ("single", "batch", "scoring")
 MOST_NATIVE_BYTES = 4 * 2**30  # of a file that runs natively by default: int8 takes twice the memory of 4 bits
+FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
+HUB_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Loaded:
 
 
 def load_local(
-    source: str,
+    source: str | PathLike[str],
     *,
     runtime: str | None = None,
     dtype: str | None = None,
@@ -69,6 +72,8 @@ def load_local(
     given = {name: value for name, value in options.items() if value is not None}
     where, place = resolve(source)
     kinds, dtype = _choose(where, place, runtime, dtype, use, given)
+    if where == "hub":
+        _check_hub(str(place))
     for kind in kinds:
         _check_kind(kind, where, place, dtype)
         try:
@@ -77,9 +82,9 @@ def load_local(
         except CapabilityError:  # of a default: an architecture that the native runtime does not know
             if kind is kinds[-1]:
                 raise
-    known = known_model(source)
+    known = known_model(str(source))
     info = ModelInfo(
-        name=source,
+        name=str(source),
         source=str(place),
         runtime=kind.name,
         dtype=str(opened.dtype).removeprefix("torch."),
@@ -96,12 +101,17 @@ def load_local(
 # --- resolve ----------------------------------------------------------------------------------------------------------
 
 
-def is_url(source: str) -> bool:
-    return source.startswith(("http://", "https://"))
+def is_url(source: object) -> bool:
+    return isinstance(source, str) and source.startswith(("http://", "https://"))
 
 
-def resolve(source: str) -> tuple[SourceKind, Path | str]:
+def resolve(source: str | PathLike[str]) -> tuple[SourceKind, Path | str]:
     """("gguf", file) | ("folder", folder) | ("hub", id).  ModelError with the nearest name otherwise."""
+    if not isinstance(source, str | PathLike) or not str(source):
+        raise TypeError(
+            f"a model is named by a text or a path, such as {DEFAULT_MODEL!r} or a GGUF file, got {source!r}"
+        )
+    source = str(source)
     if known_model(source):
         return "gguf", find_model(source)
     path = Path(source).expanduser()
@@ -113,8 +123,10 @@ def resolve(source: str) -> tuple[SourceKind, Path | str]:
         return "folder", path
     if path.exists():
         return "gguf", path  # the header check says what else it is
-    if path.suffix == ".gguf" or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise ModelError(f"{source} does not exist")
+    in_folder = path.parent != Path() and path.parent.is_dir()
+    if path.suffix in FILES or source.startswith((".", "/", "~")) or source.count("/") > 1 or in_folder:
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ModelError(f"{source} does not exist{nearest(path.name, beside)}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return "hub", source
     names = [entry.name for entry in KNOWN]
@@ -179,7 +191,7 @@ def _by_default(where: SourceKind, place: Path | str, dtype: str | None) -> list
     """A GGUF file runs natively, a large one in llama.cpp; with a dtype, and from a folder, a model runs in torch."""
     if where == "gguf" and dtype is None:
         small = Path(place).stat().st_size <= MOST_NATIVE_BYTES
-        order = ("native", "llamacpp", "torch") if small else ("llamacpp", "native", "torch")
+        order: tuple[str, ...] = ("native", "llamacpp", "torch") if small else ("llamacpp", "native", "torch")
     else:
         order = ("torch", "native") if dtype in (None, *KINDS["torch"].dtypes) else ("native", "torch")
     return [KINDS[name] for name in order]
@@ -288,6 +300,22 @@ def _tokenizer(path: Path) -> tuple[Tokenizer, Path, list[str]]:
     with vocabulary_of(path) as reference:
         mismatches = compare_tokenizers(tokenizer, reference)
     return tokenizer, path, [mismatch_message(mismatches)] if mismatches else []
+
+
+def _check_hub(name: str) -> None:
+    """ModelError at once for what is neither kept here nor found, where the hub's client would try for minutes."""
+    try:
+        from huggingface_hub import HfApi, try_to_load_from_cache
+    except ImportError:
+        return  # whoever fetches says what is missing
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            HfApi().model_info(name, timeout=HUB_SECONDS)
+    except Exception as error:  # of the network, of the hub, or of the name
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{name}: no such file or folder, and no model of that name can be fetched from the hub ({line})"
+        ) from None
 
 
 def _hub_folder(name: str, *, local: bool) -> Path:

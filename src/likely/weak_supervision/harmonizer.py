@@ -116,7 +116,8 @@ class Harmonizer(Recipe, Parameters):
         arrays = {"coverage": self.coverage_, "sources": self.sources_, "curve": np.array(self.curve_)}
         for i, (weight, bias) in enumerate(self.layers_):
             arrays |= {f"layer.{i}.weight": weight, f"layer.{i}.bias": bias}
-        params = {**self.get_params(), "encoder": self.encoder if isinstance(self.encoder, str) else "function"}
+        encoder = self.encoder if isinstance(self.encoder, str) else "function"
+        params = {**self.get_params(deep=False), "encoder": encoder}
         params["classes"] = self.classes if isinstance(self.classes, int) else list(self.classes)
         params["weights"] = None if self.weights is None else [float(w) for w in self.weights]
         record: dict[str, Any] = {"version": VERSION, "params": params, "votes_per_text": self.votes_per_text_}

@@ -26,7 +26,7 @@ By = Literal["class", "group"]
 def aps_scores(probs: Floats, u: Any = 1.0, *, penalty: float = 0.0, k_reg: int = 0) -> Floats:
     """(N, K) probability of all classes before k in falling order, plus u·p_k.
 
-    u  (N,) uniform in [0, 1] for exact coverage, or 1: the whole of p_k, conservative
+    u  (N,) uniform in [0, 1] for exact coverage; 0: without p_k itself, 1: with the whole of it
     penalty, k_reg  RAPS adds penalty·max(0, rank − k_reg), ranks from 1: the tail of unlikely classes costs extra
     Ties: the lower class comes first.  Romano, Sesia & Candès 2020, arXiv:2006.02544;  RAPS: Angelopoulos et al. 2021,
     arXiv:2009.14193, eq. 4.
@@ -56,8 +56,9 @@ class ConformalSets(GroupQuantiles):
                 "raps" (the same with a penalty on long sets)
     by          None: one quantile, coverage over all rows;  "class": one per class (coverage for the rows of every
                 class);  "group": one per group given to fit and predict
-    randomised  aps, raps: with a uniform number per row (coverage is then exact) or without (at least 1 − alpha); the
-                number is a hash of the row and the seed, so that a row's set is the same in every batch
+    randomised  aps, raps: with a uniform number per row (coverage is then exact), a hash of the row and the seed, so
+                that a row's set is the same in every batch; or without: a class is held where the classes before it
+                have less than the quantile (at least 1 − alpha, and no set is empty)
     penalty, k_reg  of raps; 0.01 and 5 are the paper's for ImageNet
     allow_empty False adds the likeliest class to a set that holds none
     Learned: `groups_` (what the quantiles belong to; empty for one), `quantiles_`, `rows_` (how many rows each rests
@@ -92,7 +93,7 @@ class ConformalSets(GroupQuantiles):
             raise ValueError(f'by must be None, "class" or "group", got "{self.by}"')
         if self.score == "lac":
             return 1 - probs
-        u = row_uniforms(probs, self.seed) if self.randomised else 1.0
+        u = row_uniforms(probs, self.seed) if self.randomised else 0.0
         return aps_scores(probs, u, penalty=self.penalty if self.score == "raps" else 0.0, k_reg=self.k_reg)
 
     def predict(self, x: Any, groups: Sequence[Any] | None = None) -> NDArray[np.bool_]:

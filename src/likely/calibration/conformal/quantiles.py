@@ -103,7 +103,7 @@ class GroupQuantiles(Parameters):
             "quantiles_": [float(q) if math.isfinite(q) else None for q in self.quantiles_],
             "rows_": self.rows_.tolist(),
         }
-        return {"method": self.name, "params": self.get_params(), "learned": learned}
+        return {"method": self.name, "params": self.get_params(deep=False), "learned": learned}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Self:

@@ -30,7 +30,7 @@ MAPS = ("temperature", *TRAINABLE)
 LOCO_CLASSES = 200
 Select = Literal["dece", "cwece", "nll"]
 METRICS: dict[str, Metric] = {
-    "dece": lambda probs, labels: debiased_ce(*top_label(probs, labels)),
+    "dece": lambda probs, labels: debiased_ce(*top_label(probs, labels), signed=True),
     "cwece": classwise_ece,
     "nll": nll,
 }
@@ -47,12 +47,12 @@ class HCalibrator(Fitted):
     window, eps, weighting   of `hcal_loss`; of few rows the window is 2·⌊N K / 40⌋, at least 10, with a warning
     loco       leave classes out in turn while training; "auto": 3 to 200 classes.  Of two classes it leaves the rows of
                one label, and where one is rarer the loss is then lowest far from the truth
-    select     the metric for choosing map and step: "dece" (debiased equal-mass ECE of the top label), "cwece"
+    select     the metric for choosing map and step: "dece" (debiased equal-mass ECE of the top label, signed), "cwece"
                (class-wise ECE), "nll"
     input      "logits" (N, K), or "probs" (N, K)
     No row's order of classes changes.  `fit` needs torch, `predict_proba` does not.
     Learned: `map_`;  `cross_validated_`: the metric per map;  `loss_` on the rows fitted, and `floor_`, what the loss
-    would be on average if the fitted probabilities were true (it is never 0);  `classes_` K.
+    would be on average if the fitted probabilities were true (it is never 0);  `map_classes_` K.
     """
 
     name: ClassVar[str] = "h"
@@ -78,8 +78,7 @@ class HCalibrator(Fitted):
         if self.map == "auto":
             self.cross_validated_ = self._compared(logp, classes, setting)
             chosen = min(self.cross_validated_, key=self.cross_validated_.__getitem__)
-        self.map_ = fitted(chosen, logp, classes, setting)
-        self.classes_ = k
+        self.map_, self.map_classes_ = fitted(chosen, logp, classes, setting), k
         probs = self.map_.predict(logp)
         how: dict[str, Any] = {"window": setting.window, "eps": self.eps, "weighting": self.weighting}
         self.loss_ = float(hcal_loss(torch.as_tensor(probs), torch.as_tensor(classes), **how))
@@ -88,7 +87,7 @@ class HCalibrator(Fitted):
 
     def predict_proba(self, x: Any) -> Floats:
         self.learned()
-        return self.map_.predict(self.checked_logprobs(x, self.classes_))
+        return self.map_.predict(self.checked_logprobs(x, self.map_classes_))
 
     def to_dict(self) -> dict[str, Any]:
         record = super().to_dict()
@@ -103,13 +102,13 @@ class HCalibrator(Fitted):
                 raise DataError(f"learned.{name}: is missing")
         self.map_ = HMap.from_dict(learned["map_"], "learned.map_")
         compared = learned["cross_validated_"]
-        wanted = {name: Learned(low=0) for name in (MAPS if compared else ())}
+        wanted = {name: Learned() for name in (MAPS if compared else ())}
         self.cross_validated_ = read_learned(compared, wanted, "learned.cross_validated_")
-        numbers = {"loss_": Learned(low=0), "floor_": Learned(low=0), "classes_": Learned(low=2)}
+        numbers = {"loss_": Learned(low=0), "floor_": Learned(low=0), "map_classes_": Learned(low=2)}
         rest = {name: value for name, value in learned.items() if name not in ("map_", "cross_validated_")}
         for name, value in read_learned(rest, numbers).items():
             setattr(self, name, value)
-        self.classes_ = int(self.classes_)
+        self.map_classes_ = int(self.map_classes_)
         return self
 
     def _setting(self, n: int, k: int) -> Setting:

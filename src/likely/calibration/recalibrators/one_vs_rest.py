@@ -57,7 +57,7 @@ class OneVsRest(Fitted):
         return {
             "method": self.name,
             "params": {
-                "base": {"method": self.base.name, "params": plain(self.base.get_params())},
+                "base": {"method": self.base.name, "params": plain(self.base.get_params(deep=False))},
                 "input": self.input,
             },
             "learned": learned | {"maps_": [plain(one.learned()) for one in self.maps_]},
@@ -79,7 +79,7 @@ class OneVsRest(Fitted):
         return self
 
     def _copy(self) -> Fitted:
-        return type(self.base)(**self.base.get_params())
+        return type(self.base)(**self.base.get_params(deep=False))
 
     def _map(self, probs: Floats) -> Floats:
         mapped = np.column_stack(

@@ -1,6 +1,9 @@
 """The contract of a recalibrator: scikit-learn's, on arrays, saved as JSON.
 
 The constructor stores its arguments and nothing else; `fit` checks, learns and returns self; learned values end in `_`.
+`clone`, `Pipeline`, `GridSearchCV` (with a `scoring`) and `cross_val_predict` work on them.  `check_estimator` does not
+apply: inputs have one column per class, labels are 0..K−1, maps of one number take and give (N,), and rows have no
+weights.
 """
 
 from __future__ import annotations
@@ -47,23 +50,48 @@ class Recalibrator(Protocol):
 
 
 class Parameters:
-    """The constructor's arguments by name (scikit-learn's contract): each is an attribute of the same name."""
+    """The constructor's arguments by name (scikit-learn's contract): each is an attribute of the same name.
+
+    deep  those of an argument that has parameters itself, too: "base__bins" is `bins` of `base`
+    """
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        found = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        inner = [(name, value) for name, value in found.items() if deep and _has_params(value)]
+        for name, value in inner:
+            found |= {f"{name}__{own}": one for own, one in value.get_params().items()}
+        return found
 
     def set_params(self, **params: object) -> Self:
-        known = self.get_params()
+        known = self.get_params(deep=False)
         for name, value in params.items():
-            if name not in known:
-                raise ValueError(f'{type(self).__name__} has no parameter "{name}"{nearest(name, known)}')
-            setattr(self, name, value)
+            first, nested, own = name.partition("__")
+            if first not in known or (nested and not _has_params(known[first])):
+                raise ValueError(f'{type(self).__name__} has no parameter "{name}"{nearest(name, self.get_params())}')
+            if nested:
+                getattr(self, first).set_params(**{own: value})
+            else:
+                setattr(self, name, value)
         return self
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn's tools ask of an estimator; they are installed where this is called."""
+        from sklearn.utils import ClassifierTags, Tags, TargetTags  # type: ignore[import-untyped]
+
+        classifies = hasattr(self, "predict_proba")
+        return Tags(
+            estimator_type="classifier" if classifies else None, target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags() if classifies else None,
+        )  # fmt: skip
 
     def check_fitted(self, name: str) -> None:
         """ValueError where there is no such learned value yet."""
         if not hasattr(self, name):
             raise ValueError(f"{type(self).__name__} is not fitted: call fit first")
+
+
+def _has_params(value: Any) -> bool:
+    return hasattr(value, "get_params") and not isinstance(value, type)
 
 
 class Fitted(Parameters, ABC):
@@ -80,6 +108,20 @@ class Fitted(Parameters, ABC):
     @abstractmethod
     def predict_proba(self, x: Any) -> Floats: ...
 
+    _classes: int  # how many labels `fit` saw, or may have seen; not saved
+
+    @property
+    def classes_(self) -> Ints:
+        """(K,) the labels 0..K−1, of a map that was fitted here."""
+        if not hasattr(self, "_classes"):
+            raise AttributeError(f"{type(self).__name__} has no classes_ before fit")
+        return np.arange(self._classes)
+
+    def predict(self, x: Any) -> Ints:
+        """(N,) the likeliest label; of one number, 1 from probability 0.5 on."""
+        probs = self.predict_proba(x)
+        return (probs >= 0.5).astype(np.int64) if probs.ndim == 1 else probs.argmax(axis=1)
+
     def learned(self) -> dict[str, Any]:
         """Learned values by name, in the order in which they were set; ValueError before `fit`."""
         found = {name: v for name, v in vars(self).items() if name.endswith("_") and not name.startswith("_")}
@@ -89,7 +131,7 @@ class Fitted(Parameters, ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: {"method", "params", "learned"}."""
-        return {"method": self.name, "params": plain(self.get_params()), "learned": plain(self.learned())}
+        return {"method": self.name, "params": plain(self.get_params(deep=False)), "learned": plain(self.learned())}
 
     def restore(self, learned: Any) -> Self:
         """Take over learned values as `to_dict` gave them; DataError names the field that is wrong."""
@@ -128,12 +170,14 @@ class Fitted(Parameters, ABC):
     def checked_binary(self, x: Any, labels: Any) -> tuple[Floats, Ints]:
         """(N,) confidences or scores, and whether each was right."""
         values = self.checked(x)
+        self._classes = 2
         return values, check_correct(labels, len(values))
 
     def checked_classes(self, x: Any, labels: Any) -> tuple[Floats, Ints]:
         """(N, K) log p, and the (N,) classes; ValueError for a row whose class cannot be."""
         logp = self.checked_logprobs(x)
         classes = check_labels(labels, *logp.shape)
+        self._classes = logp.shape[1]
         impossible = np.isneginf(logp[np.arange(len(logp)), classes])
         if impossible.any():
             raise ValueError(f"row {int(impossible.argmax())}: its label has logit -inf, so no map makes it possible")

@@ -91,6 +91,8 @@ class RiskScores:
 class RiskScorer(Parameters):
     """P(outcome) of a table's rows, on scikit-learn's contract for classifiers of two classes.
 
+    Its tools need a `scoring`: `score` here gives risks, not a mean accuracy.
+
     model             what `likely.load` gives: any runtime, or a server that scores prompts
     task              what is asked (`load_task("adult")`, a TOML file, or a `TableTask`)
     style             "word" (default): " above" against " below";  "mc": lettered options;  "numeric": digits after

@@ -60,7 +60,7 @@ class LlamaCppRuntime(SharedByThreads):
     context    tokens held in all; the longest sequence is the smaller of this and the model's training context, which
                is the default (at most 8192)
     sequences  how many sequences and tree leaves can be held; each takes one of llama.cpp's 256 ids
-    threads    default: the physical cores this process may use, at most 8
+    threads    default: the physical cores, at most 8; never more than the processors this process may use
     invariant  logits that do not depend, bit for bit, on how tokens are cut into calls, on other sequences or on draft
                trees. None: where the file's types allow it without loss of speed, which leaves out one case: a token
                of a quantised file computed alone, by several threads, after more than 256 others. True: always, at

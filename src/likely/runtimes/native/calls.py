@@ -1,14 +1,12 @@
-"""A call of the C++ library as arrays: its tokens, the columns that each sees, and what is wanted of its rows."""
+"""A call of the C++ library as arrays: tokens in one row, and for each the columns that it sees, in order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
 
-from likely.runtimes.protocol import FloatArray, IntArray, LayerPlan, Output, Want, Work
-from likely.runtimes.rows import CallOutputs, match
+from likely.runtimes.protocol import IntArray, LayerPlan, Work
 from likely.runtimes.slots.layout import WorkPart
 from likely.runtimes.slots.runtime import SlotSequence
 
@@ -106,57 +104,3 @@ class CallArrays:
 
 def _row(parts: list[np.ndarray]) -> np.ndarray:
     return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts), np.int32)
-
-
-class Wanted(CallOutputs):
-    """The Outputs of a call; logits, entropy, top, reduced: what the call must give for any piece of work."""
-
-    def __init__(self, wants: Seq[Want], sizes: Seq[int], vocab_size: int):
-        super().__init__(wants, sizes, vocab_size)
-        self.logits = any(want.logits for want in wants)
-        self.entropy = any(want.entropy for want in wants)
-        self.top = min(max((want.top for want in wants), default=0), vocab_size)
-        self.reduced = self.entropy or self.top > 0 or any(w.pairs is not None and len(w.pairs) for w in wants)
-        self._kept: list[list[FloatArray]] = [[] for _ in wants]  # rows of logits, in the order of `head_rows`
-
-    def add(
-        self,
-        item: int,
-        rows: IntArray,
-        logits: FloatArray,
-        log_norm: np.ndarray,
-        entropy: np.ndarray,
-        top_ids: IntArray,
-        top: FloatArray,
-    ) -> None:
-        """Rows (sorted numbers) of one piece of work: logits (R, V) and what was reduced from them."""
-        want, fields, asked = self._wants[item], self._fields[item], self._asked[item]
-        if want.logits:
-            self._kept[item].append(logits)
-        if want.pairs is not None and len(want.pairs):
-            pairs = np.asarray(want.pairs)
-            to, at = match(pairs[:, 0], rows)
-            fields["logprobs"][to] = logits[at, pairs[to, 1]] - log_norm[at]
-        if want.top or want.entropy:
-            to, at = match(asked, rows)
-            if want.top:
-                fields["top_ids"][to] = top_ids[at, : want.top]
-                fields["top_logprobs"][to] = top[at, : want.top] - log_norm[at, None]
-            if want.entropy:
-                fields["entropy"][to] = entropy[at]
-
-    def outputs(self) -> list[Output]:
-        for i, want in enumerate(self._wants):
-            if want.logits:
-                self._fields[i]["logits"] = self._logits(i)
-        return super().outputs()
-
-    def _logits(self, item: int) -> FloatArray:
-        """The rows as asked; no copy where they are one run of what was computed."""
-        kept, asked, head = self._kept[item], self._asked[item], self.head_rows[item]
-        if not len(asked):
-            return np.empty((0, self._vocab_size), np.float32)
-        whole = kept[0] if len(kept) == 1 else np.concatenate(kept)
-        if len(asked) == len(head) and (asked == head).all():
-            return whole
-        return whole[np.searchsorted(head, asked)]

@@ -15,7 +15,7 @@ import torch
 from likely.errors import ModelError
 from likely.io.hashes import file_sha256, folder_sha256
 from likely.runtimes.kinds import KINDS
-from likely.runtimes.machine import free_bytes
+from likely.runtimes.machine import choose_threads, free_bytes
 from likely.runtimes.protocol import Capabilities, FloatArray, IntArray, LayerPlan, Limits, Output, Work
 from likely.runtimes.slots.layout import WorkLayout, WorkPart, calls_of, texts_of
 from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
@@ -301,7 +301,7 @@ def _place(dtype: str | None, device: str | None, threads: int | None) -> tuple[
     if dtype is not None and dtype not in DTYPES:
         raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(choose_threads(threads))
     default = torch.float32 if where.type == "cpu" else torch.bfloat16
     return where, default if dtype is None else DTYPES[dtype]
 

@@ -45,7 +45,7 @@ class SplitPoint(Parameters, ABC):
         from safetensors.numpy import save
 
         arrays, learned = self.arrays()
-        params = {k: v for k, v in plain(self.get_params()).items() if k not in OBJECTS}
+        params = {k: v for k, v in plain(self.get_params(deep=False)).items() if k not in OBJECTS}
         metadata = {"format": FORMAT, "kind": self.kind, "params": json.dumps(params), "learned": json.dumps(learned)}
         data = save({name: np.ascontiguousarray(a, np.float64) for name, a in arrays.items()}, metadata)
         write_whole_file(Path(path), data)

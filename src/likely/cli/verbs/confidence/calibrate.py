@@ -40,7 +40,7 @@ FileArgument = Annotated[str, typer.Argument(help='Labelled lines (.jsonl or .js
 AppliedOption = Annotated[
     Path | None, typer.Option("--calibrator", help="Apply this calibrator first (a file of calibrate fit).")
 ]
-KeptOption = Annotated[
+KeptTaskOption = Annotated[
     str | None, typer.Option("--task", help="Apply the calibrator that calibrate fit --task kept for these answers.")
 ]
 SHOWN = ("accuracy", "ece", "nll", "brier", "auroc")
@@ -117,7 +117,7 @@ def fit(
 def evaluate(
     file: FileArgument,
     calibrator: AppliedOption = None,
-    task: KeptOption = None,
+    task: KeptTaskOption = None,
     limit: flags.LimitOption = None,
     as_json: flags.JsonOption = False,
 ) -> None:
@@ -152,7 +152,7 @@ def evaluate(
 def plot(
     file: FileArgument,
     calibrator: AppliedOption = None,
-    task: KeptOption = None,
+    task: KeptTaskOption = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A .png, .svg or .pdf file; without: in the terminal.")
     ] = None,

@@ -11,7 +11,14 @@ import typer
 from likely.cli import flags, forms, options
 from likely.cli.confidence import ConfidenceFlags, bind, tell
 from likely.cli.file_run import Advance, Chunks, FileRun, is_questions_file, read_file
-from likely.cli.printing import for_terminal, print_ending, print_json, print_stats, print_stream
+from likely.cli.printing import (
+    for_terminal,
+    print_better,
+    print_ending,
+    print_json,
+    print_stats,
+    print_stream,
+)
 from likely.cli.show import ALTERNATIVES, ShowFlags
 from likely.errors import ConstraintError, DataError, ModelError
 from likely.io.hashes import fingerprint
@@ -109,6 +116,7 @@ def ask(
             return
         if not (look.as_json or look.show):  # which say it themselves
             print_ending(answer)
+        print_better(lm.info.name)
         look.present(lm, [answer], title=asked, prompt=stream.prompt)
         forms.conclude([answer])
 
@@ -121,7 +129,7 @@ def _ask_file(
     if given.get("n", 1) != 1 or given.get("beams"):
         raise ValueError("each question is answered once: drop n= and beams=")
     lm.preview("?", **given)  # wrong settings are refused before the output carries them in its header
-    settings = {**given, "system": system}
+    settings = {**lm.settings({}, given), "system": system}
     header = {
         **options.origin(lm), "kind": "ask", "template": lm.template_hash, "settings": settings,
         "settings_hash": fingerprint(settings), **bound.describe(),

@@ -14,7 +14,14 @@ import typer
 
 from likely.cli import flags, forms, options
 from likely.cli.confidence import ConfidenceFlags, bind, tell
-from likely.cli.printing import for_terminal, print_ending, print_json, print_stats, print_stream
+from likely.cli.printing import (
+    for_terminal,
+    print_better,
+    print_ending,
+    print_json,
+    print_stats,
+    print_stream,
+)
 from likely.errors import ConstraintError, DataError, LikelyError, nearest
 from likely.io.whole_file import check_target, write_whole_file
 from likely.lm.extract import why_incomplete
@@ -116,7 +123,7 @@ class Conversation:
         """What is done about confidence with the present settings."""
         from likely.lm.confidence import system_of
 
-        key = (self.model.settings(CHAT_DEFAULTS, self.settings), system_of(self.messages))
+        key = ({**CHAT_DEFAULTS, **self.settings}, system_of(self.messages))
         if self._bound is None or self._bound[0] != key:
             self._bound = key, bind(self.model, *key)
         return self._bound[1]
@@ -133,6 +140,7 @@ class Conversation:
         if self.interactive:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  line editing and history for input()
+            print_better(self.model.info.name)
             typer.echo(f"{self.model.info.name}: /help lists the commands, Ctrl-D leaves.", err=True)
         while True:
             try:

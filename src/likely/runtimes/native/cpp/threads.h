@@ -43,10 +43,23 @@ struct Team {
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
       arrived_.store(0, std::memory_order_relaxed);
       next_.store(0, std::memory_order_relaxed);
-      turn_.store(turn + 1, std::memory_order_release);
+      turn_.store(turn + 1);
+      if (sleepers_.load()) {
+        std::lock_guard<std::mutex> hold(mutex_);
+        wake_.notify_all();
+      }
       return;
     }
-    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; spins++) pause(spins);
+    for (int spins = 0; spins < SPINS + YIELDS; spins++) {
+      if (turn_.load(std::memory_order_acquire) != turn) return;
+      pause(spins);
+    }
+    sleepers_.fetch_add(1);  // before `turn_` is read again: whoever comes last reads them in the other order
+    {
+      std::unique_lock<std::mutex> hold(mutex_);
+      wake_.wait(hold, [&] { return turn_.load() != turn; });
+    }
+    sleepers_.fetch_sub(1);
   }
   // the next `grain` of `count` tasks: [first, last); false when none is left
   bool take(int count, int grain, int& first, int& last) {
@@ -66,6 +79,7 @@ struct Team {
   }
 
  private:
+  static constexpr int SPINS = 4000, YIELDS = 64;  // at a barrier, before a thread sleeps: others wait for the processor
   void stop() {
     {
       std::lock_guard<std::mutex> hold(mutex_);
@@ -77,9 +91,9 @@ struct Team {
   }
   static void pause(int spins) {
 #if defined(__x86_64__)
-    if (spins < 4000) return __builtin_ia32_pause();
+    if (spins < SPINS) return __builtin_ia32_pause();
 #else
-    if (spins < 4000) return;
+    if (spins < SPINS) return;
 #endif
     std::this_thread::yield();
   }
@@ -108,4 +122,5 @@ struct Team {
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<unsigned> turn_{0};
   alignas(64) std::atomic<int> next_{0};
+  std::atomic<int> sleepers_{0};
 };
