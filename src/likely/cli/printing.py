@@ -103,7 +103,7 @@ def print_ending(result: Any) -> None:
     said = {
         "length": f"cut after {count} tokens: --max-tokens (in a chat /set max_tokens=...) allows more",
         "context": f"cut after {count} tokens: the context is full; --context makes room, in a chat /reset",
-        "repetition": f"stopped after {count} tokens: the text repeats itself",
+        "repetition": f"stopped after {count} tokens: the text repeats itself (-s stop_repetition=false lets it)",
     }.get(result.finish_reason)
     if said is None and not result.text.strip():
         said = "the model's answer is empty"
