@@ -99,7 +99,7 @@ def test_a_dtype_limits_the_choice(path):
 
 def test_without_measurements_auto_is_the_default(path):
     for use in USES:
-        assert chosen(path, runtime="auto", use=use) == chosen(path) == ("llamacpp", "f32")
+        assert chosen(path, runtime="auto", use=use) == chosen(path) == ("native", "int8")
 
 
 def test_curves_of_other_processors_and_models_and_broken_ones_do_not_count(path):

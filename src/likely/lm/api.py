@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from likely.errors import CapabilityError, nearest
@@ -29,7 +28,7 @@ class LoadOptions(LocalOptions, ServerOptions, total=False):
 
 
 def load(
-    name: str | PathLike[str] = DEFAULT_MODEL,
+    name: str | os.PathLike[str] = DEFAULT_MODEL,
     *,
     runtime: str | None = None,
     dtype: str | None = None,
@@ -57,7 +56,7 @@ def load(
             if option not in ServerOptions.__annotations__:
                 known = nearest(option, ServerOptions.__annotations__)
                 raise TypeError(f"a server has no option {option}={known}")
-        server = RemoteModel(str(name), **cast("ServerOptions", options))
+        server = RemoteModel(name, **cast("ServerOptions", options))
         server.opener = load
         return server
     loaded = load_local(name, runtime=runtime, dtype=dtype, use=use, **cast("LocalOptions", options))

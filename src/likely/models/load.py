@@ -101,17 +101,15 @@ def load_local(
 # --- resolve ----------------------------------------------------------------------------------------------------------
 
 
-def is_url(source: object) -> bool:
-    return isinstance(source, str) and source.startswith(("http://", "https://"))
+def is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
 
 
 def resolve(source: str | PathLike[str]) -> tuple[SourceKind, Path | str]:
     """("gguf", file) | ("folder", folder) | ("hub", id).  ModelError with the nearest name otherwise."""
-    if not isinstance(source, str | PathLike) or not str(source):
-        raise TypeError(
-            f"a model is named by a text or a path, such as {DEFAULT_MODEL!r} or a GGUF file, got {source!r}"
-        )
     source = str(source)
+    if not source:
+        raise ModelError(f'the name of the model is empty: give one such as "{DEFAULT_MODEL}", or a GGUF file')
     if known_model(source):
         return "gguf", find_model(source)
     path = Path(source).expanduser()
