@@ -25,9 +25,9 @@ from likely.serving.api.schemas import ChatRequest, CompletionRequest
 NO_OPTIONS = {
     "model", "prompt", "messages", "echo", "logprobs", "stream", "stream_options", "max_completion_tokens",
     "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-    "confidence", "at_least", "risk", "delta", "fallback",
+    "confidence", "at_least", "risk", "delta", "fallback", "prediction",
 }  # fmt: skip
-OTHER_DEFAULTS = {"max_tokens", "seed", "stop"}  # OpenAI's length, a fresh seed, a list for a tuple
+OTHER_DEFAULTS = {"max_tokens", "seed", "stop", "stop_repetition"}  # OpenAI's length, a fresh seed, a list for a tuple
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from helpers_for_serving import ask, toy_model
 
-COMPLETIONS = "/v1/completions"
+COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 
 
 def test_a_text_that_runs_in_circles_is_stopped_and_says_so():
@@ -37,3 +37,26 @@ def test_the_end_of_the_context_is_a_length_that_says_so():
     cut, after = ask(model, question)
     assert (cut["finish_reason"], cut["stop_reason"]) == ("length", "context") and len(cut["text"]) == 21
     assert after["finish_reason"] in ("stop", "length")
+
+
+def test_a_prediction_changes_nothing_but_what_was_guessed(tiny):
+    body = {"messages": [{"role": "user", "content": "ab"}], "temperature": 0, "max_tokens": 30, "draft_budget": 8}
+
+    async def question(client):
+        plain = await client.ok(CHATS, **body, drafter="none")
+        text = plain["choices"][0]["message"]["content"]
+        guessed = await client.ok(CHATS, **body, prediction={"type": "content", "content": text})
+        parts = [{"type": "text", "text": text[:9]}, {"type": "text", "text": text[9:]}]
+        events = await client.events(
+            CHATS, **body, prediction={"type": "content", "content": parts}, stream_options={"include_usage": True}
+        )
+        wrong = await client.post(CHATS, {**body, "prediction": {"type": "text", "content": "a"}})
+        return plain, guessed, events, wrong
+
+    plain, guessed, events, wrong = ask(tiny, question)
+    assert guessed["choices"][0]["message"] == plain["choices"][0]["message"]
+    assert "completion_tokens_details" not in plain["usage"]
+    details = guessed["usage"]["completion_tokens_details"]
+    assert details["accepted_prediction_tokens"] + details["rejected_prediction_tokens"] > 0
+    assert events[-1]["usage"]["completion_tokens_details"] == details
+    assert wrong[0] == 400 and "prediction" in wrong[1]["error"]["message"]

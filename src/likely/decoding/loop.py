@@ -206,10 +206,11 @@ class Loop:
 
     def _receive(self, state: SequenceState, item: Work, output: Output) -> list[Event]:
         """Of one piece of work: prefill goes on, the row is kept for a selection, or tokens are emitted."""
-        state.target_calls += 1
         if item.parents is None and len(item.tokens) < len(state.todo):
+            state.prefill_calls += 1
             state.todo = state.todo[len(item.tokens) :]
             return []
+        state.target_calls += 1
         if state.request.selects:
             assert output.logits is not None
             state.row = output.logits[-1]

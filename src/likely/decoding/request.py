@@ -197,6 +197,8 @@ class Event:
 class Finished:
     """A whole sample. Logprob fields have one entry per token; `rounds` one per call that emitted: drafts kept.
 
+    target_calls  calls of the model that gave this text tokens;  prefill_calls: those before that read pieces of a long
+                 prompt, as many as the runtime and the batch make of it
     log_masses   with a constraint: log of the model's probability of the tokens allowed at each position
     complete     with a constraint: whether the text is whole in its language; one that was cut is not
     approximate  with a constraint: whether some set of allowed tokens was not the exact one
@@ -220,6 +222,7 @@ class Finished:
     particle_log_weight: float | None = None
     resamplings: int = 0
     steering: list[Any] | None = None
+    prefill_calls: int = 0
 
     @property
     def accepted(self) -> int:

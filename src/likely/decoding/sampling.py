@@ -20,7 +20,7 @@ from likely.decoding.options import check_number
 from likely.runtimes.protocol import FloatArray, IntArray
 from likely.runtimes.rows import logsumexp
 
-TokenIds = Sequence[int] | IntArray
+PromptTokens = Sequence[int] | IntArray
 _NONE: Mapping[int, float] = MappingProxyType({})
 
 
@@ -72,7 +72,7 @@ class Sampling:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
-def penalise(logits: FloatArray, settings: Sampling, prompt: TokenIds, output: Sequence[int]) -> FloatArray:
+def penalise(logits: FloatArray, settings: Sampling, prompt: PromptTokens, output: Sequence[int]) -> FloatArray:
     """Logits (V,) with penalties applied along one path; returns a new array."""
     logits = logits.copy()
     if settings.repetition_penalty != 1:
@@ -171,7 +171,7 @@ def _descending(values: FloatArray, places: IntArray) -> IntArray:
     return places[np.argsort(-values[places], kind="stable")]
 
 
-def apply_penalties(logits: FloatArray, settings: Sampling, prompt: TokenIds, output: Sequence[int]) -> FloatArray:
+def apply_penalties(logits: FloatArray, settings: Sampling, prompt: PromptTokens, output: Sequence[int]) -> FloatArray:
     """Penalised and biased logits (V,): everything that happens before temperature and truncation."""
     if settings.has_penalties:
         logits = penalise(logits, settings, prompt, output)

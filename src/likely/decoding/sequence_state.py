@@ -49,7 +49,8 @@ class SequenceState:
     tops: list[list[tuple[int, float]]] = field(default_factory=list)
     processed: list[float] = field(default_factory=list)
     log_masses: list[float] = field(default_factory=list)  # with a constraint: log p(allowed), one per token
-    target_calls: int = 0
+    target_calls: int = 0  # that gave a token, or a row to choose from
+    prefill_calls: int = 0  # that read a piece of a prompt before
     proposed: int = 0
     rounds: list[int] = field(default_factory=list)  # per call that emitted: how many drafted tokens were kept
     tracker: AcceptanceTracker | None = None
@@ -292,6 +293,7 @@ class SequenceState:
             self.log_masses,
             self.constraint.accepting and not self.stream.stopped if self.constraint else None,
             self.constraint.approximate if self.constraint else False,
+            prefill_calls=self.prefill_calls,
             steering=next((t.steps[: len(self.tokens)] for t in self.logits_processors if hasattr(t, "steps")), None),
         )
 

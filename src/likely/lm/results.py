@@ -21,7 +21,8 @@ class Generation:
     token_logprobs   of the model itself (temperature 1, no penalties), one per emitted token, natural log
     finish_reason    "stop" (end token or stop string), "length" (max_tokens), "context" (context full), "repetition"
                      (it ran in circles, with stop_repetition), "cancelled"
-    target_calls     calls of the model in which this text took part, prefill included; None from a server
+    target_calls     calls of the model that gave this text tokens, without those that read the first pieces of a long
+                     prompt; None from a server
     processed_logprobs  of the distribution sampled from (after temperature, penalties, truncation), on request
     steering         with a contrast: what it saw at each token (`guided.contrast.StepInfo`)
 

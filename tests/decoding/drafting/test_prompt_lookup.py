@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from helpers_for_loops import run, toy_loop
 
-from likely.decoding.drafting.lookup import PromptLookup
+from likely.decoding.drafting.lookup import PredictedText, PromptLookup
 from likely.decoding.drafting.protocol import SamplingContext
+from likely.decoding.request import Request
+from likely.decoding.sampling import Sampling
 
 
 def by_scan(tokens, ngram, budget, first):
@@ -64,3 +69,25 @@ def test_edges():
     drafter.end()
     with pytest.raises(ValueError, match="ngram"):
         PromptLookup(ngram=0)
+
+
+def test_a_predicted_text_is_drafted_from_its_beginning_and_where_the_answer_agrees_again():
+    predicted = [20, 21, 22, 23, 24, 25, 26]
+    drafter = PredictedText(predicted).begin([1, 2, 3, 2, 3], SamplingContext())
+    assert drafter.propose(4).tokens.tolist() == [20, 21, 22, 23]
+    drafter.observe([20, 21, 99])  # another word
+    assert drafter.propose(4).tokens.tolist() == []
+    drafter.observe([24])
+    assert drafter.propose(4).tokens.tolist()[:2] == [25, 26]
+    drafter.rollback(2)
+    assert drafter.propose(2).tokens.tolist() == [22, 23]
+
+
+def test_a_predicted_text_changes_no_text():
+    request = Request((1, 2), Sampling(seed=3), max_tokens=20, min_tokens=20)
+    [[plain]] = run(toy_loop(), request)
+    for predicted in (plain.tokens, plain.tokens[3:], [0] * 9):
+        [[found]] = run(toy_loop(), replace(request, drafter=PredictedText(predicted), draft_budget=6))
+        assert found.tokens == plain.tokens
+    [[found]] = run(toy_loop(), replace(request, drafter=PredictedText(plain.tokens), draft_budget=6))
+    assert found.accepted >= 15 and found.target_calls <= 5

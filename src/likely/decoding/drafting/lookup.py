@@ -67,6 +67,26 @@ class CopySource(_Matches):
         super().__init__((gram,), copy, occurrence)
 
 
+class PredictedText(_Matches):
+    """DraftSource: a text that the answer is expected to repeat, from its beginning on, and wherever they agree again.
+
+    predicted  its token ids
+    """
+
+    name = "prediction"
+
+    def __init__(self, predicted: Sequence[int]):
+        super().__init__((16, 3, 2, 1), None, "first")  # 16: the beginning, though the prompt's last words stood before
+        self._predicted = list(predicted)
+
+    def begin(self, prompt: Sequence[int], context: SamplingContext) -> MatchDrafter:
+        """The text stands after the prompt, as the answer will: its beginning follows the prompt's last tokens."""
+        drafter = MatchDrafter(self._sizes, self._most, self._occurrence)
+        drafter.observe([*prompt, *self._predicted])
+        drafter.observe(prompt)
+        return drafter
+
+
 class MatchDrafter:
     """The n-grams of one sequence and what followed them; O(1) per observed token and size.
 

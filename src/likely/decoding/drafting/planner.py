@@ -58,8 +58,9 @@ class DraftPlanner:
         request, source = state.request, state.request.drafter
         if state.drafter is None or source is None or state.waiting_for > 1:
             return 0  # samples are split off a sequence without pending tokens
-        limit = min(call.room, self._depth(state))
+        depth = self._depth(state)  # bounds the nodes only where their number is chosen by what calls cost
         sampled = request.verification != "keyed"
+        limit = min(call.room, depth) if depth <= 0 or (request.draft_budget == "auto" and not sampled) else call.room
         if request.draft_budget != "auto":
             wish = request.draft_budget
         elif sampled:

@@ -6,13 +6,14 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
 from fastapi import Response
 
 from likely.decoding.constraint import Constraint
+from likely.decoding.drafting.lookup import PredictedText
 from likely.decoding.request import Finished, Request, longest_text
 from likely.decoding.sampling import Sampling
 from likely.errors import ModelError
@@ -121,8 +122,7 @@ class Answering:
                         block = joined(echo, self._block(asked, prompt, finished))
                 index = i * asked.n + sample
                 choices.append({"index": index, "text": text, "logprobs": block, **ended_by(reason)})
-        written = sum(len(finished.tokens) for finished in done.values())
-        spent = usage(sum(len(p.tokens) for p in prompts), written)
+        spent = usage(sum(len(p.tokens) for p in prompts), done.values())
         return json_response({**head, "choices": choices, "usage": spent})
 
     async def _completion_stream(self, asked: CompletionRequest) -> Response:
@@ -148,9 +148,9 @@ class Answering:
         blocks = {
             (i, sample): self._blocks(asked, prompt) for i, prompt in enumerate(prompts) for sample in range(asked.n)
         }
-        written = 0
+        done: list[Finished] = []
         async for i, event in merged(tickets):
-            written += len(event.tokens)
+            done += [event.finish] if event.finish else []
             block = None
             if asked.logprobs is not None and event.tokens:
                 block = blocks[i, event.sample].block(event.tokens, event.logprobs, event.tops)
@@ -158,7 +158,7 @@ class Answering:
             if event.text or block or reason:
                 yield chunk(i * asked.n + event.sample, event.text, block, reason)
         if asked.stream_options.include_usage:
-            yield {**head, "choices": [], "usage": usage(sum(len(p.tokens) for p in prompts), written)}
+            yield {**head, "choices": [], "usage": usage(sum(len(p.tokens) for p in prompts), done)}
 
     async def _start_completion(
         self, asked: CompletionRequest
@@ -224,7 +224,7 @@ class Answering:
                     **decision_fields(bound, answer),
                 }
             )
-        spent = usage(prompt_tokens, sum(len(finished.tokens) for finished in done.values()))
+        spent = usage(prompt_tokens, done.values())
         return json_response({**head, "choices": choices, "usage": spent})
 
     async def _chat_stream(self, asked: ChatRequest) -> Response:
@@ -249,9 +249,9 @@ class Answering:
         for sample in range(asked.n):
             yield chunk(sample, {"role": "assistant", "content": ""}, None, None)
         withheld = bound is not None and bound.rule is not None
-        written = 0
+        done: list[Finished] = []
         async for event in ticket:
-            written += len(event.tokens)
+            done += [event.finish] if event.finish else []
             block = None
             if asked.logprobs and event.tokens:
                 content = chat_content(self._names, event.tokens, event.logprobs, event.tops, asked.top_logprobs)
@@ -268,7 +268,7 @@ class Answering:
                     yield chunk(event.sample, delta, None, None)
                 yield chunk(event.sample, {}, None, reason, **decision_fields(bound, answer))
         if asked.stream_options.include_usage:
-            yield {**head, "choices": [], "usage": usage(prompt_tokens, written)}
+            yield {**head, "choices": [], "usage": usage(prompt_tokens, done)}
 
     async def _start_chat(
         self, asked: ChatRequest, kind: str
@@ -280,7 +280,10 @@ class Answering:
         wanted = asked.max_tokens or self._context - len(rendered.tokens)
         self._check_numbers(wanted * asked.n * (asked.top_logprobs + 1 if asked.logprobs else 0))
         seed = _seed(asked)
+        predicted = await self._prompts.predicted(asked.predicted_text)
         request = self._request(asked, rendered.tokens, wanted, seed, asked.top_logprobs, held)
+        if predicted and asked.drafter is None:
+            request = replace(request, drafter=PredictedText(predicted))
         (ticket,) = self._submit([request])
         return len(rendered.tokens), self._head("chatcmpl", kind, seed), ticket, bound
 
@@ -296,7 +299,7 @@ class Answering:
             for answer, (item, straddles), score in zip(asked.answers, joint, scores, strict=True)
         ]
         head = self._head("score", "likely.score", None)
-        return json_response({**head, "answers": scored, "usage": usage(sum(len(i.tokens) for i, _ in joint), 0)})
+        return json_response({**head, "answers": scored, "usage": usage(sum(len(i.tokens) for i, _ in joint), ())})
 
     # --- what they share ------------------------------------------------------------------------------------------
 

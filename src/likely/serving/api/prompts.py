@@ -71,6 +71,12 @@ class PromptEncoder:
 
         return await self.away(lambda: [join(answer) for answer in answers])
 
+    async def predicted(self, text: str) -> list[int]:
+        """What the client expects the answer to be, as tokens; [] where it is longer than the context."""
+        if len(text.encode("utf-8", "replace")) > self._context * self._longest.result():
+            return []
+        return await self.away(lambda: self._model.tokenizer.encode(text))
+
     async def constraint(self, form: Form | None) -> Constraint | None:
         """The form on the model's tokens, in its first state.  The engine bounds what compiling may cost."""
         return None if form is None else await self.away(lambda: self._model.guide.constraint(form))

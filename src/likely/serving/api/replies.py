@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from likely.decoding.request import Finished
 from likely.tokenizers.protocol import Tokenizer
 
 Alternatives = Sequence[tuple[int, float]]  # (token id, logprob), most likely first
@@ -119,9 +120,22 @@ def ended_by(reason: str | None) -> dict[str, str | None]:
     return {"finish_reason": "stop" if reason == "repetition" else "length", "stop_reason": reason}
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    total = prompt_tokens + completion_tokens
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+def usage(prompt_tokens: int, texts: Iterable[Finished]) -> dict[str, Any]:
+    """What a request took; guessed tokens that the model took and refused, where something was guessed."""
+    done = list(texts)
+    written = sum(len(text.tokens) for text in done)
+    found: dict[str, Any] = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": written,
+        "total_tokens": prompt_tokens + written,
+    }
+    if proposed := sum(text.proposed for text in done):
+        accepted = sum(text.accepted for text in done)
+        found["completion_tokens_details"] = {
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": proposed - accepted,
+        }
+    return found
 
 
 def json_safe(value: Any) -> Any:

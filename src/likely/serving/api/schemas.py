@@ -39,7 +39,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "metadata": ({},),
-    "prediction": (),
     "audio": (),
     "reasoning_effort": (),
     "verbosity": (),
@@ -75,6 +74,20 @@ def _drafter_for_clients(name: str) -> str:
 DrafterName = Annotated[
     str, AfterValidator(_drafter_for_clients), Field(json_schema_extra={"enum": list(DRAFTERS_FOR_CLIENTS)})
 ]
+
+
+class PredictedPart(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["text"]
+    text: str
+
+
+class Prediction(BaseModel):
+    """OpenAI's "predicted outputs": a text that much of the answer will repeat.  It speeds the answer up."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["content"]
+    content: str | list[PredictedPart]
 
 
 class StreamOptions(BaseModel):
@@ -175,6 +188,7 @@ class ChatRequest(GenerationRequest):
     stop_repetition: bool = True
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
+    prediction: Prediction | None = None
     # beyond OpenAI's, where a calibrator was fitted: how likely each answer is right, and what follows from it
     confidence: bool = False
     at_least: float | None = Field(None, gt=0, lt=1)
@@ -191,6 +205,11 @@ class ChatRequest(GenerationRequest):
                 raise ValueError("max_tokens and max_completion_tokens differ: give one of them")
             self.max_tokens = self.max_completion_tokens
         return self
+
+    @property
+    def predicted_text(self) -> str:
+        content = "" if self.prediction is None else self.prediction.content
+        return content if isinstance(content, str) else "".join(part.text for part in content)
 
     @property
     def conversation(self) -> list[dict[str, Any]]:
