@@ -90,3 +90,31 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     run_python("while True: pass", SandboxLimits(wall_s=0.5))
     assert list(tmp_path.iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_without_better_guards_other_processes_keep_their_limits():
+    program = """
+import os, posix, resource
+for call in (
+    lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 5), lambda: posix.sched_setaffinity(os.getppid(), {0}),
+    lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CORE, (0, 0)),
+):
+    try:
+        print(call())
+    except (AttributeError, PermissionError) as error:
+        print("refused")
+"""
+    found = run_python(program, guards=())
+    assert found.stdout == "refused\n" * 3 and found.isolation == "limits", found
+
+
+def test_memory_that_no_limit_counts_is_refused():
+    program = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.shmget(0, 1 << 20, 0o1600), libc.msgget(0, 0o1600), libc.semget(0, 1, 0o1600), libc.memfd_create(b"x", 0))
+"""
+    found = run_python(program)
+    if "seccomp" not in found.guards or "audit hook" in found.guards:
+        pytest.skip("needs seccomp and landlock")
+    assert found.stdout == "-1 -1 -1 -1\n"

@@ -562,3 +562,63 @@ def lambda_control(q, value):
     q.gen("X")
     q.put(control(value))
     q.gen("Y")
+
+
+# --- texts with code of their own -------------------------------------------------------------------------------------
+
+
+def test_a_dataclass_of_the_text_is_the_type_of_a_hole():
+    text = '''
+from dataclasses import dataclass
+@dataclass
+class Point:
+    """A place."""
+    x: int
+def at():
+    "[P: Point]"
+    return P
+'''
+    for future in ("", "from __future__ import annotations\n"):
+        made = query(future + text)
+        assert made.body(_Holes({"P": "a point"})) == "a point"
+        assert made.body.__globals__["Point"](3).x == 3
+
+
+class _Holes:
+    """A run that fills holes with given values, whatever their type."""
+
+    def __init__(self, values):
+        self.values, self.asked = values, {}
+
+    def gen(self, name, type=None, **options):
+        self.asked[name] = type
+        return self.values[name]
+
+    def say(self, text):
+        pass
+
+
+def test_a_function_with_prompts_before_the_query_is_a_query(lm):
+    made = query("""
+def inner(word):
+    "{word}[X]" where len(TOKENS(X)) < 3
+    return X
+def outer():
+    "a [Y: inner('b')]"
+""")
+    result = made(lm, max_tokens=4)
+    assert result.text == "a " + result.vars["Y"]
+    assert [e.name for e in result.trace.events if e.kind in ("hole", "nested")] == ["X", "Y"]
+
+
+def test_a_decorator_changes_the_value_and_not_the_text(lm):
+    plain = query('"a [X]"')(lm, max_tokens=3)
+    changed = query("def twice(x):\n    return x + x\ndef q():\n    'a [@twice X]'\n    return X")(lm, max_tokens=3)
+    assert changed.text == plain.text and changed.value == changed.vars["X"] == 2 * plain.vars["X"]
+
+
+def test_an_unknown_name_is_told_with_its_line(lm):
+    made = query('"a [ANSWER]"\n"{ANSWR}"')
+    with pytest.raises(QueryError, match=r'query:2: name .ANSWR. is not defined; did you mean "ANSWER"') as caught:
+        made(lm, max_tokens=3)
+    assert "\n" not in str(caught.value)

@@ -6,7 +6,9 @@ import __future__
 import ast
 import builtins
 import inspect
+import sys
 import textwrap
+import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +17,15 @@ from pathlib import Path
 from typing import Any, overload
 
 from likely.decoding.constraint import LogitsProcessor
-from likely.errors import DataError
+from likely.errors import DataError, nearest
+from likely.io.hashes import fingerprint
 from likely.queries.actions import RECORDER
 from likely.queries.best_first import best_k
 from likely.queries.decoders import CompletedProgram, Decoder, beam, make_decoder, score_of
 from likely.queries.holes import plain
-from likely.queries.run import QueryRun
+from likely.queries.run import QueryError, QueryRun
 from likely.queries.session import Host, QuerySettings, Session
-from likely.queries.syntax.parse import Parsed, parse, parse_function
+from likely.queries.syntax.parse import SUBQUERY, Parsed, parse, parse_function
 from likely.queries.trace import CostMeter, QueryCost, QueryEvent, QueryTrace, ReplayMismatch
 
 MAX_TOKENS = 128  # per hole, where nobody says otherwise
@@ -101,13 +104,19 @@ class Query:
         """The program: a function of a `QueryRun` and the query's arguments.  A text's own code first runs here."""
         if self._body is None:
             assert self._parsed is not None
-            names: dict[str, Any] = {"__name__": "__query__", "__file__": self.file}
-            exec(compile(self._parsed.module, self.file, "exec"), names)
-            self._body = names[self._parsed.function]
+            module = types.ModuleType(f"likely_query_{fingerprint([self.file, self.source])[:16]}")
+            sys.modules[module.__name__] = module  # where dataclasses and pydantic look for the names of annotations
+            vars(module).update({"__file__": self.file, SUBQUERY: self._subquery})
+            exec(compile(self._parsed.module, self.file, "exec"), vars(module))
+            self._body = vars(module)[self._parsed.function]
         for name in inspect.signature(self._body).parameters:
             if name in _RESERVED:
                 raise DataError(f"query {self.name}: an argument cannot be called {name}: calls use that name")
         return self._body
+
+    def _subquery(self, body: Callable[..., Any]) -> Query:
+        """Another function of the text that has prompts: a query that holes may name as their type."""
+        return Query(body.__name__, self.source, _body=body, file=self.file)
 
     @property
     def arguments(self) -> list[inspect.Parameter]:
@@ -246,11 +255,18 @@ class Query:
             value = self.body(run, *args, **kwargs)
             return CompletedProgram(run, value, score_of(run.events))
         except Exception as error:
+            if isinstance(error, NameError) and (line := self._line_of(error)):
+                error = QueryError(f"{self.file}:{line}: {error}{nearest(error.name or '', (*run.vars, *self.holes))}")
             if record is not None:
                 error.query_trace = record(run)  # type: ignore[attr-defined]
-            raise
+            raise error
         finally:
             RECORDER.reset(token)
+
+    def _line_of(self, error: Exception) -> int | None:
+        """The line of a text query in which the error arose; None elsewhere."""
+        frames = traceback.extract_tb(error.__traceback__)
+        return frames[-1].lineno if self._parsed is not None and frames and frames[-1].filename == self.file else None
 
     def _trace(
         self,

@@ -162,6 +162,11 @@ class QueryRun:
         self._add(event)
         return dict(event.scores)
 
+    def decorated(self, name: str, function: Callable[[Any], Any]) -> Any:
+        """A hole's value becomes function(value); its text stays."""
+        self.vars[name] = function(self.vars[name])
+        return self.vars[name]
+
     def nested(self, query: Any, *args: object, **kwargs: object) -> Any:
         """`query(*args)` as the type of a hole: a query with its arguments, or the value of an ordinary call."""
         return query.bind(*args, **kwargs) if hasattr(query, "bind") else query(*args, **kwargs)

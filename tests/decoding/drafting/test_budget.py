@@ -7,6 +7,7 @@ import pytest
 from helpers_for_loops import RandomTrees, run, toy_loop
 
 from likely.decoding.accept import matched_walk
+from likely.decoding.constraint import mask_of
 from likely.decoding.drafting.budget import LIMIT, Acceptance, AcceptanceTracker, CallCosts, Controller, match_class
 from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, SamplingContext
@@ -186,3 +187,41 @@ def test_auto_does_not_lose_on_text_without_repetition_and_wins_on_copies(curve)
     assert simulated(CURVES[curve], fresh, PromptLookup()) > 0.98
     assert simulated(CURVES[curve], copies, PromptLookup()) > {"steep": 1.7, "flat": 5}[curve]
     assert simulated(CURVES[curve], mixed, PromptLookup()) > 1.0
+
+
+class Forcing:
+    """A constraint that forces one token for ever."""
+
+    vocab_size, accepting, finished, approximate = 8, False, False, False
+
+    def allowed(self, remaining=None):
+        return mask_of([1], 8)
+
+    def permits(self, token):
+        return token == 1
+
+    def advance(self, token):
+        pass
+
+    def forced(self):
+        return [1] * 8
+
+    def fork(self):
+        return self
+
+    def rollback(self, n):
+        pass
+
+    def ready(self, wait=False):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("costs", "budget", "calls"), [(FLAT, 0, 20), (FLAT, "auto", 3), (LINEAR, "auto", 20), (LINEAR, 4, 4)]
+)
+def test_what_a_constraint_forces_is_drafted_where_longer_calls_are_cheap(costs, budget, calls):
+    controller = learned(costs)
+    controller.costs.record = lambda positions, seconds: None  # these costs stay
+    request = Request((2,), Sampling(), max_tokens=20, constraint=Forcing(), draft_budget=budget)
+    (finished,), *_ = run(toy_loop(vocab=8, controller=controller), request)
+    assert finished.tokens == [1] * 20 and finished.target_calls == calls

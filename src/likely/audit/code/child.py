@@ -136,7 +136,7 @@ def _guard(event, args, _folder=%r, _no=PermissionError, _path=__import__("os").
     if event.startswith(("socket.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.kill",
                          "os.system", "os.putenv", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link",
                          "os.symlink", "os.chmod", "os.chown", "os.utime", "os.setxattr", "os.truncate", "ctypes.",
-                         "shutil.", "pty.", "signal.pthread_kill")):
+                         "shutil.", "pty.", "resource.", "signal.pthread_kill")):
         raise _no(event + " is not allowed here")
     if event == "open" and isinstance(args[0], (str, bytes)):
         mode, flags = args[1] or "", args[2] or 0
@@ -146,8 +146,13 @@ def _guard(event, args, _folder=%r, _no=PermissionError, _path=__import__("os").
             raise _no("looking at processes is not allowed here")
         if (any(c in str(mode) for c in "wax+") or flags & 0o1103) and not name.startswith(_folder + "/"):
             raise _no("writing outside the working folder is not allowed here")
+import os as _os, posix as _posix
+for _name in ("setpriority", "sched_setaffinity", "sched_setparam", "sched_setscheduler"):
+    for _module in (_os, _posix):
+        if hasattr(_module, _name):
+            delattr(_module, _name)  # these act on other processes and tell no hook
 _sys.addaudithook(_guard)
-del _guard, _sys
+del _guard, _sys, _os, _posix, _name, _module
 """
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from likely.decoding.constraint import Constraint
-from likely.decoding.drafting.budget import ANY, LIMIT, AcceptanceTracker, Controller
+from likely.decoding.drafting.budget import ANY, LIMIT, AcceptanceTracker, Controller, match_class
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, DraftsTogether, common_length
 from likely.decoding.request import longest_text
 from likely.decoding.sequence_state import SequenceState
 from likely.errors import ConstraintError
 from likely.runtimes.protocol import Runtime
 
+FORCED, FORCED_MATCH = "constraint", 128  # drafts of what a constraint forces, and how far they are trusted untried
 REJECTION_BUDGET = 16  # drafted tokens per call under rules R and K, unless the request says
 
 
@@ -46,7 +47,7 @@ class DraftPlanner:
         call = _Call(len(decoding), float(len(decoding)), room, self.runtime.limits.leaves // copies - len(decoding))
         for state in decoding:
             state.draft, state.drafted = NO_DRAFT, 0
-            call.room -= self._force(state, call.room)
+            self._force(state, call)
         wishes = [(state, wish) for state in decoding if (wish := self._wish(state, call)) > 0]
         started = time.perf_counter()
         for (state, wish), draft in zip(wishes, self._propose(wishes), strict=True):
@@ -114,6 +115,8 @@ class DraftPlanner:
     def record(self, state: SequenceState, accepted: list[int], emitted: list[int]) -> None:
         """Drafter and controller learn what was really emitted."""
         source, drafter = state.request.drafter, state.drafter
+        if len(state.draft) and not state.drafted:
+            self.controller.of(FORCED).record(match_class(state.draft), accepted, min(len(state.draft), LIMIT))
         if drafter is None or source is None:
             return
         drafter.observe(emitted)
@@ -123,18 +126,26 @@ class DraftPlanner:
             kept = [node for node in accepted if node < state.drafted]
             self.controller.of(source.name).record(ANY, kept, min(state.drafted, LIMIT))
 
-    def _force(self, state: SequenceState, room: int) -> int:
-        """Draft what the constraint forces; gives the number of tokens."""
-        if state.constraint is None or state.request.selects or state.waiting_for > 1:
-            return 0
+    def _force(self, state: SequenceState, call: _Call) -> None:
+        """Draft what the constraint forces, as much of it as pays."""
+        request = state.request
+        if state.constraint is None or request.selects or state.waiting_for > 1 or request.draft_budget == 0:
+            return
         if not self.runtime.capabilities.trees:
-            return 0
+            return
+        most = LIMIT if request.draft_budget == "auto" else request.draft_budget
         try:
-            chain = state.constraint.forced()[: max(0, min(room, self._depth(state)))]
+            chain = state.constraint.forced()[: max(0, min(call.room, self._depth(state), most))]
         except ConstraintError:  # too complex an engine's state, say: the choice of the token meets it again
-            return 0
-        state.draft = Draft.chain(chain)
-        return len(chain)
+            return
+        draft = Draft.chain(chain, match=FORCED_MATCH)
+        timed = request.draft_budget == "auto" and request.verification == "keyed" and self.controller.costs.known
+        if timed:  # the engine's guess of the tokens is mostly, and not always, what the model writes
+            n, kept = self.controller.verify(FORCED, draft, call.room, positions=call.positions, emitted=call.emitted)
+            draft = draft.first(n)
+            call.emitted += kept
+        state.draft = draft
+        call.add(len(draft))
 
     def _propose(self, wishes: list[tuple[SequenceState, int]]) -> list[Draft]:
         """Drafts in the order of the wishes; sources that gain from it are asked once for all their sequences."""

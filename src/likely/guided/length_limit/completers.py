@@ -137,7 +137,7 @@ class MatcherCompleter:
     def __post_init__(self) -> None:
         if not self._completions:  # here a little more time is spent: its length stands in an error message
             search = CompletionSearch(self.usable, self.patterns)
-            found = [search.find(self.matcher, None), search.best_first(self.matcher, None)]
+            found = [search.find(self.matcher, None, patient=True), search.best_first(self.matcher, None)]
             self._completions = [min((each for each in found if each is not None), key=len, default=None)]
 
     @property

@@ -26,17 +26,18 @@ class CompletionSearch:
     usable: np.ndarray
     patterns: Sequence[ShortestCompletions] = ()
 
-    def find(self, matcher: Any, string: bytes | None) -> bytes | None:
+    def find(self, matcher: Any, string: bytes | None, *, patient: bool = False) -> bytes | None:
         """Bytes that complete the matcher's text; None if none are found.
 
         matcher  an LLMatcher over single bytes; it is left as it was
         string   what is written of the JSON string that is open; None: none is
+        patient  go on where the search gives up, for up to LONGEST_COMPLETION bytes
         First one byte after the other; where that does not come to an end, which happens in recursive forms, a search.
         """
         for attempt in (lambda: self._greedy(matcher, string, 256), lambda: self.best_first(matcher, string)):
             if (found := attempt()) is not None:
                 return found
-        return self._greedy(matcher, string, LONGEST_COMPLETION, in_circles=True)
+        return self._greedy(matcher, string, LONGEST_COMPLETION, in_circles=True) if patient else None
 
     def _greedy(self, matcher: Any, string: bytes | None, most_steps: int, *, in_circles: bool = False) -> bytes | None:
         matcher, out = matcher.deep_copy(), bytearray()

@@ -25,6 +25,7 @@ from likely.queries.decoders import Decoder, make_decoder
 from likely.queries.syntax.rewrite import Rewriter, prompt_of
 
 RUN = "__q__"  # the name of the run in rewritten programs
+SUBQUERY = "__subquery__"  # makes a query of a rewritten function
 
 
 class QuerySyntaxError(ConstraintError):
@@ -84,9 +85,21 @@ def parse(text: str, file: str = "query") -> Parsed:
     if sections.distribution:
         rewriter.distribution = _expression(sections.distribution, file, sections.lines[1])
     rewritten = rewriter.function(function)
-    made = ast.Module(body=[*before, rewritten], type_ignores=[])
+    others = [_as_subquery(s, file, body, rewriter.known) for s in before]
+    made = ast.Module(body=[*others, rewritten], type_ignores=[])
     ast.fix_missing_locations(made)
     return Parsed(made, rewritten.name, decoder, model, tuple(rewriter.holes))
+
+
+def _as_subquery(statement: ast.stmt, file: str, source: str, known: Callable[[str], bool]) -> ast.stmt:
+    """A function with prompts, that stands before the query, as a query of its own; any other statement as it is."""
+    if not isinstance(statement, ast.FunctionDef) or not any(map(prompt_of, ast.walk(statement))):
+        return statement
+    if ast.get_docstring(statement) and sum(prompt_of(s) is not None for s in ast.walk(statement)) == 1:
+        return statement
+    made = Rewriter(file, source, QuerySyntaxError, RUN, known).function(statement)
+    made.decorator_list = [ast.Name(SUBQUERY, ast.Load())]
+    return made
 
 
 def parse_function(function: ast.FunctionDef, source: str, file: str, known: Callable[[str], bool]) -> Parsed:

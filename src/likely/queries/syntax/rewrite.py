@@ -62,13 +62,17 @@ class Rewriter:
                     made.append(self._call("say", [ast.Constant(text)]))
                 case Value(expression, at):
                     made.append(self._call("put", [self._expression(expression, statement, at)]))
-                case HoleAt(name, tactic, at):
+                case HoleAt(name, tactic, at, decorator):
                     later = [p.name for p in pieces[number + 1 :] if isinstance(p, HoleAt)]
                     if name == target:
                         call = self._distribution(name, values, options)
                     else:
                         call = self._gen(name, tactic, at, joined, later, statement)
                     made.append(ast.Assign([ast.Name(name, ast.Store())], call))
+                    if decorator:
+                        function = self._expression(decorator, statement, at)
+                        changed = self._method("decorated", [ast.Constant(name), function])
+                        made.append(ast.Assign([ast.Name(name, ast.Store())], changed))
         for node in made:
             for inner in ast.walk(node):
                 if not hasattr(inner, "lineno"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_NAME = re.compile(r"\s*([A-Za-z_]\w*)\s*")
+_NAME = re.compile(r"\s*(?:@([A-Za-z_][\w.]*)\s+)?([A-Za-z_]\w*)\s*")
 _CLOSES = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -32,11 +32,15 @@ class Value:
 
 @dataclass(frozen=True)
 class HoleAt:
-    """[NAME] or [NAME: tactic]; tactic: a Python expression or "", `at`: where the name stands."""
+    """[NAME], [NAME: tactic] or [@decorator NAME].
+
+    tactic, decorator  Python expressions or "";  at: where the name stands
+    """
 
     name: str
     tactic: str
     at: int
+    decorator: str = ""
 
 
 PromptPiece = LiteralText | Value | HoleAt
@@ -101,7 +105,7 @@ def _hole(inside: str, at: int) -> HoleAt:
         raise TemplateError(f"[{inside[:40]}] is no hole: its name must be a Python name; write [[ for a bracket", at)
     if colon and not tactic.strip():
         raise TemplateError(f"[{inside[:40]}] has no type after the colon", at)
-    return HoleAt(match[1], tactic.strip(), at + 1)
+    return HoleAt(match[2], tactic.strip(), at + 1 + match.start(2), match[1] or "")
 
 
 def _value(inside: str, at: int) -> Value:
