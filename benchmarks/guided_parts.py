@@ -64,14 +64,14 @@ def parts(lm: likely.Model, *, times: int) -> list[dict[str, Any]]:
         note("unpack", lambda m=mask: unpack(m, vocab_size))
         note("apply", lambda a=allowed: only(logits, a))
         note("mass", lambda a=allowed: log_mass(logits, a, norm))
-        note("pick, greedy", lambda r=row: pick(r, greedy, sample=0, position=0))
-        note("pick, sampled", lambda r=row: pick(r, sampled, sample=0, position=0))
+        note("pick, greedy", lambda r=row: pick(r, greedy, noise=5, sample=0, position=0))
+        note("pick, sampled", lambda r=row: pick(r, sampled, noise=5, sample=0, position=0))
         note("forced", lambda s=state: s.forced())
         for part, constraint in (("advance", state), ("advance, closing", closing)):
             taken.setdefault(part, []).append(1e6 * timed(constraint.advance, token)[1])
     note("without a form: norm of the row", lambda: logsumexp(logits))
-    note("without a form: pick, greedy", lambda: pick(logits, greedy, sample=0, position=0))
-    note("without a form: pick, sampled", lambda: pick(logits, sampled, sample=0, position=0))
+    note("without a form: pick, greedy", lambda: pick(logits, greedy, noise=5, sample=0, position=0))
+    note("without a form: pick, sampled", lambda: pick(logits, sampled, noise=5, sample=0, position=0))
     return [
         {
             "part": part,

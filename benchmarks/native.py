@@ -188,13 +188,15 @@ def _together(jobs: list[Callable[[], object]]) -> None:
 
 
 def floor_ms(column: str, lm: Any, bytes_per_s: float, products_per_s: float) -> float:
-    """Milliseconds below which int8 weights cannot be read or multiplied here; keys and values come on top."""
+    """Milliseconds below which weights, keys and values cannot be read, or int8 weights multiplied, here."""
     shape = lm.runtime.shape
     what, n = column.split()
+    held = {"sequences": CONTEXT * int(n), "prefill": int(n)}.get(what, CONTEXT)  # tokens whose keys are read
+    read = lm.runtime.weights_bytes + held * lm.runtime.kv_bytes_per_token
     head = shape.vocab_size * shape.hidden
     layers = lm.runtime.weights_bytes / (2112 / 2048) - head
     rows = 1 if what == "prefill" else int(n)
-    return 1e3 * max(lm.runtime.weights_bytes / bytes_per_s, (layers * int(n) + head * rows) / products_per_s)
+    return 1e3 * max(read / bytes_per_s, (layers * int(n) + head * rows) / products_per_s)
 
 
 # --- one model --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import speculation_tasks
 
 import likely
 from likely.bench.speculation import Task, compare, overall
-from likely.cli.verbs.speed.speculation import table
+from likely.cli.verbs.speed.speculation import print_timings
 from likely.runtimes.machine import cores
 
 DRAFTERS = ("lookup", "copy", "suffix", "trigram", "auto")
@@ -52,7 +52,7 @@ def main() -> None:
                 progress=partial(print, flush=True),
             )
             name = f"{model}, {runtime} {lm.info.dtype}"
-            print("\n".join(table({name: rows})), flush=True)
+            print_timings({name: rows})
             record["runs"].append(
                 {
                     "model": model,

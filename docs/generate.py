@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from likely.errors import DataError, LikelyError
-from likely.evidence.papers import Paper, index
+from likely.evidence.papers import Paper, index, why_missed
 from likely.evidence.results import Evidence, Figure, MachineRecord, read_results
 from likely.io.whole_file import write_whole_file
 from likely.lm.options import ASK_DEFAULTS, CHAT_DEFAULTS, OPTIONS
@@ -167,10 +167,11 @@ def papers_by_room(results: dict[str, Evidence]) -> str:
         agreed = sum(result.verdict == "reproduced" for result in measured)
         rows.append([room, *(str(n) for n in (len(mine), planned, len(measured), agreed))])
     total = [str(sum(int(row[i]) for row in rows)) for i in range(1, 5)]
-    header = ["room", "papers", "planned", "measured", "of these reproduced"]
+    header = ["room", "papers", "planned", "measured", "headline reproduced"]
     return f"{grid(header, [*rows, ['all', *total]])}\n" + paragraph(
-        "Each paper's headline figure, and ours beside it: `likely papers`, or",
-        "[docs/papers/index.md](docs/papers/index.md).",
+        "A headline is the direction of a paper's main claim, at the setting that its page states; other checks are",
+        "counted beside it, and each that fails says why. Each paper's headline figure, and ours beside it:",
+        "`likely papers`, or [docs/papers/index.md](docs/papers/index.md).",
     )
 
 
@@ -283,20 +284,22 @@ def paper_index(results: dict[str, Evidence]) -> str:
         result = results.get(entry.id)
         name = f"[{entry.title}]({entry.id}.md)" if result else entry.title
         state, ours = (result.verdict, result.ours) if result else (entry.state, "")
+        others = result.secondary_held if result else ""
         if entry.kind == "study":
             studies.append([name, entry.room, state, ours])
             continue
         about = f" ({entry.citation()}{f', arXiv:{entry.arxiv}' if entry.arxiv else ''})" if entry.citation() else ""
         claim = f"{entry.claim} ({SURENESS[entry.known_from]})"
-        rows.append([f"`{entry.id}`", name + about, entry.room, state, claim, ours])
+        rows.append([f"`{entry.id}`", name + about, entry.room, state, others, claim, ours])
     measured = sum(entry.id in results for entry in papers)
     return (
         f"# Papers\n\n{NOTE}\n"
         f"likely builds on {len(papers)} papers. Each gets a page here, and a script in `reproductions/` that measures "
         f"its claim again at small scale: `likely reproduce NAME`. {measured} of {len(papers)} are measured so far; "
         f"`planned` means that nothing of it is in the package yet. The paper's figure is in our words, with where we "
-        f"know it from; authors, year and arXiv number stand where they are known for certain.\n\n"
-        f"{grid(['name', 'paper', 'room', 'state', 'the paper', 'here'], rows, right=6)}\n"
+        f"know it from; authors, year and arXiv number stand where they are known for certain. The headline is the "
+        f'direction of the main claim at a stated setting; "other checks" counts what else was checked and held.\n\n'
+        f"{grid(['name', 'paper', 'room', 'headline', 'other checks', 'the paper', 'here'], rows, right=7)}\n"
         f"## Studies of our own\n\n"
         f"{grid(['study', 'room', 'state', 'result'], studies, right=4)}"
     )
@@ -305,17 +308,24 @@ def paper_index(results: dict[str, Evidence]) -> str:
 def paper_page(entry: Paper, result: Evidence) -> str:
     """The page of one measured entry."""
     sources = [[s.name, s.licence, f"`{s.sha256}`"] for s in (*result.models, *result.data)]
-    checks = [
-        [c.statement, f"{short(c.value)} {c.unit}", f"{c.bound:g} {c.unit}", "yes" if c.holds else "NO"]
-        for c in result.checks
-    ]
+    headline, others = (
+        [
+            [c.statement, f"{short(c.value)} {c.unit}", f"{c.bound:g} {c.unit}", "yes" if c.holds else "NO"]
+            for c in checks
+        ]
+        for checks in (result.headline, result.secondary)
+    )
+    header = ["checked", "found", "allowed", "holds"]
+    misses = [f"- {c.statement}: {why_missed(entry.id, c.statement)}.\n" for c in result.checks if not c.holds]
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     parts = [
         f"# {result.title}\n\n{NOTE}\n",
         f"Claim: {result.claim}\n\n",
         f"Paper: {result.paper_figure or 'none; this is a study of our own'}.\n\n",
-        f"Here: {result.ours}. **{result.verdict.capitalize()}**.\n\n",
-        f"{grid(['checked', 'found', 'allowed', 'holds'], checks, right=1)}\n" if checks else "",
+        f"Here: {result.ours}. **Headline: {result.verdict}**.\n\n",
+        f"{grid(header, headline, right=1)}\n",
+        f"Other checks, {result.secondary_held} hold:\n\n{grid(header, others, right=1)}\n" if others else "",
+        f"What does not hold, and why:\n\n{''.join(misses)}\n" if misses else "",
         f"## Figures\n\n{figures_table(result)}\n",
         f"Samples: {result.samples}. Intervals: {result.intervals}.",
         *(f" {note[0].upper()}{note[1:]}." for note in dict.fromkeys(f.note for f in result.figures if f.note)),

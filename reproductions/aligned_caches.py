@@ -10,7 +10,7 @@ Positions and masks follow from counts, never from token ids.  The copies are th
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Unpack
 
@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from likely.errors import CapabilityError
-from likely.runtimes.protocol import Capabilities, IntArray, Sequence, Work
+from likely.runtimes.protocol import IntArray, Sequence, Work
 from likely.runtimes.slots.layout import SequenceQueries, WorkLayout, WorkPart
 from likely.runtimes.slots.runtime import SlotSequence
 from likely.runtimes.slots.table import TokenCount
 from likely.runtimes.torch.attention import Group, LayerAttention, attend_group
 from likely.runtimes.torch.rows import RowCollector
 from likely.runtimes.torch.runtime import TorchRuntime, TorchSettings
+from likely.runtimes.turns import one_at_a_time
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # each (B, H_kv, C, D)
 
@@ -87,10 +88,7 @@ class RepadTorchRuntime(TorchRuntime):
                 f"aligned caches move keys and values, and this model cannot keep them as such "
                 f"({self.not_cached_because}): use TorchRuntime"
             )
-        # layers cannot be left out: a rectangle has one width
-        self.capabilities = Capabilities(
-            trees=True, fork=True, truncate=True, hidden=True, full_attention=True, gradients=True
-        )
+        self.capabilities = replace(self.capabilities, layers=0)  # a rectangle has one width
         self.alignment = Alignment()
 
     @property
@@ -103,6 +101,7 @@ class RepadTorchRuntime(TorchRuntime):
         """Share of the rows of batches that needed no padding; None before the first batch."""
         return self.alignment.grouped / self.alignment.rows if self.alignment.rows else None
 
+    @one_at_a_time
     def close(self, sequence: Sequence) -> None:
         super().close(sequence)
         if isinstance(sequence, AlignedSequence):

@@ -13,6 +13,7 @@ import numpy as np
 
 from likely.runtimes.protocol import Capabilities, Limits, Output, Path, Work
 from likely.runtimes.protocol import Sequence as Held
+from likely.runtimes.turns import Turn
 
 
 @dataclass(eq=False)
@@ -37,7 +38,7 @@ class Recorded:
 
     def __init__(self, texts: Iterable[Sequence[int]], vocab_size: int):
         self._texts = [list(map(int, text)) for text in texts]
-        self.vocab_size = vocab_size
+        self.vocab_size, self.turn = vocab_size, Turn()
         self.rows = self.grouped = 0  # as aligned_caches.Alignment counts them
 
     def open(self) -> RecordedSequence:

@@ -30,7 +30,6 @@ from likely.evidence.results import (
     MachineRecord,
     Source,
     results_dir,
-    verdict_of,
     write_result,
 )
 from likely.io.hashes import file_sha256
@@ -137,7 +136,7 @@ def conclude(
         checks=list(checks), samples=samples, intervals=intervals, mode="full" if full else "quick",
         models=list(models), data=list(data),
         command=command or f"python reproductions/{name}.py{' --full' * full}", threads=threads,
-        seconds=round(seconds, 1), verdict=verdict_of(list(checks)), not_shown=list(not_shown), **around,
+        seconds=round(seconds, 1), not_shown=list(not_shown), **around,
     )  # fmt: skip
 
 

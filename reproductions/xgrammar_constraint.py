@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
-from likely.decoding.constraint import Mask
+from likely.decoding.constraint import Mask, no_tokens
 from likely.errors import CapabilityError, ConstraintError
-from likely.guided.engines.matcher import MatcherConstraint
 from likely.guided.json_schema.disjoint import are_disjoint
 from likely.guided.json_schema.document import Document, Schema, types_of
 from likely.guided.json_schema.generation import ALL_TYPES, SchemaGeneration
@@ -29,6 +29,7 @@ from likely.guided.json_schema.keywords import (
 from likely.guided.json_schema.patterns import rewrite
 from likely.guided.json_schema.report import SchemaBackend
 from likely.guided.settings import FormSettings
+from likely.guided.text_constraint import TextConstraint
 from likely.guided.vocabulary import Vocabulary, byte_vocabulary
 from likely.io.regular_expression import (
     Alternation,
@@ -88,13 +89,32 @@ class XGrammar:
 
     def _made(self, compiled: Any) -> XGrammarConstraint:
         try:
-            return XGrammarConstraint(self._library.GrammarMatcher(compiled()), self.vocabulary)
+            return XGrammarConstraint(self.vocabulary, self._library.GrammarMatcher(compiled()))
         except RuntimeError as error:
             raise ConstraintError(_one_line(str(error))) from None
 
 
-class XGrammarConstraint(MatcherConstraint):
+@dataclass(eq=False)
+class XGrammarConstraint(TextConstraint):
     """The state of one text."""
+
+    matcher: Any
+    _mask: Mask | None = field(default=None, repr=False)
+
+    @property
+    def accepting(self) -> bool:
+        return self.ended or self.matcher.is_completed()
+
+    def allowed(self, remaining: int | None = None) -> Mask:
+        if self.ended:
+            return no_tokens(self.vocab_size)
+        if self._mask is None:
+            mask = no_tokens(self.vocab_size)
+            if not self.matcher.fill_next_token_bitmask(mask.view("int32")[None]):
+                mask[:] = 0xFFFFFFFF  # it left the mask alone: everything goes
+            mask &= self.vocabulary.text_mask
+            self._mask = mask | self.vocabulary.end_mask if self.accepting else mask
+        return self._mask
 
     @property
     def finished(self) -> bool:
@@ -113,25 +133,20 @@ class XGrammarConstraint(MatcherConstraint):
             return [self.vocabulary.eos_id]
         return self.vocabulary.guess(text)
 
-    def _is_whole(self) -> bool:
-        return self.matcher.is_completed()
-
-    def _fill(self, mask: Mask) -> None:
-        if not self.matcher.fill_next_token_bitmask(mask.view("int32")[None]):
-            mask[:] = 0xFFFFFFFF  # it left the mask alone: everything goes
-
     def _take(self, token: int) -> None:
         if not self.matcher.accept_token(token):
             raise ConstraintError(f"xgrammar refused token {token}, which its own mask allows")
+        self._mask = None
 
     def _undo(self, n: int) -> None:
+        self._mask = None
         try:
             self.matcher.rollback(n)
         except RuntimeError as error:
             raise ValueError(f"cannot take back {n} tokens: {_one_line(str(error))}") from None
 
-    def _copied(self) -> Any:
-        return self.matcher.fork()
+    def fork(self) -> XGrammarConstraint:
+        return replace(self, matcher=self.matcher.fork())
 
 
 def _one_line(message: str) -> str:

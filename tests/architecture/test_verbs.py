@@ -7,13 +7,13 @@ import inspect
 from source_tree import modules, outside_imports
 
 from likely.cli.verbs.generation.ask import ask
-from likely.lm.protocol import AskOptions
+from likely.lm.confidence import AskOptions
 from likely.serving.api.schemas import ChatRequest
 
 # which model answers, where the questions and answers lie, and how they are shown
 AROUND = {
     "question", "model", "runtime", "dtype", "context", "threads", "system", "output", "overwrite", "limit", "settings",
-    "stats", "show", "html", "as_json", "show_prompt",
+    "attached", "stats", "show", "html", "as_json", "show_prompt",
 }  # fmt: skip
 SERVED_AS = {  # the server's words for it: OpenAI's and vLLM's
     "schema": "response_format", "regex": "guided_regex", "grammar": "guided_grammar", "choices": "guided_choice",

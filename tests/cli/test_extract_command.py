@@ -108,7 +108,7 @@ def test_a_document_without_a_value_has_an_error(cli, tiny, schema, tmp_path):
         assert record["error"].startswith(
             "the text is not complete: it ended after 12 tokens, inside the string at /name"
         )
-        assert record["text"].startswith('{"name":"')
+        assert record["text"].startswith('{"name": "')
 
 
 def test_one_document(cli, tiny, schema, tmp_path):

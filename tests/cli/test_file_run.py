@@ -7,8 +7,8 @@ import json
 import pytest
 from test_commands import one_line
 
-from likely.cli import options
 from likely.cli.file_run import FileRun, read_file
+from likely.cli.flags import FileFlags, ModelFlags
 from likely.errors import CapabilityError, DataError, ModelError
 from likely.io.jsonl import Results, read_lines, text_field
 
@@ -23,7 +23,9 @@ def source(tmp_path):
 
 
 def read(source, output=None, **given):
-    return read_file(str(source), lambda line, where: text_field(line, "text", where), output, expected="x", **given)
+    return read_file(
+        str(source), lambda line, where: text_field(line, "text", where), FileFlags(output), expected="x", **given
+    )
 
 
 def upper(run, done):
@@ -99,9 +101,9 @@ def test_ctrl_c_says_how_far_the_file_came(source, tmp_path, monkeypatch, capsys
     assert [line.record.get("line") for line in read_lines(target)] == [None, 1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("verb", ["score", "choices", "extract", "risk", "grade", "uncertainty"])
+@pytest.mark.parametrize("verb", ["ask", "score", "choices", "extract", "risk", "grade", "uncertainty"])
 def test_an_output_that_cannot_be_written_is_refused_before_a_model_is_loaded(cli, tmp_path, monkeypatch, verb):
-    monkeypatch.setattr(options, "open_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(ModelFlags, "open", lambda *_, **__: pytest.fail("the model was loaded"))
     (tmp_path / "schema.json").write_text("{}")
     more = {"extract": ["--schema", tmp_path / "schema.json"], "risk": ["--task", "adult"], "grade": ["--by", "exact"]}
     path = tmp_path / "in.jsonl"

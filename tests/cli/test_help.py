@@ -10,6 +10,7 @@ from test_commands import one_line
 from likely.bench import timing
 from likely.calibration.recalibrators.table import RECALIBRATORS
 from likely.cli.help import TABLES, filled
+from likely.cli.help import names as names_of
 from likely.runtimes.kinds import KINDS
 from likely.uncertainty.table import ESTIMATORS
 
@@ -24,17 +25,20 @@ def test_help_lists_the_names_of_its_table(cli, verb, names):
 
 
 def test_every_table_has_names():
-    for name, table in TABLES.items():
-        assert list(table()) and filled(f"<{{{name}}}>") == f"<{', '.join(table())}>"
+    for name in TABLES:
+        assert names_of(name) and filled(f"<{{{name}}}>") == f"<{', '.join(names_of(name))}>"
     assert filled('JSONL of {"prompt"}') == 'JSONL of {"prompt"}'
 
 
 def test_small_refusals(cli, tiny, tmp_path, monkeypatch):
     one_line(cli("generate", "a", "-m", tiny, "--seed", 2**64), 2, "64 bits")
     one_line(cli("uncertainty", "a", "-m", tiny, "--seed", -(2**63) - 1), 2, "64 bits")
+    long = cli("generate", "a", "-m", tiny, "-s", f"seed={'9' * 5000}")
+    one_line(long, 2, "seed must", "999...999")
+    assert len(long.err) < 300
+    one_line(cli("generate", "a", "-m", tiny, "-s", "stop=1"), 2, "stop must be a string")
+    one_line(cli("generate", "a", "-m", tiny, "--runtime", "lamacpp"), 2, 'did you mean "llamacpp"?')
+    one_line(cli("ask", "a", "-m", tiny, "--dtype", "int9"), 2, 'did you mean "int8"?')
     one_line(cli("convert", tiny, tmp_path / "out.bin"), 2, "folder", ".gguf")
-    code = tmp_path / "a.py"
-    code.write_text("import os\nos.")
-    one_line(cli("complete", code, "-m", tiny, "--server", "no-such-program --stdio"), 2, "no such program")
     monkeypatch.setattr(timing, "busy_share", lambda: 0.5)
     one_line(cli("bench", "-m", tiny, "--quick"), 1, "50%", "--even-if-busy")

@@ -178,13 +178,13 @@ def test_a_worker_that_hangs_crashes_or_babbles_is_replaced():
             ("noise.", "failed"), ("x.", "answered"),
         ):  # fmt: skip
             provider.limit_s = 1.0 if text == "hang." else 60.0
-            assert provider.members(CodeBuffer("", text)).status == status
+            assert provider.about("members", CodeBuffer("", text)).status == status
         assert provider.restarts == 3
         provider._asked = RECYCLED_AFTER
-        assert provider.members(CodeBuffer("", "x.")).status == "answered" and provider.restarts == 4
+        assert provider.about("members", CodeBuffer("", "x.")).status == "answered" and provider.restarts == 4
     finally:
         provider.close()
-    assert provider.members(CodeBuffer("", "x.")).status == "failed"
+    assert provider.about("members", CodeBuffer("", "x.")).status == "failed"
 
 
 def test_answers_are_remembered_but_not_failures():

@@ -8,9 +8,10 @@ import threading
 import numpy as np
 import pytest
 from byte_tokenizer import PieceTokenizer
+from fixed_members import FixedMembers
 from helpers_for_loops import RandomTrees, run
 
-from likely.code.analysis.members import Analyses, AnalysisReply, FixedMembers
+from likely.code.analysis.members import Analyses, AnalysisReply
 from likely.code.buffer import CodeBuffer
 from likely.code.exact_choice import NameScorer, name_logprobs
 from likely.code.monitors.monitor import MonitorConstraint
@@ -60,10 +61,10 @@ class Slow(FixedMembers):
         super().__init__(MEMBERS)
         self.go, self.begun = threading.Event(), threading.Event()
 
-    def members(self, buffer):
+    def about(self, kind, buffer):
         self.begun.set()
         assert self.go.wait(60)
-        return super().members(buffer)
+        return super().about(kind, buffer)
 
 
 def test_a_slow_analysis_keeps_no_other_request_waiting():
@@ -342,7 +343,7 @@ def test_wrong_options_are_refused(options, message):
 
 def test_time_outs_are_counted_and_not_fatal():
     class Never(FixedMembers):
-        def members(self, buffer):
+        def about(self, kind, buffer):
             return AnalysisReply("timed out")
 
     found = complete(provider=Never({}))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 
 import pytest
+from fixed_members import FixedMembers
 from monitor_toys import arity, constraint, dereference, legal, plain, vocabulary, write
 
-from likely.code.analysis.members import Analyses, AnalysisReply, FixedMembers, Member
+from likely.code.analysis.members import Analyses, AnalysisReply, Member
 from likely.code.buffer import CodeBuffer
 from likely.code.monitors.monitor import join
 from likely.code.monitors.triggers import EnumCaseMonitor, InstantiationMonitor
@@ -106,7 +107,7 @@ def test_split_puts_a_boundary_on_the_dot_and_allow_lets_it_pass():
 
 def test_members_that_the_analyser_cannot_see():
     class Dynamic(FixedMembers):
-        def members(self, buffer):
+        def about(self, kind, buffer):
             return AnalysisReply("answered", (Member("host"), Member("__getattr__")), dynamic=True)
 
     from likely.code.monitors.triggers import DereferenceMonitor
@@ -119,7 +120,7 @@ def test_members_that_the_analyser_cannot_see():
 @pytest.mark.parametrize("status", ["unknown", "timed out", "failed"])
 def test_no_answer_is_no_constraint_and_is_counted(status):
     class Silent(FixedMembers):
-        def members(self, buffer):
+        def about(self, kind, buffer):
             if status == "failed":
                 raise RecursionError("too deep")
             return AnalysisReply(status)

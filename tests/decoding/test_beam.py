@@ -55,6 +55,17 @@ def test_beams_survive_preemption():
     assert [d[0].tokens for d in run(toy_loop(runtime), request, request)] == [alone.tokens] * 2
 
 
+@pytest.mark.parametrize("held", [8, 11, 14, 20, 40])
+def test_beams_that_fill_the_cache_end_with_what_they_have(held):
+    runtime = ToyRuntime.random(6, seed=3, context_length=64, tokens_held=held)
+    loop = toy_loop(runtime)
+    [found] = run(loop, replace(BASE, beams=4, samples=2, max_tokens=40, min_tokens=40))
+    assert [f.reason for f in found] == ["context"] * 2 and all(f.tokens for f in found)
+    assert runtime.free_tokens() == held
+    [[after]] = run(loop, replace(BASE, beams=0, max_tokens=2, min_tokens=2))
+    assert after.reason == "length"
+
+
 @pytest.mark.parametrize("width", [2, 4])
 def test_equals_transformers_beam_search(width):
     """A tiny transformers model searched by transformers, and by us over its table."""

@@ -11,7 +11,7 @@ from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.drafting.protocol import FIXED_ONLY, Draft
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling, apply_penalties, pick, processed_logprobs
-from likely.errors import CapabilityError, KvFull, ModelError
+from likely.errors import CapabilityError, ModelError
 from likely.runtimes.protocol import Want, Work
 from likely.runtimes.rows import log_softmax
 from likely.runtimes.toy import ToyRuntime, exact_logprob
@@ -36,7 +36,9 @@ def by_hand(runtime, request, sample=0):
         if len(out) < request.min_tokens:
             seen = seen.copy()
             seen[END] = -np.inf
-        token = pick(seen, request.sampling, sample=sample, position=len(request.prompt) + len(out))
+        token = pick(
+            seen, request.sampling, noise=request.noise, sample=sample, position=len(request.prompt) + len(out)
+        )
         out.append(token)
         logprobs.append(log_softmax(row[None])[0, token])
         if token == END:
@@ -194,11 +196,36 @@ def test_a_full_cache_preempts_and_changes_nothing():
     assert runtime.free_tokens() == 40
 
 
-def test_a_request_that_never_fits_ends_with_its_error():
+@pytest.mark.parametrize("held", [8, 9, 40])
+def test_a_text_that_fills_the_cache_ends_with_what_it_has(held):
+    request = replace(BASE, max_tokens=60, min_tokens=60, sampling=Sampling(seed=4))
+    [[whole]] = run(toy_loop(context_length=64), request)
+    drafters = (None, Oracle(toy_loop(context_length=64).runtime), RandomTrees(6), RandomTrees(6, shape="chain"))
+    for drafter in drafters:
+        runtime = ToyRuntime.random(6, seed=1, context_length=64, tokens_held=held)
+        loop = toy_loop(runtime)
+        [[cut]] = run(loop, replace(request, drafter=drafter, draft_budget=8))
+        assert cut.reason == "context" and cut.tokens == whole.tokens[: held - 2] and whole.text.startswith(cut.text)
+        assert runtime.free_tokens() == held
+        [[after]] = run(loop, replace(BASE, max_tokens=2, min_tokens=2))
+        assert after.reason == "length"
+
+
+@pytest.mark.parametrize("held", [16, 24, 33, 50])
+def test_samples_that_do_not_fit_beside_each_other_take_turns(held):
+    request = replace(BASE, samples=5, max_tokens=13, min_tokens=13, sampling=Sampling(seed=4))
+    [wide] = run(toy_loop(), request)
+    for drafter in (None, RandomTrees(6)):
+        runtime = ToyRuntime.random(6, seed=1, context_length=64, tokens_held=held)
+        [tight] = run(toy_loop(runtime), replace(request, drafter=drafter, draft_budget=4))
+        assert [f.tokens for f in tight] == [f.tokens for f in wide] and {f.reason for f in tight} == {"length"}
+        assert runtime.free_tokens() == held
+
+
+def test_a_prompt_that_does_not_fit_is_refused():
     runtime = ToyRuntime.random(6, seed=1, context_length=64, tokens_held=8)
-    with pytest.raises(KvFull):
-        run(toy_loop(runtime), replace(BASE, max_tokens=30, min_tokens=30))
-    assert runtime.free_tokens() == 8
+    with pytest.raises(ModelError, match="the prompt has 8 tokens; this model's context is 8"):
+        toy_loop(runtime).add(replace(BASE, prompt=(0,) * 8))
 
 
 def test_stop_strings_stop_tokens_and_limits():

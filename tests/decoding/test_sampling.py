@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statistics_of_draws import chi_square_p
 
+from likely.decoding.noise import gumbel
 from likely.decoding.sampling import Sampling, apply_penalties, pick, processed_logprobs
 from likely.runtimes.rows import log_softmax
 
@@ -79,23 +80,23 @@ def test_laws_equal_transformers(options):
 def test_draws_follow_the_processed_law(options):
     s = Sampling(seed=5, **options)
     law = dict(enumerate(np.exp(processed_logprobs(LOGITS, s).astype(np.float64))))
-    draws = [pick(LOGITS, s, sample=0, position=t) for t in range(20000)]
+    draws = [pick(LOGITS, s, noise=5, sample=0, position=t) for t in range(20000)]
     assert chi_square_p(draws, law) > 1e-6
 
 
 def test_the_chi_square_test_can_fail():
     s = Sampling(seed=5)
     wrong = dict(enumerate(np.exp(processed_logprobs(LOGITS, Sampling(temperature=1.1)).astype(np.float64))))
-    draws = [pick(LOGITS, s, sample=0, position=t) for t in range(20000)]
+    draws = [pick(LOGITS, s, noise=5, sample=0, position=t) for t in range(20000)]
     assert chi_square_p(draws, wrong) < 1e-6
 
 
 def test_greedy_is_argmax_with_ties_to_the_smaller_id():
-    assert pick(np.array([0, 3, 3, 1], np.float32), Sampling(temperature=0), sample=0, position=0) == 1
+    assert pick(np.array([0, 3, 3, 1], np.float32), Sampling(temperature=0), noise=5, sample=0, position=0) == 1
 
 
 def test_impossible_tokens_are_never_drawn():
-    assert all(pick(LOGITS, Sampling(temperature=50.0), sample=0, position=t) != 5 for t in range(3000))
+    assert all(pick(LOGITS, Sampling(temperature=50.0), noise=5, sample=0, position=t) != 5 for t in range(3000))
 
 
 def test_presence_and_frequency_penalties_count_output_only():
@@ -112,7 +113,7 @@ def test_repetition_penalty_shrinks_both_signs_of_prompt_and_output():
 
 def test_bias_shifts_and_bans():
     s = Sampling(temperature=0, logit_bias={0: -np.inf, 3: 10.0})
-    assert pick(apply_penalties(LOGITS, s, [], []), s, sample=0, position=0) == 3
+    assert pick(apply_penalties(LOGITS, s, [], []), s, noise=5, sample=0, position=0) == 3
     with pytest.raises(ValueError, match="token 99"):
         apply_penalties(LOGITS, Sampling(logit_bias={99: 1.0}), [], [])
 
@@ -120,7 +121,7 @@ def test_bias_shifts_and_bans():
 def test_inputs_are_not_changed():
     before = LOGITS.copy()
     s = Sampling(repetition_penalty=1.5, presence_penalty=1, logit_bias={1: 2.0}, top_p=0.5)
-    pick(apply_penalties(LOGITS, s, [0], [1]), s, sample=0, position=0)
+    pick(apply_penalties(LOGITS, s, [0], [1]), s, noise=5, sample=0, position=0)
     np.testing.assert_array_equal(LOGITS, before)
 
 
@@ -138,9 +139,92 @@ def test_every_setting_gives_a_law_that_holds_the_pick(values, temperature, k, p
     s = Sampling(temperature=temperature, top_k=k, top_p=p, min_p=m, typical_p=typical)
     logprobs = processed_logprobs(logits, s)
     assert abs(np.exp(logprobs.astype(np.float64)).sum() - 1) < 1e-4
-    assert np.isfinite(logprobs[pick(logits, s, sample=0, position=3)])
+    assert np.isfinite(logprobs[pick(logits, s, noise=5, sample=0, position=3)])
     if k:
         assert np.isfinite(logprobs).sum() <= k
+
+
+def slowly_kept(logits, s: Sampling) -> list[int]:
+    """The ids that truncation keeps, one rule after the other, all of them sorted; ties go to the smaller id."""
+    ids = [i for i in range(len(logits)) if logits[i] > -np.inf]
+    values = {i: logits[i] / np.float32(s.temperature) for i in ids}
+
+    def weights():
+        found = np.exp(np.array([values[i] for i in ids], np.float32) - max(values[i] for i in ids))
+        return dict(zip(ids, found.astype(np.float64).tolist(), strict=True)), float(found.sum(dtype=np.float64))
+
+    def first(order, share):
+        reached, kept = 0.0, []
+        weight, whole = weights()
+        for i in order:
+            kept.append(i)
+            reached += weight[i]
+            if reached >= share * whole:
+                break
+        return sorted(kept)
+
+    if s.top_k:
+        ids = sorted(sorted(ids, key=lambda i: (-values[i], i))[: s.top_k])
+    if s.top_p < 1:
+        ids = first(sorted(ids, key=lambda i: (-values[i], i)), s.top_p)
+    if s.min_p:
+        least = max(values[i] for i in ids) + np.float32(np.log(s.min_p))
+        ids = [i for i in ids if values[i] >= least]
+    if s.typical_p < 1:
+        weight, whole = weights()
+        top = max(values[i] for i in ids)
+        shifted = {i: values[i] - top for i in ids}
+        products = np.array([np.float32(weight[i]) * shifted[i] for i in ids], np.float32)
+        mean = np.float32(products.sum(dtype=np.float64) / whole)
+        ids = first(sorted(ids, key=lambda i: (abs(shifted[i] - mean), -values[i], i)), s.typical_p)
+    return ids
+
+
+SLOW_ROWS = {
+    "like a model's": lambda rng, n: 3 * rng.standard_normal(n) + 12 * (rng.random(n) < 4 / n),
+    "flat": lambda rng, n: np.zeros(n),
+    "nearly flat": lambda rng, n: 1e-3 * rng.standard_normal(n),
+    "few levels": lambda rng, n: rng.integers(0, 4, n).astype(float),
+    "one certain": lambda rng, n: np.where(np.arange(n) == n // 2, 60.0, rng.standard_normal(n)),
+    "half impossible": lambda rng, n: np.where(rng.random(n) < 0.5, -np.inf, 2 * rng.standard_normal(n)),
+    "steep": lambda rng, n: -0.5 * rng.permutation(n),
+}
+
+
+@pytest.mark.parametrize("rows", SLOW_ROWS)
+def test_truncation_keeps_what_sorting_everything_keeps(rows):
+    """Whatever is never sorted: the same set, and the same choice among equals, at every size and setting."""
+    rng = np.random.default_rng(7)
+    settings_ = [
+        *({"top_p": p} for p in (1e-9, 0.1, 0.5, 0.9, 0.95, 0.999, 1 - 1e-9)),
+        *({"typical_p": p} for p in (1e-9, 0.2, 0.7, 0.95, 1 - 1e-9)),
+        *({"top_k": k} for k in (1, 7, 4000)),
+        {"min_p": 0.05},
+        {"top_k": 50, "top_p": 0.9},
+        {"top_k": 40, "top_p": 0.95, "min_p": 0.02, "typical_p": 0.8},
+        {"top_p": 0.97, "typical_p": 0.5},
+    ]
+    for n in (1, 3, 60, 3000):
+        for _ in range(2):
+            logits = np.append(SLOW_ROWS[rows](rng, n), 0.25).astype(np.float32)
+            for options in settings_:
+                s = Sampling(temperature=float(rng.choice([0.3, 0.8, 1.0, 2.0])), **options)
+                kept = np.flatnonzero(np.isfinite(processed_logprobs(logits, s))).tolist()
+                assert kept == slowly_kept(logits, s), (n, options)
+
+
+@pytest.mark.parametrize("rows", SLOW_ROWS)
+def test_the_pick_is_the_largest_of_all_with_noise(rows):
+    """Logarithms are taken for few of many tokens; what is picked is what the noise of all of them says."""
+    rng = np.random.default_rng(3)
+    for position in range(60):
+        logits = np.append(SLOW_ROWS[rows](rng, 5000), 0.25).astype(np.float32)
+        s = Sampling(temperature=float(rng.choice([0.2, 1.0, 5.0])), min_p=float(rng.choice([0.0, 1e-6])))
+        with np.errstate(divide="ignore"):
+            law = logits / np.float32(s.temperature)
+            law = np.where(np.isfinite(processed_logprobs(logits, s)), law, np.float32(-np.inf))
+        expected = int((law + gumbel(9, 2, position, np.arange(len(law)))).argmax())
+        assert pick(logits, s, noise=9, sample=2, position=position) == expected
 
 
 def test_plain_settings_are_the_model_itself():
@@ -182,7 +266,8 @@ def test_a_masked_row_is_drawn_from_as_its_possible_tokens_are(settings):
         allowed = rng.random(300) < rng.choice([0.02, 0.2, 0.9])
         allowed[7] = True
         low, masked = np.where(allowed, logits, np.float32(-90)), np.where(allowed, logits, np.float32(-np.inf))
-        assert pick(masked, sampling, sample=1, position=position) == pick(low, sampling, sample=1, position=position)
+        a, b = (pick(row, sampling, noise=5, sample=1, position=position) for row in (masked, low))
+        assert a == b
         law, near = (np.exp(processed_logprobs(row, sampling)) for row in (masked, low))
         np.testing.assert_allclose(law, near, atol=1e-6)
         assert not law[~allowed].any()

@@ -26,6 +26,7 @@ def test_everything_on_the_page_works_in_order(tmp_path, smollm2_path):
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
     program.chmod(0o755)
     (program.parent / "python").symlink_to(sys.executable)
+    (tmp_path / "bigger.gguf").symlink_to(smollm2_path)
     home = {
         **os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "LIKELY_CACHE": str(tmp_path / "cache"),
         "LIKELY_CALIBRATORS": str(tmp_path / "calibrators"),

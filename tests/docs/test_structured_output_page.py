@@ -34,7 +34,7 @@ def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
         done = subprocess.run(["bash", "-e", "-c", block], cwd=tmp_path, env=home, capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr.decode()
     _, *records = map(json.loads, (tmp_path / "values.jsonl").read_text().splitlines())
-    assert [record["value"]["name"] for record in records] == ["Ann Lee", "Carlo"]
+    assert [record["value"]["name"] for record in records] == ["Maria", "Carlo"]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from fnmatch import fnmatchcase
 
 import pytest
 from pydantic import ValidationError
@@ -21,6 +22,8 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
+from likely.evidence.papers import index, why_missed
+from likely.evidence.results import results_dir
 
 
 def test_what_is_written_is_what_is_read(tmp_path):
@@ -43,8 +46,7 @@ def test_surroundings_say_machine_versions_and_day():
         {"not_shown": []},
         {"models": [{"name": "m", "sha256": "abc"}]},
         {"verdict": "not reproduced"},
-        {"verdict": "great"},
-        {"checks": [{**CHECK, "value": 2.0}]},
+        {"checks": []},
         {"extra": 1},
         {"id": "../trial"},
         {"seconds": -1},
@@ -80,6 +82,33 @@ def test_the_verdict_follows_from_the_checks():
     assert verdict_of([good]) == "reproduced"
     assert verdict_of([good, bad]) == "partly reproduced"
     assert verdict_of([bad]) == "not reproduced"
+
+
+def test_the_verdict_is_about_the_headline_and_the_rest_is_counted():
+    """As papers.toml tells them apart."""
+    held = {**CHECK, "statement": "corpus alone: less"}
+    others = [{**CHECK, "statement": "another"}, {**CHECK, "statement": "missed", "value": 2.0}]
+    found = evidence(id="aded", checks=[held, *others])
+    assert (found.verdict, found.secondary_held) == ("reproduced", "1 of 2")
+    missed = evidence(id="aded", checks=[{**held, "value": 2.0}, *others])
+    assert (missed.verdict, missed.secondary_held) == ("not reproduced", "1 of 2")
+    unknown = evidence(checks=[held, *others])
+    assert (unknown.verdict, unknown.secondary_held) == ("partly reproduced", "")
+
+
+def test_every_headline_has_checks_and_every_miss_its_reason():
+    results = read_results(results_dir())
+    assert len(results) >= 20
+    for entry in index():
+        if (result := results.get(entry.id)) is None:
+            assert not entry.headline and not entry.misses
+            continue
+        assert result.headline
+        statements = [check.statement for check in result.checks]
+        for pattern in (*entry.headline, *(pattern for pattern, _ in entry.misses)):
+            assert any(fnmatchcase(statement, pattern) for statement in statements), (entry.id, pattern)
+        for check in result.checks:
+            assert check.holds or why_missed(entry.id, check.statement), (entry.id, check.statement)
 
 
 def test_a_quick_run_never_replaces_a_full_one(tmp_path):

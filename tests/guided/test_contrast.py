@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.errors import KvFull
-from likely.guided.contrast import PRESETS, AlwaysOpen, CollisionGate, Contrast, contrasted, jensen_shannon
+from likely.guided.contrast import ALWAYS_OPEN, PRESETS, CollisionGate, Contrast, contrasted, jensen_shannon
 from likely.runtimes.rows import log_softmax
 from likely.runtimes.toy import ToyRuntime
 
@@ -131,12 +131,12 @@ def test_no_weight_a_closed_gate_or_the_same_context_change_nothing(seed):
     runtime = ToyRuntime.random(V, seed=seed, context_length=64)
     plain = tokens_of(runtime).tokens
     for contrast in (
-        Contrast([5, 4], eta=0.0, gate=AlwaysOpen()),
+        Contrast([5, 4], eta=0.0, gate=ALWAYS_OPEN),
         Contrast([5, 4], gate=Never()),
-        Contrast([5, 4], alpha=1.0, gate=AlwaysOpen(), eta=2.0),
+        Contrast([5, 4], alpha=1.0, gate=ALWAYS_OPEN, eta=2.0),
         Contrast([1, 2], "cfg", weight=3.0),
         Contrast([1, 2], "cad"),
-        Contrast([1, 2], eta=0.9, gate=AlwaysOpen()),
+        Contrast([1, 2], eta=0.9, gate=ALWAYS_OPEN),
     ):
         assert tokens_of(runtime, contrast=contrast).tokens == plain
 

@@ -7,7 +7,7 @@ from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.errors import CapabilityError
-from likely.guided.contrast import AlwaysOpen, CollisionGate, Contrast
+from likely.guided.contrast import ALWAYS_OPEN, CollisionGate, Contrast
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
 
@@ -96,5 +96,5 @@ def test_what_is_no_contrast_is_refused(lm):
         lm.generate("the cat", contrasts=1)
     with pytest.raises(CapabilityError, match="logits_processors="):
         lm.generate(
-            "the cat", choices=["a"], sampler="importance", contrast=Contrast("x", gate=AlwaysOpen()), max_tokens=4
+            "the cat", choices=["a"], sampler="importance", contrast=Contrast("x", gate=ALWAYS_OPEN), max_tokens=4
         )

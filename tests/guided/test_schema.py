@@ -69,7 +69,7 @@ def test_redraws_follow_the_law_conditioned_on_validity():
     """Uniform tokens, six valid pairs among nine: each valid one is as likely (χ², 5 degrees of freedom, 1e-6)."""
     drawn = uniform().generate("a", schema=DIFFERENT, on_unsupported="validate", n=480, retries=30, max_tokens=20)
     counts = np.unique([r.text for r in drawn], return_counts=True)
-    assert set(counts[0]) == {f"[{a},{b}]" for a in (1, 2, 3) for b in (1, 2, 3) if a != b}
+    assert set(counts[0]) == {f"[{a}, {b}]" for a in (1, 2, 3) for b in (1, 2, 3) if a != b}
     # spelled by tokens: "12" is no token of a pair here, each pair is five tokens of the same law
     expected = np.full(6, len(drawn) / 6)
     assert ((counts[1] - expected) ** 2 / expected).sum() < 37.3
@@ -272,7 +272,7 @@ def test_properties_come_in_the_order_of_the_schema():
             "additionalProperties": False,
         }  # fmt: skip
         texts = {r.text for r in uniform().generate("a", schema=schema, n=5)}
-        assert texts == {"{" + ",".join(f'"{n}":null' for n in names) + "}"}
+        assert texts == {"{" + ", ".join(f'"{n}": null' for n in names) + "}"}
 
 
 LIST = {"type": "array", "items": {"const": 1}, "minItems": 3, "maxItems": 3}

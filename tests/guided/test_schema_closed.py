@@ -45,7 +45,7 @@ def test_objects_described_in_one_place_are_closed(schema, closed):
 @pytest.mark.parametrize("extra", [False, True])
 def test_properties_that_nobody_named(extra):
     form = schema_form({"anyOf": [ONE, {"allOf": [TWO, {"required": ["c"]}]}]}, FormSettings(extra_properties=extra))
-    for text, fits in (('{"a":1}', True), ('{"a":1,"z":2}', extra), ('{"b":1,"c":2}', True), ("{}", True)):
+    for text, fits in (('{"a": 1}', True), ('{"a": 1, "z": 2}', extra), ('{"b": 1, "c": 2}', True), ("{}", True)):
         constraint = compile_bytes(form.source, form.settings)
         assert all(_take(constraint, byte) for byte in text.encode()) == fits or not fits
         if fits:

@@ -82,7 +82,9 @@ def healing(then: Factory | None, rest: bytes) -> Factory:
 
 def monitor(across: str, prefix: str) -> Factory:
     def build(vocabulary: Vocabulary) -> Constraint:
-        from likely.code.analysis.members import Analyses, FixedMembers
+        from fixed_members import FixedMembers
+
+        from likely.code.analysis.members import Analyses
         from likely.code.buffer import CodeBuffer
         from likely.code.monitors.monitor import MonitorConstraint
         from likely.code.monitors.triggers import DereferenceMonitor

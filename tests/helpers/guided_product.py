@@ -71,5 +71,5 @@ def vocabulary(vocab_size: int) -> Vocabulary:
 def constraints(vocab_size: int) -> dict[str, Callable[[], Constraint]]:
     """kind -> a fresh constraint in its first state."""
     guide = Guide(vocabulary(vocab_size))
-    forms = {kind: make_form(**form, settings=FormSettings()) for kind, form in FORMS.items()}
+    forms = {kind: make_form(**form, settings=FormSettings(whitespace="compact")) for kind, form in FORMS.items()}
     return {kind: partial(guide.constraint, form) for kind, form in forms.items()}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from likely.code.analysis.members import Analyses, FixedMembers, Parameter
+from fixed_members import FixedMembers
+
+from likely.code.analysis.members import Analyses, Parameter
 from likely.code.buffer import CodeBuffer
 from likely.code.monitors.arity import ArityMonitor
 from likely.code.monitors.monitor import MonitorConstraint

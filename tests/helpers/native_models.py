@@ -48,6 +48,9 @@ CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "llama, heads of 8": lambda: llama(hidden_size=32, num_attention_heads=4, head_dim=8),
     "llama, heads of 24": lambda: llama(head_dim=24),
     "llama, heads of 64": lambda: llama(hidden_size=192, num_attention_heads=3, num_key_value_heads=3, head_dim=64),
+    "llama, seven heads a key": lambda: llama(
+        hidden_size=112, num_attention_heads=14, num_key_value_heads=2, head_dim=64
+    ),
     "llama, whole groups": lambda: llama(
         hidden_size=128, intermediate_size=192, num_attention_heads=4, head_dim=32, vocab_size=96
     ),

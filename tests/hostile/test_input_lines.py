@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from tiny_gguf import write_tiny_llama
 
-from likely.cli import options
 from likely.cli.app import run
+from likely.cli.flags import ModelFlags
 from likely.io.jsonl import MAX_LINE_BYTES
 
 GOOD = b'{"prompt": "a", "answers": ["b", "c"]}'
@@ -77,7 +77,7 @@ def test_a_bad_line_is_named_before_the_model_loads(score, tmp_path: Path, monke
     def no_loading(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(options, "open_model", no_loading)
+    monkeypatch.setattr(ModelFlags, "open", no_loading)
     line, reason = BAD[name]
     path, output = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
     path.write_bytes(GOOD + b"\n\n" + line + b"\n" + GOOD + b"\n")

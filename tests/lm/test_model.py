@@ -72,8 +72,8 @@ def test_both_engines_score_alike(path):
 
 
 def test_streams_join_to_the_whole_and_can_be_stopped(lm):
-    whole = lm.generate("ab", max_tokens=12, seed=2)
-    stream = lm.stream("ab", max_tokens=12, seed=2)
+    whole = lm.generate("ab", max_tokens=12, seed=2, min_tokens=12)
+    stream = lm.stream("ab", max_tokens=12, seed=2, min_tokens=12)
     assert "".join(stream) == whole.text == stream.result.text
     assert stream.result.token_ids == whole.token_ids
     free = lm.runtime.free_tokens()

@@ -16,8 +16,8 @@ from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.guided.conditional_sampling import SamplerSettings
 from likely.guided.form import FORM_OPTIONS, FormSettings
+from likely.lm.confidence import AskOptions, ConfidenceOptions
 from likely.lm.options import FORM_SETTINGS, FORMS, OPTIONS, SAMPLER, GenerateOptions
-from likely.lm.protocol import AskOptions, ConfidenceOptions
 from likely.lm.remote.reply import ServerSettings
 from likely.serving.api.schemas import ChatRequest, CompletionRequest
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from likely.errors import DataError, ModelError
-from likely.models.chat_template import ChatTemplate, encode_chat, fold_system, render_chat
+from likely.models.chat_template import ChatTemplate, fold_system, render_chat
 from likely.tokenizers.protocol import decode
 
 CHATML = (
@@ -181,7 +181,7 @@ def test_a_tokenizer_that_cannot_write_a_control_token_as_text_is_an_error() -> 
             return super().encode(text, parse_special=True)
 
     with pytest.raises(ModelError, match="cannot write '<bos>' as plain text"):
-        encode_chat(Stubborn(), ChatTemplate(CHATML), talk(("user", "<bos>")))
+        render_chat(Stubborn(), ChatTemplate(CHATML), talk(("user", "<bos>")))
 
 
 @pytest.mark.parametrize("add_bos", [True, False])
@@ -190,7 +190,7 @@ def test_a_tokenizer_that_cannot_write_a_control_token_as_text_is_an_error() -> 
 def test_beginning_of_sequence_comes_once(add_bos: bool, printed: str, content: str) -> None:
     tokenizer = ByteTokenizer(add_bos=add_bos)
     source = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    tokens = encode_chat(tokenizer, ChatTemplate(source, bos_token=printed), talk(("user", content)))
+    tokens = render_chat(tokenizer, ChatTemplate(source, bos_token=printed), talk(("user", content))).tokens
     wanted = [tokenizer.bos_id] if add_bos or printed else []
     assert tokens == wanted + list(content.encode())
 

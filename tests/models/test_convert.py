@@ -345,8 +345,8 @@ def test_llama3_factors_are_one_for_short_waves_and_the_factor_for_long_ones() -
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, 'rotary scaling of type "yarn"'),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive number, found 0"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "lacks a setting"),
-        ({"rope_parameters": [1]}, "lacks a setting"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "factor must be a positive number, found None"),
+        ({"rope_parameters": [1]}, r"must be an object, found \[1\]"),
     ],
 )
 def test_settings_without_a_counterpart_are_refused(change: dict, message: str, tmp_path: Path) -> None:

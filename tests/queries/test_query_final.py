@@ -9,7 +9,7 @@ from follow_maps import after, follow, mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from likely.queries.where.counting import AUTOMATA, TokenCounts, count, walk
+from likely.queries.where.counting import _CLASS, AUTOMATA, TokenCounts, count
 from likely.queries.where.final import DEC, FIN, INC, VAR, Partial, apply, compare, conjunction, evaluate, negation
 from likely.queries.where.nodes import (
     And,
@@ -30,6 +30,16 @@ ALPHABET = "ab ."
 LONGEST = 6
 X = Hole("X")
 TEXTS = ["".join(t) for n in range(LONGEST + 1) for t in itertools.product(ALPHABET, repeat=n)]
+
+
+def walk(kind, text: bytes, state: int = 0):
+    """(count, state after the text) of a text that begins in `state`; not for tokens."""
+    automaton, total = AUTOMATA[kind], 0
+    for byte in text:
+        cls = _CLASS[byte]
+        total += int(automaton.adds[state, cls])
+        state = int(automaton.next[state, cls])
+    return total, state
 
 
 def on(text, done=False, tokens=None):

@@ -23,6 +23,7 @@ from likely.errors import CapabilityError
 from likely.models.load import available_runtimes
 from likely.runtimes.machine import machine
 from likely.runtimes.native import build as native_build
+from likely.runtimes.native.check import disagreement
 from likely.runtimes.native.library import DTYPES, Library
 from likely.runtimes.native.runtime import NativeRuntime
 
@@ -225,7 +226,8 @@ def test_where_native_code_is_wrong_plain_code_is_used(folder, compiler, wrong_s
         f'case "$*" in *-DLIKELY_PLAIN*) cp {libraries("plain")} "$out";;\n'
         f'*) exec {COMPILER} -shared -fPIC -DVALUE=0 -o "$out" {wrong_source};; esac'
     )
-    assert native_build.library().features() == []
+    with pytest.warns(UserWarning, match="computes wrongly as native .*the slow plain form is used"):
+        assert native_build.library().features() == []
     assert len(calls()) == 2 and "-march=native" in calls()[0]
 
 
@@ -241,13 +243,14 @@ def test_a_small_error_of_one_kind_is_found(native_library, kind):
     """The check knows each kind by its own bound."""
 
     class Off:
-        pack = native_library.pack
+        pack, open, close = native_library.pack, native_library.open, native_library.close
+        reserve, forward = native_library.reserve, native_library.forward
 
         def team(self, threads):
             return _Scaled(native_library, threads, kind)
 
-    assert native_build._disagreement(native_library) is None
-    assert kind in native_build._disagreement(Off())
+    assert disagreement(native_library) is None
+    assert kind in disagreement(Off())
 
 
 class _Scaled:
@@ -288,7 +291,7 @@ def test_other_instruction_sets_compute_the_same_to_rounding(native_library, lib
         pytest.skip("this processor has no avx2")
     other = Library(ctypes.CDLL(str(libraries(isa))))
     assert other.features() == ([] if isa == "plain" else ["avx2"])
-    assert native_build._disagreement(other) is None
+    assert disagreement(other) is None
     tokens = tokens_of(140)
     for name in ("llama, heads of 24", "qwen3", "gemma3, short window"):
         for kind, allowed in (("float32", 1e-4), ("bfloat16", 0.1), ("int8", 0.3)):
@@ -382,3 +385,55 @@ def test_processes_that_build_at_one_time_all_get_it(folder, compiler, libraries
     assert all(process.returncode == 0 for process in running), found
     assert len({out for out, _ in found}) == 1 and 1 <= len(calls()) <= 3
     assert left_in(folder) == [os.path.basename(found[0][0].strip())]
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "no seal"])
+def test_a_library_that_is_not_whole_is_compiled_again(folder, compiler, libraries, damage):
+    """A cut one would end the process (SIGBUS) when it is loaded."""
+    calls = compiler(f'cp {libraries("native")} "$out"')
+    path = native_build.build()
+    raw = path.read_bytes()
+    path.write_bytes({"cut": raw[:5000], "changed": raw[:999] + b"?" + raw[1000:], "no seal": raw[:-10]}[damage])
+    assert not native_build.is_built()
+    native_build.library()
+    assert len(calls()) == 2 and path.read_bytes() == raw and native_build.is_built()
+
+
+def test_a_kept_library_needs_no_compiler(folder, compiler, libraries, monkeypatch):
+    compiler(f'cp {libraries("native")} "$out"')
+    path = native_build.build()
+    no_compiler(monkeypatch)
+    assert native_build.build() == path and native_build.is_built() and native_build.can_build()
+    monkeypatch.setattr(native_build, "_processor", lambda: "another")
+    assert not native_build.can_build()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o757, 0o722])
+def test_a_folder_that_others_may_write_to_is_refused(folder, compiler, libraries, mode):
+    calls = compiler(f'cp {libraries("native")} "$out"')
+    native_build.build()
+    folder.chmod(mode)
+    one_line(native_build.library, "others may write", f"mode {mode:o}", f"chmod go-w {folder}", "LIKELY_CACHE")
+    folder.chmod(0o775)  # of one's own group alone: as a umask of 002 makes it
+    assert native_build.build().is_file() and folder.stat().st_mode & 0o777 == 0o755 and len(calls()) == 1
+
+
+def test_a_library_that_others_may_write_to_is_not_run(folder, compiler, libraries):
+    calls = compiler(f'cp {libraries("native")} "$out"')
+    native_build.build().chmod(0o775)
+    native_build.build()
+    assert len(calls()) == 2
+
+
+def test_another_user_s_folder_is_refused(folder, compiler, libraries, monkeypatch):
+    compiler(f'cp {libraries("native")} "$out"')
+    native_build.build()
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    if folder.stat().st_uid != 0:  # root's is trusted by everybody
+        one_line(native_build.library, "others may write")
+
+
+def test_where_programs_cannot_be_run_the_hint_says_so(monkeypatch, tmp_path):
+    refusal = OSError("x.so: failed to map segment from shared object: Operation not permitted")
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: (_ for _ in ()).throw(refusal))
+    one_line(lambda: native_build._open(tmp_path / "x.so"), "programs cannot be run", "LIKELY_CACHE")

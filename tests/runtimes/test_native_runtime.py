@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -273,3 +277,74 @@ def test_perplexity_of_int8_is_that_of_the_model(made, natives):
     theirs = log_softmax(plain(module, text))[at, text[1:]].mean()
     ours = log_softmax(rows_of(runtime, text))[at, text[1:]].mean()
     assert math.isclose(ours, theirs, abs_tol=0.05)
+
+
+ENVIRONMENT = dict(os.environ)  # of whoever runs the tests, whose cache has the library
+GROWTH = """
+import json, os, resource, sys
+import numpy as np
+from likely.errors import KvFull
+from likely.runtimes.native.build import library
+from likely.runtimes.native.runtime import NativeRuntime
+from likely.runtimes.protocol import Want, Work
+
+library()
+os.environ["LIKELY_CACHE"] = sys.argv[2]
+runtime = NativeRuntime(sys.argv[1], dtype="float32", threads=1, tokens_held=2**18, sequences=8)
+text = np.arange(40) % 50
+sequence = runtime.open()
+runtime.forward([Work(sequence, text[:20], want=Want.NONE)])
+while runtime._table.capacity < 2**18:
+    runtime._table._grow()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + 170 * 2**20, most))  # room for the first layer's 128 MiB
+try:
+    runtime.forward([Work(sequence, text[20:], want=Want.NONE)])
+    refused = False
+except KvFull:
+    refused = True
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+rows = runtime.forward([Work(sequence, text[20:], want=Want.ALL)])[0].logits
+fresh = runtime.open()
+again = runtime.forward([Work(fresh, text, want=Want.ALL)])[0].logits[20:]
+print(json.dumps([refused, bool((rows == again).all())]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="needs /proc")
+def test_growth_that_finds_no_memory_half_way_is_repeated_without_a_trace(made, tmp_path):
+    arguments = [sys.executable, "-c", GROWTH, str(made("llama")[1]), str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.stdout.strip() == "[true, true]", done.stderr
+
+
+MANY_THREADS = """
+import os, resource, sys
+from likely.errors import ModelError
+from likely.runtimes import machine
+from likely.runtimes.native.build import library
+from likely.runtimes.native.runtime import NativeRuntime
+
+library()
+os.environ["LIKELY_CACHE"] = sys.argv[2]
+NativeRuntime(sys.argv[1], threads=1, tokens_held=64)
+machine.processors = lambda: 500
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20, most))  # each thread has a stack
+try:
+    NativeRuntime(sys.argv[1], threads=500, tokens_held=64)
+except ModelError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+NativeRuntime(sys.argv[1], threads=3, tokens_held=64).shutdown()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="needs /proc")
+def test_threads_that_cannot_start_are_one_line(made, tmp_path):
+    arguments = [sys.executable, "-c", MANY_THREADS, str(made("llama")[1]), str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "the native runtime cannot start 500 threads: give fewer (threads=)"

@@ -15,6 +15,7 @@ import pytest
 from native_models import rows_of, tokens_of
 
 from likely.runtimes.native import build as native_build
+from likely.runtimes.native.check import disagreement
 from likely.runtimes.native.library import INT8, Library
 from likely.runtimes.native.runtime import NativeRuntime
 
@@ -40,7 +41,7 @@ def test_the_library_says_that_it_has_tiles_and_passes_its_check(tiled):
     library, multiplied = tiled
     assert "amx_int8" in library.features()
     before = multiplied()
-    assert native_build._disagreement(library) is None
+    assert disagreement(library) is None
     assert multiplied() > before
 
 

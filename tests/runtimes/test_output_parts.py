@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from likely.runtimes.protocol import Want
-from likely.runtimes.rows import OutputParts, reduce_rows
+from likely.runtimes.rows import CallOutputs, reduce_rows
 
 LOGITS = np.random.default_rng(0).standard_normal((12, 7)).astype(np.float32)
 
@@ -24,13 +24,16 @@ LOGITS = np.random.default_rng(0).standard_normal((12, 7)).astype(np.float32)
 def test_any_cutting_gives_what_one_piece_gives(rows, pairs, logits, top, entropy, cuts):
     pairs = None if pairs is None else np.array(pairs, np.int64).reshape(-1, 2)
     want = Want(rows=rows, logits=logits, top=top, entropy=entropy, pairs=pairs)
-    part = OutputParts(want, 12)
+    parts = CallOutputs([want], [12], 7)
     edges = [0, *sorted(set(cuts)), 12]
-    for low, high in itertools.pairwise(edges):
-        part.add(low, high, lambda row: LOGITS[row])
+    for low, high in reversed(list(itertools.pairwise(edges))):
+        for row in parts.head_rows[0]:
+            if low <= row < high:
+                parts.add_row(0, row, LOGITS[row])
+    [output] = parts.outputs()
     whole = reduce_rows(want, 12, lambda row: LOGITS[row])
     for name in ("logits", "top_ids", "top_logprobs", "entropy", "logprobs"):
-        ours, theirs = getattr(part.output(), name), getattr(whole, name)
+        ours, theirs = getattr(output, name), getattr(whole, name)
         assert (ours is None) == (theirs is None), name
         if ours is not None:
             np.testing.assert_array_equal(ours, theirs.reshape(ours.shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ class Runtime:
 
     def __init__(self, hidden=True):
         self.capabilities = SimpleNamespace(hidden=hidden)
-        self.held, self.calls = 0, 0
+        self.held, self.calls, self.turn = 0, 0, nullcontext()
 
     def free_tokens(self):
         return 1000

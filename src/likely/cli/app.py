@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import typer
 
 from likely import __version__
+from likely.cli.config import defaults_for, read_config
 from likely.cli.help import VerbCommand
 from likely.cli.verbs.confidence import calibrate
 from likely.cli.verbs.confidence.choices import choices
@@ -23,6 +25,7 @@ from likely.cli.verbs.generation.extract import extract
 from likely.cli.verbs.generation.generate import generate
 from likely.cli.verbs.generation.query import query
 from likely.cli.verbs.generation.score import score
+from likely.cli.verbs.project.config import config
 from likely.cli.verbs.project.convert import convert
 from likely.cli.verbs.project.datasets import datasets
 from likely.cli.verbs.project.eval_code import eval_code
@@ -71,7 +74,7 @@ def root(
 
 for verb in (
     ask, chat, generate, extract, score, choices, complete, grade, uncertainty, risk, query, serve, plot, models,
-    datasets, papers, reproduce, convert, replay, bench, eval_code,
+    datasets, papers, reproduce, config, convert, replay, bench, eval_code,
 ):  # fmt: skip
     app.command(cls=VerbCommand)(verb)
 for group, verbs in (("calibrate", calibrate.verbs), ("prompts", prompts.verbs), ("draft", draft.verbs)):
@@ -84,7 +87,12 @@ def run(arguments: Sequence[str]) -> int:
     arguments = [a for a in arguments if a != "--debug"]
     try:
         command = typer.main.get_command(app)
-        code = command.main(args=list(arguments), prog_name="likely", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = _show_warning
+            own = {} if "config" in arguments[:1] else defaults_for(command, read_config())
+            code = command.main(args=list(arguments), prog_name="likely", standalone_mode=False, default_map=own)
         return code if isinstance(code, int) else 0
     except typer.Exit as stop:
         return stop.exit_code
@@ -93,7 +101,7 @@ def run(arguments: Sequence[str]) -> int:
             typer.echo(usage.format_message())
             return 2
         where = usage.ctx.command_path if usage.ctx else "likely"
-        typer.echo(f"Error: {' '.join(usage.format_message().split())} (see {where} --help)", err=True)
+        typer.echo(f"Error: {_one_line(usage.format_message())} (see {where} --help)", err=True)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("", err=True)
@@ -110,9 +118,19 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        message = " ".join(f"{type(error).__name__}: {error}".split())
+        message = _one_line(f"{type(error).__name__}: {error}")
         typer.echo(f"Error: this should not have happened: {message} (--debug shows where)", err=True)
         return 1
+
+
+def _one_line(message: str) -> str:
+    """Without line breaks, and with the middle of endless words (a number of 5,000 digits) left out."""
+    words = (w if len(w) <= 300 else f"{w[:60]}...{w[-20:]}" for w in message.split())
+    return " ".join(words)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    typer.echo(f"Warning: {message}", err=True)
 
 
 def _fail(error: Exception, code: int, debug: bool) -> int:
@@ -120,6 +138,5 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    message = " ".join(str(error).split()) or type(error).__name__
-    typer.echo(f"Error: {message}", err=True)
+    typer.echo(f"Error: {_one_line(str(error)) or type(error).__name__}", err=True)
     return code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,46 +16,43 @@ if TYPE_CHECKING:
     from likely.lm.remote.model import RemoteModel
     from likely.lm.results import Answer
 
-AnswerCalibratorOption = Annotated[
-    Path | None,
-    typer.Option("--calibrator", help="A file of `likely calibrate fit`; without: the one kept for this model."),
-]
-TaskOption = Annotated[str, typer.Option("--task", help="Which kept calibrator: its name in `calibrate fit --task`.")]
-AtLeastOption = Annotated[
-    float | None, typer.Option("--at-least", help="Answer only with this calibrated confidence or more.")
-]
-RiskOption = Annotated[
-    float | None, typer.Option("--risk", help="Answer only where at most this share of such answers is wrong.")
-]
-DeltaOption = Annotated[
-    float, typer.Option("--delta", help="How often the guarantee may fail, over labelled sets that one might draw.")
-]
-FallbackOption = Annotated[
-    str | None, typer.Option("--fallback", help="Model or URL to ask instead of giving no answer.")
-]
 
+@dataclass(frozen=True)
+class ConfidenceFlags:
+    """What is done about the confidence of answers."""
 
-def options(
-    calibrator: Path | None,
-    task: str,
-    at_least: float | None,
-    risk: float | None,
-    delta: float,
-    fallback: str | None = None,
-) -> dict[str, Any]:
-    """The flags as options of `Model.with_confidence`; what contradicts itself is refused before a model is loaded."""
-    from likely.lm.confidence import KEPT, ConfidencePolicy
+    calibrator: Annotated[
+        Path | None,
+        typer.Option("--calibrator", help="A file of `likely calibrate fit`; without: the one kept for this model."),
+    ] = None
+    task: Annotated[str, typer.Option("--task", help="Which kept calibrator: its name in `calibrate fit --task`.")] = (
+        "default"
+    )
+    at_least: Annotated[
+        float | None, typer.Option("--at-least", help="Answer only with this calibrated confidence or more.")
+    ] = None
+    risk: Annotated[
+        float | None, typer.Option("--risk", help="Answer only where at most this share of such answers is wrong.")
+    ] = None
+    delta: Annotated[
+        float,
+        typer.Option("--delta", help="How often the guarantee may fail, over labelled sets that one might draw."),
+    ] = 0.1
+    fallback: Annotated[
+        str | None, typer.Option("--fallback", help="Model or URL to ask instead of giving no answer.")
+    ] = None
 
-    given: dict[str, Any] = {
-        "calibrator": KEPT if calibrator is None else calibrator, "task": task, "at_least": at_least, "risk": risk,
-        "delta": delta, "fallback": fallback,
-    }  # fmt: skip
-    try:
-        ConfidencePolicy(**given)
-    except ValueError as error:
-        text = re.sub(r"\b(at_least|risk|fallback)\b", lambda name: f"--{name[0].replace('_', '-')}", str(error))
-        raise typer.BadParameter(text) from None
-    return given
+    def given(self) -> dict[str, Any]:
+        """Options of `Model.with_confidence`; what contradicts itself is refused before a model is loaded."""
+        from likely.lm.confidence import KEPT, ConfidencePolicy
+
+        given = {**vars(self), "calibrator": KEPT if self.calibrator is None else self.calibrator}
+        try:
+            ConfidencePolicy(**given)
+        except ValueError as error:
+            text = re.sub(r"\b(at_least|risk|fallback)\b", lambda name: f"--{name[0].replace('_', '-')}", str(error))
+            raise typer.BadParameter(text) from None
+        return given
 
 
 def bind(lm: Model | RemoteModel, settings: Mapping[str, Any], system: str | None) -> BoundPolicy:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeGuard, TypeVar
 
 import typer
 
+from likely.cli.flags import FileFlags
 from likely.cli.options import refuse_same_file
 from likely.cli.printing import progress
 from likely.errors import CapabilityError, DataError, LikelyError, RemoteError
@@ -141,30 +142,35 @@ class FileRun(Generic[T]):
 
 
 def read_file(
-    file: str, check: Callable[[Line, str], T], output: Path | None, *, expected: str, overwrite: bool = False,
-    limit: int | None = None, skip: bool = False, bare: str | None = None,
+    file: str, check: Callable[[Line, str], T], flags: FileFlags, *, expected: str, skip: bool = False,
+    bare: str | None = None,
 ) -> FileRun[T]:  # fmt: skip
-    """Read all lines of `file` ("-": standard input) and check that `output` can be written.
+    """Read all lines of `file` ("-": standard input) and check that the output can be written.
 
     check     (line, name of the input) -> what the work needs of the line; DataError for one that cannot be used
     expected  what is said of a file without records, as in 'lines like {"prompt": "..."}'
     skip      name bad lines on stderr and leave them out; otherwise the first one is the error
     bare      a line that is a string is a record with this one field
     """
-    check_output(file, output)
+    check_output(file, flags.output)
     where, items = input_name(file), {}
 
     def keep(line: Line) -> None:
         items[line.number] = check(line, where)
 
-    found = read_checked(file, keep, skip=skip, limit=limit, bare=bare)
+    found = read_checked(file, keep, skip=skip, limit=flags.limit, bare=bare)
     for error in found.bad:
         typer.echo(f"skipped: {error}", err=True)
     if not found.lines:
         if found.bad:
             raise DataError(f"none of the {found.total} lines of {where} can be used")
         raise DataError(f"{where} holds no records: expected {expected}")
-    return FileRun(where, found.lines, items, output, overwrite, len(found.bad))
+    return FileRun(where, found.lines, items, flags.output, flags.overwrite, len(found.bad))
+
+
+def is_questions_file(argument: str | None) -> TypeGuard[str]:
+    """Whether an argument names a file of questions: one word that ends in .jsonl or .jsonl.gz."""
+    return argument is not None and argument.endswith((".jsonl", ".jsonl.gz")) and not any(map(str.isspace, argument))
 
 
 def input_name(file: str) -> str:

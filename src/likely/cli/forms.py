@@ -3,63 +3,64 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from likely.cli import options as opt
+from likely.errors import ConstraintError, DataError
+from likely.lm.extract import why_incomplete
 
 if TYPE_CHECKING:
     from likely.lm.results import Generation
 
-SchemaOption = Annotated[
-    Path | None,
-    typer.Option("--schema", metavar="FILE", help="A JSON Schema: the text is JSON that obeys it."),
-]
-RegexOption = Annotated[str | None, typer.Option("--regex", metavar="PATTERN", help="The whole text matches it.")]
-ChoicesOption = Annotated[
-    str | None,
-    typer.Option("--choices", metavar="A,B,...", help='The text is one of these (or a JSON list: \'["a, b", "c"]\').'),
-]
-GrammarOption = Annotated[
-    Path | None,
-    typer.Option("--grammar", metavar="FILE", help="A Lark grammar whose rule start the text follows."),
-]
+
+@dataclass(frozen=True)
+class FormFlags:
+    """What the text must look like: at most one of them."""
+
+    schema: Annotated[
+        Path | None, typer.Option("--schema", metavar="FILE", help="A JSON Schema: the text is JSON that obeys it.")
+    ] = None
+    regex: Annotated[str | None, typer.Option("--regex", metavar="PATTERN", help="The whole text matches it.")] = None
+    choices: Annotated[
+        str | None,
+        typer.Option(
+            "--choices", metavar="A,B,...", help='The text is one of these (or a JSON list: \'["a, b", "c"]\').'
+        ),
+    ] = None
+    grammar: Annotated[
+        Path | None, typer.Option("--grammar", metavar="FILE", help="A Lark grammar whose rule start the text follows.")
+    ] = None
+
+    def given(self, others: Mapping[str, Any]) -> dict[str, Any]:
+        """The option of `generate` that was given, if any; what can be refused is refused before a model is loaded.
+
+        others  options given beside it, those of `FormSettings` among them
+        """
+        named = {name: value for name, value in vars(self).items() if value is not None}
+        if not named:
+            return {}
+        if len(named) > 1:
+            flags = [f"--{name}" for name in named]
+            raise typer.BadParameter(f"choose one form of the text, got {', '.join(flags)}", param_hint=flags[1])
+        from likely.guided.form import FormSettings, make_form
+
+        [(name, value)] = named.items()
+        readers: dict[str, Callable[[Any], Any]] = {
+            "schema": read_schema, "grammar": _read_grammar, "choices": _choices, "regex": str,
+        }  # fmt: skip
+        form = {name: readers[name](value)}
+        settings = {f.name: others[f.name] for f in fields(FormSettings) if f.name in others}
+        make_form(**form, settings=FormSettings(**settings))
+        return form
 
 
-def form_options(
-    schema: Path | None,
-    regex: str | None,
-    choices: str | None,
-    grammar: Path | None,
-    others: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The option of `generate` that was given, if any; what can be refused is refused before a model is loaded.
-
-    others  options given beside it, those of `FormSettings` among them
-    """
-    flags = {"--schema": schema, "--regex": regex, "--choices": choices, "--grammar": grammar}
-    named = [flag for flag, value in flags.items() if value is not None]
-    if not named:
-        return {}
-    if len(named) > 1:
-        raise typer.BadParameter(f"choose one form of the text, got {', '.join(named)}", param_hint=named[1])
-    from likely.guided.form import FormSettings, make_form
-
-    if schema is not None:
-        given: dict[str, Any] = {"schema": read_schema(schema)}
-    elif grammar is not None:
-        given = {"grammar": opt.read_text(grammar, encoding="utf-8-sig")}
-    elif choices is not None:
-        given = {"choices": _choices(choices)}
-    else:
-        given = {"regex": regex}
-    settings = {f.name: others[f.name] for f in fields(FormSettings) if f.name in others}
-    make_form(**given, settings=FormSettings(**settings))
-    return given
+def _read_grammar(path: Path) -> str:
+    return opt.read_text(path, encoding="utf-8-sig")
 
 
 def streams(options: Mapping[str, Any]) -> bool:
@@ -69,8 +70,6 @@ def streams(options: Mapping[str, Any]) -> bool:
 
 def read_schema(path: Path) -> Any:
     """A JSON Schema from a file; DataError names line and column of what is no JSON."""
-    from likely.errors import DataError
-
     try:
         schema = json.loads(opt.read_text(path, encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -95,9 +94,6 @@ def _choices(text: str) -> list[str]:
 
 def conclude(results: Sequence[Generation]) -> None:
     """Say what was not held; ConstraintError, that is exit code 1 and one line, if one of the texts is not whole."""
-    from likely.errors import ConstraintError
-    from likely.lm.extract import why_incomplete
-
     for warning in dict.fromkeys(line for result in results for line in result.warnings):
         typer.echo(f"Warning: {warning}", err=True)
     found = [why for result in results if (why := why_incomplete(result))]

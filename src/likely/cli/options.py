@@ -1,142 +1,20 @@
-"""Options that several verbs share, and how a verb opens its model."""
+"""What verbs do with what was given: read settings and texts, refuse files, say what a number depends on."""
 
 from __future__ import annotations
 
 import ast
+import os
+import select
+import stat
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Any
 
 import typer
 
-from likely.decoding.drafting.table import drafter_help
-from likely.lm.options import FORMS, OPTIONS, SAMPLER
-from likely.models.catalog import DEFAULT_MODEL
-
-if TYPE_CHECKING:
-    from likely.lm.model import Model
-    from likely.lm.remote.model import RemoteModel
-
-# settings of every verb that generates, which have no flag of their own and can be written as text
-_NOT_NAMED = {"max_tokens", "temperature", "seed", "stop", "n", "drafter", "draft_budget", "heal", *FORMS, *SAMPLER}
-_OTHERS = ", ".join(name for name, option in OPTIONS.items() if name not in _NOT_NAMED and not option.of_tokens)
-
-ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="Name (likely models), GGUF file, folder, hub id, or URL of a server.")
-]
-RuntimeOption = Annotated[
-    str | None,
-    typer.Option("--runtime", help="{runtimes}, or auto: the fastest measured.  [default: by the model]"),
-]
-DtypeOption = Annotated[str | None, typer.Option("--dtype", help="{dtypes} (int8: native alone).")]
-ContextOption = Annotated[int | None, typer.Option("--context", min=8, help="Tokens of context to make room for.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of the engine.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def _check_seed(seed: int) -> int:
-    if not -(2**63) <= seed < 2**64:
-        raise typer.BadParameter(f"a whole number of 64 bits (-2^63 to 2^64 - 1), got {seed}")
-    return seed
-
-
-SeedOption = Annotated[
-    int, typer.Option("--seed", callback=_check_seed, help="Of the sampling noise: same seed, same text.")
-]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens to generate.")]
-TemperatureOption = Annotated[float, typer.Option("--temperature", "-t", min=0.0, help="0 is greedy.")]
-DrafterOption = Annotated[
-    str | None,
-    typer.Option("--drafter", help=drafter_help()),
-]
-BudgetOption = Annotated[
-    str, typer.Option("--draft-budget", metavar="N", help="Most guessed tokens per call; auto: as many as pay.")
-]
-StatsOption = Annotated[bool, typer.Option("--stats", help="Calls, drafts and time, to stderr.")]
-StopOption = Annotated[list[str] | None, typer.Option("--stop", help="A string that ends the text (repeatable).")]
-SettingsOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help=f"Any other setting, e.g. -s top_p=0.9: {_OTHERS}."),
-]
-ShowPrompt = Annotated[bool, typer.Option("--show-prompt", help="Print what the model really sees, to stderr.")]
-OutputOption = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Results file; a run that was stopped goes on where it ended.")
-]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Begin the results file anew.")]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first lines of the input.")]
-DEFAULT = DEFAULT_MODEL
-
-
-def open_model(
-    name: str, *, runtime: str | None = None, dtype: str | None = None, context: int | None = None,
-    threads: int | None = None, use: Literal["single", "batch", "scoring"] = "single",
-) -> Model | RemoteModel:  # fmt: skip
-    """`likely.load` with the options that were given, its warnings on stderr."""
-    from likely.lm.api import load
-    from likely.models.load import is_url
-
-    sizes = (("context", context), ("threads", threads))
-    given: dict[str, Any] = {key: value for key, value in sizes if value is not None}
-    with warnings_shown(), ExitStack() as shown:
-        if runtime in ("native", "auto"):
-            given["progress"] = _first_use(shown)
-        model = load(name, runtime=runtime, dtype=dtype, use=use, **given)
-    model.opened.opener = lambda other: (
-        open_model(other)
-        if is_url(other)
-        else open_model(other, runtime=runtime, dtype=dtype, context=context, threads=threads)
-    )
-    return model
-
-
-@contextmanager
-def warnings_shown() -> Iterator[None]:
-    """Warnings for users become lines on stderr."""
-    import warnings
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            typer.echo(f"Warning: {warning.message}", err=True)
-
-
-def _first_use(shown: ExitStack) -> Callable[[int, int], None]:
-    """What the native runtime does once is told on a terminal: compiling, and packing weights (bytes, bytes in all)."""
-    from likely.cli.printing import progress
-    from likely.runtimes.native.build import can_build, is_built
-
-    if sys.stderr.isatty() and can_build() and not is_built():
-        typer.echo("Compiling the native runtime (once, some ten seconds)", err=True)
-    tick: Callable[[int], None] | None = None
-    percent = 0
-
-    def advance(done: int, total: int) -> None:
-        nonlocal tick, percent
-        if tick is None:
-            tick = shown.enter_context(progress(100, "packing the weights, once", unit="%"))
-        now = 100 * done // max(total, 1)
-        tick(now - percent)
-        percent = now
-
-    return advance
-
-
-def local_model(
-    name: str, *, runtime: str | None = None, dtype: str | None = None, context: int | None = None,
-    threads: int | None = None, use: Literal["single", "batch", "scoring"] = "single",
-) -> Model:  # fmt: skip
-    """A model on this machine; a URL is refused with a reason."""
-    from likely.errors import CapabilityError
-    from likely.models.load import is_url
-
-    if is_url(name):
-        raise CapabilityError(f"this command needs a model on this machine, not a server ({name})")
-    lm = open_model(name, runtime=runtime, dtype=dtype, context=context, threads=threads, use=use)
-    return cast("Model", lm)
+from likely.decoding.drafting.table import check_name
+from likely.errors import DataError
 
 
 def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
@@ -155,8 +33,6 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
 
 def drafting(drafter: str | None, budget: str) -> dict[str, Any]:
     """The options of speculation that were given; a wrong name or number is refused before a model is loaded."""
-    from likely.decoding.drafting.table import check_name
-
     given: dict[str, Any] = {}
     if drafter is not None:
         try:
@@ -173,23 +49,42 @@ def drafting(drafter: str | None, budget: str) -> dict[str, Any]:
     return given
 
 
-def print_stats(result: Any) -> None:
-    """One line about a generation's calls, drafts and time, to stderr."""
-    tokens = len(result.token_ids or [])
-    if not tokens or result.tokens_per_call is None:
-        return
-    line = f"{tokens} tokens, {result.tokens_per_call:.2f} per call, {1e3 * result.seconds / tokens:.1f} ms per token"
-    if result.proposed:
-        line += f"; drafted {result.proposed}, kept {result.accepted} ({result.accepted / result.proposed:.0%})"
-    typer.echo(line, err=True)
-
-
-def text_or_stdin(text: str | None, what: str) -> str:
-    """The argument, or all of standard input where it is a pipe or "-"."""
-    if text is not None and text != "-":
-        return text
-    if text is None and sys.stdin.isatty():
+def text_or_stdin(text: str | None, what: str, files: Sequence[Path] = ()) -> str:
+    """Files, then what a pipe brings, then the argument, with blank lines between; "-" is standard input, too."""
+    parts = [read_text(file).rstrip("\n") for file in files]
+    if text == "-" or _is_piped(wait=text is None and not files):
+        if text is not None and text != "-":
+            _say_what_is_waited_for(what)
+        parts.append(_read_stdin(what))
+    elif text is None and not files:
         raise typer.BadParameter(f"give a {what}, or pipe one in", param_hint=what.upper())
+    if text is not None and text != "-":
+        parts.append(text)
+    return "\n\n".join(part for part in parts if part)
+
+
+def _is_piped(*, wait: bool) -> bool:
+    """Whether standard input brings a text: a pipe or a file; with `wait` whatever is no terminal."""
+    if wait or sys.stdin.isatty():
+        return not sys.stdin.isatty()
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):  # no file of the system
+        return True
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _say_what_is_waited_for(what: str, patience_s: float = 2.0) -> None:
+    """A pipe that brings nothing for a while is told of, since it may be one that somebody left open."""
+    try:
+        ready = os.name == "nt" or select.select([sys.stdin], [], [], patience_s)[0]
+    except (OSError, ValueError):
+        return
+    if not ready:
+        typer.echo(f"reading standard input, which comes before the {what} (< /dev/null: nothing)", err=True)
+
+
+def _read_stdin(what: str) -> str:
     data = sys.stdin.buffer.read()
     try:
         return data.decode("utf-8").rstrip("\n")
@@ -228,8 +123,6 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
 
 def read_text(path: str | Path, *, encoding: str = "utf-8") -> str:
     """The text of a file; DataError in one line for one that cannot be read or is not UTF-8."""
-    from likely.errors import DataError
-
     try:
         return Path(path).read_text(encoding=encoding)
     except UnicodeDecodeError as error:

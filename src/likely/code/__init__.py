@@ -6,7 +6,6 @@ from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from likely.code.analysis.jedi_provider import JediProvider as JediProvider
-    from likely.code.analysis.lsp import LspProvider as LspProvider
     from likely.code.analysis.members import Analyses as Analyses
     from likely.code.buffer import CodeBuffer as CodeBuffer
     from likely.code.complete import CodeCompletion as CodeCompletion

@@ -97,12 +97,16 @@ class BeamSearch:
             else:
                 running.append(child)
         if not running or self._settled(running):
-            for beam in running:  # transformers lets unfinished beams compete at the end
-                if len(self.pool) < width:
-                    beam.stream.finish()
-                    self._pool(beam, "length")
-            return running, [f for _, f in sorted(self.pool, key=lambda p: -p[0])[: self.request.samples]]
+            return running, self.end(running, "length")
         return running, None
+
+    def end(self, running: list[SequenceState], reason: str) -> list[Finished]:
+        """The best texts; unfinished beams compete while the pool is not full, as in transformers."""
+        for beam in running:
+            if len(self.pool) < self.request.beams:
+                beam.stream.finish()
+                self._pool(beam, reason)
+        return [finished for _, finished in self.pool[: self.request.samples]]
 
     def _finish(self, beam: SequenceState, token: int, choice: ChosenToken, reason: str) -> None:
         """Copy of `beam` ended by `token` into the pool; the beam itself may go on otherwise."""

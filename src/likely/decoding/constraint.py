@@ -105,11 +105,11 @@ class LogitsProcessor(Protocol):
 
     def work(self, work: Work) -> list[Work]:
         """What it wants computed in the same call as this piece of the text's own work; [] if nothing."""
-        ...
+        return []
 
     def read(self, outputs: list[Output]) -> None:
         """The outputs of `work`, in its order."""
-        ...
+        return None
 
     def apply(self, path: Sequence[int], logits: FloatArray) -> FloatArray:
         """New logits (V,) after prompt, emitted tokens and `path`.  Tokens of `path` will be emitted for certain."""
@@ -117,13 +117,13 @@ class LogitsProcessor(Protocol):
 
     def advance(self, tokens: Sequence[int], accepted: Sequence[int]) -> None:
         """`tokens` were emitted; `accepted`: nodes of the draft (numbered as in `work`) that are among them."""
-        ...
+        return None
 
     def fork(self) -> LogitsProcessor: ...
 
     def drop(self) -> None:
         """Free what the runtime holds for it."""
-        ...
+        return None
 
 
 # --- sets of tokens as packed bits: bit v % 32 of word v // 32 says whether token v is in the set ---------------------

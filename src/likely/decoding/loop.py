@@ -17,7 +17,8 @@ from likely.decoding.constraint import LogitsProcessor
 from likely.decoding.drafting.budget import Controller
 from likely.decoding.drafting.planner import DraftPlanner
 from likely.decoding.drafting.protocol import NO_DRAFT
-from likely.decoding.request import Event, Request
+from likely.decoding.repetition import runs_in_circles
+from likely.decoding.request import Event, Request, longest_text
 from likely.decoding.scheduling import ActiveRequest, Scheduler, SchedulingPolicy
 from likely.decoding.sequence_state import SequenceState
 from likely.errors import ConstraintError, KvFull, LikelyError
@@ -33,8 +34,8 @@ class Loop:
     controller   what is known about call costs and drafters; loops of one model share it
     policy       who takes part in a step; None: everyone
 
-    One thread calls `step`; `add` and `cancel` may come from any.  A request that cannot go on for want of room waits
-    and is recomputed later (its tokens are kept); one that can never run ends with an error event.
+    One thread calls `step`; `add` and `cancel` may come from any.  A text that cannot go on for want of room waits and
+    is recomputed later (its tokens are kept); one that has all the room and needs more ends with reason "context".
     """
 
     runtime: Runtime
@@ -44,6 +45,7 @@ class Loop:
     controller: Controller = field(default_factory=Controller)
     policy: SchedulingPolicy | None = None
     verify_s: float = 0.0  # spent in calls of the target with all that follows from them
+    _drafts_fit: bool = True  # False for the step after one in which guesses found no room
     _inbox: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
     _ids: itertools.count = field(default_factory=itertools.count)
 
@@ -76,14 +78,19 @@ class Loop:
         return not (self.scheduler.running or self.scheduler.waiting) and self._inbox.empty()
 
     def step(self) -> list[Event]:
-        """One call of the model (none if nothing is to be done)."""
+        """One call of the model (none if nothing is to be done); other threads may have theirs between two steps."""
+        with self.runtime.turn:
+            return self._step()
+
+    def _step(self) -> list[Event]:
         events = self._drain()
         active = self.scheduler.participants()
         if not active:
             return events
+        drafts, self._drafts_fit = self._drafts_fit, True
         while True:
             try:
-                work = self._plan(active)
+                work = self._plan(active, drafts=drafts)
                 beside = self._processor_work(work)
                 started = time.perf_counter()
                 outputs = self.runtime.forward(
@@ -91,8 +98,11 @@ class Loop:
                 )
                 break
             except KvFull as full:
-                active, failed = self.scheduler.make_room(active, full)
-                events += failed
+                if drafts:  # guesses must not cut a text short that has room without them
+                    drafts = False
+                    continue
+                active, ended = self.scheduler.make_room(active, full)
+                events += ended
                 if not active:
                     return events
         at = len(work)
@@ -112,8 +122,9 @@ class Loop:
 
     def close(self) -> None:
         """Drop everything."""
-        self._drain()
-        self.scheduler.close()
+        with self.runtime.turn:
+            self._drain()
+            self.scheduler.close()
 
     def _drain(self) -> list[Event]:
         """What came in since the last step: new requests wait, cancelled ones end."""
@@ -136,7 +147,7 @@ class Loop:
 
     # --- one call -------------------------------------------------------------------------------------------------
 
-    def _plan(self, active: list[SequenceState]) -> list[tuple[SequenceState, Work]]:
+    def _plan(self, active: list[SequenceState], *, drafts: bool) -> list[tuple[SequenceState, Work]]:
         """Decoding first, with drafts; prefill takes what is left of the step's tokens, at least one piece."""
         budget = self.step_tokens
         plan: list[tuple[SequenceState, Work]] = []
@@ -152,7 +163,7 @@ class Loop:
                 continue
             ready.append((state, sequence))
         decoding = [state for state, _ in ready if len(state.todo) == 1]
-        self.planner.plan(decoding, budget - len(decoding))
+        self.planner.plan(decoding, budget - len(decoding) if drafts else 0)
         for state, sequence in ready:
             if len(state.todo) == 1:
                 draft = state.draft
@@ -211,6 +222,10 @@ class Loop:
                 self.scheduler.release(self.scheduler.owner(state))
                 return [*events, Event(state.request_id, sibling.sample, error=error)]
             except KvFull as full:  # of a logits processor's own context
+                if len(state.draft):  # once more without guesses
+                    self.scheduler.give_up_place(state)
+                    self._drafts_fit = False
+                    return events
                 return [*events, *self.scheduler.put_off(self.scheduler.owner(state), full)]
         return events
 
@@ -279,7 +294,10 @@ class Loop:
             return "stop", text
         if len(state.tokens) >= request.max_tokens:
             return "length", text
-        if state.room(self.runtime.context_length) <= 0:
+        may_end = state.constraint is None and len(state.tokens) >= request.min_tokens
+        if request.stop_repetition and may_end and runs_in_circles(state.tokens):
+            return "repetition", text
+        if state.room(longest_text(self.runtime)) <= 0:
             return "context", text
         return None, text
 
@@ -303,17 +321,4 @@ class Loop:
             return self.scheduler.put_off(active, full)
         if done is None:
             return []
-        for state in active.states:
-            self.scheduler.close_sequence(state)
-        active.states = []
-        return [
-            Event(
-                active.id,
-                active.request.first_sample + i,
-                finished.text,
-                tuple(finished.tokens),
-                tuple(finished.logprobs),
-                finished,
-            )
-            for i, finished in enumerate(done)
-        ]
+        return self.scheduler.finish(active, done)

@@ -63,6 +63,8 @@ OPTIONS = table(
     Option("min_tokens", 0, "end tokens are impossible before that many"),
     Option("stop", (), "strings that end the text", remote=True),
     Option("stop_tokens", (), "token ids that end the text, beside the model's own", of_tokens=True),
+    Option("stop_repetition", False, "end a text without a form that goes in circles; ask and chat: true",
+           per_verb=True, changes_answer=False),
     Option("n", 1, "samples from one prefill", 1, 4096, changes_answer=False, remote=True),
     Option("first_sample", 0, "number of the first sample, which keys its noise", changes_answer=False),
     Option("beams", 0, "width of beam search; 0: none", 0, 256),
@@ -102,6 +104,7 @@ class DecodingOptions(SamplingOptions, total=False):
     min_tokens: int
     stop: str | Sequence[str] | None
     stop_tokens: Collection[int] | None
+    stop_repetition: bool
     n: int
     first_sample: int
     beams: int

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from likely.decoding.constraint import ConstraintDeadEnd, log_mass
+from likely.decoding.noise import generator
 from likely.decoding.request import Finished, Request
-from likely.decoding.sampling import generator, pick
 from likely.decoding.sequence_state import Allowed, SequenceState
 from likely.errors import ConstraintError
 from likely.metrics.checks import Floats, Ints
@@ -116,9 +116,19 @@ class Particles:
         going = [p.state for p in self._all if p.alive]
         if all(p.log_weight == -np.inf for p in self._all):
             raise ConstraintError(none_whole(len(self._all), self.request.max_tokens))
-        if going:
-            return going, None
-        return [], [
+        return going, None if going else self._finished()
+
+    def end(self, running: list[SequenceState], reason: str) -> list[Finished]:
+        """All texts, those that still went on ended for this reason; ConstraintError if none is whole."""
+        for particle in self._all:
+            if particle.alive:
+                self._end(particle, reason, lambda state: None)
+        return self._finished()
+
+    def _finished(self) -> list[Finished]:
+        if all(p.log_weight == -np.inf for p in self._all):
+            raise ConstraintError(none_whole(len(self._all), self.request.max_tokens))
+        return [
             replace(p.finished, particle_log_weight=p.log_weight, resamplings=self.resamplings)
             for p in self._all
             if p.finished
@@ -154,7 +164,7 @@ class Particles:
     ) -> None:
         """N texts resampled by weight, each with the mean weight; the first copy of a text is the text itself."""
         position = len(self.request.prompt) + max(len(p.state.tokens) for p in self._all)
-        draws = generator(self.request.sampling.seed, self.request.first_sample, position, "resample")
+        draws = generator(self.request.noise, self.request.first_sample, position, "resample")
         counts = systematic(normalised(weights), len(weights), draws.random())
         mean = log_mean(weights)
         kept = []
@@ -177,13 +187,12 @@ class Particles:
         state, seen = particle.state, particle.seen
         assert state.row is not None and state.constraint is not None and seen is not None
         row, allowed = seen
-        noise = {"sample": state.sample, "position": state.position}
-        token = pick(row, self.request.sampling, **noise)
+        token = state.pick(row)
         while not state.constraint.permits(token):  # judged only now: `approximate` says so
             assert allowed is not None
             allowed[token] = False
             row = state.held(row, allowed, ())
-            token = pick(row, self.request.sampling, **noise)
+            token = state.pick(row)
         state.constraint.advance(token)
         state.append(token, state.report(Output(logits=state.row[None]), 0, token, seen))
         state.row = particle.seen = None

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
+
+import numpy as np
 
 from likely.decoding.constraint import Constraint, LogitsProcessor
 from likely.decoding.drafting.protocol import FIXED_ONLY, DraftDistribution, DraftSource, SamplingContext, Verification
 from likely.decoding.drafting.table import drafter_names
+from likely.decoding.noise import noise_of
 from likely.decoding.options import check_whole
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError, ModelError
 from likely.runtimes.kinds import kinds_with
-from likely.runtimes.protocol import Runtime, Sequence
+from likely.runtimes.protocol import IntArray, Runtime, Sequence
+
+
+def longest_text(runtime: Runtime) -> int:
+    """Most tokens of one text, the prompt included: what the model was made for, and what its cache holds."""
+    return min(runtime.context_length, runtime.limits.tokens_held)
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,7 @@ class Request:
     prompt         token ids, at least one (the beginning-of-sequence token included)
     max_tokens     per sample;  min_tokens: end tokens are impossible before that many
     stop           strings that end the text;  stop_tokens: ids that end it, beside the model's end tokens
+    stop_repetition  end a text without a constraint that runs in circles (`repetition`), reason "repetition"
     samples        independent continuations from one prefill; sample i is keyed by first_sample + i
     beams          > 0: beam search of this width, returning the `samples` best;  length_penalty: a finished text is
                    ranked by sequence_logprob / length ** length_penalty, as in transformers
@@ -44,6 +54,7 @@ class Request:
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_tokens: frozenset[int] = frozenset()
+    stop_repetition: bool = False
     samples: int = 1
     first_sample: int = 0
     beams: int = 0
@@ -70,6 +81,8 @@ class Request:
             value = getattr(self, name)
             if not (isinstance(value, int) and 0 <= value <= high):
                 raise ValueError(f"{name} must be a whole number in [0, {high}], got {value}")
+        if not isinstance(self.stop_repetition, bool):
+            raise ValueError(f"stop_repetition must be true or false, got {self.stop_repetition!r}")
         budget = self.draft_budget
         if budget != "auto" and not (isinstance(budget, int) and 0 <= budget <= 1024):
             raise ValueError(f'draft_budget must be "auto" or a whole number in [0, 1024], got {budget!r}')
@@ -108,6 +121,15 @@ class Request:
                     'particles (sampler="smc") grow together, token by token: drop drafter=, or sampler="importance"'
                 )
 
+    @cached_property
+    def noise(self) -> int:
+        """What keys the noise of its samples: the seed, and the prompt."""
+        return noise_of(self.sampling.seed, self.prompt)
+
+    @cached_property
+    def prompt_ids(self) -> IntArray:
+        return np.array(self.prompt, np.int64)
+
     @property
     def selects(self) -> bool:
         """Whether its continuations are chosen among each other after every step."""
@@ -118,9 +140,9 @@ class Request:
 
         held  a sequence of the runtime that keeps the first tokens of the prompt
         """
-        if len(self.prompt) >= runtime.context_length:
+        if len(self.prompt) >= longest_text(runtime):
             raise ModelError(
-                f"the prompt has {len(self.prompt)} tokens; this model's context is {runtime.context_length}: "
+                f"the prompt has {len(self.prompt)} tokens; this model's context is {longest_text(runtime)}: "
                 f"shorten it or load the model with a larger context="
             )
         bad = [t for t in self.prompt if not 0 <= t < runtime.vocab_size]
@@ -151,7 +173,7 @@ class Request:
 
     def sampling_context(self, sample: int) -> SamplingContext:
         """What a drafter knows of how the target samples."""
-        return SamplingContext(self.sampling, sample, self.verification)
+        return SamplingContext(self.sampling, sample, self.verification, self.noise)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ def events(loop: Loop) -> Iterator[Event]:
 
 
 def run(loop: Loop, requests: Sequence[Request]) -> list[list[Event]]:
-    """The last event of every sample of each request, samples in order."""
+    """The last event of every sample of each request, samples in order; no other thread has a step between."""
     ids = [loop.add(request) for request in requests]
     done: dict[int, dict[int, Event]] = {number: {} for number in ids}
-    for event in events(loop):
-        if event.finish:
-            done[event.request][event.sample] = event
+    with loop.runtime.turn:
+        for event in events(loop):
+            if event.finish:
+                done[event.request][event.sample] = event
     return [[samples[k] for k in sorted(samples)] for samples in done.values()]

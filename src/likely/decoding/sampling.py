@@ -1,9 +1,9 @@
-"""How a next token is chosen from a row of logits: settings, logits transforms as pure functions, and keyed noise.
+"""How a next token is chosen from a row of logits: settings, and logits transforms as pure functions.
 
 Order, as in transformers: penalties, bias, temperature, top-k, top-p, min-p, typical.  Greedy is temperature 0.
-Sampling takes the argmax of logits plus Gumbel noise that is a hash of (seed, sample, position, token id), the same on
-every machine: the text is a function of model, prompt, settings and seed, not of drafts, batch companions or the order
-in which logits were computed.
+Sampling takes the argmax of logits plus Gumbel noise that is a hash of (seed, prompt, sample, position, token id), the
+same on every machine: the text is a function of model, prompt, settings and seed, not of drafts, batch companions or
+the order in which logits were computed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from types import MappingProxyType
 
 import numpy as np
 
+from likely.decoding.noise import largest_with_noise
 from likely.decoding.options import check_number
 from likely.runtimes.protocol import FloatArray, IntArray
 from likely.runtimes.rows import logsumexp
 
+TokenIds = Sequence[int] | IntArray
 _NONE: Mapping[int, float] = MappingProxyType({})
 
 
@@ -70,12 +72,12 @@ class Sampling:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
-def penalise(logits: FloatArray, settings: Sampling, prompt: Sequence[int], output: Sequence[int]) -> FloatArray:
+def penalise(logits: FloatArray, settings: Sampling, prompt: TokenIds, output: Sequence[int]) -> FloatArray:
     """Logits (V,) with penalties applied along one path; returns a new array."""
     logits = logits.copy()
     if settings.repetition_penalty != 1:
-        seen = np.unique(np.asarray([*prompt, *output], np.int64))
-        values = logits[seen]
+        seen = np.concatenate([np.asarray(prompt, np.int64), np.asarray(output, np.int64)])
+        values = logits[seen]  # a token that is seen twice is written twice, with the same value
         logits[seen] = np.where(values > 0, values / settings.repetition_penalty, values * settings.repetition_penalty)
     if output and (settings.presence_penalty or settings.frequency_penalty):
         counts = Counter(output)
@@ -95,57 +97,81 @@ def add_bias(logits: FloatArray, bias: Mapping[int, float]) -> FloatArray:
     return logits
 
 
-def _kept(logits: FloatArray, settings: Sampling) -> tuple[IntArray, FloatArray]:
-    """Ids that survive truncation and their tempered logits, both (M,), most likely first when truncated.
+def _kept(logits: FloatArray, settings: Sampling) -> tuple[IntArray | None, FloatArray]:
+    """Ids that survive truncation (None: all) and their tempered logits, both (M,), most likely first when truncated.
 
-    Ties go to the smaller id.  Every rule keeps at least the most likely token.
+    Ties go to the smaller id.  Every rule keeps at least the most likely token.  Nothing is sorted but what may stay.
     """
     possible = logits > -np.inf
     if not possible.all() and possible.any():  # a mask leaves few: nothing is computed for the others
         few = np.flatnonzero(possible)
         kept, values = _kept(logits[few], settings)
-        return few[kept], values
-    scaled = logits / np.float32(settings.temperature)
-    k = settings.top_k if 0 < settings.top_k < len(scaled) else 0
-    truncates = settings.top_p < 1 or settings.min_p > 0 or settings.typical_p < 1
-    if not k and not truncates:
-        return np.arange(len(scaled)), scaled
-    if k:
-        cut = np.partition(scaled, -k)[-k]
-        ids = np.flatnonzero(scaled >= cut)
-    elif settings.min_p > 0 and settings.top_p == 1 and settings.typical_p == 1:
-        ids = np.flatnonzero(scaled >= scaled.max() + np.float32(np.log(settings.min_p)))
-        return ids, scaled[ids]
-    else:
-        ids = np.arange(len(scaled))
-    ids = ids[np.argsort(-scaled[ids], kind="stable")]
-    if k:
-        ids = ids[:k]
-    values = scaled[ids]
+        return (few if kept is None else few[kept]), values
+    values = logits / np.float32(settings.temperature)
+    ids: IntArray | None = None
+
+    def keep(places: IntArray) -> None:
+        nonlocal ids, values
+        ids, values = (places if ids is None else ids[places]), values[places]
+
+    if 0 < settings.top_k < len(values):
+        keep(_likeliest(values, settings.top_k))
     if settings.top_p < 1:
-        p = _softmax(values)
-        count = 1 + int(np.searchsorted(np.cumsum(p), settings.top_p))
-        ids, values = ids[:count], values[:count]
+        keep(_nucleus(values, settings.top_p))
     if settings.min_p > 0:
-        keep = values >= values[0] + np.float32(np.log(settings.min_p))
-        ids, values = ids[keep], values[keep]
+        keep(np.flatnonzero(values >= values.max() + np.float32(np.log(settings.min_p))))
     if settings.typical_p < 1:
-        p = _softmax(values)
-        surprise = -np.log(np.maximum(p, np.finfo(np.float64).tiny))
-        entropy = float((p * surprise).sum())
-        order = np.argsort(np.abs(surprise - entropy), kind="stable")
-        count = 1 + int(np.searchsorted(np.cumsum(p[order]), settings.typical_p))
-        keep = np.sort(order[:count])
-        ids, values = ids[keep], values[keep]
+        keep(_typical(values, settings.typical_p))
     return ids, values
 
 
-def _softmax(values: FloatArray) -> np.ndarray:
-    p = np.exp(values.astype(np.float64) - float(values.max()))
-    return p / p.sum()
+def _likeliest(values: FloatArray, k: int) -> IntArray:
+    """Places of the k largest values, largest first."""
+    cut = np.partition(values, -k)[-k]
+    return _descending(values, np.flatnonzero(values >= cut))[:k]
 
 
-def apply_penalties(logits: FloatArray, settings: Sampling, prompt: Sequence[int], output: Sequence[int]) -> FloatArray:
+def _nucleus(values: FloatArray, top_p: float) -> IntArray:
+    """Places of the fewest largest values that together have probability >= top_p, largest first.
+
+    All tokens of a probability below (1 - top_p) / M together have less than 1 - top_p: the others hold the nucleus.
+    Higher bounds, which hold it most often, are tried first.
+    """
+    top = values.max()
+    weights = np.exp(values - top)
+    whole = weights.sum(dtype=np.float64)
+    for bound in ((1 - top_p) / 64, (1 - top_p) / len(values), 0.0):
+        cut = min(float(np.log(bound * whole)), 0.0) if bound else -np.inf
+        places = _descending(values, np.flatnonzero(values >= top + np.float32(cut)))
+        reached = np.cumsum(weights[places], dtype=np.float64)
+        if reached[-1] >= top_p * whole:
+            break
+    return places[: 1 + int(np.searchsorted(reached, top_p * whole))]
+
+
+def _typical(values: FloatArray, typical_p: float) -> IntArray:
+    """Places of the values whose surprise is nearest the entropy, up to this probability; largest first."""
+    top = values.max()
+    shifted = values - top
+    weights = np.exp(shifted)
+    whole = weights.sum(dtype=np.float64)
+    mean = float((weights * shifted).sum(dtype=np.float64) / whole)  # surprise - entropy = mean - shifted
+    distance = np.abs(shifted - np.float32(mean))
+    for most in (0.5, 2.0, 8.0, np.inf):
+        places = np.flatnonzero(distance <= np.float32(most))
+        places = places[np.lexsort((places, -values[places], distance[places]))]
+        reached = np.cumsum(weights[places], dtype=np.float64)
+        if len(places) and reached[-1] >= typical_p * whole:
+            break
+    return _descending(values, np.sort(places[: 1 + int(np.searchsorted(reached, typical_p * whole))]))
+
+
+def _descending(values: FloatArray, places: IntArray) -> IntArray:
+    """Ascending places in the order of their values, largest first."""
+    return places[np.argsort(-values[places], kind="stable")]
+
+
+def apply_penalties(logits: FloatArray, settings: Sampling, prompt: TokenIds, output: Sequence[int]) -> FloatArray:
     """Penalised and biased logits (V,): everything that happens before temperature and truncation."""
     if settings.has_penalties:
         logits = penalise(logits, settings, prompt, output)
@@ -154,16 +180,17 @@ def apply_penalties(logits: FloatArray, settings: Sampling, prompt: Sequence[int
     return logits
 
 
-def pick(logits: FloatArray, settings: Sampling, *, sample: int, position: int) -> int:
+def pick(logits: FloatArray, settings: Sampling, *, noise: int, sample: int, position: int) -> int:
     """The token that the sampler emits at this position, a function of its arguments alone (rule G when sampling).
 
     logits (V,) already transformed.  Greedy: the argmax, ties to the smaller id.  Otherwise
-    argmax over kept ids of (logit / T + g), g keyed by (seed, sample, position, id): a draw from what truncation left.
+    argmax over kept ids of (logit / T + g), g keyed by (noise, sample, position, id): a draw from what truncation left.
     """
     if settings.greedy:
         return int(logits.argmax())
     ids, values = _kept(logits, settings)
-    return int(ids[(values + gumbel(settings.seed, sample, position, ids)).argmax()])
+    place = largest_with_noise(values, noise, sample, position, ids)
+    return place if ids is None else int(ids[place])
 
 
 def processed_logprobs(logits: FloatArray, settings: Sampling) -> FloatArray:
@@ -173,67 +200,8 @@ def processed_logprobs(logits: FloatArray, settings: Sampling) -> FloatArray:
         out[logits.argmax()] = 0.0
         return out
     ids, values = _kept(logits, settings)
-    out[ids] = values - np.float32(logsumexp(values))
+    logprobs = values - np.float32(logsumexp(values))
+    if ids is None:
+        return logprobs
+    out[ids] = logprobs
     return out
-
-
-# --- keyed noise ------------------------------------------------------------------------------------------------------
-
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_LARGEST_BELOW_ONE = np.float32(1 - 2**-24)
-
-
-def stream_key(seed: int, sample: int, position: int) -> int:
-    """64 well-mixed bits for one emitted token (three rounds of the splitmix64 finaliser, one per argument)."""
-    key = 0
-    for part in (seed, sample, position):
-        key = (key + (part & _MASK) * 2 + 1) * _GOLDEN & _MASK
-        key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-        key = (key ^ key >> 27) * 0x94D049BB133111EB & _MASK
-        key ^= key >> 31
-    return key
-
-
-def _mix32(h: np.ndarray) -> np.ndarray:
-    """In-place 32-bit finaliser with low bias (constants of the public-domain "lowbias32")."""
-    h ^= h >> np.uint32(16)
-    h *= np.uint32(0x7FEB352D)
-    h ^= h >> np.uint32(15)
-    h *= np.uint32(0x846CA68B)
-    h ^= h >> np.uint32(16)
-    return h
-
-
-def uniform_bits(key: int, ids: IntArray) -> np.ndarray:
-    """(len(ids),) uint32, one per token id."""
-    low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
-    with np.errstate(over="ignore"):
-        h = ids.astype(np.uint32) * np.uint32(0x9E3779B9) + low
-        _mix32(h)
-        h ^= high
-        return _mix32(h)
-
-
-def gumbel(seed: int, sample: int, position: int, ids: IntArray) -> FloatArray:
-    """Standard Gumbel noise g, one per id: argmax over ids of (log p + g) is a draw from p.
-
-    g = -log(E), E = -log(1 - u), u = (h + ½)/2³² exact near 0, where E is small and g is large: fp32 keeps full
-    resolution in the tail that decides the winner.  g <= 22.9, so an event of probability below 2^-32 per token is
-    never drawn against its odds.
-    """
-    u = (uniform_bits(stream_key(seed, sample, position), ids).astype(np.float32) + np.float32(0.5)) * np.float32(
-        2**-32
-    )
-    np.minimum(u, _LARGEST_BELOW_ONE, out=u)  # the cast to fp32 may round up to 1
-    np.negative(u, out=u)
-    np.log1p(u, out=u)
-    np.negative(u, out=u)
-    np.log(u, out=u)
-    return np.negative(u, out=u)
-
-
-def generator(seed: int, sample: int, position: int, purpose: str) -> np.random.Generator:
-    """Independent random numbers for one round and one purpose ("accept", "draft", ...), the same on every machine."""
-    salt = int.from_bytes(purpose.encode()[:8].ljust(8, b"\0"), "little")
-    return np.random.Generator(np.random.Philox(key=stream_key(seed, sample, position) | salt << 64))

@@ -9,10 +9,10 @@ from typing import Protocol
 
 from likely.decoding.beam import BeamSearch
 from likely.decoding.particles import Particles
-from likely.decoding.request import Event, Request
+from likely.decoding.request import Event, Finished, Request
 from likely.decoding.sequence_state import SequenceState
 from likely.decoding.text import TextStream
-from likely.errors import KvFull
+from likely.errors import ConstraintError, KvFull
 from likely.runtimes.protocol import Runtime
 from likely.runtimes.protocol import Sequence as Held
 
@@ -63,7 +63,8 @@ class SchedulingPolicy(Protocol):
 class Scheduler:
     """Requests that wait and that run, each in the order of arrival.
 
-    One that finds no room for its tokens goes back to the queue, to be computed anew; alone, it ends with the error.
+    One that finds no room for its tokens goes back to the queue, to be computed anew.  Where only one runs, its samples
+    are put aside until others of them have ended; a text that is left with all the room and needs more ends there.
     """
 
     runtime: Runtime
@@ -74,7 +75,7 @@ class Scheduler:
     def participants(self) -> list[SequenceState]:
         """Who takes part in the next step."""
         self._admit()
-        active = [state for each in self.running for state in each.states]
+        active = [state for each in self.running for state in each.states if not state.put_aside]
         if self.policy and active:
             active = self.policy.choose([state for state in active if state.row is None])
         if len(active) > 1:  # one whose constraint waits for an analysis keeps nobody else waiting
@@ -100,7 +101,8 @@ class Scheduler:
                     if state.drafter is None and request.drafter is not None:
                         state.drafter = request.drafter.begin(request.prompt, request.sampling_context(state.sample))
             except KvFull:
-                self._give_up_place(first)
+                for state in first.states:
+                    self.give_up_place(state)
                 if self.running:
                     return
                 raise
@@ -112,28 +114,65 @@ class Scheduler:
     # --- want of room ---------------------------------------------------------------------------------------------
 
     def make_room(self, active: list[SequenceState], full: KvFull) -> tuple[list[SequenceState], list[Event]]:
-        """Put off the youngest running request: (who still takes part, its errors if it was alone)."""
+        """Put off the youngest running request: (who still takes part, the end of texts that had all the room)."""
         youngest = self.running[-1]
         events = self.put_off(youngest, full)
-        return [state for state in active if state.request_id != youngest.id], events
+        stays = {id(state) for state in youngest.states if not state.put_aside} if youngest in self.running else set()
+        return [state for state in active if state.request_id != youngest.id or id(state) in stays], events
 
     def put_off(self, active: ActiveRequest, full: KvFull) -> list[Event]:
-        """Back to the queue, its tokens kept; alone, it ends with the error."""
-        self._give_up_place(active)
-        self.running.remove(active)
-        if self.running:
+        """Its tokens are kept: back to the queue, or, alone, its last sample is put aside.
+
+        A single text, or beams and particles, which go on together, end with what they have; a prompt that does not
+        fit ends with the error.
+        """
+        if len(self.running) > 1:
+            for state in active.states:
+                self.give_up_place(state)
+            self.running.remove(active)
             self.waiting.insert(0, active)
             return []
-        events = [Event(active.id, state.sample, error=full) for state in active.states]
+        going = [state for state in active.states if not state.put_aside]
+        if len(going) > 1 and active.select is None:
+            self.give_up_place(going[-1])
+            going[-1].put_aside = True
+            return []
+        events = self._end_of_context(active, going, full)
+        self.remove_ended()
+        return events
+
+    def _end_of_context(self, active: ActiveRequest, going: list[SequenceState], full: KvFull) -> list[Event]:
+        if not all(state.tokens for state in going):
+            return self._failed(active, full)
+        if active.select is None:
+            [state] = going
+            text = state.stream.finish()
+            self.drop(state)
+            return [Event(active.id, state.sample, text, finish=state.finished("context"))]
+        try:
+            return self.finish(active, active.select.end(active.states, "context"))
+        except ConstraintError as error:
+            return self._failed(active, error)
+
+    def _failed(self, active: ActiveRequest, error: Exception) -> list[Event]:
+        events = [Event(active.id, state.sample, error=error) for state in active.states]
         self.release(active)
         return events
 
-    def _give_up_place(self, active: ActiveRequest) -> None:
-        """Close its sequences; everything is to be computed anew."""
-        for state in active.states:
-            self.close_sequence(state)
-            state.todo = [*active.request.prompt, *state.tokens]
-            state.row = None
+    def finish(self, active: ActiveRequest, done: list[Finished]) -> list[Event]:
+        """The end of a request whose texts were chosen among each other."""
+        self.release(active)
+        first = active.request.first_sample
+        return [
+            Event(active.id, first + i, each.text, tuple(each.tokens), tuple(each.logprobs), each)
+            for i, each in enumerate(done)
+        ]
+
+    def give_up_place(self, state: SequenceState) -> None:
+        """Close its sequence; everything is to be computed anew."""
+        self.close_sequence(state)
+        state.todo = [*state.request.prompt, *state.tokens]
+        state.row, state.put_aside = None, False
 
     def fork_sequence(self, state: SequenceState) -> Held | None:
         """A fork of its sequence; None for want of room: it is then computed anew when there is some."""
@@ -160,6 +199,8 @@ class Scheduler:
             state.drafter.end()
         owner = self.owner(state)
         owner.states = [other for other in owner.states if other is not state]
+        for other in owner.states:
+            other.put_aside = False
 
     def release(self, active: ActiveRequest) -> None:
         """All samples of a request have ended."""

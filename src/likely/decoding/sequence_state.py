@@ -13,8 +13,9 @@ from likely.decoding.accept import matched_walk, sampled_walk
 from likely.decoding.constraint import Constraint, ConstraintDeadEnd, LogitsProcessor, log_mass, only, unpack
 from likely.decoding.drafting.budget import AcceptanceTracker
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, Drafter
+from likely.decoding.noise import generator
 from likely.decoding.request import Finished, Request
-from likely.decoding.sampling import apply_penalties, generator, pick, processed_logprobs
+from likely.decoding.sampling import apply_penalties, pick, processed_logprobs
 from likely.decoding.text import TextStream
 from likely.errors import KvFull
 from likely.metrics.checks import Floats
@@ -55,6 +56,7 @@ class SequenceState:
     waiting_for: int = 1  # samples that will be split off this one when its first row is there
     row: FloatArray | None = None  # beams, particles: the row to choose from
     dropped: bool = False
+    put_aside: bool = False  # until another sample of its request ends
 
     @property
     def score(self) -> float:
@@ -154,11 +156,21 @@ class SequenceState:
                 logits = processor.apply(path, logits)
         # only penalties look at the text so far: without them a long one is not copied for every token
         output = [*self.tokens, *path] if sampling.has_penalties else ()
-        row = apply_penalties(logits, sampling, self.request.prompt, output)
+        row = apply_penalties(logits, sampling, self.request.prompt_ids, output)
         if early:
             row = row.copy() if row is logits else row
             row[early] = -np.inf
         return row, allowed
+
+    def pick(self, row: FloatArray, path: Seq[int] = ()) -> int:
+        """What the sampler takes from a row after the tokens of `path`."""
+        return pick(
+            row,
+            self.request.sampling,
+            noise=self.request.noise,
+            sample=self.sample,
+            position=self.position + len(path),
+        )
 
     def held(self, row: FloatArray, allowed: Allowed | None, path: Seq[int]) -> FloatArray:
         """The row with -inf where the constraint forbids; ConstraintDeadEnd if nothing is left."""
@@ -199,7 +211,7 @@ class SequenceState:
                 token = best  # most often the model's own choice is allowed: nothing needs to be masked
             else:
                 row = self.held(row, allowed, path)
-                token = pick(row, self.request.sampling, sample=self.sample, position=self.position + len(path))
+                token = self.pick(row, path)
             while allowed is not None and constraint and not constraint.permits(token):  # judged only now
                 allowed[token] = False
                 try:
@@ -208,7 +220,7 @@ class SequenceState:
                     if not self.logits_processors or output.logits is None:
                         raise
                     row = self.held(output.logits[node + 1], allowed, path)  # they had left nothing else
-                token = pick(row, self.request.sampling, sample=self.sample, position=self.position + len(path))
+                token = self.pick(row, path)
             emit(token)
             return token
 
@@ -224,7 +236,7 @@ class SequenceState:
             if rule == "keyed" or draft.distribution is DraftDistribution.FIXED:
                 accepted, tokens = matched_walk(draft, pick_at, go_on)
             else:
-                draws = generator(self.request.sampling.seed, self.sample, self.position, "accept")
+                draws = generator(self.request.noise, self.sample, self.position, "accept")
                 accepted, tokens = sampled_walk(draft, distribution_at, draws.random, rule=rule, emit=emit, go_on=go_on)
         except KvFull:  # a logits processor found no room: nothing was chosen
             if constraint:

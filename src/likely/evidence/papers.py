@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,8 @@ class Paper:
     known_from  "abstract", "paper" (or its official repository), "second-hand"; empty for a study
     spec        family of methods it belongs to
     arxiv, authors, year  empty or None where not known for certain
+    headline    patterns (as in a shell) of the checks that the headline claim consists of; none: all checks
+    misses      (pattern, why) of checks that do not hold
     """
 
     id: str
@@ -33,6 +36,8 @@ class Paper:
     arxiv: str = ""
     spec: str = ""
     known_from: str = ""
+    headline: tuple[str, ...] = ()
+    misses: tuple[tuple[str, str], ...] = ()
     kind: Literal["paper", "study"] = "paper"
 
     def citation(self) -> str:
@@ -52,7 +57,8 @@ def index() -> tuple[Paper, ...]:
 
 def _entry(record: dict[str, Any], kind: Literal["paper", "study"]) -> Paper:
     fields = dict(record)
-    entry = Paper(kind=kind, known_from=fields.pop("from", ""), **fields)
+    headline, misses = tuple(fields.pop("headline", ())), tuple(fields.pop("misses", {}).items())
+    entry = Paper(kind=kind, known_from=fields.pop("from", ""), headline=headline, misses=misses, **fields)
     if entry.state not in STATES:
         raise DataError(f'papers.toml: {entry.id}: state must be one of {", ".join(STATES)}, got "{entry.state}"')
     return entry
@@ -77,3 +83,16 @@ def find(name: str) -> Paper:
     raise LikelyError(
         f'no paper or study is called "{name}"{nearest(wanted, [e.id for e in index()])} (likely papers lists them)'
     )
+
+
+@lru_cache(maxsize=4096)
+def in_headline(name: str, statement: str) -> bool:
+    """Whether a check of this entry belongs to its headline claim."""
+    patterns = next((entry.headline for entry in index() if entry.id == name), ())
+    return not patterns or any(fnmatchcase(statement, pattern) for pattern in patterns)
+
+
+def why_missed(name: str, statement: str) -> str:
+    """Why a check of this entry does not hold, as far as we know; empty where nothing is said."""
+    misses = next((entry.misses for entry in index() if entry.id == name), ())
+    return next((why for pattern, why in misses if fnmatchcase(statement, pattern)), "")

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from likely.errors import DataError
+from likely.evidence.papers import in_headline
 from likely.io.checkout import find_checkout
 from likely.io.whole_file import write_whole_file
 
@@ -89,7 +90,7 @@ class Evidence(_Record):
     paper_figure  the paper's headline figure; None for our own study
     ours          our figure in one sentence
     figures       the numbers behind it
-    verdict       whether the claim was reproduced; with checks, it must follow from them
+    checks        of the headline claim, and secondary ones: the paper's entry in papers.toml says which is which
     models        files of the models that were used; empty where there is none (what is fitted, the script fits)
     not_shown     what this does not show; at least one line, since nothing shows everything
     """
@@ -100,7 +101,7 @@ class Evidence(_Record):
     paper_figure: NonEmpty | None
     ours: NonEmpty
     figures: list[Figure] = Field(min_length=1)
-    checks: list[Check] = []
+    checks: list[Check] = Field(min_length=1)
     samples: NonEmpty
     intervals: NonEmpty
     mode: Literal["quick", "full"]
@@ -112,14 +113,28 @@ class Evidence(_Record):
     versions: dict[str, str]
     date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
     seconds: float = Field(ge=0)
-    verdict: Verdict
     not_shown: list[NonEmpty] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _verdict_follows(self) -> Self:
-        if self.checks and self.verdict != verdict_of(self.checks):
-            raise ValueError(f'the checks say "{verdict_of(self.checks)}", the verdict is "{self.verdict}"')
-        return self
+    @property
+    def headline(self) -> list[Check]:
+        """The checks of the headline claim; all, where papers.toml does not tell them apart."""
+        return [check for check in self.checks if in_headline(self.id, check.statement)]
+
+    @property
+    def secondary(self) -> list[Check]:
+        """The other checks."""
+        return [check for check in self.checks if not in_headline(self.id, check.statement)]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the headline claim was reproduced."""
+        return verdict_of(self.headline)
+
+    @property
+    def secondary_held(self) -> str:
+        """How many of them hold, "3 of 4"; empty without secondary checks."""
+        held = sum(check.holds for check in self.secondary)
+        return f"{held} of {len(self.secondary)}" if self.secondary else ""
 
 
 def verdict_of(checks: list[Check]) -> Verdict:

@@ -6,6 +6,7 @@ native one and conversion all read GGUF files through this map.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ FloatArray = NDArray[np.float32]
 Change = Callable[[FloatArray], FloatArray]
 Metadata = dict[str, str | bool | Typed]
 
+MOST_SIZE = 1 << 30  # of what a configuration names
+ROPE_NUMBERS = {  # what a rotation of this type must say
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 ROPE_FACTORS = "rope_freqs.weight"
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
@@ -287,8 +293,8 @@ def metadata_from_config(config: dict[str, Any]) -> tuple[Metadata, FloatArray |
     """GGUF metadata of a config.json (without tokenizer), and the tensor rope_freqs.weight if it needs one."""
     family = family_of_config(config)
     hidden, heads = setting(config, "hidden_size"), setting(config, "num_attention_heads")
-    layers, head_dim = setting(config, "num_hidden_layers"), config.get("head_dim") or hidden // heads
-    kv_heads = config.get("num_key_value_heads") or heads
+    layers, head_dim = setting(config, "num_hidden_layers"), setting(config, "head_dim", hidden // heads)
+    kv_heads = setting(config, "num_key_value_heads", heads)
     gemma = family.gguf == "gemma3"
     if config.get("use_sliding_window") or (not gemma and config.get("sliding_window") and family.gguf == "llama"):
         raise ModelError(f"sliding windows of {family.model_type} have no counterpart in GGUF")
@@ -353,14 +359,22 @@ def rope_of_config(
     config: dict[str, Any], layer_type: str | None, default: float, old_name: str = "rope_theta"
 ) -> dict[str, Any]:
     """Rotary settings in the words of transformers 5, from either generation's config."""
-    rope = config.get("rope_parameters") or {}
+    rope = _object(config.get("rope_parameters"))
     if layer_type is not None:
-        rope = rope.get(layer_type) or {}
+        rope = _object(rope.get(layer_type))
     if not rope and layer_type != "sliding_attention":
-        rope = dict(config.get("rope_scaling") or {})
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    theta = rope.get("rope_theta") or config.get(old_name) or default
-    return {**rope, "rope_type": kind, "rope_theta": float(theta)}
+        rope = _object(config.get("rope_scaling"))
+    kind = str(rope.get("rope_type") or rope.get("type") or "default")
+    theta = positive({"rope_theta": rope.get("rope_theta") or config.get(old_name)}, "rope_theta", default)
+    for name in ROPE_NUMBERS.get(kind, ()):
+        positive(rope, name, 0.0)
+    return {**rope, "rope_type": kind, "rope_theta": theta}
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise ModelError(f"config.json: the settings of the rotation must be an object, found {value!r}")
+    return dict(value or {})
 
 
 def head_counts(header: GgufHeader) -> tuple[int, int]:
@@ -376,12 +390,29 @@ def _int(header: GgufHeader, name: str, default: int | None = None) -> int:
     return value
 
 
-def setting(config: dict[str, Any], name: str) -> int:
-    """A size from the content of a config.json."""
+def setting(config: dict[str, Any], name: str, default: int | None = None) -> int:
+    """A size from the content of a config.json; default: where it is not there or null."""
     value = config.get(name)
-    if type(value) is not int or value < 1:
+    value = default if value is None else value
+    if type(value) is not int or not 1 <= value <= MOST_SIZE:
         raise ModelError(f"config.json: {name} must be a positive number, found {value!r}")
     return value
+
+
+def number(config: dict[str, Any], name: str, default: float) -> float:
+    """A finite number from the content of a config.json; default: where it is not there or null."""
+    value = config.get(name)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ModelError(f"config.json: {name} must be a number, found {value!r}")
+    return float(value)
+
+
+def positive(config: dict[str, Any], name: str, default: float) -> float:
+    found = number(config, name, default)
+    if found <= 0:
+        raise ModelError(f"config.json: {name} must be a positive number, found {config.get(name)!r}")
+    return found
 
 
 def shortest(value: float) -> float:

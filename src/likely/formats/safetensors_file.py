@@ -9,6 +9,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,28 @@ class Entry:
 
 def read_entries(path: Path) -> dict[str, Entry]:
     """The tensors of one file; ModelError for a header that does not fit it."""
+    header, start = _header(path)
+    header.pop("__metadata__", None)
+    size = path.stat().st_size
+    entries = {name: _entry(path, name, item, start, size) for name, item in header.items()}
+    end, before = start, ""
+    for name, entry in sorted(entries.items(), key=lambda pair: (pair[1].start, pair[1].end)):
+        if entry.start != end:
+            raise ModelError(f'{path}: the tensors "{before}" and "{name}" overlap or leave a gap')
+        end, before = entry.end, name
+    if end != size:
+        raise ModelError(f"{path}: {size - end} bytes after the last tensor")
+    return entries
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the header says beside the tensors."""
+    found = _header(path)[0].get("__metadata__")
+    return found if isinstance(found, dict) else {}
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """(the header, where the tensors begin)"""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -46,16 +69,7 @@ def read_entries(path: Path) -> dict[str, Entry]:
         raise ModelError(f"{path}: the safetensors header is not JSON") from None
     if not isinstance(header, dict):
         raise ModelError(f"{path}: the safetensors header is no object")
-    header.pop("__metadata__", None)
-    entries = {name: _entry(path, name, item, 8 + length, size) for name, item in header.items()}
-    end, before = 8 + length, ""
-    for name, entry in sorted(entries.items(), key=lambda pair: (pair[1].start, pair[1].end)):
-        if entry.start != end:
-            raise ModelError(f'{path}: the tensors "{before}" and "{name}" overlap or leave a gap')
-        end, before = entry.end, name
-    if end != size:
-        raise ModelError(f"{path}: {size - end} bytes after the last tensor")
-    return entries
+    return header, 8 + length
 
 
 def _entry(path: Path, name: str, item: object, base: int, size: int) -> Entry:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -93,7 +93,6 @@ class GgufWriter:
             offset += -(-size // alignment) * alignment
         head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs) + b"".join(infos)
         file.write(head + bytes(-len(head) % alignment))
-        self.data_bytes = offset
 
     def begin_tensor(self) -> None:
         """The bytes of the next tensor follow."""
@@ -126,10 +125,14 @@ def _string(text: str) -> bytes:
 
 
 def write_safetensors_header(
-    file: BinaryIO, tensors: Sequence[tuple[str, tuple[int, ...], str]], *, align: int = 8
+    file: BinaryIO,
+    tensors: Sequence[tuple[str, tuple[int, ...], str]],
+    *,
+    align: int = 8,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """The header for tensors (name, shape, dtype) whose bytes will follow in this order, from a multiple of `align`."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     at = 0
     for name, shape, dtype in tensors:
         size = math.prod(shape) * ITEM_BYTES[dtype]

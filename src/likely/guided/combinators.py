@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
 
 from likely.decoding.constraint import Constraint, ConstraintViolation, Mask, contains, mask_of, no_tokens
+from likely.guided.text_constraint import TextConstraint
 from likely.guided.vocabulary import Vocabulary, after_bytes, check_bytes
 
 
@@ -148,8 +150,7 @@ class _At:
     state: Constraint
 
 
-@dataclass(eq=False)
-class InOrder:
+class InOrder(TextConstraint):
     """A text of the first language, then one of the second, and so on: concatenation over bytes.
 
     Where one part ends stays open: every reading of the text is kept.  A token may hold the end of one part and
@@ -158,17 +159,13 @@ class InOrder:
     place where the first may end.
     """
 
-    parts: tuple[Constraint, ...]
-    vocabulary: Vocabulary
-    _readings: list[tuple[_At, ...]] = field(default_factory=list)  # after each token; never changed, only replaced
-    _ended: bool = False
-    _mask: Mask | None = None
-
-    def __post_init__(self) -> None:
-        if not self._readings:
-            _check(self.parts)
-            check_bytes(self.vocabulary)
-            self._readings = [self._closed([_At(0, self.parts[0])])]
+    def __init__(self, parts: tuple[Constraint, ...], vocabulary: Vocabulary):
+        super().__init__(vocabulary)
+        _check(parts)
+        check_bytes(vocabulary)
+        self.parts = parts
+        self._readings = [self._closed([_At(0, parts[0])])]  # after each token; never changed, only replaced
+        self._mask: Mask | None = None
 
     def _closed(self, readings: list[_At]) -> tuple[_At, ...]:
         """With the next part begun wherever one is whole."""
@@ -198,30 +195,26 @@ class InOrder:
         return readings
 
     @property
-    def vocab_size(self) -> int:
-        return self.vocabulary.size
-
-    @property
     def accepting(self) -> bool:
-        return self._ended or any(at.number == len(self.parts) - 1 and at.state.accepting for at in self._readings[-1])
+        return self.ended or any(at.number == len(self.parts) - 1 and at.state.accepting for at in self._readings[-1])
 
     @property
     def finished(self) -> bool:
-        return self._ended or (self.accepting and all(at.state.finished for at in self._readings[-1]))
+        return self.ended or (self.accepting and all(at.state.finished for at in self._readings[-1]))
 
     @property
     def approximate(self) -> bool:
         return any(at.state.approximate for at in self._readings[-1])
 
     def allowed(self, remaining: int | None = None) -> Mask:
+        if self.ended:
+            return no_tokens(self.vocab_size)
         if self._mask is None:
             self._mask = self._compute()
         return self._mask
 
     def _compute(self) -> Mask:
         mask = no_tokens(self.vocab_size)
-        if self._ended:
-            return mask
         readings = self._readings[-1]
         for at in readings:
             mask |= at.state.allowed()
@@ -241,7 +234,9 @@ class InOrder:
             ids = self.vocabulary.ids_of[text]
             if len(text) < 2 or text[0] not in here or contains(known, ids[0]) or starts.isdisjoint(text[1:]):
                 continue
-            common = _common(last, text)
+            common = next(
+                (i for i, (a, b) in enumerate(zip(last, text, strict=False)) if a != b), min(len(last), len(text))
+            )
             del path[common + 1 :]
             for byte in text[len(path) - 1 :]:
                 if not path[-1]:
@@ -253,10 +248,10 @@ class InOrder:
         return mask_of(found, self.vocab_size)
 
     def permits(self, token: int) -> bool:
+        if self.ended:
+            return False
         if self._mask is not None:
             return contains(self._mask, token)
-        if self._ended:
-            return False
         if token in self.vocabulary.end_ids:
             return self.accepting
         text = self.vocabulary.tokens[token]
@@ -264,22 +259,12 @@ class InOrder:
             return False
         return any(at.state.permits(token) for at in self._readings[-1]) or bool(self._walk(self._readings[-1], text))
 
-    def advance(self, token: int) -> None:
-        if token in self.vocabulary.end_ids:
-            after = self._readings[-1] if self.accepting and not self._ended else ()
-        else:
-            after = () if self._ended else self._walk(self._readings[-1], self.vocabulary.tokens[token])
-            after = after if self.vocabulary.tokens[token] else ()
-        if not after:
-            raise ConstraintViolation(f"token {token} ({self.vocabulary.tokens[token]!r}) is not allowed here")
-        if token in self.vocabulary.end_ids:
-            self._ended = True
-        else:
-            self._readings.append(after)
+    def _take(self, token: int) -> None:
+        self._readings.append(self._walk(self._readings[-1], self.vocabulary.tokens[token]))
         self._mask = None
 
     def forced(self) -> list[int]:
-        if self._ended:
+        if self.ended:
             return []
         if self.finished:
             return [self.vocabulary.eos_id]
@@ -287,17 +272,14 @@ class InOrder:
         return readings[0].state.forced() if len(readings) == 1 and not readings[0].state.accepting else []
 
     def fork(self) -> InOrder:
-        return InOrder(self.parts, self.vocabulary, self._readings.copy(), self._ended, self._mask)
+        other = copy(self)
+        other._readings = self._readings.copy()
+        return other
 
-    def rollback(self, n: int) -> None:
-        if n > len(self._readings) - 1 + self._ended:
-            raise ValueError(f"cannot take back {n} tokens, {len(self._readings) - 1 + self._ended} were taken")
-        if n <= 0:
-            return
-        if self._ended:
-            self._ended, n = False, n - 1
-        if n:
-            del self._readings[-n:]
+    def _undo(self, n: int) -> None:
+        if n >= len(self._readings):
+            raise ValueError(f"cannot take back {n} tokens, {len(self._readings) - 1} were taken")
+        del self._readings[-n:]
         self._mask = None
 
     def ready(self, wait: bool = False) -> bool:
@@ -311,10 +293,3 @@ def _first_bytes(vocabulary: Vocabulary, states: Sequence[Constraint]) -> set[in
         for byte in range(256)
         if (ids := vocabulary.ids_of.get(bytes([byte]))) and any(state.permits(ids[0]) for state in states)
     }
-
-
-def _common(one: bytes, other: bytes) -> int:
-    n = 0
-    while n < min(len(one), len(other)) and one[n] == other[n]:
-        n += 1
-    return n

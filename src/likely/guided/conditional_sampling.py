@@ -20,9 +20,10 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 
 from likely.decoding.constraint import Constraint, ConstraintViolation, Mask, contains, mask_of, pack
+from likely.decoding.noise import generator
 from likely.decoding.particles import Floats, effective_sample_size, log_mean, none_whole, normalised, systematic
 from likely.decoding.request import Finished, Request
-from likely.decoding.sampling import Sampling, generator
+from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError, ConstraintError
 
 SAMPLERS = ("local", "importance", "smc", "rejection")
@@ -61,13 +62,14 @@ class Ensemble(Generic[T]):
     log_evidence  log of the unbiased estimate of p(L | prompt); None where one accepted text gives none (its weight
                   is then no estimate either)
     ess           effective sample size (Σ w)² / Σ w² of the texts as they stand
+    noise, first_sample  key what `draw` samples
     resamplings   smc: how often texts were resampled;  tries: rejection: texts sampled up to the last accepted one
     """
 
     texts: list[T]
     log_weights: Floats
     log_evidence: float | None
-    seed: int
+    noise: int
     first_sample: int = 0
     resamplings: int = 0
     tries: int | None = None
@@ -89,7 +91,7 @@ class Ensemble(Generic[T]):
         """n texts of equal weight, sampled by weight (rejection: the first n, each exact and independent)."""
         if self.tries is not None:
             return self.texts[:n]
-        u = generator(self.seed, self.first_sample, 0, "ensemble").random()
+        u = generator(self.noise, self.first_sample, 0, "ensemble").random()
         return [self.texts[i] for i in np.repeat(np.arange(len(self.texts)), systematic(self.probabilities, n, u))]
 
 
@@ -131,7 +133,7 @@ def weighted(request: Request, texts: list[T], finished: Callable[[T], Finished]
     if weights.max() == -np.inf:
         raise ConstraintError(none_whole(len(texts), request.max_tokens))
     again = max(e.resamplings for e in ends)
-    return Ensemble(texts, weights, log_mean(weights), request.sampling.seed, request.first_sample, again)
+    return Ensemble(texts, weights, log_mean(weights), request.noise, request.first_sample, again)
 
 
 def reject(
@@ -183,9 +185,7 @@ def _accepted(request: Request, found: list[tuple[int, T]]) -> Ensemble[T]:
     n, tries = len(found), found[-1][0]
     evidence = float(np.log((n - 1) / (tries - 1))) if n > 1 else None
     weights = np.full(n, evidence or 0.0)
-    return Ensemble(
-        [text for _, text in found], weights, evidence, request.sampling.seed, request.first_sample, tries=tries
-    )
+    return Ensemble([text for _, text in found], weights, evidence, request.noise, request.first_sample, tries=tries)
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -47,41 +47,24 @@ def spread(p: FloatArray) -> float:
     return float(np.sqrt(np.square(p - 1 / len(p)).sum() / len(p)))
 
 
-class UncertaintyGate(Protocol):
-    """Whether the model is unsure at a step, so that the contrast applies.
-
-    always  it applies at every step, so that both contexts may be computed in the same call
-    """
-
-    @property
-    def always(self) -> bool: ...
-
-    def opens(self, collision: float) -> bool:
-        """collision  `root_collision` of the next-token distribution"""
-        ...
-
-
-@dataclass(frozen=True)
-class AlwaysOpen:
-    always: ClassVar[bool] = True
-
-    def opens(self, collision: float) -> bool:
-        return True
-
-
 @dataclass(frozen=True)
 class CollisionGate:
     """Opens where sqrt(Σ p²) <= tau: the flatter the distribution, the smaller the sum.
 
-    tau  in (0, 1).  The default is the paper's threshold 4e-3 on μ, read at a vocabulary of 32,000.
+    tau  in (0, 1]; at 1 the gate is always open.  The default is the paper's threshold 4e-3 on μ, read at a vocabulary
+         of 32,000.
     """
 
     tau: float = 0.72
-    always: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.tau < 1:
-            raise ValueError(f"tau must lie in (0, 1), got {self.tau}")
+        if not 0 < self.tau <= 1:
+            raise ValueError(f"tau must lie in (0, 1], got {self.tau}")
+
+    @property
+    def always(self) -> bool:
+        """It opens at every step, so that both contexts may be computed in the same call."""
+        return self.tau == 1
 
     @classmethod
     def from_spread(cls, mu: float, vocab_size: int) -> CollisionGate:
@@ -95,7 +78,8 @@ class CollisionGate:
         return cls(float(np.sqrt(mu * mu * vocab_size + 1 / vocab_size)))
 
     def opens(self, collision: float) -> bool:
-        return collision <= self.tau
+        """collision  `root_collision` of the next-token distribution"""
+        return self.always or collision <= self.tau
 
 
 # --- the contrast -----------------------------------------------------------------------------------------------------
@@ -109,17 +93,18 @@ class Preset:
     alpha   only tokens with p >= alpha max p compete; None: all
     """
 
-    gate: UncertaintyGate
+    gate: CollisionGate
     eta: float | None = None
     weight: float | None = None
     alpha: float | None = None
 
 
+ALWAYS_OPEN = CollisionGate(1.0)
 PRESETS: dict[str, Preset] = {
     "uscd": Preset(CollisionGate(0.72), eta=0.1, alpha=0.1),
-    "cad": Preset(AlwaysOpen(), weight=0.5),
-    "cfg": Preset(AlwaysOpen(), weight=0.5),
-    "cd": Preset(AlwaysOpen(), eta=1.0, alpha=0.1),
+    "cad": Preset(ALWAYS_OPEN, weight=0.5),
+    "cfg": Preset(ALWAYS_OPEN, weight=0.5),
+    "cd": Preset(ALWAYS_OPEN, eta=1.0, alpha=0.1),
 }
 
 
@@ -199,7 +184,7 @@ class Contrast:
         eta: float | None = None,
         weight: float | None = None,
         alpha: float | None = None,
-        gate: UncertaintyGate | None = None,
+        gate: CollisionGate | None = None,
         eager: bool | None = None,
     ):
         if mode not in PRESETS:

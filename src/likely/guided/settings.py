@@ -17,7 +17,8 @@ class FormSettings:
     """How a form is held.
 
     backend            "llguidance" (enforces or refuses), "reference" (regex and choices only: slow, readable)
-    whitespace         in JSON: "compact" none, "single" one after , and :, "any" as JSON allows, in runs of at most 8
+    whitespace         in JSON: "single" one after , and :, as models mostly learned it, "compact" none, "any" as JSON
+                       allows, in runs of at most 8
                        properties come in the order of the schema
     on_unsupported     a keyword that the backend cannot enforce: "error"; "validate": generate without it, validate the
                        text, try again up to `retries` times with other samples (at temperature 1 where the first
@@ -30,7 +31,7 @@ class FormSettings:
     """
 
     backend: Literal["llguidance", "reference"] = "llguidance"
-    whitespace: Whitespace = "compact"
+    whitespace: Whitespace = "single"
     on_unsupported: OnUnsupported = "error"
     retries: int = 3
     close_on_budget: bool = True

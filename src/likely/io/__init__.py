@@ -1,4 +1,4 @@
-"""Files: JSON lines that resume, files that are whole or not there, digests, values kept between runs."""
+"""Files: JSON lines that resume, files that are whole or not there, digests."""
 
 from typing import TYPE_CHECKING
 

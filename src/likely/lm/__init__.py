@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from likely.lm.api import generate as generate
     from likely.lm.api import load as load
     from likely.lm.api import score as score
+    from likely.lm.base import LanguageModel as LanguageModel
+    from likely.lm.confidence import AskOptions as AskOptions
+    from likely.lm.confidence import ConfidenceOptions as ConfidenceOptions
     from likely.lm.confidence import ConfidencePolicy as ConfidencePolicy
     from likely.lm.extract import Extracted as Extracted
     from likely.lm.model import Model as Model
     from likely.lm.options import GenerateOptions as GenerateOptions
-    from likely.lm.protocol import AskOptions as AskOptions
-    from likely.lm.protocol import ConfidenceOptions as ConfidenceOptions
-    from likely.lm.protocol import LanguageModel as LanguageModel
     from likely.lm.remote.model import RemoteModel as RemoteModel
     from likely.lm.results import Answer as Answer
     from likely.lm.results import Generation as Generation

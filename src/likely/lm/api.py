@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from likely.errors import CapabilityError, nearest
+from likely.lm.base import LanguageModel
+from likely.lm.confidence import AskOptions
 from likely.lm.model import Model
-from likely.lm.options import GenerateOptions
-from likely.lm.protocol import AskOptions, LanguageModel
+from likely.lm.options import GenerateOptions, ScoringOptions, ServerOptions
 from likely.models.catalog import DEFAULT_MODEL
 from likely.models.load import is_url, load_local
 from likely.runtimes.kinds import LocalOptions
 
 if TYPE_CHECKING:
-    import httpx
-
     from likely.lm.remote.model import RemoteModel
     from likely.lm.results import Answer, Generation
     from likely.scoring.scored import Scored
-
-
-class ServerOptions(TypedDict, total=False):
-    """Settings of a server: see `RemoteModel`."""
-
-    model: str | None
-    api_key: str | None
-    timeout_s: float
-    retries: int
-    backoff_s: float
-    transport: httpx.BaseTransport | None
 
 
 class LoadOptions(LocalOptions, ServerOptions, total=False):
@@ -39,7 +29,7 @@ class LoadOptions(LocalOptions, ServerOptions, total=False):
 
 
 def load(
-    name: str = DEFAULT_MODEL,
+    name: str | PathLike[str] = DEFAULT_MODEL,
     *,
     runtime: str | None = None,
     dtype: str | None = None,
@@ -48,12 +38,16 @@ def load(
 ) -> Model | RemoteModel:
     """Open a model: a known name ("smollm2", "gemma3"), GGUF file, folder, hub id, or URL of a server.
 
-    runtime  "llamacpp", "torch" or "native"; None: llama.cpp for GGUF files where installed, else torch; "auto": what
-             `likely bench` has measured as the fastest for `use` ("single" texts, a "batch" of them, "scoring")
+    runtime  "native", "llamacpp" or "torch"; None: for a GGUF file native where it can be, else llama.cpp; for a folder
+             torch (`models.load.load_local` says it in full); "auto": what `likely bench` has measured as the fastest
+             for `use` ("single" texts, a "batch" of them, "scoring")
     dtype    torch: "float32" (the oracle), "bfloat16", "float16"; native: "int8", "bfloat16", "float32"; "int8" alone
              means native
     options  of the runtime (context=, threads= ...: `LocalOptions`) or of the server (model=, api_key= ...)
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise TypeError(f'the model is a name such as "{DEFAULT_MODEL}", a path or a URL, got {name!r}')
+    name = os.fspath(name)
     if is_url(name):
         from likely.lm.remote.model import RemoteModel
 
@@ -63,14 +57,14 @@ def load(
             if option not in ServerOptions.__annotations__:
                 known = nearest(option, ServerOptions.__annotations__)
                 raise TypeError(f"a server has no option {option}={known}")
-        server = RemoteModel(name, **cast("ServerOptions", options))
-        server.opened.opener = load
+        server = RemoteModel(str(name), **cast("ServerOptions", options))
+        server.opener = load
         return server
     loaded = load_local(name, runtime=runtime, dtype=dtype, use=use, **cast("LocalOptions", options))
     for line in loaded.info.warnings:
         warnings.warn(line, stacklevel=2)
-    model = Model.from_loaded(loaded)
-    model.opened.opener = partial(_load_alike, runtime=runtime, dtype=dtype, use=use, **options)
+    model = Model(loaded.runtime, loaded.tokenizer, loaded.info)
+    model.opener = partial(_load_alike, runtime=runtime, dtype=dtype, use=use, **options)
     return model
 
 
@@ -85,13 +79,10 @@ def _default(name: str) -> LanguageModel:
 
 
 def score(
-    prompt: str, answers: Sequence[str], *, model: str = DEFAULT_MODEL, top_logprobs: int = 0, entropy: bool = False,
-    window: int | None = None, stride: int | None = None,
-) -> list[Scored]:  # fmt: skip
+    prompt: str, answers: Sequence[str], *, model: str = DEFAULT_MODEL, **options: Unpack[ScoringOptions]
+) -> list[Scored]:
     """log p(answer | prompt) for each answer, on a model that stays loaded for the next call."""
-    return _default(model).score(
-        prompt, answers, top_logprobs=top_logprobs, entropy=entropy, window=window, stride=stride
-    )
+    return _default(model).score(prompt, answers, **options)
 
 
 def generate(prompt: str, *, model: str = DEFAULT_MODEL, **options: Unpack[GenerateOptions]) -> Generation:

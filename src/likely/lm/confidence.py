@@ -9,32 +9,56 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 from likely.calibration.calibrator import Calibrator, binding
 from likely.calibration.recalibrators.answer import within_form
 from likely.calibration.store import accept, check_task, find, folder, named, why_none
 from likely.calibration.threshold import DELTA, AbstentionRule, abstention_rule, what_it_takes
 from likely.errors import CapabilityError, DataError
-from likely.lm.options import ASK_DEFAULTS, OPTIONS
-from likely.lm.protocol import LanguageModel
-from likely.lm.results import Answer
+from likely.lm.options import ASK_DEFAULTS, OPTIONS, TextOptions
+from likely.lm.results import Answer, AnswerStream
+from likely.models.chat_template import Message
 from likely.models.load import ModelInfo
 
 KEPT = "kept"  # the calibrator that `likely calibrate fit` kept for this model, these settings and the task
 
 
-class Answers(Protocol):
-    """What a policy asks of the model whose answers it is for."""
+class ThresholdOptions(TypedDict, total=False):
+    """Where confidence comes from and how much of it an answer needs; see `ConfidencePolicy`."""
+
+    calibrator: str | Path | Calibrator | None
+    task: str
+    at_least: float | None
+    risk: float | None
+    delta: float
+
+
+class ConfidenceOptions(ThresholdOptions, total=False):
+    """The same, and who is asked instead."""
+
+    fallback: str | AnsweringModel | None
+
+
+class AskOptions(TextOptions, ConfidenceOptions, total=False):
+    """What `ask` and `chat` take."""
+
+
+class AnsweringModel(Protocol):
+    """What a policy asks of the model whose answers it is for, and of the one that is asked instead."""
 
     @property
     def info(self) -> ModelInfo: ...
     @property
     def template_hash(self) -> str | None: ...
-    def beside(self, name: str) -> LanguageModel: ...
+    def settings(self, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]: ...
+    def beside(self, name: str) -> AnsweringModel: ...
+    def ask(self, question: str, *, system: str | None = None, **options: Unpack[AskOptions]) -> Answer: ...
+    def chat(self, messages: Sequence[Message], **options: Unpack[AskOptions]) -> Answer: ...
+    def stream_chat(self, messages: Sequence[Message], **options: Unpack[AskOptions]) -> AnswerStream: ...
 
 
-Again = Callable[[LanguageModel, dict[str, Any]], Answer]  # asks a model the same, with these options
+Again = Callable[[AnsweringModel, dict[str, Any]], Answer]  # asks a model the same, with these options
 
 
 @dataclass(frozen=True)
@@ -55,7 +79,7 @@ class ConfidencePolicy:
     at_least: float | None = None
     risk: float | None = None
     delta: float = DELTA
-    fallback: str | LanguageModel | None = None
+    fallback: str | AnsweringModel | None = None
 
     def __post_init__(self) -> None:
         check_task(self.task)
@@ -84,7 +108,7 @@ class ConfidencePolicy:
         return replace(self, **given), rest
 
     def bind(
-        self, lm: Answers, settings: Mapping[str, Any], system: str | None = None, *, needed: bool = False
+        self, lm: AnsweringModel, settings: Mapping[str, Any], system: str | None = None, *, needed: bool = False
     ) -> BoundPolicy:
         """The policy for this model's answers with these settings.
 
@@ -123,7 +147,7 @@ class BoundPolicy:
     """
 
     policy: ConfidencePolicy
-    lm: Answers
+    lm: AnsweringModel
     settings: Mapping[str, Any]
     calibrator: Calibrator | None
     rule: AbstentionRule | None
@@ -176,42 +200,17 @@ class BoundPolicy:
         return found
 
 
-class Beside:
-    """Models that were opened beside one, once each, and are closed together with it.
-
-    opener  opens a model by name as that one was opened; None: it was not opened by name
-    """
-
-    def __init__(self) -> None:
-        self.opener: Callable[[str], LanguageModel] | None = None
-        self._opened: dict[str, LanguageModel] = {}
-
-    def open(self, name: str) -> LanguageModel:
-        if name not in self._opened:
-            if self.opener is None:
-                raise CapabilityError(
-                    f'fallback "{name}": this model was not opened by likely.load: give an opened model'
-                )
-            self._opened[name] = self.opener(name)
-        return self._opened[name]
-
-    def close(self) -> None:
-        for model in self._opened.values():
-            model.close()
-        self._opened.clear()
-
-
 def system_of(messages: Sequence[Mapping[str, Any]]) -> str | None:
     """The system message of a conversation, None without one."""
     return next((m.get("content") for m in messages if isinstance(m, Mapping) and m.get("role") == "system"), None)
 
 
-def binding_of(lm: Answers, settings: Mapping[str, Any], system: str | None) -> dict[str, Any]:
+def binding_of(lm: AnsweringModel, settings: Mapping[str, Any], system: str | None) -> dict[str, Any]:
     """What the confidence of this model's answers with these settings depends on."""
     info = lm.info
     return binding({
         "model": info.name, "runtime": info.runtime, "sha256": info.sha256, "template": lm.template_hash,
-        "settings": {**ASK_DEFAULTS, **settings, "system": system},
+        "settings": {**lm.settings(ASK_DEFAULTS, settings), "system": system},
     })  # fmt: skip
 
 

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from threading import RLock
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 from likely.decoding.drafting.budget import Controller
 from likely.decoding.drafting.protocol import DraftSource
 from likely.decoding.loop import Loop
+from likely.decoding.options import check_names
 from likely.decoding.request import Event, Request
 from likely.decoding.run import run
 from likely.errors import DataError, LikelyError, ModelError
@@ -23,6 +25,7 @@ from likely.guided.vocabulary import Vocabulary
 from likely.io.hashes import fingerprint
 from likely.io.jsonl import chunked
 from likely.lm.base import BaseLanguageModel, Decide
+from likely.lm.confidence import system_of
 from likely.lm.extract import Extracted, extracted, extraction_prompt
 from likely.lm.options import (
     ASK_DEFAULTS,
@@ -31,6 +34,7 @@ from likely.lm.options import (
     CompleteCodeOptions,
     ExtractOptions,
     GenerateOptions,
+    ScoringOptions,
     TextOptions,
 )
 from likely.lm.outcomes import FinishedSample, ensembles, generation_of, outcomes
@@ -38,9 +42,10 @@ from likely.lm.questions import BATCH, QuestionLine
 from likely.lm.requests import Drafters, check_single, make_request, take_sampler
 from likely.lm.results import Answer, Generation
 from likely.lm.stream import Stream
-from likely.models.chat_template import ChatTemplate, Message, Rendered, render_chat
-from likely.models.load import Loaded, ModelInfo
+from likely.models.chat_template import ChatTemplate, Message, Rendered, check_messages, render_chat
+from likely.models.load import ModelInfo
 from likely.runtimes.protocol import Capabilities, Runtime
+from likely.runtimes.turns import refuse_copy
 from likely.scoring.likelihood import score_pairs
 from likely.scoring.rolling import Perplexity, perplexity
 from likely.scoring.scored import Scored
@@ -57,17 +62,17 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     """A model on this machine.
 
     Verbs: score, perplexity, generate, stream, ask, chat, extract.  `tokenizer`, `capabilities`, `info`, `runtime` and
-    `drafters` are open to look at.  Not for several threads at once.  `close()` frees it; it is also a context manager.
+    `drafters` are open to look at.  Threads may share it: each call of a verb, and each piece of a stream, waits its
+    turn.  `close()` frees it; it is also a context manager.
     """
 
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer, info: ModelInfo):
-        self.runtime, self.tokenizer, self.info = runtime, tokenizer, info
+        self.runtime, self.info = runtime, info
+        self.tokenizer: Tokenizer = tokenizer
+        self.own_settings = info.settings
         self.drafters = Drafters(runtime, tokenizer, info)
+        self._preparing = RLock()
         super().__init__()
-
-    @classmethod
-    def from_loaded(cls, loaded: Loaded) -> Model:
-        return cls(loaded.runtime, loaded.tokenizer, loaded.info)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -90,51 +95,31 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     @cached_property
     def template_hash(self) -> str:  # type: ignore[override]
         """Of what turns a question into the model's text."""
-        return fingerprint(PLAIN_QUESTION if self.template is None else self.template.source)
+        return fingerprint(PLAIN_QUESTION if self.template is None else [self.template.source, self.info.system])
 
     def close(self) -> None:
-        """Free weights and caches; harmless when repeated."""
-        self.runtime.shutdown()
-        self.drafters.close()
-        self.opened.close()
+        """Free weights and caches, after what other threads are doing; harmless when repeated."""
+        with self.runtime.turn:
+            self.runtime.shutdown()
+            self.drafters.close()
+        super().close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        refuse_copy(self)
 
     # --- scoring --------------------------------------------------------------------------------------------------
-
-    def score(
-        self,
-        prompt: str,
-        answers: Sequence[str],
-        *,
-        top_logprobs: int = 0,
-        entropy: bool = False,
-        window: int | None = None,
-        stride: int | None = None,
-    ) -> list[Scored]:
-        """log p(answer | prompt) in nats for each answer; the prompt is computed once.
-
-        prompt   raw text; control tokens written in it are control tokens.  "" means: a text begins here
-        window   answers longer than the context are an error, unless scored in overlapping pieces of this many
-                 tokens (`stride` new ones each)
-        """
-        if isinstance(answers, str):
-            raise TypeError(f"answers must be a list of strings, got the string {answers!r}")
-        return self.score_pairs(
-            [(prompt, a) for a in answers], top_logprobs=top_logprobs, entropy=entropy, window=window, stride=stride
-        )
 
     def score_pairs(
         self,
         pairs: Sequence[tuple[str, str]],
         *,
-        top_logprobs: int = 0,
-        entropy: bool = False,
-        window: int | None = None,
-        stride: int | None = None,
         progress: Callable[[int], None] | None = None,
+        **options: Unpack[ScoringOptions],
     ) -> list[Scored]:
-        """Score many (prompt, answer) pairs together: shared prefixes are computed once, calls are filled."""
+        check_names(options, ScoringOptions.__annotations__)
         return score_pairs(
-            self.runtime, self.tokenizer, pairs, top=top_logprobs, entropy=entropy, window=window, stride=stride,
+            self.runtime, self.tokenizer, pairs, top=options.get("top_logprobs", 0),
+            entropy=options.get("entropy", False), window=options.get("window"), stride=options.get("stride"),
             progress=progress,
         )  # fmt: skip
 
@@ -151,34 +136,12 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
 
     # --- generation -----------------------------------------------------------------------------------------------
 
-    @overload
-    def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> Generation: ...  # type: ignore[overload-overlap]
-    @overload
-    def generate(self, prompt: Sequence[str], **options: Unpack[GenerateOptions]) -> list[Generation]: ...
-
-    def generate(self, prompt: str | Sequence[str], **options: Unpack[GenerateOptions]) -> Any:
-        """Continue a prompt, or each of a list of prompts (batched; the same results as one at a time).
-
-        options   `lm.options.OPTIONS` lists them all with their defaults.  n > 1: a list of samples per prompt
-        a form    schema, regex, grammar or choices: the result then has `value`, `complete`, `log_weight`,
-                  `guided_logprob`
-        sampler   "importance", "smc", "rejection" draw from the model conditioned on the form (temperature 1, nothing
-                  truncated), see `guided.conditional_sampling`: the result then has `log_evidence` and `ess`
-        contrast  the distribution less that of a negative prompt or a weaker model: the result then has `steering`
-        heal      `text` and its log-probabilities begin after the prompt; `healing_log_weight` is of the rest
-
-        The text depends on (model, prompt, settings, seed) alone; with verification="rejection" also on the drafter.
-        Ctrl-C raises KeyboardInterrupt; use `stream` to keep the partial text.
-        """
-        prompts: list[str] = [prompt] if isinstance(prompt, str) else list(prompt)
-        n = options.get("n", 1)
+    def _samples(self, prompts: Sequence[str], options: Mapping[str, Any]) -> Sequence[Sequence[Generation]]:
         settings = take_sampler(options)
         if settings.sampler == "local":
-            results = self.run([self.request(self.encode_prompt(p), options, raw=True) for p in prompts])
-        else:
-            results = [[make() for make in e.draw(n)] for e in self._ensembles(prompts, settings, options)]
-        shaped = [group if n > 1 else group[0] for group in results]
-        return shaped[0] if isinstance(prompt, str) else shaped
+            return self.run([self.request(self.encode_prompt(p), options, raw=True) for p in prompts])
+        drawn = [e.draw(options.get("n", 1)) for e in self._ensembles(prompts, settings, options)]
+        return [[make() for make in group] for group in drawn]
 
     def ensemble(self, prompt: str, **options: Unpack[GenerateOptions]) -> Ensemble[Generation]:
         """The weighted texts from which `generate` draws with sampler="importance" (here the default) or "smc".
@@ -192,13 +155,10 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         return found.holding([make() for make in found.texts])
 
     def stream(self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]) -> Stream:
-        """Text pieces as they come, for a prompt or for chat messages; `.result` holds the whole at the end.
-
-        Takes the options of `generate` (n=1, no beams).
-        """
+        """The streaming form of `generate` (n=1, no beams)."""
         if isinstance(prompt, str):
             return Stream(self, self.request(self.encode_prompt(prompt), options, raw=True))
-        return Stream(self, *self._turn(prompt, options))
+        return Stream(self, *self._turn(prompt, {"stop_repetition": False, **options}))
 
     def _answer(self, prepared: tuple[Request, Rendered]) -> Answer:
         request, seen = prepared
@@ -225,11 +185,12 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         self, question: str, *, system: str | None = None, **options: Unpack[TextOptions]
     ) -> tuple[Request, Rendered]:
         """What `ask` sends to the model, for callers that schedule requests themselves."""
-        return self._question(question, system, {**ASK_DEFAULTS, **options})
+        return self._question(question, system, self.settings(ASK_DEFAULTS, options))
 
     def _question(self, question: str, system: str | None, options: Mapping[str, Any]) -> tuple[Request, Rendered]:
         if not question.strip():
             raise ValueError("the question is empty")
+        options = {"stop_repetition": True, **options}
         if self.template is None:
             options = {"stop": ("\n\n", "\nQuestion:"), **options}
         rendered = self._rendered_question(question, system)
@@ -243,7 +204,6 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         return self.render([*messages, {"role": "user", "content": question}])
 
     def preview(self, question: str, *, system: str | None = None, **options: Unpack[TextOptions]) -> str:
-        """The text that the model sees when it is asked this; ModelError if it could never answer."""
         request, rendered = self.question(question, system=system, **options)
         with closing(self.loop()) as trial:
             trial.add(request)
@@ -256,13 +216,11 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         def with_other_end(text: str) -> Sequence[int]:
             return self.render([*messages[:-1], {**messages[-1], "content": text}]).tokens
 
-        return self.request(rendered.tokens, options, with_other_end), rendered
+        return self.request(rendered.tokens, {"stop_repetition": True, **options}, with_other_end), rendered
 
     def extract_each(
         self, documents: Sequence[str], *, schema: Any, **options: Unpack[ExtractOptions]
     ) -> Iterator[Extracted]:
-        """The documents in their order, each as soon as it and all before it are done."""
-
         def request(document: str) -> Request | LikelyError:
             try:
                 return self._extraction(document, schema, options)[0]
@@ -274,7 +232,6 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
                 yield from map(extracted, outcomes(loop, [request(d) for d in batch], self.generation))
 
     def preview_extraction(self, document: str, *, schema: Any, **options: Unpack[ExtractOptions]) -> str:
-        """The text that the model sees when this is extracted; wrong settings are refused."""
         return self._extraction(document, schema, options)[1].text
 
     def _extraction(self, document: str, schema: Any, options: Mapping[str, Any]) -> tuple[Request, Rendered]:
@@ -297,12 +254,25 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     # --- prompts and requests -------------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[Message]) -> Rendered:
-        """A conversation as the model reads it."""
+        """A conversation as the model reads it; where it has no system message, it begins with that of `info`."""
         if self.template is None:
             raise ModelError(
                 f"{self.info.name} has no chat template (it is a base model): use generate or ask, or a chat model"
             )
+        if self.info.system is not None and system_of(messages := check_messages(messages)) is None:
+            messages = [{"role": "system", "content": self.info.system}, *messages]
         return render_chat(self.tokenizer, self.template, messages)
+
+    def fitting(self, messages: Sequence[Message], max_tokens: int) -> list[Message]:
+        context = self.runtime.context_length
+        most = context - min(max_tokens, context // 4)
+        kept = list(messages)
+        oldest = sum(message["role"] == "system" for message in kept[:1])
+        while len(kept) > oldest + 1 and len(self.render(kept).tokens) > most:
+            del kept[oldest]
+            while len(kept) > oldest + 1 and kept[oldest]["role"] != "user":  # what answered it
+                del kept[oldest]
+        return kept
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Token ids of a raw prompt, the beginning-of-sequence token in front where the model wants one."""
@@ -321,7 +291,8 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         raw: bool = False,
     ) -> Request:
         """The request that continues these tokens; see `lm.requests.make_request`."""
-        return make_request(self, tokens, options, as_prompt, raw=raw)
+        with self._preparing:
+            return make_request(self, tokens, options, as_prompt, raw=raw)
 
     @cached_property
     def guide(self) -> Guide:
@@ -346,7 +317,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     def run(self, requests: Sequence[Request]) -> list[list[Generation]]:
         """The public records of every sample of each request.  Texts that break their schema are drawn again."""
         done = []
-        with closing(self.loop()) as loop:
+        with self.runtime.turn, closing(self.loop()) as loop:
             for found in outcomes(loop, requests, self.generation):
                 if isinstance(found, LikelyError):
                     raise found

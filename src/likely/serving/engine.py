@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from likely.decoding.request import Event, Request
+from likely.decoding.request import Event, Request, longest_text
 from likely.errors import KvFull, LikelyError
 from likely.lm.model import Model
 from likely.scoring.likelihood import Item, Scoring, TokenScores
@@ -236,7 +236,7 @@ class AsyncEngine:
         runtime = self.model.runtime
         with self._lock:
             requests = [ticket.request for ticket in self._live.values()]
-        most = sum(r.samples * min(runtime.context_length, len(r.prompt) + r.max_tokens) for r in requests)
+        most = sum(r.samples * min(longest_text(runtime), len(r.prompt) + r.max_tokens) for r in requests)
         limits = runtime.limits
         return (
             most + sum(held) + limits.tokens_per_call <= limits.tokens_held

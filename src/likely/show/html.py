@@ -162,7 +162,7 @@ def _cell(token: Token, place: int) -> str:
     if token.alternatives:
         taken = token.rank
         entries = "".join(
-            f"<span{' class=taken' if rank == taken else ''}>{rank}. <code><bdi>{_text(top.text)}</bdi></code> "
+            f"<span{' class=taken' if rank == taken else ''}>{rank}. {_code(top.text)} "
             f"{probability(top.logprob)}</span>"
             for rank, top in enumerate(_ordered(token), 1)
         )
@@ -199,30 +199,42 @@ def _table(text: Shown, number: int) -> str:
     some = any(token.alternatives for token in text.tokens)
     entropies = any(token.entropy is not None for token in text.tokens)
     heads = ["#", "token", "logprob", "p"] + ["rank"] * some + ["entropy"] * entropies + ["alternatives (p)"] * some
-    numeric = {"#", "logprob", "p", "rank", "entropy"}
-    head = "".join(f'<th scope="col"{" class=n" if name in numeric else ""}>{name}</th>' for name in heads)
     rows = []
     for place, token in enumerate(text.tokens, 1):
-        cells = [
-            f"<td class=n>{place}</td><td><code><bdi>{_text(token.text)}</bdi></code></td>"
-            f"<td class=n>{_data(token.logprob)}</td><td class=n>{probability(token.logprob)}</td>"
-        ]
+        cells = [str(place), _code(token.text), _data(token.logprob), probability(token.logprob)]
         if some:
-            cells.append(f"<td class=n>{_rank(token)}</td>")
+            cells.append(_rank(token))
         if entropies:
-            cells.append(f"<td class=n>{'' if token.entropy is None else _data(token.entropy)}</td>")
+            cells.append("" if token.entropy is None else _data(token.entropy))
         if some:
-            tops = " ".join(
-                f'<span class="one"><code><bdi>{_text(top.text)}</bdi></code> {probability(top.logprob)}</span>'
-                for top in _ordered(token)
+            cells.append(
+                " ".join(
+                    f'<span class="one">{_code(top.text)} {probability(top.logprob)}</span>' for top in _ordered(token)
+                )
             )
-            cells.append(f"<td>{tops}</td>")
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    return (
-        f'<details id="table{number}"><summary>Table of the tokens</summary><div class="scroll"><table>'
-        f"<caption>Token by token; logprob and entropy in nats</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></details>"
+        rows.append(cells)
+    table = html_table("Token by token; logprob and entropy in nats", heads, rows)
+    return f'<details id="table{number}"><summary>Table of the tokens</summary>{table}</details>'
+
+
+_NUMBERS = {"#", "logprob", "p", "rank", "entropy", "tokens", "log weight", "probability"}  # columns set to the right
+
+
+def html_table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML already."""
+    numeric = [" class=n" if head in _NUMBERS else "" for head in heads]
+    head = "".join(f'<th scope="col"{kind}>{name}</th>' for name, kind in zip(heads, numeric, strict=True))
+    body = "".join(
+        f"<tr>{''.join(f'<td{kind}>{cell}</td>' for cell, kind in zip(row, numeric, strict=True))}</tr>" for row in rows
     )
+    return (
+        f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _code(text: str) -> str:
+    return f"<code><bdi>{_text(text)}</bdi></code>"
 
 
 def _text(text: str) -> str:
@@ -298,31 +310,19 @@ def _mean_logprob(event: Any) -> float | None:
 def _distribution_table(result: Any) -> str:
     if not result.distribution:
         return ""
-    rows = "".join(
-        f"<tr><td><code><bdi>{escape(visible(value))}</bdi></code></td><td class=n>{_data(p)}</td></tr>"
-        for value, p in sorted(result.distribution.items(), key=lambda item: -item[1])
-    )
-    head = '<tr><th scope="col">value</th><th scope="col" class=n>probability</th></tr>'
-    table = f"<table><caption>Distribution</caption><thead>{head}</thead><tbody>{rows}</tbody></table>"
-    return f'<div class="scroll">{table}</div>'
+    ordered = sorted(result.distribution.items(), key=lambda item: -item[1])
+    return html_table("Distribution", ("value", "probability"), [(_code(value), _data(p)) for value, p in ordered])
 
 
 def _table_of_holes(result: Any) -> str:
-    heads = ("#", "hole", "text", "where", "ended by", "tokens", "logprob", "log weight")
-    numeric = {"#", "tokens", "logprob", "log weight"}
-    head = "".join(f'<th scope="col"{" class=n" if name in numeric else ""}>{name}</th>' for name in heads)
-    rows = []
-    for place, event in enumerate((e for e in result.trace.events if e.kind == "hole"), 1):
-        weight = _data(float(sum(event.log_masses))) if event.log_masses else ""
-        rows.append(
-            f"<tr><td class=n>{place}</td><td>{escape(event.name)}</td>"
-            f"<td><code><bdi>{escape(visible(event.text))}</bdi></code></td><td><code>{escape(visible(event.where))}</code></td>"
-            f"<td>{escape(event.reason)}{' (approximate masks)' if event.approximate else ''}</td>"
-            f"<td class=n>{len(event.tokens)}</td><td class=n>{_data(event.logprob)}</td><td class=n>{weight}</td></tr>"
+    rows = [
+        (
+            str(place), escape(event.name), _code(event.text), f"<code>{escape(visible(event.where))}</code>",
+            escape(event.reason) + (" (approximate masks)" if event.approximate else ""), str(len(event.tokens)),
+            _data(event.logprob), _data(float(sum(event.log_masses))) if event.log_masses else "",
         )
-    return (
-        '<details><summary>Table of the holes</summary><div class="scroll"><table>'
-        "<caption>logprob: of the model, in nats; "
-        f"log weight: log-probability of what the conditions allowed</caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div></details>"
-    )
+        for place, event in enumerate((e for e in result.trace.events if e.kind == "hole"), 1)
+    ]  # fmt: skip
+    caption = "logprob: of the model, in nats; log weight: log-probability of what the conditions allowed"
+    heads = ("#", "hole", "text", "where", "ended by", "tokens", "logprob", "log weight")
+    return f"<details><summary>Table of the holes</summary>{html_table(caption, heads, rows)}</details>"

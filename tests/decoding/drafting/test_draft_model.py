@@ -95,7 +95,7 @@ def test_after_full_acceptance_the_last_guess_is_fed():
     drafter.observe([*tokens, 4])
     drafter.propose(1)
     assert draft.tokens_computed - calls == 2
-    assert drafter._sequence.tokens == [1, 2, *tokens, 4]
+    assert drafter._sequence.held.tolist() == [1, 2, *tokens, 4]
     drafter.end()
 
 
@@ -133,7 +133,7 @@ def test_the_cache_follows_any_history(data):
     anew = source.begin(text, SamplingContext(GREEDY))
     found, expected = drafter.propose(6), anew.propose(6)
     assert found.tokens.tolist() == expected.tokens.tolist() and found.parents.tolist() == expected.parents.tolist()
-    assert drafter._sequence is None or drafter._sequence.tokens == text
+    assert drafter._sequence is None or drafter._sequence.held.tolist() == text
     for each in (drafter, anew, *others):
         each.end()
         each.end()
@@ -222,14 +222,16 @@ def test_no_room_is_no_guess_and_no_error():
 def test_cancelled_and_failed_requests_leave_nothing_open():
     draft = related()
     loop = toy_loop(target())
-    number = loop.add(Request((1, 2), WARM, max_tokens=40, samples=3, drafter=DraftModel(draft), draft_budget=3))
+    number = loop.add(
+        Request((1, 2), WARM, max_tokens=40, min_tokens=40, samples=3, drafter=DraftModel(draft), draft_budget=3)
+    )
     for _ in range(4):
         loop.step()
     assert draft._open
     loop.cancel(number)
     loop.step()
     assert not draft._open
-    loop.add(Request((1, 2), WARM, max_tokens=40, drafter=DraftModel(draft), draft_budget=3))
+    loop.add(Request((1, 2), WARM, max_tokens=40, min_tokens=40, drafter=DraftModel(draft), draft_budget=3))
     loop.step()
     loop.step()
     loop.close()

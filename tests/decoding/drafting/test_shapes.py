@@ -21,7 +21,8 @@ from likely.decoding.drafting.trees.shapes import (
     children_per_node,
     level_widths,
 )
-from likely.decoding.sampling import Sampling, gumbel, pick
+from likely.decoding.noise import gumbel
+from likely.decoding.sampling import Sampling, pick
 
 Q = np.array([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25], [0.02, 0.9, 0.05, 0.03]])
 GREEDY = SamplingContext(Sampling(temperature=0))
@@ -134,11 +135,11 @@ def test_a_keyed_draft_ranks_by_the_targets_own_noise():
         draft = grow(shape, Q, 1, keyed(sample), 5, 20)
         children, node, last = draft.children(), -1, 1
         for depth in range(int(draft.depths().max())):
-            token = pick(log_q[last], settings_, sample=sample, position=5 + depth)
+            token = pick(log_q[last], settings_, noise=0, sample=sample, position=5 + depth)
             assert token in children[node]
             node, last = children[node][token], token
     draft = grow(ConstantBranching((3,)), Q, 0, keyed(4), 5, 20)
-    noisy = log_q[0] + gumbel(3, 4, 5, np.arange(4))
+    noisy = log_q[0] + gumbel(0, 4, 5, np.arange(4))
     assert set(draft.tokens.tolist()) == set(np.argsort(-noisy)[:3].tolist())
 
 
@@ -189,7 +190,7 @@ def test_drawn_drafts_do_not_use_the_targets_noise():
     log_q = np.log(Q[2])
     for sample in range(6_000):
         draft = grow(Chain(1), Q, 2, drawn(sample), 5, 20)
-        pairs.append((int(draft.tokens[0]), int((log_q + gumbel(3, sample, 5, np.arange(4))).argmax())))
+        pairs.append((int(draft.tokens[0]), int((log_q + gumbel(0, sample, 5, np.arange(4))).argmax())))
     assert chi_square_p(pairs, dict.fromkeys(itertools.product(range(4), repeat=2), 1 / 16)) > 1e-6
 
 

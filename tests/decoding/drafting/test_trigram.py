@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -219,7 +220,7 @@ def test_the_text_is_the_same_with_and_without(sampling, scope):
         Request((4, 5), max_tokens=20, sampling=sampling, draft_budget=8),
     ]
     plain = run(toy_loop(), *requests)
-    drafted = run(toy_loop(), *(Request(**{**vars(r), "drafter": memory}) for r in requests))
+    drafted = run(toy_loop(), *(replace(r, drafter=memory) for r in requests))
     for one, other in zip(itertools.chain(*plain), itertools.chain(*drafted), strict=True):
         assert one.tokens == other.tokens and one.logprobs == pytest.approx(other.logprobs)
 

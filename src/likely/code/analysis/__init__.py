@@ -1,4 +1,4 @@
-"""Static analysis of unfinished code: jedi or a language server in a child process, answers remembered."""
+"""Static analysis of unfinished code: jedi in a child process, answers remembered."""
 
 from typing import TYPE_CHECKING
 
@@ -6,10 +6,8 @@ from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from likely.code.analysis.jedi_provider import JediProvider as JediProvider
-    from likely.code.analysis.lsp import LspProvider as LspProvider
     from likely.code.analysis.members import Analyses as Analyses
     from likely.code.analysis.members import AnalysisReply as AnalysisReply
-    from likely.code.analysis.members import FixedMembers as FixedMembers
     from likely.code.analysis.members import Member as Member
     from likely.code.analysis.members import MemberProvider as MemberProvider
     from likely.code.analysis.members import Parameter as Parameter

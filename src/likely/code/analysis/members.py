@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
@@ -57,15 +56,12 @@ class MemberProvider(Protocol):
 
     name: str
 
-    def members(self, buffer: CodeBuffer) -> AnalysisReply:
-        """The members that may follow a dot before the cursor."""
-        ...
-
     def about(self, kind: AnalysisKind, buffer: CodeBuffer) -> AnalysisReply:
-        """The same for any kind of question; "unknown" for kinds that it cannot answer.
+        """The answer to a question about the place at the cursor; "unknown" for kinds that it cannot answer.
 
-        "signature": the cursor follows the opening bracket of a call.  "cases": it stands where a pattern of a `match`
-        statement is due.  "exceptions": after `raise` or `except`.
+        "members": what may follow a dot before the cursor.  "signature": the cursor follows the opening bracket of a
+        call.  "cases": it stands where a pattern of a `match` statement is due.  "exceptions": after `raise` or
+        `except`.
         """
         ...
 
@@ -108,7 +104,7 @@ class Analyses:
     def _answer(self, kind: AnalysisKind, buffer: CodeBuffer) -> AnalysisReply:
         started = time.perf_counter()
         try:
-            found = self.provider.members(buffer) if kind == "members" else self.provider.about(kind, buffer)
+            found = self.provider.about(kind, buffer)
         except Exception as error:  # an analyser's fault must not end a text
             found = AnalysisReply("failed", detail=f"{type(error).__name__}: {error}")
         self.counts[found.status] += 1
@@ -120,44 +116,3 @@ class Analyses:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._threads = None
         self.provider.close()
-
-
-@dataclass(eq=False)
-class FixedMembers:
-    """A provider with given answers: legal names by receiver, for tests and for rules that need no analyser.
-
-    by_receiver  the text before the dot ends with this -> names; the longest that fits counts
-    """
-
-    by_receiver: dict[str, Sequence[str]]
-    signatures: dict[str, Sequence[Parameter]] = field(default_factory=dict)
-    names: dict[AnalysisKind, Sequence[str]] = field(default_factory=dict)
-    name: str = "fixed"
-
-    def members(self, buffer: CodeBuffer) -> AnalysisReply:
-        found = _longest_end(self.by_receiver, buffer.prefix.rstrip().removesuffix(".").rstrip())
-        if found is None:
-            return AnalysisReply("unknown")
-        return AnalysisReply("answered", tuple(Member(name) for name in self.by_receiver[found]))
-
-    def about(self, kind: AnalysisKind, buffer: CodeBuffer) -> AnalysisReply:
-        if kind == "members":
-            return self.members(buffer)
-        if kind == "signature":
-            found = _longest_end(self.signatures, buffer.prefix.removesuffix("("))
-            return (
-                AnalysisReply("unknown")
-                if found is None
-                else AnalysisReply("answered", parameters=tuple(self.signatures[found]))
-            )
-        if kind not in self.names:
-            return AnalysisReply("unknown")
-        return AnalysisReply("answered", tuple(Member(name) for name in self.names[kind]))
-
-    def close(self) -> None:
-        pass
-
-
-def _longest_end(known: dict[str, Sequence], text: str) -> str | None:
-    fitting = [end for end in known if text.endswith(end)]
-    return max(fitting, key=len) if fitting else None

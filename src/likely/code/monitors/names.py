@@ -166,23 +166,8 @@ class WaitingForAnalysis(MonitorState):
             return None
         return self.settled().step(byte, walk)
 
-    def mask(self, lexed: Lexed) -> tuple[Mask | None, bool]:
-        return self.settled().mask(lexed)
-
-    def may_end(self) -> bool:
-        return self.settled().may_end()
-
-    def forced(self) -> bytes:
-        return self.settled().forced()
-
     def idle(self) -> MonitorState:
         return WaitingForTrigger(self.bound)
-
-    def choices(self) -> Names:
-        return self.settled().choices()
-
-    def chosen(self, names: Names) -> MonitorState:
-        return self.settled().chosen(names)
 
 
 @dataclass(frozen=True, eq=False)

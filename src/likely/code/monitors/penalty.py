@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from likely.code.monitors.monitor import MonitorConstraint
-from likely.decoding.constraint import unpack
-from likely.runtimes.protocol import FloatArray, Output, Runtime, Work
+from likely.decoding.constraint import LogitsProcessor, unpack
+from likely.runtimes.protocol import FloatArray, Runtime
 
 
-class MonitorPenalty:
+class MonitorPenalty(LogitsProcessor):
     """A LogitsProcessor that takes `penalty` nats from every token that the monitors forbid.
 
     An illegal token that is chosen all the same ends the monitor's interest until its next trigger.
@@ -24,12 +24,6 @@ class MonitorPenalty:
 
     def begin(self, runtime: Runtime, prompt: Sequence[int]) -> MonitorPenalty:
         return self.fork()
-
-    def work(self, work: Work) -> list[Work]:
-        return []
-
-    def read(self, outputs: list[Output]) -> None:
-        pass
 
     def apply(self, path: Sequence[int], logits: FloatArray) -> FloatArray:
         state = self._monitors.fork()
@@ -45,9 +39,6 @@ class MonitorPenalty:
 
     def fork(self) -> MonitorPenalty:
         return MonitorPenalty(self._monitors.fork(), self.penalty)
-
-    def drop(self) -> None:
-        pass
 
     def ready(self) -> bool:
         return self._monitors.ready()

@@ -10,6 +10,7 @@ import numpy as np
 from likely.decoding.constraint import Constraint
 from likely.decoding.drafting.budget import ANY, LIMIT, AcceptanceTracker, Controller
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, DraftsTogether, common_length
+from likely.decoding.request import longest_text
 from likely.decoding.sequence_state import SequenceState
 from likely.errors import ConstraintError
 from likely.runtimes.protocol import Runtime
@@ -165,7 +166,7 @@ class DraftPlanner:
         """Most tokens that a draft of this sequence may be deep: the target's own token takes the last place."""
         return min(
             state.request.max_tokens - len(state.tokens) - 1,
-            state.room(self.runtime.context_length) - 1,
+            state.room(longest_text(self.runtime)) - 1,
         )
 
 

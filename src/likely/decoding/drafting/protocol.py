@@ -148,7 +148,7 @@ NO_DRAFT = Draft.chain([])
 class SamplingContext:
     """How the target samples one text, so that its drafter can guess accordingly.
 
-    sample        keys the noise together with the sampling's seed
+    sample, noise the noise is keyed by both; see `Request.noise`
     verification  "keyed": rules M and G, any draft; a drafter may use the target's own noise
                   "rejection", "spectr": rules R and K; the draft must be sampled from its q, with noise of its own
     """
@@ -156,6 +156,7 @@ class SamplingContext:
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.0))
     sample: int = 0
     verification: Verification = "keyed"
+    noise: int = 0
 
 
 class Drafter(Protocol):

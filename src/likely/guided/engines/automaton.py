@@ -101,6 +101,29 @@ class ByteAutomaton:
         return np.all(self.table == DEAD, axis=1)
 
 
+class ShortestCompletions:
+    """The shortest completion of a text from each state, in usable bytes (256,) only; of these the first in byte order.
+
+    So the end of a completion is the completion further on.
+    """
+
+    def __init__(self, automaton: ByteAutomaton, usable: NDArray[np.bool_]):
+        self.automaton, self.usable = automaton, usable
+        self.distance = automaton.distances(usable)
+
+    def after(self, state: int) -> bytes | None:
+        """None where no usable bytes complete the text."""
+        if state == DEAD or self.distance[state] >= UNREACHABLE:
+            return None
+        out = bytearray()
+        while self.distance[state]:
+            row = self.automaton.table[state]
+            nearer = (row >= 0) & self.usable & (self.distance[row] == self.distance[state] - 1)
+            out.append(int(np.argmax(nearer)))
+            state = int(row[out[-1]])
+        return bytes(out)
+
+
 class _Nfa:
     """States with steps over byte ranges and free steps; built from the end, so each piece knows what follows it."""
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from likely.decoding.constraint import Mask
+from likely.decoding.constraint import Mask, no_tokens
 from likely.errors import ConstraintError, missing_extra
-from likely.guided.engines.matcher import MatcherConstraint
 from likely.guided.json_schema.document import Schema
 from likely.guided.settings import FormSettings, Whitespace
+from likely.guided.text_constraint import TextConstraint
 from likely.guided.vocabulary import Vocabulary
 
 MAX_STATES = 50_000  # of one form's lexer, of some 1-2 kB each
@@ -63,15 +64,35 @@ class LLGuidance:
         matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise ConstraintError(_first_lines(matcher.get_error()))
-        return LLGuidanceConstraint(matcher, self.vocabulary)
+        return LLGuidanceConstraint(self.vocabulary, matcher)
 
 
-class LLGuidanceConstraint(MatcherConstraint):
-    """The state of one text."""
+@dataclass(eq=False)
+class LLGuidanceConstraint(TextConstraint):
+    """The state of one text, most of it the engine's own: its matcher, which never sees the end token."""
+
+    matcher: Any
+    _mask: Mask | None = field(default=None, repr=False)
+
+    @property
+    def accepting(self) -> bool:
+        return self.ended or self.matcher.is_accepting()
 
     @property
     def finished(self) -> bool:
         return self.ended or (self.matcher.is_stopped() and self.matcher.is_accepting())
+
+    def allowed(self, remaining: int | None = None) -> Mask:
+        if self.ended:
+            return no_tokens(self.vocab_size)
+        if self._mask is None:
+            mask = no_tokens(self.vocab_size)
+            self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+            if not self.matcher.get_error().startswith("NoExtensionBias"):  # its word for an empty set
+                self._check()
+            mask &= self.vocabulary.text_mask
+            self._mask = mask | self.vocabulary.end_mask if self.accepting else mask
+        return self._mask
 
     def permits(self, token: int) -> bool:
         if self._mask is not None or self.ended:
@@ -87,24 +108,18 @@ class LLGuidanceConstraint(MatcherConstraint):
             return [self.vocabulary.eos_id]
         return self.vocabulary.guess(self.matcher.compute_ff_bytes())
 
-    def _is_whole(self) -> bool:
-        return self.matcher.is_accepting()
-
-    def _fill(self, mask: Mask) -> None:
-        self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        if not self.matcher.get_error().startswith("NoExtensionBias"):  # its word for an empty set
-            self._check()
-
     def _take(self, token: int) -> None:
         self.matcher.consume_token(token)
         self._check()
+        self._mask = None
 
     def _undo(self, n: int) -> None:
+        self._mask = None
         if not self.matcher.rollback(n):
             raise ValueError(f"cannot take back {n} tokens: {_first_lines(self.matcher.get_error())}")
 
-    def _copied(self) -> Any:
-        return self.matcher.deep_copy()
+    def fork(self) -> LLGuidanceConstraint:
+        return replace(self, matcher=self.matcher.deep_copy())
 
     def _check(self) -> None:
         if self.matcher.is_error():

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.decoding.constraint import ConstraintViolation, Mask, no_tokens, pack
+from likely.decoding.constraint import Mask, no_tokens, pack
 from likely.errors import CapabilityError
 from likely.guided.engines.automaton import DEAD, ByteAutomaton
 from likely.guided.settings import Form
+from likely.guided.text_constraint import TextConstraint
 from likely.guided.vocabulary import Vocabulary
 
 KEPT = 128  # states whose successors are remembered
@@ -88,25 +89,15 @@ class Reference:
         return self.of(ByteAutomaton.of_texts(texts))
 
     def of(self, automaton: ByteAutomaton) -> ReferenceConstraint:
-        return ReferenceConstraint(self.steps(automaton))
+        return ReferenceConstraint(self.vocabulary, self.steps(automaton))
 
 
 @dataclass(eq=False)
-class ReferenceConstraint:
+class ReferenceConstraint(TextConstraint):
     """The state of one text: the automaton's states after each token."""
 
     steps: TokenSteps
     _states: list[int] = field(default_factory=lambda: [0])
-    _ended: bool = False
-    approximate: bool = False
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self.steps.vocabulary
-
-    @property
-    def vocab_size(self) -> int:
-        return self.vocabulary.size
 
     @property
     def _state(self) -> int:
@@ -114,36 +105,31 @@ class ReferenceConstraint:
 
     @property
     def accepting(self) -> bool:
-        return self._ended or bool(self.steps.automaton.accepting[self._state])
+        return self.ended or bool(self.steps.automaton.accepting[self._state])
 
     @property
     def finished(self) -> bool:
-        return self._ended or bool(self.steps.automaton.final[self._state])
+        return self.ended or bool(self.steps.automaton.final[self._state])
 
     def allowed(self, remaining: int | None = None) -> Mask:
-        if self._ended:
+        if self.ended:
             return no_tokens(self.vocab_size)
         mask = pack(self.steps.after(self._state) != DEAD)
         return mask | self.vocabulary.end_mask if self.accepting else mask
 
     def permits(self, token: int) -> bool:
-        if self._ended:
+        if self.ended:
             return False
         if token in self.vocabulary.end_ids:
             return self.accepting
         text = self.vocabulary.tokens[token]
         return bool(text) and self.steps.automaton.walk(self._state, text) != DEAD
 
-    def advance(self, token: int) -> None:
-        if not self.permits(token):
-            raise ConstraintViolation(f"token {token} ({self.vocabulary.tokens[token]!r}) is not allowed here")
-        if token in self.vocabulary.end_ids:
-            self._ended = True
-        else:
-            self._states.append(self.steps.automaton.walk(self._state, self.vocabulary.tokens[token]))
+    def _take(self, token: int) -> None:
+        self._states.append(self.steps.automaton.walk(self._state, self.vocabulary.tokens[token]))
 
     def forced(self) -> list[int]:
-        if self._ended:
+        if self.ended:
             return []
         if self.finished:
             return [self.vocabulary.eos_id]
@@ -157,15 +143,9 @@ class ReferenceConstraint:
         return self.vocabulary.guess(bytes(text))
 
     def fork(self) -> ReferenceConstraint:
-        return ReferenceConstraint(self.steps, self._states.copy(), self._ended)
+        return replace(self, _states=self._states.copy())
 
-    def rollback(self, n: int) -> None:
-        if n > len(self._states) - 1 + self._ended:
-            raise ValueError(f"cannot take back {n} tokens, {len(self._states) - 1 + self._ended} were taken")
-        if n > 0 and self._ended:
-            self._ended, n = False, n - 1
-        if n > 0:
-            del self._states[-n:]
-
-    def ready(self, wait: bool = False) -> bool:
-        return True
+    def _undo(self, n: int) -> None:
+        if n >= len(self._states):
+            raise ValueError(f"cannot take back {n} tokens, {len(self._states) - 1} were taken")
+        del self._states[-n:]

@@ -318,17 +318,16 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+_COUNTS = (
+    "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains",
+)  # fmt: skip
 SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(ONE, (_is_schema, "a schema")),
     **dict.fromkeys(LISTS, (_are_schemas, "a list of at least one schema")),
     **dict.fromkeys(MAPS, (_maps_schemas, "an object of schemas")),
     **dict.fromkeys(("$ref", "$dynamicRef", "$id", "$anchor", "$dynamicAnchor", "$schema"), (_is_text, "a string")),
     **dict.fromkeys(("pattern", "format"), (_is_text, "a string")),
-    **dict.fromkeys(
-        ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
-        (_is_count, "a whole number >= 0"),
-    ),
-    **dict.fromkeys(("minContains", "maxContains"), (_is_count, "a whole number >= 0")),
+    **dict.fromkeys(_COUNTS, (_is_count, "a whole number >= 0")),
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), (_is_number, "a number")),
     "multipleOf": (lambda v: _is_number(v) and v > 0, "a number > 0"),
     "type": (_is_type, f"one or more of {', '.join(TYPES)}"),
@@ -337,16 +336,6 @@ SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "uniqueItems": (lambda v: isinstance(v, bool), "true or false"),
     "dependentRequired": (lambda v: isinstance(v, dict) and all(map(_are_names, v.values())), "an object of names"),
 }
-_COUNTS = (
-    "minLength",
-    "maxLength",
-    "minItems",
-    "maxItems",
-    "minProperties",
-    "maxProperties",
-    "minContains",
-    "maxContains",
-)
 
 
 def check_shape(pointer: str, node: Schema) -> None:

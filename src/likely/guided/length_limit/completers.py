@@ -7,21 +7,21 @@ stuck.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from likely.decoding.constraint import Mask, mask_of, members, pack
-from likely.guided.engines.automaton import UNREACHABLE, ByteAutomaton
+from likely.guided.engines.automaton import ByteAutomaton, ShortestCompletions
 from likely.guided.engines.reference import TokenSteps
-from likely.guided.length_limit.search import find_completion, search_completion
+from likely.guided.length_limit.search import CompletionSearch, open_string
 from likely.guided.length_limit.tokenization import UNWRITABLE, ShortestTokenization
 
-CANDIDATES = 256  # where more tokens are allowed close to the limit, so many are checked: those of the lowest ids
-CHECKED = 1024  # the same, farther from the limit
-STEPS = 50_000  # bytes of completions that are looked for after the tokens of one place
-FREE_TEXT_GROWTH = 16  # tokens that one inside a string adds at most to what is needed (escapes, cut characters)
+CANDIDATES = 256  # where more tokens are allowed near the limit, so many are checked: those of the lowest ids
+NEAR = 16  # tokens beside those needed: farther from the limit, of many tokens only the chosen one is checked
 END = 256  # the end token of the vocabulary of bytes
 
 
@@ -56,8 +56,8 @@ class AutomatonCompleter:
 
     def __init__(self, steps: TokenSteps, tokenization: ShortestTokenization):
         self.steps, self.tokenization = steps, tokenization
-        self._usable = tokenization.usable
-        self._distance = steps.automaton.distances(self._usable)
+        self._shortest = ShortestCompletions(steps.automaton, tokenization.usable)
+        self._distance = self._shortest.distance
         self._ceiling = int(self._distance.max())
         self._needed: dict[int, int] = {}
         self._states = [0]
@@ -68,33 +68,17 @@ class AutomatonCompleter:
 
     @property
     def completion(self) -> bytes:
-        return self._completion(self._states[-1]) or b""
+        return self._shortest.after(self._states[-1]) or b""
 
     @property
     def tokens_needed(self) -> int:
         return self._tokens(self._states[-1])
 
-    def _completion(self, state: int) -> bytes | None:
-        """The shortest in bytes, and of these the first in byte order: so its end is the completion further on."""
-        if self._distance[state] >= UNREACHABLE:
-            return None
-        out = bytearray()
-        while self._distance[state]:
-            row = self.automaton.table[state]
-            nearer = (row >= 0) & self._usable & (self._distance[row] == self._distance[state] - 1)
-            out.append(int(np.argmax(nearer)))
-            state = int(row[out[-1]])
-        return bytes(out)
-
     def _tokens(self, state: int) -> int:
         if state not in self._needed:
-            text = self._completion(state)
+            text = self._shortest.after(state)
             self._needed[state] = UNWRITABLE if text is None else self.tokenization.fewest_tokens(text)
         return self._needed[state]
-
-    def _fits(self, state: int, budget: int) -> bool:
-        """No completion takes more tokens than bytes."""
-        return bool(self._distance[state] <= budget) or self._tokens(state) <= budget
 
     def fits_all(self, budget: int) -> bool:
         return budget >= self._ceiling
@@ -105,7 +89,7 @@ class AutomatonCompleter:
         after = self.steps.after(self._states[-1])
         ids = members(mask)
         states, which = np.unique(after[ids], return_inverse=True)
-        fits = np.array(
+        fits = np.array(  # no completion takes more tokens than bytes
             [s >= 0 and (self._distance[s] <= budget or self._tokens(s) <= budget) for s in states.tolist()]
         )
         kept = np.zeros(self.tokenization.vocabulary.size, np.bool_)
@@ -124,26 +108,17 @@ class AutomatonCompleter:
             del self._states[-n:]
 
     def fork(self) -> AutomatonCompleter:
-        copy = object.__new__(AutomatonCompleter)
-        copy.__dict__.update(self.__dict__, _states=self._states.copy())
-        return copy
-
-
-@dataclass(frozen=True, eq=False)
-class CompletionBounds:
-    """What one token of a form can add, at most, to the number of tokens needed.
-
-    growth     by any token: farther from the limit nothing is checked
-    free_text  tokens that do not leave free text (a JSON string), and add at most FREE_TEXT_GROWTH; None: unknown
-    """
-
-    growth: int
-    free_text: Mask | None = None
+        other = copy(self)
+        other._states = self._states.copy()
+        return other
 
 
 @dataclass(eq=False)
 class MatcherCompleter:
-    """Greedy completions found by a second matcher of the same grammar, over single bytes.
+    """Short completions found by a second matcher of the same grammar, over single bytes.
+
+    patterns  what the strings of a JSON text must match, any of them: their shortest completions are tried first
+    growth    what one token adds, at most, to the number of tokens needed: farther from the limit nothing is checked
 
     The completion after a token is the rest of the one before, where the token follows it; else its longest part that
     still completes the text; else a new one.  So it depends on the tokens alone.
@@ -151,15 +126,18 @@ class MatcherCompleter:
 
     matcher: Any
     tokenization: ShortestTokenization
-    bounds: CompletionBounds
     usable: np.ndarray
+    patterns: Sequence[ShortestCompletions] = ()
+    growth: int = 0
     _completions: list[bytes | None] = field(default_factory=list)
     _lengths: list[int] = field(default_factory=list)
+    _strings: list[bytes | None] = field(default_factory=lambda: [None])  # the open string after each token
     _last_query: tuple[bytes, bytes | None] | None = None  # the last text and the completion after it
 
     def __post_init__(self) -> None:
         if not self._completions:  # here a little more time is spent: its length stands in an error message
-            found = [find_completion(self.matcher, self.usable), search_completion(self.matcher, self.usable)]
+            search = CompletionSearch(self.usable, self.patterns)
+            found = [search.find(self.matcher, None), search.best_first(self.matcher, None)]
             self._completions = [min((each for each in found if each is not None), key=len, default=None)]
 
     @property
@@ -191,35 +169,24 @@ class MatcherCompleter:
         matcher = self.matcher.deep_copy()
         if not matcher.consume_tokens(list(text)):
             return None
-        return find_completion(matcher, self.usable)
+        return CompletionSearch(self.usable, self.patterns).find(matcher, open_string(self._strings[-1], text))
 
     def fits_all(self, budget: int) -> bool:
-        return budget >= self.tokens_needed + self.bounds.growth
+        return budget >= self.tokens_needed + self.growth
 
     def restrict(self, mask: Mask, budget: int) -> tuple[Mask, bool]:
-        needed, bounds = self.tokens_needed, self.bounds
+        vocabulary, ids, exact = self.tokenization.vocabulary, members(mask), True
         if self.fits_all(budget):
             return mask, True
-        vocabulary = self.tokenization.vocabulary
-        ids, exact, kept = members(mask), True, np.zeros_like(mask)
         if len(ids) > CANDIDATES:
-            far = budget >= needed + FREE_TEXT_GROWTH
-            if far and bounds.free_text is not None and self._in_free_text():
-                kept = mask & bounds.free_text
-                ids = members(mask & ~bounds.free_text)
-            limit = CHECKED if far else CANDIDATES
-            limit = min(limit, max(16, STEPS // max(1, len(self.completion))))
-            if len(ids) > limit:
-                ids, exact = ids[:limit], False
+            if budget >= self.tokens_needed + NEAR:
+                return mask, True  # the token that is chosen is checked
+            ids, exact = ids[:CANDIDATES], False
         texts = {vocabulary.tokens[i] for i in ids.tolist()}
         if self.completion:
             texts.add(self.tokenization.first_token(self.completion))
         fitting = [i for text in texts if self.tokens_needed_after(text) <= budget for i in vocabulary.ids_of[text]]
-        return kept | (mask_of(fitting, vocabulary.size) & mask), exact
-
-    def _in_free_text(self) -> bool:
-        """Whether any letter and a bracket may follow, which in JSON is so inside strings alone."""
-        return all(self.matcher.validate_tokens([byte]) == 1 for byte in b"z{")
+        return mask_of(fitting, vocabulary.size) & mask, exact
 
     def tokens_needed_after(self, text: bytes) -> int:
         return self._tokens(self._completion_after(text))
@@ -229,22 +196,23 @@ class MatcherCompleter:
         self.matcher.consume_tokens(list(text))
         self._completions.append(completion)
         self._lengths.append(len(text))
+        self._strings.append(open_string(self._strings[-1], text) if self.patterns else None)
         self._last_query = None
 
     def rollback(self, n: int) -> None:
         if n:
             self._last_query = None
             self.matcher.rollback(sum(self._lengths[-n:]))
-            del self._completions[-n:], self._lengths[-n:]
+            del self._completions[-n:], self._lengths[-n:], self._strings[-n:]
 
     def fork(self) -> MatcherCompleter:
-        return MatcherCompleter(
-            self.matcher.deep_copy(),
-            self.tokenization,
-            self.bounds,
-            self.usable,
-            self._completions.copy(),
-            self._lengths.copy(),
+        return replace(
+            self,
+            matcher=self.matcher.deep_copy(),
+            _completions=self._completions.copy(),
+            _lengths=self._lengths.copy(),
+            _strings=self._strings.copy(),
+            _last_query=None,
         )
 
 
@@ -279,11 +247,11 @@ class PrefixedCompleter:
             return mask, True
         vocabulary = self.tokenization.vocabulary
         ids = members(mask)
-        texts = {vocabulary.tokens[i] for i in ids[:CHECKED].tolist()} | {
+        texts = {vocabulary.tokens[i] for i in ids[:CANDIDATES].tolist()} | {
             self.tokenization.first_token(self.completion)
         }
         fitting = [i for text in texts if self.tokens_needed_after(text) <= budget for i in vocabulary.ids_of[text]]
-        return mask_of(fitting, vocabulary.size) & mask, len(ids) <= CHECKED
+        return mask_of(fitting, vocabulary.size) & mask, len(ids) <= CANDIDATES
 
     def tokens_needed_after(self, text: bytes) -> int:
         if self.prefix.startswith(text):

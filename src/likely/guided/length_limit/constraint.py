@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from likely.decoding.constraint import Constraint, Mask, pack
+from likely.decoding.constraint import Constraint, Mask
 from likely.errors import ConstraintError
-from likely.guided.engines.automaton import ByteAutomaton
+from likely.guided.engines.automaton import ByteAutomaton, ShortestCompletions
 from likely.guided.engines.llguidance import LLGuidance, LLGuidanceConstraint
 from likely.guided.engines.reference import Reference
 from likely.guided.length_limit.completers import (
     AutomatonCompleter,
     Completer,
-    CompletionBounds,
     MatcherCompleter,
     PrefixedCompleter,
 )
@@ -29,6 +30,7 @@ from likely.guided.settings import Form
 from likely.guided.vocabulary import Vocabulary, byte_vocabulary
 
 LARGEST = 2000  # states of an automaton that is built for the distances
+MOST_PATTERNS = 16  # of a schema whose automata are built
 MOST_LETTERS = 20_000  # of all choices together, for an automaton of them
 CompileForm = Callable[[LLGuidance], LLGuidanceConstraint]
 
@@ -44,9 +46,7 @@ class LengthLimit:
 
     inner: Constraint
     completer: Completer
-    end_ids: frozenset[int]
-    text_mask: Mask
-    tokens: tuple[bytes, ...]
+    vocabulary: Vocabulary
     taken: int = 0
     ended: bool = False
     cut: bool = False
@@ -79,8 +79,8 @@ class LengthLimit:
                 f"max_tokens is {remaining}, but the shortest known completion of the form takes {needed} "
                 f"tokens: give at least that many, or close_on_budget=False"
             )
-        kept, exact = self.completer.restrict(mask & self.text_mask, remaining - 1)
-        kept = kept | (mask & ~self.text_mask)
+        kept, exact = self.completer.restrict(mask & self.vocabulary.text_mask, remaining - 1)
+        kept = kept | (mask & ~self.vocabulary.text_mask)
         if not kept.any():  # the budget is exceeded, which only beams and sampled drafts can do: they skip `permits`
             self._room = None
             return mask
@@ -97,8 +97,8 @@ class LengthLimit:
             return False
         if (
             self._room is None
-            or token in self.end_ids
-            or self.completer.tokens_needed_after(self.tokens[token]) <= self._room
+            or token in self.vocabulary.end_ids
+            or self.completer.tokens_needed_after(self.vocabulary.tokens[token]) <= self._room
         ):
             return True
         self.cut = True
@@ -108,25 +108,16 @@ class LengthLimit:
         self.inner.advance(token)
         self.taken += 1
         self._room = None
-        if token in self.end_ids:
+        if token in self.vocabulary.end_ids:
             self.ended = True
         else:
-            self.completer.advance(self.tokens[token])
+            self.completer.advance(self.vocabulary.tokens[token])
 
     def forced(self) -> list[int]:
         return self.inner.forced()
 
     def fork(self) -> LengthLimit:
-        return LengthLimit(
-            self.inner.fork(),
-            self.completer.fork(),
-            self.end_ids,
-            self.text_mask,
-            self.tokens,
-            self.taken,
-            self.ended,
-            self.cut,
-        )
+        return replace(self, inner=self.inner.fork(), completer=self.completer.fork(), _room=None)
 
     def rollback(self, n: int) -> None:
         self.inner.rollback(n)
@@ -153,9 +144,13 @@ class LengthLimiter:
         """
         completer = self._completer(form, compile_form)
         if completer.tokens_needed >= UNWRITABLE:
+            warnings.warn(
+                f"no completion of this {form.kind} was found, so that its texts may be cut at max_tokens: "
+                f"{_shown(form.source)}",
+                stacklevel=4,
+            )
             return inner
-        vocabulary = self.vocabulary
-        return LengthLimit(inner, completer, vocabulary.end_ids, vocabulary.text_mask, vocabulary.tokens)
+        return LengthLimit(inner, completer, self.vocabulary)
 
     def _completer(self, form: Form, compile_form: CompileForm) -> Completer:
         automaton = None
@@ -167,19 +162,15 @@ class LengthLimiter:
         if automaton is not None:
             return AutomatonCompleter(self.reference.steps(automaton), self.tokenization)
         matcher = compile_form(self._bytes).matcher
-        completer = MatcherCompleter(matcher, self.tokenization, CompletionBounds(0), self.tokenization.usable)
-        growth = self._growth(form, completer.tokens_needed)
-        completer.bounds = CompletionBounds(growth, self._in_strings if form.kind == "schema" else None)
+        usable = self.tokenization.usable
+        patterns = _patterns(form.source, usable) if form.kind == "schema" else []
+        completer = MatcherCompleter(matcher, self.tokenization, usable, patterns)
+        completer.growth = self._growth(form, completer.tokens_needed)
         return completer
 
     @cached_property
     def _bytes(self) -> LLGuidance:
         return LLGuidance(byte_vocabulary())
-
-    @cached_property
-    def _in_strings(self) -> Mask:
-        """Tokens that stay inside a JSON string."""
-        return pack(np.array([bool(t) and b'"' not in t for t in self.vocabulary.tokens], np.bool_))
 
     def _growth(self, form: Form, needed: int) -> int:
         """How much one token may add: everything that the form spells out once, counted repeats in full.
@@ -191,6 +182,11 @@ class LengthLimiter:
         counted = sum(int(n) for n in re.findall(r'(?:"min\w+": ?|\{)(\d{1,4})\b', source))
         tokens = self.vocabulary.guess(spelled.encode()) or spelled
         return len(tokens) + min(needed, 4096) + counted + 32
+
+
+def _shown(source: Any) -> str:
+    text = source if isinstance(source, str) else json.dumps(source)
+    return " ".join(text.split())[:80]
 
 
 def _literals(schema: Any) -> Iterator[Any]:
@@ -205,3 +201,35 @@ def _literals(schema: Any) -> Iterator[Any]:
     elif isinstance(schema, list):
         for item in schema:
             yield from _literals(item)
+
+
+def _patterns(schema: Any, usable: NDArray[np.bool_]) -> list[ShortestCompletions]:
+    """Of the patterns of a JSON Schema, as they are written inside quotes, where they are small automata."""
+    plain = usable.copy()
+    plain[list(range(32)) + list(b'"\\')] = False  # these would be written as escapes
+    found = []
+    for pattern in list(dict.fromkeys(_values_of("pattern", schema)))[:MOST_PATTERNS]:
+        with contextlib.suppress(ConstraintError):
+            found.append(ShortestCompletions(_automaton_of(pattern), plain))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _automaton_of(pattern: str) -> ByteAutomaton:
+    """Of the strings in which the pattern occurs."""
+    body = pattern.removeprefix("^").removesuffix("$")
+    before = "" if pattern.startswith("^") else "(?s:.)*"
+    after = "" if pattern.endswith("$") else "(?s:.)*"
+    return ByteAutomaton.of_regex(f"{before}(?:{body}){after}", max_states=LARGEST)
+
+
+def _values_of(keyword: str, schema: Any) -> Iterator[str]:
+    if isinstance(schema, Mapping):
+        for key, value in schema.items():
+            if key == keyword and isinstance(value, str):
+                yield value
+            elif key not in ("enum", "const"):
+                yield from _values_of(keyword, value)
+    elif isinstance(schema, list):
+        for item in schema:
+            yield from _values_of(keyword, item)

@@ -19,7 +19,7 @@ from likely.lm.remote.reply import (
     record,
     text_of,
 )
-from likely.lm.results import Answer, Generation
+from likely.lm.results import Answer, AnswerStream, Generation
 
 R = TypeVar("R")
 
@@ -73,38 +73,34 @@ class Completions:
         self, send: Callable[[dict[str, Any]], R], path: str, body: dict[str, Any], settings: ServerSettings
     ) -> R:
         """Ask with log-probabilities; where the server refuses because of them, without (once, then always)."""
+
+        def sent(body: dict[str, Any]) -> R:
+            try:
+                return send(body)
+            except RemoteError as error:
+                if settings.form is not None and (refused := settings.form.refusal(error)):
+                    raise refused from None
+                raise
+
         wanted = max(settings.top_logprobs, 1)
         more = {"logprobs": wanted} if path == "/completions" else {"logprobs": True, "top_logprobs": wanted}
         refusal = "it refused them before"
         if self._gives_logprobs:
             try:
-                return send({**body, **more})
+                return sent({**body, **more})
             except RemoteError as error:
-                if settings.form is not None and (refused := settings.form.refusal(error)):
-                    raise refused from None
                 if error.status not in (400, 422, 500, 501) or "logprob" not in str(error).lower():
                     raise
                 refusal = str(error)
         if settings.top_logprobs:
             raise CapabilityError(f"This server gives no log-probabilities: {refusal}. Ask without top_logprobs=.")
-        try:
-            result = send(body)
-        except RemoteError as error:
-            if settings.form is not None and (refused := settings.form.refusal(error)):
-                raise refused from None
-            raise
+        result = sent(body)
         self._gives_logprobs = False
         return result
 
 
-class RemoteStream:
-    """Text pieces of one generation, as an iterator; then `.result`.
-
-    Stopped early (`close()`, or an exception in the consumer), `.result` is the partial text with finish_reason
-    "cancelled".
-    """
-
-    prompt = ""  # a server does not show what its template made of the messages
+class RemoteStream(AnswerStream):
+    """Text pieces of one generation of a server, which does not show what its template made of the messages."""
 
     def __init__(
         self, server: Completions, path: str, what: dict[str, Any], settings: ServerSettings,
@@ -118,24 +114,10 @@ class RemoteStream:
         self._held: TokenLogprobs | None = None
         self._reason: object = None
         self._prompt_tokens: int | None = None
-        self.result: Any = None  # an Answer, or a Generation where a raw prompt was continued
-        self._pieces = self._run()
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def finish(self) -> Any:
-        """Run to the end and give the result."""
-        for _ in self._pieces:
-            pass
-        return self.result
+        self._pieces = self._generator = self._run()
 
     def close(self) -> Any:
-        """Stop here; gives the partial result."""
-        self._pieces.close()
+        self._generator.close()
         if self.result is None:
             self.result = self._made("cancelled")
         return self.result

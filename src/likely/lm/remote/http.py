@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
@@ -65,11 +65,7 @@ class _Transient(Exception):
 
 
 class Endpoint:
-    """One server.
-
-    timeout_s  for connecting, for a whole reply, and between two events of a stream
-    retries    after 429, 5xx and connection errors; waits double from backoff_s, or follow Retry-After up to 30 s
-    """
+    """One server; see `lm.options.ConnectionOptions`."""
 
     def __init__(
         self,
@@ -113,15 +109,15 @@ class Endpoint:
         response = self._retrying(lambda: self._open("POST", path, body))
         with closing(response):
             if "text/event-stream" not in response.headers.get("content-type", ""):
-                raise self._fail(f"answered without a stream: {self._quote(self._read(response, MAX_ERROR_BYTES))}")
+                raise self.fail(f"answered without a stream: {self._quote(self._read(response, MAX_ERROR_BYTES))}")
             for data in sse_data(self._chunks(response)):
                 if data == "[DONE]":
                     return
                 event = self._parsed(data.encode())
                 if event.get("error"):
-                    raise self._fail(f"broke the stream off: {self._quote(data.encode())}", retryable=True)
+                    raise self.fail(f"broke the stream off: {self._quote(data.encode())}", retryable=True)
                 yield event
-        raise self._fail("ended the stream before it was done", retryable=True)
+        raise self.fail("ended the stream before it was done", retryable=True)
 
     # --- one request ---------------------------------------------------------------------------------------------
 
@@ -141,7 +137,7 @@ class Endpoint:
             data = self._read(response, MAX_REPLY_BYTES)
         value = self._parsed(data)
         if value.get("error"):  # some servers say so with status 200
-            raise self._fail(f"answered: {self._quote(data)}")
+            raise self.fail(f"answered: {self._quote(data)}")
         return value
 
     def _open(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx.Response:
@@ -159,15 +155,15 @@ class Endpoint:
                     raise self._status_error(response)
                 target = url.join(response.headers["location"])
                 if _origin(target) != _origin(url) or response.status_code not in (307, 308):
-                    raise self._fail(
+                    raise self.fail(
                         f"redirects to {_shown(target)[:200]}: if you trust it, give that address", response.status_code
                     )
                 url = target
-        raise self._fail(f"redirects more than {MAX_REDIRECTS} times")
+        raise self.fail(f"redirects more than {MAX_REDIRECTS} times")
 
     def _chunks(self, response: httpx.Response) -> Iterator[bytes]:
         if response.headers.get("content-encoding", "identity").lower() != "identity":
-            raise self._fail("compressed its reply although asked not to")
+            raise self.fail("compressed its reply although asked not to")
         try:
             yield from response.iter_raw()
         except httpx.HTTPError as error:
@@ -180,7 +176,7 @@ class Endpoint:
             if len(held) > limit:
                 if response.status_code >= 300 or limit == MAX_ERROR_BYTES:
                     break
-                raise self._fail(f"sent more than {limit} bytes")
+                raise self.fail(f"sent more than {limit} bytes")
             if time.monotonic() > deadline:
                 raise self._timed_out()
         return bytes(held)
@@ -189,24 +185,20 @@ class Endpoint:
         try:
             value = json.loads(data)
         except (ValueError, RecursionError):
-            raise self._fail(
+            raise self.fail(
                 f"did not answer with JSON: {self._quote(data)}; is this an OpenAI-compatible server?"
             ) from None
         if not isinstance(value, dict):
-            raise self._fail(f"did not answer with a JSON object: {self._quote(data)}")
+            raise self.fail(f"did not answer with a JSON object: {self._quote(data)}")
         return value
 
     # --- errors --------------------------------------------------------------------------------------------------
 
-    def fail(self, what: str) -> RemoteError:
-        """The error for a reply that makes no sense."""
-        return self._fail(what)
-
-    def _fail(self, what: str, status: int | None = None, *, retryable: bool = False) -> RemoteError:
+    def fail(self, what: str, status: int | None = None, *, retryable: bool = False) -> RemoteError:
         return RemoteError(self._redacted(f"{self.shown} {what}"), status=status, retryable=retryable)
 
     def _timed_out(self) -> RemoteError:
-        return self._fail(f"did not answer within {self._timeout_s:g} s: try again, or set timeout_s=", retryable=True)
+        return self.fail(f"did not answer within {self._timeout_s:g} s: try again, or set timeout_s=", retryable=True)
 
     def _transport_error(self, error: httpx.HTTPError) -> Exception:
         # A server that is only slow would get the same work once more: no retry.
@@ -214,8 +206,8 @@ class Endpoint:
             return self._timed_out()
         words = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol):
-            return _Transient(self._fail(f"cannot be reached: {words}", retryable=True))
-        return self._fail(f"cannot be used: {words}")
+            return _Transient(self.fail(f"cannot be reached: {words}", retryable=True))
+        return self.fail(f"cannot be used: {words}")
 
     def _status_error(self, response: httpx.Response) -> Exception:
         status = response.status_code
@@ -223,7 +215,7 @@ class Endpoint:
         advice = ": set api_key= or LIKELY_API_KEY" if status in (401, 403) else ""
         # Some servers answer 500 to what they never can do.
         retryable = status == 429 or (status >= 500 and status != 501 and "not supported" not in quote)
-        error = self._fail(f"answered {status}: {quote}{advice}", status, retryable=retryable)
+        error = self.fail(f"answered {status}: {quote}{advice}", status, retryable=retryable)
         return _Transient(error, _retry_after_s(response.headers.get("retry-after"))) if retryable else error
 
     def _quote(self, body: bytes) -> str:
@@ -254,15 +246,12 @@ def _retry_after_s(value: str | None) -> float | None:
     if not value:
         return None
     try:
-        return (
-            float(value) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value) else _seconds_until(parsedate_to_datetime(value))
-        )
+        if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value):
+            return float(value)
+        when = parsedate_to_datetime(value)
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - time.time()
     except (ValueError, TypeError, OverflowError):
         return None
-
-
-def _seconds_until(when: datetime) -> float:
-    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - time.time()
 
 
 def sse_data(chunks: Iterable[bytes]) -> Iterator[str]:

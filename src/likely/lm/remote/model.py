@@ -8,14 +8,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, TypeVar, Unpack
 
-import httpx
-
+from likely.decoding.options import check_names
 from likely.errors import CapabilityError, ConstraintError, ModelError, RemoteError
 from likely.lm.base import BaseLanguageModel, Decide
 from likely.lm.extract import Extracted, extracted, extraction_prompt
-from likely.lm.options import EXTRACT_DEFAULTS, ExtractOptions, GenerateOptions, TextOptions
+from likely.lm.options import (
+    EXTRACT_DEFAULTS,
+    ConnectionOptions,
+    ExtractOptions,
+    GenerateOptions,
+    ScoringOptions,
+    TextOptions,
+)
 from likely.lm.questions import QuestionLine
 from likely.lm.remote.completions import Completions, RemoteStream
 from likely.lm.remote.echo import Unusable, check_scoring, read_echo, score_answer, top_row
@@ -44,9 +50,8 @@ class RemoteCapabilities(Capabilities):
 class RemoteModel(BaseLanguageModel[tuple[dict[str, Any], ServerSettings]]):
     """Verbs: score, generate, stream, ask, chat, extract.  `capabilities` asks the server once whether it can score.
 
-    url        with or without /v1;  model: its name there (None: the only one that the server lists)
-    api_key    None: LIKELY_API_KEY, or OPENAI_API_KEY for OpenAI's own address; sent nowhere else, never printed
-    transport  of httpx, for tests and proxies
+    url         with or without /v1;  model: its name there (None: the only one that the server lists)
+    connection  api_key=, timeout_s= ...: see `ConnectionOptions`
 
     A server shows no token ids: `token_ids` is None and `tokens` are its strings.  It does not say in how many calls
     a text was made: `target_calls` is None.  Log-probabilities of generated tokens are None where it gives none;
@@ -60,16 +65,10 @@ class RemoteModel(BaseLanguageModel[tuple[dict[str, Any], ServerSettings]]):
         url: str,
         *,
         model: str | None = None,
-        api_key: str | None = None,
-        timeout_s: float = 60.0,
-        transport: httpx.BaseTransport | None = None,
-        retries: int = 3,
-        backoff_s: float = 0.5,
+        **connection: Unpack[ConnectionOptions],
     ):
         super().__init__()
-        self._endpoint = Endpoint(
-            url, api_key=api_key, timeout_s=timeout_s, transport=transport, retries=retries, backoff_s=backoff_s
-        )
+        self._endpoint = Endpoint(url, **connection)
         self._model, self._lock = model, threading.RLock()
         self._scoring: str | None = None  # "": works; else why not; None: not asked yet
         self._echo_tokens = 1  # what to ask for beside the echo
@@ -79,9 +78,8 @@ class RemoteModel(BaseLanguageModel[tuple[dict[str, Any], ServerSettings]]):
         return f"RemoteModel({self._endpoint.shown!r}, model={self._model!r})"
 
     def close(self) -> None:
-        """Close the connections; harmless when repeated."""
         self._endpoint.close()
-        self.opened.close()
+        super().close()
 
     @cached_property
     def models(self) -> list[str]:
@@ -123,40 +121,23 @@ class RemoteModel(BaseLanguageModel[tuple[dict[str, Any], ServerSettings]]):
 
     # --- scoring --------------------------------------------------------------------------------------------------
 
-    def score(
-        self, prompt: str, answers: Sequence[str], *, top_logprobs: int = 0, entropy: bool = False,
-        window: int | None = None, stride: int | None = None,
-    ) -> list[Scored]:  # fmt: skip
-        """log p(answer | prompt) in nats for each answer.
-
-        CapabilityError unless the server's log-probabilities of given text pass the checks of `remote.echo`.
-        """
-        if isinstance(answers, str):
-            raise TypeError(f"answers must be a list of strings, got the string {answers!r}")
-        return self.score_pairs(
-            [(prompt, answer) for answer in answers], top_logprobs=top_logprobs, entropy=entropy, window=window,
-            stride=stride,
-        )  # fmt: skip
-
     def score_pairs(
         self,
         pairs: Sequence[tuple[str, str]],
         *,
-        top_logprobs: int = 0,
-        entropy: bool = False,
-        window: int | None = None,
-        stride: int | None = None,
         progress: Callable[[int], None] | None = None,
+        **options: Unpack[ScoringOptions],
     ) -> list[Scored]:
-        """Score many (prompt, answer) pairs, a request for each. progress(n): n more are done."""
-        for name, value in (("entropy", entropy), ("window", window), ("stride", stride)):
-            if value:
+        """A request for each pair."""
+        check_names(options, ScoringOptions.__annotations__)
+        for name in ("entropy", "window", "stride"):
+            if options.get(name):
                 raise CapabilityError(f"a server cannot score with {name}=; load the model locally")
         self._check_scoring()
 
         def one(pair: tuple[str, str]) -> Scored:
             try:
-                scored = self._score(*pair, top=top_logprobs)
+                scored = self._score(*pair, top=options.get("top_logprobs", 0))
             except Unusable as why:
                 raise _no_scoring(str(why)) from None
             if progress is not None:
@@ -213,30 +194,13 @@ class RemoteModel(BaseLanguageModel[tuple[dict[str, Any], ServerSettings]]):
 
     # --- generation -----------------------------------------------------------------------------------------------
 
-    @overload
-    def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> Generation: ...  # type: ignore[overload-overlap]
-    @overload
-    def generate(self, prompt: Sequence[str], **options: Unpack[GenerateOptions]) -> list[Generation]: ...
-
-    def generate(self, prompt: str | Sequence[str], **options: Unpack[GenerateOptions]) -> Any:
-        """Continue a prompt, or each of a list of prompts (eight requests at a time).
-
-        max_tokens=128, temperature=1.0 (0: greedy), top_p=1.0, presence_penalty, frequency_penalty, seed=0, stop=(),
-        n=1 (samples; then a list per prompt), top_logprobs=0.
-
-        schema, regex, grammar or choices: the server is asked for that form, and its answer is checked here: one
-        without the form has no value and complete=False.  CapabilityError where the server has no such thing.
-        """
+    def _samples(self, prompts: Sequence[str], options: Mapping[str, Any]) -> Sequence[Sequence[Generation]]:
+        """Eight requests at a time.  CapabilityError where the server has no such form."""
         settings = ServerSettings.of(options)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         groups = _in_parallel(lambda text: self._server.samples("/completions", {"prompt": text}, settings), prompts)
-        shaped = [
-            [Generation(**found) for found in group] if settings.n > 1 else Generation(**group[0]) for group in groups
-        ]
-        return shaped[0] if isinstance(prompt, str) else shaped
+        return [[Generation(**found) for found in group] for group in groups]
 
     def stream(self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]) -> RemoteStream:
-        """Text pieces as they come, for a prompt or for chat messages; `.result` holds the whole at the end."""
         if isinstance(prompt, str):
             return RemoteStream(self._server, "/completions", {"prompt": prompt}, _single(options))
         return RemoteStream(self._server, "/chat/completions", {"messages": check_messages(prompt)}, _single(options))
@@ -264,7 +228,6 @@ class RemoteModel(BaseLanguageModel[tuple[dict[str, Any], ServerSettings]]):
     def extract_each(
         self, documents: Sequence[str], *, schema: Any, **options: Unpack[ExtractOptions]
     ) -> Iterator[Extracted]:
-        """The documents in their order, each as soon as it is done."""
         for document in documents:
             prompt, settings = _extraction(document, schema, options)
             try:
@@ -276,13 +239,11 @@ class RemoteModel(BaseLanguageModel[tuple[dict[str, Any], ServerSettings]]):
             yield extracted(outcome)
 
     def preview(self, question: str, *, system: str | None = None, **options: Unpack[TextOptions]) -> str:
-        """Nothing, since the server applies its own chat template; wrong settings are refused."""
         _single(options)
         _messages(question, system)
         return ""
 
     def preview_extraction(self, document: str, *, schema: Any, **options: Unpack[ExtractOptions]) -> str:
-        """What is asked; the server applies its own chat template.  Wrong settings are refused."""
         return _extraction(document, schema, options)[0]
 
 

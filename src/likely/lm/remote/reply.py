@@ -8,7 +8,7 @@ from typing import Any
 
 from likely.decoding.options import check_number, check_whole
 from likely.errors import CapabilityError, nearest
-from likely.lm.options import OPTIONS
+from likely.lm.options import OPTIONS, plain_numbers, stop_strings
 from likely.lm.remote.echo import Unusable, number, top_row
 from likely.lm.remote.form import RemoteForm, take_form
 from likely.scoring.scored import TopLogprob, sums
@@ -38,9 +38,8 @@ class ServerSettings:
                 raise TypeError(f'unknown option "{name}"{nearest(name, names)} (for a server: {", ".join(names)})')
             if name not in names and not _asks_for_nothing(name, value):
                 raise CapabilityError(f"a server is not asked for {name}= (got {value!r}); load the model locally")
-        options = {name: value for name, value in options.items() if name in names}
-        stop = options.get("stop") or ()
-        return cls(**{**options, "stop": (stop,) if isinstance(stop, str) else tuple(stop), "form": form})
+        options = plain_numbers({name: value for name, value in options.items() if name in names})
+        return cls(**{**options, "stop": stop_strings(options.get("stop")), "form": form})
 
     def __post_init__(self) -> None:
         check_whole("max_tokens", self.max_tokens)

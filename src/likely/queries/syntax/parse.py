@@ -14,6 +14,7 @@ import ast
 import builtins
 import io
 import re
+import textwrap
 import tokenize
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from likely.errors import ConstraintError
 from likely.queries.decoders import OPTIONS as DECODERS
 from likely.queries.decoders import Decoder, make_decoder
-from likely.queries.syntax.rewrite import Rewriter
+from likely.queries.syntax.rewrite import Rewriter, prompt_of
 
 RUN = "__q__"  # the name of the run in rewritten programs
 
@@ -78,12 +79,10 @@ def parse(text: str, file: str = "query") -> Parsed:
         decoder, function.body = found, function.body[1:] or [ast.Pass()]
     outside = _bound(before)
     rewriter = Rewriter(file, body, QuerySyntaxError, RUN, lambda name: name in outside or hasattr(builtins, name))
-    for section, line, give in (
-        (sections.where, sections.lines[0], rewriter.add_where),
-        (sections.distribution, sections.lines[1], rewriter.add_distribution),
-    ):
-        if section:
-            give(_expression(section, file, line))
+    if sections.where:
+        rewriter.where = _expression(sections.where, file, sections.lines[0])
+    if sections.distribution:
+        rewriter.distribution = _expression(sections.distribution, file, sections.lines[1])
     rewritten = rewriter.function(function)
     made = ast.Module(body=[*before, rewritten], type_ignores=[])
     ast.fix_missing_locations(made)
@@ -107,9 +106,9 @@ def _function_of(statements: list[ast.stmt], file: str) -> tuple[ast.FunctionDef
     Else all statements are its body (and None stands before it).
     """
     last = statements[-1] if statements else None
-    if isinstance(last, ast.FunctionDef) and not any(map(is_prompt, statements)):
+    if isinstance(last, ast.FunctionDef) and not any(map(prompt_of, statements)):
         return last, statements[:-1]
-    if not any(is_prompt(s) for statement in statements for s in ast.walk(statement) if isinstance(s, ast.stmt)):
+    if not any(prompt_of(s) for statement in statements for s in ast.walk(statement)):
         raise QuerySyntaxError("a query needs a prompt: a string as a statement of its own", file, 1, 1)
     made = ast.parse("def query(): pass").body[0]
     assert isinstance(made, ast.FunctionDef)
@@ -125,16 +124,6 @@ def _bound(statements: list[ast.stmt]) -> set[str]:
     return found | {
         a.asname or a.name.split(".")[0] for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names
     }
-
-
-def is_prompt(statement: ast.stmt) -> bool:
-    """A bare string, alone or with .where(...) or .distribution(...)."""
-    node: ast.AST = statement.value if isinstance(statement, ast.Expr) else statement
-    while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        if node.func.attr not in ("where", "distribution"):
-            return False
-        node = node.func.value
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def take_decoder(statement: ast.stmt, file: str) -> Decoder | None:
@@ -281,11 +270,6 @@ def _standalone(source: str, file: str) -> _Sections | None:
     )
 
 
-def _imports(tokens: list[tokenize.TokenInfo]) -> bool:
-    """Whether a `from` begins an import."""
-    return any(t.string == "import" for t in tokens if t.start[0] == tokens[0].start[0])
-
-
 def _offsets(source: str) -> list[int]:
     found = [0]
     for line in source.splitlines(keepends=True):
@@ -299,6 +283,4 @@ def _dedent(block: str) -> str:
     if first.strip():
         others_shown = re.sub(r"(?m)^[ \t]+", "", others) if others else ""
         return first.strip() + newline + others_shown
-    import textwrap
-
     return newline + textwrap.dedent(others)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from likely.queries.syntax.template import HoleAt, LiteralText, PromptPiece, TemplateError, Value, pieces_of
@@ -22,19 +22,11 @@ class Rewriter:
         self.file, self.error, self.run, self.known = file, error, run, known
         self.lines = source.splitlines(keepends=True)
         self.holes: list[str] = []
-        self.where: ast.expr | None = None
-        self.distribution: ast.expr | None = None
-
-    def add_where(self, node: ast.expr) -> None:
-        """A clause that counts for every hole."""
-        self.where = node
-
-    def add_distribution(self, node: ast.expr) -> None:
-        """A distribution clause for the whole program."""
-        self.distribution = node
+        self.where: ast.expr | None = None  # a clause that counts for every hole
+        self.distribution: ast.expr | None = None  # for the whole program
 
     def function(self, function: ast.FunctionDef) -> ast.FunctionDef:
-        prompts = [s for s in ast.walk(function) if isinstance(s, ast.stmt) and prompt_of(s) is not None]
+        prompts = [s for s in ast.walk(function) if isinstance(s, ast.Expr) and prompt_of(s)]
         self._prompts = sorted(prompts, key=lambda s: (s.lineno, s.col_offset))
         for statement in self._prompts:
             for piece in self._pieces(statement)[0]:
@@ -248,7 +240,7 @@ def prompt_of(statement: ast.AST) -> tuple[ast.Constant, list[ast.Call]] | None:
     return None
 
 
-def _exclusive(function: ast.FunctionDef, statement: ast.stmt, later: list[ast.stmt]) -> bool:
+def _exclusive(function: ast.FunctionDef, statement: ast.stmt, later: Sequence[ast.stmt]) -> bool:
     """Whether all later prompts stand in other branches of an `if` around the statement."""
     for node in ast.walk(function):
         if isinstance(node, ast.If):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from likely.queries.where.nodes import (
@@ -20,7 +20,6 @@ from likely.queries.where.nodes import (
     Matches,
     Node,
     Not,
-    Operator,
     Or,
     StartsWith,
     Stop,
@@ -38,37 +37,12 @@ _TESTS = ("STOPS_AT", "STOPS_BEFORE", "INT", "FLOAT", "REGEX", "STARTS_WITH")
 class Clauses:
     """What rewritten clauses call to build their nodes."""
 
-    @staticmethod
-    def both(*parts: Node) -> Node:
-        return And(parts)
-
-    @staticmethod
-    def either(*parts: Node) -> Node:
-        return Or(parts)
-
-    @staticmethod
-    def no(part: Node) -> Node:
-        return Not(part)
-
-    @staticmethod
-    def hole(name: str) -> Node:
-        return Hole(name)
-
-    @staticmethod
-    def value(value: Any) -> Node:
-        return term(value)
+    both, either, no, hole, compare, count = And, Or, Not, Hole, Compare, Count
+    value = staticmethod(term)
 
     @staticmethod
     def length(of: Node) -> Node:
         return of if isinstance(of, Count) else Count("chars", of)
-
-    @staticmethod
-    def count(kind: Any, of: Node) -> Node:
-        return Count(kind, of)
-
-    @staticmethod
-    def compare(op: Operator, left: Node, right: Node) -> Node:
-        return Compare(op, left, right)
 
     @staticmethod
     def member(item: Node, of: Node) -> Node:
@@ -121,16 +95,19 @@ class ClauseWriter:
         clauses = ast.Attribute(ast.Name(self.run, ast.Load()), "clauses", ast.Load())
         return ast.Call(ast.Attribute(clauses, name, ast.Load()), args, [])
 
+    def _joined(self, name: str, parts: Iterable[ast.expr]) -> ast.expr:
+        return self.call(name, [ast.Tuple(list(parts), ast.Load())])
+
     def condition(self, node: ast.expr) -> ast.expr:
         match node:
             case ast.BoolOp(op=op, values=values):
-                return self.call("both" if isinstance(op, ast.And) else "either", [self.condition(v) for v in values])
+                return self._joined("both" if isinstance(op, ast.And) else "either", map(self.condition, values))
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 return self.call("no", [self.condition(operand)])
             case ast.Compare(left=left, ops=ops, comparators=comparators):
                 terms = [left, *comparators]
                 parts = [self._pair(op, a, b) for op, a, b in zip(ops, terms, terms[1:], strict=False)]
-                return parts[0] if len(parts) == 1 else self.call("both", parts)
+                return parts[0] if len(parts) == 1 else self._joined("both", parts)
             case ast.Call(func=ast.Name(id=name), args=args) if name in _TESTS or name in registered():
                 if name in registered():
                     return self.call("op", [ast.Constant(name), *map(self.term, args)])

@@ -107,12 +107,12 @@ class WhereCompiler:
             if bounds is not None:
                 if bounds[1] is not None and bounds[1] < bounds[0]:
                     raise NoText(f"hole {hole}: no text fulfils {describe(node)}")
-                return Counted(counts, self.vocabulary, *bounds)
+                return Counted(self.vocabulary, counts, *bounds)
             if isinstance(node.right, Const) and isinstance(node.right.value, int):
                 value = node.right.value  # !=
                 sides = [(value + 1, None)] if value <= 0 else [(0, value - 1), (value + 1, None)]
-                return AnyOf(*(Counted(counts, self.vocabulary, max(0, low), high) for low, high in sides))
-        return Opaque(node, hole, self.vocabulary, peek)
+                return AnyOf(*(Counted(self.vocabulary, counts, max(0, low), high) for low, high in sides))
+        return Opaque(self.vocabulary, node, hole, peek)
 
     def _either(self, parts: Sequence[Node], hole: str, said: str, peek: Peek | None) -> Constraint:
         """Of the branches that some text fulfils; NoText if there is none."""

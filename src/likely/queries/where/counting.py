@@ -10,15 +10,15 @@ Every count only grows while text is appended.  Small automata over bytes count,
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.decoding.constraint import ConstraintViolation, Mask, contains, no_tokens, pack
-from likely.guided.vocabulary import Vocabulary
+from likely.decoding.constraint import Mask, no_tokens, pack
+from likely.guided.text_constraint import TextConstraint
 from likely.queries.where.nodes import CountKind
 
 SPACE: Final = b" \t\n\r\x0b\x0c"
@@ -56,21 +56,11 @@ AUTOMATA = {
 }
 
 
-def walk(kind: CountKind, text: bytes, state: int = 0) -> tuple[int, int]:
-    """(count, state after the text) of a text that begins in `state`; not for tokens."""
-    automaton, total = AUTOMATA[kind], 0
-    for byte in text:
-        cls = _CLASS[byte]
-        total += int(automaton.adds[state, cls])
-        state = int(automaton.next[state, cls])
-    return total, state
-
-
 _NEXT_SENTENCE = re.compile(rb"[.!?]\s+(?=\S)")
 
 
 def count(kind: CountKind, text: str, tokens: int) -> int:
-    """The count of a whole text that was written with this many tokens; equal to `walk`, without a loop."""
+    """The count of a whole text that was written with this many tokens, as the automata count it."""
     match kind:
         case "tokens":
             return tokens
@@ -119,7 +109,7 @@ class TokenCounts:
 
 
 @dataclass(eq=False)
-class Counted:
+class Counted(TextConstraint):
     """least <= count <= most: the counter tier.  Masks are looked up by (state, count still free).
 
     A text that may be too short at the end only loses the end tokens; within a budget of tokens this is not looked
@@ -127,26 +117,15 @@ class Counted:
     """
 
     counts: TokenCounts
-    vocabulary: Vocabulary
     least: int
     most: int | None
     masks: dict[tuple[int, int], Mask] = field(default_factory=dict, repr=False)
     history: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])  # (count, state) after each token
-    ended: bool = False
-    approximate: bool = False
-
-    @property
-    def vocab_size(self) -> int:
-        return self.vocabulary.size
 
     @property
     def accepting(self) -> bool:
         count = self.history[-1][0]
         return self.least <= count and (self.most is None or count <= self.most)
-
-    @property
-    def finished(self) -> bool:
-        return self.ended
 
     def allowed(self, remaining: int | None = None) -> Mask:
         if self.ended:
@@ -161,30 +140,13 @@ class Counted:
             mask = self.masks[key]
         return mask | self.vocabulary.end_mask if self.accepting else mask
 
-    def permits(self, token: int) -> bool:
-        return contains(self.allowed(), token)
-
-    def advance(self, token: int) -> None:
-        if not self.permits(token):
-            raise ConstraintViolation(f"token {token} is not allowed here")
-        if token in self.vocabulary.end_ids:
-            self.ended = True
-            return
+    def _take(self, token: int) -> None:
         count, state = self.history[-1]
         adds, after = self.counts.tables
         self.history.append((count + int(adds[state, token]), int(after[state, token])))
 
-    def forced(self) -> list[int]:
-        return []
-
     def fork(self) -> Counted:
-        return Counted(self.counts, self.vocabulary, self.least, self.most, self.masks, self.history.copy(), self.ended)
+        return replace(self, history=self.history.copy())
 
-    def rollback(self, n: int) -> None:
-        if n and self.ended:
-            self.ended, n = False, n - 1
-        if n:
-            del self.history[-n:]
-
-    def ready(self, wait: bool = False) -> bool:
-        return True
+    def _undo(self, n: int) -> None:
+        del self.history[-n:]

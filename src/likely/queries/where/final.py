@@ -34,6 +34,7 @@ from likely.queries.where.nodes import (
     Or,
     StartsWith,
     Stop,
+    children,
 )
 
 
@@ -87,23 +88,8 @@ def evaluate(node: Node, state: PartialTexts) -> Pair:
             return negation(evaluate(part, state))
         case Stop():
             return True, FIN  # ends a hole, forbids nothing
-    pairs = [evaluate(p, state) for p in _terms(node)]
+    pairs = [evaluate(p, state) for p in children(node)]
     return apply(node, pairs)
-
-
-def _terms(node: Node) -> tuple[Node, ...]:
-    match node:
-        case Compare(_, left, right):
-            return left, right
-        case In(item, _):
-            return (item,)
-        case Contains(needle, text):
-            return needle, text
-        case StartsWith(text, _) | Matches(text, _):
-            return (text,)
-        case FunctionCall():
-            return node.args
-    raise TypeError(f"not a condition: {node!r}")
 
 
 def apply(node: Node, pairs: list[Pair]) -> Pair:

@@ -8,7 +8,7 @@ Text queries are translated into these nodes; in Python they are written with op
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 CountKind = Literal["chars", "words", "sentences", "tokens"]
@@ -203,27 +203,14 @@ def term(value: Any) -> Node:
     return value if isinstance(value, Node) else Const(value)
 
 
+def _parts(node: Node) -> list[Any]:
+    return [getattr(node, part.name) for part in fields(node)]  # type: ignore[arg-type]  # every node is a dataclass
+
+
 def children(node: Node) -> tuple[Node, ...]:
-    match node:
-        case And(parts) | Or(parts):
-            return parts
-        case Not(part):
-            return (part,)
-        case Compare(_, left, right):
-            return (left, right)
-        case Count(_, of):
-            return (of,)
-        case Contains(needle, text):
-            return (needle, text)
-        case In(item, _):
-            return (item,)
-        case StartsWith(text, _) | Matches(text, _):
-            return (text,)
-        case Stop(text, _, _):
-            return (text,)
-        case FunctionCall():
-            return node.args
-    return ()
+    """The nodes directly inside, in order."""
+    parts = [each for part in _parts(node) for each in (part if isinstance(part, tuple) else (part,))]
+    return tuple(part for part in parts if isinstance(part, Node))
 
 
 def holes_of(node: Node) -> set[str]:
@@ -235,36 +222,15 @@ def holes_of(node: Node) -> set[str]:
 
 def replace_holes(node: Node, found: Callable[[str], Node]) -> Node:
     """The clause with every hole replaced."""
+    if isinstance(node, Hole):
+        return found(node.name)
 
-    def go(n: Node) -> Node:
-        match n:
-            case Hole(name):
-                return found(name)
-            case And(parts):
-                return And(tuple(map(go, parts)))
-            case Or(parts):
-                return Or(tuple(map(go, parts)))
-            case Not(part):
-                return Not(go(part))
-            case Compare(op, left, right):
-                return Compare(op, go(left), go(right))
-            case Count(kind, of):
-                return Count(kind, go(of))
-            case Contains(needle, text):
-                return Contains(go(needle), go(text))
-            case In(item, options):
-                return In(go(item), options)
-            case StartsWith(text, options):
-                return StartsWith(go(text), options)
-            case Matches(text, pattern):
-                return Matches(go(text), pattern)
-            case Stop(text, string, include):
-                return Stop(go(text), string, include)
-            case FunctionCall(name, forward, args, final, regex):
-                return FunctionCall(name, forward, tuple(map(go, args)), final, regex)
-        return n
+    def go(part: Any) -> Any:
+        if isinstance(part, tuple):
+            return tuple(map(go, part))
+        return replace_holes(part, found) if isinstance(part, Node) else part
 
-    return go(node)
+    return type(node)(*map(go, _parts(node)))
 
 
 def describe(node: Node) -> str:

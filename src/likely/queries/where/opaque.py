@@ -7,23 +7,23 @@ good: the most likely tokens are tried, and only those that pass are allowed (`a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import numpy as np
 
-from likely.decoding.constraint import ConstraintViolation, Mask, contains, mask_of, members, no_tokens
+from likely.decoding.constraint import LogitsProcessor, Mask, contains, mask_of, members, no_tokens
 from likely.guided.combinators import AllOf
-from likely.guided.vocabulary import Vocabulary
+from likely.guided.text_constraint import TextConstraint
 from likely.queries.where.final import FIN, Partial, evaluate
 from likely.queries.where.nodes import Node
-from likely.runtimes.protocol import FloatArray, Output, Runtime, Work
+from likely.runtimes.protocol import FloatArray, Runtime
 
 TOP = 64  # tokens that are tried at each step
 
 
 @dataclass(eq=False)
-class Peek:
+class Peek(LogitsProcessor):
     """A transform that changes nothing: it shows the logits to the constraint that is asked right after it."""
 
     row: FloatArray | None = None
@@ -31,28 +31,16 @@ class Peek:
     def begin(self, runtime: Runtime, prompt: Sequence[int]) -> Peek:
         return self
 
-    def work(self, work: Work) -> list[Work]:
-        return []
-
-    def read(self, outputs: list[Output]) -> None:
-        pass
-
     def apply(self, path: Sequence[int], logits: FloatArray) -> FloatArray:
         self.row = logits
         return logits
 
-    def advance(self, tokens: Sequence[int], accepted: Sequence[int]) -> None:
-        pass
-
     def fork(self) -> Peek:
         return self
 
-    def drop(self) -> None:
-        pass
-
 
 @dataclass(eq=False)
-class Opaque:
+class Opaque(TextConstraint):
     """`node` must hold of the whole text of `hole`.
 
     peek  None: the node has no FINAL rule, so that no token can be ruled out before the end
@@ -60,16 +48,14 @@ class Opaque:
 
     node: Node
     hole: str
-    vocabulary: Vocabulary
     peek: Peek | None = None
     top: int = TOP
     texts: list[bytes] = field(default_factory=list)
-    ended: bool = False
-    approximate: bool = False
+    only_likeliest: bool = False  # some mask so far held only the likeliest tokens
 
     @property
-    def vocab_size(self) -> int:
-        return self.vocabulary.size
+    def approximate(self) -> bool:
+        return self.only_likeliest
 
     def _state(self, data: bytes, tokens: int, done: bool) -> dict[str, Partial]:
         return {self.hole: Partial(data.decode("utf-8", "ignore"), tokens, done)}
@@ -78,10 +64,6 @@ class Opaque:
     def accepting(self) -> bool:
         value, _ = evaluate(self.node, self._state(b"".join(self.texts), len(self.texts), True))
         return value is None or bool(value)
-
-    @property
-    def finished(self) -> bool:
-        return self.ended
 
     def _dead(self, data: bytes, tokens: int) -> bool:
         value, final = evaluate(self.node, self._state(data, tokens, False))
@@ -101,7 +83,7 @@ class Opaque:
 
     def _tried(self, row: FloatArray, candidates: Mask) -> Mask:
         """The tokens among the likeliest that do not make the node false for good; further ones if none passes."""
-        self.approximate = True
+        self.only_likeliest = True
         texts, data = members(candidates), b"".join(self.texts)
         order = texts[np.argsort(-row[texts], kind="stable")]
         passed: list[int] = []
@@ -122,30 +104,14 @@ class Opaque:
             self.peek is None or not self._dead(b"".join(self.texts) + text, len(self.texts) + 1)
         )
 
-    def advance(self, token: int) -> None:
-        if not self.permits(token):
-            raise ConstraintViolation(f"token {token} is not allowed here")
-        if token in self.vocabulary.end_ids:
-            self.ended = True
-        else:
-            self.texts.append(self.vocabulary.tokens[token])
-
-    def forced(self) -> list[int]:
-        return []
+    def _take(self, token: int) -> None:
+        self.texts.append(self.vocabulary.tokens[token])
 
     def fork(self) -> Opaque:
-        return Opaque(
-            self.node, self.hole, self.vocabulary, self.peek, self.top, self.texts.copy(), self.ended, self.approximate
-        )
+        return replace(self, texts=self.texts.copy())
 
-    def rollback(self, n: int) -> None:
-        if n and self.ended:
-            self.ended, n = False, n - 1
-        if n:
-            del self.texts[-n:]
-
-    def ready(self, wait: bool = False) -> bool:
-        return True
+    def _undo(self, n: int) -> None:
+        del self.texts[-n:]
 
 
 class Tiers(AllOf):

@@ -30,6 +30,7 @@ from likely.queries.where.nodes import (
     Or,
     StartsWith,
     Stop,
+    children,
     holes_of,
 )
 
@@ -67,18 +68,9 @@ def _normal(node: Node, positive: bool) -> Node:
             if isinstance(left, Const) and not isinstance(right, Const):
                 op, left, right = FLIPPED[op], right, left
             return Compare(op if positive else OPPOSITE[op], left, right)
-    if any(isinstance(t, Const) and t.value is None for t in _arguments(node)):
+    if any(isinstance(t, Const) and t.value is None for t in children(node)):
         return TRUE
     return node if positive else Not(node)
-
-
-def _arguments(node: Node) -> tuple[Node, ...]:
-    match node:
-        case FunctionCall():
-            return node.args
-        case Contains(needle, text):
-            return needle, text
-    return ()
 
 
 def _folded(node: Node) -> Node:

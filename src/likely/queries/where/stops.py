@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from likely.decoding.constraint import (
     Constraint,
     ConstraintDeadEnd,
-    ConstraintViolation,
     Mask,
     mask_of,
     members,
     no_tokens,
 )
 from likely.errors import ConstraintError
-from likely.guided.vocabulary import Vocabulary
+from likely.guided.text_constraint import TextConstraint
 from likely.queries.where.final import Partial, evaluate
 from likely.queries.where.nodes import TRUE, And, Hole, Node, Stop, children, describe
 
@@ -100,7 +99,7 @@ def _refuse_stops(node: Node) -> None:
 
 
 @dataclass(eq=False)
-class HoleConstraint:
+class HoleConstraint(TextConstraint):
     """The whole clause of one hole: the tiers' constraint, and the stops.
 
     inner   None: only stops;  clause: for messages
@@ -108,18 +107,12 @@ class HoleConstraint:
     fulfils the clause.  After a stop only the end may follow.
     """
 
-    vocabulary: Vocabulary
     inner: Constraint | None
     rule: StopRule
     clause: str
     texts: list[bytes] = field(default_factory=list)
     stopped: bool = False
-    ended: bool = False
     crossing: dict[tuple[str, int], Mask] = field(default_factory=dict, repr=False)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.vocabulary.size
 
     @property
     def accepting(self) -> bool:
@@ -190,12 +183,7 @@ class HoleConstraint:
             return True
         return bool(self.rule.stops) and self._cut(b"".join(self.texts), text) is not None
 
-    def advance(self, token: int) -> None:
-        if not self.permits(token):
-            raise ConstraintViolation(f"token {token} ({self.vocabulary.tokens[token]!r}) is not allowed here")
-        if token in self.vocabulary.end_ids:
-            self.ended = True
-            return
+    def _take(self, token: int) -> None:
         text = self.vocabulary.tokens[token]
         self.stopped = bool(self.rule.stops) and self._cut(b"".join(self.texts), text) is not None
         if not self.stopped and self.inner is not None:
@@ -211,14 +199,10 @@ class HoleConstraint:
 
     def fork(self) -> HoleConstraint:
         inner = self.inner.fork() if self.inner is not None else None
-        return HoleConstraint(
-            self.vocabulary, inner, self.rule, self.clause, self.texts.copy(), self.stopped, self.ended, self.crossing
-        )
+        return replace(self, inner=inner, texts=self.texts.copy())
 
-    def rollback(self, n: int) -> None:
-        if n and self.ended:
-            self.ended, n = False, n - 1
-        if n and self.stopped:
+    def _undo(self, n: int) -> None:
+        if self.stopped:
             self.stopped, n = False, n - 1
             self.texts.pop()
         if n:

@@ -10,11 +10,10 @@ import math
 import os
 import re
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeAlias
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from likely.errors import ModelError, missing_extra
 from likely.formats.gguf import ArrayRef, GgufHeader
 from likely.runtimes.protocol import FloatArray
+from likely.runtimes.turns import freeing
 
 try:
     import llama_cpp
@@ -124,11 +124,18 @@ class LlamaModel:
         params.n_gpu_layers = 0
         params.vocab_only = vocab_only
         params.use_extra_bufts = repack
-        pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
+        made: list[Any] = []
+        try:  # on another thread, since a Ctrl-C in the log callback of this one would be lost
+            on_tile_thread(lambda: made.append(lib.llama_model_load_from_file(os.fsencode(path), params)))
+        except KeyboardInterrupt:
+            for loaded in filter(None, made):
+                lib.llama_model_free(loaded)
+            raise
+        [pointer] = made
         if not pointer:
             raise ModelError(f"{path}: llama.cpp cannot load it ({_last_error('no reason given')})")
         self._pointer = pointer
-        self._free = weakref.finalize(self, lib.llama_model_free, pointer)
+        self._free = freeing(self, lib.llama_model_free, pointer)
 
     @property
     def pointer(self) -> Any:
@@ -142,25 +149,6 @@ class LlamaModel:
 
     def close(self) -> None:
         self._free()
-
-    def metadata(self) -> dict[str, str]:
-        """Scalar keys and values of the file as strings; arrays (the vocabulary) are left out by llama.cpp."""
-        found = {}
-        for i in range(lib.llama_model_meta_count(self.pointer)):
-            key = _read_text(partial(lib.llama_model_meta_key_by_index, self.pointer, i))
-            found[key] = _read_text(partial(lib.llama_model_meta_val_str_by_index, self.pointer, i))
-        return found
-
-
-def _read_text(read: Callable[[Any, int], int]) -> str:
-    """Text from a function that fills a buffer of n bytes and returns the length it needs."""
-    size = 256
-    while True:
-        buffer = ctypes.create_string_buffer(size)
-        needed = read(buffer, size)
-        if needed < size:
-            return buffer.value.decode("utf-8", "replace")
-        size = needed + 1
 
 
 @dataclass(frozen=True)
@@ -198,7 +186,7 @@ class LlamaContext:
         if not context:
             raise ModelError(f"llama.cpp cannot make a context of {settings.cells} tokens ({_last_error('no reason')})")
         self._model, self._context = model, context  # the model outlives the context
-        self._free = weakref.finalize(self, lib.llama_free, context)
+        self._free = freeing(self, lib.llama_free, context)
         memory = lib.llama_get_memory(context)
         if not memory:
             self.close()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from likely.errors import CapabilityError, ModelError, nearest
 from likely.formats.gguf import ArrayRef, GgufHeader
 from likely.runtimes.llamacpp.library import KV_TYPES, MAX_SEQUENCE_IDS, has_amx
-from likely.runtimes.machine import physical_cores
+from likely.runtimes.machine import choose_threads
 
 DEFAULT_CONTEXT = 8192  # tokens
 
@@ -60,8 +60,7 @@ def choose_settings(
         raise ValueError(f"context must be at least 1 token, got {context}")
     if not 1 <= sequences <= MAX_SEQUENCE_IDS:
         raise ValueError(f"sequences must lie in 1..{MAX_SEQUENCE_IDS}, got {sequences}")
-    if threads is not None and not 1 <= threads <= 512:
-        raise ValueError(f"threads must lie in 1..512, got {threads}")
+    threads = choose_threads(threads)
     if kv_dtype is not None and kv_dtype not in KV_TYPES:
         raise ValueError(f'unknown kv_dtype "{kv_dtype}"{nearest(kv_dtype, KV_TYPES)} (allowed: {", ".join(KV_TYPES)})')
     if int(header.metadata.get("split.count", 0) or 0) > 1:
@@ -79,7 +78,6 @@ def choose_settings(
     # with rows of a single block of 32 weights its tiles give other numbers for 32 tokens and more
     too_narrow = tiles and any(len(t.shape) > 1 and t.shape[-1] < NARROW for t in header.tensors)
     strict = flash and (safe_types if invariant is None else invariant)
-    threads = physical_cores() if threads is None else threads
     lone_row = None
     if strict and types & PAIRED_TYPES:
         lone_row = 0

@@ -46,20 +46,21 @@ from likely.runtimes.protocol import (
     check_path,
     check_work,
 )
-from likely.runtimes.rows import OutputParts
+from likely.runtimes.rows import CallOutputs
+from likely.runtimes.turns import SharedByThreads, one_at_a_time
 
 OUTPUT_BYTES = 64 << 20  # of logits held at one time
 SPARE_CELLS = 257  # room for buried cells and for one companion token
 MANY_DEAD = 256  # buried cells that may slow attention before they are cleared away
 
 
-class LlamaCppRuntime:
+class LlamaCppRuntime(SharedByThreads):
     """Many token sequences over one GGUF file.
 
     context    tokens held in all; the longest sequence is the smaller of this and the model's training context, which
                is the default (at most 8192)
     sequences  how many sequences and tree leaves can be held; each takes one of llama.cpp's 256 ids
-    threads    default: the physical cores this process may use, at most 8
+    threads    default: the physical cores, at most 8; never more than the processors this process may use
     invariant  logits that do not depend, bit for bit, on how tokens are cut into calls, on other sequences or on draft
                trees. None: where the file's types allow it without loss of speed, which leaves out one case: a token
                of a quantised file computed alone, by several threads, after more than 256 others. True: always, at
@@ -69,7 +70,7 @@ class LlamaCppRuntime:
                attention, which has no f32 form), bf16, q8_0
     """
 
-    capabilities = Capabilities(trees=True, fork=True, truncate=True)
+    capabilities = Capabilities.of_kind("llamacpp")
 
     def __init__(
         self,
@@ -81,6 +82,7 @@ class LlamaCppRuntime:
         invariant: bool | None = None,
         kv_dtype: str | None = None,
     ):
+        super().__init__()
         header = read_header(path)
         chosen = choose_settings(
             header, context=context, sequences=sequences, threads=threads, invariant=invariant, kv_dtype=kv_dtype
@@ -121,8 +123,6 @@ class LlamaCppRuntime:
         self._open: set[LlamaSequence] = set()
         self._invariance: bool | None = None
 
-        self.metadata = self._model.metadata()
-        self.n_params: int = lib.llama_model_n_params(pointer)
         self.weights_bytes: int = lib.llama_model_size(pointer)
         self.revision = (
             f"{file_sha256(path)}:llamacpp-{library_version()}:"
@@ -137,12 +137,14 @@ class LlamaCppRuntime:
 
     # --- sequences --------------------------------------------------------------------------------------------------
 
+    @one_at_a_time
     def open(self) -> LlamaSequence:
         self._check_running()
         sequence = LlamaSequence(id=self._take_ids(1)[0])
         self._open.add(sequence)
         return sequence
 
+    @one_at_a_time
     def fork(self, sequence: Sequence, length: int | None = None) -> LlamaSequence:
         ours = self._ours(sequence)
         length = ours.length if length is None else length
@@ -154,6 +156,7 @@ class LlamaCppRuntime:
         self._open.add(copy)
         return copy
 
+    @one_at_a_time
     def commit(self, accepted: Iterable[tuple[Sequence, Path]]) -> None:
         checked: dict[int, tuple[LlamaSequence, list[int]]] = {}
         for sequence, path in accepted:
@@ -178,6 +181,7 @@ class LlamaCppRuntime:
         sequence.id, sequence.length = kept_id, length
         sequence.forget_nodes()
 
+    @one_at_a_time
     def truncate(self, sequence: Sequence, length: int) -> None:
         ours = self._ours(sequence)
         check_length(ours, length)
@@ -188,6 +192,7 @@ class LlamaCppRuntime:
             del ours.cells[length:]
             ours.length = length
 
+    @one_at_a_time
     def close(self, sequence: Sequence) -> None:
         if sequence.closed and isinstance(sequence, LlamaSequence):
             return
@@ -199,13 +204,16 @@ class LlamaCppRuntime:
         ours.closed = True
         self._open.discard(ours)
 
+    @one_at_a_time
     def free_tokens(self) -> int:
         return self.limits.tokens_held - self._cells.live
 
+    @one_at_a_time
     def free_sequences(self) -> int:
         """Sequence ids not in use: for new sequences, forks, and tree leaves beyond the first of each sequence."""
         return len(self._free_ids)
 
+    @one_at_a_time
     def shutdown(self) -> None:
         """Free the cache and the weights; harmless when repeated."""
         for sequence in self._open:
@@ -232,6 +240,7 @@ class LlamaCppRuntime:
 
     # --- forward ----------------------------------------------------------------------------------------------------
 
+    @one_at_a_time
     def forward(self, work: Seq[Work]) -> list[Output]:
         self._check_running()
         sequences = [self._ours(item.sequence) for item in work]
@@ -259,8 +268,7 @@ class LlamaCppRuntime:
             for piece in placed:
                 for source, target, end in piece.copies:
                     self._context.copy(source, target, 0, end)
-            parts = self._compute(placed, cells.start)
-            outputs = [part.output() for part in parts]
+            outputs = self._compute(placed, cells.start)
         except BaseException:
             self._undo(placed, n)
             raise
@@ -270,7 +278,7 @@ class LlamaCppRuntime:
             at += piece.n
         return outputs
 
-    def _compute(self, placed: list[Placed], first_cell: int) -> list[OutputParts]:
+    def _compute(self, placed: list[Placed], first_cell: int) -> list[Output]:
         """Decode everything in blocks of at most `tokens_per_call` tokens and 64 MiB of logits.
 
         Kernels for one row sum in another order than those for several (`options` says which). A companion token
@@ -284,7 +292,7 @@ class LlamaCppRuntime:
         wanted = np.concatenate([piece.rows + start for piece, start in zip(placed, starts[:-1], strict=True)])
         is_wanted = np.zeros(len(tokens), np.bool_)
         is_wanted[wanted] = True
-        parts = [OutputParts(piece.want, piece.n) for piece in placed]
+        outputs = CallOutputs([piece.want for piece in placed], [piece.n for piece in placed], self.vocab_size)
         begin, block = 0, self.limits.tokens_per_call
         while begin < len(tokens):
             end = min(begin + block, len(tokens))
@@ -297,10 +305,11 @@ class LlamaCppRuntime:
                 is_wanted[begin if wanted[low] > begin else begin + 1] = True
             arrays = tokens[at], positions[at], counts[at], ids[id_ends[begin] : id_ends[end]], is_wanted[at]
             self._decode(arrays, companion=lone and end - begin == 1)
-            if high > low:
-                self._collect(parts, starts, begin, end)
+            for row in wanted[low:high].tolist():
+                item = int(np.searchsorted(starts, row, "right")) - 1
+                outputs.add_row(item, row - int(starts[item]), self._context.logits(row - begin))
             begin = end
-        return parts
+        return outputs.outputs()
 
     def _decode(self, arrays: tuple[NDArray, ...], *, companion: bool) -> None:
         if companion:
@@ -314,18 +323,6 @@ class LlamaCppRuntime:
         if code != 0:
             raise ModelError(self._context.failure(code))
         self._cells.unguard()
-
-    def _collect(self, parts: list[OutputParts], starts: NDArray[np.int64], begin: int, end: int) -> None:
-        first = int(np.searchsorted(starts, begin, "right")) - 1
-        for k in range(first, len(parts)):
-            start, stop = int(starts[k]), int(starts[k + 1])
-            if start >= end:
-                break
-
-            def row_of(row: int, start: int = start) -> FloatArray:
-                return self._context.logits(start + row - begin)
-
-            parts[k].add(max(begin, start) - start, min(end, stop) - start, row_of)
 
     def _undo(self, placed: list[Placed], n: int) -> None:
         for piece in placed:
@@ -351,6 +348,7 @@ class LlamaCppRuntime:
 
     # --- numerics ---------------------------------------------------------------------------------------------------
 
+    @one_at_a_time
     def is_invariant(self) -> bool:
         """Whether logits of 24 tokens are the same, bit for bit, in one call, in two, and one by one beside others.
 

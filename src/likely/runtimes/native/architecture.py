@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from likely.errors import CapabilityError, ModelError
-from likely.formats.families import layer_types, llama3_factors, rope_of_config, setting
+from likely.formats.families import layer_types, llama3_factors, number, positive, rope_of_config, setting
 from likely.runtimes.protocol import FloatArray
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3", "gemma3_text")
@@ -56,7 +56,7 @@ class Architecture:
             raise CapabilityError(f"the native runtime runs {', '.join(MODEL_TYPES)}, not {family}: {_ELSEWHERE}")
         gemma = family == "gemma3_text"
         activation = config.get("hidden_activation" if gemma else "hidden_act") or ("silu", "gelu_pytorch_tanh")[gemma]
-        if activation not in ACTIVATIONS:
+        if str(activation) not in ACTIVATIONS:
             raise CapabilityError(f"the native runtime has no activation {activation}: {_ELSEWHERE}")
         for name in ("attn_logit_softcapping", "use_bidirectional_attention", "mlp_bias", "quantization_config"):
             if config.get(name):
@@ -64,8 +64,8 @@ class Architecture:
         if family == "qwen3" and config.get("attention_bias"):
             raise CapabilityError(f"the native runtime has no attention_bias for qwen3: {_ELSEWHERE}")
         hidden, heads = setting(config, "hidden_size"), setting(config, "num_attention_heads")
-        layers, head_dim = setting(config, "num_hidden_layers"), config.get("head_dim") or hidden // heads
-        kv_heads = config.get("num_key_value_heads") or heads
+        layers, head_dim = setting(config, "num_hidden_layers"), setting(config, "head_dim", hidden // heads)
+        kv_heads = setting(config, "num_key_value_heads", heads)
         if head_dim > MOST_HEAD_DIM:
             raise CapabilityError(
                 f"the native runtime has heads of at most {MOST_HEAD_DIM}, not {head_dim}: {_ELSEWHERE}"
@@ -85,10 +85,10 @@ class Architecture:
             head_dim=head_dim,
             mlp=setting(config, "intermediate_size"),
             activation=activation,
-            epsilon=float(config.get("rms_norm_eps", 1e-6)),
-            attention_scale=float(config.get("query_pre_attn_scalar", 256) if gemma else head_dim) ** -0.5,
+            epsilon=number(config, "rms_norm_eps", 1e-6),
+            attention_scale=(positive(config, "query_pre_attn_scalar", 256) if gemma else head_dim) ** -0.5,
             embedding_scale=float(np.float32(hidden**0.5)) if gemma else 1.0,
-            logit_softcap=float(config.get("final_logit_softcapping") or 0),
+            logit_softcap=number(config, "final_logit_softcapping", 0.0),
             windows=_windows(config, family, layers),
             frequencies=(_frequencies(full, head_dim), _frequencies(local, head_dim)),
             tied=bool(config.get("tie_word_embeddings", gemma)),
@@ -106,19 +106,21 @@ class Architecture:
 
 def _windows(config: dict[str, Any], family: str, layers: int) -> tuple[int, ...]:
     kinds = config.get("layer_types")
-    window = config.get("sliding_window")
     if family == "gemma3_text":
         pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
-        kinds = kinds or layer_types(layers, pattern)
+        kinds = kinds or layer_types(layers, setting({"sliding_window_pattern": pattern}, "sliding_window_pattern"))
     elif not config.get("use_sliding_window"):
         kinds = ["full_attention"] * layers
     if kinds is None:
         raise CapabilityError(f"the native runtime needs layer_types to know which layers have a window: {_ELSEWHERE}")
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise ModelError(f"config.json: layer_types must be a list of names, found {kinds!r}")
     if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
         raise CapabilityError(f"the native runtime has no layers of kind {', '.join(sorted(set(kinds)))}: {_ELSEWHERE}")
-    if "sliding_attention" in kinds and not (type(window) is int and window > 0):
-        raise ModelError(f"config.json: sliding_window must be a positive number, found {window!r}")
-    return tuple(int(window or 0) if kind == "sliding_attention" else 0 for kind in kinds)
+    if "sliding_attention" not in kinds:
+        return (0,) * layers
+    window = min(setting(config, "sliding_window"), setting(config, "max_position_embeddings"))  # more sees no more
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
 def _frequencies(rope: dict[str, Any], head_dim: int) -> FloatArray:

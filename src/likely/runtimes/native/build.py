@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
-
-import numpy as np
 
 from likely.errors import CapabilityError
 from likely.io.hashes import cache_dir, fingerprint
 from likely.runtimes.machine import cpu_words
-from likely.runtimes.native.library import BF16, DTYPES, INT8, Library, padded
+from likely.runtimes.native.check import disagreement
+from likely.runtimes.native.library import Library
 
 SOURCES = Path(__file__).parent / "cpp"
-FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-ffp-contract=fast",
+FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-ffp-contract=off",
          "-fvisibility-inlines-hidden")  # fmt: skip
 # what LIKELY_NATIVE_ISA may ask for: less than the machine has, for comparisons and for machines that misreport
 _V4 = ("-O3", "-march=x86-64-v4")
@@ -63,7 +65,9 @@ def library() -> Library:
         except CapabilityError as error:
             reasons.append(str(error))
             continue
-        if (reason := _disagreement(found)) is None:
+        if (reason := disagreement(found)) is None:
+            if reasons:
+                warnings.warn(f"{reasons[0]}; until then the slow plain form is used", stacklevel=2)
             return found
         reasons.append(f"the native runtime computes wrongly as {isa} ({reason}): use runtime='torch'")
     raise CapabilityError(reasons[0])
@@ -73,9 +77,12 @@ def _open(path: Path) -> Library:
     try:
         return Library(ctypes.CDLL(str(path)))
     except (OSError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        what = f"remove {path}"
+        if "failed to map segment" in reason:  # a file system mounted noexec
+            what = f"programs cannot be run from {path.parent}: set LIKELY_CACHE to another folder"
         raise CapabilityError(
-            f"the native runtime's library cannot be loaded ({str(error).splitlines()[0]}): remove {path}, or use "
-            f"runtime='torch'"
+            f"the native runtime's library cannot be loaded ({reason}): {what}, or use runtime='torch'"
         ) from None
 
 
@@ -95,28 +102,79 @@ def can_build() -> bool:
     try:
         _compiler()
     except CapabilityError:
-        return False
+        return _kept("native") is not None
     return True
 
 
 def is_built(isa: str = "native") -> bool:
     """Whether the wheel or the cache has the library already."""
-    return bool(isa == "native" and prebuilt()) or _target(_compiler(), isa).is_file()
+    return bool(isa == "native" and prebuilt()) or _kept(isa) is not None
 
 
 def build(isa: str = "native") -> Path:
     """The compiled library, from the cache where it is there."""
+    _check_folder(cache_dir() / "native")
+    if (found := _kept(isa)) is not None:
+        return found
     target = _target(_compiler(), isa)
-    if not target.is_file():
-        compile_library(isa, target)
+    compile_library(isa, target)
     return target
+
+
+def _kept(isa: str) -> Path | None:
+    """The library in the cache, whole; without a compiler that of any one."""
+    try:
+        found = [_target(_compiler(), isa)]
+    except CapabilityError:
+        found = sorted((cache_dir() / "native").glob(f"{_stem(isa)}-*.so"))
+    return next((path for path in found if _is_sealed(path)), None)
+
+
+def _check_folder(folder: Path) -> None:
+    """CapabilityError for a folder in which others could put a library, which would be run."""
+    if not hasattr(os, "getuid") or not folder.exists():
+        return
+    status = folder.stat()
+    if status.st_uid == os.getuid() and stat.S_IMODE(status.st_mode) & 0o022 == 0o020:
+        folder.chmod(stat.S_IMODE(status.st_mode) & ~0o020)  # made under a umask that lets one's group write
+        status = folder.stat()
+    if status.st_uid not in (os.getuid(), 0) or status.st_mode & 0o022:
+        raise CapabilityError(
+            f"the native runtime's library is not taken from {folder}, where others may write (owner {status.st_uid}, "
+            f"mode {stat.S_IMODE(status.st_mode):o}): it would be run as you. Run chmod go-w {folder}, or set "
+            f"LIKELY_CACHE to a folder of your own"
+        )
+
+
+# A library ends in the digest of all before it, which loaders skip: one that was cut or changed is compiled again.
+_SEAL = b"likely sha256 "
+
+
+def _seal(path: Path) -> None:
+    with path.open("r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.write(_SEAL + digest.encode())
+    path.chmod(0o755)
+
+
+def _is_sealed(path: Path) -> bool:
+    """Whether it is whole and no one else's."""
+    try:
+        raw, status = path.read_bytes(), path.stat()
+    except OSError:
+        return False
+    if hasattr(os, "getuid") and (status.st_uid not in (os.getuid(), 0) or status.st_mode & 0o022):
+        return False
+    end = len(raw) - 64 - len(_SEAL)
+    return end > 0 and raw[end:] == _SEAL + hashlib.sha256(raw[:end]).hexdigest().encode()
 
 
 def compile_library(isa: str, target: Path) -> None:
     """Write the library for these instructions to `target`, whole or not at all."""
     compiler = _compiler()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(mode=0o755, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / "likely.so"
             done = subprocess.run(
@@ -126,6 +184,7 @@ def compile_library(isa: str, target: Path) -> None:
             if done.returncode:
                 lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
                 raise CapabilityError(f"the native runtime cannot be compiled by {' '.join(compiler)} ({lines[0]})")
+            _seal(made)
             os.replace(made, target)
     except subprocess.TimeoutExpired:
         raise CapabilityError(f"{' '.join(compiler)} took more than {_SECONDS} s over the native runtime") from None
@@ -134,10 +193,13 @@ def compile_library(isa: str, target: Path) -> None:
 
 
 def _target(compiler: tuple[str, ...], isa: str) -> Path:
-    """Where the library is kept; the name is a digest of all that it depends on."""
-    built_from = [*FLAGS, *ISA[isa], *compiler[1:], _version(compiler), _processor()]
+    """Where the library is kept; the name has digests of all that it depends on, of the compiler at its end."""
+    return cache_dir() / "native" / f"{_stem(isa)}-{fingerprint([*compiler[1:], _version(compiler)], 8)}.so"
+
+
+def _stem(isa: str) -> str:
     sources = [(source.name, source.read_text("utf-8")) for source in sorted(SOURCES.iterdir())]
-    return cache_dir() / "native" / f"likely-{isa}-{fingerprint([built_from, sources], 24)}.so"
+    return f"likely-{isa}-{fingerprint([[*FLAGS, *ISA[isa], _processor()], sources], 24)}"
 
 
 def _compiler() -> tuple[str, ...]:
@@ -173,23 +235,3 @@ def _processor() -> str:
         return f"{platform.machine()} {platform.processor()}"
     kept = ("vendor_id", "cpu family", "model\t", "flags", "CPU implementer", "CPU part", "Features")
     return "\n".join(sorted({line for line in lines if line.startswith(kept)}))
-
-
-def _disagreement(found: Library) -> str | None:
-    """A small product of every kind and of every number of rows against numpy; None if all are right."""
-    rng = np.random.default_rng(0)
-    weights = rng.standard_normal((40, 130)).astype(np.float32)
-    x = rng.standard_normal((23, 130)).astype(np.float32)
-    x[:, 3] *= 30  # an outlier: its group alone is coarse
-    exact = x.astype(np.float64) @ weights.T.astype(np.float64)
-    with found.team(1) as team:
-        for kind, name in enumerate(DTYPES):
-            packed = found.pack(kind, weights)
-            several = team.multiply(kind, x, packed, padded(40))[:, :40]
-            alone = np.concatenate([team.multiply(kind, row[None], packed, padded(40))[:, :40] for row in x])
-            if not np.array_equal(several, alone):
-                return f"{name}: rows depend on the rows beside them"
-            worst = float(np.abs(several - exact).max() / exact.std())
-            if not worst < (0.1 if kind == INT8 else 0.05 if kind == BF16 else 1e-5):
-                return f"{name}: a product is off by {worst:.2g} standard deviations"
-    return None

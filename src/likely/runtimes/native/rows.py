@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
 import numpy as np
 
 from likely.runtimes.protocol import FloatArray, IntArray, Output, Want
-from likely.runtimes.rows import empty_fields, head_rows, match
+from likely.runtimes.rows import CallOutputs, match
+from likely.runtimes.slots.layout import WorkPart
 
 
-class Wanted:
-    """Fills the Outputs of a call.
-
-    head, hidden  per piece of work: sorted rows whose logits and hidden states are needed
-    """
+class Wanted(CallOutputs):
+    """The Outputs of a call; logits, entropy, top, reduced: what the call must give for any piece of work."""
 
     def __init__(self, wants: Seq[Want], sizes: Seq[int], vocab_size: int):
-        self._wants = list(wants)
-        self._vocab_size = vocab_size
-        self._asked = [want.row_numbers(n) for want, n in zip(wants, sizes, strict=True)]
-        self.head = [head_rows(want, n) for want, n in zip(wants, sizes, strict=True)]
-        self.hidden = [np.unique(a) if w.hidden else a[:0] for w, a in zip(wants, self._asked, strict=True)]
-        self.logits = any(want.logits for want in wants)  # of any piece of work; the same below
+        super().__init__(wants, sizes, vocab_size)
+        self.logits = any(want.logits for want in wants)
         self.entropy = any(want.entropy for want in wants)
         self.top = min(max((want.top for want in wants), default=0), vocab_size)
         self.reduced = self.entropy or self.top > 0 or any(w.pairs is not None and len(w.pairs) for w in wants)
-        self._fields = [empty_fields(want, len(a)) for want, a in zip(wants, self._asked, strict=True)]
-        for fields in self._fields:
-            fields |= {"logits": None, "hidden": None}
-        self._kept: list[list[FloatArray]] = [[] for _ in wants]  # rows of logits, in the order of `head`
-
-    def add_hidden(self, item: int, rows: IntArray, values: FloatArray) -> None:
-        """values (R, D): the final hidden states of these rows."""
-        target = self._fields[item]
-        if target["hidden"] is None:
-            target["hidden"] = np.empty((len(self._asked[item]), values.shape[1]), np.float32)
-        to, at = match(self._asked[item], rows)
-        target["hidden"][to] = values[at]
+        self._kept: list[list[FloatArray]] = [[] for _ in wants]  # rows of logits, in the order of `head_rows`
 
     def add(
         self,
@@ -69,14 +53,41 @@ class Wanted:
         for i, want in enumerate(self._wants):
             if want.logits:
                 self._fields[i]["logits"] = self._logits(i)
-        return [Output(**fields) for fields in self._fields]
+        return super().outputs()
 
     def _logits(self, item: int) -> FloatArray:
         """The rows as asked; no copy where they are one run of what was computed."""
-        kept, asked, head = self._kept[item], self._asked[item], self.head[item]
+        kept, asked, head = self._kept[item], self._asked[item], self.head_rows[item]
         if not len(asked):
             return np.empty((0, self._vocab_size), np.float32)
         whole = kept[0] if len(kept) == 1 else np.concatenate(kept)
         if len(asked) == len(head) and (asked == head).all():
             return whole
         return whole[np.searchsorted(head, asked)]
+
+
+class RowsOfWork(NamedTuple):
+    """Whose some of a call's rows are: row numbers of one piece of work, sorted."""
+
+    item: int
+    first: int  # of the call's rows
+    head: IntArray
+    hidden: IntArray
+    both: IntArray
+
+
+def rows_of(parts: list[WorkPart], wanted: Wanted) -> tuple[np.ndarray, list[RowsOfWork]]:
+    """Which rows of the call go on, and whose they are."""
+    rows: list[IntArray] = []
+    places: list[RowsOfWork] = []
+    offset = at = 0
+    for p in parts:
+        head, hidden = wanted.of_part(p.item, p.start, p.stop)
+        own = np.union1d(head, hidden) if len(hidden) else head
+        if len(own):
+            rows.append(own - p.start + offset)
+            places.append(RowsOfWork(p.item, at, head, hidden, own))
+            at += len(own)
+        offset += p.stop - p.start
+    joined = np.concatenate(rows) if rows else np.empty(0)
+    return np.ascontiguousarray(joined, np.int32), places

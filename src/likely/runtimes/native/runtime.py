@@ -7,36 +7,34 @@ same, bit for bit, whatever is computed beside it, however its text is cut into 
 from __future__ import annotations
 
 import ctypes
-import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from likely.errors import KvFull, ModelError, nearest
-from likely.runtimes.machine import free_bytes, physical_cores
-from likely.runtimes.native.architecture import ACTIVATIONS, Architecture
+from likely.runtimes.machine import choose_threads, free_bytes
+from likely.runtimes.native.architecture import Architecture
 from likely.runtimes.native.build import library
 from likely.runtimes.native.calls import CallArrays, Columns
 from likely.runtimes.native.library import (
     DTYPES,
     FP32,
-    LayerWeights,
-    ModelShape,
     NativeCall,
-    NativeModel,
     Queries,
     address,
     padded,
 )
-from likely.runtimes.native.rows import Wanted
+from likely.runtimes.native.model import native_model
+from likely.runtimes.native.rows import RowsOfWork, Wanted, rows_of
 from likely.runtimes.native.source import ModelSource
 from likely.runtimes.native.weights import VERSION, load_weights
 from likely.runtimes.protocol import Capabilities, IntArray, LayerPlan, Limits, Output, Work
 from likely.runtimes.slots.layout import WorkPart, calls_of
 from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
 from likely.runtimes.slots.table import SlotTable
+from likely.runtimes.turns import freeing, one_at_a_time
 
 TOKENS_PER_CALL = 512
 LANES = 16  # slots whose keys lie side by side, see cpp/attention.h
@@ -50,7 +48,7 @@ class NativeRuntime(SlotRuntime):
 
     place      a GGUF file or a safetensors folder
     dtype      "int8": weights and activations in 8 bit, with a scale per 64 inputs; "bfloat16"; "float32"
-    threads    default: the physical cores this process may use, at most 8
+    threads    default: the physical cores, at most 8; never more than the processors this process may use
     tokens_held  room for kept and pending tokens; default: 65,536 or what an eighth of the free memory holds
     progress   (bytes, bytes in all) while the weights are packed, which happens once per model and dtype
     CapabilityError for an architecture that it does not know, and where there is no compiler.
@@ -69,24 +67,22 @@ class NativeRuntime(SlotRuntime):
     ):
         if dtype not in DTYPES:
             raise ModelError(f'unknown dtype "{dtype}"{nearest(dtype, DTYPES)} (allowed: {", ".join(DTYPES)})')
-        if threads is not None and not 1 <= threads <= 512:
-            raise ValueError(f"threads must lie in 1..512, got {threads}")
+        self.threads = choose_threads(threads)
         self._library = library()
         source = ModelSource.open(Path(place))
         self.sha256 = source.sha256
         self.shape = shape = Architecture.of_config(source.config)
         self.dtype = dtype
-        self.threads = threads or physical_cores()
         kind = DTYPES.index(dtype)
         self._weights = load_weights(source, shape, kind, self._library, progress)
         self.weights_bytes = sum(w.nbytes for w in self._weights.values())
         self.kv_bytes_per_token = shape.kv_values_per_token * (4 if kind == FP32 else 2)
         self._stride = padded(shape.vocab_size) + 16  # rows must not all start in one set of the first cache
-        self._model = _native_model(shape, kind, self._weights)
+        self._model = native_model(shape, kind, self._weights)
         self._session = self._library.open(ctypes.byref(self._model[0]), self.threads)
         if not self._session:
             raise ModelError(f"the native runtime cannot start {self.threads} threads: give fewer (threads=)")
-        self._finalizer = weakref.finalize(self, self._library.close, self._session)
+        self._free = freeing(self, self._library.close, self._session)
         self._reserved = 0
         self._logits = np.empty((0, self._stride), np.float32)
         if tokens_held is None:
@@ -94,15 +90,7 @@ class NativeRuntime(SlotRuntime):
         super().__init__(
             vocab_size=shape.vocab_size,
             context_length=shape.context_length,
-            capabilities=Capabilities(
-                trees=True,
-                fork=True,
-                truncate=True,
-                hidden=True,
-                full_attention=True,
-                layers=shape.layers,
-                invariant_logits=True,
-            ),
+            capabilities=Capabilities.of_kind("native", layers=shape.layers),
             limits=Limits(sequences, tokens_held, tokens_held, tokens_per_call),
             revision=f"{self.sha256[:32]}-native-{dtype}-v{VERSION}-{'+'.join(self._library.features()) or 'plain'}",
         )
@@ -110,9 +98,10 @@ class NativeRuntime(SlotRuntime):
     def _new_table(self, limit: int) -> SlotTable:
         return SlotTable(limit, aligned=LANES)
 
+    @one_at_a_time
     def shutdown(self) -> None:
         super().shutdown()
-        self._finalizer()
+        self._free()
         self._session = None
 
     def _compute(
@@ -136,8 +125,10 @@ class NativeRuntime(SlotRuntime):
 
     def _call(self, parts: list[WorkPart], arrays: CallArrays, wanted: Wanted) -> None:
         """One call, and what is wanted of its rows."""
-        rows, places = _rows_of(parts, wanted)
-        hidden = np.empty((len(rows), self.shape.hidden), np.float32) if any(len(h) for h in wanted.hidden) else None
+        rows, places = rows_of(parts, wanted)
+        hidden = (
+            np.empty((len(rows), self.shape.hidden), np.float32) if any(len(h) for h in wanted.hidden_rows) else None
+        )
         skips = _skips(arrays.layers, self.shape.layers)
         call = NativeCall(
             len(arrays.tokens),
@@ -203,36 +194,6 @@ class NativeRuntime(SlotRuntime):
         return self._logits[:rows]
 
 
-class RowsOfWork(NamedTuple):
-    """Whose some of a call's rows are: row numbers of one piece of work, sorted."""
-
-    item: int
-    first: int  # of the call's rows
-    head: IntArray
-    hidden: IntArray
-    both: IntArray
-
-
-def _rows_of(parts: list[WorkPart], wanted: Wanted) -> tuple[np.ndarray, list[RowsOfWork]]:
-    """Which rows of the call go on, and whose they are."""
-    rows: list[IntArray] = []
-    places: list[RowsOfWork] = []
-    offset = at = 0
-    for p in parts:
-        head, hidden = (
-            found[np.searchsorted(found, p.start) : np.searchsorted(found, p.stop)]
-            for found in (wanted.head[p.item], wanted.hidden[p.item])
-        )
-        own = np.union1d(head, hidden) if len(hidden) else head
-        if len(own):
-            rows.append(own - p.start + offset)
-            places.append(RowsOfWork(p.item, at, head, hidden, own))
-            at += len(own)
-        offset += p.stop - p.start
-    joined = np.concatenate(rows) if rows else np.empty(0)
-    return np.ascontiguousarray(joined, np.int32), places
-
-
 def _skips(plan: LayerPlan | None, layers: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Of attention and of the feed-forward parts: 1 where a layer's is left out."""
     if plan is None:
@@ -241,27 +202,3 @@ def _skips(plan: LayerPlan | None, layers: int) -> tuple[np.ndarray | None, np.n
     flags[0, sorted(plan.skip_attention)] = 1
     flags[1, sorted(plan.skip_mlp)] = 1
     return flags[0], flags[1]
-
-
-def _native_model(s: Architecture, kind: int, weights: dict[str, np.ndarray]) -> tuple[NativeModel, Any, Any]:
-    """The model as pointers; the other two keep alive what it points to."""
-    frequencies = [np.ascontiguousarray(f, np.float32) for f in s.frequencies]
-    layers = (LayerWeights * s.layers)()
-    names = [field[0] for field in LayerWeights._fields_ if field[0] not in ("frequencies", "window")]
-    for i, window in enumerate(s.windows):
-        for name in names:
-            setattr(layers[i], name, address(weights.get(f"layers.{i}.{name}")))
-        layers[i].frequencies = address(frequencies[window > 0])
-        layers[i].window = window
-    shape = ModelShape(
-        kind, s.layers, s.hidden, s.heads, s.kv_heads, s.head_dim, s.mlp, s.vocab_size, ACTIVATIONS[s.activation],
-        s.epsilon, s.attention_scale, s.embedding_scale, s.logit_softcap,
-    )  # fmt: skip
-    model = NativeModel(
-        shape,
-        ctypes.addressof(layers),
-        address(weights["final_norm"]),
-        address(weights.get("embedding")),
-        address(weights["head"]),
-    )
-    return model, layers, frequencies

@@ -5,15 +5,18 @@ The file is a safetensors file: panels of bytes (see cpp/linear.h), norms and bi
 
 from __future__ import annotations
 
+import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from likely.errors import ModelError
-from likely.formats.safetensors_file import read_entries
+from likely.formats.safetensors_file import read_entries, read_metadata
 from likely.formats.weights import Weight
 from likely.formats.writing import write_safetensors_header
 from likely.io.hashes import cache_dir
@@ -23,9 +26,11 @@ from likely.runtimes.native.library import DTYPES, GROUP, PANEL, Library, aligne
 from likely.runtimes.native.source import ModelSource
 from likely.runtimes.protocol import FloatArray
 
-VERSION = 1  # of the form: a change makes files of old forms unused
+VERSION = 2  # of the form: a change makes files of old forms unused
 _ROWS = 128 * PANEL  # of a large matrix in memory at one time
 _LINE = 64
+
+Progress = Callable[[int, int], None]  # bytes packed, bytes in all
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,11 @@ def load_weights(
     shape: Architecture,
     kind: int,
     library: Library,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
-    """Name -> bytes (panels) or fp32 vector, in memory on cache lines; made first where the cache does not have them.
+    """Name -> bytes (panels) or fp32 vector, on cache lines; made first where the cache does not have them.
+
+    They are mapped from the cache, or in memory where it cannot be written.
 
     progress  bytes written and bytes in all, while they are made
     """
@@ -57,41 +64,77 @@ def load_weights(
     path = packed_path(source.sha256, kind)
     if (found := _read(path, parts)) is not None:
         return found
-    total, done = sum(part.nbytes for part in parts), 0
     try:
         with replacing(path) as file:
-            write_safetensors_header(file, [(p.name, _dims(p), p.dtype) for p in parts], align=_LINE)
-            for part in parts:
-                written = 0
-                for piece in part.write():
-                    written += file.write(piece)
-                    if progress:
-                        progress(done + written, total)
-                assert written == part.nbytes, part.name
-                done += written
+            _write(file, parts, progress)
     except OSError as error:
-        raise ModelError(f"the packed weights cannot be written to {path.parent} ({error.strerror})") from None
+        warnings.warn(
+            f"the packed weights cannot be kept in {path.parent} ({error.strerror or error}), so they are packed again "
+            f"each time: set LIKELY_CACHE to a folder that can be written",
+            stacklevel=2,
+        )
+        return _in_memory(parts, progress)
     if (found := _read(path, parts)) is None:
         raise ModelError(f"{path}: cannot be read back")
     return found
 
 
+def _write(file: BinaryIO, parts: list[PackedTensor], progress: Progress | None) -> None:
+    """Header and tensors; the checksums come into the header when all is written."""
+    tensors, sums = [(part.name, _dims(part), part.dtype) for part in parts], [0] * len(parts)
+    write_safetensors_header(file, tensors, align=_LINE, metadata=_checksums(parts, sums))
+    for i, piece in _pieces(parts, progress):
+        file.write(piece)
+        sums[i] = zlib.crc32(piece, sums[i])
+    file.seek(0)
+    write_safetensors_header(file, tensors, align=_LINE, metadata=_checksums(parts, sums))
+
+
+def _in_memory(parts: list[PackedTensor], progress: Progress | None) -> dict[str, np.ndarray]:
+    memory, at = aligned(sum(part.nbytes for part in parts)), 0
+    for _, piece in _pieces(parts, progress):
+        memory[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+        at += len(piece)
+    return _views(memory, parts)
+
+
+def _pieces(parts: list[PackedTensor], progress: Progress | None) -> Iterator[tuple[int, bytes]]:
+    """(number of the tensor, some of its bytes), front to back."""
+    total, done = sum(part.nbytes for part in parts), 0
+    for i, part in enumerate(parts):
+        end = done + part.nbytes
+        for piece in part.write():
+            yield i, piece
+            done += len(piece)
+            if progress:
+                progress(done, total)
+        assert done == end, part.name
+
+
 def _read(path: Path, parts: list[PackedTensor]) -> dict[str, np.ndarray] | None:
-    """None where the file is not there or is not what these parts make."""
+    """Mapped, so that processes share them; None where the file is not there or is not what these parts make."""
     try:
         entries = read_entries(path)
-    except ModelError:
-        return None
-    if [(n, e.dtype, e.end - e.start) for n, e in entries.items()] != [(p.name, p.dtype, p.nbytes) for p in parts]:
-        return None
-    start = min(entry.start for entry in entries.values())
-    memory = aligned(sum(part.nbytes for part in parts))
-    with path.open("rb") as file:
-        file.seek(start)
-        if file.readinto(memory.data) != len(memory):
+        if [(n, e.dtype, e.end - e.start) for n, e in entries.items()] != [(p.name, p.dtype, p.nbytes) for p in parts]:
             return None
-    views = {name: memory[entry.start - start : entry.end - start] for name, entry in entries.items()}
-    return {name: v.view(np.float32) if entries[name].dtype == "F32" else v for name, v in views.items()}
+        memory = np.memmap(path, np.uint8, "r", min(entry.start for entry in entries.values()))
+    except (ModelError, OSError, ValueError):
+        return None
+    if len(memory) != sum(part.nbytes for part in parts):
+        return None
+    views = _views(memory, parts)
+    sums = _checksums(parts, [zlib.crc32(view.data) for view in views.values()])
+    return views if read_metadata(path).items() >= sums.items() else None
+
+
+def _views(memory: np.ndarray, parts: list[PackedTensor]) -> dict[str, np.ndarray]:
+    ends = np.cumsum([part.nbytes for part in parts]).tolist()
+    found = {part.name: memory[end - part.nbytes : end] for part, end in zip(parts, ends, strict=True)}
+    return {p.name: found[p.name].view(np.float32) if p.dtype == "F32" else found[p.name] for p in parts}
+
+
+def _checksums(parts: list[PackedTensor], sums: list[int]) -> dict[str, str]:
+    return {f"crc32 {part.name}": f"{value:08x}" for part, value in zip(parts, sums, strict=True)}
 
 
 def _dims(part: PackedTensor) -> tuple[int, ...]:

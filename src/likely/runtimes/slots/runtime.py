@@ -25,6 +25,7 @@ from likely.runtimes.protocol import (
     check_work,
 )
 from likely.runtimes.slots.table import SlotTable
+from likely.runtimes.turns import SharedByThreads, one_at_a_time
 
 
 @dataclass(eq=False)
@@ -44,7 +45,7 @@ class SlotSequence(Sequence):
         return int(self.held[-1]) if self.length else -1
 
 
-class SlotRuntime(ABC):
+class SlotRuntime(SharedByThreads, ABC):
     """Sequences, slots and checks of a runtime; a subclass computes.
 
     `_table` says which slots are taken. Memory that lies outside it must hold `_table.capacity` slots when `_compute`
@@ -54,6 +55,7 @@ class SlotRuntime(ABC):
     def __init__(
         self, *, vocab_size: int, context_length: int, capabilities: Capabilities, limits: Limits, revision: str
     ):
+        super().__init__()
         self.vocab_size = vocab_size
         self.context_length = context_length
         self.capabilities = capabilities
@@ -83,12 +85,14 @@ class SlotRuntime(ABC):
 
     # --- sequences --------------------------------------------------------------------------------------------------
 
+    @one_at_a_time
     def open(self) -> SlotSequence:
         self._check_sequences()
         sequence = self._new_sequence(np.empty(0, np.int64))
         self._open.add(sequence)
         return sequence
 
+    @one_at_a_time
     def fork(self, sequence: Sequence, length: int | None = None) -> SlotSequence:
         own = self._own(sequence)
         length = own.length if length is None else length
@@ -99,6 +103,7 @@ class SlotRuntime(ABC):
         self._open.add(copy)
         return copy
 
+    @one_at_a_time
     def commit(self, accepted: Iterable[tuple[Sequence, Path]]) -> None:
         chosen = [(self._own(sequence), [int(node) for node in path]) for sequence, path in accepted]
         if len({id(sequence) for sequence, _ in chosen}) < len(chosen):
@@ -112,6 +117,7 @@ class SlotRuntime(ABC):
             sequence.held = np.concatenate([sequence.held, kept])
             sequence.length += len(path)
 
+    @one_at_a_time
     def truncate(self, sequence: Sequence, length: int) -> None:
         own = self._own(sequence)
         check_length(own, length)
@@ -119,6 +125,7 @@ class SlotRuntime(ABC):
         self._table.release(own.held[length:])
         own.held, own.length = own.held[:length].copy(), length
 
+    @one_at_a_time
     def close(self, sequence: Sequence) -> None:
         if sequence.closed or not isinstance(sequence, SlotSequence):
             return
@@ -127,9 +134,11 @@ class SlotRuntime(ABC):
             self._open.discard(sequence)
         sequence.closed = True
 
+    @one_at_a_time
     def free_tokens(self) -> int:
         return self._table.free
 
+    @one_at_a_time
     def shutdown(self) -> None:
         for sequence in list(self._open):
             self.close(sequence)
@@ -137,6 +146,7 @@ class SlotRuntime(ABC):
 
     # --- evaluation -------------------------------------------------------------------------------------------------
 
+    @one_at_a_time
     def forward(self, work: Seq[Work]) -> list[Output]:
         work = list(work)
         sequences = [self._own(item.sequence) for item in work]

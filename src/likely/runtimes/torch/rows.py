@@ -7,30 +7,14 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
-from likely.runtimes.protocol import FloatArray, IntArray, Output, Want
-from likely.runtimes.rows import empty_fields, head_rows, match
+from likely.runtimes.protocol import IntArray
+from likely.runtimes.rows import CallOutputs, match
 
 CHUNK_BYTES = 16 * 2**20
 
 
-class RowCollector:
-    """Fills the Outputs of a call from rows that arrive in any grouping.
-
-    wants, sizes   one per piece of work: what it wants, and how many tokens it has
-    """
-
-    def __init__(self, wants: Seq[Want], sizes: Seq[int], vocab_size: int):
-        self._wants = list(wants)
-        self._asked = [want.row_numbers(n) for want, n in zip(wants, sizes, strict=True)]
-        self.head_rows = [head_rows(want, n) for want, n in zip(wants, sizes, strict=True)]
-        self.hidden_rows = [
-            np.unique(asked) if want.hidden else np.empty(0, np.int64)
-            for want, asked in zip(wants, self._asked, strict=True)
-        ]
-        self._outputs = [empty_fields(want, len(a)) for want, a in zip(wants, self._asked, strict=True)]
-        for fields, want, a in zip(self._outputs, wants, self._asked, strict=True):
-            fields["logits"] = np.empty((len(a), vocab_size), np.float32) if want.logits else None
-        self._hidden: list[FloatArray | None] = [None] * len(self._wants)
+class RowCollector(CallOutputs):
+    """The Outputs of a call from rows on a device, in any grouping."""
 
     def add(self, logits: torch.Tensor, where: Seq[tuple[int, IntArray]]) -> None:
         """logits (R, V), any float dtype: the rows of each (piece, sorted row numbers), one after the other."""
@@ -52,20 +36,6 @@ class RowCollector:
             self._add_pairs(logits, log_norm, places)
             self._add_top(logits, log_norm, places)
             self._add_entropy(logits, log_norm, places)
-
-    def add_hidden(self, hidden: torch.Tensor, where: Seq[tuple[int, IntArray]]) -> None:
-        """hidden (R, D): as `add`, for the rows whose hidden state is wanted."""
-        values, start = hidden.float().cpu().numpy(), 0
-        for piece, rows in where:
-            target = self._hidden[piece]
-            if target is None:
-                target = self._hidden[piece] = np.empty((len(self._asked[piece]), values.shape[1]), np.float32)
-            to, at = match(self._asked[piece], rows)
-            target[to] = values[start + at]
-            start += len(rows)
-
-    def outputs(self) -> list[Output]:
-        return [Output(**fields, hidden=h) for fields, h in zip(self._outputs, self._hidden, strict=True)]
 
     def _add_logits(self, logits: torch.Tensor, places: list[tuple]) -> None:
         chosen = [(p, to, at) for p, to, at, *_ in places if self._wants[p].logits]
@@ -112,7 +82,7 @@ class RowCollector:
         """values, one after the other: to these places of each piece; of wider rows the first columns."""
         found, start = values.cpu().numpy(), 0
         for piece, to in targets:
-            field = self._outputs[piece][name]
+            field = self._fields[piece][name] if name != "logits" else self._room_for(name, piece, found.shape[1])
             own = found[start : start + len(to)]
             field[to] = own[:, : field.shape[1]] if field.ndim == 2 else own
             start += len(to)

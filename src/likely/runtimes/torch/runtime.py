@@ -15,7 +15,7 @@ import torch
 from likely.errors import ModelError
 from likely.io.hashes import file_sha256, folder_sha256
 from likely.runtimes.kinds import KINDS
-from likely.runtimes.machine import free_bytes
+from likely.runtimes.machine import choose_threads, free_bytes
 from likely.runtimes.protocol import Capabilities, FloatArray, IntArray, LayerPlan, Limits, Output, Work
 from likely.runtimes.slots.layout import WorkLayout, WorkPart, calls_of, texts_of
 from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
@@ -27,6 +27,7 @@ from likely.runtimes.torch.module import ModuleCall, weights_digest
 from likely.runtimes.torch.pretrained import load_pretrained, one_line
 from likely.runtimes.torch.rows import RowCollector
 from likely.runtimes.torch.slots import SlotPool
+from likely.runtimes.turns import one_at_a_time
 
 ROWS_BYTES = 64 * 2**20  # V-wide rows of logits that exist at one time
 MOST_TOKENS_HELD = 65536
@@ -74,9 +75,7 @@ class TorchRuntime(SlotRuntime):
         super().__init__(
             vocab_size=self._plain_vocab_size(),
             context_length=self._call.context_length,
-            capabilities=Capabilities(
-                trees=True, fork=True, truncate=True, hidden=True, full_attention=True, gradients=True
-            ),
+            capabilities=Capabilities.of_kind("torch"),
             limits=Limits(sequences, CHECK_TOKENS, CHECK_TOKENS, tokens_per_call),
             revision=revision if revision is not None else self._digest(),
         )
@@ -88,7 +87,7 @@ class TorchRuntime(SlotRuntime):
                 raise ModelError(
                     f"{type(module).__name__} is no causal language model: later tokens change the rows of earlier ones"
                 )
-            self.capabilities = Capabilities(trees=True, fork=True, truncate=True, hidden=True, gradients=True)
+            self.capabilities = replace(self.capabilities, full_attention=False)
         self._parts = LayerParts.of(module) if self.cached and isinstance(self._table, SlotPool) else None
         if self._parts is not None and len(self._parts) == len(self.layer_windows):
             self.capabilities = replace(self.capabilities, layers=len(self._parts))
@@ -156,6 +155,7 @@ class TorchRuntime(SlotRuntime):
         """Sliding window of each attention layer, in positions, as the model last asked for it; None: it sees all."""
         return self._call.windows
 
+    @one_at_a_time
     def refresh(self, revision: str | None = None) -> None:
         """The weights changed: name them anew and invalidate every sequence; what they held is free again."""
         self._invalidate()
@@ -192,6 +192,7 @@ class TorchRuntime(SlotRuntime):
             with self._leaving_out(work[parts[0].item].layers) as attending:
                 self._evaluate(parts, layouts, tokens, rows, attending)
 
+    @one_at_a_time
     def plain_logits(self, tokens: Seq[int] | IntArray) -> FloatArray:
         """(n, V): the module's own forward over one text, with nothing cached; the reference for all else here."""
         own = np.asarray(tokens, np.int64)
@@ -240,29 +241,22 @@ class TorchRuntime(SlotRuntime):
         rows: RowCollector,
     ) -> None:
         """Call the module on the parts, one after the other in its row of tokens, and hand on the wanted rows."""
-        head: list[IntArray] = []
-        hidden: list[IntArray] = []
-        head_where: list[tuple[int, IntArray]] = []
-        hidden_where: list[tuple[int, IntArray]] = []
-        offset = 0
-        for p in parts:
-            for wanted, found, where in ((rows.head_rows, head, head_where), (rows.hidden_rows, hidden, hidden_where)):
-                own = wanted[p.item]
-                own = own[np.searchsorted(own, p.start) : np.searchsorted(own, p.stop)]
-                if len(own):
-                    found.append(own - p.start + offset)
-                    where.append((p.item, own))
-            offset += p.stop - p.start
+        wanted = [rows.of_part(p.item, p.start, p.stop) for p in parts]
+        starts = np.cumsum([0, *(p.stop - p.start for p in parts)])
+        shifts = [int(start) - p.start for start, p in zip(starts, parts, strict=False)]
         logits, states = self._call(
             np.concatenate([tokens[p.item][p.start : p.stop] for p in parts]),
-            _joined(head),
-            hidden_rows=_joined(hidden),
+            np.concatenate([head + shift for (head, _), shift in zip(wanted, shifts, strict=True)]),
+            hidden_rows=np.concatenate([hidden + shift for (_, hidden), shift in zip(wanted, shifts, strict=True)]),
             positions=positions,
             plan=plan,
         )
-        rows.add(logits, head_where)
+        rows.add(logits, [(p.item, head) for p, (head, _) in zip(parts, wanted, strict=True) if len(head)])
         if states is not None:
-            rows.add_hidden(states, hidden_where)
+            found = np.split(states.float().cpu().numpy(), np.cumsum([len(hidden) for _, hidden in wanted])[:-1])
+            for p, (_, hidden), values in zip(parts, wanted, found, strict=True):
+                if len(hidden):
+                    rows.add_hidden(p.item, hidden, values)
 
     def _recompute(
         self, sequences: list[SlotSequence], work: list[Work], tokens: list[IntArray], rows: RowCollector
@@ -277,7 +271,7 @@ class TorchRuntime(SlotRuntime):
                 logits, states = self._call(text, first + at, hidden_rows=first + hidden_at)
                 rows.add(logits, [(i, head)])
                 if states is not None:
-                    rows.add_hidden(states, [(i, hidden)])
+                    rows.add_hidden(i, hidden, states.float().cpu().numpy())
 
     def _plain_vocab_size(self) -> int:
         try:
@@ -297,10 +291,6 @@ class TorchRuntime(SlotRuntime):
         return _revision(weights_digest(self.module), self.dtype)
 
 
-def _joined(arrays: list[IntArray]) -> IntArray:
-    return np.concatenate(arrays) if arrays else np.empty(0, np.int64)
-
-
 def _revision(digest: str, dtype: torch.dtype) -> str:
     return f"torch-{str(dtype).removeprefix('torch.')}-{digest}"
 
@@ -311,7 +301,7 @@ def _place(dtype: str | None, device: str | None, threads: int | None) -> tuple[
     if dtype is not None and dtype not in DTYPES:
         raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(choose_threads(threads))
     default = torch.float32 if where.type == "cpu" else torch.bfloat16
     return where, default if dtype is None else DTYPES[dtype]
 

@@ -13,7 +13,7 @@ from fastapi import Request as HttpRequest
 from fastapi import Response
 
 from likely.decoding.constraint import Constraint
-from likely.decoding.request import Finished, Request
+from likely.decoding.request import Finished, Request, longest_text
 from likely.decoding.sampling import Sampling
 from likely.errors import ModelError
 from likely.lm.confidence import BoundPolicy
@@ -25,7 +25,7 @@ from likely.serving.api.replies import (
     CompletionLogprobs,
     TokenNames,
     chat_content,
-    finish_reason,
+    ended_by,
     joined,
     json_safe,
     usage,
@@ -44,7 +44,7 @@ class Answering:
     def __init__(self, engine: AsyncEngine, name: str, limits: ServerLimits, chats: ChatConfidence):
         self._engine, self._model, self._name, self._limits = engine, engine.model, name, limits
         self._names = TokenNames(engine.model.tokenizer)
-        self._context = engine.model.runtime.context_length
+        self._context = longest_text(engine.model.runtime)
         self._fingerprint = engine.model.runtime.revision
         self._created = int(time.time())
         self._prompts = PromptEncoder(engine.model)
@@ -116,11 +116,11 @@ class Answering:
                 block, text, reason = echo, prompt.text if asked.echo else "", "length"
                 if tickets:
                     finished = done[i, sample]
-                    text, reason = text + finished.text, finish_reason(finished.reason)
+                    text, reason = text + finished.text, finished.reason
                     if asked.logprobs is not None:
                         block = joined(echo, self._block(asked, prompt, finished))
                 index = i * asked.n + sample
-                choices.append({"index": index, "text": text, "logprobs": block, "finish_reason": reason})
+                choices.append({"index": index, "text": text, "logprobs": block, **ended_by(reason)})
         written = sum(len(finished.tokens) for finished in done.values())
         spent = usage(sum(len(p.tokens) for p in prompts), written)
         return json_response({**head, "choices": choices, "usage": spent})
@@ -138,7 +138,7 @@ class Answering:
         tickets: Sequence[Ticket],
     ) -> AsyncGenerator[dict[str, Any]]:
         def chunk(index: int, text: str, block: Any, reason: str | None) -> dict[str, Any]:
-            choice = {"index": index, "text": text, "logprobs": block, "finish_reason": reason}
+            choice = {"index": index, "text": text, "logprobs": block, **ended_by(reason)}
             return _piece(asked, head, choice)
 
         if asked.echo:
@@ -154,7 +154,7 @@ class Answering:
             block = None
             if asked.logprobs is not None and event.tokens:
                 block = blocks[i, event.sample].block(event.tokens, event.logprobs, event.tops)
-            reason = finish_reason(event.finish.reason) if event.finish else None
+            reason = event.finish.reason if event.finish else None
             if event.text or block or reason:
                 yield chunk(i * asked.n + event.sample, event.text, block, reason)
         if asked.stream_options.include_usage:
@@ -220,7 +220,7 @@ class Answering:
                     "index": sample,
                     "message": message,
                     "logprobs": None if content is None else {"content": content, "refusal": None},
-                    "finish_reason": finish_reason(reason),
+                    **ended_by(reason),
                     **decision_fields(bound, answer),
                 }
             )
@@ -243,7 +243,7 @@ class Answering:
         """With a threshold nothing of a text is sent before it is known that it reaches it."""
 
         def chunk(index: int, delta: dict[str, Any], block: Any, reason: str | None, **more: Any) -> dict[str, Any]:
-            choice = {"index": index, "delta": delta, "logprobs": block, "finish_reason": reason, **more}
+            choice = {"index": index, "delta": delta, "logprobs": block, **ended_by(reason), **more}
             return _piece(asked, head, choice)
 
         for sample in range(asked.n):
@@ -266,7 +266,7 @@ class Answering:
                 if answer is not None and withheld:
                     delta = {"refusal": answer.why} if answer.abstained else {"content": answer.text}
                     yield chunk(event.sample, delta, None, None)
-                yield chunk(event.sample, {}, None, finish_reason(reason), **decision_fields(bound, answer))
+                yield chunk(event.sample, {}, None, reason, **decision_fields(bound, answer))
         if asked.stream_options.include_usage:
             yield {**head, "choices": [], "usage": usage(prompt_tokens, written)}
 
@@ -342,6 +342,7 @@ class Answering:
             sampling,
             max_tokens=wanted,
             stop=tuple(asked.stop),
+            stop_repetition=asked.stop_repetition,
             samples=asked.n,
             drafter=self._model.drafter(asked.drafter or self._model.drafters.default),
             draft_budget=asked.draft_budget,

@@ -18,8 +18,8 @@ from starlette.exceptions import HTTPException
 
 from likely import __version__
 from likely.errors import LikelyError
+from likely.lm.confidence import AnsweringModel, ThresholdOptions
 from likely.lm.model import Model
-from likely.lm.protocol import LanguageModel, ThresholdOptions
 from likely.serving.api.answering import Answering
 from likely.serving.api.confidence import ChatConfidence
 from likely.serving.api.schemas import ChatRequest, CompletionRequest, ScoreRequest, parse, served_name
@@ -32,7 +32,7 @@ def create_app(
     *,
     limits: ServerLimits | None = None,
     api_key: str | None = None,
-    fallback: LanguageModel | None = None,
+    fallback: AnsweringModel | None = None,
     **confidence: Unpack[ThresholdOptions],
 ) -> FastAPI:
     """An application that serves `model`; its engine runs from the application's start to its shutdown.

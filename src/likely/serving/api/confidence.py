@@ -10,9 +10,8 @@ from typing import Any
 from likely.decoding.options import OPTIONS
 from likely.decoding.request import Finished
 from likely.errors import DataError
-from likely.lm.confidence import BoundPolicy, ConfidencePolicy, system_of
+from likely.lm.confidence import AnsweringModel, BoundPolicy, ConfidencePolicy, system_of
 from likely.lm.model import Model
-from likely.lm.protocol import LanguageModel
 from likely.lm.results import Answer
 from likely.serving.api.forms import form_options
 from likely.serving.api.schemas import ChatRequest, served_name
@@ -36,7 +35,7 @@ class ChatConfidence:
     at_once   chats that may wait for the fallback, which answers one after the other on a thread of its own
     """
 
-    def __init__(self, model: Model, policy: ConfidencePolicy, fallback: LanguageModel | None, at_once: int):
+    def __init__(self, model: Model, policy: ConfidencePolicy, fallback: AnsweringModel | None, at_once: int):
         self._model, self._policy, self._fallback, self._at_once = model, policy, fallback, at_once
         self._thread = ThreadPoolExecutor(1, "likely-fallback")
         self._waiting = 0
@@ -59,7 +58,7 @@ class ChatConfidence:
         except (DataError, ValueError) as error:
             raise ApiError(400, f"{field}: {error}", param=field) from None
 
-    def _allowed(self, name: str, asked: ChatRequest) -> LanguageModel:
+    def _allowed(self, name: str, asked: ChatRequest) -> AnsweringModel:
         known = None if self._fallback is None else served_name(self._fallback.info.name)
         if self._fallback is None or name != known:
             allowed = f'"{known}"' if known is not None else "none: start it with likely serve --fallback"
@@ -85,7 +84,7 @@ class ChatConfidence:
         )  # what a decision looks at
         stopped = threading.Event()
 
-        def again(other: LanguageModel, settings: dict[str, Any]) -> Answer:
+        def again(other: AnsweringModel, settings: dict[str, Any]) -> Answer:
             stream = other.stream_chat(asked.conversation, **{**settings, "seed": seed})
             for _ in stream:
                 if stopped.is_set():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from likely.decoding.constraint import Constraint
+from likely.decoding.request import longest_text
 from likely.guided.form import Form
 from likely.lm.model import Model
 from likely.models.chat_template import Rendered
@@ -36,7 +37,7 @@ class PromptEncoder:
     """Reads for one model. Neither its template nor its tokenizer is asked from several threads at once."""
 
     def __init__(self, model: Model):
-        self._model, self._context = model, model.runtime.context_length
+        self._model, self._context = model, longest_text(model.runtime)
         self._thread = ThreadPoolExecutor(1, "likely-prepare")
         self._longest = self._thread.submit(_longest_token, model.tokenizer)
 

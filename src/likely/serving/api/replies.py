@@ -108,9 +108,15 @@ def chat_content(
     ]
 
 
-def finish_reason(reason: str) -> str:
-    """OpenAI knows "stop" and "length"; a full context is a length."""
-    return "stop" if reason == "stop" else "length"
+def ended_by(reason: str | None) -> dict[str, str | None]:
+    """How a choice says why its text ended; None: it goes on.
+
+    OpenAI knows "stop" and "length".  A full context is a length, a text that was stopped because it repeated itself a
+    stop; beyond OpenAI's field, `stop_reason` says which.
+    """
+    if reason is None or reason in ("stop", "length"):
+        return {"finish_reason": reason}
+    return {"finish_reason": "stop" if reason == "repetition" else "length", "stop_reason": reason}
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

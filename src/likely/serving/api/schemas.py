@@ -84,7 +84,8 @@ class StreamOptions(BaseModel):
 
 
 class GenerationRequest(RequestBody):
-    """How to continue; the names are OpenAI's, with the extensions top_k, min_p, drafter, draft_budget.
+    """How to continue; the names are OpenAI's, with the extensions top_k, min_p, stop_repetition, drafter,
+    draft_budget.
 
     At most one of the fields from response_format to guided_grammar says what the text must look like
     (`serving.forms`).
@@ -93,6 +94,7 @@ class GenerationRequest(RequestBody):
     n: int = _option("n", le=MAX_N)
     max_tokens: int | None = Field(None, ge=0, le=2**20)
     stop: StopText | list[StopText] = []
+    stop_repetition: bool = False
     seed: int | None = _option("seed", default=None, le=2**63 - 1)  # None: a fresh one
     temperature: float = _option("temperature")
     top_p: float = _option("top_p")
@@ -170,6 +172,7 @@ class ChatRequest(GenerationRequest):
     messages: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int | None = Field(None, ge=1, le=2**20)
     max_completion_tokens: int | None = Field(None, ge=1, le=2**20)
+    stop_repetition: bool = True
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
     # beyond OpenAI's, where a calibrator was fitted: how likely each answer is right, and what follows from it

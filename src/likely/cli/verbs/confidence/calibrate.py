@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
 from likely.cli.help import VerbCommand
+from likely.cli.printing import print_json, print_table, with_interval
+from likely.io.hashes import file_sha256
+from likely.io.whole_file import check_target, write_for_user
 
 if TYPE_CHECKING:
     from likely.calibration.calibrator import Calibrator
@@ -52,11 +55,11 @@ def fit(
         typer.Option("--method", help="auto (lowest cross-validated NLL of a few), answer, {recalibrators}."),
     ] = "auto",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the calibrator.")] = None,
-    overwrite: options.OverwriteOption = False,
-    seed: options.SeedOption = 0,
+    overwrite: flags.OverwriteOption = False,
+    seed: flags.SeedOption = 0,
     task: Annotated[str, typer.Option("--task", help="Name of the task, for ask --task.")] = "default",
-    limit: options.LimitOption = None,
-    as_json: options.JsonOption = False,
+    limit: flags.LimitOption = None,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Fit a calibrator to all lines; how well it does is told by maps that were each fitted without a tenth of them.
 
@@ -74,8 +77,6 @@ def fit(
     from likely.calibration.labelled import read_labelled
     from likely.calibration.store import keep, place
     from likely.calibration.threshold import risk_plan
-    from likely.cli.printing import print_json
-    from likely.io.whole_file import check_target
 
     options.refuse_same_file(file, output)
     if output is not None:
@@ -117,8 +118,8 @@ def evaluate(
     file: FileArgument,
     calibrator: AppliedOption = None,
     task: KeptTaskOption = None,
-    limit: options.LimitOption = None,
-    as_json: options.JsonOption = False,
+    limit: flags.LimitOption = None,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Accuracy, calibration and ranking, each with a 95 % interval (bootstrap over lines).
 
@@ -132,7 +133,6 @@ def evaluate(
 
       likely calibrate eval others.jsonl --calibrator cal.json --json
     """
-    from likely.cli.printing import print_json
     from likely.metrics.summary import report
 
     labelled = _read(file, limit)
@@ -156,10 +156,10 @@ def plot(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A .png, .svg or .pdf file; without: in the terminal.")
     ] = None,
-    overwrite: options.OverwriteOption = False,
+    overwrite: flags.OverwriteOption = False,
     bins: Annotated[int, typer.Option("--bins", min=1, help="Bins of the diagram.")] = 15,
-    limit: options.LimitOption = None,
-    as_json: options.JsonOption = False,
+    limit: flags.LimitOption = None,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Reliability diagram: how often answers of each confidence are right.
 
@@ -169,8 +169,6 @@ def plot(
 
       likely calibrate plot others.jsonl --calibrator cal.json -o reliability.png
     """
-    from likely.cli.printing import print_json
-    from likely.io.whole_file import check_target, write_for_user
     from likely.metrics.diagram import as_text, draw, reliability
     from likely.show.plot import FORMATS, render
 
@@ -248,8 +246,6 @@ def _promised(line: Mapping[str, Any]) -> str:
 
 def _sha256(file: str) -> str | None:
     """Of a file; None of standard input."""
-    from likely.io.hashes import file_sha256
-
     return None if file == "-" else file_sha256(Path(file))
 
 
@@ -260,9 +256,7 @@ def _table(rows: list[tuple[str, dict[str, Any]]]) -> None:
         value, interval = found.get(name), found.get(f"{name}_interval")
         if value is None:
             return "-"
-        return f"{value:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
+        return with_interval(value, interval, 4) if interval else f"{value:.4f}"
 
-    cells = [[name for name, _ in rows]] + [[cell(found, name) for _, found in rows] for name in SHOWN]
-    for label, line in zip(["", *SHOWN], cells, strict=True):
-        if any(line):
-            typer.echo(f"  {label:<9}" + "".join(f" {c:<26}" for c in line).rstrip())
+    found = [(name, *(cell(one, name) for _, one in rows)) for name in SHOWN]
+    print_table(("", *(name for name, _ in rows)), found, left=1 + len(rows))

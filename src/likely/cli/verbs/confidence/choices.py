@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
+from likely.cli.file_run import Advance, read_file
+from likely.cli.printing import print_json
+from likely.io.jsonl import Line
+from likely.metrics.intervals import Accuracy
 
-if TYPE_CHECKING:
-    from likely.cli.file_run import Advance
-    from likely.io.jsonl import Line
 
-
+@flags.grouped
 def choices(
+    model: flags.ModelFlags,
+    out: flags.FileFlags,
     file: Annotated[str, typer.Argument(help='JSONL (.gz, too) of {"question", "choices": [...], "answer"}.')],
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
     style: Annotated[
         Literal["answers", "letters"],
         typer.Option("--style", help="Score each choice's words, or lettered options and their letters."),
@@ -27,12 +27,7 @@ def choices(
         Literal["sum", "token", "byte", "pmi"],
         typer.Option("--normalise", help="Compare sums, per token, per byte, or what the question adds (pmi)."),
     ] = "sum",
-    output: options.OutputOption = None,
-    overwrite: options.OverwriteOption = False,
-    limit: options.LimitOption = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Answer multiple-choice questions by log-probability: accuracy with its interval. A tie counts as wrong.
 
@@ -44,26 +39,23 @@ def choices(
 
       likely choices questions.jsonl.gz --style letters --limit 100 --json
     """
-    from likely.cli.file_run import read_file
-    from likely.cli.printing import print_json
-    from likely.metrics.intervals import Accuracy
     from likely.scoring.choices import choice_item, choice_pairs, score_choices
 
     lines = read_file(
-        file, lambda line, where: choice_item(line.record, f"{where}:{line.number}"), output, overwrite=overwrite,
-        limit=limit, expected='lines like {"question": "...", "choices": ["...", "..."], "answer": 0}',
+        file, lambda line, where: choice_item(line.record, f"{where}:{line.number}"), out,
+        expected='lines like {"question": "...", "choices": ["...", "..."], "answer": 0}',
     )  # fmt: skip
-    lm = options.open_model(model, runtime=runtime, dtype=dtype, use="scoring", context=context, threads=threads)
     settings: dict[str, Any] = {"style": style, "normalise": normalise}
 
-    def score_chunk(chunk: Sequence[Line], advance: Advance) -> list[dict[str, Any]]:
-        report = score_choices(lm, [lines.item(line) for line in chunk], progress=advance, **settings)
-        return [
-            {**({"id": line.record["id"]} if "id" in line.record else {}), **result.to_dict()}
-            for line, result in zip(chunk, report.results, strict=True)
-        ]
+    with model.open("scoring") as lm:
 
-    with lm:
+        def score_chunk(chunk: Sequence[Line], advance: Advance) -> list[dict[str, Any]]:
+            report = score_choices(lm, [lines.item(line) for line in chunk], progress=advance, **settings)
+            return [
+                {**({"id": line.record["id"]} if "id" in line.record else {}), **result.to_dict()}
+                for line, result in zip(chunk, report.results, strict=True)
+            ]
+
         origin = options.origin(lm)
         lines.run(
             {**origin, "kind": "choices", "template": None, "settings": settings}, lines.by_chunks(score_chunk),

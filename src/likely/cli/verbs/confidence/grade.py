@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags
+from likely.cli.file_run import FileRun, check_output, input_name
 from likely.cli.keys import read_key, unbuffered
-
-if TYPE_CHECKING:
-    from likely.io.jsonl import Line, Results
+from likely.cli.printing import print_json
+from likely.errors import ConstraintError, DataError
+from likely.io.jsonl import Line, Results, read_lines, text_field
+from likely.metrics.grading import choices_of, graded, grader
+from likely.metrics.intervals import Accuracy
 
 KEYS = "y right, n wrong, s skip, u undo, q quit"
 
 
+@flags.grouped
 def grade(
+    out: flags.FileFlags,
     file: Annotated[str, typer.Argument(help="Answers file that `likely ask FILE -o` wrote.")],
     by: Annotated[
         Literal["exact", "number", "choice", "regex", "person"],
@@ -25,10 +30,7 @@ def grade(
     pattern: Annotated[
         str | None, typer.Option("--pattern", help="regex: for all answers, instead of the references.")
     ] = None,
-    output: options.OutputOption = None,
-    overwrite: options.OverwriteOption = False,
-    limit: options.LimitOption = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Grade answers: each line gets "correct" 0 or 1; prints the accuracy of those given, with its interval.
 
@@ -46,24 +48,19 @@ def grade(
       likely grade answers.jsonl --by person -o graded.jsonl
     """
     from likely import __version__
-    from likely.cli.file_run import FileRun, check_output, input_name
-    from likely.cli.printing import print_json
-    from likely.io.jsonl import Results
-    from likely.metrics.grading import grader
-    from likely.metrics.intervals import Accuracy
 
-    if by == "person" and output is None:
+    if by == "person" and out.output is None:
         raise typer.BadParameter("a person's decisions are kept: give -o graded.jsonl", param_hint="--output")
     if by == "person" and pattern is not None:
         raise typer.BadParameter("--pattern belongs to --by regex", param_hint="--pattern")
-    check_output(file, output)
+    check_output(file, out.output)
     is_right = None if by == "person" else grader(by, pattern)
     where = input_name(file)
     answers, every = read_answers(file, where)
-    lines = FileRun[None](where, every[:limit], {}, output, overwrite)
+    lines = FileRun[None](where, every[: out.limit], {}, out.output, out.overwrite)
     header = {"likely": __version__, "kind": "grade", "graded_by": by, "pattern": pattern, "answers": answers}
     if is_right is None:
-        with Results(output, header, overwrite=overwrite) as results, unbuffered():
+        with Results(out.output, header, overwrite=out.overwrite) as results, unbuffered():
             by_person(lines.lines, where, results, read_key, every=every)
     else:
         # before there is a file: what cannot be graded leaves none behind
@@ -88,9 +85,6 @@ def grade(
 
 def read_answers(file: str, where: str) -> tuple[dict[str, Any], list[Line]]:
     """(header, answer lines) of an answers file."""
-    from likely.errors import DataError
-    from likely.io.jsonl import read_lines, text_field
-
     header: dict[str, Any] | None = None
     lines: list[Line] = []
     for line in read_lines(file):
@@ -111,9 +105,6 @@ def read_answers(file: str, where: str) -> tuple[dict[str, Any], list[Line]]:
 
 
 def _by_rule(line: Line, where: str, by: str, is_right: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
-    from likely.errors import ConstraintError, DataError
-    from likely.metrics.grading import choices_of
-
     choices_of(line.record, f"{where}:{line.number}")
     try:
         return graded_record(line, is_right(line.record), by)
@@ -123,8 +114,6 @@ def _by_rule(line: Line, where: str, by: str, is_right: Callable[[Mapping[str, A
 
 def graded_record(line: Line, correct: bool, by: str) -> dict[str, Any]:
     """The graded answer, and its place in the answers file."""
-    from likely.metrics.grading import graded
-
     return {**graded(line.record, correct, by), "line": line.number, "input": line.digest}
 
 

@@ -8,25 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
+from likely.cli.file_run import Advance, FileRun, check_output, input_name
+from likely.cli.printing import print_json, print_table, with_interval
+from likely.errors import DataError
+from likely.io.hashes import fingerprint
+from likely.io.jsonl import Line
 
 if TYPE_CHECKING:
-    from likely.cli.file_run import Advance
-    from likely.io.jsonl import Line
     from likely.prompting.risk.task import TableTask
 
 
+@flags.grouped
 def risk(
+    model: flags.ModelFlags,
+    out: flags.FileFlags,
     table: Annotated[str, typer.Argument(help="CSV (.tsv, .jsonl, .gz, too) with a header line.")],
     task: Annotated[str, typer.Option("--task", help="A ready task (adult) or a TOML file that describes one.")],
-    model: options.ModelOption = options.DEFAULT,
     style: Annotated[
         Literal["word", "mc", "numeric", "cot"],
         typer.Option("--style", help="Answers in words, lettered options, digits, or a reasoned text."),
     ] = "word",
-    output: options.OutputOption = None,
-    overwrite: options.OverwriteOption = False,
-    limit: options.LimitOption = None,
     subgroup: Annotated[
         str | None, typer.Option("--subgroup", metavar="COLUMN", help="A table of groups by this column.")
     ] = None,
@@ -42,12 +44,8 @@ def risk(
         str | None, typer.Option("--examples", metavar="TABLE", help="Where they are taken from (not scored).")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template.")] = False,
-    seed: options.SeedOption = 0,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    seed: flags.SeedOption = 0,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """A risk for each row: the model's probability of the outcome. With the outcome in the table: how good it is.
 
@@ -59,10 +57,6 @@ def risk(
 
       likely risk patients.csv --task readmission.toml --style mc --json
     """
-    from likely.cli.file_run import FileRun, check_output, input_name
-    from likely.cli.printing import print_json
-    from likely.errors import DataError
-    from likely.io.hashes import fingerprint
     from likely.prompting.risk.file import read_table
     from likely.prompting.risk.prompts import WORKED, sample_examples, worked_row
     from likely.prompting.risk.report import summarise
@@ -70,10 +64,10 @@ def risk(
     from likely.prompting.risk.task import load_task
     from likely.prompting.risk.text import row_text
 
-    check_output(table, output)
+    check_output(table, out.output)
     asked = load_task(task)
     where = input_name(table)
-    lines = FileRun[None](where, read_table(table, limit=limit), {}, output, overwrite)
+    lines = FileRun[None](where, read_table(table, limit=out.limit), {}, out.output, out.overwrite)
     for line in lines.lines:  # before a model is loaded
         try:
             row_text(line.record, asked.columns)
@@ -94,8 +88,7 @@ def risk(
     row = worked_row([line.record for line in lines.lines], sample_examples(shots, asked, few_shot, seed=seed), asked)
     if row is not None:
         raise DataError(f"{where}: row {lines.lines[row].number} {WORKED}")
-    lm = options.open_model(model, runtime=runtime, dtype=dtype, use="scoring", context=context, threads=threads)
-    with lm:
+    with model.open("scoring") as lm:
         scorer = RiskScorer(
             lm, asked, style=style, order_correction=not one_order, few_shot=few_shot, examples=shots, seed=seed,
             number=number, chat=chat,
@@ -109,8 +102,7 @@ def risk(
         origin = options.origin(lm)
 
         def score_chunk(chunk: Sequence[Line], advance: Advance) -> list[dict[str, Any]]:
-            with options.warnings_shown():
-                scores = scorer.score([line.record for line in chunk])
+            scores = scorer.score([line.record for line in chunk])
             advance(len(chunk))
             return [scores.record(i, asked.label(line.record)) for i, line in enumerate(chunk)]
 
@@ -124,13 +116,11 @@ def risk(
     if as_json:
         print_json({**origin, "file": where, **settings, **summary})
         return
-    for text in _said(where, style, asked, summary):
-        typer.echo(text)
+    _print(where, style, asked, summary)
 
 
 def _examples(path: str, task: TableTask, count: int) -> list[dict[str, Any]]:
     """Rows to draw the worked examples from: those with an outcome, `count` at least."""
-    from likely.errors import DataError
     from likely.prompting.risk.file import read_table
     from likely.prompting.risk.text import row_text
 
@@ -147,10 +137,11 @@ def _examples(path: str, task: TableTask, count: int) -> list[dict[str, Any]]:
     return found
 
 
-def _said(where: str, style: str, task: TableTask, found: dict[str, Any]) -> list[str]:
+def _print(where: str, style: str, task: TableTask, found: dict[str, Any]) -> None:
     """The summary for people."""
     if not found["n"]:
-        return [f"{where}: none of {found['rows']} rows has a probability"]
+        typer.echo(f"{where}: none of {found['rows']} rows has a probability")
+        return
     lines = [f'{where}, {style}: {found["n"]} of {found["rows"]} rows, risk of "{task.positive.text}"']
     if "brier" not in found:
         known = "no outcomes of 0 or 1" if "outcomes_between" in found else "no outcomes"
@@ -164,8 +155,7 @@ def _said(where: str, style: str, task: TableTask, found: dict[str, Any]) -> lis
             if found.get(key) is None:
                 lines.append(f"  {label:22} {found['note']}")
             else:
-                low, high = found[f"{key}_interval"]
-                lines.append(f"  {label:22} {found[key]:.3f} [{low:.3f}, {high:.3f}]")
+                lines.append(f"  {label:22} {with_interval(found[key], found[f'{key}_interval'])}")
     if "outcomes_between" in found and "brier" in found:
         left = found["outcomes_between"]
         lines.append(f"  {left} rows with an outcome between 0 and 1 are left out: the others are measured")
@@ -173,18 +163,18 @@ def _said(where: str, style: str, task: TableTask, found: dict[str, Any]) -> lis
         lines.append(f"  {found['order_bias_line']}")
     if found["parse_rate"] < 1:
         lines.append(f"  {found['parse_rate']:.1%} of the rows have a probability; the others are left out")
-    for i, group in enumerate(found.get("subgroups", ())):
-        if i == 0:
-            lines.append(f"  {'group':20} {'n':>5} {'base':>6} {'mean':>6}  {'ECE':22} {'AUC':22} selected")
-        lines.append(
-            f"  {group['group'][:20]:20} {group['n']:>5} {group['base_rate']:>6.3f} {group['mean']:>6.3f}  "
-            f"{_with(group, 'ece_positive'):22} {_with(group, 'auc'):22} {group['selected']:.3f}"
-        )
-    return lines
-
-
-def _with(line: dict[str, Any], key: str) -> str:
-    if line[key] is None:
-        return "one outcome only"
-    low, high = line[f"{key}_interval"]
-    return f"{line[key]:.3f} [{low:.3f}, {high:.3f}]"
+    for line in lines:
+        typer.echo(line)
+    if found.get("subgroups"):
+        rows = [
+            (
+                group["group"][:20], group["n"], f"{group['base_rate']:.3f}", f"{group['mean']:.3f}",
+                *(
+                    "one outcome only" if group[key] is None else with_interval(group[key], group[f"{key}_interval"])
+                    for key in ("ece_positive", "auc")
+                ),
+                f"{group['selected']:.3f}",
+            )
+            for group in found["subgroups"]
+        ]  # fmt: skip
+        print_table(("group", "n", "base", "mean", "ECE", "AUC", "selected"), rows)

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options
-
-if TYPE_CHECKING:
-    from likely.cli.file_run import Advance
-    from likely.io.jsonl import Line
-    from likely.lm.questions import QuestionLine
+from likely.cli import flags, options
+from likely.cli.file_run import Advance, is_questions_file, read_file
+from likely.cli.printing import for_terminal, print_json, with_interval
+from likely.errors import DataError
+from likely.io.hashes import fingerprint
+from likely.io.jsonl import Line
+from likely.lm.questions import QuestionLine, question_of
+from likely.metrics.grading import grader
+from likely.metrics.intervals import Accuracy
 
 CHEAP = ("g_nll", "mean_nll", "max_nll", "token_entropy")  # of the one greedy text
 CHEAP_REMOTE = ("g_nll", "mean_nll", "max_nll")  # a server gives no entropies
 BATCH = 16  # questions of one run of the model, and at most so many are asked again after a kill
 
 
+@flags.grouped
 def uncertainty(
+    model: flags.ModelFlags,
+    out: flags.FileFlags,
     question: Annotated[
         str | None,
         typer.Argument(help='A question, or a .jsonl file of {"question", "answer"}; "-": a pipe.'),
     ] = None,
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
     method: Annotated[
         list[str] | None,
         typer.Option("--method", help="{estimators}, or all (repeatable).  [default: cheap ones]"),
@@ -42,16 +45,11 @@ def uncertainty(
         typer.Option("--by", help="Grade answers so, and say how well each estimator tells right from wrong."),
     ] = None,
     pattern: Annotated[str | None, typer.Option("--pattern", help="--by regex: for all answers.")] = None,
-    system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
-    max_tokens: options.MaxTokens = 64,
-    seed: options.SeedOption = 0,
-    stop: options.StopOption = None,
-    output: options.OutputOption = None,
-    overwrite: options.OverwriteOption = False,
-    limit: options.LimitOption = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    system: flags.SystemOption = None,
+    max_tokens: flags.MaxTokens = 64,
+    seed: flags.SeedOption = 0,
+    stop: flags.StopOption = None,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """How unsure the model is of its greedy answer, in nats or as a probability.
 
@@ -66,33 +64,27 @@ def uncertainty(
 
       likely uncertainty questions.jsonl --method all --samples 10 --by exact --json
     """
-    from likely.cli.file_run import read_file
-    from likely.cli.verbs.generation.questions import is_questions_file
-    from likely.metrics.grading import grader
-
     settings: dict[str, Any] = {
-        "methods": _methods(method, model), "samples": samples, "beams": beams, "clusters": clusters,
+        "methods": _methods(method, model.model), "samples": samples, "beams": beams, "clusters": clusters,
         "max_tokens": max_tokens, "seed": seed, "stop": list(stop or ()), "system": system, "graded_by": by,
         "pattern": pattern,
     }  # fmt: skip
-    load = {"runtime": runtime, "dtype": dtype, "context": context, "threads": threads}
     if not is_questions_file(question):
-        for name, value in (("--by", by), ("--output", output), ("--limit", limit)):
+        for name, value in (("--by", by), ("--output", out.output), ("--limit", out.limit)):
             if value is not None:
                 raise typer.BadParameter("is for a .jsonl file of questions", param_hint=name)
         text = options.text_or_stdin(question, "question")
-        with options.open_model(model, **load) as lm:  # type: ignore[arg-type]
+        with model.open() as lm:
             _one(lm, text, settings, as_json)
         return
-    assert question is not None
     if by is None and pattern is not None:
         raise typer.BadParameter("--pattern belongs to --by regex", param_hint="--pattern")
     is_right = grader(by, pattern) if by is not None else None
     lines = read_file(
-        question, lambda line, where: _question(line, where, is_right), output, overwrite=overwrite, limit=limit,
+        question, lambda line, where: _question(line, where, is_right), out,
         expected='lines like {"question": "...", "answer": "..."}',
     )  # fmt: skip
-    with options.open_model(model, **load) as lm:  # type: ignore[arg-type]
+    with model.open() as lm:
 
         def ask_chunk(chunk: Sequence[Line], advance: Advance) -> list[dict[str, Any]]:
             asked = [lines.item(line) for line in chunk]
@@ -127,9 +119,6 @@ def _methods(given: Sequence[str] | None, model: str) -> list[str]:
 
 def _question(line: Line, where: str, is_right: Callable[[Mapping[str, Any]], bool] | None) -> QuestionLine:
     """A reference that does not suit the way of grading is refused at once."""
-    from likely.errors import DataError
-    from likely.lm.questions import question_of
-
     at = f"{where}:{line.number}"
     question = question_of(line.record, at)
     if is_right is not None:
@@ -141,7 +130,6 @@ def _question(line: Line, where: str, is_right: Callable[[Mapping[str, Any]], bo
 
 
 def _header(lm: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    from likely.io.hashes import fingerprint
     from likely.uncertainty.table import ESTIMATORS
 
     return {
@@ -158,14 +146,12 @@ def _measured(
     from likely.uncertainty.planner import answer_and_estimate
 
     names = ("methods", "samples", "beams", "clusters", "max_tokens", "seed", "stop")
-    with options.warnings_shown():
-        return answer_and_estimate(
-            lm, questions, system=systems, progress=advance, **{name: settings[name] for name in names}
-        )
+    return answer_and_estimate(
+        lm, questions, system=systems, progress=advance, **{name: settings[name] for name in names}
+    )
 
 
 def _one(lm: Any, question: str, settings: Mapping[str, Any], as_json: bool) -> None:
-    from likely.cli.printing import for_terminal, print_json
     from likely.uncertainty.table import ESTIMATORS
 
     [record] = _measured(lm, [question], [settings["system"]], settings, lambda n: None)
@@ -182,8 +168,6 @@ def _one(lm: Any, question: str, settings: Mapping[str, Any], as_json: bool) -> 
 
 def _report(records: Sequence[Mapping[str, Any]], header: Mapping[str, Any], file: str, as_json: bool) -> None:
     """How well each estimator tells right answers from wrong ones."""
-    from likely.cli.printing import print_json
-    from likely.metrics.intervals import Accuracy
     from likely.uncertainty.planner import compare_estimators
 
     accuracy = Accuracy(sum(r["correct"] for r in records), len(records))
@@ -198,11 +182,6 @@ def _report(records: Sequence[Mapping[str, Any]], header: Mapping[str, Any], fil
             continue
         missing = f"; {numbers['missing']} without a value" if numbers["missing"] else ""
         typer.echo(
-            f"{name:26} AUROC {_with_interval(numbers, 'auroc')}  PRR {_with_interval(numbers, 'prr')}  "
-            f"n {numbers['n']}{missing}"
+            f"{name:26} AUROC {with_interval(numbers['auroc'], numbers['auroc_interval'])}  "
+            f"PRR {with_interval(numbers['prr'], numbers['prr_interval'])}  n {numbers['n']}{missing}"
         )
-
-
-def _with_interval(numbers: Mapping[str, Any], key: str) -> str:
-    low, high = numbers[f"{key}_interval"]
-    return f"{numbers[key]:.3f} [{low:.3f}, {high:.3f}]"

@@ -1,53 +1,56 @@
-"""likely ask: one question, one answer, and how likely it is right."""
+"""likely ask: one question or every question of a file, and how likely each answer is right."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import confidence as conf
-from likely.cli import forms
-from likely.cli import options as opt
-from likely.cli import show as seeing
+from likely.cli import flags, forms, options
+from likely.cli.confidence import ConfidenceFlags, bind, tell
+from likely.cli.file_run import Advance, Chunks, FileRun, is_questions_file, read_file
+from likely.cli.printing import (
+    for_terminal,
+    print_better,
+    print_ending,
+    print_json,
+    print_stats,
+    print_stream,
+)
+from likely.cli.show import ALTERNATIVES, ShowFlags
+from likely.errors import ConstraintError, DataError, ModelError
+from likely.io.hashes import fingerprint
+from likely.io.jsonl import Line
+from likely.lm.questions import BATCH, QuestionLine, answer_record, question_of
+
+if TYPE_CHECKING:
+    from likely.lm.base import LanguageModel
+    from likely.lm.confidence import BoundPolicy
+
+TEXT = flags.TextFlags(max_tokens=256, temperature=0.0)
 
 
+@flags.grouped
 def ask(
+    model: flags.ModelFlags,
+    form: forms.FormFlags,
+    file: flags.FileFlags,
+    confidence: ConfidenceFlags,
+    look: ShowFlags,
     question: Annotated[
         str | None,
-        typer.Argument(help='The question, or a .jsonl file of {"question"}; "-" or a pipe: standard input.'),
+        typer.Argument(help='The question, or a .jsonl file of {"question"}; a pipe brings what it is about.'),
     ] = None,
-    model: opt.ModelOption = opt.DEFAULT,
-    runtime: opt.RuntimeOption = None,
-    dtype: opt.DtypeOption = None,
-    system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
-    max_tokens: opt.MaxTokens = 256,
-    temperature: opt.TemperatureOption = 0.0,
-    seed: opt.SeedOption = 0,
-    stop: opt.StopOption = None,
-    schema: forms.SchemaOption = None,
-    regex: forms.RegexOption = None,
-    choices: forms.ChoicesOption = None,
-    grammar: forms.GrammarOption = None,
-    output: opt.OutputOption = None,
-    overwrite: opt.OverwriteOption = False,
-    limit: opt.LimitOption = None,
-    calibrator: conf.AnswerCalibratorOption = None,
-    task: conf.TaskOption = "default",
-    at_least: conf.AtLeastOption = None,
-    risk: conf.RiskOption = None,
-    delta: conf.DeltaOption = 0.1,
-    fallback: conf.FallbackOption = None,
-    drafter: opt.DrafterOption = None,
-    draft_budget: opt.BudgetOption = "auto",
-    stats: opt.StatsOption = False,
-    settings: opt.SettingsOption = None,
-    context: opt.ContextOption = None,
-    threads: opt.ThreadsOption = None,
-    show_prompt: opt.ShowPrompt = False,
-    show: seeing.ShowOption = False,
-    html: seeing.HtmlOption = None,
-    as_json: opt.JsonOption = False,
+    attached: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", help="A text to put before the question, as a pipe does (repeatable)."),
+    ] = None,
+    system: flags.SystemOption = None,
+    text: flags.TextFlags = TEXT,
+    stats: flags.StatsOption = False,
+    show_prompt: flags.ShowPrompt = False,
 ) -> None:
     """Answer a question, or every question of a file.
 
@@ -59,59 +62,96 @@ def ask(
 
       likely ask "Name three rivers." --show --html tokens.html
 
-      cat question.txt | likely ask -m gemma3
+      cat page.md | likely ask "Summarise this in one sentence."
+
+      likely ask "Which of the two is older?" --file one.txt --file two.txt
 
       likely ask questions.jsonl -o answers.jsonl
 
-      likely ask "Is 7 a prime number?" --choices yes,no --json
+      likely ask "What colour is the sky on a clear day?" --choices blue,green,red --json
 
-      likely ask "Who wrote Faust?" --at-least 0.9 --fallback gemma3     (after likely calibrate fit)
+      likely ask "Who wrote Faust?" --at-least 0.9 --fallback bigger.gguf     (after likely calibrate fit)
     """
-    from likely.cli.printing import for_terminal, print_json, print_stream
-    from likely.cli.verbs.generation.questions import ask_file, is_questions_file, read_questions
-
-    see = seeing.wanted(show, html, as_json)
-    file = question if is_questions_file(question) else None
-    if file is None and (output is not None or overwrite or limit is not None):
+    see = look.wanted()
+    lines, asked = None, ""
+    if is_questions_file(question):
+        if attached:
+            raise typer.BadParameter("a file of questions goes alone: drop --file", param_hint="--file")
+        if see or stats:
+            raise typer.BadParameter("--show, --html and --stats take one question, not a file", param_hint="FILE")
+        lines = read_file(
+            question, lambda line, where: question_of(line.record, f"{where}:{line.number}"), file,
+            expected='lines like {"question": "...", "answer": "..."}',
+        )  # fmt: skip
+    elif file.given:
         raise typer.BadParameter("--output, --overwrite and --limit need a .jsonl file of questions", param_hint="FILE")
-    if file is not None and (see or stats):
-        raise typer.BadParameter("--show, --html and --stats take one question, not a file", param_hint="FILE")
-    if file is not None:
-        opt.refuse_same_file(file, output)
-    lines = read_questions(file, limit) if file is not None else []
-    text = opt.text_or_stdin(question, "question") if file is None else ""
-    given = {
-        "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(settings),
-    }  # fmt: skip
-    if stop:
-        given["stop"] = tuple(stop)
-    given |= opt.drafting(drafter, draft_budget)
-    given |= forms.form_options(schema, regex, choices, grammar, given)
+    else:
+        asked = options.text_or_stdin(question, "question", attached or ())
+    given = text.given()
+    given |= form.given(given)
     if see:
-        given.setdefault("top_logprobs", seeing.ALTERNATIVES)
-    wanted = conf.options(calibrator, task, at_least, risk, delta, fallback)
-    with opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
-        bound = conf.bind(lm.with_confidence(**wanted), given, system)
-        if file is not None:
-            ask_file(
-                lm, file, lines, system=system, options=given, output=output, overwrite=overwrite,
-                show_prompt=show_prompt, bound=bound,
-            )  # fmt: skip
+        given.setdefault("top_logprobs", ALTERNATIVES)
+    wanted = confidence.given()
+    with model.open() as lm:
+        if not lm.info.template:
+            typer.echo(f"Warning: {lm.info.name} is a base model, which continues texts: few questions work", err=True)
+        bound = bind(lm.with_confidence(**wanted), given, system)
+        if lines is not None:
+            _ask_file(lm, lines, given, system, bound, show_prompt)
             return
-        stream = lm.stream_ask(text, system=system, **given)
+        stream = lm.stream_ask(asked, system=system, **given)
         if show_prompt:
             typer.echo(stream.prompt, err=True)
-        whole = as_json or show or not forms.streams(given) or bound.rule is not None
+        whole = look.as_json or look.show or not forms.streams(given) or bound.rule is not None
         answer = stream.finish() if whole else print_stream(stream)
-        if whole and not (as_json or show or answer.abstained):
+        if whole and not (look.as_json or look.show or answer.abstained):
             typer.echo(for_terminal(answer.text))
         if stats:
-            opt.print_stats(answer)
-        if as_json:
-            print_json({**opt.origin(lm), "question": text, **answer.to_dict(), **bound.describe()})
+            print_stats(answer)
+        if look.as_json:
+            print_json({**options.origin(lm), "question": asked, **answer.to_dict(), **bound.describe()})
         else:
-            conf.tell(answer)
+            tell(answer)
         if answer.abstained:
             return
-        seeing.present(lm, [answer], show=show, html=html, title=text, prompt=stream.prompt)
+        print_ending(answer)
+        print_better(lm.info.name)
+        look.present(lm, [answer], title=asked, prompt=stream.prompt)
         forms.conclude([answer])
+
+
+def _ask_file(
+    lm: LanguageModel, lines: FileRun[QuestionLine], given: dict[str, Any], system: str | None, bound: BoundPolicy,
+    show_prompt: bool,
+) -> None:  # fmt: skip
+    """Every question that has no answer yet; each prompt is checked before the first answer."""
+    if given.get("n", 1) != 1 or given.get("beams"):
+        raise ValueError("each question is answered once: drop n= and beams=")
+    lm.preview("?", **given)  # wrong settings are refused before the output carries them in its header
+    settings = {**lm.settings({}, given), "system": system}
+    header = {
+        **options.origin(lm), "kind": "ask", "template": lm.template_hash, "settings": settings,
+        "settings_hash": fingerprint(settings), **bound.describe(),
+    }  # fmt: skip
+    cut: list[str] = []
+
+    def work(chunks: Chunks, advance: Advance) -> Iterator[tuple[Line, dict[str, Any]]]:
+        asked = [line for chunk in chunks for line in chunk]
+        questions = [lines.item(line) for line in asked]
+        for line, question in zip(asked, questions, strict=True):
+            try:
+                seen = lm.preview(question.asked, system=question.system or system, **given)
+            except ModelError as error:
+                raise DataError(f"{lines.where}:{line.number}: {error}") from None
+            if show_prompt and seen:
+                typer.echo(for_terminal(seen, err=True), err=True)
+        answers = lm.ask_each(questions, system=system, **given)
+        for line, question, answer in zip(asked, questions, answers, strict=True):
+            if answer.complete is False:
+                cut.append(f"{lines.where}:{line.number} ({answer.finish_reason})")
+            yield line, answer_record(question, answer, decided=bound.rule is not None)
+            advance(1)
+
+    lines.run(header, work, label="asking", unit="questions", size=BATCH)
+    if cut:
+        raise ConstraintError(f"{len(cut)} answers are not complete, the first is that of {cut[0]}: raise --max-tokens")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,18 +12,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import confidence as conf
-from likely.cli import forms
-from likely.cli import options as opt
+from likely.cli import flags, forms, options
+from likely.cli.confidence import ConfidenceFlags, bind, tell
+from likely.cli.printing import (
+    for_terminal,
+    print_better,
+    print_ending,
+    print_json,
+    print_stats,
+    print_stream,
+)
+from likely.errors import ConstraintError, DataError, LikelyError, nearest
+from likely.io.whole_file import check_target, write_whole_file
+from likely.lm.extract import why_incomplete
+from likely.lm.options import CHAT_DEFAULTS
 
 if TYPE_CHECKING:
     from likely.lm.confidence import BoundPolicy
     from likely.lm.model import Model
     from likely.lm.remote.model import RemoteModel
+    from likely.models.chat_template import Message
 
 HELP = """/help            this list
 /reset           forget the conversation (the system message stays)
 /undo            take back the last question and its answer
+/retry           ask the last question again, with another seed
 /system TEXT     set the system message ("/system" alone removes it)
 /set KEY=VALUE   a setting of generate, e.g. /set temperature=0.7
 /show            what the model sees now
@@ -32,34 +47,24 @@ HELP = """/help            this list
 A line that ends in \\ goes on; \"\"\" begins and ends a longer text. Ctrl-C stops an answer."""
 
 
+TEXT = flags.TextFlags(max_tokens=512, temperature=0.2)
+
+
+@flags.grouped
 def chat(
-    model: opt.ModelOption = opt.DEFAULT,
-    runtime: opt.RuntimeOption = None,
-    dtype: opt.DtypeOption = None,
-    system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
+    model: flags.ModelFlags,
+    form: forms.FormFlags,
+    confidence: ConfidenceFlags,
+    system: flags.SystemOption = None,
     load: Annotated[Path | None, typer.Option("--load", help="Go on with a conversation saved by /save.")] = None,
+    go_on: Annotated[
+        bool, typer.Option("--continue", "-c", help="Go on with the last conversation that was typed here.")
+    ] = False,
     save: Annotated[Path | None, typer.Option("--save", help="Save the conversation here at the end.")] = None,
-    max_tokens: opt.MaxTokens = 512,
-    temperature: opt.TemperatureOption = 0.2,
-    seed: opt.SeedOption = 0,
-    schema: forms.SchemaOption = None,
-    regex: forms.RegexOption = None,
-    choices: forms.ChoicesOption = None,
-    grammar: forms.GrammarOption = None,
-    calibrator: conf.AnswerCalibratorOption = None,
-    task: conf.TaskOption = "default",
-    at_least: conf.AtLeastOption = None,
-    risk: conf.RiskOption = None,
-    delta: conf.DeltaOption = 0.1,
-    fallback: conf.FallbackOption = None,
-    drafter: opt.DrafterOption = None,
-    draft_budget: opt.BudgetOption = "auto",
-    stats: opt.StatsOption = False,
-    settings: opt.SettingsOption = None,
-    context: opt.ContextOption = None,
-    threads: opt.ThreadsOption = None,
-    show_prompt: opt.ShowPrompt = False,
-    as_json: opt.JsonOption = False,
+    text: flags.TextFlags = TEXT,
+    stats: flags.StatsOption = False,
+    show_prompt: flags.ShowPrompt = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Talk with a model; /help lists the commands.
 
@@ -72,21 +77,20 @@ def chat(
       printf 'Hello!\\nAnd in French?\\n' | likely chat --json
 
       likely chat --choices yes,no
-    """
-    from likely.io.whole_file import check_target
 
-    given = {
-        "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **opt.parse_settings(settings),
-    }  # fmt: skip
-    given |= opt.drafting(drafter, draft_budget)
-    given |= forms.form_options(schema, regex, choices, grammar, given)
+      likely chat --continue
+    """
+    given = text.given()
+    given |= form.given(given)
     if save:
         check_target(save)
-    wanted = conf.options(calibrator, task, at_least, risk, delta, fallback)
-    with opt.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+    if load and go_on:
+        raise typer.BadParameter("--load and --continue name two conversations: choose one", param_hint="--continue")
+    wanted = confidence.given()
+    with model.open() as lm:
         talk = Conversation(lm.with_confidence(**wanted), given, show_prompt=show_prompt, as_json=as_json, stats=stats)
-        if load:
-            talk.load(load)
+        if load or go_on:
+            talk.load(load or last_conversation())
         if system is not None:
             talk.set_system(system)
         talk.check()
@@ -96,6 +100,9 @@ def chat(
         finally:
             if save and talk.messages:  # an error before the first word replaces no file
                 talk.save(save)
+            if talk.interactive and talk.messages:
+                with contextlib.suppress(OSError):  # a home that cannot be written to
+                    talk.save(last_conversation(), quiet=True)
 
 
 @dataclass(eq=False)
@@ -108,16 +115,17 @@ class Conversation:
     as_json: bool = False
     stats: bool = False
     messages: list[dict[str, str]] = field(default_factory=list)
+    unanswered: str | None = field(default=None, init=False)  # the last question, where an error ended it
+    _left_out: int = field(default=0, init=False)  # messages that the context has no room for
     _bound: tuple[Any, BoundPolicy] | None = field(default=None, init=False)  # and what it was bound to
 
     def bound(self) -> BoundPolicy:
         """What is done about confidence with the present settings."""
         from likely.lm.confidence import system_of
-        from likely.lm.options import CHAT_DEFAULTS
 
         key = ({**CHAT_DEFAULTS, **self.settings}, system_of(self.messages))
         if self._bound is None or self._bound[0] != key:
-            self._bound = key, conf.bind(self.model, *key)
+            self._bound = key, bind(self.model, *key)
         return self._bound[1]
 
     @property
@@ -130,10 +138,9 @@ class Conversation:
 
     def run(self) -> None:
         if self.interactive:
-            import contextlib
-
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  line editing and history for input()
+            print_better(self.model.info.name)
             typer.echo(f"{self.model.info.name}: /help lists the commands, Ctrl-D leaves.", err=True)
         while True:
             try:
@@ -180,14 +187,10 @@ class Conversation:
 
     def answer(self, text: str) -> None:
         """Ask the model; an answer stopped by Ctrl-C stays in the conversation as far as it came."""
-        from likely.cli.printing import for_terminal, print_json, print_stream
-        from likely.errors import ConstraintError, LikelyError
-        from likely.lm.extract import why_incomplete
-
         self.messages.append({"role": "user", "content": text})
-        stream = None
+        self.unanswered, stream = text, None
         try:
-            stream = self.model.stream_chat(self.messages, **self.settings)
+            stream = self.model.stream_chat(self._fitting(), **self.settings)
             if self.show_prompt:
                 typer.echo(stream.prompt, err=True)
             whole = self.as_json or not forms.streams(self.settings) or self.bound().rule is not None
@@ -204,7 +207,7 @@ class Conversation:
             self.messages.pop()
             if not self.interactive:
                 raise
-            typer.echo(f"Error: {error}", err=True)
+            typer.echo(f"Error: {error} (/retry asks again, /reset forgets the conversation)", err=True)
             return
         if result is None:
             self.messages.pop()
@@ -213,27 +216,53 @@ class Conversation:
             self.messages.pop()  # the question was not answered: it is no part of the conversation
         else:
             self.messages.append({"role": "assistant", "content": result.text})
+            self.unanswered = None
+            print_ending(result)
         if self.as_json:
-            print_json({**opt.origin(self.model), "question": text, **result.to_dict()})
+            print_json({**options.origin(self.model), "question": text, **result.to_dict()})
         else:
-            conf.tell(result)
+            tell(result)
         if self.stats:
-            opt.print_stats(result)
+            print_stats(result)
         if why := why_incomplete(result):
             if not self.interactive:
                 raise ConstraintError(why)
             typer.echo(f"Note: {why}", err=True)
 
+    def _fitting(self) -> list[Message]:
+        """What the model is shown: where the context is full, the conversation without its oldest turns."""
+        kept = self.model.fitting(self.messages, self.settings.get("max_tokens", CHAT_DEFAULTS["max_tokens"]))
+        left_out = len(self.messages) - len(kept)
+        if left_out > self._left_out:
+            typer.echo(
+                f"Note: the context is full, the model no longer sees the {left_out} oldest messages (/reset forgets "
+                f"all, --context makes room)",
+                err=True,
+            )
+        self._left_out = left_out
+        return kept
+
+    def retry(self) -> None:
+        """Ask the last question again; one that was answered, with the next seed."""
+        if self.unanswered is not None:
+            self.answer(self.unanswered)
+            return
+        asked = next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), None)
+        if asked is None:
+            raise ValueError("there is no question to ask again")
+        self.undo()
+        self.settings["seed"] = self.settings.get("seed", 0) + 1
+        self.answer(asked)
+
     def command(self, line: str) -> bool:
         """Carry out a / command; returns whether to leave."""
-        from likely.errors import LikelyError, nearest
-
         verb, _, rest = line[1:].partition(" ")
         rest = rest.strip()
         verbs = {
             "help": lambda: typer.echo(HELP, err=True),
             "reset": self.reset,
             "undo": self.undo,
+            "retry": self.retry,
             "system": lambda: self.set_system(rest or None),
             "set": lambda: self.change(rest),
             "show": self.show,
@@ -253,6 +282,7 @@ class Conversation:
         return False
 
     def reset(self) -> None:
+        self.unanswered, self._left_out = None, 0
         self.messages = [m for m in self.messages if m["role"] == "system"]
 
     def undo(self) -> None:
@@ -265,7 +295,7 @@ class Conversation:
         self.messages = ([] if text is None else [{"role": "system", "content": text}]) + rest
 
     def change(self, pair: str) -> None:
-        change = opt.parse_settings([pair])
+        change = options.parse_settings([pair])
         self.model.stream_chat([_HELLO], **{**self.settings, **change}).close()  # refuses what is not allowed
         self.settings |= change
 
@@ -273,21 +303,17 @@ class Conversation:
         typer.echo(self.model.render(self.messages or [_HELLO]).text, err=True)
 
     def history(self) -> None:
-        from likely.cli.printing import for_terminal
-
         for message in self.messages:
             typer.echo(for_terminal(f"{message['role']}: {message['content']}", err=True), err=True)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, quiet: bool = False) -> None:
         """Write the conversation, whole or not at all."""
-        from likely.io.whole_file import write_whole_file
-
-        record = {"kind": "chat", **opt.origin(self.model), "settings": self.settings, "messages": self.messages}
+        record = {"kind": "chat", **options.origin(self.model), "settings": self.settings, "messages": self.messages}
         write_whole_file(path, (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode())
-        typer.echo(f"saved {len(self.messages)} messages to {path}", err=True)
+        if not quiet:
+            typer.echo(f"saved {len(self.messages)} messages to {path}", err=True)
 
     def load(self, path: Path) -> None:
-        from likely.errors import DataError
         from likely.models.chat_template import check_messages
 
         try:
@@ -300,6 +326,11 @@ class Conversation:
         if not isinstance(found, list):
             raise DataError(f'{path} is not a saved conversation: expected {{"messages": [...]}}')
         self.messages = check_messages(found) if found else []
+
+
+def last_conversation() -> Path:
+    """Where the conversation that was typed last is kept: in $XDG_DATA_HOME/likely, else ~/.local/share/likely."""
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "likely" / "last-chat.json"
 
 
 _HELLO = {"role": "user", "content": "Hello"}

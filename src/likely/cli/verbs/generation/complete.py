@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from likely.cli import options
-
-if TYPE_CHECKING:
-    from likely.code.analysis.members import MemberProvider
+from likely.cli import flags, options
+from likely.cli.printing import for_terminal, print_json
 
 
+@flags.grouped
 def complete(
+    model: flags.ModelFlags,
     file: Annotated[Path, typer.Argument(help="A Python file.")],
     line: Annotated[
         int | None, typer.Option("--line", min=1, help="Line of the cursor, from 1; else the last.")
@@ -29,20 +29,12 @@ def complete(
     choose: Annotated[
         str, typer.Option("--choose", help="greedy, or exact: the likeliest legal name as a whole.")
     ] = "greedy",
-    server: Annotated[
-        str | None, typer.Option("--server", metavar="COMMAND", help="A language server to ask instead of jedi.")
-    ] = None,
     limit: Annotated[float, typer.Option("--time-limit", help="Seconds that one analysis may take.")] = 2.0,
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
-    max_tokens: options.MaxTokens = 128,
-    temperature: options.TemperatureOption = 0.0,
-    seed: options.SeedOption = 0,
-    settings: options.SettingsOption = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    max_tokens: flags.MaxTokens = 128,
+    temperature: flags.TemperatureOption = 0.0,
+    seed: flags.SeedOption = 0,
+    settings: flags.SettingsOption = None,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Write code at a place in a file; members that do not exist are not written.
 
@@ -54,18 +46,15 @@ def complete(
       likely complete shop/cart.py --line 40 --column 13 --project .
 
       likely complete shop/cart.py --line 40 --stop method --monitors dereference,arity --json
-
-      likely complete shop/cart.py --server "pyright-langserver --stdio"
     """
-    from likely.cli.printing import for_terminal, print_json
     from likely.code.buffer import CodeBuffer
 
     buffer = CodeBuffer.from_file(file, line, column, project_root=project or "")
     names = () if monitors == "none" else tuple(name.strip() for name in monitors.split(","))
     given = {"stop": stop, "choose": choose, **options.parse_settings(settings)}
-    with options.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+    with model.open_local() as lm:
         found = lm.complete_code(
-            buffer, monitors=names, provider=_server(server, project, limit), max_tokens=max_tokens, limit_s=limit,
+            buffer, monitors=names, max_tokens=max_tokens, limit_s=limit,
             temperature=temperature, seed=seed, **given,
         )  # fmt: skip
         if as_json:
@@ -75,17 +64,3 @@ def complete(
     lost = {status: n for status, n in found.analyses.items() if status in ("timed out", "failed")}
     if lost and not as_json:
         typer.echo("Analyses: " + ", ".join(f"{n} {status}" for status, n in lost.items()), err=True)
-
-
-def _server(command: str | None, project: Path | None, limit: float) -> MemberProvider | None:
-    if command is None:
-        return None
-    import shlex
-    import shutil
-
-    from likely.code.analysis.lsp import LspProvider
-
-    words = shlex.split(command)
-    if not words or shutil.which(words[0]) is None:
-        raise typer.BadParameter(f"no such program: {command!r}", param_hint="--server")
-    return LspProvider(words, str(project or ""), limit_s=limit)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from likely.cli import forms, options
-from likely.cli.show import ALTERNATIVES, HtmlOption, ShowOption, present, present_fields, wanted
-
-if TYPE_CHECKING:
-    from likely.cli.file_run import Advance, Chunks, FileRun
-    from likely.io.jsonl import Line
-    from likely.lm.extract import Extracted
+from likely.cli import flags, forms, options
+from likely.cli.file_run import Advance, Chunks, FileRun, read_file
+from likely.cli.printing import for_terminal, print_json
+from likely.cli.show import ALTERNATIVES, ShowFlags, present_fields
+from likely.errors import ConstraintError, DataError, LikelyError
+from likely.io.hashes import fingerprint
+from likely.io.jsonl import Line, text_field
+from likely.lm.extract import INSTRUCTION, Extracted
+from likely.lm.questions import BATCH
 
 KEYS = ("text", "document", "prompt")  # of a line; the first that it has is the document
 # what a result says; a line that carries fields of these names would lose them
@@ -25,7 +28,14 @@ RESULTS = (
 )  # fmt: skip
 
 
+TEXT = flags.TextFlags(max_tokens=512, temperature=0.0)
+
+
+@flags.grouped
 def extract(
+    model: flags.ModelFlags,
+    out: flags.FileFlags,
+    look: ShowFlags,
     file: Annotated[
         str | None,
         typer.Argument(help='JSONL of {"text"} (or "document", "prompt") or of strings; "-" or a pipe: stdin.'),
@@ -35,24 +45,8 @@ def extract(
     ] = None,
     text: Annotated[str | None, typer.Option("--text", help="One document, instead of a file.")] = None,
     instruction: Annotated[str | None, typer.Option("--instruction", help="What to look for, in your words.")] = None,
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
-    max_tokens: options.MaxTokens = 512,
-    temperature: options.TemperatureOption = 0.0,
-    seed: options.SeedOption = 0,
-    output: options.OutputOption = None,
-    overwrite: options.OverwriteOption = False,
-    limit: options.LimitOption = None,
-    drafter: options.DrafterOption = None,
-    draft_budget: options.BudgetOption = "auto",
-    settings: options.SettingsOption = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    show_prompt: options.ShowPrompt = False,
-    show: ShowOption = False,
-    html: HtmlOption = None,
-    as_json: options.JsonOption = False,
+    decoding: flags.TextFlags = TEXT,
+    show_prompt: flags.ShowPrompt = False,
 ) -> None:
     """Extract values from documents; every value obeys the schema.
 
@@ -67,23 +61,17 @@ def extract(
 
       likely extract --schema person.json < documents.jsonl > people.jsonl
     """
-    from likely.cli.file_run import read_file
-    from likely.errors import ConstraintError
-
     if schema is None:
         raise typer.BadParameter("say what to extract: a file with a JSON Schema", param_hint="--schema")
     if text is not None and file is not None:
         raise typer.BadParameter("give a FILE or --text, not both", param_hint="--text")
-    if text is not None and (output is not None or overwrite or limit is not None):
+    if text is not None and out.given:
         raise typer.BadParameter("--output, --overwrite and --limit need a FILE", param_hint="--text")
-    if text is None and html is not None:
+    if text is None and look.html is not None:
         raise typer.BadParameter("--html takes one document: give it as --text", param_hint="--html")
-    see = wanted(show, html, as_json)
-    given = {
-        "max_tokens": max_tokens, "temperature": temperature, "seed": seed, **options.parse_settings(settings),
-        **options.drafting(drafter, draft_budget),
-    }  # fmt: skip
-    form = forms.form_options(schema, None, None, None, given)["schema"]
+    look.wanted()
+    given = decoding.given()
+    form = forms.FormFlags(schema=schema).given(given)["schema"]
     if given.get("n", 1) != 1 or given.get("beams"):
         raise ValueError("each document is read once: drop n= and beams=")
     lines = None
@@ -91,30 +79,27 @@ def extract(
         if file is None and sys.stdin.isatty():
             raise typer.BadParameter("give a FILE, pipe one in, or --text", param_hint="FILE")
         lines = read_file(
-            "-" if file is None else file, document_of, output, overwrite=overwrite, limit=limit, bare="text",
+            "-" if file is None else file, document_of, out, bare="text",
             expected='lines like {"text": "...", "id": 1} or "..."',
         )  # fmt: skip
-    elif html is not None:
+    elif look.html is not None:
         given.setdefault("top_logprobs", ALTERNATIVES)
-    with options.open_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+    with model.open() as lm:
         if lines is not None:
-            _extract_file(lm, lines, form, instruction, given, show_prompt, show)
+            _extract_file(lm, lines, form, instruction, given, show_prompt, look.show)
             return
         if show_prompt:
             _show_prompt(lm, text or "", form, instruction, given)
         found = lm.extract(text or "", schema=form, instruction=instruction, **given)
-        _print_one(lm, found, show, as_json, text or "")
-        if see and html is not None and found.result is not None:
-            present(lm, [found.result], show=False, html=html, title="likely extract", prompt=text or "")
+        _print_one(lm, found, look.show, look.as_json, text or "")
+        if found.result is not None:
+            replace(look, show=False).present(lm, [found.result], title="likely extract", prompt=text or "")
         if found.error is not None:
             raise ConstraintError(found.error)
 
 
 def document_of(line: Line, where: str) -> tuple[str, dict[str, Any]]:
     """(document, the fields that its result carries)."""
-    from likely.errors import DataError
-    from likely.io.jsonl import text_field
-
     key = next((key for key in KEYS if key in line.record), None)
     if key is None:
         found = ", ".join(f'"{k}"' for k in line.record) or "nothing"
@@ -144,11 +129,6 @@ def _extract_file(
     show_prompt: bool, show: bool,
 ) -> None:  # fmt: skip
     """Every line that has no result yet."""
-    from likely.errors import LikelyError
-    from likely.io.hashes import fingerprint
-    from likely.lm.extract import INSTRUCTION
-    from likely.lm.questions import BATCH
-
     made_with = {**settings, "schema": schema, "instruction": instruction or INSTRUCTION}
     header = {
         **options.origin(lm), "kind": "extract", "settings": made_with, "settings_hash": fingerprint(made_with),
@@ -158,10 +138,12 @@ def _extract_file(
     failed: list[str] = []
 
     def work(chunks: Chunks, advance: Advance) -> Iterator[tuple[Line, dict[str, Any]]]:
-        if show_prompt:
-            for line in (line for chunk in chunks for line in chunk):
-                _show_prompt(lm, lines.item(line)[0], schema, instruction, settings)
-        for line, found in _found(lm, lines, chunks, schema, instruction, settings):
+        asked = [line for chunk in chunks for line in chunk]
+        documents = [lines.item(line)[0] for line in asked]
+        for document in documents if show_prompt else ():
+            _show_prompt(lm, document, schema, instruction, settings)
+        results = lm.extract_each(documents, schema=schema, instruction=instruction, **settings)
+        for line, found in zip(asked, results, strict=True):
             if found.error is not None:
                 failed.append(f"{lines.where}:{line.number}: {found.error}")
             if show:
@@ -177,21 +159,8 @@ def _extract_file(
         raise LikelyError(f"{count} of {len(lines.lines)} documents gave no value{first}")
 
 
-def _found(
-    lm: Any, lines: FileRun[tuple[str, dict[str, Any]]], chunks: Chunks, schema: Any, instruction: str | None,
-    settings: dict[str, Any],
-) -> Iterator[tuple[Line, Extracted]]:  # fmt: skip
-    """What the lines gave, in their order, each as soon as it and all before it are done."""
-    asked = [line for chunk in chunks for line in chunk]
-    documents = [lines.item(line)[0] for line in asked]
-    results = lm.extract_each(documents, schema=schema, instruction=instruction, **settings)
-    yield from zip(asked, results, strict=True)
-
-
 def _print_one(lm: Any, found: Extracted, show: bool, as_json: bool, text: str) -> None:
     import json
-
-    from likely.cli.printing import for_terminal, print_json
 
     if as_json:
         print_json({**options.origin(lm), "text": text, **record_of(found)})
@@ -205,7 +174,5 @@ def _print_one(lm: Any, found: Extracted, show: bool, as_json: bool, text: str) 
 
 
 def _show_prompt(lm: Any, document: str, schema: Any, instruction: str | None, settings: dict[str, Any]) -> None:
-    from likely.cli.printing import for_terminal
-
     text = lm.preview_extraction(document, schema=schema, instruction=instruction, **settings)
     typer.echo(for_terminal(text, err=True), err=True)

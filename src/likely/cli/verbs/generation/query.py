@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
+from likely.cli.printing import for_terminal, print_json
+from likely.cli.show import check_page, write_page
+from likely.errors import DataError, LikelyError, nearest
+from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from likely.queries import Query, QueryResult
@@ -25,22 +29,22 @@ def query(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="As elsewhere.  [default: the query's own, or smollm2]")
     ] = None,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
     decoder: Annotated[
         str | None, typer.Option("--decoder", help='Instead of the query\'s own: argmax, "sample(n=3)", "beam(4)", ...')
     ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most tokens per hole.")] = None,
-    seed: options.SeedOption = 0,
-    drafter: options.DrafterOption = None,
+    runtime: flags.RuntimeOption = None,
+    dtype: flags.DtypeOption = None,
+    context: flags.ContextOption = None,
+    threads: flags.ThreadsOption = None,
+    seed: flags.SeedOption = 0,
+    drafter: flags.DrafterOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Run the query's code without asking.")] = False,
     replay: Annotated[
         Path | None, typer.Option("--replay", metavar="FILE", help="Reproduce the run of this --json output.")
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page of the run.")] = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Run a query: Python in which a string is a prompt, [NAME] a hole, and where says what may stand in it.
 
@@ -48,29 +52,23 @@ def query(
 
     Examples:
 
-      likely query examples/queries/odd_one_out.lmql --arg words="skirt, dress, pen, jacket"
+      likely query examples/queries/odd_one_out.lmql --arg words="Monday, Tuesday, banana, Friday"
 
       likely query examples/queries/arithmetic.lmql --yes --html run.html
 
       likely query list.lmql --decoder "sample(n=3, temperature=0.8)" --seed 1 --json
     """
-    from likely.cli.printing import print_json
     from likely.queries import query_file
 
-    if html is not None:
-        from likely.io.whole_file import check_target
-
-        check_target(html, (".html", ".htm"))
+    check_page(html)
     found = query_file(file)
     chosen = None if decoder is None else _decoder(decoder)
     given = _arguments(args)
     if not yes:
         _ask(file, found)
     _check_arguments(found, given)
-    lm = options.local_model(
-        model or found.model or options.DEFAULT, runtime=runtime, dtype=dtype, context=context, threads=threads
-    )
-    with lm:
+    chosen_model = model or found.model or DEFAULT_MODEL
+    with flags.ModelFlags(chosen_model, runtime, dtype, context, threads).open_local() as lm:
         if replay is not None:
             results = [_replay(found, replay, lm)]
         else:
@@ -82,13 +80,9 @@ def query(
             else:
                 _print(result, number if len(results) > 1 else None)
         if html is not None:
-            from likely.io.whole_file import write_for_user
             from likely.show.html import query_page
 
-            write_for_user(
-                html, query_page(results, title=f"likely query {file.name}", origin=options.origin(lm)).encode()
-            )
-            typer.echo(f"wrote {html}", err=True)
+            write_page(html, query_page(results, title=f"likely query {file.name}", origin=options.origin(lm)))
 
 
 def _ask(file: Path, query: Query) -> None:
@@ -133,8 +127,6 @@ def _arguments(pairs: list[str] | None) -> dict[str, Any]:
 
 def _check_arguments(query: Query, given: dict[str, Any]) -> None:
     """A missing or unknown argument, said in the terms of the command line."""
-    from likely.errors import nearest
-
     known = {p.name: p for p in query.arguments}
     for name in given:
         if name not in known:
@@ -153,9 +145,6 @@ def _check_arguments(query: Query, given: dict[str, Any]) -> None:
 
 def _run(query: Query, lm: Any, given: dict[str, Any], **run_options: Any) -> Any:
     """The query's own exceptions become one line; its text so far goes to stderr."""
-    from likely.cli.printing import for_terminal
-    from likely.errors import LikelyError
-
     try:
         return query(lm, **given, **run_options)
     except Exception as error:
@@ -177,7 +166,6 @@ def _line(query: Query, error: Exception) -> str:
 
 
 def _replay(query: Query, file: Path, lm: Any) -> QueryResult:
-    from likely.errors import DataError
     from likely.queries import QueryTrace
 
     try:
@@ -191,8 +179,6 @@ def _replay(query: Query, file: Path, lm: Any) -> QueryResult:
 
 
 def _print(result: QueryResult, number: int | None) -> None:
-    from likely.cli.printing import for_terminal
-
     if number is not None:
         typer.echo(f"--- {number}")
     typer.echo(for_terminal(result.text))

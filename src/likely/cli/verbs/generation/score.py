@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options
-from likely.cli.show import HtmlOption, ShowOption, more_to_show, present, wanted
+from likely.cli import flags, options
+from likely.cli.file_run import Advance, FileRun, read_file
+from likely.cli.printing import print_json, print_table, progress
+from likely.cli.show import ShowFlags, more_to_show
+from likely.errors import CapabilityError, DataError
+from likely.io.jsonl import Line, text_field
 
-if TYPE_CHECKING:
-    from likely.cli.file_run import Advance, FileRun
-    from likely.io.jsonl import Line
 
-
+@flags.grouped
 def score(
+    model: flags.ModelFlags,
+    out: flags.FileFlags,
+    look: ShowFlags,
     file: Annotated[
         str | None, typer.Argument(help='JSONL of {"prompt", "answers": [...]} or {"prompt", "answer"}; "-": stdin.')
     ] = None,
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="One prompt, instead of a file.")] = None,
     answer: Annotated[list[str] | None, typer.Option("--answer", help="An answer to score (repeatable).")] = None,
     perplexity: Annotated[
         str | None, typer.Option("--perplexity", metavar="TEXTFILE", help="Perplexity of a text file instead.")
     ] = None,
-    output: options.OutputOption = None,
-    overwrite: options.OverwriteOption = False,
-    limit: options.LimitOption = None,
     on_error: Annotated[
         Literal["stop", "skip"],
         typer.Option(
@@ -40,11 +39,6 @@ def score(
     top_logprobs: Annotated[int, typer.Option("--top-logprobs", min=0, max=100, help="Alternatives per token.")] = 0,
     window: Annotated[int | None, typer.Option("--window", min=2, help="Score longer texts in pieces.")] = None,
     stride: Annotated[int | None, typer.Option("--stride", min=1, help="New tokens per piece.")] = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    show: ShowOption = False,
-    html: HtmlOption = None,
-    as_json: options.JsonOption = False,
 ) -> None:
     """Log-probability of each answer given its prompt, in nats.
 
@@ -60,49 +54,42 @@ def score(
 
       likely score --perplexity README.md
     """
-    from likely.cli.file_run import read_file
-    from likely.errors import DataError
-
     given = [file is not None, prompt is not None or bool(answer), perplexity is not None]
     if sum(given) != 1:
         raise typer.BadParameter("give one of: FILE, --prompt with --answer, --perplexity TEXTFILE", param_hint="FILE")
     if given[1] and (prompt is None or not answer):
         raise typer.BadParameter("--prompt and --answer belong together", param_hint="--answer")
-    see = wanted(show, html, as_json)
+    see = look.wanted()
     if see and not given[1]:
         raise typer.BadParameter("--show and --html need --prompt and --answer", param_hint="--show")
-    for name, value in (("--on-error", on_error != "stop"), ("--output", output is not None)):
+    for name, value in (("--on-error", on_error != "stop"), ("--output", out.output is not None)):
         if file is None and value:
             raise typer.BadParameter(f"{name} needs an input FILE", param_hint=name)
     skip = on_error == "skip"
     lines = None
     if file is not None:
         lines = read_file(
-            file, pair_texts, output, overwrite=overwrite, limit=limit, skip=skip,
+            file, pair_texts, out, skip=skip,
             expected='lines like {"prompt": "...", "answers": ["...", "..."]}',
         )  # fmt: skip
     text = options.read_text(perplexity) if perplexity is not None else ""
     if perplexity is not None and not text:
         raise DataError(f"{perplexity} is empty: nothing to score")
     settings: dict[str, Any] = {"top_logprobs": top_logprobs, "window": window, "stride": stride}
-    lm = options.open_model(model, runtime=runtime, dtype=dtype, use="scoring", context=context, threads=threads)
-    with lm:
+    with model.open("scoring") as lm:
         if perplexity is not None:
-            _print_perplexity(lm, perplexity, text, window, stride, as_json)
+            _print_perplexity(lm, perplexity, text, window, stride, look.as_json)
         elif lines is not None:
             _score_file(lm, lines, settings, skip)
         else:
             if see:
                 settings |= more_to_show(lm, top_logprobs)
-            scored = _print_scores(lm, prompt or "", answer or [], settings, as_json, quiet=show)
-            present(lm, scored, show=show, html=html, title="likely score", prompt=prompt or "")
+            scored = _print_scores(lm, prompt or "", answer or [], settings, look.as_json, quiet=look.show)
+            look.present(lm, scored, title="likely score", prompt=prompt or "")
 
 
 def pair_texts(line: Line, where: str) -> tuple[str, list[str]]:
     """(prompt, answers) of an input line."""
-    from likely.errors import DataError
-    from likely.io.jsonl import text_field
-
     prompt = text_field(line, "prompt", where)
     if "answers" not in line.record:
         if "answer" not in line.record:
@@ -147,29 +134,24 @@ def _score_file(lm: Any, lines: FileRun[tuple[str, list[str]]], settings: dict[s
 def _print_scores(
     lm: Any, prompt: str, answers: list[str], settings: dict[str, Any], as_json: bool, *, quiet: bool = False
 ) -> list[Any]:
-    from likely.cli.printing import print_json
-
     given = {key: value for key, value in settings.items() if value}
     scored = lm.score(prompt, answers, **given)
     if as_json:
         print_json({**options.origin(lm), "prompt": prompt, "answers": [s.to_dict() for s in scored]})
     if as_json or quiet:
         return list(scored)
-    width = max(len(repr(s.text)) for s in scored)
-    typer.echo(f"{'answer':<{width}}  {'sum':>10}  {'mean':>9}  tokens   (nats)")
-    for s in scored:
-        mean = "" if s.mean_logprob is None else f"{s.mean_logprob:9.4f}"
-        note = "  first token also holds the end of the prompt" if s.straddles else ""
-        typer.echo(f"{s.text!r:<{width}}  {s.sequence_logprob:10.4f}  {mean:>9}  {len(s.token_logprobs):6}{note}")
+    rows = [
+        (
+            repr(s.text), f"{s.sequence_logprob:.4f}", "" if s.mean_logprob is None else f"{s.mean_logprob:.4f}",
+            len(s.token_logprobs), "first token also holds the end of the prompt" if s.straddles else "",
+        )
+        for s in scored
+    ]  # fmt: skip
+    print_table(("answer", "sum", "mean", "tokens", "(nats)"), rows)
     return list(scored)
 
 
 def _print_perplexity(lm: Any, path: str, text: str, window: int | None, stride: int | None, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from likely.cli.printing import print_json, progress
-    from likely.errors import CapabilityError
-
     if not hasattr(lm, "perplexity"):
         raise CapabilityError("perplexity needs a model on this machine, not a server")
     with progress(max(2, len(text) // 2000), "reading", unit="pieces") as tick:

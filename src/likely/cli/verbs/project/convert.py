@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags
+from likely.cli.printing import percent, print_json
 
 
 def convert(
@@ -19,7 +21,7 @@ def convert(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing target.")] = False,
     verify: Annotated[bool, typer.Option(help="Score fixed strings on both afterwards.")] = True,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Convert a model, streamed, and check the result by scoring.
 
@@ -31,9 +33,6 @@ def convert(
 
       likely convert smollm2-folder smollm2-q8.gguf --to q8_0
     """
-    from dataclasses import asdict
-
-    from likely.cli.printing import print_json, progress
     from likely.models.convert import convert as run
     from likely.models.load import resolve
 
@@ -46,16 +45,7 @@ def convert(
             param_hint="TARGET",
         )
     form = to or ("f32" if target.suffix == ".gguf" else "safetensors")
-    with progress(100, "converting", unit="%") as tick:
-        shown = 0
-
-        def advance(done: int, total: int) -> None:
-            nonlocal shown
-            percent = 100 * done // max(total, 1)
-            tick(percent - shown)
-            shown = percent
-
-        report = run(place, target, to=form, overwrite=overwrite, verify=verify, progress=advance)
+    report = run(place, target, to=form, overwrite=overwrite, verify=verify, progress=percent("converting"))
     if as_json:
         print_json({key: str(value) if isinstance(value, Path) else value for key, value in asdict(report).items()})
         return

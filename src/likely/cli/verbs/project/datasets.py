@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags
+from likely.cli.printing import print_grid, print_json
+from likely.errors import DataError
 
 DataDir = Annotated[
     Path | None,
@@ -18,7 +20,7 @@ DataDir = Annotated[
 def datasets(
     name: Annotated[str | None, typer.Argument(help="One set: its files, checked against their sha256.")] = None,
     data_dir: DataDir = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """List the data sets that are here, or show one and check its files.
 
@@ -30,7 +32,6 @@ def datasets(
 
       likely datasets --data-dir ~/data --json
     """
-    from likely.cli.printing import print_json
     from likely.data.datasets import data_root, find_set, list_sets
 
     if name is not None:
@@ -41,24 +42,17 @@ def datasets(
     if as_json:
         print_json({"folder": str(folder), "datasets": [card.to_dict() for card in cards]})
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("name", "files", "size", "licence"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "name")
-    for card in cards:
-        files = card.to_dict()["files"]
-        table.add_row(card.name, str(len(files)), _size(sum(f["size_bytes"] or 0 for f in files)), card.licence)
-    console = Console(markup=False, highlight=False)
-    console.print(table)
-    console.print(f"{len(cards)} data sets in {folder}", soft_wrap=True)
+    rows = [
+        (card.name, str(len(files)), _size(sum(f["size_bytes"] or 0 for f in files)), card.licence)
+        for card in cards
+        for files in [card.to_dict()["files"]]
+    ]
+    print_grid(("name", "files", "size", "licence"), rows, whole=["name"])
+    typer.echo(f"{len(cards)} data sets in {folder}")
 
 
 def _show(name: str, data_dir: Path | None, as_json: bool) -> None:
-    from likely.cli.printing import print_json
     from likely.data.datasets import find_set
-    from likely.errors import DataError
 
     card = find_set(name, data_dir=data_dir)
     states: dict[str, Any] = {}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
+from likely.cli.printing import print_json, progress
+from likely.io.whole_file import check_target, write_for_user
 
 WARNING = (
     "This runs programs that nobody has read. They get no network, no files and little time (see "
@@ -15,19 +18,18 @@ WARNING = (
 )
 
 
+@flags.grouped
 def eval_code(
+    model: flags.ModelFlags,
     benchmark: Annotated[Literal["humaneval", "mbpp"], typer.Argument(help="humaneval or mbpp.")],
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
     trusted: Annotated[
         bool, typer.Option("--run-untrusted-code", help="Yes, run what the model writes (in a sandbox).")
     ] = False,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first problems.")] = None,
     samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Programs per problem.")] = 1,
-    temperature: options.TemperatureOption = 0.0,
-    seed: options.SeedOption = 0,
-    max_tokens: options.MaxTokens = 384,
+    temperature: flags.TemperatureOption = 0.0,
+    seed: flags.SeedOption = 0,
+    max_tokens: flags.MaxTokens = 384,
     contrast: Annotated[
         Literal["uscd", "cad", "cfg"] | None,
         typer.Option("--contrast", help="Contrast with the prompt without its examples."),
@@ -38,9 +40,7 @@ def eval_code(
         Path | None, typer.Option("--output", "-o", help="Write one line of JSON per program here.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Folder of the data sets.")] = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Solve HumanEval or MBPP problems and run the tests: pass@1, and pass@n for n samples.
 
@@ -52,16 +52,17 @@ def eval_code(
     """
     from likely.audit.code.benchmarks import evaluate, problems
     from likely.audit.code.sandbox import SandboxLimits
-    from likely.cli.printing import print_json, progress
     from likely.guided.contrast import Contrast
 
     if not trusted:
         raise typer.BadParameter(WARNING, param_hint="--run-untrusted-code")
+    if output is not None:
+        check_target(output)
     if samples > 1 and temperature == 0:
         raise typer.BadParameter("several greedy programs are the same one: give --temperature", param_hint="--samples")
     found = problems(benchmark, limit=limit, data_dir=None if data_dir is None else str(data_dir))
     bounds = SandboxLimits(wall_s=seconds, cpu_s=max(1, round(seconds)))
-    with options.local_model(model, runtime=runtime, dtype=dtype, context=context, threads=threads) as lm:
+    with model.open_local() as lm:
         with progress(len(found), benchmark, unit="problems") as advance:
             report = evaluate(
                 lm, found, benchmark=benchmark, chat=chat, limits=bounds, progress=advance, n=samples,
@@ -95,13 +96,16 @@ def eval_code(
 
 
 def _write(output: Path, report: Any) -> None:
-    import json
-
-    with output.open("w", encoding="utf-8") as file:
-        for solved in report.solved:
-            for i, (text, verdict) in enumerate(zip(solved.texts, solved.verdicts, strict=True)):
-                line = {
-                    "task_id": solved.id, "sample": i, "text": text, "passed": verdict.passed, "why": verdict.why,
-                    "seconds": verdict.execution.seconds, "isolation": verdict.execution.isolation,
-                }  # fmt: skip
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    """What the texts are and whether they passed; not how long they ran, which differs from run to run."""
+    lines = [
+        json.dumps(
+            {
+                "task_id": solved.id, "sample": i, "text": text, "passed": verdict.passed, "why": verdict.why,
+                "isolation": verdict.execution.isolation,
+            },
+            ensure_ascii=False,
+        )
+        for solved in report.solved
+        for i, (text, verdict) in enumerate(zip(solved.texts, solved.verdicts, strict=True))
+    ]  # fmt: skip
+    write_for_user(output, "".join(line + "\n" for line in lines).encode())

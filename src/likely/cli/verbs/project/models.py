@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from likely.cli import options
+import typer
+
+from likely.cli import flags
+from likely.cli.printing import print_grid, print_json
 
 
-def models(as_json: options.JsonOption = False) -> None:
+def models(as_json: flags.JsonOption = False) -> None:
     """List the models that can be loaded by name, and the engines that are installed.
 
     Examples:
@@ -16,38 +19,26 @@ def models(as_json: options.JsonOption = False) -> None:
 
       likely models --json
     """
-    from likely.cli.printing import print_json
-
     rows, engines = listing()
     if as_json:
         print_json({"models": rows, "runtimes": engines})
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("name", "model", "size", "licence", "runtimes", "can", "state"):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        cells = (
-            row["name"],
-            row["title"],
-            f"{row['size_bytes'] / 1e6:.0f} MB",
-            row["licence"],
-            ", ".join(row["runtimes"]) or "none",
-            ", ".join(row["capabilities"]),
-            "ready" if row["installed"] and row["runtimes"] else "missing",
+    shown = [
+        (
+            row["name"], "ready" if row["installed"] and row["runtimes"] else "missing",
+            f"{row['size_bytes'] / 1e6:.0f} MB", row["title"],
+            f"can {', '.join(row['capabilities'])}; {row['licence']}; runtimes: {', '.join(row['runtimes']) or 'none'}",
         )
-        table.add_row(*cells)
-    console = Console()
-    console.print(table)
+        for row in rows
+    ]  # fmt: skip
+    print_grid(("name", "state", "size", "model", "more"), shown, whole=("name", "state", "size"))
     for row in rows:
         if not row["installed"]:
-            console.print(f"Model {row['name']} is missing. Run: {row['missing']}", highlight=False, markup=False)
+            typer.echo(f"Model {row['name']} is missing. Run: {row['missing']}")
     for name, state in engines.items():
         if not state["installed"]:
-            console.print(f"Runtime {name} is missing. Run: {state['pip']}", highlight=False, markup=False)
-    console.print("Also: any GGUF file, transformers folder or hub id (torch), or the URL of a server.", markup=False)
+            typer.echo(f"Runtime {name} is missing. Run: {state['pip']}")
+    typer.echo("Also: any GGUF file, transformers folder or hub id (torch), or the URL of a server.")
 
 
 def listing() -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -72,7 +63,7 @@ def listing() -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
                 "licence": known.licence,
                 "installed": known.present(),
                 "runtimes": [name for name, ready in have.items() if ready],
-                "capabilities": ["score", "generate", "ask", *(["chat"] if known.chat else [])],
+                "capabilities": ["score", "generate", *(["ask", "chat"] if known.chat else [])],
                 "missing": "; ".join(dict.fromkeys(missing)),
             }
         )

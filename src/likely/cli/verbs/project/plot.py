@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from likely.io.whole_file import check_target, write_for_user
+
 
 def plot(
     files: Annotated[
@@ -22,7 +24,6 @@ def plot(
 
       likely plot smollm2.jsonl gemma3.jsonl -o both.png
     """
-    from likely.io.whole_file import check_target, write_for_user
     from likely.show.plot import FORMATS, draw_histograms, read_series, rename_apart, render
 
     check_target(output, FORMATS)

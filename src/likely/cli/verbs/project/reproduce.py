@@ -6,6 +6,10 @@ from typing import Annotated
 
 import typer
 
+from likely.errors import LikelyError
+from likely.evidence.papers import find
+from likely.io.checkout import need_checkout
+
 
 def reproduce(
     name: Annotated[str, typer.Argument(help="A paper or study with a script (likely papers lists them).")],
@@ -21,10 +25,6 @@ def reproduce(
     """
     import subprocess
     import sys
-
-    from likely.errors import LikelyError
-    from likely.evidence.papers import find
-    from likely.io.checkout import need_checkout
 
     entry = find(name)
     root = need_checkout("likely reproduce")

@@ -6,20 +6,22 @@ import contextlib
 import ipaddress
 import os
 import socket
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from likely.cli import confidence as conf
-from likely.cli import options as opt
+from likely.cli import flags, options
+from likely.cli.confidence import ConfidenceFlags
+from likely.errors import LikelyError, missing_extra
 
 MIB = 2**20
 
 
+@flags.grouped
 def serve(
-    model: opt.ModelOption = opt.DEFAULT,
-    runtime: opt.RuntimeOption = None,
-    dtype: opt.DtypeOption = None,
+    model: flags.ModelFlags,
+    confidence: ConfidenceFlags,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 127.0.0.1: this machine only.")] = (
         "127.0.0.1"
     ),
@@ -37,16 +39,6 @@ def serve(
     drafter: Annotated[
         str | None, typer.Option("--drafter", help="Guess ahead in every request that names no drafter of its own.")
     ] = None,
-    calibrator: conf.AnswerCalibratorOption = None,
-    task: conf.TaskOption = "default",
-    at_least: conf.AtLeastOption = None,
-    risk: conf.RiskOption = None,
-    delta: conf.DeltaOption = 0.1,
-    fallback: Annotated[
-        str | None, typer.Option("--fallback", help="Model or URL that chats below their threshold may ask instead.")
-    ] = None,
-    context: opt.ContextOption = None,
-    threads: opt.ThreadsOption = None,
 ) -> None:
     """Serve a model to OpenAI-compatible clients, until Ctrl-C.
 
@@ -61,8 +53,6 @@ def serve(
     from likely.models.load import installed
 
     if not (installed("fastapi") and installed("uvicorn")):
-        from likely.errors import missing_extra
-
         raise missing_extra("fastapi or uvicorn", "serve")
     import uvicorn
 
@@ -71,21 +61,18 @@ def serve(
     from likely.serving.limits import ServerLimits
 
     key = _key(api_key_env)
-    opt.drafting(drafter, "auto")
-    wanted = conf.options(calibrator, task, at_least, risk, delta)
-    if calibrator is not None:
-        Calibrator.load(calibrator).check_answers()  # a wrong file is refused now
+    options.drafting(drafter, "auto")
+    wanted = replace(confidence, fallback=None).given()  # requests may name a threshold of their own
+    if confidence.calibrator is not None:
+        Calibrator.load(confidence.calibrator).check_answers()  # a wrong file is refused now
     limits = ServerLimits(max_queue=max_queue, max_body_bytes=max_body * MIB, deadline_s=deadline)
     listener = _listen(host, port)
-    with (
-        listener,
-        opt.local_model(model, runtime=runtime, dtype=dtype, use="batch", context=context, threads=threads) as lm,
-    ):
+    with listener, model.open_local("batch") as lm:
         if drafter is not None:
             lm.drafter(drafter)  # a wrong file or model is refused now
             lm.drafters.default = drafter
         lm.drafters.share_memory = False  # what clients choose by name learns from their own request alone
-        other = None if fallback is None else lm.beside(fallback)  # a wrong file is refused now
+        other = None if confidence.fallback is None else lm.beside(confidence.fallback)  # a wrong file is refused now
         app = create_app(lm, limits=limits, api_key=key, **{**wanted, "fallback": other})
         _print_address(host, listener.getsockname()[1], key is not None, api_key_env)
         config = uvicorn.Config(
@@ -111,8 +98,6 @@ def _key(name: str | None) -> str | None:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A listening socket, before a model is loaded for nothing."""
-    from likely.errors import LikelyError
-
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, number)

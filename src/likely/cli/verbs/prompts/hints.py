@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
+from likely.cli.file_run import FileRun, read_file
+from likely.cli.printing import print_json, print_table, progress
+from likely.errors import DataError
+from likely.io.jsonl import Line
+from likely.io.whole_file import check_target
 
 if TYPE_CHECKING:
-    from likely.cli.file_run import FileRun
-    from likely.io.jsonl import Line
     from likely.prompting.hints.downstream import ChoiceQuestion
 
 HINT = 'lines like {"question": "...", "choices": ["...", "..."], "answer": 0}'
@@ -20,7 +23,9 @@ KeptOption = Annotated[
 ]
 
 
+@flags.grouped
 def learn_hints(
+    model: flags.ModelFlags,
     file: Annotated[
         str, typer.Argument(help='JSONL (.gz, too) of {"question", "choices", "answer": number or letter}.')
     ],
@@ -28,16 +33,12 @@ def learn_hints(
         Path, typer.Option("--hints", help="The hints to choose from, one per line; no hint is always one.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the policy (JSON).")],
-    overwrite: options.OverwriteOption = False,
+    overwrite: flags.OverwriteOption = False,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Draws that the policy learns from.")] = 200,
-    seed: options.SeedOption = 0,
-    limit: options.LimitOption = None,
+    seed: flags.SeedOption = 0,
+    limit: flags.LimitOption = None,
     kept: KeptOption = None,
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Learn which hint to put below which question, from questions whose answers are known.
 
@@ -48,18 +49,16 @@ def learn_hints(
 
       likely prompts learn-hints exam.jsonl --hints hints.txt -o policy.json
     """
-    from likely.cli.printing import print_json, progress
-    from likely.io.whole_file import check_target
     from likely.prompting.hints.bandit import learn_hints as learn
     from likely.prompting.hints.downstream import Downstream
 
     check_target(output)
     _refuse_input(file, kept)
     options.refuse_existing(output, overwrite)
-    lines = _read(file, limit, None, known=True)
+    lines = _read(file, flags.FileFlags(limit=limit), known=True)
     asked = [lines.item(line) for line in lines.lines]
     choice = _hints(hints)
-    with options.local_model(model, runtime=runtime, context=context, threads=threads) as lm:
+    with model.open_local() as lm:
         with progress(len(asked) * (1 + len(choice)), "asking", unit="prompts") as tick:
             policy, table = learn(Downstream(lm, kept), asked, choice, steps=steps, seed=seed, progress=tick)
         origin = options.origin(lm)
@@ -72,27 +71,22 @@ def learn_hints(
         print_json({**origin, "questions": len(asked), "hints": shown, "written": str(output)})
         return
     typer.echo(f"{len(asked)} questions; by hint:")
-    typer.echo(f"  {'reward':>8} {'accuracy':>9} {'stated':>7} {'Brier':>7}  hint")
-    for one in shown:
-        typer.echo(
-            f"  {one['mean_reward']:8.3f} {one['accuracy']:9.3f} {one['stated']:7.3f} {one['brier']:7.3f}  "
-            f"{one['hint'] or '(none)'}"
-        )
+    numbers = ("mean_reward", "accuracy", "stated", "brier")
+    print_table(
+        ("hint", "reward", "accuracy", "stated", "Brier"),
+        [(one["hint"] or "(none)", *(f"{one[name]:.3f}" for name in numbers)) for one in shown],
+    )
     typer.echo(f"written: {output}")
 
 
+@flags.grouped
 def hint(
+    model: flags.ModelFlags,
+    out: flags.FileFlags,
     file: Annotated[str, typer.Argument(help='JSONL (.gz, too) of {"question", "choices", "answer" where known}.')],
     policy: Annotated[Path, typer.Option("--policy", help="A file of likely prompts learn-hints.")],
-    output: options.OutputOption = None,
-    overwrite: options.OverwriteOption = False,
-    limit: options.LimitOption = None,
     kept: KeptOption = None,
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Answer questions with the hint that a policy chooses: what is chosen, and how sure the model says it is.
 
@@ -103,15 +97,14 @@ def hint(
 
       likely prompts hint exam.jsonl --policy policy.json -o answered.jsonl
     """
-    from likely.cli.printing import print_json, progress
     from likely.prompting.hints.bandit import HintBandit, answer_with_hints
     from likely.prompting.hints.downstream import Downstream, augment
 
     _refuse_input(file, kept)
     chooser = HintBandit.load(policy)
-    lines = _read(file, limit, output, overwrite=overwrite, known=False)
+    lines = _read(file, out, known=False)
     asked = [lines.item(line) for line in lines.lines]
-    with options.local_model(model, runtime=runtime, context=context, threads=threads) as lm:
+    with model.open_local() as lm:
         with progress(2 * len(asked), "asking", unit="prompts") as tick:
             texts, plain, found = answer_with_hints(Downstream(lm, kept), chooser, asked, progress=tick)
         origin = options.origin(lm)
@@ -130,7 +123,7 @@ def hint(
     )
     if all(question.answer >= 0 for question in asked):
         summary = {"without": plain.summary(), "with": found.summary()}
-        if as_json and output is not None:
+        if as_json and out.output is not None:
             print_json({**origin, "questions": len(asked), **summary})
         else:
             for name, one in summary.items():
@@ -147,8 +140,6 @@ def _refuse_input(file: str, kept: Path | None) -> None:
 
 
 def _hints(path: Path) -> list[str]:
-    from likely.errors import DataError
-
     texts = [line.strip() for line in options.read_text(path).splitlines()]
     found = list(dict.fromkeys(text for text in texts if text))
     if not found:
@@ -156,20 +147,16 @@ def _hints(path: Path) -> list[str]:
     return found
 
 
-def _read(
-    file: str, limit: int | None, output: Path | None, *, known: bool, overwrite: bool = False
-) -> FileRun[ChoiceQuestion]:
+def _read(file: str, out: flags.FileFlags, *, known: bool) -> FileRun[ChoiceQuestion]:
     """The questions; with `known` every one needs its answer."""
-    from likely.cli.file_run import read_file
 
     def check(line: Line, where: str) -> ChoiceQuestion:
         return _question(line, f"{where}:{line.number}", known=known)
 
-    return read_file(file, check, output, overwrite=overwrite, limit=limit, expected=HINT)
+    return read_file(file, check, out, expected=HINT)
 
 
 def _question(line: Line, at: str, *, known: bool) -> ChoiceQuestion:
-    from likely.errors import DataError
     from likely.prompting.hints.downstream import ChoiceQuestion
     from likely.scoring.choices import choice_item
 

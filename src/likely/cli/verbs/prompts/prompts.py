@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
 from likely.cli.help import VerbCommand
+from likely.cli.printing import for_terminal, print_json, print_table, progress, with_interval
 from likely.cli.verbs.prompts.hints import hint, learn_hints
 from likely.cli.verbs.prompts.reask import reask
+from likely.errors import DataError
+from likely.io.jsonl import Line, read_checked
+from likely.io.whole_file import check_target
 
 if TYPE_CHECKING:
-    from likely.io.jsonl import Line
     from likely.prompting.selection.choosing import Selection
     from likely.prompting.selection.scores import PromptScores
     from likely.prompting.templates import PromptPool
@@ -38,7 +40,9 @@ for name, verb in (("reask", reask), ("learn-hints", learn_hints), ("hint", hint
 
 
 @verbs.command("select", cls=VerbCommand)
+@flags.grouped
 def select(
+    model: flags.ModelFlags,
     scores: Annotated[
         Path | None, typer.Argument(help="Scores that an earlier run saved (-o): choose anew without a model.")
     ] = None,
@@ -51,7 +55,11 @@ def select(
     ] = None,
     method: Annotated[
         str,
-        typer.Option("--method", help="{criteria}; MDL and those that end in L choose for each input."),
+        typer.Option(
+            "--method",
+            callback=flags.one_of("criteria"),
+            help="{criteria}; MDL and those that end in L choose for each input.",
+        ),
     ] = "MI_G",
     calibrate: Annotated[
         Literal["cbm", "cc", "pmi"] | None,
@@ -69,18 +77,13 @@ def select(
         typer.Option("--norm", help="Compare answers by their mean per token, their sum, or their first token."),
     ] = "token",
     show: Annotated[int, typer.Option("--show", min=1, help="So many prompts of the ranking.")] = 10,
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    dtype: options.DtypeOption = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Keep the scores (.npz); a run that was stopped goes on there."),
     ] = None,
-    overwrite: options.OverwriteOption = False,
-    limit: options.LimitOption = None,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    overwrite: flags.OverwriteOption = False,
+    limit: flags.LimitOption = None,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Rank the prompts of a pool without labels, from the model's answers to your inputs.
 
@@ -94,17 +97,10 @@ def select(
 
       likely prompts select --pool prompts.jsonl.gz --task sst2 --inputs reviews.jsonl --limit 100 --json
     """
-    from likely.cli.printing import print_json
-    from likely.errors import nearest
     from likely.prompting.selection.choosing import select as choose
-    from likely.prompting.selection.criteria import METHODS, PERPLEXITY
+    from likely.prompting.selection.criteria import PERPLEXITY
     from likely.prompting.selection.scores import PromptScores
 
-    if method not in METHODS:
-        known = ", ".join(METHODS)
-        raise typer.BadParameter(
-            f'unknown method "{method}"{nearest(method, METHODS)} (allowed: {known})', param_hint="--method"
-        )
     if scores is not None:
         if pool is not None or inputs is not None or output is not None:
             raise typer.BadParameter("saved scores need no --pool, --inputs or --output", param_hint="SCORES")
@@ -114,9 +110,11 @@ def select(
             raise typer.BadParameter("give --pool and --inputs, or a file of saved scores", param_hint="--pool")
         options.refuse_same_file(str(pool), output)
         options.refuse_same_file(inputs, output)
+        if output is not None:
+            check_target(output)
         found = _score(
             pool, task, inputs, limit, output, overwrite, perplexity=method in PERPLEXITY,
-            model={"name": model, "runtime": runtime, "dtype": dtype, "context": context, "threads": threads},
+            model=model,
         )  # fmt: skip
     selection = choose(
         found, method, norm=norm,
@@ -142,11 +140,8 @@ def select(
 
 def _score(
     pool_file: Path, task: str | None, inputs: str, limit: int | None, output: Path | None, overwrite: bool, *,
-    perplexity: bool, model: Mapping[str, Any],
+    perplexity: bool, model: flags.ModelFlags,
 ) -> PromptScores:  # fmt: skip
-    from likely.cli.printing import progress
-    from likely.errors import DataError
-    from likely.io.jsonl import read_checked
     from likely.prompting.selection.scoring import score_pool
     from likely.prompting.templates import PromptPool
 
@@ -157,7 +152,7 @@ def _score(
     if len(records) < 2:
         raise DataError(f"{where} holds {len(records)} record(s), at least 2 inputs are needed: {INPUTS_HINT}")
     with (
-        options.open_model(**model) as lm,
+        model.open() as lm,
         progress(len(pool) * len(records), "scoring", unit="prompted inputs") as tick,
     ):
         return score_pool(
@@ -168,7 +163,6 @@ def _score(
 
 def _checker(pool: PromptPool, where: str) -> Any:
     """Refuses a record that a template cannot take, or whose label is none; names the line."""
-    from likely.errors import DataError
     from likely.prompting.selection.scoring import label_numbers
 
     different = list({template.fields: template for template in pool}.values())
@@ -191,26 +185,27 @@ def _print(
     whole: dict[str, Any],
     settings: dict[str, Any],
 ) -> None:
-    from likely.cli.printing import for_terminal
-
     t, n, k = scores.logprobs.shape
     repaired = f", {settings['calibrate']} ({settings['where']})" if settings["calibrate"] else ""
     typer.echo(f"{t} prompts, {n} inputs, {k} answers; {selection.method}{repaired}: higher is better")
-    wide = max(len("prompt"), *(len(row["prompt"]) for row in rows))
-    head = f"{'':>4} {'prompt':{wide}} {selection.method:>9}"
-    typer.echo(head + (f" {'accuracy':>9} {'macro-F1':>9} {'scaled':>7}" if whole else ""))
-    for place, row in enumerate(rows, 1):
-        line = f"{place:>4} {row['prompt']:{wide}} {row['value']:>9.4f}"
-        if whole:
-            scaled = "-" if row["scaled_f1"] is None else f"{row['scaled_f1']:.3f}"
-            line += f" {row['accuracy']:>9.3f} {row['macro_f1']:>9.3f} {scaled:>7}"
-        typer.echo(for_terminal(line))
+    measured = ("accuracy", "macro-F1", "scaled") if whole else ()
+    shown = [
+        [
+            place, row["prompt"], f"{row['value']:.4f}",
+            *(
+                "-" if row[name] is None else f"{row[name]:.3f}"
+                for name in (("accuracy", "macro_f1", "scaled_f1") if whole else ())
+            ),
+        ]
+        for place, row in enumerate(rows, 1)
+    ]  # fmt: skip
+    print_table(("", "prompt", selection.method, *measured), shown, left=2)
     if len(rows) < t:
         typer.echo(f"     ... and {t - len(rows)} more (--show {t})")
     chosen = "a prompt for each input" if selection.per_input else f"chosen: {selection.name}"
     if whole:
-        low, high = whole["accuracy_interval"]
-        chosen += f"; accuracy {whole['accuracy']:.3f} [{low:.3f}, {high:.3f}], macro-F1 {whole['macro_f1']:.3f}"
+        accuracy = with_interval(whole["accuracy"], whole["accuracy_interval"])
+        chosen += f"; accuracy {accuracy}, macro-F1 {whole['macro_f1']:.3f}"
         chosen += "" if whole["scaled_f1"] is None else f", scaled F1 {whole['scaled_f1']:.3f}"
         chosen += f" (prompts: best {whole['best_f1']:.3f}, mean {whole['mean_f1']:.3f})"
     typer.echo(for_terminal(chosen))

@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
+from likely.cli.file_run import Advance, Chunks, FileRun, check_output, input_name
+from likely.cli.printing import print_json, progress, with_interval
+from likely.errors import DataError, nearest
+from likely.io.hashes import file_sha256, fingerprint
+from likely.io.jsonl import Line, read_checked
 
 if TYPE_CHECKING:
-    from likely.cli.file_run import Advance, Chunks
-    from likely.io.jsonl import Line
     from likely.weak_supervision.reasking import Example
 
 HINT = 'lines like {"text": "...", "answer": "spam"} are expected'
 
 
+@flags.grouped
 def reask(
+    model: flags.ModelFlags,
+    out: flags.FileFlags,
     items: Annotated[str, typer.Argument(help='JSONL (.gz, too) of {"text", "answer" and "label" where known}.')],
     rules: Annotated[Path, typer.Option("--rules", help='JSONL of {"label", "pattern", "text": what the rule says}.')],
     labels: Annotated[str, typer.Option("--labels", help='The answers there are, as in "ham,spam".')],
@@ -42,15 +48,8 @@ def reask(
         Literal["quadratic", "linear", "euclidean", "chebyshev"],
         typer.Option("--scalarizer", help="How the sources' losses are combined."),
     ] = "quadratic",
-    model: options.ModelOption = options.DEFAULT,
-    runtime: options.RuntimeOption = None,
-    output: options.OutputOption = None,
-    overwrite: options.OverwriteOption = False,
-    limit: options.LimitOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the harmonizer's training.")] = 0,
-    context: options.ContextOption = None,
-    threads: options.ThreadsOption = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """A risk for each answer, from labelling rules and without labels, and a second answer where it is highest.
 
@@ -64,9 +63,6 @@ def reask(
       likely prompts reask sms.jsonl --rules rules.jsonl --labels ham,spam --instruction "Spam or ham?" \\
         --policy override --budget 0.1 --json
     """
-    from likely.cli.file_run import FileRun, check_output, input_name
-    from likely.cli.printing import print_json, progress
-    from likely.io.hashes import file_sha256, fingerprint
     from likely.weak_supervision.labelling_rules import read_rules
     from likely.weak_supervision.reasking import LabelTask, rate_and_reask, summarise
 
@@ -75,9 +71,9 @@ def reask(
         raise typer.BadParameter(
             f"at least 2 different names with commas between, got {labels!r}", param_hint="--labels"
         )
-    check_output(items, output)
+    check_output(items, out.output)
     where = input_name(items)
-    lines = FileRun[None](where, _read(items, names, limit), {}, output, overwrite)
+    lines = FileRun[None](where, _read(items, names, out.limit), {}, out.output, out.overwrite)
     used = read_rules(rules, names)
     shown = _examples(examples, names) if examples is not None else ()
     _refuse_known(where, lines.lines, shown)
@@ -88,7 +84,7 @@ def reask(
         "examples": [[e.text, e.label] for e in shown], "budget": budget, "policy": policy, "scalarizer": scalarizer,
         "fit_sha256": file_sha256(fit) if fit is not None else None, "seed": seed,
     }  # fmt: skip
-    with options.open_model(model, runtime=runtime, context=context, threads=threads) as lm:
+    with model.open() as lm:
         origin = options.origin(lm)
 
         def rate(chunks: Chunks, _: Advance) -> Iterator[tuple[Line, dict[str, Any]]]:
@@ -96,7 +92,7 @@ def reask(
                 given = [line.record.get("answer") for line in chunk]
                 first = [-1 if answer is None else names.index(answer) for answer in given]
                 prompts = first.count(-1) + int(budget * len(chunk) + 1)
-                with options.warnings_shown(), progress(prompts * len(names), "asking", unit="prompts") as advance:
+                with progress(prompts * len(names), "asking", unit="prompts") as advance:
                     found = rate_and_reask(
                         lm, task, [line.record["text"] for line in chunk], first, used, budget=budget, policy=policy,
                         scalarizer=scalarizer, seed=seed, more_texts=more, progress=advance,
@@ -108,17 +104,14 @@ def reask(
         header = {**origin, "kind": "reask", "items_sha256": items_sha256, "settings": settings}
         lines.run(header, rate, size=len(lines.lines), keep=True)
     summary = {"rules": len(used), **summarise(lines.records(), budget)}
-    if as_json and output is not None:
+    if as_json and out.output is not None:
         print_json({**origin, **settings, **summary})
     else:
         for text in _said(where, policy, summary):
-            typer.echo(text, err=output is None)
+            typer.echo(text, err=out.output is None)
 
 
 def _read(path: str, names: Sequence[str], limit: int | None) -> Sequence[Line]:
-    from likely.errors import DataError, nearest
-    from likely.io.jsonl import read_checked
-
     where = "stdin" if path == "-" else path
 
     def check(line: Line) -> None:
@@ -139,7 +132,6 @@ def _read(path: str, names: Sequence[str], limit: int | None) -> Sequence[Line]:
 
 
 def _examples(path: Path, names: Sequence[str]) -> Any:
-    from likely.errors import DataError
     from likely.weak_supervision.reasking import Example
 
     lines = _read(str(path), names, None)
@@ -151,7 +143,6 @@ def _examples(path: Path, names: Sequence[str]) -> Any:
 
 def _refuse_known(where: str, lines: Sequence[Line], shown: Sequence[Example]) -> None:
     """An item that is also a worked example would have its answer in the prompt."""
-    from likely.errors import DataError
     from likely.prompting.ensembles.demonstrations import normalise_text
 
     known = {normalise_text(example.text): number for number, example in enumerate(shown, 1)}
@@ -170,10 +161,9 @@ def _said(where: str, policy: str, found: dict[str, Any]) -> list[str]:
         f"{found['asked']} asked again ({policy}), {found['changed']} answers changed"
     ]
     if found["labelled"]:
-        texts = []
-        for name in ("before", "after"):
-            low, high = found[name]["interval"]
-            texts.append(f"{name} {found[name]['accuracy']:.3f} [{low:.3f}, {high:.3f}]")
+        texts = [
+            f"{name} {with_interval(found[name]['accuracy'], found[name]['interval'])}" for name in ("before", "after")
+        ]
         auroc = "-" if found["risk_auroc"] is None else f"{found['risk_auroc']:.3f}"
         lines.append(
             f"accuracy {', '.join(texts)} of {found['labelled']} with a label; risk: AUROC {auroc}, "

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags
+from likely.cli.printing import print_json, print_table, reporter
+from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from likely.runtimes.cost_curve import CostCurve
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
 
 def bench(
     what: Annotated[str, typer.Argument(help="calls, or speculation: what drafters gain.")] = "calls",
-    model: options.ModelOption = options.DEFAULT,
+    model: flags.ModelOption = DEFAULT_MODEL,
     runtime: Annotated[
-        str | None, typer.Option("--runtime", help="{runtimes}.  [default: every one installed]")
+        str | None,
+        typer.Option(
+            "--runtime", callback=flags.one_of("runtimes"), help="{runtimes}.  [default: every one installed]"
+        ),
     ] = None,
-    dtype: options.DtypeOption = None,
+    dtype: flags.DtypeOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and rounds, under 45 s.")] = False,
-    threads: options.ThreadsOption = None,
+    threads: flags.ThreadsOption = None,
     busy: Annotated[bool, typer.Option("--even-if-busy", help="Measure although other programs run.")] = False,
     drafter: Annotated[
         list[str] | None, typer.Option("--drafter", help="(speculation) A drafter to compare (repeatable).")
@@ -32,7 +36,7 @@ def bench(
     rounds: Annotated[int | None, typer.Option("--rounds", min=2, help="(speculation) Rounds that count.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=2, help="(speculation) Tokens per text.")] = 64,
     picture: Annotated[Path | None, typer.Option("--plot", help="(speculation) Write a picture here.")] = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Measure milliseconds per call at 1 to 64 positions, 1 to 16 sequences, and prefill.
 
@@ -48,7 +52,6 @@ def bench(
       likely bench -m gemma3 --runtime llamacpp --json
     """
     from likely.bench.timing import BusyMachine, refuse_busy
-    from likely.cli.printing import print_json
     from likely.models.load import available_runtimes
     from likely.runtimes.machine import machine
 
@@ -82,13 +85,15 @@ def bench(
         print_json({"machine": asdict(host), "rows": [asdict(row) for row in rows]})
         return
     typer.echo(host.line())
-    typer.echo(f"{'runtime':<9} {'dtype':<9} {'kind':<8} {'positions':>9} {'sequences':>9} {'context':>8} "
-               f"{'threads':>7} {'ms':>9} {'tokens/s':>9}")  # fmt: skip
-    for r in rows:
-        typer.echo(
-            f"{r.runtime:<9} {r.dtype:<9} {r.kind:<8} {r.positions:9} {r.sequences:9} {r.context:8} "
-            f"{r.threads:7} {r.milliseconds:9.2f} {r.tokens_per_s:9.1f}"
+    heads = ("runtime", "dtype", "kind", "positions", "sequences", "context", "threads", "ms", "tokens/s")
+    shown = [
+        (
+            r.runtime, r.dtype, r.kind, r.positions, r.sequences, r.context, r.threads, f"{r.milliseconds:.2f}",
+            f"{r.tokens_per_s:.1f}",
         )
+        for r in rows
+    ]  # fmt: skip
+    print_table(heads, shown, left=3)
 
 
 def _measure(
@@ -97,8 +102,7 @@ def _measure(
     from likely.runtimes.cost_curve import measure
     from likely.runtimes.machine import cores
 
-    lm = options.local_model(model, runtime=name, dtype=dtype, threads=threads)
-    with lm:
+    with flags.ModelFlags(model, name, dtype, threads=threads).open_local() as lm:
         used = getattr(lm.runtime, "threads", None) or threads or cores()
         curve = measure(
             lm.runtime,
@@ -113,7 +117,7 @@ def _measure(
             prefill=256 if quick else 512,
             rounds=3 if quick else 5,
             seconds=(30 if quick else 240) / engines,
-            progress=(lambda line: typer.echo(f"{name}: {line}", err=True)) if sys.stderr.isatty() else None,
+            progress=reporter(name),
         )
     curve.save()
     return curve

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
 from likely.cli.help import VerbCommand
+from likely.cli.printing import for_terminal, print_json, progress
 from likely.decoding.drafting.table import MemoryKind, memory_kinds
+from likely.errors import DataError, nearest
+from likely.io.jsonl import read_lines, text_field
+from likely.io.whole_file import check_target
+from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from likely.tokenizers.protocol import Tokenizer
@@ -40,12 +46,12 @@ def build(
     corpus: CorpusArgument,
     output: MemoryOption,
     kind: KindOption = "trigram",
-    model: options.ModelOption = options.DEFAULT,
+    model: flags.ModelOption = DEFAULT_MODEL,
     field: FieldOption = "text",
     settings: KindSettings = None,
-    limit: options.LimitOption = None,
+    limit: flags.LimitOption = None,
     overwrite: ReplaceOption = False,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Build a memory for the tokens of a model from a corpus of texts.
 
@@ -57,15 +63,14 @@ def build(
 
       likely generate "def add(a, b):" --drafter trigram:code.trigram
     """
-    from likely.cli.printing import print_json, progress
-
     memories = _checked_kind(kind)
     chosen = _checked_settings(kind, memories.settings, options.parse_settings(settings))
     for path in corpus:
         options.refuse_same_file(str(path), output)
     options.refuse_existing(output, overwrite)
+    check_target(output)
     found = _texts(corpus, field, limit)
-    with options.local_model(model) as lm:
+    with flags.ModelFlags(model).open_local() as lm:
         tokenizer, vocab_size, origin = lm.tokenizer, lm.runtime.vocab_size, options.origin(lm)
         with progress(len(found), "tokens", unit="texts") as tick:
             texts = list(_encoded(found, tokenizer, tick))
@@ -80,8 +85,6 @@ def build(
 
 
 def _checked_kind(kind: str) -> MemoryKind:
-    from likely.errors import nearest
-
     kinds = memory_kinds()
     if kind not in kinds:
         raise typer.BadParameter(
@@ -91,8 +94,6 @@ def _checked_kind(kind: str) -> MemoryKind:
 
 
 def _checked_settings(kind: str, allowed: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
-    from likely.errors import nearest
-
     for key, value in given.items():
         if key not in allowed:
             raise typer.BadParameter(
@@ -106,8 +107,6 @@ def _checked_settings(kind: str, allowed: Sequence[str], given: dict[str, Any]) 
 
 def _texts(corpus: Sequence[Path], field: str, limit: int | None) -> list[str]:
     """The texts of all files; DataError if there are none."""
-    from likely.errors import DataError
-
     found: list[str] = []
     for path in corpus:
         for text in _of_file(path, field):
@@ -121,9 +120,6 @@ def _texts(corpus: Sequence[Path], field: str, limit: int | None) -> list[str]:
 
 
 def _of_file(path: Path, field: str) -> Iterator[str]:
-    from likely.errors import DataError
-    from likely.io.jsonl import read_lines, text_field
-
     if path.suffix == ".txt":
         try:
             yield from _pieces(path.read_text("utf-8"))
@@ -154,7 +150,7 @@ def _encoded(texts: Sequence[str], tokenizer: Tokenizer, tick: Callable[[int], N
 
 
 @verbs.command("show", cls=VerbCommand)
-def show(file: Annotated[Path, typer.Argument(help="A memory file.")], as_json: options.JsonOption = False) -> None:
+def show(file: Annotated[Path, typer.Argument(help="A memory file.")], as_json: flags.JsonOption = False) -> None:
     """Show what a memory file is: its kind, tokenizer, size and entries.
 
     Examples:
@@ -163,9 +159,6 @@ def show(file: Annotated[Path, typer.Argument(help="A memory file.")], as_json: 
 
       likely draft show code.trigram --json
     """
-    from dataclasses import asdict
-
-    from likely.cli.printing import for_terminal, print_json
     from likely.decoding.drafting.memory_file import describe_memory
 
     found = describe_memory(file)

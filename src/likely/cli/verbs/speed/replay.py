@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options
+from likely.cli import flags, options
+from likely.cli.file_run import input_name
+from likely.cli.printing import print_json, print_table, progress, with_interval
+from likely.decoding.drafting.table import DrafterContext, check_name, drafter_names, make_drafter, runs_model
+from likely.errors import DataError
+from likely.io.jsonl import read_lines
+from likely.io.whole_file import check_target, write_for_user
+from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from likely.decoding.drafting.protocol import DraftSource
     from likely.decoding.drafting.replay import RecordedAnswer, RecordedLine, Replayed
-    from likely.decoding.drafting.table import DrafterContext
     from likely.lm.model import Model
 
 CURVE = (1, 2, 4, 8, 16, 32)
@@ -30,14 +39,14 @@ def replay(
         str | None,
         typer.Option("--model", "-m", help="Whose tokenizer and chat template; text needs one.  [default: smollm2]"),
     ] = None,
-    limit: options.LimitOption = None,
+    limit: flags.LimitOption = None,
     plot: Annotated[
         str | None,
         typer.Option(
             "--plot", metavar="FILE|terminal", help="Also replay budgets 1 to 32: a .png, .svg or .pdf, or bars."
         ),
     ] = None,
-    as_json: options.JsonOption = False,
+    as_json: flags.JsonOption = False,
 ) -> None:
     """Tokens per call that drafters would have reached on recorded answers: exact for greedy and keyed decoding.
 
@@ -55,10 +64,8 @@ def replay(
 
       likely replay traces.jsonl --plot terminal
     """
-    from likely.cli.printing import print_json, progress
     from likely.decoding.drafting.replay import replay_all
-    from likely.io.whole_file import check_target
-    from likely.show.plot import FORMATS
+    from likely.show.plot import FORMATS, budget_bars, draw_budgets, render
 
     if plot == "terminal" and as_json:
         raise typer.BadParameter("bars are for people and --json for programs: choose one", param_hint="--plot")
@@ -68,45 +75,50 @@ def replay(
     if plot is not None and plot != "terminal":
         check_target(Path(plot), FORMATS)
     records = _read(file, limit)
-    lm = _model(model, records)
-    try:
+    needs_model = model is not None or any(record.is_text for record in records)  # lines of ids need none
+    with flags.ModelFlags(model or DEFAULT_MODEL).open_local() if needs_model else nullcontext() as lm:
         traces = _tokens(records, lm)
         makers = _makers(names or _without_model(vocabulary=lm is not None), lm)
         budgets = list(dict.fromkeys([budget, *(CURVE if plot else ())]))
         with progress(len(traces) * len(makers) * len(budgets), "replaying", unit="traces") as tick:
             found = replay_all(makers, traces, budgets=budgets, progress=tick)
         origin = options.origin(lm) if lm else {}
-    finally:
-        if lm:
-            lm.close()
+    curves = {
+        name: [(run.budget, run.tokens_per_call, *run.interval) for run in sorted(runs, key=lambda run: run.budget)]
+        for name, runs in found.items()
+    }
     if plot and plot != "terminal":
-        _draw(found, Path(plot), Path(file).name)
+        target = Path(plot)
+        write_for_user(target, render(draw_budgets(curves, title=Path(file).name), target.suffix))
+        typer.echo(f"wrote {target}", err=True)
     if as_json:
         print_json(_as_record(file, origin, found, bool(plot)))
         return
-    where = "stdin" if file == "-" else file
+    where = input_name(file)
     tokens = sum(len(trace.answer) for trace in traces)
     typer.echo(f"{where}: {len(traces)} answers of {tokens:,} tokens; at most {budget} drafted tokens per call")
-    _print_table([runs[0] for runs in found.values()])
+    rows = [
+        (
+            run.name, with_interval(run.tokens_per_call, run.interval, 2),
+            "" if run.acceptance_rate is None else f"{run.acceptance_rate:.1%}", f"{run.drafted_per_call:.2f}",
+            f"{run.propose_us:.1f}",
+        )
+        for run, *_ in found.values()
+    ]  # fmt: skip
+    print_table(("drafter", "tokens/call [95 %]", "accepted", "drafted/call", "us/proposal"), rows)
     if plot == "terminal":
-        from likely.show.plot import budget_bars
-
         typer.echo("")
-        for line in budget_bars(_curves(found)):
+        for line in budget_bars(curves):
             typer.echo(line)
 
 
 def _without_model(*, vocabulary: bool) -> list[str]:
     """Drafters whose drafts depend on the text alone; vocabulary: whether that of the target is known."""
-    from likely.decoding.drafting.table import drafter_names
-
     return drafter_names(lambda e: not (e.runs_model or e.preset) and (vocabulary or not e.needs_vocabulary))
 
 
 def _check(name: str) -> None:
     """Refuse a drafter before anything is read."""
-    from likely.decoding.drafting.table import check_name, runs_model
-
     try:
         check_name(name)
     except ValueError as error:
@@ -122,24 +134,13 @@ def _check(name: str) -> None:
 
 
 def _read(file: str, limit: int | None) -> list[RecordedLine]:
-    from itertools import islice
-
     from likely.decoding.drafting.replay import recorded
-    from likely.errors import DataError
-    from likely.io.jsonl import read_lines
 
-    where = "stdin" if file == "-" else file
+    where = input_name(file)
     records = [recorded(line, where) for line in islice(read_lines(file), limit)]
     if not records:
         raise DataError(f'{where} holds no records: expected lines like {{"prompt": "...", "answer": "..."}}')
     return records
-
-
-def _model(name: str | None, records: Sequence[RecordedLine]) -> Model | None:
-    """The model whose tokens are replayed; none is needed where all lines are ids."""
-    if name is None and not any(record.is_text for record in records):
-        return None
-    return options.local_model(name or options.DEFAULT)
 
 
 def _tokens(records: Sequence[RecordedLine], lm: Model | None) -> list[RecordedAnswer]:
@@ -160,58 +161,16 @@ def _tokens(records: Sequence[RecordedLine], lm: Model | None) -> list[RecordedA
 
 
 def _makers(names: Sequence[str], lm: Model | None) -> dict[str, Callable[[], DraftSource]]:
-    from likely.decoding.drafting.table import DrafterContext
-
     context = DrafterContext(lm.runtime if lm else None, lm.tokenizer if lm else None)
-    makers = {}
+    makers: dict[str, Callable[[], Any]] = {}
     for name in names:
-        make = _maker(name, context)
+        makers[name] = partial(make_drafter, name, context)
         try:
-            make()
+            makers[name]()
         except ValueError as error:
             hint = "" if lm else ": give it with -m"
             raise typer.BadParameter(f"{name}: {error}{hint}", param_hint="--drafter") from None
-        makers[name] = make
     return makers
-
-
-def _maker(name: str, context: DrafterContext) -> Callable[[], DraftSource]:
-    from likely.decoding.drafting.table import make_drafter
-
-    def make() -> DraftSource:
-        source = make_drafter(name, context)
-        assert source is not None
-        return source
-
-    return make
-
-
-def _curves(found: dict[str, list[Replayed]]) -> dict[str, list[tuple[int, float, float, float]]]:
-    return {
-        name: [(run.budget, run.tokens_per_call, *run.interval) for run in sorted(runs, key=lambda run: run.budget)]
-        for name, runs in found.items()
-    }
-
-
-def _draw(found: dict[str, list[Replayed]], target: Path, title: str) -> None:
-    from likely.io.whole_file import write_for_user
-    from likely.show.plot import draw_budgets, render
-
-    write_for_user(target, render(draw_budgets(_curves(found), title=title), target.suffix))
-    typer.echo(f"wrote {target}", err=True)
-
-
-def _print_table(runs: Sequence[Replayed]) -> None:
-    width = max(7, *(len(run.name) for run in runs))
-    heads = f"{'tokens/call [95 %]':>22}  {'accepted':>8}  {'drafted/call':>12}  {'us/proposal':>11}"
-    typer.echo(f"{'drafter':{width}}  {heads}")
-    for run in runs:
-        low, high = run.interval
-        rate = "" if run.acceptance_rate is None else f"{run.acceptance_rate:.1%}"
-        typer.echo(
-            f"{run.name:{width}}  {run.tokens_per_call:7.2f} [{low:5.2f}, {high:5.2f}]  {rate:>8}  "
-            f"{run.drafted_per_call:12.2f}  {run.propose_us:11.1f}"
-        )
 
 
 def _as_record(file: str, origin: dict[str, Any], found: dict[str, list[Replayed]], curve: bool) -> dict[str, Any]:

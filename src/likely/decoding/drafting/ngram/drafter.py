@@ -17,7 +17,8 @@ from likely.decoding.drafting.ngram.counts import Continuations, CorpusCounts, T
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, SamplingContext
 from likely.decoding.drafting.trees.growth import grow_with
 from likely.decoding.drafting.trees.shapes import Chain, DraftShape
-from likely.decoding.sampling import gumbel, processed_logprobs
+from likely.decoding.noise import gumbel
+from likely.decoding.sampling import processed_logprobs
 from likely.errors import DataError, ModelError
 from likely.metrics.checks import Floats, Ints
 from likely.runtimes.protocol import FloatArray
@@ -271,7 +272,7 @@ class NgramDrafter:
                 values = processed_logprobs(values.astype(np.float32), sampling).astype(np.float64)
             else:
                 values = values / sampling.temperature
-            values = values + gumbel(sampling.seed, self._context.sample, place, ids)
+            values = values + gumbel(self._context.noise, self._context.sample, place, ids)
             q = np.exp(values - values.max(initial=-np.inf))
             q /= q.sum()
         for i in np.argsort(-q, kind="stable")[:CHILDREN].tolist():

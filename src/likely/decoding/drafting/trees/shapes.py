@@ -26,7 +26,7 @@ import numpy as np
 
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, SamplingContext
 from likely.decoding.drafting.trees.draws import independent, stochastic_beam_step, without_replacement
-from likely.decoding.sampling import generator, gumbel
+from likely.decoding.noise import generator, gumbel
 from likely.runtimes.protocol import FloatArray, IntArray
 from likely.runtimes.rows import logsumexp, top_tokens
 
@@ -114,7 +114,7 @@ class Chain:
             else:
                 z = log_q
                 if not sampling.greedy:
-                    z = log_q + gumbel(sampling.seed, context.sample, position + len(tree), np.arange(len(log_q)))
+                    z = log_q + gumbel(context.noise, context.sample, position + len(tree), len(log_q))
                 node = tree.child(node, int(z.argmax()))
         return tree.draft(DraftDistribution.FIXED if chosen_by_target(context) else DraftDistribution.IID)
 
@@ -194,7 +194,7 @@ def chosen_by_target(context: SamplingContext) -> bool:
 
 def own_noise(context: SamplingContext, position: int) -> np.random.Generator:
     """The draft's noise of one round, independent of what the target uses."""
-    return generator(context.sampling.seed, context.sample, position, "draft")
+    return generator(context.noise, context.sample, position, "draft")
 
 
 def _ranked(
@@ -213,8 +213,7 @@ def _ranked(
             break
         rows = yield tree.level()
         if not sampling.greedy:
-            ids = np.arange(rows.shape[1])
-            rows = rows + gumbel(sampling.seed, context.sample, position + level, ids)
+            rows = rows + gumbel(context.noise, context.sample, position + level, rows.shape[1])
         found: list[tuple[float, int, int]] = []
         for node, z, k in zip(tips, rows, counts, strict=True):
             norm = logsumexp(z) if k else 0.0

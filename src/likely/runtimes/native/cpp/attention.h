@@ -72,7 +72,7 @@ INLINE f32x16 step(f32x16 sum, const uint8_t* lanes, const uint8_t* one) {
   if constexpr (half) return dot2(sum, (const uint16_t*)lanes, (const uint16_t*)one);
   float factor;
   memcpy(&factor, one, 4);
-  return sum + load16((const float*)lanes) * factor;
+  return fma16(load16((const float*)lanes), factor, sum);
 }
 template <bool half>
 INLINE void store_as(uint8_t* to, int at, f32x16 v) {
@@ -277,7 +277,7 @@ static void soften_rows(const Shape& s, const Seen* seen, int share, int from, i
       store16(all, load16(all) + sum);
     } else {
       const float fade = exp16(all16(before - now))[0];
-      store16(all, load16(all) * fade + sum);
+      store16(all, fma16(load16(all), fade, sum));
       for (int d = 0; d < s.wide; d += 16) {
         float* o = &x.out[(size_t)r * s.wide + d];
         store16(o, load16(o) * fade);

@@ -39,11 +39,11 @@ struct Forward {
               e.final_rows.fit(call.wanted, s.hidden, row_group, e.final_view);
     for (auto& own : e.gated) ok = ok && own.fit((size_t)n * GROUP * 4);
     if (ok)
-      for (auto& own : e.scratch) own.fit(attention_shape());
+      for (auto& own : e.scratch) own.fit(attention_shape(0));
     return ok;
   }
-  Shape attention_shape() const {
-    return Shape{s.heads, s.kv_heads, dim, wide, s.attention_scale, half, (size_t)e.capacity};
+  Shape attention_shape(int l) const {
+    return Shape{s.heads, s.kv_heads, dim, wide, s.attention_scale, half, e.cache[l].capacity};
   }
   // Prepared rows of a span, counted from its first.
   Rows rows_of(int width, Span span) const {
@@ -126,8 +126,8 @@ struct Forward {
     int d = 0;
     for (; d + 16 <= middle; d += 16) {
       f32x16 a = load16(x + d), b = load16(x + middle + d), c = load16(cosine + d), t = load16(sine + d);
-      store16(x + d, a * c - b * t);
-      store16(x + middle + d, b * c + a * t);
+      store16(x + d, fma16(a, c, -b * t));
+      store16(x + middle + d, fma16(b, c, a * t));
     }
     for (; d < middle; d++) {
       float a = x[d], b = x[middle + d];
@@ -148,7 +148,7 @@ struct Forward {
       rotate(x, c, t);
     }
     for (int h = 0; h < s.kv_heads; h++)
-      store_token<half>(attention_shape(), e.keys[l].data, e.values[l].data, h, call.slot[i],
+      store_token<half>(attention_shape(l), e.cache[l].keys.data, e.cache[l].values.data, h, call.slot[i],
                         qkv + q_width + (size_t)h * dim, qkv + q_width + kv_width + (size_t)h * dim);
   }
 
@@ -205,9 +205,9 @@ struct Forward {
   }
 
   void attend_tile_of(int l, int id, const Piece& piece, int first, int last, int head) {
-    attend_tile<half>(attention_shape(), call.queries, piece, first, last, head, e.keys[l].data, e.values[l].data,
-                      e.model.layers[l].window, e.projected.floats(), qkv_stride, e.attended.floats(), q_width,
-                      e.scratch[id]);
+    attend_tile<half>(attention_shape(l), call.queries, piece, first, last, head, e.cache[l].keys.data,
+                      e.cache[l].values.data, e.model.layers[l].window, e.projected.floats(), qkv_stride,
+                      e.attended.floats(), q_width, e.scratch[id]);
   }
   // by the whole team: the queries that are wanted, if rows are named
   void attend(int l, const Live& live, int id) {

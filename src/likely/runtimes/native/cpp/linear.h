@@ -149,8 +149,8 @@ __attribute__((noinline)) static void multiply(const uint8_t* panel, const Rows&
           sum[0][m][0] += sum[CHAINS - 1][m][0];
           sum[0][m][1] += sum[CHAINS - 1][m][1];
         }
-        f[m][0] += to_float(sum[0][m][0]) * (s0 * own);
-        f[m][1] += to_float(sum[0][m][1]) * (s1 * own);
+        f[m][0] = fma16(to_float(sum[0][m][0]), s0 * own, f[m][0]);
+        f[m][1] = fma16(to_float(sum[0][m][1]), s1 * own, f[m][1]);
       }
     } else if constexpr (kind == BF16) {
 #pragma GCC unroll 8
@@ -170,8 +170,8 @@ __attribute__((noinline)) static void multiply(const uint8_t* panel, const Rows&
 #pragma GCC unroll 8
         for (int m = 0; m < M; m++) {
           const float one = *((const float*)(a + m * stride) + k);
-          part[m][0] += w0 * one;
-          part[m][1] += w1 * one;
+          part[m][0] = fma16(w0, one, part[m][0]);
+          part[m][1] = fma16(w1, one, part[m][1]);
         }
       }
       for (int m = 0; m < M; m++) {
@@ -229,8 +229,8 @@ static void multiply_tiles(const uint8_t* panel, const Rows& rows, int m0, const
     const f32x16 s0 = from_bf16((const uint16_t*)(panel + 2048)), s1 = from_bf16((const uint16_t*)(panel + 2080));
     for (int m = 0; m < 16; m++) {
       const size_t at = (size_t)(m0 + m) * rows.groups + g;
-      f[m][0] += to_float(load_as<i32x16>(sum[0][m]) + rows.bias[at]) * (s0 * rows.scale[at]);
-      f[m][1] += to_float(load_as<i32x16>(sum[1][m]) + rows.bias[at]) * (s1 * rows.scale[at]);
+      f[m][0] = fma16(to_float(load_as<i32x16>(sum[0][m]) + rows.bias[at]), s0 * rows.scale[at], f[m][0]);
+      f[m][1] = fma16(to_float(load_as<i32x16>(sum[1][m]) + rows.bias[at]), s1 * rows.scale[at], f[m][1]);
     }
   }
   for (int m = 0; m < 16; m++) done(m0 + m, f[m][0], f[m][1]);
@@ -262,9 +262,9 @@ static void multiply_panel(const uint8_t* panel, const uint8_t* next, const Rows
   (void)tiles;
 #endif
   const int blocks = (n - first + MOST_ROWS - 1) / MOST_ROWS;
-  // one or two rows wait for memory: what comes two groups later is fetched.  More rows have time: each block of rows
-  // fetches its share of the next panel.
-  const bool few = n - first <= 2;
+  // one block of rows waits for memory: what comes two groups later is fetched.  More blocks have time: each fetches its
+  // share of the next panel.
+  const bool few = blocks <= 1;
   const int lines = (int)(size / 64), share = few ? lines : std::max(1, lines / std::max(1, blocks));
   for (int b = 0, m = first; b < blocks; b++) {  // blocks of nearly equal size
     const int rest = n - m, some = (rest + blocks - b - 1) / (blocks - b);

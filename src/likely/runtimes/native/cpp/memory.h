@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -31,6 +32,10 @@ struct Buffer {
     data = grown;
     size = bytes;
     return true;
+  }
+  void swap(Buffer& other) {
+    std::swap(data, other.data);
+    std::swap(size, other.size);
   }
   float* floats() const { return (float*)data; }
 };

@@ -42,16 +42,21 @@ struct Call {
 
 }  // extern "C"
 
+// Keys and values of one layer, see attention.h.
+struct KeysValues {
+  Buffer keys, values;
+  size_t capacity = 0;  // slots
+};
+
 struct Session {
   Model model;
   Team team;
   std::vector<Scratch> scratch;
   std::vector<Buffer> gated;         // of each thread: 64 gated values of every row
-  std::vector<Buffer> keys, values;  // of each layer, see attention.h
-  int64_t capacity = 0;
+  std::vector<KeysValues> cache;     // of each layer
   Buffer stream, projected, attended, added, cosine, sine;
   RowBuffers narrow, wide, final_rows;
   Rows narrow_view, wide_view, final_view;
   explicit Session(const Model& m, int threads)
-      : model(m), team(threads), scratch(threads), gated(threads), keys(m.shape.layers), values(m.shape.layers) {}
+      : model(m), team(threads), scratch(threads), gated(threads), cache(m.shape.layers) {}
 };

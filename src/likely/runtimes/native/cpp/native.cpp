@@ -25,21 +25,25 @@ Session* likely_open(const Model* model, int threads) {
 }
 void likely_close(Session* session) { delete session; }
 
-// Room for keys and values of `slots` slots; what is there is kept.
+// Room for keys and values of `slots` slots; what is there is kept.  Where memory ends, some layers have more than
+// others: each knows its own.
 int likely_reserve(Session* session, int64_t slots) {
-  const int64_t capacity = round_up(slots, LANES);
+  const size_t capacity = round_up(slots, LANES);
   const ModelShape& s = session->model.shape;
   const size_t slot = round_up(s.dim, 32) * (s.kind == FP32 ? 4 : 2);
-  for (auto* all : {&session->keys, &session->values})
-    for (auto& own : *all) {
-      Buffer grown;
-      if (!grown.fit(s.kv_heads * capacity * slot)) return 1;
-      for (int h = 0; h < s.kv_heads && session->capacity; h++)
-        memcpy(grown.data + h * capacity * slot, own.data + h * session->capacity * slot, session->capacity * slot);
-      std::swap(grown.data, own.data);
-      std::swap(grown.size, own.size);
+  for (auto& layer : session->cache) {
+    if (layer.capacity >= capacity) continue;
+    Buffer keys, values;
+    if (!keys.fit(s.kv_heads * capacity * slot) || !values.fit(s.kv_heads * capacity * slot)) return 1;
+    for (int h = 0; h < s.kv_heads && layer.capacity; h++) {
+      const size_t to = h * capacity * slot, from = h * layer.capacity * slot, size = layer.capacity * slot;
+      memcpy(keys.data + to, layer.keys.data + from, size);
+      memcpy(values.data + to, layer.values.data + from, size);
     }
-  session->capacity = capacity;
+    layer.keys.swap(keys);
+    layer.values.swap(values);
+    layer.capacity = capacity;
+  }
   return 0;
 }
 

@@ -27,11 +27,11 @@ INLINE float root_mean(const float* x, int n, float epsilon) {
   for (; i + 64 <= n; i += 64)
     for (int part = 0; part < 4; part++) {
       const f32x16 v = load16(x + i + 16 * part);
-      sum[part] += v * v;
+      sum[part] = fma16(v, v, sum[part]);
     }
   for (; i + 16 <= n; i += 16) {
     const f32x16 v = load16(x + i);
-    sum[0] += v * v;
+    sum[0] = fma16(v, v, sum[0]);
   }
   float rest = 0;
   for (; i < n; i++) rest += x[i] * x[i];

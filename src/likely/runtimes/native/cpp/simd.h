@@ -60,6 +60,25 @@ INLINE i32x16 all16i(int32_t x) { return i32x16{x, x, x, x, x, x, x, x, x, x, x,
 INLINE f32x16 max16(f32x16 a, f32x16 b) { return a > b ? a : b; }
 INLINE f32x16 to_float(i32x16 v) { return __builtin_convertvector(v, f32x16); }
 
+// a b + c, rounded once where the processor can.  The compiler fuses nothing by itself (-ffp-contract=off): whether it
+// does depends on its tuning and on what else a loop does, so that a row alone would differ from a row among others.
+INLINE f32x16 fma16(f32x16 a, f32x16 b, f32x16 c) {
+#if LIKELY_AVX512
+  return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif LIKELY_AVX2 && defined(__FMA__)
+  f32x8 x[2], y[2], z[2];
+  memcpy(x, &a, 64);
+  memcpy(y, &b, 64);
+  memcpy(z, &c, 64);
+  for (int i = 0; i < 2; i++) z[i] = (f32x8)_mm256_fmadd_ps((__m256)x[i], (__m256)y[i], (__m256)z[i]);
+  memcpy(&c, z, 64);
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+INLINE f32x16 fma16(f32x16 a, float b, f32x16 c) { return fma16(a, all16(b), c); }
+
 INLINE float sum_of(f32x16 v) {  // always as the same tree
 #if LIKELY_AVX512
   return _mm512_reduce_add_ps((__m512)v);
@@ -117,14 +136,14 @@ INLINE f32x16 exp16(f32x16 x) {
   x = x > all16(88.3f) ? all16(88.3f) : x;
 #endif
   f32x16 n = round16(x * 1.44269504088896341f);
-  f32x16 r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  f32x16 r = fma16(n, 2.12194440e-4f, fma16(n, -0.693359375f, x));
   f32x16 p = all16(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  p = fma16(p, r, all16(1.3981999507e-3f));
+  p = fma16(p, r, all16(8.3334519073e-3f));
+  p = fma16(p, r, all16(4.1665795894e-2f));
+  p = fma16(p, r, all16(1.6666665459e-1f));
+  p = fma16(p, r, all16(5.0000001201e-1f));
+  p = fma16(p * r, r, r) + 1.0f;
 #if LIKELY_AVX512
   return (f32x16)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
@@ -140,16 +159,16 @@ INLINE f32x16 exp16_to_bf16(f32x16 x) {
   x = max16(x, all16(-110.0f));
   const f32x16 t = x * 1.44269504088896341f, n = round16(t), r = t - n;  // 2^r, |r| <= 1/2
   f32x16 p = all16(9.570101276e-3f);
-  p = p * r + 5.591785908e-2f;
-  p = p * r + 0.2402474433f;
-  p = p * r + 0.6931217909f;
-  p = p * r + 0.9999992847f;
+  p = fma16(p, r, all16(5.591785908e-2f));
+  p = fma16(p, r, all16(0.2402474433f));
+  p = fma16(p, r, all16(0.6931217909f));
+  p = fma16(p, r, all16(0.9999992847f));
   return (f32x16)_mm512_scalef_ps((__m512)p, (__m512)n);
 }
 #endif
 INLINE f32x16 silu16(f32x16 x) { return x / (1.0f + exp16(-x)); }
 INLINE f32x16 gelu16(f32x16 x) {  // the tanh form
-  f32x16 u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
+  f32x16 u = 0.7978845608028654f * fma16(0.044715f * x * x, x, x);
   return x - x / (exp16(2.0f * u) + 1.0f);  // 0.5 x (1 + tanh u)
 }
 
@@ -159,7 +178,7 @@ template <int H>
 INLINE f32x16 butterfly16(f32x16 v, f32x16 swapped) {
   f32x16 sign;
   for (int i = 0; i < 16; i++) sign[i] = i & H ? -1.0f : 1.0f;
-  return v * sign + swapped;
+  return v * sign + swapped;  // exact but for the addition
 }
 INLINE void hadamard64(f32x16 (&v)[4]) {
   for (int i = 0; i < 4; i++) {
@@ -213,9 +232,7 @@ INLINE f32x16 dot2(f32x16 sum, const uint16_t* weights, const uint16_t* two) {
   float first, second;
   memcpy(&first, &low, 4);
   memcpy(&second, &high, 4);
-  sum += (f32x16)(w << 16) * first;
-  sum += (f32x16)(w & 0xffff0000u) * second;
-  return sum;
+  return fma16((f32x16)(w & 0xffff0000u), second, fma16((f32x16)(w << 16), first, sum));
 #endif
 }
 

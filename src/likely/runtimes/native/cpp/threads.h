@@ -10,17 +10,14 @@
 
 struct Team {
   explicit Team(int size) : size_(size) {
-    for (int id = 1; id < size; id++) workers_.emplace_back([this, id] { work(id); });
-  }
-  ~Team() {
-    {
-      std::lock_guard<std::mutex> hold(mutex_);
-      stop_ = true;
-      round_.fetch_add(1);
+    try {
+      for (int id = 1; id < size; id++) workers_.emplace_back([this, id] { work(id); });
+    } catch (...) {  // no more threads
+      stop();
+      throw;
     }
-    wake_.notify_all();
-    for (auto& worker : workers_) worker.join();
   }
+  ~Team() { stop(); }
   int size() const { return size_; }
 
   // job(id) on every thread; returns when all are done
@@ -46,10 +43,23 @@ struct Team {
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
       arrived_.store(0, std::memory_order_relaxed);
       next_.store(0, std::memory_order_relaxed);
-      turn_.store(turn + 1, std::memory_order_release);
+      turn_.store(turn + 1);
+      if (sleepers_.load()) {
+        std::lock_guard<std::mutex> hold(mutex_);
+        wake_.notify_all();
+      }
       return;
     }
-    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; spins++) pause(spins);
+    for (int spins = 0; spins < SPINS + YIELDS; spins++) {
+      if (turn_.load(std::memory_order_acquire) != turn) return;
+      pause(spins);
+    }
+    sleepers_.fetch_add(1);  // before `turn_` is read again: whoever comes last reads them in the other order
+    {
+      std::unique_lock<std::mutex> hold(mutex_);
+      wake_.wait(hold, [&] { return turn_.load() != turn; });
+    }
+    sleepers_.fetch_sub(1);
   }
   // the next `grain` of `count` tasks: [first, last); false when none is left
   bool take(int count, int grain, int& first, int& last) {
@@ -69,11 +79,21 @@ struct Team {
   }
 
  private:
+  static constexpr int SPINS = 4000, YIELDS = 64;  // at a barrier, before a thread sleeps: others wait for the processor
+  void stop() {
+    {
+      std::lock_guard<std::mutex> hold(mutex_);
+      stop_ = true;
+      round_.fetch_add(1);
+    }
+    wake_.notify_all();
+    for (auto& worker : workers_) worker.join();
+  }
   static void pause(int spins) {
 #if defined(__x86_64__)
-    if (spins < 4000) return __builtin_ia32_pause();
+    if (spins < SPINS) return __builtin_ia32_pause();
 #else
-    if (spins < 4000) return;
+    if (spins < SPINS) return;
 #endif
     std::this_thread::yield();
   }
@@ -102,4 +122,5 @@ struct Team {
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<unsigned> turn_{0};
   alignas(64) std::atomic<int> next_{0};
+  std::atomic<int> sleepers_{0};
 };

@@ -1,0 +1,49 @@
+"""likely config: defaults of your own for the model and how it is run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from likely.cli import flags
+from likely.cli.config import NAMES, checked, config_file, read_config, write_config
+from likely.cli.printing import print_json
+
+
+def config(
+    name: Annotated[str | None, typer.Argument(help=f"{', '.join(NAMES)}.")] = None,
+    value: Annotated[str | None, typer.Argument(help="Its new default; without: the present one is shown.")] = None,
+    unset: Annotated[bool, typer.Option("--unset", help="Take the default away.")] = False,
+    as_json: flags.JsonOption = False,
+) -> None:
+    """Defaults for --model, --runtime, --dtype, --context and --threads of every verb; a flag goes before them.
+
+    Python is not concerned: `likely.load()` opens what it is told.
+
+    Examples:
+
+      likely config
+
+      likely config model ~/models/bigger.gguf
+
+      likely config threads 2
+
+      likely config threads --unset
+    """
+    settings = read_config()
+    if name is not None and (unset or value is not None):
+        if unset and value is not None:
+            raise typer.BadParameter("a value or --unset, not both", param_hint="--unset")
+        settings = {key: old for key, old in settings.items() if key != name}
+        if value is not None:
+            number = NAMES.get(name) is int and value.isdecimal()
+            settings[name] = checked(name, int(value) if number else value, "likely config")
+        write_config(settings)
+    shown = settings if name is None else {key: old for key, old in settings.items() if key == name}
+    if as_json:
+        print_json({"file": str(config_file()), **shown})
+        return
+    for key, setting in shown.items():
+        typer.echo(f"{key} = {setting}")
+    typer.echo(f"{'none set' if not shown else 'kept'} in {config_file()}", err=True)

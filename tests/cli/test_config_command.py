@@ -1,0 +1,26 @@
+"""likely config: defaults of one's own, which every verb takes and a flag overrules."""
+
+from __future__ import annotations
+
+from test_commands import one_line
+
+
+def test_a_default_is_set_used_overruled_and_taken_away(cli, tiny, tmp_path):
+    assert cli("config", "model", tiny).code == 0 and cli("config", "threads", "1").code == 0
+    assert cli("config", "--json").json == {"file": str(tmp_path / "config.toml"), "model": str(tiny), "threads": 1}
+    record = cli("generate", "a", "--max-tokens", 1, "--json").json
+    assert record["model"] == tiny.stem or str(tiny) in record["model"]
+    assert str(tiny) in cli("ask", "--help").out.replace("\n", "").replace(" ", "")
+    one_line(cli("generate", "a", "-m", tmp_path / "other.gguf"), 1, "other.gguf")
+    assert "model" not in cli("config", "model", "--unset", "--json").json
+    assert cli("config", "threads").out == "threads = 1\n"
+
+
+def test_what_is_wrong_is_refused_in_one_line(cli, tmp_path):
+    one_line(cli("config", "thread", "2"), 1, 'did you mean "threads"?')
+    one_line(cli("config", "threads", "two"), 1, "whole number", "'two'")
+    one_line(cli("config", "threads", "2", "--unset"), 2, "--unset")
+    (tmp_path / "config.toml").write_text("model = 3\n")
+    one_line(cli("models"), 1, "config.toml", "model must be a text")
+    (tmp_path / "config.toml").write_text("model = \n")
+    one_line(cli("models"), 1, "config.toml", "not TOML")

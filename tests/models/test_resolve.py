@@ -1,0 +1,58 @@
+"""What a name stands for: files and folders that are not there are refused at once, without asking a hub."""
+
+from __future__ import annotations
+
+import huggingface_hub
+import pytest
+
+import likely
+from likely.errors import ModelError
+from likely.models.load import resolve
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """Nobody asks the network."""
+    for name in ("HfApi", "snapshot_download"):
+        monkeypatch.setattr(huggingface_hub, name, lambda *_, **__: pytest.fail("the hub was asked"))
+
+
+@pytest.mark.parametrize("name", ["models/smol.gguf", "./smol", "~/smol", "a/b/c", "models/smol.safetensors"])
+def test_what_looks_like_a_path_is_one(no_hub, name):
+    with pytest.raises(ModelError, match=f"^{name} does not exist"):
+        likely.load(name)
+
+
+def test_a_name_in_a_folder_that_is_there_is_a_path(no_hub, tmp_path, monkeypatch):
+    (tmp_path / "models" / "smollm2").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"^models/smolm2 does not exist.*smollm2"):
+        likely.load("models/smolm2")
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
+    asked = []
+
+    class Unreachable:
+        def model_info(self, name, *, timeout):
+            asked.append((name, timeout))
+            raise ConnectionError("[Errno 101] Network is unreachable\nmore")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Unreachable)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("fetched"))
+    for runtime in ("torch", "native"):
+        with pytest.raises(ModelError, match=r"no such file or folder, and no model .*\(\[Errno 101\].*unreachable\)$"):
+            likely.load("nobody/nothing", runtime=runtime)
+    assert [name for name, _ in asked] == ["nobody/nothing"] * 2 and all(0 < seconds <= 10 for _, seconds in asked)
+
+
+@pytest.mark.parametrize("name", [None, 3, b"smollm2", ["smollm2"], ""])
+def test_what_is_no_name_is_refused_in_one_line(name):
+    with pytest.raises(TypeError, match="a model is named by a text or a path") as error:
+        likely.load(name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_may_be_an_object(tmp_path):
+    (tmp_path / "model.gguf").touch()
+    assert resolve(tmp_path / "model.gguf") == ("gguf", tmp_path / "model.gguf")
