@@ -15,6 +15,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ SYSTEMS = {
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
-    "greedy, penalty 1.1": {"temperature": 0.0, "repetition_penalty": 1.1},
+    "greedy, frequency .6": {"temperature": 0.0, "frequency_penalty": 0.6},
+    "greedy, repetition 1.1": {"temperature": 0.0, "repetition_penalty": 1.1},
     "model card: T .2, top-p .9": {"temperature": 0.2, "top_p": 0.9},
     "T .8, top-k 40, top-p .95": {"temperature": 0.8, "top_k": 40, "top_p": 0.95},
     "T 1": {"temperature": 1.0},
@@ -96,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for model in options.models.split(","):
         for runtime, dtype in RUNTIMES[: 1 if options.quick else None]:
             with likely.load(model, runtime=runtime, dtype=dtype, threads=options.threads) as lm:
+                lm.own_settings, lm.info = {}, replace(lm.info, system=None)  # what is to be chosen here
                 for settings, system in product(["greedy"] if options.quick or dtype != "int8" else SETTINGS, SYSTEMS):
                     answers = list(
                         lm.ask_each(

@@ -60,7 +60,7 @@ def test_the_default_model_has_a_system_message_and_a_penalty_of_its_own(monkeyp
     from likely.models.catalog import known_model
 
     known = known_model("smollm2")
-    assert known.system and known.settings["repetition_penalty"] > 1
+    assert known.system and known.settings["frequency_penalty"] > 0
     assert known_model("gemma3").system is None
 
 

@@ -97,7 +97,8 @@ KNOWN: tuple[KnownModel, ...] = (
         present=lambda: _find_smollm2() is not None,
         aliases=("smollm2-135m", "smol"),
         system="You are a helpful assistant. Give a short, correct answer in English.",
-        settings={"repetition_penalty": 1.1},
+        # of the answer alone: a penalty on the words of the question spoils what is asked about a text
+        settings={"frequency_penalty": 0.6},
         better="smollm2 has 135 million parameters and is often wrong. A larger model: -m FILE.gguf, or from the hub, "
         "3 GB once, -m Qwen/Qwen2.5-1.5B-Instruct",
     ),
