@@ -46,7 +46,7 @@ def test_error_names_the_keyword_and_its_place():
         {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2, "uniqueItems": True},
         {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2, "contains": {"const": 2}},
         {"type": "object", "properties": {"a": {"type": "null"}, "b": {"type": "null"}}, "additionalProperties": False,
-         "dependentRequired": {"a": ["b"]}},
+         "dependentSchemas": {"a": {"required": ["b"]}}},
         {"type": "object", "allOf": [{"properties": {"a": {"type": "null"}}}], "unevaluatedProperties": False},
         {"type": "object", "additionalProperties": {"type": "null"}, "propertyNames": {"maxLength": 8},
          "maxProperties": 2},

@@ -34,7 +34,7 @@ def _class(member: CharacterClass) -> CodePoints:
 
 @cache
 def _digits() -> CodePoints:
-    return _where(lambda c: unicodedata.category(c) == "Nd")
+    return where(lambda c: unicodedata.category(c) == "Nd")
 
 
 @cache
@@ -43,10 +43,10 @@ def _words() -> CodePoints:
     circled = {chr(c) for a, b in ((0x24B6, 0x24E9), (0x1F130, 0x1F149), (0x1F150, 0x1F169), (0x1F170, 0x1F189))
                for c in range(a, b + 1)}  # fmt: skip
     kinds = {"Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "Pc"}
-    return _where(lambda c: unicodedata.category(c) in kinds or c in circled or c in "\u200c\u200d")
+    return where(lambda c: unicodedata.category(c) in kinds or c in circled or c in "\u200c\u200d")
 
 
-def _where(holds: Callable[[str], bool]) -> CodePoints:
+def where(holds: Callable[[str], bool]) -> CodePoints:
     return union((c, c) for c in range(sys.maxunicode + 1) if holds(chr(c)))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from likely.guided.json_schema.document import TYPES, Document, escape, types_of
 
 MOST_PAIRS = 2_000
+NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,11 @@ class Outline:
         return any(not self.named[name] & other.named[name] for name in set(self.named) & set(other.named))
 
 
-def are_disjoint(document: Document, pointers: Sequence[str]) -> bool:
-    """True only if it can be seen from types, listed values, or a property that tells the subschemas apart."""
-    outlines = [outline(document, pointer) for pointer in pointers]
+def are_disjoint(document: Document, pointers: Sequence[str], parent: Mapping[str, Any] = NOTHING) -> bool:
+    """parent  the subschema whose branches these are: its type and what it requires hold of each
+
+    True only if it can be seen from types, listed values, or a property that tells the subschemas apart."""
+    outlines = [outline(document, pointer, parent) for pointer in pointers]
     if all(o.types == {"object"} for o in outlines):
         for name in outlines[0].named:
             each = [o.named.get(name) for o in outlines]
@@ -48,15 +51,15 @@ def are_disjoint(document: Document, pointers: Sequence[str]) -> bool:
     return pairs <= MOST_PAIRS and all(a.excludes(b) for a, b in combinations(outlines, 2))
 
 
-def outline(document: Document, pointer: str) -> Outline:
+def outline(document: Document, pointer: str, parent: Mapping[str, Any] = NOTHING) -> Outline:
     node = document.at(pointer)
     if isinstance(node, bool):
         return Outline(frozenset(TYPES) - {"integer"} if node else frozenset(), None if node else frozenset(), {})
-    beside = outline(document, document.target(pointer)) if "$ref" in node else None
-    types = frozenset("number" if t == "integer" else t for t in types_of(node))
+    beside = outline(document, document.target(pointer), parent) if "$ref" in node else None
+    types = _plain_types(node) & _plain_types(parent)
     values = _listed(document, pointer)
     named = {}
-    for name in node.get("required", ()):
+    for name in (*node.get("required", ()), *parent.get("required", ())):
         below = f"{pointer}/properties/{escape(name)}"
         if name in node.get("properties", {}) and (found := _listed(document, below)) is not None:
             named[name] = found
@@ -65,6 +68,10 @@ def outline(document: Document, pointer: str) -> Outline:
     if beside:
         return Outline(types & beside.types, values if values is not None else beside.values, {**beside.named, **named})
     return Outline(types, values, named)
+
+
+def _plain_types(node: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset("number" if t == "integer" else t for t in types_of(node))
 
 
 def _listed(document: Document, pointer: str) -> frozenset[str] | None:

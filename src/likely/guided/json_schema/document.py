@@ -13,20 +13,13 @@ from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
 from likely.guided.json_schema.errors import InvalidSchema
-
-Schema = Any  # bool or dict[str, Any]
+from likely.guided.json_schema.rewrites import LISTS, MAPS, ONE, Schema, rewrite_schema
 
 MAX_BYTES = 2_000_000  # of the schema written as JSON
 MAX_SUBSCHEMAS = 5_000
 MAX_DEPTH = 64  # of objects and arrays within each other
 
 TYPES = ("null", "boolean", "object", "array", "number", "string", "integer")
-ONE = (
-    "items", "contains", "additionalProperties", "propertyNames", "unevaluatedItems", "unevaluatedProperties", "not",
-    "if", "then", "else", "contentSchema",
-)  # fmt: skip
-LISTS = ("prefixItems", "allOf", "anyOf", "oneOf")
-MAPS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 IN_PLACE = ("$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas")
 OLDER = {
     "dependencies": "dependentRequired or dependentSchemas",
@@ -83,7 +76,7 @@ class Document:
         if len(text) > MAX_BYTES:
             raise InvalidSchema("", f"it has {len(text):,} characters, at most {MAX_BYTES:,} are taken")
         _check_depth(root)
-        document = cls(root, text)
+        document = cls(rewrite_schema(root), text)
         document._index("", root, "")
         if len(document._bases) > MAX_SUBSCHEMAS:
             raise InvalidSchema("", f"it has {len(document._bases):,} subschemas, at most {MAX_SUBSCHEMAS:,} are taken")

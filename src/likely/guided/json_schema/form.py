@@ -9,12 +9,14 @@ from functools import lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
 
 from likely.errors import CapabilityError
 from likely.guided.json_schema.document import Document
 from likely.guided.json_schema.errors import InvalidSchema, InvalidText
+from likely.guided.json_schema.formats import FORMATS
 from likely.guided.json_schema.generation import is_bounded, unbounded
-from likely.guided.json_schema.report import LLGUIDANCE, Refused, SchemaBackend, preflight
+from likely.guided.json_schema.report import LLGUIDANCE, SchemaBackend, preflight
 from likely.guided.json_schema.validator import Validator
 from likely.guided.settings import Form, FormSettings
 
@@ -58,7 +60,7 @@ def _make(document: Document, settings: FormSettings, backend: SchemaBackend, ty
     report, generation = preflight(document, validator, settings, backend)
     refusals = [r for r in report.refused if r.checkable or not typed]
     for refused in refusals:
-        if settings.on_unsupported == "error" or (settings.on_unsupported == "validate" and _is_dangerous(refused)):
+        if settings.on_unsupported == "error" or (settings.on_unsupported == "validate" and not refused.checkable):
             raise refused.error()
     read: Callable[[str], Any] = validator.read
     if settings.on_unsupported == "ignore":
@@ -69,14 +71,13 @@ def _make(document: Document, settings: FormSettings, backend: SchemaBackend, ty
     else:
         unknown = [r for r in refusals if not r.checkable]
         warnings = [f'not checked: "{r.keyword}" at {r.pointer or "the top"} ({r.reason})' for r in unknown]
+    for pointer in document.reachable:
+        node = document.at(pointer)
+        if isinstance(node, dict) and node.get("format", "date") not in FORMATS:
+            warnings.append(f'not checked: the format "{node["format"]}" at {pointer or "the top"} is not known')
     if is_bounded(settings) and not generation.deep:
         warnings.append("the bounds do not hold inside values that the schema says nothing about")
     return Form("schema", generation.schema(), settings, read, tuple(warnings))
-
-
-def _is_dangerous(refused: Refused) -> bool:
-    """Trying texts against it might never end."""
-    return not refused.checkable and refused.keyword != "format"
 
 
 # --- Python types -----------------------------------------------------------------------------------------------------
@@ -89,13 +90,26 @@ def _of_type(kind: Any) -> tuple[Any, Callable[[str], Any]]:
         return _adapted.__wrapped__(kind)
 
 
+class _TypeSchema(GenerateJsonSchema):
+    """Sets may hold a value twice in the text: the type drops it, unless that could leave too few."""
+
+    def _set(self, schema: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in found.items() if k != "uniqueItems" or (schema.get("min_length") or 0) > 1}
+
+    def set_schema(self, schema: Any) -> dict[str, Any]:
+        return self._set(schema, super().set_schema(schema))
+
+    def frozenset_schema(self, schema: Any) -> dict[str, Any]:
+        return self._set(schema, super().frozenset_schema(schema))
+
+
 @lru_cache(maxsize=KEPT)
 def _adapted(kind: Any) -> tuple[Any, Callable[[str], Any]]:
     if isinstance(kind, (str, bytes, int, float, list, tuple, set)):
         raise InvalidSchema("", f"a schema is an object, a boolean or a type, got {kind!r:.60}")
     try:
         adapter = TypeAdapter(kind)
-        source = adapter.json_schema()
+        source = adapter.json_schema(schema_generator=_TypeSchema)
     except Exception as error:
         reason = str(error).splitlines()[0][:200] if str(error) else ""
         raise InvalidSchema(

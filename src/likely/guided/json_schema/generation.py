@@ -117,7 +117,8 @@ class SchemaGeneration:
         elif key == "anyOf":
             self._either(out, self._branches(pointer, key, value))
         elif key == "oneOf":
-            if are_disjoint(self.document, [f"{pointer}/{key}/{i}" for i in range(len(value))]):
+            branches = [f"{pointer}/{key}/{i}" for i in range(len(value))]
+            if are_disjoint(self.document, branches, node):
                 self._either(out, self._branches(pointer, key, value))
             else:
                 out[key] = self._branches(pointer, key, value)

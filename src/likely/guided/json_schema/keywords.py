@@ -54,6 +54,7 @@ _IDLE: dict[str, Callable[[Any, Subschema], bool]] = {
     "minItems": lambda value, node: value == 0,
     "minProperties": lambda value, node: value <= len(node.get("required", ())),
     "required": lambda value, node: not value,
+    "format": lambda value, node: value not in FORMATS,  # one that is not known is an annotation
     "patternProperties": lambda value, node: not value,
 }
 _HANDLED = frozenset(
@@ -106,10 +107,6 @@ def _pattern_names(document: Document, pointer: str, node: Subschema) -> str | N
     )
 
 
-def _format(document: Document, pointer: str, node: Subschema) -> str | None:
-    return None if node["format"] in FORMATS else f'the format "{node["format"]}" is not known'
-
-
 def _least_properties(document: Document, pointer: str, node: Subschema) -> str | None:
     """Keys beyond the named ones may come twice, and then count once."""
     most = len(node.get("required", ())) + 1
@@ -153,7 +150,7 @@ LLGUIDANCE_RULES: dict[str, Rule] = {
     **dict.fromkeys(("minLength", "maxLength"), _always),
     "pattern": _pattern,
     "patternProperties": _pattern_names,
-    "format": _format,
+    "format": _always,
     "minProperties": _least_properties,
     "unevaluatedProperties": _unevaluated("additionalProperties"),
     "unevaluatedItems": _unevaluated_items,

@@ -7,10 +7,12 @@ leaves out line ends.  Every such class is written out, so that no engine's own 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
 
 from likely.errors import ConstraintError
+from likely.guided.engines.code_points import complement, where
 from likely.io.linear_regex import LinearRegex
 from likely.io.regular_expression import (
     Alternation,
@@ -103,7 +105,10 @@ def _escape(pattern: str, at: int, inside: bool) -> tuple[str, int]:
     if char == "c" and pattern[at + 1 : at + 2].isascii() and pattern[at + 1 : at + 2].isalpha():
         return _literal(ord(pattern[at + 1]) % 32), at + 2
     if char in "pP":
-        raise PatternError(f"{_short(pattern)} holds \\{char}, which cannot be checked")
+        found = re.compile(r"[pP]\{([A-Z][a-z]?)\}").match(pattern, at)
+        if not found or not (members := _of_category(found[1], negated=char == "P")):
+            raise PatternError(f"{_short(pattern)} holds \\{char}; of these only general categories (L, Nd) are taken")
+        return (members if inside else f"[{members}]"), found.end()
     if char in "tnvfr":
         return "\\" + char, at + 1
     if char == "b" and inside:
@@ -115,6 +120,15 @@ def _escape(pattern: str, at: int, inside: bool) -> tuple[str, int]:
     if char.isalpha():
         raise PatternError(f"{_short(pattern)} is not a regular expression: bad escape \\{char}", wrong=True)
     return _literal(ord(char)), at + 1
+
+
+@lru_cache(maxsize=64)
+def _of_category(name: str, *, negated: bool) -> str:
+    """The characters of a general category of Unicode, as a class holds them; "" for a name that is none."""
+    points = where(lambda char: unicodedata.category(char).startswith(name))
+    if not points:
+        return ""
+    return "".join(f"{_literal(low)}-{_literal(high)}" for low, high in (complement(points) if negated else points))
 
 
 def _literal(code: int) -> str:

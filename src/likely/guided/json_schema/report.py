@@ -16,7 +16,6 @@ from likely.errors import ConstraintError
 from likely.guided.engines.llguidance import LLGuidance
 from likely.guided.json_schema.document import Document, Schema, escape
 from likely.guided.json_schema.errors import InvalidSchema, UnsupportedSchema
-from likely.guided.json_schema.formats import FORMATS
 from likely.guided.json_schema.generation import SchemaGeneration, is_bounded, unbounded
 from likely.guided.json_schema.keywords import (
     ANNOTATIONS,
@@ -121,8 +120,7 @@ def preflight(
             elif any((r.pointer, r.keyword) == (pointer, key) for r in refused):
                 continue
             elif (reason := backend.rules[key](document, pointer, node)) is not None:
-                known = key != "format" or node[key] in FORMATS
-                refused.append(Refused(pointer, key, reason, checkable=known))
+                refused.append(Refused(pointer, key, reason))
             else:
                 enforced.append(place)
                 held.append(key)
