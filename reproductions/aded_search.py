@@ -14,7 +14,7 @@ from itertools import accumulate
 
 from likely.decoding.drafting.trigram.drafter import DOUBT, Found, Look, TrigramMemory
 from likely.decoding.drafting.trigram.table import Successors, TrigramTable, next_pair
-from likely.decoding.noise import generator
+from likely.decoding.sampling import generator
 
 C1, C2 = 32.0, 8.0  # of the exploration bonus, as in the authors' code
 

@@ -30,7 +30,7 @@ from likely.decoding.accept import (
     spectr_gamma,
 )
 from likely.decoding.drafting.protocol import Draft, DraftDistribution
-from likely.decoding.noise import gumbel
+from likely.decoding.sampling import gumbel
 
 P3, Q3 = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.2, 0.6])
 P4, Q4 = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.1, 0.2, 0.3, 0.4])

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.stats import kstest
 from statistics_of_draws import chi_square_p
 
-from likely.decoding.noise import gumbel, noise_of, stream_key, uniform_bits
+from likely.decoding.sampling import gumbel, noise_of, stream_key, uniform_bits
 
 FROZEN = [2999768614, 3234306293, 911728517, 1072260869]
 

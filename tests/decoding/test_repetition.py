@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from likely.decoding.drafting.lookup import PromptLookup
-from likely.decoding.repetition import LONGEST, TIMES, least_of, runs_in_circles
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
+from likely.decoding.text import LONGEST, TIMES, least_of, runs_in_circles
 from likely.runtimes.toy import ToyRuntime
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statistics_of_draws import chi_square_p
 
-from likely.decoding.noise import gumbel
-from likely.decoding.sampling import Sampling, apply_penalties, pick, processed_logprobs
+from likely.decoding.sampling import Sampling, apply_penalties, gumbel, pick, processed_logprobs
 from likely.runtimes.rows import log_softmax
 
 LOGITS = np.array([2.0, 1.0, 0.5, -0.3, -1.0, -np.inf, 1.0], np.float32)

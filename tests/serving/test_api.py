@@ -186,7 +186,14 @@ def test_chat_is_the_local_chat(tiny):
     parts = [{"type": "text", "text": "cat "}, {"type": "text", "text": "<|im_end|>"}]
 
     async def question(client):
-        body = {"messages": messages, "max_tokens": 8, "seed": 4, "logprobs": True, "top_logprobs": 2}
+        body = {
+            "messages": messages,
+            "max_tokens": 8,
+            "seed": 4,
+            "logprobs": True,
+            "top_logprobs": 2,
+            "drafter": "none",
+        }
         whole = await client.ok(CHAT, **body)
         events = await client.events(CHAT, **body, stream_options={"include_usage": True})
         same = [{"role": "developer", "content": "the"}, {"role": "user", "content": parts}]

@@ -219,7 +219,7 @@ def test_what_can_never_fit_ends_with_its_error_and_leaves_no_trace():
     model = toy_model(tokens_held=20, context_length=64, sequences=4)
 
     async def question(engine):
-        with pytest.raises(KvFull):
+        with pytest.raises(ModelError, match="the prompt has 30 tokens; this model's context is 20"):
             await whole(engine.submit(Request((1,) * 30, samples=4)))
         with pytest.raises(KvFull):
             await engine.score([Item((1,) * 40, 1)])

@@ -17,10 +17,10 @@ from likely.decoding.constraint import LogitsProcessor
 from likely.decoding.drafting.budget import Controller
 from likely.decoding.drafting.planner import DraftPlanner
 from likely.decoding.drafting.protocol import NO_DRAFT
-from likely.decoding.repetition import runs_in_circles
 from likely.decoding.request import Event, Request, longest_text
 from likely.decoding.scheduling import ActiveRequest, Scheduler, SchedulingPolicy
 from likely.decoding.sequence_state import SequenceState
+from likely.decoding.text import runs_in_circles
 from likely.errors import ConstraintError, KvFull, LikelyError
 from likely.runtimes.protocol import Output, Runtime, Sequence, Want, Work
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from likely.decoding.constraint import ConstraintDeadEnd, log_mass
-from likely.decoding.noise import generator
 from likely.decoding.request import Finished, Request
+from likely.decoding.sampling import generator
 from likely.decoding.sequence_state import Allowed, SequenceState
 from likely.errors import ConstraintError
 from likely.metrics.checks import Floats, Ints

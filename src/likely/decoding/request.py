@@ -11,9 +11,8 @@ import numpy as np
 from likely.decoding.constraint import Constraint, LogitsProcessor
 from likely.decoding.drafting.protocol import FIXED_ONLY, DraftDistribution, DraftSource, SamplingContext, Verification
 from likely.decoding.drafting.table import drafter_names
-from likely.decoding.noise import noise_of
 from likely.decoding.options import check_whole
-from likely.decoding.sampling import Sampling
+from likely.decoding.sampling import Sampling, noise_of
 from likely.errors import CapabilityError, ModelError
 from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import IntArray, Runtime, Sequence
@@ -31,7 +30,7 @@ class Request:
     prompt         token ids, at least one (the beginning-of-sequence token included)
     max_tokens     per sample;  min_tokens: end tokens are impossible before that many
     stop           strings that end the text;  stop_tokens: ids that end it, beside the model's end tokens
-    stop_repetition  end a text without a constraint that runs in circles (`repetition`), reason "repetition"
+    stop_repetition  end a text without a constraint that runs in circles (`text.runs_in_circles`), reason "repetition"
     samples        independent continuations from one prefill; sample i is keyed by first_sample + i
     beams          > 0: beam search of this width, returning the `samples` best;  length_penalty: a finished text is
                    ranked by sequence_logprob / length ** length_penalty, as in transformers

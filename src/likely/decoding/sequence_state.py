@@ -13,9 +13,8 @@ from likely.decoding.accept import matched_walk, sampled_walk
 from likely.decoding.constraint import Constraint, ConstraintDeadEnd, LogitsProcessor, log_mass, only, unpack
 from likely.decoding.drafting.budget import AcceptanceTracker
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, Drafter
-from likely.decoding.noise import generator
 from likely.decoding.request import Finished, Request
-from likely.decoding.sampling import apply_penalties, pick, processed_logprobs
+from likely.decoding.sampling import apply_penalties, generator, pick, processed_logprobs
 from likely.decoding.text import TextStream
 from likely.errors import KvFull
 from likely.metrics.checks import Floats

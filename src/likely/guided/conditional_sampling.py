@@ -20,10 +20,9 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 
 from likely.decoding.constraint import Constraint, ConstraintViolation, Mask, contains, mask_of, pack
-from likely.decoding.noise import generator
 from likely.decoding.particles import Floats, effective_sample_size, log_mean, none_whole, normalised, systematic
 from likely.decoding.request import Finished, Request
-from likely.decoding.sampling import Sampling
+from likely.decoding.sampling import Sampling, generator
 from likely.errors import CapabilityError, ConstraintError
 
 SAMPLERS = ("local", "importance", "smc", "rejection")

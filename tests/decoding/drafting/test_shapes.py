@@ -21,8 +21,7 @@ from likely.decoding.drafting.trees.shapes import (
     children_per_node,
     level_widths,
 )
-from likely.decoding.noise import gumbel
-from likely.decoding.sampling import Sampling, pick
+from likely.decoding.sampling import Sampling, gumbel, pick
 
 Q = np.array([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25], [0.02, 0.9, 0.05, 0.03]])
 GREEDY = SamplingContext(Sampling(temperature=0))

@@ -17,8 +17,7 @@ from likely.decoding.drafting.ngram.counts import Continuations, CorpusCounts, T
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, SamplingContext
 from likely.decoding.drafting.trees.growth import grow_with
 from likely.decoding.drafting.trees.shapes import Chain, DraftShape
-from likely.decoding.noise import gumbel
-from likely.decoding.sampling import processed_logprobs
+from likely.decoding.sampling import gumbel, processed_logprobs
 from likely.errors import DataError, ModelError
 from likely.metrics.checks import Floats, Ints
 from likely.runtimes.protocol import FloatArray

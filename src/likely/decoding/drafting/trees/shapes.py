@@ -26,7 +26,7 @@ import numpy as np
 
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, SamplingContext
 from likely.decoding.drafting.trees.draws import independent, stochastic_beam_step, without_replacement
-from likely.decoding.noise import generator, gumbel
+from likely.decoding.sampling import generator, gumbel
 from likely.runtimes.protocol import FloatArray, IntArray
 from likely.runtimes.rows import logsumexp, top_tokens
 
