@@ -47,7 +47,7 @@ def test_nothing_is_help_and_wrong_usage(cli):
 def test_ask_json_holds_what_is_promised(cli, tiny):
     record = cli("ask", "Hello?", "-m", tiny, "--max-tokens", "5", "--json").json
     assert record.keys() >= GENERATION_KEYS
-    assert record["confidence"] is None and record["runtime"] == "llamacpp"
+    assert record["confidence"] is None and record["runtime"] == "native"
     assert len(record["token_ids"]) == len(record["token_logprobs"]) <= 5
     assert math.isclose(record["sequence_logprob"], sum(record["token_logprobs"]))
 

@@ -21,7 +21,7 @@ def test_score_shows_its_own_numbers(cli, tiny, tmp_path):
     for answer in answers:
         assert f"sum {answer['sequence_logprob']:.4f}" in done.out
     page = (tmp_path / "a.html").read_text()
-    assert page.count("<article") == 2 and "entropy" in page and "rank" in page and "llamacpp" in page
+    assert page.count("<article") == 2 and "entropy" in page and "rank" in page and "native" in page
     assert values(tmp_path / "a.html")[0] == pytest.approx(answers[0]["sequence_logprob"], abs=1e-4)
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".partial"] == []
 

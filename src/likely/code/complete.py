@@ -20,7 +20,7 @@ from likely.code.monitors.penalty import MonitorPenalty
 from likely.code.monitors.triggers import DereferenceMonitor, EnumCaseMonitor, InstantiationMonitor
 from likely.code.name_masks import masks_for
 from likely.decoding.options import SamplingOptions
-from likely.decoding.request import Finished
+from likely.decoding.request import Finished, longest_text
 from likely.decoding.run import events
 from likely.errors import CapabilityError, nearest
 from likely.tokenizers.protocol import begin
@@ -175,13 +175,13 @@ def complete_code(
 
 def prompt_of(model: Any, prefix: str, max_tokens: int, prompt_tokens: int | None = None) -> list[int]:
     """The last tokens before the cursor, with the beginning-of-sequence token where the model wants one."""
-    room = model.runtime.context_length - max_tokens - 1
+    room = longest_text(model.runtime) - max_tokens - 1
     if prompt_tokens is not None:
         if not prompt_tokens >= 1:
             raise ValueError(f"prompt_tokens must be >= 1, got {prompt_tokens}")
         room = min(room, prompt_tokens)
     if room < 1:
-        context = model.runtime.context_length
+        context = longest_text(model.runtime)
         raise ValueError(
             f"max_tokens must be < {context - 1} (the context of {context} less a prompt), got {max_tokens}"
         )

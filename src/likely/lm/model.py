@@ -16,7 +16,7 @@ from likely.decoding.drafting.budget import Controller
 from likely.decoding.drafting.protocol import DraftSource
 from likely.decoding.loop import Loop
 from likely.decoding.options import check_names
-from likely.decoding.request import Event, Request
+from likely.decoding.request import Event, Request, longest_text
 from likely.decoding.run import run
 from likely.errors import DataError, LikelyError, ModelError
 from likely.guided.conditional_sampling import Ensemble, SamplerSettings, prepare
@@ -264,7 +264,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         return render_chat(self.tokenizer, self.template, messages)
 
     def fitting(self, messages: Sequence[Message], max_tokens: int) -> list[Message]:
-        context = self.runtime.context_length
+        context = longest_text(self.runtime)
         most = context - min(max_tokens, context // 4)
         kept = list(messages)
         oldest = sum(message["role"] == "system" for message in kept[:1])

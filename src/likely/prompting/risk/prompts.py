@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from likely.decoding.request import longest_text
 from likely.errors import DataError, ModelError
 from likely.prompting.ensembles.demonstrations import normalise_text
 from likely.prompting.risk.task import LETTERS, TableChoice, TableTask
@@ -211,7 +212,7 @@ def prompt_texts(
 
 def _fitted(lm: Any, prompt: RowPrompt, chat: bool, room: int, description: bool, index: int) -> tuple[str, bool]:
     text = _text(lm, prompt, chat, description)
-    context = getattr(getattr(lm, "runtime", None), "context_length", None)
+    context = longest_text(lm.runtime) if hasattr(lm, "runtime") else None
     if context is None or _fits(lm, text, context - room):
         return text, False
     while prompt.parts or prompt.row:

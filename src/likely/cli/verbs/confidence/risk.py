@@ -57,6 +57,7 @@ def risk(
 
       likely risk patients.csv --task readmission.toml --style mc --json
     """
+    from likely.decoding.request import longest_text
     from likely.prompting.risk.file import read_table
     from likely.prompting.risk.prompts import WORKED, sample_examples, worked_row
     from likely.prompting.risk.report import summarise
@@ -97,7 +98,7 @@ def risk(
             "task": asked.name, "task_sha256": asked.digest(), "style": style, "orders": 1 if one_order else "all",
             "number": number if style == "numeric" else None, "few_shot": few_shot, "chat": chat,
             "examples_sha256": fingerprint(shots) if shots else None, "seed": seed if few_shot else None,
-            "context": getattr(getattr(lm, "runtime", None), "context_length", None),
+            "context": longest_text(lm.runtime) if hasattr(lm, "runtime") else None,
         }  # fmt: skip
         origin = options.origin(lm)
 
