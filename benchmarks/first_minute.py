@@ -99,11 +99,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         for runtime, dtype in RUNTIMES[: 1 if options.quick else None]:
             with likely.load(model, runtime=runtime, dtype=dtype, threads=options.threads) as lm:
                 lm.own_settings, lm.info = {}, replace(lm.info, system=None)  # what is to be chosen here
-                for settings, system in product(["greedy"] if options.quick or dtype != "int8" else SETTINGS, SYSTEMS):
+                whole = dtype == "int8" and not options.quick
+                systems = SYSTEMS if lm.info.template else ["none"]  # a base model has no place for one
+                for settings, system in product(SETTINGS if whole else ["greedy"], systems):
                     answers = list(
                         lm.ask_each(
                             [row["question"] for row in rows],
-                            system=SYSTEMS[system], max_tokens=256, drafter=None, **SETTINGS[settings],
+                            system=SYSTEMS[system], max_tokens=256, stop_repetition=False, **SETTINGS[settings],
                         )
                     )  # fmt: skip
                     name = {"model": model, "runtime": runtime, "dtype": dtype, "system": system, "settings": settings}

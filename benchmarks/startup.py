@@ -1,4 +1,4 @@
-"""How long a person waits: `likely --help`, and the first token of `likely ask` from cold (llama.cpp)."""
+"""How long a person waits: `likely --help`, and the first token of `likely ask` from cold, in llama.cpp and natively."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def main() -> None:
     for name, arguments, first in (
         ("help_s", ["--help"], False),
         ("first_token_s", ["ask", "What is the capital of France?", "--runtime", "llamacpp"], True),
+        ("first_token_native_s", ["ask", "What is the capital of France?", "--runtime", "native"], True),
         ("import_s", [], False),
     ):
         if name == "import_s":
