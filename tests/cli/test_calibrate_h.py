@@ -22,7 +22,7 @@ def test_h_is_fitted_to_logits_and_used(cli, tmp_path, monkeypatch):
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     done = cli("calibrate", "fit", file, "--method", "h", "-o", target, "--json")
     assert done.json["method"] == "h" and done.json["after"]["ece"] < done.json["before"]["ece"]
-    assert json.loads(target.read_text())["recalibrator"]["learned"]["classes_"] == 3
+    assert json.loads(target.read_text())["recalibrator"]["learned"]["map_classes_"] == 3
     before = cli("calibrate", "eval", file, "--json").json
     after = cli("calibrate", "eval", file, "--calibrator", target, "--json").json
     assert after["ece"] < before["ece"] / 2 and after["nll"] < before["nll"]

@@ -120,7 +120,7 @@ def test_what_cannot_be_enforced(cli, tiny, tmp_path):
     """Refused; or drawn until it holds; or left out, and said so."""
     path = tmp_path / "f.json"
     path.write_text('{"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 2, "uniqueItems": true}')
-    call = ("generate", "ab", "-m", tiny, "--schema", path, "--threads", 1)
+    call = ("generate", "ab", "-m", tiny, "--schema", path, "--threads", 1, "-s", "whitespace=compact")
     one_line(cli(*call), 1, "uniqueItems", "validate")
     for seed in range(6):
         held = cli(*call, "--seed", seed, "-s", "on_unsupported=validate", "-s", "retries=50", "--json")

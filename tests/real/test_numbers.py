@@ -69,7 +69,7 @@ def test_quantised_file_against_its_own_f32_weights_is_no_worse_than_frozen(pack
 def test_both_tokenizers_of_one_model_agree(packaged, oracle, strings):
     for text in strings:
         assert packaged.tokenizer.encode(text) == oracle.tokenizer.encode(text)
-    question = [{"role": "user", "content": "Hello <|im_end|> there"}]
+    question = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello <|im_end|> there"}]
     assert packaged.render(question).tokens == oracle.render(question).tokens
 
 

@@ -129,7 +129,7 @@ def test_every_node_is_a_trigram_and_every_prefix_a_draft(searches, seed, budget
 def test_an_unknown_pair_gives_no_draft_and_one_successor_each_a_chain(searches, search):
     function = getattr(searches, search)
     assert function(lambda pair: ((), ()), START, budget=5, depth=4) == ([], [], [])
-    chain = TrigramMemory.from_texts([list(range(10))], rate=0.0).table
+    chain = TrigramMemory.from_texts([list(range(10))]).table
     assert function(chain.successors, pair_of(0, 1), budget=4, depth=4)[0] == [2, 3, 4, 5]
 
 

@@ -15,10 +15,10 @@ pytest.importorskip("llguidance")
 VERSIONS = {"llguidance": "1.9.1", "xgrammar": "0.2.8"}
 FROZEN = {
     ("llguidance", "raw"): (707, 19, 29, 405),
-    ("llguidance", "error"): (829, 32, 0, 299),
-    ("llguidance", "validate"): (1099, 32, 0, 29),
+    ("llguidance", "error"): (844, 34, 0, 282),
+    ("llguidance", "validate"): (1097, 34, 0, 29),
     ("xgrammar", "raw"): (671, 43, 390, 56),
-    ("xgrammar", "error"): (606, 22, 0, 532),
+    ("xgrammar", "error"): (613, 22, 0, 525),
     ("xgrammar", "validate"): (1096, 35, 0, 29),
 }
 

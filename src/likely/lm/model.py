@@ -95,7 +95,10 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
     @cached_property
     def template_hash(self) -> str:  # type: ignore[override]
         """Of what turns a question into the model's text."""
-        return fingerprint(PLAIN_QUESTION if self.template is None else [self.template.source, self.info.system])
+        if self.template is None:
+            return fingerprint(PLAIN_QUESTION)
+        own = self.info.system
+        return fingerprint(self.template.source if own is None else [self.template.source, own])
 
     def close(self) -> None:
         """Free weights and caches, after what other threads are doing; harmless when repeated."""

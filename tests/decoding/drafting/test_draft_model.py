@@ -82,7 +82,7 @@ def test_a_perfect_draft_is_always_kept(sampling):
     [[finished]] = run(toy_loop(target()), request)
     assert finished.rounds == [0, 4, 4, 4, 1]  # the prompt's own row comes first; the last place is the target's
     fed = 3 + len(finished.tokens)
-    assert draft.tokens_computed <= fed  # no token twice; the last ones not at all
+    assert draft.tokens_computed <= fed + 1  # no token twice; at the end at most one that max_tokens cuts off
 
 
 def test_after_full_acceptance_the_last_guess_is_fed():

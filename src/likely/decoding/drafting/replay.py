@@ -76,7 +76,7 @@ def replay(
             deepest = budget if ended else len(answer) - done - 1
             if min(budget, deepest) and (done or len(prompt) == 1):
                 started = time.perf_counter()
-                draft = drafter.propose(min(budget, deepest))
+                draft = drafter.propose(budget)
                 propose_s += time.perf_counter() - started
                 draft = draft.cut(deepest)
             kept, emitted = matched_walk(draft, lambda node, path, at=done: text[at + len(path)])  # type: ignore[misc]
