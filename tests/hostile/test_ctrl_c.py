@@ -91,7 +91,8 @@ def open_terminal() -> Iterator[Callable[..., Terminal]]:
 
 
 def endless(tiny: Path) -> list[object]:
-    return ["-m", tiny, "--runtime", "llamacpp", "--threads", 1, "--max-tokens", 6000, "-s", "min_tokens=6000", "--seed", 3]
+    model = ["-m", tiny, "--runtime", "llamacpp", "--threads", 1]
+    return [*model, "--max-tokens", 6000, "-s", "min_tokens=6000", "--seed", 3]
 
 
 def check_clean(terminal: Terminal) -> None:

@@ -44,7 +44,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_same_moment_is_the_same_step(moments: Moments, tiny: Path, questions: Path) -> None:
     """The instrument itself: step counts repeat, and a kill really is one."""
-    _, *done = [moments.run("score", questions, "--limit", 3, "-m", tiny, "--runtime", "llamacpp", "--threads", 1) for _ in range(3)]
+    call = ("score", questions, "--limit", 3, "-m", tiny, "--runtime", "llamacpp", "--threads", 1)
+    _, *done = [moments.run(*call) for _ in range(3)]
     assert done[0] == done[1] and done[0].code == 0 and done[0].steps > 10_000
     assert moments.run("score", questions, "-m", tiny, at=500).code == -signal.SIGKILL
     assert moments.run("score", questions, "-m", tiny, at=500, kind=signal.SIGINT).code == 130
