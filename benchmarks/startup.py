@@ -1,4 +1,4 @@
-"""How long a person waits: `likely --help`, and the first token of `likely ask` from cold, by llama.cpp and natively."""
+"""How long a person waits: `likely --help`, and the first token of `likely ask` from cold (llama.cpp, native)."""
 
 from __future__ import annotations
 
