@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from likely.errors import DataError, LikelyError
-from likely.evidence.papers import Paper, index, why_missed
+from likely.evidence.papers import Paper, index
 from likely.evidence.results import Evidence, Figure, MachineRecord, read_results
 from likely.io.whole_file import write_whole_file
 from likely.lm.options import ASK_DEFAULTS, CHAT_DEFAULTS, OPTIONS
@@ -316,7 +316,7 @@ def paper_page(entry: Paper, result: Evidence) -> str:
         for checks in (result.headline, result.secondary)
     )
     header = ["checked", "found", "allowed", "holds"]
-    misses = [f"- {c.statement}: {why_missed(entry.id, c.statement)}.\n" for c in result.checks if not c.holds]
+    misses = [f"- {c.statement}: {entry.why_missed(c.statement)}.\n" for c in result.checks if not c.holds]
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     parts = [
         f"# {result.title}\n\n{NOTE}\n",

@@ -22,7 +22,7 @@ from likely.evidence import (
     verdict_of,
     write_result,
 )
-from likely.evidence.papers import index, why_missed
+from likely.evidence.papers import index
 from likely.evidence.results import results_dir
 
 
@@ -108,7 +108,7 @@ def test_every_headline_has_checks_and_every_miss_its_reason():
         for pattern in (*entry.headline, *(pattern for pattern, _ in entry.misses)):
             assert any(fnmatchcase(statement, pattern) for statement in statements), (entry.id, pattern)
         for check in result.checks:
-            assert check.holds or why_missed(entry.id, check.statement), (entry.id, check.statement)
+            assert check.holds or entry.why_missed(check.statement), (entry.id, check.statement)
 
 
 def test_a_quick_run_never_replaces_a_full_one(tmp_path):

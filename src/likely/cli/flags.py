@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -165,6 +165,11 @@ class TextFlags:
         str, typer.Option("--draft-budget", metavar="N", help="Most guessed tokens per call; auto: as many as pay.")
     ] = "auto"
     settings: SettingsOption = None
+
+    @classmethod
+    def of(cls, defaults: Mapping[str, Any]) -> TextFlags:
+        """With a verb's defaults in Python."""
+        return cls(max_tokens=defaults["max_tokens"], temperature=defaults["temperature"])
 
     def given(self) -> dict[str, Any]:
         """Options of `generate`; a wrong drafter or number is refused before a model is loaded."""

@@ -44,6 +44,14 @@ class Paper:
         """Authors and year, as far as they are known."""
         return " ".join(str(part) for part in (self.authors, self.year) if part)
 
+    def in_headline(self, statement: str) -> bool:
+        """Whether a check belongs to the headline claim."""
+        return not self.headline or any(fnmatchcase(statement, pattern) for pattern in self.headline)
+
+    def why_missed(self, statement: str) -> str:
+        """Why a check does not hold, as far as we know; empty where nothing is said."""
+        return next((why for pattern, why in self.misses if fnmatchcase(statement, pattern)), "")
+
 
 @lru_cache(maxsize=1)
 def index() -> tuple[Paper, ...]:
@@ -83,16 +91,3 @@ def find(name: str) -> Paper:
     raise LikelyError(
         f'no paper or study is called "{name}"{nearest(wanted, [e.id for e in index()])} (likely papers lists them)'
     )
-
-
-@lru_cache(maxsize=4096)
-def in_headline(name: str, statement: str) -> bool:
-    """Whether a check of this entry belongs to its headline claim."""
-    patterns = next((entry.headline for entry in index() if entry.id == name), ())
-    return not patterns or any(fnmatchcase(statement, pattern) for pattern in patterns)
-
-
-def why_missed(name: str, statement: str) -> str:
-    """Why a check of this entry does not hold, as far as we know; empty where nothing is said."""
-    misses = next((entry.misses for entry in index() if entry.id == name), ())
-    return next((why for pattern, why in misses if fnmatchcase(statement, pattern)), "")

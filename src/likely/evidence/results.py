@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from likely.errors import DataError
-from likely.evidence.papers import in_headline
+from likely.evidence.papers import index
 from likely.io.checkout import find_checkout
 from likely.io.whole_file import write_whole_file
 
@@ -118,12 +118,14 @@ class Evidence(_Record):
     @property
     def headline(self) -> list[Check]:
         """The checks of the headline claim; all, where papers.toml does not tell them apart."""
-        return [check for check in self.checks if in_headline(self.id, check.statement)]
+        entry = next((entry for entry in index() if entry.id == self.id), None)
+        return [check for check in self.checks if entry is None or entry.in_headline(check.statement)]
 
     @property
     def secondary(self) -> list[Check]:
         """The other checks."""
-        return [check for check in self.checks if not in_headline(self.id, check.statement)]
+        headline = self.headline
+        return [check for check in self.checks if check not in headline]
 
     @property
     def verdict(self) -> Verdict:

@@ -10,6 +10,7 @@ from functools import reduce
 import numpy as np
 
 from likely.decoding.constraint import Constraint, ConstraintViolation, Mask, contains, mask_of, no_tokens
+from likely.decoding.drafting.protocol import common_length
 from likely.guided.text_constraint import TextConstraint
 from likely.guided.vocabulary import Vocabulary, after_bytes, check_bytes
 
@@ -234,9 +235,7 @@ class InOrder(TextConstraint):
             ids = self.vocabulary.ids_of[text]
             if len(text) < 2 or text[0] not in here or contains(known, ids[0]) or starts.isdisjoint(text[1:]):
                 continue
-            common = next(
-                (i for i, (a, b) in enumerate(zip(last, text, strict=False)) if a != b), min(len(last), len(text))
-            )
+            common = common_length(last, text)
             del path[common + 1 :]
             for byte in text[len(path) - 1 :]:
                 if not path[-1]:

@@ -27,22 +27,24 @@ class Machine:
 
 
 def machine() -> Machine:
-    words = cpu_words()
-    cpu = _cpuinfo("model name") or platform.processor() or platform.machine()
+    info = _cpuinfo()
+    words = info.get("flags", "").split()
+    cpu = info.get("model name") or platform.processor() or platform.machine()
     return Machine(cpu, cores(), [flag for flag in FLAGS if flag in words], platform.platform())
 
 
 def cpu_words() -> frozenset[str]:
     """The instructions of the processor in Linux's words; none where the system does not say."""
-    return frozenset(_cpuinfo("flags").split())
+    return frozenset(_cpuinfo().get("flags", "").split())
 
 
-def _cpuinfo(wanted: str) -> str:
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
     try:
-        rows = Path("/proc/cpuinfo").read_text().splitlines()
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
-        return ""
-    return next((row.partition(":")[2].strip() for row in rows if row.partition(":")[0].strip() == wanted), "")
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (row.partition(":") for row in first.splitlines())}
 
 
 def cores() -> int:

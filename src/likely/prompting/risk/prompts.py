@@ -210,9 +210,14 @@ def prompt_texts(
     return texts
 
 
+def context_of(lm: Any) -> int | None:
+    """Most tokens that a prompt and its answer may have; None where a server knows."""
+    return longest_text(lm.runtime) if hasattr(lm, "runtime") else None
+
+
 def _fitted(lm: Any, prompt: RowPrompt, chat: bool, room: int, description: bool, index: int) -> tuple[str, bool]:
     text = _text(lm, prompt, chat, description)
-    context = longest_text(lm.runtime) if hasattr(lm, "runtime") else None
+    context = context_of(lm)
     if context is None or _fits(lm, text, context - room):
         return text, False
     while prompt.parts or prompt.row:

@@ -88,7 +88,7 @@ def _open(path: Path) -> Library:
 
 def prebuilt() -> Path | None:
     """The library that a wheel brings for this processor; None where the wheel has none or the processor is older."""
-    if platform.machine() not in ("x86_64", "AMD64"):
+    if not _PREBUILT_FOLDER.is_dir():
         return None
     has = cpu_words()
     paths = (_PREBUILT_FOLDER / f"likely-{isa}.so" for isa, needed in PREBUILT.items() if needed <= has)

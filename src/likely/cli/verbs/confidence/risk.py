@@ -57,9 +57,8 @@ def risk(
 
       likely risk patients.csv --task readmission.toml --style mc --json
     """
-    from likely.decoding.request import longest_text
     from likely.prompting.risk.file import read_table
-    from likely.prompting.risk.prompts import WORKED, sample_examples, worked_row
+    from likely.prompting.risk.prompts import WORKED, context_of, sample_examples, worked_row
     from likely.prompting.risk.report import summarise
     from likely.prompting.risk.scorer import RiskScorer
     from likely.prompting.risk.task import load_task
@@ -98,7 +97,7 @@ def risk(
             "task": asked.name, "task_sha256": asked.digest(), "style": style, "orders": 1 if one_order else "all",
             "number": number if style == "numeric" else None, "few_shot": few_shot, "chat": chat,
             "examples_sha256": fingerprint(shots) if shots else None, "seed": seed if few_shot else None,
-            "context": longest_text(lm.runtime) if hasattr(lm, "runtime") else None,
+            "context": context_of(lm),
         }  # fmt: skip
         origin = options.origin(lm)
 

@@ -23,13 +23,14 @@ from likely.cli.show import ALTERNATIVES, ShowFlags
 from likely.errors import ConstraintError, DataError, ModelError
 from likely.io.hashes import fingerprint
 from likely.io.jsonl import Line
+from likely.lm.options import ASK_DEFAULTS
 from likely.lm.questions import BATCH, QuestionLine, answer_record, question_of
 
 if TYPE_CHECKING:
     from likely.lm.base import LanguageModel
     from likely.lm.confidence import BoundPolicy
 
-TEXT = flags.TextFlags(max_tokens=256, temperature=0.0)
+TEXT = flags.TextFlags.of(ASK_DEFAULTS)
 
 
 @flags.grouped

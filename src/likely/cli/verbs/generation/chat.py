@@ -47,7 +47,7 @@ HELP = """/help            this list
 A line that ends in \\ goes on; \"\"\" begins and ends a longer text. Ctrl-C stops an answer."""
 
 
-TEXT = flags.TextFlags(max_tokens=512, temperature=0.2)
+TEXT = flags.TextFlags.of(CHAT_DEFAULTS)
 
 
 @flags.grouped

@@ -18,6 +18,7 @@ from likely.errors import ConstraintError, DataError, LikelyError
 from likely.io.hashes import fingerprint
 from likely.io.jsonl import Line, text_field
 from likely.lm.extract import INSTRUCTION, Extracted
+from likely.lm.options import EXTRACT_DEFAULTS
 from likely.lm.questions import BATCH
 
 KEYS = ("text", "document", "prompt")  # of a line; the first that it has is the document
@@ -28,7 +29,7 @@ RESULTS = (
 )  # fmt: skip
 
 
-TEXT = flags.TextFlags(max_tokens=512, temperature=0.0)
+TEXT = flags.TextFlags.of(EXTRACT_DEFAULTS)
 
 
 @flags.grouped

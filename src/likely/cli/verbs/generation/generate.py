@@ -9,8 +9,9 @@ import typer
 from likely.cli import flags, forms, options
 from likely.cli.printing import for_terminal, print_json, print_stats, print_stream
 from likely.cli.show import ALTERNATIVES, ShowFlags
+from likely.lm.options import OPTIONS
 
-TEXT = flags.TextFlags(max_tokens=128, temperature=1.0)
+TEXT = flags.TextFlags.of({name: option.default for name, option in OPTIONS.items()})
 
 
 @flags.grouped

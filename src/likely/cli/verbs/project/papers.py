@@ -10,7 +10,7 @@ import typer
 from likely.cli import flags
 from likely.cli.printing import print_grid, print_json
 from likely.errors import nearest
-from likely.evidence.papers import Paper, find, index, rooms, why_missed
+from likely.evidence.papers import Paper, find, index, rooms
 
 if TYPE_CHECKING:
     from likely.evidence.results import Evidence
@@ -68,7 +68,7 @@ def _print_one(entry: Paper, result: Evidence | None, *, as_json: bool) -> None:
     for title, checks in (("headline", result.headline), ("other checks", result.secondary)) if result else ():
         typer.echo(f"\n{title}: {row['state'] if title == 'headline' else row['other_checks'] or 'none'}")
         for check in checks:
-            why = "" if check.holds else f" ({why_missed(entry.id, check.statement)})"
+            why = "" if check.holds else f" ({entry.why_missed(check.statement)})"
             found = f"{check.value:.4g} <= {check.bound:.4g} {check.unit}"
             typer.echo(f"  {'holds' if check.holds else 'FAILS'}  {check.statement}: {found}{why}")
 
