@@ -22,7 +22,7 @@ from likely.formats.families import config_from_header, llama3_factors, metadata
 from likely.formats.folder import shard_names
 from likely.formats.gguf import GgufHeader, TensorInfo, read_header
 from likely.formats.safetensors_file import floats_from, floats_to, read_entries
-from likely.models import convert as convert_module
+from likely.models import plans
 from likely.models import verify_conversion as conversion_check
 from likely.models.convert import convert
 from likely.tokenizers.gguf import tokenizer_from_gguf
@@ -167,7 +167,7 @@ def test_pieces_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_shards_are_loaded_by_transformers_and_converted_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_tiny_llama(tmp_path / "source.gguf")
-    monkeypatch.setattr(convert_module, "shard_names", lambda sizes: shard_names(sizes, limit=50_000))
+    monkeypatch.setattr(plans, "shard_names", lambda sizes: shard_names(sizes, limit=50_000))
     convert(source, tmp_path / "folder", to="safetensors", verify=False)
     assert len(list((tmp_path / "folder").glob("model-*-of-*.safetensors"))) > 2
     folder = AutoModelForCausalLM.from_pretrained(tmp_path / "folder")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from likely.errors import ModelError, missing_extra
 from likely.formats import families
@@ -72,13 +73,21 @@ class Weight:
             yield kept
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedTensor:
+    """A tensor whose bytes are made already; shape outermost first."""
+
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]
+
+
 @dataclass(frozen=True)
 class Step:
     """One tensor of a file to write: what it becomes, and where it comes from."""
 
     name: str
     type: str
-    source: Weight | FloatArray
+    source: Weight | EncodedTensor | FloatArray
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -90,7 +99,9 @@ class Step:
 
     def pieces(self) -> Iterator[bytes]:
         """The encoded tensor, front to back."""
-        if not isinstance(self.source, Weight):
+        if isinstance(self.source, EncodedTensor):
+            yield self.source.data.tobytes()
+        elif not isinstance(self.source, Weight):
             yield _encode(self.source, self.type, self.shape[-1])
         elif self.source.stored.type == self.type and self.source.change is None:
             yield from _raw_pieces(self.source.stored)

@@ -1,0 +1,157 @@
+"""Compressed models as files that engines run: GGUF with the codes as they are, and folders for transformers.
+
+Codes are packed, not rounded again: a GGUF block holds 32 neighbours of a row, so a larger group repeats its scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from likely.compression.architecture import open_module
+from likely.compression.quantized import QuantizedTensor
+from likely.compression.schemes import QuantScheme
+from likely.errors import CapabilityError
+from likely.formats import families
+from likely.formats.weights import EncodedTensor, FloatArray, Step
+from likely.formats.writing import u32
+from likely.models.convert import Progress, rewrite
+from likely.models.plans import Changes
+
+BLOCK = 32
+# (bits, symmetric) -> GGUF type and its number as general.file_type
+TYPES = {
+    (4, True): ("Q4_0", 2),
+    (4, False): ("Q4_1", 3),
+    (5, True): ("Q5_0", 8),
+    (5, False): ("Q5_1", 9),
+    (8, True): ("Q8_0", 7),
+}
+RECORD = "likely_compression.json"
+
+
+def gguf_type(scheme: QuantScheme) -> tuple[str, int]:
+    """The GGUF type that holds a scheme's codes, and its number; CapabilityError that lists those that exist."""
+    found = TYPES.get((scheme.bits, scheme.symmetric))
+    if found is None or (scheme.group_size or BLOCK) % BLOCK:
+        kinds = ", ".join(f"w{bits}{'-sym' if symmetric else ''}" for bits, symmetric in TYPES)
+        raise CapabilityError(
+            f"no GGUF type holds the codes of {scheme.name}: {kinds} with groups of a multiple of {BLOCK} can be "
+            "written; give a folder as --out for any other scheme"
+        )
+    return found
+
+
+def encode_blocks(tensor: QuantizedTensor) -> NDArray[np.uint8]:
+    """The tensor's bytes in its GGUF type, (out, bytes of a row).
+
+    Q4_0, Q5_0: fp16 d, [fifth bits,] nibbles of q + 8 (16), value i below value i + 16.  Q4_1, Q5_1: d, m, nibbles.
+    Q8_0: d and 32 int8.
+    """
+    kind, _ = gguf_type(tensor.scheme)
+    rows, width = tensor.codes.shape
+    if width % BLOCK:
+        raise CapabilityError(f"rows of {width} weights are not whole GGUF blocks of {BLOCK}")
+    blocks = tensor.codes.reshape(rows, -1, BLOCK).astype(np.int32)
+    repeats = blocks.shape[1] // tensor.grid.scales.shape[1]
+
+    def numbers(values: FloatArray) -> NDArray[np.uint8]:
+        return np.repeat(values, repeats, axis=1).astype("<f2")[:, :, None].view(np.uint8)
+
+    parts = [numbers(tensor.grid.scales)]
+    if tensor.grid.minimums is not None:
+        parts.append(numbers(tensor.grid.minimums))
+    if kind == "Q8_0":
+        parts.append(blocks.astype(np.int8).view(np.uint8))
+    else:
+        unsigned = blocks - (0 if tensor.grid.minimums is not None else -(1 << (tensor.scheme.bits - 1)))
+        if tensor.scheme.bits == 5:
+            parts.append(np.packbits((unsigned >> 4).astype(np.uint8), axis=2, bitorder="little"))
+        low = (unsigned & 15).astype(np.uint8)
+        parts.append(low[:, :, :16] | (low[:, :, 16:] << 4))
+    return np.concatenate(parts, axis=2).reshape(rows, -1)
+
+
+def export_gguf(
+    module: torch.nn.Module,
+    quantized: Mapping[str, QuantizedTensor],
+    source: Path,
+    target: Path,
+    *,
+    record: str,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """A GGUF file that llama.cpp and the native runtime load; the settings stand in its key likely.compression.
+
+    Matrices that were rounded keep their codes.  Others keep the type that the source has them in, where compression
+    left their numbers alone, else they become F16 (norms and biases F32).
+    """
+    config: dict[str, Any] = module.config.to_dict()  # type: ignore[operator, union-attr]
+    family = families.family_of_config(config)
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    steps: dict[str, Step] = {}
+    file_type = 1
+    for name, parameter in _changed_parameters(module, quantized, source):
+        own = families.gguf_name(family, name)
+        change = families.change_to_gguf(family, own, heads, kv_heads)
+        if (tensor := quantized.get(name)) is not None:
+            if change is not None:
+                order = change(np.arange(tensor.shape[0]))  # type: ignore[arg-type]
+                tensor = tensor.rows(order)
+            kind, file_type = gguf_type(tensor.scheme)
+            steps[own] = Step(own, kind, EncodedTensor(tensor.shape, encode_blocks(tensor)))
+        else:
+            values = parameter.detach().float().numpy()
+            values = np.ascontiguousarray(values if change is None else change(values))
+            steps[own] = Step(own, "F16" if values.ndim > 1 else "F32", values)
+    metadata: families.Metadata = {
+        "general.file_type": u32(file_type),
+        "general.quantization_version": u32(2),
+        "likely.compression": record,
+    }
+    return rewrite(source, target, Changes(steps, metadata, {}, {}), overwrite=overwrite, progress=progress)
+
+
+def export_folder(
+    module: torch.nn.Module,
+    quantized: Mapping[str, QuantizedTensor],
+    source: Path,
+    target: Path,
+    *,
+    record: str,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """A folder with the weights as floats (F16 matrices), for any scheme: as accurate as the codes, and no smaller.
+
+    The settings stand beside them in likely_compression.json.
+    """
+    steps = {}
+    for name, parameter in _changed_parameters(module, quantized, source):
+        values = np.ascontiguousarray(parameter.detach().float().numpy())
+        steps[name] = Step(name, "F16" if values.ndim > 1 else "F32", values)
+    tied = module.config.tie_word_embeddings  # type: ignore[union-attr]
+    changes = Changes(steps, {}, {"tie_word_embeddings": tied, "dtype": "float32"}, {RECORD: record})
+    return rewrite(source, target, changes, overwrite=overwrite, progress=progress)
+
+
+def _changed_parameters(
+    module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor], source: Path
+) -> list[tuple[str, torch.nn.Parameter]]:
+    """Of the module, those whose numbers are not the source's."""
+    before = dict(open_module(source)[1].named_parameters())
+    return [
+        (name, parameter)
+        for name, parameter in module.named_parameters()
+        if name in quantized or name not in before or not _same(parameter, before[name])
+    ]
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)

@@ -1,0 +1,210 @@
+"""Make a model smaller: one table of methods, one function that runs them, one object that holds what came out.
+
+Every method is exact rewrites of the weights (`transforms`) and one rounding or pruning step that loses something.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from likely.compression.architecture import DecoderMap, open_module
+from likely.compression.calibration_set import CalibrationSet, calibration_set
+from likely.compression.export import export_folder, export_gguf
+from likely.compression.quantized import QuantizedTensor, round_to_nearest
+from likely.compression.schemes import QuantScheme, parse_scheme
+from likely.errors import check_choice
+from likely.models.load import Loaded, ModelInfo, load_local
+from likely.tokenizers.protocol import Tokenizer
+
+if TYPE_CHECKING:
+    from likely.runtimes.torch.runtime import TorchRuntime
+
+Quantized = dict[str, QuantizedTensor]
+Progress = Callable[[int, int], None]  # done, in all
+DEFAULT_CALIBRATION = "c4_sample"
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """What a method works with; each takes what it needs. sparsity: share of the blocks' weights that goes."""
+
+    scheme: QuantScheme | None = None
+    calibration: CalibrationSet | None = None
+    sparsity: float | None = None
+    seed: int = 0
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class CompressionMethod:
+    """One way to compress.
+
+    run         changes the decoder's module in place and returns the matrices that became codes, by name of the weight
+    calibrates  whether it looks at a calibration set
+    prunes      whether it takes a sparsity instead of a scheme
+    """
+
+    about: str
+    run: Callable[[DecoderMap, MethodSettings], Quantized]
+    calibrates: bool = True
+    prunes: bool = False
+
+
+def _rtn(decoder: DecoderMap, settings: MethodSettings) -> Quantized:
+    assert settings.scheme is not None
+    found = {}
+    for name, _, _, linear in decoder.linears():
+        found[name] = round_to_nearest(linear.weight.detach().float().numpy(), settings.scheme, name=name)
+    return found
+
+
+METHODS: dict[str, CompressionMethod] = {
+    "rtn": CompressionMethod("round each weight to the nearest point of its group's grid", _rtn, calibrates=False),
+}
+
+
+@dataclass(eq=False)
+class CompressedModel:
+    """A model after compression.
+
+    module     computes with the compressed weights as floats: it shows what is lost, never how fast the result runs
+    quantized  codes of each matrix that was rounded, by name of the weight; none for a pruned model
+    settings   what made it: method, scheme, calibration set and its digest
+    """
+
+    module: torch.nn.Module
+    tokenizer: Tokenizer
+    quantized: Quantized
+    settings: dict[str, Any]
+    source: Path
+    info: ModelInfo
+    backend: str = "fake"
+    _runtime: TorchRuntime | None = field(default=None, repr=False)
+
+    @property
+    def runtime(self) -> TorchRuntime:
+        """For scoring, as `compare` does."""
+        if self._runtime is None:
+            from likely.runtimes.torch.runtime import TorchRuntime
+
+            self._runtime = TorchRuntime(self.module)
+        return self._runtime
+
+    @property
+    def nbytes(self) -> int:
+        """Of all weights: codes packed with their scales, all else in 2 bytes a number; a tied head counts once."""
+        others = sum(p.numel() for name, p in self.module.named_parameters() if name not in self.quantized)
+        return sum(tensor.nbytes for tensor in self.quantized.values()) + 2 * others
+
+    def export(self, target: str | Path, *, overwrite: bool = False, progress: Progress | None = None) -> int:
+        """Write a GGUF file (*.gguf) or a folder that transformers loads; returns its bytes.  See `export`."""
+        write = export_gguf if Path(target).suffix == ".gguf" else export_folder
+        return write(
+            self.module, self.quantized, self.source, Path(target), record=self.record(), overwrite=overwrite,
+            progress=progress,
+        )  # fmt: skip
+
+    def record(self) -> str:
+        """The settings as JSON: every export carries it."""
+        return json.dumps(self.settings, sort_keys=True)
+
+
+def compress(
+    model: str | Path,
+    *,
+    method: str = "rtn",
+    scheme: str | QuantScheme | None = None,
+    sparsity: float | None = None,
+    calibration: str | CalibrationSet | None = None,
+    windows: int = 32,
+    length: int = 512,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> CompressedModel:
+    """Compress a known model, GGUF file or folder; the source is not touched.
+
+    scheme       of a quantiser, as in `parse_scheme`; "w4g64" by default
+    sparsity     of a pruning method, 0 to 1; .2 by default
+    calibration  a name or file of `calibration_set`, of which `windows` of `length` tokens are taken, or a ready set
+    """
+    check_choice("method", method, METHODS)
+    entry = METHODS[method]
+    if entry.prunes and scheme is not None:
+        raise ValueError(f"{method} prunes: it takes a sparsity and no scheme")
+    if not entry.prunes and sparsity is not None:
+        raise ValueError(f"{method} rounds: it takes a scheme and no sparsity")
+    rounding = None if entry.prunes else parse_scheme(scheme or "w4g64")
+    place, module, tokenizer = open_module(model)
+    chosen = None
+    if entry.calibrates:
+        chosen = (
+            calibration
+            if isinstance(calibration, CalibrationSet)
+            else calibration_set(
+                calibration or DEFAULT_CALIBRATION, tokenizer, windows=windows, length=length, data_dir=data_dir
+            )
+        )
+    decoder = DecoderMap.of(module)
+    settings = MethodSettings(rounding, chosen, 0.2 if sparsity is None and entry.prunes else sparsity, seed, progress)
+    quantized = entry.run(decoder, settings)
+    use_codes(module, quantized)
+    return CompressedModel(
+        module=module,
+        tokenizer=tokenizer,
+        quantized=quantized,
+        settings=_record(model, method, settings),
+        source=place,
+        info=_info(model, place, tokenizer),
+    )
+
+
+def use_codes(module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor]) -> None:
+    """Let the module compute with the rounded weights."""
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, tensor in quantized.items():
+            parameters[name].copy_(torch.from_numpy(np.ascontiguousarray(tensor.dequantize())))
+
+
+def reference_of(model: str | Path) -> Loaded:
+    """The uncompressed model in fp32, to compare with."""
+    return load_local(model, runtime="torch", dtype="float32")
+
+
+def _record(model: str | Path, method: str, settings: MethodSettings) -> dict[str, Any]:
+    found: dict[str, Any] = {"method": method, "model": str(model), "likely": version("likely"), "seed": settings.seed}
+    if settings.scheme is not None:
+        found["scheme"] = settings.scheme.name
+    if settings.sparsity is not None:
+        found["sparsity"] = settings.sparsity
+    if settings.calibration is not None:
+        chosen = settings.calibration
+        found["calibration"] = {
+            "name": chosen.name,
+            "source": chosen.source,
+            "windows": len(chosen),
+            "length": int(chosen.input_ids.shape[1]),
+            "digest": chosen.digest,
+        }
+    return found
+
+
+def _info(model: str | Path, place: Path, tokenizer: Tokenizer) -> ModelInfo:
+    return ModelInfo(
+        name=str(model),
+        source=str(place),
+        runtime="torch",
+        dtype="float32",
+        sha256="",
+        tokenizer=tokenizer.fingerprint,
+        template=tokenizer.chat_template is not None,
+    )
