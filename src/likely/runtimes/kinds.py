@@ -59,7 +59,7 @@ KINDS = {
             packages=("torch", "transformers"),
             extra="torch",
             capabilities=frozenset({"trees", "fork", "truncate", "hidden", "full_attention", "gradients", "layers"}),
-            options=frozenset(_COMMON | {"device", "revision", "tokens_per_call"}),
+            options=frozenset(_COMMON | {"device", "revision", "tokens_per_call", "kv_dtype"}),
         ),
         RuntimeKind(
             "native",
@@ -84,7 +84,8 @@ class LocalOptions(TypedDict, total=False):
     context    tokens held in all                    sequences        how many, tree leaves included
     threads    of the processor                      tokens_per_call  larger calls are cut
     invariant  llamacpp: logits the same, bit for bit, however tokens are batched
-    kv_dtype   llamacpp: of cached keys and values: f16, f32, bf16, q8_0
+    kv_dtype   of cached keys and values: llamacpp: f16, f32, bf16, q8_0; torch: f32, bf16, f16, bfp12, bfp16, and for
+               keys and values apart, as in bfp12/bfp16
     device     torch: "cpu", "cuda" ...              revision         torch: a name for these weights
     progress   native: (bytes, bytes in all) while the weights are packed, which happens once per model and dtype
     """

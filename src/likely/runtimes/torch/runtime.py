@@ -12,11 +12,12 @@ from typing import Any, Self, TypedDict, Unpack
 import numpy as np
 import torch
 
-from likely.errors import ModelError
+from likely.errors import CapabilityError, ModelError
 from likely.io.hashes import file_sha256, folder_sha256
 from likely.runtimes.kinds import KINDS
+from likely.runtimes.kv_format import KvFormat, parse_kv_format
 from likely.runtimes.machine import choose_threads, free_bytes
-from likely.runtimes.protocol import Capabilities, FloatArray, IntArray, LayerPlan, Limits, Output, Work
+from likely.runtimes.protocol import Capabilities, FloatArray, IntArray, LayerPlan, Limits, Output, Want, Work
 from likely.runtimes.slots.layout import WorkLayout, WorkPart, calls_of, texts_of
 from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
 from likely.runtimes.slots.table import TokenCount
@@ -43,6 +44,7 @@ class TorchSettings(TypedDict, total=False):
     sequences: int
     revision: str | None
     tokens_per_call: int
+    kv_dtype: str | None
 
 
 class TorchRuntime(SlotRuntime):
@@ -52,6 +54,8 @@ class TorchRuntime(SlotRuntime):
     tokens_held  room for kept and pending tokens; default: 65,536 or what an eighth of the free memory holds
     revision     name of these weights; default: a digest of all of them
     tokens_per_call  larger calls are cut, and so are calls whose rows of logits would take more than 64 MiB
+    kv_dtype     what keys and values are stored as, see `parse_kv_format`; default: as they are computed.  Attention
+                 reads them as floats again: a format saves memory (`kv_bytes_per_token`), not time
 
     `cached` says whether keys and values are kept. They are not where the architecture does not allow it
     (`not_cached_because`): then every call computes the whole text again, slowly and with the same numbers.
@@ -66,12 +70,15 @@ class TorchRuntime(SlotRuntime):
         sequences: int = 4096,
         revision: str | None = None,
         tokens_per_call: int = 512,
+        kv_dtype: str | None = None,
     ):
+        wanted = None if kv_dtype is None else parse_kv_format(kv_dtype)
         register_interface()
         module.eval()
         self.module = module
         self._call = ModuleCall(module)
         self.cached = True
+        self._kv: KvFormat | None = None  # until the check over slots is done
         super().__init__(
             vocab_size=self._plain_vocab_size(),
             context_length=self._call.context_length,
@@ -82,6 +89,8 @@ class TorchRuntime(SlotRuntime):
         self.not_cached_because = why_not_slots(self)
         self.cached = self.not_cached_because is None
         self.kv_bytes_per_token = self._table.bytes_per_token if self.cached else 0
+        if wanted is not None:
+            self._store_as(wanted)
         if not self.cached:
             if not is_causal(self):
                 raise ModelError(
@@ -160,12 +169,14 @@ class TorchRuntime(SlotRuntime):
         """The weights changed: name them anew and invalidate every sequence; what they held is free again."""
         self._invalidate()
         self.revision = revision if revision is not None else self._digest()
+        if self._kv is not None:
+            self.revision += f"-kv-{self._kv.name}"
 
     # --- evaluation -------------------------------------------------------------------------------------------------
 
     def _new_table(self, limit: int) -> Any:
         """Where keys and values are kept, or at least counted; layouts of other kinds have their own."""
-        return SlotPool(limit) if self.cached else TokenCount(limit)
+        return SlotPool(limit, self._kv) if self.cached else TokenCount(limit)
 
     def _compute(
         self, sequences: list[SlotSequence], work: list[Work], tokens: list[IntArray], slots: list[IntArray]
@@ -272,6 +283,29 @@ class TorchRuntime(SlotRuntime):
                 rows.add(logits, [(i, head)])
                 if states is not None:
                     rows.add_hidden(i, hidden, states.float().cpu().numpy())
+
+    def _store_as(self, kv: KvFormat) -> None:
+        """Keep keys and values in this format from now on, if the model's heads allow it."""
+        if not self.cached:
+            raise CapabilityError(
+                f"kv_dtype={kv.name} needs cached keys and values, which are not kept here: {self.not_cached_because}"
+            )
+        self._kv = kv
+        self._set_limits(self.limits)
+        sequence = self.open()
+        try:
+            self.forward([Work(sequence, np.zeros(1, np.int64), want=Want.NONE)])
+        except ValueError as error:  # blocks that do not divide the heads
+            raise CapabilityError(f"kv_dtype={kv.name} does not fit this model: {error}") from None
+        self.kv_bytes_per_token = self._table.bytes_per_token
+        self.close(sequence)
+        self.revision += f"-kv-{kv.name}"
+
+    @property
+    def kv_dtype(self) -> str:
+        """What keys and values are stored as."""
+        names = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+        return self._kv.name if self._kv is not None else names.get(self.dtype, str(self.dtype))
 
     def _plain_vocab_size(self) -> int:
         try:
