@@ -16,13 +16,14 @@ def toy() -> Runtime:
     return ToyRuntime.random(11, seed=3, order=4, context_length=64, tokens_held=1024, sequences=32)
 
 
-def torch_runtime(name: str) -> Callable[[], Runtime]:
+def torch_runtime(name: str, kv_dtype: str | None = None) -> Callable[[], Runtime]:
     def build() -> Runtime:
         from tiny_torch import tiny_module
 
         from likely.runtimes.torch.runtime import TorchRuntime
 
-        return TorchRuntime(tiny_module(name), tokens_held=1024, sequences=64, tokens_per_call=16)
+        module = tiny_module(name)
+        return TorchRuntime(module, tokens_held=1024, sequences=64, tokens_per_call=16, kv_dtype=kv_dtype)
 
     return build
 
@@ -82,6 +83,7 @@ FACTORIES: dict[str, tuple[Callable[[], Runtime], float]] = {
     "toy": (toy, 0.0),
     "torch": (torch_runtime("llama"), 1e-4),
     "torch-gemma3": (torch_runtime("gemma3"), 1e-4),
+    "torch-bfp12": (torch_runtime("llama", "bfp12n8/bfp16n8"), 1e-4),
     "torch-repad": (aligned("repad", "llama"), 1e-4),
     "torch-repad-gemma3": (aligned("repad", "gemma3"), 1e-4),
     "torch-group": (aligned("group", "llama"), 1e-4),

@@ -199,7 +199,7 @@ def test_nothing_stands_in_for_a_broken_model(path, monkeypatch):
         ({"runtime": "llamacpp", "dtype": "int8"}, ["llamacpp", "int8", 'runtime="native"']),
         ({"runtime": "llamacpp", "dtype": "bfloat16"}, ['runtime="torch" or runtime="native"']),
         ({"runtime": "native", "dtype": "float16"}, ["float16", "bfloat16", "int8", 'runtime="torch"']),
-        ({"runtime": "torch", "kv_dtype": "f16"}, ["kv_dtype", "llamacpp"]),
+        ({"runtime": "torch", "invariant": True}, ["invariant", "llamacpp"]),
         ({"runtime": "llamacpp", "device": "cpu"}, ["device", "torch"]),
     ],
 )

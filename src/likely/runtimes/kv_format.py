@@ -16,8 +16,8 @@ _FORM = re.compile(r"bfp(?P<bits>\d+)(?:n(?P<block>\d+))?")
 class BFPFormat:
     """Block floating point: `block` neighbours share an 8-bit exponent e; each is a whole number of steps.
 
-    For a block with m = max|x| = f 2^e, f in [.5, 1):  u = 2^(e - (p - 1)),  q = clamp(round(x / u), -2^(p-1), 2^(p-1) - 1)
-    and x̂ = q u.  Ties go to even.  m = 0, or e < -126: all zeros.
+    For a block with m = max|x| = f 2^e, f in [.5, 1):  u = 2^(e - (p - 1)),
+    q = clamp(round(x / u), -2^(p-1), 2^(p-1) - 1),  x̂ = q u.  Ties go to even.  m = 0, or e < -126: all zeros.
 
     mantissa_bits  p, sign included, 2 to 16;  BFPk has k = p + 8.  p = 8 with blocks of 32 is MXINT8 of the OCP
     overflow       of a largest value that rounds up to 2^(p-1): "clamp" keeps e (as MX does), "bump" takes e + 1

@@ -1,4 +1,4 @@
-"""A KV cache for transformers that stores packed blocks: usable as `past_key_values` of `module(...)` and `generate`."""
+"""A KV cache for transformers that stores packed blocks: `past_key_values` of `module(...)` and of `generate`."""
 
 from __future__ import annotations
 

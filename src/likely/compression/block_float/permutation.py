@@ -57,7 +57,7 @@ def inverse(order: Order) -> Order:
 
 
 def partners(order: Order) -> tuple[Order, NDArray[np.float32]]:
-    """Of each new channel of (..., d): the new channel of its rotary partner, and -1 for a first member, +1 for a second.
+    """Of each new channel of (..., d): the new channel of its rotary partner, and -1 for a first member, else +1.
 
     With cos', sin' the usual tables in the new order, rotation is x'_c cos'_c + sign_c x'_partner(c) sin'_c.
     """

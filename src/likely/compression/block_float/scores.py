@@ -64,7 +64,7 @@ class HeadActivations:
 
 
 def weight_norms(decoder: DecoderMap, block: Block, part: Literal["k", "v"] = "k") -> Scores:
-    """(H_kv, d) ‖W[i, :]‖ of the key (or value) rows; with a norm of keys, its scale times that over the head's mean."""
+    """(H_kv, d) ‖W[i, :]‖ of the key (or value) rows; with a norm of keys, its scale times that over the mean."""
     weight = getattr(block, part).weight.detach().double()
     norms = weight.norm(dim=1).reshape(decoder.kv_heads, decoder.head_dim)
     if part == "k" and block.k_norm is not None:
@@ -82,8 +82,9 @@ def k_sort(
 ) -> KSort:
     """Orders for `KSort.apply`; the model is not changed.
 
-    score   "weight": norms of the rows of W_k, the paper's; needs no data.  "best": per head the order with the smallest
-            `HeadActivations.error` among none, weight, std and std/query.  rms, absmax, std, std/query: of cached keys
+    score   "weight": norms of the rows of W_k, the paper's; needs no data.  rms, absmax, std, std/query: of cached
+            keys.  "best": per head the order with the smallest `HeadActivations.error` among none, weight, std and
+            std/query
     layout  "table" and "gather" take any order, "pairs" keeps rotary pairs side by side
     calibration  for all scores but "weight";  fmt  the format that "best" is chosen for, BFP12 by default
     """

@@ -75,7 +75,7 @@ def encode(x: torch.Tensor, fmt: BFPFormat) -> tuple[torch.Tensor, torch.Tensor]
 def decode(codes: torch.Tensor, exponents: torch.Tensor, fmt: BFPFormat) -> torch.Tensor:
     """The inverse of `encode` but for what was rounded away: (..., width) fp32."""
     blocks = codes.reshape(*exponents.shape, fmt.block).float() * 2.0 ** (1 - fmt.mantissa_bits)
-    return (blocks * _power(exponents)[..., None]).reshape(*exponents.shape[:-1], -1)
+    return (blocks * _power(exponents)[..., None]).flatten(-2)
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
