@@ -39,7 +39,7 @@ def gguf_type(scheme: QuantScheme) -> tuple[str, int]:
     """The GGUF type that holds a scheme's codes, and its number; CapabilityError that lists those that exist."""
     found = TYPES.get((scheme.bits, scheme.symmetric))
     if found is None or (scheme.group_size or BLOCK) % BLOCK:
-        kinds = ", ".join(f"w{bits}{'-sym' if symmetric else ''}" for bits, symmetric in TYPES)
+        kinds = ", ".join(QuantScheme(bits, None, symmetric).name for bits, symmetric in TYPES)
         raise CapabilityError(
             f"no GGUF type holds the codes of {scheme.name}: {kinds} with groups of a multiple of {BLOCK} can be "
             "written; give a folder as --out for any other scheme"
