@@ -145,7 +145,7 @@ class RememberedRows:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed with this object
         windows, length = data.input_ids.shape
         shape = (windows, length - 1, reference.runtime.vocab_size)
-        self._rows = np.memmap(self._file, np.float32, "w+", shape=shape)  # type: ignore[call-overload]
+        self._rows = np.memmap(self._file, np.float32, "w+", shape=shape)
         for number, window in enumerate(data.input_ids):
             for start, rows in _pieces(reference.runtime, window):
                 self._rows[number, start : start + len(rows)] = rows

@@ -50,22 +50,20 @@ def compare(
     """
     from likely.compression.calibration_set import calibration_set
     from likely.compression.evaluate import compare_all, size_bytes
-    from likely.lm.api import load
 
     length = min(length, tokens)
     if len(set(candidates)) < len(candidates):
         raise typer.BadParameter("a candidate is named twice", param_hint="CANDIDATE")
 
-    def options(name: str | None, kind: str | None) -> dict[str, Any]:
-        sizes = {"context": length + 64, "threads": threads}
-        known = {"runtime": name, "dtype": None if name == "llamacpp" else kind, **sizes}
-        return {key: value for key, value in known.items() if value is not None}
+    def opened(name: str, kind: str | None, computes: str | None) -> Any:
+        computes = None if kind == "llamacpp" else computes
+        return stack.enter_context(flags.ModelFlags(name, kind, computes, length + 64, threads).open_local("scoring"))
 
     with ExitStack() as stack:
-        reference = stack.enter_context(load(model, **options(runtime, dtype)))
+        reference = opened(model, runtime, dtype)
         text = calibration_set(data, reference.tokenizer, windows=max(1, tokens // length), length=length)
-        own = options(candidate_runtime or runtime, candidate_dtype or (None if candidate_runtime else dtype))
-        others = {name: stack.enter_context(load(name, **own)) for name in candidates}
+        own = candidate_dtype or (None if candidate_runtime else dtype)
+        others = {name: opened(name, candidate_runtime or runtime, own) for name in candidates}
         tick = stack.enter_context(progress(len(text), "comparing", unit="windows"))
         reports = compare_all(reference, others, text, skip=skip, progress=tick)
         records = [
