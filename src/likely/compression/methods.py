@@ -17,11 +17,12 @@ import torch
 
 from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.calibration_set import CalibrationSet, calibration_set
-from likely.compression.export import export_folder, export_gguf
+from likely.compression.export import export_folder, export_gguf, gguf_type
 from likely.compression.quantized import QuantizedTensor, round_to_nearest
 from likely.compression.schemes import QuantScheme, parse_scheme
 from likely.errors import check_choice
-from likely.models.load import Loaded, ModelInfo, load_local
+from likely.models.convert import check_places
+from likely.models.load import Loaded, ModelInfo, load_local, resolve
 from likely.tokenizers.protocol import Tokenizer
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Quantized = dict[str, QuantizedTensor]
 Progress = Callable[[int, int], None]  # done, in all
 DEFAULT_CALIBRATION = "c4_sample"
+DEFAULT_SCHEME = "w4g64"
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,13 @@ class CompressedModel:
             progress=progress,
         )  # fmt: skip
 
+    def summary(self) -> str:
+        """In a few words: the method, the bits of its codes, the weights that are left."""
+        if not self.quantized:
+            return f"{self.settings['method']}, {sum(p.numel() for p in self.module.parameters()) / 1e6:,.1f} M weights"
+        bits = 8 * sum(t.nbytes for t in self.quantized.values()) / sum(t.codes.size for t in self.quantized.values())
+        return f"{self.settings['method']} {self.settings['scheme']}, {bits:.2f} bits per rounded weight"
+
     def record(self) -> str:
         """The settings as JSON: every export carries it."""
         return json.dumps(self.settings, sort_keys=True)
@@ -142,7 +151,7 @@ def compress(
         raise ValueError(f"{method} prunes: it takes a sparsity and no scheme")
     if not entry.prunes and sparsity is not None:
         raise ValueError(f"{method} rounds: it takes a scheme and no sparsity")
-    rounding = None if entry.prunes else parse_scheme(scheme or "w4g64")
+    rounding = None if entry.prunes else parse_scheme(scheme or DEFAULT_SCHEME)
     place, module, tokenizer = open_module(model)
     chosen = None
     if entry.calibrates:
@@ -165,6 +174,18 @@ def compress(
         source=place,
         info=_info(model, place, tokenizer),
     )
+
+
+def check_target(
+    model: str | Path, target: Path, *, method: str, scheme: str | QuantScheme | None, overwrite: bool
+) -> None:
+    """Raise before the work begins on what `export` would refuse after it."""
+    rounding = None if METHODS[method].prunes else parse_scheme(scheme or DEFAULT_SCHEME)
+    if target.suffix == ".gguf" and rounding is not None:
+        gguf_type(rounding)
+    kind, place = resolve(model)
+    if kind != "hub":
+        check_places(Path(place), target, "gguf" if target.suffix == ".gguf" else "safetensors", overwrite)
 
 
 def use_codes(module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor]) -> None:
