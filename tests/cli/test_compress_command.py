@@ -50,6 +50,25 @@ def write_other(folder):
     return write_tiny_llama(folder / "other.gguf", vocab=300)
 
 
+def test_formats_of_keys_and_values_are_compared(cli, wide, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the other cats sat there too. " * 20)
+    rest = ("--data", text, "--tokens", 80, "--length", 40, "--threads", 1)
+    coarse = cli("compare", wide, wide, "--kv", "bfp11n16", *rest, "--json").json
+    fine = cli("compare", wide, wide, "--kv", "bfp16n16", "--k-sort", *rest, "--json").json
+    assert 0 < fine["kl"] < coarse["kl"] and fine["k_sort"] and not coarse["k_sort"]
+    assert coarse["kv_bytes_per_token"] / fine["kv_bytes_per_token"] == pytest.approx(3.5 / 8.5)
+    assert "bytes a token" in cli("compare", wide, wide, "--kv", "bfp16n16", *rest).out
+    for arguments, message in (
+        (("--kv", "bfp12n80"), "do not divide"),
+        (("--kv", "q4"), "bfp12"),
+        (("--k-sort",), "--kv bfp12"),
+        (("--kv", "bfp12", "--candidate-runtime", "native"), "torch runtime"),
+    ):
+        done = cli("compare", wide, wide, *arguments, *rest)
+        assert done.code in (1, 2) and message in done.err and len(done.err.splitlines()) == 1, done.err
+
+
 def test_help_begins_with_commands(cli):
     for verb in ("compress", "compare"):
         assert "Examples:" in cli(verb, "--help").out

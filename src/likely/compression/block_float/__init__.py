@@ -9,6 +9,7 @@ from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from likely.compression.block_float.cache import BlockQuantizedCache as BlockQuantizedCache
+    from likely.compression.block_float.loading import load_block_float as load_block_float
     from likely.compression.block_float.scores import k_sort as k_sort
     from likely.compression.block_float.scores import v_sort as v_sort
     from likely.compression.block_float.sorting import KSort as KSort

@@ -32,13 +32,21 @@ def compare(
     candidate_dtype: Annotated[
         str | None, typer.Option("--candidate-dtype", callback=flags.one_of("dtypes"), help="What they compute in.")
     ] = None,
+    kv: Annotated[
+        str | None,
+        typer.Option("--kv", help="What candidates keep keys and values as, on torch: bfp12, bfp16, bfp12/bfp16 ..."),
+    ] = None,
+    k_sort: Annotated[
+        bool, typer.Option("--k-sort", help="With --kv: sort their channels by the norms of W_k and W_v first.")
+    ] = False,
     threads: flags.ThreadsOption = None,
     as_json: flags.JsonOption = False,
 ) -> None:
     """What compression, or anything else, did to the likelihoods: KL per token, perplexity, flips, bytes.
 
     Both models compute in fp32 by default, so that only their weights differ.  With --candidate-runtime the candidate
-    runs as it will be used, its own rounding of activations included.
+    runs as it will be used, its own rounding of activations included.  With --kv a candidate, which may be the
+    reference itself, keeps its keys and values in that format.
 
     Examples:
 
@@ -47,6 +55,8 @@ def compare(
       likely compare smollm2 smollm2-w4.gguf smollm2-w8.gguf --data wikitext2:test --json
 
       likely compare smollm2 smollm2-w4.gguf --data notes.txt --candidate-runtime llamacpp
+
+      likely compare smollm2 smollm2 --kv bfp12 --k-sort --data python_stdlib --tokens 512
     """
     from likely.compression.calibration_set import calibration_set
     from likely.compression.evaluate import compare_all, size_bytes
@@ -54,16 +64,34 @@ def compare(
     length = min(length, tokens)
     if len(set(candidates)) < len(candidates):
         raise typer.BadParameter("a candidate is named twice", param_hint="CANDIDATE")
+    if k_sort and kv is None:
+        raise typer.BadParameter(
+            "it is about blocks of keys: give their format, as in --kv bfp12", param_hint="--k-sort"
+        )
+    if kv is not None and (candidate_runtime or "torch") != "torch":
+        raise typer.BadParameter("formats of keys and values are those of the torch runtime", param_hint="--kv")
 
     def opened(name: str, kind: str | None, computes: str | None) -> Any:
         computes = None if kind == "llamacpp" else computes
         return stack.enter_context(flags.ModelFlags(name, kind, computes, length + 64, threads).open_local("scoring"))
 
+    def stored(name: str, computes: str) -> Any:
+        from likely.compression.block_float import load_block_float
+
+        loaded = load_block_float(
+            name, str(kv), sort="weight" if k_sort else None, dtype=computes, context=length + 64, threads=threads
+        )
+        stack.callback(loaded.runtime.shutdown)
+        return loaded
+
     with ExitStack() as stack:
         reference = opened(model, runtime, dtype)
         text = calibration_set(data, reference.tokenizer, windows=max(1, tokens // length), length=length)
         own = candidate_dtype or (None if candidate_runtime else dtype)
-        others = {name: opened(name, candidate_runtime or runtime, own) for name in candidates}
+        others = {
+            name: stored(name, own or dtype) if kv else opened(name, candidate_runtime or runtime, own)
+            for name in candidates
+        }
         tick = stack.enter_context(progress(len(text), "comparing", unit="windows"))
         reports = compare_all(reference, others, text, skip=skip, progress=tick)
         records = [
@@ -76,6 +104,10 @@ def compare(
             }
             for name in candidates
         ]  # fmt: skip
+        if kv:
+            for record in records:
+                held = others[record["candidate"]].runtime.kv_bytes_per_token
+                record.update(kv=kv, k_sort=k_sort, kv_bytes_per_token=held)
     if as_json:
         print_json(records[0] if len(records) == 1 else {"candidates": records})
         return
@@ -91,3 +123,8 @@ def compare(
             f"{record['perplexity']:.2f}",
         ))  # fmt: skip
     print_table(heads, rows)
+    if kv:
+        for record in records:
+            typer.echo(
+                f"{record['candidate']}: keys and values as {kv}, {record['kv_bytes_per_token']:,} bytes a token"
+            )
