@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from drafter_factories import MADE  # noqa: E402
+from factories import FACTORIES  # noqa: E402
+from speculation_product import requests  # noqa: E402
 from tiny_gguf import write_tiny_llama  # noqa: E402
 from tiny_torch import tiny_module  # noqa: E402
 
+from likely.decoding.loop import Loop  # noqa: E402
 from likely.errors import CapabilityError  # noqa: E402
 from likely.models.load import load_local  # noqa: E402
 from likely.runtimes.kv_format import parse_kv_format  # noqa: E402
@@ -121,3 +127,23 @@ def test_it_is_an_option_of_loading(tmp_path):
         load_local(path, runtime="torch", kv_dtype="q4_0", threads=1)
     with pytest.raises(CapabilityError, match="needs cached keys"):
         TorchRuntime(tiny_module("mamba"), kv_dtype="bf16")
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("choice", ["greedy", "sampled, keyed", "penalties and bias"])
+@pytest.mark.parametrize("drafter", ["copy", "suffix, trees", "trigram", "model, RSD-S", "skip"])
+def test_drafts_change_no_token(drafter, choice):
+    """Chains, trees and skipped layers over packed keys: the text of plain decoding, alone and in a batch."""
+    runtime = FACTORIES["torch-bfp12"][0]()
+    source = MADE[drafter].build(runtime)
+    for batch in (1, 3):
+        plain = requests(choice, batch, runtime.vocab_size)
+        texts = []
+        for wanted in (plain, [replace(request, drafter=source) for request in plain]):
+            loop = Loop(runtime, token_bytes=lambda t: bytes([97 + t % 26]), end_ids=frozenset())
+            order = [loop.add(request) for request in wanted]
+            done = {}
+            while not loop.idle:
+                done |= {event.request: event.finish.tokens for event in loop.step() if event.finish}
+            texts.append([done[number] for number in order])
+        assert texts[0] == texts[1]
