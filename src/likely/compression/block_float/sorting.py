@@ -42,6 +42,7 @@ class KSort:
         orders = [check_order(order, decoder.kv_heads, decoder.head_dim) for order in self.orders]
         for block, order in zip(decoder.blocks, orders, strict=True):
             attention: Any = block.module.self_attn
+            tables: _Gathered | _Permuted
             if "forward" in attention.__dict__:
                 raise CapabilityError("the keys of this model were sorted before: load it again")
             per_query = np.repeat(order, decoder.heads // decoder.kv_heads, axis=0)
@@ -126,7 +127,7 @@ class _Rotation:
         if norm is None:
             return found
         scale = decoder.norm_scale(norm).detach()[at][:, None]
-        eps: float = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon  # type: ignore[assignment]
+        eps: float = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
         return cls(at, found.partner, found.sign, scale, eps)
 
     def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

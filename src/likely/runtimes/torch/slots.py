@@ -48,7 +48,8 @@ class StoredSlots:
     def __getitem__(self, where: Where) -> torch.Tensor:
         parts = [part[where] for part in self._parts]
         if isinstance(self._stored, BFPFormat):
-            return BlockFloatTensor(*parts, self._stored, self._width).dequantize(self._dtype)
+            packed, exponents = parts
+            return BlockFloatTensor(packed, exponents, self._stored, self._width).dequantize(self._dtype)
         return parts[0].to(self._dtype)
 
     def grow(self, capacity: int) -> None:
