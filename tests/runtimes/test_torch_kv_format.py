@@ -85,6 +85,10 @@ def test_bytes_per_token_are_told_and_held(kv, bits):
     before = runtime.revision
     runtime.refresh()
     assert runtime.revision == before
+    runtime.refresh(f"{before}+lora")
+    assert runtime.revision == f"{before}+lora"
+    runtime.refresh("named")
+    assert runtime.revision == ("named" if kv is None else f"named-kv-{kv}")
 
 
 def test_half_the_bytes_hold_twice_the_tokens(monkeypatch):

@@ -168,9 +168,7 @@ class TorchRuntime(SlotRuntime):
     def refresh(self, revision: str | None = None) -> None:
         """The weights changed: name them anew and invalidate every sequence; what they held is free again."""
         self._invalidate()
-        self.revision = revision if revision is not None else self._digest()
-        if self._kv is not None:
-            self.revision += f"-kv-{self._kv.name}"
+        self.revision = self._with_kv(revision if revision is not None else self._digest())
 
     # --- evaluation -------------------------------------------------------------------------------------------------
 
@@ -299,7 +297,12 @@ class TorchRuntime(SlotRuntime):
             raise CapabilityError(f"kv_dtype={kv.name} does not fit this model: {error}") from None
         self.kv_bytes_per_token = self._table.bytes_per_token
         self.close(sequence)
-        self.revision += f"-kv-{kv.name}"
+        self.revision = self._with_kv(self.revision)
+
+    def _with_kv(self, revision: str) -> str:
+        """The name of these weights with that of the format, once: numbers depend on both."""
+        end = "" if self._kv is None else f"-kv-{self._kv.name}"
+        return revision if end in revision else revision + end
 
     @property
     def kv_dtype(self) -> str:
