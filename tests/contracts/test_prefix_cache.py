@@ -118,7 +118,9 @@ def test_what_is_kept_gives_way_to_a_text_that_needs_the_room():
     runtime, _ = build("toy")  # 1,024 tokens, context 64
     prefixes = PrefixCache(runtime, max_tokens=1000)
     rng = np.random.default_rng(3)
-    requests = [Request(tuple(rng.integers(3, 11, size=40).tolist()), Sampling(seed=i), max_tokens=20) for i in range(60)]
+    requests = [
+        Request(tuple(rng.integers(3, 11, size=40).tolist()), Sampling(seed=i), max_tokens=20) for i in range(60)
+    ]
     loop = loop_of(runtime, prefixes)
     found = answers(loop, requests)
     assert len(found) == 60 and all(finish.reason in ("length", "stop") for finish in found.values())
@@ -175,6 +177,20 @@ def test_a_tree_agrees_with_a_list_of_texts():
         prefixes.evict(KvFull(1, 0, "sequences"))
         assert prefixes.tokens < held
     assert runtime.free_tokens() == runtime.limits.tokens_held and not runtime._open
+
+
+def test_texts_that_have_little_in_common_are_kept_beside_each_other():
+    runtime, _ = build("native")
+    prefixes = PrefixCache(runtime)
+    common = list(range(3, 3 + LEAST - 1))  # too little for a fork
+    texts = [[*common, 20 + i, *range(30, 50)] for i in range(4)]
+    for text in texts:
+        answers(loop_of(runtime, prefixes), [Request(tuple(text), Sampling(temperature=0), max_tokens=2)])
+    assert all(prefixes.match(text) == len(text) for text in texts)
+    assert runtime.free_tokens() + prefixes.tokens == runtime.limits.tokens_held
+    while prefixes.evict(KvFull(1, 0, "sequences")):
+        assert runtime.free_tokens() + prefixes.tokens >= runtime.limits.tokens_held
+    assert runtime.free_tokens() == runtime.limits.tokens_held and prefixes.tokens == 0
 
 
 def test_a_runtime_that_cannot_fork_keeps_nothing():

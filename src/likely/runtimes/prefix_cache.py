@@ -1,4 +1,4 @@
-"""Prefix cache: sequences that have ended stay in the runtime, so that a prompt that begins like one is not computed again.
+"""Prefix cache: sequences that have ended stay in the runtime, so that a prompt that begins like one is computed once.
 
 A radix tree over token ids, one per salt. A node is a run of tokens; a leaf holds a sequence of the runtime with all
 tokens from the root to it. What two texts share lies in the runtime once, because one was forked from the other.
@@ -16,17 +16,22 @@ from likely.errors import KvFull, ModelError
 from likely.runtimes.protocol import IntArray, Runtime, Sequence
 
 LEAST = 8  # tokens that are worth a fork
+MOST_TWICE = 64  # tokens of a text that may lie in the runtime twice
 
 
 @dataclass(eq=False)
 class _Node:
-    """A run of tokens below `parent`; `sequence` in leaves alone, `used` the time of the last look-up."""
+    """A run of tokens below `parent`; `sequence` in leaves alone, `used` the time of the last look-up.
+
+    twice  first and end of what the leaf's sequence holds a second time
+    """
 
     tokens: IntArray
     parent: _Node | None
     used: int = 0
     children: dict[int, _Node] = field(default_factory=dict)
     sequence: Sequence | None = None
+    twice: tuple[int, int] = (0, 0)
 
     @property
     def depth(self) -> int:
@@ -112,8 +117,8 @@ class PrefixCache:
     def keep(self, tokens: Seq[int], sequence: Sequence, salt: str = "", *, shared: int | None = None) -> bool:
         """Take over a sequence that keeps exactly these tokens, with nothing pending; whether it is kept.
 
-        shared  how many of its first tokens came from this cache; more than that in common with what is kept would lie
-                in the runtime twice, so such a text is left out.  None: not known, all that is common counts as shared
+        shared  how many of its first tokens came from this cache; what it has beyond that in common with others lies in
+                the runtime twice, and where that is much it is left out.  None: all that is common counts as shared
         Where it is not kept the caller still owns the sequence.
         """
         held = np.asarray(tokens, np.int64)
@@ -121,20 +126,24 @@ class PrefixCache:
             return False
         root = self._roots.setdefault(salt, _Node(np.empty(0, np.int64), None))
         node, inside, length = self._walk(root, held)
-        twice = shared is not None and length > shared
-        if length == len(held) or (twice and (inside < len(node.tokens) or node.sequence is None)):
+        branch = length if inside < len(node.tokens) or node.sequence is None else length - len(node.tokens)
+        twice = (branch if shared is None else min(shared, branch), branch)
+        if branch < length and (shared is None or shared > branch):  # it was forked from the leaf that it replaces
+            twice = node.twice
+        if length == len(held) or twice[1] - twice[0] > MOST_TWICE:
             self._touch(node)
             return False
         if inside < len(node.tokens):
             node = self._split(node, inside)
-        leaf = _Node(held[length:].copy(), node, sequence=sequence)
+        leaf = _Node(held[length:].copy(), node, sequence=sequence, twice=twice)
         node.children[int(held[length])] = leaf
         if node.sequence is not None:  # it is a beginning of the new one
             self._runtime.close(node.sequence)
-            node.sequence = None
+            self.tokens -= node.twice[1] - node.twice[0]
+            node.sequence, node.twice = None, (0, 0)
             self.sequences -= 1
         self.sequences += 1
-        self.tokens += len(leaf.tokens)
+        self.tokens += len(leaf.tokens) + twice[1] - twice[0]
         self._touch(leaf)
         while self.tokens > self.max_tokens or self.sequences > self.max_sequences:
             self._drop_oldest()
@@ -203,13 +212,15 @@ class PrefixCache:
         parent, sequence = leaf.parent, leaf.sequence
         assert parent is not None and sequence is not None
         del parent.children[int(leaf.tokens[0])]
-        self.tokens -= len(leaf.tokens)
+        first, end = leaf.twice
+        self.tokens -= len(leaf.tokens) + end - first
         if parent.children or parent.parent is None:
             self.sequences -= 1
             self._runtime.close(sequence)
         else:
             self._runtime.truncate(sequence, parent.depth)
-            parent.sequence = sequence
+            parent.sequence, parent.twice = sequence, (min(first, parent.depth), min(end, parent.depth))
+            self.tokens += parent.twice[1] - parent.twice[0]
         for salt in [salt for salt, root in self._roots.items() if not root.children]:
             del self._roots[salt]
 

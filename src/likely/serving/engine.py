@@ -17,8 +17,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from likely.decoding.request import Event, Request, longest_text
-from likely.errors import KvFull, LikelyError
 from likely.decoding.sequence_state import SequenceState
+from likely.errors import KvFull, LikelyError
 from likely.lm.model import Model
 from likely.runtimes.prefix_cache import PrefixCache
 from likely.scoring.likelihood import Item, Scoring, TokenScores
@@ -117,8 +117,8 @@ class AsyncEngine:
 
     max_running    texts that are written at a time
     max_queue      requests that may wait behind them; more are refused with Overloaded
-    cached_tokens  of texts that have ended and are kept for prompts that begin like them; None: half of what the runtime
-                   holds, 0: none
+    cached_tokens  of texts that have ended and are kept for prompts that begin like them; None: half of what the
+                   runtime holds, 0: none
 
     Nothing else may use the model's runtime until `close`.  An error of one request ends that request alone; an error
     of the runtime itself ends what runs, and the next request starts afresh.
@@ -138,9 +138,7 @@ class AsyncEngine:
         self.model, self.most = model, max_running + max_queue
         self.prefixes = PrefixCache(model.runtime, max_tokens=cached_tokens)
         self._metrics = metrics
-        self._loop = model.loop(
-            policy=_AtMost(max_running), prefixes=self.prefixes, prefill_tokens=PREFILL_TOKENS
-        )
+        self._loop = model.loop(policy=_AtMost(max_running), prefixes=self.prefixes, prefill_tokens=PREFILL_TOKENS)
         self._begun: set[int] = set()
         self._lock = threading.Lock()
         self._live: dict[int, Ticket] = {}
@@ -181,6 +179,8 @@ class AsyncEngine:
             ticket.id = self._loop.add(request)
             self._live[ticket.id] = ticket
             self._live_samples[ticket.id] = request.samples
+        if self._metrics is not None:
+            self._metrics.prompt_tokens.inc(len(request.prompt))
         self._wake.set()
         return ticket
 
@@ -324,6 +324,8 @@ class AsyncEngine:
             self._live_samples.clear()
             self._jobs.clear()
             self._begun = set()
+            if self._metrics is not None:
+                self._metrics.forget()
             try:
                 self._loop.close()
                 with self.model.runtime.turn:

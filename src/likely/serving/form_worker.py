@@ -91,7 +91,9 @@ class FormWorker:
         """ConstraintError with what is wrong with a form, FormTooCostly where the limits did not suffice."""
         text = described.text()
         if len(text) > self._size:
-            raise FormTooCostly(f"the form has {len(text)} bytes as JSON, at most {self._size} are taken: make it smaller")
+            raise FormTooCostly(
+                f"the form has {len(text)} bytes as JSON, at most {self._size} are taken: make it smaller"
+            )
         key = hashlib.sha256(text.encode()).hexdigest()
         with self._lock:
             if key not in self._verdicts:

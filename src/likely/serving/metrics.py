@@ -70,8 +70,13 @@ class ServerMetrics:
                 self.drafted.inc(event.finish.proposed)
                 self.accepted.inc(event.finish.accepted)
             if event.error:
+                self.finished.labels("error").inc()
                 for known in [known for known in self._last if known[0] == request]:
                     del self._last[known]
+
+    def forget(self) -> None:
+        """All requests were broken off."""
+        self._last.clear()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

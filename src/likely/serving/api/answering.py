@@ -27,7 +27,7 @@ from likely.serving.api.schemas import (
     ScoreRequest,
     TokenizeRequest,
 )
-from likely.serving.api.streaming import EventStream, Events, merged, while_connected
+from likely.serving.api.streaming import Events, EventStream, merged, while_connected
 from likely.serving.engine import AsyncEngine, Ticket
 from likely.serving.limits import MAX_NUMBERS, MAX_SCORED_CHARS, ApiError, ServerLimits, json_response
 

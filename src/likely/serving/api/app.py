@@ -174,7 +174,9 @@ def _watch(metrics: ServerMetrics, app: FastAPI, model: Model) -> None:
     most = model.runtime.limits.tokens_held
     metrics.watch("num_requests_running", "Requests that are written", lambda: engine().running)
     metrics.watch("num_requests_waiting", "Requests behind them", lambda: engine().waiting - engine().running)
-    metrics.watch("kv_cache_usage_perc", "Share of the tokens held that texts need", lambda: 1 - engine().free_tokens / most)
+    metrics.watch(
+        "kv_cache_usage_perc", "Share of the tokens held that texts need", lambda: 1 - engine().free_tokens / most
+    )
     metrics.watch("prefix_cache_tokens", "Tokens kept of texts that have ended", lambda: engine().prefixes.tokens)
     metrics.watch("prefix_cache_queries", "Tokens of prompts", lambda: engine().prefixes.looked_up, total=True)
     metrics.watch("prefix_cache_hits", "Tokens of prompts that were kept", lambda: engine().prefixes.found, total=True)

@@ -17,6 +17,7 @@ from likely.lm.results import Answer
 from likely.serving.api.answering import Answering, seed_of
 from likely.serving.api.confidence import decision_fields
 from likely.serving.api.forms import form_of
+from likely.serving.api.gate import log_of
 from likely.serving.api.replies import Pieces, cached_of, chat_content, ended_by, usage
 from likely.serving.api.schemas import ChatRequest
 from likely.serving.api.streaming import Events
@@ -40,14 +41,15 @@ class Chats:
 
     async def answer(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
         self._with.check_before(asked, 1)
-        work = self._stream(asked, salt) if asked.stream else self._whole(asked, salt)
+        work = self._stream(http, asked, salt) if asked.stream else self._whole(http, asked, salt)
         return await self._with.within(http, asked, work)
 
-    async def _whole(self, asked: ChatRequest, salt: str) -> Response:
+    async def _whole(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
         started = await self._start(asked, "chat.completion", salt)
         done = await self._with.finished([started.ticket])
         choices = [await self._choice(asked, started, sample, done[0, sample]) for sample in range(asked.n)]
         spent = usage(started.prompt_tokens, done.values(), cached_of(done))
+        log_of(http)["usage"] = spent
         return self._with.reply(asked, {**started.head, "choices": choices, "usage": spent})
 
     async def _choice(self, asked: ChatRequest, started: _Started, sample: int, finished: Finished) -> dict[str, Any]:
@@ -73,11 +75,11 @@ class Chats:
             **decision_fields(started.bound, answer),
         }
 
-    async def _stream(self, asked: ChatRequest, salt: str) -> Response:
+    async def _stream(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
         started = await self._start(asked, "chat.completion.chunk", salt)
-        return self._with.stream(asked, self._events(asked, started), [started.ticket])
+        return self._with.stream(asked, self._events(http, asked, started), [started.ticket])
 
-    async def _events(self, asked: ChatRequest, started: _Started) -> Events:
+    async def _events(self, http: HttpRequest, asked: ChatRequest, started: _Started) -> Events:
         """With a threshold nothing of a text is sent before it is known that it reaches it."""
         pieces = Pieces(asked, started.head, started.prompt_tokens)
         withheld = started.bound is not None and started.bound.rule is not None
@@ -120,6 +122,7 @@ class Chats:
                     reason = "tool_calls"
                 fields = decision_fields(started.bound, answer)
                 yield chunk(sample, {}, **ended_by(reason, complete=finish.complete), **fields)
+        log_of(http)["usage"] = pieces.usage()
         for last in pieces.last():
             yield last
 

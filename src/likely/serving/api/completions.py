@@ -12,6 +12,7 @@ from likely.decoding.request import Finished
 from likely.scoring.likelihood import Item, TokenScores
 from likely.serving.api.answering import Answering, seed_of
 from likely.serving.api.forms import form_of
+from likely.serving.api.gate import log_of
 from likely.serving.api.prompts import EncodedPrompt
 from likely.serving.api.replies import CompletionLogprobs, Pieces, cached_of, ended_by, joined, usage
 from likely.serving.api.schemas import CompletionRequest
@@ -43,10 +44,10 @@ class Completions:
 
     async def answer(self, http: HttpRequest, asked: CompletionRequest, salt: str) -> Response:
         self._with.check_before(asked, len(asked.prompts))
-        work = self._stream(asked, salt) if asked.stream else self._whole(asked, salt)
+        work = self._stream(http, asked, salt) if asked.stream else self._whole(http, asked, salt)
         return await self._with.within(http, asked, work)
 
-    async def _whole(self, asked: CompletionRequest, salt: str) -> Response:
+    async def _whole(self, http: HttpRequest, asked: CompletionRequest, salt: str) -> Response:
         started = await self._start(asked, salt)
         done = await self._with.finished(started.tickets)
         choices = []
@@ -60,13 +61,14 @@ class Completions:
                         block = joined(echo, self._block(asked, prompt, finished))
                 choices.append({"index": i * asked.n + sample, "text": text, "logprobs": block, **ending})
         spent = usage(started.prompt_tokens, done.values(), cached_of(done))
+        log_of(http)["usage"] = spent
         return self._with.reply(asked, {**started.head, "choices": choices, "usage": spent})
 
-    async def _stream(self, asked: CompletionRequest, salt: str) -> Response:
+    async def _stream(self, http: HttpRequest, asked: CompletionRequest, salt: str) -> Response:
         started = await self._start(asked, salt)
-        return self._with.stream(asked, self._events(asked, started), started.tickets)
+        return self._with.stream(asked, self._events(http, asked, started), started.tickets)
 
-    async def _events(self, asked: CompletionRequest, started: _Started) -> Events:
+    async def _events(self, http: HttpRequest, asked: CompletionRequest, started: _Started) -> Events:
         pieces = Pieces(asked, started.head, started.prompt_tokens)
 
         def chunk(index: int, text: str, block: Any, ending: dict[str, Any]) -> dict[str, Any]:
@@ -89,6 +91,7 @@ class Completions:
                 done = event.finish
                 ending = ended_by(None) if done is None else ended_by(done.reason, complete=done.complete)
                 yield chunk(i * asked.n + event.sample, event.text, block, ending)
+        log_of(http)["usage"] = pieces.usage()
         for last in pieces.last():
             yield last
 

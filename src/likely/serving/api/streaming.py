@@ -45,8 +45,8 @@ class EventStream(Response):
 
     tickets  what the events are made of; cancelled when the client goes away, also before the first event
     deadline_s  of this stream
-    An error, or the deadline, becomes an event with an "error", and ends the stream without [DONE].  Where no event comes
-    for a while a comment is sent, which tells proxies and clients that the stream lives.
+    An error, or the deadline, becomes an event with an "error", and ends the stream without [DONE].  Where no event
+    comes for a while a comment is sent, which tells proxies and clients that the stream lives.
     """
 
     media_type = "text/event-stream"

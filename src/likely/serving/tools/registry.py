@@ -1,12 +1,12 @@
 """Typed functions as tools: the schema of their arguments, checks before they run, and results as messages.
 
-    @tool
-    def get_weather(city: str, days: int = 1) -> str:
-        "The weather of the next days."
+@tool
+def get_weather(city: str, days: int = 1) -> str:
+    "The weather of the next days."
 
-    box = Toolbox([get_weather])
-    reply = client.chat.completions.create(model="smollm2", messages=messages, tools=box.definitions)
-    messages += [reply.choices[0].message, *box.run(reply.choices[0].message.tool_calls)]
+box = Toolbox([get_weather])
+reply = client.chat.completions.create(model="smollm2", messages=messages, tools=box.definitions)
+messages += [reply.choices[0].message, *box.run(reply.choices[0].message.tool_calls)]
 """
 
 from __future__ import annotations
