@@ -220,8 +220,9 @@ class AsyncEngine:
         try:
             if not self._fits():
                 self._release_jobs()
-            self._publish(self._loop.step())
-            self._note_begun()
+            events = self._loop.step()
+            self._note_begun(events)
+            self._publish(events)
         except Exception as error:
             self._fail_all(EngineFailed(f"the model's engine failed: {type(error).__name__}: {error}"))
         self._score_next()
@@ -230,14 +231,15 @@ class AsyncEngine:
         )
         return not self._loop.idle or bool(self._jobs)
 
-    def _note_begun(self) -> None:
-        begun = {each.id for each in self._loop.scheduler.running}
+    def _note_begun(self, events: Sequence[Event]) -> None:
+        """Requests that began to run with this step, those that ended with it, too."""
+        running = {each.id for each in self._loop.scheduler.running}
         if self._metrics is not None:
             now = time.perf_counter()
-            for number in begun - self._begun:
+            for number in (running | {event.request for event in events if event.tokens}) - self._begun:
                 if (ticket := self._live.get(number)) is not None:
                     self._metrics.queue_time.observe(now - ticket.submitted)
-        self._begun = begun
+        self._begun = running
 
     def _publish(self, events: Sequence[Event]) -> None:
         news: dict[int, list[Event]] = {}
@@ -253,9 +255,9 @@ class AsyncEngine:
                 else:
                     self._live_samples[number] = left
             if ticket is not None:
-                ticket._deliver(found)
                 if self._metrics is not None:
                     self._metrics.observe(ticket.submitted, number, found)
+                ticket._deliver(found)
 
     def _score_next(self) -> None:
         """One call of the model for the job at the front, which then goes to the back."""
