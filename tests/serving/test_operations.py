@@ -270,7 +270,9 @@ def test_a_request_may_name_a_shorter_time(tiny):
 
     async def question(client):
         tiny.runtime.forward = lambda work: time.sleep(0.02) or step(work)
-        whole = await client.post(COMPLETIONS, {"prompt": "the", "max_tokens": 200, "timeout": 0.05, "ignore_eos": True})
+        whole = await client.post(
+            COMPLETIONS, {"prompt": "the", "max_tokens": 200, "timeout": 0.05, "ignore_eos": True}
+        )
         reply = await client.http.post(
             COMPLETIONS,
             json={"prompt": "the", "max_tokens": 200, "timeout": 0.05, "ignore_eos": True, "stream": True},
@@ -346,7 +348,9 @@ def test_bodies_that_never_end_do_not_stand_in_the_way(tiny):
     limits = ServerLimits(max_running=2, max_queue=0, body_timeout_s=5)
     with serving(tiny, limits=limits) as url:
         address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+        head = (
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+        )
         half = [socket.create_connection(address) for _ in range(6)]
         for connection in half:
             connection.sendall(head)
@@ -438,7 +442,13 @@ def test_the_gate_lets_other_protocols_pass():
 
 
 def test_limits_are_checked():
-    for wrong in ({"max_running": 0}, {"max_queue": -1}, {"form_s": 0}, {"cached_tokens": -1}, {"ping_s": float("nan")}):
+    for wrong in (
+        {"max_running": 0},
+        {"max_queue": -1},
+        {"form_s": 0},
+        {"cached_tokens": -1},
+        {"ping_s": float("nan")},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ServerLimits(**wrong)
     assert ServerLimits(max_queue=0, cached_tokens=0).most_requests == 64

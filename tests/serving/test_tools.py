@@ -129,7 +129,9 @@ def test_a_call_is_the_same_whole_and_streamed_and_with_a_drafter(roomy):
         calls = choice["message"]["tool_calls"]
         assert calls and choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
         for each in calls:
-            schema = {"get_weather": WEATHER, "now": NOW}[each["function"]["name"]].get("parameters", {"maxProperties": 0})
+            schema = {"get_weather": WEATHER, "now": NOW}[each["function"]["name"]].get(
+                "parameters", {"maxProperties": 0}
+            )
             jsonschema.validate(json.loads(each["function"]["arguments"]), schema)
         assert drafted["choices"][sample]["logprobs"] == choice["logprobs"]
         pieces = [event["choices"][0] for event in events if event["choices"][0]["index"] == sample]

@@ -20,8 +20,8 @@ from likely.errors import LikelyError
 from likely.lm.confidence import AnsweringModel, ThresholdOptions
 from likely.lm.model import Model
 from likely.serving.api.answering import Answering
-from likely.serving.api.chats import Chats
-from likely.serving.api.completions import Completions
+from likely.serving.api.chats import ChatsEndpoint
+from likely.serving.api.completions import CompletionsEndpoint
 from likely.serving.api.confidence import ChatConfidence
 from likely.serving.api.gate import Gate, check_key, log_of
 from likely.serving.api.schemas import (
@@ -79,7 +79,7 @@ def create_app(
         app.state.engine = engine
         answering = Answering(engine, name, limits, ChatConfidence(model, policy, fallback, limits.max_running))
         app.state.answering = answering
-        app.state.completions, app.state.chats = Completions(answering), Chats(answering)
+        app.state.completions, app.state.chats = CompletionsEndpoint(answering), ChatsEndpoint(answering)
         try:
             yield
         finally:

@@ -33,7 +33,7 @@ class _Started:
     bound: BoundPolicy | None
 
 
-class Chats:
+class ChatsEndpoint:
     """Chats of one server."""
 
     def __init__(self, answering: Answering):

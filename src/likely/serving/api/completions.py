@@ -36,7 +36,7 @@ class _Started:
         return sum(len(prompt.tokens) for prompt in self.prompts)
 
 
-class Completions:
+class CompletionsEndpoint:
     """Completions of one server."""
 
     def __init__(self, answering: Answering):

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create
 from likely.errors import DataError, nearest
 
 Effect = Literal["read", "write"]
-Validator = Callable[[Mapping[str, Any]], str | None]
+ArgumentCheck = Callable[[Mapping[str, Any]], str | None]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Tool:
     name: str
     description: str
     effect: Effect = "read"
-    validators: tuple[Validator, ...] = ()
+    validators: tuple[ArgumentCheck, ...] = ()
     timeout_s: float = 30.0
 
     @cached_property
@@ -86,7 +86,7 @@ def tool(
     *,
     name: str | None = None,
     effect: Effect = "read",
-    validators: Sequence[Validator] = (),
+    validators: Sequence[ArgumentCheck] = (),
     timeout_s: float = 30.0,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
@@ -95,7 +95,7 @@ def tool(
     *,
     name: str | None = None,
     effect: Effect = "read",
-    validators: Sequence[Validator] = (),
+    validators: Sequence[ArgumentCheck] = (),
     timeout_s: float = 30.0,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a typed function a `Tool`; its docstring tells the model what it does."""
