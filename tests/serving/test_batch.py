@@ -50,7 +50,7 @@ def test_every_line_has_its_reply_and_like_prompts_follow_each_other(paths):
         counts = run(requests, output, client_of_model(toy_model(), concurrency=1), concurrency=1)
     found = replies(target)
     assert (counts.good, counts.failed, counts.before) == (4, 0, 0)
-    assert [each["custom_id"] for each in found] == ["r1", "r3", "r0", "r2"]
+    assert [each["custom_id"] for each in found] == ["r3", "r1", "r0", "r2"]
     for each in found:
         assert each["error"] is None and each["response"]["status_code"] == 200 and each["response"]["request_id"]
         assert each["response"]["body"]["usage"]["completion_tokens"] == 3

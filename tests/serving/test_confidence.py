@@ -82,3 +82,18 @@ def test_what_does_not_change_an_answers_law_does_not_matter(tiny, kept):
 def test_without_any_calibrator(tiny):
     status, reply = ask(tiny, lambda client: client.post(CHAT, {"messages": MESSAGES, "confidence": True}))
     assert status == 400 and 'task "default"' in reply["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"ignore_eos": True},
+        {"messages": [*MESSAGES, {"role": "assistant", "content": "the"}]},
+        {"tools": [{"type": "function", "function": {"name": "now"}}]},
+    ],
+    ids=["ignore_eos", "begun", "tools"],
+)
+def test_of_answers_of_another_kind_nothing_is_known(tiny, kept, other):
+    body = {"messages": MESSAGES, "confidence": True, **GREEDY, **other}
+    status, reply = ask(tiny, lambda client: client.post(CHAT, body), calibrator=kept)
+    assert status == 400 and "nothing is known" in reply["error"]["message"]

@@ -57,6 +57,13 @@ def test_a_wrong_form_is_told_as_where_it_is_compiled(worker, tiny):
         assert str(apart.value) == " ".join(str(here.value).split())[:1000]
 
 
+def test_a_process_that_was_ended_from_outside_is_started_again(worker):
+    worker.check(FormDescription("regex", "ab"))
+    worker._process.kill()
+    worker._process.wait()
+    worker.check(FormDescription("regex", "abc"))
+
+
 def test_a_description_survives_the_way_to_the_process():
     described = FormDescription("tools", [{"name": "a"}], "ignore", ToolChoice("required", "a", False), 7)
     again = FormDescription.of_text(described.text())

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import socket
-import ssl
 import threading
 import time
 
@@ -332,7 +331,7 @@ def test_a_connection_that_asks_for_nothing_is_closed(tiny):
         third.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200 OK" in third.recv(2**16)
         fourth = socket.create_connection(address)
-        assert b"503" in fourth.recv(2**16) and b"Retry-After" in b"Retry-After"
+        assert b"503" in fourth.recv(2**16)
         assert silent.recv(1) == b""
         with pytest.raises(ConnectionError):
             if half.recv(1) == b"":
@@ -447,9 +446,8 @@ def test_limits_are_checked():
         {"max_queue": -1},
         {"form_s": 0},
         {"cached_tokens": -1},
-        {"ping_s": float("nan")},
+        {"ping_s": np.nan},
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ServerLimits(**wrong)
     assert ServerLimits(max_queue=0, cached_tokens=0).most_requests == 64
-    assert np.isfinite(ServerLimits().deadline_s) and ssl.HAS_TLSv1_3

@@ -134,6 +134,8 @@ class FormWorker:
         return json.loads(line)
 
     def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is not None:  # ended by somebody else
+            self.close()
         if self._process is None:
             command = [sys.executable, "-m", "likely.serving.form_worker", str(self._seconds), str(self._memory)]
             paths = os.pathsep.join([path for path in sys.path if path])

@@ -47,7 +47,8 @@ class Gate:
         request = Request(scope)
         given = request.headers.get("x-request-id", "")
         number = given if _ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
-        scope.setdefault("state", {})["log"] = about = {}
+        about: dict[str, Any] = {}
+        scope.setdefault("state", {})["log"] = about
         started, status = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:

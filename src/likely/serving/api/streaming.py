@@ -95,7 +95,7 @@ class EventStream(Response):
         try:
             while True:
                 if upcoming is None:
-                    upcoming = asyncio.ensure_future(anext(self._events))  # type: ignore[arg-type]
+                    upcoming = asyncio.ensure_future(anext(self._events))
                 done, _ = await asyncio.wait({upcoming}, timeout=self._limits.ping_s)
                 if not done:
                     yield None
