@@ -134,9 +134,8 @@ class Scheduler:
             return False
         request, known = active.request, None
         for each in self.running:
-            if each.request.cache_salt != request.cache_salt or not any(
-                len(state.todo) > 1 and not state.put_aside for state in each.states
-            ):
+            computes = any(len(state.todo) > 1 and not state.put_aside for state in each.states)
+            if not computes or each.request.cache_salt != request.cache_salt:
                 continue
             common = common_length(request.prompt[:-1], each.request.prompt)
             if common >= WORTH_WAITING:
