@@ -16,7 +16,7 @@ from likely.errors import KvFull
 from likely.runtimes.prefix_cache import LEAST, PrefixCache
 from likely.runtimes.protocol import Work
 
-SHARING = ["toy", "torch", "llamacpp", "native", "native-fp32"]
+SHARING = ["toy", pytest.param("torch", marks=pytest.mark.slow), "llamacpp", "native", "native-fp32"]
 
 
 def build(name):

@@ -84,16 +84,16 @@ def test_without_any_calibrator(tiny):
     assert status == 400 and 'task "default"' in reply["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
+def test_of_answers_of_another_kind_nothing_is_known(tiny, kept):
+    others = [
         {"ignore_eos": True},
         {"messages": [*MESSAGES, {"role": "assistant", "content": "the"}]},
         {"tools": [{"type": "function", "function": {"name": "now"}}]},
-    ],
-    ids=["ignore_eos", "begun", "tools"],
-)
-def test_of_answers_of_another_kind_nothing_is_known(tiny, kept, other):
-    body = {"messages": MESSAGES, "confidence": True, **GREEDY, **other}
-    status, reply = ask(tiny, lambda client: client.post(CHAT, body), calibrator=kept)
-    assert status == 400 and "nothing is known" in reply["error"]["message"]
+    ]
+
+    async def question(client):
+        body = {"messages": MESSAGES, "confidence": True, **GREEDY}
+        return [await client.post(CHAT, {**body, **other}) for other in others]
+
+    for status, reply in ask(tiny, question, calibrator=kept):
+        assert status == 400 and "nothing is known" in reply["error"]["message"]
