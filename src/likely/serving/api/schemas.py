@@ -164,7 +164,7 @@ class GenerationRequest(RequestBody):
 
     n: int = _option("n", le=MAX_N)
     max_tokens: int | None = Field(None, ge=0, le=2**20)
-    min_tokens: int = Field(0, ge=0, le=2**20)
+    min_tokens: int = _option("min_tokens", le=2**20)
     ignore_eos: bool = False  # write max_tokens, whatever the model thinks
     stop: StopText | list[StopText] = []
     stop_repetition: bool = False
