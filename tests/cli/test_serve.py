@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -79,5 +80,36 @@ def test_wrong_usage_is_one_line(cli, tiny, tmp_path):
     refused(cli("serve", "-m", tiny, "--port", "0", "--api-key-env", "LIKELY_NOT_SET"), 2, "LIKELY_NOT_SET")
     refused(cli("serve", "-m", tmp_path / "missing.gguf", "--port", "0"), 1, "does not exist")
     refused(cli("serve", "-m", "http://127.0.0.1:9/v1", "--port", "0"), 1, "on this machine")
-    refused(cli("serve", "-m", tiny, "--max-queue", "0"), 2, "max-queue")
+    refused(cli("serve", "-m", tiny, "--max-running", "0"), 2, "max-running")
+    refused(cli("serve", "-m", tiny, "--tls-cert", tmp_path / "a.pem"), 2, "both")
+    refused(cli("serve", "-m", tiny, "--tls-cert", tmp_path / "a", "--tls-key", tmp_path / "b"), 2, "certificate")
     refused(cli("serve", "-m", tiny, "--prot", "1"), 2, "--prot")
+
+
+def test_at_sigterm_what_cannot_be_finished_is_told_so(server):
+    process, (first, _) = server("--drain", "0")
+    url = re.search(r"http://127\.0\.0\.1:\d+/v1", first)[0]
+    body = {"prompt": "a", "stream": True, "max_tokens": 200, "ignore_eos": True, "n": 8}
+    with httpx.stream("POST", f"{url}/completions", json=body) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        last = [line for line in lines if line][-1]
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and out == "" and err == "stopped\n", err
+    assert '"code":"shutting_down"' in last or last == "data: [DONE]"
+
+
+def test_a_batch_from_the_command_line(cli, tiny, tmp_path):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    body = {"messages": [{"role": "user", "content": "the cat"}], "max_tokens": 3}
+    good = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    source.write_text(json.dumps(good) + "\n")
+    done = cli("batch", "run", source, "-o", target, "-m", tiny, "--threads", "1")
+    assert done.code == 0 and done.out == "" and done.err == "", done
+    [reply] = map(json.loads, target.read_text().splitlines())
+    assert reply["custom_id"] == "a" and reply["response"]["body"]["choices"][0]["message"]["role"] == "assistant"
+    source.write_text(json.dumps(good) + "\n" + json.dumps({**good, "custom_id": "b", "body": {"messages": []}}) + "\n")
+    refused(cli("batch", "run", source, "-o", target, "-m", tiny, "--threads", "1"), 1, "1 of 2 requests failed")
+    refused(cli("batch", "run", source, "-o", source, "-m", tiny), 2, "replace the input")
+    refused(cli("batch", "run", tmp_path / "none.jsonl", "-o", target, "-m", tiny), 1, "none.jsonl")

@@ -63,7 +63,7 @@ def test_beams(lm):
 
 def test_the_engine_of_the_server(lm):
     async def run():
-        engine = AsyncEngine(lm, max_queue=8)
+        engine = AsyncEngine(lm, max_running=8)
         try:
             requests = [Request(tuple(lm.encode_prompt("ab")), max_tokens=400, min_tokens=400) for _ in range(3)]
             tickets = [engine.submit(request) for request in requests]

@@ -10,12 +10,12 @@ import threading
 from contextlib import asynccontextmanager, contextmanager
 
 import httpx
-import uvicorn
 
 from likely.lm.model import Model
 from likely.models.load import ModelInfo
 from likely.runtimes.toy import CharTokenizer, ToyRuntime
-from likely.serving import create_app
+from likely.serving import ServerLimits, create_app
+from likely.serving.listening import server as listening_server
 
 ALPHABET = string.ascii_lowercase + " .é🙂"
 
@@ -83,8 +83,8 @@ def serving(model, **options):
     listener = socket.socket(proto=socket.IPPROTO_TCP)  # without it asyncio sets no TCP_NODELAY: 40 ms per reply
     listener.bind(("127.0.0.1", 0))
     listener.listen(64)
-    config = uvicorn.Config(create_app(model, **options), log_level="error", timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
+    limits = options.get("limits") or ServerLimits()
+    server = listening_server(create_app(model, **options), limits, drain_s=2)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -23,6 +23,8 @@ from likely.serving.api.schemas import ChatRequest, CompletionRequest
 
 # fields of the server's requests that say something else than how a text is generated
 NO_OPTIONS = {
+    "timeout", "priority", "cache_salt", "ignore_eos", "tools", "tool_choice", "parallel_tool_calls",
+    "continue_final_message",
     "model", "prompt", "messages", "echo", "logprobs", "stream", "stream_options", "max_completion_tokens",
     "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
     "confidence", "at_least", "risk", "delta", "fallback", "prediction",

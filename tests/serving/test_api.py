@@ -212,6 +212,9 @@ def test_chat_is_the_local_chat(tiny):
     for entry, row in zip(content, local.top_logprobs, strict=True):
         assert [t["logprob"] for t in entry["top_logprobs"]] == pytest.approx([t.logprob for t in row], abs=1e-6)
     *body, last = events
+    cached = last["usage"].pop("prompt_tokens_details")["cached_tokens"]
+    assert whole["usage"].pop("prompt_tokens_details") == {"cached_tokens": 0}
+    assert cached == whole["usage"]["prompt_tokens"] - 1  # all but the token whose row is wanted
     assert last["choices"] == [] and last["usage"] == whole["usage"]
     assert all(event["usage"] is None for event in body)
     pieces = [event["choices"][0] for event in body]
@@ -338,7 +341,7 @@ def test_a_full_queue_is_429_with_retry_after_and_clears():
         await first
         await client.ok(COMPLETIONS, prompt="a", max_tokens=2)
 
-    ask(model, question, limits=ServerLimits(max_queue=1))
+    ask(model, question, limits=ServerLimits(max_running=1, max_queue=0))
 
 
 def test_a_request_past_its_deadline_ends_and_frees_its_room():

@@ -82,3 +82,18 @@ def test_what_does_not_change_an_answers_law_does_not_matter(tiny, kept):
 def test_without_any_calibrator(tiny):
     status, reply = ask(tiny, lambda client: client.post(CHAT, {"messages": MESSAGES, "confidence": True}))
     assert status == 400 and 'task "default"' in reply["error"]["message"]
+
+
+def test_of_answers_of_another_kind_nothing_is_known(tiny, kept):
+    others = [
+        {"ignore_eos": True},
+        {"messages": [*MESSAGES, {"role": "assistant", "content": "the"}]},
+        {"tools": [{"type": "function", "function": {"name": "now"}}]},
+    ]
+
+    async def question(client):
+        body = {"messages": MESSAGES, "confidence": True, **GREEDY}
+        return [await client.post(CHAT, {**body, **other}) for other in others]
+
+    for status, reply in ask(tiny, question, calibrator=kept):
+        assert status == 400 and "nothing is known" in reply["error"]["message"]

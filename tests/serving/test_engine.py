@@ -268,7 +268,7 @@ def test_the_queue_is_bounded_and_drains():
         await asyncio.gather(task, *[whole(ticket) for ticket in tickets])
         await whole(engine.submit(Request((1,), max_tokens=2)))
 
-    using(model, question, max_queue=3)
+    using(model, question, max_running=1, max_queue=2)
 
 
 def test_close_ends_what_waits():

@@ -48,18 +48,19 @@ def test_lm_eval_over_http_equals_ours(url, items, local, tmp_path_factory, smol
 
     folder = tmp_path_factory.mktemp("tokenizer") / "smollm2"
     convert(smollm2_path, folder, to="safetensors", verify=False)
-    harness = LocalCompletionsAPI(
-        base_url=f"{url}/v1/completions",
-        model="smollm2",
-        tokenizer=str(folder),
-        tokenizer_backend="huggingface",
-        tokenized_requests=False,
-        num_concurrent=4,
-        max_length=1024,
-    )
-    found = harness.loglikelihood([Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(items)])
     ours = [s.sequence_logprob for s in local]
-    np.testing.assert_allclose([value for value, _ in found], ours, rtol=0, atol=1e-3)
+    for as_tokens in (True, False):  # the harness's own default sends token ids
+        harness = LocalCompletionsAPI(
+            base_url=f"{url}/v1/completions",
+            model="smollm2",
+            tokenizer=str(folder),
+            tokenizer_backend="huggingface",
+            tokenized_requests=as_tokens,
+            num_concurrent=4,
+            max_length=1024,
+        )
+        found = harness.loglikelihood([Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(items)])
+        np.testing.assert_allclose([value for value, _ in found], ours, rtol=0, atol=1e-3)
     # negative control: the same numbers in another order are far away
     assert np.abs(np.array(ours) - np.roll(ours, 1)).max() > 1
 

@@ -27,6 +27,7 @@ from likely.cli.verbs.generation.extract import extract
 from likely.cli.verbs.generation.generate import generate
 from likely.cli.verbs.generation.query import query
 from likely.cli.verbs.generation.score import score
+from likely.cli.verbs.project import batch
 from likely.cli.verbs.project.config import config
 from likely.cli.verbs.project.convert import convert
 from likely.cli.verbs.project.datasets import datasets
@@ -79,7 +80,9 @@ for verb in (
     datasets, papers, reproduce, config, convert, compress, compare, replay, bench, eval_code,
 ):  # fmt: skip
     app.command(cls=VerbCommand)(verb)
-for group, verbs in (("calibrate", calibrate.verbs), ("prompts", prompts.verbs), ("draft", draft.verbs)):
+for group, verbs in (
+    ("calibrate", calibrate.verbs), ("prompts", prompts.verbs), ("draft", draft.verbs), ("batch", batch.verbs),
+):  # fmt: skip
     app.add_typer(verbs, name=group)
 
 

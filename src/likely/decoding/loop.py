@@ -22,6 +22,7 @@ from likely.decoding.scheduling import ActiveRequest, Scheduler, SchedulingPolic
 from likely.decoding.sequence_state import SequenceState
 from likely.decoding.text import runs_in_circles
 from likely.errors import ConstraintError, KvFull, LikelyError
+from likely.runtimes.prefix_cache import PrefixCache
 from likely.runtimes.protocol import Output, Runtime, Sequence, Want, Work
 
 
@@ -33,6 +34,8 @@ class Loop:
     step_tokens  most tokens computed in one step (long prompts are prefilled in pieces beside running requests)
     controller   what is known about call costs and drafters; loops of one model share it
     policy       who takes part in a step; None: everyone
+    prefixes     beginnings of texts that stay computed; loops of one model may share it
+    prefill_tokens  most tokens of prompts in a step in which others decode, whose next token waits for it; 0: no bound
 
     One thread calls `step`; `add` and `cancel` may come from any.  A text that cannot go on for want of room waits and
     is recomputed later (its tokens are kept); one that has all the room and needs more ends with reason "context".
@@ -44,6 +47,8 @@ class Loop:
     step_tokens: int = 0
     controller: Controller = field(default_factory=Controller)
     policy: SchedulingPolicy | None = None
+    prefixes: PrefixCache | None = None
+    prefill_tokens: int = 0
     verify_s: float = 0.0  # spent in calls of the target with all that follows from them
     _drafts_fit: bool = True  # False for the step after one in which guesses found no room
     _inbox: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
@@ -52,7 +57,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.step_tokens = self.step_tokens or self.runtime.limits.tokens_per_call
         self.planner = DraftPlanner(self.runtime, self.controller)
-        self.scheduler = Scheduler(self.runtime, self.policy)
+        self.scheduler = Scheduler(self.runtime, self.policy, self.prefixes)
 
     @property
     def draft_s(self) -> float:
@@ -98,6 +103,8 @@ class Loop:
                 )
                 break
             except KvFull as full:
+                if self.scheduler.reclaim(full):
+                    continue
                 if drafts:  # guesses must not cut a text short that has room without them
                     drafts = False
                     continue
@@ -136,7 +143,7 @@ class Loop:
                 continue
             request, held = added
             try:
-                self.scheduler.waiting.append(
+                self.scheduler.add(
                     ActiveRequest.begin(number, request, held, runtime=self.runtime, end_ids=self.end_ids)
                 )
             except (LikelyError, ValueError) as error:  # a logits processor that cannot follow this prompt
@@ -157,13 +164,16 @@ class Loop:
             if state.row is not None:  # a beam or particle that waits for its companions
                 continue
             try:
-                sequence = state.sequence = state.sequence or self.runtime.open()
+                sequence = state.sequence = state.sequence or self.scheduler.open()
             except KvFull as error:  # others may end and make room
                 full = error
                 continue
             ready.append((state, sequence))
         decoding = [state for state, _ in ready if len(state.todo) == 1]
         self.planner.plan(decoding, budget - len(decoding) if drafts else 0)
+        if decoding and self.prefill_tokens:
+            drafted = sum(len(state.draft) for state in decoding)
+            budget = min(budget, len(decoding) + drafted + self.prefill_tokens)
         for state, sequence in ready:
             if len(state.todo) == 1:
                 draft = state.draft
@@ -211,6 +221,8 @@ class Loop:
             state.todo = state.todo[len(item.tokens) :]
             return []
         state.target_calls += 1
+        if item.parents is None and len(item.tokens) > 1:
+            self.scheduler.keep_prompt(state)
         if state.request.selects:
             assert output.logits is not None
             state.row = output.logits[-1]
@@ -263,13 +275,14 @@ class Loop:
         for processor in state.logits_processors:
             processor.advance(state.tokens[new], [0, *(node + 1 for node in accepted)] if len(draft) else [])
         finish = None
+        if len(draft):
+            kept = [0, *(node + 1 for node in accepted[: len(state.tokens) - before])]
+            self.runtime.commit([(state.sequence, kept)])  # type: ignore[list-item]
         if reason:
             text += state.stream.finish()
             finish = state.finished(reason)
             self.scheduler.drop(state)
         else:
-            if len(draft):
-                self.runtime.commit([(state.sequence, [0, *(node + 1 for node in accepted)])])  # type: ignore[list-item]
             state.continue_with(tokens[-1])
         return Event(
             state.request_id,

@@ -44,6 +44,8 @@ class Request:
     logits_processors  changes of the logits, in order
     form           for the caller: what the constraint was made from
     healed         bytes of the prompt that are written anew before the text begins (token healing); None: not asked for
+    priority       of those that wait the smaller number begins first;  cache_salt: only prompts with the same one share
+                   what the prefix cache keeps
     top_logprobs   alternatives per position;  processed: also logprobs of the distribution sampled from
     """
 
@@ -68,6 +70,8 @@ class Request:
     healed: bytes | None = None
     top_logprobs: int = 0
     processed: bool = False
+    priority: int = 0
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -204,6 +208,7 @@ class Finished:
     steering     what the first logits processor that keeps a record (`steps`) noted per token
     particle_log_weight  of a particle: log of its weight; the mean weight of all estimates p(constraint | prompt)
     resamplings  of a particle: how often all were resampled
+    cached_tokens  of the prompt, that were kept in the prefix cache
     """
 
     reason: str
@@ -222,6 +227,7 @@ class Finished:
     resamplings: int = 0
     steering: list[Any] | None = None
     prefill_calls: int = 0
+    cached_tokens: int = 0
 
     @property
     def accepted(self) -> int:

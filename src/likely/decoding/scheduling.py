@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from likely.decoding.beam import BeamSearch
+from likely.decoding.drafting.protocol import common_length
 from likely.decoding.particles import Particles
 from likely.decoding.request import Event, Finished, Request
 from likely.decoding.sequence_state import SequenceState
 from likely.decoding.text import TextStream
 from likely.errors import ConstraintError, KvFull
+from likely.runtimes.prefix_cache import PrefixCache
 from likely.runtimes.protocol import Runtime
 from likely.runtimes.protocol import Sequence as Held
 
 ROOM_AHEAD = 16  # tokens kept free per running sample when a request is admitted
+WORTH_WAITING = 32  # tokens of a prompt that another request is just computing
 
 
 @dataclass(eq=False)
@@ -61,14 +64,16 @@ class SchedulingPolicy(Protocol):
 
 @dataclass(eq=False)
 class Scheduler:
-    """Requests that wait and that run, each in the order of arrival.
+    """Requests that wait and that run, each in the order of arrival, those that wait by their priority first.
 
+    prefixes  beginnings of texts that were computed before; what it keeps gives way to any text
     One that finds no room for its tokens goes back to the queue, to be computed anew.  Where only one runs, its samples
     are put aside until others of them have ended; a text that is left with all the room and needs more ends there.
     """
 
     runtime: Runtime
     policy: SchedulingPolicy | None = None
+    prefixes: PrefixCache | None = None
     waiting: list[ActiveRequest] = field(default_factory=list)
     running: list[ActiveRequest] = field(default_factory=list)
 
@@ -84,18 +89,28 @@ class Scheduler:
                 time.sleep(0.001)
         return active
 
+    def add(self, active: ActiveRequest) -> None:
+        """Behind all that wait with the same or a smaller priority."""
+        at = next((i for i, other in enumerate(self.waiting) if other.request.priority > active.request.priority), None)
+        self.waiting.insert(len(self.waiting) if at is None else at, active)
+
     def _admit(self) -> None:
         """Waiting requests begin in order, while their sequences and prompts fit beside the running ones."""
         while self.waiting:
             if self.policy and not self.policy.admits(sum(len(each.states) for each in self.running)):
                 return
             first = self.waiting[0]
+            if self._is_being_computed(first):
+                return
+            looked_for = self._take_prefix(first)
             need = sum(len(state.todo) * (1 + len(state.logits_processors)) for state in first.states)
             ahead = ROOM_AHEAD * sum(len(each.states) for each in self.running)
-            if self.running and self.runtime.free_tokens() < need + ahead:
+            if self.running and not self._is_free(need + ahead):
+                if looked_for:
+                    self.give_up_place(first.states[0])
                 return
             try:
-                first.states[0].sequence = first.states[0].sequence or self.runtime.open()
+                first.states[0].sequence = first.states[0].sequence or self.open()
                 request = first.request
                 for state in first.states:
                     if state.drafter is None and request.drafter is not None:
@@ -106,7 +121,83 @@ class Scheduler:
                 if self.running:
                     return
                 raise
+            if looked_for and self.prefixes is not None:
+                self.prefixes.count(len(first.request.prompt), first.states[0].shared)
+                first.states[0].cached_tokens = first.states[0].shared
             self.running.append(self.waiting.pop(0))
+
+    # --- beginnings that are known --------------------------------------------------------------------------------
+
+    def _is_being_computed(self, active: ActiveRequest) -> bool:
+        """Whether a running request is computing a good part of the prompt, which can then be shared."""
+        if self.prefixes is None or not self.prefixes.able or active.states[0].sequence is not None:
+            return False
+        request, known = active.request, None
+        for each in self.running:
+            computes = any(len(state.todo) > 1 and not state.put_aside for state in each.states)
+            if not computes or each.request.cache_salt != request.cache_salt:
+                continue
+            common = common_length(request.prompt[:-1], each.request.prompt)
+            if common >= WORTH_WAITING:
+                known = self.prefixes.match(request.prompt[:-1], request.cache_salt) if known is None else known
+                if common >= known + WORTH_WAITING:
+                    return True
+        return False
+
+    def _take_prefix(self, active: ActiveRequest) -> bool:
+        """Begin with what the prefix cache keeps of the prompt; whether it was asked."""
+        [state, *others] = active.states
+        if self.prefixes is None or others or state.sequence is not None or state.logits_processors:
+            return False
+        request = active.request
+        tokens = [*request.prompt, *state.tokens]
+        if (held := self.prefixes.fork(tokens, request.cache_salt)) is not None:
+            state.sequence, state.shared, state.todo = held, held.length, tokens[held.length :]
+        return True
+
+    def keep_prompt(self, state: SequenceState) -> None:
+        """The prompt has just been computed: others may begin with it from now on."""
+        if self.prefixes is None or state.tokens or state.sequence is None or state.logits_processors:
+            return
+        request = state.request
+        if self.prefixes.match(request.prompt, request.cache_salt) == len(request.prompt):
+            return
+        try:
+            copy = self.runtime.fork(state.sequence)
+        except KvFull:
+            return
+        if self.prefixes.keep(request.prompt, copy, request.cache_salt, shared=state.shared):
+            state.shared = len(request.prompt)
+        else:
+            self.runtime.close(copy)
+
+    def _keep_text(self, state: SequenceState) -> None:
+        """The text has ended: its sequence stays for texts that go on from it."""
+        if self.prefixes is None or state.sequence is None or state.logits_processors or state.request.selects:
+            return
+        request, sequence = state.request, state.sequence
+        if sequence.pending:
+            self.runtime.commit([(sequence, [])])
+        tokens = [*request.prompt, *state.tokens][: sequence.length]
+        if self.prefixes.keep(tokens, sequence, request.cache_salt, shared=state.shared):
+            state.sequence = None
+
+    # --- room -----------------------------------------------------------------------------------------------------
+
+    def _is_free(self, tokens: int) -> bool:
+        return self.runtime.free_tokens() >= tokens or (self.prefixes is not None and self.prefixes.make_room(tokens))
+
+    def reclaim(self, full: KvFull) -> bool:
+        """Give up what is only kept for later; whether there was any."""
+        return self.prefixes is not None and self.prefixes.evict(full)
+
+    def open(self) -> Held:
+        try:
+            return self.runtime.open()
+        except KvFull as full:
+            if not self.reclaim(full):
+                raise
+            return self.runtime.open()
 
     def owner(self, state: SequenceState) -> ActiveRequest:
         return next(each for each in self.running if each.id == state.request_id)
@@ -126,6 +217,10 @@ class Scheduler:
         A single text, or beams and particles, which go on together, end with what they have; a prompt that does not
         fit ends with the error.
         """
+        if self.reclaim(full):
+            for state in active.states:
+                self.give_up_place(state)
+            return []
         if len(self.running) > 1:
             for state in active.states:
                 self.give_up_place(state)
@@ -172,7 +267,7 @@ class Scheduler:
         """Close its sequence; everything is to be computed anew."""
         self.close_sequence(state)
         state.todo = [*state.request.prompt, *state.tokens]
-        state.row, state.put_aside = None, False
+        state.row, state.put_aside, state.shared = None, False, 0
 
     def fork_sequence(self, state: SequenceState) -> Held | None:
         """A fork of its sequence; None for want of room: it is then computed anew when there is some."""
@@ -180,7 +275,9 @@ class Scheduler:
             return None
         try:
             return self.runtime.fork(state.sequence)
-        except KvFull:
+        except KvFull as full:
+            if self.reclaim(full):
+                return self.fork_sequence(state)
             return None
 
     # --- endings --------------------------------------------------------------------------------------------------
@@ -194,6 +291,7 @@ class Scheduler:
 
     def drop(self, state: SequenceState) -> None:
         """One sample has ended."""
+        self._keep_text(state)
         self.close_sequence(state)
         if state.drafter:
             state.drafter.end()
@@ -229,7 +327,7 @@ class Scheduler:
         return events
 
     def close(self) -> None:
-        """Drop everything."""
+        """Drop everything that waits or runs."""
         for active in (*self.running, *self.waiting):
             self.release(active)
         self.running, self.waiting = [], []

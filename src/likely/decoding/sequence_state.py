@@ -57,6 +57,8 @@ class SequenceState:
     row: FloatArray | None = None  # beams, particles: the row to choose from
     dropped: bool = False
     put_aside: bool = False  # until another sample of its request ends
+    cached_tokens: int = 0  # of the prompt, from the prefix cache
+    shared: int = 0  # first tokens of the sequence that the prefix cache keeps, too
 
     @property
     def score(self) -> float:
@@ -293,6 +295,7 @@ class SequenceState:
             self.constraint.accepting and not self.stream.stopped if self.constraint else None,
             self.constraint.approximate if self.constraint else False,
             prefill_calls=self.prefill_calls,
+            cached_tokens=self.cached_tokens,
             steering=next((t.steps[: len(self.tokens)] for t in self.logits_processors if hasattr(t, "steps")), None),
         )
 

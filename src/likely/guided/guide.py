@@ -36,6 +36,10 @@ class Guide:
         self._compiled.move_to_end(key)
         return self._compiled[key].fork()
 
+    def forget(self) -> None:
+        """Keep no compiled form."""
+        self._compiled.clear()
+
     @cached_property
     def llguidance(self) -> LLGuidance:
         return LLGuidance(self.vocabulary)

@@ -191,7 +191,7 @@ class Results:
         if path is None:
             return
         _encoded(header)  # what is no JSON is refused before there is a file
-        self._file = _open_alone(path)
+        self._file = open_alone(path)
         try:
             if overwrite:
                 self._file.truncate(0)
@@ -300,7 +300,7 @@ def _encoded(record: dict[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def _open_alone(path: Path) -> IO[bytes]:
+def open_alone(path: Path) -> IO[bytes]:
     """The file, to read and append to, locked against other processes until it is closed."""
     try:
         file = open(path, "a+b")  # noqa: SIM115

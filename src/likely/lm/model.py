@@ -18,6 +18,7 @@ from likely.decoding.loop import Loop
 from likely.decoding.options import check_names
 from likely.decoding.request import Event, Request, longest_text
 from likely.decoding.run import run
+from likely.decoding.scheduling import SchedulingPolicy
 from likely.errors import DataError, LikelyError, ModelError
 from likely.guided.conditional_sampling import Ensemble, SamplerSettings, prepare
 from likely.guided.guide import Guide
@@ -44,6 +45,7 @@ from likely.lm.results import Answer, Generation
 from likely.lm.stream import Stream
 from likely.models.chat_template import ChatTemplate, Message, Rendered, check_messages, render_chat
 from likely.models.load import ModelInfo
+from likely.runtimes.prefix_cache import PrefixCache
 from likely.runtimes.protocol import Capabilities, Runtime
 from likely.runtimes.turns import refuse_copy
 from likely.scoring.likelihood import score_pairs
@@ -304,9 +306,23 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
 
     # --- running --------------------------------------------------------------------------------------------------
 
-    def loop(self) -> Loop:
-        """A fresh loop on this model, for callers that schedule requests themselves."""
-        return Loop(self.runtime, self.tokenizer.token_bytes, self.tokenizer.end_ids, controller=self.speculation)
+    def loop(
+        self,
+        *,
+        policy: SchedulingPolicy | None = None,
+        prefixes: PrefixCache | None = None,
+        prefill_tokens: int = 0,
+    ) -> Loop:
+        """A fresh loop on this model, for callers that schedule requests themselves; see `Loop`."""
+        return Loop(
+            self.runtime,
+            self.tokenizer.token_bytes,
+            self.tokenizer.end_ids,
+            controller=self.speculation,
+            policy=policy,
+            prefixes=prefixes,
+            prefill_tokens=prefill_tokens,
+        )
 
     def drafter(self, drafter: str | DraftSource | None, *, remembered: bool = True) -> DraftSource | None:
         """A drafter by name or object; see `lm.requests.Drafters.get`."""

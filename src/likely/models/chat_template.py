@@ -242,14 +242,30 @@ def _patterns(special: tuple[str, ...]) -> tuple[re.Pattern[str], tuple[str, ...
     return pattern, tuple(heads), tuple(tails)
 
 
+def go_on(tokenizer: Tokenizer, rendered: Rendered, text: str) -> Rendered:
+    """The conversation, and behind it a text with which its answer has already begun (all of it ordinary tokens)."""
+    tokens = _encode_inside(tokenizer, text, special=False) if text else []
+    return Rendered(rendered.text + text, [*rendered.tokens, *tokens], rendered.system_folded)
+
+
 def _encode_piece(tokenizer: Tokenizer, text: str, *, literal: bool, first: bool) -> list[int]:
-    tokens = tokenizer.encode(text, parse_special=not literal)
-    if not first and decode(tokenizer, tokenizer.encode(text[0])) == " " + text[0]:
-        # The tokenizer puts a space before every text it is given. Let it stand before a line break that we take away.
-        line_break = tokenizer.encode("\n")
-        longer = tokenizer.encode("\n" + text, parse_special=not literal)
-        if longer[: len(line_break)] == line_break:
-            tokens = longer[len(line_break) :]
+    tokens = (
+        tokenizer.encode(text, parse_special=not literal)
+        if first
+        else _encode_inside(tokenizer, text, special=not literal)
+    )
     if literal and tokenizer.special_tokens[text] in tokens:
         raise ModelError(f"this tokenizer cannot write {_short(text)} as plain text, so a message must not hold it")
+    return tokens
+
+
+def _encode_inside(tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:
+    """Tokens of a text that goes on from another."""
+    tokens = tokenizer.encode(text, parse_special=special)
+    if decode(tokenizer, tokenizer.encode(text[0])) == " " + text[0]:
+        # The tokenizer puts a space before every text it is given. Let it stand before a line break that we take away.
+        line_break = tokenizer.encode("\n")
+        longer = tokenizer.encode("\n" + text, parse_special=special)
+        if longer[: len(line_break)] == line_break:
+            tokens = longer[len(line_break) :]
     return tokens

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from likely.runtimes.kinds import RuntimeKind as RuntimeKind
     from likely.runtimes.kinds import kinds_with as kinds_with
     from likely.runtimes.machine import Machine as Machine
+    from likely.runtimes.prefix_cache import PrefixCache as PrefixCache
     from likely.runtimes.protocol import Capabilities as Capabilities
     from likely.runtimes.protocol import LayerPlan as LayerPlan
     from likely.runtimes.protocol import Limits as Limits

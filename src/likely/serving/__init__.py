@@ -1,4 +1,4 @@
-"""Many users of one model: an engine that one thread owns, and the OpenAI-compatible API around it."""
+"""Many users of one model: an engine that one thread owns, the OpenAI-compatible API around it, tools and batches."""
 
 from typing import TYPE_CHECKING
 
@@ -6,10 +6,17 @@ from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from likely.serving.api.app import create_app as create_app
+    from likely.serving.batch import BatchCounts as BatchCounts
+    from likely.serving.batch import BatchOutput as BatchOutput
+    from likely.serving.batch import BatchRequest as BatchRequest
+    from likely.serving.batch import read_batch as read_batch
+    from likely.serving.batch import run_batch as run_batch
     from likely.serving.engine import AsyncEngine as AsyncEngine
     from likely.serving.engine import EngineFailed as EngineFailed
     from likely.serving.engine import Overloaded as Overloaded
+    from likely.serving.engine import ShuttingDown as ShuttingDown
     from likely.serving.engine import Ticket as Ticket
     from likely.serving.limits import ServerLimits as ServerLimits
+    from likely.serving.metrics import ServerMetrics as ServerMetrics
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -10,26 +10,39 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from likely.decoding.request import Event, Request, longest_text
+from likely.decoding.sequence_state import SequenceState
 from likely.errors import KvFull, LikelyError
 from likely.lm.model import Model
+from likely.runtimes.prefix_cache import PrefixCache
 from likely.scoring.likelihood import Item, Scoring, TokenScores
+from likely.serving.metrics import ServerMetrics
+
+PREFILL_TOKENS = 32  # of prompts in a call that others wait for: about as long as two or three calls without
 
 
 class Overloaded(LikelyError):
     """So many requests are on their way that no more are taken now."""
 
     def __init__(self, limit: int):
-        super().__init__(f"the server is busy with {limit} requests, as many as it takes at a time: try again later")
+        super().__init__(f"{limit} requests are running or waiting here, as many as this server takes: try again later")
 
 
 class EngineFailed(LikelyError):
     """The model's engine broke down or was closed; what it was working on is lost."""
+
+
+class ShuttingDown(EngineFailed):
+    """The server ends, and what had not been finished in the time that it waited ends with it."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down: send the request again later")
 
 
 class Ticket:
@@ -40,6 +53,7 @@ class Ticket:
 
     def __init__(self, request: Request, cancel: Callable[[Ticket], None]):
         self.request, self.id = request, -1
+        self.submitted = time.perf_counter()
         self._cancel, self._open = cancel, request.samples
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
@@ -85,20 +99,47 @@ class _Job:
     scoring: Scoring | None = None
 
 
+@dataclass(frozen=True)
+class _AtMost:
+    """Admits up to `running` texts at a time; those that run all take part in every call."""
+
+    running: int
+
+    def admits(self, running: int) -> bool:
+        return running < self.running
+
+    def choose(self, ready: Sequence[SequenceState]) -> list[SequenceState]:
+        return list(ready)
+
+
 class AsyncEngine:
     """A model and the thread that runs it.
 
-    max_queue  requests and scoring jobs that may be on their way at a time; more are refused with Overloaded
+    max_running    texts that are written at a time
+    max_queue      requests that may wait behind them; more are refused with Overloaded
+    cached_tokens  of texts that have ended and are kept for prompts that begin like them; None: half of what the
+                   runtime holds, 0: none
 
     Nothing else may use the model's runtime until `close`.  An error of one request ends that request alone; an error
     of the runtime itself ends what runs, and the next request starts afresh.
     """
 
-    def __init__(self, model: Model, *, max_queue: int = 64):
-        if max_queue < 1:
-            raise ValueError(f"max_queue must be at least 1, got {max_queue}")
-        self.model, self.max_queue = model, max_queue
-        self._loop = model.loop()
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_running: int = 64,
+        max_queue: int = 256,
+        cached_tokens: int | None = None,
+        metrics: ServerMetrics | None = None,
+    ):
+        if max_running < 1 or max_queue < 0:
+            raise ValueError(f"max_running must be at least 1 and max_queue 0, got {max_running} and {max_queue}")
+        self.model, self.most = model, max_running + max_queue
+        self.prefixes = PrefixCache(model.runtime, max_tokens=cached_tokens)
+        self._metrics = metrics
+        self._loop = model.loop(policy=_AtMost(max_running), prefixes=self.prefixes, prefill_tokens=PREFILL_TOKENS)
+        self._begun: set[int] = set()
         self._lock = threading.Lock()
         self._live: dict[int, Ticket] = {}
         self._live_samples: dict[int, int] = {}
@@ -106,7 +147,8 @@ class AsyncEngine:
         self._wake = threading.Event()
         self._closing = False
         self.failure: Exception | None = None
-        self.free_tokens = model.runtime.free_tokens()  # after the last turn
+        self._closed_because: LikelyError | None = None
+        self.free_tokens = model.runtime.free_tokens()  # after the last turn, with what is only kept
         self._thread = threading.Thread(target=self._run, name="likely-engine", daemon=True)
         self._thread.start()
 
@@ -117,12 +159,17 @@ class AsyncEngine:
         """Requests and scoring jobs on their way."""
         return len(self._live) + len(self._jobs)
 
+    @property
+    def running(self) -> int:
+        """Requests whose texts are being written."""
+        return len(self._begun)
+
     def check_room(self, count: int = 1) -> None:
         """Raise Overloaded unless `count` more requests are taken now."""
         if self.failure is not None or self._closing:
             raise EngineFailed(f"the engine has stopped: {self.failure or 'it was closed'}")
-        if self.waiting + count > self.max_queue:
-            raise Overloaded(self.max_queue)
+        if self.waiting + count > self.most:
+            raise Overloaded(self.most)
 
     def submit(self, request: Request) -> Ticket:
         """Start a request.  Raises at once if it is refused: Overloaded, or what `Loop.add` says."""
@@ -132,6 +179,8 @@ class AsyncEngine:
             ticket.id = self._loop.add(request)
             self._live[ticket.id] = ticket
             self._live_samples[ticket.id] = request.samples
+        if self._metrics is not None:
+            self._metrics.prompt_tokens.inc(len(request.prompt))
         self._wake.set()
         return ticket
 
@@ -149,8 +198,9 @@ class AsyncEngine:
             self._loop.cancel(ticket.id)
             self._wake.set()
 
-    def close(self) -> None:
-        """Stop the thread, end what runs with EngineFailed, and free its room; the model stays open."""
+    def close(self, why: LikelyError | None = None) -> None:
+        """Stop the thread, end what runs with `why` (EngineFailed), and free its room; the model stays open."""
+        self._closed_because = self._closed_because or why
         self._closing = True
         self._wake.set()
         self._thread.join()
@@ -162,19 +212,34 @@ class AsyncEngine:
             self._wake.clear()
             if not self._turn():
                 self._wake.wait()
-        self._fail_all(EngineFailed(f"the engine has stopped: {self.failure or 'it was closed'}"))
+        closed = self._closed_because or EngineFailed(f"the engine has stopped: {self.failure or 'it was closed'}")
+        self._fail_all(closed)
 
     def _turn(self) -> bool:
         """One call for decoding and one for scoring; whether there is more to do."""
         try:
             if not self._fits():
                 self._release_jobs()
-            self._publish(self._loop.step())
+            events = self._loop.step()
+            self._note_begun(events)
+            self._publish(events)
         except Exception as error:
             self._fail_all(EngineFailed(f"the model's engine failed: {type(error).__name__}: {error}"))
         self._score_next()
-        self.free_tokens = self.model.runtime.free_tokens()
+        self.free_tokens = min(
+            self.model.runtime.free_tokens() + self.prefixes.tokens, self.model.runtime.limits.tokens_held
+        )
         return not self._loop.idle or bool(self._jobs)
+
+    def _note_begun(self, events: Sequence[Event]) -> None:
+        """Requests that began to run with this step, those that ended with it, too."""
+        running = {each.id for each in self._loop.scheduler.running}
+        if self._metrics is not None:
+            now = time.perf_counter()
+            for number in (running | {event.request for event in events if event.tokens}) - self._begun:
+                if (ticket := self._live.get(number)) is not None:
+                    self._metrics.queue_time.observe(now - ticket.submitted)
+        self._begun = running
 
     def _publish(self, events: Sequence[Event]) -> None:
         news: dict[int, list[Event]] = {}
@@ -190,6 +255,8 @@ class AsyncEngine:
                 else:
                     self._live_samples[number] = left
             if ticket is not None:
+                if self._metrics is not None:
+                    self._metrics.observe(ticket.submitted, number, found)
                 ticket._deliver(found)
 
     def _score_next(self) -> None:
@@ -203,13 +270,16 @@ class AsyncEngine:
             if job.scoring is None:
                 job.scoring = Scoring(self.model.runtime, job.items, top=job.top, entropy=job.entropy)
             if job.scoring.waiting:
-                limits = self.model.runtime.limits
-                job.scoring.step(leaves=max(1, limits.leaves - sum(self._live_samples.values()) - len(self._jobs)))
+                limits, taken = self.model.runtime.limits, sum(self._live_samples.values()) + len(self._jobs)
+                self.prefixes.make_room(min(limits.tokens_per_call, sum(len(item.tokens) for item in job.items)))
+                job.scoring.step(leaves=max(1, limits.leaves - taken - self.prefixes.sequences))
             if not job.scoring.waiting:
                 self._end(job, job.scoring.results)
             elif not self._fits():
                 job.scoring.release()
         except KvFull as full:
+            if self.prefixes.evict(full):
+                return
             held = any(other.scoring.held for other in list(self._jobs) if other.scoring is not None)
             self._release_jobs()
             if self._loop.idle and not held:  # otherwise others will make room; if there are none, it never fits
@@ -255,8 +325,13 @@ class AsyncEngine:
             self._live.clear()
             self._live_samples.clear()
             self._jobs.clear()
+            self._begun = set()
+            if self._metrics is not None:
+                self._metrics.forget()
             try:
                 self._loop.close()
+                with self.model.runtime.turn:
+                    self.prefixes.clear()
             except Exception as broken:
                 self.failure = broken
         for job in jobs:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from likely.errors import KvFull, LikelyError
-from likely.serving.engine import EngineFailed, Overloaded
+from likely.serving.engine import EngineFailed, Overloaded, ShuttingDown
 
 log = logging.getLogger("likely.serving")
 
@@ -24,33 +24,56 @@ MAX_N = 32  # samples of one prompt
 MAX_PROMPTS = 64  # prompts of one request
 MAX_ANSWERS = 1024
 MAX_MESSAGES = 1024
+MAX_TOOLS = 128
 MAX_LOGPROBS = 20  # alternatives per token
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_BIASES = 1024
 MAX_NUMBERS = 2**21  # log-probabilities in one reply, alternatives included
 MAX_SCORED_CHARS = 4 * 2**20  # of all answers of one request, each with its prompt
+BODIES_AT_ONCE = 64  # largest bodies' worth of bytes that may be on their way
 RETRY_AFTER_S = 1
+ENDPOINTS = (
+    "GET /health, /metrics, /v1/models, POST /v1/completions, /v1/chat/completions, /v1/score, /tokenize, /detokenize"
+)
 
 
 @dataclass(frozen=True)
 class ServerLimits:
     """Of one server.
 
-    max_queue       requests on their way at a time; more get 429
-    max_body_bytes  of one request
-    deadline_s      from the whole body to the whole reply;  body_timeout_s  for the body to arrive
+    max_running, max_queue  texts that are written at a time, and requests that wait behind them; more get 429
+    max_connections   open at a time;  header_timeout_s  for the head of a request to arrive
+    max_body_bytes    of one request;  body_timeout_s  for it to arrive
+    deadline_s        from the whole body to the whole reply;  ping_s  after which a silent stream sends a comment
+    form_s, form_mib, form_bytes  what compiling a form may take of the processor and of memory, and its size as JSON
+    cached_tokens     kept for prompts that begin like earlier texts; None: half of what the model's runtime holds
     """
 
-    max_queue: int = 64
+    max_running: int = 64
+    max_queue: int = 256
+    max_connections: int = 1024
+    header_timeout_s: float = 10.0
     max_body_bytes: int = 2**20
-    deadline_s: float = 600.0
     body_timeout_s: float = 30.0
+    deadline_s: float = 600.0
+    ping_s: float = 15.0
+    form_s: float = 1.0
+    form_mib: int = 256
+    form_bytes: int = 2**17
+    cached_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_queue", "max_body_bytes", "deadline_s", "body_timeout_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        for name, value in vars(self).items():
+            if name not in ("cached_tokens", "max_queue") and not value > 0:
+                raise ValueError(f"{name} must be > 0, got {value}")
+            if name in ("cached_tokens", "max_queue") and value is not None and value < 0:
+                raise ValueError(f"{name} must be >= 0, got {value}")
+
+    @property
+    def most_requests(self) -> int:
+        """That run or wait."""
+        return self.max_running + self.max_queue
 
 
 class ApiError(Exception):
@@ -93,10 +116,12 @@ def refusal(error: Exception, limits: ServerLimits) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):
-        known = "GET /health, GET /v1/models, POST /v1/completions, /v1/chat/completions, /v1/score"
-        return ApiError(error.status_code, f"{error.detail} (there are: {known})", headers=dict(error.headers or {}))
+        message = f"{error.detail} (there are: {ENDPOINTS})"
+        return ApiError(error.status_code, message, headers=dict(error.headers or {}))
     if isinstance(error, Overloaded):
         return ApiError(429, str(error), code="queue_full", headers={"Retry-After": str(RETRY_AFTER_S)})
+    if isinstance(error, ShuttingDown):
+        return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": str(RETRY_AFTER_S)})
     if isinstance(error, TimeoutError):
         message = f"not done within {limits.deadline_s:g} seconds: ask for less, or raise --deadline"
         return ApiError(408, message, code="deadline", headers={"X-Should-Retry": "false"})
@@ -111,10 +136,14 @@ def refusal(error: Exception, limits: ServerLimits) -> ApiError:
 
 
 class Admission:
-    """Counts requests that are read, prepared or answered at once; a stream is counted by the engine."""
+    """Counts requests that are prepared or answered at once, and bytes of bodies that are on their way.
 
-    def __init__(self, limit: int):
-        self._limit, self._count = limit, 0
+    A stream is counted by the engine.
+    """
+
+    def __init__(self, limits: ServerLimits):
+        self._limit, self._count = limits.most_requests, 0
+        self._most_bytes, self._bytes = BODIES_AT_ONCE * limits.max_body_bytes, 0
 
     @contextlib.contextmanager
     def enter(self) -> Iterator[None]:
@@ -125,6 +154,23 @@ class Admission:
             yield
         finally:
             self._count -= 1
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Callable[[int], None]]:
+        """For one body: a function to be told of each piece; Overloaded where all that is on its way is too much."""
+        mine = 0
+
+        def took(size: int) -> None:
+            nonlocal mine
+            mine += size
+            self._bytes += size
+            if self._bytes > self._most_bytes:
+                raise Overloaded(self._limit)
+
+        try:
+            yield took
+        finally:
+            self._bytes -= mine
 
 
 async def discard_body(request: Request, limits: ServerLimits) -> None:
@@ -143,8 +189,13 @@ async def discard_body(request: Request, limits: ServerLimits) -> None:
                     return
 
 
-async def read_json(request: Request, limits: ServerLimits) -> dict[str, Any]:
-    """The body as a JSON object; ApiError on anything else, before more than the limit was kept."""
+async def read_json(request: Request, limits: ServerLimits, took: Callable[[int], None]) -> dict[str, Any]:
+    """The body as a JSON object; ApiError on anything else, before more than the limit was kept.
+
+    took  told of the bytes of each piece that is kept
+    """
+    if (encoding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        raise ApiError(415, f'Content-Encoding "{encoding[:60]}" is not taken: send the body as it is')
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, f'Content-Type must be application/json, got "{kind[:60]}"')
@@ -161,6 +212,7 @@ async def read_json(request: Request, limits: ServerLimits) -> dict[str, Any]:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size <= limits.max_body_bytes:
+                    took(len(chunk))
                     body += chunk
                 elif size > 16 * limits.max_body_bytes:
                     break

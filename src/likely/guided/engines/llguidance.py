@@ -50,8 +50,7 @@ class LLGuidance:
 
     def compile_schema(self, schema: Schema, settings: FormSettings) -> LLGuidanceConstraint:
         """A constraint in its first state, from a schema that passed the preflight."""
-        text = json.dumps({**schema, "x-guidance": _json_options(schema, settings.whitespace)}, ensure_ascii=False)
-        return self.compile("start: %json " + text)
+        return self.compile("start: " + inline_schema(schema, settings))
 
     def compile(self, lark: str) -> LLGuidanceConstraint:
         """A constraint in its first state, from a grammar in llguidance's dialect of Lark.
@@ -124,6 +123,12 @@ class LLGuidanceConstraint(TextConstraint):
     def _check(self) -> None:
         if self.matcher.is_error():
             raise ConstraintError(_first_lines(self.matcher.get_error()))
+
+
+def inline_schema(schema: Schema, settings: FormSettings) -> str:
+    """A schema that passed the preflight, as part of a rule in this engine's dialect of Lark."""
+    options = _json_options(schema, settings.whitespace)
+    return "%json " + json.dumps({**schema, "x-guidance": options}, ensure_ascii=False)
 
 
 def _json_options(schema: Schema, whitespace: Whitespace) -> dict[str, Any]:

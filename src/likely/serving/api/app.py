@@ -1,4 +1,4 @@
-"""The OpenAI-compatible API of one model: completions with echo, chats, and /v1/score.
+"""The OpenAI-compatible API of one model: completions with echo, chats with tools, scores, tokens, metrics.
 
 app = create_app(likely.load("smollm2"))
 uvicorn.run(app)
@@ -6,8 +6,7 @@ uvicorn.run(app)
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -21,23 +20,38 @@ from likely.errors import LikelyError
 from likely.lm.confidence import AnsweringModel, ThresholdOptions
 from likely.lm.model import Model
 from likely.serving.api.answering import Answering
+from likely.serving.api.chats import ChatsEndpoint
+from likely.serving.api.completions import CompletionsEndpoint
 from likely.serving.api.confidence import ChatConfidence
-from likely.serving.api.schemas import ChatRequest, CompletionRequest, ScoreRequest, parse, served_name
+from likely.serving.api.gate import Gate, check_key, log_of
+from likely.serving.api.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    ScoreRequest,
+    TokenizeRequest,
+    parse,
+    served_name,
+)
 from likely.serving.engine import AsyncEngine
 from likely.serving.limits import Admission, ApiError, ServerLimits, discard_body, json_response, read_json, refusal
+from likely.serving.metrics import CONTENT_TYPE, ServerMetrics
 
 
 def create_app(
     model: Model,
     *,
     limits: ServerLimits | None = None,
-    api_key: str | None = None,
+    api_key: str | Mapping[str, str] | None = None,
+    hosts: Collection[str] | None = None,
     fallback: AnsweringModel | None = None,
     **confidence: Unpack[ThresholdOptions],
 ) -> FastAPI:
     """An application that serves `model`; its engine runs from the application's start to its shutdown.
 
-    api_key     if given, every request but /health must carry it: Authorization: Bearer KEY
+    api_key     if given, every request but /health must carry it: Authorization: Bearer KEY.  Several: name -> key;
+                those who ask with different keys share nothing that is kept of earlier prompts
+    hosts       names that the Host header may have beside addresses and localhost; None: any
     fallback    another model, which chats may ask instead of giving an answer below their threshold; with a threshold
                 here all chats do
     confidence  what is done about the confidence of chats that do not say otherwise, see `ConfidencePolicy`; as the
@@ -49,83 +63,123 @@ def create_app(
     if policy.has_threshold:
         policy = replace(policy, fallback=fallback)
     limits = limits or ServerLimits()
+    keys = {"default": api_key} if isinstance(api_key, str) else api_key
     name = served_name(model.info.name)
+    metrics = ServerMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = AsyncEngine(model, max_queue=limits.max_queue)
+        engine = AsyncEngine(
+            model,
+            max_running=limits.max_running,
+            max_queue=limits.max_queue,
+            cached_tokens=limits.cached_tokens,
+            metrics=metrics,
+        )
         app.state.engine = engine
-        chats = ChatConfidence(model, policy, fallback, limits.max_queue)
-        app.state.answering = Answering(engine, name, limits, chats)
+        answering = Answering(engine, name, limits, ChatConfidence(model, policy, fallback, limits.max_running))
+        app.state.answering = answering
+        app.state.completions, app.state.chats = CompletionsEndpoint(answering), ChatsEndpoint(answering)
         try:
             yield
         finally:
-            app.state.answering.close()
+            answering.close()
             engine.close()
 
     app = FastAPI(
         title="likely", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
     )
-    admission = Admission(limits.max_queue)
-
-    def check_key(request: Request) -> None:
-        if api_key is None:
-            return
-        given = request.headers.get("authorization", "").encode()
-        if not hmac.compare_digest(given, b"Bearer " + api_key.encode()):
-            raise ApiError(
-                401, "the API key is missing or wrong: send Authorization: Bearer KEY", code="invalid_api_key"
-            )
+    app.state.draining = False
+    admission = Admission(limits)
+    app.add_middleware(Gate, hosts=hosts, metrics=metrics, draining=lambda: app.state.draining)
+    _watch(metrics, app, model)
 
     @app.get("/health")
     async def health(request: Request) -> Response:
         engine: AsyncEngine = app.state.engine
+        status = "failed" if engine.failure is not None else "draining" if app.state.draining else "ok"
         body = {
-            "status": "ok" if engine.failure is None else "failed",
+            "status": status,
             "model": name,
             "version": __version__,
             "requests": engine.waiting,
+            "running": engine.running,
             "free_tokens": engine.free_tokens,
+            "cached_tokens": engine.prefixes.tokens,
         }
-        return json_response(body, status=200 if engine.failure is None else 503)
+        return json_response(body, status=200 if status == "ok" else 503)
+
+    @app.get("/metrics")
+    async def show_metrics(request: Request) -> Response:
+        check_key(request, keys)
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
-        check_key(request)
+        check_key(request, keys)
         return json_response({"object": "list", "data": [app.state.answering.card]})
 
     @app.get("/v1/models/{model_id:path}")
     async def one_model(request: Request, model_id: str) -> Response:
-        check_key(request)
+        check_key(request, keys)
         app.state.answering.check_model(model_id)
         return json_response(app.state.answering.card)
 
-    async def answer(request: Request, work: Callable[[Request, dict], Awaitable[Response]]) -> Response:
+    async def answer(request: Request, work: Callable[[Request, dict, str], Awaitable[Response]]) -> Response:
         try:
-            check_key(request)
+            key = check_key(request, keys)
+            with admission.reading() as took:
+                body = await read_json(request, limits, took)
             with admission.enter():
-                return await work(request, await read_json(request, limits))
+                return await work(request, body, key)
         except Exception as error:
             if not (isinstance(error, ApiError) and error.status == 413):  # of that, enough was read
                 await discard_body(request, limits)
+            log_of(request)["error"] = str(error)[:200]
             raise
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await answer(request, lambda r, body: app.state.answering.completion(r, parse(CompletionRequest, body)))
+        state = app.state
+        return await answer(request, lambda r, b, key: state.completions.answer(r, parse(CompletionRequest, b), key))
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await answer(request, lambda r, body: app.state.answering.chat(r, parse(ChatRequest, body)))
+        return await answer(request, lambda r, b, key: app.state.chats.answer(r, parse(ChatRequest, b), key))
 
     @app.post("/v1/score")
     async def score(request: Request) -> Response:
-        return await answer(request, lambda r, body: app.state.answering.score(r, parse(ScoreRequest, body)))
+        return await answer(request, lambda r, b, key: app.state.answering.score(r, parse(ScoreRequest, b)))
+
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        return await answer(request, lambda r, b, key: app.state.answering.tokenize(r, parse(TokenizeRequest, b)))
+
+    @app.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        return await answer(request, lambda r, b, key: app.state.answering.detokenize(r, parse(DetokenizeRequest, b)))
 
     for kind in (ApiError, LikelyError, ValueError, TimeoutError, HTTPException):
         app.add_exception_handler(kind, partial(_respond, limits))
     app.add_exception_handler(Exception, partial(_respond, limits))
     return app
+
+
+def _watch(metrics: ServerMetrics, app: FastAPI, model: Model) -> None:
+    """What the engine knows at the moment that somebody asks."""
+
+    def engine() -> AsyncEngine:
+        return app.state.engine
+
+    most = model.runtime.limits.tokens_held
+    metrics.watch("num_requests_running", "Requests that are written", lambda: engine().running)
+    metrics.watch("num_requests_waiting", "Requests behind them", lambda: engine().waiting - engine().running)
+    metrics.watch(
+        "kv_cache_usage_perc", "Share of the tokens held that texts need", lambda: 1 - engine().free_tokens / most
+    )
+    metrics.watch("prefix_cache_tokens", "Tokens kept of texts that have ended", lambda: engine().prefixes.tokens)
+    metrics.watch("prefix_cache_queries", "Tokens of prompts", lambda: engine().prefixes.looked_up, total=True)
+    metrics.watch("prefix_cache_hits", "Tokens of prompts that were kept", lambda: engine().prefixes.found, total=True)
 
 
 async def _respond(limits: ServerLimits, request: Request, error: Exception) -> Response:

@@ -53,6 +53,7 @@ class ChatConfidence:
             policy, _ = self._policy.override(given)
             if not (asked.confidence or policy.has_threshold):
                 return None
+            _check_known(asked, field)
             system = system_of(asked.conversation)
             return policy.bind(self._model, settings_of(asked), system, needed=True)
         except (DataError, ValueError) as error:
@@ -102,6 +103,21 @@ class ChatConfidence:
         finally:
             stopped.set()
             self._waiting -= 1
+
+
+def _check_known(asked: ChatRequest, field: str) -> None:
+    """ApiError for an answer of another kind than those that calibrators are fitted on."""
+    others = {
+        "tools": asked.calls_tools is not None,
+        "continue_final_message": asked.begun is not None,
+        "ignore_eos": asked.ignore_eos,
+    }
+    for name, given in others.items():
+        if given:
+            raise ApiError(
+                400, f"{field}: nothing is known of answers with {name}, only of plain ones: drop one of the two",
+                param=field,
+            )  # fmt: skip
 
 
 def decision_fields(bound: BoundPolicy | None, answer: Answer | None) -> dict[str, Any]:

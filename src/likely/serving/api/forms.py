@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from likely.errors import LikelyError, nearest
-from likely.guided.form import Form, FormSettings, make_form
-from likely.serving.api.schemas import GenerationRequest
+from likely.errors import nearest
+from likely.guided.form import FormSettings
+from likely.serving.api.schemas import ChatRequest, GenerationRequest
+from likely.serving.form_worker import FormDescription
 from likely.serving.limits import ApiError
 
 # field of the request -> option of generate; structured_outputs and response_format hold theirs inside
@@ -22,18 +23,25 @@ _FIELDS = {
     "guided_grammar": "grammar",
 }
 _STRUCTURED = {"json": "schema", "regex": "regex", "choice": "choices", "grammar": "grammar", "json_object": "schema"}
+DEFAULT_BUDGET = 512  # tokens, for the trial of a form in a chat that names none
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
-def form_of(asked: GenerationRequest) -> Form | None:
-    """The form that the request names; ApiError 400 in one line for a wrong one and for two."""
-    if (named := _named_form(asked)) is None:
-        return None
+def form_of(asked: GenerationRequest) -> tuple[FormDescription | None, str]:
+    """(the form that the request names, by which field); ApiError 400 in one line for two and for what is none."""
+    named = _named_form(asked)
+    choice = asked.calls_tools if isinstance(asked, ChatRequest) else None
+    if choice is not None and isinstance(asked, ChatRequest):
+        if named is not None:
+            raise ApiError(400, f"a text has one form: drop {named[0]} or tools", param=named[0])
+        functions = [each.function.model_dump() for each in asked.tools]
+        budget = asked.max_tokens or DEFAULT_BUDGET
+        return FormDescription("tools", functions, choice=choice, budget=budget), "tools"
+    if named is None:
+        return None, ""
     name, (option, value, settings) = named
-    try:
-        return make_form(**{option: value}, settings=settings)
-    except (LikelyError, ValueError, TypeError) as error:
-        raise ApiError(400, f"{name}: {error}", param=name) from None
+    budget = asked.max_tokens or DEFAULT_BUDGET
+    return FormDescription(option, value, settings.on_unsupported, budget=budget), name
 
 
 def form_options(asked: GenerationRequest) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 from likely.decoding.constraint import Constraint
 from likely.decoding.request import longest_text
-from likely.guided.form import Form
+from likely.errors import LikelyError
 from likely.lm.model import Model
-from likely.models.chat_template import Rendered
+from likely.models.chat_template import Rendered, go_on
 from likely.scoring.likelihood import Item, joint_item, surface_lengths
-from likely.serving.limits import ApiError
+from likely.serving.form_worker import FormDescription, FormWorker
+from likely.serving.limits import ApiError, ServerLimits
 from likely.tokenizers.protocol import Tokenizer
 
 T = TypeVar("T")
@@ -36,29 +37,61 @@ class EncodedPrompt:
 class PromptEncoder:
     """Reads for one model. Neither its template nor its tokenizer is asked from several threads at once."""
 
-    def __init__(self, model: Model):
-        self._model, self._context = model, longest_text(model.runtime)
+    def __init__(self, model: Model, limits: ServerLimits):
+        self._model, self._context, self._limits = model, longest_text(model.runtime), limits
+        self._worker: FormWorker | None = None
+        self._forms = ThreadPoolExecutor(1, "likely-forms")
         self._thread = ThreadPoolExecutor(1, "likely-prepare")
         self._longest = self._thread.submit(_longest_token, model.tokenizer)
 
     def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()  # whoever waits for it hears that
+        self._forms.shutdown(cancel_futures=True)
+        if self._worker is not None:
+            self._worker.close()
         self._thread.shutdown(cancel_futures=True)
 
-    async def texts(self, texts: Sequence[str], *, echo: bool, wanted: int) -> list[EncodedPrompt]:
-        """Prompts that leave room for `wanted` tokens (at least for one of them); `echo`: they will be sent back."""
-        return await self.away(lambda: [self._text(text, echo, wanted) for text in texts])
+    async def prompts(self, prompts: Sequence[str | list[int]], *, echo: bool, wanted: int) -> list[EncodedPrompt]:
+        """Texts or token ids that leave room for `wanted` tokens (at least for one); `echo`: they will be sent back."""
+        return await self.away(
+            lambda: [self._text(p, echo, wanted) if isinstance(p, str) else self._ids(p, wanted) for p in prompts]
+        )
 
-    async def conversation(self, messages: list[dict[str, Any]]) -> Rendered:
-        """Messages in the model's chat template, with room for an answer."""
+    async def conversation(self, messages: list[dict[str, Any]], begun: str | None = None) -> Rendered:
+        """Messages in the model's chat template, with room for an answer.
+
+        begun  the content of the last message, which is the beginning of the answer; None: it begins anew
+        """
 
         def render() -> Rendered:
             for message in messages:
                 self._check_bytes(str(message.get("content", "")))
-            rendered = self._model.render(messages)
+            rendered = self._model.render(messages if begun is None else messages[:-1])
+            if begun is not None:
+                rendered = go_on(self._model.tokenizer, rendered, begun)
             self._check_tokens(len(rendered.tokens), 1)
             return rendered
 
         return await self.away(render)
+
+    async def tokens_of(self, text: str, special: bool) -> list[int]:
+        """As a prompt, or without what the model wants in front of one."""
+
+        def encode() -> list[int]:
+            self._check_bytes(text)
+            return self._model.encode_prompt(text) if special else self._model.tokenizer.encode(text)
+
+        return await self.away(encode)
+
+    async def text_of(self, tokens: Sequence[int]) -> str:
+        """Bytes that are no text become U+FFFD."""
+
+        def decode() -> str:
+            self._check_ids(tokens)
+            return self._written(tokens)
+
+        return await self.away(decode)
 
     async def joint(self, prompt: str, answers: Sequence[str]) -> list[tuple[Item, bool]]:
         """`joint_item` of each answer."""
@@ -77,9 +110,30 @@ class PromptEncoder:
             return []
         return await self.away(lambda: self._model.tokenizer.encode(text))
 
-    async def constraint(self, form: Form | None) -> Constraint | None:
-        """The form on the model's tokens, in its first state.  The engine bounds what compiling may cost."""
-        return None if form is None else await self.away(lambda: self._model.guide.constraint(form))
+    async def constraint(self, described: FormDescription | None, field: str) -> Constraint | None:
+        """The form on the model's tokens, in its first state, if a process of its own could compile it in its limits.
+
+        field  of the request, for errors
+        """
+        if described is None:
+            return None
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._forms, self._check_form, described)
+            return await self.away(lambda: self._model.guide.constraint(described.form()))
+        except (LikelyError, ValueError, TypeError) as error:
+            raise ApiError(400, f"{field}: {error}", param=field) from None
+
+    def _check_form(self, described: FormDescription) -> None:
+        if self._worker is None:
+            limits = self._limits
+            self._worker = FormWorker(
+                self._model.guide.vocabulary,
+                seconds=limits.form_s,
+                memory_mib=limits.form_mib,
+                size_bytes=limits.form_bytes,
+            )
+        self._worker.check(described)
 
     async def away(self, work: Callable[[], T]) -> T:
         """Do it on the thread that prepares prompts: what takes milliseconds must not hold up other clients."""
@@ -97,6 +151,22 @@ class PromptEncoder:
         plain = tokenizer.encode(text, parse_special=True)
         more = sum(surface_lengths(tokenizer, plain)) - len(text.encode())
         return EncodedPrompt(text, tokens, len(tokens) - len(plain), max(0, more))
+
+    def _ids(self, tokens: list[int], wanted: int) -> EncodedPrompt:
+        self._check_ids(tokens)
+        self._check_tokens(len(tokens), wanted)
+        return EncodedPrompt(self._written(tokens), tokens)
+
+    def _check_ids(self, tokens: Sequence[int]) -> None:
+        size = self._model.runtime.vocab_size
+        if (worst := max(tokens, default=0)) >= size:
+            raise ApiError(400, f"token {worst} is not in the vocabulary of {size} tokens", param="prompt")
+
+    def _written(self, tokens: Sequence[int]) -> str:
+        """Their text, control tokens in their written form."""
+        tokenizer = self._model.tokenizer
+        names = {number: text.encode() for text, number in tokenizer.special_tokens.items()}
+        return b"".join(names.get(t) or tokenizer.token_bytes(t) for t in tokens).decode("utf-8", "replace")
 
     def _check_bytes(self, *texts: str) -> None:
         """Refuse a text that cannot fit, without the seconds that it takes to tokenise a megabyte."""

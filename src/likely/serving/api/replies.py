@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from likely.decoding.request import Finished
+from likely.decoding.request import Event, Finished
+from likely.serving.api.schemas import GenerationRequest
 from likely.tokenizers.protocol import Tokenizer
 
 Alternatives = Sequence[tuple[int, float]]  # (token id, logprob), most likely first
@@ -109,26 +110,30 @@ def chat_content(
     ]
 
 
-def ended_by(reason: str | None) -> dict[str, str | None]:
+def ended_by(reason: str | None, *, complete: bool | None = None) -> dict[str, str | None]:
     """How a choice says why its text ended; None: it goes on.
 
     OpenAI knows "stop" and "length".  A full context is a length, a text that was stopped because it repeated itself a
-    stop; beyond OpenAI's field, `stop_reason` says which.
+    stop; so is one whose form was complete when the tokens ran out, since clients read such a value only then.  Beyond
+    OpenAI's field, `stop_reason` says which.
     """
-    if reason is None or reason in ("stop", "length"):
+    if reason in ("length", "context") and complete:
+        return {"finish_reason": "stop", "stop_reason": reason}
+    if reason is None or reason in ("stop", "length", "tool_calls"):
         return {"finish_reason": reason}
     return {"finish_reason": "stop" if reason == "repetition" else "length", "stop_reason": reason}
 
 
-def usage(prompt_tokens: int, texts: Iterable[Finished]) -> dict[str, Any]:
-    """What a request took; guessed tokens that the model took and refused, where something was guessed."""
+def usage(prompt_tokens: int, texts: Iterable[Finished], cached_tokens: int | None = None) -> dict[str, Any]:
+    """What a request took; guessed tokens that the model took and refused, where something was guessed.
+
+    cached_tokens  of the prompts, that were computed before
+    """
     done = list(texts)
     written = sum(len(text.tokens) for text in done)
-    found: dict[str, Any] = {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": written,
-        "total_tokens": prompt_tokens + written,
-    }
+    found = _usage(prompt_tokens, written)
+    if cached_tokens is not None:
+        found["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
     if proposed := sum(text.proposed for text in done):
         accepted = sum(text.accepted for text in done)
         found["completion_tokens_details"] = {
@@ -136,6 +141,52 @@ def usage(prompt_tokens: int, texts: Iterable[Finished]) -> dict[str, Any]:
             "rejected_prediction_tokens": proposed - accepted,
         }
     return found
+
+
+def _usage(prompt_tokens: int, written: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": written,
+        "total_tokens": prompt_tokens + written,
+    }
+
+
+class Pieces:
+    """The events of one stream: the head of each, and usage where it was asked for."""
+
+    def __init__(self, asked: GenerationRequest, head: dict[str, Any], prompt_tokens: int):
+        self._options, self._head, self._prompt_tokens = asked.stream_options, head, prompt_tokens
+        self._warnings, self._written = asked.warnings, 0
+        self._done: list[tuple[tuple[int, int], Finished]] = []
+
+    def note(self, request: int, event: Event) -> None:
+        """News that the next pieces tell of."""
+        self._written += len(event.tokens)
+        if event.finish:
+            self._done.append(((request, event.sample), event.finish))
+
+    def piece(self, choice: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {**self._head, "choices": [choice]}
+        if self._options.include_usage:  # where it will come at the end, every other event says that it holds none
+            running = self._options.continuous_usage_stats
+            found["usage"] = _usage(self._prompt_tokens, self._written) if running else None
+        if self._warnings:
+            found["warnings"], self._warnings = self._warnings, []
+        return found
+
+    def last(self) -> list[dict[str, Any]]:
+        """What comes behind all choices."""
+        return [{**self._head, "choices": [], "usage": self.usage()}] if self._options.include_usage else []
+
+    def usage(self) -> dict[str, Any]:
+        return usage(self._prompt_tokens, [text for _, text in self._done], cached_of(dict(self._done)))
+
+
+def cached_of(done: Mapping[tuple[int, int], Finished]) -> int | None:
+    """Tokens of prompts that were computed before; done: (number of the prompt, sample) -> text."""
+    if not done:
+        return None
+    return sum(next(text.cached_tokens for (j, _), text in done.items() if j == i) for i in {i for i, _ in done})
 
 
 def json_safe(value: Any) -> Any:

@@ -1,17 +1,27 @@
-"""What may be asked: every field typed and bounded, unknown ones refused with the nearest name."""
+"""What may be asked: every field typed and bounded; what is not known or has no effect is told of in the reply."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from likely.calibration.threshold import DELTA
 from likely.decoding.drafting.table import drafter_names
 from likely.decoding.options import OPTIONS
-from likely.errors import nearest
+from likely.errors import DataError, nearest
 from likely.serving.limits import (
     MAX_ANSWERS,
     MAX_BIASES,
@@ -21,31 +31,35 @@ from likely.serving.limits import (
     MAX_PROMPTS,
     MAX_STOP_CHARS,
     MAX_STOPS,
+    MAX_TOOLS,
     ApiError,
 )
+from likely.serving.tools.grammar import NO_PARAMETERS, ToolChoice
+from likely.serving.tools.transcript import with_tools
 
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 # Fields of OpenAI's API that this server does not have, with the values that ask for nothing (None always does).
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
-    "tools": ([],),
     "functions": ([],),
-    "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "modalities": (["text"],),
     "service_tier": ("auto", "default"),
-    "store": (False,),
-    "metadata": ({},),
     "audio": (),
     "reasoning_effort": (),
     "verbosity": (),
     "web_search_options": (),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "prompt_embeds": (),
+    "logits_processors": ([],),
 }
 DRAFTERS_FOR_CLIENTS = (*drafter_names(lambda entry: entry.for_clients), "none")
-IGNORED = ("user", "safety_identifier", "prompt_cache_key")  # labels for the operator; they change nothing
+IGNORED = ("user", "safety_identifier", "prompt_cache_key", "metadata", "store")  # labels; they change nothing
+UNKNOWN = 16  # unknown fields that are named in a reply
 
 
 def _option(name: str, **narrower: Any) -> Any:
@@ -59,10 +73,24 @@ DraftBudget = Annotated[int, Field(ge=OPTIONS["draft_budget"].low, le=OPTIONS["d
 
 
 class RequestBody(BaseModel):
-    """A request body; a field that is null counts as not given."""
+    """A request body; a field that is null counts as not given.
+
+    timeout   seconds that the request may take, at most the server's own deadline
+    priority  of requests that wait the smaller number begins first
+    cache_salt  only prompts with the same one share what is kept of earlier ones
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     model: Annotated[str, Field(max_length=4096)] | None = None
+    timeout: float | None = Field(None, gt=0)
+    priority: int = Field(0, ge=-1000, le=1000)
+    cache_salt: str = Field("", max_length=256)
+    _warnings: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What of the request had no effect, one line each."""
+        return self._warnings
 
 
 def _drafter_for_clients(name: str) -> str:
@@ -93,12 +121,42 @@ class Prediction(BaseModel):
 class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
     include_usage: bool = False
+    continuous_usage_stats: bool = False  # in every event, as vLLM has it
     include_obfuscation: bool = False  # padding against eavesdroppers; none is sent
+
+
+class FunctionOfTool(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str = Field("", max_length=8192)
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As a model reads it."""
+        return {"name": self.name, "description": self.description, "parameters": self.parameters or NO_PARAMETERS}
+
+
+class OfferedTool(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["function"]
+    function: FunctionOfTool
+
+
+class NamedFunction(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    name: str = Field(max_length=64)
+
+
+class NamedTool(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["function"]
+    function: NamedFunction
 
 
 class GenerationRequest(RequestBody):
     """How to continue; the names are OpenAI's, with the extensions top_k, min_p, stop_repetition, drafter,
-    draft_budget.
+    draft_budget, and vLLM's min_tokens and ignore_eos.
 
     At most one of the fields from response_format to guided_grammar says what the text must look like
     (`serving.forms`).
@@ -106,6 +164,8 @@ class GenerationRequest(RequestBody):
 
     n: int = _option("n", le=MAX_N)
     max_tokens: int | None = Field(None, ge=0, le=2**20)
+    min_tokens: int = _option("min_tokens", le=2**20)
+    ignore_eos: bool = False  # write max_tokens, whatever the model thinks
     stop: StopText | list[StopText] = []
     stop_repetition: bool = False
     seed: int | None = _option("seed", default=None, le=2**63 - 1)  # None: a fresh one
@@ -163,7 +223,12 @@ class GenerationRequest(RequestBody):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)]
+    )
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     max_tokens: int = Field(16, ge=0, le=2**20)
@@ -175,8 +240,13 @@ class CompletionRequest(GenerationRequest):
         return self
 
     @property
-    def prompts(self) -> list[str]:
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+    def prompts(self) -> Sequence[str | list[int]]:
+        """Texts, or token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt
 
 
 class ChatRequest(GenerationRequest):
@@ -189,6 +259,10 @@ class ChatRequest(GenerationRequest):
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
     prediction: Prediction | None = None
+    tools: list[OfferedTool] = Field([], max_length=MAX_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
+    parallel_tool_calls: bool = True
+    continue_final_message: bool | None = None  # None: where the last message is the assistant's
     # beyond OpenAI's, where a calibrator was fitted: how likely each answer is right, and what follows from it
     confidence: bool = False
     at_least: float | None = Field(None, gt=0, lt=1)
@@ -204,7 +278,37 @@ class ChatRequest(GenerationRequest):
             if self.max_tokens not in (None, self.max_completion_tokens):
                 raise ValueError("max_tokens and max_completion_tokens differ: give one of them")
             self.max_tokens = self.max_completion_tokens
+        names = [each.function.name for each in self.tools]
+        if len(set(names)) < len(names):
+            raise ValueError("two tools have one name")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f'tool_choice names "{self.tool_choice.function.name}", which is none of the tools')
+        if self.tool_choice == "required" and not names:
+            raise ValueError('tool_choice "required" needs tools')
+        if self.continue_final_message and self.messages[-1].get("role") != "assistant":
+            raise ValueError("continue_final_message needs a last message of the assistant")
+        if self.continue_final_message and self.tools:
+            raise ValueError("continue_final_message and tools do not go together: drop one of the two")
         return self
+
+    @property
+    def calls_tools(self) -> ToolChoice | None:
+        """How tools may be called; None: not at all."""
+        if not self.tools or self.tool_choice == "none":
+            return None
+        if isinstance(self.tool_choice, NamedTool):
+            return ToolChoice("required", self.tool_choice.function.name, self.parallel_tool_calls)
+        return ToolChoice(self.tool_choice, None, self.parallel_tool_calls)
+
+    @property
+    def begun(self) -> str | None:
+        """The text that the assistant has already begun, which the reply goes on from."""
+        last = self.conversation[-1]
+        if self.continue_final_message is False or last.get("role") != "assistant" or self.tools:
+            return None
+        if self.messages[-1].get("tool_calls") or not isinstance(last.get("content"), str):
+            return None
+        return last["content"]
 
     @property
     def predicted_text(self) -> str:
@@ -213,8 +317,39 @@ class ChatRequest(GenerationRequest):
 
     @property
     def conversation(self) -> list[dict[str, Any]]:
-        """The messages with plain text contents, as chat templates take them."""
-        return [_plain_message(i, message) for i, message in enumerate(self.messages)]
+        """The messages with plain text contents, as chat templates take them; tools and their calls are text, too."""
+        plain = [_plain_message(i, message) for i, message in enumerate(self.messages)]
+        functions = [each.function.plain() for each in self.tools] if self.calls_tools else []
+        if not functions and not any("tool_calls" in each or each.get("role") == "tool" for each in plain):
+            return plain
+        try:
+            return with_tools(plain, functions)
+        except DataError as error:
+            raise ApiError(400, str(error), param="messages") from None
+
+
+class TokenizeRequest(RequestBody):
+    """POST /tokenize: the tokens of a text as a prompt, or of a conversation as the model reads it."""
+
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    add_special_tokens: bool = True
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give prompt or messages, one of the two")
+        return self
+
+    @property
+    def conversation(self) -> list[dict[str, Any]]:
+        return [_plain_message(i, message) for i, message in enumerate(self.messages or ())]
+
+
+class DetokenizeRequest(RequestBody):
+    """POST /detokenize: the text of tokens, control tokens in their written form."""
+
+    tokens: list[TokenId]
 
 
 class ScoreRequest(RequestBody):
@@ -255,8 +390,9 @@ A = TypeVar("A", bound=RequestBody)
 
 
 def parse(schema: type[A], body: dict[str, Any]) -> A:
-    """A checked request, or ApiError 400 in one line."""
+    """A checked request, which tells what was ignored (`warnings`), or ApiError 400 in one line."""
     given: dict[str, Any] = {}
+    warnings: list[str] = []
     for name, value in body.items():
         if name in schema.model_fields:
             if value is not None:
@@ -264,12 +400,15 @@ def parse(schema: type[A], body: dict[str, Any]) -> A:
         elif name in NEUTRAL:
             if value is not None and value not in NEUTRAL[name]:
                 raise ApiError(400, f'"{name}" is not supported by this server: leave it out', param=name)
-        elif name not in IGNORED:
-            hint = nearest(name[:100], schema.model_fields)
-            known = ", ".join(sorted(schema.model_fields))
-            raise ApiError(400, f'unknown field "{name[:100]}"{hint} (known: {known})', param=name[:100])
+        elif name in IGNORED:
+            if value:
+                warnings.append(f'"{name}" has no effect here')
+        elif len(warnings) < UNKNOWN:
+            warnings.append(f'unknown field "{name[:100]}" was ignored{nearest(name[:100], schema.model_fields)}')
     try:
-        return schema.model_validate(given)
+        asked = schema.model_validate(given)
+        asked._warnings = warnings
+        return asked
     except ValidationError as error:
         raise _refusal(error) from None
 

@@ -16,6 +16,8 @@ from likely.serving.engine import Ticket
 from likely.serving.limits import ApiError, ServerLimits, json_text, refusal
 
 T = TypeVar("T")
+Events = AsyncGenerator[dict[str, Any]]
+PING = b": ping\n\n"
 log = logging.getLogger("likely.serving")
 
 
@@ -42,21 +44,29 @@ class EventStream(Response):
     """Server-sent events from a generator of JSON objects, then [DONE].
 
     tickets  what the events are made of; cancelled when the client goes away, also before the first event
-    An error, or the deadline, becomes an event with an "error", and ends the stream without [DONE].
+    deadline_s  of this stream
+    An error, or the deadline, becomes an event with an "error", and ends the stream without [DONE].  Where no event
+    comes for a while a comment is sent, which tells proxies and clients that the stream lives.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[dict[str, Any]], tickets: Sequence[Ticket], limits: ServerLimits):
+    def __init__(
+        self,
+        events: Events,
+        tickets: Sequence[Ticket],
+        limits: ServerLimits,
+        deadline_s: float,
+    ):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._tickets, self._limits = events, tickets, limits
+        self._events, self._tickets, self._limits, self._deadline_s = events, tickets, limits, deadline_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         task = asyncio.create_task(self._send_all(send))
         watcher = asyncio.create_task(_gone(receive))
         try:
-            await asyncio.wait({task, watcher}, timeout=self._limits.deadline_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, watcher}, timeout=self._deadline_s, return_when=asyncio.FIRST_COMPLETED)
             late = not task.done() and not watcher.done()
         finally:
             for ticket in self._tickets:
@@ -71,12 +81,34 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         last: dict[str, Any] | str = "[DONE]"
         try:
-            async with contextlib.aclosing(self._events):
-                async for event in self._events:
-                    await send({"type": "http.response.body", "body": _data(event), "more_body": True})
+            async with contextlib.aclosing(self._events), contextlib.aclosing(self._with_pings()) as events:
+                async for event in events:
+                    data = PING if event is None else _data(event)
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
         except Exception as error:
             last = refusal(error, self._limits).body
         await self._send_last(send, last)
+
+    async def _with_pings(self) -> AsyncGenerator[dict[str, Any] | None]:
+        """The events, and None where none came for `ping_s`."""
+        upcoming: asyncio.Task[dict[str, Any]] | None = None
+        try:
+            while True:
+                if upcoming is None:
+                    upcoming = asyncio.ensure_future(anext(self._events))
+                done, _ = await asyncio.wait({upcoming}, timeout=self._limits.ping_s)
+                if not done:
+                    yield None
+                    continue
+                finished, upcoming = upcoming, None
+                try:
+                    event = finished.result()
+                except StopAsyncIteration:
+                    return
+                yield event
+        finally:
+            if upcoming is not None:
+                await _ended(upcoming)
 
     async def _send_last(self, send: Send, last: dict[str, Any] | str) -> None:
         await send({"type": "http.response.body", "body": _data(last), "more_body": False})

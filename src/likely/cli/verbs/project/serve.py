@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import socket
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +19,7 @@ from likely.cli.confidence import ConfidenceFlags
 from likely.errors import LikelyError, missing_extra
 
 MIB = 2**20
+FILES_BESIDE = 64  # descriptors that are not connections
 
 
 @flags.grouped
@@ -27,15 +31,33 @@ def serve(
     ),
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8000,
     api_key_env: Annotated[
-        str | None, typer.Option("--api-key-env", metavar="NAME", help="Environment variable that holds an API key.")
+        list[str] | None,
+        typer.Option("--api-key-env", metavar="NAME", help="Environment variable that holds an API key; repeatable."),
     ] = None,
-    max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Requests at a time; more are told to wait.")] = (
-        64
-    ),
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-host", metavar="NAME", help="Name by which clients may call it; *: any. Repeatable."),
+    ] = None,
+    max_running: Annotated[int, typer.Option("--max-running", min=1, help="Texts that are written at a time.")] = 64,
+    max_queue: Annotated[
+        int, typer.Option("--max-queue", min=0, help="Requests that wait behind them; more get 429.")
+    ] = 256,
     max_body: Annotated[
         int, typer.Option("--max-body", min=1, max=64, metavar="MIB", help="Largest request, in MiB.")
     ] = 1,
     deadline: Annotated[float, typer.Option("--deadline", min=0.1, help="Seconds that a request may take.")] = 600.0,
+    drain: Annotated[
+        float, typer.Option("--drain", min=0, help="Seconds that running requests get when it is told to end.")
+    ] = 30.0,
+    cache_tokens: Annotated[
+        int | None,
+        typer.Option("--cache-tokens", min=0, help="Kept for prompts that begin like earlier ones; 0: none."),
+    ] = None,
+    access_log: Annotated[
+        bool, typer.Option("--access-log", help="A line of JSON on standard error for each request.")
+    ] = False,
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate (PEM): serve https.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its private key (PEM).")] = None,
     drafter: Annotated[
         str | None, typer.Option("--drafter", help="Guess ahead in every request that names no drafter of its own.")
     ] = None,
@@ -46,26 +68,36 @@ def serve(
 
       likely serve
 
-      likely serve -m model.gguf --port 8080
+      likely serve -m model.gguf --port 8080 --access-log
 
       LIKELY_KEY=secret likely serve --host 0.0.0.0 --api-key-env LIKELY_KEY
     """
     from likely.models.load import installed
 
-    if not (installed("fastapi") and installed("uvicorn")):
-        raise missing_extra("fastapi or uvicorn", "serve")
-    import uvicorn
+    if not all(map(installed, ("fastapi", "uvicorn", "prometheus_client"))):
+        raise missing_extra("fastapi, uvicorn or prometheus-client", "serve")
 
     from likely.calibration.calibrator import Calibrator
     from likely.serving.api.app import create_app
     from likely.serving.limits import ServerLimits
+    from likely.serving.listening import server
 
-    key = _key(api_key_env)
+    keys = {name: _key(name) for name in api_key_env or ()}
     options.drafting(drafter, "auto")
     wanted = replace(confidence, fallback=None).given()  # requests may name a threshold of their own
     if confidence.calibrator is not None:
         Calibrator.load(confidence.calibrator).check_answers()  # a wrong file is refused now
-    limits = ServerLimits(max_queue=max_queue, max_body_bytes=max_body * MIB, deadline_s=deadline)
+    limits = ServerLimits(
+        max_running=max_running,
+        max_queue=max_queue,
+        max_connections=_most_connections(),
+        max_body_bytes=max_body * MIB,
+        deadline_s=deadline,
+        cached_tokens=cache_tokens,
+    )
+    _check_tls(tls_cert, tls_key)
+    if access_log:
+        _log_to_stderr()
     listener = _listen(host, port)
     with listener, model.open_local("batch") as lm:
         if drafter is not None:
@@ -73,19 +105,23 @@ def serve(
             lm.drafters.default = drafter
         lm.drafters.share_memory = False  # what clients choose by name learns from their own request alone
         other = None if confidence.fallback is None else lm.beside(confidence.fallback)  # a wrong file is refused now
-        app = create_app(lm, limits=limits, api_key=key, **{**wanted, "fallback": other})
-        _print_address(host, listener.getsockname()[1], key is not None, api_key_env)
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=3, server_header=False
+        # a browser that was led here has no key, but it may ask a server that wants none
+        hosts = None if keys else {host, *(allowed_host or ())}
+        app = create_app(lm, limits=limits, api_key=keys, hosts=hosts, **{**wanted, "fallback": other})
+        running = server(
+            app,
+            limits,
+            drain_s=drain,
+            certificate=None if tls_cert is None else str(tls_cert),
+            key=None if tls_key is None else str(tls_key),
         )
-        with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn after it has shut down
-            uvicorn.Server(config).run(sockets=[listener])
+        _print_address(host, listener.getsockname()[1], next(iter(keys), None), secure=tls_cert is not None)
+        with contextlib.suppress(KeyboardInterrupt):  # before it listens for signals
+            running.run(sockets=[listener])
     typer.echo("stopped", err=True)
 
 
-def _key(name: str | None) -> str | None:
-    if name is None:
-        return None
+def _key(name: str) -> str:
     key = os.environ.get(name, "").strip()
     if not key:
         raise typer.BadParameter(f"the environment variable {name} is not set", param_hint="--api-key-env")
@@ -94,6 +130,44 @@ def _key(name: str | None) -> str | None:
             f"the key in {name} holds characters that no header carries", param_hint="--api-key-env"
         )
     return key
+
+
+def _check_tls(certificate: Path | None, key: Path | None) -> None:
+    """Refuse a certificate that cannot be used before a model is loaded for nothing."""
+    if certificate is None and key is None:
+        return
+    if certificate is None or key is None:
+        raise typer.BadParameter("TLS needs both: a certificate and its key", param_hint="--tls-cert, --tls-key")
+    import ssl
+
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise typer.BadParameter(f"the certificate cannot be used: {error}", param_hint="--tls-cert") from None
+
+
+def _log_to_stderr() -> None:
+    log = logging.getLogger("likely.access")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _most_connections() -> int:
+    """As many as there are descriptors for, of which the system gives as many as it may."""
+    try:
+        import resource
+    except ImportError:
+        return 1024
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8192 if hard == resource.RLIM_INFINITY else min(hard, 8192)
+    if soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return max(1, min(1024, soft - FILES_BESIDE))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -117,13 +191,14 @@ def _is_this_machine(host: str) -> bool:
         return host == "localhost"
 
 
-def _print_address(host: str, port: int, has_key: bool, key_name: str | None) -> None:
+def _print_address(host: str, port: int, key_name: str | None, *, secure: bool) -> None:
     if not _is_this_machine(host):
-        what = "ask with the key" if has_key else "use the model: there is no --api-key-env"
+        what = "ask with the key" if key_name else "use the model: there is no --api-key-env"
         typer.echo(f"Warning: listening on {host}, so whoever reaches this machine can {what}.", err=True)
     shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
-    url = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/v1"
-    key = f' -H "Authorization: Bearer ${key_name}"' if has_key else ""
+    scheme = "https" if secure else "http"
+    url = f"{scheme}://{f'[{shown}]' if ':' in shown else shown}:{port}/v1"
+    key = f' -H "Authorization: Bearer ${key_name}"' if key_name else ""
     typer.echo(f"serving at {url}  (Ctrl-C ends it)")
     typer.echo(
         f'try: curl {url}/completions -H "Content-Type: application/json"{key} '

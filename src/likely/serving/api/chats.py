@@ -1,0 +1,163 @@
+"""POST /v1/chat/completions: the next message of a conversation, with calls of tools and with its confidence."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import Request as HttpRequest
+from fastapi import Response
+
+from likely.decoding.drafting.lookup import PredictedText
+from likely.decoding.request import Finished
+from likely.lm.confidence import BoundPolicy
+from likely.lm.results import Answer
+from likely.serving.api.answering import Answering, seed_of
+from likely.serving.api.confidence import decision_fields
+from likely.serving.api.forms import form_of
+from likely.serving.api.gate import log_of
+from likely.serving.api.replies import Pieces, cached_of, chat_content, ended_by, usage
+from likely.serving.api.schemas import ChatRequest
+from likely.serving.api.streaming import Events
+from likely.serving.engine import Ticket
+from likely.serving.tools.transcript import CallParser, ToolCallDelta
+
+
+@dataclass(frozen=True)
+class _Started:
+    prompt_tokens: int
+    head: dict[str, Any]
+    ticket: Ticket
+    bound: BoundPolicy | None
+
+
+class ChatsEndpoint:
+    """Chats of one server."""
+
+    def __init__(self, answering: Answering):
+        self._with = answering
+
+    async def answer(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
+        self._with.check_before(asked, 1)
+        work = self._stream(http, asked, salt) if asked.stream else self._whole(http, asked, salt)
+        return await self._with.within(http, asked, work)
+
+    async def _whole(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
+        started = await self._start(asked, "chat.completion", salt)
+        done = await self._with.finished([started.ticket])
+        choices = [await self._choice(asked, started, sample, done[0, sample]) for sample in range(asked.n)]
+        spent = usage(started.prompt_tokens, done.values(), cached_of(done))
+        log_of(http)["usage"] = spent
+        return self._with.reply(asked, {**started.head, "choices": choices, "usage": spent})
+
+    async def _choice(self, asked: ChatRequest, started: _Started, sample: int, finished: Finished) -> dict[str, Any]:
+        answer = await self._decided(asked, started, finished)
+        text, reason = (finished.text, finished.reason) if answer is None else (answer.text, answer.finish_reason)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if answer is not None and answer.abstained:
+            message |= {"content": None, "refusal": answer.why}
+        elif asked.calls_tools:
+            parser = CallParser()
+            parser.push(text, last=True)
+            if calls := [_call(name, arguments) for name, arguments in parser.calls]:
+                message |= {"content": parser.content or None, "tool_calls": calls}
+                reason = "tool_calls" if reason == "stop" or finished.complete else reason
+        content = None
+        if asked.logprobs and (answer is None or not answer.why):  # of a text that is not given there are none
+            content = self._logprobs(asked, finished.tokens, finished.logprobs, finished.tops)
+        return {
+            "index": sample,
+            "message": message,
+            "logprobs": content,
+            **ended_by(reason, complete=finished.complete),
+            **decision_fields(started.bound, answer),
+        }
+
+    async def _stream(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
+        started = await self._start(asked, "chat.completion.chunk", salt)
+        return self._with.stream(asked, self._events(http, asked, started), [started.ticket])
+
+    async def _events(self, http: HttpRequest, asked: ChatRequest, started: _Started) -> Events:
+        """With a threshold nothing of a text is sent before it is known that it reaches it."""
+        pieces = Pieces(asked, started.head, started.prompt_tokens)
+        withheld = started.bound is not None and started.bound.rule is not None
+        parsers = [CallParser() if asked.calls_tools else None for _ in range(asked.n)]
+        numbers: dict[tuple[int, int], str] = {}
+
+        def chunk(index: int, delta: dict[str, Any], block: Any = None, **ending: Any) -> dict[str, Any]:
+            return pieces.piece({"index": index, "delta": delta, "logprobs": block, **(ending or ended_by(None))})
+
+        def called(sample: int, news: ToolCallDelta) -> dict[str, Any]:
+            if news.name is None:
+                return {"index": news.index, "function": {"arguments": news.arguments}}
+            number = numbers[sample, news.index] = _call_id()
+            function = {"name": news.name, "arguments": ""}
+            return {"index": news.index, "id": number, "type": "function", "function": function}
+
+        for sample in range(asked.n):
+            yield chunk(sample, {"role": "assistant", "content": ""})
+        async for event in started.ticket:
+            pieces.note(0, event)
+            sample, finish = event.sample, event.finish
+            block, text, news = None, event.text, list[ToolCallDelta]()
+            if asked.logprobs and event.tokens:
+                block = self._logprobs(asked, event.tokens, event.logprobs, event.tops)
+            if (parser := parsers[sample]) is not None:
+                text, news = parser.push(event.text, last=finish is not None)
+            if not withheld:
+                if text or (block and not news):
+                    yield chunk(sample, {"content": text}, block)
+                    block = None
+                for each in news:
+                    yield chunk(sample, {"tool_calls": [called(sample, each)]}, block)
+                    block = None
+            if finish:
+                answer = await self._decided(asked, started, finish)
+                reason = finish.reason if answer is None else answer.finish_reason
+                if answer is not None and withheld:
+                    yield chunk(sample, {"refusal": answer.why} if answer.abstained else {"content": answer.text})
+                if parser is not None and parser.calls and (reason == "stop" or finish.complete):
+                    reason = "tool_calls"
+                fields = decision_fields(started.bound, answer)
+                yield chunk(sample, {}, **ended_by(reason, complete=finish.complete), **fields)
+        log_of(http)["usage"] = pieces.usage()
+        for last in pieces.last():
+            yield last
+
+    async def _decided(self, asked: ChatRequest, started: _Started, finished: Finished) -> Answer | None:
+        """With its confidence, where somebody wants to know that."""
+        if started.bound is None:
+            return None
+        return await self._with.confidence.decide(started.bound, asked, finished, started.head["seed"])
+
+    def _logprobs(
+        self, asked: ChatRequest, tokens: Sequence[int], logprobs: Sequence[float], tops: Sequence[Any]
+    ) -> dict[str, Any]:
+        content = chat_content(self._with.names, tokens, logprobs, tops, asked.top_logprobs)
+        return {"content": content, "refusal": None}
+
+    async def _start(self, asked: ChatRequest, kind: str, salt: str) -> _Started:
+        common = self._with
+        described, field = form_of(asked)
+        bound = await common.prompts.away(lambda: common.confidence.bind(asked))
+        rendered = await common.prompts.conversation(asked.conversation, asked.begun)
+        held = await common.prompts.constraint(described, field)
+        wanted = asked.max_tokens or common.context - len(rendered.tokens)
+        common.check_numbers(wanted * asked.n * (asked.top_logprobs + 1 if asked.logprobs else 0))
+        seed = seed_of(asked)
+        predicted = await common.prompts.predicted(asked.predicted_text)
+        request = common.request(asked, rendered.tokens, wanted, seed, asked.top_logprobs, held, salt)
+        if predicted and asked.drafter is None:
+            request = replace(request, drafter=PredictedText(predicted))
+        (ticket,) = common.submit([request])
+        return _Started(len(rendered.tokens), common.head("chatcmpl", kind, seed), ticket, bound)
+
+
+def _call(name: str, arguments: str) -> dict[str, Any]:
+    return {"id": _call_id(), "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"

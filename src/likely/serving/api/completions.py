@@ -1,0 +1,131 @@
+"""POST /v1/completions: texts or tokens go on, with the log-probabilities of what was given and written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request as HttpRequest
+from fastapi import Response
+
+from likely.decoding.request import Finished
+from likely.scoring.likelihood import Item, TokenScores
+from likely.serving.api.answering import Answering, seed_of
+from likely.serving.api.forms import form_of
+from likely.serving.api.gate import log_of
+from likely.serving.api.prompts import EncodedPrompt
+from likely.serving.api.replies import CompletionLogprobs, Pieces, cached_of, ended_by, joined, usage
+from likely.serving.api.schemas import CompletionRequest
+from likely.serving.api.streaming import Events, merged
+from likely.serving.engine import Ticket
+
+Block = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A request on its way: prompts, the log-probabilities of those that are echoed, the head of the reply."""
+
+    prompts: list[EncodedPrompt]
+    echoes: list[Block | None]
+    head: dict[str, Any]
+    tickets: list[Ticket]
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(prompt.tokens) for prompt in self.prompts)
+
+
+class CompletionsEndpoint:
+    """Completions of one server."""
+
+    def __init__(self, answering: Answering):
+        self._with = answering
+
+    async def answer(self, http: HttpRequest, asked: CompletionRequest, salt: str) -> Response:
+        self._with.check_before(asked, len(asked.prompts))
+        work = self._stream(http, asked, salt) if asked.stream else self._whole(http, asked, salt)
+        return await self._with.within(http, asked, work)
+
+    async def _whole(self, http: HttpRequest, asked: CompletionRequest, salt: str) -> Response:
+        started = await self._start(asked, salt)
+        done = await self._with.finished(started.tickets)
+        choices = []
+        for i, (prompt, echo) in enumerate(zip(started.prompts, started.echoes, strict=True)):
+            for sample in range(asked.n):
+                block, text, ending = echo, prompt.text if asked.echo else "", ended_by("length")
+                if started.tickets:
+                    finished = done[i, sample]
+                    text, ending = text + finished.text, ended_by(finished.reason, complete=finished.complete)
+                    if asked.logprobs is not None:
+                        block = joined(echo, self._block(asked, prompt, finished))
+                choices.append({"index": i * asked.n + sample, "text": text, "logprobs": block, **ending})
+        spent = usage(started.prompt_tokens, done.values(), cached_of(done))
+        log_of(http)["usage"] = spent
+        return self._with.reply(asked, {**started.head, "choices": choices, "usage": spent})
+
+    async def _stream(self, http: HttpRequest, asked: CompletionRequest, salt: str) -> Response:
+        started = await self._start(asked, salt)
+        return self._with.stream(asked, self._events(http, asked, started), started.tickets)
+
+    async def _events(self, http: HttpRequest, asked: CompletionRequest, started: _Started) -> Events:
+        pieces = Pieces(asked, started.head, started.prompt_tokens)
+
+        def chunk(index: int, text: str, block: Any, ending: dict[str, Any]) -> dict[str, Any]:
+            return pieces.piece({"index": index, "text": text, "logprobs": block, **ending})
+
+        prompts, tickets = started.prompts, started.tickets
+        if asked.echo:
+            for i, (prompt, echo) in enumerate(zip(prompts, started.echoes, strict=True)):
+                for index in range(i * asked.n, (i + 1) * asked.n):
+                    yield chunk(index, prompt.text, echo, ended_by(None if tickets else "length"))
+        blocks = {
+            (i, sample): self._blocks(asked, prompt) for i, prompt in enumerate(prompts) for sample in range(asked.n)
+        }
+        async for i, event in merged(tickets):
+            pieces.note(i, event)
+            block = None
+            if asked.logprobs is not None and event.tokens:
+                block = blocks[i, event.sample].block(event.tokens, event.logprobs, event.tops)
+            if event.text or block or event.finish:
+                done = event.finish
+                ending = ended_by(None) if done is None else ended_by(done.reason, complete=done.complete)
+                yield chunk(i * asked.n + event.sample, event.text, block, ending)
+        log_of(http)["usage"] = pieces.usage()
+        for last in pieces.last():
+            yield last
+
+    async def _start(self, asked: CompletionRequest, salt: str) -> _Started:
+        common, wanted = self._with, asked.max_tokens
+        described, field = form_of(asked)
+        prompts = await common.prompts.prompts(asked.prompts, echo=asked.echo, wanted=wanted)
+        alternatives = 0 if asked.logprobs is None else asked.logprobs + 1
+        given = sum(len(p.tokens) for p in prompts) if asked.echo else 0
+        common.check_numbers((given + wanted * len(prompts)) * asked.n * alternatives)
+        echoes: list[Block | None] = [None] * len(prompts)
+        if asked.echo and asked.logprobs is not None:
+            items = [Item(tuple(p.tokens), 1) for p in prompts]
+            scores = await common.engine.score(items, top=asked.logprobs)
+            echoes = [self._echo(asked, p, s) for p, s in zip(prompts, scores, strict=True)]
+        seed = seed_of(asked)
+        tickets: list[Ticket] = []
+        if wanted:
+            k = asked.logprobs or 0
+            held = await common.prompts.constraint(described, field)
+            tickets = common.submit([common.request(asked, p.tokens, wanted, seed, k, held, salt) for p in prompts])
+        return _Started(prompts, echoes, common.head("cmpl", "text_completion", seed), tickets)
+
+    def _echo(self, asked: CompletionRequest, prompt: EncodedPrompt, scores: TokenScores) -> Block:
+        assert asked.logprobs is not None
+        values: list[float | None] = [None, *scores.logprobs]
+        tops = [None, *scores.tops] if scores.tops is not None else [None] * len(values)
+        shown = slice(prompt.hidden, None)
+        maker = CompletionLogprobs(self._with.names, asked.logprobs)
+        return maker.block(prompt.tokens[shown], values[shown], tops[shown], skip=prompt.skip, written=True)
+
+    def _blocks(self, asked: CompletionRequest, prompt: EncodedPrompt) -> CompletionLogprobs:
+        offset = len(prompt.text) if asked.echo else 0
+        return CompletionLogprobs(self._with.names, asked.logprobs or 0, offset=offset)
+
+    def _block(self, asked: CompletionRequest, prompt: EncodedPrompt, finished: Finished) -> Block:
+        return self._blocks(asked, prompt).block(finished.tokens, finished.logprobs, finished.tops)

@@ -1,0 +1,94 @@
+"""What an operator watches, as Prometheus reads it; names as vLLM has them, with our prefix."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from likely.decoding.request import Event
+from likely.errors import missing_extra
+
+try:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+except ImportError:
+    raise missing_extra("prometheus-client", "serve") from None
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+class ServerMetrics:
+    """The metrics of one server, in a registry of their own; written by the engine's thread and the event loop."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"likely:{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"likely:{name}", text, buckets=buckets, registry=registry)
+
+        self.time_to_first_token = histogram("time_to_first_token_seconds", "From submission to the first token", _LONG)
+        self.inter_token = histogram("inter_token_latency_seconds", "Between tokens of one text", _SHORT)
+        self.queue_time = histogram("request_queue_time_seconds", "Before a request began to run", _LONG)
+        self.latency = histogram("e2e_request_latency_seconds", "From submission to the end of a text", _LONG)
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts")
+        self.generation_tokens = counter("generation_tokens", "Tokens written")
+        self.finished = counter("request_success", "Texts that ended, by their reason", "finished_reason")
+        self.drafted = counter("spec_decode_num_draft_tokens", "Tokens that were guessed")
+        self.accepted = counter("spec_decode_num_accepted_tokens", "Guessed tokens that the model took")
+        self.responses = counter("http_responses", "Replies, by path and status", "path", "status")
+        self._last: dict[tuple[int, int], float] = {}  # (request, sample) -> when its last token came
+
+    def watch(self, name: str, text: str, value: Callable[[], float], *, total: bool = False) -> None:
+        """A number that is read when somebody asks for the metrics; total: one that only grows."""
+        if total:
+            self.registry.register(_Total(f"likely:{name}", text, value))
+        else:
+            Gauge(f"likely:{name}", text, registry=self.registry).set_function(value)
+
+    def observe(self, submitted: float, request: int, events: Sequence[Event]) -> None:
+        """News of one request, as they come."""
+        now = time.perf_counter()
+        for event in events:
+            key = request, event.sample
+            if event.tokens:
+                last = self._last.get(key)
+                if last is None:
+                    self.time_to_first_token.observe(now - submitted)
+                else:
+                    for _ in event.tokens:
+                        self.inter_token.observe((now - last) / len(event.tokens))
+                self._last[key] = now
+                self.generation_tokens.inc(len(event.tokens))
+            if event.finish:
+                self._last.pop(key, None)
+                self.finished.labels(event.finish.reason).inc()
+                self.latency.observe(now - submitted)
+                self.drafted.inc(event.finish.proposed)
+                self.accepted.inc(event.finish.accepted)
+            if event.error:
+                self.finished.labels("error").inc()
+                for known in [known for known in self._last if known[0] == request]:
+                    del self._last[known]
+
+    def forget(self) -> None:
+        """All requests were broken off."""
+        self._last.clear()
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _Total:
+    """A counter whose value somebody else keeps."""
+
+    def __init__(self, name: str, text: str, value: Callable[[], float]):
+        from prometheus_client.core import CounterMetricFamily
+
+        self._make = lambda: CounterMetricFamily(name, text, value=value())
+
+    def collect(self) -> list:
+        return [self._make()]
