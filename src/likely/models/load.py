@@ -263,7 +263,7 @@ def _open_native(where: SourceKind, place: Path | str, dtype: str | None, option
     from likely.runtimes.native.runtime import NativeRuntime
 
     path = _hub_folder(str(place), local=False) if where == "hub" else Path(place)
-    runtime = NativeRuntime(path, dtype=dtype or KINDS["native"].dtypes[0], **_tokens_held(options))
+    runtime = NativeRuntime(path, dtype=dtype, **_tokens_held(options))
     return runtime, *_tokenizer(path)
 
 

@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 
 from likely.errors import KvFull, ModelError, nearest
+from likely.io.hashes import fingerprint
+from likely.runtimes.kinds import KINDS
 from likely.runtimes.machine import choose_threads, free_bytes
 from likely.runtimes.native.architecture import Architecture
 from likely.runtimes.native.build import library
 from likely.runtimes.native.calls import CallArrays, Columns
+from likely.runtimes.native.codes import Rounding, type_of
 from likely.runtimes.native.library import (
+    CODES,
     DTYPES,
     FP32,
     NativeCall,
@@ -58,27 +62,30 @@ class NativeRuntime(SlotRuntime):
         self,
         place: str | Path,
         *,
-        dtype: str = "int8",
+        dtype: str | None = None,
+        rounding: Rounding | None = None,
         threads: int | None = None,
         tokens_held: int | None = None,
         sequences: int = 4096,
         tokens_per_call: int = TOKENS_PER_CALL,
         progress: Callable[[int, int], None] | None = None,
     ):
-        if dtype not in DTYPES:
-            raise ModelError(f'unknown dtype "{dtype}"{nearest(dtype, DTYPES)} (allowed: {", ".join(DTYPES)})')
+        allowed = KINDS["native"].dtypes
+        if dtype is not None and dtype not in allowed:
+            raise ModelError(f'unknown dtype "{dtype}"{nearest(dtype, allowed)} (allowed: {", ".join(allowed)})')
         self.threads = choose_threads(threads)
         self._library = library()
         source = ModelSource.open(Path(place))
         self.sha256 = source.sha256
         self.shape = shape = Architecture.of_config(source.config)
-        self.dtype = dtype
-        kind = DTYPES.index(dtype)
-        self._weights = load_weights(source, shape, kind, self._library, progress)
+        self.dtype = dtype = dtype or default_dtype(source)
+        kind = DTYPES.index(dtype) if dtype in DTYPES else CODES
+        self._weights = load_weights(source, shape, dtype, self._library, progress, rounding)
+        self.weights_format = "+".join(sorted({t for t in map(type_of, self._weights) if t})) or dtype
         self.weights_bytes = sum(w.nbytes for w in self._weights.values())
         self.kv_bytes_per_token = shape.kv_values_per_token * (4 if kind == FP32 else 2)
         self._stride = padded(shape.vocab_size) + 16  # rows must not all start in one set of the first cache
-        self._model = native_model(shape, kind, self._weights)
+        self._model = native_model(shape, kind, self._weights, rotated=dtype == "int4")
         self._session = self._library.open(ctypes.byref(self._model[0]), self.threads)
         if not self._session:
             raise ModelError(f"the native runtime cannot start {self.threads} threads: give fewer (threads=)")
@@ -87,12 +94,14 @@ class NativeRuntime(SlotRuntime):
         self._logits = np.empty((0, self._stride), np.float32)
         if tokens_held is None:
             tokens_held = min(MOST_TOKENS_HELD, max(1024, free_bytes() // 8 // self.kv_bytes_per_token))
+        features = "+".join(self._library.features()) or "plain"
+        own = f"-{fingerprint(rounding.fingerprint)}" if rounding else ""
         super().__init__(
             vocab_size=shape.vocab_size,
             context_length=shape.context_length,
             capabilities=Capabilities.of_kind("native", layers=shape.layers),
             limits=Limits(sequences, tokens_held, tokens_held, tokens_per_call),
-            revision=f"{self.sha256[:32]}-native-{dtype}-v{VERSION}-{'+'.join(self._library.features()) or 'plain'}",
+            revision=f"{self.sha256[:32]}-native-{dtype}{own}-v{VERSION}-{features}",
         )
 
     def _new_table(self, limit: int) -> SlotTable:
@@ -192,6 +201,11 @@ class NativeRuntime(SlotRuntime):
         if len(self._logits) < rows:
             self._logits = np.empty((rows, self._stride), np.float32)
         return self._logits[:rows]
+
+
+def default_dtype(source: ModelSource) -> str:
+    """Of a model that is loaded without one."""
+    return "int8"
 
 
 def _skips(plan: LayerPlan | None, layers: int) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -7,8 +7,13 @@
 
 extern "C" {
 
+struct Matrix {
+  const uint8_t* panels;
+  int32_t type, outputs;  // type: see codes.h; of CODES alone
+};
+
 struct LayerWeights {
-  const uint8_t *qkv, *out, *gate_up, *down;  // panels
+  Matrix qkv[3], out, gate_up[2], down;       // in one matrix each, but for CODES
   const float *qkv_bias;                      // null where there is none
   const float *attention_norm, *mlp_norm;     // factors, Gemma's 1 added
   const float *query_norm, *key_norm;         // (dim,) or null
@@ -19,6 +24,7 @@ struct LayerWeights {
 
 struct ModelShape {
   int32_t kind, layers, hidden, heads, kv_heads, dim, mlp, vocabulary, activation;  // activation 0: silu, 1: gelu
+  int32_t rotated, floats;  // of CODES: groups of 64 inputs are rotated; some matrix is one of floats
   float epsilon, attention_scale, embedding_scale, logit_softcap;
 };
 
@@ -26,8 +32,8 @@ struct Model {
   ModelShape shape;
   const LayerWeights* layers;
   const float* final_norm;
-  const uint8_t* embedding;  // panels of (vocabulary, hidden); null: the head's are read
-  const uint8_t* head;
+  Matrix embedding;  // (vocabulary, hidden); null: the head's rows are read
+  Matrix head;
 };
 
 struct Call {

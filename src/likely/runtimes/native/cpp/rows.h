@@ -1,7 +1,7 @@
 // Rows of activations: room for them, norms, and their form for a product.
 #pragma once
-#include "linear.h"
 #include "memory.h"
+#include "products.h"
 
 struct RowBuffers {
   Buffer data, scale, bias;
@@ -14,11 +14,28 @@ struct RowBuffers {
   }
 };
 
+// What rows of CODES are, beside their number.
+struct RowForm {
+  int unit;
+  bool rotated;
+};
+INLINE void form_rows(Rows& rows, int count, RowForm form) {
+  rows.count = count;
+  rows.unit = form.unit;
+  rows.rotated = form.rotated;
+}
+
 // The same rows, counted from `first`.
 template <Kind kind>
 static Rows rows_from(const Rows& rows, int first) {
-  return Rows{rows.row<kind>(first), rows.scale + (size_t)first * rows.groups, rows.bias + (size_t)first * rows.groups,
-              rows.groups};
+  if constexpr (kind == CODES) {
+    Rows own = rows;
+    own.data += (size_t)first * rows.unit;
+    return own;
+  } else {
+    const size_t at = (size_t)first * rows.groups;
+    return Rows{rows.row<kind>(first), rows.scale + at, rows.bias + at, rows.groups};
+  }
 }
 
 INLINE float root_mean(const float* x, int n, float epsilon) {

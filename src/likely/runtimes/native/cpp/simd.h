@@ -195,6 +195,12 @@ INLINE void hadamard64(f32x16 (&v)[4]) {
   v[2] = a - c;
   v[3] = b - d;
 }
+inline void rotate_group(float* x) {
+  f32x16 v[4];
+  for (int i = 0; i < 4; i++) v[i] = load16(x + 16 * i);
+  hadamard64(v);
+  for (int i = 0; i < 4; i++) store16(x + 16 * i, v[i]);
+}
 
 // bf16 <-> fp32
 INLINE f32x16 from_bf16(const uint16_t* from) {
