@@ -24,7 +24,7 @@ from likely.models.load import available_runtimes
 from likely.runtimes.machine import machine
 from likely.runtimes.native import build as native_build
 from likely.runtimes.native.check import disagreement
-from likely.runtimes.native.library import DTYPES, Library
+from likely.runtimes.native.library import DTYPES, TYPES, Library
 from likely.runtimes.native.runtime import NativeRuntime
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -40,7 +40,12 @@ int likely_forward(void*, const void*) { return 0; }
 void likely_head(void*, int, int, float*, long) {}
 void likely_reduce(void*, const float*, int, long, double*, double*, int, long*, float*) {}
 void likely_pack(int, const float*, int, int, unsigned char*) {}
-int likely_multiply(void*, int, const float*, int n, int, const unsigned char*, int, float* out, long stride) {
+int likely_pack_rows(int, const unsigned char*, int, int, unsigned char*) { return 0; }
+long likely_panel_bytes(int, int) { return 64; }
+void likely_round_rotated(int, const float*, int, int, unsigned char*) {}
+void likely_unpack_row(int, const unsigned char*, int, int, int, float*) {}
+int likely_multiply(void*, int, int, int, const float*, int n, int, const unsigned char*, int, float* out,
+                    long stride) {
   for (long i = 0; i < n * stride; i++) out[i] = VALUE;
   return 0;
 }
@@ -238,12 +243,13 @@ def test_an_instruction_set_that_was_asked_for_is_not_replaced(folder, compiler,
     assert len(calls()) == 1
 
 
-@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("kind", [*DTYPES, *TYPES])
 def test_a_small_error_of_one_kind_is_found(native_library, kind):
     """The check knows each kind by its own bound."""
 
     class Off:
         pack, open, close = native_library.pack, native_library.open, native_library.close
+        pack_rows, unpack_row = native_library.pack_rows, native_library.unpack_row
         reserve, forward = native_library.reserve, native_library.forward
 
         def team(self, threads):
@@ -266,11 +272,11 @@ class _Scaled:
     def __exit__(self, *error):
         return self._made.__exit__(*error)
 
-    def multiply(self, kind, x, panels, outputs):
+    def multiply(self, kind, x, panels, outputs, **of_codes):
         x = x.copy()
-        if DTYPES[kind] == self._kind:
-            x[:, 64:128] *= 1.0001 if self._kind == "float32" else 0.5
-        return self._team.multiply(kind, x, panels, outputs)
+        if (of_codes["type_name"] if of_codes else DTYPES[kind]) == self._kind:
+            x[:, 64:128] *= 1.0001 if self._kind in ("float32", "F32", "F16", "BF16") else 0.5
+        return self._team.multiply(kind, x, panels, outputs, **of_codes)
 
 
 # --- instruction sets -----------------------------------------------------------------------------------------------

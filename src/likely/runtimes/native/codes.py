@@ -54,18 +54,14 @@ def type_of(name: str) -> str | None:
     return name.partition(":")[2] or None
 
 
-def check_types(weights: list[Weight]) -> None:
-    """CapabilityError where a matrix has a type that the C++ library does not multiply."""
-    for weight in weights:
-        if weight.stored.type not in TYPES:
-            raise CapabilityError(
-                f"the native runtime keeps codes of {', '.join(TYPES)}, not of {weight.stored.type}: use dtype='int8'"
-            )
-
-
 def own_codes(name: str, weight: Weight, library: Library, outputs: int | None = None) -> PackedTensor:
-    """A matrix in the codes of its file. outputs: rows up to so many are zero."""
+    """A matrix in the codes of its file; CapabilityError for a type that the C++ library does not multiply.
+
+    outputs  rows up to so many are zero
+    """
     kind, (rows, inputs) = weight.stored.type, weight.stored.shape
+    if kind not in TYPES:
+        raise CapabilityError(f"the native runtime keeps codes of {', '.join(TYPES)}, not of {kind}: use dtype='int8'")
     size = library.panels_bytes(kind, outputs or rows, inputs)
 
     def write() -> Iterator[bytes]:
@@ -141,7 +137,8 @@ def int4_rows(
         )
     if codes.min() < -8 or codes.max() > 7:
         raise ValueError(f"{name}: codes must lie in -8..7, got {codes.min()}..{codes.max()}")
-    halves = np.repeat(scales, shape[1] // 32 // scales.shape[1], axis=1).astype(np.float16)
+    with np.errstate(over="ignore"):
+        halves = np.repeat(scales, shape[1] // 32 // scales.shape[1], axis=1).astype(np.float16)
     if not np.isfinite(halves).all():
         raise ValueError(f"{name}: scales must be finite in half precision")
     stored = (codes + 8).astype(np.uint8).reshape(shape[0], -1, 2, 16)

@@ -20,11 +20,12 @@ from likely.runtimes.machine import choose_threads, free_bytes
 from likely.runtimes.native.architecture import Architecture
 from likely.runtimes.native.build import library
 from likely.runtimes.native.calls import CallArrays, Columns
-from likely.runtimes.native.codes import Rounding, type_of
+from likely.runtimes.native.codes import FLOAT_TYPES, Rounding, type_of
 from likely.runtimes.native.library import (
     CODES,
     DTYPES,
     FP32,
+    TYPES,
     NativeCall,
     Queries,
     address,
@@ -45,13 +46,19 @@ LANES = 16  # slots whose keys lie side by side, see cpp/attention.h
 LOGITS_BYTES = 64 * 2**20  # of rows that are handed out and held at one time
 ROWS_AT_ONCE = 64  # rows of logits that are only reduced
 MOST_TOKENS_HELD = 65536
+MOST_INT8_BYTES = 2**29  # of codes in a file that runs in int8 by default
 
 
 class NativeRuntime(SlotRuntime):
-    """A model in one of three number formats.
+    """A model in one of five number formats.
 
     place      a GGUF file or a safetensors folder
-    dtype      "int8": weights and activations in 8 bit, with a scale per 64 inputs; "bfloat16"; "float32"
+    dtype      "int8": weights and activations in 8 bit, with a scale per 64 inputs, rotated; "bfloat16"; "float32";
+               "file": each matrix in the type that the file gives it (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K,
+               F32, F16, BF16), never rounded again, times int8 activations with a scale per 32 inputs;
+               "int4": 4 bits with a scale per 32 inputs, rotated, and the tables of tokens in 8.
+               None: see `default_dtype`
+    rounding   of "int4": a quantiser whose codes take the place of the nearest ones
     threads    default: the physical cores, at most 8; never more than the processors this process may use
     tokens_held  room for kept and pending tokens; default: 65,536 or what an eighth of the free memory holds
     progress   (bytes, bytes in all) while the weights are packed, which happens once per model and dtype
@@ -204,8 +211,14 @@ class NativeRuntime(SlotRuntime):
 
 
 def default_dtype(source: ModelSource) -> str:
-    """Of a model that is loaded without one."""
-    return "int8"
+    """Of a model that is loaded without one: a large file keeps its codes, of which int8 would make twice the bytes.
+
+    A small one runs in int8, whose activations are rotated and so lose less.
+    """
+    matrices = [w.stored for w in source.weights.values() if len(w.stored.shape) == 2]
+    known = all(m.type in TYPES for m in matrices)
+    coded = sum(m.nbytes for m in matrices if m.type not in FLOAT_TYPES)
+    return "file" if known and coded > MOST_INT8_BYTES else "int8"
 
 
 def _skips(plan: LayerPlan | None, layers: int) -> tuple[np.ndarray | None, np.ndarray | None]:

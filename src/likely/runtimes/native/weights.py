@@ -22,7 +22,7 @@ from likely.formats.writing import write_safetensors_header
 from likely.io.hashes import cache_dir, fingerprint
 from likely.io.whole_file import replacing
 from likely.runtimes.native.architecture import Architecture
-from likely.runtimes.native.codes import ROWS, PackedTensor, Rounding, check_types, own_codes, rounded_codes
+from likely.runtimes.native.codes import ROWS, PackedTensor, Rounding, own_codes, rounded_codes
 from likely.runtimes.native.library import DTYPES, GROUP, PANEL, Library, aligned, packed_bytes, padded
 from likely.runtimes.native.source import ModelSource
 from likely.runtimes.protocol import FloatArray
@@ -212,7 +212,6 @@ class _Parts:
         if self._dtype == "int4":
             how = {"bits": bits, "outputs": outputs}
             return rounded_codes(name, source, weight, self._library, rounding=self._rounding, **how)
-        check_types([weight])
         return own_codes(name, weight, self._library, outputs)
 
     def _table(self, name: str, weight: Weight) -> PackedTensor:
