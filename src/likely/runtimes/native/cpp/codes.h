@@ -50,7 +50,7 @@ INLINE auto with_type(Type type, const Work& work) {
     default: return work(std::integral_constant<Type, Type::BF16>{});
   }
 }
-inline size_t panel_bytes_of(Type type, int groups) {
+__attribute__((noinline)) static size_t panel_bytes_of(Type type, int groups) {
   return with_type(type, [&](auto t) { return 2 * Coding<decltype(t)::value>::tile_bytes(groups); });
 }
 

@@ -192,6 +192,24 @@ INLINE void add_group(const Scales<t>& s, const Get& get, const uint8_t* block, 
 // to memory once for all of them, they cost more than that.
 constexpr int AT_ONCE = LIKELY_VNNI ? 8 : 4, MOST_TOGETHER = 64, FETCH = 1536;
 
+// work(rows as a constant) for the next block of `n` rows; how many they are.  Of nearly equal size, or powers of two:
+// each size is compiled for every type.
+template <class Work>
+INLINE int a_block(int n, const Work& work) {
+  if constexpr (AT_ONCE == 8) {
+    const int some = n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
+    if (some == 8) work(std::integral_constant<int, 8>{});
+    if (some == 4) work(std::integral_constant<int, 4>{});
+    if (some == 2) work(std::integral_constant<int, 2>{});
+    if (some == 1) work(std::integral_constant<int, 1>{});
+    return some;
+  } else {
+    const int blocks = (n + AT_ONCE - 1) / AT_ONCE, some = (n + blocks - 1) / blocks;
+    as_constant<AT_ONCE>(some, work);
+    return some;
+  }
+}
+
 // Codes are unpacked in registers, as they come from memory.
 template <Type t, int M>
 __attribute__((noinline)) static void multiply_tile(const uint8_t* tile, const Rows& rows, int m0, float* out) {
@@ -241,16 +259,13 @@ __attribute__((noinline)) static void multiply_exact(const uint8_t* tile, const 
 template <Type t>
 static void multiply_codes(const uint8_t* panel, const Rows& rows, int m0, int n, float* out) {
   for (int tile = 0; tile < 2; tile++, panel += Coding<t>::tile_bytes(rows.groups), out += 16) {
-    const int blocks = (n + AT_ONCE - 1) / AT_ONCE;
-    for (int b = 0, m = 0, some; b < blocks; b++, m += some) {  // of nearly equal size
-      some = (n - m + blocks - b - 1) / (blocks - b);
-      as_constant<AT_ONCE>(some, [&](auto size) {
-        if constexpr (Coding<t>::codes)
-          multiply_tile<t, size.value>(panel, rows, m0 + m, out + m * PANEL);
-        else
-          multiply_exact<t, size.value>(panel, rows, m0 + m, out + m * PANEL);
-      });
-    }
+    const auto block = [&](int m, auto size) {
+      if constexpr (Coding<t>::codes)
+        multiply_tile<t, size.value>(panel, rows, m0 + m, out + m * PANEL);
+      else
+        multiply_exact<t, size.value>(panel, rows, m0 + m, out + m * PANEL);
+    };
+    for (int m = 0, left = n; left; m = n - left) left -= a_block(left, [&](auto size) { block(m, size); });
   }
 }
 

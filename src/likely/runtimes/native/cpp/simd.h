@@ -15,10 +15,12 @@
 #else
 #define LIKELY_AVX512 0
 #endif
+#ifndef LIKELY_VNNI
 #if LIKELY_AVX512 && defined(__AVX512VNNI__)
 #define LIKELY_VNNI 1
 #else
 #define LIKELY_VNNI 0
+#endif
 #endif
 #if LIKELY_AVX512 && defined(__AVX512BF16__)
 #define LIKELY_BF16 1
