@@ -98,9 +98,7 @@ def own_codes(name: str) -> Callable[[], Runtime]:
         library()
         with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, LIKELY_CACHE=folder):
             path = write(Path(folder) / "tiny.gguf", dtype=lambda tensor: types[len(tensor) % len(types)], **sizes)
-            return NativeRuntime(
-                path, dtype="file", threads=1, tokens_held=1024, sequences=64, tokens_per_call=16
-            )
+            return NativeRuntime(path, dtype="file", threads=1, tokens_held=1024, sequences=64, tokens_per_call=16)
 
     return build
 

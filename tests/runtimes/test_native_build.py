@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from coded_rows import CODED, random_rows
 from native_models import forward, nats_apart, rows_of, tokens_of
 from tiny_gguf import write_tiny_llama
 
@@ -24,7 +25,7 @@ from likely.models.load import available_runtimes
 from likely.runtimes.machine import machine
 from likely.runtimes.native import build as native_build
 from likely.runtimes.native.check import disagreement
-from likely.runtimes.native.library import DTYPES, TYPES, Library
+from likely.runtimes.native.library import CODES, DTYPES, TYPES, Library
 from likely.runtimes.native.runtime import NativeRuntime
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -342,6 +343,23 @@ def test_packed_weights_are_the_same_bytes_on_all_instruction_sets(native_librar
     weights = np.random.default_rng(0).standard_normal((70, 200)).astype(np.float32)
     for kind in range(3):
         np.testing.assert_array_equal(other.pack(kind, weights), native_library.pack(kind, weights))
+    rows = native_library.round_rotated(4, weights[:, :192])
+    np.testing.assert_array_equal(other.round_rotated(4, weights[:, :192]), rows)
+
+
+@pytest.mark.parametrize("isa", ["plain", "avx2"])
+def test_products_of_codes_are_the_same_bits_on_all_instruction_sets(native_library, libraries, isa):
+    if isa == "avx2" and "avx2" not in machine().flags:
+        pytest.skip("this processor has no avx2")
+    other, rng = Library(ctypes.CDLL(str(libraries(isa)))), np.random.default_rng(1)
+    x = rng.standard_normal((7, 256)).astype(np.float32)
+    with native_library.team(1) as team, other.team(1) as others:
+        for kind in CODED:
+            raw = random_rows(kind, (40, 256), rng)
+            panels = native_library.pack_rows(kind, raw, 256)
+            np.testing.assert_array_equal(other.pack_rows(kind, raw, 256), panels)
+            one, two = (t.multiply(CODES, x, panels, 40, type_name=kind) for t in (team, others))
+            np.testing.assert_array_equal(two, one)
 
 
 # --- kept -----------------------------------------------------------------------------------------------------------

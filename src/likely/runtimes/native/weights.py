@@ -210,14 +210,16 @@ class _Parts:
 
     def _coded(self, name: str, source: str, weight: Weight, outputs: int | None = None, bits: int = 4) -> PackedTensor:
         if self._dtype == "int4":
-            how = {"bits": bits, "outputs": outputs}
-            return rounded_codes(name, source, weight, self._library, rounding=self._rounding, **how)
+            return rounded_codes(
+                name, source, weight, self._library, bits=bits, rounding=self._rounding, outputs=outputs
+            )
         return own_codes(name, weight, self._library, outputs)
 
     def _table(self, name: str, weight: Weight) -> PackedTensor:
         """Rows of tokens; in a model of 4 bits they have 8."""
         if self._dtype in DTYPES:
-            return self._matrix(name, *weight.stored.shape, partial(weight.row_blocks, ROWS))
+            outputs, inputs = weight.stored.shape
+            return self._matrix(name, outputs, inputs, partial(weight.row_blocks, ROWS))
         return self._coded(name, name, weight, bits=8)
 
     def _matrix(self, name: str, outputs: int, inputs: int, blocks: Callable[[], Iterator[FloatArray]]) -> PackedTensor:
