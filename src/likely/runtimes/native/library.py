@@ -23,13 +23,13 @@ _pointer = ctypes.c_void_p
 _int, _long, _float = ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
 
-class Matrix(ctypes.Structure):
+class PackedMatrix(ctypes.Structure):
     _fields_ = [("panels", _pointer), ("type", _int), ("outputs", _int)]
 
 
 class LayerWeights(ctypes.Structure):
     _fields_ = [
-        ("qkv", Matrix * 3), ("out", Matrix), ("gate_up", Matrix * 2), ("down", Matrix),
+        ("qkv", PackedMatrix * 3), ("out", PackedMatrix), ("gate_up", PackedMatrix * 2), ("down", PackedMatrix),
         *[(name, _pointer) for name in ("qkv_bias", "attention_norm", "mlp_norm", "query_norm", "key_norm",
                                         "attention_after", "mlp_after", "frequencies")],
         ("window", _int),
@@ -48,8 +48,8 @@ class NativeModel(ctypes.Structure):
     _fields_ = [
         ("shape", ModelShape),
         *[(name, _pointer) for name in ("layers", "final_norm")],
-        ("embedding", Matrix),
-        ("head", Matrix),
+        ("embedding", PackedMatrix),
+        ("head", PackedMatrix),
     ]
 
 

@@ -14,9 +14,9 @@ from likely.runtimes.native.library import (
     GROUP,
     TYPES,
     LayerWeights,
-    Matrix,
     ModelShape,
     NativeModel,
+    PackedMatrix,
     address,
 )
 
@@ -29,9 +29,9 @@ def native_model(
     layers = (LayerWeights * s.layers)()
     found = {name.partition(":")[0]: (type_of(name), values) for name, values in weights.items()}
 
-    def matrix(name: str, outputs: int) -> Matrix:
+    def matrix(name: str, outputs: int) -> PackedMatrix:
         type_name, values = found.get(name, (None, None))
-        return Matrix(address(values), TYPES.index(type_name or TYPES[0]), outputs if values is not None else 0)
+        return PackedMatrix(address(values), TYPES.index(type_name or TYPES[0]), outputs if values is not None else 0)
 
     q, kv, rows = s.heads * s.head_dim, s.kv_heads * s.head_dim, -(-s.mlp // GROUP) * GROUP
     for i, window in enumerate(s.windows):
@@ -40,8 +40,8 @@ def native_model(
             of.qkv = (matrix(at + "q", q), matrix(at + "k", kv), matrix(at + "v", kv))
             of.out, of.gate_up = matrix(at + "o", s.hidden), (matrix(at + "gate", rows), matrix(at + "up", rows))
         else:
-            of.qkv = (matrix(at + "qkv", q + 2 * kv), Matrix(), Matrix())
-            of.out, of.gate_up = matrix(at + "out", s.hidden), (matrix(at + "gate_up", 2 * rows), Matrix())
+            of.qkv = (matrix(at + "qkv", q + 2 * kv), PackedMatrix(), PackedMatrix())
+            of.out, of.gate_up = matrix(at + "out", s.hidden), (matrix(at + "gate_up", 2 * rows), PackedMatrix())
         of.down = matrix(at + "down", s.hidden)
         for name in _VECTORS:
             setattr(of, name, address(weights.get(at + name)))

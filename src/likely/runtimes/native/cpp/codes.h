@@ -10,7 +10,6 @@
 // A number is scale x (code - offset) + minimum, as the file means it: nothing is rounded again.
 #pragma once
 #include "linear.h"
-#include "wide.h"
 
 enum class Type : int32_t { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, F32, F16, BF16 };
 

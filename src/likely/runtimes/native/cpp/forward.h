@@ -17,46 +17,6 @@ struct Span {
 };
 constexpr int SPAN = 64, MANY = 64;  // rows that a thread takes together; rows per thread from which it does
 
-// A panel of matrices whose outputs follow each other: where it is, its first output and how many it has.
-struct Slice {
-  const uint8_t* panel;
-  Type type;
-  int at, count;
-  bool last;  // of the matrices: room for a whole panel follows
-};
-template <Kind kind>
-INLINE size_t bytes_of_panel(const Matrix& m, int groups) {
-  if constexpr (kind == CODES)
-    return panel_bytes_of((Type)m.type, groups);
-  else
-    return groups * Format<kind>::panel_group;
-}
-template <Kind kind, int MATRICES>
-INLINE Slice slice_of(const Matrix (&m)[MATRICES], int p, int groups) {
-  int at = 0, i = 0;
-  for (; i + 1 < MATRICES && p >= (m[i].outputs + PANEL - 1) / PANEL; i++) {
-    p -= (m[i].outputs + PANEL - 1) / PANEL;
-    at += m[i].outputs;
-  }
-  return {m[i].panels + p * bytes_of_panel<kind>(m[i], groups), (Type)m[i].type, at + p * PANEL,
-          std::min(PANEL, m[i].outputs - p * PANEL), i + 1 == MATRICES};
-}
-template <int MATRICES>
-INLINE int panels_of(const Matrix (&m)[MATRICES]) {
-  int count = 0;
-  for (const Matrix& one : m) count += (one.outputs + PANEL - 1) / PANEL;
-  return count;
-}
-// done(row, tile 0, tile 1) for all n rows; see multiply_panel
-template <Kind kind, class Done, class Soon>
-INLINE void multiply_slice(const Slice& own, const uint8_t* next, const Rows& rows, int n, const Tiles& tiles,
-                           const Done& done, const Soon& soon) {
-  if constexpr (kind == CODES)
-    multiply_panel_of(own.type, own.panel, rows, n, done);
-  else
-    multiply_panel<kind>(own.panel, next, rows, n, tiles, done, soon);
-}
-
 template <Kind kind>
 struct Forward {
   Session& e;
