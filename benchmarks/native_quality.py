@@ -203,7 +203,7 @@ def native(dtype: str, place: Place) -> likely.Model:
     return likely.load(place.model, runtime="native", dtype=dtype, context=CONTEXT, threads=place.threads)
 
 
-NATIVE = {"int8": "int8", "bf16": "bfloat16", "fp32": "float32"}
+NATIVE = {"int8": "int8", "bf16": "bfloat16", "fp32": "float32", "file": "file", "int4": "int4"}
 CANDIDATES: dict[str, Callable[[Place], likely.Model]] = {
     "llamacpp-packaged": packaged,
     **{f"llamacpp-{name}": partial(converted, name) for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q4_0")},

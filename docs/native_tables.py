@@ -16,6 +16,8 @@ FORMATS = {
     "native-int8": "native int8",
     "native-bf16": "native bf16",
     "native-fp32": "native fp32",
+    "native-file": "native, the file's codes",
+    "native-int4": "native int4",
     "llamacpp-q8_0": "llama.cpp Q8_0",
     "llamacpp-packaged": "llama.cpp, the packaged file",
     "llamacpp-q5_1": "llama.cpp Q5_1",

@@ -79,6 +79,31 @@ def native(name: str, dtype: str) -> Callable[[], Runtime]:
     return build
 
 
+def own_codes(name: str) -> Callable[[], Runtime]:
+    """A file whose matrices have several types, run from its own codes."""
+
+    def build() -> Runtime:
+        import os
+        import tempfile
+        from pathlib import Path
+        from unittest.mock import patch
+
+        from tiny_gguf import write_tiny_gemma3, write_tiny_llama
+
+        from likely.runtimes.native.build import library
+        from likely.runtimes.native.runtime import NativeRuntime
+
+        types = ["Q4_0", "Q5_1", "Q8_0", "Q4_1", "Q5_0", "BF16"] if name == "llama" else ["Q4_K", "Q6_K", "Q5_K"]
+        write = {"llama": write_tiny_llama, "gemma3": write_tiny_gemma3}[name]
+        sizes = {} if name == "llama" else {"dim": 256, "ffn": 256, "layers": 2}
+        library()
+        with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, LIKELY_CACHE=folder):
+            path = write(Path(folder) / "tiny.gguf", dtype=lambda tensor: types[len(tensor) % len(types)], **sizes)
+            return NativeRuntime(path, dtype="file", threads=1, tokens_held=1024, sequences=64, tokens_per_call=16)
+
+    return build
+
+
 FACTORIES: dict[str, tuple[Callable[[], Runtime], float]] = {
     "toy": (toy, 0.0),
     "torch": (torch_runtime("llama"), 1e-4),
@@ -95,5 +120,8 @@ FACTORIES: dict[str, tuple[Callable[[], Runtime], float]] = {
     "native-bf16": (native("qwen3", "bfloat16"), 0.0),
     "native-fp32": (native("qwen2", "float32"), 0.0),
     "native-gemma3": (native("gemma3", "int8"), 0.0),
+    "native-file": (own_codes("llama"), 0.0),
+    "native-file-gemma3": (own_codes("gemma3"), 0.0),
+    "native-int4": (native("qwen2", "int4"), 0.0),
     "torch-recompute": (torch_runtime("mamba"), 1e-4),
 }

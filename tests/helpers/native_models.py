@@ -105,3 +105,15 @@ def path_to(parents, node):
         path.append(int(node))
         node = parents[node]
     return path[::-1]
+
+
+def fma32(a, b, c):
+    """a b + c in fp32, rounded once: in fp64 to an odd last bit where it is not exact, which keeps the second rounding
+    from a wrong tie."""
+    product, c = np.multiply(a, b, dtype=np.float64), np.asarray(c, np.float64)
+    total = product + c
+    back = total - product
+    error = (product - (total - back)) + (c - back)
+    even = (total.view(np.int64) & 1) == 0
+    odd = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
+    return np.where(even & (error != 0), odd, total).astype(np.float32)

@@ -8,15 +8,18 @@ SentencePiece vocabulary with byte fallback ("llama").
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import gguf
 import numpy as np
+from coded_rows import CODED, random_rows
 from numpy.typing import NDArray
 
 DType = Literal["F32", "F16", "BF16", "Q8_0"]
+Types = Callable[[str], str]  # of each matrix by its name; codes of these types are random
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -72,7 +75,7 @@ def write_tiny_llama(
     kv_heads: int = 2,
     ffn: int = 64,
     context: int = 256,
-    dtype: DType = "F32",
+    dtype: DType | Types = "F32",
     tied: bool = False,
     tokenizer: Literal["gpt2", "llama"] = "gpt2",
     pre: str = "gpt-2",
@@ -136,7 +139,7 @@ def write_tiny_gemma3(
     ffn: int = 64,
     context: int = 256,
     sliding_window: int = 8,
-    dtype: DType = "F32",
+    dtype: DType | Types = "F32",
     tokenizer: Literal["gpt2", "llama"] = "gpt2",
     add_bos: bool = True,
 ) -> Path:
@@ -186,12 +189,16 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], dim: int) -> NDArr
     return (1 + 0.1 * noise if len(shape) == 1 else 1.5 * noise / np.sqrt(shape[1])).astype(np.float32)
 
 
-def _finish(writer: gguf.GGUFWriter, tensors: dict[str, NDArray[np.float32]], dtype: DType, path: Path) -> Path:
-    kind = gguf.GGMLQuantizationType[dtype]
-    writer.add_file_type(FILE_TYPE[dtype])
+def _finish(writer: gguf.GGUFWriter, tensors: dict[str, NDArray[np.float32]], dtype: DType | Types, path: Path) -> Path:
+    writer.add_file_type(FILE_TYPE[dtype] if isinstance(dtype, str) else 0)
     for name, values in tensors.items():
-        if values.ndim == 1 or dtype == "F32":
+        own = dtype if isinstance(dtype, str) else dtype(name)
+        kind = gguf.GGMLQuantizationType[own]
+        if values.ndim == 1 or own == "F32":
             writer.add_tensor(name, values)
+        elif own in CODED and not isinstance(dtype, str):
+            seed = np.random.default_rng(len(name) + sum(values.shape) + int(1e6 * abs(float(values[0, 0]))))
+            writer.add_tensor(name, random_rows(own, values.shape, seed, float(values.std())), raw_dtype=kind)
         else:
             writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()

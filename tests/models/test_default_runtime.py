@@ -35,8 +35,10 @@ def test_where_that_is_missing_in_llama_cpp_then_in_torch(path, monkeypatch):
     assert runtime_of(path) == "torch"
 
 
-def test_a_large_file_runs_in_llama_cpp(path, monkeypatch, native_library):
-    monkeypatch.setattr(loading, "MOST_NATIVE_BYTES", 100)
+def test_a_large_file_whose_types_are_not_kept_runs_in_llama_cpp(path, monkeypatch, native_library):
+    monkeypatch.setattr(loading, "MOST_INT8_BYTES", 100)
+    assert runtime_of(path) == "native"
+    monkeypatch.setattr("likely.runtimes.native.library.TYPES", ("Q4_0",))  # the file has others
     assert runtime_of(path) == "llamacpp"
     have(monkeypatch, "native", "torch")
     assert runtime_of(path) == "native"

@@ -35,7 +35,8 @@ def test_capabilities_are_those_of_a_runtime(name, native_library):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_options_are_the_keywords_of_the_class(name):
-    takes = set(inspect.signature(constructor(name).__init__).parameters) - {"self", "path", "place", "module", "dtype"}
+    others = {"self", "path", "place", "module", "dtype", "rounding"}
+    takes = set(inspect.signature(constructor(name).__init__).parameters) - others
     takes = {"context" if option == "tokens_held" else option for option in takes}
     assert takes | (ELSEWHERE if name == "torch" else set()) == KINDS[name].options
 
@@ -56,7 +57,8 @@ def test_dtypes_are_those_that_the_classes_take():
     assert tuple(TORCH) == KINDS["torch"].dtypes and {str(value) for value in TORCH.values()} <= {
         f"torch.{name}" for name in DTYPES
     }
-    assert (NATIVE[INT8], NATIVE[BF16], NATIVE[FP32]) == ("int8", "bfloat16", "float32") == KINDS["native"].dtypes
+    assert (NATIVE[INT8], NATIVE[BF16], NATIVE[FP32]) == ("int8", "bfloat16", "float32") == KINDS["native"].dtypes[:3]
+    assert KINDS["native"].dtypes[3:] == ("file", "int4")
 
 
 def test_messages_name_every_kind_that_can():

@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from coded_rows import CODED, random_rows
 from native_models import forward, nats_apart, rows_of, tokens_of
 from tiny_gguf import write_tiny_llama
 
@@ -24,7 +25,7 @@ from likely.models.load import available_runtimes
 from likely.runtimes.machine import machine
 from likely.runtimes.native import build as native_build
 from likely.runtimes.native.check import disagreement
-from likely.runtimes.native.library import DTYPES, Library
+from likely.runtimes.native.library import CODES, DTYPES, TYPES, Library
 from likely.runtimes.native.runtime import NativeRuntime
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -40,7 +41,12 @@ int likely_forward(void*, const void*) { return 0; }
 void likely_head(void*, int, int, float*, long) {}
 void likely_reduce(void*, const float*, int, long, double*, double*, int, long*, float*) {}
 void likely_pack(int, const float*, int, int, unsigned char*) {}
-int likely_multiply(void*, int, const float*, int n, int, const unsigned char*, int, float* out, long stride) {
+int likely_pack_rows(int, const unsigned char*, int, int, unsigned char*) { return 0; }
+long likely_panel_bytes(int, int) { return 64; }
+void likely_round_rotated(int, const float*, int, int, unsigned char*) {}
+void likely_unpack_row(int, const unsigned char*, int, int, int, float*) {}
+int likely_multiply(void*, int, int, int, const float*, int n, int, const unsigned char*, int, float* out,
+                    long stride) {
   for (long i = 0; i < n * stride; i++) out[i] = VALUE;
   return 0;
 }
@@ -238,12 +244,13 @@ def test_an_instruction_set_that_was_asked_for_is_not_replaced(folder, compiler,
     assert len(calls()) == 1
 
 
-@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("kind", [*DTYPES, *TYPES])
 def test_a_small_error_of_one_kind_is_found(native_library, kind):
     """The check knows each kind by its own bound."""
 
     class Off:
         pack, open, close = native_library.pack, native_library.open, native_library.close
+        pack_rows, unpack_row = native_library.pack_rows, native_library.unpack_row
         reserve, forward = native_library.reserve, native_library.forward
 
         def team(self, threads):
@@ -266,11 +273,11 @@ class _Scaled:
     def __exit__(self, *error):
         return self._made.__exit__(*error)
 
-    def multiply(self, kind, x, panels, outputs):
+    def multiply(self, kind, x, panels, outputs, **of_codes):
         x = x.copy()
-        if DTYPES[kind] == self._kind:
-            x[:, 64:128] *= 1.0001 if self._kind == "float32" else 0.5
-        return self._team.multiply(kind, x, panels, outputs)
+        if (of_codes["type_name"] if of_codes else DTYPES[kind]) == self._kind:
+            x[:, 64:128] *= 1.0001 if self._kind in ("float32", "F32", "F16", "BF16") else 0.5
+        return self._team.multiply(kind, x, panels, outputs, **of_codes)
 
 
 # --- instruction sets -----------------------------------------------------------------------------------------------
@@ -336,6 +343,23 @@ def test_packed_weights_are_the_same_bytes_on_all_instruction_sets(native_librar
     weights = np.random.default_rng(0).standard_normal((70, 200)).astype(np.float32)
     for kind in range(3):
         np.testing.assert_array_equal(other.pack(kind, weights), native_library.pack(kind, weights))
+    rows = native_library.round_rotated(4, weights[:, :192])
+    np.testing.assert_array_equal(other.round_rotated(4, weights[:, :192]), rows)
+
+
+@pytest.mark.parametrize("isa", ["plain", "avx2"])
+def test_products_of_codes_are_the_same_bits_on_all_instruction_sets(native_library, libraries, isa):
+    if isa == "avx2" and "avx2" not in machine().flags:
+        pytest.skip("this processor has no avx2")
+    other, rng = Library(ctypes.CDLL(str(libraries(isa)))), np.random.default_rng(1)
+    x = rng.standard_normal((7, 256)).astype(np.float32)
+    with native_library.team(1) as team, other.team(1) as others:
+        for kind in CODED:
+            raw = random_rows(kind, (40, 256), rng)
+            panels = native_library.pack_rows(kind, raw, 256)
+            np.testing.assert_array_equal(other.pack_rows(kind, raw, 256), panels)
+            one, two = (t.multiply(CODES, x, panels, 40, type_name=kind) for t in (team, others))
+            np.testing.assert_array_equal(two, one)
 
 
 # --- kept -----------------------------------------------------------------------------------------------------------

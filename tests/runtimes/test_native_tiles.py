@@ -1,4 +1,4 @@
-"""Code for processors with a tile unit (AMX), run anywhere: the instructions are carried out by their definition.
+"""Code for processors with VNNI and a tile unit (AMX), run anywhere: instructions are carried out by their definition.
 
 What this cannot show is speed, and whether the compiler spells the instructions right; the check at load does that.
 """
@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coded_rows import CODED, random_rows
 from native_models import rows_of, tokens_of
 
 from likely.runtimes.native import build as native_build
 from likely.runtimes.native.check import disagreement
-from likely.runtimes.native.library import INT8, Library
+from likely.runtimes.native.library import CODES, INT8, Library
 from likely.runtimes.native.runtime import NativeRuntime
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no C++ compiler")
@@ -24,12 +25,18 @@ pytestmark = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g+
 
 @pytest.fixture(scope="module")
 def tiled(native_library, tmp_path_factory):
-    """The library as it is compiled where there are tiles, and how many products of tiles it has made."""
-    if "avx512_vnni" not in native_library.features():
-        pytest.skip("code for tiles builds on avx512_vnni, which this processor has not")
+    """The library as it is compiled where there are tiles, and how many products of tiles it has made.
+
+    Where the processor has no VNNI, on which that code builds, its instructions are carried out in software, too.
+    """
+    if "avx2" not in native_library.features():
+        pytest.skip("code for tiles builds on avx2, which this processor has not")
     made = tmp_path_factory.mktemp("tiles") / "tiled.so"
-    software = Path(__file__).parents[1] / "helpers" / "tiles_in_software.h"
-    flags = [*native_build.FLAGS, *native_build.ISA["native"], "-include", str(software)]
+    helpers = Path(__file__).parents[1] / "helpers"
+    flags = [*native_build.FLAGS, *native_build.ISA["native"], "-include", str(helpers / "tiles_in_software.h")]
+    if "avx512_vnni" not in native_library.features():
+        isa = [*native_build.ISA["avx2"], "-O0"]  # it takes as long to compile as to run
+        flags = [*native_build.FLAGS, *isa, "-include", str(helpers / "vnni_in_software.h"), *flags[-2:]]
     source = native_build.SOURCES / "native.cpp"
     subprocess.run([*native_build._compiler(), *flags, "-o", str(made), str(source)], check=True)
     handle = ctypes.CDLL(str(made))
@@ -56,6 +63,19 @@ def test_a_product_by_tiles_is_the_same_to_the_bit(native_library, tiled, rows, 
         np.testing.assert_array_equal(team.multiply(INT8, x, panels, 70), plain.multiply(INT8, x, panels, 70))
     panels_of_32, groups = 3, -(-inputs // 64)
     assert multiplied() - before == rows // 16 * panels_of_32 * groups * 2
+
+
+@pytest.mark.parametrize("kind", CODED)
+@pytest.mark.parametrize("rows", [1, 2, 15])
+def test_a_product_of_codes_by_vnni_is_the_same_to_the_bit(native_library, tiled, kind, rows):
+    library, rng = tiled[0], np.random.default_rng(rows)
+    assert "avx512_vnni" in library.features()
+    x, raw = rng.standard_normal((rows, 256)).astype(np.float32), random_rows(kind, (40, 256), rng)
+    panels = native_library.pack_rows(kind, raw, 256)
+    np.testing.assert_array_equal(library.pack_rows(kind, raw, 256), panels)
+    with native_library.team(1) as plain, library.team(1) as team:
+        found = team.multiply(CODES, x, panels, 40, type_name=kind)
+        np.testing.assert_array_equal(found, plain.multiply(CODES, x, panels, 40, type_name=kind))
 
 
 def test_a_model_by_tiles_is_the_same_to_the_bit(native_library, tiled, made, monkeypatch):

@@ -60,7 +60,7 @@ def packed(place, library, kind="int8", progress=None):
 def mapped(place, library, kind="int8", progress=None):
     source = ModelSource.open(place)
     shape = Architecture.of_config(source.config)
-    return load_weights(source, shape, DTYPES.index(kind), library, progress)
+    return load_weights(source, shape, kind, library, progress)
 
 
 def same(one, other):
@@ -71,7 +71,7 @@ def same(one, other):
 
 
 def file_of(place, kind="int8"):
-    return packed_path(ModelSource.open(place).sha256, DTYPES.index(kind))
+    return packed_path(ModelSource.open(place).sha256, kind)
 
 
 def names_in(tmp_path):
@@ -233,7 +233,7 @@ def test_pieces_of_any_size_pack_alike(library, folder, monkeypatch, tmp_path, k
     """A large matrix passes through memory some rows at a time."""
     whole = packed(folder, library, kind)
     monkeypatch.setattr(weights, "_PIECE_VALUES", 72 * 7)
-    monkeypatch.setattr(native_weights, "_ROWS", 32)
+    monkeypatch.setattr(native_weights, "ROWS", 32)
     monkeypatch.setenv("LIKELY_CACHE", str(tmp_path / "other"))
     same(packed(folder, library, kind), whole)
 

@@ -87,7 +87,7 @@ RuntimeOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", callback=one_of("dtypes"), help="{dtypes} (int8: native alone).")
+    str | None, typer.Option("--dtype", callback=one_of("dtypes"), help="{dtypes} (int8, file, int4: native alone).")
 ]
 ContextOption = Annotated[int | None, typer.Option("--context", min=8, help="Tokens of context to make room for.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of the engine.")]

@@ -60,6 +60,24 @@ class Weight:
         whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         return _finite(whole, self.stored).reshape(self.stored.shape)
 
+    def coded_rows(self, rows: int) -> Iterator[NDArray[np.uint8]]:
+        """(rows, bytes) from the top, encoded as in the file; the last block perhaps shorter.
+
+        Only one is in memory, but for a tensor whose rows stand in another order than the other format's.
+        """
+        stored = self.stored
+        row_bytes = stored.nbytes // stored.shape[0]
+        if self.change is None:
+            yield from _coded_blocks(stored, row_bytes, rows)
+            return
+        numbers = np.arange(stored.shape[0], dtype=np.float32).reshape(-1, 1)
+        order = self.change(numbers).reshape(-1).astype(np.int64)
+        if not np.array_equal(np.sort(order), np.arange(stored.shape[0])):
+            raise ModelError(f"{stored.file}: codes of a tensor whose numbers change cannot be kept")
+        whole = np.concatenate(list(_coded_blocks(stored, row_bytes, rows)))[order]
+        for at in range(0, len(whole), rows):
+            yield whole[at : at + rows]
+
     def row_blocks(self, rows: int) -> Iterator[FloatArray]:
         """(rows, width) fp32 blocks from the top, the last one perhaps shorter; only one is in memory."""
         width = self.stored.shape[-1]
@@ -151,6 +169,17 @@ def _raw_pieces(stored: Stored) -> Iterator[bytes]:
             if len(raw) != min(step, stored.nbytes - at):
                 raise ModelError(f"{stored.file}: the file became shorter while it was read")
             yield raw
+
+
+def _coded_blocks(stored: Stored, row_bytes: int, rows: int) -> Iterator[NDArray[np.uint8]]:
+    with stored.file.open("rb") as file:
+        file.seek(stored.offset)
+        for at in range(0, stored.nbytes, rows * row_bytes):
+            size = min(rows * row_bytes, stored.nbytes - at)
+            raw = file.read(size)
+            if len(raw) != size:
+                raise ModelError(f"{stored.file}: the file became shorter while it was read")
+            yield np.frombuffer(raw, np.uint8).reshape(-1, row_bytes)
 
 
 def _finite(values: FloatArray, stored: Stored) -> FloatArray:

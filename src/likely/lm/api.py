@@ -40,8 +40,8 @@ def load(
     runtime  "native", "llamacpp" or "torch"; None: for a GGUF file native where it can be, else llama.cpp; for a folder
              torch (`models.load.load_local` says it in full); "auto": what `likely bench` has measured as the fastest
              for `use` ("single" texts, a "batch" of them, "scoring")
-    dtype    torch: "float32" (the oracle), "bfloat16", "float16"; native: "int8", "bfloat16", "float32"; "int8" alone
-             means native
+    dtype    torch: "float32" (the oracle), "bfloat16", "float16"; native: "int8", "bfloat16", "float32", "file" (a GGUF
+             file's own codes), "int4"; "int8", "file" and "int4" alone mean native
     options  of the runtime (context=, threads= ...: `LocalOptions`) or of the server (model=, api_key= ...)
     """
     if not isinstance(name, (str, os.PathLike)):

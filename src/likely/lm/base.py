@@ -148,7 +148,8 @@ class BaseLanguageModel(ABC, Generic[Prepared]):
 
     def __repr__(self) -> str:
         info = self.info
-        return f"{type(self).__name__}({info.name!r}, runtime={info.runtime!r}, dtype={info.dtype!r})"
+        own = f", weights={info.weights!r}" if info.weights not in ("", info.dtype) else ""
+        return f"{type(self).__name__}({info.name!r}, runtime={info.runtime!r}, dtype={info.dtype!r}{own})"
 
     def with_confidence(self, **options: Unpack[ConfidenceOptions]) -> Self:
         """Bind what `ask` and `chat` do about confidence where a call does not say otherwise."""

@@ -18,7 +18,7 @@ from likely.runtimes.protocol import Runtime
 from likely.tokenizers.protocol import Tokenizer
 
 USES = ("single", "batch", "scoring")
-MOST_NATIVE_BYTES = 4 * 2**30  # of a file that runs natively by default: int8 takes twice the memory of 4 bits
+MOST_INT8_BYTES = 4 * 2**30  # of a file that runs natively by default in int8, which takes twice the memory of 4 bits
 FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
 HUB_SECONDS = 10
 
@@ -40,6 +40,7 @@ class ModelInfo:
     warnings: list[str] = field(default_factory=list)
     system: str | None = None
     settings: Mapping[str, float] = field(default_factory=dict)
+    weights: str = ""  # the types that run: as dtype, or "Q4_K+Q6_K" of a file whose codes are kept
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,12 @@ def load_local(
     """Open a model on this machine.
 
     runtime  "native" (likely's own C++), "llamacpp", "torch", or None.  None, for a GGUF file without a dtype: native
-             where it is available and knows the architecture, else llama.cpp, else torch (files of more than 4 GiB:
-             llama.cpp first, which takes half the memory); otherwise torch, else native.  "auto": what `likely bench`
-             has measured as the fastest for `use`; the same as None where nothing was measured
-    dtype    of torch: "float32" (the oracle), "bfloat16", "float16"; of native: "int8", "bfloat16", "float32" ("int8"
-             alone means native); llama.cpp computes in the types of its file
+             where it is available and knows the architecture, else llama.cpp, else torch (files of more than 4 GiB with
+             types that native does not multiply, such as Q2_K: llama.cpp first); otherwise torch, else native.  "auto":
+             what `likely bench` has measured as the fastest for `use`; the same as None where nothing was measured
+    dtype    of torch: "float32" (the oracle), "bfloat16", "float16"; of native: "int8", "bfloat16", "float32", "file"
+             (the codes of a GGUF file as they are; the default of large ones), "int4" ("int8", "file" and "int4" alone
+             mean native); llama.cpp computes in the types of its file
     use      what "auto" is to be fast at: "single" texts, a "batch" of them, or "scoring"
     options  of the runtime, see `LocalOptions`
     """
@@ -94,6 +96,7 @@ def load_local(
         warnings=warnings,
         system=known.system if known else None,
         settings=known.settings if known else {},
+        weights=str(getattr(opened, "weights_format", opened.dtype)).removeprefix("torch."),
     )
     return Loaded(opened, tokenizer, info)
 
@@ -186,13 +189,26 @@ def _choose(
 
 
 def _by_default(where: SourceKind, place: Path | str, dtype: str | None) -> list[RuntimeKind]:
-    """A GGUF file runs natively, a large one in llama.cpp; with a dtype, and from a folder, a model runs in torch."""
+    """A GGUF file runs natively; a large one whose codes that runtime cannot keep, in llama.cpp. With a dtype, and from
+    a folder, a model runs in torch."""
     if where == "gguf" and dtype is None:
-        small = Path(place).stat().st_size <= MOST_NATIVE_BYTES
-        order: tuple[str, ...] = ("native", "llamacpp", "torch") if small else ("llamacpp", "native", "torch")
+        order: tuple[str, ...] = ("native", "llamacpp", "torch")
+        if Path(place).stat().st_size > MOST_INT8_BYTES and not _keeps_codes(Path(place)):
+            order = ("llamacpp", "native", "torch")
     else:
         order = ("torch", "native") if dtype in (None, *KINDS["torch"].dtypes) else ("native", "torch")
     return [KINDS[name] for name in order]
+
+
+def _keeps_codes(path: Path) -> bool:
+    """Whether the native runtime multiplies all types of the file; where it is broken, whoever opens it says so."""
+    from likely.formats.gguf import read_header
+    from likely.runtimes.native.library import TYPES
+
+    try:
+        return all(tensor.type in TYPES for tensor in read_header(path).tensors)
+    except ModelError:
+        return True
 
 
 def _fastest(
@@ -263,7 +279,7 @@ def _open_native(where: SourceKind, place: Path | str, dtype: str | None, option
     from likely.runtimes.native.runtime import NativeRuntime
 
     path = _hub_folder(str(place), local=False) if where == "hub" else Path(place)
-    runtime = NativeRuntime(path, dtype=dtype or KINDS["native"].dtypes[0], **_tokens_held(options))
+    runtime = NativeRuntime(path, dtype=dtype, **_tokens_held(options))
     return runtime, *_tokenizer(path)
 
 

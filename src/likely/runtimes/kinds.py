@@ -64,7 +64,7 @@ KINDS = {
         RuntimeKind(
             "native",
             reads=frozenset({"gguf", "folder", "hub"}),
-            dtypes=("int8", "bfloat16", "float32"),
+            dtypes=("int8", "bfloat16", "float32", "file", "int4"),
             packages=("gguf",),
             extra="native",
             capabilities=frozenset(

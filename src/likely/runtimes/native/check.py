@@ -8,12 +8,15 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
+from likely.formats.gguf import TENSOR_TYPES
 from likely.runtimes.native.architecture import Architecture
 from likely.runtimes.native.library import (
     BF16,
+    CODES,
     DTYPES,
     FP32,
     INT8,
+    TYPES,
     Library,
     NativeCall,
     Queries,
@@ -35,6 +38,9 @@ def disagreement(library: Library) -> str | None:
         for kind in range(len(DTYPES)):
             if (reason := _wrong_products(library, team, kind)) is not None:
                 return f"{DTYPES[kind]}: {reason}"
+        for type_name in TYPES:
+            if (reason := _wrong_codes(library, team, type_name)) is not None:
+                return f"{type_name}: {reason}"
     for kind in range(len(DTYPES)):
         for group in GROUPS:
             if (reason := _wrong_attention(library, kind, group)) is not None:
@@ -55,6 +61,37 @@ def _wrong_products(library: Library, team: Team, kind: int) -> str | None:
         return "rows depend on the rows beside them"
     worst = float(np.abs(several - exact).max() / exact.std())
     if not worst < (0.1 if kind == INT8 else 0.05 if kind == BF16 else 1e-5):
+        return f"a product is off by {worst:.2g} standard deviations"
+    return None
+
+
+def _wrong_codes(library: Library, team: Team, type_name: str) -> str | None:
+    """A file's codes, any of them, against the numbers that they stand for."""
+    rng = np.random.default_rng(0)
+    values, nbytes = next((values, nbytes) for name, values, nbytes in TENSOR_TYPES.values() if name == type_name)
+    if values == 1:
+        floats: np.ndarray = rng.standard_normal((40, 256)).astype(np.float16 if type_name == "F16" else np.float32)
+        if type_name == "BF16":
+            floats = (floats.view(np.uint32) >> 16).astype(np.uint16)
+        raw = floats.view(np.uint8)
+    else:
+        blocks = rng.integers(0, 256, (40, 256 // values, nbytes)).astype(np.uint8)
+        for at in {"Q6_K": (208,), "Q4_0": (0,), "Q5_0": (0,), "Q8_0": (0,)}.get(type_name, (0, 2)):
+            scales = rng.uniform(0.01, 0.02, blocks.shape[:2]).astype(np.float16)
+            blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
+        raw = blocks.reshape(40, -1)
+    panels = library.pack_rows(type_name, raw, 256)
+    if panels is None:
+        return "a number is said not to be finite"
+    weights = np.stack([library.unpack_row(type_name, panels, 256, row) for row in range(40)]).astype(np.float64)
+    x = rng.standard_normal((11, 256)).astype(np.float32)
+    several = team.multiply(CODES, x, panels, 40, type_name=type_name)[:, :40]
+    alone = [team.multiply(CODES, row[None], panels, 40, type_name=type_name)[:, :40] for row in x]
+    if not np.array_equal(several, np.concatenate(alone)):
+        return "rows depend on the rows beside them"
+    exact = x.astype(np.float64) @ weights.T
+    worst = float(np.abs(several - exact).max() / exact.std())
+    if not worst < (1e-5 if values == 1 else 0.1):
         return f"a product is off by {worst:.2g} standard deviations"
     return None
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from likely.runtimes.kinds import KINDS
 
-DTYPES = KINDS["native"].dtypes  # in the order of the C++ `Kind`
-INT8, BF16, FP32 = range(3)
+DTYPES = KINDS["native"].dtypes[:3]  # of models whose matrices are all alike, in the order of the C++ `Kind`
+INT8, BF16, FP32, CODES = range(4)  # CODES: each matrix has one of TYPES
+TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "F32", "F16", "BF16")  # as C++ numbers them
 GROUP, PANEL = 64, 32
 PANEL_GROUP_BYTES = (2 * 1024 + 64, 4096, 8192)  # of 32 outputs by 64 inputs
 FEATURES = ("avx512", "avx512_vnni", "avx512_bf16", "amx_int8", "avx2")
@@ -22,10 +23,15 @@ _pointer = ctypes.c_void_p
 _int, _long, _float = ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
 
+class PackedMatrix(ctypes.Structure):
+    _fields_ = [("panels", _pointer), ("type", _int), ("outputs", _int)]
+
+
 class LayerWeights(ctypes.Structure):
     _fields_ = [
-        *[(name, _pointer) for name in ("qkv", "out", "gate_up", "down", "qkv_bias", "attention_norm", "mlp_norm",
-                                        "query_norm", "key_norm", "attention_after", "mlp_after", "frequencies")],
+        ("qkv", PackedMatrix * 3), ("out", PackedMatrix), ("gate_up", PackedMatrix * 2), ("down", PackedMatrix),
+        *[(name, _pointer) for name in ("qkv_bias", "attention_norm", "mlp_norm", "query_norm", "key_norm",
+                                        "attention_after", "mlp_after", "frequencies")],
         ("window", _int),
     ]  # fmt: skip
 
@@ -33,7 +39,7 @@ class LayerWeights(ctypes.Structure):
 class ModelShape(ctypes.Structure):
     _fields_ = [
         *[(name, _int) for name in ("kind", "layers", "hidden", "heads", "kv_heads", "dim", "mlp", "vocabulary",
-                                    "activation")],
+                                    "activation", "rotated", "floats")],
         *[(name, _float) for name in ("epsilon", "attention_scale", "embedding_scale", "logit_softcap")],
     ]  # fmt: skip
 
@@ -41,7 +47,9 @@ class ModelShape(ctypes.Structure):
 class NativeModel(ctypes.Structure):
     _fields_ = [
         ("shape", ModelShape),
-        *[(name, _pointer) for name in ("layers", "final_norm", "embedding", "head")],
+        *[(name, _pointer) for name in ("layers", "final_norm")],
+        ("embedding", PackedMatrix),
+        ("head", PackedMatrix),
     ]
 
 
@@ -97,7 +105,11 @@ class Library:
             "likely_head": (None, [_pointer, _int, _int, _pointer, _long]),
             "likely_reduce": (None, [_pointer, _pointer, _int, _long, _pointer, _pointer, _int, _pointer, _pointer]),
             "likely_pack": (None, [_int, _pointer, _int, _int, _pointer]),
-            "likely_multiply": (_int, [_pointer, _int, _pointer, _int, _int, _pointer, _int, _pointer, _long]),
+            "likely_pack_rows": (_int, [_int, _pointer, _int, _int, _pointer]),
+            "likely_panel_bytes": (_long, [_int, _int]),
+            "likely_round_rotated": (None, [_int, _pointer, _int, _int, _pointer]),
+            "likely_unpack_row": (None, [_int, _pointer, _int, _int, _int, _pointer]),
+            "likely_multiply": (_int, [_pointer, *[_int] * 3, _pointer, _int, _int, _pointer, _int, _pointer, _long]),
         }
         for name, (result, arguments) in signatures.items():
             function = getattr(handle, name)
@@ -117,6 +129,33 @@ class Library:
         self._handle.likely_pack(kind, address(weights), *weights.shape, address(panels))
         return panels
 
+    def panels_bytes(self, type_name: str, outputs: int, inputs: int) -> int:
+        """Of a matrix of codes, see cpp/codes.h."""
+        return padded(outputs) // PANEL * int(self._handle.likely_panel_bytes(TYPES.index(type_name), inputs))
+
+    def pack_rows(self, type_name: str, rows: NDArray[np.uint8], inputs: int) -> NDArray[np.uint8] | None:
+        """(outputs, bytes of a row in a GGUF file) -> panels, see cpp/codes.h; None if a number is not finite."""
+        rows = np.ascontiguousarray(rows)
+        panels = aligned(self.panels_bytes(type_name, len(rows), inputs))
+        number = TYPES.index(type_name)
+        bad = self._handle.likely_pack_rows(number, address(rows), len(rows), inputs, address(panels))
+        return None if bad else panels
+
+    def round_rotated(self, bits: int, weights: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """(outputs, inputs) fp32, inputs a multiple of 64 -> rows of Q4_0 or Q8_0 in the rotated basis."""
+        weights = np.ascontiguousarray(weights, np.float32)
+        rows = np.empty((len(weights), weights.shape[1] // 32 * (18 if bits == 4 else 34)), np.uint8)
+        self._handle.likely_round_rotated(bits, address(weights), *weights.shape, address(rows))
+        return rows
+
+    def unpack_row(
+        self, type_name: str, panels: NDArray[np.uint8], inputs: int, row: int, *, rotated: bool = False
+    ) -> NDArray[np.float32]:
+        """(inputs,) numbers of one output."""
+        to = np.empty(inputs, np.float32)
+        self._handle.likely_unpack_row(TYPES.index(type_name), address(panels), inputs, row, rotated, address(to))
+        return to
+
     @contextmanager
     def team(self, threads: int) -> Iterator[Team]:
         """Threads without a model, for products alone."""
@@ -132,12 +171,20 @@ class Team:
         self._handle, self._session = handle, session
 
     def multiply(
-        self, kind: int, x: NDArray[np.float32], panels: NDArray[np.uint8], outputs: int
+        self,
+        kind: int,
+        x: NDArray[np.float32],
+        panels: NDArray[np.uint8],
+        outputs: int,
+        *,
+        type_name: str = TYPES[0],
+        rotated: bool = False,
     ) -> NDArray[np.float32]:
-        """x (n, inputs) times packed weights -> (n, padded outputs)."""
+        """x (n, inputs) times packed weights -> (n, padded outputs). type_name, rotated: of CODES."""
         x = np.ascontiguousarray(x, np.float32)
         out = np.empty((len(x), padded(outputs)), np.float32)
         self._handle.likely_multiply(
-            self._session, kind, address(x), *x.shape, address(panels), outputs, address(out), out.shape[1]
-        )
+            self._session, kind, TYPES.index(type_name), rotated, address(x), *x.shape, address(panels), outputs,
+            address(out), out.shape[1],
+        )  # fmt: skip
         return out

@@ -14,13 +14,18 @@ from typing import Any
 import numpy as np
 
 from likely.errors import KvFull, ModelError, nearest
+from likely.io.hashes import fingerprint
+from likely.runtimes.kinds import KINDS
 from likely.runtimes.machine import choose_threads, free_bytes
 from likely.runtimes.native.architecture import Architecture
 from likely.runtimes.native.build import library
 from likely.runtimes.native.calls import CallArrays, Columns
+from likely.runtimes.native.codes import FLOAT_TYPES, Rounding, type_of
 from likely.runtimes.native.library import (
+    CODES,
     DTYPES,
     FP32,
+    TYPES,
     NativeCall,
     Queries,
     address,
@@ -41,13 +46,19 @@ LANES = 16  # slots whose keys lie side by side, see cpp/attention.h
 LOGITS_BYTES = 64 * 2**20  # of rows that are handed out and held at one time
 ROWS_AT_ONCE = 64  # rows of logits that are only reduced
 MOST_TOKENS_HELD = 65536
+MOST_INT8_BYTES = 2**29  # of codes in a file that runs in int8 by default
 
 
 class NativeRuntime(SlotRuntime):
-    """A model in one of three number formats.
+    """A model in one of five number formats.
 
     place      a GGUF file or a safetensors folder
-    dtype      "int8": weights and activations in 8 bit, with a scale per 64 inputs; "bfloat16"; "float32"
+    dtype      "int8": weights and activations in 8 bit, with a scale per 64 inputs, rotated; "bfloat16"; "float32";
+               "file": each matrix in the type that the file gives it (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K,
+               F32, F16, BF16), never rounded again, times int8 activations with a scale per 32 inputs;
+               "int4": 4 bits with a scale per 32 inputs, rotated, and the tables of tokens in 8.
+               None: see `default_dtype`
+    rounding   of "int4": a quantiser whose codes take the place of the nearest ones
     threads    default: the physical cores, at most 8; never more than the processors this process may use
     tokens_held  room for kept and pending tokens; default: 65,536 or what an eighth of the free memory holds
     progress   (bytes, bytes in all) while the weights are packed, which happens once per model and dtype
@@ -58,27 +69,30 @@ class NativeRuntime(SlotRuntime):
         self,
         place: str | Path,
         *,
-        dtype: str = "int8",
+        dtype: str | None = None,
+        rounding: Rounding | None = None,
         threads: int | None = None,
         tokens_held: int | None = None,
         sequences: int = 4096,
         tokens_per_call: int = TOKENS_PER_CALL,
         progress: Callable[[int, int], None] | None = None,
     ):
-        if dtype not in DTYPES:
-            raise ModelError(f'unknown dtype "{dtype}"{nearest(dtype, DTYPES)} (allowed: {", ".join(DTYPES)})')
+        allowed = KINDS["native"].dtypes
+        if dtype is not None and dtype not in allowed:
+            raise ModelError(f'unknown dtype "{dtype}"{nearest(dtype, allowed)} (allowed: {", ".join(allowed)})')
         self.threads = choose_threads(threads)
         self._library = library()
         source = ModelSource.open(Path(place))
         self.sha256 = source.sha256
         self.shape = shape = Architecture.of_config(source.config)
-        self.dtype = dtype
-        kind = DTYPES.index(dtype)
-        self._weights = load_weights(source, shape, kind, self._library, progress)
+        self.dtype = dtype = dtype or default_dtype(source)
+        kind = DTYPES.index(dtype) if dtype in DTYPES else CODES
+        self._weights = load_weights(source, shape, dtype, self._library, progress, rounding)
+        self.weights_format = "+".join(sorted({t for t in map(type_of, self._weights) if t})) or dtype
         self.weights_bytes = sum(w.nbytes for w in self._weights.values())
         self.kv_bytes_per_token = shape.kv_values_per_token * (4 if kind == FP32 else 2)
         self._stride = padded(shape.vocab_size) + 16  # rows must not all start in one set of the first cache
-        self._model = native_model(shape, kind, self._weights)
+        self._model = native_model(shape, kind, self._weights, rotated=dtype == "int4")
         self._session = self._library.open(ctypes.byref(self._model[0]), self.threads)
         if not self._session:
             raise ModelError(f"the native runtime cannot start {self.threads} threads: give fewer (threads=)")
@@ -87,12 +101,14 @@ class NativeRuntime(SlotRuntime):
         self._logits = np.empty((0, self._stride), np.float32)
         if tokens_held is None:
             tokens_held = min(MOST_TOKENS_HELD, max(1024, free_bytes() // 8 // self.kv_bytes_per_token))
+        features = "+".join(self._library.features()) or "plain"
+        own = f"-{fingerprint(rounding.fingerprint)}" if rounding else ""
         super().__init__(
             vocab_size=shape.vocab_size,
             context_length=shape.context_length,
             capabilities=Capabilities.of_kind("native", layers=shape.layers),
             limits=Limits(sequences, tokens_held, tokens_held, tokens_per_call),
-            revision=f"{self.sha256[:32]}-native-{dtype}-v{VERSION}-{'+'.join(self._library.features()) or 'plain'}",
+            revision=f"{self.sha256[:32]}-native-{dtype}{own}-v{VERSION}-{features}",
         )
 
     def _new_table(self, limit: int) -> SlotTable:
@@ -192,6 +208,17 @@ class NativeRuntime(SlotRuntime):
         if len(self._logits) < rows:
             self._logits = np.empty((rows, self._stride), np.float32)
         return self._logits[:rows]
+
+
+def default_dtype(source: ModelSource) -> str:
+    """Of a model that is loaded without one: a large file keeps its codes, of which int8 would make twice the bytes.
+
+    A small one runs in int8, whose activations are rotated and so lose less.
+    """
+    matrices = [w.stored for w in source.weights.values() if len(w.stored.shape) == 2]
+    known = all(m.type in TYPES for m in matrices)
+    coded = sum(m.nbytes for m in matrices if m.type not in FLOAT_TYPES)
+    return "file" if known and coded > MOST_INT8_BYTES else "int8"
 
 
 def _skips(plan: LayerPlan | None, layers: int) -> tuple[np.ndarray | None, np.ndarray | None]:

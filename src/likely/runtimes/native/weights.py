@@ -1,6 +1,7 @@
 """Weights in the form that the C++ library reads, made once per model and dtype and kept in the cache folder.
 
-The file is a safetensors file: panels of bytes (see cpp/linear.h), norms and biases as fp32, each on a cache line.
+The file is a safetensors file: panels of bytes (see cpp/linear.h and cpp/codes.h), norms and biases as fp32, each on a
+cache line.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -19,49 +19,42 @@ from likely.errors import ModelError
 from likely.formats.safetensors_file import read_entries, read_metadata
 from likely.formats.weights import Weight
 from likely.formats.writing import write_safetensors_header
-from likely.io.hashes import cache_dir
+from likely.io.hashes import cache_dir, fingerprint
 from likely.io.whole_file import replacing
 from likely.runtimes.native.architecture import Architecture
+from likely.runtimes.native.codes import ROWS, PackedTensor, Rounding, own_codes, rounded_codes
 from likely.runtimes.native.library import DTYPES, GROUP, PANEL, Library, aligned, packed_bytes, padded
 from likely.runtimes.native.source import ModelSource
 from likely.runtimes.protocol import FloatArray
 
 VERSION = 2  # of the form: a change makes files of old forms unused
-_ROWS = 128 * PANEL  # of a large matrix in memory at one time
 _LINE = 64
 
 Progress = Callable[[int, int], None]  # bytes packed, bytes in all
 
 
-@dataclass(frozen=True)
-class PackedTensor:
-    """One tensor of the packed file. write: its bytes, front to back."""
-
-    name: str
-    dtype: str
-    nbytes: int
-    write: Callable[[], Iterator[bytes]]
-
-
-def packed_path(sha256: str, kind: int) -> Path:
-    return cache_dir() / "native" / f"{sha256[:32]}-{DTYPES[kind]}-v{VERSION}.safetensors"
+def packed_path(sha256: str, dtype: str, rounding: Rounding | None = None) -> Path:
+    own = f"-{fingerprint(rounding.fingerprint)}" if rounding else ""
+    return cache_dir() / "native" / f"{sha256[:32]}-{dtype}{own}-v{VERSION}.safetensors"
 
 
 def load_weights(
     source: ModelSource,
     shape: Architecture,
-    kind: int,
+    dtype: str,
     library: Library,
     progress: Progress | None = None,
+    rounding: Rounding | None = None,
 ) -> dict[str, np.ndarray]:
     """Name -> bytes (panels) or fp32 vector, on cache lines; made first where the cache does not have them.
 
     They are mapped from the cache, or in memory where it cannot be written.
 
     progress  bytes written and bytes in all, while they are made
+    rounding  of dtype "int4": a quantiser's codes in place of the nearest ones
     """
-    parts = _parts(source, shape, kind, library)
-    path = packed_path(source.sha256, kind)
+    parts = _Parts(source, shape, dtype, library, rounding).all()
+    path = packed_path(source.sha256, dtype, rounding)
     if (found := _read(path, parts)) is not None:
         return found
     try:
@@ -141,16 +134,104 @@ def _dims(part: PackedTensor) -> tuple[int, ...]:
     return (part.nbytes // (4 if part.dtype == "F32" else 1),)
 
 
-def _parts(source: ModelSource, s: Architecture, kind: int, library: Library) -> list[PackedTensor]:
+class _Parts:
     """What the packed file holds, in its order; every tensor of the source is used or refused."""
-    q, kv, rows = s.heads * s.head_dim, s.kv_heads * s.head_dim, -(-s.mlp // GROUP) * GROUP
-    used: set[str] = set()
 
-    def take(name: str, *shape: int) -> Weight:
-        used.add(name)
-        return source.take(name, shape)
+    def __init__(self, source: ModelSource, s: Architecture, dtype: str, library: Library, rounding: Rounding | None):
+        self._source, self._shape, self._dtype, self._library, self._rounding = source, s, dtype, library, rounding
+        self._used: set[str] = set()
 
-    def vector(name: str, weights: list[Weight], offset: float = 0.0, size: int | None = None) -> PackedTensor:
+    def all(self) -> list[PackedTensor]:
+        s = self._shape
+        parts = [part for i in range(s.layers) for part in self._layer(f"model.layers.{i}.", f"layers.{i}.")]
+        parts.append(self._vector("final_norm", [self._take("model.norm.weight", s.hidden)], s.norm_offset))
+        embedding = self._take("model.embed_tokens.weight", s.vocab_size, s.hidden)
+        if s.tied:
+            self._used.add("lm_head.weight")  # some files hold it twice
+            parts.append(self._table("head", embedding))
+        else:
+            head = self._take("lm_head.weight", s.vocab_size, s.hidden)
+            parts += [self._table("embedding", embedding), self._table("head", head)]
+        if unknown := sorted(set(self._source.weights) - self._used):
+            raise ModelError(f"the native runtime has no place for the tensor \"{unknown[0]}\": use runtime='torch'")
+        return parts
+
+    def _take(self, name: str, *shape: int) -> Weight:
+        self._used.add(name)
+        return self._source.take(name, shape)
+
+    def _layer(self, at: str, to: str) -> list[PackedTensor]:
+        s = self._shape
+        q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+        heads = {f"self_attn.{n}_proj": width for n, width in (("q", q), ("k", kv), ("v", kv))}
+        sizes = {**{name: (width, s.hidden) for name, width in heads.items()}, "self_attn.o_proj": (s.hidden, q),
+                 "mlp.gate_proj": (s.mlp, s.hidden), "mlp.up_proj": (s.mlp, s.hidden),
+                 "mlp.down_proj": (s.hidden, s.mlp)}  # fmt: skip
+        weights = {name: self._take(f"{at}{name}.weight", *size) for name, size in sizes.items()}
+        parts = self._together(to, weights) if self._dtype in DTYPES else self._apart(at, to, weights)
+        norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+        if s.norms_after:
+            norms |= {
+                "attention_after": "post_attention_layernorm",
+                "mlp_norm": "pre_feedforward_layernorm",
+                "mlp_after": "post_feedforward_layernorm",
+            }
+        for ours, name in norms.items():
+            parts.append(self._vector(to + ours, [self._take(f"{at}{name}.weight", s.hidden)], s.norm_offset))
+        if s.query_key_norms:
+            for ours, name in (("query_norm", "q_norm"), ("key_norm", "k_norm")):
+                own = self._take(f"{at}self_attn.{name}.weight", s.head_dim)
+                parts.append(self._vector(to + ours, [own], s.norm_offset))
+        if s.qkv_bias:
+            biases = [self._take(f"{at}{name}.bias", width) for name, width in heads.items()]
+            size = padded(q + 2 * kv) + (0 if self._dtype in DTYPES else PANEL)
+            parts.append(self._vector(to + "qkv_bias", biases, size=size))
+        return parts
+
+    def _together(self, to: str, weights: dict[str, Weight]) -> list[PackedTensor]:
+        """A layer's matrices in panels of one kind."""
+        s, rows = self._shape, -(-self._shape.mlp // GROUP) * GROUP
+        *qkv, out, gate, up, down = weights.values()
+        return [
+            self._matrix(to + "qkv", sum(w.stored.shape[0] for w in qkv), s.hidden, partial(_whole, qkv)),
+            self._matrix(to + "out", s.hidden, s.heads * s.head_dim, partial(_whole, [out])),
+            self._matrix(to + "gate_up", 2 * rows, s.hidden, partial(_interleaved, gate, up, rows)),
+            self._matrix(to + "down", s.hidden, s.mlp, partial(_whole, [down])),
+        ]
+
+    def _apart(self, at: str, to: str, weights: dict[str, Weight]) -> list[PackedTensor]:
+        """A layer's matrices, each in codes of its own; gate and up in pairs of panels."""
+        rows, parts = -(-self._shape.mlp // GROUP) * GROUP, []
+        for name, weight in weights.items():
+            ours = name.partition(".")[2].removesuffix("_proj")
+            outputs = rows if ours in ("gate", "up") else None
+            parts.append(self._coded(to + ours, f"{at}{name}.weight", weight, outputs))
+        return parts
+
+    def _coded(self, name: str, source: str, weight: Weight, outputs: int | None = None, bits: int = 4) -> PackedTensor:
+        if self._dtype == "int4":
+            return rounded_codes(
+                name, source, weight, self._library, bits=bits, rounding=self._rounding, outputs=outputs
+            )
+        return own_codes(name, weight, self._library, outputs)
+
+    def _table(self, name: str, weight: Weight) -> PackedTensor:
+        """Rows of tokens; in a model of 4 bits they have 8."""
+        if self._dtype in DTYPES:
+            outputs, inputs = weight.stored.shape
+            return self._matrix(name, outputs, inputs, partial(weight.row_blocks, ROWS))
+        return self._coded(name, name, weight, bits=8)
+
+    def _matrix(self, name: str, outputs: int, inputs: int, blocks: Callable[[], Iterator[FloatArray]]) -> PackedTensor:
+        kind = DTYPES.index(self._dtype)
+
+        def write() -> Iterator[bytes]:
+            for block in blocks():
+                yield self._library.pack(kind, block).tobytes()
+
+        return PackedTensor(name, "U8", packed_bytes(kind, outputs, inputs), write)
+
+    def _vector(self, name: str, weights: list[Weight], offset: float = 0.0, size: int | None = None) -> PackedTensor:
         size = size or sum(w.stored.shape[0] for w in weights)
         size = -(-size // 16) * 16
 
@@ -159,54 +240,6 @@ def _parts(source: ModelSource, s: Architecture, kind: int, library: Library) ->
             yield np.pad(values, (0, size - len(values))).astype(np.float32).tobytes()
 
         return PackedTensor(name, "F32", 4 * size, write)
-
-    def matrix(name: str, outputs: int, inputs: int, blocks: Callable[[], Iterator[FloatArray]]) -> PackedTensor:
-        def write() -> Iterator[bytes]:
-            for block in blocks():
-                yield library.pack(kind, block).tobytes()
-
-        return PackedTensor(name, "U8", packed_bytes(kind, outputs, inputs), write)
-
-    parts: list[PackedTensor] = []
-    for i in range(s.layers):
-        at, to = f"model.layers.{i}.", f"layers.{i}."
-        heads = [(f"{at}self_attn.{n}_proj", width) for n, width in (("q", q), ("k", kv), ("v", kv))]
-        qkv = [take(f"{name}.weight", width, s.hidden) for name, width in heads]
-        out = take(f"{at}self_attn.o_proj.weight", s.hidden, q)
-        gate, up = (take(f"{at}mlp.{n}_proj.weight", s.mlp, s.hidden) for n in ("gate", "up"))
-        down = take(f"{at}mlp.down_proj.weight", s.hidden, s.mlp)
-        parts += [
-            matrix(to + "qkv", q + 2 * kv, s.hidden, partial(_whole, qkv)),
-            matrix(to + "out", s.hidden, q, partial(_whole, [out])),
-            matrix(to + "gate_up", 2 * rows, s.hidden, partial(_interleaved, gate, up, rows)),
-            matrix(to + "down", s.hidden, s.mlp, partial(_whole, [down])),
-        ]
-        norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-        if s.norms_after:
-            norms |= {
-                "attention_after": "post_attention_layernorm",
-                "mlp_norm": "pre_feedforward_layernorm",
-                "mlp_after": "post_feedforward_layernorm",
-            }
-        parts += [vector(to + ours, [take(f"{at}{n}.weight", s.hidden)], s.norm_offset) for ours, n in norms.items()]
-        if s.query_key_norms:
-            for ours, name in (("query_norm", "q_norm"), ("key_norm", "k_norm")):
-                parts.append(vector(to + ours, [take(f"{at}self_attn.{name}.weight", s.head_dim)], s.norm_offset))
-        if s.qkv_bias:
-            biases = [take(f"{name}.bias", width) for name, width in heads]
-            parts.append(vector(to + "qkv_bias", biases, size=padded(q + 2 * kv)))
-    parts.append(vector("final_norm", [take("model.norm.weight", s.hidden)], s.norm_offset))
-    embedding = take("model.embed_tokens.weight", s.vocab_size, s.hidden)
-    if s.tied:
-        used.add("lm_head.weight")  # some files hold it twice
-        parts.append(matrix("head", s.vocab_size, s.hidden, partial(embedding.row_blocks, _ROWS)))
-    else:
-        head = take("lm_head.weight", s.vocab_size, s.hidden)
-        parts.append(matrix("embedding", s.vocab_size, s.hidden, partial(embedding.row_blocks, _ROWS)))
-        parts.append(matrix("head", s.vocab_size, s.hidden, partial(head.row_blocks, _ROWS)))
-    if unknown := sorted(set(source.weights) - used):
-        raise ModelError(f"the native runtime has no place for the tensor \"{unknown[0]}\": use runtime='torch'")
-    return parts
 
 
 def _whole(weights: list[Weight]) -> Iterator[FloatArray]:

@@ -24,12 +24,13 @@ struct Forward {
   const ModelShape& s = e.model.shape;
   const int n = call.tokens, dim = s.dim, wide = (int)round_up(s.dim, 32);
   const int q_width = s.heads * s.dim, kv_width = s.kv_heads * s.dim;
-  const size_t qkv_stride = round_up(q_width + 2 * kv_width, PANEL), hidden_stride = round_up(s.hidden, PANEL);
+  const size_t qkv_stride = round_up(q_width + 2 * kv_width, PANEL) + PANEL, hidden_stride = round_up(s.hidden, PANEL);
   const int hidden_groups = (s.hidden + GROUP - 1) / GROUP;
   static constexpr bool half = kind != FP32;
 
   bool fit() {
-    const size_t row_group = Format<kind>::row_group;
+    const RowForm form = form_of(s);
+    const size_t row_group = kind == CODES ? form.unit : Format<kind>::row_group;
     const size_t rotations = (size_t)n * (dim / 2 + 16);
     bool ok = e.stream.fit(n * hidden_stride * 4) && e.projected.fit(n * qkv_stride * 4) &&
               e.attended.fit((size_t)n * q_width * 4 + 64) && e.added.fit(n * hidden_stride * 4) &&
@@ -37,10 +38,15 @@ struct Forward {
               e.narrow.fit(n, std::max(s.hidden, q_width), row_group, e.narrow_view) &&
               e.wide.fit(n, (int)round_up(s.mlp, GROUP), row_group, e.wide_view) &&
               e.final_rows.fit(call.wanted, s.hidden, row_group, e.final_view);
+    for (Rows* view : {&e.narrow_view, &e.wide_view}) form_rows(*view, n, form);
+    form_rows(e.final_view, call.wanted, form);
     for (auto& own : e.gated) ok = ok && own.fit((size_t)n * GROUP * 4);
     if (ok)
       for (auto& own : e.scratch) own.fit(attention_shape(0));
     return ok;
+  }
+  static RowForm form_of(const ModelShape& s) {
+    return {s.floats ? CODES_UNIT_WITH_FLOATS : CODES_UNIT, s.rotated != 0};
   }
   Shape attention_shape(int l) const {
     return Shape{s.heads, s.kv_heads, dim, wide, s.attention_scale, half, e.cache[l].capacity};
@@ -94,9 +100,15 @@ struct Forward {
   };
 
   void embed(int i) {
-    const uint8_t* from = e.model.embedding ? e.model.embedding : e.model.head;
-    unpack_row<kind>(from, hidden_groups, call.token[i], e.stream.floats() + i * hidden_stride, s.hidden,
-                     s.embedding_scale);
+    const Matrix& from = e.model.embedding.panels ? e.model.embedding : e.model.head;
+    float* to = e.stream.floats() + i * hidden_stride;
+    if constexpr (kind == CODES)
+      with_type((Type)from.type, [&](auto t) {
+        unpack_code_row<decltype(t)::value>(from.panels, hidden_groups, call.token[i], to, s.hidden, s.embedding_scale,
+                                            s.rotated);
+      });
+    else
+      unpack_row<kind>(from.panels, hidden_groups, call.token[i], to, s.hidden, s.embedding_scale);
     // one table of rotations for each kind of layer: those with a window, and the others
     for (int kind_of_layer = 0; kind_of_layer < 2; kind_of_layer++) {
       const float* f = frequencies(kind_of_layer);
@@ -152,50 +164,68 @@ struct Forward {
                         qkv + q_width + (size_t)h * dim, qkv + q_width + kv_width + (size_t)h * dim);
   }
 
-  // out[live row] = panels x row (+ bias), or out[live row] += it, for the rows of a span
-  template <class Over>
-  void project(const Over& over, const uint8_t* panels, const Rows& rows, const Live& live, Span span, int width,
+  // out[live row] = matrices x row (+ bias), or out[live row] += it, for the rows of a span
+  template <class Over, int MATRICES>
+  void project(const Over& over, const Matrix (&matrices)[MATRICES], const Rows& rows, const Live& live, Span span,
                float* out, size_t stride, const float* bias, bool add, const Tiles& tiles) {
-    const size_t panel_bytes = rows.groups * Format<kind>::panel_group;
-    const int panels_count = (width + PANEL - 1) / PANEL;
+    const int panels_count = panels_of(matrices);
     over(panels_count, e.team.grain(panels_count), [&](int p, int next) {
-      float* to = out + (size_t)p * PANEL;
+      const Slice own = slice_of<kind>(matrices, p, rows.groups);
+      float* to = out + own.at;
       auto done = [&](int m, f32x16 a, f32x16 b) {
         float* row = to + live.at(span.first + m) * stride;
         if (bias) {
-          a += load16(bias + p * PANEL);
-          b += load16(bias + p * PANEL + 16);
+          a += load16(bias + own.at);
+          b += load16(bias + own.at + 16);
         }
         if (add) {
           a += load16(row);
           b += load16(row + 16);
         }
+        if (kind == CODES && own.count < PANEL && !own.last) {  // what follows is another matrix's
+          float both[PANEL];
+          store16(both, a);
+          store16(both + 16, b);
+          memcpy(row, both, 4 * own.count);
+          return;
+        }
         store16(row, a);
         store16(row + 16, b);
       };
       auto soon = [&](int m) { fetch_lines<true>(to + live.at(span.first + m) * stride, PANEL * 4); };
-      const uint8_t* after = next < 0 ? nullptr : panels + next * panel_bytes;
-      multiply_panel<kind>(panels + p * panel_bytes, after, rows, span.size(), tiles, done, soon);
+      const uint8_t* after = next < 0 ? nullptr : slice_of<kind>(matrices, next, rows.groups).panel;
+      multiply_slice<kind>(own, after, rows, span.size(), tiles, done, soon);
     });
   }
 
-  // gate and up side by side in each panel: 16 gated values; four panels make a group, ready for the next product
+  // Gate and up: 64 gated values, ready for the next product.  Side by side in each panel, or (CODES) two matrices.
   template <class Over>
-  void gate(const Over& over, const uint8_t* panels, Span span, int id, const Tiles& tiles) {
+  void gate(const Over& over, const Matrix (&matrices)[2], Span span, int id, const Tiles& tiles) {
     const Rows from = rows_of(s.hidden, span), to = wide_rows(span);
-    const size_t panel_bytes = from.groups * Format<kind>::panel_group;
     float* own = e.gated[id].floats();
     const bool gelu = s.activation == 1;
+    const auto activated = [&](f32x16 v) { return gelu ? gelu16(v) : silu16(v); };
     over(to.groups, e.team.grain(to.groups), [&](int g, int next) {
-      for (int p = 0; p < 4; p++) {
-        auto done = [&](int m, f32x16 a, f32x16 b) {
-          store16(own + m * GROUP + 16 * p, (gelu ? gelu16(a) : silu16(a)) * b);
-        };
-        auto soon = [&](int m) { fetch_lines<true>(own + m * GROUP + 16 * p, 64); };
-        const uint8_t* panel = panels + (size_t)(4 * g + p) * panel_bytes;
-        const uint8_t* after = panel + panel_bytes;
-        if (p == 3) after = next < 0 ? nullptr : panels + (size_t)(4 * next) * panel_bytes;
-        multiply_panel<kind>(panel, after, from, span.size(), tiles, done, soon);
+      if constexpr (kind == CODES) {
+        for (int p = 0; p < 4; p++) {
+          const Matrix(&one)[1] = *(const Matrix(*)[1])(matrices + p % 2);
+          const Slice slice = slice_of<kind>(one, 2 * g + p / 2, from.groups);
+          multiply_slice<kind>(slice, nullptr, from, span.size(), tiles, [&](int m, f32x16 a, f32x16 b) {
+            float* x = own + m * GROUP + 32 * (p / 2);
+            store16(x, p % 2 ? load16(x) * a : activated(a));
+            store16(x + 16, p % 2 ? load16(x + 16) * b : activated(b));
+          }, [](int) {});
+        }
+      } else {
+        const size_t panel_bytes = from.groups * Format<kind>::panel_group;
+        for (int p = 0; p < 4; p++) {
+          auto done = [&](int m, f32x16 a, f32x16 b) { store16(own + m * GROUP + 16 * p, activated(a) * b); };
+          auto soon = [&](int m) { fetch_lines<true>(own + m * GROUP + 16 * p, 64); };
+          const uint8_t* panel = matrices[0].panels + (size_t)(4 * g + p) * panel_bytes;
+          const uint8_t* after = panel + panel_bytes;
+          if (p == 3) after = next < 0 ? nullptr : matrices[0].panels + (size_t)(4 * next) * panel_bytes;
+          multiply_panel<kind>(panel, after, from, span.size(), tiles, done, soon);
+        }
       }
       for (int m = 0; m < span.size(); m++) {
         const float* x = own + m * GROUP;
@@ -243,12 +273,13 @@ struct Forward {
 
   // a product is added to the stream, normed first where the model says so
   template <class Over>
-  void add(const Over& over, const uint8_t* panels, const Rows& rows, const Live& live, Span span, const float* after,
+  void add(const Over& over, const Matrix& matrix, const Rows& rows, const Live& live, Span span, const float* after,
            const Tiles& tiles) {
     float* stream = e.stream.floats();
-    if (!after) return project(over, panels, rows, live, span, s.hidden, stream, hidden_stride, nullptr, true, tiles);
+    const Matrix one[1] = {matrix};
+    if (!after) return project(over, one, rows, live, span, stream, hidden_stride, nullptr, true, tiles);
     const Live own{live.count, nullptr};
-    project(over, panels, rows, own, span, s.hidden, e.added.floats(), hidden_stride, nullptr, false, tiles);
+    project(over, one, rows, own, span, e.added.floats(), hidden_stride, nullptr, false, tiles);
     over(span.size(), row_grain(), [&](int m) {
       float* x = e.added.floats() + (span.first + m) * hidden_stride;
       scale_row(x, s.hidden, root_mean(x, s.hidden, s.epsilon), after);
@@ -261,8 +292,7 @@ struct Forward {
     const LayerWeights& w = e.model.layers[l];
     const Rows rows = rows_of(s.hidden, span);
     over(span.size(), row_grain(), [&](int m) { norm_and_prepare(rows, m, span.first + m, w.attention_norm); });
-    project(over, w.qkv, rows, Live{n, nullptr}, span, q_width + 2 * kv_width, e.projected.floats(), qkv_stride,
-            w.qkv_bias, false, tiles);
+    project(over, w.qkv, rows, Live{n, nullptr}, span, e.projected.floats(), qkv_stride, w.qkv_bias, false, tiles);
     over(span.size(), row_grain(), [&](int m) { place(l, span.first + m); });
   }
   // what its attention found, to the stream
@@ -364,8 +394,8 @@ template <Kind kind>
 static void run_head(Session& e, int first, int count, float* logits, size_t stride) {
   const ModelShape& s = e.model.shape;
   const Rows rows = rows_from<kind>(e.final_view, first);
-  const size_t panel_bytes = rows.groups * Format<kind>::panel_group;
-  const int panels = (s.vocabulary + PANEL - 1) / PANEL, grain = e.team.grain(panels);
+  const Matrix head[1] = {e.model.head};
+  const int panels = panels_of(head), grain = e.team.grain(panels);
   const float cap = s.logit_softcap;
   e.team.run([&](int) {
     const Tiles tiles;
@@ -384,8 +414,8 @@ static void run_head(Session& e, int first, int count, float* logits, size_t str
         };
         auto soon = [&](int m) { fetch_lines<true>(own + m * stride, PANEL * 4); };
         const int next = e.team.after(p, to, grain, panels);
-        const uint8_t* after = next < 0 ? nullptr : e.model.head + next * panel_bytes;
-        multiply_panel<kind>(e.model.head + p * panel_bytes, after, rows, count, tiles, done, soon);
+        const uint8_t* after = next < 0 ? nullptr : slice_of<kind>(head, next, rows.groups).panel;
+        multiply_slice<kind>(slice_of<kind>(head, p, rows.groups), after, rows, count, tiles, done, soon);
       }
   });
 }

@@ -18,7 +18,8 @@
 #endif
 
 constexpr int GROUP = 64, PANEL = 32;
-enum Kind { INT8 = 0, BF16 = 1, FP32 = 2 };
+enum Kind { INT8 = 0, BF16 = 1, FP32 = 2, CODES = 3 };  // CODES: each matrix has a type of its own, see codes.h
+constexpr int CODES_UNIT = 112, CODES_UNIT_WITH_FLOATS = CODES_UNIT + 4 * GROUP;  // bytes of 64 inputs of a row
 
 template <Kind kind>
 struct Format;
@@ -34,6 +35,10 @@ template <>
 struct Format<FP32> {
   static constexpr size_t panel_group = 8192, row_group = 256;
 };
+template <>
+struct Format<CODES> {
+  static constexpr size_t row_group = CODES_UNIT_WITH_FLOATS;  // at most
+};
 
 // Rows of activations in the form of a kind: int8 codes with a scale and 128 times their sum per group, or floats.
 struct Rows {
@@ -41,6 +46,8 @@ struct Rows {
   float* scale;   // (rows, groups), int8 only
   int32_t* bias;  // (rows, groups): -128 * sum of codes
   int groups;
+  int count = 0, unit = 0;  // CODES: rows that lie together, and the bytes of 64 inputs of each
+  bool rotated = false;
   template <Kind kind>
   uint8_t* row(int m) const {
     return data + (size_t)m * groups * Format<kind>::row_group;

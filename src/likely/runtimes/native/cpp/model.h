@@ -1,14 +1,18 @@
 // What the caller passes in, as library.py spells it too, and what is kept between calls.
 #pragma once
 #include "attention.h"
-#include "memory.h"
 #include "rows.h"
 #include "threads.h"
 
 extern "C" {
 
+struct Matrix {
+  const uint8_t* panels;
+  int32_t type, outputs;  // type: see codes.h; of CODES alone
+};
+
 struct LayerWeights {
-  const uint8_t *qkv, *out, *gate_up, *down;  // panels
+  Matrix qkv[3], out, gate_up[2], down;       // in one matrix each, but for CODES
   const float *qkv_bias;                      // null where there is none
   const float *attention_norm, *mlp_norm;     // factors, Gemma's 1 added
   const float *query_norm, *key_norm;         // (dim,) or null
@@ -19,6 +23,7 @@ struct LayerWeights {
 
 struct ModelShape {
   int32_t kind, layers, hidden, heads, kv_heads, dim, mlp, vocabulary, activation;  // activation 0: silu, 1: gelu
+  int32_t rotated, floats;  // of CODES: groups of 64 inputs are rotated; some matrix is one of floats
   float epsilon, attention_scale, embedding_scale, logit_softcap;
 };
 
@@ -26,8 +31,8 @@ struct Model {
   ModelShape shape;
   const LayerWeights* layers;
   const float* final_norm;
-  const uint8_t* embedding;  // panels of (vocabulary, hidden); null: the head's are read
-  const uint8_t* head;
+  Matrix embedding;  // (vocabulary, hidden); null: the head's rows are read
+  Matrix head;
 };
 
 struct Call {
@@ -41,6 +46,46 @@ struct Call {
 };
 
 }  // extern "C"
+
+// A panel of matrices whose outputs follow each other: where it is, its first output and how many it has.
+struct Slice {
+  const uint8_t* panel;
+  Type type;
+  int at, count;
+  bool last;  // of the matrices: room for a whole panel follows
+};
+template <Kind kind>
+INLINE size_t bytes_of_panel(const Matrix& m, int groups) {
+  if constexpr (kind == CODES)
+    return panel_bytes_of((Type)m.type, groups);
+  else
+    return groups * Format<kind>::panel_group;
+}
+template <Kind kind, int MATRICES>
+INLINE Slice slice_of(const Matrix (&m)[MATRICES], int p, int groups) {
+  int at = 0, i = 0;
+  for (; i + 1 < MATRICES && p >= (m[i].outputs + PANEL - 1) / PANEL; i++) {
+    p -= (m[i].outputs + PANEL - 1) / PANEL;
+    at += m[i].outputs;
+  }
+  return {m[i].panels + p * bytes_of_panel<kind>(m[i], groups), (Type)m[i].type, at + p * PANEL,
+          std::min(PANEL, m[i].outputs - p * PANEL), i + 1 == MATRICES};
+}
+template <int MATRICES>
+INLINE int panels_of(const Matrix (&m)[MATRICES]) {
+  int count = 0;
+  for (const Matrix& one : m) count += (one.outputs + PANEL - 1) / PANEL;
+  return count;
+}
+// done(row, tile 0, tile 1) for all n rows; see multiply_panel
+template <Kind kind, class Done, class Soon>
+INLINE void multiply_slice(const Slice& own, const uint8_t* next, const Rows& rows, int n, const Tiles& tiles,
+                           const Done& done, const Soon& soon) {
+  if constexpr (kind == CODES)
+    multiply_panel_of(own.type, own.panel, rows, n, done);
+  else
+    multiply_panel<kind>(own.panel, next, rows, n, tiles, done, soon);
+}
 
 // Keys and values of one layer, see attention.h.
 struct KeysValues {

@@ -52,6 +52,7 @@ int likely_forward(Session* session, const Call* call) {
   switch (session->model.shape.kind) {
     case INT8: return run_forward<INT8>(*session, *call);
     case BF16: return run_forward<BF16>(*session, *call);
+    case CODES: return run_forward<CODES>(*session, *call);
     default: return run_forward<FP32>(*session, *call);
   }
 }
@@ -61,6 +62,7 @@ void likely_head(Session* session, int first, int count, float* logits, int64_t 
   switch (session->model.shape.kind) {
     case INT8: return run_head<INT8>(*session, first, count, logits, stride);
     case BF16: return run_head<BF16>(*session, first, count, logits, stride);
+    case CODES: return run_head<CODES>(*session, first, count, logits, stride);
     default: return run_head<FP32>(*session, first, count, logits, stride);
   }
 }
@@ -85,23 +87,43 @@ void likely_pack(int kind, const float* weights, int rows, int width, uint8_t* p
   pack((Kind)kind, weights, rows, width, panels);
 }
 
-// rows (n, width) fp32 times panels -> out (n, stride): for the check at load and for tests
-int likely_multiply(Session* session, int kind, const float* x, int n, int width, const uint8_t* panels, int outputs,
-                    float* out, int64_t stride) {
+// Rows of a file (width values each, see codes.h) -> panels.  1: a scale or float is not finite.
+int likely_pack_rows(int type, const uint8_t* file, int rows, int width, uint8_t* panels) {
+  return with_type((Type)type, [&](auto t) { return !pack_rows<decltype(t)::value>(file, rows, width, panels); });
+}
+
+int64_t likely_panel_bytes(int type, int width) { return panel_bytes_of((Type)type, (width + GROUP - 1) / GROUP); }
+
+// Weights (rows, width) fp32 -> rows of a file in Q4_0 or Q8_0, of groups of 64 that are rotated; width: a multiple of 64.
+void likely_round_rotated(int bits, const float* weights, int rows, int width, uint8_t* file) {
+  for (int64_t g = 0; g < (int64_t)rows * width / GROUP; g++)
+    round_rotated(bits, weights + g * GROUP, file + g * 2 * (bits == 4 ? 18 : 34));
+}
+
+// One row of panels as floats.
+void likely_unpack_row(int type, const uint8_t* panels, int width, int row, int rotated, float* to) {
+  with_type((Type)type, [&](auto t) {
+    unpack_code_row<decltype(t)::value>(panels, (width + GROUP - 1) / GROUP, row, to, width, 1, rotated);
+  });
+}
+
+// rows (n, width) fp32 times panels -> out (n, stride): for the check at load and for tests.  type, rotated: of CODES
+int likely_multiply(Session* session, int kind, int type, int rotated, const float* x, int n, int width,
+                    const uint8_t* panels, int outputs, float* out, int64_t stride) {
   RowBuffers buffers;
   Rows rows;
   auto work = [&](auto format) {
     constexpr Kind k = decltype(format)::value;
     if (!buffers.fit(n, width, Format<k>::row_group, rows)) return 1;
+    form_rows(rows, n, {CODES_UNIT_WITH_FLOATS, rotated != 0});
     for (int m = 0; m < n; m++) prepare_row<k>(rows, m, x + (size_t)m * width, width, 1, nullptr);
-    const size_t bytes = rows.groups * Format<k>::panel_group;
-    const int count = (outputs + PANEL - 1) / PANEL;
+    const Matrix matrix[1] = {{panels, type, outputs}};
     session->team.run([&](int) {
       const Tiles tiles;
       int from, to;
-      while (session->team.take(count, 1, from, to))
+      while (session->team.take(panels_of(matrix), 1, from, to))
         for (int p = from; p < to; p++)
-          multiply_panel<k>(panels + p * bytes, nullptr, rows, n, tiles, [&](int m, f32x16 a, f32x16 b) {
+          multiply_slice<k>(slice_of<k>(matrix, p, rows.groups), nullptr, rows, n, tiles, [&](int m, f32x16 a, f32x16 b) {
             store16(out + m * stride + (size_t)p * PANEL, a);
             store16(out + m * stride + (size_t)p * PANEL + 16, b);
           }, [](int) {});
@@ -111,6 +133,7 @@ int likely_multiply(Session* session, int kind, const float* x, int n, int width
   switch (kind) {
     case INT8: return work(std::integral_constant<Kind, INT8>{});
     case BF16: return work(std::integral_constant<Kind, BF16>{});
+    case CODES: return work(std::integral_constant<Kind, CODES>{});
     default: return work(std::integral_constant<Kind, FP32>{});
   }
 }

@@ -2,13 +2,6 @@
 #pragma once
 #include "linear.h"
 
-inline void rotate_group(float* x) {
-  f32x16 v[4];
-  for (int i = 0; i < 4; i++) v[i] = load16(x + 16 * i);
-  hadamard64(v);
-  for (int i = 0; i < 4; i++) store16(x + 16 * i, v[i]);
-}
-
 // One row of a packed matrix, as floats.
 template <Kind kind>
 static void unpack_row(const uint8_t* panels, int groups, int row, float* to, int n, float factor) {

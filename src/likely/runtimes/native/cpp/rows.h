@@ -1,7 +1,45 @@
 // Rows of activations: room for them, norms, and their form for a product.
 #pragma once
-#include "linear.h"
-#include "memory.h"
+#include <cstdlib>
+#include <utility>
+
+#include "products.h"
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+// Memory that starts on a cache line and only ever grows.
+inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+constexpr size_t HUGE_PAGE = 2 << 20;
+
+struct Buffer {
+  uint8_t* data = nullptr;
+  size_t size = 0;
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { free(data); }
+  bool fit(size_t bytes) {
+    if (bytes <= size) return true;
+    const size_t align = bytes < HUGE_PAGE ? 64 : HUGE_PAGE, all = round_up(bytes, align);
+    uint8_t* grown = (uint8_t*)std::aligned_alloc(align, all);
+    if (!grown) return false;
+#ifdef MADV_HUGEPAGE
+    if (align == HUGE_PAGE) madvise(grown, all, MADV_HUGEPAGE);  // fewer address lookups
+#endif
+    memset(grown, 0, all);
+    free(data);
+    data = grown;
+    size = bytes;
+    return true;
+  }
+  void swap(Buffer& other) {
+    std::swap(data, other.data);
+    std::swap(size, other.size);
+  }
+  float* floats() const { return (float*)data; }
+};
 
 struct RowBuffers {
   Buffer data, scale, bias;
@@ -14,11 +52,28 @@ struct RowBuffers {
   }
 };
 
+// What rows of CODES are, beside their number.
+struct RowForm {
+  int unit;
+  bool rotated;
+};
+INLINE void form_rows(Rows& rows, int count, RowForm form) {
+  rows.count = count;
+  rows.unit = form.unit;
+  rows.rotated = form.rotated;
+}
+
 // The same rows, counted from `first`.
 template <Kind kind>
 static Rows rows_from(const Rows& rows, int first) {
-  return Rows{rows.row<kind>(first), rows.scale + (size_t)first * rows.groups, rows.bias + (size_t)first * rows.groups,
-              rows.groups};
+  if constexpr (kind == CODES) {
+    Rows own = rows;
+    own.data += (size_t)first * rows.unit;
+    return own;
+  } else {
+    const size_t at = (size_t)first * rows.groups;
+    return Rows{rows.row<kind>(first), rows.scale + at, rows.bias + at, rows.groups};
+  }
 }
 
 INLINE float root_mean(const float* x, int n, float epsilon) {

@@ -1,0 +1,281 @@
+// Products of a file's codes (codes.h) with rows of activations.
+//
+// Activations are int8 codes with a scale per 32 inputs.  Within a group sums are whole numbers, exact on every
+// instruction set; a group's sum times its two scales is added by one fused operation (rounded once), groups in the order
+// of the inputs.  So a row's bits depend neither on the rows beside it nor on the instructions.
+#pragma once
+#include "codes.h"
+
+// 64 inputs of a row: codes, then of each 32 the scale, the sum of codes and scale x sum, and sums of codes per 16.
+struct Activations {
+  int8_t code[64];
+  float scale[2], scaled_sum[2];
+  int32_t sum[2], unused[2], sum16[4];
+  float exact[64];  // only where a model has matrices of floats
+};
+static_assert(offsetof(Activations, exact) == CODES_UNIT && sizeof(Activations) == CODES_UNIT_WITH_FLOATS);
+
+// Rows lie group by group: all rows of 64 inputs together.
+INLINE const Activations* activations(const Rows& rows, int group, int m) {
+  return (const Activations*)(rows.data + ((size_t)group * rows.count + m) * rows.unit);
+}
+
+template <>
+inline __attribute__((always_inline)) void prepare_group<CODES>(const Rows& rows, int m, int g, f32x16 a, f32x16 b, f32x16 c, f32x16 d) {
+  f32x16 part[4] = {a, b, c, d};
+  Activations& to = *(Activations*)activations(rows, g, m);
+  if (rows.unit == CODES_UNIT_WITH_FLOATS)
+    for (int i = 0; i < 4; i++) store16(to.exact + 16 * i, part[i]);
+  if (rows.rotated) hadamard64(part);
+  for (int h = 0; h < 2; h++) {
+    const f32x16 low = part[2 * h], high = part[2 * h + 1];
+    const float most = max_of(max16(abs16(low), abs16(high)));
+    const float finite = sum_of(low * 0.0f + high * 0.0f);  // NaN if one is not a number, which codes would hide
+    const float scale = most / (rows.rotated ? 8 * 127.0f : 127.0f) + finite, inverse = most > 0 ? 127.0f / most : 0.0f;
+    int32_t sum = 0;
+    for (int i = 0; i < 2; i++) {
+      const i32x16 code = __builtin_convertvector(round16(part[2 * h + i] * inverse), i32x16);
+      const i8x16 narrow = __builtin_convertvector(code, i8x16);
+      memcpy(to.code + 32 * h + 16 * i, &narrow, 16);
+      sum += to.sum16[2 * h + i] = sum_of(code);
+    }
+    to.sum[h] = sum;
+    to.scale[h] = scale;
+    to.scaled_sum[h] = scale * (float)sum;
+  }
+}
+
+// --- whole numbers ----------------------------------------------------------------------------------------------------
+
+// Whether codes of 6 and 8 bits are multiplied as signed numbers, their offset taken out before.
+template <Type t>
+constexpr bool SIGNED = LIKELY_AVX2 && !LIKELY_VNNI && Coding<t>::bits >= 6;
+
+template <int FROM, int TO, class Work>
+INLINE void each_step(const Work& work) {
+  if constexpr (FROM < TO) {
+    work(std::integral_constant<int, FROM>{});
+    each_step<FROM + 1, TO>(work);
+  }
+}
+
+// Step s of a group's codes, one byte each.
+template <Type t, int s>
+INLINE Bytes unpack_step(const uint8_t* codes) {
+  constexpr int bits = Coding<t>::bits;
+  Bytes step;
+  if constexpr (bits == 8) {
+    step = load_bytes(codes + 64 * s);
+  } else {
+    step = both(shifted<s % 2 ? -4 : 0>(load_bytes(codes + 64 * (s / 2))), 15);
+    if constexpr (bits == 5) step = either(step, both(shifted<4 - s>(load_bytes(codes + 256)), 16));
+    if constexpr (bits == 6)
+      step = either(step, both(shifted<4 - 2 * (s % 4)>(load_bytes(codes + 256 + 64 * (s / 4))), 48));
+  }
+#if LIKELY_AVX2 && !LIKELY_VNNI
+  if constexpr (SIGNED<t>)
+    for (__m256i& half : step.v)
+      half = bits == 8 ? _mm256_xor_si256(half, _mm256_set1_epi8((char)0x80))
+                       : _mm256_sub_epi8(half, _mm256_set1_epi8((char)Coding<t>::offset));
+#endif
+  return step;
+}
+
+// done(m, sum): steps FROM..TO of a group times the codes of row m, which lie `stride` apart.
+template <Type t, int M, int FROM, int TO, class Get, class Done>
+INLINE void sum_steps(const Get& get, const int8_t* row, size_t stride, const Done& done) {
+#if LIKELY_VNNI
+  Ints sum[M];
+  for (int m = 0; m < M; m++) sum[m] = ints(0);
+  each_step<FROM, TO>([&](auto s) {
+    const Bytes w = get(s);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++)
+      sum[m].v = _mm512_dpbusd_epi32(sum[m].v, w.v, _mm512_set1_epi32(load_as<int32_t>(row + m * stride + 4 * s)));
+  });
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) done(m, sum[m]);
+#elif LIKELY_AVX2
+  // so many products of pairs fit into 16 bits: 8 x 2 x 15 x 127, 4 x 2 x 31 x 127, 4 x 2 x 32 x 127, 2 x 128 x 127
+  constexpr int RUN = Coding<t>::bits == 4 ? 8 : Coding<t>::bits == 8 ? 1 : 4;
+  const __m256i one = _mm256_set1_epi16(1);
+  __m256i run[M][2];
+  Ints sum[M];
+  each_step<FROM, TO>([&](auto s) {
+    constexpr int at = s.value - FROM;
+    Bytes w = get(s);
+    asm volatile("" : "+x"(w.v[0]), "+x"(w.v[1]));  // read once for all rows
+    Bytes size = w;
+    if constexpr (SIGNED<t>)
+      for (int i = 0; i < 2; i++) size.v[i] = _mm256_abs_epi8(w.v[i]);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+      const __m256i quad = _mm256_set1_epi32(load_as<int32_t>(row + m * stride + 4 * s));
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; i++) {
+        const __m256i factor = SIGNED<t> ? _mm256_sign_epi8(quad, w.v[i]) : quad;
+        const __m256i pairs = _mm256_maddubs_epi16(size.v[i], factor);
+        run[m][i] = at % RUN == 0 ? pairs : _mm256_add_epi16(run[m][i], pairs);
+        if constexpr (at % RUN == RUN - 1 && s.value + 1 < TO) {
+          const __m256i whole = _mm256_madd_epi16(run[m][i], one);
+          sum[m].v[i] = at < RUN ? whole : _mm256_add_epi32(sum[m].v[i], whole);
+        }
+      }
+      // in this order: a compiler that makes all products first has no registers left for them
+      if constexpr (RUN > 1) asm volatile("" : "+x"(run[m][0]), "+x"(run[m][1]));
+    }
+  });
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) {
+    Ints whole;
+    for (int i = 0; i < 2; i++) {
+      whole.v[i] = _mm256_madd_epi16(run[m][i], one);
+      if constexpr (TO - FROM > RUN) whole.v[i] = _mm256_add_epi32(whole.v[i], sum[m].v[i]);
+    }
+    done(m, whole);
+  }
+#else
+  Ints sum[M];
+  for (int m = 0; m < M; m++) sum[m] = ints(0);
+  each_step<FROM, TO>([&](auto s) {
+    const Bytes w = get(s);
+    for (int m = 0; m < M; m++)
+      for (int i = 0; i < 64; i++) sum[m].v[i / 4] += w.v[i] * row[m * stride + 4 * s + i % 4];
+  });
+  for (int m = 0; m < M; m++) done(m, sum[m]);
+#endif
+}
+
+// --- one group of a tile ----------------------------------------------------------------------------------------------
+
+template <Type t>
+struct Scales {
+  Floats scale[Coding<t>::scales], minimum;
+};
+template <Type t>
+INLINE Scales<t> scales_of(const uint8_t* head, const uint8_t* group) {
+  using B = Coding<t>;
+  Scales<t> s;
+  if constexpr (!B::super) {
+    s.scale[0] = from_halves(group);
+    if constexpr (B::minimum) s.minimum = from_halves(group + 32);
+  } else if constexpr (t == Type::Q6_K) {
+    const Floats own = from_halves(head);
+    for (int k = 0; k < 2; k++) s.scale[k] = times(own, from_signed(group + 16 * k));
+  } else {  // of so few bits that products are exact
+    s.scale[0] = times(from_halves(head), from_bytes(group));
+    s.minimum = times(times(from_halves(head + 32), from_bytes(group + 16)), floats(-1.0f));
+  }
+  return s;
+}
+
+// f[m] += a group (of 32 inputs, half h of the rows' 64) times row m; get(s): its step s
+template <Type t, int M, class Get>
+INLINE void add_group(const Scales<t>& s, const Get& get, const uint8_t* block, size_t unit, int h, Floats (&f)[M]) {
+  using B = Coding<t>;
+  each_step<0, B::scales>([&](auto k) {
+    constexpr int FROM = 8 / B::scales * k.value, TO = FROM + 8 / B::scales;
+    sum_steps<t, M, FROM, TO>(get, (const int8_t*)block + 32 * h, unit, [&](int m, Ints sum) {
+      const Activations& a = *(const Activations*)(block + m * unit);
+      if constexpr (B::offset > 0 && !SIGNED<t>)
+        sum = less<B::bits - 1>(sum, B::scales == 2 ? a.sum16[2 * h + k] : a.sum[h]);
+      f[m] = fma_floats(to_floats(sum), times(s.scale[k], floats(a.scale[h])), f[m]);
+    });
+  });
+  if constexpr (B::minimum)
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++)
+      f[m] = fma_floats(s.minimum, floats(((const Activations*)(block + m * unit))->scaled_sum[h]), f[m]);
+}
+
+// Rows whose sums stay in registers together; more are taken block by block, and codes unpacked again for each: unpacked
+// to memory once for all of them, they cost more than that.
+constexpr int AT_ONCE = LIKELY_VNNI ? 8 : 4, MOST_TOGETHER = 64, FETCH = 1536;
+
+// work(rows as a constant) for the next block of `n` rows; how many they are.  Of nearly equal size, or powers of two:
+// each size is compiled for every type.
+template <class Work>
+INLINE int a_block(int n, const Work& work) {
+  if constexpr (AT_ONCE == 8) {
+    const int some = n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
+    if (some == 8) work(std::integral_constant<int, 8>{});
+    if (some == 4) work(std::integral_constant<int, 4>{});
+    if (some == 2) work(std::integral_constant<int, 2>{});
+    if (some == 1) work(std::integral_constant<int, 1>{});
+    return some;
+  } else {
+    const int blocks = (n + AT_ONCE - 1) / AT_ONCE, some = (n + blocks - 1) / blocks;
+    as_constant<AT_ONCE>(some, work);
+    return some;
+  }
+}
+
+// Codes are unpacked in registers, as they come from memory.
+template <Type t, int M>
+__attribute__((noinline)) static void multiply_tile(const uint8_t* tile, const Rows& rows, int m0, float* out) {
+  Floats f[M];
+  for (int m = 0; m < M; m++) f[m] = floats(0);
+  Groups<t> walk(tile);
+  for (int g = 0; g < rows.groups; g++) {
+    const uint8_t* block = (const uint8_t*)activations(rows, g, m0);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+      const uint8_t* group = walk.next();
+      fetch_lines(group + FETCH, Coding<t>::group);
+      const uint8_t* codes = group + Coding<t>::scale_bytes;
+      add_group<t, M>(scales_of<t>(walk.head, group), [&](auto s) { return unpack_step<t, s.value>(codes); }, block,
+                      rows.unit, h, f);
+    }
+  }
+  for (int m = 0; m < M; m++) store_floats(out + m * PANEL, f[m]);
+}
+
+// Matrices of floats: each input's 16 outputs times it, summed within 64 inputs first.
+template <Type t, int M>
+__attribute__((noinline)) static void multiply_exact(const uint8_t* tile, const Rows& rows, int m0, float* out) {
+  constexpr int item = Coding<t>::item;
+  Floats f[M];
+  for (int m = 0; m < M; m++) f[m] = floats(0);
+  for (int g = 0; g < rows.groups; g++) {
+    Floats part[M];
+    for (int m = 0; m < M; m++) part[m] = floats(0);
+    for (int i = 0; i < GROUP; i++, tile += 16 * item) {
+      Floats w;
+      if constexpr (t == Type::F32) w = load_floats((const float*)tile);
+      if constexpr (t == Type::F16) w = from_halves(tile);
+      if constexpr (t == Type::BF16) {
+        const f32x16 wide = from_bf16((const uint16_t*)tile);
+        memcpy(&w, &wide, 64);
+      }
+#pragma GCC unroll 4
+      for (int m = 0; m < M; m++) part[m] = fma_floats(w, floats(activations(rows, g, m0 + m)->exact[i]), part[m]);
+    }
+    for (int m = 0; m < M; m++) f[m] = plus(f[m], part[m]);
+  }
+  for (int m = 0; m < M; m++) store_floats(out + m * PANEL, f[m]);
+}
+
+// out (n, 32) = rows m0.. times a panel, n <= MOST_TOGETHER
+template <Type t>
+static void multiply_codes(const uint8_t* panel, const Rows& rows, int m0, int n, float* out) {
+  for (int tile = 0; tile < 2; tile++, panel += Coding<t>::tile_bytes(rows.groups), out += 16) {
+    const auto block = [&](int m, auto size) {
+      if constexpr (Coding<t>::codes)
+        multiply_tile<t, size.value>(panel, rows, m0 + m, out + m * PANEL);
+      else
+        multiply_exact<t, size.value>(panel, rows, m0 + m, out + m * PANEL);
+    };
+    for (int m = 0, left = n; left; m = n - left) left -= a_block(left, [&](auto size) { block(m, size); });
+  }
+}
+
+// done(row, tile 0, tile 1) for every one of the n rows times one panel of a file's codes.
+template <class Done>
+static void multiply_panel_of(Type type, const uint8_t* panel, const Rows& rows, int n, const Done& done) {
+  alignas(64) float out[MOST_TOGETHER * PANEL];
+  for (int first = 0; first < n; first += MOST_TOGETHER) {
+    const int some = std::min(MOST_TOGETHER, n - first);
+    with_type(type, [&](auto t) { multiply_codes<decltype(t)::value>(panel, rows, first, some, out); });
+    for (int m = 0; m < some; m++) done(first + m, load16(out + m * PANEL), load16(out + m * PANEL + 16));
+  }
+}
