@@ -269,13 +269,17 @@ static void multiply_codes(const uint8_t* panel, const Rows& rows, int m0, int n
   }
 }
 
+// The same of any type: in products.cpp, which is compiled at the same time as native.cpp.
+__attribute__((visibility("hidden"))) void multiply_codes_of(Type type, const uint8_t* panel, const Rows& rows, int m0,
+                                                              int n, float* out);
+
 // done(row, tile 0, tile 1) for every one of the n rows times one panel of a file's codes.
 template <class Done>
 static void multiply_panel_of(Type type, const uint8_t* panel, const Rows& rows, int n, const Done& done) {
   alignas(64) float out[MOST_TOGETHER * PANEL];
   for (int first = 0; first < n; first += MOST_TOGETHER) {
     const int some = std::min(MOST_TOGETHER, n - first);
-    with_type(type, [&](auto t) { multiply_codes<decltype(t)::value>(panel, rows, first, some, out); });
+    multiply_codes_of(type, panel, rows, first, some, out);
     for (int m = 0; m < some; m++) done(first + m, load16(out + m * PANEL), load16(out + m * PANEL + 16));
   }
 }
