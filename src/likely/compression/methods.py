@@ -18,29 +18,22 @@ import torch
 from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.calibration_set import CalibrationSet, calibration_set
 from likely.compression.export import export_folder, export_gguf
-from likely.compression.quantized import QuantizedTensor, round_to_nearest
+from likely.compression.mergequant.method import run_mergequant
+from likely.compression.quantisers.activations import quantize_inputs
+from likely.compression.quantisers.awq import run_awq
+from likely.compression.quantisers.gptq import quantize_decoder
+from likely.compression.quantisers.rewritten import round_decoder, run_rotation, run_smoothquant
+from likely.compression.quantized import QuantizedTensor
 from likely.compression.schemes import QuantScheme, parse_scheme
-from likely.errors import check_choice
+from likely.compression.settings import MethodSettings, OtherInputs, Progress, Quantized, Rounding
+from likely.errors import CapabilityError, check_choice
 from likely.models.load import Loaded, ModelInfo, load_local
 from likely.tokenizers.protocol import Tokenizer
 
 if TYPE_CHECKING:
     from likely.runtimes.torch.runtime import TorchRuntime
 
-Quantized = dict[str, QuantizedTensor]
-Progress = Callable[[int, int], None]  # done, in all
 DEFAULT_CALIBRATION = "c4_sample"
-
-
-@dataclass(frozen=True)
-class MethodSettings:
-    """What a method works with; each takes what it needs. sparsity: share of the blocks' weights that goes."""
-
-    scheme: QuantScheme | None = None
-    calibration: CalibrationSet | None = None
-    sparsity: float | None = None
-    seed: int = 0
-    progress: Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -50,24 +43,43 @@ class CompressionMethod:
     run         changes the decoder's module in place and returns the matrices that became codes, by name of the weight
     calibrates  whether it looks at a calibration set
     prunes      whether it takes a sparsity instead of a scheme
+    scheme      where none is asked for
+    rounds_inputs  whether it rounds activations itself; else that follows, where the scheme has bits for them
+    no_file     why its models cannot be exported
     """
 
     about: str
     run: Callable[[DecoderMap, MethodSettings], Quantized]
     calibrates: bool = True
     prunes: bool = False
-
-
-def _rtn(decoder: DecoderMap, settings: MethodSettings) -> Quantized:
-    assert settings.scheme is not None
-    found = {}
-    for name, _, _, linear in decoder.linears():
-        found[name] = round_to_nearest(linear.weight.detach().float().numpy(), settings.scheme, name=name)
-    return found
+    scheme: str = "w4g64"
+    rounds_inputs: bool = False
+    no_file: str = ""
 
 
 METHODS: dict[str, CompressionMethod] = {
-    "rtn": CompressionMethod("round each weight to the nearest point of its group's grid", _rtn, calibrates=False),
+    "rtn": CompressionMethod(
+        "round each weight to the nearest point of its group's grid", round_decoder, calibrates=False
+    ),
+    "gptq": CompressionMethod(
+        "round column after column, later ones making up for the error on a calibration set", quantize_decoder
+    ),
+    "awq": CompressionMethod(
+        "scale up the channels that activations use most, clip, then round to nearest", run_awq
+    ),
+    "smoothquant": CompressionMethod(
+        "move part of the activations' range into the weights, then round both", run_smoothquant, scheme="w8a8"
+    ),
+    "rotation": CompressionMethod(
+        "rotate residual stream and heads by Hadamard matrices, which spreads outliers, then round", run_rotation
+    ),
+    "mergequant": CompressionMethod(
+        "static activation codes for each channel, folded into norms and weights",
+        run_mergequant,
+        scheme="w4a4",
+        rounds_inputs=True,
+        no_file="norms that emit codes have no place in GGUF files or transformers folders",
+    ),
 }
 
 
@@ -106,6 +118,8 @@ class CompressedModel:
 
     def export(self, target: str | Path, *, overwrite: bool = False, progress: Progress | None = None) -> int:
         """Write a GGUF file (*.gguf) or a folder that transformers loads; returns its bytes.  See `export`."""
+        if why := METHODS[self.settings["method"]].no_file:
+            raise CapabilityError(f"a model made by {self.settings['method']} cannot be exported: {why}")
         write = export_gguf if Path(target).suffix == ".gguf" else export_folder
         return write(
             self.module, self.quantized, self.source, Path(target), record=self.record(), overwrite=overwrite,
@@ -127,14 +141,19 @@ def compress(
     windows: int = 32,
     length: int = 512,
     seed: int = 0,
+    alpha: float = 0.5,
+    act_order: bool = False,
+    rounding: Rounding = "gptq",
+    other_inputs: OtherInputs = "dynamic",
     data_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> CompressedModel:
     """Compress a known model, GGUF file or folder; the source is not touched.
 
-    scheme       of a quantiser, as in `parse_scheme`; "w4g64" by default
+    scheme       of a quantiser, as in `parse_scheme`; by default that of the method's entry in `METHODS`
     sparsity     of a pruning method, 0 to 1; .2 by default
     calibration  a name or file of `calibration_set`, of which `windows` of `length` tokens are taken, or a ready set
+    alpha, act_order, rounding, other_inputs  see `MethodSettings`
     """
     check_choice("method", method, METHODS)
     entry = METHODS[method]
@@ -142,10 +161,10 @@ def compress(
         raise ValueError(f"{method} prunes: it takes a sparsity and no scheme")
     if not entry.prunes and sparsity is not None:
         raise ValueError(f"{method} rounds: it takes a scheme and no sparsity")
-    rounding = None if entry.prunes else parse_scheme(scheme or "w4g64")
+    rounding_scheme = None if entry.prunes else parse_scheme(scheme or entry.scheme)
     place, module, tokenizer = open_module(model)
     chosen = None
-    if entry.calibrates:
+    if entry.calibrates or (rounding_scheme is not None and rounding_scheme.activation == "tensor"):
         chosen = (
             calibration
             if isinstance(calibration, CalibrationSet)
@@ -154,9 +173,21 @@ def compress(
             )
         )
     decoder = DecoderMap.of(module)
-    settings = MethodSettings(rounding, chosen, 0.2 if sparsity is None and entry.prunes else sparsity, seed, progress)
+    settings = MethodSettings(
+        scheme=rounding_scheme,
+        calibration=chosen,
+        sparsity=0.2 if sparsity is None and entry.prunes else sparsity,
+        seed=seed,
+        progress=progress,
+        alpha=alpha,
+        act_order=act_order,
+        rounding=rounding,
+        other_inputs=other_inputs,
+    )
     quantized = entry.run(decoder, settings)
     use_codes(module, quantized)
+    if rounding_scheme is not None and not entry.rounds_inputs:
+        quantize_inputs(DecoderMap.of(module), rounding_scheme, chosen)
     return CompressedModel(
         module=module,
         tokenizer=tokenizer,
