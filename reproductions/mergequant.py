@@ -4,8 +4,9 @@ SmolLM2-135M with 8- and 4-bit activations and weights (one scale for each outpu
 in different ways: one static scale, one scale for each token, one for each channel that no kernel could use ("unfolded",
 the bound), and MergeQuant's parts; o and down are always rounded for each token.  KL(original ‖ quantised) per token.
 
-  python reproductions/mergequant.py           2,048 tokens to calibrate on, 2,048 of WikiText-2 to compare on
-  python reproductions/mergequant.py --full    16,384 and 8,192, also 4,096 of C4, and outliers injected into the norms
+  python reproductions/mergequant.py           1,024 tokens to calibrate on, 2,048 of WikiText-2 to compare on
+  python reproductions/mergequant.py --full    16,384 and 8,192, also 4,096 of C4, all parts also at 8 bits, and outliers
+                                               injected into the norms
   python reproductions/mergequant.py --quick   a few hundred tokens, one pair of bits; not written
 """
 
@@ -47,7 +48,11 @@ VARIANTS: dict[str, MergeQuant] = {
     GPTQ: MergeQuant(),
 }
 WAYS = (TENSOR, TOKEN, UNFOLDED, *VARIANTS)
-BITS = ((8, 8), (4, 4))  # of weights and activations
+FEWER = (TENSOR, TOKEN, UNFOLDED, QSM, ALL)
+Grid = dict[tuple[int, int], Sequence[str]]  # bits of weights and activations -> ways
+QUICK_GRID: Grid = {(4, 4): WAYS}
+GRID: Grid = {(8, 8): FEWER, (4, 4): WAYS}
+FULL_GRID: Grid = {(8, 8): WAYS, (4, 8): WAYS, (4, 4): WAYS}
 NEAR, HALF = 1.5, 0.5  # the spec's bounds on ratios of KL
 SAME = 1e-4  # share of the logits' range by which integer products may differ from simulated ones
 
@@ -99,7 +104,7 @@ def quantise(
 
 def study(
     modules: Mapping[str, torch.nn.Module], tokenizer: Tokenizer, calibration: CalibrationSet,
-    evaluations: Sequence[CalibrationSet], *, bits: Sequence[tuple[int, int]] = BITS, ways: Sequence[str] = WAYS,
+    evaluations: Sequence[CalibrationSet], *, grid: Grid = GRID,
     sources: Sequence[Source] = (), data: Sequence[Source] = (), threads: int = 1, full: bool = False,
     said: Callable[[str], None] = report,
 ) -> Evidence:  # fmt: skip
@@ -112,7 +117,7 @@ def study(
         reference = Candidate(TorchRuntime(copy.deepcopy(module), revision="original"), tokenizer)
         remembered = [RememberedRows(reference, data) for data in evaluations]
         del reference
-        for w_bits, a_bits in bits:
+        for (w_bits, a_bits), ways in grid.items():
             for way in ways:
                 quantised, difference = quantise(module, calibration, way, w_bits, a_bits)
                 if difference is not None and label == next(iter(modules)):
@@ -136,7 +141,7 @@ def study(
         return ratio_figure(f"w{w}a{a}: {top} over {bottom}", "ratio of KL", *pair, unit="ratio", of="windows")
 
     checks, ours = [], []
-    for w, a in bits:
+    for (w, a), ways in grid.items():
         mean = {way: float(np.mean(kls[first, on, w, a, way])) for way in ways}
         others = [way for way in ways if way != TENSOR]
         worst = max(others, key=lambda way: mean[way])
@@ -193,16 +198,16 @@ def _check(statement: str, value: float, bound: float) -> Check:
 def measure(options: argparse.Namespace) -> Evidence:
     torch.set_num_threads(options.threads)
     _, module, tokenizer = open_module(find_model("smollm2"))
-    windows, length = (32, 512) if options.full else (2, 128) if options.quick else (8, 256)
+    windows, length = (32, 512) if options.full else (2, 128) if options.quick else (4, 256)
     calibration = calibration_set("wikitext2:valid", tokenizer, windows=windows, length=length)
-    sizes = [("wikitext2:test", 16, 512), ("c4_sample", 8, 512)] if options.full else [("wikitext2:test", windows, length)]
+    sizes = [("wikitext2:test", 16, 512), ("c4_sample", 8, 512)] if options.full else [("wikitext2:test", 2 if options.quick else 8, length)]
     evaluations = [calibration_set(name, tokenizer, windows=n, length=t) for name, n, t in sizes]
     modules = {"SmolLM2-135M": module}
     if options.full:
         modules["with outliers"] = copy.deepcopy(module)
         inject_outliers(DecoderMap.of(modules["with outliers"]), channels=6, beta=50)
     return study(
-        modules, tokenizer, calibration, evaluations, bits=BITS[1:] if options.quick else BITS,
+        modules, tokenizer, calibration, evaluations, grid=FULL_GRID if options.full else QUICK_GRID if options.quick else GRID,
         sources=[model_source("smollm2")],
         data=data_sources([("wikitext2", "valid"), ("wikitext2", "test"), *([("c4_sample", None)] if options.full else [])]),
         threads=options.threads, full=options.full,

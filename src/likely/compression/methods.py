@@ -18,6 +18,7 @@ import torch
 from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.calibration_set import CalibrationSet, calibration_set
 from likely.compression.export import export_folder, export_gguf
+from likely.compression.packed_folder import export_packed
 from likely.compression.mergequant.method import run_mergequant
 from likely.compression.quantisers.activations import quantize_inputs
 from likely.compression.quantisers.awq import run_awq
@@ -116,11 +117,19 @@ class CompressedModel:
         others = sum(p.numel() for name, p in self.module.named_parameters() if name not in self.quantized)
         return sum(tensor.nbytes for tensor in self.quantized.values()) + 2 * others
 
-    def export(self, target: str | Path, *, overwrite: bool = False, progress: Progress | None = None) -> int:
-        """Write a GGUF file (*.gguf) or a folder that transformers loads; returns its bytes.  See `export`."""
+    def export(
+        self, target: str | Path, *, packed: bool = False, overwrite: bool = False, progress: Progress | None = None
+    ) -> int:
+        """Write a GGUF file (*.gguf) or a folder that transformers loads; returns its bytes.  See `export`.
+
+        packed  a folder keeps the integers, in compressed-tensors' format (`packed_folder`); else it holds floats
+        """
         if why := METHODS[self.settings["method"]].no_file:
             raise CapabilityError(f"a model made by {self.settings['method']} cannot be exported: {why}")
-        write = export_gguf if Path(target).suffix == ".gguf" else export_folder
+        if Path(target).suffix == ".gguf":
+            write = export_gguf
+        else:
+            write = export_packed if packed and self.quantized else export_folder
         return write(
             self.module, self.quantized, self.source, Path(target), record=self.record(), overwrite=overwrite,
             progress=progress,

@@ -65,7 +65,7 @@ def round_in_order(
     return found
 
 
-def gptq(
+def round_by_gptq(
     weights: FloatArray, hessian: torch.Tensor, scheme: QuantScheme, *, act_order: bool = False, name: str = "the weights"
 ) -> QuantizedTensor:  # fmt: skip
     """Codes of weights (out, in) for inputs with this second moment (in, in).
@@ -117,7 +117,7 @@ def quantize_stage(stage: Stage, settings: MethodSettings, names: dict[int, str]
     hessian = second_moment(stage.inputs)
     linears = [stage.block.linears()[part] for part in stage.parts]
     together = np.concatenate([linear.weight.detach().numpy() for linear in linears])  # rows do not see each other
-    found = gptq(together, hessian, scheme, act_order=settings.act_order, name=names[id(linears[0])])
+    found = round_by_gptq(together, hessian, scheme, act_order=settings.act_order, name=names[id(linears[0])])
     quantized, start = {}, 0
     for linear in linears:
         tensor = found.rows(np.arange(start, start := start + linear.out_features))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from likely.compression.transforms.hadamard import hadamard as hadamard
+    from likely.compression.transforms.hadamard import hadamard_matrix as hadamard_matrix
     from likely.compression.transforms.hadamard import rotation_matrix as rotation_matrix
     from likely.compression.transforms.residual import rotate_residual as rotate_residual
     from likely.compression.transforms.residual import rotate_values as rotate_values

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Signs = NDArray[np.int8]
 
 
-def hadamard(order: int) -> Signs | None:
+def hadamard_matrix(order: int) -> Signs | None:
     """(n, n) of ±1 with orthogonal rows; None where the constructions below have none of this order.
 
     Powers of two by Sylvester; q + 1 (Paley I, prime q = 3 mod 4), 2 (q + 1) (Paley II, prime q = 1 mod 4); and powers
@@ -32,7 +32,7 @@ def hadamard(order: int) -> Signs | None:
 @lru_cache(maxsize=8)
 def _signs_of(order: int) -> NDArray[np.float64]:
     """(n, n) orthogonal: a Hadamard matrix over √n, or blocks of the largest power of two that divides n."""
-    whole = hadamard(order)
+    whole = hadamard_matrix(order)
     if whole is not None:
         return whole / np.sqrt(order)
     size = order & -order
