@@ -200,7 +200,11 @@ def measure(options: argparse.Namespace) -> Evidence:
     _, module, tokenizer = open_module(find_model("smollm2"))
     windows, length = (32, 512) if options.full else (2, 128) if options.quick else (4, 256)
     calibration = calibration_set("wikitext2:valid", tokenizer, windows=windows, length=length)
-    sizes = [("wikitext2:test", 16, 512), ("c4_sample", 8, 512)] if options.full else [("wikitext2:test", 2 if options.quick else 8, length)]
+    sizes = (
+        [("wikitext2:test", 16, 512), ("c4_sample", 8, 512)]
+        if options.full
+        else [("wikitext2:test", 2 if options.quick else 8, length)]
+    )
     evaluations = [calibration_set(name, tokenizer, windows=n, length=t) for name, n, t in sizes]
     modules = {"SmolLM2-135M": module}
     if options.full:

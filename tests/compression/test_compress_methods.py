@@ -77,3 +77,8 @@ def test_a_model_that_no_file_can_hold_says_so(made, tmp_path):
 def test_smoothquant_and_mergequant_want_activations(model, reference):
     with pytest.raises(ValueError, match="w8a8"):
         compress(model, method="smoothquant", scheme="w4g32", calibration=some(reference, 8, 32, 0))
+
+
+def test_an_option_of_another_method_is_refused(model, reference):
+    with pytest.raises(ValueError, match="gptq takes no alpha, which is an option of smoothquant"):
+        compress(model, method="gptq", alpha=0.7, calibration=some(reference, 8, 32, 0))

@@ -161,7 +161,10 @@ def test_the_order_with_one_outlier_channel():
     w[:, 5] *= 30  # the merged column is now larger than the others
     wanted = y @ w.T
     codes, found = to_codes(y, steps, bits), {}
-    for label, copies in (("merged", torch.ones(64)), ("split", torch.from_numpy(split_columns(steps.numpy(), growth=2).copies))):
+    for label, copies in (
+        ("merged", torch.ones(64)),
+        ("split", torch.from_numpy(split_columns(steps.numpy(), growth=2).copies)),
+    ):
         integers, scales = round_merged(w, Steps(steps), copies.float(), bits)
         found[label] = error(codes @ (integers * scales).T)
     unfolded = error((codes * steps) @ w.T)

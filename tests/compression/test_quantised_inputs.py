@@ -51,7 +51,9 @@ def test_integer_products_equal_simulated_ones(scale, bias):
     torch.testing.assert_close(module(x), simulated, rtol=1e-5, atol=1e-5)
     assert module.backend == "int8" and "int8" in repr(module)
     sums = to_codes(x.reshape(10, 24), 0.05, 8).numpy().astype(np.int64) @ tensor.codes.astype(np.int64).T
-    found = torch._int_mm(to_codes(x.reshape(10, 24), 0.05, 8).to(torch.int8), torch.from_numpy(tensor.codes).to(torch.int8).T)
+    found = torch._int_mm(
+        to_codes(x.reshape(10, 24), 0.05, 8).to(torch.int8), torch.from_numpy(tensor.codes).to(torch.int8).T
+    )
     assert np.array_equal(found.numpy(), sums)
 
 
@@ -68,7 +70,9 @@ def test_static_scales_cover_the_calibration_set_and_no_more():
     decoder, data = random_decoder(), calibration()
     largest = {}
     hooks = [
-        x.register_forward_pre_hook(lambda _, args, key=(b.number, p): largest.update({key: float(args[0].abs().max())}))
+        x.register_forward_pre_hook(
+            lambda _, args, key=(b.number, p): largest.update({key: float(args[0].abs().max())})
+        )
         for _, b, p, x in decoder.linears()
     ]
     logits_of(decoder.module, data.input_ids)

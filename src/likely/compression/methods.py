@@ -17,9 +17,9 @@ import torch
 
 from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.calibration_set import CalibrationSet, calibration_set
-from likely.compression.export import export_folder, export_gguf
-from likely.compression.packed_folder import export_packed
+from likely.compression.export import export_folder, export_gguf, gguf_type
 from likely.compression.mergequant.method import run_mergequant
+from likely.compression.packed_folder import export_packed, quantization_config
 from likely.compression.quantisers.activations import quantize_inputs
 from likely.compression.quantisers.awq import run_awq
 from likely.compression.quantisers.gptq import quantize_decoder
@@ -28,7 +28,8 @@ from likely.compression.quantized import QuantizedTensor
 from likely.compression.schemes import QuantScheme, parse_scheme
 from likely.compression.settings import MethodSettings, OtherInputs, Progress, Quantized, Rounding
 from likely.errors import CapabilityError, check_choice
-from likely.models.load import Loaded, ModelInfo, load_local
+from likely.models.convert import check_places
+from likely.models.load import Loaded, ModelInfo, load_local, resolve
 from likely.tokenizers.protocol import Tokenizer
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class CompressionMethod:
     scheme      where none is asked for
     rounds_inputs  whether it rounds activations itself; else that follows, where the scheme has bits for them
     no_file     why its models cannot be exported
+    options     of `MethodSettings` that it takes, beside scheme, calibration, sparsity and seed
     """
 
     about: str
@@ -56,6 +58,7 @@ class CompressionMethod:
     scheme: str = "w4g64"
     rounds_inputs: bool = False
     no_file: str = ""
+    options: tuple[str, ...] = ()
 
 
 METHODS: dict[str, CompressionMethod] = {
@@ -63,16 +66,21 @@ METHODS: dict[str, CompressionMethod] = {
         "round each weight to the nearest point of its group's grid", round_decoder, calibrates=False
     ),
     "gptq": CompressionMethod(
-        "round column after column, later ones making up for the error on a calibration set", quantize_decoder
+        "round column after column, later ones making up for the error on a calibration set",
+        quantize_decoder,
+        options=("act_order",),
     ),
-    "awq": CompressionMethod(
-        "scale up the channels that activations use most, clip, then round to nearest", run_awq
-    ),
+    "awq": CompressionMethod("scale up the channels that activations use most, clip, then round to nearest", run_awq),
     "smoothquant": CompressionMethod(
-        "move part of the activations' range into the weights, then round both", run_smoothquant, scheme="w8a8"
+        "move part of the activations' range into the weights, then round both",
+        run_smoothquant,
+        scheme="w8a8",
+        options=("alpha",),
     ),
     "rotation": CompressionMethod(
-        "rotate residual stream and heads by Hadamard matrices, which spreads outliers, then round", run_rotation
+        "rotate residual stream and heads by Hadamard matrices, which spreads outliers, then round",
+        run_rotation,
+        options=("rounding", "act_order"),
     ),
     "mergequant": CompressionMethod(
         "static activation codes for each channel, folded into norms and weights",
@@ -80,6 +88,7 @@ METHODS: dict[str, CompressionMethod] = {
         scheme="w4a4",
         rounds_inputs=True,
         no_file="norms that emit codes have no place in GGUF files or transformers folders",
+        options=("rounding", "other_inputs"),
     ),
 }
 
@@ -134,6 +143,13 @@ class CompressedModel:
             self.module, self.quantized, self.source, Path(target), record=self.record(), overwrite=overwrite,
             progress=progress,
         )  # fmt: skip
+
+    def summary(self) -> str:
+        """In a few words: the method, the bits of its codes, the weights that are left."""
+        if not self.quantized:
+            return f"{self.settings['method']}, {sum(p.numel() for p in self.module.parameters()) / 1e6:,.1f} M weights"
+        bits = 8 * sum(t.nbytes for t in self.quantized.values()) / sum(t.codes.size for t in self.quantized.values())
+        return f"{self.settings['method']} {self.settings['scheme']}, {bits:.2f} bits per rounded weight"
 
     def record(self) -> str:
         """The settings as JSON: every export carries it."""
@@ -193,6 +209,7 @@ def compress(
         rounding=rounding,
         other_inputs=other_inputs,
     )
+    _check_options(method, settings)
     quantized = entry.run(decoder, settings)
     use_codes(module, quantized)
     if rounding_scheme is not None and not entry.rounds_inputs:
@@ -205,6 +222,24 @@ def compress(
         source=place,
         info=_info(model, place, tokenizer),
     )
+
+
+def check_target(
+    model: str | Path, target: Path, *, method: str, scheme: str | QuantScheme | None, overwrite: bool,
+    packed: bool = False,
+) -> None:  # fmt: skip
+    """Raise before the work begins on what `export` would refuse after it."""
+    entry = METHODS[method]
+    if entry.no_file:
+        raise CapabilityError(f"a model made by {method} cannot be exported: {entry.no_file}")
+    rounding = None if entry.prunes else parse_scheme(scheme or entry.scheme)
+    if rounding is not None and target.suffix == ".gguf":
+        gguf_type(rounding)
+    elif rounding is not None and packed:
+        quantization_config(rounding)
+    kind, place = resolve(model)
+    if kind != "hub":
+        check_places(Path(place), target, "gguf" if target.suffix == ".gguf" else "safetensors", overwrite)
 
 
 def use_codes(module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor]) -> None:
@@ -220,10 +255,20 @@ def reference_of(model: str | Path) -> Loaded:
     return load_local(model, runtime="torch", dtype="float32")
 
 
+def _check_options(method: str, settings: MethodSettings) -> None:
+    """ValueError for an option that was given and that the method does not take."""
+    for option in ("alpha", "act_order", "rounding", "other_inputs"):
+        default = MethodSettings.__dataclass_fields__[option].default
+        if option not in METHODS[method].options and getattr(settings, option) != default:
+            takers = ", ".join(name for name, entry in METHODS.items() if option in entry.options)
+            raise ValueError(f"{method} takes no {option}, which is an option of {takers}")
+
+
 def _record(model: str | Path, method: str, settings: MethodSettings) -> dict[str, Any]:
     found: dict[str, Any] = {"method": method, "model": str(model), "likely": version("likely"), "seed": settings.seed}
     if settings.scheme is not None:
         found["scheme"] = settings.scheme.name
+    found |= {option: getattr(settings, option) for option in METHODS[method].options}
     if settings.sparsity is not None:
         found["sparsity"] = settings.sparsity
     if settings.calibration is not None:

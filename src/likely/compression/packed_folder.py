@@ -42,7 +42,12 @@ def quantization_config(scheme: QuantScheme) -> dict[str, Any]:
         "format": "pack-quantized" if packed else "int-quantized",
         "quantization_status": "compressed",
         "config_groups": {
-            "group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None}
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": weights,
+                "input_activations": inputs,
+                "output_activations": None,
+            }
         },
         "ignore": ["lm_head"],
     }

@@ -205,7 +205,11 @@ class ActivationStats:
 
 def outlier_table(decoder: DecoderMap, sets: Mapping[str, CalibrationSet]) -> list[dict[str, Any]]:
     """Outlier metrics for every set, layer and input, with all tokens and without each window's first one."""
-    return [row for name, chosen in sets.items() for row in records_of(ActivationStats.collect(decoder, chosen.input_ids), name)]
+    return [
+        row
+        for name, chosen in sets.items()
+        for row in records_of(ActivationStats.collect(decoder, chosen.input_ids), name)
+    ]
 
 
 def records_of(stats: ActivationStats, name: str) -> list[dict[str, Any]]:
@@ -239,7 +243,10 @@ def agreement(calibrated: ActivationStats, used: ActivationStats) -> list[dict[s
 
 
 def _joined(one: dict[Any, Any], other: dict[Any, Any], add: Any) -> dict[Any, Any]:
-    return {key: add(one[key], other[key]) if key in one and key in other else one.get(key, other.get(key)) for key in one | other}
+    return {
+        key: add(one[key], other[key]) if key in one and key in other else one.get(key, other.get(key))
+        for key in one | other
+    }
 
 
 def _ratio(top: float, bottom: float) -> float:

@@ -69,7 +69,9 @@ class QuantLinear(torch.nn.Linear):
         if self.scale is not None and self.scale.numel() > 1:
             raise CapabilityError("a scale for each input channel cannot be taken out of an integer product")
         if tensor.shape[1] > MOST_INPUTS:
-            raise CapabilityError(f"sums of {tensor.shape[1]} int8 products may not fit 32 bits (at most {MOST_INPUTS})")
+            raise CapabilityError(
+                f"sums of {tensor.shape[1]} int8 products may not fit 32 bits (at most {MOST_INPUTS})"
+            )
         self.register_buffer("codes", torch.from_numpy(tensor.codes).to(torch.int8))
         self.register_buffer("row_scale", torch.from_numpy(tensor.grid.scales[:, 0].copy()))
         self.backend = "int8"

@@ -36,9 +36,7 @@ def search_scale(
 
     def error(alpha: float) -> float:
         scale = awq_scale(mean_abs, alpha).numpy().astype(np.float32)
-        return sum(
-            output_error(w, round_to_nearest(w * scale, scheme).dequantize() / scale, hessian) for w in weights
-        )
+        return sum(output_error(w, round_to_nearest(w * scale, scheme).dequantize() / scale, hessian) for w in weights)
 
     errors = [error(alpha) for alpha in ALPHAS]
     best = int(np.argmin(errors))
@@ -54,7 +52,9 @@ def search_clip(weights: FloatArray, hessian: torch.Tensor, scheme: QuantScheme)
     errors = []
     for ratio in CLIPS:
         rounded = round_to_grid(weights, fit_grid(weights, scheme, ratio), scheme).dequantize()
-        difference = torch.from_numpy(rounded - weights).reshape(rows, groups, size).transpose(0, 1)  # (groups, out, size)
+        difference = (
+            torch.from_numpy(rounded - weights).reshape(rows, groups, size).transpose(0, 1)
+        )  # (groups, out, size)
         errors.append(((difference @ blocks) * difference).sum(-1).T)
     return np.array(CLIPS, np.float32)[torch.stack(errors).argmin(0).numpy()]
 

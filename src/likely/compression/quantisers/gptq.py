@@ -143,5 +143,3 @@ def quantize_decoder(decoder: DecoderMap, settings: MethodSettings) -> Quantized
 def _grid_tensors(grid: Grid, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     minimums = np.zeros_like(grid.scales) if grid.minimums is None else grid.minimums
     return torch.from_numpy(grid.scales.copy()).to(dtype), torch.from_numpy(minimums.copy()).to(dtype)
-
-

@@ -88,9 +88,7 @@ def fold_norms(decoder: DecoderMap) -> DecoderMap:
         for place, parts in NORM_FED.items():
             norm = norm_of(block, place)
             scale_norm(decoder, norm, [block.linears()[p] for p in parts], decoder.norm_scale(norm).detach().clone())
-    scale_norm(
-        decoder, decoder.final_norm, [decoder.head], decoder.norm_scale(decoder.final_norm).detach().clone()
-    )
+    scale_norm(decoder, decoder.final_norm, [decoder.head], decoder.norm_scale(decoder.final_norm).detach().clone())
     return decoder
 
 
