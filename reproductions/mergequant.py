@@ -1,12 +1,12 @@
 """MergeQuant: do static activation codes for each channel, folded into norms and weights, keep the likelihoods?
 
 SmolLM2-135M with 8- and 4-bit activations and weights (one scale for each output row).  What the norms feed is rounded
-in different ways: one static scale, one scale for each token, one for each channel that no kernel could use ("unfolded",
-the bound), and MergeQuant's parts; o and down are always rounded for each token.  KL(original ‖ quantised) per token.
+in different ways: one static scale, one scale for each token, one for each channel that no kernel could use
+("unfolded", a bound), and MergeQuant's parts; o and down always for each token.  KL(original ‖ quantised) per token.
 
   python reproductions/mergequant.py           1,024 tokens to calibrate on, 2,048 of WikiText-2 to compare on
-  python reproductions/mergequant.py --full    16,384 and 8,192, also 4,096 of C4, all parts also at 8 bits, and outliers
-                                               injected into the norms
+  python reproductions/mergequant.py --full    16,384 and 8,192, also 4,096 of C4, all parts at 8 bits, and a model with
+                                               outliers injected into the norms
   python reproductions/mergequant.py --quick   a few hundred tokens, one pair of bits; not written
 """
 
@@ -53,6 +53,7 @@ Grid = dict[tuple[int, int], Sequence[str]]  # bits of weights and activations -
 QUICK_GRID: Grid = {(4, 4): WAYS}
 GRID: Grid = {(8, 8): FEWER, (4, 4): WAYS}
 FULL_GRID: Grid = {(8, 8): WAYS, (4, 8): WAYS, (4, 4): WAYS}
+FILES = (("wikitext2", "valid"), ("wikitext2", "test"), ("c4_sample", None))
 NEAR, HALF = 1.5, 0.5  # the spec's bounds on ratios of KL
 SAME = 1e-4  # share of the logits' range by which integer products may differ from simulated ones
 
@@ -167,7 +168,7 @@ def study(
             "Quantisation steps of activation channels can be folded into norms and weights, so that 4-bit activations "
             "need no scale at run time and lose little; splitting channels with large steps is what makes it work."
         ),
-        paper_figure="W4A4, Llama-2-70B: 1.3 points of zero-shot accuracy below FP16; Llama-2-7B up to 2.06x end to end",
+        paper_figure="W4A4, Llama-2-70B: 1.3 points of zero-shot accuracy below FP16; Llama-2-7B: up to 2.06x",
         ours="; ".join(ours),
         figures=figures,
         checks=checks,
@@ -211,9 +212,9 @@ def measure(options: argparse.Namespace) -> Evidence:
         modules["with outliers"] = copy.deepcopy(module)
         inject_outliers(DecoderMap.of(modules["with outliers"]), channels=6, beta=50)
     return study(
-        modules, tokenizer, calibration, evaluations, grid=FULL_GRID if options.full else QUICK_GRID if options.quick else GRID,
-        sources=[model_source("smollm2")],
-        data=data_sources([("wikitext2", "valid"), ("wikitext2", "test"), *([("c4_sample", None)] if options.full else [])]),
+        modules, tokenizer, calibration, evaluations,
+        grid=FULL_GRID if options.full else QUICK_GRID if options.quick else GRID,
+        sources=[model_source("smollm2")], data=data_sources(FILES if options.full else FILES[:2]),
         threads=options.threads, full=options.full,
     )  # fmt: skip
 

@@ -11,9 +11,16 @@ from random_decoders import FAMILIES, calibration, random_decoder, windows
 
 from likely.compression.architecture import DecoderMap
 from likely.compression.calibration_set import CalibrationSet
-from likely.compression.mergequant.clipping import Steps, clip_channels, clip_layer, fit_steps, round_merged
+from likely.compression.mergequant.clipping import clip_channels, clip_layer, fit_steps
+from likely.compression.mergequant.merged import (
+    SplitColumns,
+    Steps,
+    drop_columns,
+    round_merged,
+    split_columns,
+    split_integers,
+)
 from likely.compression.mergequant.method import MergeQuant, QuantRMSNorm, run_mergequant, use_integer_products
-from likely.compression.mergequant.split import Columns, drop_columns, split_columns, split_integers
 from likely.compression.quantisers.activations import to_codes
 from likely.compression.quantized import round_to_nearest
 from likely.compression.schemes import parse_scheme
@@ -28,7 +35,7 @@ RTN = MergeQuant(clip=False, reconstruct=None, rounding="rtn")
 @given(st.lists(st.integers(-500, 500), min_size=1, max_size=6), st.data())
 def test_shares_of_an_integer_add_up_to_it(codes, data):
     copies = np.array([data.draw(st.integers(1, 9)) for _ in codes])
-    columns = Columns(copies)
+    columns = SplitColumns(copies)
     split = split_integers(np.array([codes]), columns)
     assert np.array_equal(np.bincount(columns.index, split[0], len(codes)).astype(int), codes)
     for j, (code, m) in enumerate(zip(codes, copies, strict=True)):
@@ -40,7 +47,7 @@ def test_shares_of_an_integer_add_up_to_it(codes, data):
 def test_a_split_matrix_multiplies_as_the_whole_one():
     rng = np.random.default_rng(0)
     codes, x = rng.integers(-200, 200, (5, 6)), rng.integers(-8, 8, (9, 6))
-    columns = Columns(np.array([1, 4, 1, 1, 3, 1]), padding=5)
+    columns = SplitColumns(np.array([1, 4, 1, 1, 3, 1]), padding=5)
     assert np.array_equal(x[:, columns.index] @ split_integers(codes, columns).T, x @ codes.T)
 
 

@@ -1,4 +1,4 @@
-"""compressed-tensors folders: their words are the package's own, and transformers computes the fake-quantised logits."""
+"""compressed-tensors folders: their words are the package's own, and transformers computes the same logits."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class ChannelMoments:
 
     @property
     def kurtosis(self) -> float:
-        """Excess kurtosis of all values: m₄ / m₂² - 3 about their mean, as scipy.stats.kurtosis; 0 if they are equal."""
+        """Excess kurtosis of all values: m₄ / m₂² - 3 about their mean, as in scipy.stats; 0 if they are all equal."""
         total = self.count * len(self.absmax)
         first, second, third, fourth = self.sums.sum(axis=1) / max(total, 1)
         m2 = second - first**2
@@ -127,8 +127,8 @@ class ChannelMoments:
 class ActivationStats:
     """Statistics of one model on one set of windows.
 
-    first, rest  (layer, input) -> moments of the first token of each window, and of all others: beginnings carry massive
-                 activations in many models.  Inputs are named as in `INPUTS`
+    first, rest  (layer, input) -> moments of the first token of each window, and of all others: beginnings carry
+                 massive activations in many models.  Inputs are named as in `INPUTS`
     hessians     (layer, input) -> Σ xxᵀ, (in, in), where they were asked for
     """
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from likely.compression.mergequant.merged import Steps, round_merged
 from likely.compression.quantisers.activations import code_range, to_codes
 
 CHANNEL_RATIOS = tuple(1 - i / 20 for i in range(11))  # 1.0 .. 0.5
@@ -13,14 +12,6 @@ LAYER_RATIOS = tuple(1 - i / 40 for i in range(13))  # 1.0 .. 0.7
 WEIGHT_RATIOS = tuple(1 - i / 20 for i in range(5))  # 1.0 .. 0.8
 TOKENS = 1024  # of the calibration set that ratios are chosen on
 _LEAST = 1e-12
-
-
-@dataclass(frozen=True, eq=False)
-class Steps:
-    """What the codes of a layer's inputs mean. values (in,), weight_clip: share of the largest weight that is covered."""
-
-    values: torch.Tensor
-    weight_clip: float = 1.0
 
 
 def some_tokens(inputs: torch.Tensor, tokens: int = TOKENS) -> torch.Tensor:
@@ -47,26 +38,6 @@ def clip_channels(inputs: torch.Tensor, steps: torch.Tensor, bits: int) -> torch
         [(to_codes(sample, c * steps, bits) * (c * steps) - sample).square().sum(0) for c in CHANNEL_RATIOS]
     )
     return steps * torch.tensor(CHANNEL_RATIOS, dtype=steps.dtype)[errors.argmin(0)]
-
-
-def round_merged(
-    weights: torch.Tensor, steps: Steps, copies: torch.Tensor, bits: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nearest integers r (out, in) of W diag(s), |r_ij| <= m_j Qmax, and their scales z (out, 1).
-
-    copies  (in,) m_j columns that channel j is spread over: z covers the largest |W_ij| s_j / m_j
-    """
-    highest, merged = code_range(bits)[1], weights * steps.values
-    scales = row_scales(merged, steps, copies, bits)
-    most = copies * highest
-    return torch.minimum(torch.maximum((merged / scales).round(), -most), most) * (copies > 0), scales
-
-
-def row_scales(merged: torch.Tensor, steps: Steps, copies: torch.Tensor, bits: int) -> torch.Tensor:
-    """(out, 1) z of merged weights (out, in)."""
-    largest = (merged.abs() / copies.clamp_min(1) * (copies > 0)).amax(1, keepdim=True)
-    scales = steps.weight_clip * largest / code_range(bits)[1]
-    return torch.where(scales > 0, scales, torch.ones_like(scales))
 
 
 def clip_layer(

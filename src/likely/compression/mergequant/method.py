@@ -16,15 +16,16 @@ import torch
 
 from likely.compression.architecture import Block, DecoderMap
 from likely.compression.calibration_set import CalibrationSet
-from likely.compression.mergequant.clipping import (
+from likely.compression.mergequant.clipping import clip_channels, clip_layer, fit_steps
+from likely.compression.mergequant.merged import (
+    SplitColumns,
     Steps,
-    clip_channels,
-    clip_layer,
-    fit_steps,
+    drop_columns,
     round_merged,
     row_scales,
+    split_columns,
+    split_integers,
 )
-from likely.compression.mergequant.split import Columns, drop_columns, split_columns, split_integers
 from likely.compression.quantisers.activations import QuantLinear, code_range, to_codes
 from likely.compression.quantisers.gptq import round_in_order
 from likely.compression.quantisers.walk import BlockWalk, Stage, replace_linear, second_moment
@@ -120,7 +121,7 @@ class MergeQuant:
             _divide_rows(block, feeding, rows, quantized[names[block.number, feeding]])
             return _replace(block, parts, matrix, self._reads_codes)
         ones = Steps(torch.ones(inputs.shape[1]))
-        matrix = self._round(linears[0].weight.detach(), ones, inputs, Columns(np.ones(inputs.shape[1], np.int64)))
+        matrix = self._round(linears[0].weight.detach(), ones, inputs, SplitColumns(np.ones(inputs.shape[1], np.int64)))
         dynamic = self.other_inputs == "dynamic"
         return _replace(block, parts, matrix, lambda linear: QuantLinear(linear, self.a_bits) if dynamic else linear)
 
@@ -130,14 +131,14 @@ class MergeQuant:
     def _merge(
         self, inputs: torch.Tensor, linears: Sequence[torch.nn.Linear], *, split: bool,
         calibrate_on: torch.Tensor | None = None,
-    ) -> tuple[QuantizedTensor, Steps, Columns]:  # fmt: skip
+    ) -> tuple[QuantizedTensor, Steps, SplitColumns]:  # fmt: skip
         """Codes of the merged matrices, one below the other, the steps of their inputs, and the columns they read."""
         weights = torch.cat([linear.weight.detach() for linear in linears])
         tied = inputs if calibrate_on is None else calibrate_on
         values = fit_steps(tied, self.a_bits)
         if self.clip:
             values = clip_channels(tied, values, self.a_bits)
-        columns = Columns(np.ones(len(values), np.int64))
+        columns = SplitColumns(np.ones(len(values), np.int64))
         if split and self.reconstruct is not None:
             columns = split_columns(values.numpy(), threshold=self.threshold, growth=self.growth)
             if self.reconstruct == "split+prune":
@@ -150,7 +151,9 @@ class MergeQuant:
         codes = to_codes(inputs, steps.values, self.a_bits)
         return self._round(weights, steps, codes, columns), steps, columns
 
-    def _round(self, weights: torch.Tensor, steps: Steps, codes: torch.Tensor, columns: Columns) -> QuantizedTensor:
+    def _round(
+        self, weights: torch.Tensor, steps: Steps, codes: torch.Tensor, columns: SplitColumns
+    ) -> QuantizedTensor:
         """The merged weights rounded for inputs `codes` (n, in), then spread over their columns."""
         copies = torch.from_numpy(columns.copies).to(weights.dtype)
         if self.rounding == "gptq":

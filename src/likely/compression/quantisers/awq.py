@@ -52,15 +52,13 @@ def search_clip(weights: FloatArray, hessian: torch.Tensor, scheme: QuantScheme)
     errors = []
     for ratio in CLIPS:
         rounded = round_to_grid(weights, fit_grid(weights, scheme, ratio), scheme).dequantize()
-        difference = (
-            torch.from_numpy(rounded - weights).reshape(rows, groups, size).transpose(0, 1)
-        )  # (groups, out, size)
+        difference = torch.from_numpy(rounded - weights).reshape(rows, groups, size).transpose(0, 1)
         errors.append(((difference @ blocks) * difference).sum(-1).T)
     return np.array(CLIPS, np.float32)[torch.stack(errors).argmin(0).numpy()]
 
 
 def run_awq(decoder: DecoderMap, settings: MethodSettings) -> Quantized:
-    """As a method of `compress`: scales are found and folded with float inputs, then every matrix is clipped, rounded."""
+    """As a method of `compress`: scales found with float inputs are folded, then matrices are clipped and rounded."""
     scheme, calibration = settings.needed()
     names = {(block.number, part): name for name, block, part, _ in decoder.linears()}
     walk, quantized = BlockWalk(decoder, calibration.input_ids), {}

@@ -32,7 +32,8 @@ def inverse_factor(hessian: torch.Tensor, damping: float = DAMPING) -> torch.Ten
 
 def round_in_order(
     weights: torch.Tensor, hessian: torch.Tensor, round_column: RoundColumn, *, columns: int = COLUMNS,
-    damping: float = DAMPING, order: torch.Tensor | None = None, begin_group: Callable[[int, torch.Tensor], None] | None = None,
+    damping: float = DAMPING, order: torch.Tensor | None = None,
+    begin_group: Callable[[int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Rounded weights (out, in): column j errs by e = (w_j - q_j) / U_jj, and every later column k loses e U_jk.
 
@@ -66,12 +67,13 @@ def round_in_order(
 
 
 def round_by_gptq(
-    weights: FloatArray, hessian: torch.Tensor, scheme: QuantScheme, *, act_order: bool = False, name: str = "the weights"
+    weights: FloatArray, hessian: torch.Tensor, scheme: QuantScheme, *, act_order: bool = False,
+    name: str = "the weights",
 ) -> QuantizedTensor:  # fmt: skip
     """Codes of weights (out, in) for inputs with this second moment (in, in).
 
-    act_order  columns with large inputs first; each group's grid is then that of the original weights ("static groups"),
-               so that groups stay contiguous.  Otherwise a group's grid is fitted when its first column is reached.
+    act_order  columns with large inputs first; each group's grid is then that of the original weights ("static
+               groups"), so that groups stay contiguous.  Otherwise a grid is fitted when its first column is reached.
     """
     check_finite(weights, name)
     width = weights.shape[1]

@@ -17,7 +17,7 @@ from likely.runtimes.protocol import IntArray
 
 Linear = torch.nn.Linear
 NORM_FED: dict[str, tuple[str, ...]] = {"attention": ("q", "k", "v"), "mlp": ("gate", "up")}
-Where = Literal["norms", "keys", "neurons"]
+OutlierPlace = Literal["norms", "keys", "neurons"]
 
 
 def norm_of(block: Block, place: str) -> torch.nn.Module:
@@ -122,7 +122,7 @@ def split_channels(weights: torch.Tensor, copies: torch.Tensor) -> tuple[torch.T
 
 def inject_outliers(
     decoder: DecoderMap, *, channels: int = 6, beta: float = 50.0, seed: int = 0, layers: Iterable[int] | None = None,
-    where: Where = "norms", chosen: Mapping[int, IntArray] | None = None,
+    where: OutlierPlace = "norms", chosen: Mapping[int, IntArray] | None = None,
 ) -> dict[int, IntArray]:  # fmt: skip
     """Make some channels beta times as large, and what reads them as much smaller: outliers as old models have them.
 
