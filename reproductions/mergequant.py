@@ -26,7 +26,7 @@ from study import arguments, conclude, data_sources, model_source, ratio_figure,
 from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.calibration_set import CalibrationSet, calibration_set
 from likely.compression.evaluate import RememberedRows
-from likely.compression.mergequant.clipping import fit_steps
+from likely.compression.mergequant.merged import fit_steps
 from likely.compression.mergequant.method import MergeQuant, merged_scheme, use_integer_products
 from likely.compression.quantisers.activations import QuantLinear, code_range
 from likely.compression.quantisers.walk import BlockWalk, replace_linear

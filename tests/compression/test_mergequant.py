@@ -9,11 +9,13 @@ from random_decoders import FAMILIES, calibration, random_decoder, windows
 
 from likely.compression.architecture import DecoderMap
 from likely.compression.calibration_set import CalibrationSet
-from likely.compression.mergequant.clipping import clip_channels, clip_layer, fit_steps
 from likely.compression.mergequant.merged import (
     SplitColumns,
     Steps,
+    clip_channels,
+    clip_layer,
     drop_columns,
+    fit_steps,
     round_merged,
     split_columns,
     split_integers,

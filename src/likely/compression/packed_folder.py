@@ -75,7 +75,7 @@ def export_packed(
             assert isinstance(linear, QuantLinear) and linear.scale is not None
             own = f"{name.removesuffix('.weight')}.input_scale"
             steps[own] = Step(own, "F32", linear.scale.reshape(1).float().numpy())
-    tied = module.config.tie_word_embeddings  # type: ignore[union-attr]
+    tied = module.config.tie_word_embeddings
     config = {"tie_word_embeddings": tied, "quantization_config": described}
     changes = Changes(steps, {}, config, {RECORD: record}, dropped=frozenset(quantized) if packed else frozenset())
     return rewrite(source, target, changes, overwrite=overwrite, progress=progress)

@@ -149,7 +149,7 @@ class ActivationStats:
                 continue
             hooks = [hook for block in decoder.blocks for hook in found._hooks(block, hessians)]
             try:
-                inner(input_ids=torch.from_numpy(np.ascontiguousarray(kept))[None], use_cache=False)  # type: ignore[operator]
+                inner(input_ids=torch.from_numpy(np.ascontiguousarray(kept))[None], use_cache=False)
             finally:
                 for hook in hooks:
                     hook.remove()

@@ -1,4 +1,4 @@
-"""Weights merged with the steps of their inputs, rounded, and spread: dimension reconstruction.
+"""Steps of a layer's inputs, weights merged with them, rounded, clipped and spread over columns.
 
 A channel with a large step becomes several columns that carry the same code.
 """
@@ -11,11 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from likely.compression.quantisers.activations import code_range
+from likely.compression.quantisers.activations import code_range, to_codes
 
 IntMatrix = NDArray[np.int64]
 MULTIPLE = 32  # of columns, as integer kernels like them
 _RAISE = 1.05
+CHANNEL_RATIOS = tuple(1 - i / 20 for i in range(11))  # 1.0 .. 0.5
+LAYER_RATIOS = tuple(1 - i / 40 for i in range(13))  # 1.0 .. 0.7
+WEIGHT_RATIOS = tuple(1 - i / 20 for i in range(5))  # 1.0 .. 0.8
+TOKENS = 1024  # of the calibration set that ratios are chosen on
+_LEAST = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,3 +105,48 @@ def row_scales(merged: torch.Tensor, steps: Steps, copies: torch.Tensor, bits: i
     largest = (merged.abs() / copies.clamp_min(1) * (copies > 0)).amax(1, keepdim=True)
     scales = steps.weight_clip * largest / code_range(bits)[1]
     return torch.where(scales > 0, scales, torch.ones_like(scales))
+
+
+def some_tokens(inputs: torch.Tensor, tokens: int = TOKENS) -> torch.Tensor:
+    """At most so many rows, evenly spaced."""
+    return inputs if len(inputs) <= tokens else inputs[torch.linspace(0, len(inputs) - 1, tokens).long()]
+
+
+def fit_steps(inputs: torch.Tensor, bits: int) -> torch.Tensor:
+    """(in,) max_t |y_tj| / Qmax of inputs (n, in); a channel that never fires gets the median step."""
+    steps = inputs.abs().amax(0) / code_range(bits)[1]
+    fires = steps > _LEAST
+    if not fires.any():
+        return torch.ones_like(steps)
+    return torch.where(fires, steps, steps[fires].median())
+
+
+def clip_channels(inputs: torch.Tensor, steps: torch.Tensor, bits: int) -> torch.Tensor:
+    """(in,) steps times the ratio of `CHANNEL_RATIOS` with the least squared error of each channel.
+
+    How strongly a channel counts, Σ_i W_ij², is a factor of its error and moves no minimum.
+    """
+    sample = some_tokens(inputs)
+    errors = torch.stack(
+        [(to_codes(sample, c * steps, bits) * (c * steps) - sample).square().sum(0) for c in CHANNEL_RATIOS]
+    )
+    return steps * torch.tensor(CHANNEL_RATIOS, dtype=steps.dtype)[errors.argmin(0)]
+
+
+def clip_layer(
+    inputs: torch.Tensor, weights: torch.Tensor, steps: torch.Tensor, copies: torch.Tensor, w_bits: int, a_bits: int
+) -> Steps:  # fmt: skip
+    """One factor on all steps, then one ratio of the weights: those with the least error of the outputs W y.
+
+    weights (out, in) of all matrices that read the inputs (n, in), one below the other
+    """
+    sample = some_tokens(inputs)
+    wanted = sample @ weights.T
+
+    def error(found: Steps) -> float:
+        codes = to_codes(sample, found.values, a_bits)
+        integers, scales = round_merged(weights, found, copies, w_bits)
+        return float((codes @ (integers * scales).T - wanted).square().sum())
+
+    best = min((Steps(ratio * steps) for ratio in LAYER_RATIOS), key=error)
+    return min((Steps(best.values, ratio) for ratio in WEIGHT_RATIOS), key=error)

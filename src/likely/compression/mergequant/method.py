@@ -16,11 +16,13 @@ import torch
 
 from likely.compression.architecture import Block, DecoderMap
 from likely.compression.calibration_set import CalibrationSet
-from likely.compression.mergequant.clipping import clip_channels, clip_layer, fit_steps
 from likely.compression.mergequant.merged import (
     SplitColumns,
     Steps,
+    clip_channels,
+    clip_layer,
     drop_columns,
+    fit_steps,
     round_merged,
     row_scales,
     split_columns,
@@ -50,7 +52,7 @@ class QuantRMSNorm(torch.nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        return self.norm.weight  # type: ignore[return-value]
+        return self.norm.weight
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         codes = to_codes(self.norm(hidden_states), 1.0, self.bits)
@@ -91,7 +93,8 @@ class MergeQuant:
         if any(isinstance(b.input_norm, QuantRMSNorm) for b in decoder.blocks):
             raise ModelError("this model is quantised by MergeQuant already: start from the original")
         names = {(b.number, part): name for name, b, part, _ in decoder.linears()}
-        walk, quantized = BlockWalk(decoder, calibration.input_ids), {}
+        walk = BlockWalk(decoder, calibration.input_ids)
+        quantized: Quantized = {}
         for number in range(len(walk)):
             for stage in walk.stages(number):
                 for part, tensor in self._stage(decoder, stage, quantized, names).items():

@@ -58,8 +58,8 @@ class QuantLinear(torch.nn.Linear):
         if self.backend == "fake":
             return torch.nn.functional.linear(codes * scale, self.weight, self.bias)
         rows = codes.reshape(-1, codes.shape[-1]).to(torch.int8)
-        sums: torch.Tensor = torch._int_mm(rows, self.codes.T)  # type: ignore[operator]
-        found = sums.reshape(*codes.shape[:-1], -1).float() * self.row_scale * scale  # type: ignore[operator]
+        sums: torch.Tensor = torch._int_mm(rows, self.codes.T)
+        found = sums.reshape(*codes.shape[:-1], -1).float() * self.row_scale * scale
         return found if self.bias is None else found + self.bias
 
     def use_integers(self, tensor: QuantizedTensor) -> None:

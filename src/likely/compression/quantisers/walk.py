@@ -61,7 +61,7 @@ class BlockWalk:
                 hook.remove()
         first = decoder.blocks[0].module
         for window in ids:
-            self._hidden.append(_input_of(first, lambda w=window: inner(input_ids=w, use_cache=False)))
+            self._hidden.append(_input_of(first, inner, input_ids=window, use_cache=False))
 
     def __len__(self) -> int:
         return len(self._arguments)
@@ -79,7 +79,7 @@ class BlockWalk:
 
         block, arguments = self._block(number), self._arguments[number]
         layer: Any = block.module
-        inputs = [_input_of(block.o, lambda h=h: layer(h, **arguments)) for h in self._hidden]
+        inputs = [_input_of(block.o, layer, h, **arguments) for h in self._hidden]
         yield self._stage(block, ("o",), inputs)
 
         block = self._block(number)
@@ -90,7 +90,7 @@ class BlockWalk:
 
         block = self._block(number)
         mlp: Any = block.module.mlp
-        inputs = [_input_of(block.down, lambda h=h: mlp(block.mlp_norm(h))) for h in self._hidden]
+        inputs = [_input_of(block.down, mlp, block.mlp_norm(h)) for h in self._hidden]
         yield self._stage(block, ("down",), inputs)
 
         block = self._block(number)
@@ -118,7 +118,7 @@ def replace_linear(block: Block, part: str, linear: torch.nn.Linear) -> None:
     setattr(owner, f"{part}_proj", linear)
 
 
-def _input_of(module: torch.nn.Module, call: Callable[[], object]) -> torch.Tensor:
+def _input_of(module: torch.nn.Module, call: Callable[..., object], *given: Any, **named: Any) -> torch.Tensor:
     """What the module is given within a call, which ends there."""
     found: list[torch.Tensor] = []
 
@@ -128,7 +128,7 @@ def _input_of(module: torch.nn.Module, call: Callable[[], object]) -> torch.Tens
 
     hook = module.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        call()
+        call(*given, **named)
     except _Stop:
         pass
     finally:

@@ -10,12 +10,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch.nn import Linear
 
 from likely.compression.architecture import Block, DecoderMap
 from likely.errors import ModelError
 from likely.runtimes.protocol import IntArray
 
-Linear = torch.nn.Linear
 NORM_FED: dict[str, tuple[str, ...]] = {"attention": ("q", "k", "v"), "mlp": ("gate", "up")}
 OutlierPlace = Literal["norms", "keys", "neurons"]
 
@@ -74,7 +74,7 @@ def untie_head(decoder: DecoderMap) -> DecoderMap:
     if not decoder.tied:
         return decoder
     decoder.head.weight = torch.nn.Parameter(decoder.embedding.weight.detach().clone(), requires_grad=False)
-    decoder.module.config.tie_word_embeddings = False  # type: ignore[union-attr]
+    decoder.module.config.tie_word_embeddings = False
     return DecoderMap.of(decoder.module)
 
 
