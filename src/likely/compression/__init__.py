@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from likely.compression.evaluate import RememberedRows as RememberedRows
     from likely.compression.evaluate import compare as compare
     from likely.compression.evaluate import compare_all as compare_all
+    from likely.compression.mergequant.method import MergeQuant as MergeQuant
     from likely.compression.methods import METHODS as METHODS
     from likely.compression.methods import CompressedModel as CompressedModel
     from likely.compression.methods import compress as compress
@@ -21,5 +22,8 @@ if TYPE_CHECKING:
     from likely.compression.quantized import round_to_nearest as round_to_nearest
     from likely.compression.schemes import QuantScheme as QuantScheme
     from likely.compression.schemes import parse_scheme as parse_scheme
+    from likely.compression.settings import MethodSettings as MethodSettings
+    from likely.compression.statistics import ActivationStats as ActivationStats
+    from likely.compression.statistics import outlier_table as outlier_table
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -152,6 +152,10 @@ class RememberedRows:
 
     def compare(self, candidate: Likelihoods, *, skip: int = 1) -> LikelihoodReport:
         """As `compare` with the reference."""
+        return report_of(self.windows(candidate, skip=skip), self.data, skip)
+
+    def windows(self, candidate: Likelihoods, *, skip: int = 1) -> list[Compared]:
+        """Each window by itself: candidates that are to be compared with each other are so window by window."""
         _check_tokenizers("the candidate", self._tokenizer, candidate.tokenizer)
         found = []
         for number, window in enumerate(self.data.input_ids):
@@ -162,7 +166,7 @@ class RememberedRows:
                 reference = self._rows[number, start:stop][scored]
                 parts.append(compare_rows(reference, rows[scored], window[start + 1 : stop + 1][scored]))
             found.append(_join(parts))
-        return report_of(found, self.data, skip)
+        return found
 
     def close(self) -> None:
         del self._rows

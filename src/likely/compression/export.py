@@ -132,13 +132,19 @@ def export_folder(
 
     The settings stand beside them in likely_compression.json.
     """
+    steps = changed_steps(module, quantized, source)
+    tied = module.config.tie_word_embeddings
+    changes = Changes(steps, {}, {"tie_word_embeddings": tied, "dtype": "float32"}, {RECORD: record})
+    return rewrite(source, target, changes, overwrite=overwrite, progress=progress)
+
+
+def changed_steps(module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor], source: Path) -> dict[str, Step]:
+    """Parameters whose numbers are not the source's, as floats: matrices F16, others F32."""
     steps = {}
     for name, parameter in _changed_parameters(module, quantized, source):
         values = np.ascontiguousarray(parameter.detach().float().numpy())
         steps[name] = Step(name, "F16" if values.ndim > 1 else "F32", values)
-    tied = module.config.tie_word_embeddings
-    changes = Changes(steps, {}, {"tie_word_embeddings": tied, "dtype": "float32"}, {RECORD: record})
-    return rewrite(source, target, changes, overwrite=overwrite, progress=progress)
+    return steps
 
 
 def _changed_parameters(

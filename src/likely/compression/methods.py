@@ -18,9 +18,16 @@ import torch
 from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.calibration_set import CalibrationSet, calibration_set
 from likely.compression.export import export_folder, export_gguf, gguf_type
-from likely.compression.quantized import QuantizedTensor, round_to_nearest
+from likely.compression.mergequant.method import run_mergequant
+from likely.compression.packed_folder import export_packed, quantization_config
+from likely.compression.quantisers.activations import quantize_inputs
+from likely.compression.quantisers.awq import run_awq
+from likely.compression.quantisers.gptq import quantize_decoder
+from likely.compression.quantisers.rewritten import round_decoder, run_rotation, run_smoothquant
+from likely.compression.quantized import QuantizedTensor
 from likely.compression.schemes import QuantScheme, parse_scheme
-from likely.errors import check_choice
+from likely.compression.settings import MethodSettings, OtherInputs, Progress, Quantized, Rounding
+from likely.errors import CapabilityError, check_choice
 from likely.models.convert import check_places
 from likely.models.load import Loaded, ModelInfo, load_local, resolve
 from likely.tokenizers.protocol import Tokenizer
@@ -28,21 +35,7 @@ from likely.tokenizers.protocol import Tokenizer
 if TYPE_CHECKING:
     from likely.runtimes.torch.runtime import TorchRuntime
 
-Quantized = dict[str, QuantizedTensor]
-Progress = Callable[[int, int], None]  # done, in all
 DEFAULT_CALIBRATION = "c4_sample"
-DEFAULT_SCHEME = "w4g64"
-
-
-@dataclass(frozen=True)
-class MethodSettings:
-    """What a method works with; each takes what it needs. sparsity: share of the blocks' weights that goes."""
-
-    scheme: QuantScheme | None = None
-    calibration: CalibrationSet | None = None
-    sparsity: float | None = None
-    seed: int = 0
-    progress: Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -52,24 +45,51 @@ class CompressionMethod:
     run         changes the decoder's module in place and returns the matrices that became codes, by name of the weight
     calibrates  whether it looks at a calibration set
     prunes      whether it takes a sparsity instead of a scheme
+    scheme      where none is asked for
+    rounds_inputs  whether it rounds activations itself; else that follows, where the scheme has bits for them
+    no_file     why its models cannot be exported
+    options     of `MethodSettings` that it takes, beside scheme, calibration, sparsity and seed
     """
 
     about: str
     run: Callable[[DecoderMap, MethodSettings], Quantized]
     calibrates: bool = True
     prunes: bool = False
-
-
-def _rtn(decoder: DecoderMap, settings: MethodSettings) -> Quantized:
-    assert settings.scheme is not None
-    found = {}
-    for name, _, _, linear in decoder.linears():
-        found[name] = round_to_nearest(linear.weight.detach().float().numpy(), settings.scheme, name=name)
-    return found
+    scheme: str = "w4g64"
+    rounds_inputs: bool = False
+    no_file: str = ""
+    options: tuple[str, ...] = ()
 
 
 METHODS: dict[str, CompressionMethod] = {
-    "rtn": CompressionMethod("round each weight to the nearest point of its group's grid", _rtn, calibrates=False),
+    "rtn": CompressionMethod(
+        "round each weight to the nearest point of its group's grid", round_decoder, calibrates=False
+    ),
+    "gptq": CompressionMethod(
+        "round column after column, later ones making up for the error on a calibration set",
+        quantize_decoder,
+        options=("act_order",),
+    ),
+    "awq": CompressionMethod("scale up the channels that activations use most, clip, then round to nearest", run_awq),
+    "smoothquant": CompressionMethod(
+        "move part of the activations' range into the weights, then round both",
+        run_smoothquant,
+        scheme="w8a8",
+        options=("alpha",),
+    ),
+    "rotation": CompressionMethod(
+        "rotate residual stream and heads by Hadamard matrices, which spreads outliers, then round",
+        run_rotation,
+        options=("rounding", "act_order"),
+    ),
+    "mergequant": CompressionMethod(
+        "static activation codes for each channel, folded into norms and weights",
+        run_mergequant,
+        scheme="w4a4",
+        rounds_inputs=True,
+        no_file="norms that emit codes have no place in GGUF files or transformers folders",
+        options=("rounding", "other_inputs"),
+    ),
 }
 
 
@@ -106,9 +126,19 @@ class CompressedModel:
         others = sum(p.numel() for name, p in self.module.named_parameters() if name not in self.quantized)
         return sum(tensor.nbytes for tensor in self.quantized.values()) + 2 * others
 
-    def export(self, target: str | Path, *, overwrite: bool = False, progress: Progress | None = None) -> int:
-        """Write a GGUF file (*.gguf) or a folder that transformers loads; returns its bytes.  See `export`."""
-        write = export_gguf if Path(target).suffix == ".gguf" else export_folder
+    def export(
+        self, target: str | Path, *, packed: bool = False, overwrite: bool = False, progress: Progress | None = None
+    ) -> int:
+        """Write a GGUF file (*.gguf) or a folder that transformers loads; returns its bytes.  See `export`.
+
+        packed  a folder keeps the integers, in compressed-tensors' format (`packed_folder`); else it holds floats
+        """
+        if why := METHODS[self.settings["method"]].no_file:
+            raise CapabilityError(f"a model made by {self.settings['method']} cannot be exported: {why}")
+        if Path(target).suffix == ".gguf":
+            write = export_gguf
+        else:
+            write = export_packed if packed and self.quantized else export_folder
         return write(
             self.module, self.quantized, self.source, Path(target), record=self.record(), overwrite=overwrite,
             progress=progress,
@@ -136,14 +166,19 @@ def compress(
     windows: int = 32,
     length: int = 512,
     seed: int = 0,
+    alpha: float = 0.5,
+    act_order: bool = False,
+    rounding: Rounding = "gptq",
+    other_inputs: OtherInputs = "dynamic",
     data_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> CompressedModel:
     """Compress a known model, GGUF file or folder; the source is not touched.
 
-    scheme       of a quantiser, as in `parse_scheme`; "w4g64" by default
+    scheme       of a quantiser, as in `parse_scheme`; by default that of the method's entry in `METHODS`
     sparsity     of a pruning method, 0 to 1; .2 by default
     calibration  a name or file of `calibration_set`, of which `windows` of `length` tokens are taken, or a ready set
+    alpha, act_order, rounding, other_inputs  see `MethodSettings`
     """
     check_choice("method", method, METHODS)
     entry = METHODS[method]
@@ -151,10 +186,10 @@ def compress(
         raise ValueError(f"{method} prunes: it takes a sparsity and no scheme")
     if not entry.prunes and sparsity is not None:
         raise ValueError(f"{method} rounds: it takes a scheme and no sparsity")
-    rounding = None if entry.prunes else parse_scheme(scheme or DEFAULT_SCHEME)
+    rounding_scheme = None if entry.prunes else parse_scheme(scheme or entry.scheme)
     place, module, tokenizer = open_module(model)
     chosen = None
-    if entry.calibrates:
+    if entry.calibrates or (rounding_scheme is not None and rounding_scheme.activation == "tensor"):
         chosen = (
             calibration
             if isinstance(calibration, CalibrationSet)
@@ -163,9 +198,22 @@ def compress(
             )
         )
     decoder = DecoderMap.of(module)
-    settings = MethodSettings(rounding, chosen, 0.2 if sparsity is None and entry.prunes else sparsity, seed, progress)
+    settings = MethodSettings(
+        scheme=rounding_scheme,
+        calibration=chosen,
+        sparsity=0.2 if sparsity is None and entry.prunes else sparsity,
+        seed=seed,
+        progress=progress,
+        alpha=alpha,
+        act_order=act_order,
+        rounding=rounding,
+        other_inputs=other_inputs,
+    )
+    _check_options(method, settings)
     quantized = entry.run(decoder, settings)
     use_codes(module, quantized)
+    if rounding_scheme is not None and not entry.rounds_inputs:
+        quantize_inputs(DecoderMap.of(module), rounding_scheme, chosen)
     return CompressedModel(
         module=module,
         tokenizer=tokenizer,
@@ -177,12 +225,18 @@ def compress(
 
 
 def check_target(
-    model: str | Path, target: Path, *, method: str, scheme: str | QuantScheme | None, overwrite: bool
-) -> None:
+    model: str | Path, target: Path, *, method: str, scheme: str | QuantScheme | None, overwrite: bool,
+    packed: bool = False,
+) -> None:  # fmt: skip
     """Raise before the work begins on what `export` would refuse after it."""
-    rounding = None if METHODS[method].prunes else parse_scheme(scheme or DEFAULT_SCHEME)
-    if target.suffix == ".gguf" and rounding is not None:
+    entry = METHODS[method]
+    if entry.no_file:
+        raise CapabilityError(f"a model made by {method} cannot be exported: {entry.no_file}")
+    rounding = None if entry.prunes else parse_scheme(scheme or entry.scheme)
+    if rounding is not None and target.suffix == ".gguf":
         gguf_type(rounding)
+    elif rounding is not None and packed:
+        quantization_config(rounding)
     kind, place = resolve(model)
     if kind != "hub":
         check_places(Path(place), target, "gguf" if target.suffix == ".gguf" else "safetensors", overwrite)
@@ -201,10 +255,20 @@ def reference_of(model: str | Path) -> Loaded:
     return load_local(model, runtime="torch", dtype="float32")
 
 
+def _check_options(method: str, settings: MethodSettings) -> None:
+    """ValueError for an option that was given and that the method does not take."""
+    for option in ("alpha", "act_order", "rounding", "other_inputs"):
+        default = MethodSettings.__dataclass_fields__[option].default
+        if option not in METHODS[method].options and getattr(settings, option) != default:
+            takers = ", ".join(name for name, entry in METHODS.items() if option in entry.options)
+            raise ValueError(f"{method} takes no {option}, which is an option of {takers}")
+
+
 def _record(model: str | Path, method: str, settings: MethodSettings) -> dict[str, Any]:
     found: dict[str, Any] = {"method": method, "model": str(model), "likely": version("likely"), "seed": settings.seed}
     if settings.scheme is not None:
         found["scheme"] = settings.scheme.name
+    found |= {option: getattr(settings, option) for option in METHODS[method].options}
     if settings.sparsity is not None:
         found["sparsity"] = settings.sparsity
     if settings.calibration is not None:

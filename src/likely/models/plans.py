@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,14 @@ class Changes:
 
     tensors   replaced, or added where the source has none of that name
     metadata  of a GGUF target;  config  of a folder's config.json;  files  further texts in a folder, by name
+    dropped   tensors of the source, by the target's names, that the target does not have
     """
 
     tensors: Mapping[str, Step]
     metadata: families.Metadata
     config: Mapping[str, Any]
     files: Mapping[str, str]
+    dropped: Collection[str] = ()
 
 
 NO_CHANGES = Changes({}, {}, {}, {})
@@ -85,7 +87,7 @@ def _gguf_to_gguf(source: Path, header: GgufHeader, to: str) -> ConversionPlan:
 
 def _changed(steps: list[Step], changes: Changes) -> list[Step]:
     there = {step.name for step in steps}
-    replaced = [changes.tensors.get(step.name, step) for step in steps]
+    replaced = [changes.tensors.get(step.name, step) for step in steps if step.name not in changes.dropped]
     return [*replaced, *(step for name, step in changes.tensors.items() if name not in there)]
 
 

@@ -1,0 +1,103 @@
+"""Folders with integer weights in compressed-tensors' format, which vLLM runs and transformers reads.
+
+Codes are stored as they are, with nothing rounded again: fewer than 8 bits packed into 32-bit words ("pack-quantized"),
+8 bits of weights and activations as bytes ("int-quantized").  transformers computes with them as floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from likely.compression.architecture import DecoderMap
+from likely.compression.export import RECORD, changed_steps
+from likely.compression.quantisers.activations import QuantLinear
+from likely.compression.quantized import QuantizedTensor, pack_codes
+from likely.compression.schemes import QuantScheme
+from likely.errors import CapabilityError
+from likely.formats.weights import EncodedTensor, Step
+from likely.models.convert import Progress, rewrite
+from likely.models.plans import Changes
+
+WORD_BITS = 32
+
+
+def quantization_config(scheme: QuantScheme) -> dict[str, Any]:
+    """What config.json says; CapabilityError for a scheme that the format has no place for."""
+    if not scheme.symmetric:
+        raise CapabilityError(
+            f"compressed-tensors has no float minimums: {scheme.name} cannot be written; choose {scheme.name}-sym"
+        )
+    weights = _arguments(scheme.bits, "group" if scheme.group_size else "channel") | {"group_size": scheme.group_size}
+    inputs = None
+    if scheme.activation_bits is not None:
+        inputs = _arguments(scheme.activation_bits, scheme.activation) | {"dynamic": scheme.activation == "token"}
+    packed = inputs is None
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized" if packed else "int-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": weights,
+                "input_activations": inputs,
+                "output_activations": None,
+            }
+        },
+        "ignore": ["lm_head"],
+    }
+
+
+def export_packed(
+    module: torch.nn.Module,
+    quantized: Mapping[str, QuantizedTensor],
+    source: Path,
+    target: Path,
+    *,
+    record: str,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """Write the folder; returns its bytes.  Static scales of activations are those that the module runs with."""
+    scheme = next(iter(quantized.values())).scheme
+    described = quantization_config(scheme)
+    packed = described["format"] == "pack-quantized"
+    steps = {name: step for name, step in changed_steps(module, quantized, source).items() if name not in quantized}
+    for name, tensor in quantized.items():
+        steps.update((step.name, step) for step in tensor_steps(name.removesuffix(".weight"), tensor, packed=packed))
+    if scheme.activation == "tensor":
+        for name, _, _, linear in DecoderMap.of(module).linears():
+            assert isinstance(linear, QuantLinear) and linear.scale is not None
+            own = f"{name.removesuffix('.weight')}.input_scale"
+            steps[own] = Step(own, "F32", linear.scale.reshape(1).float().numpy())
+    tied = module.config.tie_word_embeddings
+    config = {"tie_word_embeddings": tied, "quantization_config": described}
+    changes = Changes(steps, {}, config, {RECORD: record}, dropped=frozenset(quantized) if packed else frozenset())
+    return rewrite(source, target, changes, overwrite=overwrite, progress=progress)
+
+
+def tensor_steps(name: str, tensor: QuantizedTensor, *, packed: bool) -> list[Step]:
+    """What stands for one matrix: weight_packed and weight_shape, or weight in bytes; and weight_scale."""
+    scale = Step(f"{name}.weight_scale", "F16", tensor.grid.scales)
+    if not packed:
+        codes = tensor.codes.astype(np.int8)
+        return [Step(f"{name}.weight", "I8", EncodedTensor(tensor.shape, codes.view(np.uint8))), scale]
+    rows, width = tensor.shape
+    if width * tensor.scheme.bits % WORD_BITS:
+        raise CapabilityError(f"rows of {width} codes of {tensor.scheme.bits} bits are not whole 32-bit words")
+    words = pack_codes(tensor.codes, tensor.scheme.bits, -(1 << (tensor.scheme.bits - 1)))
+    shape = np.array(tensor.shape, "<i8").view(np.uint8)
+    return [
+        Step(f"{name}.weight_packed", "I32", EncodedTensor((rows, width * tensor.scheme.bits // WORD_BITS), words)),
+        Step(f"{name}.weight_shape", "I64", EncodedTensor((2,), shape)),
+        scale,
+    ]
+
+
+def _arguments(bits: int, strategy: str) -> dict[str, Any]:
+    return {"num_bits": bits, "type": "int", "symmetric": True, "strategy": strategy}

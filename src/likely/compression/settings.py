@@ -1,0 +1,44 @@
+"""What a method of compression is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from likely.compression.calibration_set import CalibrationSet
+from likely.compression.quantized import QuantizedTensor
+from likely.compression.schemes import QuantScheme
+
+Quantized = dict[str, QuantizedTensor]  # by name of the weight
+Progress = Callable[[int, int], None]  # done, in all
+Rounding = Literal["rtn", "gptq"]
+OtherInputs = Literal["dynamic", "static", "float"]
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """What a method works with; each takes what it needs.
+
+    sparsity      of a pruning method: share of the blocks' weights that goes
+    alpha         of smoothquant: how much of the range of activations moves into the weights, 0 to 1
+    act_order     of gptq: columns with large inputs are rounded first
+    rounding      of rotation and mergequant: the rounding step after the exact rewrites
+    other_inputs  of mergequant: how inputs that come from no norm (of o and down) are quantised
+    """
+
+    scheme: QuantScheme | None = None
+    calibration: CalibrationSet | None = None
+    sparsity: float | None = None
+    seed: int = 0
+    progress: Progress | None = None
+    alpha: float = 0.5
+    act_order: bool = False
+    rounding: Rounding = "gptq"
+    other_inputs: OtherInputs = "dynamic"
+
+    def needed(self) -> tuple[QuantScheme, CalibrationSet]:
+        """Scheme and calibration set, for a method that cannot do without."""
+        if self.scheme is None or self.calibration is None:
+            raise ValueError("this method needs a scheme and a calibration set")
+        return self.scheme, self.calibration

@@ -1,0 +1,84 @@
+"""Every method of the table, end to end from a file: what it loses, what it records, what its exports give back."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+from tiny_gguf import write_tiny_llama
+
+from likely.compression.calibration_set import CalibrationSet
+from likely.compression.evaluate import compare_all
+from likely.compression.methods import METHODS, compress, reference_of
+from likely.errors import CapabilityError
+from likely.models.load import load_local
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny_llama(tmp_path_factory.mktemp("compress") / "tiny.gguf", tied=True)
+
+
+@pytest.fixture(scope="module")
+def reference(model):
+    return reference_of(model)
+
+
+def some(reference, count, length, seed):
+    ids = np.random.default_rng(seed).integers(3, reference.tokenizer.vocab_size, (count, length))
+    return CalibrationSet(ids, "made up", "random ids", seed)
+
+
+CASES = [
+    ("rtn", "w4g32", {}), ("gptq", "w4g32", {}), ("gptq", "w4g32", {"act_order": True}), ("awq", "w4g32", {}),
+    ("smoothquant", "w8a8", {}), ("rotation", "w4g32-sym", {}), ("rotation", "w4g32-sym", {"rounding": "rtn"}),
+    ("mergequant", "w8a8", {}), ("rtn", "w8a8-static", {}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(model, reference):
+    chosen = some(reference, 8, 32, 0)
+    return [compress(model, method=m, scheme=s, calibration=chosen, **o) for m, s, o in CASES]
+
+
+def test_each_method_keeps_most_of_the_distribution(reference, made):
+    candidates = {f"{n}": found for n, found in enumerate(made)}
+    reports = compare_all(reference, candidates, some(reference, 2, 24, 1))
+    for (method, scheme, _), report in zip(CASES, reports.values(), strict=True):
+        assert 0 < report.kl < (0.3 if scheme.startswith("w4") else 0.02), (method, scheme, report.kl)
+
+
+def test_settings_are_recorded(made):
+    for (method, scheme, _), found in zip(CASES, made, strict=True):
+        assert found.settings["method"] == method and found.settings["scheme"] == scheme
+        assert ("calibration" in found.settings) == (METHODS[method].calibrates or "static" in scheme)
+        assert found.backend == "fake" and found.nbytes > 0
+
+
+@pytest.mark.parametrize("case", [1, 3, 5])
+def test_files_hold_the_same_model(case, made, reference, tmp_path):
+    """Untied heads and rewritten norms included: GPTQ, AWQ, rotation."""
+    found, data = made[case], some(reference, 2, 24, 1)
+    for target in (tmp_path / "x.gguf", tmp_path / "folder"):
+        found.export(target)
+        loaded = load_local(target, runtime="torch", dtype="float32")
+        report = compare_all(found, {"file": loaded}, data)["file"]
+        assert report.kl < 2e-4, target  # what was not rounded is fp16 in files
+    names = {t.name for t in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
+    assert ("output.weight" in names) == (CASES[case][0] == "rotation")
+
+
+def test_a_model_that_no_file_can_hold_says_so(made, tmp_path):
+    with pytest.raises(CapabilityError, match="mergequant cannot be exported"):
+        made[7].export(tmp_path / "x.gguf")
+
+
+def test_smoothquant_and_mergequant_want_activations(model, reference):
+    with pytest.raises(ValueError, match="w8a8"):
+        compress(model, method="smoothquant", scheme="w4g32", calibration=some(reference, 8, 32, 0))
+
+
+def test_an_option_of_another_method_is_refused(model, reference):
+    with pytest.raises(ValueError, match="gptq takes no alpha, which is an option of smoothquant"):
+        compress(model, method="gptq", alpha=0.7, calibration=some(reference, 8, 32, 0))
