@@ -299,7 +299,8 @@ def chats(lm: likely.Model, plan: Plan) -> list[Condition]:
         if len(tokens) <= LONGEST:
             by_task.setdefault(task, []).append(list(tokens))
     half = plan.texts // 2
-    cold = [p for task in ("translation", "summarization") for p in by_task[task][:half]]
+    both = zip(by_task["translation"][:half], by_task["summarization"][:half], strict=True)
+    cold = [prompt for two in both for prompt in two]  # in turn: forms are tuned on one half, measured on the other
     return [
         Condition("T=0.3", cold, Sampling(temperature=0.3, seed=17)),
         Condition("T=1, top-p 0.95", by_task["instructions"][: plan.texts], Sampling(top_p=0.95, seed=17)),
