@@ -173,7 +173,7 @@ def adaptation(
 def exploration(
     table: TrigramTable, tasks: Sequence[Task], orders: Sequence[Sequence[int]]
 ) -> tuple[list[Figure], list[Check], dict[tuple[str, int], Replays]]:
-    """(b) The searches at equal budgets, corpus and adaptation on."""
+    """(b) The searches at equal budgets, corpus and adaptation on; MCTS takes as many paths as the budget has nodes."""
     found = {
         (search, budget): replays(lambda s=search: memory_of(table, s), tasks, orders, budget)  # type: ignore[misc]
         for search in SEARCHES
@@ -250,7 +250,7 @@ def official(corpus: Sequence[Text], table: TrigramTable, tasks: Sequence[Task],
             nodes = {path[:n] for path in paths for n in range(1, len(path) + 1)}
             row = [float(max(n for n in range(5) if tuple(true[:n]) in nodes or not n))]
             for search in ("mcts", "best_first"):
-                memory = memory_of(table, search, rate=0.04, depth=3, scope="request")
+                memory = memory_of(table, search, rate=0.04, depth=3, scope="request", paths=24)
                 draft = memory.begin(context[-16:], SamplingContext()).propose(64).first(len(nodes))
                 row.append(float(len(matched_walk(draft, lambda node, path, text=true: text[len(path)])[0])))  # type: ignore[misc]
             kept.append(row)

@@ -192,7 +192,7 @@ def greedy(look: Look, pair: int, *, budget: int, depth: int = 4) -> Found:
 class Searched(TrigramMemory):
     """A trigram memory with one of these searches.
 
-    iterations, paths  of MCTS: sentences tried, most visited nodes taken
+    iterations, paths  of MCTS: sentences tried, most visited nodes taken (None: as many as a draft may have)
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Searched(TrigramMemory):
         search: str,
         *,
         iterations: int = 150,
-        paths: int = 24,
+        paths: int | None = None,
         depth: int = 4,
         rate: float = 0.32,
         scope: str = "all",
@@ -216,14 +216,15 @@ class Searched(TrigramMemory):
         draws = generator(pair, place, 0, self.name).random(self.iterations * self.depth)
         return mcts(
             look, pair, budget=budget, uniform=iter(draws.tolist()), depth=self.depth, iterations=self.iterations,
-            paths=self.paths,
+            paths=budget if self.paths is None else self.paths,
         )  # fmt: skip
 
 
 def memory_of(
-    table: TrigramTable, search: str, *, depth: int = 4, rate: float = 0.32, scope: str = "all"
-) -> TrigramMemory:
+    table: TrigramTable, search: str, *, depth: int = 4, rate: float = 0.32, scope: str = "all",
+    paths: int | None = None,
+) -> TrigramMemory:  # fmt: skip
     """Of the package where it has the search."""
     if search == "best_first":
         return TrigramMemory(table, depth=depth, rate=rate, scope=scope)  # type: ignore[arg-type]
-    return Searched(table, search, depth=depth, rate=rate, scope=scope)
+    return Searched(table, search, depth=depth, rate=rate, scope=scope, paths=paths)

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from aligned_caches import GroupTorchRuntime, RectangleRow, RepadTorchRuntime
 from batch_recorded import Recorded
+from numpy.typing import NDArray
 from same_length import SameLength, by_prompt_length
-from study import arguments, conclude, data_sources, run_script, run_study, share_figure
+from study import arguments, conclude, data_sources, figure_with, run_script, run_study, share_figure
 
 import likely
 from likely.bench.timing import interleaved, speedup
@@ -71,7 +72,7 @@ class Size:
 
 
 QUICK = Size(2, 16, 96, 48, (2, 8), (64, 512), 4, 8, 16, 1, 64)
-FULL = Size(8, 24, 128, 512, (2, 4, 8, 16), (128, 2048), 6, 12, 16, 3, 160)
+FULL = Size(8, 24, 128, 512, (2, 4, 8, 16), (128, 2048), 30, 12, 16, 3, 160)
 
 
 class LongestWaiting(SameLength):
@@ -235,7 +236,7 @@ class Member:
 def rounds_of(runtime: TorchRuntime, batch: int, context: int, rounds: int) -> Iterator[tuple[float, float]]:
     """(seconds of a round, of them for keeping rows in step): six tokens verified, one to six of them kept."""
     rng = np.random.default_rng(0)
-    window = 2 * batch if isinstance(runtime, GroupTorchRuntime) else batch
+    window = 3 * batch if isinstance(runtime, GroupTorchRuntime) else batch
     members = [Member(runtime.open()) for _ in range(window)]
     for start in range(0, window, batch):
         runtime.forward([
@@ -264,8 +265,8 @@ def rounds_of(runtime: TorchRuntime, batch: int, context: int, rounds: int) -> I
 def realignment(
     name: str, make: Callable[[str], TorchRuntime], context: int, size: Size, report: Callable[[str], None]
 ) -> tuple[list[Figure], dict[tuple[str, int], float]]:
-    """Figures, and the median share per (layout, batch)."""
-    figures, shares = [], {}
+    """Figures, and the median share per (layout, batch); the last figure: group less repad at the largest batch."""
+    figures, shares, each = [], {}, {}
     for kind in KINDS:
         for batch in size.batches:
             runtime = make(kind)
@@ -274,7 +275,7 @@ def realignment(
             share = [part / whole for whole, part in seconds]
             low, high = median_interval(share)
             subject = f"{kind}, B={batch}, {name}, {context} tokens of context"
-            shares[kind, batch] = float(np.median(share))
+            shares[kind, batch], each[kind, batch] = float(np.median(share)), np.array(share)
             figures.append(
                 Figure(subject=subject, quantity="keeping rows in step", value=shares[kind, batch],
                        unit="share of a round's time", n=len(share), of="rounds", low=low, high=high)
@@ -286,7 +287,24 @@ def realignment(
                        n=len(whole), of="rounds", low=low, high=high)
             )  # fmt: skip
         report(f"(b) {name}, {kind}: " + ", ".join(f"B={b} {shares[kind, b]:.1%}" for b in size.batches))
+    most = size.batches[-1]
+    figures.append(
+        figure_with(
+            f"group less repad, B={most}, {name}, {context} tokens of context", "keeping rows in step, difference",
+            shares["group", most] - shares["repad", most],
+            difference_of_medians(each["group", most], each["repad", most]),
+            unit="share of a round's time", n=size.rounds, of="rounds",
+        )
+    )  # fmt: skip
     return figures, shares
+
+
+def difference_of_medians(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of median(one) − median(other): bootstrap over the rounds of each."""
+    rng = np.random.default_rng(0)
+    a, b = (np.median(rng.choice(values, (2000, len(values))), axis=1) for values in (one, other))
+    low, high = np.quantile(a - b, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def tiny_model(context: int) -> Any:
@@ -456,7 +474,7 @@ def study(
         figures += counted
         report("(c) " + "; ".join(f"{f.subject} {f.value:.1%}" for f in counted))
     tiny = tiny_model(size.contexts[1])
-    room = 2 * max(size.batches) * (size.contexts[1] + 128)  # "group" has a window of two batches
+    room = 3 * max(size.batches) * (size.contexts[1] + 128 + 6 * size.rounds)  # "group" has a window of three batches
     moved, shares = realignment(
         "2 layers of 256, fp32",
         lambda kind: KINDS[kind](tiny, revision="here", tokens_held=room),

@@ -159,7 +159,7 @@ def by_turn(traces: Sequence[RecordedAnswer]) -> tuple[list[Figure], list[Check]
         parts = {what: chosen(copy, traces, model, what) for what in (FIRST, PLAIN, REDUNDANT)}
         for what, rounds in parts.items():
             figures += figures_of(f"{model}, {what}", rounds)
-        for later, earlier in ((REDUNDANT, PLAIN), (PLAIN, FIRST)):
+        for later, earlier in ((REDUNDANT, PLAIN), (PLAIN, FIRST), (REDUNDANT, FIRST)):
             _, _, high = difference(sums(parts[earlier]), sums(parts[later]))
             checks.append(below(f"{model}: {earlier} minus {later}, upper end of the 95 % interval", high))
     categories = sorted({trace.group.split("|")[2] for trace in traces})

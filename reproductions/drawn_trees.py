@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.decoding.accept import acceptance
+from likely.decoding.drafting.layer_skip import SkipDrafter
 from likely.decoding.drafting.protocol import Draft, DraftSource, DraftsTogether, SamplingContext, Verification
 from likely.decoding.drafting.trees.shapes import DraftShape
 from likely.decoding.loop import Loop
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import Sampling, processed_logprobs
 from likely.runtimes.protocol import Runtime, Want, Work
+from likely.runtimes.protocol import Sequence as TextSequence
 
 SPECTR = "SpecTr"
 AT_ONCE = 40  # texts decoded together
@@ -35,15 +37,16 @@ class Method:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Whole texts through the loop: tokens and log p of each (P, T), kept drafts per round of each text."""
+    """Whole texts through the loop: tokens and log p of each, kept drafts per round of each text."""
 
-    tokens: NDArray[np.int64]
-    logprobs: NDArray[np.float64]
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
     rounds: list[list[int]]
 
-    def block_efficiency(self, limit: int) -> NDArray[np.float64]:
-        """(P, 2) emitted tokens and calls of the rounds after the prefill that began before `limit` tokens."""
-        counted = [counted_rounds(rounds, limit) for rounds in self.rounds]
+    def block_efficiency(self, size: int) -> NDArray[np.float64]:
+        """(P, 2) emitted tokens and calls of the rounds after the prefill that began before the last `size` + 1 tokens:
+        the end of the text cuts none of them."""
+        counted = [counted_rounds(r, len(t) - size - 1) for r, t in zip(self.rounds, self.tokens, strict=True)]
         return np.array([(sum(c) + len(c), len(c)) for c in counted], float)
 
 
@@ -52,20 +55,20 @@ def sample(
     prompts: Sequence[Sequence[int]],
     tokens: int,
     *,
-    temperature: float,
+    sampling: Sampling,
     method: Method | None = None,
     source: DraftSource | None = None,
-    seed: int = 17,
+    end_ids: frozenset[int] = frozenset(),
 ) -> Sampled:
     """A continuation of every prompt by the loop; method None: plain decoding."""
     done: list[Finished] = []
     for first in range(0, len(prompts), AT_ONCE):
-        loop = Loop(target, token_bytes=lambda token: b"", end_ids=frozenset(), step_tokens=1 << 20)
+        loop = Loop(target, token_bytes=lambda token: b"", end_ids=end_ids, step_tokens=1 << 20)
         ids = []
         for i, prompt in enumerate(prompts[first : first + AT_ONCE]):
             request = Request(
-                tuple(prompt), Sampling(temperature=temperature, seed=seed), max_tokens=tokens, processed=True,
-                first_sample=first + i, drafter=source, draft_budget=method.size if method else 0,
+                tuple(prompt), sampling, max_tokens=tokens, processed=True, first_sample=first + i,
+                drafter=source, draft_budget=method.size if method else 0,
                 verification=method.rule if method else "keyed",
             )  # fmt: skip
             ids.append(loop.add(request))
@@ -77,7 +80,7 @@ def sample(
                 if event.finish:
                     finished[event.request] = event.finish
         done += [finished[i] for i in ids]
-    return Sampled(np.array([f.tokens for f in done]), np.array([f.processed for f in done]), [f.rounds for f in done])
+    return Sampled([f.tokens for f in done], [list(f.processed or ()) for f in done], [f.rounds for f in done])
 
 
 def counted_rounds(rounds: Sequence[int], limit: int) -> list[int]:
@@ -90,43 +93,64 @@ def counted_rounds(rounds: Sequence[int], limit: int) -> list[int]:
     return found
 
 
+def read_texts(target: Runtime, texts: Sequence[Sequence[int]]) -> list[TextSequence]:
+    """Each text in the target's cache, up to its last token but one."""
+    kept = [target.open() for _ in texts]
+    for sequence, text in zip(kept, texts, strict=True):
+        target.forward([Work(sequence, np.array(text[:-1]), want=Want.NONE)])
+    return kept
+
+
 def emitted_per_call(
     target: Runtime,
+    kept: Sequence[TextSequence],
     texts: Sequence[Sequence[int]],
-    places: Sequence[int],
-    method: Method,
+    places: Sequence[Sequence[int]],
+    methods: Sequence[Method],
     source: DraftSource,
     *,
-    temperature: float,
-) -> NDArray[np.float64]:
-    """(texts, places) expected tokens of one call whose newest token is the one before the place.
+    sampling: Sampling,
+) -> list[NDArray[np.float64]]:
+    """Expected tokens of one call whose newest token is the one before the place: per text, (methods, its places).
+
+    kept  of `read_texts`;  methods  of one shape, which draw the same trees and differ in the rule
 
     Given the tree, the probability of each decision of the rule is known; only the drawing of the tree is random.
     """
-    sampling = Sampling(temperature=temperature, seed=29)
-    out = np.zeros((len(texts), len(places)))
-    for i, text in enumerate(texts):
-        kept = target.open()
-        target.forward([Work(kept, np.array(text[: max(places) - 1]), want=Want.NONE)])
-        drafters = [source.begin(text[:place], SamplingContext(sampling, i, method.rule)) for place in places]
-        if isinstance(source, DraftsTogether):
-            drafts = source.propose_many(drafters, [method.size] * len(places))
-        else:
-            drafts = [drafter.propose(method.size) for drafter in drafters]
-        work = []
-        for place, draft in zip(places, drafts, strict=True):
-            nodes = np.concatenate([[text[place - 1]], draft.tokens])
-            parents = np.concatenate([[-1], draft.parents + 1])
-            work.append(Work(target.fork(kept, place - 1), nodes, parents, want=Want.ALL))
-        for j, (output, draft) in enumerate(zip(target.forward(work), drafts, strict=True)):
-            assert output.logits is not None
-            laws = [np.exp(processed_logprobs(row, sampling).astype(np.float64)) for row in output.logits]
-            out[i, j] = expected_tokens(draft, laws, method.rule)
-        for sequence in (kept, *(item.sequence for item in work)):
-            target.close(sequence)
-        for drafter in drafters:
-            drafter.end()
-    return out
+    return [
+        _of_text(target, whole, text, at, methods, source, sampling, i)
+        for i, (whole, text, at) in enumerate(zip(kept, texts, places, strict=True))
+    ]
+
+
+def _of_text(
+    target: Runtime, kept: TextSequence, text: Sequence[int], places: Sequence[int], methods: Sequence[Method],
+    source: DraftSource, sampling: Sampling, sample: int,
+) -> NDArray[np.float64]:  # fmt: skip
+    method = methods[0]
+    held = [target.fork(kept, place - 1) for place in places]
+    drafters = [source.begin(text[:place], SamplingContext(sampling, sample, method.rule)) for place in places]
+    for drafter, sequence, place in zip(drafters, held, places, strict=True):
+        if isinstance(drafter, SkipDrafter):
+            drafter.attach(target, sequence, text[place - 1])
+    if isinstance(source, DraftsTogether):
+        drafts = source.propose_many(drafters, [method.size] * len(places))
+    else:
+        drafts = [drafter.propose(method.size) for drafter in drafters]
+    work = []
+    for place, sequence, draft in zip(places, held, drafts, strict=True):
+        nodes = np.concatenate([[text[place - 1]], draft.tokens])
+        work.append(Work(sequence, nodes, np.concatenate([[-1], draft.parents + 1]), want=Want.ALL))
+    found = []
+    for output, draft in zip(target.forward(work), drafts, strict=True):
+        assert output.logits is not None
+        laws = [np.exp(processed_logprobs(row, sampling).astype(np.float64)) for row in output.logits]
+        found.append([expected_tokens(draft, laws, each.rule) for each in methods])
+    for sequence in held:
+        target.close(sequence)
+    for drafter in drafters:
+        drafter.end()
+    return np.array(found).T
 
 
 def expected_tokens(draft: Draft, laws: Sequence[NDArray[np.float64]], rule: Verification) -> float:
@@ -147,20 +171,5 @@ def expected_tokens(draft: Draft, laws: Sequence[NDArray[np.float64]], rule: Ver
 
 def deviation(found: Sampled, plain: Sampled) -> float:
     """Mean log p per token less that of plain sampling, in standard errors (texts are the units)."""
-    a, b = found.logprobs.mean(1), plain.logprobs.mean(1)
+    a, b = (np.array([np.mean(row) for row in one.logprobs]) for one in (found, plain))
     return float((a.mean() - b.mean()) / np.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)))
-
-
-def rows_of(runtime: Runtime, tokens: Sequence[int]) -> NDArray[np.float32]:
-    sequence = runtime.open()
-    try:
-        [output] = runtime.forward([Work(sequence, np.array(tokens), want=Want.ALL)])
-    finally:
-        runtime.close(sequence)
-    assert output.logits is not None
-    return output.logits
-
-
-def softmax(rows: NDArray) -> NDArray[np.float64]:
-    p = np.exp(rows.astype(np.float64) - rows.max(1, keepdims=True))
-    return p / p.sum(1, keepdims=True)

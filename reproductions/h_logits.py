@@ -98,7 +98,7 @@ def network_logits(
 
 
 def option_scores(model: str, sha256: str, each: int, keep: Path | None) -> Labelled:
-    """ARC-Easy questions of 4 options, log p of each option's words; `each` from calibration and from test.
+    """ARC-Easy questions of 4 options, log p of each option's words; at most `each` from calibration and from test.
 
     model, sha256  of a GGUF file;  keep: a folder where scores are written, and read from the next time
     """
@@ -109,7 +109,7 @@ def option_scores(model: str, sha256: str, each: int, keep: Path | None) -> Labe
     for split in ("calibration", "test"):
         four = (r for r in load_records("arc-easy", split) if len(r["choices"]) == 4)
         items += [choice_item(record) for record, _ in zip(four, range(each), strict=False)]
-    with likely.load(model, runtime="llamacpp", threads=1) as lm:
+    with likely.load(model, runtime="native", threads=1) as lm:
         results = score_choices(lm, items).results
     if kept is not None:
         lines = [json.dumps({"logits": r.values, "label": r.label}) + "\n" for r in results]

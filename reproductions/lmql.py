@@ -2,14 +2,15 @@
 
 Three programs, each as a query and in the way of the paper's baseline: generate a chunk of 30 tokens, look for what one
 wants with a regular expression, cut there, and send the whole prompt again.  Greedy, SmolLM2-135M-Instruct; both sides
-are counted by one meter.
+are counted by one meter.  The tasks are made as long as the paper's, whose baseline makes 8, 7 and 5 calls of the
+decoder.
 
-  classification  questions of TREC: some reasoning, then the probability of six classes
-  arithmetic      GSM8K: the model writes <<expression=, a calculator writes the value
-  look-ups        two-step questions over a small dictionary, in the manner of ReAct
+  odd one out  one of four words does not belong: a sentence about each, then the probability of the four
+  arithmetic   GSM8K problems of five steps and more: the model writes <<expression=, a calculator writes the value
+  look-ups     questions of four steps over a small dictionary, in the manner of ReAct
 
-  python reproductions/lmql.py          8 items each
-  python reproductions/lmql.py --full   50, 50 and 40 items
+  python reproductions/lmql.py          12 items each
+  python reproductions/lmql.py --full   50, 50 and 19 items
 """
 
 from __future__ import annotations
@@ -32,66 +33,92 @@ from likely.queries import ActionError, Lookup, QueryCost, calculate, query
 from likely.queries.session import QuerySettings, Session
 from likely.queries.text import Segment
 
-FILES = (("trec", "test.jsonl.gz"), ("gsm8k", "test.jsonl.gz"))
+FILES = (("gsm8k", "test.jsonl.gz"),)
 CHUNK = 30  # tokens per call of the baseline, as in the paper
 SENTENCE = 3 * CHUNK  # most tokens of free text
 MOST = 10  # calls of the baseline per item
 METRICS = {"model queries": "model_queries", "decoder calls": "decoder_calls", "billable tokens": "billable_tokens"}
-CLASSES = {
-    "description": " a description", "entity": " an entity", "abbreviation": " an abbreviation", "human": " a person",
-    "location": " a place", "numeric": " a number",
-}  # fmt: skip
 
-# --- classification ---------------------------------------------------------------------------------------------------
+# --- odd one out ------------------------------------------------------------------------------------------------------
 
-CLASSIFY = (
-    "Question: Who wrote Hamlet?\nReasoning: The question begins with the word who. It wants to know the author of a "
-    "play, and an author is a human being with a name. What would be a good reply is the name of a writer, and "
-    "nothing else.\nThe answer is a person.\n\n"
-    "Question: How far is the moon?\nReasoning: The question begins with the words how far. It wants to know a "
-    "distance, and a distance is told in kilometres or miles. What would be a good reply is a figure with "
-    "a unit, and nothing else.\nThe answer is a number.\n\n"
-    "Question: {question}\nReasoning:"
+KINDS = {
+    "a piece of clothing": ("skirt", "dress", "jacket", "shirt", "coat", "scarf", "glove", "sock"),
+    "a fruit": ("apple", "pear", "plum", "cherry", "grape", "lemon", "peach", "melon"),
+    "an animal": ("horse", "cow", "sheep", "goat", "dog", "cat", "rabbit", "fox"),
+    "a tool": ("hammer", "saw", "drill", "wrench", "pliers", "chisel", "shovel", "rake"),
+    "a piece of furniture": ("table", "chair", "sofa", "bed", "desk", "shelf", "bench", "stool"),
+    "an instrument": ("violin", "piano", "flute", "drum", "guitar", "trumpet", "harp", "cello"),
+}
+ODD = (
+    "Pick the odd word out: oak, lily, birch, maple\n"
+    "Reasoning: If somebody asks what oak is, the answer is that oak is a tree. If somebody asks what lily is, the "
+    "answer is that lily is a flower. If somebody asks what birch is, the answer is that birch is a tree. If somebody "
+    "asks what maple is, the answer is that maple is a tree.\nThe odd one is lily\n\n"
+    "Pick the odd word out: bus, tram, train, river\n"
+    "Reasoning: If somebody asks what bus is, the answer is that bus is a vehicle. If somebody asks what tram is, the "
+    "answer is that tram is a vehicle. If somebody asks what train is, the answer is that train is a vehicle. If "
+    "somebody asks what river is, the answer is that river is a water.\nThe odd one is river\n\n"
+    "Pick the odd word out: {words}\nReasoning:"
 )
-THEN = "\nThe answer is"
-CLASSIFICATION = query(
+THEN = "\nThe odd one is"
+ODD_ONE = query(
     """
-def classify(prompt, classes):
+def odd_one(prompt, words):
     "{prompt}[REASONING]" where STOPS_BEFORE(REASONING, "\\n")
-    "\\nThe answer is[CLASS]" distribution CLASS in classes
-    return CLASS
+    "\\nThe odd one is[WORD]" distribution WORD in words
+    return WORD
 """
 )
 
 
-def classification_items(n: int) -> list[tuple[str, str]]:
-    """(prompt, right class)"""
-    rows = [r for r in load_records("trec", "test") if r["label"] in CLASSES]
-    chosen = np.random.default_rng(0).permutation(len(rows))[:n]
-    return [(CLASSIFY.format(question=rows[i]["text"]), CLASSES[str(rows[i]["label"])]) for i in chosen]
+def odd_items(n: int) -> list[tuple[str, str]]:
+    """(prompt, the word that does not belong)"""
+    rng, kinds, items = np.random.default_rng(0), list(KINDS), []
+    for _ in range(n):
+        one, other = (KINDS[kinds[i]] for i in rng.choice(len(kinds), 2, replace=False))
+        odd = str(rng.choice(other))
+        words = [*(str(w) for w in rng.choice(one, 3, replace=False)), odd]
+        items.append((ODD.format(words=", ".join(rng.permutation(words))), f" {odd}"))
+    return items
 
 
-def classify_by_chunks(session: Session, prompt: str) -> str:
-    text = ""
+def words_of(prompt: str) -> list[str]:
+    """The words to choose from, as they follow THEN."""
+    last = prompt.rsplit("odd word out: ", 1)[1]
+    return [f" {word}" for word in last.split("\n")[0].split(", ")]
+
+
+def odd_by_chunks(session: Session, prompt: str) -> str:
+    text, words = "", words_of(prompt)
     for _ in range(SENTENCE // CHUNK):
         text += chunk(session, prompt + text)
         if "\n" in text:
             break
     whole = prompt + text.split("\n")[0] + THEN
-    scores = session.score([Segment(whole, False)], list(CLASSES.values()))
-    sums = [sum(s.logprobs) for s in scores]
-    return list(CLASSES.values())[int(np.argmax(sums))]
+    scores = session.score([Segment(whole, False)], words)
+    return words[int(np.argmax([sum(s.logprobs) for s in scores]))]
 
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 SOLVE = (
-    "Q: A box holds 6 eggs. How many eggs are in 4 boxes and 3 single ones?\n"
-    "A: The boxes hold <<4*6=24>>24 eggs. Together there are <<24+3=27>>27 eggs. The answer is 27.\n\n"
-    "Q: Tom has 20 dollars and buys 3 books for 4 dollars each. How much is left?\n"
-    "A: The books cost <<3*4=12>>12 dollars. There are <<20-12=8>>8 dollars left. The answer is 8.\n\n"
+    "Q: A farm has 6 barns with 4 cows each. Every cow gives 20 litres of milk a day, sold for 2 dollars a litre. Feed "
+    "costs 3 dollars a cow. What is the profit of a day?\n"
+    "A: The farm has <<6*4=24>>24 cows. They give <<24*20=480>>480 litres. The milk is sold for <<480*2=960>>960 "
+    "dollars. The feed costs <<24*3=72>>72 dollars. The profit is <<960-72=888>>888 dollars. The answer is 888.\n\n"
+    "Q: Tom has 100 dollars. He buys 3 books for 12 dollars each and 4 pens for 2 dollars each. He gives half of the "
+    "rest to his 2 sisters in equal parts. How much does each sister get?\n"
+    "A: The books cost <<3*12=36>>36 dollars. The pens cost <<4*2=8>>8 dollars. Together that is <<36+8=44>>44 "
+    "dollars. The rest is <<100-44=56>>56 dollars. Half of it is <<56/2=28>>28 dollars. Each sister gets "
+    "<<28/2=14>>14 dollars. The answer is 14.\n\n"
+    "Q: A train has 5 cars with 40 seats each. Three quarters of the seats are taken. Half of the passengers pay 10 "
+    "dollars, the others 6 dollars. How much do they pay in all?\n"
+    "A: The train has <<5*40=200>>200 seats. There are <<200*3/4=150>>150 passengers. Half of them are "
+    "<<150/2=75>>75 passengers. They pay <<75*10=750>>750 dollars. The others pay <<75*6=450>>450 dollars. Together "
+    "that is <<750+450=1200>>1200 dollars. The answer is 1200.\n\n"
     "Q: {question}\nA:"
 )
+STEPS = 5  # at least so many expressions stand in the reference solution
 ARITHMETIC = query(
     r"""
 def solve(prompt, tool):
@@ -116,7 +143,7 @@ def tool(expression: str) -> str:
 
 
 def arithmetic_items(n: int) -> list[tuple[str, int]]:
-    rows = list(load_records("gsm8k", "test"))
+    rows = [r for r in load_records("gsm8k", "test") if r["answer"].count("<<") >= STEPS]
     chosen = np.random.default_rng(1).permutation(len(rows))[:n]
     return [
         (SOLVE.format(question=rows[i]["question"]), int(rows[i]["answer"].split("####")[1].replace(",", "")))
@@ -125,14 +152,16 @@ def arithmetic_items(n: int) -> list[tuple[str, int]]:
 
 
 def solve_by_chunks(session: Session, prompt: str) -> int | None:
-    text, done = "", 0  # done: up to where expressions were replaced
+    text, done, tried = "", 0, 0  # done: up to where expressions were replaced; tried: chunks since
     for _ in range(MOST):
-        text += chunk(session, prompt + text)
+        if tried == SENTENCE // CHUNK:
+            break
+        text, tried = text + chunk(session, prompt + text), tried + 1
         found = re.compile(r"<<([0-9][0-9.+*/() -]{0,30})=").search(text, done)
         end = text.find("\n", done)
         if found and (end < 0 or found.start() < end):
             text = f"{text[: found.end()]}{tool(found[1])}>>"
-            done = len(text)
+            done, tried = len(text), 0
             continue
         answer = re.compile(r"The answer is (-?[0-9]+)[^0-9]").search(text)
         if answer:
@@ -158,18 +187,32 @@ ENTRIES = {
     c: f"{c} is a country. Its capital is {city} and its language is {word}." for c, (city, word) in COUNTRIES.items()
 }
 ENTRIES |= {city: f"{city} is the capital of {country}." for country, (city, _) in COUNTRIES.items()}
+FIRMS = (
+    "Alden", "Borvik", "Castell", "Dunmore", "Elbrook", "Fenwick", "Garland", "Holmgren", "Ironside", "Jarrow",
+    "Kestrel", "Lindqvist", "Marlow", "Northgate", "Oakham", "Pemberton", "Quarry", "Redwood", "Stanton", "Thornton",
+)  # fmt: skip
+PEOPLE = (
+    "Ada", "Boris", "Clara", "David", "Emma", "Felix", "Greta", "Henry", "Irene", "Jonas", "Karin", "Louis", "Maria",
+    "Nora", "Oscar", "Paula", "Robert", "Sofie", "Thomas", "Vera",
+)  # fmt: skip
+PLACES = dict(zip(PEOPLE, zip(FIRMS, COUNTRIES, strict=True), strict=True))
+ENTRIES |= {firm: f"{firm} is a company. It has its seat in {COUNTRIES[c][0]}." for firm, c in PLACES.values()}
+ENTRIES |= {person: f"{person} is an engineer. {person} works for {firm}." for person, (firm, _) in PLACES.items()}
+ASKED = "Which language is spoken in the country where the company of {person} has its seat?"
+SHOWN = "Ada"
 REACT = (
-    "Question: Which language is spoken in the country whose capital is Paris?\n"
-    "Look up: Paris\nFound: Paris is the capital of France.\n"
-    "Look up: France\nFound: {france}\nAnswer: French\n\n"
-    "Question: What is the capital of Italy?\nLook up: Italy\nFound: {italy}\nAnswer: Rome\n\n"
-    "Question: {question}\n"
+    f"Question: {ASKED.format(person=SHOWN)}\n"
+    + "".join(
+        f"Look up: {key}\nFound: {ENTRIES[key]}\n"
+        for key in (SHOWN, PLACES[SHOWN][0], COUNTRIES[PLACES[SHOWN][1]][0], PLACES[SHOWN][1])
+    )
+    + f"Answer: {COUNTRIES[PLACES[SHOWN][1]][1]}\n\nQuestion: {{question}}\n"
 )
 LOOKUPS = query(
     r"""
 def react(prompt, find, keys):
     "{prompt}"
-    for step in range(4):
+    for step in range(6):
         "[ACTION]" where ACTION in ["Look up:", "Answer:"]
         if ACTION == "Answer:":
             break
@@ -185,15 +228,10 @@ FIND = Lookup(ENTRIES)
 
 
 def lookup_items(n: int) -> list[tuple[str, str]]:
-    items = []
-    for country, (city, word) in COUNTRIES.items():
-        items.append((f"Which language is spoken in the country whose capital is {city}?", word))
-        items.append((f"What is the capital of {country}?", city))
-    chosen = np.random.default_rng(2).permutation(len(items))[:n]
-    made = [items[i] for i in chosen]
-    return [
-        (REACT.format(question=text, france=ENTRIES["France"], italy=ENTRIES["Italy"]), answer) for text, answer in made
-    ]
+    """(prompt, right answer); no more than there are people beside the example."""
+    rest = [person for person in PEOPLE if person != SHOWN]
+    chosen = np.random.default_rng(2).permutation(len(rest))[:n]
+    return [(REACT.format(question=ASKED.format(person=rest[i])), COUNTRIES[PLACES[rest[i]][1]][1]) for i in chosen]
 
 
 def react_by_chunks(session: Session, prompt: str) -> str | None:
@@ -241,12 +279,12 @@ class Side:
 
 
 def tasks(full: bool) -> list[Task]:
-    a, b, c = (50, 50, 40) if full else (8, 8, 8)
+    a, b, c = (50, 50, 19) if full else (12, 12, 12)
     keys = [f" {k}" for k in ENTRIES]
     return [
         Task(
-            "classification", classification_items(a),
-            lambda lm, p: CLASSIFICATION(lm, p, list(CLASSES.values()), max_tokens=SENTENCE), classify_by_chunks, 0.25,
+            "odd one out", odd_items(a), lambda lm, p: ODD_ONE(lm, p, words_of(p), max_tokens=SENTENCE), odd_by_chunks,
+            0.25,
         ),
         Task(
             "arithmetic", arithmetic_items(b), lambda lm, p: ARITHMETIC(lm, p, tool, max_tokens=SENTENCE),
@@ -354,22 +392,23 @@ def study(
             "model with a kept prefix saves.",
             "A baseline that keeps its prefix: a server with a prefix cache computes less than it bills.",
             "Where the baseline's regular expression finds nothing within its calls, it ends without an answer.",
-            "The classification task was changed once after its first result. With a sentence of reasoning the query "
-            "saved 0 % of the decoder calls, 4 % of billable tokens and 53 % of the model queries (8 items, 5 right "
-            "on both sides). Its examples now reason at length, as chains of thought do; savings depend on that.",
+            "Short tasks, on which less is saved. Measured before: questions of TREC with some reasoning (8 calls of "
+            "the baseline) 12 % fewer decoder calls, 13 % fewer billable tokens; look-ups of two steps (2.4 calls) 58 "
+            "% of either, GSM8K problems of any length (2.4 calls) 58 and 69 %. What is saved depends on how long the "
+            "baseline's way is.",
         ],
     )
 
 
 def measure(options: argparse.Namespace) -> Evidence:
-    with likely.load("smollm2", runtime="llamacpp", threads=1) as lm:
+    with likely.load("smollm2", runtime="native", threads=1) as lm:
         return study(
             lm, tasks(options.full), full=options.full, data=data_sources(FILES), models=[model_source("smollm2")]
         )
 
 
 def main() -> None:
-    run_study(arguments(full="50, 50 and 40 items"), measure)
+    run_study(arguments(full="50, 50 and 19 items"), measure)
 
 
 if __name__ == "__main__":

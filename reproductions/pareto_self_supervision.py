@@ -283,6 +283,7 @@ def second_answers(
 ) -> tuple[list[Figure], list[Check], str]:
     """Accuracy on a chosen fifth before and after, by policy: the riskiest fifth and a random one."""
     figures, gained = [], {}
+    changes: dict[tuple[str, str], Array] = {}  # (N,), NaN where a text was not asked again
     random = np.random.default_rng(1).permutation(len(zeta)) / len(zeta)
     for which, risk in (("riskiest fifth", zeta), ("random fifth", random)):
         for policy in POLICIES:
@@ -295,6 +296,8 @@ def second_answers(
             after = (found.answers[rows] == work.labels[rows]).astype(np.float64)
             change = after - before
             gained[which, policy] = change.mean()
+            changes[which, policy] = np.full(len(zeta), np.nan)
+            changes[which, policy][rows] = change
             subject = f"{name}: {which}, {policy}"
             for quantity, values in (("before", before), ("after", after), ("gain", change)):
                 measured = interval(lambda r, v=values: v[r].mean(), len(rows))
@@ -304,10 +307,16 @@ def second_answers(
               value=-gained["riskiest fifth", policy], bound=-0.05, unit="share, negated")
         for policy in ("evidence", "override")
     ]  # fmt: skip
-    checks.append(
-        Check(statement=f"{name}: evidence on a random fifth changes accuracy there by at most 3 points",
-              value=abs(gained["random fifth", "evidence"]), bound=0.03, unit="share")
-    )  # fmt: skip
+    for policy in ("evidence", "override"):
+        risky, other = changes["riskiest fifth", policy], changes["random fifth", policy]
+        lead = interval(lambda r, a=risky, b=other: np.nanmean(a[r]) - np.nanmean(b[r]), len(zeta))
+        figures.append(
+            figure(f"{name}: riskiest less random fifth, {policy}", "gain", lead, "share of right answers", len(zeta))
+        )
+        checks.append(
+            Check(statement=f"{name}: {policy} gains more where the risk is highest than on random texts (lower end of "
+                  "the paired difference, negated)", value=-lead[1], bound=0.0, unit="share")
+        )  # fmt: skip
     said = ", ".join(f"{policy} {gained['riskiest fifth', policy]:+.1%}" for policy in POLICIES)
     other = f"{gained['random fifth', 'evidence']:+.1%}"
     return figures, checks, f"on the riskiest fifth {said}, on a random one evidence {other}"
@@ -348,7 +357,11 @@ def study(
             "A small model that fuses a language model's answers with labelling rules, without labels, gives risks "
             "that follow the true error rate; asking the risky answers again, with the rules as evidence, mends them."
         ),
-        paper_figure=None,
+        paper_figure=(
+            "Risk scores highly correlated with the true error rate on biomedical and general relation extraction; "
+            "re-asking by them lifts GPT-3 past the best weak supervision and GPT-4 past the best supervised results "
+            "(abstract)"
+        ),
         ours="; ".join(said),
         figures=figures,
         checks=checks,
@@ -387,7 +400,7 @@ def measure(options: argparse.Namespace) -> Evidence:
     files = [(name, f"{part}.jsonl.gz") for name in CLASSES for part in ("rules", "train", "test")]
     with ExitStack() as opened:
         models = [
-            (name, opened.enter_context(likely.load(name, runtime="llamacpp", threads=1)),
+            (name, opened.enter_context(likely.load(name, runtime="native", threads=1)),
              Kept(options.kept, source.sha256))
             for name, source in zip(names, sources, strict=True)
         ]  # fmt: skip

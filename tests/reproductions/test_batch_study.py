@@ -83,3 +83,10 @@ def test_the_prompts_are_fixed(script, path, data_dir, monkeypatch):
         assert len(found) == 12 and len(set(found)) == 12 and max(map(len, found)) < 2 * script.QUICK.trim
         recorded = script.conversations(lm, 5)
         assert len(recorded) == 5 and {len(answer) for _, answer in recorded} == {script.ANSWER_TOKENS}
+
+
+def test_a_difference_of_medians_holds_the_true_one(script):
+    rng = np.random.default_rng(3)
+    one, other = rng.normal(0.3, 0.02, 30), rng.normal(0.2, 0.02, 30)
+    low, high = script.difference_of_medians(one, other)
+    assert low < 0.1 < high and low > 0.05 and high < 0.15

@@ -60,6 +60,16 @@ def test_measures_are_those_of_the_package_on_any_rows(study):
     assert one.measures(rows) == pytest.approx(expected, abs=1e-12)
 
 
+def test_each_family_of_measures_is_that_of_the_map_chosen_for_it(study):
+    data = labelled()
+    rows = np.arange(len(data))
+    by = {s: study.Predicted.of(softmax(data.x / t), data.labels) for s, t in (("dece", 1), ("cwece", 2), ("nll", 3))}
+    found = study.Chosen(by).measures(rows)
+    for name, value, select in zip(study.MEASURES, found, study.SELECTED_BY.values(), strict=True):
+        assert value == by[select].measures(rows)[study.MEASURES.index(name)]
+    assert [study.SELECTED_BY[name] for name in ("ECE", "class-wise ECE", "NLL")] == ["dece", "cwece", "nll"]
+
+
 def made(study, h, temperature, noise=0.01):
     """A task on which all measures of h-calibration and temperature are these, of all others 0.5."""
     names = list(study.METHODS)

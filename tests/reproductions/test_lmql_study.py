@@ -39,14 +39,14 @@ def few(script):
         script.react_by_chunks,
         0.75,
     )
-    classes = script.Task(
-        "classification",
-        [("Question: how?\nReasoning:", " a number")],
-        lambda lm, p: script.CLASSIFICATION(lm, p, list(script.CLASSES.values()), max_tokens=8),
-        script.classify_by_chunks,
+    odd = script.Task(
+        "odd one out",
+        [("Pick the odd word out: oak, lily, birch\nReasoning:", " lily")],
+        lambda lm, p: script.ODD_ONE(lm, p, script.words_of(p), max_tokens=8),
+        script.odd_by_chunks,
         0.25,
     )
-    return [short, classes]
+    return [short, odd]
 
 
 def test_the_study_runs_and_its_figures_are_complete(script, lm):
@@ -54,8 +54,8 @@ def test_the_study_runs_and_its_figures_are_complete(script, lm):
     assert found.mode == "quick" and len(found.checks) == 6
     values = {(f.subject, f.quantity): f.value for f in found.figures}
     assert values["look-ups: query", "decoder calls"] == 1
-    assert values["classification: query", "decoder calls"] == 1 + len(script.CLASSES)
-    for task in ("look-ups", "classification"):
+    assert values["odd one out: query", "decoder calls"] == 1 + 3
+    for task in ("look-ups", "odd one out"):
         over = values[f"{task}: query", "billable tokens"] / values[f"{task}: chunks", "billable tokens"]
         assert values[f"{task}: query over chunks", "billable tokens"] == pytest.approx(over)
 
@@ -85,11 +85,23 @@ def test_a_query_that_saves_nothing_is_noticed(script, lm):
 
 def test_the_items_are_fixed_and_their_answers_are_theirs(script, data_dir, monkeypatch):
     monkeypatch.setenv("LIKELY_DATA", str(data_dir))
-    assert (
-        len(script.classification_items(50)) == 50
-        and script.classification_items(3) == script.classification_items(50)[:3]
-    )
+    assert len(script.odd_items(50)) == 50 and script.odd_items(3) == script.odd_items(50)[:3]
+    for prompt, odd in script.odd_items(20):
+        words = script.words_of(prompt)
+        kinds = [next(kind for kind, some in script.KINDS.items() if word[1:] in some) for word in words]
+        assert odd in words and len(words) == 4
+        assert kinds.count(kinds[words.index(odd)]) == 1 and len(set(kinds)) == 2
     assert all(isinstance(answer, int) for _, answer in script.arithmetic_items(10))
     for prompt, answer in script.lookup_items(40):
         assert any(answer in entry for entry in script.ENTRIES.values()) and prompt.endswith("?\n")
-    assert len(script.lookup_items(40)) == 40
+    assert len(script.lookup_items(40)) == len(script.PEOPLE) - 1
+
+
+def test_a_question_takes_four_look_ups(script):
+    """Following the entries from the person leads to the answer in four steps, and not in fewer."""
+    for prompt, answer in script.lookup_items(5):
+        key = prompt.rsplit("company of ", 1)[1].split(" has")[0]
+        for step in range(4):
+            entry = script.FIND(key)
+            assert (f"language is {answer}." in entry) == (step == 3)
+            key = next((k for k in script.ENTRIES if k in entry.replace(key, "")), "")

@@ -43,7 +43,7 @@ def test_the_study_runs(study, tmp_path, monkeypatch):
             [("tiny", lm, study.Kept(tmp_path / "kept.jsonl", "0"))], [made_case(study)], full=False,
             sources=[Source(name="tiny", sha256="0" * 64)], report=lambda line: None,
         )  # fmt: skip
-    assert len(found.checks) == 5 and all(f.low <= f.value <= f.high for f in found.figures)
+    assert len(found.checks) == 6 and all(f.low <= f.value <= f.high for f in found.figures)
     by = {(f.subject, f.quantity): f.value for f in found.figures}
     assert by["SMS, tiny: harmonizer", "accuracy"] > 0.9 and by["SMS, tiny: riskiest fifth, override", "before"] < 0.5
     assert by["SMS, tiny: POLAR", "AUROC"] > 0.9 and ("SMS, tiny: POLAR, training file only", "AUROC") in by

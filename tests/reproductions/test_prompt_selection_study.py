@@ -57,7 +57,7 @@ def test_the_study_runs_on_scores_of_a_tiny_model(study, tmp_path, data_dir, mon
     path = write_tiny_llama(tmp_path / "tiny.gguf", context=512)
     some = {
         name: (pool, [{**r, "text": r["text"][:12]} for r in records])
-        for name, (pool, records) in study.tasks(3, 6).items()
+        for name, (pool, records) in study.tasks(3, 6, 12).items()
     }
     lines: list[str] = []
 
@@ -67,7 +67,8 @@ def test_the_study_runs_on_scores_of_a_tiny_model(study, tmp_path, data_dir, mon
     sets = scored(lambda: likely.load(str(path), runtime="llamacpp", threads=1))
     assert list(sets) == ["tiny: sentiment", "tiny: questions"] and len(lines) == 2
     found = study.study(sets, full=False, sources=TINY, resamples=5)
-    assert found.id == "prompt_selection" and len(found.checks) == 5
+    assert found.id == "prompt_selection" and len(found.checks) == 10
+    assert len({check.statement for check in found.checks}) == 10
     assert all(f.low <= f.value <= f.high for f in found.figures)
 
     class NoModel:
@@ -105,10 +106,22 @@ def test_cbm_is_confirmed_where_prompts_are_biased_and_not_where_they_are_not(st
 
 def test_the_sets_are_what_they_are_said_to_be(study, data_dir, monkeypatch):
     monkeypatch.setenv("LIKELY_DATA", str(data_dir))
-    found = study.tasks(12, 80)
+    found = study.tasks(12, 80, 120)
     pool, reviews = found["sentiment"]
     assert len(pool) == 12 and len(reviews) == 80 and sum(r["label"] for r in reviews) == 40
     pool, asked = found["questions"]
-    assert len(pool) == 12 and len(asked) == 80 and {r["label"] for r in asked} == set(range(6))
+    assert len(pool) == 12 and len(asked) == 120 and all(sum(r["label"] == k for r in asked) == 20 for k in range(6))
     assert len({t.source for t in pool}) == 12
     assert len(study.question_pool()) == 24 and len({t.source for t in study.question_pool()}) == 24
+
+
+def test_natural_shares_are_those_of_the_data_set(study, data_dir, monkeypatch):
+    """Of twenty questions of each kind, the most frequent kind keeps all and the rarest one."""
+    monkeypatch.setenv("LIKELY_DATA", str(data_dir))
+    scores = made(1.0, inputs=120)
+    scores = replace(scores, labels=np.arange(120) % 6)
+    kept = study.natural(scores)
+    counts = np.bincount(kept.labels, minlength=6)
+    assert counts.max() == 20 and counts[0] == 1 and (np.diff(counts[[0, 4, 5, 1, 3, 2]]) >= 0).all()
+    assert kept.logprobs.shape == (8, counts.sum(), 2)
+    assert np.array_equal(kept.logprobs[:, kept.labels == 2], scores.logprobs[:, scores.labels == 2])

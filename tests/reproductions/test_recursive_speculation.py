@@ -8,6 +8,7 @@ from scripts import script
 
 from likely.decoding.drafting.model.drafter import DraftModel
 from likely.decoding.drafting.protocol import Draft, DraftDistribution
+from likely.decoding.sampling import Sampling
 from likely.runtimes.toy import ToyRuntime
 
 
@@ -31,13 +32,17 @@ def prompts_of(n: int, length: int = 32) -> list[list[int]]:
 
 def test_the_study_runs_and_keeps_the_law(study):
     target, draft = runtimes()
-    plan = study.Plan(6, 30, (2,), (6,), (1.0,))
-    found = study.study(target, draft, prompts_of(6), plan, report=lambda line: None)
+    plan = study.Plan(6, 30, (2,), (6,))
+    pair = study.Pair("toy", target, lambda shape, name: DraftModel(draft, shape=shape, name=name))
+    conditions = [study.Condition("T=1", prompts_of(6), Sampling())]
+    found = study.study(pair, conditions, plan, report=lambda line: None)
     checks = found.checks()
     assert checks[-1].holds and "RSD ahead" in found.ours()
-    conditions = {figure.subject for figure in found.figures}
-    assert conditions == {"T=1", "T=1, through the loop, length 4", "T=1, draft length 2", "T=1, 6 drafted per call"}
-    by_method = {f.quantity: f.value for f in found.figures if f.subject == "T=1, draft length 2"}
+    subjects = {figure.subject for figure in found.figures}
+    assert subjects == {
+        "toy, T=1, " + s for s in ("through the loop, length 4", "draft length 2", "6 drafted per call")
+    }
+    by_method = {f.quantity: f.value for f in found.figures if f.subject == "toy, T=1, draft length 2"}
     assert all(1 < by_method[m] <= 3 for m in (*study.BASELINES, *study.OURS))
     assert by_method[study.RSD_C] > by_method[study.CHAIN]
     assert all(f.low <= f.value <= f.high for f in found.figures)
@@ -58,22 +63,27 @@ def test_expected_tokens_of_a_chain_and_of_a_node_drawn_twice(study):
 @pytest.mark.parametrize("index", range(5))
 def test_the_loop_emits_what_is_expected(study, index):
     """On a Markov chain tokens per call follow from the expectation at each last token and where rounds begin."""
-    from drawn_trees import emitted_per_call, sample
+    from drawn_trees import emitted_per_call, read_texts, sample
 
     target, draft = runtimes()
     method = study.of_length(2)[index]
     source = DraftModel(draft, shape=method.shape, name=method.name)
-    ran = sample(target, prompts_of(40, 2), 60, temperature=1.0, method=method, source=source)
+    ran = sample(target, prompts_of(40, 2), 60, sampling=Sampling(seed=17), method=method, source=source)
     begins, kept = [], []
-    for tokens, rounds in zip(ran.tokens.tolist(), ran.rounds, strict=True):
+    for tokens, rounds in zip(ran.tokens, ran.rounds, strict=True):
         at = 1
         for accepted in rounds[1:]:
             if at + method.size + 1 < 60:
                 begins.append(tokens[at - 1])
                 kept.append(accepted + 1)
             at += accepted + 1
-    expected = emitted_per_call(target, [[t] * 60 for t in range(6)], range(2, 60), method, source, temperature=1.0)
-    by_token = expected.mean(1)[begins]
+    texts = [[t] * 60 for t in range(6)]
+    expected = np.array(
+        emitted_per_call(
+            target, read_texts(target, texts), texts, [range(2, 60)] * 6, [method], source, sampling=Sampling(seed=29)
+        )
+    )
+    by_token = expected.mean(axis=(1, 2))[begins]
     difference = np.array(kept) - by_token
     assert abs(difference.mean()) < 4.5 * difference.std() / np.sqrt(len(kept)) + 4 * expected.std() / np.sqrt(58)
 
@@ -103,6 +113,7 @@ def test_another_law_is_noticed(study):
     target, _ = runtimes()
     prompts = prompts_of(30, 2)
     plain, again, sharp = (
-        study.sample(target, prompts, 30, temperature=t, seed=seed) for t, seed in ((1.0, 1), (1.0, 2), (0.5, 1))
+        study.sample(target, prompts, 30, sampling=Sampling(temperature=t, seed=seed))
+        for t, seed in ((1.0, 1), (1.0, 2), (0.5, 1))
     )
     assert abs(study.deviation(again, plain)) < 5 < abs(study.deviation(sharp, plain))

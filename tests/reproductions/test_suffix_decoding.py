@@ -34,10 +34,8 @@ def texts(seed: int):
 
 def test_the_study_finds_what_was_put_in(script):
     sql, sets, controls = texts(0)
-    found = script.study(
-        sql, sets, controls, orders=2, full=False, models=[MODEL], left_out=1, report=lambda line: None
-    )
-    assert found.mode == "quick" and len(found.checks) == 6
+    found = script.study(sql, sets, controls, orders=2, full=False, models=[MODEL], report=lambda line: None)
+    assert found.mode == "quick" and len(found.checks) == 8
     held = {check.statement.split(":")[0]: check.holds for check in found.checks}
     assert held["text-to-sql"] and held["noise"]
     growth = {f.subject: f.value for f in found.figures if f.quantity == "τ, growth"}
@@ -63,8 +61,15 @@ def test_halves_follow_the_order(script):
     assert calls[12:].tolist() == [len(r.accepted) for r in first[12:]]
 
 
-def test_loops_are_seen(script):
-    assert script.variety([1, 2] * 50) < script.LOOPING < script.variety(list(range(50)))
+def test_a_lead_is_that_of_the_sums(script):
+    """Texts of 10 tokens each: in 5 calls against 10, and in 4 against 5."""
+    from likely.decoding.drafting.replay import Replayed, Rounds
+
+    def replayed(calls):
+        return Replayed("x", 4, [Rounds([3] * n, [10 // n - 1] * n, 10, 0.0) for n in calls])
+
+    value, (low, high) = script.tau_lead(replayed([5, 5]), replayed([10, 5]))
+    assert value == 20 / 10 - 20 / 15 and low == 0.0 and high == 1.0
 
 
 @pytest.mark.real
@@ -74,6 +79,7 @@ def test_the_texts_are_there(script, data_dir, monkeypatch):
     monkeypatch.setenv("LIKELY_DATA", str(data_dir))
     with likely.load("smollm2") as lm:
         sql, corrections, redundant = script.sql_traces(lm), script.correction_traces(lm), script.redundant_traces(lm)
+        human = script.translation_traces(lm)
         end = lm.tokenizer.eos_id
-    assert (len(sql), len(corrections), len(redundant)) == (241, 78, 112)
+    assert (len(sql), len(corrections), len(redundant)) == (241, 78, 112) and len(human) == 30
     assert all(trace.answer[-1] == end and trace.ended for trace in (*sql, *corrections, *redundant))

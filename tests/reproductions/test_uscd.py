@@ -58,7 +58,7 @@ def test_the_study_runs(study, lm):
         lm, {"HumanEval": HUMAN, "MBPP": MBPP}, full=False, models=[Source(name="tiny", sha256="0" * 64)],
         written=2, tokens=8, report=lambda line: None,
     )  # fmt: skip
-    assert len(found.checks) == 6 and found.id == "uscd"
+    assert len(found.checks) == 8 and found.id == "uscd"
     assert all(figure.low <= figure.value <= figure.high for figure in found.figures)
     assert any(figure.quantity == "gate open" for figure in found.figures)
 
@@ -93,6 +93,7 @@ def made(study, plain, uscd, always, certain):
     tau, eta = study.PRESETS["uscd"].gate.tau, study.PRESETS["uscd"].eta
     ranks = {(study.PLAIN, 0.0, 0.0): plain, (study.LAME, 0.0, 0.0): plain, (study.ALWAYS, 0.0, eta): always}
     ranks[study.USCD, tau, eta] = uscd
+    ranks[study.USCD, *study.FIXED], ranks[study.ALWAYS, 0.0, study.FIXED[1]] = uscd, always
     arrays = {key: np.array(value) for key, value in ranks.items()}
     return study.Read(np.where(certain, 0.99, 0.1), np.linspace(0.5, 0.1, n), arrays)
 
@@ -123,3 +124,11 @@ def test_pass_at_k_asks_before_it_runs_code(study, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["uscd.py", "--passk"])
     with pytest.raises(likely.errors.LikelyError, match="--run-untrusted-code"):
         study.main()
+
+
+def test_problems_that_the_setting_was_chosen_on_are_left_out(study, data_dir, monkeypatch):
+    monkeypatch.setenv("LIKELY_DATA", str(data_dir))
+    every, few = study.tasks_of(None), study.tasks_of(48)
+    for name, some in every.items():
+        old = {p.id for p in some[:: len(some) // study.CHOSEN_ON][: study.CHOSEN_ON]}
+        assert len(old) == 24 and len(few[name]) == 48 and not old & {p.id for p in few[name]}
