@@ -6,7 +6,7 @@ the choice of the calibration text by KL, a short recovery, and whether llama.cp
 
   python reproductions/nirvana.py            1,024 tokens of evaluation (15 min of one core)
   python reproductions/nirvana.py --full     8,192 tokens and two more texts, more draws
-  python reproductions/nirvana.py --speed    only how fast the pruned files are, on a quiet machine; is added to the result
+  python reproductions/nirvana.py --speed    how fast pruned files are, alone, on a quiet machine; added to the result
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def ratio_check(statement: str, top: float, bottom: float, bound: float = 1.0) -
 
 def study(
     module: torch.nn.Module, tokenizer: Tokenizer, texts: Texts, size: Size, *, sources: Sequence[Source],
-    data: Sequence[Source], full: bool, multiple_of: int = 32, same_file: Callable[[], Mapping[str, float]] | None = None,
-    say: Callable[[str], None] = report,
+    data: Sequence[Source], full: bool, multiple_of: int = 32,
+    same_file: Callable[[], Mapping[str, float]] | None = None, say: Callable[[str], None] = report,
 ) -> Evidence:  # fmt: skip
     """Everything but speed.  same_file: KL between torch and engines that load a pruned file, in fp32."""
     started = time.process_time()
@@ -212,7 +212,8 @@ def study(
         threads=torch.get_num_threads(),
         seconds=seconds,
         not_shown=[
-            "Models of 1B and more, zero-shot suites, other structured pruning (SliceGPT, FLAP, LLM-Pruner's grouping).",
+            "Models of 1B and more, zero-shot suites, other structured pruning (SliceGPT, FLAP, LLM-Pruner's "
+            "grouping).",
             "The official recovery on Alpaca: ours is a short distillation on C4.",
             "seconds are of the processor, not of the clock; how fast pruned files run is measured by --speed alone.",
         ],
@@ -294,8 +295,8 @@ def _recovery(
     recover(after_module, judge.module, texts.recovery, steps=size.steps, lr=size.recovery_lr)
     after = judge.of_module("after recovery", after_module, main)
     tokens = 2 * texts.recovery.input_ids.shape[1]
-    found.figures += kl_figures("uniform, sparsity 0.2: NIRVANA, recovered", after,
-                                f"{size.steps} steps of distillation, {tokens} tokens each, lr {size.recovery_lr:g}")  # fmt: skip
+    how = f"{size.steps} steps of distillation, {tokens} tokens each, lr {size.recovery_lr:g}"
+    found.figures += kl_figures("uniform, sparsity 0.2: NIRVANA, recovered", after, how)
     found.checks.append(ratio_check("KL after recovery over that before, sparsity 0.2", after.kl, before.kl, RECOVERED))
     found.said.append(f"{size.steps} steps of distillation: KL {before.kl:.2f} to {after.kl:.2f} at sparsity 0.2")
 

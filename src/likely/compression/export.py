@@ -137,7 +137,8 @@ def export_folder(
 ) -> int:
     """A folder with the weights as floats (F16 matrices), for any scheme: as accurate as the codes, and no smaller.
 
-    The settings stand beside them in likely_compression.json.  Pruned layers that differ are filled up as in GGUF files.
+    The settings stand beside them in likely_compression.json.  Pruned layers that differ are filled up as in
+    GGUF files.
     """
     module, original = with_equal_layers(module), open_module(source)[1]
     steps = {}

@@ -1,4 +1,4 @@
-"""Structured pruning: whole groups of heads and whole neurons go, and what is left is a smaller model of the same kind."""
+"""Structured pruning: whole groups of heads and neurons go, and what is left is a smaller model of the same kind."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""How many groups of heads and neurons go, and which: budgets of attention and MLP, ranked over the model or by layer."""
+"""How many groups of heads and neurons go, and which: budgets of attention and MLP, ranks over the model or a layer."""
 
 from __future__ import annotations
 
@@ -140,9 +140,7 @@ def _best(values: NDArray[np.float64], counts: Sequence[int]) -> Kept:
     """The best-scored of each layer; of equal ones the later."""
     order = np.argsort(values, axis=1, kind="stable")
     width = values.shape[1]
-    return tuple(
-        tuple(sorted(int(i) for i in row[width - count :])) for row, count in zip(order, counts, strict=True)
-    )
+    return tuple(tuple(sorted(int(i) for i in row[width - count :])) for row, count in zip(order, counts, strict=True))
 
 
 def _too_much(sparsity: float, sizes: BlockSizes) -> ValueError:

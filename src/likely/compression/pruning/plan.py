@@ -1,21 +1,22 @@
-"""Which groups of heads and which neurons of a model stay: as data, applied to the model, and made alike in all layers."""
+"""Which groups of heads and which neurons of a model stay: as data, applied to it, and made alike in all layers."""
 
 from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 
 from likely.compression.architecture import DecoderMap, Linear
 from likely.compression.pruning.allocation import Kept
-from likely.compression.pruning.sizes import BlockSizes, take_units
+from likely.compression.pruning.sizes import BlockSizes, heads_fit, take_units
 from likely.errors import DataError, ModelError
 from likely.runtimes.torch.module import weights_digest
 
 FORMAT = "likely pruning plan 1"
+MOST_FILLED = 1024  # groups of zeros
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class PruningPlan:
             if found.pop("format") != FORMAT or set(found) != {f.name for f in fields(cls)}:
                 raise ValueError("another format")
             sizes = BlockSizes(**found.pop("sizes"))
-            numbers = [found["parameters"], *asdict(sizes).values()]
+            sizes = replace(sizes, loadable=tuple(sizes.loadable))
+            numbers = [found["parameters"], *sizes.loadable, *(v for k, v in asdict(sizes).items() if k != "loadable")]
             if not all(type(number) is int and number > 0 for number in numbers) or type(found["model"]) is not str:
                 raise ValueError("a size is no positive number")
             units = {name: tuple(tuple(layer) for layer in found.pop(name)) for name in ("groups", "neurons")}
@@ -110,15 +112,14 @@ class PruningPlan:
 def with_equal_layers(module: torch.nn.Module) -> torch.nn.Module:
     """The same function with all layers of one size, as files have them: smaller layers are filled up with zeros.
 
-    The module itself where its layers are alike and its heads divide the hidden size, as transformers asks of a Llama.
+    The module itself where its layers are alike and engines load its number of heads (`heads_fit`).
     """
     decoder = DecoderMap.of(module)
-    head_dim, first = decoder.head_dim, decoder.blocks[0]
+    head_dim = decoder.head_dim
     per_group = decoder.heads // decoder.kv_heads
     groups = max(block.k.out_features // head_dim for block in decoder.blocks)
     neurons = max(block.gate.out_features for block in decoder.blocks)
-    while first.q.in_features % (groups * per_group) and type(module).__name__ in _HEADS_DIVIDE:
-        groups += 1
+    groups = next((n for n in range(groups, groups + MOST_FILLED) if heads_fit(decoder, n)), groups)
     widths = {"q": groups * per_group * head_dim, "k": groups * head_dim, "v": groups * head_dim}
     widths |= {"o": widths["q"], "gate": neurons, "up": neurons, "down": neurons}
     if all(_width(part, linear) == widths[part] for _, _, part, linear in decoder.linears()):
@@ -130,9 +131,6 @@ def with_equal_layers(module: torch.nn.Module) -> torch.nn.Module:
     config.num_attention_heads, config.num_key_value_heads = groups * per_group, groups
     config.intermediate_size = neurons
     return filled
-
-
-_HEADS_DIVIDE = ("LlamaForCausalLM", "Gemma3ForCausalLM")
 
 
 def _say_sizes(module: torch.nn.Module, sizes: BlockSizes, groups: int, neurons: int) -> None:

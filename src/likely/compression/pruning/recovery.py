@@ -12,8 +12,8 @@ from likely.compression.architecture import PARTS
 from likely.compression.calibration_set import CalibrationSet
 from likely.errors import check_choice
 from likely.runtimes.protocol import IntArray
-from likely.training.lora import add_factors, learned_factors, peft_model
 from likely.training.loop import train
+from likely.training.lora import add_factors, learned_factors, peft_model
 
 Target = Literal["distill", "loss"]
 TARGETS = ("distill", "loss")

@@ -55,8 +55,8 @@ def saliency(
     progress     called with (windows done, in all)
 
     |w ∂f/∂w| is what the output loses to first order when w becomes 0, in the L1 norm that goes with steps of Adam:
-    the diagonal of its neural tangent kernel is ‖∂f‖₁.  NIRVANA, as its official code has it.  KL to the model itself is
-    no objective: it is smallest there, so that every first-order score would be 0.
+    the diagonal of its neural tangent kernel is ‖∂f‖₁.  NIRVANA, as its official code has it.  KL to the model itself
+    is no objective: it is smallest there, so that every first-order score would be 0.
     """
     functional = _OBJECTIVES.get(objective)
     if functional is None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from likely.compression.architecture import Block, DecoderMap, Linear
 from likely.errors import ModelError
 
-Reduce = Callable[[torch.Tensor], torch.Tensor]
-
 
 @dataclass(frozen=True)
 class BlockSizes:
     """Of every block.  A group: one key-value head with the `heads_per_group` query heads that read it.
 
+    loadable        how many groups a file may have for the engines to load it, ascending
     group_weights   rows of q, k and v and columns of o, with their biases
     neuron_weights  a row of gate and of up and a column of down, with their biases
     """
@@ -29,6 +29,7 @@ class BlockSizes:
     neurons: int
     group_weights: int
     neuron_weights: int
+    loadable: tuple[int, ...]
 
     @classmethod
     def of(cls, decoder: DecoderMap) -> BlockSizes:
@@ -55,6 +56,7 @@ class BlockSizes:
             neurons=neurons,
             group_weights=in_group // groups,
             neuron_weights=in_neuron // neurons,
+            loadable=tuple(n for n in range(1, groups + 1) if n == groups or heads_fit(decoder, n)),
         )
 
     @property
@@ -73,11 +75,27 @@ class BlockSizes:
         return self.layers * (self.attention + self.mlp)
 
     def loadable_groups(self, least: int) -> int:
-        """The smallest count >= least that files can have: transformers wants heads that divide the hidden size."""
-        fitting = [
-            count for count in range(least, self.groups) if self.hidden % (count * self.heads_per_group) == 0
-        ]
-        return fitting[0] if fitting else self.groups
+        """The smallest count >= least that files can have."""
+        return next(count for count in self.loadable if count >= least)
+
+
+def heads_fit(decoder: DecoderMap, groups: int) -> bool:
+    """Whether the engines load a model with so many groups of heads in each layer.
+
+    transformers: the heads of a Llama or a Gemma divide the hidden size.  llama.cpp: those of a Qwen 2 fill it, and
+    where a Gemma scales queries by its own number that is the hidden size over the number of heads.
+    """
+    config: Any = decoder.module.config
+    heads, hidden = groups * (decoder.heads // decoder.kv_heads), config.hidden_size
+    match config.model_type:
+        case "qwen2":
+            return bool(heads * decoder.head_dim == hidden)
+        case "llama":
+            return hidden % heads == 0
+        case "gemma3_text":
+            scaled = config.query_pre_attn_scalar
+            return hidden % heads == 0 and scaled in (decoder.head_dim, hidden // heads)
+    return True
 
 
 def by_unit(
