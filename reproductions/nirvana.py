@@ -327,7 +327,7 @@ class Calls:
         runtime.forward([Work(self._text, self._tokens(CONTEXT), want=Want.NONE)])
 
     def _tokens(self, n: int) -> np.ndarray:
-        return self._rng.integers(3, 20_000, n)
+        return self._rng.integers(3, min(20_000, self.runtime.vocab_size), n)
 
     def prefill(self) -> None:
         text = self.runtime.open()

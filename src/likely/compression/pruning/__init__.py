@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from likely.compression.pruning.allocation import AllocationOptions as AllocationOptions
     from likely.compression.pruning.allocation import keep_units as keep_units
     from likely.compression.pruning.allocation import split_sparsity as split_sparsity
+    from likely.compression.pruning.nirvana import CalibrationTrials as CalibrationTrials
     from likely.compression.pruning.nirvana import PruningOptions as PruningOptions
-    from likely.compression.pruning.nirvana import Selection as Selection
     from likely.compression.pruning.nirvana import make_plan as make_plan
     from likely.compression.pruning.nirvana import nirvana_plan as nirvana_plan
     from likely.compression.pruning.nirvana import prune as prune

@@ -14,7 +14,7 @@ from likely.compression.pruning.sizes import BlockSizes
 from likely.errors import check_choice
 
 Allocation = Literal["global", "uniform"]
-Kept = tuple[tuple[int, ...], ...]  # per layer, ascending
+KeptUnits = tuple[tuple[int, ...], ...]  # per layer, ascending
 ALLOCATIONS = ("global", "uniform")
 MOST_OF_MLP = 0.95
 LEAST_NEURONS = 8
@@ -56,7 +56,7 @@ def keep_units(
     allocation: Allocation = "uniform",
     multiple_of: int = 32,
     protect_layers: Sequence[int] = (),
-) -> tuple[Kept, Kept]:
+) -> tuple[KeptUnits, KeptUnits]:
     """The groups and the neurons of each layer that stay, so that at least `sparsity` of the blocks' weights go.
 
     gamma        ratio of the pruned shares, MLP over attention; "auto": the ratio of their sizes, M / A
@@ -83,7 +83,7 @@ def keep_units(
     return _global(scores, sparsity, of_attention, multiple_of, set(protect_layers))
 
 
-def _uniform(scores: UnitScores, sparsity: float, of_attention: float, multiple: int) -> tuple[Kept, Kept]:
+def _uniform(scores: UnitScores, sparsity: float, of_attention: float, multiple: int) -> tuple[KeptUnits, KeptUnits]:
     sizes = scores.sizes
     budget = math.ceil(sparsity * (sizes.attention + sizes.mlp))
     lost = min(round(of_attention * sizes.groups), budget // sizes.group_weights)
@@ -98,7 +98,7 @@ def _uniform(scores: UnitScores, sparsity: float, of_attention: float, multiple:
 
 def _global(
     scores: UnitScores, sparsity: float, of_attention: float, multiple: int, protected: set[int]
-) -> tuple[Kept, Kept]:
+) -> tuple[KeptUnits, KeptUnits]:
     sizes = scores.sizes
     some = np.array([layer not in protected for layer in range(sizes.layers)])
     spare = int(some.sum()) * (sizes.groups - 1)
@@ -136,7 +136,7 @@ def _lost_per_layer(values: NDArray[np.float64], count: int, least: int, some: N
     return np.bincount(ranked // width, minlength=layers)
 
 
-def _best(values: NDArray[np.float64], counts: Sequence[int]) -> Kept:
+def _best(values: NDArray[np.float64], counts: Sequence[int]) -> KeptUnits:
     """The best-scored of each layer; of equal ones the later."""
     order = np.argsort(values, axis=1, kind="stable")
     width = values.shape[1]

@@ -49,7 +49,7 @@ class _OnTorch:
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
+class CalibrationTrials:
     """What trying several calibration sets found: each candidate's plan, and its mean KL per token on the holdout."""
 
     plans: list[PruningPlan]
@@ -80,7 +80,7 @@ def select_calibration(
     objective: Objective = "max_logit",
     progress: Progress | None = None,
     **options: Unpack[AllocationOptions],
-) -> Selection:
+) -> CalibrationTrials:
     """A plan from each candidate set, judged by KL(original ‖ pruned) on a holdout that shares no window with them.
 
     One backward pass over each candidate and one forward pass over the holdout; one pruned copy exists at a time.
@@ -101,7 +101,7 @@ def select_calibration(
                 progress(number + 1, len(candidates))
     finally:
         remembered.close()
-    return Selection(plans, found)
+    return CalibrationTrials(plans, found)
 
 
 def nirvana_plan(

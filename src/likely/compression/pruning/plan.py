@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from likely.compression.architecture import DecoderMap, Linear
-from likely.compression.pruning.allocation import Kept
+from likely.compression.pruning.allocation import KeptUnits
 from likely.compression.pruning.sizes import BlockSizes, heads_fit, take_units
 from likely.errors import DataError, ModelError
 from likely.runtimes.torch.module import weights_digest
@@ -30,8 +30,8 @@ class PruningPlan:
     model: str
     parameters: int
     sizes: BlockSizes
-    groups: Kept
-    neurons: Kept
+    groups: KeptUnits
+    neurons: KeptUnits
 
     def __post_init__(self) -> None:
         for what, kept, count in (
