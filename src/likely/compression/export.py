@@ -120,7 +120,7 @@ def export_gguf(
         "general.quantization_version": u32(2),
         "likely.compression": record,
     }
-    if families.block_sizes(config) != families.block_sizes(original.config.to_dict()):  # type: ignore[operator, union-attr]
+    if families.block_sizes(config) != families.block_sizes(original.config.to_dict()):
         metadata |= families.block_sizes(config)
     return rewrite(source, target, Changes(steps, metadata, {}, {}), overwrite=overwrite, progress=progress)
 
@@ -145,7 +145,7 @@ def export_folder(
     for name, parameter in _changed_parameters(module, quantized, original):
         values = np.ascontiguousarray(parameter.detach().float().numpy())
         steps[name] = Step(name, "F16" if values.ndim > 1 else "F32", values)
-    ours, theirs = (m.config.to_dict() for m in (module, original))  # type: ignore[operator, union-attr]
+    ours, theirs = (m.config.to_dict() for m in (module, original))
     config = {name: ours[name] for name in SIZES if ours.get(name) != theirs.get(name)}
     config |= {"tie_word_embeddings": ours["tie_word_embeddings"], "dtype": "float32"}
     changes = Changes(steps, {}, config, {RECORD: record})

@@ -148,5 +148,5 @@ def test_bad_settings_are_errors(settings, words):
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
 def test_more_than_there_is_is_an_error(allocation):
-    with pytest.raises(ValueError, match=r"sparsity 0\.999 is too much: each layer keeps one of 3 groups"):
+    with pytest.raises(ValueError, match=r"sparsity 0\.999 is too much: each layer keeps at least 1 of 3 groups"):
         keep_units(scores_of(), 0.999, allocation=allocation)

@@ -86,7 +86,7 @@ def test_a_folder_becomes_a_pruned_file(source, tmp_path):
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
 def test_other_families_too(tmp_path, architecture):
     source = write_tiny_llama(tmp_path / "whole.gguf", arch=architecture, layers=2, heads=4, kv_heads=2, ffn=32)
-    pruned = pruned_of(source, sparsity=0.5)
+    pruned = pruned_of(source, sparsity=0.5 if architecture == "qwen3" else 0.3)
     assert len(pruned.plan.groups[0]) == (1 if architecture == "qwen3" else 2) and len(pruned.plan.neurons[0]) < 32
     pruned.export(tmp_path / "small.gguf")
     assert max(divergences(pruned, tmp_path / "small.gguf").values()) < 1e-3

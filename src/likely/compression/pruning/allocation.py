@@ -92,7 +92,7 @@ def _uniform(scores: UnitScores, sparsity: float, of_attention: float, multiple:
     fewer = max(0, -(-missing // sizes.neuron_weights))
     neurons = sizes.neurons if not fewer else (sizes.neurons - fewer) // multiple * multiple
     if neurons < min(LEAST_NEURONS, sizes.neurons):
-        raise _too_much(sparsity, sizes)
+        raise _too_much(sparsity, sizes, sizes.loadable[0])
     return _best(scores.groups, [groups] * sizes.layers), _best(scores.neurons, [neurons] * sizes.layers)
 
 
@@ -117,7 +117,7 @@ def _global(
 
     low, high = 0, int(some.sum()) * (sizes.neurons - least)
     if removed(high) < budget:
-        raise _too_much(sparsity, sizes)
+        raise _too_much(sparsity, sizes, 1)
     while low < high:  # the fewest that meet the budget: what is removed grows with the count
         middle = (low + high) // 2
         low, high = (low, middle) if removed(middle) >= budget else (middle + 1, high)
@@ -143,8 +143,8 @@ def _best(values: NDArray[np.float64], counts: Sequence[int]) -> KeptUnits:
     return tuple(tuple(sorted(int(i) for i in row[width - count :])) for row, count in zip(order, counts, strict=True))
 
 
-def _too_much(sparsity: float, sizes: BlockSizes) -> ValueError:
+def _too_much(sparsity: float, sizes: BlockSizes, groups: int) -> ValueError:
     return ValueError(
-        f"sparsity {sparsity:g} is too much: each layer keeps one of {sizes.groups} groups of heads and at least "
+        f"sparsity {sparsity:g} is too much: each layer keeps at least {groups} of {sizes.groups} groups of heads and "
         f"{LEAST_NEURONS} of {sizes.neurons} neurons; ask for less, or for another gamma"
     )

@@ -19,6 +19,7 @@ from likely.compression.pruning.allocation import AllocationOptions, keep_units
 from likely.compression.pruning.plan import PruningPlan
 from likely.compression.pruning.recovery import Target, recover
 from likely.compression.pruning.scores import Objective, UnitScores, saliency
+from likely.runtimes.protocol import Runtime
 from likely.runtimes.torch.runtime import TorchRuntime
 from likely.tokenizers.protocol import Tokenizer
 
@@ -42,9 +43,9 @@ class PruningOptions(AllocationOptions, total=False):
     recovery_windows: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class _OnTorch:
-    runtime: TorchRuntime
+    runtime: Runtime
     tokenizer: Tokenizer
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from likely.compression.architecture import DecoderMap, Linear
+from likely.compression.architecture import DecoderMap
 from likely.compression.pruning.allocation import KeptUnits
 from likely.compression.pruning.sizes import BlockSizes, heads_fit, take_units
 from likely.errors import DataError, ModelError
@@ -101,8 +101,8 @@ class PruningPlan:
             numbers = [found["parameters"], *sizes.loadable, *(v for k, v in asdict(sizes).items() if k != "loadable")]
             if not all(type(number) is int and number > 0 for number in numbers) or type(found["model"]) is not str:
                 raise ValueError("a size is no positive number")
-            units = {name: tuple(tuple(layer) for layer in found.pop(name)) for name in ("groups", "neurons")}
-            return cls(**found, sizes=sizes, **units)
+            groups, neurons = (tuple(tuple(layer) for layer in found[name]) for name in ("groups", "neurons"))
+            return cls(found["model"], found["parameters"], sizes, groups, neurons)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise
@@ -140,11 +140,11 @@ def _say_sizes(module: torch.nn.Module, sizes: BlockSizes, groups: int, neurons:
     config.intermediate_size = neurons
 
 
-def _width(part: str, linear: Linear) -> int:
+def _width(part: str, linear: torch.nn.Linear) -> int:
     return linear.in_features if part in ("o", "down") else linear.out_features
 
 
-def _fill(linear: Linear, width: int, *, rows: bool) -> None:
+def _fill(linear: torch.nn.Linear, width: int, *, rows: bool) -> None:
     """Zeros after the last row (and bias) or column, up to a width."""
     more = width - (linear.out_features if rows else linear.in_features)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from likely.compression.architecture import Block, DecoderMap, Linear
+from likely.compression.architecture import Block, DecoderMap
 from likely.errors import ModelError
 
 
@@ -36,7 +36,7 @@ class BlockSizes:
         """ModelError where layers differ, or a matrix is no plain one of floats."""
         first = decoder.blocks[0]
         for name, block, part, linear in decoder.linears():
-            if type(linear) is not Linear or not linear.weight.is_floating_point():
+            if type(linear) is not torch.nn.Linear or not linear.weight.is_floating_point():
                 raise ModelError(f"{name} is quantised ({type(linear).__name__}): prune first, then quantise")
             if linear.weight.shape != first.linears()[part].weight.shape:
                 raise ModelError(
@@ -112,7 +112,9 @@ def by_unit(
     return torch.stack(groups), torch.stack(neurons)
 
 
-def _over(linear: Linear, of_weight: Callable[[torch.nn.Parameter], torch.Tensor], *, rows: bool) -> torch.Tensor:
+def _over(
+    linear: torch.nn.Linear, of_weight: Callable[[torch.nn.Parameter], torch.Tensor], *, rows: bool
+) -> torch.Tensor:
     """Sums over each row with its bias, or over each column."""
     with torch.no_grad():
         total = of_weight(linear.weight).sum(dim=1 if rows else 0, dtype=torch.float64)
@@ -132,7 +134,7 @@ def unit_parameters(decoder: DecoderMap) -> list[torch.nn.Parameter]:
     return found
 
 
-def take(linear: Linear, rows: torch.Tensor | None, columns: torch.Tensor | None) -> None:
+def take(linear: torch.nn.Linear, rows: torch.Tensor | None, columns: torch.Tensor | None) -> None:
     """Keep only these output rows (with their biases) and input columns of a matrix."""
     with torch.no_grad():
         weight = linear.weight if rows is None else linear.weight[rows]
