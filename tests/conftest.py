@@ -31,8 +31,39 @@ settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("likely")
+    group.addoption("--passed-to", type=Path, metavar="FILE", help="write the names of the tests that passed")
+    group.addoption("--passed-in", type=Path, metavar="FILE", help="leave out the tests named in FILE: they passed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--passed-to") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(PassedTests(config.getoption("--passed-to")))
+
+
+class PassedTests:
+    """What passed in this run, for a second run over the same code that need not repeat it."""
+
+    def __init__(self, file: Path):
+        self._file, self._names = file, set[str]()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            self._names.add(report.nodeid)
+        elif not report.passed:
+            self._names.discard(report.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        self._file.write_text("".join(f"{name}\n" for name in sorted(self._names)), "utf-8")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Slow are whole folders, and of cases marked `sampled(n)` all but every n-th (by a hash of its name)."""
+    if (passed := config.getoption("--passed-in")) is not None:
+        names = set(passed.read_text("utf-8").splitlines())
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in names])
+        items[:] = [item for item in items if item.nodeid not in names]
     for item in items:
         if item.path.parent.name in SLOW_FOLDERS and item.path.name not in QUICK_FILES:
             item.add_marker(pytest.mark.slow)

@@ -19,6 +19,7 @@ TABLES = {
     "criteria": ("likely.prompting.selection.criteria", "METHODS"),
     "monitors": ("likely.code.complete", "MONITORS"),
     "conversions": ("likely.models.convert", "FORMATS"),
+    "compressions": ("likely.compression.methods", "METHODS"),
 }  # (module, table)
 _PLACE = re.compile("{(" + "|".join(TABLES) + ")}")
 

@@ -17,7 +17,6 @@ from likely.tokenizers.gguf import tokenizer_from_gguf
 from likely.tokenizers.huggingface import HFTokenizer
 from likely.tokenizers.protocol import Tokenizer
 
-Linear = torch.nn.Linear
 _KNOWN = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma3ForCausalLM")
 PARTS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -33,20 +32,20 @@ class Block:
     number: int
     module: torch.nn.Module
     input_norm: torch.nn.Module
-    q: Linear
-    k: Linear
-    v: Linear
-    o: Linear
+    q: torch.nn.Linear
+    k: torch.nn.Linear
+    v: torch.nn.Linear
+    o: torch.nn.Linear
     mlp_norm: torch.nn.Module
-    gate: Linear
-    up: Linear
-    down: Linear
+    gate: torch.nn.Linear
+    up: torch.nn.Linear
+    down: torch.nn.Linear
     after_attention: torch.nn.Module | None = None
     after_mlp: torch.nn.Module | None = None
     q_norm: torch.nn.Module | None = None
     k_norm: torch.nn.Module | None = None
 
-    def linears(self) -> dict[str, Linear]:
+    def linears(self) -> dict[str, torch.nn.Linear]:
         """The seven matrices by part, in the order of `PARTS`."""
         return {part: getattr(self, part) for part in PARTS}
 
@@ -63,7 +62,7 @@ class DecoderMap:
     blocks: list[Block]
     embedding: torch.nn.Embedding
     final_norm: torch.nn.Module
-    head: Linear
+    head: torch.nn.Linear
     tied: bool
     heads: int
     kv_heads: int
@@ -94,7 +93,7 @@ class DecoderMap:
             norm_adds_one=gemma,
         )
 
-    def linears(self) -> Iterator[tuple[str, Block, str, Linear]]:
+    def linears(self) -> Iterator[tuple[str, Block, str, torch.nn.Linear]]:
         """(name of the weight as in state_dict, block, part, matrix) of every matrix inside the blocks."""
         names = {id(child): name for name, child in self.module.named_modules()}
         for block in self.blocks:
@@ -103,12 +102,12 @@ class DecoderMap:
 
     def norm_scale(self, norm: torch.nn.Module) -> torch.Tensor:
         """What a norm multiplies by, (D,): its weight, or 1 + its weight."""
-        weight: torch.Tensor = norm.weight  # type: ignore[assignment]
+        weight: torch.Tensor = norm.weight
         return weight + 1 if self.norm_adds_one else weight
 
     def set_norm_scale(self, norm: torch.nn.Module, scale: torch.Tensor) -> None:
         with torch.no_grad():
-            norm.weight.copy_(scale - 1 if self.norm_adds_one else scale)  # type: ignore[operator, union-attr]
+            norm.weight.copy_(scale - 1 if self.norm_adds_one else scale)
 
 
 def _block(number: int, layer: Any, gemma: bool) -> Block:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -144,7 +145,7 @@ class RememberedRows:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed with this object
         windows, length = data.input_ids.shape
         shape = (windows, length - 1, reference.runtime.vocab_size)
-        self._rows = np.memmap(self._file, np.float32, "w+", shape=shape)  # type: ignore[call-overload]
+        self._rows = np.memmap(self._file, np.float32, "w+", shape=shape)
         for number, window in enumerate(data.input_ids):
             for start, rows in _pieces(reference.runtime, window):
                 self._rows[number, start : start + len(rows)] = rows
@@ -256,6 +257,12 @@ def report_of(windows: list[Compared], data: CalibrationSet, skip: int) -> Likel
         data=data.name,
         data_digest=data.digest,
     )
+
+
+def size_bytes(source: str | Path) -> int:
+    """Of a model's file, or of the weights in its folder."""
+    path = Path(source)
+    return sum(f.stat().st_size for f in ([path] if path.is_file() else path.glob("*.safetensors")))
 
 
 def _check_tokenizers(name: str, reference: Tokenizer, candidate: Tokenizer) -> None:

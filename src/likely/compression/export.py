@@ -41,7 +41,7 @@ def gguf_type(scheme: QuantScheme) -> tuple[str, int]:
     """The GGUF type that holds a scheme's codes, and its number; CapabilityError that lists those that exist."""
     found = TYPES.get((scheme.bits, scheme.symmetric))
     if found is None or (scheme.group_size or BLOCK) % BLOCK:
-        kinds = ", ".join(f"w{bits}{'-sym' if symmetric else ''}" for bits, symmetric in TYPES)
+        kinds = ", ".join(QuantScheme(bits, None, symmetric).name for bits, symmetric in TYPES)
         raise CapabilityError(
             f"no GGUF type holds the codes of {scheme.name}: {kinds} with groups of a multiple of {BLOCK} can be "
             "written; give a folder as --out for any other scheme"
@@ -62,20 +62,20 @@ def encode_blocks(tensor: QuantizedTensor) -> NDArray[np.uint8]:
     blocks = tensor.codes.reshape(rows, -1, BLOCK).astype(np.int32)
     repeats = blocks.shape[1] // tensor.grid.scales.shape[1]
 
-    def numbers(values: FloatArray) -> NDArray[np.uint8]:
+    def stored(values: FloatArray) -> NDArray[np.uint8]:
         return np.repeat(values, repeats, axis=1).astype("<f2")[:, :, None].view(np.uint8)
 
-    parts = [numbers(tensor.grid.scales)]
+    parts: list[NDArray[np.uint8]] = [stored(tensor.grid.scales)]
     if tensor.grid.minimums is not None:
-        parts.append(numbers(tensor.grid.minimums))
+        parts.append(stored(tensor.grid.minimums))
     if kind == "Q8_0":
         parts.append(blocks.astype(np.int8).view(np.uint8))
     else:
         unsigned = blocks - (0 if tensor.grid.minimums is not None else -(1 << (tensor.scheme.bits - 1)))
         if tensor.scheme.bits == 5:
             parts.append(np.packbits((unsigned >> 4).astype(np.uint8), axis=2, bitorder="little"))
-        low = (unsigned & 15).astype(np.uint8)
-        parts.append(low[:, :, :16] | (low[:, :, 16:] << 4))
+        low = unsigned & 15
+        parts.append((low[:, :, :16] | (low[:, :, 16:] << 4)).astype(np.uint8))
     return np.concatenate(parts, axis=2).reshape(rows, -1)
 
 
@@ -97,7 +97,7 @@ def export_gguf(
     """
     module = with_equal_layers(module)
     original = open_module(source)[1]
-    config: dict[str, Any] = module.config.to_dict()  # type: ignore[operator, union-attr]
+    config: dict[str, Any] = module.config.to_dict()
     family = families.family_of_config(config)
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     steps: dict[str, Step] = {}
@@ -107,8 +107,8 @@ def export_gguf(
         change = families.change_to_gguf(family, own, heads, kv_heads)
         if (tensor := quantized.get(name)) is not None:
             if change is not None:
-                order = change(np.arange(tensor.shape[0]))  # type: ignore[arg-type]
-                tensor = tensor.rows(order)
+                numbers = change(np.arange(tensor.shape[0], dtype=np.float32))
+                tensor = tensor.rows(numbers.astype(np.int64))
             kind, file_type = gguf_type(tensor.scheme)
             steps[own] = Step(own, kind, EncodedTensor(tensor.shape, encode_blocks(tensor)))
         else:

@@ -17,14 +17,15 @@ import torch
 
 from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.calibration_set import CalibrationSet, calibration_set
-from likely.compression.export import export_folder, export_gguf
+from likely.compression.export import export_folder, export_gguf, gguf_type
 from likely.compression.pruning.nirvana import PruningOptions, allocation_of, make_plan, nirvana_plan, prune
 from likely.compression.pruning.plan import PruningPlan
 from likely.compression.pruning.scores import magnitude
 from likely.compression.quantized import QuantizedTensor, round_to_nearest
 from likely.compression.schemes import QuantScheme, parse_scheme
 from likely.errors import check_choice
-from likely.models.load import Loaded, ModelInfo, load_local
+from likely.models.convert import check_places
+from likely.models.load import Loaded, ModelInfo, load_local, resolve
 from likely.tokenizers.protocol import Tokenizer
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Quantized = dict[str, QuantizedTensor]
 Progress = Callable[[int, int], None]  # done, in all
 DEFAULT_CALIBRATION = "c4_sample"
+DEFAULT_SCHEME = "w4g64"
 PRUNING_OPTIONS = tuple(PruningOptions.__annotations__)
 
 
@@ -143,6 +145,13 @@ class CompressedModel:
             progress=progress,
         )  # fmt: skip
 
+    def summary(self) -> str:
+        """In a few words: the method, the bits of its codes, the weights that are left."""
+        if not self.quantized:
+            return f"{self.settings['method']}, {sum(p.numel() for p in self.module.parameters()) / 1e6:,.1f} M weights"
+        bits = 8 * sum(t.nbytes for t in self.quantized.values()) / sum(t.codes.size for t in self.quantized.values())
+        return f"{self.settings['method']} {self.settings['scheme']}, {bits:.2f} bits per rounded weight"
+
     def record(self) -> str:
         """The settings as JSON: every export carries it."""
         return json.dumps(self.settings, sort_keys=True)
@@ -180,7 +189,7 @@ def compress(
         check_choice("setting", name, PRUNING_OPTIONS)
         if not entry.prunes:
             raise ValueError(f"{method} rounds: {name} is a setting of pruning")
-    rounding = None if entry.prunes else parse_scheme(scheme or "w4g64")
+    rounding = None if entry.prunes else parse_scheme(scheme or DEFAULT_SCHEME)
     place, module, tokenizer = open_module(model)
     length = length or (128 if entry.prunes else 512)
 
@@ -217,6 +226,18 @@ def compress(
         info=_info(model, place, tokenizer),
         plan=plan,
     )
+
+
+def check_target(
+    model: str | Path, target: Path, *, method: str, scheme: str | QuantScheme | None, overwrite: bool
+) -> None:
+    """Raise before the work begins on what `export` would refuse after it."""
+    rounding = None if METHODS[method].prunes else parse_scheme(scheme or DEFAULT_SCHEME)
+    if target.suffix == ".gguf" and rounding is not None:
+        gguf_type(rounding)
+    kind, place = resolve(model)
+    if kind != "hub":
+        check_places(Path(place), target, "gguf" if target.suffix == ".gguf" else "safetensors", overwrite)
 
 
 def use_codes(module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor]) -> None:

@@ -49,7 +49,8 @@ class QuantScheme:
         """The shortest name that `parse_scheme` reads as this scheme, clipping and zero points left out."""
         activations = f"a{self.activation_bits}" if self.activation_bits else ""
         group = f"g{self.group_size}" if self.group_size else ""
-        symmetric = "-sym" if self.symmetric and not activations else ""
+        usual = bool(activations) or self.bits == 8  # see parse_scheme
+        symmetric = "" if self.symmetric == usual else "-sym" if self.symmetric else "-asym"
         return f"w{self.bits}{activations}{group}{symmetric}{'-static' if self.activation == 'tensor' else ''}"
 
     @property
@@ -77,9 +78,10 @@ class QuantScheme:
 
 
 def parse_scheme(text: str | QuantScheme) -> QuantScheme:
-    """wB[aA][gG][-sym][-static]: bits of weights, bits of activations, group size (none: one scale for each row).
+    """wB[aA][gG][-sym|-asym][-static]: bits of weights and of activations, group size (none: a scale for each row).
 
-    With activations the weights are symmetric, since integer kernels add products of plain codes.
+    Weights of 8 bits, and those that meet quantised activations, are symmetric (integer kernels add products of plain
+    codes); others are asymmetric, which loses less, unless -sym is said.
     """
     if isinstance(text, QuantScheme):
         return text
@@ -95,10 +97,11 @@ def parse_scheme(text: str | QuantScheme) -> QuantScheme:
         raise ValueError(f'scheme "{text}": with quantised activations weights are symmetric')
     if "static" in options and not activations:
         raise ValueError(f'scheme "{text}": -static is about activations; name their bits, as in w8a8-static')
+    bits = int(found["bits"])
     return QuantScheme(
-        bits=int(found["bits"]),
+        bits=bits,
         group_size=int(found["group"]) if found["group"] else None,
-        symmetric="sym" in options or activations is not None,
+        symmetric="sym" in options or activations is not None or (bits == 8 and "asym" not in options),
         activation_bits=activations,
         activation="tensor" if "static" in options else "token",
     )

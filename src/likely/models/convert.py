@@ -84,7 +84,7 @@ def convert(
     source, target, started = Path(source), Path(target), time.monotonic()
     if to not in FORMATS:
         raise ModelError(f'cannot convert to "{to}"{nearest(to, FORMATS)} (allowed: {", ".join(FORMATS)})')
-    _check_places(source, target, to, overwrite)
+    check_places(source, target, to, overwrite)
     if source.is_dir() and to == "safetensors":
         raise ModelError(f"{source} is a safetensors folder already; convert it to {', '.join(FILE_TYPE)}")
     plan = conversion_plan(source, to)
@@ -122,7 +122,7 @@ def rewrite(
     """
     source, target = Path(source), Path(target)
     to = "gguf" if target.suffix == ".gguf" else "safetensors"
-    _check_places(source, target, to, overwrite)
+    check_places(source, target, to, overwrite)
     plan = rewriting_plan(source, to, changes)
     total = sum(step.nbytes for step in plan.steps)
     _check_room(target, total)
@@ -164,7 +164,8 @@ def _verify(source: Path, partial: Path, plan: ConversionPlan, to: str, scorer: 
 # --- places ----------------------------------------------------------------------------------------------------------
 
 
-def _check_places(source: Path, target: Path, to: str, overwrite: bool) -> None:
+def check_places(source: Path, target: Path, to: str, overwrite: bool) -> None:
+    """ModelError where a model at `source` cannot be written as `target`."""
     if not source.exists():
         raise ModelError(f"{source} does not exist")
     if to != "safetensors" and target.is_dir():

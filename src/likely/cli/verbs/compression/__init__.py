@@ -1,0 +1,1 @@
+"""Verbs about smaller models: make one, and say what that did to its likelihoods."""

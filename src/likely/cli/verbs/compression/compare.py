@@ -1,0 +1,93 @@
+"""likely compare: what a candidate's likelihoods have lost against a reference."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import typer
+
+from likely.cli import flags
+from likely.cli.printing import print_json, print_table, progress
+
+
+def compare(
+    model: Annotated[str, typer.Argument(help="The reference: a known model, GGUF file, folder or hub id.")],
+    candidates: Annotated[list[str], typer.Argument(metavar="CANDIDATE...", help="What to compare with it.")],
+    data: Annotated[
+        str,
+        typer.Option("--data", help="Text to read: a data set, a .txt or .jsonl file, several with +, python_stdlib."),
+    ] = "wikitext2:test",
+    tokens: Annotated[int, typer.Option("--tokens", min=16, help="Tokens to read, in whole windows.")] = 4096,
+    length: Annotated[int, typer.Option("--length", min=8, help="Tokens of one window.")] = 512,
+    skip: Annotated[int, typer.Option("--skip", min=1, help="First tokens of a window that are not scored.")] = 1,
+    runtime: flags.RuntimeOption = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", callback=flags.one_of("dtypes"), help="{dtypes}, of both models.")
+    ] = "float32",
+    candidate_runtime: Annotated[
+        str | None,
+        typer.Option("--candidate-runtime", callback=flags.one_of("runtimes"), help="What runs the candidates."),
+    ] = None,
+    candidate_dtype: Annotated[
+        str | None, typer.Option("--candidate-dtype", callback=flags.one_of("dtypes"), help="What they compute in.")
+    ] = None,
+    threads: flags.ThreadsOption = None,
+    as_json: flags.JsonOption = False,
+) -> None:
+    """What compression, or anything else, did to the likelihoods: KL per token, perplexity, flips, bytes.
+
+    Both models compute in fp32 by default, so that only their weights differ.  With --candidate-runtime the candidate
+    runs as it will be used, its own rounding of activations included.
+
+    Examples:
+
+      likely compare smollm2 smollm2-w4.gguf --data python_stdlib --tokens 2048
+
+      likely compare smollm2 smollm2-w4.gguf smollm2-w8.gguf --data wikitext2:test --json
+
+      likely compare smollm2 smollm2-w4.gguf --data notes.txt --candidate-runtime llamacpp
+    """
+    from likely.compression.calibration_set import calibration_set
+    from likely.compression.evaluate import compare_all, size_bytes
+
+    length = min(length, tokens)
+    if len(set(candidates)) < len(candidates):
+        raise typer.BadParameter("a candidate is named twice", param_hint="CANDIDATE")
+
+    def opened(name: str, kind: str | None, computes: str | None) -> Any:
+        computes = None if kind == "llamacpp" else computes
+        return stack.enter_context(flags.ModelFlags(name, kind, computes, length + 64, threads).open_local("scoring"))
+
+    with ExitStack() as stack:
+        reference = opened(model, runtime, dtype)
+        text = calibration_set(data, reference.tokenizer, windows=max(1, tokens // length), length=length)
+        own = candidate_dtype or (None if candidate_runtime else dtype)
+        others = {name: opened(name, candidate_runtime or runtime, own) for name in candidates}
+        tick = stack.enter_context(progress(len(text), "comparing", unit="windows"))
+        reports = compare_all(reference, others, text, skip=skip, progress=tick)
+        records = [
+            {
+                "reference": model, "candidate": name, **reports[name].to_dict(),
+                "bytes": size_bytes(others[name].info.source),
+                "reference_bytes": size_bytes(reference.info.source),
+                "runtime": others[name].info.runtime, "dtype": others[name].info.dtype,
+                "reference_runtime": reference.info.runtime, "reference_dtype": reference.info.dtype,
+            }
+            for name in candidates
+        ]  # fmt: skip
+    if as_json:
+        print_json(records[0] if len(records) == 1 else {"candidates": records})
+        return
+    first = reports[candidates[0]]
+    typer.echo(f"{first.tokens} tokens of {data}; perplexity of {model}: {first.reference_perplexity:.2f}")
+    heads = ("candidate", "MB", "KL (nats)", "± s.e.", "KL median", "KL 99 %", "same top token", "perplexity")
+    rows = []
+    for record in records:
+        error = "" if record["kl_se"] is None else f"{record['kl_se']:.4f}"
+        rows.append((
+            record["candidate"], f"{record['bytes'] / 1e6:,.1f}", f"{record['kl']:.4f}", error,
+            f"{record['kl_median']:.4f}", f"{record['kl_p99']:.3f}", f"{record['top1']:.1%}",
+            f"{record['perplexity']:.2f}",
+        ))  # fmt: skip
+    print_table(heads, rows)

@@ -1,0 +1,106 @@
+"""likely compress: a smaller model from a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from likely.cli import flags
+from likely.cli.printing import percent, print_json
+
+if TYPE_CHECKING:
+    from likely.compression.pruning import PruningOptions
+
+
+def compress(
+    model: Annotated[str, typer.Argument(help="A known model, GGUF file or safetensors folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="GGUF file (*.gguf) or folder to write.")],
+    method: Annotated[
+        str, typer.Option("--method", callback=flags.one_of("compressions"), help="{compressions}.")
+    ] = "rtn",
+    scheme: Annotated[
+        str | None,
+        typer.Option("--scheme", help="Bits and groups: w4g64, w4g32-sym, w3g64, w8a8 ...  [default: w4g64]"),
+    ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option("--sparsity", min=0.0, max=0.99, help="Of a method that prunes: share of weights that go."),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration",
+            help="What the method looks at: a data set (wikitext2:valid), a .txt or .jsonl file, several with +, "
+            "python_stdlib, random_tokens, random_punctuation.  [default: c4_sample]",
+        ),
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option(
+            "--gamma", help="Of pruning: share that the MLP loses over that of attention.  [default: M / A, of sizes]"
+        ),
+    ] = None,
+    allocation: Annotated[
+        Literal["uniform", "global"] | None,
+        typer.Option(
+            "--allocation",
+            help="Of pruning: uniform, every layer loses the same and files are smaller, or global, one order over the "
+            "whole model.  [default: uniform]",
+        ),
+    ] = None,
+    select_calibration: Annotated[
+        int | None,
+        typer.Option("--select-calibration", min=2, help="Of nirvana: calibration sets to try and choose from by KL."),
+    ] = None,
+    recovery: Annotated[
+        Literal["distill", "loss"] | None,
+        typer.Option("--recovery", help="After pruning: learn from the whole model (distill) or from the text (loss)."),
+    ] = None,
+    windows: Annotated[int, typer.Option("--windows", min=1, help="Windows of the calibration set.")] = 32,
+    length: Annotated[
+        int | None, typer.Option("--length", min=8, help="Tokens of one window.  [default: 512; of pruning 128]")
+    ] = None,
+    seed: flags.SeedOption = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing target.")] = False,
+    as_json: flags.JsonOption = False,
+) -> None:
+    """Make a model smaller: round its weights to a few bits, or prune it.
+
+    Examples:
+
+      likely compress smollm2 --scheme w4g32 --out smollm2-w4.gguf
+
+      likely compress smollm2 --scheme w8 --out smollm2-w8.gguf
+
+      likely compress smollm2 --method rtn --scheme w3g64 --out smollm2-w3-folder
+
+      likely compress smollm2 --method nirvana --sparsity 0.2 --out smollm2-pruned.gguf
+    """
+    from likely.compression.methods import check_target
+    from likely.compression.methods import compress as run
+
+    check_target(model, out, method=method, scheme=scheme, overwrite=overwrite)
+    asked = {
+        "gamma": gamma, "allocation": allocation, "select_calibration": select_calibration, "recovery": recovery,
+    }  # fmt: skip
+    pruning: PruningOptions = {name: value for name, value in asked.items() if value is not None}  # type: ignore[assignment]
+    made = run(
+        model,
+        method=method,
+        scheme=scheme,
+        sparsity=sparsity,
+        calibration=calibration,
+        windows=windows,
+        length=length,
+        seed=seed,
+        progress=percent("compressing"),
+        **pruning,
+    )
+    size = made.export(out, overwrite=overwrite, progress=percent("writing"))
+    if as_json:
+        print_json({**made.settings, "out": str(out), "bytes": size, "weight_bytes": made.nbytes})
+        return
+    typer.echo(f"{out}: {size / 1e6:,.1f} MB ({made.summary()})")
+    typer.echo(f"What it lost: likely compare {model} {out}", err=True)

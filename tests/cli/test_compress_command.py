@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+from tiny_gguf import write_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    return write_tiny_llama(tmp_path_factory.mktemp("models") / "wide.gguf", dim=64, ffn=128)
+
+
+def test_compress_then_compare(cli, wide, tmp_path):
+    made = cli("compress", wide, "--scheme", "w8g32", "--out", tmp_path / "w8.gguf", "--json").json
+    assert made["bytes"] == (tmp_path / "w8.gguf").stat().st_size and made["scheme"] == "w8g32"
+    said = cli("compress", wide, "--scheme", "w4g64", "--out", tmp_path / "w4.gguf")
+    assert said.code == 0 and "4.50 bits per rounded weight" in said.out and "likely compare" in said.err
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the other cats sat there too. " * 20)
+    both = cli(
+        "compare", wide, tmp_path / "w8.gguf", tmp_path / "w4.gguf", "--data", text, "--tokens", 120, "--length", 40,
+        "--threads", 1, "--json",
+    ).json["candidates"]  # fmt: skip
+    assert 0 < both[0]["kl"] < both[1]["kl"] and both[0]["tokens"] == 3 * 39
+    one = cli("compare", wide, tmp_path / "w8.gguf", "--data", text, "--tokens", 120, "--length", 40, "--json").json
+    assert one["kl"] == pytest.approx(both[0]["kl"], rel=1e-4)
+    assert {"kl", "kl_se", "top1", "perplexity", "reference_perplexity", "bytes"} <= one.keys()
+    table = cli("compare", wide, wide, "--data", text, "--tokens", 120, "--length", 40, "--threads", 1)
+    assert "0.0000" in table.out and "100.0%" in table.out
+
+
+def test_errors_come_before_the_work(cli, wide, tmp_path):
+    for arguments, message in (
+        (("--scheme", "w3g32", "--out", tmp_path / "a.gguf"), "no GGUF type"),
+        (("--scheme", "w4k", "--out", tmp_path / "a.gguf"), "is not understood"),
+        (("--method", "rnt", "--out", tmp_path / "a.gguf"), 'did you mean "rtn"'),
+        (("--out", tmp_path / "nosuch" / "a.gguf"), "create it first"),
+        (("--sparsity", "0.5", "--out", tmp_path / "a.gguf"), "no sparsity"),
+        ((), "Missing option"),
+    ):
+        done = cli("compress", wide, *arguments)
+        assert done.code in (1, 2) and message in done.err and len(done.err.splitlines()) == 1, done.err
+    assert "another tokenizer" in cli("compare", wide, write_other(tmp_path), "--data", "python_stdlib").err
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    assert "has 0 tokens" in cli("compare", wide, wide, "--data", empty).err
+    assert "named twice" in cli("compare", wide, "x", "x").err
+
+
+def write_other(folder):
+    return write_tiny_llama(folder / "other.gguf", vocab=300)
+
+
+def test_help_begins_with_commands(cli):
+    for verb in ("compress", "compare"):
+        assert "Examples:" in cli(verb, "--help").out
+    assert "rtn" in cli("compress", "--help").out
