@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from likely.compression.architecture import open_module
+from likely.compression.pruning.plan import with_equal_layers
 from likely.compression.quantized import QuantizedTensor
 from likely.compression.schemes import QuantScheme
 from likely.errors import CapabilityError
@@ -33,6 +34,7 @@ TYPES = {
     (8, True): ("Q8_0", 7),
 }
 RECORD = "likely_compression.json"
+SIZES = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")  # what pruning changes
 
 
 def gguf_type(scheme: QuantScheme) -> tuple[str, int]:
@@ -90,14 +92,17 @@ def export_gguf(
     """A GGUF file that llama.cpp and the native runtime load; the settings stand in its key likely.compression.
 
     Matrices that were rounded keep their codes.  Others keep the type that the source has them in, where compression
-    left their numbers alone, else they become F16 (norms and biases F32).
+    left their numbers alone, else they become F16 (norms and biases F32).  Layers of a pruned model that differ are
+    filled up with zeros to the largest, since one size per model is all that these engines read.
     """
+    module = with_equal_layers(module)
+    original = open_module(source)[1]
     config: dict[str, Any] = module.config.to_dict()
     family = families.family_of_config(config)
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     steps: dict[str, Step] = {}
     file_type = 1
-    for name, parameter in _changed_parameters(module, quantized, source):
+    for name, parameter in _changed_parameters(module, quantized, original):
         own = families.gguf_name(family, name)
         change = families.change_to_gguf(family, own, heads, kv_heads)
         if (tensor := quantized.get(name)) is not None:
@@ -115,6 +120,8 @@ def export_gguf(
         "general.quantization_version": u32(2),
         "likely.compression": record,
     }
+    if families.block_sizes(config) != families.block_sizes(original.config.to_dict()):
+        metadata |= families.block_sizes(config)
     return rewrite(source, target, Changes(steps, metadata, {}, {}), overwrite=overwrite, progress=progress)
 
 
@@ -130,28 +137,35 @@ def export_folder(
 ) -> int:
     """A folder with the weights as floats (F16 matrices), for any scheme: as accurate as the codes, and no smaller.
 
-    The settings stand beside them in likely_compression.json.
+    The settings stand beside them in likely_compression.json.  Pruned layers that differ are filled up as in
+    GGUF files.
     """
-    steps = changed_steps(module, quantized, source)
-    tied = module.config.tie_word_embeddings
-    changes = Changes(steps, {}, {"tie_word_embeddings": tied, "dtype": "float32"}, {RECORD: record})
+    original = open_module(source)[1]
+    module = with_equal_layers(module)
+    steps = changed_steps(module, quantized, original)
+    ours, theirs = (m.config.to_dict() for m in (module, original))
+    config = {name: ours[name] for name in SIZES if ours.get(name) != theirs.get(name)}
+    config |= {"tie_word_embeddings": ours["tie_word_embeddings"], "dtype": "float32"}
+    changes = Changes(steps, {}, config, {RECORD: record})
     return rewrite(source, target, changes, overwrite=overwrite, progress=progress)
 
 
-def changed_steps(module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor], source: Path) -> dict[str, Step]:
-    """Parameters whose numbers are not the source's, as floats: matrices F16, others F32."""
+def changed_steps(
+    module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor], original: torch.nn.Module
+) -> dict[str, Step]:
+    """Parameters whose numbers are not the original's, as floats: matrices F16, others F32."""
     steps = {}
-    for name, parameter in _changed_parameters(module, quantized, source):
+    for name, parameter in _changed_parameters(module, quantized, original):
         values = np.ascontiguousarray(parameter.detach().float().numpy())
         steps[name] = Step(name, "F16" if values.ndim > 1 else "F32", values)
     return steps
 
 
 def _changed_parameters(
-    module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor], source: Path
+    module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor], original: torch.nn.Module
 ) -> list[tuple[str, torch.nn.Parameter]]:
-    """Of the module, those whose numbers are not the source's."""
-    before = dict(open_module(source)[1].named_parameters())
+    """Of the module, those whose numbers are not the original's."""
+    before = dict(original.named_parameters())
     return [
         (name, parameter)
         for name, parameter in module.named_parameters()

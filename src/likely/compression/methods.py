@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from likely.compression.calibration_set import CalibrationSet, calibration_set
 from likely.compression.export import export_folder, export_gguf, gguf_type
 from likely.compression.mergequant.method import run_mergequant
 from likely.compression.packed_folder import export_packed, quantization_config
+from likely.compression.pruning.nirvana import PruningOptions, allocation_of, make_plan, nirvana_plan, prune
+from likely.compression.pruning.plan import PruningPlan
+from likely.compression.pruning.scores import magnitude
 from likely.compression.quantisers.activations import quantize_inputs
 from likely.compression.quantisers.awq import run_awq
 from likely.compression.quantisers.gptq import quantize_decoder
@@ -36,15 +39,17 @@ if TYPE_CHECKING:
     from likely.runtimes.torch.runtime import TorchRuntime
 
 DEFAULT_CALIBRATION = "c4_sample"
+PRUNING_OPTIONS = tuple(PruningOptions.__annotations__)
 
 
 @dataclass(frozen=True)
 class CompressionMethod:
     """One way to compress.
 
-    run         changes the decoder's module in place and returns the matrices that became codes, by name of the weight
+    run         of a quantiser: changes the decoder's module in place and returns the matrices that became codes, by
+                name of the weight
+    plan        of a pruning method, which takes a sparsity instead of a scheme: what stays
     calibrates  whether it looks at a calibration set
-    prunes      whether it takes a sparsity instead of a scheme
     scheme      where none is asked for
     rounds_inputs  whether it rounds activations itself; else that follows, where the scheme has bits for them
     no_file     why its models cannot be exported
@@ -52,13 +57,33 @@ class CompressionMethod:
     """
 
     about: str
-    run: Callable[[DecoderMap, MethodSettings], Quantized]
+    run: Callable[[DecoderMap, MethodSettings], Quantized] | None = None
     calibrates: bool = True
-    prunes: bool = False
+    plan: Callable[[DecoderMap, MethodSettings], PruningPlan] | None = None
     scheme: str = "w4g64"
     rounds_inputs: bool = False
     no_file: str = ""
     options: tuple[str, ...] = ()
+
+    @property
+    def prunes(self) -> bool:
+        return self.plan is not None
+
+
+def _nirvana(decoder: DecoderMap, settings: MethodSettings) -> PruningPlan:
+    assert settings.calibration is not None and settings.sparsity is not None and settings.tokenizer is not None
+    return nirvana_plan(
+        decoder.module, settings.tokenizer, settings.calibration, settings.sparsity, progress=settings.progress,
+        **settings.pruning,
+    )  # fmt: skip
+
+
+def _magnitude(decoder: DecoderMap, settings: MethodSettings) -> PruningPlan:
+    assert settings.sparsity is not None
+    for name in ("objective", "select_calibration"):
+        if name in settings.pruning:
+            raise ValueError(f"magnitude looks at no text: {name} is a setting of nirvana")
+    return make_plan(decoder.module, magnitude(decoder.module), settings.sparsity, **allocation_of(settings.pruning))
 
 
 METHODS: dict[str, CompressionMethod] = {
@@ -90,6 +115,8 @@ METHODS: dict[str, CompressionMethod] = {
         no_file="norms that emit codes have no place in GGUF files or transformers folders",
         options=("rounding", "other_inputs"),
     ),
+    "nirvana": CompressionMethod("prune groups of heads and neurons of least effect on the logits", plan=_nirvana),
+    "magnitude": CompressionMethod("prune those of the smallest weights", calibrates=False, plan=_magnitude),
 }
 
 
@@ -99,6 +126,7 @@ class CompressedModel:
 
     module     computes with the compressed weights as floats: it shows what is lost, never how fast the result runs
     quantized  codes of each matrix that was rounded, by name of the weight; none for a pruned model
+    plan       what a pruned model kept; None for a quantised one
     settings   what made it: method, scheme, calibration set and its digest
     """
 
@@ -109,6 +137,7 @@ class CompressedModel:
     source: Path
     info: ModelInfo
     backend: str = "fake"
+    plan: PruningPlan | None = None
     _runtime: TorchRuntime | None = field(default=None, repr=False)
 
     @property
@@ -164,7 +193,7 @@ def compress(
     sparsity: float | None = None,
     calibration: str | CalibrationSet | None = None,
     windows: int = 32,
-    length: int = 512,
+    length: int | None = None,
     seed: int = 0,
     alpha: float = 0.5,
     act_order: bool = False,
@@ -172,13 +201,16 @@ def compress(
     other_inputs: OtherInputs = "dynamic",
     data_dir: str | Path | None = None,
     progress: Progress | None = None,
+    **pruning: Unpack[PruningOptions],
 ) -> CompressedModel:
     """Compress a known model, GGUF file or folder; the source is not touched.
 
     scheme       of a quantiser, as in `parse_scheme`; by default that of the method's entry in `METHODS`
     sparsity     of a pruning method, 0 to 1; .2 by default
-    calibration  a name or file of `calibration_set`, of which `windows` of `length` tokens are taken, or a ready set
+    calibration  a name or file of `calibration_set`, of which `windows` of `length` tokens are taken (512; for pruning
+                  128), or a ready set
     alpha, act_order, rounding, other_inputs  see `MethodSettings`
+    pruning      gamma, allocation, recovery and the rest, as in `PruningOptions`: for pruning methods alone
     """
     check_choice("method", method, METHODS)
     entry = METHODS[method]
@@ -186,20 +218,30 @@ def compress(
         raise ValueError(f"{method} prunes: it takes a sparsity and no scheme")
     if not entry.prunes and sparsity is not None:
         raise ValueError(f"{method} rounds: it takes a scheme and no sparsity")
-    rounding_scheme = None if entry.prunes else parse_scheme(scheme or entry.scheme)
+    for name in pruning:
+        check_choice("setting", name, PRUNING_OPTIONS)
+        if not entry.prunes:
+            raise ValueError(f"{method} rounds: {name} is a setting of pruning")
+    target = None if entry.prunes else parse_scheme(scheme or entry.scheme)
     place, module, tokenizer = open_module(model)
+    length = length or (128 if entry.prunes else 512)
+
+    def drawn(count: int, seed: int | None) -> CalibrationSet:
+        if isinstance(calibration, CalibrationSet):
+            return calibration
+        name = calibration or DEFAULT_CALIBRATION
+        return calibration_set(name, tokenizer, windows=count, length=length, seed=seed, data_dir=data_dir)
+
+    trials = pruning.get("select_calibration", 1)
+    if trials < 1:
+        raise ValueError(f"select_calibration must be at least 1, got {trials}")
     chosen = None
-    if entry.calibrates or (rounding_scheme is not None and rounding_scheme.activation == "tensor"):
-        chosen = (
-            calibration
-            if isinstance(calibration, CalibrationSet)
-            else calibration_set(
-                calibration or DEFAULT_CALIBRATION, tokenizer, windows=windows, length=length, data_dir=data_dir
-            )
-        )
+    static = target is not None and target.activation == "tensor"
+    if entry.calibrates or static:  # several candidates come from all of the text, with a holdout of the same size
+        chosen = drawn(windows, None) if trials == 1 else drawn(windows * (trials + 1), seed)
     decoder = DecoderMap.of(module)
     settings = MethodSettings(
-        scheme=rounding_scheme,
+        scheme=target,
         calibration=chosen,
         sparsity=0.2 if sparsity is None and entry.prunes else sparsity,
         seed=seed,
@@ -208,19 +250,29 @@ def compress(
         act_order=act_order,
         rounding=rounding,
         other_inputs=other_inputs,
+        tokenizer=tokenizer,
+        pruning=pruning,
     )
     _check_options(method, settings)
-    quantized = entry.run(decoder, settings)
-    use_codes(module, quantized)
-    if rounding_scheme is not None and not entry.rounds_inputs:
-        quantize_inputs(DecoderMap.of(module), rounding_scheme, chosen)
+    plan, quantized = None, {}
+    if entry.plan is not None:
+        plan = entry.plan(decoder, settings)
+        text = drawn(pruning.get("recovery_windows", 256), seed) if pruning.get("recovery") else None
+        prune(module, plan, text, seed=seed, progress=progress, **pruning)
+    else:
+        assert entry.run is not None
+        quantized = entry.run(decoder, settings)
+        use_codes(module, quantized)
+        if target is not None and not entry.rounds_inputs:
+            quantize_inputs(DecoderMap.of(module), target, chosen)
     return CompressedModel(
         module=module,
         tokenizer=tokenizer,
         quantized=quantized,
-        settings=_record(model, method, settings),
+        settings=_record(model, method, settings, plan),
         source=place,
         info=_info(model, place, tokenizer),
+        plan=plan,
     )
 
 
@@ -264,13 +316,21 @@ def _check_options(method: str, settings: MethodSettings) -> None:
             raise ValueError(f"{method} takes no {option}, which is an option of {takers}")
 
 
-def _record(model: str | Path, method: str, settings: MethodSettings) -> dict[str, Any]:
+def _record(
+    model: str | Path, method: str, settings: MethodSettings, plan: PruningPlan | None = None
+) -> dict[str, Any]:
     found: dict[str, Any] = {"method": method, "model": str(model), "likely": version("likely"), "seed": settings.seed}
     if settings.scheme is not None:
         found["scheme"] = settings.scheme.name
     found |= {option: getattr(settings, option) for option in METHODS[method].options}
     if settings.sparsity is not None:
         found["sparsity"] = settings.sparsity
+    if plan is not None:
+        found["pruning"] = settings.pruning | {
+            "removed": plan.sparsity,
+            "groups": [len(kept) for kept in plan.groups],
+            "neurons": [len(kept) for kept in plan.neurons],
+        }
     if settings.calibration is not None:
         chosen = settings.calibration
         found["calibration"] = {

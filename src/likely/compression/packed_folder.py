@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from likely.compression.architecture import DecoderMap
+from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.export import RECORD, changed_steps
 from likely.compression.quantisers.activations import QuantLinear
 from likely.compression.quantized import QuantizedTensor, pack_codes
@@ -67,7 +67,8 @@ def export_packed(
     scheme = next(iter(quantized.values())).scheme
     described = quantization_config(scheme)
     packed = described["format"] == "pack-quantized"
-    steps = {name: step for name, step in changed_steps(module, quantized, source).items() if name not in quantized}
+    floats = changed_steps(module, quantized, open_module(source)[1])
+    steps = {name: step for name, step in floats.items() if name not in quantized}
     for name, tensor in quantized.items():
         steps.update((step.name, step) for step in tensor_steps(name.removesuffix(".weight"), tensor, packed=packed))
     if scheme.activation == "tensor":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from likely.compression.calibration_set import CalibrationSet
+from likely.compression.pruning.nirvana import PruningOptions
 from likely.compression.quantized import QuantizedTensor
 from likely.compression.schemes import QuantScheme
+from likely.tokenizers.protocol import Tokenizer
 
 Quantized = dict[str, QuantizedTensor]  # by name of the weight
 Progress = Callable[[int, int], None]  # done, in all
@@ -25,6 +27,7 @@ class MethodSettings:
     act_order     of gptq: columns with large inputs are rounded first
     rounding      of rotation and mergequant: the rounding step after the exact rewrites
     other_inputs  of mergequant: how inputs that come from no norm (of o and down) are quantised
+    tokenizer, pruning  of pruning methods: for trials on other text; see `PruningOptions`
     """
 
     scheme: QuantScheme | None = None
@@ -36,6 +39,8 @@ class MethodSettings:
     act_order: bool = False
     rounding: Rounding = "gptq"
     other_inputs: OtherInputs = "dynamic"
+    tokenizer: Tokenizer | None = None
+    pruning: PruningOptions = field(default_factory=PruningOptions)
 
     def needed(self) -> tuple[QuantScheme, CalibrationSet]:
         """Scheme and calibration set, for a method that cannot do without."""

@@ -294,7 +294,6 @@ def metadata_from_config(config: dict[str, Any]) -> tuple[Metadata, FloatArray |
     family = family_of_config(config)
     hidden, heads = setting(config, "hidden_size"), setting(config, "num_attention_heads")
     layers, head_dim = setting(config, "num_hidden_layers"), setting(config, "head_dim", hidden // heads)
-    kv_heads = setting(config, "num_key_value_heads", heads)
     gemma = family.gguf == "gemma3"
     if config.get("use_sliding_window") or (not gemma and config.get("sliding_window") and family.gguf == "llama"):
         raise ModelError(f"sliding windows of {family.model_type} have no counterpart in GGUF")
@@ -307,13 +306,8 @@ def metadata_from_config(config: dict[str, Any]) -> tuple[Metadata, FloatArray |
         f"{a}.context_length": u32(setting(config, "max_position_embeddings")),
         f"{a}.embedding_length": u32(hidden),
         f"{a}.block_count": u32(layers),
-        f"{a}.feed_forward_length": u32(setting(config, "intermediate_size")),
-        f"{a}.attention.head_count": u32(heads),
-        f"{a}.attention.head_count_kv": u32(kv_heads),
         f"{a}.attention.layer_norm_rms_epsilon": f32(config.get("rms_norm_eps", 1e-6)),
-        f"{a}.attention.key_length": u32(head_dim),
-        f"{a}.attention.value_length": u32(head_dim),
-        f"{a}.rope.dimension_count": u32(head_dim),
+        **block_sizes(config),
         f"{a}.vocab_size": u32(setting(config, "vocab_size")),
     }
     rope = rope_of_config(config, "full_attention" if gemma else None, family.theta)
@@ -332,6 +326,20 @@ def metadata_from_config(config: dict[str, Any]) -> tuple[Metadata, FloatArray |
     if gemma:
         metadata |= _gemma_metadata(config, layers, head_dim)
     return metadata, factors
+
+
+def block_sizes(config: dict[str, Any]) -> Metadata:
+    """How many heads and neurons a block has and how wide a head is: what pruning changes."""
+    a, heads = family_of_config(config).gguf, setting(config, "num_attention_heads")
+    head_dim = u32(setting(config, "head_dim", setting(config, "hidden_size") // heads))
+    return {
+        f"{a}.feed_forward_length": u32(setting(config, "intermediate_size")),
+        f"{a}.attention.head_count": u32(heads),
+        f"{a}.attention.head_count_kv": u32(setting(config, "num_key_value_heads", heads)),
+        f"{a}.attention.key_length": head_dim,
+        f"{a}.attention.value_length": head_dim,
+        f"{a}.rope.dimension_count": head_dim,
+    }
 
 
 def _gemma_metadata(config: dict[str, Any], layers: int, head_dim: int) -> Metadata:

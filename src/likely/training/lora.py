@@ -70,12 +70,9 @@ class Adapter:
             raise ModelError("the model's weights are not those that the adapter was trained on: train it anew")
         own: dict[str, torch.Tensor] = {}
         try:
-            with torch.no_grad():
-                for name, (a, b) in self.factors.items():
-                    weight = runtime.module.get_submodule(name).weight
-                    own[name] = weight.detach().clone()
-                    change = self.scale * (b.float() @ a.float())
-                    weight.copy_(weight.float() + change.to(weight.device))
+            for name in self.factors:
+                own[name] = runtime.module.get_submodule(name).weight.detach().clone()
+            add_factors(runtime.module, self.factors, self.scale)
             runtime.refresh(f"{revision}+lora-{fingerprint(self.recipe)}")
             yield self.lm
         finally:
@@ -264,6 +261,18 @@ def peft_model(
             del module.peft_config
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(asked[name])
+
+
+def add_factors(
+    module: torch.nn.Module, factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], scale: float
+) -> None:
+    """W + scale · B A for every matrix that has factors, in place."""
+    import torch
+
+    with torch.no_grad():
+        for name, (a, b) in factors.items():
+            weight: Any = module.get_submodule(name).weight
+            weight.copy_(weight.float() + (scale * (b.float() @ a.float())).to(weight.device))
 
 
 def learned_factors(peft: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,7 +19,9 @@ def compress(
     ] = "rtn",
     scheme: Annotated[
         str | None,
-        typer.Option("--scheme", help="Bits and groups: w4g64, w4g32-sym, w3g64, w8a8 ...  [default: w4g64]"),
+        typer.Option(
+            "--scheme", help="Bits and groups: w4g64, w4g32-sym, w3g64, w8a8 ...  [default: w4g64; of smoothquant w8a8]"
+        ),
     ] = None,
     sparsity: Annotated[
         float | None,
@@ -33,8 +35,47 @@ def compress(
             "python_stdlib, random_tokens, random_punctuation.  [default: c4_sample]",
         ),
     ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            "--alpha",
+            min=0.0,
+            max=1.0,
+            help="Of smoothquant: how much of the activations' range goes into the weights.  [default: 0.5]",
+        ),
+    ] = None,
+    act_order: Annotated[
+        bool | None, typer.Option("--act-order", help="Of gptq, rotation: round columns with large inputs first.")
+    ] = None,
+    packed: Annotated[
+        bool, typer.Option("--packed", help="A folder in compressed-tensors' format (vLLM, transformers): symmetric.")
+    ] = False,
+    gamma: Annotated[
+        float | None,
+        typer.Option(
+            "--gamma", help="Of pruning: share that the MLP loses over that of attention.  [default: M / A, of sizes]"
+        ),
+    ] = None,
+    allocation: Annotated[
+        Literal["uniform", "global"] | None,
+        typer.Option(
+            "--allocation",
+            help="Of pruning: uniform, every layer loses the same and files are smaller, or global, one order over the "
+            "whole model.  [default: uniform]",
+        ),
+    ] = None,
+    select_calibration: Annotated[
+        int | None,
+        typer.Option("--select-calibration", min=2, help="Of nirvana: calibration sets to try and choose from by KL."),
+    ] = None,
+    recovery: Annotated[
+        Literal["distill", "loss"] | None,
+        typer.Option("--recovery", help="After pruning: learn from the whole model (distill) or from the text (loss)."),
+    ] = None,
     windows: Annotated[int, typer.Option("--windows", min=1, help="Windows of the calibration set.")] = 32,
-    length: Annotated[int, typer.Option("--length", min=8, help="Tokens of one window.")] = 512,
+    length: Annotated[
+        int | None, typer.Option("--length", min=8, help="Tokens of one window.  [default: 512; of pruning 128]")
+    ] = None,
     seed: flags.SeedOption = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing target.")] = False,
     as_json: flags.JsonOption = False,
@@ -47,12 +88,19 @@ def compress(
 
       likely compress smollm2 --scheme w8 --out smollm2-w8.gguf
 
-      likely compress smollm2 --method rtn --scheme w3g64 --out smollm2-w3-folder
+      likely compress smollm2 --method gptq --scheme w4g64 --calibration notes.txt --out smollm2-gptq.gguf
+
+      likely compress smollm2 --method nirvana --sparsity 0.2 --out smollm2-pruned.gguf
     """
     from likely.compression.methods import check_target
     from likely.compression.methods import compress as run
 
-    check_target(model, out, method=method, scheme=scheme, overwrite=overwrite)
+    check_target(model, out, method=method, scheme=scheme, overwrite=overwrite, packed=packed)
+    asked = {
+        "gamma": gamma, "allocation": allocation, "select_calibration": select_calibration, "recovery": recovery,
+        "alpha": alpha, "act_order": act_order,
+    }  # fmt: skip
+    options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     made = run(
         model,
         method=method,
@@ -63,8 +111,9 @@ def compress(
         length=length,
         seed=seed,
         progress=percent("compressing"),
+        **options,
     )
-    size = made.export(out, overwrite=overwrite, progress=percent("writing"))
+    size = made.export(out, packed=packed, overwrite=overwrite, progress=percent("writing"))
     if as_json:
         print_json({**made.settings, "out": str(out), "bytes": size, "weight_bytes": made.nbytes})
         return
