@@ -7,8 +7,8 @@ from source_tree import circles, imports, modules, outside_imports, room
 # from the ground up; "likely" is the package's own face: what it offers is made in the rooms before it
 ROOMS = (
     "errors", "lazy", "io", "metrics", "data", "formats", "tokenizers", "runtimes", "models", "scoring", "decoding",
-    "guided", "queries", "code", "training", "compression", "calibration", "uncertainty", "weak_supervision", "prompting", "audit",
-    "lm", "likely", "bench", "show", "evidence", "serving", "cli",
+    "guided", "queries", "code", "training", "compression", "calibration", "uncertainty", "weak_supervision",
+    "prompting", "audit", "lm", "likely", "bench", "show", "evidence", "serving", "cli",
 )  # fmt: skip
 TORCH = ("runtimes.torch", "training", "compression")  # and, inside functions, what trains: see below
 TRAINS = ("calibration.h", "uncertainty.split_point", "weak_supervision", "prompting.hints")

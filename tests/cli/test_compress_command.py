@@ -46,6 +46,18 @@ def test_errors_come_before_the_work(cli, wide, tmp_path):
     assert "named twice" in cli("compare", wide, "x", "x").err
 
 
+def test_stats_of_several_texts(cli, wide, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the other cats sat there too. " * 20)
+    options = ("--calibration", text, "--calibration", "python_stdlib", "--windows", 2, "--length", 32)
+    said = cli("stats", wide, *options)
+    assert said.code == 0 and len(said.out.splitlines()) == 1 + 2 * 6 and "down" in said.out
+    rows = cli("stats", wide, *options, "--json").json["rows"]
+    assert len(rows) == 2 * 2 * 6 * 3  # sets, layers, inputs, first and other tokens and both
+    assert all(row["absmax"] >= row["q5"] > 0 for row in rows)
+    assert "does not exist" in cli("stats", wide, "--calibration", "nosuch.txt").err
+
+
 def write_other(folder):
     return write_tiny_llama(folder / "other.gguf", vocab=300)
 

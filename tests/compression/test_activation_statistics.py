@@ -8,7 +8,7 @@ import torch
 from random_decoders import calibration, random_decoder, windows
 from scipy.stats import kurtosis
 
-from likely.compression.statistics import INPUTS, ActivationStats, ChannelMoments, agreement, outlier_table
+from likely.compression.statistics import INPUTS, ActivationStats, ChannelMoments, agreement, outlier_table, summarise
 from likely.compression.transforms import inject_outliers
 
 RNG = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def test_the_table_names_set_layer_input_and_tokens():
     sets = {"one": calibration(2, 8), "two": calibration(2, 8, seed=5)}
     rows = outlier_table(decoder, sets)
     assert len(rows) == 2 * 2 * len(INPUTS) * 2
-    assert {row["tokens"] for row in rows} == {"all", "rest"} and all(np.isfinite(row["kurtosis"]) for row in rows)
+    assert {row["tokens"] for row in rows} == {"all", "first", "rest"} and all(np.isfinite(row["kurtosis"]) for row in rows)
     with_first = next(r for r in rows if (r["layer"], r["input"], r["tokens"]) == (1, "mlp", "all"))
     without = next(r for r in rows if (r["layer"], r["input"], r["tokens"]) == (1, "mlp", "rest"))
     assert with_first["absmax"] >= without["absmax"]
@@ -102,3 +102,13 @@ def test_a_set_agrees_with_itself_and_saturates_nothing():
         assert (row["spearman"], row["range_ratio"], row["saturation"]) == (pytest.approx(1), 1, 0)
     small = ActivationStats.collect(decoder, windows(1, 2))
     assert any(row["saturation"] > 0 and row["range_ratio"] < 1 for row in agreement(small, stats))
+
+
+def test_a_summary_takes_the_largest_and_the_middle_of_the_layers():
+    def row(layer, tokens, absmax, kurtosis):
+        return {"set": "a", "layer": layer, "input": "mlp", "tokens": tokens, "absmax": absmax, "kurtosis": kurtosis,
+                "channel_ratio": 2.0, "top_energy": 0.5}  # fmt: skip
+
+    rows = [row(n, tokens, 10.0 * n + (tokens == "first"), n) for n in range(3) for tokens in ("all", "first", "rest")]
+    [line] = summarise(rows)
+    assert (line.first, line.rest, line.kurtosis, line.channel_ratio) == (21.0, 20.0, 1.0, 2.0)

@@ -15,6 +15,7 @@ from likely.cli.config import defaults_for, read_config
 from likely.cli.help import VerbCommand
 from likely.cli.verbs.compression.compare import compare
 from likely.cli.verbs.compression.compress import compress
+from likely.cli.verbs.compression.stats import stats
 from likely.cli.verbs.confidence import calibrate
 from likely.cli.verbs.confidence.choices import choices
 from likely.cli.verbs.confidence.grade import grade
@@ -77,7 +78,7 @@ def root(
 
 for verb in (
     ask, chat, generate, extract, score, choices, complete, grade, uncertainty, risk, query, serve, plot, models,
-    datasets, papers, reproduce, config, convert, compress, compare, replay, bench, eval_code,
+    datasets, papers, reproduce, config, convert, compress, compare, stats, replay, bench, eval_code,
 ):  # fmt: skip
     app.command(cls=VerbCommand)(verb)
 for group, verbs in (

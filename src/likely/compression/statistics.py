@@ -23,6 +23,7 @@ INPUTS = ("attention", "o", "mlp", "down", "keys", "values")  # of q, k, v; o; g
 LARGE = 6.0  # LLM.int8's outliers: magnitudes of at least this
 LEAST_LAYERS, LEAST_POSITIONS = 0.25, 0.06
 QUANTILES = (0.5, 0.99, 0.999, 0.9999)
+_SUMMARISED = ("channel_ratio", "kurtosis", "top_energy")
 _FINE, _LOWEST, _HIGHEST = 64, -40, 40  # bins of |x| in each octave, from 2^-40 to 2^40
 
 
@@ -213,12 +214,44 @@ def outlier_table(decoder: DecoderMap, sets: Mapping[str, CalibrationSet]) -> li
 
 
 def records_of(stats: ActivationStats, name: str) -> list[dict[str, Any]]:
-    """Rows of `outlier_table` for one set; keys set, layer, input, tokens ("all" or "rest") and the metrics."""
+    """Rows of `outlier_table` for one set; keys set, layer, input, tokens ("all", "first", "rest") and metrics."""
     rows: list[dict[str, Any]] = []
     for layer, what in stats.rest:
-        for tokens, moments in (("all", stats.all(layer, what)), ("rest", stats.rest[layer, what])):
+        parts = {"all": stats.all(layer, what), "first": stats.first[layer, what], "rest": stats.rest[layer, what]}
+        for tokens, moments in parts.items():
             rows.append({"set": name, "layer": layer, "input": what, "tokens": tokens, **moments.record()})
     return rows
+
+
+@dataclass(frozen=True)
+class InputSummary:
+    """One kind of input over all layers of one set.
+
+    first, rest    the largest magnitude at the first tokens of windows, and at all others
+    channel_ratio, kurtosis, top_energy  medians over layers, first tokens left out: see `ChannelMoments`
+    """
+
+    set: str
+    input: str
+    first: float
+    rest: float
+    channel_ratio: float
+    kurtosis: float
+    top_energy: float
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[InputSummary]:
+    """A line for each set and kind of input of an `outlier_table`."""
+    found = []
+    for name, what in dict.fromkeys((row["set"], row["input"]) for row in rows):
+        by_tokens: dict[str, list[dict[str, Any]]] = {"first": [], "rest": []}
+        for row in rows:
+            if (row["set"], row["input"]) == (name, what) and row["tokens"] in by_tokens:
+                by_tokens[row["tokens"]].append(row)
+        first, rest = (max(row["absmax"] for row in by_tokens[tokens]) for tokens in by_tokens)
+        middle = (float(np.median([row[key] for row in by_tokens["rest"]])) for key in _SUMMARISED)
+        found.append(InputSummary(name, what, first, rest, *middle))
+    return found
 
 
 def agreement(calibrated: ActivationStats, used: ActivationStats) -> list[dict[str, Any]]:
