@@ -52,7 +52,7 @@ def test_auto_without_measurements_is_the_default(native, cli, tiny):
     [
         (["--runtime", "natve"], 2, ['did you mean "native"']),
         (["--runtime", "native", "--dtype", "float16"], 1, ["float16", "int8"]),
-        (["--runtime", "native", "--dtype", "int4"], 2, ["int4", "int8"]),
+        (["--runtime", "native", "--dtype", "int3"], 2, ["int3", "int8"]),
         (["--runtime", "torch", "--dtype", "int8"], 1, ['runtime="native"']),
         (["--runtime", "llamacpp", "--dtype", "int8"], 1, ['runtime="native"']),
     ],

@@ -89,7 +89,9 @@ def test_the_table_names_set_layer_input_and_tokens():
     sets = {"one": calibration(2, 8), "two": calibration(2, 8, seed=5)}
     rows = outlier_table(decoder, sets)
     assert len(rows) == 2 * 2 * len(INPUTS) * 2
-    assert {row["tokens"] for row in rows} == {"all", "first", "rest"} and all(np.isfinite(row["kurtosis"]) for row in rows)
+    assert {row["tokens"] for row in rows} == {"all", "first", "rest"} and all(
+        np.isfinite(row["kurtosis"]) for row in rows
+    )
     with_first = next(r for r in rows if (r["layer"], r["input"], r["tokens"]) == (1, "mlp", "all"))
     without = next(r for r in rows if (r["layer"], r["input"], r["tokens"]) == (1, "mlp", "rest"))
     assert with_first["absmax"] >= without["absmax"]

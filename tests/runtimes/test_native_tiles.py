@@ -37,9 +37,8 @@ def tiled(native_library, tmp_path_factory):
     if "avx512_vnni" not in native_library.features():
         isa = [*native_build.ISA["avx2"], "-O0"]  # it takes as long to compile as to run
         flags = [*native_build.FLAGS, *isa, "-include", str(helpers / "vnni_in_software.h"), *flags[-2:]]
-    whole = made.with_suffix(".cpp")  # as one, since what counts tiles may be there once only
-    whole.write_text("".join(f'#include "{source}"\n' for source in sorted(native_build.SOURCES.glob("*.cpp"))))
-    subprocess.run([*native_build._compiler(), *flags, "-shared", "-o", str(made), str(whole)], check=True)
+    source = native_build.SOURCES / "native.cpp"  # as one, since what counts tiles may be there once only
+    subprocess.run([*native_build._compiler(), *flags, "-shared", "-o", str(made), str(source)], check=True)
     handle = ctypes.CDLL(str(made))
     handle.tiles_multiplied.restype = ctypes.c_long
     return Library(handle), handle.tiles_multiplied

@@ -22,7 +22,7 @@ PARTS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class DecoderBlock:
     """One layer: input_norm → q, k, v → attention → o → (+) → mlp_norm → gate, up → act(gate)·up → down → (+).
 
     after_attention, after_mlp  norms before the addition to the residual stream (Gemma), else None
@@ -59,7 +59,7 @@ class DecoderMap:
     """
 
     module: torch.nn.Module
-    blocks: list[Block]
+    blocks: list[DecoderBlock]
     embedding: torch.nn.Embedding
     final_norm: torch.nn.Module
     head: torch.nn.Linear
@@ -93,7 +93,7 @@ class DecoderMap:
             norm_adds_one=gemma,
         )
 
-    def linears(self) -> Iterator[tuple[str, Block, str, torch.nn.Linear]]:
+    def linears(self) -> Iterator[tuple[str, DecoderBlock, str, torch.nn.Linear]]:
         """(name of the weight as in state_dict, block, part, matrix) of every matrix inside the blocks."""
         names = {id(child): name for name, child in self.module.named_modules()}
         for block in self.blocks:
@@ -110,9 +110,9 @@ class DecoderMap:
             norm.weight.copy_(scale - 1 if self.norm_adds_one else scale)
 
 
-def _block(number: int, layer: Any, gemma: bool) -> Block:
+def _block(number: int, layer: Any, gemma: bool) -> DecoderBlock:
     attention, mlp = layer.self_attn, layer.mlp
-    return Block(
+    return DecoderBlock(
         number=number,
         module=layer,
         input_norm=layer.input_layernorm,

@@ -29,7 +29,7 @@ from likely.compression.quantisers.gptq import quantize_decoder
 from likely.compression.quantisers.rewritten import round_decoder, run_rotation, run_smoothquant
 from likely.compression.quantized import QuantizedTensor
 from likely.compression.schemes import QuantScheme, parse_scheme
-from likely.compression.settings import MethodSettings, OtherInputs, Progress, Quantized, Rounding
+from likely.compression.settings import MethodSettings, OtherInputs, Progress, Quantized, RoundingStep
 from likely.errors import CapabilityError, check_choice
 from likely.models.convert import check_places
 from likely.models.load import Loaded, ModelInfo, load_local, resolve
@@ -197,7 +197,7 @@ def compress(
     seed: int = 0,
     alpha: float = 0.5,
     act_order: bool = False,
-    rounding: Rounding = "gptq",
+    rounding: RoundingStep = "gptq",
     other_inputs: OtherInputs = "dynamic",
     data_dir: str | Path | None = None,
     progress: Progress | None = None,

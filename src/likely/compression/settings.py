@@ -14,7 +14,7 @@ from likely.tokenizers.protocol import Tokenizer
 
 Quantized = dict[str, QuantizedTensor]  # by name of the weight
 Progress = Callable[[int, int], None]  # done, in all
-Rounding = Literal["rtn", "gptq"]
+RoundingStep = Literal["rtn", "gptq"]
 OtherInputs = Literal["dynamic", "static", "float"]
 
 
@@ -37,7 +37,7 @@ class MethodSettings:
     progress: Progress | None = None
     alpha: float = 0.5
     act_order: bool = False
-    rounding: Rounding = "gptq"
+    rounding: RoundingStep = "gptq"
     other_inputs: OtherInputs = "dynamic"
     tokenizer: Tokenizer | None = None
     pruning: PruningOptions = field(default_factory=PruningOptions)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from likely.compression.architecture import Block, DecoderMap
+from likely.compression.architecture import DecoderBlock, DecoderMap
 from likely.compression.calibration_set import CalibrationSet
 from likely.runtimes.protocol import IntArray
 
@@ -182,7 +182,7 @@ class ActivationStats:
         chosen = ((large > 0).mean(axis=0) >= LEAST_LAYERS) & (large.mean(axis=0) >= LEAST_POSITIONS)
         return [int(j) for j in np.flatnonzero(chosen)]
 
-    def _hooks(self, block: Block, hessians: bool) -> list[Any]:
+    def _hooks(self, block: DecoderBlock, hessians: bool) -> list[Any]:
         def add(name: str, values: torch.Tensor) -> None:
             rows = values.detach().reshape(-1, values.shape[-1]).double().numpy()
             key = block.number, name

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from likely.compression.architecture import Block, DecoderMap
+from likely.compression.architecture import DecoderBlock, DecoderMap
 from likely.compression.block_float.permutation import Order, Scores, pair_order, sorted_order
 from likely.compression.block_float.sorting import KSort, Layout, VSort
 from likely.compression.calibration_set import CalibrationSet
@@ -63,7 +63,7 @@ class HeadActivations:
         return torch.einsum("thi,hij,thj->h", delta, self.queries, delta).double().numpy() / len(delta)
 
 
-def weight_norms(decoder: DecoderMap, block: Block, part: Literal["k", "v"] = "k") -> Scores:
+def weight_norms(decoder: DecoderMap, block: DecoderBlock, part: Literal["k", "v"] = "k") -> Scores:
     """(H_kv, d) ‖W[i, :]‖ of the key (or value) rows; with a norm of keys, its scale times that over the mean."""
     weight = getattr(block, part).weight.detach().double()
     norms = weight.norm(dim=1).reshape(decoder.kv_heads, decoder.head_dim)

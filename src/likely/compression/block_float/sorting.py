@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from likely.compression.architecture import Block, DecoderMap
+from likely.compression.architecture import DecoderBlock, DecoderMap
 from likely.compression.block_float.permutation import Order, check_order, partners
 from likely.errors import CapabilityError
 
@@ -100,7 +100,7 @@ class _Permuted:
     key: _Rotation
 
     @classmethod
-    def of(cls, decoder: DecoderMap, block: Block, per_query: Order, order: Order) -> _Permuted:
+    def of(cls, decoder: DecoderMap, block: DecoderBlock, per_query: Order, order: Order) -> _Permuted:
         return cls(
             _Rotation.of(decoder, block, per_query, block.q_norm), _Rotation.of(decoder, block, order, block.k_norm)
         )
@@ -120,7 +120,7 @@ class _Rotation:
     eps: float = 0.0
 
     @classmethod
-    def of(cls, decoder: DecoderMap, block: Block, order: Order, norm: torch.nn.Module | None) -> _Rotation:
+    def of(cls, decoder: DecoderMap, block: DecoderBlock, order: Order, norm: torch.nn.Module | None) -> _Rotation:
         partner, sign = partners(order)
         at = _tensor(order, block)
         found = cls(at, _tensor(partner, block), torch.from_numpy(sign).to(block.k.weight)[:, None])
@@ -208,5 +208,5 @@ def _permute_rows(linear: torch.nn.Linear, order: Order) -> None:
             linear.bias.copy_(linear.bias[rows])
 
 
-def _tensor(order: Order, block: Block) -> torch.Tensor:
+def _tensor(order: Order, block: DecoderBlock) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(order)).to(block.k.weight.device)

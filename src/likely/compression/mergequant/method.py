@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from likely.compression.architecture import Block, DecoderMap
+from likely.compression.architecture import DecoderBlock, DecoderMap
 from likely.compression.calibration_set import CalibrationSet
 from likely.compression.mergequant.merged import (
     SplitColumns,
@@ -33,7 +33,7 @@ from likely.compression.quantisers.gptq import round_in_order
 from likely.compression.quantisers.walk import BlockWalk, Stage, replace_linear, second_moment
 from likely.compression.quantized import Grid, QuantizedTensor
 from likely.compression.schemes import QuantScheme
-from likely.compression.settings import MethodSettings, OtherInputs, Progress, Quantized, Rounding
+from likely.compression.settings import MethodSettings, OtherInputs, Progress, Quantized, RoundingStep
 from likely.errors import ModelError
 
 LEAST_TOKENS = 128
@@ -79,7 +79,7 @@ class MergeQuant:
     growth: float = 0.1
     threshold: float = 2.0
     clip: bool = True
-    rounding: Rounding = "gptq"
+    rounding: RoundingStep = "gptq"
 
     def __post_init__(self) -> None:
         for name, bits in (("w_bits", self.w_bits), ("a_bits", self.a_bits)):
@@ -201,7 +201,7 @@ def run_mergequant(decoder: DecoderMap, settings: MethodSettings) -> Quantized:
     return merging.fit(decoder, calibration, settings.progress)
 
 
-def _set_norm(block: Block, old: torch.nn.Module, new: torch.nn.Module) -> None:
+def _set_norm(block: DecoderBlock, old: torch.nn.Module, new: torch.nn.Module) -> None:
     [name] = [name for name, child in block.module.named_children() if child is old]
     setattr(block.module, name, new)
 
@@ -219,7 +219,7 @@ def _untie(steps: torch.Tensor, decoder: DecoderMap) -> torch.Tensor:
     return heads[:, 0].reshape(-1)
 
 
-def _divide_rows(block: Block, part: str, steps: torch.Tensor, tensor: QuantizedTensor) -> None:
+def _divide_rows(block: DecoderBlock, part: str, steps: torch.Tensor, tensor: QuantizedTensor) -> None:
     linear = block.linears()[part]
     with torch.no_grad():
         linear.weight /= steps[:, None]
@@ -229,7 +229,10 @@ def _divide_rows(block: Block, part: str, steps: torch.Tensor, tensor: Quantized
 
 
 def _replace(
-    block: Block, parts: tuple[str, ...], matrix: QuantizedTensor, wrap: Callable[[torch.nn.Linear], torch.nn.Linear]
+    block: DecoderBlock,
+    parts: tuple[str, ...],
+    matrix: QuantizedTensor,
+    wrap: Callable[[torch.nn.Linear], torch.nn.Linear],
 ) -> Quantized:
     """Put the matrices, cut out of the one they were rounded in, into the block."""
     found, start = {}, 0

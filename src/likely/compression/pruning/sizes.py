@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from likely.compression.architecture import Block, DecoderMap
+from likely.compression.architecture import DecoderBlock, DecoderMap
 from likely.errors import ModelError
 
 
@@ -145,7 +145,7 @@ def take(linear: torch.nn.Linear, rows: torch.Tensor | None, columns: torch.Tens
     linear.out_features, linear.in_features = linear.weight.shape
 
 
-def take_units(block: Block, sizes: BlockSizes, groups: Sequence[int], neurons: Sequence[int]) -> None:
+def take_units(block: DecoderBlock, sizes: BlockSizes, groups: Sequence[int], neurons: Sequence[int]) -> None:
     """Keep only these units of a block."""
     device = block.q.weight.device
     if len(groups) < sizes.groups:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from likely.compression.architecture import Block, DecoderMap
+from likely.compression.architecture import DecoderBlock, DecoderMap
 from likely.runtimes.protocol import IntArray
 
 
@@ -24,7 +24,7 @@ class Stage:
     inputs  (N·T, in), window after window
     """
 
-    block: Block
+    block: DecoderBlock
     parts: tuple[str, ...]
     inputs: torch.Tensor
 
@@ -97,12 +97,12 @@ class BlockWalk:
         after = block.after_mlp or plain
         self._hidden = [h + after(block.down(x)) for h, x in zip(self._hidden, inputs, strict=True)]
 
-    def _block(self, number: int) -> Block:
+    def _block(self, number: int) -> DecoderBlock:
         """As it is now: the caller may have put other modules into it."""
         return DecoderMap.of(self.decoder.module).blocks[number]
 
     @staticmethod
-    def _stage(block: Block, parts: tuple[str, ...], inputs: list[torch.Tensor]) -> Stage:
+    def _stage(block: DecoderBlock, parts: tuple[str, ...], inputs: list[torch.Tensor]) -> Stage:
         rows = torch.cat(inputs)
         return Stage(block, parts, rows.reshape(-1, rows.shape[-1]))
 
@@ -112,7 +112,7 @@ def second_moment(inputs: torch.Tensor) -> torch.Tensor:
     return 2 / len(inputs) * (inputs.T @ inputs)
 
 
-def replace_linear(block: Block, part: str, linear: torch.nn.Linear) -> None:
+def replace_linear(block: DecoderBlock, part: str, linear: torch.nn.Linear) -> None:
     """Put another module where a part of a block is."""
     owner: Any = block.module.mlp if part in ("gate", "up", "down") else block.module.self_attn
     setattr(owner, f"{part}_proj", linear)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from likely.compression.architecture import Block, DecoderMap
+from likely.compression.architecture import DecoderBlock, DecoderMap
 from likely.compression.transforms.scaling import rewrite
 from likely.errors import CapabilityError
 
@@ -44,7 +44,7 @@ def rotate_residual(decoder: DecoderMap, rotation: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def rotate_values(decoder: DecoderMap, block: Block, rotation: torch.Tensor) -> None:
+def rotate_values(decoder: DecoderMap, block: DecoderBlock, rotation: torch.Tensor) -> None:
     """The values of each head become Rᵀv, R (head_dim, head_dim) orthogonal: rows of v, columns of o."""
     rotation, size = rotation.double(), decoder.head_dim
     rewrite(block.v, lambda w: (rotation.T @ w.reshape(-1, size, w.shape[1])).reshape(w.shape))

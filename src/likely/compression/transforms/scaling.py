@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import Linear
 
-from likely.compression.architecture import Block, DecoderMap
+from likely.compression.architecture import DecoderBlock, DecoderMap
 from likely.errors import ModelError
 from likely.runtimes.protocol import IntArray
 
@@ -20,7 +20,7 @@ NORM_FED: dict[str, tuple[str, ...]] = {"attention": ("q", "k", "v"), "mlp": ("g
 OutlierPlace = Literal["norms", "keys", "neurons"]
 
 
-def norm_of(block: Block, place: str) -> torch.nn.Module:
+def norm_of(block: DecoderBlock, place: str) -> torch.nn.Module:
     """The norm whose output the matrices `NORM_FED[place]` of a block read."""
     return block.input_norm if place == "attention" else block.mlp_norm
 
@@ -51,13 +51,13 @@ def scale_norm(decoder: DecoderMap, norm: torch.nn.Module, consumers: Iterable[L
         scale_columns(linear, scale)
 
 
-def scale_neurons(block: Block, scale: torch.Tensor) -> None:
+def scale_neurons(block: DecoderBlock, scale: torch.Tensor) -> None:
     """Divide the inputs of down by scale (neurons,): rows of up, columns of down."""
     scale_rows(block.up, 1 / scale)
     scale_columns(block.down, scale)
 
 
-def scale_values(decoder: DecoderMap, block: Block, scale: torch.Tensor) -> None:
+def scale_values(decoder: DecoderMap, block: DecoderBlock, scale: torch.Tensor) -> None:
     """Divide the values by scale (kv heads · head_dim,): rows of v; columns of o, equal for the heads of a group."""
     scale_rows(block.v, 1 / scale)
     scale_columns(block.o, repeat_heads(decoder, scale))
@@ -92,7 +92,7 @@ def fold_norms(decoder: DecoderMap) -> DecoderMap:
     return decoder
 
 
-def permute_neurons(block: Block, order: torch.Tensor) -> None:
+def permute_neurons(block: DecoderBlock, order: torch.Tensor) -> None:
     """Another order of the MLP's neurons: rows of gate and up, columns of down."""
     order = _permutation(order, block.down.in_features)
     for linear in (block.gate, block.up):
@@ -100,7 +100,7 @@ def permute_neurons(block: Block, order: torch.Tensor) -> None:
     rewrite(block.down, lambda w: w[:, order])
 
 
-def permute_heads(decoder: DecoderMap, block: Block, order: torch.Tensor) -> None:
+def permute_heads(decoder: DecoderMap, block: DecoderBlock, order: torch.Tensor) -> None:
     """Another order of the key-value groups, each with its query heads: rows of q, k, v, columns of o."""
     order = _permutation(order, decoder.kv_heads)
     size, groups = decoder.head_dim, decoder.heads // decoder.kv_heads

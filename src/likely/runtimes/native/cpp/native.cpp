@@ -3,11 +3,21 @@
 // The caller (runtime.py) owns tokens, positions, slots and trees; here are weights, keys and values, and
 // arithmetic.  Every pointer that is passed in stays the caller's.  No function throws; memory that cannot be had is
 // reported by a null pointer or a status other than 0.
+//
+// Compiled in two parts at one time: LIKELY_PART 1 is products of codes, which take a compiler longest, 2 the rest.
 #include <exception>
 #include <new>
 
 #include "forward.h"
 #include "reduce.h"
+
+#if LIKELY_PART != 2
+void multiply_codes_of(Type type, const uint8_t* panel, const Rows& rows, int m0, int n, float* out) {
+  with_type(type, [&](auto t) { multiply_codes<decltype(t)::value>(panel, rows, m0, n, out); });
+}
+#endif
+
+#if LIKELY_PART != 1
 
 extern "C" {
 
@@ -139,3 +149,4 @@ int likely_multiply(Session* session, int kind, int type, int rotated, const flo
 }
 
 }  // extern "C"
+#endif

@@ -269,7 +269,7 @@ static void multiply_codes(const uint8_t* panel, const Rows& rows, int m0, int n
   }
 }
 
-// The same of any type: in products.cpp, which is compiled at the same time as native.cpp.
+// The same of any type: see native.cpp.
 __attribute__((visibility("hidden"))) void multiply_codes_of(Type type, const uint8_t* panel, const Rows& rows, int m0,
                                                               int n, float* out);
 
