@@ -88,7 +88,7 @@ def test_the_table_names_set_layer_input_and_tokens():
     decoder = random_decoder()
     sets = {"one": calibration(2, 8), "two": calibration(2, 8, seed=5)}
     rows = outlier_table(decoder, sets)
-    assert len(rows) == 2 * 2 * len(INPUTS) * 2
+    assert len(rows) == 2 * 2 * len(INPUTS) * 3
     assert {row["tokens"] for row in rows} == {"all", "first", "rest"} and all(
         np.isfinite(row["kurtosis"]) for row in rows
     )
