@@ -18,6 +18,7 @@ def print_json(record: dict[str, Any]) -> None:
     typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
 
 
+LEAST_DRAFTED = 16  # tokens of a text in which a drafter could have guessed something
 _CONTROL = {c: "\N{REPLACEMENT CHARACTER}" for c in (*range(32), *range(127, 160)) if c not in (9, 10)}
 
 
@@ -95,6 +96,15 @@ def print_stats(result: Any) -> None:
     if result.proposed:
         line += f"; drafted {result.proposed}, kept {result.accepted} ({result.accepted / result.proposed:.0%})"
     typer.echo(line, err=True)
+
+
+def print_undrafted(results: Sequence[Any], drafter: str | None, budget: str, runtime: str) -> None:
+    """One line on stderr where a drafter was asked for and none of its guesses was worth a longer call."""
+    tokens = sum(len(result.token_ids or []) for result in results)
+    if drafter in (None, "none") or budget != "auto" or tokens < LEAST_DRAFTED or any(r.proposed for r in results):
+        return
+    way = "" if runtime == "native" else f", as {runtime} computes them; --runtime native makes several positions cheap"
+    typer.echo(f"Note: nothing was drafted: no guess of {drafter} was worth a longer call{way}", err=True)
 
 
 def print_ending(result: Any) -> None:

@@ -18,6 +18,7 @@ from likely.cli.printing import (
     print_json,
     print_stats,
     print_stream,
+    print_undrafted,
 )
 from likely.cli.show import ALTERNATIVES, ShowFlags
 from likely.errors import ConstraintError, DataError, ModelError
@@ -117,6 +118,7 @@ def ask(
             return
         if not (look.as_json or look.show):  # which say it themselves
             print_ending(answer)
+        print_undrafted([answer], text.drafter, text.draft_budget, lm.info.runtime)
         print_better(lm.info.name)
         look.present(lm, [answer], title=asked, prompt=stream.prompt)
         forms.conclude([answer])

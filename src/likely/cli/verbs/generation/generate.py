@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from likely.cli import flags, forms, options
-from likely.cli.printing import for_terminal, print_json, print_stats, print_stream
+from likely.cli.printing import for_terminal, print_json, print_stats, print_stream, print_undrafted
 from likely.cli.show import ALTERNATIVES, ShowFlags
 from likely.lm.options import OPTIONS
 
@@ -63,5 +63,6 @@ def generate(
         if stats:
             for result in results:
                 print_stats(result)
+        print_undrafted(results, text.drafter, text.draft_budget, lm.info.runtime)
         look.present(lm, results, title="likely generate", prompt=prompt)
         forms.conclude(results)
