@@ -9,7 +9,7 @@ from tiny_gguf import write_tiny_llama
 
 from likely.compression.calibration_set import CalibrationSet
 from likely.compression.evaluate import compare_all
-from likely.compression.methods import METHODS, compress, reference_of
+from likely.compression.methods import METHODS, check_target, compress, reference_of
 from likely.errors import CapabilityError
 from likely.models.load import load_local
 
@@ -69,9 +69,14 @@ def test_files_hold_the_same_model(case, made, reference, tmp_path):
     assert ("output.weight" in names) == (CASES[case][0] == "rotation")
 
 
-def test_a_model_that_no_file_can_hold_says_so(made, tmp_path):
-    with pytest.raises(CapabilityError, match="mergequant cannot be exported"):
-        made[7].export(tmp_path / "x.gguf")
+def test_a_file_of_mergequant_holds_its_weights_as_floats(made, reference, model, tmp_path):
+    found, data = made[7], some(reference, 2, 24, 1)
+    for target in (tmp_path / "x.gguf", tmp_path / "folder"):
+        found.export(target)
+        loaded = load_local(target, runtime="torch", dtype="float32")
+        assert 0 < compare_all(reference, {"file": loaded}, data)["file"].kl < 0.02
+    with pytest.raises(CapabilityError, match="leave out --packed"):
+        check_target(model, tmp_path / "packed", method="mergequant", scheme=None, overwrite=False, packed=True)
 
 
 def test_smoothquant_and_mergequant_want_activations(model, reference):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ from likely.compression.mergequant.merged import (
     split_columns,
     split_integers,
 )
-from likely.compression.mergequant.method import MergeQuant, QuantRMSNorm, run_mergequant, use_integer_products
+from likely.compression.mergequant.method import MergeQuant, QuantRMSNorm, run_mergequant, unfold, use_integer_products
 from likely.compression.quantisers.activations import to_codes
 from likely.compression.quantized import round_to_nearest
 from likely.compression.schemes import parse_scheme
@@ -115,6 +117,20 @@ def test_eight_bits_keep_the_distribution(name, other_inputs):
     assert divergence(before, logits_of(decoder.module, windows())) < (
         0.1 if other_inputs == "static" else 0.02  # steps of down's inputs differ much, and its columns are not split
     )
+
+
+@pytest.mark.parametrize("other_inputs", ["dynamic", "static"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_unfolded_it_is_the_same_model_but_for_the_rounding_of_activations(name, other_inputs, monkeypatch):
+    decoder = random_decoder(name)
+    original = copy.deepcopy(decoder.module)
+    MergeQuant(4, 8, other_inputs=other_inputs).fit(decoder, calibration())
+    before = logits_of(original, windows(2, 16))
+    plain = logits_of(unfold(decoder.module, original), windows(2, 16))
+    for place in ("mergequant.method", "quantisers.activations"):
+        monkeypatch.setattr(f"likely.compression.{place}.to_codes", lambda inputs, scale, bits: inputs / scale)
+    torch.testing.assert_close(plain, logits_of(decoder.module, windows(2, 16)), rtol=1e-4, atol=1e-4)
+    assert float((plain - before).abs().max()) > 1e-2  # of weights in 4 bits
 
 
 def divergence(before, after):

@@ -18,7 +18,7 @@ import torch
 from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.calibration_set import CalibrationSet, calibration_set
 from likely.compression.export import export_folder, export_gguf, gguf_type
-from likely.compression.mergequant.method import run_mergequant
+from likely.compression.mergequant.method import run_mergequant, unfold
 from likely.compression.packed_folder import export_packed, quantization_config
 from likely.compression.pruning.nirvana import PruningOptions, allocation_of, make_plan, nirvana_plan, prune
 from likely.compression.pruning.plan import PruningPlan
@@ -52,7 +52,7 @@ class CompressionMethod:
     calibrates  whether it looks at a calibration set
     scheme      where none is asked for
     rounds_inputs  whether it rounds activations itself; else that follows, where the scheme has bits for them
-    no_file     why its models cannot be exported
+    unfold      what makes a plain model of (its module, the original): files then hold the rounded weights as floats
     options     of `MethodSettings` that it takes, beside scheme, calibration, sparsity and seed
     """
 
@@ -62,7 +62,7 @@ class CompressionMethod:
     plan: Callable[[DecoderMap, MethodSettings], PruningPlan] | None = None
     scheme: str = "w4g64"
     rounds_inputs: bool = False
-    no_file: str = ""
+    unfold: Callable[[torch.nn.Module, torch.nn.Module], torch.nn.Module] | None = None
     options: tuple[str, ...] = ()
 
     @property
@@ -112,7 +112,7 @@ METHODS: dict[str, CompressionMethod] = {
         run_mergequant,
         scheme="w4a4",
         rounds_inputs=True,
-        no_file="norms that emit codes have no place in GGUF files or transformers folders",
+        unfold=unfold,
         options=("rounding", "other_inputs"),
     ),
     "nirvana": CompressionMethod("prune groups of heads and neurons of least effect on the logits", plan=_nirvana),
@@ -162,14 +162,15 @@ class CompressedModel:
 
         packed  a folder keeps the integers, in compressed-tensors' format (`packed_folder`); else it holds floats
         """
-        if why := METHODS[self.settings["method"]].no_file:
-            raise CapabilityError(f"a model made by {self.settings['method']} cannot be exported: {why}")
+        module, quantized = self.module, self.quantized
+        if (plain := METHODS[self.settings["method"]].unfold) is not None:
+            module, quantized = plain(module, open_module(self.source)[1]), {}
         if Path(target).suffix == ".gguf":
             write = export_gguf
         else:
-            write = export_packed if packed and self.quantized else export_folder
+            write = export_packed if packed and quantized else export_folder
         return write(
-            self.module, self.quantized, self.source, Path(target), record=self.record(), overwrite=overwrite,
+            module, quantized, self.source, Path(target), record=self.record(), overwrite=overwrite,
             progress=progress,
         )  # fmt: skip
 
@@ -282,9 +283,9 @@ def check_target(
 ) -> None:  # fmt: skip
     """Raise before the work begins on what `export` would refuse after it."""
     entry = METHODS[method]
-    if entry.no_file:
-        raise CapabilityError(f"a model made by {method} cannot be exported: {entry.no_file}")
-    rounding = None if entry.prunes else parse_scheme(scheme or entry.scheme)
+    if packed and (entry.unfold is not None or entry.prunes):
+        raise CapabilityError(f"the file of a model made by {method} holds floats: leave out --packed")
+    rounding = None if entry.prunes or entry.unfold is not None else parse_scheme(scheme or entry.scheme)
     if rounding is not None and target.suffix == ".gguf":
         gguf_type(rounding)
     elif rounding is not None and packed:

@@ -187,6 +187,31 @@ def use_integer_products(decoder: DecoderMap, quantized: Quantized) -> None:
             linear.use_integers(quantized[name])
 
 
+@torch.no_grad()
+def unfold(module: torch.nn.Module, original: torch.nn.Module) -> torch.nn.Module:
+    """`original`, the model before `fit`, with the rounded weights of `module`; activations are floats in it.
+
+    A column's step is what its norm lost; the columns of a split channel add up to one.
+    """
+    plain = DecoderMap.of(original)
+    for ours, theirs in zip(DecoderMap.of(module).blocks, plain.blocks, strict=True):
+        for part, linear in ours.linears().items():
+            weights = linear.weight
+            if part not in ("o", "down"):
+                norm = "mlp_norm" if part in ("gate", "up") else "input_norm"
+                folded: QuantRMSNorm = getattr(ours, norm)
+                own = plain.norm_scale(getattr(theirs, norm))
+                now = plain.norm_scale(folded.norm)
+                steps = torch.where(now == 0, torch.ones_like(now), own / now)
+                index = torch.arange(len(own)) if folded.index is None else folded.index
+                weights = torch.zeros(len(weights), len(own)).index_add_(1, index, weights) / steps
+            target = theirs.linears()[part]
+            target.weight.copy_(weights)
+            if target.bias is not None:
+                target.bias.copy_(linear.bias)
+    return original
+
+
 def run_mergequant(decoder: DecoderMap, settings: MethodSettings) -> Quantized:
     """As a method of `compress`."""
     scheme, calibration = settings.needed()
