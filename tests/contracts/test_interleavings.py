@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from factories import FACTORIES
+from factories import FACTORIES, runtime_cases
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from interleavings import Interleavings
@@ -12,7 +12,7 @@ NAMES = [name for name in FACTORIES if not name.startswith("llamacpp") and name 
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", runtime_cases(NAMES))
 def test_any_interleaving_equals_fresh_decodes(name):
     build, allowed = FACTORIES[name]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from factories import FACTORIES
+from factories import FACTORIES, runtime_cases
 
 from likely.errors import CapabilityError, KvFull, LikelyError
 from likely.runtimes.protocol import LayerPlan, Runtime, Want, Work
@@ -13,7 +13,7 @@ from likely.runtimes.rows import log_softmax, logsumexp
 LENGTH = 20
 
 
-@pytest.fixture(scope="module", params=list(FACTORIES))
+@pytest.fixture(scope="module", params=runtime_cases())
 def made(request):
     build, tolerance = FACTORIES[request.param]
     runtime = build()

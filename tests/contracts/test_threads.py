@@ -11,7 +11,7 @@ import threading
 
 import numpy as np
 import pytest
-from factories import FACTORIES
+from factories import FACTORIES, runtime_cases
 
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
@@ -28,7 +28,7 @@ from likely.scoring.likelihood import Item, score_items
 THREADS = 8
 
 
-@pytest.fixture(scope="module", params=list(FACTORIES))
+@pytest.fixture(scope="module", params=runtime_cases())
 def made(request):
     build, tolerance = FACTORIES[request.param]
     runtime = build()
@@ -162,7 +162,7 @@ def test_a_forked_child_refuses(made):
     runtime.close(held)
 
 
-@pytest.mark.parametrize("name", list(FACTORIES))
+@pytest.mark.parametrize("name", runtime_cases())
 def test_shutdown_waits_for_a_call_and_may_be_repeated(name):
     runtime = FACTORIES[name][0]()
     inside, go_on, order = threading.Event(), threading.Event(), []

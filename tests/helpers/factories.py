@@ -6,7 +6,10 @@ tokens, and a vocabulary of at least 8 tokens. Tolerance 0 means bit-identical l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
 
 from likely.runtimes.protocol import Runtime
 from likely.runtimes.toy import ToyRuntime
@@ -125,3 +128,9 @@ FACTORIES: dict[str, tuple[Callable[[], Runtime], float]] = {
     "native-int4": (native("qwen2", "int4"), 0.0),
     "torch-recompute": (torch_runtime("mamba"), 1e-4),
 }
+OFTEN = ("toy", "torch", "llamacpp", "native", "native-file")  # the others differ from one of these in a format
+
+
+def runtime_cases(names: Iterable[str] = FACTORIES) -> list[Any]:
+    """Parameters of a suite that runs over runtimes: of variants only every third case is not slow."""
+    return [name if name in OFTEN else pytest.param(name, marks=pytest.mark.sampled(3)) for name in names]
