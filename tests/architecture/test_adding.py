@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from private_cache import private_cache
 from tiny_gguf import write_tiny_llama
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +187,7 @@ def project(request, tmp_path):
         (root / path).write_text(text)
 
     def run(*arguments):
-        environment = {**os.environ, "PYTHONPATH": str(root / "src"), "LIKELY_CACHE": str(tmp_path / "cache")}
+        environment = {**os.environ, "PYTHONPATH": str(root / "src"), "LIKELY_CACHE": private_cache(tmp_path / "cache")}
         program = ["-c", "from likely.cli import main; main()"] if arguments[0] != "python" else []
         done = subprocess.run(
             [sys.executable, *program, *map(str, arguments[not program :])],

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+from private_cache import private_cache
 from tiny_gguf import write_tiny_llama
 
 from likely.cli.app import run
@@ -40,7 +41,7 @@ class Terminal(io.TextIOWrapper):
 
 @pytest.fixture
 def cli(monkeypatch, tmp_path):
-    monkeypatch.setenv("LIKELY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LIKELY_CACHE", private_cache(tmp_path / "cache"))
     monkeypatch.setenv("LIKELY_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
 

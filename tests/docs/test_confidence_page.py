@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from private_cache import private_cache
 
 PAGE = (Path(__file__).parents[2] / "docs" / "confidence.md").read_text(encoding="utf-8")
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
@@ -28,8 +29,8 @@ def test_everything_on_the_page_works_in_order(tmp_path, smollm2_path):
     (program.parent / "python").symlink_to(sys.executable)
     (tmp_path / "bigger.gguf").symlink_to(smollm2_path)
     home = {
-        **os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "LIKELY_CACHE": str(tmp_path / "cache"),
-        "LIKELY_CALIBRATORS": str(tmp_path / "calibrators"),
+        **os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "LIKELY_CACHE": private_cache(tmp_path / "cache"), "LIKELY_CALIBRATORS": str(tmp_path / "calibrators"),
     }  # fmt: skip
 
     def run(*command):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from private_cache import private_cache
 
 ROOT = Path(__file__).parents[2]
 # pages with a test of their own (test_NAME_page.py) check more than that the commands run
@@ -44,8 +45,8 @@ def test_every_command_of_a_page_works_in_order(page, tmp_path, smollm2_path):
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     shutil.copy(ROOT / "README.md", tmp_path)
     home = {
-        **os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "LIKELY_CACHE": str(tmp_path / "cache"),
-        "LIKELY_CALIBRATORS": str(tmp_path / "calibrators"),
+        **os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "LIKELY_CACHE": private_cache(tmp_path / "cache"), "LIKELY_CALIBRATORS": str(tmp_path / "calibrators"),
     }  # fmt: skip
     for command in commands(page):
         command = re.sub(r"likely query (?!.*--yes)", "likely query --yes ", command)

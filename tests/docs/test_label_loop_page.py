@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from private_cache import private_cache
 
 PAGE = Path(__file__).parents[2] / "docs" / "label-loop.md"
 
@@ -22,7 +23,11 @@ def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
     program.chmod(0o755)
-    home = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "LIKELY_CACHE": str(tmp_path / "cache")}
+    home = {
+        **os.environ,
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "LIKELY_CACHE": private_cache(tmp_path / "cache"),
+    }
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
     assert len(blocks) == 5
     for block in blocks:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from private_cache import private_cache
 
 from likely.prompting.ensembles.combining import COMBINATIONS
 from likely.prompting.selection.criteria import METHODS, PER_INPUT
@@ -37,7 +38,11 @@ def test_every_command_and_its_python_work_in_order(tmp_path, smollm2_path):
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
     program.chmod(0o755)
-    home = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "LIKELY_CACHE": str(tmp_path / "cache")}
+    home = {
+        **os.environ,
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "LIKELY_CACHE": private_cache(tmp_path / "cache"),
+    }
 
     def run(command):
         done = subprocess.run(command, cwd=tmp_path, env=home, capture_output=True, timeout=120)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from private_cache import private_cache
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
@@ -43,7 +44,11 @@ def test_the_command_of_the_page_works(texts_and_rules, smollm2_path):
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
     program.chmod(0o755)
-    home = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "LIKELY_CACHE": str(texts_and_rules / "c")}
+    home = {
+        **os.environ,
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "LIKELY_CACHE": private_cache(texts_and_rules / "c"),
+    }
     (command,) = [block for block in blocks("sh") if block.startswith("likely")]
     done = subprocess.run(
         ["bash", "-e", "-c", command], cwd=texts_and_rules, env=home, capture_output=True, timeout=300

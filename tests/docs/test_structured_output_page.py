@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from private_cache import private_cache
 
 PAGE = (Path(__file__).parents[2] / "docs" / "structured-output.md").read_text(encoding="utf-8")
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
@@ -25,7 +26,11 @@ def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
     program.chmod(0o755)
-    home = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "LIKELY_CACHE": str(tmp_path / "cache")}
+    home = {
+        **os.environ,
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "LIKELY_CACHE": private_cache(tmp_path / "cache"),
+    }
     (schema,) = blocks("json")
     (tmp_path / "person.json").write_text(schema)
     commands = [block for block in blocks("sh") if not block.startswith("pip install")]

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from private_cache import private_cache
 
 from likely.uncertainty.table import ESTIMATORS
 
@@ -40,7 +41,11 @@ def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
     program.chmod(0o755)
     (program.parent / "python").symlink_to(sys.executable)
-    home = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "LIKELY_CACHE": str(tmp_path / "cache")}
+    home = {
+        **os.environ,
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "LIKELY_CACHE": private_cache(tmp_path / "cache"),
+    }
     blocks = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.S)
     assert len(blocks) == 5
     few = "for a in 2 12; do for b in 1 4 7 9"  # of the 48 sums 8, and fewer samples
