@@ -241,6 +241,7 @@ def native_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
         "native_quality": timed(benchmarks, "native_quality", tables.quality),
         "native_figures": timed(benchmarks, "native", tables.figures),
         "native_bakeoff": timed(benchmarks, "native_bakeoff", tables.bakeoff),
+        "packed_weights": timed(benchmarks, "packed_weights", tables.packed),
         "native_speculation": timed(benchmarks, "speculation_smollm2_native", tables.speculation),
     }
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))

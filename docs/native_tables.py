@@ -211,6 +211,29 @@ def _milliseconds(call: Record) -> str:
 SPECULATION_TARGETS = {"second turns": 1.3, "text-to-SQL": 1.3, "self-correction": 2.0}
 
 
+def packed(benchmark: Record, grid: Grid) -> str:
+    """Milliseconds per call of both runtimes on the same file, their ratio beside its target; memory, loading."""
+    head, parts = ["", "native, ms", "llama.cpp, ms", "times as fast"], []
+    for model in benchmark["models"]:
+        rows = []
+        for name, column in model["columns"].items():
+            cell = times(column["speedup"])
+            if column["target"] is not None:
+                cell += f"; {verdict(column['speedup']['median'], column['target'])}"
+            ours, theirs = (number(column["milliseconds"][runtime][0]) for runtime in ("native", "llama.cpp"))
+            rows.append([name, ours, theirs, cell])
+        loads = model["loads"]
+        first, again, other = (loads[name]["seconds"] for name in ("native, first", "native", "llama.cpp"))
+        most = [loads[name]["VmHWM"] / 1e6 for name in ("native", "llama.cpp")]
+        parts.append(
+            f"**{model['weights']}, the shape of {model['shape'].upper()}** ({model['file_bytes'] / 1e6:,.0f} MB)\n\n"
+            f"{grid(head, rows)}\nPacked weights {model['weights_bytes'] / model['file_bytes']:.3f} times the file; "
+            f"largest memory {most[0]:,.0f} MB, llama.cpp {most[1]:,.0f} MB; loaded in {again:.2f} s ({first:.1f} s "
+            f"the first time), llama.cpp {other:.2f} s.\n"
+        )
+    return "\n".join(parts)
+
+
 def speculation(benchmark: Record, grid: Grid) -> str:
     """Per task and drafter: decoding time of plain over drafted, and how many texts stayed the same."""
     (run,) = benchmark["runs"]
