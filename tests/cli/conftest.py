@@ -40,8 +40,8 @@ class Terminal(io.TextIOWrapper):
 
 
 @pytest.fixture
-def cli(monkeypatch, tmp_path):
-    monkeypatch.setenv("LIKELY_CACHE", private_cache(tmp_path / "cache"))
+def cli(monkeypatch, tmp_path, tmp_path_factory):
+    monkeypatch.setenv("LIKELY_CACHE", private_cache(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("LIKELY_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
 

@@ -64,9 +64,10 @@ def test_wrong_combinations_are_one_line(cli, tiny, options, code, words):
     assert all(word in line for word in words), line
 
 
-def test_without_a_compiler_it_is_one_line(cli, tiny, monkeypatch):
+def test_without_a_compiler_it_is_one_line(cli, tiny, monkeypatch, tmp_path):
     from likely.runtimes.native import build as native_build
 
+    monkeypatch.setenv("LIKELY_CACHE", str(tmp_path / "empty"))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("likely.runtimes.native.runtime.library", native_build.library.__wrapped__)
