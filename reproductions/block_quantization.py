@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from study import (
+    RunningModel,
     arguments,
     conclude,
     data_sources,
@@ -92,12 +93,6 @@ FORMS = (
     Form("outliers, n=32, unsorted", "bfp12/f32", injected=True),
     Form("outliers, n=32, weight norm", "bfp12/f32", "weight", injected=True),
 )
-
-
-@dataclass
-class Candidate:
-    runtime: TorchRuntime
-    tokenizer: Tokenizer
 
 
 @dataclass
@@ -190,10 +185,10 @@ def measure_forms(
 
     def run(form: Form) -> dict[str, Any]:
         if not remembered:
-            reference = Candidate(TorchRuntime(module, revision="reference"), tokenizer)
+            reference = RunningModel(TorchRuntime(module, revision="reference"), tokenizer)
             remembered.extend(RememberedRows(reference, window) for window in windows)
         runtime = prepared(form, module, calibration)
-        reports = [rows.compare(Candidate(runtime, tokenizer)) for rows in remembered[: chosen(form)]]
+        reports = [rows.compare(RunningModel(runtime, tokenizer)) for rows in remembered[: chosen(form)]]
         return asdict(Measured(
             kl=[r.kl for r in reports],
             log_ratio=[r.log_ratio for r in reports],

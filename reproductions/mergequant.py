@@ -16,12 +16,22 @@ import argparse
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from study import arguments, conclude, data_sources, model_source, ratio_figure, report, run_script, run_study
+from study import (
+    RunningModel,
+    arguments,
+    conclude,
+    data_sources,
+    model_source,
+    ratio_figure,
+    report,
+    run_script,
+    run_study,
+)
 
 from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.calibration_set import CalibrationSet, calibration_set
@@ -56,14 +66,6 @@ FULL_GRID: Grid = {(8, 8): WAYS, (4, 8): WAYS, (4, 4): WAYS}
 FILES = (("wikitext2", "valid"), ("wikitext2", "test"), ("c4_sample", None))
 NEAR, HALF = 1.5, 0.5  # the spec's bounds on ratios of KL
 SAME = 1e-4  # share of the logits' range by which integer products may differ from simulated ones
-
-
-@dataclass
-class Candidate:
-    """What a comparison needs of a model."""
-
-    runtime: TorchRuntime
-    tokenizer: Tokenizer
 
 
 def baseline(decoder: DecoderMap, calibration: CalibrationSet, way: str, w_bits: int, a_bits: int) -> None:
@@ -115,7 +117,7 @@ def study(
     apart: dict[tuple[int, int], float] = {}
     for label, module in modules.items():
         # a copy: the runtime gives a module's attention another implementation
-        reference = Candidate(TorchRuntime(copy.deepcopy(module), revision="original"), tokenizer)
+        reference = RunningModel(TorchRuntime(copy.deepcopy(module), revision="original"), tokenizer)
         remembered = [RememberedRows(reference, data) for data in evaluations]
         del reference
         for (w_bits, a_bits), ways in grid.items():
@@ -123,7 +125,7 @@ def study(
                 quantised, difference = quantise(module, calibration, way, w_bits, a_bits)
                 if difference is not None and label == next(iter(modules)):
                     apart[w_bits, a_bits] = difference
-                candidate = Candidate(TorchRuntime(quantised, revision=way), tokenizer)
+                candidate = RunningModel(TorchRuntime(quantised, revision=way), tokenizer)
                 for rows in remembered:
                     found = [float(w.kl.mean()) for w in rows.windows(candidate)]
                     kls[label, rows.data.name, w_bits, a_bits, way] = found

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from scipy import stats
 from study import (
+    RunningModel,
     arguments,
     conclude,
     data_sources,
@@ -93,12 +94,6 @@ class Texts:
     evaluations: Mapping[str, CalibrationSet]
 
 
-@dataclass(frozen=True)
-class OnTorch:
-    runtime: TorchRuntime
-    tokenizer: Tokenizer
-
-
 @dataclass
 class Findings:
     figures: list[Figure] = field(default_factory=list)
@@ -112,7 +107,7 @@ class Judge:
     def __init__(self, module: torch.nn.Module, tokenizer: Tokenizer, say: Callable[[str], None]):
         self.module, self.tokenizer, self.say = module, tokenizer, say
         self._stack = ExitStack()
-        self._original = OnTorch(TorchRuntime(module), tokenizer)
+        self._original = RunningModel(TorchRuntime(module), tokenizer)
         self._known: dict[str, RememberedRows] = {}
 
     def __enter__(self) -> Judge:
@@ -125,7 +120,7 @@ class Judge:
         if data.digest not in self._known:
             self._known[data.digest] = RememberedRows(self._original, data)
             self._stack.callback(self._known[data.digest].close)
-        found = self._known[data.digest].compare(OnTorch(TorchRuntime(pruned, revision=name), self.tokenizer))
+        found = self._known[data.digest].compare(RunningModel(TorchRuntime(pruned, revision=name), self.tokenizer))
         self.say(f"{name}: KL {found.kl:.4f} on {data.name}, perplexity {found.perplexity:.1f}")
         return found
 

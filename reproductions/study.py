@@ -13,7 +13,7 @@ import inspect
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,18 @@ from likely.io.hashes import file_sha256
 from likely.metrics.bootstrap import bootstrap_ratio
 from likely.metrics.intervals import wilson
 from likely.runtimes.machine import cores, machine
+from likely.runtimes.protocol import Runtime
+from likely.tokenizers.protocol import Tokenizer
 
 VERSIONS = ("likely", "numpy", "torch", "transformers", "llama-cpp-python")
+
+
+@dataclass(frozen=True)
+class RunningModel:
+    """What `likely.compression` compares: likelihoods, and the tokenizer of their tokens."""
+
+    runtime: Runtime
+    tokenizer: Tokenizer
 
 
 def data_sources(files: Iterable[tuple[str, str | None]]) -> list[Source]:

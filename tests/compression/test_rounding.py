@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from likely.compression import QuantScheme, parse_scheme, round_to_nearest
-from likely.compression.export import TYPES, encode_blocks, gguf_type
+from likely.compression.export import TYPES, blocks_of, gguf_type
 from likely.compression.quantized import fit_grid, pack_codes, round_to_grid, unpack_codes
 from likely.errors import CapabilityError
 
@@ -134,7 +134,7 @@ def test_packed_codes_come_back(bits, symmetric, seed):
 def test_blocks_are_what_gguf_reads(bits, symmetric, group):
     tensor = round_to_nearest(matrix(seed=bits), QuantScheme(bits, group, symmetric))
     kind, _ = gguf_type(tensor.scheme)
-    decoded = gguf.quants.dequantize(encode_blocks(tensor), gguf.GGMLQuantizationType[kind])
+    decoded = gguf.quants.dequantize(blocks_of(tensor), gguf.GGMLQuantizationType[kind])
     assert np.array_equal(decoded, tensor.dequantize())
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -116,14 +115,11 @@ def compare_all(
 ) -> dict[str, LikelihoodReport]:
     """The same for several candidates in one pass of the reference. progress: called with 1 after each window."""
     length = data.input_ids.shape[1]
-    if not 1 <= skip < length:
-        raise ValueError(f"skip must lie between 1 and {length - 1} for windows of {length} tokens, got {skip}")
+    _check_skip(skip, length)
     for name, model in candidates.items():
         _check_tokenizers(name, reference.tokenizer, model.tokenizer)
     for name, model in {"the reference": reference, **candidates}.items():
-        most = min(model.runtime.context_length, model.runtime.limits.tokens_held)
-        if length > most:
-            raise ModelError(f"windows of {length} tokens do not fit {name}, which holds {most}: ask for shorter ones")
+        _check_room(name, model.runtime, length)
     runtimes = {name: model.runtime for name, model in candidates.items()}
     found: dict[str, list[Compared]] = {name: [] for name in candidates}
     for window in data.input_ids:
@@ -144,6 +140,7 @@ class RememberedRows:
         self.data, self._tokenizer = data, reference.tokenizer
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed with this object
         windows, length = data.input_ids.shape
+        _check_room("the reference", reference.runtime, length)
         shape = (windows, length - 1, reference.runtime.vocab_size)
         self._rows = np.memmap(self._file, np.float32, "w+", shape=shape)
         for number, window in enumerate(data.input_ids):
@@ -156,15 +153,16 @@ class RememberedRows:
 
     def windows(self, candidate: Likelihoods, *, skip: int = 1) -> list[Compared]:
         """Each window by itself: candidates that are to be compared with each other are so window by window."""
+        length = self.data.input_ids.shape[1]
+        _check_skip(skip, length)
         _check_tokenizers("the candidate", self._tokenizer, candidate.tokenizer)
+        _check_room("the candidate", candidate.runtime, length)
         found = []
-        for number, window in enumerate(self.data.input_ids):
-            parts = []
-            for start, rows in _pieces(candidate.runtime, window):
-                scored = slice(max(0, skip - 1 - start), None)
-                stop = start + len(rows)
-                reference = self._rows[number, start:stop][scored]
-                parts.append(compare_rows(reference, rows[scored], window[start + 1 : stop + 1][scored]))
+        for kept, window in zip(self._rows, self.data.input_ids, strict=True):
+            pieces = _pieces(candidate.runtime, window)
+            parts = (
+                _compare_piece(start, kept[start : start + len(rows)], rows, window, skip) for start, rows in pieces
+            )
             found.append(_join(parts))
         return found
 
@@ -173,7 +171,7 @@ class RememberedRows:
         self._file.close()
 
 
-def _pieces(runtime: Runtime, tokens: IntArray) -> Iterator[tuple[int, Rows]]:
+def _pieces(runtime: Runtime, tokens: IntArray) -> Generator[tuple[int, Rows]]:
     """(position of the first row, rows after each of some tokens) of a window, front to back."""
     piece = max(1, PIECE_BYTES // (4 * runtime.vocab_size))
     sequence = runtime.open()
@@ -188,23 +186,25 @@ def compare_window(
     reference: Runtime, candidates: dict[str, Runtime], tokens: IntArray, skip: int = 1
 ) -> dict[str, Compared]:
     """One window (T,): a piece on the reference, then the same piece on each candidate."""
-    piece = max(1, PIECE_BYTES // (4 * reference.vocab_size))
     found: dict[str, list[Compared]] = {name: [] for name in candidates}
     with ExitStack() as stack:
 
-        def opened(runtime: Runtime) -> Held:
-            sequence = runtime.open()
-            stack.callback(runtime.close, sequence)
-            return sequence
+        def opened(runtime: Runtime) -> Iterator[tuple[int, Rows]]:
+            return stack.enter_context(closing(_pieces(runtime, tokens)))
 
         theirs, ours = opened(reference), {name: opened(runtime) for name, runtime in candidates.items()}
-        for start, stop in pairwise([*range(0, len(tokens) - 1, piece), len(tokens) - 1]):
-            scored = slice(max(0, skip - 1 - start), None)
-            rows = _rows(reference, theirs, tokens[start:stop])[scored]
-            for name, runtime in candidates.items():
-                candidate = _rows(runtime, ours[name], tokens[start:stop])[scored]
-                found[name].append(compare_rows(rows, candidate, tokens[start + 1 : stop + 1][scored]))
+        for start, rows in theirs:
+            for name, pieces in ours.items():
+                _, candidate = next(pieces)
+                found[name].append(_compare_piece(start, rows, candidate, tokens, skip))
     return {name: _join(parts) for name, parts in found.items()}
+
+
+def _compare_piece(start: int, reference: Rows, candidate: Rows, tokens: IntArray, skip: int) -> Compared:
+    """The rows from position `start` of a window on, but for those that predict its first `skip` tokens."""
+    scored = slice(max(0, skip - 1 - start), None)
+    following = tokens[start + 1 : start + 1 + len(reference)]
+    return compare_rows(reference[scored], candidate[scored], following[scored])
 
 
 def log_softmax(logits: NDArray[Any]) -> Rows:
@@ -263,10 +263,15 @@ def report_of(windows: list[Compared], data: CalibrationSet, skip: int) -> Likel
     )
 
 
-def size_bytes(source: str | Path) -> int:
-    """Of a model's file, or of the weights in its folder."""
-    path = Path(source)
-    return sum(f.stat().st_size for f in ([path] if path.is_file() else path.glob("*.safetensors")))
+def _check_skip(skip: int, length: int) -> None:
+    if not 1 <= skip < length:
+        raise ValueError(f"skip must lie between 1 and {length - 1} for windows of {length} tokens, got {skip}")
+
+
+def _check_room(name: str, runtime: Runtime, length: int) -> None:
+    most = min(runtime.context_length, runtime.limits.tokens_held)
+    if length > most:
+        raise ModelError(f"windows of {length} tokens do not fit {name}, which holds {most}: ask for shorter ones")
 
 
 def _check_tokenizers(name: str, reference: Tokenizer, candidate: Tokenizer) -> None:

@@ -6,22 +6,20 @@ Codes are packed, not rounded again: a GGUF block holds 32 neighbours of a row, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from likely.compression.architecture import open_module
 from likely.compression.pruning.plan import with_equal_layers
 from likely.compression.quantized import QuantizedTensor
 from likely.compression.schemes import QuantScheme
 from likely.errors import CapabilityError
 from likely.formats import families
-from likely.formats.weights import EncodedTensor, FloatArray, Step
+from likely.formats.families import Change
+from likely.formats.weights import EncodedTensor, Step, encode_blocks
 from likely.formats.writing import u32
-from likely.models.convert import Progress, rewrite
 from likely.models.plans import Changes
 
 BLOCK = 32
@@ -49,46 +47,17 @@ def gguf_type(scheme: QuantScheme) -> tuple[str, int]:
     return found
 
 
-def encode_blocks(tensor: QuantizedTensor) -> NDArray[np.uint8]:
-    """The tensor's bytes in its GGUF type, (out, bytes of a row).
-
-    Q4_0, Q5_0: fp16 d, [fifth bits,] nibbles of q + 8 (16), value i below value i + 16.  Q4_1, Q5_1: d, m, nibbles.
-    Q8_0: d and 32 int8.
-    """
-    kind, _ = gguf_type(tensor.scheme)
-    rows, width = tensor.codes.shape
-    if width % BLOCK:
-        raise CapabilityError(f"rows of {width} weights are not whole GGUF blocks of {BLOCK}")
-    blocks = tensor.codes.reshape(rows, -1, BLOCK).astype(np.int32)
-    repeats = blocks.shape[1] // tensor.grid.scales.shape[1]
-
-    def stored(values: FloatArray) -> NDArray[np.uint8]:
-        return np.repeat(values, repeats, axis=1).astype("<f2")[:, :, None].view(np.uint8)
-
-    parts: list[NDArray[np.uint8]] = [stored(tensor.grid.scales)]
-    if tensor.grid.minimums is not None:
-        parts.append(stored(tensor.grid.minimums))
-    if kind == "Q8_0":
-        parts.append(blocks.astype(np.int8).view(np.uint8))
-    else:
-        unsigned = blocks - (0 if tensor.grid.minimums is not None else -(1 << (tensor.scheme.bits - 1)))
-        if tensor.scheme.bits == 5:
-            parts.append(np.packbits((unsigned >> 4).astype(np.uint8), axis=2, bitorder="little"))
-        low = unsigned & 15
-        parts.append((low[:, :, :16] | (low[:, :, 16:] << 4)).astype(np.uint8))
-    return np.concatenate(parts, axis=2).reshape(rows, -1)
+def blocks_of(tensor: QuantizedTensor) -> NDArray[np.uint8]:
+    """The tensor's bytes in its GGUF type, (out, bytes of a row)."""
+    gguf_type(tensor.scheme)
+    if tensor.codes.shape[1] % BLOCK:
+        raise CapabilityError(f"rows of {tensor.codes.shape[1]} weights are not whole GGUF blocks of {BLOCK}")
+    return encode_blocks(tensor.codes, tensor.grid.scales, tensor.grid.minimums, bits=tensor.scheme.bits)
 
 
-def export_gguf(
-    module: torch.nn.Module,
-    quantized: Mapping[str, QuantizedTensor],
-    source: Path,
-    target: Path,
-    *,
-    record: str,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> int:
+def gguf_changes(
+    module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor], original: torch.nn.Module, record: str
+) -> Changes:
     """A GGUF file that llama.cpp and the native runtime load; the settings stand in its key likely.compression.
 
     Matrices that were rounded keep their codes.  Others keep the type that the source has them in, where compression
@@ -96,7 +65,6 @@ def export_gguf(
     filled up with zeros to the largest, since one size per model is all that these engines read.
     """
     module = with_equal_layers(module)
-    original = open_module(source)[1]
     config: dict[str, Any] = module.config.to_dict()
     family = families.family_of_config(config)
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -110,11 +78,9 @@ def export_gguf(
                 numbers = change(np.arange(tensor.shape[0], dtype=np.float32))
                 tensor = tensor.rows(numbers.astype(np.int64))
             kind, file_type = gguf_type(tensor.scheme)
-            steps[own] = Step(own, kind, EncodedTensor(tensor.shape, encode_blocks(tensor)))
+            steps[own] = Step(own, kind, EncodedTensor(tensor.shape, blocks_of(tensor)))
         else:
-            values = parameter.detach().float().numpy()
-            values = np.ascontiguousarray(values if change is None else change(values))
-            steps[own] = Step(own, "F16" if values.ndim > 1 else "F32", values)
+            steps[own] = _as_floats(own, parameter, change)
     metadata: families.Metadata = {
         "general.file_type": u32(file_type),
         "general.quantization_version": u32(2),
@@ -122,43 +88,37 @@ def export_gguf(
     }
     if families.block_sizes(config) != families.block_sizes(original.config.to_dict()):
         metadata |= families.block_sizes(config)
-    return rewrite(source, target, Changes(steps, metadata, {}, {}), overwrite=overwrite, progress=progress)
+    return Changes(steps, metadata, {}, {})
 
 
-def export_folder(
-    module: torch.nn.Module,
-    quantized: Mapping[str, QuantizedTensor],
-    source: Path,
-    target: Path,
-    *,
-    record: str,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> int:
+def folder_changes(
+    module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor], original: torch.nn.Module, record: str
+) -> Changes:
     """A folder with the weights as floats (F16 matrices), for any scheme: as accurate as the codes, and no smaller.
 
     The settings stand beside them in likely_compression.json.  Pruned layers that differ are filled up as in
     GGUF files.
     """
-    original = open_module(source)[1]
     module = with_equal_layers(module)
     steps = changed_steps(module, quantized, original)
     ours, theirs = (m.config.to_dict() for m in (module, original))
     config = {name: ours[name] for name in SIZES if ours.get(name) != theirs.get(name)}
     config |= {"tie_word_embeddings": ours["tie_word_embeddings"], "dtype": "float32"}
-    changes = Changes(steps, {}, config, {RECORD: record})
-    return rewrite(source, target, changes, overwrite=overwrite, progress=progress)
+    return Changes(steps, {}, config, {RECORD: record})
 
 
 def changed_steps(
     module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor], original: torch.nn.Module
 ) -> dict[str, Step]:
     """Parameters whose numbers are not the original's, as floats: matrices F16, others F32."""
-    steps = {}
-    for name, parameter in _changed_parameters(module, quantized, original):
-        values = np.ascontiguousarray(parameter.detach().float().numpy())
-        steps[name] = Step(name, "F16" if values.ndim > 1 else "F32", values)
-    return steps
+    changed = _changed_parameters(module, quantized, original)
+    return {name: _as_floats(name, parameter) for name, parameter in changed}
+
+
+def _as_floats(name: str, parameter: torch.nn.Parameter, change: Change | None = None) -> Step:
+    values = parameter.detach().float().numpy()
+    values = np.ascontiguousarray(values if change is None else change(values))
+    return Step(name, "F16" if values.ndim > 1 else "F32", values)
 
 
 def _changed_parameters(

@@ -17,9 +17,9 @@ import torch
 
 from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.calibration_set import CalibrationSet, calibration_set
-from likely.compression.export import export_folder, export_gguf, gguf_type
+from likely.compression.export import folder_changes, gguf_changes, gguf_type
 from likely.compression.mergequant.method import run_mergequant, unfold
-from likely.compression.packed_folder import export_packed, quantization_config
+from likely.compression.packed_folder import packed_changes, quantization_config
 from likely.compression.pruning.nirvana import PruningOptions, allocation_of, make_plan, nirvana_plan, prune
 from likely.compression.pruning.plan import PruningPlan
 from likely.compression.pruning.scores import magnitude
@@ -31,8 +31,8 @@ from likely.compression.quantized import QuantizedTensor
 from likely.compression.schemes import QuantScheme, parse_scheme
 from likely.compression.settings import MethodSettings, OtherInputs, Progress, Quantized, RoundingStep
 from likely.errors import CapabilityError, check_choice
-from likely.models.convert import check_places
-from likely.models.load import Loaded, ModelInfo, load_local, resolve
+from likely.models.convert import check_places, rewrite
+from likely.models.load import Loaded, load_local, resolve
 from likely.tokenizers.protocol import Tokenizer
 
 if TYPE_CHECKING:
@@ -135,7 +135,6 @@ class CompressedModel:
     quantized: Quantized
     settings: dict[str, Any]
     source: Path
-    info: ModelInfo
     backend: str = "fake"
     plan: PruningPlan | None = None
     _runtime: TorchRuntime | None = field(default=None, repr=False)
@@ -166,13 +165,11 @@ class CompressedModel:
         if (plain := METHODS[self.settings["method"]].unfold) is not None:
             module, quantized = plain(module, open_module(self.source)[1]), {}
         if Path(target).suffix == ".gguf":
-            write = export_gguf
+            changes_of = gguf_changes
         else:
-            write = export_packed if packed and quantized else export_folder
-        return write(
-            module, quantized, self.source, Path(target), record=self.record(), overwrite=overwrite,
-            progress=progress,
-        )  # fmt: skip
+            changes_of = packed_changes if packed and quantized else folder_changes
+        changes = changes_of(module, quantized, open_module(self.source)[1], self.record())
+        return rewrite(self.source, target, changes, overwrite=overwrite, progress=progress)
 
     def summary(self) -> str:
         """In a few words: the method, the bits of its codes, the weights that are left."""
@@ -272,7 +269,6 @@ def compress(
         quantized=quantized,
         settings=_record(model, method, settings, plan),
         source=place,
-        info=_info(model, place, tokenizer),
         plan=plan,
     )
 
@@ -342,15 +338,3 @@ def _record(
             "digest": chosen.digest,
         }
     return found
-
-
-def _info(model: str | Path, place: Path, tokenizer: Tokenizer) -> ModelInfo:
-    return ModelInfo(
-        name=str(model),
-        source=str(place),
-        runtime="torch",
-        dtype="float32",
-        sha256="",
-        tokenizer=tokenizer.fingerprint,
-        template=tokenizer.chat_template is not None,
-    )

@@ -7,20 +7,18 @@ Codes are stored as they are, with nothing rounded again: fewer than 8 bits pack
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from likely.compression.architecture import DecoderMap, open_module
+from likely.compression.architecture import DecoderMap
 from likely.compression.export import RECORD, changed_steps
 from likely.compression.quantisers.activations import QuantLinear
 from likely.compression.quantized import QuantizedTensor, pack_codes
 from likely.compression.schemes import QuantScheme
 from likely.errors import CapabilityError
 from likely.formats.weights import EncodedTensor, Step
-from likely.models.convert import Progress, rewrite
 from likely.models.plans import Changes
 
 WORD_BITS = 32
@@ -53,21 +51,14 @@ def quantization_config(scheme: QuantScheme) -> dict[str, Any]:
     }
 
 
-def export_packed(
-    module: torch.nn.Module,
-    quantized: Mapping[str, QuantizedTensor],
-    source: Path,
-    target: Path,
-    *,
-    record: str,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> int:
-    """Write the folder; returns its bytes.  Static scales of activations are those that the module runs with."""
+def packed_changes(
+    module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor], original: torch.nn.Module, record: str
+) -> Changes:
+    """What the folder has instead of the original's; static scales of activations are those the module runs with."""
     scheme = next(iter(quantized.values())).scheme
     described = quantization_config(scheme)
     packed = described["format"] == "pack-quantized"
-    floats = changed_steps(module, quantized, open_module(source)[1])
+    floats = changed_steps(module, quantized, original)
     steps = {name: step for name, step in floats.items() if name not in quantized}
     for name, tensor in quantized.items():
         steps.update((step.name, step) for step in tensor_steps(name.removesuffix(".weight"), tensor, packed=packed))
@@ -78,8 +69,7 @@ def export_packed(
             steps[own] = Step(own, "F32", linear.scale.reshape(1).float().numpy())
     tied = module.config.tie_word_embeddings
     config = {"tie_word_embeddings": tied, "quantization_config": described}
-    changes = Changes(steps, {}, config, {RECORD: record}, dropped=frozenset(quantized) if packed else frozenset())
-    return rewrite(source, target, changes, overwrite=overwrite, progress=progress)
+    return Changes(steps, {}, config, {RECORD: record}, dropped=frozenset(quantized) if packed else frozenset())
 
 
 def tensor_steps(name: str, tensor: QuantizedTensor, *, packed: bool) -> list[Step]:

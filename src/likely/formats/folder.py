@@ -57,6 +57,12 @@ def read_folder(folder: Path) -> dict[str, Entry]:
     return entries
 
 
+def weight_bytes(source: str | Path) -> int:
+    """Of a model's file, or of all weights in its folder."""
+    path = Path(source)
+    return sum(f.stat().st_size for f in ([path] if path.is_file() else path.glob("*.safetensors")))
+
+
 def shard_names(sizes: Sequence[int], *, limit: int = SHARD_BYTES) -> list[str]:
     """The file of each tensor: model.safetensors, or model-00001-of-0000N.safetensors of at most `limit` bytes each."""
     shard, filled, numbers = 0, 0, []

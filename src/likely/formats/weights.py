@@ -204,3 +204,33 @@ def _quants(type_name: str):  # type: ignore[no-untyped-def]  # a module and an 
     if type_name not in gguf.GGMLQuantizationType.__members__:
         raise ModelError(f"weights of type {type_name} cannot be decoded here")
     return gguf.quants, gguf.GGMLQuantizationType[type_name]
+
+
+def encode_blocks(
+    codes: NDArray[np.integer], scales: FloatArray, minimums: FloatArray | None, *, bits: int
+) -> NDArray[np.uint8]:
+    """Codes (out, in) as the bytes of GGUF blocks of 32, (out, bytes of a row): 4, 5 or 8 bits, nothing rounded.
+
+    scales, minimums (out, in / n), numbers of fp16, n a multiple of 32; without minimums codes are signed
+    Q4_0, Q5_0: fp16 d, [fifth bits,] nibbles of q + 8 (16), value i below value i + 16.  Q4_1, Q5_1: d, m, nibbles.
+    Q8_0: d and 32 int8.
+    """
+    rows = len(codes)
+    blocks = codes.reshape(rows, -1, 32).astype(np.int32)
+    repeats = blocks.shape[1] // scales.shape[1]
+
+    def stored(values: FloatArray) -> NDArray[np.uint8]:
+        return np.repeat(values, repeats, axis=1).astype("<f2")[:, :, None].view(np.uint8)
+
+    parts: list[NDArray[np.uint8]] = [stored(scales)]
+    if minimums is not None:
+        parts.append(stored(minimums))
+    if bits == 8:
+        parts.append(blocks.astype(np.int8).view(np.uint8))
+    else:
+        unsigned = blocks if minimums is not None else blocks + (1 << (bits - 1))
+        if bits == 5:
+            parts.append(np.packbits((unsigned >> 4).astype(np.uint8), axis=2, bitorder="little"))
+        low = unsigned & 15
+        parts.append((low[:, :, :16] | (low[:, :, 16:] << 4)).astype(np.uint8))
+    return np.concatenate(parts, axis=2).reshape(rows, -1)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from likely.errors import ModelError, nearest
+from likely.formats.folder import weight_bytes
 from likely.models.plans import FILE_TYPE, Changes, ConversionPlan, conversion_plan, rewriting_plan
 from likely.models.verify_conversion import LikelihoodCheck, Scorer, compare_models
 from likely.tokenizers.gguf import tokenizer_from_gguf
@@ -100,7 +101,7 @@ def convert(
         to=to,
         tensors=len(plan.steps),
         types=dict(Counter(step.type for step in plan.steps)),
-        source_bytes=sum(f.stat().st_size for f in ([source] if source.is_file() else source.glob("*.safetensors"))),
+        source_bytes=weight_bytes(source),
         target_bytes=size,
         check=check,
         seconds=time.monotonic() - started,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.errors import CapabilityError, ModelError
-from likely.formats.weights import Weight
+from likely.formats.weights import Weight, encode_blocks
 from likely.runtimes.native.library import GROUP, PANEL, TYPES, Library
 from likely.runtimes.protocol import FloatArray
 
@@ -62,20 +62,8 @@ def own_codes(name: str, weight: Weight, library: Library, outputs: int | None =
     kind, (rows, inputs) = weight.stored.type, weight.stored.shape
     if kind not in TYPES:
         raise CapabilityError(f"the native runtime keeps codes of {', '.join(TYPES)}, not of {kind}: use dtype='int8'")
-    size = library.panels_bytes(kind, outputs or rows, inputs)
-
-    def write() -> Iterator[bytes]:
-        left = size
-        for block in weight.coded_rows(ROWS):
-            panels = library.pack_rows(kind, block, inputs)
-            if panels is None:
-                raise ModelError(f"{weight.stored.file}: a weight is not a finite number")
-            left -= len(panels)
-            yield panels.tobytes()
-        if left:
-            yield bytes(left)
-
-    return PackedTensor(f"{name}:{kind}", "U8", size, write)
+    wrong = f"{weight.stored.file}: a weight is not a finite number"
+    return _packed(name, kind, (outputs or rows, inputs), lambda: weight.coded_rows(ROWS), library, wrong)
 
 
 def rounded_codes(
@@ -91,7 +79,6 @@ def rounded_codes(
     """A matrix in the rotated basis, in 4 or 8 bits with a scale per 32 inputs. source: its name in the file."""
     rows, inputs = weight.stored.shape
     width, kind = -(-inputs // GROUP) * GROUP, Q4_0 if bits == 4 else Q8_0
-    size = library.panels_bytes(kind, outputs or rows, width)
 
     def coded() -> Iterator[NDArray[np.uint8]]:
         if rounding is not None and bits == 4:
@@ -102,12 +89,27 @@ def rounded_codes(
         for block in weight.row_blocks(ROWS):
             yield library.round_rotated(bits, np.pad(block, ((0, 0), (0, width - inputs))))
 
+    wrong = f"{weight.stored.file}: a weight of {source} is too large for 4 bits"
+    return _packed(name, kind, (outputs or rows, width), coded, library, wrong)
+
+
+def _packed(
+    name: str,
+    kind: str,
+    shape: tuple[int, int],
+    coded: Callable[[], Iterator[NDArray[np.uint8]]],
+    library: Library,
+    wrong: str,
+) -> PackedTensor:
+    """Coded rows as panels, with zeros up to `shape`; ModelError with `wrong` for rows that cannot be packed."""
+    size = library.panels_bytes(kind, *shape)
+
     def write() -> Iterator[bytes]:
         left = size
         for block in coded():
-            panels = library.pack_rows(kind, block, width)
+            panels = library.pack_rows(kind, block, shape[1])
             if panels is None:
-                raise ModelError(f"{weight.stored.file}: a weight of {source} is too large for 4 bits")
+                raise ModelError(wrong)
             left -= len(panels)
             yield panels.tobytes()
         if left:
@@ -118,11 +120,10 @@ def rounded_codes(
 
 def rotated(weights: FloatArray) -> FloatArray:
     """(outputs, inputs), every 64 inputs times the orthogonal Hadamard matrix; inputs padded to a multiple of 64."""
+    from scipy.linalg import hadamard  # here: a start of the runtime does without
+
     weights = np.pad(weights, ((0, 0), (0, -weights.shape[1] % GROUP)))
-    matrix = np.ones((1, 1), np.float32)
-    while len(matrix) < GROUP:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    turned = weights.reshape(-1, GROUP) @ (matrix / np.float32(GROUP**0.5))
+    turned = weights.reshape(-1, GROUP) @ (hadamard(GROUP, dtype=np.float32) / np.float32(GROUP**0.5))
     return np.asarray(turned, np.float32).reshape(weights.shape)
 
 
@@ -141,8 +142,4 @@ def int4_rows(
         halves = np.repeat(scales, shape[1] // 32 // scales.shape[1], axis=1).astype(np.float16)
     if not np.isfinite(halves).all():
         raise ValueError(f"{name}: scales must be finite in half precision")
-    stored = (codes + 8).astype(np.uint8).reshape(shape[0], -1, 2, 16)
-    blocks = np.empty((*halves.shape, 18), np.uint8)
-    blocks[..., :2] = halves[..., None].view(np.uint8)
-    blocks[..., 2:] = stored[:, :, 0] | stored[:, :, 1] << 4
-    return blocks.reshape(shape[0], -1)
+    return encode_blocks(codes, halves.astype(np.float32), None, bits=4)

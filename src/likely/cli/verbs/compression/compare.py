@@ -59,7 +59,8 @@ def compare(
       likely compare smollm2 smollm2 --kv bfp12 --k-sort --data python_stdlib --tokens 512
     """
     from likely.compression.calibration_set import calibration_set
-    from likely.compression.evaluate import compare_all, size_bytes
+    from likely.compression.evaluate import compare_all
+    from likely.formats.folder import weight_bytes
 
     length = min(length, tokens)
     if len(set(candidates)) < len(candidates):
@@ -97,8 +98,8 @@ def compare(
         records = [
             {
                 "reference": model, "candidate": name, **reports[name].to_dict(),
-                "bytes": size_bytes(others[name].info.source),
-                "reference_bytes": size_bytes(reference.info.source),
+                "bytes": weight_bytes(others[name].info.source),
+                "reference_bytes": weight_bytes(reference.info.source),
                 "runtime": others[name].info.runtime, "dtype": others[name].info.dtype,
                 "reference_runtime": reference.info.runtime, "reference_dtype": reference.info.dtype,
             }
