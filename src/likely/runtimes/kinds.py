@@ -58,7 +58,9 @@ KINDS = {
             dtypes=("float32", "bfloat16", "float16"),
             packages=("torch", "transformers"),
             extra="torch",
-            capabilities=frozenset({"trees", "fork", "truncate", "hidden", "full_attention", "gradients", "layers"}),
+            capabilities=frozenset(
+                {"trees", "fork", "truncate", "hidden", "full_attention", "gradients", "layers", "parallel_layers"}
+            ),
             options=frozenset(_COMMON | {"device", "revision", "tokens_per_call", "kv_dtype"}),
         ),
         RuntimeKind(

@@ -75,13 +75,36 @@ class Output:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Which parts of a model a call leaves out: these sublayers, counted from 0, add nothing to the residual stream.
+    """How a call departs from a model's layers, counted from 0; the final norm and the head always run.
 
-    The final norm and the head always run.  A layer in both sets costs nothing.
+    skip_attention, skip_mlp  these sublayers add nothing to the residual stream; a layer in both sets costs nothing
+    parallel  groups of consecutive layers whose attentions all read the group's input, so that they can run at the same
+              time: a_j = attention_j(norm_j(h)), then x = h and, layer by layer, x += a_j; x += mlp_j(norm'_j(x)).
+              A group of one layer is that layer as it is
     """
 
     skip_attention: frozenset[int] = frozenset()
     skip_mlp: frozenset[int] = frozenset()
+    parallel: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        grouped: set[int] = set()
+        for group in self.parallel:
+            if not group or list(group) != list(range(group[0], group[0] + len(group))):
+                raise ValueError(f"a parallel group holds consecutive layers, got {list(group)}")
+            for what, taken in (("in two groups", grouped), ("left out", self.skip_attention | self.skip_mlp)):
+                if both := taken.intersection(group):
+                    raise ValueError(f"layer {min(both)} of the parallel group {list(group)} is also {what}")
+            grouped.update(group)
+
+    @property
+    def named(self) -> frozenset[int]:
+        """Every layer that it mentions."""
+        return self.skip_attention.union(self.skip_mlp, *self.parallel)
+
+    def attention_depth(self, layers: int) -> int:
+        """How many attentions of a model of so many layers must run one after the other."""
+        return layers - len(self.skip_attention) - sum(len(group) - 1 for group in self.parallel)
 
     @classmethod
     def exit_after(cls, kept: int, of: int) -> LayerPlan:
@@ -133,8 +156,8 @@ class Work:
                sequence.pending + i, its parent a smaller number or -1 (the last kept token); the nodes stay pending
                until `commit`. A later call may extend pending nodes.
     attention  "full": these tokens see each other, too (a diffusion canvas); always pending, parents a chain
-    layers     computed with parts of the model left out: always pending and never kept, since their keys and values are
-               not the model's; all pending nodes of a sequence share one plan
+    layers     computed with parts of the model left out or side by side: always pending and never kept, since their
+               keys and values are not the model's; all pending nodes of a sequence share one plan
     """
 
     sequence: Sequence
@@ -150,6 +173,7 @@ class Capabilities:
     """What a runtime can do, as data.
 
     layers  how many layers a call may leave out parts of (`Work.layers`); 0: none
+    parallel_layers  whether attentions of several layers may read one input (`LayerPlan.parallel`)
     invariant_logits  rows are the same, bit for bit, however their text is cut, batched, forked or drafted
     """
 
@@ -160,12 +184,14 @@ class Capabilities:
     full_attention: bool = False
     gradients: bool = False
     layers: int = 0
+    parallel_layers: bool = False
     invariant_logits: bool = False
 
     @classmethod
     def of_kind(cls, name: str, *, layers: int = 0) -> Capabilities:
-        """What all models of a runtime kind can do."""
-        return cls(layers=layers, **{can: True for can in KINDS[name].capabilities if can != "layers"})
+        """What all models of a runtime kind can do; what depends on their layers is not among it."""
+        depends = {"layers", "parallel_layers"}
+        return cls(layers=layers, **{can: True for can in KINDS[name].capabilities - depends})
 
 
 @dataclass(frozen=True)
@@ -271,13 +297,17 @@ def _check_layers(item: Work, capabilities: Capabilities) -> None:
     if plan is not None:
         if not capabilities.layers:
             raise CapabilityError(f"this runtime cannot leave out layers (can: {kinds_with('layers')})")
-        named = plan.skip_attention | plan.skip_mlp
-        if bad := sorted(n for n in named if not 0 <= n < capabilities.layers):
+        if plan.parallel and not capabilities.parallel_layers:
+            raise CapabilityError(
+                f"this runtime cannot run the attentions of several layers side by side (can: "
+                f"{kinds_with('parallel_layers')}, for models whose MLP reads what attention has added)"
+            )
+        if bad := sorted(n for n in plan.named if not 0 <= n < capabilities.layers):
             raise ValueError(f"layer {bad[0]} is outside 0..{capabilities.layers - 1}")
         if item.parents is None:
-            raise ValueError("tokens computed with layers left out cannot be kept: give parents")
+            raise ValueError("tokens computed under a layer plan cannot be kept: give parents")
     if sequence.pending and plan != sequence.plan:
-        raise ValueError("the pending nodes were computed with other layers left out: commit or drop them first")
+        raise ValueError("the pending nodes were computed under another layer plan: commit or drop them first")
 
 
 def _check_want(want: Want, n: int, vocab_size: int, capabilities: Capabilities) -> None:
@@ -300,7 +330,7 @@ def check_path(sequence: Sequence, path: Path) -> None:
     """Raise unless `path` runs from a child of the last kept token along pending nodes."""
     check_open(sequence)
     if len(path) and sequence.plan is not None:
-        raise ValueError("nodes computed with layers left out cannot be kept: commit the empty path")
+        raise ValueError("nodes computed under a layer plan cannot be kept: commit the empty path")
     before = -1
     for node in path:
         if not 0 <= node < sequence.pending:

@@ -7,11 +7,13 @@ are built once per call and window and shared by all layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, wait
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -112,6 +114,16 @@ class SlotPlan:
             self._groups[layer.window] = self._make_groups(layer.window)
         parts = [self._attend_group(group, query, keys, values, layer) for group in self._groups[layer.window]]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def ahead(self, n: int) -> list[SlotPlan]:
+        """Plans of the same call for its next n layers, one layer each; this one goes on behind them."""
+        plans = []
+        for _ in range(n):
+            plan = copy(self)
+            plan.windows = []
+            plans.append(plan)
+            self._layer += 1
+        return plans
 
     def _attend_group(
         self, group: Group, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: LayerAttention
@@ -259,6 +271,28 @@ def attention_plan(plan: AttentionPlan, configs: list[Any]) -> Iterator[None]:
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation = name
         _PLAN.reset(token)
+
+
+T = TypeVar("T")
+
+
+def attend_in_threads(calls: Sequence[Callable[[], T]], pool: Executor) -> list[T]:
+    """Run the attentions of the next layers at the same time; the numbers are those of running one after the other."""
+    plan = _PLAN.get()
+    if not isinstance(plan, SlotPlan):
+        return [call() for call in calls]
+    ahead = plan.ahead(len(calls))
+
+    def run(at: SlotPlan, call: Callable[[], T]) -> T:
+        _PLAN.set(at)  # of the thread's copy of the context
+        with torch.no_grad():
+            return call()
+
+    waiting = [pool.submit(copy_context().run, run, at, call) for at, call in zip(ahead, calls, strict=True)]
+    wait(waiting)
+    results = [each.result() for each in waiting]
+    plan.windows += [window for at in ahead for window in at.windows]
+    return results
 
 
 def slot_attention(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any, Self, TypedDict, Unpack
@@ -45,6 +46,7 @@ class TorchSettings(TypedDict, total=False):
     revision: str | None
     tokens_per_call: int
     kv_dtype: str | None
+    attention_threads: int
 
 
 class TorchRuntime(SlotRuntime):
@@ -56,6 +58,8 @@ class TorchRuntime(SlotRuntime):
     tokens_per_call  larger calls are cut, and so are calls whose rows of logits would take more than 64 MiB
     kv_dtype     what keys and values are stored as, see `parse_kv_format`; default: as they are computed.  Attention
                  reads them as floats again: a format saves memory (`kv_bytes_per_token`), not time
+    attention_threads  how many attentions of a group run at the same time (`LayerPlan.parallel`); the numbers are the
+                 same with any, where torch itself computes with one thread
 
     `cached` says whether keys and values are kept. They are not where the architecture does not allow it
     (`not_cached_because`): then every call computes the whole text again, slowly and with the same numbers.
@@ -71,7 +75,11 @@ class TorchRuntime(SlotRuntime):
         revision: str | None = None,
         tokens_per_call: int = 512,
         kv_dtype: str | None = None,
+        attention_threads: int = 1,
     ):
+        if attention_threads < 1:
+            raise ModelError(f"attention_threads must be >= 1, got {attention_threads}")
+        self._pool = ThreadPoolExecutor(attention_threads) if attention_threads > 1 else None
         wanted = None if kv_dtype is None else parse_kv_format(kv_dtype)
         register_interface()
         module.eval()
@@ -99,7 +107,8 @@ class TorchRuntime(SlotRuntime):
             self.capabilities = replace(self.capabilities, full_attention=False)
         self._parts = LayerParts.of(module) if self.cached and isinstance(self._table, SlotPool) else None
         if self._parts is not None and len(self._parts) == len(self.layer_windows):
-            self.capabilities = replace(self.capabilities, layers=len(self._parts))
+            beside = self._parts.attention_before_mlp(self._call)
+            self.capabilities = replace(self.capabilities, layers=len(self._parts), parallel_layers=beside)
         if tokens_held is None:
             tokens_held = self._default_tokens_held()
         self._set_limits(Limits(sequences, tokens_held, tokens_held, tokens_per_call))
@@ -198,7 +207,7 @@ class TorchRuntime(SlotRuntime):
         """Fill `rows`, with keys and values in `slots`."""
         layouts = [WorkLayout.of(*of) for of in zip(sequences, work, slots, strict=True)]
         for parts in self._calls(work, rows):
-            with self._leaving_out(work[parts[0].item].layers) as attending:
+            with self._under(work[parts[0].item].layers) as attending:
                 self._evaluate(parts, layouts, tokens, rows, attending)
 
     @one_at_a_time
@@ -215,11 +224,11 @@ class TorchRuntime(SlotRuntime):
             most_tokens = min(most_tokens, most_rows)
         return calls_of(work, most_tokens, rows.head_rows, most_rows)
 
-    def _leaving_out(self, layers: LayerPlan | None) -> contextlib.AbstractContextManager[list[int] | None]:
-        """Within, the module skips what the plan names; gives the layers that attend, None for all."""
+    def _under(self, layers: LayerPlan | None) -> contextlib.AbstractContextManager[list[int] | None]:
+        """Within, the module runs by the plan; gives the layers that attend, None for all."""
         if layers is None or self._parts is None:
             return contextlib.nullcontext()
-        return self._parts.leaving_out(layers, self._call)
+        return self._parts.under(layers, self._call, self._pool)
 
     def _evaluate(
         self,
