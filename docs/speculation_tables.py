@@ -27,8 +27,9 @@ def drafters(grid: Grid) -> str:
             *(["an engine that can leave out layers: torch, native"] if entry.capability == "layers" else []),
         ]
         known = "yes" if entry.known_distribution else "no"
-        rows.append([", ".join(spelled), linked, entry.good_for, ", ".join(needs), known])
-    header = ["`--drafter`", "guesses", "good for", "needs", "known q"]
+        settings = ", ".join(f"`{setting}`" for setting in entry.settings)
+        rows.append([", ".join(spelled), linked, entry.good_for, ", ".join(needs), known, settings])
+    header = ["`--drafter`", "guesses", "good for", "needs", "known q", "settings"]
     return grid(header, rows, right=len(header))
 
 

@@ -1,4 +1,4 @@
-"""The table of drafters: NAME, NAME:ARGUMENT, or several joined by "+" (the first that has a guess).
+"""The table of drafters: NAME[:ARGUMENT][,SETTING=VALUE ...], or several joined by "+" (the first that has a guess).
 
 Command-line help, error messages, `likely draft`, `likely replay` and the documentation read this table.  A drafter is
 imported when it is made.
@@ -6,8 +6,9 @@ imported when it is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
@@ -15,6 +16,7 @@ from likely.errors import nearest
 
 if TYPE_CHECKING:
     from likely.decoding.drafting.protocol import DraftSource
+    from likely.decoding.drafting.trees.shapes import DraftShape
     from likely.runtimes.protocol import Runtime
     from likely.tokenizers.protocol import Tokenizer
 
@@ -83,8 +85,9 @@ class DrafterEntry:
     """A row of the table.
 
     summary             what it guesses, in one line;  good_for: where it gains
-    make                (argument, context) -> the source of drafts
+    make                (argument, context, **settings) -> the source of drafts
     argument            what may follow "NAME:" ("" nothing);  required: it must be given
+    settings            what may follow as ",SETTING=VALUE": each setting's type, a function of its text
     memory              how its memory file is built, for those that have one
     known_distribution  whether it can draw from a q that it knows, as verification="rejection" needs
     runs_model          its drafts depend on a model, not on the text alone
@@ -97,9 +100,10 @@ class DrafterEntry:
 
     summary: str
     good_for: str
-    make: Callable[[str, DrafterContext], DraftSource]
+    make: Callable[..., DraftSource]
     argument: str = ""
     required: bool = False
+    settings: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
     memory: MemoryKind | None = None
     known_distribution: bool = False
     runs_model: bool = False
@@ -110,24 +114,24 @@ class DrafterEntry:
     page: str = ""
 
 
-def _lookup(argument: str, context: DrafterContext) -> DraftSource:
+def _lookup(argument: str, context: DrafterContext, **settings: Any) -> DraftSource:
     from likely.decoding.drafting.lookup import PromptLookup
 
-    return PromptLookup()
+    return PromptLookup(**settings)
 
 
-def _copy(argument: str, context: DrafterContext) -> DraftSource:
+def _copy(argument: str, context: DrafterContext, **settings: Any) -> DraftSource:
     from likely.decoding.drafting.lookup import CopySource
 
-    return CopySource()
+    return CopySource(**settings)
 
 
-def _suffix(argument: str, context: DrafterContext) -> DraftSource:
+def _suffix(argument: str, context: DrafterContext, **settings: Any) -> DraftSource:
     from likely.decoding.drafting.suffix.drafter import SuffixMemory
 
     if not argument:
-        return SuffixMemory(scope=context.scope)
-    return SuffixMemory().load(existing_file(argument, "suffix"), **context.model_tokens)
+        return SuffixMemory(**{"scope": context.scope} | settings)
+    return SuffixMemory(**settings).load(existing_file(argument, "suffix"), **context.model_tokens)
 
 
 def _suffix_memory(texts: Iterable[Sequence[int]], vocab_size: int, settings: dict[str, Any]) -> Memory:
@@ -148,12 +152,13 @@ def _auto(argument: str, context: DrafterContext) -> DraftSource:
     return source
 
 
-def _trigram(argument: str, context: DrafterContext) -> DraftSource:
+def _trigram(argument: str, context: DrafterContext, **settings: Any) -> DraftSource:
     from likely.decoding.drafting.trigram.drafter import TrigramMemory
 
     if not argument:
-        return TrigramMemory()
-    return TrigramMemory.load(existing_file(argument, "trigram"), **context.model_tokens)
+        return TrigramMemory(**settings)
+    memory = TrigramMemory.load(existing_file(argument, "trigram"), **context.model_tokens)
+    return TrigramMemory(memory.table, **settings) if settings else memory
 
 
 def _trigram_memory(texts: Iterable[Sequence[int]], vocab_size: int, settings: dict[str, Any]) -> Memory:
@@ -162,11 +167,15 @@ def _trigram_memory(texts: Iterable[Sequence[int]], vocab_size: int, settings: d
     return TrigramMemory.from_texts(texts, vocab_size=vocab_size, **settings)
 
 
-def _ngram(argument: str, context: DrafterContext) -> DraftSource:
+def _ngram(argument: str, context: DrafterContext, **settings: Any) -> DraftSource:
     from likely.decoding.drafting.ngram.drafter import NgramModel
 
     if not argument:
-        return NgramModel(context.model_tokens["vocab_size"])
+        return NgramModel(context.model_tokens["vocab_size"], **settings)
+    if settings:
+        raise ValueError(
+            f"ngram:{argument}: the file says {' and '.join(settings)}: leave out ,{next(iter(settings))}="
+        )
     return NgramModel.load(existing_file(argument, "ngram"), **context.model_tokens)
 
 
@@ -176,18 +185,18 @@ def _ngram_memory(texts: Iterable[Sequence[int]], vocab_size: int, settings: dic
     return NgramModel.from_texts(texts, vocab_size=vocab_size, **settings)
 
 
-def _model(argument: str, context: DrafterContext) -> DraftSource:
+def _model(argument: str, context: DrafterContext, shape: DraftShape | None = None) -> DraftSource:
     from likely.decoding.drafting.model.drafter import draft_model
 
     runtime, tokenizer, target, size = context.draft_model(argument)
-    return draft_model(runtime, tokenizer, target, vocab_size=size, name=f"model:{argument}")
+    return draft_model(runtime, tokenizer, target, vocab_size=size, shape=shape, name=f"model:{argument}")
 
 
-def _shared(argument: str, context: DrafterContext) -> DraftSource:
+def _shared(argument: str, context: DrafterContext, shape: DraftShape | None = None) -> DraftSource:
     from likely.decoding.drafting.model.shared_vocabulary import shared_vocabulary_model
 
     runtime, tokenizer, target, size = context.draft_model(argument)
-    return shared_vocabulary_model(runtime, tokenizer, target, vocab_size=size, name=f"shared:{argument}")
+    return shared_vocabulary_model(runtime, tokenizer, target, vocab_size=size, shape=shape, name=f"shared:{argument}")
 
 
 def _skip(argument: str, context: DrafterContext) -> DraftSource:
@@ -198,36 +207,55 @@ def _skip(argument: str, context: DrafterContext) -> DraftSource:
     return LayerSkip.parse(argument, context.runtime)
 
 
+def _shape(text: str) -> DraftShape:
+    from likely.decoding.drafting.trees.shapes import named_shape
+
+    return named_shape(text)
+
+
+def _yes(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError("write yes or no")
+    return text == "yes"
+
+
 DRAFTERS: dict[str, DrafterEntry] = {
     "lookup": DrafterEntry(
         "prompt lookup: what followed the last tokens when they occurred before", "answers that quote their prompt",
-        _lookup, for_clients=True, page="https://github.com/apoorvumang/prompt-lookup-decoding",
+        _lookup, settings={"ngram": int, "occurrence": str}, for_clients=True,
+        page="https://github.com/apoorvumang/prompt-lookup-decoding",
     ),
     "copy": DrafterEntry(
         "CopySpec: a longer stretch, from where the last three tokens occurred", "edits of an earlier answer",
-        _copy, for_clients=True, page="copyspec",
+        _copy, settings={"gram": int, "copy": int, "occurrence": str}, for_clients=True, page="copyspec",
     ),
     "suffix": DrafterEntry(
         "SuffixDecoding: by counts over this text and earlier answers", "many similar requests: SQL, pipelines",
-        _suffix, argument="FILE", memory=MemoryKind(_suffix_memory, ("max_tokens", "max_requests")),
+        _suffix, argument="FILE", settings={
+            "spec_factor": float, "spec_offset": float, "min_prob": float, "max_depth": int, "max_tokens": int,
+            "max_requests": int, "scope": str, "tree": _yes,
+        }, memory=MemoryKind(_suffix_memory, ("max_tokens", "max_requests")),
         page="suffix_decoding",
     ),
     "trigram": DrafterEntry(
         "ADED: an adaptive trigram table, searched as a tree", "a corpus of your own texts",
-        _trigram, argument="FILE", memory=MemoryKind(_trigram_memory, ("top", "min_count")), page="aded",
+        _trigram, argument="FILE", settings={"depth": int, "rate": float, "cap": float, "scope": str},
+        memory=MemoryKind(_trigram_memory, ("top", "min_count")), page="aded",
     ),
     "ngram": DrafterEntry(
         "an n-gram language model of the text and a corpus", "sampling with `verification=\"rejection\"`",
-        _ngram, argument="FILE", memory=MemoryKind(_ngram_memory, ("order", "discount")), known_distribution=True,
+        _ngram, argument="FILE", settings={"order": int, "discount": float},
+        memory=MemoryKind(_ngram_memory, ("order", "discount")), known_distribution=True,
         needs_vocabulary=True,
     ),
     "model": DrafterEntry(
         "a smaller model, of the same or another tokenizer", "general text, where a good small model exists",
-        _model, argument="NAME", required=True, known_distribution=True, runs_model=True, page="recursive_speculation",
+        _model, argument="NAME", required=True, settings={"shape": _shape}, known_distribution=True, runs_model=True,
+        page="recursive_speculation",
     ),
     "shared": DrafterEntry(
         "a model of another tokenizer, by the tokens that both have", "the same, under rejection too",
-        _shared, argument="NAME", required=True, known_distribution=True, runs_model=True,
+        _shared, argument="NAME", required=True, settings={"shape": _shape}, known_distribution=True, runs_model=True,
     ),
     "skip": DrafterEntry(
         "the model itself with layers left out", "models trained for early exits",
@@ -264,7 +292,7 @@ def memory_kinds() -> dict[str, MemoryKind]:
 def make_drafter(name: str, context: DrafterContext) -> DraftSource | None:
     """The drafter of that name, None for "none"; ValueError with the nearest name for an unknown one."""
     known = list(_parts(name))  # before any of them is made: one may load a model
-    sources = [entry.make(argument, context) for entry, argument in known]
+    sources = [entry.make(argument, context, **settings) for entry, argument, settings in known]
     if len(sources) < 2:
         return sources[0] if sources else None
     from likely.decoding.drafting.composite import FirstOf
@@ -279,13 +307,17 @@ def check_name(text: str) -> None:
 
 def runs_model(text: str) -> bool:
     """Whether a drafter of that name needs more than the text."""
-    return any([entry.runs_model for entry, _ in _parts(text)])
+    return any([entry.runs_model for entry, _, _ in _parts(text)])
 
 
-def _parts(text: str) -> Iterator[tuple[DrafterEntry, str]]:
-    """(entry, argument) of each part of a name; none for "none"."""
+_SETTING = re.compile(r",\s*([a-z_]+)=")
+
+
+def _parts(text: str) -> Iterator[tuple[DrafterEntry, str, dict[str, Any]]]:
+    """(entry, argument, settings) of each part of a name; none for "none"."""
     for part in text.split("+") if text.strip() != "none" else ():
-        name, colon, argument = part.strip().partition(":")
+        named, *pairs = _SETTING.split(part.strip())
+        name, colon, argument = named.partition(":")
         entry = DRAFTERS.get(name)
         if entry is None:
             raise ValueError(f'unknown drafter "{name}"{nearest(name, DRAFTERS)} (known: {", ".join(DRAFTERS)}, none)')
@@ -293,7 +325,24 @@ def _parts(text: str) -> Iterator[tuple[DrafterEntry, str]]:
             raise ValueError(f"the drafter {name} needs an argument: {name}:{entry.argument}")
         if colon and not entry.argument:
             raise ValueError(f'the drafter {name} takes no argument, got "{argument}"')
-        yield entry, argument
+        yield entry, argument, _settings(name, entry, pairs)
+
+
+def _settings(drafter: str, entry: DrafterEntry, pairs: list[str]) -> dict[str, Any]:
+    """Of names and texts in turn."""
+    return {name: _setting(drafter, entry, name, text) for name, text in zip(pairs[::2], pairs[1::2], strict=True)}
+
+
+def _setting(drafter: str, entry: DrafterEntry, name: str, value: str) -> Any:
+    if name not in entry.settings:
+        known = ", ".join(entry.settings) or "none"
+        raise ValueError(
+            f'the drafter {drafter} has no setting "{name}"{nearest(name, entry.settings)} (it has: {known})'
+        )
+    try:
+        return entry.settings[name](value.strip())
+    except ValueError as error:
+        raise ValueError(f'the drafter {drafter}: {name}="{value}" cannot be used: {error}') from None
 
 
 def existing_file(path: str, what: str) -> Path:

@@ -244,10 +244,20 @@ def first_difference(draft: Tokenizer, target: Tokenizer) -> str | None:
 
 
 def draft_model(
-    runtime: Runtime, tokenizer: Tokenizer, target_tokenizer: Tokenizer, *, name: str, vocab_size: int | None = None
+    runtime: Runtime,
+    tokenizer: Tokenizer,
+    target_tokenizer: Tokenizer,
+    *,
+    name: str,
+    vocab_size: int | None = None,
+    shape: DraftShape | None = None,
 ) -> DraftSource:
-    """A drafter over another model: token by token where both use one tokenizer, else by way of the text."""
+    """A drafter over another model: token by token where both use one tokenizer, else by way of the text, in chains."""
     if first_difference(tokenizer, target_tokenizer) is None:
         tokens = SameTokens(runtime.vocab_size, vocab_size or target_tokenizer.vocab_size)
-        return DraftModel(runtime, tokens=tokens, name=name)
-    return CrossTokenizerModel(runtime, tokenizer, target_tokenizer, name=name)
+        return DraftModel(runtime, tokens=tokens, shape=shape, name=name)
+    if shape is None:
+        return CrossTokenizerModel(runtime, tokenizer, target_tokenizer, name=name)
+    if not isinstance(shape, Chain) or shape.confidence:
+        raise CapabilityError(f"{name}: a model of another tokenizer drafts chains only; for other shapes take shared:")
+    return CrossTokenizerModel(runtime, tokenizer, target_tokenizer, length=shape.length, name=name)

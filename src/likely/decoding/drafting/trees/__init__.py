@@ -12,5 +12,6 @@ if TYPE_CHECKING:
     from likely.decoding.drafting.trees.shapes import DraftShape as DraftShape
     from likely.decoding.drafting.trees.shapes import IidPaths as IidPaths
     from likely.decoding.drafting.trees.shapes import StochasticBeam as StochasticBeam
+    from likely.decoding.drafting.trees.shapes import named_shape as named_shape
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

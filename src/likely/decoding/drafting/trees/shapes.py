@@ -18,7 +18,8 @@ narrower beams, fewer levels.  To drop samples for their own probability would b
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+import re
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -185,6 +186,27 @@ class IidPaths:
                 if m := before.count(node):
                     ends += tree.add_draws(node, row, independent(row, m, noise))
         return tree.draft(DraftDistribution.IID)
+
+
+_NAMED: dict[str, Callable[..., DraftShape]] = {
+    "chain": lambda *sizes: Chain(*sizes),
+    "rsd-c": lambda *sizes: ConstantBranching(sizes),
+    "rsd-s": lambda *sizes: StochasticBeam(*sizes),
+    "specinfer": lambda *sizes: ConstantBranching(sizes, independent=True),
+    "spectr": lambda *sizes: IidPaths(*sizes),
+}
+
+
+def named_shape(text: str) -> DraftShape:
+    """A shape as it is written: chain-5 (length), rsd-c-3-2-1 and specinfer-3-2-1 (children per level), rsd-s-4-4
+    (width, depth), spectr-4-4 (paths, depth).
+    """
+    found = re.fullmatch(r"([a-z][a-z-]*?)((?:-\d{1,3})+)", text)
+    two = found is not None and found[1] in ("rsd-s", "spectr")
+    sizes = [int(size) for size in found[2][1:].split("-")] if found else []
+    if not found or found[1] not in _NAMED or (two and len(sizes) != 2) or (found[1] == "chain" and len(sizes) != 1):
+        raise ValueError("write chain-5, rsd-c-3-2-1, rsd-s-4-4, specinfer-3-2-1 or spectr-4-4")
+    return _NAMED[found[1]](*sizes)
 
 
 def chosen_by_target(context: SamplingContext) -> bool:
