@@ -19,7 +19,8 @@ import numpy as np
 
 import likely
 from likely.bench.speculation import BUILTIN
-from likely.decoding.drafting.layer_skip import LayerSkip, save_plan
+from likely.decoding.drafting.layers.drafter import SelfSpeculation
+from likely.decoding.drafting.layers.plans import plan_path, save_plan
 from likely.decoding.drafting.protocol import SamplingContext
 from likely.decoding.drafting.trees.shapes import Chain, DraftGrowth, DraftShape
 from likely.decoding.loop import Loop
@@ -67,7 +68,7 @@ def speed_on(
 
     def speed(plan: LayerPlan) -> FoundPlan:
         counted = _Counted(inner)
-        source = LayerSkip(plan, shape=counted)
+        source = SelfSpeculation(plan, shape=counted)
         loop = Loop(runtime, token_bytes=lambda token: b"", end_ids=frozenset())
         requests = [
             Request(tuple(prompt), Sampling(temperature=0.0), max_tokens, drafter=source, draft_budget=BUDGET)
@@ -139,7 +140,8 @@ def main() -> None:
     print(f"{found.speedup:.2f}x, {found.tokens_per_call:.2f} tokens per call, a draft call costs {found.cost:.2f}")
     print(f"attention left out: {sorted(found.plan.skip_attention)}; MLP: {sorted(found.plan.skip_mlp)}")
     if asked.save:
-        print(f"saved: {save_plan(lm.runtime.revision, found.plan)}")
+        revision = lm.runtime.revision
+        print("saved:", save_plan(found.plan, revision, plan_path("skip", revision)))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 HELPERS = Path(__file__).resolve().parents[1] / "tests" / "helpers"
+CAN = {
+    "layers": "leave out layers: torch, native",
+    "parallel_layers": "run attentions side by side: torch",
+}
 Grid = Callable[..., str]
 
 
@@ -24,7 +28,7 @@ def drafters(grid: Grid) -> str:
         needs = [
             *(["a file of `likely draft build`, or nothing"] if entry.memory else []),
             *(["a second model"] if entry.runs_model and entry.required else []),
-            *(["an engine that can leave out layers: torch, native"] if entry.capability == "layers" else []),
+            *([f"an engine that can {CAN[entry.capability]}"] if entry.capability else []),
         ]
         known = "yes" if entry.known_distribution else "no"
         settings = ", ".join(f"`{setting}`" for setting in entry.settings)

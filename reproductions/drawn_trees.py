@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.decoding.accept import acceptance
-from likely.decoding.drafting.layer_skip import SkipDrafter
+from likely.decoding.drafting.layers.drafter import SelfDrafter
 from likely.decoding.drafting.protocol import Draft, DraftSource, DraftsTogether, SamplingContext, Verification
 from likely.decoding.drafting.trees.shapes import DraftShape
 from likely.decoding.loop import Loop
@@ -131,7 +131,7 @@ def _of_text(
     held = [target.fork(kept, place - 1) for place in places]
     drafters = [source.begin(text[:place], SamplingContext(sampling, sample, method.rule)) for place in places]
     for drafter, sequence, place in zip(drafters, held, places, strict=True):
-        if isinstance(drafter, SkipDrafter):
+        if isinstance(drafter, SelfDrafter):
             drafter.attach(target, sequence, text[place - 1])
     if isinstance(source, DraftsTogether):
         drafts = source.propose_many(drafters, [method.size] * len(places))

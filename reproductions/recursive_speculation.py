@@ -29,7 +29,7 @@ from study import arguments, conclude, data_sources, model_source, report, run_s
 
 import likely
 from likely.data import load_records
-from likely.decoding.drafting.layer_skip import LayerSkip
+from likely.decoding.drafting.layers.drafter import SelfSpeculation
 from likely.decoding.drafting.model.drafter import DraftModel
 from likely.decoding.drafting.protocol import DraftSource
 from likely.decoding.drafting.trees.shapes import Chain, ConstantBranching, DraftShape, IidPaths, StochasticBeam
@@ -286,7 +286,7 @@ def one_condition(found: Study, pair: Pair, at: Condition, plan: Plan, report: C
 def smollm2_pair(lm: likely.Model) -> Pair:
     """SmolLM2, and itself without some MLPs."""
     return Pair(
-        SMOLLM2, lm.runtime, lambda shape, name: LayerSkip(SKIPPED, shape=shape, name=name), lm.tokenizer.end_ids
+        SMOLLM2, lm.runtime, lambda shape, name: SelfSpeculation(SKIPPED, shape=shape, name=name), lm.tokenizer.end_ids
     )
 
 

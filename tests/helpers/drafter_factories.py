@@ -86,9 +86,16 @@ def _iid(target):
 
 
 def _skip(target):
-    from likely.decoding.drafting.layer_skip import LayerSkip
+    from likely.decoding.drafting.layers import layer_skip
 
-    return LayerSkip.parse("1", target)
+    return layer_skip("1", target)
+
+
+def _layer_parallel(target):
+    """Two attentions of the target side by side: far from the target itself where weights are random."""
+    from likely.decoding.drafting.layers import layer_parallel
+
+    return layer_parallel("0-1", target)
 
 
 def _copy_then_model(target):
@@ -134,4 +141,5 @@ MADE: dict[str, Made] = {
     "other tokenizer, shared tokens": Made(_shared),
     "copy + model": Made(_copy_then_model),
     "skip": Made(_skip, runtimes=("torch", "native")),
+    "layer_parallel": Made(_layer_parallel, runtimes=("torch",)),
 }

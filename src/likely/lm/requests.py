@@ -155,7 +155,7 @@ class Drafters:
         self.default: str | DraftSource | None = "auto" if exact and runtime.capabilities.trees else "none"
         self.share_memory = True
         self._made: dict[str, DraftSource | None] = {}
-        self._models: dict[str, Loaded] = {}
+        self._models: dict[tuple[str, str | None], Loaded] = {}
 
     def get(self, drafter: str | DraftSource | None, *, remembered: bool = True) -> DraftSource | None:
         """A drafter by name ("lookup", "suffix", "model:NAME", ...) or object; None and "none" are no drafter.
@@ -176,11 +176,12 @@ class Drafters:
         """What the model's calls cost and its drafters achieved so far, for draft_budget="auto"."""
         return Controller(CostCurve.load(self._runtime.revision))
 
-    def _load(self, name: str) -> tuple[Runtime, Tokenizer]:
-        """Another model on this machine, for drafting; loaded once."""
-        if name not in self._models:
-            self._models[name] = load_local(name)
-        return self._models[name].runtime, self._models[name].tokenizer
+    def _load(self, name: str, runtime: str | None = None) -> tuple[Runtime, Tokenizer]:
+        """Another model on this machine, for drafting; loaded once for each runtime that is asked for."""
+        key = name, runtime
+        if key not in self._models:
+            self._models[key] = load_local(name, runtime=runtime)
+        return self._models[key].runtime, self._models[key].tokenizer
 
     def close(self) -> None:
         """Free the models that were loaded for drafting."""

@@ -10,16 +10,10 @@ import torch
 from helpers_for_loops import run, toy_loop
 from tiny_torch import VOCAB, idle_layers, tiny_module
 
-from likely.decoding.drafting.layer_skip import (
-    Chain,
-    LayerSkip,
-    default_plan,
-    parse_plan,
-    plan_path,
-    save_plan,
-    saved_plan,
-)
+from likely.decoding.drafting.layers import SelfSpeculation, layer_skip
+from likely.decoding.drafting.layers.plans import default_skipped, parse_skipped, plan_path, save_plan, saved_plan
 from likely.decoding.drafting.protocol import DraftDistribution, SamplingContext, UsesTarget
+from likely.decoding.drafting.trees.shapes import Chain
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling, processed_logprobs
@@ -49,7 +43,7 @@ def test_tokens_are_those_of_plain_decoding(runtime, sampling, argument):
         Request((11,), sampling, max_tokens=8, samples=3, draft_budget=3),
     ]
     plain = run(loop_on(runtime), *requests)
-    source = LayerSkip(LayerSkip.parse(argument, runtime).plan, shape=Chain(5, confidence=0.0))
+    source = SelfSpeculation(layer_skip(argument, runtime).plan, shape=Chain(5, confidence=0.0))
     drafted = run(loop_on(runtime), *(replace(r, drafter=source) for r in requests))
     assert [[f.tokens for f in g] for g in drafted] == [[f.tokens for f in g] for g in plain]
     assert sum(f.proposed for g in drafted for f in g) > 0
@@ -57,7 +51,7 @@ def test_tokens_are_those_of_plain_decoding(runtime, sampling, argument):
 
 
 def test_layers_that_do_nothing_can_be_left_out(runtime):
-    source = LayerSkip(LayerPlan(frozenset({2, 3}), frozenset({2, 3})), shape=Chain(4, 0.0))
+    source = SelfSpeculation(LayerPlan(frozenset({2, 3}), frozenset({2, 3})), shape=Chain(4, 0.0))
     request = Request((4, 7, 9), WARM, max_tokens=18, drafter=source, draft_budget=4)
     [[finished]] = run(loop_on(runtime), request)
     assert finished.rounds == [0, 4, 4, 4, 1]
@@ -67,7 +61,7 @@ def test_later_logits_are_bit_equal():
     """After a draft the sequence is what it was: same length, nothing pending, and the same numbers ever after."""
     runtime, tokens = idle_layers(idle=()), np.random.default_rng(0).integers(0, VOCAB, 20)
     rows = []
-    for source in (None, LayerSkip(parse_plan("2", 6)), LayerSkip(parse_plan("attn:1-4", 6))):
+    for source in (None, SelfSpeculation(parse_skipped("2", 6)), SelfSpeculation(parse_skipped("attn:1-4", 6))):
         sequence, found = runtime.open(), []
         drafter = source.begin(tokens[:10].tolist(), SamplingContext(GREEDY)) if source else None
         runtime.forward([Work(sequence, tokens[:9], want=Want.NONE)])
@@ -86,8 +80,8 @@ def test_later_logits_are_bit_equal():
 
 
 def test_q_is_the_shortened_model_after_the_requests_settings(runtime):
-    plan, sampling = parse_plan("3", 6), WARM
-    source = LayerSkip(plan, shape=Chain(3, 0.0))
+    plan, sampling = parse_skipped("3", 6), WARM
+    source = SelfSpeculation(plan, shape=Chain(3, 0.0))
     drafter = source.begin([5, 6, 7], SamplingContext(sampling, verification="rejection"))
     sequence = runtime.open()
     runtime.forward([Work(sequence, np.array([5, 6]), want=Want.NONE)])
@@ -105,7 +99,7 @@ def test_q_is_the_shortened_model_after_the_requests_settings(runtime):
 
 def test_all_texts_share_the_calls(runtime):
     calls = []
-    source = LayerSkip(parse_plan("2-3", 6), shape=Chain(3, 0.0))
+    source = SelfSpeculation(parse_skipped("2-3", 6), shape=Chain(3, 0.0))
     drafters, sequences = [], []
     for i in range(4):
         sequences.append(runtime.open())
@@ -127,7 +121,7 @@ def test_all_texts_share_the_calls(runtime):
 def test_no_room_is_no_guess():
     runtime = idle_layers()
     runtime = TorchRuntime(runtime.module, tokens_held=70, revision="tight")
-    source = LayerSkip(parse_plan("2-3", 6), shape=Chain(6, 0.0))
+    source = SelfSpeculation(parse_skipped("2-3", 6), shape=Chain(6, 0.0))
     requests = [Request((i, 2, 3), WARM, max_tokens=20, drafter=source, draft_budget=6) for i in range(3)]
     found = run(loop_on(runtime), *requests)
     plain = run(loop_on(runtime), *(replace(r, drafter=None) for r in requests))
@@ -181,11 +175,11 @@ def test_wrong_shapes_are_refused():
 
 
 def test_arguments_become_plans():
-    assert parse_plan("4", 30) == LayerPlan.exit_after(4, 30)
+    assert parse_skipped("4", 30) == LayerPlan.exit_after(4, 30)
     assert LayerPlan.exit_after(4, 6).skip_attention == {4, 5} == LayerPlan.exit_after(4, 6).skip_mlp
-    assert parse_plan("3,5-7", 30) == LayerPlan(frozenset({3, 5, 6, 7}), frozenset({3, 5, 6, 7}))
-    assert parse_plan("4-4", 30) == LayerPlan(frozenset({4}), frozenset({4}))
-    assert parse_plan("attn:3, mlp:4-5,7", 30) == LayerPlan(frozenset({3, 7}), frozenset({4, 5, 7}))
+    assert parse_skipped("3,5-7", 30) == LayerPlan(frozenset({3, 5, 6, 7}), frozenset({3, 5, 6, 7}))
+    assert parse_skipped("4-4", 30) == LayerPlan(frozenset({4}), frozenset({4}))
+    assert parse_skipped("attn:3, mlp:4-5,7", 30) == LayerPlan(frozenset({3, 7}), frozenset({4, 5, 7}))
 
 
 @pytest.mark.parametrize(
@@ -197,28 +191,28 @@ def test_arguments_become_plans():
 )  # fmt: skip
 def test_wrong_arguments_are_refused(argument, message):
     with pytest.raises(ValueError, match=message):
-        parse_plan(argument, 30)
+        parse_skipped(argument, 30)
 
 
 def test_a_runtime_without_layers_is_refused():
     toy = ToyRuntime.random(5, seed=0)
     with pytest.raises(CapabilityError, match="leave out layers: torch, native"):
-        LayerSkip.parse("2", toy)
+        layer_skip("2", toy)
     with pytest.raises(CapabilityError, match="leave out layers: torch, native"):
-        request = Request((1,), drafter=LayerSkip(LayerPlan(frozenset({0}))), draft_budget=2, max_tokens=5)
+        request = Request((1,), drafter=SelfSpeculation(LayerPlan(frozenset({0}))), draft_budget=2, max_tokens=5)
         run(toy_loop(toy), request)
 
 
 def test_a_plan_is_kept_per_model(runtime, tmp_path, monkeypatch):
     monkeypatch.setenv("LIKELY_CACHE", str(tmp_path))
-    assert saved_plan("idle", 6) is None
-    assert LayerSkip.parse("", runtime).plan == default_plan(6)
+    assert saved_plan("skip", "idle", 6) is None
+    assert layer_skip("", runtime).plan == default_skipped(6)
     plan = LayerPlan(frozenset({1}), frozenset({2, 3}))
-    save_plan("idle", plan)
-    assert saved_plan("idle", 6) == plan == LayerSkip.parse("", runtime).plan
-    assert saved_plan("idle", 3) is None and saved_plan("other", 6) is None
-    plan_path("idle").write_text("{")
-    assert saved_plan("idle", 6) is None
+    save_plan(plan, "idle", plan_path("skip", "idle"))
+    assert saved_plan("skip", "idle", 6) == plan == layer_skip("", runtime).plan
+    assert saved_plan("skip", "idle", 3) is None and saved_plan("skip", "other", 6) is None
+    plan_path("skip", "idle").write_text("{")
+    assert saved_plan("skip", "idle", 6) is None
 
 
 def test_a_model_taken_apart_by_hand_gives_the_same_drafts():
@@ -229,7 +223,7 @@ def test_a_model_taken_apart_by_hand_gives_the_same_drafts():
     cut.config.num_hidden_layers = 1
     text = [3, 9, 4, 17, 5]
     sequence = runtime.open()
-    drafter = LayerSkip(parse_plan("1", 2), shape=Chain(6, 0.0)).begin(text, SamplingContext(GREEDY))
+    drafter = SelfSpeculation(parse_skipped("1", 2), shape=Chain(6, 0.0)).begin(text, SamplingContext(GREEDY))
     runtime.forward([Work(sequence, np.array(text[:-1]), want=Want.NONE)])
     drafter.attach(runtime, sequence, text[-1])
     found = drafter.propose(6).tokens.tolist()

@@ -36,13 +36,13 @@ class DrafterContext:
     """What a drafter is made from.
 
     runtime, tokenizer  of the target; None: no model is loaded, and drafters that need one cannot be made
-    load                loads a further model by name, for drafters that run one
+    load                loads a further model by name, for drafters that run one; a second argument: on that runtime
     shared              whether one request's answer may help to draft another's
     """
 
     runtime: Runtime | None
     tokenizer: Tokenizer | None
-    load: Callable[[str], tuple[Runtime, Tokenizer]] | None = None
+    load: Callable[..., tuple[Runtime, Tokenizer]] | None = None
     shared: bool = True
 
     @property
@@ -55,11 +55,11 @@ class DrafterContext:
     def scope(self) -> Literal["all", "request"]:
         return "all" if self.shared else "request"
 
-    def draft_model(self, name: str) -> tuple[Runtime, Tokenizer, Tokenizer, int | None]:
+    def draft_model(self, name: str, *runtime: str) -> tuple[Runtime, Tokenizer, Tokenizer, int | None]:
         """(runtime and tokenizer of the model `name`, tokenizer and vocabulary size of the target)."""
         if self.load is None or self.tokenizer is None:
             raise ValueError("a draft model needs a local target model")
-        return *self.load(name), self.tokenizer, self.runtime.vocab_size if self.runtime else None
+        return *self.load(name, *runtime), self.tokenizer, self.runtime.vocab_size if self.runtime else None
 
 
 class Memory(Protocol):
@@ -199,12 +199,28 @@ def _shared(argument: str, context: DrafterContext, shape: DraftShape | None = N
     return shared_vocabulary_model(runtime, tokenizer, target, vocab_size=size, shape=shape, name=f"shared:{argument}")
 
 
-def _skip(argument: str, context: DrafterContext) -> DraftSource:
-    from likely.decoding.drafting.layer_skip import LayerSkip
+def _skip(argument: str, context: DrafterContext, shape: DraftShape | None = None) -> DraftSource:
+    from likely.decoding.drafting.layers.drafter import layer_skip
 
     if context.runtime is None:
         raise ValueError("skip needs a local target model")
-    return LayerSkip.parse(argument, context.runtime)
+    return layer_skip(argument, context.runtime, shape)
+
+
+def _layer_parallel(
+    argument: str, context: DrafterContext, model: str = "", shape: DraftShape | None = None
+) -> DraftSource:
+    from likely.decoding.drafting.layers.drafter import layer_parallel, parallel_plan
+    from likely.decoding.drafting.model.drafter import draft_model
+
+    if model:
+        runtime, tokenizer, target, size = context.draft_model(model, "torch")
+        plan = parallel_plan(argument, runtime)
+        name = f"layer_parallel:{argument},model={model}"
+        return draft_model(runtime, tokenizer, target, vocab_size=size, shape=shape, plan=plan, name=name)
+    if context.runtime is None:
+        raise ValueError("layer_parallel needs a local target model, or a draft model: layer_parallel,model=NAME")
+    return layer_parallel(argument, context.runtime, shape)
 
 
 def _shape(text: str) -> DraftShape:
@@ -259,7 +275,14 @@ DRAFTERS: dict[str, DrafterEntry] = {
     ),
     "skip": DrafterEntry(
         "the model itself with layers left out", "models trained for early exits",
-        _skip, argument="LAYERS", known_distribution=True, runs_model=True, capability="layers",
+        _skip, argument="LAYERS", settings={"shape": _shape}, known_distribution=True, runs_model=True,
+        capability="layers",
+    ),
+    "layer_parallel": DrafterEntry(
+        "EasySpec: the model itself, or a draft model, with attentions of several layers side by side",
+        "a draft model spread over several devices",
+        _layer_parallel, argument="GROUPS", settings={"model": str, "shape": _shape}, known_distribution=True,
+        runs_model=True, capability="parallel_layers", page="easyspec",
     ),
     "auto": DrafterEntry(
         "copying, and only as far as it pays", "when you do not want to think about it",

@@ -79,7 +79,7 @@ class TorchRuntime(SlotRuntime):
     ):
         if attention_threads < 1:
             raise ModelError(f"attention_threads must be >= 1, got {attention_threads}")
-        self._pool = ThreadPoolExecutor(attention_threads) if attention_threads > 1 else None
+        self._pool = ThreadPoolExecutor(attention_threads, initializer=torch.get_num_threads) if attention_threads > 1 else None
         wanted = None if kv_dtype is None else parse_kv_format(kv_dtype)
         register_interface()
         module.eval()

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from likely.decoding.drafting.layers.plans import check_plan
 from likely.decoding.drafting.model.cross_tokenizer import CrossTokenizerModel
 from likely.decoding.drafting.protocol import (
     Draft,
@@ -25,7 +26,7 @@ from likely.decoding.drafting.trees.shapes import Chain, DraftShape
 from likely.decoding.sampling import Sampling
 from likely.errors import CapabilityError, KvFull
 from likely.runtimes.kinds import kinds_with
-from likely.runtimes.protocol import FloatArray, Runtime, Sequence, Want, Work
+from likely.runtimes.protocol import FloatArray, LayerPlan, Runtime, Sequence, Want, Work
 from likely.tokenizers.protocol import Tokenizer
 
 
@@ -68,6 +69,9 @@ class DraftModel:
     shape     how drafts grow
     sampling  settings for q instead of the request's own
     tokens    to and from the target's vocabulary, where it is not the draft's (`drafting.model.shared_vocabulary`)
+    plan      by which layers drafted tokens are computed (EasySpec, arXiv:2502.02493); None: by the whole draft model.
+              What such a draft computed is dropped, and the tokens of the text run through the whole model in the
+              call that begins the next draft ("bonus calibration"): its first token is always the exact model's
 
     The draft's cache holds all tokens but those emitted since its last call.  Where it has no room, or the text is
     longer than its context, it has no guess.
@@ -82,6 +86,7 @@ class DraftModel:
         shape: DraftShape | None = None,
         sampling: Sampling | None = None,
         tokens: TokenMap | None = None,
+        plan: LayerPlan | None = None,
         name: str = "draft model",
     ):
         able = runtime.capabilities
@@ -89,7 +94,9 @@ class DraftModel:
             raise CapabilityError(
                 f"{name}: a draft model needs a runtime that can drop tokens again: {kinds_with('truncate')}"
             )
-        self.runtime, self.name, self.sampling = runtime, name, sampling
+        if plan is not None:
+            check_plan(runtime, plan, name)
+        self.runtime, self.name, self.sampling, self.plan = runtime, name, sampling, plan
         self.shape: DraftShape = Chain() if shape is None else shape
         self.distributions: frozenset[DraftDistribution] = self.shape.distributions
         self.token_map: TokenMap = tokens or SameTokens(runtime.vocab_size, runtime.vocab_size)
@@ -150,7 +157,9 @@ class ModelDrafter:
             source.runtime.truncate(sequence, len(self._own) - 1)
         growth = source.shape.grow(self._context, len(self._tokens), budget)
         first = self._own[sequence.length :]
-        self._growing = GrowingDraft(sequence, growth, first, self._log_q, own_id=source.token_map.id)
+        self._growing = GrowingDraft(
+            sequence, growth, first, self._log_q, own_id=source.token_map.id, layers=source.plan
+        )
         return self._growing
 
     def _log_q(self, logits: FloatArray, path: list[int]) -> FloatArray:
@@ -166,7 +175,8 @@ class ModelDrafter:
         if not new:
             return
         if self._sequence is not None and self._growing is not None and self._sequence.pending:
-            self._source.runtime.commit([(self._sequence, self._growing.walk(new))])
+            kept = self._growing.walk(new) if self._source.plan is None else []
+            self._source.runtime.commit([(self._sequence, kept)])
         self._growing = None
         self._append(new)
 
@@ -251,11 +261,14 @@ def draft_model(
     name: str,
     vocab_size: int | None = None,
     shape: DraftShape | None = None,
+    plan: LayerPlan | None = None,
 ) -> DraftSource:
     """A drafter over another model: token by token where both use one tokenizer, else by way of the text, in chains."""
     if first_difference(tokenizer, target_tokenizer) is None:
         tokens = SameTokens(runtime.vocab_size, vocab_size or target_tokenizer.vocab_size)
-        return DraftModel(runtime, tokens=tokens, shape=shape, name=name)
+        return DraftModel(runtime, tokens=tokens, shape=shape, plan=plan, name=name)
+    if plan is not None:
+        raise CapabilityError(f"{name}: a draft model under a layer plan must use the target's tokenizer")
     if shape is None:
         return CrossTokenizerModel(runtime, tokenizer, target_tokenizer, name=name)
     if not isinstance(shape, Chain) or shape.confidence:

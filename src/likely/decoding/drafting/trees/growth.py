@@ -27,6 +27,7 @@ class GrowingDraft:
     first     tokens that the sequence must see first, the root last; kept at once, or (keep_first=False) pending, too
     log_q     (logits of a row, tokens from below the root to the row's node) -> log q (V,) of the target's vocabulary
     own_id    id of a drafted token in the vocabulary of the runtime
+    layers    the plan of all pending nodes; what is kept is computed by the whole model
     tokens, parents   of the levels computed so far, -1: a child of the root
     """
 
@@ -45,7 +46,7 @@ class GrowingDraft:
         if not len(tokens):
             own = np.asarray(self.first, np.int64)
             chain = None if self.keep_first else np.arange(-1, len(own) - 1)
-            return Work(self.sequence, own, chain, want=Want.LAST, layers=self.layers)
+            return Work(self.sequence, own, chain, want=Want.LAST, layers=None if self.keep_first else self.layers)
         before = 0 if self.keep_first else len(self.first)
         own = np.array([self.own_id(int(t)) for t in tokens], np.int64)
         return Work(self.sequence, own, np.asarray(parents) + before, want=Want.ALL, layers=self.layers)
