@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -112,3 +113,22 @@ def test_files_that_cannot_be_used(cli, tiny, corpus, tmp_path):
     fails(1, "no texts", "build", empty, "-o", tmp_path / "e", "-m", tiny)
     empty.write_bytes(b"\xff")
     fails(1, "not UTF-8", "build", empty, "-o", tmp_path / "e", "-m", tiny)
+
+
+def test_a_plan_is_searched_saved_and_used(cli, tiny, corpus, tmp_path):
+    pytest.importorskip("torch")
+    file = tmp_path / "groups.json"
+    search = ("draft", "plan", corpus, "-m", tiny, "--tokens", 16, "--threads", 1)
+    done = cli(*search, "-o", file)
+    assert done.code == 0 and f"--drafter layer_parallel:{file}" in done.out and done.err == ""
+    found = cli(*search, "--json", "--attention", 1, "--draft-cost", 5).json
+    assert found["file"].startswith(os.environ["LIKELY_CACHE"]) and found["groups"] == [[0, 1]] and len(found["pairs"]) == 1
+    assert [step["attention_depth"] for step in found["steps"]] == [2, 1] and found["steps"][0]["top1"] == 1
+    arguments = ("generate", "the cat", "-m", tiny, "--max-tokens", 8, "--threads", 1, "--runtime", "torch")
+    plain = cli(*arguments, "--drafter", "none")
+    for drafter in ("layer_parallel", f"layer_parallel:{file}", "layer_parallel:2,shape=chain-3"):
+        drafted = cli(*arguments, "--drafter", drafter)
+        assert plain.code == drafted.code == 0 and plain.out == drafted.out
+    assert cli(*search, "-o", file).code == 2  # it exists
+    other = cli("generate", "the cat", "-m", tiny, "--runtime", "native", "--drafter", "layer_parallel")
+    assert other.code == 1 and "side by side: torch" in other.err

@@ -1,4 +1,4 @@
-"""likely draft: memories from which drafts are made, built from a corpus."""
+"""likely draft: memories from which drafts are made, and which layers of a draft may run side by side."""
 
 from __future__ import annotations
 
@@ -33,11 +33,26 @@ KindSettings = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting of the kind, e.g. -s top=4 -s min_count=2."),
 ]
+PlanOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="The plan file to write.  [default: the model's own, in the cache]")
+]
+TokensOption = Annotated[int, typer.Option("--tokens", min=2, max=2048, help="Tokens of the corpus to compare on.")]
+LengthOption = Annotated[int, typer.Option("--draft-length", min=1, max=64, help="Tokens of a draft.")]
+GroupOption = Annotated[int, typer.Option("--max-group", min=2, help="Most layers side by side.")]
+AttentionOption = Annotated[
+    float, typer.Option("--attention", min=0, max=1, help="Share of a draft step that attention takes.")
+]
+DraftCostOption = Annotated[float, typer.Option("--draft-cost", min=0, help="A draft step, in calls of the target.")]
+CommunicationOption = Annotated[
+    float, typer.Option("--communication", min=0, help="Of one group among its devices, in draft steps.")
+]
 ReplaceOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
 
 
 verbs = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Build and show the memories of drafters (--drafter)."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Build and show the memories of drafters (--drafter), and search layer plans.",
 )
 
 
@@ -171,3 +186,79 @@ def show(file: Annotated[Path, typer.Argument(help="A memory file.")], as_json: 
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         typer.echo(for_terminal(f"{name:<{width}}  {value}"))
+
+
+@verbs.command("plan", cls=VerbCommand)
+def plan(
+    corpus: CorpusArgument,
+    output: PlanOption = None,
+    model: flags.ModelOption = DEFAULT_MODEL,
+    dtype: flags.DtypeOption = None,
+    threads: flags.ThreadsOption = None,
+    field: FieldOption = "text",
+    tokens: TokensOption = 256,
+    draft_length: LengthOption = 4,
+    max_group: GroupOption = 4,
+    attention: AttentionOption = 0.3,
+    draft_cost: DraftCostOption = 0.1,
+    communication: CommunicationOption = 0.0,
+    overwrite: ReplaceOption = False,
+    as_json: flags.JsonOption = False,
+) -> None:
+    """Search which layers of a draft model may run side by side (--drafter layer_parallel), on texts like yours.
+
+    Neighbours are merged while the predicted speed rises; predicted is drafting with a device for every layer of a
+    group.  The drafter changes no text, whatever the plan.
+
+    Examples:
+
+      likely draft plan corpus.jsonl -m smollm2
+
+      likely draft plan corpus.txt -o groups.json --max-group 2 --tokens 128 --threads 2
+
+      likely generate "Once" --runtime torch --drafter layer_parallel:groups.json
+    """
+    from likely.decoding.drafting.layers.plans import plan_path, save_plan
+    from likely.decoding.drafting.layers.search import DraftCost, search_plan
+
+    if output is not None:
+        for path in corpus:
+            options.refuse_same_file(str(path), output)
+        options.refuse_existing(output, overwrite)
+        check_target(output)
+    found = _texts(corpus, field, None)
+    with flags.ModelFlags(model, "torch", dtype, threads=threads).open_local() as lm:
+        ids = _first_tokens(found, lm.tokenizer, tokens)
+        layers, revision, origin = lm.runtime.capabilities.layers, lm.runtime.revision, options.origin(lm)
+        cost = DraftCost(attention, draft_cost, communication)
+        with progress(2 * layers, "plans", unit="plans") as tick:
+            search = search_plan(
+                lm.runtime, ids, draft_length=draft_length, max_group=max_group, cost=cost, progress=tick
+            )
+    best, default = search.best, output is None
+    groups = [list(group) for group in best.plan.parallel]
+    path = save_plan(
+        best.plan, revision, output or plan_path("layer_parallel", revision), agreement=asdict(best.agreement)
+    )
+    if as_json:
+        steps = [{**asdict(s.agreement), "attention_depth": s.attention_depth, "speed": s.speed} for s in search.steps]
+        pairs = [asdict(pair) for pair in search.pairs]
+        print_json({**origin, "file": str(path), "groups": groups, "steps": steps, "pairs": pairs})
+        return
+    typer.echo("attentions in sequence   best token   overlap   predicted speed")
+    for step in search.steps:
+        same = step.agreement
+        typer.echo(f"{step.attention_depth:22}   {same.top1:10.2f}   {same.overlap:7.2f}   {step.speed:15.2f}")
+    named = ",".join(f"{group[0]}-{group[-1]}" for group in groups)
+    typer.echo(for_terminal(f"side by side: {named or 'none'} of {layers} layers; {path}"))
+    typer.echo(for_terminal(f"use it with --runtime torch --drafter layer_parallel{'' if default else f':{path}'}"))
+
+
+def _first_tokens(texts: Sequence[str], tokenizer: Tokenizer, most: int) -> list[int]:
+    """Of the texts, one after the other."""
+    tokens: list[int] = []
+    for text in texts:
+        if len(tokens) >= most:
+            break
+        tokens += tokenizer.encode(text if not tokens else "\n" + text)
+    return tokens[:most]
