@@ -54,6 +54,11 @@ def test_agreement_is_that_of_each_window_by_itself(runtime, length, monkeypatch
             same, overlap = comparison.rows(FAR)
         assert same.tolist() == expected[0]
         np.testing.assert_allclose(overlap, expected[1], atol=1e-4)
+        with PlanComparison(runtime, TEXT, draft_length=length, start=8) as comparison:
+            found = comparison.rows(FAR)[1]
+        if length == 4:
+            np.testing.assert_allclose(found, expected[1][8:], atol=1e-4)
+        assert len(found) == len(TEXT) - 8
     assert not runtime._open and 0 < np.mean(overlap) < 0.99
 
 

@@ -33,32 +33,35 @@ class Agreement:
 class PlanComparison:
     """The whole model's distributions p on one text; plans are compared with them, teacher-forced.
 
-    tokens        n of them; all n rows count.  p takes n times the vocabulary in fp32
+    tokens        the text;  start: so many of them are context, the n others count.  p takes n rows of the vocabulary
     draft_length  the text is cut into windows of so many tokens, each computed under the plan after exact keys and
                   values of all that stands before it, as after a calibration; None: all of it is one window, as if
                   nothing were ever calibrated
     """
 
-    def __init__(self, runtime: Runtime, tokens: Seq[int], *, draft_length: int | None = 4):
+    def __init__(self, runtime: Runtime, tokens: Seq[int], *, draft_length: int | None = 4, start: int = 0):
         if not runtime.capabilities.fork:
             raise CapabilityError(f"comparing plans needs a runtime that can fork: {kinds_with('fork')}")
         if draft_length is not None and draft_length < 1:
             raise ValueError(f"draft_length must be >= 1, got {draft_length}")
-        if not len(tokens):
-            raise DataError("no tokens to compare plans on")
-        self.runtime, self._tokens = runtime, np.asarray(tokens, np.int64)
+        if not 0 <= start < len(tokens):
+            raise DataError(f"no tokens to compare plans on: {len(tokens)} in all, of which {start} are context")
+        self.runtime, self._context = runtime, np.asarray(tokens[:start], np.int64)
+        self._tokens = np.asarray(tokens[start:], np.int64)
         n, size = len(self._tokens), draft_length or len(self._tokens)
-        self._windows = [(start, min(start + size, n)) for start in range(0, n, size)]
+        self._windows = [(first, min(first + size, n)) for first in range(0, n, size)]
         self._most_rows = max(1, ROWS_BYTES // (4 * runtime.vocab_size))
         self._exact = np.empty((n, runtime.vocab_size), np.float32)
         self._sequence = runtime.open()
-        for start in range(0, n, self._most_rows):
-            piece = slice(start, start + self._most_rows)
+        if start:
+            runtime.forward([Work(self._sequence, self._context, want=Want.NONE)])
+        for first in range(0, n, self._most_rows):
+            piece = slice(first, first + self._most_rows)
             [found] = runtime.forward([Work(self._sequence, self._tokens[piece], want=Want.ALL)])
             self._exact[piece] = np.exp(log_softmax(_logits(found)))
 
     def rows(self, plan: LayerPlan) -> tuple[NDArray[np.bool_], FloatArray]:
-        """(n,) whether the best token is the whole model's, and (n,) the overlap, after each token of the text."""
+        """(n,) whether the best token is the whole model's, and (n,) the overlap, after each token that counts."""
         check_plan(self.runtime, plan, "this plan")
         same, overlap = np.zeros(len(self._tokens), bool), np.zeros(len(self._tokens), np.float32)
         longest = self._windows[0][1]
@@ -79,7 +82,7 @@ class PlanComparison:
         forks: list[tuple[Sequence, int, int]] = []
         try:
             for start, stop in windows:
-                forks.append((runtime.fork(self._sequence, start), start, stop))
+                forks.append((runtime.fork(self._sequence, len(self._context) + start), start, stop))
             for done in range(0, windows[0][1] - windows[0][0], self._most_rows):
                 work, rows = [], []
                 for fork, start, stop in forks:
