@@ -6,7 +6,7 @@ which is the paper's ablation, (b) with keys and values of the text calibrated a
 place and number of layers that stand together.  Whole texts through the loop show that nothing of it changes a text.  A
 wider model of random weights shows where side by side is harmless: in layers that each change little.
 
-  python reproductions/easyspec.py            512 tokens of SmolLM2, 192 of Gemma
+  python reproductions/easyspec.py            512 tokens of SmolLM2, 128 of Gemma
   python reproductions/easyspec.py --quick    a smoke run, not written
   python reproductions/easyspec.py --full     twice as many tokens and prompts
 
@@ -16,10 +16,12 @@ Seconds are another script's: benchmarks/parallel_layers.py.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from likely.data import load_records
 from likely.decoding.drafting.layers.agreement import PlanComparison
 from likely.decoding.drafting.layers.drafter import SelfSpeculation
 from likely.decoding.drafting.layers.plans import groups_of
-from likely.decoding.drafting.layers.search import DraftCost, PlanSearch, search_plan
+from likely.decoding.drafting.layers.search import DraftCost, search_plan
 from likely.decoding.drafting.model.drafter import DraftModel
 from likely.decoding.drafting.protocol import DraftSource
 from likely.decoding.drafting.trees.shapes import Chain, ConstantBranching
@@ -51,6 +53,7 @@ NEVER, EACH_ROUND = "never calibrated", "calibrated every 4 tokens"
 SAME, OVERLAP = "same best token", "overlap Σ min(p, q)"
 COST = DraftCost()
 DROP = 0.07  # of speculation accuracy, at most, in the paper
+PAPER = "draft model, groups of 4"
 FILES = (("wikitext2", "test"), ("wikitext2", "valid"))
 
 
@@ -67,7 +70,7 @@ class Size:
     prompts: int
     context: int = 64
     rounds: int = 12
-    written: int = 32
+    written: int = 24
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Found:
     figures: list[Figure] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    plan: LayerPlan = field(default_factory=LayerPlan)
 
     def compare(self, difference: Figure) -> None:
         """A difference whose interval must lie below zero."""
@@ -101,6 +105,38 @@ class Found:
         statement = f"{difference.subject}, {difference.quantity}, upper end of the interval"
         self.figures.append(difference)
         self.checks.append(Check(statement=statement, value=difference.high, bound=0.0, unit=difference.unit))
+
+
+class Cells:
+    """What was found part by part, in a file of one line each, so that a run goes on where another one stopped."""
+
+    def __init__(self, path: Path | None = None):
+        self._path = path
+        lines = path.read_text("utf-8").splitlines() if path is not None and path.exists() else []
+        self._known = {record["cell"]: record for record in map(json.loads, lines)}
+
+    def get(self, name: str, measure: Callable[[Found], object]) -> Found:
+        """The cell of that name, measured into an empty one unless it is known."""
+        if name not in self._known:
+            measure(found := Found())
+            record = {
+                "cell": name,
+                "figures": [figure.model_dump() for figure in found.figures],
+                "checks": [check.model_dump() for check in found.checks],
+                "lines": found.lines,
+                "groups": [list(group) for group in found.plan.parallel],
+            }
+            self._known[name] = record
+            if self._path is not None:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+        record = self._known[name]
+        return Found(
+            [Figure(**figure) for figure in record["figures"]],
+            [Check(**check) for check in record["checks"]],
+            list(record["lines"]),
+            LayerPlan(parallel=tuple(tuple(group) for group in record["groups"])),
+        )  # fmt: skip
 
 
 # --- the ablation: whole layers side by side --------------------------------------------------------------------------
@@ -147,27 +183,27 @@ def mean_figure(subject: str, quantity: str, values: NDArray[Any], unit: str = "
     return ratio_figure(subject, quantity, *blocks(values), unit=unit, of=f"blocks of {BLOCK} tokens")
 
 
-def agreements(subject: Subject, found: Found, say: Callable[[str], None]) -> None:
-    """Attentions or whole layers side by side, calibrated or not, in groups of 2 and 4 of all inner layers."""
-    for regime, length in ((NEVER, None), (EACH_ROUND, K)):
-        with PlanComparison(subject.runtime, subject.text, draft_length=length) as comparison:
-            for size in SIZES:
-                plan = groups_of(size, subject.layers)
-                one = comparison.rows(plan)
-                with whole_layers(subject.runtime.module, plan):
-                    both = comparison.rows(LayerPlan())
-                for what, (same, overlap) in ((ATTENTION, one), (LAYERS_TOO, both)):
-                    at = f"{subject.name}, {what}, groups of {size}, {regime}"
-                    found.figures += [mean_figure(at, SAME, same), mean_figure(at, OVERLAP, overlap)]
-                    say(f"{at}: same best token {same.mean():.3f}, overlap {overlap.mean():.3f}")
-                at = f"{subject.name}, groups of {size}, {regime}: whole layers less attentions"
-                found.compare(mean_figure(at, SAME, both[0].astype(float) - one[0]))
-            for size in SIZES:
-                first = -(-subject.layers // 4)
-                same, _ = comparison.rows(groups_of(size, subject.layers, first=first))
-                at = f"{subject.name}, {ATTENTION}, groups of {size}, first {first} layers exact, {regime}"
-                found.figures.append(mean_figure(at, SAME, same))
-                say(f"{at}: {same.mean():.3f}")
+def agreements(subject: Subject, regime: str, found: Found, say: Callable[[str], None]) -> None:
+    """Attentions or whole layers side by side, in groups of 2 and 4 of all inner layers."""
+    length = None if regime == NEVER else K
+    with PlanComparison(subject.runtime, subject.text, draft_length=length) as comparison:
+        for size in SIZES:
+            plan = groups_of(size, subject.layers)
+            one = comparison.rows(plan)
+            with whole_layers(subject.runtime.module, plan):
+                both = comparison.rows(LayerPlan())
+            for what, (same, overlap) in ((ATTENTION, one), (LAYERS_TOO, both)):
+                at = f"{subject.name}, {what}, groups of {size}, {regime}"
+                found.figures += [mean_figure(at, SAME, same), mean_figure(at, OVERLAP, overlap)]
+                say(f"{at}: same best token {same.mean():.3f}, overlap {overlap.mean():.3f}")
+            at = f"{subject.name}, groups of {size}, {regime}: whole layers less attentions"
+            found.compare(mean_figure(at, SAME, both[0].astype(float) - one[0]))
+        for size in SIZES:
+            first = -(-subject.layers // 4)
+            same, _ = comparison.rows(groups_of(size, subject.layers, first=first))
+            at = f"{subject.name}, {ATTENTION}, groups of {size}, first {first} layers exact, {regime}"
+            found.figures.append(mean_figure(at, SAME, same))
+            say(f"{at}: {same.mean():.3f}")
 
 
 def by_round(subject: Subject, found: Found, say: Callable[[str], None]) -> None:
@@ -185,9 +221,7 @@ def by_round(subject: Subject, found: Found, say: Callable[[str], None]) -> None
     for regime, values in rounds.items():
         for what, part in (("first third", slice(third)), ("last third", slice(-third, None))):
             at = f"{subject.name}, groups of 4, {regime}, {what} of {size.rounds} rounds"
-            found.figures.append(
-                ratio_figure(at, SAME, values[:, part].mean(1), unit="share of tokens", of="prompts")
-            )
+            found.figures.append(ratio_figure(at, SAME, values[:, part].mean(1), unit="share of tokens", of="prompts"))
     less = (rounds[NEVER] - rounds[EACH_ROUND])[:, 1:].mean(1)
     fall = rounds[NEVER][:, -third:].mean(1) - rounds[NEVER][:, :third].mean(1)
     for what, values in (
@@ -211,7 +245,7 @@ def similarity(module: Any, tokens: Sequence[int], apart: int = 3) -> NDArray[np
 # --- which layers, and what it would save -----------------------------------------------------------------------------
 
 
-def searched(subject: Subject, found: Found, say: Callable[[str], None]) -> PlanSearch:
+def searched(subject: Subject, found: Found, say: Callable[[str], None]) -> None:
     """Sensitivity by place, and the plan that a search finds."""
     search = search_plan(subject.runtime, subject.searched, draft_length=K, cost=COST)
     n = len(subject.searched)
@@ -233,9 +267,12 @@ def searched(subject: Subject, found: Found, say: Callable[[str], None]) -> Plan
     found.lines.append(
         f"{subject.name}: the search stops at {search.best.attention_depth} of {subject.layers} attentions in sequence "
         f"(overlap {search.best.agreement.overlap:.2f}, predicted {search.best.speed / search.steps[0].speed:.3f} "
-        f"times the whole draft)"
+        f"times the whole draft); by weights its attentions are {attention_share(subject.runtime.module):.0%} of a step"
     )
-    return search
+    found.plan = search.best.plan
+    near = similarity(subject.runtime.module, subject.text)
+    at = f"{subject.name}, inputs of the first and last layer of a group of 4"
+    found.figures.append(ratio_figure(at, "cosine", near, unit="cosine", of="places"))
 
 
 def predicted(subject: Subject, at: str, plan: LayerPlan, overlap: float, n: int) -> list[Figure]:
@@ -280,15 +317,16 @@ def texts(subject: Subject, found: Found, best: LayerPlan, say: Callable[[str], 
     paper, tree = groups_of(4, subject.layers), ConstantBranching((2, 1))
     drafters: dict[str, DraftSource] = {
         "whole model as the draft": DraftModel(runtime, shape=Chain(K)),
-        "draft model, groups of 4": DraftModel(runtime, plan=paper, shape=Chain(K)),
+        PAPER: DraftModel(runtime, plan=paper, shape=Chain(K)),
         "draft model, plan found": DraftModel(runtime, plan=best, shape=Chain(K)),
         "the target itself, groups of 4": SelfSpeculation(paper, shape=tree),
     }
     changed, written = 0, 0
-    for temperature in (0.0, 0.8):
+    for temperature, names in ((0.0, list(drafters)), (0.8, [PAPER, "the target itself, groups of 4"])):
         sampling = Sampling(temperature=temperature, seed=5)
         plain = [finished.tokens for finished in write(sampling, None)]
-        for name, drafter in drafters.items():
+        for name in names:
+            drafter = drafters[name]
             drafted = write(sampling, drafter)
             changed += sum(a.tokens != b for a, b in zip(drafted, plain, strict=True))
             written += len(plain)
@@ -303,11 +341,11 @@ def texts(subject: Subject, found: Found, best: LayerPlan, say: Callable[[str], 
             accepted = ratio_figure(at, "drafted tokens kept", kept, proposed, unit="share", of="texts")
             found.figures.append(accepted)
             say(f"{at}: {found.figures[-2].value:.2f} tokens per call, {accepted.value:.2f} of drafted kept")
-            if name == "draft model, groups of 4":
+            if name == PAPER:
                 found.checks.append(
                     Check(
-                        statement=f"{subject.name}, T = {temperature:g}: drafted tokens refused under the paper's plan, "
-                        "of a draft that is never refused when whole", value=1 - accepted.value, bound=DROP,
+                        statement=f"{subject.name}, T = {temperature:g}: drafted tokens refused under the paper's "
+                        "plan, of a draft that is never refused when whole", value=1 - accepted.value, bound=DROP,
                         unit="share of drafted tokens",
                     )
                 )  # fmt: skip
@@ -322,8 +360,9 @@ def texts(subject: Subject, found: Found, best: LayerPlan, say: Callable[[str], 
 
 def study(
     subjects: Sequence[Subject],
-    wide: TorchRuntime,
+    wide: Callable[[], TorchRuntime],
     *,
+    cells: Cells,
     models: Sequence[Source],
     data: Sequence[Source],
     full: bool,
@@ -333,21 +372,16 @@ def study(
     """All parts on every model, and the wide model's agreement."""
     started, founds = time.perf_counter(), []
     for subject in subjects:
-        found = Found()
-        agreements(subject, found, say)
-        by_round(subject, found, say)
-        near = similarity(subject.runtime.module, subject.text)
-        found.figures.append(
-            ratio_figure(f"{subject.name}, inputs of the first and last layer of a group of 4", "cosine", near,
-                         unit="cosine", of="places")
-        )  # fmt: skip
-        search = searched(subject, found, say)
-        texts(subject, found, search.best.plan, say)
-        share = attention_share(subject.runtime.module)
-        found.lines[-1] += f"; by weights its attentions are {share:.0%} of a step"
-        founds.append(found)
-    mechanism, line = random_weights(wide, say)
-    figures = [figure for found in founds for figure in found.figures] + mechanism
+        for regime in (NEVER, EACH_ROUND):
+            founds.append(
+                cells.get(f"{subject.name}, {regime}", lambda f, r=regime, s=subject: agreements(s, r, f, say))
+            )
+        founds.append(cells.get(f"{subject.name}, rounds", lambda f, s=subject: by_round(s, f, say)))
+        founds.append(cells.get(f"{subject.name}, search", lambda f, s=subject: searched(s, f, say)))
+        best = founds[-1].plan
+        founds.append(cells.get(f"{subject.name}, texts", lambda f, s=subject, b=best: texts(s, f, b, say)))
+    founds.append(cells.get("random weights", lambda f: random_weights(wide(), f, say)))
+    figures = [figure for found in founds for figure in found.figures]
     checks = [check for found in founds for check in found.checks]
     values = {(f.subject, f.quantity): f.value for f in figures}
 
@@ -362,14 +396,14 @@ def study(
             f"{of(ATTENTION, 2, EACH_ROUND):.2f} / {of(ATTENTION, 4, EACH_ROUND):.2f}"
         )
 
-    ours = "; ".join([*(told(subject) for subject in subjects), *(line for f in founds for line in f.lines), line])
+    ours = "; ".join([*(told(subject) for subject in subjects), *(line for found in founds for line in found.lines)])
     return conclude(
         "easyspec",
         title="EasySpec: layer-parallel drafting",
-        claim="Attentions of several layers of a draft model can run at the same time on one input, with calibrated keys "
-        "and values and at most 7 % lower speculation accuracy; whole layers cannot; the target's text stays the same.",
-        paper_figure="drafting up to 1.62 times faster, 4.17 times plain decoding at its peak, at most 7 % lower accuracy "
-        "(drafts of 7 and 8 billion parameters, 8 A100)",
+        claim="Attentions of several layers of a draft model can run at the same time on one input, with calibrated "
+        "keys and values and at most 7 % lower speculation accuracy; whole layers cannot; the target's text stays.",
+        paper_figure="drafting up to 1.62 times faster, 4.17 times plain decoding at its peak, at most 7 % lower "
+        "accuracy (drafts of 7 and 8 billion parameters, 8 A100)",
         ours=ours, figures=figures, checks=checks,
         samples="; ".join(
             f"{s.name}: {len(s.text)} tokens of wikitext-2 (test), {len(s.prompts)} prompts of {s.size.context} tokens "
@@ -388,10 +422,10 @@ def study(
     )  # fmt: skip
 
 
-def random_weights(runtime: TorchRuntime, say: Callable[[str], None]) -> tuple[list[Figure], str]:
+def random_weights(runtime: TorchRuntime, found: Found, say: Callable[[str], None]) -> None:
     """Overlap by size of the groups in a model of random weights, whose layers each change little."""
     tokens = np.random.default_rng(0).integers(0, runtime.vocab_size, 192).tolist()
-    layers, figures, parts = runtime.capabilities.layers, [], []
+    layers, parts = runtime.capabilities.layers, []
     name = f"random weights, width {runtime.text_config.hidden_size}, {layers} layers"
     with PlanComparison(runtime, tokens, draft_length=None) as comparison:
         for size in (2, 4, layers - 2):
@@ -401,13 +435,13 @@ def random_weights(runtime: TorchRuntime, say: Callable[[str], None]) -> tuple[l
                 both = comparison.rows(LayerPlan())[1]
             for what, overlap in ((ATTENTION, one), (LAYERS_TOO, both)):
                 at = f"{name}, {what}, groups of {size}, {NEVER}"
-                figures.append(mean_figure(at, OVERLAP, overlap, unit="probability"))
+                found.figures.append(mean_figure(at, OVERLAP, overlap, unit="probability"))
                 say(f"{at}: overlap {overlap.mean():.4f}")
             parts.append(f"{one.mean():.3f} in groups of {size}")
     near = similarity(runtime.module, tokens)
-    figures.append(ratio_figure(f"{name}, inputs of the first and last layer of a group of 4", "cosine", near,
-                                unit="cosine", of="places"))  # fmt: skip
-    return figures, f"{name}: overlap {', '.join(parts)} (cosine {near.mean():.2f})"
+    at = f"{name}, inputs of the first and last layer of a group of 4"
+    found.figures.append(ratio_figure(at, "cosine", near, unit="cosine", of="places"))
+    found.lines.append(f"{name}: overlap {', '.join(parts)} (cosine {near.mean():.2f})")
 
 
 def wide_runtime(width: int = 1024, layers: int = 16, vocab: int = 4096) -> TorchRuntime:
@@ -453,7 +487,7 @@ def measure(options: argparse.Namespace) -> Evidence:
 
     torch.set_num_threads(options.threads)
     times = 2 if options.full else 1
-    sizes = (Size(512 * times, 192 * times, 12 * times), Size(192 * times, 96 * times, 6 * times))
+    sizes = (Size(512 * times, 128 * times, 12 * times), Size(128 * times, 64 * times, 6 * times))
     if options.quick:
         sizes = (Size(64, 16, 2, rounds=3, written=8),) * 2
     subjects = [
@@ -461,16 +495,15 @@ def measure(options: argparse.Namespace) -> Evidence:
         subject_of("Gemma 3 270M", "gemma3", sizes[1], options.threads),
     ]
     return study(
-        subjects, wide_runtime(256, 8) if options.quick else wide_runtime(),
+        subjects, lambda: wide_runtime(256, 8) if options.quick else wide_runtime(), cells=Cells(options.cells),
         models=[model_source("smollm2"), model_source("gemma3")], data=data_sources(FILES), full=options.full,
         threads=options.threads,
     )  # fmt: skip
 
 
 def main() -> Evidence | None:
-    parser = arguments(
-        full="twice as many tokens and prompts", quick="a few tokens", threads="of torch"
-    )
+    parser = arguments(full="twice as many tokens and prompts", quick="a few tokens", threads="of torch")
+    parser.add_argument("--cells", type=Path, help="a file that keeps what is measured, to go on from there")
     return run_study(parser, measure)
 
 

@@ -122,7 +122,11 @@ def test_a_plan_is_searched_saved_and_used(cli, tiny, corpus, tmp_path):
     done = cli(*search, "-o", file)
     assert done.code == 0 and f"--drafter layer_parallel:{file}" in done.out and done.err == ""
     found = cli(*search, "--json", "--attention", 1, "--draft-cost", 5).json
-    assert found["file"].startswith(os.environ["LIKELY_CACHE"]) and found["groups"] == [[0, 1]] and len(found["pairs"]) == 1
+    assert (
+        found["file"].startswith(os.environ["LIKELY_CACHE"])
+        and found["groups"] == [[0, 1]]
+        and len(found["pairs"]) == 1
+    )
     assert [step["attention_depth"] for step in found["steps"]] == [2, 1] and found["steps"][0]["top1"] == 1
     arguments = ("generate", "the cat", "-m", tiny, "--max-tokens", 8, "--threads", 1, "--runtime", "torch")
     plain = cli(*arguments, "--drafter", "none")

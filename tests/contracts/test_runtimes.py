@@ -359,6 +359,10 @@ def test_missing_capabilities_say_so(runtime):
     if not runtime.capabilities.layers:
         with pytest.raises(CapabilityError, match="torch"):
             runtime.forward([Work(sequence, np.array([1]), np.array([-1]), layers=LayerPlan(frozenset({0})))])
+    if not runtime.capabilities.parallel_layers:
+        with pytest.raises(CapabilityError, match="torch"):
+            runtime.forward([Work(sequence, np.array([1]), np.array([-1]), layers=LayerPlan(parallel=((0, 1),)))])
+    assert (sequence.length, sequence.pending) == (0, 0)
     runtime.close(sequence)
 
 
@@ -370,8 +374,15 @@ def test_nodes_without_some_layers_are_approximate_and_leave_no_trace(runtime, c
     one(runtime, sequence, tokens[:9], Want.NONE)
     exact = one(runtime, sequence, drafts, parents=[-1, 0, 0]).logits
     runtime.commit([(sequence, [])])
-    last = frozenset({runtime.capabilities.layers - 1})
-    for plan, changes in ((LayerPlan(), False), (LayerPlan(last, last), True), (LayerPlan(last), True)):
+    layers = runtime.capabilities.layers
+    last = frozenset({layers - 1})
+    plans = [(LayerPlan(), False), (LayerPlan(last, last), True), (LayerPlan(last), True)]
+    if runtime.capabilities.parallel_layers:
+        plans += [
+            (LayerPlan(parallel=tuple((n,) for n in range(layers))), False),
+            (LayerPlan(parallel=(tuple(range(layers)),)), True),
+        ]
+    for plan, changes in plans:
         work = Work(sequence, drafts, np.array([-1, 0, 0]), want=Want.ALL, layers=plan)
         rows = runtime.forward([work])[0].logits
         assert (np.abs(rows - exact).max() > 1e-2) == changes

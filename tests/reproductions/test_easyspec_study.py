@@ -35,11 +35,19 @@ def subject(script, runtime):
 
 
 @pytest.fixture(scope="module")
-def found(script, runtime, subject):
-    return script.study(
-        [subject], runtime, models=[Source(name="tiny", sha256="0" * 64)], data=[], full=False, threads=1,
-        say=lambda line: None,
-    )  # fmt: skip
+def found(script, runtime, subject, tmp_path_factory):
+    cells = tmp_path_factory.mktemp("cells") / "cells.jsonl"
+
+    def study():
+        return script.study(
+            [subject], lambda: runtime, cells=script.Cells(cells),
+            models=[Source(name="tiny", sha256="0" * 64)], data=[], full=False, threads=1, say=lambda line: None,
+        )  # fmt: skip
+
+    first, again = study(), study()  # the second time every cell is known
+    assert len(cells.read_text().splitlines()) == 6
+    assert (again.figures, again.checks, again.ours) == (first.figures, first.checks, first.ours)
+    return again
 
 
 def test_the_study_measures_every_part(script, found):

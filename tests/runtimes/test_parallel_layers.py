@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_torch import GROUPED, VOCAB, module_of, tiny_module, transformers
 
-from likely.errors import CapabilityError
+from likely.errors import CapabilityError, ModelError
 from likely.runtimes.protocol import LayerPlan, Want, Work
 from likely.runtimes.torch.runtime import TorchRuntime
 
@@ -167,3 +167,8 @@ def test_the_depth_counts_attentions_in_sequence():
     assert LayerPlan().attention_depth(8) == 8
     assert LayerPlan(parallel=((1, 2, 3, 4), (5, 6))).attention_depth(8) == 4
     assert LayerPlan(frozenset({0}), parallel=((1, 2),)).attention_depth(8) == 6
+
+
+def test_threads_are_counted():
+    with pytest.raises(ModelError, match="attention_threads must be >= 1, got 0"):
+        TorchRuntime(tiny_module("llama"), attention_threads=0)

@@ -247,7 +247,7 @@ def test_arguments_become_groups():
     assert parse_groups("4", 30) == groups_of(4, 30)
     assert parse_groups("8-11, 12-13", 30) == LayerPlan(parallel=((8, 9, 10, 11), (12, 13)))
     assert groups_of(4, 11).parallel == ((1, 2, 3, 4), (5, 6, 7, 8), (9,))
-    assert default_groups(30).parallel == tuple((n, n + 1) for n in range(8, 28, 2)) + ((28,),)
+    assert default_groups(30).parallel == (*((n, n + 1) for n in range(8, 28, 2)), (28,))
     assert groups_of(4, 2).parallel == () and groups_of(4, 30).attention_depth(30) == 9
 
 
@@ -269,7 +269,7 @@ def test_a_plan_is_kept_per_model(runtime, tmp_path, monkeypatch):
     monkeypatch.setenv("LIKELY_CACHE", str(tmp_path))
     assert layer_parallel("", runtime).plan == default_groups(LAYERS)
     plan = LayerPlan(parallel=((1, 2, 3),))
-    save_plan(plan, "four", plan_path("layer_parallel", "four"), overlap=0.5)
+    save_plan(plan, "four", plan_path("layer_parallel", "four"), agreement={"overlap": 0.5})
     assert layer_parallel("", runtime).plan == plan and saved_plan("skip", "four", LAYERS) is None
     file = save_plan(plan, "four", tmp_path / "plan.json")
     assert layer_parallel(str(file), runtime).plan == plan

@@ -99,7 +99,7 @@ def test_speed_is_tokens_over_time():
 
 
 def test_wrong_input_is_refused(runtime):
-    with pytest.raises(ValueError, match="attention must lie in 0..1"):
+    with pytest.raises(ValueError, match=r"attention must lie in 0\.\.1"):
         DraftCost(attention=1.5)
     with pytest.raises(ValueError, match="max_group must be >= 2"):
         search_plan(runtime, TEXT, max_group=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -92,11 +92,8 @@ class LayerParts:
 
         for nothing in (True, False):
             added = (_nothing if nothing else _something)(extra[id(attention)])
-            with _replaced(self._mlp[0], see), _replaced(attention, added):
-                try:
-                    call(np.zeros(2, np.int64), np.array([1]))
-                except _HalfWay:
-                    pass
+            with _replaced(self._mlp[0], see), _replaced(attention, added), suppress(_HalfWay):
+                call(np.zeros(2, np.int64), np.array([1]))
         return not torch.equal(*seen)
 
     def _probe(self, call: ModuleCall) -> dict[int, int]:
@@ -157,11 +154,8 @@ def _attention_of(
         found.append(own(*arguments, **named))
         raise _HalfWay
 
-    with _replaced(attention, attend):
-        try:
-            forward(*call[0], **call[1])
-        except _HalfWay:
-            pass
+    with _replaced(attention, attend), suppress(_HalfWay):
+        forward(*call[0], **call[1])
     return found[0]
 
 
@@ -191,7 +185,9 @@ def _something(extra: int) -> Replacement:
 
     def forward(*arguments: Any, **named: Any) -> Any:
         like = _stream(arguments, named)
-        return _shaped(torch.linspace(-1, 1, like.shape[-1], dtype=like.dtype, device=like.device).expand_as(like), extra)
+        return _shaped(
+            torch.linspace(-1, 1, like.shape[-1], dtype=like.dtype, device=like.device).expand_as(like), extra
+        )
 
     return forward
 

@@ -59,7 +59,7 @@ class TorchRuntime(SlotRuntime):
     kv_dtype     what keys and values are stored as, see `parse_kv_format`; default: as they are computed.  Attention
                  reads them as floats again: a format saves memory (`kv_bytes_per_token`), not time
     attention_threads  how many attentions of a group run at the same time (`LayerPlan.parallel`); the numbers are the
-                 same with any, where torch itself computes with one thread
+                 same with any
 
     `cached` says whether keys and values are kept. They are not where the architecture does not allow it
     (`not_cached_because`): then every call computes the whole text again, slowly and with the same numbers.
@@ -77,9 +77,7 @@ class TorchRuntime(SlotRuntime):
         kv_dtype: str | None = None,
         attention_threads: int = 1,
     ):
-        if attention_threads < 1:
-            raise ModelError(f"attention_threads must be >= 1, got {attention_threads}")
-        self._pool = ThreadPoolExecutor(attention_threads, initializer=torch.get_num_threads) if attention_threads > 1 else None
+        self._pool = _pool(attention_threads)
         wanted = None if kv_dtype is None else parse_kv_format(kv_dtype)
         register_interface()
         module.eval()
@@ -339,6 +337,14 @@ class TorchRuntime(SlotRuntime):
 
 def _revision(digest: str, dtype: torch.dtype) -> str:
     return f"torch-{str(dtype).removeprefix('torch.')}-{digest}"
+
+
+def _pool(threads: int) -> ThreadPoolExecutor | None:
+    """Threads for attentions; None: they need none of their own."""
+    if threads < 1:
+        raise ModelError(f"attention_threads must be >= 1, got {threads}")
+    # a thread that has not asked how many threads a matrix product takes uses all cores, and rounds differently
+    return ThreadPoolExecutor(threads, initializer=torch.get_num_threads) if threads > 1 else None
 
 
 def _place(dtype: str | None, device: str | None, threads: int | None) -> tuple[torch.device, torch.dtype]:

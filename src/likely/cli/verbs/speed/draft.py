@@ -34,7 +34,8 @@ KindSettings = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting of the kind, e.g. -s top=4 -s min_count=2."),
 ]
 PlanOption = Annotated[
-    Path | None, typer.Option("--output", "-o", help="The plan file to write.  [default: the model's own, in the cache]")
+    Path | None,
+    typer.Option("--output", "-o", help="The plan file to write.  [default: the model's own, in the cache]"),
 ]
 TokensOption = Annotated[int, typer.Option("--tokens", min=2, max=2048, help="Tokens of the corpus to compare on.")]
 LengthOption = Annotated[int, typer.Option("--draft-length", min=1, max=64, help="Tokens of a draft.")]

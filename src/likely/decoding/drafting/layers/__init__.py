@@ -1,4 +1,4 @@
-"""Drafting under a layer plan: the target itself with layers left out or side by side, and the search for such plans."""
+"""Drafting under a layer plan: a model with layers left out or side by side, and the search for such plans."""
 
 from typing import TYPE_CHECKING
 

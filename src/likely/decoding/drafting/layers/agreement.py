@@ -110,9 +110,7 @@ class PlanComparison:
         self.close()
 
 
-def fuzzy_agreement(
-    runtime: Runtime, tokens: Seq[int], plan: LayerPlan, *, draft_length: int | None = 4
-) -> Agreement:
+def fuzzy_agreement(runtime: Runtime, tokens: Seq[int], plan: LayerPlan, *, draft_length: int | None = 4) -> Agreement:
     """Of a plan with the whole model on one text: see `PlanComparison`."""
     with PlanComparison(runtime, tokens, draft_length=draft_length) as comparison:
         return comparison.agreement(plan)

@@ -119,7 +119,7 @@ class SelfDrafter:
 
 
 def layer_skip(argument: str, runtime: Runtime, shape: DraftShape | None = None) -> SelfSpeculation:
-    """The model with layers left out: see `parse_skipped`; "": the plan saved for this model, else `default_skipped`."""
+    """The model with layers left out, by `parse_skipped`; "": the plan saved for it, else `default_skipped`."""
     check_plan(runtime, LayerPlan(), "skip")
     layers = runtime.capabilities.layers
     if argument.strip():

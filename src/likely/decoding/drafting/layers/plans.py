@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from likely.errors import CapabilityError, DataError
 from likely.io.hashes import cache_dir
@@ -85,7 +86,7 @@ def groups_of(size: int, layers: int, *, first: int = 1, last: int = 1) -> Layer
 
 
 def parse_groups(argument: str, layers: int) -> LayerPlan:
-    """From "4" (EasySpec's plan with groups of 4) or "8-11,12-15" (these groups); ValueError that says what is allowed."""
+    """From "4" (EasySpec's plan, groups of 4) or "8-11,12-15" (these groups); ValueError that says what is allowed."""
     text = argument.replace(" ", "")
     if text.isdigit():
         if not 2 <= int(text) <= layers:
@@ -120,14 +121,14 @@ def plan_path(use: PlanUse, revision: str) -> Path:
     return cache_dir() / "layer_plans" / use / f"{re.sub(r'[^A-Za-z0-9.-]', '-', revision)[:64]}.json"
 
 
-def save_plan(plan: LayerPlan, revision: str, path: Path, **found: Any) -> Path:
-    """Write a plan for the model of that revision, with what was found of it; `plan_path`: the drafter's own."""
+def save_plan(plan: LayerPlan, revision: str, path: Path, *, agreement: Mapping[str, float] | None = None) -> Path:
+    """Write a plan for the model of that revision, with its agreement for readers; `plan_path`: the drafter's own."""
     record = {
         "revision": revision,
         "skip_attention": sorted(plan.skip_attention),
         "skip_mlp": sorted(plan.skip_mlp),
         "parallel": [list(group) for group in plan.parallel],
-        **found,
+        **({} if agreement is None else {"agreement": dict(agreement)}),
     }
     write_whole_file(path, json.dumps(record, indent=1).encode())
     return path
