@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from fastapi import Request as HttpRequest
 from fastapi import Response
 
 from likely.decoding.drafting.lookup import PredictedText
-from likely.decoding.request import Finished
+from likely.decoding.request import Event, Finished
 from likely.lm.confidence import BoundPolicy
 from likely.lm.results import Answer
 from likely.serving.api.answering import Answering, seed_of
@@ -66,7 +65,7 @@ class ChatsEndpoint:
                 reason = "tool_calls" if reason == "stop" or finished.complete else reason
         content = None
         if asked.logprobs and (answer is None or not answer.why):  # of a text that is not given there are none
-            content = self._logprobs(asked, finished.tokens, finished.logprobs, finished.tops)
+            content = self._logprobs(asked, finished)
         return {
             "index": sample,
             "message": message,
@@ -103,7 +102,7 @@ class ChatsEndpoint:
             sample, finish = event.sample, event.finish
             block, text, news = None, event.text, list[ToolCallDelta]()
             if asked.logprobs and event.tokens:
-                block = self._logprobs(asked, event.tokens, event.logprobs, event.tops)
+                block = self._logprobs(asked, event)
             if (parser := parsers[sample]) is not None:
                 text, news = parser.push(event.text, last=finish is not None)
             if not withheld:
@@ -132,10 +131,8 @@ class ChatsEndpoint:
             return None
         return await self._with.confidence.decide(started.bound, asked, finished, started.head["seed"])
 
-    def _logprobs(
-        self, asked: ChatRequest, tokens: Sequence[int], logprobs: Sequence[float], tops: Sequence[Any]
-    ) -> dict[str, Any]:
-        content = chat_content(self._with.names, tokens, logprobs, tops, asked.top_logprobs)
+    def _logprobs(self, asked: ChatRequest, of: Event | Finished) -> dict[str, Any]:
+        content = chat_content(self._with.names, of, asked.top_logprobs, details=asked.token_details)
         return {"content": content, "refusal": None}
 
     async def _start(self, asked: ChatRequest, kind: str, salt: str) -> _Started:

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import Request as HttpRequest
 from fastapi import Response
 
-from likely.decoding.request import Finished
+from likely.decoding.request import Event, Finished
 from likely.scoring.likelihood import Item, TokenScores
 from likely.serving.api.answering import Answering, seed_of
 from likely.serving.api.forms import form_of
@@ -86,7 +86,9 @@ class CompletionsEndpoint:
             pieces.note(i, event)
             block = None
             if asked.logprobs is not None and event.tokens:
-                block = blocks[i, event.sample].block(event.tokens, event.logprobs, event.tops)
+                block = blocks[i, event.sample].block(
+                    event.tokens, event.logprobs, event.tops, **_details(asked, event)
+                )
             if event.text or block or event.finish:
                 done = event.finish
                 ending = ended_by(None) if done is None else ended_by(done.reason, complete=done.complete)
@@ -105,7 +107,7 @@ class CompletionsEndpoint:
         echoes: list[Block | None] = [None] * len(prompts)
         if asked.echo and asked.logprobs is not None:
             items = [Item(tuple(p.tokens), 1) for p in prompts]
-            scores = await common.engine.score(items, top=asked.logprobs)
+            scores = await common.engine.score(items, top=asked.logprobs, entropy=asked.token_details)
             echoes = [self._echo(asked, p, s) for p, s in zip(prompts, scores, strict=True)]
         seed = seed_of(asked)
         tickets: list[Ticket] = []
@@ -120,12 +122,21 @@ class CompletionsEndpoint:
         values: list[float | None] = [None, *scores.logprobs]
         tops = [None, *scores.tops] if scores.tops is not None else [None] * len(values)
         shown = slice(prompt.hidden, None)
+        details: dict[str, Any] = {}
+        if scores.entropies is not None:
+            entropies = [None, *scores.entropies][shown]
+            details = {"entropies": entropies, "drafted": [False] * len(entropies)}
         maker = CompletionLogprobs(self._with.names, asked.logprobs)
-        return maker.block(prompt.tokens[shown], values[shown], tops[shown], skip=prompt.skip, written=True)
+        return maker.block(prompt.tokens[shown], values[shown], tops[shown], skip=prompt.skip, written=True, **details)
 
     def _blocks(self, asked: CompletionRequest, prompt: EncodedPrompt) -> CompletionLogprobs:
         offset = len(prompt.text) if asked.echo else 0
         return CompletionLogprobs(self._with.names, asked.logprobs or 0, offset=offset)
 
     def _block(self, asked: CompletionRequest, prompt: EncodedPrompt, finished: Finished) -> Block:
-        return self._blocks(asked, prompt).block(finished.tokens, finished.logprobs, finished.tops)
+        details = _details(asked, finished)
+        return self._blocks(asked, prompt).block(finished.tokens, finished.logprobs, finished.tops, **details)
+
+
+def _details(asked: CompletionRequest, of: Event | Finished) -> dict[str, Any]:
+    return {"entropies": of.entropies, "drafted": of.drafted} if asked.token_details else {}
