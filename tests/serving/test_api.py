@@ -111,7 +111,14 @@ def test_echo_with_new_tokens_is_one_text_with_one_block(tiny):
 @pytest.mark.parametrize("drafter", ["none", "lookup"])
 def test_details_of_tokens_are_their_entropy_and_whether_they_were_guessed(drafter):
     lm = toy_model()
-    body = {"max_tokens": 56, "logit_bias": {"0": 4}, "temperature": 0, "drafter": drafter, "draft_budget": 3, "token_details": True}
+    body = {
+        "max_tokens": 56,
+        "logit_bias": {"0": 4},
+        "temperature": 0,
+        "drafter": drafter,
+        "draft_budget": 3,
+        "token_details": True,
+    }
 
     async def question(client):
         whole = await client.ok(COMPLETIONS, prompt="abab", logprobs=1, echo=True, **body)

@@ -36,6 +36,7 @@ from likely.serving.api.schemas import (
 from likely.serving.engine import AsyncEngine
 from likely.serving.limits import Admission, ApiError, ServerLimits, discard_body, json_response, read_json, refusal
 from likely.serving.metrics import CONTENT_TYPE, ServerMetrics
+from likely.serving.page import add_page
 
 
 def create_app(
@@ -137,6 +138,8 @@ def create_app(
                 await discard_body(request, limits)
             log_of(request)["error"] = str(error)[:200]
             raise
+
+    add_page(app)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:

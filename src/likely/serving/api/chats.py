@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request as HttpRequest
 from fastapi import Response
 
+from likely.decoding.constraint import Constraint
 from likely.decoding.drafting.lookup import PredictedText
 from likely.decoding.request import Event, Finished
 from likely.lm.confidence import BoundPolicy
@@ -21,6 +22,7 @@ from likely.serving.api.replies import Pieces, cached_of, chat_content, ended_by
 from likely.serving.api.schemas import ChatRequest
 from likely.serving.api.streaming import Events
 from likely.serving.engine import Ticket
+from likely.serving.form_worker import FormDescription
 from likely.serving.tools.transcript import CallParser, ToolCallDelta
 
 
@@ -30,6 +32,8 @@ class _Started:
     head: dict[str, Any]
     ticket: Ticket
     bound: BoundPolicy | None
+    described: FormDescription | None
+    held: Constraint | None
 
 
 class ChatsEndpoint:
@@ -72,6 +76,7 @@ class ChatsEndpoint:
             "logprobs": content,
             **ended_by(reason, complete=finished.complete),
             **decision_fields(started.bound, answer),
+            **await self._fields(asked, started, finished, answer),
         }
 
     async def _stream(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
@@ -119,7 +124,10 @@ class ChatsEndpoint:
                     yield chunk(sample, {"refusal": answer.why} if answer.abstained else {"content": answer.text})
                 if parser is not None and parser.calls and (reason == "stop" or finish.complete):
                     reason = "tool_calls"
-                fields = decision_fields(started.bound, answer)
+                fields = {
+                    **decision_fields(started.bound, answer),
+                    **await self._fields(asked, started, finish, answer),
+                }
                 yield chunk(sample, {}, **ended_by(reason, complete=finish.complete), **fields)
         log_of(http)["usage"] = pieces.usage()
         for last in pieces.last():
@@ -130,6 +138,14 @@ class ChatsEndpoint:
         if started.bound is None:
             return None
         return await self._with.confidence.decide(started.bound, asked, finished, started.head["seed"])
+
+    async def _fields(
+        self, asked: ChatRequest, started: _Started, finished: Finished, answer: Answer | None
+    ) -> dict[str, Any]:
+        """The values of a text that was held to a schema and is given as it was written, where details are wanted."""
+        if not asked.token_details or (answer is not None and answer.why):
+            return {}
+        return await self._with.prompts.fields(started.described, started.held, finished)
 
     def _logprobs(self, asked: ChatRequest, of: Event | Finished) -> dict[str, Any]:
         content = chat_content(self._with.names, of, asked.top_logprobs, details=asked.token_details)
@@ -149,7 +165,7 @@ class ChatsEndpoint:
         if predicted and asked.drafter is None:
             request = replace(request, drafter=PredictedText(predicted))
         (ticket,) = common.submit([request])
-        return _Started(len(rendered.tokens), common.head("chatcmpl", kind, seed), ticket, bound)
+        return _Started(len(rendered.tokens), common.head("chatcmpl", kind, seed), ticket, bound, described, held)
 
 
 def _call(name: str, arguments: str) -> dict[str, Any]:
