@@ -96,8 +96,9 @@ class CompletionsEndpoint:
                 )
             if event.text or block or event.finish:
                 done = event.finish
-                ending: dict[str, Any] = {**ended_by(done and done.reason, complete=done and done.complete)}
+                ending: dict[str, Any] = {**ended_by(None)}
                 if done is not None:
+                    ending = {**ended_by(done.reason, complete=done.complete)}
                     ending |= await self._fields(asked, started, done)
                 yield chunk(i * asked.n + event.sample, event.text, block, ending)
         log_of(http)["usage"] = pieces.usage()

@@ -200,6 +200,7 @@ def _print_address(host: str, port: int, key_name: str | None, *, secure: bool) 
     url = f"{scheme}://{f'[{shown}]' if ':' in shown else shown}:{port}/v1"
     key = f' -H "Authorization: Bearer ${key_name}"' if key_name else ""
     typer.echo(f"serving at {url}  (Ctrl-C ends it)")
+    typer.echo(f"page: {url.removesuffix('v1')}")
     typer.echo(
         f'try: curl {url}/completions -H "Content-Type: application/json"{key} '
         '-d \'{"prompt": "Once upon a time", "max_tokens": 20}\''
