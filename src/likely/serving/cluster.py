@@ -55,7 +55,7 @@ class BatchWorker:
         options: Mapping[str, Any] | None = None,
     ):
         check_choice("task", task, get_args(Task))
-        self._lm = load(model, **(opened or {}))  # type: ignore[arg-type]
+        self._lm = load(model, **(opened or {}))
         self._task, self._options = task, dict(options or {})
 
     def __call__(self, columns: Columns) -> Columns:
@@ -87,7 +87,7 @@ class BatchWorker:
         records: list[Any]
         match self._task:
             case "score":
-                records = [lm.score(prompt, [answer])[0] for prompt, answer in texts]
+                records = lm.score_pairs([(prompt, answer) for prompt, answer in texts])
             case "chat":
                 records = [lm.chat([{"role": "user", "content": prompt}], **self._options) for [prompt] in texts]
             case _:
