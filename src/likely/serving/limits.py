@@ -35,7 +35,7 @@ BODIES_AT_ONCE = 64  # largest bodies' worth of bytes that may be on their way
 RETRY_AFTER_S = 1
 ENDPOINTS = (
     "GET /, /health, /metrics, /v1/models, "
-    "POST /v1/completions, /v1/chat/completions, /v1/score, /tokenize, /detokenize"
+    "POST /v1/completions, /v1/chat/completions, /v1/responses, /v1/score, /tokenize, /detokenize"
 )
 
 

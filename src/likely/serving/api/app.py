@@ -20,9 +20,10 @@ from likely.errors import LikelyError
 from likely.lm.confidence import AnsweringModel, ThresholdOptions
 from likely.lm.model import Model
 from likely.serving.api.answering import Answering
-from likely.serving.api.chats import ChatsEndpoint
-from likely.serving.api.completions import CompletionsEndpoint
 from likely.serving.api.confidence import ChatConfidence
+from likely.serving.api.endpoints.chats import ChatsEndpoint
+from likely.serving.api.endpoints.completions import CompletionsEndpoint
+from likely.serving.api.endpoints.responses import ResponsesEndpoint, ResponsesRequest
 from likely.serving.api.gate import Gate, check_key, log_of
 from likely.serving.api.schemas import (
     ChatRequest,
@@ -81,6 +82,7 @@ def create_app(
         answering = Answering(engine, name, limits, ChatConfidence(model, policy, fallback, limits.max_running))
         app.state.answering = answering
         app.state.completions, app.state.chats = CompletionsEndpoint(answering), ChatsEndpoint(answering)
+        app.state.responses = ResponsesEndpoint(app.state.chats)
         try:
             yield
         finally:
@@ -149,6 +151,11 @@ def create_app(
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         return await answer(request, lambda r, b, key: app.state.chats.answer(r, parse(ChatRequest, b), key))
+
+    @app.post("/v1/responses")
+    async def responses(request: Request) -> Response:
+        state = app.state
+        return await answer(request, lambda r, b, key: state.responses.answer(r, parse(ResponsesRequest, b), key))
 
     @app.post("/v1/score")
     async def score(request: Request) -> Response:

@@ -27,7 +27,9 @@ from likely.serving.tools.transcript import CallParser, ToolCallDelta
 
 
 @dataclass(frozen=True)
-class _Started:
+class StartedChat:
+    """A chat that the engine is working on."""
+
     prompt_tokens: int
     head: dict[str, Any]
     ticket: Ticket
@@ -40,7 +42,7 @@ class ChatsEndpoint:
     """Chats of one server."""
 
     def __init__(self, answering: Answering):
-        self._with = answering
+        self.common = self._with = answering
 
     async def answer(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
         self._with.check_before(asked, 1)
@@ -48,14 +50,20 @@ class ChatsEndpoint:
         return await self._with.within(http, asked, work)
 
     async def _whole(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
-        started = await self._start(asked, "chat.completion", salt)
+        return self._with.reply(asked, await self.body(http, asked, salt))
+
+    async def body(self, http: HttpRequest, asked: ChatRequest, salt: str) -> dict[str, Any]:
+        """A whole reply."""
+        started = await self.start(asked, "chat.completion", salt)
         done = await self._with.finished([started.ticket])
         choices = [await self._choice(asked, started, sample, done[0, sample]) for sample in range(asked.n)]
         spent = usage(started.prompt_tokens, done.values(), cached_of(done))
         log_of(http)["usage"] = spent
-        return self._with.reply(asked, {**started.head, "choices": choices, "usage": spent})
+        return {**started.head, "choices": choices, "usage": spent}
 
-    async def _choice(self, asked: ChatRequest, started: _Started, sample: int, finished: Finished) -> dict[str, Any]:
+    async def _choice(
+        self, asked: ChatRequest, started: StartedChat, sample: int, finished: Finished
+    ) -> dict[str, Any]:
         answer = await self._decided(asked, started, finished)
         text, reason = (finished.text, finished.reason) if answer is None else (answer.text, answer.finish_reason)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
@@ -80,10 +88,10 @@ class ChatsEndpoint:
         }
 
     async def _stream(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
-        started = await self._start(asked, "chat.completion.chunk", salt)
-        return self._with.stream(asked, self._events(http, asked, started), [started.ticket])
+        started = await self.start(asked, "chat.completion.chunk", salt)
+        return self._with.stream(asked, self.events(http, asked, started), [started.ticket])
 
-    async def _events(self, http: HttpRequest, asked: ChatRequest, started: _Started) -> Events:
+    async def events(self, http: HttpRequest, asked: ChatRequest, started: StartedChat) -> Events:
         """With a threshold nothing of a text is sent before it is known that it reaches it."""
         pieces = Pieces(asked, started.head, started.prompt_tokens)
         withheld = started.bound is not None and started.bound.rule is not None
@@ -133,14 +141,14 @@ class ChatsEndpoint:
         for last in pieces.last():
             yield last
 
-    async def _decided(self, asked: ChatRequest, started: _Started, finished: Finished) -> Answer | None:
+    async def _decided(self, asked: ChatRequest, started: StartedChat, finished: Finished) -> Answer | None:
         """With its confidence, where somebody wants to know that."""
         if started.bound is None:
             return None
         return await self._with.confidence.decide(started.bound, asked, finished, started.head["seed"])
 
     async def _fields(
-        self, asked: ChatRequest, started: _Started, finished: Finished, answer: Answer | None
+        self, asked: ChatRequest, started: StartedChat, finished: Finished, answer: Answer | None
     ) -> dict[str, Any]:
         """The values of a text that was held to a schema and is given as it was written, where details are wanted."""
         if not asked.token_details or (answer is not None and answer.why):
@@ -151,7 +159,7 @@ class ChatsEndpoint:
         content = chat_content(self._with.names, of, asked.top_logprobs, details=asked.token_details)
         return {"content": content, "refusal": None}
 
-    async def _start(self, asked: ChatRequest, kind: str, salt: str) -> _Started:
+    async def start(self, asked: ChatRequest, kind: str, salt: str) -> StartedChat:
         common = self._with
         described, field = form_of(asked)
         bound = await common.prompts.away(lambda: common.confidence.bind(asked))
@@ -165,7 +173,7 @@ class ChatsEndpoint:
         if predicted and asked.drafter is None:
             request = replace(request, drafter=PredictedText(predicted))
         (ticket,) = common.submit([request])
-        return _Started(len(rendered.tokens), common.head("chatcmpl", kind, seed), ticket, bound, described, held)
+        return StartedChat(len(rendered.tokens), common.head("chatcmpl", kind, seed), ticket, bound, described, held)
 
 
 def _call(name: str, arguments: str) -> dict[str, Any]:
