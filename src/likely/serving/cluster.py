@@ -24,9 +24,9 @@ from likely.models.catalog import DEFAULT_MODEL
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-Task = Literal["generate", "chat", "score"]
+RowTask = Literal["generate", "chat", "score"]
 Row = dict[str, Any]
-Columns = dict[str, Any]  # name -> array or list, one value per row
+RowColumns = dict[str, Any]  # name -> array or list, one value per row
 
 
 class ClusterOptions(TypedDict, total=False):
@@ -50,15 +50,15 @@ class BatchWorker:
     def __init__(
         self,
         model: str,
-        task: Task,
+        task: RowTask,
         opened: ClusterOptions | None = None,
         options: Mapping[str, Any] | None = None,
     ):
-        check_choice("task", task, get_args(Task))
+        check_choice("task", task, get_args(RowTask))
         self._lm = load(model, **(opened or {}))
         self._task, self._options = task, dict(options or {})
 
-    def __call__(self, columns: Columns) -> Columns:
+    def __call__(self, columns: RowColumns) -> RowColumns:
         """The same columns and those of the results."""
         wanted = ("prompt", "answer") if self._task == "score" else ("prompt",)
         for name in wanted:
@@ -109,7 +109,7 @@ def map_rows(
     rows: Dataset | Iterable[Row],
     *,
     model: str = DEFAULT_MODEL,
-    task: Task = "generate",
+    task: RowTask = "generate",
     concurrency: int = 1,
     batch_size: int = 32,
     opened: ClusterOptions | None = None,
@@ -130,7 +130,7 @@ def map_rows(
         raise ValueError("one text per row: repeat rows with other seeds instead of n or beams")
     if task == "score" and options:
         raise ValueError(f"score takes no options of generate, got {', '.join(options)}")
-    check_choice("task", task, get_args(Task))
+    check_choice("task", task, get_args(RowTask))
     for name, value in (("concurrency", concurrency), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

@@ -10,6 +10,8 @@ from importlib.resources import files
 
 from fastapi import FastAPI, Response
 
+__all__ = ["HEADERS", "NAMES", "add_page"]
+
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 NAMES = ("index.html", "style.css", "app.js", "server.js", "answer.js", "details.js", "load.js", "icon.svg")
 HEADERS = {
