@@ -14,7 +14,7 @@ from likely.errors import DataError
 verbs = typer.Typer(no_args_is_help=True, help="Write launch files for a server; nothing is started.")
 
 FolderOption = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")]
-ReplaceOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
+FilesOverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
 
 
 @verbs.command(cls=VerbCommand)
@@ -26,7 +26,7 @@ def compose(
     package: Annotated[str, typer.Option("--package", help="What pip installs.")] = "likely[native,serve]",
     port: Annotated[int, typer.Option("--port", help="Of the server, on 127.0.0.1.")] = 8000,
     monitoring: Annotated[bool, typer.Option(help="With Prometheus and a Grafana dashboard.")] = True,
-    overwrite: ReplaceOption = False,
+    overwrite: FilesOverwriteOption = False,
 ) -> None:
     """A likely server in a container, with Prometheus and Grafana beside it.
 
@@ -60,7 +60,7 @@ def vllm(
         ),
     ] = None,
     port: Annotated[int, typer.Option("--port", help="Of the server, on 127.0.0.1.")] = 8001,
-    overwrite: ReplaceOption = False,
+    overwrite: FilesOverwriteOption = False,
 ) -> None:
     """A vLLM server: a shell script, a compose file and a systemd unit, each of which works alone.
 
