@@ -15,6 +15,7 @@ from likely.errors import CapabilityError, ConstraintError, DataError, LikelyErr
 from likely.lm.model import Model
 from likely.models.load import ModelInfo
 from likely.runtimes.toy import CharTokenizer, ToyRuntime, exact_logprob
+from likely.scoring.likelihood import Item, score_items
 
 
 def toy_model(seed=1, **options):
@@ -43,6 +44,33 @@ def test_a_generation_is_scored_by_the_model_that_made_it():
         if result.finish_reason == "length":
             [scored] = lm.score("ab", [result.text])
             assert math.isclose(scored.sequence_logprob, exact, abs_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.0, "seed": 2, "n": 3},
+        {"temperature": 0.0, "beams": 3},
+        {"temperature": 0.0, "drafter": "lookup", "draft_budget": 3},
+        {"regex": "[abc ]{4,12}", "seed": 1},
+        {"regex": "[abc ]{4,12}", "sampler": "smc", "particles": 4},
+        {"heal": True, "seed": 1},
+    ],
+)
+def test_entropies_are_those_of_scoring_and_guesses_are_counted(lm, options):
+    """Whatever chooses the tokens, the entropy at each is the model's own there."""
+    prompt = "ab ab ab"
+    results = lm.generate(prompt, max_tokens=12, entropy=True, top_logprobs=1, **options)
+    for result in results if isinstance(results, list) else [results]:
+        assert len(result.entropies) == len(result.token_ids) == len(result.token_logprobs)
+        assert (result.drafted is None) == (result.proposed == 0)
+        if result.drafted is not None:
+            assert sum(result.drafted) == result.accepted and len(result.drafted) == len(result.token_ids)
+        if "heal" not in options and result.finish_reason == "length":
+            tokens = lm.encode_prompt(prompt)
+            [scored] = score_items(lm.runtime, [Item((*tokens, *result.token_ids), len(tokens))], entropy=True)
+            assert result.entropies == pytest.approx(scored.entropies, abs=2e-3)
 
 
 def test_shapes_of_results(lm):

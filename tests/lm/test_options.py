@@ -27,7 +27,7 @@ NO_OPTIONS = {
     "continue_final_message",
     "model", "prompt", "messages", "echo", "logprobs", "stream", "stream_options", "max_completion_tokens",
     "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-    "confidence", "at_least", "risk", "delta", "fallback", "prediction",
+    "confidence", "at_least", "risk", "delta", "fallback", "prediction", "token_details",
 }  # fmt: skip
 OTHER_DEFAULTS = {"max_tokens", "seed", "stop", "stop_repetition"}  # OpenAI's length, a fresh seed, a list for a tuple
 

@@ -108,6 +108,57 @@ def test_echo_with_new_tokens_is_one_text_with_one_block(tiny):
     assert echoed["logprobs"]["text_offset"] == prompt["logprobs"]["text_offset"] + shifted
 
 
+@pytest.mark.parametrize("drafter", ["none", "lookup"])
+def test_details_of_tokens_are_their_entropy_and_whether_they_were_guessed(drafter):
+    lm = toy_model()
+    body = {
+        "max_tokens": 56,
+        "logit_bias": {"0": 4},
+        "temperature": 0,
+        "drafter": drafter,
+        "draft_budget": 3,
+        "token_details": True,
+    }
+
+    async def question(client):
+        whole = await client.ok(COMPLETIONS, prompt="abab", logprobs=1, echo=True, **body)
+        pieces = await client.events(COMPLETIONS, prompt="abab", logprobs=1, **body)
+        return whole, pieces, await client.post(COMPLETIONS, {"prompt": "a", "token_details": True})
+
+    whole, pieces, (status, refused) = ask(lm, question)
+    block = whole["choices"][0]["logprobs"]
+    [scored] = lm.score("a", [whole["choices"][0]["text"][1:]], entropy=True)
+    known = 1 + len(scored.entropies)
+    assert block["entropies"][0] is None
+    assert block["entropies"][1:known] == pytest.approx(scored.entropies, abs=1e-5)
+    details = whole["usage"].get("completion_tokens_details", {"accepted_prediction_tokens": 0})
+    assert sum(block["drafted"]) == details["accepted_prediction_tokens"]
+    assert (sum(block["drafted"]) > 0) == (drafter == "lookup")
+    streamed = [piece["choices"][0]["logprobs"] for piece in pieces if piece["choices"][0]["logprobs"]]
+    for name in ("entropies", "drafted"):
+        assert [value for piece in streamed for value in piece[name]] == pytest.approx(block[name][4:])
+    assert status == 400 and "token_details needs logprobs" in refused["error"]["message"]
+
+
+def test_details_of_a_chat_come_whole_and_in_pieces(tiny):
+    body = {"messages": [{"role": "user", "content": "the cat the cat"}], "max_tokens": 8, "seed": 4}
+
+    async def question(client):
+        asked = {**body, "logprobs": True, "token_details": True, "drafter": "none"}
+        return (
+            await client.ok(CHAT, **asked),
+            await client.events(CHAT, **asked),
+            await client.ok(CHAT, **body, logprobs=True),
+        )
+
+    whole, pieces, plain = ask(tiny, question)
+    content = whole["choices"][0]["logprobs"]["content"]
+    assert [(entry["entropy"] > 0, entry["drafted"]) for entry in content] == [(True, False)] * len(content)
+    blocks = [piece["choices"][0]["logprobs"] for piece in pieces]
+    assert [entry for block in blocks if block for entry in block["content"]] == content
+    assert all("entropy" not in entry for entry in plain["choices"][0]["logprobs"]["content"])
+
+
 def test_the_end_token_has_its_logprob_and_no_text():
     """lm_eval drops the last token of an echo with one new one: it must be there also when it is the end."""
     model = toy_model()

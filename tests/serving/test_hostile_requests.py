@@ -160,6 +160,8 @@ REFUSED = {
     "an empty grammar": completion(grammar=" "),
     "a grammar that reads files": completion(grammar='%import "/etc/passwd" (start)'),
     "top_logprobs alone": chat(top_logprobs=2),
+    "token_details alone": chat(token_details=True),
+    "token_details of another type": chat(logprobs=True, token_details="yes"),
     "top_logprobs huge": chat(logprobs=True, top_logprobs=21),
     "logprobs as number": chat(logprobs=5),
     "two limits": chat(max_completion_tokens=3),
@@ -241,7 +243,11 @@ def test_only_json_is_read(tiny):
         for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
             reply = await client.http.post(COMPLETIONS, content=b'{"prompt": "a"}', headers={"Content-Type": kind})
             assert reply.status_code == 415 and "application/json" in reply.json()["error"]["message"]
-        for method, path, status in (("GET", COMPLETIONS, 405), ("POST", "/v1/embeddings", 404), ("GET", "/", 404)):
+        for method, path, status in (
+            ("GET", COMPLETIONS, 405),
+            ("POST", "/v1/embeddings", 404),
+            ("GET", "/page/nosuch.js", 404),
+        ):
             reply = await client.http.request(method, path)
             assert reply.status_code == status and "/v1/completions" in reply.json()["error"]["message"]
 

@@ -39,6 +39,7 @@ from likely.cli.verbs.project.plot import plot
 from likely.cli.verbs.project.reproduce import reproduce
 from likely.cli.verbs.project.serve import serve
 from likely.cli.verbs.prompts import prompts
+from likely.cli.verbs.serving import deploy
 from likely.cli.verbs.speed import draft
 from likely.cli.verbs.speed.bench import bench
 from likely.cli.verbs.speed.replay import replay
@@ -83,6 +84,7 @@ for verb in (
     app.command(cls=VerbCommand)(verb)
 for group, verbs in (
     ("calibrate", calibrate.verbs), ("prompts", prompts.verbs), ("draft", draft.verbs), ("batch", batch.verbs),
+    ("deploy", deploy.verbs),
 ):  # fmt: skip
     app.add_typer(verbs, name=group)
 

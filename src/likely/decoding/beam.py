@@ -10,7 +10,7 @@ import numpy as np
 from likely.decoding.constraint import ConstraintDeadEnd, log_mass
 from likely.decoding.request import Finished, Request
 from likely.decoding.sequence_state import ChosenToken, SequenceState
-from likely.runtimes.rows import log_softmax, logsumexp, top_tokens
+from likely.runtimes.rows import entropy_of, log_softmax, logsumexp, top_tokens
 
 
 @dataclass(eq=False)
@@ -40,11 +40,13 @@ class BeamSearch:
         width = self.request.beams
         found: list[tuple[float, int, int, float, list[tuple[int, float]]]] = []
         masses: list[float | None] = []
+        entropies: list[float | None] = []
         dead: list[ConstraintDeadEnd] = []
         for number, beam in enumerate(beams):
             assert beam.row is not None
             norm = logsumexp(beam.row)
             raw = beam.row - np.float32(norm)
+            entropies.append(entropy_of(beam.row, norm) if self.request.entropy else None)
             row, allowed = beam.row_for_choice(beam.row, (), self.end_ids)
             try:
                 seen = log_softmax(beam.held(row, allowed, ()))
@@ -64,7 +66,7 @@ class BeamSearch:
 
         going: list[tuple[int, int, ChosenToken]] = []
         for rank, (score, number, token, logprob, top) in enumerate(found[: 2 * width]):
-            choice = ChosenToken(logprob, top, score - beams[number].score, masses[number])
+            choice = ChosenToken(logprob, top, score - beams[number].score, masses[number], entropies[number])
             if token in self.end_ids:
                 if rank < width:
                     self._finish(beams[number], token, choice, "stop")

@@ -292,6 +292,8 @@ class Loop:
             tuple(state.logprobs[new]),
             finish,
             tops=tuple(state.tops[new]),
+            entropies=tuple(state.entropies[new]),
+            drafted=tuple(i < state.rounds[-1] for i in range(len(state.tokens) - before)),
         )
 
     def _advance_text(self, state: SequenceState, token: int) -> tuple[str | None, str]:

@@ -77,6 +77,7 @@ OPTIONS = table(
     Option("draft_budget", "auto", "most guessed tokens per call; auto: as many as pay", 0, 1024, changes_answer=False),
     Option("verification", "keyed", "how guesses are verified: keyed, rejection or spectr", changes_answer=False),
     Option("top_logprobs", 0, "alternatives to report per token", 0, 1000, changes_answer=False, remote=True),
+    Option("entropy", False, "report the entropy of the model's distribution at each token", changes_answer=False),
     Option("processed_logprobs", False, "also log-probabilities of the distribution sampled from",
            changes_answer=False),
 )  # fmt: skip
@@ -115,6 +116,7 @@ class DecodingOptions(SamplingOptions, total=False):
     draft_budget: int | Literal["auto"]
     verification: Literal["keyed", "rejection", "spectr"]
     top_logprobs: int
+    entropy: bool
     processed_logprobs: bool
 
 

@@ -46,7 +46,8 @@ class Request:
     healed         bytes of the prompt that are written anew before the text begins (token healing); None: not asked for
     priority       of those that wait the smaller number begins first;  cache_salt: only prompts with the same one share
                    what the prefix cache keeps
-    top_logprobs   alternatives per position;  processed: also logprobs of the distribution sampled from
+    top_logprobs   alternatives per position;  entropy: that of each position, in nats
+    processed      also logprobs of the distribution sampled from
     """
 
     prompt: tuple[int, ...]
@@ -69,6 +70,7 @@ class Request:
     form: Any = None
     healed: bytes | None = None
     top_logprobs: int = 0
+    entropy: bool = False
     processed: bool = False
     priority: int = 0
     cache_salt: str = ""
@@ -84,8 +86,9 @@ class Request:
             value = getattr(self, name)
             if not (isinstance(value, int) and 0 <= value <= high):
                 raise ValueError(f"{name} must be a whole number in [0, {high}], got {value}")
-        if not isinstance(self.stop_repetition, bool):
-            raise ValueError(f"stop_repetition must be true or false, got {self.stop_repetition!r}")
+        for name in ("stop_repetition", "entropy"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {value!r}")
         budget = self.draft_budget
         if budget != "auto" and not (isinstance(budget, int) and 0 <= budget <= 1024):
             raise ValueError(f'draft_budget must be "auto" or a whole number in [0, 1024], got {budget!r}')
@@ -183,7 +186,9 @@ class Request:
 class Event:
     """News of one sample of one request: emitted tokens, text that became safe, and, once, why it ended.
 
-    tops  alternatives per emitted token, (id, logprob), where the request asked for some
+    tops       alternatives per emitted token, (id, logprob), where the request asked for some
+    entropies  of the model's distribution at each of them, in nats, where it asked for that
+    drafted    per emitted token whether it had been guessed
     """
 
     request: int
@@ -194,6 +199,8 @@ class Event:
     finish: Finished | None = None
     error: Exception | None = None
     tops: tuple[list[tuple[int, float]], ...] = ()
+    entropies: tuple[float, ...] = ()
+    drafted: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -209,6 +216,7 @@ class Finished:
     particle_log_weight  of a particle: log of its weight; the mean weight of all estimates p(constraint | prompt)
     resamplings  of a particle: how often all were resampled
     cached_tokens  of the prompt, that were kept in the prefix cache
+    entropies    of the model's distribution at each token, in nats, where the request asked for them
     """
 
     reason: str
@@ -228,7 +236,14 @@ class Finished:
     steering: list[Any] | None = None
     prefill_calls: int = 0
     cached_tokens: int = 0
+    entropies: list[float] = field(default_factory=list)
 
     @property
     def accepted(self) -> int:
         return sum(self.rounds)
+
+    @property
+    def drafted(self) -> list[bool]:
+        """Per token whether it had been guessed: of each call the guesses that were kept, then the model's own."""
+        marks = [guessed for kept in self.rounds for guessed in [*[True] * kept, False]]
+        return (marks + [False] * len(self.tokens))[: len(self.tokens)]

@@ -19,7 +19,7 @@ from likely.decoding.text import TextStream
 from likely.errors import KvFull
 from likely.metrics.checks import Floats
 from likely.runtimes.protocol import FloatArray, Output, Sequence, Want
-from likely.runtimes.rows import logsumexp, top_tokens
+from likely.runtimes.rows import entropy_of, logsumexp, top_tokens
 
 Allowed = NDArray[np.bool_]  # (V,)
 
@@ -46,6 +46,7 @@ class SequenceState:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     tops: list[list[tuple[int, float]]] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
     processed: list[float] = field(default_factory=list)
     log_masses: list[float] = field(default_factory=list)  # with a constraint: log p(allowed), one per token
     target_calls: int = 0  # that gave a token, or a row to choose from
@@ -102,7 +103,7 @@ class SequenceState:
         rows: Literal["all", "last"] = "all" if len(self.draft) else "last"
         if self.needs_logits:
             return Want(rows=rows, logits=True)
-        return Want(rows=rows, top=max(1, self.request.top_logprobs))
+        return Want(rows=rows, top=max(1, self.request.top_logprobs), entropy=self.request.entropy)
 
     def fork(self, sample: int, sequence: Sequence | None, drafter: Drafter | None) -> SequenceState:
         return replace(
@@ -129,6 +130,7 @@ class SequenceState:
             tokens=self.tokens.copy(),
             logprobs=self.logprobs.copy(),
             tops=self.tops.copy(),
+            entropies=self.entropies.copy(),
             processed=self.processed.copy(),
             log_masses=self.log_masses.copy(),
             tracker=None,
@@ -254,7 +256,9 @@ class SequenceState:
         """What is to be said of `token`, chosen by this row of the output; seen: what `row_for_choice` gave."""
         if output.logits is None or seen is None:
             ids, logprobs = output.top_ids[row], output.top_logprobs[row]  # type: ignore[index]
-            return ChosenToken(float(logprobs[0]), list(zip(ids.tolist(), logprobs.tolist(), strict=True)))
+            entropy = None if output.entropy is None else float(output.entropy[row])
+            tops = list(zip(ids.tolist(), logprobs.tolist(), strict=True))
+            return ChosenToken(float(logprobs[0]), tops, entropy=entropy)
         logits = output.logits[row]
         norm = logsumexp(logits)
         top = top_tokens(logits, self.request.top_logprobs)
@@ -263,9 +267,9 @@ class SequenceState:
             row_seen = seen[0] if seen[1] is None else only(seen[0], seen[1])
             processed = float(processed_logprobs(row_seen, self.request.sampling)[token])
         mass = None if seen[1] is None else log_mass(logits, seen[1], norm)
-        return ChosenToken(
-            float(logits[token]) - norm, [(int(i), float(logits[i]) - norm) for i in top], processed, mass
-        )
+        tops = [(int(i), float(logits[i]) - norm) for i in top]
+        entropy = entropy_of(logits, norm) if self.request.entropy else None
+        return ChosenToken(float(logits[token]) - norm, tops, processed, mass, entropy)
 
     def continue_with(self, token: int) -> None:
         """`token` was emitted last; what the runtime must see next (everything, if it holds nothing of this)."""
@@ -275,6 +279,8 @@ class SequenceState:
         self.tokens.append(token)
         self.logprobs.append(choice.logprob)
         self.tops.append(choice.top[: self.request.top_logprobs])
+        if choice.entropy is not None:
+            self.entropies.append(choice.entropy)
         if choice.processed is not None:
             self.processed.append(choice.processed)
         if choice.log_mass is not None:
@@ -296,6 +302,7 @@ class SequenceState:
             self.constraint.approximate if self.constraint else False,
             prefill_calls=self.prefill_calls,
             cached_tokens=self.cached_tokens,
+            entropies=self.entropies,
             steering=next((t.steps[: len(self.tokens)] for t in self.logits_processors if hasattr(t, "steps")), None),
         )
 
@@ -306,10 +313,11 @@ class ChosenToken:
 
     logprob   under the model itself;  top: the most likely alternatives, (id, logprob)
     processed its logprob in the distribution that was sampled from, where asked for
-    log_mass  with a constraint: log p(allowed)
+    log_mass  with a constraint: log p(allowed);  entropy: of the model's distribution, where asked for
     """
 
     logprob: float
     top: list[tuple[int, float]]
     processed: float | None = None
     log_mass: float | None = None
+    entropy: float | None = None

@@ -57,7 +57,7 @@ def without_healing(finish: Finished, healed: bytes, token_bytes: Callable[[int]
     logprobs, masses = finish.logprobs[first:], finish.log_masses[first:]
     if first < count:
         logprobs[0], masses[0] = logprobs[0] - masses[0], 0.0
-    rest = {name: getattr(finish, name)[first:] for name in ("tokens", "tops", "processed")}
+    rest = {name: getattr(finish, name)[first:] for name in ("tokens", "tops", "processed", "entropies")}
     steering = None if finish.steering is None else finish.steering[first:]
     return replace(finish, logprobs=logprobs, log_masses=masses, steering=steering, **rest), weight
 

@@ -29,9 +29,10 @@ def generation_of(tokenizer: Tokenizer, request: Request, event: Event, seconds:
     """The public record of a finished sample.  SchemaUnsatisfied for a whole text that breaks its schema."""
     finish = event.finish
     assert finish is not None
-    healing = None
+    healing, drafted = None, finish.drafted
     if request.healed is not None:
         finish, healing = without_healing(finish, request.healed, tokenizer.token_bytes)
+        drafted = drafted[len(drafted) - len(finish.tokens) :]
     total, mean = sums(finish.logprobs)
     name = tokenizer.token_text
     tops = [[TopLogprob(i, name(i), lp) for i, lp in row] for row in finish.tops] if request.top_logprobs else None
@@ -52,6 +53,8 @@ def generation_of(tokenizer: Tokenizer, request: Request, event: Event, seconds:
         sample=event.sample,
         seed=request.sampling.seed,
         top_logprobs=tops,
+        entropies=finish.entropies if request.entropy else None,
+        drafted=drafted if finish.proposed else None,
         processed_logprobs=finish.processed if request.processed else None,
         steering=finish.steering,
         healing_log_weight=healing,

@@ -30,7 +30,7 @@ from likely.tokenizers.protocol import Tokenizer
 _SAMPLING = tuple(f.name for f in fields(Sampling))
 _AS_THEY_ARE = (
     "max_tokens", "min_tokens", "stop_repetition", "first_sample", "beams", "length_penalty", "draft_budget",
-    "verification", "top_logprobs",
+    "verification", "top_logprobs", "entropy",
 )  # fmt: skip
 
 

@@ -24,6 +24,8 @@ class Generation:
     target_calls     calls of the model that gave this text tokens, without those that read the first pieces of a long
                      prompt; None from a server
     processed_logprobs  of the distribution sampled from (after temperature, penalties, truncation), on request
+    entropies        of the model's distribution at each token, in nats, with entropy=True
+    drafted          per token whether a drafter had guessed it; None where nothing was guessed
     steering         with a contrast: what it saw at each token (`guided.contrast.StepInfo`)
 
     With a constraint, log p(text) = log q(text) + Σ log m exactly, q the model masked and renormalised, token by token:
@@ -56,6 +58,8 @@ class Generation:
     seed: int | None = None
     top_logprobs: list[list[TopLogprob]] | None = None
     processed_logprobs: list[float] | None = None
+    entropies: list[float] | None = None
+    drafted: list[bool] | None = None
     steering: list[Any] | None = None
     token_log_masses: list[float] | None = None
     log_weight: float | None = None

@@ -28,6 +28,13 @@ def log_softmax(logits: FloatArray) -> FloatArray:
     return np.stack([row - np.float32(logsumexp(row)) for row in flat]).reshape(logits.shape)
 
 
+def entropy_of(row: FloatArray, norm: float) -> float:
+    """Entropy in nats of softmax(row); norm: its logsumexp."""
+    p_log = row - np.float32(norm)
+    p = np.exp(p_log)
+    return -float((p * np.where(p > 0, p_log, 0)).sum(dtype=np.float64))
+
+
 def top_tokens(row: FloatArray, k: int) -> IntArray:
     """The k largest entries of a row, largest first; ties go to the smaller id."""
     k = min(k, row.shape[-1])
@@ -105,9 +112,7 @@ class CallOutputs:
             fields["top_ids"][at] = ids
             fields["top_logprobs"][at] = logits[ids] - norm
         if want.entropy and len(at):
-            p_log = logits - np.float32(norm)
-            p = np.exp(p_log)
-            fields["entropy"][at] = -float((p * np.where(p > 0, p_log, 0)).sum(dtype=np.float64))
+            fields["entropy"][at] = entropy_of(logits, norm)
 
     def add_hidden(self, item: int, rows: IntArray, values: FloatArray) -> None:
         """values (R, D): the final hidden states of these rows (sorted numbers) of one piece of work."""

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from likely.serving.batch import BatchRequest as BatchRequest
     from likely.serving.batch import read_batch as read_batch
     from likely.serving.batch import run_batch as run_batch
+    from likely.serving.cluster import BatchWorker as BatchWorker
+    from likely.serving.cluster import map_rows as map_rows
     from likely.serving.engine import AsyncEngine as AsyncEngine
     from likely.serving.engine import EngineFailed as EngineFailed
     from likely.serving.engine import Overloaded as Overloaded

@@ -142,6 +142,7 @@ class Answering:
             drafter=self.model.drafter(asked.drafter or self.model.drafters.default),
             draft_budget=asked.draft_budget,
             top_logprobs=top,
+            entropy=asked.token_details,
             constraint=constraint,
             priority=asked.priority,
             cache_salt=f"{salt}\0{asked.cache_salt}",

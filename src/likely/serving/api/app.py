@@ -20,9 +20,10 @@ from likely.errors import LikelyError
 from likely.lm.confidence import AnsweringModel, ThresholdOptions
 from likely.lm.model import Model
 from likely.serving.api.answering import Answering
-from likely.serving.api.chats import ChatsEndpoint
-from likely.serving.api.completions import CompletionsEndpoint
 from likely.serving.api.confidence import ChatConfidence
+from likely.serving.api.endpoints.chats import ChatsEndpoint
+from likely.serving.api.endpoints.completions import CompletionsEndpoint
+from likely.serving.api.endpoints.responses import ResponsesEndpoint, ResponsesRequest
 from likely.serving.api.gate import Gate, check_key, log_of
 from likely.serving.api.schemas import (
     ChatRequest,
@@ -33,9 +34,12 @@ from likely.serving.api.schemas import (
     parse,
     served_name,
 )
+from likely.serving.api.streaming import while_connected
 from likely.serving.engine import AsyncEngine
 from likely.serving.limits import Admission, ApiError, ServerLimits, discard_body, json_response, read_json, refusal
 from likely.serving.metrics import CONTENT_TYPE, ServerMetrics
+from likely.serving.page import add_page
+from likely.serving.upstream.proxy import UpstreamProxy
 
 
 def create_app(
@@ -45,6 +49,7 @@ def create_app(
     api_key: str | Mapping[str, str] | None = None,
     hosts: Collection[str] | None = None,
     fallback: AnsweringModel | None = None,
+    upstreams: UpstreamProxy | None = None,
     **confidence: Unpack[ThresholdOptions],
 ) -> FastAPI:
     """An application that serves `model`; its engine runs from the application's start to its shutdown.
@@ -54,6 +59,7 @@ def create_app(
     hosts       names that the Host header may have beside addresses and localhost; None: any
     fallback    another model, which chats may ask instead of giving an answer below their threshold; with a threshold
                 here all chats do
+    upstreams   other servers, whose models are listed beside this one's and get the requests that name them
     confidence  what is done about the confidence of chats that do not say otherwise, see `ConfidencePolicy`; as the
                 model's `with_confidence` said where it is not given
     """
@@ -80,11 +86,14 @@ def create_app(
         answering = Answering(engine, name, limits, ChatConfidence(model, policy, fallback, limits.max_running))
         app.state.answering = answering
         app.state.completions, app.state.chats = CompletionsEndpoint(answering), ChatsEndpoint(answering)
+        app.state.responses = ResponsesEndpoint(app.state.chats)
         try:
             yield
         finally:
             answering.close()
             engine.close()
+            if upstreams is not None:
+                await upstreams.close()
 
     app = FastAPI(
         title="likely", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
@@ -117,7 +126,11 @@ def create_app(
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
         check_key(request, keys)
-        return json_response({"object": "list", "data": [app.state.answering.card]})
+        others = []
+        if upstreams is not None:
+            await upstreams.refresh()
+            others = upstreams.cards()
+        return json_response({"object": "list", "data": [app.state.answering.card, *others]})
 
     @app.get("/v1/models/{model_id:path}")
     async def one_model(request: Request, model_id: str) -> Response:
@@ -131,12 +144,21 @@ def create_app(
             with admission.reading() as took:
                 body = await read_json(request, limits, took)
             with admission.enter():
+                asked = body.get("model")
+                if (
+                    upstreams is not None
+                    and asked not in (None, name, model.info.name)
+                    and await upstreams.serves(asked)
+                ):
+                    return await while_connected(request, upstreams.forward(request.url.path.removeprefix("/v1"), body))
                 return await work(request, body, key)
         except Exception as error:
             if not (isinstance(error, ApiError) and error.status == 413):  # of that, enough was read
                 await discard_body(request, limits)
             log_of(request)["error"] = str(error)[:200]
             raise
+
+    add_page(app)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -146,6 +168,11 @@ def create_app(
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         return await answer(request, lambda r, b, key: app.state.chats.answer(r, parse(ChatRequest, b), key))
+
+    @app.post("/v1/responses")
+    async def responses(request: Request) -> Response:
+        state = app.state
+        return await answer(request, lambda r, b, key: state.responses.answer(r, parse(ResponsesRequest, b), key))
 
     @app.post("/v1/score")
     async def score(request: Request) -> Response:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from likely.decoding.constraint import Constraint
-from likely.decoding.request import longest_text
+from likely.decoding.request import Finished, longest_text
 from likely.errors import LikelyError
+from likely.guided.fields import read_fields
 from likely.lm.model import Model
 from likely.models.chat_template import Rendered, go_on
 from likely.scoring.likelihood import Item, joint_item, surface_lengths
+from likely.serving.api.replies import json_safe
 from likely.serving.form_worker import FormDescription, FormWorker
 from likely.serving.limits import ApiError, ServerLimits
 from likely.tokenizers.protocol import Tokenizer
@@ -123,6 +125,25 @@ class PromptEncoder:
             return await self.away(lambda: self._model.guide.constraint(described.form()))
         except (LikelyError, ValueError, TypeError) as error:
             raise ApiError(400, f"{field}: {error}", param=field) from None
+
+    async def fields(
+        self, described: FormDescription | None, constraint: Constraint | None, finished: Finished
+    ) -> dict[str, Any]:
+        """`fields` of a whole text that was held to a schema: its values, and the log-probabilities of their tokens.
+
+        constraint  of the form, in its first state.  Nothing where there are no such values
+        """
+        if described is None or described.option != "schema" or constraint is None or not finished.complete:
+            return {}
+
+        def read() -> dict[str, Any]:
+            found = read_fields(
+                finished.text, described.form(), constraint, finished.tokens, self._model.tokenizer.token_bytes,
+                finished.logprobs, finished.log_masses,
+            )  # fmt: skip
+            return {} if found is None else {"fields": json_safe([asdict(field) for field in found[0]])}
+
+        return await self.away(read)
 
     def _check_form(self, described: FormDescription) -> None:
         if self._worker is None:

@@ -61,10 +61,14 @@ class CompletionLogprobs:
         logprobs: Sequence[float | None],
         tops: Sequence[Alternatives | None],
         *,
+        entropies: Sequence[float | None] | None = None,
+        drafted: Sequence[bool] = (),
         skip: int = 0,
         written: bool = False,
     ) -> dict[str, Any]:
-        """skip: bytes of the first token that are no text;  written: control tokens are part of the text (a prompt)."""
+        """entropies, drafted: of the tokens;  skip: bytes of the first token that are no text;  written: control
+        tokens are part of the text (a prompt).
+        """
         texts, offsets, rows = [], [], []
         for i, (token, logprob, top) in enumerate(zip(tokens, logprobs, tops, strict=True)):
             cut = skip if i == 0 else 0
@@ -79,6 +83,7 @@ class CompletionLogprobs:
             "token_logprobs": [None if lp is None else finite(lp) for lp in logprobs],
             "top_logprobs": rows,
             "text_offset": offsets,
+            **({} if entropies is None else {"entropies": list(entropies), "drafted": list(drafted)}),
         }
 
     def _row(self, token: int, name: str, logprob: float, top: Alternatives) -> dict[str, float]:
@@ -96,18 +101,20 @@ def joined(a: dict[str, Any] | None, b: dict[str, Any] | None) -> dict[str, Any]
     return {name: a[name] + b[name] for name in a}
 
 
-def chat_content(
-    names: TokenNames, tokens: Sequence[int], logprobs: Sequence[float], tops: Sequence[Alternatives], k: int
-) -> list[dict[str, Any]]:
-    """`logprobs.content` of a chat completion."""
+def chat_content(names: TokenNames, of: Event | Finished, k: int, *, details: bool = False) -> list[dict[str, Any]]:
+    """`logprobs.content` of a chat completion; details: also entropy and whether a token had been guessed."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         return {"token": names.name(token), "logprob": finite(logprob), "bytes": list(names.bytes_of(token))}
 
-    return [
+    content = [
         {**entry(token, lp), "top_logprobs": [entry(other, lp if other == token else v) for other, v in top[:k]]}
-        for token, lp, top in zip(tokens, logprobs, tops, strict=True)
+        for token, lp, top in zip(of.tokens, of.logprobs, of.tops, strict=True)
     ]
+    if details:
+        for each, entropy, drafted in zip(content, of.entropies, of.drafted, strict=True):
+            each |= {"entropy": entropy, "drafted": drafted}
+    return content
 
 
 def ended_by(reason: str | None, *, complete: bool | None = None) -> dict[str, str | None]:

@@ -176,6 +176,7 @@ class GenerationRequest(RequestBody):
     presence_penalty: float = _option("presence_penalty", ge=-2, le=2)
     frequency_penalty: float = _option("frequency_penalty", ge=-2, le=2)
     logit_bias: dict[int, float] = Field({}, max_length=MAX_BIASES)
+    token_details: bool = False  # with logprobs: of each token also the entropy there, and whether it had been guessed
     drafter: DrafterName | None = None  # None: the server's own
     draft_budget: DraftBudget | Literal["auto"] = "auto"
     stream: bool = False
@@ -237,6 +238,8 @@ class CompletionRequest(GenerationRequest):
     def _something_to_do(self) -> Self:
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens must be at least 1 without echo, got 0")
+        if self.token_details and self.logprobs is None:
+            raise ValueError("token_details needs logprobs, a number of alternatives")
         return self
 
     @property
@@ -274,6 +277,8 @@ class ChatRequest(GenerationRequest):
     def _consistent(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=true")
+        if self.token_details and not self.logprobs:
+            raise ValueError("token_details needs logprobs=true")
         if self.max_completion_tokens is not None:
             if self.max_tokens not in (None, self.max_completion_tokens):
                 raise ValueError("max_tokens and max_completion_tokens differ: give one of them")

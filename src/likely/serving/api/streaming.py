@@ -116,7 +116,9 @@ class EventStream(Response):
 
 def _data(event: dict[str, Any] | str) -> bytes:
     text = event if isinstance(event, str) else json_text(event)
-    return b"data: " + text.encode("utf-8", "replace") + b"\n\n"
+    kind = event.get("type") if isinstance(event, dict) else None  # events of a response carry their kind
+    name = f"event: {kind}\n".encode() if isinstance(kind, str) else b""
+    return name + b"data: " + text.encode("utf-8", "replace") + b"\n\n"
 
 
 async def _ended(*tasks: asyncio.Task[Any]) -> None:

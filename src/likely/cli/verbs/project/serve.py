@@ -58,6 +58,13 @@ def serve(
     ] = False,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate (PEM): serve https.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its private key (PEM).")] = None,
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option("--upstream", metavar="URL", help="Another server, whose models are served, too. Repeatable."),
+    ] = None,
+    upstream_key_env: Annotated[
+        str | None, typer.Option("--upstream-key-env", metavar="NAME", help="Environment variable with their API key.")
+    ] = None,
     drafter: Annotated[
         str | None, typer.Option("--drafter", help="Guess ahead in every request that names no drafter of its own.")
     ] = None,
@@ -81,6 +88,7 @@ def serve(
     from likely.serving.api.app import create_app
     from likely.serving.limits import ServerLimits
     from likely.serving.listening import server
+    from likely.serving.upstream import UpstreamProxy
 
     keys = {name: _key(name) for name in api_key_env or ()}
     options.drafting(drafter, "auto")
@@ -95,6 +103,11 @@ def serve(
         deadline_s=deadline,
         cached_tokens=cache_tokens,
     )
+    others = UpstreamProxy(
+        upstream or (),
+        api_key=_key(upstream_key_env, "--upstream-key-env") if upstream_key_env else None,
+        limits=limits,
+    )
     _check_tls(tls_cert, tls_key)
     if access_log:
         _log_to_stderr()
@@ -107,7 +120,9 @@ def serve(
         other = None if confidence.fallback is None else lm.beside(confidence.fallback)  # a wrong file is refused now
         # a browser that was led here has no key, but it may ask a server that wants none
         hosts = None if keys else {host, *(allowed_host or ())}
-        app = create_app(lm, limits=limits, api_key=keys, hosts=hosts, **{**wanted, "fallback": other})
+        app = create_app(
+            lm, limits=limits, api_key=keys, hosts=hosts, upstreams=others, **{**wanted, "fallback": other}
+        )
         running = server(
             app,
             limits,
@@ -121,14 +136,12 @@ def serve(
     typer.echo("stopped", err=True)
 
 
-def _key(name: str) -> str:
+def _key(name: str, option: str = "--api-key-env") -> str:
     key = os.environ.get(name, "").strip()
     if not key:
-        raise typer.BadParameter(f"the environment variable {name} is not set", param_hint="--api-key-env")
+        raise typer.BadParameter(f"the environment variable {name} is not set", param_hint=option)
     if not (key.isascii() and key.isprintable()):
-        raise typer.BadParameter(
-            f"the key in {name} holds characters that no header carries", param_hint="--api-key-env"
-        )
+        raise typer.BadParameter(f"the key in {name} holds characters that no header carries", param_hint=option)
     return key
 
 
@@ -200,6 +213,7 @@ def _print_address(host: str, port: int, key_name: str | None, *, secure: bool) 
     url = f"{scheme}://{f'[{shown}]' if ':' in shown else shown}:{port}/v1"
     key = f' -H "Authorization: Bearer ${key_name}"' if key_name else ""
     typer.echo(f"serving at {url}  (Ctrl-C ends it)")
+    typer.echo(f"page: {url.removesuffix('v1')}")
     typer.echo(
         f'try: curl {url}/completions -H "Content-Type: application/json"{key} '
         '-d \'{"prompt": "Once upon a time", "max_tokens": 20}\''

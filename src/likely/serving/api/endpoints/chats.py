@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request as HttpRequest
 from fastapi import Response
 
+from likely.decoding.constraint import Constraint
 from likely.decoding.drafting.lookup import PredictedText
-from likely.decoding.request import Finished
+from likely.decoding.request import Event, Finished
 from likely.lm.confidence import BoundPolicy
 from likely.lm.results import Answer
 from likely.serving.api.answering import Answering, seed_of
@@ -22,22 +22,27 @@ from likely.serving.api.replies import Pieces, cached_of, chat_content, ended_by
 from likely.serving.api.schemas import ChatRequest
 from likely.serving.api.streaming import Events
 from likely.serving.engine import Ticket
+from likely.serving.form_worker import FormDescription
 from likely.serving.tools.transcript import CallParser, ToolCallDelta
 
 
 @dataclass(frozen=True)
-class _Started:
+class StartedChat:
+    """A chat that the engine is working on."""
+
     prompt_tokens: int
     head: dict[str, Any]
     ticket: Ticket
     bound: BoundPolicy | None
+    described: FormDescription | None
+    held: Constraint | None
 
 
 class ChatsEndpoint:
     """Chats of one server."""
 
     def __init__(self, answering: Answering):
-        self._with = answering
+        self.common = self._with = answering
 
     async def answer(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
         self._with.check_before(asked, 1)
@@ -45,14 +50,20 @@ class ChatsEndpoint:
         return await self._with.within(http, asked, work)
 
     async def _whole(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
-        started = await self._start(asked, "chat.completion", salt)
+        return self._with.reply(asked, await self.body(http, asked, salt))
+
+    async def body(self, http: HttpRequest, asked: ChatRequest, salt: str) -> dict[str, Any]:
+        """A whole reply."""
+        started = await self.start(asked, "chat.completion", salt)
         done = await self._with.finished([started.ticket])
         choices = [await self._choice(asked, started, sample, done[0, sample]) for sample in range(asked.n)]
         spent = usage(started.prompt_tokens, done.values(), cached_of(done))
         log_of(http)["usage"] = spent
-        return self._with.reply(asked, {**started.head, "choices": choices, "usage": spent})
+        return {**started.head, "choices": choices, "usage": spent}
 
-    async def _choice(self, asked: ChatRequest, started: _Started, sample: int, finished: Finished) -> dict[str, Any]:
+    async def _choice(
+        self, asked: ChatRequest, started: StartedChat, sample: int, finished: Finished
+    ) -> dict[str, Any]:
         answer = await self._decided(asked, started, finished)
         text, reason = (finished.text, finished.reason) if answer is None else (answer.text, answer.finish_reason)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
@@ -66,20 +77,21 @@ class ChatsEndpoint:
                 reason = "tool_calls" if reason == "stop" or finished.complete else reason
         content = None
         if asked.logprobs and (answer is None or not answer.why):  # of a text that is not given there are none
-            content = self._logprobs(asked, finished.tokens, finished.logprobs, finished.tops)
+            content = self._logprobs(asked, finished)
         return {
             "index": sample,
             "message": message,
             "logprobs": content,
             **ended_by(reason, complete=finished.complete),
             **decision_fields(started.bound, answer),
+            **await self._fields(asked, started, finished, answer),
         }
 
     async def _stream(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
-        started = await self._start(asked, "chat.completion.chunk", salt)
-        return self._with.stream(asked, self._events(http, asked, started), [started.ticket])
+        started = await self.start(asked, "chat.completion.chunk", salt)
+        return self._with.stream(asked, self.events(http, asked, started), [started.ticket])
 
-    async def _events(self, http: HttpRequest, asked: ChatRequest, started: _Started) -> Events:
+    async def events(self, http: HttpRequest, asked: ChatRequest, started: StartedChat) -> Events:
         """With a threshold nothing of a text is sent before it is known that it reaches it."""
         pieces = Pieces(asked, started.head, started.prompt_tokens)
         withheld = started.bound is not None and started.bound.rule is not None
@@ -103,7 +115,7 @@ class ChatsEndpoint:
             sample, finish = event.sample, event.finish
             block, text, news = None, event.text, list[ToolCallDelta]()
             if asked.logprobs and event.tokens:
-                block = self._logprobs(asked, event.tokens, event.logprobs, event.tops)
+                block = self._logprobs(asked, event)
             if (parser := parsers[sample]) is not None:
                 text, news = parser.push(event.text, last=finish is not None)
             if not withheld:
@@ -120,25 +132,34 @@ class ChatsEndpoint:
                     yield chunk(sample, {"refusal": answer.why} if answer.abstained else {"content": answer.text})
                 if parser is not None and parser.calls and (reason == "stop" or finish.complete):
                     reason = "tool_calls"
-                fields = decision_fields(started.bound, answer)
+                fields = {
+                    **decision_fields(started.bound, answer),
+                    **await self._fields(asked, started, finish, answer),
+                }
                 yield chunk(sample, {}, **ended_by(reason, complete=finish.complete), **fields)
         log_of(http)["usage"] = pieces.usage()
         for last in pieces.last():
             yield last
 
-    async def _decided(self, asked: ChatRequest, started: _Started, finished: Finished) -> Answer | None:
+    async def _decided(self, asked: ChatRequest, started: StartedChat, finished: Finished) -> Answer | None:
         """With its confidence, where somebody wants to know that."""
         if started.bound is None:
             return None
         return await self._with.confidence.decide(started.bound, asked, finished, started.head["seed"])
 
-    def _logprobs(
-        self, asked: ChatRequest, tokens: Sequence[int], logprobs: Sequence[float], tops: Sequence[Any]
+    async def _fields(
+        self, asked: ChatRequest, started: StartedChat, finished: Finished, answer: Answer | None
     ) -> dict[str, Any]:
-        content = chat_content(self._with.names, tokens, logprobs, tops, asked.top_logprobs)
+        """The values of a text that was held to a schema and is given as it was written, where details are wanted."""
+        if not asked.token_details or (answer is not None and answer.why):
+            return {}
+        return await self._with.prompts.fields(started.described, started.held, finished)
+
+    def _logprobs(self, asked: ChatRequest, of: Event | Finished) -> dict[str, Any]:
+        content = chat_content(self._with.names, of, asked.top_logprobs, details=asked.token_details)
         return {"content": content, "refusal": None}
 
-    async def _start(self, asked: ChatRequest, kind: str, salt: str) -> _Started:
+    async def start(self, asked: ChatRequest, kind: str, salt: str) -> StartedChat:
         common = self._with
         described, field = form_of(asked)
         bound = await common.prompts.away(lambda: common.confidence.bind(asked))
@@ -152,7 +173,7 @@ class ChatsEndpoint:
         if predicted and asked.drafter is None:
             request = replace(request, drafter=PredictedText(predicted))
         (ticket,) = common.submit([request])
-        return _Started(len(rendered.tokens), common.head("chatcmpl", kind, seed), ticket, bound)
+        return StartedChat(len(rendered.tokens), common.head("chatcmpl", kind, seed), ticket, bound, described, held)
 
 
 def _call(name: str, arguments: str) -> dict[str, Any]:

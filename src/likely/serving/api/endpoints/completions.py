@@ -8,7 +8,8 @@ from typing import Any
 from fastapi import Request as HttpRequest
 from fastapi import Response
 
-from likely.decoding.request import Finished
+from likely.decoding.constraint import Constraint
+from likely.decoding.request import Event, Finished
 from likely.scoring.likelihood import Item, TokenScores
 from likely.serving.api.answering import Answering, seed_of
 from likely.serving.api.forms import form_of
@@ -18,6 +19,7 @@ from likely.serving.api.replies import CompletionLogprobs, Pieces, cached_of, en
 from likely.serving.api.schemas import CompletionRequest
 from likely.serving.api.streaming import Events, merged
 from likely.serving.engine import Ticket
+from likely.serving.form_worker import FormDescription
 
 Block = dict[str, Any]
 
@@ -30,6 +32,8 @@ class _Started:
     echoes: list[Block | None]
     head: dict[str, Any]
     tickets: list[Ticket]
+    described: FormDescription | None = None
+    held: Constraint | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -59,6 +63,7 @@ class CompletionsEndpoint:
                     text, ending = text + finished.text, ended_by(finished.reason, complete=finished.complete)
                     if asked.logprobs is not None:
                         block = joined(echo, self._block(asked, prompt, finished))
+                    ending |= await self._fields(asked, started, finished)
                 choices.append({"index": i * asked.n + sample, "text": text, "logprobs": block, **ending})
         spent = usage(started.prompt_tokens, done.values(), cached_of(done))
         log_of(http)["usage"] = spent
@@ -86,10 +91,15 @@ class CompletionsEndpoint:
             pieces.note(i, event)
             block = None
             if asked.logprobs is not None and event.tokens:
-                block = blocks[i, event.sample].block(event.tokens, event.logprobs, event.tops)
+                block = blocks[i, event.sample].block(
+                    event.tokens, event.logprobs, event.tops, **_details(asked, event)
+                )
             if event.text or block or event.finish:
                 done = event.finish
-                ending = ended_by(None) if done is None else ended_by(done.reason, complete=done.complete)
+                ending: dict[str, Any] = {**ended_by(None)}
+                if done is not None:
+                    ending = {**ended_by(done.reason, complete=done.complete)}
+                    ending |= await self._fields(asked, started, done)
                 yield chunk(i * asked.n + event.sample, event.text, block, ending)
         log_of(http)["usage"] = pieces.usage()
         for last in pieces.last():
@@ -105,27 +115,41 @@ class CompletionsEndpoint:
         echoes: list[Block | None] = [None] * len(prompts)
         if asked.echo and asked.logprobs is not None:
             items = [Item(tuple(p.tokens), 1) for p in prompts]
-            scores = await common.engine.score(items, top=asked.logprobs)
+            scores = await common.engine.score(items, top=asked.logprobs, entropy=asked.token_details)
             echoes = [self._echo(asked, p, s) for p, s in zip(prompts, scores, strict=True)]
         seed = seed_of(asked)
         tickets: list[Ticket] = []
+        held: Constraint | None = None
         if wanted:
             k = asked.logprobs or 0
             held = await common.prompts.constraint(described, field)
             tickets = common.submit([common.request(asked, p.tokens, wanted, seed, k, held, salt) for p in prompts])
-        return _Started(prompts, echoes, common.head("cmpl", "text_completion", seed), tickets)
+        return _Started(prompts, echoes, common.head("cmpl", "text_completion", seed), tickets, described, held)
+
+    async def _fields(self, asked: CompletionRequest, started: _Started, finished: Finished) -> dict[str, Any]:
+        """The values of a text that was held to a schema, where details are wanted."""
+        return await self._with.prompts.fields(started.described, started.held, finished) if asked.token_details else {}
 
     def _echo(self, asked: CompletionRequest, prompt: EncodedPrompt, scores: TokenScores) -> Block:
         assert asked.logprobs is not None
         values: list[float | None] = [None, *scores.logprobs]
         tops = [None, *scores.tops] if scores.tops is not None else [None] * len(values)
         shown = slice(prompt.hidden, None)
+        details: dict[str, Any] = {}
+        if scores.entropies is not None:
+            entropies = [None, *scores.entropies][shown]
+            details = {"entropies": entropies, "drafted": [False] * len(entropies)}
         maker = CompletionLogprobs(self._with.names, asked.logprobs)
-        return maker.block(prompt.tokens[shown], values[shown], tops[shown], skip=prompt.skip, written=True)
+        return maker.block(prompt.tokens[shown], values[shown], tops[shown], skip=prompt.skip, written=True, **details)
 
     def _blocks(self, asked: CompletionRequest, prompt: EncodedPrompt) -> CompletionLogprobs:
         offset = len(prompt.text) if asked.echo else 0
         return CompletionLogprobs(self._with.names, asked.logprobs or 0, offset=offset)
 
     def _block(self, asked: CompletionRequest, prompt: EncodedPrompt, finished: Finished) -> Block:
-        return self._blocks(asked, prompt).block(finished.tokens, finished.logprobs, finished.tops)
+        details = _details(asked, finished)
+        return self._blocks(asked, prompt).block(finished.tokens, finished.logprobs, finished.tops, **details)
+
+
+def _details(asked: CompletionRequest, of: Event | Finished) -> dict[str, Any]:
+    return {"entropies": of.entropies, "drafted": of.drafted} if asked.token_details else {}

@@ -1,0 +1,234 @@
+"""Requests for models of other servers, passed on as they are, whole or streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from fastapi import Response
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from likely.lm.remote.http import base_url, find_key
+from likely.serving.limits import ApiError, ServerLimits, json_text
+from likely.serving.upstream.balancer import Balancer, Upstream
+
+PREFIX_CHARS = 1024  # of a prompt: texts that begin alike that far go to the same server
+CHARS_PER_TOKEN = 4  # a guess, to compare loads
+DEFAULT_TOKENS = 256  # of an answer whose length nobody bounded
+CONNECT_S = 5.0
+MODELS_S = 5.0  # for a list of models to come
+REFRESH_S = 30.0  # a model that nobody had is asked for again after that
+WORTH_ANOTHER = frozenset({429, 500, 502, 503, 504})  # replies after which another server may do better
+KEPT_HEADERS = ("content-type", "retry-after")
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A reply whose first bytes are here."""
+
+    upstream: Upstream
+    reply: httpx.Response
+    first: bytes
+    rest: AsyncIterator[bytes]
+
+
+class UpstreamProxy:
+    """Passes requests on.
+
+    urls     addresses of servers;  api_key: sent to all of them
+    A request that fails before its first byte came is sent to another server that has the model, once each; after the
+    first byte it is not sent again, and a stream that breaks ends with an error event.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        api_key: str | None = None,
+        limits: ServerLimits | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ):
+        addresses = [base_url(url) for url in urls]
+        self.balancer = Balancer([Upstream(str(address)) for address in addresses])
+        self._keys = {str(address): find_key(address, api_key) for address in addresses}
+        self._limits = limits or ServerLimits()
+        timeout = httpx.Timeout(self._limits.deadline_s, connect=CONNECT_S)
+        self._client = httpx.AsyncClient(timeout=timeout, transport=transport, follow_redirects=False)
+        self._looked = -math.inf
+        self._looking = asyncio.Lock()
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    # --- models -----------------------------------------------------------------------------------------------------
+
+    async def serves(self, model: object) -> bool:
+        """Whether some server has this model; they are asked again where none had it a while ago."""
+        if not isinstance(model, str):
+            return False
+        if model not in self.balancer.models:
+            await self.refresh()
+        return model in self.balancer.models
+
+    async def refresh(self) -> None:
+        """Ask all servers for their models, at most every `REFRESH_S` seconds; one that is silent keeps what it had."""
+        async with self._looking:
+            if self.balancer.clock() - self._looked < REFRESH_S:
+                return
+            await asyncio.gather(*(self._look(each) for each in self.balancer.upstreams))
+            self._looked = self.balancer.clock()
+
+    async def _look(self, upstream: Upstream) -> None:
+        with contextlib.suppress(httpx.HTTPError, ValueError, TypeError, KeyError, TimeoutError):
+            async with asyncio.timeout(MODELS_S):
+                reply = await self._client.get(f"{upstream.url}/models", headers=self._headers(upstream))
+                reply.raise_for_status()
+                upstream.models = frozenset(str(model["id"]) for model in reply.json()["data"])
+
+    def cards(self) -> list[dict[str, Any]]:
+        """Their models, as /v1/models lists them."""
+        return [
+            {"id": model, "object": "model", "created": 0, "owned_by": "upstream"} for model in self.balancer.models
+        ]
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    async def forward(self, path: str, body: dict[str, Any]) -> Response:
+        """The reply of a server that has `body["model"]`; ApiError 502 or 503 where none gives one.
+
+        path  behind the server's address, such as "/chat/completions"
+        """
+        model, prefix, tokens = str(body["model"]), prefix_of(body), tokens_of(body)
+        tried: list[Upstream] = []
+        last: Response | None = None
+        while (upstream := self.balancer.choose(model, prefix, tokens, tried)) is not None:
+            tried.append(upstream)
+            self.balancer.begin(upstream, tokens)
+            try:
+                begun = await self._send(upstream, path, body)
+            except (httpx.HTTPError, TimeoutError) as error:
+                self.balancer.end(upstream, tokens, worked=False)
+                last = ApiError(
+                    502, f"the server behind this one does not answer: {_said(error)}", code="upstream"
+                ).response()
+                continue
+            except BaseException:  # the client went away
+                self.balancer.end(upstream, tokens, worked=None)
+                raise
+            if begun.reply.status_code in WORTH_ANOTHER:
+                last = await self._whole(begun)
+                self.balancer.end(upstream, tokens, worked=begun.reply.status_code == 429)
+                continue
+            return _Passed(begun, self._kept(begun), lambda worked: self.balancer.end(upstream, tokens, worked=worked))
+        if last is not None:
+            return last
+        wait = math.ceil(self.balancer.opens_in(model)) or 1
+        raise ApiError(
+            503,
+            f'no server that has "{model[:100]}" is in order now',
+            code="upstream",
+            headers={"Retry-After": str(wait)},
+        )
+
+    async def _send(self, upstream: Upstream, path: str, body: dict[str, Any]) -> _Begun:
+        """Send it and wait for the first bytes of the reply."""
+        asked = self._client.build_request(
+            "POST", f"{upstream.url}{path}", content=json_text(body).encode(), headers=self._headers(upstream)
+        )
+        reply = await self._client.send(asked, stream=True)
+        try:
+            rest = reply.aiter_bytes()
+            return _Begun(upstream, reply, await anext(rest, b""), rest)
+        except BaseException:
+            await reply.aclose()
+            raise
+
+    async def _whole(self, begun: _Begun) -> Response:
+        """A reply that may be the last one."""
+        content = begun.first
+        try:
+            async for piece in begun.rest:
+                content += piece
+                if len(content) > self._limits.max_body_bytes:
+                    break
+        except httpx.HTTPError:
+            content = b""
+        finally:
+            await begun.reply.aclose()
+        if not _is_json(content):
+            status = begun.reply.status_code
+            return ApiError(502, f"the server behind this one answered {status}", code="upstream").response()
+        return Response(content, begun.reply.status_code, self._kept(begun), "application/json")
+
+    def _kept(self, begun: _Begun) -> dict[str, str]:
+        kept = {name: begun.reply.headers[name] for name in KEPT_HEADERS if name in begun.reply.headers}
+        number = self.balancer.upstreams.index(begun.upstream)
+        return {**kept, "x-likely-upstream": str(number)}
+
+    def _headers(self, upstream: Upstream) -> dict[str, str]:
+        key = self._keys[upstream.url]
+        return {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+
+
+class _Passed(StreamingResponse):
+    """A reply as it comes.  over: told once, at the end, whether the server did its part."""
+
+    def __init__(self, begun: _Begun, headers: dict[str, str], over: Callable[[bool | None], None]):
+        self._begun, self._over = begun, over
+        self._worked: bool | None = None
+        super().__init__(self._pieces(), begun.reply.status_code, headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over(self._worked)
+            await asyncio.shield(self._begun.reply.aclose())
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        try:
+            yield self._begun.first
+            async for piece in self._begun.rest:
+                yield piece
+            self._worked = True
+        except httpx.HTTPError as error:
+            self._worked = False
+            if not self._begun.reply.headers.get("content-type", "").startswith("text/event-stream"):
+                raise  # the reply ends before its end, which the client sees
+            message = f"the server behind this one broke off: {_said(error)}"
+            yield b"data: " + json_text(ApiError(502, message, code="upstream").body).encode() + b"\n\n"
+
+
+def prefix_of(body: dict[str, Any]) -> bytes:
+    """The beginning of the text that a request is about."""
+    about = body.get("messages", body.get("prompt", body.get("input", "")))
+    text = about if isinstance(about, str) else json.dumps(about, sort_keys=True)
+    return text[:PREFIX_CHARS].encode("utf-8", "replace")
+
+
+def tokens_of(body: dict[str, Any]) -> int:
+    """About how many tokens a request is, its answer included."""
+    about = body.get("messages", body.get("prompt", body.get("input", "")))
+    size = len(about) if isinstance(about, str) else len(json.dumps(about))
+    names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+    wanted = next((body[name] for name in names if isinstance(body.get(name), int) and body[name] >= 0), DEFAULT_TOKENS)
+    return size // CHARS_PER_TOKEN + min(wanted, 2**20) + 1
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except ValueError:
+        return False
+    return True

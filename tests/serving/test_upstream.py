@@ -1,0 +1,238 @@
+"""Servers behind this one: who gets a request (a pure policy), and requests passed on over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+
+import httpx
+import openai
+import pytest
+from helpers_for_serving import ask, client_of, serving, toy_model
+from tiny_gguf import write_tiny_llama
+
+import likely
+from likely.serving.upstream import Balancer, Upstream, UpstreamProxy
+from likely.serving.upstream.proxy import tokens_of
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def balancer(n, **options):
+    clock = Clock()
+    servers = [Upstream(f"http://host{i}/v1", frozenset({"big"})) for i in range(n)]
+    return Balancer(servers, clock=clock, **options), servers, clock
+
+
+# --- the policy -----------------------------------------------------------------------------------------------------
+
+
+def test_a_prefix_has_one_home_and_only_its_own_move_when_a_server_goes():
+    policy, servers, _ = balancer(5)
+    prefixes = [f"text {i}".encode() for i in range(400)]
+    homes = {prefix: policy.choose("big", prefix, 1) for prefix in prefixes}
+    assert homes == {prefix: policy.choose("big", prefix, 1) for prefix in prefixes}
+    counts = Counter(home.url for home in homes.values())
+    assert len(counts) == 5 and max(counts.values()) < 2 * min(counts.values())
+    gone = servers[2]
+    left = Balancer([each for each in servers if each is not gone])
+    for prefix, home in homes.items():
+        if home is not gone:
+            assert left.choose("big", prefix, 1) is home
+
+
+@pytest.mark.parametrize("bound", [1.0, 1.25, 2.0])
+def test_load_stays_bounded_when_all_prefixes_are_one(bound):
+    policy, servers, _ = balancer(4, bound=bound)
+    choose = random.Random(1)
+    for _ in range(300):
+        size = choose.randint(1, 50)
+        policy.begin(policy.choose("big", b"same", size), size)
+    loads = [each.outstanding for each in servers]
+    assert max(loads) <= bound * sum(loads) / 4 + 2 * 50
+    assert sum(loads) > 0 and min(loads) > 0
+
+
+def test_a_server_that_fails_is_left_alone_and_tried_by_one_request():
+    policy, [bad, good], clock = balancer(2)
+    bad.models, good.models = frozenset({"big"}), frozenset({"other"})
+    for _ in range(3):
+        assert policy.choose("big", b"", 1) is bad
+        policy.begin(bad, 1)
+        policy.end(bad, 1, worked=False)
+    assert policy.choose("big", b"", 1) is None and policy.opens_in("big") == pytest.approx(5.0)
+    clock.now += 5.1
+    assert policy.choose("big", b"", 1) is bad
+    policy.begin(bad, 1)
+    assert policy.choose("big", b"", 1) is None  # one trial at a time
+    policy.end(bad, 1, worked=False)
+    assert policy.opens_in("big") == pytest.approx(10.0)  # twice as long
+    clock.now += 10.1
+    policy.begin(bad, 1)
+    policy.end(bad, 1, worked=True)
+    assert policy.choose("big", b"", 1) is bad and bad.failures == 0 and bad.outstanding == 0
+
+
+def test_a_client_that_leaves_says_nothing_about_the_server():
+    policy, [server], _ = balancer(1)
+    for _ in range(9):
+        policy.begin(server, 7)
+        policy.end(server, 7, worked=None)
+    assert policy.choose("big", b"", 1) is server and server.outstanding == 0
+
+
+def test_pauses_grow_no_longer_than_their_bound():
+    policy, [server], _ = balancer(1)
+    for _ in range(200):
+        policy.begin(server, 1)
+        policy.end(server, 1, worked=False)
+    assert policy.opens_in("big") == pytest.approx(60.0)
+
+
+def test_two_of_one_address_are_refused():
+    with pytest.raises(ValueError, match="two upstreams"):
+        Balancer([Upstream("http://a/v1"), Upstream("http://a/v1")])
+
+
+# --- passed on ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory):
+    """(path of a model called "big", the same opened here)"""
+    path = write_tiny_llama(tmp_path_factory.mktemp("big") / "big.gguf", seed=8)
+    with likely.load(str(path), threads=1) as lm:
+        yield str(path), lm
+
+
+def test_requests_for_its_models_reach_an_upstream_whole_and_streamed(big):
+    path, own = big
+    with (
+        likely.load(path, threads=1) as lm,
+        serving(lm, api_key="secret") as behind,
+        serving(toy_model(), upstreams=UpstreamProxy([behind], api_key="secret")) as url,
+    ):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        assert sorted(model.id for model in client.models.list()) == ["big", "toy"]
+        asked = {"model": "big", "prompt": "the cat", "max_tokens": 6, "seed": 3}
+        expected = own.generate("the cat", max_tokens=6, seed=3)
+        raw = client.completions.with_raw_response.create(**asked, logprobs=0)
+        assert raw.headers["x-likely-upstream"] == "0" and raw.parse().choices[0].text == expected.text
+        assert raw.parse().choices[0].logprobs.token_logprobs == pytest.approx(expected.token_logprobs, abs=1e-6)
+        pieces = client.completions.create(**asked, stream=True)
+        assert "".join(piece.choices[0].text for piece in pieces) == expected.text
+        with pytest.raises(openai.BadRequestError, match="max_tokens"):  # its refusals are passed on, too
+            client.completions.create(**{**asked, "max_tokens": 10**6})
+        with pytest.raises(openai.NotFoundError, match='no model "nosuch"'):
+            client.completions.create(model="nosuch", prompt="a")
+        assert client.completions.create(model="toy", prompt="ab", max_tokens=2).model == "toy"
+
+
+class Scripted(httpx.AsyncBaseTransport):
+    """Hosts that answer from a list: a status, bytes of a stream, or an exception."""
+
+    def __init__(self, **hosts):
+        self.hosts, self.asked = hosts, []
+
+    async def handle_async_request(self, request):
+        host = request.url.host
+        if request.url.path.endswith("/models"):
+            return httpx.Response(200, json={"data": [{"id": "big"}]})
+        self.asked.append(host)
+        answer = self.hosts[host]
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, int):
+            return httpx.Response(answer, json={"error": {"message": f"from {host}"}})
+
+        async def pieces():
+            for piece in answer:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+
+        return httpx.Response(200, content=pieces(), headers={"content-type": "text/event-stream"})
+
+
+def through(transport, *, requests=1, **body):
+    """[(status, text)] of requests to two hosts, whichever is asked first."""
+    proxy = UpstreamProxy(["http://a", "http://b"], transport=transport)
+
+    async def run():
+        async with client_of(toy_model(), upstreams=proxy) as client:
+            replies = []
+            for i in range(requests):
+                asked = {"model": "big", "prompt": f"{i}", **body}
+                replies.append(await client.http.post(COMPLETIONS, json=asked))
+            assert all(each.outstanding == 0 for each in proxy.balancer.upstreams)
+            return [(reply.status_code, reply.text) for reply in replies]
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("fault", [httpx.ConnectError("refused"), httpx.ReadTimeout("late"), 500, 503, 429])
+def test_before_the_first_byte_another_server_is_asked(fault):
+    transport = Scripted(a=fault, b=[b"data: 1\n\n", b"data: [DONE]\n\n"])
+    found = through(transport, requests=12)
+    assert all(status == 200 and "[DONE]" in text for status, text in found)
+    asked = Counter(transport.asked)
+    assert asked["b"] == 12 and asked["a"] >= 1
+    if fault != 429:
+        assert asked["a"] <= 3  # then it is left alone
+
+
+def test_after_the_first_byte_nothing_is_sent_again():
+    transport = Scripted(a=[b"data: 1\n\n", httpx.ReadError("gone")], b=[b"data: 1\n\n", httpx.ReadError("gone")])
+    [(status, text)] = through(transport)
+    assert status == 200 and len(transport.asked) == 1
+    last = json.loads(text.strip().splitlines()[-1].removeprefix("data: "))
+    assert "broke off" in last["error"]["message"]
+
+
+def test_where_nobody_answers_the_last_reason_is_told():
+    found = through(Scripted(a=httpx.ConnectError("refused"), b=httpx.ConnectError("refused")), requests=5)
+    assert [status for status, _ in found] == [502, 502, 502, 503, 503]
+    assert "ConnectError" in found[0][1] and "is in order now" in found[-1][1]
+    [(status, text)] = through(Scripted(a=503, b=503))
+    assert status == 503 and "from " in text
+
+
+def test_a_client_that_leaves_ends_the_request_behind(big):
+    """The load that it was counted with goes, and so does its place in the server behind."""
+    path, _ = big
+    with likely.load(path, threads=1) as lm, serving(lm) as behind:
+        proxy = UpstreamProxy([behind])
+        with serving(toy_model(), upstreams=proxy) as url:
+            body = {"model": "big", "prompt": "the", "max_tokens": 200, "stream": True, "ignore_eos": True}
+            with httpx.stream("POST", f"{url}{COMPLETIONS}", json=body) as reply:
+                next(reply.iter_bytes())
+            while httpx.get(f"{behind}/health").json()["requests"] or proxy.balancer.upstreams[0].outstanding:
+                pass
+
+
+def test_sizes_are_estimated_from_whatever_names_them():
+    assert tokens_of({"prompt": "x" * 400, "max_tokens": 50}) == 151
+    assert tokens_of({"messages": [], "max_completion_tokens": 7}) == 8
+    assert tokens_of({"input": "", "max_output_tokens": "many"}) == 257
+
+
+def test_a_wrong_address_is_refused_and_a_silent_one_is_no_model():
+    with pytest.raises(likely.errors.ModelError, match="address of a server"):
+        UpstreamProxy(["ftp://x"])
+
+    async def question(client):
+        return await client.post(CHAT, {"model": "big", "messages": [{"role": "user", "content": "a"}]})
+
+    silent = UpstreamProxy(["http://127.0.0.1:9"])
+    status, reply = ask(toy_model(), question, upstreams=silent)
+    assert status == 404 and "big" in reply["error"]["message"]
