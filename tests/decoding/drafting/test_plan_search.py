@@ -76,15 +76,17 @@ def test_the_search_merges_what_costs_nothing_first(runtime):
     assert merged.plan.parallel in (((1, 2, 3),), ((2, 3, 4),), ((1, 2), (3, 4))) and merged.agreement.overlap > 0.9999
     assert [step.attention_depth for step in found.steps] == list(range(LAYERS, LAYERS - len(found.steps), -1))
     speeds = [step.speed for step in found.steps]
-    assert speeds[:-1] == sorted(speeds[:-1]) and found.best.speed == max(speeds)
+    assert found.best.speed == max(speeds) and found.steps.index(found.best) >= 2
     assert max(len(group) for step in found.steps for group in step.plan.parallel) <= 3
 
 
 def test_the_search_stops_where_merging_does_not_pay(runtime):
     counted = []
     found = search_plan(runtime, TEXT, cost=DraftCost(attention=0.0, draft=0.1), progress=counted.append)
-    assert found.best.plan == LayerPlan() and len(found.steps) == 2  # nothing is saved, so nothing is merged
-    assert sum(counted) == 1 + (LAYERS - 1) + 1
+    assert found.best.plan == LayerPlan() and len(found.steps) == 4  # nothing is saved, so nothing is merged
+    assert sum(counted) >= 1 + (LAYERS - 1) + 3
+    impatient = search_plan(runtime, TEXT, cost=DraftCost(attention=0.0, draft=0.1), patience=1)
+    assert len(impatient.steps) == 2 and impatient.steps == found.steps[:2]
     costly = search_plan(runtime, TEXT, cost=DraftCost(attention=0.5, draft=1.0, communication=0.2))
     assert costly.best.plan == LayerPlan()
 
@@ -101,7 +103,7 @@ def test_speed_is_tokens_over_time():
 def test_wrong_input_is_refused(runtime):
     with pytest.raises(ValueError, match=r"attention must lie in 0\.\.1"):
         DraftCost(attention=1.5)
-    with pytest.raises(ValueError, match="max_group must be >= 2"):
+    with pytest.raises(ValueError, match="max_group must be >= 2 and patience >= 1, got 1 and 3"):
         search_plan(runtime, TEXT, max_group=1)
     with pytest.raises(ValueError, match="draft_length must be >= 1"):
         fuzzy_agreement(runtime, TEXT, FAR, draft_length=0)

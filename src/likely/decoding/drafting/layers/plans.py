@@ -142,8 +142,8 @@ def load_plan(path: Path, revision: str, layers: int) -> LayerPlan:
         record = json.loads(path.read_bytes())
         if record["revision"] != revision:
             raise DataError(f"{path}: a plan for the model {record['revision']}, not for {revision}: search one for it")
-        skipped = (frozenset(record[name]) for name in ("skip_attention", "skip_mlp"))
-        plan = LayerPlan(*skipped, tuple(tuple(group) for group in record["parallel"]))
+        attention, mlp = (frozenset(record[name]) for name in ("skip_attention", "skip_mlp"))
+        plan = LayerPlan(attention, mlp, tuple(tuple(group) for group in record["parallel"]))
         if not all(isinstance(n, int) and 0 <= n < layers for n in plan.named):
             raise ValueError(f"layers are counted from 0 to {layers - 1}")
     except (OSError, ValueError, KeyError, TypeError) as error:

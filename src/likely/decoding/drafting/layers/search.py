@@ -84,18 +84,20 @@ def search_plan(
     draft_length: int = 4,
     max_group: int = 4,
     cost: DraftCost | None = None,
+    patience: int = 3,
     progress: Callable[[int], None] | None = None,
 ) -> PlanSearch:
-    """Greedy: from the whole model on, merge the neighbours that cost least overlap, until speed no longer rises.
+    """Greedy: from the whole model on, merge the neighbours that cost least overlap, while speed rises.
 
     tokens    of a text like those that will be drafted; a few hundred
+    patience  it ends after so many merges without a faster plan
     progress  is called with 1 after each plan that was measured
 
     Each merge takes one attention off the critical path, so the least loss is the least per attention saved.  Losses
     measured earlier order the candidates, and only the first are measured anew: losses mostly grow with the groups.
     """
-    if max_group < 2:
-        raise ValueError(f"max_group must be >= 2, got {max_group}")
+    if max_group < 2 or patience < 1:
+        raise ValueError(f"max_group must be >= 2 and patience >= 1, got {max_group} and {patience}")
     cost = cost or DraftCost()
     with PlanComparison(runtime, tokens, draft_length=draft_length) as comparison:
         layers = runtime.capabilities.layers
@@ -119,7 +121,8 @@ def search_plan(
                 loss[n] = steps[-1].agreement.overlap - fresh[n].agreement.overlap
             joined |= {n}
             steps.append(fresh[n])
-            if steps[-1].speed <= steps[-2].speed:
+            speeds = [step.speed for step in steps]
+            if len(speeds) > patience and max(speeds[-patience:]) <= max(speeds[:-patience]):
                 break
     return PlanSearch(tuple(steps), pairs)
 
