@@ -103,11 +103,10 @@ def serve(
         deadline_s=deadline,
         cached_tokens=cache_tokens,
     )
-    others = UpstreamProxy(
-        upstream or (),
-        api_key=_key(upstream_key_env, "--upstream-key-env") if upstream_key_env else None,
-        limits=limits,
-    )
+    others = None
+    if upstream:
+        key = _key(upstream_key_env, "--upstream-key-env") if upstream_key_env else None
+        others = UpstreamProxy(upstream, api_key=key, limits=limits)
     _check_tls(tls_cert, tls_key)
     if access_log:
         _log_to_stderr()
