@@ -27,7 +27,7 @@ FILES_BESIDE = 64  # descriptors that are not connections
 def serve(
     model: flags.ModelFlags,
     confidence: ConfidenceFlags,
-    source: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The model, as -m names it.")] = None,
+    source: Annotated[str | None, typer.Argument(metavar="MODEL", help="The model, as -m names it.")] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 127.0.0.1: this machine only.")] = (
         "127.0.0.1"
     ),
