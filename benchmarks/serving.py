@@ -77,7 +77,7 @@ class Load:
         return self.tokens / self.seconds
 
 
-def body_of(kind: str, number: int, tokens: int) -> dict[str, Any]:
+def body_of(kind: str, number: int, tokens: int, server: str = "likely") -> dict[str, Any]:
     topic = TOPICS[number % len(TOPICS)]
     messages = [{"role": "user", "content": f"Question {number}: tell me something about {topic}."}]
     body: dict[str, Any] = {"temperature": 0, "max_tokens": tokens, "stream": True}
@@ -90,6 +90,8 @@ def body_of(kind: str, number: int, tokens: int) -> dict[str, Any]:
         ]
         form = {"name": "person", "schema": SCHEMA}
         body["response_format"] = {"type": "json_schema", "json_schema": form}
+        if server == "llama-cpp-python":  # its own way to say it
+            body["response_format"] = {"type": "json_object", "schema": SCHEMA}
     return {**body, "messages": messages}
 
 
@@ -115,8 +117,8 @@ async def stream(client: httpx.AsyncClient, url: str, body: dict[str, Any], load
     return times
 
 
-def run(url: str, kind: str, streams: int, requests: int, tokens: int) -> Load:
-    """`requests` requests, `streams` at a time."""
+def run(name: str, url: str, kind: str, streams: int, requests: int, tokens: int) -> Load:
+    """`requests` requests to the server of that name, `streams` at a time."""
 
     async def loop() -> Load:
         load, places = Load(0.0), asyncio.Semaphore(streams)
@@ -125,7 +127,7 @@ def run(url: str, kind: str, streams: int, requests: int, tokens: int) -> Load:
 
             async def one(number: int) -> None:
                 async with places:
-                    await stream(client, url, body_of(kind, number, tokens), load)
+                    await stream(client, url, body_of(kind, number, tokens, name), load)
 
             started = time.perf_counter()
             await asyncio.gather(*(one(i) for i in range(requests)))
@@ -268,11 +270,11 @@ def main() -> None:
             for streams in STREAMS[:2] if options.quick else STREAMS:
                 found: dict[str, list[Load]] = {name: [] for name in urls}
                 requests = max(2 * streams, 4) if streams < 64 else streams
-                for url in urls.values():  # what is known of the prompts after this is known in every round
-                    run(url, kind, min(streams, 4), min(requests, 4), 4)
+                for name, url in urls.items():  # what is known of the prompts after this is known in every round
+                    run(name, url, kind, min(streams, 4), min(requests, 4), 4)
                 for number in range(rounds):
                     for name in [*urls][number % len(urls) :] + [*urls][: number % len(urls)]:
-                        found[name].append(run(urls[name], kind, streams, requests, tokens))
+                        found[name].append(run(name, urls[name], kind, streams, requests, tokens))
                 rows.append(cell(kind, streams, found))
                 print(json.dumps(rows[-1]), file=sys.stderr)
         stalls = {
