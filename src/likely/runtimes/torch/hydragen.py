@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-Method = Literal["auto", "flash", "matmul"]
+AttentionKernel = Literal["auto", "flash", "matmul"]
 
 
 def attention_with_lse(
@@ -29,7 +29,7 @@ def attention_with_lse(
     window: int | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    method: Method = "auto",
+    method: AttentionKernel = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(scores) value, and ln Σ exp(scores) over the keys that a query sees.
 
@@ -186,7 +186,7 @@ def folded_attention(
     causal: bool = False,
     scale: float,
     softcap: float | None = None,
-    method: Method = "auto",
+    method: AttentionKernel = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """query (B, H, T, D), key (B, H, S, D), value (B, H, S, D_v), bias (B, 1, T, S) -> (B, H, T, D_v), LSE (B, H, T).
 
