@@ -3,10 +3,11 @@
 Decoding of many sequences that share prefixes in a tree, in the torch runtime with `share_prefixes` on and off: tokens
 and logits, rows of keys and values read per step, and (--speed) time.
 
-  python reproductions/hydragen.py            exactness and reads, fp32 (5 min of one core)
+  python reproductions/hydragen.py            exactness and reads, fp32 (3 min of one core)
   python reproductions/hydragen.py --full     more questions and longer answers
-  python reproductions/hydragen.py --speed    times, alone on a quiet machine, added to the result (6 min); what was
-                                              measured before a run was cut off is kept
+  python reproductions/hydragen.py --speed    times, alone on a quiet machine, added to the result (6 min)
+
+A run that was cut off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ from study import (
     data_sources,
     figure_table,
     model_source,
-    report,
     run_script,
     run_study,
 )
@@ -65,6 +65,7 @@ LEVELS = (
     [[7, 7], [9, 10, 11, 4], [1, 129, 30, 64, 2, 17, 128, 5]],
     [[16384], [1, 128, 256]],
 )
+SAMPLES = 12
 NOT_TIMED = "speed was not measured yet: --speed adds it."
 
 
@@ -81,7 +82,7 @@ class Size:
     prefixes: tuple[int, ...]
 
 
-QUICK = Size(4, 2, 6, 64, 16, (16, 32), PREFIXES)
+QUICK = Size(2, 2, 6, 64, 16, (16, 32), PREFIXES[:2])
 FULL = Size(4, 8, 6, 128, 64, (16, 32), PREFIXES)
 
 
@@ -152,41 +153,41 @@ def operator_error(seed: int = 0) -> float:
     return worst
 
 
-def add_reads(found: Findings, runtime: Any, size: Size, suffix: int = SUFFIX) -> None:
-    """Rows of keys and values that one step reads, in megabytes over all layers."""
-    layers = len(runtime.layer_windows)
+def reads_of_steps(runtime: Any, size: Size, suffix: int) -> list[list[float]]:
+    """(B, P, bytes read by one step with sharing, without), for all of size."""
+    layers, found = len(runtime.layer_windows), []
     for (b, p), sequences in families(runtime, size.batches, size.prefixes, suffix).items():
-        read = {}
+        row: list[float] = [b, p]
         for share in (True, False):
             before = runtime.kv_reads.read
             step(runtime, sequences, share)
-            read[share] = (runtime.kv_reads.read - before) * runtime.kv_bytes_per_token / layers
-            found.figures.append(
-                Figure(subject=f"B={b}, prefix {p:,}", quantity=f"keys and values read per step, "
-                       f"{'shared' if share else 'not shared'}, MB", value=read[share] / 1e6, unit="MB", n=b,
-                       of="sequences", note="counted")
-            )  # fmt: skip
-        found.must_be(
-            f"B={b}, prefix {p:,}: keys and values read, shared over not", read[True] / read[False], 0.1, "times"
-        )
-        if (b, p) == (max(size.batches), max(size.prefixes)):
-            found.said.append(f"at B={b} and a prefix of {p:,} a step reads {read[False] / read[True]:.0f}x less")
+            row.append((runtime.kv_reads.read - before) * runtime.kv_bytes_per_token / layers)
+        found.append(row)
         for sequence in sequences:
             runtime.close(sequence)
+    return found
 
 
-def add_texts(found: Findings, lm: Any, prompt: str, samples: int, tokens: int) -> None:
-    """Samples of one prompt, as a user draws them."""
+def add_reads(found: Findings, rows: Sequence[Sequence[float]]) -> None:
+    for b, p, shared, plain in rows:
+        subject = f"B={b:.0f}, prefix {p:,.0f}"
+        for way, value in (("shared", shared), ("not shared", plain)):
+            found.figures.append(
+                Figure(subject=subject, quantity=f"keys and values read per step, {way}, MB", value=value / 1e6,
+                       unit="MB", n=int(b), of="sequences", note="counted")
+            )  # fmt: skip
+        found.must_be(f"{subject}: keys and values read, shared over not", shared / plain, 0.1, "times")
+    b, p, shared, plain = max(rows)
+    found.said.append(f"at B={b:.0f} and a prefix of {p:,.0f} a step reads {plain / shared:.0f}x less")
+
+
+def texts_that_differ(lm: Any, prompt: str, samples: int, tokens: int) -> int:
+    """Of samples of one prompt, as a user draws them."""
     texts = {}
     for share in (True, False):
         lm.runtime.share_prefixes = share
         texts[share] = [one.token_ids for one in lm.generate(prompt, n=samples, max_tokens=tokens, seed=1)]
-    differ = sum(a != b for a, b in zip(texts[True], texts[False], strict=True))
-    found.figures.append(
-        Figure(subject="samples of one prompt", quantity="texts that differ", value=differ, unit="texts", n=samples,
-               of="texts", note="a count")
-    )  # fmt: skip
-    found.must_be("exact: texts that differ, samples of one prompt", differ, 0, "texts")
+    return sum(a != b for a, b in zip(texts[True], texts[False], strict=True))
 
 
 # --- the study -------------------------------------------------------------------------------------------------------
@@ -197,50 +198,58 @@ def problem(record: Mapping[str, Any], *, solved: bool) -> str:
 
 
 def tree_of_texts(
-    encode: Callable[[str], Sequence[int]], problems: Sequence[Mapping[str, Any]], size: Size
+    encode: Callable[[str], Sequence[int]], problems: Sequence[Mapping[str, Any]], size: Size, common: int = 2
 ) -> list[list[IntArray]]:
-    """Two solved problems for all, one more for each branch, then the same questions under each."""
+    """The `common` first problems with answers for all, one more for each branch, the same questions under each."""
 
     def ids(*parts: str) -> IntArray:
         return np.array(encode("".join(parts)), np.int64)
 
-    branches = problems[2 : 2 + size.branches]
-    questions = problems[2 + size.branches :][: size.questions]
+    branches, questions = problems[common:][: size.branches], problems[common + size.branches :][: size.questions]
     return [
-        [ids(*(problem(p, solved=True) for p in problems[:2]))],
+        [ids(*(problem(p, solved=True) for p in problems[:common]))],
         [ids(problem(p, solved=True)) for p in branches],
         [ids(problem(p, solved=False)) for _ in branches for p in questions],
     ]
 
 
+def compare_windowed(
+    windowed: Any, problems: Sequence[Mapping[str, Any]], size: Size
+) -> tuple[str, tuple[int, int, float, int]]:
+    """(what was compared, as `compare_decoding`), with a common text that is longer than the windows."""
+    with windowed() as lm:
+        windows = sorted({w for w in lm.runtime.layer_windows if w is not None})
+        levels = tree_of_texts(lm.tokenizer.encode, problems, size, common=5)[:2]
+        tokens = len(levels[0][0])
+        name = f"{lm.info.name}, windows of {', '.join(map(str, windows))}, {tokens} tokens in common"
+        return name, compare_decoding(lm.runtime, levels, 3, size.windowed_tokens)
+
+
 def study(
-    lm: Any, windowed: Any, problems: Sequence[Mapping[str, Any]], size: Size, *, models: Sequence[Source],
-    data: Sequence[Source], full: bool, suffix: int = SUFFIX, say: Callable[[str], None] = report,
+    lm: Any, windowed: Any, problems: Sequence[Mapping[str, Any]], size: Size, cells: Cells, *,
+    models: Sequence[Source], data: Sequence[Source], full: bool, suffix: int = SUFFIX,
 ) -> Evidence:  # fmt: skip
     """lm: a model in torch, fp32; windowed: the same of one with sliding windows, opened when it is asked for."""
     started, found = time.process_time(), Findings()
-    error = operator_error()
+    error = cells.value("operator", operator_error)
     found.figures.append(
         Figure(subject="operator", quantity="largest difference from SDPA", value=error, unit="absolute", n=len(LEVELS),
                of="trees", note="a maximum, fp32")
     )  # fmt: skip
     found.must_be("exact: operator, largest difference from SDPA over the concatenation", error, OPERATOR, "absolute")
-    say(f"operator: {error:.1e}")
     levels = tree_of_texts(lm.tokenizer.encode, problems, size)
     shape = f"{lm.info.name}, tree {'-'.join(str(len(level)) for level in levels)}-{len(levels[-1]) * size.samples}"
-    add_exactness(found, shape, compare_decoding(lm.runtime, levels, size.samples, size.tokens))
-    say(found.said[-1])
-    add_texts(
-        found, lm, "".join(problem(p, solved=True) for p in problems[:2]) + problem(problems[9], solved=False), 12, 12
-    )
-    add_reads(found, lm.runtime, size, suffix)
-    say(found.said[-1])
-    with windowed() as other:
-        windows = sorted({w for w in other.runtime.layer_windows if w is not None})
-        levels = tree_of_texts(other.tokenizer.encode, problems, size)[:2]
-        shape = f"{other.info.name}, windows of {', '.join(map(str, windows))}, {len(levels[1])} texts"
-        add_exactness(found, shape, compare_decoding(other.runtime, levels, 3, size.windowed_tokens))
-    say(found.said[-1])
+    compared = cells.value("tree", lambda: compare_decoding(lm.runtime, levels, size.samples, size.tokens))
+    add_exactness(found, shape, compared)
+    prompt = "".join(problem(p, solved=True) for p in problems[:2]) + problem(problems[9], solved=False)
+    differ = cells.value("samples", lambda: texts_that_differ(lm, prompt, SAMPLES, 12))
+    found.figures.append(
+        Figure(subject="samples of one prompt", quantity="texts that differ", value=differ, unit="texts", n=SAMPLES,
+               of="texts", note="a count")
+    )  # fmt: skip
+    found.must_be("exact: texts that differ, samples of one prompt", differ, 0, "texts")
+    add_reads(found, cells.value("reads", lambda: reads_of_steps(lm.runtime, size, suffix)))
+    add_exactness(found, *cells.value("windows", lambda: compare_windowed(windowed, problems, size)))
     return conclude(
         NAME,
         title="Hydragen: exact attention with shared prefixes",
@@ -284,7 +293,7 @@ def add_speed(options: argparse.Namespace) -> None:
         }
     )
     print(f"added to {write_result(added, options.out)}")
-    options.cells.unlink(missing_ok=True)
+    cells.forget()
 
 
 def measure(options: argparse.Namespace) -> Evidence | None:
@@ -294,11 +303,14 @@ def measure(options: argparse.Namespace) -> Evidence | None:
     torch.set_num_threads(1)
     size = FULL if options.full else QUICK
     problems = list(islice(load_records("gsm8k"), 12 + size.branches + size.questions))
+    cells = Cells(options.cells, {"full": options.full})
     with likely.load("smollm2", runtime="torch", threads=1, context=16384) as lm:
-        return study(
-            lm, lambda: likely.load("gemma3", runtime="torch", threads=1, context=8192), problems, size,
+        evidence = study(
+            lm, lambda: likely.load("gemma3", runtime="torch", threads=1, context=8192), problems, size, cells,
             models=[model_source("smollm2"), model_source("gemma3")], data=data_sources(DATA), full=options.full,
         )  # fmt: skip
+    cells.forget()
+    return evidence
 
 
 def main() -> None:
@@ -307,7 +319,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of --speed")
     parser.add_argument("--even-if-busy", action="store_true", help="measure times while other programs run")
     parser.add_argument(
-        "--cells", type=Path, default=cache_dir() / "hydragen-speed.jsonl", help="where --speed keeps cells"
+        "--cells",
+        type=Path,
+        default=cache_dir() / "hydragen-cells.jsonl",
+        help="what a run that was cut off goes on from",
     )
     run_study(parser, measure)
 

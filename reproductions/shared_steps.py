@@ -75,6 +75,8 @@ def families(
     """(B, P) -> B sequences, each with P tokens that all share and `suffix` of its own."""
     rng = np.random.default_rng(0)
     vocabulary = min(runtime.vocab_size, 40000)
+    if hasattr(runtime, "share_prefixes"):
+        runtime.share_prefixes = True
     root = runtime.open()
     runtime.forward([Work(root, rng.integers(0, vocabulary, max(prefixes)), want=Want.NONE)])
     made = {}
@@ -97,24 +99,36 @@ def step(runtime: Any, sequences: Sequence[Held], share: bool | None) -> None:
 
 
 class Cells:
-    """Measured cells in a file, one a line, so that a run which was cut off goes on."""
+    """What was measured, in a file, one cell a line, so that a run which was cut off goes on.
 
-    def __init__(self, path: Path, settings: Mapping[str, int]):
-        self.path, self._settings = path, dict(settings)
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-        self._known = {row["cell"]: row["seconds"] for row in rows if row["settings"] == self._settings}
+    settings  cells of other settings are kept, and not used
+    """
 
-    def timed(
-        self, cell: str, measure: Callable[[], Mapping[str, Timing]], say: Callable[[str], None] = report
-    ) -> dict[str, Timing]:
-        if cell not in self._known:
-            self._known[cell] = {name: timing.seconds for name, timing in measure().items()}
-            rows = [{"cell": name, "settings": self._settings, "seconds": of} for name, of in self._known.items()]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole_file(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        found = {name: Timing(name, seconds) for name, seconds in self._known[cell].items()}
-        say(f"{cell}: " + ", ".join(f"{name} {1e3 * timing.median_s:.3g} ms" for name, timing in found.items()))
+    def __init__(self, path: Path, settings: Mapping[str, Any], say: Callable[[str], None] = report):
+        self.path, self._settings, self._say = path, dict(settings), say
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        self._rows = [json.loads(line) for line in lines]
+
+    def value(self, cell: str, measure: Callable[[], Any]) -> Any:
+        """What `measure` gives, as JSON; measured once."""
+        for row in self._rows:
+            if row["cell"] == cell and row["settings"] == self._settings:
+                return row["value"]
+        self._rows.append({"cell": cell, "settings": self._settings, "value": measure()})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole_file(self.path, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
+        self._say(f"{cell}: done")
+        return self._rows[-1]["value"]
+
+    def timed(self, cell: str, measure: Callable[[], Mapping[str, Timing]]) -> dict[str, Timing]:
+        value = self.value(cell, lambda: {name: timing.seconds for name, timing in measure().items()})
+        found = {name: Timing(name, seconds) for name, seconds in value.items()}
+        self._say(f"{cell}: " + ", ".join(f"{name} {1e3 * timing.median_s:.3g} ms" for name, timing in found.items()))
         return found
+
+    def forget(self) -> None:
+        """Remove the file: what it held is written elsewhere."""
+        self.path.unlink(missing_ok=True)
 
 
 def micro(b: int, p: int, rounds: int, suffix: int = 32) -> dict[str, Timing]:
@@ -219,7 +233,7 @@ def speed(options: argparse.Namespace, cells: Cells) -> Findings:
                 found.must_be(f"{SPEED}, one layer, B=32, prefix 4,096: time over that of SDPA",
                               1 / found.figures[-1].value, 0.25, "times")  # fmt: skip
     for kind in ("torch", "native"):
-        with likely.load("smollm2", runtime=kind, threads=options.threads, context=24576) as lm:
+        with likely.load("smollm2", runtime=kind, threads=options.threads, context=32768) as lm:
             for b in (16, 32):
                 times = cells.timed(f"{kind}, B={b}", lambda lm=lm, b=b: steps(lm.runtime, b, PREFIXES, rounds))
                 add_steps(found, kind, b, times)

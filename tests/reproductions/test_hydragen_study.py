@@ -31,7 +31,7 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(script, models):
+def found(script, models, tmp_path_factory):
     size = script.Size(2, 2, 3, 6, 6, (13,), (64, 100))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharing, "RUN_COST", 0)
@@ -39,8 +39,9 @@ def found(script, models):
         patch.setattr(sharing, "LEAST_TOKENS", 8)
         with likely.load(models[0], runtime="torch", threads=1, context=4096) as lm:
             return script.study(
-                lm, lambda: likely.load(models[1], runtime="torch", threads=1, context=2048), PROBLEMS, size, suffix=4,
-                models=[Source(name="tiny", sha256="0" * 64)], data=[], full=False, say=lambda line: None,
+                lm, lambda: likely.load(models[1], runtime="torch", threads=1, context=2048), PROBLEMS, size,
+                script.Cells(tmp_path_factory.mktemp("cells") / "cells.jsonl", {}, say=lambda line: None), suffix=4,
+                models=[Source(name="tiny", sha256="0" * 64)], data=[], full=False,
             )  # fmt: skip
 
 
