@@ -1,6 +1,6 @@
 """Hydragen: is attention with shared prefixes the same as without, and what does it save?
 
-Decoding of many sequences that share prefixes in a tree, in the torch runtime with `share_prefixes` on and off: tokens
+Decoding of many sequences that share prefixes in a tree, in the torch runtime with `group_prefixes` on and off: tokens
 and logits, rows of keys and values read per step, and (--speed) time.
 
   python reproductions/hydragen.py            exactness and reads, fp32 (3 min of one core)
@@ -185,7 +185,7 @@ def texts_that_differ(lm: Any, prompt: str, samples: int, tokens: int) -> int:
     """Of samples of one prompt, as a user draws them."""
     texts = {}
     for share in (True, False):
-        lm.runtime.share_prefixes = share
+        lm.runtime.group_prefixes = share
         texts[share] = [one.token_ids for one in lm.generate(prompt, n=samples, max_tokens=tokens, seed=1)]
     return sum(a != b for a, b in zip(texts[True], texts[False], strict=True))
 

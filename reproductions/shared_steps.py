@@ -6,9 +6,11 @@ Part of hydragen.py, whose --speed runs `speed`.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ HEADS, KV_HEADS, WIDTH = 9, 3, 64  # of SmolLM2-135M
 SPEED = "speed"  # in the name of what is timed
 MOST_BYTES = 2**30  # of keys and values of a micro cell
 PREFIXES, SUFFIX = (256, 1024, 4096), 16
+TOKENS_HELD = 32768
 TREE = (4, 8, 4)  # prefixes, questions of each, samples of each question
 
 
@@ -46,7 +49,7 @@ class Findings:
 def forward(runtime: Any, sequences: Sequence[Held], tokens: Sequence[IntArray], share: bool | None) -> np.ndarray:
     """(B, V) logits after these tokens, which are kept."""
     if share is not None:
-        runtime.share_prefixes = share
+        runtime.group_prefixes = share
     outputs = runtime.forward([Work(s, t, want=Want.LAST) for s, t in zip(sequences, tokens, strict=True)])
     return np.stack([output.logits[-1] for output in outputs])
 
@@ -75,8 +78,8 @@ def families(
     """(B, P) -> B sequences, each with P tokens that all share and `suffix` of its own."""
     rng = np.random.default_rng(0)
     vocabulary = min(runtime.vocab_size, 40000)
-    if hasattr(runtime, "share_prefixes"):
-        runtime.share_prefixes = True
+    if hasattr(runtime, "group_prefixes"):
+        runtime.group_prefixes = True
     root = runtime.open()
     runtime.forward([Work(root, rng.integers(0, vocabulary, max(prefixes)), want=Want.NONE)])
     made = {}
@@ -84,13 +87,14 @@ def families(
         for b in batches:
             made[b, p] = [runtime.fork(root, p) for _ in range(b)]
             runtime.forward([Work(s, rng.integers(0, vocabulary, suffix), want=Want.NONE) for s in made[b, p]])
+    runtime.close(root)
     return made
 
 
 def step(runtime: Any, sequences: Sequence[Held], share: bool | None) -> None:
     """One token more for each sequence, taken back again."""
     if share is not None:
-        runtime.share_prefixes = share
+        runtime.group_prefixes = share
     runtime.forward([Work(s, np.array([7]), np.array([-1])) for s in sequences])
     runtime.commit([(s, []) for s in sequences])
 
@@ -153,27 +157,50 @@ def micro(b: int, p: int, rounds: int, suffix: int = 32) -> dict[str, Timing]:
         )  # fmt: skip
 
 
-def steps(runtime: Any, batch: int, prefixes: Sequence[int], rounds: int, suffix: int = SUFFIX) -> dict[str, Timing]:
-    """One step of the model after prefixes of these lengths, with sharing and without where it can be told."""
-    ways = {"shared": True, "not shared": False} if hasattr(runtime, "share_prefixes") else {"as it is": None}
-    made = families(runtime, [batch], prefixes, suffix)
-    runs = {
-        f"prefix {p:,}, {way}": (lambda sequences=sequences, share=share: step(runtime, sequences, share))
-        for (_, p), sequences in made.items()
-        for way, share in ways.items()
-    }
+Ways = Mapping[str, tuple[Any, bool | None]]  # name -> a runtime, and whether it is told to share
+
+
+def ways_of(lm: Any, other: Any = None) -> Ways:
+    """With sharing and without, as far as the runtime can be told; other: a runtime that was opened without."""
+    if other is not None:
+        return {"shared": (lm.runtime, None), "not shared": (other, None)}
+    if hasattr(lm.runtime, "group_prefixes"):
+        return {"shared": (lm.runtime, True), "not shared": (lm.runtime, False)}
+    return {"as it is": (lm.runtime, None)}
+
+
+def apart_from(lm: Any, threads: int) -> Any:
+    """A second native runtime that shares nothing; None where there is no such setting."""
+    from likely.runtimes.native.runtime import NativeRuntime
+
+    if "group_prefixes" not in inspect.signature(NativeRuntime.__init__).parameters:
+        return None
+    settings: dict[str, Any] = {"threads": threads, "tokens_held": TOKENS_HELD, "group_prefixes": False}
+    return NativeRuntime(lm.info.source, **settings)
+
+
+def steps(ways: Ways, batch: int, prefixes: Sequence[int], rounds: int, suffix: int = SUFFIX) -> dict[str, Timing]:
+    """One step of the model after prefixes of these lengths, in each way."""
+    made: dict[int, dict[tuple[int, int], list[Held]]] = {}
+    runs: dict[str, Callable[[], None]] = {}
+    for way, (runtime, share) in ways.items():
+        if id(runtime) not in made:
+            made[id(runtime)] = families(runtime, [batch], prefixes, suffix)
+        for (_, p), sequences in made[id(runtime)].items():
+            runs[f"prefix {p:,}, {way}"] = partial(step, runtime, sequences, share)
     found = interleaved(runs, rounds=rounds)
-    for sequences in made.values():
-        for sequence in sequences:
-            runtime.close(sequence)
+    for runtime, _ in ways.values():
+        for sequences in made.pop(id(runtime), {}).values():
+            for sequence in sequences:
+                runtime.close(sequence)
     return found
 
 
-def tree_steps(
-    runtime: Any, tree: Sequence[int], lengths: Sequence[int], rounds: int
-) -> tuple[dict[str, Timing], dict[str, int]]:
-    """One step of a tree of prefixes and questions, of the same where only prefixes are shared, and without sharing;
-    and the tokens held by each."""
+def tree_steps(runtime: Any, tree: Sequence[int], lengths: Sequence[int], rounds: int) -> dict[str, Timing]:
+    """One step of a tree of prefixes and questions, of the same where only prefixes are shared, and without sharing.
+
+    "..., tokens held" of the first two are no seconds.
+    """
     rng, vocabulary = np.random.default_rng(0), min(runtime.vocab_size, 40000)
     prefixes, questions, samples = tree
     count = prefixes * questions
@@ -201,7 +228,7 @@ def tree_steps(
         },
         rounds=rounds,
     )
-    return times, held
+    return times | {f"{name}, tokens held": Timing(name, [float(n)]) for name, n in held.items()}
 
 
 def faster(subject: str, fast: Timing, slow: Timing, note: str) -> Figure:
@@ -233,18 +260,16 @@ def speed(options: argparse.Namespace, cells: Cells) -> Findings:
                 found.must_be(f"{SPEED}, one layer, B=32, prefix 4,096: time over that of SDPA",
                               1 / found.figures[-1].value, 0.25, "times")  # fmt: skip
     for kind in ("torch", "native"):
-        with likely.load("smollm2", runtime=kind, threads=options.threads, context=32768) as lm:
+        with likely.load("smollm2", runtime=kind, threads=options.threads, context=TOKENS_HELD) as lm:
+            other = apart_from(lm, options.threads) if kind == "native" else None
             for b in (16, 32):
-                times = cells.timed(f"{kind}, B={b}", lambda lm=lm, b=b: steps(lm.runtime, b, PREFIXES, rounds))
+                times = cells.timed(f"{kind}, B={b}", lambda b=b: steps(ways_of(lm, other), b, PREFIXES, rounds))  # noqa: B023
                 add_steps(found, kind, b, times)
             if kind == "torch":
-                held: dict[str, int] = {}
-
-                def tree(lm: Any = lm, held: dict[str, int] = held) -> Mapping[str, Timing]:
-                    times, now = tree_steps(lm.runtime, TREE, (512, 128, 8), rounds)
-                    return times | {f"{name}, tokens held": Timing(name, [float(n)]) for name, n in now.items()}
-
-                add_tree(found, cells.timed("torch, tree", tree), lm.runtime.kv_bytes_per_token)
+                times = cells.timed("torch, tree", lambda: tree_steps(lm.runtime, TREE, (512, 128, 8), rounds))
+                add_tree(found, times, lm.runtime.kv_bytes_per_token)
+            if other is not None:
+                other.shutdown()
     return found
 
 

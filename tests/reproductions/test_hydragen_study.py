@@ -76,20 +76,21 @@ def test_speed_is_added_to_the_result_and_goes_on_where_it_stopped(
     def some(**seconds):
         return {name.replace("_", " "): Timing(name, [value, value]) for name, value in seconds.items()}
 
-    def of_steps(runtime, b, prefixes, rounds):
+    def of_steps(ways, b, prefixes, rounds):
         measured.append(b)
         if len(measured) == 2:
             raise KeyboardInterrupt
-        ways = {"shared": 1.0, "not shared": 1.0} if hasattr(runtime, "share_prefixes") else {"as it is": 1.0}
         slow = {"shared": 5e-5, "not shared": 1e-2, "as it is": 1e-3}
         return {f"prefix {p:,}, {way}": Timing(way, [1 + p * slow[way]] * 2) for p in prefixes for way in ways}
 
     def of_tree(*_):
-        return some(tree=1.0, prefixes_only=2.0, not_shared=4.0), {"tree": 10, "prefixes only": 30}
+        held = {f"{name}, tokens held": Timing(name, [n]) for name, n in (("tree", 10), ("prefixes only", 30))}
+        return some(tree=1.0, prefixes_only=2.0, not_shared=4.0) | held
 
     monkeypatch.setattr(shared_steps, "micro", lambda b, p, rounds: some(shared=1.0, SDPA=8.0))
     monkeypatch.setattr(shared_steps, "steps", of_steps)
     monkeypatch.setattr(shared_steps, "tree_steps", of_tree)
+    monkeypatch.setattr(shared_steps, "apart_from", lambda lm, threads: None)
     load = likely.load
     monkeypatch.setattr(likely, "load", lambda name, runtime, **_: load(models[0], runtime="torch", threads=1))
     write_result(found, tmp_path)
@@ -114,9 +115,12 @@ def test_real_steps_are_timed(models):
     import shared_steps
 
     with likely.load(models[0], runtime="torch", threads=1, context=4096) as lm:
-        found = shared_steps.steps(lm.runtime, 3, (64, 80), 1, suffix=2)
+        found = shared_steps.steps(shared_steps.ways_of(lm), 3, (64, 80), 1, suffix=2)
+        assert lm.runtime.free_tokens() == 4096
+        assert set(shared_steps.ways_of(lm, lm.runtime)) == {"shared", "not shared"}
         assert set(found) == {f"prefix {p}, {way}" for p in (64, 80) for way in ("shared", "not shared")}
-        times, held = shared_steps.tree_steps(lm.runtime, (2, 2, 3), (20, 10, 2), 1)
+        times = shared_steps.tree_steps(lm.runtime, (2, 2, 3), (20, 10, 2), 1)
+    held = {name.removesuffix(", tokens held"): times.pop(name).seconds[0] for name in list(times) if "held" in name}
     assert set(times) == {"tree", "prefixes only", "not shared"}
     assert held == {"tree": 1 + 2 * 20 + 4 * 10 + 12 * 2, "prefixes only": 1 + 2 * 20 + 12 * 12}
     assert set(shared_steps.micro(2, 40, 1)) == {"shared", "SDPA"}

@@ -185,7 +185,7 @@ def test_long_prefixes_are_shared_by_themselves_and_reads_are_counted():
     forks = [runtime.fork(source) for _ in range(count)]
     reads = {}
     for share in (True, False):
-        runtime.share_prefixes, before = share, (runtime.kv_reads.read, runtime.kv_reads.saved)
+        runtime.group_prefixes, before = share, (runtime.kv_reads.read, runtime.kv_reads.saved)
         rows = forward(runtime, [Work(fork, np.array([n]), np.array([-1])) for n, fork in enumerate(forks)])
         runtime.commit([(fork, []) for fork in forks])
         closes(runtime, rows, [np.append(text, n) for n in range(count)])
@@ -199,7 +199,7 @@ def test_long_prefixes_are_shared_by_themselves_and_reads_are_counted():
 def test_a_window_sees_only_the_end_of_a_shared_prefix(share, every_run):
     config = CONFIGS["gemma3"]()
     config.sliding_window = 100
-    runtime = TorchRuntime(module_of(config), tokens_held=2048, revision="x", share_prefixes=share)
+    runtime = TorchRuntime(module_of(config), tokens_held=2048, revision="x", group_prefixes=share)
     assert runtime.cached
     leaves = three_levels(runtime, ((130,), (8, 20), (3, 5, 0, 9)))
     before = runtime.kv_reads.saved
@@ -219,7 +219,7 @@ def test_blocks_of_a_shared_prefix_are_read_as_without_sharing(name, every_run):
         rows = []
         for share in (True, False):
             module = tiny_module(name, dtype=dtype)
-            runtime = TorchRuntime(module, tokens_held=1024, revision="x", share_prefixes=share, kv_dtype=kv_dtype)
+            runtime = TorchRuntime(module, tokens_held=1024, revision="x", group_prefixes=share, kv_dtype=kv_dtype)
             leaves = three_levels(runtime)
             rows.append(np.stack(forward(runtime, [Work(s, np.array([n])) for n, (s, _) in enumerate(leaves)])))
             assert (runtime.kv_reads.saved > 0) == share
@@ -234,7 +234,7 @@ def test_layers_that_are_left_out_share_too(every_run):
     plan = LayerPlan(skip_attention=frozenset({0}), skip_mlp=frozenset())
     rows = []
     for share in (True, False):
-        runtime.share_prefixes = share
+        runtime.group_prefixes = share
         work = [Work(s, np.array([n]), np.array([-1]), layers=plan) for n, (s, _) in enumerate(leaves)]
         rows.append(np.stack(forward(runtime, work)))
         runtime.commit([(s, []) for s, _ in leaves])
@@ -268,7 +268,7 @@ def test_texts_are_the_same_and_prefixes_are_shared(kind):
     }[kind]
     module = tiny_module("llama")
     for share in (True, False):
-        runtime = TorchRuntime(module, tokens_held=4096, revision="x", share_prefixes=share)
+        runtime = TorchRuntime(module, tokens_held=4096, revision="x", group_prefixes=share)
         prefixes = PrefixCache(runtime) if kind == "prefix cache" else None
         if prefixes is not None:
             answers(loop_of(runtime, prefixes), [Request(prompt, Sampling(temperature=0), max_tokens=2)])
@@ -292,9 +292,9 @@ def test_smollm2_says_the_same_with_and_without(smollm2_path, every_run):
     question = "A list of the capitals of Europe, one after the other, with the year of their foundation. " * 4
     with likely.load(smollm2_path, runtime="torch", threads=1, context=2048) as lm:
         runtime = lm.runtime
-        assert runtime.share_prefixes
+        assert runtime.group_prefixes
         for share in (True, False):
-            runtime.share_prefixes, reads = share, runtime.kv_reads.saved
+            runtime.group_prefixes, reads = share, runtime.kv_reads.saved
             root = runtime.open()
             runtime.forward([Work(root, known[0])])
             middle = [runtime.fork(root) for _ in range(2)]

@@ -45,7 +45,7 @@ class TorchSettings(TypedDict, total=False):
     revision: str | None
     tokens_per_call: int
     kv_dtype: str | None
-    share_prefixes: bool | None
+    group_prefixes: bool | None
 
 
 class TorchRuntime(SlotRuntime):
@@ -57,7 +57,7 @@ class TorchRuntime(SlotRuntime):
     tokens_per_call  larger calls are cut, and so are calls whose rows of logits would take more than 64 MiB
     kv_dtype     what keys and values are stored as, see `parse_kv_format`; default: as they are computed.  Attention
                  reads them as floats again: a format saves memory (`kv_bytes_per_token`), not time
-    share_prefixes  attend once, for all sequences of a call, to keys that they hold together, where that is enough
+    group_prefixes  attend once, for all sequences of a call, to keys that they hold together, where that is enough
                  (`split_shared`); the same numbers up to rounding.  Default: on a CPU, the only place where it was
                  tried.  It may be set at any time, and `kv_reads` counts what it saves
 
@@ -75,14 +75,14 @@ class TorchRuntime(SlotRuntime):
         revision: str | None = None,
         tokens_per_call: int = 512,
         kv_dtype: str | None = None,
-        share_prefixes: bool | None = None,
+        group_prefixes: bool | None = None,
     ):
         wanted = None if kv_dtype is None else parse_kv_format(kv_dtype)
         register_interface()
         module.eval()
         self.module = module
         self._call = ModuleCall(module)
-        self.share_prefixes = self.device.type == "cpu" if share_prefixes is None else share_prefixes
+        self.group_prefixes = self.device.type == "cpu" if group_prefixes is None else group_prefixes
         self.kv_reads = KvReads()  # since it was opened
         self.cached = True
         self._kv: KvFormat | None = None  # until the check over slots is done
@@ -245,7 +245,7 @@ class TorchRuntime(SlotRuntime):
             np.concatenate([layouts[p.item].slots[p.start : p.stop] for _, p in pieces]),
             self.device,
             layers=attending,
-            share=self.share_prefixes,
+            share=self.group_prefixes,
         )
         self._run([p for _, p in pieces], np.concatenate([piece.positions for piece, _ in pieces]), plan, tokens, rows)
         self.kv_reads.read += plan.reads.read
