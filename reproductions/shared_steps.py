@@ -309,7 +309,7 @@ def add_tree(found: Findings, times: Mapping[str, Timing], bytes_per_token: int)
     for way in ("tree", "prefixes only"):
         n = times[f"{way}, tokens held"].seconds[0]
         found.figures.append(
-            Figure(subject=f"{subject}, {way}", quantity="keys and values held, MB", value=n * bytes_per_token / 1e6,
+            Figure(subject=f"{subject}, {way}", quantity="keys and values held", value=n * bytes_per_token / 1e6,
                    unit="MB", n=int(n), of="tokens", note="counted")
         )  # fmt: skip
     found.must_be(f"{SPEED}, tree: time of a step over that with prefixes only",

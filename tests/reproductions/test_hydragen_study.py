@@ -50,7 +50,7 @@ def test_tokens_are_the_same_and_reads_fall(found):
     assert sum(check.statement.startswith("exact") for check in found.checks) == 8
     reads = {f.quantity.split(", ")[1]: f.value for f in found.figures if f.subject == "B=13, prefix 100"}
     assert reads["not shared"] / reads["shared"] == pytest.approx(13 * 105 / (100 + 13 * 5))
-    assert "speed was not measured" in found.ours
+    assert "speed was not measured" in found.ours and found.verdict == "partly reproduced"
 
 
 def test_other_numbers_would_be_seen(script, models, monkeypatch):
@@ -107,7 +107,7 @@ def test_speed_is_added_to_the_result_and_goes_on_where_it_stopped(
     assert measured[:4] == [16, 32, 32, 16] and not options.cells.exists()
     timed = [check for check in now.checks if "speed" in check.statement]
     assert len(timed) == 5 and all(check.holds for check in timed)
-    assert [check for check in now.checks if "speed" not in check.statement] == found.checks
+    assert [check for check in now.checks if "speed" not in check.statement] == found.checks[:-1]
     assert "is 3" in now.ours and "not measured" not in now.ours
 
 
