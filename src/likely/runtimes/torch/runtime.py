@@ -21,7 +21,7 @@ from likely.runtimes.protocol import Capabilities, FloatArray, IntArray, LayerPl
 from likely.runtimes.slots.layout import WorkLayout, WorkPart, calls_of, texts_of
 from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
 from likely.runtimes.slots.table import TokenCount
-from likely.runtimes.torch.attention import AttentionPlan, SlotPlan, register_interface
+from likely.runtimes.torch.attention import AttentionPlan, KvReads, SlotPlan, register_interface
 from likely.runtimes.torch.check import is_causal, why_not_slots
 from likely.runtimes.torch.layers import LayerParts
 from likely.runtimes.torch.module import ModuleCall, weights_digest
@@ -45,6 +45,7 @@ class TorchSettings(TypedDict, total=False):
     revision: str | None
     tokens_per_call: int
     kv_dtype: str | None
+    group_prefixes: bool | None
 
 
 class TorchRuntime(SlotRuntime):
@@ -56,6 +57,9 @@ class TorchRuntime(SlotRuntime):
     tokens_per_call  larger calls are cut, and so are calls whose rows of logits would take more than 64 MiB
     kv_dtype     what keys and values are stored as, see `parse_kv_format`; default: as they are computed.  Attention
                  reads them as floats again: a format saves memory (`kv_bytes_per_token`), not time
+    group_prefixes  attend once, for all sequences of a call, to keys that they hold together, where that is enough
+                 (`split_shared`); the same numbers up to rounding.  Default: on a CPU, the only place where it was
+                 tried.  It may be set at any time, and `kv_reads` counts what it saves
 
     `cached` says whether keys and values are kept. They are not where the architecture does not allow it
     (`not_cached_because`): then every call computes the whole text again, slowly and with the same numbers.
@@ -71,12 +75,15 @@ class TorchRuntime(SlotRuntime):
         revision: str | None = None,
         tokens_per_call: int = 512,
         kv_dtype: str | None = None,
+        group_prefixes: bool | None = None,
     ):
         wanted = None if kv_dtype is None else parse_kv_format(kv_dtype)
         register_interface()
         module.eval()
         self.module = module
         self._call = ModuleCall(module)
+        self.group_prefixes = self.device.type == "cpu" if group_prefixes is None else group_prefixes
+        self.kv_reads = KvReads()  # since it was opened
         self.cached = True
         self._kv: KvFormat | None = None  # until the check over slots is done
         super().__init__(
@@ -238,8 +245,11 @@ class TorchRuntime(SlotRuntime):
             np.concatenate([layouts[p.item].slots[p.start : p.stop] for _, p in pieces]),
             self.device,
             layers=attending,
+            share=self.group_prefixes,
         )
         self._run([p for _, p in pieces], np.concatenate([piece.positions for piece, _ in pieces]), plan, tokens, rows)
+        self.kv_reads.read += plan.reads.read
+        self.kv_reads.saved += plan.reads.saved
 
     def _run(
         self,
