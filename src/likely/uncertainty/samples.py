@@ -113,9 +113,71 @@ def eccentricity(w: Floats) -> float:
     return float(np.linalg.norm(coordinates - coordinates.mean(axis=0)))
 
 
-def _laplacian(w: Floats) -> Floats:
+def kernel_language_entropy(w: Floats, *, t: float = 0.3) -> float:
+    """KLE: −Σ λ log λ over the eigenvalues of K / S, in nats: from 0, where all agree and t is large, to log S.
+
+    K = exp(−t (D − W)), scaled to 1 on its diagonal; t: how far the heat spreads, the paper's .3.
+    Nikitin et al. 2024, arXiv:2405.20003.  (lm-polygraph 0.5 has the other sign in the exponent.)
+    """
+    _check_similarities(w)
+    values, vectors = np.linalg.eigh(np.diag(w.sum(axis=1)) - w)
+    kernel = (vectors * np.exp(-t * values)) @ vectors.T
+    scale = np.sqrt(np.diag(kernel))
+    shares = np.linalg.eigvalsh(kernel / np.outer(scale, scale) / len(w))
+    shares = shares[shares > 0]
+    return max(0.0, float(-(shares * np.log(shares)).sum()))
+
+
+def sentence_sar_of(logprobs: Floats, w: Floats, *, t: float = 0.001) -> float:
+    """SentenceSAR: −(1/S) Σ_s log(p_s + (1/t) Σ_{j≠s} w_sj p_j), the text's probability with that of texts like it.
+
+    logprobs  (S,) log p_s;  t: the paper's .001.  Duan et al. 2024, arXiv:2307.01379.
+    """
+    with np.errstate(divide="ignore"):
+        weights = np.log(w / t)
+    np.fill_diagonal(weights, 0.0)
+    terms = weights + logprobs
+    most = terms.max(axis=1)
+    return float(-(most + np.log(np.exp(terms - most[:, None]).sum(axis=1))).mean())
+
+
+def sentence_sar(gathered: Gathered) -> Uncertainty:
+    """`sentence_sar_of` per prompt, with ROUGE-L as similarity (S >= 2)."""
+    samples = gathered.texts("samples")
+    values = np.empty(gathered.n)
+    for i in range(gathered.n):
+        own = samples_of(samples, i, least=2)
+        values[i] = sentence_sar_of(samples.logprobs[own], similarities([samples.texts[k] for k in own]))
+    note = "similarity: ROUGE-L"
+    return Uncertainty(
+        values, "score", "less_certain", "sentence_sar", truncated=any_cut(samples, gathered.n), note=note
+    )
+
+
+def cocoa(gathered: Gathered, *, length_normalised: bool = False) -> Uncertainty:
+    """CoCoA: −log p(y | x) · (1/S) Σ_s (1 − ROUGE-L(y, y^s)), y the greedy text: unlikely, and unlike the samples.
+
+    length_normalised  nats per token instead of nats.  Vashurin et al. 2025, arXiv:2502.04964.
+    """
+    greedy, samples = gathered.texts("greedy"), gathered.texts("samples")
+    confidence = -(greedy.mean_logprobs if length_normalised else greedy.logprobs)
+    unlike, cut = np.empty(gathered.n), any_cut(samples, gathered.n)
+    for i in range(gathered.n):
+        [own] = greedy.of(i)
+        texts = [samples.texts[k] for k in samples_of(samples, i)]
+        unlike[i] = np.mean([1 - rouge_l(greedy.texts[own], text) for text in texts])
+        cut[i] |= greedy.truncated[own]
+    name = "ln_cocoa" if length_normalised else "cocoa"
+    return Uncertainty(confidence * unlike, "score", "less_certain", name, truncated=cut, note="similarity: ROUGE-L")
+
+
+def _check_similarities(w: Floats) -> None:
     if w.ndim != 2 or w.shape[0] != w.shape[1] or not np.allclose(w, w.T):
         raise ValueError(f"similarities must be a symmetric (S, S) matrix, got shape {w.shape}")
+
+
+def _laplacian(w: Floats) -> Floats:
+    _check_similarities(w)
     scale = 1 / np.sqrt(w.sum(axis=1))
     return np.eye(len(w)) - scale[:, None] * w * scale
 

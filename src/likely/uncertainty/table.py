@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from likely.errors import check_choice
@@ -47,6 +48,10 @@ def _m_nll(gathered: Gathered, _: Clusterer) -> Uncertainty:
     return likelihood.m_nll(gathered.texts("greedy"), gathered.texts("beams"))
 
 
+def _cocoa(gathered: Gathered, _: Clusterer, *, length_normalised: bool = False) -> Uncertainty:
+    return samples.cocoa(gathered, length_normalised=length_normalised)
+
+
 def _p_true(gathered: Gathered, _: Clusterer) -> Uncertainty:
     return p_true(gathered)
 
@@ -74,6 +79,14 @@ ESTIMATORS: dict[str, Estimator] = {
     "eigv": Estimator("soft number of meanings", _S, _graph(samples.eigenvalue_sum, "eigv")),
     "deg": Estimator("mean dissimilarity of samples", _S, _graph(samples.missing_degree, "deg")),
     "ecc": Estimator("spread of samples in their graph", _S, _graph(samples.eccentricity, "ecc")),
+    "kernel_language_entropy": Estimator(
+        "entropy of that graph's heat kernel", _S, _graph(samples.kernel_language_entropy, "kernel_language_entropy")
+    ),
+    "sentence_sar": Estimator(
+        "-log p of samples with what is like them", _S, lambda gathered, _: samples.sentence_sar(gathered)
+    ),
+    "cocoa": Estimator("-log p of the greedy text, times how unlike the samples it is", (*_G, *_S), _cocoa),
+    "ln_cocoa": Estimator("the same, by nats per token", (*_G, *_S), partial(_cocoa, length_normalised=True)),
     "csc": Estimator("samples that agree with the first", _S, _meanings(semantic.csc), _MORE),
     "csa": Estimator("the same, weighed by what each states", _S, _meanings(semantic.csa), _MORE),
     "greedy_agreement": Estimator(

@@ -30,6 +30,7 @@ class SequenceQueries:
     tail      (n, S - kept) bool: which of the other slots each query sees; None: the queries themselves, as a chain
     tail_positions    (S - kept,)
     canvas            the queries see each other in both directions
+    kept_positions    (kept,) ascending, where some are left out; None: 0..kept-1
     """
 
     positions: IntArray
@@ -38,12 +39,16 @@ class SequenceQueries:
     tail: NDArray[np.bool_] | None = None
     tail_positions: IntArray | None = None
     canvas: bool = False
+    kept_positions: IntArray | None = None
 
     def first_column(self, window: int | None) -> int:
         """Columns before this one are outside the window of every query."""
         if window is None:
             return 0
-        return int(np.clip(self.positions.min() - window + 1, 0, self.kept))
+        first = self.positions.min() - window + 1
+        if self.kept_positions is not None:
+            return int(np.searchsorted(self.kept_positions, first))
+        return int(np.clip(first, 0, self.kept))
 
     def visible(self, window: int | None) -> NDArray[np.bool_]:
         """(n, S - first_column) which slot each query sees. A window counts positions, not columns."""
@@ -52,7 +57,8 @@ class SequenceQueries:
         seen = np.concatenate([np.ones((n, self.kept - first), bool), tail], axis=1)
         if window is not None:
             after = self.positions if self.tail_positions is None else self.tail_positions
-            distance = self.positions[:, None] - np.concatenate([np.arange(first, self.kept), after])[None, :]
+            before = np.arange(first, self.kept) if self.kept_positions is None else self.kept_positions[first:]
+            distance = self.positions[:, None] - np.concatenate([before, after])[None, :]
             seen &= np.abs(distance) < window
         return seen
 

@@ -21,7 +21,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from likely.runtimes.protocol import IntArray
 from likely.runtimes.slots.layout import SequenceQueries
-from likely.runtimes.torch.slots import SlotPool, Where
+from likely.runtimes.slots.sharing import split_shared
+from likely.runtimes.torch.hydragen import attend_to_all, fold_heads, folded_attention, merge_attention, unfold_heads
+from likely.runtimes.torch.slots import SlotPool, Slots, Where
 
 INTERFACE = "likely_slots"
 CALL_COST = 4000  # what one more attention call costs, in query-key pairs: small pieces are padded into one call
@@ -68,6 +70,7 @@ class Group:
     pad: torch.Tensor | None = None  # (B * Q,) row of each query; None: no padding
     real: torch.Tensor | None = None  # (rows,) which of the B * Q queries is this row
     slots: Where | None = None  # (B, S), or a run of slots where B = 1; None: keys do not lie in slots
+    columns: int = 0  # B * S
     _bias: dict[tuple[int, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     def bias(self, repeats: int, dtype: torch.dtype) -> torch.Tensor | None:
@@ -82,6 +85,35 @@ class Group:
         return self._bias[key]
 
 
+@dataclass
+class KvReads:
+    """Rows of keys and values, one per token and layer, padding included: read, and not read again because shared."""
+
+    read: int = 0
+    saved: int = 0
+
+
+@dataclass(frozen=True)
+class SharedKeys:
+    """Slots that all of these rows of queries see; rows None: every row of the call."""
+
+    rows: Where | None
+    slots: Where
+
+
+@dataclass(frozen=True)
+class WindowLayout:
+    """What layers of one window do in a call.
+
+    groups  of pieces           shared  what pieces share beside that, in levels: a row is in each at most once
+    reads   of one layer
+    """
+
+    groups: list[Group]
+    shared: list[list[SharedKeys]]
+    reads: KvReads
+
+
 class SlotPlan:
     """One call of the model: N tokens in pieces, their new slots, and the pool."""
 
@@ -93,11 +125,16 @@ class SlotPlan:
         device: torch.device,
         *,
         layers: list[int] | None = None,
+        share: bool = False,
     ):
-        """new_slots (N,): where the tokens' keys go, in the order of the pieces; layers: which attend, None: all."""
-        self._pool, self._pieces, self._device = pool, pieces, device
+        """new_slots (N,): where the tokens' keys go, in the order of the pieces; layers: which attend, None: all.
+
+        share  attend once to what pieces hold together, see `split_shared`
+        """
+        self._pool, self._pieces, self._device, self._share = pool, pieces, device, share
         self._where = _run_or_tensor(new_slots, device)
-        self._groups: dict[int | None, list[Group]] = {}
+        self._layouts: dict[int | None, WindowLayout] = {}
+        self.reads = KvReads()
         self._layer = 0  # how many have attended
         self._numbers = layers
         self.windows: list[int | None] = []  # of each layer, in the order of calls
@@ -110,9 +147,14 @@ class SlotPlan:
         keys, values = self._pool.write(number, key, value, self._where)
         self._layer += 1
         self.windows.append(layer.window)
-        if layer.window not in self._groups:
-            self._groups[layer.window] = self._make_groups(layer.window)
-        parts = [self._attend_group(group, query, keys, values, layer) for group in self._groups[layer.window]]
+        if layer.window not in self._layouts:
+            self._layouts[layer.window] = self._make_layout(layer.window)
+        layout = self._layouts[layer.window]
+        self.reads.read += layout.reads.read
+        self.reads.saved += layout.reads.saved
+        if layout.shared:
+            return self._attend_with_shared(layout, query, keys, values, layer)
+        parts = [attend_group(group, *_inputs_of(group, query, keys, values), layer) for group in layout.groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def ahead(self, n: int) -> list[SlotPlan]:
@@ -120,23 +162,59 @@ class SlotPlan:
         plans = []
         for _ in range(n):
             plan = copy(self)
-            plan.windows = []
+            plan.windows, plan.reads = [], KvReads()
             plans.append(plan)
             self._layer += 1
         return plans
 
-    def _attend_group(
-        self, group: Group, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: LayerAttention
-    ) -> torch.Tensor:
-        k, v = keys[group.slots], values[group.slots]  # (S, H_kv, D) or (B, S, H_kv, D)
-        k = k.reshape(group.size, -1, *k.shape[-2:]).transpose(1, 2)
-        v = v.reshape(group.size, -1, *v.shape[-2:]).transpose(1, 2)  # (B, H_kv, S, D_v)
-        q = query[group.rows] if group.pad is None else query[group.pad]
-        return attend_group(group, q, k, v, layer)
+    def note(self, done: Sequence[SlotPlan]) -> None:
+        """Add what plans of `ahead` have seen."""
+        for plan in done:
+            self.windows += plan.windows
+            self.reads.read += plan.reads.read
+            self.reads.saved += plan.reads.saved
 
-    def _make_groups(self, window: int | None) -> list[Group]:
+    def _attend_with_shared(
+        self, layout: WindowLayout, query: torch.Tensor, keys: Slots, values: Slots, layer: LayerAttention
+    ) -> torch.Tensor:
+        parts = [attend_group_with_lse(g, *_inputs_of(g, query, keys, values), layer) for g in layout.groups]
+        outs, lses = ([torch.cat(of) if len(of) > 1 else of[0]] for of in zip(*parts, strict=True))
+        for level in layout.shared:
+            outs.append(torch.zeros_like(outs[0]))
+            lses.append(torch.full_like(lses[0], -torch.inf))
+            for of in level:
+                q = query if of.rows is None else query[of.rows]
+                part = attend_to_all(q, keys[of.slots], values[of.slots], scale=layer.scale, softcap=layer.softcap)
+                if of.rows is None:
+                    outs[-1], lses[-1] = part
+                else:
+                    outs[-1][of.rows], lses[-1][of.rows] = part
+        out, lse = merge_attention(outs, lses)
+        if layer.sinks is not None:  # one more part, without values
+            out = out * torch.sigmoid(lse - layer.sinks.float())[..., None]
+        return out.to(query.dtype)
+
+    def _make_layout(self, window: int | None) -> WindowLayout:
+        runs, pieces = split_shared(self._pieces, window) if self._share else ([], self._pieces)
+        groups = self._make_groups(pieces, window)
+        starts = np.cumsum([0, *(len(p.positions) for p in pieces)])
+        levels: list[list[SharedKeys]] = []
+        depths = [0] * len(pieces)  # how many runs of each piece are placed
+        for run in runs:
+            rows = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in run.pieces])
+            at = None if len(rows) == starts[-1] else _run_or_tensor(rows, self._device)
+            depth = max(depths[n] for n in run.pieces)
+            if depth == len(levels):
+                levels.append([])
+            levels[depth].append(SharedKeys(at, _run_or_tensor(run.slots, self._device)))
+            for n in run.pieces:
+                depths[n] = depth + 1
+        own = sum(len(run.slots) for run in runs) + sum(group.columns for group in groups)
+        return WindowLayout(groups, levels, KvReads(own, sum(run.saved for run in runs)))
+
+    def _make_groups(self, pieces: list[SequenceQueries], window: int | None) -> list[Group]:
         """Neighbours are padded into one rectangle while that costs less than a call of their own."""
-        shapes = [(len(p.positions), len(p.slots) - p.first_column(window)) for p in self._pieces]
+        shapes = [(len(p.positions), len(p.slots) - p.first_column(window)) for p in pieces]
         groups, start, row = [], 0, 0
         queries, slots = shapes[0]
         for stop in range(1, len(shapes) + 1):
@@ -146,7 +224,7 @@ class SlotPlan:
                 if _cost(size + 1, *together) <= _cost(size, queries, slots) + _cost(1, n, s):
                     queries, slots = together
                     continue
-            groups.append(self._make_group(self._pieces[start:stop], shapes[start:stop], row, window))
+            groups.append(self._make_group(pieces[start:stop], shapes[start:stop], row, window))
             row = groups[-1].rows.stop
             if stop < len(shapes):
                 start, (queries, slots) = stop, shapes[stop]
@@ -163,7 +241,7 @@ class SlotPlan:
             seen = first.visible(window)
             is_chain = first.tail is None and first.kept == 0 and (window is None or queries <= window)
             mask = None if seen.all() else torch.from_numpy(seen)[None, None].to(self._device)
-            return Group(rows, 1, mask, causal=is_chain and queries > 1, slots=slots)
+            return Group(rows, 1, mask, causal=is_chain and queries > 1, slots=slots, columns=width)
         slots_of = np.empty((size, width), np.int64)
         visible = np.zeros((size, queries, width), bool)
         pad = np.empty((size, queries), np.int64)
@@ -189,31 +267,59 @@ class SlotPlan:
             pad=tensor(pad.ravel()) if padded else None,
             real=tensor(np.concatenate(real)) if padded else None,
             slots=tensor(slots_of),
+            columns=size * width,
         )
+
+
+def _inputs_of(
+    group: Group, query: torch.Tensor, keys: Slots, values: Slots
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The group's queries (B * Q, H, D), keys (B, H_kv, S, D) and values (B, H_kv, S, D_v)."""
+    assert group.slots is not None
+    k, v = keys[group.slots], values[group.slots]  # (S, H_kv, D) or (B, S, H_kv, D)
+    k = k.reshape(group.size, -1, *k.shape[-2:]).transpose(1, 2)
+    v = v.reshape(group.size, -1, *v.shape[-2:]).transpose(1, 2)
+    return query[group.rows] if group.pad is None else query[group.pad], k, v
 
 
 def attend_group(
     group: Group, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: LayerAttention
 ) -> torch.Tensor:
     """q (B * Q, H, D), padding included; k (B, H_kv, S, D), v (B, H_kv, S, D_v) -> (rows, H, D_v), padding left out."""
-    b, h_kv = group.size, k.shape[1]
-    n, heads, width = q.shape[0] // b, q.shape[1], q.shape[2]
+    b, h_kv, heads = group.size, k.shape[1], q.shape[1]
+    n, share = q.shape[0] // b, heads // h_kv
+    q = q.view(b, n, heads, -1).transpose(1, 2)
     explicit = layer.softcap is not None or layer.sinks is not None
     if group.causal and not explicit:
-        q = q.view(b, n, heads, width).transpose(1, 2)
-        if heads != h_kv:
-            k, v = (t.repeat_interleave(heads // h_kv, dim=1) for t in (k, v))
+        if share > 1:
+            k, v = (t.repeat_interleave(share, dim=1) for t in (k, v))
         out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=layer.scale).transpose(1, 2)
         return out.reshape(b * n, heads, -1)
-    # the query heads that share a key head become further queries of it: keys are never repeated
-    share = heads // h_kv
-    q = q.view(b, n, h_kv, share, width).permute(0, 2, 3, 1, 4).reshape(b, h_kv, share * n, width)
+    q = fold_heads(q, h_kv)  # keys are never repeated
     if explicit:
         out = _explicit_attention(q, k, v, group.bias(share, torch.float32), layer)
     else:
         out = scaled_dot_product_attention(q, k, v, attn_mask=group.bias(share, q.dtype), scale=layer.scale)
-    out = out.view(b, h_kv, share, n, -1).permute(0, 3, 1, 2, 4).reshape(b * n, heads, -1)
+    out = unfold_heads(out, n).transpose(1, 2).reshape(b * n, heads, -1)
     return out if group.real is None else out[group.real]
+
+
+def attend_group_with_lse(
+    group: Group, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: LayerAttention
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `attend_group`, and the LSE (rows, H) of each row of queries; sinks are left to whoever merges."""
+    b, h_kv, heads = group.size, k.shape[1], q.shape[1]
+    n, share = q.shape[0] // b, heads // h_kv
+    q = q.view(b, n, heads, -1).transpose(1, 2)
+    bias = None
+    if group.causal:
+        k, v = (t.repeat_interleave(share, dim=1) for t in (k, v))
+    else:
+        q, bias = fold_heads(q, h_kv), group.bias(share, q.dtype)
+    found = folded_attention(q, k, v, bias=bias, causal=group.causal, scale=layer.scale, softcap=layer.softcap)
+    out, lse = found if group.causal else tuple(unfold_heads(part, n) for part in found)
+    out, lse = out.transpose(1, 2).reshape(b * n, heads, -1), lse.transpose(1, 2).reshape(b * n, heads)
+    return (out, lse) if group.real is None else (out[group.real], lse[group.real])
 
 
 def _cost(size: int, queries: int, slots: int) -> int:
@@ -291,7 +397,7 @@ def attend_in_threads(calls: Sequence[Callable[[], T]], pool: Executor) -> list[
     waiting = [pool.submit(copy_context().run, run, at, call) for at, call in zip(ahead, calls, strict=True)]
     wait(waiting)
     results = [each.result() for each in waiting]
-    plan.windows += [window for at in ahead for window in at.windows]
+    plan.note(ahead)
     return results
 
 

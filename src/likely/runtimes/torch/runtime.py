@@ -22,7 +22,7 @@ from likely.runtimes.protocol import Capabilities, FloatArray, IntArray, LayerPl
 from likely.runtimes.slots.layout import WorkLayout, WorkPart, calls_of, texts_of
 from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
 from likely.runtimes.slots.table import TokenCount
-from likely.runtimes.torch.attention import AttentionPlan, SlotPlan, register_interface
+from likely.runtimes.torch.attention import AttentionPlan, KvReads, SlotPlan, register_interface
 from likely.runtimes.torch.check import is_causal, why_not_slots
 from likely.runtimes.torch.layers import LayerParts
 from likely.runtimes.torch.module import ModuleCall, weights_digest
@@ -47,6 +47,7 @@ class TorchSettings(TypedDict, total=False):
     tokens_per_call: int
     kv_dtype: str | None
     attention_threads: int
+    group_prefixes: bool | None
 
 
 class TorchRuntime(SlotRuntime):
@@ -60,6 +61,9 @@ class TorchRuntime(SlotRuntime):
                  reads them as floats again: a format saves memory (`kv_bytes_per_token`), not time
     attention_threads  how many attentions of a group run at the same time (`LayerPlan.parallel`); the numbers are the
                  same with any
+    group_prefixes  attend once, for all sequences of a call, to keys that they hold together, where that is enough
+                 (`split_shared`); the same numbers up to rounding.  Default: on a CPU, the only place where it was
+                 tried.  It may be set at any time, and `kv_reads` counts what it saves
 
     `cached` says whether keys and values are kept. They are not where the architecture does not allow it
     (`not_cached_because`): then every call computes the whole text again, slowly and with the same numbers.
@@ -76,6 +80,7 @@ class TorchRuntime(SlotRuntime):
         tokens_per_call: int = 512,
         kv_dtype: str | None = None,
         attention_threads: int = 1,
+        group_prefixes: bool | None = None,
     ):
         self._pool = _pool(attention_threads)
         wanted = None if kv_dtype is None else parse_kv_format(kv_dtype)
@@ -83,6 +88,8 @@ class TorchRuntime(SlotRuntime):
         module.eval()
         self.module = module
         self._call = ModuleCall(module)
+        self.group_prefixes = self.device.type == "cpu" if group_prefixes is None else group_prefixes
+        self.kv_reads = KvReads()  # since it was opened
         self.cached = True
         self._kv: KvFormat | None = None  # until the check over slots is done
         super().__init__(
@@ -245,8 +252,11 @@ class TorchRuntime(SlotRuntime):
             np.concatenate([layouts[p.item].slots[p.start : p.stop] for _, p in pieces]),
             self.device,
             layers=attending,
+            share=self.group_prefixes,
         )
         self._run([p for _, p in pieces], np.concatenate([piece.positions for piece, _ in pieces]), plan, tokens, rows)
+        self.kv_reads.read += plan.reads.read
+        self.kv_reads.saved += plan.reads.saved
 
     def _run(
         self,

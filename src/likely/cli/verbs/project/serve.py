@@ -17,6 +17,7 @@ import typer
 from likely.cli import flags, options
 from likely.cli.confidence import ConfidenceFlags
 from likely.errors import LikelyError, missing_extra
+from likely.models.catalog import DEFAULT_MODEL
 
 MIB = 2**20
 FILES_BESIDE = 64  # descriptors that are not connections
@@ -26,6 +27,7 @@ FILES_BESIDE = 64  # descriptors that are not connections
 def serve(
     model: flags.ModelFlags,
     confidence: ConfidenceFlags,
+    source: Annotated[str | None, typer.Argument(metavar="MODEL", help="The model, as -m names it.")] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 127.0.0.1: this machine only.")] = (
         "127.0.0.1"
     ),
@@ -75,7 +77,7 @@ def serve(
 
       likely serve
 
-      likely serve -m model.gguf --port 8080 --access-log
+      likely serve model.gguf --port 8080 --access-log
 
       LIKELY_KEY=secret likely serve --host 0.0.0.0 --api-key-env LIKELY_KEY
     """
@@ -90,6 +92,10 @@ def serve(
     from likely.serving.listening import server
     from likely.serving.upstream import UpstreamProxy
 
+    if source is not None:
+        if model.model not in (DEFAULT_MODEL, source):
+            raise typer.BadParameter(f"give the model once, got {source} and -m {model.model}", param_hint="MODEL")
+        model = replace(model, model=source)
     keys = {name: _key(name) for name in api_key_env or ()}
     options.drafting(drafter, "auto")
     wanted = replace(confidence, fallback=None).given()  # requests may name a threshold of their own
@@ -103,11 +109,10 @@ def serve(
         deadline_s=deadline,
         cached_tokens=cache_tokens,
     )
-    others = UpstreamProxy(
-        upstream or (),
-        api_key=_key(upstream_key_env, "--upstream-key-env") if upstream_key_env else None,
-        limits=limits,
-    )
+    others = None
+    if upstream:
+        key = _key(upstream_key_env, "--upstream-key-env") if upstream_key_env else None
+        others = UpstreamProxy(upstream, api_key=key, limits=limits)
     _check_tls(tls_cert, tls_key)
     if access_log:
         _log_to_stderr()

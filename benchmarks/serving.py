@@ -1,0 +1,297 @@
+"""Servers under load: tokens per second, time to the first token, time between tokens, at 1 to 64 streams.
+
+Each server serves the same GGUF file with the same number of threads, in a process of its own; they are asked one after
+the other, in another order in every round, by one closed loop of streams.  A request asks for a fixed number of tokens
+at temperature 0.
+
+  chat      a short question each
+  shared    the same system message of about a thousand tokens, and a short question
+  schema    a text about a person, answered by a JSON Schema
+
+Peers: `python -m llama_cpp.server`, which works on one request at a time, and, with --llama-server FILE, llama.cpp's
+own server with 16 places.  Also measured, on likely alone: the longest gap in the streams of others while a prompt of
+some thousand tokens, and a form that is expensive to compile, arrive; in ordinary gaps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import protocol
+
+from likely.bench.timing import Ratio
+from likely.metrics.bootstrap import median_interval
+from likely.models.catalog import find_model
+from likely.runtimes.machine import cores
+
+STREAMS = (1, 4, 16, 64)
+TARGETS = {("chat", 1): 1.5, ("chat", 16): 6.0, ("shared", 16): 10.0}
+MOST_STALL = 3.0  # ordinary gaps between tokens
+TOPICS = (
+    "rivers",
+    "bread",
+    "the moon",
+    "trains",
+    "bees",
+    "glass",
+    "maps",
+    "winter",
+    "salt",
+    "violins",
+    "tea",
+    "bridges",
+)
+RULES = " ".join(f"Rule {i}: answer questions about {t} plainly and shortly." for i, t in enumerate(TOPICS * 6))
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 24}, "age": {"type": "integer", "maximum": 120}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}  # fmt: skip
+
+
+@dataclass
+class Load:
+    """What one run of streams gave: seconds of all, tokens, and per request the gaps between tokens."""
+
+    seconds: float
+    tokens: int = 0
+    first: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)  # pieces of text, each of one token or of kept guesses
+
+    @property
+    def speed(self) -> float:
+        return self.tokens / self.seconds
+
+
+def body_of(kind: str, number: int, tokens: int, server: str = "likely") -> dict[str, Any]:
+    topic = TOPICS[number % len(TOPICS)]
+    messages = [{"role": "user", "content": f"Question {number}: tell me something about {topic}."}]
+    body: dict[str, Any] = {"temperature": 0, "max_tokens": tokens, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+    if kind == "shared":
+        messages.insert(0, {"role": "system", "content": RULES})
+    if kind == "schema":
+        messages = [
+            {"role": "user", "content": f"Person {number} is Anna Berg, {20 + number % 60} years old. As JSON:"}
+        ]
+        form = {"name": "person", "schema": SCHEMA}
+        body["response_format"] = {"type": "json_schema", "json_schema": form}
+        if server == "llama-cpp-python":  # its own way to say it
+            body["response_format"] = {"type": "json_object", "schema": SCHEMA}
+    return {**body, "messages": messages}
+
+
+async def stream(client: httpx.AsyncClient, url: str, body: dict[str, Any], load: Load) -> list[float]:
+    """One request; times at which pieces of its text came."""
+    started, written = time.perf_counter(), 0
+    times: list[float] = []
+    async with client.stream("POST", f"{url}/chat/completions", json=body) as reply:
+        if reply.status_code != 200:
+            raise SystemExit(f"{url} answered {reply.status_code}: {(await reply.aread())[:300]!r}")
+        async for line in reply.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line[6:])
+            choices = event.get("choices") or [{}]
+            if choices[0].get("delta", {}).get("content"):
+                times.append(time.perf_counter())
+            written = (event.get("usage") or {}).get("completion_tokens") or written
+    load.tokens += written or len(times)
+    if times:
+        load.first.append(times[0] - started)
+        load.between += np.diff(times).tolist()
+    return times
+
+
+def run(name: str, url: str, kind: str, streams: int, requests: int, tokens: int) -> Load:
+    """`requests` requests to the server of that name, `streams` at a time."""
+
+    async def loop() -> Load:
+        load, places = Load(0.0), asyncio.Semaphore(streams)
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(timeout=1200, limits=limits) as client:
+
+            async def one(number: int) -> None:
+                async with places:
+                    await stream(client, url, body_of(kind, number, tokens, name), load)
+
+            started = time.perf_counter()
+            await asyncio.gather(*(one(i) for i in range(requests)))
+            load.seconds = time.perf_counter() - started
+        return load
+
+    return asyncio.run(loop())
+
+
+def stall(url: str, tokens: int, disturbance: Callable[[httpx.AsyncClient], Any]) -> float:
+    """The longest gap of four streams after the disturbance arrives, over their median gap before."""
+
+    async def loop() -> float:
+        async with httpx.AsyncClient(timeout=600) as client:
+            bodies = [body_of("chat", i, tokens) | {"ignore_eos": True} for i in range(4)]
+            running = [asyncio.create_task(stream(client, url, body, Load(0.0))) for body in bodies]
+            await asyncio.sleep(0.5)  # all of them write
+            at = time.perf_counter()
+            await disturbance(client)
+            gaps = [(a, b - a) for times in await asyncio.gather(*running) for a, b in itertools.pairwise(times)]
+        ordinary = np.median([gap for begun, gap in gaps if begun < at - 0.05])
+        return float(max(gap for begun, gap in gaps if begun > at - 0.05) / ordinary)
+
+    return asyncio.run(loop())
+
+
+def long_prompt(url: str, number: int) -> Callable[[httpx.AsyncClient], Any]:
+    message = {"role": "user", "content": f"{number} " + RULES + RULES}
+    body = {"messages": [message], "max_tokens": 1}
+    return lambda client: client.post(f"{url}/chat/completions", json=body)
+
+
+def hostile_form(url: str, number: int) -> Callable[[httpx.AsyncClient], Any]:
+    pattern = f"x{number}|" + "|".join(f"{'ab' * (i % 7)}{i}" for i in range(4000))
+    body = {"prompt": "a", "max_tokens": 4, "guided_json": {"type": "string", "pattern": pattern}}
+    return lambda client: client.post(f"{url}/completions", json=body)
+
+
+@contextlib.contextmanager
+def served(command: list[str], port: int) -> Iterator[str]:
+    """A server in a process of its own, once it answers."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}/v1"
+    try:
+        while True:
+            if process.poll() is not None:
+                raise SystemExit(f"{' '.join(command[:4])} ended with {process.returncode}")
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/models", timeout=5).status_code == 200:
+                    break
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def commands(model: str, llama_server: str | None) -> dict[str, tuple[list[str], int]]:
+    path, threads = str(find_model(model)), str(cores())
+    found = {}
+    port = free_port()
+    found["likely"] = (
+        [
+            sys.executable,
+            "-c",
+            "import likely.cli; likely.cli.main()",
+            "serve",
+            "-m",
+            model,
+            "--port",
+            str(port),
+            "--threads",
+            threads,
+        ],
+        port,
+    )
+    port = free_port()
+    theirs = [
+        sys.executable,
+        "-m",
+        "llama_cpp.server",
+        "--model",
+        path,
+        "--port",
+        str(port),
+        "--n_ctx",
+        "4096",
+        "--interrupt_requests",
+        "false",
+    ]
+    found["llama-cpp-python"] = ([*theirs, "--n_threads", threads, "--n_threads_batch", threads], port)
+    if llama_server:
+        port = free_port()
+        own = [llama_server, "-m", path, "--port", str(port), "-np", "16", "-t", threads, "-tb", threads, "-c", "32768"]
+        found["llama-server"] = (own, port)
+    return found
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    return {f"p{q}": float(np.percentile(values, q)) for q in (50, 95)} if values else {}
+
+
+def cell(kind: str, streams: int, rounds: dict[str, list[Load]]) -> dict[str, Any]:
+    """One row: each server's speed and times, and likely's speed over the others'."""
+    row: dict[str, Any] = {"task": kind, "streams": streams}
+    row["servers"] = {
+        name: {
+            "tokens_per_s": float(np.median([load.speed for load in loads])),
+            "first_token_s": quantiles([t for load in loads for t in load.first]),
+            "between_tokens_s": quantiles([t for load in loads for t in load.between]),
+        }
+        for name, loads in rounds.items()
+    }
+    for name, loads in rounds.items():
+        if name != "likely":
+            ratios = [a.speed / b.speed for a, b in zip(rounds["likely"], loads, strict=True)]
+            row[f"over_{name}"] = asdict(Ratio(float(np.median(ratios)), *median_interval(ratios), len(ratios)))
+    if (target := TARGETS.get((kind, streams))) is not None:
+        row["target"] = target
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--llama-server", metavar="FILE", help="llama.cpp's own server")
+    parser.add_argument("--model", default="smollm2")
+    own, rest = parser.parse_known_args()
+    options = protocol.arguments(__doc__ or "", rest)
+    tokens, rounds = (8, 1) if options.quick else (32, options.rounds)
+    rows = []
+    with contextlib.ExitStack() as stack:
+        urls = {name: stack.enter_context(served(*how)) for name, how in commands(own.model, own.llama_server).items()}
+        for kind in ("chat", "shared", "schema"):
+            for streams in STREAMS[:2] if options.quick else STREAMS:
+                found: dict[str, list[Load]] = {name: [] for name in urls}
+                requests = max(2 * streams, 4) if streams < 64 else streams
+                for name, url in urls.items():  # what is known of the prompts after this is known in every round
+                    run(name, url, kind, min(streams, 4), min(requests, 4), 4)
+                for number in range(rounds):
+                    for name in [*urls][number % len(urls) :] + [*urls][: number % len(urls)]:
+                        found[name].append(run(name, urls[name], kind, streams, requests, tokens))
+                rows.append(cell(kind, streams, found))
+                print(json.dumps(rows[-1]), file=sys.stderr)
+        stalls = {
+            name: [stall(urls["likely"], 8 * tokens, make(urls["likely"], i)) for i in range(rounds)]
+            for name, make in (("long prompt", long_prompt), ("hostile form", hostile_form))
+        }
+    record = {
+        "model": own.model,
+        "threads": cores(),
+        "tokens": tokens,
+        "rows": rows,
+        "stalls": {
+            name: {"median": float(np.median(v)), "most": max(v), "target": MOST_STALL} for name, v in stalls.items()
+        },
+    }
+    protocol.write("serving", record, quick=options.quick)
+
+
+if __name__ == "__main__":
+    main()
