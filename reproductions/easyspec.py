@@ -454,7 +454,7 @@ def random_weights(runtime: TorchRuntime, found: Found, say: Callable[[str], Non
 
 
 def wide_runtime(width: int = 1024, layers: int = 16, vocab: int = 4096) -> TorchRuntime:
-    """A Llama of random weights, initialised as GPT-2: what is added to the stream is scaled by 1 / sqrt(2 L)."""
+    """A Llama of random matrices that keep lengths; what is added to the stream is scaled by 1 / sqrt(2 L) (GPT-2)."""
     import torch
     import transformers
 

@@ -61,7 +61,7 @@ def test_the_study_measures_every_part(script, found):
     [texts] = [check for check in found.checks if "differ from plain decoding" in check.statement]
     assert texts.value == 0 and texts.holds
     assert [c.statement.startswith("tiny") for c in found.checks] == [True] * 9
-    assert len(found.headline) == 6 and len(found.secondary) == 3
+    assert len(found.headline) == 8 and len(found.secondary) == 1
 
 
 def test_whole_layers_read_one_input(script, runtime):
