@@ -67,7 +67,7 @@ def test_a_draft_model_takes_its_shape():
     ("text", "message"),
     [
         ("copy,grm=5", 'no setting "grm".*did you mean "gram"'),
-        ("skip,shape=chain-3", "it has: none"),
+        ("auto,shape=chain-3", "it has: none"),
         ("copy,gram=x", 'gram="x" cannot be used'),
         ("suffix,tree=maybe", "write yes or no"),
         ("model:x,shape=rsd-s-4", "write chain-5"),
