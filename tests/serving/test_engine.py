@@ -330,4 +330,5 @@ def test_growing_texts_are_scored_on_what_is_cached():
     found = using(model, question)
     assert computed == [23, 8, 8, 8]
     for item, logprobs in zip(items, found, strict=True):
-        assert sum(logprobs) == pytest.approx(exact_logprob(model.runtime, item.tokens[item.start :], given=item.tokens[: item.start]), abs=1e-4)
+        exact = exact_logprob(model.runtime, item.tokens[item.start :], given=item.tokens[: item.start])
+        assert sum(logprobs) == pytest.approx(exact, abs=1e-4)

@@ -307,9 +307,7 @@ class AsyncEngine:
             held = self.prefixes.fork(first.tokens)
         begun = None if held is None else (held, first.tokens[: held.length])
         try:
-            return Scoring(
-                self.model.runtime, job.items, top=job.top, entropy=job.entropy, begun=begun, keep_last=True
-            )
+            return Scoring(self.model.runtime, job.items, top=job.top, entropy=job.entropy, begun=begun, keep_last=True)
         except BaseException:
             if held is not None:
                 self.model.runtime.close(held)
