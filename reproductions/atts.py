@@ -7,10 +7,10 @@ of the question), in the first round and later, with the first round's scores an
 (c) The score.  Closed-book questions: AUROC of the target's mean log-probability of a draft for its being right, and
 accuracy at an equal share of take-overs: conformal, random, the worst B of each question (synchronous).
 
-  python reproductions/atts.py            40 questions, turns of 16 tokens, 2 rounds
+  python reproductions/atts.py            24 questions, turns of 16 tokens, 2 rounds
   python reproductions/atts.py --full     300 questions, turns of 48 tokens, 3 rounds (hours)
 
-The rows of (a) are kept in the cache folder: a run that was stopped goes on where it ended.
+What the models wrote for (a) and (c) is kept in the cache folder: a run that was stopped goes on where it ended.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import argparse
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class Size:
     simulated: int = 24
 
 
-QUICK = Size(40, LONGEST_QUESTION, 2, 16)
+QUICK = Size(24, LONGEST_QUESTION, 2, 16, asked=40)
 FULL = Size(300, 10**6, 3, 48, asked=150, simulated=100)
 
 
@@ -87,12 +87,15 @@ def gsm8k(size: Size) -> list[str]:
 
 def rate_rows(draft: Model, target: Model, asked: Sequence[str], size: Size, rows: Path | None) -> list[dict[str, Any]]:
     """Per question the target's scores by round (from 0): {"calibration": [[...], ...], "chains": [[...], ...]}."""
-    header = {"kind": "atts", "size": asdict(size), "rate": NOMINAL, "models": [draft.info.sha256, target.info.sha256]}
+    header = {
+        "kind": "atts", "samples": size.samples, "rounds": size.rounds, "tokens": size.tokens, "rate": NOMINAL,
+        "models": [draft.info.sha256, target.info.sha256],
+    }  # fmt: skip
     if rows is not None:
         rows.parent.mkdir(parents=True, exist_ok=True)
         with Results(rows, header) as results:
             _fill(draft, target, asked, size, results)
-        found = [line.record for line in read_lines(rows) if "line" in line.record]
+        found = [line.record for line in read_lines(rows) if line.record.get("line", 0) in range(1, len(asked) + 1)]
         return sorted(found, key=lambda row: row["line"])
     made: list[dict[str, Any]] = []
     _solve(draft, target, list(enumerate(asked, 1)), size, made.append)
@@ -247,6 +250,9 @@ class Drafts:
     target_right: Floats
 
 
+FIELDS = ("scores", "right", "target_right")  # of Drafts
+
+
 def drafts(draft: Model, target: Model, task: str, asked: Sequence[Question], samples: int) -> Drafts:
     options: dict[str, Any] = {"n": samples, "temperature": 0.8, "max_tokens": 8, "stop": "\n", "drafter": None}
     prompts = [question.prompt(task) for question in asked]
@@ -261,6 +267,29 @@ def drafts(draft: Model, target: Model, task: str, asked: Sequence[Question], sa
     floor = min(known.values()) - 1.0  # an empty draft ends a chain: it counts as the worst
     scores = [[known.get((p, t), floor) for t in group] for p, group in zip(prompts, texts, strict=True)]
     return Drafts(np.array(scores, np.float64), right(texts), right(replies))
+
+
+def kept_drafts(
+    draft: Model, target: Model, tasks: Sequence[str], size: Size, rows: Path | None
+) -> dict[str, Drafts]:  # fmt: skip
+    """`drafts` of each task, from the file beside `rows` where it has them."""
+    file = rows.with_suffix(".drafts.jsonl") if rows is not None else None
+    header = {
+        "kind": "atts_drafts", "asked": size.asked, "samples": size.samples, "tasks": list(tasks),
+        "models": [draft.info.sha256, target.info.sha256],
+    }  # fmt: skip
+    if file is None:
+        return {task: drafts(draft, target, task, questions(task, size.asked), size.samples) for task in tasks}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with Results(file, header) as results:
+        for number, task in enumerate(tasks, 1):
+            if not results.is_done(Line(number, {}, task), "tasks"):
+                made = drafts(draft, target, task, questions(task, size.asked), size.samples)
+                results.write(
+                    [{"line": number, "input": task, **{name: value.tolist() for name, value in vars(made).items()}}]
+                )
+    records = {line.record["input"]: line.record for line in read_lines(file) if "line" in line.record}
+    return {task: Drafts(**{name: np.array(records[task][name]) for name in FIELDS}) for task in tasks}
 
 
 def taken_over(found: Drafts, share: float, seed: int = 0) -> dict[str, Floats]:
@@ -353,8 +382,7 @@ def study(
     b = simulations(size.simulated)
     report(b[2])
     with open_draft() as draft, open_target() as target:
-        found = {t: drafts(draft, target, t, questions(t, size.asked), size.samples) for t in tasks}
-        c = usefulness(found)
+        c = usefulness(kept_drafts(draft, target, tasks, size, rows))
         report(c[2])
         scored = rate_rows(draft, target, asked, size, rows)
     a = rates(scored)

@@ -18,7 +18,7 @@ from likely.lm.model import Model
 from likely.lm.remote.model import RemoteModel
 from likely.models.load import ModelInfo
 from likely.runtimes.toy import CharTokenizer, ToyRuntime
-from likely.serving.scaling import ATTS, RejectionGate, client_of, round_rates, solve_in_order
+from likely.serving.scaling import ATTS, RejectionGate, ScalingRun, client_of, round_rates
 from likely.serving.scaling.gate import leave_one_out
 
 virtual = script("virtual_clock").run_on_virtual_clock
@@ -185,10 +185,12 @@ def test_the_same_chains_whatever_runs_beside_them():
 
     def run(at_once, concurrency):
         system = atts(draft_concurrency=concurrency, target_concurrency=concurrency, samples=3)
-        return [c.to_dict() for c in solve_in_order(system, questions, at_once=at_once)]
+        with ScalingRun(system) as scaling:
+            return [c.to_dict() for c in scaling.solve_each(questions, at_once=at_once)]
 
     assert run(1, 1) == run(6, 16)
-    assert run(1, 1) != [c.to_dict() for c in solve_in_order(atts(seed=1, samples=3), questions)]
+    with ScalingRun(atts(seed=1, samples=3)) as other:
+        assert run(1, 1)[0] != other.solve(questions[0]).to_dict()
 
 
 def test_a_window_of_newest_scores_follows_a_drift():
@@ -259,9 +261,10 @@ def test_cancelling_ends_every_call():
 
 def test_stopping_early_ends_the_questions_on_their_way_and_closes_the_clients():
     draft = ScriptedClient(takes=lambda p: 0.001)
-    each = solve_in_order(atts(draft), [f"q{i}" for i in range(50)], at_once=3)
-    assert next(each).question == "q0"
-    each.close()
+    with ScalingRun(atts(draft)) as scaling:
+        each = scaling.solve_each([f"q{i}" for i in range(50)], at_once=3)
+        assert next(each).question == "q0"
+        each.close()
     assert draft.running == 0 and draft.asked[-1] == ("close", "") and len(draft.asked) < 50
 
 
@@ -345,8 +348,7 @@ def test_a_server_writes_and_scores():
     with toy_server() as server, RemoteModel(server.url) as remote:
 
         async def run():
-            client = client_of(remote, template="Q: {question} A:", concurrency=2)
-            client.check_scoring()
+            client = client_of(remote, template="Q: {question} A:", concurrency=2, scores=True)
             made = await client.sample(client.prompt("x, y"), max_tokens=4, temperature=0.8, seed=2**40)
             scored = await client.score(client.prompt("x, y"), "so")
             await client.close()
@@ -363,9 +365,9 @@ def test_a_server_that_cannot_score_is_no_target():
             choice["logprobs"] = None
         return reply
 
-    refused = pytest.raises(CapabilityError, match="target of ATTS has to score")
+    refused = pytest.raises(CapabilityError, match="target has to score drafts")
     with toy_server(lie=silent) as server, RemoteModel(server.url) as remote, refused:
-        client_of(remote).check_scoring()
+        client_of(remote, scores=True)
 
 
 def test_prompts_of_clients():

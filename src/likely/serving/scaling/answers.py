@@ -6,10 +6,10 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from likely.errors import check_choice
-from likely.metrics.grading import chosen, last_number, normalise, numbers
+from likely.metrics.grading import chosen, grader, last_number, normalise, numbers
 
 Vote = Literal["majority", "likelihood"]
 
@@ -80,3 +80,15 @@ def vote(
             likelihoods[answer] = likelihoods.get(answer, 0.0) + likelihood
     best = max(weights, key=lambda a: (weights[a], likelihoods[a]), default=None)
     return best, weights
+
+
+def is_right(form: str, answer: str | None, record: Mapping[str, Any]) -> bool | None:
+    """Whether an answer is the record's "reference"; None where there is none, or none of this form."""
+    check_choice("answer", form, ANSWER_FORMS)
+    if record.get("reference") is None:
+        return None
+    method = {"number": "number", "choice": "choice", "line": "exact"}[form]
+    try:
+        return grader(method)({**record, "text": answer or ""})
+    except ValueError:
+        return None

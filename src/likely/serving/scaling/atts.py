@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -328,26 +329,42 @@ async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*running, return_exceptions=True)
 
 
-def solve_in_order(
-    atts: ATTS, questions: Sequence[str], *, calibrate: Sequence[str] = (), at_once: int = 4,
-    progress: Callable[[int], None] = lambda chains: None,
-) -> Iterator[Chains]:  # fmt: skip
-    """`ATTS.solve_each` for callers without an event loop; calibrates first where `calibrate` names questions.
+class ScalingRun:
+    """`ATTS` for callers without an event loop, for `with`: its clients are closed at the end."""
 
-    The clients are closed at the end, also where the caller stops early.
-    """
-    with asyncio.Runner() as runner:
+    def __init__(self, atts: ATTS):
+        self.atts = atts
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> ScalingRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
-            if calibrate:
-                runner.run(atts.calibrate(calibrate, progress=progress))
-            each = atts.solve_each(questions, at_once=at_once)
-            try:
-                while (found := runner.run(_next(each))) is not None:
-                    yield found
-            finally:
-                runner.run(each.aclose())
+            self._runner.run(self.atts.close())
         finally:
-            runner.run(atts.close())
+            self._runner.close()
+
+    def calibrate(
+        self, questions: Sequence[str], *, progress: Callable[[int], None] = lambda chains: None
+    ) -> RejectionGate:
+        """`ATTS.calibrate`."""
+        return self._runner.run(self.atts.calibrate(questions, progress=progress))
+
+    def solve(self, question: str) -> Chains:
+        """`ATTS.solve`."""
+        return self._runner.run(self.atts.solve(question))
+
+    def solve_each(self, questions: Sequence[str], *, at_once: int = 4) -> Generator[Chains, None, None]:
+        """`ATTS.solve_each`; stopping early ends what is on its way."""
+        each = self.atts.solve_each(questions, at_once=at_once)
+        try:
+            while (found := self._runner.run(_next(each))) is not None:
+                yield found
+        finally:
+            self._runner.run(each.aclose())
 
 
 async def _next(each: AsyncIterator[Chains]) -> Chains | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from likely.metrics.intervals import Accuracy
 from likely.serving.scaling.answers import ANSWER_FORMS, Vote, vote
 from likely.serving.scaling.gate import RoundRate, round_rates
 
@@ -150,3 +151,22 @@ class Chains:
             "target_tokens": self.target_tokens, "failed": sum(c.finish == "error" for c in self.chains),
             "chains": [chain.to_dict() for chain in self.chains],
         }  # fmt: skip
+
+
+def summarise(
+    records: Sequence[Mapping[str, Any]], *, reject_rate: float, calibration_scores: int | None
+) -> dict[str, Any]:
+    """Of records as `Chains.to_dict` makes them: answers, rejected drafts beside the nominal rate, tokens.
+
+    "correct" of a record, 0 or 1, counts for the accuracy.  JSON-able.
+    """
+    turns = [turn for record in records for chain in record["chains"] for turn in chain["turns"]]
+    rates = round_rates(((t["round"], t["writer"] == "target") for t in turns), reject_rate, calibration_scores)
+    graded = [record["correct"] for record in records if record.get("correct") is not None]
+    return {
+        "questions": len(records), "answered": sum(record["answer"] is not None for record in records),
+        "accuracy": Accuracy(sum(graded), len(graded)).to_dict() if graded else None,
+        "rates": [rate.to_dict() for rate in rates], "failed": sum(record["failed"] for record in records),
+        "draft_tokens": sum(record["draft_tokens"] for record in records),
+        "target_tokens": sum(record["target_tokens"] for record in records),
+    }  # fmt: skip

@@ -53,7 +53,12 @@ class TextClient(Protocol):
 
 
 def client_of(
-    model: LanguageModel, *, template: str | None = None, stop: tuple[str, ...] | None = None, concurrency: int = 16
+    model: LanguageModel,
+    *,
+    template: str | None = None,
+    stop: tuple[str, ...] | None = None,
+    concurrency: int = 16,
+    scores: bool = False,
 ) -> LocalClient | ServerClient:
     """A client of an opened model.
 
@@ -61,6 +66,7 @@ def client_of(
                  "Question: ... Answer:", which is also what a server's /completions is asked
     stop         strings that end a text; None: "\\nQuestion:" after that plain prompt, nothing after others
     concurrency  calls at a time; others wait
+    scores       it is to be a target: CapabilityError for a server without log-probabilities of given text
     """
     if template is not None and "{question}" not in template:
         raise DataError(f"the template has no {{question}} in it: {template[:60]!r}")
@@ -72,6 +78,8 @@ def client_of(
     write = _prompt_writer(model, PLAIN_QUESTION if plain else template)
     if isinstance(model, Model):
         return LocalClient(model, write, stop, concurrency=concurrency)
+    if scores and not model.capabilities.score:
+        raise CapabilityError(f"{model.capabilities.why_not} The target has to score drafts.")
     return ServerClient(model, write, stop, concurrency=concurrency)
 
 
@@ -127,12 +135,6 @@ class ServerClient:
     ):
         self.model, self.prompt, self._stop = model, prompt, stop
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="likely-scaling")
-
-    def check_scoring(self) -> None:
-        """CapabilityError where the server gives no log-probabilities of given text."""
-        found = self.model.capabilities
-        if not found.score:
-            raise CapabilityError(f"{found.why_not} The target of ATTS has to score drafts.")
 
     async def sample(self, prompt: str, *, max_tokens: int, temperature: float, seed: int) -> WrittenText:
         stopped = threading.Event()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +13,11 @@ import numpy as np
 from likely.calibration.conformal.pvalues import OnlineConformal, conformal_pvalue, rate_spread
 from likely.errors import DataError
 from likely.io.hashes import fingerprint
+from likely.io.jsonl import read_lines
+from likely.io.whole_file import write_whole_file
 from likely.metrics.intervals import wilson
+
+KIND = "atts_calibration"  # of a saved calibration
 
 
 class RejectionGate:
@@ -136,3 +142,24 @@ def round_rates(decisions: Iterable[tuple[int, bool]], reject_rate: float, calib
                 )
             )
     return found
+
+
+def write_gate(path: Path, gate: RejectionGate, made_with: Mapping[str, Any]) -> None:
+    """Save a calibration; made_with: models and settings, without which it would mean nothing."""
+    record = {"kind": KIND, "made_with": dict(made_with), "gate": gate.to_dict()}
+    write_whole_file(path, json.dumps(record, allow_nan=False).encode() + b"\n")
+
+
+def read_gate(path: Path, made_with: Mapping[str, Any]) -> RejectionGate:
+    """A saved calibration; DataError for one that was made with other models or settings."""
+    [line, *_] = [*read_lines(path), None]
+    if line is None or line.record.get("kind") != KIND:
+        raise DataError(f"{path} is no calibration of likely scale: choose another file or --overwrite")
+    found, wanted = line.record.get("made_with", {}), json.loads(json.dumps(dict(made_with)))
+    for name in wanted.keys() | found.keys():
+        if found.get(name) != wanted.get(name):
+            raise DataError(
+                f"{path} was calibrated with another {name} ({found.get(name)}, now {wanted.get(name)}): choose "
+                f"another file or --overwrite"
+            )
+    return RejectionGate.from_dict(line.record.get("gate", {}))
