@@ -7,7 +7,7 @@ of the question), in the first round and later, with the first round's scores an
 (c) The score.  Closed-book questions: AUROC of the target's mean log-probability of a draft for its being right, and
 accuracy at an equal share of take-overs: conformal, random, the worst B of each question (synchronous).
 
-  python reproductions/atts.py            24 questions, turns of 16 tokens, 2 rounds
+  python reproductions/atts.py            36 questions, turns of 16 tokens, 2 rounds
   python reproductions/atts.py --full     300 questions, turns of 48 tokens, 3 rounds (hours)
 
 What the models wrote for (a) and (c) is kept in the cache folder: a run that was stopped goes on where it ended.
@@ -73,7 +73,7 @@ class Size:
     simulated: int = 24
 
 
-QUICK = Size(24, LONGEST_QUESTION, 2, 16, asked=40)
+QUICK = Size(36, LONGEST_QUESTION, 2, 16, asked=40)
 FULL = Size(300, 10**6, 3, 48, asked=150, simulated=100)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+from typing import get_args
 
 import pytest
 from fake_server import toy_server
 
 from likely.cli.verbs.generation.scale import scale
-from likely.serving.scaling import ATTS
+from likely.serving.scaling import ANSWER_FORMS, ATTS
 
 QUESTIONS = [
     {"question": "the cat", "answer": "mat", "id": "a"},
@@ -36,6 +37,7 @@ def pair(tiny):
 
 def test_defaults_are_those_of_python():
     ours, theirs = inspect.signature(scale).parameters, inspect.signature(ATTS).parameters
+    assert set(get_args(get_args(ours["answers"].annotation)[0])) == set(ANSWER_FORMS)
     shared = ours.keys() & theirs.keys() - {"draft", "target", "coverage"}
     assert len(shared) >= 12
     assert {n: ours[n].default for n in shared} == {n: theirs[n].default for n in shared}

@@ -122,16 +122,16 @@ def test_scores_that_drift_need_calibration_of_each_round():
             ScriptedClient("t", rate=rate, write=lambda p, s: written("!")), samples=10, rounds=2, reject_rate=0.5,
             calibration=calibration,
         )  # fmt: skip
-        gate = await system.calibrate([f"c{i}" for i in range(30)])
+        gate = await system.calibrate([f"c{i}" for i in range(20)])
         assert gate.scores.groups == ([1] if calibration == "first" else [1, 2])
-        chains = [c async for c in system.solve_each([f"q{i}" for i in range(30)])]
+        chains = [c async for c in system.solve_each([f"q{i}" for i in range(20)])]
         decisions = [d for c in chains for d in c.decisions()]
         return [r.rate for r in round_rates(decisions, 0.5, gate.count())]
 
     (first, drifted), _ = virtual(run("first"))
     (same, held), _ = virtual(run("each"))
-    assert first == same and abs(first - 0.5) < 0.12 and drifted < 0.1
-    assert abs(held - 0.5) < 0.12
+    assert first == same and abs(first - 0.5) < 0.15 and drifted < 0.1
+    assert abs(held - 0.5) < 0.15
 
 
 def test_calibration_chains_are_held_against_each_other():

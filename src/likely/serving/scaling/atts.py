@@ -4,9 +4,9 @@ A round of a chain: the draft model writes at most `draft_tokens`; the target gi
 conformal p-value of s against calibration scores says whether the target takes over.  A chain needs its own score and
 the calibration alone, never the other chains', so that no chain waits for another.
 
-arXiv title "ATTS: Asynchronous Test-Time Scaling via Conformal Prediction"; the official code ranks without the + 1 of
-the p-value, appends the target's text to the rejected draft (on_reject="continue"), and uses the scores of the first
-round for all rounds (calibration="first").  Take-over is by whole texts: the chains do not follow the target's law.
+Xiong et al. 2025, arXiv:2509.15148.  The official code ranks without the + 1 of the p-value, appends the target's text
+to the rejected draft (on_reject="continue"), and uses the scores of the first round for all rounds
+(calibration="first").  Take-over is by whole texts: the chains do not follow the target's distribution.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class ATTS:
     async def _chain(
         self, question: str, number: int, gate: asyncio.Task[RejectionGate], started: float
     ) -> tuple[ReasoningChain, Exception | None]:
-        chain = ReasoningChain(number, on_reject=self.on_reject, started_s=self._now() - started)
+        chain = ReasoningChain(number, on_reject=self.on_reject)
         finish: Finish | None = None
         failed: Exception | None = None
         try:

@@ -47,7 +47,7 @@ class ReasoningChain:
     finish    "answer" (it said one), "ended" (its last writer ended), "rounds" (all were used), "error"
     answer    as `AnswerForm.read` gives it;  error: one line
     mean_logprob  by the target, nats per token of what the chain holds, as far as it is known
-    started_s, finished_s  by the clock of the event loop, from the start of the question
+    finished_s  by the clock of the event loop, from the start of the question
     """
 
     number: int
@@ -56,7 +56,6 @@ class ReasoningChain:
     answer: str | None = None
     error: str = ""
     mean_logprob: float | None = None
-    started_s: float = 0.0
     finished_s: float = 0.0
     on_reject: OnReject = "continue"
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from likely.errors import CapabilityError, DataError
 from likely.lm.base import LanguageModel
@@ -78,9 +78,10 @@ def client_of(
     write = _prompt_writer(model, PLAIN_QUESTION if plain else template)
     if isinstance(model, Model):
         return LocalClient(model, write, stop, concurrency=concurrency)
-    if scores and not model.capabilities.score:
-        raise CapabilityError(f"{model.capabilities.why_not} The target has to score drafts.")
-    return ServerClient(model, write, stop, concurrency=concurrency)
+    server = cast("RemoteModel", model)
+    if scores and not (able := server.capabilities).score:
+        raise CapabilityError(f"{able.why_not} The target has to score drafts.")
+    return ServerClient(server, write, stop, concurrency=concurrency)
 
 
 def _prompt_writer(model: Any, template: str | None) -> Callable[[str], str]:
@@ -112,7 +113,8 @@ class LocalClient:
             ticket.cancel()
             raise
         assert finish is not None
-        return WrittenText(finish.text, len(finish.tokens), finish.reason == "stop", sums(finish.logprobs)[0])
+        ended = finish.reason in ("stop", "context")  # a text that fills the context has no next turn
+        return WrittenText(finish.text, len(finish.tokens), ended, sums(finish.logprobs)[0])
 
     async def score(self, prompt: str, text: str) -> Scored:
         tokenizer = self.model.tokenizer

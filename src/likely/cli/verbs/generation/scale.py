@@ -126,7 +126,7 @@ def scale(
         raise typer.BadParameter(
             "one question has its own calibration, or give --calibration-file", param_hint="--coverage"
         )
-    settings = {
+    settings: dict[str, Any] = {
         "samples": samples, "rounds": rounds, "draft_tokens": draft_tokens, "target_tokens": target_tokens,
         "reject_rate": reject_rate, "coverage": coverage, "calibration": calibration, "on_reject": on_reject,
         "answers": answers, "vote": vote, "temperature": temperature, "seed": seed,
