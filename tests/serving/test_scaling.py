@@ -276,6 +276,7 @@ def test_wrong_settings_are_refused():
         ({"coverage": "both"}, "coverage"),
         ({"answers": "poem"}, "answers"),
         ({"coverage": "conditional", "gate": RejectionGate(0.4)}, "drop gate="),
+        ({"gate": RejectionGate(0.3)}, "give reject_rate=0.3"),
     ):
         with pytest.raises(ValueError, match=said):
             ATTS(ScriptedClient(), ScriptedClient(), **settings)

@@ -104,6 +104,8 @@ class ATTS:
         RejectionGate(reject_rate, window=window)  # refuses what is out of range
         if gate is not None and coverage == "conditional":
             raise ValueError('coverage="conditional" calibrates each question by itself: drop gate=, or "marginal"')
+        if gate is not None and gate.reject_rate != reject_rate:
+            raise ValueError(f"the gate rejects a share of {gate.reject_rate:g}: give reject_rate={gate.reject_rate:g}")
         self.draft, self.target = draft, target
         self.samples, self.rounds = samples, rounds
         self.draft_tokens, self.target_tokens = draft_tokens, target_tokens
@@ -121,7 +123,7 @@ class ATTS:
     ) -> RejectionGate:
         """A gate from `samples` chains of each question; with coverage="marginal" it serves all later questions.
 
-        progress  told of chains that have ended a round
+        progress  told of each draft that was scored
         """
         self._bind()
         gate = RejectionGate(self.reject_rate, by_round=self.calibration == "each", window=self.window)
