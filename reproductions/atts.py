@@ -205,7 +205,7 @@ def simulations(count: int) -> tuple[list[Figure], list[Check], str]:
     found = compare(settings, count)
     figures = []
     for setting, rows in found.items():
-        slots = "enough slots" if setting.slots[0] == setting.samples else "16 and 4 slots"
+        slots = "a slot for each" if setting.slots == (setting.samples,) * 2 else "16 and 4 slots"
         subject = f"m={setting.samples}, R={setting.rounds}, {slots}"
         for quantity, top, bottom, unit in (
             ("barrier / asynchronous", [t.barrier_s for t in rows], [t.asynchronous_s for t in rows], "times"),
@@ -220,7 +220,7 @@ def simulations(count: int) -> tuple[list[Figure], list[Check], str]:
     free = {(m, r): ratio(m, r, (m, m)) for m, r in sizes}
     steps = [free[16, 8] - free[4, 8], free[64, 8] - free[16, 8], free[4, 8] - free[4, 2], free[16, 8] - free[16, 2]]
     checks = [
-        Check(statement="m=16, R=8: barrier / asynchronous is at least 1.5, enough slots", value=-free[16, 8],
+        Check(statement="m=16, R=8: barrier / asynchronous is at least 1.5, a slot for each", value=-free[16, 8],
               bound=-1.5, unit="-times"),
         Check(statement="m=16, R=8: barrier / asynchronous is at least 1.5, 16 and 4 slots",
               value=-ratio(16, 8, (16, 4)), bound=-1.5, unit="-times"),
@@ -378,7 +378,7 @@ def study(
     sources: Sequence[Source] = (), data: Sequence[Source] = (), threads: int = 1,
     report: Callable[[str], None] = report,
 ) -> Evidence:  # fmt: skip
-    started = time.perf_counter()
+    started, resumed = time.perf_counter(), rows is not None and rows.exists()
     b = simulations(size.simulated)
     report(b[2])
     with open_draft() as draft, open_target() as target:
@@ -420,6 +420,7 @@ def study(
             f"Histories of later rounds are those of chains taken over at {NOMINAL:g}, held question by question.",
             "How far the rate of one calibration set may be off: for 8 scores Beta(3.6, 5.4), a standard deviation of "
             "0.15; questions of one set differ, so that a marginal calibration on few other questions is off, too.",
+            *(["Seconds: they are those of the last part of a run that was stopped."] if resumed else []),
             "(c) replaces a draft by an answer of the target, since answers of a word or two cannot be continued.",
         ],
     )  # fmt: skip
