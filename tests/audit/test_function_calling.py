@@ -10,8 +10,8 @@ import pytest
 from likely.audit.function_calling import (
     CATEGORIES,
     CONTRADICTORY,
-    FunctionCall,
     FunctionCase,
+    PredictedCall,
     as_functions,
     as_json_schema,
     check_call,
@@ -63,7 +63,7 @@ VALUES = [
 
 @pytest.mark.parametrize(("parameter", "acceptable", "given", "problem"), VALUES)
 def test_a_value(parameter, acceptable, given, problem):
-    verdict = check_call(DOCUMENT, {"geo.find": {parameter: acceptable}}, FunctionCall("geo.find", {parameter: given}))
+    verdict = check_call(DOCUMENT, {"geo.find": {parameter: acceptable}}, PredictedCall("geo.find", {parameter: given}))
     assert (verdict.problem, verdict.passed) == (problem, problem is None), verdict.why
 
 
@@ -84,13 +84,13 @@ CALLS = [  # required, acceptable, name, given, the problem
 @pytest.mark.parametrize(("required", "acceptable", "name", "given", "problem"), CALLS)
 def test_a_call(required, acceptable, name, given, problem):
     document = {**DOCUMENT, "parameters": {**DOCUMENT["parameters"], "required": required}}
-    assert check_call(document, {"geo.find": acceptable}, FunctionCall(name, given)).problem == problem
+    assert check_call(document, {"geo.find": acceptable}, PredictedCall(name, given)).problem == problem
 
 
 def test_several_calls_are_matched_in_any_order_and_each_once():
     documents = [{"name": n, "parameters": {"properties": {"x": {"type": "integer"}}}} for n in ("a", "b")]
     key = [{"a": {"x": [1]}}, {"a": {"x": [2]}}, {"b": {"x": [3]}}]
-    one, two, three = FunctionCall("a", {"x": 1}), FunctionCall("a", {"x": 2}), FunctionCall("b", {"x": 3})
+    one, two, three = PredictedCall("a", {"x": 1}), PredictedCall("a", {"x": 2}), PredictedCall("b", {"x": 3})
     assert check_calls(documents, key, [three, two, one]).passed
     assert check_calls(documents, key, [three, two]).problem == "count"
     assert check_calls(documents, key, [three, two, two]).problem == "value"
@@ -101,11 +101,16 @@ def test_several_calls_are_matched_in_any_order_and_each_once():
 
 @pytest.mark.parametrize(
     ("category", "calls", "right"),
-    [("irrelevance", 0, True), ("live_irrelevance", 1, False), ("live_relevance", 1, True), ("live_relevance", 0, False)],
+    [
+        ("irrelevance", 0, True),
+        ("live_irrelevance", 1, False),
+        ("live_relevance", 1, True),
+        ("live_relevance", 0, False),
+    ],
 )
 def test_whether_there_is_a_call_at_all(category, calls, right):
     case = FunctionCase("x", category, [], [DOCUMENT], [])
-    assert check_case(case, [FunctionCall("any", {})] * calls).passed is right
+    assert check_case(case, [PredictedCall("any", {})] * calls).passed is right
 
 
 def test_documents_become_functions_that_can_be_offered():
@@ -151,7 +156,9 @@ def test_every_answer_key_passes_its_own_check_but_those_that_contradict_their_d
     }  # fmt: skip
     assert failed == CONTRADICTORY - names_of_variables and len(CONTRADICTORY) == 8
     backwards = {case.id for case in keyed if not check_case(case, first_acceptable(case)[::-1]).passed}
-    assert backwards - failed <= {"parallel_178"}  # two calls pass for one key, and the greedy match takes the wrong one
+    assert backwards - failed <= {
+        "parallel_178"
+    }  # two calls pass for one key, and the greedy match takes the wrong one
 
 
 def test_every_document_is_a_json_schema_with_a_name_that_can_be_offered(cases):
@@ -174,14 +181,17 @@ def mutations(case):
     kinds = {part: details.get("type") for part, details in document["properties"].items()}
 
     def changed(**arguments):
-        return [FunctionCall(first.name, {**first.arguments, **arguments}), *others]
+        return [PredictedCall(first.name, {**first.arguments, **arguments}), *others]
 
-    yield "wrong name", [FunctionCall(first.name + "x", first.arguments), *others]
+    yield "wrong name", [PredictedCall(first.name + "x", first.arguments), *others]
     yield "extra", changed(never_heard_of=1)
     yield "duplicate", [*calls, first]
     yield "nothing", []
     for required in document.get("required", ())[:1]:
-        yield "missing", [FunctionCall(first.name, {n: v for n, v in first.arguments.items() if n != required}), *others]
+        yield (
+            "missing",
+            [PredictedCall(first.name, {n: v for n, v in first.arguments.items() if n != required}), *others],
+        )
     for part, value in first.arguments.items():
         if kinds[part] == "integer" and isinstance(value, int):
             yield "wrong type", changed(**{part: str(value) + " of them"})

@@ -19,8 +19,8 @@ def test_cost_per_success_by_hand():
 
 def test_a_report_counts_what_it_says():
     records = [
-        TaskRecord(True, cost=1, seconds=1, calls=2, executed=2, selected=True, joules=2.0),
-        TaskRecord(False, cost=2, seconds=2, valid_first=False, valid=True, calls=2, executed=1, selected=True, repairs=1),
+        TaskRecord(True, cost=1, seconds=1, calls_made=2, calls_executed=2, selected=True, joules=2.0),
+        TaskRecord(False, 2, 2, valid_first=False, calls_made=2, calls_executed=1, selected=True, repairs=1),
         TaskRecord(False, cost=3, seconds=3, valid_first=False, valid=False, selected=False, repairs=2, fell_back=True),
         TaskRecord(True, cost=0, seconds=9, structured=False),
     ]  # fmt: skip

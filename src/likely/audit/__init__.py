@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from likely.audit.code.sandbox import SandboxLimits as SandboxLimits
     from likely.audit.code.sandbox import run_python as run_python
     from likely.audit.function_calling import CallVerdict as CallVerdict
-    from likely.audit.function_calling import FunctionCall as FunctionCall
     from likely.audit.function_calling import FunctionCase as FunctionCase
+    from likely.audit.function_calling import PredictedCall as PredictedCall
     from likely.audit.function_calling import as_functions as as_functions
     from likely.audit.function_calling import check_call as check_call
     from likely.audit.function_calling import check_calls as check_calls

@@ -27,13 +27,15 @@ JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array"}  # the docu
 KEYWORDS = ("description", "enum", "required", "minItems", "maxItems", "minimum", "maximum")  # that are taken over
 LEFT_OUT = ""  # among acceptable values: the parameter may be left out
 
-Problem = Literal["count", "name", "missing", "extra", "type", "value", "left out"]
-Document = Mapping[str, Any]  # {"name", "description", "parameters": {"type": "dict", "properties", "required"}}
+CallProblem = Literal["count", "name", "missing", "extra", "type", "value", "left out"]
+FunctionDocument = Mapping[
+    str, Any
+]  # {"name", "description", "parameters": {"type": "dict", "properties", "required"}}
 Key = Mapping[str, Mapping[str, Sequence[Any]]]  # {name: {parameter: acceptable values}}
 
 
 @dataclass(frozen=True)
-class FunctionCall:
+class PredictedCall:
     """A call that a model made."""
 
     name: str
@@ -45,7 +47,7 @@ class CallVerdict:
     """Whether calls are the expected ones; `problem` and `why`: of the first difference."""
 
     passed: bool
-    problem: Problem | None = None
+    problem: CallProblem | None = None
     why: str = ""
 
 
@@ -73,14 +75,12 @@ class FunctionCase:
 def function_cases(category: str, *, limit: int | None = None, data_dir: str | None = None) -> list[FunctionCase]:
     """The cases of one of `CATEGORIES`, in the order of the file; limit: only the first ones."""
     check_choice("category", category, CATEGORIES)
-    found = []
+    found: list[FunctionCase] = []
     for record in load_records("bfcl", f"{category}.jsonl.gz", data_dir=data_dir):
         if limit is not None and len(found) == limit:
             break
         [turn] = record["question"]
-        found.append(
-            FunctionCase(record["id"], category, turn, record["function"], record.get("ground_truth") or [])
-        )
+        found.append(FunctionCase(record["id"], category, turn, record["function"], record.get("ground_truth") or []))
     return found
 
 
@@ -112,7 +112,7 @@ def as_json_schema(found: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def as_functions(documents: Sequence[Document]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def as_functions(documents: Sequence[FunctionDocument]) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """(functions as a chat request offers them, offered name -> the document's own name).
 
     Names of tools hold no dots: each becomes "_", and a name that is then taken gets a number.
@@ -133,16 +133,20 @@ def as_functions(documents: Sequence[Document]) -> tuple[list[dict[str, Any]], d
 # --- the check --------------------------------------------------------------------------------------------------------
 
 
-def check_case(case: FunctionCase, calls: Sequence[FunctionCall]) -> CallVerdict:
+def check_case(case: FunctionCase, calls: Sequence[PredictedCall]) -> CallVerdict:
     """Whether the calls answer the case; an output that holds no call that can be read is no call."""
     if case.kind in ("none", "any"):
         right = bool(calls) == (case.kind == "any")
         wanted = "a call" if case.kind == "any" else "no call"
-        return CallVerdict(True) if right else CallVerdict(False, "count", f"{len(calls)} calls where {wanted} is right")
+        return (
+            CallVerdict(True) if right else CallVerdict(False, "count", f"{len(calls)} calls where {wanted} is right")
+        )
     return check_calls(case.functions, case.expected, calls)
 
 
-def check_calls(documents: Sequence[Document], expected: Sequence[Key], calls: Sequence[FunctionCall]) -> CallVerdict:
+def check_calls(
+    documents: Sequence[FunctionDocument], expected: Sequence[Key], calls: Sequence[PredictedCall]
+) -> CallVerdict:
     """Whether the calls are the expected ones, in any order.
 
     Each expected call takes the first call that passes for it and was not taken before (greedily, as BFCL does).
@@ -160,7 +164,7 @@ def check_calls(documents: Sequence[Document], expected: Sequence[Key], calls: S
     return CallVerdict(True)
 
 
-def check_call(document: Document, key: Key, call: FunctionCall) -> CallVerdict:
+def check_call(document: FunctionDocument, key: Key, call: PredictedCall) -> CallVerdict:
     """Whether one call is the one that the key describes.
 
     The name is the key's, dots perhaps written as "_".  Every required parameter is given, none that the document or
@@ -190,20 +194,20 @@ def check_call(document: Document, key: Key, call: FunctionCall) -> CallVerdict:
     return CallVerdict(True)
 
 
-def first_acceptable(case: FunctionCase) -> list[FunctionCall]:
+def first_acceptable(case: FunctionCase) -> list[PredictedCall]:
     """The calls that the key describes, each parameter with its first acceptable value."""
     calls = []
     for key in case.expected:
         ((name, parameters),) = key.items()
-        document = next((d for d in case.functions if d["name"] == name), {"parameters": {}})
-        calls.append(FunctionCall(name, _first_of(parameters, document["parameters"].get("required", ()))))
+        required = next((d["parameters"].get("required", ()) for d in case.functions if d["name"] == name), ())
+        calls.append(PredictedCall(name, _first_of(parameters, required)))
     return calls
 
 
 def _first_of(parameters: Mapping[str, Sequence[Any]], required: Sequence[str] = ()) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for parameter, values in parameters.items():
-        value = next((each for each in values if not _is_left_out(each)), None if values else [])
+        value: Any = next((each for each in values if not _is_left_out(each)), None if values else [])
         if value is None and None not in values:
             if parameter not in required:
                 continue
@@ -216,7 +220,7 @@ def _first_of(parameters: Mapping[str, Sequence[Any]], required: Sequence[str] =
     return found
 
 
-def _document(documents: Sequence[Document], key: Key) -> Document:
+def _document(documents: Sequence[FunctionDocument], key: Key) -> FunctionDocument:
     (name,) = key
     for document in documents:
         if document["name"] == name:
@@ -246,7 +250,7 @@ def _is(value: Any, kind: Any) -> bool:
     if kind in ("integer", "float"):
         whole = isinstance(value, int) and not isinstance(value, bool)
         return whole or (kind == "float" and isinstance(value, float))
-    types = {"string": str, "boolean": bool, "dict": Mapping, "array": (list, tuple), "tuple": (list, tuple)}
+    types: dict[Any, Any] = {"string": str, "boolean": bool, "dict": Mapping, "array": list, "tuple": list}
     return kind not in types or isinstance(value, types[kind])
 
 

@@ -28,7 +28,7 @@ from likely.cli.verbs.generation.extract import extract
 from likely.cli.verbs.generation.generate import generate
 from likely.cli.verbs.generation.query import query
 from likely.cli.verbs.generation.score import score
-from likely.cli.verbs.project import batch
+from likely.cli.verbs.project import batch, tools
 from likely.cli.verbs.project.config import config
 from likely.cli.verbs.project.convert import convert
 from likely.cli.verbs.project.datasets import datasets
@@ -83,6 +83,7 @@ for verb in (
     app.command(cls=VerbCommand)(verb)
 for group, verbs in (
     ("calibrate", calibrate.verbs), ("prompts", prompts.verbs), ("draft", draft.verbs), ("batch", batch.verbs),
+    ("tools", tools.verbs),
 ):  # fmt: skip
     app.add_typer(verbs, name=group)
 

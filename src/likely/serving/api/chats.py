@@ -14,8 +14,8 @@ from likely.decoding.drafting.lookup import PredictedText
 from likely.decoding.request import Finished
 from likely.lm.confidence import BoundPolicy
 from likely.lm.results import Answer
-from likely.serving.api.answering import Answering, seed_of
-from likely.serving.api.confidence import decision_fields
+from likely.serving.api.answering import AUTO, Answering, seed_of
+from likely.serving.api.confidence import decision_fields, route_headers
 from likely.serving.api.forms import form_of
 from likely.serving.api.gate import log_of
 from likely.serving.api.replies import Pieces, cached_of, chat_content, ended_by, usage
@@ -40,6 +40,8 @@ class ChatsEndpoint:
         self._with = answering
 
     async def answer(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
+        if asked.model == AUTO and self._with.confidence.routes:
+            asked = asked.model_copy(update={"model": None})
         self._with.check_before(asked, 1)
         work = self._stream(http, asked, salt) if asked.stream else self._whole(http, asked, salt)
         return await self._with.within(http, asked, work)
@@ -47,13 +49,17 @@ class ChatsEndpoint:
     async def _whole(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
         started = await self._start(asked, "chat.completion", salt)
         done = await self._with.finished([started.ticket])
-        choices = [await self._choice(asked, started, sample, done[0, sample]) for sample in range(asked.n)]
+        answers = [await self._decided(asked, started, done[0, sample]) for sample in range(asked.n)]
+        choices = [self._choice(asked, started, i, done[0, i], answer) for i, answer in enumerate(answers)]
         spent = usage(started.prompt_tokens, done.values(), cached_of(done))
         log_of(http)["usage"] = spent
-        return self._with.reply(asked, {**started.head, "choices": choices, "usage": spent})
+        reply = self._with.reply(asked, {**started.head, "choices": choices, "usage": spent})
+        reply.headers.update(route_headers(started.bound, answers))
+        return reply
 
-    async def _choice(self, asked: ChatRequest, started: _Started, sample: int, finished: Finished) -> dict[str, Any]:
-        answer = await self._decided(asked, started, finished)
+    def _choice(
+        self, asked: ChatRequest, started: _Started, sample: int, finished: Finished, answer: Answer | None
+    ) -> dict[str, Any]:
         text, reason = (finished.text, finished.reason) if answer is None else (answer.text, answer.finish_reason)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if answer is not None and answer.abstained:

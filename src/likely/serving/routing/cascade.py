@@ -46,11 +46,15 @@ def fit_verifier(
     smoothing  > 0, Laplace's: added to the count of each outcome among right and among wrong answers
     """
     if len(outcomes) != len(correct) or not outcomes:
-        raise ValueError(f"{len(outcomes)} outcomes, {len(correct)} labels: as many of both are needed, and one at least")
+        raise ValueError(
+            f"{len(outcomes)} outcomes, {len(correct)} labels: as many of both are needed, and one at least"
+        )
     if not smoothing > 0 or not cost >= 0:
         raise ValueError(f"smoothing must be > 0 and cost >= 0, got {smoothing} and {cost}")
     kinds = sorted(set(outcomes))
-    counts = {side: Counter(o for o, c in zip(outcomes, correct, strict=True) if bool(c) is side) for side in (True, False)}
+    counts = {
+        side: Counter(o for o, c in zip(outcomes, correct, strict=True) if bool(c) is side) for side in (True, False)
+    }
     given = {
         side: {k: (counts[side][k] + smoothing) / (counts[side].total() + smoothing * len(kinds)) for k in kinds}
         for side in counts

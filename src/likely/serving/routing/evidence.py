@@ -96,6 +96,6 @@ def fit_confidence(
         raise DataError("none of the answers says anything: their form leaves nothing to choose")
     x = np.array([features(e.logprobs) for e, _ in used])
     labelled = Labelled("answer", x, np.array([c for _, c in used], np.int64))
-    fitted = fit_calibrator(labelled, method=method, file="routing")
+    fitted = fit_calibrator(labelled, method=method, file="routing", reports=False)
     fitted.about.update(about or {})
     return fitted

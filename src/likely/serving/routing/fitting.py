@@ -11,6 +11,7 @@ import numpy as np
 from likely.calibration.calibrator import folds_of
 from likely.errors import DataError
 from likely.lm.base import LanguageModel
+from likely.lm.confidence import IfUnavailable
 from likely.lm.model import Model
 from likely.lm.options import TextOptions
 from likely.lm.results import Answer
@@ -18,7 +19,14 @@ from likely.metrics.intervals import wilson
 from likely.metrics.ranking import aurc, auroc
 from likely.serving.routing.evidence import fit_confidence
 from likely.serving.routing.policy import RoutingPolicy
-from likely.serving.routing.router import Attempt, IfUnavailable, RoutedResponse, Router, attempt_ask
+from likely.serving.routing.router import (
+    LARGE_PRICES,
+    SMALL_PRICES,
+    RoutedResponse,
+    Router,
+    RoutingAttempt,
+    attempt_ask,
+)
 from likely.serving.tools.report import Prices, TaskRecord, task_report
 
 FEWEST = 40  # tasks, of which half are calibrated on
@@ -96,8 +104,8 @@ def fit_router(
     policy: RoutingPolicy,
     method: str = "auto",
     seed: int = 0,
-    small_prices: Prices = Prices(call=1.0),
-    large_prices: Prices = Prices(call=20.0),
+    small_prices: Prices = SMALL_PRICES,
+    large_prices: Prices = LARGE_PRICES,
     if_unavailable: IfUnavailable = "error",
 ) -> FittedRouter:
     """Ask the small model half of the tasks, fit its confidence and the policy's threshold, set the other half aside.
@@ -111,7 +119,7 @@ def fit_router(
         raise DataError(f"{len(tasks)} tasks are too few: at least {FEWEST} are needed, half of them to judge by")
     half = folds_of(np.zeros(len(tasks), np.int64), 2, seed)
     first = [task for task, part in zip(tasks, half, strict=True) if part == 0]
-    attempts: list[Attempt] = [attempt_ask(small, task.question, task.system, task.options) for task in first]
+    attempts: list[RoutingAttempt] = [attempt_ask(small, task.question, task.system, task.options) for task in first]
     evidence = [attempt.evidence for attempt in attempts if attempt.evidence is not None]
     correct = [checker(task, attempt.answer) for task, attempt in zip(first, attempts, strict=True)]
     if len(set(correct)) < 2:

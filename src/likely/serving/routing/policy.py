@@ -59,7 +59,7 @@ class CostOptimal:
 
 @dataclass(frozen=True)
 class RiskControlled:
-    """The lowest threshold above which at most `risk` of the answers is wrong, but for a share `delta` of labelled sets.
+    """The lowest threshold above which at most `risk` of the answers is wrong, for all but `delta` of labelled sets.
 
     Clopper-Pearson bounds and fixed sequence testing (Learn-then-Test, `calibration.selective.certified_threshold`).
     The rule's threshold is inf, and says so, where no threshold satisfies that.
@@ -90,7 +90,9 @@ class Budget:
         fewer = math.floor(self.share * len(rising) + 1e-9)  # so many may lie below the threshold
         threshold = float(rising[fewer]) if fewer < len(rising) else math.inf
         below = int((calibrator.confidence < threshold).sum())
-        return AbstentionRule(threshold, f"{below} of {len(rising)} labelled items fall back (at most {self.share:.1%})")
+        return AbstentionRule(
+            threshold, f"{below} of {len(rising)} labelled items fall back (at most {self.share:.1%})"
+        )
 
     def text(self) -> str:
         return f"budget:{self.share:g}"

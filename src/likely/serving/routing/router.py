@@ -19,7 +19,7 @@ from likely.decoding.options import check_names
 from likely.errors import DataError, RemoteError, check_choice
 from likely.guided.form import Form, FormSettings, make_form
 from likely.lm.base import LanguageModel
-from likely.lm.confidence import AskOptions
+from likely.lm.confidence import AskOptions, IfUnavailable
 from likely.lm.model import Model
 from likely.lm.options import FORM_SETTINGS, FORMS, TextOptions
 from likely.lm.results import Answer
@@ -33,7 +33,7 @@ from likely.serving.tools.report import Prices
 from likely.serving.tools.toolbox import Toolbox
 
 Route = Literal["small", "large", "small, large unavailable"]
-IfUnavailable = Literal["error", "answer"]
+SMALL_PRICES, LARGE_PRICES = Prices(call=1.0), Prices(call=20.0)
 ROUTER = "router"  # where a calibrator's `about` holds what the router was
 
 
@@ -72,7 +72,7 @@ class RoutedResponse:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class RoutingAttempt:
     """What one model made of a task: its last answer, calls that passed every check, what was refused, all answers."""
 
     answer: Answer
@@ -98,8 +98,8 @@ class Router:
         *,
         confidence: Calibrator,
         policy: RoutingPolicy,
-        small_prices: Prices = Prices(call=1.0),
-        large_prices: Prices = Prices(call=20.0),
+        small_prices: Prices = SMALL_PRICES,
+        large_prices: Prices = LARGE_PRICES,
         if_unavailable: IfUnavailable = "error",
     ):
         check_choice("if_unavailable", if_unavailable, ("error", "answer"))
@@ -127,7 +127,7 @@ class Router:
         """The next message of a conversation.
 
         tools  may be called: calls are checked, repaired at most `max_repairs` times by the model itself, and handed
-               back in `calls`.  None is executed before it is known whose answer this is, and it is the caller who does:
+               back in `calls`.  None is executed before it is known whose answer this is; the caller does:
                `tools.execute(name, arguments)`.  Calls that are still refused fall back
         """
         if tools is None:
@@ -149,7 +149,9 @@ class Router:
         }  # fmt: skip
         replace(self.confidence, about={**self.confidence.about, ROUTER: kept}).save(path)
 
-    def _route(self, ask_small: Callable[[], Attempt], ask_large: Callable[[], Attempt]) -> RoutedResponse:
+    def _route(
+        self, ask_small: Callable[[], RoutingAttempt], ask_large: Callable[[], RoutingAttempt]
+    ) -> RoutedResponse:
         started = time.perf_counter()
         first = ask_small()
         evidence = first.evidence
@@ -157,7 +159,7 @@ class Router:
         confidence = evidence.confidence(self.confidence)
         cost = self._cost(self.small_prices, first.answers)
 
-        def response(given: Attempt, route: Route, why: str, more: float = 0.0) -> RoutedResponse:
+        def response(given: RoutingAttempt, route: Route, why: str, more: float = 0.0) -> RoutedResponse:
             seconds = time.perf_counter() - started
             return RoutedResponse(
                 given.answer, route, confidence, evidence, cost + more, seconds, why, given.calls, first.refused
@@ -201,13 +203,13 @@ def load_router(path: str | Path, small: Model, large: LanguageModel) -> Router:
         raise DataError(f"{path} is damaged: {error}") from None
 
 
-def attempt_ask(lm: Model, question: str, system: str | None, options: TextOptions) -> Attempt:
+def attempt_ask(lm: Model, question: str, system: str | None, options: TextOptions) -> RoutingAttempt:
     """The small model's answer to a question, with its evidence."""
     answer = lm.ask(question, system=system, **_plain(options))
     return _attempt(lm, answer, _form_of(options))
 
 
-def attempt_chat(lm: Model, messages: Sequence[Message], options: TextOptions) -> Attempt:
+def attempt_chat(lm: Model, messages: Sequence[Message], options: TextOptions) -> RoutingAttempt:
     """The same for the next message of a conversation."""
     return _attempt(lm, lm.chat(messages, **_plain(options)), _form_of(options))
 
@@ -215,7 +217,7 @@ def attempt_chat(lm: Model, messages: Sequence[Message], options: TextOptions) -
 def attempt_calls(
     lm: LanguageModel, messages: Sequence[Message], box: Toolbox, choice: ToolChoice | None, max_repairs: int,
     options: TextOptions,
-) -> Attempt:  # fmt: skip
+) -> RoutingAttempt:  # fmt: skip
     """A reply with calls that were checked, none of them executed, after at most `max_repairs` repairs."""
     said: list[dict[str, Any]] = [dict(message) for message in messages]
     wanted, answers, refused = choice or ToolChoice(), list[Answer](), list[Observation]()
@@ -237,16 +239,16 @@ def attempt_calls(
     if isinstance(lm, Model):
         form = tool_form(box.functions, wanted)
         evidence = evidence_of(lm, answer, form, valid=not wrong, repairs=len(answers) - 1)
-    return Attempt(answer, evidence, () if wrong else tuple(calls), (*refused, *wrong), tuple(answers))
+    return RoutingAttempt(answer, evidence, () if wrong else tuple(calls), (*refused, *wrong), tuple(answers))
 
 
-def _other(answer: Answer) -> Attempt:
-    return Attempt(answer, answers=(answer,))
+def _other(answer: Answer) -> RoutingAttempt:
+    return RoutingAttempt(answer, answers=(answer,))
 
 
-def _attempt(lm: Model, answer: Answer, form: Form | None) -> Attempt:
+def _attempt(lm: Model, answer: Answer, form: Form | None) -> RoutingAttempt:
     evidence = evidence_of(lm, answer, form, valid=answer.complete is not False)
-    return Attempt(answer, evidence, answers=(answer,))
+    return RoutingAttempt(answer, evidence, answers=(answer,))
 
 
 def _form_of(options: TextOptions) -> Form | None:
@@ -262,4 +264,3 @@ def _plain(options: TextOptions) -> AskOptions:
     """Options of an answer that nobody else decides about."""
     check_names(options, TextOptions.__annotations__)
     return {**options, "calibrator": None}
-

@@ -1,4 +1,4 @@
-"""Tools that a model may call: typed functions, the grammar of calls, calls checked and executed, and how well it calls."""
+"""Tools that a model may call: typed functions, the grammar of calls, calls checked and executed, how well it does."""
 
 from typing import TYPE_CHECKING
 

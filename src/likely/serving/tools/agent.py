@@ -1,4 +1,4 @@
-"""A conversation with tools: the model calls, calls are checked and executed, what is refused it may repair, it answers.
+"""A conversation with tools: calls are checked and executed, what is refused may be repaired, then the model answers.
 
 box = Toolbox([get_weather])
 run = run_tools(lm, [{"role": "user", "content": "What is the weather in Paris?"}], box)
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Unpack
 
 from likely.lm.base import LanguageModel
+from likely.lm.confidence import AskOptions
 from likely.lm.options import TextOptions
 from likely.lm.results import Answer
 from likely.models.chat_template import Message
@@ -125,9 +126,10 @@ def reply_with_tools(
     options: TextOptions,
 ) -> Answer:
     """The next message, held to the grammar of the functions; choice None: written as the model likes."""
-    told = with_tools(messages, functions)
-    held: TextOptions = {} if choice is None else {"grammar": tool_form(functions, choice).source}
-    return lm.chat(told, **{**options, **held, "calibrator": None})
+    given: AskOptions = {**options, "calibrator": None}
+    if choice is not None:
+        given["grammar"] = tool_form(functions, choice).source
+    return lm.chat(with_tools(messages, functions), **given)
 
 
 def read_reply(text: str) -> tuple[str, list[tuple[str, str]]]:

@@ -13,21 +13,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from likely.audit.function_calling import CATEGORIES, FunctionCall, FunctionCase, as_functions, check_case
+from likely.audit.function_calling import CATEGORIES, FunctionCase, PredictedCall, as_functions, check_case
 from likely.errors import ConstraintError, KvFull, ModelError, check_choice
 from likely.lm.base import LanguageModel
+from likely.lm.confidence import AskOptions
 from likely.lm.options import TextOptions
 from likely.lm.results import Answer
 from likely.serving.tools.agent import MAX_REPAIRS, read_reply, reply_with_tools
 from likely.serving.tools.grammar import ToolChoice
-from likely.serving.tools.prompted import call_prompt, call_schema, read_calls, repair_prompt
+from likely.serving.tools.prompted import call_prompt, call_schema, read_calls, read_free_calls, repair_prompt
 from likely.serving.tools.registry import Tool
 from likely.serving.tools.report import EnergyMeter, Prices, TaskRecord, task_report
 from likely.serving.tools.toolbox import CallResult, Toolbox
 
-Mode = Literal["unconstrained", "constrained", "repaired"]
+CallingMode = Literal["unconstrained", "constrained", "repaired"]
 Style = Literal["prompted", "native"]
-MODES: tuple[Mode, ...] = ("unconstrained", "constrained", "repaired")
+MODES: tuple[CallingMode, ...] = ("unconstrained", "constrained", "repaired")
 _NO_ANSWER = (ConstraintError, KvFull, ModelError)  # errors that are of one case
 
 
@@ -40,14 +41,14 @@ class EvaluationSettings:
     prices      of the model, for the cost per solved case;  watts: of a busy core, where energy is estimated
     """
 
-    mode: Mode = "constrained"
+    mode: CallingMode = "constrained"
     style: Style = "prompted"
     choice: Literal["auto", "required"] = "auto"
     max_tokens: int = 192
     max_repairs: int = MAX_REPAIRS
     max_string: int = 200
     max_number_digits: int = 16
-    prices: Prices = Prices(call=1.0)
+    prices: Prices = field(default_factory=lambda: Prices(call=1.0))
     watts: float = 10.0
 
     def __post_init__(self) -> None:
@@ -154,8 +155,8 @@ def evaluate_case(lm: LanguageModel, case: FunctionCase, settings: EvaluationSet
         structured=structured,
         valid_first=valid_first,
         valid=not problems,
-        calls=len(calls),
-        executed=sum(result.outcome == "done" for result in last),
+        calls_made=len(calls),
+        calls_executed=sum(result.outcome == "done" for result in last),
         selected=_selected(case, names, calls),
         repairs=max(0, len(made) - 1),
         joules=meter.joules,
@@ -166,12 +167,12 @@ def evaluate_case(lm: LanguageModel, case: FunctionCase, settings: EvaluationSet
     )  # fmt: skip
 
 
-Attempt = Callable[[int, str, Sequence[str]], tuple[Answer, list[tuple[str, str]]]]
+AskOnce = Callable[[int, str, Sequence[str]], tuple[Answer, list[tuple[str, str]]]]
 
 
 def _prompted(
     lm: LanguageModel, case: FunctionCase, functions: Sequence[Mapping[str, Any]], settings: EvaluationSettings
-) -> Attempt:
+) -> AskOnce:
     several = case.kind == "several"
     question = "\n".join(message["content"] for message in case.messages)
     prompt = call_prompt(question, functions, several=several)
@@ -181,9 +182,10 @@ def _prompted(
     }  # fmt: skip
 
     def attempt(number: int, before: str, problems: Sequence[str]) -> tuple[Answer, list[tuple[str, str]]]:
-        held = form if settings.mode == "constrained" or number else {}
-        asked = repair_prompt(prompt, before, problems) if number else prompt
-        answer = lm.ask(asked, **{"max_tokens": settings.max_tokens, **held, "calibrator": None})
+        options: AskOptions = {"max_tokens": settings.max_tokens, "calibrator": None}
+        if settings.mode == "constrained" or number:
+            options = {**options, **form}
+        answer = lm.ask(repair_prompt(prompt, before, problems) if number else prompt, **options)
         return answer, read_calls(answer.text) or []
 
     return attempt
@@ -191,7 +193,7 @@ def _prompted(
 
 def _native(
     lm: LanguageModel, case: FunctionCase, functions: Sequence[Mapping[str, Any]], settings: EvaluationSettings
-) -> Attempt:
+) -> AskOnce:
     said: list[dict[str, Any]] = [dict(message) for message in case.messages]
     options: TextOptions = {"max_tokens": settings.max_tokens, "temperature": 0.0}
 
@@ -205,18 +207,18 @@ def _native(
                 {"role": "user", "content": f"This was refused: {listed}. Call the function again."},
             ])  # fmt: skip
         answer = reply_with_tools(lm, said, functions, choice, options)
-        return answer, (read_calls(answer.text) or []) if choice is None else read_reply(answer.text)[1]
+        return answer, read_free_calls(answer.text) if choice is None else read_reply(answer.text)[1]
 
     return attempt
 
 
-def _read(names: Mapping[str, str], name: str, arguments: str) -> FunctionCall:
+def _read(names: Mapping[str, str], name: str, arguments: str) -> PredictedCall:
     """A call in the words of the documents; arguments that are no JSON object are none."""
     try:
         given = json.loads(arguments)
     except (ValueError, RecursionError):
         given = {}
-    return FunctionCall(names.get(name, name), given if isinstance(given, dict) else {})
+    return PredictedCall(names.get(name, name), given if isinstance(given, dict) else {})
 
 
 def _selected(case: FunctionCase, names: Mapping[str, str], calls: Sequence[tuple[str, str]]) -> bool | None:

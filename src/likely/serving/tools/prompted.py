@@ -1,19 +1,20 @@
-"""Calls as plain JSON for any model: one schema gives the prompt, an example in it, the form, and the check."""
+"""Calls as plain JSON for any model: one schema gives the prompt, the form, and the check."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from likely.serving.tools.grammar import NO_PARAMETERS
+from likely.serving.tools.grammar import BEGIN, NO_PARAMETERS
 
-EXAMPLES = {"string": "text", "integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}, "null": None}
+MOST_STARTS = 64
 
 
 def call_schema(functions: Sequence[Mapping[str, Any]], *, several: bool = False) -> dict[str, Any]:
-    """The JSON Schema of {"name", "arguments"} for one of the functions; several: of a list of one such call or more."""
+    """The JSON Schema of {"name", "arguments"} for one of the functions; several: of a list of such calls."""
     kinds = [
         {
             "type": "object",
@@ -27,25 +28,22 @@ def call_schema(functions: Sequence[Mapping[str, Any]], *, several: bool = False
     return {"type": "array", "items": one, "minItems": 1, "maxItems": 8} if several else one
 
 
-def example_of(schema: Mapping[str, Any]) -> Any:
-    """A value that the schema describes: the first choice, what is required, a word or number for the rest."""
-    for word in ("const", "default"):
-        if word in schema:
-            return schema[word]
-    if schema.get("enum"):
-        return schema["enum"][0]
-    for word in ("anyOf", "oneOf", "allOf"):
-        if schema.get(word):
-            return example_of(schema[word][0])
-    kind = schema.get("type", "string")
+def placeholder_of(schema: Mapping[str, Any]) -> str:
+    """The form of a value that the schema describes, as JSON with <types> in the place of values.
+
+    Values themselves would be copied: small models do.
+    """
+    if "const" in schema:
+        return json.dumps(schema["const"], ensure_ascii=False)
+    kind = schema.get("type", "value")
     kind = kind[0] if isinstance(kind, list) else kind
-    if kind == "object":
-        listed, required = schema.get("properties", {}), schema.get("required", ())
-        return {name: example_of(listed[name]) for name in required if name in listed}
+    if kind == "object" and schema.get("properties"):
+        listed, required = schema["properties"], schema.get("required", ())
+        return "{" + ", ".join(f"{json.dumps(n)}: {placeholder_of(listed[n])}" for n in required if n in listed) + "}"
     if kind == "array":
         items = schema.get("items")
-        return [example_of(items)] if isinstance(items, Mapping) and items else []
-    return EXAMPLES.get(kind, "text")
+        return f"[{placeholder_of(items) if isinstance(items, Mapping) else '<value>'}]"
+    return f'"<{kind}>"' if kind == "string" else f"<{kind}>"
 
 
 def signature_of(function: Mapping[str, Any]) -> str:
@@ -68,24 +66,26 @@ def _type_of(part: Mapping[str, Any]) -> str:
 
 
 def call_prompt(question: str, functions: Sequence[Mapping[str, Any]], *, several: bool = False) -> str:
-    """What a model is asked: the functions, an example of a call, and the question."""
+    """What a model is asked: the functions, the request, the form of a call (of the first function)."""
     first = functions[0]
-    example: Any = {"name": first["name"], "arguments": example_of(first.get("parameters") or NO_PARAMETERS)}
-    shown = json.dumps([example] if several else example, ensure_ascii=False)
-    what = "a JSON list of the calls that are needed" if several else "the one call that is needed as JSON"
+    arguments = placeholder_of({"type": "object", "properties": {}, **(first.get("parameters") or NO_PARAMETERS)})
+    arguments = "{}" if arguments == "<object>" else arguments
+    form = f'{{"name": {json.dumps(first["name"], ensure_ascii=False)}, "arguments": {arguments}}}'
+    what = "a JSON list of the calls that it needs" if several else "the one call that it needs as JSON"
     return (
-        "Functions:\n" + "\n\n".join(map(signature_of, functions)) + f"\n\nAnswer with {what}, and nothing else. "
-        f"The form of an answer, with values to be replaced:\n{shown}\n\nRequest: {question}"
+        "Functions:\n" + "\n\n".join(map(signature_of, functions)) + f"\n\nRequest: {question}\n\n"
+        f"Answer the request with {what}, in this form, and nothing else:\n{f'[{form}]' if several else form}"
     )
 
 
 def read_calls(text: str) -> list[tuple[str, str]] | None:
     """The calls (name, arguments as JSON) of the first JSON value in the text that is a call or a list of calls.
 
-    Words and fences around it are passed over.  None where there is none: the text holds no call.
+    Words and fences around it are passed over, `MOST_STARTS` brackets that begin something else at most.
+    None where there is none: the text holds no call.
     """
     decoder = json.JSONDecoder()
-    for match in re.finditer(r"[\[{]", text):
+    for match in itertools.islice(re.finditer(r"[\[{]", text), MOST_STARTS):
         try:
             value, _ = decoder.raw_decode(text, match.start())
         except (ValueError, RecursionError):
@@ -94,6 +94,12 @@ def read_calls(text: str) -> list[tuple[str, str]] | None:
         if calls and all(_is_call(call) for call in calls):
             return [(call["name"], json.dumps(call.get("arguments", {}), ensure_ascii=False)) for call in calls]
     return None
+
+
+def read_free_calls(text: str) -> list[tuple[str, str]]:
+    """The calls of a reply that no grammar held: those of each <tool_call> block, else what `read_calls` finds."""
+    _, *blocks = text.split(BEGIN)
+    return [call for block in blocks or [text] for call in read_calls(block) or ()]
 
 
 def _is_call(value: Any) -> bool:

@@ -23,7 +23,7 @@ from likely.guided.json_schema.errors import InvalidText
 from likely.guided.json_schema.validator import Validator
 
 Effect = Literal["pure", "read", "write"]
-Stage = Literal["parse", "schema", "references", "preconditions", "execute", "result"]
+CallStage = Literal["parse", "schema", "references", "preconditions", "execute", "result"]
 ArgumentCheck = Callable[[Mapping[str, Any]], str | None]
 KEY = "idempotency_key"  # an argument of this name is filled with the key of the call, and no part of the schema
 
@@ -35,7 +35,7 @@ class Observation:
     stage  the first one that refused;  path: a JSON pointer into the arguments, "" for the whole
     """
 
-    stage: Stage
+    stage: CallStage
     path: str
     message: str
 
@@ -46,7 +46,7 @@ class Observation:
 class CallRefused(DataError):
     """A call that did not pass a stage; `observation` says which, where and why."""
 
-    def __init__(self, name: str, stage: Stage, message: str, path: str = ""):
+    def __init__(self, name: str, stage: CallStage, message: str, path: str = ""):
         message = " ".join(message.split())[:1000]
         super().__init__(f"{name}: {path.lstrip('/').replace('/', '.')}{': ' * bool(path)}{message}")
         self.observation = Observation(stage, path, message)
@@ -122,7 +122,7 @@ class Tool:
         if not isinstance(plain, dict):
             raise CallRefused(self.name, "parse", f"the arguments must be an object, got {type(plain).__name__}")
         given = self._typed(arguments) if self.schema is None else self._valid(plain)
-        checks: tuple[tuple[Stage, tuple[ArgumentCheck, ...]], ...]
+        checks: tuple[tuple[CallStage, tuple[ArgumentCheck, ...]], ...]
         checks = (("references", self.references), ("preconditions", self.preconditions))
         for stage, each in checks:
             for check in each:
@@ -162,8 +162,9 @@ class Tool:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = "".join(f"/{part}" for part in first["loc"])
-            raise CallRefused(self.name, "result", f"the result is not what the tool promises: {first['msg']}", place) \
-                from None
+            raise CallRefused(
+                self.name, "result", f"the result is not what the tool promises: {first['msg']}", place
+            ) from None
         except Exception as error:
             raise CallRefused(self.name, "result", f"the result cannot be written as JSON: {error}") from None
 

@@ -46,7 +46,7 @@ class TaskRecord:
     """One task.
 
     structured    whether its answer had to have a form;  valid_first, valid: it had at the first attempt, at the last
-    calls, executed  calls of tools that the last attempt made, and those that passed every check and did not fail
+    calls_made, calls_executed  of the last attempt: all, and those that passed every check and did not fail
     selected      whether the right tools were called;  arguments: of these, whether with the right arguments
     joules        None: not measured
     """
@@ -57,8 +57,8 @@ class TaskRecord:
     structured: bool = True
     valid_first: bool = True
     valid: bool = True
-    calls: int = 0
-    executed: int = 0
+    calls_made: int = 0
+    calls_executed: int = 0
     selected: bool | None = None
     repairs: int = 0
     fell_back: bool = False
@@ -114,7 +114,7 @@ def task_report(records: Sequence[TaskRecord], *, measured_by: EnergySource = "e
         "success": mean_of([r.solved for r in records]),
         "valid_first": mean_of([r.valid_first for r in asked]),
         "valid": mean_of([r.valid for r in asked]),
-        "executable_calls": ratio_of([r.executed for r in records], [r.calls for r in records]),
+        "executable_calls": ratio_of([r.calls_executed for r in records], [r.calls_made for r in records]),
         "tool_selection": mean_of([float(bool(r.selected)) for r in chosen]),
         "arguments": mean_of([float(r.solved) for r in right]),
         "repairs_per_task": mean_of([r.repairs for r in records]),

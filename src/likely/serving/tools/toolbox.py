@@ -28,8 +28,8 @@ Approve = Callable[[Tool, Mapping[str, Any]], bool]
 class CallResult:
     """What became of one call.
 
-    outcome      "done";  "refused": by a check, nothing was executed;  "failed": a tool that changes nothing raised, took
-                 too long or gave a wrong result;  "unknown": one that changes something did, so that nobody knows
+    outcome      "done";  "refused": by a check, nothing was executed;  "failed": a tool that changes nothing raised,
+                 took too long or gave a wrong result;  "unknown": one that changes something did, so that nobody knows
                  whether it has
     value        its result, where it is done
     observation  what was wrong, None where it is done

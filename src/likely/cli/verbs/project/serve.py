@@ -10,7 +10,7 @@ import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -58,6 +58,12 @@ def serve(
     ] = False,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate (PEM): serve https.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its private key (PEM).")] = None,
+    if_unavailable: Annotated[
+        Literal["error", "answer"],
+        typer.Option(
+            "--if-unavailable", help="Where --fallback is a server that cannot be reached: own answer, or none."
+        ),
+    ] = "error",
     drafter: Annotated[
         str | None, typer.Option("--drafter", help="Guess ahead in every request that names no drafter of its own.")
     ] = None,
@@ -69,6 +75,8 @@ def serve(
       likely serve
 
       likely serve -m model.gguf --port 8080 --access-log
+
+      likely serve --fallback http://127.0.0.1:8001 --risk 0.1     (its model "auto" asks whom it should)
 
       LIKELY_KEY=secret likely serve --host 0.0.0.0 --api-key-env LIKELY_KEY
     """
@@ -107,7 +115,9 @@ def serve(
         other = None if confidence.fallback is None else lm.beside(confidence.fallback)  # a wrong file is refused now
         # a browser that was led here has no key, but it may ask a server that wants none
         hosts = None if keys else {host, *(allowed_host or ())}
-        app = create_app(lm, limits=limits, api_key=keys, hosts=hosts, **{**wanted, "fallback": other})
+        app = create_app(
+            lm, limits=limits, api_key=keys, hosts=hosts, if_unavailable=if_unavailable, **{**wanted, "fallback": other}
+        )
         running = server(
             app,
             limits,
