@@ -46,6 +46,7 @@ SMOLLM2, GEMMA = "smollm2", "gemma3"
 TOKENS = 128
 LARGE_COST, LARGE_ACCURACY = 20.0, 0.9  # of the scripted model; a call of the small one costs 1
 VALUE = 60.0  # of a solved task, in calls of the small model
+OTHER_VALUES = (30.0, 120.0)  # for which the gain of routing is told, too
 RISK, DELTA = 0.5, 0.1
 BUDGET = 0.5
 SPLITS = 20  # halves of the cases, since one would be noise
@@ -98,9 +99,7 @@ def measure_cell(
     record: dict[str, Any] = {"mode": mode, **result.to_dict(), "free": [], "all_tokens": []}
     if mode == "constrained" and result.answer is not None:
         functions, _ = as_functions(case.functions)
-        held = FormSettings(
-            on_unsupported="ignore", max_string=settings.max_string, max_number_digits=settings.max_number_digits
-        )
+        held = FormSettings(on_unsupported="ignore", max_string=settings.max_string)
         form = make_form(schema=call_schema(functions), settings=held)
         for name, with_forced in (("free", False), ("all_tokens", True)):
             found = evidence_of(lm, result.answer, form, with_forced=with_forced)
@@ -259,13 +258,13 @@ def large_is_right(case: str) -> bool:
     return int(fingerprint(f"large {case}", 8), 16) / 2**32 < LARGE_ACCURACY
 
 
-def routed(given: np.ndarray, right: np.ndarray, large: np.ndarray) -> tuple[float, float, float]:
+def routed(given: np.ndarray, right: np.ndarray, large: np.ndarray, value: float = VALUE) -> tuple[float, float, float]:
     """(CPS, net value per task, success) where `given` says whose small answers are given; large ones cost both."""
     solved = np.where(given, right, large)
     costs = np.where(given, 1.0, 1.0 + LARGE_COST)
     return (
         cost_per_success(costs.tolist(), solved.tolist()),
-        float((VALUE * solved - costs).mean()),
+        float((value * solved - costs).mean()),
         float(solved.mean()),
     )
 
@@ -300,6 +299,11 @@ def routing(answers: Sequence[Answered]) -> tuple[list[Figure], list[Check], str
         everything = np.ones(len(r), bool)
         note(small_cps=routed(everything, r, other)[0], small_net=routed(everything, r, other)[1])
         note(large_cps=LARGE_COST / other.mean(), large_net=VALUE * other.mean() - LARGE_COST)
+        for value in OTHER_VALUES:
+            given = c >= CostOptimal(value, LARGE_COST, LARGE_ACCURACY).rule(calibrator).threshold
+            best = max(value * r.mean() - 1, value * other.mean() - LARGE_COST)
+            note(**{f"gain_{value:g}": routed(given, r, other, value)[1] - float(best)})
+        note(**{f"gain_{VALUE:g}": net - max(kept["small_net"][-1], kept["large_net"][-1])})
         held = RiskControlled(RISK, DELTA).rule(calibrator)
         kept_back = c >= held.threshold
         if np.isfinite(held.threshold):
@@ -340,6 +344,11 @@ def routing(answers: Sequence[Answered]) -> tuple[list[Figure], list[Check], str
         figure("auto, cost-optimal", "success", "auto_success", "share of cases"),
         figure(f"auto, budget {BUDGET:g}", "falls back", "budget_fallback", "share of cases"),
     ]
+    for value in (VALUE, *OTHER_VALUES):
+        name = f"value {value:g} of a solved task"
+        figures.append(
+            figure(name, "gain of auto over the better model", f"gain_{value:g}", "calls of the small model")
+        )
     if promised:
         figures += [
             figure(f"auto, risk {RISK:g}", "wrong among given", "risk_error", "share of given answers"),
@@ -382,8 +391,9 @@ def routing(answers: Sequence[Answered]) -> tuple[list[Figure], list[Check], str
     said = (
         f"routing over {SPLITS} halves of {n} cases ({right.mean():.0%} right): AUROC {mean['auroc']:.2f} "
         f"({mean['auroc_forced']:.2f} with forced tokens), AURC {mean['aurc']:.2f} (random {mean['aurc_random']:.2f}); "
-        f"net value per task auto {mean['auto_net']:.1f}, small {mean['small_net']:.1f}, large {mean['large_net']:.1f}; "
-        f"cost per success {mean['auto_cps']:.1f}, {mean['small_cps']:.1f}, {mean['large_cps']:.1f}; "
+        f"net value per task auto {mean['auto_net']:.1f}, small {mean['small_net']:.1f}, "
+        f"large {mean['large_net']:.1f}; cost per success {mean['auto_cps']:.1f}, {mean['small_cps']:.1f}, "
+        f"{mean['large_cps']:.1f}; "
         + (f"risk {RISK:g} promised on {promised} halves" if promised else f"no threshold satisfies risk {RISK:g}")
     )
     return figures, checks, said
@@ -415,9 +425,10 @@ def study(
         not_shown=[
             "Parity with larger models: none of this size is near it, and the large model of (2) is scripted: right on "
             f"{LARGE_ACCURACY:.0%} of the cases at {LARGE_COST:g} times the cost, whatever the case.",
-            "Execution: BFCL describes functions and does not hold them, so that a call that every check accepts counts "
-            "as executed.",
+            "Execution: BFCL describes functions and does not hold them, so that a call that every check accepts "
+            "counts as executed.",
             "Seconds and joules: nothing is timed here; likely tools eval reports both.",
+            f"What a solved task is worth: {VALUE:g} calls of the small model is our choice; the table varies it.",
             "The adaptation of a small model by training, and retrieval.",
         ],
         full=full,

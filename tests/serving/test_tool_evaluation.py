@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tiny_gguf import write_tiny_llama
 
 from likely.audit.function_calling import as_functions, first_acceptable, function_cases
 from likely.cli.app import run
@@ -146,6 +147,26 @@ def test_one_schema_gives_prompt_and_form():
 )  # fmt: skip
 def test_calls_are_read_from_what_stands_around_them(text, calls):
     assert read_calls(text) == calls
+
+
+def test_a_run_that_was_stopped_goes_on(cases, tmp_path, capsys):
+    path = write_tiny_llama(tmp_path / "tiny.gguf", seed=3, context=8192)
+    out = tmp_path / "calls.jsonl"
+    command = ["tools", "eval", "bfcl", "-m", str(path), "--threads", "1", "--categories", "simple_python", "--limit", "2",
+               "--mode", "unconstrained", "--max-tokens", "4", "-o", str(out), "--json"]  # fmt: skip
+    assert run(command) == 0
+    first = json.loads(capsys.readouterr().out)
+    whole = out.read_text()
+    assert first["all"]["tasks"] == 2 and first["all"]["valid"]["value"] == 0 and first["mode"] == "unconstrained"
+    lines = whole.splitlines(keepends=True)
+    out.write_text("".join(lines[:2]) + lines[2][:20])  # cut by a kill
+    assert run(command) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["all"]["success"] == first["all"]["success"]
+    assert len(out.read_text().splitlines()) == 3
+    assert out.read_text().startswith("".join(lines[:2]))
+    assert run([*command[:-1], "--max-repairs", "1"]) == 1
+    assert "another max_repairs" in capsys.readouterr().err
 
 
 def test_the_verb_refuses_what_cannot_be_before_a_model_is_loaded(capsys):

@@ -64,7 +64,8 @@ def create_app(
     if fallback is None and policy.fallback is not None:
         fallback = model.beside(policy.fallback) if isinstance(policy.fallback, str) else policy.fallback
     if policy.has_threshold:
-        policy = replace(policy, fallback=fallback, if_unavailable=if_unavailable)
+        policy = replace(policy, fallback=fallback)
+    policy = replace(policy, if_unavailable=if_unavailable)
     limits = limits or ServerLimits()
     keys = {"default": api_key} if isinstance(api_key, str) else api_key
     name = served_name(model.info.name)

@@ -37,7 +37,7 @@ class EvaluationSettings:
     """How functions are called.
 
     choice      native: "auto" the model decides whether to call, "required" it must
-    max_string, max_number_digits  bounds of texts and numbers where a schema has none: small models loop there
+    max_string  bound of texts where a schema has none: small models loop there
     prices      of the model, for the cost per solved case;  watts: of a busy core, where energy is estimated
     """
 
@@ -47,7 +47,6 @@ class EvaluationSettings:
     max_tokens: int = 192
     max_repairs: int = MAX_REPAIRS
     max_string: int = 200
-    max_number_digits: int = 16
     prices: Prices = field(default_factory=lambda: Prices(call=1.0))
     watts: float = 10.0
 
@@ -178,7 +177,7 @@ def _prompted(
     prompt = call_prompt(question, functions, several=several)
     form: TextOptions = {
         "schema": call_schema(functions, several=several), "on_unsupported": "ignore",
-        "max_string": settings.max_string, "max_number_digits": settings.max_number_digits,
+        "max_string": settings.max_string,
     }  # fmt: skip
 
     def attempt(number: int, before: str, problems: Sequence[str]) -> tuple[Answer, list[tuple[str, str]]]:
