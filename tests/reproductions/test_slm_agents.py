@@ -70,7 +70,7 @@ def test_the_figures_of_known_answers(study, monkeypatch):
     monkeypatch.setattr(study, "SPLITS", 4)
     found = study.study(made_up(study), full=False, seconds=1.0, models=[], data=[])
     checks = {check.statement.split(":")[1].strip().split(" ")[0]: check for check in found.checks}
-    assert len(found.checks) == 13 and checks["AUROC"].holds
+    assert len(found.checks) == 15 and checks["AUROC"].holds
     figures = {(f.subject, f.quantity): f for f in found.figures}
     assert figures["smollm2, unconstrained", "valid"].value == pytest.approx(0.2)
     assert figures["smollm2, constrained", "valid"].value == 1 and figures["confidence", "AUROC"].value > 0.7

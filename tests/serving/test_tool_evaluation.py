@@ -152,8 +152,8 @@ def test_calls_are_read_from_what_stands_around_them(text, calls):
 def test_a_run_that_was_stopped_goes_on(cases, tmp_path, capsys):
     path = write_tiny_llama(tmp_path / "tiny.gguf", seed=3, context=8192)
     out = tmp_path / "calls.jsonl"
-    command = ["tools", "eval", "bfcl", "-m", str(path), "--threads", "1", "--categories", "simple_python", "--limit", "2",
-               "--mode", "unconstrained", "--max-tokens", "4", "-o", str(out), "--json"]  # fmt: skip
+    few = ["--categories", "simple_python", "--limit", "2", "--mode", "unconstrained", "--max-tokens", "4"]
+    command = ["tools", "eval", "bfcl", "-m", str(path), "--threads", "1", *few, "-o", str(out), "--json"]
     assert run(command) == 0
     first = json.loads(capsys.readouterr().out)
     whole = out.read_text()
