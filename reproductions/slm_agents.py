@@ -439,7 +439,7 @@ def study(
         claim="Held to a schema and checked before they run, the calls of a small model are valid; with a calibrated "
         "confidence a router gets more out of it than either model alone.",
         paper_figure="Models of 1 to 12 billion parameters match or pass larger ones on tool use at 10 to 100 times "
-        "lower token cost (statements of a survey, not one experiment).",
+        "lower token cost (statements of a survey, not one experiment)",
         ours=f"{said}; {more_said}",
         figures=[*figures, *more_figures],
         checks=[*checks, *more_checks],
@@ -455,8 +455,8 @@ def study(
             "Seconds and joules: nothing is timed here; likely tools eval reports both.",
             f"What a solved task is worth: {VALUE:g} calls of the small model is our choice; the table varies it.",
             "The adaptation of a small model by training, and retrieval.",
-            "The processor time of the whole study, some eight minutes: the one told is of the run that measured the last "
-            "cells, which went on from rows of earlier runs.",
+            "The processor time of the whole study, some eight minutes: what is told is that of the run which measured "
+            "the last cells and went on from earlier rows.",
         ],
         full=full,
         seconds=seconds,
