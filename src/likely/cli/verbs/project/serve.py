@@ -76,7 +76,7 @@ def serve(
 
       likely serve -m model.gguf --port 8080 --access-log
 
-      likely serve --fallback http://127.0.0.1:8001 --risk 0.1     (its model "auto" asks whom it should)
+      likely serve --fallback http://127.0.0.1:8001 --risk 0.1
 
       LIKELY_KEY=secret likely serve --host 0.0.0.0 --api-key-env LIKELY_KEY
     """
