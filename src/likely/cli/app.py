@@ -29,7 +29,7 @@ from likely.cli.verbs.generation.generate import generate
 from likely.cli.verbs.generation.query import query
 from likely.cli.verbs.generation.scale import scale
 from likely.cli.verbs.generation.score import score
-from likely.cli.verbs.project import batch
+from likely.cli.verbs.project import batch, tools
 from likely.cli.verbs.project.config import config
 from likely.cli.verbs.project.convert import convert
 from likely.cli.verbs.project.datasets import datasets
@@ -86,6 +86,7 @@ for verb in (
 for group, verbs in (
     ("calibrate", calibrate.verbs), ("prompts", prompts.verbs), ("draft", draft.verbs), ("batch", batch.verbs),
     ("deploy", deploy.verbs),
+    ("tools", tools.verbs),
 ):  # fmt: skip
     app.add_typer(verbs, name=group)
 
