@@ -16,11 +16,15 @@ ROOT = Path(__file__).parents[2]
 # pages with a test of their own (test_NAME_page.py) check more than that the commands run
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("index", "quickstart", "seeing", "queries", "speculation", "compression")),
+    *(
+        f"docs/{name}.md"
+        for name in ("index", "quickstart", "seeing", "queries", "speculation", "compression", "scaling")
+    ),
 ]
 LATER = (  # what installs, runs for ever, needs a person, a data set, another model or a quiet machine
     "pip install", "venv", "likely serve", "likely chat", "likely eval-code", "likely bench", "curl ", "MODEL",
-    "bigger.gguf", "gemma3.jsonl", "reproductions/", "benchmarks/", "likely reproduce", "pytest", "capital.lmql",
+    "bigger.gguf", "gemma3.jsonl", "likely scale gsm8k", "http://localhost", "reproductions/", "benchmarks/",
+    "likely reproduce", "pytest", "capital.lmql",
 )  # fmt: skip
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.xdist_group("real")]
 

@@ -312,3 +312,23 @@ def test_a_listener_whose_event_loop_is_gone_does_not_hold_room():
 
 async def whole_of(engine):
     return await whole(engine.submit(Request((2,), max_tokens=3, min_tokens=3)))
+
+
+def test_growing_texts_are_scored_on_what_is_cached():
+    """Each text begins with the one before: computed once, the same numbers, and the room comes back."""
+    model = toy_model()
+    rng = np.random.default_rng(3)
+    tokens = tuple(int(t) for t in rng.integers(0, 26, size=48))
+    items = [Item(tokens[:n], n - 8) for n in (24, 32, 40, 48)]
+    computed = []
+    forward = model.runtime.forward
+    model.runtime.forward = lambda work: computed.append(sum(len(w.tokens) for w in work)) or forward(work)
+
+    async def question(engine):
+        return [(await engine.score([item], reuse=True))[0].logprobs for item in items]
+
+    found = using(model, question)
+    assert computed == [23, 8, 8, 8]
+    for item, logprobs in zip(items, found, strict=True):
+        exact = exact_logprob(model.runtime, item.tokens[item.start :], given=item.tokens[: item.start])
+        assert sum(logprobs) == pytest.approx(exact, abs=1e-4)

@@ -249,7 +249,7 @@ def test_functions_that_json_cannot_call_are_refused():
 def test_nothing_is_called_that_a_check_refuses():
     ran = []
 
-    @tool(effect="write", validators=[lambda given: "too many" if given["count"] > 3 else None])
+    @tool(effect="write", preconditions=[lambda given: "too many" if given["count"] > 3 else None])
     def delete(count: int) -> str:
         ran.append(count)
         return "done"
@@ -284,4 +284,5 @@ def test_a_tool_that_takes_too_long_or_fails_is_an_error_for_the_model():
     calls = [{"id": n, "function": {"name": n, "arguments": a}} for n, a in (("slow", "{}"), ("broken", '{"a": 1}'))]
     late, failed = box.run(calls)
     gate.set()
-    assert "0.01 s" in json.loads(late["content"])["error"] and json.loads(failed["content"])["error"] == "no luck"
+    assert "0.01 s" in json.loads(late["content"])["error"]["message"]
+    assert json.loads(failed["content"])["error"] == {"stage": "execute", "path": "", "message": "no luck"}

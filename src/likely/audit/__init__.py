@@ -1,4 +1,5 @@
-"""What models can and cannot do, measured: generated code run against its tests."""
+"""What models can and cannot do, measured: generated code run against its tests, function calls held
+against what was expected."""
 
 from typing import TYPE_CHECKING
 
@@ -10,5 +11,13 @@ if TYPE_CHECKING:
     from likely.audit.code.benchmarks import problems as problems
     from likely.audit.code.sandbox import SandboxLimits as SandboxLimits
     from likely.audit.code.sandbox import run_python as run_python
+    from likely.audit.function_calling import CallVerdict as CallVerdict
+    from likely.audit.function_calling import FunctionCase as FunctionCase
+    from likely.audit.function_calling import PredictedCall as PredictedCall
+    from likely.audit.function_calling import as_functions as as_functions
+    from likely.audit.function_calling import check_call as check_call
+    from likely.audit.function_calling import check_calls as check_calls
+    from likely.audit.function_calling import check_case as check_case
+    from likely.audit.function_calling import function_cases as function_cases
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -117,13 +117,14 @@ class Calibrator:
 
 def fit_calibrator(
     labelled: Labelled, *, method: str = "auto", folds: int = FOLDS, seed: int = 0, file: str = "",
-    params: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None, reports: bool = True,
 ) -> Calibrator:  # fmt: skip
     """Fit a map to labelled items.
 
     method  a name of `recalibrators.table.RECALIBRATORS`, or "auto": of those that the table marks for such items the
             one with the lowest cross-validated NLL
     folds   in how many parts the items are judged, each by a map fitted to the others; chosen at random with `seed`
+    reports False: `before` and `after`, whose intervals take seconds, stay empty
     """
     check_choice("method", method, ("auto", *RECALIBRATORS))
     n = len(labelled)
@@ -154,7 +155,8 @@ def fit_calibrator(
     return Calibrator(
         _fit(labelled, method, params or {}), labelled.kind, confidence, correct,
         None if labelled.origin is None else binding(labelled.origin),
-        report(labelled.predictions(), labelled.labels), report(predictions, labelled.labels),
+        report(labelled.predictions(), labelled.labels) if reports else {},
+        report(predictions, labelled.labels) if reports else {},
         {"file": file, "n": n, "folds": folds, "seed": seed, **chosen, "made": datetime.now(UTC).date().isoformat()},
     )  # fmt: skip
 

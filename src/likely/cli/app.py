@@ -27,8 +27,9 @@ from likely.cli.verbs.generation.complete import complete
 from likely.cli.verbs.generation.extract import extract
 from likely.cli.verbs.generation.generate import generate
 from likely.cli.verbs.generation.query import query
+from likely.cli.verbs.generation.scale import scale
 from likely.cli.verbs.generation.score import score
-from likely.cli.verbs.project import batch
+from likely.cli.verbs.project import batch, tools
 from likely.cli.verbs.project.config import config
 from likely.cli.verbs.project.convert import convert
 from likely.cli.verbs.project.datasets import datasets
@@ -78,13 +79,14 @@ def root(
 
 
 for verb in (
-    ask, chat, generate, extract, score, choices, complete, grade, uncertainty, risk, query, serve, plot, models,
+    ask, chat, generate, extract, scale, score, choices, complete, grade, uncertainty, risk, query, serve, plot, models,
     datasets, papers, reproduce, config, convert, compress, compare, stats, replay, bench, eval_code,
 ):  # fmt: skip
     app.command(cls=VerbCommand)(verb)
 for group, verbs in (
     ("calibrate", calibrate.verbs), ("prompts", prompts.verbs), ("draft", draft.verbs), ("batch", batch.verbs),
     ("deploy", deploy.verbs),
+    ("tools", tools.verbs),
 ):  # fmt: skip
     app.add_typer(verbs, name=group)
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, Unpack
+from typing import Any, Literal, Protocol, TypedDict, Unpack
 
 from likely.calibration.calibrator import Calibrator, binding
 from likely.calibration.recalibrators.answer import within_form
 from likely.calibration.store import accept, check_task, find, folder, named, why_none
 from likely.calibration.threshold import DELTA, AbstentionRule, abstention_rule, what_it_takes
-from likely.errors import CapabilityError, DataError
+from likely.errors import CapabilityError, DataError, RemoteError, check_choice
 from likely.lm.options import ASK_DEFAULTS, OPTIONS, TextOptions
 from likely.lm.results import Answer, AnswerStream
 from likely.models.chat_template import Message
 from likely.models.load import ModelInfo
 
+IfUnavailable = Literal["error", "answer"]
 KEPT = "kept"  # the calibrator that `likely calibrate fit` kept for this model, these settings and the task
 
 
@@ -35,9 +36,10 @@ class ThresholdOptions(TypedDict, total=False):
 
 
 class ConfidenceOptions(ThresholdOptions, total=False):
-    """The same, and who is asked instead."""
+    """The same, who is asked instead, and what is done where that one cannot be reached."""
 
     fallback: str | AnsweringModel | None
+    if_unavailable: IfUnavailable
 
 
 class AskOptions(TextOptions, ConfidenceOptions, total=False):
@@ -72,6 +74,8 @@ class ConfidencePolicy:
     risk        give only answers of which at most this share is wrong, by the labelled items (one of the two)
     delta       how often the guarantee of either may fail, over labelled sets that one might have drawn
     fallback    model (a name, a URL, an opened one) that is asked instead of giving no answer
+    if_unavailable  where the server of the fallback cannot be reached: "error", or "answer": the first answer, whose
+                    `why` then says so
     """
 
     calibrator: str | Path | Calibrator | None = KEPT
@@ -80,9 +84,11 @@ class ConfidencePolicy:
     risk: float | None = None
     delta: float = DELTA
     fallback: str | AnsweringModel | None = None
+    if_unavailable: IfUnavailable = "error"
 
     def __post_init__(self) -> None:
         check_task(self.task)
+        check_choice("if_unavailable", self.if_unavailable, ("error", "answer"))
         if self.at_least is not None and self.risk is not None:
             raise ValueError("give one of at_least and risk")
         if self.fallback is not None and not self.has_threshold:
@@ -181,11 +187,16 @@ class BoundPolicy:
         fallback = self.policy.fallback
         if fallback is None:
             return replace(answer, abstained=True, answered_by=None, why=why)
-        other = self.lm.beside(fallback) if isinstance(fallback, str) else fallback
         # with a calibrator of its own, where one was kept for it: this one knows nothing of the other's answers
         plain = {"calibrator": KEPT, "task": self.policy.task, "at_least": None, "risk": None, "fallback": None}
         settings = {n: v for n, v in self.settings.items() if v is not None and (n != "drafter" or isinstance(v, str))}
-        return replace(again(other, {**settings, **plain}), why=why, first=answer)
+        try:
+            other = self.lm.beside(fallback) if isinstance(fallback, str) else fallback
+            return replace(again(other, {**settings, **plain}), why=why, first=answer)
+        except RemoteError as error:
+            if self.policy.if_unavailable == "error":
+                raise
+            return replace(answer, why=f"{why}; the fallback cannot be asked: {error}")
 
     def describe(self) -> dict[str, Any]:
         """For headers of results files and JSON: what the confidences and abstentions depend on."""

@@ -130,9 +130,15 @@ class Scoring:
 
     Between two steps it may hold a sequence with the prefix that the next item shares (`held` tokens); `release` gives
     it back, at the price of computing the prefix again.
+
+    begun      a sequence that keeps these tokens already, as a prefix cache has it; it belongs to the scoring from now
+    keep_last  the tokens of the last text stay computed, for `hand_over`
     """
 
-    def __init__(self, runtime: Runtime, items: Seq[Item], *, top: int = 0, entropy: bool = False):
+    def __init__(
+        self, runtime: Runtime, items: Seq[Item], *, top: int = 0, entropy: bool = False,
+        begun: tuple[Sequence, Seq[int]] | None = None, keep_last: bool = False,
+    ):  # fmt: skip
         for item in items:
             if not 1 <= item.start <= len(item.tokens):
                 raise ValueError(f"start must lie in 1..{len(item.tokens)}, got {item.start}")
@@ -143,8 +149,10 @@ class Scoring:
                 )
         self._runtime, self._items, self._top, self._entropy = runtime, items, top, entropy
         self._results: list[TokenScores | None] = [None] * len(items)
-        self._sequence: Sequence | None = None
-        self._kept: tuple[int, ...] = ()
+        self._keep_last = keep_last
+        self._sequence: Sequence | None = begun[0] if begun else None
+        self._kept: tuple[int, ...] = tuple(begun[1]) if begun else ()
+        self.shared = len(self._kept)  # tokens that it began with
         self._todo = []
         for i in sorted(range(len(items)), key=lambda i: items[i].tokens):
             if items[i].start == len(items[i].tokens):
@@ -179,6 +187,7 @@ class Scoring:
             self._kept, done = _score_next(
                 self._runtime, self._sequence, self._kept, self._items, self._todo, self._results,
                 top=self._top, entropy=self._entropy, leaves=min(leaves or 2**31, self._runtime.limits.leaves),
+                keep_last=self._keep_last,
             )  # fmt: skip
         except BaseException:
             self.release()
@@ -188,9 +197,15 @@ class Scoring:
 
     def release(self) -> None:
         """Hold nothing in the runtime; harmless when repeated."""
-        sequence, self._sequence, self._kept = self._sequence, None, ()
+        sequence, _ = self.hand_over()
         if sequence is not None:
             self._runtime.close(sequence)
+
+    def hand_over(self) -> tuple[Sequence | None, tuple[int, ...]]:
+        """What it holds, and the tokens that are kept there; the sequence belongs to the caller from now."""
+        sequence, kept = self._sequence, self._kept
+        self._sequence, self._kept, self.shared = None, (), 0
+        return sequence, kept
 
 
 CHEAP_TOKENS = 32  # kept tokens that a call gives up and computes again rather than ending early
@@ -226,6 +241,7 @@ def _score_next(
     top: int,
     entropy: bool,
     leaves: int,
+    keep_last: bool,
 ) -> tuple[tuple[int, ...], int]:
     """One call of the model; returns (the tokens kept now, how many of `todo` are done)."""
     limits = runtime.limits
@@ -280,6 +296,8 @@ def _score_next(
         upcoming = horizon[count]
         shared = min(_common(horizon[count - 1].tokens[:-1], upcoming.tokens), upcoming.start - 1)
         keep = paths[-1][: max(0, shared - depth)]
+    elif keep_last and count == len(todo):
+        keep = paths[-1]
     runtime.commit([(sequence, keep)])
     return (*kept, *(tokens[node] for node in keep)), count
 

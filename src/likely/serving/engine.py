@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from likely.decoding.request import Event, Request, longest_text
 from likely.decoding.sequence_state import SequenceState
@@ -22,7 +23,9 @@ from likely.errors import KvFull, LikelyError
 from likely.lm.model import Model
 from likely.runtimes.prefix_cache import PrefixCache
 from likely.scoring.likelihood import Item, Scoring, TokenScores
-from likely.serving.metrics import ServerMetrics
+
+if TYPE_CHECKING:
+    from likely.serving.metrics import ServerMetrics
 
 PREFILL_TOKENS = 32  # of prompts in a call that others wait for: about as long as two or three calls without
 
@@ -95,6 +98,7 @@ class _Job:
     items: Sequence[Item]
     top: int
     entropy: bool
+    reuse: bool = False
     future: Future[list[TokenScores]] = field(default_factory=Future)
     scoring: Scoring | None = None
 
@@ -184,9 +188,14 @@ class AsyncEngine:
         self._wake.set()
         return ticket
 
-    async def score(self, items: Sequence[Item], *, top: int = 0, entropy: bool = False) -> list[TokenScores]:
-        """Log-probabilities of given tokens, in turns with decoding.  Cancelling the caller drops the job."""
-        job = _Job(items, top, entropy)
+    async def score(
+        self, items: Sequence[Item], *, top: int = 0, entropy: bool = False, reuse: bool = False
+    ) -> list[TokenScores]:
+        """Log-probabilities of given tokens, in turns with decoding.  Cancelling the caller drops the job.
+
+        reuse  begin with what the prefix cache has of the first text, and leave the last one there: for texts that grow
+        """
+        job = _Job(items, top, entropy, reuse)
         with self._lock:
             self.check_room()
             self._jobs.append(job)
@@ -268,7 +277,7 @@ class AsyncEngine:
         job = self._jobs[0]
         try:
             if job.scoring is None:
-                job.scoring = Scoring(self.model.runtime, job.items, top=job.top, entropy=job.entropy)
+                job.scoring = self._begin(job)
             if job.scoring.waiting:
                 limits, taken = self.model.runtime.limits, sum(self._live_samples.values()) + len(self._jobs)
                 self.prefixes.make_room(min(limits.tokens_per_call, sum(len(item.tokens) for item in job.items)))
@@ -290,8 +299,35 @@ class AsyncEngine:
             if len(self._jobs) > 1 and self._jobs[0] is job:
                 self._jobs.rotate(-1)
 
+    def _begin(self, job: _Job) -> Scoring:
+        if not (job.reuse and job.items):
+            return Scoring(self.model.runtime, job.items, top=job.top, entropy=job.entropy)
+        first = min(job.items, key=lambda item: item.tokens)
+        with self.model.runtime.turn:
+            held = self.prefixes.fork(first.tokens)
+        begun = None if held is None else (held, first.tokens[: held.length])
+        try:
+            return Scoring(self.model.runtime, job.items, top=job.top, entropy=job.entropy, begun=begun, keep_last=True)
+        except BaseException:
+            if held is not None:
+                self.model.runtime.close(held)
+            raise
+
+    def _keep(self, job: _Job) -> None:
+        """What a scoring has computed goes to the prefix cache."""
+        if job.scoring is None or not job.reuse:
+            return
+        shared = job.scoring.shared
+        sequence, kept = job.scoring.hand_over()
+        if sequence is not None:
+            with self.model.runtime.turn:
+                if not self.prefixes.keep(kept, sequence, shared=shared):
+                    self.model.runtime.close(sequence)
+
     def _end(self, job: _Job, outcome: list[TokenScores] | Exception | None) -> None:
         """Take the job out, then tell who asked for it."""
+        if isinstance(outcome, list):
+            self._keep(job)
         if job.scoring is not None:
             job.scoring.release()
         with self._lock:

@@ -15,7 +15,7 @@ from fastapi import Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from likely.errors import KvFull, LikelyError
+from likely.errors import KvFull, LikelyError, RemoteError
 from likely.serving.engine import EngineFailed, Overloaded, ShuttingDown
 
 log = logging.getLogger("likely.serving")
@@ -130,6 +130,8 @@ def refusal(error: Exception, limits: ServerLimits) -> ApiError:
         return ApiError(500, str(error), code="engine_failed")
     if isinstance(error, KvFull):
         return ApiError(400, str(error), code="context_length_exceeded")
+    if isinstance(error, RemoteError):
+        return ApiError(502, str(error), code="fallback_unavailable")
     if isinstance(error, (LikelyError, ValueError)):
         return ApiError(400, str(error))
     log.error("this should not have happened", exc_info=error)

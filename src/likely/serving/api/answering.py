@@ -32,6 +32,7 @@ from likely.serving.engine import AsyncEngine, Ticket
 from likely.serving.limits import MAX_NUMBERS, MAX_SCORED_CHARS, ApiError, ServerLimits, json_response
 
 T = TypeVar("T")
+AUTO = "auto"  # the model's name for chats that the server routes between its model and the fallback
 
 
 class Answering:
@@ -61,6 +62,11 @@ class Answering:
             "context_length": self.context,
             "system_fingerprint": self._fingerprint,
         }
+
+    @property
+    def cards(self) -> list[dict[str, Any]]:
+        """All that /v1/models lists."""
+        return [self.card, *([{**self.card, "id": AUTO}] if self.confidence.routes else [])]
 
     # --- checks ---------------------------------------------------------------------------------------------------
 

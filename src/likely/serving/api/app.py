@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from likely import __version__
 from likely.errors import LikelyError
-from likely.lm.confidence import AnsweringModel, ThresholdOptions
+from likely.lm.confidence import AnsweringModel, IfUnavailable, ThresholdOptions
 from likely.lm.model import Model
 from likely.serving.api.answering import Answering
 from likely.serving.api.confidence import ChatConfidence
@@ -49,6 +49,7 @@ def create_app(
     api_key: str | Mapping[str, str] | None = None,
     hosts: Collection[str] | None = None,
     fallback: AnsweringModel | None = None,
+    if_unavailable: IfUnavailable = "error",
     upstreams: UpstreamProxy | None = None,
     **confidence: Unpack[ThresholdOptions],
 ) -> FastAPI:
@@ -58,7 +59,9 @@ def create_app(
                 those who ask with different keys share nothing that is kept of earlier prompts
     hosts       names that the Host header may have beside addresses and localhost; None: any
     fallback    another model, which chats may ask instead of giving an answer below their threshold; with a threshold
-                here all chats do
+                here all chats do, and /v1/models lists "auto" for them
+    if_unavailable  what a chat gets where the fallback's server cannot be reached: "error", or "answer": the model's
+                own answer, marked as such
     upstreams   other servers, whose models are listed beside this one's and get the requests that name them
     confidence  what is done about the confidence of chats that do not say otherwise, see `ConfidencePolicy`; as the
                 model's `with_confidence` said where it is not given
@@ -68,6 +71,7 @@ def create_app(
         fallback = model.beside(policy.fallback) if isinstance(policy.fallback, str) else policy.fallback
     if policy.has_threshold:
         policy = replace(policy, fallback=fallback)
+    policy = replace(policy, if_unavailable=if_unavailable)
     limits = limits or ServerLimits()
     keys = {"default": api_key} if isinstance(api_key, str) else api_key
     name = served_name(model.info.name)
@@ -130,13 +134,16 @@ def create_app(
         if upstreams is not None:
             await upstreams.refresh()
             others = upstreams.cards()
-        return json_response({"object": "list", "data": [app.state.answering.card, *others]})
+        return json_response({"object": "list", "data": [*app.state.answering.cards, *others]})
 
     @app.get("/v1/models/{model_id:path}")
     async def one_model(request: Request, model_id: str) -> Response:
         check_key(request, keys)
-        app.state.answering.check_model(model_id)
-        return json_response(app.state.answering.card)
+        answering: Answering = app.state.answering
+        found = next((card for card in answering.cards if card["id"] == model_id), None)
+        if found is None:
+            answering.check_model(model_id)
+        return json_response(found or answering.card)
 
     async def answer(request: Request, work: Callable[[Request, dict, str], Awaitable[Response]]) -> Response:
         try:
@@ -145,11 +152,8 @@ def create_app(
                 body = await read_json(request, limits, took)
             with admission.enter():
                 asked = body.get("model")
-                if (
-                    upstreams is not None
-                    and asked not in (None, name, model.info.name)
-                    and await upstreams.serves(asked)
-                ):
+                own = (None, name, model.info.name, *(card["id"] for card in app.state.answering.cards))
+                if upstreams is not None and asked not in own and await upstreams.serves(asked):
                     return await while_connected(request, upstreams.forward(request.url.path.removeprefix("/v1"), body))
                 return await work(request, body, key)
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -39,6 +40,11 @@ class ChatConfidence:
         self._model, self._policy, self._fallback, self._at_once = model, policy, fallback, at_once
         self._thread = ThreadPoolExecutor(1, "likely-fallback")
         self._waiting = 0
+
+    @property
+    def routes(self) -> bool:
+        """Whether chats go to the fallback without asking for it: the server then offers the model "auto"."""
+        return self._policy.has_threshold and self._policy.fallback is not None
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
@@ -118,6 +124,20 @@ def _check_known(asked: ChatRequest, field: str) -> None:
                 400, f"{field}: nothing is known of answers with {name}, only of plain ones: drop one of the two",
                 param=field,
             )  # fmt: skip
+
+
+def route_headers(bound: BoundPolicy | None, answers: Sequence[Answer | None]) -> dict[str, str]:
+    """Whose answers the choices of a reply are, and how sure the small model was of its own; "-": it said nothing."""
+    made = [answer for answer in answers if answer is not None]
+    if bound is None or bound.rule is None or bound.policy.fallback is None or not made:
+        return {}
+    routes, confidences = [], []
+    for answer in made:
+        first = answer.first or answer
+        unreached = bool(answer.why) and answer.first is None
+        routes.append("large" if answer.first is not None else "small-large-unavailable" if unreached else "small")
+        confidences.append("-" if first.confidence is None else f"{first.confidence:.4f}")
+    return {"x-likely-route": ", ".join(routes), "x-likely-confidence": ", ".join(confidences)}
 
 
 def decision_fields(bound: BoundPolicy | None, answer: Answer | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -67,6 +67,12 @@ def serve(
     upstream_key_env: Annotated[
         str | None, typer.Option("--upstream-key-env", metavar="NAME", help="Environment variable with their API key.")
     ] = None,
+    if_unavailable: Annotated[
+        Literal["error", "answer"],
+        typer.Option(
+            "--if-unavailable", help="Where --fallback is a server that cannot be reached: own answer, or none."
+        ),
+    ] = "error",
     drafter: Annotated[
         str | None, typer.Option("--drafter", help="Guess ahead in every request that names no drafter of its own.")
     ] = None,
@@ -78,6 +84,8 @@ def serve(
       likely serve
 
       likely serve model.gguf --port 8080 --access-log
+
+      likely serve --fallback http://127.0.0.1:8001 --risk 0.1
 
       LIKELY_KEY=secret likely serve --host 0.0.0.0 --api-key-env LIKELY_KEY
     """
@@ -126,7 +134,13 @@ def serve(
         # a browser that was led here has no key, but it may ask a server that wants none
         hosts = None if keys else {host, *(allowed_host or ())}
         app = create_app(
-            lm, limits=limits, api_key=keys, hosts=hosts, upstreams=others, **{**wanted, "fallback": other}
+            lm,
+            limits=limits,
+            api_key=keys,
+            hosts=hosts,
+            upstreams=others,
+            if_unavailable=if_unavailable,
+            **{**wanted, "fallback": other},
         )
         running = server(
             app,

@@ -14,8 +14,8 @@ from likely.decoding.drafting.lookup import PredictedText
 from likely.decoding.request import Event, Finished
 from likely.lm.confidence import BoundPolicy
 from likely.lm.results import Answer
-from likely.serving.api.answering import Answering, seed_of
-from likely.serving.api.confidence import decision_fields
+from likely.serving.api.answering import AUTO, Answering, seed_of
+from likely.serving.api.confidence import decision_fields, route_headers
 from likely.serving.api.forms import form_of
 from likely.serving.api.gate import log_of
 from likely.serving.api.replies import Pieces, cached_of, chat_content, ended_by, usage
@@ -45,26 +45,37 @@ class ChatsEndpoint:
         self.common = self._with = answering
 
     async def answer(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
-        self._with.check_before(asked, 1)
+        asked = self.checked(asked)
         work = self._stream(http, asked, salt) if asked.stream else self._whole(http, asked, salt)
         return await self._with.within(http, asked, work)
 
-    async def _whole(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
-        return self._with.reply(asked, await self.body(http, asked, salt))
+    def checked(self, asked: ChatRequest) -> ChatRequest:
+        """The request, if it may begin now; the model "auto" is this server's own, with its fallback behind it."""
+        if asked.model == AUTO and self._with.confidence.routes:
+            asked = asked.model_copy(update={"model": None})
+        self._with.check_before(asked, 1)
+        return asked
 
-    async def body(self, http: HttpRequest, asked: ChatRequest, salt: str) -> dict[str, Any]:
-        """A whole reply."""
+    async def _whole(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
+        body, headers = await self.body(http, asked, salt)
+        reply = self._with.reply(asked, body)
+        reply.headers.update(headers)
+        return reply
+
+    async def body(self, http: HttpRequest, asked: ChatRequest, salt: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """(a whole reply, its headers about who answered)"""
         started = await self.start(asked, "chat.completion", salt)
         done = await self._with.finished([started.ticket])
-        choices = [await self._choice(asked, started, sample, done[0, sample]) for sample in range(asked.n)]
+        answers = [await self._decided(asked, started, done[0, sample]) for sample in range(asked.n)]
+        choices = [await self._choice(asked, started, i, done[0, i], answer) for i, answer in enumerate(answers)]
         spent = usage(started.prompt_tokens, done.values(), cached_of(done))
         log_of(http)["usage"] = spent
-        return {**started.head, "choices": choices, "usage": spent}
+        headers = route_headers(started.bound, answers)
+        return {**started.head, "choices": choices, "usage": spent}, headers
 
     async def _choice(
-        self, asked: ChatRequest, started: StartedChat, sample: int, finished: Finished
+        self, asked: ChatRequest, started: StartedChat, sample: int, finished: Finished, answer: Answer | None
     ) -> dict[str, Any]:
-        answer = await self._decided(asked, started, finished)
         text, reason = (finished.text, finished.reason) if answer is None else (answer.text, answer.finish_reason)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if answer is not None and answer.abstained:

@@ -169,8 +169,7 @@ class ResponsesEndpoint:
 
     async def answer(self, http: HttpRequest, asked: ResponsesRequest, salt: str) -> Response:
         try:
-            chat = asked.as_chat()
-            self._with.check_before(chat, 1)
+            chat = self._chats.checked(asked.as_chat())
             work = self._stream(http, asked, chat, salt) if asked.stream else self._whole(http, asked, chat, salt)
             return await self._with.within(http, chat, work)
         except ApiError as error:  # of a field that is called otherwise in a chat
@@ -180,7 +179,7 @@ class ResponsesEndpoint:
             raise ApiError(error.status, message, param=name, code=error.code) from None
 
     async def _whole(self, http: HttpRequest, asked: ResponsesRequest, chat: ChatRequest, salt: str) -> Response:
-        body = await self._chats.body(http, chat, salt)
+        body, headers = await self._chats.body(http, chat, salt)
         [choice] = body["choices"]
         message, content = choice["message"], (choice["logprobs"] or {}).get("content")
         writing = _Writing(asked, body["model"], body["seed"])
@@ -192,7 +191,9 @@ class ResponsesEndpoint:
                 pass
         for _ in writing.close():
             pass
-        return self._with.reply(chat, writing.response(choice["finish_reason"], body["usage"]))
+        reply = self._with.reply(chat, writing.response(choice["finish_reason"], body["usage"]))
+        reply.headers.update(headers)
+        return reply
 
     async def _stream(self, http: HttpRequest, asked: ResponsesRequest, chat: ChatRequest, salt: str) -> Response:
         started = await self._chats.start(chat, "chat.completion.chunk", salt)
