@@ -52,9 +52,7 @@ def round_in_order(
     h[dead, dead] = 1
     places = np.arange(h.shape[0]) if order is None else order.numpy()
     factor, width = inverse_factor(h[places][:, places], damping).numpy(), h.shape[0]
-    current = np.ascontiguousarray(
-        weights.numpy().T[places]
-    )  # (in, out): what is done for a column reads one run of memory
+    current = np.ascontiguousarray(weights.numpy().T[places])  # (in, out): columns are runs of memory
     current[dead.numpy()[places]] = 0
     rounded = np.empty_like(current)
     for start in range(0, width, columns):
