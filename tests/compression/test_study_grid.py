@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_gguf import write_tiny_llama
 
 from likely.compression.study.evaluations import KEPT, LikelihoodEvaluation
@@ -110,6 +111,13 @@ def test_lines_tell_how_far_it_is(model, texts):
     said: list[str] = []
     run_grid([model], grid(texts[:1], Counted(), draws=1), said=said.append)
     assert said[0].startswith("1/2 ") and said[1].startswith("2/2 ") and "draw 0: share" in said[1]
+
+
+def test_what_reads_no_text_is_the_same_with_every_set_and_what_reads_it_is_not(model, texts):
+    sets = [grid([text], Counted()).text(model, text, 0) for text in texts]
+    for name, same in (("rtn:w4g32", True), ("rtn:w8a8", True), ("gptq:w4g32", False), ("rtn:w8a8-static", False)):
+        one, other = (StudyMethod.parse(name).apply(model, chosen).module.state_dict() for chosen in sets)
+        assert all(map(torch.equal, one.values(), other.values())) == same, name
 
 
 def test_methods_are_named_with_scheme_or_sparsity():
