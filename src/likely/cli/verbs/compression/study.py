@@ -117,8 +117,8 @@ def calibration(
     typer.echo("")
     print_table(
         ("method", "judged on", "texts differ by", "draws alone", "p", "nonsense over best"),
-        [(e.method, e.evaluation, number(e.sensitivity, 3), number(e.by_chance, 3), number(e.split and e.split.p, 3),
-          number(e.nonsense, 2)) for e in effects],
+        [(e.method, e.evaluation, number(e.sensitivity, 3), number(e.by_chance, 3),
+          number(None if e.split is None else e.split.p, 3), number(e.nonsense, 2)) for e in effects],
         left=2,
     )  # fmt: skip
     if transfer:
