@@ -14,10 +14,11 @@ def model(tmp_path_factory):
 
 
 def test_a_study_of_calibration_texts(cli, model, tmp_path):
-    text = tmp_path / "cats.txt"
+    text, other = tmp_path / "cats.txt", tmp_path / "others.txt"
     text.write_text("the cat sat on the mat and the other cats sat there too. " * 60)
+    other.write_text("then they went on and on with the thing that they had done in the sun. " * 20)
     options = (
-        "--methods", "rtn:w4g32,gptq:w4g32", "--calibrations", f"{text},random_tokens", "--evaluations", text,
+        "--methods", "rtn:w4g32,gptq:w4g32", "--calibrations", f"{text},random_tokens", "--evaluations", other,
         "--draws", 1, "--windows", 2, "--length", 16, "--tokens", 32, "-o", tmp_path / "cells.jsonl",
     )  # fmt: skip
     found = cli("study", "calibration", model, *options, "--json").json
@@ -26,7 +27,7 @@ def test_a_study_of_calibration_texts(cli, model, tmp_path):
         ("rtn:w4g32", None), ("gptq:w4g32", str(text)), ("gptq:w4g32", "random_tokens"),
     ]  # fmt: skip
     assert effect["nonsense"] == pytest.approx(rows[2]["kl"] / rows[1]["kl"]) and effect["control"] == rows[0]["kl"]
-    assert found["recommendation"].startswith(f"{model}, judged on {text}: gptq:w4g32: only {text} was tried")
+    assert found["recommendation"].startswith(f"{model}, judged on {other}: gptq:w4g32: only {text} was tried")
     before = (tmp_path / "cells.jsonl").read_bytes()
     said = cli("study", "calibration", model, *options, "--ranges")
     assert said.code == 0 and f"{rows[1]['kl']:.4f}" in said.out and (tmp_path / "cells.jsonl").read_bytes() == before
@@ -39,6 +40,7 @@ def test_errors_come_before_the_work(cli, model):
         (("--methods", "gptq:w4k"), "is not understood"),
         (("--methods", ","), "at least one method"),
         (("--calibrations", "nosuch.txt"), "does not exist"),
+        (("--calibrations", "c4_sample+wikitext2:test"), "judge on text that was held out"),
     ):
         done = cli("study", "calibration", model, *arguments)
         assert done.code in (1, 2) and message in done.err and len(done.err.splitlines()) == 1, done.err

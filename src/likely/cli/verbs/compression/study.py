@@ -77,7 +77,7 @@ def calibration(
 
       likely study calibration smollm2 -o cells.jsonl
 
-      likely study calibration smollm2 --calibrations notes.txt,python_stdlib --evaluations notes.txt --draws 3
+      likely study calibration smollm2 --calibrations notes.txt,c4_sample --evaluations others.txt --draws 3
     """
     from likely.compression.statistics import agreement_table
     from likely.compression.study.effects import recommendation, set_effects
