@@ -23,7 +23,7 @@ from likely.compression.packed_folder import packed_changes, quantization_config
 from likely.compression.pruning.nirvana import PruningOptions, allocation_of, make_plan, nirvana_plan, prune
 from likely.compression.pruning.plan import PruningPlan
 from likely.compression.pruning.scores import magnitude
-from likely.compression.quantisers.activations import quantize_inputs
+from likely.compression.quantisers.activations import exact_inputs, quantize_inputs
 from likely.compression.quantisers.awq import run_awq
 from likely.compression.quantisers.gptq import quantize_decoder
 from likely.compression.quantisers.rewritten import round_decoder, run_rotation, run_smoothquant
@@ -145,7 +145,8 @@ class CompressedModel:
         if self._runtime is None:
             from likely.runtimes.torch.runtime import TorchRuntime
 
-            self._runtime = TorchRuntime(self.module)
+            with exact_inputs(self.module):  # the runtime checks that slots give what the plain forward gives
+                self._runtime = TorchRuntime(self.module)
         return self._runtime
 
     @property
@@ -234,10 +235,8 @@ def compress(
     if trials < 1:
         raise ValueError(f"select_calibration must be at least 1, got {trials}")
     chosen = None
-    static = target is not None and target.activation == "tensor"
-    if entry.calibrates or static:  # several candidates come from all of the text, with a holdout of the same size
+    if reads_text(method, target):  # several candidates come from all of the text, with a holdout of the same size
         chosen = drawn(windows, None) if trials == 1 else drawn(windows * (trials + 1), seed)
-    decoder = DecoderMap.of(module)
     settings = MethodSettings(
         scheme=target,
         calibration=chosen,
@@ -251,26 +250,40 @@ def compress(
         tokenizer=tokenizer,
         pruning=pruning,
     )
+    text = drawn(pruning.get("recovery_windows", 256), seed) if pruning.get("recovery") else None
+    return compress_module(module, tokenizer, method, settings, model=model, source=place, recovery_text=text)
+
+
+def compress_module(
+    module: torch.nn.Module, tokenizer: Tokenizer, method: str, settings: MethodSettings, *, model: str | Path,
+    source: Path, recovery_text: CalibrationSet | None = None,
+) -> CompressedModel:  # fmt: skip
+    """Compress a module of transformers in place, all settings made.  model: its name in records; source: its file."""
     _check_options(method, settings)
+    entry, decoder = METHODS[method], DecoderMap.of(module)
     plan, quantized = None, {}
     if entry.plan is not None:
         plan = entry.plan(decoder, settings)
-        text = drawn(pruning.get("recovery_windows", 256), seed) if pruning.get("recovery") else None
-        prune(module, plan, text, seed=seed, progress=progress, **pruning)
+        prune(module, plan, recovery_text, seed=settings.seed, progress=settings.progress, **settings.pruning)
     else:
         assert entry.run is not None
         quantized = entry.run(decoder, settings)
         use_codes(module, quantized)
-        if target is not None and not entry.rounds_inputs:
-            quantize_inputs(DecoderMap.of(module), target, chosen)
+        if settings.scheme is not None and not entry.rounds_inputs:
+            quantize_inputs(DecoderMap.of(module), settings.scheme, settings.calibration)
     return CompressedModel(
         module=module,
         tokenizer=tokenizer,
         quantized=quantized,
         settings=_record(model, method, settings, plan),
-        source=place,
+        source=source,
         plan=plan,
     )
+
+
+def reads_text(method: str, scheme: QuantScheme | None) -> bool:
+    """Whether the result depends on a calibration set: by the method, or by static scales of activations."""
+    return METHODS[method].calibrates or (scheme is not None and scheme.activation == "tensor")
 
 
 def check_target(
