@@ -36,7 +36,7 @@ class Request:
                    ranked by sequence_logprob / length ** length_penalty, as in transformers
     particles      > 0: sequential Monte Carlo under the constraint with this many weighted texts, all of them returned
     drafter        speculation: guesses that cost no quality
-    draft_budget   most drafted tokens per call; "auto": as many as pay, none if none do
+    draft_budget   most drafted tokens per call; "auto": as many as pay, none if none do; "off": 0
     verification   "keyed": the tokens are the same with any drafter (rules M and G).  "rejection", "spectr": their
                    distribution is the same, the tokens depend on the drafter (rules R and K); for drafters that sample
                    from a known q
@@ -62,7 +62,7 @@ class Request:
     length_penalty: float = 1.0
     particles: int = 0
     drafter: DraftSource | None = None
-    draft_budget: int | Literal["auto"] = "auto"
+    draft_budget: int | Literal["auto", "off"] = "auto"
     verification: Verification = "keyed"
     constraint: Constraint | None = None
     logits_processors: tuple[LogitsProcessor, ...] = ()
@@ -86,9 +86,11 @@ class Request:
                 raise ValueError(f"{name} must be a whole number in [0, {high}], got {value}")
         if not isinstance(self.stop_repetition, bool):
             raise ValueError(f"stop_repetition must be true or false, got {self.stop_repetition!r}")
+        if self.draft_budget == "off":
+            object.__setattr__(self, "draft_budget", 0)
         budget = self.draft_budget
         if budget != "auto" and not (isinstance(budget, int) and 0 <= budget <= 1024):
-            raise ValueError(f'draft_budget must be "auto" or a whole number in [0, 1024], got {budget!r}')
+            raise ValueError(f'draft_budget must be "auto", "off" or a whole number in [0, 1024], got {budget!r}')
         if self.verification not in ("keyed", "rejection", "spectr"):
             raise ValueError(f'verification must be "keyed", "rejection" or "spectr", got {self.verification!r}')
         if self.drafter is not None and self.verification != "keyed":

@@ -1,0 +1,155 @@
+"""Goodput: tokens that a step emits by expectation, per second of the step; and the draft lengths that maximise it.
+
+SmartSpec: Liu et al. 2024, arXiv:2406.14066.  Pure functions of expected gains and predicted seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from likely.metrics.checks import Floats
+from likely.runtimes.protocol import IntArray
+from likely.runtimes.step_cost import StepCost
+
+
+def expected_tokens(alpha: ArrayLike, k: int) -> float:
+    """ℓ(α, k) = Σ_{i=0..k} Π_{j<=i} α_j: expected tokens of one verification, the target's own token included.
+
+    alpha  P(a drafted token is accepted | those before it were): one number, or one per position (at least k)
+    """
+    return 1.0 + float(survival(alpha, k).sum())
+
+
+def survival(alpha: ArrayLike, k: int) -> Floats:
+    """(k,) P(the i-th drafted token is kept) = Π_{j<=i} α_j."""
+    if k < 0:
+        raise ValueError(f"the number of drafted tokens must be >= 0, got {k}")
+    rates = np.asarray(alpha, np.float64)
+    if not ((rates >= 0) & (rates <= 1)).all():
+        raise ValueError(f"an acceptance rate must lie in [0, 1], got {alpha}")
+    if rates.ndim and len(rates) < k:
+        raise ValueError(f"acceptance rates of {len(rates)} positions are too few for {k} drafted tokens")
+    return np.cumprod(np.broadcast_to(rates, k) if rates.ndim == 0 else rates[:k])
+
+
+def choose_length(
+    alpha: ArrayLike,
+    cost: StepCost,
+    *,
+    sequences: int,
+    context: float,
+    k_max: int,
+    draft: StepCost | None = None,
+    matched: int | None = None,
+    prefill: int = 0,
+    margin: float = 1.0,
+) -> int:
+    """The one number of drafted tokens for all sequences of a step whose goodput is largest; 0 where none pays.
+
+    context  tokens that the sequences keep, all together;  prefill: tokens of prompts in the same step
+    draft    cost of a step of the draft model, of which k tokens need k; None: drafting is free
+    matched  how many of the sequences have a draft at all (prompt lookup); None: all
+    margin   speculation must promise that many times the goodput of plain decoding
+    """
+    if sequences < 1 or k_max < 0 or context < 0 or prefill < 0:
+        raise ValueError(
+            f"expected sequences >= 1, k_max, context and prefill >= 0, got {sequences}, {k_max}, {context}, {prefill}"
+        )
+    drafting = sequences if matched is None else matched
+    if not 0 <= drafting <= sequences:
+        raise ValueError(f"matched must lie in 0..{sequences}, got {matched}")
+    k = np.arange(k_max + 1)
+    emitted = sequences + drafting * np.concatenate([[0.0], np.cumsum(survival(alpha, k_max))])
+    seconds = cost.seconds(sequences, sequences + drafting * k + prefill, context)
+    if draft is not None and drafting:
+        seconds = seconds + k * draft.seconds(drafting, drafting, context * drafting / sequences)
+    rate = emitted / seconds
+    best = int(rate.argmax())
+    return best if best and rate[best] >= margin * rate[0] else 0
+
+
+def draft_lengths(
+    gains: Sequence[Floats],
+    seconds: Callable[[IntArray], Floats],
+    *,
+    emitted: float,
+    room: int,
+    level_seconds: Callable[[IntArray], Floats] | None = None,
+    margin: float = 1.0,
+    uniform: bool = False,
+) -> tuple[list[int], float]:
+    """(how many tokens of each request's draft go into the step, how many of all those will be kept by expectation).
+
+    gains    per request: expected kept tokens that its i-th drafted token adds; a later one is never worth more
+    seconds  (n,) numbers of drafted tokens of the step -> its predicted seconds
+    emitted  tokens that the step emits without drafts;  room: most drafted tokens
+    level_seconds  (m,) numbers of sequences -> seconds in which a draft model extends the drafts of that many by one
+    uniform  all requests get one length (or all that they have): the paper's batch granularity
+
+    Water-filling: tokens are taken in the order of their worth, over all requests, as far as goodput is largest.  Every
+    prefix of that order is compared, so costs need not be convex.
+    """
+    sizes = [len(each) for each in gains]
+    nothing = [0] * len(gains)
+    if not sum(sizes) or room <= 0:
+        return nothing, 0.0
+    request = np.repeat(np.arange(len(gains)), sizes)
+    level = np.concatenate([np.arange(size) for size in sizes])
+    gain = np.concatenate([np.asarray(each, np.float64) for each in gains])
+    worth = np.zeros(len(gain)) if uniform else np.concatenate([np.minimum.accumulate(each) for each in gains if len(each)])
+    order = np.lexsort((request, level, -worth))[:room]
+    kept = np.concatenate([[0.0], np.cumsum(gain[order])])
+    spent = seconds(np.arange(len(order) + 1))
+    if level_seconds is not None:
+        before = _earlier_in_level(level[order])
+        of_level = np.concatenate([[0.0], level_seconds(np.arange(1, len(gains) + 1))])
+        spent = spent + np.concatenate([[0.0], np.cumsum(of_level[before + 1] - of_level[before])])
+    rate = (emitted + kept) / spent
+    if uniform and len(order) > 1:
+        inside = np.flatnonzero(np.diff(level[order]) == 0) + 1  # the batch would be cut within a level
+        rate[inside] = 0.0
+    best = int(rate.argmax())
+    if not best or rate[best] < margin * rate[0]:
+        return nothing, 0.0
+    return np.bincount(request[order[:best]], minlength=len(gains)).tolist(), float(kept[best])
+
+
+def _earlier_in_level(level: IntArray) -> IntArray:
+    """(n,) how many entries before this one are of the same level."""
+    by_level = np.argsort(level, kind="stable")
+    grouped = level[by_level]
+    first = np.searchsorted(grouped, grouped)
+    earlier = np.empty(len(level), np.int64)
+    earlier[by_level] = np.arange(len(level)) - first
+    return earlier
+
+
+def schedule_by_batch(
+    alpha: ArrayLike,
+    cost: StepCost,
+    *,
+    context: float,
+    k_max: int,
+    batch_max: int,
+    draft: StepCost | None = None,
+    margin: float = 1.0,
+) -> list[list[int]]:
+    """[[first batch size, last batch size, k], ...]: `choose_length` for every batch size up to batch_max.
+
+    The form of vLLM's `num_speculative_tokens_per_batch_size`.  context: tokens that each sequence keeps.
+    """
+    if batch_max < 1:
+        raise ValueError(f"the largest batch must be >= 1, got {batch_max}")
+    rows: list[list[int]] = []
+    for size in range(1, batch_max + 1):
+        k = choose_length(
+            alpha, cost, sequences=size, context=size * context, k_max=k_max, draft=draft, margin=margin
+        )
+        if rows and rows[-1][2] == k:
+            rows[-1][1] = size
+        else:
+            rows.append([size, size, k])
+    return rows
