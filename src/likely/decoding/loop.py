@@ -174,8 +174,12 @@ class Loop:
             ready.append((state, sequence))
         decoding = [state for state, _ in ready if len(state.todo) == 1]
         reading = sum(len(state.todo) for state, _ in ready if len(state.todo) > 1)
-        prefill = min(reading, self.prefill_tokens or reading, max(budget - len(decoding), 0))
-        self.planner.plan(decoding, budget - len(decoding) if drafts else 0, prefill)
+        self.planner.plan(
+            decoding,
+            budget - len(decoding) if drafts else 0,
+            prefill=min(reading, self.prefill_tokens or reading, max(budget - len(decoding), 0)),
+            others=len(ready) - len(decoding) + len(self.scheduler.waiting),
+        )
         if decoding and self.prefill_tokens:
             drafted = sum(len(state.draft) for state in decoding)
             budget = min(budget, len(decoding) + drafted + self.prefill_tokens)

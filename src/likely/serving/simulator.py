@@ -345,9 +345,7 @@ class _Run:
             server.cost, clock, context_length=longest, tokens_held=server.tokens_held,
             tokens_per_call=server.step_tokens, jitter=server.jitter, seed=self.seed,
         )  # fmt: skip
-        controller = Controller(granularity=server.granularity)
-        if server.profiled:
-            controller.costs.step = server.cost
+        controller = Controller(step=server.cost if server.profiled else None, granularity=server.granularity)
         loop = Loop(
             runtime, lambda token: b"", frozenset(), controller=controller, policy=AtMost(server.max_running),
             prefill_tokens=server.prefill_tokens, clock=clock,

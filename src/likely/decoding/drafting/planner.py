@@ -36,20 +36,22 @@ class DraftPlanner:
     clock: Callable[[], float] = time.perf_counter
     seconds: float = 0.0  # spent in drafters
 
-    def plan(self, decoding: list[SequenceState], room: int, prefill: int = 0) -> None:
+    def plan(self, decoding: list[SequenceState], room: int, *, prefill: int = 0, others: int = 0) -> None:
         """Set `draft` of every decoding state; at most `room` tokens in all, and no more leaves than fit.
 
-        prefill  tokens of prompts that the same call reads: work that counts as much as tokens that are written
+        prefill  tokens of prompts that the same call reads;  others: texts that do not decode yet and wait for its end
         """
         # the contexts of logits processors hold the draft, too
         copies = 1 + max((len(state.logits_processors) for state in decoding), default=0)
         call = PlannedCall(
-            positions=len(decoding) + prefill,
-            emitted=float(len(decoding) + prefill),
+            positions=len(decoding),
+            emitted=float(len(decoding)),
             room=room,
             leaves=self.runtime.limits.leaves // copies - len(decoding),
             sequences=max(len(decoding), 1),
             context=sum(state.sequence.length for state in decoding if state.sequence is not None),
+            prefill=prefill,
+            others=others,
         )
         for state in decoding:
             state.draft, state.drafted = NO_DRAFT, 0

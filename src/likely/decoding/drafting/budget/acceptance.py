@@ -13,6 +13,7 @@ from likely.metrics.checks import Floats
 
 LIMIT = 64  # most drafted tokens per sequence and call
 FORGET = 0.98  # per recorded draft
+SLOWLY = 0.998  # per draft of any text
 # a new text is trusted less than usual, and the beginnings of its own drafts soon decide
 DOUBT, WEIGHT, FADE, BEGINNING = 0.7, 2.0, 0.8, 8
 SMALL, PAUSE = 8, 2  # size of a draft while none pays; tokens between two of them
@@ -20,7 +21,7 @@ _RANKS = np.arange(LIMIT)
 _NOTHING = np.zeros(LIMIT)
 CAUTION = 0.5  # standard errors
 SHRINK = 20.0  # imagined drafts by which a position's rate is drawn to that of all positions
-OWN = 10.0  # the same, by which a text's rates are drawn to those of all texts
+OWN = 30.0  # imagined tokens by which a text's rate is drawn to that of all texts
 
 
 class AcceptanceEstimate:
@@ -30,7 +31,8 @@ class AcceptanceEstimate:
     about what lies behind its end: the maximum-likelihood estimate is accepted / (accepted + rejected), at each
     position and over all of them.  (Accepted per proposed token is no estimate of α but of (ℓ(α, k) - 1) / k.)
 
-    prior, weight  before anything is seen: this rate, that counts as many tokens; a prior may be another estimate
+    prior, weight  before anything is seen: this rate, that counts as many tokens.  A prior that is an estimate itself,
+                   of many texts, gives the positions; what is learned is how this text compares
     shrink         positions are drawn to the rate of all positions with this weight
     forget         what was seen counts that much less after each update; 1: nothing is forgotten
     """
@@ -92,12 +94,11 @@ class AcceptanceEstimate:
         prior = self._prior
         seen = self._updates, prior._updates if isinstance(prior, AcceptanceEstimate) else 0
         if self._rates is None or self._rates[0] != seen:
-            towards: float | Floats = self.alpha
-            weight = self._shrink
             if isinstance(prior, AcceptanceEstimate):  # as this text is better or worse than usual, at all positions
-                usual = prior.alpha
-                weight, towards = self._weight, prior.by_position * (towards / usual if usual else 1.0)
-            rates = (self._accepted + weight * towards) / np.maximum(self._accepted + self._rejected + weight, 1e-12)
+                rates = prior.by_position * (self.alpha / prior.alpha if prior.alpha else 1.0)
+            else:
+                seen_there = self._accepted + self._rejected + self._shrink
+                rates = (self._accepted + self._shrink * self.alpha) / np.maximum(seen_there, 1e-12)
             rates = np.minimum(rates, 1.0)
             self._rates = seen, rates, np.cumprod(rates)
         return self._rates[1:]
@@ -114,7 +115,7 @@ class SourceRecord:
     credit_s  seconds that may be spent on trials of a source that does not pay at present
     """
 
-    runs: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
+    runs: AcceptanceEstimate = field(default_factory=lambda: AcceptanceEstimate(forget=SLOWLY))
     levels: CallCosts = field(default_factory=lambda: CallCosts(growth=1 / 16))
     together: bool = False
     trees: bool = False

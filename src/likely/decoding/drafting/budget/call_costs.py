@@ -8,6 +8,7 @@ import numpy as np
 
 from likely.metrics.checks import Floats
 from likely.runtimes.cost_curve import CostCurve
+from likely.runtimes.step_cost import StepCost
 
 TRIES = 3  # of a call size before its measured cost is believed
 
@@ -16,25 +17,23 @@ class CallCosts:
     """Seconds of a call on n positions, linear between the sizes seen.
 
     Each size counts with the 30 % quantile of its recent calls: what disturbs a call only adds time.  Sizes not yet
-    seen take a stored cost curve, and the largest prefill, which computes fewer rows of logits.  Where the curve has a
-    `StepCost`, what is learned is how many times its prediction calls of a size take, so that number and length of the
-    texts count, too.
+    seen take a stored cost curve, and the largest prefill, which computes fewer rows of logits.  Where a `StepCost` is
+    known, by itself or of the curve, it predicts, so that number and length of the texts count, too; what is learned is
+    how many times its prediction calls of a size really take.
 
     growth  beyond the largest size seen a position costs at least this share of the mean cost of one
     """
 
-    def __init__(self, curve: CostCurve | None = None, *, growth: float = 1 / 4):
-        self.step = curve.step_cost if curve is not None else None
+    def __init__(self, curve: CostCurve | None = None, *, step: StepCost | None = None, growth: float = 1 / 4):
+        self.step = step or (curve.step_cost if curve is not None else None)
         self._growth = growth
         self._recent: dict[int, deque[float]] = {}
         self._typical: dict[int, float] = {}
         self._prior: dict[int, float] = {}
         self._points: tuple[Floats, Floats, np.ndarray] | None = None
-        if curve is not None:
-            single = [r for r in curve.rows if r.sequences == 1 and r.kind == "decode"]
-            shortest = min((r.context for r in single), default=0)
-            for n in sorted({r.positions for r in single}):
-                self._prior[n] = curve.seconds(n) / self._base(n, 1, shortest)
+        if curve is not None and self.step is None:
+            for n in sorted({r.positions for r in curve.rows if r.sequences == 1 and r.kind == "decode"}):
+                self._prior[n] = curve.seconds(n)
 
     def _base(self, positions: int, sequences: int, context: float) -> float:
         """What is learned are multiples of this."""
@@ -52,31 +51,32 @@ class CallCosts:
             self._points = None
 
     def record_prefill(self, positions: int, seconds: float) -> None:
-        if positions > max(self._prior, default=8):
-            self._prior[positions] = seconds / self._base(positions, 1, 0)
+        if self.step is None and positions > max(self._prior, default=8):
+            self._prior[positions] = seconds
             self._points = None
 
     @property
     def known(self) -> bool:
-        return len(self._recent.get(1, ())) >= 3 or 1 in self._prior or len(self._recent) > 1
+        seen = len(self._recent.get(1, ())) >= 3 or len(self._recent) > 1
+        return seen or 1 in self._prior or self.step is not None
 
     def tries(self, positions: int) -> int:
         """Calls seen of about this size."""
         return sum(len(t) for n, t in self._recent.items() if 3 * n >= 2 * positions and 2 * n <= 3 * positions)
 
     def seconds(self, positions: np.ndarray, *, sequences: int = 1, context: float = 0) -> Floats:
-        """Predicted seconds, one per entry, increasing in the size."""
+        """Predicted seconds, one per entry, for increasing positions."""
         if self._points is None:
             known = self._prior | self._typical
             sizes = sorted(known)
-            self._points = (
-                np.array(sizes, np.float64),
-                np.array([known[n] for n in sizes]),
-                np.array([len(self._recent.get(n, ())) >= TRIES for n in sizes]),
-            )
+            settled = np.array([len(self._recent.get(n, ())) >= TRIES for n in sizes], np.bool_)
+            self._points = np.array(sizes, np.float64), np.array([known[n] for n in sizes]), settled
         sizes, times, settled = self._points
         if self.step is not None:
-            times = times * np.maximum(self.step.seconds(sequences, sizes, context), 1e-9)
+            predicted = self.step.seconds(sequences, positions, context)
+            if not settled.any():
+                return predicted
+            return np.maximum.accumulate(predicted * np.interp(positions, sizes[settled], times[settled]))
         # a size seen a few times only may have been disturbed: what a larger call did, it can
         reachable = np.minimum.accumulate(times[::-1])[::-1]
         times = np.where(settled, times, reachable)

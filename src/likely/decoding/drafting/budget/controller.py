@@ -16,11 +16,12 @@ import numpy as np
 
 from likely.decoding.drafting.budget.acceptance import LIMIT, AcceptanceEstimate, SourceRecord, match_class
 from likely.decoding.drafting.budget.call_costs import TRIES, CallCosts
-from likely.decoding.drafting.budget.goodput import draft_lengths
+from likely.decoding.drafting.budget.goodput import StepShape, draft_lengths
 from likely.decoding.drafting.protocol import Draft
 from likely.metrics.checks import Floats
 from likely.runtimes.cost_curve import CostCurve
 from likely.runtimes.protocol import IntArray
+from likely.runtimes.step_cost import StepCost
 
 MARGIN = 1.05  # a predicted gain below this is noise
 ANY = 0  # the class of drafts whose size is decided before they are seen
@@ -32,10 +33,11 @@ TRIAL_SHARE = 0.02  # of the time may go to trials of a drafter that does not pa
 class PlannedCall:
     """What the next call holds so far.
 
-    positions, emitted  tokens that it computes, and tokens that it is worth: one per text that goes on, what is
-                        expected of drafts, and the pieces of prompts
+    positions, emitted  of decoding: tokens that it computes, and that it emits by expectation: one per text, and what
+                        drafts add
     room, leaves        how many more tokens and leaves of trees fit
-    sequences, context  texts that take part, and the tokens that they keep, all together
+    sequences, context  texts that decode, and the tokens that they keep, all together
+    prefill, others     tokens of prompts that are read beside, and texts that do not decode yet
     """
 
     positions: int
@@ -44,6 +46,8 @@ class PlannedCall:
     leaves: int
     sequences: int = 1
     context: int = 0
+    prefill: int = 0
+    others: int = 0
 
     def add(self, nodes: int) -> None:
         self.room, self.positions = self.room - nodes, self.positions + nodes
@@ -65,14 +69,21 @@ class Candidate:
 class Controller:
     """What one model has learned about calls and drafters; shared by its loops.
 
+    curve, step  what is known of calls before the first one
     granularity  "request": each text gets as many drafted tokens as its own drafts are worth;  "batch": all texts of a
                  step whose drafter costs time get one number
     """
 
-    def __init__(self, curve: CostCurve | None = None, *, granularity: Literal["request", "batch"] = "request"):
+    def __init__(
+        self,
+        curve: CostCurve | None = None,
+        *,
+        step: StepCost | None = None,
+        granularity: Literal["request", "batch"] = "request",
+    ):
         if granularity not in ("request", "batch"):
             raise ValueError(f'granularity must be "request" or "batch", got {granularity!r}')
-        self.costs, self.granularity = CallCosts(curve), granularity
+        self.costs, self.granularity = CallCosts(curve, step=step), granularity
         self._by_source: dict[str, SourceRecord] = {}
         self._lock = threading.Lock()
 
@@ -80,9 +91,19 @@ class Controller:
         with self._lock:
             return self._by_source.setdefault(source, SourceRecord())
 
-    def seconds(self, call: PlannedCall, drafted: IntArray) -> Floats:
-        """Predicted seconds of the call with these numbers of further drafted tokens."""
-        return self.costs.seconds(call.positions + drafted, sequences=call.sequences, context=call.context)
+    def seconds(self, call: PlannedCall, drafted: IntArray, *, prefill: int = 0) -> Floats:
+        """Predicted seconds of the call's decoding with these numbers of further drafted tokens."""
+        return self.costs.seconds(call.positions + prefill + drafted, sequences=call.sequences, context=call.context)
+
+    def _shape(self, call: PlannedCall) -> StepShape:
+        if not call.prefill:
+            return StepShape(lambda n: self.seconds(call, n), call.emitted)
+        return StepShape(
+            lambda n: self.seconds(call, n),
+            call.emitted,
+            lambda n: self.seconds(call, n, prefill=call.prefill),
+            call.others,
+        )
 
     def verify(self, candidates: Sequence[Candidate], call: PlannedCall) -> tuple[list[int], float]:
         """(how many nodes of each free draft to verify, how many of them will be kept by expectation)."""
@@ -94,9 +115,7 @@ class Controller:
             most = max(min(len(each.draft), each.limit, LIMIT), 0)
             expected = self.of(each.source).expected(match_class(each.draft))[: most + 1]
             gains.append(each.trust * np.diff(expected))
-        lengths, kept = draft_lengths(
-            gains, lambda n: self.seconds(call, n), emitted=call.emitted, room=call.room, margin=MARGIN
-        )
+        lengths, kept = draft_lengths(gains, self._shape(call), room=call.room, margin=MARGIN)
         if kept:
             return lengths, kept
         for i, gain in enumerate(gains):  # a promising draft of a size whose cost is hardly known is tried a few times
@@ -133,8 +152,7 @@ class Controller:
             ]
             lengths, kept = draft_lengths(
                 gains,
-                lambda n: self.seconds(call, n),
-                emitted=call.emitted,
+                self._shape(call),
                 room=call.room,
                 level_seconds=record.level_seconds,
                 margin=MARGIN,

@@ -6,6 +6,7 @@ SmartSpec: Liu et al. 2024, arXiv:2406.14066.  Pure functions of expected gains 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +14,8 @@ from numpy.typing import ArrayLike
 from likely.metrics.checks import Floats
 from likely.runtimes.protocol import IntArray
 from likely.runtimes.step_cost import StepCost
+
+SPARE = 0.05  # of the tokens per second of decoding may be given for tokens that come sooner while prompts are read
 
 
 def expected_tokens(alpha: ArrayLike, k: int) -> float:
@@ -73,9 +76,8 @@ def choose_length(
 
 def draft_lengths(
     gains: Sequence[Floats],
-    seconds: Callable[[IntArray], Floats],
+    batch: StepShape,
     *,
-    emitted: float,
     room: int,
     level_seconds: Callable[[IntArray], Floats] | None = None,
     margin: float = 1.0,
@@ -84,8 +86,7 @@ def draft_lengths(
     """(how many tokens of each request's draft go into the step, how many of all those will be kept by expectation).
 
     gains    per request: expected kept tokens that its i-th drafted token adds; a later one is never worth more
-    seconds  (n,) numbers of drafted tokens of the step -> its predicted seconds
-    emitted  tokens that the step emits without drafts;  room: most drafted tokens
+    room     most drafted tokens
     level_seconds  (m,) numbers of sequences -> seconds in which a draft model extends the drafts of that many by one
     uniform  all requests get one length (or all that they have): the paper's batch granularity
 
@@ -99,22 +100,51 @@ def draft_lengths(
     request = np.repeat(np.arange(len(gains)), sizes)
     level = np.concatenate([np.arange(size) for size in sizes])
     gain = np.concatenate([np.asarray(each, np.float64) for each in gains])
-    worth = np.zeros(len(gain)) if uniform else np.concatenate([np.minimum.accumulate(each) for each in gains if len(each)])
+    worth = np.zeros(len(gain)) if uniform else np.concatenate([np.minimum.accumulate(g) for g in gains if len(g)])
     order = np.lexsort((request, level, -worth))[:room]
     kept = np.concatenate([[0.0], np.cumsum(gain[order])])
-    spent = seconds(np.arange(len(order) + 1))
+    drafting = np.zeros(len(kept))
     if level_seconds is not None:
         before = _earlier_in_level(level[order])
         of_level = np.concatenate([[0.0], level_seconds(np.arange(1, len(gains) + 1))])
-        spent = spent + np.concatenate([[0.0], np.cumsum(of_level[before + 1] - of_level[before])])
-    rate = (emitted + kept) / spent
-    if uniform and len(order) > 1:
-        inside = np.flatnonzero(np.diff(level[order]) == 0) + 1  # the batch would be cut within a level
-        rate[inside] = 0.0
-    best = int(rate.argmax())
-    if not best or rate[best] < margin * rate[0]:
-        return nothing, 0.0
-    return np.bincount(request[order[:best]], minlength=len(gains)).tolist(), float(kept[best])
+        drafting[1:] = np.cumsum(of_level[before + 1] - of_level[before])
+    for rate in batch.goodput(kept, drafting):
+        if uniform and len(order) > 1:
+            inside = np.flatnonzero(np.diff(level[order]) == 0) + 1  # the batch would be cut within a level
+            rate[inside] = 0.0
+        best = int(rate.argmax())
+        if best and rate[best] >= margin * rate[0]:
+            return np.bincount(request[order[:best]], minlength=len(gains)).tolist(), float(kept[best])
+    return nothing, 0.0
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What a step does beside verifying drafts.
+
+    seconds  (n,) numbers of drafted tokens -> predicted seconds of decoding, without prompts that are read beside
+    emitted  tokens that it emits without drafts
+    whole_s  the same of all of the step, where it reads prompts;  others: texts that do not decode yet and wait for its end
+    """
+
+    seconds: Callable[[IntArray], Floats]
+    emitted: float
+    whole_s: Callable[[IntArray], Floats] | None = None
+    others: int = 0
+
+    def goodput(self, kept: Floats, drafting_s: Floats) -> list[Floats]:
+        """(N,) tokens per second with 0 .. N-1 drafted tokens, `kept` of which are: what is to be as large as possible.
+
+        First that of decoding, so that drafts never cost throughput.  Where it is largest without drafts, and prompts
+        are read in the same step, a token that is kept saves its text a long step, and its own time is lost by all
+        texts: then (emitted + others + kept) / whole_s, but not where decoding loses more than `SPARE`.
+        """
+        n = np.arange(len(kept))
+        alone = (self.emitted + kept) / (self.seconds(n) + drafting_s)
+        if self.whole_s is None:
+            return [alone]
+        whole = (self.emitted + self.others + kept) / (self.whole_s(n) + drafting_s)
+        return [alone, np.where(alone >= (1 - SPARE) * alone[0], whole, 0.0)]
 
 
 def _earlier_in_level(level: IntArray) -> IntArray:
