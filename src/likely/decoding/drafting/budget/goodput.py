@@ -15,6 +15,7 @@ from likely.metrics.checks import Floats
 from likely.runtimes.protocol import IntArray
 from likely.runtimes.step_cost import StepCost
 
+DEEPEST = 16  # most tokens that are drafted by a source that costs time
 SPARE = 0.05  # of the tokens per second of decoding may be given for tokens that come sooner while prompts are read
 
 
@@ -91,7 +92,8 @@ def draft_lengths(
     uniform  all requests get one length (or all that they have): the paper's batch granularity
 
     Water-filling: tokens are taken in the order of their worth, over all requests, as far as goodput is largest.  Every
-    prefix of that order is compared, so costs need not be convex.
+    prefix of that order is compared, so costs need not be convex; and every depth of the drafts, where a level of them
+    costs time, which the few texts that are worth a further level may not be worth.
     """
     sizes = [len(each) for each in gains]
     nothing = [0] * len(gains)
@@ -101,20 +103,30 @@ def draft_lengths(
     level = np.concatenate([np.arange(size) for size in sizes])
     gain = np.concatenate([np.asarray(each, np.float64) for each in gains])
     worth = np.zeros(len(gain)) if uniform else np.concatenate([np.minimum.accumulate(g) for g in gains if len(g)])
-    order = np.lexsort((request, level, -worth))[:room]
-    kept = np.concatenate([[0.0], np.cumsum(gain[order])])
-    drafting = np.zeros(len(kept))
-    if level_seconds is not None:
-        before = _earlier_in_level(level[order])
-        of_level = np.concatenate([[0.0], level_seconds(np.arange(1, len(gains) + 1))])
-        drafting[1:] = np.cumsum(of_level[before + 1] - of_level[before])
-    for rate in batch.goodput(kept, drafting):
-        if uniform and len(order) > 1:
-            inside = np.flatnonzero(np.diff(level[order]) == 0) + 1  # the batch would be cut within a level
-            rate[inside] = 0.0
-        best = int(rate.argmax())
-        if best and rate[best] >= margin * rate[0]:
-            return np.bincount(request[order[:best]], minlength=len(gains)).tolist(), float(kept[best])
+    order = np.lexsort((request, level, -worth))
+    of_level = None if level_seconds is None else np.concatenate([[0.0], level_seconds(np.arange(1, len(gains) + 1))])
+    depths = [max(sizes)] if of_level is None else range(1, min(max(sizes), DEEPEST) + 1)
+    for goodput in batch.criteria():
+        most, plain, falling = 0.0, 0.0, 0
+        taken, total = order[:0], 0.0
+        for depth in depths:
+            these = order[level[order] < depth][:room]
+            kept = np.concatenate([[0.0], np.cumsum(gain[these])])
+            drafting = np.zeros(len(kept))
+            if of_level is not None:
+                before = _earlier_in_level(level[these])
+                drafting[1:] = np.cumsum(of_level[before + 1] - of_level[before])
+            rate = goodput(kept, drafting)
+            if uniform and len(these) > 1:
+                rate[1:-1][np.diff(level[these]) == 0] = 0.0  # the batch would be cut within a level
+            best, plain = int(rate.argmax()), float(rate[0])
+            falling += 1
+            if rate[best] > most:
+                most, falling, taken, total = float(rate[best]), 0, these[:best], float(kept[best])
+            if falling == 2:
+                break
+        if len(taken) and most >= margin * plain:
+            return np.bincount(request[taken], minlength=len(gains)).tolist(), total
     return nothing, 0.0
 
 
@@ -132,19 +144,24 @@ class StepShape:
     whole_s: Callable[[IntArray], Floats] | None = None
     others: int = 0
 
-    def goodput(self, kept: Floats, drafting_s: Floats) -> list[Floats]:
-        """(N,) tokens per second with 0 .. N-1 drafted tokens, `kept` of which are: what is to be as large as possible.
+    def criteria(self) -> list[Callable[[Floats, Floats], Floats]]:
+        """What is to be as large as possible, the second where the first is largest without drafts.
 
-        First that of decoding, so that drafts never cost throughput.  Where it is largest without drafts, and prompts
-        are read in the same step, a token that is kept saves its text a long step, and its own time is lost by all
-        texts: then (emitted + others + kept) / whole_s, but not where decoding loses more than `SPARE`.
+        Functions of (N,) tokens kept of 0 .. N-1 drafted ones, and the seconds of drafting these.  First tokens per
+        second of decoding, so that drafts never cost throughput.  Then, where prompts are read in the same step, a
+        token that is kept saves its text a long step, and its own time is lost by all texts:
+        (emitted + others + kept) / whole_s, but not where decoding loses more than `SPARE`.
         """
-        n = np.arange(len(kept))
-        alone = (self.emitted + kept) / (self.seconds(n) + drafting_s)
-        if self.whole_s is None:
-            return [alone]
-        whole = (self.emitted + self.others + kept) / (self.whole_s(n) + drafting_s)
-        return [alone, np.where(alone >= (1 - SPARE) * alone[0], whole, 0.0)]
+        return [self._alone] if self.whole_s is None else [self._alone, self._beside]
+
+    def _alone(self, kept: Floats, drafting_s: Floats) -> Floats:
+        return (self.emitted + kept) / (self.seconds(np.arange(len(kept))) + drafting_s)
+
+    def _beside(self, kept: Floats, drafting_s: Floats) -> Floats:
+        assert self.whole_s is not None
+        alone = self._alone(kept, drafting_s)
+        whole = (self.emitted + self.others + kept) / (self.whole_s(np.arange(len(kept))) + drafting_s)
+        return np.where(alone >= (1 - SPARE) * alone[0], whole, 0.0)
 
 
 def _earlier_in_level(level: IntArray) -> IntArray:
