@@ -321,12 +321,15 @@ class SimulatedServer:
     jitter: float = 0.0
     profiled: bool = True
 
-    def serve(self, arrivals: Iterable[Arrival], *, seed: int = 0) -> ServedLoad:
-        """Every request of the load, to its end."""
+    def serve(
+        self, arrivals: Iterable[Arrival], *, controller: Controller | None = None, seed: int = 0
+    ) -> ServedLoad:
+        """Every request of the load, to its end; controller: what an earlier load has taught, in place of a fresh one."""
         load = sorted(arrivals, key=lambda each: each.at_s)
         if not load:
             raise ValueError("a load needs at least one request")
-        return _Run(self, seed).through(load)
+        known = Controller(step=self.cost if self.profiled else None, granularity=self.granularity)
+        return _Run(self, controller or known, seed).through(load)
 
 
 @dataclass(eq=False)
@@ -334,6 +337,7 @@ class _Run:
     """One load on one server."""
 
     server: SimulatedServer
+    controller: Controller
     seed: int
     clock: VirtualClock = field(default_factory=VirtualClock)
     times: dict[int, _Times] = field(default_factory=dict)
@@ -345,9 +349,8 @@ class _Run:
             server.cost, clock, context_length=longest, tokens_held=server.tokens_held,
             tokens_per_call=server.step_tokens, jitter=server.jitter, seed=self.seed,
         )  # fmt: skip
-        controller = Controller(step=server.cost if server.profiled else None, granularity=server.granularity)
         loop = Loop(
-            runtime, lambda token: b"", frozenset(), controller=controller, policy=AtMost(server.max_running),
+            runtime, lambda token: b"", frozenset(), controller=self.controller, policy=AtMost(server.max_running),
             prefill_tokens=server.prefill_tokens, clock=clock,
         )  # fmt: skip
         drafts = None

@@ -177,7 +177,7 @@ class GenerationRequest(RequestBody):
     frequency_penalty: float = _option("frequency_penalty", ge=-2, le=2)
     logit_bias: dict[int, float] = Field({}, max_length=MAX_BIASES)
     drafter: DrafterName | None = None  # None: the server's own
-    draft_budget: DraftBudget | Literal["auto"] = "auto"
+    draft_budget: DraftBudget | Literal["auto", "off"] | None = None  # None: the server's own
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     response_format: dict[str, Any] | None = None

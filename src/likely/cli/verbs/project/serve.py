@@ -61,6 +61,14 @@ def serve(
     drafter: Annotated[
         str | None, typer.Option("--drafter", help="Guess ahead in every request that names no drafter of its own.")
     ] = None,
+    draft_budget: Annotated[
+        str,
+        typer.Option(
+            "--draft-budget", metavar="N",
+            help="Most guessed tokens per text and call, where a request names none; auto: as many as pay at the load of "
+            "the moment; off: none in any request.",
+        ),
+    ] = "auto",
 ) -> None:
     """Serve a model to OpenAI-compatible clients, until Ctrl-C.
 
@@ -69,6 +77,8 @@ def serve(
       likely serve
 
       likely serve -m model.gguf --port 8080 --access-log
+
+      likely serve --drafter suffix --draft-budget auto
 
       LIKELY_KEY=secret likely serve --host 0.0.0.0 --api-key-env LIKELY_KEY
     """
@@ -83,7 +93,7 @@ def serve(
     from likely.serving.listening import server
 
     keys = {name: _key(name) for name in api_key_env or ()}
-    options.drafting(drafter, "auto")
+    options.drafting(drafter, draft_budget)
     wanted = replace(confidence, fallback=None).given()  # requests may name a threshold of their own
     if confidence.calibrator is not None:
         Calibrator.load(confidence.calibrator).check_answers()  # a wrong file is refused now
@@ -103,6 +113,7 @@ def serve(
         if drafter is not None:
             lm.drafter(drafter)  # a wrong file or model is refused now
             lm.drafters.default = drafter
+        lm.drafters.budget = "off" if draft_budget == "off" else options.draft_budget(draft_budget)
         lm.drafters.share_memory = False  # what clients choose by name learns from their own request alone
         other = None if confidence.fallback is None else lm.beside(confidence.fallback)  # a wrong file is refused now
         # a browser that was led here has no key, but it may ask a server that wants none
