@@ -61,9 +61,7 @@ def read_trace() -> Lengths:
     path = find_path(*DATA)
     with gzip.open(path, "rt", newline="") as file:
         rows = csv.DictReader(file)
-        return [
-            (float(row["arrival_s"]), int(row["context_tokens"]), int(row["generated_tokens"])) for row in rows
-        ]
+        return [(float(row["arrival_s"]), int(row["context_tokens"]), int(row["generated_tokens"])) for row in rows]
 
 
 def capacity(machine: SimulatedMachine, lengths: Sequence[tuple[int, int]], running: int) -> float:
@@ -101,9 +99,7 @@ def run_cells(
     lengths = [clipped(prompt, output) for start in starts for _, prompt, output in trace[start : start + count]]
     for name, machine in machines.items():
         most = capacity(machine, lengths, running)
-        plain = SimulatedServer(
-            machine.target, max_running=running, prefill_tokens=machine.prefill_tokens, jitter=0.03
-        )
+        plain = SimulatedServer(machine.target, max_running=running, prefill_tokens=machine.prefill_tokens, jitter=0.03)
         for load in loads:
             arrivals = [load_of(trace, start, count, load * most) for start in starts]
 
@@ -120,14 +116,14 @@ def run_cells(
 
 
 def figures_of(found: Mapping[tuple[str, float, float, str], Floats]) -> list[Figure]:
-    return [
-        ratio_figure(
-            f"{name}, load {load:g}, acceptance {alpha:g}", f"{policy}: latency over that without drafts", values,
-            found[name, load, alpha, PLAIN], unit="x", of="requests", resamples=500,
-        )  # fmt: skip
-        for (name, load, alpha, policy), values in found.items()
-        if policy != PLAIN
-    ]
+    figures = []
+    for (name, load, alpha, policy), values in found.items():
+        if policy != PLAIN:
+            subject = f"{name}, load {load:g}, acceptance {alpha:g}"
+            quantity = f"{policy}: latency over that without drafts"
+            without = found[name, load, alpha, PLAIN]
+            figures.append(ratio_figure(subject, quantity, values, without, unit="x", of="requests", resamples=500))
+    return figures
 
 
 def checks_of(found: Mapping[tuple[str, float, float, str], Floats]) -> tuple[list[Check], str]:
@@ -151,8 +147,8 @@ def checks_of(found: Mapping[tuple[str, float, float, str], Floats]) -> tuple[li
                   value=1 / fixed, bound=1 / 1.2, unit="x"),
         ]  # fmt: skip
         words.append(
-            f"{name}: auto up to {gain:.2f}x lower latency than no drafts, at worst {lost:.2f}x of it and {worst:.2f}x of "
-            f"the best fixed length; k = {FIXED[-1]} at the highest load and lowest acceptance {fixed:.2f}x"
+            f"{name}: auto up to {gain:.2f}x lower latency than no drafts, at worst {lost:.2f}x of it and {worst:.2f}x "
+            f"of the best fixed length; k = {FIXED[-1]} at the highest load and lowest acceptance {fixed:.2f}x"
         )
     return checks, "; ".join(words)
 
@@ -168,16 +164,16 @@ def study(
         "smartspec",
         title="SmartSpec: speculation length chosen by goodput",
         claim=(
-            "A draft length chosen anew for every step by goodput is as good as the best fixed length at every load, and "
-            "never worse than no drafts; a fixed length loses at high load or low acceptance."
+            "A draft length chosen anew for every step by goodput is as good as the best fixed length at every load, "
+            "and never worse than no drafts; a fixed length loses at high load or low acceptance."
         ),
         paper_figure="average request latency up to 3.2x lower than without speculation, over loads and data sets",
         ours=ours,
         figures=figures_of(found),
         checks=checks,
         samples=(
-            f"{seeds} parts of {count} requests of the Azure conversation trace (2023), prompts a quarter and answers half "
-            f"as long, at most 512 and 96 tokens; 32 texts at a time; loads as shares of what plain decoding can serve"
+            f"{seeds} parts of {count} requests of the Azure conversation trace (2023), prompts a quarter and answers "
+            f"half as long, at most 512 and 96 tokens; 32 texts at a time; loads as shares of what plain decoding can serve"
         ),
         intervals="95 %, percentile bootstrap over requests, paired between policies, 500 resamples, fixed seed",
         full=full,

@@ -79,7 +79,9 @@ def test_a_curve_carries_the_terms_and_costs_follow_batch_and_context(tmp_path, 
     )
     for _ in range(5):  # this machine is twice as slow now
         costs.record(8, 2 * float(TRUE.seconds(2, 8, 100)), sequences=2, context=100)
-    assert costs.seconds(positions, sequences=4, context=4000)[1] == pytest.approx(2 * TRUE.seconds(4, 8, 4000), rel=1e-3)
+    assert costs.seconds(positions, sequences=4, context=4000)[1] == pytest.approx(
+        2 * TRUE.seconds(4, 8, 4000), rel=1e-3
+    )
 
 
 def test_batches_of_several_tokens_and_contexts_are_measured():

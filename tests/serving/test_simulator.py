@@ -45,12 +45,8 @@ def test_nobody_is_lost_and_the_first_come_begins_first():
     assert [each.arrival for each in found.requests] == load
     begun = [each.begun_s for each in found.requests]
     assert begun == sorted(begun) and found.most_running <= 8 and found.most_waiting >= 3
-    assert all(
-        each.arrival.at_s <= each.begun_s <= each.first_token_s <= each.end_s for each in found.requests
-    )
-    assert found.summary()["tokens_per_s"] == pytest.approx(
-        sum(each.output_tokens for each in load) / found.seconds
-    )
+    assert all(each.arrival.at_s <= each.begun_s <= each.first_token_s <= each.end_s for each in found.requests)
+    assert found.summary()["tokens_per_s"] == pytest.approx(sum(each.output_tokens for each in load) / found.seconds)
     assert found == replace(PLAIN, max_running=4, draft_alpha=0.6, draft_cost=DRAFT).serve(load)
 
 

@@ -50,7 +50,9 @@ def draft_budget(text: str) -> int | Literal["auto"]:
     if text in ("auto", "off"):
         return "auto" if text == "auto" else 0
     if not text.isdecimal() or int(text) > 1024:
-        raise typer.BadParameter(f'"auto", "off" or a whole number in 0..1024, got {text!r}', param_hint="--draft-budget")
+        raise typer.BadParameter(
+            f'"auto", "off" or a whole number in 0..1024, got {text!r}', param_hint="--draft-budget"
+        )
     return int(text)
 
 

@@ -74,7 +74,8 @@ OPTIONS = table(
     Option("logits_processors", (), "soft changes of the logits, in order", of_tokens=True),
     # how fast, and what is reported
     Option("drafter", None, "guess ahead: a name or a drafter; the text stays the same", changes_answer=False),
-    Option("draft_budget", "auto", "most guessed tokens per call; auto: as many as pay; off: 0", 0, 1024, changes_answer=False),
+    Option("draft_budget", "auto", "most guessed tokens per call; auto: as many as pay; off: 0", 0, 1024,
+           changes_answer=False),
     Option("verification", "keyed", "how guesses are verified: keyed, rejection or spectr", changes_answer=False),
     Option("top_logprobs", 0, "alternatives to report per token", 0, 1000, changes_answer=False, remote=True),
     Option("processed_logprobs", False, "also log-probabilities of the distribution sampled from",

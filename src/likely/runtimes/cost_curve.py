@@ -168,7 +168,10 @@ def measure(
         for c in batch_contexts or contexts[:1]
         for s in sequences
         for each in per_sequence
-        if s > 1 and s * (c + each) <= limits.tokens_held and s <= limits.sequences and c + each <= runtime.context_length
+        if s > 1
+        and s * (c + each) <= limits.tokens_held
+        and s <= limits.sequences
+        and c + each <= runtime.context_length
     ]
 
     def tokens(n: int) -> np.ndarray:

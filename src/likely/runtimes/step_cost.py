@@ -61,13 +61,15 @@ class StepCost:
         *,
         measured_on: Mapping[str, str] | None = None,
     ) -> StepCost:
-        """Non-negative least squares of the relative error over timed calls (n,).  DataError if they tell too little."""
+        """Non-negative least squares of the relative error over timed calls (n,); DataError if they tell too little."""
         from scipy.optimize import nnls
 
         measured = np.asarray(seconds, np.float64)
         columns = [np.asarray(each, np.float64) for each in (context, tokens, sequences)]
         if measured.ndim != 1 or any(each.shape != measured.shape for each in columns):
-            raise ValueError(f"expected one number per call, got shapes {[each.shape for each in (*columns, measured)]}")
+            raise ValueError(
+                f"expected one number per call, got shapes {[each.shape for each in (*columns, measured)]}"
+            )
         if not (np.isfinite(measured).all() and (measured > 0).all()):
             raise DataError("a timed call must have taken a number of seconds > 0")
         if any((each < 0).any() for each in columns):

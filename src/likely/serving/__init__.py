@@ -1,4 +1,4 @@
-"""Many users of one model: an engine that one thread owns, the OpenAI-compatible API around it, tools, batches, a simulator."""
+"""Many users of one model: an engine that one thread owns, the OpenAI-compatible API, tools, batches, a simulator."""
 
 from typing import TYPE_CHECKING
 

@@ -219,9 +219,7 @@ class Arrival:
             raise ValueError(f"an arrival needs a time >= 0 and lengths >= 1, got {self}")
 
 
-def poisson_arrivals(
-    rate: float, count: int, *, lengths: Sequence[tuple[int, int]], seed: int = 0
-) -> list[Arrival]:
+def poisson_arrivals(rate: float, count: int, *, lengths: Sequence[tuple[int, int]], seed: int = 0) -> list[Arrival]:
     """`count` arrivals of a Poisson process of `rate` per second; (prompt, output) lengths are drawn from a list."""
     if not rate > 0:
         raise ValueError(f"the rate must be > 0, got {rate}")
@@ -321,10 +319,8 @@ class SimulatedServer:
     jitter: float = 0.0
     profiled: bool = True
 
-    def serve(
-        self, arrivals: Iterable[Arrival], *, controller: Controller | None = None, seed: int = 0
-    ) -> ServedLoad:
-        """Every request of the load, to its end; controller: what an earlier load has taught, in place of a fresh one."""
+    def serve(self, arrivals: Iterable[Arrival], *, controller: Controller | None = None, seed: int = 0) -> ServedLoad:
+        """Every request of the load, to its end; controller: one that an earlier load has taught."""
         load = sorted(arrivals, key=lambda each: each.at_s)
         if not load:
             raise ValueError("a load needs at least one request")

@@ -36,7 +36,9 @@ def learned(costs: dict[int, float], **by_source) -> Controller:
     return controller
 
 
-def verify(controller: Controller, name: str, draft: Draft, *, positions: int = 1, emitted: float = 1, trust: float = 1.0):
+def verify(
+    controller: Controller, name: str, draft: Draft, *, positions: int = 1, emitted: float = 1, trust: float = 1.0
+):
     [n], kept = controller.verify(
         [Candidate(name, draft, LIMIT, trust)], PlannedCall(positions, emitted, room=LIMIT, leaves=LIMIT)
     )

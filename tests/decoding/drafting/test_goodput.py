@@ -106,7 +106,9 @@ def test_lengths_fall_with_the_batch_and_rise_with_acceptance():
     ]
     assert by_alpha == sorted(by_alpha) and by_alpha[0] == 0
     slow = StepCost(0, 0, 0, 1.0)
-    assert choose_length(0.9, GPU, sequences=1, context=100, k_max=8, draft=slow) == 0  # drafting costs more than it gains
+    assert (
+        choose_length(0.9, GPU, sequences=1, context=100, k_max=8, draft=slow) == 0
+    )  # drafting costs more than it gains
     assert choose_length(0.9, GPU, sequences=8, matched=0, context=100, k_max=8) == 0
     few = [choose_length(0.9, StepCost(0, 1, 0, 10), sequences=8, matched=m, context=0, k_max=8) for m in (1, 8)]
     assert few[0] >= few[1] >= 0
@@ -120,9 +122,7 @@ def test_a_schedule_covers_all_batches_in_the_form_of_vllm():
     assert all(one[1] + 1 == two[0] and one[2] > two[2] for one, two in itertools.pairwise(rows))
     for first, last, k in rows:
         for size in {first, last}:
-            assert k == choose_length(
-                0.75, GPU, sequences=size, context=512 * size, k_max=5, draft=DRAFT, margin=1.1
-            )
+            assert k == choose_length(0.75, GPU, sequences=size, context=512 * size, k_max=5, draft=DRAFT, margin=1.1)
 
 
 def shape(cost=GPU, sequences=3):

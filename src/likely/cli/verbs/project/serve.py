@@ -64,9 +64,10 @@ def serve(
     draft_budget: Annotated[
         str,
         typer.Option(
-            "--draft-budget", metavar="N",
-            help="Most guessed tokens per text and call, where a request names none; auto: as many as pay at the load of "
-            "the moment; off: none in any request.",
+            "--draft-budget",
+            metavar="N",
+            help="Most guessed tokens per text and call, where a request names none; auto: as many as pay at the load "
+            "of the moment; off: none in any request.",
         ),
     ] = "auto",
 ) -> None:

@@ -25,7 +25,8 @@ def profile(
     timings: Annotated[
         Path | None,
         typer.Option(
-            "--timings", help="Fit these timed calls of any engine instead (JSONL: sequences, tokens, context, seconds)."
+            "--timings",
+            help="Fit these timed calls of any engine instead (JSONL: sequences, tokens, context, seconds).",
         ),
     ] = None,
     cost: Annotated[
@@ -36,8 +37,9 @@ def profile(
     target: Annotated[
         str | None,
         typer.Option(
-            "--for", metavar="ENGINE", help="vllm: print draft lengths by batch size, as its "
-            "num_speculative_tokens_per_batch_size takes them."
+            "--for",
+            metavar="ENGINE",
+            help="vllm: print draft lengths by batch size, as its num_speculative_tokens_per_batch_size takes them.",
         ),
     ] = None,
     acceptance: Annotated[

@@ -1,4 +1,4 @@
-"""How often drafted tokens are accepted: of drafts cut by their length, and of drafts that are followed beside the text."""
+"""How often drafted tokens are accepted: of drafts cut by their length, and of drafts followed beside the text."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ class AcceptanceEstimate:
         if not isinstance(prior, AcceptanceEstimate) and not 0 <= prior <= 1:
             raise ValueError(f"an acceptance rate must lie in [0, 1], got {prior}")
         if not 0 < forget <= 1 or weight < 0 or shrink < 0:
-            raise ValueError(
-                f"expected forget in (0, 1], weight and shrink >= 0, got {forget}, {weight} and {shrink}"
-            )
+            raise ValueError(f"expected forget in (0, 1], weight and shrink >= 0, got {forget}, {weight} and {shrink}")
         self._prior, self._weight, self._shrink, self._forget = prior, weight, shrink, forget
         self._accepted, self._rejected = np.zeros(LIMIT), np.zeros(LIMIT)
         self._of_all = 0.0, 0.0  # accepted, rejected

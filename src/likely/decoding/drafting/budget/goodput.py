@@ -136,7 +136,8 @@ class StepShape:
 
     seconds  (n,) numbers of drafted tokens -> predicted seconds of decoding, without prompts that are read beside
     emitted  tokens that it emits without drafts
-    whole_s  the same of all of the step, where it reads prompts;  others: texts that do not decode yet and wait for its end
+    whole_s  the same of all of the step, where it reads prompts
+    others   texts that do not decode yet and wait for its end
     """
 
     seconds: Callable[[IntArray], Floats]
@@ -192,9 +193,7 @@ def schedule_by_batch(
         raise ValueError(f"the largest batch must be >= 1, got {batch_max}")
     rows: list[list[int]] = []
     for size in range(1, batch_max + 1):
-        k = choose_length(
-            alpha, cost, sequences=size, context=size * context, k_max=k_max, draft=draft, margin=margin
-        )
+        k = choose_length(alpha, cost, sequences=size, context=size * context, k_max=k_max, draft=draft, margin=margin)
         if rows and rows[-1][2] == k:
             rows[-1][1] = size
         else:
