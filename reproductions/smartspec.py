@@ -173,7 +173,8 @@ def study(
         checks=checks,
         samples=(
             f"{seeds} parts of {count} requests of the Azure conversation trace (2023), prompts a quarter and answers "
-            f"half as long, at most 512 and 96 tokens; 32 texts at a time; loads as shares of what plain decoding can serve"
+            f"half as long, at most 512 and 96 tokens; 32 texts at a time; loads as shares of what plain decoding "
+            f"can serve"
         ),
         intervals="95 %, percentile bootstrap over requests, paired between policies, 500 resamples, fixed seed",
         full=full,

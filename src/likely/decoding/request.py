@@ -86,10 +86,8 @@ class Request:
                 raise ValueError(f"{name} must be a whole number in [0, {high}], got {value}")
         if not isinstance(self.stop_repetition, bool):
             raise ValueError(f"stop_repetition must be true or false, got {self.stop_repetition!r}")
-        if self.draft_budget == "off":
-            object.__setattr__(self, "draft_budget", 0)
         budget = self.draft_budget
-        if budget != "auto" and not (isinstance(budget, int) and 0 <= budget <= 1024):
+        if budget not in ("auto", "off") and not (isinstance(budget, int) and 0 <= budget <= 1024):
             raise ValueError(f'draft_budget must be "auto", "off" or a whole number in [0, 1024], got {budget!r}')
         if self.verification not in ("keyed", "rejection", "spectr"):
             raise ValueError(f'verification must be "keyed", "rejection" or "spectr", got {self.verification!r}')
@@ -130,6 +128,13 @@ class Request:
     def noise(self) -> int:
         """What keys the noise of its samples: the seed, and the prompt."""
         return noise_of(self.sampling.seed, self.prompt)
+
+    @cached_property
+    def most_drafted(self) -> int | None:
+        """Drafted tokens per call; None: as many as pay."""
+        if self.draft_budget == "auto":
+            return None
+        return 0 if self.draft_budget == "off" else self.draft_budget
 
     @cached_property
     def prompt_ids(self) -> IntArray:

@@ -123,10 +123,15 @@ class StepCost:
     def from_dict(cls, data: Mapping[str, object]) -> StepCost:
         """From the fields of `save`; ValueError, TypeError or KeyError for anything else."""
         names = ("context_s", "token_s", "sequence_s", "constant_s", "residual")
-        numbers = [data[name] for name in names]
-        if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers):
-            raise ValueError(f"{', '.join(names)} must be numbers")
+        numbers: list[float] = []
+        for name in names:
+            number = data[name]
+            if not isinstance(number, (int, float)) or isinstance(number, bool):
+                raise ValueError(f"{name} must be a number, got {number!r}")
+            numbers.append(float(number))
         place = data.get("measured_on") or {}
         if not isinstance(place, Mapping):
             raise ValueError("measured_on must be an object")
-        return cls(*map(float, numbers), {str(k): str(v) for k, v in place.items()})  # type: ignore[arg-type]
+        context_s, token_s, sequence_s, constant_s, residual = numbers
+        named = {str(key): str(value) for key, value in place.items()}
+        return cls(context_s, token_s, sequence_s, constant_s, residual, named)

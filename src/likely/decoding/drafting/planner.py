@@ -71,10 +71,10 @@ class DraftPlanner:
             if state.drafter is None or source is None or state.waiting_for > 1:
                 continue  # samples are split off a sequence without pending tokens
             depth = self._depth(state)  # bounds the nodes only where their number is chosen by what calls cost
-            sampled, timed = request.verification != "keyed", request.draft_budget == "auto"
+            sampled, timed = request.verification != "keyed", request.most_drafted is None
             limit = min(call.room, depth) if depth <= 0 or (timed and not sampled) else call.room
-            if request.draft_budget != "auto":
-                wish = request.draft_budget
+            if request.most_drafted is not None:
+                wish = request.most_drafted
             elif sampled:
                 wish = REJECTION_BUDGET  # not timed: tokens shall be a function of the seed
             elif source.free:
@@ -119,7 +119,7 @@ class DraftPlanner:
                 continue
             if state.constraint:
                 draft = permitted(draft, state.constraint)
-            if source.free and request.draft_budget == "auto" and state.tracker:
+            if source.free and request.most_drafted is None and state.tracker:
                 state.tracker.propose(draft)
                 candidates.append(Candidate(source.name, draft, call.room, state.tracker.trust))
                 timed.append((len(taken), state.tracker))
@@ -160,17 +160,17 @@ class DraftPlanner:
     def _force(self, state: SequenceState, call: PlannedCall) -> None:
         """Draft what the constraint forces, as much of it as pays."""
         request = state.request
-        if state.constraint is None or request.selects or state.waiting_for > 1 or request.draft_budget == 0:
+        if state.constraint is None or request.selects or state.waiting_for > 1 or request.most_drafted == 0:
             return
         if not self.runtime.capabilities.trees:
             return
-        most = LIMIT if request.draft_budget == "auto" else request.draft_budget
+        most = LIMIT if request.most_drafted is None else request.most_drafted
         try:
             chain = state.constraint.forced()[: max(0, min(call.room, self._depth(state), most))]
         except ConstraintError:  # too complex an engine's state, say: the choice of the token meets it again
             return
         draft = Draft.chain(chain, match=FORCED_MATCH)
-        timed = request.draft_budget == "auto" and request.verification == "keyed" and self.controller.costs.known
+        timed = request.most_drafted is None and request.verification == "keyed" and self.controller.costs.known
         if timed:  # the engine's guess of the tokens is mostly, and not always, what the model writes
             [n], kept = self.controller.verify([Candidate(FORCED, draft, call.room)], call)
             draft = draft.first(n)

@@ -98,7 +98,9 @@ class AcceptanceEstimate:
                 seen_there = self._accepted + self._rejected + self._shrink
                 rates = (self._accepted + self._shrink * self.alpha) / np.maximum(seen_there, 1e-12)
             rates = np.minimum(rates, 1.0)
-            self._rates = seen, rates, np.cumprod(rates)
+            found = seen, rates, np.asarray(np.cumprod(rates), np.float64)
+            self._rates = found
+            return found[1:]
         return self._rates[1:]
 
 

@@ -68,9 +68,9 @@ class CallCosts:
         """Predicted seconds, one per entry, for increasing positions."""
         if self._points is None:
             known = self._prior | self._typical
-            sizes = sorted(known)
-            settled = np.array([len(self._recent.get(n, ())) >= TRIES for n in sizes], np.bool_)
-            self._points = np.array(sizes, np.float64), np.array([known[n] for n in sizes]), settled
+            seen = sorted(known)
+            tried = np.array([len(self._recent.get(n, ())) >= TRIES for n in seen], np.bool_)
+            self._points = np.array(seen, np.float64), np.array([known[n] for n in seen]), tried
         sizes, times, settled = self._points
         if self.step is not None:
             predicted = self.step.seconds(sequences, positions, context)

@@ -33,10 +33,10 @@ def survival(alpha: ArrayLike, k: int) -> Floats:
         raise ValueError(f"the number of drafted tokens must be >= 0, got {k}")
     rates = np.asarray(alpha, np.float64)
     if not ((rates >= 0) & (rates <= 1)).all():
-        raise ValueError(f"an acceptance rate must lie in [0, 1], got {alpha}")
+        raise ValueError(f"an acceptance rate must lie in [0, 1], got {alpha!r}")
     if rates.ndim and len(rates) < k:
         raise ValueError(f"acceptance rates of {len(rates)} positions are too few for {k} drafted tokens")
-    return np.cumprod(np.broadcast_to(rates, k) if rates.ndim == 0 else rates[:k])
+    return np.asarray(np.cumprod(np.broadcast_to(rates, k) if rates.ndim == 0 else rates[:k]), np.float64)
 
 
 def choose_length(
