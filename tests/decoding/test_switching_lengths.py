@@ -140,3 +140,8 @@ def test_the_native_runtime_gives_the_same_tokens_with_any_length(tmp_path):
         for budget in ("auto", "off", 1, 5):
             found = lm.generate(prompts, drafter="lookup", draft_budget=budget, **options)
             assert [text.token_ids for text in found] == plain
+        lm.drafters.budget = "off"  # of a server: binding for all
+        found = lm.generate(prompts, drafter="lookup", draft_budget=5, **options)
+        assert [text.token_ids for text in found] == plain and not any(text.proposed for text in found)
+        lm.drafters.budget = 5
+        assert any(text.proposed for text in lm.generate(prompts, drafter="lookup", **options))
