@@ -29,7 +29,8 @@ NO_OPTIONS = {
     "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
     "confidence", "at_least", "risk", "delta", "fallback", "prediction", "token_details",
 }  # fmt: skip
-OTHER_DEFAULTS = {"max_tokens", "seed", "stop", "stop_repetition"}  # OpenAI's length, a fresh seed, a list for a tuple
+# OpenAI's length, a fresh seed, a list for a tuple, the budget of whoever started the server
+OTHER_DEFAULTS = {"max_tokens", "seed", "stop", "stop_repetition", "draft_budget"}
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from likely.bench.profile import fit_timings as fit_timings
+    from likely.bench.profile import profile_model as profile_model
     from likely.bench.speculation import DrafterTiming as DrafterTiming
     from likely.bench.speculation import Task as Task
     from likely.bench.speculation import compare as compare

@@ -97,7 +97,7 @@ def compare(
     rounds: int = 5,
     fewer: int | None = None,
     prompt_tokens: int = 400,
-    draft_budget: int | Literal["auto"] = "auto",
+    draft_budget: int | Literal["auto", "off"] = "auto",
     sampling: Sampling = GREEDY,
     progress: Callable[[str], None] | None = None,
 ) -> list[DrafterTiming]:
@@ -124,7 +124,7 @@ def _one_task(
     drafters: Sequence[str],
     rounds: int,
     fewer: int | None,
-    draft_budget: int | Literal["auto"],
+    draft_budget: int | Literal["auto", "off"],
 ) -> list[DrafterTiming]:
     seconds: dict[str, list[float]] = {d: [] for d in ("none", *drafters)}
     texts: dict[str, list[Finished]] = {d: [] for d in ("none", *drafters)}

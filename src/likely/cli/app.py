@@ -44,6 +44,7 @@ from likely.cli.verbs.prompts import prompts
 from likely.cli.verbs.serving import deploy
 from likely.cli.verbs.speed import draft
 from likely.cli.verbs.speed.bench import bench
+from likely.cli.verbs.speed.profile import profile
 from likely.cli.verbs.speed.replay import replay
 from likely.errors import LikelyError
 
@@ -81,7 +82,7 @@ def root(
 
 for verb in (
     ask, chat, generate, extract, scale, score, choices, complete, grade, uncertainty, risk, query, serve, plot, models,
-    datasets, papers, reproduce, config, convert, compress, compare, stats, replay, bench, eval_code,
+    datasets, papers, reproduce, config, convert, compress, compare, stats, replay, bench, profile, eval_code,
 ):  # fmt: skip
     app.command(cls=VerbCommand)(verb)
 for group, verbs in (

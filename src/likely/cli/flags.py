@@ -162,7 +162,10 @@ class TextFlags:
     stop: StopOption = None
     drafter: DrafterOption = None
     draft_budget: Annotated[
-        str, typer.Option("--draft-budget", metavar="N", help="Most guessed tokens per call; auto: as many as pay.")
+        str,
+        typer.Option(
+            "--draft-budget", metavar="N", help="Most guessed tokens per call; auto: as many as pay; off: none."
+        ),
     ] = "auto"
     settings: SettingsOption = None
 

@@ -9,7 +9,7 @@ import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
@@ -41,12 +41,19 @@ def drafting(drafter: str | None, budget: str) -> dict[str, Any]:
             raise typer.BadParameter(str(error), param_hint="--drafter") from None
         given["drafter"] = drafter
     if budget != "auto":
-        if not budget.isdecimal() or int(budget) > 1024:
-            raise typer.BadParameter(
-                f'"auto" or a whole number in 0..1024, got {budget!r}', param_hint="--draft-budget"
-            )
-        given["draft_budget"] = int(budget)
+        given["draft_budget"] = draft_budget(budget)
     return given
+
+
+def draft_budget(text: str) -> int | Literal["auto"]:
+    """What --draft-budget says."""
+    if text in ("auto", "off"):
+        return "auto" if text == "auto" else 0
+    if not text.isdecimal() or int(text) > 1024:
+        raise typer.BadParameter(
+            f'"auto", "off" or a whole number in 0..1024, got {text!r}', param_hint="--draft-budget"
+        )
+    return int(text)
 
 
 def text_or_stdin(text: str | None, what: str, files: Sequence[Path] = ()) -> str:

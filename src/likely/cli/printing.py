@@ -14,7 +14,7 @@ from likely.io.hashes import cache_dir
 from likely.models.catalog import known_model
 
 
-def print_json(record: dict[str, Any]) -> None:
+def print_json(record: dict[str, Any] | list[Any]) -> None:
     typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
 
 

@@ -41,7 +41,7 @@ class CodeOptions(SamplingOptions, total=False):
     min_tokens: int
     stop_tokens: Sequence[int]
     drafter: str | DraftSource | None
-    draft_budget: int | Literal["auto"]
+    draft_budget: int | Literal["auto", "off"]
     verification: Literal["keyed", "rejection"]
     top_logprobs: int
     processed_logprobs: bool

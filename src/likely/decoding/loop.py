@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from likely.decoding.constraint import LogitsProcessor
-from likely.decoding.drafting.budget import Controller
+from likely.decoding.drafting.budget.controller import Controller
 from likely.decoding.drafting.planner import DraftPlanner
 from likely.decoding.drafting.protocol import NO_DRAFT
 from likely.decoding.request import Event, Request, longest_text
@@ -36,6 +36,7 @@ class Loop:
     policy       who takes part in a step; None: everyone
     prefixes     beginnings of texts that stay computed; loops of one model may share it
     prefill_tokens  most tokens of prompts in a step in which others decode, whose next token waits for it; 0: no bound
+    clock        seconds, by which calls and drafters are timed
 
     One thread calls `step`; `add` and `cancel` may come from any.  A text that cannot go on for want of room waits and
     is recomputed later (its tokens are kept); one that has all the room and needs more ends with reason "context".
@@ -49,6 +50,7 @@ class Loop:
     policy: SchedulingPolicy | None = None
     prefixes: PrefixCache | None = None
     prefill_tokens: int = 0
+    clock: Callable[[], float] = time.perf_counter
     verify_s: float = 0.0  # spent in calls of the target with all that follows from them
     _drafts_fit: bool = True  # False for the step after one in which guesses found no room
     _inbox: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
@@ -56,7 +58,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.step_tokens = self.step_tokens or self.runtime.limits.tokens_per_call
-        self.planner = DraftPlanner(self.runtime, self.controller)
+        self.planner = DraftPlanner(self.runtime, self.controller, self.clock)
         self.scheduler = Scheduler(self.runtime, self.policy, self.prefixes)
 
     @property
@@ -97,7 +99,8 @@ class Loop:
             try:
                 work = self._plan(active, drafts=drafts)
                 beside = self._processor_work(work)
-                started = time.perf_counter()
+                context = sum(item.sequence.length for _, item in work)
+                started = self.clock()
                 outputs = self.runtime.forward(
                     [item for _, item in work] + [item for _, items in beside for item in items]
                 )
@@ -120,7 +123,7 @@ class Loop:
             # a sibling sample may have ended the request with an error, or found no room
             if not state.dropped and state.sequence is not None:
                 events += self._receive(state, item, output)
-        self._record_cost(work, time.perf_counter() - started)
+        self._record_cost(work, self.clock() - started, context)
         for active_request in list(self.scheduler.running):
             if active_request.select:
                 events += self._select(active_request)
@@ -170,7 +173,13 @@ class Loop:
                 continue
             ready.append((state, sequence))
         decoding = [state for state, _ in ready if len(state.todo) == 1]
-        self.planner.plan(decoding, budget - len(decoding) if drafts else 0)
+        reading = sum(len(state.todo) for state, _ in ready if len(state.todo) > 1)
+        self.planner.plan(
+            decoding,
+            budget - len(decoding) if drafts else 0,
+            prefill=min(reading, self.prefill_tokens or reading, max(budget - len(decoding), 0)),
+            others=len(ready) - len(decoding) + len(self.scheduler.waiting),
+        )
         if decoding and self.prefill_tokens:
             drafted = sum(len(state.draft) for state in decoding)
             budget = min(budget, len(decoding) + drafted + self.prefill_tokens)
@@ -204,13 +213,14 @@ class Loop:
             if (items := processor.work(item))
         ]
 
-    def _record_cost(self, work: list[tuple[SequenceState, Work]], seconds: float) -> None:
+    def _record_cost(self, work: list[tuple[SequenceState, Work]], seconds: float, context: int) -> None:
         """Learn what the call cost, if every row that it computed was looked at, as in verification."""
         self.verify_s += seconds
         if any(state.logits_processors for state, _ in work):  # whose own contexts are part of the time
             return
         if all(item.want.rows == "all" or len(item.tokens) == 1 for _, item in work):
-            self.controller.costs.record(sum(len(item.tokens) for _, item in work), seconds)
+            positions = sum(len(item.tokens) for _, item in work)
+            self.controller.costs.record(positions, seconds, sequences=len(work), context=context)
         elif len(work) == 1:
             self.controller.costs.record_prefill(len(work[0][1].tokens), seconds)
 

@@ -74,7 +74,8 @@ OPTIONS = table(
     Option("logits_processors", (), "soft changes of the logits, in order", of_tokens=True),
     # how fast, and what is reported
     Option("drafter", None, "guess ahead: a name or a drafter; the text stays the same", changes_answer=False),
-    Option("draft_budget", "auto", "most guessed tokens per call; auto: as many as pay", 0, 1024, changes_answer=False),
+    Option("draft_budget", "auto", "most guessed tokens per call; auto: as many as pay; off: 0", 0, 1024,
+           changes_answer=False),
     Option("verification", "keyed", "how guesses are verified: keyed, rejection or spectr", changes_answer=False),
     Option("top_logprobs", 0, "alternatives to report per token", 0, 1000, changes_answer=False, remote=True),
     Option("entropy", False, "report the entropy of the model's distribution at each token", changes_answer=False),
@@ -113,7 +114,7 @@ class DecodingOptions(SamplingOptions, total=False):
     constraint: Constraint | None
     logits_processors: Sequence[LogitsProcessor] | None
     drafter: Any  # a name or a DraftSource, whose module needs this one
-    draft_budget: int | Literal["auto"]
+    draft_budget: int | Literal["auto", "off"]
     verification: Literal["keyed", "rejection", "spectr"]
     top_logprobs: int
     entropy: bool

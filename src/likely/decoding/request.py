@@ -36,7 +36,7 @@ class Request:
                    ranked by sequence_logprob / length ** length_penalty, as in transformers
     particles      > 0: sequential Monte Carlo under the constraint with this many weighted texts, all of them returned
     drafter        speculation: guesses that cost no quality
-    draft_budget   most drafted tokens per call; "auto": as many as pay, none if none do
+    draft_budget   most drafted tokens per call; "auto": as many as pay, none if none do; "off": 0
     verification   "keyed": the tokens are the same with any drafter (rules M and G).  "rejection", "spectr": their
                    distribution is the same, the tokens depend on the drafter (rules R and K); for drafters that sample
                    from a known q
@@ -63,7 +63,7 @@ class Request:
     length_penalty: float = 1.0
     particles: int = 0
     drafter: DraftSource | None = None
-    draft_budget: int | Literal["auto"] = "auto"
+    draft_budget: int | Literal["auto", "off"] = "auto"
     verification: Verification = "keyed"
     constraint: Constraint | None = None
     logits_processors: tuple[LogitsProcessor, ...] = ()
@@ -90,8 +90,8 @@ class Request:
             if not isinstance(value := getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {value!r}")
         budget = self.draft_budget
-        if budget != "auto" and not (isinstance(budget, int) and 0 <= budget <= 1024):
-            raise ValueError(f'draft_budget must be "auto" or a whole number in [0, 1024], got {budget!r}')
+        if budget not in ("auto", "off") and not (isinstance(budget, int) and 0 <= budget <= 1024):
+            raise ValueError(f'draft_budget must be "auto", "off" or a whole number in [0, 1024], got {budget!r}')
         if self.verification not in ("keyed", "rejection", "spectr"):
             raise ValueError(f'verification must be "keyed", "rejection" or "spectr", got {self.verification!r}')
         if self.drafter is not None and self.verification != "keyed":
@@ -131,6 +131,13 @@ class Request:
     def noise(self) -> int:
         """What keys the noise of its samples: the seed, and the prompt."""
         return noise_of(self.sampling.seed, self.prompt)
+
+    @cached_property
+    def most_drafted(self) -> int | None:
+        """Drafted tokens per call; None: as many as pay."""
+        if self.draft_budget == "auto":
+            return None
+        return 0 if self.draft_budget == "off" else self.draft_budget
 
     @cached_property
     def prompt_ids(self) -> IntArray:

@@ -62,6 +62,19 @@ class SchedulingPolicy(Protocol):
     def choose(self, ready: Sequence[SequenceState]) -> list[SequenceState]: ...  # some of them, at least one
 
 
+@dataclass(frozen=True)
+class AtMost:
+    """A policy: up to `running` texts are written at a time, and those that run all take part in every call."""
+
+    running: int
+
+    def admits(self, running: int) -> bool:
+        return running < self.running
+
+    def choose(self, ready: Sequence[SequenceState]) -> list[SequenceState]:
+        return list(ready)
+
+
 @dataclass(eq=False)
 class Scheduler:
     """Requests that wait and that run, each in the order of arrival, those that wait by their priority first.

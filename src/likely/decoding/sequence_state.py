@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from likely.decoding.accept import matched_walk, sampled_walk
 from likely.decoding.constraint import Constraint, ConstraintDeadEnd, LogitsProcessor, log_mass, only, unpack
-from likely.decoding.drafting.budget import AcceptanceTracker
+from likely.decoding.drafting.budget.acceptance import AcceptanceEstimate, AcceptanceTracker
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, Drafter
 from likely.decoding.request import Finished, Request
 from likely.decoding.sampling import apply_penalties, generator, pick, processed_logprobs
@@ -53,7 +53,8 @@ class SequenceState:
     prefill_calls: int = 0  # that read a piece of a prompt before
     proposed: int = 0
     rounds: list[int] = field(default_factory=list)  # per call that emitted: how many drafted tokens were kept
-    tracker: AcceptanceTracker | None = None
+    tracker: AcceptanceTracker | None = None  # of a free drafter's guesses
+    runs: AcceptanceEstimate | None = None  # of drafts whose lengths are chosen before
     waiting_for: int = 1  # samples that will be split off this one when its first row is there
     row: FloatArray | None = None  # beams, particles: the row to choose from
     dropped: bool = False
@@ -134,6 +135,7 @@ class SequenceState:
             processed=self.processed.copy(),
             log_masses=self.log_masses.copy(),
             tracker=None,
+            runs=None,
             waiting_for=1,
             row=None,
         )

@@ -120,7 +120,7 @@ class CompleteCodeOptions(SamplingOptions, total=False):
     prompt_tokens: int | None
     limit_s: float
     drafter: Any
-    draft_budget: int | Literal["auto"]
+    draft_budget: int | Literal["auto", "off"]
 
 
 class ConnectionOptions(TypedDict, total=False):

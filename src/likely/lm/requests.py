@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from likely.decoding.constraint import Constraint, LogitsProcessor
 from likely.decoding.drafting.budget import Controller
@@ -29,7 +29,7 @@ from likely.tokenizers.protocol import Tokenizer
 
 _SAMPLING = tuple(f.name for f in fields(Sampling))
 _AS_THEY_ARE = (
-    "max_tokens", "min_tokens", "stop_repetition", "first_sample", "beams", "length_penalty", "draft_budget",
+    "max_tokens", "min_tokens", "stop_repetition", "first_sample", "beams", "length_penalty",
     "verification", "top_logprobs", "entropy",
 )  # fmt: skip
 
@@ -82,6 +82,7 @@ def make_request(
         stop=stop_strings(options.get("stop")),
         stop_tokens=frozenset(options.get("stop_tokens") or ()),
         drafter=lm.drafters.get(drafter),
+        draft_budget=lm.drafters.budget_of(options.get("draft_budget")),
         constraint=constraint,
         logits_processors=_logits_processors(lm, options, as_prompt or lm.encode_prompt),
         form=form,
@@ -146,6 +147,7 @@ class Drafters:
     default       the drafter of requests that name none.  "auto" where logits do not depend on how work is cut into
                   calls, so that the text stays a function of prompt, settings and seed: the native runtime, and torch
                   in fp32 (to about 1e-5 nats); elsewhere "none", since near-ties could fall by timing
+    budget        the draft_budget of requests that name none; "off": of all requests, whatever they name
     share_memory  whether drafters made by name may learn from one request for another
     """
 
@@ -154,6 +156,7 @@ class Drafters:
         exact = (info.runtime == "torch" and info.dtype == "float32") or runtime.capabilities.invariant_logits
         self.default: str | DraftSource | None = "auto" if exact and runtime.capabilities.trees else "none"
         self.share_memory = True
+        self.budget: int | Literal["auto", "off"] = "auto"
         self._made: dict[str, DraftSource | None] = {}
         self._models: dict[tuple[str, str | None], Loaded] = {}
 
@@ -170,6 +173,10 @@ class Drafters:
         if remembered:
             self._made[drafter] = made
         return made
+
+    def budget_of(self, asked: int | Literal["auto", "off"] | None) -> int | Literal["auto", "off"]:
+        """The draft_budget of a request that asked for this one; None: for none."""
+        return self.budget if asked is None or self.budget == "off" else asked
 
     @cached_property
     def controller(self) -> Controller:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from likely.runtimes.protocol import Sequence as Sequence
     from likely.runtimes.protocol import Want as Want
     from likely.runtimes.protocol import Work as Work
+    from likely.runtimes.step_cost import StepCost as StepCost
     from likely.runtimes.toy import CharTokenizer as CharTokenizer
     from likely.runtimes.toy import ToyRuntime as ToyRuntime
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from likely.errors import DataError
 from likely.io.hashes import cache_dir, fingerprint
 from likely.io.whole_file import write_whole_file
 from likely.runtimes.protocol import Runtime, Want, Work
+from likely.runtimes.step_cost import StepCost
 
 POSITIONS = (1, 2, 4, 8, 16, 32, 64)
 SEQUENCES = (1, 2, 4, 8, 16)
@@ -39,12 +42,30 @@ class CallCost:
 class CostCurve:
     """What was measured of one model on one runtime; `seconds(n)` interpolates single-sequence calls.
 
-    source  sha256 of the model's files: the same in the curves of all runtimes
+    source     sha256 of the model's files: the same in the curves of all runtimes
+    step_cost  the terms fitted to the rows, where they tell them apart
     """
 
     revision: str
     rows: list[CallCost] = field(default_factory=list)
     source: str = ""
+    step_cost: StepCost | None = None
+
+    def fitted(self) -> StepCost:
+        """The terms of `StepCost` from the rows of decoding; DataError where these tell too little."""
+        rows = [row for row in self.rows if row.kind == "decode"]
+        first = rows[0] if rows else None
+        place = {} if first is None else {
+            "cpu": first.cpu, "threads": str(first.threads), "runtime": first.runtime, "dtype": first.dtype,
+            "model": self.source,
+        }  # fmt: skip
+        return StepCost.fit(
+            [row.sequences for row in rows],
+            [row.positions for row in rows],
+            [row.sequences * row.context for row in rows],
+            [row.milliseconds / 1e3 for row in rows],
+            measured_on=place,
+        )
 
     def seconds(self, positions: int) -> float:
         """Predicted time of one call on `positions` tokens of one sequence, linear between measurements."""
@@ -96,7 +117,13 @@ class CostCurve:
     def _read(cls, path: Path) -> CostCurve | None:
         try:
             data = json.loads(path.read_text())
-            return cls(data["revision"], [CallCost(**row) for row in data["rows"]], data.get("source", ""))
+            step = data.get("step_cost")
+            return cls(
+                data["revision"],
+                [CallCost(**row) for row in data["rows"]],
+                data.get("source", ""),
+                StepCost.from_dict(step) if step else None,
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -117,6 +144,8 @@ def measure(
     contexts: Iterable[int] = (128,),
     positions: Iterable[int] = POSITIONS,
     sequences: Iterable[int] = SEQUENCES,
+    per_sequence: Iterable[int] = (1,),
+    batch_contexts: Iterable[int] = (),
     prefill: int = 512,
     rounds: int = 5,
     seconds: float = 60.0,
@@ -125,14 +154,24 @@ def measure(
     """Time calls of every shape, interleaved over `rounds`; medians.  Stops early, with whole rounds, at `seconds`.
 
     Every position's row of logits is computed and its best token read, as verification does.
+
+    positions     new tokens of a single sequence with each of the `contexts` kept
+    sequences     of a batch, each with these numbers of new tokens (per_sequence), and with each of batch_contexts kept
+                  (by default the first of `contexts`)
     """
     contexts, rng = [c for c in contexts if c < runtime.context_length], np.random.default_rng(0)
     shapes = [("prefill", 0, 1, min(prefill, runtime.context_length - 1))]  # first: it needs the most free room
     shapes += [("decode", c, 1, n) for c in contexts for n in positions if c + n <= runtime.context_length]
+    limits = runtime.limits
     shapes += [
-        ("decode", contexts[0], s, s)
+        ("decode", c, s, s * each)
+        for c in batch_contexts or contexts[:1]
         for s in sequences
-        if s > 1 and s * (contexts[0] + 1) <= runtime.limits.tokens_held and s <= runtime.limits.sequences
+        for each in per_sequence
+        if s > 1
+        and s * (c + each) <= limits.tokens_held
+        and s <= limits.sequences
+        and c + each <= runtime.context_length
     ]
 
     def tokens(n: int) -> np.ndarray:
@@ -171,7 +210,10 @@ def measure(
     for (kind, context, count, n), found in times.items():
         median = float(np.median(found))
         rows.append(CallCost(name, dtype, n, count, context, threads, cpu, median * 1e3, n / median, kind))
-    return CostCurve(runtime.revision, rows, source)
+    curve = CostCurve(runtime.revision, rows, source)
+    with contextlib.suppress(DataError):  # too few shapes
+        curve = replace(curve, step_cost=curve.fitted())
+    return curve
 
 
 def _timed(runtime: Runtime, work: list[Work]) -> float:

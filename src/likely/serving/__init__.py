@@ -1,4 +1,4 @@
-"""Many users of one model: an engine that one thread owns, the OpenAI-compatible API around it, tools and batches."""
+"""Many users of one model: an engine that one thread owns, the OpenAI-compatible API, tools, batches, a simulator."""
 
 from typing import TYPE_CHECKING
 
@@ -20,5 +20,9 @@ if TYPE_CHECKING:
     from likely.serving.engine import Ticket as Ticket
     from likely.serving.limits import ServerLimits as ServerLimits
     from likely.serving.metrics import ServerMetrics as ServerMetrics
+    from likely.serving.simulator import Arrival as Arrival
+    from likely.serving.simulator import ServedLoad as ServedLoad
+    from likely.serving.simulator import SimulatedServer as SimulatedServer
+    from likely.serving.simulator import poisson_arrivals as poisson_arrivals
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from likely.decoding.request import Event, Request, longest_text
-from likely.decoding.sequence_state import SequenceState
+from likely.decoding.scheduling import AtMost
 from likely.errors import KvFull, LikelyError
 from likely.lm.model import Model
 from likely.runtimes.prefix_cache import PrefixCache
@@ -103,19 +103,6 @@ class _Job:
     scoring: Scoring | None = None
 
 
-@dataclass(frozen=True)
-class _AtMost:
-    """Admits up to `running` texts at a time; those that run all take part in every call."""
-
-    running: int
-
-    def admits(self, running: int) -> bool:
-        return running < self.running
-
-    def choose(self, ready: Sequence[SequenceState]) -> list[SequenceState]:
-        return list(ready)
-
-
 class AsyncEngine:
     """A model and the thread that runs it.
 
@@ -142,7 +129,7 @@ class AsyncEngine:
         self.model, self.most = model, max_running + max_queue
         self.prefixes = PrefixCache(model.runtime, max_tokens=cached_tokens)
         self._metrics = metrics
-        self._loop = model.loop(policy=_AtMost(max_running), prefixes=self.prefixes, prefill_tokens=PREFILL_TOKENS)
+        self._loop = model.loop(policy=AtMost(max_running), prefixes=self.prefixes, prefill_tokens=PREFILL_TOKENS)
         self._begun: set[int] = set()
         self._lock = threading.Lock()
         self._live: dict[int, Ticket] = {}

@@ -8,7 +8,16 @@ from helpers_for_loops import RandomTrees, run, toy_loop
 
 from likely.decoding.accept import matched_walk
 from likely.decoding.constraint import mask_of
-from likely.decoding.drafting.budget import LIMIT, Acceptance, AcceptanceTracker, CallCosts, Controller, match_class
+from likely.decoding.drafting.budget import (
+    AcceptanceTracker,
+    CallCosts,
+    Candidate,
+    Controller,
+    PlannedCall,
+    SourceRecord,
+    match_class,
+)
+from likely.decoding.drafting.budget.acceptance import LIMIT
 from likely.decoding.drafting.lookup import PromptLookup
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, SamplingContext
 from likely.decoding.request import Request
@@ -25,6 +34,20 @@ def learned(costs: dict[int, float], **by_source) -> Controller:
         for _ in range(100):
             controller.of(name).record(match_class(chain(16)), range(kept), 16)
     return controller
+
+
+def verify(
+    controller: Controller, name: str, draft: Draft, *, positions: int = 1, emitted: float = 1, trust: float = 1.0
+):
+    [n], kept = controller.verify(
+        [Candidate(name, draft, LIMIT, trust)], PlannedCall(positions, emitted, room=LIMIT, leaves=LIMIT)
+    )
+    return n, kept
+
+
+def draft_of(controller: Controller, name: str, limit: int) -> int:
+    [n], _ = controller.draft(name, [limit], PlannedCall(1, 1.0, room=LIMIT, leaves=LIMIT))
+    return n
 
 
 def chain(n: int, match: int = 8) -> Draft:
@@ -48,23 +71,23 @@ def test_costs_are_interpolated_and_outliers_ignored():
 
 
 def test_flat_costs_verify_all_that_may_be_kept_and_linear_costs_nothing():
-    assert learned(FLAT, good=16).verify("good", chain(16), LIMIT, positions=1, emitted=1)[0] == 16
-    assert learned(LINEAR, good=16).verify("good", chain(16), LIMIT, positions=1, emitted=1)[0] == 0
+    assert verify(learned(FLAT, good=16), "good", chain(16), positions=1, emitted=1)[0] == 16
+    assert verify(learned(LINEAR, good=16), "good", chain(16), positions=1, emitted=1)[0] == 0
     rising = {n: 1 + n / 20 for n in SIZES}
-    assert learned(rising, bad=0).verify("bad", chain(16), LIMIT, positions=1, emitted=1)[0] == 0
+    assert verify(learned(rising, bad=0), "bad", chain(16), positions=1, emitted=1)[0] == 0
 
 
 def test_a_promising_size_of_unknown_cost_is_tried_and_then_judged():
     controller = learned({1: 1.0, 64: 64.0}, good=16)
-    assert controller.verify("good", chain(16), LIMIT, positions=1, emitted=1)[0] == 16
+    assert verify(controller, "good", chain(16), positions=1, emitted=1)[0] == 16
     for _ in range(3):
         controller.costs.record(17, 17.0)
-    assert controller.verify("good", chain(16), LIMIT, positions=1, emitted=1)[0] == 0
+    assert verify(controller, "good", chain(16), positions=1, emitted=1)[0] == 0
 
 
 def test_the_choice_is_the_maximum_of_predicted_goodput():
     controller = learned({1: 1.0, 4: 1.6, 8: 2.2, 16: 6.0}, some=5)
-    n, kept = controller.verify("some", chain(16), LIMIT, positions=1, emitted=1)
+    n, kept = verify(controller, "some", chain(16), positions=1, emitted=1)
     expected = controller.of("some").expected(match_class(chain(16)))
     rates = [(1 + expected[i]) / controller.costs.seconds(np.array([1 + i]))[0] for i in range(17)]
     assert n == int(np.argmax(rates)) and kept == expected[n]
@@ -73,30 +96,30 @@ def test_the_choice_is_the_maximum_of_predicted_goodput():
 
 def test_a_full_batch_drafts_less_than_a_lone_request():
     controller = learned({1: 1.0, 8: 1.2, 16: 2.4, 20: 5.0, 24: 8.0, 28: 11.0, 32: 14.0}, some=8)
-    alone, _ = controller.verify("some", chain(16), LIMIT, positions=1, emitted=1)
-    among, _ = controller.verify("some", chain(16), LIMIT, positions=16, emitted=16)
+    alone, _ = verify(controller, "some", chain(16), positions=1, emitted=1)
+    among, _ = verify(controller, "some", chain(16), positions=16, emitted=16)
     assert alone >= 7 and among == 0
 
 
 def test_nothing_is_drafted_before_costs_are_known():
-    assert Controller().verify("x", chain(16), LIMIT, positions=1, emitted=1) == (0, 0.0)
-    assert Controller().draft("x", 5, positions=1, emitted=1) == (0, 0.0)
+    assert verify(Controller(), "x", chain(16), positions=1, emitted=1) == (0, 0.0)
+    assert draft_of(Controller(), "x", 5) == 0
 
 
 def test_a_drafter_that_costs_is_tried_a_few_times_then_judged():
     controller = learned(FLAT)
-    tries = [controller.draft("slow", 8, positions=1, emitted=1)[0] for _ in range(4)]
+    tries = [draft_of(controller, "slow", 8) for _ in range(4)]
     assert all(tries)
     for _ in range(10):
-        controller.of("slow").time(4, 40.0)  # ten seconds per node
-        controller.of("slow").record(0, [], 4)
-    later = [controller.draft("slow", 8, positions=1, emitted=1)[0] for _ in range(200)]
+        controller.of("slow").time(4, 4, 40.0)  # ten seconds per token
+        controller.of("slow").judge(chain(4), [], 4, None)
+    later = [draft_of(controller, "slow", 8) for _ in range(200)]
     assert 1 <= sum(n > 0 for n in later) <= 8
 
 
 @pytest.mark.parametrize("verified", [0, 3])
 def test_a_shadow_learns_what_full_verification_would_have_kept(verified):
-    record = Acceptance()
+    record = SourceRecord()
     shadow = AcceptanceTracker(record)
     draft = Draft.chain([5, 6, 7, 8], match=3)
     shadow.propose(draft)
@@ -104,12 +127,12 @@ def test_a_shadow_learns_what_full_verification_would_have_kept(verified):
     for token in (5, 6, 1):
         shadow.observe([token])
     rate = record.expected(match_class(draft))
-    fresh = Acceptance().expected(match_class(draft))
+    fresh = SourceRecord().expected(match_class(draft))
     assert rate[2] > fresh[2] and rate[4] - rate[2] < fresh[4] - fresh[2]
 
 
 def test_expected_counts_are_exact_for_many_records():
-    record = Acceptance()
+    record = SourceRecord()
     draft = Draft.chain([1] * 6, match=4)
     rng = np.random.default_rng(0)
     for _ in range(2000):
@@ -164,7 +187,7 @@ def simulated(curve: dict[int, float], texts: list[list[int]], source) -> float:
             if wish:
                 draft = drafter.propose(wish)
                 shadow.propose(draft)
-                n, _ = controller.verify(source.name, draft, limit, positions=1, emitted=1.0, trust=shadow.trust)
+                n, _ = verify(controller, source.name, draft.first(limit), trust=shadow.trust)
                 shadow.verified(n)
                 draft = draft.first(n)
             _, emitted = matched_walk(draft, lambda node, path, rest=answer[done:]: rest[len(path)])
@@ -221,7 +244,7 @@ class Forcing:
 )
 def test_what_a_constraint_forces_is_drafted_where_longer_calls_are_cheap(costs, budget, calls):
     controller = learned(costs)
-    controller.costs.record = lambda positions, seconds: None  # these costs stay
+    controller.costs.record = lambda positions, seconds, **batch: None  # these costs stay
     request = Request((2,), Sampling(), max_tokens=20, constraint=Forcing(), draft_budget=budget)
     (finished,), *_ = run(toy_loop(vocab=8, controller=controller), request)
     assert finished.tokens == [1] * 20 and finished.target_calls == calls

@@ -146,7 +146,7 @@ class Answering:
             stop_repetition=asked.stop_repetition and not asked.ignore_eos,
             samples=asked.n,
             drafter=self.model.drafter(asked.drafter or self.model.drafters.default),
-            draft_budget=asked.draft_budget,
+            draft_budget=self.model.drafters.budget_of(asked.draft_budget),
             top_logprobs=top,
             entropy=asked.token_details,
             constraint=constraint,

@@ -178,7 +178,7 @@ class GenerationRequest(RequestBody):
     logit_bias: dict[int, float] = Field({}, max_length=MAX_BIASES)
     token_details: bool = False  # with logprobs: of each token also the entropy there, and whether it had been guessed
     drafter: DrafterName | None = None  # None: the server's own
-    draft_budget: DraftBudget | Literal["auto"] = "auto"
+    draft_budget: DraftBudget | Literal["auto", "off"] | None = None  # None: the server's own
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     response_format: dict[str, Any] | None = None

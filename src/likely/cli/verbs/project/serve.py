@@ -76,6 +76,15 @@ def serve(
     drafter: Annotated[
         str | None, typer.Option("--drafter", help="Guess ahead in every request that names no drafter of its own.")
     ] = None,
+    draft_budget: Annotated[
+        str,
+        typer.Option(
+            "--draft-budget",
+            metavar="N",
+            help="Most guessed tokens per text and call, where a request names none; auto: as many as pay at the load "
+            "of the moment; off: none in any request.",
+        ),
+    ] = "auto",
 ) -> None:
     """Serve a model to OpenAI-compatible clients, until Ctrl-C.
 
@@ -86,6 +95,8 @@ def serve(
       likely serve model.gguf --port 8080 --access-log
 
       likely serve --fallback http://127.0.0.1:8001 --risk 0.1
+
+      likely serve --drafter suffix --draft-budget auto
 
       LIKELY_KEY=secret likely serve --host 0.0.0.0 --api-key-env LIKELY_KEY
     """
@@ -105,7 +116,7 @@ def serve(
             raise typer.BadParameter(f"give the model once, got {source} and -m {model.model}", param_hint="MODEL")
         model = replace(model, model=source)
     keys = {name: _key(name) for name in api_key_env or ()}
-    options.drafting(drafter, "auto")
+    options.drafting(drafter, draft_budget)
     wanted = replace(confidence, fallback=None).given()  # requests may name a threshold of their own
     if confidence.calibrator is not None:
         Calibrator.load(confidence.calibrator).check_answers()  # a wrong file is refused now
@@ -129,6 +140,7 @@ def serve(
         if drafter is not None:
             lm.drafter(drafter)  # a wrong file or model is refused now
             lm.drafters.default = drafter
+        lm.drafters.budget = "off" if draft_budget == "off" else options.draft_budget(draft_budget)
         lm.drafters.share_memory = False  # what clients choose by name learns from their own request alone
         other = None if confidence.fallback is None else lm.beside(confidence.fallback)  # a wrong file is refused now
         # a browser that was led here has no key, but it may ask a server that wants none
