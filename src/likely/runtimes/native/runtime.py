@@ -95,7 +95,7 @@ class NativeRuntime(SlotRuntime):
         self.shape = shape = Architecture.of_config(source.config)
         self.dtype = dtype = dtype or default_dtype(source)
         kind = DTYPES.index(dtype) if dtype in DTYPES else CODES
-        self._weights = load_weights(source, shape, dtype, self._library, progress, rounding)
+        self._weights = load_weights(source, shape, dtype, self._library, progress, rounding, self.threads)
         self.weights_format = "+".join(sorted({t for t in map(type_of, self._weights) if t})) or dtype
         self.weights_bytes = sum(w.nbytes for w in self._weights.values())
         self._stride = padded(shape.vocab_size) + 16  # rows must not all start in one set of the first cache
