@@ -6,7 +6,7 @@ Windows of 512 positions of wikitext2: the mean KL(reference || candidate) in na
 likely token changes, and perplexities.  Nothing is timed: short formats are decoded before use, which saves no time.
 
   python benchmarks/kv_formats.py                      4 windows, both models
-  python benchmarks/kv_formats.py --model smollm2      one of them; the other's rows stay
+  python benchmarks/kv_formats.py --model gemma3 --only q8_0 bfp16  these; other rows of as many windows stay
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,30 +34,31 @@ FORMATS = ("bf16", "f16", "q8_0", "bfp16", "bfp12/bfp16", "bfp12")
 SORTED = ("bfp12/bfp16", "bfp12")
 
 
-def candidates(model: str, threads: int, stack: ExitStack) -> dict[str, Model]:
+NAMES = (*FORMATS, *(f"{kv}, sorted" for kv in SORTED))
+
+
+def candidates(model: str, names: Sequence[str], threads: int, stack: ExitStack) -> dict[str, Model]:
     """Name of a format -> the model with it."""
-    names = [*((kv, False) for kv in FORMATS), *((kv, True) for kv in SORTED)]
     found = {}
-    for kv, by_norms in names:
+    for name in names:
+        kv, _, by_norms = name.partition(", ")
         sort: Any = "weight" if by_norms else None
         loaded = load_block_float(
             model, kv, sort=sort, runtime="native", dtype="float32", context=quality.CONTEXT, threads=threads
         )
         gc.collect()  # the module whose channels were sorted
-        found[kv + (", sorted" if by_norms else "")] = stack.enter_context(
-            Model(loaded.runtime, loaded.tokenizer, loaded.info)
-        )
+        found[name] = stack.enter_context(Model(loaded.runtime, loaded.tokenizer, loaded.info))
     return found
 
 
-def rows_of(model: str, windows: int, positions: int, threads: int) -> dict[str, Any]:
+def rows_of(model: str, names: Sequence[str], windows: int, positions: int, threads: int) -> dict[str, Any]:
     with ExitStack() as stack:
         lm = stack.enter_context(
             likely.load(
                 model, runtime="native", dtype="float32", kv_dtype="f32", context=quality.CONTEXT, threads=threads
             )
         )
-        others = candidates(model, threads, stack)
+        others = candidates(model, names, threads, stack)
         texts = quality.windows_of(
             lm.tokenizer, quality.text_of(TEXT, FILE)[: 8 * windows * positions], windows, positions
         )
@@ -76,11 +78,20 @@ def rows_of(model: str, windows: int, positions: int, threads: int) -> dict[str,
         }
 
 
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The new rows, and those of other formats that were measured on the same weights and windows."""
+    if any(old.get(key) != new[key] for key in ("sha256", "windows", "positions")):
+        return new
+    fields = {key: {**old[key], **new[key]} for key in new if isinstance(new[key], dict)}
+    return {**new, **fields, "rows": {name: fields["rows"][name] for name in NAMES if name in fields["rows"]}}
+
+
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a smoke run; its figures are not kept")
     parser.add_argument("--model", choices=[*quality.MODELS, "both"], default="both")
     parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--only", choices=NAMES, nargs="+", help="these formats")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(argv)
 
@@ -91,14 +102,14 @@ def main(argv: list[str] | None = None) -> None:
     windows, positions = (1, 64) if options.quick else (options.windows, quality.POSITIONS)
     target = Path(protocol.RESULTS / "kv_formats.json")
     for model in quality.MODELS if options.model == "both" else (options.model,):
-        found = rows_of(model, windows, positions, options.threads)
+        found = rows_of(model, options.only or NAMES, windows, positions, options.threads)
         earlier = {} if options.quick or not target.exists() else json.loads(target.read_text())["models"]
         record = {
             "reference": "native fp32, keys and values in fp32, weights of the packaged file",
             "text": TEXT,
             "text_sha256": find_set(TEXT).find(FILE).sha256,
             "intervals": "95 %, percentile bootstrap over windows",
-            "models": {**earlier, model: found},
+            "models": {**earlier, model: merged(earlier.get(model, {}), found)},
         }
         protocol.write("kv_formats", record, quick=options.quick)
 

@@ -41,9 +41,8 @@ def test_formats_are_rows_of_a_file(script, path, monkeypatch, tmp_path):
     monkeypatch.setattr(bench.quality, "MODELS", (str(path),))
     monkeypatch.setattr(bench.quality, "POSITIONS", 48)
     monkeypatch.setattr(bench.quality, "text_of", lambda name, file: "the cat sat on the mat " * 100)
-    monkeypatch.setattr(bench, "FORMATS", ("bf16", "q8_0"))
-    monkeypatch.setattr(bench, "SORTED", ("bfp12",))
-    bench.main(["--windows", "2"])
+    bench.main(["--windows", "2", "--only", "bfp12, sorted"])
+    bench.main(["--windows", "2", "--only", "q8_0", "bf16"])
     [found] = json.loads((tmp_path / "kv_formats.json").read_text())["models"].values()
     kl = {name: row["kl_nats"] for name, row in found["rows"].items()}
     assert list(kl) == ["bf16", "q8_0", "bfp12, sorted"] and 0 < kl["q8_0"] < kl["bfp12, sorted"]

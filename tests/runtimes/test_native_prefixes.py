@@ -37,7 +37,7 @@ def forks_of(runtime, lengths, suffixes, seed):
     return opened
 
 
-def rows_of_call(runtime, opened, seed, most=3, trees=True):
+def rows_of_call(runtime, opened, seed, most=3, trees=True, every=False):
     """Logits of one call with some tokens of every sequence, chains and trees on pending nodes, and what it read."""
     rng = np.random.default_rng(seed)
     work = []
@@ -47,13 +47,14 @@ def rows_of_call(runtime, opened, seed, most=3, trees=True):
         grows = trees and rng.random() < 0.4
         if grows and rng.random() < 0.5:
             forward(runtime, sequence, tokens[::-1].copy(), np.arange(n) - 1, want=Want.NONE)
-        work.append(Work(sequence, tokens, parents if grows else None, want=Want.ALL))
+        want = Want.ALL if every or len(work) % 5 != 3 else Want.NONE  # the last layer computes wanted rows alone
+        work.append(Work(sequence, tokens, parents if grows else None, want=want))
     before = runtime.columns_read()
     outputs = runtime.forward(work)
     read = runtime.columns_read() - before
     for sequence in opened:
         runtime.close(sequence)
-    return np.concatenate([output.logits for output in outputs]), read
+    return np.concatenate([output.logits for output in outputs if output.logits is not None]), read
 
 
 @pytest.mark.sampled(3)
@@ -82,7 +83,7 @@ def test_calls_that_are_divided_by_rows_share_too(pair, kind):
             rows_of_call(runtime, forks_of(runtime, [150] * 60, [3] * 60, 0), 0, most=4)
             for runtime in pair(name, kind, threads=1)
         )
-        assert len(found) >= 128
+        assert len(found) >= 64
         np.testing.assert_array_equal(found, expected)
         assert 2 * read < apart
 
@@ -101,7 +102,7 @@ def test_a_tree_of_prefixes_is_read_block_by_block_once(pair):
             runtime.close(branch)
         opened = opened[::2] + opened[1::2]  # in no order of prefixes
         runtime.close(first)
-        rows, read = rows_of_call(runtime, opened, 1, most=1, trees=False)
+        rows, read = rows_of_call(runtime, opened, 1, most=1, trees=False, every=True)
         assert len(rows) == 8 and read == 9 * expected
 
 
