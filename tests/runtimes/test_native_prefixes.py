@@ -63,7 +63,7 @@ def rows_of_call(runtime, opened, seed, most=3, trees=True, every=False):
 @pytest.mark.parametrize("name", INVARIANT)
 def test_ragged_forks_get_the_same_bits_from_fewer_reads(pair, name, kind, threads):
     """Forks before, on and behind the borders of blocks, forks of forks, windows, one and several query heads a key."""
-    for seed in range(4):
+    for seed in range(2):
         rng = np.random.default_rng(seed)
         lengths = rng.choice([190, 190, 170, 129, 128, 127, 70, 64, 63, 5], 14).tolist()
         suffixes = rng.choice([0, 1, 9, 70], 14).tolist()
