@@ -240,6 +240,8 @@ def native_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
     made = {
         "native_quality": timed(benchmarks, "native_quality", tables.quality),
         "native_figures": timed(benchmarks, "native", tables.figures),
+        "kv_formats": timed(benchmarks, "kv_formats", tables.kv_formats),
+        "shared_prefix": timed(benchmarks, "shared_prefix", tables.shared_prefix),
         "native_bakeoff": timed(benchmarks, "native_bakeoff", tables.bakeoff),
         "packed_weights": timed(benchmarks, "packed_weights", tables.packed),
         "native_speculation": timed(benchmarks, "speculation_smollm2_native", tables.speculation),

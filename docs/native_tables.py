@@ -103,6 +103,47 @@ def _demands(benchmark: Record, grid: Grid) -> str:
     return grid(["demand", "found", "allowed", ""], rows) if rows else ""
 
 
+# --- keys and values ------------------------------------------------------------------------------------------------
+
+
+def kv_formats(benchmark: Record, grid: Grid) -> str:
+    """A table per model, a row per format of keys and values."""
+    parts = []
+    for model, found in benchmark["models"].items():
+        [tokens] = [int(name.split("_")[2]) for name in found if name.startswith("bytes_of_")]
+        bytes_of, first = found["kv_bytes_per_token"], next(iter(found["rows"].values()))
+        rows = [["f32", f"{bytes_of['f32']:,}", _mebibytes(tokens * bytes_of["f32"]), "0", "0 %", "1.0000"]]
+        for name, row in found["rows"].items():
+            label, *figures = _quality_row(name, row)
+            rows.append([label, f"{bytes_of[name]:,}", _mebibytes(tokens * bytes_of[name]), *figures])
+        header = ["`kv_dtype`", "bytes a token", f"{tokens:,} tokens", "KL, nats", "another top token",
+                  "perplexity, times the reference's"]  # fmt: skip
+        parts.append(f"**{model}, {benchmark['text']}** ({first['positions']:,} positions)\n\n{grid(header, rows)}")
+    return "\n".join(parts)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def shared_prefix(benchmark: Record, grid: Grid) -> str:
+    """Milliseconds of a step, together and apart, and what attention read."""
+    rows = []
+    for row in benchmark["rows"]:
+        columns, ms = row["columns"], row["ms"]
+        ratio = dict(zip(("median", "low", "high"), row["speedup"], strict=True))
+        rows.append([
+            row["kv"], f"{row['prefix']:,}", str(row["batch"]), number(ms["together"]), number(ms["apart"]),
+            times(ratio), f"{columns['apart'] / columns['together']:.1f}×",
+        ])  # fmt: skip
+    header = ["keys and values", "tokens shared", "texts", "ms a step", "apart, ms", "times as fast", "columns saved"]
+    same = all(row["same_bits"] for row in benchmark["rows"])
+    return (
+        f"{grid(header, rows)}\n{benchmark['model']}, {benchmark['dtype']}, {benchmark['threads']} threads; "
+        f"{'the same bits in every row' if same else 'SOME ROWS HAVE OTHER BITS'}.\n"
+    )
+
+
 # --- milliseconds -----------------------------------------------------------------------------------------------------
 
 

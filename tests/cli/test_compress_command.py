@@ -70,12 +70,16 @@ def test_formats_of_keys_and_values_are_compared(cli, wide, tmp_path):
     fine = cli("compare", wide, wide, "--kv", "bfp16n16", "--k-sort", *rest, "--json").json
     assert 0 < fine["kl"] < coarse["kl"] and fine["k_sort"] and not coarse["k_sort"]
     assert coarse["kv_bytes_per_token"] / fine["kv_bytes_per_token"] == pytest.approx(3.5 / 8.5)
+    for sort in ((), ("--k-sort",)):
+        native = cli("compare", wide, wide, "--kv", "bfp16n16", *sort, "--candidate-runtime", "native", *rest, "--json")
+        assert native.json["kl"] == pytest.approx(fine["kl"], rel=0.5) and native.json["runtime"] == "native"
+        assert native.json["kv_bytes_per_token"] == fine["kv_bytes_per_token"]
     assert "bytes a token" in cli("compare", wide, wide, "--kv", "bfp16n16", *rest).out
     for arguments, message in (
         (("--kv", "bfp12n80"), "do not divide"),
         (("--kv", "q4"), "bfp12"),
         (("--k-sort",), "--kv bfp12"),
-        (("--kv", "bfp12", "--candidate-runtime", "native"), "torch runtime"),
+        (("--kv", "bfp12", "--k-sort", "--candidate-runtime", "llamacpp"), "torch and native"),
     ):
         done = cli("compare", wide, wide, *arguments, *rest)
         assert done.code in (1, 2) and message in done.err and len(done.err.splitlines()) == 1, done.err

@@ -37,7 +37,7 @@ def script(monkeypatch):
 def test_its_python_runs(tmp_path, monkeypatch, native_library, capsys):
     """On a tiny model; the cache is an empty one, so that nothing is measured yet."""
     monkeypatch.setenv("LIKELY_CACHE", str(tmp_path / "cache"))
-    path = write_tiny_llama(tmp_path / "tiny.gguf", context=512)
+    path = write_tiny_llama(tmp_path / "tiny.gguf", context=512, dim=128)
     found: dict = {}
     for block in blocks("python"):
         exec(block.replace('"smollm2"', repr(str(path))), found)
@@ -74,7 +74,8 @@ def test_its_commands_run(tmp_path, smollm2_path, native_library):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    asked, measured, plain = map(run, blocks("sh"))
+    asked, compared, measured, plain = map(run, blocks("sh"))
+    assert "11,880 bytes a token" in compared
     assert "Paris" in asked and "prefill" in measured and "Paris" in measured and plain.strip()
     assert len(list(kept.glob("*.so"))) == 2 and len(list(kept.glob("*-int8-*"))) == 1  # no library was made anew
     assert max(file.stat().st_size for file in kept.glob("*.so")) < 1.5e6
@@ -111,6 +112,20 @@ def test_without_a_compiler_it_is_as_the_page_says(tmp_path, monkeypatch):
     for asked in ({"dtype": "int8"}, {"runtime": "native"}, {"runtime": "native", "dtype": "bfloat16"}):
         with pytest.raises(CapabilityError, match="C\\+\\+ compiler"):
             likely.load(path, **asked)
+
+
+def test_what_it_says_of_keys_and_values_is_so(native_library, smollm2_path):
+    from likely.runtimes.native.library import KV_FORMS
+    from likely.runtimes.native.runtime import NativeRuntime
+
+    [section] = re.findall(r"## Keys and values\n(.*?)\n## ", PAGE, flags=re.S)
+    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| `.*?\|", section, flags=re.M)))
+    assert set(named) == {"kv_dtype", *KV_FORMS}
+    short, usual = re.findall(r"# q8_0 (\d+); bf16 takes (\d+)", section)[0]
+    for kv, size in (("q8_0", short), (None, usual)):
+        runtime = NativeRuntime(smollm2_path, dtype="int8", kv_dtype=kv, threads=1, tokens_held=64)
+        assert runtime.kv_bytes_per_token == int(size)
+        runtime.shutdown()
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -205,3 +220,20 @@ def test_tables_wait_for_their_results(script, tmp_path):
     }  # fmt: skip
     made = generate.native_guide(page, {"native_bakeoff": record})
     assert "old" not in made and "Allowed: a KL of 0.0084 nats" in made and "Machine: A CPU, 2 cores" in made
+
+
+def test_tables_of_keys_and_values_and_of_shared_prefixes(script):
+    generate, tables = script
+    sizes = {"f32": 46080, "q8_0": 12240}
+    model = {"kv_bytes_per_token": sizes, "bytes_of_8192_tokens": {}, "rows": {"q8_0": quality_row(0.0004, 1.5)}}
+    text = tables.kv_formats({"text": "prose", "models": {"smollm2": model}}, generate.grid)
+    assert "| f32 | 46,080 | 360 MiB | 0 | 0 % | 1.0000 |" in text and "(3,072 positions)" in text
+    assert "| q8_0 | 12,240 | 96 MiB | 0.0004 [0.0002, 0.0008] | 1.50 % |" in text
+    row = {
+        "kv": "bf16", "prefix": 1024, "batch": 16, "same_bits": True, "columns": {"together": 100, "apart": 800},
+        "ms": {"together": 10.0, "apart": 25.0}, "speedup": [2.5, 2.4, 2.6],
+    }  # fmt: skip
+    record = {"model": "smollm2", "dtype": "int8", "threads": 2, "rows": [row]}
+    text = tables.shared_prefix(record, generate.grid)
+    assert "| bf16 | 1,024 | 16 | 10 | 25 | 2.50× [2.40, 2.60] | 8.0× |" in text and "the same bits" in text
+    assert "OTHER BITS" in tables.shared_prefix({**record, "rows": [{**row, "same_bits": False}]}, generate.grid)

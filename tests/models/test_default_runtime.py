@@ -45,7 +45,7 @@ def test_a_large_file_whose_types_are_not_kept_runs_in_llama_cpp(path, monkeypat
 
 
 def test_options_choose_among_runtimes(path, native_library):
-    assert runtime_of(path, kv_dtype="f16") == "llamacpp"
+    assert runtime_of(path, invariant=False) == "llamacpp"
     assert runtime_of(path, device="cpu") == "torch"
     assert runtime_of(path, dtype="float32") == "torch"
     assert runtime_of(path, dtype="int8") == "native"

@@ -37,6 +37,9 @@ int likely_features() { return 0; }
 void* likely_open(const void*, int) { static int session; return &session; }
 void likely_close(void*) {}
 int likely_reserve(void*, long) { return 0; }
+long likely_kv_bytes(const void*) { return 0; }
+long likely_columns_read(void*) { return 0; }
+void likely_store_rows(int, int, int, int, const float*, int, int, const int*, float*) {}
 int likely_forward(void*, const void*) { return 0; }
 void likely_head(void*, int, int, float*, long) {}
 void likely_reduce(void*, const float*, int, long, double*, double*, int, long*, float*) {}

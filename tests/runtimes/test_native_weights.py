@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -236,6 +237,31 @@ def test_pieces_of_any_size_pack_alike(library, folder, monkeypatch, tmp_path, k
     monkeypatch.setattr(native_weights, "ROWS", 32)
     monkeypatch.setenv("LIKELY_CACHE", str(tmp_path / "other"))
     same(packed(folder, library, kind), whole)
+
+
+@pytest.mark.parametrize("ahead", [10, 3000, 2**28])
+@pytest.mark.parametrize("kind", ["int8", "file", "int4"])
+def test_threads_pack_alike(native_library, folder, monkeypatch, tmp_path, kind, ahead):
+    """Tensors come in their order, whoever makes them, and some may be too large to be made ahead."""
+    monkeypatch.setattr(native_weights, "AHEAD_BYTES", ahead)
+    source = ModelSource.open(folder)
+    shape, found = Architecture.of_config(source.config), []
+    for threads in (1, 3):
+        monkeypatch.setenv("LIKELY_CACHE", str(tmp_path / str(threads)))
+        told: list = []
+        tell = partial(lambda to, *of: to.append(of), told)
+        packed = load_weights(source, shape, kind, native_library, tell, threads=threads)
+        found.append(({name: values.copy() for name, values in packed.items()}, told))
+    same(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+
+
+def test_what_stops_a_thread_stops_packing(library, folder, tmp_path):
+    library.fails = ModelError("no number")
+    source = ModelSource.open(folder)
+    with pytest.raises(ModelError, match="no number"):
+        load_weights(source, Architecture.of_config(source.config), "int8", library, threads=3)
+    assert names_in(tmp_path) == []
 
 
 def test_a_second_copy_of_tied_weights_is_no_stranger(library, tmp_path):

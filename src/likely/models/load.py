@@ -41,6 +41,8 @@ class ModelInfo:
     system: str | None = None
     settings: Mapping[str, float] = field(default_factory=dict)
     weights: str = ""  # the types that run: as dtype, or "Q4_K+Q6_K" of a file whose codes are kept
+    kv_dtype: str = ""  # of cached keys and values
+    kv_bytes_per_token: int = 0  # over all layers; 0: nothing is cached, or not known
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ def load_local(
         system=known.system if known else None,
         settings=known.settings if known else {},
         weights=str(getattr(opened, "weights_format", opened.dtype)).removeprefix("torch."),
+        kv_dtype=str(getattr(opened, "kv_dtype", "")),
+        kv_bytes_per_token=int(getattr(opened, "kv_bytes_per_token", 0)),
     )
     return Loaded(opened, tokenizer, info)
 

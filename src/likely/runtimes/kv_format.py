@@ -79,17 +79,20 @@ class KvFormat:
         return keys if keys == values else f"{keys}/{values}"
 
 
-def parse_kv_format(text: str) -> KvFormat:
-    """NAME, or KEYS/VALUES.  bfpK[nN]: mantissas of K - 8 bits in blocks of N (32) along the head; f32, bf16, f16."""
+def parse_kv_format(text: str, plain: tuple[str, ...] = PLAIN) -> KvFormat:
+    """NAME, or KEYS/VALUES.  bfpK[nN]: mantissas of K - 8 bits in blocks of N (32) along the head; else one of `plain`.
+
+    ValueError for what is neither.
+    """
     parts = text.strip().lower().split("/")
     if len(parts) > 2:
         raise ValueError(f'kv_dtype "{text}" is not understood: write it as in {KV_EXAMPLES}')
-    found = [_parse_one(part, text) for part in parts]
+    found = [_parse_one(part, text, plain) for part in parts]
     return KvFormat(found[0], found[-1])
 
 
-def _parse_one(part: str, whole: str) -> StoredAs:
-    if part in PLAIN:
+def _parse_one(part: str, whole: str, plain: tuple[str, ...]) -> StoredAs:
+    if part in plain:
         return part
     match = _FORM.fullmatch(part)
     if match is None:

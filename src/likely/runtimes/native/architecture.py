@@ -98,11 +98,6 @@ class Architecture:
             norm_offset=float(gemma),
         )
 
-    @property
-    def kv_values_per_token(self) -> int:
-        """Numbers kept per token, over all layers; each head's width is rounded up to 32."""
-        return 2 * self.layers * self.kv_heads * (-(-self.head_dim // 32) * 32)
-
 
 def _windows(config: dict[str, Any], family: str, layers: int) -> tuple[int, ...]:
     kinds = config.get("layer_types")

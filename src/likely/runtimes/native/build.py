@@ -204,7 +204,7 @@ def _target(compiler: tuple[str, ...], isa: str) -> Path:
 
 
 def _stem(isa: str) -> str:
-    sources = [(source.name, source.read_text("utf-8")) for source in sorted(SOURCES.iterdir())]
+    sources = [(source.name, source.read_text("utf-8")) for source in sorted(SOURCES.rglob("*.*"))]
     return f"likely-{isa}-{fingerprint([[*FLAGS, *ISA[isa], _processor()], sources], 24)}"
 
 

@@ -46,7 +46,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class CallArrays:
-    """The arrays of one call, as cpp/attention.h describes them; int32."""
+    """The arrays of one call, as cpp/attention/tiles.h describes them; int32."""
 
     tokens: np.ndarray
     positions: np.ndarray

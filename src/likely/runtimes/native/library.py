@@ -5,16 +5,19 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from likely.runtimes.kinds import KINDS
+from likely.runtimes.kv_format import BFPFormat, StoredAs
 
 DTYPES = KINDS["native"].dtypes[:3]  # of models whose matrices are all alike, in the order of the C++ `Kind`
 INT8, BF16, FP32, CODES = range(4)  # CODES: each matrix has one of TYPES
 TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "F32", "F16", "BF16")  # as C++ numbers them
+KV_FORMS = ("f32", "bf16", "f16", "q8_0", "bfp12", "bfp16")  # of keys and values, as C++ numbers them
 GROUP, PANEL = 64, 32
 PANEL_GROUP_BYTES = (2 * 1024 + 64, 4096, 8192)  # of 32 outputs by 64 inputs
 FEATURES = ("avx512", "avx512_vnni", "avx512_bf16", "amx_int8", "avx2")
@@ -31,7 +34,7 @@ class LayerWeights(ctypes.Structure):
     _fields_ = [
         ("qkv", PackedMatrix * 3), ("out", PackedMatrix), ("gate_up", PackedMatrix * 2), ("down", PackedMatrix),
         *[(name, _pointer) for name in ("qkv_bias", "attention_norm", "mlp_norm", "query_norm", "key_norm",
-                                        "attention_after", "mlp_after", "frequencies")],
+                                        "attention_after", "mlp_after", "frequencies", "key_order", "value_order")],
         ("window", _int),
     ]  # fmt: skip
 
@@ -39,7 +42,8 @@ class LayerWeights(ctypes.Structure):
 class ModelShape(ctypes.Structure):
     _fields_ = [
         *[(name, _int) for name in ("kind", "layers", "hidden", "heads", "kv_heads", "dim", "mlp", "vocabulary",
-                                    "activation", "rotated", "floats")],
+                                    "activation", "rotated", "floats", "half", "key_form", "key_block", "value_form",
+                                    "value_block")],
         *[(name, _float) for name in ("epsilon", "attention_scale", "embedding_scale", "logit_softcap")],
     ]  # fmt: skip
 
@@ -68,6 +72,7 @@ class NativeCall(ctypes.Structure):
         ("queries", Queries),
         ("wanted", _int),
         *[(name, _pointer) for name in ("wanted_rows", "hidden", "skip_attention", "skip_mlp")],
+        ("apart", _int),
     ]
 
 
@@ -87,6 +92,13 @@ def aligned(nbytes: int) -> NDArray[np.uint8]:
     return raw[start : start + nbytes]
 
 
+def form_of(stored: StoredAs) -> tuple[int, int]:
+    """The number of a format of keys or values, and how many of them share a scale; see cpp/attention/formats.h."""
+    if isinstance(stored, BFPFormat):
+        return KV_FORMS.index(replace(stored, block=32).name), stored.block
+    return KV_FORMS.index(stored), 32 if stored == "q8_0" else 0
+
+
 def address(array: np.ndarray | None) -> int | None:
     return None if array is None else array.ctypes.data
 
@@ -101,6 +113,9 @@ class Library:
             "likely_open": (_pointer, [_pointer, _int]),
             "likely_close": (None, [_pointer]),
             "likely_reserve": (_int, [_pointer, _long]),
+            "likely_kv_bytes": (_long, [_pointer]),
+            "likely_columns_read": (_long, [_pointer]),
+            "likely_store_rows": (None, [*[_int] * 4, _pointer, _int, _int, _pointer, _pointer]),
             "likely_forward": (_int, [_pointer, _pointer]),
             "likely_head": (None, [_pointer, _int, _int, _pointer, _long]),
             "likely_reduce": (None, [_pointer, _pointer, _int, _long, _pointer, _pointer, _int, _pointer, _pointer]),
@@ -116,6 +131,7 @@ class Library:
             function.restype, function.argtypes = result, arguments
         self.open, self.close, self.reserve = handle.likely_open, handle.likely_close, handle.likely_reserve
         self.forward, self.head, self.reduce = handle.likely_forward, handle.likely_head, handle.likely_reduce
+        self.kv_bytes, self.columns_read = handle.likely_kv_bytes, handle.likely_columns_read
 
     def features(self) -> list[str]:
         """The instructions it was compiled for."""
@@ -155,6 +171,17 @@ class Library:
         to = np.empty(inputs, np.float32)
         self._handle.likely_unpack_row(TYPES.index(type_name), address(panels), inputs, row, rotated, address(to))
         return to
+
+    def stored(
+        self, as_stored: StoredAs, x: NDArray[np.float32], *, half: bool, keys: bool, slots: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
+        """Rows x (n, head width) as keys or values in `slots`, and as attention reads them. half: in bf16."""
+        x, slots = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(slots, np.int32)
+        out = np.empty_like(x)
+        self._handle.likely_store_rows(
+            *form_of(as_stored), half, keys, address(x), *x.shape, address(slots), address(out)
+        )
+        return out
 
     @contextmanager
     def team(self, threads: int) -> Iterator[Team]:

@@ -24,14 +24,13 @@ from likely.runtimes.native.codes import FLOAT_TYPES, Rounding, type_of
 from likely.runtimes.native.library import (
     CODES,
     DTYPES,
-    FP32,
     TYPES,
     NativeCall,
     Queries,
     address,
     padded,
 )
-from likely.runtimes.native.model import native_model
+from likely.runtimes.native.model import KvOrders, native_kv_format, native_model, plain_kv
 from likely.runtimes.native.rows import RowsOfWork, Wanted, rows_of
 from likely.runtimes.native.source import ModelSource
 from likely.runtimes.native.weights import VERSION, load_weights
@@ -42,7 +41,7 @@ from likely.runtimes.slots.table import SlotTable
 from likely.runtimes.turns import freeing, one_at_a_time
 
 TOKENS_PER_CALL = 512
-LANES = 16  # slots whose keys lie side by side, see cpp/attention.h
+LANES = 16  # slots whose keys lie side by side, see cpp/attention/storage.h
 LOGITS_BYTES = 64 * 2**20  # of rows that are handed out and held at one time
 ROWS_AT_ONCE = 64  # rows of logits that are only reduced
 MOST_TOKENS_HELD = 65536
@@ -59,6 +58,12 @@ class NativeRuntime(SlotRuntime):
                "int4": 4 bits with a scale per 32 inputs, rotated, and the tables of tokens in 8.
                None: see `default_dtype`
     rounding   of "int4": a quantiser whose codes take the place of the nearest ones
+    kv_dtype   what keys and values are kept as, see `native_kv_format`; default: as attention computes, f32 with
+               "float32" and else bf16.  Short formats are decoded block by block when they are read: they save memory
+               (`kv_bytes_per_token`), not time
+    kv_orders  of channels, for formats in blocks: see `likely.compression.block_float.load_block_float`
+    group_prefixes  columns that several pieces of work share, such as forks, are read once for all of them; False:
+               once for each, for comparisons.  Logits are the same bits
     threads    default: the physical cores, at most 8; never more than the processors this process may use
     tokens_held  room for kept and pending tokens; default: 65,536 or what an eighth of the free memory holds
     progress   (bytes, bytes in all) while the weights are packed, which happens once per model and dtype
@@ -71,6 +76,9 @@ class NativeRuntime(SlotRuntime):
         *,
         dtype: str | None = None,
         rounding: Rounding | None = None,
+        kv_dtype: str | None = None,
+        kv_orders: KvOrders | None = None,
+        group_prefixes: bool = True,
         threads: int | None = None,
         tokens_held: int | None = None,
         sequences: int = 4096,
@@ -87,12 +95,15 @@ class NativeRuntime(SlotRuntime):
         self.shape = shape = Architecture.of_config(source.config)
         self.dtype = dtype = dtype or default_dtype(source)
         kind = DTYPES.index(dtype) if dtype in DTYPES else CODES
-        self._weights = load_weights(source, shape, dtype, self._library, progress, rounding)
+        self._weights = load_weights(source, shape, dtype, self._library, progress, rounding, self.threads)
         self.weights_format = "+".join(sorted({t for t in map(type_of, self._weights) if t})) or dtype
         self.weights_bytes = sum(w.nbytes for w in self._weights.values())
-        self.kv_bytes_per_token = shape.kv_values_per_token * (4 if kind == FP32 else 2)
         self._stride = padded(shape.vocab_size) + 16  # rows must not all start in one set of the first cache
-        self._model = native_model(shape, kind, self._weights, rotated=dtype == "int4")
+        kv, default_kv = native_kv_format(kv_dtype, shape, kind), plain_kv(kind)
+        self.kv_dtype = kv.name
+        self._apart = not group_prefixes
+        self._model = native_model(shape, kind, self._weights, rotated=dtype == "int4", kv=kv, orders=kv_orders)
+        self.kv_bytes_per_token = int(self._library.kv_bytes(ctypes.byref(self._model[0].shape)))
         self._session = self._library.open(ctypes.byref(self._model[0]), self.threads)
         if not self._session:
             raise ModelError(f"the native runtime cannot start {self.threads} threads: give fewer (threads=)")
@@ -103,12 +114,13 @@ class NativeRuntime(SlotRuntime):
             tokens_held = min(MOST_TOKENS_HELD, max(1024, free_bytes() // 8 // self.kv_bytes_per_token))
         features = "+".join(self._library.features()) or "plain"
         own = f"-{fingerprint(rounding.fingerprint)}" if rounding else ""
+        stored = (f"-kv-{kv.name}" if kv != default_kv else "") + (f"-{kv_orders.fingerprint()}" if kv_orders else "")
         super().__init__(
             vocab_size=shape.vocab_size,
             context_length=shape.context_length,
             capabilities=Capabilities.of_kind("native", layers=shape.layers),
             limits=Limits(sequences, tokens_held, tokens_held, tokens_per_call),
-            revision=f"{self.sha256[:32]}-native-{dtype}{own}-v{VERSION}-{features}",
+            revision=f"{self.sha256[:32]}-native-{dtype}{own}-v{VERSION}-{features}{stored}",
         )
 
     def _new_table(self, limit: int) -> SlotTable:
@@ -131,6 +143,11 @@ class NativeRuntime(SlotRuntime):
         for parts in calls_of(work, self.limits.tokens_per_call):
             self._call(parts, CallArrays.of(parts, work, columns, tokens, slots), wanted)
         return wanted.outputs()
+
+    @one_at_a_time
+    def columns_read(self) -> int:
+        """How many columns (a token's keys and values of one head and layer) attention has read until now."""
+        return int(self._library.columns_read(self._session))
 
     def _reserve(self) -> None:
         capacity = self._table.capacity
@@ -164,6 +181,7 @@ class NativeRuntime(SlotRuntime):
             address(rows),
             address(hidden),
             *map(address, skips),
+            self._apart,
         )
         if self._library.forward(self._session, ctypes.byref(call)):
             raise MemoryError(f"there is no memory for a call of {len(arrays.tokens)} tokens")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +30,7 @@ from likely.runtimes.native.source import ModelSource
 from likely.runtimes.protocol import FloatArray
 
 VERSION = 2  # of the form: a change makes files of old forms unused
+AHEAD_BYTES = 256 * 2**20  # of packed tensors that are made before they are written
 _LINE = 64
 
 Progress = Callable[[int, int], None]  # bytes packed, bytes in all
@@ -45,63 +48,96 @@ def load_weights(
     library: Library,
     progress: Progress | None = None,
     rounding: Rounding | None = None,
+    threads: int = 1,
 ) -> dict[str, np.ndarray]:
     """Name -> bytes (panels) or fp32 vector, on cache lines; made first where the cache does not have them.
 
     They are mapped from the cache, or in memory where it cannot be written.
 
     progress  bytes written and bytes in all, while they are made
-    rounding  of dtype "int4": a quantiser's codes in place of the nearest ones
+    rounding  of dtype "int4": a quantiser's codes in place of the nearest ones; it is asked by one thread
+    threads   that make them
     """
+    threads = 1 if rounding else threads
     parts = _Parts(source, shape, dtype, library, rounding).all()
     path = packed_path(source.sha256, dtype, rounding)
     if (found := _read(path, parts)) is not None:
         return found
     try:
         with replacing(path) as file:
-            _write(file, parts, progress)
+            _write(file, parts, progress, threads)
     except OSError as error:
         warnings.warn(
             f"the packed weights cannot be kept in {path.parent} ({error.strerror or error}), so they are packed again "
             f"each time: set LIKELY_CACHE to a folder that can be written",
             stacklevel=2,
         )
-        return _in_memory(parts, progress)
+        return _in_memory(parts, progress, threads)
     if (found := _read(path, parts)) is None:
         raise ModelError(f"{path}: cannot be read back")
     return found
 
 
-def _write(file: BinaryIO, parts: list[PackedTensor], progress: Progress | None) -> None:
+def _write(file: BinaryIO, parts: list[PackedTensor], progress: Progress | None, threads: int) -> None:
     """Header and tensors; the checksums come into the header when all is written."""
     tensors, sums = [(part.name, _dims(part), part.dtype) for part in parts], [0] * len(parts)
     write_safetensors_header(file, tensors, align=_LINE, metadata=_checksums(parts, sums))
-    for i, piece in _pieces(parts, progress):
+    for i, piece in _pieces(parts, progress, threads):
         file.write(piece)
         sums[i] = zlib.crc32(piece, sums[i])
     file.seek(0)
     write_safetensors_header(file, tensors, align=_LINE, metadata=_checksums(parts, sums))
 
 
-def _in_memory(parts: list[PackedTensor], progress: Progress | None) -> dict[str, np.ndarray]:
+def _in_memory(parts: list[PackedTensor], progress: Progress | None, threads: int) -> dict[str, np.ndarray]:
     memory, at = aligned(sum(part.nbytes for part in parts)), 0
-    for _, piece in _pieces(parts, progress):
+    for _, piece in _pieces(parts, progress, threads):
         memory[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
         at += len(piece)
     return _views(memory, parts)
 
 
-def _pieces(parts: list[PackedTensor], progress: Progress | None) -> Iterator[tuple[int, bytes]]:
+def _pieces(parts: list[PackedTensor], progress: Progress | None, threads: int) -> Iterator[tuple[int, bytes]]:
     """(number of the tensor, some of its bytes), front to back."""
     total, done = sum(part.nbytes for part in parts), 0
-    for i, part in enumerate(parts):
+    for i, (part, pieces) in enumerate(zip(parts, _made_ahead(parts, threads), strict=True)):
         end = done + part.nbytes
-        for piece in part.write():
+        for piece in pieces:
             yield i, piece
             done += len(piece)
             if progress:
                 progress(done, total)
         assert done == end, part.name
+
+
+def _made_ahead(parts: list[PackedTensor], threads: int) -> Iterator[Iterable[bytes]]:
+    """The pieces of each tensor, in order; others are made meanwhile, as many as AHEAD_BYTES hold.
+
+    A larger tensor comes piece by piece, made by whoever reads it.
+    """
+    if threads == 1:
+        yield from (part.write() for part in parts)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[list[bytes]] | None] = deque()
+        held = at = 0
+        try:
+            for part in parts:
+                while at < len(parts) and (not ahead or held + parts[at].nbytes <= AHEAD_BYTES):
+                    small = parts[at].nbytes <= AHEAD_BYTES
+                    ahead.append(pool.submit(_all_pieces, parts[at]) if small else None)
+                    held += parts[at].nbytes
+                    at += 1
+                made = ahead.popleft()
+                yield part.write() if made is None else made.result()
+                held -= part.nbytes
+        finally:
+            for made in filter(None, ahead):
+                made.cancel()
+
+
+def _all_pieces(part: PackedTensor) -> list[bytes]:
+    return list(part.write())
 
 
 def _read(path: Path, parts: list[PackedTensor]) -> dict[str, np.ndarray] | None:

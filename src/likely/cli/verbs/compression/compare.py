@@ -34,7 +34,7 @@ def compare(
     ] = None,
     kv: Annotated[
         str | None,
-        typer.Option("--kv", help="What candidates keep keys and values as, on torch: bfp12, bfp16, bfp12/bfp16 ..."),
+        typer.Option("--kv", help="What candidates keep keys and values as: bfp12, bfp16, bfp12/bfp16, q8_0 ..."),
     ] = None,
     k_sort: Annotated[
         bool, typer.Option("--k-sort", help="With --kv: sort their channels by the norms of W_k and W_v first.")
@@ -46,7 +46,7 @@ def compare(
 
     Both models compute in fp32 by default, so that only their weights differ.  With --candidate-runtime the candidate
     runs as it will be used, its own rounding of activations included.  With --kv a candidate, which may be the
-    reference itself, keeps its keys and values in that format.
+    reference itself, keeps its keys and values in that format: on torch, or on --candidate-runtime.
 
     Examples:
 
@@ -57,10 +57,13 @@ def compare(
       likely compare smollm2 smollm2-w4.gguf --data notes.txt --candidate-runtime llamacpp
 
       likely compare smollm2 smollm2 --kv bfp12 --k-sort --data python_stdlib --tokens 512
+
+      likely compare smollm2 smollm2 --kv q8_0 --candidate-runtime native --data python_stdlib --tokens 512
     """
     from likely.compression.calibration_set import calibration_set
     from likely.compression.evaluate import compare_all
     from likely.formats.folder import weight_bytes
+    from likely.models.load import load_local
 
     length = min(length, tokens)
     if len(set(candidates)) < len(candidates):
@@ -69,8 +72,8 @@ def compare(
         raise typer.BadParameter(
             "it is about blocks of keys: give their format, as in --kv bfp12", param_hint="--k-sort"
         )
-    if kv is not None and (candidate_runtime or "torch") != "torch":
-        raise typer.BadParameter("formats of keys and values are those of the torch runtime", param_hint="--kv")
+    if k_sort and candidate_runtime == "llamacpp":
+        raise typer.BadParameter("channels are sorted on torch and native alone", param_hint="--k-sort")
 
     def opened(name: str, kind: str | None, computes: str | None) -> Any:
         computes = None if kind == "llamacpp" else computes
@@ -79,9 +82,13 @@ def compare(
     def stored(name: str, computes: str) -> Any:
         from likely.compression.block_float import load_block_float
 
-        loaded = load_block_float(
-            name, str(kv), sort="weight" if k_sort else None, dtype=computes, context=length + 64, threads=threads
-        )
+        if candidate_runtime == "llamacpp":
+            loaded = load_local(name, runtime="llamacpp", kv_dtype=kv, context=length + 64, threads=threads)
+        else:
+            loaded = load_block_float(
+                name, str(kv), sort="weight" if k_sort else None, dtype=computes, context=length + 64, threads=threads,
+                runtime="native" if candidate_runtime == "native" else "torch",
+            )  # fmt: skip
         stack.callback(loaded.runtime.shutdown)
         return loaded
 

@@ -22,11 +22,12 @@ struct Forward {
   Session& e;
   const Call& call;
   const ModelShape& s = e.model.shape;
-  const int n = call.tokens, dim = s.dim, wide = (int)round_up(s.dim, 32);
+  const int n = call.tokens, dim = s.dim;
   const int q_width = s.heads * s.dim, kv_width = s.kv_heads * s.dim;
   const size_t qkv_stride = round_up(q_width + 2 * kv_width, PANEL) + PANEL, hidden_stride = round_up(s.hidden, PANEL);
   const int hidden_groups = (s.hidden + GROUP - 1) / GROUP;
-  static constexpr bool half = kind != FP32;
+  AttentionTiles whole[2];               // of the call's rows, for layers without and with a window
+  std::vector<AttentionTiles> spans[2];  // of each span's
 
   bool fit() {
     const RowForm form = form_of(s);
@@ -43,13 +44,37 @@ struct Forward {
     for (auto& own : e.gated) ok = ok && own.fit((size_t)n * GROUP * 4);
     if (ok)
       for (auto& own : e.scratch) own.fit(attention_shape(0));
+    if (ok) make_tiles();
     return ok;
+  }
+  void make_tiles() {
+    const Shape shape = attention_shape(0);
+    const int threads = e.team.size(), enough = 4 * threads / s.kv_heads + 1;
+    // few queries are cut into small tiles, so that every thread has work; numbers do not depend on it
+    const int alone = std::clamp(n / enough, 4, QUERIES);
+    const Spans own(n, threads);
+    for (int windowed = 0; windowed < 2; windowed++) {
+      const int window = window_of(windowed);
+      if (window < 0) continue;
+      whole[windowed].make(call.queries, 0, n, alone, window, threads, shape, call.apart);
+      spans[windowed].resize(are_many(n) ? own.count : 0);
+      for (int i = 0; i < (int)spans[windowed].size(); i++)
+        spans[windowed][i].make(call.queries, own[i].first, own[i].last, QUERIES, window, 1, shape, call.apart);
+    }
+  }
+  int window_of(int windowed) const {  // -1: no such layer
+    for (int l = 0; l < s.layers; l++)
+      if ((e.model.layers[l].window > 0) == (windowed == 1)) return e.model.layers[l].window;
+    return -1;
   }
   static RowForm form_of(const ModelShape& s) {
     return {s.floats ? CODES_UNIT_WITH_FLOATS : CODES_UNIT, s.rotated != 0};
   }
   Shape attention_shape(int l) const {
-    return Shape{s.heads, s.kv_heads, dim, wide, s.attention_scale, half, e.cache[l].capacity};
+    Shape shape = shape_of_attention(s, e.cache[l].capacity);
+    shape.key_order = e.model.layers[l].key_order;
+    shape.value_order = e.model.layers[l].value_order;
+    return shape;
   }
   // Prepared rows of a span, counted from its first.
   Rows rows_of(int width, Span span) const {
@@ -159,9 +184,13 @@ struct Forward {
       if (norm) scale_row(x, dim, root_mean(x, dim, s.epsilon), norm);
       rotate(x, c, t);
     }
-    for (int h = 0; h < s.kv_heads; h++)
-      store_token<half>(attention_shape(l), e.cache[l].keys.data, e.cache[l].values.data, h, call.slot[i],
-                        qkv + q_width + (size_t)h * dim, qkv + q_width + kv_width + (size_t)h * dim);
+    const Shape shape = attention_shape(l);
+    const KeysValues& cache = e.cache[l];
+    for (int h = 0; h < s.kv_heads; h++) {
+      const float *key = qkv + q_width + (size_t)h * dim, *value = key + kv_width;
+      (s.half ? store_token<true> : store_token<false>)(shape, cache.keys.data, cache.values.data, h, call.slot[i], key,
+                                                        value);
+    }
   }
 
   // out[live row] = matrices x row (+ bias), or out[live row] += it, for the rows of a span
@@ -234,41 +263,34 @@ struct Forward {
     });
   }
 
-  void attend_tile_of(int l, int id, const Piece& piece, int first, int last, int head) {
-    attend_tile<half>(attention_shape(l), call.queries, piece, first, last, head, e.cache[l].keys.data,
-                      e.cache[l].values.data, e.model.layers[l].window, e.projected.floats(), qkv_stride,
-                      e.attended.floats(), q_width, e.scratch[id]);
+  void attend_tile_of(int l, int id, const AttentionTiles& tiles, int tile, int head) {
+    const int window = e.model.layers[l].window;
+    (s.half ? attend_tile<true> : attend_tile<false>)(
+        attention_shape(l), call.queries, tiles.parts_of(tile), tiles.tiles[tile].count, head, e.cache[l].keys.data,
+        e.cache[l].values.data, window, e.projected.floats(), qkv_stride, e.attended.floats(), q_width, e.scratch[id]);
   }
   // by the whole team: the queries that are wanted, if rows are named
   void attend(int l, const Live& live, int id) {
-    const Queries& q = call.queries;
-    // few queries are cut into small tiles, so that every thread has work; numbers do not depend on it
-    const int enough = 4 * e.team.size() / s.kv_heads + 1, tile_size = std::clamp(n / enough, 4, QUERIES);
-    auto tiles_of = [&](const Piece& piece) { return (piece.count + tile_size - 1) / tile_size; };
-    int tiles = 0;
-    for (int p = 0; p < q.pieces_count; p++) tiles += tiles_of(q.pieces[p]);
-    each(tiles * s.kv_heads, 1, [&](int task) {
-      int tile = tiles - 1 - task / s.kv_heads, p = 0;  // the last tiles see the most columns: they come first
-      for (; tile >= tiles_of(q.pieces[p]); p++) tile -= tiles_of(q.pieces[p]);
-      const Piece& piece = q.pieces[p];
-      const int first = piece.first + tile * tile_size;
-      const int last = std::min(first + tile_size, piece.first + piece.count);
-      if (live.rows) {  // rows are named in ascending order
-        const int32_t* next = std::lower_bound(live.rows, live.rows + live.count, first);
-        if (next == live.rows + live.count || *next >= last) return;
+    const AttentionTiles& tiles = whole[e.model.layers[l].window > 0];
+    const int count = (int)tiles.tiles.size();
+    auto wanted = [&](int tile) {
+      for (int i = 0; i < tiles.tiles[tile].count; i++) {  // rows are named in ascending order
+        const TilePart& part = tiles.parts_of(tile)[i];
+        const int32_t* next = std::lower_bound(live.rows, live.rows + live.count, part.first);
+        if (next < live.rows + live.count && *next < part.last) return true;
       }
-      attend_tile_of(l, id, piece, first, last, task % s.kv_heads);
+      return false;
+    };
+    each(count * s.kv_heads, 1, [&](int task) {
+      const int tile = count - 1 - task / s.kv_heads;  // the last tiles see the most columns: they come first
+      if (!live.rows || wanted(tile)) attend_tile_of(l, id, tiles, tile, task % s.kv_heads);
     });
   }
   // by one thread: the queries of a span of the call's rows
-  void attend_alone(int l, Span span, int id) {
-    for (int p = 0; p < call.queries.pieces_count; p++) {
-      const Piece& piece = call.queries.pieces[p];
-      const int from = std::max(span.first, piece.first), to = std::min(span.last, piece.first + piece.count);
-      for (int head = 0; head < s.kv_heads; head++)
-        for (int first = from; first < to; first += QUERIES)
-          attend_tile_of(l, id, piece, first, std::min(first + QUERIES, to), head);
-    }
+  void attend_alone(int l, int span, int id) {
+    const AttentionTiles& tiles = spans[e.model.layers[l].window > 0][span];
+    for (int head = 0; head < s.kv_heads; head++)
+      for (int tile = 0; tile < (int)tiles.tiles.size(); tile++) attend_tile_of(l, id, tiles, tile, head);
   }
 
   // a product is added to the stream, normed first where the model says so
@@ -337,15 +359,16 @@ struct Forward {
     }
   }
   void layers_by_rows(int mixing, const Live& all, const Live& wanted, int id, const Tiles& tiles) {
-    const Spans spans(n, e.team.size());
+    const Spans all_spans(n, e.team.size());
     auto before = [&](int l, Span span) {
       if (l < s.layers && attends(l)) before_attention(Alone{}, l, span, tiles);
     };
-    each(spans.count, 1, [&](int i) { before(0, spans[i]); });
+    each(all_spans.count, 1, [&](int i) { before(0, all_spans[i]); });
     for (int l = 0; l < mixing; l++)
-      each(spans.count, 1, [&](int i) {
-        const Span span = spans[spans.count - 1 - i];  // the last rows see the most columns: they come first
-        if (attends(l)) attend_alone(l, span, id);
+      each(all_spans.count, 1, [&](int i) {
+        const int number = all_spans.count - 1 - i;  // the last rows see the most columns: they come first
+        const Span span = all_spans[number];
+        if (attends(l)) attend_alone(l, number, id);
         after(Alone{}, l, all, span, id, tiles);
         before(l + 1, span);
       });

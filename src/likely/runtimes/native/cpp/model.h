@@ -1,6 +1,6 @@
 // What the caller passes in, as library.py spells it too, and what is kept between calls.
 #pragma once
-#include "attention.h"
+#include "attention/attend.h"
 #include "rows.h"
 #include "threads.h"
 
@@ -18,12 +18,15 @@ struct LayerWeights {
   const float *query_norm, *key_norm;         // (dim,) or null
   const float *attention_after, *mlp_after;   // norms of what is added to the stream, or null
   const float *frequencies;                   // (dim / 2,) of the rotation
+  const int32_t *key_order, *value_order;     // of channels in memory, see attention/storage.h; or null
   int32_t window;                             // 0: sees everything
 };
 
 struct ModelShape {
   int32_t kind, layers, hidden, heads, kv_heads, dim, mlp, vocabulary, activation;  // activation 0: silu, 1: gelu
   int32_t rotated, floats;  // of CODES: groups of 64 inputs are rotated; some matrix is one of floats
+  int32_t half;             // attention computes in bf16
+  Side keys, values;        // see attention/formats.h
   float epsilon, attention_scale, embedding_scale, logit_softcap;
 };
 
@@ -43,6 +46,7 @@ struct Call {
   const int32_t* wanted_rows;   // (wanted,)
   float* hidden;                // (wanted, hidden) after the last norm, or null
   const uint8_t *skip_attention, *skip_mlp;  // (layers,) or null
+  int32_t apart;                // every piece of work is attended for itself
 };
 
 }  // extern "C"
@@ -87,11 +91,17 @@ INLINE void multiply_slice(const Slice& own, const uint8_t* next, const Rows& ro
     multiply_panel<kind>(own.panel, next, rows, n, tiles, done, soon);
 }
 
-// Keys and values of one layer, see attention.h.
+// Keys and values of one layer, see attention/storage.h.
 struct KeysValues {
   Buffer keys, values;
   size_t capacity = 0;  // slots
 };
+
+inline Shape shape_of_attention(const ModelShape& s, size_t capacity) {
+  const int wide = (int)round_up(s.dim, 32);
+  return {s.heads,      s.kv_heads, s.dim,    wide,    s.attention_scale, s.half != 0,
+          capacity,     s.keys,     s.values, nullptr, nullptr};
+}
 
 struct Session {
   Model model;

@@ -39,22 +39,34 @@ void likely_close(Session* session) { delete session; }
 // others: each knows its own.
 int likely_reserve(Session* session, int64_t slots) {
   const size_t capacity = round_up(slots, LANES);
-  const ModelShape& s = session->model.shape;
-  const size_t slot = round_up(s.dim, 32) * (s.kind == FP32 ? 4 : 2);
+  const Shape shape = shape_of_attention(session->model.shape, capacity);
   for (auto& layer : session->cache) {
     if (layer.capacity >= capacity) continue;
+    const size_t key = shape.sixteen_bytes(shape.keys) / LANES, value = shape.sixteen_bytes(shape.values) / LANES;
     Buffer keys, values;
-    if (!keys.fit(s.kv_heads * capacity * slot) || !values.fit(s.kv_heads * capacity * slot)) return 1;
-    for (int h = 0; h < s.kv_heads && layer.capacity; h++) {
-      const size_t to = h * capacity * slot, from = h * layer.capacity * slot, size = layer.capacity * slot;
-      memcpy(keys.data + to, layer.keys.data + from, size);
-      memcpy(values.data + to, layer.values.data + from, size);
+    if (!keys.fit(shape.kv_heads * capacity * key) || !values.fit(shape.kv_heads * capacity * value)) return 1;
+    for (int h = 0; h < shape.kv_heads && layer.capacity; h++) {
+      memcpy(keys.data + h * capacity * key, layer.keys.data + h * layer.capacity * key, layer.capacity * key);
+      memcpy(values.data + h * capacity * value, layer.values.data + h * layer.capacity * value, layer.capacity * value);
     }
     layer.keys.swap(keys);
     layer.values.swap(values);
     layer.capacity = capacity;
   }
   return 0;
+}
+
+// Bytes of keys and values that one token takes, over all layers.
+int64_t likely_kv_bytes(const ModelShape* model) {
+  const Shape s = shape_of_attention(*model, 0);
+  return (int64_t)model->layers * s.kv_heads * (s.sixteen_bytes(s.keys) + s.sixteen_bytes(s.values)) / LANES;
+}
+
+// How many columns of one key head attention has read so far, over all layers.
+int64_t likely_columns_read(const Session* session) {
+  int64_t all = 0;
+  for (const Scratch& own : session->scratch) all += own.columns_read;
+  return all;
 }
 
 // Evaluate the tokens; the wanted rows then wait for likely_head.
@@ -115,6 +127,36 @@ void likely_unpack_row(int type, const uint8_t* panels, int width, int row, int 
   with_type((Type)type, [&](auto t) {
     unpack_code_row<decltype(t)::value>(panels, (width + GROUP - 1) / GROUP, row, to, width, 1, rotated);
   });
+}
+
+// Rows x (n, dim) fp32 as keys (or values) in slots of their own, and read again -> out (n, dim): for tests.
+void likely_store_rows(int form, int block, int half, int as_keys, const float* x, int n, int dim,
+                       const int32_t* slots, float* out) {
+  const size_t capacity = round_up(*std::max_element(slots, slots + n) + 1, LANES);
+  const Side side{(Form)form, block};
+  const Shape s{1, 1, dim, (int)round_up(dim, 32), 1, half != 0, capacity, side, side, nullptr, nullptr};
+  auto work = [&](auto computed) {
+    constexpr bool h = decltype(computed)::value;
+    Scratch scratch;
+    scratch.fit(s);
+    std::vector<uint8_t> keys(s.at(side, 0, (int)capacity) + 64), values(keys.size());
+    for (int i = 0; i < n; i++) store_token<h>(s, keys.data(), values.data(), 0, slots[i], x + i * dim, x + i * dim);
+    for (int at = 0; at < n; at += BLOCK) {
+      const Block block = find_block<h>(s, keys.data(), values.data(), slots + at, std::min(BLOCK, n - at), 0, scratch);
+      for (int c = 0; c < block.count; c++)
+        for (int d = 0; d < dim; d++) {
+          const int lane = c % LANES, items = h ? 2 : 1;  // numbers of one step of four bytes
+          const uint8_t* sixteen = (as_keys ? block.key : block.value)[c / LANES];
+          const int step = as_keys ? d / items * LANES + lane : lane / items * s.wide + d;
+          const int item = as_keys ? d % items : lane % items;
+          uint32_t bits;
+          memcpy(&bits, sixteen + 4 * (size_t)step, 4);
+          if (h) bits = item ? bits & 0xffff0000u : bits << 16;
+          memcpy(out + (size_t)(at + c) * dim + d, &bits, 4);
+        }
+    }
+  };
+  half ? work(std::true_type{}) : work(std::false_type{});
 }
 
 // rows (n, width) fp32 times panels -> out (n, stride): for the check at load and for tests.  type, rotated: of CODES

@@ -134,7 +134,7 @@ INLINE f32x16 round16(f32x16 x) {
 
 // e^x, relative error below 2e-7; 0 (or a number below 1e-37) from about -87 downwards, infinite or 2^127 beyond 88
 INLINE f32x16 exp16(f32x16 x) {
-  x = max16(x, all16(-110.0f));
+  x = max16(all16(-110.0f), x);  // NaN stays NaN
 #if !LIKELY_AVX512
   x = x > all16(88.3f) ? all16(88.3f) : x;
 #endif
@@ -159,7 +159,7 @@ INLINE f32x16 exp16(f32x16 x) {
 #if LIKELY_AVX512
 // The same with a relative error below 1e-5 (a hundredth of a step of bf16), for x <= 0; 0 from -110 downwards.
 INLINE f32x16 exp16_to_bf16(f32x16 x) {
-  x = max16(x, all16(-110.0f));
+  x = max16(all16(-110.0f), x);
   const f32x16 t = x * 1.44269504088896341f, n = round16(t), r = t - n;  // 2^r, |r| <= 1/2
   f32x16 p = all16(9.570101276e-3f);
   p = fma16(p, r, all16(5.591785908e-2f));
