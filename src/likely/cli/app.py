@@ -13,6 +13,7 @@ import typer
 from likely import __version__
 from likely.cli.config import defaults_for, read_config
 from likely.cli.help import VerbCommand
+from likely.cli.verbs.compression import study
 from likely.cli.verbs.compression.compare import compare
 from likely.cli.verbs.compression.compress import compress
 from likely.cli.verbs.compression.stats import stats
@@ -83,6 +84,7 @@ for verb in (
     app.command(cls=VerbCommand)(verb)
 for group, verbs in (
     ("calibrate", calibrate.verbs), ("prompts", prompts.verbs), ("draft", draft.verbs), ("batch", batch.verbs),
+    ("study", study.verbs),
 ):  # fmt: skip
     app.add_typer(verbs, name=group)
 

@@ -258,10 +258,8 @@ def compress(
     if trials < 1:
         raise ValueError(f"select_calibration must be at least 1, got {trials}")
     chosen = None
-    static = isinstance(target, QuantScheme) and target.activation == "tensor"
-    if entry.calibrates or static:  # several candidates come from all of the text, with a holdout of the same size
+    if reads_text(method, target):  # several candidates come from all of the text, with a holdout of the same size
         chosen = drawn(windows, None) if trials == 1 else drawn(windows * (trials + 1), seed)
-    decoder = DecoderMap.of(module)
     settings = MethodSettings(
         scheme=target,
         calibration=chosen,
@@ -276,27 +274,42 @@ def compress(
         tokenizer=tokenizer,
         pruning=pruning,
     )
+    text = drawn(pruning.get("recovery_windows", 256), seed) if pruning.get("recovery") else None
+    return compress_module(module, tokenizer, method, settings, model=model, source=place, recovery_text=text)
+
+
+def compress_module(
+    module: torch.nn.Module, tokenizer: Tokenizer, method: str, settings: MethodSettings, *, model: str | Path,
+    source: Path, recovery_text: CalibrationSet | None = None,
+) -> CompressedModel:  # fmt: skip
+    """Compress a module of transformers in place, all settings made.  model: its name in records; source: its file."""
     _check_options(method, settings)
+    entry, decoder = METHODS[method], DecoderMap.of(module)
     plan = None
     quantized: Codes = {}
     if entry.plan is not None:
         plan = entry.plan(decoder, settings)
-        text = drawn(pruning.get("recovery_windows", 256), seed) if pruning.get("recovery") else None
-        prune(module, plan, text, seed=seed, progress=progress, **pruning)
+        prune(module, plan, recovery_text, seed=settings.seed, progress=settings.progress, **settings.pruning)
     else:
         assert entry.run is not None
         quantized = entry.run(decoder, settings)
         use_codes(module, quantized)
-        if isinstance(target, QuantScheme) and not entry.rounds_inputs:
-            quantize_inputs(DecoderMap.of(module), target, chosen)
+        if isinstance(settings.scheme, QuantScheme) and not entry.rounds_inputs:
+            quantize_inputs(DecoderMap.of(module), settings.scheme, settings.calibration)
     return CompressedModel(
         module=module,
         tokenizer=tokenizer,
         quantized=quantized,
         settings=_record(model, method, settings, plan),
-        source=place,
+        source=source,
         plan=plan,
     )
+
+
+def reads_text(method: str, scheme: Scheme | None) -> bool:
+    """Whether the result depends on a calibration set: by the method, or by static scales of activations."""
+    static = isinstance(scheme, QuantScheme) and scheme.activation == "tensor"
+    return METHODS[method].calibrates or static
 
 
 def check_target(

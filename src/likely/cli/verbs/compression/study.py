@@ -1,0 +1,99 @@
+"""likely study: a grid of methods, texts and draws on your own model, and what it says."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from likely.cli import flags
+from likely.cli.help import VerbCommand
+from likely.cli.printing import print_json, print_table, reporter
+
+EXAMPLES = """What compression does to your own model, over methods, calibration texts and draws.
+
+Examples:
+
+  likely study calibration smollm2 -o cells.jsonl
+
+  likely study calibration smollm2 --methods rtn:w4g64,gptq:w4g64 --calibrations c4_sample,notes.txt --json
+"""
+verbs = typer.Typer(help=EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
+ModelArgument = Annotated[str, typer.Argument(help="A known model, GGUF file or safetensors folder.")]
+MethodsOption = Annotated[
+    str,
+    typer.Option(
+        "--methods", help="METHOD:SCHEME or METHOD:SPARSITY, with commas between them; methods: {compressions}."
+    ),
+]
+CalibrationsOption = Annotated[
+    str, typer.Option("--calibrations", help="Texts that methods look at, with commas between them: as --calibration.")
+]
+DrawsOption = Annotated[int, typer.Option("--draws", min=1, help="Times that each text is drawn from.")]
+WindowsOption = Annotated[int, typer.Option("--windows", min=1, help="Windows of a draw.")]
+LengthOption = Annotated[int, typer.Option("--length", min=8, help="Tokens of a window.")]
+CellsOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="JSONL file, a line for each cell; a run that was stopped goes on there."),
+]
+
+
+def listed(text: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+@verbs.callback()
+def group() -> None:
+    """A group of studies."""
+
+
+@verbs.command("calibration", cls=VerbCommand)
+def calibration(
+    model: ModelArgument,
+    methods: MethodsOption = "rtn:w4g64,gptq:w4g64,smoothquant:w8a8",
+    calibrations: CalibrationsOption = "wikitext2:valid,c4_sample,mbpp:train,random_punctuation",
+    evaluations: Annotated[
+        str, typer.Option("--evaluations", help="Texts that results are judged on, with commas between them.")
+    ] = "wikitext2:test",
+    draws: DrawsOption = 2,
+    windows: WindowsOption = 8,
+    length: LengthOption = 256,
+    tokens: Annotated[int, typer.Option("--tokens", min=16, help="Tokens to judge on, in whole windows.")] = 2048,
+    output: CellsOption = None,
+    as_json: flags.JsonOption = False,
+) -> None:
+    """Which calibration text, and does it matter?  KL to the original for every method, text and draw.
+
+    Examples:
+
+      likely study calibration smollm2 -o cells.jsonl
+
+      likely study calibration smollm2 --calibrations notes.txt,python_stdlib --evaluations notes.txt --draws 3
+    """
+    from likely.compression.study.evaluations import LikelihoodEvaluation
+    from likely.compression.study.grid import CellFile, StudyGrid, StudyMethod, StudyModel, run_grid
+
+    span = min(length, tokens)
+    grid = StudyGrid(
+        methods=[StudyMethod.parse(name) for name in listed(methods)],
+        calibrations=listed(calibrations),
+        evaluations=[LikelihoodEvaluation(name, max(1, tokens // span), span) for name in listed(evaluations)],
+        draws=draws,
+        windows=windows,
+        length=length,
+    )
+    with ExitStack() as stack:
+        cells = stack.enter_context(CellFile(output))
+        rows = run_grid([StudyModel.open(model)], grid, cells=cells, said=reporter("study"))
+    if as_json:
+        print_json({"rows": [row.to_dict() for row in rows]})
+        return
+    print_table(
+        ("method", "text", "draw", "judged on", "KL (nats)", "perplexity"),
+        [(r.method, r.calibration or "none", "" if r.draw is None else r.draw, r.evaluation,
+          f"{r.numbers['kl']:.4f}", f"{r.numbers['perplexity']:.2f}") for r in rows],
+        left=4,
+    )  # fmt: skip

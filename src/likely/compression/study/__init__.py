@@ -1,0 +1,16 @@
+"""Studies of compression: models x methods x calibration sets x evaluations in one table, and what it says."""
+
+from typing import TYPE_CHECKING
+
+from likely.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from likely.compression.study.evaluations import Evaluation as Evaluation
+    from likely.compression.study.evaluations import LikelihoodEvaluation as LikelihoodEvaluation
+    from likely.compression.study.grid import StudyGrid as StudyGrid
+    from likely.compression.study.grid import StudyMethod as StudyMethod
+    from likely.compression.study.grid import StudyModel as StudyModel
+    from likely.compression.study.grid import StudyRow as StudyRow
+    from likely.compression.study.grid import run_grid as run_grid
+
+__all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -1,0 +1,40 @@
+"""likely study: from a model and texts to a table, resumed from its file."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_gguf import write_tiny_llama
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+def test_a_study_of_calibration_texts(cli, model, tmp_path):
+    text = tmp_path / "cats.txt"
+    text.write_text("the cat sat on the mat and the other cats sat there too. " * 60)
+    options = (
+        "--methods", "rtn:w4g32,gptq:w4g32", "--calibrations", f"{text},random_tokens", "--evaluations", text,
+        "--draws", 1, "--windows", 2, "--length", 16, "--tokens", 32, "-o", tmp_path / "cells.jsonl",
+    )  # fmt: skip
+    rows = cli("study", "calibration", model, *options, "--json").json["rows"]
+    assert [(r["method"], r["calibration"]) for r in rows] == [
+        ("rtn:w4g32", None), ("gptq:w4g32", str(text)), ("gptq:w4g32", "random_tokens"),
+    ]  # fmt: skip
+    before = (tmp_path / "cells.jsonl").read_bytes()
+    said = cli("study", "calibration", model, *options)
+    assert said.code == 0 and f"{rows[1]['kl']:.4f}" in said.out and (tmp_path / "cells.jsonl").read_bytes() == before
+
+
+def test_errors_come_before_the_work(cli, model):
+    for arguments, message in (
+        (("--methods", "gptk:w4"), 'did you mean "gptq"'),
+        (("--methods", "gptq:w4k"), "is not understood"),
+        (("--methods", ","), "at least one method"),
+        (("--calibrations", "nosuch.txt"), "does not exist"),
+    ):
+        done = cli("study", "calibration", model, *arguments)
+        assert done.code in (1, 2) and message in done.err and len(done.err.splitlines()) == 1, done.err
