@@ -48,21 +48,22 @@ def round_in_order(
     h[dead, dead] = 1
     current[:, dead] = 0
     places = torch.arange(h.shape[0]) if order is None else order
-    current, factor = current[:, places], inverse_factor(h[places][:, places], damping)
+    factor = inverse_factor(h[places][:, places], damping)
+    current = current[:, places].T.contiguous()  # (in, out): the updates below are of whole rows
     rounded, width = torch.empty_like(current), h.shape[0]
     for start in range(0, width, columns):
         stop = min(start + columns, width)
-        errors = torch.empty(len(current), stop - start, dtype=current.dtype)
+        errors = torch.empty(stop - start, current.shape[1], dtype=current.dtype)
         for j in range(start, stop):
             if begin_group is not None:
-                begin_group(j, current)
-            rounded[:, j] = round_column(int(places[j]), current[:, j])
-            error = (current[:, j] - rounded[:, j]) / factor[j, j]
-            current[:, j + 1 : stop].addr_(error, factor[j, j + 1 : stop], alpha=-1)
-            errors[:, j - start] = error
-        current[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
-    found = torch.empty_like(rounded)
-    found[:, places] = rounded
+                begin_group(j, current.T)
+            rounded[j] = round_column(int(places[j]), current[j])
+            error = (current[j] - rounded[j]) / factor[j, j]
+            current[j + 1 : stop].addr_(factor[j, j + 1 : stop], error, alpha=-1)
+            errors[j - start] = error
+        current[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+    found = torch.empty_like(weights)
+    found[:, places] = rounded.T
     return found
 
 
@@ -80,7 +81,7 @@ def round_by_gptq(
     size = width // scheme.groups_of(width)
     matrix = torch.from_numpy(np.ascontiguousarray(weights)).to(hessian.dtype)
     scales, minimums = _grid_tensors(fit_grid(weights, scheme), hessian.dtype)
-    codes = torch.empty(matrix.shape, dtype=torch.int16)
+    codes = torch.empty(matrix.T.shape, dtype=torch.int16)
 
     def begin_group(column: int, current: torch.Tensor) -> None:
         if column % size == 0:
@@ -91,7 +92,7 @@ def round_by_gptq(
     def round_column(column: int, values: torch.Tensor) -> torch.Tensor:
         scale, minimum = scales[:, column // size], minimums[:, column // size]
         code = ((values - minimum) / scale).round().clamp(scheme.lowest, scheme.highest)
-        codes[:, column] = code.to(torch.int16)
+        codes[column] = code.to(torch.int16)
         return code * scale + minimum
 
     scheme_of_group = QuantScheme(
@@ -104,7 +105,7 @@ def round_by_gptq(
         matrix, hessian, round_column, columns=columns, order=order, begin_group=None if act_order else begin_group
     )
     grid = Grid(scales.float().numpy(), None if scheme.symmetric else minimums.float().numpy())
-    return QuantizedTensor(codes.numpy(), grid, scheme)
+    return QuantizedTensor(np.ascontiguousarray(codes.numpy().T), grid, scheme)
 
 
 def output_error(weights: FloatArray, rounded: FloatArray, hessian: torch.Tensor) -> float:
