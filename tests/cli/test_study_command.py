@@ -20,13 +20,17 @@ def test_a_study_of_calibration_texts(cli, model, tmp_path):
         "--methods", "rtn:w4g32,gptq:w4g32", "--calibrations", f"{text},random_tokens", "--evaluations", text,
         "--draws", 1, "--windows", 2, "--length", 16, "--tokens", 32, "-o", tmp_path / "cells.jsonl",
     )  # fmt: skip
-    rows = cli("study", "calibration", model, *options, "--json").json["rows"]
+    found = cli("study", "calibration", model, *options, "--json").json
+    rows, [effect] = found["rows"], found["effects"]
     assert [(r["method"], r["calibration"]) for r in rows] == [
         ("rtn:w4g32", None), ("gptq:w4g32", str(text)), ("gptq:w4g32", "random_tokens"),
     ]  # fmt: skip
+    assert effect["nonsense"] == pytest.approx(rows[2]["kl"] / rows[1]["kl"]) and effect["control"] == rows[0]["kl"]
+    assert found["recommendation"].startswith(f"{model}, judged on {text}: gptq:w4g32: only {text} was tried")
     before = (tmp_path / "cells.jsonl").read_bytes()
-    said = cli("study", "calibration", model, *options)
+    said = cli("study", "calibration", model, *options, "--ranges")
     assert said.code == 0 and f"{rows[1]['kl']:.4f}" in said.out and (tmp_path / "cells.jsonl").read_bytes() == before
+    assert said.out.endswith(found["recommendation"] + "\n") and "saturates at most" in said.out
 
 
 @pytest.mark.usefixtures("data_dir")

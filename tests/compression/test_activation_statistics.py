@@ -8,7 +8,16 @@ import torch
 from random_decoders import calibration, random_decoder, windows
 from scipy.stats import kurtosis
 
-from likely.compression.statistics import INPUTS, ActivationStats, ChannelMoments, agreement, outlier_table, summarise
+from likely.compression.statistics import (
+    INPUTS,
+    ActivationStats,
+    ChannelMoments,
+    agreement,
+    agreement_table,
+    divergent_channels,
+    outlier_table,
+    summarise,
+)
 from likely.compression.transforms import inject_outliers
 
 RNG = np.random.default_rng(0)
@@ -114,3 +123,40 @@ def test_a_summary_takes_the_largest_and_the_middle_of_the_layers():
     rows = [row(n, tokens, 10.0 * n + (tokens == "first"), n) for n in range(3) for tokens in ("all", "first", "rest")]
     [line] = summarise(rows)
     assert (line.first, line.rest, line.kurtosis, line.channel_ratio) == (21.0, 20.0, 1.0, 2.0)
+
+
+def test_the_table_of_agreement_takes_medians_and_leaves_first_tokens_out_where_asked():
+    decoder = random_decoder()
+    stats = {"one": ActivationStats.collect(decoder, windows(2, 8)), "two": ActivationStats.collect(decoder, windows())}
+    pairs = [(a.calibrated, a.used) for a in agreement_table(stats, stats)]
+    assert len(pairs) == 2 * len(INPUTS) and set(pairs) == {("one", "two"), ("two", "one")}
+    rows = [row for row in agreement(stats["one"], stats["two"], first=False) if row["input"] == "down"]
+    [line] = [
+        a for a in agreement_table({"one": stats["one"]}, {"two": stats["two"]}, first=False) if a.input == "down"
+    ]
+    assert line.spearman == pytest.approx(np.median([row["spearman"] for row in rows]))
+    assert line.saturation == max(row["saturation"] for row in rows)
+    ours, theirs = stats["one"].rest[0, "down"].absmax, stats["two"].rest[0, "down"].absmax
+    assert rows[0]["range_ratio"] == pytest.approx(ours.max() / theirs.max())
+
+
+def test_outliers_that_depend_on_the_data_stand_where_two_sets_differ_most():
+    decoder = random_decoder()
+    one, other = (ActivationStats.collect(decoder, windows(4, 8, seed=s)) for s in (1, 2))
+    for moments in (other.rest[0, "attention"], other.rest[0, "mlp"]):
+        moments.absmax[[5, 9]] *= (30, 1 / 30)
+    chosen = divergent_channels(one, other, 2)
+    assert chosen[0].tolist() == [5, 9] and len(chosen[1]) == 2
+    ratio = np.abs(np.log(one.rest[1, "attention"].absmax / other.rest[1, "attention"].absmax))
+    ratio += np.abs(np.log(one.rest[1, "mlp"].absmax / other.rest[1, "mlp"].absmax))
+    assert set(chosen[1]) == set(np.argsort(ratio)[-2:])
+    before = ActivationStats.collect(decoder, windows())
+    inject_outliers(decoder, beta=50, chosen=chosen)
+    after = ActivationStats.collect(decoder, windows())
+    for layer, name in ((0, "attention"), (1, "mlp")):
+        factors = np.ones(len(before.all(layer, name).absmax))
+        factors[chosen[layer]] = 50
+        np.testing.assert_allclose(after.all(layer, name).absmax, factors * before.all(layer, name).absmax, rtol=1e-4)
+        assert after.all(layer, name).kurtosis > before.all(layer, name).kurtosis
+    with pytest.raises(ValueError, match="channels must lie between 1 and 32"):
+        divergent_channels(one, other, 0)

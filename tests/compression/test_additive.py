@@ -115,7 +115,7 @@ def test_groups_of_one_in_order_are_gptq():
 
     weights, moment = weights_and_moment(seed=2)
     w, levels = torch.from_numpy(weights).double(), torch.arange(-32, 32).double()
-    expected = round_in_order(w, moment, lambda j, values: values.round().clamp(-32, 31))
+    expected = round_in_order(w, moment, lambda j, values: values.round().clip(-32, 31))
     books, ones = levels.numpy()[None, :, None], np.ones(24)
     codes = encode_in_order(w.numpy(), np.zeros((24, 48, 1), np.int64), books, ones, moment.numpy())
     np.testing.assert_allclose(decode(codes, books, ones), expected.numpy())

@@ -81,6 +81,13 @@ def test_nonsense_is_drawn_by_the_seed():
     assert set(np.unique(tokens.input_ids)) == {0, 1}
 
 
+def test_the_beginning_of_a_text_and_nothing_else():
+    found = calibration_set("bos_only", PieceTokenizer(ALL, control=["<s>"], bos="<s>"), windows=2, length=8, seed=1)
+    assert (found.input_ids == 256).all() and found.input_ids.shape == (2, 8)
+    with pytest.raises(DataError, match="no token that begins or ends"):
+        calibration_set("bos_only", BYTES, windows=1, length=8)
+
+
 def test_this_interpreters_own_library():
     [word] = words(calibration_set("python_stdlib", BYTES, windows=1, length=2000))
     assert "import" in word

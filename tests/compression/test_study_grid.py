@@ -76,13 +76,15 @@ def test_a_run_that_was_cut_goes_on_from_its_file(model, texts, tmp_path):
     path, first, second = tmp_path / "cells.jsonl", Counted(), Counted()
     with CellFile(path) as cells:
         rows = run_grid([model], grid(texts, first), cells=cells)
-    whole = path.read_bytes()
-    lines = whole.splitlines(keepends=True)
+    lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:3]) + lines[3][:20])
     with CellFile(path) as cells:
         assert run_grid([model], grid(texts, second), cells=cells) == rows
-    assert path.read_bytes() == whole and len(second.calls) == len(lines) - 3 == 2
-    assert json.loads(lines[1])["numbers"] == rows[1].numbers and json.loads(lines[1])["calibration"] == texts[0]
+        assert cells.seconds_used == pytest.approx(sum(cells.seconds.values())) and cells.seconds_used > 0
+    again = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert [r["cell"] for r in again] == [json.loads(line)["cell"] for line in lines]
+    assert len(second.calls) == len(lines) - 3 == 2
+    assert again[1]["numbers"] == rows[1].numbers and again[1]["calibration"] == texts[0]
 
 
 def test_cells_are_shared_where_nothing_differs_and_measured_anew_where_something_does(model, texts, tmp_path):

@@ -21,7 +21,8 @@ from likely.runtimes.protocol import IntArray
 from likely.tokenizers.protocol import Tokenizer, begin
 
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
-MADE = ("random_tokens", "random_punctuation", "python_stdlib")  # sets that need no file
+NONSENSE = ("random_tokens", "random_punctuation", "bos_only")
+MADE = (*NONSENSE, "python_stdlib")  # sets that need no file
 MOST_CHARACTERS = 64 << 20  # of a text that is read for windows
 _FIELDS = (("prompt", "canonical_solution"), ("text", "code"), ("text",), ("prompt", "answer"), ("question", "answer"))
 _CHARACTERS = 8  # read per token wanted; more is read where that was not enough
@@ -64,7 +65,8 @@ def calibration_set(
     """Windows of a text, one after the other and without overlap; each begins as the model wants it (BOS or not).
 
     name    a data set (wikitext2:valid, c4_sample, mbpp:train, udhr:fra), several with "+" (equal shares), a file
-            (.txt, .jsonl with a field "text"; .gz), or one of `MADE`: random_tokens, random_punctuation, python_stdlib
+            (.txt, .jsonl with a field "text"; .gz), python_stdlib, or one of `NONSENSE`: random_tokens,
+            random_punctuation, bos_only (the token that begins a text, and nothing else)
     seed    draws the windows among all of the text; None: the first ones.  Of random sets it is the seed of the text
     DataError where the text is shorter than asked: it is never repeated.
     """
@@ -120,6 +122,11 @@ def _windows(
         special = set(tokenizer.special_tokens.values())
         plain = np.array([i for i in range(tokenizer.vocab_size) if i not in special], np.int64)
         ids, source = rng.choice(plain, count * size), "independent token ids, special ones left out"
+    elif name == "bos_only":
+        first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        if first is None:
+            raise DataError("bos_only: this tokenizer has no token that begins or ends a text")
+        ids, source = np.full(count * size, first, np.int64), "the token that begins a text, repeated"
     elif name == "random_punctuation":
         text = "".join(rng.choice(list(PUNCTUATION), count * size * 4))
         ids, source = np.array(tokenizer.encode(text), np.int64), "independent ASCII punctuation"
@@ -135,7 +142,7 @@ def _windows(
         raise DataError(
             f"{name} has {len(ids)} tokens; {count} windows of {length} need {count * size}: ask for fewer, or shorter"
         )
-    drawn = name not in MADE[:2] and seed is not None
+    drawn = name not in NONSENSE and seed is not None
     chosen = np.sort(rng.permutation(whole)[:count]) if drawn else np.arange(count)
     body = ids[: whole * size].reshape(whole, size)[chosen]
     return np.concatenate([np.tile(np.array(front, np.int64), (count, 1)), body], axis=1), source

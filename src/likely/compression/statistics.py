@@ -254,15 +254,16 @@ def summarise(rows: list[dict[str, Any]]) -> list[InputSummary]:
     return found
 
 
-def agreement(calibrated: ActivationStats, used: ActivationStats) -> list[dict[str, Any]]:
+def agreement(calibrated: ActivationStats, used: ActivationStats, *, first: bool = True) -> list[dict[str, Any]]:
     """How well ranges of one set serve another, for each layer and input.
 
-    spearman  of the channels' absmax;  range_ratio  calibrated absmax / used absmax;  saturation  share of the used
-    values beyond the calibrated range of the whole tensor
+    first      with the first token of each window, whose massive activations may set the range for all others
+    spearman   of the channels' absmax;  range_ratio  calibrated absmax / used absmax;  saturation  share of the used
+               values beyond the calibrated range of the whole tensor
     """
     rows = []
     for layer, what in calibrated.rest:
-        ours, theirs = calibrated.all(layer, what), used.all(layer, what)
+        ours, theirs = (s.all(layer, what) if first else s.rest[layer, what] for s in (calibrated, used))
         rows.append(
             {
                 "layer": layer,
@@ -273,6 +274,53 @@ def agreement(calibrated: ActivationStats, used: ActivationStats) -> list[dict[s
             }
         )
     return rows
+
+
+@dataclass(frozen=True)
+class InputAgreement:
+    """`agreement` of two sets on one kind of input: medians over layers, and the largest saturation of any layer."""
+
+    calibrated: str
+    used: str
+    input: str
+    spearman: float
+    range_ratio: float
+    saturation: float
+
+
+def agreement_table(
+    calibrated: Mapping[str, ActivationStats], used: Mapping[str, ActivationStats], *, first: bool = True
+) -> list[InputAgreement]:
+    """A line for each pair of sets and kind of input."""
+    found = []
+    for ours, theirs in ((a, b) for a in calibrated for b in used if a != b):
+        rows = agreement(calibrated[ours], used[theirs], first=first)
+        for what in dict.fromkeys(row["input"] for row in rows):
+            of_input = [row for row in rows if row["input"] == what]
+            middle = (float(np.median([row[key] for row in of_input])) for key in ("spearman", "range_ratio"))
+            found.append(InputAgreement(ours, theirs, what, *middle, max(row["saturation"] for row in of_input)))
+    return found
+
+
+def divergent_channels(one: ActivationStats, other: ActivationStats, channels: int) -> dict[int, IntArray]:
+    """Of each layer the channels of norm outputs whose ranges differ most between two sets, for `inject_outliers`.
+
+    By the mean over both norms of |ln(absmax / absmax')|, first tokens left out: outliers that depend on the data.
+    """
+    found = {}
+    for layer in range(one.layers):
+        differs = np.mean(
+            [np.abs(_log_range(one, layer, what) - _log_range(other, layer, what)) for what in ("attention", "mlp")],
+            axis=0,
+        )
+        if not 1 <= channels <= len(differs):
+            raise ValueError(f"channels must lie between 1 and {len(differs)}, got {channels}")
+        found[layer] = np.sort(np.argsort(-differs, kind="stable")[:channels])
+    return found
+
+
+def _log_range(stats: ActivationStats, layer: int, what: str) -> Values:
+    return np.log(np.maximum(stats.rest[layer, what].absmax, np.finfo(np.float64).tiny))
 
 
 def _joined(one: dict[Any, Any], other: dict[Any, Any], add: Any) -> dict[Any, Any]:

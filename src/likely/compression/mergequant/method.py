@@ -29,7 +29,7 @@ from likely.compression.mergequant.merged import (
     split_integers,
 )
 from likely.compression.quantisers.activations import QuantLinear, code_range, to_codes
-from likely.compression.quantisers.gptq import round_in_order
+from likely.compression.quantisers.gptq import Column, round_in_order
 from likely.compression.quantisers.walk import BlockWalk, Stage, replace_linear, second_moment
 from likely.compression.quantized import Grid, QuantizedTensor
 from likely.compression.schemes import QuantScheme
@@ -162,10 +162,10 @@ class MergeQuant:
         if self.rounding == "gptq":
             merged = weights * steps.values
             scales = row_scales(merged, steps, copies, self.w_bits)
-            most, column = copies * code_range(self.w_bits)[1], scales[:, 0]
+            most, column = (copies * code_range(self.w_bits)[1]).numpy(), scales[:, 0].numpy()
 
-            def round_column(j: int, values: torch.Tensor) -> torch.Tensor:
-                return (values / column).round().clamp(-most[j], most[j]) * column
+            def round_column(j: int, values: Column) -> Column:
+                return np.clip(np.rint(values / column), -most[j], most[j]) * column
 
             order = torch.argsort(copies > 0, stable=True)  # what is dropped comes first: the others make up for it
             rounded = round_in_order(merged, second_moment(codes), round_column, order=order)

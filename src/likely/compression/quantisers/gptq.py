@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from likely.compression.architecture import DecoderMap
 from likely.compression.quantisers.walk import BlockWalk, Stage, second_moment
@@ -13,27 +15,29 @@ from likely.compression.quantized import FloatArray, Grid, QuantizedTensor, chec
 from likely.compression.schemes import QuantScheme
 from likely.compression.settings import MethodSettings, Quantized
 
-RoundColumn = Callable[[int, torch.Tensor], torch.Tensor]  # (number of a column, its values (out,)) -> rounded values
+Column = NDArray[Any]  # (out,) of the weights' precision
+RoundColumn = Callable[[int, Column], Column]  # (number of a column, its values) -> rounded values
 DAMPING, COLUMNS, RETRIES = 0.01, 128, 3
 
 
 def inverse_factor(hessian: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
-    """Upper U with H⁻¹ = UᵀU of H + damping · mean(diag H) · I; the damping is raised tenfold at most three times."""
-    mean = hessian.diagonal().mean()
+    """Upper U with H⁻¹ = UᵀU of H + damping · mean(diag H) · I; the damping is raised tenfold at most three times.
+
+    One factorisation of H in reversed order: H = RRᵀ with R upper, and U = R⁻¹.
+    """
+    mean, eye = hessian.diagonal().mean(), torch.eye(len(hessian), dtype=hessian.dtype)
     for retry in range(RETRIES + 1):
-        damped = hessian + damping * 10**retry * mean * torch.eye(len(hessian), dtype=hessian.dtype)
-        lower, info = torch.linalg.cholesky_ex(damped)
+        damped = hessian + damping * 10**retry * mean * eye
+        lower, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
         if info == 0:
-            factor, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if info == 0:
-                return factor
+            return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
     raise ValueError(f"the Hessian is not positive definite, even with damping {damping * 10**RETRIES:g}")
 
 
 def round_in_order(
     weights: torch.Tensor, hessian: torch.Tensor, round_column: RoundColumn, *, columns: int = COLUMNS,
     damping: float = DAMPING, order: torch.Tensor | None = None,
-    begin_group: Callable[[int, torch.Tensor], None] | None = None,
+    begin_group: Callable[[int, NDArray[Any]], None] | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Rounded weights (out, in): column j errs by e = (w_j - q_j) / U_jj, and every later column k loses e U_jk.
 
@@ -43,28 +47,27 @@ def round_in_order(
     begin_group  called with j and the weights as they now are before each column j, in the order of rounding
     Frantar et al. 2022, arXiv:2210.17323, algorithm 1.
     """
-    current, h = weights.clone(), hessian.clone()
+    h = hessian.clone()
     dead = h.diagonal() == 0
     h[dead, dead] = 1
-    current[:, dead] = 0
-    places = torch.arange(h.shape[0]) if order is None else order
-    factor = inverse_factor(h[places][:, places], damping)
-    current = current[:, places].T.contiguous()  # (in, out): the updates below are of whole rows
-    rounded, width = torch.empty_like(current), h.shape[0]
+    places = np.arange(h.shape[0]) if order is None else order.numpy()
+    factor, width = inverse_factor(h[places][:, places], damping).numpy(), h.shape[0]
+    current = np.ascontiguousarray(weights.numpy().T[places])  # (in, out): columns are runs of memory
+    current[dead.numpy()[places]] = 0
+    rounded = np.empty_like(current)
     for start in range(0, width, columns):
         stop = min(start + columns, width)
-        errors = torch.empty(stop - start, current.shape[1], dtype=current.dtype)
+        errors = np.empty((stop - start, current.shape[1]), current.dtype)
         for j in range(start, stop):
             if begin_group is not None:
                 begin_group(j, current.T)
             rounded[j] = round_column(int(places[j]), current[j])
-            error = (current[j] - rounded[j]) / factor[j, j]
-            current[j + 1 : stop].addr_(factor[j, j + 1 : stop], error, alpha=-1)
-            errors[j - start] = error
-        current[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
-    found = torch.empty_like(weights)
-    found[:, places] = rounded.T
-    return found
+            error = errors[j - start] = (current[j] - rounded[j]) / factor[j, j]
+            current[j + 1 : stop] -= factor[j, j + 1 : stop, None] * error
+        current[stop:] -= factor[start:stop, stop:].T @ errors
+    found = np.empty_like(rounded)
+    found[places] = rounded
+    return torch.from_numpy(np.ascontiguousarray(found.T))
 
 
 def round_by_gptq(
@@ -80,19 +83,20 @@ def round_by_gptq(
     width = weights.shape[1]
     size = width // scheme.groups_of(width)
     matrix = torch.from_numpy(np.ascontiguousarray(weights)).to(hessian.dtype)
-    scales, minimums = _grid_tensors(fit_grid(weights, scheme), hessian.dtype)
-    codes = torch.empty(matrix.T.shape, dtype=torch.int16)
+    scales, minimums = _by_group(fit_grid(weights, scheme), matrix.numpy().dtype)
+    codes = np.empty((width, len(matrix)), np.int16)
 
-    def begin_group(column: int, current: torch.Tensor) -> None:
+    def begin_group(column: int, current: NDArray[Any]) -> None:
         if column % size == 0:
-            group = current[:, column : column + size].float().numpy()
-            found = _grid_tensors(fit_grid(np.ascontiguousarray(group), scheme_of_group), hessian.dtype)
-            scales[:, column // size], minimums[:, column // size] = found[0][:, 0], found[1][:, 0]
+            group = np.ascontiguousarray(current[:, column : column + size], np.float32)
+            found = _by_group(fit_grid(group, scheme_of_group), scales.dtype)
+            scales[column // size], minimums[column // size] = found[0][0], found[1][0]
 
-    def round_column(column: int, values: torch.Tensor) -> torch.Tensor:
-        scale, minimum = scales[:, column // size], minimums[:, column // size]
-        code = ((values - minimum) / scale).round().clamp(scheme.lowest, scheme.highest)
-        codes[column] = code.to(torch.int16)
+    def round_column(column: int, values: Column) -> Column:
+        scale, minimum = scales[column // size], minimums[column // size]
+        code = np.rint((values - minimum) / scale)
+        np.clip(code, scheme.lowest, scheme.highest, out=code)
+        codes[column] = code
         return code * scale + minimum
 
     scheme_of_group = QuantScheme(
@@ -104,8 +108,8 @@ def round_by_gptq(
     round_in_order(
         matrix, hessian, round_column, columns=columns, order=order, begin_group=None if act_order else begin_group
     )
-    grid = Grid(scales.float().numpy(), None if scheme.symmetric else minimums.float().numpy())
-    return QuantizedTensor(np.ascontiguousarray(codes.numpy().T), grid, scheme)
+    grid = Grid(*(np.ascontiguousarray(part.T, np.float32) for part in (scales, minimums)[: 2 - scheme.symmetric]))
+    return QuantizedTensor(np.ascontiguousarray(codes.T), grid, scheme)
 
 
 def output_error(weights: FloatArray, rounded: FloatArray, hessian: torch.Tensor) -> float:
@@ -143,6 +147,7 @@ def quantize_decoder(decoder: DecoderMap, settings: MethodSettings) -> Quantized
     return quantized
 
 
-def _grid_tensors(grid: Grid, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def _by_group(grid: Grid, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Scales and minimums (groups, out), copied."""
     minimums = np.zeros_like(grid.scales) if grid.minimums is None else grid.minimums
-    return torch.from_numpy(grid.scales.copy()).to(dtype), torch.from_numpy(minimums.copy()).to(dtype)
+    return grid.scales.T.astype(dtype, order="C"), minimums.T.astype(dtype, order="C")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,10 +18,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
-from likely.compression.architecture import open_module
+from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.calibration_set import CalibrationSet, calibration_set
 from likely.compression.methods import METHODS, CompressedModel, compress_module, reads_text
 from likely.compression.settings import MethodSettings, Scheme
+from likely.compression.statistics import ActivationStats
 from likely.compression.study.evaluations import Evaluation
 from likely.errors import DataError, check_choice
 from likely.io.hashes import fingerprint
@@ -66,6 +68,10 @@ class StudyModel:
         from likely.runtimes.torch.runtime import TorchRuntime
 
         return TorchRuntime(copy.deepcopy(self.module), revision=self.digest)
+
+    def statistics(self, text: CalibrationSet) -> ActivationStats:
+        """Of its activations on a text."""
+        return ActivationStats.collect(DecoderMap.of(self.module), text.input_ids)
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,12 @@ class StudyGrid:
         if not self.calibrations and any(m.reads_text for m in self.methods):
             raise ValueError("a method here reads text: name calibration sets")
 
+    def text(self, model: StudyModel, name: str, draw: int) -> CalibrationSet:
+        """One draw of a calibration set in the tokens of a model."""
+        return calibration_set(
+            name, model.tokenizer, windows=self.windows, length=self.length, seed=draw, data_dir=self.data_dir
+        )
+
     def columns(self, method: StudyMethod) -> list[tuple[str | None, int | None]]:
         """(calibration set, draw) of a method's rows; (None, None) alone for one that reads no text."""
         if not method.reads_text:
@@ -168,10 +180,15 @@ class CellFile:
     """Numbers of cells by their digest; with a path also in a JSONL file, a line for each, written as it is measured.
 
     A line that a kill cut is dropped.  Cells of other grids and models may stand in the same file.
+
+    seconds  of the processor that each cell took, its share of making the candidate included
+    used     cells that grids have asked for
     """
 
     path: Path | None = None
     known: dict[str, Numbers] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
     _file: IO[bytes] | None = field(default=None, repr=False)
 
     def __enter__(self) -> CellFile:
@@ -188,15 +205,21 @@ class CellFile:
                 self._file.close()
                 raise DataError(f'{where}: no cell of a study (fields "cell" and "numbers"): choose another file')
             self.known[record["cell"]] = record["numbers"]
+            self.seconds[record["cell"]] = float(record.get("seconds", 0.0))
             good += len(raw)
         self._file.truncate(good)
         self._file.seek(good)
         return self
 
-    def add(self, cell: str, row: StudyRow) -> None:
-        self.known[cell] = row.numbers
+    @property
+    def seconds_used(self) -> float:
+        """Of all cells that grids have asked for, whenever they were measured."""
+        return sum(self.seconds.get(cell, 0.0) for cell in self.used)
+
+    def add(self, cell: str, row: StudyRow, seconds: float) -> None:
+        self.known[cell], self.seconds[cell] = row.numbers, seconds
         if self._file is not None:
-            record = {"cell": cell, **row.labels, "numbers": row.numbers}
+            record = {"cell": cell, **row.labels, "numbers": row.numbers, "seconds": round(seconds, 2)}
             self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
             self._file.flush()
 
@@ -224,21 +247,17 @@ def run_grid(
 def _rows(models: Sequence[StudyModel], grid: StudyGrid, cells: CellFile, total: int, said: Said) -> Iterator[StudyRow]:
     done = 0
     for model in models:
-        sets = {
-            (name, draw): calibration_set(
-                name, model.tokenizer, windows=grid.windows, length=grid.length, seed=draw, data_dir=grid.data_dir
-            )
-            for name in grid.calibrations
-            for draw in range(grid.draws)
-            if any(method.reads_text for method in grid.methods)
-        }
+        reading = any(method.reads_text for method in grid.methods)
+        asked = [(name, draw) for name in grid.calibrations for draw in range(grid.draws) if reading]
+        sets = {(name, draw): grid.text(model, name, draw) for name, draw in asked}  # a text too short ends it here
         keys = [evaluation.key(model) for evaluation in grid.evaluations]
         for method in grid.methods:
             for name, draw in grid.columns(method):
                 chosen = None if name is None or draw is None else sets[name, draw]
                 candidate: CompressedModel | None = None
                 for evaluation, key in zip(grid.evaluations, keys, strict=True):
-                    cell, done = _digest(model, method, chosen, key), done + 1
+                    cell, done, started = _digest(model, method, chosen, key), done + 1, time.process_time()
+                    cells.used.add(cell)
                     fresh = cell not in cells.known
                     if fresh:
                         candidate = candidate or method.apply(model, chosen)
@@ -247,7 +266,7 @@ def _rows(models: Sequence[StudyModel], grid: StudyGrid, cells: CellFile, total:
                         model.name, method.name, name, draw, evaluation.name, numbers if fresh else cells.known[cell]
                     )
                     if fresh:
-                        cells.add(cell, row)
+                        cells.add(cell, row, time.process_time() - started)
                         said(f"{done}/{total} {_line(row)}")
                     yield row
         for evaluation in grid.evaluations:

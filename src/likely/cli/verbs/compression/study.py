@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -64,10 +64,16 @@ def calibration(
     windows: WindowsOption = 8,
     length: LengthOption = 256,
     tokens: Annotated[int, typer.Option("--tokens", min=16, help="Tokens to judge on, in whole windows.")] = 2048,
+    ranges: Annotated[
+        bool, typer.Option("--ranges", help="Also how far activation ranges of each text serve what it is judged on.")
+    ] = False,
     output: CellsOption = None,
     as_json: flags.JsonOption = False,
 ) -> None:
-    """Which calibration text, and does it matter?  KL to the original for every method, text and draw.
+    """Which calibration text, and does it matter?  KL to the original for every method, text and draw, and advice.
+
+    The effect of the text stands beside what draws of one text do: where it is no larger, any text serves.  Nonsense
+    (random_punctuation, random_tokens, bos_only) shows what text is worth at all.
 
     Examples:
 
@@ -75,30 +81,58 @@ def calibration(
 
       likely study calibration smollm2 --calibrations notes.txt,python_stdlib --evaluations notes.txt --draws 3
     """
+    from likely.compression.statistics import agreement_table
+    from likely.compression.study.effects import recommendation, set_effects
     from likely.compression.study.evaluations import LikelihoodEvaluation
     from likely.compression.study.grid import CellFile, StudyGrid, StudyMethod, StudyModel, run_grid
 
     span = min(length, tokens)
+    judged = [LikelihoodEvaluation(name, max(1, tokens // span), span) for name in listed(evaluations)]
     grid = StudyGrid(
         methods=[StudyMethod.parse(name) for name in listed(methods)],
         calibrations=listed(calibrations),
-        evaluations=[LikelihoodEvaluation(name, max(1, tokens // span), span) for name in listed(evaluations)],
+        evaluations=judged,
         draws=draws,
         windows=windows,
         length=length,
     )
-    with ExitStack() as stack:
-        cells = stack.enter_context(CellFile(output))
-        rows = run_grid([StudyModel.open(model)], grid, cells=cells, said=reporter("study"))
+    with CellFile(output) as cells:
+        opened = StudyModel.open(model)
+        rows = run_grid([opened], grid, cells=cells, said=reporter("study"))
+    effects = set_effects(rows)
+    transfer = agreement_table(
+        {name: opened.statistics(grid.text(opened, name, 0)) for name in grid.calibrations},
+        {one.name: opened.statistics(one.text(opened)) for one in judged},
+    ) if ranges else []  # fmt: skip
     if as_json:
-        print_json({"rows": [row.to_dict() for row in rows]})
+        record = {"model": model, "rows": [row.to_dict() for row in rows]}
+        record["effects"] = [effect.to_dict() for effect in effects]
+        print_json(record | {"ranges": [asdict(line) for line in transfer], "recommendation": recommendation(effects)})
         return
     print_table(
-        ("method", "text", "draw", "judged on", "KL (nats)", "perplexity"),
+        ("method", "text", "draw", "judged on", "KL (nats)", "± s.e.", "perplexity"),
         [(r.method, r.calibration or "none", "" if r.draw is None else r.draw, r.evaluation,
-          f"{r.numbers['kl']:.4f}", f"{r.numbers['perplexity']:.2f}") for r in rows],
+          *(number(r.numbers[name], digits) for name, digits in (("kl", 4), ("kl_se", 4), ("perplexity", 2))))
+         for r in rows],
         left=4,
     )  # fmt: skip
+    typer.echo("")
+    print_table(
+        ("method", "judged on", "texts differ by", "draws alone", "p", "nonsense over best"),
+        [(e.method, e.evaluation, number(e.sensitivity, 3), number(e.by_chance, 3), number(e.split and e.split.p, 3),
+          number(e.nonsense, 2)) for e in effects],
+        left=2,
+    )  # fmt: skip
+    if transfer:
+        typer.echo("")
+        print_table(
+            ("text", "judged on", "input", "same order of channels", "range", "saturates at most"),
+            [(t.calibrated, t.used, t.input, f"{t.spearman:.2f}", f"{t.range_ratio:.2f}", f"{t.saturation:.1e}")
+             for t in transfer],
+            left=3,
+        )  # fmt: skip
+    typer.echo("")
+    typer.echo(recommendation(effects))
 
 
 @verbs.command("code", cls=VerbCommand)
@@ -165,3 +199,7 @@ def code(
          for c, t, p in zip(on_code, on_text, p_values, strict=True)],
         left=3,
     )  # fmt: skip
+
+
+def number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
