@@ -50,7 +50,7 @@ def run(script, tasks, tmp_path_factory):
     def go():
         with CellFile(folder / "cells.jsonl") as cells:
             return script.study(model, tasks, replace(size), text=str(text), cells=cells, said=said.append,
-                                sizes={"fp16": 100, "GPTQ 4 bits": 40}, solved={"original": (0, 4)})  # fmt: skip
+                                sizes={"fp16": 100, script.FOUR: 40}, solved={"original": (0, 4)})  # fmt: skip
 
     yield go(), go, said
     patch.undo()

@@ -53,17 +53,17 @@ def quantization_config(scheme: QuantScheme) -> dict[str, Any]:
     }
 
 
-def packed_changes(module: torch.nn.Module, codes: Codes, original: torch.nn.Module, record: str) -> Changes:
+def packed_changes(module: torch.nn.Module, quantized: Codes, original: torch.nn.Module, record: str) -> Changes:
     """What the folder has instead of the original's; static scales of activations are those the module runs with."""
-    quantized = {name: tensor for name, tensor in codes.items() if isinstance(tensor, QuantizedTensor)}
-    if not quantized:
-        return _additive_changes(module, codes, original, record)
-    scheme = next(iter(quantized.values())).scheme
+    integers = {name: tensor for name, tensor in quantized.items() if isinstance(tensor, QuantizedTensor)}
+    if not integers:
+        return _additive_changes(module, quantized, original, record)
+    scheme = next(iter(integers.values())).scheme
     described = quantization_config(scheme)
     packed = described["format"] == "pack-quantized"
-    floats = changed_steps(module, quantized, original)
-    steps = {name: step for name, step in floats.items() if name not in quantized}
-    for name, tensor in quantized.items():
+    floats = changed_steps(module, integers, original)
+    steps = {name: step for name, step in floats.items() if name not in integers}
+    for name, tensor in integers.items():
         steps.update((step.name, step) for step in tensor_steps(name.removesuffix(".weight"), tensor, packed=packed))
     if scheme.activation == "tensor":
         for name, _, _, linear in DecoderMap.of(module).linears():
@@ -72,7 +72,7 @@ def packed_changes(module: torch.nn.Module, codes: Codes, original: torch.nn.Mod
             steps[own] = Step(own, "F32", linear.scale.reshape(1).float().numpy())
     tied = module.config.tie_word_embeddings
     config = {"tie_word_embeddings": tied, "quantization_config": described}
-    return Changes(steps, {}, config, {RECORD: record}, dropped=frozenset(quantized) if packed else frozenset())
+    return Changes(steps, {}, config, {RECORD: record}, dropped=frozenset(integers) if packed else frozenset())
 
 
 def tensor_steps(name: str, tensor: QuantizedTensor, *, packed: bool) -> list[Step]:

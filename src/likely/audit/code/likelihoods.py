@@ -9,12 +9,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.audit.code.benchmarks import Problem, check_all, problems
+from likely.audit.code.benchmarks import Problem, check, problems
 from likely.audit.code.mutants import Mutant, mutants, one_of_each_kind
 from likely.compression.evaluate import Compared, Likelihoods, Rows, compare_rows, log_softmax
 from likely.compression.study.grid import StudyRow
@@ -39,21 +40,26 @@ def code_tasks(
 ) -> list[CodeTask]:
     """The first MBPP test problems whose solutions have a mutant: at most one of each kind.
 
-    run_mutants  run them in the sandbox, and keep those that fail their tests: some edits change nothing that matters
+    run_mutants  run them in the sandbox, and draw from those that fail their tests: some edits change nothing
     """
     found = []
     for problem in problems("mbpp", shots=False, data_dir=data_dir):
         edits = mutants(problem.reference)
         if run_mutants:
-            verdicts = check_all([problem.program(edit.code) for edit in edits])
-            edits = [edit for edit, verdict in zip(edits, verdicts, strict=True) if not verdict.passed]
-        if edits:
-            found.append(CodeTask(problem, tuple(one_of_each_kind(edits, seed))))
+            chosen = one_of_each_kind(edits, seed, accept=partial(_fails, problem))
+        else:
+            chosen = one_of_each_kind(edits, seed)
+        if chosen:
+            found.append(CodeTask(problem, tuple(chosen)))
         if len(found) == limit:
             break
     if not found:
         raise DataError("no problem has a solution that can be mutated")
     return found
+
+
+def _fails(problem: Problem, mutant: Mutant) -> bool:
+    return not check(problem.program(mutant.code)).passed
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,13 +51,17 @@ def mutants(code: str) -> list[Mutant]:
     return list(found.values())
 
 
-def one_of_each_kind(found: list[Mutant], seed: int = 0) -> list[Mutant]:
-    """At most one mutant of each kind, drawn."""
+def one_of_each_kind(
+    found: list[Mutant], seed: int = 0, *, accept: Callable[[Mutant], bool] = lambda mutant: True
+) -> list[Mutant]:
+    """At most one mutant of each kind, drawn among those that are accepted."""
     rng = random.Random(seed)
     by_kind: dict[MutantKind, list[Mutant]] = {"operator": [], "constant": [], "condition": []}
     for mutant in found:
         by_kind[mutant.kind].append(mutant)
-    return [rng.choice(group) for group in by_kind.values() if group]
+    drawn = [rng.sample(group, len(group)) for group in by_kind.values()]
+    chosen = [next(filter(accept, group), None) for group in drawn]
+    return [mutant for mutant in chosen if mutant is not None]
 
 
 class _Source:

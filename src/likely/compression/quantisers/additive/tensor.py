@@ -91,7 +91,7 @@ class AdditiveTensor:
         wide = self.codes.astype(np.int32)
         signed = np.where(wide >= 1 << (self.scheme.bits - 1), wide - (1 << self.scheme.bits), wide)
         return PackedAdditive(
-            signed.astype(np.int8 if self.scheme.bits <= 8 else np.int16),
+            signed.astype(np.int8) if self.scheme.bits <= 8 else signed.astype(np.int16),
             self.codebooks.astype(np.float16)[:, :, None],
             self.scales.astype(np.float16).reshape(-1, 1, 1, 1),
         )
