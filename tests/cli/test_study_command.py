@@ -14,10 +14,11 @@ def model(tmp_path_factory):
 
 
 def test_a_study_of_calibration_texts(cli, model, tmp_path):
-    text = tmp_path / "cats.txt"
+    text, other = tmp_path / "cats.txt", tmp_path / "others.txt"
     text.write_text("the cat sat on the mat and the other cats sat there too. " * 60)
+    other.write_text("then they went on and on with the thing that they had done in the sun. " * 20)
     options = (
-        "--methods", "rtn:w4g32,gptq:w4g32", "--calibrations", f"{text},random_tokens", "--evaluations", text,
+        "--methods", "rtn:w4g32,gptq:w4g32", "--calibrations", f"{text},random_tokens", "--evaluations", other,
         "--draws", 1, "--windows", 2, "--length", 16, "--tokens", 32, "-o", tmp_path / "cells.jsonl",
     )  # fmt: skip
     found = cli("study", "calibration", model, *options, "--json").json
@@ -26,7 +27,7 @@ def test_a_study_of_calibration_texts(cli, model, tmp_path):
         ("rtn:w4g32", None), ("gptq:w4g32", str(text)), ("gptq:w4g32", "random_tokens"),
     ]  # fmt: skip
     assert effect["nonsense"] == pytest.approx(rows[2]["kl"] / rows[1]["kl"]) and effect["control"] == rows[0]["kl"]
-    assert found["recommendation"].startswith(f"{model}, judged on {text}: gptq:w4g32: only {text} was tried")
+    assert found["recommendation"].startswith(f"{model}, judged on {other}: gptq:w4g32: only {text} was tried")
     before = (tmp_path / "cells.jsonl").read_bytes()
     said = cli("study", "calibration", model, *options, "--ranges")
     assert said.code == 0 and f"{rows[1]['kl']:.4f}" in said.out and (tmp_path / "cells.jsonl").read_bytes() == before
@@ -37,7 +38,7 @@ def test_a_study_of_calibration_texts(cli, model, tmp_path):
 def test_a_study_of_code(cli, model, tmp_path):
     options = (
         "--methods", "gptq:w4g32,additive:1x4", "--calibrations", "random_tokens", "--tasks", 2, "--windows", 2,
-        "--length", 16, "--text", "random_tokens", "--tokens", 32, "-o", tmp_path / "cells.jsonl",
+        "--length", 16, "--text", "random_punctuation", "--tokens", 32, "-o", tmp_path / "cells.jsonl",
     )  # fmt: skip
     rows = cli("study", "code", model, *options, "--json").json["rows"]
     assert [(r["method"], r["evaluation"]) for r in rows[::2]] == [("gptq:w4g32", "code"), ("additive:1x4", "code")]
@@ -52,6 +53,7 @@ def test_errors_come_before_the_work(cli, model):
         (("--methods", "gptq:w4k"), "is not understood"),
         (("--methods", ","), "at least one method"),
         (("--calibrations", "nosuch.txt"), "does not exist"),
+        (("--calibrations", "c4_sample+wikitext2:test"), "judge on text that was held out"),
     ):
         done = cli("study", "calibration", model, *arguments)
         assert done.code in (1, 2) and message in done.err and len(done.err.splitlines()) == 1, done.err

@@ -8,11 +8,12 @@ import torch
 from random_decoders import calibration, random_decoder, windows
 
 from likely.compression.architecture import DecoderMap
-from likely.compression.quantisers.activations import QuantLinear, quantize_inputs, to_codes
+from likely.compression.quantisers.activations import QuantLinear, exact_inputs, quantize_inputs, to_codes
 from likely.compression.quantized import round_to_nearest
 from likely.compression.schemes import QuantScheme, parse_scheme
 from likely.compression.transforms.scaling import logits_of
 from likely.errors import CapabilityError
+from likely.runtimes.protocol import Want, Work
 
 ROWS = QuantScheme(bits=8, group_size=None, symmetric=True, restricted=True)
 
@@ -97,3 +98,26 @@ def test_eight_bits_change_little_and_three_much():
 def test_static_scales_need_a_set():
     with pytest.raises(ValueError, match="calibration"):
         quantize_inputs(random_decoder(), parse_scheme("w8a8-static"))
+
+
+def test_a_runtimes_checks_of_form_see_unrounded_inputs_and_its_rows_rounded_ones(tmp_path):
+    """Rounding has steps, so that rows with other companions may differ by far more than floats do."""
+    from tiny_gguf import write_tiny_llama
+
+    from likely.compression.methods import compress
+
+    made = compress(write_tiny_llama(tmp_path / "tiny.gguf"), scheme="w8a2")
+    inputs, seen = windows(1, 12), []
+    with exact_inputs(made.module):
+        plain = logits_of(made.module, inputs)
+    assert not torch.equal(logits_of(made.module, inputs), plain)
+    linears = [part for part in made.module.modules() if isinstance(part, QuantLinear)]
+    hooks = [part.register_forward_hook(lambda m, *_: seen.append(m.exact)) for part in linears]
+    runtime = made.runtime
+    for hook in hooks:
+        hook.remove()
+    assert seen and all(seen) and not any(part.exact for part in linears) and runtime.cached
+    sequence = runtime.open()
+    [output] = runtime.forward([Work(sequence, inputs[0], want=Want.ALL)])
+    rounded = logits_of(made.module, inputs)[0].numpy()
+    assert np.abs(output.logits - rounded).max() < np.abs(output.logits - plain[0].numpy()).max() / 2

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_gguf import write_tiny_llama
 
 from likely.compression.study.evaluations import KEPT, LikelihoodEvaluation
@@ -50,19 +51,26 @@ def texts(tmp_path_factory):
     return [str(folder / "cats.txt"), str(folder / "numbers.txt")]
 
 
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    path = tmp_path_factory.mktemp("held") / "out.txt"
+    path.write_text("then they went on and on with the thing that they had done in the sun. " * 20)
+    return str(path)
+
+
 def grid(texts, *evaluations, methods=METHODS, **options):
     return StudyGrid(methods, texts, evaluations, **{"windows": 4, "length": 16, **options})
 
 
-def test_a_row_for_every_cell_and_one_for_a_method_that_reads_no_text(model, texts):
+def test_a_row_for_every_cell_and_one_for_a_method_that_reads_no_text(model, texts, held_out):
     counted = Counted()
-    rows = run_grid([model], grid(texts, counted, LikelihoodEvaluation(texts[0], 2, 16), draws=2))
+    rows = run_grid([model], grid(texts, counted, LikelihoodEvaluation(held_out, 2, 16), draws=2))
     assert [(r.method, r.calibration, r.draw) for r in rows if r.evaluation == "changed"] == [
         ("rtn:w4g32", None, None),
         *(("gptq:w4g32", text, draw) for text in texts for draw in (0, 1)),
     ]
     assert counted.calls == ["rtn"] + 4 * ["gptq"]
-    likelihoods = [r for r in rows if r.evaluation == texts[0]]
+    likelihoods = [r for r in rows if r.evaluation == held_out]
     assert len(likelihoods) == 5 and all(set(KEPT) == set(r.numbers) and r.numbers["kl"] > 0 for r in likelihoods)
     assert rows[0].to_dict()["share"] == rows[0].numbers["share"] > 0
 
@@ -112,6 +120,13 @@ def test_lines_tell_how_far_it_is(model, texts):
     assert said[0].startswith("1/2 ") and said[1].startswith("2/2 ") and "draw 0: share" in said[1]
 
 
+def test_what_reads_no_text_is_the_same_with_every_set_and_what_reads_it_is_not(model, texts):
+    sets = [grid([text], Counted()).text(model, text, 0) for text in texts]
+    for name, same in (("rtn:w4g32", True), ("rtn:w8a8", True), ("gptq:w4g32", False), ("rtn:w8a8-static", False)):
+        one, other = (StudyMethod.parse(name).apply(model, chosen).module.state_dict() for chosen in sets)
+        assert all(map(torch.equal, one.values(), other.values())) == same, name
+
+
 def test_methods_are_named_with_scheme_or_sparsity():
     assert StudyMethod.parse("smoothquant").name == "smoothquant:w8a8"
     assert StudyMethod.parse("nirvana:0.3").sparsity == 0.3 and StudyMethod.parse("magnitude").name == "magnitude:0.2"
@@ -128,6 +143,8 @@ def test_what_makes_no_grid_is_refused(texts, tmp_path):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             grid(texts, Counted(), **options)
+    with pytest.raises(ValueError, match="judge on text that was held out"):
+        grid([texts[0], f"{texts[1]}+changed"], Counted())
     wrong = tmp_path / "other.jsonl"
     wrong.write_text('{"prompt": "a"}\n')
     with pytest.raises(DataError, match=r"other\.jsonl:1: no cell of a study"), CellFile(wrong):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from scripts import script as load_script
 
@@ -49,7 +47,7 @@ def run(script, tasks, tmp_path_factory):
 
     def go():
         with CellFile(folder / "cells.jsonl") as cells:
-            return script.study(model, tasks, replace(size), text=str(text), cells=cells, said=said.append,
+            return script.study(model, tasks, size, text="random_punctuation", cells=cells, said=said.append,
                                 sizes={"fp16": 100, script.FOUR: 40}, solved={"original": (0, 4)})  # fmt: skip
 
     yield go(), go, said

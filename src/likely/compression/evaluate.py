@@ -32,8 +32,10 @@ PIECE_BYTES = 64 << 20  # of the rows of one model that exist at one time
 class Likelihoods(Protocol):
     """A model on this machine: what `likely.load` gives."""
 
-    runtime: Runtime
-    tokenizer: Tokenizer
+    @property
+    def runtime(self) -> Runtime: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
 
 
 @dataclass(frozen=True, eq=False)

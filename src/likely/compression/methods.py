@@ -24,7 +24,7 @@ from likely.compression.packed_folder import packed_changes, quantization_config
 from likely.compression.pruning.nirvana import PruningOptions, allocation_of, make_plan, nirvana_plan, prune
 from likely.compression.pruning.plan import PruningPlan
 from likely.compression.pruning.scores import magnitude
-from likely.compression.quantisers.activations import quantize_inputs
+from likely.compression.quantisers.activations import exact_inputs, quantize_inputs
 from likely.compression.quantisers.additive.fit import run_additive
 from likely.compression.quantisers.additive.tensor import parse_additive
 from likely.compression.quantisers.awq import run_awq
@@ -162,7 +162,8 @@ class CompressedModel:
         if self._runtime is None:
             from likely.runtimes.torch.runtime import TorchRuntime
 
-            self._runtime = TorchRuntime(self.module)
+            with exact_inputs(self.module):  # the runtime checks that slots give what the plain forward gives
+                self._runtime = TorchRuntime(self.module)
         return self._runtime
 
     @property

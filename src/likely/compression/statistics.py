@@ -297,8 +297,8 @@ def agreement_table(
         rows = agreement(calibrated[ours], used[theirs], first=first)
         for what in dict.fromkeys(row["input"] for row in rows):
             of_input = [row for row in rows if row["input"] == what]
-            middle = (float(np.median([row[key] for row in of_input])) for key in ("spearman", "range_ratio"))
-            found.append(InputAgreement(ours, theirs, what, *middle, max(row["saturation"] for row in of_input)))
+            order, span = (float(np.median([row[key] for row in of_input])) for key in ("spearman", "range_ratio"))
+            found.append(InputAgreement(ours, theirs, what, order, span, max(row["saturation"] for row in of_input)))
     return found
 
 

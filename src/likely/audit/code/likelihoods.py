@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from likely.audit.code.benchmarks import Problem, check, problems
 from likely.audit.code.mutants import Mutant, mutants, one_of_each_kind
 from likely.compression.evaluate import Compared, Likelihoods, Rows, compare_rows, log_softmax
-from likely.compression.study.grid import StudyRow
 from likely.errors import DataError
 from likely.io.hashes import fingerprint
 from likely.metrics.paired import McNemar, benjamini_hochberg, mcnemar_exact
 from likely.runtimes.protocol import Runtime, Want, Work
 from likely.scoring.likelihood import Item, joint_item
 from likely.tokenizers.protocol import Tokenizer
+
+if TYPE_CHECKING:
+    from likely.compression.study.grid import StudyRow
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,9 @@ class StudyGrid:
                 raise ValueError(f"a {what} is named twice: {', '.join(names)}")
         if not self.calibrations and any(m.reads_text for m in self.methods):
             raise ValueError("a method here reads text: name calibration sets")
+        for evaluation in self.evaluations:
+            if any(evaluation.name in name.split("+") for name in self.calibrations):
+                raise ValueError(f"{evaluation.name} is calibrated on and judged on: judge on text that was held out")
 
     def text(self, model: StudyModel, name: str, draw: int) -> CalibrationSet:
         """One draw of a calibration set in the tokens of a model."""

@@ -79,7 +79,7 @@ def calibration(
 
       likely study calibration smollm2 -o cells.jsonl
 
-      likely study calibration smollm2 --calibrations notes.txt,python_stdlib --evaluations notes.txt --draws 3
+      likely study calibration smollm2 --calibrations notes.txt,c4_sample --evaluations others.txt --draws 3
     """
     from likely.compression.statistics import agreement_table
     from likely.compression.study.effects import recommendation, set_effects
@@ -119,8 +119,8 @@ def calibration(
     typer.echo("")
     print_table(
         ("method", "judged on", "texts differ by", "draws alone", "p", "nonsense over best"),
-        [(e.method, e.evaluation, number(e.sensitivity, 3), number(e.by_chance, 3), number(e.split and e.split.p, 3),
-          number(e.nonsense, 2)) for e in effects],
+        [(e.method, e.evaluation, number(e.sensitivity, 3), number(e.by_chance, 3),
+          number(None if e.split is None else e.split.p, 3), number(e.nonsense, 2)) for e in effects],
         left=2,
     )  # fmt: skip
     if transfer:
