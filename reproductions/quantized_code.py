@@ -86,8 +86,7 @@ QUICK = Size(
         Part((GPTQ[2], GPTQ[3], GPTQ[4]), (GENERAL, CODE)),
         Part((GPTQ[8],), (GENERAL,)),
         Part((ADDITIVE,), (CODE,)),
-        Part((GPTQ[2], GPTQ[3]), (MIXED,)),
-        Part((GPTQ[2],), (GENERAL, CODE), 2),
+        Part((GPTQ[3],), (MIXED,)),
     ),
     8, 256, 4, 128, 16, 4,
 )  # fmt: skip
