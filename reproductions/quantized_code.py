@@ -5,9 +5,10 @@ or half and half.  The model solves next to no task, so pass@1 cannot tell preci
 original and NLL per token of MBPP reference solutions, and on how many tasks the solution is likelier than the same
 program with one fault.  WikiText-2 shows what calibrating on code costs elsewhere.
 
-  python reproductions/quantized_code.py         16 tasks, 2,048 tokens to calibrate on (13 min of one core)
-  python reproductions/quantized_code.py --full  every method on every set in 2 draws of 8,192 tokens, 100 tasks
-  --cells FILE                                   a run that was stopped goes on there
+  python reproductions/quantized_code.py             16 tasks, GPTQ, 2,048 tokens to calibrate on (8 min of one core)
+  python reproductions/quantized_code.py --additive  also additive 2x8, and 3 bits on half and half (6 min more)
+  python reproductions/quantized_code.py --full      all methods and sets in 2 draws of 8,192 tokens, 100 tasks
+  --cells FILE                                       a run that was stopped goes on there
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -85,11 +86,10 @@ QUICK = Size(
     (
         Part((GPTQ[2], GPTQ[3], GPTQ[4]), (GENERAL, CODE)),
         Part((GPTQ[8],), (GENERAL,)),
-        Part((ADDITIVE,), (CODE,)),
-        Part((GPTQ[3],), (MIXED,)),
     ),
     8, 256, 4, 128, 16, 4,
 )  # fmt: skip
+MORE = (Part((ADDITIVE,), (CODE,)), Part((GPTQ[3],), (MIXED,)))
 FULL = Size((Part((*GPTQ.values(), ADDITIVE), (GENERAL, MIXED, CODE), 2),), 16, 512, 16, 256, 100, 50)
 
 
@@ -259,7 +259,7 @@ def study(
     model: StudyModel, tasks: Sequence[CodeTask], size: Size, *, text: str = "wikitext2:test",
     cells: CellFile | None = None, sizes: Mapping[str, int] | None = None,
     solved: Mapping[str, tuple[int, int]] | None = None, sources: Sequence[Source] = (), data: Sequence[Source] = (),
-    full: bool = False, said: Callable[[str], None] = report,
+    full: bool = False, command: str = "", said: Callable[[str], None] = report,
 ) -> Evidence:  # fmt: skip
     """The whole grid.  sizes: bytes of files, "fp16" among them; solved: (solved, tasks) of files that were run."""
     found = measure_cells(model, tasks, size, text=text, cells=cells, said=said)
@@ -299,6 +299,7 @@ def study(
         ),
         intervals="95 %: bootstrap over tasks; Wilson's for shares; Student's over windows of text",
         full=full,
+        command=command,
         models=sources,
         data=data,
         threads=torch.get_num_threads(),
@@ -307,6 +308,7 @@ def study(
             "pass@1 of models of 7B to 34B, Java, McEval, significance at the paper's sample sizes.",
             "AQLM's block fine-tuning and the end-to-end fine-tuning of the 2-bit models.",
             "seconds are of the processor, not of the clock.",
+            *([] if found.has(ADDITIVE, CODE) else ["Additive quantisation, and half of each text: see --additive."]),
         ],
     )
 
@@ -328,7 +330,7 @@ def files_and_solutions(model: str, size: Size, folder: Path) -> tuple[dict[str,
 
 def measure(options: argparse.Namespace) -> Evidence:
     torch.set_num_threads(options.threads)
-    size = FULL if options.full else QUICK
+    size = FULL if options.full else replace(QUICK, parts=QUICK.parts + MORE * options.additive)
     tasks = code_tasks(limit=size.tasks, run_mutants=True)
     with CellFile(options.cells) as cells, tempfile.TemporaryDirectory() as folder:
         model = StudyModel.open("smollm2")
@@ -336,11 +338,13 @@ def measure(options: argparse.Namespace) -> Evidence:
         return study(
             model, tasks, size, cells=cells, sizes=sizes, solved=solved, sources=[model_source("smollm2")],
             data=data_sources(FILES), full=options.full,
+            command=f"python reproductions/{NAME}.py{' --additive' * options.additive}{' --full' * options.full}",
         )  # fmt: skip
 
 
 def main() -> None:
     parser = arguments(full="every method on every set in 2 draws, more tasks and tokens", threads="of torch")
+    parser.add_argument("--additive", action="store_true", help="also additive 2x8, and 3 bits on half and half")
     parser.add_argument("--cells", type=Path, help="JSONL file of what was measured, to go on after a stop")
     parser.set_defaults(threads=1)
     run_study(parser, measure)
