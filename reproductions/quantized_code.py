@@ -311,8 +311,8 @@ def study(
         seconds=sum(cell.code["seconds"] or 0.0 for cell in found.found.values()),
         not_shown=[
             "pass@1 of models of 7B to 34B, Java, McEval, significance at the paper's sample sizes.",
-            "Whether 4 bits lose discrimination: on so few tasks even the ruined 2-bit model is not told from the original "
-            "beyond doubt once p is adjusted, so that no significance at 4 bits says little; KL says more.",
+            "Whether 4 bits lose discrimination: on so few tasks even the ruined 2-bit model is not told from the "
+            "original beyond doubt once p is adjusted, so that no significance at 4 bits says little; KL says more.",
             "Code in general: MBPP's training part is text of the very kind that is judged on.",
             "Rounding of original weights: the packaged model is 4-bit already, and is rounded a second time.",
             "AQLM's block fine-tuning and the end-to-end fine-tuning of the 2-bit models.",
