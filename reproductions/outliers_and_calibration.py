@@ -48,6 +48,7 @@ from likely.compression.study import (
     run_grid,
     set_effects,
 )
+from likely.compression.study.effects import LEVEL
 from likely.compression.transforms.scaling import inject_outliers, logits_of
 from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir
@@ -211,6 +212,9 @@ def checks_of(rows: Sequence[StudyRow], effects: Sequence[SetEffect], moved: flo
         if plain and grown and plain.sensitivity is not None and grown.sensitivity:
             statement = f"{method}: sensitivity of the original over that of the injected model"
             checks.append(_check(statement, plain.sensitivity / grown.sensitivity, HALF))
+    effect = effect_of(effects, INJECTED, STATIC, on)
+    if effect is not None and effect.split is not None and effect.split.p is not None:
+        checks.append(_check(f"injected, {STATIC}: p of the texts' effect beside that of draws", effect.split.p, LEVEL))
     for name, share in sinks.items():
         checks.append(_check(f"{name}: largest input of down at other tokens over that at first ones", share, TENTH))
     return checks
@@ -281,6 +285,7 @@ def study(
             "OPT itself, models of 7B to 35B, zero-shot accuracies: the mechanism and its direction, on 135M.",
             *(() if full else (
                 "AWQ, 4 bits, GPTQ on the injected model, other languages and MBPP to judge on: --full.",
+                "Two real texts drawn twice give the F test 1 and 2 degrees of freedom: only large effects are seen.",
             )),
             "seconds are of the processor, not of the clock.",
         ],

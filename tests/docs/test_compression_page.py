@@ -84,3 +84,21 @@ def test_what_the_papers_pages_say(rows):
     ours = read("results/block_quantization.json")["ours"]
     assert "BFP16 keys: 0.0006" in ours and "from 0.199 to 0.169" in ours
     assert "KL .0006 for keys; `bfp12` .17" in reason(rows, "long texts")
+
+
+def test_what_calibration_texts_did():
+    kl = {f["subject"]: f["value"] for f in read("results/outliers_and_calibration.json")["figures"]
+          if f["quantity"] == "KL, wikitext2:test"}  # fmt: skip
+    page = (ROOT / "docs/compression.md").read_text(encoding="utf-8")
+    texts, model = ("c4_sample", "mbpp:train", "random_punctuation"), "SmolLM2-135M"
+    said = " ".join(page[page.index("What we found on SmolLM2 135M") :].split())
+    english, python, nonsense = (f"{kl[f'{model}, gptq:w3g64 on {text}']:.2f}" for text in texts)
+    assert f"the KL is {english}, on Python (`mbpp:train`) {python}, on random punctuation {nonsense};" in said
+    assert f"reads nothing, has {kl[f'{model}, rtn:w3g64']:.2f}." in said
+    injected = f"{model} with injected outliers"
+    for place in (model, injected):
+        smooth = [kl[f"{place}, smoothquant:w8a8 on {text}"] for text in texts]
+        assert {decimals(min(smooth), 3), decimals(max(smooth), 3)} == {".026", ".027"}
+    plain, grown = ([kl[f"{m}, rtn:w8a8-static on {text}"] for text in texts] for m in (model, injected))
+    assert f"It costs {min(plain):.1f} to {max(plain):.1f} on the model as it is" in said
+    assert f"and {min(grown):.1f} to {max(grown):.1f} with six channels" in said

@@ -94,4 +94,4 @@ def test_checks_are_ratios_of_the_figures(script, made, texts):
     pair = [sensitivity[f"{n}, {script.STATIC}, wikitext2:test"] for n in (script.ORIGINAL, script.INJECTED)]
     statement = f"{script.STATIC}: sensitivity of the original over that of the injected model"
     assert values[statement] == pytest.approx(pair[0] / pair[1])
-    assert found.ours.count("judged on wikitext2:test") == 2 and len(found.checks) == 10
+    assert found.ours.count("judged on wikitext2:test") == 2 and len(found.checks) == 11
