@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf")
+    return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf", context=2048)
 
 
 def test_a_study_of_calibration_texts(cli, model, tmp_path):
@@ -32,6 +32,19 @@ def test_a_study_of_calibration_texts(cli, model, tmp_path):
     said = cli("study", "calibration", model, *options, "--ranges")
     assert said.code == 0 and f"{rows[1]['kl']:.4f}" in said.out and (tmp_path / "cells.jsonl").read_bytes() == before
     assert said.out.endswith(found["recommendation"] + "\n") and "saturates at most" in said.out
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_a_study_of_code(cli, model, tmp_path):
+    options = (
+        "--methods", "gptq:w4g32,additive:1x4", "--calibrations", "random_tokens", "--tasks", 2, "--windows", 2,
+        "--length", 16, "--text", "random_punctuation", "--tokens", 32, "-o", tmp_path / "cells.jsonl",
+    )  # fmt: skip
+    rows = cli("study", "code", model, *options, "--json").json["rows"]
+    assert [(r["method"], r["evaluation"]) for r in rows[::2]] == [("gptq:w4g32", "code"), ("additive:1x4", "code")]
+    assert all(r["kl"] > 0 and r["p"] <= r["adjusted_p"] <= 1 for r in rows[::2])
+    said = cli("study", "code", model, *options)
+    assert said.code == 0 and f"{rows[0]['kl']:.4f}" in said.out and f"{rows[1]['kl']:.4f}" in said.out
 
 
 def test_errors_come_before_the_work(cli, model):

@@ -5,7 +5,6 @@ Codes are packed, not rounded again: a GGUF block holds 32 neighbours of a row, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from likely.compression.pruning.plan import with_equal_layers
 from likely.compression.quantized import QuantizedTensor
 from likely.compression.schemes import QuantScheme
+from likely.compression.settings import Codes
 from likely.errors import CapabilityError
 from likely.formats import families
 from likely.formats.families import Change
@@ -55,14 +55,12 @@ def blocks_of(tensor: QuantizedTensor) -> NDArray[np.uint8]:
     return encode_blocks(tensor.codes, tensor.grid.scales, tensor.grid.minimums, bits=tensor.scheme.bits)
 
 
-def gguf_changes(
-    module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor], original: torch.nn.Module, record: str
-) -> Changes:
+def gguf_changes(module: torch.nn.Module, quantized: Codes, original: torch.nn.Module, record: str) -> Changes:
     """A GGUF file that llama.cpp and the native runtime load; the settings stand in its key likely.compression.
 
     Matrices that were rounded keep their codes.  Others keep the type that the source has them in, where compression
-    left their numbers alone, else they become F16 (norms and biases F32).  Layers of a pruned model that differ are
-    filled up with zeros to the largest, since one size per model is all that these engines read.
+    left their numbers alone, else they become F16 (norms and biases F32), additive codes included.  Layers of a pruned
+    model that differ are filled up with zeros to the largest, since one size per model is all that these engines read.
     """
     module = with_equal_layers(module)
     config: dict[str, Any] = module.config.to_dict()
@@ -73,7 +71,7 @@ def gguf_changes(
     for name, parameter in _changed_parameters(module, quantized, original):
         own = families.gguf_name(family, name)
         change = families.change_to_gguf(family, own, heads, kv_heads)
-        if (tensor := quantized.get(name)) is not None:
+        if isinstance(tensor := quantized.get(name), QuantizedTensor):
             if change is not None:
                 numbers = change(np.arange(tensor.shape[0], dtype=np.float32))
                 tensor = tensor.rows(numbers.astype(np.int64))
@@ -91,9 +89,7 @@ def gguf_changes(
     return Changes(steps, metadata, {}, {})
 
 
-def folder_changes(
-    module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor], original: torch.nn.Module, record: str
-) -> Changes:
+def folder_changes(module: torch.nn.Module, quantized: Codes, original: torch.nn.Module, record: str) -> Changes:
     """A folder with the weights as floats (F16 matrices), for any scheme: as accurate as the codes, and no smaller.
 
     The settings stand beside them in likely_compression.json.  Pruned layers that differ are filled up as in
@@ -107,9 +103,7 @@ def folder_changes(
     return Changes(steps, {}, config, {RECORD: record})
 
 
-def changed_steps(
-    module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor], original: torch.nn.Module
-) -> dict[str, Step]:
+def changed_steps(module: torch.nn.Module, quantized: Codes, original: torch.nn.Module) -> dict[str, Step]:
     """Parameters whose numbers are not the original's, as floats: matrices F16, others F32."""
     changed = _changed_parameters(module, quantized, original)
     return {name: _as_floats(name, parameter) for name, parameter in changed}
@@ -122,7 +116,7 @@ def _as_floats(name: str, parameter: torch.nn.Parameter, change: Change | None =
 
 
 def _changed_parameters(
-    module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor], original: torch.nn.Module
+    module: torch.nn.Module, quantized: Codes, original: torch.nn.Module
 ) -> list[tuple[str, torch.nn.Parameter]]:
     """Of the module, those whose numbers are not the original's."""
     before = dict(original.named_parameters())

@@ -6,7 +6,8 @@ Every method is exact rewrites of the weights (`transforms`) and one rounding or
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +25,20 @@ from likely.compression.pruning.nirvana import PruningOptions, allocation_of, ma
 from likely.compression.pruning.plan import PruningPlan
 from likely.compression.pruning.scores import magnitude
 from likely.compression.quantisers.activations import exact_inputs, quantize_inputs
+from likely.compression.quantisers.additive.fit import run_additive
+from likely.compression.quantisers.additive.tensor import parse_additive
 from likely.compression.quantisers.awq import run_awq
 from likely.compression.quantisers.gptq import quantize_decoder
 from likely.compression.quantisers.rewritten import round_decoder, run_rotation, run_smoothquant
-from likely.compression.quantized import QuantizedTensor
 from likely.compression.schemes import QuantScheme, parse_scheme
-from likely.compression.settings import MethodSettings, OtherInputs, Progress, Quantized, RoundingStep
+from likely.compression.settings import (
+    Codes,
+    MethodSettings,
+    OtherInputs,
+    Progress,
+    RoundingStep,
+    Scheme,
+)
 from likely.errors import CapabilityError, check_choice
 from likely.models.convert import check_places, rewrite
 from likely.models.load import Loaded, load_local, resolve
@@ -50,17 +59,18 @@ class CompressionMethod:
                 name of the weight
     plan        of a pruning method, which takes a sparsity instead of a scheme: what stays
     calibrates  whether it looks at a calibration set
-    scheme      where none is asked for
+    scheme      where none is asked for;  parse_scheme  what reads one
     rounds_inputs  whether it rounds activations itself; else that follows, where the scheme has bits for them
     unfold      what makes a plain model of (its module, the original): files then hold the rounded weights as floats
     options     of `MethodSettings` that it takes, beside scheme, calibration, sparsity and seed
     """
 
     about: str
-    run: Callable[[DecoderMap, MethodSettings], Quantized] | None = None
+    run: Callable[[DecoderMap, MethodSettings], Codes] | None = None
     calibrates: bool = True
     plan: Callable[[DecoderMap, MethodSettings], PruningPlan] | None = None
     scheme: str = "w4g64"
+    parse_scheme: Callable[[Any], Scheme] = parse_scheme
     rounds_inputs: bool = False
     unfold: Callable[[torch.nn.Module, torch.nn.Module], torch.nn.Module] | None = None
     options: tuple[str, ...] = ()
@@ -115,6 +125,13 @@ METHODS: dict[str, CompressionMethod] = {
         unfold=unfold,
         options=("rounding", "other_inputs"),
     ),
+    "additive": CompressionMethod(
+        "groups of weights as sums of codewords, codebooks and codes fitted to a calibration set (2 and 3 bits)",
+        run_additive,
+        scheme="2x8",
+        parse_scheme=parse_additive,
+        options=("beam",),
+    ),
     "nirvana": CompressionMethod("prune groups of heads and neurons of least effect on the logits", plan=_nirvana),
     "magnitude": CompressionMethod("prune those of the smallest weights", calibrates=False, plan=_magnitude),
 }
@@ -125,14 +142,14 @@ class CompressedModel:
     """A model after compression.
 
     module     computes with the compressed weights as floats: it shows what is lost, never how fast the result runs
-    quantized  codes of each matrix that was rounded, by name of the weight; none for a pruned model
+    quantized  codes of each matrix that was quantised, by name of the weight; none for a pruned model
     plan       what a pruned model kept; None for a quantised one
     settings   what made it: method, scheme, calibration set and its digest
     """
 
     module: torch.nn.Module
     tokenizer: Tokenizer
-    quantized: Quantized
+    quantized: Codes
     settings: dict[str, Any]
     source: Path
     backend: str = "fake"
@@ -160,7 +177,8 @@ class CompressedModel:
     ) -> int:
         """Write a GGUF file (*.gguf) or a folder that transformers loads; returns its bytes.  See `export`.
 
-        packed  a folder keeps the integers, in compressed-tensors' format (`packed_folder`); else it holds floats
+        packed  a folder keeps the codes (`packed_folder`); else it holds floats.  A GGUF file has no place for
+                additive codes, and holds floats, too
         """
         module, quantized = self.module, self.quantized
         if (plain := METHODS[self.settings["method"]].unfold) is not None:
@@ -176,8 +194,12 @@ class CompressedModel:
         """In a few words: the method, the bits of its codes, the weights that are left."""
         if not self.quantized:
             return f"{self.settings['method']}, {sum(p.numel() for p in self.module.parameters()) / 1e6:,.1f} M weights"
-        bits = 8 * sum(t.nbytes for t in self.quantized.values()) / sum(t.codes.size for t in self.quantized.values())
-        return f"{self.settings['method']} {self.settings['scheme']}, {bits:.2f} bits per rounded weight"
+        bits = (
+            8
+            * sum(t.nbytes for t in self.quantized.values())
+            / sum(math.prod(t.shape) for t in self.quantized.values())
+        )
+        return f"{self.settings['method']} {self.settings['scheme']}, {bits:.2f} bits per quantised weight"
 
     def record(self) -> str:
         """The settings as JSON: every export carries it."""
@@ -188,7 +210,7 @@ def compress(
     model: str | Path,
     *,
     method: str = "rtn",
-    scheme: str | QuantScheme | None = None,
+    scheme: str | Scheme | None = None,
     sparsity: float | None = None,
     calibration: str | CalibrationSet | None = None,
     windows: int = 32,
@@ -198,17 +220,19 @@ def compress(
     act_order: bool = False,
     rounding: RoundingStep = "gptq",
     other_inputs: OtherInputs = "dynamic",
+    beam: int = 1,
     data_dir: str | Path | None = None,
     progress: Progress | None = None,
     **pruning: Unpack[PruningOptions],
 ) -> CompressedModel:
     """Compress a known model, GGUF file or folder; the source is not touched.
 
-    scheme       of a quantiser, as in `parse_scheme`; by default that of the method's entry in `METHODS`
+    scheme       of a quantiser, as in `parse_scheme` (of additive: `parse_additive`); by default that of the method's
+                 entry in `METHODS`
     sparsity     of a pruning method, 0 to 1; .2 by default
     calibration  a name or file of `calibration_set`, of which `windows` of `length` tokens are taken (512; for pruning
                   128), or a ready set
-    alpha, act_order, rounding, other_inputs  see `MethodSettings`
+    alpha, act_order, rounding, other_inputs, beam  see `MethodSettings`
     pruning      gamma, allocation, recovery and the rest, as in `PruningOptions`: for pruning methods alone
     """
     check_choice("method", method, METHODS)
@@ -221,7 +245,7 @@ def compress(
         check_choice("setting", name, PRUNING_OPTIONS)
         if not entry.prunes:
             raise ValueError(f"{method} rounds: {name} is a setting of pruning")
-    target = None if entry.prunes else parse_scheme(scheme or entry.scheme)
+    target = None if entry.prunes else entry.parse_scheme(scheme or entry.scheme)
     place, module, tokenizer = open_module(model)
     length = length or (128 if entry.prunes else 512)
 
@@ -247,6 +271,7 @@ def compress(
         act_order=act_order,
         rounding=rounding,
         other_inputs=other_inputs,
+        beam=beam,
         tokenizer=tokenizer,
         pruning=pruning,
     )
@@ -261,7 +286,8 @@ def compress_module(
     """Compress a module of transformers in place, all settings made.  model: its name in records; source: its file."""
     _check_options(method, settings)
     entry, decoder = METHODS[method], DecoderMap.of(module)
-    plan, quantized = None, {}
+    plan = None
+    quantized: Codes = {}
     if entry.plan is not None:
         plan = entry.plan(decoder, settings)
         prune(module, plan, recovery_text, seed=settings.seed, progress=settings.progress, **settings.pruning)
@@ -269,7 +295,7 @@ def compress_module(
         assert entry.run is not None
         quantized = entry.run(decoder, settings)
         use_codes(module, quantized)
-        if settings.scheme is not None and not entry.rounds_inputs:
+        if isinstance(settings.scheme, QuantScheme) and not entry.rounds_inputs:
             quantize_inputs(DecoderMap.of(module), settings.scheme, settings.calibration)
     return CompressedModel(
         module=module,
@@ -281,31 +307,32 @@ def compress_module(
     )
 
 
-def reads_text(method: str, scheme: QuantScheme | None) -> bool:
+def reads_text(method: str, scheme: Scheme | None) -> bool:
     """Whether the result depends on a calibration set: by the method, or by static scales of activations."""
-    return METHODS[method].calibrates or (scheme is not None and scheme.activation == "tensor")
+    static = isinstance(scheme, QuantScheme) and scheme.activation == "tensor"
+    return METHODS[method].calibrates or static
 
 
 def check_target(
-    model: str | Path, target: Path, *, method: str, scheme: str | QuantScheme | None, overwrite: bool,
+    model: str | Path, target: Path, *, method: str, scheme: str | Scheme | None, overwrite: bool,
     packed: bool = False,
 ) -> None:  # fmt: skip
     """Raise before the work begins on what `export` would refuse after it."""
     entry = METHODS[method]
     if packed and (entry.unfold is not None or entry.prunes):
         raise CapabilityError(f"the file of a model made by {method} holds floats: leave out --packed")
-    rounding = None if entry.prunes or entry.unfold is not None else parse_scheme(scheme or entry.scheme)
-    if rounding is not None and target.suffix == ".gguf":
+    rounding = None if entry.prunes or entry.unfold is not None else entry.parse_scheme(scheme or entry.scheme)
+    if isinstance(rounding, QuantScheme) and target.suffix == ".gguf":
         gguf_type(rounding)
-    elif rounding is not None and packed:
+    elif isinstance(rounding, QuantScheme) and packed:
         quantization_config(rounding)
     kind, place = resolve(model)
     if kind != "hub":
         check_places(Path(place), target, "gguf" if target.suffix == ".gguf" else "safetensors", overwrite)
 
 
-def use_codes(module: torch.nn.Module, quantized: Mapping[str, QuantizedTensor]) -> None:
-    """Let the module compute with the rounded weights."""
+def use_codes(module: torch.nn.Module, quantized: Codes) -> None:
+    """Let the module compute with the quantised weights."""
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for name, tensor in quantized.items():
@@ -319,7 +346,7 @@ def reference_of(model: str | Path) -> Loaded:
 
 def _check_options(method: str, settings: MethodSettings) -> None:
     """ValueError for an option that was given and that the method does not take."""
-    for option in ("alpha", "act_order", "rounding", "other_inputs"):
+    for option in ("alpha", "act_order", "rounding", "other_inputs", "beam"):
         default = MethodSettings.__dataclass_fields__[option].default
         if option not in METHODS[method].options and getattr(settings, option) != default:
             takers = ", ".join(name for name, entry in METHODS.items() if option in entry.options)

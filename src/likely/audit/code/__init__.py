@@ -1,4 +1,4 @@
-"""Generated code, run in a sandbox: HumanEval and MBPP problems, verdicts, pass@k."""
+"""Generated code, run in a sandbox: HumanEval and MBPP problems, verdicts, pass@k; likelihoods of known programs."""
 
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from likely.audit.code.benchmarks import pass_at_k as pass_at_k
     from likely.audit.code.benchmarks import problems as problems
     from likely.audit.code.lame_prompts import lame_prompt as lame_prompt
+    from likely.audit.code.likelihoods import CodeEvaluation as CodeEvaluation
+    from likely.audit.code.likelihoods import CodeReport as CodeReport
+    from likely.audit.code.likelihoods import CodeTask as CodeTask
+    from likely.audit.code.likelihoods import code_tasks as code_tasks
+    from likely.audit.code.mutants import Mutant as Mutant
+    from likely.audit.code.mutants import mutants as mutants
     from likely.audit.code.sandbox import Execution as Execution
     from likely.audit.code.sandbox import SandboxLimits as SandboxLimits
     from likely.audit.code.sandbox import run_python as run_python

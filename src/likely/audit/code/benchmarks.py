@@ -60,17 +60,19 @@ class Problem:
         return f"{imports}\n{code}\n{self.tests}"
 
 
-def problems(benchmark: Benchmark, *, limit: int | None = None, data_dir: str | None = None) -> list[Problem]:
+def problems(
+    benchmark: Benchmark, *, limit: int | None = None, shots: bool = True, data_dir: str | None = None
+) -> list[Problem]:
     """The problems of a benchmark in order: HumanEval's first 120, or the 250 MBPP test problems of the data sets.
 
-    MBPP prompts show the three tasks of its paper (Austin et al. 2021, arXiv:2108.07732), each with its tests.
+    shots  MBPP prompts show the three solved tasks of its paper (Austin et al. 2021, arXiv:2108.07732), with tests
     """
     if benchmark == "humaneval":
         found = [humaneval_problem(r) for r in load_records("humaneval", data_dir=data_dir)]
     elif benchmark == "mbpp":
         shown = {r["task_id"]: r for r in load_records("mbpp", "prompt", data_dir=data_dir)}
-        shots = "".join(_mbpp_task(shown[i]) + f"{shown[i]['code']}\n[DONE]\n\n" for i in SHOTS)
-        found = [mbpp_problem(r, shots) for r in load_records("mbpp", "test", data_dir=data_dir)]
+        solved = "".join(_mbpp_task(shown[i]) + f"{shown[i]['code']}\n[DONE]\n\n" for i in SHOTS)
+        found = [mbpp_problem(r, solved if shots else "") for r in load_records("mbpp", "test", data_dir=data_dir)]
     else:
         raise ValueError(f"benchmark must be humaneval or mbpp, got {benchmark!r}")
     return found[:limit]

@@ -8,6 +8,7 @@ from likely.compression.architecture import DecoderMap
 from likely.compression.quantisers.gptq import quantize_decoder
 from likely.compression.quantisers.walk import BlockWalk
 from likely.compression.quantized import round_to_nearest
+from likely.compression.schemes import QuantScheme
 from likely.compression.settings import MethodSettings, Quantized
 from likely.compression.transforms.hadamard import rotation_matrix
 from likely.compression.transforms.residual import check_rotatable, rotate_residual, rotate_values
@@ -18,7 +19,7 @@ _LEAST = 1e-5
 
 def round_decoder(decoder: DecoderMap, settings: MethodSettings) -> Quantized:
     """RTN on every matrix of every block."""
-    assert settings.scheme is not None
+    assert isinstance(settings.scheme, QuantScheme)
     found = {}
     for name, _, _, linear in decoder.linears():
         found[name] = round_to_nearest(linear.weight.detach().float().numpy(), settings.scheme, name=name)

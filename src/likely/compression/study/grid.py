@@ -21,8 +21,7 @@ import torch
 from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.calibration_set import CalibrationSet, calibration_set
 from likely.compression.methods import METHODS, CompressedModel, compress_module, reads_text
-from likely.compression.schemes import QuantScheme, parse_scheme
-from likely.compression.settings import MethodSettings
+from likely.compression.settings import MethodSettings, Scheme
 from likely.compression.statistics import ActivationStats
 from likely.compression.study.evaluations import Evaluation
 from likely.errors import DataError, check_choice
@@ -80,7 +79,7 @@ class StudyMethod:
     """A method of `METHODS` with its scheme, or, if it prunes, its sparsity; written "gptq:w3g64", "nirvana:0.2"."""
 
     method: str
-    scheme: QuantScheme | None = None
+    scheme: Scheme | None = None
     sparsity: float | None = None
 
     @classmethod
@@ -89,7 +88,7 @@ class StudyMethod:
         method, _, setting = text.strip().partition(":")
         check_choice("method", method, METHODS)
         if not METHODS[method].prunes:
-            return cls(method, scheme=parse_scheme(setting or METHODS[method].scheme))
+            return cls(method, scheme=METHODS[method].parse_scheme(setting or METHODS[method].scheme))
         try:
             return cls(method, sparsity=float(setting or 0.2))
         except ValueError:

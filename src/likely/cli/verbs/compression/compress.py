@@ -20,7 +20,9 @@ def compress(
     scheme: Annotated[
         str | None,
         typer.Option(
-            "--scheme", help="Bits and groups: w4g64, w4g32-sym, w3g64, w8a8 ...  [default: w4g64; of smoothquant w8a8]"
+            "--scheme",
+            help="Bits and groups: w4g64, w4g32-sym, w3g64, w8a8 ...; of additive codebooks x bits: 2x8, 3x8.  "
+            "[default: w4g64; of smoothquant w8a8, of additive 2x8]",
         ),
     ] = None,
     sparsity: Annotated[
@@ -46,6 +48,10 @@ def compress(
     ] = None,
     act_order: Annotated[
         bool | None, typer.Option("--act-order", help="Of gptq, rotation: round columns with large inputs first.")
+    ] = None,
+    beam: Annotated[
+        int | None,
+        typer.Option("--beam", min=1, help="Of additive: sets of codes kept while a group is coded.  [default: 1]"),
     ] = None,
     packed: Annotated[
         bool, typer.Option("--packed", help="A folder in compressed-tensors' format (vLLM, transformers): symmetric.")
@@ -90,6 +96,8 @@ def compress(
 
       likely compress smollm2 --method gptq --scheme w4g64 --calibration notes.txt --out smollm2-gptq.gguf
 
+      likely compress smollm2 --method additive --scheme 2x8 --calibration python_stdlib --out smollm2-2bit.gguf
+
       likely compress smollm2 --method nirvana --sparsity 0.2 --out smollm2-pruned.gguf
     """
     from likely.compression.methods import check_target
@@ -98,7 +106,7 @@ def compress(
     check_target(model, out, method=method, scheme=scheme, overwrite=overwrite, packed=packed)
     asked = {
         "gamma": gamma, "allocation": allocation, "select_calibration": select_calibration, "recovery": recovery,
-        "alpha": alpha, "act_order": act_order,
+        "alpha": alpha, "act_order": act_order, "beam": beam,
     }  # fmt: skip
     options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     made = run(

@@ -18,6 +18,8 @@ Examples:
 
   likely study calibration smollm2 -o cells.jsonl
 
+  likely study code smollm2 --methods gptq:w4g64,gptq:w2g64 -o cells.jsonl
+
   likely study calibration smollm2 --methods rtn:w4g64,gptq:w4g64 --calibrations c4_sample,notes.txt --json
 """
 verbs = typer.Typer(help=EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
@@ -131,6 +133,72 @@ def calibration(
         )  # fmt: skip
     typer.echo("")
     typer.echo(recommendation(effects))
+
+
+@verbs.command("code", cls=VerbCommand)
+def code(
+    model: ModelArgument,
+    methods: MethodsOption = "gptq:w4g64,gptq:w3g64,gptq:w2g64,additive:2x8",
+    calibrations: CalibrationsOption = "c4_sample,c4_sample+mbpp:train,mbpp:train",
+    tasks: Annotated[int, typer.Option("--tasks", min=2, help="MBPP test tasks to judge on.")] = 20,
+    text: Annotated[
+        str, typer.Option("--text", help="Other text to judge on: what calibrating on code costs.")
+    ] = "wikitext2:test",
+    tokens: Annotated[int, typer.Option("--tokens", min=16, help="Tokens of that text, in whole windows.")] = 1024,
+    draws: DrawsOption = 1,
+    windows: WindowsOption = 8,
+    length: LengthOption = 256,
+    run_mutants: Annotated[
+        bool, typer.Option("--run-mutants", help="Run mutants in the sandbox, and keep those that fail their tests.")
+    ] = False,
+    output: CellsOption = None,
+    as_json: flags.JsonOption = False,
+) -> None:
+    """How few bits for a code model, and calibrated on what?  KL on solutions, and can it still tell right from wrong?
+
+    Of MBPP test tasks: KL to the original and NLL per token of the reference solution, and on how many the solution is
+    likelier than the same program with one fault (McNemar's exact test against the original, adjusted over methods).
+
+    Examples:
+
+      likely study code smollm2 -o cells.jsonl
+
+      likely study code smollm2 --methods gptq:w4g64,gptq:w2g64 --calibrations c4_sample,python_stdlib --tasks 10
+    """
+    from likely.audit.code.likelihoods import CodeEvaluation, adjusted_p, code_tasks
+    from likely.compression.study.evaluations import LikelihoodEvaluation
+    from likely.compression.study.grid import CellFile, StudyGrid, StudyMethod, StudyModel, run_grid
+
+    span = min(length, tokens)
+    grid = StudyGrid(
+        methods=[StudyMethod.parse(name) for name in listed(methods)],
+        calibrations=listed(calibrations),
+        evaluations=[
+            CodeEvaluation(code_tasks(limit=tasks, run_mutants=run_mutants)),
+            LikelihoodEvaluation(text, max(1, tokens // span), span),
+        ],
+        draws=draws,
+        windows=windows,
+        length=length,
+    )
+    with CellFile(output) as cells:
+        rows = run_grid([StudyModel.open(model)], grid, cells=cells, said=reporter("study"))
+    on_code, on_text = rows[::2], rows[1::2]
+    p_values = adjusted_p(rows)
+    if as_json:
+        records = [row.to_dict() for row in rows]
+        for record, p in zip(records[::2], p_values, strict=True):
+            record["adjusted_p"] = p
+        print_json({"rows": records})
+        return
+    print_table(
+        ("method", "text", "draw", "KL on code", "NLL", "right over wrong", "of original", "p", f"KL on {text}"),
+        [(c.method, c.calibration or "none", "" if c.draw is None else c.draw, f"{c.numbers['kl']:.4f}",
+          f"{c.numbers['nll']:.3f}", f"{c.numbers['discrimination']:.0%}",
+          f"{c.numbers['original_discrimination']:.0%}", f"{p:.3f}", f"{t.numbers['kl']:.4f}")
+         for c, t, p in zip(on_code, on_text, p_values, strict=True)],
+        left=3,
+    )  # fmt: skip
 
 
 def number(value: float | None, digits: int) -> str:
