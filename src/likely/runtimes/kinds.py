@@ -72,7 +72,7 @@ KINDS = {
             capabilities=frozenset(
                 {"trees", "fork", "truncate", "hidden", "full_attention", "layers", "invariant_logits"}
             ),
-            options=frozenset(_COMMON | {"progress", "tokens_per_call", "kv_dtype"}),
+            options=frozenset(_COMMON | {"progress", "tokens_per_call", "kv_dtype", "group_prefixes"}),
             compiles=True,
         ),
     )
@@ -89,7 +89,7 @@ class LocalOptions(TypedDict, total=False):
     kv_dtype   of cached keys and values: llamacpp: f16, f32, bf16, q8_0; torch: f32, bf16, f16, bfp12, bfp16, and for
                keys and values apart, as in bfp12/bfp16; native: all of these
     device     torch: "cpu", "cuda" ...              revision         torch: a name for these weights
-    group_prefixes  torch: attend once to what the sequences of a call hold together; the default on a CPU
+    group_prefixes  torch, native: attend once to what the sequences of a call hold together; the default on a CPU
     progress   native: (bytes, bytes in all) while the weights are packed, which happens once per model and dtype
     """
 

@@ -35,7 +35,7 @@ CalibrationsOption = Annotated[
 ]
 DrawsOption = Annotated[int, typer.Option("--draws", min=1, help="Times that each text is drawn from.")]
 WindowsOption = Annotated[int, typer.Option("--windows", min=1, help="Windows of a draw.")]
-LengthOption = Annotated[int, typer.Option("--length", min=8, help="Tokens of a window.")]
+WindowLengthOption = Annotated[int, typer.Option("--length", min=8, help="Tokens of a window.")]
 CellsOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="JSONL file, a line for each cell; a run that was stopped goes on there."),
@@ -62,7 +62,7 @@ def calibration(
     ] = "wikitext2:test",
     draws: DrawsOption = 2,
     windows: WindowsOption = 8,
-    length: LengthOption = 256,
+    length: WindowLengthOption = 256,
     tokens: Annotated[int, typer.Option("--tokens", min=16, help="Tokens to judge on, in whole windows.")] = 2048,
     ranges: Annotated[
         bool, typer.Option("--ranges", help="Also how far activation ranges of each text serve what it is judged on.")
@@ -147,7 +147,7 @@ def code(
     tokens: Annotated[int, typer.Option("--tokens", min=16, help="Tokens of that text, in whole windows.")] = 1024,
     draws: DrawsOption = 1,
     windows: WindowsOption = 8,
-    length: LengthOption = 256,
+    length: WindowLengthOption = 256,
     run_mutants: Annotated[
         bool, typer.Option("--run-mutants", help="Run mutants in the sandbox, and keep those that fail their tests.")
     ] = False,
