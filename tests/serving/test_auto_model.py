@@ -63,14 +63,15 @@ def test_auto_says_who_answered(tiny, calibrator, at_least, route, text):
         one = (await client.http.get("/v1/models/auto")).json()
         reply = await raw(client, model="auto")
         events = await client.events(CHAT, **FIELDS, model="auto")
-        return models, one, reply, events
+        return models, one, reply, events, (await client.http.get("/metrics")).text
 
-    models, one, reply, events = ask(tiny, question, fallback=large, calibrator=calibrator, at_least=at_least)
+    models, one, reply, events, metrics = ask(tiny, question, fallback=large, calibrator=calibrator, at_least=at_least)
     assert [m["id"] for m in models["data"]][1:] == ["auto"] and one["id"] == "auto"
     assert reply.status_code == 200 and reply.headers["x-likely-route"] == route
     assert 0 < float(reply.headers["x-likely-confidence"]) < 0.999
     choice = reply.json()["choices"][0]
     assert text is None or (choice["message"]["content"], choice["answered_by"]) == (text, "large")
+    assert f'likely:route_total{{route="{route}"}} 2.0' in metrics
     assert large.asked == (2 if route == "large" else 0)
     last = [c for e in events for c in e["choices"] if "answered_by" in c]
     assert len(last) == 1 and (last[0]["answered_by"] == "large") == (route == "large")

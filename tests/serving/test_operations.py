@@ -260,8 +260,31 @@ def test_metrics_count_what_was_done(tiny):
     assert values["likely:time_to_first_token_seconds_count"] == "2.0"
     assert values["likely:inter_token_latency_seconds_count"] == "8.0"
     assert values["likely:request_queue_time_seconds_count"] == "2.0"
+    computed = float(values["likely:iteration_tokens_total_sum"])
+    assert computed >= (prompt + 4) + (1 + 4) and float(values["likely:iteration_tokens_total_count"]) <= computed
     assert values[f'likely:http_responses_total{{path="{COMPLETIONS}",status="400"}}'] == "1.0"
     assert values["likely:num_requests_running"] == values["likely:num_requests_waiting"] == "0.0"
+
+
+def test_metrics_tell_of_guesses_by_their_place(tiny):
+    async def question(client):
+        body = {"prompt": "the the the the", "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+        reply = await client.ok(COMPLETIONS, **body, drafter="lookup", draft_budget=3)
+        return reply["usage"], (await client.http.get("/metrics")).text
+
+    usage, text = ask(tiny, question)
+    values = {
+        name: float(value) for name, value in (line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+    }
+    by_place = [
+        value
+        for name, value in values.items()
+        if name.startswith("likely:spec_decode_num_accepted_tokens_per_pos_total")
+    ]
+    accepted = usage["completion_tokens_details"]["accepted_prediction_tokens"]
+    assert sum(by_place) == values["likely:spec_decode_num_accepted_tokens_total"] == accepted
+    assert by_place == sorted(by_place, reverse=True) and len(by_place) <= 3  # no token is kept without those before it
+    assert 0 < values["likely:speculation_length"] <= 3
 
 
 def test_a_request_may_name_a_shorter_time(tiny):

@@ -26,6 +26,15 @@ from likely.runtimes.prefix_cache import PrefixCache
 from likely.runtimes.protocol import Output, Runtime, Sequence, Want, Work
 
 
+@dataclass(frozen=True)
+class CallCounts:
+    """What one call computed: tokens in all, texts that decoded, and guesses for them."""
+
+    tokens: int
+    decoding: int
+    drafted: int
+
+
 @dataclass(eq=False)
 class Loop:
     """`add` requests, `step` until `idle`; events come in order per sample.
@@ -57,6 +66,7 @@ class Loop:
     _ids: itertools.count = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
+        self.last_call: CallCounts | None = None  # of the last step; None: it had nothing to do
         self.step_tokens = self.step_tokens or self.runtime.limits.tokens_per_call
         self.planner = DraftPlanner(self.runtime, self.controller, self.clock)
         self.scheduler = Scheduler(self.runtime, self.policy, self.prefixes)
@@ -91,6 +101,7 @@ class Loop:
 
     def _step(self) -> list[Event]:
         events = self._drain()
+        self.last_call = None
         active = self.scheduler.participants()
         if not active:
             return events
@@ -115,6 +126,9 @@ class Loop:
                 events += ended
                 if not active:
                     return events
+        decoding = [state for state, _ in work if len(state.todo) == 1]
+        tokens, drafted = sum(len(item.tokens) for _, item in work), sum(len(state.draft) for state in decoding)
+        self.last_call = CallCounts(tokens, len(decoding), drafted)
         at = len(work)
         for processor, items in beside:
             processor.read(outputs[at : at + len(items)])

@@ -217,6 +217,8 @@ class AsyncEngine:
             if not self._fits():
                 self._release_jobs()
             events = self._loop.step()
+            if self._metrics is not None and self._loop.last_call is not None:
+                self._metrics.observe_call(self._loop.last_call)
             self._note_begun(events)
             self._publish(events)
         except Exception as error:
@@ -226,6 +228,11 @@ class AsyncEngine:
             self.model.runtime.free_tokens() + self.prefixes.tokens, self.model.runtime.limits.tokens_held
         )
         return not self._loop.idle or bool(self._jobs)
+
+    def note_route(self, route: str) -> None:
+        """A chat was answered by this route."""
+        if self._metrics is not None:
+            self._metrics.routes.labels(route).inc()
 
     def _note_begun(self, events: Sequence[Event]) -> None:
         """Requests that began to run with this step, those that ended with it, too."""

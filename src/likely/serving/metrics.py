@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from likely.decoding.loop import CallCounts
 from likely.decoding.request import Event
 from likely.errors import missing_extra
 
@@ -15,6 +16,8 @@ except ImportError:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+LATELY = 0.05  # weight of a call in what is shown of the last ones
 _LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
@@ -39,7 +42,16 @@ class ServerMetrics:
         self.finished = counter("request_success", "Texts that ended, by their reason", "finished_reason")
         self.drafted = counter("spec_decode_num_draft_tokens", "Tokens that were guessed")
         self.accepted = counter("spec_decode_num_accepted_tokens", "Guessed tokens that the model took")
+        self.accepted_per_position = counter(
+            "spec_decode_num_accepted_tokens_per_pos", "Guessed tokens that the model took, by place", "position"
+        )
+        self.speculation_length = Gauge(
+            "likely:speculation_length", "Guessed tokens per text and call, lately", registry=registry
+        )
+        self.iteration_tokens = histogram("iteration_tokens_total", "Tokens computed in a call", _SIZES)
+        self.routes = counter("route", "Chats with a threshold, by who answered", "route")
         self.responses = counter("http_responses", "Replies, by path and status", "path", "status")
+        self._length = 0.0
         self._last: dict[tuple[int, int], float] = {}  # (request, sample) -> when its last token came
 
     def watch(self, name: str, text: str, value: Callable[[], float], *, total: bool = False) -> None:
@@ -62,6 +74,8 @@ class ServerMetrics:
                     for _ in event.tokens:
                         self.inter_token.observe((now - last) / len(event.tokens))
                 self._last[key] = now
+                for place in range(sum(event.drafted)):
+                    self.accepted_per_position.labels(str(place)).inc()
                 self.generation_tokens.inc(len(event.tokens))
             if event.finish:
                 self._last.pop(key, None)
@@ -73,6 +87,13 @@ class ServerMetrics:
                 self.finished.labels("error").inc()
                 for known in [known for known in self._last if known[0] == request]:
                     del self._last[known]
+
+    def observe_call(self, call: CallCounts) -> None:
+        """One call of the model."""
+        self.iteration_tokens.observe(call.tokens)
+        if call.decoding:
+            self._length += LATELY * (call.drafted / call.decoding - self._length)
+            self.speculation_length.set(self._length)
 
     def forget(self) -> None:
         """All requests were broken off."""

@@ -128,16 +128,23 @@ def _check_known(asked: ChatRequest, field: str) -> None:
 
 def route_headers(bound: BoundPolicy | None, answers: Sequence[Answer | None]) -> dict[str, str]:
     """Whose answers the choices of a reply are, and how sure the small model was of its own; "-": it said nothing."""
-    made = [answer for answer in answers if answer is not None]
-    if bound is None or bound.rule is None or bound.policy.fallback is None or not made:
+    made = [(route, answer) for answer in answers if answer is not None and (route := route_of(bound, answer))]
+    if not made:
         return {}
-    routes, confidences = [], []
-    for answer in made:
-        first = answer.first or answer
-        unreached = bool(answer.why) and answer.first is None
-        routes.append("large" if answer.first is not None else "small-large-unavailable" if unreached else "small")
-        confidences.append("-" if first.confidence is None else f"{first.confidence:.4f}")
-    return {"x-likely-route": ", ".join(routes), "x-likely-confidence": ", ".join(confidences)}
+    sure = [(answer.first or answer).confidence for _, answer in made]
+    return {
+        "x-likely-route": ", ".join(route for route, _ in made),
+        "x-likely-confidence": ", ".join("-" if p is None else f"{p:.4f}" for p in sure),
+    }
+
+
+def route_of(bound: BoundPolicy | None, answer: Answer) -> str | None:
+    """Whose answer it is, where there is a fallback: "small", "large" or "small-large-unavailable"."""
+    if bound is None or bound.rule is None or bound.policy.fallback is None:
+        return None
+    if answer.first is not None:
+        return "large"
+    return "small-large-unavailable" if answer.why else "small"
 
 
 def decision_fields(bound: BoundPolicy | None, answer: Answer | None) -> dict[str, Any]:

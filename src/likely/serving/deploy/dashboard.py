@@ -53,6 +53,8 @@ PANELS = (
         "Guessed tokens that the model took", "percentunit",
         ((_share("spec_decode_num_accepted_tokens_total", "spec_decode_num_draft_tokens_total"), "share"),),
     ),
+    Panel("Guessed tokens per text and call", "short", (("likely:speculation_length", "lately"),)),
+    Panel("Who answered chats with a threshold", "short", ((_rate("route_total", "route"), "{{route}}"),)),
     Panel("How texts ended", "short", ((_rate("request_success_total", "finished_reason"), "{{finished_reason}}"),)),
     Panel("Replies", "short", ((_rate("http_responses_total", "status"), "{{status}}"),)),
 )  # fmt: skip

@@ -15,7 +15,7 @@ from likely.decoding.request import Event, Finished
 from likely.lm.confidence import BoundPolicy
 from likely.lm.results import Answer
 from likely.serving.api.answering import AUTO, Answering, seed_of
-from likely.serving.api.confidence import decision_fields, route_headers
+from likely.serving.api.confidence import decision_fields, route_headers, route_of
 from likely.serving.api.forms import form_of
 from likely.serving.api.gate import log_of
 from likely.serving.api.replies import Pieces, cached_of, chat_content, ended_by, usage
@@ -156,7 +156,10 @@ class ChatsEndpoint:
         """With its confidence, where somebody wants to know that."""
         if started.bound is None:
             return None
-        return await self._with.confidence.decide(started.bound, asked, finished, started.head["seed"])
+        answer = await self._with.confidence.decide(started.bound, asked, finished, started.head["seed"])
+        if (route := route_of(started.bound, answer)) is not None:
+            self._with.engine.note_route(route)
+        return answer
 
     async def _fields(
         self, asked: ChatRequest, started: StartedChat, finished: Finished, answer: Answer | None
