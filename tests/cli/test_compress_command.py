@@ -13,7 +13,7 @@ def test_compress_then_compare(cli, wide, tmp_path):
     made = cli("compress", wide, "--scheme", "w8g32", "--out", tmp_path / "w8.gguf", "--json").json
     assert made["bytes"] == (tmp_path / "w8.gguf").stat().st_size and made["scheme"] == "w8g32"
     said = cli("compress", wide, "--scheme", "w4g64", "--out", tmp_path / "w4.gguf")
-    assert said.code == 0 and "4.50 bits per rounded weight" in said.out and "likely compare" in said.err
+    assert said.code == 0 and "4.50 bits per quantised weight" in said.out and "likely compare" in said.err
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat and the other cats sat there too. " * 20)
     both = cli(

@@ -17,7 +17,7 @@ import pytest
 
 @pytest.fixture
 def server(tiny):
-    """A process on a free port: (process, its first two lines)."""
+    """A process on a free port: (process, its first three lines: address, page, a command to try)."""
     started: list[subprocess.Popen] = []
 
     def start(*arguments, **environment):
@@ -27,7 +27,7 @@ def server(tiny):
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
         )  # fmt: skip
         started.append(process)
-        return process, [process.stdout.readline(), process.stdout.readline()]
+        return process, [process.stdout.readline() for _ in range(3)]
 
     yield start
     for process in started:
@@ -36,8 +36,9 @@ def server(tiny):
 
 
 def test_serves_what_it_prints_until_interrupted(server):
-    process, (first, second) = server()
+    process, (first, page, second) = server()
     url = re.search(r"http://127\.0\.0\.1:\d+/v1", first)[0]
+    assert "<title>likely</title>" in httpx.get(page.removeprefix("page: ").strip()).text
     # the line to try, word for word
     command = shlex.split(second.removeprefix("try: "))
     assert command[0] == "curl" and command[1] == f"{url}/completions"
@@ -54,7 +55,9 @@ def test_serves_what_it_prints_until_interrupted(server):
 
 
 def test_a_key_from_the_environment_and_a_warning_for_other_addresses(server):
-    process, (first, second) = server("--host", "0.0.0.0", "--api-key-env", "LIKELY_TEST_KEY", LIKELY_TEST_KEY="sesame")
+    process, (first, _, second) = server(
+        "--host", "0.0.0.0", "--api-key-env", "LIKELY_TEST_KEY", LIKELY_TEST_KEY="sesame"
+    )
     url = re.search(r"http://127\.0\.0\.1:\d+/v1", first)[0]
     assert '-H "Authorization: Bearer $LIKELY_TEST_KEY"' in second and "sesame" not in second
     assert httpx.get(f"{url}/models").status_code == 401
@@ -87,7 +90,7 @@ def test_wrong_usage_is_one_line(cli, tiny, tmp_path):
 
 
 def test_at_sigterm_what_cannot_be_finished_is_told_so(server):
-    process, (first, _) = server("--drain", "0")
+    process, (first, *_) = server("--drain", "0")
     url = re.search(r"http://127\.0\.0\.1:\d+/v1", first)[0]
     body = {"prompt": "a", "stream": True, "max_tokens": 200, "ignore_eos": True, "n": 8}
     with httpx.stream("POST", f"{url}/completions", json=body) as stream:

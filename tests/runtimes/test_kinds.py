@@ -35,7 +35,7 @@ def test_capabilities_are_those_of_a_runtime(name, native_library):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_options_are_the_keywords_of_the_class(name):
-    others = {"self", "path", "place", "module", "dtype", "rounding", "kv_orders", "group_prefixes"}
+    others = {"self", "path", "place", "module", "dtype", "rounding", "kv_orders"}
     takes = set(inspect.signature(constructor(name).__init__).parameters) - others
     takes = {"context" if option == "tokens_held" else option for option in takes}
     assert takes | (ELSEWHERE if name == "torch" else set()) == KINDS[name].options

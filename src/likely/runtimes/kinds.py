@@ -61,7 +61,9 @@ KINDS = {
             capabilities=frozenset(
                 {"trees", "fork", "truncate", "hidden", "full_attention", "gradients", "layers", "parallel_layers"}
             ),
-            options=frozenset(_COMMON | {"device", "revision", "tokens_per_call", "kv_dtype", "group_prefixes"}),
+            options=frozenset(
+                _COMMON | {"device", "revision", "tokens_per_call", "kv_dtype", "group_prefixes", "attention_threads"}
+            ),
         ),
         RuntimeKind(
             "native",
@@ -90,6 +92,7 @@ class LocalOptions(TypedDict, total=False):
                keys and values apart, as in bfp12/bfp16; native: all of these
     device     torch: "cpu", "cuda" ...              revision         torch: a name for these weights
     group_prefixes  torch, native: attend once to what the sequences of a call hold together; the default on a CPU
+    attention_threads  torch: how many attentions of layers side by side run at a time
     progress   native: (bytes, bytes in all) while the weights are packed, which happens once per model and dtype
     """
 
@@ -102,6 +105,7 @@ class LocalOptions(TypedDict, total=False):
     device: str | None
     revision: str | None
     group_prefixes: bool | None
+    attention_threads: int | None
     progress: Callable[[int, int], None] | None
 
 

@@ -143,7 +143,7 @@ def _negate(test: ast.expr, source: _Source) -> Iterator[_Edit]:
 
 def _compiles(code: str) -> bool:
     try:
-        compile(code, "<mutant>", "exec")
+        ast.parse(code)
     except (SyntaxError, ValueError):
         return False
     return True
