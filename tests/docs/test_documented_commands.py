@@ -22,7 +22,8 @@ PAGES = [
     ),
 ]
 LATER = (  # what installs, runs for ever, needs a person, a data set, another model or a quiet machine
-    "pip install", "venv", "likely serve", "likely chat", "likely eval-code", "likely bench", "curl ", "MODEL",
+    "pip install", "venv", "likely serve", "likely chat", "likely eval-code", "likely bench", "likely profile",
+    "curl ", "MODEL",
     "bigger.gguf", "gemma3.jsonl", "likely scale gsm8k", "http://localhost", "reproductions/", "benchmarks/",
     "likely reproduce", "pytest", "capital.lmql",
 )  # fmt: skip
