@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -260,14 +261,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--llama-server", metavar="FILE", help="llama.cpp's own server")
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--streams", default=",".join(map(str, STREAMS)), help="how many at a time, with commas")
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE", help="measured rows, one per line; a run that was cut goes on"
+    )
     own, rest = parser.parse_known_args()
     options = protocol.arguments(__doc__ or "", rest)
     tokens, rounds = (8, 1) if options.quick else (32, options.rounds)
-    rows = []
+    rows = [json.loads(line) for line in own.rows.read_text().splitlines()] if own.rows and own.rows.exists() else []
     with contextlib.ExitStack() as stack:
         urls = {name: stack.enter_context(served(*how)) for name, how in commands(own.model, own.llama_server).items()}
         for kind in ("chat", "shared", "schema"):
-            for streams in STREAMS[:2] if options.quick else STREAMS:
+            for streams in STREAMS[:2] if options.quick else [int(n) for n in own.streams.split(",")]:
+                if any((row["task"], row["streams"]) == (kind, streams) for row in rows):
+                    continue
                 found: dict[str, list[Load]] = {name: [] for name in urls}
                 requests = max(2 * streams, 4) if streams < 64 else streams
                 for name, url in urls.items():  # what is known of the prompts after this is known in every round
@@ -277,6 +284,9 @@ def main() -> None:
                         found[name].append(run(name, urls[name], kind, streams, requests, tokens))
                 rows.append(cell(kind, streams, found))
                 print(json.dumps(rows[-1]), file=sys.stderr)
+                if own.rows:
+                    with own.rows.open("a") as out:
+                        out.write(json.dumps(rows[-1]) + "\n")
         stalls = {
             name: [stall(urls["likely"], 8 * tokens, make(urls["likely"], i)) for i in range(rounds)]
             for name, make in (("long prompt", long_prompt), ("hostile form", hostile_form))
