@@ -33,7 +33,10 @@ def unknown_options() -> list[str]:
     help_of: dict[str, str] = {}
     for file in files():
         for block in re.findall(r"```(?:sh|bash|console)\n(.*?)```", file.read_text(), flags=re.S):
-            for verb, rest in re.findall(r"(?<![\w/-])likely ((?:(?:batch|calibrate|deploy|draft|prompts|study|tools) )?\w[\w-]*)([^|;\n]*)", block):
+            for verb, rest in re.findall(
+                r"(?<![\w/-])likely ((?:(?:batch|calibrate|deploy|draft|prompts|study|tools) )?\w[\w-]*)([^|;\n]*)",
+                block,
+            ):
                 if verb not in help_of:
                     done = subprocess.run(
                         [sys.executable, "-c", "from likely.cli import main; main()", *verb.split(), "--help"],
