@@ -15,7 +15,7 @@ from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.serving.upstream import Balancer, Upstream, UpstreamProxy
-from likely.serving.upstream.proxy import tokens_of
+from likely.serving.upstream.proxy import text_of, tokens_of
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
@@ -221,9 +221,12 @@ def test_a_client_that_leaves_ends_the_request_behind(big):
 
 
 def test_sizes_are_estimated_from_whatever_names_them():
-    assert tokens_of({"prompt": "x" * 400, "max_tokens": 50}) == 151
-    assert tokens_of({"messages": [], "max_completion_tokens": 7}) == 8
-    assert tokens_of({"input": "", "max_output_tokens": "many"}) == 257
+    def size(**body):
+        return tokens_of(body, text_of(body))
+
+    assert size(prompt="x" * 400, max_tokens=50) == 151
+    assert size(messages=[], max_completion_tokens=7) == 8
+    assert size(input="", max_output_tokens="many") == 257
 
 
 def test_a_wrong_address_is_refused_and_a_silent_one_is_no_model():

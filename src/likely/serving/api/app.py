@@ -145,15 +145,18 @@ def create_app(
             answering.check_model(model_id)
         return json_response(found or answering.card)
 
+    async def is_elsewhere(asked: object) -> bool:
+        """Whether a model of that name is served by an upstream and not here."""
+        own = (None, name, model.info.name, *(card["id"] for card in app.state.answering.cards))
+        return upstreams is not None and asked not in own and await upstreams.serves(asked)
+
     async def answer(request: Request, work: Callable[[Request, dict, str], Awaitable[Response]]) -> Response:
         try:
             key = check_key(request, keys)
             with admission.reading() as took:
                 body = await read_json(request, limits, took)
             with admission.enter():
-                asked = body.get("model")
-                own = (None, name, model.info.name, *(card["id"] for card in app.state.answering.cards))
-                if upstreams is not None and asked not in own and await upstreams.serves(asked):
+                if upstreams is not None and await is_elsewhere(body.get("model")):
                     return await while_connected(request, upstreams.forward(request.url.path.removeprefix("/v1"), body))
                 return await work(request, body, key)
         except Exception as error:

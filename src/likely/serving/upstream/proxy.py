@@ -105,7 +105,8 @@ class UpstreamProxy:
 
         path  behind the server's address, such as "/chat/completions"
         """
-        model, prefix, tokens = str(body["model"]), prefix_of(body), tokens_of(body)
+        model, text = str(body["model"]), text_of(body)
+        prefix, tokens = text[:PREFIX_CHARS].encode("utf-8", "replace"), tokens_of(body, text)
         tried: list[Upstream] = []
         last: Response | None = None
         while (upstream := self.balancer.choose(model, prefix, tokens, tried)) is not None:
@@ -206,20 +207,17 @@ class _Passed(StreamingResponse):
             yield b"data: " + json_text(ApiError(502, message, code="upstream").body).encode() + b"\n\n"
 
 
-def prefix_of(body: dict[str, Any]) -> bytes:
-    """The beginning of the text that a request is about."""
+def text_of(body: dict[str, Any]) -> str:
+    """What a request is about: a prompt, or messages as JSON."""
     about = body.get("messages", body.get("prompt", body.get("input", "")))
-    text = about if isinstance(about, str) else json.dumps(about, sort_keys=True)
-    return text[:PREFIX_CHARS].encode("utf-8", "replace")
+    return about if isinstance(about, str) else json.dumps(about, sort_keys=True)
 
 
-def tokens_of(body: dict[str, Any]) -> int:
-    """About how many tokens a request is, its answer included."""
-    about = body.get("messages", body.get("prompt", body.get("input", "")))
-    size = len(about) if isinstance(about, str) else len(json.dumps(about))
+def tokens_of(body: dict[str, Any], text: str) -> int:
+    """About how many tokens a request about this text is, its answer included."""
     names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
     wanted = next((body[name] for name in names if isinstance(body.get(name), int) and body[name] >= 0), DEFAULT_TOKENS)
-    return size // CHARS_PER_TOKEN + min(wanted, 2**20) + 1
+    return len(text) // CHARS_PER_TOKEN + min(wanted, 2**20) + 1
 
 
 def _said(error: Exception) -> str:
