@@ -132,7 +132,7 @@ def test_an_answers_file_holds_what_is_promised(cli, tiny, answers):
     header, *lines = records_of(answers)
     assert header["kind"] == "ask" and header["settings"]["max_tokens"] == 6 and len(header["settings_hash"]) == 16
     assert len(header["template"]) == 16 and {"sha256", "tokenizer", "likely"} <= header.keys()
-    assert not {"seconds", "target_calls", "tokens_per_call"} & lines[0].keys()  # how fast is not what
+    assert not {"seconds", "target_calls", "tokens_per_call", "drafted"} & lines[0].keys()  # how fast is not what
     assert [r["line"] for r in lines] == list(range(1, 41))
     assert all(r["confidence"] is None and len(r["token_logprobs"]) == len(r["token_ids"]) <= 6 for r in lines)
     assert lines[7]["id"] == 7 and lines[7]["reference"] == "7" and lines[7]["question"].startswith("the cat")

@@ -50,7 +50,17 @@ def question_of(record: Mapping[str, Any], where: str) -> QuestionLine:
 
 
 # how fast an answer came, which is not what it is: a second run gives other values
-NOT_KEPT = ("seconds", "target_calls", "tokens_per_call", "proposed", "accepted", "sample", "prompt", "system_folded")
+NOT_KEPT = (
+    "seconds",
+    "target_calls",
+    "tokens_per_call",
+    "proposed",
+    "accepted",
+    "drafted",
+    "sample",
+    "prompt",
+    "system_folded",
+)
 DECIDED = ("answered_by", "why", "first", "abstained")  # kept where answers are held to a threshold
 
 
