@@ -8,10 +8,10 @@ from source_tree import circles, imports, modules, outside_imports, room
 ROOMS = (
     "errors", "lazy", "io", "metrics", "data", "formats", "tokenizers", "runtimes", "models", "scoring", "decoding",
     "guided", "queries", "code", "training", "compression", "calibration", "uncertainty", "weak_supervision",
-    "prompting", "audit", "lm", "likely", "bench", "show", "evidence", "serving", "cli",
+    "prompting", "alignment", "audit", "lm", "likely", "bench", "show", "evidence", "serving", "cli",
 )  # fmt: skip
-TORCH = ("runtimes.torch", "training", "compression")  # and, inside functions, what trains: see below
-TRAINS = ("calibration.h", "uncertainty.split_point", "weak_supervision", "prompting.hints")
+TORCH = ("runtimes.torch", "training", "compression", "alignment")  # and, inside functions, what trains: see below
+TRAINS = ("calibration.h", "uncertainty.split_point", "weak_supervision", "prompting.hints", "audit.reach", "audit.inversion", "audit.spectral")
 
 
 def test_every_room_has_its_place():
