@@ -1,5 +1,4 @@
-"""Changing p(y|x): losses of sequence log-likelihoods on preferences, rewards and labels, and what they cost in KL; needs
-torch."""
+"""Changing p(y|x): losses of sequence log-likelihoods on preferences, rewards and labels, and their KL; needs torch."""
 
 from typing import TYPE_CHECKING
 
