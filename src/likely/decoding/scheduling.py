@@ -77,7 +77,7 @@ class PrefillPace:
         self._alone_s: float | None = None  # of the step that is running, without its prompts
 
     def tokens(self, alone_s: float) -> int:
-        """For a step that would take so many seconds without prompts (nan: unknown); `record` then says what it took."""
+        """For a step that would take so many seconds without prompts, nan where that is not known."""
         if not self.slowdown:
             return self.most
         if not math.isnan(alone_s):
