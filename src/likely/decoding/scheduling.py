@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,44 @@ class ActiveRequest:
         elif request.particles:
             select = Particles(request, end_ids)
         return cls(number, request, [state], select)
+
+
+class PrefillPace:
+    """How many tokens of prompts are computed in a step that texts wait for, learned from the steps before.
+
+    most      tokens;  0: any number
+    slowdown  what such a step may take, in steps without prompts; 0: `most` alone counts
+
+    A prompt's token counts with the seconds that one took in the last such steps, since it takes longer the longer the
+    prompt is; the number at most doubles from step to step, so that a few tokens that cost nothing prove little.
+    """
+
+    LEAST = 4  # tokens, whatever they cost
+
+    def __init__(self, most: int, slowdown: float = 0.0):
+        if slowdown and not slowdown > 1:
+            raise ValueError(f"prefill_slowdown must be > 1, or 0 for no bound, got {slowdown}")
+        self.most, self.slowdown = most, slowdown
+        self.last = most if not slowdown else min(2 * self.LEAST, most)  # tokens of the last step
+        self._token_s = 0.0
+        self._alone_s: float | None = None  # of the step that is running, without its prompts
+
+    def tokens(self, alone_s: float) -> int:
+        """For a step that would take so many seconds without prompts, nan where that is not known."""
+        if not self.slowdown:
+            return self.most
+        if not math.isnan(alone_s):
+            worth = (self.slowdown - 1) * alone_s / self._token_s if self._token_s else 2 * self.last
+            self.last = int(min(max(worth, self.LEAST), 2 * self.last, self.most))
+            self._alone_s = alone_s
+        return self.last
+
+    def record(self, tokens: int, seconds: float) -> None:
+        """What a step with so many tokens of prompts took; one for which `tokens` was not asked teaches nothing."""
+        if self._alone_s is not None and tokens:
+            token_s = max(seconds - self._alone_s, 0.0) / tokens
+            self._token_s = (self._token_s + token_s) / 2 if self._token_s else token_s
+        self._alone_s = None
 
 
 class SchedulingPolicy(Protocol):
