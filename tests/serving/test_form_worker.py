@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 from helpers_for_serving import ask
@@ -40,6 +41,11 @@ def test_what_costs_too_much_is_refused_and_the_next_one_is_served(worker, name)
         with pytest.raises(FormTooCostly, match=r"more than 0\.4 s or 128 MiB|at most 131072"):
             worker.check(COSTLY[name])
     worker.check(FormDescription("regex", "a+b"))
+
+
+def test_texts_that_are_written_go_before_forms(worker):
+    worker.check(FormDescription("regex", "ab"))
+    assert os.getpriority(os.PRIO_PROCESS, worker._process.pid) == min(os.nice(0) + 5, 19)
 
 
 def test_a_wrong_form_is_told_as_where_it_is_compiled(worker, tiny):
