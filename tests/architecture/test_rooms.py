@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from source_tree import circles, imports, modules, outside_imports, room
+
+pytestmark = pytest.mark.xdist_group("architecture")  # every file is parsed once
 
 # from the ground up; "likely" is the package's own face: what it offers is made in the rooms before it
 ROOMS = (

@@ -76,6 +76,7 @@ def test_a_description_survives_the_way_to_the_process():
     assert again == described and again.form().key == described.form().key
 
 
+@pytest.mark.slow
 def test_others_are_served_while_a_hostile_form_is_tried(tiny):
     limits = ServerLimits(form_s=0.5, form_mib=128)
     ended = []

@@ -60,6 +60,7 @@ def test_little_room_puts_texts_off_and_all_are_served():
     assert len(found.requests) == 6 and found.most_running < 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alpha", "rate", "draft"), [(0.3, 60, DRAFT), (0.9, 60, DRAFT), (0.9, 5, None), (0.1, 200, None)]
 )
@@ -74,6 +75,7 @@ def test_automatic_lengths_are_never_worse_than_none_or_the_most(alpha, rate, dr
     assert auto <= 1.03 * min(PLAIN.serve(load).latencies().mean(), most)
 
 
+@pytest.mark.slow
 def test_texts_of_different_acceptance_get_different_lengths():
     load = poisson_arrivals(40, 60, lengths=[(60, 40)], seed=3)
     server = replace(PLAIN, draft_alpha=0.6, draft_spread=0.3, draft_cost=DRAFT)
