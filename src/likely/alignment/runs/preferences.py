@@ -78,6 +78,8 @@ def train_on_preferences(
             return found
 
         before = run.once(BEFORE, report)
+        if method.needs_reference and abs(before["log_ratio_margin"]) > 1e-2:
+            run.say(f"the policy is not its reference at the start (margin {before['log_ratio_margin']:.3g} nats)")
         losses = fit(
             run.policy, training, lambda batch: loss(batch, reference), steps, length=_length, folder=run.out,
             recipe=about, processes=run.processes, log=run.log(), progress=steps_of(progress, steps.steps),

@@ -14,7 +14,7 @@ import torch
 from likely.alignment.labellers import PreferencePair
 from likely.alignment.methods import PreferenceMethod, implied_preference
 from likely.alignment.rewards import Reward, rewards_of
-from likely.alignment.scores import Completion, ReferenceSums, completion_scores, normalise
+from likely.alignment.scores import Completion, ReferenceSums, alike, completion_scores, normalise
 from likely.alignment.sft import MaskedText, text_scores
 from likely.alignment.sources import FromPolicy, Prompt
 from likely.metrics.bins import ece
@@ -38,7 +38,7 @@ def scored(
     policy: Policy, completions: Seq[Completion], progress: Callable[[int], None] | None = None
 ) -> SumsAndLengths:
     """log p of completions under the policy as it is, without gradients."""
-    order = sorted(range(len(completions)), key=lambda i: len(completions[i]))
+    order = sorted(range(len(completions)), key=lambda i: alike(completions[i]))
     sums, lengths = np.zeros(len(order)), np.zeros(len(order))
     with torch.no_grad():
         for start in range(0, len(order), TOGETHER):
