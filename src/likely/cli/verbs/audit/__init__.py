@@ -1,10 +1,10 @@
-"""The verbs of `likely audit`: what moves a model's answers, and how far."""
+"""likely audit: what moves a model's answers, and how far."""
 
 from __future__ import annotations
 
 import typer
 
-EXAMPLES = """What moves a model's answers, and how far: before you ship it."""
+EXAMPLES = """What moves a model's answers, and how far: look before you ship it."""
 verbs = typer.Typer(help=EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
 
 
