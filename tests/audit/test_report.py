@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from likely.audit.report import AuditReport, Example, Finding, markdown_table
+from likely.audit.report import AuditReport, Finding, ReportExample, markdown_table
 from likely.show.audits import audit_page
 
 EVIL = '<script>alert("x")</script>|a\nb'
@@ -16,7 +16,7 @@ REPORT = AuditReport(
     [Finding("a", "gain", 0.5, 0.25, 0.75, "nats", 9), Finding("b", "gain", None, note="nothing to count")],
     {"model": "toy", "sha256": "f" * 64, "settings": {"seed": 1}},
     [{"id": EVIL, "gain": 0.5, "right": True}, {"id": "2", "other": None}],
-    [Example("one", "note", EVIL, (" Par", "is"), (-0.05, -9.0)), Example("two", text="plain")],
+    [ReportExample("one", "note", EVIL, (" Par", "is"), (-0.05, -9.0)), ReportExample("two", text="plain")],
     ["Everything else."],
 )  # fmt: skip
 

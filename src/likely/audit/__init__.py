@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from likely.audit.function_calling import check_case as check_case
     from likely.audit.function_calling import function_cases as function_cases
     from likely.audit.report import AuditReport as AuditReport
-    from likely.audit.report import Example as Example
     from likely.audit.report import Finding as Finding
+    from likely.audit.report import ReportExample as ReportExample
     from likely.audit.review import Criterion as Criterion
     from likely.audit.review import RaterAgreement as RaterAgreement
     from likely.audit.review import ReviewItem as ReviewItem
     from likely.audit.review import ReviewQueue as ReviewQueue
-    from likely.audit.review import Vote as Vote
+    from likely.audit.review import ReviewVote as ReviewVote
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -17,13 +17,13 @@ from typing import Any, Literal
 import numpy as np
 
 from likely.audit.case import Case, CaseRecord, Perturb, SegmentText, Variant, reference_logprob
-from likely.audit.report import AuditReport, Example, Finding
+from likely.audit.report import AuditReport, Finding, ReportExample
 from likely.errors import DataError, nearest
 from likely.metrics.intervals import wilson
 from likely.metrics.paired import paired_difference
 
-Control = Literal["shuffle", "swap", "filler"]
-CONTROLS: Mapping[str, str] = {
+SegmentControl = Literal["shuffle", "swap", "filler"]
+CONTROLS: Mapping[SegmentControl, str] = {
     "shuffle": "its words, or the characters of a text without spaces, in random order",
     "swap": "the segment of another case",
     "filler": "as many characters that say nothing",
@@ -289,7 +289,7 @@ def _counts(records: Sequence[CaseRecord]) -> list[Finding]:
     return found
 
 
-def _examples(records: Sequence[CaseRecord], without: str, with_all: str, most: int = 6) -> list[Example]:
+def _examples(records: Sequence[CaseRecord], without: str, with_all: str, most: int = 6) -> list[ReportExample]:
     """The cases whose right answer moved most, either way."""
 
     def moved(record: CaseRecord) -> float:
@@ -303,7 +303,7 @@ def _examples(records: Sequence[CaseRecord], without: str, with_all: str, most: 
         for name in (without, with_all):
             right = record.variants[name]["right"]
             found.append(
-                Example(
+                ReportExample(
                     f"{record.case.id}: the right answer with {name}", f"moved by {moved(record):+.2f} nats",
                     prompt if name == with_all else "", tuple(right["tokens"]), tuple(right["logprobs"]),
                 )

@@ -32,7 +32,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Example:
+class ReportExample:
     """A case to look at: a prompt, a text of the model or an answer with its tokens' log-probabilities, a drawing.
 
     figure  SVG, made by this package alone
@@ -62,7 +62,7 @@ class AuditReport:
     findings: Sequence[Finding]
     header: Mapping[str, Any]
     cases: Sequence[Mapping[str, Any]] = ()
-    examples: Sequence[Example] = ()
+    examples: Sequence[ReportExample] = ()
     caveats: Sequence[str] = field(default_factory=tuple)
 
     @property

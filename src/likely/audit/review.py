@@ -59,7 +59,7 @@ class ReviewItem:
 
 
 @dataclass(frozen=True)
-class Vote:
+class ReviewVote:
     """One annotator's ratings of one item."""
 
     annotator: str
@@ -90,7 +90,7 @@ class ReviewQueue:
     def __init__(self, path: Path, criteria: Sequence[Criterion], items: Sequence[ReviewItem], *, seed: int = 0):
         self.path, self.criteria, self.seed = path, tuple(criteria), seed
         self.items = {item.id: item for item in items}
-        self.votes: list[Vote] = []
+        self.votes: list[ReviewVote] = []
         self.frozen = False
 
     @classmethod
@@ -128,7 +128,7 @@ class ReviewQueue:
             queue = cls(path, criteria, items, seed=head["seed"])
             for record in others:
                 if record["kind"] == "vote":
-                    queue.votes.append(queue._checked(Vote(*(record[f] for f in _VOTE_FIELDS))))
+                    queue.votes.append(queue._checked(ReviewVote(*(record[f] for f in _VOTE_FIELDS))))
             queue.frozen = any(r["kind"] == "frozen" for r in others)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is no review queue ({type(error).__name__}: {error})") from None
@@ -148,9 +148,9 @@ class ReviewQueue:
         listed = list(self.items.values())
         return [listed[i] for i in order if listed[i].id not in done]
 
-    def vote(self, annotator: str, item: str, ratings: Mapping[str, Any], reason: str = "") -> Vote:
+    def vote(self, annotator: str, item: str, ratings: Mapping[str, Any], reason: str = "") -> ReviewVote:
         """Add a vote; it is on the disk before this returns."""
-        return self._add([Vote(annotator, item, dict(ratings), reason)])[0]
+        return self._add([ReviewVote(annotator, item, dict(ratings), reason)])[0]
 
     def import_votes(self, text: str) -> int:
         """Votes of a CSV text with the columns annotator, item, one per criterion, and reason (optional): all or none.
@@ -166,7 +166,7 @@ class ReviewQueue:
         for number, row in enumerate(rows, 2):
             try:
                 ratings = {c.name: row[c.name] for c in self.criteria}
-                votes.append(self._checked(Vote(row["annotator"], row["item"], ratings, row.get("reason") or "")))
+                votes.append(self._checked(ReviewVote(row["annotator"], row["item"], ratings, row.get("reason") or "")))
             except DataError as error:
                 raise DataError(f"line {number} of the votes: {error}") from None
         self._add(votes)
@@ -178,7 +178,7 @@ class ReviewQueue:
             self._append([{"kind": "frozen", "votes": len(self.votes)}])
             self.frozen = True
 
-    def _add(self, votes: Sequence[Vote]) -> list[Vote]:
+    def _add(self, votes: Sequence[ReviewVote]) -> list[ReviewVote]:
         if self.frozen:
             raise DataError(f"{self.path} is frozen and takes no votes: begin a new queue")
         checked = [self._checked(vote) for vote in votes]
@@ -199,14 +199,14 @@ class ReviewQueue:
             file.flush()
             os.fsync(file.fileno())
 
-    def _checked(self, vote: Vote) -> Vote:
+    def _checked(self, vote: ReviewVote) -> ReviewVote:
         _check_annotator(vote.annotator)
         if vote.item not in self.items:
             raise DataError(f'there is no item "{vote.item}"{nearest(vote.item, self.items)}')
         names = [c.name for c in self.criteria]
         if sorted(vote.ratings) != sorted(names):
             raise DataError(f"a vote rates {', '.join(names)}, got {', '.join(vote.ratings) or 'nothing'}")
-        return Vote(vote.annotator, vote.item, {c.name: c.check(vote.ratings[c.name]) for c in self.criteria},
+        return ReviewVote(vote.annotator, vote.item, {c.name: c.check(vote.ratings[c.name]) for c in self.criteria},
                     str(vote.reason))  # fmt: skip
 
     # --- what the votes say ---

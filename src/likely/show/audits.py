@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from likely.audit.report import AuditReport, Example, Finding, described
+from likely.audit.report import AuditReport, Finding, ReportExample, described
 from likely.show.html import html_table, legend_list, opening, page_style, token_cells
 from likely.show.tokens import Token, one_line, visible
 
@@ -54,7 +54,7 @@ def _report(report: AuditReport, number: int) -> Iterator[str]:
     yield f'<p class="soft">Settings {escape(report.digest)}: {_line(described(report.header))}</p></article>'
 
 
-def _example(example: Example) -> str:
+def _example(example: ReportExample) -> str:
     prompt = f'<pre dir="auto">{escape(visible(example.prompt))}</pre>' if example.prompt else ""
     note = f'<p class="soft">{_line(example.note)}</p>' if example.note else ""
     cells = token_cells(

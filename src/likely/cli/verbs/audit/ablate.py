@@ -8,8 +8,7 @@ import typer
 
 from likely.cli import flags
 from likely.cli.options import refuse_same_file
-from likely.cli.printing import progress
-from likely.cli.verbs.audit.common import ReportOption, check_reports, header_of, show_reports
+from likely.cli.verbs.audit.common import ReportOption, check_reports, header_of, listed, measured, show_reports
 from likely.errors import CapabilityError
 
 
@@ -48,12 +47,11 @@ def ablate(
         --guard context --cut sequence -o ablated.jsonl --report ablation.html
     """
     from likely.audit.ablation import SegmentAblation, ablation_report
-    from likely.audit.case import likelihoods, read_cases, run_audit
+    from likely.audit.case import likelihoods, read_cases
 
     check_reports(report)
     refuse_same_file(file, out.output)
-    named = tuple(name.strip() for name in segments.split(",") if name.strip())
-    guarded = tuple(name.strip() for name in guard.split(",") if name.strip())
+    named, guarded = listed(segments), listed(guard)
     pairs = tuple((kind, name) for kind, _, name in (control.partition(":") for control in controls or ()))
     cases = read_cases(file, limit=out.limit)
     SegmentAblation(named, pairs, guarded).perturb(cases)  # wrong names are refused before a model is loaded
@@ -65,9 +63,5 @@ def ablate(
             room, count = lm.runtime.context_length, lambda text: len(lm.tokenizer.encode(text)) + 1
         ablation = SegmentAblation(named, pairs, guarded, cut, room, count, seed)
         header = header_of(lm, "ablate", {**ablation.settings(), "normalise": normalise})
-        with progress(len(cases), "measuring", unit="cases") as advance:
-            records = run_audit(
-                cases, ablation.perturb(cases), likelihoods(lm, normalise=normalise), header=header,
-                output=out.output, overwrite=out.overwrite, progress=advance,
-            )  # fmt: skip
+        records = measured(cases, ablation.perturb(cases), likelihoods(lm, normalise=normalise), header, out)
     show_reports([ablation_report(records, ablation, header=header)], report, as_json=as_json)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options
-from likely.cli.printing import for_terminal, print_json, print_table
+from likely.cli import flags, options
+from likely.cli.printing import for_terminal, print_json, print_table, progress
 from likely.io.whole_file import check_target, write_for_user
 
 if TYPE_CHECKING:
+    from likely.audit.case import Case, CaseRecord, Measure, Perturb
     from likely.audit.report import AuditReport
 
 SUFFIXES = (".html", ".md", ".jsonl")
@@ -28,9 +29,26 @@ def check_reports(paths: Sequence[Path] | None) -> None:
         check_target(path, SUFFIXES)
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """The names in a list with commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def header_of(model: Any, audit: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the numbers of an audit depend on."""
     return {**options.origin(model), "kind": f"audit {audit}", "settings": dict(settings)}
+
+
+def measured(
+    cases: Sequence[Case], perturb: Perturb, measure: Measure, header: Mapping[str, Any], out: flags.FileFlags
+) -> list[CaseRecord]:
+    """`run_audit` with a bar, into the results file that was named."""
+    from likely.audit.case import run_audit
+
+    with progress(len(cases), "measuring", unit="cases") as advance:
+        return run_audit(
+            cases, perturb, measure, header=header, output=out.output, overwrite=out.overwrite, progress=advance
+        )
 
 
 def show_reports(reports: Sequence[AuditReport], paths: Sequence[Path] | None, *, as_json: bool) -> None:
