@@ -2,10 +2,10 @@
 
 49 four-way questions about 17 proteins of Swiss-Prot: with nothing, with the sequence, with context (Pfam, InterPro,
 domains, GO terms), with both; with the sequence shuffled, and with context terms left out that hold a choice.  Two
-models, two wordings of the prompt.  Then cases whose answer is known to stand in one segment and not in the other.
+models.  Then cases whose answer is known to stand in one segment and not in the other.
 
   python reproductions/coke.py           sequences cut at 200 residues
-  python reproductions/coke.py --full    whole sequences
+  python reproductions/coke.py --full    whole sequences, two wordings of the prompt
 
 What was measured is kept (--kept): a stopped run goes on from there.
 """
@@ -198,6 +198,7 @@ def study(
     kept: Path | None = None, threads: int = 1, report: Callable[[str], None] = print,
 ) -> Evidence:  # fmt: skip
     started = time.perf_counter()
+    wordings = WORDINGS if full else {"plain": WORDINGS["plain"]}
     runs: list[list[CaseRecord]] = []
     reports: dict[str, AuditReport] = {}
     cuts: list[Figure] = []
@@ -212,7 +213,7 @@ def study(
         return found
 
     for name, lm in models.items():
-        for label, names in WORDINGS.items():
+        for label, names in wordings.items():
             sequence, context = names
             ablation = SegmentAblation(names, (("shuffle", sequence),), guarded=(context,))
             found = measured(name, lm, label, protein_cases(proteins, questions, names, residues), ablation)
@@ -253,7 +254,7 @@ def study(
         "from the sequence than from its shuffle",
         figures=[*figures, *more, *cuts],
         checks=[*checks, *others],
-        samples=f"{len(questions)} questions about {len(proteins)} proteins, {len(WORDINGS)} wordings, "
+        samples=f"{len(questions)} questions about {len(proteins)} proteins, {len(wordings)} wording(s) of the prompt, "
         f"{len(models)} models; {told} made-up cases a model",
         intervals="95 %: percentile bootstrap over proteins (means over their questions, models and wordings), 10,000 "
         "resamples, fixed seed",
@@ -266,7 +267,7 @@ def study(
             "Models for science, models above 270M parameters, and open answers judged by experts.",
             "InterProScan, BLAST and Foldseek: the context is what Swiss-Prot entries hold, so that it is better than "
             "tools would make it, and may hold the answer (hence the figures without the choices' words).",
-            "Sequences beyond 200 residues (--full)." if residues else "Structures.",
+            "Sequences beyond 200 residues, and other wordings (--full)." if residues else "Structures.",
             "Whether the differences of accuracy are real: 49 questions tell 15 points from none at best; the "
             "likelihoods tell more.",
         ],
@@ -309,7 +310,9 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 
 def main() -> None:
-    parser = arguments(full="whole sequences", quick="a smoke run: 3 proteins, one model", threads="of the runtime")
+    parser = arguments(
+        full="whole sequences, two wordings", quick="a smoke run: 3 proteins, one model", threads="of the runtime"
+    )
     parser.add_argument("--kept", type=Path, default=cache_dir() / "coke", help="folder of what was measured")
     run_study(parser, measure)
 

@@ -11,7 +11,15 @@ ROOMS = (
     "prompting", "alignment", "audit", "lm", "likely", "bench", "show", "evidence", "serving", "cli",
 )  # fmt: skip
 TORCH = ("runtimes.torch", "training", "compression", "alignment")  # and, inside functions, what trains: see below
-TRAINS = ("calibration.h", "uncertainty.split_point", "weak_supervision", "prompting.hints", "audit.reach", "audit.inversion", "audit.spectral")
+TRAINS = (
+    "calibration.h",
+    "uncertainty.split_point",
+    "weak_supervision",
+    "prompting.hints",
+    "audit.reach",
+    "audit.inversion",
+    "audit.spectral",
+)
 
 
 def test_every_room_has_its_place():

@@ -6,6 +6,7 @@ import typer
 
 from likely.cli.help import VerbCommand
 from likely.cli.verbs.audit.ablate import ablate
+from likely.cli.verbs.audit.mermaid import mermaid
 from likely.cli.verbs.audit.review import review
 
 EXAMPLES = """What moves a model's answers, and how far: look before you ship it.
@@ -13,6 +14,8 @@ EXAMPLES = """What moves a model's answers, and how far: look before you ship it
 Examples:
 
   likely audit ablate cases.jsonl --segments context --control shuffle:context
+
+  likely audit mermaid flows.jsonl --limit 8 --report diagrams.html
 
   likely audit review queue.jsonl --annotator anna
 """
@@ -24,5 +27,5 @@ def group() -> None:
     """A group of audits."""
 
 
-for verb in (ablate, review):
+for verb in (ablate, mermaid, review):
     verbs.command(cls=VerbCommand)(verb)
