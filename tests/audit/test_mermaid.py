@@ -254,13 +254,13 @@ def random_model(tmp_path_factory):
         yield lm
 
 
-@pytest.mark.parametrize("names", [["User", "Web App", "Store.1"], None])
+@pytest.mark.parametrize("names", [["User", "Web App", "Store.1"], pytest.param(None, marks=pytest.mark.slow)])
 def test_every_text_of_a_random_model_is_valid(random_model, names):
     made = random_model.generate(
-        "x", grammar=sequence_grammar(names), close_on_budget=False, temperature=1.0, n=10, seed=5, max_tokens=60
+        "x", grammar=sequence_grammar(names), close_on_budget=False, temperature=1.0, n=6, seed=5, max_tokens=160
     )
     texts = [close_diagram(one.text) for one in made]
-    assert len(set(texts)) > 5
+    assert len(set(texts)) > 2
     for text in texts:
         diagram = parse_sequence(text)
         if names:

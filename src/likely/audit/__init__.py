@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from likely.audit.code.benchmarks import problems as problems
     from likely.audit.code.sandbox import SandboxLimits as SandboxLimits
     from likely.audit.code.sandbox import run_python as run_python
+    from likely.audit.consistency import Consistency as Consistency
+    from likely.audit.consistency import consistency_report as consistency_report
+    from likely.audit.consistency import probe_variants as probe_variants
     from likely.audit.function_calling import CallVerdict as CallVerdict
     from likely.audit.function_calling import FunctionCase as FunctionCase
     from likely.audit.function_calling import PredictedCall as PredictedCall
@@ -29,6 +32,13 @@ if TYPE_CHECKING:
     from likely.audit.function_calling import check_calls as check_calls
     from likely.audit.function_calling import check_case as check_case
     from likely.audit.function_calling import function_cases as function_cases
+    from likely.audit.probes import STRUCTURED as STRUCTURED
+    from likely.audit.probes import Probe as Probe
+    from likely.audit.probes import ProbeTemplate as ProbeTemplate
+    from likely.audit.probes import meaning_gains as meaning_gains
+    from likely.audit.probes import probe_queue as probe_queue
+    from likely.audit.probes import screen_probe as screen_probe
+    from likely.audit.probes import write_probes as write_probes
     from likely.audit.report import AuditReport as AuditReport
     from likely.audit.report import Finding as Finding
     from likely.audit.report import ReportExample as ReportExample
