@@ -62,6 +62,7 @@ FRAMES = (  # the same question for certain: rules, no model
     "{} What is the right answer to this?",
 )
 RULES = "rules"
+TIE = 1e-6  # what is equal is not below
 
 
 def questions(name: str, file: str | None, count: int) -> list[Case]:
@@ -152,14 +153,17 @@ def study(
          0.1 - (shares[STRUCTURED.name] - shares[NAIVE.name]), "share"),
         ("probes of other questions that the screens let pass", kept_apart, "share"),
     )  # fmt: skip
-    limit = {"probes of other questions that the screens let pass": 0.05}
+    limit = {"probes of other questions that the screens let pass": 0.05,
+             f"{first}, {RULES}: lower end of the flip rate, negated": -TIE}  # fmt: skip
     checks = [Check(statement=s, value=float(v), bound=limit.get(s, 0.0), unit=u) for s, v, u in bounds]
-    said = [
-        f"{name}, {label}: flips {value(made, 'flip rate'):.0%}, accuracy "
-        f"{value(made, 'accuracy, the question alone'):.0%} alone and "
-        f"{value(made, 'accuracy, pooled over probes'):.0%} pooled, AUROC for errors {value(made, 'AUROC of dispersion for wrong answers'):.2f}"
-        for (name, label), made in reports.items()
-    ]  # fmt: skip
+    said = []
+    for (name, label), made in reports.items():
+        alone, together = (value(made, f"accuracy, {how}") for how in ("the question alone", "pooled over probes"))
+        apart = value(made, "AUROC of dispersion for wrong answers")
+        said.append(
+            f"{name}, {label}: flips {value(made, 'flip rate'):.0%}, accuracy {alone:.0%} alone and {together:.0%} "
+            f"pooled, AUROC for errors {apart:.2f}"
+        )
     count = sum(map(len, sets.values()))
     return conclude(
         "llmauditor",
@@ -188,7 +192,7 @@ def study(
 
 
 def meaning(writer: Any, cases: Sequence[Case], count: int, store: KeptValues) -> tuple[list[Figure], float]:
-    """Figures of the likelihood that a probe gives its question, and which share of other questions pass the screens."""
+    """Figures of the likelihood that a probe gives its question, and the share of other questions that pass screens."""
     asked = [question_of_case(case) for case in cases]
     foreign = [
         not screen_probe(asked[i], asked[j]) for i in range(len(asked)) for j in range(len(asked)) if i != j

@@ -84,7 +84,8 @@ def questions(tmp_path):
 
 def test_probes_from_making_to_a_report(cli, tiny, questions, tmp_path):
     probes, queue, template = tmp_path / "probes.jsonl", tmp_path / "queue.jsonl", tmp_path / "template.json"
-    made = cli("audit", "probes", "make", questions, "-m", tiny, "--threads", 1, "--n", 2, "-o", probes, "--json").json
+    made = cli("audit", "probes", "make", questions, "-m", tiny, "--threads", 1, "--n", 2, "-o", probes,
+               "--template", "naive", "--json").json  # fmt: skip
     assert made["questions"] == 4 and made["probes"] == 8
     lines = [json.loads(line) for line in probes.read_text().splitlines()]
     for i, line in enumerate(lines[1:]):  # what a model of random weights writes passes no screen
@@ -96,7 +97,7 @@ def test_probes_from_making_to_a_report(cli, tiny, questions, tmp_path):
     rows = [f"{who},q{i}/{k},3,3\n" for who in ("anna", "bert") for i in range(4) for k in range(2)]
     votes.write_text("annotator,item,relevance,diversity\n" + "".join(rows))
     assert cli("audit", "review", queue, "--import", votes, "--json").json["pass_rate"] == 1
-    assert "frozen: structured" in cli("audit", "probes", "freeze", queue, "-o", template).out
+    assert "frozen: naive" in cli("audit", "probes", "freeze", queue, "-o", template, "--template", "naive").out
     same = cli("audit", "probes", "run", questions, probes, "-m", tiny, "--threads", 1)
     assert same.code == 1 and "take another writer" in same.err
     command = ("audit", "probes", "run", questions, probes, "-m", tiny, "--threads", 1, "--allow-self")
@@ -113,7 +114,7 @@ def test_mermaid_checks_a_diagram_and_measures_flows(cli, tiny, tmp_path):
     assert done.code == 1 and "line 2, column 5" in done.err
     record = {"id": "f", "input_prompt": "Participants: A, B.", "expected_output": "sequenceDiagram\nA->>B: x\n"}
     flows.write_text(json.dumps(record) + "\n")
-    found = cli("audit", "mermaid", flows, "-m", tiny, "--threads", 1, "--modes", "zero-shot,guided", "--max-tokens", 40,
-                "--report", tmp_path / "m.md", "--json").json  # fmt: skip
+    found = cli("audit", "mermaid", flows, "-m", tiny, "--threads", 1, "--modes", "zero-shot,guided",
+                "--max-tokens", 40, "--report", tmp_path / "m.md", "--json").json  # fmt: skip
     by = {(f["subject"], f["quantity"]): f["value"] for f in found["findings"]}
     assert by["guided", "valid"] == 1 and found["header"]["settings"]["modes"] == ["zero-shot", "guided"]

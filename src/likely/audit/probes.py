@@ -31,80 +31,10 @@ CODEBOOK = (
 )
 AGREEMENT, PASSING = 0.7, 0.9  # least agreement of the annotators, least share of probes that pass, to freeze
 _COPIED, _SHORTEST, _LONGEST, _SHARED = 0.9, 0.4, 2.5, 0.2
-_STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "for",
-        "from",
-        "by",
-        "with",
-        "and",
-        "or",
-        "but",
-        "if",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "do",
-        "does",
-        "did",
-        "has",
-        "have",
-        "had",
-        "what",
-        "which",
-        "who",
-        "whom",
-        "whose",
-        "when",
-        "where",
-        "why",
-        "how",
-        "it",
-        "its",
-        "this",
-        "that",
-        "these",
-        "those",
-        "you",
-        "your",
-        "i",
-        "we",
-        "they",
-        "he",
-        "she",
-        "can",
-        "could",
-        "will",
-        "would",
-        "should",
-        "may",
-        "might",
-        "there",
-        "than",
-        "as",
-        "not",
-        "no",
-        "so",
-        "about",
-        "into",
-        "most",
-        "some",
-        "any",
-        "all",
-        "one",
-    ]
-)
+_COMMON = """a an the of in on at to for from by with and or but if is are was were be been do does did has have had
+what which who whom whose when where why how it its this that these those you your i we they he she can could will would
+should may might there than as not no so about into most some any all one"""
+_STOP_WORDS = frozenset(_COMMON.split())
 
 
 @dataclass(frozen=True)
@@ -218,7 +148,7 @@ def screen_probe(question: str, probe: str, earlier: Sequence[str] = ()) -> tupl
     duplicate  an earlier probe or the question, but for case and marks
     length     less than .4 or more than 2.5 times as long as the question
     names      a number or a capitalised name of the question is missing
-    words      fewer than a fifth of the question's telling words, by their first four letters
+    words      fewer than a fifth of the question's telling words, names aside, by their first four letters
     """
     asked, said = _words(question), _words(probe)
     if not said:
@@ -233,7 +163,7 @@ def screen_probe(question: str, probe: str, earlier: Sequence[str] = ()) -> tupl
         failed.append("length")
     if not _names(question) <= {word.casefold() for word in re.findall(r"[^\W_]+", probe)}:
         failed.append("names")
-    telling, stems = {w[:4] for w in asked if w not in _STOP_WORDS}, {w[:4] for w in said}
+    telling, stems = {w[:4] for w in asked if w not in _STOP_WORDS | _names(question)}, {w[:4] for w in said}
     if telling and len(telling & stems) / len(telling) < _SHARED:
         failed.append("words")
     return tuple(failed)
