@@ -1,4 +1,3 @@
-"""Changing p(y|x): losses of sequence log-likelihoods on preferences, rewards and labels, and their KL; needs torch."""
 """Changing p(y|x): losses of sequence log-likelihoods on preferences, rewards and labels, and their cost in KL; needs
 torch."""
 
