@@ -1,0 +1,29 @@
+"""Sequence labelling by a causal language model: spans written as text, SIFT, in-context labelling and tagging."""
+
+from typing import TYPE_CHECKING
+
+from likely.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from likely.alignment.labelling.codec import DecodedSpans as DecodedSpans
+    from likely.alignment.labelling.codec import SpanCodec as SpanCodec
+    from likely.alignment.labelling.codec import SpanProblem as SpanProblem
+    from likely.alignment.labelling.constraint import SpanAutomaton as SpanAutomaton
+    from likely.alignment.labelling.constraint import SpanConstraint as SpanConstraint
+    from likely.alignment.labelling.labeller import Labeller as Labeller
+    from likely.alignment.labelling.labeller import LabellingReport as LabellingReport
+    from likely.alignment.labelling.labeller import SpanPrediction as SpanPrediction
+    from likely.alignment.labelling.labeller import report_of as report_of
+    from likely.alignment.labelling.prompt import NearestDemonstrations as NearestDemonstrations
+    from likely.alignment.labelling.prompt import PromptTokens as PromptTokens
+    from likely.alignment.labelling.prompt import RandomDemonstrations as RandomDemonstrations
+    from likely.alignment.labelling.prompt import SpanPrompt as SpanPrompt
+    from likely.alignment.labelling.sentences import Sentence as Sentence
+    from likely.alignment.labelling.sentences import load_sentences as load_sentences
+    from likely.alignment.labelling.sentences import read_sentences as read_sentences
+    from likely.alignment.labelling.spans import LabelledSpan as LabelledSpan
+    from likely.alignment.labelling.spans import span_f1 as span_f1
+    from likely.alignment.labelling.spans import spans_of as spans_of
+    from likely.alignment.labelling.spans import tags_of as tags_of
+
+__all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)
