@@ -81,12 +81,12 @@ def test_whole_demonstrations_are_left_out_where_they_do_not_fit_and_the_query_n
 
 
 def test_what_cannot_be_written_names_its_row():
-    with pytest.raises(DataError, match="file:x: .*none of the options"):
+    with pytest.raises(DataError, match=r"file:x: .*none of the options"):
         prompt().build(Sentence(("x",), (LabelledSpan(0, 1, "river"),), "file:x"))
     with pytest.raises(DataError, match="file:x: no tags"):
         prompt().build(QUERY, [Sentence(("x",), None, "file:x")])
     overlap = (LabelledSpan(0, 2, "city"), LabelledSpan(1, 2, "city"))
-    with pytest.raises(DataError, match="file:x: .*overlap"):
+    with pytest.raises(DataError, match=r"file:x: .*overlap"):
         prompt().build(Sentence(("x", "y"), overlap, "file:x"))
     with pytest.raises(ValueError, match="strategy"):
         prompt().build(QUERY, strategy="mean")

@@ -22,7 +22,7 @@ ProblemKind = Literal["empty_response", "no_label", "bad_label", "not_in_sentenc
 class SpanProblem:
     """What of a response could not be used.
 
-    kind  empty_response: there is nothing;  no_label: an item without ":";  bad_label: its label is none of the options;
+    kind  empty_response: there is nothing;  no_label: an item without ":";  bad_label: its label is no option;
           not_in_sentence: its words are not there, or all their places are taken
     at    the character of the response where the item begins;  item: as it stands there
     """

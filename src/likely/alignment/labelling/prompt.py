@@ -154,7 +154,8 @@ def _others(query: Sentence, pool: Sequence[Sentence], k: int) -> list[int]:
 
 @dataclass(frozen=True)
 class RandomDemonstrations:
-    """The same k sentences for every query, drawn with the seed (a query among them is replaced): prefixes are shared."""
+    """The same k sentences for every query, drawn with the seed, so that they are computed once; a query among them is
+    replaced by the next one."""
 
     seed: int = 0
 

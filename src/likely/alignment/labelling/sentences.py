@@ -27,7 +27,7 @@ class Sentence:
 
     spans    None: not labelled
     where    file and line, for errors;  line: what a results file says of its input
-    text, offsets  the text that the words were cut from and (start, end) of each in it; None for words that came as such
+    text, offsets  the text that the words were cut from, (start, end) of each in it; None for words that came as such
     """
 
     tokens: tuple[str, ...]
@@ -96,8 +96,8 @@ def read_sentences(file: str | Path, *, labelled: bool = True, limit: int | None
               sentences), JSON lines, or "NAME:SPLIT" of a data set
     labelled  whether every sentence must have tags; otherwise those without are taken as they are
 
-    JSON lines hold {"tokens": [...], "tags": [...]}, or {"text": "...", "spans": [{"start": 0, "end": 4, "label": "x"}]}
-    in characters, or without tags a text alone.
+    JSON lines hold {"tokens": [...], "tags": [...]}; or a text with spans in characters, {"text": "...", "spans":
+    [{"start": 0, "end": 4, "label": "x"}]}; or, without tags, tokens or a text alone.
     """
     name = str(file)
     known = ":" in name and not Path(name).exists()
@@ -177,7 +177,7 @@ def _is_words(value: Any) -> bool:
 
 
 def _conll(name: str) -> Iterator[Sentence]:
-    """Sentences of a file of columns, the word first and its tag last; lines of -DOCSTART- and # comments are skipped."""
+    """Sentences of a file of columns, the word first and its tag last, without lines of -DOCSTART- and comments."""
     blocks = list(_blocks(name))
     scheme = find_scheme([row[-1] for _, row in block] for block in blocks)
     for block in blocks:
