@@ -8,24 +8,29 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from likely.alignment.labelling.codec import SpanCodec, SpanProblem
 from likely.alignment.labelling.constraint import SpanAutomaton, SpanConstraint
 from likely.alignment.labelling.prompt import LEAD, DemonstrationSelector, RandomDemonstrations, SpanPrompt
 from likely.alignment.labelling.sentences import Sentence
 from likely.alignment.labelling.spans import LabelledSpan, SpanCounts, count_spans, span_f1, tags_of
+from likely.decoding.drafting.protocol import common_length
 from likely.decoding.loop import Loop
 from likely.decoding.request import Finished, Request, longest_text
-from likely.decoding.run import run
+from likely.decoding.run import events
 from likely.decoding.sampling import Sampling
-from likely.errors import DataError
+from likely.errors import DataError, KvFull
 from likely.guided.fields import owners
 from likely.guided.vocabulary import Vocabulary
 from likely.io.jsonl import chunked
 from likely.metrics.bootstrap import bootstrap_ratio
-from likely.runtimes.protocol import Runtime
+from likely.runtimes.protocol import Runtime, Work
+from likely.runtimes.protocol import Sequence as HeldSequence
 from likely.tokenizers.protocol import Tokenizer
 
 TOGETHER = 32  # sentences whose responses are written in one loop
+LEAST_SHARED = 16  # tokens of a common beginning that are worth a sequence of their own
 FREE_TOKENS = 64  # of a free response, beside the tokens of its sentence
 
 
@@ -122,10 +127,9 @@ class Labeller:
         found: list[SpanPrediction] = []
         for some in chunked(list(sentences), TOGETHER):
             asked = [self._request(sentence, constrained) for sentence in some]
-            done = run(loop, [request for request, _ in asked])
-            for sentence, (_, shown), [event] in zip(some, asked, done, strict=True):
-                assert event.finish is not None
-                found.append(self._read(sentence, event.finish, shown))
+            done = self._run(loop, [request for request, _ in asked])
+            for sentence, (_, shown), finished in zip(some, asked, done, strict=True):
+                found.append(self._read(sentence, finished, shown))
             if progress:
                 progress(len(some))
         return found
@@ -141,6 +145,37 @@ class Labeller:
             stop=() if constrained else ("\n",),
         )  # fmt: skip
         return request, made.demonstrations
+
+    def _run(self, loop: Loop, requests: Sequence[Request]) -> list[Finished]:
+        """The beginning that all prompts share is computed once."""
+        runtime = self.lm.runtime
+        done: dict[int, Finished] = {}
+        with runtime.turn:
+            held = self._shared_beginning(requests)
+            try:
+                ids = [loop.add(one, held=None if held is None else runtime.fork(held)) for one in requests]
+            finally:
+                if held is not None:
+                    runtime.close(held)
+            for event in events(loop):
+                if event.finish is not None:
+                    done[event.request] = event.finish
+        return [done[number] for number in ids]
+
+    def _shared_beginning(self, requests: Sequence[Request]) -> HeldSequence | None:
+        runtime, first = self.lm.runtime, requests[0].prompt
+        common = min(min(common_length(first, one.prompt), len(one.prompt) - 1) for one in requests)
+        if len(requests) < 2 or common < LEAST_SHARED or not runtime.capabilities.fork:
+            return None
+        held = runtime.open()
+        try:
+            for start in range(0, common, runtime.limits.tokens_per_call):
+                part = first[start : min(common, start + runtime.limits.tokens_per_call)]
+                runtime.forward([Work(held, np.array(part, np.int64))])
+        except KvFull:
+            runtime.close(held)
+            return None
+        return held
 
     @property
     def vocabulary(self) -> Vocabulary:

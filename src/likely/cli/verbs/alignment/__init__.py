@@ -2,4 +2,7 @@
 
 import typer
 
+from likely.cli.verbs.alignment import label
+
 verbs = typer.Typer(no_args_is_help=True, help="Train a model on examples, preferences, rewards or labels.")
+verbs.add_typer(label.verbs, name="label")
