@@ -27,7 +27,7 @@ def test_the_study_runs_and_goes_on_from_its_rows(study, tmp_path):
     except DataError as error:
         pytest.skip(str(error))
     path = write_tiny_llama(tmp_path / "tiny.gguf", dim=32, context=2048)
-    size = study.Size(sentences=8, test=2, tokens=600, epochs=1, seeds=1)
+    size = study.Size(sentences=6, test=1, tokens=300, epochs=1, seeds=1)
     with likely.load(str(path), runtime="torch", threads=1) as lm:
         lines = []
         found = [

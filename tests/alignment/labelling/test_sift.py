@@ -14,7 +14,7 @@ from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.alignment.labelling.codec import SpanCodec
-from likely.alignment.labelling.labeller import Labeller, report_of
+from likely.alignment.labelling.labeller import SpanLabeller, report_of
 from likely.alignment.labelling.prompt import NearestDemonstrations, SpanPrompt
 from likely.alignment.labelling.sentences import Sentence
 from likely.alignment.labelling.sift import (
@@ -125,7 +125,7 @@ def test_a_model_learns_to_label(lm, trained):
     folder, losses = trained
     assert sum(losses[-5:]) < 0.25 * sum(losses[:5])
     fresh = SENTENCES[::2]
-    before = Labeller(lm, SpanCodec(["on"]), SENTENCES, k=1).evaluate(fresh)
+    before = SpanLabeller(lm, SpanCodec(["on"]), SENTENCES, k=1).evaluate(fresh)
     with open_labeller(lm, folder) as labeller:
         found = labeller.predict(fresh)
         free = labeller.predict(fresh, constrained=False)
@@ -139,7 +139,9 @@ def test_a_model_learns_to_label(lm, trained):
         assert sum(one.logprobs) >= one.sequence_logprob - 1e-6 and all(p <= 0 for p in one.logprobs)
         assert one.demonstrations == 1
     assert nearest.total.gold == after.total.gold
-    assert Labeller(lm, SpanCodec(["on"]), SENTENCES, k=1).evaluate(fresh).to_dict() == before.to_dict()  # given back
+    assert (
+        SpanLabeller(lm, SpanCodec(["on"]), SENTENCES, k=1).evaluate(fresh).to_dict() == before.to_dict()
+    )  # given back
 
 
 def open_selector(labeller):
@@ -148,7 +150,7 @@ def open_selector(labeller):
 
 
 def test_every_response_of_an_untrained_model_is_read_and_its_logprob_is_the_score(lm):
-    labeller = Labeller(lm, SpanCodec(["on", "off"]), SENTENCES, k=2)
+    labeller = SpanLabeller(lm, SpanCodec(["on", "off"]), SENTENCES, k=2)
     found = labeller.predict(SENTENCES[:6])
     assert all(one.complete and not one.problems for one in found)
     free = report_of(labeller.predict(SENTENCES[:6], constrained=False))
@@ -221,4 +223,4 @@ def test_sentences_that_teach_nothing_are_refused(lm, tmp_path):
     with pytest.raises(DataError, match="nothing to learn"):
         train_labeller(lm, [Sentence(("a",), (), "row")], tmp_path)
     with pytest.raises(ValueError, match=r"0\.\.1"):
-        Labeller(lm, SpanCodec(["on"]), SENTENCES[:1], k=2)
+        SpanLabeller(lm, SpanCodec(["on"]), SENTENCES[:1], k=2)

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from likely.alignment.labelling.codec import SpanProblem as SpanProblem
     from likely.alignment.labelling.constraint import SpanAutomaton as SpanAutomaton
     from likely.alignment.labelling.constraint import SpanConstraint as SpanConstraint
-    from likely.alignment.labelling.labeller import Labeller as Labeller
     from likely.alignment.labelling.labeller import LabellingReport as LabellingReport
+    from likely.alignment.labelling.labeller import SpanLabeller as SpanLabeller
     from likely.alignment.labelling.labeller import SpanPrediction as SpanPrediction
     from likely.alignment.labelling.labeller import report_of as report_of
     from likely.alignment.labelling.prompt import NearestDemonstrations as NearestDemonstrations
-    from likely.alignment.labelling.prompt import PromptTokens as PromptTokens
+    from likely.alignment.labelling.prompt import PromptWithTargets as PromptWithTargets
     from likely.alignment.labelling.prompt import RandomDemonstrations as RandomDemonstrations
     from likely.alignment.labelling.prompt import SpanPrompt as SpanPrompt
     from likely.alignment.labelling.sentences import Sentence as Sentence

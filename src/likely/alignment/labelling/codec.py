@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from likely.alignment.labelling.spans import LabelledSpan, Scheme, check_spans, spans_of, tags_of
+from likely.alignment.labelling.spans import LabelledSpan, TagScheme, check_spans, spans_of, tags_of
 
 ESCAPE = "\\"
 SPACES = " \t\r\n"  # between words; any other character may stand in one
@@ -93,7 +93,7 @@ class SpanCodec:
 
     # --- to text ----------------------------------------------------------------------------------------------------
 
-    def encode(self, tokens: Sequence[str], tags: Sequence[str], scheme: Scheme = "iob2") -> str:
+    def encode(self, tokens: Sequence[str], tags: Sequence[str], scheme: TagScheme = "iob2") -> str:
         """The response for a tagged sentence."""
         if len(tokens) != len(tags):
             raise ValueError(f"{len(tokens)} words have {len(tags)} tags")
@@ -132,7 +132,7 @@ class SpanCodec:
 
     # --- from text --------------------------------------------------------------------------------------------------
 
-    def decode(self, text: str, tokens: Sequence[str], scheme: Scheme = "iob2") -> tuple[list[str], DecodedSpans]:
+    def decode(self, text: str, tokens: Sequence[str], scheme: TagScheme = "iob2") -> tuple[list[str], DecodedSpans]:
         """(tags, what was read and what was dropped) of any text whatever."""
         found = self.decode_spans(text, tokens)
         return tags_of(found.spans, len(tokens), scheme), found

@@ -81,7 +81,7 @@ class SpanPrediction:
 
 
 @dataclass(eq=False)
-class Labeller:
+class SpanLabeller:
     """In-context labelling with demonstrations from `pool`; with an adapter attached to the model it is SIFT.
 
     lm        a model on this machine, on any runtime
@@ -108,7 +108,7 @@ class Labeller:
         """Give the model back without the adapter."""
         self.resources.close()
 
-    def __enter__(self) -> Labeller:
+    def __enter__(self) -> SpanLabeller:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -32,7 +32,7 @@ TASK = "Name the labelled spans of the sentence, in order, each with its label."
 
 
 @dataclass(frozen=True)
-class PromptTokens:
+class PromptWithTargets:
     """Token ids, which of them the loss is on, and how many demonstrations fitted."""
 
     tokens: tuple[int, ...]
@@ -64,7 +64,7 @@ class SpanPrompt:
     def build(
         self, query: Sentence, demonstrations: Sequence[Sentence] = (), *, strategy: Strategy = "mrc",
         answered: bool = True, reserve: int = 0,
-    ) -> PromptTokens:  # fmt: skip
+    ) -> PromptWithTargets:  # fmt: skip
         """The prompt of a sentence after its demonstrations.
 
         strategy  what the loss is on.  mrc (multi-response completion): the responses of all blocks, each with its end;
@@ -102,7 +102,7 @@ class SpanPrompt:
             tokens += ids
             targets += [strategy == "vanilla" or (on and at >= response) for at in range(len(ids))]
         targets[0] = False  # nothing stands before it
-        return PromptTokens(tuple(tokens), tuple(targets), len(blocks) - 1)
+        return PromptWithTargets(tuple(tokens), tuple(targets), len(blocks) - 1)
 
     def _head(self) -> list[int]:
         text = ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from likely.alignment.labelling.spans import LabelledSpan, Scheme, check_spans, check_tags, find_scheme, spans_of
+from likely.alignment.labelling.spans import LabelledSpan, TagScheme, check_spans, check_tags, find_scheme, spans_of
 from likely.data.datasets import find_set, load_records
 from likely.errors import DataError
 from likely.io.hashes import fingerprint
@@ -142,7 +142,7 @@ def _jsonl(name: str) -> Iterator[Sentence]:
         yield _sentence(line.record, f"{name}:{line.number}", line, scheme)
 
 
-def _sentence(record: dict[str, Any], where: str, line: Line, scheme: Scheme | None) -> Sentence:
+def _sentence(record: dict[str, Any], where: str, line: Line, scheme: TagScheme | None) -> Sentence:
     tokens, tags, spans = record.get("tokens"), record.get("tags"), record.get("spans")
     if isinstance(tokens, list):
         if not _is_words(tokens):
@@ -226,7 +226,7 @@ def _tagged(
     tags: Sequence[str],
     where: str,
     line: Line,
-    scheme: Scheme | None,
+    scheme: TagScheme | None,
     numbers: Sequence[int] = (),
 ) -> Sentence:
     """scheme  None: IOB2 of a published set, with its flaws"""

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from likely.alignment.labelling.codec import SpanCodec
-from likely.alignment.labelling.labeller import Labeller
+from likely.alignment.labelling.labeller import SpanLabeller
 from likely.alignment.labelling.prompt import (
     STRATEGIES,
     DemonstrationSelector,
-    PromptTokens,
+    PromptWithTargets,
     RandomDemonstrations,
     SpanPrompt,
     Strategy,
@@ -71,7 +71,7 @@ class SiftSettings:
 
 def training_prompts(
     prompt: SpanPrompt, sentences: Sequence[Sentence], count: int, settings: SiftSettings
-) -> list[PromptTokens]:
+) -> list[PromptWithTargets]:
     """`count` prompts: every sentence is a query before one is again, and demonstrations are drawn anew for each."""
     if not settings.k < len(sentences):
         raise ValueError(
@@ -79,7 +79,7 @@ def training_prompts(
             f"{len(sentences)}: lower k"
         )
     rng = np.random.default_rng(settings.seed)
-    made: list[PromptTokens] = []
+    made: list[PromptWithTargets] = []
     while len(made) < count:
         for query in rng.permutation(len(sentences))[: count - len(made)].tolist():
             order = (sentences[i] for i in rng.permutation(len(sentences)).tolist())
@@ -88,7 +88,7 @@ def training_prompts(
     return made
 
 
-def response_loss(module: torch.nn.Module, prompts: Sequence[PromptTokens]) -> torch.Tensor:
+def response_loss(module: torch.nn.Module, prompts: Sequence[PromptWithTargets]) -> torch.Tensor:
     """Σ −log p(token | all before it) over the target tokens of all prompts, nats; gradients flow to the module."""
     import torch
 
@@ -159,7 +159,7 @@ def train_labeller(
 
 def open_labeller(
     lm: HasRuntime, folder: str | Path, *, k: int | None = None, selector: DemonstrationSelector | None = None
-) -> Labeller:
+) -> SpanLabeller:
     """The labeller of a folder that `train_labeller` wrote, its adapter attached to the model until it is closed.
 
     k  demonstrations, None: as many as it was trained with;  selector: None: the same for every sentence
@@ -179,7 +179,7 @@ def open_labeller(
     ]  # fmt: skip
     with ExitStack() as resources:
         resources.enter_context(Policy(lm, None, adapter=place)).refresh()
-        return Labeller(
+        return SpanLabeller(
             lm, codec, pool, recipe["k"] if k is None else k, selector or RandomDemonstrations(recipe["seed"]),
             recipe["instruction"], resources.pop_all(),
         )  # fmt: skip

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 
 from likely.errors import DataError, check_choice
 
-Scheme = Literal["iob2", "iobes"]
-SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+TagScheme = Literal["iob2", "iobes"]
+SCHEMES: tuple[TagScheme, ...] = get_args(TagScheme)
 OUTSIDE = "O"
 _PREFIXES = {"iob2": "BI", "iobes": "BIES"}
 
@@ -28,7 +28,7 @@ class LabelledSpan:
     label: str
 
 
-def spans_of(tags: Sequence[str], scheme: Scheme = "iob2") -> list[LabelledSpan]:
+def spans_of(tags: Sequence[str], scheme: TagScheme = "iob2") -> list[LabelledSpan]:
     """The spans, in order, read strictly: a tag that continues nothing (I-x after O or after another type) is no span.
 
     The same as seqeval's `mode="strict"` with schemes IOB2 and IOBES.
@@ -49,7 +49,7 @@ def spans_of(tags: Sequence[str], scheme: Scheme = "iob2") -> list[LabelledSpan]
     return found
 
 
-def tags_of(spans: Iterable[LabelledSpan], length: int, scheme: Scheme = "iob2") -> list[str]:
+def tags_of(spans: Iterable[LabelledSpan], length: int, scheme: TagScheme = "iob2") -> list[str]:
     """One tag per word; ValueError for spans that overlap or lie outside the sentence."""
     check_choice("scheme", scheme, SCHEMES)
     tags = [OUTSIDE] * length
@@ -76,7 +76,7 @@ def check_spans(spans: Iterable[LabelledSpan], length: int) -> list[LabelledSpan
     return ordered
 
 
-def check_tags(tags: Sequence[str], scheme: Scheme = "iob2") -> None:
+def check_tags(tags: Sequence[str], scheme: TagScheme = "iob2") -> None:
     """DataError naming the word (from 1) of the first tag that is not of the scheme, or that continues no span."""
     before, label = OUTSIDE, ""
     for at, tag in enumerate([*tags, OUTSIDE], 1):
@@ -93,7 +93,7 @@ def check_tags(tags: Sequence[str], scheme: Scheme = "iob2") -> None:
         before, label = prefix, kind
 
 
-def find_scheme(tags: Iterable[Sequence[str]]) -> Scheme:
+def find_scheme(tags: Iterable[Sequence[str]]) -> TagScheme:
     """ "iobes" where a tag begins with S- or E-, else "iob2"."""
     return "iobes" if any(tag[:2] in ("S-", "E-") for sentence in tags for tag in sentence) else "iob2"
 
@@ -144,7 +144,7 @@ def count_spans(gold: Iterable[LabelledSpan], predicted: Iterable[LabelledSpan])
 
 
 def span_f1(
-    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, scheme: Scheme = "iob2"
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, scheme: TagScheme = "iob2"
 ) -> dict[str, Any]:
     """Strict span precision, recall and F1 of tag sequences: {"micro": {...}, "per_type": {label: {...}}}.
 

@@ -18,7 +18,7 @@ from likely.io.hashes import fingerprint
 from likely.io.jsonl import Line
 
 if TYPE_CHECKING:
-    from likely.alignment.labelling.labeller import Labeller, LabellingReport
+    from likely.alignment.labelling.labeller import LabellingReport, SpanLabeller
     from likely.alignment.labelling.sentences import Sentence
     from likely.lm.model import Model
 
@@ -37,7 +37,7 @@ Examples:
 Files: CoNLL columns (word first, tag last, a blank line between sentences), JSON lines of {"tokens": [...], "tags":
 [...]} or {"text": "...", "spans": [{"start": 0, "end": 4, "label": "city"}]}, or NAME:SPLIT of a data set.
 """
-FileArgument = Annotated[str, typer.Argument(help="CoNLL columns, JSON lines, or NAME:SPLIT of a data set.")]
+SentencesArgument = Annotated[str, typer.Argument(help="CoNLL columns, JSON lines, or NAME:SPLIT of a data set.")]
 AdapterOption = Annotated[
     Path | None, typer.Option("--adapter", help="A folder that `likely align label train` wrote.")
 ]
@@ -61,7 +61,7 @@ verbs = typer.Typer(no_args_is_help=True, help=EXAMPLES, rich_markup_mode=None)
 @flags.grouped
 def train(
     model: flags.ModelFlags,
-    file: FileArgument,
+    file: SentencesArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the adapter; a stopped run goes on there.")],
     strategy: Annotated[
         str,
@@ -124,7 +124,7 @@ def train(
 def predict(
     model: flags.ModelFlags,
     out: flags.FileFlags,
-    file: FileArgument,
+    file: SentencesArgument,
     adapter: AdapterOption = None,
     demonstrations: DemonstrationsOption = None,
     k: ShownOption = None,
@@ -166,7 +166,7 @@ def predict(
 @flags.grouped
 def evaluate(
     model: flags.ModelFlags,
-    file: FileArgument,
+    file: SentencesArgument,
     adapter: AdapterOption = None,
     demonstrations: DemonstrationsOption = None,
     k: ShownOption = None,
@@ -203,10 +203,10 @@ def _with_gradients(model: flags.ModelFlags) -> Model:
 class _Opened:
     """The model and a labeller on it, in a with block."""
 
-    def __init__(self, lm: Any, labeller: Labeller):
+    def __init__(self, lm: Any, labeller: SpanLabeller):
         self.lm, self.labeller = lm, labeller
 
-    def __enter__(self) -> tuple[Any, Labeller]:
+    def __enter__(self) -> tuple[Any, SpanLabeller]:
         return self.lm, self.labeller
 
     def __exit__(self, *_: object) -> None:
@@ -218,7 +218,7 @@ def _opened(
     model: flags.ModelFlags, adapter: Path | None, demonstrations: str | None, k: int | None, nearest: bool
 ) -> _Opened:
     from likely.alignment.labelling.codec import SpanCodec
-    from likely.alignment.labelling.labeller import Labeller
+    from likely.alignment.labelling.labeller import SpanLabeller
     from likely.alignment.labelling.prompt import TASK, NearestDemonstrations, RandomDemonstrations
     from likely.alignment.labelling.sentences import labels_of, read_sentences
     from likely.alignment.labelling.sift import open_labeller
@@ -236,10 +236,10 @@ def _opened(
         raise DataError(f"{demonstrations} has no labelled span: there is nothing to demonstrate")
     selector = NearestDemonstrations() if nearest else RandomDemonstrations()
     lm = model.open_local("batch")
-    return _Opened(lm, Labeller(lm, SpanCodec(labels_of(pool)), pool, 4 if k is None else k, selector, TASK))
+    return _Opened(lm, SpanLabeller(lm, SpanCodec(labels_of(pool)), pool, 4 if k is None else k, selector, TASK))
 
 
-def _about(labeller: Labeller, adapter: Path | None, demonstrations: str | None, nearest: bool) -> dict[str, Any]:
+def _about(labeller: SpanLabeller, adapter: Path | None, demonstrations: str | None, nearest: bool) -> dict[str, Any]:
     return {
         "adapter": None if adapter is None else str(adapter), "demonstrations": demonstrations, "k": labeller.k,
         "nearest": nearest, "labels": list(labeller.codec.labels), "instruction": labeller.instruction,
