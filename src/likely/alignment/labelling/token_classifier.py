@@ -69,7 +69,7 @@ class TokenClassifier:
             raise ValueError(f"unmask names layers outside 0..{count - 1}: {self.unmask}")
         self._unmasked = frozenset(chosen)
         self.first_token = count - 1 in self._unmasked
-        size = self.policy.base.get_output_embeddings().weight.shape[1]  # type: ignore[operator,union-attr]
+        size = self.policy.base.get_output_embeddings().weight.shape[1]
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             self.head = torch.nn.Linear(size, len(self.tags)).to(self.policy.device)
