@@ -40,13 +40,14 @@ from study import (
 
 from likely.alignment.protein import KmerClassifier, ProfileHMM, ProteinFormat, ProteinModel, stage1, stage2
 from likely.alignment.protein.format import RESIDUES
-from likely.alignment.protein.recipe import LoraSettings, StageSettings
+from likely.alignment.protein.recipe import StageSettings
 from likely.data import load_records
 from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir, fingerprint
 from likely.io.kept import KeptValues
 from likely.models.load import load_local
 from likely.runtimes.torch.runtime import TorchRuntime
+from likely.training import LoraSettings
 
 BOTH, SECOND, FIRST = "both stages", "stage 2 alone", "stage 1 alone"
 WAYS = (BOTH, SECOND, FIRST)
@@ -289,7 +290,8 @@ def study(
     ours = [
         f"from nothing: {mean(BOTH, 'determined'):.0%} of families named (stage 2 alone "
         f"{mean(SECOND, 'determined'):.0%}, stage 1 alone {mean(FIRST, 'determined'):.0%}); "
-        f"{mean(BOTH, 'kmers'):.0%} of samples of the wanted family by 3-mers and {mean(BOTH, 'profiles'):.0%} by profiles (stage 1 alone {mean(FIRST, 'kmers'):.0%}); "
+        f"{mean(BOTH, 'kmers'):.0%} of samples of the wanted family by 3-mers and "
+        f"{mean(BOTH, 'profiles'):.0%} by profiles (stage 1 alone {mean(FIRST, 'kmers'):.0%}); "
         f"{mean(BOTH, 'perplexity'):.1f} per residue (frequencies {np.mean([c['unigram'] for c in cells]):.1f})"
     ]
     if on_smollm2 is not None:

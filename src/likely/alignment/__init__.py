@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from likely.alignment.methods import METHODS as METHODS
     from likely.alignment.methods import PreferenceMethod as PreferenceMethod
     from likely.alignment.methods import pair_losses as pair_losses
+    from likely.alignment.own_outputs import EditInvariantSettings as EditInvariantSettings
+    from likely.alignment.own_outputs import fit_own_outputs as fit_own_outputs
     from likely.alignment.pairing import all_pairs as all_pairs
     from likely.alignment.pairing import best_worst as best_worst
     from likely.alignment.pairing import first_round as first_round

@@ -15,10 +15,11 @@ from tiny_gguf import write_tiny_llama
 
 from likely.alignment.protein import ProteinFormat, ProteinModel, ProteinRow, stage1, stage2
 from likely.alignment.protein.format import RESIDUES
-from likely.alignment.protein.recipe import LoraSettings, StageSettings, whole_matrices
+from likely.alignment.protein.recipe import StageSettings, whole_matrices
 from likely.errors import DataError, ModelError
 from likely.models.load import load_local
 from likely.scoring.likelihood import score_items
+from likely.training import LoraSettings
 
 torch.set_num_threads(1)
 SMALL = LoraSettings(rank=4, alpha=8, dropout=0.0)
@@ -130,13 +131,29 @@ def test_long_rows_are_left_out_and_never_cut(lm):
 def test_documents_are_joined_into_blocks(lm, monkeypatch):
     from likely.alignment.protein import recipe
 
-    blocks = []
+    blocks: list = []
     original = recipe.answer_loss
     monkeypatch.setattr(recipe, "answer_loss", lambda module, items: (blocks.extend(items), original(module, items))[1])
     first = stage1(lm, ["MKKL", "GGSW"], SMALL, StageSettings(epochs=1, batch=8, block=10))
     documents = [t for s in ("MKKL", "GGSW") for t in first.format.document(s).tokens]
     assert sorted(t for b in blocks for t in b.tokens) == sorted(documents)
     assert max(len(b.tokens) for b in blocks) == 10
+
+
+def test_a_stage_that_was_stopped_goes_on_as_if_it_was_not(path, tmp_path):
+    def run(folder, stop=None):
+        def progress(step, loss):
+            if step == stop:
+                raise KeyboardInterrupt
+
+        lm = load_local(path, runtime="torch")
+        settings = StageSettings(epochs=6, batch=1, lr=1e-3)
+        return stage1(lm, ["MKKL", "GGSW"] * 2, WHOLE, settings, checkpoints=folder, progress=progress).record["losses"]
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop=21)
+    assert run(tmp_path / "cut") == whole
 
 
 def test_training_all_weights_and_training_twice_give_the_same(path):

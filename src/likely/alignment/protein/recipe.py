@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,36 +21,14 @@ from likely.alignment.protein.rows import ProteinRow, with_superfamily
 from likely.errors import DataError, ModelError
 from likely.io.hashes import fingerprint
 from likely.scoring.likelihood import Item
-from likely.training.loop import train
-from likely.training.lora import (
-    HasRuntime,
-    add_factors,
-    answer_loss,
-    batches,
-    learned_factors,
-    peft_model,
-    trainable,
-)
+from likely.training.fit import TrainingSettings, fit
+from likely.training.loop import LossOutput
+from likely.training.lora import HasRuntime, add_factors, answer_loss, learned_factors, trainable
+from likely.training.policy import LoraSettings, Policy
 
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EMBEDDINGS = ("embed_tokens", "lm_head")
 Task = Literal["generate", "determine"]
 Progress = Callable[[int, float], None]
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): W + (alpha / rank) · B A.
-
-    targets        last names of the linear layers that get factors
-    fully_trained  last names of modules that are trained in all their weights
-    """
-
-    rank: int
-    alpha: int
-    dropout: float = 0.05
-    targets: tuple[str, ...] = LINEARS
-    fully_trained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +36,7 @@ class StageSettings:
     """How one stage trains: AdamW, the rate rises over `warmup` of the steps and falls to 0 as a cosine.
 
     epochs   passes over the rows, each in a new order;  batch: rows (blocks, where they are joined) of one step
+    piece    rows whose graphs are in memory together; it changes time and memory, not the numbers
     longest  tokens of a row; longer ones are left out and counted, never cut: a cut sequence teaches not to close it
     block    joins the documents of stage 1 and cuts blocks of that many tokens, as the paper does (2048); None: one
              protein a row
@@ -65,6 +44,7 @@ class StageSettings:
 
     epochs: float = 1.0
     batch: int = 16
+    piece: int = 16
     lr: float = 5e-5
     warmup: float = 0.05
     weight_decay: float = 0.01
@@ -73,9 +53,16 @@ class StageSettings:
     clip: float = 1.0
     seed: int = 0
 
+    def training(self, rows: int) -> TrainingSettings:
+        return TrainingSettings(
+            steps=max(1, math.ceil(self.epochs * rows / self.batch)), batch=self.batch, piece=self.piece, lr=self.lr,
+            warmup=self.warmup, decay="cosine", clip=self.clip, weight_decay=self.weight_decay, dropout=True,
+            seed=self.seed,
+        )  # fmt: skip
 
-STAGE1_LORA = LoraSettings(rank=128, alpha=256, fully_trained=EMBEDDINGS)
-STAGE2_LORA = LoraSettings(rank=64, alpha=128)
+
+STAGE1_LORA = LoraSettings(rank=128, alpha=256, dropout=0.05, fully_trained=EMBEDDINGS)
+STAGE2_LORA = LoraSettings(rank=64, alpha=128, dropout=0.05)
 
 
 def stage1(
@@ -86,12 +73,14 @@ def stage1(
     *,
     tokens: TokenKind = "residue",
     alphabet: str | None = None,
+    checkpoints: Path | None = None,
     progress: Progress | None = None,
 ) -> ProteinModel:
     """Continued training of a model on sequences `Seq=<MKRVL>`; the model's own weights change.
 
     lm     on the torch runtime, or a name or file to load there
     lora   None trains all weights
+    checkpoints  folder of its own for this stage: a run that was stopped goes on from there
     Embeddings that are tied to the head stay one matrix.  Lv et al. 2024, arXiv:2402.16445, section 3.2.
     """
     model = trainable(lm)
@@ -100,7 +89,8 @@ def stage1(
     items, left_out = _within([form.document(s) for s in sequences], settings.longest, model)
     if settings.block is not None:
         items = _joined(items, settings.block)
-    return _learn(ProteinModel(model.runtime, model.tokenizer, form, {}), items, lora, settings, progress, {
+    bare = ProteinModel(model.runtime, model.tokenizer, form, {})
+    return _learn(bare, items, lora, settings, checkpoints, progress, {
         "stage": 1, "sequences": len(sequences) - left_out, "left_out": left_out,
         "data": fingerprint(list(sequences)),
     })  # fmt: skip
@@ -114,11 +104,12 @@ def stage2(
     *,
     tasks: Sequence[Task] = ("generate", "determine"),
     any_base: bool = False,
+    checkpoints: Path | None = None,
     progress: Progress | None = None,
 ) -> ProteinModel:
     """Instruction tuning: a sequence of a superfamily, and the superfamily of a sequence, both from every row.
 
-    any_base  also on weights that stage 1 did not write
+    any_base  also on weights that stage 1 did not write;  checkpoints: as in `stage1`, another folder
     The loss is of the answers and their end tokens alone.  Lv et al. 2024, arXiv:2402.16445, section 3.3.
     """
     written = model.record.get("weights")
@@ -134,7 +125,7 @@ def stage2(
     items += [form.determine_item(r.sequence, r.superfamily) for r in chosen if "determine" in tasks]
     items, left_out = _within(items, settings.longest, model)
     names = sorted({r.superfamily for r in chosen})
-    return _learn(model, items, lora, settings, progress, {
+    return _learn(model, items, lora, settings, checkpoints, progress, {
         "stage": 2, "rows": len(items), "left_out": left_out, "tasks": list(tasks), "superfamilies": names,
         "data": fingerprint([(r.superfamily, r.sequence) for r in chosen]), "before": model.record,
     })  # fmt: skip
@@ -142,37 +133,41 @@ def stage2(
 
 def _learn(
     model: ProteinModel, items: Sequence[Item], lora: LoraSettings | None, settings: StageSettings,
-    progress: Progress | None, about: dict[str, Any],
+    checkpoints: Path | None, progress: Progress | None, about: dict[str, Any],
 ) -> ProteinModel:  # fmt: skip
     """Train on the items, add what was learned to the weights, and name them anew."""
-    module: torch.nn.Module = model.runtime.module  # type: ignore[attr-defined]
-    base = model.runtime.revision
-    steps = max(1, math.ceil(settings.epochs * len(items) / settings.batch))
-    if lora is None:
-        asked = {name: p.requires_grad for name, p in module.named_parameters()}
-        module.requires_grad_(True)
-        losses = _train(module, items, steps, settings, progress)
-        module.eval()
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(asked[name])
-        trained = sum(p.numel() for p in module.parameters())
-    else:
-        with peft_model(
-            module, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=settings.seed
-        ) as wrapped:
-            for matrix in whole_matrices(module, lora.fully_trained):
-                matrix.requires_grad_(True)  # in place: a tied matrix is one, and stays one
-            trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
-            losses = _train(wrapped, items, steps, settings, progress)
-            factors = learned_factors(wrapped)
+    base, own = model.runtime.revision, settings.training(len(items))
+    # peft's modules_to_save would train a copy of a tied matrix and leave the other: it is trained in place
+    factored = None if lora is None else replace(lora, fully_trained=())
+    with Policy(model, factored, seed=settings.seed) as policy:
+        module = policy.base
+        for matrix in whole_matrices(module, lora.fully_trained if lora else ()):
+            matrix.requires_grad_(True)
+        trained = sum(p.numel() for p in policy.parameters())
+
+        recipe = {"data": about["data"], "fully_trained": list(lora.fully_trained) if lora else []}
+
+        def loss(piece: Sequence[Item]) -> LossOutput:
+            return LossOutput(answer_loss(policy.module, piece) * sum(map(_learned_tokens, piece)))
+
+        losses = fit(
+            policy, items, loss, own, weight=_learned_tokens, length=lambda item: len(item.tokens), folder=checkpoints,
+            recipe=recipe, progress=progress,
+        )  # fmt: skip
+        factors = learned_factors(policy.module) if lora is not None else {}
+    if lora is not None:
         add_factors(module, factors, lora.alpha / lora.rank)
     model.runtime.refresh()  # type: ignore[attr-defined]  # a digest of the new weights
     record = {
-        **about, "base": base, "weights": model.runtime.revision, "steps": steps, "losses": losses,
+        **about, "base": base, "weights": model.runtime.revision, "steps": own.steps, "losses": losses,
         "trained_share": trained / sum(p.numel() for p in module.parameters()),
         "lora": None if lora is None else asdict(lora), "settings": asdict(settings),
     }  # fmt: skip
     return ProteinModel(model.runtime, model.tokenizer, model.format, json.loads(json.dumps(record)))
+
+
+def _learned_tokens(item: Item) -> int:
+    return len(item.tokens) - item.start
 
 
 def whole_matrices(module: torch.nn.Module, names: Sequence[str]) -> list[torch.nn.Parameter]:
@@ -184,28 +179,6 @@ def whole_matrices(module: torch.nn.Module, names: Sequence[str]) -> list[torch.
             raise ModelError(f'the model has no module "{name}": leave it out of fully_trained')
         found |= {id(p): p for m in own for p in m.parameters()}
     return list(found.values())
-
-
-def _train(
-    module: torch.nn.Module, items: Sequence[Item], steps: int, settings: StageSettings, progress: Progress | None
-) -> list[float]:
-    optimizer = torch.optim.AdamW(
-        [p for p in module.parameters() if p.requires_grad], lr=settings.lr, weight_decay=settings.weight_decay
-    )
-    rise = max(1, round(settings.warmup * steps))
-
-    def rate(t: int) -> float:
-        return (t + 1) / rise if t < rise else 0.5 * (1 + math.cos(math.pi * (t - rise) / max(1, steps - rise)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    order = batches([len(i.tokens) for i in items], batch=settings.batch, steps=steps, seed=settings.seed)
-    module.train()
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed + 1)  # dropout
-        return train(
-            order, lambda rows: answer_loss(module, [items[i] for i in rows]), optimizer, schedule=schedule,
-            clip=settings.clip, progress=progress,
-        )  # fmt: skip
 
 
 def _within(items: Sequence[Item], longest: int, model: HasRuntime) -> tuple[list[Item], int]:
