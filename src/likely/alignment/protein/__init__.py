@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from likely.alignment.protein.format import ProteinFormat as ProteinFormat
     from likely.alignment.protein.model import GeneratedProtein as GeneratedProtein
     from likely.alignment.protein.model import ProteinModel as ProteinModel
+    from likely.alignment.protein.model import mutated as mutated
     from likely.alignment.protein.oracles import KmerClassifier as KmerClassifier
     from likely.alignment.protein.oracles import ProfileHMM as ProfileHMM
     from likely.alignment.protein.oracles import group_by_similarity as group_by_similarity
@@ -16,5 +17,7 @@ if TYPE_CHECKING:
     from likely.alignment.protein.recipe import stage2 as stage2
     from likely.alignment.protein.rows import ProteinRow as ProteinRow
     from likely.alignment.protein.rows import read_proteins as read_proteins
+    from likely.alignment.protein.training_run import ProteinRun as ProteinRun
+    from likely.alignment.protein.training_run import train_proteins as train_proteins
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

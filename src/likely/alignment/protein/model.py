@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,6 +107,16 @@ class ProteinModel:
                 items.append(Item(tuple(ids), start))
         sums = np.array([sum(s.logprobs) for s in score_items(self.runtime, items)], np.float64)
         return log_softmax(sums.reshape(len(sequences), len(names)), axis=1)
+
+    def probabilities(
+        self, sequences: Sequence[str], superfamilies: Sequence[str] | None = None
+    ) -> list[dict[str, float]]:
+        """The same as probabilities by name, the most likely first; None: of all superfamilies that were learned."""
+        names = list(superfamilies or self.record.get("superfamilies") or ())
+        if not names:
+            raise DataError("this model has learned no superfamilies (stage 2 does): name those to choose from")
+        rows = np.exp(self.determine(sequences, names))
+        return [dict(sorted(zip(names, row.tolist(), strict=True), key=lambda pair: -pair[1])) for row in rows]
 
     def name_superfamily(self, sequences: Sequence[str], superfamilies: Sequence[str]) -> list[str]:
         """What the model writes for each sequence, greedily, held to one of these superfamilies.
@@ -212,3 +223,19 @@ class ProteinModel:
 
     def _text(self, finish: Finished) -> str:
         return decode(self.tokenizer, [t for t in finish.tokens if t not in self.tokenizer.end_ids])
+
+
+def mutated(sequence: str, mutations: str) -> str:
+    """The sequence with substitutions such as "K2R:L5V": residue, place from 1, new residue; DataError where it has
+    another residue there."""
+    letters = list(sequence)
+    for mutation in mutations.split(":"):
+        match = re.fullmatch(r"([A-Z])([0-9]{1,6})([A-Z])", mutation)
+        if match is None:
+            raise DataError(f'"{mutation}" is no substitution: write residue, place and new residue, such as K2R')
+        old, place, new = match[1], int(match[2]), match[3]
+        if not 1 <= place <= len(sequence) or sequence[place - 1] != old:
+            has = f'"{sequence[place - 1]}"' if 1 <= place <= len(sequence) else f"nothing, it ends at {len(sequence)}"
+            raise DataError(f"{mutation}: the sequence has {has} at place {place}")
+        letters[place - 1] = new
+    return "".join(letters)

@@ -2,4 +2,7 @@
 
 import typer
 
+from likely.cli.verbs.alignment import protein
+
 verbs = typer.Typer(no_args_is_help=True, help="Train a model on examples, preferences, rewards or labels.")
+verbs.add_typer(protein.verbs, name="protein")
