@@ -123,6 +123,31 @@ def output_logits(module: torch.nn.Module, outputs: Seq[WrittenOutput]) -> tuple
     return found, (places < sizes[:, None]).to(device)
 
 
+class OwnOutputs:
+    """What `fit` needs to train a policy on its own outputs: `fit(..., loss=it.loss, expand=it.expand, length=it.length)`.
+
+    References that were cut are refused: lengths are learned, too.
+    """
+
+    def __init__(self, policy: Policy, references: Seq[Completion], settings: EditInvariantSettings, *, seed: int = 0):
+        for number, reference in enumerate(references, 1):
+            if not reference.finished:
+                raise DataError(f"reference {number} has no end token, so that a model cannot learn where to stop")
+        self.policy, self.settings, self.seed = policy, settings, seed
+        self.recipe = {"loss": "eisl", "eisl": repr(settings)}  # what the numbers depend on beside data and training
+
+    def expand(self, step: int, chosen: Seq[Completion]) -> list[WrittenOutput]:
+        noise = (self.seed << 40) + (step << 16)
+        return write_outputs(self.policy, chosen, longest=self.settings.longest, noise=noise)
+
+    def loss(self, piece: Seq[WrittenOutput]) -> LossOutput:
+        return own_output_loss(self.policy.module, piece, self.settings)
+
+    @staticmethod
+    def length(item: Completion | WrittenOutput) -> int:
+        return len(item.reference.prompt) + len(item.tokens) if isinstance(item, WrittenOutput) else len(item)
+
+
 def fit_own_outputs(
     policy: Policy,
     references: Seq[Completion],
@@ -139,25 +164,9 @@ def fit_own_outputs(
     folder      for checkpoints: a run that was stopped goes on bit for bit
     Liu et al. 2022, arXiv:2106.15078, section 3.3: greedy output first, then one pass along it.
     """
-    for number, reference in enumerate(references, 1):
-        if not reference.finished:
-            raise DataError(f"reference {number} has no end token, so that a model cannot learn where to stop")
-
-    def expand(step: int, chosen: Seq[Completion]) -> list[WrittenOutput]:
-        noise = (training.seed << 40) + (step << 16)
-        return write_outputs(policy, chosen, longest=settings.longest, noise=noise)
-
-    def loss(piece: Seq[WrittenOutput]) -> LossOutput:
-        return own_output_loss(policy.module, piece, settings)
-
-    def length(item: Completion | WrittenOutput) -> int:
-        return len(item.reference.prompt) + len(item.tokens) if isinstance(item, WrittenOutput) else len(item)
-
-    recipe = {
-        "loss": "edit-invariant", "settings": repr(settings),
-        "data": fingerprint([(r.prompt, r.tokens) for r in references]),
-    }  # fmt: skip
+    own = OwnOutputs(policy, references, settings, seed=training.seed)
+    recipe = {**own.recipe, "data": fingerprint([(r.prompt, r.tokens) for r in references])}
     return fit(
-        policy, references, loss, training, length=length, expand=expand, folder=folder, recipe=recipe, log=log,
-        progress=progress,
+        policy, references, own.loss, training, length=own.length, expand=own.expand, folder=folder, recipe=recipe,
+        log=log, progress=progress,
     )  # fmt: skip
