@@ -124,7 +124,7 @@ def output_logits(module: torch.nn.Module, outputs: Seq[WrittenOutput]) -> tuple
 
 
 class OwnOutputs:
-    """What `fit` needs to train a policy on its own outputs: `fit(..., loss=it.loss, expand=it.expand, length=it.length)`.
+    """What `training.fit.fit` needs to train a policy on its own outputs: `loss`, `expand` and `length`.
 
     References that were cut are refused: lengths are learned, too.
     """
