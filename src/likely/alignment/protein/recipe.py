@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from likely.alignment.protein.format import ProteinFormat, TokenKind
+from likely.alignment.protein.format import RESIDUES, ProteinFormat, TokenKind
 from likely.alignment.protein.model import ProteinModel
 from likely.alignment.protein.rows import ProteinRow, with_superfamily
 from likely.errors import DataError, ModelError
@@ -72,7 +72,7 @@ def stage1(
     settings: StageSettings = StageSettings(),
     *,
     tokens: TokenKind = "residue",
-    alphabet: str | None = None,
+    alphabet: str = RESIDUES,
     checkpoints: Path | None = None,
     progress: Progress | None = None,
 ) -> ProteinModel:
@@ -84,8 +84,7 @@ def stage1(
     Embeddings that are tied to the head stay one matrix.  Lv et al. 2024, arXiv:2402.16445, section 3.2.
     """
     model = trainable(lm)
-    extra = {} if alphabet is None else {"alphabet": alphabet}
-    form = ProteinFormat(model.tokenizer, tokens=tokens, **extra)
+    form = ProteinFormat(model.tokenizer, tokens=tokens, alphabet=alphabet)
     items, left_out = _within([form.document(s) for s in sequences], settings.longest, model)
     if settings.block is not None:
         items = _joined(items, settings.block)
