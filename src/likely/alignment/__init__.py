@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from likely.alignment.edit_invariant import edit_invariant_loss as edit_invariant_loss
     from likely.alignment.labellers import Labels as Labels
     from likely.alignment.labellers import PreferenceOracle as PreferenceOracle
     from likely.alignment.labellers import PreferencePair as PreferencePair
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from likely.alignment.methods import METHODS as METHODS
     from likely.alignment.methods import PreferenceMethod as PreferenceMethod
     from likely.alignment.methods import pair_losses as pair_losses
+    from likely.alignment.own_outputs import EditInvariantSettings as EditInvariantSettings
+    from likely.alignment.own_outputs import fit_own_outputs as fit_own_outputs
     from likely.alignment.pairing import all_pairs as all_pairs
     from likely.alignment.pairing import best_worst as best_worst
     from likely.alignment.pairing import first_round as first_round
