@@ -23,6 +23,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,9 @@ class Size:
     rounds: int = 5
 
 
-ROUNDED = ("rtn:w8g64", "rtn:w6g64", "rtn:w5g64", "rtn:w4g128", "rtn:w4g64", "rtn:w4g32", "rtn:w3g128", THREE,
-           "rtn:w3g32")  # fmt: skip
+ROUNDED = ("rtn:w8g64", "rtn:w5g64", "rtn:w4g128", "rtn:w4g64", "rtn:w3g128", THREE, "rtn:w3g32")
 SMOKE = Size((32, 64), 1, 3, 1, {SHORT: 16, LONG: 48}, 2, ("rtn:w4g32", "rtn:w3g32"), (2, 24), ((16, 32),), 2)
-QUICK = Size((32, 64, 128, 256), 3, 200, 3, {SHORT: 32, LONG: 128}, 32, (*ROUNDED, ROTATED), (8, 256),
+QUICK = Size((32, 64, 128, 256), 3, 80, 2, {SHORT: 32, LONG: 128}, 32, (*ROUNDED, ROTATED), (4, 256),
              tuple((n, d) for d in (576, 2048) for n in (128, 512, 2048)))  # fmt: skip
 FULL = Size((32, 64, 128, 256, 512), 3, 600, 4, {SHORT: 32, LONG: 128}, 128, (*ROUNDED, ROTATED), (32, 256),
             tuple((n, d) for d in (576, 2048, 4096) for n in (128, 512, 2048)), 5)  # fmt: skip
@@ -78,12 +78,19 @@ FULL = Size((32, 64, 128, 256, 512), 3, 600, 4, {SHORT: 32, LONG: 128}, 128, (*R
 # --- model size -------------------------------------------------------------------------------------------------------
 
 
+@cache
+def _ids() -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of the training text and of the one held out."""
+    tokenizer = make_tokenizer(texts()[0], 512)
+    train, held = (np.array(tokenizer.encode(text).ids, np.int64) for text in texts())
+    return train, held
+
+
 def trained_spectra(width: int, seed: int, size: Size) -> dict[str, Any]:
     """Loss and spectra per window of one model, at both lengths."""
     import torch
 
-    tokenizer = make_tokenizer(texts()[0], 512)
-    train, held = (np.array(tokenizer.encode(text).ids, np.int64) for text in texts())
+    train, held = _ids()
     recipe = Recipe(size.layers, width, max(2, width // 64), size.steps, 3e-3 if width < 128 else 1e-3, seed=seed)
     module = fit(recipe, train, held, lambda line: None)
     runtime = TorchRuntime(module, revision=f"width {width}")
