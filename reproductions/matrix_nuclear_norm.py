@@ -32,7 +32,7 @@ import numpy as np
 from scipy.stats import spearmanr
 from shared_steps import Cells
 from study import arguments, conclude, data_sources, figure_with, model_source, run_script, run_study
-from tiny_pair import Recipe, fit, make_tokenizer, nats_per_token, texts
+from tiny_pair import WINDOW, make_tokenizer, texts
 
 from likely.audit.spectral import matrix_entropy, matrix_nuclear_norm, measure_spectra, normalized
 from likely.bench.timing import interleaved, refuse_busy
@@ -43,6 +43,7 @@ from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir
 from likely.metrics.bootstrap import bootstrap_ratio
 from likely.runtimes.torch.runtime import TorchRuntime
+from likely.training.loop import train
 
 NAME = "matrix_nuclear_norm"
 SHORT, LONG = "below every width", "above some widths"
@@ -86,13 +87,41 @@ def _ids() -> tuple[np.ndarray, np.ndarray]:
     return train, held
 
 
+def small_model(width: int, size: Size, train_on: np.ndarray, seed: int) -> Any:
+    """A Llama model of this width after `steps` steps of 8 windows of 128 tokens, in fp32."""
+    import torch
+    import transformers
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = transformers.LlamaConfig(
+            vocab_size=512, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=size.layers,
+            num_attention_heads=max(2, width // 64), max_position_embeddings=512, tie_word_embeddings=True,
+            bos_token_id=None, eos_token_id=None, pad_token_id=None,
+        )  # fmt: skip
+        module = transformers.LlamaForCausalLM(config)
+    rng = np.random.default_rng(seed)
+    starts = (rng.integers(0, len(train_on) - WINDOW - 1, 8) for _ in range(size.steps))
+    batches = (torch.from_numpy(np.stack([train_on[i : i + WINDOW + 1] for i in at])) for at in starts)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3 if width < 128 else 1.5e-3, betas=(0.9, 0.98))
+    train(batches, lambda rows: nats_per_token(module, rows), optimiser, clip=1.0)
+    return module.eval()
+
+
+def nats_per_token(module: Any, rows: Any) -> Any:
+    """Mean -log p of the tokens 1.. of rows (B, T)."""
+    import torch
+
+    logits = module(input_ids=rows[:, :-1]).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+
+
 def trained_spectra(width: int, seed: int, size: Size) -> dict[str, Any]:
     """Loss and spectra per window of one model, at both lengths."""
     import torch
 
-    train, held = _ids()
-    recipe = Recipe(size.layers, width, max(2, width // 64), size.steps, 3e-3 if width < 128 else 1e-3, seed=seed)
-    module = fit(recipe, train, held, lambda line: None)
+    train_on, held = _ids()
+    module = small_model(width, size, train_on, seed)
     runtime = TorchRuntime(module, revision=f"width {width}")
     longest = max(size.lengths.values())
     windows = held[: size.held * longest].reshape(size.held, longest)
@@ -311,7 +340,7 @@ def study(
         checks=[check for _, checks, _ in parts for check in checks],
         samples=(
             f"size: {size.held} windows of held-out Tiny Shakespeare, {size.seeds} seeds, {size.layers} layers, "
-            f"{size.steps} steps of 16 x 128 tokens; compression: {count} windows of {length} tokens of {data}"
+            f"{size.steps} steps of 8 x 128 tokens; compression: {count} windows of {length} tokens of {data}"
         ),
         intervals="95 %: percentile bootstrap over windows (KL: standard error over windows); timings: all rounds",
         full=full,

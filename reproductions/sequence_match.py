@@ -81,7 +81,7 @@ class Size:
 
 
 SMOKE = Size(Part(32, 1, 4, 3, 4, 0.1, 12), Part(32, 1, 4, 3, 8, 0.1, 10), 2, 4, 8)
-QUICK = Size(Part(128, 2, 150, 80, 16, 0.02, 200), Part(96, 2, 500, 150, 48, 0.05, 200), 3)
+QUICK = Size(Part(128, 2, 120, 60, 16, 0.02, 150), Part(96, 2, 400, 100, 48, 0.05, 150), 3)
 FULL = Size(Part(256, 4, 1500, 600, 32, 0.02, 1000), Part(192, 4, 4000, 1000, 64, 0.05, 1000), 3, 16, 112)
 
 
@@ -90,7 +90,7 @@ def settings_of(method: str, part: Part, seed: int) -> tuple[SequenceMatchSettin
     ours, backspace = method in (PLAIN, FULL_METHOD), method in (CLONED, FULL_METHOD)
     settings = SequenceMatchSettings(
         steps=part.steps, batch=part.batch, divergence="chi2_mixture" if ours else "mle",
-        noise=part.noise if backspace else 0.0, learning_rate=5e-4, refresh=max(1, part.steps // 3), drawn=48,
+        noise=part.noise if backspace else 0.0, learning_rate=5e-4, refresh=max(1, part.steps // 3), drawn=32,
         seed=seed + 100,
     )  # fmt: skip
     return settings, backspace
@@ -263,8 +263,8 @@ def study(
     models: Sequence[Source] = (), files: Sequence[Source] = (),
 ) -> Evidence:  # fmt: skip
     started = time.process_time()
-    of_text = [cells.value(f"text {s}", lambda s=s: text_numbers(size, s, features)) for s in range(size.seeds)]
     of_sums = [cells.value(f"sums {s}", lambda s=s: sum_numbers(size, s)) for s in range(size.seeds)]
+    of_text = [cells.value(f"text {s}", lambda s=s: text_numbers(size, s, features)) for s in range(size.seeds)]
 
     def each(runs: Sequence[Mapping[str, Any]], method: str, name: str) -> np.ndarray:
         return np.array([run[method][name] for run in runs])
