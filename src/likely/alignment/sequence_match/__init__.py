@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from likely.alignment.sequence_match.objective import SequenceMatchLoss as SequenceMatchLoss
     from likely.alignment.sequence_match.objective import sequence_match_loss as sequence_match_loss
     from likely.alignment.sequence_match.text_quality import divergence_frontier as divergence_frontier
     from likely.alignment.sequence_match.text_quality import mauve_like as mauve_like
     from likely.alignment.sequence_match.text_quality import repeated_ngrams as repeated_ngrams
+    from likely.alignment.sequence_match.training import SequenceMatchRun as SequenceMatchRun
     from likely.alignment.sequence_match.training import SequenceMatchSettings as SequenceMatchSettings
     from likely.alignment.sequence_match.training import sample_trajectories as sample_trajectories
     from likely.alignment.sequence_match.training import train_sequence_match as train_sequence_match

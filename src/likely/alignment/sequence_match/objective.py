@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,18 +9,11 @@ from torch import Tensor
 
 from likely.alignment.sequence_match.trajectories import PrefixTrees
 from likely.errors import check_choice
+from likely.training.loop import LossOutput
 
 Divergence = Literal["chi2_mixture", "chi2", "mle"]
 Weights = Literal["uniform", "discount"]
 DIVERGENCES = ("chi2_mixture", "chi2", "mle")
-
-
-@dataclass(frozen=True)
-class SequenceMatchLoss:
-    """loss, a scalar to minimise; metrics: (sum, count) of each, so that they add up over batches."""
-
-    loss: Tensor
-    metrics: dict[str, tuple[float, int]]
 
 
 def action_values(logits: Tensor, trees: PrefixTrees) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,8 +54,10 @@ def sequence_match_loss(
     divergence: Divergence = "chi2_mixture",
     weights: Weights = "uniform",
     backspace_id: int | None = None,
-) -> SequenceMatchLoss:
+) -> LossOutput:
     """−J of data and of texts that the model wrote itself; gradients flow through the logits, not through sampling.
+
+    Metrics are sums and counts of −log π, of ρ̂ and of V on data and on the model's texts, and how often those delete.
 
     logits   (B, S, V) of `tree_logits`;  is_data (B,) bool: from the data, not from the model
     gamma    discount, in (0, 1];  alpha >= 0: of the χ² terms; 0 is maximum likelihood up to the value terms
@@ -104,7 +98,7 @@ def sequence_match_loss(
             objective = objective - share * (of_model * drop).sum()
         if with_model and divergence == "chi2_mixture":
             objective = objective - alpha / 4 * (of_model * reward**2).sum()
-    return SequenceMatchLoss(-objective, _metrics(chosen, value, reward, of_data, of_model, trees, backspace_id))
+    return LossOutput(-objective, _metrics(chosen, value, reward, of_data, of_model, trees, backspace_id))
 
 
 @torch.no_grad()

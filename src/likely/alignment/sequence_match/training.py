@@ -13,7 +13,6 @@ import torch
 from likely.alignment.sequence_match.objective import (
     DIVERGENCES,
     Divergence,
-    SequenceMatchLoss,
     Weights,
     sequence_match_loss,
 )
@@ -24,7 +23,8 @@ from likely.decoding.run import run
 from likely.decoding.sampling import Sampling
 from likely.errors import DataError, check_choice
 from likely.runtimes.protocol import Runtime
-from likely.training.loop import train
+from likely.training.loop import LossOutput, train
+from likely.training.metrics_log import MetricsLog
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ def train_sequence_match(
     end_ids: frozenset[int],
     backspace_id: int | None = None,
     candidates: Sequence[int] | None = None,
+    log: MetricsLog | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> SequenceMatchRun:
     """Train a causal language model of transformers in place (or what peft has wrapped) on texts of the data.
@@ -119,6 +120,7 @@ def train_sequence_match(
     max_tokens  of the model's own texts, which continue prompts of the data;  end_ids  tokens that end a text
     backspace_id  a token of the vocabulary that stands for a deletion; None: the model cannot delete
     candidates  wrong tokens that the data is disturbed with; by default all that occur in it
+    log         a line of metrics per step
     The same arguments give the same weights on one machine.  TrainingDiverged where the loss is no finite number.
     """
     data = list(data)
@@ -170,24 +172,26 @@ def train_sequence_match(
     device = next(module.parameters()).device
     half = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
 
-    def loss(batch: tuple[int, list[Trajectory], list[Trajectory]]) -> torch.Tensor:
+    def loss(batch: tuple[int, list[Trajectory], list[Trajectory]]) -> LossOutput:
         step, taken, written = batch
         trees = to_trees([*taken, *written], backspace_id=backspace_id)
         is_data = torch.arange(len(trees)) < len(taken)
         with half:
             logits = tree_logits(module, trees)
-        result: SequenceMatchLoss = sequence_match_loss(
+        result = sequence_match_loss(
             logits, trees, is_data, gamma=settings.gamma, alpha=settings.alpha * min((step + 1) / rise, 1.0),
             divergence=settings.divergence, weights=settings.weights, backspace_id=backspace_id,
         )  # fmt: skip
         found.metrics.append({name: total / count for name, (total, count) in result.metrics.items()})
-        return result.loss
+        return result
 
     module.train()
     try:
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)  # dropout
-            found.losses = train(batches(), loss, optimiser, schedule=schedule, clip=settings.clip, progress=progress)
+            found.losses = train(
+                batches(), loss, optimiser, schedule=schedule, clip=settings.clip, progress=progress, log=log
+            )
     finally:
         module.eval()
         if runtime is not None:
