@@ -69,6 +69,7 @@ class Part:
     batch: int
     noise: float
     judged: int  # texts, or sums
+    rate: float = 5e-4  # of learning, after the base
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class Size:
 
 
 SMOKE = Size(Part(32, 1, 4, 3, 4, 0.1, 12), Part(32, 1, 4, 3, 8, 0.1, 10), 2, 4, 8)
-QUICK = Size(Part(128, 2, 120, 60, 16, 0.02, 150), Part(96, 2, 400, 100, 48, 0.05, 150), 3)
-FULL = Size(Part(256, 4, 1500, 600, 32, 0.02, 1000), Part(192, 4, 4000, 1000, 64, 0.05, 1000), 3, 16, 112)
+QUICK = Size(Part(128, 2, 120, 60, 16, 0.05, 150), Part(96, 2, 700, 150, 48, 0.2, 150, 1e-3), 3)
+FULL = Size(Part(256, 4, 1500, 600, 32, 0.02, 1000), Part(192, 4, 4000, 1000, 64, 0.1, 1000), 3, 16, 112)
 
 
 def settings_of(method: str, part: Part, seed: int) -> tuple[SequenceMatchSettings, bool]:
@@ -90,7 +91,7 @@ def settings_of(method: str, part: Part, seed: int) -> tuple[SequenceMatchSettin
     ours, backspace = method in (PLAIN, FULL_METHOD), method in (CLONED, FULL_METHOD)
     settings = SequenceMatchSettings(
         steps=part.steps, batch=part.batch, divergence="chi2_mixture" if ours else "mle",
-        noise=part.noise if backspace else 0.0, learning_rate=5e-4, refresh=max(1, part.steps // 3), drawn=32,
+        noise=part.noise if backspace else 0.0, learning_rate=part.rate, refresh=max(1, part.steps // 3), drawn=32,
         seed=seed + 100,
     )  # fmt: skip
     return settings, backspace
@@ -258,13 +259,20 @@ def over_seeds(subject: str, quantity: str, values: Sequence[float], unit: str =
     return figure_with(subject, quantity, mean, (mean - half, mean + half), unit=unit, n=len(values), of="seeds")
 
 
+def measured_sums(size: Size, cells: Cells) -> list[dict[str, Any]]:
+    return [cells.value(f"sums {s}", lambda s=s: sum_numbers(size, s)) for s in range(size.seeds)]
+
+
+def measured_texts(size: Size, cells: Cells, features: Callable[[list[str]], np.ndarray]) -> list[dict[str, Any]]:
+    return [cells.value(f"text {s}", lambda s=s: text_numbers(size, s, features)) for s in range(size.seeds)]
+
+
 def study(
     size: Size, cells: Cells, features: Callable[[list[str]], np.ndarray], *, full: bool, threads: int = 1,
     models: Sequence[Source] = (), files: Sequence[Source] = (),
 ) -> Evidence:  # fmt: skip
     started = time.process_time()
-    of_sums = [cells.value(f"sums {s}", lambda s=s: sum_numbers(size, s)) for s in range(size.seeds)]
-    of_text = [cells.value(f"text {s}", lambda s=s: text_numbers(size, s, features)) for s in range(size.seeds)]
+    of_sums, of_text = measured_sums(size, cells), measured_texts(size, cells, features)
 
     def each(runs: Sequence[Mapping[str, Any]], method: str, name: str) -> np.ndarray:
         return np.array([run[method][name] for run in runs])
@@ -333,16 +341,26 @@ def study(
     )  # fmt: skip
 
 
-def measure(options: argparse.Namespace) -> Evidence:
+def measure(options: argparse.Namespace) -> Evidence | None:
     import torch
 
     torch.set_num_threads(options.threads)
     size = FULL if options.full else SMOKE if options.quick else QUICK
     cells = Cells(options.cells, json.loads(json.dumps(asdict(size))))
+    if options.part == "sums":
+        measured_sums(size, cells)
+        return None
     with likely.load("smollm2", runtime="native", threads=options.threads) as judge:
+
+        def features(given: list[str]) -> np.ndarray:
+            return hidden_states(judge, [text or " " for text in given])
+
+        if options.part == "text":
+            measured_texts(size, cells, features)
+            return None
         return study(
-            size, cells, lambda given: hidden_states(judge, [text or " " for text in given]), full=options.full,
-            threads=options.threads, models=[model_source("smollm2")], files=data_sources((("tinyshakespeare", None),)),
+            size, cells, features, full=options.full, threads=options.threads, models=[model_source("smollm2")],
+            files=data_sources((("tinyshakespeare", None),)),
         )  # fmt: skip
 
 
@@ -351,6 +369,7 @@ def main() -> None:
     parser.add_argument(
         "--cells", type=Path, default=cache_dir() / "studies" / f"{NAME}.jsonl", help="cells that were measured"
     )
+    parser.add_argument("--part", choices=("text", "sums"), help="measure the cells of this part and conclude nothing")
     parser.set_defaults(threads=1)
     run_study(parser, measure)
 
