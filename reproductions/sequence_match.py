@@ -82,7 +82,7 @@ class Size:
 
 
 SMOKE = Size(Part(32, 1, 4, 3, 4, 0.1, 12), Part(32, 1, 4, 3, 8, 0.1, 10), 2, 4, 8)
-QUICK = Size(Part(128, 2, 120, 60, 16, 0.05, 150), Part(96, 2, 700, 150, 48, 0.2, 150, 1e-3), 3)
+QUICK = Size(Part(128, 2, 100, 50, 16, 0.05, 100), Part(96, 2, 700, 150, 48, 0.2, 150, 1e-3), 3)
 FULL = Size(Part(256, 4, 1500, 600, 32, 0.02, 1000), Part(192, 4, 4000, 1000, 64, 0.1, 1000), 3, 16, 112)
 
 
@@ -259,12 +259,13 @@ def over_seeds(subject: str, quantity: str, values: Sequence[float], unit: str =
     return figure_with(subject, quantity, mean, (mean - half, mean + half), unit=unit, n=len(values), of="seeds")
 
 
-def measured_sums(size: Size, cells: Cells) -> list[dict[str, Any]]:
-    return [cells.value(f"sums {s}", lambda s=s: sum_numbers(size, s)) for s in range(size.seeds)]
-
-
-def measured_texts(size: Size, cells: Cells, features: Callable[[list[str]], np.ndarray]) -> list[dict[str, Any]]:
-    return [cells.value(f"text {s}", lambda s=s: text_numbers(size, s, features)) for s in range(size.seeds)]
+def measured(
+    size: Size, cells: Cells, features: Callable[[list[str]], np.ndarray], seeds: Sequence[int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(sums, text) of each seed."""
+    of_sums = [cells.value(f"sums {s}", lambda s=s: sum_numbers(size, s)) for s in seeds]
+    of_text = [cells.value(f"text {s}", lambda s=s: text_numbers(size, s, features)) for s in seeds]
+    return of_sums, of_text
 
 
 def study(
@@ -272,7 +273,7 @@ def study(
     models: Sequence[Source] = (), files: Sequence[Source] = (),
 ) -> Evidence:  # fmt: skip
     started = time.process_time()
-    of_sums, of_text = measured_sums(size, cells), measured_texts(size, cells, features)
+    of_sums, of_text = measured(size, cells, features, range(size.seeds))
 
     def each(runs: Sequence[Mapping[str, Any]], method: str, name: str) -> np.ndarray:
         return np.array([run[method][name] for run in runs])
@@ -347,16 +348,13 @@ def measure(options: argparse.Namespace) -> Evidence | None:
     torch.set_num_threads(options.threads)
     size = FULL if options.full else SMOKE if options.quick else QUICK
     cells = Cells(options.cells, json.loads(json.dumps(asdict(size))))
-    if options.part == "sums":
-        measured_sums(size, cells)
-        return None
     with likely.load("smollm2", runtime="native", threads=options.threads) as judge:
 
         def features(given: list[str]) -> np.ndarray:
             return hidden_states(judge, [text or " " for text in given])
 
-        if options.part == "text":
-            measured_texts(size, cells, features)
+        if options.seed is not None:
+            measured(size, cells, features, [options.seed])
             return None
         return study(
             size, cells, features, full=options.full, threads=options.threads, models=[model_source("smollm2")],
@@ -369,7 +367,7 @@ def main() -> None:
     parser.add_argument(
         "--cells", type=Path, default=cache_dir() / "studies" / f"{NAME}.jsonl", help="cells that were measured"
     )
-    parser.add_argument("--part", choices=("text", "sums"), help="measure the cells of this part and conclude nothing")
+    parser.add_argument("--seed", type=int, help="measure the cells of this seed alone and conclude nothing")
     parser.set_defaults(threads=1)
     run_study(parser, measure)
 

@@ -67,7 +67,7 @@ def corrupt(
         if action != backspace_id and rng.random() < rate:
             wrong = action
             while wrong == action:
-                wrong = int(candidates[rng.integers(len(candidates))])
+                wrong = int(candidates[int(rng.integers(len(candidates)))])
             actions += [wrong, backspace_id]
             taught += [False, True]
         actions.append(action)
