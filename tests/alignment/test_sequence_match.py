@@ -15,6 +15,7 @@ from likely.alignment.sequence_match.objective import action_values, sequence_ma
 from likely.alignment.sequence_match.text_quality import divergence_frontier, mauve_like, repeated_ngrams  # noqa: E402
 from likely.alignment.sequence_match.training import (  # noqa: E402
     SequenceMatchSettings,
+    initialise_backspace,
     sample_trajectories,
     train_sequence_match,
 )
@@ -190,11 +191,25 @@ def test_bad_settings_are_refused():
     for settings, message in (({"steps": 0}, "steps"), ({"steps": 1, "divergence": "kl"}, "unknown divergence")):
         with pytest.raises(ValueError, match=message):
             SequenceMatchSettings(**settings)
+    with pytest.raises(ValueError, match="no backspace_id to mend it with"):
+        train_sequence_match(
+            tiny_module("llama"), [Trajectory((7,), (8,), True)], SequenceMatchSettings(steps=1, noise=0.1),
+            max_tokens=4, end_ids=frozenset({END}),
+        )  # fmt: skip
     with pytest.raises(DataError, match="trajectory 1: holds the backspace"):
         train_sequence_match(
             tiny_module("llama"), [Trajectory((7,), (8,), True), Trajectory((7,), (BACK,), False)],
             SequenceMatchSettings(steps=1), max_tokens=4, end_ids=frozenset({END}), backspace_id=BACK,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_fresh_backspace_is_nowhere_likelier_than_one_in_v(name):
+    module = tiny_module(name)
+    initialise_backspace(module, BACK)
+    with torch.no_grad():
+        logprobs = torch.log_softmax(module(input_ids=torch.arange(8, 40)[None]).logits.double(), -1)
+    assert logprobs[..., BACK].max() <= -math.log(VOCAB) + 1e-5
 
 
 def test_training_teaches_to_delete_and_is_the_same_twice():

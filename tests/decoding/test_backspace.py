@@ -144,7 +144,7 @@ def test_the_law_of_final_texts_is_its_closed_form():
     bounded = bounded_law(runtime._logits_of, (0, 1), 3, 6)  # a request of 3 tokens takes 6 actions at most
     assert max(abs(bounded.get(text, 0) - p) for text, p in exact.items()) < 0.05
     request = replace(BASE, max_tokens=3, samples=400)
-    groups = [run(toy_loop(runtime), replace(request, sampling=Sampling(seed=s)))[0] for s in range(3)]
+    groups = [run(toy_loop(runtime), replace(request, sampling=Sampling(seed=s)))[0] for s in range(2)]
     assert chi_square_p([tuple(done.tokens) for group in groups for done in group], bounded) > 1e-6
     [without] = run(toy_loop(runtime), replace(request, backspace_id=None))
     assert chi_square_p([tuple(done.tokens) for done in without], bounded) < 1e-6
@@ -198,7 +198,7 @@ def test_wrong_drafts_that_hold_the_backspace_change_nothing():
         assert drafted.accepted > 0 or not drafted.proposed or seed
 
 
-@pytest.mark.parametrize("name", runtime_cases(["toy", "torch", "torch-gemma3", "llamacpp-f32", "native"]))
+@pytest.mark.parametrize("name", runtime_cases(["toy", "torch", "llamacpp-f32", "native"]))
 def test_every_runtime_gives_the_log_probabilities_of_what_is_left(name):
     build, tolerance = FACTORIES[name]
     runtime = build()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from likely.alignment.sequence_match.text_quality import repeated_ngrams as repeated_ngrams
     from likely.alignment.sequence_match.training import SequenceMatchRun as SequenceMatchRun
     from likely.alignment.sequence_match.training import SequenceMatchSettings as SequenceMatchSettings
+    from likely.alignment.sequence_match.training import initialise_backspace as initialise_backspace
     from likely.alignment.sequence_match.training import sample_trajectories as sample_trajectories
     from likely.alignment.sequence_match.training import train_sequence_match as train_sequence_match
     from likely.alignment.sequence_match.trajectories import PrefixTrees as PrefixTrees

@@ -33,7 +33,8 @@ class SequenceMatchSettings:
 
     steps, batch    optimiser steps; texts of the data in each, and as many of the model's own
     divergence      "mle" needs no texts of the model: with a backspace and noise it is behaviour cloning
-    noise           probability of a wrong token, and its deletion, before each token of the data; needs a backspace
+    noise           probability of a wrong token, and its deletion, before each token of the data; None: .001 with a
+                    backspace, 0 without
     refresh         steps between draws of the model's texts;  drawn: texts of each;  kept: most of them in the buffer
     warm_up         steps in which alpha and the learning rate rise from 0
     precision       "bfloat16": products in bfloat16; weights and values of states stay fp32
@@ -45,7 +46,7 @@ class SequenceMatchSettings:
     gamma: float = 0.998
     alpha: float = 0.01
     weights: Weights = "uniform"
-    noise: float = 0.001
+    noise: float | None = None
     learning_rate: float = 3e-4
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -129,6 +130,9 @@ def train_sequence_match(
     for i, trajectory in enumerate(data):
         if backspace_id is not None and backspace_id in (*trajectory.prompt, *trajectory.actions):
             raise DataError(f"trajectory {i}: holds the backspace ({backspace_id}), which is no token of a text")
+    noise = settings.noise if settings.noise is not None else (0.001 if backspace_id is not None else 0.0)
+    if noise and backspace_id is None:
+        raise ValueError(f"noise is {noise}, and there is no backspace_id to mend it with: give one, or noise=0")
     if candidates is None:
         candidates = sorted({token for each in data for token in each.actions} - end_ids)
     rng, found = np.random.default_rng(settings.seed), SequenceMatchRun()
@@ -161,11 +165,8 @@ def train_sequence_match(
             if len(order) < settings.batch:
                 order += rng.permutation(len(data)).tolist()
             taken, order = [data[i] for i in order[: settings.batch]], order[settings.batch :]
-            if backspace_id is not None and settings.noise:
-                taken = [
-                    corrupt(each, settings.noise, rng, backspace_id=backspace_id, candidates=candidates)
-                    for each in taken
-                ]
+            if backspace_id is not None and noise:
+                taken = [corrupt(each, noise, rng, backspace_id=backspace_id, candidates=candidates) for each in taken]
             written = [own[i] for i in rng.integers(0, len(own), len(taken))] if own else []
             yield step, taken, written
 
@@ -197,6 +198,22 @@ def train_sequence_match(
         if runtime is not None:
             runtime.shutdown()
     return found
+
+
+def initialise_backspace(module: torch.nn.Module, backspace_id: int) -> None:
+    """Make a token of the vocabulary ready to become the backspace: its rows are the mean of all others'.
+
+    Its logit is then the mean of the others', so that its probability is at most 1 / V in every state: deletions
+    begin rare, and are learned from there.
+    """
+    given: Any = module
+    with torch.no_grad():
+        for table in (given.get_input_embeddings(), given.get_output_embeddings()):
+            weight = table.weight
+            others = torch.arange(len(weight), device=weight.device) != backspace_id
+            weight[backspace_id] = weight[others].float().mean(0).to(weight.dtype)
+            if getattr(table, "bias", None) is not None:
+                table.bias[backspace_id] = table.bias[others].mean()
 
 
 def _runtime_of(module: Any) -> Any:
