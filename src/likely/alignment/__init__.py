@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     from likely.alignment.scores import SequenceScores as SequenceScores
     from likely.alignment.scores import normalise as normalise
     from likely.alignment.scores import sequence_logprobs as sequence_logprobs
+    from likely.alignment.sequence_match.objective import sequence_match_loss as sequence_match_loss
+    from likely.alignment.sequence_match.text_quality import mauve_like as mauve_like
+    from likely.alignment.sequence_match.text_quality import repeated_ngrams as repeated_ngrams
+    from likely.alignment.sequence_match.training import SequenceMatchSettings as SequenceMatchSettings
+    from likely.alignment.sequence_match.training import train_sequence_match as train_sequence_match
+    from likely.alignment.sequence_match.trajectories import Trajectory as Trajectory
     from likely.alignment.sources import BestOfN as BestOfN
     from likely.alignment.sources import Candidates as Candidates
     from likely.alignment.sources import FromPolicy as FromPolicy

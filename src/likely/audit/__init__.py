@@ -1,5 +1,5 @@
-"""What models can and cannot do, measured: how answers move when one thing about the prompt changes, generated code
-run against its tests, function calls held against what was expected."""
+"""What models can and cannot do, measured: how answers move when one thing about the prompt changes, what an endpoint
+gives away, generated code run against its tests, function calls, spectra of hidden states."""
 
 from typing import TYPE_CHECKING
 
@@ -47,5 +47,13 @@ if TYPE_CHECKING:
     from likely.audit.review import ReviewItem as ReviewItem
     from likely.audit.review import ReviewQueue as ReviewQueue
     from likely.audit.review import ReviewVote as ReviewVote
+    from likely.audit.spectral import CAVEATS as CAVEATS
+    from likely.audit.spectral import SpectralReport as SpectralReport
+    from likely.audit.spectral import TextSpectrum as TextSpectrum
+    from likely.audit.spectral import effective_rank as effective_rank
+    from likely.audit.spectral import matrix_entropy as matrix_entropy
+    from likely.audit.spectral import matrix_nuclear_norm as matrix_nuclear_norm
+    from likely.audit.spectral import measure_spectra as measure_spectra
+    from likely.audit.spectral import nuclear_norm as nuclear_norm
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -15,6 +15,7 @@ from likely.cli.config import defaults_for, read_config
 from likely.cli.help import VerbCommand
 from likely.cli.verbs import alignment
 from likely.cli.verbs import audit
+from likely.cli.verbs import alignment, audit
 from likely.cli.verbs.compression import study
 from likely.cli.verbs.compression.compare import compare
 from likely.cli.verbs.compression.compress import compress
@@ -94,6 +95,8 @@ for group, verbs in (
     ("study", study.verbs),
     ("align", alignment.verbs),
     ("audit", audit.verbs),
+    ("audit", audit.verbs),
+    ("align", alignment.verbs),
 ):  # fmt: skip
     app.add_typer(verbs, name=group)
 

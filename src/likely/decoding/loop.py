@@ -21,7 +21,7 @@ from likely.decoding.drafting.protocol import NO_DRAFT
 from likely.decoding.request import Event, Request, longest_text
 from likely.decoding.scheduling import ActiveRequest, PrefillPace, Scheduler, SchedulingPolicy
 from likely.decoding.sequence_state import SequenceState
-from likely.decoding.text import runs_in_circles
+from likely.decoding.text import TextStream, runs_in_circles
 from likely.errors import ConstraintError, KvFull, LikelyError
 from likely.runtimes.prefix_cache import PrefixCache
 from likely.runtimes.protocol import Output, Runtime, Sequence, Want, Work
@@ -86,6 +86,8 @@ class Loop:
         held  a sequence of this runtime that keeps the first tokens of the prompt (not all); the loop owns it from now
         """
         request.check_runtime(self.runtime, held)
+        if request.backspace_id in self.end_ids:
+            raise ValueError(f"backspace_id {request.backspace_id} is a token that ends a text of this model")
         request_id = next(self._ids)
         self._inbox.put(("add", request_id, (request, held)))
         return request_id
@@ -269,7 +271,7 @@ class Loop:
         events = []
         for sibling in self._split(state):
             try:
-                events.append(self._emit(sibling, output))
+                events += self._emit(sibling, output)
             except ConstraintError as error:
                 self.scheduler.release(self.scheduler.owner(state))
                 return [*events, Event(state.request_id, sibling.sample, error=error)]
@@ -293,14 +295,18 @@ class Loop:
             owner.states.append(family[-1])
         return family
 
-    def _emit(self, state: SequenceState, output: Output) -> Event:
-        """Walk the draft, append what the target chose, and move the cache."""
+    def _emit(self, state: SequenceState, output: Output) -> list[Event]:
+        """Walk the draft, append what the target chose, and move the cache; no event where nothing is certain yet."""
         draft = state.draft
         accepted, tokens, choices = state.choose(output, self.end_ids)
         state.proposed += len(draft)
         before = len(state.tokens)
         text, reason = "", None
+        deletion = None
         for token, choice in zip(tokens, choices, strict=True):
+            if state.deletes and token == state.request.backspace_id:  # always the last one
+                deletion = choice
+                break
             state.append(token, choice)
             reason, piece = self._advance_text(state, token)
             text += piece
@@ -313,27 +319,42 @@ class Loop:
         self.planner.record(state, accepted, state.tokens[new])
         for processor in state.logits_processors:
             processor.advance(state.tokens[new], [0, *(node + 1 for node in accepted)] if len(draft) else [])
-        finish = None
         if len(draft):
             kept = [0, *(node + 1 for node in accepted[: len(state.tokens) - before])]
             self.runtime.commit([(state.sequence, kept)])  # type: ignore[list-item]
-        if reason:
-            text += state.stream.finish()
-            finish = state.finished(reason)
-            self.scheduler.drop(state)
-        else:
+        if deletion is not None and not reason:
+            length = state.delete_last(deletion.logprob, self._text_of(state, state.tokens[:-1]))
+            if state.sequence is not None:
+                self.runtime.truncate(state.sequence, length)
+        elif not reason:
             state.continue_with(tokens[-1])
-        return Event(
-            state.request_id,
-            state.sample,
-            text,
-            tuple(state.tokens[new]),
-            tuple(state.logprobs[new]),
-            finish,
-            tops=tuple(state.tops[new]),
-            entropies=tuple(state.entropies[new]),
-            drafted=tuple(i < state.rounds[-1] for i in range(len(state.tokens) - before)),
-        )
+        if state.deletes and not reason and len(state.actions) >= state.request.most_actions:
+            reason = "length"
+        last = state.end(reason) if reason else None
+        if last:
+            self.scheduler.drop(state)
+        if state.deletes:
+            return [last] if last else []
+        return [
+            Event(
+                state.request_id,
+                state.sample,
+                text + (last.text if last else ""),
+                tuple(state.tokens[new]),
+                tuple(state.logprobs[new]),
+                last.finish if last else None,
+                tops=tuple(state.tops[new]),
+                entropies=tuple(state.entropies[new]),
+                drafted=tuple(i < state.rounds[-1] for i in range(len(state.tokens) - before)),
+            )
+        ]
+
+    def _text_of(self, state: SequenceState, tokens: list[int]) -> TextStream:
+        """A stream that has taken these tokens."""
+        stream = state.request.new_stream()
+        for token in tokens:
+            stream.push(self.token_bytes(token))
+        return stream
 
     def _advance_text(self, state: SequenceState, token: int) -> tuple[str | None, str]:
         """(why the text ends here or None, text that became safe)"""

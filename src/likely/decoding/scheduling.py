@@ -13,7 +13,6 @@ from likely.decoding.drafting.protocol import common_length
 from likely.decoding.particles import Particles
 from likely.decoding.request import Event, Finished, Request
 from likely.decoding.sequence_state import SequenceState
-from likely.decoding.text import TextStream
 from likely.errors import ConstraintError, KvFull
 from likely.runtimes.prefix_cache import PrefixCache
 from likely.runtimes.protocol import Runtime
@@ -42,7 +41,7 @@ class ActiveRequest:
             request,
             request.first_sample,
             list(request.prompt[held.length if held else 0 :]),
-            TextStream(request.stop, len(request.healed or b"")),
+            request.new_stream(),
             held,
             waiting_for=1 if request.selects else request.samples,
             constraint=request.constraint.fork() if request.constraint else None,
@@ -293,9 +292,9 @@ class Scheduler:
             return self._failed(active, full)
         if active.select is None:
             [state] = going
-            text = state.stream.finish()
+            event = state.end("context")
             self.drop(state)
-            return [Event(active.id, state.sample, text, finish=state.finished("context"))]
+            return [event]
         try:
             return self.finish(active, active.select.end(active.states, "context"))
         except ConstraintError as error:
@@ -370,10 +369,7 @@ class Scheduler:
         for group in (self.running, self.waiting):
             for active in [each for each in group if each.id == number]:
                 for state in active.states:
-                    text = state.stream.finish()
-                    for i in range(state.waiting_for):
-                        finish = state.finished("cancelled")
-                        events.append(Event(active.id, state.sample + i, text, finish=finish))
+                    events += [state.end("cancelled", state.sample + i) for i in range(state.waiting_for)]
                 self.release(active)
                 group.remove(active)
         return events

@@ -9,6 +9,7 @@ from likely.cli.verbs.audit import probes
 from likely.cli.verbs.audit.ablate import ablate
 from likely.cli.verbs.audit.mermaid import mermaid
 from likely.cli.verbs.audit.review import review
+from likely.cli.verbs.audit.spectral import spectral
 
 EXAMPLES = """What moves a model's answers, and how far: look before you ship it.
 
@@ -31,5 +32,5 @@ def group() -> None:
 
 
 verbs.add_typer(probes.verbs, name="probes")
-for verb in (ablate, mermaid, review):
+for verb in (ablate, mermaid, review, spectral):
     verbs.command(cls=VerbCommand)(verb)
