@@ -1,11 +1,21 @@
-"""What models can and cannot do, measured: generated code run against its tests, function calls held
-against what was expected."""
+"""What models can and cannot do, measured: how answers move when one thing about the prompt changes, generated code
+run against its tests, function calls held against what was expected."""
 
 from typing import TYPE_CHECKING
 
 from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from likely.audit.ablation import MotifTokens as MotifTokens
+    from likely.audit.ablation import SegmentAblation as SegmentAblation
+    from likely.audit.ablation import ablation_report as ablation_report
+    from likely.audit.ablation import motif_tokens as motif_tokens
+    from likely.audit.case import Case as Case
+    from likely.audit.case import CaseRecord as CaseRecord
+    from likely.audit.case import Variant as Variant
+    from likely.audit.case import likelihoods as likelihoods
+    from likely.audit.case import read_cases as read_cases
+    from likely.audit.case import run_audit as run_audit
     from likely.audit.code.benchmarks import check as check
     from likely.audit.code.benchmarks import evaluate as evaluate
     from likely.audit.code.benchmarks import problems as problems
@@ -19,5 +29,13 @@ if TYPE_CHECKING:
     from likely.audit.function_calling import check_calls as check_calls
     from likely.audit.function_calling import check_case as check_case
     from likely.audit.function_calling import function_cases as function_cases
+    from likely.audit.report import AuditReport as AuditReport
+    from likely.audit.report import Finding as Finding
+    from likely.audit.report import ReportExample as ReportExample
+    from likely.audit.review import Criterion as Criterion
+    from likely.audit.review import RaterAgreement as RaterAgreement
+    from likely.audit.review import ReviewItem as ReviewItem
+    from likely.audit.review import ReviewQueue as ReviewQueue
+    from likely.audit.review import ReviewVote as ReviewVote
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from likely.metrics.intervals import Accuracy as Accuracy
     from likely.metrics.intervals import wilson as wilson
     from likely.metrics.paired import McNemar as McNemar
+    from likely.metrics.paired import PairedDifference as PairedDifference
     from likely.metrics.paired import benjamini_hochberg as benjamini_hochberg
+    from likely.metrics.paired import cohen_kappa as cohen_kappa
+    from likely.metrics.paired import krippendorff_alpha as krippendorff_alpha
     from likely.metrics.paired import mcnemar_exact as mcnemar_exact
+    from likely.metrics.paired import paired_difference as paired_difference
     from likely.metrics.proper import brier as brier
     from likely.metrics.proper import brier_binary as brier_binary
     from likely.metrics.proper import murphy as murphy

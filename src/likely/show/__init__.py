@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from likely.show.audits import audit_page as audit_page
     from likely.show.colours import BREAKPOINTS as BREAKPOINTS
     from likely.show.colours import level_of as level_of
     from likely.show.html import page as page

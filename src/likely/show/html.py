@@ -87,11 +87,11 @@ def page(
     prompt   what the texts continue, shown above them
     origin   what the numbers depend on (model, runtime, hashes ...), one line at the top
     """
-    parts = opening(title, _style(), origin)
+    parts = opening(title, page_style(), origin)
     if prompt is not None:
         shown_prompt = visible(prompt) or "(empty: a text begins here)"
         parts.append(f'<details open><summary>Prompt</summary><pre dir="auto">{escape(shown_prompt)}</pre></details>')
-    parts += [_legend(), "</header>", '<main class="texts">']
+    parts += [legend_list(), "</header>", '<main class="texts">']
     parts += [_article(text, number) for number, text in enumerate(texts, 1)]
     parts.append("</main></body></html>\n")
     return "\n".join(parts)
@@ -125,7 +125,9 @@ def _origin(origin: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} {short}"
 
 
-def _style() -> str:
+def page_style() -> str:
+    """The style sheet of every page."""
+
     def variables(cells: Sequence[Cell]) -> str:
         return " ".join(f"--b{k}: {cell.background}; --t{k}: {cell.text};" for k, cell in enumerate(cells))
 
@@ -135,7 +137,8 @@ def _style() -> str:
     )
 
 
-def _legend() -> str:
+def legend_list() -> str:
+    """What the colours mean."""
     items = [
         f'<li class="l{level}">{escape(nats)} <small>(p {escape(p)})</small></li>'
         for level, (nats, p) in enumerate(zip(legend(), legend_probability(), strict=True))
@@ -146,15 +149,19 @@ def _legend() -> str:
 def _article(text: Shown, number: int) -> str:
     mean = "none" if text.mean_logprob is None else _data(text.mean_logprob)
     note = f'<p class="soft">{escape(text.note)}</p>' if text.note else ""
-    cells = "".join(_cell(token, place) for place, token in enumerate(text.tokens, 1))
     return (
         f'<article aria-labelledby="h{number}"><h2 id="h{number}" dir="auto">'
         f"{escape(one_line(text.title, 120)) or '(empty text)'}</h2>{note}"
         f"<dl><div><dt>sum</dt><dd>{_data(text.sequence_logprob)}</dd></div>"
         f"<div><dt>mean</dt><dd>{mean}</dd></div><div><dt>tokens</dt><dd>{len(text.tokens)}</dd></div></dl>"
         f'<a class="skip" href="#table{number}">Skip to the table</a>'
-        f'<div class="tokens" dir="auto">{cells}</div>{_table(text, number)}</article>'
+        f'<div class="tokens" dir="auto">{token_cells(text.tokens)}</div>{_table(text, number)}</article>'
     )
+
+
+def token_cells(tokens: Sequence[Token]) -> str:
+    """Tokens in their colours, each with its details."""
+    return "".join(_cell(token, place) for place, token in enumerate(tokens, 1))
 
 
 def _cell(token: Token, place: int) -> str:
@@ -259,7 +266,7 @@ _QUERY_STYLE = """
 
 def query_page(results: Sequence[Any], *, title: str, origin: Mapping[str, Any] | None = None) -> str:
     """The page of one or several runs (`likely.queries.QueryResult`)."""
-    parts = opening(title, _style() + _QUERY_STYLE, origin)
+    parts = opening(title, page_style() + _QUERY_STYLE, origin)
     if results:
         source = escape(visible(results[0].trace.query))
         parts.append(f'<details><summary>Query</summary><pre dir="auto">{source}</pre></details>')

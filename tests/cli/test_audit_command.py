@@ -1,0 +1,72 @@
+"""likely audit: from a file of cases to a report, resumed, and people's judgements at a terminal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from likely.audit.review import Criterion, ReviewItem, ReviewQueue
+
+
+@pytest.fixture
+def cases(tmp_path):
+    path = tmp_path / "cases.jsonl"
+    path.write_text("".join(
+        json.dumps({"id": f"c{i}", "segments": {"context": f"the cat {i}", "question": "who?"},
+                    "choices": ["the cat", "a hat"], "answer": i % 2}) + "\n"
+        for i in range(6)
+    ))  # fmt: skip
+    return path
+
+
+def test_ablate_reports_and_goes_on(cli, tiny, cases, tmp_path):
+    out, page, text = tmp_path / "out.jsonl", tmp_path / "report.html", tmp_path / "report.md"
+    command = ("audit", "ablate", cases, "-m", tiny, "--threads", 1, "--segments", "context", "--control",
+               "shuffle:context", "--guard", "context", "--cut", "context", "-o", out)  # fmt: skip
+    found = cli(*command, "--report", page, "--report", text, "--json").json
+    assert found["header"]["settings"]["controls"] == ["shuffle:context"] and len(found["cases"]) == 6
+    assert found["header"]["kind"] == "audit ablate" and found["config"] in page.read_text()
+    assert found["verdicts"][0].removeprefix("- ") in text.read_text()
+    whole = out.read_bytes()
+    out.write_bytes(whole[:900])
+    assert cli(*command, "--json").json == found and out.read_bytes() == whole
+    shown = cli(*command)
+    assert shown.code == 0 and found["verdicts"][0] in shown.out
+    other = cli(*command, "--seed", 1)
+    assert other.code == 1 and "another settings" in other.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--segments", "contxt"), 'no segment "contxt"'),
+        (("--segments", "context", "--control", "shake:context"), "unknown control"),
+        (("--segments", "context", "--report", "x.pdf"), "must end in"),
+    ],
+)
+def test_wrong_options_are_one_line_before_a_model_is_loaded(cli, cases, options, message):
+    done = cli("audit", "ablate", cases, "-m", "no-such-model", *options)
+    assert done.code in (1, 2) and message in done.err and len(done.err.splitlines()) == 1
+
+
+@pytest.fixture
+def queue(tmp_path):
+    criteria = (Criterion("relevance", "Same meaning?"), Criterion("diversity", "Other words?"))
+    items = [ReviewItem(f"i{n}", {"probe": f"text {n}"}, {"writer": "hidden"}) for n in range(3)]
+    return ReviewQueue.create(tmp_path / "queue.jsonl", criteria, items).path
+
+
+def test_review_at_a_terminal_goes_on_after_q(cli, queue, tmp_path):
+    first = cli("audit", "review", queue, "--annotator", "anna", stdin="3\nx\n2\nwell said\nq\n")
+    assert first.code == 0 and "must be one of 1, 2, 3" in first.err and "2 left" in first.err
+    assert "hidden" not in first.out and "1 of 3" in first.out
+    second = cli("audit", "review", queue, "-a", "anna", stdin="3\n2\n\n1\n1\n\n")
+    assert "1 of 2" in second.out and "nothing is left" in second.err
+    votes = tmp_path / "votes.csv"
+    votes.write_text("annotator,item,relevance,diversity\n" + "".join(f"bert,i{n},3,2\n" for n in range(3)))
+    found = cli("audit", "review", queue, "--import", votes, "--freeze", "--json").json
+    assert found["votes"] == 6 and found["frozen"] and found["agreement"][0]["measure"] == "kappa"
+    assert ReviewQueue.open(queue).votes[0].reason == "well said"
+    assert "frozen" in cli("audit", "review", queue, "--import", votes).err
+    assert "relevance" in cli("audit", "review", queue).out
