@@ -5,7 +5,7 @@ back-generation, then GCG, against random search with the same number of evaluat
 drawn uniformly from the vocabulary, and the self-attention bound of every head.  Every control is evaluated exactly on
 the native runtime; the gradients come from the same file in torch.
 
-  python reproductions/magic_word.py          14 states, 3 states by rank
+  python reproductions/magic_word.py          12 states, 2 of them by rank
   python reproductions/magic_word.py --full   50 states, 8 states by rank
 
 A run that was stopped goes on where it was: each search is one line of the --rows file.
@@ -28,6 +28,7 @@ from study import (
     data_sources,
     figure_with,
     model_source,
+    ratio_figure,
     report,
     run_script,
     run_study,
@@ -46,15 +47,14 @@ from likely.audit.reach import (
     ranked_targets,
     search_control,
 )
-from likely.data import load_text
+from likely.data import load_records
 from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir
-from likely.metrics.bootstrap import interval
 from likely.models.load import load_local
 from likely.runtimes.protocol import Runtime
 from likely.tokenizers.protocol import Tokenizer
 
-LENGTHS = (1, 2, 4, 6, 8)
+LENGTHS = (1, 2, 4, 8)
 RANKS = (2, 10, 40, 75)
 SEED = 11
 MOST_EPS, LEAST_GAIN, LEAST_TOP, MOST_UNIFORM = 0.2, 0.2, 0.6, 0.5
@@ -71,14 +71,13 @@ class Sizes:
 
 
 def states_of(tokenizer: Tokenizer, text: str, count: int, *, seed: int = SEED) -> list[ReachProblem]:
-    """States of 6 to 12 tokens from the beginnings of paragraphs, with the token that follows, after the model's BOS."""
-    rng = np.random.default_rng(seed)
+    """States of 6 to 9 tokens from the beginnings of paragraphs, with the token that follows, after the model's BOS."""
     paragraphs = [line.strip() for line in text.splitlines() if len(line.split()) > 30]
     before = (tokenizer.bos_id,) if tokenizer.add_bos and tokenizer.bos_id is not None else ()
     found = []
-    for i in rng.choice(len(paragraphs), count, replace=False):
-        tokens = tokenizer.encode(paragraphs[int(i)])
-        length = int(rng.integers(6, 13))
+    for n, i in enumerate(np.random.default_rng(seed).permutation(len(paragraphs))[:count].tolist()):
+        tokens = tokenizer.encode(paragraphs[i])
+        length = 6 + n % 4
         found.append(ReachProblem(tuple(tokens[:length]), (tokens[length],), before))
     return found
 
@@ -113,11 +112,11 @@ class Rows:
 
 def study(
     runtime: Runtime, tokenizer: Tokenizer, gradient: ControlGradient, text: str, sizes: Sizes, *,
-    heads: Sequence[Any] = (), rows: Path | None = None, lengths: Sequence[int] = LENGTHS, ranks: Sequence[int] = RANKS,
+    module: Any = None, rows: Path | None = None, lengths: Sequence[int] = LENGTHS, ranks: Sequence[int] = RANKS,
     sources: Sequence[Source] = (), data: Sequence[Source] = (), full: bool = False, threads: int = 1,
     report: Callable[[str], None] = print,
 ) -> Evidence:  # fmt: skip
-    """All searches.  heads: what `attention_report` says of the first state, for k of `lengths`."""
+    """All searches.  module: in torch, for the self-attention bound of the first state."""
     started = time.perf_counter()
     kept = Rows(rows, {"revision": runtime.revision, "lengths": list(lengths), "seed": SEED})
     method = backoff(gradient, quick=True)
@@ -153,6 +152,7 @@ def study(
         found(f"uniform {i}", ReachProblem(p.after, (int(rng.choice(usable)),), p.before))
         for i, p in enumerate(problems[: sizes.uniform])
     ]
+    heads = [] if module is None else attention_report(module, problems[0].after, (1, 10, 1000))
     figures, checks, said = figures_of(controls, needed, chance, ranked, uniform, lengths, heads)
     return conclude(
         "magic_word",
@@ -169,7 +169,7 @@ def study(
         figures=figures,
         checks=checks,
         samples=(
-            f"{len(problems)} states of 6 to 12 tokens from WikiText-2; greedy back-generation up to k = 2 (256 "
+            f"{len(problems)} states of 6 to 9 tokens from WikiText-2; greedy back-generation up to k = 2 (128 "
             f"candidates by gradient), GCG beyond (48 candidates of the best 64 a position, 12 steps); "
             f"{len(needed)} states needed a control"
         ),
@@ -199,13 +199,8 @@ def figures_of(
     hits = [controls[i].token_reachable for i in needed]
     by_chance = [chance[i].token_reachable for i in needed]
     gains = [float(a) - float(b) for a, b in zip(hits, by_chance, strict=True)] or [0.0]
-    drawn = np.random.default_rng(0).integers(0, len(gains), (2000, len(gains)))
-    ends = interval(np.asarray(gains)[drawn].mean(1))
-    gain = figure_with(
-        "search less random search", "reached", float(np.mean(gains)), ends, unit="share of states", n=len(gains),
-        of="states that need a control",
-    )  # fmt: skip
     of = "states that need a control"
+    gain = ratio_figure("search less random search", "reached", gains, unit="share of states", of=of)
     if needed:
         figures += [
             share_figure(TRUE, "reached", sum(hits), len(hits), unit="share of states", of=of),
@@ -256,14 +251,12 @@ def measure(options: argparse.Namespace) -> Evidence:
     import torch
 
     torch.set_num_threads(options.threads)
-    loaded = load_local("smollm2", runtime="native", threads=options.threads)
+    loaded = load_local("smollm2", runtime="native", dtype="file", threads=options.threads)
     gradient = gradient_of("smollm2")
-    text = load_text("wikitext2", "test")
-    sizes = Sizes(50, 8, 8) if options.full else Sizes(14, 3, 4)
-    problem = states_of(loaded.tokenizer, text, sizes.states)[0]
-    heads = attention_report(gradient.module, problem.after, (1, 10, 1000))
+    text = "\n".join(row["text"] for row in load_records("wikitext2", "test"))
+    sizes = Sizes(50, 8, 8) if options.full else Sizes(12, 2, 2)
     return study(
-        loaded.runtime, loaded.tokenizer, gradient, text, sizes, heads=heads, rows=options.rows,
+        loaded.runtime, loaded.tokenizer, gradient, text, sizes, module=gradient.module, rows=options.rows,
         sources=[model_source("smollm2")], data=data_sources([("wikitext2", "test")]), full=options.full,
         threads=options.threads, report=report,
     )  # fmt: skip

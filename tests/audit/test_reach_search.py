@@ -212,15 +212,18 @@ def tiny():
     return TorchRuntime(module, revision="tiny"), TokenGradient(module)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
-def test_the_gradient_is_that_of_finite_differences(name):
+@pytest.mark.parametrize(
+    ("name", "step", "within"),
+    [("gpt2", 1e-5, 1e-6), ("llama", 3e-3, 3e-3), ("gemma3", 3e-3, 3e-3)],  # the norms of the others compute in float32
+)
+def test_the_gradient_is_that_of_finite_differences(name, step, within):
     torch = pytest.importorskip("torch")
     from tiny_torch import tiny_module
 
     from likely.audit.reach import TokenGradient
 
     gradient = TokenGradient(tiny_module(name, dtype=torch.float64))
-    problem, control, step = ReachProblem((5, 9), (7, 3), (1,)), (11, 40), 1e-5
+    problem, control = ReachProblem((5, 9), (7, 3), (1,)), (11, 40)
     found = gradient(problem, control)
     assert found.shape == (2, 64)
     table = gradient._rows()
@@ -236,7 +239,7 @@ def test_the_gradient_is_that_of_finite_differences(name):
     with torch.no_grad():
         for at, token in ((0, 3), (1, 60)):
             slope = float(loss(at, token, step) - loss(at, token, -step)) / (2 * step)
-            assert found[at, token] == pytest.approx(slope, abs=1e-6)
+            assert found[at, token] == pytest.approx(slope, abs=within)
 
 
 def test_gcg_finds_what_there_is_and_claims_nothing_else(tiny):

@@ -80,13 +80,18 @@ def attention_bound(
     with np.errstate(under="ignore"):
         log_g = np.logaddexp.reduce(np.where(seen, raw, -np.inf), axis=1)
         weights = np.exp(np.where(seen, raw, -np.inf) - log_g[:, None])
-    sigma_q, sigma_k, sigma_v = (float(np.linalg.norm(w, 2)) for w in (w_q, w_k, w_v))
+    sigma_q, sigma_k, sigma_v = map(_largest_singular_value, (w_q, w_k, w_v))
     query = sigma_q * float(np.linalg.norm(x, axis=1).max()) + biases[0]
     alpha = scale * query * (sigma_k * most_control_norm + biases[1])
     most_value = sigma_v * most_control_norm + biases[2]
     log_u = np.log(k) + alpha if k else -np.inf
     saturation = np.exp(log_u - np.logaddexp(log_g, log_u)) if k else np.zeros(len(x))
     return AttentionBound(most_value * saturation, saturation, weights @ (x @ w_v))
+
+
+def _largest_singular_value(matrix: Floats) -> float:
+    small = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
+    return float(np.sqrt(max(0.0, np.linalg.eigvalsh(small)[-1])))
 
 
 @dataclass(frozen=True)

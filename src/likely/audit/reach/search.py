@@ -238,12 +238,12 @@ class Backoff:
 def backoff(gradient: ControlGradient | None, *, quick: bool = False) -> Backoff:
     """The paper's protocol: greedy back-generation for k <= 3, then GCG; without a gradient exhaustive greedy only.
 
-    quick  fewer candidates (256 for the greedy part; 48 of K = 64, 12 steps for GCG), for a processor
+    quick  fewer candidates (128 for the greedy part; 48 of K = 64, 12 steps for GCG), for a processor
     """
     if gradient is None:
         return Backoff(GreedyBack(), GreedyBack())
     if quick:
-        return Backoff(GreedyBack(gradient, 256), GCG(gradient, 48, 64, 12), 2)
+        return Backoff(GreedyBack(gradient, 128), GCG(gradient, 48, 64, 12), 2)
     return Backoff(GreedyBack(gradient, 512), GCG(gradient))
 
 
