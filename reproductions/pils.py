@@ -4,8 +4,8 @@ Hidden prompts of a small grammar, whose combinations are new in the test; the m
 of T steps; an inverter trained on them from scratch for T = 1, 4 and 16, on the answer's text alone, and against
 defences.  Before that: what the log-probabilities of one model span, and how exactly all follow from a few.
 
-  python reproductions/pils.py          2,200 prompts, 300 of them for the test
-  python reproductions/pils.py --full   10,000 prompts, longer training, and an inverter of 8 steps that reads 16
+  python reproductions/pils.py          1,000 prompts, 180 of them for the test
+  python reproductions/pils.py --full   10,000 prompts, and an inverter of 8 steps that reads 16
 
 Trajectories are kept in the --kept folder, part by part, without the prompts; a run that was stopped goes on there.
 """
@@ -42,20 +42,17 @@ from likely.audit.inversion import (
     RoundedLogprobs,
     TextOnly,
     TopTokensOnly,
-    Trajectories,
     Undefended,
-    collect_trajectories,
     exposed,
+    kept_trajectories,
     measure_runtime,
     recovery,
 )
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir, fingerprint
-from likely.io.whole_file import replacing
+from likely.io.hashes import cache_dir
 from likely.runtimes.protocol import Runtime
 
 STEPS = (1, 4, 16)
-PART = 200  # prompts of one file of trajectories
 SEED = 5
 LEAST_RATIO = 1.5
 TEMPLATES = (
@@ -98,29 +95,6 @@ def grammar(count: int, *, seed: int = SEED) -> list[str]:
     return list(found)
 
 
-def collected(
-    runtime: Runtime, prompts: Sequence[Sequence[int]], tokens: Sequence[int], steps: int, kept: Path | None,
-    report: Callable[[str], None],
-) -> Trajectories:  # fmt: skip
-    """The trajectories of all prompts; parts that lie in `kept` are not computed again."""
-    parts = []
-    digest = fingerprint([runtime.revision, list(map(int, tokens)), steps, [list(p) for p in prompts]])
-    for start in range(0, len(prompts), PART):
-        path = None if kept is None else kept / f"{digest[:16]}-{start}.npz"
-        if path is not None and path.is_file():
-            with np.load(path, allow_pickle=False) as held:
-                parts.append(Trajectories(held["selected"], held["top_ids"], held["top_logprobs"]))
-            continue
-        found = collect_trajectories(runtime, prompts[start : start + PART], tokens, steps)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as file:
-                np.savez(file, selected=found.selected, top_ids=found.top_ids, top_logprobs=found.top_logprobs)
-        parts.append(found)
-        report(f"trajectories of {start + len(found)} of {len(prompts)} prompts")
-    return Trajectories(*(np.concatenate([getattr(p, name) for p in parts]) for name in vars(parts[0])))
-
-
 def study(
     runtime: Runtime, render: Callable[[str], Sequence[int]], hidden_size: int, sizes: Sizes, *,
     steps: Sequence[int] = STEPS, kept: Path | None = None, sources: Sequence[Source] = (), full: bool = False,
@@ -133,7 +107,10 @@ def study(
     report(f"rank {span.rank}, gap {span.gap}, largest error of unseen log-ratios {span.error_nats} nats")
     prompts = grammar(sizes.prompts)
     compressor = LogprobCompressor(runtime.vocab_size, hidden_size, extra=min(100, hidden_size), seed=SEED)
-    seen = collected(runtime, [render(p) for p in prompts], compressor.tokens.tolist(), max(steps), kept, report)
+    seen = kept_trajectories(
+        runtime, [render(p) for p in prompts], compressor.tokens.tolist(), max(steps), folder=kept
+    )
+    report(f"trajectories of {len(seen)} prompts")
     cut = len(prompts) - sizes.test
     train, test, hidden = seen.of(slice(None, cut)), seen.of(slice(cut, None)), prompts[cut:]
     plain, text = Undefended(), TextOnly()
@@ -275,8 +252,8 @@ def measure(options: argparse.Namespace) -> Evidence:
 
     torch.set_num_threads(options.threads)
     with likely.load("smollm2", runtime="native", dtype="file", threads=options.threads) as lm:
-        config = InverterConfig(epochs=24 if options.full else 16, batch=64)
-        sizes = Sizes(10000, 1000, config, longer=True) if options.full else Sizes(2200, 300, config)
+        config = InverterConfig(epochs=24, batch=32, warmup=50)
+        sizes = Sizes(10000, 1000, config, longer=True) if options.full else Sizes(1000, 180, config)
         return study(
             lm.runtime, lambda prompt: lm.render([{"role": "user", "content": prompt}]).tokens,
             lm.runtime.shape.hidden, sizes, kept=options.kept, sources=[model_source("smollm2")], full=options.full,
@@ -285,7 +262,7 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 
 def main() -> Evidence | None:
-    parser = arguments(full="10,000 prompts and longer training", threads="threads of the model and of torch")
+    parser = arguments(full="10,000 prompts", threads="threads of the model and of torch")
     parser.add_argument("--kept", type=Path, default=cache_dir() / "pils", help="folder of trajectories")
     return run_study(parser, measure)
 

@@ -22,6 +22,7 @@ from likely.audit.reach import (
     ranked_targets,
     reachable_set,
     search_control,
+    search_method,
 )
 from likely.errors import CapabilityError, DataError
 from likely.runtimes.toy import ToyRuntime, exact_logprob
@@ -244,12 +245,12 @@ def test_the_gradient_is_that_of_finite_differences(name, step, within):
 
 def test_gcg_finds_what_there_is_and_claims_nothing_else(tiny):
     runtime, gradient = tiny
-    state, allowed = (5, 9, 20), range(24)  # controls of 24 tokens: all pairs can be tried
-    forbid = range(24, 64)
+    state, allowed = (5, 9, 20), range(12)  # controls of 12 tokens: all pairs can be tried
+    forbid = range(12, 64)
     true = reachable_set(runtime, state, 2, forbid=forbid)
-    method = GCG(gradient, candidates=48, top=24, steps=12, restarts=3)
+    method = GCG(gradient, candidates=24, top=12, steps=8, restarts=3)
     hits, claims = 0, 0
-    for target in sorted(true.tokens) + [t for t in range(64) if t not in true.tokens][:4]:
+    for target in sorted(true.tokens) + [t for t in range(64) if t not in true.tokens][:2]:
         found = search_control(runtime, ReachProblem(state, (target,)), method, lengths=(1, 2), forbid=forbid)
         assert not found.token_reachable or target in true.tokens
         assert set(found.ids) <= set(allowed)
@@ -258,7 +259,7 @@ def test_gcg_finds_what_there_is_and_claims_nothing_else(tiny):
             assert int(row.argmax()) == target
         hits += found.token_reachable
         claims += target in true.tokens
-    assert claims >= 5 and hits >= 0.9 * claims
+    assert claims >= 4 and hits >= 0.9 * claims
 
 
 def test_gcg_tries_no_control_twice_and_improves(tiny):
@@ -283,21 +284,20 @@ def test_gcg_tries_no_control_twice_and_improves(tiny):
     assert again == found
 
 
-def test_first_order_ranking_keeps_the_best_first_token_most_of_the_time(tiny):
+def test_first_order_ranking_evaluates_only_the_best_and_loses_little(tiny):
     runtime, gradient = tiny
-    better = 0
-    for target in range(12):
+    for target in (3, 8):
         problem = ReachProblem((5, 9, 20), (target,))
         every = search_control(runtime, problem, GreedyBack(), lengths=(1,))
         some = search_control(runtime, problem, GreedyBack(gradient, top=32), lengths=(1,))
-        worst = search_control(runtime, problem, GreedyBack(lambda p, u: -gradient(p, u), top=32), lengths=(1,))
-        assert every.loss <= some.loss + 1e-6
-        better += some.loss <= worst.loss
-    assert better >= 9
+        assert (every.evaluations, some.evaluations) == (65, 33)
+        assert every.loss <= some.loss + 1e-6 and some.ids[0] < 64
 
 
 def test_the_back_off_takes_the_long_method_beyond_its_length(tiny):
     runtime, gradient = tiny
     chosen = backoff(gradient, quick=True)
     assert isinstance(chosen, Backoff) and chosen.of_length(2).name == "greedy" and chosen.of_length(4).name == "gcg"
-    assert backoff(None).of_length(9).name == "greedy"
+    assert search_method("gcg", gradient, quick=False).of_length(8).candidates == 768
+    with pytest.raises(CapabilityError, match="needs gradients"):
+        search_method("gcg")

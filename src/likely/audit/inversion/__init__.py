@@ -15,10 +15,16 @@ if TYPE_CHECKING:
     from likely.audit.inversion.exposure import TopEmulator as TopEmulator
     from likely.audit.inversion.exposure import TopLogprobs as TopLogprobs
     from likely.audit.inversion.exposure import exposed as exposed
+    from likely.audit.inversion.exposure import exposure_report as exposure_report
+    from likely.audit.inversion.exposure import hidden_size_of as hidden_size_of
     from likely.audit.inversion.exposure import measure_endpoint as measure_endpoint
     from likely.audit.inversion.exposure import measure_runtime as measure_runtime
+    from likely.audit.inversion.exposure import random_texts as random_texts
     from likely.audit.inversion.exposure import ratios_by_bias as ratios_by_bias
     from likely.audit.inversion.inverter import InverterConfig as InverterConfig
+    from likely.audit.inversion.recovered import RecoveryPlan as RecoveryPlan
+    from likely.audit.inversion.recovered import audit_recovery as audit_recovery
+    from likely.audit.inversion.recovered import kept_trajectories as kept_trajectories
     from likely.audit.inversion.train import DefencePrice as DefencePrice
     from likely.audit.inversion.train import Inverter as Inverter
     from likely.audit.inversion.train import Recovery as Recovery

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.audit.inversion.compress import Floats, LogprobCompressor, estimate_rank, held_out_error
+from likely.audit.report import AuditReport, Finding
 from likely.errors import CapabilityError, DataError, check_choice
 from likely.runtimes.protocol import Runtime, Want, Work
 
@@ -171,7 +172,7 @@ def measure_endpoint(
     endpoint: TopLogprobs,
     prompts: Sequence[str],
     *,
-    vocab_size: int,
+    candidates: Sequence[int],
     hidden_size: int,
     top: int,
     most_bias: float = 100.0,
@@ -180,7 +181,9 @@ def measure_endpoint(
     seed: int = 0,
     progress: Callable[[int], None] = lambda n: None,
 ) -> ExposureReport:
-    """What a live endpoint of your own gives away.  hidden_size: an upper bound of the model's.
+    """What a live endpoint of your own gives away.
+
+    candidates   token ids whose log-probabilities it can name;  hidden_size: an upper bound of the model's
 
     Two calls say how many tokens come back, how they are rounded, and whether a bias changes what is returned; then,
     where it does and `most_calls` allow, log-ratios of the same tokens after each prompt give the rank and how well
@@ -188,7 +191,12 @@ def measure_endpoint(
     """
     if not prompts:
         raise DataError("the measurement needs prompts")
-    compressor = LogprobCompressor(vocab_size, hidden_size, extra=extra, seed=seed)
+    size = hidden_size + extra
+    if len(candidates) <= size:
+        raise DataError(
+            f"{size} tokens beside the anchor are needed, {len(candidates)} can be named: lower hidden_size or extra"
+        )
+    tokens = np.random.default_rng(seed).permutation(np.asarray(candidates, np.int64))[: size + 1].tolist()
     plain = endpoint(prompts[0], top, {})
     if not plain:
         return _with_calls(exposed(EndpointSpec("text"), hidden_size, extra=extra), 1)
@@ -197,7 +205,7 @@ def measure_endpoint(
     calls, biased = 1, False
     if returned >= 2:
         try:
-            ratios_by_bias(endpoint, prompts[0], compressor.tokens[:returned], top=returned, bias=most_bias)
+            ratios_by_bias(endpoint, prompts[0], tokens[:returned], top=returned, bias=most_bias)
             biased = True
         except CapabilityError:
             pass
@@ -206,12 +214,12 @@ def measure_endpoint(
     found = exposed(spec, hidden_size, extra=extra)
     if not biased:
         return _with_calls(found, calls)
-    each = math.ceil(compressor.size / (returned - 1))
+    each = math.ceil(size / (returned - 1))
     rows: list[Floats] = []
     for prompt in prompts:
         if calls + each > most_calls:
             break
-        ratios, used = ratios_by_bias(endpoint, prompt, compressor.tokens.tolist(), top=returned, bias=most_bias)
+        ratios, used = ratios_by_bias(endpoint, prompt, tokens, top=returned, bias=most_bias)
         rows.append(ratios)
         calls += used
         progress(used)
@@ -231,6 +239,23 @@ def measure_runtime(
         raise DataError("the measurement needs texts")
     found = exposed(EndpointSpec("full"), hidden_size, extra=extra)
     return _measured(found, compressor.of_selected(np.concatenate(rows)), len(rows))
+
+
+def hidden_size_of(runtime: Runtime) -> int:
+    """d, from the last hidden state of one token; CapabilityError where the runtime gives none."""
+    sequence = runtime.open()
+    try:
+        [out] = runtime.forward([Work(sequence, np.zeros(1, np.int64), want=Want(rows="last", hidden=True))])
+    finally:
+        runtime.close(sequence)
+    assert out.hidden is not None
+    return int(out.hidden.shape[1])
+
+
+def random_texts(runtime: Runtime, positions: int, *, seed: int = 0, length: int = 64) -> list[list[int]]:
+    """Texts of random tokens with so many positions in all, or a few more."""
+    length = min(length, runtime.context_length)
+    return np.random.default_rng(seed).integers(0, runtime.vocab_size, (-(-positions // length), length)).tolist()  # type: ignore[no-any-return]
 
 
 def _selected(runtime: Runtime, text: Sequence[int], tokens: NDArray[np.int64]) -> Floats:
@@ -260,6 +285,37 @@ def _measured(found: ExposureReport, ratios: Floats, calls: int) -> ExposureRepo
     return ExposureReport(
         found.spec, found.log_ratios_per_call, found.calls_per_vector, found.bits_per_call, found.verdict, rank, gap,
         error, calls,
+    )  # fmt: skip
+
+
+def exposure_report(found: ExposureReport, *, header: Mapping[str, Any]) -> AuditReport:
+    """What an endpoint exposes, in sentences."""
+    spec = found.spec
+    returned = {"text": "text alone", "chosen": "the chosen token's log-probability", "full": "all log-probabilities",
+                "top": f"the {spec.top} likeliest tokens"}[spec.returns]  # fmt: skip
+    verdicts = [f"It returns {returned}{', and takes a bias that changes them' if spec.logit_bias else ''}: {found.verdict}."]
+    if found.calls_per_vector is not None:
+        verdicts.append(f"All log-probabilities after one prompt are known after {found.calls_per_vector} calls.")
+    else:
+        verdicts.append("What it does not return cannot be computed from what it does.")
+    if found.rank is not None:
+        verdicts.append(f"Log-ratios span {found.rank} dimensions: the hidden size shows, and with it which model it is.")
+    rows = (
+        ("log-ratios per call", found.log_ratios_per_call, "log-ratios"),
+        ("calls for a whole vector", found.calls_per_vector, "calls"),
+        ("information per call", found.bits_per_call, "bits"),
+        ("rank", found.rank, "dimensions"),
+        ("fall behind the rank", found.gap, "factor"),
+        ("largest error of unseen log-ratios", found.error_nats, "nats"),
+    )
+    return AuditReport(
+        "Exposure: what log-probabilities give away",
+        "How much of the model, and of a hidden prompt, can be computed from what the endpoint returns?",
+        verdicts,
+        [Finding("endpoint", name, None if value is None else float(value), unit=unit, note="not measured")
+         for name, value, unit in rows],
+        {**header, "calls": found.calls},
+        caveats=("Exposure is what an attacker can know, not what one recovers: likely audit invert measures that.",),
     )  # fmt: skip
 
 

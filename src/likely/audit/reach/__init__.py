@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from likely.audit.reach.gradient import gradient_of as gradient_of
     from likely.audit.reach.problem import CandidateTest as CandidateTest
     from likely.audit.reach.problem import ReachProblem as ReachProblem
+    from likely.audit.reach.report import reach_audit as reach_audit
+    from likely.audit.reach.report import reach_case as reach_case
+    from likely.audit.reach.report import reach_measure as reach_measure
+    from likely.audit.reach.report import reach_report as reach_report
     from likely.audit.reach.search import GCG as GCG
     from likely.audit.reach.search import Backoff as Backoff
     from likely.audit.reach.search import Control as Control
@@ -28,5 +32,6 @@ if TYPE_CHECKING:
     from likely.audit.reach.search import RandomSearch as RandomSearch
     from likely.audit.reach.search import backoff as backoff
     from likely.audit.reach.search import search_control as search_control
+    from likely.audit.reach.search import search_method as search_method
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

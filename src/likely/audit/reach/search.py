@@ -235,16 +235,26 @@ class Backoff:
         return self.short if k <= self.short_to else self.long
 
 
-def backoff(gradient: ControlGradient | None, *, quick: bool = False) -> Backoff:
-    """The paper's protocol: greedy back-generation for k <= 3, then GCG; without a gradient exhaustive greedy only.
+def backoff(gradient: ControlGradient, *, quick: bool = False) -> Backoff:
+    """The paper's protocol: greedy back-generation for k <= 3, then GCG.
 
     quick  fewer candidates (128 for the greedy part; 48 of K = 64, 12 steps for GCG), for a processor
     """
-    if gradient is None:
-        return Backoff(GreedyBack(), GreedyBack())
     if quick:
         return Backoff(GreedyBack(gradient, 128), GCG(gradient, 48, 64, 12), 2)
     return Backoff(GreedyBack(gradient, 512), GCG(gradient))
+
+
+def search_method(
+    name: str, gradient: ControlGradient | None = None, *, quick: bool = True, evaluations: int = 4096
+) -> Backoff | ControlSearch:
+    """A method by its name: "gcg" (the back-off), "greedy", "random" (so many evaluations a length), "exhaustive"."""
+    check_choice("method", name, ("gcg", "greedy", "random", "exhaustive"))
+    if name == "gcg":
+        if gradient is None:
+            raise CapabilityError("gcg needs gradients: give them (gradient_of), or choose greedy")
+        return backoff(gradient, quick=quick)
+    return {"greedy": GreedyBack(), "random": RandomSearch(evaluations), "exhaustive": Exhaustive()}[name]
 
 
 def search_control(

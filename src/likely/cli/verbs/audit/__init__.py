@@ -6,6 +6,9 @@ import typer
 
 from likely.cli.help import VerbCommand
 from likely.cli.verbs.audit.ablate import ablate
+from likely.cli.verbs.audit.exposure import exposure
+from likely.cli.verbs.audit.invert import invert
+from likely.cli.verbs.audit.reach import reach
 from likely.cli.verbs.audit.review import review
 
 EXAMPLES = """What moves a model's answers, and how far: look before you ship it.
@@ -13,6 +16,12 @@ EXAMPLES = """What moves a model's answers, and how far: look before you ship it
 Examples:
 
   likely audit ablate cases.jsonl --segments context --control shuffle:context
+
+  likely audit reach smollm2 --state "The capital of France is" --target " Rome"
+
+  likely audit exposure smollm2
+
+  likely audit invert smollm2 --prompts prompts.jsonl
 
   likely audit review queue.jsonl --annotator anna
 """
@@ -24,5 +33,5 @@ def group() -> None:
     """A group of audits."""
 
 
-for verb in (ablate, review):
+for verb in (ablate, reach, exposure, invert, review):
     verbs.command(cls=VerbCommand)(verb)
