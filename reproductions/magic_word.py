@@ -124,9 +124,7 @@ def study(
 
     def found(name: str, problem: ReachProblem, how: Any = method, at: Sequence[int] = lengths) -> Control:
         def run() -> Control:
-            return search_control(
-                runtime, problem, how, lengths=at, forbid=forbid, seed=SEED, tokenizer=tokenizer
-            )
+            return search_control(runtime, problem, how, lengths=at, forbid=forbid, seed=SEED, tokenizer=tokenizer)
 
         control = kept.of(name, run)
         report(f"{name}: {'reached' if control.token_reachable else 'not reached'}, k = {control.k}, "
@@ -210,7 +208,9 @@ def figures_of(
     texts = [c for c in controls if c.token_reachable and c.method != "none"]
     if texts:
         survived = sum(bool(c.text_reachable) for c in texts)
-        figures.append(share_figure(TRUE, "reached as text", survived, len(texts), unit="share of controls", of="controls"))
+        figures.append(
+            share_figure(TRUE, "reached as text", survived, len(texts), unit="share of controls", of="controls")
+        )
     everyone = [c for row in ranked.values() for c in row]
     for rank, row in ranked.items():
         figures.append(
@@ -240,8 +240,8 @@ def figures_of(
     ]  # fmt: skip
     said = (
         f"the true next token is reached in {1 - curve.eps[0]:.0%} of states without a control, in "
-        f"{1 - curve.eps[-1]:.0%} with at most {max(lengths)} tokens (epsilon {curve.eps[-1]:.2f}); of states that need "
-        f"one {np.mean(hits) if hits else 0:.0%}, random search of equal cost {np.mean(by_chance) if hits else 0:.0%}; "
+        f"{1 - curve.eps[-1]:.0%} with at most {max(lengths)} tokens (epsilon {curve.eps[-1]:.2f}); of states that "
+        f"need one {np.mean(hits) if hits else 0:.0%}, random search of equal cost {np.mean(by_chance) if hits else 0:.0%}; "
         f"targets of rank 2 to 75 {top / len(everyone):.0%}, uniform ones {out / len(uniform):.0%}"
     )
     return figures, checks, said

@@ -1,7 +1,7 @@
 """PILS: how much of a hidden prompt do log-probabilities give away, and does more of the answer give more?
 
-Hidden prompts of a small grammar, whose combinations are new in the test; the model's greedy answer with log-probabilities
-of T steps; an inverter trained on them from scratch for T = 1, 4 and 16, on the answer's text alone, and against
+Hidden prompts of a small grammar, whose combinations are new in the test; the model's greedy answer with
+log-probabilities of T steps; an inverter trained on them from scratch for T = 1, 4 and 16, on the answer's text alone, and against
 defences.  Before that: what the log-probabilities of one model span, and how exactly all follow from a few.
 
   python reproductions/pils.py          1,000 prompts, 180 of them for the test
@@ -16,6 +16,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ import numpy as np
 from study import (
     arguments,
     conclude,
-    figure_with,
     model_source,
     ratio_figure,
     report,
@@ -107,9 +107,7 @@ def study(
     report(f"rank {span.rank}, gap {span.gap}, largest error of unseen log-ratios {span.error_nats} nats")
     prompts = grammar(sizes.prompts)
     compressor = LogprobCompressor(runtime.vocab_size, hidden_size, extra=min(100, hidden_size), seed=SEED)
-    seen = kept_trajectories(
-        runtime, [render(p) for p in prompts], compressor.tokens.tolist(), max(steps), folder=kept
-    )
+    seen = kept_trajectories(runtime, [render(p) for p in prompts], compressor.tokens.tolist(), max(steps), folder=kept)
     report(f"trajectories of {len(seen)} prompts")
     cut = len(prompts) - sizes.test
     train, test, hidden = seen.of(slice(None, cut)), seen.of(slice(cut, None)), prompts[cut:]
@@ -132,7 +130,9 @@ def study(
         rounded = RoundedLogprobs(decimals)
         found = recovery(hidden, longest.recover(rounded.returned(test.first(max(steps)))))
         others[f"{rounded.name}, T = {max(steps)}"] = found
-    swapped = recovery(hidden, longest.recover(plain.returned(test.first(max(steps)).of(np.roll(np.arange(len(test)), 1)))))
+    swapped = recovery(
+        hidden, longest.recover(plain.returned(test.first(max(steps)).of(np.roll(np.arange(len(test)), 1))))
+    )
     extension = None
     if sizes.longer:
         short, first = trained("T = 8, shifted", plain, 8, max(steps) - 8)
@@ -143,8 +143,8 @@ def study(
         "pils",
         title="PILS: hidden prompts from sequences of log-probabilities",
         claim=(
-            "The log-probabilities of several steps of an answer give a hidden prompt away far more often than those of "
-            "one step, or the text alone; they are a linear image of the hidden state, so that few coordinates hold all."
+            "The log-probabilities of several steps of an answer give a hidden prompt away far more often than those "
+            "of one step, or the text alone; they are a linear image of the hidden state, so that few hold all."
         ),
         paper_figure="exact recovery of hidden prompts 2 to 3.5 times the previous best; in one case from 17 to 60 %",
         ours=said,
@@ -230,7 +230,7 @@ def figures_of(
         Check(statement=f"exact match at T = {last}, least that counts", value=0.05 - many.exact, bound=0.0,
               unit="share of prompts"),
         Check(statement="exact match falls by at most this from one T to the next",
-              value=max(a - b for a, b in zip(ordered, ordered[1:], strict=False)), bound=0.0, unit="share of prompts"),
+              value=max(a - b for a, b in pairwise(ordered)), bound=0.0, unit="share of prompts"),
         Check(statement="text alone less log-probabilities, exact match", value=text.exact - many.exact, bound=0.0,
               unit="share of prompts"),
         Check(statement="log-probabilities of another prompt, exact match", value=swapped.exact, bound=0.02,

@@ -129,7 +129,9 @@ def test_calls_follow_from_the_description():
         assert exposed(spec, 576).calls_per_vector is None
     assert exposed(EndpointSpec("top", 1, True), 576).calls_per_vector == 677  # one token is the chosen one
     assert exposed(EndpointSpec("text"), 576).verdict == "text alone"
-    assert exposed(EndpointSpec("top", 5, decimals=2), 9).bits_per_call < exposed(EndpointSpec("top", 5), 9).bits_per_call
+    assert (
+        exposed(EndpointSpec("top", 5, decimals=2), 9).bits_per_call < exposed(EndpointSpec("top", 5), 9).bits_per_call
+    )
     with pytest.raises(ValueError, match="top must be"):
         EndpointSpec("top")
 

@@ -126,8 +126,8 @@ def test_recovery_counts_letters_and_words():
         recovery(["a"], [])
 
 
-SMALL = InverterConfig(width=32, hidden=64, heads=2, encoder_layers=1, decoder_layers=1, dropout=0.0, epochs=80, batch=16,
-                       learning_rate=5e-3, warmup=10)  # fmt: skip
+SMALL = InverterConfig(width=32, hidden=64, heads=2, encoder_layers=1, decoder_layers=1, dropout=0.0, epochs=80,
+                       batch=16, learning_rate=5e-3, warmup=10)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,9 @@ def test_text_is_read_too_and_inputs_are_not_mixed_up(learned):
 def test_defences_are_priced(learned):
     prompts, seen, _, inverter = learned
     short = InverterConfig(**{**vars(SMALL), "epochs": 2})
-    prices = price_defences(seen, prompts, seen, prompts, short, defences=(NoisyLogprobs(30.0), TextOnly()), trained=inverter)
+    prices = price_defences(
+        seen, prompts, seen, prompts, short, defences=(NoisyLogprobs(30.0), TextOnly()), trained=inverter
+    )
     assert [p.name for p in prices] == ["none", "noise of 30 nats", "text only"]
     assert prices[0].prepared.exact == 1 and prices[1].unprepared.exact < 0.2
     assert prices[2].unprepared is None and prices[2].error_nats is None

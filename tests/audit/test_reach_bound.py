@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -69,7 +71,7 @@ def test_the_bound_grows_with_k_and_ends_at_what_any_control_can():
     rng = np.random.default_rng(1)
     x, w_q, w_k, w_v = (rng.normal(size=s) * 0.3 for s in ((3, 5), (5, 5), (5, 5), (5, 5)))
     betas = [attention_bound(x, w_q, w_k, w_v, k, most_control_norm=1.0).beta for k in (0, 1, 2, 1000, 10**9)]
-    assert (betas[0] == 0).all() and all((a < b).all() for a, b in zip(betas, betas[1:], strict=False))
+    assert (betas[0] == 0).all() and all((a < b).all() for a, b in pairwise(betas))
     np.testing.assert_allclose(betas[-1], np.linalg.norm(w_v, 2), rtol=1e-6)
     far = attention_bound(x, w_q, w_k, w_v, 1, most_control_norm=1.0)
     wanted = far.output.copy()

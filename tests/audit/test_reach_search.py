@@ -164,7 +164,12 @@ def test_controls_that_do_not_survive_as_text_are_told_and_can_be_passed_over(to
     assert np.isinf(found.losses).tolist() == [True, False, False] and test.evaluations == 2
     for target in range(V):
         kept = search_control(
-            toy, ReachProblem((1, 3), (target,)), Exhaustive(), lengths=(1, 2), tokenizer=tokenizer, text_consistent=True
+            toy,
+            ReachProblem((1, 3), (target,)),
+            Exhaustive(),
+            lengths=(1, 2),
+            tokenizer=tokenizer,
+            text_consistent=True,
         )
         if kept.token_reachable and kept.ids:
             assert tokenizer.encode(kept.text + "bd") == [*kept.ids, 1, 3] and kept.text_reachable
@@ -295,7 +300,7 @@ def test_first_order_ranking_evaluates_only_the_best_and_loses_little(tiny):
 
 
 def test_the_back_off_takes_the_long_method_beyond_its_length(tiny):
-    runtime, gradient = tiny
+    _, gradient = tiny
     chosen = backoff(gradient, quick=True)
     assert isinstance(chosen, Backoff) and chosen.of_length(2).name == "greedy" and chosen.of_length(4).name == "gcg"
     assert search_method("gcg", gradient, quick=False).of_length(8).candidates == 768

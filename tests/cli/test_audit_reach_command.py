@@ -61,7 +61,9 @@ def test_refusals_are_one_line(cli, words, message):
 
 
 def test_exposure_by_description_and_of_a_model(cli, tiny):
-    found = cli("audit", "exposure", "--returns", "top", "--top", 5, "--logit-bias", "--hidden-size", 100, "--json").json
+    found = cli(
+        "audit", "exposure", "--returns", "top", "--top", 5, "--logit-bias", "--hidden-size", 100, "--json"
+    ).json
     calls = next(f["value"] for f in found["findings"] if f["quantity"] == "calls for a whole vector")
     assert calls == 50 and "full vectors" in found["verdicts"][0]
     assert "text alone" in cli("audit", "exposure", "--returns", "text", "--hidden-size", 9).out
@@ -80,9 +82,9 @@ def test_exposure_of_a_server_of_your_own(cli, tiny, toy_url):
 
 @pytest.fixture
 def toy_url():
-    from fake_server import serving
+    from fake_server import toy_server
 
-    with serving() as server:
+    with toy_server() as server:
         yield server.url, server.requests
 
 

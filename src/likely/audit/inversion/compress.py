@@ -27,11 +27,13 @@ class LogprobCompressor:
     tokens       (D + 1,) the anchor, then D = hidden_size + extra others
     """
 
-    def __init__(self, vocab_size: int, hidden_size: int, *, extra: int = EXTRA, anchor: int | None = None, seed: int = 0):
+    def __init__(
+        self, vocab_size: int, hidden_size: int, *, extra: int = EXTRA, anchor: int | None = None, seed: int = 0
+    ):
         size = hidden_size + extra
         if not 1 <= size < vocab_size:
             raise DataError(
-                f"{size} tokens beside the anchor are needed, the vocabulary has {vocab_size}: lower hidden_size or extra"
+                f"{size} tokens beside the anchor are needed, the vocabulary has {vocab_size}: lower hidden_size, extra"
             )
         order = np.random.default_rng(seed).permutation(vocab_size)
         if anchor is not None:

@@ -161,8 +161,8 @@ def ratios_by_bias(
         calls += 1
         if missing := [token for token in (anchor, *part) if token not in got]:
             raise CapabilityError(
-                f"{len(missing)} of {len(part) + 1} biased tokens did not come back: the endpoint takes no bias, or one "
-                f"larger than {bias:g} is needed"
+                f"{len(missing)} of {len(part) + 1} biased tokens did not come back: the endpoint takes no bias, or "
+                f"one larger than {bias:g} is needed"
             )
         found[start : start + len(part)] = [got[token] - got[anchor] for token in part]
     return found, calls
@@ -293,13 +293,17 @@ def exposure_report(found: ExposureReport, *, header: Mapping[str, Any]) -> Audi
     spec = found.spec
     returned = {"text": "text alone", "chosen": "the chosen token's log-probability", "full": "all log-probabilities",
                 "top": f"the {spec.top} likeliest tokens"}[spec.returns]  # fmt: skip
-    verdicts = [f"It returns {returned}{', and takes a bias that changes them' if spec.logit_bias else ''}: {found.verdict}."]
+    verdicts = [
+        f"It returns {returned}{', and takes a bias that changes them' if spec.logit_bias else ''}: {found.verdict}."
+    ]
     if found.calls_per_vector is not None:
         verdicts.append(f"All log-probabilities after one prompt are known after {found.calls_per_vector} calls.")
     else:
         verdicts.append("What it does not return cannot be computed from what it does.")
     if found.rank is not None:
-        verdicts.append(f"Log-ratios span {found.rank} dimensions: the hidden size shows, and with it which model it is.")
+        verdicts.append(
+            f"Log-ratios span {found.rank} dimensions: the hidden size shows, and with it which model it is."
+        )
     rows = (
         ("log-ratios per call", found.log_ratios_per_call, "log-ratios"),
         ("calls for a whole vector", found.calls_per_vector, "calls"),

@@ -6,7 +6,7 @@ The report and the kept arrays hold no prompt and no recovered text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class RecoveryPlan:
     steps: int = 16
     compared: tuple[int, ...] = (1, 16)
     test: float = 0.2
-    config: InverterConfig = InverterConfig()
+    config: InverterConfig = field(default_factory=InverterConfig)
     defences: tuple[Defence, ...] = DEFENCES
     seed: int = 0
 

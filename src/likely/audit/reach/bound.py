@@ -1,4 +1,4 @@
-"""What no control of k tokens can do to one attention head: the self-attention bound, also on real layers.  torch there.
+"""What no control of k tokens can do to one attention head: the self-attention bound, also on real layers (torch).
 
 For the output Y_i of a head at row i of the state, with k control tokens of norm at most M_u in front,
 
@@ -128,7 +128,10 @@ def attention_report(module: Module, state: Sequence[int], ks: Sequence[int]) ->
         width = q.shape[1] // heads
         share = heads // (key.shape[1] // width)
         for head in range(heads):
-            own, shared = slice(head * width, (head + 1) * width), slice(head // share * width, (head // share + 1) * width)
+            own, shared = (
+                slice(head * width, (head + 1) * width),
+                slice(head // share * width, (head // share + 1) * width),
+            )
             biases = tuple(
                 0.0 if part.bias is None else float(part.bias.detach()[of].double().norm())
                 for part, of in ((attention.q_proj, own), (attention.k_proj, shared), (attention.v_proj, shared))

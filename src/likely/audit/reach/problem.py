@@ -101,7 +101,9 @@ class CandidateTest:
         if rows.shape[1] > self._problem_checked:
             self.problem.check(self.runtime.vocab_size, self.runtime.context_length, rows.shape[1])
             self._problem_checked = rows.shape[1]
-        kept = np.flatnonzero([self._survives(row) for row in rows.tolist()]) if self._tokenizer else np.arange(len(rows))
+        kept = (
+            np.flatnonzero([self._survives(row) for row in rows.tolist()]) if self._tokenizer else np.arange(len(rows))
+        )
         found = Candidates(np.full(len(rows), np.inf), np.zeros(len(rows), bool), np.full(len(rows), -1))
         with self.runtime.turn:
             for part in self._parts(kept, rows.shape[1]):
@@ -140,7 +142,9 @@ class CandidateTest:
             where = where.reshape(ends.shape)
             pairs = np.stack([ends, np.broadcast_to(np.asarray(target), ends.shape)], -1).reshape(-1, 2)
             want = Want(rows=tuple(asked.tolist()), top=1, pairs=pairs)
-            work = Work(sequence, np.asarray(tree.tokens, np.int64), parents=np.asarray(tree.parents, np.int64), want=want)
+            work = Work(
+                sequence, np.asarray(tree.tokens, np.int64), parents=np.asarray(tree.parents, np.int64), want=want
+            )
             [out] = self.runtime.forward([work])
         finally:
             self.runtime.close(sequence)

@@ -101,7 +101,7 @@ def reach_report(records: Sequence[CaseRecord], lengths: Sequence[int], *, heade
         "Reach: what a few tokens in front can force",
         "With how many tokens in front of its text is the model's next text forced to be the target?",
         [
-            f"{reached} of {curve.n} targets are reached with at most {max(curve.k)} tokens, {free} of them without any.",
+            f"{reached} of {curve.n} targets are reached with at most {max(curve.k)} tokens, {free} without any.",
             f"{sum(bool(c.text_reachable) for c in forced)} of {len(forced)} controls work as text, too: the others "
             f"only as token ids.",
         ],
@@ -118,9 +118,7 @@ def reach_audit(
     overwrite: bool = False, progress: Callable[[int], None] | None = None,
 ) -> AuditReport:  # fmt: skip
     """`run_audit` of the cases, and its report."""
-    records = run_audit(
-        cases, as_it_is, measure, header=header, output=output, overwrite=overwrite, progress=progress
-    )
+    records = run_audit(cases, as_it_is, measure, header=header, output=output, overwrite=overwrite, progress=progress)
     return reach_report(records, lengths, header=header)
 
 
@@ -130,7 +128,9 @@ def reachable_report(found: ReachableSet, tokenizer: Tokenizer, *, header: Mappi
         {"token": token, "text": decode(tokenizer, [token]), "k": len(control), "control": decode(tokenizer, control)}
         for token, control in sorted(found.controls.items(), key=lambda item: (len(item[1]), item[0]))
     ]
-    counts = [sum(len(u) == k for u in found.controls.values()) for k in range(1 + max(map(len, found.controls.values())))]
+    counts = [
+        sum(len(u) == k for u in found.controls.values()) for k in range(1 + max(map(len, found.controls.values())))
+    ]
     return AuditReport(
         "Reach: the next tokens that can be forced",
         "Which tokens can be made the model's next one?",

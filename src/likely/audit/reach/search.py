@@ -225,7 +225,7 @@ class RandomSearch:
 
 @dataclass(frozen=True)
 class Backoff:
-    """Which method for which length: `short` up to `short_to` tokens, `long` beyond; each starts from what was found."""
+    """Which method for which length: `short` up to `short_to` tokens, `long` beyond; starts from the best so far."""
 
     short: ControlSearch
     long: ControlSearch

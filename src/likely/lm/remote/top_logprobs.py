@@ -27,7 +27,9 @@ class RemoteTopLogprobs:
     ):
         texts = [decode(tokenizer, [token]) for token in range(tokenizer.vocab_size)]
         counted = Counter(texts)
-        self._ids = {t: i for i, t in enumerate(texts) if t and counted[t] == 1 and "\N{REPLACEMENT CHARACTER}" not in t}
+        self._ids = {
+            t: i for i, t in enumerate(texts) if t and counted[t] == 1 and "\N{REPLACEMENT CHARACTER}" not in t
+        }
         self.token_ids = sorted(self._ids.values())
         with RemoteModel(url, model=model, **connection) as lm:
             self.name = lm.name

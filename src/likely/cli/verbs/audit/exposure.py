@@ -98,7 +98,9 @@ def _of_server(
     from likely.models.load import load_local
 
     if tokenizer is None:
-        raise typer.BadParameter("a server names tokens by text: name a model with its tokenizer", param_hint="--tokenizer")
+        raise typer.BadParameter(
+            "a server names tokens by text: name a model with its tokenizer", param_hint="--tokenizer"
+        )
     endpoint = RemoteTopLogprobs(url, load_local(tokenizer).tokenizer)
     try:
         texts = _prompts(prompts, hidden_size)

@@ -38,8 +38,8 @@ def invert(
 ) -> None:
     """How many hidden prompts does an attacker recover from log-probabilities, and what do defences leave?
 
-    An inverter is trained on most of the prompts and recovers the others: from one step, from all, and against rounding,
-    noise, top 5 and text alone.  Only a model that you load; no prompt is written anywhere.
+    An inverter is trained on most of the prompts and recovers the others: from one step, from all, and against
+    rounding, noise, top 5 and text alone.  Only a model that you load; no prompt is written anywhere.
 
     Examples:
 

@@ -70,7 +70,9 @@ def reach(
     numbers = flags_lengths(lengths, "--lengths")
     single = state is not None and (target is not None or explore is not None or bound is not None)
     if (cases is None) != single or (cases is None and state is None):
-        raise typer.BadParameter("give --cases FILE, or --state with --target, --explore or --bound", param_hint="--state")
+        raise typer.BadParameter(
+            "give --cases FILE, or --state with --target, --explore or --bound", param_hint="--state"
+        )
     if cases is not None:
         run = read_file(str(cases), lambda line, at: reports.reach_case(line.record, f"{at}:{line.number}"), out,
                         expected=reports.EXPECTED)  # fmt: skip
@@ -84,9 +86,7 @@ def reach(
         problem = reports.problem_of(lm.tokenizer, state or "", target or "a")
         if explore is not None:
             header = header_of(lm, "reach explore", {"budget": explore, "seed": seed})
-            found = room.explore(
-                lm.runtime, problem.after, explore, before=problem.before, forbid=forbid, seed=seed
-            )
+            found = room.explore(lm.runtime, problem.after, explore, before=problem.before, forbid=forbid, seed=seed)
             made.append(reports.reachable_report(found, lm.tokenizer, header=header))
         gradient = room.gradient_of(model) if bound is not None or (asked and method == "gcg") else None
         if bound is not None:
