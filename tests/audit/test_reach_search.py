@@ -291,7 +291,8 @@ def test_gcg_tries_no_control_twice_and_improves(tiny):
 
 def test_first_order_ranking_evaluates_only_the_best_and_loses_little(tiny):
     runtime, gradient = tiny
-    for target in (3, 8):
+    first = reachable_set(runtime, (5, 9, 20), 0).tokens
+    for target in [t for t in (3, 8, 30) if t not in first][:2]:
         problem = ReachProblem((5, 9, 20), (target,))
         every = search_control(runtime, problem, GreedyBack(), lengths=(1,))
         some = search_control(runtime, problem, GreedyBack(gradient, top=32), lengths=(1,))

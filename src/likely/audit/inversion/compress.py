@@ -104,7 +104,7 @@ def estimate_rank(ratios: ArrayLike) -> RankEstimate:
     values = np.asarray(ratios, np.float64)
     if values.ndim != 2 or min(values.shape) < 2 or not np.isfinite(values).all():
         raise DataError(f"the rank needs two vectors of two finite log-ratios or more, got shape {values.shape}")
-    found = np.linalg.svd(values, compute_uv=False)
+    found = np.asarray(np.linalg.svd(values, compute_uv=False), np.float64)
     floor = max(found[0] * np.finfo(np.float64).eps * max(values.shape), np.finfo(np.float64).tiny)
     falls = np.maximum(found[:-1], floor) / np.maximum(found[1:], floor)
     place = int(falls.argmax())

@@ -255,7 +255,7 @@ def hidden_size_of(runtime: Runtime) -> int:
 def random_texts(runtime: Runtime, positions: int, *, seed: int = 0, length: int = 64) -> list[list[int]]:
     """Texts of random tokens with so many positions in all, or a few more."""
     length = min(length, runtime.context_length)
-    return np.random.default_rng(seed).integers(0, runtime.vocab_size, (-(-positions // length), length)).tolist()  # type: ignore[no-any-return]
+    return np.random.default_rng(seed).integers(0, runtime.vocab_size, (-(-positions // length), length)).tolist()
 
 
 def _selected(runtime: Runtime, text: Sequence[int], tokens: NDArray[np.int64]) -> Floats:

@@ -78,7 +78,7 @@ class StepScale:
     @classmethod
     def of(cls, given: InverterInput) -> StepScale:
         if given.ratios is None:
-            return cls(ids=np.unique(given.ids))
+            return cls(ids=np.unique(np.asarray(given.ids)))
         flat = given.ratios.reshape(-1, given.ratios.shape[-1]).astype(np.float64)
         return cls(flat.mean(0), np.maximum(flat.std(0), 1e-6))
 
@@ -92,8 +92,9 @@ class StepScale:
             return InverterInput(ratios=((given.ratios - self.mean) / self.deviation).astype(np.float32))
         if self.ids is None:
             raise DataError("this inverter reads log-ratios, not tokens")
-        places = np.searchsorted(self.ids, given.ids)
-        known = self.ids[np.minimum(places, len(self.ids) - 1)] == given.ids
+        ids = np.asarray(given.ids)
+        places = np.searchsorted(self.ids, ids)
+        known = self.ids[np.minimum(places, len(self.ids) - 1)] == ids
         return InverterInput(ids=np.where(known, places + 1, 0), weights=given.weights)
 
 
@@ -102,7 +103,7 @@ def build_network(config: InverterConfig, pieces: int, *, ratios: int | None, kn
     torch = import_torch()
     nn = torch.nn
 
-    class Network(nn.Module):  # type: ignore[name-defined,misc]
+    class Network(nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             c = config
@@ -137,13 +138,13 @@ def build_network(config: InverterConfig, pieces: int, *, ratios: int | None, kn
                 embedded = self.token(torch.from_numpy(np.ascontiguousarray(given.ids)))
                 steps = (weights[..., None] * embedded).sum(-2)
             places = torch.arange(shift, shift + steps.shape[1])
-            return self.encoder(steps + self.place(places))  # type: ignore[no-any-return]
+            return self.encoder(steps + self.place(places))
 
         def forward(self, memory: Tensor, before: Tensor) -> Tensor:
             """(B, L, pieces) logits of what follows each of the pieces (B, L) before it."""
             length = before.shape[1]
             mask = torch.triu(torch.full((length, length), float("-inf")), 1)
             x = self.piece(before) + self.piece_place(torch.arange(length))
-            return self.head(self.decoder(x, memory, tgt_mask=mask))  # type: ignore[no-any-return]
+            return self.head(self.decoder(x, memory, tgt_mask=mask))
 
     return Network()

@@ -70,7 +70,8 @@ class InverterInput:
 class Defence(Protocol):
     """What an endpoint does to its log-probabilities before it returns them."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def returned(self, seen: Trajectories) -> InverterInput:
         """What an attacker then has."""

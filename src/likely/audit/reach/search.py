@@ -68,7 +68,8 @@ class Found:
 class ControlSearch(Protocol):
     """One method: from the best shorter control to one of k tokens."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __call__(
         self, test: CandidateTest, k: int, start: Found, allowed: NDArray[np.int64], rng: np.random.Generator
@@ -254,7 +255,10 @@ def search_method(
         if gradient is None:
             raise CapabilityError("gcg needs gradients: give them (gradient_of), or choose greedy")
         return backoff(gradient, quick=quick)
-    return {"greedy": GreedyBack(), "random": RandomSearch(evaluations), "exhaustive": Exhaustive()}[name]
+    methods: dict[str, ControlSearch] = {
+        "greedy": GreedyBack(), "random": RandomSearch(evaluations), "exhaustive": Exhaustive(),
+    }  # fmt: skip
+    return methods[name]
 
 
 def search_control(

@@ -89,7 +89,7 @@ def reach(
             found = room.explore(lm.runtime, problem.after, explore, before=problem.before, forbid=forbid, seed=seed)
             made.append(reports.reachable_report(found, lm.tokenizer, header=header))
         gradient = room.gradient_of(model) if bound is not None or (asked and method == "gcg") else None
-        if bound is not None:
+        if bound is not None and gradient is not None:
             ks = flags_lengths(bound, "--bound")
             header = header_of(lm, "reach bound", {"k": list(ks)})
             made.append(reports.bound_report(room.attention_report(gradient.module, problem.after, ks), header=header))
