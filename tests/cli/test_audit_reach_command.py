@@ -8,18 +8,18 @@ import pytest
 
 
 def test_reach_of_one_state_and_of_a_file_goes_on(cli, tiny, tmp_path):
-    words = ("audit", "reach", tiny, "--threads", 1, "--method", "random", "--lengths", "1,2")
+    words = ("audit", "reach", tiny, "--threads", 1, "--method", "greedy", "--lengths", "1")
     one = cli(*words, "--state", "the cat", "--target", " sat", "--json").json
     [case] = one["cases"]
-    assert case["evaluations"] >= 1 and case["k"] <= 2 and one["header"]["kind"] == "audit reach"
-    assert [f["quantity"] for f in one["findings"]][:3] == ["epsilon(0)", "epsilon(1)", "epsilon(2)"]
+    assert case["evaluations"] >= 1 and case["k"] <= 1 and one["header"]["kind"] == "audit reach"
+    assert [f["quantity"] for f in one["findings"]][:2] == ["epsilon(0)", "epsilon(1)"]
     states, out = tmp_path / "states.jsonl", tmp_path / "out.jsonl"
-    states.write_text("".join(json.dumps({"state": f"the cat {i}", "target": "a"}) + "\n" for i in range(3)))
+    states.write_text("".join(json.dumps({"state": f"the cat {i}", "target": "a"}) + "\n" for i in range(2)))
     found = cli(*words, "--cases", states, "-o", out, "--report", tmp_path / "r.html", "--json").json
     whole = out.read_bytes()
     out.write_bytes(whole[: len(whole) // 2])
     assert cli(*words, "--cases", states, "-o", out, "--json").json == found and out.read_bytes() == whole
-    assert (tmp_path / "r.html").read_text().count("the cat")
+    assert found["config"] in (tmp_path / "r.html").read_text()
     shown = cli(*words, "--state", "the cat", "--target", " sat")
     assert shown.code == 0 and "targets are reached" in shown.out
 
