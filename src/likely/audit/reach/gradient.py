@@ -70,7 +70,11 @@ class TokenGradient:
 
 
 def gradient_of(model: str) -> TokenGradient:
-    """The gradient of a model by name or path, from its weights in torch."""
+    """The gradient of a model by name or path, from its weights in torch, in float32.
+
+    The controls that it proposes may be evaluated on another runtime of the same model, in other numbers: the gradient
+    only says which ones are worth it.
+    """
     from likely.models.load import load_local
 
     runtime: Any = load_local(model, runtime="torch", dtype="float32").runtime
