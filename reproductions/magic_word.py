@@ -36,12 +36,14 @@ from study import (
 )
 
 from likely.audit.reach import (
+    GCG,
+    Backoff,
     Control,
     ControlGradient,
+    GreedyBack,
     RandomSearch,
     ReachProblem,
     attention_report,
-    backoff,
     controllability_curve,
     gradient_of,
     ranked_targets,
@@ -57,6 +59,7 @@ from likely.tokenizers.protocol import Tokenizer
 LENGTHS = (1, 2, 4, 8)
 RANKS = (2, 10, 40, 75)
 SEED = 11
+SEARCH = {"greedy": 128, "candidates": 48, "top": 64, "steps": 20, "short_to": 2}
 MOST_EPS, LEAST_GAIN, LEAST_TOP, MOST_UNIFORM = 0.2, 0.2, 0.6, 0.5
 TRUE, RANDOM, RANKED, UNIFORM = "true next token", "random search", "targets of rank 2 to 75", "uniform targets"
 
@@ -118,8 +121,12 @@ def study(
 ) -> Evidence:  # fmt: skip
     """All searches.  module: in torch, for the self-attention bound of the first state."""
     started = time.perf_counter()
-    kept = Rows(rows, {"revision": runtime.revision, "lengths": list(lengths), "seed": SEED})
-    method = backoff(gradient, quick=True)
+    kept = Rows(rows, {"revision": runtime.revision, "lengths": list(lengths), "seed": SEED, "search": SEARCH})
+    method = Backoff(
+        GreedyBack(gradient, SEARCH["greedy"]),
+        GCG(gradient, SEARCH["candidates"], SEARCH["top"], SEARCH["steps"]),
+        SEARCH["short_to"],
+    )
     forbid = sorted(set(tokenizer.special_tokens.values()))
 
     def found(name: str, problem: ReachProblem, how: Any = method, at: Sequence[int] = lengths) -> Control:
@@ -168,7 +175,7 @@ def study(
         checks=checks,
         samples=(
             f"{len(problems)} states of 6 to 9 tokens from WikiText-2; greedy back-generation up to k = 2 (128 "
-            f"candidates by gradient), GCG beyond (48 candidates of the best 64 a position, 12 steps); "
+            f"candidates by gradient), GCG beyond (48 candidates of the best 64 a position, 20 steps); "
             f"{len(needed)} states needed a control"
         ),
         intervals="95 %: Wilson for shares, percentile bootstrap over states (paired) for the gain, fixed seed",

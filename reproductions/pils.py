@@ -4,7 +4,7 @@ Hidden prompts of a small grammar, whose combinations are new in the test; the m
 log-probabilities of T steps; an inverter trained on them from scratch for T = 1, 4 and 16, on the answer's
 text alone, and against defences.  Before that: what the log-probabilities of one model span, and how exactly all follow from a few.
 
-  python reproductions/pils.py          1,000 prompts, 180 of them for the test
+  python reproductions/pils.py          1,600 prompts, 200 of them for the test
   python reproductions/pils.py --full   10,000 prompts, and an inverter of 8 steps that reads 16
 
 Trajectories are kept in the --kept folder, part by part, without the prompts; a run that was stopped goes on there.
@@ -252,8 +252,8 @@ def measure(options: argparse.Namespace) -> Evidence:
 
     torch.set_num_threads(options.threads)
     with likely.load("smollm2", runtime="native", dtype="file", threads=options.threads) as lm:
-        config = InverterConfig(epochs=24, batch=32, warmup=50)
-        sizes = Sizes(10000, 1000, config, longer=True) if options.full else Sizes(1000, 180, config)
+        config = InverterConfig(epochs=18, batch=32, warmup=50, dropout=0.2)
+        sizes = Sizes(10000, 1000, config, longer=True) if options.full else Sizes(1600, 200, config)
         return study(
             lm.runtime, lambda prompt: lm.render([{"role": "user", "content": prompt}]).tokens,
             lm.runtime.shape.hidden, sizes, kept=options.kept, sources=[model_source("smollm2")], full=options.full,

@@ -156,6 +156,7 @@ def test_a_bias_brings_back_the_true_log_ratios():
         (EndpointSpec("top", 5, True, decimals=3), d, "full vectors"),
         (EndpointSpec("top", 5), None, "part of each vector"),
         (EndpointSpec("chosen", 1), None, "part of each vector"),
+        (EndpointSpec("chosen", 1, True), None, "full vectors"),
     ],
 )
 def test_an_endpoint_is_measured_within_its_budget(spec, rank, verdict):

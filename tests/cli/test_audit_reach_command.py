@@ -52,7 +52,7 @@ def test_gcg_takes_gradients_and_the_bound_reads_weights(cli, tiny):
         (("exposure", "http://localhost:1", "--i-own-this-endpoint"), "--hidden-size"),
         (("exposure", "http://localhost:1", "--i-own-this-endpoint", "--hidden-size", "9"), "--tokenizer"),
         (("exposure", "--returns", "top"), "--hidden-size"),
-        (("invert", "http://localhost:1"), "prompts.jsonl"),
+        (("invert", "http://localhost:1"), "--prompts"),
     ],
 )
 def test_refusals_are_one_line(cli, words, message):
@@ -71,13 +71,16 @@ def test_exposure_by_description_and_of_a_model(cli, tiny):
     assert measured.code == 0 or "tokens beside the anchor" in measured.err
 
 
-def test_exposure_of_a_server_of_your_own(cli, tiny, toy_url):
+def test_exposure_of_a_server_of_your_own(cli, tiny, toy_url, tmp_path):
     url, requests = toy_url
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the cat\nthe dog\n")
     done = cli("audit", "exposure", url, "--i-own-this-endpoint", "--tokenizer", tiny, "--hidden-size", 4, "--top", 5,
-               "--most-calls", 6, "--json")  # fmt: skip
+               "--most-calls", 6, "--prompts", prompts, "--json")  # fmt: skip
     assert done.code == 0, done.err
-    assert done.json["header"]["calls"] <= 6 and requests
-    assert "computed from" in " ".join(done.json["verdicts"]) or "calls" in " ".join(done.json["verdicts"])
+    assert done.json["header"]["calls"] == 2 and requests
+    assert "part of each vector" in done.json["verdicts"][0]  # the server takes a bias and does not heed it
+    assert "the cat" not in done.out
 
 
 @pytest.fixture

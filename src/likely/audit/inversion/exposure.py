@@ -202,17 +202,11 @@ def measure_endpoint(
         return _with_calls(exposed(EndpointSpec("text"), hidden_size, extra=extra), 1)
     returned = len(plain)
     decimals = _decimals(list(plain.values()))
-    calls, biased = 1, False
-    if returned >= 2:
-        try:
-            ratios_by_bias(endpoint, prompts[0], tokens[:returned], top=returned, bias=most_bias)
-            biased = True
-        except CapabilityError:
-            pass
-        calls += 1
+    biased = _heeds_bias(endpoint, prompts[0], tokens, plain, most_bias)
+    calls = 2
     spec = EndpointSpec("top" if returned > 1 else "chosen", returned, biased, most_bias, decimals)
     found = exposed(spec, hidden_size, extra=extra)
-    if not biased:
+    if not biased or returned < 2:
         return _with_calls(found, calls)
     each = math.ceil(size / (returned - 1))
     rows: list[Floats] = []
@@ -224,6 +218,14 @@ def measure_endpoint(
         calls += used
         progress(used)
     return _measured(found, np.asarray(rows), calls)
+
+
+def _heeds_bias(
+    endpoint: TopLogprobs, prompt: str, tokens: Sequence[int], plain: Mapping[int, float], bias: float
+) -> bool:
+    """Whether tokens that were not among the likeliest are so with a bias."""
+    wanted = [int(token) for token in tokens if int(token) not in plain][: len(plain)]
+    return set(wanted) <= set(endpoint(prompt, len(plain), dict.fromkeys(wanted, bias)))
 
 
 def measure_runtime(

@@ -239,10 +239,10 @@ class Backoff:
 def backoff(gradient: ControlGradient, *, quick: bool = False) -> Backoff:
     """The paper's protocol: greedy back-generation for k <= 3, then GCG.
 
-    quick  fewer candidates (128 for the greedy part; 48 of K = 64, 12 steps for GCG), for a processor
+    quick  fewer candidates (128 for the greedy part; 48 of K = 64, 20 steps for GCG), for a processor
     """
     if quick:
-        return Backoff(GreedyBack(gradient, 128), GCG(gradient, 48, 64, 12), 2)
+        return Backoff(GreedyBack(gradient, 128), GCG(gradient, 48, 64, 20), 2)
     return Backoff(GreedyBack(gradient, 512), GCG(gradient))
 
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def invert(
-    model: Annotated[str, typer.Argument(help="Name (likely models), GGUF file or folder; no server.")] = DEFAULT_MODEL,
     prompts: Annotated[
         Path, typer.Option("--prompts", help='JSONL (.gz, too) of {"prompt"} or strings: some hundred or more.')
-    ] = Path("prompts.jsonl"),
+    ],
+    model: Annotated[str, typer.Argument(help="Name (likely models), GGUF file or folder; no server.")] = DEFAULT_MODEL,
     steps: Annotated[int, typer.Option("--steps", min=1, max=64, help="Tokens of each answer that are read.")] = 16,
     test: Annotated[float, typer.Option("--test", min=0.01, max=0.9, help="Share of the prompts to recover.")] = 0.2,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes of the training over the others.")] = 20,

@@ -31,7 +31,7 @@ def reach(
     ] = "gcg",
     lengths: Annotated[str, typer.Option("--lengths", help="Tokens of a control, rising.")] = "1,2,4,8",
     paper_size: Annotated[
-        bool, typer.Option("--paper-size", help="The paper's 768 candidates and 34 steps, in place of 48 and 12.")
+        bool, typer.Option("--paper-size", help="The paper's 768 candidates and 34 steps, in place of 48 and 20.")
     ] = False,
     text_consistent: Annotated[
         bool, typer.Option("--text-consistent", help="Only controls that survive as text.")
