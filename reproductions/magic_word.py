@@ -249,7 +249,8 @@ def figures_of(
         f"the true next token is reached in {1 - curve.eps[0]:.0%} of states without a control, in "
         f"{1 - curve.eps[-1]:.0%} with at most {max(lengths)} tokens (epsilon {curve.eps[-1]:.2f}); of states that "
         f"need one {np.mean(hits) if hits else 0:.0%}, random search of equal cost "
-        f"{np.mean(by_chance) if hits else 0:.0%}; targets of rank 2 to 75 {top / len(everyone):.0%}, uniform ones {out / len(uniform):.0%}"
+        f"{np.mean(by_chance) if hits else 0:.0%}; targets of rank 2 to 75 "
+        f"{top / len(everyone):.0%}, uniform ones {out / len(uniform):.0%}"
     )
     return figures, checks, said
 

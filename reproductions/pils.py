@@ -2,7 +2,8 @@
 
 Hidden prompts of a small grammar, whose combinations are new in the test; the model's greedy answer with
 log-probabilities of T steps; an inverter trained on them from scratch for T = 1, 4 and 16, on the answer's
-text alone, and against defences.  Before that: what the log-probabilities of one model span, and how exactly all follow from a few.
+text alone, and against defences.  Before that: what the log-probabilities of one
+model span, and how exactly all follow from a few.
 
   python reproductions/pils.py          1,600 prompts, 200 of them for the test
   python reproductions/pils.py --full   10,000 prompts, and an inverter of 8 steps that reads 16
