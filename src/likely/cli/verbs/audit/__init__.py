@@ -7,7 +7,10 @@ import typer
 from likely.cli.help import VerbCommand
 from likely.cli.verbs.audit import probes
 from likely.cli.verbs.audit.ablate import ablate
+from likely.cli.verbs.audit.exposure import exposure
+from likely.cli.verbs.audit.invert import invert
 from likely.cli.verbs.audit.mermaid import mermaid
+from likely.cli.verbs.audit.reach import reach
 from likely.cli.verbs.audit.review import review
 from likely.cli.verbs.audit.spectral import spectral
 
@@ -21,6 +24,12 @@ Examples:
 
   likely audit probes make questions.jsonl -m gemma3 -o probes.jsonl
 
+  likely audit reach smollm2 --state "The capital of France is" --target " Rome"
+
+  likely audit exposure smollm2
+
+  likely audit invert smollm2 --prompts prompts.jsonl
+
   likely audit review queue.jsonl --annotator anna
 """
 verbs = typer.Typer(help=EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
@@ -32,5 +41,5 @@ def group() -> None:
 
 
 verbs.add_typer(probes.verbs, name="probes")
-for verb in (ablate, mermaid, review, spectral):
+for verb in (reach, exposure, invert, ablate, mermaid, review, spectral):
     verbs.command(cls=VerbCommand)(verb)
