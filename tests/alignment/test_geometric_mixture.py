@@ -10,7 +10,7 @@ import pytest
 from helpers_for_loops import RandomTrees, run, toy_loop
 from statistics_of_draws import chi_square_p
 
-from likely.alignment.mixture import GeometricMixture
+from likely.alignment.online.mixture import GeometricMixture
 from likely.decoding.constraint import mask_of
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
@@ -227,7 +227,9 @@ def test_transformers_models_each_with_its_cache():
 
     modules = [tiny_module("llama", seed=seed) for seed in (0, 1)]
     policy, reference = (TorchRuntime(m, tokens_held=512, sequences=8, tokens_per_call=64) for m in modules)
-    request = Request((1, 2, 4), SETTINGS["greedy"], max_tokens=16, logits_processors=(GeometricMixture(reference, 0.4),))
+    request = Request(
+        (1, 2, 4), SETTINGS["greedy"], max_tokens=16, logits_processors=(GeometricMixture(reference, 0.4),)
+    )
     [[found]] = run(toy_loop(policy), request)
     text = [1, 2, 4]
     for token in found.tokens:

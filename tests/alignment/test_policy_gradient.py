@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from likely.alignment.policy_gradient import nash_md_loss
-from likely.alignment.tabular import nash_md_gradient
+from likely.alignment.online.policy_gradient import nash_md_loss
+from likely.alignment.online.tabular import nash_md_gradient
 
 STEPS, V = 2, 3
 
@@ -89,9 +89,7 @@ def test_per_token_form_is_what_trl_computed(seed):
 def test_padding_reaches_nothing_and_texts_of_one_token_know_no_difference():
     ours, theirs, mask, p = batch(0)
     clean = nash_md_loss(ours, theirs, mask, p, tau=0.3)
-    dirty = nash_md_loss(
-        ours.masked_fill(~mask, -torch.inf), theirs.masked_fill(~mask, torch.nan), mask, p, tau=0.3
-    )
+    dirty = nash_md_loss(ours.masked_fill(~mask, -torch.inf), theirs.masked_fill(~mask, torch.nan), mask, p, tau=0.3)
     torch.testing.assert_close(clean, dirty, atol=0, rtol=0)
     first = mask & (torch.arange(9) == 0)
     torch.testing.assert_close(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import expit, log_softmax
 
-from likely.alignment.tabular import (
+from likely.alignment.online.tabular import (
     best_response,
     bradley_terry_fit,
     descend,

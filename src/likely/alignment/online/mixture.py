@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from likely.alignment.tabular import check_beta
+from likely.alignment.online.tabular import check_beta
 from likely.errors import CapabilityError, ConstraintError, KvFull, ModelError
 from likely.guided.contrast import LoadedModel, check_same_tokens
 from likely.runtimes.protocol import FloatArray, Output, Runtime, Sequence, Want, Work
@@ -210,7 +210,9 @@ class GeometricMixture:
         runtime = self.reference.runtime
         try:
             self.reference.compute(self)  # so that samples share one reading of the prompt
-            sequence = runtime.fork(self._sequence) if self._sequence is not None and runtime.capabilities.fork else None
+            sequence = (
+                runtime.fork(self._sequence) if self._sequence is not None and runtime.capabilities.fork else None
+            )
         except KvFull:  # computed anew when there is room
             sequence = None
         copy = self._copy()

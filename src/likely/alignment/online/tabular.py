@@ -185,9 +185,7 @@ def nash_md_gradient(
     return np.asarray(chances * (gain - chances @ gain))
 
 
-def dpo_gradient(
-    preferences: ArrayLike, log_policy: ArrayLike, log_reference: ArrayLike, gamma: float
-) -> Floats:
+def dpo_gradient(preferences: ArrayLike, log_policy: ArrayLike, log_reference: ArrayLike, gamma: float) -> Floats:
     """Gradient (K,) of online DPO, E_{y,y'~π} -p log σ(γδ) - (1-p) log σ(-γδ); its fixed points are no equilibria
     unless preferences follow a Bradley-Terry model."""
     p, reference = _game(preferences, log_reference, gamma)
@@ -197,9 +195,7 @@ def dpo_gradient(
     return np.asarray(-2 * gamma * chances * ((p - expit(margins)) @ chances))
 
 
-def descend(
-    gradient: Callable[[Floats], Floats], log_start: ArrayLike, *, learning_rate: float, steps: int
-) -> Floats:
+def descend(gradient: Callable[[Floats], Floats], log_start: ArrayLike, *, learning_rate: float, steps: int) -> Floats:
     """log π (K,) after that many steps of gradient descent on the logits; gradient: of log π."""
     logits = np.array(log_start, np.float64)
     for _ in range(steps):
