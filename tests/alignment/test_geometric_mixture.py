@@ -255,7 +255,7 @@ def test_what_cannot_be_mixed_is_refused():
     for beta in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match="beta must lie in"):
             GeometricMixture(reference, beta)
-    with pytest.raises(CapabilityError, match="must run on this machine.*got str"):
+    with pytest.raises(CapabilityError, match=r"must run on this machine.*got str"):
         GeometricMixture("http://localhost:8000", 0.5)
     with pytest.raises(ValueError, match="reference model has 7 tokens, this one 6"):
         tokens_of(policy, GeometricMixture(ToyRuntime.random(7, seed=1), 0.5))

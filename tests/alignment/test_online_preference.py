@@ -151,7 +151,8 @@ def test_online_ipo_is_trls_online_dpo_trainer_with_loss_ipo():
     whole = SimpleNamespace(
         args=SimpleNamespace(use_vllm=False, missing_eos_penalty=None, loss_type="ipo", torch_empty_cache_steps=None,
                              n_gpu=1, optim="adamw_torch", gradient_accumulation_steps=1),
-        eos_token_ids=[63], ref_model=reference, processing_class=SimpleNamespace(batch_decode=lambda ids, **_: [""] * 6),
+        eos_token_ids=[63], ref_model=reference,
+        processing_class=SimpleNamespace(batch_decode=lambda ids, **_: [""] * 6),
         _generate=lambda *_: (prompts.repeat(2, 1), torch.ones(6, 4).long(), completions, mask, None),
         _calculate_rewards_from_functions=lambda **_: rewards.clone(), beta=tau, stats=defaultdict(list),
         max_length=64, reward_funcs=[None], state=SimpleNamespace(global_step=1), is_fsdp_enabled=False, use_apex=False,

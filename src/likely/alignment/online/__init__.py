@@ -1,4 +1,4 @@
-"""Preference optimisation on the model's own samples: games and their equilibria, mixture decoding, Nash-MD, training."""
+"""Preference optimisation on the model's own samples: games and equilibria, mixture decoding, Nash-MD, training."""
 
 from typing import TYPE_CHECKING
 
@@ -7,6 +7,7 @@ from likely.lazy import lazy_exports
 if TYPE_CHECKING:
     from likely.alignment.online.mixture import GeometricMixture as GeometricMixture
     from likely.alignment.online.policy_gradient import nash_md_loss as nash_md_loss
+    from likely.alignment.online.policy_gradient import policy_gradient_loss as policy_gradient_loss
     from likely.alignment.online.tabular import best_response as best_response
     from likely.alignment.online.tabular import bradley_terry_fit as bradley_terry_fit
     from likely.alignment.online.tabular import descend as descend

@@ -53,9 +53,9 @@ def nash(preferences: ArrayLike, log_reference: ArrayLike, tau: float) -> Floats
     log_reference  (K,) log π_ref, normalised here; -inf for answers that no policy gives
     tau            > 0: strength of the regularisation, nats of KL are worth tau wins
 
-    Solves log π = log π_ref + P π / τ + const by Newton's method, following the solution from a large τ down.  With the
-    skew part A = P - ½ and Σ the covariance of π its Jacobian I - A Σ / τ has no eigenvalue below 1 in size, so that the
-    path has no turning point and the equilibrium is found for every game.
+    Solves log π = log π_ref + P π / τ + const by Newton's method, following the solution from a large τ down.  With
+    the skew part A = P - ½ and Σ the covariance of π its Jacobian I - A Σ / τ has no eigenvalue below 1 in size, so
+    that the path has no turning point and the equilibrium is found for every game.
     """
     p, reference = _game(preferences, log_reference, tau)
     support = np.flatnonzero(reference > -np.inf)
@@ -209,8 +209,8 @@ def descend(gradient: Callable[[Floats], Floats], log_start: ArrayLike, *, learn
 def bradley_terry_fit(preferences: ArrayLike, log_sampling: ArrayLike) -> Floats:
     """Rewards (K,) of the Bradley-Terry model that is most likely under pairs drawn from a distribution, mean 0.
 
-    Maximises E_{y,y'~ρ} p(y ≻ y') log σ(r(y) - r(y')).  For a cyclic game it is a poor summary: rock, paper and scissors
-    get rewards by how often each was met.
+    Maximises E_{y,y'~ρ} p(y ≻ y') log σ(r(y) - r(y')).  For a cyclic game it is a poor summary: rock, paper and
+    scissors get rewards by how often each was met.
     """
     p = symmetrised(preferences)
     rho = np.exp(_distribution(log_sampling, len(p)))

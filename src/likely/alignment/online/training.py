@@ -1,8 +1,8 @@
 """Preference optimisation on the model's own samples: online IPO, IPO-MD, Nash-MD and online DPO.  torch.
 
 Every step draws completions from the policy as it is now (or from its geometric mixture with the reference), asks which
-of two is better, and moves the policy.  With a regularisation of τ, online IPO and IPO-MD end at the Nash equilibrium of
-the preferences (`tabular`), whether or not these come from a reward.
+of two is better, and moves the policy.  With a regularisation of τ, online IPO ends at the Nash equilibrium of the
+preferences (`tabular`), and so does the mixture of IPO-MD and Nash-MD, whether or not these come from a reward.
 Calandriello et al. 2024, arXiv:2403.08635; Munos et al. 2023, arXiv:2312.00886.
 """
 
