@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
+from likely.alignment.frontier import KL_ESTIMATORS, KlEstimator, PolicySamples
 from likely.data import load_records
 from likely.errors import missing_extra
 from likely.evidence import Source
@@ -148,6 +149,25 @@ def sequence_logprob(module: nn.Module, rows: Candidates) -> Floats:
     return found
 
 
+@torch.no_grad()
+def kl_of(policy: nn.Module, reference: nn.Module, rows: Candidates) -> dict[KlEstimator, Floats]:
+    """KL of each completion by estimator, (N,) in nats; see `likely.alignment.frontier`."""
+    found: dict[KlEstimator, Floats] = {name: np.zeros(len(rows)) for name in KL_ESTIMATORS}
+    for at in by_length([len(ids) for ids in rows.ids], ROWS // 4):
+        chunk = rows.take(at)
+        ids, mask = padded(chunk.ids)
+        ours, theirs = (
+            module(input_ids=ids, attention_mask=mask).logits[:, :-1].log_softmax(-1) for module in (policy, reference)
+        )
+        counted = mask[:, 1:].bool() & (torch.arange(1, ids.shape[1]) >= torch.from_numpy(chunk.starts)[:, None])
+        ratio = (ours - theirs).gather(-1, ids[:, 1:, None]).squeeze(-1).double()
+        steps = (ours.exp() * (ours - theirs)).sum(-1).double()
+        sums = {"exact": steps, "k1": ratio, "k3": torch.expm1(-ratio) + ratio}
+        for name in KL_ESTIMATORS:
+            found[name][at] = (sums[name] * counted).sum(-1).numpy()
+    return found
+
+
 def by_length(lengths: Sequence[int], size: int) -> Iterator[NDArray[np.int64]]:
     """Row numbers in batches of about one length."""
     order = np.argsort(lengths, kind="stable")
@@ -225,6 +245,55 @@ def _sample_rows(
 # --- the lab ----------------------------------------------------------------------------------------------------------
 
 
+def train_policy(
+    lab: Lab,
+    batches: Iterable[NDArray[np.int64]],
+    loss: Callable[[LlamaForCausalLM, NDArray[np.int64]], Tensor],
+    learning_rate: float,
+    checkpoints: Mapping[int, Callable[[LlamaForCausalLM], None]],
+) -> LlamaForCausalLM:
+    """The reference after a step of AdamW for each batch; checkpoints: what is done after so many steps."""
+    policy = lab.policy()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
+    warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 5))
+
+    def after(step: int, _: float) -> None:
+        if step + 1 in checkpoints:
+            checkpoints[step + 1](policy)
+
+    train(batches, lambda batch: loss(policy, batch), optimizer, schedule=warm_up, clip=1.0, progress=after)
+    return policy
+
+
+def kept_samples(samples: PolicySamples) -> dict[str, Any]:
+    """As JSON, see `read_samples`."""
+    return {
+        "name": samples.name,
+        "prompt": samples.prompt.tolist(),
+        "rewards": {name: np.round(values, 5).tolist() for name, values in samples.rewards.items()},
+        "kl": {name: np.round(values, 5).tolist() for name, values in samples.kl.items()},
+        "tokens": [list(tokens) for tokens in samples.tokens],
+    }
+
+
+def read_samples(record: Mapping[str, Any]) -> PolicySamples:
+    return PolicySamples(
+        record["name"], np.array(record["prompt"]), {k: np.array(v) for k, v in record["rewards"].items()},
+        {k: np.array(v) for k, v in record["kl"].items()}, record["tokens"],
+    )  # fmt: skip
+
+
+def pooled(name: str, samples: Sequence[PolicySamples]) -> PolicySamples:
+    """Of several seeds: the prompts of each are prompts of their own."""
+    shifts = np.cumsum([0, *(one.prompts for one in samples[:-1])])
+    return PolicySamples(
+        name, np.concatenate([one.prompt + shift for one, shift in zip(samples, shifts, strict=True)]),
+        {key: np.concatenate([one.rewards[key] for one in samples]) for key in samples[0].rewards},
+        {key: np.concatenate([one.kl[key] for one in samples]) for key in samples[0].kl},
+        [tokens for one in samples for tokens in one.tokens],
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
 class Lab:
     """settings, tokenizer, the reference (frozen), the proxy, and prompts for training and for evaluation."""
@@ -246,6 +315,17 @@ class Lab:
     def sample(self, module: nn.Module, prompts: Sequence[Sequence[int]], n: int, **settings: Any) -> Candidates:
         """See `sample`."""
         return sample(module, self.tokenizer, prompts, n, **settings)
+
+    def measure(
+        self, name: str, module: nn.Module, prompts: Sequence[Sequence[int]], n: int, seed: int
+    ) -> PolicySamples:
+        """n completions of each prompt at temperature 1: gold and proxy reward, and KL by all three estimators."""
+        rows = self.sample(module, prompts, n, seed=seed)
+        return PolicySamples(
+            name, rows.prompt, {"gold": self.gold(rows), "proxy": self.proxy_reward(rows)},
+            kl_of(module, self.reference, rows),
+            [ids[start:] for ids, start in zip(rows.ids, rows.starts, strict=True)],
+        )  # fmt: skip
 
     def gold(self, rows: Candidates) -> Floats:
         """(N,) 2 · VADER's compound score of the completion, in [−2, 2]."""
@@ -327,14 +407,16 @@ def _train_lab(home: Path, settings: LabSettings, texts: Sequence[str], others: 
     home.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(texts, settings.vocab)
     write_whole_file(home / "tokenizer.json", tokenizer.to_str().encode())
-    policy = new_policy(settings)
-    rows = [[EOS, *tokenizer.encode(text).ids[:62], EOS] for text in texts]
-    losses = train_on_texts(policy, rows, settings)
-    policy.eval().save_pretrained(home / "policy")
+    if not (home / "policy").is_dir():
+        policy = new_policy(settings)
+        train_on_texts(policy, [[EOS, *tokenizer.encode(text).ids[:62], EOS] for text in texts], settings)
+        policy.save_pretrained(home / "unfinished")
+        (home / "unfinished").rename(home / "policy")
+    policy = LlamaForCausalLM.from_pretrained(home / "policy", dtype=torch.float32).eval()
     prompts = prompts_of(tokenizer, others, settings.prompt_words)[:TRAINING_PROMPTS]
     proxy, accuracy = train_proxy(policy, tokenizer, prompts, settings)
     write_whole_file(home / "proxy.safetensors", save(proxy.state_dict()))
-    written = {"settings": asdict(settings), "losses": losses[::50], "proxy_accuracy": accuracy}
+    written = {"settings": asdict(settings), "proxy_accuracy": accuracy}
     write_whole_file(home / "lab.json", json.dumps(written).encode())
 
 
@@ -344,8 +426,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def train_on_texts(policy: nn.Module, rows: Sequence[Sequence[int]], settings: LabSettings) -> list[float]:
-    """Next-token cross-entropy over batches of about one length; the loss of each step."""
+def train_on_texts(policy: nn.Module, rows: Sequence[Sequence[int]], settings: LabSettings) -> None:
+    """Next-token cross-entropy over batches of about one length."""
     rng = np.random.default_rng(settings.seed)
     lengths = [len(row) for row in rows]
 
@@ -367,7 +449,7 @@ def train_on_texts(policy: nn.Module, rows: Sequence[Sequence[int]], settings: L
         optimizer, settings.learning_rate, total_steps=steps + 1, pct_start=min(0.5, 50 / steps)
     )
     policy.train()
-    return train(
+    train(
         batches(), loss, optimizer, schedule=schedule, clip=1.0,
         progress=lambda step, value: report(f"step {step}/{steps}: {value:.3f}") if step % 100 == 0 else None,
     )  # fmt: skip
@@ -393,7 +475,10 @@ def train_proxy(
         margin = rewards[: len(batch)] - rewards[len(batch) :]
         return nn.functional.softplus(-margin).mean() + 0.01 * (rewards**2).mean()
 
-    train(shuffled_batches(settings.proxy_pairs, settings.batch, 2, rng), loss, optimizer, clip=1.0)
+    train(
+        shuffled_batches(settings.proxy_pairs, settings.batch, 2, rng), loss, optimizer, clip=1.0,
+        progress=lambda step, value: report(f"proxy, step {step}: {value:.3f}") if step % 20 == 0 else None,
+    )  # fmt: skip
     proxy.eval()
     held = np.arange(settings.proxy_pairs, wanted)
     found = proxy.rewards(rows.take(np.stack([2 * held, 2 * held + 1], 1).ravel())).reshape(-1, 2)
