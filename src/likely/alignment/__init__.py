@@ -1,5 +1,5 @@
-"""Changing p(y|x): losses of sequence log-likelihoods on preferences, rewards and labels, and what they cost in KL;
-needs torch."""
+"""Changing p(y|x): losses of sequence log-likelihoods on preferences, rewards and labels, and their cost in KL; needs
+torch."""
 
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,51 @@ if TYPE_CHECKING:
     from likely.alignment.frontier import matched_kl as matched_kl
     from likely.alignment.importance import effective_sample_size as effective_sample_size
     from likely.alignment.importance import temperature_for_ess as temperature_for_ess
+    from likely.alignment.labellers import Labels as Labels
+    from likely.alignment.labellers import PreferenceOracle as PreferenceOracle
+    from likely.alignment.labellers import PreferencePair as PreferencePair
+    from likely.alignment.labellers import RewardDifference as RewardDifference
+    from likely.alignment.labellers import Symmetrised as Symmetrised
+    from likely.alignment.labellers import label_pairs as label_pairs
+    from likely.alignment.links import Hinge as Hinge
+    from likely.alignment.links import Logistic as Logistic
+    from likely.alignment.links import Square as Square
+    from likely.alignment.links import pair_loss as pair_loss
+    from likely.alignment.links import robust_preference as robust_preference
+    from likely.alignment.links import smoothed_preference as smoothed_preference
     from likely.alignment.listwise import exponential_goodness as exponential_goodness
     from likely.alignment.listwise import posterior_logweights as posterior_logweights
     from likely.alignment.listwise import sigmoid_goodness as sigmoid_goodness
     from likely.alignment.listwise import snis_cross_entropy as snis_cross_entropy
+    from likely.alignment.methods import METHODS as METHODS
+    from likely.alignment.methods import PreferenceMethod as PreferenceMethod
+    from likely.alignment.methods import pair_losses as pair_losses
+    from likely.alignment.pairing import all_pairs as all_pairs
+    from likely.alignment.pairing import best_worst as best_worst
+    from likely.alignment.pairing import first_round as first_round
+    from likely.alignment.pairing import pairs_of as pairs_of
+    from likely.alignment.pairing import tournament as tournament
     from likely.alignment.rejection import RejectionStatistics as RejectionStatistics
     from likely.alignment.rejection import accept_candidates as accept_candidates
     from likely.alignment.rejection import rejection_sample as rejection_sample
+    from likely.alignment.rewards import LengthReward as LengthReward
+    from likely.alignment.rewards import MeanReward as MeanReward
+    from likely.alignment.rewards import PairRanker as PairRanker
+    from likely.alignment.rewards import RegexReward as RegexReward
+    from likely.alignment.rewards import RewardModel as RewardModel
+    from likely.alignment.rewards import SentimentReward as SentimentReward
+    from likely.alignment.rewards import TextReward as TextReward
+    from likely.alignment.rewards import UnfinishedPenalty as UnfinishedPenalty
+    from likely.alignment.rewards import bradley_terry_loss as bradley_terry_loss
+    from likely.alignment.scores import Completion as Completion
+    from likely.alignment.scores import ReferenceSums as ReferenceSums
+    from likely.alignment.scores import SequenceScores as SequenceScores
+    from likely.alignment.scores import normalise as normalise
+    from likely.alignment.scores import sequence_logprobs as sequence_logprobs
+    from likely.alignment.sources import BestOfN as BestOfN
+    from likely.alignment.sources import Candidates as Candidates
+    from likely.alignment.sources import FromPolicy as FromPolicy
+    from likely.alignment.sources import Given as Given
+    from likely.alignment.sources import Prompt as Prompt
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -13,6 +13,7 @@ import typer
 from likely import __version__
 from likely.cli.config import defaults_for, read_config
 from likely.cli.help import VerbCommand
+from likely.cli.verbs import alignment
 from likely.cli.verbs.compression import study
 from likely.cli.verbs.compression.compare import compare
 from likely.cli.verbs.compression.compress import compress
@@ -90,6 +91,7 @@ for group, verbs in (
     ("deploy", deploy.verbs),
     ("tools", tools.verbs),
     ("study", study.verbs),
+    ("align", alignment.verbs),
 ):  # fmt: skip
     app.add_typer(verbs, name=group)
 
