@@ -10,7 +10,7 @@ steps and the same learning rate.  Where the 8 come from is what differs:
 with the logistic loss on log-ratios; rso also with the hinge on log-ratios (hinge-norm) and on log-probabilities
 (hinge).  Best-of-n of the proxy at run time is drawn beside them, at its bound of KL.
 
-  python reproductions/rso.py            3 seeds, 192 prompts of 32 samples, some 5 minutes of processor time
+  python reproductions/rso.py            3 seeds, 128 prompts of 32 samples, some 5 minutes of processor time
   python reproductions/rso.py --full     5 seeds, 640 prompts of 64 samples, both γ
   python reproductions/rso.py --quick    the smallest lab
 
@@ -45,6 +45,8 @@ from torch import Tensor
 
 from likely.alignment import (
     Envelope,
+    Hinge,
+    Logistic,
     PolicySamples,
     RejectionStatistics,
     accept_candidates,
@@ -54,6 +56,7 @@ from likely.alignment import (
     matched_kl,
 )
 from likely.alignment.frontier import lies_above
+from likely.alignment.links import Link
 from likely.evidence import Check, Evidence, Figure
 from likely.io.hashes import cache_dir, fingerprint
 from likely.io.kept import KeptValues
@@ -63,7 +66,7 @@ Floats = NDArray[np.float64]
 SAMPLING_BETA = 0.5
 PER_PROMPT = 8  # completions that make pairs
 BATCH = 32  # pairs
-LEARNING_RATE = 3e-4
+LEARNING_RATE = 5e-4
 BETAS = (2.0, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18)  # of the envelope
 
 
@@ -72,18 +75,17 @@ class Size:
     """Of a run.  held_out: prompts of the evaluation;  completions: of each of them;  checkpoints: in steps."""
 
     seeds: int = 3
-    prompts: int = 192
+    prompts: int = 128
     samples: int = 32
-    held_out: int = 192
+    held_out: int = 128
     completions: int = 2
-    envelope_samples: int = 64
-    epochs: int = 1
-    checkpoints: tuple[int, ...] = (12, 24)
+    envelope_samples: int = 32
+    checkpoints: tuple[int, ...] = (8, 16)
     gammas: tuple[float, ...] = (0.1,)
 
 
-FULL = Size(5, 640, 64, 400, 4, 128, 2, (10, 20, 40, 80, 160), (0.05, 0.1))
-TOY = Size(2, 8, 10, 6, 2, 12, 1, (1,), (0.1,))
+FULL = Size(5, 640, 64, 300, 4, 128, (10, 20, 40, 80, 160), (0.05, 0.1))
+TOY = Size(2, 8, 10, 6, 2, 12, (1,), (0.1,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +129,7 @@ def sources(lab: Lab, size: Size, seed: int) -> tuple[dict[str, tuple[Candidates
 
 
 def train_on_pairs(
-    lab: Lab, pairs: Pairs, link: Callable[[Tensor], Tensor], normalised: bool, size: Size, seed: int,
+    lab: Lab, pairs: Pairs, link: Link, normalised: bool, size: Size, seed: int,
     measure: Callable[[torch.nn.Module, int], None],
 ) -> None:  # fmt: skip
     """Steps on link(margin).  normalised: a margin of log-ratios to the reference, else of log-probabilities."""
@@ -140,10 +142,11 @@ def train_on_pairs(
         sums = completion_logprobs(policy, both)[0].sum(-1)
         return link(sums[: len(batch)] - sums[len(batch) :] - offset[batch]).mean()
 
-    order = np.concatenate([rng.permutation(len(pairs.winners)) for _ in range(size.epochs + 1)])
+    passes = -(-BATCH * most // len(pairs.winners))
+    order = np.concatenate([rng.permutation(len(pairs.winners)) for _ in range(passes)])
     batches = [order[first : first + BATCH] for first in range(0, BATCH * most, BATCH)]
     at = {step: lambda policy, step=step: measure(policy, step) for step in size.checkpoints}
-    train_policy(lab, [batch for batch in batches if len(batch)], loss, LEARNING_RATE, at)
+    train_policy(lab, batches, loss, LEARNING_RATE, at)
 
 
 # --- the study --------------------------------------------------------------------------------------------------------
@@ -155,10 +158,7 @@ METHODS = {  # source, link of the margin given γ, on log-ratios or not
     "rso, hinge-norm": ("rso", "hinge", True),
     "rso, hinge": ("rso", "hinge", False),
 }
-LINKS: dict[str, Callable[[float], Callable[[Tensor], Tensor]]] = {
-    "logistic": lambda gamma: lambda margin: torch.nn.functional.softplus(-gamma * margin),
-    "hinge": lambda gamma: lambda margin: (1 - gamma * margin).clamp_min(0),
-}
+LINKS: dict[str, Callable[[float], Link]] = {"logistic": Logistic, "hinge": Hinge}
 BEST_OF = (2, 4, 8, 16)
 
 
@@ -361,11 +361,12 @@ def _conclude(
         ),
         ours=ours, figures=figures, checks=checks,
         samples=(
-            f"{size.seeds} seeds; {size.prompts} training prompts of {size.samples} samples, {PER_PROMPT} of which make 4 "
-            f"pairs, sampling β {SAMPLING_BETA}, γ {size.gammas[-1]}, measured after {', '.join(map(str, size.checkpoints))} "
-            f"steps of {BATCH} pairs on {size.held_out} other prompts with {size.completions} completions each"
+            f"{size.seeds} seeds; {size.prompts} training prompts of {size.samples} samples, {PER_PROMPT} of which make "
+            f"4 pairs, sampling β {SAMPLING_BETA}, γ {size.gammas[-1]}; measured after "
+            f"{', '.join(map(str, size.checkpoints))} steps of {BATCH} pairs on {size.held_out} other prompts with "
+            f"{size.completions} completions each"
         ),
-        intervals="95 %: paired bootstrap over prompts and seeds for differences, else 1.96 standard errors over prompts",
+        intervals="95 %: paired bootstrap over prompts and seeds for differences, else 1.96 standard errors of prompts",
         full=full, data=lab.sources, seconds=seconds, threads=threads,
         not_shown=[
             "Human or LLM judges, 770M to 11B policies; the policy here has a million parameters and one proxy is "

@@ -68,6 +68,14 @@ def test_the_lab_is_trained_once(script, lab, folder, monkeypatch, data_dir):
 def test_the_prompts_tokens_begin_those_of_the_whole_text(lab):
     whole = lab.tokenizer.encode("the plot is thin but never dull").ids
     assert whole[: len(lab.tokenizer.encode("the plot is thin").ids)] == lab.tokenizer.encode("the plot is thin").ids
+    assert {len(prompt) for prompt in lab.prompts + lab.held_out} == {7}
+
+
+def test_the_proxy_prefers_what_it_was_taught(script, lab):
+    texts = ["a great film", "a bad film"] * 40
+    weights = script.train_proxy(lab.tokenizer, texts, script.SMALLEST)[0].weights
+    great, bad = (sum(weights[i] for i in lab.tokenizer.encode(text).ids) for text in texts[:2])
+    assert great > bad
 
 
 def test_a_policy_to_train_starts_as_the_reference(script, lab):
