@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scripts import script as load_script
 
+from likely.alignment.frontier import kl_exact, kl_k1, kl_k3
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("vaderSentiment")
@@ -66,6 +68,14 @@ def test_the_lab_is_trained_once(script, lab, folder, monkeypatch, data_dir):
 def test_the_prompts_tokens_begin_those_of_the_whole_text(lab):
     whole = lab.tokenizer.encode("the plot is thin but never dull").ids
     assert whole[: len(lab.tokenizer.encode("the plot is thin").ids)] == lab.tokenizer.encode("the plot is thin").ids
+    assert {len(prompt) for prompt in lab.prompts + lab.held_out} == {7}
+
+
+def test_the_proxy_prefers_what_it_was_taught(script, lab):
+    texts = ["a great film", "a bad film"] * 40
+    weights = script.train_proxy(lab.tokenizer, texts, script.SMALLEST)[0].weights
+    great, bad = (sum(weights[i] for i in lab.tokenizer.encode(text).ids) for text in texts[:2])
+    assert great > bad
 
 
 def test_a_policy_to_train_starts_as_the_reference(script, lab):
@@ -74,3 +84,22 @@ def test_a_policy_to_train_starts_as_the_reference(script, lab):
     np.testing.assert_array_equal(script.sequence_logprob(policy, rows), script.sequence_logprob(lab.reference, rows))
     assert all(p.requires_grad for p in policy.parameters())
     assert not any(p.requires_grad for p in lab.reference.parameters())
+
+
+def test_kl_is_that_of_the_rows(script, lab):
+    policy = lab.policy()
+    with torch.no_grad():
+        policy.model.norm.weight.mul_(1.5)
+    found = lab.measure("sharper", policy, lab.held_out[:3], 2, seed=1)
+    rows = lab.sample(policy, lab.held_out[:3], 2, seed=1)
+    for i, (ids, start) in enumerate(zip(rows.ids, rows.starts, strict=True)):
+        with torch.no_grad():
+            ours, theirs = (
+                m(torch.tensor([ids])).logits[0, start - 1 : -1].log_softmax(-1) for m in (policy, lab.reference)
+            )
+        ratios = (ours - theirs)[range(len(ids) - start), ids[start:]]
+        assert found.kl["exact"][i] == pytest.approx(kl_exact(ours.numpy(), theirs.numpy()), abs=1e-4)
+        assert found.kl["k1"][i] == pytest.approx(kl_k1(ratios.numpy()), abs=1e-4)
+        assert found.kl["k3"][i] == pytest.approx(kl_k3(ratios.numpy()), abs=1e-4)
+    same = lab.measure("reference", lab.reference, lab.held_out[:3], 2, seed=1)
+    assert all((values == 0).all() for values in same.kl.values()) and list(same.rewards) == ["gold", "proxy"]
