@@ -1,8 +1,9 @@
 """Policy gradients with a price in KL: Nash-MD, where samples that win against a mixture become likelier, and REINFORCE
 on a reward, which it is compared with.  torch.
 
-Ascent along E_{y~π} ∇log π(y) · (a(y) - τ lr(y)), lr = log π - log π_ref.  Nash-MD-PG has a(y) = p(y ≻ y') - ½ with y'
-from the mixture (Munos et al. 2023, arXiv:2312.00886, section 7; ½ is a baseline); a reward has a(y) = r(y) - baseline.
+Ascent along E_{y~π} ∇log π(y) · (a(y) - τ lr(y)), lr = log π - log π_ref.
+  Nash-MD-PG  a(y) = p(y ≻ y') - ½, y' from the mixture: Munos et al. 2023, arXiv:2312.00886, section 7; ½ is a baseline
+  REINFORCE   a(y) = r(y) - baseline: Williams 1992, Machine Learning 8
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def nash_md_loss(
 ) -> Tensor:
     """(B,) `policy_gradient_loss` with the advantage p(y ≻ y') - ½ over the other player's sample.
 
-    preference  (B,) p(y ≻ y') in [0, 1], y' from the mixture of policy and reference;  tau: in wins per nat
+    preference  (B,) p(y ≻ y') in [0, 1], y' from the mixture of policy and reference, or from the policy itself, which
+                is self-play;  tau: in wins per nat
+    The other arguments and the result are those of `policy_gradient_loss`.
     """
     wrong = ~((preference >= 0) & (preference <= 1))
     if bool(wrong.any()):

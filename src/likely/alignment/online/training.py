@@ -130,8 +130,19 @@ class OnlinePreferences:
         self._judge: Labeller | None = None
 
     @cached_property
+    def _reference(self) -> ReferenceRuntime:
+        return ReferenceRuntime(self.policy)
+
+    @cached_property
     def mixture(self) -> GeometricMixture:
-        return GeometricMixture(ReferenceRuntime(self.policy), self.settings.mixture_weight)
+        return GeometricMixture(self._reference, self.settings.mixture_weight)
+
+    def close(self) -> None:
+        """Free the cache of the reference; harmless when repeated."""
+        if "_reference" in self.__dict__:
+            self._reference.shutdown()
+            del self.__dict__["_reference"]
+            self.__dict__.pop("mixture", None)
 
     def draw(self, step: int, prompts: Seq[Prompt]) -> tuple[list[Completion], list[Completion]]:
         """Firsts and seconds of a step, pair by pair of one prompt; of nash_md the seconds are the mixture's."""
@@ -215,7 +226,10 @@ def train_online(
     """
     settings = settings or OnlineSettings()
     online = OnlinePreferences(policy, preference, settings, training.seed)
-    return fit(
-        policy, prompts, online.loss, training, expand=online.pairs, folder=folder,
-        recipe={**asdict(settings), **(recipe or {})}, processes=processes, log=log, progress=progress,
-    )  # fmt: skip
+    try:
+        return fit(
+            policy, prompts, online.loss, training, expand=online.pairs, folder=folder,
+            recipe={"online": asdict(settings), **(recipe or {})}, processes=processes, log=log, progress=progress,
+        )  # fmt: skip
+    finally:
+        online.close()
