@@ -1,4 +1,4 @@
-"""Online preference optimisation: does training on own samples find the Nash equilibrium, and is it better than offline?
+"""Online preference optimisation: does training on own samples find the Nash equilibrium, and does it beat offline?
 
 Three experiments.  Games with exact sums: how much a best response gains on what each method ends at.  A language model
 judged by a cyclic rule (short beats medium, medium beats long, long beats short): where training ends, against the
@@ -105,7 +105,8 @@ FULL = Sizes(
 )  # fmt: skip
 SMALLEST = Sizes(
     lab=sentiment_lab.SMALLEST, seeds=1, games=2, cyclic_tokens=4, cyclic_steps=3, cyclic_samples=8, judged=64,
-    words=(1, 2), points=(1, 2), prompts=2, samples=2, measured=4, each=1, sentiment=(ONLINE_IPO, IPO_MD, IPO, DPO), cyclic=(ONLINE_IPO, RL, NASH_MD),
+    words=(1, 2), points=(1, 2), prompts=2, samples=2, measured=4, each=1, sentiment=(ONLINE_IPO, IPO_MD, IPO, DPO),
+    cyclic=(ONLINE_IPO, RL, NASH_MD),
 )  # fmt: skip
 
 
@@ -158,8 +159,8 @@ def of_games(count: int, tau: float) -> tuple[list[Figure], list[Check]]:
     for method in next(iter(found.values())):
         values = np.array([each[method] for each in found.values()])
         figures += [
-            Figure(subject=f"games: {method}", quantity="exploitability of the cycle", value=values[0], unit="wins", n=1,
-                   of="games", note="exact"),
+            Figure(subject=f"games: {method}", quantity="exploitability of the cycle", value=values[0], unit="wins",
+                   n=1, of="games", note="exact"),
             Figure(subject=f"games: {method}", quantity="mean exploitability", value=values[1:].mean(), unit="wins",
                    n=count, of="random games of 6 answers", low=values[1:].min(), high=values[1:].max(),
                    note="the ends are the least and the most of all games"),
@@ -169,8 +170,8 @@ def of_games(count: int, tau: float) -> tuple[list[Figure], list[Check]]:
     checks = [
         Check(statement="games: the most that a best response gains on online IPO", value=largest, bound=1e-6,
               unit="wins"),
-        Check(statement="games: the same, less the least that it gains on online DPO at its best γ or on RL at its best "
-              "temperature", value=largest - least, bound=0.0, unit="wins"),
+        Check(statement="games: the same, less the least that it gains on online DPO at its best γ or on RL at its "
+              "best temperature", value=largest - least, bound=0.0, unit="wins"),
     ]  # fmt: skip
     return figures, checks
 
@@ -311,15 +312,15 @@ def of_cycle(cells: Cells, lab: Lab, sizes: Sizes) -> tuple[list[Figure], list[C
             )  # fmt: skip
     start = 0.5 * np.abs(reference - wanted).sum()
     checks = [
-        Check(statement="cyclic judge: distance of online IPO from the computed equilibrium, of all seeds the most, over "
-              "that of the reference", value=float(distance[ONLINE_IPO].max() / start), bound=0.5, unit="ratio"),
+        Check(statement="cyclic judge: distance of online IPO from the computed equilibrium, of all seeds the most, "
+              "over that of the reference", value=float(distance[ONLINE_IPO].max() / start), bound=0.5, unit="ratio"),
         Check(statement="cyclic judge: exploitability of online IPO, of all seeds the most, less that of RL on the "
               "fitted reward, of all seeds the least", value=float(gain[ONLINE_IPO].max() - gain[RL].min()), bound=0.0,
               unit="wins"),
         Check(statement="cyclic judge: 0.8 less the share of the bucket that RL collapses to, of all seeds the least",
               value=float(0.8 - ended[RL].max(axis=1).min()), bound=0.0, unit="share"),
-        Check(statement="cyclic judge: share of the largest bucket under online IPO, of all seeds the most, less that of "
-              "the equilibrium", value=float(ended[ONLINE_IPO].max() - wanted.max()), bound=0.15, unit="share"),
+        Check(statement="cyclic judge: share of the largest bucket under online IPO, of all seeds the most, less that "
+              "of the equilibrium", value=float(ended[ONLINE_IPO].max() - wanted.max()), bound=0.15, unit="share"),
     ]  # fmt: skip
     return figures, checks
 
@@ -428,7 +429,8 @@ def of_sentiment(cells: Cells, lab: Lab, sizes: Sizes) -> tuple[list[Figure], li
                 )  # fmt: skip
     against = wins(sweeps[ONLINE_IPO][-1], sweeps[DPO][-1])
     checks = [
-        Check(statement="sentiment: 0.5 less the rate at which online IPO is preferred to DPO, lower end of the interval",
+        Check(statement="sentiment: 0.5 less the rate at which online IPO is preferred to DPO, lower end of the "
+              "interval",
               value=0.5 - bootstrap_mean(against)[0], bound=0.0, unit="share"),
     ]  # fmt: skip
     moved = {name for name, sweep in sweeps.items() if any(each.kl["exact"].mean() > 0 for each in sweep)}
@@ -482,8 +484,9 @@ def study(lab: Lab, cells: Cells, sizes: Sizes, *, full: bool, started: float, s
         figures, checks = figures + more, checks + judged
     by = {(f.subject, f.quantity): f.value for f in figures}
     ours = (
-        f"a best response gains {checks[0].value:.1g} wins on online IPO in exact games (on the fitted reward's optimum "
-        f"{by[f'games: {RL}', 'exploitability of the cycle']:.2g} in the cycle); under the cyclic judge online IPO ends at "
+        f"a best response gains {checks[0].value:.1g} wins on online IPO in exact games (on the fitted reward's "
+        f"optimum {by[f'games: {RL}', 'exploitability of the cycle']:.2g} in the cycle); under the cyclic judge online "
+        "IPO ends at "
         + "/".join(f"{by[f'cyclic judge: {ONLINE_IPO}', f'share of {b} texts']:.2f}" for b in BUCKETS)
         + " where the equilibrium is "
         + "/".join(f"{by['computed: Nash equilibrium', f'share of {b} texts']:.2f}" for b in BUCKETS)
@@ -515,8 +518,8 @@ def study(lab: Lab, cells: Cells, sizes: Sizes, *, full: bool, started: float, s
         data=lab.sources,
         seconds=time.perf_counter() - started,
         not_shown=[
-            "Summarisation with models of 0.8 and 3 billion parameters and a large judge: the policies here are small and "
-            "trained from scratch on movie reviews.",
+            "Summarisation with models of 0.8 and 3 billion parameters and a large judge: the policies here are small "
+            "and trained from scratch on movie reviews.",
             "Preferences learned from people: the judge is a rule, the reward VADER's.",
             "Hyper-parameters chosen per method by a search: each has one setting, and a sweep along its steps.",
             *([] if sentiment else ["Online against offline, and against DPO: --full."]),
