@@ -21,7 +21,7 @@ import torch
 from likely.alignment.labellers import Hardness, Labeller, PreferencePair, checked, label_pairs
 from likely.alignment.methods import PreferenceMethod, dpo, ipo, pair_batch_loss
 from likely.alignment.online.mixture import GeometricMixture
-from likely.alignment.online.policy_gradient import KlForm, nash_md_loss
+from likely.alignment.online.policy_gradient import KL_FORMS, KlForm, nash_md_loss
 from likely.alignment.online.tabular import check_beta
 from likely.alignment.scores import Completion, completion_scores
 from likely.alignment.sources import FromPolicy, Prompt
@@ -68,6 +68,7 @@ class OnlineSettings:
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, ONLINE_METHODS)
+        check_choice("kl", self.kl, KL_FORMS)
         check_beta(self.mixture_weight)
         if self.beta and not BETA[self.method]:
             raise ValueError(f"{self.method} draws from the policy alone: drop beta={self.beta:g}, or take ipo_md")
