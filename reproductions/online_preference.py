@@ -5,8 +5,8 @@ judged by a cyclic rule (short beats medium, medium beats long, long beats short
 equilibrium that is computed, and what a policy does that is trained on the best Bradley-Terry reward of the same judge.
 Sentiment of continued reviews under preferences that do come from a reward: online and offline at equal KL.
 
-  python reproductions/online_preference.py           models of 0.1 million parameters
-  python reproductions/online_preference.py --full    the sentiment lab's model, more steps
+  python reproductions/online_preference.py           the first two, with a model of 0.1 million parameters
+  python reproductions/online_preference.py --full    all three, with the sentiment lab's model, for hours
   python reproductions/online_preference.py --quick   a minute; not written
 
 Cells (method, seed) are kept in a file and read again by a later run.
@@ -84,7 +84,7 @@ class Sizes:
     cyclic_tokens: int = 12
     cyclic_steps: int = 40
     cyclic_samples: int = 48
-    cyclic_rate: float = 1e-3
+    cyclic_rate: float = 3e-3
     judged: int = 512
     points: tuple[int, ...] = (10, 20, 30)
     prompts: int = 16
@@ -95,12 +95,12 @@ class Sizes:
     measured: int = 100
     each: int = 2
     cyclic: tuple[str, ...] = (ONLINE_IPO, RL)
-    sentiment: tuple[str, ...] = (ONLINE_IPO, DPO, IPO)
+    sentiment: tuple[str, ...] = ()  # none: that part is left out
 
 
 FULL = Sizes(
     lab=LabSettings(), seeds=3, games=20, cyclic_steps=200, points=(50, 100, 200, 300), rate=3e-4, measured=400,
-    words=(5, 8), cyclic_tokens=16, cyclic=(ONLINE_IPO, RL, IPO_MD, NASH_MD),
+    words=(5, 8), cyclic_tokens=16, cyclic_rate=1e-3, cyclic=(ONLINE_IPO, RL, IPO_MD, NASH_MD),
     sentiment=(ONLINE_IPO, DPO, IPO, IPO_MD, ONLINE_DPO),
 )  # fmt: skip
 SMALLEST = Sizes(
@@ -268,7 +268,7 @@ def cyclic_cell(lab: Lab, sizes: Sizes, method: str, reference: Floats, seed: in
 def of_cycle(cells: Cells, lab: Lab, sizes: Sizes) -> tuple[list[Figure], list[Check]]:
     def reference_shares() -> list[float]:
         prompt = Prompt((sentiment_lab.EOS, *lab.tokenizer.encode(sizes.opening).ids), sizes.opening)
-        parts = [shares(fresh_policy(lab), prompt, CyclicJudge(sizes.words), sizes, seed=90 + i) for i in range(4)]
+        parts = [shares(fresh_policy(lab), prompt, CyclicJudge(sizes.words), sizes, seed=90 + i) for i in range(2)]
         return np.mean(parts, axis=0).tolist()
 
     reference = np.maximum(np.array(cells.get("cyclic reference", reference_shares)), 1e-3)
@@ -292,7 +292,7 @@ def of_cycle(cells: Cells, lab: Lab, sizes: Sizes) -> tuple[list[Figure], list[C
     rows = {**computed, **{f"cyclic judge: {method}": values.mean(axis=0) for method, values in ended.items()}}
     figures = [
         Figure(subject=subject, quantity=f"share of {bucket} texts", value=float(row[i]), unit="share",
-               n=sizes.judged * (4 if "computed" in subject else sizes.seeds), of="texts",
+               n=sizes.judged * (2 if "computed" in subject else sizes.seeds), of="texts",
                note="mean over seeds" if "judge" in subject else "from samples of the reference")
         for subject, row in rows.items() for i, bucket in enumerate(BUCKETS)
     ]  # fmt: skip
@@ -476,8 +476,9 @@ class Cells:
         return self.kept[key]
 
 
-def study(lab: Lab, cells: Cells, sizes: Sizes, *, full: bool, started: float, sentiment: bool = True) -> Evidence:
+def study(lab: Lab, cells: Cells, sizes: Sizes, *, full: bool, started: float) -> Evidence:
     figures, checks = of_games(sizes.games, tau=0.2)
+    sentiment = bool(sizes.sentiment)
     parts = [of_cycle, of_sentiment] if sentiment else [of_cycle]
     for part in parts:
         more, judged = part(cells, lab, sizes)
@@ -500,8 +501,8 @@ def study(lab: Lab, cells: Cells, sizes: Sizes, *, full: bool, started: float, s
     return conclude(
         "online_preference",
         title="Online preference optimisation",
-        claim="Online IPO finds the Nash equilibrium of the preferences by self-play, and its samples are preferred to "
-        "those of DPO.",
+        claim="Online IPO finds the Nash equilibrium of the preferences by self-play"
+        + (", and its samples are preferred to those of DPO." if sentiment else "."),
         paper_figure="summaries of online IPO are preferred to DPO's at a rate of .608, to those of RL at .791, to "
         "IPO-MD's at .515 (second-hand)",
         ours=ours,
@@ -512,8 +513,8 @@ def study(lab: Lab, cells: Cells, sizes: Sizes, *, full: bool, started: float, s
             f"; sentiment: {max(sizes.points)} steps of {sizes.prompts} prompts with {sizes.samples} samples, "
             f"{sizes.seeds} seeds" if sentiment else ""
         ),
-        intervals="games: all of them; cyclic judge: least and most of the seeds; sentiment: 95 %, bootstrap or normal "
-        "over prompts, seeds pooled",
+        intervals="games: all of them; cyclic judge: least and most of the seeds"
+        + ("; sentiment: 95 %, bootstrap or normal over prompts, seeds pooled" if sentiment else ""),
         full=full,
         data=lab.sources,
         seconds=time.perf_counter() - started,
@@ -537,7 +538,9 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 
 def main() -> None:
-    parser = arguments(full="the sentiment lab's model, more steps and games", quick="a smoke run at the smallest size")
+    parser = arguments(
+        full="also sentiment, with a larger model and more steps", quick="a smoke run at the smallest size"
+    )
     parser.add_argument("--cells", type=Path, help="file of finished cells; default: in the cache folder")
     run_study(parser, measure)
 
