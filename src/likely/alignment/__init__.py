@@ -7,6 +7,16 @@ from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from likely.alignment.edit_invariant import edit_invariant_loss as edit_invariant_loss
+    from likely.alignment.frontier import Envelope as Envelope
+    from likely.alignment.frontier import FrontierPoint as FrontierPoint
+    from likely.alignment.frontier import MatchedKl as MatchedKl
+    from likely.alignment.frontier import PolicySamples as PolicySamples
+    from likely.alignment.frontier import compare_policies as compare_policies
+    from likely.alignment.frontier import draw_frontier as draw_frontier
+    from likely.alignment.frontier import envelope as envelope
+    from likely.alignment.frontier import matched_kl as matched_kl
+    from likely.alignment.importance import effective_sample_size as effective_sample_size
+    from likely.alignment.importance import temperature_for_ess as temperature_for_ess
     from likely.alignment.labellers import Labels as Labels
     from likely.alignment.labellers import PreferenceOracle as PreferenceOracle
     from likely.alignment.labellers import PreferencePair as PreferencePair
@@ -19,16 +29,29 @@ if TYPE_CHECKING:
     from likely.alignment.links import pair_loss as pair_loss
     from likely.alignment.links import robust_preference as robust_preference
     from likely.alignment.links import smoothed_preference as smoothed_preference
+    from likely.alignment.listwise import exponential_goodness as exponential_goodness
+    from likely.alignment.listwise import posterior_logweights as posterior_logweights
+    from likely.alignment.listwise import sigmoid_goodness as sigmoid_goodness
+    from likely.alignment.listwise import snis_cross_entropy as snis_cross_entropy
     from likely.alignment.methods import METHODS as METHODS
     from likely.alignment.methods import PreferenceMethod as PreferenceMethod
     from likely.alignment.methods import pair_losses as pair_losses
     from likely.alignment.own_outputs import EditInvariantSettings as EditInvariantSettings
     from likely.alignment.own_outputs import fit_own_outputs as fit_own_outputs
+    from likely.alignment.online.mixture import GeometricMixture as GeometricMixture
+    from likely.alignment.online.policy_gradient import nash_md_loss as nash_md_loss
+    from likely.alignment.online.tabular import exploitability as exploitability
+    from likely.alignment.online.tabular import nash as nash
+    from likely.alignment.online.training import OnlineSettings as OnlineSettings
+    from likely.alignment.online.training import train_online as train_online
     from likely.alignment.pairing import all_pairs as all_pairs
     from likely.alignment.pairing import best_worst as best_worst
     from likely.alignment.pairing import first_round as first_round
     from likely.alignment.pairing import pairs_of as pairs_of
     from likely.alignment.pairing import tournament as tournament
+    from likely.alignment.rejection import RejectionStatistics as RejectionStatistics
+    from likely.alignment.rejection import accept_candidates as accept_candidates
+    from likely.alignment.rejection import rejection_sample as rejection_sample
     from likely.alignment.rewards import LengthReward as LengthReward
     from likely.alignment.rewards import MeanReward as MeanReward
     from likely.alignment.rewards import PairRanker as PairRanker
