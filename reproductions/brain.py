@@ -299,7 +299,7 @@ def _conclude(
     )
     return conclude(
         "brain",
-        title="BRAIn: Bayesian reward-conditioned amortised inference",
+        title="BRAIn: Bayesian reward-conditioned amortized inference for natural language generation from feedback",
         claim=(
             "Distilling the posterior of a text given that it is good, by self-normalised weights of n samples, gives "
             "a better policy than methods of pairs, and its baseline removes most of the gradient's variance."

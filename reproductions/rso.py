@@ -335,7 +335,7 @@ def _conclude(
     )
     return conclude(
         "rso",
-        title="RSO: statistical rejection sampling improves preference optimisation",
+        title="Statistical rejection sampling improves preference optimization (RSO)",
         claim=(
             "Pairs of completions that rejection sampling takes from the SFT policy towards the optimal one train a "
             "better policy than pairs of the SFT policy, and those a better one than given pairs of another policy."
