@@ -170,9 +170,9 @@ def run_seed(lab: Lab, size: Size, seed: int, kept: KeptValues) -> None:
     """Train and measure what `kept` does not hold of a seed."""
     held_out = lab.held_out[: size.held_out]
     keys = [f"{seed} {method} {gamma}" for method, gamma in cells(size)]
-    if kept.missing([f"{seed} reference"]):
-        wide = lab.measure("reference", lab.reference, held_out, size.envelope_samples, seed=3000 + seed)
-        kept.add({f"{seed} reference": kept_samples(wide)})
+    if kept.missing(["reference"]):
+        wide = lab.measure("reference", lab.reference, held_out, size.envelope_samples, seed=3000)
+        kept.add({"reference": kept_samples(wide)})
     if not kept.missing(keys):
         return
     drawn, statistics = sources(lab, size, seed)
@@ -213,41 +213,26 @@ def best_of(wide: PolicySamples, n: int) -> PolicySamples:
 
 @dataclass(frozen=True, eq=False)
 class Pooled:
-    """All seeds together, and each of them: reference and sweeps by "METHOD, γ"."""
+    """The reference, and sweeps by "METHOD, γ": of all seeds together, and of each."""
 
-    reference: PolicySamples
     wide: PolicySamples
     sweeps: dict[str, list[PolicySamples]]
-    per_seed: list[tuple[PolicySamples, dict[str, list[PolicySamples]]]]
-
-
-def thinned(wide: PolicySamples, n: int) -> PolicySamples:
-    """The first n completions of each prompt."""
-    rows = np.arange(len(wide.prompt)).reshape(wide.prompts, -1)[:, :n].ravel()
-    return PolicySamples(
-        "reference", wide.prompt[rows], {k: v[rows] for k, v in wide.rewards.items()},
-        {k: v[rows] for k, v in wide.kl.items()}, [wide.tokens[i] for i in rows],
-    )  # fmt: skip
+    per_seed: list[dict[str, list[PolicySamples]]]
 
 
 def pool(kept: KeptValues, size: Size) -> Pooled:
-    per_seed, wides = [], []
-    for seed in range(size.seeds):
-        wide = read_samples(kept[f"{seed} reference"])
-        sweeps = {
+    per_seed = [
+        {
             f"{method}, γ {gamma}": [read_samples(one) for one in kept[f"{seed} {method} {gamma}"]]
             for method, gamma in cells(size)
         }
-        wides.append(wide)
-        per_seed.append((wide, sweeps))
+        for seed in range(size.seeds)
+    ]
     sweeps = {
-        name: [
-            pooled(f"{name} {step}", [own[name][i] for _, own in per_seed]) for i, step in enumerate(size.checkpoints)
-        ]
-        for name in per_seed[0][1]
+        name: [pooled(f"{name} {step}", [own[name][i] for own in per_seed]) for i, step in enumerate(size.checkpoints)]
+        for name in per_seed[0]
     }
-    wide = pooled("reference", wides)
-    return Pooled(wide, wide, sweeps, per_seed)
+    return Pooled(read_samples(kept["reference"]), sweeps, per_seed)
 
 
 def study(size: Size, lab: Lab, kept: KeptValues, *, full: bool, threads: int, plot: Path | None) -> Evidence:
@@ -262,7 +247,7 @@ def study(size: Size, lab: Lab, kept: KeptValues, *, full: bool, threads: int, p
     names = [f"{method}, γ {gamma}" for method in METHODS]
     best = [best_of(found.wide, n) for n in BEST_OF if n <= size.envelope_samples]
     points = compare_policies(
-        [*(one for sweep in found.sweeps.values() for one in sweep), *best, found.wide], thinned(found.wide, 4)
+        [*(one for sweep in found.sweeps.values() for one in sweep), *best, found.wide], found.wide
     )
     figures, checks = [], []
     for point in points:
@@ -276,14 +261,14 @@ def study(size: Size, lab: Lab, kept: KeptValues, *, full: bool, threads: int, p
     for other, label in (("direct", "rso less direct"), ("sft", "rso less sft"), ("best-of", "rso less best-of-n")):
         sweep = best if other == "best-of" else found.sweeps[f"{other}, γ {gamma}"]
         for reward in ("gold", "proxy"):
-            gap = matched_kl(found.sweeps[names[2]], sweep, found.reference, reward)
+            gap = matched_kl(found.sweeps[names[2]], sweep, found.wide, reward)
             gaps[other, reward] = gap
             figures.append(figure_with(label, f"{reward} reward at equal KL", gap.difference, (gap.low, gap.high),
-                                       unit="reward", n=found.reference.prompts, of="prompts and seeds",
+                                       unit="reward", n=found.wide.prompts, of="prompts",
                                        note=f"KL {gap.from_kl:.2f} to {gap.to_kl:.2f} nats"))  # fmt: skip
     apart = [
-        matched_kl(own[names[2]], own[f"sft, γ {gamma}"], wide, "gold", resamples=200).difference
-        for wide, own in found.per_seed
+        matched_kl(own[names[2]], own[f"sft, γ {gamma}"], found.wide, "gold", resamples=1).difference
+        for own in found.per_seed
     ]
     checks += [
         Check(statement="gold reward at equal KL: direct less rso, upper end of the interval",
@@ -350,7 +335,7 @@ def _conclude(
     )
     return conclude(
         "rso",
-        title="RSO: statistical rejection sampling improves preference optimisation",
+        title="Statistical rejection sampling improves preference optimization (RSO)",
         claim=(
             "Pairs of completions that rejection sampling takes from the SFT policy towards the optimal one train a "
             "better policy than pairs of the SFT policy, and those a better one than given pairs of another policy."
@@ -361,12 +346,12 @@ def _conclude(
         ),
         ours=ours, figures=figures, checks=checks,
         samples=(
-            f"{size.seeds} seeds; {size.prompts} training prompts of {size.samples} samples, {PER_PROMPT} of which make "
-            f"4 pairs, sampling β {SAMPLING_BETA}, γ {size.gammas[-1]}; measured after "
+            f"{size.seeds} seeds; {size.prompts} training prompts of {size.samples} samples, {PER_PROMPT} of which "
+            f"make 4 pairs, sampling β {SAMPLING_BETA}, γ {size.gammas[-1]}; measured after "
             f"{', '.join(map(str, size.checkpoints))} steps of {BATCH} pairs on {size.held_out} other prompts with "
             f"{size.completions} completions each"
         ),
-        intervals="95 %: paired bootstrap over prompts and seeds for differences, else 1.96 standard errors of prompts",
+        intervals="95 %: paired bootstrap over prompts for differences, else 1.96 standard errors of prompts",
         full=full, data=lab.sources, seconds=seconds, threads=threads,
         not_shown=[
             "Human or LLM judges, 770M to 11B policies; the policy here has a million parameters and one proxy is "

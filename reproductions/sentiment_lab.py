@@ -296,10 +296,9 @@ def read_samples(record: Mapping[str, Any]) -> PolicySamples:
 
 
 def pooled(name: str, samples: Sequence[PolicySamples]) -> PolicySamples:
-    """Of several seeds: the prompts of each are prompts of their own."""
-    shifts = np.cumsum([0, *(one.prompts for one in samples[:-1])])
+    """Of several seeds on the same prompts, as one policy with the completions of all."""
     return PolicySamples(
-        name, np.concatenate([one.prompt + shift for one, shift in zip(samples, shifts, strict=True)]),
+        name, np.concatenate([one.prompt for one in samples]),
         {key: np.concatenate([one.rewards[key] for one in samples]) for key in samples[0].rewards},
         {key: np.concatenate([one.kl[key] for one in samples]) for key in samples[0].kl},
         [tokens for one in samples for tokens in one.tokens],

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from likely.alignment.frontier import draw_frontier as draw_frontier
     from likely.alignment.frontier import envelope as envelope
     from likely.alignment.frontier import matched_kl as matched_kl
+    from likely.alignment.frontier.bound import Envelope as Envelope
+    from likely.alignment.frontier.bound import envelope as envelope
+    from likely.alignment.frontier.comparison import MatchedKl as MatchedKl
+    from likely.alignment.frontier.comparison import draw_frontier as draw_frontier
+    from likely.alignment.frontier.comparison import matched_kl as matched_kl
+    from likely.alignment.frontier.policies import FrontierPoint as FrontierPoint
+    from likely.alignment.frontier.policies import PolicySamples as PolicySamples
+    from likely.alignment.frontier.policies import compare_policies as compare_policies
     from likely.alignment.importance import effective_sample_size as effective_sample_size
     from likely.alignment.importance import temperature_for_ess as temperature_for_ess
     from likely.alignment.labellers import Labels as Labels
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
     from likely.alignment.links import robust_preference as robust_preference
     from likely.alignment.links import smoothed_preference as smoothed_preference
     from likely.alignment.listwise import exponential_goodness as exponential_goodness
+    from likely.alignment.listwise import list_batch_loss as list_batch_loss
     from likely.alignment.listwise import posterior_logweights as posterior_logweights
     from likely.alignment.listwise import sigmoid_goodness as sigmoid_goodness
     from likely.alignment.listwise import snis_cross_entropy as snis_cross_entropy
@@ -77,5 +86,6 @@ if TYPE_CHECKING:
     from likely.alignment.sources import FromPolicy as FromPolicy
     from likely.alignment.sources import Given as Given
     from likely.alignment.sources import Prompt as Prompt
+    from likely.alignment.sources import RejectionSampled as RejectionSampled
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -6,12 +6,11 @@ Samples y_i ~ q with log-weights w_i = log p(y_i) − log q(y_i), up to a consta
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from likely.errors import DataError
-from likely.metrics.checks import as_floats, log_softmax
+from likely.metrics.checks import Floats, as_floats, log_softmax
 
-Floats = NDArray[np.float64]
 _SMALLEST, _LARGEST = 1e-3, 1e6  # a temperature, in units of the spread of rewards
 
 

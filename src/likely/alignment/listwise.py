@@ -7,13 +7,17 @@ Pandey et al. 2024, arXiv:2402.02479.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from likely.alignment.scores import completion_scores
+from likely.alignment.sources import Candidates
 from likely.errors import DataError
+from likely.training.loop import LossOutput
 
 Goodness = Callable[[Tensor], Tensor]  # rewards (P, n) -> log p(G = 1 | x, y), up to a constant per prompt
 
@@ -116,6 +120,53 @@ def snis_cross_entropy(
         ess_policy=_ess(weights.detach()),
         dropped=int((~kept).sum()),
     )
+
+
+def list_batch_loss(
+    module: torch.nn.Module, lists: Seq[Candidates], goodness: Goodness, reference: Tensor | None = None
+) -> LossOutput:
+    """BRAIn's loss of some prompts in one call of the model, summed over them, and what is worth logging.
+
+    lists      prompts with candidates, their rewards and the log-probabilities under the law that drew them
+    reference  (all candidates, in order) log p under π_ref, where the candidates were drawn from another policy; None:
+               they were drawn from the reference
+    DataError where a candidate has no reward or was not drawn by a policy.
+    """
+    if not lists:
+        raise DataError("a list loss needs at least one prompt")
+    most = max(len(found) for found in lists)
+    place = [(p, i) for p, found in enumerate(lists) for i in range(len(found))]
+    rows, columns = (torch.tensor(side) for side in zip(*place, strict=True))
+    completions = [lists[p].completions[i] for p, i in place]
+    for p, found in enumerate(lists):
+        if found.rewards is None or any(c.sampling_logprob is None for c in found.completions):
+            raise DataError(f"prompt {p}: candidates need rewards, and the log-probabilities that they were drawn with")
+    scores = completion_scores(module, completions)
+    device = scores.mask.device
+    there = torch.zeros(len(lists), most, dtype=torch.bool)
+    there[rows, columns] = True
+
+    def grid(values: Tensor) -> Tensor:
+        filled = torch.zeros(len(lists), most, dtype=values.dtype, device=device)
+        return filled.index_put((rows.to(device), columns.to(device)), values.to(device))
+
+    drawn = torch.tensor([c.sampling_logprob for c in completions], dtype=torch.float32)
+    rewards = torch.full((len(lists), most), torch.nan)
+    rewards[rows, columns] = torch.tensor([float(lists[p].rewards[i]) for p, i in place])  # type: ignore[index]
+    means = rewards.nanmean(-1, keepdim=True)
+    log_goodness = goodness(torch.where(there, rewards, means)).to(device)
+    proposal = grid(drawn)
+    base = proposal if reference is None else grid(reference.float())
+    found = snis_cross_entropy(
+        grid(scores.sum.float()), proposal, posterior_logweights(base, proposal, log_goodness), there.to(device)
+    )
+    kept = len(lists) - found.dropped
+    metrics = {
+        "ess_policy": (found.ess_policy.sum().item(), kept),
+        "ess_target": (found.ess_target.sum().item(), kept),
+        "dropped": (found.dropped, len(lists)),
+    }
+    return LossOutput(found.loss * kept, metrics)
 
 
 def _check_lists(proposal_sum: Tensor, target_logweight: Tensor, there: Tensor) -> None:

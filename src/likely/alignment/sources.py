@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from likely.alignment.rejection import RejectionStatistics, accept_candidates
 from likely.alignment.rewards import Reward, rewards_of
 from likely.alignment.scores import Completion
 from likely.decoding.constraint import LogitsProcessor
@@ -153,3 +154,40 @@ class BestOfN:
             best = np.argsort(-ranked.rewards, kind="stable")[: self.keep]
             found.append(replace(ranked.take(best), drawn=f"best {self.keep} of {len(candidates)}: {candidates.drawn}"))
         return found
+
+
+@dataclass(frozen=True)
+class RejectionSampled:
+    """Of the candidates of a source k by statistical rejection sampling (RSO), in the order of acceptance.
+
+    source  draws at temperature 1 from the policy whose tilted form π·e^{r/β} is the target; 64 candidates, say
+    beta    in units of the reward, or "ess:0.1": see `rejection.accept_candidates`
+    unique  equal token sequences count once; a prompt with fewer than k different ones gives all of them
+    Liu et al. 2024, arXiv:2309.06657, section 3.3, with n 64, k 8, β 0.5.
+    """
+
+    source: CandidateSource
+    reward: Reward
+    k: int = 8
+    beta: float | str = 0.5
+    unique: bool = False
+
+    def draw(self, prompts: Seq[Prompt], *, seed: int = 0) -> list[Candidates]:
+        return self.draw_counted(prompts, seed=seed)[0]
+
+    def draw_counted(self, prompts: Seq[Prompt], *, seed: int = 0) -> tuple[list[Candidates], RejectionStatistics]:
+        """The same, and how candidates were accepted."""
+        rng, found, samples = np.random.default_rng(seed), [], []
+        for candidates in self.source.draw(prompts, seed=seed):
+            ranked = candidates.rewarded(self.reward)
+            assert ranked.rewards is not None
+            row = candidates.prompt.row
+            sample = accept_candidates(
+                ranked.rewards, self.k, self.beta, rng, dedup="unique" if self.unique else "keep",
+                completions=[c.tokens for c in ranked.completions],
+                where=f"row {row}" if row else f"the prompt {candidates.prompt.text[:60]!r}",
+            )  # fmt: skip
+            drawn = f"{self.k} of {len(candidates)} by rejection sampling, beta {sample.beta:g}: {candidates.drawn}"
+            found.append(replace(ranked.take(sample.indices), drawn=drawn))
+            samples.append(sample)
+        return found, RejectionStatistics.of(samples)
