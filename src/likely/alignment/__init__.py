@@ -7,14 +7,6 @@ from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from likely.alignment.edit_invariant import edit_invariant_loss as edit_invariant_loss
-    from likely.alignment.frontier import Envelope as Envelope
-    from likely.alignment.frontier import FrontierPoint as FrontierPoint
-    from likely.alignment.frontier import MatchedKl as MatchedKl
-    from likely.alignment.frontier import PolicySamples as PolicySamples
-    from likely.alignment.frontier import compare_policies as compare_policies
-    from likely.alignment.frontier import draw_frontier as draw_frontier
-    from likely.alignment.frontier import envelope as envelope
-    from likely.alignment.frontier import matched_kl as matched_kl
     from likely.alignment.frontier.bound import Envelope as Envelope
     from likely.alignment.frontier.bound import envelope as envelope
     from likely.alignment.frontier.comparison import MatchedKl as MatchedKl
@@ -45,14 +37,14 @@ if TYPE_CHECKING:
     from likely.alignment.methods import METHODS as METHODS
     from likely.alignment.methods import PreferenceMethod as PreferenceMethod
     from likely.alignment.methods import pair_losses as pair_losses
-    from likely.alignment.own_outputs import EditInvariantSettings as EditInvariantSettings
-    from likely.alignment.own_outputs import fit_own_outputs as fit_own_outputs
     from likely.alignment.online.mixture import GeometricMixture as GeometricMixture
     from likely.alignment.online.policy_gradient import nash_md_loss as nash_md_loss
     from likely.alignment.online.tabular import exploitability as exploitability
     from likely.alignment.online.tabular import nash as nash
     from likely.alignment.online.training import OnlineSettings as OnlineSettings
     from likely.alignment.online.training import train_online as train_online
+    from likely.alignment.own_outputs import EditInvariantSettings as EditInvariantSettings
+    from likely.alignment.own_outputs import fit_own_outputs as fit_own_outputs
     from likely.alignment.pairing import all_pairs as all_pairs
     from likely.alignment.pairing import best_worst as best_worst
     from likely.alignment.pairing import first_round as first_round
