@@ -2,7 +2,7 @@
 
 SmolLM2-135M with LoRA of rank 16 on all linear layers, the reference's log-probabilities known before (trl:
 precompute_ref_log_probs), forwards and backwards; both read the very tensors of trl's collated batch.  A pair is a
-prompt of P tokens and two answers of C tokens each; tokens are counted as trl computes them, 2 (P + C) a pair, for both.
+prompt of P tokens and two answers of C tokens each; tokens are counted as trl computes them, 2 (P + C) a pair.
 
   python benchmarks/preference_step.py             SmolLM2
   python benchmarks/preference_step.py --quick     a smoke run; its figures are not kept
