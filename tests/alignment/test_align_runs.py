@@ -234,6 +234,18 @@ def test_all_weights_and_an_estimate(path, tmp_path):
         assert model.score("the cat", [" sat"])
 
 
+def test_an_adapter_of_an_adapter_is_refused(tmp_path):
+    (tmp_path / "adapter_model.safetensors").touch()
+    for config, message in (
+        ({"peft_type": "LORA", "base_model_name_or_path": str(tmp_path)}, "is an adapter, too"),
+        ({"peft_type": "IA3", "base_model_name_or_path": "smollm2"}, "adapters of peft_type LORA are opened"),
+        ({"peft_type": "LORA"}, "does not name the model"),
+    ):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        with pytest.raises(ModelError, match=message):
+            likely.load(str(tmp_path))
+
+
 def test_methods_by_name():
     assert make_method("dpo", {"beta": 0.3}).link == dpo(beta=0.3).link
     with pytest.raises(ValueError, match='did you mean "dpo"'):

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from likely.alignment.runs.folder import BEFORE, Progress, Run, RunSettings, Say, data_of, estimate, steps_of
+from likely.alignment.runs.folder import BEFORE, Run, RunProgress, RunSettings, Say, data_of, estimate, steps_of
 from likely.alignment.runs.report import text_report
 from likely.alignment.runs.rows import RowEncoder, TooManyTokens, read_rows, row_field
 from likely.alignment.sft import LOSS_ON, LossOn, MaskedText, sft_loss
@@ -24,7 +24,7 @@ def train_on_examples(
     test: Path | str | None = None,
     only_estimate: bool = False,
     say: Say = lambda line: None,
-    progress: Progress | None = None,
+    progress: RunProgress | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a model on rows {"prompt", "completion"} or {"messages"}; returns the report.
 

@@ -28,7 +28,7 @@ from likely.training.processes import Processes
 
 T = TypeVar("T")
 Say = Callable[[str], None]
-Progress = Callable[[str, int, int], None]  # what is done, how many of how many
+RunProgress = Callable[[str, int, int], None]  # what is done, how many of how many
 REPORT, RECIPE, LOG, REFERENCE, BEFORE, MERGED = (
     "report.json", "run.json", "metrics.jsonl", "reference_logprobs.jsonl", "before.json", "merged",
 )  # fmt: skip
@@ -149,7 +149,7 @@ class Run:
         self.processes.wait()
         return _read(self.out / name)
 
-    def reference(self, completions: Seq[Completion], progress: Progress | None = None) -> ReferenceSums:
+    def reference(self, completions: Seq[Completion], progress: RunProgress | None = None) -> ReferenceSums:
         """The reference's log-probabilities of completions, kept in the folder."""
         if self.processes.first:
             known, done = ReferenceSums(self.policy, self.out / REFERENCE), 0
@@ -267,7 +267,7 @@ def _memory(policy: Policy, tokens: int) -> int:
     return int(weights + trained + tokens * 4 * (layers * (10 * hidden + 4 * inner) + 2 * policy.lm.runtime.vocab_size))
 
 
-def steps_of(progress: Progress | None, steps: int) -> Callable[[int, float], None] | None:
+def steps_of(progress: RunProgress | None, steps: int) -> Callable[[int, float], None] | None:
     """The loop's progress as steps of a run."""
     return None if progress is None else lambda step, loss: progress("steps", step + 1, steps)
 

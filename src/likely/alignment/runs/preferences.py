@@ -12,7 +12,7 @@ import torch
 from likely.alignment.labellers import PreferencePair
 from likely.alignment.methods import PreferenceMethod, pair_batch_loss
 from likely.alignment.rewards import Reward
-from likely.alignment.runs.folder import BEFORE, Progress, Run, RunSettings, Say, data_of, estimate, steps_of
+from likely.alignment.runs.folder import BEFORE, Run, RunProgress, RunSettings, Say, data_of, estimate, steps_of
 from likely.alignment.runs.report import preference_report, sample_report
 from likely.alignment.runs.rows import read_pairs
 from likely.alignment.scores import ReferenceSums
@@ -34,7 +34,7 @@ def train_on_preferences(
     sampled_prompts: int = SAMPLED_PROMPTS,
     only_estimate: bool = False,
     say: Say = lambda line: None,
-    progress: Progress | None = None,
+    progress: RunProgress | None = None,
 ) -> dict[str, Any]:
     """Train a model on preference pairs (see `rows.read_pairs`); returns the report, which is in the folder, too.
 

@@ -139,11 +139,11 @@ def sample_report(
 
 def report_rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, before, after) for a table; of shares with an interval the share."""
-    rows = []
+    rows: list[tuple[str, str, str]] = []
     for name in dict.fromkeys([*before, *after]):
         old, new = before.get(name), after.get(name)
         if name == "samples" and isinstance(new, Mapping):
-            rows += [(f"samples: {what}", *values) for what, *values in report_rows(old or {}, new)]
+            rows += [(f"samples: {what}", was, now) for what, was, now in report_rows(old or {}, new)]
         elif name != "rewards":
             rows.append((name.replace("_", " "), _shown(old), _shown(new)))
     return rows

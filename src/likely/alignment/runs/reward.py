@@ -20,7 +20,7 @@ from likely.alignment.rewards import (
     SentimentReward,
     bradley_terry_loss,
 )
-from likely.alignment.runs.folder import BEFORE, Progress, Run, RunSettings, Say, data_of, estimate, steps_of
+from likely.alignment.runs.folder import BEFORE, Run, RunProgress, RunSettings, Say, data_of, estimate, steps_of
 from likely.alignment.runs.report import both_ways
 from likely.alignment.runs.rows import read_pairs
 from likely.errors import DataError
@@ -43,7 +43,7 @@ def train_reward_model(
     test: Path | str | None = None,
     only_estimate: bool = False,
     say: Say = lambda line: None,
-    progress: Progress | None = None,
+    progress: RunProgress | None = None,
 ) -> dict[str, Any]:
     """Train a Bradley–Terry reward model on preference pairs; returns the report.
 

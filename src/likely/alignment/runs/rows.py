@@ -246,7 +246,7 @@ def row_field(line: Line, name: str, where: str) -> Any:
 
 def read_rows(path: str | Path, encoder: RowEncoder, read: Any, limit: int | None = None) -> list[Any]:
     """What `read(encoder, line, where)` makes of every row; rows that do not fit are an error or left out."""
-    found = []
+    found: list[Any] = []
     for line in read_lines(path):
         if limit is not None and len(found) >= limit:
             break

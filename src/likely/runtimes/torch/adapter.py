@@ -18,9 +18,14 @@ def adapter_base(folder: Path) -> str:
     """The name of the model that an adapter's folder names; ModelError where it names none, or has no safetensors."""
     if not (folder / WEIGHTS).is_file():
         raise ModelError(f"{folder}: {WEIGHTS} is missing; adapters in other formats are not opened")
-    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    config = read_json(folder / CONFIG)
+    base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ModelError(f"{folder}: {CONFIG} does not name the model that the adapter belongs to")
+    if config.get("peft_type") != "LORA":
+        raise ModelError(f"{folder}: adapters of peft_type LORA are opened, this is {config.get('peft_type')!r}")
+    if (Path(base) / CONFIG).is_file():
+        raise ModelError(f"{folder}: the model that it names, {base}, is an adapter, too: merge that one first")
     return base
 
 
