@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from likely.errors import DataError
 NO_DATA = "no data sets on this machine"
 SLOW_FOLDERS = ("real", "reproductions")
 QUICK_FILES = ("test_smoke.py",)
+MANY = 8
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # one processor each: engines that spin must not share
@@ -59,16 +61,19 @@ class PassedTests:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow are whole folders, and of cases marked `sampled(n)` all but every n-th (by a hash of its name)."""
+    """Slow are whole folders, of cases marked `sampled(n)` all but every n-th (by a hash of its name), and of other
+    tests with MANY cases all but every third."""
     if (passed := config.getoption("--passed-in")) is not None:
         names = set(passed.read_text("utf-8").splitlines())
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid in names])
         items[:] = [item for item in items if item.nodeid not in names]
+    cases = Counter(item.nodeid.split("[")[0] for item in items)
     for item in items:
         if item.path.parent.name in SLOW_FOLDERS and item.path.name not in QUICK_FILES:
             item.add_marker(pytest.mark.slow)
         mark = item.get_closest_marker("sampled")
-        if mark is not None and zlib.crc32(item.nodeid.encode()) % mark.args[0]:
+        every = mark.args[0] if mark is not None else 3 if cases[item.nodeid.split("[")[0]] >= MANY else 1
+        if zlib.crc32(item.nodeid.encode()) % every:
             item.add_marker(pytest.mark.slow)
 
 

@@ -199,6 +199,7 @@ def project(request, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("project", ["drafter"], indirect=True)
 def test_a_drafter(project, tiny):
     text = project("generate", "the cat sat on the cat", "-m", tiny, "--temperature", 0, "--max-tokens", 8)
@@ -219,6 +220,7 @@ def test_an_estimator(project, tiny):
     assert "toy" in project("uncertainty", "--help")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("project", ["recalibrator"], indirect=True)
 def test_a_recalibrator(project, tmp_path):
     lines = tmp_path / "labelled.jsonl"
@@ -236,6 +238,7 @@ def test_a_verb(project):
     assert project("toy") == "a toy\n" and "Say that it is a toy." in project("--help")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("project", ["runtime"], indirect=True)
 def test_a_runtime(project, tiny):
     found = json.loads(

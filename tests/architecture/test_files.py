@@ -7,6 +7,8 @@ from collections import defaultdict
 import pytest
 from source_tree import PACKAGE, imports, modules
 
+pytestmark = pytest.mark.xdist_group("architecture")  # every file is parsed once
+
 LONGEST, TINY, FEW = 450, 80, 12
 CODE = (".py", ".cpp", ".h")
 FOLDERS = sorted({path.parent for path in PACKAGE.rglob("*") if path.suffix in CODE})

@@ -9,6 +9,8 @@ from collections import defaultdict
 import pytest
 from source_tree import PACKAGE, imports, modules, room, tree
 
+pytestmark = pytest.mark.xdist_group("architecture")  # every file is parsed once
+
 PACKAGES = sorted(module for module, path in modules().items() if path.name == "__init__.py")
 # words of an earlier private dialect: (module or identifier) -> the field's term is used instead
 DIALECT = {

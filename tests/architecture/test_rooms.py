@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from source_tree import circles, imports, modules, outside_imports, room
+
+pytestmark = pytest.mark.xdist_group("architecture")  # every file is parsed once
 
 # from the ground up; "likely" is the package's own face: what it offers is made in the rooms before it
 ROOMS = (
@@ -11,7 +14,10 @@ ROOMS = (
     "prompting", "alignment", "audit", "lm", "likely", "bench", "show", "evidence", "serving", "cli",
 )  # fmt: skip
 TORCH = ("runtimes.torch", "training", "compression", "alignment")  # and, inside functions, what trains: see below
-TRAINS = ("calibration.h", "uncertainty.split_point", "weak_supervision", "prompting.hints", "audit.reach", "audit.inversion", "audit.spectral")
+TRAINS = (
+    "calibration.h", "uncertainty.split_point", "weak_supervision", "prompting.hints", "audit.reach",
+    "audit.inversion", "audit.spectral",
+)  # fmt: skip
 
 
 def test_every_room_has_its_place():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import re
+from functools import cache
 
 import pytest
 from source_tree import modules, tree
@@ -14,6 +15,8 @@ from likely.decoding.drafting.table import DRAFTERS
 from likely.runtimes.kinds import KINDS
 from likely.uncertainty.table import ESTIMATORS
 
+pytestmark = pytest.mark.xdist_group("architecture")  # every file is parsed once
+
 TABLES = {
     "likely.decoding.drafting.table": DRAFTERS,
     "likely.runtimes.kinds": KINDS,
@@ -22,6 +25,7 @@ TABLES = {
 }
 
 
+@cache
 def messages(module):
     """Strings of a module that are shown to somebody: not docstrings, not single words."""
     quiet = {
@@ -29,13 +33,17 @@ def messages(module):
         for node in ast.walk(tree(module))
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
-    for node in ast.walk(tree(module)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in quiet:
-            yield node.value
+    return [
+        node.value
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in quiet
+    ]
 
 
 def lists_of(text, names):
     """Runs of three or more different names of a table, one after the other, as a hand-written list has them."""
+    if sum(name in text for name in names) < 3:
+        return []
     words = re.split(r"[\s\"'`]*(?:,|\bor\b|\band\b|\|)[\s\"'`]*", text)
     runs = itertools.groupby(words, key=lambda word: re.split(r"[\s:.]", word.strip())[0] in names)
     return [found for inside, run in runs if inside and len(set(found := list(run))) >= 3]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 
+import pytest
 from source_tree import modules, outside_imports
 
 from likely.cli.verbs.generation.ask import ask
 from likely.lm.confidence import AskOptions
 from likely.serving.api.schemas import ChatRequest
+
+pytestmark = pytest.mark.xdist_group("architecture")  # every file is parsed once
 
 # which model answers, where the questions and answers lie, and how they are shown
 AROUND = {

@@ -69,6 +69,7 @@ def test_the_report_is_of_items_that_were_not_fitted_to():
     assert learnt.after["nll"] > nll(learnt.predict(noise), noise.labels) + 0.003
 
 
+@pytest.mark.slow
 def test_a_fold_without_wrong_answers_is_no_obstacle(tmp_path):
     """20 items, 2 of them wrong: not every method can be fitted on every fold, and the file still holds JSON."""
     few = answers(400)[0]
@@ -115,7 +116,7 @@ def test_auto_takes_what_predicts_other_items_best():
     assert fit_calibrator(classes(), method="auto").recalibrator.name == "temperature"  # the truth is one
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("method", [m for m in RECALIBRATORS if m not in ("h", "answer")])
 def test_every_method_is_restored_from_its_file_to_the_bit(method, tmp_path):
     wide = {"logits", "probs"} & set(RECALIBRATORS[method].inputs)
@@ -310,7 +311,7 @@ def test_risk():
         abstention_rule(held([0.5], [1]), risk=5)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -124,6 +124,7 @@ def test_a_grid_of_other_items_uses_all_items_and_keeps_the_promise():
     assert given > SETS / 2 and stats.binom.sf(broke - 1, SETS, delta) > FALSE_ALARM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [continuous, tied])
 def test_a_monotone_risk_lets_all_items_be_tested_and_more_be_certified(law):
     delta = 0.2

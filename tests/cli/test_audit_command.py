@@ -70,3 +70,51 @@ def test_review_at_a_terminal_goes_on_after_q(cli, queue, tmp_path):
     assert ReviewQueue.open(queue).votes[0].reason == "well said"
     assert "frozen" in cli("audit", "review", queue, "--import", votes).err
     assert "relevance" in cli("audit", "review", queue).out
+
+
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    lines = [
+        {"id": f"q{i}", "question": f"the cat {i}", "choices": ["the cat", "a hat"], "answer": i % 2} for i in range(4)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_probes_from_making_to_a_report(cli, tiny, questions, tmp_path):
+    probes, queue, template = tmp_path / "probes.jsonl", tmp_path / "queue.jsonl", tmp_path / "template.json"
+    made = cli("audit", "probes", "make", questions, "-m", tiny, "--threads", 1, "--n", 2, "-o", probes,
+               "--template", "naive", "--json").json  # fmt: skip
+    assert made["questions"] == 4 and made["probes"] == 8
+    lines = [json.loads(line) for line in probes.read_text().splitlines()]
+    for i, line in enumerate(lines[1:]):  # what a model of random weights writes passes no screen
+        line.update(failed=[], text=f"say cat {i}")
+    probes.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "exists" in cli("audit", "probes", "make", questions, "-m", tiny, "-o", probes).err
+    assert "8 probes" in cli("audit", "probes", "queue", questions, probes, "-o", queue).out
+    votes = tmp_path / "votes.csv"
+    rows = [f"{who},q{i}/{k},3,3\n" for who in ("anna", "bert") for i in range(4) for k in range(2)]
+    votes.write_text("annotator,item,relevance,diversity\n" + "".join(rows))
+    assert cli("audit", "review", queue, "--import", votes, "--json").json["pass_rate"] == 1
+    assert "frozen: naive" in cli("audit", "probes", "freeze", queue, "-o", template, "--template", "naive").out
+    same = cli("audit", "probes", "run", questions, probes, "-m", tiny, "--threads", 1)
+    assert same.code == 1 and "take another writer" in same.err
+    command = ("audit", "probes", "run", questions, probes, "-m", tiny, "--threads", 1, "--allow-self")
+    found = cli(*command, "--json", "--report", tmp_path / "page.html").json
+    assert len(found["cases"]) == 4 and found["cases"][0]["probes"] == 2 and (tmp_path / "page.html").exists()
+
+
+def test_mermaid_checks_a_diagram_and_measures_flows(cli, tiny, tmp_path):
+    diagram, flows = tmp_path / "a.mmd", tmp_path / "flows.jsonl"
+    diagram.write_text("sequenceDiagram\nA->>B: x\n")
+    assert cli("audit", "mermaid", diagram).out == "valid: 2 participants, 1 messages\n"
+    diagram.write_text("sequenceDiagram\nA->B\n")
+    done = cli("audit", "mermaid", diagram)
+    assert done.code == 1 and "line 2, column 5" in done.err
+    record = {"id": "f", "input_prompt": "Participants: A, B.", "expected_output": "sequenceDiagram\nA->>B: x\n"}
+    flows.write_text(json.dumps(record) + "\n")
+    found = cli("audit", "mermaid", flows, "-m", tiny, "--threads", 1, "--modes", "zero-shot,guided",
+                "--max-tokens", 40, "--report", tmp_path / "m.md", "--json").json  # fmt: skip
+    by = {(f["subject"], f["quantity"]): f["value"] for f in found["findings"]}
+    assert by["guided", "valid"] == 1 and found["header"]["settings"]["modes"] == ["zero-shot", "guided"]

@@ -193,6 +193,7 @@ def by_the_server(lm, other, policy):
     yield pieces[-1], text
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", ["given", "passes", "abstains", "falls back"])
 def test_one_question_has_one_answer_whoever_asks(case, lm, kept, cli, tiny, other_path, tmp_path):
     plain = lm.ask(QUESTION, max_tokens=6)

@@ -79,6 +79,7 @@ def test_text_and_chats_take_a_model_s_tokenizer(cli, tiny, tmp_path):
     assert piped.json["drafters"][0]["calls"] == done.json["drafters"][1]["calls"]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_chat_with_and_without_its_answer_apart(cli, tmp_path, smollm2_path):
     whole = lines(tmp_path / "whole.jsonl", {"messages": CHAT})

@@ -54,7 +54,7 @@ def plainly(wanted):
     return [replace(r, drafter=None, verification="keyed", constraint=Unforced(r.constraint)) for r in wanted]
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(("name", "choice"), [(n, c) for n in ["no drafter", *MADE] for c in CHOICES])
 def test_guided_text_is_that_of_plain_guided_decoding(target, name, choice):
     kind, runtime, tolerance, made = target
@@ -150,7 +150,7 @@ def all_texts(runtime, request) -> dict[tuple[int, ...], float]:
     return out
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.slow
 @pytest.mark.parametrize("verification", ["keyed", "rejection", "spectr"])
 @pytest.mark.parametrize("name", ["no drafter", *MADE])
 def test_sampled_guided_text_has_the_law_q(name, verification):

@@ -154,7 +154,7 @@ def test_a_batch_is_each_alone(target, preset):
     assert [f[0].tokens for f in run(runtime, *wanted)] == [run(runtime, r)[0][0].tokens for r in wanted]
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("drafter", ["lookup", "suffix, trees", "model, chain", "random trees"])
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_drafted_text_is_the_undrafted_one(target, preset, drafter):
@@ -255,7 +255,7 @@ def law_of_text(runtime, contrast, prompt, text) -> float:
     )
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("verification", ["keyed", "rejection", "spectr"])
 @pytest.mark.parametrize("preset", ["uscd", "cfg", "cfg, lazy"])
 def test_sampled_text_has_the_contrasted_law(preset, verification):

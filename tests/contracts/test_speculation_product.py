@@ -105,7 +105,7 @@ def test_cancelled_in_mid_flight_everything_is_freed(target, name):
 LAW = Sampling(temperature=1.0, seed=0)
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("verification", ["rejection", "spectr", "keyed"])
 @pytest.mark.parametrize("name", list(MADE))
 def test_sampled_text_has_the_targets_law(name, verification):

@@ -208,6 +208,7 @@ begun.wait()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["toy", "torch", "llamacpp", "native"])
 def test_a_daemon_thread_does_not_crash_the_exit(name):
     paths = [path for path in sys.path if path]

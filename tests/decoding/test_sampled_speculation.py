@@ -76,7 +76,7 @@ def p_value(draws: list) -> float:
     return min(values)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", RULES)
 def test_sampled_sequences_have_the_distribution_of_the_target(name):
     shape, verification = RULES[name]
@@ -187,7 +187,7 @@ def unlikely_dropped(draft: Draft) -> Draft:
     return replace(draft, draws={node: children for node, children in draws.items() if children})
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, shape",
     [
@@ -244,6 +244,7 @@ def test_an_off_by_one_row_is_seen(monkeypatch):
     assert p_value(sequences(TableDrafts(Q, StochasticBeam(3, 3)), "rejection", 1536)[0]) < FALSE_ALARM
 
 
+@pytest.mark.slow
 def test_a_dropped_bonus_is_seen(monkeypatch):
     """After a fully kept path the last kept token is emitted twice, instead of one from the target's law."""
 

@@ -39,6 +39,7 @@ def test_the_python_of_the_page_says_what_it_says(texts_and_rules):
     assert (texts_and_rules / "harmonizer" / "harmonizer.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_command_of_the_page_works(texts_and_rules, smollm2_path):
     program = texts_and_rules / "bin" / "likely"
     program.parent.mkdir()

@@ -51,7 +51,7 @@ def total(result) -> float:
     return sum(share.logprob + share.forced_logprob for share in shares)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("whitespace", ["compact", "any"])
 def test_the_shares_of_all_fields_and_the_structure_are_the_whole(merged, whitespace):

@@ -151,7 +151,7 @@ def test_the_toy_distorts():
     assert abs(sum(q.values()) - 1) < 1e-6 and total_variation(p, q) > 0.25
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [2, 3, 4])
 @pytest.mark.parametrize("sampler", ["importance", "smc"])
 def test_weights_are_proper(sampler, limit):

@@ -100,7 +100,7 @@ def probability_of(runtime, constraint):
     return total
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 def test_the_mean_of_the_masses_is_the_probability_of_the_language(constraint_of, form):
     runtime = ToyRuntime.random(4, seed=8, order=1, sequences=4096, tokens_held=2**17)

@@ -65,6 +65,7 @@ def test_what_no_engine_enforces_holds_with_validate(beyond):
     assert any(r.warnings for r in results) or beyond.get("unevaluatedProperties") is False
 
 
+@pytest.mark.slow
 def test_redraws_follow_the_law_conditioned_on_validity():
     """Uniform tokens, six valid pairs among nine: each valid one is as likely (χ², 5 degrees of freedom, 1e-6)."""
     drawn = uniform().generate("a", schema=DIFFERENT, on_unsupported="validate", n=480, retries=30, max_tokens=20)
@@ -288,6 +289,7 @@ def test_whitespace():
     assert all(json.loads(text) == [1, 1, 1] for text in loose)
 
 
+@pytest.mark.slow
 def test_bounds_hold_where_the_schema_has_none():
     schema = {
         "type": "object",

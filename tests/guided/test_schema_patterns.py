@@ -198,6 +198,7 @@ def test_formats(name, good, bad):
     assert not any(has_format(name, text) for text in bad)
 
 
+@pytest.mark.slow
 def test_every_format_is_generated_and_checked():
     pytest.importorskip("llguidance")
     from toy_texts import uniform

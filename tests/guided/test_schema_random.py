@@ -67,6 +67,7 @@ def test_schemas_beyond_the_engine_with_validate():
     assert seen["whole"] > 400 and seen["unsupported"] == 0 and seen["unsatisfied"] < 15
 
 
+@pytest.mark.slow
 def test_without_the_check_the_same_schemas_do_go_wrong():
     """The negative control: what is only ignored is broken by some texts."""
     pytest.importorskip("llguidance")

@@ -97,6 +97,13 @@ def monitor(across: str, prefix: str) -> Factory:
     return build
 
 
+def spans(vocabulary: Vocabulary) -> Constraint:
+    from likely.alignment.labelling.codec import SpanCodec
+    from likely.alignment.labelling.constraint import SpanAutomaton, SpanConstraint
+
+    return SpanConstraint(SpanAutomaton(SpanCodec(["a", "not"]), ["ab", "12:3", "\u00e9b"], " "), vocabulary)
+
+
 FACTORIES: dict[str, Factory] = {
     "llguidance schema": form(schema=SCHEMA),
     "llguidance regex": form(regex=r"[a-c]+(12|20)?"),
@@ -114,6 +121,7 @@ FACTORIES: dict[str, Factory] = {
     "closing grammar": form(grammar=GRAMMAR, close_on_budget=True),
     "healing, then a regex": healing(reference(regex=r"[a-c]+(12|20)?"), b"ht"),
     "healing, then closing": healing(form(choices=["bc", "b"], close_on_budget=True), b"a"),
+    "spans of a sentence": spans,
     "monitor, split": monitor("split", "x."),
     "monitor, allow": monitor("allow", "(x."),
 }

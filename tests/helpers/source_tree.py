@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 SRC = Path(__file__).parents[2] / "src"
 PACKAGE = SRC / "likely"
 
 
-@lru_cache
+@cache
 def modules() -> dict[str, Path]:
     """Dotted name -> file; a package stands for its `__init__`."""
     found = {}
@@ -21,12 +21,12 @@ def modules() -> dict[str, Path]:
     return found
 
 
-@lru_cache
+@cache
 def tree(module: str) -> ast.Module:
     return ast.parse(modules()[module].read_text(encoding="utf-8"))
 
 
-@lru_cache
+@cache
 def imports() -> dict[str, set[str]]:
     """Module -> modules of the package that it imports, anywhere in its text."""
     known, found = modules(), defaultdict(set)

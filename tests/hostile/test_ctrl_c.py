@@ -144,6 +144,7 @@ def test_ctrl_c_while_a_file_is_scored_leaves_no_bar(open_terminal, tiny: Path, 
     check_clean(terminal)
 
 
+@pytest.mark.slow
 def test_chat_stops_the_answer_and_goes_on(open_terminal, tiny: Path) -> None:
     terminal = open_terminal("chat", *endless(tiny))
     terminal.until(lambda new: new.endswith(b"> "))
@@ -159,6 +160,7 @@ def test_chat_stops_the_answer_and_goes_on(open_terminal, tiny: Path) -> None:
     check_clean(terminal)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_conversation_through_a_pipe_ends_it(tiny: Path) -> None:
     pipe = subprocess.PIPE
     with subprocess.Popen([*COMMAND, "chat", *map(str, endless(tiny))], stdin=pipe, stdout=pipe, stderr=pipe) as talk:

@@ -32,6 +32,7 @@ def test_sleeping_is_stopped(guards):
     assert run_python("import time; time.sleep(1000)", SandboxLimits(wall_s=1), guards=guards).status == "timeout"
 
 
+@pytest.mark.slow
 def test_ignored_signals_do_not_help(guards):
     program = (
         "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n"

@@ -64,6 +64,7 @@ def test_automata_that_double_do_not_fill_memory():
     assert all(set(r.text) <= set("abc") for r in results)
 
 
+@pytest.mark.slow
 def test_long_lists_of_values():
     """Ten thousand compile; a hundred thousand are refused, with the number that is taken."""
     names = [f"value {i}" for i in range(100_000)]
@@ -112,6 +113,7 @@ def doubling(keyword: str, levels: int = 24):
     return {"$ref": f"#/$defs/d{levels}", "$defs": defs}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("keyword", ["allOf", "anyOf", "oneOf", "prefixItems"])
 def test_references_that_double(keyword):
     schema = doubling(keyword)
@@ -185,6 +187,7 @@ def distinct(i: int):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's table of memory")
 def test_many_schemas_leave_bounded_memory(monkeypatch):
     """Once the kept forms are full, further schemas leave nothing behind."""

@@ -42,6 +42,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_same_moment_is_the_same_step(moments: Moments, tiny: Path, questions: Path) -> None:
     """The instrument itself: step counts repeat, and a kill really is one."""
     call = ("score", questions, "--limit", 3, "-m", tiny, "--runtime", "llamacpp", "--threads", 1)
@@ -59,8 +60,14 @@ def things_to_ask(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("kind", "count"), [(signal.SIGKILL, 50), (signal.SIGINT, 20)])
-@pytest.mark.parametrize("verb", ["score", "ask"])
+@pytest.mark.parametrize(
+    ("verb", "kind", "count"),
+    [
+        ("ask", signal.SIGINT, 5),
+        pytest.param("score", signal.SIGKILL, 50, marks=pytest.mark.slow),
+        pytest.param("ask", signal.SIGKILL, 30, marks=pytest.mark.slow),
+    ],
+)
 def test_a_results_file_survives_stops(
     moments: Moments,
     tiny: Path,
@@ -97,7 +104,7 @@ def test_a_results_file_survives_stops(
         sizes.add(kept)
         stops += 1
     # fifty stops fall before, between and after the pieces, and behind the end of a resumed run
-    assert len(sizes) >= 2 and (count < 50 or (finished and len(sizes) >= 4))
+    assert len(sizes) >= (2 if count >= 20 else 1) and (count < 50 or (finished and len(sizes) >= 4))
     score(target)
     assert target.read_bytes() == expected
 

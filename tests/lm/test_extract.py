@@ -30,6 +30,7 @@ def toy(context=600) -> Model:
     return Model(runtime, tokenizer, ModelInfo("toy", "toy", "toy", "float64", "0", "pieces", template=False))
 
 
+@pytest.mark.slow
 def test_many_are_as_one_at_a_time():
     lm = toy()
     found = lm.extract(DOCUMENTS, schema=Small, temperature=1.0, max_tokens=60, seed=4)
@@ -54,6 +55,7 @@ def test_a_text_that_is_cut_is_no_value():
     assert found.value is None and found.error.startswith("the text is not complete") and found.result.text
 
 
+@pytest.mark.slow
 def test_what_breaks_the_schema_is_drawn_again():
     """Two of {1, 2, 3}, unlike: the engine does not enforce it."""
     schema = {"type": "array", "items": {"enum": [1, 2, 3]}, "minItems": 2, "maxItems": 2, "uniqueItems": True}

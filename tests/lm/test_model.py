@@ -191,6 +191,7 @@ def test_importing_likely_is_light():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_llamacpp_path_never_imports_torch(path):
     code = (
         "import sys, likely\n"

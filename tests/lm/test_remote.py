@@ -678,6 +678,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(json_values, st.sampled_from(["ab", "abx", "", None]))
 def test_any_reply_is_read_or_refused(held: object, text: object) -> None:

@@ -27,6 +27,7 @@ def some(n=300, seed=0, power=2.0):
     return c, (rng.random(n) < c**power).astype(int)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [0.01, 0.03, 0.1, 0.5, 1.0])
 def test_as_the_integral(width):
     c, y = some()

@@ -84,6 +84,7 @@ def test_probs_metrics_and_intervals_as_one_by_one():
     same(found, {name: m for name, m in BOTH.items() if name not in ("nll", "brier")}, top)
 
 
+@pytest.mark.slow
 def test_thousands_of_rows_take_seconds():
     rng = np.random.default_rng(4)
     for c, y in ((rng.random(5000), np.ones(5000)), (rng.choice([0.5, 0.7, 0.9], 5000), rng.integers(0, 2, 5000))):

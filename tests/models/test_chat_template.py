@@ -146,6 +146,7 @@ PIECES = [
 contents = st.lists(st.sampled_from(PIECES), max_size=6).map("".join) | st.text(max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(contents, min_size=1, max_size=4), st.booleans())
 def test_contents_never_become_control_tokens(texts: list[str], space_first: bool) -> None:

@@ -70,6 +70,7 @@ def leftovers(folder: Path) -> list[str]:
     return [p.name for p in folder.iterdir() if "partial" in p.name or "replaced" in p.name]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", TINY)
 def test_gguf_to_folder_and_back_gives_the_same_bits(name: str, tmp_path: Path) -> None:
     source = TINY[name](tmp_path / "source.gguf")
@@ -86,6 +87,7 @@ def test_gguf_to_folder_and_back_gives_the_same_bits(name: str, tmp_path: Path) 
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", TINY)
 def test_transformers_gives_the_folder_the_logits_of_the_file(name: str, tmp_path: Path) -> None:
     source = TINY[name](tmp_path / "source.gguf")
@@ -120,6 +122,7 @@ def test_half_precision_weights_keep_their_bits_in_a_folder(dtype: str, tmp_path
     assert tensors_of(tmp_path / "back.gguf") == tensors_of(source)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(("to", "kind"), [("f16", "F16"), ("bf16", "BF16"), ("q8_0", "Q8_0")])
 def test_matrices_are_encoded_as_the_public_package_does_and_norms_stay_f32(to: str, kind: str, tmp_path: Path) -> None:
     source = write_tiny_gemma3(tmp_path / "source.gguf", layers=2)

@@ -127,6 +127,7 @@ def test_far_steps_are_cut_in_the_direction_that_gains():
         assert back.grad.item() != 0.0
 
 
+@pytest.mark.slow
 def test_trl_computes_the_same_loss():
     trainer = pytest.importorskip("trl.trainer.grpo_trainer", reason="trl is not installed").GRPOTrainer
     new, old, reference, written, advantages = drawn()

@@ -22,6 +22,7 @@ def world(n=400, seed=0):
     return features, hard, right, stated
 
 
+@pytest.mark.slow
 def test_grpo_finds_the_hint_that_is_honest_for_each_kind_of_question():
     features, hard, right, stated = world()
 
@@ -43,6 +44,7 @@ def test_a_reward_for_accuracy_alone_teaches_nothing_about_confidence():
     assert bandit.predict_proba(features) == pytest.approx(np.full((400, 4), 0.25), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_strong_pull_keeps_the_policy_where_it_was():
     features, hard, right, stated = world()
 

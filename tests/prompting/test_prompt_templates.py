@@ -71,6 +71,7 @@ def test_a_template_that_cannot_be(source, choices, said):
         template(source, choices)
 
 
+@pytest.mark.slow
 def test_a_template_cannot_reach_out_or_run_for_ever():
     with pytest.raises(DataError, match="cannot be filled in"):
         template("{{ text.__class__.__mro__ }}").prompt({"text": "x"})

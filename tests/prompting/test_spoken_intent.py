@@ -127,6 +127,7 @@ def test_option_scores_become_a_calibrator(tmp_path):
     assert calibrator.after["nll"] < calibrator.before["nll"]
 
 
+@pytest.mark.slow
 def test_kappa_is_the_one_that_made_the_labels():
     """Labels drawn from the marginal law at kappa: on many of them the likeliest kappa is near it."""
     rng = np.random.default_rng(1)

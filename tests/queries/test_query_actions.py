@@ -28,6 +28,7 @@ def test_nothing_else_is_evaluated(expression):
         calculate(expression)
 
 
+@pytest.mark.slow
 @given(st.integers(-999, 999), st.integers(-999, 999), st.sampled_from("+-*"))
 def test_as_python_does(a, b, op):
     assert calculate(f"({a}) {op} ({b})") == {"+": a + b, "-": a - b, "*": a * b}[op]

@@ -125,6 +125,7 @@ IMPOSSIBLE = X.one_of(["ab", "abba b"]) & (X.one_of(["ab", "ba ab"]) & (X.chars 
 BRANCHES = [(X.words <= 1) | IMPOSSIBLE, IMPOSSIBLE | (X.words > 1), X.tokens.equals(3) | IMPOSSIBLE | IMPOSSIBLE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("node", BRANCHES, ids=range(len(BRANCHES)))
 def test_a_branch_that_no_text_fulfils_takes_nothing_from_the_others(where, node):
     constraint, texts = where.compile(node, "X").constraint, valid(node)

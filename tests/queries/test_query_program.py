@@ -342,6 +342,7 @@ def test_best_k_gives_k_programs_and_ends(lm):
     assert len(found) == 3 and {r.vars["X"] for r in found} <= {"ab", "b.", "ba a"}
 
 
+@pytest.mark.slow
 def test_samples_follow_the_masked_law(lm):
     """1,000 draws of a hole with two values against the law of local masking, computed from the table."""
     q = query('"b.[X]" where X in ["a", "b"]')

@@ -11,7 +11,7 @@ import likely
 from likely.queries import query, query_file
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "queries"
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.xdist_group("real")]
 
 
 @pytest.fixture(scope="module", params=["smollm2", "gemma3"])
@@ -20,7 +20,7 @@ def lm(request):
         yield model
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.lmql")), ids=lambda p: p.stem)
 def test_the_examples_run(lm, path):
     r = query_file(path)(lm, max_tokens=24)

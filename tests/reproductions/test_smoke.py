@@ -29,6 +29,7 @@ def figures(evidence: Evidence, quantity: str) -> dict[str, float]:
     return {f.subject: f.value for f in evidence.figures if f.quantity == quantity}
 
 
+@pytest.mark.slow
 def test_the_study_holds_on_a_tiny_model(parity, found):
     assert found.verdict == "reproduced" and found.mode == "quick" and len(found.checks) == 2
     largest, kl = figures(found, "max of |difference|"), figures(found, "mean KL")
@@ -39,6 +40,7 @@ def test_the_study_holds_on_a_tiny_model(parity, found):
     assert all(f.low is not None or "maximum" in f.note or f.value == 0 for f in found.figures)
 
 
+@pytest.mark.slow
 def test_a_wrong_number_is_noticed(parity, found, tmp_path, monkeypatch):
     """One row of the reference with its columns reversed breaks both bounds."""
     original = parity.reference_rows

@@ -239,6 +239,7 @@ def test_values_that_end_the_process_in_native_code_are_refused_before(tiny_path
         LlamaCppRuntime(tmp_path / "x.gguf")
 
 
+@pytest.mark.slow
 def test_leaving_without_shutdown_ends_quietly(tiny_path):
     code = f"""
 import sys
@@ -333,6 +334,7 @@ def test_any_interleaving_equals_fresh_decodes(tiny_path, monkeypatch, many_dead
 # --- numerics ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "threads"), [("F16", 1), ("F32", 1), ("BF16", 1), ("Q8_0", 1), ("Q8_0", 2)])
 def test_invariant_mode_holds_for_long_sequences(tmp_path, dtype, threads):
     """Past 256 cells a lone row and two rows take different attention kernels on several threads."""
@@ -398,6 +400,7 @@ def test_f32_files_agree_with_transformers(tmp_path):
 # --- the real models --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_smollm2_is_invariant_with_trees_holes_and_neighbours(smollm2_path):
     runtime = LlamaCppRuntime(smollm2_path, threads=1, context=512, invariant=True)

@@ -45,6 +45,7 @@ def test_bytes_of_the_tokens_join_to_the_text(opened, text):
     assert joined(opened[0], text) == bytes(b for b in text.encode() if b not in missing)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @settings(deadline=None)
 @given(text=TEXT)
@@ -70,6 +71,7 @@ def test_ids_equal_those_of_the_tokenizer_built_from_the_file(opened, text):
 _BUILT: dict = {}
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_bytes_that_a_vocabulary_lacks_are_named(smollm2_path, gemma):
     with vocabulary_of(smollm2_path) as tokenizer:
@@ -121,6 +123,7 @@ def test_a_closed_vocabulary_is_an_error_and_no_crash(tmp_path):
         tokenizer.encode("a")
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_gemma_begins_with_bos_and_ends_turns(gemma):
     assert gemma.add_bos and gemma.bos_id == 2 and {1, 106} <= gemma.end_ids

@@ -225,6 +225,7 @@ def wrong_source(tmp_path):
     return tmp_path / "wrong.cpp"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("value", "words"), [("0", "off by"), ("n", "depend on the rows beside"), ("0.0f/0", "depend on the rows beside")]
 )
@@ -404,6 +405,7 @@ def test_another_compiler_flag_or_source_is_another_library(folder, compiler, mo
     assert len(set(paths)) == 5 and left_in(folder) == sorted(p.name for p in paths)
 
 
+@pytest.mark.slow
 def test_processes_that_build_at_one_time_all_get_it(folder, compiler, libraries):
     calls = compiler(f'cp {libraries("native")} "$out"')
     code = "from likely.runtimes.native.build import build, library; library(); print(build())"

@@ -90,7 +90,7 @@ def test_a_number_that_is_not_finite_stays_none(native_library, name, bad):
         assert np.isfinite(np.delete(found, 3, axis=0)).all() and np.isfinite(found[3, :32]).all()
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("kind", ["int8", "float32"])
 @pytest.mark.parametrize(
     "kv", ["f32", "f16", "bf16", "q8_0", "bfp12", "bfp16", "bfp12/bfp16", "q8_0/f32", "bf16/bfp16n16"]

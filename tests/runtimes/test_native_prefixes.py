@@ -57,7 +57,7 @@ def rows_of_call(runtime, opened, seed, most=3, trees=True, every=False):
     return np.concatenate([output.logits for output in outputs if output.logits is not None]), read
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("name", INVARIANT)
@@ -75,6 +75,7 @@ def test_ragged_forks_get_the_same_bits_from_fewer_reads(pair, name, kind, threa
         assert read < apart
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DTYPES)
 def test_calls_that_are_divided_by_rows_share_too(pair, kind):
     """Many rows for each thread: what is put together are the pieces of one span of rows."""

@@ -24,7 +24,7 @@ INVARIANT = [
 TEXT = tokens_of(190, seed=8)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("name", INVARIANT)
 def test_any_cutting_gives_the_same_bits(natives, name, kind):
@@ -123,7 +123,7 @@ def test_rows_that_nobody_wants_change_nothing(natives, name, kind, plan):
     runtime.close(beside)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("name", INVARIANT)
 def test_any_tree_gives_the_bits_of_its_paths(natives, name, kind):

@@ -312,6 +312,7 @@ print(json.dumps([refused, bool((rows == again).all())]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="needs /proc")
 def test_growth_that_finds_no_memory_half_way_is_repeated_without_a_trace(made, tmp_path):
     arguments = [sys.executable, "-c", GROWTH, str(made("llama")[1]), str(tmp_path)]

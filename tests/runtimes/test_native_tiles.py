@@ -20,7 +20,11 @@ from likely.runtimes.native.check import disagreement
 from likely.runtimes.native.library import CODES, INT8, Library
 from likely.runtimes.native.runtime import NativeRuntime
 
-pytestmark = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no C++ compiler"),
+    pytest.mark.slow,
+    pytest.mark.xdist_group("tiles"),
+]
 
 
 @pytest.fixture(scope="module")

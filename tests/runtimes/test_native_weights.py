@@ -206,7 +206,7 @@ def _gguf(kind, path, dtype):
     return write_tiny_llama(path, arch=kind.split(",")[0], dtype=dtype, tied="tied" in kind)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", ["F32", "Q8_0", "F16", "BF16"])
 @pytest.mark.parametrize("model", ["llama", "llama, tied", "qwen2", "qwen3", "gemma3"])
 def test_a_gguf_file_and_a_folder_of_its_weights_pack_alike(library, tmp_path, model, dtype):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from likely.runtimes.rows import CallOutputs, reduce_rows
 LOGITS = np.random.default_rng(0).standard_normal((12, 7)).astype(np.float32)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.one_of(st.sampled_from(["none", "last", "all"]), st.lists(st.integers(0, 11), max_size=6).map(tuple)),

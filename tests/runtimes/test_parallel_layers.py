@@ -71,6 +71,7 @@ def test_groups_of_one_are_the_whole_model_to_the_bit(runtime):
         np.testing.assert_array_equal(rows(runtime, LayerPlan(parallel=groups)), exact)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma2", "gemma3", "gpt_oss", "gpt2"])
 def test_layers_whose_attention_adds_nothing_may_stand_together(name):
     """Where the later attentions of a group add nothing, their stale input does not matter; elsewhere it does."""

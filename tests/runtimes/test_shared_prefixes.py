@@ -156,6 +156,7 @@ def closes(runtime, rows, texts, atol=2e-5):
         np.testing.assert_allclose(found, expected, atol=atol * max(1.0, float(expected.std())), rtol=0)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ATTENTION)
 def test_a_tree_of_depth_three_equals_the_plain_forward(name, every_run):
     """Grouped heads, windows, soft-capping and sinks; several tokens at once, single ones, and pending trees."""

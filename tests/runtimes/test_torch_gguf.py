@@ -125,6 +125,7 @@ def test_linear_rotary_scaling_is_kept(tmp_path):
     assert np.abs(torch_logits(plain, tokens) - torch_logits(scaled, tokens)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_gemma3_scales_only_the_layers_that_see_everything(tmp_path):
     plain = write_tiny_gemma3(tmp_path / "plain.gguf")
     agree_gemma(rewritten(plain, tmp_path / "scaled.gguf", fields=scaling("gemma3", factor=8.0)))
@@ -136,6 +137,7 @@ def test_rotary_factors_of_llama_3_are_kept(tmp_path):
     agree(rewritten(plain, tmp_path / "factors.gguf", tensors=[("rope_freqs.weight", factors)]))
 
 
+@pytest.mark.slow
 def test_gemma2_logits_equal_llama_cpp(tmp_path):
     """Softcaps on scores and logits, every other layer slides."""
     caps = [("gemma2.attn_logit_softcapping", FLOAT, 5.0), ("gemma2.final_logit_softcapping", FLOAT, 3.0)]

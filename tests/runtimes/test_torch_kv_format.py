@@ -133,7 +133,7 @@ def test_it_is_an_option_of_loading(tmp_path):
         TorchRuntime(tiny_module("mamba"), kv_dtype="bf16")
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("choice", ["greedy", "sampled, keyed", "penalties and bias"])
 @pytest.mark.parametrize("drafter", ["copy", "suffix, trees", "trigram", "model, RSD-S", "skip"])
 def test_drafts_change_no_token(drafter, choice):

@@ -65,6 +65,7 @@ def test_what_cannot_be_answered_is_refused():
         HiddenFeatures(model(hidden=False))(["abc"])
 
 
+@pytest.mark.slow
 def test_a_harmonizer_learns_from_them():
     texts = ["a", "b", "y", "z"] * 20
     votes = np.array([[0, -1], [0, 0], [1, -1], [1, 1]] * 20)

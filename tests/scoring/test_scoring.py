@@ -35,6 +35,7 @@ def test_score_of_a_concatenation_is_the_sum_of_the_parts():
     assert abs(ab.sequence_logprob - exact_logprob(runtime, ab.token_ids, given=(4, 2))) < 1e-5
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(

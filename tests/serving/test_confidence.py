@@ -6,6 +6,7 @@ import pytest
 from answer_calibrators import calibrator_of
 from helpers_for_serving import ask
 
+import likely
 from likely.calibration.store import keep
 
 CHAT = "/v1/chat/completions"
@@ -13,12 +14,22 @@ MESSAGES = [{"role": "user", "content": "Is 3 odd?"}]
 GREEDY = {"temperature": 0, "max_tokens": 6}
 
 
+pytestmark = pytest.mark.xdist_group("confidence of chats")
+
+
+@pytest.fixture(scope="module")
+def calibrator(tiny_path):
+    """Fitted to greedy answers of the tiny model."""
+    with likely.load(str(tiny_path), threads=1) as tiny:
+        answers = [tiny.ask(f"Is {i} odd?", max_tokens=6) for i in range(40)]
+        return calibrator_of(tiny, {"temperature": 0.0, "max_tokens": 6}, answers)
+
+
 @pytest.fixture
-def kept(tiny, tmp_path, monkeypatch):
-    """A calibrator for greedy answers of the tiny model, kept for it."""
+def kept(calibrator, tmp_path, monkeypatch):
+    """The calibrator, kept for the tiny model."""
     monkeypatch.setenv("LIKELY_CALIBRATORS", str(tmp_path / "store"))
-    answers = [tiny.ask(f"Is {i} odd?", max_tokens=6) for i in range(40)]
-    return keep(calibrator_of(tiny, {"temperature": 0.0, "max_tokens": 6}, answers))
+    return keep(calibrator)
 
 
 def test_the_confidence_is_that_of_the_model_itself(tiny, kept):

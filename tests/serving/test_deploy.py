@@ -42,6 +42,7 @@ def test_compose_parses_and_listens_on_this_machine_only(tmp_path):
     assert "prometheus" not in compose_files(ServedLikely(monitoring=False))["compose.yaml"]
 
 
+@pytest.mark.slow
 def test_the_flags_in_the_compose_file_are_those_of_serve():
     command = yaml.safe_load(compose_files(ServedLikely())["compose.yaml"])["services"]["likely"]["command"]
     help_text = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 from helpers_for_serving import ask
@@ -42,6 +43,11 @@ def test_what_costs_too_much_is_refused_and_the_next_one_is_served(worker, name)
     worker.check(FormDescription("regex", "a+b"))
 
 
+def test_texts_that_are_written_go_before_forms(worker):
+    worker.check(FormDescription("regex", "ab"))
+    assert os.getpriority(os.PRIO_PROCESS, worker._process.pid) == min(os.nice(0) + 5, 19)
+
+
 def test_a_wrong_form_is_told_as_where_it_is_compiled(worker, tiny):
     for wrong in (
         FormDescription("regex", "("),
@@ -70,6 +76,7 @@ def test_a_description_survives_the_way_to_the_process():
     assert again == described and again.form().key == described.form().key
 
 
+@pytest.mark.slow
 def test_others_are_served_while_a_hostile_form_is_tried(tiny):
     limits = ServerLimits(form_s=0.5, form_mib=128)
     ended = []

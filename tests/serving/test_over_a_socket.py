@@ -77,6 +77,7 @@ def room_comes_back(served):
     everything_is_free(url)
 
 
+@pytest.mark.slow
 def test_sixteen_streams_at_once_are_each_as_alone_while_others_hang_up(served):
     url, own = served
     alone = []

@@ -56,6 +56,7 @@ def test_our_own_server_gives_the_local_values(served):
         assert found.complete and found.value == found.text == own.generate("the", **form, max_tokens=40, seed=1).text
 
 
+@pytest.mark.slow
 def test_extract_by_a_server(served):
     remote, own = served
     found = remote.extract(["Ann is 3.", "Bob is 4."], schema=SCHEMA, max_tokens=60)

@@ -84,6 +84,7 @@ def test_a_schema_is_held_and_the_text_is_the_local_ones(client, own, drafter):
     assert pieces[-1].finish_reason == "stop"
 
 
+@pytest.mark.slow
 def test_n_texts_each_in_the_form(client, own):
     local = own.generate("the", schema=SCHEMA, n=4, seed=2, max_tokens=60)
     reply = client.completions.create(
@@ -143,6 +144,7 @@ def test_what_is_not_strict_leaves_out_what_cannot_be_enforced(client):
 # --- beside others ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_in_one_batch_everybody_gets_what_they_get_alone(tiny):
     """Guided and free, sampled and greedy, with and without drafts, all at once."""
     forms = [{}, {"response_format": json_schema()}, {"regex": "[a-z]{8}"}, {"choices": ["the cat", "the dog", "x"]}]

@@ -150,6 +150,7 @@ def test_the_cost_optimal_threshold_is_that_of_brute_force(seed):
     )  # τ* in closed form
 
 
+@pytest.mark.slow
 def test_the_risk_is_kept_on_as_many_labelled_sets_as_promised():
     risk, delta, broken, promised = 0.2, 0.1, 0, 0
     far, labels = draws(50_000, 999)

@@ -85,6 +85,7 @@ def test_the_virtual_clock_says_when_nothing_can_come():
 # --- the rate ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coverage", ["marginal", "conditional"])
 @pytest.mark.parametrize("rate", [0.2, 0.5, 0.8])
 def test_the_realised_rate_is_the_budget(coverage, rate):

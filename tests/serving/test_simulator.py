@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from likely.decoding.drafting.budget import Controller
+from likely.decoding.loop import Loop
+from likely.decoding.request import Request
+from likely.decoding.sampling import Sampling
+from likely.decoding.scheduling import PrefillPace
 from likely.runtimes.step_cost import StepCost
-from likely.serving.simulator import Arrival, SimulatedServer, poisson_arrivals
+from likely.serving.simulator import Arrival, SimulatedRuntime, SimulatedServer, VirtualClock, poisson_arrivals
 
 COST = StepCost(3.5e-7, 9e-5, 2e-5, 1.05e-2)
 DRAFT = StepCost(1e-8, 2e-6, 2e-6, 1.5e-3)
@@ -56,6 +60,7 @@ def test_little_room_puts_texts_off_and_all_are_served():
     assert len(found.requests) == 6 and found.most_running < 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alpha", "rate", "draft"), [(0.3, 60, DRAFT), (0.9, 60, DRAFT), (0.9, 5, None), (0.1, 200, None)]
 )
@@ -70,12 +75,57 @@ def test_automatic_lengths_are_never_worse_than_none_or_the_most(alpha, rate, dr
     assert auto <= 1.03 * min(PLAIN.serve(load).latencies().mean(), most)
 
 
+@pytest.mark.slow
 def test_texts_of_different_acceptance_get_different_lengths():
     load = poisson_arrivals(40, 60, lengths=[(60, 40)], seed=3)
     server = replace(PLAIN, draft_alpha=0.6, draft_spread=0.3, draft_cost=DRAFT)
     each, together = (replace(server, granularity=g).serve(load) for g in ("request", "batch"))
     assert each.latencies().mean() < 1.02 * together.latencies().mean()
     assert each.accepted / each.drafted > together.accepted / together.drafted
+
+
+class GrowingPrompts(SimulatedRuntime):
+    """A prompt's token also takes time for each token before it, which `StepCost` does not know."""
+
+    def forward(self, work):
+        self.clock.spend(sum(3e-7 * item.sequence.length * len(item.tokens) for item in work if len(item.tokens) > 1))
+        return super().forward(work)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_long_prompt_slows_others_down_by_no_more_than_was_allowed(known):
+    """Steps beside a prompt of 3,000 tokens, in steps without it: 2.5 allowed, far more where 128 tokens are read."""
+
+    def slowest(slowdown):
+        clock = VirtualClock()
+        runtime = GrowingPrompts(StepCost(1e-7, 1e-3, 1e-4, 6e-3), clock)
+        controller = Controller(step=runtime.cost if known else None)
+        loop = Loop(
+            runtime, lambda token: b"", frozenset(), controller=controller, prefill_tokens=128,
+            prefill_slowdown=slowdown, clock=clock,
+        )  # fmt: skip
+        for _ in range(4):
+            loop.add(Request(prompt=(0,), max_tokens=4000, sampling=Sampling(temperature=0)))
+        took, reads = [], []
+        for step in range(2000):
+            if step == 20:
+                loop.add(Request(prompt=(0,) * 3000, max_tokens=1, sampling=Sampling(temperature=0)))
+            begun = clock()
+            loop.step()
+            took.append(clock() - begun)
+            reads.append(loop.last_call.tokens - loop.last_call.decoding)
+            if step > 20 and not reads[-1] and sum(reads[20:]) == 3000:
+                break
+        assert sum(reads[20:]) == 3000
+        return max(took[20:]) / np.median(took[10:20])
+
+    assert 2 < slowest(2.5) < 2.8
+    assert slowest(0) > 10
+
+
+def test_a_pace_below_that_of_no_prompt_at_all_is_refused():
+    with pytest.raises(ValueError, match="prefill_slowdown must be > 1"):
+        PrefillPace(32, 0.5)
 
 
 @pytest.mark.slow

@@ -191,6 +191,7 @@ def test_before_the_first_byte_another_server_is_asked(fault):
         assert asked["a"] <= 3  # then it is left alone
 
 
+@pytest.mark.slow
 def test_after_the_first_byte_nothing_is_sent_again():
     transport = Scripted(a=[b"data: 1\n\n", httpx.ReadError("gone")], b=[b"data: 1\n\n", httpx.ReadError("gone")])
     [(status, text)] = through(transport)

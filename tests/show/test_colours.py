@@ -34,6 +34,7 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
+@pytest.mark.slow
 @given(st.floats(max_value=0, allow_nan=False), st.floats(max_value=0, allow_nan=False))
 def test_a_less_likely_token_never_has_a_lower_level(a, b):
     low, high = sorted((a, b))

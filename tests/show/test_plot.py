@@ -159,6 +159,7 @@ def pixels(data):
     return size, zlib.decompress(body)
 
 
+@pytest.mark.slow
 def test_the_png_is_one_of_sane_size_and_depends_on_the_data(labelled, tmp_path):
     size, drawn = pixels(render(draw_histograms([read_series(labelled[0])]), ".PNG"))
     assert 800 <= size[0] <= 2000 and 400 <= size[1] <= 1000

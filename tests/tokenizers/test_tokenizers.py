@@ -65,6 +65,7 @@ def test_ids_are_those_of_llamacpp_on_the_battery(name: str) -> None:
     assert not mismatches, mismatch_message(mismatches)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.real
 @pytest.mark.parametrize("name", REAL)
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -75,6 +76,7 @@ def test_ids_are_those_of_llamacpp_on_random_text(name: str, text: str, special:
     assert ours.encode(text, parse_special=special) == theirs.encode(text, parse_special=special)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.real
 @pytest.mark.parametrize("name", REAL)
 def test_ids_are_those_of_llamacpp_on_random_tokens_and_runs(name: str) -> None:
@@ -98,6 +100,7 @@ def test_ids_are_those_of_llamacpp_on_real_text(name: str, data_dir: Path) -> No
         assert decode(ours, ours.encode(text)) == text
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.real
 @pytest.mark.parametrize("name", REAL)
 def test_bytes_of_every_token_are_those_of_llamacpp(name: str) -> None:

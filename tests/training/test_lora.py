@@ -85,6 +85,7 @@ def test_prompts_give_no_gradient(lm):
         assert seen.tolist() == expected
 
 
+@pytest.mark.slow
 def test_a_model_learns_a_mapping_and_forgets_it_again(lm, tmp_path):
     pairs = list(RULE.items())
     before = {name: tensor.clone() for name, tensor in lm.runtime.module.state_dict().items()}
@@ -188,6 +189,7 @@ def test_a_torn_folder_is_refused(lm, tmp_path):
         load_adapter(lm, tmp_path)
 
 
+@pytest.mark.slow
 def test_bfloat16_products_learn_as_well(lm):
     adapter = train_lora(lm, list(RULE.items()), steps=40, batch=4, lr=2e-2, dropout=0.0, precision="bfloat16")
     assert np.mean(adapter.losses[-5:]) < 0.5 * np.mean(adapter.losses[:5])

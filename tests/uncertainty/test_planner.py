@@ -147,6 +147,7 @@ def engine(request, tmp_path_factory):
         yield lm
 
 
+@pytest.mark.slow
 def test_on_real_engines_alone_and_together(engine):
     prompts = ["the cat sat on", "the cat sat in a hat", "my mat"]
     needs = ["greedy", "samples", "token_entropy", "beams"]

@@ -15,6 +15,8 @@ from likely.uncertainty.split_point.residuals import self_consistency_gap
 
 pytest.importorskip("torch")
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("split point estimators")]
+
 
 def skewed(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """y = 5 + 2x + a centred exponential of scale 1 + x: MAR, U and D are known at every x."""
@@ -204,6 +206,7 @@ def test_corrected_probabilities_come_near_the_truth(classifier):
     assert (found.sds >= 0).all() and found.uncertainty.name == "sds"
 
 
+@pytest.mark.slow
 def test_sds_sees_where_the_probabilities_are_wrong(classifier):
     """SDS against what it would be with perfect heads, Σ|π−p||1−2p|."""
     features, p, pi, _ = overconfident(2000, 2)

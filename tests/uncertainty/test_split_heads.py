@@ -61,6 +61,7 @@ def test_class_targets_by_hand():
     assert mar.tolist() == [[0.8, 0.8]] and above.tolist() == [[0.8, 0.0]] and below.tolist() == [[0.0, 0.8]]
 
 
+@pytest.mark.slow
 def test_a_base_learns_a_line_and_speaks_in_units_of_y():
     x = np.random.default_rng(0).uniform(-1, 1, (200, 2))
     y = 1000 + 300 * x[:, 0]

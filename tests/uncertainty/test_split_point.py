@@ -64,6 +64,7 @@ def test_an_exponential_law_in_closed_form():
     assert self_consistency_gap(mar, upper, lower) == pytest.approx(0, abs=1e-8)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("law, mean", [(stats.norm(), 0.0), (stats.expon(), 1.0), (stats.gamma(3), 3.0)])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_the_gap_grows_with_the_distance_from_the_mean(law, mean, sign):
@@ -86,6 +87,7 @@ def test_the_gap_is_blind_where_the_sides_are_alike():
     assert v - 1 > 0.5 and self_consistency_gap(*sides_of(stats.expon(), v)) < 1e-7
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(-100, 100), min_size=3, max_size=30), st.integers(0, 5))
 @settings(deadline=None, max_examples=200)
 def test_at_the_mean_of_any_sample_the_identity_is_exact(values, on_the_mean):

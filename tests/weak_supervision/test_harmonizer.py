@@ -41,6 +41,7 @@ def test_one_source_and_linear_is_logistic_regression():
     np.testing.assert_allclose(ours, theirs, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_one_source_and_a_free_table_is_its_vote_frequencies():
     groups = np.repeat([0, 1], 50)
     votes = np.where(np.arange(100) % 50 < np.where(groups == 0, 10, 35), 1, 0)[:, None]
@@ -48,6 +49,7 @@ def test_one_source_and_a_free_table_is_its_vote_frequencies():
     np.testing.assert_allclose(h[:, 1], [0.2, 0.7], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_several_sources_linear_and_a_free_table_is_the_vote_share():
     rng = np.random.default_rng(1)
     y = np.arange(40) % 2
@@ -70,6 +72,7 @@ def test_two_sources_of_equal_accuracy():
     assert h[0, 0] > 0.97 and h[3, 1] > 0.97
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("scalarizer", ["quadratic", "euclidean", "chebyshev"])
 def test_a_free_table_finds_the_minimum_of_each_scalarizer(scalarizer):
     """Two votes for 0, one for 1: the minimum over p by scipy."""
@@ -96,6 +99,7 @@ def synthetic(seed=0, n=3000):
     return np.eye(40)[place], error[place], y, answers, np.column_stack([answers, *rules])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scalarizer", ["linear", "quadratic", "euclidean", "chebyshev"])
 def test_the_risk_follows_the_known_error_rate(scalarizer):
     x, error, y, answers, votes = synthetic()
@@ -201,6 +205,7 @@ def test_a_collapsed_harmonizer_warns():
         Harmonizer(2, "given", validation=0.0, epochs=3).fit(np.ones((32, 1)), votes)
 
 
+@pytest.mark.slow
 def test_duplicates_count_twice_only_if_asked():
     votes = np.array([[0, 0, 1]] * 10 + [[1, 1, 0]] * 10)
     groups = np.repeat(np.eye(2), 10, axis=0)
@@ -220,6 +225,7 @@ def test_weights_shift_the_share():
 VOTES = np.array([[1, 1], [0, -1], [1, -1], [0, 0], [1, 1], [-1, 0]])
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers_and_files_that_come_back(tmp_path):
     made = Harmonizer(("ham", "spam"), validation=0.0).fit(TEXTS, VOTES)
     again = Harmonizer(("ham", "spam"), validation=0.0).fit(TEXTS, VOTES)

@@ -6,6 +6,7 @@ Plain decoding is speculation with zero drafts; prefill is a long piece of work:
 from __future__ import annotations
 
 import itertools
+import math
 import queue
 import time
 from collections.abc import Callable
@@ -18,9 +19,9 @@ from likely.decoding.drafting.budget.controller import Controller
 from likely.decoding.drafting.planner import DraftPlanner
 from likely.decoding.drafting.protocol import NO_DRAFT
 from likely.decoding.request import Event, Request, longest_text
-from likely.decoding.scheduling import ActiveRequest, Scheduler, SchedulingPolicy
+from likely.decoding.scheduling import ActiveRequest, PrefillPace, Scheduler, SchedulingPolicy
 from likely.decoding.sequence_state import SequenceState
-from likely.decoding.text import runs_in_circles
+from likely.decoding.text import TextStream, runs_in_circles
 from likely.errors import ConstraintError, KvFull, LikelyError
 from likely.runtimes.prefix_cache import PrefixCache
 from likely.runtimes.protocol import Output, Runtime, Sequence, Want, Work
@@ -45,6 +46,7 @@ class Loop:
     policy       who takes part in a step; None: everyone
     prefixes     beginnings of texts that stay computed; loops of one model may share it
     prefill_tokens  most tokens of prompts in a step in which others decode, whose next token waits for it; 0: no bound
+    prefill_slowdown  fewer of them, so that such a step takes at most this many times one without prompts; 0: no bound
     clock        seconds, by which calls and drafters are timed
 
     One thread calls `step`; `add` and `cancel` may come from any.  A text that cannot go on for want of room waits and
@@ -59,6 +61,7 @@ class Loop:
     policy: SchedulingPolicy | None = None
     prefixes: PrefixCache | None = None
     prefill_tokens: int = 0
+    prefill_slowdown: float = 0.0
     clock: Callable[[], float] = time.perf_counter
     verify_s: float = 0.0  # spent in calls of the target with all that follows from them
     _drafts_fit: bool = True  # False for the step after one in which guesses found no room
@@ -70,6 +73,7 @@ class Loop:
         self.step_tokens = self.step_tokens or self.runtime.limits.tokens_per_call
         self.planner = DraftPlanner(self.runtime, self.controller, self.clock)
         self.scheduler = Scheduler(self.runtime, self.policy, self.prefixes)
+        self.pace = PrefillPace(self.prefill_tokens, self.prefill_slowdown)
 
     @property
     def draft_s(self) -> float:
@@ -82,6 +86,8 @@ class Loop:
         held  a sequence of this runtime that keeps the first tokens of the prompt (not all); the loop owns it from now
         """
         request.check_runtime(self.runtime, held)
+        if request.backspace_id in self.end_ids:
+            raise ValueError(f"backspace_id {request.backspace_id} is a token that ends a text of this model")
         request_id = next(self._ids)
         self._inbox.put(("add", request_id, (request, held)))
         return request_id
@@ -191,12 +197,12 @@ class Loop:
         self.planner.plan(
             decoding,
             budget - len(decoding) if drafts else 0,
-            prefill=min(reading, self.prefill_tokens or reading, max(budget - len(decoding), 0)),
+            prefill=min(reading, self.pace.last or reading, max(budget - len(decoding), 0)),
             others=len(ready) - len(decoding) + len(self.scheduler.waiting),
         )
-        if decoding and self.prefill_tokens:
-            drafted = sum(len(state.draft) for state in decoding)
-            budget = min(budget, len(decoding) + drafted + self.prefill_tokens)
+        if decoding and reading and self.prefill_tokens:
+            positions = len(decoding) + sum(len(state.draft) for state in decoding)
+            budget = min(budget, positions + self.pace.tokens(self._seconds_of(decoding)))
         for state, sequence in ready:
             if len(state.todo) == 1:
                 draft = state.draft
@@ -217,6 +223,15 @@ class Loop:
             raise full
         return plan
 
+    def _seconds_of(self, decoding: list[SequenceState]) -> float:
+        """Predicted seconds of a call for these texts alone, with their drafts; nan: nothing is known of calls."""
+        costs = self.controller.costs
+        if not costs.known:
+            return math.nan
+        positions = np.array([len(decoding) + sum(len(state.draft) for state in decoding)])
+        context = sum(state.sequence.length for state in decoding if state.sequence is not None)
+        return float(costs.seconds(positions, sequences=len(decoding), context=context)[0])
+
     def _processor_work(self, work: list[tuple[SequenceState, Work]]) -> list[tuple[LogitsProcessor, list[Work]]]:
         """What logits processors want computed in the same call: for texts whose rows come out of it."""
         return [
@@ -230,13 +245,15 @@ class Loop:
     def _record_cost(self, work: list[tuple[SequenceState, Work]], seconds: float, context: int) -> None:
         """Learn what the call cost, if every row that it computed was looked at, as in verification."""
         self.verify_s += seconds
+        assert self.last_call is not None
+        positions = self.last_call.tokens
+        self.pace.record(positions - self.last_call.decoding - self.last_call.drafted, seconds)
         if any(state.logits_processors for state, _ in work):  # whose own contexts are part of the time
             return
         if all(item.want.rows == "all" or len(item.tokens) == 1 for _, item in work):
-            positions = sum(len(item.tokens) for _, item in work)
             self.controller.costs.record(positions, seconds, sequences=len(work), context=context)
         elif len(work) == 1:
-            self.controller.costs.record_prefill(len(work[0][1].tokens), seconds)
+            self.controller.costs.record_prefill(positions, seconds)
 
     def _receive(self, state: SequenceState, item: Work, output: Output) -> list[Event]:
         """Of one piece of work: prefill goes on, the row is kept for a selection, or tokens are emitted."""
@@ -254,7 +271,7 @@ class Loop:
         events = []
         for sibling in self._split(state):
             try:
-                events.append(self._emit(sibling, output))
+                events += self._emit(sibling, output)
             except ConstraintError as error:
                 self.scheduler.release(self.scheduler.owner(state))
                 return [*events, Event(state.request_id, sibling.sample, error=error)]
@@ -278,14 +295,18 @@ class Loop:
             owner.states.append(family[-1])
         return family
 
-    def _emit(self, state: SequenceState, output: Output) -> Event:
-        """Walk the draft, append what the target chose, and move the cache."""
+    def _emit(self, state: SequenceState, output: Output) -> list[Event]:
+        """Walk the draft, append what the target chose, and move the cache; no event where nothing is certain yet."""
         draft = state.draft
         accepted, tokens, choices = state.choose(output, self.end_ids)
         state.proposed += len(draft)
         before = len(state.tokens)
         text, reason = "", None
+        deletion = None
         for token, choice in zip(tokens, choices, strict=True):
+            if state.deletes and token == state.request.backspace_id:  # always the last one
+                deletion = choice
+                break
             state.append(token, choice)
             reason, piece = self._advance_text(state, token)
             text += piece
@@ -298,27 +319,42 @@ class Loop:
         self.planner.record(state, accepted, state.tokens[new])
         for processor in state.logits_processors:
             processor.advance(state.tokens[new], [0, *(node + 1 for node in accepted)] if len(draft) else [])
-        finish = None
         if len(draft):
             kept = [0, *(node + 1 for node in accepted[: len(state.tokens) - before])]
             self.runtime.commit([(state.sequence, kept)])  # type: ignore[list-item]
-        if reason:
-            text += state.stream.finish()
-            finish = state.finished(reason)
-            self.scheduler.drop(state)
-        else:
+        if deletion is not None and not reason:
+            length = state.delete_last(deletion.logprob, self._text_of(state, state.tokens[:-1]))
+            if state.sequence is not None:
+                self.runtime.truncate(state.sequence, length)
+        elif not reason:
             state.continue_with(tokens[-1])
-        return Event(
-            state.request_id,
-            state.sample,
-            text,
-            tuple(state.tokens[new]),
-            tuple(state.logprobs[new]),
-            finish,
-            tops=tuple(state.tops[new]),
-            entropies=tuple(state.entropies[new]),
-            drafted=tuple(i < state.rounds[-1] for i in range(len(state.tokens) - before)),
-        )
+        if state.deletes and not reason and len(state.actions) >= state.request.most_actions:
+            reason = "length"
+        last = state.end(reason) if reason else None
+        if last:
+            self.scheduler.drop(state)
+        if state.deletes:
+            return [last] if last else []
+        return [
+            Event(
+                state.request_id,
+                state.sample,
+                text + (last.text if last else ""),
+                tuple(state.tokens[new]),
+                tuple(state.logprobs[new]),
+                last.finish if last else None,
+                tops=tuple(state.tops[new]),
+                entropies=tuple(state.entropies[new]),
+                drafted=tuple(i < state.rounds[-1] for i in range(len(state.tokens) - before)),
+            )
+        ]
+
+    def _text_of(self, state: SequenceState, tokens: list[int]) -> TextStream:
+        """A stream that has taken these tokens."""
+        stream = state.request.new_stream()
+        for token in tokens:
+            stream.push(self.token_bytes(token))
+        return stream
 
     def _advance_text(self, state: SequenceState, token: int) -> tuple[str | None, str]:
         """(why the text ends here or None, text that became safe)"""

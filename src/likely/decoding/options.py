@@ -60,6 +60,8 @@ OPTIONS = table(
            remote=True),
     # where the text ends, and how many there are (`Request`)
     Option("max_tokens", 128, "most tokens to generate", 1, 2**24, per_verb=True, remote=True),
+    Option("backspace_id", None, "id of a token that deletes the one before it (a model trained for it)",
+           of_tokens=True),
     Option("min_tokens", 0, "end tokens are impossible before that many"),
     Option("stop", (), "strings that end the text", remote=True),
     Option("stop_tokens", (), "token ids that end the text, beside the model's own", of_tokens=True),
@@ -103,6 +105,7 @@ class DecodingOptions(SamplingOptions, total=False):
     """Everything of `OPTIONS`; see `Request`."""
 
     max_tokens: int
+    backspace_id: int | None
     min_tokens: int
     stop: str | Sequence[str] | None
     stop_tokens: Collection[int] | None

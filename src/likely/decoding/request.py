@@ -13,6 +13,7 @@ from likely.decoding.drafting.protocol import FIXED_ONLY, DraftDistribution, Dra
 from likely.decoding.drafting.table import drafter_names
 from likely.decoding.options import check_whole
 from likely.decoding.sampling import Sampling, noise_of
+from likely.decoding.text import TextStream
 from likely.errors import CapabilityError, ModelError
 from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import IntArray, Runtime, Sequence
@@ -44,6 +45,9 @@ class Request:
     logits_processors  changes of the logits, in order
     form           for the caller: what the constraint was made from
     healed         bytes of the prompt that are written anew before the text begins (token healing); None: not asked for
+    backspace_id   a token that deletes the one before it (a model trained for it, as by SequenceMatch): it is no part
+                   of the text, nothing of the prompt is deleted, and tokens and deletions together are at most
+                   2 max_tokens.  Nothing of such a text is certain, so that its one event comes at its end
     priority       of those that wait the smaller number begins first;  cache_salt: only prompts with the same one share
                    what the prefix cache keeps
     top_logprobs   alternatives per position;  entropy: that of each position, in nats
@@ -69,6 +73,7 @@ class Request:
     logits_processors: tuple[LogitsProcessor, ...] = ()
     form: Any = None
     healed: bytes | None = None
+    backspace_id: int | None = None
     top_logprobs: int = 0
     entropy: bool = False
     processed: bool = False
@@ -94,6 +99,8 @@ class Request:
             raise ValueError(f'draft_budget must be "auto", "off" or a whole number in [0, 1024], got {budget!r}')
         if self.verification not in ("keyed", "rejection", "spectr"):
             raise ValueError(f'verification must be "keyed", "rejection" or "spectr", got {self.verification!r}')
+        if self.backspace_id is not None:
+            self._check_backspace(self.backspace_id)
         if self.drafter is not None and self.verification != "keyed":
             needed = {DraftDistribution.IID} if self.verification == "spectr" else set(DraftDistribution) - FIXED_ONLY
             if not needed & self.drafter.distributions:
@@ -126,6 +133,33 @@ class Request:
                 raise CapabilityError(
                     'particles (sampler="smc") grow together, token by token: drop drafter=, or sampler="importance"'
                 )
+
+    def _check_backspace(self, token: int) -> None:
+        if not isinstance(token, int) or token < 0:
+            raise ValueError(f"backspace_id must be a token id >= 0, got {token!r}")
+        if token in self.stop_tokens:
+            raise ValueError(f"backspace_id {token} is one of the stop_tokens, too: it cannot end the text and go on")
+        if self.sampling.greedy:
+            raise CapabilityError(
+                "greedy decoding with backspace_id would write and delete one token for ever: set temperature > 0"
+            )
+        others = {
+            "beams": self.beams,
+            "particles": self.particles,
+            "constraint": self.constraint is not None,
+            "logits_processors": self.logits_processors,
+            "verification": self.verification != "keyed",
+        }
+        if taken := [name for name, value in others.items() if value]:
+            raise CapabilityError(
+                f"a text that deletes tokens (backspace_id) takes no {taken[0]}: it goes with sampling, n, stop, "
+                f'penalties and any drafter under verification="keyed"'
+            )
+
+    @property
+    def most_actions(self) -> int:
+        """Tokens and deletions of a text that may delete."""
+        return 2 * self.max_tokens
 
     @cached_property
     def noise(self) -> int:
@@ -166,6 +200,11 @@ class Request:
             raise ValueError(f"logit_bias names token {worst}, the vocabulary has {runtime.vocab_size}")
         if max(self.samples, self.beams, self.particles) > 1 and not runtime.capabilities.fork:
             raise CapabilityError(f"several samples from one prompt need a runtime that forks: {kinds_with('fork')}")
+        if self.backspace_id is not None:
+            if not runtime.capabilities.truncate:
+                raise CapabilityError(f"backspace_id needs a runtime that truncates: {kinds_with('truncate')}")
+            if self.backspace_id >= runtime.vocab_size:
+                raise ValueError(f"backspace_id {self.backspace_id} is outside 0..{runtime.vocab_size - 1}")
         if self.drafter is not None and not runtime.capabilities.trees:
             raise CapabilityError(f"drafts need a runtime with pending tokens: {kinds_with('trees')}")
         constraint = self.constraint
@@ -183,6 +222,10 @@ class Request:
                 f"held must keep fewer than the prompt's {len(self.prompt)} tokens and nothing pending, "
                 f"it keeps {held.length} (pending: {held.pending})"
             )
+
+    def new_stream(self) -> TextStream:
+        """What its text is read from, before any token."""
+        return TextStream(self.stop, len(self.healed or b""))
 
     def sampling_context(self, sample: int) -> SamplingContext:
         """What a drafter knows of how the target samples."""
@@ -224,6 +267,7 @@ class Finished:
     resamplings  of a particle: how often all were resampled
     cached_tokens  of the prompt, that were kept in the prefix cache
     entropies    of the model's distribution at each token, in nats, where the request asked for them
+    actions      of a text that may delete: every token and deletion (backspace_id) in order;  action_logprobs: of each
     """
 
     reason: str
@@ -244,6 +288,9 @@ class Finished:
     prefill_calls: int = 0
     cached_tokens: int = 0
     entropies: list[float] = field(default_factory=list)
+    actions: list[int] = field(default_factory=list)
+    action_logprobs: list[float] = field(default_factory=list)
+    backspace_id: int | None = None
 
     @property
     def accepted(self) -> int:
@@ -253,4 +300,12 @@ class Finished:
     def drafted(self) -> list[bool]:
         """Per token whether it had been guessed: of each call the guesses that were kept, then the model's own."""
         marks = [guessed for kept in self.rounds for guessed in [*[True] * kept, False]]
+        if self.backspace_id is not None:
+            stack: list[bool] = []
+            for action, mark in zip(self.actions, marks, strict=False):
+                if action == self.backspace_id:
+                    stack.pop()
+                else:
+                    stack.append(mark)
+            marks = stack
         return (marks + [False] * len(self.tokens))[: len(self.tokens)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,6 @@ from likely.decoding.drafting.protocol import common_length
 from likely.decoding.particles import Particles
 from likely.decoding.request import Event, Finished, Request
 from likely.decoding.sequence_state import SequenceState
-from likely.decoding.text import TextStream
 from likely.errors import ConstraintError, KvFull
 from likely.runtimes.prefix_cache import PrefixCache
 from likely.runtimes.protocol import Runtime
@@ -41,7 +41,7 @@ class ActiveRequest:
             request,
             request.first_sample,
             list(request.prompt[held.length if held else 0 :]),
-            TextStream(request.stop, len(request.healed or b"")),
+            request.new_stream(),
             held,
             waiting_for=1 if request.selects else request.samples,
             constraint=request.constraint.fork() if request.constraint else None,
@@ -53,6 +53,44 @@ class ActiveRequest:
         elif request.particles:
             select = Particles(request, end_ids)
         return cls(number, request, [state], select)
+
+
+class PrefillPace:
+    """How many tokens of prompts are computed in a step that texts wait for, learned from the steps before.
+
+    most      tokens;  0: any number
+    slowdown  what such a step may take, in steps without prompts; 0: `most` alone counts
+
+    A prompt's token counts with the seconds that one took in the last such steps, since it takes longer the longer the
+    prompt is; the number at most doubles from step to step, so that a few tokens that cost nothing prove little.
+    """
+
+    LEAST = 4  # tokens, whatever they cost
+
+    def __init__(self, most: int, slowdown: float = 0.0):
+        if slowdown and not slowdown > 1:
+            raise ValueError(f"prefill_slowdown must be > 1, or 0 for no bound, got {slowdown}")
+        self.most, self.slowdown = most, slowdown
+        self.last = most if not slowdown else min(2 * self.LEAST, most)  # tokens of the last step
+        self._token_s = 0.0
+        self._alone_s: float | None = None  # of the step that is running, without its prompts
+
+    def tokens(self, alone_s: float) -> int:
+        """For a step that would take so many seconds without prompts, nan where that is not known."""
+        if not self.slowdown:
+            return self.most
+        if not math.isnan(alone_s):
+            worth = (self.slowdown - 1) * alone_s / self._token_s if self._token_s else 2 * self.last
+            self.last = int(min(max(worth, self.LEAST), 2 * self.last, self.most))
+            self._alone_s = alone_s
+        return self.last
+
+    def record(self, tokens: int, seconds: float) -> None:
+        """What a step with so many tokens of prompts took; one for which `tokens` was not asked teaches nothing."""
+        if self._alone_s is not None and tokens:
+            token_s = max(seconds - self._alone_s, 0.0) / tokens
+            self._token_s = (self._token_s + token_s) / 2 if self._token_s else token_s
+        self._alone_s = None
 
 
 class SchedulingPolicy(Protocol):
@@ -254,9 +292,9 @@ class Scheduler:
             return self._failed(active, full)
         if active.select is None:
             [state] = going
-            text = state.stream.finish()
+            event = state.end("context")
             self.drop(state)
-            return [Event(active.id, state.sample, text, finish=state.finished("context"))]
+            return [event]
         try:
             return self.finish(active, active.select.end(active.states, "context"))
         except ConstraintError as error:
@@ -331,10 +369,7 @@ class Scheduler:
         for group in (self.running, self.waiting):
             for active in [each for each in group if each.id == number]:
                 for state in active.states:
-                    text = state.stream.finish()
-                    for i in range(state.waiting_for):
-                        finish = state.finished("cancelled")
-                        events.append(Event(active.id, state.sample + i, text, finish=finish))
+                    events += [state.end("cancelled", state.sample + i) for i in range(state.waiting_for)]
                 self.release(active)
                 group.remove(active)
         return events

@@ -13,7 +13,7 @@ from likely.decoding.accept import matched_walk, sampled_walk
 from likely.decoding.constraint import Constraint, ConstraintDeadEnd, LogitsProcessor, log_mass, only, unpack
 from likely.decoding.drafting.budget.acceptance import AcceptanceEstimate, AcceptanceTracker
 from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, Drafter
-from likely.decoding.request import Finished, Request
+from likely.decoding.request import Event, Finished, Request
 from likely.decoding.sampling import apply_penalties, generator, pick, processed_logprobs
 from likely.decoding.text import TextStream
 from likely.errors import KvFull
@@ -49,6 +49,8 @@ class SequenceState:
     entropies: list[float] = field(default_factory=list)
     processed: list[float] = field(default_factory=list)
     log_masses: list[float] = field(default_factory=list)  # with a constraint: log p(allowed), one per token
+    actions: list[int] = field(default_factory=list)  # with backspace_id: tokens and deletions in order
+    action_logprobs: list[float] = field(default_factory=list)
     target_calls: int = 0  # that gave a token, or a row to choose from
     prefill_calls: int = 0  # that read a piece of a prompt before
     proposed: int = 0
@@ -68,9 +70,16 @@ class SequenceState:
         return sum(self.processed)
 
     @property
+    def deletes(self) -> bool:
+        return self.request.backspace_id is not None
+
+    @property
     def position(self) -> int:
-        """Absolute position of the next emitted token."""
-        return len(self.request.prompt) + len(self.tokens)
+        """Absolute position of the next emitted token, by which noise is keyed.
+
+        Of a text that deletes, actions are counted: by its place a token that was deleted would be drawn there again.
+        """
+        return len(self.request.prompt) + len(self.actions if self.deletes else self.tokens)
 
     def room(self, context_length: int) -> int:
         """How many more tokens fit into the text's own context and those of logits_processors."""
@@ -134,6 +143,8 @@ class SequenceState:
             entropies=self.entropies.copy(),
             processed=self.processed.copy(),
             log_masses=self.log_masses.copy(),
+            actions=self.actions.copy(),
+            action_logprobs=self.action_logprobs.copy(),
             tracker=None,
             runs=None,
             waiting_for=1,
@@ -150,6 +161,8 @@ class SequenceState:
         sampling = self.request.sampling
         written = len(self.tokens) + len(path)
         early = list(end_ids | self.request.stop_tokens) if written < self.request.min_tokens else []
+        if self.request.backspace_id is not None and not written:
+            early.append(self.request.backspace_id)
         allowed = None
         if self.constraint is not None:
             allowed = unpack(self.constraint.allowed(self.request.max_tokens - written), len(logits))
@@ -205,6 +218,8 @@ class SequenceState:
                 taken += 1
 
         def go_on() -> bool:
+            if self.deletes and last == self.request.backspace_id:
+                return False
             return constraint is None or (last not in end_ids and constraint.ready())
 
         def pick_at(node: int, path: tuple[int, ...]) -> int:
@@ -278,6 +293,9 @@ class SequenceState:
         self.todo = [token] if self.sequence is not None else [*self.request.prompt, *self.tokens]
 
     def append(self, token: int, choice: ChosenToken) -> None:
+        if self.deletes:
+            self.actions.append(token)
+            self.action_logprobs.append(choice.logprob)
         self.tokens.append(token)
         self.logprobs.append(choice.logprob)
         self.tops.append(choice.top[: self.request.top_logprobs])
@@ -287,6 +305,37 @@ class SequenceState:
             self.processed.append(choice.processed)
         if choice.log_mass is not None:
             self.log_masses.append(choice.log_mass)
+
+    def delete_last(self, logprob: float, text: TextStream) -> int:
+        """Take the last token back; text: a stream that has taken what is left.
+
+        Returns how many tokens the runtime's sequence keeps: all but the newest one, whose row is asked for again.
+        """
+        assert self.request.backspace_id is not None
+        self.actions.append(self.request.backspace_id)
+        self.action_logprobs.append(logprob)
+        for values in (self.tokens, self.logprobs, self.tops, self.entropies, self.processed):
+            if values:
+                values.pop()
+        self.stream = text
+        if self.drafter:
+            self.drafter.rollback(1)
+        whole = [*self.request.prompt, *self.tokens]
+        self.todo = [whole[-1]] if self.sequence is not None else whole
+        self.shared = min(self.shared, len(whole) - 1)
+        return len(whole) - 1
+
+    def end(self, reason: str, sample: int | None = None) -> Event:
+        """The last event.  Of a text that deletes it brings everything."""
+        text = self.stream.finish()
+        finish = self.finished(reason)
+        number = self.sample if sample is None else sample
+        if not self.deletes:
+            return Event(self.request_id, number, text, finish=finish)
+        return Event(
+            self.request_id, number, finish.text, tuple(finish.tokens), tuple(finish.logprobs), finish,
+            tops=tuple(finish.tops), entropies=tuple(finish.entropies), drafted=tuple(finish.drafted),
+        )  # fmt: skip
 
     def finished(self, reason: str) -> Finished:
         return Finished(
@@ -305,6 +354,9 @@ class SequenceState:
             prefill_calls=self.prefill_calls,
             cached_tokens=self.cached_tokens,
             entropies=self.entropies,
+            actions=self.actions,
+            action_logprobs=self.action_logprobs,
+            backspace_id=self.request.backspace_id,
             steering=next((t.steps[: len(self.tokens)] for t in self.logits_processors if hasattr(t, "steps")), None),
         )
 

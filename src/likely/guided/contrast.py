@@ -382,12 +382,14 @@ def _is_model(negative: Any) -> bool:
     return hasattr(negative, "runtime") and hasattr(negative, "tokenizer")
 
 
-def check_same_tokens(model: LoadedModel, tokenizer: Tokenizer, vocab_size: int) -> None:
-    """ValueError unless each id means the same bytes in both models."""
+def check_same_tokens(
+    model: LoadedModel, tokenizer: Tokenizer, vocab_size: int, *, role: str = "contrasting model"
+) -> None:
+    """ValueError unless each id means the same bytes in both models; role: what `model` is here."""
     if model.runtime.vocab_size != vocab_size:
         raise ValueError(
-            f"the contrasting model has {model.runtime.vocab_size} tokens, this one {vocab_size}: both must have the "
-            f"same vocabulary"
+            f"the {role} has {model.runtime.vocab_size} tokens, this one {vocab_size}: both must have the same "
+            f"vocabulary"
         )
     other = model.tokenizer
     if other.fingerprint == tokenizer.fingerprint:
@@ -396,5 +398,5 @@ def check_same_tokens(model: LoadedModel, tokenizer: Tokenizer, vocab_size: int)
         if tokenizer.token_bytes(token) != other.token_bytes(token):
             raise ValueError(
                 f"token {token} is {tokenizer.token_text(token)!r} here and {other.token_text(token)!r} in the "
-                f"contrasting model: both must have the same vocabulary"
+                f"{role}: both must have the same vocabulary"
             )

@@ -312,6 +312,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
         policy: SchedulingPolicy | None = None,
         prefixes: PrefixCache | None = None,
         prefill_tokens: int = 0,
+        prefill_slowdown: float = 0.0,
     ) -> Loop:
         """A fresh loop on this model, for callers that schedule requests themselves; see `Loop`."""
         return Loop(
@@ -322,6 +323,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
             policy=policy,
             prefixes=prefixes,
             prefill_tokens=prefill_tokens,
+            prefill_slowdown=prefill_slowdown,
         )
 
     def drafter(self, drafter: str | DraftSource | None, *, remembered: bool = True) -> DraftSource | None:

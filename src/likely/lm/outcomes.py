@@ -54,6 +54,7 @@ def generation_of(tokenizer: Tokenizer, request: Request, event: Event, seconds:
         seed=request.sampling.seed,
         top_logprobs=tops,
         entropies=finish.entropies if request.entropy else None,
+        actions=finish.actions if request.backspace_id is not None else None,
         drafted=drafted if finish.proposed else None,
         processed_logprobs=finish.processed if request.processed else None,
         steering=finish.steering,

@@ -30,7 +30,7 @@ from likely.tokenizers.protocol import Tokenizer
 _SAMPLING = tuple(f.name for f in fields(Sampling))
 _AS_THEY_ARE = (
     "max_tokens", "min_tokens", "stop_repetition", "first_sample", "beams", "length_penalty",
-    "verification", "top_logprobs", "entropy",
+    "verification", "top_logprobs", "entropy", "backspace_id",
 )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ class Generation:
     processed_logprobs  of the distribution sampled from (after temperature, penalties, truncation), on request
     entropies        of the model's distribution at each token, in nats, with entropy=True
     drafted          per token whether a drafter had guessed it; None where nothing was guessed
+    actions          with backspace_id: every token and deletion in order; `token_ids` is what they leave
     steering         with a contrast: what it saw at each token (`guided.contrast.StepInfo`)
 
     With a constraint, log p(text) = log q(text) + Σ log m exactly, q the model masked and renormalised, token by token:
@@ -59,6 +60,7 @@ class Generation:
     top_logprobs: list[list[TopLogprob]] | None = None
     processed_logprobs: list[float] | None = None
     entropies: list[float] | None = None
+    actions: list[int] | None = None
     drafted: list[bool] | None = None
     steering: list[Any] | None = None
     token_log_masses: list[float] | None = None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from likely.scoring.hidden import OptionFeatures as OptionFeatures
     from likely.scoring.hidden import hidden_states as hidden_states
     from likely.scoring.hidden import option_features as option_features
+    from likely.scoring.hidden import token_states as token_states
     from likely.scoring.letters import Shares as Shares
     from likely.scoring.letters import shares as shares
     from likely.scoring.likelihood import score_items as score_items

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -38,27 +38,51 @@ def hidden_states(lm: Any, prompts: Sequence[str], *, progress: Callable[[int], 
         raise TypeError(f"prompts must be a list of strings, got the string {prompts!r}")
     if not prompts:
         raise ValueError("no prompts: at least one is needed")
-    runtime = getattr(lm, "runtime", None)
+    runtime = _with_hidden(lm)
+    texts = [lm.encode_prompt(prompt) for prompt in prompts]
+    return np.concatenate(list(_states(runtime, texts, "last", progress))).astype(np.float64)
+
+
+def token_states(lm: Any, texts: Sequence[Sequence[int]]) -> list[FloatArray]:
+    """(T, D) per text of T token ids: the last layer's state, after the final norm, at each of its tokens.
+
+    lm  as for `hidden_states`
+    """
+    return list(_states(_with_hidden(lm), texts, "all"))
+
+
+def _with_hidden(lm: Any) -> Runtime:
+    """Its runtime, or CapabilityError where that gives no hidden states."""
+    runtime: Runtime | None = getattr(lm, "runtime", None)
     if runtime is None or not runtime.capabilities.hidden:
         what = "a server" if runtime is None else type(runtime).__name__
         raise CapabilityError(f"{what} gives no hidden states; runtimes that do: {kinds_with('hidden')}")
-    found: list[FloatArray] = []
+    return runtime
+
+
+def _states(
+    runtime: Runtime,
+    texts: Sequence[Sequence[int]],
+    rows: Literal["last", "all"],
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[FloatArray]:
     with runtime.turn:
-        for group in _groups([lm.encode_prompt(prompt) for prompt in prompts], runtime.free_tokens()):
-            found += _last_hidden(runtime, group)
+        for group in _groups(texts, runtime.free_tokens()):
+            yield from _states_of_group(runtime, group, rows)
             if progress:
                 progress(len(group))
-    return np.asarray(found, np.float64)
 
 
-def _last_hidden(runtime: Runtime, texts: Sequence[list[int]]) -> list[FloatArray]:
-    """(D,) per text, in one call."""
+def _states_of_group(
+    runtime: Runtime, texts: Sequence[Sequence[int]], rows: Literal["last", "all"]
+) -> list[FloatArray]:
+    """(R, D) per text, in one call."""
     opened = []
     try:
         for tokens in texts:
             opened.append((runtime.open(), tokens))
-        work = [Work(s, np.asarray(t, np.int64), want=Want(rows="last", hidden=True)) for s, t in opened]
-        return [output.hidden[0] for output in runtime.forward(work) if output.hidden is not None]
+        work = [Work(s, np.asarray(t, np.int64), want=Want(rows=rows, hidden=True)) for s, t in opened]
+        return [output.hidden for output in runtime.forward(work) if output.hidden is not None]
     finally:
         for sequence, _ in opened:
             runtime.close(sequence)
@@ -92,9 +116,9 @@ def option_features(
     return OptionFeatures(hidden, softmax(values), np.array([item.answer for item in ready], np.int64))
 
 
-def _groups(texts: Sequence[list[int]], free: int) -> Iterator[list[list[int]]]:
+def _groups(texts: Sequence[Sequence[int]], free: int) -> Iterator[list[Sequence[int]]]:
     """Texts in their order, as many together as there is room for; a text of its own may exceed it, and then fails."""
-    group, used = list[list[int]](), 0
+    group, used = list[Sequence[int]](), 0
     for tokens in texts:
         if group and (len(group) == TOGETHER or used + len(tokens) > free):
             yield group

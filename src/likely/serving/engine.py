@@ -27,7 +27,8 @@ from likely.scoring.likelihood import Item, Scoring, TokenScores
 if TYPE_CHECKING:
     from likely.serving.metrics import ServerMetrics
 
-PREFILL_TOKENS = 32  # of prompts in a call that others wait for: about as long as two or three calls without
+PREFILL_TOKENS = 128  # most tokens of prompts in a call that others wait for
+PREFILL_SLOWDOWN = 2.5  # and no more than make it take so many times as long as a call without
 
 
 class Overloaded(LikelyError):
@@ -129,7 +130,10 @@ class AsyncEngine:
         self.model, self.most = model, max_running + max_queue
         self.prefixes = PrefixCache(model.runtime, max_tokens=cached_tokens)
         self._metrics = metrics
-        self._loop = model.loop(policy=AtMost(max_running), prefixes=self.prefixes, prefill_tokens=PREFILL_TOKENS)
+        self._loop = model.loop(
+            policy=AtMost(max_running), prefixes=self.prefixes, prefill_tokens=PREFILL_TOKENS,
+            prefill_slowdown=PREFILL_SLOWDOWN,
+        )  # fmt: skip
         self._begun: set[int] = set()
         self._lock = threading.Lock()
         self._live: dict[int, Ticket] = {}

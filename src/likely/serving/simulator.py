@@ -314,6 +314,7 @@ class SimulatedServer:
     granularity: Literal["request", "batch"] = "request"
     max_running: int = 64
     prefill_tokens: int = 512
+    prefill_slowdown: float = 0.0
     step_tokens: int = 2048
     tokens_held: int = 2**22
     jitter: float = 0.0
@@ -347,7 +348,7 @@ class _Run:
         )  # fmt: skip
         loop = Loop(
             runtime, lambda token: b"", frozenset(), controller=self.controller, policy=AtMost(server.max_running),
-            prefill_tokens=server.prefill_tokens, clock=clock,
+            prefill_tokens=server.prefill_tokens, prefill_slowdown=server.prefill_slowdown, clock=clock,
         )  # fmt: skip
         drafts = None
         if server.draft_alpha is not None:

@@ -1,16 +1,22 @@
 """The training loop of everything that takes gradients: batches, a loss, steps of an optimiser.  torch.
 
-Each method brings its own batches, loss and metric; none steps an optimiser itself.
+Each method brings its own batches, loss and metric; none steps an optimiser itself.  A batch that is too large for
+memory is computed in pieces: its loss gives summands, each divided by the tokens or pairs of the *whole* batch, so that
+their gradients add up to the large batch's.  Several processes share a step in the same way.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from likely.errors import missing_extra
+from likely.training.checkpoints import Checkpoints
+from likely.training.metrics_log import MetricsLog
+from likely.training.processes import Processes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +43,14 @@ class TrainingDiverged(FloatingPointError, ValueError):
             f"training ran away: {what} (learning_rate {optimizer.param_groups[0]['lr']:g}): lower the learning rate, "
             f"or scale the inputs"
         )
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """A loss, and what is to be logged of it as name -> (sum, count): means are taken over all pieces and processes."""
+
+    loss: Tensor
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -68,13 +82,16 @@ class EarlyStopping(Generic[Kept]):
 
 def train(
     batches: Iterable[Batch],
-    loss: Callable[[Batch], Tensor | Iterable[Tensor]],
+    loss: Callable[[Batch], Tensor | LossOutput | Iterable[Tensor | LossOutput]],
     optimizer: Optimizer,
     *,
     schedule: LRScheduler | None = None,
     clip: float | None = None,
     stopping: EarlyStopping[Any] | None = None,
     progress: Callable[[int, float], None] | None = None,
+    processes: Processes | None = None,
+    checkpoints: Checkpoints | None = None,
+    log: MetricsLog | None = None,
 ) -> list[float]:
     """One step of the optimiser for each batch; returns the loss of each step, before it.
 
@@ -84,30 +101,64 @@ def train(
     schedule  of the learning rate, advanced after every step
     clip      largest norm of the gradient
     progress  called with (step, loss), steps from 0
+    processes  this one and others, whose losses of a step are summands of one loss; each must be given the same batches
+              and take its own part of them
+    checkpoints  a state found there is taken up and the batches of its steps are skipped: what a batch holds must not
+              depend on the steps before (samples of the policy are drawn in `loss`).  Written every so many steps
+    log       a line per step: loss, learning rate, norm of the gradient, the loss's metrics
     TrainingDiverged where the loss, or at the end a parameter, is not finite.
     """
     torch = import_torch()
+    processes = processes or Processes()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     plateau = isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
-    losses: list[float] = []
-    for step, batch in enumerate(batches):
+    losses = checkpoints.restore(optimizer, schedule) if checkpoints else []
+    log = log if processes.first else None
+    if log is not None:
+        log.begin(len(losses))
+    for step, batch in enumerate(itertools.islice(batches, len(losses), None), len(losses)):
         optimizer.zero_grad()
-        found, value = loss(batch), 0.0
-        for part in (found,) if isinstance(found, torch.Tensor) else found:
-            value += part.item()
-            if not math.isfinite(value):
-                raise TrainingDiverged(f"the loss is not finite in step {step}", optimizer)
-            part.backward()
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, clip)
+        sums = {"loss": 0.0}
+        for part in _summands(loss(batch)):
+            sums["loss"] += part.loss.item()
+            for name, (total, count) in part.metrics.items():
+                sums[f"{name}/sum"] = sums.get(f"{name}/sum", 0.0) + float(total)
+                sums[f"{name}/count"] = sums.get(f"{name}/count", 0.0) + float(count)
+            if not math.isfinite(sums["loss"]):
+                break
+            part.loss.backward()
+        sums = processes.sum_numbers(sums)
+        value = sums["loss"]
+        if not math.isfinite(value):
+            raise TrainingDiverged(f"the loss is not finite in step {step}", optimizer)
+        processes.sum_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, clip) if clip is not None else None
+        rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         if schedule is not None:
             schedule.step(*([value] if plateau else []))
         losses.append(value)
+        if log is not None:
+            log.write(step, {"loss": value, "learning_rate": float(rate), **_logged(norm, sums)})
         if progress:
             progress(step, value)
+        if checkpoints and processes.first and (step + 1) % checkpoints.every == 0:
+            checkpoints.save(losses, optimizer, schedule)
         if stopping is not None and (step + 1) % stopping.every == 0 and not stopping.evaluate():
             break
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
         raise TrainingDiverged(f"a parameter is not finite after {len(losses)} steps", optimizer)
     return losses
+
+
+def _summands(found: Any) -> Iterator[LossOutput]:
+    import torch
+
+    for part in (found,) if isinstance(found, torch.Tensor | LossOutput) else found:
+        yield part if isinstance(part, LossOutput) else LossOutput(part)
+
+
+def _logged(norm: Tensor | None, sums: Mapping[str, float]) -> dict[str, float]:
+    names = [name.removesuffix("/sum") for name in sums if name.endswith("/sum")]
+    means = {name: sums[f"{name}/sum"] / (sums[f"{name}/count"] or math.nan) for name in names}
+    return means if norm is None else {"gradient_norm": norm.item(), **means}

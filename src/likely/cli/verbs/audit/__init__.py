@@ -5,17 +5,24 @@ from __future__ import annotations
 import typer
 
 from likely.cli.help import VerbCommand
+from likely.cli.verbs.audit import probes
 from likely.cli.verbs.audit.ablate import ablate
 from likely.cli.verbs.audit.exposure import exposure
 from likely.cli.verbs.audit.invert import invert
+from likely.cli.verbs.audit.mermaid import mermaid
 from likely.cli.verbs.audit.reach import reach
 from likely.cli.verbs.audit.review import review
+from likely.cli.verbs.audit.spectral import spectral
 
 EXAMPLES = """What moves a model's answers, and how far: look before you ship it.
 
 Examples:
 
   likely audit ablate cases.jsonl --segments context --control shuffle:context
+
+  likely audit mermaid flows.jsonl --limit 8 --report diagrams.html
+
+  likely audit probes make questions.jsonl -m gemma3 -o probes.jsonl
 
   likely audit reach smollm2 --state "The capital of France is" --target " Rome"
 
@@ -33,5 +40,6 @@ def group() -> None:
     """A group of audits."""
 
 
-for verb in (ablate, reach, exposure, invert, review):
+verbs.add_typer(probes.verbs, name="probes")
+for verb in (reach, exposure, invert, ablate, mermaid, review, spectral):
     verbs.command(cls=VerbCommand)(verb)

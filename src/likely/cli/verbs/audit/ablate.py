@@ -43,8 +43,7 @@ def ablate(
 
       likely audit ablate cases.jsonl --segments context --control shuffle:context
 
-      likely audit ablate proteins.jsonl --segments sequence,context --control shuffle:sequence \\
-        --guard context --cut sequence -o ablated.jsonl --report ablation.html
+      likely audit ablate proteins.jsonl --segments sequence,context --guard context -o ablated.jsonl --report out.html
     """
     from likely.audit.ablation import SegmentAblation, ablation_report
     from likely.audit.case import likelihoods, read_cases

@@ -1,0 +1,311 @@
+"""log p(completion | prompt) with gradients: the numbers of `lm.score`, on the ids that are given.  torch.
+
+Prompt and completion are token ids, never text: what a model wrote is not tokenised again.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from likely.errors import check_choice
+from likely.io.hashes import fingerprint
+from likely.io.kept import KeptValues
+from likely.training.policy import Policy
+
+Normaliser = Literal["logp", "logp_mean", "ratio", "ratio_mean"]
+NORMALISERS = ("logp", "logp_mean", "ratio", "ratio_mean")
+PLAIN_DECODERS = ("llama", "qwen2", "qwen3", "mistral", "smollm3")
+ROWS = 1024  # rows of logits whose float32 values exist at one time
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A prompt and one completion of it, as token ids.
+
+    prompt    at least one id, the beginning-of-sequence token included where the model wants one
+    tokens    at least one id; the last is the end token if it is `finished`, and none of them otherwise
+    finished  whether it ended by itself: a text that was cut is never scored as one that ended
+    text, prompt_text  the same for people and for rewards of text
+    logprob   log p(tokens | prompt) of the model it was drawn from, nats;  sampling_logprob: of the distribution that
+              it was really drawn from (temperature, top-k ...).  None: it was given
+    """
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    finished: bool = True
+    text: str = ""
+    prompt_text: str = ""
+    logprob: float | None = None
+    sampling_logprob: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("a prompt needs at least one token: the first token of a text has no condition")
+        if not self.tokens:
+            raise ValueError("a completion needs at least one token")
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.tokens)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """N texts of at most T tokens, padded on the right: input_ids (N, T), attention_mask and completion_mask (N, T)."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    completion_mask: Tensor
+
+    @classmethod
+    def of(cls, completions: Seq[Completion], *, device: torch.device | str = "cpu") -> TokenBatch:
+        """Prompts and completions behind each other; padding is id 0, which no mask shows."""
+        longest = max(map(len, completions))
+        ids = torch.zeros(len(completions), longest, dtype=torch.long)
+        seen, scored = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
+        for i, completion in enumerate(completions):
+            start, stop = len(completion.prompt), len(completion)
+            ids[i, :stop] = torch.tensor([*completion.prompt, *completion.tokens])
+            seen[i, :stop], scored[i, start:stop] = 1, True
+        return cls(ids.to(device), seen.to(device), scored.to(device))
+
+
+@dataclass(frozen=True)
+class SequenceScores:
+    """Log-probabilities of N completions.
+
+    token_logprobs  (N, T−1) log p(token t+1 | all before it), nats; 0 where `mask` is False
+    mask            (N, T−1) which of them belong to the completion
+    """
+
+    token_logprobs: Tensor
+    mask: Tensor
+
+    @property
+    def sum(self) -> Tensor:
+        """(N,) log p(completion | prompt), nats."""
+        return self.token_logprobs.sum(dim=1)
+
+    @property
+    def length(self) -> Tensor:
+        """(N,) scored tokens, the end token included."""
+        return self.mask.sum(dim=1)
+
+    @property
+    def mean(self) -> Tensor:
+        """(N,) nats per token."""
+        return self.sum / self.length
+
+
+def sequence_logprobs(
+    module: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
+) -> SequenceScores:
+    """log p of the tokens that `completion_mask` shows, each given all tokens before it.
+
+    module           a causal language model of transformers, wrapped by peft or not; its mode (dropout) is left alone
+    input_ids        (N, T);  attention_mask: (N, T), 0 for padding, on either side
+    completion_mask  (N, T); the logits at position t score token t + 1, so that its first column must be 0
+    Log-softmax is computed in float32 whatever the model computes in.  ValueError for a row without a scored token.
+    """
+    mask = completion_mask[:, 1:].bool()
+    if completion_mask.shape != input_ids.shape or attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"input_ids, attention_mask and completion_mask must have one shape, got {tuple(input_ids.shape)}, "
+            f"{tuple(attention_mask.shape)}, {tuple(completion_mask.shape)}"
+        )
+    empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"row {empty[0]}: the completion mask shows no token, so there is nothing to score")
+    if bool((completion_mask.bool() & ~attention_mask.bool()).any()):
+        raise ValueError("the completion mask shows padding: completion_mask must lie within attention_mask")
+    first, last = _columns(mask)
+    logits = _logits(module, input_ids, attention_mask, first, last)
+    wanted = mask[:, first:last]
+    values = SelectedLogprobs.apply(logits, input_ids[:, first + 1 : last + 1])
+    values = torch.where(wanted, values, torch.zeros_like(values))
+    before, after = first, mask.shape[1] - last
+    return SequenceScores(torch.nn.functional.pad(values, (before, after)), mask)
+
+
+def alike(completion: Completion) -> tuple[int, tuple[int, ...], int]:
+    """A key to sort by: completions of one prompt are neighbours, and so are prompts of like length."""
+    return len(completion.prompt), completion.prompt, len(completion.tokens)
+
+
+def completion_scores(module: torch.nn.Module, completions: Seq[Completion]) -> SequenceScores:
+    """`sequence_logprobs` of completions, in one batch.
+
+    Completions of one prompt share its computation where the architecture allows it (`shares_prompts`): a row holds the
+    prompt and all of them behind it, none sees another, and logits are computed of scored tokens only.
+    """
+    if len({c.prompt for c in completions}) < len(completions) and shares_prompts(module):
+        return _shared_scores(module, completions)
+    device = next(module.parameters()).device
+    batch = TokenBatch.of(completions, device=device)
+    return sequence_logprobs(module, batch.input_ids, batch.attention_mask, batch.completion_mask)
+
+
+def shares_prompts(module: torch.nn.Module) -> bool:
+    """Whether a module takes positions and a mask of our own, and its logits are its head on the decoder's states."""
+    config = _inner(module).config
+    windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    attention = getattr(config, "_attn_implementation", None)
+    return config.model_type in PLAIN_DECODERS and windows is None and attention in ("sdpa", "eager")
+
+
+def _shared_scores(module: torch.nn.Module, completions: Seq[Completion]) -> SequenceScores:
+    inner, device = _inner(module), next(module.parameters()).device
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, completion in enumerate(completions):
+        groups.setdefault(completion.prompt, []).append(i)
+    sizes = [len(prompt) + sum(len(completions[i].tokens) - 1 for i in of) for prompt, of in groups.items()]
+    ids = torch.zeros(len(groups), max(sizes), dtype=torch.long)
+    positions, part = (
+        torch.zeros_like(ids),
+        torch.full_like(ids, -1),
+    )  # part 0: the prompt, k: a completion, -1: padding
+    width = max(map(len, completions)) - 1
+    rows: list[int] = []  # of the states that predict each scored token, which column, its id, where its value goes
+    columns: list[int] = []
+    wanted: list[int] = []
+    places: list[int] = []
+    for row, (prompt, of) in enumerate(groups.items()):
+        start = len(prompt)
+        ids[row, :start], positions[row, :start], part[row, :start] = torch.tensor(prompt), torch.arange(start), 0
+        for number, i in enumerate(of, 1):
+            tokens = completions[i].tokens
+            stop = start + len(tokens) - 1  # the last token predicts nothing
+            ids[row, start:stop] = torch.tensor(tokens[:-1], dtype=torch.long)
+            positions[row, start:stop] = torch.arange(len(prompt), len(prompt) + len(tokens) - 1)
+            part[row, start:stop] = number
+            rows += [row] * len(tokens)
+            columns += [len(prompt) - 1, *range(start, stop)]
+            wanted += tokens
+            places += range(i * width + len(prompt) - 1, i * width + len(prompt) - 1 + len(tokens))
+            start = stop
+    order = torch.arange(ids.shape[1])
+    sees = (order[:, None] >= order) & ((part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None]))
+    dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
+    mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+    states = inner.get_decoder()(
+        input_ids=ids.to(device), attention_mask=mask.to(device), position_ids=positions.to(device), use_cache=False
+    ).last_hidden_state
+    logits = inner.get_output_embeddings()(states[torch.tensor(rows), torch.tensor(columns)])
+    values = SelectedLogprobs.apply(logits[None], torch.tensor(wanted, device=device)[None])[0]
+    there = torch.tensor(places, device=device)
+    shape, total = (len(completions), width), len(completions) * width
+    found = torch.zeros(total, device=device, dtype=values.dtype).index_copy(0, there, values)
+    shown = torch.zeros(total, device=device, dtype=torch.bool).index_fill(0, there, True)
+    return SequenceScores(found.view(shape), shown.view(shape))
+
+
+def normalise(kind: Normaliser, sums: Tensor, lengths: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
+    """(N,) the score s(y) of each completion, in nats (per token for the means).
+
+    kind     "logp": log π(y);  "logp_mean": log π(y) / L;  "ratio": log π(y) − log π_ref(y);  "ratio_mean": that / L
+    sums     (N,) log π(y) of the policy;  reference: (N,) of the frozen reference;  lengths: (N,) scored tokens L
+    """
+    check_choice("normaliser", kind, NORMALISERS)
+    if kind.startswith("ratio"):
+        if reference is None:
+            raise ValueError(f'normaliser "{kind}" needs the reference\'s log-probabilities (reference=)')
+        sums = sums - reference
+    if kind.endswith("_mean"):
+        if lengths is None:
+            raise ValueError(f'normaliser "{kind}" needs the number of tokens (lengths=)')
+        sums = sums / lengths
+    return sums
+
+
+class ReferenceSums:
+    """log π_ref(y | x) of completions, computed once and kept: no second model in memory, no second pass over data.
+
+    path      a JSONL file that a later run reads; None: kept in memory
+    together  completions in one call of the model
+    A value belongs to the reference's weights, the tokenizer and the ids; of anything else nothing is taken over.
+    """
+
+    def __init__(self, policy: Policy, path: str | Path | None = None, *, together: int = 8):
+        self._policy, self._kept, self._together = policy, KeptValues(path), together
+        self._of = [policy.reference_revision, policy.tokenizer.fingerprint]
+
+    def key(self, completion: Completion) -> str:
+        return fingerprint([*self._of, completion.prompt, completion.tokens], 32)
+
+    def prepare(self, completions: Seq[Completion], progress: Callable[[int], None] | None = None) -> None:
+        """Compute what is not known yet; progress is called with the number of completions done since."""
+        by_key = {self.key(c): c for c in completions}
+        todo = sorted(self._kept.missing(by_key), key=lambda key: alike(by_key[key]))
+        if progress and len(todo) < len(completions):
+            progress(len(completions) - len(todo))
+        if not todo:
+            return
+        with self._policy.reference() as module:
+            for start in range(0, len(todo), self._together):
+                keys = todo[start : start + self._together]
+                sums = completion_scores(module, [by_key[key] for key in keys]).sum.tolist()
+                self._kept.add(dict(zip(keys, sums, strict=True)))
+                if progress:
+                    progress(len(keys))
+
+    def __call__(self, completions: Seq[Completion]) -> Tensor:
+        """(N,) nats, on the policy's device."""
+        self.prepare(completions)
+        return torch.tensor([self._kept[self.key(c)] for c in completions], device=self._policy.device)
+
+
+class SelectedLogprobs(torch.autograd.Function):
+    """log softmax(logits)[id] in float32, a few rows at a time: logits (N, R, V), ids (N, R) -> (N, R).
+
+    Beside the logits and, backwards, their gradient, no third array of V columns exists.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
+        flat, places = logits.flatten(0, 1), ids.flatten()
+        normalisers = torch.cat([part.float().logsumexp(dim=1) for part in flat.split(ROWS)])
+        ctx.save_for_backward(logits, ids, normalisers)
+        chosen = flat.gather(1, places[:, None]).squeeze(1).float()
+        return (chosen - normalisers).view(ids.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, ids, normalisers = ctx.saved_tensors
+        flat, places, scale = logits.flatten(0, 1), ids.flatten(), gradients[0].flatten()
+        found = torch.empty_like(flat)
+        for start in range(0, len(flat), ROWS):
+            rows = slice(start, start + ROWS)
+            part = (flat[rows].float() - normalisers[rows, None]).exp_().mul_(-scale[rows, None])
+            part.scatter_add_(1, places[rows, None], scale[rows, None].to(part.dtype))
+            found[rows] = part
+        return found.view(logits.shape), None
+
+
+def _inner(module: torch.nn.Module) -> Any:
+    """The module below an adapter's wrapper."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
+
+
+def _columns(mask: Tensor) -> tuple[int, int]:
+    """The first column that any row needs, and the one behind the last."""
+    columns = mask.any(dim=0).nonzero().flatten()
+    return int(columns[0]), int(columns[-1]) + 1
+
+
+def _logits(module: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, first: int, last: int) -> Tensor:
+    """(N, last − first, V) at the positions first..last."""
+    known = inspect.signature(_inner(module).forward).parameters
+    settings: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
+    if "position_ids" in known and not bool(attention_mask[:, 0].all()):  # padded on the left
+        settings["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+    if "logits_to_keep" in known:
+        rows = torch.arange(first, last, device=input_ids.device)
+        return module(input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=rows, **settings).logits
+    return module(input_ids=input_ids, attention_mask=attention_mask, **settings).logits[:, first:last]
