@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.audit.reach.gradient import ControlGradient
-from likely.audit.reach.problem import Candidates, CandidateTest, ReachProblem
+from likely.audit.reach.problem import EvaluatedControls, CandidateTest, ReachProblem
 from likely.errors import CapabilityError, check_choice
 from likely.runtimes.protocol import Runtime
 from likely.tokenizers.protocol import Tokenizer, decode
@@ -316,7 +316,7 @@ def with_text(runtime: Runtime, problem: ReachProblem, control: ControlResult, t
 
 
 def _best(test: CandidateTest, controls: NDArray[np.int64]) -> ControlCandidate:
-    found: Candidates = test(controls)
+    found: EvaluatedControls = test(controls)
     i = found.best
     return ControlCandidate(
         tuple(int(t) for t in np.asarray(controls)[i]), float(found.losses[i]), bool(found.reached[i])
