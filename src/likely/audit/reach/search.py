@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.audit.reach.gradient import ControlGradient
-from likely.audit.reach.problem import EvaluatedControls, CandidateTest, ReachProblem
+from likely.audit.reach.problem import CandidateTest, EvaluatedControls, ReachProblem
 from likely.errors import CapabilityError, check_choice
 from likely.runtimes.protocol import Runtime
 from likely.tokenizers.protocol import Tokenizer, decode
