@@ -92,6 +92,10 @@ def reach_report(records: Sequence[CaseRecord], lengths: Sequence[int], *, heade
         for record, control in zip(records, controls, strict=True)
     ]  # fmt: skip
     reached, free = curve.reached[-1], curve.reached[0]
+    verdicts = [f"{reached} of {curve.n} targets are reached with at most {max(curve.k)} tokens, {free} without any."]
+    if forced:
+        kept = sum(bool(c.text_reachable) for c in forced)
+        verdicts.append(f"{kept} of {len(forced)} controls work as text, too: the others only as token ids.")
     examples = [
         ReportExample(f"case {record.case.id}", f"{control.method}, k = {control.k}",
                       prompt=f"{control.text}{record.case.segments['state']}", text=str(record.case.segments["target"]))
@@ -100,11 +104,7 @@ def reach_report(records: Sequence[CaseRecord], lengths: Sequence[int], *, heade
     return AuditReport(
         "Reach: what a few tokens in front can force",
         "With how many tokens in front of its text is the model's next text forced to be the target?",
-        [
-            f"{reached} of {curve.n} targets are reached with at most {max(curve.k)} tokens, {free} without any.",
-            f"{sum(bool(c.text_reachable) for c in forced)} of {len(forced)} controls work as text, too: the others "
-            f"only as token ids.",
-        ],
+        verdicts,
         findings,
         header,
         cases=rows,
