@@ -38,8 +38,8 @@ from study import (
 from likely.audit.reach import (
     GCG,
     Backoff,
-    Control,
     ControlGradient,
+    ControlResult,
     GreedyBack,
     RandomSearch,
     ReachProblem,
@@ -102,7 +102,7 @@ class Rows:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(header + "\n", "utf-8")
 
-    def of(self, name: str, search: Callable[[], Control]) -> Control:
+    def of(self, name: str, search: Callable[[], ControlResult]) -> ControlResult:
         if name not in self.found:
             control = search()
             self.found[name] = asdict(control)
@@ -110,7 +110,7 @@ class Rows:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"name": name, **asdict(control)}) + "\n")
         row = self.found[name]
-        return Control(**{**row, "ids": tuple(row["ids"])})
+        return ControlResult(**{**row, "ids": tuple(row["ids"])})
 
 
 def study(
@@ -129,8 +129,8 @@ def study(
     )
     forbid = sorted(set(tokenizer.special_tokens.values()))
 
-    def found(name: str, problem: ReachProblem, how: Any = method, at: Sequence[int] = lengths) -> Control:
-        def run() -> Control:
+    def found(name: str, problem: ReachProblem, how: Any = method, at: Sequence[int] = lengths) -> ControlResult:
+        def run() -> ControlResult:
             return search_control(runtime, problem, how, lengths=at, forbid=forbid, seed=SEED, tokenizer=tokenizer)
 
         control = kept.of(name, run)
@@ -193,8 +193,9 @@ def study(
 
 
 def figures_of(
-    controls: Sequence[Control], needed: Sequence[int], chance: Mapping[int, Control],
-    ranked: Mapping[int, Sequence[Control]], uniform: Sequence[Control], lengths: Sequence[int], heads: Sequence[Any],
+    controls: Sequence[ControlResult], needed: Sequence[int], chance: Mapping[int, ControlResult],
+    ranked: Mapping[int, Sequence[ControlResult]], uniform: Sequence[ControlResult], lengths: Sequence[int],
+    heads: Sequence[Any],
 ) -> tuple[list[Figure], list[Check], str]:  # fmt: skip
     curve = controllability_curve(controls, lengths)
     figures = [

@@ -11,7 +11,7 @@ from likely.audit.reach import (
     GCG,
     Backoff,
     CandidateTest,
-    Control,
+    ControlResult,
     Exhaustive,
     GreedyBack,
     RandomSearch,
@@ -103,7 +103,7 @@ def test_greedy_and_random_claim_nothing_that_is_false(toy):
 def test_a_target_that_needs_no_control_returns_the_empty_one(toy):
     target = greedy(toy, (0, 3), 2)
     control = search_control(toy, ReachProblem((0, 3), target), GreedyBack())
-    assert control == Control((), control.loss, control.loss, "none", 1, True)
+    assert control == ControlResult((), control.loss, control.loss, "none", 1, True)
 
 
 def test_forbidden_tokens_never_appear(toy):
@@ -276,11 +276,11 @@ def test_gcg_tries_no_control_twice_and_improves(tiny):
             seen.extend(map(tuple, np.asarray(controls).tolist()))
             return super().__call__(controls)
 
-    from likely.audit.reach.search import Found
+    from likely.audit.reach.search import ControlCandidate
 
     problem = ReachProblem((5, 9, 20), (33,))
     test, rng = Recording(runtime, problem), np.random.default_rng(0)
-    start = Found((), np.inf, False)
+    start = ControlCandidate((), np.inf, False)
     found = GCG(gradient, candidates=20, top=8, steps=6)(test, 3, start, np.arange(64), rng)
     assert len(seen) == len(set(seen)) and found.loss <= test(np.array([seen[0]])).losses[0]
     again = GCG(gradient, candidates=20, top=8, steps=6)(

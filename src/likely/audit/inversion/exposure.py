@@ -299,7 +299,10 @@ def exposure_report(found: ExposureReport, *, header: Mapping[str, Any]) -> Audi
         f"It returns {returned}{', and takes a bias that changes them' if spec.logit_bias else ''}: {found.verdict}."
     ]
     if found.calls_per_vector is not None:
-        verdicts.append(f"All log-probabilities after one prompt are known after {found.calls_per_vector} calls.")
+        verdicts.append(
+            f"All log-probabilities after one prompt are known after {found.calls_per_vector} call"
+            f"{'s' * (found.calls_per_vector > 1)}."
+        )
     else:
         verdicts.append("What it does not return cannot be computed from what it does.")
     if found.rank is not None:

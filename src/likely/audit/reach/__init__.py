@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from likely.audit.reach.report import reach_report as reach_report
     from likely.audit.reach.search import GCG as GCG
     from likely.audit.reach.search import Backoff as Backoff
-    from likely.audit.reach.search import Control as Control
+    from likely.audit.reach.search import ControlResult as ControlResult
     from likely.audit.reach.search import Exhaustive as Exhaustive
     from likely.audit.reach.search import GreedyBack as GreedyBack
     from likely.audit.reach.search import RandomSearch as RandomSearch

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.audit.reach.problem import CandidateTest, ReachProblem, next_logprobs
-from likely.audit.reach.search import Control, check_exhaustive, in_batches
+from likely.audit.reach.search import ControlResult, check_exhaustive, in_batches
 from likely.errors import DataError
 from likely.metrics.intervals import wilson
 from likely.runtimes.protocol import Runtime
@@ -42,7 +42,7 @@ class ControllabilityCurve:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
 
-def controllability_curve(controls: Iterable[Control], lengths: Sequence[int]) -> ControllabilityCurve:
+def controllability_curve(controls: Iterable[ControlResult], lengths: Sequence[int]) -> ControllabilityCurve:
     """The curve of controls that were searched for with these lengths, one for each pair.
 
     An `ε` is non-increasing in k by its definition: whoever reaches with k tokens counts for every larger k.

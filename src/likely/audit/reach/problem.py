@@ -58,7 +58,7 @@ class ReachProblem:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class EvaluatedControls:
     """What came of N controls.
 
     losses   (N,) mean of −log p of the target's tokens, in nats
@@ -91,7 +91,7 @@ class CandidateTest:
         self.evaluations = self.tokens = 0
         self._problem_checked = -1
 
-    def __call__(self, controls: NDArray[np.int64] | Sequence[Sequence[int]]) -> Candidates:
+    def __call__(self, controls: NDArray[np.int64] | Sequence[Sequence[int]]) -> EvaluatedControls:
         """Of (N, k) controls, in their order."""
         rows = np.asarray(controls, np.int64)
         if rows.ndim != 2 or not len(rows):
@@ -104,7 +104,7 @@ class CandidateTest:
         kept = (
             np.flatnonzero([self._survives(row) for row in rows.tolist()]) if self._tokenizer else np.arange(len(rows))
         )
-        found = Candidates(np.full(len(rows), np.inf), np.zeros(len(rows), bool), np.full(len(rows), -1))
+        found = EvaluatedControls(np.full(len(rows), np.inf), np.zeros(len(rows), bool), np.full(len(rows), -1))
         with self.runtime.turn:
             for part in self._parts(kept, rows.shape[1]):
                 found.losses[part], found.reached[part], found.first[part] = self._of(rows[part])

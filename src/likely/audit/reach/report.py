@@ -11,7 +11,7 @@ from likely.audit.case import Case, CaseRecord, Measure, Variant, run_audit
 from likely.audit.reach.bound import HeadReport
 from likely.audit.reach.controllability import ReachableSet, controllability_curve
 from likely.audit.reach.problem import ReachProblem
-from likely.audit.reach.search import LENGTHS, Backoff, Control, ControlSearch, search_control
+from likely.audit.reach.search import LENGTHS, Backoff, ControlResult, ControlSearch, search_control
 from likely.audit.report import AuditReport, Finding, ReportExample
 from likely.errors import DataError
 from likely.runtimes.protocol import Runtime
@@ -51,7 +51,7 @@ def reach_measure(
     seed: int = 0,
     text_consistent: bool = False,
 ) -> Measure:
-    """Searches a control for each case; the fields are those of `Control`, losses null where there is none."""
+    """Searches a control for each case; the fields are those of `ControlResult`, losses null where there is none."""
 
     def measure(asked: Sequence[tuple[Case, Variant]]) -> Iterator[dict[str, Any]]:
         for _, variant in asked:
@@ -64,12 +64,12 @@ def reach_measure(
     return measure
 
 
-def control_of(fields: Mapping[str, Any]) -> Control:
+def control_of(fields: Mapping[str, Any]) -> ControlResult:
     """The control that a record's fields describe."""
     values = {**fields, "ids": tuple(fields["ids"])}
     for name in ("loss", "base_loss"):
         values[name] = math.inf if values[name] is None else values[name]
-    return Control(**values)
+    return ControlResult(**values)
 
 
 def reach_report(records: Sequence[CaseRecord], lengths: Sequence[int], *, header: Mapping[str, Any]) -> AuditReport:
@@ -92,6 +92,10 @@ def reach_report(records: Sequence[CaseRecord], lengths: Sequence[int], *, heade
         for record, control in zip(records, controls, strict=True)
     ]  # fmt: skip
     reached, free = curve.reached[-1], curve.reached[0]
+    verdicts = [f"{reached} of {curve.n} targets are reached with at most {max(curve.k)} tokens, {free} without any."]
+    if forced:
+        kept = sum(bool(c.text_reachable) for c in forced)
+        verdicts.append(f"{kept} of {len(forced)} controls work as text, too: the others only as token ids.")
     examples = [
         ReportExample(f"case {record.case.id}", f"{control.method}, k = {control.k}",
                       prompt=f"{control.text}{record.case.segments['state']}", text=str(record.case.segments["target"]))
@@ -100,11 +104,7 @@ def reach_report(records: Sequence[CaseRecord], lengths: Sequence[int], *, heade
     return AuditReport(
         "Reach: what a few tokens in front can force",
         "With how many tokens in front of its text is the model's next text forced to be the target?",
-        [
-            f"{reached} of {curve.n} targets are reached with at most {max(curve.k)} tokens, {free} without any.",
-            f"{sum(bool(c.text_reachable) for c in forced)} of {len(forced)} controls work as text, too: the others "
-            f"only as token ids.",
-        ],
+        verdicts,
         findings,
         header,
         cases=rows,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.audit.reach.gradient import ControlGradient
-from likely.audit.reach.problem import Candidates, CandidateTest, ReachProblem
+from likely.audit.reach.problem import CandidateTest, EvaluatedControls, ReachProblem
 from likely.errors import CapabilityError, check_choice
 from likely.runtimes.protocol import Runtime
 from likely.tokenizers.protocol import Tokenizer, decode
@@ -27,7 +27,7 @@ MOST_EXHAUSTIVE = 2**24
 
 
 @dataclass(frozen=True)
-class Control:
+class ControlResult:
     """The best control that was found.
 
     ids, k           its tokens, and how many
@@ -54,14 +54,14 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Found:
+class ControlCandidate:
     """What one method made of one length: a control (k,), its loss, whether it reaches the target."""
 
     ids: tuple[int, ...]
     loss: float
     reached: bool
 
-    def better_than(self, other: Found) -> bool:
+    def better_than(self, other: ControlCandidate) -> bool:
         return (not self.reached, self.loss) < (not other.reached, other.loss)
 
 
@@ -72,8 +72,8 @@ class ControlSearch(Protocol):
     def name(self) -> str: ...
 
     def __call__(
-        self, test: CandidateTest, k: int, start: Found, allowed: NDArray[np.int64], rng: np.random.Generator
-    ) -> Found: ...
+        self, test: CandidateTest, k: int, start: ControlCandidate, allowed: NDArray[np.int64], rng: np.random.Generator
+    ) -> ControlCandidate: ...
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ class Exhaustive:
     name = "exhaustive"
 
     def __call__(
-        self, test: CandidateTest, k: int, start: Found, allowed: NDArray[np.int64], rng: np.random.Generator
-    ) -> Found:
-        best: Found | None = None
+        self, test: CandidateTest, k: int, start: ControlCandidate, allowed: NDArray[np.int64], rng: np.random.Generator
+    ) -> ControlCandidate:
+        best: ControlCandidate | None = None
         for controls in in_batches(allowed, k):
             found = _best(test, controls)
             best = found if best is None or found.better_than(best) else best
@@ -108,8 +108,8 @@ class GreedyBack:
     name = "greedy"
 
     def __call__(
-        self, test: CandidateTest, k: int, start: Found, allowed: NDArray[np.int64], rng: np.random.Generator
-    ) -> Found:
+        self, test: CandidateTest, k: int, start: ControlCandidate, allowed: NDArray[np.int64], rng: np.random.Generator
+    ) -> ControlCandidate:
         best = start
         while len(best.ids) < k:
             firsts = allowed
@@ -150,10 +150,10 @@ class GCG:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
     def __call__(
-        self, test: CandidateTest, k: int, start: Found, allowed: NDArray[np.int64], rng: np.random.Generator
-    ) -> Found:
+        self, test: CandidateTest, k: int, start: ControlCandidate, allowed: NDArray[np.int64], rng: np.random.Generator
+    ) -> ControlCandidate:
         kept = list(start.ids)[-k:] if k else []
-        best: Found | None = None
+        best: ControlCandidate | None = None
         for attempt in range(1 + self.restarts):
             tail = kept if attempt == 0 else []
             first = [*rng.choice(allowed, k - len(tail)).tolist(), *tail]
@@ -165,8 +165,8 @@ class GCG:
         return best
 
     def _descend(
-        self, test: CandidateTest, current: Found, allowed: NDArray[np.int64], rng: np.random.Generator
-    ) -> Found:
+        self, test: CandidateTest, current: ControlCandidate, allowed: NDArray[np.int64], rng: np.random.Generator
+    ) -> ControlCandidate:
         best = current
         tried: set[tuple[int, ...]] = {current.ids}
         for _ in range(self.steps):
@@ -213,8 +213,8 @@ class RandomSearch:
     name = "random"
 
     def __call__(
-        self, test: CandidateTest, k: int, start: Found, allowed: NDArray[np.int64], rng: np.random.Generator
-    ) -> Found:
+        self, test: CandidateTest, k: int, start: ControlCandidate, allowed: NDArray[np.int64], rng: np.random.Generator
+    ) -> ControlCandidate:
         best, left = start, self.evaluations
         while left > 0 and not best.reached:
             controls = rng.choice(allowed, (min(self.batch, left), k))
@@ -271,7 +271,7 @@ def search_control(
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
     text_consistent: bool = False,
-) -> Control:
+) -> ControlResult:
     """The shortest control of these lengths that makes greedy decoding give the target; else the best one found.
 
     k = 0 is tried first, then each length, starting from the best shorter control.
@@ -290,7 +290,7 @@ def search_control(
     if text_consistent and tokenizer is None:
         raise ValueError("text_consistent needs a tokenizer")
     test = CandidateTest(runtime, problem, tokenizer if text_consistent else None)
-    base = best = _best(test, np.empty((1, 0), np.int64)) if problem.text(()) else Found((), math.inf, False)
+    base = best = _best(test, np.empty((1, 0), np.int64)) if problem.text(()) else ControlCandidate((), math.inf, False)
     name = "none"
     for k in lengths:
         if best.reached:
@@ -299,11 +299,11 @@ def search_control(
         found = step(test, k, best, allowed, rng)
         if found.better_than(best) or not best.ids:
             best, name = found, step.name
-    control = Control(best.ids, best.loss, base.loss, name, test.evaluations, best.reached)
+    control = ControlResult(best.ids, best.loss, base.loss, name, test.evaluations, best.reached)
     return control if tokenizer is None else with_text(runtime, problem, control, tokenizer)
 
 
-def with_text(runtime: Runtime, problem: ReachProblem, control: Control, tokenizer: Tokenizer) -> Control:
+def with_text(runtime: Runtime, problem: ReachProblem, control: ControlResult, tokenizer: Tokenizer) -> ControlResult:
     """The control with its text, and whether decode(u) ⊕ decode(after), tokenised anew, still reaches the target."""
     text = decode(tokenizer, list(control.ids))
     ids = tokenizer.encode(text + decode(tokenizer, list(problem.after)))
@@ -315,10 +315,12 @@ def with_text(runtime: Runtime, problem: ReachProblem, control: Control, tokeniz
     return replace(control, text=text, text_reachable=reached)
 
 
-def _best(test: CandidateTest, controls: NDArray[np.int64]) -> Found:
-    found: Candidates = test(controls)
+def _best(test: CandidateTest, controls: NDArray[np.int64]) -> ControlCandidate:
+    found: EvaluatedControls = test(controls)
     i = found.best
-    return Found(tuple(int(t) for t in np.asarray(controls)[i]), float(found.losses[i]), bool(found.reached[i]))
+    return ControlCandidate(
+        tuple(int(t) for t in np.asarray(controls)[i]), float(found.losses[i]), bool(found.reached[i])
+    )
 
 
 def check_exhaustive(tokens: int, k: int) -> None:

@@ -13,13 +13,13 @@ from likely.cli.printing import progress
 from likely.cli.verbs.audit.common import ReportOption, check_reports, header_of, show_reports
 from likely.models.catalog import DEFAULT_MODEL
 
-ModelArgument = Annotated[str, typer.Argument(help="Name (likely models), GGUF file or safetensors folder.")]
-
 
 @flags.grouped
 def reach(
     out: flags.FileFlags,
-    model: ModelArgument = DEFAULT_MODEL,
+    model: Annotated[
+        str, typer.Argument(help="Name (likely models), GGUF file or safetensors folder.")
+    ] = DEFAULT_MODEL,
     state: Annotated[str | None, typer.Option("--state", help="The text behind the free tokens.")] = None,
     target: Annotated[str | None, typer.Option("--target", help="The text that shall follow it.")] = None,
     cases: Annotated[
