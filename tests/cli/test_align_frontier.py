@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
+pytest.importorskip("likely.alignment.runs")
 from tiny_gguf import write_tiny_llama  # noqa: E402
 
 
