@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
+pytest.importorskip("likely.alignment.runs")
 from tiny_gguf import write_tiny_llama  # noqa: E402
 
 
@@ -49,7 +50,7 @@ def test_what_it_refuses(cli, tiny, prompts, tmp_path):
         (("-p", f"a={tiny}", "-p", f"a={tiny}", "--reward", "length"), 2, "names must differ"),
         (("-p", f"reference={tiny}", "--reward", "length"), 2, "names must differ"),
         (("-p", f"a={tiny}", "--reward", "lenght"), 1, 'no reward is called "lenght"'),
-        (("-p", f"a={tiny}", "--reward", "length", "--plot", tmp_path / "a.txt"), 1, ".png"),
+        (("-p", f"a={tiny}", "--reward", "length", "--plot", tmp_path / "a.txt"), 2, ".png"),
         (("-p", f"a={tiny}"), 2, "Missing option"),
     ):
         done = cli(*base, *more)

@@ -134,12 +134,12 @@ def list_batch_loss(
     """
     if not lists:
         raise DataError("a list loss needs at least one prompt")
-    most = max(len(found) for found in lists)
-    place = [(p, i) for p, found in enumerate(lists) for i in range(len(found))]
+    most = max(len(candidates) for candidates in lists)
+    place = [(p, i) for p, candidates in enumerate(lists) for i in range(len(candidates))]
     rows, columns = (torch.tensor(side) for side in zip(*place, strict=True))
     completions = [lists[p].completions[i] for p, i in place]
-    for p, found in enumerate(lists):
-        if found.rewards is None or any(c.sampling_logprob is None for c in found.completions):
+    for p, candidates in enumerate(lists):
+        if candidates.rewards is None or any(c.sampling_logprob is None for c in candidates.completions):
             raise DataError(f"prompt {p}: candidates need rewards, and the log-probabilities that they were drawn with")
     scores = completion_scores(module, completions)
     device = scores.mask.device

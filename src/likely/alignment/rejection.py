@@ -128,7 +128,8 @@ def accept_candidates(
         raise DataError(f"{where}: {wanted} candidates are wanted, {len(possible)} have a finite reward")
     chosen = temperature(values[candidates], beta)
     shares = np.exp((values[candidates] - values[possible].max()) / chosen)
-    left, accepted, passes, tried, maximum_only = possible, [], 0, 0, 0
+    accepted: list[int] = []
+    left, passes, tried, maximum_only = possible, 0, 0, 0
     while len(accepted) < wanted:
         odds = np.exp((values[left] - values[left].max()) / chosen)
         taken = np.flatnonzero(rng.random(len(left)) < odds)[: wanted - len(accepted)]

@@ -18,8 +18,6 @@ from likely.metrics.checks import Floats, log_softmax
 from likely.runtimes.protocol import Runtime, Want, Work
 from likely.training.lora import HasRuntime
 
-Progress = Callable[[int], None]
-
 
 def completion_rows(runtime: Runtime, completion: Completion) -> Floats:
     """(T, V) log-probabilities of the next token, at each of the completion's T tokens, given all before it."""
@@ -44,7 +42,7 @@ def sample_policy(
     n: int = 4,
     max_tokens: int = 64,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> PolicySamples:
     """n completions of each prompt at temperature 1, with rewards and the KL of their distributions, step by step.
 

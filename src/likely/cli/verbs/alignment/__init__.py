@@ -4,13 +4,14 @@ import typer
 
 from likely.cli.help import VerbCommand
 from likely.cli.verbs.alignment import label, protein
+from likely.cli.verbs.alignment.frontier import frontier
 from likely.cli.verbs.alignment.pairs import pairs
 from likely.cli.verbs.alignment.reward import reward
 from likely.cli.verbs.alignment.sft import sft
 from likely.cli.verbs.alignment.train import train
 
 verbs = typer.Typer(no_args_is_help=True, help="Train a model on examples, preferences, rewards or labels.")
-for verb in (sft, reward, pairs, train):
+for verb in (sft, reward, pairs, train, frontier):
     verbs.command(cls=VerbCommand)(verb)
 for group, inner in (("label", label.verbs), ("protein", protein.verbs)):
     verbs.add_typer(inner, name=group)
