@@ -18,6 +18,7 @@ from likely.alignment.scores import (
     completion_scores,
     normalise,
     sequence_logprobs,
+    shares_prompts,
 )
 
 TEXTS = [Completion((1, 2, 3), (4, 5)), Completion((7,), (8, 9, 10, 11, 12)), Completion((5, 6, 7, 8), (9,))]
@@ -63,6 +64,33 @@ def test_padding_changes_nothing(side):
     ids[seen == 0] = 13  # whatever padding holds
     scores = sequence_logprobs(module, ids, seen, scored)
     torch.testing.assert_close(scores.sum, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma3"])
+def test_a_shared_prompt_is_computed_once_with_the_same_numbers(name):
+    module = tiny_module(name).requires_grad_()
+    prompt, other = (1, 2, 3), (9, 4)
+    texts = [
+        Completion(prompt, (4, 5)), Completion(other, (6,)), Completion(prompt, (7, 8, 9, 10)),
+        Completion(other, (11, 3)), Completion(prompt, (4,)), Completion((5,), (6, 6)),
+    ]  # fmt: skip
+    weights = torch.randn(len(texts), generator=torch.Generator().manual_seed(0))
+    seen = []
+    hook = module.get_input_embeddings().register_forward_hook(lambda _m, given, _o: seen.append(given[0].shape))
+    shared = completion_scores(module, texts)
+    hook.remove()
+    (shared.sum * weights).sum().backward()
+    gradients = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    batch = TokenBatch.of(texts)
+    apart = sequence_logprobs(module, batch.input_ids, batch.attention_mask, batch.completion_mask)
+    (apart.sum * weights).sum().backward()
+    torch.testing.assert_close(shared.token_logprobs, apart.token_logprobs, atol=1e-5, rtol=0)
+    assert torch.equal(shared.mask, apart.mask) and torch.equal(shared.length, apart.length)
+    scale = max(p.grad.abs().max() for p in module.parameters())
+    assert max((p.grad - g).abs().max() for p, g in zip(module.parameters(), gradients, strict=True)) < 1e-5 * scale
+    assert seen == ([(3, 7)] if shares_prompts(module) else [(6, 7)])
+    assert shares_prompts(module) == (name in ("llama", "qwen3"))  # windows, and logits that are capped, are not shared
 
 
 def test_gradients_are_those_of_log_softmax():

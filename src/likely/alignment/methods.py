@@ -6,6 +6,7 @@ sampling) is a source's affair.  Replace one field for another method: `dataclas
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 from likely.alignment.labellers import PreferencePair
 from likely.alignment.links import Hinge, Link, Logistic, Square, pair_loss, robust_preference, smoothed_preference
 from likely.alignment.scores import Normaliser, SequenceScores, completion_scores, normalise
+from likely.errors import check_choice, nearest
 from likely.training.loop import LossOutput
 
 LabelTransform = Callable[[Tensor], Tensor]
@@ -98,6 +100,31 @@ METHODS: Mapping[str, Callable[..., PreferenceMethod]] = MappingProxyType({
     "slic": slic,
     "hinge_norm": hinge_norm,
 })  # fmt: skip
+
+
+def make_method(name: str, settings: Mapping[str, float]) -> PreferenceMethod:
+    """A method of `METHODS` with these numbers; ValueError, with the nearest name, for one that it has not."""
+    check_choice("method", name, METHODS)
+    make = METHODS[name]
+    known = inspect.signature(make).parameters
+    for setting, value in settings.items():
+        if setting not in known:
+            raise ValueError(
+                f"{name} has no setting {setting}{nearest(setting, known)} (it has: {', '.join(known) or 'none'})"
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{setting} must be a number, got {value!r}")
+    return make(**settings)
+
+
+def implied_preference(method: PreferenceMethod, margin: Tensor) -> Tensor:
+    """(B,) the p(first ≻ second) whose loss is lowest at this margin: σ(γδ) of the logistic, ½ + τδ of the square.
+
+    Of the hinge, which has no such p, σ(γδ), too.
+    """
+    if isinstance(method.link, Square):
+        return (0.5 + method.link.tau * margin).clamp(0, 1)
+    return torch.sigmoid(getattr(method.link, "gamma", 1.0) * margin)
 
 
 @dataclass(frozen=True)

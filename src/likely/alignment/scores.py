@@ -22,6 +22,7 @@ from likely.training.policy import Policy
 
 Normaliser = Literal["logp", "logp_mean", "ratio", "ratio_mean"]
 NORMALISERS = ("logp", "logp_mean", "ratio", "ratio_mean")
+PLAIN_DECODERS = ("llama", "qwen2", "qwen3", "mistral", "smollm3")
 ROWS = 1024  # rows of logits whose float32 values exist at one time
 
 
@@ -133,11 +134,76 @@ def sequence_logprobs(
     return SequenceScores(torch.nn.functional.pad(values, (before, after)), mask)
 
 
+def alike(completion: Completion) -> tuple[int, tuple[int, ...], int]:
+    """A key to sort by: completions of one prompt are neighbours, and so are prompts of like length."""
+    return len(completion.prompt), completion.prompt, len(completion.tokens)
+
+
 def completion_scores(module: torch.nn.Module, completions: Seq[Completion]) -> SequenceScores:
-    """`sequence_logprobs` of completions, in one batch."""
+    """`sequence_logprobs` of completions, in one batch.
+
+    Completions of one prompt share its computation where the architecture allows it (`shares_prompts`): a row holds the
+    prompt and all of them behind it, none sees another, and logits are computed of scored tokens only.
+    """
+    if len({c.prompt for c in completions}) < len(completions) and shares_prompts(module):
+        return _shared_scores(module, completions)
     device = next(module.parameters()).device
     batch = TokenBatch.of(completions, device=device)
     return sequence_logprobs(module, batch.input_ids, batch.attention_mask, batch.completion_mask)
+
+
+def shares_prompts(module: torch.nn.Module) -> bool:
+    """Whether a module takes positions and a mask of our own, and its logits are its head on the decoder's states."""
+    config = _inner(module).config
+    windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    attention = getattr(config, "_attn_implementation", None)
+    return config.model_type in PLAIN_DECODERS and windows is None and attention in ("sdpa", "eager")
+
+
+def _shared_scores(module: torch.nn.Module, completions: Seq[Completion]) -> SequenceScores:
+    inner, device = _inner(module), next(module.parameters()).device
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, completion in enumerate(completions):
+        groups.setdefault(completion.prompt, []).append(i)
+    sizes = [len(prompt) + sum(len(completions[i].tokens) - 1 for i in of) for prompt, of in groups.items()]
+    ids = torch.zeros(len(groups), max(sizes), dtype=torch.long)
+    positions, part = (
+        torch.zeros_like(ids),
+        torch.full_like(ids, -1),
+    )  # part 0: the prompt, k: a completion, -1: padding
+    width = max(map(len, completions)) - 1
+    rows: list[int] = []  # of the states that predict each scored token, which column, its id, where its value goes
+    columns: list[int] = []
+    wanted: list[int] = []
+    places: list[int] = []
+    for row, (prompt, of) in enumerate(groups.items()):
+        start = len(prompt)
+        ids[row, :start], positions[row, :start], part[row, :start] = torch.tensor(prompt), torch.arange(start), 0
+        for number, i in enumerate(of, 1):
+            tokens = completions[i].tokens
+            stop = start + len(tokens) - 1  # the last token predicts nothing
+            ids[row, start:stop] = torch.tensor(tokens[:-1], dtype=torch.long)
+            positions[row, start:stop] = torch.arange(len(prompt), len(prompt) + len(tokens) - 1)
+            part[row, start:stop] = number
+            rows += [row] * len(tokens)
+            columns += [len(prompt) - 1, *range(start, stop)]
+            wanted += tokens
+            places += range(i * width + len(prompt) - 1, i * width + len(prompt) - 1 + len(tokens))
+            start = stop
+    order = torch.arange(ids.shape[1])
+    sees = (order[:, None] >= order) & ((part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None]))
+    dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
+    mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+    states = inner.get_decoder()(
+        input_ids=ids.to(device), attention_mask=mask.to(device), position_ids=positions.to(device), use_cache=False
+    ).last_hidden_state
+    logits = inner.get_output_embeddings()(states[torch.tensor(rows), torch.tensor(columns)])
+    values = SelectedLogprobs.apply(logits[None], torch.tensor(wanted, device=device)[None])[0]
+    there = torch.tensor(places, device=device)
+    shape, total = (len(completions), width), len(completions) * width
+    found = torch.zeros(total, device=device, dtype=values.dtype).index_copy(0, there, values)
+    shown = torch.zeros(total, device=device, dtype=torch.bool).index_fill(0, there, True)
+    return SequenceScores(found.view(shape), shown.view(shape))
 
 
 def normalise(kind: Normaliser, sums: Tensor, lengths: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
@@ -176,14 +242,14 @@ class ReferenceSums:
     def prepare(self, completions: Seq[Completion], progress: Callable[[int], None] | None = None) -> None:
         """Compute what is not known yet; progress is called with the number of completions done since."""
         by_key = {self.key(c): c for c in completions}
-        todo = sorted((len(by_key[key]), key) for key in self._kept.missing(by_key))
+        todo = sorted(self._kept.missing(by_key), key=lambda key: alike(by_key[key]))
         if progress and len(todo) < len(completions):
             progress(len(completions) - len(todo))
         if not todo:
             return
         with self._policy.reference() as module:
             for start in range(0, len(todo), self._together):
-                keys = [key for _, key in todo[start : start + self._together]]
+                keys = todo[start : start + self._together]
                 sums = completion_scores(module, [by_key[key] for key in keys]).sum.tolist()
                 self._kept.add(dict(zip(keys, sums, strict=True)))
                 if progress:
@@ -222,6 +288,11 @@ class SelectedLogprobs(torch.autograd.Function):
         return found.view(logits.shape), None
 
 
+def _inner(module: torch.nn.Module) -> Any:
+    """The module below an adapter's wrapper."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
+
+
 def _columns(mask: Tensor) -> tuple[int, int]:
     """The first column that any row needs, and the one behind the last."""
     columns = mask.any(dim=0).nonzero().flatten()
@@ -230,8 +301,7 @@ def _columns(mask: Tensor) -> tuple[int, int]:
 
 def _logits(module: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, first: int, last: int) -> Tensor:
     """(N, last − first, V) at the positions first..last."""
-    inner: Any = module.get_base_model() if hasattr(module, "get_base_model") else module
-    known = inspect.signature(inner.forward).parameters
+    known = inspect.signature(_inner(module).forward).parameters
     settings: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
     if "position_ids" in known and not bool(attention_mask[:, 0].all()):  # padded on the left
         settings["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)

@@ -20,6 +20,7 @@ TABLES = {
     "monitors": ("likely.code.complete", "MONITORS"),
     "conversions": ("likely.models.convert", "FORMATS"),
     "compressions": ("likely.compression.methods", "METHODS"),
+    "preference_methods": ("likely.alignment.methods", "METHODS"),
 }  # (module, table)
 _PLACE = re.compile("{(" + "|".join(TABLES) + ")}")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
 from likely.errors import CapabilityError, ModelError, missing_extra, nearest
-from likely.io.hashes import file_sha256, folder_sha256
+from likely.io.hashes import file_sha256, fingerprint, folder_sha256
 from likely.models.catalog import DEFAULT_MODEL, KNOWN, find_model, known_model
 from likely.runtimes.kinds import DTYPES, KINDS, LocalOptions, RuntimeKind, SourceKind
 from likely.runtimes.protocol import Runtime
@@ -60,7 +60,7 @@ def load_local(
     use: str = "single",
     **options: Unpack[LocalOptions],
 ) -> Loaded:
-    """Open a model on this machine.
+    """Open a model on this machine; the folder of a peft adapter stands for its model with the adapter added.
 
     runtime  "native" (likely's own C++), "llamacpp", "torch", or None.  None, for a GGUF file without a dtype: native
              where it is available and knows the architecture, else llama.cpp, else torch (files of more than 4 GiB with
@@ -73,6 +73,8 @@ def load_local(
     options  of the runtime, see `LocalOptions`
     """
     _check_words(runtime, dtype, use, dict(options))
+    if (folder := _adapter_folder(source)) is not None:
+        return _load_adapter(folder, runtime, dtype, options)
     given = {name: value for name, value in options.items() if value is not None}
     where, place = resolve(source)
     kinds, dtype = _choose(where, place, runtime, dtype, use, given)
@@ -103,6 +105,27 @@ def load_local(
         kv_bytes_per_token=int(getattr(opened, "kv_bytes_per_token", 0)),
     )
     return Loaded(opened, tokenizer, info)
+
+
+def _adapter_folder(source: str | PathLike[str]) -> Path | None:
+    """The folder of a peft adapter, which stands for its model with the adapter added."""
+    path = Path(source).expanduser()
+    if known_model(str(source)) or not path.is_dir() or (path / "config.json").is_file():
+        return None
+    return path if (path / "adapter_config.json").is_file() else None
+
+
+def _load_adapter(folder: Path, runtime: str | None, dtype: str | None, options: LocalOptions) -> Loaded:
+    if runtime not in (None, "auto", "torch"):
+        raise CapabilityError(f"adapters run in torch; for {runtime} write a whole model: likely align ... --merged")
+    if not installed("torch"):
+        raise missing_extra("torch", "train")
+    from likely.runtimes.torch.adapter import adapter_base, add_adapter
+
+    loaded = load_local(adapter_base(folder), runtime="torch", dtype=dtype, **options)
+    digest = add_adapter(loaded.runtime, folder)  # type: ignore[arg-type]
+    sha256 = fingerprint([loaded.info.sha256, digest], 64)
+    return replace(loaded, info=replace(loaded.info, name=str(folder), source=str(folder), sha256=sha256))
 
 
 # --- resolve ----------------------------------------------------------------------------------------------------------

@@ -150,18 +150,20 @@ class Policy:
 
         place, base = Path(folder), str((about or {}).get("model", ""))
         self.module.peft_config[TRAINED].base_model_name_or_path = base
-        self.module.save_pretrained(str(place), safe_serialization=True, selected_adapters=[TRAINED])
+        self.module.save_pretrained(str(place), selected_adapters=[TRAINED], save_embedding_layers=False)
+        (place / "README.md").unlink(missing_ok=True)  # peft's form of a model card, not filled in
         record = {**(about or {}), "base_revision": self.base_revision, "tokenizer": self.tokenizer.fingerprint}
         write_whole_file(place / ABOUT, json.dumps(record, indent=1).encode())  # last: it says that the rest is there
 
     def save_merged(self, folder: str | Path) -> None:
         """A folder with safetensors weights and tokenizer, which transformers and `likely.load` open."""
+        from likely.runtimes.torch.pretrained import quiet
         from likely.tokenizers.files import save_tokenizer
 
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         runtime = self.lm.runtime
-        with self.merged() as module:
+        with self.merged() as module, quiet():
             module.save_pretrained(str(place), safe_serialization=True)
             save_tokenizer(self.tokenizer, place, context_length=runtime.context_length)  # type: ignore[arg-type]
 

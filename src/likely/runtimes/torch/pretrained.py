@@ -28,7 +28,7 @@ def load_pretrained(folder_or_id: str | Path, *, dtype: torch.dtype, device: tor
 
     check_no_foreign_code(folder_or_id)
     try:
-        with _quiet():
+        with quiet():
             module, found = AutoModelForCausalLM.from_pretrained(
                 str(folder_or_id), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
@@ -96,7 +96,7 @@ def _hub_code(config: dict[str, Any]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers' progress bars and the hub client's notes about retries stay off the terminal."""
     import huggingface_hub.utils.logging as hub
     from transformers.utils import logging

@@ -1,0 +1,90 @@
+"""A user's examples become an adapter: supervised fine-tuning, with the perplexity before and after.  torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from likely.alignment.runs.folder import BEFORE, Run, RunProgress, RunSettings, Say, data_of, estimate, steps_of
+from likely.alignment.runs.report import text_report
+from likely.alignment.runs.rows import RowEncoder, TooManyTokens, read_rows, row_field
+from likely.alignment.sft import LOSS_ON, LossOn, MaskedText, sft_loss
+from likely.errors import DataError, check_choice
+from likely.io.jsonl import Line
+from likely.training.fit import fit
+
+
+def train_on_examples(
+    examples: Path | str,
+    settings: RunSettings,
+    *,
+    loss_on: LossOn = "completion",
+    test: Path | str | None = None,
+    only_estimate: bool = False,
+    say: Say = lambda line: None,
+    progress: RunProgress | None = None,
+) -> dict[str, Any]:
+    """Fine-tune a model on rows {"prompt", "completion"} or {"messages"}; returns the report.
+
+    loss_on  "completion": the completion, of a conversation its last turn;  "assistant": every turn of the assistant;
+             "all": every token
+    test     rows of the report; None: a held-out share of the file
+    The same call on the same folder goes on where it was stopped; one that is finished gives its report.
+    """
+    check_choice("loss_on", loss_on, LOSS_ON)
+    with Run.open(settings, say) as run:
+        training, held = run.divide(examples, partial(read_examples, loss_on=loss_on), test)
+        steps = run.settings.training
+        about = {
+            "method": "sft", "settings": {"loss_on": loss_on}, "data": data_of(examples, len(training)),
+            "test": None if test is None else data_of(test, len(held)),
+        }  # fmt: skip
+        if not only_estimate and (finished := run.begin(about)) is not None:
+            run.say(f"{run.out}: this run is finished, here is its report")
+            return finished
+        loss = sft_loss(run.policy.module)
+        expected = estimate(run, training, loss, steps, len, reference=False)
+        run.say(expected.line())
+        if only_estimate:
+            return {**about, "estimate": asdict(expected), **run.rows_left_out()}
+        before = run.once(BEFORE, lambda: text_report(run.policy, held))
+        losses = fit(
+            run.policy, training, loss, steps, weight=lambda text: text.targets, length=len, folder=run.out,
+            recipe=about, processes=run.processes, log=run.log(), progress=steps_of(progress, steps.steps),
+        )  # fmt: skip
+        return run.finish(
+            lambda: {
+                **about, **run.rows_left_out(), "steps": len(losses), "losses": losses, "estimate": asdict(expected),
+                "before": before, "after": text_report(run.policy, held),
+            }
+        )  # fmt: skip
+
+
+def read_examples(
+    path: str | Path, encoder: RowEncoder, *, loss_on: LossOn = "completion", limit: int | None = None
+) -> list[MaskedText]:
+    """Rows {"prompt", "completion"} (text, or messages and an answer), or {"messages"}: a whole conversation."""
+
+    def read(encoder: RowEncoder, line: Line, where: str) -> MaskedText:
+        record, row = line.record, line.number
+        if "messages" in record and loss_on != "completion":
+            ids, scored = encoder.assistant_spans(record["messages"], where)
+            if len(ids) > encoder.max_length:
+                raise TooManyTokens(f"{where}: {len(ids)} tokens, max_length is {encoder.max_length}")
+            return MaskedText(tuple(ids), tuple([True] * len(ids) if loss_on == "all" else scored), row)
+        if "messages" in record:
+            messages = record["messages"]
+            last = messages[-1] if isinstance(messages, list) and len(messages) > 1 else None
+            if not isinstance(last, dict) or last.get("role") != "assistant":
+                raise DataError(f'{where}: "messages" must end with a turn of the assistant')
+            asked, answer, name = messages[:-1], last.get("content"), "messages"
+        else:
+            asked, answer, name = row_field(line, "prompt", where), row_field(line, "completion", where), "completion"
+        prompt = encoder.prompt(asked, where, row)
+        finished = record.get("finished", True) is True
+        completion = encoder.completion(asked, prompt, answer, name, where, finished=finished)
+        return MaskedText.of(completion, whole=loss_on == "all", row=row)
+
+    return read_rows(path, encoder, read, limit)

@@ -1,0 +1,73 @@
+"""Supervised fine-tuning: −log p of the tokens that a mask shows, averaged over those of the whole batch.  torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from likely.alignment.scores import Completion, SequenceScores, TokenBatch, sequence_logprobs
+from likely.training.loop import LossOutput
+
+LossOn = Literal["completion", "assistant", "all"]
+LOSS_ON = ("completion", "assistant", "all")
+
+
+@dataclass(frozen=True)
+class MaskedText:
+    """Token ids and which of them are learned; the first token has no condition and is never one of them.
+
+    row  where it stood in the user's file, from 1
+    """
+
+    tokens: tuple[int, ...]
+    scored: tuple[bool, ...]
+    row: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.scored):
+            raise ValueError(f"one mark per token is needed: {len(self.tokens)} tokens, {len(self.scored)} marks")
+        if not any(self.scored[1:]):
+            raise ValueError("the mask shows no token that has a condition, so there is nothing to learn")
+
+    @classmethod
+    def of(cls, completion: Completion, *, whole: bool = False, row: int = 0) -> MaskedText:
+        """The completion's tokens are learned; with `whole` the prompt's, too."""
+        prompt = [whole] * len(completion.prompt)
+        return cls((*completion.prompt, *completion.tokens), (*prompt, *[True] * len(completion.tokens)), row)
+
+    @property
+    def targets(self) -> int:
+        """Tokens that are learned."""
+        return sum(self.scored[1:])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def text_scores(module: torch.nn.Module, texts: Seq[MaskedText]) -> SequenceScores:
+    """Log-probabilities of the marked tokens, in one batch."""
+    longest = max(map(len, texts))
+    ids = torch.zeros(len(texts), longest, dtype=torch.long)
+    seen, scored = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
+    for i, text in enumerate(texts):
+        n = len(text)
+        ids[i, :n], seen[i, :n] = torch.tensor(text.tokens), 1
+        scored[i, 1:n] = torch.tensor(text.scored[1:])
+    device = next(module.parameters()).device
+    batch = TokenBatch(ids.to(device), seen.to(device), scored.to(device))
+    return sequence_logprobs(module, batch.input_ids, batch.attention_mask, batch.completion_mask)
+
+
+def sft_loss(module: torch.nn.Module) -> Callable[[Seq[MaskedText]], LossOutput]:
+    """−Σ log p over the marked tokens of a piece; weigh texts by `targets`, so that the batch's mean is over tokens."""
+
+    def loss(texts: Seq[MaskedText]) -> LossOutput:
+        scores = text_scores(module, texts)
+        total, tokens = -scores.sum.sum(), float(scores.length.sum())
+        return LossOutput(total, {"nats_per_token": (total.item(), tokens)})
+
+    return loss
