@@ -36,7 +36,10 @@ def settings(path, out, steps=3, **more):
     return RunSettings(path, out, training, lora=LoraSettings(rank=4, alpha=8), epochs=0, held_out=0.34, **more)
 
 
-@pytest.mark.parametrize("method", ["online_ipo", "ipo_md", "nash_md"])
+@pytest.mark.parametrize(
+    "method",
+    ["ipo_md", pytest.param("online_ipo", marks=pytest.mark.slow), pytest.param("nash_md", marks=pytest.mark.slow)],
+)
 def test_a_stopped_run_goes_on_and_a_finished_one_reports(path, prompts, tmp_path, method):
     online = online_settings(method, {"tau": 0.2, "samples": 4, "max_tokens": 4})
     whole = train_on_own_samples(prompts, online, settings(path, tmp_path / "whole"), reward=LengthReward())
@@ -73,6 +76,7 @@ def test_the_verb_trains_on_own_samples(path, prompts, tmp_path):
         (["-o", str(tmp_path / "b")], "--reward"),
         (["-o", str(tmp_path / "b"), "--reward", "length", "-s", "gamma=1"], "online_ipo has no setting gamma"),
         (["-o", str(tmp_path / "b"), "--reward", "length", "--method", "online_ipoo"], "did you mean"),
+        (["-o", str(tmp_path / "b"), "--reward", "length", "-s", "scale=big"], "scale must be a number > 0"),
     ):
         failed = CliRunner().invoke(app, [*given, *more])
         assert failed.exit_code != 0 and said in " ".join((failed.output + str(failed.exception)).split())

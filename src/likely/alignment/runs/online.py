@@ -11,7 +11,7 @@ from typing import Any
 from likely.alignment.labellers import RewardDifference
 from likely.alignment.online.training import OnlinePreferences, OnlineSettings, train_online
 from likely.alignment.rewards import Reward
-from likely.alignment.runs.folder import BEFORE, Progress, Run, RunSettings, Say, data_of, estimate, steps_of
+from likely.alignment.runs.folder import BEFORE, Run, RunProgress, RunSettings, Say, data_of, estimate, steps_of
 from likely.alignment.runs.report import sample_report
 from likely.alignment.runs.rows import read_prompts
 from likely.alignment.sources import Prompt
@@ -47,7 +47,7 @@ def train_on_own_samples(
     sampled_prompts: int = SAMPLED_PROMPTS,
     only_estimate: bool = False,
     say: Say = lambda line: None,
-    progress: Progress | None = None,
+    progress: RunProgress | None = None,
 ) -> dict[str, Any]:
     """Train a model on completions that it draws itself; returns the report, which is in the folder, too.
 
@@ -58,6 +58,8 @@ def train_on_own_samples(
     only_estimate  what it would take, and nothing else
     The same call on the same folder goes on where it was stopped; one that is finished gives its report.
     """
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
+        raise ValueError(f"scale must be a number > 0, got {scale!r}")
     with Run.open(settings, say) as run:
         training, held = run.divide(prompts, read_prompts, test)
         steps = run.settings.training
