@@ -79,12 +79,12 @@ class Sizes:
     seeds: int = 3
     games: int = 8
     opening: str = "the film"
-    words: tuple[int, int] = (2, 4)
+    words: tuple[int, int] = (1, 2)
     cyclic_tau: float = 0.2
-    cyclic_tokens: int = 12
-    cyclic_steps: int = 40
-    cyclic_samples: int = 48
-    cyclic_rate: float = 3e-3
+    cyclic_tokens: int = 6
+    cyclic_steps: int = 100
+    cyclic_samples: int = 256
+    cyclic_rate: float = 1e-3
     judged: int = 512
     points: tuple[int, ...] = (10, 20, 30)
     prompts: int = 16

@@ -7,6 +7,8 @@ from likely.lazy import lazy_exports
 if TYPE_CHECKING:
     from likely.alignment.runs.examples import train_on_examples as train_on_examples
     from likely.alignment.runs.folder import RunSettings as RunSettings
+    from likely.alignment.runs.online import online_settings as online_settings
+    from likely.alignment.runs.online import train_on_own_samples as train_on_own_samples
     from likely.alignment.runs.preferences import train_on_preferences as train_on_preferences
     from likely.alignment.runs.reward import open_reward as open_reward
     from likely.alignment.runs.reward import train_reward_model as train_reward_model

@@ -1,4 +1,4 @@
-"""likely align train: preference pairs become an adapter, with a report of before and after."""
+"""likely align train: preference pairs, or prompts and a reward, become an adapter, with a report of both ends."""
 
 from __future__ import annotations
 
@@ -7,18 +7,33 @@ from typing import Annotated
 import typer
 
 from likely.cli import flags
+from likely.cli.help import names
 from likely.cli.options import parse_settings
 from likely.cli.verbs.alignment.running import RunFlags, bars, print_report, say
+
+
+def known_method(method: str) -> str | None:
+    """One of either table; anything else is refused before a model is loaded."""
+    return flags.one_of("preference_methods", *names("online_methods"))(method)
 
 
 @flags.grouped
 def train(
     run: RunFlags,
     pairs: Annotated[
-        str, typer.Argument(help='JSONL of {"prompt", "chosen", "rejected"} and optionally "p"; texts or messages.')
+        str,
+        typer.Argument(
+            help='JSONL of {"prompt", "chosen", "rejected"} and optionally "p"; texts or messages.  Of online methods: '
+            'of {"prompt"}.'
+        ),
     ],
     method: Annotated[
-        str, typer.Option("--method", callback=flags.one_of("preference_methods"), help="{preference_methods}.")
+        str,
+        typer.Option(
+            "--method",
+            callback=known_method,
+            help="{preference_methods}; on the model's own samples: {online_methods}.",
+        ),
     ] = "dpo",
     settings: Annotated[
         list[str] | None,
@@ -26,7 +41,11 @@ def train(
     ] = None,
     reward: Annotated[
         str | None,
-        typer.Option("--reward", help="For the report: length, sentiment, regex:PATTERN, or a reward model's folder."),
+        typer.Option(
+            "--reward",
+            help="For the report, and the judge of online methods: length, sentiment, regex:PATTERN, or a reward "
+            "model's folder.",
+        ),
     ] = None,
     prompts: Annotated[
         int, typer.Option("--prompts", min=0, help="Held-out prompts that the report draws samples for.")
@@ -45,13 +64,30 @@ def train(
       likely align train pairs.jsonl --method ipo -s tau=0.1 --epochs 2 -o adapter --merged
 
       likely align train pairs.jsonl --adapter sft/ --reward sentiment -o adapter --json
+
+      likely align train prompts.jsonl --method online_ipo --reward sentiment -s tau=0.5 -s scale=0.5 -o adapter
     """
     from likely.alignment.methods import make_method
     from likely.alignment.runs.preferences import train_on_preferences
     from likely.alignment.runs.reward import open_reward
 
-    chosen = make_method(method, parse_settings(settings))
+    given = parse_settings(settings)
     judge = None if reward is None else open_reward(reward)
+    if method in names("online_methods"):
+        from likely.alignment.runs.online import online_settings, train_on_own_samples
+
+        if judge is None:
+            raise typer.BadParameter(f"{method} needs somebody who compares its samples", param_hint="--reward")
+        scale = given.pop("scale", 1.0)
+        online = online_settings(method, given)
+        with bars() as progress:
+            report = train_on_own_samples(
+                pairs, online, run.settings(), reward=judge, scale=scale, test=run.test, sampled_prompts=prompts,
+                only_estimate=run.estimate, say=say, progress=progress,
+            )  # fmt: skip
+        print_report(report, run)
+        return
+    chosen = make_method(method, given)
     with bars() as progress:
         report = train_on_preferences(
             pairs, chosen, run.settings(), test=run.test, reward=judge, sampled_prompts=prompts,
