@@ -8,7 +8,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
-pytest.importorskip("likely.alignment.runs")
 from tiny_gguf import write_tiny_llama  # noqa: E402
 
 
