@@ -47,5 +47,6 @@ if TYPE_CHECKING:
     from likely.audit.review import ReviewItem as ReviewItem
     from likely.audit.review import ReviewQueue as ReviewQueue
     from likely.audit.review import ReviewVote as ReviewVote
+    from likely.audit.suite import AuditSuite as AuditSuite
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)
