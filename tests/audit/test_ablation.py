@@ -118,8 +118,10 @@ def test_only_the_named_segment_is_cut_and_the_cut_is_told():
     assert len(cut.prompt + " oak") == room and cut.notes == {"kept_characters": 16}  # 30 - 10 - the answer's 4
     assert cut.prompt.endswith("Context: the tree is oak; it is old\nQuestion: Which tree?\nAnswer:")
     assert not made(room)["context"].notes and not made(room + 100)["sequence+context"].notes
-    with pytest.raises(DataError, match="does not fit 40 tokens"):
+    with pytest.raises(DataError, match="does not fit 40 tokens even without"):
         made(40)
+    with pytest.raises(DataError, match="and none of its segments may be cut"):
+        made(20)
 
 
 @pytest.mark.parametrize(

@@ -118,3 +118,24 @@ def test_mermaid_checks_a_diagram_and_measures_flows(cli, tiny, tmp_path):
                 "--max-tokens", 40, "--report", tmp_path / "m.md", "--json").json  # fmt: skip
     by = {(f["subject"], f["quantity"]): f["value"] for f in found["findings"]}
     assert by["guided", "valid"] == 1 and found["header"]["settings"]["modes"] == ["zero-shot", "guided"]
+
+
+def test_all_audits_in_one_report(cli, tiny, cases, questions, tmp_path):
+    probes, page = tmp_path / "probes.jsonl", tmp_path / "all.html"
+    probes.write_text("".join(
+        json.dumps({"line": i, "case": f"q{i}", "number": 0, "text": "say cat", "failed": [], "origin": {}}) + "\n"
+        for i in range(4)
+    ))  # fmt: skip
+    command = ("audit", "all", "-m", tiny, "--threads", 1, "--cases", cases, "--segments", "context", "--questions",
+               questions, "--probes", probes, "--limit", 3, "--kept", tmp_path / "kept", "--report", page)  # fmt: skip
+    found = cli(*command, "--json").json["reports"]
+    titles = [report["title"] for report in found]
+    assert titles[0].startswith("Audit of") and len(titles) == 3 and page.read_text().count("<article") == 3
+    assert len(found[0]["verdicts"]) == len(found[1]["verdicts"]) + len(found[2]["verdicts"])
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    assert set(kept) == {"ablate.jsonl", "probes.jsonl"}
+    assert cli(*command, "--json").json["reports"] == found
+    assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == kept
+    done = cli("audit", "all", "-m", "no-such-model", "--segments", "context")
+    assert done.code == 2 and "given together" in done.err
+    assert "nothing to audit" in cli("audit", "all", "-m", "no-such-model").err

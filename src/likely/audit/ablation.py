@@ -134,16 +134,21 @@ class SegmentAblation:
         prompt = prompt_of(segments)
         if self.room is None or self.count_tokens is None or self.count_tokens(prompt + answer) <= self.room:
             return prompt, None
-        whole = written(segments[self.cut]) if self.cut in segments else ""
+        if self.cut is None or self.cut not in segments:
+            raise DataError(f'case "{where}" does not fit {self.room} tokens, and none of its segments may be cut')
+        whole = written(segments[self.cut])
+
+        def cut_at(length: int) -> str:
+            return prompt_of({**segments, str(self.cut): whole[:length]})
+
         low, high = 0, len(whole)
         while low < high:  # the longest beginning that fits
             middle = (low + high + 1) // 2
-            fits = self.count_tokens(prompt_of({**segments, self.cut: whole[:middle]}) + answer) <= self.room  # type: ignore[dict-item]
+            fits = self.count_tokens(cut_at(middle) + answer) <= self.room
             low, high = (middle, high) if fits else (low, middle - 1)
-        cut = prompt_of({**segments, self.cut: whole[:low]}) if self.cut in segments else prompt  # type: ignore[dict-item]
-        if self.count_tokens(cut + answer) > self.room:
+        if self.count_tokens(cut_at(low) + answer) > self.room:
             raise DataError(f'case "{where}" does not fit {self.room} tokens even without what may be cut ({self.cut})')
-        return cut, low
+        return cut_at(low), low
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------

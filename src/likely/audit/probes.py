@@ -20,6 +20,7 @@ from likely.audit.case import Case
 from likely.audit.review import Criterion, ReviewItem, ReviewQueue
 from likely.errors import DataError
 from likely.io.hashes import fingerprint
+from likely.io.jsonl import read_lines
 from likely.io.whole_file import write_for_user
 from likely.scoring.choices import choice_item
 from likely.scoring.scored import PairScorer
@@ -262,6 +263,11 @@ def probe_of(record: Mapping[str, Any], where: str = "record") -> Probe:
     if not isinstance(made.text, str):
         raise DataError(f'{where}: field "text" must be a text')
     return made
+
+
+def read_probes(path: Path) -> list[Probe]:
+    """The probes of a file that likely audit probes make wrote."""
+    return [probe_of(line.record, f"{path}:{line.number}") for line in read_lines(path) if "line" in line.record]
 
 
 def load_template(path: Path) -> ProbeTemplate:

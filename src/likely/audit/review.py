@@ -165,7 +165,7 @@ class ReviewQueue:
         votes = []
         for number, row in enumerate(rows, 2):
             try:
-                ratings = {c.name: row[c.name] for c in self.criteria}
+                ratings: dict[str, Any] = {c.name: row[c.name] for c in self.criteria}
                 votes.append(self._checked(ReviewVote(row["annotator"], row["item"], ratings, row.get("reason") or "")))
             except DataError as error:
                 raise DataError(f"line {number} of the votes: {error}") from None

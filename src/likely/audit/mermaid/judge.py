@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from likely.audit.mermaid.diagram import Activation, DiagramEvent, DiagramMessage, SequenceDiagram
+from likely.audit.mermaid.diagram import Activation, DiagramBlock, DiagramEvent, DiagramMessage, SequenceDiagram
 from likely.metrics.paired import PairedDifference, paired_difference
 from likely.scoring.scored import PairScorer
 
@@ -133,7 +133,7 @@ def with_faults(diagram: SequenceDiagram, *, seed: int = 0) -> SequenceDiagram:
                     if event.sender == event.receiver or rng.integers(2):
                         continue
                     event = replace(event, sender=event.receiver, receiver=event.sender)
-            elif hasattr(event, "branches"):
+            elif isinstance(event, DiagramBlock):
                 event = replace(event, branches=tuple(replace(b, events=spoil(b.events)) for b in event.branches))
             kept.append(event)
         return tuple(kept)

@@ -13,10 +13,13 @@ from likely.cli.verbs.audit.mermaid import mermaid
 from likely.cli.verbs.audit.reach import reach
 from likely.cli.verbs.audit.review import review
 from likely.cli.verbs.audit.spectral import spectral
+from likely.cli.verbs.audit.whole import audit_all
 
 EXAMPLES = """What moves a model's answers, and how far: look before you ship it.
 
 Examples:
+
+  likely audit all -m smollm2 --cases cases.jsonl --segments context --report audit.html
 
   likely audit ablate cases.jsonl --segments context --control shuffle:context
 
@@ -40,6 +43,7 @@ def group() -> None:
     """A group of audits."""
 
 
+verbs.command("all", cls=VerbCommand)(audit_all)
 verbs.add_typer(probes.verbs, name="probes")
 for verb in (reach, exposure, invert, ablate, mermaid, review, spectral):
     verbs.command(cls=VerbCommand)(verb)

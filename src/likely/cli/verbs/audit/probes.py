@@ -19,7 +19,7 @@ from likely.io.whole_file import check_target
 
 if TYPE_CHECKING:
     from likely.audit.case import Case
-    from likely.audit.probes import Probe, ProbeTemplate
+    from likely.audit.probes import ProbeTemplate
 
 EXAMPLES = """Does a model answer the same in other words?  Another model writes them, people check them.
 
@@ -96,9 +96,9 @@ def queue(
 
       likely audit probes queue questions.jsonl probes.jsonl -o queue.jsonl
     """
-    from likely.audit.probes import probe_queue
+    from likely.audit.probes import probe_queue, read_probes
 
-    found = probe_queue(output, _cases(file, None), _probes(probes), sample=sample, seed=seed)
+    found = probe_queue(output, _cases(file, None), read_probes(probes), sample=sample, seed=seed)
     typer.echo(f"{len(found.items)} probes to judge; written: {output}")
 
 
@@ -148,9 +148,10 @@ def run(
     """
     from likely.audit.case import likelihoods
     from likely.audit.consistency import check_other_model, consistency_report, probe_variants
+    from likely.audit.probes import read_probes
 
     check_reports(report)
-    cases, asked = _cases(file, out.limit), _probes(probes)
+    cases, asked = _cases(file, out.limit), read_probes(probes)
     known = {case.id for case in cases}
     asked = [probe for probe in asked if probe.case in known]
     if not asked:
@@ -168,12 +169,6 @@ def _cases(file: str, limit: int | None) -> list[Case]:
     from likely.audit.probes import question_cases
 
     return question_cases([line.record for line in read_lines(file)][:limit], file)
-
-
-def _probes(path: Path) -> list[Probe]:
-    from likely.audit.probes import probe_of
-
-    return [probe_of(line.record, f"{path}:{line.number}") for line in read_lines(path) if "line" in line.record]
 
 
 def _template(name: str) -> ProbeTemplate:
