@@ -192,8 +192,8 @@ def train_sequence_match(
                 found.offset = float(action_values(logits, trees)[1][real].mean())
         result = sequence_match_loss(
             logits, trees, is_data, gamma=settings.gamma, alpha=settings.alpha * min((step + 1) / rise, 1.0),
-            offset=found.offset, divergence=settings.divergence, weights=settings.weights, model_values=settings.model_values,
-            backspace_id=backspace_id,
+            offset=found.offset, divergence=settings.divergence, weights=settings.weights,
+            model_values=settings.model_values, backspace_id=backspace_id,
         )  # fmt: skip
         found.metrics.append({name: total / count for name, (total, count) in result.metrics.items()})
         return result
