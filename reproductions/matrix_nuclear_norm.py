@@ -68,11 +68,12 @@ class Size:
     rounds: int = 5
 
 
-ROUNDED = ("rtn:w8g64", "rtn:w5g64", "rtn:w4g128", "rtn:w4g64", "rtn:w3g128", THREE, "rtn:w3g32")
+ROUNDED = ("rtn:w8g64", "rtn:w5g64", "rtn:w4g64", THREE)
 SMOKE = Size((32, 64), 1, 3, 1, {SHORT: 16, LONG: 48}, 2, ("rtn:w4g32", "rtn:w3g32"), (2, 24), ((16, 32),), 2)
 QUICK = Size((32, 64, 128, 256), 3, 80, 2, {SHORT: 32, LONG: 128}, 32, (*ROUNDED, ROTATED), (4, 256),
              tuple((n, d) for d in (576, 2048) for n in (128, 512, 2048)))  # fmt: skip
-FULL = Size((32, 64, 128, 256, 512), 3, 600, 4, {SHORT: 32, LONG: 128}, 128, (*ROUNDED, ROTATED), (32, 256),
+FULL = Size((32, 64, 128, 256, 512), 3, 600, 4, {SHORT: 32, LONG: 128}, 128,
+            (*ROUNDED, "rtn:w4g32", "rtn:w3g32", ROTATED), (32, 256),
             tuple((n, d) for d in (576, 2048, 4096) for n in (128, 512, 2048)), 5)  # fmt: skip
 
 

@@ -113,6 +113,25 @@ def test_values_telescope_where_texts_end():
     torch.testing.assert_close(total, value[:, 0], atol=1e-5, rtol=1e-5)
 
 
+def test_on_equal_prompts_it_does_not_matter_whose_values_are_taken():
+    rng = np.random.default_rng(7)
+    data = [t for t in random_trajectories(30, rng) if t.finished]
+    own = [Trajectory(t.prompt, other.actions, True) for t, other in zip(data, data[1:] + data[:1], strict=True)]
+    trees, is_data = to_trees(data + own, backspace_id=BACK), torch.arange(2 * len(data)) < len(data)
+    logits = torch.randn(len(trees), trees.input_ids.shape[1], 12, dtype=torch.float64)
+    for b, t in enumerate(data):  # the first states are the same
+        logits[len(data) + b, len(t.prompt) - 1] = logits[b, len(t.prompt) - 1]
+
+    def loss(share):
+        settings = {"gamma": 0.9, "weights": "discount", "model_values": share}
+        return sequence_match_loss(logits, trees, is_data, **settings).loss.item()
+
+    assert loss(0.0) == pytest.approx(loss(0.5), abs=1e-5)
+    for b, t in enumerate(data):  # other first states, whose values are larger by 1
+        logits[len(data) + b, len(t.prompt) - 1] += 1
+    assert loss(0.5) - loss(0.0) == pytest.approx(0.5, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("alpha", "policy", "last"),
     [(1.0, (0.36391, 0.28226, 0.19978, 0.11811, 0.03594), -2.0),
@@ -182,7 +201,8 @@ def test_bad_settings_are_refused():
     logits, data = torch.zeros(1, 1, 12), torch.ones(1, dtype=torch.bool)
     for settings, message in (
         ({"gamma": 0.0}, "gamma"), ({"gamma": 1.1}, "gamma"), ({"alpha": -1.0}, "alpha"),
-        ({"divergence": "chi"}, "unknown divergence"), ({"weights": "x"}, "unknown weights"),
+        ({"model_values": 2.0}, "model_values"), ({"divergence": "chi"}, "unknown divergence"),
+        ({"weights": "x"}, "unknown weights"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             sequence_match_loss(logits, trees, data, **settings)
@@ -273,3 +293,14 @@ def integral_of_disjoint(c):
 def test_repetition_is_a_share_of_n_grams():
     found = repeated_ngrams([[1, 2, 3, 4, 5], [1, 1, 1, 1, 1, 1], [1, 2]], n=4)
     assert found[0] == 0 and found[1] == pytest.approx(2 / 3) and math.isnan(found[2])
+
+
+def test_an_offset_of_the_logits_changes_values_and_no_likelihood():
+    rng = np.random.default_rng(8)
+    trees = to_trees(random_trajectories(4, rng), backspace_id=BACK)
+    logits, data = torch.randn(4, trees.input_ids.shape[1], 12), torch.ones(4, dtype=torch.bool)
+    for divergence, same in (("mle", True), ("chi2", False)):
+        plain = sequence_match_loss(logits, trees, data, divergence=divergence, alpha=0.5).loss.item()
+        moved = sequence_match_loss(logits + 3, trees, data, divergence=divergence, alpha=0.5).loss.item()
+        back = sequence_match_loss(logits + 3, trees, data, divergence=divergence, alpha=0.5, offset=3.0).loss.item()
+        assert back == pytest.approx(plain, rel=1e-4) and (moved == pytest.approx(plain, rel=1e-4)) == same

@@ -16,7 +16,7 @@ Weights = Literal["uniform", "discount"]
 DIVERGENCES = ("chi2_mixture", "chi2", "mle")
 
 
-def action_values(logits: Tensor, trees: PrefixTrees) -> tuple[Tensor, Tensor, Tensor]:
+def action_values(logits: Tensor, trees: PrefixTrees, offset: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """(ℓ(a_t | s_t), V(s_t), V(s_{t+1})), each (B, T), in fp32; V is 0 after an action that ends its text.
 
     logits (B, S, V) of `tree_logits`.  Where a text was cut V(s_T) is that of the state after its last action.
@@ -25,7 +25,7 @@ def action_values(logits: Tensor, trees: PrefixTrees) -> tuple[Tensor, Tensor, T
     row = torch.from_numpy(trees.row).to(device)
     action = torch.from_numpy(trees.action).to(device)
     batch = torch.arange(len(trees), device=device)[:, None]
-    logits = logits.float()
+    logits = logits.float() - offset
     chosen = logits[batch, row[:, :-1], action]
     value = torch.logsumexp(logits, -1).gather(1, row)
     after = value[:, 1:].masked_fill(torch.from_numpy(trees.ends).to(device), 0.0)
@@ -53,6 +53,8 @@ def sequence_match_loss(
     alpha: float = 0.01,
     divergence: Divergence = "chi2_mixture",
     weights: Weights = "uniform",
+    model_values: float = 0.5,
+    offset: float = 0.0,
     backspace_id: int | None = None,
 ) -> LossOutput:
     """−J of data and of texts that the model wrote itself; gradients flow through the logits, not through sampling.
@@ -62,14 +64,18 @@ def sequence_match_loss(
     logits   (B, S, V) of `tree_logits`;  is_data (B,) bool: from the data, not from the model
     gamma    discount, in (0, 1];  alpha >= 0: of the χ² terms; 0 is maximum likelihood up to the value terms
     weights  see `step_weights`
+    offset   taken from every logit, which leaves π as it is and lowers every value by as much
+    model_values  κ, 0 to 1: the share of the value term that the model's texts estimate
     backspace_id  for the metric of how often the model's texts delete
 
     With ρ̂_t = ℓ(a_t | s_t) − γ V(s_{t+1}) and E the weighted sums over data and over the model's texts,
-      J = E_data φ(ρ̂) − ½ E_data (V_t − γ V_{t+1}) − ½ E_model (V_t − γ V_{t+1}) − penalty
+      J = E_data φ(ρ̂) − (1 − κ) E_data (V_t − γ V_{t+1}) − κ E_model (V_t − γ V_{t+1}) − penalty
       chi2_mixture  φ(x) = x − α/4 x², penalty α/4 E_model ρ̂²: the χ² divergence between data and the even mixture
       chi2          the same φ, no penalty: the χ² divergence from the model to the data
       mle           φ(x) = x, values from the data alone: J = E_data log π(a_t | s_t)
-    Without texts of the model the values, too, come from the data alone.
+    Both value terms estimate one number, the value of the first state (weighted by discounts, of a text that has ended,
+    each is V_0 exactly).  The paper averages them, κ = ½; where a batch's own texts continue other prompts than its
+    data does, their difference is noise, and κ = 0 has none.  Without texts of the model κ is 0.
     Cundy and Ermon 2023, arXiv:2306.05426, section 3, after IQ-Learn (Garg et al. 2021, arXiv:2106.12142).  The factor
     α follows from an entropy temperature α by rescaling the logits.
     """
@@ -77,13 +83,15 @@ def sequence_match_loss(
         raise ValueError(f"gamma must lie in (0, 1], got {gamma}")
     if not alpha >= 0:
         raise ValueError(f"alpha must be >= 0, got {alpha}")
+    if not 0 <= model_values <= 1:
+        raise ValueError(f"model_values must lie in [0, 1], got {model_values}")
     check_choice("divergence", divergence, DIVERGENCES)
     check_choice("weights", weights, ("uniform", "discount"))
     if is_data.shape != (len(trees),) or not bool(is_data.any()):
         raise ValueError(f"is_data must be ({len(trees)},) and hold a text of the data, got shape {is_data.shape}")
     device = logits.device
     data = is_data.to(device)
-    chosen, value, after = action_values(logits, trees)
+    chosen, value, after = action_values(logits, trees, offset)
     reward, drop = chosen - gamma * after, value - gamma * after
     of_data = step_weights(trees, data, gamma=gamma, weights=weights, device=device)
     of_model = step_weights(trees, ~data, gamma=gamma, weights=weights, device=device)
@@ -92,8 +100,8 @@ def sequence_match_loss(
         objective = (of_data * (reward - drop)).sum()
     else:
         objective = (of_data * (reward - alpha / 4 * reward**2)).sum()
-        share = 0.5 if with_model else 1.0
-        objective = objective - share * (of_data * drop).sum()
+        share = model_values if with_model else 0.0
+        objective = objective - (1 - share) * (of_data * drop).sum()
         if with_model:
             objective = objective - share * (of_model * drop).sum()
         if with_model and divergence == "chi2_mixture":

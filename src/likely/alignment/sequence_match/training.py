@@ -14,6 +14,7 @@ from likely.alignment.sequence_match.objective import (
     DIVERGENCES,
     Divergence,
     Weights,
+    action_values,
     sequence_match_loss,
 )
 from likely.alignment.sequence_match.trajectories import Trajectory, corrupt, to_trees, tree_logits
@@ -33,6 +34,8 @@ class SequenceMatchSettings:
 
     steps, batch    optimiser steps; texts of the data in each, and as many of the model's own
     divergence      "mle" needs no texts of the model: with a backspace and noise it is behaviour cloning
+    offset          taken from every logit in the objective (`sequence_match_loss`); None: the mean value of the first
+                    batch's states, which maximum likelihood leaves anywhere, so that values begin near 0
     noise           probability of a wrong token, and its deletion, before each token of the data; None: .001 with a
                     backspace, 0 without
     refresh         steps between draws of the model's texts;  drawn: texts of each;  kept: most of them in the buffer
@@ -46,6 +49,8 @@ class SequenceMatchSettings:
     gamma: float = 0.998
     alpha: float = 0.01
     weights: Weights = "uniform"
+    model_values: float = 0.5
+    offset: float | None = None
     noise: float | None = None
     learning_rate: float = 3e-4
     weight_decay: float = 0.0
@@ -68,11 +73,13 @@ class SequenceMatchSettings:
 
 @dataclass
 class SequenceMatchRun:
-    """losses of each step;  metrics: of each step, means by name (`sequence_match_loss`);  drawn: own texts in all."""
+    """losses of each step;  metrics: of each step, means by name (`sequence_match_loss`);  drawn: own texts in all;
+    offset: that was taken from the logits."""
 
     losses: list[float] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
     drawn: int = 0
+    offset: float | None = None
 
 
 def sample_trajectories(
@@ -135,7 +142,7 @@ def train_sequence_match(
         raise ValueError(f"noise is {noise}, and there is no backspace_id to mend it with: give one, or noise=0")
     if candidates is None:
         candidates = sorted({token for each in data for token in each.actions} - end_ids)
-    rng, found = np.random.default_rng(settings.seed), SequenceMatchRun()
+    rng, found = np.random.default_rng(settings.seed), SequenceMatchRun(offset=settings.offset)
     uses_model = settings.divergence != "mle"
     own: deque[Trajectory] = deque(maxlen=settings.kept)
     # the module is looked at by a runtime of its own, which holds no copy of the weights
@@ -179,9 +186,14 @@ def train_sequence_match(
         is_data = torch.arange(len(trees)) < len(taken)
         with half:
             logits = tree_logits(module, trees)
+        if found.offset is None:
+            with torch.no_grad():
+                real = torch.from_numpy(trees.real).to(logits.device)
+                found.offset = float(action_values(logits, trees)[1][real].mean())
         result = sequence_match_loss(
             logits, trees, is_data, gamma=settings.gamma, alpha=settings.alpha * min((step + 1) / rise, 1.0),
-            divergence=settings.divergence, weights=settings.weights, backspace_id=backspace_id,
+            offset=found.offset, divergence=settings.divergence, weights=settings.weights,
+            model_values=settings.model_values, backspace_id=backspace_id,
         )  # fmt: skip
         found.metrics.append({name: total / count for name, (total, count) in result.metrics.items()})
         return result
