@@ -196,10 +196,10 @@ def measure_spectra(
     ]
 
 
-States = Sequence[Any]  # (N, d) per layer
+LayerStates = Sequence[Any]  # (N, d) per layer
 
 
-def _layer_states(lm: Any, layers: Sequence[int]) -> Callable[[list[int]], tuple[int, list[int], States]]:
+def _layer_states(lm: Any, layers: Sequence[int]) -> Callable[[list[int]], tuple[int, list[int], LayerStates]]:
     """What gives (number of layers, the layers asked for counted from 0, their states) of a text."""
     module = getattr(getattr(lm, "runtime", None), "module", None)
     if module is None:
@@ -209,7 +209,7 @@ def _layer_states(lm: Any, layers: Sequence[int]) -> Callable[[list[int]], tuple
         depth = lm.runtime.capabilities.layers or -1
         return lambda text: (depth, [depth] * len(layers), [token_states(lm, [text])[0]] * len(layers))
 
-    def of_torch(text: list[int]) -> tuple[int, list[int], States]:
+    def of_torch(text: list[int]) -> tuple[int, list[int], LayerStates]:
         import torch
 
         with lm.runtime.turn, torch.no_grad():

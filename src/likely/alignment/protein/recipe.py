@@ -28,7 +28,7 @@ from likely.training.policy import LoraSettings, Policy
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
 Task = Literal["generate", "determine"]
-Progress = Callable[[int, float], None]
+StepProgress = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def stage1(
     tokens: TokenKind = "residue",
     alphabet: str = RESIDUES,
     checkpoints: Path | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> ProteinModel:
     """Continued training of a model on sequences `Seq=<MKRVL>`; the model's own weights change.
 
@@ -104,7 +104,7 @@ def stage2(
     tasks: Sequence[Task] = ("generate", "determine"),
     any_base: bool = False,
     checkpoints: Path | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> ProteinModel:
     """Instruction tuning: a sequence of a superfamily, and the superfamily of a sequence, both from every row.
 
@@ -132,7 +132,7 @@ def stage2(
 
 def _learn(
     model: ProteinModel, items: Sequence[Item], lora: LoraSettings | None, settings: StageSettings,
-    checkpoints: Path | None, progress: Progress | None, about: dict[str, Any],
+    checkpoints: Path | None, progress: StepProgress | None, about: dict[str, Any],
 ) -> ProteinModel:  # fmt: skip
     """Train on the items, add what was learned to the weights, and name them anew."""
     base, own = model.runtime.revision, settings.training(len(items))
