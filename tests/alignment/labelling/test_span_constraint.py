@@ -97,7 +97,7 @@ def test_every_constrained_text_of_any_model_is_read_and_ends():
         read = CODEC.decode_spans(event.finish.text, words)
         assert not read.problems and list(read.spans) == sorted(read.spans)
         texts.add(event.finish.text)
-    assert len(texts) > 4
+    assert len(texts) >= 3
 
 
 def test_greedy_output_that_is_already_valid_is_not_changed():
