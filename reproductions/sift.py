@@ -241,7 +241,7 @@ def study(
     constrained = [arm.name for arm in ARMS if arm.constrained and arm.trained != "encoder"]
     checks = [
         Check(statement=f"{b}: F1 below that of MRC, lower end of the difference", value=-gaps[MRC, b][1], bound=0.0,
-              unit="share") for b in (SRC, ICL, ENCODER)
+              unit="share") for b in (SRC, VANILLA, ICL, ENCODER)
     ]  # fmt: skip
     checks += [
         Check(statement="an instruction gives MRC nothing: F1 with it less F1 without, lower end",

@@ -38,7 +38,7 @@ def test_the_study_runs_and_goes_on_from_its_rows(study, tmp_path):
             for _ in range(2)
         ]  # fmt: skip
     one, again = found
-    assert one.id == "sift" and one.mode == "quick" and len(one.checks) == 6 and len(lines) == 2 * len(study.ARMS)
+    assert one.id == "sift" and one.mode == "quick" and len(one.checks) == 7 and len(lines) == 2 * len(study.ARMS)
     assert [f.value for f in one.figures] == [f.value for f in again.figures]
     by = {check.statement: check for check in one.checks}
     assert by["responses of constrained decoding that cannot be read or have no end"].value == 0

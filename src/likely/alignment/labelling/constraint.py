@@ -35,7 +35,7 @@ class _State(NamedTuple):
     node: int = 0
 
 
-States = tuple[_State, ...]
+Readings = tuple[_State, ...]
 
 
 @dataclass(eq=False)
@@ -48,7 +48,7 @@ class SpanAutomaton:
     codec: SpanCodec
     tokens: Sequence[str]
     lead: str = ""
-    _masks: dict[States, Mask] = field(default_factory=dict, repr=False)
+    _masks: dict[Readings, Mask] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         words = [self.codec.escaped(word).encode() for word in self.tokens]
@@ -83,10 +83,10 @@ class SpanAutomaton:
         return len(self._lead) + max(len(self._empty), len(self._text) + len(self.tokens) * label)
 
     @property
-    def first(self) -> States:
+    def first(self) -> Readings:
         return self._closed([_State("lead", 0)])
 
-    def _closed(self, states: Iterable[_State]) -> States:
+    def _closed(self, states: Iterable[_State]) -> Readings:
         """Sorted, with what follows the lead; of readings that differ in where the last span ended, the earliest.
 
         The earliest allows all that later ones do, and is the one that the codec reads.
@@ -100,7 +100,7 @@ class SpanAutomaton:
             least.setdefault(key, state)
         return tuple(sorted(least.values()))
 
-    def next_bytes(self, states: States) -> set[int]:
+    def next_bytes(self, states: Readings) -> set[int]:
         """The bytes that may come next."""
         found: set[int] = set()
         for kind, at, node in states:
@@ -120,7 +120,7 @@ class SpanAutomaton:
                     found.add(self._kv)
         return found
 
-    def step(self, states: States, byte: int) -> States:
+    def step(self, states: Readings, byte: int) -> Readings:
         """All readings after one more byte; () where it cannot follow."""
         after: list[_State] = []
         for kind, at, node in states:
@@ -142,21 +142,21 @@ class SpanAutomaton:
                     after.append(_State("label", self._ends[at] + 1))
         return self._closed(after)
 
-    def walk(self, states: States, text: bytes) -> States:
+    def walk(self, states: Readings, text: bytes) -> Readings:
         for byte in text:
             if not states:
                 break
             states = self.step(states, byte)
         return states
 
-    def accepts(self, states: States) -> bool:
+    def accepts(self, states: Readings) -> bool:
         """Whether the response is whole."""
         return any(
             (s.kind == "empty" and s.at == len(self._empty)) or (s.kind == "label" and s.node in self._whole)
             for s in states
         )
 
-    def mask(self, states: States, vocabulary: Vocabulary) -> Mask:
+    def mask(self, states: Readings, vocabulary: Vocabulary) -> Mask:
         """The tokens whose bytes may follow, and the end tokens where the response is whole; remembered."""
         if states not in self._masks:
             ids: list[int] = []
@@ -166,7 +166,7 @@ class SpanAutomaton:
         return self._masks[states]
 
     def _collect(
-        self, states: States, read: bytes, low: int, high: int, vocabulary: Vocabulary, ids: list[int]
+        self, states: Readings, read: bytes, low: int, high: int, vocabulary: Vocabulary, ids: list[int]
     ) -> None:
         """Ids of the texts [low, high) of the vocabulary, all of which begin with `read`, that may follow."""
         texts = vocabulary.sorted_texts
