@@ -6,6 +6,7 @@ that stage 2 cannot begin with the wrong ones.  torch and peft.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -111,11 +112,9 @@ def stage2(
     any_base  also on weights that stage 1 did not write;  checkpoints: as in `stage1`, another folder
     The loss is of the answers and their end tokens alone.  Lv et al. 2024, arXiv:2402.16445, section 3.3.
     """
-    written = model.record.get("weights")
-    if not any_base and (model.record.get("stage") != 1 or written != model.runtime.revision):
-        was = (
-            f"stage 1 wrote {written}, this model has {model.runtime.revision}" if written else "it has no record of it"
-        )
+    written, found = model.record.get("weights"), parameters_digest(trainable(model).runtime.module)
+    if not any_base and (model.record.get("stage") != 1 or written != found):
+        was = f"stage 1 wrote {written}, this model has {found}" if written else "it has no record of it"
         raise ModelError(f"stage 2 begins with the weights that stage 1 wrote ({was}): run stage1, or any_base=True")
     if not tasks or set(tasks) - {"generate", "determine"}:
         raise ValueError(f'tasks must be "generate", "determine" or both, got {list(tasks)}')
@@ -135,7 +134,7 @@ def _learn(
     checkpoints: Path | None, progress: Progress | None, about: dict[str, Any],
 ) -> ProteinModel:  # fmt: skip
     """Train on the items, add what was learned to the weights, and name them anew."""
-    base, own = model.runtime.revision, settings.training(len(items))
+    own, base = settings.training(len(items)), parameters_digest(trainable(model).runtime.module)
     # peft's modules_to_save would train a copy of a tied matrix and leave the other: it is trained in place
     factored = None if lora is None else replace(lora, fully_trained=())
     with Policy(model, factored, seed=settings.seed) as policy:
@@ -158,7 +157,7 @@ def _learn(
         add_factors(module, factors, lora.alpha / lora.rank)
     model.runtime.refresh()  # type: ignore[attr-defined]  # a digest of the new weights
     record = {
-        **about, "base": base, "weights": model.runtime.revision, "steps": own.steps, "losses": losses,
+        **about, "base": base, "weights": parameters_digest(module), "steps": own.steps, "losses": losses,
         "trained_share": trained / sum(p.numel() for p in module.parameters()),
         "lora": None if lora is None else asdict(lora), "settings": asdict(settings),
     }  # fmt: skip
@@ -167,6 +166,15 @@ def _learn(
 
 def _learned_tokens(item: Item) -> int:
     return len(item.tokens) - item.start
+
+
+def parameters_digest(module: torch.nn.Module) -> str:
+    """16 hex digits of all weights, which are the same after the model was written to a folder and loaded again."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def whole_matrices(module: torch.nn.Module, names: Sequence[str]) -> list[torch.nn.Parameter]:
