@@ -28,8 +28,6 @@ from likely.training.lora import HasRuntime, add_factors, answer_loss, learned_f
 from likely.training.policy import LoraSettings, Policy
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
-Task = Literal["generate", "determine"]
-Progress = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def stage1(
     tokens: TokenKind = "residue",
     alphabet: str = RESIDUES,
     checkpoints: Path | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, float], None] | None = None,
 ) -> ProteinModel:
     """Continued training of a model on sequences `Seq=<MKRVL>`; the model's own weights change.
 
@@ -102,10 +100,10 @@ def stage2(
     lora: LoraSettings | None = STAGE2_LORA,
     settings: StageSettings = StageSettings(epochs=2.0, warmup=0.03, weight_decay=0.0),
     *,
-    tasks: Sequence[Task] = ("generate", "determine"),
+    tasks: Sequence[Literal["generate", "determine"]] = ("generate", "determine"),
     any_base: bool = False,
     checkpoints: Path | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, float], None] | None = None,
 ) -> ProteinModel:
     """Instruction tuning: a sequence of a superfamily, and the superfamily of a sequence, both from every row.
 
@@ -131,7 +129,7 @@ def stage2(
 
 def _learn(
     model: ProteinModel, items: Sequence[Item], lora: LoraSettings | None, settings: StageSettings,
-    checkpoints: Path | None, progress: Progress | None, about: dict[str, Any],
+    checkpoints: Path | None, progress: Callable[[int, float], None] | None, about: dict[str, Any],
 ) -> ProteinModel:  # fmt: skip
     """Train on the items, add what was learned to the weights, and name them anew."""
     own, base = settings.training(len(items)), parameters_digest(trainable(model).runtime.module)
