@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 pytest.importorskip("peft")
@@ -11,6 +13,8 @@ from tiny_gguf import write_tiny_llama
 
 from likely.alignment import Completion, EditInvariantSettings, edit_invariant_loss, fit_own_outputs
 from likely.alignment.own_outputs import WrittenOutput, output_logits, own_output_loss, write_outputs
+from likely.alignment.runs.examples import train_on_examples
+from likely.alignment.runs.folder import RunSettings
 from likely.errors import DataError
 from likely.models.load import load_local
 from likely.training import LoraSettings, Policy, TrainingSettings
@@ -67,3 +71,17 @@ def test_references_that_were_cut_are_refused(policy):
         fit_own_outputs(
             policy, [REFERENCES[0], Completion((5,), (6,), finished=False)], TrainingSettings(steps=1), SOFT
         )
+
+
+def test_fine_tuning_on_a_file_takes_it_as_its_loss(path, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"prompt": p, "completion": " sat on"}) + "\n" for p in ("the cat", "a mat") * 2)
+    )
+    training = TrainingSettings(steps=2, batch=2, lr=0.02, seed=1)
+    given = {"epochs": 0, "held_out": 0.25, "max_length": 64, "lora": LoraSettings(rank=4, alpha=8)}
+    settings = RunSettings(str(path), tmp_path / "adapter", training, **given)
+    report = train_on_examples(rows, settings, loss="eisl", eisl=EditInvariantSettings(longest=4))
+    assert report["steps"] == 2 and report["settings"]["loss"] == "eisl" and report["losses"][0] > 0
+    with pytest.raises(ValueError, match='loss_on must be "completion", got "all"'):
+        train_on_examples(rows, settings, loss="eisl", loss_on="all")

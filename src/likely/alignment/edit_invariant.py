@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 Position = Literal["softmax", "gumbel"]
-PAPER_WEIGHTS: dict[tuple[int, ...], tuple[float, ...]] = {
-    (1, 2): (0.8, 0.2)
-}  # of the paper's translation; other n-grams count the same
+# of the paper's translation; other n-grams count the same
+PAPER_WEIGHTS: dict[tuple[int, ...], tuple[float, ...]] = {(1, 2): (0.8, 0.2)}
 ABOVE_ZERO = 1e-3  # log-probabilities may exceed 0 by rounding, logits do by more
 
 

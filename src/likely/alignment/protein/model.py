@@ -202,7 +202,7 @@ class ProteinModel:
 
     @cached_property
     def _residue_form(self) -> Any:
-        return make_form(regex=f"[{self.format.alphabet}]*{CLOSE}")
+        return make_form(regex=f"[{re.escape(self.format.alphabet)}]*{CLOSE}")
 
     @cached_property
     def _residue_guide(self) -> Guide:

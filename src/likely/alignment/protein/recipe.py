@@ -6,6 +6,7 @@ that stage 2 cannot begin with the wrong ones.  torch and peft.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -27,8 +28,6 @@ from likely.training.lora import HasRuntime, add_factors, answer_loss, learned_f
 from likely.training.policy import LoraSettings, Policy
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
-Task = Literal["generate", "determine"]
-StepProgress = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def stage1(
     tokens: TokenKind = "residue",
     alphabet: str = RESIDUES,
     checkpoints: Path | None = None,
-    progress: StepProgress | None = None,
+    progress: Callable[[int, float], None] | None = None,
 ) -> ProteinModel:
     """Continued training of a model on sequences `Seq=<MKRVL>`; the model's own weights change.
 
@@ -101,21 +100,19 @@ def stage2(
     lora: LoraSettings | None = STAGE2_LORA,
     settings: StageSettings = StageSettings(epochs=2.0, warmup=0.03, weight_decay=0.0),
     *,
-    tasks: Sequence[Task] = ("generate", "determine"),
+    tasks: Sequence[Literal["generate", "determine"]] = ("generate", "determine"),
     any_base: bool = False,
     checkpoints: Path | None = None,
-    progress: StepProgress | None = None,
+    progress: Callable[[int, float], None] | None = None,
 ) -> ProteinModel:
     """Instruction tuning: a sequence of a superfamily, and the superfamily of a sequence, both from every row.
 
     any_base  also on weights that stage 1 did not write;  checkpoints: as in `stage1`, another folder
     The loss is of the answers and their end tokens alone.  Lv et al. 2024, arXiv:2402.16445, section 3.3.
     """
-    written = model.record.get("weights")
-    if not any_base and (model.record.get("stage") != 1 or written != model.runtime.revision):
-        was = (
-            f"stage 1 wrote {written}, this model has {model.runtime.revision}" if written else "it has no record of it"
-        )
+    written, found = model.record.get("weights"), parameters_digest(trainable(model).runtime.module)
+    if not any_base and (model.record.get("stage") != 1 or written != found):
+        was = f"stage 1 wrote {written}, this model has {found}" if written else "it has no record of it"
         raise ModelError(f"stage 2 begins with the weights that stage 1 wrote ({was}): run stage1, or any_base=True")
     if not tasks or set(tasks) - {"generate", "determine"}:
         raise ValueError(f'tasks must be "generate", "determine" or both, got {list(tasks)}')
@@ -132,10 +129,10 @@ def stage2(
 
 def _learn(
     model: ProteinModel, items: Sequence[Item], lora: LoraSettings | None, settings: StageSettings,
-    checkpoints: Path | None, progress: StepProgress | None, about: dict[str, Any],
+    checkpoints: Path | None, progress: Callable[[int, float], None] | None, about: dict[str, Any],
 ) -> ProteinModel:  # fmt: skip
     """Train on the items, add what was learned to the weights, and name them anew."""
-    base, own = model.runtime.revision, settings.training(len(items))
+    own, base = settings.training(len(items)), parameters_digest(trainable(model).runtime.module)
     # peft's modules_to_save would train a copy of a tied matrix and leave the other: it is trained in place
     factored = None if lora is None else replace(lora, fully_trained=())
     with Policy(model, factored, seed=settings.seed) as policy:
@@ -158,7 +155,7 @@ def _learn(
         add_factors(module, factors, lora.alpha / lora.rank)
     model.runtime.refresh()  # type: ignore[attr-defined]  # a digest of the new weights
     record = {
-        **about, "base": base, "weights": model.runtime.revision, "steps": own.steps, "losses": losses,
+        **about, "base": base, "weights": parameters_digest(module), "steps": own.steps, "losses": losses,
         "trained_share": trained / sum(p.numel() for p in module.parameters()),
         "lora": None if lora is None else asdict(lora), "settings": asdict(settings),
     }  # fmt: skip
@@ -167,6 +164,15 @@ def _learn(
 
 def _learned_tokens(item: Item) -> int:
     return len(item.tokens) - item.start
+
+
+def parameters_digest(module: torch.nn.Module) -> str:
+    """16 hex digits of all weights, which are the same after the model was written to a folder and loaded again."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def whole_matrices(module: torch.nn.Module, names: Sequence[str]) -> list[torch.nn.Parameter]:

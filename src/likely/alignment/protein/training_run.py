@@ -20,7 +20,6 @@ from likely.training.lora import HasRuntime
 from likely.training.policy import LoraSettings
 
 Stages = Literal["both", "1", "2"]
-Say = Callable[[str], None]
 UNFINISHED = "unfinished"  # folder within the target while it is made
 
 
@@ -52,7 +51,7 @@ class ProteinRun:
 
 def train_proteins(
     model: str | Path | HasRuntime, out: Path, run: ProteinRun, *, overwrite: bool = False, threads: int | None = None,
-    say: Say = lambda line: None, progress: Callable[[int, float], None] | None = None,
+    say: Callable[[str], None] = lambda line: None, progress: Callable[[int, float], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The stages of `run`; the model is written to `out` and the report, before and after, given back.
 

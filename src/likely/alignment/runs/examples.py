@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from likely.alignment.own_outputs import EditInvariantSettings, OwnOutputs
 from likely.alignment.runs.folder import BEFORE, Run, RunProgress, RunSettings, Say, data_of, estimate, steps_of
 from likely.alignment.runs.report import text_report
 from likely.alignment.runs.rows import RowEncoder, TooManyTokens, read_rows, row_field
+from likely.alignment.scores import Completion
 from likely.alignment.sft import LOSS_ON, LossOn, MaskedText, sft_loss
 from likely.errors import DataError, check_choice
 from likely.io.jsonl import Line
 from likely.training.fit import fit
+
+SftLoss = Literal["cross-entropy", "eisl"]
+SFT_LOSSES = ("cross-entropy", "eisl")
 
 
 def train_on_examples(
@@ -21,6 +27,8 @@ def train_on_examples(
     settings: RunSettings,
     *,
     loss_on: LossOn = "completion",
+    loss: SftLoss = "cross-entropy",
+    eisl: EditInvariantSettings = EditInvariantSettings(),  # noqa: B008 - frozen
     test: Path | str | None = None,
     only_estimate: bool = False,
     say: Say = lambda line: None,
@@ -30,36 +38,60 @@ def train_on_examples(
 
     loss_on  "completion": the completion, of a conversation its last turn;  "assistant": every turn of the assistant;
              "all": every token
+    loss     "eisl": the edit-invariant loss of noisy completions along the model's own greedy outputs, with settings
+             `eisl`; for a model that was fine-tuned by cross-entropy before (`settings.adapter`).  The estimate counts
+             the passes with gradients, not the writing
     test     rows of the report; None: a held-out share of the file
     The same call on the same folder goes on where it was stopped; one that is finished gives its report.
     """
     check_choice("loss_on", loss_on, LOSS_ON)
+    check_choice("loss", loss, SFT_LOSSES)
+    if loss == "eisl" and loss_on != "completion":
+        raise ValueError(f'loss="eisl" compares whole completions: loss_on must be "completion", got "{loss_on}"')
     with Run.open(settings, say) as run:
         training, held = run.divide(examples, partial(read_examples, loss_on=loss_on), test)
         steps = run.settings.training
         about = {
-            "method": "sft", "settings": {"loss_on": loss_on}, "data": data_of(examples, len(training)),
+            "method": "sft", "settings": {"loss_on": loss_on, "loss": loss}, "data": data_of(examples, len(training)),
             "test": None if test is None else data_of(test, len(held)),
         }  # fmt: skip
         if not only_estimate and (finished := run.begin(about)) is not None:
             run.say(f"{run.out}: this run is finished, here is its report")
             return finished
-        loss = sft_loss(run.policy.module)
-        expected = estimate(run, training, loss, steps, len, reference=False)
+        by_tokens = sft_loss(run.policy.module)
+        expected = estimate(run, training, by_tokens, steps, len, reference=False)
         run.say(expected.line())
         if only_estimate:
             return {**about, "estimate": asdict(expected), **run.rows_left_out()}
         before = run.once(BEFORE, lambda: text_report(run.policy, held))
-        losses = fit(
-            run.policy, training, loss, steps, weight=lambda text: text.targets, length=len, folder=run.out,
-            recipe=about, processes=run.processes, log=run.log(), progress=steps_of(progress, steps.steps),
-        )  # fmt: skip
+        watched = steps_of(progress, steps.steps)
+        if loss == "eisl":
+            noisy = _completions(training, run.policy.tokenizer.end_ids)
+            own = OwnOutputs(run.policy, noisy, eisl, seed=steps.seed)
+            losses = fit(
+                run.policy, noisy, own.loss, steps, length=own.length, expand=own.expand, folder=run.out,
+                recipe={**about, **own.recipe}, processes=run.processes, log=run.log(), progress=watched,
+            )  # fmt: skip
+        else:
+            losses = fit(
+                run.policy, training, by_tokens, steps, weight=lambda text: text.targets, length=len, folder=run.out,
+                recipe=about, processes=run.processes, log=run.log(), progress=watched,
+            )  # fmt: skip
         return run.finish(
             lambda: {
                 **about, **run.rows_left_out(), "steps": len(losses), "losses": losses, "estimate": asdict(expected),
                 "before": before, "after": text_report(run.policy, held),
             }
         )  # fmt: skip
+
+
+def _completions(texts: Seq[MaskedText], ends: frozenset[int]) -> list[Completion]:
+    """What is learned of each text, and the prompt before it."""
+    starts = [text.scored.index(True) for text in texts]
+    return [
+        Completion(text.tokens[:start], text.tokens[start:], finished=text.tokens[-1] in ends)
+        for text, start in zip(texts, starts, strict=True)
+    ]
 
 
 def read_examples(

@@ -20,6 +20,13 @@ def sft(
         Literal["completion", "assistant", "all"],
         typer.Option("--loss-on", help="Tokens that are learned: the last answer, every turn of the assistant, all."),
     ] = "completion",
+    loss: Annotated[
+        Literal["cross-entropy", "eisl"],
+        typer.Option("--loss", help="eisl: n-grams of noisy completions wherever they stand; go on from an --adapter."),
+    ] = "cross-entropy",
+    cross_entropy: Annotated[
+        float, typer.Option("--cross-entropy", min=0.0, help="With --loss eisl: weight of cross-entropy beside it.")
+    ] = 0.0,
 ) -> None:
     """Fine-tune a model on examples; the report is the perplexity of held-out rows before and after.
 
@@ -32,12 +39,16 @@ def sft(
       likely align sft chats.jsonl -m smollm2 --loss-on assistant --epochs 3 --lr 2e-4 -o adapter --merged
 
       likely align sft examples.jsonl -o adapter --estimate
+
+      likely align sft noisy.jsonl --adapter adapter --loss eisl --lr 3e-5 -o robust
     """
+    from likely.alignment.own_outputs import EditInvariantSettings
     from likely.alignment.runs.examples import train_on_examples
 
     with bars() as progress:
         report = train_on_examples(
-            examples, run.settings(), loss_on=loss_on, test=run.test, only_estimate=run.estimate, say=say,
-            progress=progress,
+            examples, run.settings(), loss_on=loss_on, loss=loss,
+            eisl=EditInvariantSettings(cross_entropy=cross_entropy), test=run.test, only_estimate=run.estimate,
+            say=say, progress=progress,
         )  # fmt: skip
     print_report(report, run)
