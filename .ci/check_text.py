@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+GROUPS = "align label|align protein|align|audit probes|audit|batch|calibrate|deploy|draft|prompts|study|tools"
 
 
 def files() -> list[Path]:
@@ -34,7 +35,7 @@ def unknown_options() -> list[str]:
     for file in files():
         for block in re.findall(r"```(?:sh|bash|console)\n(.*?)```", file.read_text(), flags=re.S):
             for verb, rest in re.findall(
-                r"(?<![\w/-])likely ((?:(?:align label|align protein|align|audit probes|audit|batch|calibrate|deploy|draft|prompts|study|tools) )?\w[\w-]*)([^|;\n]*)",
+                rf"(?<![\w/-])likely ((?:(?:{GROUPS}) )?\w[\w-]*)([^|;\n]*)",
                 block,
             ):
                 if verb not in help_of:
