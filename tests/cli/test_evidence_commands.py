@@ -58,8 +58,8 @@ def test_papers_lists_all_and_by_room(cli):
     assert [row["id"] for row in rows] == [entry.id for entry in papers.index()]
     some = cli("papers", "--room", "serving", "--json").json["papers"]
     assert some and all(row["room"] == "serving" for row in some)
-    table = cli("papers", "--room", "alignment")
-    assert table.code == 0 and "brain" in table.out and "planned" in table.out
+    table = cli("papers", "--room", "sequence")
+    assert table.code == 0 and "seqboat" in table.out and "planned" in table.out
     done = cli("papers", "--room", "decodng")
     one_line(done, 2, 'did you mean "decoding"?')
 

@@ -63,7 +63,7 @@ def things_to_ask(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("verb", "kind", "count"),
     [
-        ("ask", signal.SIGINT, 5),
+        pytest.param("ask", signal.SIGINT, 5, marks=pytest.mark.slow),
         pytest.param("score", signal.SIGKILL, 50, marks=pytest.mark.slow),
         pytest.param("ask", signal.SIGKILL, 30, marks=pytest.mark.slow),
     ],
