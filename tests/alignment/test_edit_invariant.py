@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from likely.alignment import edit_invariant_loss  # noqa: E402
-from likely.alignment.edit_invariant import ngram_log_probs  # noqa: E402
+from likely.alignment.edit_invariant.loss import ngram_log_probs  # noqa: E402
 
 
 def random_log_probs(*shape, seed=0, requires_grad=False):

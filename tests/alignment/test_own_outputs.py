@@ -12,7 +12,7 @@ import torch
 from tiny_gguf import write_tiny_llama
 
 from likely.alignment import Completion, EditInvariantSettings, edit_invariant_loss, fit_own_outputs
-from likely.alignment.own_outputs import WrittenOutput, output_logits, own_output_loss, write_outputs
+from likely.alignment.edit_invariant.own_outputs import WrittenOutput, output_logits, own_output_loss, write_outputs
 from likely.alignment.runs.examples import train_on_examples
 from likely.alignment.runs.folder import RunSettings
 from likely.errors import DataError

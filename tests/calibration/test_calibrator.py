@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -46,6 +47,11 @@ def answers(n=400, seed=0):
     x = np.array([features(t.tolist()) for t in tokens])
     correct = (rng.random(n) < expit(3 + 5 * x[:, 1])).astype(np.int64)
     return Labelled("answer", x, correct, ORIGIN), tokens
+
+
+@cache
+def fitted():
+    return fit_calibrator(answers()[0])
 
 
 @pytest.mark.slow
@@ -109,7 +115,7 @@ def test_promises_hold_for_the_maps_that_are_handed_out(monkeypatch):
 
 @pytest.mark.slow
 def test_auto_takes_what_predicts_other_items_best():
-    made = fit_calibrator(answers()[0])
+    made = fitted()
     losses = made.about["cross_validated_nll"]
     assert set(losses) == {"answer", "platt", "beta"} and min(losses, key=losses.get) == "answer"
     assert made.recalibrator.name == made.about["method"] == "answer"
@@ -200,7 +206,7 @@ def test_a_misspelt_method():
 )  # fmt: skip
 def test_a_damaged_file_is_one_line(damage, tmp_path):
     path = tmp_path / "cal.json"
-    fit_calibrator(answers()[0]).save(path)
+    fitted().save(path)
     path.write_text(json.dumps(damage(json.loads(path.read_text()))))
     with pytest.raises(DataError, match=r"cal\.json|recalibrator|learned"):
         Calibrator.load(path)
@@ -235,7 +241,7 @@ def test_only_what_changes_the_law_of_answers_binds():
 
 def test_a_kept_one_is_found_for_its_task_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("LIKELY_CALIBRATORS", str(tmp_path))
-    made = fit_calibrator(answers()[0])
+    made = fitted()
     path = keep(made, "capitals")
     assert find(binding(ORIGIN), "capitals").about == made.about and find(binding(ORIGIN)) is None
     assert find(binding({**ORIGIN, "template": "u"}), "capitals") is None
@@ -282,7 +288,7 @@ def test_an_answer_in_a_form_is_judged_among_what_the_form_allows():
 
 
 def held(confidence, correct):
-    made = fit_calibrator(answers()[0])
+    made = fitted()
     return Calibrator(made.recalibrator, "answer", np.array(confidence, float), np.array(correct))
 
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from likely.alignment.edit_invariant import edit_invariant_loss as edit_invariant_loss
+    from likely.alignment.edit_invariant.loss import edit_invariant_loss as edit_invariant_loss
+    from likely.alignment.edit_invariant.own_outputs import EditInvariantSettings as EditInvariantSettings
+    from likely.alignment.edit_invariant.own_outputs import fit_own_outputs as fit_own_outputs
     from likely.alignment.frontier.bound import Envelope as Envelope
     from likely.alignment.frontier.bound import envelope as envelope
     from likely.alignment.frontier.comparison import MatchedKl as MatchedKl
@@ -43,8 +45,6 @@ if TYPE_CHECKING:
     from likely.alignment.online.tabular import nash as nash
     from likely.alignment.online.training import OnlineSettings as OnlineSettings
     from likely.alignment.online.training import train_online as train_online
-    from likely.alignment.own_outputs import EditInvariantSettings as EditInvariantSettings
-    from likely.alignment.own_outputs import fit_own_outputs as fit_own_outputs
     from likely.alignment.pairing import all_pairs as all_pairs
     from likely.alignment.pairing import best_worst as best_worst
     from likely.alignment.pairing import first_round as first_round

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from likely.alignment.own_outputs import EditInvariantSettings, OwnOutputs
+from likely.alignment.edit_invariant.own_outputs import EditInvariantSettings, OwnOutputs
 from likely.alignment.runs.folder import BEFORE, Run, RunProgress, RunSettings, Say, data_of, estimate, steps_of
 from likely.alignment.runs.report import text_report
 from likely.alignment.runs.rows import RowEncoder, TooManyTokens, read_rows, row_field

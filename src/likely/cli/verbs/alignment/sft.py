@@ -42,7 +42,7 @@ def sft(
 
       likely align sft noisy.jsonl --adapter adapter --loss eisl --lr 3e-5 -o robust
     """
-    from likely.alignment.own_outputs import EditInvariantSettings
+    from likely.alignment.edit_invariant.own_outputs import EditInvariantSettings
     from likely.alignment.runs.examples import train_on_examples
 
     with bars() as progress:

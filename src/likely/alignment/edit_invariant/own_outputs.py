@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from likely.alignment.edit_invariant import Position, edit_invariant_loss
+from likely.alignment.edit_invariant.loss import Position, edit_invariant_loss
 from likely.alignment.scores import Completion, completion_scores
 from likely.decoding.loop import Loop
 from likely.decoding.request import Request
