@@ -50,7 +50,7 @@ from likely.alignment.sources import FromPolicy, Prompt
 from likely.evidence import Check, Evidence, Figure
 from likely.io.hashes import cache_dir, fingerprint
 from likely.io.kept import KeptValues
-from likely.metrics.bootstrap import percentiles
+from likely.metrics.bootstrap import mean_interval
 from likely.runtimes.torch.runtime import TorchRuntime
 from likely.tokenizers.huggingface import HFTokenizer, byte_level_bytes
 from likely.training.fit import TrainingSettings, fit
@@ -380,12 +380,6 @@ def wins(one: PolicySamples, other: PolicySamples) -> Floats:
     return found
 
 
-def bootstrap_mean(values: Floats) -> tuple[float, float]:
-    rng = np.random.default_rng(0)
-    drawn = values[rng.integers(0, len(values), (2000, len(values)))].mean(axis=1)
-    return percentiles(drawn, 0.95) or (float(values.mean()), float(values.mean()))
-
-
 def of_sentiment(cells: Cells, lab: Lab, sizes: Sizes) -> tuple[list[Figure], list[Check]]:
     def reference_samples(seed: int) -> dict[str, Any]:
         held_out = lab.held_out[: sizes.measured]
@@ -424,14 +418,14 @@ def of_sentiment(cells: Cells, lab: Lab, sizes: Sizes) -> tuple[list[Figure], li
             if one != other:
                 won = wins(first[-1], second[-1])
                 figures.append(
-                    figure_with(f"sentiment: {one}", f"preferred to {other}", won.mean(), bootstrap_mean(won),
+                    figure_with(f"sentiment: {one}", f"preferred to {other}", won.mean(), mean_interval(won),
                                 unit="share", n=len(won), of="prompts")
                 )  # fmt: skip
     against = wins(sweeps[ONLINE_IPO][-1], sweeps[DPO][-1])
     checks = [
         Check(statement="sentiment: 0.5 less the rate at which online IPO is preferred to DPO, lower end of the "
               "interval",
-              value=0.5 - bootstrap_mean(against)[0], bound=0.0, unit="share"),
+              value=0.5 - mean_interval(against)[0], bound=0.0, unit="share"),
     ]  # fmt: skip
     moved = {name for name, sweep in sweeps.items() if any(each.kl["exact"].mean() > 0 for each in sweep)}
     for one, other in ((ONLINE_IPO, IPO), (ONLINE_DPO, DPO)):

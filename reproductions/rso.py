@@ -29,18 +29,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentiment_lab import (
-    SMALLEST,
     Candidates,
     Lab,
     completion_logprobs,
     kept_samples,
-    open_lab,
+    lab_arguments,
+    open_for_study,
     pooled,
     read_samples,
     sequence_logprob,
     train_policy,
 )
-from study import arguments, conclude, figure_with, report, run_script, run_study
+from study import conclude, figure_with, report, run_script, run_study
 from torch import Tensor
 
 from likely.alignment import (
@@ -58,7 +58,6 @@ from likely.alignment import (
 from likely.alignment.frontier import lies_above
 from likely.alignment.links import Link
 from likely.evidence import Check, Evidence, Figure
-from likely.io.hashes import cache_dir, fingerprint
 from likely.io.kept import KeptValues
 from likely.io.whole_file import write_whole_file
 
@@ -364,19 +363,12 @@ def _conclude(
 
 
 def main() -> Evidence | None:
-    parser = arguments(full="5 seeds, 640 prompts of 64 samples, both γ", quick="the smallest lab",
-                       threads="threads of torch")  # fmt: skip
-    parser.add_argument("--work", type=Path, default=None, help="folder of the rows  [default: the cache]")
-    parser.add_argument("--plot", type=Path, default=None, help="write the frontier here (.png, .svg, .pdf)")
-    return run_study(parser, measure)
+    return run_study(lab_arguments("5 seeds, 640 prompts of 64 samples, both γ"), measure)
 
 
 def measure(options: argparse.Namespace) -> Evidence:
-    torch.set_num_threads(options.threads)
     size = FULL if options.full else TOY if options.quick else Size()
-    lab = open_lab(settings=SMALLEST if options.quick else None)
-    work = options.work or cache_dir() / "rso"
-    kept = KeptValues(None if options.quick else work / f"{fingerprint([str(size), str(lab.settings), METHODS])}.jsonl")
+    lab, kept = open_for_study(options, "rso", size, METHODS)
     return study(size, lab, kept, full=options.full, threads=options.threads, plot=options.plot)
 
 

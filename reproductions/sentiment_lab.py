@@ -9,6 +9,7 @@ proxy that counts tokens.  Policy and proxy are trained once and kept in the cac
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import math
@@ -23,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
-from study import data_sources, report, run_script
+from study import arguments, data_sources, report, run_script
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
@@ -33,6 +34,7 @@ from likely.data import load_records
 from likely.errors import missing_extra
 from likely.evidence import Source
 from likely.io.hashes import cache_dir, fingerprint
+from likely.io.kept import KeptValues
 from likely.io.whole_file import write_whole_file
 from likely.training import train
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -389,6 +391,23 @@ def open_lab(folder: Path | None = None, settings: LabSettings | None = None) ->
         settings, tokenizer, reference, proxy, prompts[:TRAINING_PROMPTS], prompts[TRAINING_PROMPTS:],
         data_sources(DATA),
     )  # fmt: skip
+
+
+def lab_arguments(full: str) -> argparse.ArgumentParser:
+    """The command line of a study in the lab."""
+    parser = arguments(full=full, quick="the smallest lab", threads="threads of torch")
+    parser.add_argument("--work", type=Path, default=None, help="folder of the rows  [default: the cache]")
+    parser.add_argument("--plot", type=Path, default=None, help="write the frontier here (.png, .svg, .pdf)")
+    return parser
+
+
+def open_for_study(options: argparse.Namespace, name: str, *recipe: object) -> tuple[Lab, KeptValues]:
+    """The lab, and the rows of the study that a stopped run left; recipe: what they depend on beside the lab."""
+    torch.set_num_threads(options.threads)
+    lab = open_lab(settings=SMALLEST if options.quick else None)
+    size, *more = recipe
+    path = (options.work or cache_dir() / name) / f"{fingerprint([str(size), str(lab.settings), *more])}.jsonl"
+    return lab, KeptValues(None if options.quick else path)
 
 
 def prompts_of(tokenizer: Tokenizer, texts: Sequence[str], tokens: int) -> list[list[int]]:

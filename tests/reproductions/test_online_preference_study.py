@@ -37,10 +37,11 @@ def test_the_judge_is_a_cycle_of_lengths(study):
 
 
 @pytest.mark.slow
-def test_the_study_runs_and_reads_its_cells_again(study, tmp_path, data_dir, monkeypatch):
+@pytest.mark.xdist_group("sentiment lab")
+def test_the_study_runs_and_reads_its_cells_again(study, tmp_path, lab_folder, data_dir, monkeypatch):
     monkeypatch.setenv("LIKELY_DATA", str(data_dir))
     sizes, path = study.SMALLEST, tmp_path / "cells.jsonl"
-    lab = study.open_lab(tmp_path / "lab", sizes.lab)
+    lab = study.open_lab(lab_folder, sizes.lab)
     said: list[str] = []
     found = study.study(
         lab, study.Cells(KeptValues(path), sizes, said.append), sizes, full=False, started=time.perf_counter()

@@ -14,6 +14,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("vaderSentiment")
 
+pytestmark = pytest.mark.xdist_group("sentiment lab")
+
 
 @pytest.fixture(scope="module")
 def script():
@@ -21,11 +23,11 @@ def script():
 
 
 @pytest.fixture(scope="module")
-def lab(script, tmp_path_factory, data_dir):
+def lab(script, lab_folder, data_dir):
     laboratory = load_script("sentiment_lab")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIKELY_DATA", str(data_dir))
-        return laboratory.open_lab(tmp_path_factory.mktemp("lab"), laboratory.SMALLEST)
+        return laboratory.open_lab(lab_folder, laboratory.SMALLEST)
 
 
 @pytest.fixture(scope="module")

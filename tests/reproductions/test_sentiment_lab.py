@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("vaderSentiment")
 
+pytestmark = pytest.mark.xdist_group("sentiment lab")
+
 
 @pytest.fixture(scope="module")
 def script():
@@ -19,15 +21,10 @@ def script():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("lab")
-
-
-@pytest.fixture(scope="module")
-def lab(script, folder, data_dir):
+def lab(script, lab_folder, data_dir):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIKELY_DATA", str(data_dir))
-        return script.open_lab(folder, script.SMALLEST)
+        return script.open_lab(lab_folder, script.SMALLEST)
 
 
 def test_samples_have_the_logprob_that_they_are_scored_with(script, lab):
@@ -52,10 +49,10 @@ def test_a_sharper_law_gives_its_own_logprob(script, lab):
     assert (script.sequence_logprob(lab.reference, rows) < -1e-3).all()
 
 
-def test_the_lab_is_trained_once(script, lab, folder, monkeypatch, data_dir):
+def test_the_lab_is_trained_once(script, lab, lab_folder, monkeypatch, data_dir):
     monkeypatch.setenv("LIKELY_DATA", str(data_dir))
     monkeypatch.setattr(script, "_train_lab", lambda *_: pytest.fail("trained again"))
-    again = script.open_lab(folder, script.SMALLEST)
+    again = script.open_lab(lab_folder, script.SMALLEST)
     rows = lab.sample(lab.reference, lab.held_out[:2], 2, seed=0)
     np.testing.assert_array_equal(lab.proxy_reward(rows), again.proxy_reward(rows))
     assert (

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from likely.errors import DataError
-from likely.metrics.checks import Floats, as_floats, log_softmax
+from likely.metrics.checks import Floats, as_floats, softmax
 
 _SMALLEST, _LARGEST = 1e-3, 1e6  # a temperature, in units of the spread of rewards
 
@@ -26,7 +26,7 @@ def normalized_weights(log_weights: ArrayLike) -> Floats:
         raise DataError("a log-weight is NaN or +inf: finite numbers and -inf are allowed")
     if np.isneginf(values).all(axis=-1).any():
         raise DataError("all log-weights of a row are -inf: no sample is possible under the target")
-    return np.exp(log_softmax(values))
+    return softmax(values)
 
 
 def effective_sample_size(log_weights: ArrayLike) -> Floats:

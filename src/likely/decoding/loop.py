@@ -202,7 +202,8 @@ class Loop:
         )
         if decoding and reading and self.prefill_tokens:
             positions = len(decoding) + sum(len(state.draft) for state in decoding)
-            budget = min(budget, positions + self.pace.tokens(self._seconds_of(decoding)))
+            alone_s = self._seconds_of(decoding, positions) if self.prefill_slowdown else math.nan
+            budget = min(budget, positions + self.pace.tokens(alone_s))
         for state, sequence in ready:
             if len(state.todo) == 1:
                 draft = state.draft
@@ -223,14 +224,13 @@ class Loop:
             raise full
         return plan
 
-    def _seconds_of(self, decoding: list[SequenceState]) -> float:
+    def _seconds_of(self, decoding: list[SequenceState], positions: int) -> float:
         """Predicted seconds of a call for these texts alone, with their drafts; nan: nothing is known of calls."""
         costs = self.controller.costs
         if not costs.known:
             return math.nan
-        positions = np.array([len(decoding) + sum(len(state.draft) for state in decoding)])
         context = sum(state.sequence.length for state in decoding if state.sequence is not None)
-        return float(costs.seconds(positions, sequences=len(decoding), context=context)[0])
+        return float(costs.seconds(np.array([positions]), sequences=len(decoding), context=context)[0])
 
     def _processor_work(self, work: list[tuple[SequenceState, Work]]) -> list[tuple[LogitsProcessor, list[Work]]]:
         """What logits processors want computed in the same call: for texts whose rows come out of it."""
