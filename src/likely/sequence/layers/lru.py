@@ -84,7 +84,7 @@ class LRU(SharedDiagonalMixer):
 
 
 class S5(SharedDiagonalMixer):
-    """S5: one state space for all channels, zero-order hold, 2·Re of half the conjugate pairs; then y·σ(W y) of gelu(y).
+    """One state space for all channels, zero-order hold, 2·Re of half the conjugate pairs; then y·σ(W y) of gelu(y).
 
     d_state N, even;  blocks: HiPPO matrices on the diagonal that the state matrix starts from
 
