@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,13 +67,17 @@ def seconds(run: Callable[[], Any], rounds: int) -> dict[str, float]:
     return {"median_s": float(np.median(found)), "low_s": min(found), "high_s": max(found)}
 
 
+def with_backward(run: Callable[[], Any]) -> None:
+    run().sum().backward()
+
+
 def time_kernels(length: int, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for name, forms in kernels(length).items():
         for form, run in forms.items():
             with torch.no_grad():
                 forward = seconds(run, rounds)
-            both = seconds(lambda run=run: run().sum().backward(), rounds)
+            both = seconds(partial(with_backward, run), rounds)
             rows.append({"kernel": name, "form": form, "length": length, "forward": forward, "with_backward": both})
     return rows
 
@@ -90,7 +95,7 @@ def time_steps(lengths: list[int], rounds: int, width: int = 256) -> list[dict[s
                 state = layer(torch.randn(1, count, width), state, return_state=True).state
                 held += count
             x = torch.randn(1, width)
-            step = seconds(lambda x=x, state=state, layer=layer: layer.step(x, state), 4 * rounds)
+            step = seconds(partial(layer.step, x, state), 4 * rounds)
             rows.append({"layer": name, "length": length, "state_bytes": state.nbytes, "step": step})
     return rows
 

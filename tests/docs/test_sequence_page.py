@@ -27,6 +27,6 @@ def test_the_commands_run(capsys):
 def test_the_table_names_layers_and_their_kinds_of_state():
     named = set(re.findall(r"^\| `(\w+)` \|", TEXT, re.M))
     kinds = {entry.state_kind for entry in MIXERS.values()}
-    arguments = {"positions", "states_at", "return_state", "state"}
+    arguments = {"positions", "states_at", "return_state", "state", "state_kind"}
     assert named - kinds - arguments <= set(MIXERS) and kinds <= named
     assert all(make_mixer(name, 64).state_kind == entry.state_kind for name, entry in MIXERS.items())

@@ -117,6 +117,9 @@ def test_bad_input_is_refused(name):
     }.items():
         with pytest.raises(ValueError, match=problem):
             call()
+    if mixer.state_kind == "recurrent":
+        with pytest.raises(ValueError, match="state must hold"):
+            mixer(x, mixer.init_state(2).map(lambda t: t[..., :-1]))
 
 
 @every_layer

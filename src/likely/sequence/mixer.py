@@ -154,7 +154,8 @@ class SequenceMixer(nn.Module):
         """All tokens at once; with `state`, as a continuation of what it remembers.
 
         x (B, L, D);  mask (B, L): 1 real, 0 padding, anywhere in a row: outputs there are 0 and states unchanged
-        seq_idx    (B, L) ids of packed documents: each is as if alone; a first id equal to the state's continues it
+        seq_idx    (B, L) ids of packed documents: each is as if alone.  The first goes on from the state, unless the
+                   state comes from a document with another id
         positions  (B, L) instead of counting on from the state;  mesh: other processes hold the rest of the sequences
         states_at  columns: also return the states after these
         """
@@ -210,10 +211,13 @@ class SequenceMixer(nn.Module):
         if mask is not None and not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError("mask must hold 1 for tokens and 0 for padding only")
         if state is not None:
-            expected = self.state_spec()
-            if state.tensors.keys() != expected.keys() or state.batch not in (len(x), 0 if not expected else len(x)):
+            shapes = {name: shape for name, (shape, _) in self.state_spec().items()}
+            fits = state.tensors.keys() == shapes.keys() and (not shapes or state.batch == len(x))
+            if fits and self.state_kind == "recurrent":
+                fits = all(tuple(t.shape[1:]) == shapes[name] for name, t in state.tensors.items())
+            if not fits:
                 held = {name: tuple(t.shape) for name, t in state.tensors.items()}
-                raise ValueError(f"state must hold {sorted(expected)} for {len(x)} rows, got {held}")
+                raise ValueError(f"state must hold {shapes} for {len(x)} rows, got {held}")
 
     def _in_pieces(
         self, x: Tensor, state: MixerState | None, mask: Tensor | None, seq_idx: Tensor | None,
