@@ -16,6 +16,7 @@ ROOMS = (
 TORCH = (
     "sequence",
     "runtimes.torch",
+    "runtimes.recurrent",
     "training",
     "compression",
     "alignment",
