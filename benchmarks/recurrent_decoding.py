@@ -77,7 +77,7 @@ def decode_theirs(module: transformers.Mamba2ForCausalLM, cache: Any) -> None:
     """STEPS tokens by transformers; its state has a fixed size, so that its speed does not depend on the text."""
     with torch.inference_mode():
         for token in range(STEPS):
-            module(torch.tensor([[token + 1]]), past_key_values=cache, use_cache=True).logits[0, -1].argmax()
+            module(torch.tensor([[token + 1]]), cache_params=cache, use_cache=True).logits[0, -1].argmax()
 
 
 def measured(length: int, runtimes: dict[str, Any], theirs: Any, *, rounds: int) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def measured(length: int, runtimes: dict[str, Any], theirs: Any, *, rounds: int)
     }
     if length <= THEIRS_READS:
         with torch.inference_mode():
-            cache = theirs(torch.from_numpy(tokens)[None], use_cache=True, logits_to_keep=1).past_key_values
+            cache = theirs(torch.from_numpy(tokens)[None], use_cache=True, logits_to_keep=1).cache_params
         ways["transformers"] = partial(decode_theirs, theirs, cache)
     decoding = interleaved(ways, rounds=rounds)
     reading = interleaved(

@@ -47,10 +47,10 @@ def test_logits_of_a_whole_text(pair):
 def test_steps_are_the_cached_steps_of_transformers(pair):
     theirs, ours = pair
     ids = ids_of(2, 19)
-    first = theirs(ids[:, :8], use_cache=True)
-    cache, state = first.past_key_values, ours(ids[:, :8], return_state=True).state
+    held = "past_key_values" if theirs.config.model_type == "falcon_h1" else "cache_params"
+    cache, state = theirs(ids[:, :8], use_cache=True)[held], ours(ids[:, :8], return_state=True).state
     for at in range(8, 19):
-        expected = theirs(ids[:, at : at + 1], past_key_values=cache, use_cache=True).logits
+        expected = theirs(ids[:, at : at + 1], **{held: cache}, use_cache=True).logits
         found = ours(ids[:, at : at + 1], state=state, return_state=True)
         state = found.state
         close(found.logits, expected, 3 * EXACT)
@@ -210,7 +210,7 @@ def test_a_wrong_conversion_writes_nothing(tmp_path, monkeypatch):
     """Negative control: a factor that is forgotten is found, and the target does not appear."""
     source = folder_of(state_module("falcon_h1"))
     right = FAMILIES["falcon_h1"].factors
-    forgetful = {**vars(FAMILIES["falcon_h1"]), "factors": lambda c: {**right(c), ".attention.k_proj.weight": 1.0}}
+    forgetful = {**vars(FAMILIES["falcon_h1"]), "factors": lambda c: {**right(c), ".branches.1.k_proj.weight": 1.0}}
     monkeypatch.setitem(FAMILIES, "falcon_h1", type(FAMILIES["falcon_h1"])(**forgetful))
     with pytest.raises(ModelError, match="nothing was written"):
         convert_folder(source, tmp_path / "own")

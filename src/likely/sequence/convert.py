@@ -54,7 +54,7 @@ def load_sequence_lm(folder: str | Path) -> SequenceLM:
     ModelError for a folder that cannot be read, CapabilityError for a model that its layers do not compute.
     """
     folder = Path(folder)
-    config = read_json(folder / "config.json")
+    config = _read_config(folder)
     if config.get("model_type") == SequenceConfig.model_type:
         return _own(folder)
     family = family_of(config, folder)
@@ -102,7 +102,7 @@ def convert_folder(
         raise ModelError(f"{target} exists already: choose another folder, or remove it first")
     if not target.resolve().parent.is_dir():
         raise ModelError(f"the folder {target.resolve().parent} does not exist")
-    config = read_json(source / "config.json")
+    config = _read_config(source)
     own = config.get("model_type") == SequenceConfig.model_type
     if own != back:
         what = "a folder of likely already" if own else "no folder of likely, which back=True starts from"
@@ -131,10 +131,22 @@ def convert_folder(
 
 def _own(folder: Path) -> SequenceLM:
     try:
-        config = SequenceConfig.from_dict(read_json(folder / "config.json"))
+        config = SequenceConfig.from_dict(_read_config(folder))
         return _filled(config, iter(_weights(folder).items()), folder)
     except (ValueError, TypeError) as error:
         raise ModelError(f"{folder}: config.json does not describe a model ({str(error).splitlines()[0]})") from None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """transformers writes infinity as {"__float__": "Infinity"}."""
+
+    def decoded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return float(value["__float__"]) if value.keys() == {"__float__"} else {k: decoded(v) for k, v in value.items()}
+        return list(map(decoded, value)) if isinstance(value, list) else value
+
+    found: dict[str, Any] = decoded(read_json(folder / "config.json"))
+    return found
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

@@ -88,7 +88,7 @@ def _mamba_config(theirs: Settings) -> SequenceConfig:
     _require(theirs, "Mamba", hidden_act="silu")
     settings = {
         "d_state": config.state_size, "d_conv": config.conv_kernel, "expand": config.expand,
-        "dt_rank": int(config.time_step_rank), "bias": config.use_bias, "conv_bias": config.use_conv_bias,
+        "rank": int(config.time_step_rank), "bias": config.use_bias, "conv_bias": config.use_conv_bias,
     }  # fmt: skip
     return SequenceConfig(
         vocab_size=config.vocab_size, hidden_size=config.hidden_size, layers=["mamba"] * config.num_hidden_layers,
@@ -129,7 +129,7 @@ def _mamba_back(config: SequenceConfig) -> transformers.PreTrainedConfig:
     own = _settings(config, "mamba")
     return transformers.MambaConfig(
         **_sizes(config), layer_norm_epsilon=config.norm_eps, state_size=own.get("d_state", 16),
-        conv_kernel=own.get("d_conv", 4), expand=own.get("expand", 2), time_step_rank=own.get("dt_rank") or "auto",
+        conv_kernel=own.get("d_conv", 4), expand=own.get("expand", 2), time_step_rank=own.get("rank") or "auto",
         use_bias=own.get("bias", False), use_conv_bias=own.get("conv_bias", True),
     )  # fmt: skip
 
@@ -176,7 +176,7 @@ def _original_config(theirs: Settings) -> SequenceConfig:
     _require(theirs, "an original checkpoint", rms_norm=True, d_intermediate=0, attn_layer_idx=[])
     own = dict(theirs.get("ssm_cfg") or {})
     kind = {"Mamba1": "mamba", "Mamba2": "mamba2"}.get(own.pop("layer", "Mamba1"))
-    renamed = {"headdim": "head_dim", "ngroups": "groups"}
+    renamed = {"headdim": "head_dim", "ngroups": "groups", "dt_rank": "rank"}
     known = {"d_state", "d_conv", "expand", "headdim", "ngroups", "bias", "conv_bias", "dt_rank"}
     speed = {"chunk_size", "use_mem_eff_path", "use_fast_path"}  # change no number
     if kind is None or own.keys() - known - speed:
@@ -195,13 +195,13 @@ def _original_config(theirs: Settings) -> SequenceConfig:
 
 # --- Falcon-H1 --------------------------------------------------------------------------------------------------------
 
-HYBRID = "parallel"
+HYBRID, BRANCHES = "parallel", ["mamba2", "attention"]
 FALCON_NAMES = (
     ("model.layers.{n}.input_layernorm.", "backbone.layers.{n}.norm."),
     ("model.layers.{n}.pre_ff_layernorm.", "backbone.layers.{n}.mlp_norm."),
     ("model.layers.{n}.feed_forward.", "backbone.layers.{n}.mlp."),
-    ("model.layers.{n}.mamba.", "backbone.layers.{n}.mixer.parts.mamba2."),
-    ("model.layers.{n}.self_attn.", "backbone.layers.{n}.mixer.parts.attention."),
+    ("model.layers.{n}.mamba.", "backbone.layers.{n}.mixer.branches.0."),
+    ("model.layers.{n}.self_attn.", "backbone.layers.{n}.mixer.branches.1."),
     ("model.final_layernorm.", "backbone.norm."),
     ("model.embed_tokens.", "backbone.embed_tokens."),
 )
@@ -230,7 +230,7 @@ def _falcon_config(theirs: Settings) -> SequenceConfig:
     }  # fmt: skip
     return SequenceConfig(
         vocab_size=config.vocab_size, hidden_size=config.hidden_size, layers=[HYBRID] * config.num_hidden_layers,
-        mixers={HYBRID: {"mixers": {"mamba2": mamba2, "attention": attention}}}, mlp_size=config.intermediate_size,
+        mixers={HYBRID: {"branches": BRANCHES, "settings": [mamba2, attention]}}, mlp_size=config.intermediate_size,
         mlp_bias=config.mlp_bias, norm_eps=config.rms_norm_eps, tie_word_embeddings=config.tie_word_embeddings,
         max_position_embeddings=config.max_position_embeddings, embedding_multiplier=config.embedding_multiplier,
         logits_multiplier=config.lm_head_multiplier,
@@ -247,14 +247,14 @@ def _falcon_factors(theirs: Settings) -> dict[str, Tensor | float]:
     gate, down = config.mlp_multipliers
     heard = config.attention_in_multiplier
     factors = {
-        "mamba2.in_proj.weight": rows * config.ssm_in_multiplier, "mamba2.in_proj.bias": rows,
-        "attention.q_proj.weight": heard, "attention.v_proj.weight": heard,
-        "attention.k_proj.weight": heard * config.key_multiplier, "attention.k_proj.bias": config.key_multiplier,
+        "branches.0.in_proj.weight": rows * config.ssm_in_multiplier, "branches.0.in_proj.bias": rows,
+        "branches.1.q_proj.weight": heard, "branches.1.v_proj.weight": heard,
+        "branches.1.k_proj.weight": heard * config.key_multiplier, "branches.1.k_proj.bias": config.key_multiplier,
         "mlp.gate_proj.weight": gate, "mlp.gate_proj.bias": gate,
     }  # fmt: skip
     for name, factor in (
-        ("mamba2.out_proj", config.ssm_out_multiplier),
-        ("attention.o_proj", config.attention_out_multiplier),
+        ("branches.0.out_proj", config.ssm_out_multiplier),
+        ("branches.1.o_proj", config.attention_out_multiplier),
         ("mlp.down_proj", down),
     ):
         factors |= {f"{name}.weight": factor, f"{name}.bias": factor}
@@ -262,22 +262,18 @@ def _falcon_factors(theirs: Settings) -> dict[str, Tensor | float]:
 
 
 def _falcon_fits(config: SequenceConfig) -> bool:
-    parts = _settings(config, HYBRID).get("mixers", {})
-    known = set(config.layers or ()) == {HYBRID} and parts.keys() == {"mamba2", "attention"} and config.mlp_size
-    return bool(
-        known
-        and not config.padded_ids
-        and parts["mamba2"].get("eps", 1e-5) == config.norm_eps
-        and not {"scales", "in_scale"} & parts["mamba2"].keys()
-        and parts["attention"].get("rope_theta", 1e4) is not None
-        and "key_scale" not in parts["attention"]
-    )
+    hybrid = _settings(config, HYBRID)
+    if set(config.layers or ()) != {HYBRID} or hybrid.get("branches") != BRANCHES or not config.mlp_size:
+        return False
+    own, attention = hybrid.get("settings") or ({}, {})
+    plain = not {"scales", "in_scale"} & own.keys() and not {"in_scales", "out_scales"} & hybrid.keys()
+    rotary = attention.get("rope_theta", 1e4) is not None and "key_scale" not in attention
+    return bool(plain and rotary and not config.padded_ids and own.get("eps", 1e-5) == config.norm_eps)
 
 
 def _falcon_back(config: SequenceConfig) -> transformers.PreTrainedConfig:
     """With all multipliers inside the layers 1: they are part of the weights."""
-    parts = _settings(config, HYBRID)["mixers"]
-    own, attention = parts["mamba2"], parts["attention"]
+    own, attention = _settings(config, HYBRID).get("settings") or ({}, {})
     head_dim, bias = own.get("head_dim", 64), own.get("bias", False)
     heads = own.get("heads") or own.get("expand", 2) * config.hidden_size // head_dim
     norm = own.get("norm", "gate_first")
