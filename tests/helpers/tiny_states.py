@@ -7,6 +7,7 @@ from pathlib import Path
 
 import transformers
 from tiny_torch import VOCAB, folder_of, module_of
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2}

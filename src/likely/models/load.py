@@ -63,10 +63,12 @@ def load_local(
 ) -> Loaded:
     """Open a model on this machine; the folder of a peft adapter stands for its model with the adapter added.
 
-    runtime  "native" (likely's own C++), "llamacpp", "torch", or None.  None, for a GGUF file without a dtype: native
-             where it is available and knows the architecture, else llama.cpp, else torch (files of more than 4 GiB with
-             types that native does not multiply, such as Q2_K: llama.cpp first); a folder of a state-space model:
-             "recurrent" (`RuntimeKind.model_types`); otherwise torch, else native.  "auto": what `likely bench` has measured as the fastest for `use`; the same as None where nothing was measured
+    runtime  "native" (likely's own C++), "llamacpp", "torch", "recurrent" (state-space models), or None.  None, for a
+             GGUF file without a dtype: native where it is available and knows the architecture, else llama.cpp, else
+             torch (files of more than 4 GiB with types that native does not multiply, such as Q2_K: llama.cpp first);
+             for a folder of a state-space model (`RuntimeKind.model_types`): recurrent; otherwise torch, else native.
+             "auto": what `likely bench` has measured as the fastest for `use`; the same as None where nothing was
+             measured
     dtype    of torch: "float32" (the oracle), "bfloat16", "float16"; of native: "int8", "bfloat16", "float32", "file"
              (the codes of a GGUF file as they are; the default of large ones), "int4" ("int8", "file" and "int4" alone
              mean native); llama.cpp computes in the types of its file
@@ -268,6 +270,10 @@ def _fastest(
 def _check_kind(kind: RuntimeKind, where: SourceKind, place: Path | str, dtype: str | None) -> None:
     """Refuse a source that this kind cannot read and a dtype that it does not compute in."""
     if where not in kind.reads:
+        if where == "gguf":
+            raise CapabilityError(
+                f"{kind.name} reads folders of state-space models; {place} is none. Run: likely sequence convert"
+            )
         raise CapabilityError(f"{kind.name} reads GGUF files; {place} is not one. Run: likely convert {place} out.gguf")
     if dtype is not None and dtype not in kind.dtypes:
         others = " or ".join(f'runtime="{name}"' for name, other in KINDS.items() if dtype in other.dtypes)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from likely.errors import ModelError, check_choice
@@ -175,7 +175,6 @@ class SequenceBlock(nn.Module):
         if self.mlp is not None and self.mlp_norm is not None:
             x = x + self.mlp(self.mlp_norm(x))
         return x, mixed
-
 
     def derive_buffers(self) -> None:
         """Make anew what the mixer holds but is not saved: `from_pretrained` builds modules without any values."""
@@ -409,3 +408,7 @@ def _pooled(hidden: Tensor, mask: Tensor | None, how: str) -> Tensor:
         return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
     last = (mask.shape[1] - 1 - mask.flip(1).long().argmax(1))[:, None, None]
     return hidden.gather(1, last.expand(-1, 1, hidden.shape[2]))[:, 0]
+
+
+AutoConfig.register(SequenceConfig.model_type, SequenceConfig, exist_ok=True)
+AutoModelForCausalLM.register(SequenceConfig, SequenceLM, exist_ok=True)

@@ -23,7 +23,7 @@ from transformers.utils import logging
 from likely.errors import CapabilityError, ModelError
 from likely.formats.folder import read_folder, read_json
 from likely.sequence.backbone import SequenceConfig, SequenceLM
-from likely.sequence.families import FAMILIES, CheckpointFamily, family_of
+from likely.sequence.families import FAMILIES, family_of
 
 BESIDE = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json", "*.jinja")
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -142,7 +142,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
     def decoded(value: Any) -> Any:
         if isinstance(value, dict):
-            return float(value["__float__"]) if value.keys() == {"__float__"} else {k: decoded(v) for k, v in value.items()}
+            return (
+                float(value["__float__"])
+                if value.keys() == {"__float__"}
+                else {k: decoded(v) for k, v in value.items()}
+            )
         return list(map(decoded, value)) if isinstance(value, list) else value
 
     found: dict[str, Any] = decoded(read_json(folder / "config.json"))

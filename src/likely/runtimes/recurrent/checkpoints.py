@@ -68,8 +68,10 @@ class StateParts:
 
     def fixed(self, state: StateRow) -> StateRow:
         """A copy without what grows."""
-        states = state.alone().states
-        return StateRow(self._changed(states, lambda _, name, t: t[:, :0].clone())) if any(self._growing) else state.alone()
+        alone = state.alone()
+        if not any(self._growing):
+            return alone
+        return StateRow(self._changed(alone.states, lambda _, name, t: t[:, :0].clone()))
 
     def completed(self, fixed: StateRow, later: StateRow, length: int) -> StateRow:
         """The state after `length` tokens, from what was kept of it and a state after more of the same tokens."""
@@ -79,12 +81,12 @@ class StateParts:
         return StateRow(self._changed(fixed.states, lambda layer, name, _: whole.layers[layer][name][:, :length]))
 
     def _changed(self, states: ModelState, change: Callable[[int, str, Tensor], Tensor]) -> ModelState:
-        return ModelState(
-            tuple(
-                MixerState({n: change(i, n, t) if n in growing else t for n, t in layer.tensors.items()}, layer.document)
-                for i, (layer, growing) in enumerate(zip(states.layers, self._growing, strict=True))
-            )
-        )
+        """With other tensors in place of what grows."""
+        layers = []
+        for i, (layer, growing) in enumerate(zip(states.layers, self._growing, strict=True)):
+            changed = {name: change(i, name, t) if name in growing else t for name, t in layer.tensors.items()}
+            layers.append(MixerState(changed, layer.document))
+        return ModelState(tuple(layers))
 
 
 @dataclass(eq=False)
