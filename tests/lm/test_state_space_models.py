@@ -13,6 +13,7 @@ from tiny_states import readable_folder
 
 import likely
 from likely.errors import CapabilityError
+from likely.models.load import runtimes_for
 from likely.sequence.convert import convert_folder
 
 PROMPT = "abcabcabcabc"
@@ -108,6 +109,13 @@ def test_it_serves(folder):
 
         first, again, streamed = ask(model, question)
     assert first["choices"][0]["text"] == again["choices"][0]["text"] == streamed == expected
+
+
+def test_runtimes_that_can_read_it(folder):
+    from tiny_torch import tiny_folder
+
+    assert {"torch", "recurrent"} <= set(runtimes_for(folder))
+    assert "recurrent" not in runtimes_for(tiny_folder("llama"))
 
 
 def test_torch_runs_the_same_folder_and_other_dtypes(folder, lm):

@@ -87,6 +87,29 @@ def test_pieces_steps_and_states_at_positions():
     torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("letter", ["M", "S"])
+@torch.no_grad()
+def test_states_after_every_draft_take_one_projection(letter):
+    model, ids = made(layers=letter * 2), ids_of(2, 6)
+    before = model(ids_of(2, 9), return_state=True).state
+    calls = []
+    hooks = [
+        m.in_proj.register_forward_hook(lambda _, x, __: calls.append(x[0].shape[1])) for m in model.backbone.mixers
+    ]
+    found = model(ids, state=before, return_state=True, states_at=range(6))
+    assert calls == [6, 6]
+    state = before
+    for at in range(6):
+        state = model(ids[:, at : at + 1], state=state, return_state=True).state
+        for one, other in zip(found.states[at].layers, state.layers, strict=True):
+            assert one.tensors.keys() == other.tensors.keys()
+            for name in one.tensors:
+                torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5)
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(found.logits, model(ids, state=before).logits, rtol=0, atol=1e-5)
+
+
 @torch.no_grad()
 def test_rows_of_states_are_selected_stacked_and_forked():
     model = made()

@@ -153,7 +153,7 @@ def test_the_original_files(tmp_path):
     found, expected = ours(ids).logits, theirs(ids).logits
     close(found[..., :61], expected[..., :61])
     assert (found[..., 61:] == -torch.inf).all()
-    report = convert_folder(tmp_path, tmp_path / "own", verify=False)
+    report = convert_folder(tmp_path, tmp_path / "own")
     assert report.model_type == "mamba_ssm" and load_sequence_lm(report.target).config.padded_ids == 3
 
 

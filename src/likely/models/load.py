@@ -183,6 +183,17 @@ def available_runtimes() -> dict[str, bool]:
     }
 
 
+def runtimes_for(source: str | PathLike[str]) -> list[str]:
+    """Those of them that can read this model."""
+    where, place = resolve(source)
+    own = _model_type(Path(place)) if where == "folder" else ""
+    return [
+        name
+        for name, ready in available_runtimes().items()
+        if ready and where in KINDS[name].reads and (not KINDS[name].model_types or own in KINDS[name].model_types)
+    ]
+
+
 def _check_words(runtime: str | None, dtype: str | None, use: str, options: dict[str, Any]) -> None:
     """Refuse unknown words, with the nearest known one, before anything is read."""
     for name, value, allowed in (

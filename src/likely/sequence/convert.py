@@ -70,7 +70,10 @@ def from_transformers(module: PreTrainedModel) -> SequenceLM:
 
 
 def to_transformers(model: SequenceLM) -> PreTrainedModel:
-    """The model that transformers has for these layers.  CapabilityError where it has none: other mixers or hybrids."""
+    """The model that transformers has for these layers; `padded_ids` are ids like any other there.
+
+    CapabilityError where it has none: other mixers or hybrids.
+    """
     family = next((f for f in FAMILIES.values() if f.fits(model.config)), None)
     if family is None:
         raise CapabilityError(
@@ -206,7 +209,7 @@ def _with_ends(config: SequenceConfig, theirs: Mapping[str, Any]) -> SequenceCon
 
 
 def _reference(folder: Path, config: Mapping[str, Any], model: SequenceLM) -> PreTrainedModel:
-    """What transformers makes of the source; of the original layout, which it does not read, of the converted weights."""
+    """What transformers makes of the source, or of the converted weights where it does not read the source's layout."""
     if "model_type" not in config:
         return to_transformers(model)
     with _quiet():

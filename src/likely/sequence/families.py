@@ -117,7 +117,7 @@ def _dt_limit(limit: Any) -> dict[str, Any]:
 
 def _only(config: SequenceConfig, name: str) -> bool:
     """Whether all layers are this mixer, without feed-forward parts or factors."""
-    plain = (config.embedding_multiplier, config.logits_multiplier, config.padded_ids) == (1, 1, 0)
+    plain = config.embedding_multiplier == config.logits_multiplier == 1
     return set(config.layers or ()) == {name} and not config.mlp_size and plain
 
 
@@ -268,7 +268,7 @@ def _falcon_fits(config: SequenceConfig) -> bool:
     own, attention = hybrid.get("settings") or ({}, {})
     plain = not {"scales", "in_scale"} & own.keys() and not {"in_scales", "out_scales"} & hybrid.keys()
     rotary = attention.get("rope_theta", 1e4) is not None and "key_scale" not in attention
-    return bool(plain and rotary and not config.padded_ids and own.get("eps", 1e-5) == config.norm_eps)
+    return bool(plain and rotary and own.get("eps", 1e-5) == config.norm_eps)
 
 
 def _falcon_back(config: SequenceConfig) -> transformers.PreTrainedConfig:

@@ -21,7 +21,7 @@ LEAST_FILLED = 0.5  # of the places of a padded call
 class TokenRun:
     """Tokens one after the other, and what they are to give.
 
-    item   number of the piece of work whose rows they are;  rows (n,)  the row of each token, ascending; -1: it has none
+    item   number of the piece of work whose rows they are;  rows (n,) of each token, ascending; -1: it has none
     state  before the first of them
     every  whether the state after each token is wanted, or only that after the last
     found  the states after them, when they have been read
@@ -68,7 +68,8 @@ class Reader:
             n = len(run.tokens)
             if call:
                 longest, places = len(call[0].tokens), (len(call) + 1) * len(call[0].tokens)
-                alike = key(run)[:2] == key(call[0])[:2] and (self.pads or n == longest)
+                pads = self.pads and not run.every  # states after every token are found faster without padding
+                alike = key(run)[:2] == key(call[0])[:2] and (pads or n == longest)
                 if not alike or places > self.most_tokens or filled + n < LEAST_FILLED * places:
                     yield call
                     call, filled = [], 0
