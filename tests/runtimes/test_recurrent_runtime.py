@@ -18,7 +18,7 @@ from likely.decoding.loop import Loop
 from likely.errors import ModelError
 from likely.runtimes.protocol import Want, Work
 from likely.runtimes.recurrent.checkpoints import kept_checkpoints
-from likely.runtimes.recurrent.pending import longest_chains
+from likely.runtimes.recurrent.reading import longest_chains
 from likely.runtimes.recurrent.runtime import RecurrentRuntime
 from likely.sequence.convert import from_transformers
 

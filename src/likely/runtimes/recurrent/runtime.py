@@ -15,8 +15,7 @@ from likely.runtimes.kinds import KINDS
 from likely.runtimes.machine import choose_threads, free_bytes
 from likely.runtimes.protocol import Capabilities, IntArray, Limits, Output, Path, Sequence, Work
 from likely.runtimes.recurrent.checkpoints import RecurrentSequence, StateParts, StateRow, kept_checkpoints
-from likely.runtimes.recurrent.pending import PendingTree
-from likely.runtimes.recurrent.reading import Reader, TokenRun, read_in_turns
+from likely.runtimes.recurrent.reading import PendingTree, Reader, TokenRun, read_in_turns
 from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
 from likely.runtimes.slots.table import TokenCount
 from likely.runtimes.torch.module import weights_digest
@@ -59,8 +58,6 @@ class RecurrentRuntime(SlotRuntime):
     kv_bytes_per_token  of keys and values in attention layers; 0 where there are none
     tokens_read_again   since it was opened, for having gone back
     """
-
-    _open: set[RecurrentSequence]
 
     def __init__(
         self,
@@ -131,39 +128,42 @@ class RecurrentRuntime(SlotRuntime):
             length=len(held), held=held, epoch=self._epoch, state=self._empty, parts=self._parts,
             checkpoints={0: self._empty},
         )  # fmt: skip
-        if isinstance(source, RecurrentSequence):
-            sequence.go_back(len(held), source)
+        if source is not None:
+            sequence.go_back(len(held), self._own(source))
         return sequence
+
+    def _own(self, sequence: Sequence) -> RecurrentSequence:
+        own = super()._own(sequence)
+        assert isinstance(own, RecurrentSequence)
+        return own
 
     @one_at_a_time
     def fork(self, sequence: Sequence, length: int | None = None) -> SlotSequence:
         own = self._own(sequence)
-        if isinstance(own, RecurrentSequence) and own.known < own.length and length in (None, own.length):
-            self._read_again([own])  # once, and not in every fork
+        if own.known < own.length and length in (None, own.length):
+            self._read_again(own)  # once, and not in every fork
+        own.state = own.state.alone()  # a fork may stay when the others that were computed with it are gone
         return super().fork(sequence, length)
 
     @one_at_a_time
     def commit(self, accepted: Iterable[tuple[Sequence, Path]]) -> None:
-        accepted = [(sequence, [int(node) for node in path]) for sequence, path in accepted]
-        nodes = [s.node_states if isinstance(s, RecurrentSequence) else [] for s, _ in accepted]
-        super().commit(accepted)
-        for (sequence, path), states in zip(accepted, nodes, strict=True):
-            if path and isinstance(sequence, RecurrentSequence):
+        chosen = [(self._own(sequence), [int(node) for node in path]) for sequence, path in accepted]
+        states = [sequence.node_states for sequence, _ in chosen]
+        super().commit(chosen)
+        for (sequence, path), found in zip(chosen, states, strict=True):
+            if path:
                 before = sequence.length - len(path)
-                passed = [(before + n + 1, states[node]) for n, node in enumerate(path)]
-                sequence.advance(sequence.length, states[path[-1]].alone(), passed, self.checkpoint_every)
+                passed = [(before + n + 1, found[node]) for n, node in enumerate(path)]
+                sequence.advance(sequence.length, found[path[-1]].alone(), passed, self.checkpoint_every)
 
     @one_at_a_time
     def truncate(self, sequence: Sequence, length: int) -> None:
         super().truncate(sequence, length)
-        own = self._own(sequence)
-        if isinstance(own, RecurrentSequence):
-            own.go_back(length)
+        self._own(sequence).go_back(length)
 
     def _drop_nodes(self, sequence: SlotSequence, released: IntArray) -> None:
         super()._drop_nodes(sequence, released)
-        if isinstance(sequence, RecurrentSequence):
-            sequence.node_states = []
+        self._own(sequence).node_states = []
 
     @one_at_a_time
     def refresh(self, revision: str | None = None) -> None:
@@ -174,15 +174,14 @@ class RecurrentRuntime(SlotRuntime):
     @one_at_a_time
     def bytes_held(self, sequence: Sequence) -> int:
         """Of an open sequence's states, those that it can go back to included; forks share them."""
-        own = self._own(sequence)
-        return own.nbytes if isinstance(own, RecurrentSequence) else 0
+        return self._own(sequence).nbytes
 
     # --- evaluation -------------------------------------------------------------------------------------------------
 
     def _compute(
         self, sequences: list[SlotSequence], work: list[Work], tokens: list[IntArray], slots: list[IntArray]
     ) -> list[Output]:
-        own = [s for s in sequences if isinstance(s, RecurrentSequence)]
+        own = [self._own(sequence) for sequence in sequences]
         rows = RowCollector([item.want for item in work], [len(t) for t in tokens], self.vocab_size)
         reader = self._reader(rows)
         with torch.inference_mode():
@@ -234,14 +233,12 @@ class RecurrentRuntime(SlotRuntime):
         passed = [(int(at), run.end) for at, run in zip(ends, chain, strict=True)]
         sequence.advance(passed[-1][0], passed[-1][1], passed, self.checkpoint_every)
 
-    def _read_again(self, sequences: list[RecurrentSequence]) -> None:
-        reader = self._reader(RowCollector([], [], self.vocab_size))
-        chains = [self._chain(0, sequence, np.empty(0, np.int64)) for sequence in sequences]
+    def _read_again(self, sequence: RecurrentSequence) -> None:
+        chain = self._chain(0, sequence, np.empty(0, np.int64))
         with torch.inference_mode():
-            read_in_turns(chains, reader.read)
-        for sequence, chain in zip(sequences, chains, strict=True):
-            self.tokens_read_again += sequence.length - sequence.known
-            self._advance(sequence, chain)
+            read_in_turns([chain], self._reader(RowCollector([], [], self.vocab_size)).read)
+        self.tokens_read_again += sequence.length - sequence.known
+        self._advance(sequence, chain)
 
     def _reader(self, rows: RowCollector) -> Reader:
         most_rows = max(1, ROWS_BYTES // (4 * self.vocab_size))
