@@ -25,7 +25,15 @@ from likely.formats.folder import read_folder, read_json
 from likely.sequence.backbone import SequenceConfig, SequenceLM
 from likely.sequence.families import FAMILIES, family_of
 
-BESIDE = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json", "*.jinja")
+BESIDE = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "vocab.*",
+    "merges.txt",
+    "added_tokens.json",
+    "*.jinja",
+)
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CHECKED_TOKENS = 64
 LARGEST_DIFFERENCE = 1e-3  # of logits, as a part of the largest
