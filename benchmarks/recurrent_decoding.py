@@ -96,22 +96,22 @@ def measured(length: int, runtimes: dict[str, Any], theirs: Any, *, rounds: int)
         rounds=max(1, rounds // 2),
     )
     ratio = speedup(decoding["recurrent"], decoding["torch"])
-    row = {
-        "length": length,
-        "tokens_per_s": {name: STEPS / t.median_s for name, t in decoding.items()},
-        "read_tokens_per_s": {name: length / t.median_s for name, t in reading.items()},
-        "bytes_per_sequence": {
-            "recurrent": runtimes["recurrent"].bytes_held(texts["recurrent"]),
-            "torch": length * runtimes["torch"].kv_bytes_per_token,
-        },
-        "speedup_over_attention": [ratio.median, ratio.low, ratio.high],
+    speeds = {name: STEPS / t.median_s for name, t in decoding.items()}
+    held = {
+        "recurrent": runtimes["recurrent"].bytes_held(texts["recurrent"]),
+        "torch": length * runtimes["torch"].kv_bytes_per_token,
     }
     for name, runtime in runtimes.items():
         runtime.close(texts[name])
-    speeds = ", ".join(f"{name} {value:.0f}" for name, value in row["tokens_per_s"].items())
-    held = ", ".join(f"{name} {value:,}" for name, value in row["bytes_per_sequence"].items())
-    print(f"{length:,} tokens: {speeds} tokens/s; {held} bytes", flush=True)
-    return row
+    said = ", ".join(f"{name} {value:.0f}" for name, value in speeds.items())
+    print(f"{length:,} tokens: {said} tokens/s; bytes {held}", flush=True)
+    return {
+        "length": length,
+        "tokens_per_s": speeds,
+        "read_tokens_per_s": {name: length / t.median_s for name, t in reading.items()},
+        "bytes_per_sequence": held,
+        "speedup_over_attention": [ratio.median, ratio.low, ratio.high],
+    }
 
 
 def largest_difference(runtime: RecurrentRuntime, theirs: Any) -> float:
@@ -120,6 +120,7 @@ def largest_difference(runtime: RecurrentRuntime, theirs: Any) -> float:
     sequence = runtime.open()
     rows = runtime.forward([Work(sequence, tokens, want=Want.ALL)])[0].logits
     runtime.close(sequence)
+    assert rows is not None
     with torch.inference_mode():
         return float(np.abs(rows - theirs(torch.from_numpy(tokens)[None]).logits[0].numpy()).max())
 
@@ -133,11 +134,9 @@ def main(argv: list[str] | None = None) -> None:
     theirs = state_space_model(width, layers)
     attention = attention_model(width, layers, parameters(theirs), 2 * max(lengths))
     held = 2 * max(lengths) + 4 * STEPS
-    runtimes = {
-        "recurrent": RecurrentRuntime(from_transformers(theirs), tokens_held=held),
-        "torch": TorchRuntime(attention, tokens_held=held),
-    }
-    difference = largest_difference(runtimes["recurrent"], theirs)
+    recurrent = RecurrentRuntime(from_transformers(theirs), tokens_held=held)
+    runtimes = {"recurrent": recurrent, "torch": TorchRuntime(attention, tokens_held=held)}
+    difference = largest_difference(recurrent, theirs)
     if difference > 1e-3:
         raise SystemExit(f"the two ways to run the model differ by {difference:g}: nothing is measured")
     rows = [measured(length, runtimes, theirs, rounds=rounds) for length in lengths]
@@ -146,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
             "recurrent": {"type": "mamba2", "parameters": parameters(theirs), "width": width, "layers": layers},
             "torch": {"type": "llama", "parameters": parameters(attention), "width": width, "layers": layers},
         },
-        "state_bytes": runtimes["recurrent"].state_bytes,
+        "state_bytes": recurrent.state_bytes,
         "largest_difference_of_logits": difference,
         "threads": threads,
         "steps": STEPS,

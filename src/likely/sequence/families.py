@@ -17,7 +17,7 @@ from likely.sequence.backbone import SequenceConfig
 
 LAYER = r"backbone\.layers\.(\d+)\."
 Settings = Mapping[str, Any]
-Factors = Callable[[Settings], dict[str, Tensor | float]]  # last names of weights -> what they are multiplied by
+WeightFactors = Callable[[Settings], dict[str, Tensor | float]]  # last names of weights -> what they are multiplied by
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class CheckpointFamily:
 
     names: tuple[tuple[str, str], ...]
     config: Callable[[Settings], SequenceConfig]
-    factors: Factors
+    factors: WeightFactors
     fits: Callable[[SequenceConfig], bool]
     back: Callable[[SequenceConfig], transformers.PreTrainedConfig]
 
@@ -261,11 +261,17 @@ def _falcon_factors(theirs: Settings) -> dict[str, Tensor | float]:
     return {f".{name}": float(f) if isinstance(f, int) else f for name, f in factors.items()}
 
 
+def _branches(config: SequenceConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of the Mamba-2 part and of attention."""
+    given = _settings(config, HYBRID).get("settings")
+    return (given[0], given[1]) if given else ({}, {})
+
+
 def _falcon_fits(config: SequenceConfig) -> bool:
     hybrid = _settings(config, HYBRID)
     if set(config.layers or ()) != {HYBRID} or hybrid.get("branches") != BRANCHES or not config.mlp_size:
         return False
-    own, attention = hybrid.get("settings") or ({}, {})
+    own, attention = _branches(config)
     plain = not {"scales", "in_scale"} & own.keys() and not {"in_scales", "out_scales"} & hybrid.keys()
     rotary = attention.get("rope_theta", 1e4) is not None and "key_scale" not in attention
     return bool(plain and rotary and own.get("eps", 1e-5) == config.norm_eps)
@@ -273,7 +279,7 @@ def _falcon_fits(config: SequenceConfig) -> bool:
 
 def _falcon_back(config: SequenceConfig) -> transformers.PreTrainedConfig:
     """With all multipliers inside the layers 1: they are part of the weights."""
-    own, attention = _settings(config, HYBRID).get("settings") or ({}, {})
+    own, attention = _branches(config)
     head_dim, bias = own.get("head_dim", 64), own.get("bias", False)
     heads = own.get("heads") or own.get("expand", 2) * config.hidden_size // head_dim
     norm = own.get("norm", "gate_first")
