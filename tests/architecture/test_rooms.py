@@ -15,7 +15,7 @@ ROOMS = (
     "cli", "__main__",
 )  # fmt: skip
 # and, inside functions, what trains: see below
-TORCH = ("sequence", "runtimes.torch", "training", "compression", "alignment")
+TORCH = ("sequence", "runtimes.torch", "runtimes.recurrent", "training", "compression", "alignment")
 TRAINS = (
     "calibration.h", "uncertainty.split_point", "weak_supervision", "prompting.hints", "audit.reach",
     "audit.inversion", "audit.spectral",

@@ -191,7 +191,12 @@ def test_models_lists_names_sizes_and_what_is_missing(cli):
     record = cli("models", "--json").json
     names = {m["name"]: m for m in record["models"]}
     assert names["smollm2"]["licence"] == "Apache-2.0" and names["smollm2"]["size_bytes"] > 9e7
-    assert "chat" in names["smollm2"]["capabilities"] and set(record["runtimes"]) == {"llamacpp", "torch", "native"}
+    assert "chat" in names["smollm2"]["capabilities"] and set(record["runtimes"]) == {
+        "llamacpp",
+        "torch",
+        "native",
+        "recurrent",
+    }
     assert "smollm2" in cli("models").out
 
 

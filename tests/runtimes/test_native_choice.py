@@ -190,7 +190,7 @@ def test_nothing_stands_in_for_a_broken_model(path, monkeypatch):
     ("options", "words"),
     [
         ({"runtime": "natve"}, ['unknown runtime "natve"', 'did you mean "native"', "auto"]),
-        ({"runtime": "int8"}, ["unknown runtime", "llamacpp, torch, native, auto"]),
+        ({"runtime": "int8"}, ["unknown runtime", "llamacpp, torch, native, recurrent, auto"]),
         ({"runtime": "native", "dtype": "bfloat61"}, ['did you mean "bfloat16"']),
         ({"runtime": "native", "dtype": "int9"}, ['did you mean "int8"']),
         ({"runtime": "auto", "use": "scorng"}, ['unknown use "scorng"', 'did you mean "scoring"']),

@@ -163,7 +163,7 @@ def measure_spectra(
 ) -> list[SpectralReport]:
     """The spectrum of a model's hidden states on each text; one report per layer, in their order.
 
-    lm      a model whose runtime gives hidden states (torch, native), or CapabilityError
+    lm      a model whose runtime gives hidden states (torch, native, recurrent), or CapabilityError
     texts   strings, or token ids as they are; each is cut to its first `tokens` tokens
     layers  -1 is the last one, after the final norm, which every such runtime gives; others, from 0 (the embeddings)
             on, come from torch alone.  Negative numbers count from the end

@@ -131,7 +131,7 @@ def _groups(texts: Sequence[Sequence[int]], free: int) -> Iterator[list[Sequence
 class HiddenFeatures:
     """texts → (N, D): the hidden state after the last token of each, of a frozen model.
 
-    lm      a model whose runtime gives hidden states (torch, native), or CapabilityError
+    lm      a model whose runtime gives hidden states (torch, native, recurrent), or CapabilityError
     prompt  what a text is put into; "{}" stands for it
 
     See `hidden_states`: a text that does not fit the model's context is an error, none is cut.

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from likely.sequence.mixer import MixerRows, MixerState, SequenceMixer, StateKind
+from likely.sequence.mixer import MixerOutput, MixerRows, MixerState, SequenceMixer, StateKind
 
 Streams = dict[str, Tensor]  # what the projections made of x, and the kernel and the output read
 
@@ -37,10 +37,13 @@ class RecurrentMixer(SequenceMixer):
     """A mixer of one linear recurrence, with short convolutions before it or without.
 
     halo  tokens of the chunk before that the convolutions look back on
+    keeps_inputs  `project` also gives what each convolution read, as the stream of its window's name: states at many
+                  positions then take one projection of all tokens
     """
 
     state_kind: ClassVar[StateKind] = "recurrent"
     packs: ClassVar[bool] = True
+    keeps_inputs: ClassVar[bool] = False
     halo: int = 0
 
     def state_spec(self, length: int = 0) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -101,6 +104,31 @@ class RecurrentMixer(SequenceMixer):
         """y (B, L, D) of a summarised chunk, once the state before it is known."""
         y, _ = self._recur(chunk.streams, before, chunk.rows)
         return self.finish(y, chunk.streams)
+
+    def _in_pieces(
+        self, x: Tensor, state: MixerState | None, mask: Tensor | None, seq_idx: Tensor | None,
+        positions: Tensor | None, at: list[int], return_state: bool,
+    ) -> MixerOutput:  # fmt: skip
+        """Projections and output run once, the recurrence in pieces; with padding or documents all runs in pieces."""
+        length = x.shape[1]
+        whole = mask is None and seq_idx is None and all(0 <= column < length for column in at)
+        if not whole or not self.keeps_inputs:
+            return super()._in_pieces(x, state, mask, seq_idx, positions, at, return_state)
+        before = self.init_state(len(x), device=x.device) if state is None else state
+        rows = MixerRows(positions=positions)
+        streams, _ = self.project(x, before.tensors, rows)
+        seen = {name: torch.cat([before[name].to(streams[name].dtype), streams[name]], 1) for name in self.windows()}
+        found: dict[int, MixerState] = {}
+        outputs, h, begin = [], before["h"], 0
+        for end in sorted({*(column + 1 for column in at), length}):
+            y, h = self._recur({name: t[:, begin:end] for name, t in streams.items()}, h, rows)
+            windows = {name: t[:, end : end + self.halo] for name, t in seen.items()}
+            found[end - 1] = MixerState({"h": h, **windows}, before.document)
+            outputs.append(y)
+            begin = end
+        y = self.finish(torch.cat(outputs, 1), streams)
+        last = found[length - 1] if return_state else None
+        return MixerOutput(y, last, {}, tuple(found[column] for column in at))
 
     def _recur(self, streams: Streams, h: Tensor, rows: MixerRows) -> tuple[Tensor, Tensor]:
         with _without_autocast(h):

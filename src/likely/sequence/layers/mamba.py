@@ -25,6 +25,8 @@ class Mamba(RecurrentMixer):
     State: h (B, E, N), and the convolution's last K−1 inputs.  Gu and Dao 2023 (arXiv:2312.00752).
     """
 
+    keeps_inputs = True
+
     def __init__(
         self, d_model: int, *, d_state: int = 16, expand: int = 2, d_conv: int = 4, rank: int | None = None,
         dt_min: float = 1e-3, dt_max: float = 0.1, bias: bool = False, conv_bias: bool = True, segment: int = 256,
@@ -51,16 +53,16 @@ class Mamba(RecurrentMixer):
         return {"conv": self.width}
 
     def project(self, x: Tensor, windows: Mapping[str, Tensor], rows: MixerRows) -> tuple[Streams, dict[str, Tensor]]:
-        u, z = self.in_proj(x).chunk(2, -1)
+        raw, z = self.in_proj(x).chunk(2, -1)
         u, window = causal_conv1d(
-            u, self.conv1d.weight[:, 0], self.conv1d.bias, windows["conv"], lengths=rows.lengths, starts=rows.starts
+            raw, self.conv1d.weight[:, 0], self.conv1d.bias, windows["conv"], lengths=rows.lengths, starts=rows.starts
         )
         u = silu(u)
         low, B, C = self.x_proj(u).split([self.rank, self.d_state, self.d_state], -1)
         dt = softplus(wide(linear(low, self.dt_proj.weight)) + wide(self.dt_proj.bias))
         padding = rows.padding(x)
         dt = dt if padding is None else dt.masked_fill(padding[..., None], 0.0)
-        return {"u": u, "z": z, "B": B, "C": C, "dt": dt}, {"conv": window}
+        return {"u": u, "z": z, "B": B, "C": C, "dt": dt, "conv": raw}, {"conv": window}
 
     def recur(self, streams: Streams, h: Tensor, rows: MixerRows) -> tuple[Tensor, Tensor]:
         u, A = streams["u"], -wide(self.A_log).exp()

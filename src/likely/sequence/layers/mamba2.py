@@ -35,6 +35,8 @@ class Mamba2(RecurrentMixer):
     State: h (B, H, P, N), and the convolution's last K−1 inputs.  Dao and Gu 2024 (arXiv:2405.21060).
     """
 
+    keeps_inputs = True
+
     def __init__(
         self, d_model: int, *, d_state: int = 64, head_dim: int | None = None, expand: int = 2,
         heads: int | None = None, groups: int = 1, d_conv: int = 4, chunk: int = 64, dt_min: float = 1e-3,
@@ -76,14 +78,14 @@ class Mamba2(RecurrentMixer):
         projected = self.in_proj(x if self.in_scale == 1.0 else x * self.in_scale)
         projected = projected if self.scales is None else projected * self.scales
         z, xbc, dt = projected.split([self.sizes[0], sum(self.sizes[1:4]), self.heads], -1)
-        xbc, window = causal_conv1d(
+        heard, window = causal_conv1d(
             xbc, self.conv1d.weight[:, 0], self.conv1d.bias, windows["conv"], lengths=rows.lengths, starts=rows.starts
         )
-        u, B, C = silu(xbc).split(self.sizes[1:4], -1)
+        u, B, C = silu(heard).split(self.sizes[1:4], -1)
         dt = softplus(wide(dt) + wide(self.dt_bias)).clamp(*self.dt_limit)
         padding = rows.padding(x)
         dt = dt if padding is None else dt.masked_fill(padding[..., None], 0.0)
-        return {"z": z, "u": u, "B": B, "C": C, "dt": dt}, {"conv": window}
+        return {"z": z, "u": u, "B": B, "C": C, "dt": dt, "conv": xbc}, {"conv": window}
 
     def recur(self, streams: Streams, h: Tensor, rows: MixerRows) -> tuple[Tensor, Tensor]:
         u = streams["u"].unflatten(-1, (self.heads, self.head_dim))

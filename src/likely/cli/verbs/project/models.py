@@ -62,7 +62,7 @@ def listing() -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
                 "size_bytes": known.size_bytes,
                 "licence": known.licence,
                 "installed": known.present(),
-                "runtimes": [name for name, ready in have.items() if ready],
+                "runtimes": [name for name, ready in have.items() if ready and "gguf" in KINDS[name].reads],
                 "capabilities": ["score", "generate", *(["ask", "chat"] if known.chat else [])],
                 "missing": "; ".join(dict.fromkeys(missing)),
             }

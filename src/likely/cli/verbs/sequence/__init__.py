@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from likely.cli.help import VerbCommand
+from likely.cli.verbs.sequence.convert import convert
 from likely.cli.verbs.sequence.layers import layers
 
 EXAMPLES = """Layers for long sequences: state spaces, linear attention, attention.
@@ -14,6 +15,8 @@ Examples:
   likely sequence layers
 
   likely sequence layers --width 256 --length 65536
+
+  likely sequence convert mamba-130m-hf -o mamba-130m
 """
 verbs = typer.Typer(help=EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
 
@@ -23,5 +26,5 @@ def group() -> None:
     """A group of verbs on sequence layers."""
 
 
-for verb in (layers,):
+for verb in (layers, convert):
     verbs.command(cls=VerbCommand)(verb)

@@ -52,7 +52,7 @@ def bench(
       likely bench -m gemma3 --runtime llamacpp --json
     """
     from likely.bench.timing import BusyMachine, refuse_busy
-    from likely.models.load import available_runtimes
+    from likely.models.load import runtimes_for
     from likely.runtimes.machine import machine
 
     speculation = what == "speculation"
@@ -66,7 +66,7 @@ def bench(
         except BusyMachine as error:
             raise BusyMachine(f"{error}, or give --even-if-busy") from None
     host = machine()
-    names = [runtime] if runtime else [name for name, ready in available_runtimes().items() if ready]
+    names = [runtime] if runtime else runtimes_for(model)
     if speculation:
         from likely.cli.verbs.speed.speculation import DRAFTERS, bench_speculation
 
