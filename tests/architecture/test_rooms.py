@@ -22,7 +22,7 @@ TORCH = (
 )  # and, inside functions, what trains: see below
 TRAINS = (
     "calibration.h", "uncertainty.split_point", "weak_supervision", "prompting.hints", "audit.reach",
-    "audit.inversion", "audit.spectral",
+    "audit.inversion", "audit.spectral", "bench.sequence",
 )  # fmt: skip
 
 

@@ -25,11 +25,11 @@ _FIRST = 11  # id of the first operator
 
 def make_modular_sum(n: int, seed: int, *, split: Split = "train", length: int = 64, modulus: int = 2) -> Examples:
     """Digits below `modulus`; the target at every place is the sum of all digits up to it, modulo `modulus`."""
-    rng = task_rng("modular-sum", n, seed, split, {"length": length})
+    rng = task_rng("modular_sum", n, seed, split, {"length": length})
     if modulus < 2:
         raise ValueError(f"modulus must be >= 2, got {modulus}")
     inputs = rng.integers(0, modulus, (n, length))
-    meta = TaskMeta("modular-sum", "tokens", "tokens", modulus, 1 / modulus, vocabulary=modulus)
+    meta = TaskMeta("modular_sum", "tokens", "tokens", modulus, 1 / modulus, vocabulary=modulus)
     return Examples(inputs, np.cumsum(inputs, 1) % modulus, meta)
 
 

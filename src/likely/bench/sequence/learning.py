@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ MixerSettings = Mapping[str, Mapping[str, Any]]  # layer -> keyword arguments of
 class SequenceTraining:
     """The same for every layer and task.
 
-    width, depth  of the model: `depth` blocks of a mixer, with a feed-forward part of width mlp_size where that is not 0
+    width, depth  of the model: `depth` blocks of a mixer, with a feed-forward part of mlp_size where that is not 0
     learning_rate, recurrence_rate  AdamW's, and its bound for decays and time steps of recurrences; both rise over the
                   first tenth of the steps and fall to a tenth by a cosine
     every         steps from one test to the next
@@ -197,13 +197,8 @@ def evaluate(model: SequenceClassifier, examples: Examples, *, batch: int = 128)
     return top / bottom
 
 
-def count_parameters(model: SequenceClassifier) -> int:
-    """Of the whole model, embedding and head included."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def measure_state(model: SequenceClassifier, length: int) -> int | None:
-    """Bytes that one sequence's state holds after `length` random inputs; None where there is no state to go on from."""
+    """Bytes of one sequence's state after `length` random inputs; None where there is no state to go on from."""
     import torch
 
     config = model.config
@@ -215,8 +210,3 @@ def measure_state(model: SequenceClassifier, length: int) -> int | None:
     with torch.no_grad():
         state = model.backbone(inputs, return_state=True).state
     return int(state.nbytes)
-
-
-def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
-    """The sample's standard deviation, None of a single value."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None

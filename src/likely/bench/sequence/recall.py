@@ -32,9 +32,9 @@ def make_selective_copy(
 
     The sizes of Mamba's paper are tokens 16, blanks 4096, vocabulary 16.
     """
-    rng = task_rng("selective-copy", n, seed, split, {"tokens": tokens, "blanks": blanks, "vocabulary": vocabulary})
+    rng = task_rng("selective_copy", n, seed, split, {"tokens": tokens, "blanks": blanks, "vocabulary": vocabulary})
     places = np.sort(distinct(rng, n, tokens + blanks, tokens), 1)
-    return _copied("selective-copy", rng, places, tokens + blanks, vocabulary)
+    return _copied("selective_copy", rng, places, tokens + blanks, vocabulary)
 
 
 def _copied(task: str, rng: np.random.Generator, places: NDArray[np.int64], before: int, vocabulary: int) -> Examples:

@@ -55,16 +55,16 @@ class SequenceTask:
 
 TASKS: dict[str, SequenceTask] = {
     "copy": SequenceTask("say 8 ids again after 64 blanks", make_copy),
-    "selective-copy": SequenceTask("say 8 ids again that stand among 64 blanks", make_selective_copy),
+    "selective_copy": SequenceTask("say 8 ids again that stand among 64 blanks", make_selective_copy),
     "induction": SequenceTask("what followed the special id the first time", make_induction, {"length": 64}),
     "mqar": SequenceTask("the values of 8 keys", make_mqar),
-    "mqar-16": SequenceTask("the values of 16 keys", make_mqar, {"length": 128, "pairs": 16, "vocabulary": 128}),
+    "mqar_16": SequenceTask("the values of 16 keys", make_mqar, {"length": 128, "pairs": 16, "vocabulary": 128}),
     "recall": SequenceTask("the value of one of 8 keys", make_recall),
     "parity": SequenceTask("whether the bits so far are odd in number", make_modular_sum),
-    "mod-5": SequenceTask("the sum of the digits so far, modulo 5", make_modular_sum, {"modulus": 5}),
+    "mod_5": SequenceTask("the sum of the digits so far, modulo 5", make_modular_sum, {"modulus": 5}),
     "listops": SequenceTask("the value of nested lists of digits", make_listops, train=4000),
     "digits": SequenceTask("handwritten digits, pixel by pixel", make_digits, train=1257, test=360),
-    "digits-permuted": SequenceTask(
+    "digits_permuted": SequenceTask(
         "the same, pixels in a random order", make_digits, {"permuted": True}, train=1257, test=360
     ),
     "paths": SequenceTask("whether two dots are joined by a dashed path", make_paths, train=2000),
