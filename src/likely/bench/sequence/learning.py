@@ -76,7 +76,11 @@ def layer_names(row: str, depth: int) -> list[str]:
 def build_model(
     row: str, meta: TaskMeta, training: SequenceTraining, *, mixers: MixerSettings | None = None, seed: int = 0
 ) -> SequenceClassifier:
-    """A new model that reads the task's inputs and answers in the form of its targets; the seed draws its weights."""
+    """A new model that reads the task's inputs and answers in the form of its targets; the seed draws its weights.
+
+    Embeddings start with variance 1: much smaller ones are drowned by the first block's outputs, and recall is learned
+    several times more slowly.
+    """
     torch = import_torch()
     from likely.sequence.backbone import SequenceClassifier, SequenceConfig, SequenceRegressor
 
@@ -87,9 +91,10 @@ def build_model(
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if meta.targets in ("values", "last values"):
-            return SequenceRegressor(config)
-        return SequenceClassifier(config)
+        model = (SequenceRegressor if "values" in meta.targets else SequenceClassifier)(config)
+        if meta.inputs == "tokens":
+            torch.nn.init.normal_(model.backbone.embed_tokens.weight)
+    return model
 
 
 def learn(
