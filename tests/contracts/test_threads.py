@@ -28,7 +28,10 @@ from likely.scoring.likelihood import Item, score_items
 THREADS = 8
 
 
-@pytest.fixture(scope="module", params=runtime_cases())
+NAMES = [name for name in FACTORIES if name != "recurrent-falcon_h1"]  # differs from "recurrent" in its layers
+
+
+@pytest.fixture(scope="module", params=runtime_cases(NAMES))
 def made(request):
     build, tolerance = FACTORIES[request.param]
     runtime = build()
@@ -162,7 +165,7 @@ def test_a_forked_child_refuses(made):
     runtime.close(held)
 
 
-@pytest.mark.parametrize("name", runtime_cases())
+@pytest.mark.parametrize("name", runtime_cases(NAMES))
 def test_shutdown_waits_for_a_call_and_may_be_repeated(name):
     runtime = FACTORIES[name][0]()
     inside, go_on, order = threading.Event(), threading.Event(), []

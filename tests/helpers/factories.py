@@ -107,6 +107,21 @@ def own_codes(name: str) -> Callable[[], Runtime]:
     return build
 
 
+def recurrent(name: str) -> Callable[[], Runtime]:
+    """States are kept so often that going back meets every case; falcon_h1 has keys and values beside its states."""
+
+    def build() -> Runtime:
+        from tiny_states import state_module
+
+        from likely.runtimes.recurrent.runtime import RecurrentRuntime
+        from likely.sequence.convert import from_transformers
+
+        model = from_transformers(state_module(name))
+        return RecurrentRuntime(model, tokens_held=1024, sequences=64, tokens_per_call=16, checkpoint_every=4)
+
+    return build
+
+
 FACTORIES: dict[str, tuple[Callable[[], Runtime], float]] = {
     "toy": (toy, 0.0),
     "torch": (torch_runtime("llama"), 1e-4),
@@ -126,6 +141,8 @@ FACTORIES: dict[str, tuple[Callable[[], Runtime], float]] = {
     "native-file": (own_codes("llama"), 0.0),
     "native-file-gemma3": (own_codes("gemma3"), 0.0),
     "native-int4": (native("qwen2", "int4"), 0.0),
+    "recurrent": (recurrent("mamba2"), 1e-4),
+    "recurrent-falcon_h1": (recurrent("falcon_h1"), 1e-4),
     "torch-recompute": (torch_runtime("mamba"), 1e-4),
 }
 OFTEN = ("toy", "torch", "llamacpp", "native", "native-file")  # the others differ from one of these in a format

@@ -12,7 +12,7 @@ from likely.models.load import _OPEN, available_runtimes
 from likely.runtimes.kinds import DTYPES, KINDS, LocalOptions, kinds_with
 from likely.runtimes.protocol import Capabilities
 
-ELSEWHERE = {"device", "threads"}  # of torch: chosen before the class is made
+ELSEWHERE = {"torch": {"device", "threads"}, "recurrent": {"threads"}}  # chosen before the class is made
 
 
 def constructor(name):
@@ -20,6 +20,8 @@ def constructor(name):
         from likely.runtimes.llamacpp.runtime import LlamaCppRuntime as Kind
     elif name == "torch":
         from likely.runtimes.torch.runtime import TorchRuntime as Kind
+    elif name == "recurrent":
+        from likely.runtimes.recurrent.runtime import RecurrentRuntime as Kind
     else:
         from likely.runtimes.native.runtime import NativeRuntime as Kind
     return Kind
@@ -38,7 +40,7 @@ def test_options_are_the_keywords_of_the_class(name):
     others = {"self", "path", "place", "module", "dtype", "rounding", "kv_orders"}
     takes = set(inspect.signature(constructor(name).__init__).parameters) - others
     takes = {"context" if option == "tokens_held" else option for option in takes}
-    assert takes | (ELSEWHERE if name == "torch" else set()) == KINDS[name].options
+    assert takes | ELSEWHERE.get(name, set()) == KINDS[name].options
 
 
 def test_every_option_is_typed_and_belongs_to_a_kind():
@@ -62,6 +64,7 @@ def test_dtypes_are_those_that_the_classes_take():
 
 
 def test_messages_name_every_kind_that_can():
-    assert kinds_with() == "llamacpp, torch, native"
-    assert kinds_with("trees") == kinds_with("fork", "truncate") == "llamacpp, torch, native"
-    assert kinds_with("hidden") == kinds_with("layers") == "torch, native" and kinds_with("gradients") == "torch"
+    assert kinds_with() == "llamacpp, torch, native, recurrent"
+    assert kinds_with("trees") == kinds_with("fork", "truncate") == "llamacpp, torch, native, recurrent"
+    assert kinds_with("hidden") == "torch, native, recurrent"
+    assert kinds_with("layers") == "torch, native" and kinds_with("gradients") == "torch"

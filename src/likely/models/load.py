@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from likely.errors import CapabilityError, ModelError, missing_extra, nearest
+from likely.formats.folder import read_json
 from likely.io.hashes import file_sha256, fingerprint, folder_sha256
 from likely.models.catalog import DEFAULT_MODEL, KNOWN, find_model, known_model
 from likely.runtimes.kinds import DTYPES, KINDS, LocalOptions, RuntimeKind, SourceKind
@@ -62,10 +63,12 @@ def load_local(
 ) -> Loaded:
     """Open a model on this machine; the folder of a peft adapter stands for its model with the adapter added.
 
-    runtime  "native" (likely's own C++), "llamacpp", "torch", or None.  None, for a GGUF file without a dtype: native
-             where it is available and knows the architecture, else llama.cpp, else torch (files of more than 4 GiB with
-             types that native does not multiply, such as Q2_K: llama.cpp first); otherwise torch, else native.  "auto":
-             what `likely bench` has measured as the fastest for `use`; the same as None where nothing was measured
+    runtime  "native" (likely's own C++), "llamacpp", "torch", "recurrent" (state-space models), or None.  None, for a
+             GGUF file without a dtype: native where it is available and knows the architecture, else llama.cpp, else
+             torch (files of more than 4 GiB with types that native does not multiply, such as Q2_K: llama.cpp first);
+             for a folder of a state-space model (`RuntimeKind.model_types`): recurrent; otherwise torch, else native.
+             "auto": what `likely bench` has measured as the fastest for `use`; the same as None where nothing was
+             measured
     dtype    of torch: "float32" (the oracle), "bfloat16", "float16"; of native: "int8", "bfloat16", "float32", "file"
              (the codes of a GGUF file as they are; the default of large ones), "int4" ("int8", "file" and "int4" alone
              mean native); llama.cpp computes in the types of its file
@@ -217,14 +220,19 @@ def _choose(
 
 def _by_default(where: SourceKind, place: Path | str, dtype: str | None) -> list[RuntimeKind]:
     """A GGUF file runs natively; a large one whose codes that runtime cannot keep, in llama.cpp. With a dtype, and from
-    a folder, a model runs in torch."""
+    a folder, a model runs in torch, or in the runtime that names its type."""
     if where == "gguf" and dtype is None:
         order: tuple[str, ...] = ("native", "llamacpp", "torch")
         if Path(place).stat().st_size > MOST_INT8_BYTES and not _keeps_codes(Path(place)):
             order = ("llamacpp", "native", "torch")
     else:
         order = ("torch", "native") if dtype in (None, *KINDS["torch"].dtypes) else ("native", "torch")
-    return [KINDS[name] for name in order]
+    own = [kind for kind in KINDS.values() if where == "folder" and _model_type(Path(place)) in kind.model_types]
+    return [*own, *(KINDS[name] for name in order)]
+
+
+def _model_type(folder: Path) -> str:
+    return str(read_json(folder / "config.json").get("model_type", ""))
 
 
 def _keeps_codes(path: Path) -> bool:
@@ -262,6 +270,10 @@ def _fastest(
 def _check_kind(kind: RuntimeKind, where: SourceKind, place: Path | str, dtype: str | None) -> None:
     """Refuse a source that this kind cannot read and a dtype that it does not compute in."""
     if where not in kind.reads:
+        if where == "gguf":
+            raise CapabilityError(
+                f"{kind.name} reads folders of state-space models; {place} is none. Run: likely sequence convert"
+            )
         raise CapabilityError(f"{kind.name} reads GGUF files; {place} is not one. Run: likely convert {place} out.gguf")
     if dtype is not None and dtype not in kind.dtypes:
         others = " or ".join(f'runtime="{name}"' for name, other in KINDS.items() if dtype in other.dtypes)
@@ -310,8 +322,17 @@ def _open_native(where: SourceKind, place: Path | str, dtype: str | None, option
     return runtime, *_tokenizer(path)
 
 
+def _open_recurrent(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
+    from likely.runtimes.recurrent.runtime import RecurrentRuntime
+
+    path = _hub_folder(str(place), local=False) if where == "hub" else Path(place)
+    runtime = RecurrentRuntime.from_folder(path, dtype=dtype, **_tokens_held(options))
+    return runtime, *_tokenizer(path)
+
+
 _OPEN: dict[str, Callable[[SourceKind, Path | str, str | None, dict[str, Any]], Opened]] = {
-    "llamacpp": _open_llamacpp, "torch": _open_torch, "native": _open_native
+    "llamacpp": _open_llamacpp, "torch": _open_torch, "native": _open_native,
+    "recurrent": _open_recurrent,
 }  # fmt: skip
 
 

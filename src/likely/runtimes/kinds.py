@@ -19,6 +19,7 @@ class RuntimeKind:
     packages      what must be installed, which the extra of likely brings
     capabilities  fields of `Capabilities` that its models have (torch: if their keys and values can be cached)
     options       keywords of `likely.load` that it takes, see `LocalOptions`
+    model_types   of the config.json of folders that it opens, and by default; empty: it finds out itself
     """
 
     name: str
@@ -29,6 +30,7 @@ class RuntimeKind:
     capabilities: frozenset[str]
     options: frozenset[str]
     compiles: bool = False  # needs a C++ compiler on first use
+    model_types: frozenset[str] = frozenset()
 
     @property
     def pip(self) -> str:
@@ -77,6 +79,16 @@ KINDS = {
             options=frozenset(_COMMON | {"progress", "tokens_per_call", "kv_dtype", "group_prefixes"}),
             compiles=True,
         ),
+        RuntimeKind(
+            "recurrent",
+            reads=frozenset({"folder", "hub"}),
+            dtypes=("float32",),
+            packages=("torch", "transformers"),
+            extra="torch",
+            capabilities=frozenset({"trees", "fork", "truncate", "hidden"}),
+            options=frozenset(_COMMON | {"revision", "tokens_per_call", "checkpoint_every"}),
+            model_types=frozenset({"likely_sequence", "mamba", "mamba2", "falcon_h1"}),
+        ),
     )
 }
 DTYPES = tuple(dict.fromkeys(dtype for kind in KINDS.values() for dtype in kind.dtypes))
@@ -90,7 +102,8 @@ class LocalOptions(TypedDict, total=False):
     invariant  llamacpp: logits the same, bit for bit, however tokens are batched
     kv_dtype   of cached keys and values: llamacpp: f16, f32, bf16, q8_0; torch: f32, bf16, f16, bfp12, bfp16, and for
                keys and values apart, as in bfp12/bfp16; native: all of these
-    device     torch: "cpu", "cuda" ...              revision         torch: a name for these weights
+    device     torch: "cpu", "cuda" ...              revision         torch, recurrent: a name for these weights
+    checkpoint_every  recurrent: tokens between states that a sequence can go back to
     group_prefixes  torch, native: attend once to what the sequences of a call hold together; the default on a CPU
     attention_threads  torch: how many attentions of layers side by side run at a time
     progress   native: (bytes, bytes in all) while the weights are packed, which happens once per model and dtype
@@ -106,6 +119,7 @@ class LocalOptions(TypedDict, total=False):
     revision: str | None
     group_prefixes: bool | None
     attention_threads: int | None
+    checkpoint_every: int | None
     progress: Callable[[int, int], None] | None
 
 

@@ -26,6 +26,8 @@ def load_pretrained(folder_or_id: str | Path, *, dtype: torch.dtype, device: tor
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    import likely.sequence.backbone  # noqa: F401  transformers then knows its models
+
     check_no_foreign_code(folder_or_id)
     try:
         with quiet():
