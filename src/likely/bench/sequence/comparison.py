@@ -188,13 +188,10 @@ def compare_layers(
                     missing.append(f"{row}, {name}, {seed}")
                     continue
                 found = learn(row, task, training, seed=seed, mixers=mixers, data_dir=data_dir)
-                test = task.examples(task.test, seed, "test", data_dir=data_dir)
-                values.add({key: {**asdict(found), "chance": test.meta.chance, "metric": test.meta.metric,
-                                  "higher_is_better": test.meta.higher_is_better,
-                                  "length": test.inputs.shape[1]}})  # fmt: skip
+                values.add({key: asdict(found)})
                 if say:
-                    said = "diverged" if found.value is None else f"{found.value:.3f} {test.meta.metric}"
-                    say(f"seed {seed}, {name}, {row}: {said} (chance {test.meta.chance:.3f})")
+                    said = "diverged" if found.value is None else f"{found.value:.3f} {found.meta.metric}"
+                    say(f"seed {seed}, {name}, {row}: {said} (chance {found.meta.chance:.3f})")
 
     def cells(row: str, name: str) -> list[dict[str, Any]]:
         keys = [_key(row, name, tasks[name], training, seed, mixers or {}) for seed in seeds]
@@ -203,9 +200,11 @@ def compare_layers(
     columns = []
     for name, task in tasks.items():
         if known := [cell for row in rows for cell in cells(row, name)]:
-            first = known[0]
-            columns.append(BenchColumn(name, task.about, first["metric"], first["higher_is_better"], first["length"],
-                                       float(np.mean([cell["chance"] for cell in known]))))  # fmt: skip
+            meta = TaskMeta(**known[0]["meta"])
+            chance = float(np.mean([cell["meta"]["chance"] for cell in known]))
+            columns.append(
+                BenchColumn(name, task.about, meta.metric, meta.higher_is_better, known[0]["length"], chance)
+            )  # fmt: skip
     found_rows = [_row(row, {c.task: cells(row, c.task) for c in columns}, training, mixers) for row in rows]
     return LayerComparison(training, list(seeds), columns, found_rows, missing)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -53,9 +54,11 @@ class SequenceTraining:
 class Learned:
     """The metric on the test set after `steps` (the last is the end); of a run that diverged both end earlier.
 
-    tokens  seen in training, padding included
+    meta, length  of the test set;  tokens: seen in training, padding included
     """
 
+    meta: TaskMeta
+    length: int
     steps: list[int]
     curve: list[float]
     tokens: int
@@ -128,9 +131,11 @@ def learn(
             tests.evaluate()
     except TrainingDiverged:
         diverged = True
-    curve = tests.curve
+    curve = list(itertools.takewhile(math.isfinite, tests.curve))
+    diverged = diverged or len(curve) < len(tests.curve)
     steps = [min((i + 1) * training.every, training.steps) for i in range(len(curve))]
-    return Learned(steps, curve, training.steps * training.batch * test.inputs.shape[1], diverged)
+    length = test.inputs.shape[1]
+    return Learned(test.meta, length, steps, curve, training.steps * training.batch * length, diverged)
 
 
 def warm_cosine(step: int, steps: int) -> float:

@@ -119,10 +119,12 @@ def make_bytes(
     return Examples(rows[:, :-1], rows[:, 1:], meta)
 
 
+@lru_cache(maxsize=1)
 def _shakespeare(data_dir: str | Path | None) -> bytes:
     return "\n".join(row["text"] for row in load_records("tinyshakespeare", data_dir=data_dir)).encode()
 
 
+@lru_cache(maxsize=1)
 def _tetouan(data_dir: str | Path | None) -> NDArray[np.float64]:
     rows = list(load_records("tetouan_power", data_dir=data_dir))
     return np.array([[float(value) for name, value in row.items() if name != "date"] for row in rows])
