@@ -3,9 +3,9 @@
 Two blocks of S4D (time-invariant), Mamba-2 (selective) or softmax attention, trained from nothing on copying at a fixed
 lag, selective copying and multi-query associative recall; the same optimiser, steps and batches for all.
 
-  python reproductions/mamba_360.py           the sizes of SIZES, three seeds
-  python reproductions/mamba_360.py --full    the sizes of the papers' kind, and selective copying among 64, 128 and 256
-                                              blanks, 1,200 steps
+  python reproductions/mamba_360.py           32 to 72 tokens, 700 steps, three seeds
+  python reproductions/mamba_360.py --full    80 and 64 tokens, selective copying among 128 and 256 blanks besides,
+                                              1,200 steps
   python reproductions/mamba_360.py --quick   a few steps; not written
 """
 
@@ -51,14 +51,12 @@ class Size:
 
     tasks: Mapping[str, SequenceTask] = field(
         default_factory=lambda: {
-            "copy": sized("copy", tokens=6, blanks=24),
-            "selective_copy": sized("selective_copy", tokens=6, blanks=24),
-            "mqar": sized("mqar", length=32, pairs=4, vocabulary=32),
+            "copy": sized("copy", tokens=6, blanks=18),
+            "selective_copy": sized("selective_copy", tokens=4, blanks=60),
+            "mqar": sized("mqar", length=32, pairs=8, vocabulary=32),
         }
     )
-    training: SequenceTraining = field(
-        default_factory=lambda: SequenceTraining(steps=400, every=50, learning_rate=6e-3)
-    )
+    training: SequenceTraining = field(default_factory=lambda: SequenceTraining(steps=700, every=70))
     seeds: Sequence[int] = (0, 1, 2)
     longer: tuple[int, ...] = ()  # selective copying among so many blanks, besides
 

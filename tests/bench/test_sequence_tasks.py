@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -340,3 +341,9 @@ def test_a_task_takes_only_sizes_it_knows():
         task.with_size("mqar", {"pair": 4})
     with pytest.raises(DataError, match="pairs must be like 8"):
         task.with_size("mqar", {"pairs": "many"})
+
+
+def test_every_task_is_in_the_guide():
+    page = (Path(__file__).parents[2] / "docs" / "sequence-bench.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {*TASKS}
