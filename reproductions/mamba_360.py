@@ -3,7 +3,7 @@
 Two blocks of S4D (time-invariant), Mamba-2 (selective) or softmax attention, trained from nothing on copying at a fixed
 lag, selective copying and multi-query associative recall; the same optimiser, steps and batches for all.
 
-  python reproductions/mamba_360.py           32 to 72 tokens, 700 steps, three seeds
+  python reproductions/mamba_360.py           30 to 68 tokens, 600 steps, three seeds
   python reproductions/mamba_360.py --full    80 and 64 tokens, selective copying among 128 and 256 blanks besides,
                                               1,200 steps
   python reproductions/mamba_360.py --quick   a few steps; not written
@@ -56,7 +56,7 @@ class Size:
             "mqar": sized("mqar", length=32, pairs=8, vocabulary=32),
         }
     )
-    training: SequenceTraining = field(default_factory=lambda: SequenceTraining(steps=700, every=70))
+    training: SequenceTraining = field(default_factory=lambda: SequenceTraining(steps=600, every=60))
     seeds: Sequence[int] = (0, 1, 2)
     longer: tuple[int, ...] = ()  # selective copying among so many blanks, besides
 
