@@ -11,7 +11,8 @@ pytestmark = pytest.mark.xdist_group("architecture")  # every file is parsed onc
 ROOMS = (
     "errors", "lazy", "io", "metrics", "data", "formats", "tokenizers", "sequence", "runtimes", "models", "scoring",
     "decoding", "guided", "queries", "code", "training", "compression", "calibration", "uncertainty",
-    "weak_supervision", "prompting", "alignment", "audit", "lm", "likely", "bench", "show", "evidence", "serving", "cli",
+    "weak_supervision", "prompting", "alignment", "audit", "lm", "likely", "bench", "show", "evidence", "serving",
+    "cli",
 )  # fmt: skip
 # and, inside functions, what trains: see below
 TORCH = ("sequence", "runtimes.torch", "runtimes.recurrent", "training", "compression", "alignment")

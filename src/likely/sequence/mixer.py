@@ -172,7 +172,7 @@ class SequenceMixer(nn.Module):
         state = self.init_state(len(x), device=x.device) if state is None else state
         lengths, order = (None, None) if mask is None else _left_aligned(mask.bool())
         if order is not None:
-            x, seq_idx, positions = (None if t is None else _ordered(t, order) for t in (x, seq_idx, positions))  # type: ignore[assignment]
+            x, seq_idx, positions = (None if t is None else _ordered(t, order) for t in (x, seq_idx, positions))
         rows = MixerRows(lengths, None, positions, return_state)
         padding = rows.padding(x)
         x = x if padding is None else x.masked_fill(padding[..., None], 0.0)
@@ -311,7 +311,7 @@ def _spans(x: Tensor, rows: MixerRows) -> list[tuple[int, int, int, bool]]:
     return found
 
 
-def _mean(parts: list[tuple[int, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+def _mean(parts: Sequence[tuple[int, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
     """Scalars of pieces, averaged by their numbers of tokens."""
     total = sum(n for n, _ in parts)
     names = parts[0][1] if parts else {}

@@ -1,4 +1,4 @@
-"""Hyena: long convolutions whose filters are a network of the lag, between gates.  No finite state: it keeps its history."""
+"""Hyena: long convolutions between gates, with a network of the lag as filter.  It keeps its history as its state."""
 
 from __future__ import annotations
 

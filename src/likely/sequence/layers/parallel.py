@@ -51,7 +51,9 @@ class ParallelMixer(SequenceMixer):
         return {f"{i}.{name}": s for i, part in enumerate(self.parts()) for name, s in part.state_spec(length).items()}
 
     def mix(self, x: Tensor, state: MixerState, rows: MixerRows) -> tuple[Tensor, MixerState, dict[str, Tensor]]:
-        total, tensors, scalars = torch.zeros_like(x), {}, {}
+        tensors: dict[str, Tensor] = {}
+        scalars: dict[str, Tensor] = {}
+        total = torch.zeros_like(x)
         for i, part in enumerate(self.parts()):
             prefix = f"{i}."
             inner = MixerState({n.removeprefix(prefix): t for n, t in state.tensors.items() if n.startswith(prefix)})
@@ -74,7 +76,8 @@ class ParallelMixer(SequenceMixer):
             )  # fmt: skip
         if return_state or state is not None or states_at is not None:
             raise ValueError("a mesh takes whole sequences: leave out state, return_state and states_at")
-        total, scalars = torch.zeros_like(x), {}
+        scalars: dict[str, Tensor] = {}
+        total = torch.zeros_like(x)
         for i, part in enumerate(self.parts()):
             out = part(x * self.in_scales[i], mask=mask, seq_idx=seq_idx, positions=positions, mesh=mesh)
             total = total + self.out_scales[i] * out.y
