@@ -82,7 +82,7 @@ def build_model(
     """A new model that reads the task's inputs and answers in the form of its targets; the seed draws its weights.
 
     Embeddings start with variance 1: much smaller ones are drowned by the first block's outputs, and recall is learned
-    several times more slowly.
+    more slowly.
     """
     torch = import_torch()
     from likely.sequence.backbone import SequenceClassifier, SequenceConfig, SequenceRegressor
