@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from likely.bench.sequence.computation import make_modular_sum as make_modular_sum
     from likely.bench.sequence.examples import Examples as Examples
     from likely.bench.sequence.examples import TaskMeta as TaskMeta
-    from likely.bench.sequence.learning import Learned as Learned
+    from likely.bench.sequence.learning import LearnedTask as LearnedTask
     from likely.bench.sequence.learning import SequenceTraining as SequenceTraining
     from likely.bench.sequence.learning import evaluate as evaluate
     from likely.bench.sequence.learning import learn as learn

@@ -20,7 +20,7 @@ from likely.errors import check_choice
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 IGNORED = -100  # a target that does not count; among real-valued targets it is NaN
-Metric = Literal["accuracy", "normalised MSE", "bits per byte"]
+TaskMetric = Literal["accuracy", "normalised MSE", "bits per byte"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TaskMeta:
     targets: Literal["tokens", "class", "values", "last values"]
     outputs: int
     chance: float
-    metric: Metric = "accuracy"
+    metric: TaskMetric = "accuracy"
     vocabulary: int = 0
     channels: int = 0
     padding: int | None = None

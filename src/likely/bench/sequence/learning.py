@@ -51,7 +51,7 @@ class SequenceTraining:
 
 
 @dataclass(frozen=True)
-class Learned:
+class LearnedTask:
     """The metric on the test set after `steps` (the last is the end); of a run that diverged both end earlier.
 
     meta, length  of the test set;  tokens: seen in training, padding included
@@ -103,7 +103,7 @@ def build_model(
 def learn(
     row: str, task: SequenceTask, training: SequenceTraining, *, seed: int = 0, mixers: MixerSettings | None = None,
     data_dir: Path | None = None, progress: Callable[[int], None] | None = None,
-) -> Learned:  # fmt: skip
+) -> LearnedTask:  # fmt: skip
     """Train on the task's training split, test on its test split; weights, batches and tests all follow the seed."""
     from torch.optim import AdamW
     from torch.optim.lr_scheduler import LambdaLR
@@ -135,7 +135,7 @@ def learn(
     diverged = diverged or len(curve) < len(tests.curve)
     steps = [min((i + 1) * training.every, training.steps) for i in range(len(curve))]
     length = test.inputs.shape[1]
-    return Learned(test.meta, length, steps, curve, training.steps * training.batch * length, diverged)
+    return LearnedTask(test.meta, length, steps, curve, training.steps * training.batch * length, diverged)
 
 
 def warm_cosine(step: int, steps: int) -> float:

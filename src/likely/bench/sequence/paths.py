@@ -18,7 +18,7 @@ DASH, DOT = 0.5, 1.0  # values of cells; others are 0
 _APART = 3  # least distance of two paths, in cells along the longer axis
 _STEPS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
 
-Cell = tuple[int, int]
+_Cell = tuple[int, int]
 
 
 def make_paths(
@@ -54,8 +54,8 @@ def make_paths(
 
 @dataclass(frozen=True)
 class _Picture:
-    paths: list[list[Cell]]
-    dots: tuple[Cell, Cell]
+    paths: list[list[_Cell]]
+    dots: tuple[_Cell, _Cell]
     joined: bool
 
     @property
@@ -67,8 +67,8 @@ class _Picture:
     @classmethod
     def draw(cls, rng: np.random.Generator, side: int, lengths: list[int]) -> _Picture:
         for _ in range(10_000):
-            near: set[Cell] = set()
-            paths: list[list[Cell]] = []
+            near: set[_Cell] = set()
+            paths: list[list[_Cell]] = []
             for length in lengths:
                 path = _walk(rng, side, length, near)
                 if path is None:
@@ -102,7 +102,7 @@ class _Picture:
         return grid.reshape(-1, 1)
 
 
-def _walk(rng: np.random.Generator, side: int, length: int, near: set[Cell]) -> list[Cell] | None:
+def _walk(rng: np.random.Generator, side: int, length: int, near: set[_Cell]) -> list[_Cell] | None:
     """A self-avoiding path that mostly keeps its direction; None where no try of a few reaches the length."""
     for _ in range(8):
         x, y, heading, *drawn = rng.integers(0, (side, side, 8, *[1 << 30] * (length - 1))).tolist()
@@ -125,10 +125,10 @@ def _walk(rng: np.random.Generator, side: int, length: int, near: set[Cell]) -> 
     return None
 
 
-def _next(cell: Cell, heading: int) -> Cell:
+def _next(cell: _Cell, heading: int) -> _Cell:
     step = _STEPS[heading % 8]
     return cell[0] + step[0], cell[1] + step[1]
 
 
-def _inside(cell: Cell, side: int) -> bool:
+def _inside(cell: _Cell, side: int) -> bool:
     return 0 <= cell[0] < side and 0 <= cell[1] < side
