@@ -115,7 +115,7 @@ def learn(
     groups = param_groups(
         model, lr=training.learning_rate, weight_decay=training.weight_decay, recurrence_lr=training.recurrence_rate
     )
-    optimizer = AdamW(groups)  # type: ignore[arg-type]
+    optimizer = AdamW(groups)
     schedule = LambdaLR(optimizer, lambda step: warm_cosine(step, training.steps))
     tests = EarlyStopping[None](
         lambda: evaluate(model, test), lambda: None, every=training.every, patience=training.steps + 1

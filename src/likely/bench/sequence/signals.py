@@ -91,7 +91,7 @@ def make_digits(n: int, seed: int, *, split: Split = "train", permuted: bool = F
 @lru_cache(maxsize=1)
 def _digits() -> tuple[NDArray[Any], NDArray[np.int64]]:
     try:
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ImportError:
         raise missing_extra("scikit-learn", "test") from None
     found = load_digits()
