@@ -18,7 +18,7 @@ ROOMS = (
 TORCH = ("sequence", "runtimes.torch", "runtimes.recurrent", "training", "compression", "alignment")
 TRAINS = (
     "calibration.h", "uncertainty.split_point", "weak_supervision", "prompting.hints", "audit.reach",
-    "audit.inversion", "audit.spectral",
+    "audit.inversion", "audit.spectral", "bench.sequence",
 )  # fmt: skip
 
 

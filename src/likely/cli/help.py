@@ -21,6 +21,8 @@ TABLES = {
     "conversions": ("likely.models.convert", "FORMATS"),
     "compressions": ("likely.compression.methods", "METHODS"),
     "preference_methods": ("likely.alignment.methods", "METHODS"),
+    "sequence_layers": ("likely.sequence.table", "MIXERS"),
+    "sequence_tasks": ("likely.bench.sequence.tasks", "TASKS"),
     "online_methods": ("likely.alignment.online.training", "ONLINE_METHODS"),
 }  # (module, table)
 _PLACE = re.compile("{(" + "|".join(TABLES) + ")}")

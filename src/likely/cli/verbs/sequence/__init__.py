@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from likely.cli.help import VerbCommand
+from likely.cli.verbs.sequence.bench import bench
 from likely.cli.verbs.sequence.convert import convert
 from likely.cli.verbs.sequence.layers import layers
 
@@ -17,6 +18,8 @@ Examples:
   likely sequence layers --width 256 --length 65536
 
   likely sequence convert mamba-130m-hf -o mamba-130m
+
+  likely sequence bench s4d mamba2 attention --task selective-copy --task mqar --cells cells.jsonl
 """
 verbs = typer.Typer(help=EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
 
@@ -26,5 +29,5 @@ def group() -> None:
     """A group of verbs on sequence layers."""
 
 
-for verb in (layers, convert):
+for verb in (layers, bench, convert):
     verbs.command(cls=VerbCommand)(verb)
