@@ -241,3 +241,20 @@ def run_blocks(
         jump = leap if size == block else torch.linalg.matrix_power(system.matrix, size)
         state = torch.einsum("hnm,bhm->bhn", jump, state) + forced
     return (torch.cat(found, -1) if found else None), state
+
+
+def last_state(system: DiscreteSystem, values: Tensor, state: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """The state (B, H, N) after each row's first `lengths` (B,) inputs; None: after all.  values (B, H, L)"""
+    if lengths is None:
+        return run_blocks(system, values, state)[1]
+    length = values.shape[-1]
+    index = torch.arange(length, device=values.device) - (length - lengths)[:, None]  # every row ends at the right
+    moved = values.gather(-1, index.clamp_min(0)[:, None].expand(values.shape))
+    moved = moved.masked_fill((index < 0)[:, None], 0.0)
+    forced = run_blocks(system, moved, torch.zeros_like(state))[1]
+    matrix, left = system.matrix, lengths
+    while bool(left.any()):
+        leapt = torch.einsum("hnm,bhm->bhn", matrix, state)
+        state = torch.where((left % 2 == 1)[:, None, None], leapt, state)
+        matrix, left = matrix @ matrix, left // 2
+    return forced + state
