@@ -17,7 +17,7 @@ WIDTH = 4
 
 def layer(**settings):
     torch.manual_seed(0)
-    return S4(WIDTH, **{"d_state": 8, "l_max": 24, "glu": False, **settings}).double()
+    return S4(WIDTH, **{"d_state": 8, "l_max": 24, "mix_channels": False, **settings}).double()
 
 
 def signal(length=24, batch=2, seed=1):
@@ -145,16 +145,19 @@ def test_dtypes():
     assert torch.equal(narrow.double().log_step.float(), layer().float().log_step)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (layer().float()(signal().float()).y - expected).abs().max() < 2e-5 * expected.abs().max()
+    half = layer(mix_channels=True).float().half()
+    assert half.out_proj.weight.dtype == torch.float16 and torch.equal(half.kernel(9), layer().float().kernel(9))
+    half.log_step = torch.nn.Parameter(half.log_step.half())
     with pytest.raises(ValueError, match=r"float32 or float64, got torch\.float16"):
-        layer().half().kernel(8)
+        half.kernel(8)
 
 
 def test_training_moves_every_parameter():
-    mixer = layer(glu=True)
+    mixer = layer(mix_channels=True)
     mixer(signal()).y.square().sum().backward()
     for name, parameter in mixer.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
-    stepped = layer(glu=True)
+    stepped = layer(mix_channels=True)
     state, total = stepped.init_state(2), torch.zeros(())
     for t in range(24):
         y, state = stepped.step(signal()[:, t], state)

@@ -6,6 +6,7 @@ Gu, Goel, Ré 2021, arXiv:2111.00396.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +33,13 @@ class S4(RecurrentMixer):
     dt_min, dt_max Δ is drawn log-uniformly between them
     bidirectional  a second kernel sees the future, from lag 1 on; there is no state then
     n_ssm          systems (Λ, P, B) that channels share, a divisor of d_model; None: one for each channel
-    glu            the output part; False: K∗u + D u alone
+    mix_channels   False: K∗u + D u alone, no activation and no linear map
 
     What is trained is C̃ = C(I − Ā^ℓ) for the length ℓ = `kernel_length`, which is part of the state dict.  Asked for a
     longer kernel, the layer doubles ℓ, C̃ ← C̃(I + Ā^ℓ): the old kernel goes on.  An optimiser step that moves Ā moves
-    the C that C̃ stands for.  Λ, P, B and Δ want a small learning rate and no weight decay
-    (`likely.sequence.optim`).  Section 3 of the paper, and ops/dplr.py.
+    the C that C̃ stands for.  Λ, P, B and Δ want a learning rate of at most 1e-3
+    and no weight decay.  All but the linear map stays in float32 where the layer is made half or bfloat16.
+    Section 3 of the paper; the mathematics is in ops/dplr.py.
     """
 
     packs = False
@@ -45,7 +47,7 @@ class S4(RecurrentMixer):
     def __init__(
         self, d_model: int, d_state: int = 64, *, l_max: int | None = None, init: str = "legs",
         rank: int | None = None, dt_min: float = 1e-3, dt_max: float = 0.1, bidirectional: bool = False,
-        n_ssm: int | None = None, glu: bool = True, dropout: float = 0.0,
+        n_ssm: int | None = None, mix_channels: bool = True, dropout: float = 0.0,
     ):  # fmt: skip
         super().__init__(d_model)
         check_choice("init", init, RANKS)
@@ -60,7 +62,7 @@ class S4(RecurrentMixer):
             raise ValueError(f"n_ssm must divide d_model = {d_model}, got {n_ssm}")
         self.d_state, self.causal, self._rate = d_state, not bidirectional, 1.0
         found = nplr(init, d_state, rank=rank)
-        real = torch.get_default_dtype()
+        real = torch.promote_types(torch.get_default_dtype(), torch.float32)
 
         def copied(values: Tensor) -> nn.Parameter:
             return nn.Parameter(values.unsqueeze(-2).expand(*values.shape[:-1], copies, values.shape[-1]).clone())
@@ -73,19 +75,30 @@ class S4(RecurrentMixer):
         self.frequency = nn.Parameter(copied(eigenvalues.imag).to(real))
         self.low_rank = pairs(torch.tensor(found.low_rank))  # (r, n_ssm, n, 2)
         self.inputs = pairs(torch.tensor(found.inputs))  # (n_ssm, n, 2)
-        self.log_step = nn.Parameter(torch.empty(d_model).uniform_(math.log(dt_min), math.log(dt_max)))
-        self.skip = nn.Parameter(torch.randn(d_model))
+        self.log_step = nn.Parameter(torch.empty(d_model, dtype=real).uniform_(math.log(dt_min), math.log(dt_max)))
+        self.skip = nn.Parameter(torch.randn(d_model, dtype=real))
         directions = 2 if bidirectional else 1
-        outputs = torch.randn(directions, d_model, d_state // 2, 2) * math.sqrt(0.5)
+        outputs = torch.randn(directions, d_model, d_state // 2, 2, dtype=real) * math.sqrt(0.5)
         self.outputs = nn.Parameter(outputs)  # C̃, as real pairs: (1 or 2, D, n, 2)
         self.register_buffer("kernel_length", torch.tensor(l_max or SHORTEST))
         self.kernel_length: Tensor
-        self.out_proj = nn.Linear(d_model, 2 * d_model) if glu else None
+        self.out_proj = nn.Linear(d_model, 2 * d_model) if mix_channels else None
         self.dropout = nn.Dropout(dropout)
         self._kept: tuple[tuple[object, ...], tuple[dplr.DplrSystem, Tensor]] | None = None
         with torch.no_grad():
             start = dplr.truncated_outputs(self.system(), torch.view_as_complex(outputs), int(self.kernel_length))
             self.outputs.copy_(torch.view_as_real(start))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> S4:
+        """As of every module, but no narrower than float32 where this layer itself holds the parameter."""
+        own = {id(t) for p in self.parameters(recurse=False) for t in (p, p.grad) if t is not None}
+
+        def wide_enough(t: Tensor) -> Tensor:
+            moved = fn(t)
+            narrow = id(t) in own and moved.is_floating_point() and moved.itemsize < 4
+            return t.to(moved.device, torch.float32) if narrow else moved
+
+        return super()._apply(wide_enough, recurse)
 
     @property
     def rate(self) -> float:
