@@ -5,7 +5,7 @@
 (b) sequential digits, pixel by pixel, in order and in a random order: two layers of width 64 against an LSTM of the
     same size.
 (c) ListOps, small trees: two layers against the most frequent value.
-(d) generation (--timing): tokens per second of one step at a time, against attention with a KV cache, as the text grows.
+(d) generation (--timing): tokens per second, one step at a time, against attention with a KV cache, as texts grow.
 
   python reproductions/s4.py             3 seeds
   python reproductions/s4.py --full      5 seeds, more steps
@@ -63,7 +63,7 @@ class Size:
 
 
 SMOKE = Size(2, 48, 8, 6, 1, 64, 64, 1, (16, 32), 3)
-QUICK = Size(3, 512, 128, 250, 20, 1257, 6000, 3)
+QUICK = Size(3, 512, 128, 300, 20, 1257, 6000, 3)
 FULL = Size(5, 1024, 300, 1000, 40, 1257, 20000, 10)
 
 
@@ -215,19 +215,19 @@ def study(
             "Path-X 96.35 %; permuted MNIST 98.70 %; generation 60x faster than a Transformer"
         ),
         ours=(
-            f"delay of {size.lag} steps, normalised MSE: S4 {errors[LEGS].value:.3f}, S4D {errors[DIAGONAL].value:.3f}, "
-            f"random eigenvalues {errors[RANDOM].value:.2f}; digits pixel by pixel {digits[ORDERED, LEGS].value:.1%} "
-            f"(LSTM {digits[ORDERED, LSTM].value:.1%}), permuted {digits[PERMUTED, LEGS].value:.1%} "
-            f"(LSTM {digits[PERMUTED, LSTM].value:.1%}); small ListOps {lists.value:.1%} "
-            f"(most frequent value {majority:.1%})"
+            f"delay of {size.lag} steps, normalised MSE: S4 {errors[LEGS].value:.3f}, S4D "
+            f"{errors[DIAGONAL].value:.3f}, random eigenvalues {errors[RANDOM].value:.2f}; digits pixel by pixel: S4 "
+            f"{digits[ORDERED, LEGS].value:.1%}, LSTM {digits[ORDERED, LSTM].value:.1%}; permuted: S4 "
+            f"{digits[PERMUTED, LEGS].value:.1%}, LSTM {digits[PERMUTED, LSTM].value:.1%}; small ListOps: S4 "
+            f"{lists.value:.1%}, most frequent value {majority:.1%}"
         ),
         figures=figures,
         checks=checks,
         samples=(
-            f"{size.seeds} seeds; delay: one layer of {CHANNELS} channels, N = 64, {size.delay_steps} steps of 8 signals "
-            f"of {size.delay_length}; digits: scikit-learn's 1257 to train on and 360 to test, {size.digit_epochs} "
-            f"epochs, {numbers[LEGS]} parameters (LSTM {numbers[LSTM]}); ListOps: {size.lists} trees of 30 to 150 "
-            f"tokens, {size.list_epochs} epochs, 1000 to test"
+            f"{size.seeds} seeds; delay: one layer of {CHANNELS} channels, N = 64, {size.delay_steps} steps of 8 "
+            f"signals of {size.delay_length}; digits: scikit-learn's 1257 to train on and 360 to test, "
+            f"{size.digit_epochs} epochs, {numbers[LEGS]} parameters (LSTM {numbers[LSTM]}); ListOps: {size.lists} "
+            f"trees of 30 to 150 tokens, {size.list_epochs} epochs, 1000 to test"
         ),
         intervals="95 %: Student's t over seeds",
         full=full,
@@ -262,8 +262,8 @@ def timing_figures(cells: Cells, size: Size) -> tuple[list[Figure], list[Check]]
     against = speedup(timings[f"{LEGS}, {long} tokens"], timings[f"attention with a KV cache, {long} tokens"])
     checks = [
         Check(
-            statement=f"time of a step of S4 after {long} tokens over that after {short}", value=grown.median, bound=1.2,
-            unit="x",
+            statement=f"time of a step of S4 after {long} tokens over that after {short}", value=grown.median,
+            bound=1.2, unit="x",
         ),
         Check(
             statement=f"time of a step of S4 over that of attention, after {long} tokens", value=1 / against.median,

@@ -9,9 +9,12 @@ from likely.sequence import MIXERS, MixerState, SequenceMixer, make_mixer
 WIDTH = 8
 TINY: dict[str, dict[str, object]] = {  # settings beside the width 8 that keep a layer tiny and its corners in use
     "attention": {"heads": 4, "kv_heads": 2},
+    "ema": {"d_state": 3},
     "linear_attention": {"heads": 2, "chunk": 5},
     "mamba2": {"d_state": 4, "head_dim": 4, "groups": 2, "chunk": 5, "dt_limit": (1e-3, 0.08)},
+    "s4": {"d_state": 4, "l_max": 16, "dt_max": 0.5, "n_ssm": 2, "init": "legt"},
     "s4d": {"d_state": 4, "dt_max": 0.5},
+    "seqboat": {"z_dim": 4, "h_dim": 6, "ema_dim": 3, "window": 3},
 }
 
 

@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING
 from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from likely.sequence.hippo import DiagonalPlusLowRank as DiagonalPlusLowRank
+    from likely.sequence.hippo import diagonal_initialisation as diagonal_initialisation
+    from likely.sequence.hippo import hippo_matrix as hippo_matrix
+    from likely.sequence.hippo import nplr as nplr
     from likely.sequence.mixer import MixerOutput as MixerOutput
     from likely.sequence.mixer import MixerRows as MixerRows
     from likely.sequence.mixer import MixerState as MixerState

@@ -41,6 +41,10 @@ MIXERS: dict[str, MixerEntry] = {
         f"{LAYERS}.attention:SoftmaxAttention", "attention", False, True, "attention", "O(L²)", "kv",
         "softmax attention with rotary positions and grouped keys", "O(L)",
     ),
+    "ema": MixerEntry(
+        f"{LAYERS}.ema:EMA", "structural", True, False, "fft", "O(L log L)", "recurrent",
+        "several damped moving averages of each channel (Ma 2022)",
+    ),
     "linear_attention": MixerEntry(
         f"{LAYERS}.linear_attention:LinearAttention", "recurrent", False, True, "chunk", "O(L)", "recurrent",
         "attention without softmax (Katharopoulos 2020)",
@@ -49,9 +53,17 @@ MIXERS: dict[str, MixerEntry] = {
         f"{LAYERS}.mamba2:Mamba2", "gating", False, True, "chunk", "O(L)", "recurrent",
         "one selective decay per head (Dao and Gu 2024)",
     ),
+    "s4": MixerEntry(
+        f"{LAYERS}.s4:S4", "structural", True, False, "fft", "O(L log L)", "recurrent",
+        "HiPPO state space of normal plus low rank as a convolution (Gu 2021)",
+    ),
     "s4d": MixerEntry(
         f"{LAYERS}.diagonal:S4D", "structural", True, False, "fft", "O(L log L)", "recurrent",
         "diagonal state space as a convolution (Gu 2022)",
+    ),
+    "seqboat": MixerEntry(
+        "likely.sequence.seqboat.layer:SeqBoat", "hybrid", False, True, "fft", "O(L log L)", "recurrent",
+        "attention in a window of the tokens that the layer picks itself (Ren 2023)",
     ),
 }  # fmt: skip
 

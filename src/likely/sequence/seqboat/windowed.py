@@ -19,14 +19,12 @@ AttentionKind = Literal["softmax", "relu2"]
 class WindowedKeys(NamedTuple):
     """Keys and values of places.
 
-    keys (B, R, s);  values (B, R, h);  times (B, R) original positions;  group (B, R) documents;
-    given (B, R) bool, False: the place is empty
+    keys (B, R, s);  values (B, R, h);  times (B, R) original positions;  given (B, R) bool, False: the place is empty
     """
 
     keys: Tensor
     values: Tensor
     times: Tensor
-    group: Tensor
     given: Tensor
 
 
@@ -56,12 +54,12 @@ def windowed_attention(
         cut = part.unflatten(1, (blocks + around - 1, window))
         return torch.cat([cut[:, i : i + blocks] for i in range(around)], 2)
 
-    keys, values, times, group, given = (blocked(part) for part in memory)
+    keys, values, times, given = (blocked(part) for part in memory)
     own = slice(window, 2 * window)  # the queries' places among the keys
     distance = torch.arange(window, device=keys.device)[:, None] + window
     distance = distance - torch.arange(around * window, device=keys.device)  # (w, keys): i − j
     seen = (distance >= (0 if causal else -window)) & (distance <= window)
-    seen = seen & given[:, :, None, :] & (group[:, :, own, None] == group[:, :, None, :])
+    seen = seen & given[:, :, None, :]
     scores = queries @ keys.mT
     scores = scores / (size**0.5 if kind == "softmax" else window * (1 if causal else 2))
     if bias is not None:
