@@ -44,6 +44,7 @@ REMEMBERED, FORGOTTEN = 0.1, 0.5  # normalised MSE of a delay that is learned, a
 LEAST_DIGITS = 0.96  # accuracy
 LEAST_GAIN = 0.10  # over the most frequent value of ListOps
 CHANNELS = 64
+DROPOUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Size:
 
 
 SMOKE = Size(2, 48, 8, 6, 1, 64, 64, 1, (16, 32), 3)
-QUICK = Size(3, 512, 128, 300, 20, 1257, 6000, 3)
+QUICK = Size(3, 512, 128, 300, 20, 1257, 4000, 3)
 FULL = Size(5, 1024, 300, 1000, 40, 1257, 20000, 10)
 
 
@@ -100,7 +101,7 @@ def digit_accuracy(name: str, task: str, size: Size, seed: int) -> dict[str, flo
     permuted = task == PERMUTED
     train = make_digits(size.digits, seed, permuted=permuted)
     mixers = [nn.LSTM(CHANNELS, CHANNELS, batch_first=True) if name == LSTM else layer(name, 64) for _ in range(2)]
-    network = SmallNetwork(1, 10, mixers, pool=True)
+    network = SmallNetwork(1, 10, mixers, pool=True, dropout=DROPOUT)
     fit(network, train, epochs=size.digit_epochs, rate=5e-3, seed=seed)
     test = make_digits(min(size.digits, 360), 0, split="test", permuted=permuted)
     right = predictions(network, test).argmax(-1) == test.targets
@@ -110,7 +111,8 @@ def digit_accuracy(name: str, task: str, size: Size, seed: int) -> dict[str, flo
 def list_accuracy(size: Size, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
     train = make_listops(size.lists, seed)
-    network = SmallNetwork(train.meta.vocabulary, 10, [layer(LEGS, 150) for _ in range(2)], pool=True, tokens=True)
+    mixers = [layer(LEGS, 150) for _ in range(2)]
+    network = SmallNetwork(train.meta.vocabulary, 10, mixers, pool=True, tokens=True, dropout=DROPOUT)
     fit(network, train, epochs=size.list_epochs, rate=5e-3, seed=seed)
     test = make_listops(min(size.lists, 1000), 0, split="test")
     right = predictions(network, test).argmax(-1) == test.targets

@@ -25,12 +25,12 @@ STATE_SPACE = ("log_decay", "frequency", "low_rank", "inputs", "log_step", "log_
 class SmallNetwork(nn.Module):
     """Embedding, then x + layer(norm(x)) for each layer, then a linear map of every place or of their mean.
 
-    inputs  numbers per step, or ids if `tokens`;  norm False: the layers alone, one after the other
+    inputs  numbers per step, or ids if `tokens`;  norm False: the layers alone;  dropout: of what a layer adds
     """
 
     def __init__(
         self, inputs: int, outputs: int, layers: Sequence[nn.Module], *, width: int = 64, norm: bool = True,
-        pool: bool = False, tokens: bool = False,
+        pool: bool = False, tokens: bool = False, dropout: float = 0.0,
     ):  # fmt: skip
         super().__init__()
         self.embed = nn.Embedding(inputs, width) if tokens else nn.Linear(inputs, width)
@@ -38,21 +38,14 @@ class SmallNetwork(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in layers) if norm else None
         self.last_norm = nn.LayerNorm(width) if norm else nn.Identity()
         self.head = nn.Linear(width, outputs)
-        self.pool = pool
-        self.aux: list[dict[str, Tensor]] = []  # of the last call, layer by layer
+        self.pool, self.dropout = pool, nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         x = self.embed(x)
-        self.aux = []
         for i, layer in enumerate(self.layers):
             inner = x if self.norms is None else self.norms[i](x)
-            if isinstance(layer, SequenceMixer):
-                found = layer(inner, mask=mask)
-                y = found.y
-                self.aux.append(dict(found.aux))
-            else:
-                y = layer(inner)[0]  # an LSTM
-            x = y if self.norms is None else x + y
+            y = layer(inner, mask=mask).y if isinstance(layer, SequenceMixer) else layer(inner)[0]  # or an LSTM
+            x = y if self.norms is None else x + self.dropout(y)
         x = self.last_norm(x)
         if self.pool:
             real = torch.ones_like(x[..., :1]) if mask is None else mask[..., None].to(x.dtype)
