@@ -42,7 +42,8 @@ def every_token(x):
     return route(torch.zeros(*x.shape[:2], 2), always=True)
 
 
-def test_the_study_measures_every_cell_once(script, tmp_path):
+def test_the_study_measures_every_cell_once(script, tmp_path, data_dir, monkeypatch):
+    monkeypatch.setenv("LIKELY_DATA", str(data_dir))
     cells = script.Cells(tmp_path / "cells.jsonl", {}, lambda line: None)
     found = script.study(cells, script.SMOKE, full=False, say=lambda line: None)
     assert len(found.checks) == 6 and found.mode == "quick"
