@@ -180,13 +180,16 @@ class SequenceMixer(nn.Module):
         if seq_idx is not None:
             starts, document = _documents(seq_idx, document, lengths, padding)
             rows = replace(rows, starts=starts if bool(starts.any()) else None)
-        if rows.starts is not None and not self.packs:
-            y, state, aux = self._by_document(x, state, rows)
-        else:
-            y, state, aux = self.mix(x, state, rows)
+        y, state, aux = self.mix_documents(x, state, rows)
         y = y if padding is None else y.masked_fill(padding[..., None], 0.0)
         y = y if order is None else _ordered(y, order.argsort(dim=1))
         return MixerOutput(y, replace(state, document=document) if return_state else None, aux)
+
+    def mix_documents(
+        self, x: Tensor, state: MixerState, rows: MixerRows
+    ) -> tuple[Tensor, MixerState, dict[str, Tensor]]:
+        """`mix`, also where packed documents start and the layer itself knows none."""
+        return self.mix(x, state, rows) if rows.starts is None or self.packs else self._by_document(x, state, rows)
 
     def step(self, x_t: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
         """One token for each row: x_t (B, D) -> y_t (B, D) and the new state; the given one stays as it is."""

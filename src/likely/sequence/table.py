@@ -41,17 +41,61 @@ MIXERS: dict[str, MixerEntry] = {
         f"{LAYERS}.attention:SoftmaxAttention", "attention", False, True, "attention", "O(L²)", "kv",
         "softmax attention with rotary positions and grouped keys", "O(L)",
     ),
+    "deltanet": MixerEntry(
+        f"{LAYERS}.delta:DeltaNet", "recurrent", False, True, "chunk", "O(L)", "recurrent",
+        "overwrites what a key recalls (Yang 2024)",
+    ),
+    "dss": MixerEntry(
+        f"{LAYERS}.diagonal:DSS", "structural", True, False, "fft", "O(L log L)", "recurrent",
+        "diagonal state space, softmax over lags (Gupta 2022)",
+    ),
     "ema": MixerEntry(
-        f"{LAYERS}.ema:EMA", "structural", True, False, "fft", "O(L log L)", "recurrent",
-        "several damped moving averages of each channel (Ma 2022)",
+        f"{LAYERS}.ema:EMA", "gating", True, False, "fft", "O(L log L)", "recurrent",
+        "damped moving averages (Mega, Ma 2022)",
+    ),
+    "gated_deltanet": MixerEntry(
+        f"{LAYERS}.delta:GatedDeltaNet", "gating", False, True, "chunk", "O(L)", "recurrent",
+        "delta rule on a memory that decays (Yang 2024)",
+    ),
+    "gla": MixerEntry(
+        f"{LAYERS}.linear_attention:GatedLinearAttention", "gating", False, True, "chunk", "O(L)", "recurrent",
+        "linear attention, learned decay per key dimension (Yang 2023)",
+    ),
+    "gss": MixerEntry(
+        f"{LAYERS}.gated:GSS", "gating", True, False, "fft", "O(L log L)", "recurrent",
+        "gated state space on a quarter of the width (Mehta 2022)",
+    ),
+    "h3": MixerEntry(
+        f"{LAYERS}.gated:H3", "gating", True, False, "fft", "O(L log L)", "recurrent",
+        "two state spaces between products (Fu 2022)",
+    ),
+    "hyena": MixerEntry(
+        f"{LAYERS}.hyena:Hyena", "gating", True, False, "fft", "O(L log L)", "history",
+        "long implicit convolutions between products (Poli 2023)", "O(L)",
     ),
     "linear_attention": MixerEntry(
         f"{LAYERS}.linear_attention:LinearAttention", "recurrent", False, True, "chunk", "O(L)", "recurrent",
         "attention without softmax (Katharopoulos 2020)",
     ),
+    "lru": MixerEntry(
+        f"{LAYERS}.lru:LRU", "recurrent", True, False, "scan", "O(L)", "recurrent",
+        "linear recurrent unit (Orvieto 2023)",
+    ),
+    "mamba": MixerEntry(
+        f"{LAYERS}.mamba:Mamba", "gating", False, True, "scan", "O(L)", "recurrent",
+        "selective diagonal state space per channel (Gu and Dao 2023)",
+    ),
     "mamba2": MixerEntry(
         f"{LAYERS}.mamba2:Mamba2", "gating", False, True, "chunk", "O(L)", "recurrent",
         "one selective decay per head (Dao and Gu 2024)",
+    ),
+    "parallel": MixerEntry(
+        f"{LAYERS}.parallel:ParallelMixer", "hybrid", False, True, "attention", "O(L²)", "kv",
+        "Mamba-2 beside attention on one input (Falcon-H1, 2025)", "O(L)",
+    ),
+    "retnet": MixerEntry(
+        f"{LAYERS}.linear_attention:RetNet", "recurrent", True, False, "chunk", "O(L)", "recurrent",
+        "linear attention with a fixed decay per head (Sun 2023)",
     ),
     "s4": MixerEntry(
         f"{LAYERS}.s4:S4", "structural", True, False, "fft", "O(L log L)", "recurrent",
@@ -60,6 +104,10 @@ MIXERS: dict[str, MixerEntry] = {
     "s4d": MixerEntry(
         f"{LAYERS}.diagonal:S4D", "structural", True, False, "fft", "O(L log L)", "recurrent",
         "diagonal state space as a convolution (Gu 2022)",
+    ),
+    "s5": MixerEntry(
+        f"{LAYERS}.lru:S5", "structural", True, False, "scan", "O(L)", "recurrent",
+        "one state space for all channels (Smith 2022)",
     ),
     "seqboat": MixerEntry(
         "likely.sequence.seqboat.layer:SeqBoat", "hybrid", False, True, "fft", "O(L log L)", "recurrent",

@@ -118,6 +118,57 @@ class S4D(DiagonalMixer):
         return y if self.out_proj is None else glu(self.out_proj(gelu(y)), -1)
 
 
+class DSS(DiagonalMixer):
+    """Diagonal state space with a softmax over lags: K_l = Re Σ_n (C_n/Λ_n) e^{ΔΛ_n l} / Σ_{j<l_max} e^{ΔΛ_n j}.
+
+    d_state  N, even: N/2 complex numbers;  l_max: the length that the softmax is over, stored with the layer so that
+             steps and other lengths use the same kernel;  mix_channels: as `S4D`'s
+
+    1/x is x̄/(|x|² + 1e−7).  State: h (B, D, N/2), complex.  Gupta et al. 2022 (arXiv:2203.14343).
+    """
+
+    l_max: Tensor
+
+    def __init__(
+        self, d_model: int, *, d_state: int = 64, l_max: int = 1024, dt_min: float = 1e-3, dt_max: float = 0.1,
+        mix_channels: bool = True,
+    ):  # fmt: skip
+        super().__init__(d_model)
+        if d_state < 2 or d_state % 2:
+            raise ValueError(f"d_state must be even and at least 2, got {d_state}")
+        if l_max < 1:
+            raise ValueError(f"l_max must be at least 1, got {l_max}")
+        self.channels, self.d_state = d_model, d_state // 2
+        self.register_buffer("l_max", torch.tensor(l_max))
+        self.log_dt = nn.Parameter(log_uniform(d_model, dt_min, dt_max))
+        self.A_log = nn.Parameter(torch.full((d_model, self.d_state), math.log(0.5)))
+        self.A_imag = nn.Parameter((math.pi * torch.arange(self.d_state)).float().repeat(d_model, 1))
+        self.C = nn.Parameter(torch.randn(d_model, self.d_state, 2))
+        self.D = nn.Parameter(torch.randn(d_model))
+        self.out_proj = nn.Linear(d_model, 2 * d_model) if mix_channels else None
+
+    def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
+        A = torch.complex(-wide(self.A_log).exp(), wide(self.A_imag))
+        log_a = wide(self.log_dt).exp()[:, None] * A
+        total = (1 - torch.exp(log_a * self.l_max)) / (1 - torch.exp(log_a))
+        c = torch.view_as_complex(wide(self.C)) * _reciprocal(A) * _reciprocal(total)
+        return log_a, torch.ones_like(c), c / 2  # twice the real part is taken of conjugate pairs, here there are none
+
+    def direct(self) -> Tensor:
+        return self.D
+
+    def project(self, x: Tensor, windows: Mapping[str, Tensor], rows: MixerRows) -> tuple[Streams, dict[str, Tensor]]:
+        return {"u": x}, {}
+
+    def finish(self, y: Tensor, streams: Streams) -> Tensor:
+        y = y.to(self.D.dtype)
+        return y if self.out_proj is None else glu(self.out_proj(gelu(y)), -1)
+
+
+def _reciprocal(x: Tensor) -> Tensor:
+    return x.conj() / (x.real.square() + x.imag.square() + 1e-7)
+
+
 def log_uniform(count: int, smallest: float, largest: float) -> Tensor:
     """Logarithms of numbers that are log-uniform between the two."""
     return torch.rand(count) * math.log(largest / smallest) + math.log(smallest)

@@ -62,7 +62,8 @@ class SeqBoat(SequenceMixer):
         self.z_dim, self.h_dim, self.window = z_dim, h_dim or 2 * d_model, window
         self.attn, self.pos, self.always_act, self.causal = attn, pos, always_act, not bidirectional
         settings: dict[str, dict[str, object]] = {
-            "ema": {"d_state": ema_dim, "bidirectional": bidirectional}, "s4d": {"mix_channels": False}, "mamba2": {},
+            "ema": {"d_state": ema_dim, "activation": False, "bidirectional": bidirectional},
+            "s4d": {"mix_channels": False}, "mamba2": {},
         }  # fmt: skip
         self.ssm = make_mixer(ssm, d_model, settings[ssm])
         self.hx_proj = _linear(d_model, 2 + d_model)
