@@ -85,7 +85,7 @@ def layers(name: str, size: Size, length: int) -> list[nn.Module]:
     """Two layers of one of the four kinds."""
     made: list[nn.Module] = []
     for _ in range(2):
-        settings: dict[str, Any] = {"z_dim": 32, "window": size.window, "init_temp_scale": 0.3}
+        settings: dict[str, Any] = {"z_dim": 32, "window": size.window}
         if name == ALL:
             settings |= {"always_act": True, "window": length}
         mixer = ChunkedUnit(WIDTH, always_act=True, **settings) if name == CHUNKED else SeqBoat(WIDTH, **settings)
@@ -99,8 +99,8 @@ def layers(name: str, size: Size, length: int) -> list[nn.Module]:
 def recall(n: int, seed: int, size: Size, split: str = "train") -> tuple[Examples, np.ndarray, np.ndarray]:
     """Pairs of key and value, then noise with questions in it; (examples, where pairs or questions are, questions).
 
-    Each of PAIRS keys is asked ASKED times, at random places; its value is the target there.  Elsewhere the target is
-    the token itself: what attention writes there only disturbs.  Ids of noise occur nowhere else.
+    Each of PAIRS keys is asked ASKED times, at random places; its value is the target there.  The target of noise, whose
+    ids occur nowhere else, is the token itself: what attention writes there only disturbs.  Pairs have no target.
     """
     rng = np.random.default_rng([seed, n, split == "test"])
     half, length = VOCABULARY // 2, size.length
@@ -115,6 +115,7 @@ def recall(n: int, seed: int, size: Size, split: str = "train") -> tuple[Example
     targets, asked = inputs.copy(), np.zeros(inputs.shape, bool)
     np.put_along_axis(targets, places, np.take_along_axis(values, which, 1), 1)
     np.put_along_axis(asked, places, True, 1)
+    targets[:, : 2 * PAIRS] = -100
     needed = asked.copy()
     needed[:, : 2 * PAIRS] = True
     ids = VOCABULARY + NOISE
@@ -134,8 +135,9 @@ def copies(n: int, seed: int, size: Size) -> Examples:
     return Examples(ids, targets, meta)
 
 
-def network(name: str, ids: int, outputs: int, size: Size, length: int) -> SmallNetwork:
-    return SmallNetwork(ids, outputs, layers(name, size, length), width=WIDTH, tokens=True)
+def network(name: str, ids: int, size: Size, length: int) -> SmallNetwork:
+    """Head and embedding are one: that a token is itself need not be learned."""
+    return SmallNetwork(ids, ids, layers(name, size, length), width=WIDTH, tokens=True, tied=True)
 
 
 def routed(model: SmallNetwork, examples: Examples) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
@@ -167,7 +169,7 @@ def keys_seen(active: np.ndarray, name: str, window: int) -> float:
 
 def recall_numbers(name: str, size: Size, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
-    model = network(name, VOCABULARY + NOISE, VOCABULARY + NOISE, size, size.length)
+    model = network(name, VOCABULARY + NOISE, size, size.length)
     fit(model, lambda step: recall(size.batch, seed * 100_000 + step, size)[0], steps=size.recall_steps, rate=size.rate)
     test, needed, asked = recall(size.tested, 0, size, "test")
     found, scores, active = routed(model, test)
@@ -181,7 +183,7 @@ def recall_numbers(name: str, size: Size, seed: int) -> dict[str, Any]:
 
 def copy_numbers(size: Size, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
-    model = network(SPARSE, VOCABULARY, VOCABULARY, size, size.length)
+    model = network(SPARSE, VOCABULARY, size, size.length)
     fit(model, lambda step: copies(size.batch, seed * 100_000 + step, size), steps=size.copy_steps, rate=size.rate)
     test = copies(size.tested, 10**9 + seed, size)
     found, _, active = routed(model, test)
@@ -191,7 +193,7 @@ def copy_numbers(size: Size, seed: int) -> dict[str, Any]:
 
 def text_numbers(name: str, size: Size, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
-    model = network(name, 256, 256, size, size.text_length)
+    model = network(name, 256, size, size.text_length)
 
     def batch(step: int) -> Examples:
         return make_bytes(size.batch, seed * 100_000 + step, length=size.text_length)

@@ -26,11 +26,12 @@ class SmallNetwork(nn.Module):
     """Embedding, then x + layer(norm(x)) for each layer, then a linear map of every place or of their mean.
 
     inputs  numbers per step, or ids if `tokens`;  norm False: the layers alone;  dropout: of what a layer adds
+    tied    the head's weight is the embedding's
     """
 
     def __init__(
         self, inputs: int, outputs: int, layers: Sequence[nn.Module], *, width: int = 64, norm: bool = True,
-        pool: bool = False, tokens: bool = False, dropout: float = 0.0,
+        pool: bool = False, tokens: bool = False, dropout: float = 0.0, tied: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.embed = nn.Embedding(inputs, width) if tokens else nn.Linear(inputs, width)
@@ -38,6 +39,8 @@ class SmallNetwork(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in layers) if norm else None
         self.last_norm = nn.LayerNorm(width) if norm else nn.Identity()
         self.head = nn.Linear(width, outputs)
+        if tied:
+            self.head.weight = self.embed.weight
         self.pool, self.dropout = pool, nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -20,7 +20,8 @@ def test_questions_have_one_answer_and_noise_stands_nowhere_else(script):
         pairs = dict(zip(ids[: 2 * script.PAIRS : 2], ids[1 : 2 * script.PAIRS : 2], strict=True))
         assert len(pairs) == script.PAIRS and question.sum() == script.PAIRS * script.ASKED
         assert [pairs[key] for key in ids[question]] == targets[question].tolist()
-        assert (ids == targets)[~question].all()
+        assert (ids == targets)[2 * script.PAIRS :][~question[2 * script.PAIRS :]].all()
+        assert (targets[: 2 * script.PAIRS] == -100).all()
     assert ((found.inputs < script.VOCABULARY) == needed).all()
     assert not np.array_equal(found.inputs, script.recall(20, 0, script.QUICK, "test")[0].inputs)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,8 @@ class S4(RecurrentMixer):
     Section 3 of the paper; the mathematics is in ops/dplr.py.
     """
 
-    packs = False
+    packs: ClassVar[bool] = False
+    kernel_length: Tensor
 
     def __init__(
         self, d_model: int, d_state: int = 64, *, l_max: int | None = None, init: str = "legs",
@@ -81,7 +83,6 @@ class S4(RecurrentMixer):
         outputs = torch.randn(directions, d_model, d_state // 2, 2, dtype=real) * math.sqrt(0.5)
         self.outputs = nn.Parameter(outputs)  # C̃, as real pairs: (1 or 2, D, n, 2)
         self.register_buffer("kernel_length", torch.tensor(l_max or SHORTEST))
-        self.kernel_length: Tensor
         self.out_proj = nn.Linear(d_model, 2 * d_model) if mix_channels else None
         self.dropout = nn.Dropout(dropout)
         self._kept: tuple[tuple[object, ...], tuple[dplr.DplrSystem, Tensor]] | None = None
