@@ -65,7 +65,7 @@ class Size:
 
 
 SMOKE = Size(2, 40, 4, 3, 2, 2, 4, 8, 16)
-QUICK = Size(2, 128, 32, 500, 150, 300, 16, 256)
+QUICK = Size(2, 128, 32, 800, 150, 300, 16, 256)
 FULL = Size(5, 256, 32, 4000, 800, 3000, 32, 1024)
 
 
@@ -99,8 +99,8 @@ def layers(name: str, size: Size, length: int) -> list[nn.Module]:
 def recall(n: int, seed: int, size: Size, split: str = "train") -> tuple[Examples, np.ndarray, np.ndarray]:
     """Pairs of key and value, then noise with questions in it; (examples, where pairs or questions are, questions).
 
-    Each of PAIRS keys is asked ASKED times, at random places; its value is the target there.  The target of noise, whose
-    ids occur nowhere else, is the token itself: what attention writes there only disturbs.  Pairs have no target.
+    Each of PAIRS keys is asked ASKED times, at random places; its value is the target there.  The target of noise,
+    whose ids occur nowhere else, is the token itself: what attention writes there only disturbs.  Pairs have no target.
     """
     rng = np.random.default_rng([seed, n, split == "test"])
     half, length = VOCABULARY // 2, size.length
@@ -135,9 +135,9 @@ def copies(n: int, seed: int, size: Size) -> Examples:
     return Examples(ids, targets, meta)
 
 
-def network(name: str, ids: int, size: Size, length: int) -> SmallNetwork:
-    """Head and embedding are one: that a token is itself need not be learned."""
-    return SmallNetwork(ids, ids, layers(name, size, length), width=WIDTH, tokens=True, tied=True)
+def network(name: str, ids: int, size: Size, length: int, *, tied: bool = False) -> SmallNetwork:
+    """tied: head and embedding are one, so that to say a token again need not be learned."""
+    return SmallNetwork(ids, ids, layers(name, size, length), width=WIDTH, tokens=True, tied=tied)
 
 
 def routed(model: SmallNetwork, examples: Examples) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
@@ -169,7 +169,7 @@ def keys_seen(active: np.ndarray, name: str, window: int) -> float:
 
 def recall_numbers(name: str, size: Size, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
-    model = network(name, VOCABULARY + NOISE, size, size.length)
+    model = network(name, VOCABULARY + NOISE, size, size.length, tied=True)
     fit(model, lambda step: recall(size.batch, seed * 100_000 + step, size)[0], steps=size.recall_steps, rate=size.rate)
     test, needed, asked = recall(size.tested, 0, size, "test")
     found, scores, active = routed(model, test)
