@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from likely.errors import check_choice
 
-FloatArray = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
 RANKS = {"legs": 1, "legt": 2, "fout": 1}  # of the correction that makes the matrix normal
@@ -38,7 +37,7 @@ class DiagonalPlusLowRank(NamedTuple):
     basis: ComplexArray
 
 
-def hippo_matrix(name: str, state_size: int) -> tuple[FloatArray, FloatArray]:
+def hippo_matrix(name: str, state_size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(A (N, N), B (N,)) of a HiPPO method.
 
     legs  all of the past, the same weight for each part of it, in Legendre polynomials (time scaled by 1/t)
@@ -63,7 +62,7 @@ def hippo_matrix(name: str, state_size: int) -> tuple[FloatArray, FloatArray]:
     return np.diag(frequencies, -1) - np.diag(frequencies, 1) - np.outer(inputs, inputs), inputs
 
 
-def low_rank_correction(name: str, state_size: int) -> FloatArray:
+def low_rank_correction(name: str, state_size: int) -> NDArray[np.float64]:
     """P (r, N) such that A + PᵀP is normal: a multiple of the identity plus a skew-symmetric matrix."""
     check_choice("HiPPO method", name, RANKS)
     n = np.arange(state_size, dtype=np.float64)

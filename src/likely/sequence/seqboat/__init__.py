@@ -6,7 +6,7 @@ from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from likely.sequence.seqboat.layer import SeqBoat as SeqBoat
-    from likely.sequence.seqboat.sma import Activation as Activation
+    from likely.sequence.seqboat.sma import ActiveTokens as ActiveTokens
     from likely.sequence.seqboat.sma import compress as compress
     from likely.sequence.seqboat.sma import extract as extract
     from likely.sequence.seqboat.sma import route as route

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from likely.errors import check_choice
 from likely.sequence.mixer import MixerRows, MixerState, SequenceMixer
-from likely.sequence.seqboat.sma import Activation, compress, extract, route
+from likely.sequence.seqboat.sma import ActiveTokens, compress, extract, route
 from likely.sequence.seqboat.windowed import AttentionKind, WindowedKeys, rotate, windowed_attention
 from likely.sequence.table import make_mixer
 
@@ -114,7 +114,7 @@ class SeqBoat(SequenceMixer):
         return y, MixerState(tensors | {"length": lengths}), aux
 
     def _unit(
-        self, hidden: Tensor, found: Activation, times: Tensor, state: MixerState
+        self, hidden: Tensor, found: ActiveTokens, times: Tensor, state: MixerState
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """The attention unit's output for all tokens, what is kept of it, and the mean span."""
         kept = {name: state[name] for name in ("keys", "values", "times", "activated")} if self.causal else {}
@@ -160,7 +160,7 @@ class SeqBoat(SequenceMixer):
         middle = 0 if self.causal else len(self.bias) // 2
         return self.bias[(distance + middle).clamp(0, len(self.bias) - 1)]
 
-    def _span(self, memory: WindowedKeys, found: Activation) -> Tensor:
+    def _span(self, memory: WindowedKeys, found: ActiveTokens) -> Tensor:
         """Mean time from the oldest key that an activated token may see to the newest."""
         count, device = found.longest, memory.times.device
         place = torch.arange(count, device=device).expand(len(found.counts), count)

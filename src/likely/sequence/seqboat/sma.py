@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Activation(NamedTuple):
+class ActiveTokens(NamedTuple):
     """Where a unit is active.
 
     active (B, L) bool;  confidence (B, L) probability of running;  index (B, L) 1…r of active elements, 0 of others;
@@ -39,7 +39,7 @@ class Activation(NamedTuple):
 
 def route(
     logits: Tensor, *, temperature: Tensor | float = 1.0, mask: Tensor | None = None, always: bool = False
-) -> Activation:
+) -> ActiveTokens:
     """p = softmax(logits/temperature); active where p₁ > p₀ and the mask holds.
 
     logits (B, L, 2);  mask (B, L), False where nothing is real;  always: every real element is active
@@ -54,17 +54,17 @@ def route(
     if mask is not None:
         active = active & mask.bool()
     index = active.cumsum(1) * active
-    return Activation(active, confidence.to(logits.dtype), index, active.sum(1))
+    return ActiveTokens(active, confidence.to(logits.dtype), index, active.sum(1))
 
 
-def compress(values: Tensor, activation: Activation) -> Tensor:
+def compress(values: Tensor, activation: ActiveTokens) -> Tensor:
     """The active elements of each row in their order, then zeros.  values (B, L, ...); (B, r_max, ...)"""
     index = activation.index.reshape(*activation.index.shape, *(1 for _ in values.shape[2:])).expand(values.shape)
     rows = values.new_zeros(len(values), activation.longest + 1, *values.shape[2:])
     return rows.scatter(1, index, values)[:, 1:]  # row 0 takes all that is not active
 
 
-def extract(rows: Tensor, activation: Activation) -> Tensor:
+def extract(rows: Tensor, activation: ActiveTokens) -> Tensor:
     """The inverse of `compress`, zeros where nothing is active.  rows (B, r_max, D); (B, L, D)"""
     if rows.shape[1] != activation.longest:
         raise ValueError(f"rows must hold {activation.longest} elements, got {rows.shape[1]}")
@@ -72,7 +72,7 @@ def extract(rows: Tensor, activation: Activation) -> Tensor:
     return F.pad(rows, (0, 0, 1, 0)).gather(1, index)
 
 
-def run_where_active(unit: Callable[[Tensor], Tensor], values: Tensor, activation: Activation) -> Tensor:
+def run_where_active(unit: Callable[[Tensor], Tensor], values: Tensor, activation: ActiveTokens) -> Tensor:
     """unit(x)·p where active, 0 elsewhere: a layer for some tokens, an expert, a later exit.
 
     unit  (B, r, D) -> (B, r, D), and no row may depend on another or on the zeros that fill up its own
