@@ -193,10 +193,13 @@ def study(
     found = rows("ListOps", lambda seed: list_accuracy(size, seed))
     lists = mean_figure(LEGS, "ListOps, small", [row["right"] / row["of"] for row in found], "accuracy")
     majority = found[0]["majority"]
-    figures += [
-        lists,
-        Figure(subject="most frequent value", quantity="ListOps, small", value=majority, unit="accuracy"),
-    ]
+    figures.append(lists)
+    figures.append(
+        Figure(
+            subject="most frequent value", quantity="ListOps, small", value=majority, unit="accuracy",
+            n=int(found[0]["of"]), of="trees", note="a share of the test set itself",
+        )
+    )  # fmt: skip
     must_be(
         f"ListOps: {LEAST_GAIN} over the most frequent value, less the accuracy of S4",
         majority + LEAST_GAIN - lists.value, 0.0, "accuracy",
