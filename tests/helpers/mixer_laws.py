@@ -25,8 +25,10 @@ TINY: dict[str, dict[str, object]] = {  # settings beside the width 8 that keep 
     "mamba2": {"d_state": 4, "head_dim": 4, "groups": 2, "chunk": 5, "dt_limit": (1e-3, 0.08)},
     "parallel": {"settings": [{"d_state": 4, "head_dim": 4}, {"heads": 2}], "out_scales": (0.5, 2.0)},
     "retnet": {"heads": 2, "chunk": 5},
+    "s4": {"d_state": 4, "l_max": 16, "dt_max": 0.5, "n_ssm": 2, "init": "legt"},
     "s4d": {"d_state": 4, "dt_max": 0.5},
     "s5": {"d_state": 8, "blocks": 2, "dt_max": 0.5},
+    "seqboat": {"z_dim": 4, "h_dim": 6, "ema_dim": 3, "window": 3},
 }
 
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from likely.sequence.convert import from_transformers as from_transformers
     from likely.sequence.convert import load_sequence_lm as load_sequence_lm
     from likely.sequence.convert import to_transformers as to_transformers
+    from likely.sequence.hippo import DiagonalPlusLowRank as DiagonalPlusLowRank
+    from likely.sequence.hippo import diagonal_initialisation as diagonal_initialisation
+    from likely.sequence.hippo import hippo_matrix as hippo_matrix
+    from likely.sequence.hippo import nplr as nplr
     from likely.sequence.mixer import MixerOutput as MixerOutput
     from likely.sequence.mixer import MixerRows as MixerRows
     from likely.sequence.mixer import MixerState as MixerState

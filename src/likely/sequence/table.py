@@ -98,6 +98,10 @@ MIXERS: dict[str, MixerEntry] = {
         f"{LAYERS}.linear_attention:RetNet", "recurrent", False, False, "chunk", "O(L)", "recurrent",
         "linear attention with a fixed decay per head (Sun 2023)",
     ),
+    "s4": MixerEntry(
+        f"{LAYERS}.s4:S4", "structural", True, False, "fft", "O(L log L)", "recurrent",
+        "HiPPO state space of normal plus low rank as a convolution (Gu 2021)",
+    ),
     "s4d": MixerEntry(
         f"{LAYERS}.diagonal:S4D", "structural", True, False, "fft", "O(L log L)", "recurrent",
         "diagonal state space as a convolution (Gu 2022)",
@@ -105,6 +109,10 @@ MIXERS: dict[str, MixerEntry] = {
     "s5": MixerEntry(
         f"{LAYERS}.lru:S5", "structural", True, False, "scan", "O(L)", "recurrent",
         "one state space for all channels (Smith 2022)",
+    ),
+    "seqboat": MixerEntry(
+        "likely.sequence.seqboat.layer:SeqBoat", "hybrid", False, True, "fft", "O(L log L)", "recurrent",
+        "attention in a window of the tokens that the layer picks itself (Ren 2023)",
     ),
 }  # fmt: skip
 

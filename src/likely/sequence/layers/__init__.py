@@ -24,5 +24,6 @@ if TYPE_CHECKING:
     from likely.sequence.layers.mamba import Mamba as Mamba
     from likely.sequence.layers.mamba2 import Mamba2 as Mamba2
     from likely.sequence.layers.parallel import ParallelMixer as ParallelMixer
+    from likely.sequence.layers.s4 import S4 as S4
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

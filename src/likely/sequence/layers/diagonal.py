@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, glu
 
 from likely.errors import check_choice
+from likely.sequence.hippo import DIAGONALS, diagonal_initialisation
 from likely.sequence.mixer import MixerRows
 from likely.sequence.ops.conv import ELEMENTS, fft_conv, powers, vandermonde
 from likely.sequence.ops.scan import linear_scan
@@ -71,7 +72,7 @@ class DiagonalMixer(RecurrentMixer):
 class S4D(DiagonalMixer):
     """S4 with a diagonal state matrix, then GELU and a gated linear map (D → 2D, GLU) over channels.
 
-    d_state   N, even: N/2 conjugate pairs;  init "lin", "inv" or "real": how the state matrix starts
+    d_state   N, even: N/2 conjugate pairs;  init "lin", "inv", "real" or "legs": see `hippo.diagonal_initialisation`
     method    "zoh" or "bilinear" discretisation;  dt_min, dt_max: time steps start log-uniformly between them
     mix_channels  False: y alone, no activation and no linear map
 
@@ -79,27 +80,22 @@ class S4D(DiagonalMixer):
     """
 
     def __init__(
-        self, d_model: int, *, d_state: int = 64, init: Literal["lin", "inv", "real"] = "lin",
+        self, d_model: int, *, d_state: int = 64, init: Literal["lin", "inv", "real", "legs"] = "lin",
         method: Literal["zoh", "bilinear"] = "zoh", dt_min: float = 1e-3, dt_max: float = 0.1,
         mix_channels: bool = True,
     ):  # fmt: skip
         super().__init__(d_model)
         if d_state < 2 or d_state % 2:
             raise ValueError(f"d_state must be even and at least 2, got {d_state}")
-        check_choice("init", init, ("lin", "inv", "real"))
+        check_choice("init", init, DIAGONALS)
         check_choice("method", method, ("zoh", "bilinear"))
         self.channels, self.d_state, self.method = d_model, d_state // 2, method
-        n = torch.arange(self.d_state, dtype=torch.float32)
-        real = n + 1 if init == "real" else torch.full_like(n, 0.5)
-        imag = {
-            "lin": math.pi * n,
-            "inv": d_state / math.pi * (d_state / (2 * n + 1) - 1),
-            "real": torch.zeros_like(n),
-        }[init]
+        A, B = (torch.tensor(t) for t in diagonal_initialisation(init, d_state))
         self.log_dt = nn.Parameter(log_uniform(d_model, dt_min, dt_max))
-        self.A_log = nn.Parameter(real.log().repeat(d_model, 1))
-        self.A_imag = nn.Parameter(imag.repeat(d_model, 1))
-        self.C = nn.Parameter(torch.randn(d_model, self.d_state, 2) * 0.5**0.5)
+        self.A_log = nn.Parameter((-A.real).log().float().repeat(d_model, 1))
+        self.A_imag = nn.Parameter(A.imag.float().repeat(d_model, 1))
+        C = torch.complex(*torch.randn(2, d_model, self.d_state).unbind()) * 0.5**0.5
+        self.C = nn.Parameter(torch.view_as_real(C * B.to(C.dtype)).contiguous())  # the kernel knows B·C alone
         self.D = nn.Parameter(torch.randn(d_model))
         self.out_proj = nn.Linear(d_model, 2 * d_model) if mix_channels else None
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import pad, silu
 
 from likely.sequence.layers.diagonal import DiagonalMixer
-from likely.sequence.mixer import MixerRows
+from likely.sequence.mixer import MixerRows, MixerState
+from likely.sequence.ops.conv import fft_conv, vandermonde
 from likely.sequence.recurrent import Streams, wide
 
 
@@ -17,16 +18,20 @@ class EMA(DiagonalMixer):
     """h_t = Q ⊙ h_{t−1} + P ⊙ β x_t, y = Σ_n γ_n h_n / √n + ω x, P = σ(δ), Q = 1 − σ(δ)σ(α), per channel.
 
     d_state  n numbers per channel;  activation: silu(y), as the layers built on it take it;  False: y
+    bidirectional  averages of the future too, from lag 1 on; there is no state then
 
     State: h (B, D, n), real.  Ma et al. 2022 (Mega, arXiv:2209.10655), eqs. 2 and 3.
     """
 
     complex_state = False
 
-    def __init__(self, d_model: int, *, d_state: int = 16, activation: bool = True):
+    def __init__(self, d_model: int, *, d_state: int = 16, activation: bool = True, bidirectional: bool = False):
         super().__init__(d_model)
+        if d_state < 1:
+            raise ValueError(f"d_state must be at least 1, got {d_state}")
+        self.causal = not bidirectional
         self.channels, self.d_state, self.activation = d_model, d_state, activation
-        shape = d_model, d_state
+        shape = (2, d_model, d_state) if bidirectional else (d_model, d_state)
         self.delta, self.alpha = (
             nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.2, a=-0.4, b=0.4)) for _ in range(2)
         )
@@ -43,6 +48,19 @@ class EMA(DiagonalMixer):
 
     def direct(self) -> Tensor:
         return self.omega
+
+    def recur(self, streams: Streams, h: Tensor, rows: MixerRows) -> tuple[Tensor, Tensor]:
+        if self.causal:
+            return super().recur(streams, h, rows)
+        u, (log_q, b, c) = streams["u"], self.coefficients()
+        past, future = (vandermonde(b[i] * c[i], log_q[i], u.shape[1]) for i in range(2))
+        later = pad(future[:, 1:], (1, 0))  # lags of at least 1: the present is counted once
+        return fft_conv(u, past, wide(self.omega)) + fft_conv(u.flip(1), later).flip(1), h
+
+    def mix(self, x: Tensor, state: MixerState, rows: MixerRows) -> tuple[Tensor, MixerState, dict[str, Tensor]]:
+        if not self.causal and rows.state_wanted:
+            raise ValueError("return_state: a bidirectional EMA has no state")
+        return super().mix(x, state, rows)
 
     def project(self, x: Tensor, windows: Mapping[str, Tensor], rows: MixerRows) -> tuple[Streams, dict[str, Tensor]]:
         return {"u": x}, {}

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from likely.sequence.ops.conv import conv_by_steps as conv_by_steps
     from likely.sequence.ops.conv import fft_conv as fft_conv
     from likely.sequence.ops.conv import vandermonde as vandermonde
+    from likely.sequence.ops.dplr import DplrSystem as DplrSystem
+    from likely.sequence.ops.dplr import dplr_kernel as dplr_kernel
+    from likely.sequence.ops.dplr import dplr_step as dplr_step
     from likely.sequence.ops.scan import linear_scan as linear_scan
     from likely.sequence.ops.scan import scan_by_steps as scan_by_steps
     from likely.sequence.ops.scan import selective_scan as selective_scan
