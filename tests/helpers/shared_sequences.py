@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from likely.errors import LikelyError
 from likely.sequence import MIXERS, RecurrentMixer, SequenceMixer
+from likely.sequence.layers import SoftmaxAttention
 from likely.sequence.parallel import (
     BlockGroups,
     SequenceGroup,
@@ -98,13 +99,10 @@ RING_CASES = ((3, "contiguous", "whole", {"states": "ring"}),)
 def cases_of(name: str) -> list[tuple[int, str, str, dict[str, str]]]:
     mixer = tiny(name)
     found = list(CASES)
-    if MIXERS[name].state_kind == "kv":
+    if isinstance(mixer, SoftmaxAttention):
         found += ATTENTION_CASES
-    if isinstance(mixer, RecurrentMixer):
-        state = mixer.init_state(BATCH)["h"]
-        transition = mixer.summary(tokens(BATCH, 5)).transition
-        if (transition * state).shape == state.shape and name not in ("deltanet", "gated_deltanet"):
-            found += RING_CASES
+    if isinstance(mixer, RecurrentMixer) and type(mixer).fold is RecurrentMixer.fold:
+        found += RING_CASES
     return found
 
 

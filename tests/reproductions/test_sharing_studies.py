@@ -15,7 +15,7 @@ RUN = {"gradients": 1e-14, "loss": 0.0, "degrees": [[2, 1, 1]]}
 @pytest.fixture
 def flexsp(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "reproductions"))
-    module = script("flexsp", named="flexsp_study")
+    module = script("flexsp")  # by its own name: processes import it
     monkeypatch.setattr(module, "BATCH", 96)
     return module
 
@@ -23,7 +23,7 @@ def flexsp(monkeypatch):
 @pytest.fixture
 def lasp2(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "reproductions"))
-    return script("lasp2", named="lasp2_study")
+    return script("lasp2")
 
 
 def cells(module, folder):
@@ -41,7 +41,7 @@ def test_flexsp_compares_the_same_batches_and_goes_on_where_it_was_stopped(flexs
     kept = cells(flexsp, tmp_path)
     found = flexsp.study(batches, kept, full=False, data=[SOURCE])
     values = {figure.quantity: figure.value for figure in found.figures}
-    assert values["all of 64, over planned"] > 1.3 and values["best size per batch, over planned"] > 1
+    assert values["all of 64, over planned"] > 1 and values["best size per batch, over planned"] > 1
     assert values["planned, over what no plan beats"] >= 1 and values["filling alone, over planned"] >= 1
     held = {check.statement: check.holds for check in found.checks}
     assert held["control: equal lengths, best size / planned"]
@@ -75,7 +75,7 @@ EXACT = {
 
 
 def test_lasp2_holds_where_messages_are_as_predicted(lasp2):
-    lengths = (64, 128)
+    lengths = (512, 1024)
     checks, words = lasp2.checks_of(EXACT, counted(lasp2, lengths), lengths)
     assert all(check.holds for check in checks) and "2 messages in a row" in words
     figures = lasp2.figures_of(EXACT, counted(lasp2, lengths), lengths)
@@ -83,20 +83,20 @@ def test_lasp2_holds_where_messages_are_as_predicted(lasp2):
 
 
 def test_lasp2_notices_wrong_outputs_and_messages_that_grow(lasp2):
-    lengths = (64, 128)
+    lengths = (512, 1024)
     sent = counted(lasp2, lengths)
-    sent["LASP-2, 4, 128"]["received"] *= 2
+    sent["LASP-2, 4, 1024"]["received"] *= 2
     wrong = {"layers": EXACT["layers"] | {"s4d, 4, zigzag, float64": 1e-3, "no exchange": 1e-9}, "model": 0.0}
     checks, _ = lasp2.checks_of(wrong, sent, lengths)
     failed = [check.statement for check in checks if not check.holds]
     assert len(failed) == 4
-    assert any("float64" in s for s in failed) and any("bytes at 128" in s for s in failed)
+    assert any("float64" in s for s in failed) and any("bytes at 1024" in s for s in failed)
     assert any("control" in s for s in failed) and any("the model's bytes" in s for s in failed)
 
 
 @pytest.mark.slow
 def test_both_run_their_processes(flexsp, lasp2, tmp_path):
-    found = lasp2.study((64, 128), 37, cells(lasp2, tmp_path), full=False)
+    found = lasp2.study((256, 512), 37, cells(lasp2, tmp_path), full=False)
     assert {check.statement: check.value for check in found.checks if not check.holds} == {}
     run = flexsp.run_world(flexsp.PROCESSES, flexsp.executed, list(flexsp.LENGTHS))
     assert run["gradients"] < 1e-9 and run["loss"] < 1e-9

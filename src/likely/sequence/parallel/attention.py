@@ -18,11 +18,11 @@ from likely.sequence.parallel.collectives import all_gather, all_to_all, tie
 from likely.sequence.parallel.group import SequenceGroup
 from likely.sequence.parallel.layout import ShardLayout
 
-Method = Literal["allgather", "ring", "ulysses"]
+AttentionSharing = Literal["allgather", "ring", "ulysses"]
 METHODS = ("allgather", "ring", "ulysses")
 
 
-def check_attention(mixer: SoftmaxAttention, layout: ShardLayout, method: Method, *, packed: bool) -> None:
+def check_attention(mixer: SoftmaxAttention, layout: ShardLayout, method: AttentionSharing, *, packed: bool) -> None:
     """ValueError or CapabilityError for what a method cannot do, before any message is sent."""
     if method == "ulysses" and mixer.heads % layout.size:
         raise ValueError(
@@ -35,7 +35,7 @@ def check_attention(mixer: SoftmaxAttention, layout: ShardLayout, method: Method
 
 def mix_attention(
     mixer: SoftmaxAttention, x: Tensor, layout: ShardLayout, group: SequenceGroup, *, seq_idx: Tensor | None,
-    positions: Tensor | None, method: Method,
+    positions: Tensor | None, method: AttentionSharing,
 ) -> Tensor:  # fmt: skip
     """Outputs (B, tokens held, D).  Padding at the ends of rows is seen by no real token, and needs no mask.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from likely.errors import DataError, check_choice
 
 IGNORED = -100  # a target that no loss counts
-Order = Literal["contiguous", "zigzag"]
+ChunkOrder = Literal["contiguous", "zigzag"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ShardLayout:
             )
 
     @classmethod
-    def of(cls, length: int, size: int, order: Order = "contiguous") -> Self:
+    def of(cls, length: int, size: int, order: ChunkOrder = "contiguous") -> Self:
         """`size` processes with nearly equal parts of `length` tokens.
 
         contiguous  rank r holds chunk r;  zigzag: chunks r and 2·size − 1 − r, equal work under a causal mask

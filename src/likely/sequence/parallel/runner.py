@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from likely.errors import DataError
-from likely.sequence.parallel.attention import Method
+from likely.sequence.parallel.attention import AttentionSharing
 from likely.sequence.parallel.group import SequenceGroup, each_block, sum_gradients
 from likely.sequence.parallel.layout import ShardLayout
 from likely.sequence.parallel.planner.plans import ParallelPlan
-from likely.sequence.parallel.shards import Loss, SequenceShards
+from likely.sequence.parallel.shards import SequenceShards, ShardedLoss
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class BlockGroups:
 
 
 def run_plan(
-    plan: ParallelPlan, sequences: Sequence[Tensor], loss: Loss, parameters: Sequence[nn.Parameter],
-    groups: BlockGroups, *, attention: Method = "allgather",
+    plan: ParallelPlan, sequences: Sequence[Tensor], loss: ShardedLoss, parameters: Sequence[nn.Parameter],
+    groups: BlockGroups, *, attention: AttentionSharing = "allgather",
 ) -> float:  # fmt: skip
     """The mean loss per token of the whole batch; gradients are those of one process with the whole batch.
 

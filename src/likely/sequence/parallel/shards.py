@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from likely.errors import CapabilityError, check_choice
 from likely.sequence.layers.attention import SoftmaxAttention
 from likely.sequence.mixer import MixerOutput, SequenceMixer
-from likely.sequence.parallel.attention import METHODS, Method, mix_attention
+from likely.sequence.parallel.attention import METHODS, AttentionSharing, mix_attention
 from likely.sequence.parallel.collectives import all_gather
 from likely.sequence.parallel.group import SequenceGroup
 from likely.sequence.parallel.layout import IGNORED, ShardedBatch, ShardLayout, shard_batch
@@ -33,7 +33,7 @@ class SequenceShards:
 
     group: SequenceGroup
     layout: ShardLayout
-    attention: Method = "allgather"
+    attention: AttentionSharing = "allgather"
     states: Literal["allgather", "ring"] = "allgather"
 
     def __post_init__(self) -> None:
@@ -102,4 +102,4 @@ def shared_mean_loss(logits: Tensor, targets: Tensor, group: SequenceGroup) -> T
     return loss_sum(logits, targets) / count.clamp_min(1)
 
 
-Loss = Callable[[ShardedBatch, SequenceShards], Tensor]  # Σ over the tokens of this process's part
+ShardedLoss = Callable[[ShardedBatch, SequenceShards], Tensor]  # Σ over the tokens of this process's part

@@ -79,12 +79,18 @@ def mix_in_ring(mixer: RecurrentMixer, x: Tensor, layout: ShardLayout, group: Se
 
     Sun et al. 2024 (arXiv:2404.02882).  Contiguous chunks of whole sequences only.
     """
+    if type(mixer).fold is not RecurrentMixer.fold:
+        raise CapabilityError(f'{type(mixer).__name__} hands on no state in a ring; use states="allgather"')
+    if layout.smallest_chunk < mixer.halo:
+        raise ValueError(f"the shortest chunk has {layout.smallest_chunk} tokens, the convolution needs {mixer.halo}")
     windows: Mapping[str, Tensor] | None = None
     received = []
     if mixer.halo:
         tail = shift(x[:, -mixer.halo :], group)
         received.append(tail)
-        windows = mixer.summary(tail).windows if group.rank else None
+        windows = mixer.summary(tail).windows
+        if group.rank == 0:  # nothing before it; used all the same, so that messages go back in one order everywhere
+            windows = {name: window * 0.0 for name, window in windows.items()}
     chunk = mixer.summary(x, windows)
     before = ring_fold(chunk.state, chunk.transition, group)
     return tie(mixer.apply_summary(chunk, before), before, *received)

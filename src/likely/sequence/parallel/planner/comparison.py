@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from likely.errors import DataError
+from likely.metrics.checks import Ints
 from likely.sequence.parallel.planner.cost import CostModel
 from likely.sequence.parallel.planner.integer_program import SolverLimits
 from likely.sequence.parallel.planner.plans import ParallelPlan, homogeneous_plans, plan
-from likely.sequence.parallel.planner.splits import Ints
 
 MOST_LINES = 20_000_000
 BEST = "best single degree per batch"

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from likely.errors import DataError
+from likely.errors import DataError, check_choice
+from likely.metrics.checks import Floats
 
-Floats = NDArray[np.float64]
 BYTES = 2  # of an activation in bf16
 STATE_BYTES = 4  # of a state that linear attention hands on
 
@@ -177,8 +177,6 @@ _PUBLISHED = {  # quadratic_ms, linear_ms, fixed_ms, token_mb
 
 def published_cost(model: str, *, memory_gb: float = 36.0) -> CostModel:
     """FlexSP's constants for its GPT models on nodes of eight A100 (40 GB); model: one of SIZES."""
-    from likely.errors import check_choice
-
     check_choice("model", model, SIZES)
     if not (math.isfinite(memory_gb) and memory_gb > 0):
         raise ValueError(f"memory_gb must be > 0, got {memory_gb}")

@@ -8,8 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from likely.metrics.checks import Ints
 from likely.sequence.parallel.planner.cost import CostModel
-from likely.sequence.parallel.planner.splits import Ints
 
 MOST_CHOICES = 2500  # of sizes that are filled; more devices leave out the smallest ones
 

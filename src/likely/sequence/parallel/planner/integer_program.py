@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from likely.metrics.checks import Ints
 from likely.sequence.parallel.planner.cost import CostModel
 from likely.sequence.parallel.planner.filling import Filling, fill, filling_of, least_degrees
-from likely.sequence.parallel.planner.splits import Ints, bucket_bounds
+from likely.sequence.parallel.planner.splits import bucket_bounds
 
 RELAXED_BUCKETS, RELAXED_NODES = 96, 1000
 INFEASIBLE = 2  # scipy's status

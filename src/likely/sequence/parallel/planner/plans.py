@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from likely.errors import DataError
+from likely.metrics.checks import Ints
 from likely.sequence.parallel.planner.cost import CostModel
 from likely.sequence.parallel.planner.filling import Filling, fill, least_degrees, size_choices
 from likely.sequence.parallel.planner.integer_program import SolverLimits, solve
-from likely.sequence.parallel.planner.splits import Ints, split_batch
+from likely.sequence.parallel.planner.splits import split_batch
 
 TRIED = 5  # numbers of micro-batches, from the least on
 CLOSE = 1e-9  # relative, between a stated time and one computed anew

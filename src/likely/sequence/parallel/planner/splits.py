@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Ints = NDArray[np.int64]
+from likely.metrics.checks import Ints
 
 
 def split_batch(lengths: ArrayLike, parts: int) -> list[Ints]:
