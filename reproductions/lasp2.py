@@ -165,7 +165,7 @@ class SharedShape:
         keys = 2 * (length // size) * self.kv_heads * self.head_dim * self.key_bytes
         return {
             "LASP-2": (2 * (size - 1) * (state + self.decays * self.heads) * self.state_bytes, 2),
-            "LASP-1": (2 * state * self.state_bytes, 2 * (size - 1)),
+            "LASP-1": (min(2, size - 1) * state * self.state_bytes, 2 * (size - 1)),  # the ends receive one way
             "keys gathered": (2 * (size - 1) * keys, 2),
             "ring attention": ((size - 1) * keys + (size - 1) * 2 * keys + keys, 2 * size - 1),
         }[way]
@@ -174,7 +174,7 @@ class SharedShape:
         """Of the messages alone: a collective takes log2(W) latencies, a ring one for each message."""
         received, serial = self.predicted(way, size, length)
         if way == "LASP-1":  # the last process has waited for W − 1 messages of one state each way
-            return serial * latency_s + (size - 1) * received / bytes_s
+            return serial * (latency_s + received / min(2, size - 1) / bytes_s)
         latencies = serial * math.log2(size) if serial == 2 else serial
         return latencies * latency_s + received / bytes_s
 

@@ -7,7 +7,14 @@ import shared_sequences as shared
 import torch
 
 from likely.errors import CapabilityError, DataError
-from likely.sequence.parallel import SequenceGroup, SequenceShards, ShardLayout, next_token_targets, shard_batch
+from likely.sequence.parallel import (
+    SequenceGroup,
+    SequenceShards,
+    ShardLayout,
+    next_token_targets,
+    shard_batch,
+    states,
+)
 
 
 @pytest.mark.parametrize("order", ["contiguous", "zigzag"])
@@ -76,3 +83,18 @@ def test_one_process_that_holds_all_chunks_gives_the_same(name, rows):
 def test_the_ways_of_sharing_are_checked():
     with pytest.raises(ValueError, match='did you mean "allgather"'):
         SequenceShards(SequenceGroup(), ShardLayout.of(8, 1), attention="allgatter")
+
+
+def test_a_forgotten_state_or_halo_would_be_noticed(monkeypatch):
+    def error(name):
+        return shared.layer_error(name, SequenceGroup(), "zigzag", "whole", {})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            states, "_states_before", lambda mixer, pairs, edges: [torch.zeros_like(state) for _, state in pairs]
+        )
+        assert error("linear_attention") > 1e-3 and error("s4d") > 1e-3
+    with monkeypatch.context() as patch:
+        patch.setattr(states, "_windows", lambda mixer, chunk: None)
+        assert error("mamba2") > 1e-3
+    assert error("mamba2") < 1e-9

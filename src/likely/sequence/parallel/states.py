@@ -7,18 +7,19 @@ tail) travel in the same message, and every process summarises the heads itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from likely.errors import CapabilityError
-from likely.sequence.mixer import MixerRows, MixerState
+from likely.sequence.mixer import MixerOutput, MixerRows, MixerState
 from likely.sequence.parallel.collectives import all_gather, ring_fold, shift, tie
 from likely.sequence.parallel.group import SequenceGroup
 from likely.sequence.parallel.layout import ShardLayout
-from likely.sequence.recurrent import ChunkSummary, RecurrentMixer
+from likely.sequence.recurrent import RecurrentMixer
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class LocalChunk:
         lengths = None if self.lengths is None else (self.lengths - begin).clamp(0, end - begin)
         documents = None if self.documents is None else self.documents[:, begin:end]
         return LocalChunk(self.x[:, begin:end], lengths, documents)
+
+    def mask(self) -> Tensor | None:
+        """(B, n) True at real tokens; None without padding."""
+        if self.lengths is None:
+            return None
+        return torch.arange(self.x.shape[1], device=self.x.device) < self.lengths[:, None]
 
     def rows(self, before: Tensor | None = None) -> MixerRows:
         """Of this chunk, where the token before it belongs to document `before` (B,); None: to the first one's."""
@@ -57,20 +64,16 @@ def mix_recurrent(
             f"the shortest chunk has {layout.smallest_chunk} tokens, the layer's convolution looks back on {halo}: "
             f"share among fewer processes"
         )
-    if seq_idx is not None and not mixer.packs and halo:
-        raise CapabilityError(f"{type(mixer).__name__} cannot share packed documents: give it one document a row")
     chunks = _local_chunks(x, layout, group.rank, mask, seq_idx)
     if halo:
         return _with_halo(mixer, chunks, layout, group)
-    if seq_idx is not None and not mixer.packs:
-        return _by_documents(mixer, chunks, layout, group)
-    summaries = [mixer.summary(chunk.x, None, chunk.rows()) for chunk in chunks]
+    summaries = [_summarised(mixer, chunk) for chunk in chunks]
     packed = [
         _Parts([s.transition, s.state, *_edge_documents(chunk)]) for s, chunk in zip(summaries, chunks, strict=True)
     ]
     gathered, flat = _gathered(packed, layout, group)
     befores = _states_before(mixer, [(parts[0], parts[1]) for parts in gathered], [parts[2:] for parts in gathered])
-    own = [mixer.apply_summary(s, befores[c]) for s, c in zip(summaries, layout.chunks[group.rank], strict=True)]
+    own = [s.outputs(befores[c]) for s, c in zip(summaries, layout.chunks[group.rank], strict=True)]
     return tie(torch.cat(own, 1), flat)
 
 
@@ -112,18 +115,56 @@ def _local_chunks(
     return made
 
 
+@dataclass(frozen=True)
+class SummarisedChunk:
+    """What a chunk does to a state, its convolutions' windows, and its outputs from the state before it."""
+
+    transition: Tensor
+    state: Tensor
+    windows: Mapping[str, Tensor]
+    outputs: Callable[[Tensor], Tensor]
+
+
+def _summarised(
+    mixer: RecurrentMixer, chunk: LocalChunk, windows: Mapping[str, Tensor] | None = None, before: Tensor | None = None
+) -> SummarisedChunk:
+    """windows, before: of the tokens before the chunk, and the document (B,) of the last one."""
+    if chunk.documents is None or mixer.packs:
+        found = mixer.summary(chunk.x, windows, chunk.rows(before))
+        return SummarisedChunk(
+            found.transition, found.state, found.windows, functools.partial(mixer.apply_summary, found)
+        )
+    # a layer that cannot empty its state inside a chunk runs its documents one by one: from nothing, and again
+    document = chunk.documents[:, 0] if before is None else before
+    empty = mixer.init_state(len(chunk.x), device=chunk.x.device)
+
+    def run(h: Tensor) -> MixerOutput:
+        state = MixerState({**empty.tensors, **(windows or {}), "h": h}, document)
+        return mixer(chunk.x, state, mask=chunk.mask(), seq_idx=chunk.documents, return_state=True)  # type: ignore[no-any-return]
+
+    after = run(empty["h"]).state
+    assert after is not None
+    transition = mixer.summary(chunk.x, windows, MixerRows(chunk.lengths)).transition
+    starts, mask = chunk.rows(before).starts, chunk.mask()
+    assert starts is not None
+    kept = ~(starts if mask is None else starts & mask).any(1)
+    return SummarisedChunk(
+        transition * kept.view(-1, *(1,) * (transition.ndim - 1)), after["h"],
+        {name: t for name, t in after.tensors.items() if name != "h"}, lambda h: run(h).y,
+    )  # fmt: skip
+
+
 def _with_halo(
     mixer: RecurrentMixer, chunks: Sequence[LocalChunk], layout: ShardLayout, group: SequenceGroup
 ) -> Tensor:
     halo = mixer.halo
-    heads, tails, bodies, packed = [], [], [], []
+    heads, bodies, packed = [], [], []
     for chunk in chunks:
         size = chunk.x.shape[1]
         head, body, tail = chunk.part(0, halo), chunk.part(halo, size), chunk.part(size - halo, size)
         after_head = None if head.documents is None else head.documents[:, -1]
-        summary = mixer.summary(body.x, _windows(mixer, head), body.rows(after_head))
+        summary = _summarised(mixer, body, _windows(mixer, head), after_head)
         heads.append(head)
-        tails.append(tail)
         bodies.append(summary)
         parts = [summary.transition, summary.state, head.x, tail.x]
         parts += [] if head.lengths is None else [head.lengths]
@@ -132,71 +173,34 @@ def _with_halo(
     gathered, flat = _gathered(packed, layout, group)
     masked, packs = heads[0].lengths is not None, heads[0].documents is not None
 
-    def chunk_at(parts: Sequence[Tensor], which: int) -> LocalChunk:
+    def end_at(parts: Sequence[Tensor], which: int) -> LocalChunk:
+        """The head (2) or the tail (3) of a chunk that was received."""
         lengths = parts[4] if masked and which == 2 else None
         return LocalChunk(parts[which], lengths, parts[2 + masked + which] if packs else None)
 
-    def head_summary(c: int, head: LocalChunk) -> ChunkSummary:
+    def head_summary(c: int, head: LocalChunk) -> SummarisedChunk:
         if c == 0:
-            return mixer.summary(head.x, None, head.rows())
-        tail = chunk_at(gathered[c - 1], 3)
-        last = None if tail.documents is None else tail.documents[:, -1]
-        return mixer.summary(head.x, _windows(mixer, tail), head.rows(last))
+            return _summarised(mixer, head)
+        tail = end_at(gathered[c - 1], 3)
+        return _summarised(
+            mixer, head, _windows(mixer, tail), None if tail.documents is None else tail.documents[:, -1]
+        )
 
     own = layout.chunks[group.rank]
-    state, outputs = _empty(mixer, chunks[0].x), []
+    state, outputs = mixer.init_state(len(chunks[0].x), device=chunks[0].x.device)["h"], []
     for c in range(own[-1] + 1):
         transition, chunk_state = gathered[c][:2]
+        first = head_summary(c, heads[own.index(c)] if c in own else end_at(gathered[c], 2))
+        middle = mixer.fold(first.transition, first.state, state)
         if c in own:
-            i = own.index(c)
-            first = head_summary(c, heads[i])
-            middle = mixer.fold(first.transition, first.state, state)
-            outputs += [mixer.apply_summary(first, state), mixer.apply_summary(bodies[i], middle)]
-        else:
-            first = head_summary(c, chunk_at(gathered[c], 2))
-            middle = mixer.fold(first.transition, first.state, state)
+            outputs += [first.outputs(state), bodies[own.index(c)].outputs(middle)]
         state = mixer.fold(transition, chunk_state, middle)
     return tie(torch.cat(outputs, 1), flat)
 
 
 def _windows(mixer: RecurrentMixer, chunk: LocalChunk) -> Mapping[str, Tensor]:
     """Of the convolutions, after these tokens; they look back no further."""
-    return mixer.summary(chunk.x, None, chunk.rows()).windows
-
-
-def _by_documents(
-    mixer: RecurrentMixer, chunks: Sequence[LocalChunk], layout: ShardLayout, group: SequenceGroup
-) -> Tensor:
-    """For layers that cannot empty their state inside a chunk: run once from nothing, and again from their state."""
-    packed = []
-    for chunk in chunks:
-        whole = mixer(chunk.x, mask=_mask(chunk), seq_idx=chunk.documents, return_state=True)
-        assert whole.state is not None
-        transition = mixer.summary(chunk.x, None, MixerRows(chunk.lengths)).transition
-        starts = chunk.rows().starts
-        assert starts is not None
-        kept = ~_real(starts, chunk).any(1)
-        transition = transition * kept.view(-1, *(1,) * (transition.ndim - 1))
-        packed.append(_Parts([transition, whole.state["h"], *_edge_documents(chunk)]))
-    gathered, flat = _gathered(packed, layout, group)
-    befores = _states_before(mixer, [(parts[0], parts[1]) for parts in gathered], [parts[2:] for parts in gathered])
-    outputs = []
-    for chunk, c in zip(chunks, layout.chunks[group.rank], strict=True):
-        assert chunk.documents is not None
-        before = MixerState({"h": befores[c]}, chunk.documents[:, 0])
-        outputs.append(mixer(chunk.x, before, mask=_mask(chunk), seq_idx=chunk.documents).y)
-    return tie(torch.cat(outputs, 1), flat)
-
-
-def _mask(chunk: LocalChunk) -> Tensor | None:
-    if chunk.lengths is None:
-        return None
-    return torch.arange(chunk.x.shape[1], device=chunk.x.device) < chunk.lengths[:, None]
-
-
-def _real(t: Tensor, chunk: LocalChunk) -> Tensor:
-    mask = _mask(chunk)
-    return t if mask is None else t & mask
+    return _summarised(mixer, chunk).windows
 
 
 def _edge_documents(chunk: LocalChunk) -> list[Tensor]:
@@ -216,10 +220,6 @@ def _states_before(
         found.append(state)
         state = mixer.fold(transition, chunk_state, state)
     return found
-
-
-def _empty(mixer: RecurrentMixer, x: Tensor) -> Tensor:
-    return mixer.init_state(len(x), device=x.device)["h"]
 
 
 class _Parts:
