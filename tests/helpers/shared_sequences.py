@@ -17,7 +17,7 @@ from mixer_laws import WIDTH, names, tiny, tokens
 from torch import Tensor, nn
 
 from likely.errors import LikelyError
-from likely.sequence import MIXERS, RecurrentMixer, SequenceMixer
+from likely.sequence import RecurrentMixer, SequenceMixer
 from likely.sequence.layers import SoftmaxAttention
 from likely.sequence.parallel import (
     BlockGroups,
@@ -107,8 +107,10 @@ def cases_of(name: str) -> list[tuple[int, str, str, dict[str, str]]]:
 
 
 def shared_layer_names() -> list[str]:
-    """Layers that share sequences: all that are causal and have a state of fixed size, or keys."""
-    return [n for n in names() if MIXERS[n].state_kind in ("recurrent", "kv") and tiny(n).causal]
+    """Layers that share sequences: linear recurrences, attention, and several of them side by side."""
+    return [
+        n for n in names() if isinstance(tiny(n), RecurrentMixer | SoftmaxAttention) or hasattr(tiny(n), "branches")
+    ]
 
 
 @functools.cache

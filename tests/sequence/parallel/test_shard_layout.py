@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import shared_sequences as shared
 import torch
+from mixer_laws import names
 
 from likely.errors import CapabilityError, DataError
 from likely.sequence.parallel import (
@@ -78,6 +79,14 @@ def test_without_processes_there_is_no_group():
 @pytest.mark.parametrize("rows", ["whole", "packed padded"])
 def test_one_process_that_holds_all_chunks_gives_the_same(name, rows):
     assert shared.layer_error(name, SequenceGroup(), "zigzag", rows, {}) < 1e-9
+
+
+def test_every_other_layer_is_refused():
+    others = [name for name in names() if name not in shared.shared_layer_names()]
+    assert set(names()) >= {"linear_attention", "mamba2", "s4d", "attention"} <= set(shared.shared_layer_names())
+    for name in others:
+        with pytest.raises(CapabilityError, match=r"no state of fixed size|both directions"):
+            shared.layer_error(name, SequenceGroup(), "contiguous", "whole", {})
 
 
 def test_the_ways_of_sharing_are_checked():
