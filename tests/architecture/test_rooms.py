@@ -10,16 +10,12 @@ pytestmark = pytest.mark.xdist_group("architecture")  # every file is parsed onc
 # from the ground up; "likely" is the package's own face: what it offers is made in the rooms before it
 ROOMS = (
     "errors", "lazy", "io", "metrics", "data", "formats", "tokenizers", "sequence", "runtimes", "models", "scoring",
-    "decoding", "guided", "queries", "code", "training", "compression", "calibration", "uncertainty", "weak_supervision",
-    "prompting", "alignment", "audit", "lm", "likely", "bench", "show", "evidence", "serving", "cli",
+    "decoding", "guided", "queries", "code", "training", "compression", "calibration", "uncertainty",
+    "weak_supervision", "prompting", "alignment", "audit", "lm", "likely", "bench", "show", "evidence", "serving",
+    "cli",
 )  # fmt: skip
-TORCH = (
-    "sequence",
-    "runtimes.torch",
-    "training",
-    "compression",
-    "alignment",
-)  # and, inside functions, what trains: see below
+# and, inside functions, what trains: see below
+TORCH = ("sequence", "runtimes.torch", "training", "compression", "alignment")
 TRAINS = (
     "calibration.h", "uncertainty.split_point", "weak_supervision", "prompting.hints", "audit.reach",
     "audit.inversion", "audit.spectral",

@@ -1,6 +1,8 @@
-"""What every sequence layer must hold, as functions of one layer; `tests/sequence/test_laws.py` runs them over the table."""
+"""What every sequence layer must hold, as functions of one layer; `test_laws.py` runs them over the table."""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 
@@ -9,9 +11,22 @@ from likely.sequence import MIXERS, MixerState, SequenceMixer, make_mixer
 WIDTH = 8
 TINY: dict[str, dict[str, object]] = {  # settings beside the width 8 that keep a layer tiny and its corners in use
     "attention": {"heads": 4, "kv_heads": 2},
+    "deltanet": {"heads": 2, "d_conv": 3, "chunk": 5, "beta_max": 2},
+    "dss": {"d_state": 4, "l_max": 40, "dt_max": 0.5},
+    "ema": {"d_state": 3},
+    "gated_deltanet": {"heads": 2, "value_heads": 4, "value_dim": 3, "chunk": 5},
+    "gla": {"heads": 2},
+    "gss": {"d_state": 4, "l_max": 40},
+    "h3": {"d_state": 4, "shift": 3},
+    "hyena": {"l_max": 40, "filter_width": 8, "features": 2},
     "linear_attention": {"heads": 2, "chunk": 5},
+    "lru": {"d_state": 6, "r_min": 0.3},
+    "mamba": {"d_state": 3, "segment": 10, "dt_max": 0.5},
     "mamba2": {"d_state": 4, "head_dim": 4, "groups": 2, "chunk": 5, "dt_limit": (1e-3, 0.08)},
+    "parallel": {"settings": [{"d_state": 4, "head_dim": 4}, {"heads": 2}], "out_scales": (0.5, 2.0)},
+    "retnet": {"heads": 2, "chunk": 5},
     "s4d": {"d_state": 4, "dt_max": 0.5},
+    "s5": {"d_state": 8, "blocks": 2, "dt_max": 0.5},
 }
 
 
@@ -159,7 +174,7 @@ def summaries_compose(mixer: SequenceMixer, x: torch.Tensor, cuts) -> None:
     whole = mixer(x, return_state=True)
     edges = [0, *cuts, x.shape[1]]
     windows, chunks = None, []
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in itertools.pairwise(edges):
         chunks.append(mixer.summary(x[:, begin:end], windows))
         windows = chunks[-1].windows
     state, outputs = mixer.init_state(len(x))["h"], []

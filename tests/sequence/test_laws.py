@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mixer_laws as laws
 import pytest
 import torch
 
 from likely.sequence import MIXERS, RecurrentMixer
+from likely.sequence.layers import S4D
 
 every_layer = pytest.mark.parametrize("name", laws.names())
 LENGTH = 23  # more than a chunk, no multiple of one
@@ -127,3 +130,46 @@ def test_half_precision_keeps_its_state_wide(name):
         under = laws.tiny(name, torch.float32)(laws.tokens(2, LENGTH, torch.float32), return_state=True)
     if "h" in under.state.tensors:
         assert under.state["h"].dtype in (torch.float32, torch.complex64)
+
+
+class Broken(S4D):
+    """A layer with one fault, for the laws to find."""
+
+    def __init__(self, fault: str):
+        super().__init__(laws.WIDTH, d_state=4, dt_max=0.5)
+        self.fault = fault
+
+    def mix(self, x, state, rows):
+        if self.fault == "forgets its state":
+            state = self.init_state(len(x))
+        if self.fault == "decays at padding":
+            rows = replace(rows, lengths=None)
+        if self.fault == "looks ahead":
+            x = x + 0.1 * x.roll(-1, 1)
+        if self.fault == "mixes rows":
+            x = x - x.mean(0)
+        if self.fault == "knows no document":
+            rows = replace(rows, starts=None)
+        return super().mix(x, state, rows)
+
+    @property
+    def packs(self):
+        return self.fault == "knows no document"
+
+
+@pytest.mark.parametrize(
+    ("fault", "law", "more"),
+    [
+        ("forgets its state", laws.step_is_parallel, ()),
+        ("forgets its state", laws.chunks_do_not_matter, ((7,),)),
+        ("looks ahead", laws.is_causal, (13, "fft")),
+        ("decays at padding", laws.padding_does_not_matter, ()),
+        ("knows no document", laws.packing_does_not_matter, ()),
+        ("mixes rows", laws.rows_are_independent, ()),
+    ],
+)
+def test_the_laws_find_a_fault(fault, law, more):
+    x = laws.tokens(4, LENGTH)
+    law(Broken("none").double().eval(), x, *more)
+    with pytest.raises(AssertionError):
+        law(Broken(fault).double().eval(), x, *more)

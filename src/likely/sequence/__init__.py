@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from likely.sequence.recurrent import RecurrentMixer as RecurrentMixer
     from likely.sequence.table import MIXERS as MIXERS
     from likely.sequence.table import MixerEntry as MixerEntry
+    from likely.sequence.table import describe_layers as describe_layers
     from likely.sequence.table import make_mixer as make_mixer
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

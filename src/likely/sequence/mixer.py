@@ -172,7 +172,7 @@ class SequenceMixer(nn.Module):
         state = self.init_state(len(x), device=x.device) if state is None else state
         lengths, order = (None, None) if mask is None else _left_aligned(mask.bool())
         if order is not None:
-            x, seq_idx, positions = (None if t is None else _ordered(t, order) for t in (x, seq_idx, positions))  # type: ignore[assignment]
+            x, seq_idx, positions = (None if t is None else _ordered(t, order) for t in (x, seq_idx, positions))
         rows = MixerRows(lengths, None, positions, return_state)
         padding = rows.padding(x)
         x = x if padding is None else x.masked_fill(padding[..., None], 0.0)
@@ -180,13 +180,16 @@ class SequenceMixer(nn.Module):
         if seq_idx is not None:
             starts, document = _documents(seq_idx, document, lengths, padding)
             rows = replace(rows, starts=starts if bool(starts.any()) else None)
-        if rows.starts is not None and not self.packs:
-            y, state, aux = self._by_document(x, state, rows)
-        else:
-            y, state, aux = self.mix(x, state, rows)
+        y, state, aux = self.mix_documents(x, state, rows)
         y = y if padding is None else y.masked_fill(padding[..., None], 0.0)
         y = y if order is None else _ordered(y, order.argsort(dim=1))
         return MixerOutput(y, replace(state, document=document) if return_state else None, aux)
+
+    def mix_documents(
+        self, x: Tensor, state: MixerState, rows: MixerRows
+    ) -> tuple[Tensor, MixerState, dict[str, Tensor]]:
+        """`mix`, also where packed documents start and the layer itself knows none."""
+        return self.mix(x, state, rows) if rows.starts is None or self.packs else self._by_document(x, state, rows)
 
     def step(self, x_t: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
         """One token for each row: x_t (B, D) -> y_t (B, D) and the new state; the given one stays as it is."""
@@ -308,7 +311,7 @@ def _spans(x: Tensor, rows: MixerRows) -> list[tuple[int, int, int, bool]]:
     return found
 
 
-def _mean(parts: list[tuple[int, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+def _mean(parts: Sequence[tuple[int, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
     """Scalars of pieces, averaged by their numbers of tokens."""
     total = sum(n for n, _ in parts)
     names = parts[0][1] if parts else {}

@@ -34,7 +34,10 @@ class SoftmaxAttention(SequenceMixer):
         if heads < 1 or heads % kv_heads:
             raise ValueError(f"kv_heads must divide heads = {heads}, got {kv_heads}")
         if head_dim < 1 or (rope_theta is not None and head_dim % 2):
-            raise ValueError(f"head_dim must be even and positive for rotary positions, got {head_dim}")
+            raise ValueError(
+                f"head_dim must be even and positive for rotary positions, got {head_dim} "
+                f"(d_model = {d_model}, heads = {heads})"
+            )
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.rope_theta, self.key_scale = rope_theta, key_scale
         self.q_proj = nn.Linear(d_model, heads * head_dim, bias=bias)

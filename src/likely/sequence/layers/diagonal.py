@@ -71,31 +71,39 @@ class DiagonalMixer(RecurrentMixer):
 class S4D(DiagonalMixer):
     """S4 with a diagonal state matrix, then GELU and a gated linear map (D → 2D, GLU) over channels.
 
-    d_state   N, even: N/2 conjugate pairs;  init "lin", "inv" or "real": how the state matrix starts
+    d_state   N, even: N/2 conjugate pairs
+    init      how the state matrix starts: "lin", "inv", "real", or "legs", the normal part of HiPPO with its inputs
     method    "zoh" or "bilinear" discretisation;  dt_min, dt_max: time steps start log-uniformly between them
     mix_channels  False: y alone, no activation and no linear map
 
     Gu et al. 2022 (arXiv:2206.11893).
     """
 
+    B: Tensor
+
     def __init__(
-        self, d_model: int, *, d_state: int = 64, init: Literal["lin", "inv", "real"] = "lin",
+        self, d_model: int, *, d_state: int = 64, init: Literal["lin", "inv", "real", "legs"] = "lin",
         method: Literal["zoh", "bilinear"] = "zoh", dt_min: float = 1e-3, dt_max: float = 0.1,
         mix_channels: bool = True,
     ):  # fmt: skip
         super().__init__(d_model)
         if d_state < 2 or d_state % 2:
             raise ValueError(f"d_state must be even and at least 2, got {d_state}")
-        check_choice("init", init, ("lin", "inv", "real"))
+        check_choice("init", init, ("lin", "inv", "real", "legs"))
         check_choice("method", method, ("zoh", "bilinear"))
         self.channels, self.d_state, self.method = d_model, d_state // 2, method
         n = torch.arange(self.d_state, dtype=torch.float32)
         real = n + 1 if init == "real" else torch.full_like(n, 0.5)
-        imag = {
-            "lin": math.pi * n,
-            "inv": d_state / math.pi * (d_state / (2 * n + 1) - 1),
-            "real": torch.zeros_like(n),
-        }[init]
+        imag, inputs = math.pi * n, torch.ones(self.d_state, dtype=torch.complex128)
+        if init == "inv":
+            imag = d_state / math.pi * (d_state / (2 * n + 1) - 1)
+        elif init == "real":
+            imag = torch.zeros_like(n)
+        elif init == "legs":
+            omega, V = hippo_frequencies(d_state)
+            imag = omega[: self.d_state].float()
+            inputs = V[:, : self.d_state].mH @ torch.sqrt(2.0 * torch.arange(d_state) + 1).to(V.dtype)
+        self.register_buffer("B", torch.view_as_real(inputs).float())
         self.log_dt = nn.Parameter(log_uniform(d_model, dt_min, dt_max))
         self.A_log = nn.Parameter(real.log().repeat(d_model, 1))
         self.A_imag = nn.Parameter(imag.repeat(d_model, 1))
@@ -104,12 +112,12 @@ class S4D(DiagonalMixer):
         self.out_proj = nn.Linear(d_model, 2 * d_model) if mix_channels else None
 
     def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
-        dt, C = wide(self.log_dt).exp()[:, None], torch.view_as_complex(wide(self.C))
+        dt, C, B = wide(self.log_dt).exp()[:, None], *(torch.view_as_complex(wide(t)) for t in (self.C, self.B))
         A = torch.complex(-wide(self.A_log).exp(), wide(self.A_imag))
         if self.method == "zoh":
-            return dt * A, (torch.exp(dt * A) - 1) / A, C
+            return dt * A, B * (torch.exp(dt * A) - 1) / A, C
         below = 1 - dt * A / 2
-        return torch.log((1 + dt * A / 2) / below), dt / below, C
+        return torch.log((1 + dt * A / 2) / below), B * dt / below, C
 
     def direct(self) -> Tensor:
         return self.D
@@ -120,6 +128,69 @@ class S4D(DiagonalMixer):
     def finish(self, y: Tensor, streams: Streams) -> Tensor:
         y = y.to(self.D.dtype)
         return y if self.out_proj is None else glu(self.out_proj(gelu(y)), -1)
+
+
+class DSS(DiagonalMixer):
+    """Diagonal state space with a softmax over lags: K_l = Re Σ_n (C_n/Λ_n) e^{ΔΛ_n l} / Σ_{j<l_max} e^{ΔΛ_n j}.
+
+    d_state  N, even: N/2 complex numbers;  l_max: the length that the softmax is over, stored with the layer so that
+             steps and other lengths use the same kernel;  mix_channels: as `S4D`'s
+
+    1/x is x̄/(|x|² + 1e−7).  State: h (B, D, N/2), complex.  Gupta et al. 2022 (arXiv:2203.14343).
+    """
+
+    l_max: Tensor
+
+    def __init__(
+        self, d_model: int, *, d_state: int = 64, l_max: int = 1024, dt_min: float = 1e-3, dt_max: float = 0.1,
+        mix_channels: bool = True,
+    ):  # fmt: skip
+        super().__init__(d_model)
+        if d_state < 2 or d_state % 2:
+            raise ValueError(f"d_state must be even and at least 2, got {d_state}")
+        if l_max < 1:
+            raise ValueError(f"l_max must be at least 1, got {l_max}")
+        self.channels, self.d_state = d_model, d_state // 2
+        self.register_buffer("l_max", torch.tensor(l_max))
+        self.log_dt = nn.Parameter(log_uniform(d_model, dt_min, dt_max))
+        self.A_log = nn.Parameter(torch.full((d_model, self.d_state), math.log(0.5)))
+        self.A_imag = nn.Parameter((math.pi * torch.arange(self.d_state)).float().repeat(d_model, 1))
+        self.C = nn.Parameter(torch.randn(d_model, self.d_state, 2))
+        self.D = nn.Parameter(torch.randn(d_model))
+        self.out_proj = nn.Linear(d_model, 2 * d_model) if mix_channels else None
+
+    def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
+        A = torch.complex(-wide(self.A_log).exp(), wide(self.A_imag))
+        log_a = wide(self.log_dt).exp()[:, None] * A
+        total = (1 - torch.exp(log_a * self.l_max)) / (1 - torch.exp(log_a))
+        c = torch.view_as_complex(wide(self.C)) * _reciprocal(A) * _reciprocal(total)
+        return log_a, torch.ones_like(c), c / 2  # twice the real part is taken of conjugate pairs, here there are none
+
+    def direct(self) -> Tensor:
+        return self.D
+
+    def project(self, x: Tensor, windows: Mapping[str, Tensor], rows: MixerRows) -> tuple[Streams, dict[str, Tensor]]:
+        return {"u": x}, {}
+
+    def finish(self, y: Tensor, streams: Streams) -> Tensor:
+        y = y.to(self.D.dtype)
+        return y if self.out_proj is None else glu(self.out_proj(gelu(y)), -1)
+
+
+def _reciprocal(x: Tensor) -> Tensor:
+    return x.conj() / (x.real.square() + x.imag.square() + 1e-7)
+
+
+def hippo_frequencies(size: int) -> tuple[Tensor, Tensor]:
+    """ω (size,) and unitary V with A + p pᵀ = V diag(−½ + iω) V*, of the HiPPO-LegS matrix A; negative ω first.
+
+    A_nk = −√((2n+1)(2k+1)) below the diagonal and −(n+1) on it, p_n = √(n+½); float64.  Gu et al. 2021, theorem 1.
+    """
+    n = torch.arange(size, dtype=torch.float64)
+    root = torch.sqrt(2 * n + 1)
+    skew = -(root[:, None] * root).tril(-1) / 2
+    omega, V = torch.linalg.eigh(-1j * (skew - skew.T).to(torch.complex128))
+    return omega, V
 
 
 def log_uniform(count: int, smallest: float, largest: float) -> Tensor:

@@ -25,7 +25,9 @@ def inverse_softplus_of_steps(count: int, smallest: float, largest: float, floor
 class Mamba2(RecurrentMixer):
     """y = norm(SSD(conv([x; B; C]), Δ) · silu(z)); parameters have the names of transformers' Mamba-2.
 
-    d_state N, head_dim P, groups G, d_conv K, chunk: of the kernel;  heads: default expand · d_model / head_dim
+    d_state N, groups G, d_conv K;  chunk: tokens that the kernel takes at once
+    head_dim   P, by default 64 or the largest power of two below that divides expand · d_model
+    heads      by default expand · d_model / head_dim
     dt_limit   Δ is clamped to it, in training and generation
     norm       "gate_first": norm(y·silu(z)), Mamba-2;  "norm_first": norm(y)·silu(z), "none": y·silu(z), Falcon-H1
     scales     factors on the z, x, B, C, Δ slices of the projection, and `in_scale` on its input (Falcon-H1)
@@ -34,13 +36,15 @@ class Mamba2(RecurrentMixer):
     """
 
     def __init__(
-        self, d_model: int, *, d_state: int = 64, head_dim: int = 64, expand: int = 2, heads: int | None = None,
-        groups: int = 1, d_conv: int = 4, chunk: int = 64, dt_min: float = 1e-3, dt_max: float = 0.1,
+        self, d_model: int, *, d_state: int = 64, head_dim: int | None = None, expand: int = 2,
+        heads: int | None = None, groups: int = 1, d_conv: int = 4, chunk: int = 64, dt_min: float = 1e-3,
+        dt_max: float = 0.1,
         dt_limit: tuple[float, float] = (0.0, math.inf), bias: bool = False, conv_bias: bool = True,
         norm: Literal["gate_first", "norm_first", "none"] = "gate_first", eps: float = 1e-5,
         scales: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0), in_scale: float = 1.0,
     ):  # fmt: skip
         super().__init__(d_model)
+        head_dim = head_dim or math.gcd(64, expand * d_model)
         if heads is None and expand * d_model % head_dim:
             raise ValueError(f"head_dim must divide expand · d_model = {expand * d_model}, got {head_dim}")
         self.heads = expand * d_model // head_dim if heads is None else heads

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from likely.sequence.ops.by_steps import linear_attention_by_steps, ssd_by_steps
 from likely.sequence.ops.scan import linear_scan
 
 SUB_CHUNK = 16  # of decays per key dimension: exponents inside one stay small
@@ -35,6 +36,8 @@ def ssd(
             "ssd takes x (B, L, H, P), log_a (B, L, H), B and C (B, L, G, N) with G dividing H and L > 0, got "
             f"{tuple(x.shape)}, {tuple(log_a.shape)}, {tuple(B.shape)} and {tuple(C.shape)}"
         )
+    if length == 1:
+        return ssd_by_steps(x, log_a, B, C, h0=h0)
     if seq_idx is not None:
         log_a = log_a.masked_fill(document_starts(seq_idx)[..., None], -torch.inf)
     chunk = max(1, min(chunk, length))
@@ -75,9 +78,11 @@ def linear_attention(
         )
     if log_decay is not None and log_decay.shape not in (q.shape, q.shape[:3]):
         raise ValueError(f"log_decay must be {tuple(q.shape[:3])} or {tuple(q.shape)}, got {tuple(log_decay.shape)}")
+    if beta is not None and log_decay is not None and log_decay.ndim == 4:
+        raise ValueError("the delta rule takes one decay per head (B, L, H), got one per key dimension")
+    if q.shape[1] == 1:
+        return linear_attention_by_steps(q, k, v, log_decay=log_decay, beta=beta, h0=h0)
     if beta is not None:
-        if log_decay is not None and log_decay.ndim == 4:
-            raise ValueError("the delta rule takes one decay per head (B, L, H), got one per key dimension")
         return _delta_rule(q, k, v, q.new_zeros(q.shape[:3]) if log_decay is None else log_decay, beta, h0, chunk)
     if log_decay is not None and log_decay.ndim == 4:
         return _decay_per_key(q, k, v, log_decay, h0)

@@ -31,7 +31,7 @@ def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, *, reverse: bool
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), start.dtype)
     if reverse:
         a, b = a.flip(1), b.flip(1)
-    states: Tensor = _Scan.apply(a, b.to(dtype), start.to(dtype))  # type: ignore[no-untyped-call]
+    states: Tensor = _Scan.apply(a, b.to(dtype), start.to(dtype))
     return (states.flip(1) if reverse else states), states[:, -1]
 
 
