@@ -162,7 +162,8 @@ class SharedShape:
     def predicted(self, way: str, size: int, length: int) -> tuple[float, int]:
         """(bytes that one process receives, messages that wait for one another), forward and backward, batch 1."""
         state = self.heads * self.head_dim * (self.head_dim + self.normaliser)
-        keys = 2 * (length // size) * self.kv_heads * self.head_dim * self.key_bytes
+        most = -(-length // size)  # tokens of the largest part: the others are filled up
+        keys = 2 * most * self.kv_heads * self.head_dim * self.key_bytes
         return {
             "LASP-2": (2 * (size - 1) * (state + self.decays * self.heads) * self.state_bytes, 2),
             "LASP-1": (min(2, size - 1) * state * self.state_bytes, 2 * (size - 1)),  # the ends receive one way
@@ -235,7 +236,8 @@ def figures_of(exact: Mapping[str, Any], sent: Mapping[str, Mapping[str, int]], 
     groups: dict[str, list[float]] = {}
     for key, error in exact["layers"].items():
         parts = key.split(", ")
-        groups.setdefault(f"{parts[0]}, {parts[-1]}", []).append(error)
+        subject = f"{parts[0]}, {parts[-1]}" if len(parts) > 1 else f"linear_attention with {key}, float64"
+        groups.setdefault(subject, []).append(error)
     for subject, errors in groups.items():
         figures.append(_figure(subject, "largest difference from one process", max(errors), "relative", len(errors),
                                "cases"))  # fmt: skip
