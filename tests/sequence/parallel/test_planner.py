@@ -11,7 +11,12 @@ import pytest
 from likely.errors import DataError
 from likely.sequence.parallel.planner.cost import CostModel, published_cost
 from likely.sequence.parallel.planner.filling import size_choices
-from likely.sequence.parallel.planner.integer_program import SolverLimits, enough_buckets
+from likely.sequence.parallel.planner.integer_program import (
+    SolverLimits,
+    could_take,
+    enough_buckets,
+    surely_needed,
+)
 from likely.sequence.parallel.planner.plans import DeviceGroup, homogeneous_plans, plan
 
 COST = published_cost("gpt-7b")
@@ -48,6 +53,16 @@ def test_the_integer_program_finds_the_best_of_all_plans(seed):
     if len(found.microbatches) == 1:
         assert found.predicted_ms == pytest.approx(best_of_all(lengths, 4, replace(wide, fixed_ms=1e4)), rel=1e-9)
     assert found.bound_ms <= found.predicted_ms
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_proven_to_be_needed_is_no_more_than_the_best_plan_takes(seed):
+    lengths = np.random.default_rng(seed).integers(5, 65, 5)
+    wide = replace(SMALL, memory_mb=400.0)
+    best = best_of_all(lengths, 4, wide)
+    needed = surely_needed(lengths, 4, wide.degrees, wide, 400, 2 * best)
+    assert 0.5 * best < needed <= best * (1 + 1e-9)
+    assert could_take(lengths, 4, wide.degrees, wide, 400, best)
 
 
 @pytest.mark.parametrize("seed", range(4))

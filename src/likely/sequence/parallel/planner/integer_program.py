@@ -15,6 +15,7 @@ from likely.sequence.parallel.planner.splits import bucket_bounds
 
 RELAXED_BUCKETS, RELAXED_NODES = 96, 1000
 INFEASIBLE = 2  # scipy's status
+HALVINGS = 8
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,20 @@ def could_take(
         options={"node_limit": RELAXED_NODES},
     )
     return bool(found.status != INFEASIBLE)
+
+
+def surely_needed(
+    lengths: Ints, n_devices: int, degrees: Sequence[int], cost: CostModel, capacity: int, known_ms: float
+) -> float:
+    """A time that no filling of these sequences beats, by halving below one that is known to do."""
+    low, high = 0.0, known_ms
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if could_take(lengths, n_devices, degrees, cost, capacity, middle):
+            high = middle
+        else:
+            low = middle
+    return low
 
 
 def candidate_groups(bounds: Ints, n_devices: int, degrees: Sequence[int], capacity: int) -> Ints:

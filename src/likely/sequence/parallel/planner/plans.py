@@ -13,7 +13,7 @@ from likely.errors import DataError
 from likely.metrics.checks import Ints
 from likely.sequence.parallel.planner.cost import CostModel
 from likely.sequence.parallel.planner.filling import Filling, fill, least_degrees, size_choices
-from likely.sequence.parallel.planner.integer_program import SolverLimits, solve
+from likely.sequence.parallel.planner.integer_program import SolverLimits, solve, surely_needed
 from likely.sequence.parallel.planner.splits import split_batch
 
 TRIED = 5  # numbers of micro-batches, from the least on
@@ -116,10 +116,30 @@ def plan(
     if solver == "greedy":
         return _planned(s, n_devices, cost, sizes, capacity, greedy)
 
-    def improved(part: Ints, known: Filling) -> Filling:
-        return solve(part, n_devices, sizes, cost, capacity, known, limits or SolverLimits())
+    improve = Improvement(n_devices, sizes, cost, capacity, limits or SolverLimits())
+    return _planned(s, n_devices, cost, sizes, capacity, greedy, improve)
 
-    return _planned(s, n_devices, cost, sizes, capacity, greedy, improved)
+
+@dataclass(frozen=True)
+class Improvement:
+    """The integer program for micro-batches that are filled already."""
+
+    n_devices: int
+    degrees: tuple[int, ...]
+    cost: CostModel
+    capacity: int
+    limits: SolverLimits
+
+    def worth_it(self, parts: Sequence[Ints], known: Sequence[Filling], best_ms: float) -> bool:
+        """Whether these micro-batches together could beat the best total by more than the gap."""
+        needed = [
+            surely_needed(part, self.n_devices, self.degrees, self.cost, self.capacity, filling.ms)
+            for part, filling in zip(parts, known, strict=True)
+        ]
+        return sum(needed) < best_ms * (1 - self.limits.gap)
+
+    def filling(self, part: Ints, known: Filling) -> Filling:
+        return solve(part, self.n_devices, self.degrees, self.cost, self.capacity, known, self.limits)
 
 
 def homogeneous_plans(
@@ -186,7 +206,7 @@ def _shown(given: np.ndarray) -> str:
 
 def _planned(
     s: Ints, n_devices: int, cost: CostModel, degrees: Sequence[int], capacity: int,
-    filled: Callable[[Ints], Filling | None], improved: Callable[[Ints, Filling], Filling] | None = None,
+    filled: Callable[[Ints], Filling | None], improve: Improvement | None = None,
 ) -> ParallelPlan:  # fmt: skip
     """The best number of micro-batches, each filled, then improved where that can still beat the best."""
     fewest = max(1, -(-int(s.sum()) // (n_devices * capacity)))
@@ -201,19 +221,24 @@ def _planned(
         fillings = _all_filled(s, split, filled)
         if fillings is not None:
             tried.append((split, fillings))
-            best = min(best, sum(filling.ms for filling in fillings))
-    split, fillings = min(tried, key=lambda each: sum(filling.ms for filling in each[1]))
-    if improved is not None:
-        for other, known in sorted(tried, key=lambda each: sum(filling.ms for filling in each[1])):
-            if lower_bound(s, n_devices, degrees, cost, capacity, len(other)) < best:
-                better = [improved(s[part], filling) for part, filling in zip(other, known, strict=True)]
-                if sum(filling.ms for filling in better) < best:
-                    split, fillings, best = other, better, sum(filling.ms for filling in better)
+            best = min(best, _total((split, fillings)))
+    split, fillings = min(tried, key=_total)
+    if improve is not None:
+        for other, known in sorted(tried, key=_total):
+            if not improve.worth_it([s[part] for part in other], known, best):
+                continue
+            better = [improve.filling(s[part], filling) for part, filling in zip(other, known, strict=True)]
+            if _total((other, better)) < best:
+                split, fillings, best = other, better, _total((other, better))
     microbatches = tuple(_placed(part, filling) for part, filling in zip(split, fillings, strict=True))
     bound = lower_bound(s, n_devices, degrees, cost, capacity, fewest)
     made = ParallelPlan(tuple(s.tolist()), n_devices, microbatches, sum(filling.ms for filling in fillings), bound)
     made.validate(cost)
     return made
+
+
+def _total(tried: tuple[list[Ints], list[Filling]]) -> float:
+    return sum(filling.ms for filling in tried[1])
 
 
 def _all_filled(s: Ints, split: list[Ints], filled: Callable[[Ints], Filling | None]) -> list[Filling] | None:
