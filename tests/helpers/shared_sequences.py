@@ -214,7 +214,7 @@ def step_errors(world: SequenceGroup, groups: dict[int, SequenceGroup]) -> Error
         sum_gradients(list(other.parameters()), world)
         pairs = zip(after_one_step(other), after_one_step(one), strict=True)
         found[f"{order} weights"] = max(difference(a, b) for a, b in pairs)
-        found[f"{order} loss"] = float((world.sum(own) - loss).abs())
+        found[f"{order} loss"] = float((world.sum(own) - loss.detach()).abs())
         joined = shards.join(logits)
         found[f"{order} joined"] = float(joined.shape[1] != LENGTH)
     return found

@@ -90,7 +90,8 @@ def _heads_exchanged(
         ids = all_gather(_padded(seq_idx.to(q.dtype), layout, 1), group).transpose(0, 1).flatten(1, 2)[:, order]
         causal = torch.ones(layout.length, layout.length, dtype=torch.bool, device=q.device).tril()
         visible = (causal & (ids[:, :, None] == ids[:, None, :]))[:, None]
-    y = mixer.attend(*whole.split(widths, 2), visible)
+    queries, keys, values = whole.split(widths, 2)
+    y = mixer.attend(queries, keys, values, visible)
     back = [y[:, layout.columns(rank).to(q.device)] for rank in range(size)]
     returned = all_to_all(torch.stack([_padded(t, layout, 1) for t in back]), group)
     own = returned[:, :, : q.shape[1]]  # (W, B, n, heads of one, d)
@@ -105,7 +106,7 @@ def _padded(t: Tensor, layout: ShardLayout, dim: int = 1) -> Tensor:
 
 def _ring(q: Tensor, k: Tensor, v: Tensor, layout: ShardLayout, group: SequenceGroup) -> Tensor:
     shared = q.shape[2] // k.shape[2]
-    y: Tensor = _RingAttention.apply(  # type: ignore[no-untyped-call]
+    y: Tensor = _RingAttention.apply(
         q.unflatten(2, (k.shape[2], shared)), _padded(k, layout), _padded(v, layout), layout, group
     )
     return y.flatten(2, 3)

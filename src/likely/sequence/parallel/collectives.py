@@ -16,19 +16,19 @@ from likely.sequence.parallel.group import SequenceGroup
 
 def all_gather(t: Tensor, group: SequenceGroup) -> Tensor:
     """(W, ...): every member's tensor.  Backward: each member gets the sum of all gradients of its own."""
-    found: Tensor = _AllGather.apply(t, group)  # type: ignore[no-untyped-call]
+    found: Tensor = _AllGather.apply(t, group)
     return found
 
 
 def all_to_all(t: Tensor, group: SequenceGroup) -> Tensor:
     """t (W, ...) -> (W, ...): entry s goes to member s, and entry s came from member s."""
-    found: Tensor = _AllToAll.apply(t, group)  # type: ignore[no-untyped-call]
+    found: Tensor = _AllToAll.apply(t, group)
     return found
 
 
 def shift(t: Tensor, group: SequenceGroup) -> Tensor:
     """The tensor of the member before; zeros on the first.  Backward: gradients go back to where it came from."""
-    found: Tensor = _FromBefore.apply(t, group)  # type: ignore[no-untyped-call]
+    found: Tensor = _FromBefore.apply(t, group)
     return found
 
 
@@ -37,13 +37,13 @@ def ring_fold(state: Tensor, transition: Tensor, group: SequenceGroup) -> Tensor
 
     state, transition  of this member's chunk; T is a factor that broadcasts to S.  W − 1 messages wait for one another.
     """
-    found: Tensor = _RingFold.apply(state, transition, group)  # type: ignore[no-untyped-call]
+    found: Tensor = _RingFold.apply(state, transition, group)
     return found
 
 
 def tie(y: Tensor, *received: Tensor) -> Tensor:
     """y itself, whose backward pass reaches everything received on every member."""
-    found: Tensor = _Tie.apply(y, *received)  # type: ignore[no-untyped-call]
+    found: Tensor = _Tie.apply(y, *received)
     return found
 
 

@@ -81,7 +81,7 @@ def run_plan(
             documents = torch.repeat_interleave(torch.arange(len(own), device=packed.device), sizes)[None]
             shards = SequenceShards(group, ShardLayout.of(packed.shape[1], group.size), attention)
             part = loss(shards.batch(packed, seq_idx=documents), shards) / targets
-            part.backward()  # type: ignore[no-untyped-call]
+            part.backward()
             total += float(part.detach())
     sum_gradients(parameters, groups.world)
     return float(groups.world.sum(torch.tensor(total, dtype=torch.float64)))

@@ -140,7 +140,7 @@ def _summarised(
 
     def run(h: Tensor) -> MixerOutput:
         state = MixerState({**empty.tensors, **(windows or {}), "h": h}, document)
-        return mixer(chunk.x, state, mask=chunk.mask(), seq_idx=chunk.documents, return_state=True)  # type: ignore[no-any-return]
+        return mixer(chunk.x, state, mask=chunk.mask(), seq_idx=chunk.documents, return_state=True)
 
     after = run(empty["h"]).state
     assert after is not None

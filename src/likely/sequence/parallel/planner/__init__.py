@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from likely.sequence.parallel.planner.comparison import PlanComparison as PlanComparison
+    from likely.sequence.parallel.planner.comparison import CorpusComparison as CorpusComparison
     from likely.sequence.parallel.planner.comparison import compare_plans as compare_plans
     from likely.sequence.parallel.planner.comparison import first_batches as first_batches
     from likely.sequence.parallel.planner.comparison import length_batches as length_batches

@@ -96,7 +96,7 @@ def compare_batch(
 
 
 @dataclass(frozen=True)
-class PlanComparison:
+class CorpusComparison:
     """Of several batches."""
 
     batches: tuple[BatchComparison, ...]
@@ -132,13 +132,13 @@ class PlanComparison:
 def compare_plans(
     batches: Sequence[ArrayLike], n_devices: int, cost: CostModel, *, solver: Literal["milp", "greedy"] = "milp",
     limits: SolverLimits | None = None, progress: Callable[[int], None] = lambda n: None,
-) -> PlanComparison:  # fmt: skip
+) -> CorpusComparison:  # fmt: skip
     """Plan every batch, with unequal groups and with groups of one size.  progress: called with 1 after each."""
     made = []
     for batch in batches:
         made.append(compare_batch(batch, n_devices, cost, solver=solver, limits=limits))
         progress(1)
-    return PlanComparison(tuple(made))
+    return CorpusComparison(tuple(made))
 
 
 def plan_rows(made: ParallelPlan, cost: CostModel) -> list[dict[str, Any]]:
