@@ -98,12 +98,17 @@ RING_CASES = ((3, "contiguous", "whole", {"states": "ring"}),)
 
 def cases_of(name: str) -> list[tuple[int, str, str, dict[str, str]]]:
     mixer = tiny(name)
-    found = list(CASES)
+    found = [case for case in CASES if shares_packed(mixer) or "packed" not in case[2]]
     if isinstance(mixer, SoftmaxAttention):
         found += ATTENTION_CASES
     if isinstance(mixer, RecurrentMixer) and type(mixer).fold is RecurrentMixer.fold:
         found += RING_CASES
     return found
+
+
+def shares_packed(mixer: SequenceMixer) -> bool:
+    """All but those with a convolution that cannot empty their state where a document starts."""
+    return mixer.packs or not (isinstance(mixer, RecurrentMixer) and mixer.halo)
 
 
 def shared_layer_names() -> list[str]:

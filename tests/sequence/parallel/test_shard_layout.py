@@ -78,7 +78,11 @@ def test_without_processes_there_is_no_group():
 @pytest.mark.parametrize("name", shared.shared_layer_names())
 @pytest.mark.parametrize("rows", ["whole", "packed padded"])
 def test_one_process_that_holds_all_chunks_gives_the_same(name, rows):
-    assert shared.layer_error(name, SequenceGroup(), "zigzag", rows, {}) < 1e-9
+    if "packed" in rows and not shared.shares_packed(shared.tiny(name)):
+        with pytest.raises(CapabilityError, match="one document a row"):
+            shared.layer_error(name, SequenceGroup(), "zigzag", rows, {})
+    else:
+        assert shared.layer_error(name, SequenceGroup(), "zigzag", rows, {}) < 1e-9
 
 
 def test_every_other_layer_is_refused():
