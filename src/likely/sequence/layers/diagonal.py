@@ -71,39 +71,31 @@ class DiagonalMixer(RecurrentMixer):
 class S4D(DiagonalMixer):
     """S4 with a diagonal state matrix, then GELU and a gated linear map (D → 2D, GLU) over channels.
 
-    d_state   N, even: N/2 conjugate pairs
-    init      how the state matrix starts: "lin", "inv", "real", or "legs", the normal part of HiPPO with its inputs
+    d_state   N, even: N/2 conjugate pairs;  init "lin", "inv" or "real": how the state matrix starts
     method    "zoh" or "bilinear" discretisation;  dt_min, dt_max: time steps start log-uniformly between them
     mix_channels  False: y alone, no activation and no linear map
 
     Gu et al. 2022 (arXiv:2206.11893).
     """
 
-    B: Tensor
-
     def __init__(
-        self, d_model: int, *, d_state: int = 64, init: Literal["lin", "inv", "real", "legs"] = "lin",
+        self, d_model: int, *, d_state: int = 64, init: Literal["lin", "inv", "real"] = "lin",
         method: Literal["zoh", "bilinear"] = "zoh", dt_min: float = 1e-3, dt_max: float = 0.1,
         mix_channels: bool = True,
     ):  # fmt: skip
         super().__init__(d_model)
         if d_state < 2 or d_state % 2:
             raise ValueError(f"d_state must be even and at least 2, got {d_state}")
-        check_choice("init", init, ("lin", "inv", "real", "legs"))
+        check_choice("init", init, ("lin", "inv", "real"))
         check_choice("method", method, ("zoh", "bilinear"))
         self.channels, self.d_state, self.method = d_model, d_state // 2, method
         n = torch.arange(self.d_state, dtype=torch.float32)
         real = n + 1 if init == "real" else torch.full_like(n, 0.5)
-        imag, inputs = math.pi * n, torch.ones(self.d_state, dtype=torch.complex128)
-        if init == "inv":
-            imag = d_state / math.pi * (d_state / (2 * n + 1) - 1)
-        elif init == "real":
-            imag = torch.zeros_like(n)
-        elif init == "legs":
-            omega, V = hippo_frequencies(d_state)
-            imag = omega[: self.d_state].float()
-            inputs = V[:, : self.d_state].mH @ torch.sqrt(2.0 * torch.arange(d_state) + 1).to(V.dtype)
-        self.register_buffer("B", torch.view_as_real(inputs).float())
+        imag = {
+            "lin": math.pi * n,
+            "inv": d_state / math.pi * (d_state / (2 * n + 1) - 1),
+            "real": torch.zeros_like(n),
+        }[init]
         self.log_dt = nn.Parameter(log_uniform(d_model, dt_min, dt_max))
         self.A_log = nn.Parameter(real.log().repeat(d_model, 1))
         self.A_imag = nn.Parameter(imag.repeat(d_model, 1))
@@ -112,12 +104,12 @@ class S4D(DiagonalMixer):
         self.out_proj = nn.Linear(d_model, 2 * d_model) if mix_channels else None
 
     def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
-        dt, C, B = wide(self.log_dt).exp()[:, None], *(torch.view_as_complex(wide(t)) for t in (self.C, self.B))
+        dt, C = wide(self.log_dt).exp()[:, None], torch.view_as_complex(wide(self.C))
         A = torch.complex(-wide(self.A_log).exp(), wide(self.A_imag))
         if self.method == "zoh":
-            return dt * A, B * (torch.exp(dt * A) - 1) / A, C
+            return dt * A, (torch.exp(dt * A) - 1) / A, C
         below = 1 - dt * A / 2
-        return torch.log((1 + dt * A / 2) / below), B * dt / below, C
+        return torch.log((1 + dt * A / 2) / below), dt / below, C
 
     def direct(self) -> Tensor:
         return self.D
@@ -179,18 +171,6 @@ class DSS(DiagonalMixer):
 
 def _reciprocal(x: Tensor) -> Tensor:
     return x.conj() / (x.real.square() + x.imag.square() + 1e-7)
-
-
-def hippo_frequencies(size: int) -> tuple[Tensor, Tensor]:
-    """ω (size,) and unitary V with A + p pᵀ = V diag(−½ + iω) V*, of the HiPPO-LegS matrix A; negative ω first.
-
-    A_nk = −√((2n+1)(2k+1)) below the diagonal and −(n+1) on it, p_n = √(n+½); float64.  Gu et al. 2021, theorem 1.
-    """
-    n = torch.arange(size, dtype=torch.float64)
-    root = torch.sqrt(2 * n + 1)
-    skew = -(root[:, None] * root).tril(-1) / 2
-    omega, V = torch.linalg.eigh(-1j * (skew - skew.T).to(torch.complex128))
-    return omega, V
 
 
 def log_uniform(count: int, smallest: float, largest: float) -> Tensor:

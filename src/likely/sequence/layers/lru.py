@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from likely.sequence.layers.diagonal import hippo_frequencies, log_uniform
+from likely.sequence.layers.diagonal import log_uniform
 from likely.sequence.mixer import MixerRows
 from likely.sequence.ops.scan import linear_scan
 from likely.sequence.recurrent import RecurrentMixer, Streams, wide
@@ -114,3 +114,15 @@ class S5(SharedDiagonalMixer):
         log_a = wide(self.log_dt).exp() * A
         hold = (torch.exp(log_a) - 1) / A
         return log_a, hold[:, None] * torch.view_as_complex(wide(self.B)), 2 * torch.view_as_complex(wide(self.C))
+
+
+def hippo_frequencies(size: int) -> tuple[Tensor, Tensor]:
+    """ω (size,) and unitary V with A + p pᵀ = V diag(−½ + iω) V*, of the HiPPO-LegS matrix A; negative ω first.
+
+    A_nk = −√((2n+1)(2k+1)) below the diagonal and −(n+1) on it, p_n = √(n+½); float64.  Gu et al. 2021, theorem 1.
+    """
+    n = torch.arange(size, dtype=torch.float64)
+    root = torch.sqrt(2 * n + 1)
+    skew = -(root[:, None] * root).tril(-1) / 2
+    omega, V = torch.linalg.eigh(-1j * (skew - skew.T).to(torch.complex128))
+    return omega, V

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from likely.sequence.ops.by_steps import linear_attention_by_steps, ssd_by_steps
 from likely.sequence.ops.scan import linear_scan
 
 SUB_CHUNK = 16  # of decays per key dimension: exponents inside one stay small
@@ -89,6 +88,36 @@ def linear_attention(
     log_a = q.new_zeros(q.shape[:3]) if log_decay is None else log_decay
     y, last = ssd(v, log_a, k, q, h0=None if h0 is None else h0.mT, chunk=chunk)
     return y, last.mT
+
+
+def ssd_by_steps(x: Tensor, log_a: Tensor, B: Tensor, C: Tensor, *, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`ssd` as a loop: S_t = exp(log_a_t) S_{t−1} + x_t B_tᵀ, y_t = S_t C_t."""
+    B, C = (t.repeat_interleave(x.shape[2] // B.shape[2], 2) for t in (B, C))
+    S = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[-1]) if h0 is None else h0
+    outputs = []
+    for t in range(x.shape[1]):
+        S = log_a[:, t, :, None, None].exp() * S + x[:, t, ..., None] * B[:, t, :, None]
+        outputs.append((S @ C[:, t, ..., None])[..., 0])
+    return torch.stack(outputs, 1), S
+
+
+def linear_attention_by_steps(
+    q: Tensor, k: Tensor, v: Tensor, *, log_decay: Tensor | None = None, beta: Tensor | None = None,
+    h0: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`linear_attention` as a loop: decay, then (delta rule) correct what the key recalls, then read."""
+    S = q.new_zeros(*q.shape[:1], *q.shape[2:], v.shape[-1]) if h0 is None else h0
+    outputs = []
+    for t in range(q.shape[1]):
+        if log_decay is not None:
+            decay = log_decay[:, t].exp()
+            S = S * (decay[..., None, None] if decay.ndim == 2 else decay[..., None])
+        value = v[:, t]
+        if beta is not None:
+            value = beta[:, t, :, None] * (value - (k[:, t, :, None] @ S)[..., 0, :])
+        S = S + k[:, t, ..., None] * value[..., None, :]
+        outputs.append((q[:, t, :, None] @ S)[..., 0, :])
+    return torch.stack(outputs, 1), S
 
 
 def document_starts(seq_idx: Tensor) -> Tensor:

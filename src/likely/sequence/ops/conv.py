@@ -24,6 +24,15 @@ def fft_conv(u: Tensor, kernel: Tensor, D: Tensor | None = None) -> Tensor:
     return (y if D is None else y + u * D).to(u.dtype)
 
 
+def conv_by_steps(u: Tensor, kernel: Tensor) -> Tensor:
+    """`fft_conv` as a double loop over time and lag."""
+    outputs = []
+    for t in range(u.shape[1]):
+        lags = range(min(t + 1, kernel.shape[1]))
+        outputs.append(sum((kernel[:, j] * u[:, t - j] for j in lags), torch.zeros_like(u[:, 0])))
+    return torch.stack(outputs, 1)
+
+
 def causal_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, state: Tensor | None = None, *,
     lengths: Tensor | None = None, starts: Tensor | None = None,

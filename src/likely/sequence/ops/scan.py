@@ -35,6 +35,15 @@ def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, *, reverse: bool
     return (states.flip(1) if reverse else states), states[:, -1]
 
 
+def scan_by_steps(a: Tensor, b: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`linear_scan` as a loop: h_t = a_t h_{t−1} + b_t."""
+    h, states = torch.zeros_like(b[:, 0]) if h0 is None else h0, []
+    for t in range(b.shape[1]):
+        h = a[:, t if a.shape[1] > 1 else 0] * h + b[:, t]
+        states.append(h)
+    return torch.stack(states, 1), h
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, start: Tensor) -> Tensor:
