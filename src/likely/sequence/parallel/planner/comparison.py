@@ -114,7 +114,8 @@ class CorpusComparison:
         rows: list[dict[str, Any]] = [
             {"groups": "planned", "batches": n, "mean_ms": sum(planned) / n, "times_planned": 1.0}
         ]
-        for against in (BEST, *sorted({d for b in self.batches for d in b.alike})):
+        compared: list[int | str] = [BEST, *sorted({d for b in self.batches for d in b.alike})]
+        for against in compared:
             others, own = self.pairs(against)
             name = against if isinstance(against, str) else f"all of {against}"
             rows.append(

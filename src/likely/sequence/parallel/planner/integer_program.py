@@ -148,7 +148,7 @@ def _counts(
     from scipy.sparse import coo_array
 
     n_buckets, n_groups = len(bounds), len(groups)
-    times = np.array([cost.sequence_ms(bounds, int(d)) for d in groups]).T  # (buckets, groups)
+    times = np.array([cost.sequence_ms(bounds, int(d)) for d in groups], np.float64).T  # (buckets, groups)
     fixed = np.array([cost.group_ms(int(d)) for d in groups])
     n_variables = n_buckets * n_groups + n_groups + 1
     of_count = np.arange(n_buckets * n_groups).reshape(n_buckets, n_groups)
@@ -171,10 +171,11 @@ def _counts(
             after = of_count[:, p + 1]
             constrain([use, of_use[p + 1 : p + 2]], [np.ones(1), -np.ones(1)], 0, np.inf)
             constrain([own, after], [bounds.astype(np.float64), -bounds.astype(np.float64)], 0, np.inf)
-    constrain([of_use], [groups.astype(np.float64)], 0, n_devices)
+    devices = groups.astype(np.float64)
+    constrain([of_use], [devices], 0, n_devices)
     constrain(
         [of_count.ravel(), of_use, one_time],
-        [(times * groups).ravel(), fixed * groups, np.array([-float(n_devices)])], -np.inf, 0,
+        [(times * devices).ravel(), fixed * devices, np.array([-float(n_devices)])], -np.inf, 0,
     )  # fmt: skip
     lines = np.repeat(np.arange(len(rows)), [len(row[0]) for row in rows])
     columns, values = np.concatenate([row[0] for row in rows]), np.concatenate([row[1] for row in rows])
