@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import functools
 import json
 import tempfile
@@ -51,7 +50,6 @@ def run_world(
 
 def _member(rank: int, size: int, folder: str, work: Callable[..., Mapping[str, Any]]) -> None:
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(120, exit=True)  # a process that waits for ever says where
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     groups = {}
     for n in range(1, size + 1):  # every process makes every group
