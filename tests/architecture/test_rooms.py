@@ -10,12 +10,13 @@ pytestmark = pytest.mark.xdist_group("architecture")  # every file is parsed onc
 # from the ground up; "likely" is the package's own face: what it offers is made in the rooms before it
 ROOMS = (
     "errors", "lazy", "io", "metrics", "data", "formats", "tokenizers", "runtimes", "models", "scoring", "decoding",
-    "guided", "queries", "code", "training", "compression", "calibration", "uncertainty", "weak_supervision",
-    "prompting", "alignment", "audit", "lm", "likely", "bench", "show", "evidence", "serving", "cli",
+    "guided", "queries", "code", "training", "compression", "calibration", "forecasting", "uncertainty",
+    "weak_supervision", "prompting", "alignment", "audit", "lm", "likely", "bench", "show", "evidence", "serving",
+    "cli",
 )  # fmt: skip
 TORCH = ("runtimes.torch", "training", "compression", "alignment")  # and, inside functions, what trains: see below
 TRAINS = (
-    "calibration.h", "uncertainty.split_point", "weak_supervision", "prompting.hints", "audit.reach",
+    "calibration.h", "forecasting", "uncertainty.split_point", "weak_supervision", "prompting.hints", "audit.reach",
     "audit.inversion", "audit.spectral",
 )  # fmt: skip
 

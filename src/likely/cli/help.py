@@ -21,6 +21,7 @@ TABLES = {
     "conversions": ("likely.models.convert", "FORMATS"),
     "compressions": ("likely.compression.methods", "METHODS"),
     "preference_methods": ("likely.alignment.methods", "METHODS"),
+    "forecasters": ("likely.forecasting.selection", "METHODS"),
     "online_methods": ("likely.alignment.online.training", "ONLINE_METHODS"),
 }  # (module, table)
 _PLACE = re.compile("{(" + "|".join(TABLES) + ")}")
