@@ -76,9 +76,7 @@ def test_rolling_is_repeating(kind):
     step = {"small": 6, "ridge": HORIZON, "patch": HORIZON}.get(kind.split("-")[0].split(",")[0], 24)
     first = forecaster.predict(test, step)
     longer = forecaster.predict(test, 2 * step)
-    both = TimeSeries(
-        np.concatenate([test.times, first.times]), np.concatenate([test.values, first.mean]), test.names
-    )
+    both = TimeSeries(np.concatenate([test.times, first.times]), np.concatenate([test.values, first.mean]), test.names)
     second = forecaster.predict(both, step)
     assert np.allclose(longer.mean[:step], first.mean, atol=1e-5)
     assert np.allclose(longer.mean[step:], second.mean, atol=1e-4)

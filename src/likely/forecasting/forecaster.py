@@ -104,9 +104,8 @@ class Forecaster(Parameters, ABC):
         self._check_fitted()
         alpha = check_alpha(1 - level)
         rows = len(val) - self.lookback - self.horizon_ + 1
-        windows = windows_of(
-            self.scale_.apply(val), self.lookback, self.horizon_, stride=max(1, -(-rows // self.calibration_windows))
-        )
+        stride = self.calibration_stride * max(1, -(-rows // (self.calibration_windows * self.calibration_stride)))
+        windows = windows_of(self.scale_.apply(val), self.lookback, self.horizon_, stride=stride)
         apart = np.abs(windows.future - self.forecast(windows, self.horizon_))
         of_column = [apart[windows.columns == c] for c in range(len(self.names_))]
         self.quantiles_ = np.array([
@@ -137,6 +136,11 @@ class Forecaster(Parameters, ABC):
             half = half * self.scale_.std
             low, high = mean - half, mean + half
         return Forecast(self.label, self.names_, history.later(horizon), mean, low, high, self.level_)
+
+    @property
+    def calibration_stride(self) -> int:
+        """Rows between windows to calibrate on are a multiple of it."""
+        return 1
 
     @property
     def label(self) -> str:

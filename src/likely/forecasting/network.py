@@ -79,14 +79,17 @@ class PatchNetwork(nn.Module):
     """Patches -> vectors -> (fusion with their texts) -> backbone -> experts -> the patch behind each.
 
     gate  g of the fusion σ(g) Enc(x) + (1 − σ(g)) m, from 0
+    size  root mean square of the vectors that the backbone was trained on (a token's embedding): patches begin at about
+          it, texts are brought to it.  Vectors of the size that the published code gives them meet the large
+          activations of the first layers, which hide everything else
     """
 
     def __init__(
         self, patch: int, width: int, *, experts: int = 4, fusion: Fusion = "gate", encoder: Encoder = "linear",
-        likelihood: Likelihood = "point",
+        likelihood: Likelihood = "point", size: float = 1.0,
     ):  # fmt: skip
         super().__init__()
-        self.patch, self.fusion, self.likelihood = patch, fusion, likelihood
+        self.patch, self.fusion, self.likelihood, self.size = patch, fusion, likelihood, size
         self.encoder: nn.Module = (
             nn.Linear(patch, width) if encoder == "linear"
             else nn.Sequential(nn.Linear(patch, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, width))
@@ -95,10 +98,16 @@ class PatchNetwork(nn.Module):
         self.head = MixtureHead(width, experts)
         self.decoder = nn.Linear(width, patch * _OUTPUTS[likelihood])
 
+    def encode(self, patches: Tensor) -> Tensor:
+        """(B, n, S) -> (B, n, D)"""
+        encoded: Tensor = self.encoder(patches)
+        return encoded * (self.size * math.sqrt(3))  # fresh linear layers give unit inputs a variance of 1/3
+
     def fuse(self, encoded: Tensor, text: Tensor | None) -> Tensor:
         """Both (B, n, D); without texts the patches alone."""
         if text is None or self.fusion == "none":
             return encoded
+        text = text * (self.size * text.pow(2).mean(-1, keepdim=True).clamp_min(1e-12).rsqrt())
         if self.fusion == "add":
             return encoded + text
         share = torch.sigmoid(self.gate)
@@ -106,7 +115,7 @@ class PatchNetwork(nn.Module):
 
     def forward(self, patches: Tensor, text: Tensor | None, backbone: Callable[[Tensor], Tensor]) -> NextPatches:
         """patches (B, n, S) normalised, text (B, n, D) or None."""
-        states = backbone(self.fuse(self.encoder(patches), text))
+        states = backbone(self.fuse(self.encode(patches), text))
         mixed, gates = self.head(states)
         parts = self.decoder(mixed).split(self.patch, -1)
         log_scale = parts[1].clamp(*_LOG_SCALES) if len(parts) > 1 else None

@@ -127,6 +127,14 @@ class SmallLMForecaster(Forecaster):
         self._texts: EmbeddingCache
 
     @property
+    def calibration_stride(self) -> int:
+        return self._stride  # on its grid patches recur, and so do their texts
+
+    @property
+    def _stride(self) -> int:
+        return self.stride or max(1, self.patch // 2)
+
+    @property
     def label(self) -> str:
         about = f"{self.backbone_.layers} layers, {self.backbone}, prompt {self.prompt}"
         return f"{self.name} ({about}, {self.likelihood})" if self.likelihood != "point" else f"{self.name} ({about})"
@@ -134,7 +142,7 @@ class SmallLMForecaster(Forecaster):
     # --- learning -----------------------------------------------------------------------------------------------------
 
     def _learn(self, series: TimeSeries, val: TimeSeries | None, horizon: int, progress: Progress | None) -> None:
-        windows = windows_of(series, self.lookback, self.patch, stride=self.stride or max(1, self.patch // 2))
+        windows = windows_of(series, self.lookback, self.patch, stride=self._stride)
         self._open()
         held = self._stop_windows(val) if val is not None else None
         text = self._window_texts(windows)
@@ -177,7 +185,7 @@ class SmallLMForecaster(Forecaster):
             torch.manual_seed(self.seed)
             self.network_ = PatchNetwork(
                 self.patch, self.backbone_.width, experts=self.experts, fusion=self.fusion, encoder=self.encoder,
-                likelihood=self.likelihood,
+                likelihood=self.likelihood, size=self.backbone_.size,
             ).to(self.backbone_.device)  # fmt: skip
 
     def _order(self, count: int) -> Iterator[Ints]:
@@ -187,7 +195,7 @@ class SmallLMForecaster(Forecaster):
             yield from (order[i : i + self.batch] for i in range(0, count, self.batch))
 
     def _stop_windows(self, val: TimeSeries) -> Windows:
-        windows = windows_of(val, self.lookback, self.patch, stride=self.stride or max(1, self.patch // 2))
+        windows = windows_of(val, self.lookback, self.patch, stride=self._stride)
         return windows.take(slice(None, None, -(-len(windows) // _STOP_WINDOWS)))
 
     def _error(self, windows: Windows, text: NDArray[np.float32] | None) -> float:
