@@ -32,7 +32,7 @@ def small(**settings):
 
 def network(**settings):
     torch.manual_seed(0)
-    return PatchNetwork(PATCH, 32, **settings).double()
+    return PatchNetwork(PATCH, 32, size=1.0, **settings).double()
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_the_gates_ends_are_pure_patch_and_pure_text():
     assert torch.equal(network(fusion="none").fuse(encoded, text), encoded)
 
 
-def test_vectors_begin_at_the_backbones_size():
+def test_vectors_begin_at_the_size_that_is_set():
     torch.manual_seed(0)
     net = PatchNetwork(96, 576, size=0.13)
     with torch.no_grad():

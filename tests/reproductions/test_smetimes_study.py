@@ -25,7 +25,7 @@ def test_the_study_measures_every_forecaster(tmp_path, data_dir, monkeypatch):
     assert of[stats, f"MSE, {top} steps"] != of[f"{stats} with the leak", f"MSE, {top} steps"]
     for name in ("ridge", "daily naive", "PatchTST, small", f"{script.LM}, {script.RANDOM}", f"{script.LM}, no model"):
         assert of[name, f"MSE, {top} steps"] > 0
-    assert len(found.checks) == len(size.horizons) + 7 and found.mode == "quick"
+    assert len(found.checks) == len(size.horizons) + 8 and found.mode == "quick"
     monkeypatch.setattr(script, "language_model", None)
     assert script.study(size, cells, tiny_lm, full=False).figures == found.figures
 
@@ -39,6 +39,7 @@ def test_standard_errors_are_of_the_paired_differences(data_dir, monkeypatch, tm
     def measured(size, cells, seeds, open_model):
         lm = script.LM
         kinds = ("PatchTST, small", f"{lm}, {script.NOTHING}", f"{lm}, {script.PRETRAINED}", f"{lm}, {script.RANDOM}",
+                 f"{lm}, {script.PRETRAINED}, {script.PUBLISHED}",
                  f"{lm}, prompt time", f"{lm}, prompt stats", f"{lm}, prompt stats with the leak")  # fmt: skip
         found = {name: [base] for name in names} | {name: [base, base] for name in kinds}
         found[f"{lm}, prompt stats"] = [

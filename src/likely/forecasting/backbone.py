@@ -29,7 +29,7 @@ class LMBackbone:
             are trained; "random": the same architecture with random frozen weights; "none": vectors pass unchanged (a
             patch then sees itself alone)
     layers  how many of its layers; None: all
-    width   D, of its vectors;  size: root mean square of its tokens' embeddings;  revision: names weights and layers
+    width   D, of its vectors;  revision: names weights and layers
     Texts are read by the same layers, without LoRA's factors.  The model that was given keeps its weights.
     """
 
@@ -47,8 +47,6 @@ class LMBackbone:
         self.decoder = _with_factors(copy.deepcopy(decoder), rank, seed) if kind == "lora" else decoder
         self.layers: int = decoder.config.num_hidden_layers
         self.width: int = decoder.config.hidden_size
-        table = decoder.get_input_embeddings().weight.detach()
-        self.size = float(table.float().pow(2).mean().sqrt())
         random = f"+random-{seed}" if kind == "random" else ""
         self.revision = f"{self.model_revision}{random}+layers-{self.layers}"
 

@@ -79,14 +79,13 @@ class PatchNetwork(nn.Module):
     """Patches -> vectors -> (fusion with their texts) -> backbone -> experts -> the patch behind each.
 
     gate  g of the fusion σ(g) Enc(x) + (1 − σ(g)) m, from 0
-    size  root mean square of the vectors that the backbone was trained on (a token's embedding): patches begin at about
-          it, texts are brought to it.  Vectors of the size that the published code gives them meet the large
-          activations of the first layers, which hide everything else
+    size  root mean square that patch vectors begin with and texts are brought to; √⅓ is that of fresh linear layers, as
+          published
     """
 
     def __init__(
         self, patch: int, width: int, *, experts: int = 4, fusion: Fusion = "gate", encoder: Encoder = "linear",
-        likelihood: Likelihood = "point", size: float = 1.0,
+        likelihood: Likelihood = "point", size: float = 10.0,
     ):  # fmt: skip
         super().__init__()
         self.patch, self.fusion, self.likelihood, self.size = patch, fusion, likelihood, size

@@ -19,6 +19,7 @@ from likely.forecasting.baselines import LastValue, RidgeForecaster, SeasonalNai
 from likely.forecasting.forecaster import Forecast, Forecaster, Progress
 from likely.forecasting.series import TimeSeries, split_series
 from likely.forecasting.windows import squared_and_absolute_error, windows_of
+from likely.models.catalog import DEFAULT_MODEL
 
 # method -> (module, class); those that need torch are imported when they are used
 METHODS = {
@@ -32,6 +33,7 @@ TRAINED = ("patch-transformer", "small-lm")  # only where they are asked for
 LOOKBACK = 336  # at most, where nobody says otherwise
 FEWEST_LOOKBACK = 4
 PATCHES = 7  # of the small language model
+PATCH = 16  # values of a patch of the transformer, where the lookback allows
 _SEASONS = (3600 * 24, 3600 * 24 * 7, 3600 * 24 * 365.2425)  # day, week, year
 _TEST_WINDOWS = 2000  # of each column, at most
 
@@ -135,7 +137,7 @@ def forecast_series(
     makers += [("seasonal-naive", lambda m=m: SeasonalNaive(m)) for m in seasons]  # type: ignore[misc]
     makers += [("ridge", lambda: RidgeForecaster(lookback))]
     if method in TRAINED:
-        makers.append((method, lambda: _trained(method, lookback, settings or {})))
+        makers.append((method, _maker(method, lookback, settings or {})))
     train, val, test = split_series(series, lookback, split)
     found: list[tuple[MethodErrors, str, Callable[[], Forecaster]]] = []
     for i, (name, make) in enumerate(makers):
@@ -177,16 +179,19 @@ def _lookback(series: TimeSeries, horizon: int, split: str, given: int | None) -
     return found
 
 
-def _trained(method: str, lookback: int, settings: dict[str, Any]) -> Forecaster:
-    kind = _class_of(method)
-    own: dict[str, Any] = {"lookback": lookback}
+def _maker(method: str, lookback: int, settings: dict[str, Any]) -> Callable[[], Forecaster]:
+    """Makes forecasters of a method that trains; a language model is opened once for all of them."""
+    kind, own = _class_of(method), {"lookback": lookback, **settings}
     if method == "small-lm":
-        patch = settings.get("patch", lookback // PATCHES)
-        own = {"patch": patch, "lookback": lookback // max(1, patch) * patch, "layers": 2, "prompt": "time"}
-    elif lookback < 16:
+        from likely.training.lora import trainable
+
+        patch = max(1, settings.get("patch", lookback // PATCHES))
+        lm = trainable(settings.get("model", DEFAULT_MODEL))
+        whole = {"patch": patch, "lookback": lookback // patch * patch}
+        own = {"layers": 2, "prompt": "time"} | whole | settings | {"model": lm}
+    elif "patch" not in settings and lookback < 2 * PATCH:
         own["patch"] = max(1, lookback // 2)
-    made: Forecaster = kind(**(own | settings))
-    return made
+    return lambda: kind(**own)  # type: ignore[no-any-return]
 
 
 def _class_of(method: str) -> Any:
