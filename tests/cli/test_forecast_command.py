@@ -50,7 +50,7 @@ def test_json_holds_the_forecast_and_the_comparison(table, tmp_path, cli):
         (["-c", "a", "--horizon", "200"], 1, "too short"),
         (["-c", "a", "--plot", "one.gif"], 2, "must end in .png"),
         (["-c", "a", "-s", "layers=2"], 2, "settings and models belong to"),
-        (["-c", "a", "--method", "small-lm", "-s", "layer=2"], 2, "layer"),
+        (["-c", "a", "-H", "9", "--method", "patch-transformer", "-s", "width=30"], 2, "width must be a multiple"),
         (["-c", "a", "--split", "80/20"], 2, "unknown split"),
     ],
 )

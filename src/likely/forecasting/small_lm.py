@@ -72,7 +72,7 @@ class SmallLMForecaster(Forecaster):
                 to its own end ("causal")
     vector_size  root mean square of patch vectors at the start, and of texts.  As published it is √⅓; to vectors of
                 that size the first layers of SmolLM2 answer with activations hundreds of times as large, which hide
-                them (validation error of 2 layers on Tetouan power: 0.23, and 0.14 at 10).  √⅓ without a backbone
+                them.  Without a backbone it is √⅓ always
     balance     weight of `balance_loss`
     stride      rows between windows to train on; default: 5/8 of a patch, so that windows begin at different hours of
                 the day also where a patch is a day
