@@ -97,7 +97,7 @@ class RidgeForecaster(Forecaster):
             cross += (past - mean).T @ (future - mean)
             if progress:
                 progress(min(start + _BLOCK, len(windows)), len(windows))
-        self.weights_ = np.linalg.solve(gram, cross)
+        self.weights_ = np.asarray(np.linalg.solve(gram, cross), np.float64)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {"weights": self.weights_}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 Fusion = Literal["gate", "add", "none"]
 Likelihood = Literal["point", "gaussian", "student_t"]
-Encoder = Literal["linear", "mlp"]
+PatchEncoder = Literal["linear", "mlp"]
 FUSIONS, LIKELIHOODS, ENCODERS = ("gate", "add", "none"), ("point", "gaussian", "student_t"), ("linear", "mlp")
 HIDDEN = 512  # of the encoder "mlp"
 _OUTPUTS = {"point": 1, "gaussian": 2, "student_t": 3}
@@ -84,7 +84,7 @@ class PatchNetwork(nn.Module):
     """
 
     def __init__(
-        self, patch: int, width: int, *, experts: int = 4, fusion: Fusion = "gate", encoder: Encoder = "linear",
+        self, patch: int, width: int, *, experts: int = 4, fusion: Fusion = "gate", encoder: PatchEncoder = "linear",
         likelihood: Likelihood = "point", size: float = 10.0,
     ):  # fmt: skip
         super().__init__()

@@ -191,7 +191,7 @@ def _maker(method: str, lookback: int, settings: dict[str, Any]) -> Callable[[],
         own = {"layers": 2, "prompt": "time"} | whole | settings | {"model": lm}
     elif "patch" not in settings and lookback < 2 * PATCH:
         own["patch"] = max(1, lookback // 2)
-    return lambda: kind(**own)  # type: ignore[no-any-return]
+    return lambda: kind(**own)
 
 
 def _class_of(method: str) -> Any:

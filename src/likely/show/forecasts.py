@@ -45,7 +45,7 @@ def draw_forecast(report: ForecastReport) -> Figure:
     """One panel for each column: the last rows, the mean, its intervals."""
     forecast, past = report.forecast, _past(report)
     count = len(forecast.names)
-    figure = new_figure(figsize=(11, 1.2 + 2.8 * count), dpi=120, layout="constrained")
+    figure = new_figure((11, 1.2 + 2.8 * count), dpi=120)
     panels = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
     for c, (axes, name) in enumerate(zip(panels, forecast.names, strict=True)):
         axes.plot(past.times, past.values[:, c], color="#444444", linewidth=1.2, label="known")

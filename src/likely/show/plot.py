@@ -133,19 +133,20 @@ def _mark(correct: Any) -> str:
 
 def draw_histograms(series: Sequence[Series]) -> Figure:
     """Two histograms side by side, all files over each other on the same bins; each area is 1."""
-    figure = new_figure(figsize=(11, 4.5), dpi=120, layout="constrained")
+    figure = new_figure((11, 4.5), dpi=120)
     tokens, means = figure.subplots(1, 2)
     _histogram(tokens, "Tokens", "logprob of a token (nats)", [(s.name, s.tokens) for s in series])
     _histogram(means, "Answers", "mean logprob of an answer (nats per token)", [(s.name, s.means) for s in series])
     return figure
 
 
-def new_figure(**settings: Any) -> Figure:
+def new_figure(figsize: tuple[float, float], *, dpi: int | None = None) -> Figure:
+    """An empty figure of so many inches; CapabilityError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise missing_extra("matplotlib", "plots") from None
-    return Figure(**settings)
+    return Figure(figsize=figsize, dpi=dpi, layout="constrained")
 
 
 def _histogram(axes: Axes, title: str, label: str, files: list[tuple[str, dict[str, list[float]]]]) -> None:
@@ -222,7 +223,7 @@ def budget_bars(curves: Mapping[str, Sequence[Point]], *, width: int = 40) -> li
 
 def draw_budgets(curves: Mapping[str, Sequence[Point]], *, title: str = "") -> Figure:
     """One line per drafter with its 95 % band."""
-    figure = new_figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    figure = new_figure((7, 4.5), dpi=120)
     axes = figure.subplots()
     for i, (name, points) in enumerate(curves.items()):
         budgets, values, low, high = zip(*points, strict=True)
@@ -241,7 +242,7 @@ def draw_budgets(curves: Mapping[str, Sequence[Point]], *, title: str = "") -> F
 def draw_ratios(found: Mapping[str, Sequence[DrafterTiming]]) -> Figure:
     """Ratios to plain decoding with their intervals: a panel per runtime, a line per task."""
     tasks = list(dict.fromkeys(row.task for rows in found.values() for row in rows))
-    figure = new_figure(figsize=(5.5 * len(found), 1.5 + 0.6 * len(tasks)), layout="constrained")
+    figure = new_figure((5.5 * len(found), 1.5 + 0.6 * len(tasks)))
     for axis, (name, rows) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
         drafters = list(dict.fromkeys(row.drafter for row in rows))
         for k, drafter in enumerate(drafters):
