@@ -10,7 +10,8 @@ at temperature 0.
 
 Peers: `python -m llama_cpp.server`, which works on one request at a time, and, with --llama-server FILE, llama.cpp's
 own server with 16 places.  Also measured, on likely alone: the longest gap in the streams of others while a prompt of
-some thousand tokens, and a form that is expensive to compile, arrive; in ordinary gaps.
+some thousand tokens, and a form that is expensive to compile, arrive; in ordinary gaps, beside what the longest gap is
+when nothing arrives (--stalls: this alone).
 """
 
 from __future__ import annotations
@@ -155,6 +156,11 @@ def stall(url: str, tokens: int, disturbance: Callable[[httpx.AsyncClient], Any]
     return asyncio.run(loop())
 
 
+def nothing(url: str, number: int) -> Callable[[httpx.AsyncClient], Any]:
+    """The control: how long gaps get by themselves."""
+    return lambda client: asyncio.sleep(0)
+
+
 def long_prompt(url: str, number: int) -> Callable[[httpx.AsyncClient], Any]:
     message = {"role": "user", "content": f"{number} " + RULES + RULES}
     body = {"messages": [message], "max_tokens": 1}
@@ -165,6 +171,9 @@ def hostile_form(url: str, number: int) -> Callable[[httpx.AsyncClient], Any]:
     pattern = f"x{number}|" + "|".join(f"{'ab' * (i % 7)}{i}" for i in range(4000))
     body = {"prompt": "a", "max_tokens": 4, "guided_json": {"type": "string", "pattern": pattern}}
     return lambda client: client.post(f"{url}/completions", json=body)
+
+
+DISTURBANCES = {"nothing": nothing, "long prompt": long_prompt, "hostile form": hostile_form}
 
 
 @contextlib.contextmanager
@@ -199,8 +208,8 @@ def commands(model: str, llama_server: str | None) -> dict[str, tuple[list[str],
     found["likely"] = (
         [
             sys.executable,
-            "-c",
-            "import likely.cli; likely.cli.main()",
+            "-m",
+            "likely",
             "serve",
             "-m",
             model,
@@ -265,13 +274,17 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=Path, metavar="FILE", help="measured rows, one per line; a run that was cut goes on"
     )
+    parser.add_argument("--stalls", action="store_true", help="only the longest gaps, on likely alone")
     own, rest = parser.parse_known_args()
     options = protocol.arguments(__doc__ or "", rest)
     tokens, rounds = (8, 1) if options.quick else (32, options.rounds)
     rows = [json.loads(line) for line in own.rows.read_text().splitlines()] if own.rows and own.rows.exists() else []
     with contextlib.ExitStack() as stack:
-        urls = {name: stack.enter_context(served(*how)) for name, how in commands(own.model, own.llama_server).items()}
-        for kind in ("chat", "shared", "schema"):
+        servers = commands(own.model, own.llama_server)
+        if own.stalls:
+            servers = {"likely": servers["likely"]}
+        urls = {name: stack.enter_context(served(*how)) for name, how in servers.items()}
+        for kind in () if own.stalls else ("chat", "shared", "schema"):
             for streams in STREAMS[:2] if options.quick else [int(n) for n in own.streams.split(",")]:
                 if any((row["task"], row["streams"]) == (kind, streams) for row in rows):
                     continue
@@ -287,10 +300,10 @@ def main() -> None:
                 if own.rows:
                     with own.rows.open("a") as out:
                         out.write(json.dumps(rows[-1]) + "\n")
-        stalls = {
-            name: [stall(urls["likely"], 8 * tokens, make(urls["likely"], i)) for i in range(rounds)]
-            for name, make in (("long prompt", long_prompt), ("hostile form", hostile_form))
-        }
+        stalls: dict[str, list[float]] = {name: [] for name in DISTURBANCES}
+        for number in range(rounds):
+            for name, make in DISTURBANCES.items():
+                stalls[name].append(stall(urls["likely"], 8 * tokens, make(urls["likely"], number)))
     record = {
         "model": own.model,
         "threads": cores(),
@@ -300,7 +313,7 @@ def main() -> None:
             name: {"median": float(np.median(v)), "most": max(v), "target": MOST_STALL} for name, v in stalls.items()
         },
     }
-    protocol.write("serving", record, quick=options.quick)
+    protocol.write("serving_stalls" if own.stalls else "serving", record, quick=options.quick)
 
 
 if __name__ == "__main__":

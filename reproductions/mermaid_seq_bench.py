@@ -13,6 +13,7 @@ Answers are kept (--kept): a stopped run goes on from there.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -41,6 +42,7 @@ from likely.audit.mermaid.parser import parse_sequence
 from likely.data import load_records
 from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir
+from likely.metrics.bootstrap import mean_interval
 
 MODELS = ("smollm2", "gemma3")
 TIE = 1e-6  # what is equal is not below
@@ -135,7 +137,7 @@ def study(
     started = time.perf_counter()
     cases = diagram_cases(flows)
     figures, checks = parser_figures(labelled)
-    values, said = {}, []
+    values, said, overalls = {}, [], []
     for name, lm in models.items():
         header = {"model": name, "sha256": lm.info.sha256, "modes": list(MODES), "max_tokens": max_tokens}
         path = kept and kept / f"{name}-{max_tokens}-{len(cases)}.jsonl"
@@ -146,6 +148,7 @@ def study(
             progress=lambda n, name=name: report(f"{name}: {n} more flows, {time.perf_counter() - started:.0f} s"),
         )  # fmt: skip
         more, others, values[name] = model_figures(name, records)
+        overalls.append([record.variants["guided one-shot"]["overall"] for record in records])
         judge, ordered = judge_figures(name, lm, flows[:judged])
         figures += [*more, *judge]
         checks += others
@@ -157,6 +160,13 @@ def study(
               if f"guided one-shot: {c}" in values[name]]  # fmt: skip
     checks.append(Check(statement="guided one-shot: 0.3 less the gap between the best and the worst criterion",
                         value=0.3 - (max(guided) - min(guided)), bound=0.0, unit="share"))  # fmt: skip
+    for (first, ours), (second, theirs) in itertools.combinations(zip(models, overalls, strict=True), 2):
+        gaps = [a - b for a, b in zip(theirs, ours, strict=True)]
+        mean, (low, high) = sum(gaps) / len(gaps), mean_interval(gaps)
+        figures.append(figure_with(f"{second} less {first}, guided one-shot", "overall", mean, (low, high),
+                                   unit="share", n=len(gaps), of="flows"))  # fmt: skip
+        checks.append(Check(statement=f"gap between {first} and {second}, guided one-shot: end next to 0, negated",
+                            value=-low if mean > 0 else high, bound=-TIE, unit="share"))  # fmt: skip
     return conclude(
         "mermaid_seq_bench",
         title="MermaidSeqBench: sequence diagrams from flows in words",

@@ -83,7 +83,7 @@ class Sizes:
     cyclic_tau: float = 0.2
     cyclic_tokens: int = 6
     cyclic_steps: int = 100
-    cyclic_samples: int = 256
+    cyclic_samples: int = 128
     cyclic_rate: float = 1e-3
     judged: int = 512
     points: tuple[int, ...] = (10, 20, 30)
@@ -251,9 +251,10 @@ def cyclic_cell(lab: Lab, sizes: Sizes, method: str, reference: Floats, seed: in
     settings = OnlineSettings(
         "online_ipo" if method == RL else METHODS[method],  # type: ignore[arg-type]
         tau=sizes.cyclic_tau, max_tokens=sizes.cyclic_tokens, samples=sizes.cyclic_samples,
+        opponents="one" if method == RL else "all",
     )  # fmt: skip
     training = TrainingSettings(
-        sizes.cyclic_steps, batch=1, piece=sizes.cyclic_samples, lr=sizes.cyclic_rate, warmup=0.05, decay="cosine",
+        sizes.cyclic_steps, batch=1, piece=sizes.cyclic_samples**2, lr=sizes.cyclic_rate, warmup=0.05, decay="cosine",
         seed=seed,
     )  # fmt: skip
     if method == RL:

@@ -13,6 +13,7 @@ from byte_tokenizer import PieceTokenizer
 from tiny_torch import module_of
 from transformers import LlamaConfig
 
+from likely.alignment.labellers import PreferencePair
 from likely.alignment.links import Square, pair_loss
 from likely.alignment.online.policy_gradient import nash_md_loss
 from likely.alignment.online.tabular import kl, mirror_descent_fixed_point
@@ -134,6 +135,31 @@ def test_pieces_add_up_to_the_loss_of_whole_forwards(method):
         assert sum(parts).item() == pytest.approx(wanted.item(), rel=1e-5)
         for one, other in zip(found, torch.autograd.grad(wanted, policy.parameters()), strict=True):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["online_ipo", "nash_md"])
+def test_meeting_all_is_the_mean_over_all_ways_of_meeting_one(method):
+    """Of 4 samples: 6 pairs are three ways to pair them; of 2 against 2 of the mixture: two ways."""
+    with moved(policy_of()) as policy:
+        online = OnlinePreferences(policy, later, OnlineSettings(method, tau=0.4, samples=4, max_tokens=5))
+        firsts, seconds = online.draw(0, (PROMPT,))
+        a, b, c, d = firsts[0], firsts[1], seconds[0], seconds[1]
+        ways = [((a, c), (b, d)), ((a, d), (b, c))]
+        if method == "online_ipo":
+            ways.append(((a, b), (c, d)))
+        losses = [float(online.loss(paired(way)).loss.detach()) / len(way) for way in ways]
+        every = OnlinePreferences(policy, later, OnlineSettings(method, tau=0.4, samples=4, max_tokens=5,
+                                                                opponents="all"))  # fmt: skip
+        pairs = every.pairs(0, (PROMPT,))
+        assert len(pairs) == {"online_ipo": 6, "nash_md": 4}[method]
+        assert float(every.loss(pairs).loss.detach()) / len(pairs) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def paired(meetings):
+    firsts, seconds = zip(*meetings, strict=True)
+    p = later(firsts, seconds)
+    same = [a.tokens == b.tokens for a, b in meetings]
+    return [PreferencePair(a, b, 0.5 if s else x) for (a, b), x, s in zip(meetings, p.tolist(), same, strict=True)]
 
 
 @pytest.mark.slow
@@ -260,6 +286,7 @@ def test_one_sided_judges_are_symmetrised_and_ties_left_out():
         ({"method": "online_ipo", "beta": 0.5}, "drop beta=0.5, or take ipo_md"),
         ({"tau": 0.0}, "tau must be > 0, got 0"),
         ({"samples": 3}, "even number >= 2, got 3"),
+        ({"opponents": "two"}, "unknown opponents"),
     ],
 )
 def test_settings_that_make_no_sense(settings, said):

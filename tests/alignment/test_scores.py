@@ -93,6 +93,18 @@ def test_a_shared_prompt_is_computed_once_with_the_same_numbers(name):
     assert shares_prompts(module) == (name in ("llama", "qwen3"))  # windows, and logits that are capped, are not shared
 
 
+def test_a_completion_that_comes_several_times_is_computed_once():
+    module = tiny_module("gemma3")
+    texts = [Completion((1, 2), (4, 5)), Completion((1,), (2, 4, 5)), Completion((1, 2), (4, 5), text="again")]
+    seen = []
+    hook = module.get_input_embeddings().register_forward_hook(lambda _m, given, _o: seen.append(len(given[0])))
+    scores = completion_scores(module, texts)
+    hook.remove()
+    alone = torch.cat([completion_scores(module, [text]).sum for text in texts])
+    assert seen == [2] and scores.length.tolist() == [2, 3, 2]
+    torch.testing.assert_close(scores.sum, alone, atol=1e-5, rtol=0)
+
+
 def test_gradients_are_those_of_log_softmax():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 4, 11, generator=generator, requires_grad=True)

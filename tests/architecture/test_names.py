@@ -60,7 +60,7 @@ def test_every_module_is_used_by_another_or_offered_by_its_room():
     for module, others in imports().items():
         for other in others:
             users[other].add(module)
-    run_by_path = {"likely.code.analysis.worker", "likely.audit.code.child"}  # programs of child processes
+    run_by_path = {"likely.__main__", "likely.code.analysis.worker", "likely.audit.code.child"}  # programs
     idle = [
         module
         for module, path in modules().items()

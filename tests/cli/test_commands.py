@@ -44,6 +44,11 @@ def test_nothing_is_help_and_wrong_usage(cli):
     assert cli("--version").out.startswith("likely ")
 
 
+def test_the_package_is_the_command():
+    command = [sys.executable, "-m", "likely", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("likely ")
+
+
 def test_ask_json_holds_what_is_promised(cli, tiny):
     record = cli("ask", "Hello?", "-m", tiny, "--max-tokens", "5", "--json").json
     assert record.keys() >= GENERATION_KEYS

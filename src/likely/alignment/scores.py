@@ -143,8 +143,15 @@ def completion_scores(module: torch.nn.Module, completions: Seq[Completion]) -> 
     """`sequence_logprobs` of completions, in one batch.
 
     Completions of one prompt share its computation where the architecture allows it (`shares_prompts`): a row holds the
-    prompt and all of them behind it, none sees another, and logits are computed of scored tokens only.
+    prompt and all of them behind it, none sees another, and logits are computed of scored tokens only.  One that comes
+    several times is computed once.
     """
+    unique = {(c.prompt, c.tokens): c for c in completions}
+    if len(unique) < len(completions):
+        scores = completion_scores(module, list(unique.values()))
+        place = {key: i for i, key in enumerate(unique)}
+        at = torch.tensor([place[c.prompt, c.tokens] for c in completions], device=scores.mask.device)
+        return SequenceScores(scores.token_logprobs[at], scores.mask[at])
     if len({c.prompt for c in completions}) < len(completions) and shares_prompts(module):
         return _shared_scores(module, completions)
     device = next(module.parameters()).device

@@ -62,7 +62,7 @@ class PrefillPace:
     slowdown  what such a step may take, in steps without prompts; 0: `most` alone counts
 
     A prompt's token counts with the seconds that one took in the last such steps, since it takes longer the longer the
-    prompt is; the number at most doubles from step to step, so that a few tokens that cost nothing prove little.
+    prompt is; the number grows by at most half from step to step, so that a few tokens that cost nothing prove little.
     """
 
     LEAST = 4  # tokens, whatever they cost
@@ -80,8 +80,8 @@ class PrefillPace:
         if not self.slowdown:
             return self.most
         if not math.isnan(alone_s):
-            worth = (self.slowdown - 1) * alone_s / self._token_s if self._token_s else 2 * self.last
-            self.last = int(min(max(worth, self.LEAST), 2 * self.last, self.most))
+            worth = (self.slowdown - 1) * alone_s / self._token_s if self._token_s else math.inf
+            self.last = int(min(max(worth, self.LEAST), 1.5 * self.last, self.most))
             self._alone_s = alone_s
         return self.last
 

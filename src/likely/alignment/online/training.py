@@ -8,6 +8,7 @@ Calandriello et al. 2024, arXiv:2403.08635; Munos et al. 2023, arXiv:2312.00886.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, field
@@ -39,6 +40,8 @@ OnlineMethod = Literal["online_ipo", "ipo_md", "nash_md", "online_dpo"]
 TAU: dict[str, float] = {"online_ipo": 1.0, "ipo_md": 1.0, "nash_md": 0.008, "online_dpo": 0.1}
 BETA: dict[str, float] = {"online_ipo": 0.0, "ipo_md": 0.125, "nash_md": 0.125, "online_dpo": 0.0}
 ONLINE_METHODS = tuple(TAU)
+Opponents = Literal["one", "all"]
+OPPONENTS = ("one", "all")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class OnlineSettings:
                 sweep each by itself, in log scale).  None: the paper's choice, 1, 1 and 0.008, and 0.1
     beta        weight of the reference in the mixture, in [0, 1]; None: 0.125, and 0 for methods without a mixture
     kl          of nash_md, see `nash_md_loss`
-    samples     completions per prompt, an even number; each meets one other
+    samples     completions per prompt, an even number
+    opponents   whom each meets: "one" other, or "all", which scores no more texts and scatters less: what a sample's
+                log-ratio is drawn to is then the mean over all others (of nash_md: over the mixture's half)
     max_tokens  of a completion;  temperature: of sampling; what holds of these methods holds at 1
     hard        whether only the winner counts, not p (`label_pairs`); ties are then left out
     """
@@ -62,6 +67,7 @@ class OnlineSettings:
     beta: float | None = None
     kl: KlForm = "sequence"
     samples: int = 2
+    opponents: Opponents = "one"
     max_tokens: int = 64
     temperature: float = 1.0
     hard: Hardness = False
@@ -69,6 +75,7 @@ class OnlineSettings:
     def __post_init__(self) -> None:
         check_choice("method", self.method, ONLINE_METHODS)
         check_choice("kl", self.kl, KL_FORMS)
+        check_choice("opponents", self.opponents, OPPONENTS)
         check_beta(self.mixture_weight)
         if self.beta and not BETA[self.method]:
             raise ValueError(f"{self.method} draws from the policy alone: drop beta={self.beta:g}, or take ipo_md")
@@ -151,10 +158,17 @@ class OnlinePreferences:
         if settings.method == "nash_md":
             firsts = self._samples(prompts, half, mixed=False, seed=stream_key(self.seed, step, 0))
             seconds = self._samples(prompts, half, mixed=True, seed=stream_key(self.seed, step, 1))
-            return [c for row in firsts for c in row], [c for row in seconds for c in row]
-        mixed = settings.method == "ipo_md"
-        drawn = self._samples(prompts, settings.samples, mixed=mixed, seed=stream_key(self.seed, step, 0))
-        return [c for row in drawn for c in row[:half]], [c for row in drawn for c in row[half:]]
+        else:
+            mixed = settings.method == "ipo_md"
+            drawn = self._samples(prompts, settings.samples, mixed=mixed, seed=stream_key(self.seed, step, 0))
+            firsts, seconds = [row[:half] for row in drawn], [row[half:] for row in drawn]
+        if settings.opponents == "one":
+            meetings = [pair for rows in zip(firsts, seconds, strict=True) for pair in zip(*rows, strict=True)]
+        elif settings.method == "nash_md":
+            meetings = [pair for rows in zip(firsts, seconds, strict=True) for pair in itertools.product(*rows)]
+        else:
+            meetings = [pair for row in drawn for pair in itertools.combinations(row, 2)]
+        return [first for first, _ in meetings], [second for _, second in meetings]
 
     def _samples(self, prompts: Seq[Prompt], n: int, *, mixed: bool, seed: int) -> list[tuple[Completion, ...]]:
         source = FromPolicy(

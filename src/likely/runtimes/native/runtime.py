@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from likely.errors import KvFull, ModelError, nearest
+from likely.errors import ModelError, nearest
 from likely.io.hashes import fingerprint
 from likely.runtimes.kinds import KINDS
 from likely.runtimes.machine import choose_threads, free_bytes
@@ -108,10 +108,12 @@ class NativeRuntime(SlotRuntime):
         if not self._session:
             raise ModelError(f"the native runtime cannot start {self.threads} threads: give fewer (threads=)")
         self._free = freeing(self, self._library.close, self._session)
-        self._reserved = 0
         self._logits = np.empty((0, self._stride), np.float32)
         if tokens_held is None:
             tokens_held = min(MOST_TOKENS_HELD, max(1024, free_bytes() // 8 // self.kv_bytes_per_token))
+        if self._library.reserve(self._session, tokens_held):
+            mib = tokens_held * self.kv_bytes_per_token >> 20
+            raise ModelError(f"there is no room for the {mib:,} MiB of {tokens_held:,} tokens: give fewer (context=)")
         features = "+".join(self._library.features()) or "plain"
         own = f"-{fingerprint(rounding.fingerprint)}" if rounding else ""
         stored = (f"-kv-{kv.name}" if kv != default_kv else "") + (f"-{kv_orders.fingerprint()}" if kv_orders else "")
@@ -137,7 +139,6 @@ class NativeRuntime(SlotRuntime):
     ) -> list[Output]:
         if self._session is None:
             raise ValueError("this runtime is shut down")
-        self._reserve()
         wanted = Wanted([item.want for item in work], [len(t) for t in tokens], self.vocab_size)
         columns = [Columns.of(*of) for of in zip(sequences, work, slots, strict=True)]
         for parts in calls_of(work, self.limits.tokens_per_call):
@@ -148,13 +149,6 @@ class NativeRuntime(SlotRuntime):
     def columns_read(self) -> int:
         """How many columns (a token's keys and values of one head and layer) attention has read until now."""
         return int(self._library.columns_read(self._session))
-
-    def _reserve(self) -> None:
-        capacity = self._table.capacity
-        if capacity > self._reserved:
-            if self._library.reserve(self._session, capacity):
-                raise KvFull(capacity, self._reserved)
-            self._reserved = capacity
 
     def _call(self, parts: list[WorkPart], arrays: CallArrays, wanted: Wanted) -> None:
         """One call, and what is wanted of its rows."""

@@ -93,7 +93,7 @@ INLINE void multiply_slice(const Slice& own, const uint8_t* next, const Rows& ro
 
 // Keys and values of one layer, see attention/storage.h.
 struct KeysValues {
-  Buffer keys, values;
+  LazyBuffer keys, values;
   size_t capacity = 0;  // slots
 };
 

@@ -35,22 +35,14 @@ Session* likely_open(const Model* model, int threads) {
 }
 void likely_close(Session* session) { delete session; }
 
-// Room for keys and values of `slots` slots; what is there is kept.  Where memory ends, some layers have more than
-// others: each knows its own.
+// Room for keys and values of `slots` slots, once; a slot takes memory when it is first written.
 int likely_reserve(Session* session, int64_t slots) {
   const size_t capacity = round_up(slots, LANES);
   const Shape shape = shape_of_attention(session->model.shape, capacity);
+  const size_t key = shape.sixteen_bytes(shape.keys) / LANES, value = shape.sixteen_bytes(shape.values) / LANES;
   for (auto& layer : session->cache) {
-    if (layer.capacity >= capacity) continue;
-    const size_t key = shape.sixteen_bytes(shape.keys) / LANES, value = shape.sixteen_bytes(shape.values) / LANES;
-    Buffer keys, values;
-    if (!keys.fit(shape.kv_heads * capacity * key) || !values.fit(shape.kv_heads * capacity * value)) return 1;
-    for (int h = 0; h < shape.kv_heads && layer.capacity; h++) {
-      memcpy(keys.data + h * capacity * key, layer.keys.data + h * layer.capacity * key, layer.capacity * key);
-      memcpy(values.data + h * capacity * value, layer.values.data + h * layer.capacity * value, layer.capacity * value);
-    }
-    layer.keys.swap(keys);
-    layer.values.swap(values);
+    if (layer.capacity || !layer.keys.map(shape.kv_heads * capacity * key)) return 1;
+    if (!layer.values.map(shape.kv_heads * capacity * value)) return 1;
     layer.capacity = capacity;
   }
   return 0;

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "products.h"
-#ifdef __linux__
+#if defined(__linux__) || defined(__APPLE__)
 #include <sys/mman.h>
 #endif
 
@@ -34,11 +34,41 @@ struct Buffer {
     size = bytes;
     return true;
   }
-  void swap(Buffer& other) {
-    std::swap(data, other.data);
-    std::swap(size, other.size);
-  }
   float* floats() const { return (float*)data; }
+};
+
+// Zeros that take memory only where they are written, in small pages: room for all that may ever come costs nothing
+// now, and no step pays for growth.
+struct LazyBuffer {
+  uint8_t* data = nullptr;
+  size_t size = 0;
+  LazyBuffer() = default;
+  LazyBuffer(const LazyBuffer&) = delete;
+  LazyBuffer& operator=(const LazyBuffer&) = delete;
+#ifdef MAP_ANONYMOUS
+  ~LazyBuffer() {
+    if (data) munmap(data, size);
+  }
+  bool map(size_t bytes) {
+    void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (at == MAP_FAILED) return false;
+#ifdef MADV_NOHUGEPAGE
+    madvise(at, bytes, MADV_NOHUGEPAGE);  // a short text would take one of 2 MiB per head and layer
+#endif
+    data = (uint8_t*)at;
+    size = bytes;
+    return true;
+  }
+#else
+  ~LazyBuffer() { free(start); }
+  bool map(size_t bytes) {
+    start = calloc(bytes + 64, 1);
+    data = (uint8_t*)round_up((size_t)start, 64);
+    size = bytes;
+    return start;
+  }
+  void* start = nullptr;
+#endif
 };
 
 struct RowBuffers {
