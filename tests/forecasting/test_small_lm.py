@@ -354,3 +354,9 @@ def test_a_real_model_forecasts(smollm2_path):
     made = forecaster.fit(train, val, horizon=24).predict(test, 24)
     assert np.isfinite(made.mean).all() and (made.low < made.mean).all()
     assert forecaster.validation_[-1] < 1.0
+
+
+def test_little_data_are_read_often_enough(parts):
+    settings = {"epochs": None, "backbone": "none", "batch": 64, "patience": 99}
+    forecaster = small(**settings).fit(parts[0].rows(0, 90), parts[1], horizon=PATCH)
+    assert 200 <= len(forecaster.losses_) < 230 and len(forecaster.validation_) <= 12

@@ -41,6 +41,8 @@ from likely.training.lora import HasRuntime
 Norm = Literal["lookback", "causal"]
 NORMS = ("lookback", "causal")
 PUBLISHED_SIZE = 3**-0.5  # root mean square of what fresh linear layers make of unit inputs
+EPOCHS, FEWEST_STEPS = 10, 200  # where nobody says otherwise
+LOOKS = 12  # at the validation rows, at most
 _READ = 256  # windows that are forecast together
 _STOP_WINDOWS = 256  # of validation, that decide when training stops
 
@@ -76,10 +78,11 @@ class SmallLMForecaster(Forecaster):
     balance     weight of `balance_loss`
     stride      rows between windows to train on; default: 5/8 of a patch, so that windows begin at different hours of
                 the day also where a patch is a day
-    epochs, batch, lr, patience   Adam with a cosine; training stops once `patience` epochs bring no lower error on the
-                validation rows, and the best state is kept
+    epochs, batch, lr, patience   Adam with a cosine; default: 10 epochs, and at least 200 steps.  Validation rows are
+                looked at after each epoch, 12 times at most: training stops once `patience` times bring no lower error,
+                and the best state is kept
     cache       file for the texts' vectors, so that another run need not read them again
-    Learned: `network_`, `backbone_`, `losses_` of each step, `validation_` of each epoch.
+    Learned: `network_`, `backbone_`, `losses_` of each step, `validation_` each time.
     """
 
     name: ClassVar[str] = "small-lm"
@@ -102,7 +105,7 @@ class SmallLMForecaster(Forecaster):
         vector_size: float = 10.0,
         balance: float = 0.01,
         stride: int | None = None,
-        epochs: int = 10,
+        epochs: int | None = None,
         batch: int = 32,
         lr: float = 1e-3,
         patience: int = 3,
@@ -115,7 +118,7 @@ class SmallLMForecaster(Forecaster):
             ("norm", norm, NORMS), ("likelihood", likelihood, LIKELIHOODS), ("encoder", encoder, ENCODERS),
         ):  # fmt: skip
             check_choice(what, value, allowed)
-        for what, number in (("patch", patch), ("experts", experts), ("epochs", epochs), ("batch", batch), ("lr", lr),
+        for what, number in (("patch", patch), ("experts", experts), ("epochs", epochs or 1), ("batch", batch), ("lr", lr),
                              ("patience", patience), ("lora_rank", lora_rank), ("stride", stride or 1),
                              ("vector_size", vector_size)):  # fmt: skip
             if not number > 0:
@@ -158,7 +161,8 @@ class SmallLMForecaster(Forecaster):
         held_text = self._window_texts(held) if held is not None else None
         self._texts.save()
         per_epoch = math.ceil(len(windows) / self.batch)
-        steps = self.epochs * per_epoch
+        steps = per_epoch * (self.epochs or max(EPOCHS, math.ceil(FEWEST_STEPS / per_epoch)))
+        every = max(per_epoch, math.ceil(steps / LOOKS))
         optimizer = torch.optim.Adam([*self.network_.parameters(), *self.backbone_.parameters().values()], lr=self.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / steps)))
 
@@ -169,10 +173,10 @@ class SmallLMForecaster(Forecaster):
 
         stopping = None
         if held is not None:
-            stopping = EarlyStopping(lambda: self._error(held, held_text), self._state, per_epoch, self.patience)
+            stopping = EarlyStopping(lambda: self._error(held, held_text), self._state, every, self.patience)
         with self.backbone_.training():
             self.losses_ = train(
-                self._order(len(windows)), loss, optimizer, schedule=schedule, stopping=stopping,
+                self._order(len(windows), steps), loss, optimizer, schedule=schedule, stopping=stopping,
                 progress=None if progress is None else lambda step, _: progress(step + 1, steps),
             )  # fmt: skip
         if progress:
@@ -198,9 +202,9 @@ class SmallLMForecaster(Forecaster):
                 size=self.vector_size if self.backbone != "none" else PUBLISHED_SIZE,
             ).to(self.backbone_.device)  # fmt: skip
 
-    def _order(self, count: int) -> Iterator[Ints]:
+    def _order(self, count: int, steps: int) -> Iterator[Ints]:
         rng = np.random.default_rng(self.seed)
-        for _ in range(self.epochs):
+        for _ in range(steps // math.ceil(count / self.batch)):
             order = rng.permutation(count)
             yield from (order[i : i + self.batch] for i in range(0, count, self.batch))
 

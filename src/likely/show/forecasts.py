@@ -64,7 +64,7 @@ def draw_forecast(report: ForecastReport) -> Figure:
             )
         axes.set_ylabel(name.replace("$", r"\$"))
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(loc="upper left", framealpha=0.8, edgecolor="none", fontsize="small")
+    panels[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize="small")
     panels[0].set_title(forecast.method.replace("$", r"\$"), loc="left", fontsize="medium")
     return figure
 
