@@ -118,10 +118,11 @@ class SmallLMForecaster(Forecaster):
             ("norm", norm, NORMS), ("likelihood", likelihood, LIKELIHOODS), ("encoder", encoder, ENCODERS),
         ):  # fmt: skip
             check_choice(what, value, allowed)
-        for what, number in (("patch", patch), ("experts", experts), ("epochs", epochs or 1), ("batch", batch), ("lr", lr),
-                             ("patience", patience), ("lora_rank", lora_rank), ("stride", stride or 1),
-                             ("vector_size", vector_size)):  # fmt: skip
-            if not number > 0:
+        for what, number in (
+            ("patch", patch), ("experts", experts), ("epochs", epochs), ("batch", batch), ("lr", lr),
+            ("stride", stride), ("patience", patience), ("lora_rank", lora_rank), ("vector_size", vector_size),
+        ):  # fmt: skip
+            if number is not None and not number > 0:
                 raise ValueError(f"{what} must be > 0, got {number}")
         if lookback < patch or lookback % patch:
             raise ValueError(f"lookback must be a multiple of patch ({patch}), got {lookback}")
@@ -144,7 +145,7 @@ class SmallLMForecaster(Forecaster):
 
     @property
     def _stride(self) -> int:
-        return self.stride or max(1, 5 * self.patch // 8)
+        return max(1, 5 * self.patch // 8) if self.stride is None else self.stride
 
     @property
     def label(self) -> str:
