@@ -21,6 +21,7 @@ from likely.forecasting.windows import Standardiser, Windows, last_windows, wind
 from likely.io.whole_file import write_for_user
 from likely.metrics.checks import Floats
 
+FEW_WINDOWS = 50  # to calibrate on: fewer are not thinned out
 Progress = Callable[[int, int], None]  # (done, of)
 
 
@@ -104,7 +105,8 @@ class Forecaster(Parameters, ABC):
         self._check_fitted()
         alpha = check_alpha(1 - level)
         rows = len(val) - self.lookback - self.horizon_ + 1
-        stride = self.calibration_stride * max(1, -(-rows // (self.calibration_windows * self.calibration_stride)))
+        grid = self.calibration_stride if rows >= FEW_WINDOWS * self.calibration_stride else 1
+        stride = grid * max(1, -(-rows // (self.calibration_windows * grid)))
         windows = windows_of(self.scale_.apply(val), self.lookback, self.horizon_, stride=stride)
         apart = np.abs(windows.future - self.forecast(windows, self.horizon_))
         of_column = [apart[windows.columns == c] for c in range(len(self.names_))]
@@ -139,7 +141,7 @@ class Forecaster(Parameters, ABC):
 
     @property
     def calibration_stride(self) -> int:
-        """Rows between windows to calibrate on are a multiple of it."""
+        """Rows between windows to calibrate on are a multiple of it, where that leaves enough of them."""
         return 1
 
     @property
