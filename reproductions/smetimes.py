@@ -44,7 +44,9 @@ from likely.forecasting import (
 from likely.forecasting.small_lm import PUBLISHED_SIZE
 from likely.forecasting.windows import Windows
 from likely.io.hashes import cache_dir
+from likely.io.whole_file import write_whole_file
 from likely.metrics.checks import Floats
+from likely.show.plot import COLOURS, new_figure, render
 
 NAME = "smetimes"
 DAY = 48
@@ -301,6 +303,29 @@ def study(
     )  # fmt: skip
 
 
+def draw(evidence: Evidence) -> Any:
+    """Mean squared error of each forecaster against the horizon, with intervals over seeds."""
+    points: dict[str, list[tuple[int, Figure]]] = {}
+    for figure in evidence.figures:
+        if figure.quantity.startswith("MSE") and not figure.quantity.endswith("difference"):
+            points.setdefault(figure.subject, []).append((int(figure.quantity.split()[1]), figure))
+    picture = new_figure((9, 5), dpi=120)
+    axes = picture.subplots()
+    for i, (name, found) in enumerate(points.items()):
+        horizons, values = [h for h, _ in found], [f.value for _, f in found]
+        ends = [[f.value - (f.value if f.low is None else f.low) for _, f in found],
+                [(f.value if f.high is None else f.high) - f.value for _, f in found]]  # fmt: skip
+        shifted = [h * (1 + 0.01 * (i - len(points) / 2)) for h in horizons]
+        axes.errorbar(
+            shifted, values, yerr=ends, label=name, marker="osv^D*"[i % 6], color=COLOURS[i % len(COLOURS)], capsize=2,
+            linestyle="-" if name.startswith(LM) else "--",
+        )  # fmt: skip
+    axes.set(xlabel="steps ahead", ylabel="mean squared error, standardised", xscale="log", yscale="log")
+    axes.set_xticks(horizons, [str(h) for h in horizons])
+    axes.legend(fontsize="small", frameon=False, bbox_to_anchor=(1, 1))
+    return picture
+
+
 def measure(options: argparse.Namespace) -> Evidence | None:
     import torch
 
@@ -319,11 +344,14 @@ def measure(options: argparse.Namespace) -> Evidence | None:
     if options.seed is not None:
         measured(size, cells, [options.seed], open_model)
         return None
-    return study(
+    evidence = study(
         size, cells, open_model, full=options.full, threads=options.threads,
         models=[model_source(name) for name in ("smollm2", *size.others)],
         files=data_sources((("tetouan_power", None),)),
     )  # fmt: skip
+    if options.plot is not None:
+        write_whole_file(options.plot, render(draw(evidence), options.plot.suffix))
+    return evidence
 
 
 def main() -> None:
@@ -332,6 +360,7 @@ def main() -> None:
         "--cells", type=Path, default=cache_dir() / "studies" / f"{NAME}.jsonl", help="cells that were measured"
     )
     parser.add_argument("--seed", type=int, help="measure the cells of this seed alone and conclude nothing")
+    parser.add_argument("--plot", type=Path, help="draw the errors here (.png, .svg, .pdf)")
     parser.set_defaults(threads=1)
     run_study(parser, measure)
 

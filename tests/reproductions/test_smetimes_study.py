@@ -26,6 +26,7 @@ def test_the_study_measures_every_forecaster(tmp_path, data_dir, monkeypatch):
     for name in ("ridge", "daily naive", "PatchTST, small", f"{script.LM}, {script.RANDOM}", f"{script.LM}, no model"):
         assert of[name, f"MSE, {top} steps"] > 0
     assert len(found.checks) == len(size.horizons) + 8 and found.mode == "quick"
+    assert script.render(script.draw(found), ".png").startswith(b"\x89PNG")
     monkeypatch.setattr(script, "language_model", None)
     assert script.study(size, cells, tiny_lm, full=False).figures == found.figures
 
