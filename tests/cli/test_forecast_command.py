@@ -27,6 +27,7 @@ def test_one_command_forecasts_and_draws(table, tmp_path, cli):
         assert (tmp_path / name).read_bytes().startswith(start)
     page = (tmp_path / "one.html").read_text()
     assert "<polyline" in page and "<polygon" in page and "last-value" in page and "<script" not in page
+    assert "np.float64" not in page and "Note" not in shown.err
     assert "http" not in page.replace("http-equiv", "")
 
 
@@ -40,6 +41,11 @@ def test_json_holds_the_forecast_and_the_comparison(table, tmp_path, cli):
     assert record["compared"][0]["method"] == record["chosen"]
     again = load_forecaster(kept).predict(read_time_series(table), 6)
     assert again.mean[0, 1] == pytest.approx(step["mean"])
+
+
+def test_a_worse_method_is_used_if_asked_for_and_the_better_one_is_named(table, cli):
+    shown = cli("forecast", str(table), "-c", "a", "-H", "6", "--method", "last-value")
+    assert "last-value *" in shown.out and "has a lower error" in shown.err and "Note: " in shown.err
 
 
 @pytest.mark.parametrize(

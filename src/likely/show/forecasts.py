@@ -146,7 +146,7 @@ def _steps(report: ForecastReport) -> str:
 
 
 def _number(value: float) -> str:
-    return f'<data value="{value!r}">{value:.6g}</data>' if np.isfinite(value) else ""
+    return f'<data value="{float(value)!r}">{value:.6g}</data>' if np.isfinite(value) else ""
 
 
 def _text(text: str) -> str:

@@ -89,6 +89,9 @@ def forecast(
         page = forecast_page(report, title=name).encode() if plot.suffix.lower() == ".html" else None
         write_for_user(plot, page if page is not None else render(draw_forecast(report), plot.suffix))
         typer.echo(f"wrote {plot}", err=True)
+    best = report.methods[0]
+    if best.method != report.chosen:
+        typer.echo(f"Note: {best.method} has a lower error on the rows to choose by: {best.validation:.4f}", err=True)
     if as_json:
         print_json({"file": str(file), **report.to_dict()})
         return
