@@ -10,14 +10,14 @@ pytestmark = pytest.mark.xdist_group("architecture")  # every file is parsed onc
 # from the ground up; "likely" is the package's own face: what it offers is made in the rooms before it
 ROOMS = (
     "errors", "lazy", "io", "metrics", "data", "formats", "tokenizers", "sequence", "runtimes", "models", "scoring",
-    "decoding", "guided", "queries", "code", "training", "compression", "calibration", "uncertainty",
+    "decoding", "guided", "queries", "code", "training", "compression", "calibration", "forecasting", "uncertainty",
     "weak_supervision", "prompting", "alignment", "audit", "lm", "likely", "bench", "show", "evidence", "serving",
     "cli", "__main__",
 )  # fmt: skip
 # and, inside functions, what trains: see below
 TORCH = ("sequence", "runtimes.torch", "runtimes.recurrent", "training", "compression", "alignment")
 TRAINS = (
-    "calibration.h", "uncertainty.split_point", "weak_supervision", "prompting.hints", "audit.reach",
+    "calibration.h", "forecasting", "uncertainty.split_point", "weak_supervision", "prompting.hints", "audit.reach",
     "audit.inversion", "audit.spectral", "bench.sequence",
 )  # fmt: skip
 

@@ -18,7 +18,7 @@ PAGES = [
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("index", "quickstart", "seeing", "queries", "speculation", "compression", "scaling")
+        for name in ("index", "quickstart", "seeing", "queries", "speculation", "compression", "scaling", "forecasting")
     ),
 ]
 LATER = (  # what installs, runs for ever, needs a person, a data set, another model or a quiet machine

@@ -23,6 +23,7 @@ from likely.cli.verbs.confidence.choices import choices
 from likely.cli.verbs.confidence.grade import grade
 from likely.cli.verbs.confidence.risk import risk
 from likely.cli.verbs.confidence.uncertainty import uncertainty
+from likely.cli.verbs.forecasting.forecast import forecast
 from likely.cli.verbs.generation.ask import ask
 from likely.cli.verbs.generation.chat import chat
 from likely.cli.verbs.generation.complete import complete
@@ -84,6 +85,7 @@ def root(
 for verb in (
     ask, chat, generate, extract, scale, score, choices, complete, grade, uncertainty, risk, query, serve, plot, models,
     datasets, papers, reproduce, config, convert, compress, compare, stats, replay, bench, profile, eval_code,
+    forecast,
 ):  # fmt: skip
     app.command(cls=VerbCommand)(verb)
 for group, verbs in (

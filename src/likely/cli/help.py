@@ -23,6 +23,7 @@ TABLES = {
     "preference_methods": ("likely.alignment.methods", "METHODS"),
     "sequence_layers": ("likely.sequence.table", "MIXERS"),
     "sequence_tasks": ("likely.bench.sequence.tasks", "TASKS"),
+    "forecasters": ("likely.forecasting.selection", "METHODS"),
     "online_methods": ("likely.alignment.online.training", "ONLINE_METHODS"),
 }  # (module, table)
 _PLACE = re.compile("{(" + "|".join(TABLES) + ")}")

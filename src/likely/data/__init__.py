@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from likely.data.datasets import list_sets as list_sets
     from likely.data.datasets import load_arrays as load_arrays
     from likely.data.datasets import load_records as load_records
+    from likely.data.datasets import read_rows as read_rows
     from likely.data.manifest import DataFile as DataFile
     from likely.data.manifest import DataSet as DataSet
 

@@ -101,6 +101,14 @@ def load_records(name: str, file: str | None = None, *, data_dir: str | Path | N
     return _records(one.path, one.kind)
 
 
+def read_rows(file: Path) -> Iterator[dict[str, str]]:
+    """Rows of a .csv or .tsv file (also .gz) with a header, {column: text}; DataError for any other file."""
+    kind = file.with_suffix("").suffix if file.suffix == ".gz" else file.suffix
+    if kind not in TABLES:
+        raise DataError(f"{file} is not a table: the name must end in {', '.join(TABLES)}, or in that and .gz")
+    return _records(file, kind)
+
+
 def load_arrays(name: str, file: str | None = None, *, data_dir: str | Path | None = None) -> dict[str, NDArray[Any]]:
     """The arrays of an npz file; a file with pickled objects is refused."""
     found = find_set(name, data_dir=data_dir)

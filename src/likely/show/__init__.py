@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from likely.show.audits import audit_page as audit_page
     from likely.show.colours import BREAKPOINTS as BREAKPOINTS
     from likely.show.colours import level_of as level_of
+    from likely.show.forecasts import draw_forecast as draw_forecast
+    from likely.show.forecasts import forecast_page as forecast_page
     from likely.show.html import page as page
     from likely.show.html import query_page as query_page
     from likely.show.plot import draw_budgets as draw_budgets
