@@ -7,6 +7,8 @@ from likely.lazy import lazy_exports
 if TYPE_CHECKING:
     from likely.decoding.diffusion.canvas import Canvas as Canvas
     from likely.decoding.diffusion.canvas import new_canvas as new_canvas
+    from likely.decoding.diffusion.freedave import FreeDave as FreeDave
+    from likely.decoding.diffusion.freedave import longest_agreement as longest_agreement
     from likely.decoding.diffusion.generate import Accelerator as Accelerator
     from likely.decoding.diffusion.generate import DiffusionOutput as DiffusionOutput
     from likely.decoding.diffusion.generate import StopRule as StopRule
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from likely.decoding.diffusion.predictor import Frozen as Frozen
     from likely.decoding.diffusion.predictor import Predictor as Predictor
     from likely.decoding.diffusion.predictor import WindowPredictor as WindowPredictor
+    from likely.decoding.diffusion.prophet import Prophet as Prophet
+    from likely.decoding.diffusion.prophet import after_pinned as after_pinned
+    from likely.decoding.diffusion.prophet import log_odds_gap as log_odds_gap
     from likely.decoding.diffusion.proposal import ProposalRule as ProposalRule
     from likely.decoding.diffusion.schedule import Threshold as Threshold
     from likely.decoding.diffusion.schedule import commit as commit

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from likely.decoding.diffusion.canvas import BoolArray, Canvas, Pins, new_canvas, open_positions
+from likely.decoding.diffusion.freedave import longest_agreement
 from likely.decoding.diffusion.predictor import (
     CachePolicy,
     FullForward,
@@ -33,7 +34,7 @@ EndPolicy = Literal["allow", "last", "forbid"]
 
 
 class Accelerator(Protocol):
-    """How many steps a row drafts ahead, and which of the drafts are kept.
+    """How many steps a row drafts ahead, and how the drafts are predicted.
 
     tree           all drafts of a row stand in one row of the call, over its kept states
     across_blocks  drafts may go on in the next block
@@ -45,12 +46,6 @@ class Accelerator(Protocol):
     def across_blocks(self) -> bool: ...
     def length(self, rows: int) -> int:
         """Most drafts of each of these many rows in the next call, >= 1."""
-
-    def accept(self, drafts: IntArray, targets: IntArray, *, exact: bool) -> int:
-        """How many drafts (K, L) are kept, >= 1; targets (K or K - 1, L): what one step makes of each.
-
-        exact  a draft must be the target; else it may have committed less (threshold decoding)
-        """
 
     def observe(self, branches: int, seconds: float, runs: Sequence[tuple[int, int]]) -> None:
         """After a call of that many canvases; runs: of each row, drafts behind the first and how many were kept."""
@@ -165,9 +160,6 @@ class _Static:
     def length(self, rows: int) -> int:
         return 1
 
-    def accept(self, drafts: IntArray, targets: IntArray, *, exact: bool) -> int:
-        return 1
-
     def observe(self, branches: int, seconds: float, runs: Sequence[tuple[int, int]]) -> None:
         pass
 
@@ -211,7 +203,7 @@ class _Run:
         )  # fmt: skip
         self.mask_id, self.blocks = canvas.mask_id, canvas.blocks
         self.answers = canvas.answers.copy()
-        rows, length = self.answers.shape
+        rows = len(self.answers)
         self.order = np.where(canvas.masked, 0, -1)
         self.logits: dict[int, FloatArray] = {}  # of rows whose present answer has predictions
         self.steps, self.totals = np.zeros(rows, np.int64), np.maximum(totals, 1)
@@ -233,9 +225,8 @@ class _Run:
                 if not len(ready):  # all rows wait: the next block begins for those that are furthest behind
                     block = self._block(waiting)
                     group = waiting[block == block.min()]
-                    self._predicted(
-                        group, self.forward.freeze(self.canvas.select(group, self.answers[group]), block.min())
-                    )
+                    canvas = self.canvas.select(group, self.answers[group])
+                    self._predicted(group, self.forward.freeze(canvas, int(block.min())))
                     continue
                 waiting = waiting[:0]
             self._round(ready, waiting)
@@ -258,6 +249,14 @@ class _Run:
         most = self.accelerator.length(len(ready) or 1)
         drafts, counts, closed = self._drafts(ready, most)
         judged = counts - closed  # a complete block needs no prediction
+        at_end = judged == 0  # one step fills it: what comes behind it is predicted in this call
+        for i in np.flatnonzero(at_end):
+            self._advance(ready[i], drafts[i, 0])
+            del self.logits[ready[i]]
+        if at_end.any() and not isinstance(self.forward, WindowForward):
+            begun = ready[at_end]
+            waiting = np.concatenate([waiting, begun[(self.answers[begun] == self.mask_id).any(axis=1)]])
+        ready, drafts, counts, judged = ready[~at_end], drafts[~at_end], counts[~at_end], judged[~at_end]
         where = np.arange(drafts.shape[1]) < judged[:, None]
         rows = np.concatenate([np.repeat(ready, judged), waiting])
         states = np.concatenate([drafts[where], self.answers[waiting]])
@@ -271,21 +270,18 @@ class _Run:
         of_drafts = rows[:at], states[:at], logits[:at]
         targets = self.transition.step(*of_drafts[:2], self.transition.propose(*of_drafts)) if at else states[:0]
         ends = np.cumsum(judged)
-        exact = self.transition.table is not None
-        kept = np.array(
-            [
-                self.accelerator.accept(drafts[i, : counts[i]], targets[ends[i] - judged[i] : ends[i]], exact=exact)
-                for i in range(len(ready))
-            ],
-            np.int64,
-        )
+        kept = np.ones(len(ready), np.int64)
+        for i in np.flatnonzero(counts > 1):
+            made = targets[ends[i] - judged[i] : ends[i]]
+            rule = self.transition.rule_of_drafts
+            kept[i] += longest_agreement(drafts[i, : counts[i]], made, rule, mask_id=self.mask_id)
         if len(rows):
             self.accelerator.observe(
                 len(rows), seconds, [(int(n) - 1, int(k) - 1) for n, k in zip(counts, kept, strict=True)]
             )
         self.proposed += int((counts - 1).sum())
         self.accepted += int((kept - 1).sum())
-        self.row_calls[ready[judged > 0]] += 1
+        self.row_calls[ready] += 1
         number = np.arange(at) - np.repeat(ends - judged, judged)  # of each predicted draft in its row, from 0
         used = number < np.repeat(kept, judged)
         stops = np.zeros(at, np.bool_)

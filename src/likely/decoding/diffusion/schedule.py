@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -20,7 +21,7 @@ Counts = Callable[[int, int], list[int]]
 
 
 def linear(masked: int, steps: int) -> list[int]:
-    """masked // steps each; the first masked % steps steps commit one more (LLaDA: Nie et al. 2025, arXiv:2502.09992)."""
+    """masked // steps each; the first masked % steps commit one more (LLaDA: Nie et al. 2025, arXiv:2502.09992)."""
     each, more = divmod(masked, steps)
     return [each + (i < more) for i in range(steps) if each + (i < more)]
 
@@ -113,6 +114,11 @@ class Transition:
 
     def ending_with(self, ending: Ending) -> Transition:
         return replace(self, ending=ending)
+
+    @property
+    def rule_of_drafts(self) -> Literal["exact", "subset"]:
+        """A draft is on the path if it is what the step makes, or (threshold) commits no more than that."""
+        return "subset" if self.table is None else "exact"
 
     def propose(self, rows: IntArray, answers: IntArray, logits: FloatArray) -> tuple[IntArray, Floats]:
         """Tokens and confidences (n, L) at the open positions of these answers (n, L), which belong to these rows."""

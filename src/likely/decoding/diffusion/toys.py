@@ -113,7 +113,7 @@ class HashPredictor:
 
 @dataclass(frozen=True)
 class FrozenStates:
-    """What HashPredictor keeps: tokens and states (B, T) of the positions `outside` the window, which begins at start."""
+    """What HashPredictor keeps: tokens and states (B, T) of positions `outside` the window, which begins at start."""
 
     ids: IntArray
     tokens: Words
