@@ -1,0 +1,24 @@
+"""Masked diffusion language models: decoding without and with drafts, stopping early, likelihood bounds."""
+
+from typing import TYPE_CHECKING
+
+from likely.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from likely.decoding.diffusion.canvas import Canvas as Canvas
+    from likely.decoding.diffusion.canvas import new_canvas as new_canvas
+    from likely.decoding.diffusion.generate import Accelerator as Accelerator
+    from likely.decoding.diffusion.generate import DiffusionOutput as DiffusionOutput
+    from likely.decoding.diffusion.generate import StopRule as StopRule
+    from likely.decoding.diffusion.generate import diffusion_generate as diffusion_generate
+    from likely.decoding.diffusion.predictor import CachePolicy as CachePolicy
+    from likely.decoding.diffusion.predictor import Frozen as Frozen
+    from likely.decoding.diffusion.predictor import Predictor as Predictor
+    from likely.decoding.diffusion.predictor import WindowPredictor as WindowPredictor
+    from likely.decoding.diffusion.proposal import ProposalRule as ProposalRule
+    from likely.decoding.diffusion.schedule import Threshold as Threshold
+    from likely.decoding.diffusion.schedule import commit as commit
+    from likely.decoding.diffusion.toys import HashPredictor as HashPredictor
+    from likely.decoding.diffusion.toys import JointPredictor as JointPredictor
+
+__all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)
