@@ -123,6 +123,16 @@ class ModelFlags:
             raise CapabilityError(f"this command needs a model on this machine, not a server ({self.model})")
         return cast("Model", self.open(use))
 
+    def open_diffusion(self) -> DiffusionModel:
+        """A masked diffusion language model; CapabilityError for another one."""
+        from likely.lm.diffusion.model import DiffusionModel
+
+        lm = self.open_local()
+        if not isinstance(lm, DiffusionModel):
+            lm.close()
+            raise CapabilityError(f"{self.model} is no diffusion model: likely diffusion train makes a tiny one")
+        return lm
+
 
 def _first_use() -> Callable[[int, int], None]:
     """What the native runtime does once is told on a terminal: compiling, and packing weights (bytes, bytes in all)."""

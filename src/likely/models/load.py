@@ -293,13 +293,30 @@ def _open_llamacpp(where: SourceKind, place: Path | str, dtype: str | None, opti
 
 
 def _open_torch(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
+    from likely.runtimes.torch.masked.checkpoint import config_of, family_of
     from likely.runtimes.torch.runtime import TorchRuntime
 
+    if where != "gguf" and family_of(config_of(place)) is not None:
+        return _open_masked(where, place, dtype, options)
     if where == "gguf":  # the tokenizer first: it is cheap
         tokenizer, path, warnings = _tokenizer(Path(place))
         return TorchRuntime.from_gguf(path, dtype=dtype, **_tokens_held(options)), tokenizer, path, warnings
     runtime = TorchRuntime.from_pretrained(str(place), dtype=dtype, **_tokens_held(options))
     return runtime, *_tokenizer(_hub_folder(str(place), local=True) if where == "hub" else Path(place))
+
+
+def _open_masked(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
+    """A masked diffusion language model."""
+    from likely.runtimes.torch.masked.runtime import MaskedRuntime
+
+    known = ("device", "threads", "revision")
+    for name in options:
+        if name not in known:
+            raise CapabilityError(
+                f"{name}= is no option of a diffusion model, which keeps no keys and values by itself"
+            )
+    path = _hub_folder(str(place), local=False) if where == "hub" else Path(place)
+    return MaskedRuntime.from_folder(path, dtype=dtype, **options), *_tokenizer(path)
 
 
 def _open_native(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:

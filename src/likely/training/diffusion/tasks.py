@@ -9,7 +9,7 @@ import gzip
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,12 +28,19 @@ class Task(Protocol):
 
     alphabet       the characters of its texts; ids of tokens: 0 the mask, 1 the end, then these in order
     prompt_length, answer_length  in characters; a shorter answer is filled up with end tokens
+    answer_span    (start, end) of the part of the answer that counts, behind its work; None: all of it
     """
 
-    name: str
-    alphabet: str
-    prompt_length: int
-    answer_length: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def alphabet(self) -> str: ...
+    @property
+    def prompt_length(self) -> int: ...
+    @property
+    def answer_length(self) -> int: ...
+    @property
+    def answer_span(self) -> tuple[int, int] | None: ...
 
     def draw(self, rng: np.random.Generator, count: int, *, held_out: bool = False) -> list[tuple[str, str]]:
         """Examples (prompt, answer), of training or of what is held out from it."""
@@ -73,6 +80,7 @@ class Sudoku:
     alphabet: str = "1234."
     prompt_length: int = 16
     answer_length: int = 16
+    answer_span: None = None
 
     def draw(self, rng: np.random.Generator, count: int, *, held_out: bool = False) -> list[tuple[str, str]]:
         grids = np.array(sudoku_grids())[np.random.default_rng(0).permutation(288)]
@@ -87,7 +95,11 @@ class Sudoku:
 
     def is_right(self, prompt: str, answer: str) -> bool:
         """A valid grid that keeps the clues; a puzzle may have several."""
-        return is_valid_grid(answer) and all(clue in (".", cell) for clue, cell in zip(prompt, answer, strict=True))
+        return (
+            len(prompt) == 16
+            and is_valid_grid(answer)
+            and all(clue in (".", cell) for clue, cell in zip(prompt, answer, strict=True))
+        )
 
 
 # --- addition ---------------------------------------------------------------------------------------------------------
@@ -116,8 +128,12 @@ class Addition:
         return 9 * self.digits - 1 + len(self.suffix)
 
     @property
+    def answer_span(self) -> tuple[int, int]:
+        return self.answer_start, self.answer_start + self.digits + 1
+
+    @property
     def answer_length(self) -> int:
-        return -(-(self.answer_start + self.digits + 1) // 8) * 8
+        return -(-self.answer_span[1] // 8) * 8
 
     def draw(self, rng: np.random.Generator, count: int, *, held_out: bool = False) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
@@ -154,6 +170,7 @@ class Shakespeare:
     answer_length: int = 96
     data_dir: str | None = None
     name: str = "shakespeare"
+    answer_span: None = None
     text: str = field(default="", repr=False, compare=False)
 
     @property
@@ -206,6 +223,16 @@ def encode_examples(task: Task, examples: list[tuple[str, str]]) -> tuple[np.nda
     is_answer = np.zeros(ids.shape, bool)
     is_answer[:, task.prompt_length :] = True
     return ids, is_answer
+
+
+def decode_answer(task: Task, ids: Iterable[int]) -> str:
+    """The text of an answer's tokens before its first end token; "?" for one that is no character."""
+    text = ""
+    for token in ids:
+        if token == 1:
+            break
+        text += task.alphabet[token - 2] if token > 1 else "?"
+    return text
 
 
 def tokenizer_files(task: Task) -> dict[str, bytes]:

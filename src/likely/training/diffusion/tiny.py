@@ -84,6 +84,17 @@ DEFAULTS: Mapping[str, TinySettings] = {
 }
 
 
+def settings_of_task(name: str, given: Mapping[str, Any]) -> tuple[Task, TinySettings]:
+    """A task by name, and its settings: those of `DEFAULTS` but for what is given and not None."""
+    task = make_task(name)
+    return task, replace(DEFAULTS[name], **{key: value for key, value in given.items() if value is not None})
+
+
+def use_threads(count: int) -> None:
+    """How many threads torch computes with in this process."""
+    import_torch().set_num_threads(count)
+
+
 def train_tiny(
     task: Task,
     folder: str | Path,
@@ -196,7 +207,9 @@ def task_of(folder: str | Path) -> Task:
 
 def _settings_of(task: Task) -> dict[str, Any]:
     """What an object of a task was made with, as JSON."""
-    kept = {name: value for name, value in vars(task).items() if name not in ("text", "data_dir", "name")}
+    kept = {
+        name: value for name, value in vars(task).items() if name not in ("text", "data_dir", "name", "answer_span")
+    }
     if isinstance(task, Shakespeare):
         kept["text"] = fingerprint(task._whole())
     return {"task_settings": json.loads(json.dumps(kept))}

@@ -12,5 +12,6 @@ if TYPE_CHECKING:
     from likely.runtimes.torch.masked.network import TinyMaskedLM as TinyMaskedLM
     from likely.runtimes.torch.masked.predictor import FrozenStates as FrozenStates
     from likely.runtimes.torch.masked.predictor import MaskedPredictor as MaskedPredictor
+    from likely.runtimes.torch.masked.runtime import MaskedRuntime as MaskedRuntime
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -118,6 +118,14 @@ FAMILIES: Mapping[str, Family] = {
 }  # fmt: skip
 
 
+def config_of(folder_or_id: str | Path) -> dict[str, Any]:
+    """The content of config.json of a folder or a hub id; {} if there is none."""
+    from likely.runtimes.torch.pretrained import read_from_hub
+
+    folder = Path(folder_or_id)
+    return read_json(folder / "config.json") if folder.is_dir() else read_from_hub(str(folder_or_id), "config.json")
+
+
 def family_of(config: Mapping[str, Any]) -> Family | None:
     """The family that config.json names; None: it is no masked language model that is known here."""
     return FAMILIES.get(str(config.get("model_type", "")).lower())
