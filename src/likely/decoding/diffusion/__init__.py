@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from likely.decoding.diffusion.freedave import longest_agreement as longest_agreement
     from likely.decoding.diffusion.generate import Accelerator as Accelerator
     from likely.decoding.diffusion.generate import DiffusionOutput as DiffusionOutput
+    from likely.decoding.diffusion.generate import DiffusionRun as DiffusionRun
     from likely.decoding.diffusion.generate import StopRule as StopRule
+    from likely.decoding.diffusion.generate import begin_diffusion as begin_diffusion
     from likely.decoding.diffusion.generate import diffusion_generate as diffusion_generate
     from likely.decoding.diffusion.likelihood import LikelihoodBound as LikelihoodBound
     from likely.decoding.diffusion.likelihood import PathLikelihood as PathLikelihood

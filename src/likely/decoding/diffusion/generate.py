@@ -115,6 +115,21 @@ def diffusion_generate(
 
     Errors: ValueError for settings that do not fit, CapabilityError where the predictor lacks what they need.
     """
+    return begin_diffusion(
+        predictor, prompt_ids, length=length, block_length=block_length, steps=steps, proposal=proposal,
+        temperature=temperature, position_temperature=position_temperature, guidance=guidance, schedule=schedule,
+        pinned=pinned, cache=cache, end_id=end_id, end_policy=end_policy, accelerator=accelerator, stop=stop, seed=seed,
+    ).finish()  # fmt: skip
+
+
+def begin_diffusion(
+    predictor: Predictor, prompt_ids: Any, *, length: int, block_length: int | None = None, steps: int | None = None,
+    proposal: Confidence = "probability", temperature: float = 0.0, position_temperature: float = 0.0,
+    guidance: float = 0.0, schedule: str | Counts | Threshold = "linear", pinned: Pins | None = None,
+    cache: CachePolicy = "none", end_id: int | None = None, end_policy: EndPolicy = "allow",
+    accelerator: Accelerator | None = None, stop: StopRule | None = None, seed: int = 0,
+) -> DiffusionRun:  # fmt: skip
+    """The same, not decoded yet: for callers that do other work between the calls of the model."""
     block_length = length if block_length is None else block_length
     canvas = new_canvas(
         prompt_ids, length=length, block_length=block_length, mask_id=predictor.mask_id,
@@ -147,9 +162,7 @@ def diffusion_generate(
         if accelerator is not None and accelerator.across_blocks:
             raise ValueError(f'across_blocks needs cache="none": cache="{cache}" keeps states of one block at a time')
         forward = WindowForward(predictor, cache, tree=tree)
-    run = _Run(canvas, transition, totals, forward, accelerator or _Static(), stop)
-    run.finish()
-    return run.output()
+    return DiffusionRun(canvas, transition, totals, forward, accelerator or _Static(), stop)
 
 
 class _Static:
@@ -191,8 +204,11 @@ def _transition(
     )
 
 
-class _Run:
-    """The rows of one call of `diffusion_generate`, each with its present answer and predictions."""
+class DiffusionRun:
+    """The rows of one `diffusion_generate`, each with its present answer and predictions; made by `begin_diffusion`.
+
+    answers (B, L), masked where nothing is committed yet;  blocks (L,) number of the block of each position
+    """
 
     def __init__(
         self, canvas: Canvas, transition: Transition, totals: IntArray, forward: FullForward | WindowForward,
@@ -217,19 +233,33 @@ class _Run:
             self.proposed, self.accepted, self.stopped_at, self.forward.exact,
         )  # fmt: skip
 
-    def finish(self) -> None:
-        while len(rows := np.flatnonzero((self.answers == self.mask_id).any(axis=1))):
-            ready = np.array([row for row in rows if row in self.logits], np.int64)
-            waiting = np.array([row for row in rows if row not in self.logits], np.int64)
-            if isinstance(self.forward, WindowForward):
-                if not len(ready):  # all rows wait: the next block begins for those that are furthest behind
-                    block = self._block(waiting)
-                    group = waiting[block == block.min()]
-                    canvas = self.canvas.select(group, self.answers[group])
-                    self._predicted(group, self.forward.freeze(canvas, int(block.min())))
-                    continue
-                waiting = waiting[:0]
+    def finish(self) -> DiffusionOutput:
+        """Decode to the end."""
+        while self.advance():
+            pass
+        return self.output()
+
+    def advance(self) -> bool:
+        """At most one call of the model; False once nothing is masked."""
+        rows = np.flatnonzero((self.answers == self.mask_id).any(axis=1))
+        ready = np.array([row for row in rows if row in self.logits], np.int64)
+        waiting = np.array([row for row in rows if row not in self.logits], np.int64)
+        if isinstance(self.forward, WindowForward):
+            if len(waiting) and not len(ready):  # the next block begins for those that are furthest behind
+                block = self._block(waiting)
+                group = waiting[block == block.min()]
+                canvas = self.canvas.select(group, self.answers[group])
+                self._predicted(group, self.forward.freeze(canvas, int(block.min())))
+                return True
+            waiting = waiting[:0]
+        if len(rows):
             self._round(ready, waiting)
+        return len(rows) > 0
+
+    def fill(self, row: int, token: int) -> None:
+        """Give a row up: this token stands where it is masked, and the model is not asked about it any more."""
+        self.answers[row][self.answers[row] == self.mask_id] = token
+        self.logits.pop(row, None)
 
     def _block(self, rows: IntArray) -> IntArray:
         return np.asarray(self.blocks[(self.answers[rows] == self.mask_id).argmax(axis=1)])

@@ -79,7 +79,7 @@ class TinySettings:
 
 DEFAULTS: Mapping[str, TinySettings] = {
     "sudoku": TinySettings(steps=1500),
-    "addition": TinySettings(steps=2500),
+    "addition": TinySettings(steps=1200),
     "shakespeare": TinySettings(steps=4000, width=128, layers=4, lr=2e-3, batch=32),
 }
 
