@@ -7,6 +7,12 @@ from likely.lazy import lazy_exports
 if TYPE_CHECKING:
     from likely.decoding.diffusion.canvas import Canvas as Canvas
     from likely.decoding.diffusion.canvas import new_canvas as new_canvas
+    from likely.decoding.diffusion.convergence import ConvergenceRecorder as ConvergenceRecorder
+    from likely.decoding.diffusion.convergence import ConvergenceTrace as ConvergenceTrace
+    from likely.decoding.diffusion.convergence import convergence_curve as convergence_curve
+    from likely.decoding.diffusion.convergence import draw_convergence as draw_convergence
+    from likely.decoding.diffusion.fit import FittedThresholds as FittedThresholds
+    from likely.decoding.diffusion.fit import fit_thresholds as fit_thresholds
     from likely.decoding.diffusion.freedave import FreeDave as FreeDave
     from likely.decoding.diffusion.freedave import longest_agreement as longest_agreement
     from likely.decoding.diffusion.generate import Accelerator as Accelerator
@@ -15,6 +21,11 @@ if TYPE_CHECKING:
     from likely.decoding.diffusion.generate import StopRule as StopRule
     from likely.decoding.diffusion.generate import begin_diffusion as begin_diffusion
     from likely.decoding.diffusion.generate import diffusion_generate as diffusion_generate
+    from likely.decoding.diffusion.likelihood import LikelihoodBound as LikelihoodBound
+    from likely.decoding.diffusion.likelihood import PathLikelihood as PathLikelihood
+    from likely.decoding.diffusion.likelihood import exact_bound as exact_bound
+    from likely.decoding.diffusion.likelihood import likelihood_bound as likelihood_bound
+    from likely.decoding.diffusion.likelihood import path_likelihood as path_likelihood
     from likely.decoding.diffusion.predictor import CachePolicy as CachePolicy
     from likely.decoding.diffusion.predictor import Frozen as Frozen
     from likely.decoding.diffusion.predictor import Predictor as Predictor

@@ -89,7 +89,8 @@ class Prophet:
 
     def decide(self, logits: FloatArray, canvas: Canvas, progress: Floats) -> BoolArray:
         """(B,) whether each row is sure; logits (B, L, V), progress (B,): step, from 1, over all steps."""
-        return np.asarray(self.gap(logits, canvas) >= threshold_at(self.thresholds, progress))
+        threshold = threshold_at(self.thresholds, progress)
+        return np.asarray((self.gap(logits, canvas) >= threshold) & (threshold < np.inf))  # infinite: never
 
     def gap(self, logits: FloatArray, canvas: Canvas) -> Floats:
         """(B,) the aggregated gap of the region; +inf where nothing in it is masked."""

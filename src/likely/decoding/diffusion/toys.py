@@ -56,17 +56,17 @@ class HashPredictor:
     def logits(self, ids: IntArray) -> FloatArray:
         return self._logits(ids, self._tokens(ids), None)
 
-    def freeze(self, ids: IntArray, window: tuple[int, int], *, suffix: bool) -> tuple[FloatArray, FrozenStates]:
+    def freeze(self, ids: IntArray, window: tuple[int, int], *, suffix: bool) -> tuple[FloatArray, FrozenHashes]:
         tokens = self._tokens(ids)
         start, end = window
         outside = np.ones(ids.shape[1], np.bool_)
         outside[start : end if suffix or self.block else ids.shape[1]] = False
         if self.block:
             outside[end:] = False
-        keeps = FrozenStates(ids, tokens, self._states(tokens), outside, start)
+        keeps = FrozenHashes(ids, tokens, self._states(tokens), outside, start)
         return self.logits(ids), keeps
 
-    def window_logits(self, ids: IntArray, frozen: FrozenStates) -> FloatArray:
+    def window_logits(self, ids: IntArray, frozen: FrozenHashes) -> FloatArray:
         rows, versions, length = ids.shape
         kept = frozen.rows(np.repeat(np.arange(rows), versions))
         whole = kept.ids.copy()
@@ -94,7 +94,7 @@ class HashPredictor:
         with np.errstate(over="ignore"):
             return _mix(tokens + tokens @ self._sees(tokens.shape[1]).T.astype(np.uint64))
 
-    def _logits(self, ids: IntArray, tokens: Words, kept: FrozenStates | None) -> FloatArray:
+    def _logits(self, ids: IntArray, tokens: Words, kept: FrozenHashes | None) -> FloatArray:
         states = self._states(tokens)
         if kept is not None:
             states[:, kept.outside] = kept.states[:, kept.outside]
@@ -112,7 +112,7 @@ class HashPredictor:
 
 
 @dataclass(frozen=True)
-class FrozenStates:
+class FrozenHashes:
     """What HashPredictor keeps: tokens and states (B, T) of positions `outside` the window, which begins at start."""
 
     ids: IntArray
@@ -121,8 +121,8 @@ class FrozenStates:
     outside: BoolArray
     start: int
 
-    def rows(self, rows: IntArray) -> FrozenStates:
-        return FrozenStates(self.ids[rows], self.tokens[rows], self.states[rows], self.outside, self.start)
+    def rows(self, rows: IntArray) -> FrozenHashes:
+        return FrozenHashes(self.ids[rows], self.tokens[rows], self.states[rows], self.outside, self.start)
 
 
 def _uniform(words: Words) -> Floats:
@@ -134,7 +134,7 @@ class JointPredictor:
     """The exact conditionals of a known joint distribution of answers: a diffusion model without an error.
 
     joint  (V - 1,) * L probabilities of all answers;  the mask is token V - 1.  Prompts do not matter.
-    p(x_i = v | what is not masked) for every position, whether it is masked or not.
+    p(x_i = v | what is not masked) for every position, whether it is masked or not; even odds under an impossible rest.
     """
 
     joint: Floats
@@ -166,5 +166,6 @@ class JointPredictor:
         table = self.joint[index]
         axis = sum(isinstance(part, slice) for part in index[:position])
         weight = table.sum(axis=tuple(a for a in range(table.ndim) if a != axis))
-        with np.errstate(divide="ignore", invalid="ignore"):
+        weight = weight if weight.any() else np.ones(len(weight))
+        with np.errstate(divide="ignore"):
             return np.append(np.log(weight / weight.sum()), -np.inf)
