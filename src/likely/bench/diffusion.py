@@ -23,7 +23,7 @@ from likely.decoding.diffusion.prophet import Prophet
 from likely.decoding.diffusion.schedule import Threshold
 from likely.errors import check_choice
 from likely.io.whole_file import replacing
-from likely.metrics.intervals import wilson_interval
+from likely.metrics.intervals import wilson
 from likely.training.diffusion.tasks import Task, decode_answer, encode_examples
 
 BATCH = 50  # texts decoded together
@@ -151,11 +151,10 @@ def _row(
     name: str, task: Task, examples: Sequence[tuple[str, str]], outputs: Sequence[DiffusionOutput], answers: Any,
     plain: Any,
 ) -> DecoderRow:  # fmt: skip
-    right = [
-        task.is_right(prompt, decode_answer(task, row)) for (prompt, _), row in zip(examples, answers, strict=True)
-    ]
+    texts = [decode_answer(task, row) for row in answers]
+    right = [task.is_right(prompt, text) for (prompt, _), text in zip(examples, texts, strict=True)]
     return DecoderRow(
-        name, len(examples), float(np.mean(right)), wilson_interval(sum(right), len(right)),
+        name, len(examples), float(np.mean(right)), wilson(sum(right), len(right)),
         float((answers == plain).all(axis=1).mean()),
         float(np.concatenate([output.row_calls for output in outputs]).mean()),
         sum(output.branch_calls for output in outputs) / len(examples),

@@ -21,6 +21,7 @@ from likely.lm.options import FORMS, OPTIONS, SAMPLER
 from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from likely.lm.diffusion.model import DiffusionModel
     from likely.lm.model import Model
     from likely.lm.remote.model import RemoteModel
 

@@ -126,7 +126,7 @@ def test_a_tiny_model_is_read_back_bit_for_bit(tmp_path):
     assert again.shape == network.shape and torch.equal(again(ids), network.eval()(ids))
 
 
-# --- LLaDA and Dream: written with the official names, read back, compared with a plain reference ----------------------
+# --- LLaDA and Dream: written with the official names, compared with a plain reference ------------------------------
 
 LLADA = {
     "model_type": "llada", "architectures": ["LLaDAModelLM"], "d_model": 16, "n_heads": 4, "n_kv_heads": 4,

@@ -1,4 +1,4 @@
-"""A masked diffusion language model of this machine: `generate` fills a canvas, `score` bounds log p(answer | prompt)."""
+"""A masked diffusion language model of this machine: `generate` fills a canvas, `score` gives a bound."""
 
 from __future__ import annotations
 
