@@ -1,4 +1,4 @@
-"""The studies of FreeDave and Prophet on networks that have learnt nothing: what they count, and what must hold anyway."""
+"""The studies of FreeDave and Prophet on networks that learnt nothing: what they count, and what must hold anyway."""
 
 from __future__ import annotations
 
