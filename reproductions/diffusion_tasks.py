@@ -57,7 +57,7 @@ class Puzzles:
         """Where the answer that counts stands: the sum with the end behind it, or all of a grid."""
         if not isinstance(self.task, Addition):
             return 0, self.length
-        return self.task.answer_start, self.task.answer_start + self.task.digits + 2
+        return self.task.answer_start, self.task.answer_start + self.task.digits + 1
 
 
 def puzzles(name: str, count: int, seed: int) -> Puzzles:
