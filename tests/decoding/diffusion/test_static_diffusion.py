@@ -153,16 +153,9 @@ def test_one_step_at_temperature_one_samples_each_position_from_its_conditional(
     joint = np.random.default_rng(0).dirichlet(np.ones(9)).reshape(3, 3)
     marginals = joint.sum(axis=1), joint.sum(axis=0)
     law = {(a, b): marginals[0][a] * marginals[1][b] for a in range(3) for b in range(3)}
-    prompts = [[n % 3, n // 3 % 3, *np.base_repr(n, 3).encode()] for n in range(4000)]
-    prompts = [[min(t, 2) if t < 3 else t - 48 for t in p] for p in prompts]
-    width = max(map(len, prompts))
-    prompts = [[0] * (width - len(p)) + p for p in prompts]
-    out = [
-        diffusion_generate(
-            JointPredictor(joint), prompts, length=2, steps=1, temperature=1.0, proposal="random", seed=s
-        )
-        for s in range(5)
-    ]
+    prompts = [[int(bit) for bit in f"{n:012b}"] for n in range(4000)]
+    how = {"length": 2, "steps": 1, "temperature": 1.0, "proposal": "random"}
+    out = [diffusion_generate(JointPredictor(joint), prompts, seed=seed, **how) for seed in range(3)]
     assert chi_square_p([tuple(row) for one in out for row in one.answers.tolist()], law) > 1e-6
 
 
@@ -170,12 +163,9 @@ def test_one_token_a_step_in_random_order_samples_from_the_joint():
     joint = np.random.default_rng(1).dirichlet(np.full(8, 0.4)).reshape(2, 2, 2)
     law = {index: float(joint[index]) for index in np.ndindex(2, 2, 2)}
     prompts = [[int(bit) for bit in f"{n:011b}"] for n in range(2048)]
-    draws = []
-    for seed in range(6):
-        out = diffusion_generate(
-            JointPredictor(joint), prompts, length=3, temperature=1.0, proposal="random", seed=seed
-        )
-        draws += [tuple(row) for row in out.answers.tolist()]
+    how = {"length": 3, "temperature": 1.0, "proposal": "random"}
+    out = [diffusion_generate(JointPredictor(joint), prompts, seed=seed, **how) for seed in range(3)]
+    draws = [tuple(row) for one in out for row in one.answers.tolist()]
     assert chi_square_p(draws, law) > 1e-6
 
 

@@ -6,6 +6,7 @@ prediction of a state of the canvas, and whenever, draws the same token from it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -99,18 +100,25 @@ def _confidence(z: Floats, chosen: IntArray, kind: str) -> Floats:
 
 def _noise(noise: list[int], committed: IntArray, rows: IntArray, positions: IntArray, vocab: int) -> FloatArray:
     """(M, V) standard Gumbel."""
-    found = np.empty((len(rows), vocab), np.float32)
-    for row in np.unique(rows):
-        here = rows == row
-        ids = positions[here][:, None] * vocab + np.arange(vocab)
-        found[here] = gumbel(noise[row], int(committed[row]), _TOKENS, ids.ravel()).reshape(ids.shape)
-    return found
+    ids = positions[:, None] * vocab + np.arange(vocab)
+    parts = [
+        gumbel(noise[row], int(committed[row]), _TOKENS, ids[here].ravel()).reshape(-1, vocab)
+        for row, here in _by_row(rows)
+    ]
+    return np.concatenate(parts)
 
 
 def _uniforms(noise: list[int], committed: IntArray, rows: IntArray, positions: IntArray, purpose: int) -> Floats:
     """(M,) uniform in (0, 1)."""
-    found = np.empty(len(rows))
-    for row in np.unique(rows):
-        here = rows == row
-        found[here] = uniform_bits(stream_key(noise[row], int(committed[row]), purpose), positions[here])
-    return (found + 0.5) * 2.0**-32
+    bits = [
+        uniform_bits(stream_key(noise[row], int(committed[row]), purpose), positions[here])
+        for row, here in _by_row(rows)
+    ]
+    return np.asarray((np.concatenate(bits).astype(np.float64) + 0.5) * 2.0**-32)
+
+
+def _by_row(rows: IntArray) -> Iterator[tuple[int, slice]]:
+    """Each row that occurs in rising `rows`, and where."""
+    found, first = np.unique(rows, return_index=True)
+    for row, begin, end in zip(found, first, [*first[1:], len(rows)], strict=True):
+        yield int(row), slice(int(begin), int(end))
