@@ -25,7 +25,7 @@ class Backwards:
         return answer == prompt[::-1]
 
 
-def train_backwards(folder, *, steps=60):
+def train_backwards(folder, *, steps=150):
     """A model that has learned some of it: sure of a part, and not of all."""
     train_tiny(
         Backwards(), folder, TinySettings(steps=steps, width=16, layers=1, heads=2, batch=32, warmup=10, lr=1e-2)

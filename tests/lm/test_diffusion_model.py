@@ -43,7 +43,7 @@ def ids_of(lm, texts):
     return [lm.tokenizer.encode(text) for text in texts]
 
 
-# --- the trained model under the laws of decoding ----------------------------------------------------------------------
+# --- the trained model under the laws of decoding ---------------------------------------------------------------------
 
 
 def test_a_little_training_teaches_something(lm):
@@ -226,7 +226,7 @@ def test_other_verbs_and_left_to_right_calls_are_refused(lm):
         with pytest.raises(CapabilityError, match="diffusion model"):
             call()
     for call in (lm.runtime.open, lambda: lm.runtime.forward([]), lambda: lm.runtime.fork(None)):
-        with pytest.raises(CapabilityError, match="keeps no|canvas"):
+        with pytest.raises(CapabilityError, match="of a next token"):
             call()
     with pytest.raises(CapabilityError, match="top_logprobs= needs"):
         lm.score("abca", ["a"], top_logprobs=2)
@@ -258,7 +258,7 @@ def test_words_of_the_command_line():
     assert rule.thresholds == ((0.5, 9.0), (1.0, 4.0)) and rule.region == (2, 4)
     assert stop_rule_of("published").thresholds[0] == (0.33, 7.5) and stop_rule_of(None) is None
     for bad in (lambda: accelerator_of("0"), lambda: stop_rule_of("9"), lambda: stop_rule_of(None, "1:2")):
-        with pytest.raises(ValueError, match="drafts of FreeDave|thresholds"):
+        with pytest.raises(ValueError, match=r"drafts of FreeDave|thresholds"):
             bad()
 
 

@@ -60,7 +60,7 @@ def test_scores_are_bounds(folder):
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({"logprobs": 2}, "lower bound"), ({"drafter": "suffix"}, "FreeDave"), ({"guided_regex": "a+"}, "pinned"),
+        ({"logprobs": 2}, "lower bound"), ({"drafter": "lookup"}, "FreeDave"), ({"guided_regex": "a+"}, "pinned"),
         ({"top_p": 0.5}, "temperature alone"),
     ],
 )  # fmt: skip

@@ -106,10 +106,10 @@ class DiffusionModel(Model):
     # --- generation -----------------------------------------------------------------------------------------------
 
     def _samples(self, prompts: Sequence[str], options: Mapping[str, Any]) -> Sequence[Sequence[Generation]]:
-        if options.get("choices") is None:
-            return super()._samples(prompts, options)
         rest = {name: value for name, value in options.items() if name != "choices"}
         refuse_options(rest)
+        if options.get("choices") is None:
+            return super()._samples(prompts, options)
         if rest.get("n", 1) != 1:
             raise CapabilityError("choices= is answered with the likeliest one by a diffusion model: drop n=")
         choices = make_form(choices=options["choices"]).source

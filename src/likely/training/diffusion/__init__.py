@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from likely.training.diffusion.adapt import AdaptSettings as AdaptSettings
+    from likely.training.diffusion.adapt import adapt_causal as adapt_causal
     from likely.training.diffusion.loss import diffusion_loss as diffusion_loss
     from likely.training.diffusion.tasks import Addition as Addition
     from likely.training.diffusion.tasks import Shakespeare as Shakespeare

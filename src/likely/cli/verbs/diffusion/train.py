@@ -51,8 +51,7 @@ def train(
     """
     from likely.training.diffusion.tiny import settings_of_task, train_tiny, use_threads
 
-    if threads is not None:
-        use_threads(threads)
+    use_threads(threads or 1)  # several are slower: the networks are tiny
     given = {
         "steps": steps, "width": width, "layers": layers, "heads": heads, "block": block, "batch": batch, "lr": lr,
         "form": form, "seed": seed,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,15 @@ def _own_shape(config: Mapping[str, Any]) -> MaskedShape:
         raise ModelError(f"config.json: {error}") from None
 
 
+def _llama_shape(config: Mapping[str, Any]) -> MaskedShape:
+    """A causal model of transformers as it is: mask_id 0 stands for none."""
+    rotary = {"rope_theta": (config.get("rope_parameters") or config).get("rope_theta")}
+    return replace(
+        _dream_shape({"tie_word_embeddings": True, **rotary, **config, "mask_token_id": 0}),
+        norm_eps=_number(config, "rms_norm_eps", 1e-6), qkv_bias=config.get("model_type") == "qwen2", shift=False,
+    )  # fmt: skip
+
+
 _LLADA_NAMES = {
     "model.embed_tokens": "wte", "model.norm": "ln_f", "lm_head": "ff_out",
     "input_layernorm": "attn_norm", "self_attn.q_proj": "q_proj", "self_attn.k_proj": "k_proj",
@@ -126,6 +135,12 @@ def config_of(folder_or_id: str | Path) -> dict[str, Any]:
     return read_json(folder / "config.json") if folder.is_dir() else read_from_hub(str(folder_or_id), "config.json")
 
 
+CAUSAL = {
+    name: Family(name, _llama_shape, str, {"hidden_act": "silu", "rope_scaling": None, "attention_bias": False})
+    for name in ("llama", "qwen2")
+}
+
+
 def family_of(config: Mapping[str, Any]) -> Family | None:
     """The family that config.json names; None: it is no masked language model that is known here."""
     return FAMILIES.get(str(config.get("model_type", "")).lower())
@@ -135,13 +150,23 @@ def load_masked(
     folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> MaskedTransformer:
     """The network of a folder with config.json and safetensors files; ModelError for what is missing or misshapen."""
-    folder = Path(folder)
+    return _load(Path(folder), FAMILIES, "masked language model", dtype, device)
+
+
+def load_causal(folder: str | Path) -> MaskedTransformer:
+    """A Llama or Qwen 2 as this network, for adaptation: it computes without a causal mask unless given one."""
+    return _load(Path(folder), CAUSAL, "causal model", torch.float32, "cpu")
+
+
+def _load(
+    folder: Path, families: Mapping[str, Family], what: str, dtype: torch.dtype, device: str | torch.device
+) -> MaskedTransformer:
     config = read_json(folder / "config.json")
-    family = family_of(config)
+    family = families.get(str(config.get("model_type", "")).lower())
     if family is None:
         raise ModelError(
-            f"{folder}: config.json names the model type {config.get('model_type')!r}, which is no masked language "
-            f"model known here ({', '.join(FAMILIES)})"
+            f"{folder}: config.json names the model type {config.get('model_type')!r}, which is no {what} known here "
+            f"({', '.join(families)})"
         )
     for name, wanted in family.refused.items():
         if (found := config.get(name, wanted)) not in (wanted, None):
