@@ -16,7 +16,7 @@ from study import report
 from likely.decoding.diffusion import Canvas, Predictor
 from likely.evidence import Source
 from likely.io.hashes import file_sha256
-from likely.training.diffusion.tasks import Addition, Task, encode_examples, make_task
+from likely.training.diffusion.tasks import Addition, TinyTask, encode_examples, make_task
 from likely.training.diffusion.tiny import DEFAULTS, TinySettings, trained_tiny
 
 TASKS = ("sudoku", "addition")
@@ -27,7 +27,7 @@ MASK, END = 0, 1
 class Puzzles:
     """N puzzles that were held out.  prompts (N, P) and answers (N, L) token ids;  texts of both."""
 
-    task: Task
+    task: TinyTask
     prompts: np.ndarray
     answers: np.ndarray
     texts: list[tuple[str, str]]

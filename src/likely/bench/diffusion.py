@@ -19,19 +19,19 @@ from likely.decoding.diffusion.fit import FittedThresholds, fit_thresholds
 from likely.decoding.diffusion.freedave import FreeDave
 from likely.decoding.diffusion.generate import DiffusionOutput, diffusion_generate
 from likely.decoding.diffusion.predictor import Predictor
-from likely.decoding.diffusion.prophet import Prophet
+from likely.decoding.diffusion.prophet import PUBLISHED, Prophet, Thresholds
 from likely.decoding.diffusion.schedule import Threshold
 from likely.errors import check_choice
 from likely.io.whole_file import replacing
 from likely.metrics.intervals import wilson
-from likely.training.diffusion.tasks import Task, decode_answer, encode_examples
+from likely.training.diffusion.tasks import TinyTask, decode_answer, encode_examples
 
 BATCH = 50  # texts decoded together
 STATIC = "static, 1 per step"
 
 
 @dataclass(frozen=True)
-class Decoder:
+class NamedDecoder:
     """A name, and the settings of `diffusion_generate`."""
 
     name: str
@@ -58,7 +58,7 @@ class DecoderRow:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class DecoderComparison:
     """A row per decoder, and how early answers were settled.
 
     fractions  of the steps;  right: share of texts whose answer would be right had they been stopped there, by the rule
@@ -73,34 +73,34 @@ class Comparison:
     fitted: FittedThresholds | None = None
 
 
-def decoders_of(task: Task, length: int) -> list[Decoder]:
+def decoders_of(task: TinyTask, length: int) -> list[NamedDecoder]:
     """What is compared where nobody says otherwise: fewer steps, FreeDave, thresholds, Prophet as published."""
     few = [n for n in (2, 4, length) if length % n == 0]
     return [
-        Decoder(STATIC),
-        *(Decoder(f"static, {n} per step", {"steps": length // n}) for n in few),
-        *(Decoder(f"FreeDave, {k} drafts", {"accelerator": FreeDave(k)}) for k in (2, 4, 8)),
-        *(Decoder(f"threshold {tau}", {"schedule": Threshold(tau)}) for tau in (0.9, 0.99)),
-        Decoder("Prophet, published", {"stop": prophet_of(task)}),
+        NamedDecoder(STATIC),
+        *(NamedDecoder(f"static, {n} per step", {"steps": length // n}) for n in few),
+        *(NamedDecoder(f"FreeDave, {k} drafts", {"accelerator": FreeDave(k)}) for k in (2, 4, 8)),
+        *(NamedDecoder(f"threshold {tau}", {"schedule": Threshold(tau)}) for tau in (0.9, 0.99)),
+        NamedDecoder("Prophet, published", {"stop": prophet_of(task)}),
     ]
 
 
-def prophet_of(task: Task, **settings: Any) -> Prophet:
+def prophet_of(task: TinyTask, thresholds: Thresholds = PUBLISHED) -> Prophet:
     """Prophet on the part of the answer that counts, or on all that is masked."""
-    return Prophet(region=task.answer_span or "masked", **settings)
+    return Prophet(thresholds, region=task.answer_span or "masked")
 
 
 def compare_decoders(
     predictor: Predictor,
-    task: Task,
+    task: TinyTask,
     *,
     texts: int = 100,
     fit: int = 0,
     epsilon: float = 0.02,
-    decoders: Sequence[Decoder] | None = None,
+    decoders: Sequence[NamedDecoder] | None = None,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
-) -> Comparison:
+) -> DecoderComparison:
     """Decode `texts` held-out examples with each decoder.
 
     fit      > 0: thresholds of Prophet are fitted to so many other examples, at most a share epsilon changed, and tried
@@ -113,10 +113,10 @@ def compare_decoders(
     if fit:
         others = task.draw(np.random.default_rng([seed, 2]), fit, held_out=True)
         fitted = fit_thresholds(_traces(predictor, task, others, "probability", seed), epsilon=epsilon, seed=seed)
-        rule = prophet_of(task, thresholds=fitted.thresholds)
+        rule = prophet_of(task, fitted.thresholds)
         found += [
-            Decoder(f"Prophet, fitted to {epsilon:.0%}", {"stop": rule}),
-            Decoder("the same, FreeDave 4", {"stop": rule, "accelerator": FreeDave(4)}),
+            NamedDecoder(f"Prophet, fitted to {epsilon:.0%}", {"stop": rule}),
+            NamedDecoder("the same, FreeDave 4", {"stop": rule, "accelerator": FreeDave(4)}),
         ]
     plain, rows = np.empty(0), []
     for number, decoder in enumerate(found):
@@ -133,11 +133,11 @@ def compare_decoders(
                                 np.array(fractions)).tolist()
         for rule in ("probability", "random")
     }  # fmt: skip
-    return Comparison(task.name, rows, fractions, right, fitted)
+    return DecoderComparison(task.name, rows, fractions, right, fitted)
 
 
 def _decoded(
-    predictor: Predictor, task: Task, examples: Sequence[tuple[str, str]], settings: Mapping[str, Any], seed: int
+    predictor: Predictor, task: TinyTask, examples: Sequence[tuple[str, str]], settings: Mapping[str, Any], seed: int
 ) -> Iterator[DiffusionOutput]:
     ids, answer = encode_examples(task, list(examples))
     prompts = ids[~answer].reshape(len(ids), -1)
@@ -148,7 +148,7 @@ def _decoded(
 
 
 def _row(
-    name: str, task: Task, examples: Sequence[tuple[str, str]], outputs: Sequence[DiffusionOutput], answers: Any,
+    name: str, task: TinyTask, examples: Sequence[tuple[str, str]], outputs: Sequence[DiffusionOutput], answers: Any,
     plain: Any,
 ) -> DecoderRow:  # fmt: skip
     texts = [decode_answer(task, row) for row in answers]
@@ -163,7 +163,7 @@ def _row(
 
 
 def _traces(
-    predictor: Predictor, task: Task, examples: Sequence[tuple[str, str]], rule: str, seed: int
+    predictor: Predictor, task: TinyTask, examples: Sequence[tuple[str, str]], rule: str, seed: int
 ) -> list[ConvergenceTrace]:
     found: list[ConvergenceTrace] = []
     for at in range(0, len(examples), BATCH):
@@ -174,14 +174,14 @@ def _traces(
     return found
 
 
-def _right_at(task: Task, examples: Sequence[tuple[str, str]], traces: Sequence[ConvergenceTrace]) -> list[Any]:
+def _right_at(task: TinyTask, examples: Sequence[tuple[str, str]], traces: Sequence[ConvergenceTrace]) -> list[Any]:
     def judge(prompt: str) -> Callable[[Any], bool]:
         return lambda tokens: task.is_right(prompt, decode_answer(task, tokens))
 
     return [trace.right(judge(prompt)) for (prompt, _), trace in zip(examples, traces, strict=True)]
 
 
-def draw_comparison(found: Comparison, file: Path) -> None:
+def draw_comparison(found: DecoderComparison, file: Path) -> None:
     """The curves of `right` as a figure, written to a .png, .svg or .pdf file."""
     curves = {rule: (np.array(found.fractions), np.array(shares)) for rule, shares in found.right.items()}
     check_choice("ending", file.suffix, (".png", ".svg", ".pdf"))

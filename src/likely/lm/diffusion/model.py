@@ -16,7 +16,7 @@ from likely.decoding.scheduling import SchedulingPolicy
 from likely.errors import CapabilityError, ModelError
 from likely.guided.form import make_form
 from likely.lm.diffusion.loop import CanvasLoop
-from likely.lm.diffusion.settings import DiffusionSettings, refuse_options
+from likely.lm.diffusion.settings import DecodingFields, DiffusionSettings, refuse_options
 from likely.lm.model import Model
 from likely.lm.options import CompleteCodeOptions, GenerateOptions, ScoringOptions
 from likely.lm.results import Generation
@@ -49,9 +49,9 @@ class DiffusionModel(Model):
         """What `likely.decoding.diffusion.diffusion_generate` takes."""
         return self.runtime.predictor  # type: ignore[attr-defined]
 
-    def with_decoding(self, **settings: Any) -> Self:
+    def with_decoding(self, **settings: Unpack[DecodingFields]) -> Self:
         """Bind how canvases are filled: fields of `DiffusionSettings`, the others as they were."""
-        check_names(settings, DiffusionSettings.__dataclass_fields__)
+        check_names(settings, DecodingFields.__annotations__)
         self.decoding = replace(self.decoding, **settings)
         return self
 

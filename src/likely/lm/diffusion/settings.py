@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from likely.decoding.diffusion.freedave import FreeDave
 from likely.decoding.diffusion.generate import Accelerator, EndPolicy, StopRule
@@ -103,6 +103,22 @@ def stop_rule_of(phases: str | None, region: str | None = None) -> Prophet | Non
 def threshold_of(probability: float) -> Threshold:
     """The schedule that commits all tokens of at least this probability."""
     return Threshold(probability)
+
+
+class DecodingFields(TypedDict, total=False):
+    """Fields of `DiffusionSettings`, of which those that are given change."""
+
+    block_length: int | None
+    tokens_per_step: int
+    proposal: Confidence
+    schedule: str | Threshold
+    guidance: float
+    cache: CachePolicy
+    end_policy: EndPolicy
+    accelerator: Accelerator | None
+    stop: StopRule | None
+    pinned: Mapping[int, str]
+    score_samples: int
 
 
 _LEFT_TO_RIGHT = "its tokens are not written from left to right"

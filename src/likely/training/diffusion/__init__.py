@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from likely.training.diffusion.tasks import Addition as Addition
     from likely.training.diffusion.tasks import Shakespeare as Shakespeare
     from likely.training.diffusion.tasks import Sudoku as Sudoku
-    from likely.training.diffusion.tasks import Task as Task
+    from likely.training.diffusion.tasks import TinyTask as TinyTask
     from likely.training.diffusion.tasks import make_task as make_task
     from likely.training.diffusion.tiny import TinySettings as TinySettings
     from likely.training.diffusion.tiny import task_of as task_of

@@ -23,7 +23,7 @@ from likely.errors import check_choice
 MASK, END = "<mask>", "<end>"
 
 
-class Task(Protocol):
+class TinyTask(Protocol):
     """What a model is trained on.
 
     alphabet       the characters of its texts; ids of tokens: 0 the mask, 1 the end, then these in order
@@ -203,7 +203,7 @@ TASKS: Mapping[str, type[Sudoku] | type[Addition] | type[Shakespeare]] = {
 }  # fmt: skip
 
 
-def make_task(name: str) -> Task:
+def make_task(name: str) -> TinyTask:
     """A task by name: sudoku, addition, shakespeare."""
     check_choice("task", name, TASKS)
     return TASKS[name]()
@@ -212,7 +212,7 @@ def make_task(name: str) -> Task:
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-def encode_examples(task: Task, examples: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+def encode_examples(task: TinyTask, examples: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
     """(ids (B, T), answer (B, T) bool): prompts, then answers filled up with end tokens."""
     place = {char: number for number, char in enumerate(task.alphabet, 2)}
     length = task.prompt_length + task.answer_length
@@ -225,7 +225,7 @@ def encode_examples(task: Task, examples: list[tuple[str, str]]) -> tuple[np.nda
     return ids, is_answer
 
 
-def decode_answer(task: Task, ids: Iterable[int]) -> str:
+def decode_answer(task: TinyTask, ids: Iterable[int]) -> str:
     """The text of an answer's tokens before its first end token; "?" for one that is no character."""
     text = ""
     for token in ids:
@@ -235,7 +235,7 @@ def decode_answer(task: Task, ids: Iterable[int]) -> str:
     return text
 
 
-def tokenizer_files(task: Task) -> dict[str, bytes]:
+def tokenizer_files(task: TinyTask) -> dict[str, bytes]:
     """tokenizer.json and tokenizer_config.json of a task: one token per character, the mask and the end in front."""
     from tokenizers.decoders import ByteLevel as Decoder
     from tokenizers.models import BPE

@@ -18,7 +18,7 @@ from likely.io.hashes import cache_dir, fingerprint
 from likely.io.whole_file import write_whole_file
 from likely.training.checkpoints import Checkpoints
 from likely.training.diffusion.loss import FORMS, diffusion_loss
-from likely.training.diffusion.tasks import TASKS, Shakespeare, Task, encode_examples, make_task, tokenizer_files
+from likely.training.diffusion.tasks import TASKS, Shakespeare, TinyTask, encode_examples, make_task, tokenizer_files
 from likely.training.loop import LossOutput, import_torch, train
 from likely.training.metrics_log import MetricsLog
 
@@ -84,7 +84,7 @@ DEFAULTS: Mapping[str, TinySettings] = {
 }
 
 
-def settings_of_task(name: str, given: Mapping[str, Any]) -> tuple[Task, TinySettings]:
+def settings_of_task(name: str, given: Mapping[str, Any]) -> tuple[TinyTask, TinySettings]:
     """A task by name, and its settings: those of `DEFAULTS` but for what is given and not None."""
     task = make_task(name)
     return task, replace(DEFAULTS[name], **{key: value for key, value in given.items() if value is not None})
@@ -96,7 +96,7 @@ def use_threads(count: int) -> None:
 
 
 def train_tiny(
-    task: Task,
+    task: TinyTask,
     folder: str | Path,
     settings: TinySettings,
     *,
@@ -153,7 +153,7 @@ def train_tiny(
     return losses
 
 
-def new_network(task: Task, settings: TinySettings) -> MaskedTransformer:
+def new_network(task: TinyTask, settings: TinySettings) -> MaskedTransformer:
     """A fresh network for the texts of a task; its parameters come from torch's own random numbers."""
     from likely.runtimes.torch.masked.network import TinyMaskedLM
 
@@ -163,7 +163,7 @@ def new_network(task: Task, settings: TinySettings) -> MaskedTransformer:
     )  # fmt: skip
 
 
-def save_model(network: MaskedTransformer, task: Task, folder: str | Path) -> None:
+def save_model(network: MaskedTransformer, task: TinyTask, folder: str | Path) -> None:
     """Network and tokenizer of a task, as `likely.load` opens them."""
     from likely.runtimes.torch.masked.checkpoint import save_masked
 
@@ -195,7 +195,7 @@ def trained_tiny(
     return folder
 
 
-def task_of(folder: str | Path) -> Task:
+def task_of(folder: str | Path) -> TinyTask:
     """The task that the model of a folder was trained on; DataError where nothing says so."""
     record = read_json(Path(folder) / RECORD)
     if record.get("task") not in TASKS:
@@ -205,7 +205,7 @@ def task_of(folder: str | Path) -> Task:
     return make_task(record["task"])
 
 
-def _settings_of(task: Task) -> dict[str, Any]:
+def _settings_of(task: TinyTask) -> dict[str, Any]:
     """What an object of a task was made with, as JSON."""
     kept = {
         name: value for name, value in vars(task).items() if name not in ("text", "data_dir", "name", "answer_span")
@@ -215,7 +215,7 @@ def _settings_of(task: Task) -> dict[str, Any]:
     return {"task_settings": json.loads(json.dumps(kept))}
 
 
-def _batches(task: Task, settings: TinySettings) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, int]]:
+def _batches(task: TinyTask, settings: TinySettings) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, int]]:
     """(step, ids, answer, how many positions are seen), each a function of seed and step alone."""
     torch = import_torch()
     for step in itertools.count():

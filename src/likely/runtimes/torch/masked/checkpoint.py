@@ -25,7 +25,7 @@ WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Family:
+class MaskedFamily:
     """How one family writes its models.
 
     shape    the content of config.json -> the dimensions
@@ -110,9 +110,9 @@ def _llada_name(name: str) -> str:
     return f"model.transformer.blocks.{number}.{_LLADA_NAMES[part]}.{kind}"
 
 
-FAMILIES: Mapping[str, Family] = {
-    OWN: Family("likely's tiny masked language models", _own_shape, str, {}),
-    "llada": Family(
+FAMILIES: Mapping[str, MaskedFamily] = {
+    OWN: MaskedFamily("likely's tiny masked language models", _own_shape, str, {}),
+    "llada": MaskedFamily(
         "LLaDA (Nie et al. 2025)", _llada_shape, _llada_name,
         {
             "block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu", "rope": True, "alibi": False,
@@ -120,7 +120,7 @@ FAMILIES: Mapping[str, Family] = {
             "bias_for_layer_norm": False,
         },
     ),
-    "dream": Family(
+    "dream": MaskedFamily(
         "Dream (Ye et al. 2025)", _dream_shape, str,
         {"hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False},
     ),
@@ -136,12 +136,12 @@ def config_of(folder_or_id: str | Path) -> dict[str, Any]:
 
 
 CAUSAL = {
-    name: Family(name, _llama_shape, str, {"hidden_act": "silu", "rope_scaling": None, "attention_bias": False})
+    name: MaskedFamily(name, _llama_shape, str, {"hidden_act": "silu", "rope_scaling": None, "attention_bias": False})
     for name in ("llama", "qwen2")
 }
 
 
-def family_of(config: Mapping[str, Any]) -> Family | None:
+def family_of(config: Mapping[str, Any]) -> MaskedFamily | None:
     """The family that config.json names; None: it is no masked language model that is known here."""
     return FAMILIES.get(str(config.get("model_type", "")).lower())
 
@@ -159,7 +159,7 @@ def load_causal(folder: str | Path) -> MaskedTransformer:
 
 
 def _load(
-    folder: Path, families: Mapping[str, Family], what: str, dtype: torch.dtype, device: str | torch.device
+    folder: Path, families: Mapping[str, MaskedFamily], what: str, dtype: torch.dtype, device: str | torch.device
 ) -> MaskedTransformer:
     config = read_json(folder / "config.json")
     family = families.get(str(config.get("model_type", "")).lower())
