@@ -9,6 +9,7 @@ import pytest
 from tiny_diffusion import Backwards, train_backwards
 
 import likely
+from likely.bench import compare_decoders
 from likely.decoding.diffusion import (
     FreeDave,
     Prophet,
@@ -249,6 +250,18 @@ def test_canvases_are_whole_blocks_that_fit():
     assert DiffusionSettings(tokens_per_step=3).steps(16, 8) == 6
     with pytest.raises(ValueError, match="tokens_per_step"):
         dataclasses.replace(DiffusionSettings(), tokens_per_step=0)
+
+
+def test_a_block_causal_model_is_decoded_in_its_own_blocks(tmp_path):
+    from likely.training.diffusion import TinySettings, train_tiny
+
+    train_tiny(Backwards(), tmp_path / "b", TinySettings(steps=2, width=8, layers=1, heads=1, batch=4, block=2))
+    with likely.load(tmp_path / "b") as lm:
+        assert lm.decoding.block_length == 2
+        found = compare_decoders(lm.predictor, Backwards(), texts=5)
+        assert [row.calls for row in found.rows[:3]] == [4, 2, 2]  # "2 per step" and the whole block are one
+        plain = lm.generate("abca", temperature=0.0, max_tokens=4).text
+        assert lm.with_decoding(cache="block_causal").generate("abca", temperature=0.0, max_tokens=4).text == plain
 
 
 def test_words_of_the_command_line():

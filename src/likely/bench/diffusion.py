@@ -73,9 +73,13 @@ class DecoderComparison:
     fitted: FittedThresholds | None = None
 
 
-def decoders_of(task: TinyTask, length: int) -> list[NamedDecoder]:
-    """What is compared where nobody says otherwise: fewer steps, FreeDave, thresholds, Prophet as published."""
-    few = [n for n in (2, 4, length) if length % n == 0]
+def decoders_of(task: TinyTask, block: int = 0) -> list[NamedDecoder]:
+    """What is compared where nobody says otherwise: fewer steps, FreeDave, thresholds, Prophet as published.
+
+    block  tokens of a block; 0: the whole answer
+    """
+    length = task.answer_length
+    few = [n for n in (2, 4, block or length) if (block or length) % n == 0]
     return [
         NamedDecoder(STATIC),
         *(NamedDecoder(f"static, {n} per step", {"steps": length // n}) for n in few),
@@ -107,8 +111,7 @@ def compare_decoders(
     progress called with the number of decoders that are done
     """
     examples = task.draw(np.random.default_rng([seed, 1]), texts, held_out=True)
-    length = task.answer_length
-    found = list(decoders if decoders is not None else decoders_of(task, length))
+    found = list(decoders if decoders is not None else decoders_of(task, getattr(predictor, "block", 0)))
     fitted = None
     if fit:
         others = task.draw(np.random.default_rng([seed, 2]), fit, held_out=True)
@@ -141,9 +144,10 @@ def _decoded(
 ) -> Iterator[DiffusionOutput]:
     ids, answer = encode_examples(task, list(examples))
     prompts = ids[~answer].reshape(len(ids), -1)
+    blocks = {"block_length": getattr(predictor, "block", 0) or task.answer_length}
     for at in range(0, len(ids), BATCH):
         yield diffusion_generate(
-            predictor, prompts[at : at + BATCH], length=task.answer_length, seed=seed, **settings
+            predictor, prompts[at : at + BATCH], length=task.answer_length, seed=seed, **blocks | settings
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from likely.decoding.diffusion.generate import DiffusionRun, begin_diffusion
 from likely.decoding.loop import CallCounts, Loop
 from likely.decoding.request import Event, Request, longest_text
 from likely.decoding.sequence_state import SequenceState
-from likely.errors import ModelError
+from likely.errors import LikelyError, ModelError
 from likely.io.hashes import fingerprint
 from likely.lm.diffusion.settings import DiffusionSettings, refuse_options
 from likely.runtimes.protocol import Sequence
@@ -59,7 +59,7 @@ class CanvasLoop(Loop):
     def _step(self) -> list[Event]:
         events = self._drain()
         self.last_call = None
-        self._begin()
+        events += self._begin()
         self._runs = [run for run in self._runs if any(s is not None and not s.dropped for s in run.states)]
         if not self._runs:
             return events
@@ -84,8 +84,8 @@ class CanvasLoop(Loop):
         super().close()
         self._runs = []
 
-    def _begin(self) -> None:
-        """Waiting requests begin, those of one kind in one run."""
+    def _begin(self) -> list[Event]:
+        """Waiting requests begin, those of one kind in one run; news of those that cannot."""
         begun: dict[Any, list[SequenceState]] = {}
         scheduler = self.scheduler
         while scheduler.waiting:
@@ -99,9 +99,18 @@ class CanvasLoop(Loop):
             scheduler.running.append(active)
             for state in active.states:
                 begun.setdefault(self._key(state), []).append(state)
+        failed: list[Event] = []
         for (length, block, temperature, seed), states in begun.items():
             for at in range(0, len(states), MOST_ROWS):
-                self._start(states[at : at + MOST_ROWS], length, block, temperature, seed)
+                rows = states[at : at + MOST_ROWS]
+                try:
+                    self._start(rows, length, block, temperature, seed)
+                except (LikelyError, ValueError) as error:
+                    failed += [Event(state.request_id, state.sample, error=error) for state in rows]
+                    for state in rows:
+                        scheduler.drop(state)
+        scheduler.remove_ended()
+        return failed
 
     def _key(self, state: SequenceState) -> tuple[int, int, float, int]:
         request = state.request

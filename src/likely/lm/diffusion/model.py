@@ -41,7 +41,7 @@ class DiffusionModel(Model):
 
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer, info: ModelInfo):
         super().__init__(runtime, tokenizer, info)
-        self.decoding = DiffusionSettings()
+        self.decoding = DiffusionSettings(block_length=self.predictor.block or None)
         self.own_settings = {"top_p": 1.0, **info.settings}  # `chat` samples with temperature alone
 
     @property

@@ -23,7 +23,8 @@ BLOCK = 32  # of longer ones (LLaDA's own setting)
 class DiffusionSettings:
     """How the canvas of an answer is filled; see `likely.decoding.diffusion.diffusion_generate`.
 
-    block_length     blocks are filled, and streamed, from left to right; None: one block up to 64 tokens, else 32 each
+    block_length     blocks are filled, and streamed, from left to right; None: one block up to 64 tokens, else 32 each.
+                     `DiffusionModel` begins with the blocks of a block-causal model
     tokens_per_step  committed after each prediction; 1 is the best quality
     proposal, schedule, guidance, cache, end_policy   as there
     accelerator      FreeDave(4): the same texts from fewer calls;  stop: a Prophet, which ends a text early

@@ -175,7 +175,7 @@ class Shakespeare:
 
     @property
     def alphabet(self) -> str:
-        return "".join(sorted(set(self._whole())))
+        return _characters(self._whole())
 
     def _whole(self) -> str:
         return self.text or _shakespeare(find_path("tinyshakespeare", data_dir=self.data_dir))
@@ -190,6 +190,11 @@ class Shakespeare:
     def is_right(self, prompt: str, answer: str) -> bool:
         """Whether the text is long enough: there is no other right or wrong."""
         return len(answer) == self.answer_length
+
+
+@cache
+def _characters(text: str) -> str:
+    return "".join(sorted(set(text)))
 
 
 @cache

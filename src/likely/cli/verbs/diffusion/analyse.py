@@ -45,7 +45,7 @@ def analyse(
         options.refuse_existing(plot, overwrite=True)
     task = task_of(model)
     with flags.ModelFlags(model, threads=threads).open_diffusion() as lm:
-        count = len(decoders_of(task, task.answer_length)) + 2 * bool(fit)
+        count = len(decoders_of(task, lm.predictor.block)) + 2 * bool(fit)
         with progress(count, "decoding", unit="decoders") as tick:
             found = compare_decoders(
                 lm.predictor, task, texts=texts, fit=fit, epsilon=epsilon, seed=seed, progress=tick
