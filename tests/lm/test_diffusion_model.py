@@ -259,7 +259,7 @@ def test_a_block_causal_model_is_decoded_in_its_own_blocks(tmp_path):
     with likely.load(tmp_path / "b") as lm:
         assert lm.decoding.block_length == 2
         found = compare_decoders(lm.predictor, Backwards(), texts=5)
-        assert [row.calls for row in found.rows[:3]] == [4, 2, 2]  # "2 per step" and the whole block are one
+        assert [row.calls for row in found.rows[:2]] == [4, 2] and "FreeDave" in found.rows[2].name
         plain = lm.generate("abca", temperature=0.0, max_tokens=4).text
         assert lm.with_decoding(cache="block_causal").generate("abca", temperature=0.0, max_tokens=4).text == plain
 

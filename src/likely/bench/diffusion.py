@@ -79,7 +79,7 @@ def decoders_of(task: TinyTask, block: int = 0) -> list[NamedDecoder]:
     block  tokens of a block; 0: the whole answer
     """
     length = task.answer_length
-    few = [n for n in (2, 4, block or length) if (block or length) % n == 0]
+    few = sorted({n for n in (2, 4, block or length) if (block or length) % n == 0})
     return [
         NamedDecoder(STATIC),
         *(NamedDecoder(f"static, {n} per step", {"steps": length // n}) for n in few),
