@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -67,7 +70,18 @@ def test_the_table_has_all_decoders(folder, capsys, tmp_path):
         assert row["same"] == 1 and row["calls"] <= 16 and row["right"] == plain["right"]
     assert by_name["static, 4 per step"]["calls"] == 4
     assert plot.read_bytes()[1:4] == b"PNG"
-    assert run(["diffusion", "analyse", "-m", folder, "--texts", "4"]) == 0
+
+
+def test_the_commands_of_the_guide_run(folder, capsys):
+    page = (Path(__file__).parents[2] / "docs/diffusion.md").read_text("utf-8")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", page, flags=re.S) for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("likely diffusion ")]
+    assert len(commands) > 4
+    for command in commands:
+        if command[1] == "train":
+            continue
+        command = [folder if word == "sudoku" else word for word in command]
+        assert run([*command, *(["--texts", "2"] if command[1] == "analyse" else [])]) == 0, command
     assert "decoder" in capsys.readouterr().out
 
 
