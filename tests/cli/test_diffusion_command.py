@@ -11,7 +11,7 @@ import pytest
 
 from likely.cli.app import run
 
-PROMPT = "1..4..1...2.4..."
+PROMPT = "1..43.1.2....32."
 FEW = ["--steps", "30", "--width", "16", "--layers", "1", "--heads", "2", "--batch", "16"]
 
 

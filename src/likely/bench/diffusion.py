@@ -147,7 +147,7 @@ def _decoded(
     blocks = {"block_length": getattr(predictor, "block", 0) or task.answer_length}
     for at in range(0, len(ids), BATCH):
         yield diffusion_generate(
-            predictor, prompts[at : at + BATCH], length=task.answer_length, seed=seed, **blocks | settings
+            predictor, prompts[at : at + BATCH], length=task.answer_length, seed=seed, **{**blocks, **settings}
         )  # fmt: skip
 
 

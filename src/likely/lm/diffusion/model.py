@@ -168,7 +168,7 @@ class DiffusionModel(Model):
         made = super().generation(request, event, seconds)
         return replace(made, token_logprobs=None, sequence_logprob=None, mean_logprob=None)
 
-    def ensemble(self, prompt: str, **options: Unpack[GenerateOptions]) -> NoReturn:  # type: ignore[override]
+    def ensemble(self, prompt: str, **options: Unpack[GenerateOptions]) -> NoReturn:
         self._refuse("ensemble", "texts are not weighed token by token")
 
     def complete_code(self, buffer: CodeBuffer, **options: Unpack[CompleteCodeOptions]) -> NoReturn:

@@ -24,6 +24,7 @@ from likely.training.metrics_log import MetricsLog
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from likely.runtimes.torch.masked.network import MaskedTransformer
 
@@ -133,7 +134,7 @@ def train_tiny(
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.rate)
 
-        def loss(batch: tuple[int, torch.Tensor, torch.Tensor, int]) -> LossOutput:
+        def loss(batch: tuple[int, Tensor, Tensor, int]) -> LossOutput:
             step, ids, answer, end = batch
             generator.manual_seed(settings.seed * 1_000_003 + step)
             found = diffusion_loss(

@@ -16,7 +16,7 @@ Examples:
 
   likely diffusion train sudoku -o sudoku
 
-  likely diffusion generate -m sudoku "1..4..1...2.4..." --freedave 4
+  likely diffusion generate -m sudoku "1..43.1.2....32." --freedave 4
 
   likely diffusion analyse -m sudoku
 """

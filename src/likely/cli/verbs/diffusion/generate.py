@@ -52,9 +52,9 @@ def generate(
 
     Examples:
 
-      likely diffusion generate -m sudoku "1..4..1...2.4..." --stats
+      likely diffusion generate -m sudoku "1..43.1.2....32." --stats
 
-      likely diffusion generate -m sudoku "1..4..1...2.4..." --freedave 4 --stats
+      likely diffusion generate -m sudoku "1..43.1.2....32." --freedave 4 --stats
 
       likely diffusion generate -m addition "345+678=" --prophet published --region 41:45 --json
     """

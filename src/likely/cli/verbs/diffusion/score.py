@@ -25,7 +25,7 @@ def score(
 
       likely diffusion score -m addition --prompt "345+678=" --answer "5+8+0=13,4+7+1=12,3+6+1=10. The answer is 1023"
 
-      likely diffusion score -m sudoku --prompt "1..4..1...2.4..." --answer 1234341221434321 --samples 512 --json
+      likely diffusion score -m sudoku --prompt "1..43.1.2....32." --answer 1234341221434321 --samples 512 --json
     """
     with flags.ModelFlags(model, dtype=dtype, threads=threads).open_diffusion() as lm:
         lm.with_decoding(score_samples=samples)

@@ -134,13 +134,13 @@ class TinyMaskedLM(MaskedTransformer):
 
 
 class _Body(nn.Module):
-    layers: Sequence[_Layer]  # type: ignore[assignment]
+    layers: Sequence[_Layer]
 
     def __init__(self, shape: MaskedShape):
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.width)
         self.embed_positions = nn.Embedding(shape.context, shape.width) if shape.positions == "learned" else None
-        self.layers = nn.ModuleList(_Layer(shape) for _ in range(shape.layers))  # type: ignore[assignment]
+        self.layers = nn.ModuleList(_Layer(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
         self._shape = shape
 
