@@ -41,6 +41,7 @@ from likely.decoding.diffusion import (
     draw_convergence,
     fit_thresholds,
 )
+from likely.decoding.diffusion.proposal import Confidence
 from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir
 from likely.training.diffusion.tiny import DEFAULTS, TinySettings
@@ -88,7 +89,9 @@ def curves(model: Predictor, name: str, count: int, seed: int) -> dict[str, Any]
     """Condition -> shares decided and right at each fraction; whether each puzzle is at half of the steps."""
     given = puzzles(name, count, 1000 + seed)
     found = {}
-    conditions = {CONFIDENCE: ("probability", {}), RANDOM: ("random", {})}
+    conditions: dict[str, tuple[Confidence, dict[int, int]]] = {
+        CONFIDENCE: ("probability", {}), RANDOM: ("random", {})
+    }  # fmt: skip
     if given.suffix:
         conditions |= {how + SUFFIX: (proposal, given.suffix) for how, (proposal, _) in conditions.items()}
     for condition, (proposal, pinned) in conditions.items():
