@@ -5,10 +5,10 @@ Models are trained once a task and seed and kept in likely's cache folder: both 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from study import report
@@ -89,7 +89,7 @@ def source(folder: Path) -> Source:
 class ExitAt:
     """A stop rule that looks at nothing: row b is filled at step steps[b]; total: steps of static decoding."""
 
-    commit = "all"
+    commit: Literal["all"] = "all"
 
     def __init__(self, steps: np.ndarray, total: int):
         self.steps, self.total = np.asarray(steps), total
@@ -107,6 +107,6 @@ def steps_with_mean(mean: float, count: int, seed: int = 0) -> np.ndarray:
     return np.maximum(1, np.random.default_rng(seed).permutation(steps))
 
 
-def pooled(cells: Sequence[dict[str, Any]], method: str, name: str) -> np.ndarray:
+def pooled(cells: Sequence[Mapping[str, Any]], method: str, name: str) -> np.ndarray:
     """The values of a method over all seeds."""
     return np.concatenate([np.asarray(cell[method][name]) for cell in cells])

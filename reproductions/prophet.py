@@ -3,8 +3,8 @@
 The tiny models of freedave.py, on puzzles that they have not seen.  First the curves: the share of answers that are
 already right, or already the final ones, after each fraction of the steps; positions committed by confidence or at
 random, with and without "The answer is" in its place from the beginning.  Then stopping: with the published thresholds,
-with thresholds fitted to change at most 2 % of answers, after half of the steps, at a fixed step (as many steps on
-average as the fitted thresholds take), and threshold decoding.
+with thresholds fitted to change at most 2 % of answers, after half of the steps, at a fixed step (after as many calls
+on average as with the fitted thresholds), and threshold decoding.
 
   python reproductions/prophet.py            2 seeds of each model
   python reproductions/prophet.py --full     4 seeds, more puzzles
@@ -32,6 +32,7 @@ from study import arguments, conclude, ratio_figure, run_script, run_study, shar
 
 from likely.decoding.diffusion import (
     ConvergenceRecorder,
+    FreeDave,
     Predictor,
     Prophet,
     Threshold,
@@ -40,6 +41,7 @@ from likely.decoding.diffusion import (
     draw_convergence,
     fit_thresholds,
 )
+from likely.decoding.diffusion.proposal import Confidence
 from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir
 from likely.training.diffusion.tiny import DEFAULTS, TinySettings
@@ -69,14 +71,17 @@ SMOKE = Size(
     (1,), {"sudoku": 6, "addition": 4}, 10, 0.4,
     {name: TinySettings(steps=2, width=16, layers=1, heads=2, batch=4) for name in TASKS},
 )  # fmt: skip
-QUICK = Size((1, 2), {"sudoku": 300, "addition": 150}, 400, EPSILON, {name: DEFAULTS[name] for name in TASKS})
-FULL = Size((1, 2, 3, 4), {"sudoku": 600, "addition": 400}, 800, EPSILON, {name: DEFAULTS[name] for name in TASKS})
+QUICK = Size((1, 2), {"sudoku": 300, "addition": 150}, 800, EPSILON, {name: DEFAULTS[name] for name in TASKS})
+FULL = Size((1, 2, 3, 4), {"sudoku": 600, "addition": 400}, 1600, EPSILON, {name: DEFAULTS[name] for name in TASKS})
 
 
-def rule_of(given: Puzzles, **how: Any) -> Prophet:
-    """Where the answer can be told from its work, its region; else all that is masked, its smallest gap."""
-    if given.suffix:
-        return Prophet(region=given.span, **how)
+def as_published(given: Puzzles, **how: Any) -> Prophet:
+    """The mean gap of the answer's place where it has one, else of all that is masked."""
+    return Prophet(region=given.span, **how) if given.suffix else Prophet(**how)
+
+
+def smallest(given: Puzzles, **how: Any) -> Prophet:
+    """The smallest gap of all that is masked: no uncertain position hides behind certain ones."""
     return Prophet(aggregate="min", **how)
 
 
@@ -84,7 +89,9 @@ def curves(model: Predictor, name: str, count: int, seed: int) -> dict[str, Any]
     """Condition -> shares decided and right at each fraction; whether each puzzle is at half of the steps."""
     given = puzzles(name, count, 1000 + seed)
     found = {}
-    conditions = {CONFIDENCE: ("probability", {}), RANDOM: ("random", {})}
+    conditions: dict[str, tuple[Confidence, dict[int, int]]] = {
+        CONFIDENCE: ("probability", {}), RANDOM: ("random", {})
+    }  # fmt: skip
     if given.suffix:
         conditions |= {how + SUFFIX: (proposal, given.suffix) for how, (proposal, _) in conditions.items()}
     for condition, (proposal, pinned) in conditions.items():
@@ -117,19 +124,24 @@ def curves(model: Predictor, name: str, count: int, seed: int) -> dict[str, Any]
 def stopped(model: Predictor, name: str, size: Size, seed: int) -> dict[str, Any]:
     """Way -> of each puzzle: right, changed against static decoding, steps; and what was fitted."""
     given, known = puzzles(name, size.judged[name], 1000 + seed), puzzles(name, size.fitted, 2000 + seed)
-    rule, length = rule_of(given), given.length
-    recorder = ConvergenceRecorder(rule, given.span)
+    length = given.length
     decode = partial(diffusion_generate, model, length=length, pinned=given.suffix)
-    traces = recorder.traces(decode(known.prompts, stop=recorder))
-    fitted = fit_thresholds(traces, epsilon=size.epsilon, delta=DELTA)
+    fitted = {}
+    for way, rule in ((FITTED, smallest), (f"{FITTED}, mean", as_published)):
+        recorder = ConvergenceRecorder(rule(given), given.span)
+        traces = recorder.traces(decode(known.prompts, stop=recorder))
+        fitted[way] = fit_thresholds(traces, epsilon=size.epsilon, delta=DELTA)
     run = partial(decode, given.prompts)
     static = run()
+    stop = smallest(given, thresholds=fitted[FITTED].thresholds)
     outputs = {
         STATIC: static,
-        HALF: run(steps=length // 2),
-        PUBLISHED: run(stop=rule_of(given)),
-        f"{PUBLISHED}, mean of all masked": run(stop=Prophet()),
-        FITTED: run(stop=rule_of(given, thresholds=fitted.thresholds)),
+        HALF: run(steps=int(static.steps[0]) // 2),
+        PUBLISHED: run(stop=as_published(given)),
+        f"{PUBLISHED}, smallest gap": run(stop=smallest(given)),
+        FITTED: run(stop=stop),
+        f"{FITTED}, FreeDave": run(stop=stop, accelerator=FreeDave(4)),
+        f"{FITTED}, mean": run(stop=as_published(given, thresholds=fitted[f"{FITTED}, mean"].thresholds)),
     }
     outputs |= {f"threshold {t:g}": run(schedule=Threshold(t)) for t in THRESHOLDS}
     steps = steps_with_mean(float(outputs[FITTED].row_calls.mean()), len(given.prompts))
@@ -139,11 +151,11 @@ def stopped(model: Predictor, name: str, size: Size, seed: int) -> dict[str, Any
         way: {
             "right": given.right(out.answers),
             "changed": (out.answers[:, span] != static.answers[:, span]).any(axis=1).tolist(),
-            "steps": out.row_calls.tolist(),
+            "calls": out.row_calls.tolist(),
         }
         for way, out in outputs.items()
     }
-    return {"ways": found, "thresholds": fitted.thresholds, "bound": fitted.bound}
+    return {"ways": found, "fitted": {way: one.thresholds for way, one in fitted.items()}}
 
 
 # --- the study --------------------------------------------------------------------------------------------------------
@@ -178,37 +190,37 @@ def curve_part(name: str, cells: Sequence[dict[str, Any]]) -> tuple[list[Figure]
 def stop_part(name: str, cells: Sequence[dict[str, Any]]) -> tuple[list[Figure], list[Check], str]:
     ways = [cell["ways"] for cell in cells]
     figures: list[Figure] = []
-    right, steps, changed = {}, {}, {}
+    right, calls, changed = {}, {}, {}
     for way in ways[0]:
         subject = f"{name}: {way}"
-        of_way = {what: pooled(ways, way, what) for what in ("right", "changed", "steps")}
+        of_way = {what: pooled(ways, way, what) for what in ("right", "changed", "calls")}
         n = len(of_way["right"])
         right[way], changed[way] = float(of_way["right"].mean()), float(of_way["changed"].mean())
-        steps[way] = float(of_way["steps"].mean())
+        calls[way] = float(of_way["calls"].mean())
         for what in ("right", "changed"):
             figures.append(share_figure(subject, what, int(of_way[what].sum()), n, unit="share of puzzles",
                                         of="puzzles"))  # fmt: skip
-        figures.append(ratio_figure(subject, "steps", of_way["steps"], unit="steps per puzzle", of="puzzles"))
+        figures.append(ratio_figure(subject, "calls", of_way["calls"], unit="calls per puzzle", of="puzzles"))
         if way != STATIC:
             lost = pooled(ways, STATIC, "right").astype(float) - of_way["right"]
             figures.append(ratio_figure(subject, "accuracy lost", lost, unit="share of puzzles", of="puzzles"))
     n = len(pooled(ways, FITTED, "changed"))
     lower = share_figure(name, "changed", int(changed[FITTED] * n + 0.5), n, unit="1", of="puzzles").low or 0.0
     checks = [
-        Check(statement=f"{name}: steps with fitted thresholds over all steps", value=steps[FITTED] / steps[STATIC],
-              bound=MOST_STEPS, unit="ratio"),
+        Check(statement=f"{name}: calls with fitted thresholds over static decoding's", bound=MOST_STEPS,
+              value=calls[FITTED] / calls[STATIC], unit="ratio"),
         Check(statement=f"{name}: accuracy lost with fitted thresholds", value=right[STATIC] - right[FITTED],
               bound=MOST_LOST, unit="share of puzzles"),
         Check(statement=f"{name}: answers changed by fitted thresholds, lower end of the interval", value=lower,
               bound=EPSILON, unit="share of puzzles"),
-        Check(statement=f"{name}: right by a fixed exit after as many steps, less by fitted thresholds",
+        Check(statement=f"{name}: right by a fixed exit after as many calls, less by fitted thresholds",
               value=right[EXIT] - right[FITTED], bound=0.0, unit="share of puzzles"),
     ]  # fmt: skip
     said = (
-        f"{steps[FITTED]:.1f} of {steps[STATIC]:.0f} steps with fitted thresholds ({right[FITTED]:.1%} right, static "
-        f"{right[STATIC]:.1%}), {steps[PUBLISHED]:.1f} with the published ones ({right[PUBLISHED]:.1%}), a fixed exit "
-        f"{right[EXIT]:.1%}, half of the steps {right[HALF]:.1%}, threshold 0.99 {steps['threshold 0.99']:.1f} steps "
-        f"({right['threshold 0.99']:.1%})"
+        f"{calls[FITTED]:.1f} of {calls[STATIC]:.0f} calls with fitted thresholds ({right[FITTED]:.1%} right, static "
+        f"{right[STATIC]:.1%}; {calls[f'{FITTED}, FreeDave']:.1f} with FreeDave), {calls[PUBLISHED]:.1f} with the "
+        f"published ones ({right[PUBLISHED]:.1%}), a fixed exit after as many {right[EXIT]:.1%}, half of the steps "
+        f"{right[HALF]:.1%}, threshold 0.99 {calls['threshold 0.99']:.1f} calls ({right['threshold 0.99']:.1%})"
     )
     return figures, checks, said
 
@@ -262,10 +274,10 @@ def study(size: Size, cells: Cells, *, full: bool, plot: Path | None = None, thr
         samples=(
             f"{len(size.seeds)} models a task, those of freedave.py; of each {size.judged['sudoku']} grids and "
             f"{size.judged['addition']} sums that were held out; thresholds fitted to {size.fitted} others for at most "
-            f"{size.epsilon:.0%} changed answers, delta {DELTA:g}; sudoku: smallest gap of what is masked, addition: "
-            f'mean gap of the sum behind "The answer is", which is given'
+            f"{size.epsilon:.0%} changed answers, delta {DELTA:g}; they look at the "
+            f'smallest gap of what is masked; in addition "The answer is" is given, but for the curves that say not'
         ),
-        intervals="95 %: Wilson for shares, percentile bootstrap over puzzles for steps and differences",
+        intervals="95 %: Wilson for shares, percentile bootstrap over puzzles for calls and differences",
         full=full,
         models=models,
         threads=threads,

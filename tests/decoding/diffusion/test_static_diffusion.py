@@ -265,3 +265,14 @@ def test_three_names_are_a_predictor():
         diffusion_generate(Wrong(), [1], length=4)
     with pytest.raises(FloatingPointError):
         diffusion_generate(Nan(), [1], length=4)
+
+
+def test_same_answers_on_every_machine():
+    """Frozen trajectories: a change here changes what every seeded call gives."""
+    toy, how = HashPredictor(9, sensitivity=0.5, scale=6.0), {"length": 8, "block_length": 4, "seed": 3}
+    greedy = diffusion_generate(toy, [[1, 2], [7, 0]], **how)
+    drawn = diffusion_generate(toy, [[1, 2], [7, 0]], temperature=0.7, **how)
+    assert greedy.answers.tolist() == [[3, 6, 4, 4, 1, 3, 4, 5], [5, 1, 5, 3, 0, 2, 1, 2]]
+    assert greedy.order.tolist() == [[0, 2, 3, 1, 7, 6, 5, 4], [2, 1, 0, 3, 4, 7, 6, 5]]
+    assert drawn.answers.tolist() == [[3, 6, 6, 4, 3, 0, 0, 2], [5, 1, 5, 3, 0, 2, 1, 2]]
+    assert drawn.order.tolist() == [[3, 1, 0, 2, 5, 6, 7, 4], [2, 1, 0, 3, 4, 7, 6, 5]]

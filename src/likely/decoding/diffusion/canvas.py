@@ -92,8 +92,8 @@ def new_canvas(
     rows, longest = len(prompts), max(map(len, prompts))
     ids = np.zeros((rows, longest + length), np.int64)
     ids[:, longest:] = mask_id
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[longest - len(prompt) : longest] = prompt
+    for number, prompt in enumerate(prompts):
+        ids[number, longest - len(prompt) : longest] = prompt
     fixed = np.zeros((rows, length), np.bool_)
     for row, pins in enumerate(_pins(pinned, rows)):
         for position, token in pins.items():

@@ -20,7 +20,7 @@ from likely.metrics.checks import Floats
 from likely.metrics.intervals import upper_bound
 from likely.runtimes.protocol import IntArray
 
-LEVELS = 10  # thresholds that are tried in each phase, besides infinity
+LEVELS = 14  # thresholds that are tried in each phase, besides infinity
 CANDIDATES = 24  # that are tested one after the other
 PILOT = 0.35  # share of the traces that chooses the candidates
 

@@ -318,8 +318,8 @@ class DiffusionRun:
         stops[used] = self._decide(
             rows[:at][used], states[:at][used], logits[:at][used], self.steps[rows[:at]][used] + number[used] + 1
         )
-        for i, row in enumerate(ready):
-            begin = ends[i] - judged[i]
+        for i, row in enumerate(ready.tolist()):
+            begin = int(ends[i] - judged[i])
             stopping = np.flatnonzero(stops[begin : ends[i]])
             last = int(stopping[0]) + 1 if len(stopping) else int(kept[i])
             for state in drafts[i, :last]:
