@@ -30,7 +30,7 @@ from shared_steps import Cells
 from study import arguments, conclude, figure_with, ratio_figure, run_script, run_study, share_figure
 
 from likely.bench import interleaved, speedup
-from likely.decoding.diffusion import DiffusionOutput, FreeDave, Predictor, Threshold, diffusion_generate
+from likely.decoding.diffusion import ConfidenceThreshold, DiffusionOutput, FreeDave, Predictor, diffusion_generate
 from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir
 from likely.training.diffusion.tiny import DEFAULTS, TinySettings
@@ -68,8 +68,8 @@ def ways(length: int) -> dict[str, dict[str, Any]]:
     found["FreeDave, blocks"] = block | {"accelerator": FreeDave(4)}
     found["FreeDave, across blocks"] = block | {"accelerator": FreeDave(4, across_blocks=True)}
     found["FreeDave, sampled"] = {"temperature": 0.7, "accelerator": FreeDave(4)}
-    found |= {f"threshold {t:g}": {"schedule": Threshold(t)} for t in THRESHOLDS}
-    found["threshold 0.99 with 4 drafts"] = {"schedule": Threshold(0.99), "accelerator": FreeDave(4)}
+    found |= {f"threshold {t:g}": {"schedule": ConfidenceThreshold(t)} for t in THRESHOLDS}
+    found["threshold 0.99 with 4 drafts"] = {"schedule": ConfidenceThreshold(0.99), "accelerator": FreeDave(4)}
     return found
 
 

@@ -31,11 +31,11 @@ from shared_steps import Cells
 from study import arguments, conclude, ratio_figure, run_script, run_study, share_figure
 
 from likely.decoding.diffusion import (
+    ConfidenceThreshold,
     ConvergenceRecorder,
     FreeDave,
     Predictor,
     Prophet,
-    Threshold,
     convergence_curve,
     diffusion_generate,
     draw_convergence,
@@ -143,7 +143,7 @@ def stopped(model: Predictor, name: str, size: Size, seed: int) -> dict[str, Any
         f"{FITTED}, FreeDave": run(stop=stop, accelerator=FreeDave(4)),
         f"{FITTED}, mean": run(stop=as_published(given, thresholds=fitted[f"{FITTED}, mean"].thresholds)),
     }
-    outputs |= {f"threshold {t:g}": run(schedule=Threshold(t)) for t in THRESHOLDS}
+    outputs |= {f"threshold {t:g}": run(schedule=ConfidenceThreshold(t)) for t in THRESHOLDS}
     steps = steps_with_mean(float(outputs[FITTED].row_calls.mean()), len(given.prompts))
     outputs[EXIT] = run(stop=ExitAt(steps, int(static.steps[0])))
     span = slice(*given.span)

@@ -11,9 +11,9 @@ from tiny_diffusion import Backwards, train_backwards
 import likely
 from likely.bench import compare_decoders
 from likely.decoding.diffusion import (
+    ConfidenceThreshold,
     FreeDave,
     Prophet,
-    Threshold,
     diffusion_generate,
     exact_bound,
     likelihood_bound,
@@ -147,7 +147,7 @@ def test_lossless_settings_change_calls_alone(lm):
     fast = lm.generate(PROMPTS, temperature=0.0, max_tokens=4)
     assert [f.text for f in fast] == [p.text for p in plain]
     assert all(f.target_calls <= p.target_calls for f, p in zip(fast, plain, strict=True))
-    lm.with_decoding(accelerator=None, schedule=Threshold(0.0))
+    lm.with_decoding(accelerator=None, schedule=ConfidenceThreshold(0.0))
     assert {made.target_calls for made in lm.generate(PROMPTS, temperature=0.0, max_tokens=4)} == {1}
 
 

@@ -20,7 +20,7 @@ from likely.decoding.diffusion.freedave import FreeDave
 from likely.decoding.diffusion.generate import DiffusionOutput, diffusion_generate
 from likely.decoding.diffusion.predictor import Predictor
 from likely.decoding.diffusion.prophet import PUBLISHED, Prophet, Thresholds
-from likely.decoding.diffusion.schedule import Threshold
+from likely.decoding.diffusion.schedule import ConfidenceThreshold
 from likely.errors import check_choice
 from likely.io.whole_file import replacing
 from likely.metrics.intervals import wilson
@@ -84,7 +84,7 @@ def decoders_of(task: TinyTask, block: int = 0) -> list[NamedDecoder]:
         NamedDecoder(STATIC),
         *(NamedDecoder(f"static, {n} per step", {"steps": length // n}) for n in few),
         *(NamedDecoder(f"FreeDave, {k} drafts", {"accelerator": FreeDave(k)}) for k in (2, 4, 8)),
-        *(NamedDecoder(f"threshold {tau}", {"schedule": Threshold(tau)}) for tau in (0.9, 0.99)),
+        *(NamedDecoder(f"threshold {tau}", {"schedule": ConfidenceThreshold(tau)}) for tau in (0.9, 0.99)),
         NamedDecoder("Prophet, published", {"stop": prophet_of(task)}),
     ]
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from likely.decoding.diffusion import (
+    ConfidenceThreshold,
     FreeDave,
     HashPredictor,
     Prophet,
-    Threshold,
     diffusion_generate,
     longest_agreement,
 )
@@ -174,8 +174,8 @@ def test_shifted_logits_with_kept_states():
 def test_a_threshold_with_drafts_takes_fewer_calls_and_commits_all():
     toy = HashPredictor(8, sensitivity=0.15, scale=10.0)
     prompts = [[n] for n in range(7)]
-    plain = diffusion_generate(toy, prompts, length=16, schedule=Threshold(0.9))
-    fast = diffusion_generate(toy, prompts, length=16, schedule=Threshold(0.9), accelerator=FreeDave(4))
+    plain = diffusion_generate(toy, prompts, length=16, schedule=ConfidenceThreshold(0.9))
+    fast = diffusion_generate(toy, prompts, length=16, schedule=ConfidenceThreshold(0.9), accelerator=FreeDave(4))
     assert fast.row_calls.sum() < plain.row_calls.sum() and (fast.answers != 7).all()
 
 

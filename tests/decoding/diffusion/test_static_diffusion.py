@@ -10,9 +10,9 @@ from slow_diffusion import slow_static
 from statistics_of_draws import chi_square_p
 
 from likely.decoding.diffusion import (
+    ConfidenceThreshold,
     HashPredictor,
     JointPredictor,
-    Threshold,
     diffusion_generate,
 )
 from likely.decoding.diffusion.canvas import new_canvas
@@ -91,18 +91,18 @@ def test_commit_takes_the_most_confident_and_of_equals_the_left_one():
 def test_threshold_commits_what_is_confident_and_at_least_one():
     toy = HashPredictor(5, scale=12.0)
     prompts = [[0], [1], [2]]
-    never = diffusion_generate(toy, prompts, length=8, schedule=Threshold(2.0))
+    never = diffusion_generate(toy, prompts, length=8, schedule=ConfidenceThreshold(2.0))
     one = diffusion_generate(toy, prompts, length=8)
-    always = diffusion_generate(toy, prompts, length=8, schedule=Threshold(0.0))
+    always = diffusion_generate(toy, prompts, length=8, schedule=ConfidenceThreshold(0.0))
     assert (never.order == one.order).all() and (never.ids == one.ids).all()
     assert always.forward_calls == 1 and (always.order == 0).all()
-    some = diffusion_generate(toy, prompts, length=8, schedule=Threshold(0.7))
+    some = diffusion_generate(toy, prompts, length=8, schedule=ConfidenceThreshold(0.7))
     assert 1 < some.forward_calls < 8
 
 
 def test_pinned_tokens_and_prompts_stay():
     pins = [{2: 3, 7: 0}, {}, {0: 1}]
-    for schedule in ("linear", Threshold(0.5)):
+    for schedule in ("linear", ConfidenceThreshold(0.5)):
         out = diffusion_generate(
             HashPredictor(6), [[1], [2, 4], [3, 3, 3]], length=8, block_length=4, pinned=pins, schedule=schedule,
             temperature=1.0,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from likely.decoding.diffusion.generate import Accelerator as Accelerator
     from likely.decoding.diffusion.generate import DiffusionOutput as DiffusionOutput
     from likely.decoding.diffusion.generate import DiffusionRun as DiffusionRun
-    from likely.decoding.diffusion.generate import StopRule as StopRule
+    from likely.decoding.diffusion.generate import EarlyStop as EarlyStop
     from likely.decoding.diffusion.generate import begin_diffusion as begin_diffusion
     from likely.decoding.diffusion.generate import diffusion_generate as diffusion_generate
     from likely.decoding.diffusion.likelihood import LikelihoodBound as LikelihoodBound
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from likely.decoding.diffusion.prophet import after_pinned as after_pinned
     from likely.decoding.diffusion.prophet import log_odds_gap as log_odds_gap
     from likely.decoding.diffusion.proposal import ProposalRule as ProposalRule
-    from likely.decoding.diffusion.schedule import Threshold as Threshold
+    from likely.decoding.diffusion.schedule import ConfidenceThreshold as ConfidenceThreshold
     from likely.decoding.diffusion.schedule import commit as commit
     from likely.decoding.diffusion.toys import HashPredictor as HashPredictor
     from likely.decoding.diffusion.toys import JointPredictor as JointPredictor

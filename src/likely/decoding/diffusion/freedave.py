@@ -20,11 +20,11 @@ from likely.errors import check_choice
 from likely.runtimes.protocol import IntArray
 from likely.runtimes.step_cost import StepCost
 
-Rule = Literal["exact", "subset"]
+AgreementRule = Literal["exact", "subset"]
 MOST = 16  # drafts of a row, where their number is chosen
 
 
-def longest_agreement(drafts: IntArray, targets: IntArray, rule: Rule, *, mask_id: int) -> int:
+def longest_agreement(drafts: IntArray, targets: IntArray, rule: AgreementRule, *, mask_id: int) -> int:
     """The place (from 0) of the last draft that is reached from the first one, which is right by definition.
 
     drafts   (K, L) states of an answer, each with more tokens than the one before
@@ -93,8 +93,9 @@ class FreeDave:
     across_blocks  drafts go on in the next block, and a block needs no call of its own when it begins (cache="none")
     policy         of "auto"; one that has seen calls of this model before knows more
 
-    With a Threshold as schedule (FreeDave++) drafts behind the first add one position each, and a draft is kept if the
-    threshold's own step commits no less: the result is as good as threshold decoding's, but need not be the same.
+    With a ConfidenceThreshold as schedule (FreeDave++) drafts behind the first add one position each, and a draft is
+    kept if the threshold's own step commits no less: the result is as good as threshold decoding's, but need not be the
+    same.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ from likely.decoding.diffusion.predictor import (
     WindowForward,
 )
 from likely.decoding.diffusion.proposal import Confidence, ProposalRule
-from likely.decoding.diffusion.schedule import SCHEDULES, Counts, Ending, Threshold, Transition, table_of
+from likely.decoding.diffusion.schedule import SCHEDULES, ConfidenceThreshold, Counts, Ending, Transition, table_of
 from likely.decoding.sampling import noise_of
 from likely.errors import check_choice
 from likely.metrics.checks import Floats
@@ -51,7 +51,7 @@ class Accelerator(Protocol):
         """After a call of that many canvases; runs: of each row, drafts behind the first and how many were kept."""
 
 
-class StopRule(Protocol):
+class EarlyStop(Protocol):
     """When a row fills all that is masked with the most likely tokens of its present predictions.
 
     commit  "all": the row is finished;  "block": only the current block is filled, the next one begins
@@ -93,9 +93,9 @@ class DiffusionOutput:
 def diffusion_generate(
     predictor: Predictor, prompt_ids: Any, *, length: int, block_length: int | None = None, steps: int | None = None,
     proposal: Confidence = "probability", temperature: float = 0.0, position_temperature: float = 0.0,
-    guidance: float = 0.0, schedule: str | Counts | Threshold = "linear", pinned: Pins | None = None,
+    guidance: float = 0.0, schedule: str | Counts | ConfidenceThreshold = "linear", pinned: Pins | None = None,
     cache: CachePolicy = "none", end_id: int | None = None, end_policy: EndPolicy = "allow",
-    accelerator: Accelerator | None = None, stop: StopRule | None = None, seed: int = 0,
+    accelerator: Accelerator | None = None, stop: EarlyStop | None = None, seed: int = 0,
 ) -> DiffusionOutput:  # fmt: skip
     """Answers of `length` tokens, committed by confidence over `steps` predictions.
 
@@ -105,7 +105,7 @@ def diffusion_generate(
     proposal, temperature, position_temperature   as in ProposalRule
     guidance      weight of classifier-free guidance; 0: none
     schedule      how many tokens each step of a block commits: "linear", "cosine", "ancestral", a function (masked,
-                  steps) -> counts, or a Threshold, which takes as many steps as it takes
+                  steps) -> counts, or a ConfidenceThreshold, which takes as many steps as it takes
     pinned        position in the answer -> token that stands there from the beginning
     cache         see `likely.decoding.diffusion.predictor`; all but "none" need a predictor that keeps states, and
                   prompts of one length
@@ -125,9 +125,9 @@ def diffusion_generate(
 def begin_diffusion(
     predictor: Predictor, prompt_ids: Any, *, length: int, block_length: int | None = None, steps: int | None = None,
     proposal: Confidence = "probability", temperature: float = 0.0, position_temperature: float = 0.0,
-    guidance: float = 0.0, schedule: str | Counts | Threshold = "linear", pinned: Pins | None = None,
+    guidance: float = 0.0, schedule: str | Counts | ConfidenceThreshold = "linear", pinned: Pins | None = None,
     cache: CachePolicy = "none", end_id: int | None = None, end_policy: EndPolicy = "allow",
-    accelerator: Accelerator | None = None, stop: StopRule | None = None, seed: int = 0,
+    accelerator: Accelerator | None = None, stop: EarlyStop | None = None, seed: int = 0,
 ) -> DiffusionRun:  # fmt: skip
     """The same, not decoded yet: for callers that do other work between the calls of the model."""
     block_length = length if block_length is None else block_length
@@ -178,7 +178,7 @@ class _Static:
 
 
 def _transition(
-    canvas: Canvas, rule: ProposalRule, schedule: str | Counts | Threshold, steps: int, seed: int
+    canvas: Canvas, rule: ProposalRule, schedule: str | Counts | ConfidenceThreshold, steps: int, seed: int
 ) -> tuple[Transition, IntArray]:
     """The static decoder's step, and how many each row takes."""
     blocks = canvas.blocks
@@ -187,7 +187,7 @@ def _transition(
         raise ValueError(f"steps must be a multiple of the number of blocks, {count}, got {steps}")
     first = np.stack([canvas.masked[:, blocks == block].sum(axis=1) for block in range(count)], axis=1)
     table, threshold = None, 1.0
-    if isinstance(schedule, Threshold):
+    if isinstance(schedule, ConfidenceThreshold):
         threshold, totals = schedule.confidence, first.sum(axis=1)
     else:
         if isinstance(schedule, str):
@@ -212,7 +212,7 @@ class DiffusionRun:
 
     def __init__(
         self, canvas: Canvas, transition: Transition, totals: IntArray, forward: FullForward | WindowForward,
-        accelerator: Accelerator, stop: StopRule | None,
+        accelerator: Accelerator, stop: EarlyStop | None,
     ):  # fmt: skip
         self.canvas, self.transition, self.forward, self.accelerator, self.stop = (
             canvas, transition, forward, accelerator, stop,
@@ -318,16 +318,16 @@ class DiffusionRun:
         stops[used] = self._decide(
             rows[:at][used], states[:at][used], logits[:at][used], self.steps[rows[:at]][used] + number[used] + 1
         )
-        for i, row in enumerate(ready.tolist()):
-            begin = int(ends[i] - judged[i])
-            stopping = np.flatnonzero(stops[begin : ends[i]])
-            last = int(stopping[0]) + 1 if len(stopping) else int(kept[i])
-            for state in drafts[i, :last]:
+        for n, row in enumerate(ready.tolist()):
+            begin = int(ends[n] - judged[n])
+            stopping = np.flatnonzero(stops[begin : ends[n]])
+            last = int(stopping[0]) + 1 if len(stopping) else int(kept[n])
+            for state in drafts[n, :last]:
                 self._advance(row, state)
             del self.logits[row]
             if len(stopping):
                 self._fill(row, logits[begin + last - 1])
-            elif last <= judged[i]:
+            elif last <= judged[n]:
                 self.logits[row] = logits[begin + last - 1]
         if len(waiting):
             self._predicted(waiting, logits[at:])

@@ -60,7 +60,7 @@ SCHEDULES: dict[str, Counts] = {"linear": linear, "cosine": cosine, "ancestral":
 
 
 @dataclass(frozen=True)
-class Threshold:
+class ConfidenceThreshold:
     """Commit every open position whose confidence is at least this, and the most confident one in any case.
 
     A schedule for `diffusion_generate`: threshold decoding (Wu et al. 2025, arXiv:2505.22618).
@@ -98,7 +98,7 @@ class Transition:
     """The static decoder's step as a function of answers and logits alone.
 
     first   (R, blocks) masked positions of each block of each row before anything was committed
-    tables  [m, r] how many a block of m masked positions commits while r are left; None: a Threshold
+    tables  [m, r] how many a block of m masked positions commits while r are left; None: a ConfidenceThreshold
     noise   of each row;  pinned (R,): tokens that were given, which do not count as committed
     """
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from likely.decoding.diffusion.freedave import FreeDave
-from likely.decoding.diffusion.generate import Accelerator, EndPolicy, StopRule
+from likely.decoding.diffusion.generate import Accelerator, EarlyStop, EndPolicy
 from likely.decoding.diffusion.predictor import CachePolicy
 from likely.decoding.diffusion.prophet import PUBLISHED, Prophet
 from likely.decoding.diffusion.proposal import Confidence
-from likely.decoding.diffusion.schedule import Threshold
+from likely.decoding.diffusion.schedule import ConfidenceThreshold
 from likely.errors import CapabilityError
 from likely.lm.options import OPTIONS
 
@@ -35,12 +35,12 @@ class DiffusionSettings:
     block_length: int | None = None
     tokens_per_step: int = 1
     proposal: Confidence = "probability"
-    schedule: str | Threshold = "linear"
+    schedule: str | ConfidenceThreshold = "linear"
     guidance: float = 0.0
     cache: CachePolicy = "none"
     end_policy: EndPolicy = "allow"
     accelerator: Accelerator | None = None
-    stop: StopRule | None = None
+    stop: EarlyStop | None = None
     pinned: Mapping[int, str] = field(default_factory=dict)
     score_samples: int = 128
 
@@ -101,9 +101,9 @@ def stop_rule_of(phases: str | None, region: str | None = None) -> Prophet | Non
     return Prophet(thresholds, region="masked" if where is None else (where[0], where[1]))
 
 
-def threshold_of(probability: float) -> Threshold:
+def threshold_of(probability: float) -> ConfidenceThreshold:
     """The schedule that commits all tokens of at least this probability."""
-    return Threshold(probability)
+    return ConfidenceThreshold(probability)
 
 
 class DecodingFields(TypedDict, total=False):
@@ -112,12 +112,12 @@ class DecodingFields(TypedDict, total=False):
     block_length: int | None
     tokens_per_step: int
     proposal: Confidence
-    schedule: str | Threshold
+    schedule: str | ConfidenceThreshold
     guidance: float
     cache: CachePolicy
     end_policy: EndPolicy
     accelerator: Accelerator | None
-    stop: StopRule | None
+    stop: EarlyStop | None
     pinned: Mapping[int, str]
     score_samples: int
 
