@@ -19,8 +19,8 @@ from likely.calibration.selective import (
     precision_bound,
     risk_coverage,
     risk_p_value,
-    upper_bound,
 )
+from likely.metrics.intervals import upper_bound
 
 SETS = 2000
 FALSE_ALARM = 1e-7

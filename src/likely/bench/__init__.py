@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from likely.bench.diffusion import DecoderComparison as DecoderComparison
+    from likely.bench.diffusion import NamedDecoder as NamedDecoder
+    from likely.bench.diffusion import compare_decoders as compare_decoders
     from likely.bench.profile import fit_timings as fit_timings
     from likely.bench.profile import profile_model as profile_model
     from likely.bench.speculation import DrafterTiming as DrafterTiming

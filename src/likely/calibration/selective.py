@@ -15,6 +15,7 @@ import numpy as np
 from scipy import special, stats
 
 from likely.metrics.checks import Floats, Ints, as_floats, check_confidence, check_correct, check_score
+from likely.metrics.intervals import upper_bound
 
 MOST_ERRORS = 2000  # that a plan counts with
 PILOT = 0.2  # share of the items that chooses which thresholds are tested
@@ -115,11 +116,6 @@ def _certifying(risk: float, delta: float) -> tuple[Floats, Floats]:
 def risk_p_value(errors: Any, n: Any, risk: float) -> Floats:
     """P(Binomial(n, risk) <= errors): small if so few errors speak against an error rate of `risk` or more."""
     return np.asarray(special.bdtr(np.asarray(errors, np.float64), np.asarray(n, np.int64), risk), np.float64)
-
-
-def upper_bound(errors: int, n: int, delta: float) -> float:
-    """Clopper-Pearson upper bound on an error rate at level 1 − delta; 1 if nothing was seen."""
-    return 1.0 if errors >= n else float(stats.beta.ppf(1 - delta, errors + 1, n - errors))
 
 
 def lower_bound(successes: int, n: int, delta: float) -> float:

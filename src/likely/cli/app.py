@@ -13,7 +13,7 @@ import typer
 from likely import __version__
 from likely.cli.config import defaults_for, read_config
 from likely.cli.help import VerbCommand
-from likely.cli.verbs import alignment, audit, sequence
+from likely.cli.verbs import alignment, audit, diffusion, sequence
 from likely.cli.verbs.compression import study
 from likely.cli.verbs.compression.compare import compare
 from likely.cli.verbs.compression.compress import compress
@@ -91,7 +91,7 @@ for verb in (
 for group, verbs in (
     ("calibrate", calibrate.verbs), ("prompts", prompts.verbs), ("draft", draft.verbs), ("batch", batch.verbs),
     ("deploy", deploy.verbs), ("tools", tools.verbs), ("study", study.verbs), ("align", alignment.verbs),
-    ("audit", audit.verbs), ("sequence", sequence.verbs),
+    ("audit", audit.verbs), ("sequence", sequence.verbs), ("diffusion", diffusion.verbs),
 ):  # fmt: skip
     app.add_typer(verbs, name=group)
 

@@ -21,6 +21,7 @@ from likely.lm.options import FORMS, OPTIONS, SAMPLER
 from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from likely.lm.diffusion.model import DiffusionModel
     from likely.lm.model import Model
     from likely.lm.remote.model import RemoteModel
 
@@ -122,6 +123,16 @@ class ModelFlags:
         if is_url(self.model):
             raise CapabilityError(f"this command needs a model on this machine, not a server ({self.model})")
         return cast("Model", self.open(use))
+
+    def open_diffusion(self) -> DiffusionModel:
+        """A masked diffusion language model; CapabilityError for another one."""
+        from likely.lm.diffusion.model import DiffusionModel
+
+        lm = self.open_local()
+        if not isinstance(lm, DiffusionModel):
+            lm.close()
+            raise CapabilityError(f"{self.model} is no diffusion model: likely diffusion train makes a tiny one")
+        return lm
 
 
 def _first_use() -> Callable[[int, int], None]:

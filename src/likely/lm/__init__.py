@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from likely.lm.confidence import AskOptions as AskOptions
     from likely.lm.confidence import ConfidenceOptions as ConfidenceOptions
     from likely.lm.confidence import ConfidencePolicy as ConfidencePolicy
+    from likely.lm.diffusion.model import DiffusionModel as DiffusionModel
+    from likely.lm.diffusion.settings import DiffusionSettings as DiffusionSettings
     from likely.lm.extract import Extracted as Extracted
     from likely.lm.model import Model as Model
     from likely.lm.options import GenerateOptions as GenerateOptions

@@ -62,7 +62,12 @@ def load(
     loaded = load_local(name, runtime=runtime, dtype=dtype, use=use, **cast("LocalOptions", options))
     for line in loaded.info.warnings:
         warnings.warn(line, stacklevel=2)
-    model = Model(loaded.runtime, loaded.tokenizer, loaded.info)
+    if loaded.runtime.capabilities.canvas:
+        from likely.lm.diffusion.model import DiffusionModel
+
+        model: Model = DiffusionModel(loaded.runtime, loaded.tokenizer, loaded.info)
+    else:
+        model = Model(loaded.runtime, loaded.tokenizer, loaded.info)
     model.opener = partial(_load_alike, runtime=runtime, dtype=dtype, use=use, **options)
     return model
 

@@ -27,6 +27,13 @@ def wilson(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float
     return (0.0 if successes == 0 else max(0.0, low)), (1.0 if successes == n else min(1.0, high))
 
 
+def upper_bound(errors: int, n: int, delta: float) -> float:
+    """Clopper-Pearson upper bound on an error rate at level 1 − delta; 1 if nothing was seen."""
+    from scipy.stats import beta
+
+    return 1.0 if errors >= n else float(beta.ppf(1 - delta, errors + 1, n - errors))
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """How many of n were right."""

@@ -22,6 +22,7 @@ USES = ("single", "batch", "scoring")
 MOST_INT8_BYTES = 4 * 2**30  # of a file that runs natively by default in int8, which takes twice the memory of 4 bits
 FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
 HUB_SECONDS = 10
+DIFFUSION_GGUF = ("llada", "llada-moe", "dream", "rnd1")  # architectures of llama.cpp
 
 
 @dataclass(frozen=True)
@@ -311,18 +312,51 @@ Opened = tuple[Any, Tokenizer, Path, list[str]]  # the runtime, its tokenizer, w
 def _open_llamacpp(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
     from likely.runtimes.llamacpp.runtime import LlamaCppRuntime
 
+    _refuse_diffusion(Path(place))
     runtime = LlamaCppRuntime(place, **options)
     return runtime, runtime.tokenizer, Path(place), []
 
 
+def _refuse_diffusion(path: Path) -> None:
+    """CapabilityError for a GGUF file of a diffusion model: computed from left to right its numbers would be wrong."""
+    from likely.formats.gguf import read_header
+
+    try:
+        header = read_header(path)
+    except ModelError:  # whoever opens the file says what is wrong with it
+        return
+    if header.architecture in DIFFUSION_GGUF:
+        raise CapabilityError(
+            f"{path}: GGUF files of diffusion models ({header.architecture}) are not read: load the folder with its "
+            f"safetensors files"
+        )
+
+
 def _open_torch(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
+    from likely.runtimes.torch.masked.checkpoint import config_of, family_of
     from likely.runtimes.torch.runtime import TorchRuntime
 
+    if where != "gguf" and family_of(config_of(place)) is not None:
+        return _open_masked(where, place, dtype, options)
     if where == "gguf":  # the tokenizer first: it is cheap
         tokenizer, path, warnings = _tokenizer(Path(place))
         return TorchRuntime.from_gguf(path, dtype=dtype, **_tokens_held(options)), tokenizer, path, warnings
     runtime = TorchRuntime.from_pretrained(str(place), dtype=dtype, **_tokens_held(options))
     return runtime, *_tokenizer(_hub_folder(str(place), local=True) if where == "hub" else Path(place))
+
+
+def _open_masked(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
+    """A masked diffusion language model."""
+    from likely.runtimes.torch.masked.runtime import MaskedRuntime
+
+    known = ("device", "threads", "revision")
+    for name in options:
+        if name not in known:
+            raise CapabilityError(
+                f"{name}= is no option of a diffusion model, which keeps no keys and values by itself"
+            )
+    path = _hub_folder(str(place), local=False) if where == "hub" else Path(place)
+    return MaskedRuntime.from_folder(path, dtype=dtype, **options), *_tokenizer(path)
 
 
 def _open_native(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:

@@ -175,6 +175,7 @@ class Capabilities:
     layers  how many layers a call may leave out parts of (`Work.layers`); 0: none
     parallel_layers  whether attentions of several layers may read one input (`LayerPlan.parallel`)
     invariant_logits  rows are the same, bit for bit, however their text is cut, batched, forked or drafted
+    canvas  predicts the masked tokens of a canvas (a diffusion model) and keeps no token sequences
     """
 
     trees: bool = False
@@ -186,6 +187,7 @@ class Capabilities:
     layers: int = 0
     parallel_layers: bool = False
     invariant_logits: bool = False
+    canvas: bool = False
 
     @classmethod
     def of_kind(cls, name: str, *, layers: int = 0) -> Capabilities:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Scored:
     straddles        the first token also holds the end of the prompt (joint tokenisation), so its log-probability
                      covers these characters, too
     context_tokens   tokens before the answer, the beginning-of-sequence token included
+    kind             "exact", or "lower_bound": of a diffusion model, an estimate of a bound of log p with a standard
+                     error.  It has no token_logprobs, and is no number to compare with an exact one
     """
 
     text: str
@@ -38,9 +40,13 @@ class Scored:
     straddles: bool = False
     entropies: list[float] | None = None
     top_logprobs: list[list[TopLogprob]] | None = None
+    kind: Literal["exact", "lower_bound"] = "exact"
+    standard_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.kind == "exact":
+            del values["kind"], values["standard_error"]
         return {**values, "top_logprobs": top_rows(self.top_logprobs)}
 
 

@@ -48,7 +48,7 @@ def check_no_foreign_code(folder_or_id: str | Path) -> None:
         config, index = read_json(folder / "config.json"), read_json(folder / INDEX)
         _check_weights(folder)
     else:
-        config, index = (_read_from_hub(str(folder_or_id), file) for file in ("config.json", INDEX))
+        config, index = (read_from_hub(str(folder_or_id), file) for file in ("config.json", INDEX))
     for name in _hub_code(config):
         raise ModelError(
             f'{folder_or_id}: config.json asks for the code "{name}" of a hub, which is never run: remove the setting'
@@ -70,7 +70,8 @@ def _check_weights(folder: Path) -> None:
         )
 
 
-def _read_from_hub(name: str, file: str) -> dict[str, Any]:
+def read_from_hub(name: str, file: str) -> dict[str, Any]:
+    """The object in a JSON file of a hub model; {} if it has none."""
     from transformers.utils import cached_file
 
     quiet = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors")

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
@@ -86,6 +87,11 @@ class Answering:
             raise ApiError(
                 400, f"max_tokens must be at most {self.context} (the context), got {asked.max_tokens}",
                 param="max_tokens",
+            )  # fmt: skip
+        if self.model.capabilities.canvas and getattr(asked, "logprobs", None) not in (None, False):
+            raise ApiError(
+                400, "logprobs: this is a diffusion model, whose tokens have no log-probability given those before "
+                "them; /v1/score gives a lower bound of an answer's", param="logprobs",
             )  # fmt: skip
         size = self.model.runtime.vocab_size
         worst = max(asked.logit_bias, default=0)
@@ -204,11 +210,17 @@ class Answering:
         tokenizer = self.model.tokenizer
         joint = await self.prompts.joint(asked.prompt, asked.answers)
         self.check_numbers(sum(len(item.tokens) - item.start for item, _ in joint) * (asked.top_logprobs + 1))
-        scores = await self.engine.score([item for item, _ in joint], top=asked.top_logprobs, entropy=asked.entropy)
-        scored = [
-            json_safe(scored_answer(tokenizer, answer, item, straddles, score).to_dict())
-            for answer, (item, straddles), score in zip(asked.answers, joint, scores, strict=True)
-        ]
+        items = [item for item, _ in joint]
+        if self.model.capabilities.canvas:  # bounds, from calls of their own
+            asking = partial(self.model.score, top_logprobs=asked.top_logprobs, entropy=asked.entropy)
+            found = await asyncio.to_thread(asking, asked.prompt, asked.answers)
+        else:
+            scores = await self.engine.score(items, top=asked.top_logprobs, entropy=asked.entropy)
+            found = [
+                scored_answer(tokenizer, answer, item, straddles, score)
+                for answer, (item, straddles), score in zip(asked.answers, joint, scores, strict=True)
+            ]
+        scored = [json_safe(each.to_dict()) for each in found]
         head = self.head("score", "likely.score", None)
         spent = usage(sum(len(i.tokens) for i, _ in joint), ())
         return self.reply(asked, {**head, "answers": scored, "usage": spent})

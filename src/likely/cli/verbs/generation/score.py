@@ -143,12 +143,19 @@ def _print_scores(
     rows = [
         (
             repr(s.text), f"{s.sequence_logprob:.4f}", "" if s.mean_logprob is None else f"{s.mean_logprob:.4f}",
-            len(s.token_logprobs), "first token also holds the end of the prompt" if s.straddles else "",
+            len(s.tokens), _remark(s),
         )
         for s in scored
     ]  # fmt: skip
     print_table(("answer", "sum", "mean", "tokens", "(nats)"), rows)
     return list(scored)
+
+
+def _remark(scored: Any) -> str:
+    said = ["first token also holds the end of the prompt"] if scored.straddles else []
+    if scored.kind == "lower_bound":
+        said.insert(0, f"log p >= sum, standard error {scored.standard_error or 0:.4f}")
+    return "; ".join(said)
 
 
 def _print_perplexity(lm: Any, path: str, text: str, window: int | None, stride: int | None, as_json: bool) -> None:
