@@ -58,6 +58,7 @@ def test_a_kernel_without_truncation_wraps_around():
     assert np.abs(wrong - powers_of(system, outputs, 64)).max() > 1e-3
 
 
+@pytest.mark.slow  # torch imports half of itself for the first checkpoint
 def test_blocks_of_the_cauchy_matrix_change_nothing(monkeypatch):
     system, outputs = system_of(size=16)
     outputs.requires_grad_()

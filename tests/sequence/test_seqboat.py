@@ -34,6 +34,12 @@ def push_router(mixer, by):
     return mixer
 
 
+def balance_router(mixer, x):
+    """Half of these tokens are activated."""
+    logits = parts_of(mixer, x)[1].detach()
+    return push_router(mixer, -float((logits[..., 1] - logits[..., 0]).median()))
+
+
 def parts_of(mixer, x):
     """H, the router's logits, hx."""
     hidden = F.silu(mixer.ssm(x).y)
@@ -156,7 +162,8 @@ def dense(mixer, x):
     ids=str,
 )  # fmt: skip
 def test_compressed_attention_equals_masked_attention(settings):
-    mixer, x = layer(**settings), normal(3, 21, WIDTH).requires_grad_()
+    x = normal(3, 21, WIDTH).requires_grad_()
+    mixer = balance_router(layer(**settings), x)
     out = mixer(x)
     rate = float(out.aux["activation_rate"])
     assert rate == 1.0 if mixer.always_act else 0.1 < rate < 0.9
@@ -189,8 +196,8 @@ def test_nothing_active_is_the_recurrence_alone_with_gradients_of_zero():
 
 
 def test_the_router_learns_through_active_tokens_alone():
-    mixer, x = layer(), normal(2, 15, WIDTH)
-    seen = []
+    x, seen = normal(2, 15, WIDTH), []
+    mixer = balance_router(layer(), x)
     mixer.hx_proj.register_forward_hook(lambda module, inputs, output: seen.append(output) or output.retain_grad())
     mixer(x).y.square().sum().backward()
     gradient, active = seen[0].grad[..., :2], seen[0][..., 1] > seen[0][..., 0]
@@ -199,7 +206,8 @@ def test_the_router_learns_through_active_tokens_alone():
 
 def test_tokens_that_are_not_active_do_not_touch_the_others():
     """Their H may be anything: only what goes through the recurrence reaches other tokens."""
-    mixer, x = layer(), normal(1, 15, WIDTH)
+    x = normal(1, 15, WIDTH)
+    mixer = balance_router(layer(), x)
     hidden, logits, _ = parts_of(mixer, x)
     found = route(logits)
     off = (~found.active[0]).nonzero()[:, 0]
@@ -211,7 +219,7 @@ def test_tokens_that_are_not_active_do_not_touch_the_others():
 
 def test_a_step_is_of_constant_size_and_reaches_back_in_time():
     """Two activated tokens with many others between them see each other: the window counts activated tokens."""
-    mixer = layer(window=1)
+    mixer = balance_router(layer(window=1), normal(2, 40, WIDTH))
     state = mixer(normal(2, 40, WIDTH), return_state=True).state
     assert state.nbytes == mixer.init_state(2).nbytes and state["length"].tolist() == [40, 40]
     out = mixer(normal(2, 40, WIDTH))

@@ -101,7 +101,8 @@ def nplr(name: str, state_size: int, *, rank: int | None = None) -> DiagonalPlus
         kept[half - pairs :] = 0.0
         basis[:, half - pairs :] = (real[0::2] + 1j * real[1::2]).T / np.sqrt(2.0)
     back = basis.conj().T
-    return DiagonalPlusLowRank(shift + 1j * kept, (back @ correction.T).T, back @ inputs, basis)
+    low_rank, turned = (np.asarray(part, np.complex128) for part in ((back @ correction.T).T, back @ inputs))
+    return DiagonalPlusLowRank(shift + 1j * kept, low_rank, turned, basis)
 
 
 def diagonal_initialisation(name: str, state_size: int) -> tuple[ComplexArray, ComplexArray]:
@@ -118,12 +119,9 @@ def diagonal_initialisation(name: str, state_size: int) -> tuple[ComplexArray, C
         found = nplr("legs", state_size)
         return found.eigenvalues, found.inputs
     n = np.arange(state_size // 2, dtype=np.float64)
-    ones = np.ones(len(n), np.complex128)
-    if name == "lin":
-        return -0.5 + 1j * np.pi * n, ones
-    if name == "inv":
-        return -0.5 + 1j * state_size / np.pi * (state_size / (2 * n + 1) - 1), ones
-    return (-(n + 1)).astype(np.complex128), ones
+    real = -(n + 1) if name == "real" else np.full_like(n, -0.5)
+    turns = {"lin": np.pi * n, "inv": state_size / np.pi * (state_size / (2 * n + 1) - 1), "real": np.zeros_like(n)}
+    return np.asarray(real + 1j * turns[name], np.complex128), np.ones(len(n), np.complex128)
 
 
 def _check_state_size(state_size: int) -> None:
