@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-GROUPS = "align label|align protein|align|audit probes|audit|batch|calibrate|deploy|draft|prompts|study|tools"
+GROUPS = "align label|align protein|align|audit probes|audit|batch|calibrate|deploy|diffusion|draft|prompts|sequence|study|tools"
 
 
 def files() -> list[Path]:
