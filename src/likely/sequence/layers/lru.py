@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from likely.sequence.hippo import nplr
 from likely.sequence.layers.diagonal import log_uniform
 from likely.sequence.mixer import MixerRows
 from likely.sequence.ops.scan import linear_scan
@@ -97,10 +98,10 @@ class S5(SharedDiagonalMixer):
             raise ValueError(f"d_state must be a multiple of 2 · blocks = {2 * blocks}, got {d_state}")
         self.d_state = d_state // 2
         size = d_state // blocks
-        frequencies, V = hippo_frequencies(size)
-        half = torch.block_diag(*[V[:, : size // 2]] * blocks)
+        start = nplr("legs", size)
+        half = torch.block_diag(*[torch.from_numpy(start.basis)] * blocks)
         self.A_log = nn.Parameter(torch.full((self.d_state,), math.log(0.5)))
-        self.A_imag = nn.Parameter(frequencies[: size // 2].float().repeat(blocks))
+        self.A_imag = nn.Parameter(torch.from_numpy(start.eigenvalues.imag).float().repeat(blocks))
         self.log_dt = nn.Parameter(log_uniform(self.d_state, dt_min, dt_max))
         B0 = torch.randn(d_state, d_model, dtype=torch.float64) * d_model**-0.5
         C0 = torch.randn(d_model, d_state, dtype=torch.float64) * d_state**-0.5
@@ -114,15 +115,3 @@ class S5(SharedDiagonalMixer):
         log_a = wide(self.log_dt).exp() * A
         hold = (torch.exp(log_a) - 1) / A
         return log_a, hold[:, None] * torch.view_as_complex(wide(self.B)), 2 * torch.view_as_complex(wide(self.C))
-
-
-def hippo_frequencies(size: int) -> tuple[Tensor, Tensor]:
-    """ω (size,) and unitary V with A + p pᵀ = V diag(−½ + iω) V*, of the HiPPO-LegS matrix A; negative ω first.
-
-    A_nk = −√((2n+1)(2k+1)) below the diagonal and −(n+1) on it, p_n = √(n+½); float64.  Gu et al. 2021, theorem 1.
-    """
-    n = torch.arange(size, dtype=torch.float64)
-    root = torch.sqrt(2 * n + 1)
-    skew = -(root[:, None] * root).tril(-1) / 2
-    omega, V = torch.linalg.eigh(-1j * (skew - skew.T).to(torch.complex128))
-    return omega, V
