@@ -59,7 +59,7 @@ def test_papers_lists_all_and_by_room(cli):
     some = cli("papers", "--room", "serving", "--json").json["papers"]
     assert some and all(row["room"] == "serving" for row in some)
     table = cli("papers", "--room", "sequence")
-    assert table.code == 0 and "seqboat" in table.out and "planned" in table.out
+    assert table.code == 0 and "seqboat" in table.out and "smetimes" not in table.out
     done = cli("papers", "--room", "decodng")
     one_line(done, 2, 'did you mean "decoding"?')
 
@@ -78,10 +78,13 @@ def test_papers_works_without_a_checkout(cli, monkeypatch):
     assert all(row["ours"] is None for row in cli("papers", "--json").json["papers"])
 
 
-def test_reproduce_refuses_what_it_cannot_run(cli, monkeypatch):
+def test_reproduce_refuses_what_it_cannot_run(cli, monkeypatch, tmp_path):
     one_line(cli("reproduce", "runtime-party"), 1, 'did you mean "runtime_parity"?')
-    one_line(cli("reproduce", "prophet"), 1, "planned", "ready: ", "runtime_parity")
     one_line(cli("reproduce", "../evil"), 1, "no paper or study")
+    (tmp_path / "reproductions").mkdir()
+    (tmp_path / "reproductions" / "runtime_parity.py").touch()
+    monkeypatch.setattr("likely.io.checkout.find_checkout", lambda: tmp_path)
+    one_line(cli("reproduce", "prophet"), 1, "has no script in reproductions/", "ready: runtime_parity")
     monkeypatch.setattr(checkout, "find_checkout", lambda: None)
     one_line(cli("reproduce", "runtime_parity"), 1, "checkout")
 
