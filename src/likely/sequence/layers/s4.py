@@ -89,6 +89,7 @@ class S4(RecurrentMixer):
         with torch.no_grad():
             start = dplr.truncated_outputs(self.system(), torch.view_as_complex(outputs), int(self.kernel_length))
             self.outputs.copy_(torch.view_as_real(start))
+        self.register_forward_pre_hook(_reach_rows)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> S4:
         """As of every module, but no narrower than float32 where this layer itself holds the parameter."""
@@ -229,3 +230,10 @@ class S4(RecurrentMixer):
         if not self.causal and rows.state_wanted:
             raise ValueError("return_state: a bidirectional S4 has no state")
         return super().mix(x, state, rows)
+
+
+def _reach_rows(layer: S4, inputs: tuple[object, ...]) -> None:
+    """The kernel is as long as the rows before the first of their documents is computed: growing changes C̃ in place."""
+    x = inputs[0] if inputs else None
+    if isinstance(x, Tensor) and x.ndim == 3 and layer.rate == 1:
+        layer._reach(x.shape[1], layer.system())
