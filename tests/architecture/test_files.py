@@ -42,6 +42,7 @@ def test_siblings_with_one_prefix_are_a_folder(folder):
     assert {first: names for first, names in families.items() if first and len(names) > 1} == {}
 
 
+@pytest.mark.slow
 def test_a_tiny_file_that_only_its_neighbour_reads_belongs_to_it():
     readers = defaultdict(set)
     for module, others in imports().items():

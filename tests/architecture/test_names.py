@@ -55,6 +55,7 @@ def test_a_room_says_what_it_is_for_and_lists_its_public_names(package):
         assert getattr(module, name) is not None
 
 
+@pytest.mark.slow
 def test_every_module_is_used_by_another_or_offered_by_its_room():
     users = defaultdict(set)
     for module, others in imports().items():

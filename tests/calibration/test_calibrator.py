@@ -122,6 +122,7 @@ def test_auto_takes_what_predicts_other_items_best():
     assert fit_calibrator(classes(), method="auto").recalibrator.name == "temperature"  # the truth is one
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("method", [m for m in RECALIBRATORS if m not in ("h", "answer")])
 def test_every_method_is_restored_from_its_file_to_the_bit(method, tmp_path):

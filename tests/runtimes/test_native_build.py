@@ -341,6 +341,7 @@ def test_rows_are_invariant_on_every_instruction_set(libraries, made, monkeypatc
             runtime.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["plain", "avx2"])
 def test_packed_weights_are_the_same_bytes_on_all_instruction_sets(native_library, libraries, isa):
     """A packed file is found by its model alone: it must not depend on who packed it."""
@@ -354,6 +355,7 @@ def test_packed_weights_are_the_same_bytes_on_all_instruction_sets(native_librar
     np.testing.assert_array_equal(other.round_rotated(4, weights[:, :192]), rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["plain", "avx2"])
 def test_products_of_codes_are_the_same_bits_on_all_instruction_sets(native_library, libraries, isa):
     if isa == "avx2" and "avx2" not in machine().flags:
