@@ -87,7 +87,7 @@ class S4(RecurrentMixer):
         self.dropout = nn.Dropout(dropout)
         self._kept: tuple[tuple[object, ...], tuple[dplr.DplrSystem, Tensor]] | None = None
         with torch.no_grad():
-            start = dplr.truncated_outputs(self.system(), torch.view_as_complex(outputs), int(self.kernel_length))
+            start = dplr.truncated_outputs(self.system(), torch.view_as_complex(outputs), l_max or SHORTEST)
             self.outputs.copy_(torch.view_as_real(start))
         self.register_forward_pre_hook(_reach_rows)
 
