@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-GROUPS = "align label|align protein|align|audit probes|audit|batch|calibrate|deploy|diffusion|draft|prompts|sequence|study|tools"
+GROUPS = "align label|align protein|align|audit probes|audit|batch|calibrate|deploy|diffusion|draft|prompts"
+GROUPS += "|sequence|study|tools"
 
 
 def files() -> list[Path]:
