@@ -13,7 +13,7 @@ from likely.evidence import papers
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {
-    "models", "decoding", "guided", "uncertainty", "calibration", "prompting", "alignment", "compression", "sequence",
+    "models", "decoding", "forecasting", "guided", "uncertainty", "calibration", "prompting", "alignment", "compression", "sequence",
     "audit", "serving",
 }  # fmt: skip
 
