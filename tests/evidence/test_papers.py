@@ -13,8 +13,8 @@ from likely.evidence import papers
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {
-    "models", "decoding", "forecasting", "guided", "uncertainty", "calibration", "prompting", "alignment", "compression", "sequence",
-    "audit", "serving",
+    "models", "decoding", "forecasting", "guided", "uncertainty", "calibration", "prompting", "alignment",
+    "compression", "sequence", "audit", "serving",
 }  # fmt: skip
 
 
