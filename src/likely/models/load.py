@@ -22,7 +22,6 @@ USES = ("single", "batch", "scoring")
 MOST_INT8_BYTES = 4 * 2**30  # of a file that runs natively by default in int8, which takes twice the memory of 4 bits
 FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
 HUB_SECONDS = 10
-DIFFUSION_GGUF = ("llada", "llada-moe", "dream", "rnd1")  # architectures of llama.cpp
 
 
 @dataclass(frozen=True)
@@ -312,24 +311,8 @@ Opened = tuple[Any, Tokenizer, Path, list[str]]  # the runtime, its tokenizer, w
 def _open_llamacpp(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
     from likely.runtimes.llamacpp.runtime import LlamaCppRuntime
 
-    _refuse_diffusion(Path(place))
     runtime = LlamaCppRuntime(place, **options)
     return runtime, runtime.tokenizer, Path(place), []
-
-
-def _refuse_diffusion(path: Path) -> None:
-    """CapabilityError for a GGUF file of a diffusion model: computed from left to right its numbers would be wrong."""
-    from likely.formats.gguf import read_header
-
-    try:
-        header = read_header(path)
-    except ModelError:  # whoever opens the file says what is wrong with it
-        return
-    if header.architecture in DIFFUSION_GGUF:
-        raise CapabilityError(
-            f"{path}: GGUF files of diffusion models ({header.architecture}) are not read: load the folder with its "
-            f"safetensors files"
-        )
 
 
 def _open_torch(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:

@@ -72,7 +72,7 @@ class RecurrentMixer(SequenceMixer):
         raise TypeError(f"{type(self).__name__} must say what its output is")
 
     def transition(self, streams: Streams, rows: MixerRows) -> Tensor:
-        """T over all tokens: how `fold` applies it to a state, a factor that broadcasts to it by default."""
+        """T (B, ...) over all tokens of each row, as `fold` applies it: by default a factor that broadcasts to S."""
         raise TypeError(f"{type(self).__name__} must say what its transition is")
 
     def fold(self, transition: Tensor, state: Tensor, before: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ from likely.runtimes.protocol import (
 from likely.runtimes.rows import CallOutputs
 from likely.runtimes.turns import SharedByThreads, one_at_a_time
 
+DIFFUSION = ("llada", "llada-moe", "dream", "rnd1")  # architectures of llama.cpp
 OUTPUT_BYTES = 64 << 20  # of logits held at one time
 SPARE_CELLS = 257  # room for buried cells and for one companion token
 MANY_DEAD = 256  # buried cells that may slow attention before they are cleared away
@@ -84,6 +85,11 @@ class LlamaCppRuntime(SharedByThreads):
     ):
         super().__init__()
         header = read_header(path)
+        if header.architecture in DIFFUSION:  # from left to right its numbers would be wrong
+            raise CapabilityError(
+                f"{path}: GGUF files of diffusion models ({header.architecture}) are not read: load the folder with "
+                f"its safetensors files"
+            )
         chosen = choose_settings(
             header, context=context, sequences=sequences, threads=threads, invariant=invariant, kv_dtype=kv_dtype
         )

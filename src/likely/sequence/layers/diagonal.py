@@ -69,7 +69,24 @@ class DiagonalMixer(RecurrentMixer):
         return torch.exp(log_a * steps[:, None, None])
 
 
-class S4D(DiagonalMixer):
+class ChannelStateSpaces(DiagonalMixer):
+    """A state space per channel that also reads its input directly; then, if `out_proj`, GELU, a linear map, GLU."""
+
+    D: nn.Parameter
+    out_proj: nn.Linear | None
+
+    def direct(self) -> Tensor:
+        return self.D
+
+    def project(self, x: Tensor, windows: Mapping[str, Tensor], rows: MixerRows) -> tuple[Streams, dict[str, Tensor]]:
+        return {"u": x}, {}
+
+    def finish(self, y: Tensor, streams: Streams) -> Tensor:
+        y = y.to(self.D.dtype)
+        return y if self.out_proj is None else glu(self.out_proj(gelu(y)), -1)
+
+
+class S4D(ChannelStateSpaces):
     """S4 with a diagonal state matrix, then GELU and a gated linear map (D → 2D, GLU) over channels.
 
     d_state   N, even: N/2 conjugate pairs;  init "lin", "inv", "real" or "legs": see `hippo.diagonal_initialisation`
@@ -107,18 +124,8 @@ class S4D(DiagonalMixer):
         below = 1 - dt * A / 2
         return torch.log((1 + dt * A / 2) / below), dt / below, C
 
-    def direct(self) -> Tensor:
-        return self.D
 
-    def project(self, x: Tensor, windows: Mapping[str, Tensor], rows: MixerRows) -> tuple[Streams, dict[str, Tensor]]:
-        return {"u": x}, {}
-
-    def finish(self, y: Tensor, streams: Streams) -> Tensor:
-        y = y.to(self.D.dtype)
-        return y if self.out_proj is None else glu(self.out_proj(gelu(y)), -1)
-
-
-class DSS(DiagonalMixer):
+class DSS(ChannelStateSpaces):
     """Diagonal state space with a softmax over lags: K_l = Re Σ_n (C_n/Λ_n) e^{ΔΛ_n l} / Σ_{j<l_max} e^{ΔΛ_n j}.
 
     d_state  N, even: N/2 complex numbers;  l_max: the length that the softmax is over, stored with the layer so that
@@ -153,16 +160,6 @@ class DSS(DiagonalMixer):
         total = (1 - torch.exp(log_a * self.l_max)) / (1 - torch.exp(log_a))
         c = torch.view_as_complex(wide(self.C)) * _reciprocal(A) * _reciprocal(total)
         return log_a, torch.ones_like(c), c / 2  # twice the real part is taken of conjugate pairs, here there are none
-
-    def direct(self) -> Tensor:
-        return self.D
-
-    def project(self, x: Tensor, windows: Mapping[str, Tensor], rows: MixerRows) -> tuple[Streams, dict[str, Tensor]]:
-        return {"u": x}, {}
-
-    def finish(self, y: Tensor, streams: Streams) -> Tensor:
-        y = y.to(self.D.dtype)
-        return y if self.out_proj is None else glu(self.out_proj(gelu(y)), -1)
 
 
 def _reciprocal(x: Tensor) -> Tensor:

@@ -133,13 +133,12 @@ class S4(RecurrentMixer):
         """
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
-        system = self.system()
         if rate == 1:
-            self._reach(length, system)
-            kernel = dplr.dplr_kernel(system, torch.view_as_complex(self.outputs), int(self.kernel_length))
+            self._reach(length)
+            kernel = dplr.dplr_kernel(self.system(), torch.view_as_complex(self.outputs), int(self.kernel_length))
         else:
             faster = self.system(rate=rate)
-            truncated = dplr.truncated_outputs(faster, self._untruncated(system), length)
+            truncated = dplr.truncated_outputs(faster, self._untruncated(self.system()), length)
             kernel = dplr.dplr_kernel(faster, truncated, length)
         return kernel[..., :length] if not self.causal else kernel[0, :, :length]
 
@@ -147,10 +146,10 @@ class S4(RecurrentMixer):
         return dplr.untruncated_outputs(system, torch.view_as_complex(self.outputs), int(self.kernel_length))
 
     @torch.no_grad()
-    def _reach(self, length: int, system: dplr.DplrSystem) -> None:
+    def _reach(self, length: int) -> None:
         """Double the kernel's length until it holds `length`."""
         while (held := int(self.kernel_length)) < length:
-            doubled = dplr.doubled_outputs(system, torch.view_as_complex(self.outputs), held)
+            doubled = dplr.doubled_outputs(self.system(), torch.view_as_complex(self.outputs), held)
             self.outputs.copy_(torch.view_as_real(doubled))
             self.kernel_length.mul_(2)
 
@@ -208,13 +207,11 @@ class S4(RecurrentMixer):
         return torch.stack(y, 1), h
 
     def transition(self, streams: Streams, rows: MixerRows) -> Tensor:
-        """Ā^L over real states: (D, N, N), with rows of several lengths (B, D, N, N)."""
-        matrix = dplr.discretise(self.system(rate=self.rate)).matrix
-        length = streams["x"].shape[1]
-        if rows.lengths is None:
-            return torch.linalg.matrix_power(matrix, length)
-        powers = {n: torch.linalg.matrix_power(matrix, n) for n in set(rows.lengths.tolist())}
-        return torch.stack([powers[n] for n in rows.lengths.tolist()])
+        """Ā^L over real states, of every row's own L: (B, D, N, N)."""
+        matrix, x = dplr.discretise(self.system(rate=self.rate)).matrix, streams["x"]
+        lengths = [x.shape[1]] * len(x) if rows.lengths is None else rows.lengths.tolist()
+        powers = {n: torch.linalg.matrix_power(matrix, n) for n in set(lengths)}
+        return torch.stack([powers[n] for n in lengths])
 
     def fold(self, transition: Tensor, state: Tensor, before: Tensor) -> Tensor:
         return (transition @ before[..., None]).squeeze(-1) + state
@@ -236,4 +233,4 @@ def _reach_rows(layer: S4, inputs: tuple[object, ...]) -> None:
     """The kernel is as long as the rows before the first of their documents is computed: growing changes C̃ in place."""
     x = inputs[0] if inputs else None
     if isinstance(x, Tensor) and x.ndim == 3 and layer.rate == 1:
-        layer._reach(x.shape[1], layer.system())
+        layer._reach(x.shape[1])

@@ -146,9 +146,7 @@ def _summarised(
 
     after = run(empty["h"]).state
     assert after is not None
-    rows, length = chunk.x.shape[:2]
-    lengths = torch.full((rows,), length, device=chunk.x.device) if chunk.lengths is None else chunk.lengths
-    transition = mixer.summary(chunk.x, windows, MixerRows(lengths)).transition  # of every row, as documents differ
+    transition = mixer.summary(chunk.x, windows, MixerRows(chunk.lengths)).transition
     starts, mask = chunk.rows(before).starts, chunk.mask()
     assert starts is not None
     kept = ~(starts if mask is None else starts & mask).any(1)
