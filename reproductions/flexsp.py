@@ -16,7 +16,6 @@ import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ from study import arguments, conclude, data_sources, ratio_figure, run_script, r
 
 from likely.data.datasets import find_path
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir
 from likely.sequence.parallel import BlockGroups, SequenceShards, ShardedBatch, loss_sum, run_plan
 from likely.sequence.parallel.planner import (
     SIZES,
@@ -262,8 +260,7 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 
 def main() -> None:
-    parser = arguments(full="100 batches, and the two larger models")
-    parser.add_argument("--cells", type=Path, default=cache_dir() / "studies" / "flexsp.jsonl", help="finished batches")
+    parser = arguments(full="100 batches, and the two larger models", cells="flexsp")
     run_study(parser, measure)
 
 

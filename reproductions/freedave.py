@@ -21,7 +21,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,6 @@ from study import arguments, conclude, figure_with, ratio_figure, run_script, ru
 from likely.bench import interleaved, speedup
 from likely.decoding.diffusion import ConfidenceThreshold, DiffusionOutput, FreeDave, Predictor, diffusion_generate
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir
 from likely.training.diffusion.tiny import DEFAULTS, TinySettings
 
 NAME = "freedave"
@@ -246,11 +244,8 @@ def measure(options: argparse.Namespace) -> Evidence | None:
 
 
 def main() -> None:
-    parser = arguments(full="more seeds and puzzles", quick="tiny", threads="of torch")
+    parser = arguments(full="more seeds and puzzles", quick="tiny", threads="of torch", cells=NAME)
     parser.add_argument("--timing", action="store_true", help="measure wall time of single puzzles")
-    parser.add_argument(
-        "--cells", type=Path, default=cache_dir() / "studies" / f"{NAME}.jsonl", help="cells that were measured"
-    )
     parser.set_defaults(threads=1)
     run_study(parser, measure)
 

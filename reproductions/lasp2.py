@@ -18,7 +18,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ from shared_steps import Cells
 from study import arguments, conclude, run_script, run_study
 
 from likely.evidence import Check, Evidence, Figure
-from likely.io.hashes import cache_dir
 from likely.sequence.parallel import (
     SequenceGroup,
     SequenceShards,
@@ -374,8 +372,7 @@ def measure(options: argparse.Namespace) -> Evidence | None:
 
 
 def main() -> None:
-    parser = arguments(full="longer sequences")
-    parser.add_argument("--cells", type=Path, default=cache_dir() / "studies" / "lasp2.jsonl", help="finished parts")
+    parser = arguments(full="longer sequences", cells="lasp2")
     parser.add_argument("--timing", action="store_true", help="seconds with delayed messages, in place of the study")
     run_study(parser, measure)
 

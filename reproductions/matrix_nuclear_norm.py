@@ -25,7 +25,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,6 @@ from likely.compression import compress
 from likely.compression.calibration_set import calibration_set
 from likely.compression.evaluate import RememberedRows
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir
 from likely.metrics.bootstrap import bootstrap_ratio
 from likely.runtimes.torch.runtime import TorchRuntime
 from likely.training.loop import train
@@ -376,11 +374,8 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 
 def main() -> None:
-    parser = arguments(full="the whole study", quick="tiny", threads="of torch")
+    parser = arguments(full="the whole study", quick="tiny", threads="of torch", cells=NAME)
     parser.add_argument("--timing", action="store_true", help="measure speed, too, on a machine that does nothing else")
-    parser.add_argument(
-        "--cells", type=Path, default=cache_dir() / "studies" / f"{NAME}.jsonl", help="cells that were measured"
-    )
     parser.set_defaults(threads=1)
     run_study(parser, measure)
 

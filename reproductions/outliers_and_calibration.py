@@ -21,7 +21,6 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -51,7 +50,6 @@ from likely.compression.study import (
 from likely.compression.study.effects import LEVEL
 from likely.compression.transforms.scaling import inject_outliers, logits_of
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir
 
 NAME = "outliers_and_calibration"
 ORIGINAL, INJECTED = "SmolLM2-135M", "SmolLM2-135M with injected outliers"
@@ -310,10 +308,7 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 
 def main() -> None:
-    parser = arguments(full="the whole grid", quick="two texts, few tokens", threads="of torch")
-    parser.add_argument(
-        "--cells", type=Path, default=cache_dir() / "studies" / f"{NAME}.jsonl", help="cells that were measured"
-    )
+    parser = arguments(full="the whole grid", quick="two texts, few tokens", threads="of torch", cells=NAME)
     parser.set_defaults(threads=1)
     run_study(parser, measure)
 

@@ -43,7 +43,6 @@ from likely.decoding.diffusion import (
 )
 from likely.decoding.diffusion.proposal import Confidence
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir
 from likely.training.diffusion.tiny import DEFAULTS, TinySettings
 
 NAME = "prophet"
@@ -300,11 +299,8 @@ def measure(options: argparse.Namespace) -> Evidence | None:
 
 
 def main() -> None:
-    parser = arguments(full="more seeds and puzzles", quick="tiny", threads="of torch")
+    parser = arguments(full="more seeds and puzzles", quick="tiny", threads="of torch", cells=NAME)
     parser.add_argument("--plot", type=Path, help="file of a picture of the curves")
-    parser.add_argument(
-        "--cells", type=Path, default=cache_dir() / "studies" / f"{NAME}.jsonl", help="cells that were measured"
-    )
     parser.set_defaults(threads=1)
     run_study(parser, measure)
 

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,6 @@ from likely.alignment.sequence_match import (
     tree_logits,
 )
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir
 from likely.runtimes.torch.runtime import TorchRuntime
 from likely.scoring.hidden import hidden_states
 from likely.scoring.likelihood import Item, score_items
@@ -364,10 +362,7 @@ def measure(options: argparse.Namespace) -> Evidence | None:
 
 
 def main() -> None:
-    parser = arguments(full="bigger models, more steps", quick="tiny", threads="of torch and of the judge")
-    parser.add_argument(
-        "--cells", type=Path, default=cache_dir() / "studies" / f"{NAME}.jsonl", help="cells that were measured"
-    )
+    parser = arguments(full="bigger models, more steps", quick="tiny", threads="of torch and of the judge", cells=NAME)
     parser.add_argument("--seed", type=int, help="measure the cells of this seed alone and conclude nothing")
     parser.set_defaults(threads=1)
     run_study(parser, measure)

@@ -43,7 +43,6 @@ from likely.forecasting import (
 )
 from likely.forecasting.small_lm import PUBLISHED_SIZE
 from likely.forecasting.windows import Windows
-from likely.io.hashes import cache_dir
 from likely.io.whole_file import write_whole_file
 from likely.metrics.checks import Floats
 from likely.show.plot import COLOURS, new_figure, render
@@ -355,9 +354,8 @@ def measure(options: argparse.Namespace) -> Evidence | None:
 
 
 def main() -> None:
-    parser = arguments(full="more layers, channels and windows, a second model", quick="tiny", threads="of torch")
-    parser.add_argument(
-        "--cells", type=Path, default=cache_dir() / "studies" / f"{NAME}.jsonl", help="cells that were measured"
+    parser = arguments(
+        full="more layers, channels and windows, a second model", quick="tiny", threads="of torch", cells=NAME
     )
     parser.add_argument("--seed", type=int, help="measure the cells of this seed alone and conclude nothing")
     parser.add_argument("--plot", type=Path, help="draw the errors here (.png, .svg, .pdf)")

@@ -32,7 +32,7 @@ from likely.evidence.results import (
     results_dir,
     write_result,
 )
-from likely.io.hashes import file_sha256
+from likely.io.hashes import cache_dir, file_sha256
 from likely.metrics.bootstrap import bootstrap_ratio
 from likely.metrics.intervals import wilson
 from likely.runtimes.machine import cores, machine
@@ -150,10 +150,11 @@ def conclude(
     )  # fmt: skip
 
 
-def arguments(*, full: str = "", quick: str = "", threads: str = "") -> argparse.ArgumentParser:
+def arguments(*, full: str = "", quick: str = "", threads: str = "", cells: str = "") -> argparse.ArgumentParser:
     """A parser with the arguments that mean the same in every script; the script's docstring is its description.
 
     full, quick, threads  help texts; an argument without one does not exist
+    cells  name of the study, whose finished cells are kept in the cache folder or in --cells FILE
     --full the whole study, --quick a smoke run that writes no result, --threads N, --out FOLDER of the result
     """
     script = inspect.stack()[1].frame.f_globals
@@ -165,6 +166,9 @@ def arguments(*, full: str = "", quick: str = "", threads: str = "") -> argparse
         size.add_argument("--quick", action="store_true", help=f"{quick}; no result is written")
     if threads:
         parser.add_argument("--threads", type=_at_least_one, default=cores(), help=threads)
+    if cells:
+        kept = cache_dir() / "studies" / f"{cells}.jsonl"
+        parser.add_argument("--cells", type=Path, default=kept, help="finished cells: a later run goes on there")
     out = results_dir() or Path("results")
     parser.add_argument("--out", type=Path, default=out, help="folder of the result")
     return parser
