@@ -8,8 +8,6 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-import typer
-
 from likely.io.whole_file import write_whole_file
 
 PAGE = Path(__file__).parent / "cli.md"
@@ -36,10 +34,10 @@ def _below(command: object) -> list[str]:
 
 
 def page() -> str:
-    from likely.cli.app import app
+    from likely.cli.app import command
 
     os.environ["COLUMNS"] = "100"
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = command().commands
     verbs = [(verb, *sub) for verb in sorted(commands) for sub in [(), *((s,) for s in _below(commands[verb]))]]
     parts = [HEAD, f"```text\n{help_of()}\n```\n"]
     parts += [f"## likely {' '.join(verb)}\n\n```text\n{help_of(*verb)}\n```\n" for verb in verbs]

@@ -93,13 +93,7 @@ ADDITIONS = {
             'def toy() -> None:\n    """Say that it is a toy."""\n    typer.echo("a toy")\n'
         },
         edits={
-            f"{CLI}/app.py": [
-                (
-                    "from likely.cli.verbs.project.serve import serve",
-                    "from likely.cli.verbs.project.toy import toy\n",
-                ),
-                ("for verb in (", "    toy,\n"),
-            ]
+            f"{CLI}/app.py": [("VERBS = {", '    "toy": "project.toy",\n')]
         },
         beside=("tests/cli/test_NAME.py", "docs/cli.md"),
     ),

@@ -84,11 +84,12 @@ def _child(job: dict[str, Any], err: int, steps_out: int) -> None:
 def _serve() -> None:
     import llama_cpp  # noqa: F401
 
-    import likely.cli.app
     import likely.lm.api
     import likely.models.convert
     import likely.runtimes.llamacpp.runtime  # noqa: F401
+    from likely.cli.app import command
 
+    command()
     for raw in sys.stdin:
         job = json.loads(raw)
         with tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as steps:

@@ -6,6 +6,8 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import typer
@@ -13,41 +15,6 @@ import typer
 from likely import __version__
 from likely.cli.config import defaults_for, read_config
 from likely.cli.help import VerbCommand
-from likely.cli.verbs import alignment, audit, diffusion, sequence
-from likely.cli.verbs.compression import study
-from likely.cli.verbs.compression.compare import compare
-from likely.cli.verbs.compression.compress import compress
-from likely.cli.verbs.compression.stats import stats
-from likely.cli.verbs.confidence import calibrate
-from likely.cli.verbs.confidence.choices import choices
-from likely.cli.verbs.confidence.grade import grade
-from likely.cli.verbs.confidence.risk import risk
-from likely.cli.verbs.confidence.uncertainty import uncertainty
-from likely.cli.verbs.forecasting.forecast import forecast
-from likely.cli.verbs.generation.ask import ask
-from likely.cli.verbs.generation.chat import chat
-from likely.cli.verbs.generation.complete import complete
-from likely.cli.verbs.generation.extract import extract
-from likely.cli.verbs.generation.generate import generate
-from likely.cli.verbs.generation.query import query
-from likely.cli.verbs.generation.scale import scale
-from likely.cli.verbs.generation.score import score
-from likely.cli.verbs.project import batch, tools
-from likely.cli.verbs.project.config import config
-from likely.cli.verbs.project.convert import convert
-from likely.cli.verbs.project.datasets import datasets
-from likely.cli.verbs.project.eval_code import eval_code
-from likely.cli.verbs.project.models import models
-from likely.cli.verbs.project.papers import papers
-from likely.cli.verbs.project.plot import plot
-from likely.cli.verbs.project.reproduce import reproduce
-from likely.cli.verbs.project.serve import serve
-from likely.cli.verbs.prompts import prompts
-from likely.cli.verbs.serving import deploy
-from likely.cli.verbs.speed import draft
-from likely.cli.verbs.speed.bench import bench
-from likely.cli.verbs.speed.profile import profile
-from likely.cli.verbs.speed.replay import replay
 from likely.errors import LikelyError
 
 UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer re-exports only the subclass
@@ -61,17 +28,25 @@ EPILOG = """Examples:
   likely generate "Once upon a time" --max-tokens 40 --seed 1
 """
 
-app = typer.Typer(
-    name="likely",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    pretty_exceptions_enable=False,
-)
+_ROOM = "likely.cli.verbs"
+VERBS = {
+    "ask": "generation.ask", "chat": "generation.chat", "generate": "generation.generate",
+    "extract": "generation.extract", "scale": "generation.scale", "score": "generation.score",
+    "choices": "confidence.choices", "complete": "generation.complete", "grade": "confidence.grade",
+    "uncertainty": "confidence.uncertainty", "risk": "confidence.risk", "query": "generation.query",
+    "serve": "project.serve", "plot": "project.plot", "models": "project.models", "datasets": "project.datasets",
+    "papers": "project.papers", "reproduce": "project.reproduce", "config": "project.config",
+    "convert": "project.convert", "compress": "compression.compress", "compare": "compression.compare",
+    "stats": "compression.stats", "replay": "speed.replay", "bench": "speed.bench", "profile": "speed.profile",
+    "eval-code": "project.eval_code", "forecast": "forecasting.forecast",
+}  # fmt: skip
+GROUPS = {
+    "calibrate": "confidence.calibrate", "prompts": "prompts.prompts", "draft": "speed.draft",
+    "batch": "project.batch", "deploy": "serving.deploy", "tools": "project.tools", "study": "compression.study",
+    "align": "alignment", "audit": "audit", "sequence": "sequence", "diffusion": "diffusion",
+}  # fmt: skip
 
 
-@app.callback(invoke_without_command=True, help=EPILOG + "\nThe sequence likelihood of a language model.")
 def root(
     ctx: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
@@ -82,18 +57,26 @@ def root(
         raise typer.Exit()
 
 
-for verb in (
-    ask, chat, generate, extract, scale, score, choices, complete, grade, uncertainty, risk, query, serve, plot, models,
-    datasets, papers, reproduce, config, convert, compress, compare, stats, replay, bench, profile, eval_code,
-    forecast,
-):  # fmt: skip
-    app.command(cls=VerbCommand)(verb)
-for group, verbs in (
-    ("calibrate", calibrate.verbs), ("prompts", prompts.verbs), ("draft", draft.verbs), ("batch", batch.verbs),
-    ("deploy", deploy.verbs), ("tools", tools.verbs), ("study", study.verbs), ("align", alignment.verbs),
-    ("audit", audit.verbs), ("sequence", sequence.verbs), ("diffusion", diffusion.verbs),
-):  # fmt: skip
-    app.add_typer(verbs, name=group)
+@cache
+def command(only: str | None = None) -> Any:
+    """The command line with every verb, or with one of them: a call need not import and build the others."""
+    app = typer.Typer(
+        name="likely",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        pretty_exceptions_enable=False,
+    )
+    help_text = EPILOG + "\nThe sequence likelihood of a language model."
+    app.callback(invoke_without_command=True, help=help_text)(root)
+    for name, module in VERBS.items():
+        if only in (None, name):
+            app.command(name, cls=VerbCommand)(getattr(import_module(f"{_ROOM}.{module}"), name.replace("-", "_")))
+    for name, module in GROUPS.items():
+        if only in (None, name):
+            app.add_typer(import_module(f"{_ROOM}.{module}").verbs, name=name)
+    return typer.main.get_command(app)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -101,13 +84,14 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     try:
-        command = typer.main.get_command(app)
+        verb = next((a for a in arguments if not a.startswith("-")), None)
+        verbs = command(verb if verb in VERBS or verb in GROUPS else None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _show_warning
-            own = {} if "config" in arguments[:1] else defaults_for(command, read_config())
-            code = command.main(args=list(arguments), prog_name="likely", standalone_mode=False, default_map=own)
+            own = {} if "config" in arguments[:1] else defaults_for(verbs, read_config())
+            code = verbs.main(args=list(arguments), prog_name="likely", standalone_mode=False, default_map=own)
         return code if isinstance(code, int) else 0
     except typer.Exit as stop:
         return stop.exit_code
