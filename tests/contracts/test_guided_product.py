@@ -54,7 +54,7 @@ def plainly(wanted):
     return [replace(r, drafter=None, verification="keyed", constraint=Unforced(r.constraint)) for r in wanted]
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(18)
 @pytest.mark.parametrize(("name", "choice"), [(n, c) for n in ["no drafter", *MADE] for c in CHOICES])
 def test_guided_text_is_that_of_plain_guided_decoding(target, name, choice):
     kind, runtime, tolerance, made = target

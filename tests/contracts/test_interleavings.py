@@ -12,7 +12,7 @@ OTHERS = ("torch-recompute", "recurrent-falcon_h1")  # slow, and alike to others
 NAMES = [name for name in FACTORIES if not name.startswith("llamacpp") and name not in OTHERS]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", runtime_cases(NAMES))
 def test_any_interleaving_equals_fresh_decodes(name):
     build, allowed = FACTORIES[name]

@@ -128,7 +128,7 @@ def requests(contrast) -> list[Request]:
     ]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_texts_are_those_of_the_reference(target, preset):
     _, runtime = target
@@ -144,7 +144,7 @@ def test_texts_are_those_of_the_reference(target, preset):
     assert opened > 0
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_a_batch_is_each_alone(target, preset):
     _, runtime = target
@@ -173,7 +173,7 @@ def test_drafted_text_is_the_undrafted_one(target, preset, drafter):
             np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-3)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_a_constraint_at_once(target, preset):
     """p and p⁻ are compared over what is allowed; nothing else is ever emitted, however unlikely the allowed tokens."""
@@ -221,7 +221,7 @@ class OneOf:
         return True
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_samples_together_are_samples_alone(target, preset):
     _, runtime = target

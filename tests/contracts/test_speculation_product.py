@@ -42,7 +42,7 @@ def run(runtime, wanted: list[Request]):
     return [done[i] for i in ids]
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize(("name", "choice"), [(n, c) for n in MADE for c in CHOICES])
 def test_text_and_logprobs_are_those_of_plain_decoding(target, name, choice):
     kind, runtime, tolerance = target

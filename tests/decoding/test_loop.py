@@ -166,7 +166,7 @@ def test_emitted_sequences_follow_the_distribution_of_the_model():
     assert abs(sum(law.values()) - 1) < 1e-9
     for drafter in (None, RandomTrees(4)):
         draws = []
-        for seed in range(3):
+        for seed in range(2):
             request = Request((0,), Sampling(seed=seed), max_tokens=4, samples=2000, drafter=drafter, draft_budget=4)
             loop = toy_loop(ToyRuntime(runtime._logits_of, vocab_size=4, tokens_held=10**6, sequences=4096))
             draws += [tuple(d.tokens) for d in run(loop, request)[0]]

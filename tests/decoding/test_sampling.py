@@ -62,7 +62,7 @@ def test_laws_equal_transformers(options):
         np.testing.assert_allclose(np.exp(ours), np.exp(theirs), atol=1e-5)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "options",
     [

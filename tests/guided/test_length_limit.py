@@ -83,7 +83,7 @@ def write(constraint, vocabulary, budget, love, rng, late=True):
     return tokens
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("love", LOVES)
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f"{f.kind} {str(f.source)[:30]}")
 def test_every_budget_from_the_shortest_completion_upward_is_enough(form, love):
@@ -120,7 +120,7 @@ def random_schema(rng, depth=0, inside=False):
     return {"type": kind}
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("late", [True, False], ids=["judged late", "masks alone"])
 @pytest.mark.parametrize("seed", range(30))
 def test_random_schemas_are_always_completed(seed, late):
