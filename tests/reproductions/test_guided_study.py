@@ -47,7 +47,7 @@ def test_the_study_runs_on_a_tiny_model(tiny, lm):
     case = tiny["function_schemas"].Case
     asked = [case("a?", "f", schema(a={"type": "boolean"})), case("b?", "g", schema(b={"enum": ["cat", "mat"]}))]
     evidence = tiny["guided_base"].study(
-        {"tiny": lm}, asked, max_tokens=24, questions=["the cat?"], seeds=2, particles=8, full=False,
+        {"tiny": lm}, asked, max_tokens=24, questions=["the cat?"], seeds=2, particles=4, full=False,
         sources=[SOURCE], data=[], report=lambda line: None,
     )  # fmt: skip
     value = {(f.subject, f.quantity): f.value for f in evidence.figures}
@@ -64,10 +64,10 @@ def test_the_enumerated_law_is_that_of_many_particles(tiny, lm):
     """Weights of many particles against the walk over every token path: two ways to the same law and evidence."""
     choices = tiny["guided_choices"]
     text, words = choices.prompt_of(lm, "the cat?")
-    found = choices.measure(lm, "the cat?", seeds=20, particles=48)
+    found = choices.measure(lm, "the cat?", seeds=8, particles=24)
     assert set(found.exact) == set(words) and math.isclose(sum(found.exact.values()), 1)
     assert found.distance("local") - 0.05 < found.distance("local, exact") < found.distance("local") + 0.05
-    ensemble = lm.ensemble(text, choices=words, particles=60, max_tokens=choices.MAX_TOKENS)
+    ensemble = lm.ensemble(text, choices=words, particles=40, max_tokens=choices.MAX_TOKENS)
     weights = np.exp(ensemble.log_weights)
     error = weights.std(ddof=1) / math.sqrt(len(weights))
     assert abs(weights.mean() - math.exp(found.log_p)) < 5.5 * error
