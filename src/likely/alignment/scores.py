@@ -19,6 +19,7 @@ from likely.errors import check_choice
 from likely.io.hashes import fingerprint
 from likely.io.kept import KeptValues
 from likely.training.policy import Policy
+from likely.training.processes import is_sharded
 
 Normaliser = Literal["logp", "logp_mean", "ratio", "ratio_mean"]
 NORMALISERS = ("logp", "logp_mean", "ratio", "ratio_mean")
@@ -142,9 +143,10 @@ def alike(completion: Completion) -> tuple[int, tuple[int, ...], int]:
 def completion_scores(module: torch.nn.Module, completions: Seq[Completion]) -> SequenceScores:
     """`sequence_logprobs` of completions, in one batch.
 
-    Completions of one prompt share its computation where the architecture allows it (`shares_prompts`): a row holds the
-    prompt and all of them behind it, none sees another, and logits are computed of scored tokens only.  One that comes
-    several times is computed once.
+    Where the architecture allows it (`takes_masks`) completions of one prompt share its computation: the prompt stands
+    once with all of them behind it, none sees another; and short texts stand behind each other in one row, where none
+    sees another and positions begin anew.  Logits are computed of scored tokens only.  A completion that comes several
+    times is computed once.
     """
     unique = {(c.prompt, c.tokens): c for c in completions}
     if len(unique) < len(completions):
@@ -152,62 +154,112 @@ def completion_scores(module: torch.nn.Module, completions: Seq[Completion]) -> 
         place = {key: i for i, key in enumerate(unique)}
         at = torch.tensor([place[c.prompt, c.tokens] for c in completions], device=scores.mask.device)
         return SequenceScores(scores.token_logprobs[at], scores.mask[at])
-    if len({c.prompt for c in completions}) < len(completions) and shares_prompts(module):
-        return _shared_scores(module, completions)
+    if takes_masks(module):
+        packed = _documents(completions)
+        rows = packed_rows(list(map(len, packed)))
+        if _tokens(rows, list(map(len, packed))) < len(completions) * max(map(len, completions)):
+            return packed_scores(module, packed, rows, (len(completions), max(map(len, completions)) - 1))
     device = next(module.parameters()).device
     batch = TokenBatch.of(completions, device=device)
     return sequence_logprobs(module, batch.input_ids, batch.attention_mask, batch.completion_mask)
 
 
-def shares_prompts(module: torch.nn.Module) -> bool:
+def takes_masks(module: torch.nn.Module) -> bool:
     """Whether a module takes positions and a mask of our own, and its logits are its head on the decoder's states."""
+    if is_sharded(module):  # its decoder cannot be called alone
+        return False
     config = _inner(module).config
     windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     attention = getattr(config, "_attn_implementation", None)
     return config.model_type in PLAIN_DECODERS and windows is None and attention in ("sdpa", "eager")
 
 
-def _shared_scores(module: torch.nn.Module, completions: Seq[Completion]) -> SequenceScores:
-    inner, device = _inner(module), next(module.parameters()).device
-    groups: dict[tuple[int, ...], list[int]] = {}
+@dataclass
+class Document:
+    """Tokens that stand in one row: what all of them see, and branches behind it that do not see each other.
+
+    ids, positions, branch  of each token; branch 0 is what all later ones see
+    scored  (place of the token whose state predicts, id that it predicts, row and column of the result)
+    """
+
+    ids: list[int]
+    positions: list[int]
+    branch: list[int]
+    scored: list[tuple[int, int, int, int]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def _documents(completions: Seq[Completion]) -> list[Document]:
+    """One for each prompt, with its completions as branches."""
+    found: dict[tuple[int, ...], Document] = {}
     for i, completion in enumerate(completions):
-        groups.setdefault(completion.prompt, []).append(i)
-    sizes = [len(prompt) + sum(len(completions[i].tokens) - 1 for i in of) for prompt, of in groups.items()]
-    ids = torch.zeros(len(groups), max(sizes), dtype=torch.long)
-    positions, part = (
-        torch.zeros_like(ids),
-        torch.full_like(ids, -1),
-    )  # part 0: the prompt, k: a completion, -1: padding
-    width = max(map(len, completions)) - 1
-    rows: list[int] = []  # of the states that predict each scored token, which column, its id, where its value goes
-    columns: list[int] = []
-    wanted: list[int] = []
-    places: list[int] = []
-    for row, (prompt, of) in enumerate(groups.items()):
+        prompt, tokens = completion.prompt, completion.tokens
         start = len(prompt)
-        ids[row, :start], positions[row, :start], part[row, :start] = torch.tensor(prompt), torch.arange(start), 0
-        for number, i in enumerate(of, 1):
-            tokens = completions[i].tokens
-            stop = start + len(tokens) - 1  # the last token predicts nothing
-            ids[row, start:stop] = torch.tensor(tokens[:-1], dtype=torch.long)
-            positions[row, start:stop] = torch.arange(len(prompt), len(prompt) + len(tokens) - 1)
-            part[row, start:stop] = number
-            rows += [row] * len(tokens)
-            columns += [len(prompt) - 1, *range(start, stop)]
-            wanted += tokens
-            places += range(i * width + len(prompt) - 1, i * width + len(prompt) - 1 + len(tokens))
+        document = found.setdefault(prompt, Document(list(prompt), list(range(start)), [0] * start, []))
+        number, end = document.branch[-1] + 1, len(document)
+        document.ids += tokens[:-1]  # the last token predicts nothing
+        document.positions += range(start, start + len(tokens) - 1)
+        document.branch += [number] * (len(tokens) - 1)
+        places = (start - 1, *range(end, end + len(tokens) - 1))
+        document.scored += [
+            (place, token, i, start - 1 + k) for k, (place, token) in enumerate(zip(places, tokens, strict=True))
+        ]
+    return list(found.values())
+
+
+def packed_rows(sizes: Seq[int]) -> list[list[int]]:
+    """Which texts stand behind each other, in rows no longer than the longest text: first fit, longest first."""
+    longest = max(sizes)
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        row = next((r for r, free in enumerate(room) if free >= sizes[i]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(longest)
+        rows[row].append(i)
+        room[row] -= sizes[i]
+    return rows
+
+
+def _tokens(rows: Seq[Seq[int]], sizes: Seq[int]) -> int:
+    """That are computed, padding included."""
+    return len(rows) * max(sum(sizes[i] for i in row) for row in rows)
+
+
+def packed_scores(
+    module: torch.nn.Module, documents: Seq[Document], rows: Seq[Seq[int]], shape: tuple[int, int]
+) -> SequenceScores:
+    """The scored tokens of documents that stand in rows behind each other; shape (N, T−1) of the result."""
+    inner, device = _inner(module), next(module.parameters()).device
+    width = max(sum(len(documents[i]) for i in row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    positions, of, branch = torch.zeros_like(ids), torch.full_like(ids, -1), torch.zeros_like(ids)
+    scored: list[tuple[int, int, int, int]] = []  # row, column of the state; id; place in the result
+    for row, held in enumerate(rows):
+        start = 0
+        for i in held:
+            document = documents[i]
+            stop = start + len(document)
+            ids[row, start:stop] = torch.tensor(document.ids)
+            positions[row, start:stop] = torch.tensor(document.positions)
+            of[row, start:stop], branch[row, start:stop] = i, torch.tensor(document.branch)
+            scored += [(row, start + place, token, n * shape[1] + t) for place, token, n, t in document.scored]
             start = stop
-    order = torch.arange(ids.shape[1])
-    sees = (order[:, None] >= order) & ((part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None]))
+    order = torch.arange(width)
+    sees = (order[:, None] >= order) & (of[:, None, :] == of[:, :, None])
+    sees &= (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
     dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
     mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
     states = inner.get_decoder()(
         input_ids=ids.to(device), attention_mask=mask.to(device), position_ids=positions.to(device), use_cache=False
     ).last_hidden_state
-    logits = inner.get_output_embeddings()(states[torch.tensor(rows), torch.tensor(columns)])
-    values = SelectedLogprobs.apply(logits[None], torch.tensor(wanted, device=device)[None])[0]
-    there = torch.tensor(places, device=device)
-    shape, total = (len(completions), width), len(completions) * width
+    at, columns, wanted, there = (torch.tensor(part, device=device) for part in zip(*scored, strict=True))
+    logits = inner.get_output_embeddings()(states[at, columns])
+    values = SelectedLogprobs.apply(logits[None], wanted[None])[0]
+    total = shape[0] * shape[1]
     found = torch.zeros(total, device=device, dtype=values.dtype).index_copy(0, there, values)
     shown = torch.zeros(total, device=device, dtype=torch.bool).index_fill(0, there, True)
     return SequenceScores(found.view(shape), shown.view(shape))

@@ -227,31 +227,41 @@ def batches(lengths: Seq[int], *, batch: int, steps: int, seed: int) -> list[lis
     return chosen[:steps]
 
 
-@contextlib.contextmanager
-def peft_model(
-    module: torch.nn.Module, *, rank: int, alpha: int, dropout: float, targets: Seq[str], seed: int
-) -> Iterator[Any]:
-    """The module wrapped by peft; afterwards it is as it was."""
+def with_adapters(
+    module: torch.nn.Module, *, rank: int, alpha: int, dropout: float, targets: Seq[str], seed: int,
+    whole_modules: Seq[str] = (), tokens: Seq[int] = (),
+) -> Any:  # fmt: skip
+    """The module wrapped by peft, adapters on; ModelError where no linear layer has one of the names.
+
+    whole_modules  last names of modules that are trained whole, as copies;  tokens: rows of the embedding
+    """
     import torch
 
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise missing_extra("peft", "train") from None
-
-    linear = {n for n, m in module.named_modules() if type(m) is torch.nn.Linear and n.split(".")[-1] in targets}
-    if missing := sorted(set(targets) - {name.split(".")[-1] for name in linear}):
-        known = sorted({n.split(".")[-1] for n, m in module.named_modules() if type(m) is torch.nn.Linear})
-        raise ModelError(
-            f"the model has no linear layer called {missing[0]} (it has: {', '.join(known)}): give targets="
-        )
+    linear = {name for name, part in module.named_modules() if type(part) is torch.nn.Linear}
+    chosen = {name for name in linear if name.split(".")[-1] in targets}
+    if missing := sorted(set(targets) - {name.split(".")[-1] for name in chosen}):
+        known = ", ".join(sorted({name.split(".")[-1] for name in linear}))
+        raise ModelError(f"the model has no linear layer called {missing[0]} (it has: {known}): give targets=")
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=sorted(linear), task_type="CAUSAL_LM"
-    )
-    asked = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=sorted(chosen), task_type="CAUSAL_LM",
+        modules_to_save=list(whole_modules) or None, trainable_token_indices=list(tokens) or None,
+    )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        wrapped = get_peft_model(module, config)
+        return get_peft_model(module, config)
+
+
+@contextlib.contextmanager
+def peft_model(
+    module: torch.nn.Module, *, rank: int, alpha: int, dropout: float, targets: Seq[str], seed: int
+) -> Iterator[Any]:
+    """The module wrapped by peft; afterwards it is as it was."""
+    asked = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    wrapped = with_adapters(module, rank=rank, alpha=alpha, dropout=dropout, targets=targets, seed=seed)
     try:
         yield wrapped
     finally:

@@ -82,7 +82,8 @@ def train_on_preferences(
             run.say(f"the policy is not its reference at the start (margin {before['log_ratio_margin']:.3g} nats)")
         losses = fit(
             run.policy, training, lambda batch: loss(batch, reference), steps, length=_length, folder=run.out,
-            recipe=about, processes=run.processes, log=run.log(), progress=steps_of(progress, steps.steps),
+            recipe=about, processes=run.processes, shard=settings.shard, log=run.log(),
+            progress=steps_of(progress, steps.steps),
         )  # fmt: skip
 
         def whole() -> dict[str, Any]:
