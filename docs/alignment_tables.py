@@ -63,5 +63,6 @@ def frontier(result: Any, paragraph: Callable[..., str]) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
-        return f"{value['accuracy']:.0%} [{value['low']:.0%}, {value['high']:.0%}]"
+        low, high = value["interval"]
+        return f"{value['accuracy']:.0%} [{low:.0%}, {high:.0%}]"
     return "-" if value is None else f"{value:.3g}"
