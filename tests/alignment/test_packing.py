@@ -10,9 +10,10 @@ pytest.importorskip("peft")
 import torch
 from tiny_torch import tiny_module
 
-from likely.alignment.scores import packed_rows, packed_scores, sequence_logprobs
+from likely.alignment.scores import packed_rows, packed_scores
 from likely.alignment.sft import MaskedText, _document, text_scores
 from likely.training.fit import pieces_of
+from likely.training.logprobs import sequence_logprobs
 from likely.training.lora import batches
 
 SIZES = (11, 3, 4, 9, 2, 5, 3)

@@ -13,13 +13,12 @@ from tiny_torch import tiny_module
 import likely
 from likely.alignment.scores import (
     Completion,
-    SelectedLogprobs,
     TokenBatch,
     completion_scores,
     normalise,
-    sequence_logprobs,
     takes_masks,
 )
+from likely.training.logprobs import SelectedLogprobs, sequence_logprobs
 
 TEXTS = [Completion((1, 2, 3), (4, 5)), Completion((7,), (8, 9, 10, 11, 12)), Completion((5, 6, 7, 8), (9,))]
 

@@ -9,15 +9,8 @@ from typing import Literal
 
 import torch
 
-from likely.alignment.scores import (
-    Completion,
-    Document,
-    SequenceScores,
-    packed_rows,
-    packed_scores,
-    sequence_logprobs,
-    takes_masks,
-)
+from likely.alignment.scores import Completion, Document, packed_rows, packed_scores, takes_masks
+from likely.training.logprobs import SequenceScores, sequence_logprobs
 from likely.training.loop import LossOutput
 
 LossOn = Literal["completion", "assistant", "all"]
