@@ -165,10 +165,12 @@ class Policy:
         for parameter in plain.parameters():
             parameter.data = parameter.new_empty(0)
         shard(copied, inner.get_decoder().layers)
-        yield
-        for parameter, part in zip(plain.parameters(), copied.parameters(), strict=True):
-            parameter.data = whole(part.detach())
-        self.module = plain
+        try:
+            yield
+            for parameter, part in zip(plain.parameters(), copied.parameters(), strict=True):
+                parameter.data = whole(part.detach())
+        finally:
+            self.module = plain
 
     # --- to files -----------------------------------------------------------------------------------------------------
 
