@@ -47,7 +47,8 @@ def user_pairs(count: int = PAIRS) -> list[dict[str, Any]]:
         }
         for row in load_records("truthfulqa", "truthfulqa.jsonl.gz")
     ]
-    rows = [*chats, *questions][:PAIRS]
+    different = {(row["prompt"][-1]["content"], row["chosen"]): row for row in [*chats, *questions]}
+    rows = list(different.values())[:PAIRS]
     return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:count]]
 
 
