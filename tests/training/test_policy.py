@@ -273,13 +273,15 @@ def test_rows_of_the_embedding_are_trained_and_merged(tied):
     head = module.model.embed_tokens.weight if tied else torch.nn.Parameter(module.lm_head.weight.clone())
     module.lm_head.weight = head
     with Policy(lm, LoraSettings(rank=2, alpha=4, trained_tokens=(9,))) as policy:
-        before = module.get_input_embeddings().weight.detach().clone()
+        tables = module.get_input_embeddings(), module.get_output_embeddings()
+        before = [table.weight.detach().clone() for table in tables]
         train(policy, lr=0.05)
         assert not policy.saves_adapter
         with policy.merged() as merged:
-            after = merged.get_input_embeddings().weight
+            after = merged.get_input_embeddings().weight, merged.get_output_embeddings().weight
             torch.testing.assert_close(logits(merged), logits(policy.module), atol=1e-4, rtol=0)
-            changed = (after != before).any(dim=1).nonzero().flatten().tolist()
-            assert changed == [9] and (merged.lm_head.weight is after) == tied
+            for old, new in zip(before, after, strict=True):
+                assert (new != old).any(dim=1).nonzero().flatten().tolist() == [9]
+            assert (after[0] is after[1]) == tied
         with pytest.raises(CapabilityError, match="save the merged model"):
             policy.save_adapter("nowhere")

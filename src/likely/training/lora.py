@@ -52,7 +52,7 @@ def with_adapters(
 ) -> Any:  # fmt: skip
     """The module wrapped by peft, adapters on; ModelError where no linear layer has one of the names.
 
-    whole_modules  last names of modules that are trained whole, as copies;  tokens: rows of the embedding
+    whole_modules  last names of modules that are trained whole, as copies;  tokens: rows of embedding and output
     """
     import torch
 
@@ -67,11 +67,19 @@ def with_adapters(
         raise ModelError(f"the model has no linear layer called {missing[0]} (it has: {known}): give targets=")
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=sorted(chosen), task_type="CAUSAL_LM",
-        modules_to_save=list(whole_modules) or None, trainable_token_indices=list(tokens) or None,
+        modules_to_save=list(whole_modules) or None, trainable_token_indices=_token_rows(module, tokens),
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(module, config)
+
+
+def _token_rows(module: Any, tokens: Seq[int]) -> dict[str, list[int]] | None:
+    """By name of the embedding, and of the output where that is another matrix."""
+    if not tokens:
+        return None
+    tables = {id(table.weight): table for table in (module.get_output_embeddings(), module.get_input_embeddings())}
+    return {name: list(tokens) for name, part in module.named_modules() if any(part is t for t in tables.values())}
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ def train_with_backspace(
 
         expected = estimate(
             run, data, trial, replace(run.settings.training, piece=chosen.batch),
-            lambda t: 2 * (len(t.prompt) + len(t.actions)), reference=False,
+            lambda t: 2 * (len(t.prompt) + len(t.actions)),
         )  # fmt: skip
         run.say(expected.line())
         if only_estimate:

@@ -63,7 +63,7 @@ def train_on_examples(
         def by_tokens(texts: Seq[MaskedText]) -> LossOutput:
             return sft_loss(run.policy.module)(texts)
 
-        expected = estimate(run, training, by_tokens, steps, len, reference=False)
+        expected = estimate(run, training, by_tokens, steps, len, scored=[*held, *held])
         run.say(expected.line())
         if only_estimate:
             return {**about, "estimate": asdict(expected), **run.rows_left_out()}

@@ -257,11 +257,11 @@ class Estimate:
 
 def estimate(
     run: Run, items: Seq[T], loss: Callable[[Seq[T]], LossOutput], settings: TrainingSettings,
-    length: Callable[[T], int], *, reference: bool,
+    length: Callable[[T], int], *, scored: Seq[T] = (),
 ) -> Estimate:  # fmt: skip
     """Measure one piece of items of middle length, forwards and backwards; nothing is learned.
 
-    reference  whether the reference's log-probabilities are computed, too, which is a third of a step
+    scored  items whose log-probabilities are computed beside, for the reference or a report: a third of a step
     """
     by_length = sorted(items, key=length)
     middle = len(by_length) // 2
@@ -274,7 +274,7 @@ def estimate(
     for parameter in parameters:
         parameter.grad = None
     tokens = settings.steps * settings.batch * float(np.mean([length(i) for i in items])) / run.processes.size
-    whole = sum(map(length, items)) if reference else 0
+    whole = sum(map(length, scored))
     return Estimate(
         tokens * seconds + whole * seconds / 3, _memory(run.policy, max(map(length, items)) * settings.piece),
         free_bytes(), settings.steps, sum(p.numel() for p in parameters),

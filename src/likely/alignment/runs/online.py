@@ -82,7 +82,6 @@ def train_on_own_samples(
 
         expected = estimate(
             run, training, drawn_loss, steps, lambda p: len(p.tokens) + online.samples * online.max_tokens,
-            reference=False,
         )  # fmt: skip
         trial.close()
         run.say(expected.line())

@@ -61,7 +61,8 @@ def train_on_preferences(
         if not only_estimate and (finished := run.begin(about)) is not None:
             run.say(f"{run.out}: this run is finished, here is its report")
             return finished
-        expected = estimate(run, training, loss, steps, _length, reference=method.needs_reference)
+        scored = [*(training + held) * method.needs_reference, *held, *held]  # the reference, then both reports
+        expected = estimate(run, training, loss, steps, _length, scored=scored)
         run.say(expected.line())
         if only_estimate:
             return {**about, "estimate": asdict(expected), **run.rows_left_out()}

@@ -75,7 +75,7 @@ def train_reward_model(
         if not only_estimate and (finished := run.begin(about)) is not None:
             run.say(f"{run.out}: this run is finished, here is its report")
             return finished
-        expected = estimate(run, training, loss, steps, _length, reference=False)
+        expected = estimate(run, training, loss, steps, _length, scored=[*held, *held])
         model.head.grad = None
         run.say(expected.line())
         if only_estimate:
