@@ -24,14 +24,3 @@ def test_the_file_has_500_different_pairs(bench, data_dir, monkeypatch):
     assert len({(row["prompt"][-1]["content"], row["chosen"], row["rejected"]) for row in rows}) == 500
     assert all(row["prompt"][-1]["role"] == "user" for row in rows)
     assert any(len(row["prompt"]) > 1 for row in rows) and rows[:3] == bench.user_pairs(3)
-
-
-@pytest.mark.slow
-def test_a_killed_command_goes_on(bench, tmp_path):
-    from tiny_gguf import write_tiny_llama
-
-    model = write_tiny_llama(tmp_path / "tiny.gguf", dim=32)
-    rows = [{"prompt": f"the cat {i}", "chosen": " sat on", "rejected": " there"} for i in range(40)]
-    record = bench.measured(tmp_path, rows, "-m", str(model), "--rank", "4", "--prompts", "2", "--batch", "2")
-    assert record["steps"] == 18 and len(record["losses"]) == 18 and record["dropped"] == record["cut"] == 0
-    assert record["seconds"]["together"] > 0 and record["after"]["samples"]["kl"] != 0
