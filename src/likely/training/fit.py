@@ -144,13 +144,15 @@ def fit(
             mine = expand(step, mine) if mine else []
         total = processes.sum_numbers({"weight": sum(map(weight, mine), 0.0)})["weight"]
         pieces = pieces_of(mine, length, settings.piece, together)
+        # sharded processes put layers together for each other, so that all compute as many pieces
+        rounds = processes.most(len(pieces)) if sharded else len(pieces)
         for piece in pieces:
             with torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext():
                 found = loss(piece)
             yield LossOutput(found.loss / total, found.metrics)
-        if sharded:  # the processes compute as many pieces each, since they put layers together for each other
-            for _ in range(processes.most(len(pieces)) - len(pieces)):
-                yield LossOutput(0 * loss([items[chosen[0]]]).loss)
+        for _ in range(rounds - len(pieces)):
+            found = loss([items[chosen[0]]])
+            yield LossOutput(0 * found.loss, {name: (0.0, 0.0) for name in found.metrics})
 
     checkpoints = None
     if folder is not None:
