@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -259,21 +260,22 @@ def estimate(
     run: Run, items: Seq[T], loss: Callable[[Seq[T]], LossOutput], settings: TrainingSettings,
     length: Callable[[T], int], *, scored: Seq[T] = (),
 ) -> Estimate:  # fmt: skip
-    """Measure one piece of items of middle length, forwards and backwards; nothing is learned.
+    """Measure one piece of items of mean length, forwards and backwards, warmed up; nothing is learned.
 
     scored  items whose log-probabilities are computed beside, for the reference or a report: a third of a step
     """
-    by_length = sorted(items, key=length)
-    middle = len(by_length) // 2
-    piece = by_length[middle : middle + settings.piece] or by_length[-settings.piece :]
-    started = time.perf_counter()
-    with torch.random.fork_rng():
-        loss(piece).loss.backward()
-    seconds = (time.perf_counter() - started) / max(1, sum(map(length, piece)))
+    mean = float(np.mean([length(i) for i in items]))
+    piece = sorted(items, key=lambda item: abs(length(item) - mean))[: settings.piece]
+    seconds = math.inf
+    for _ in range(2):  # the first call is slower
+        started = time.perf_counter()
+        with torch.random.fork_rng():
+            loss(piece).loss.backward()
+        seconds = min(seconds, (time.perf_counter() - started) / max(1, sum(map(length, piece))))
     parameters = run.policy.parameters()
     for parameter in parameters:
         parameter.grad = None
-    tokens = settings.steps * settings.batch * float(np.mean([length(i) for i in items])) / run.processes.size
+    tokens = settings.steps * settings.batch * mean / run.processes.size
     whole = sum(map(length, scored))
     return Estimate(
         tokens * seconds + whole * seconds / 3, _memory(run.policy, max(map(length, items)) * settings.piece),
