@@ -261,6 +261,19 @@ def guided_guide(path: Path, benchmark: dict[str, Any]) -> str:
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
 
 
+def alignment_guide(path: Path, benchmarks: dict[str, dict[str, Any]], results: dict[str, Evidence]) -> str:
+    """docs/alignment.md or docs/frontier.md with what was measured."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import alignment_tables as tables
+
+    made = {
+        "preference_run": timed(benchmarks, "preference_run", tables.run),
+        "preference_step": timed(benchmarks, "preference_step", tables.step),
+        "frontier_smollm2": lambda: tables.frontier(results.get("frontier_smollm2"), paragraph),
+    }
+    return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+
+
 def timed(benchmarks: dict[str, dict[str, Any]], name: str, table: Callable[..., str]) -> Callable[[], str]:
     """The table of one benchmark and where it was measured; a line while there are no results."""
     if name not in benchmarks:
@@ -389,6 +402,9 @@ def documents(*, outputs: bool) -> dict[Path, str]:
     forms = ROOT / "docs" / "structured-output.md"
     if forms.exists() and "guided" in benchmarks:
         made[forms] = guided_guide(forms, benchmarks["guided"])
+    for page in (ROOT / "docs" / "alignment.md", ROOT / "docs" / "frontier.md"):
+        if page.exists():
+            made[page] = alignment_guide(page, benchmarks, results)
     made[ROOT / "docs" / "reference" / "options.md"] = option_page()
     made[ROOT / "docs" / "papers" / "index.md"] = paper_index(results)
     for name, result in results.items():

@@ -38,7 +38,7 @@ from likely.io.kept import KeptValues
 from likely.metrics.bootstrap import bootstrap_ratio, interval
 from likely.prompting.speech.intent import SpokenIntentClassifier, training_pairs
 from likely.prompting.speech.nbest import NBest, NBestStyle, SpokenTask
-from likely.training.lora import train_lora
+from likely.training.answers import train_lora
 
 NONE = "none"  # the answer to a message
 TASK = SpokenTask("", (*INTENTS.values(), NONE), listed=False)

@@ -198,11 +198,11 @@ def run_seed(lab: Lab, size: Size, seed: int, kept: KeptValues) -> None:
         report(f"seed {seed}, {method}, γ {gamma}, {len(pairs.winners)} pairs: {said}")
 
 
-def best_of(wide: PolicySamples, n: int) -> PolicySamples:
-    """The best of each n samples by the proxy, at log n − (n − 1)/n, which bounds its KL (Beirami et al. 2024)."""
+def best_of(wide: PolicySamples, n: int, reward: str = "proxy") -> PolicySamples:
+    """The best of each n samples by a reward, at log n − (n − 1)/n, which bounds its KL (Beirami et al. 2024)."""
     rows = np.arange(len(wide.prompt)).reshape(wide.prompts, -1)
     groups = rows[:, : rows.shape[1] // n * n].reshape(-1, n)
-    best = groups[np.arange(len(groups)), wide.rewards["proxy"][groups].argmax(axis=1)]
+    best = groups[np.arange(len(groups)), wide.rewards[reward][groups].argmax(axis=1)]
     bound = np.full(len(best), np.log(n) - (n - 1) / n)
     return PolicySamples(
         f"best-of {n}", wide.prompt[best], {name: values[best] for name, values in wide.rewards.items()},

@@ -37,7 +37,7 @@ from likely.prompting.ensembles.demonstrations import FewShotTask, record_finger
 from likely.prompting.ensembles.ensemble import EnsembleSpec, SelfEnsemble, Vary, tuning_pairs
 from likely.prompting.selection.scoring import score_pool
 from likely.prompting.templates import PromptPool, Template
-from likely.training.lora import train_lora
+from likely.training.answers import train_lora
 
 KINDS: dict[str, tuple[Vary, ...]] = {
     "Var-IC": ("demos",), "Var-Prompt": ("template",), "Var-Both": ("demos", "template"),

@@ -13,13 +13,12 @@ from tiny_torch import tiny_module
 import likely
 from likely.alignment.scores import (
     Completion,
-    SelectedLogprobs,
     TokenBatch,
     completion_scores,
     normalise,
-    sequence_logprobs,
-    shares_prompts,
+    takes_masks,
 )
+from likely.training.logprobs import SelectedLogprobs, sequence_logprobs
 
 TEXTS = [Completion((1, 2, 3), (4, 5)), Completion((7,), (8, 9, 10, 11, 12)), Completion((5, 6, 7, 8), (9,))]
 
@@ -89,8 +88,8 @@ def test_a_shared_prompt_is_computed_once_with_the_same_numbers(name):
     assert torch.equal(shared.mask, apart.mask) and torch.equal(shared.length, apart.length)
     scale = max(p.grad.abs().max() for p in module.parameters())
     assert max((p.grad - g).abs().max() for p, g in zip(module.parameters(), gradients, strict=True)) < 1e-5 * scale
-    assert seen == ([(3, 7)] if shares_prompts(module) else [(6, 7)])
-    assert shares_prompts(module) == (name in ("llama", "qwen3"))  # windows, and logits that are capped, are not shared
+    assert seen == ([(2, 7)] if takes_masks(module) else [(6, 7)])  # the two short prompts stand in one row
+    assert takes_masks(module) == (name in ("llama", "qwen3"))  # windows, and logits that are capped, are not shared
 
 
 def test_a_completion_that_comes_several_times_is_computed_once():

@@ -14,7 +14,8 @@ from tiny_gguf import write_tiny_llama
 
 import likely
 from likely.errors import CapabilityError, DataError, ModelError
-from likely.training.lora import answer_items, answer_loss, batches, load_adapter, train_lora
+from likely.training.answers import answer_items, answer_loss, load_adapter, train_lora
+from likely.training.lora import batches
 
 PAIRS = [("the cat sat on", " the mat"), ("and the other cats sat", " there too."), ("this is", " the answer")]
 RULE = {"the cat": " sun", "the mat": " done", "the other": " answer", "the thing": " mat"}

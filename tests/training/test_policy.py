@@ -121,7 +121,7 @@ def test_all_weights_and_their_frozen_copy():
         with policy.reference() as module:
             assert torch.equal(logits(module), before)
         assert not torch.allclose(logits(policy.module), before, atol=1e-3)
-        with pytest.raises(CapabilityError, match="there is no adapter"):
+        with pytest.raises(CapabilityError, match="save the merged model"):
             policy.save_adapter("nowhere")
     with Policy(Held(), None) as policy:
         train(policy)
@@ -172,12 +172,20 @@ def test_samples_are_the_policys_of_this_step():
     assert [step for step, _ in revisions] == [0, 1] and len(set(revisions)) == 2
 
 
-def pair_run(out):
+class Stopped(Exception):
+    pass
+
+
+def pair_run(out, *, lora=LoraSettings(rank=4, alpha=8), shard=False, folder=None, stop_after=None):  # noqa: B008
     """Three steps of DPO, alone or as one of two processes; rank 0 writes losses and parameters."""
     from likely.training.processes import Processes
 
+    def stop(step, loss):
+        if step == stop_after:
+            raise Stopped
+
     processes = Processes.from_environment(cpu=True)
-    with Policy(Held(), LoraSettings(rank=4, alpha=8)) as policy:
+    with Policy(Held(), lora) as policy:
         with policy.reference() as module:
             texts = [p.first for p in PAIRS] + [p.second for p in PAIRS]
             sums = dict(zip(texts, completion_scores(module, texts).sum, strict=True))
@@ -186,30 +194,94 @@ def pair_run(out):
             reference = torch.stack([sums[p.first] for p in pairs] + [sums[p.second] for p in pairs])
             return pair_batch_loss(dpo(beta=0.5), policy.module, pairs, reference)
 
-        settings = TrainingSettings(steps=3, batch=5, lr=0.02)
-        losses = fit(policy, PAIRS, loss, settings, processes=processes)
+        settings = TrainingSettings(steps=3, batch=5, lr=0.02, checkpoint_every=2)
+        losses = fit(policy, PAIRS, loss, settings, processes=processes, shard=shard, folder=folder, progress=stop)
         if processes.first:
             found = {"losses": torch.tensor(losses)}
             found["parameters"] = torch.cat([p.detach().flatten() for p in policy.parameters()])
+            found["logits"] = logits(policy.module)
             from safetensors.torch import save_file
 
             save_file(found, out)
         processes.wait()
 
 
-@pytest.mark.slow
-def test_two_processes_are_one(tmp_path):
-    from safetensors.torch import load_file
-
-    pair_run(tmp_path / "one.safetensors")
+def in_two_processes(code):
     here = Path(__file__).parent
-    code = f"import test_policy; test_policy.pair_run({str(tmp_path / 'two.safetensors')!r})"
     paths = os.pathsep.join([str(here), str(here.parent / "helpers"), *sys.path])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--no-python",
-               sys.executable, "-c", code]  # fmt: skip
+               sys.executable, "-c", f"from test_policy import *; {code}"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
-    torch.testing.assert_close(two["losses"], one["losses"], atol=1e-6, rtol=0)
-    torch.testing.assert_close(two["parameters"], one["parameters"], atol=1e-5, rtol=0)
+
+
+def stopped_run(out, **settings):
+    with pytest.raises(Stopped):
+        pair_run(out, **settings, stop_after=2)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path):
+    """Whole in both, or each with its share of the weights (FSDP2); and one process goes on where two were stopped."""
+    from safetensors.torch import load_file
+
+    pair_run(tmp_path / "one")
+    pair_run(tmp_path / "one_full", lora=None)
+    place = repr(str(tmp_path))
+    in_two_processes(
+        f"t = Path({place}); pair_run(t / 'two'); pair_run(t / 'shares', shard=True); "
+        "pair_run(t / 'shares_full', lora=None, shard=True); "
+        "stopped_run(t / 'stopped', lora=None, shard=True, folder=t / 'checkpoint')"
+    )
+    pair_run(tmp_path / "resumed", lora=None, folder=tmp_path / "checkpoint")
+    for name, other in (("two", "one"), ("shares", "one"), ("shares_full", "one_full"), ("resumed", "one_full")):
+        found, expected = load_file(tmp_path / name), load_file(tmp_path / other)
+        torch.testing.assert_close(found["losses"], expected["losses"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(found["parameters"], expected["parameters"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(found["logits"], expected["logits"], atol=1e-4, rtol=0)
+    assert not torch.allclose(load_file(tmp_path / "one")["logits"], load_file(tmp_path / "one_full")["logits"])
+
+
+def test_a_sharded_model_neither_draws_samples_nor_has_parameters_beside_it():
+    from likely.training.processes import Processes
+
+    with (
+        Policy(Held(), LoraSettings(rank=2, alpha=4)) as policy,
+        pytest.raises(CapabilityError, match="leave out shard"),
+    ):
+        fit(policy, TEXTS, sft(policy.module), TrainingSettings(steps=1), processes=Processes(0, 2), shard=True,
+            expand=lambda step, items: items)  # fmt: skip
+
+
+def test_a_matrix_that_two_modules_share_is_not_trained_as_a_copy():
+    tied, untied = Held(), Held()
+    tied.runtime = TorchRuntime(tiny_module("llama"), tokens_held=64, sequences=2)
+    tied.runtime.module.lm_head.weight = tied.runtime.module.model.embed_tokens.weight
+    with pytest.raises(ModelError, match="embed_tokens and lm_head are one matrix"):
+        Policy(tied, LoraSettings(rank=2, alpha=4, fully_trained=("embed_tokens",)))
+    untied.runtime.module.lm_head.weight = torch.nn.Parameter(untied.runtime.module.lm_head.weight.clone())
+    with Policy(untied, LoraSettings(rank=2, alpha=4, fully_trained=("lm_head",))) as policy:
+        assert sum("modules_to_save" in n for n, p in policy.module.named_parameters() if p.requires_grad) == 1
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_the_embedding_are_trained_and_merged(tied):
+    lm = Held()
+    module = lm.runtime.module
+    module.config.tie_word_embeddings = tied
+    head = module.model.embed_tokens.weight if tied else torch.nn.Parameter(module.lm_head.weight.clone())
+    module.lm_head.weight = head
+    with Policy(lm, LoraSettings(rank=2, alpha=4, trained_tokens=(9,))) as policy:
+        tables = module.get_input_embeddings(), module.get_output_embeddings()
+        before = [table.weight.detach().clone() for table in tables]
+        train(policy, lr=0.05)
+        assert not policy.saves_adapter
+        with policy.merged() as merged:
+            after = merged.get_input_embeddings().weight, merged.get_output_embeddings().weight
+            torch.testing.assert_close(logits(merged), logits(policy.module), atol=1e-4, rtol=0)
+            for old, new in zip(before, after, strict=True):
+                assert (new != old).any(dim=1).nonzero().flatten().tolist() == [9]
+            assert (after[0] is after[1]) == tied
+        with pytest.raises(CapabilityError, match="save the merged model"):
+            policy.save_adapter("nowhere")

@@ -64,9 +64,7 @@ if TYPE_CHECKING:
     from likely.alignment.rewards import bradley_terry_loss as bradley_terry_loss
     from likely.alignment.scores import Completion as Completion
     from likely.alignment.scores import ReferenceSums as ReferenceSums
-    from likely.alignment.scores import SequenceScores as SequenceScores
     from likely.alignment.scores import normalise as normalise
-    from likely.alignment.scores import sequence_logprobs as sequence_logprobs
     from likely.alignment.sequence_match.objective import sequence_match_loss as sequence_match_loss
     from likely.alignment.sequence_match.text_quality import mauve_like as mauve_like
     from likely.alignment.sequence_match.text_quality import repeated_ngrams as repeated_ngrams
@@ -79,5 +77,7 @@ if TYPE_CHECKING:
     from likely.alignment.sources import Given as Given
     from likely.alignment.sources import Prompt as Prompt
     from likely.alignment.sources import RejectionSampled as RejectionSampled
+    from likely.training.logprobs import SequenceScores as SequenceScores
+    from likely.training.logprobs import sequence_logprobs as sequence_logprobs
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from likely.alignment.labellers import PreferencePair
 from likely.alignment.links import Hinge, Link, Logistic, Square, pair_loss, robust_preference, smoothed_preference
-from likely.alignment.scores import Normaliser, SequenceScores, completion_scores, normalise
+from likely.alignment.scores import Normaliser, completion_scores, normalise
 from likely.errors import check_choice, nearest
+from likely.training.logprobs import SequenceScores
 from likely.training.loop import LossOutput
 
 LabelTransform = Callable[[Tensor], Tensor]

@@ -5,12 +5,11 @@ Prompt and completion are token ids, never text: what a model wrote is not token
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,12 +17,13 @@ from torch import Tensor
 from likely.errors import check_choice
 from likely.io.hashes import fingerprint
 from likely.io.kept import KeptValues
+from likely.training.logprobs import SelectedLogprobs, SequenceScores, inner_module, sequence_logprobs
 from likely.training.policy import Policy
+from likely.training.processes import is_sharded
 
 Normaliser = Literal["logp", "logp_mean", "ratio", "ratio_mean"]
 NORMALISERS = ("logp", "logp_mean", "ratio", "ratio_mean")
 PLAIN_DECODERS = ("llama", "qwen2", "qwen3", "mistral", "smollm3")
-ROWS = 1024  # rows of logits whose float32 values exist at one time
 
 
 @dataclass(frozen=True)
@@ -77,63 +77,6 @@ class TokenBatch:
         return cls(ids.to(device), seen.to(device), scored.to(device))
 
 
-@dataclass(frozen=True)
-class SequenceScores:
-    """Log-probabilities of N completions.
-
-    token_logprobs  (N, T−1) log p(token t+1 | all before it), nats; 0 where `mask` is False
-    mask            (N, T−1) which of them belong to the completion
-    """
-
-    token_logprobs: Tensor
-    mask: Tensor
-
-    @property
-    def sum(self) -> Tensor:
-        """(N,) log p(completion | prompt), nats."""
-        return self.token_logprobs.sum(dim=1)
-
-    @property
-    def length(self) -> Tensor:
-        """(N,) scored tokens, the end token included."""
-        return self.mask.sum(dim=1)
-
-    @property
-    def mean(self) -> Tensor:
-        """(N,) nats per token."""
-        return self.sum / self.length
-
-
-def sequence_logprobs(
-    module: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
-) -> SequenceScores:
-    """log p of the tokens that `completion_mask` shows, each given all tokens before it.
-
-    module           a causal language model of transformers, wrapped by peft or not; its mode (dropout) is left alone
-    input_ids        (N, T);  attention_mask: (N, T), 0 for padding, on either side
-    completion_mask  (N, T); the logits at position t score token t + 1, so that its first column must be 0
-    Log-softmax is computed in float32 whatever the model computes in.  ValueError for a row without a scored token.
-    """
-    mask = completion_mask[:, 1:].bool()
-    if completion_mask.shape != input_ids.shape or attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"input_ids, attention_mask and completion_mask must have one shape, got {tuple(input_ids.shape)}, "
-            f"{tuple(attention_mask.shape)}, {tuple(completion_mask.shape)}"
-        )
-    empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"row {empty[0]}: the completion mask shows no token, so there is nothing to score")
-    if bool((completion_mask.bool() & ~attention_mask.bool()).any()):
-        raise ValueError("the completion mask shows padding: completion_mask must lie within attention_mask")
-    first, last = _columns(mask)
-    logits = _logits(module, input_ids, attention_mask, first, last)
-    wanted = mask[:, first:last]
-    values = SelectedLogprobs.apply(logits, input_ids[:, first + 1 : last + 1])
-    values = torch.where(wanted, values, torch.zeros_like(values))
-    before, after = first, mask.shape[1] - last
-    return SequenceScores(torch.nn.functional.pad(values, (before, after)), mask)
-
-
 def alike(completion: Completion) -> tuple[int, tuple[int, ...], int]:
     """A key to sort by: completions of one prompt are neighbours, and so are prompts of like length."""
     return len(completion.prompt), completion.prompt, len(completion.tokens)
@@ -142,9 +85,10 @@ def alike(completion: Completion) -> tuple[int, tuple[int, ...], int]:
 def completion_scores(module: torch.nn.Module, completions: Seq[Completion]) -> SequenceScores:
     """`sequence_logprobs` of completions, in one batch.
 
-    Completions of one prompt share its computation where the architecture allows it (`shares_prompts`): a row holds the
-    prompt and all of them behind it, none sees another, and logits are computed of scored tokens only.  One that comes
-    several times is computed once.
+    Where the architecture allows it (`takes_masks`) completions of one prompt share its computation: the prompt stands
+    once with all of them behind it, none sees another; and short texts stand behind each other in one row, where none
+    sees another and positions begin anew.  Logits are computed of scored tokens only.  A completion that comes several
+    times is computed once.
     """
     unique = {(c.prompt, c.tokens): c for c in completions}
     if len(unique) < len(completions):
@@ -152,62 +96,112 @@ def completion_scores(module: torch.nn.Module, completions: Seq[Completion]) -> 
         place = {key: i for i, key in enumerate(unique)}
         at = torch.tensor([place[c.prompt, c.tokens] for c in completions], device=scores.mask.device)
         return SequenceScores(scores.token_logprobs[at], scores.mask[at])
-    if len({c.prompt for c in completions}) < len(completions) and shares_prompts(module):
-        return _shared_scores(module, completions)
+    if takes_masks(module):
+        packed = _documents(completions)
+        rows = packed_rows(list(map(len, packed)))
+        if _tokens(rows, list(map(len, packed))) < len(completions) * max(map(len, completions)):
+            return packed_scores(module, packed, rows, (len(completions), max(map(len, completions)) - 1))
     device = next(module.parameters()).device
     batch = TokenBatch.of(completions, device=device)
     return sequence_logprobs(module, batch.input_ids, batch.attention_mask, batch.completion_mask)
 
 
-def shares_prompts(module: torch.nn.Module) -> bool:
+def takes_masks(module: torch.nn.Module) -> bool:
     """Whether a module takes positions and a mask of our own, and its logits are its head on the decoder's states."""
-    config = _inner(module).config
+    if is_sharded(module):  # its decoder cannot be called alone
+        return False
+    config = inner_module(module).config
     windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     attention = getattr(config, "_attn_implementation", None)
     return config.model_type in PLAIN_DECODERS and windows is None and attention in ("sdpa", "eager")
 
 
-def _shared_scores(module: torch.nn.Module, completions: Seq[Completion]) -> SequenceScores:
-    inner, device = _inner(module), next(module.parameters()).device
-    groups: dict[tuple[int, ...], list[int]] = {}
+@dataclass
+class Document:
+    """Tokens that stand in one row: what all of them see, and branches behind it that do not see each other.
+
+    ids, positions, branch  of each token; branch 0 is what all later ones see
+    scored  (place of the token whose state predicts, id that it predicts, row and column of the result)
+    """
+
+    ids: list[int]
+    positions: list[int]
+    branch: list[int]
+    scored: list[tuple[int, int, int, int]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def _documents(completions: Seq[Completion]) -> list[Document]:
+    """One for each prompt, with its completions as branches."""
+    found: dict[tuple[int, ...], Document] = {}
     for i, completion in enumerate(completions):
-        groups.setdefault(completion.prompt, []).append(i)
-    sizes = [len(prompt) + sum(len(completions[i].tokens) - 1 for i in of) for prompt, of in groups.items()]
-    ids = torch.zeros(len(groups), max(sizes), dtype=torch.long)
-    positions, part = (
-        torch.zeros_like(ids),
-        torch.full_like(ids, -1),
-    )  # part 0: the prompt, k: a completion, -1: padding
-    width = max(map(len, completions)) - 1
-    rows: list[int] = []  # of the states that predict each scored token, which column, its id, where its value goes
-    columns: list[int] = []
-    wanted: list[int] = []
-    places: list[int] = []
-    for row, (prompt, of) in enumerate(groups.items()):
+        prompt, tokens = completion.prompt, completion.tokens
         start = len(prompt)
-        ids[row, :start], positions[row, :start], part[row, :start] = torch.tensor(prompt), torch.arange(start), 0
-        for number, i in enumerate(of, 1):
-            tokens = completions[i].tokens
-            stop = start + len(tokens) - 1  # the last token predicts nothing
-            ids[row, start:stop] = torch.tensor(tokens[:-1], dtype=torch.long)
-            positions[row, start:stop] = torch.arange(len(prompt), len(prompt) + len(tokens) - 1)
-            part[row, start:stop] = number
-            rows += [row] * len(tokens)
-            columns += [len(prompt) - 1, *range(start, stop)]
-            wanted += tokens
-            places += range(i * width + len(prompt) - 1, i * width + len(prompt) - 1 + len(tokens))
+        document = found.setdefault(prompt, Document(list(prompt), list(range(start)), [0] * start, []))
+        number, end = document.branch[-1] + 1, len(document)
+        document.ids += tokens[:-1]  # the last token predicts nothing
+        document.positions += range(start, start + len(tokens) - 1)
+        document.branch += [number] * (len(tokens) - 1)
+        places = (start - 1, *range(end, end + len(tokens) - 1))
+        document.scored += [
+            (place, token, i, start - 1 + k) for k, (place, token) in enumerate(zip(places, tokens, strict=True))
+        ]
+    return list(found.values())
+
+
+def packed_rows(sizes: Seq[int]) -> list[list[int]]:
+    """Which texts stand behind each other, in rows no longer than the longest text: first fit, longest first."""
+    longest = max(sizes)
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        row = next((r for r, free in enumerate(room) if free >= sizes[i]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(longest)
+        rows[row].append(i)
+        room[row] -= sizes[i]
+    return rows
+
+
+def _tokens(rows: Seq[Seq[int]], sizes: Seq[int]) -> int:
+    """That are computed, padding included."""
+    return len(rows) * max(sum(sizes[i] for i in row) for row in rows)
+
+
+def packed_scores(
+    module: torch.nn.Module, documents: Seq[Document], rows: Seq[Seq[int]], shape: tuple[int, int]
+) -> SequenceScores:
+    """The scored tokens of documents that stand in rows behind each other; shape (N, T−1) of the result."""
+    inner, device = inner_module(module), next(module.parameters()).device
+    width = max(sum(len(documents[i]) for i in row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    positions, of, branch = torch.zeros_like(ids), torch.full_like(ids, -1), torch.zeros_like(ids)
+    scored: list[tuple[int, int, int, int]] = []  # row, column of the state; id; place in the result
+    for row, held in enumerate(rows):
+        start = 0
+        for i in held:
+            document = documents[i]
+            stop = start + len(document)
+            ids[row, start:stop] = torch.tensor(document.ids)
+            positions[row, start:stop] = torch.tensor(document.positions)
+            of[row, start:stop], branch[row, start:stop] = i, torch.tensor(document.branch)
+            scored += [(row, start + place, token, n * shape[1] + t) for place, token, n, t in document.scored]
             start = stop
-    order = torch.arange(ids.shape[1])
-    sees = (order[:, None] >= order) & ((part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None]))
+    order = torch.arange(width)
+    sees = (order[:, None] >= order) & (of[:, None, :] == of[:, :, None])
+    sees &= (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
     dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
     mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
     states = inner.get_decoder()(
         input_ids=ids.to(device), attention_mask=mask.to(device), position_ids=positions.to(device), use_cache=False
     ).last_hidden_state
-    logits = inner.get_output_embeddings()(states[torch.tensor(rows), torch.tensor(columns)])
-    values = SelectedLogprobs.apply(logits[None], torch.tensor(wanted, device=device)[None])[0]
-    there = torch.tensor(places, device=device)
-    shape, total = (len(completions), width), len(completions) * width
+    at, columns, wanted, there = (torch.tensor(part, device=device) for part in zip(*scored, strict=True))
+    logits = inner.get_output_embeddings()(states[at, columns])
+    values = SelectedLogprobs.apply(logits[None], wanted[None])[0]
+    total = shape[0] * shape[1]
     found = torch.zeros(total, device=device, dtype=values.dtype).index_copy(0, there, values)
     shown = torch.zeros(total, device=device, dtype=torch.bool).index_fill(0, there, True)
     return SequenceScores(found.view(shape), shown.view(shape))
@@ -266,53 +260,3 @@ class ReferenceSums:
         """(N,) nats, on the policy's device."""
         self.prepare(completions)
         return torch.tensor([self._kept[self.key(c)] for c in completions], device=self._policy.device)
-
-
-class SelectedLogprobs(torch.autograd.Function):
-    """log softmax(logits)[id] in float32, a few rows at a time: logits (N, R, V), ids (N, R) -> (N, R).
-
-    Beside the logits and, backwards, their gradient, no third array of V columns exists.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
-        flat, places = logits.flatten(0, 1), ids.flatten()
-        normalisers = torch.cat([part.float().logsumexp(dim=1) for part in flat.split(ROWS)])
-        ctx.save_for_backward(logits, ids, normalisers)
-        chosen = flat.gather(1, places[:, None]).squeeze(1).float()
-        return (chosen - normalisers).view(ids.shape)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits, ids, normalisers = ctx.saved_tensors
-        flat, places, scale = logits.flatten(0, 1), ids.flatten(), gradients[0].flatten()
-        found = torch.empty_like(flat)
-        for start in range(0, len(flat), ROWS):
-            rows = slice(start, start + ROWS)
-            part = (flat[rows].float() - normalisers[rows, None]).exp_().mul_(-scale[rows, None])
-            part.scatter_add_(1, places[rows, None], scale[rows, None].to(part.dtype))
-            found[rows] = part
-        return found.view(logits.shape), None
-
-
-def _inner(module: torch.nn.Module) -> Any:
-    """The module below an adapter's wrapper."""
-    return module.get_base_model() if hasattr(module, "get_base_model") else module
-
-
-def _columns(mask: Tensor) -> tuple[int, int]:
-    """The first column that any row needs, and the one behind the last."""
-    columns = mask.any(dim=0).nonzero().flatten()
-    return int(columns[0]), int(columns[-1]) + 1
-
-
-def _logits(module: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, first: int, last: int) -> Tensor:
-    """(N, last − first, V) at the positions first..last."""
-    known = inspect.signature(_inner(module).forward).parameters
-    settings: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
-    if "position_ids" in known and not bool(attention_mask[:, 0].all()):  # padded on the left
-        settings["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-    if "logits_to_keep" in known:
-        rows = torch.arange(first, last, device=input_ids.device)
-        return module(input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=rows, **settings).logits
-    return module(input_ids=input_ids, attention_mask=attention_mask, **settings).logits[:, first:last]

@@ -9,7 +9,8 @@ from typing import Literal
 
 import torch
 
-from likely.alignment.scores import Completion, SequenceScores, TokenBatch, sequence_logprobs
+from likely.alignment.scores import Completion, Document, packed_rows, packed_scores, takes_masks
+from likely.training.logprobs import SequenceScores, sequence_logprobs
 from likely.training.loop import LossOutput
 
 LossOn = Literal["completion", "assistant", "all"]
@@ -49,8 +50,17 @@ class MaskedText:
 
 
 def text_scores(module: torch.nn.Module, texts: Seq[MaskedText]) -> SequenceScores:
-    """Log-probabilities of the marked tokens, in one batch."""
+    """Log-probabilities of the marked tokens, in one batch.
+
+    Where the architecture allows it, and it saves padding, texts stand behind each other in one row: none sees another,
+    and positions begin anew with each, so that the numbers are those of separate rows.
+    """
     longest = max(map(len, texts))
+    if takes_masks(module):
+        rows = packed_rows([len(text) - 1 for text in texts])
+        if len(rows) < len(texts):
+            documents = [_document(i, text) for i, text in enumerate(texts)]
+            return packed_scores(module, documents, rows, (len(texts), longest - 1))
     ids = torch.zeros(len(texts), longest, dtype=torch.long)
     seen, scored = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
     for i, text in enumerate(texts):
@@ -58,8 +68,13 @@ def text_scores(module: torch.nn.Module, texts: Seq[MaskedText]) -> SequenceScor
         ids[i, :n], seen[i, :n] = torch.tensor(text.tokens), 1
         scored[i, 1:n] = torch.tensor(text.scored[1:])
     device = next(module.parameters()).device
-    batch = TokenBatch(ids.to(device), seen.to(device), scored.to(device))
-    return sequence_logprobs(module, batch.input_ids, batch.attention_mask, batch.completion_mask)
+    return sequence_logprobs(module, ids.to(device), seen.to(device), scored.to(device))
+
+
+def _document(number: int, text: MaskedText) -> Document:
+    size = len(text) - 1  # the last token predicts nothing
+    scored = [(t, text.tokens[t + 1], number, t) for t in range(size) if text.scored[t + 1]]
+    return Document(list(text.tokens[:-1]), list(range(size)), [0] * size, scored)
 
 
 def sft_loss(module: torch.nn.Module) -> Callable[[Seq[MaskedText]], LossOutput]:

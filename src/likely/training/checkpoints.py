@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from likely.errors import DataError
 from likely.io.whole_file import write_whole_file
+from likely.training.processes import share_of, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +34,13 @@ class Checkpoints:
         if self.every < 1:
             raise ValueError(f"every must be >= 1 step, got {self.every}")
 
-    def save(self, losses: list[float], optimizer: Optimizer, schedule: LRScheduler | None) -> None:
-        """The state after len(losses) steps takes the place of the earlier one."""
+    def save(
+        self, losses: list[float], optimizer: Optimizer, schedule: LRScheduler | None, *, write: bool = True
+    ) -> None:
+        """The state after len(losses) steps takes the place of the earlier one.
+
+        Sharded tensors are put together, for which every process must call this; one of them writes.
+        """
         import torch
         from safetensors.torch import save
 
@@ -42,15 +48,17 @@ class Checkpoints:
         if torch.cuda.is_available():
             tensors["random/cuda"] = torch.cuda.get_rng_state()
         for i, parameter in enumerate(_parameters(optimizer)):
-            tensors[f"parameter/{i}"] = parameter.detach().cpu().contiguous()
+            tensors[f"parameter/{i}"] = whole(parameter.detach()).cpu().contiguous()
         found = optimizer.state_dict()
         numbers: dict[str, Any] = {}
         for i, state in found["state"].items():
             for name, value in state.items():
                 if isinstance(value, torch.Tensor):
-                    tensors[f"optimizer/{i}/{name}"] = value.detach().cpu().contiguous()
+                    tensors[f"optimizer/{i}/{name}"] = whole(value.detach()).cpu().contiguous()
                 elif value is not None:
                     numbers[f"{i}/{name}"] = value
+        if not write:
+            return
         about = {
             "recipe": self.recipe, "losses": losses, "numbers": numbers, "groups": found["param_groups"],
             "schedule": None if schedule is None else _plain(schedule.state_dict()),
@@ -82,12 +90,13 @@ class Checkpoints:
             raise DataError(f"{self.path}: a checkpoint of other parameters: remove it")
         with torch.no_grad():
             for i, parameter in enumerate(parameters):
-                parameter.copy_(tensors[f"parameter/{i}"])
+                parameter.copy_(share_of(tensors[f"parameter/{i}"], parameter))
         state: dict[int, dict[str, Any]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer/"):
                 _, i, entry = name.split("/")
-                state.setdefault(int(i), {})[entry] = tensor
+                known = parameters[int(i)]  # its moments are sharded as it is
+                state.setdefault(int(i), {})[entry] = share_of(tensor, known) if tensor.shape == known.shape else tensor
         for name, value in about["numbers"].items():
             i, entry = name.split("/")
             state.setdefault(int(i), {})[entry] = value

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from likely.errors import check_choice
+from likely.errors import CapabilityError, check_choice
 from likely.training.checkpoints import Checkpoints
 from likely.training.loop import LossOutput, train
 from likely.training.lora import batches
 from likely.training.metrics_log import MetricsLog
-from likely.training.processes import Processes
+from likely.training.processes import Processes, is_sharded
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,8 @@ class TrainingSettings:
     """How a policy is trained.
 
     steps      of AdamW (β 0.9 and 0.999), each on `batch` items; every item comes up before one does again
-    piece      items whose graphs are in memory together; it changes time and memory, not the numbers
+    piece      items whose graphs are in memory together, of short ones as many as have the tokens of `piece` of the
+               longest; it changes time and memory, not the numbers
     lr         reached after `warmup` (share of the steps) and then lowered by `decay`
     clip       largest norm of the gradient
     precision  "bfloat16": products in bfloat16 (fast where the processor has them); weights stay as they are
@@ -94,6 +95,7 @@ def fit(
     folder: Path | None = None,
     recipe: dict[str, Any] | None = None,
     processes: Processes | None = None,
+    shard: bool = False,
     log: MetricsLog | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> list[float]:
@@ -108,18 +110,31 @@ def fit(
     extra_parameters  trained beside the policy's own, such as the head of a reward model
     folder   for checkpoints: a run of the same recipe that was stopped goes on bit for bit;  recipe: what the numbers
              depend on beside policy and settings
+    shard    each of several processes holds its share of weights, gradients and moments (FSDP2), not all of them; the
+             loss must call `policy.module` as it is then, a module of its own.  Not with `expand`
     """
     import torch
 
     if not items:
         raise ValueError("nothing to train on: no items")
     processes = processes or Processes()
+    if shard and processes.size > 1:
+        if expand is not None or extra_parameters:
+            raise CapabilityError("a sharded model draws no samples and has no parameters beside it: leave out shard")
+        processes.share(p.data for p in policy.parameters())
+        with policy.sharded(processes):
+            return fit(
+                policy, items, loss, settings, weight=weight, length=length, folder=folder, recipe=recipe,
+                processes=processes, log=log, progress=progress,
+            )  # fmt: skip
     parameters = [*policy.parameters(), *extra_parameters]
-    processes.share(p.data for p in parameters)
+    sharded = is_sharded(policy.module)
+    if not sharded:
+        processes.share(p.data for p in parameters)
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.rate)
     half = settings.precision == "bfloat16"
-    device = policy.device.type
+    device, together = policy.device.type, settings.piece * max(map(length, items))
 
     def step_loss(batch: tuple[int, list[int]]) -> Iterator[LossOutput]:
         step, chosen = batch
@@ -127,16 +142,21 @@ def fit(
         if expand is not None:
             policy.refresh()
             mine = expand(step, mine) if mine else []
-        mine = sorted(mine, key=length)
         total = processes.sum_numbers({"weight": sum(map(weight, mine), 0.0)})["weight"]
-        for start in range(0, len(mine), settings.piece):
+        pieces = pieces_of(mine, length, settings.piece, together)
+        # sharded processes put layers together for each other, so that all compute as many pieces
+        rounds = processes.most(len(pieces)) if sharded else len(pieces)
+        for piece in pieces:
             with torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext():
-                found = loss(mine[start : start + settings.piece])
+                found = loss(piece)
             yield LossOutput(found.loss / total, found.metrics)
+        for _ in range(rounds - len(pieces)):
+            found = loss([items[chosen[0]]])
+            yield LossOutput(0 * found.loss, {name: (0.0, 0.0) for name in found.metrics})
 
     checkpoints = None
     if folder is not None:
-        everything = {**asdict(settings), **policy.recipe(), **(recipe or {}), "processes": processes.size}
+        everything = {**asdict(settings), **policy.recipe(), **(recipe or {})}
         everything.pop("checkpoint_every")
         checkpoints = Checkpoints(Path(folder) / STATE, settings.checkpoint_every, everything)
     order = batches([length(i) for i in items], batch=settings.batch, steps=settings.steps, seed=settings.seed)
@@ -151,3 +171,14 @@ def fit(
     finally:
         policy.module.eval()
         policy.refresh()
+
+
+def pieces_of(items: Seq[T], length: Callable[[T], int], piece: int, tokens: int) -> list[list[T]]:
+    """Items by length, cut into pieces: of `piece` items each, of short ones as many as have `tokens` when padded."""
+    found: list[list[T]] = []
+    for item in sorted(items, key=length):
+        if found and (len(found[-1]) < piece or (len(found[-1]) + 1) * length(item) <= tokens):
+            found[-1].append(item)
+        else:
+            found.append([item])
+    return found

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from likely.errors import missing_extra
 from likely.training.checkpoints import Checkpoints
 from likely.training.metrics_log import MetricsLog
-from likely.training.processes import Processes
+from likely.training.processes import Processes, local, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,7 +124,7 @@ def train(
             for name, (total, count) in part.metrics.items():
                 sums[f"{name}/sum"] = sums.get(f"{name}/sum", 0.0) + float(total)
                 sums[f"{name}/count"] = sums.get(f"{name}/count", 0.0) + float(count)
-            if not math.isfinite(sums["loss"]):
+            if not math.isfinite(sums["loss"]) and processes.size == 1:
                 break
             part.loss.backward()
         sums = processes.sum_numbers(sums)
@@ -132,7 +132,7 @@ def train(
         if not math.isfinite(value):
             raise TrainingDiverged(f"the loss is not finite in step {step}", optimizer)
         processes.sum_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, clip) if clip is not None else None
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, clip)) if clip is not None else None
         rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         if schedule is not None:
@@ -142,11 +142,11 @@ def train(
             log.write(step, {"loss": value, "learning_rate": float(rate), **_logged(norm, sums)})
         if progress:
             progress(step, value)
-        if checkpoints and processes.first and (step + 1) % checkpoints.every == 0:
-            checkpoints.save(losses, optimizer, schedule)
+        if checkpoints and (step + 1) % checkpoints.every == 0:
+            checkpoints.save(losses, optimizer, schedule, write=processes.first)
         if stopping is not None and (step + 1) % stopping.every == 0 and not stopping.evaluate():
             break
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+    if not all(bool(torch.isfinite(local(parameter)).all()) for parameter in parameters):
         raise TrainingDiverged(f"a parameter is not finite after {len(losses)} steps", optimizer)
     return losses
 

@@ -62,16 +62,21 @@ class MetricsLog:
 
 
 def open_trackers(names: Sequence[str], folder: Path, *, run: str = "likely") -> list[Tracker]:
-    """accelerate's trackers by name ("tensorboard", "wandb" ...); their files, if any, lie in `folder`."""
+    """accelerate's trackers by name ("tensorboard", "wandb" ...), and those that `register_tracker_class` added.
+
+    Their files, if any, lie in `folder`.
+    """
     if not names:
         return []
     try:
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+        from accelerate.utils import LoggerType
     except ImportError:
         raise missing_extra("accelerate", "train") from None
     PartialState()
     have = [str(name) for name in get_available_trackers()]
+    have += [name for name in LOGGER_TYPE_TO_CLASS if name not in LoggerType.list()]
     opened: list[Tracker] = []
     for name in names:
         if name not in have:
@@ -79,6 +84,8 @@ def open_trackers(names: Sequence[str], folder: Path, *, run: str = "likely") ->
             raise CapabilityError(
                 f'no tracker "{name}" is installed (installed: {", ".join(have) or "none"}; accelerate knows: {known})'
             )
-        tracker = LOGGER_TYPE_TO_CLASS[name]
-        opened.append(tracker(run, str(folder)) if tracker.requires_logging_directory else tracker(run))
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        tracker = kind(run, str(folder)) if kind.requires_logging_directory else kind(run)
+        tracker.start()
+        opened.append(tracker)
     return opened

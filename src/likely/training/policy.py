@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from likely.errors import CapabilityError, DataError, ModelError, missing_extra
 from likely.io.hashes import fingerprint
 from likely.tokenizers.protocol import Tokenizer
-from likely.training.lora import HasRuntime, trainable
+from likely.training.lora import HasRuntime, trainable, with_adapters
+from likely.training.processes import Processes, shard, whole
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,10 @@ class LoraSettings:
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): W + (alpha / rank) · B A.
 
     targets        last names of the linear layers that get factors
-    fully_trained  last names of modules that are trained in all their weights, such as embed_tokens
+    fully_trained  last names of modules that are trained in all their weights, such as embed_tokens; none that shares
+                   its matrix with another, of which peft would train a copy
+    trained_tokens  ids whose rows of the embedding (and of the output, where both are one) are trained; a model with
+                   such an adapter is saved merged
     """
 
     rank: int = 16
@@ -41,6 +45,7 @@ class LoraSettings:
     dropout: float = 0.0
     targets: tuple[str, ...] = LINEARS
     fully_trained: tuple[str, ...] = ()
+    trained_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.alpha > 0:
@@ -92,6 +97,11 @@ class Policy:
         return self.module is not self.base
 
     @property
+    def saves_adapter(self) -> bool:
+        """Whether what was learned is an adapter that the model itself can take up."""
+        return self.adapts and not (self.lora is not None and self.lora.trained_tokens)
+
+    @property
     def reference_revision(self) -> str:
         """Names the reference's weights: the model's revision, and the adapter's it goes on from."""
         return self.base_revision + ("" if self.adapter is None else f"+{_weights_of(self.adapter)}")
@@ -140,12 +150,34 @@ class Policy:
         self._steps += 1
         self.lm.runtime.refresh(f"{self.base_revision}+training-{self._steps}")
 
+    @contextlib.contextmanager
+    def sharded(self, processes: Processes) -> Iterator[None]:
+        """Within the block `module` is a copy of which every process holds its share; the model itself has no weights.
+
+        Afterwards it has what was learned, whole in every process.  An error within the block leaves it without.
+        """
+        if processes.size == 1:
+            yield
+            return
+        plain = self.module
+        self.module = copied = copy.deepcopy(plain)
+        inner = copied.get_base_model() if plain is not self.base else copied
+        for parameter in plain.parameters():
+            parameter.data = parameter.new_empty(0)
+        shard(copied, inner.get_decoder().layers)
+        try:
+            yield
+            for parameter, part in zip(plain.parameters(), copied.parameters(), strict=True):
+                parameter.data = whole(part.detach())
+        finally:
+            self.module = plain
+
     # --- to files -----------------------------------------------------------------------------------------------------
 
     def save_adapter(self, folder: str | Path, about: dict[str, Any] | None = None) -> None:
         """peft's own files, and beside them which weights the adapter belongs to."""
-        if not self.adapts:
-            raise CapabilityError("all weights were trained, there is no adapter: save the merged model")
+        if not self.saves_adapter:
+            raise CapabilityError("weights of the model itself were trained, too: save the merged model")
         from likely.io.whole_file import write_whole_file
 
         place, base = Path(folder), str((about or {}).get("model", ""))
@@ -197,24 +229,11 @@ class Policy:
     # --- adapters -----------------------------------------------------------------------------------------------------
 
     def _wrapped(self, lora: LoraSettings, seed: int) -> Any:
-        import torch
-
-        try:
-            from peft import LoraConfig, get_peft_model
-        except ImportError:
-            raise missing_extra("peft", "train") from None
-        names = {n for n, m in self.base.named_modules() if type(m) is torch.nn.Linear}
-        chosen = {name for name in names if name.split(".")[-1] in lora.targets}
-        if missing := sorted(set(lora.targets) - {name.split(".")[-1] for name in chosen}):
-            known = ", ".join(sorted({name.split(".")[-1] for name in names}))
-            raise ModelError(f"the model has no linear layer called {missing[0]} (it has: {known}): give targets=")
-        config = LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=sorted(chosen),
-            modules_to_save=list(lora.fully_trained) or None, task_type="CAUSAL_LM",
+        check_untied(self.base, lora.fully_trained)
+        return with_adapters(
+            self.base, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=seed,
+            whole_modules=lora.fully_trained, tokens=lora.trained_tokens,
         )  # fmt: skip
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return get_peft_model(self.base, config)
 
     def _continued(self, folder: Path) -> Any:
         """The adapter of a folder twice: to be trained, and frozen as the reference."""
@@ -241,6 +260,21 @@ class Policy:
             "reference": self.reference_revision, "lora": None if self.lora is None else asdict(self.lora),
             "adapter": self.adapter is not None,
         }  # fmt: skip
+
+
+def check_untied(module: torch.nn.Module, names: Sequence[str]) -> None:
+    """ModelError where a module of these last names shares a parameter with another one."""
+    owners: dict[int, set[str]] = {}
+    for name, part in module.named_modules():
+        for parameter in part._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), set()).add(name.split(".")[-1])
+    for shared in owners.values():
+        if len(shared) > 1 and shared & set(names):
+            raise ModelError(
+                f"{' and '.join(sorted(shared))} are one matrix in this model, and peft would train a copy of one of "
+                f"them: leave it out of fully_trained, or train all weights (lora=None)"
+            )
 
 
 def adapter_record(folder: str | Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Several processes that train one model together: each computes its part of a step, gradients are summed.  torch.
 
-`torchrun --nproc_per_node N` starts them; accelerate opens the group (gloo on processors, nccl on GPUs).
+`torchrun --nproc_per_node N` starts them; accelerate opens the group (gloo on processors, nccl on GPUs).  Each holds
+the whole model, or its share of all weights, gradients and moments (FSDP2, `shard`).
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from likely.errors import missing_extra
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.nn import Parameter
 
@@ -50,12 +52,17 @@ class Processes:
         return items[self.rank :: self.size]
 
     def sum_gradients(self, parameters: Iterable[Parameter]) -> None:
-        """Every process holds the sum of the gradients of all; a parameter without one counts as 0."""
+        """Every process holds the sum of the gradients of all; a parameter without one counts as 0.
+
+        Of sharded parameters each holds its share of the sum already.
+        """
         if self.size == 1:
             return
         import torch
 
-        wanted = [p for p in parameters if p.requires_grad]
+        wanted = [p for p in parameters if p.requires_grad and not isinstance(p, _sharded_type())]
+        if not wanted:
+            return
         for parameter in wanted:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -87,9 +94,76 @@ class Processes:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor, 0)
 
+    def most(self, number: int) -> int:
+        """The largest of the numbers of all."""
+        if self.size == 1:
+            return number
+        return int(max(self.sum_numbers({str(r): float(number * (r == self.rank)) for r in range(self.size)}).values()))
+
     def wait(self) -> None:
         """Until all are here."""
         if self.size > 1:
             import torch
 
             torch.distributed.barrier()
+
+
+def shard(module: torch.nn.Module, layers: Iterable[torch.nn.Module]) -> None:
+    """Give every process its share of the parameters, for good; a layer is put together while it computes.
+
+    Gradients are summed, not averaged.  Zhao et al. 2023, arXiv:2304.11277, as torch's `fully_shard`.
+    """
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    device = next(module.parameters()).device.type
+    mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
+    for part in (*layers, module):
+        fully_shard(part, mesh=mesh)
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+
+
+def is_sharded(module: torch.nn.Module) -> bool:
+    """Whether `shard` was called on it: it is to be called as a whole then, no layer of it alone."""
+    import torch
+
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together, which all processes must ask for; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, _sharded_type()) else tensor  # type: ignore[attr-defined]
+
+
+def share_of(value: Tensor, like: Tensor) -> Tensor:
+    """This process's share of a whole tensor, sharded as `like` is."""
+    kind = _sharded_type()
+    if not isinstance(like, kind):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of it."""
+    return tensor.to_local() if isinstance(tensor, _sharded_type()) else tensor  # type: ignore[attr-defined]
+
+
+def _sharded_type() -> Any:
+    """torch's DTensor; an empty tuple, which nothing is an instance of, where one process works alone."""
+    import torch
+
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return ()
+    from torch.distributed.tensor import DTensor
+
+    return DTensor

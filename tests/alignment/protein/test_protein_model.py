@@ -132,8 +132,13 @@ def test_documents_are_joined_into_blocks(lm, monkeypatch):
     from likely.alignment.protein import recipe
 
     blocks: list = []
-    original = recipe.answer_loss
-    monkeypatch.setattr(recipe, "answer_loss", lambda module, items: (blocks.extend(items), original(module, items))[1])
+    original = recipe.fit
+
+    def kept(policy, texts, *more, **settings):
+        blocks.extend(texts)
+        return original(policy, texts, *more, **settings)
+
+    monkeypatch.setattr(recipe, "fit", kept)
     first = stage1(lm, ["MKKL", "GGSW"], SMALL, StageSettings(epochs=1, batch=8, block=10))
     documents = [t for s in ("MKKL", "GGSW") for t in first.format.document(s).tokens]
     assert sorted(t for b in blocks for t in b.tokens) == sorted(documents)

@@ -29,12 +29,12 @@ from likely.alignment.labelling.prompt import (
 )
 from likely.alignment.labelling.sentences import Sentence, labels_of
 from likely.alignment.labelling.spans import LabelledSpan
-from likely.alignment.scores import sequence_logprobs
 from likely.errors import DataError, check_choice
 from likely.io.hashes import fingerprint
 from likely.io.jsonl import read_lines
 from likely.io.whole_file import write_whole_file
 from likely.training.fit import STATE, TrainingSettings, fit
+from likely.training.logprobs import sequence_logprobs
 from likely.training.loop import LossOutput
 from likely.training.policy import LoraSettings, Policy
 

@@ -19,12 +19,12 @@ import torch
 from likely.alignment.protein.format import RESIDUES, ProteinFormat, TokenKind
 from likely.alignment.protein.model import ProteinModel
 from likely.alignment.protein.rows import ProteinRow, with_superfamily
+from likely.alignment.sft import MaskedText, sft_loss
 from likely.errors import DataError, ModelError
 from likely.io.hashes import fingerprint
 from likely.scoring.likelihood import Item
 from likely.training.fit import TrainingSettings, fit
-from likely.training.loop import LossOutput
-from likely.training.lora import HasRuntime, add_factors, answer_loss, learned_factors, trainable
+from likely.training.lora import HasRuntime, add_factors, learned_factors, trainable
 from likely.training.policy import LoraSettings, Policy
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
@@ -143,12 +143,12 @@ def _learn(
 
         recipe = {"data": about["data"], "fully_trained": list(lora.fully_trained) if lora else []}
 
-        def loss(piece: Sequence[Item]) -> LossOutput:
-            return LossOutput(answer_loss(policy.module, piece) * sum(map(_learned_tokens, piece)))
-
+        texts = [
+            MaskedText(item.tokens, tuple(place >= item.start for place in range(len(item.tokens)))) for item in items
+        ]
         losses = fit(
-            policy, items, loss, own, weight=_learned_tokens, length=lambda item: len(item.tokens), folder=checkpoints,
-            recipe=recipe, progress=progress,
+            policy, texts, sft_loss(policy.module), own, weight=lambda text: text.targets, length=len,
+            folder=checkpoints, recipe=recipe, progress=progress,
         )  # fmt: skip
         factors = learned_factors(policy.module) if lora is not None else {}
     if lora is not None:
@@ -160,10 +160,6 @@ def _learn(
         "lora": None if lora is None else asdict(lora), "settings": asdict(settings),
     }  # fmt: skip
     return ProteinModel(model.runtime, model.tokenizer, model.format, json.loads(json.dumps(record)))
-
-
-def _learned_tokens(item: Item) -> int:
-    return len(item.tokens) - item.start
 
 
 def parameters_digest(module: torch.nn.Module) -> str:

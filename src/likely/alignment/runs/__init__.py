@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from likely.alignment.runs.backspace import train_with_backspace as train_with_backspace
     from likely.alignment.runs.examples import train_on_examples as train_on_examples
     from likely.alignment.runs.folder import RunSettings as RunSettings
     from likely.alignment.runs.online import online_settings as online_settings

@@ -17,6 +17,7 @@ from likely.alignment.sft import LOSS_ON, LossOn, MaskedText, sft_loss
 from likely.errors import DataError, check_choice
 from likely.io.jsonl import Line
 from likely.training.fit import fit
+from likely.training.loop import LossOutput
 
 SftLoss = Literal["cross-entropy", "eisl"]
 SFT_LOSSES = ("cross-entropy", "eisl")
@@ -58,24 +59,29 @@ def train_on_examples(
         if not only_estimate and (finished := run.begin(about)) is not None:
             run.say(f"{run.out}: this run is finished, here is its report")
             return finished
-        by_tokens = sft_loss(run.policy.module)
-        expected = estimate(run, training, by_tokens, steps, len, reference=False)
+
+        def by_tokens(texts: Seq[MaskedText]) -> LossOutput:
+            return sft_loss(run.policy.module)(texts)
+
+        expected = estimate(run, training, by_tokens, steps, len, scored=[*held, *held])
         run.say(expected.line())
         if only_estimate:
             return {**about, "estimate": asdict(expected), **run.rows_left_out()}
         before = run.once(BEFORE, lambda: text_report(run.policy, held))
         watched = steps_of(progress, steps.steps)
         if loss == "eisl":
-            noisy = _completions(training, run.policy.tokenizer.end_ids)
+            noisy = completions_of(training, run.policy.tokenizer.end_ids)
             own = OwnOutputs(run.policy, noisy, eisl, seed=steps.seed)
             losses = fit(
                 run.policy, noisy, own.loss, steps, length=own.length, expand=own.expand, folder=run.out,
-                recipe={**about, **own.recipe}, processes=run.processes, log=run.log(), progress=watched,
+                recipe={**about, **own.recipe}, processes=run.processes, shard=settings.shard,
+                log=run.log(), progress=watched,
             )  # fmt: skip
         else:
             losses = fit(
                 run.policy, training, by_tokens, steps, weight=lambda text: text.targets, length=len, folder=run.out,
-                recipe=about, processes=run.processes, log=run.log(), progress=watched,
+                recipe=about, processes=run.processes, shard=settings.shard,
+                log=run.log(), progress=watched,
             )  # fmt: skip
         return run.finish(
             lambda: {
@@ -85,7 +91,7 @@ def train_on_examples(
         )  # fmt: skip
 
 
-def _completions(texts: Seq[MaskedText], ends: frozenset[int]) -> list[Completion]:
+def completions_of(texts: Seq[MaskedText], ends: frozenset[int]) -> list[Completion]:
     """What is learned of each text, and the prompt before it."""
     starts = [text.scored.index(True) for text in texts]
     return [

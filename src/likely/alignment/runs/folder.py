@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -15,6 +16,7 @@ import torch
 
 from likely.alignment.runs.rows import RowEncoder, TooLong
 from likely.alignment.scores import Completion, ReferenceSums
+from likely.alignment.sequence_match.training import OWN_TEXTS
 from likely.errors import DataError
 from likely.io.hashes import fingerprint
 from likely.io.whole_file import write_whole_file
@@ -32,6 +34,7 @@ RunProgress = Callable[[str, int, int], None]  # what is done, how many of how m
 REPORT, RECIPE, LOG, REFERENCE, BEFORE, MERGED = (
     "report.json", "run.json", "metrics.jsonl", "reference_logprobs.jsonl", "before.json", "merged",
 )  # fmt: skip
+SHOWN_ROWS = 12  # numbers of rows in one line
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class RunSettings:
     training   see `TrainingSettings`; `epochs` > 0 sets its steps to so many passes over the training rows
     held_out   share of the file that is not trained on, when there is no test file
     trackers   accelerate's names, such as "tensorboard"
+    shard      each of several processes holds its share of the weights while it trains, not all of them
     """
 
     model: str
@@ -60,6 +64,7 @@ class RunSettings:
     overwrite: bool = False
     threads: int | None = None
     trackers: tuple[str, ...] = ()
+    shard: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out < 1:
@@ -83,15 +88,23 @@ class Run:
     encoder: RowEncoder
     processes: Processes
     say: Say = field(default=lambda line: None)
+    logs: list[MetricsLog] = field(default_factory=list)
 
     @classmethod
-    def open(cls, settings: RunSettings, say: Say = lambda line: None) -> Run:
-        """Load the model; DataError where the folder holds something else than this run."""
+    def open(
+        cls, settings: RunSettings, say: Say = lambda line: None,
+        prepare: Callable[[Loaded, RunSettings], RunSettings] = lambda lm, settings: settings,
+    ) -> Run:  # fmt: skip
+        """Load the model; DataError where the folder holds something else than this run.
+
+        prepare  what changes the model before adapters are added, and gives the settings for it
+        """
         _check_folder(settings)
         options = {} if settings.threads is None else {"threads": settings.threads}
         lm = load_local(settings.model, runtime="torch", **options)  # type: ignore[arg-type]
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
+        settings = prepare(lm, settings)
         encoder = RowEncoder(lm, min(settings.max_length, lm.runtime.context_length), settings.too_long)
         policy = Policy(lm, settings.lora, adapter=settings.adapter, seed=settings.training.seed)
         processes = Processes.from_environment(cpu=policy.device.type == "cpu")
@@ -101,6 +114,8 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for log in self.logs:
+            log.close()
         self.policy.close()
         self.lm.runtime.shutdown()
 
@@ -132,7 +147,7 @@ class Run:
             if (self.out / STATE).exists():
                 self.say(f"{self.out}: a run that was stopped goes on")
         elif self.processes.first:
-            for name in (REPORT, STATE, LOG, BEFORE):
+            for name in (REPORT, STATE, LOG, BEFORE, OWN_TEXTS):
                 (self.out / name).unlink(missing_ok=True)
             self._write(RECIPE, whole)
         self.processes.wait()
@@ -140,7 +155,8 @@ class Run:
 
     def log(self) -> MetricsLog:
         trackers = open_trackers(self.settings.trackers, self.out) if self.processes.first else []
-        return MetricsLog(self.out / LOG, trackers)
+        self.logs.append(MetricsLog(self.out / LOG, trackers))
+        return self.logs[-1]
 
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What a file of the folder holds, made first where it is not there: an earlier run may have come so far."""
@@ -178,9 +194,9 @@ class Run:
         if self.processes.first:
             record = report()
             about = {"model": self.model, "sha256": self.lm.info.sha256, "method": record["method"]}
-            if self.policy.adapts:
+            if self.policy.saves_adapter:
                 self.policy.save_adapter(self.out, about)
-            if self.settings.merged or not self.policy.adapts:
+            if self.settings.merged or not self.policy.saves_adapter:
                 self.policy.save_merged(self.out / MERGED)
             if save is not None:
                 save()
@@ -194,6 +210,13 @@ class Run:
     ) -> tuple[list[T], list[T]]:
         """(training rows, held-out rows): of two files, or of one by the seed; sets the steps of `epochs`."""
         rows = read(path, self.encoder, limit=self.settings.limit)
+        for what, numbers in (("left out", self.encoder.dropped), ("cut", sorted(set(self.encoder.cut)))):
+            if numbers:
+                shown = ", ".join(map(str, numbers[:SHOWN_ROWS])) + (" ..." if len(numbers) > SHOWN_ROWS else "")
+                self.say(
+                    f"{path}: {len(numbers)} rows have more than {self.encoder.max_length} tokens and are {what}: "
+                    f"{shown}"
+                )
         if test is not None:
             training, held = rows, read(test, self.encoder)
         else:
@@ -206,8 +229,10 @@ class Run:
         self.settings = replace(self.settings, training=self.settings.with_steps(len(training)))
         return training, held
 
-    def rows_left_out(self) -> dict[str, int]:
-        return {"dropped": len(self.encoder.dropped), "cut": len(set(self.encoder.cut))}
+    def rows_left_out(self) -> dict[str, Any]:
+        """How many rows were too long, and which."""
+        dropped, cut = self.encoder.dropped, sorted(set(self.encoder.cut))
+        return {"dropped": len(dropped), "cut": len(cut), "dropped_rows": list(dropped), "cut_rows": cut}
 
 
 # --- before it starts -------------------------------------------------------------------------------------------------
@@ -233,24 +258,25 @@ class Estimate:
 
 def estimate(
     run: Run, items: Seq[T], loss: Callable[[Seq[T]], LossOutput], settings: TrainingSettings,
-    length: Callable[[T], int], *, reference: bool,
+    length: Callable[[T], int], *, scored: Seq[T] = (),
 ) -> Estimate:  # fmt: skip
-    """Measure one piece of items of middle length, forwards and backwards; nothing is learned.
+    """Measure one piece of items of mean length, forwards and backwards, warmed up; nothing is learned.
 
-    reference  whether the reference's log-probabilities are computed, too, which is a third of a step
+    scored  items whose log-probabilities are computed beside, for the reference or a report: a third of a step
     """
-    by_length = sorted(items, key=length)
-    middle = len(by_length) // 2
-    piece = by_length[middle : middle + settings.piece] or by_length[-settings.piece :]
-    started = time.perf_counter()
-    with torch.random.fork_rng():
-        loss(piece).loss.backward()
-    seconds = (time.perf_counter() - started) / max(1, sum(map(length, piece)))
+    mean = float(np.mean([length(i) for i in items]))
+    piece = sorted(items, key=lambda item: abs(length(item) - mean))[: settings.piece]
+    seconds = math.inf
+    for _ in range(2):  # the first call is slower
+        started = time.perf_counter()
+        with torch.random.fork_rng():
+            loss(piece).loss.backward()
+        seconds = min(seconds, (time.perf_counter() - started) / max(1, sum(map(length, piece))))
     parameters = run.policy.parameters()
     for parameter in parameters:
         parameter.grad = None
-    tokens = settings.steps * settings.batch * float(np.mean([length(i) for i in items])) / run.processes.size
-    whole = sum(map(length, items)) if reference else 0
+    tokens = settings.steps * settings.batch * mean / run.processes.size
+    whole = sum(map(length, scored))
     return Estimate(
         tokens * seconds + whole * seconds / 3, _memory(run.policy, max(map(length, items)) * settings.piece),
         free_bytes(), settings.steps, sum(p.numel() for p in parameters),

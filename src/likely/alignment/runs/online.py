@@ -15,7 +15,7 @@ from likely.alignment.runs.folder import BEFORE, Run, RunProgress, RunSettings, 
 from likely.alignment.runs.report import sample_report
 from likely.alignment.runs.rows import read_prompts
 from likely.alignment.sources import Prompt
-from likely.errors import nearest
+from likely.errors import CapabilityError, nearest
 from likely.training.loop import LossOutput
 
 SAMPLED_PROMPTS = 32  # of the report
@@ -60,6 +60,8 @@ def train_on_own_samples(
     """
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
         raise ValueError(f"scale must be a number > 0, got {scale!r}")
+    if settings.shard:
+        raise CapabilityError("a sharded model draws no samples: leave out --shard")
     with Run.open(settings, say) as run:
         training, held = run.divide(prompts, read_prompts, test)
         steps = run.settings.training
@@ -80,7 +82,6 @@ def train_on_own_samples(
 
         expected = estimate(
             run, training, drawn_loss, steps, lambda p: len(p.tokens) + online.samples * online.max_tokens,
-            reference=False,
         )  # fmt: skip
         trial.close()
         run.say(expected.line())

@@ -61,7 +61,8 @@ def train_on_preferences(
         if not only_estimate and (finished := run.begin(about)) is not None:
             run.say(f"{run.out}: this run is finished, here is its report")
             return finished
-        expected = estimate(run, training, loss, steps, _length, reference=method.needs_reference)
+        scored = [*(training + held) * method.needs_reference, *held, *held]  # the reference, then both reports
+        expected = estimate(run, training, loss, steps, _length, scored=scored)
         run.say(expected.line())
         if only_estimate:
             return {**about, "estimate": asdict(expected), **run.rows_left_out()}
@@ -82,7 +83,8 @@ def train_on_preferences(
             run.say(f"the policy is not its reference at the start (margin {before['log_ratio_margin']:.3g} nats)")
         losses = fit(
             run.policy, training, lambda batch: loss(batch, reference), steps, length=_length, folder=run.out,
-            recipe=about, processes=run.processes, log=run.log(), progress=steps_of(progress, steps.steps),
+            recipe=about, processes=run.processes, shard=settings.shard, log=run.log(),
+            progress=steps_of(progress, steps.steps),
         )  # fmt: skip
 
         def whole() -> dict[str, Any]:

@@ -75,7 +75,7 @@ def train_reward_model(
         if not only_estimate and (finished := run.begin(about)) is not None:
             run.say(f"{run.out}: this run is finished, here is its report")
             return finished
-        expected = estimate(run, training, loss, steps, _length, reference=False)
+        expected = estimate(run, training, loss, steps, _length, scored=[*held, *held])
         model.head.grad = None
         run.say(expected.line())
         if only_estimate:
@@ -83,7 +83,8 @@ def train_reward_model(
         before = run.once(BEFORE, lambda: reward_report(model, held))
         losses = fit(
             run.policy, training, loss, steps, length=_length, extra_parameters=[model.head], folder=run.out,
-            recipe=about, processes=run.processes, log=run.log(), progress=steps_of(progress, steps.steps),
+            recipe=about, processes=run.processes, shard=settings.shard, log=run.log(),
+            progress=steps_of(progress, steps.steps),
         )  # fmt: skip
         centered = model.centered([t for p in training[:64] for t in (p.first, p.second)])
         return run.finish(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,15 @@ from likely.decoding.request import Request
 from likely.decoding.run import run
 from likely.decoding.sampling import Sampling
 from likely.errors import DataError, check_choice
+from likely.io.hashes import fingerprint
+from likely.io.kept import KeptValues
 from likely.runtimes.protocol import Runtime
+from likely.training.checkpoints import Checkpoints
+from likely.training.fit import STATE
 from likely.training.loop import LossOutput, train
 from likely.training.metrics_log import MetricsLog
+
+OWN_TEXTS = "own_texts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,8 @@ class SequenceMatchSettings:
 
 @dataclass
 class SequenceMatchRun:
-    """losses of each step;  metrics: of each step, means by name (`sequence_match_loss`);  drawn: own texts in all;
-    offset: that was taken from the logits."""
+    """losses of each step;  metrics: of each step of this call, means by name (`sequence_match_loss`);  drawn: own
+    texts in all;  offset: that was taken from the logits."""
 
     losses: list[float] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
@@ -119,6 +127,9 @@ def train_sequence_match(
     end_ids: frozenset[int],
     backspace_id: int | None = None,
     candidates: Sequence[int] | None = None,
+    folder: Path | None = None,
+    recipe: Mapping[str, Any] = MappingProxyType({}),
+    checkpoint_every: int = 20,
     log: MetricsLog | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> SequenceMatchRun:
@@ -128,6 +139,8 @@ def train_sequence_match(
     max_tokens  of the model's own texts, which continue prompts of the data;  end_ids  tokens that end a text
     backspace_id  a token of the vocabulary that stands for a deletion; None: the model cannot delete
     candidates  wrong tokens that the data is disturbed with; by default all that occur in it
+    folder      for checkpoints, every `checkpoint_every` steps, and the model's own texts: a run of the same settings,
+                data and `recipe` that was stopped goes on bit for bit
     log         a line of metrics per step
     The same arguments give the same weights on one machine.  TrainingDiverged where the loss is no finite number.
     """
@@ -145,6 +158,15 @@ def train_sequence_match(
     rng, found = np.random.default_rng(settings.seed), SequenceMatchRun(offset=settings.offset)
     uses_model = settings.divergence != "mle"
     own: deque[Trajectory] = deque(maxlen=settings.kept)
+    about = {
+        **asdict(settings), **recipe, "max_tokens": max_tokens, "backspace": backspace_id,
+        "data": fingerprint([[each.prompt, each.actions, each.finished] for each in data]),
+    }  # fmt: skip
+    checkpoints = None if folder is None else Checkpoints(folder / STATE, checkpoint_every, about)
+    written_before = KeptValues(None if folder is None else folder / OWN_TEXTS)
+    name_of = fingerprint(about)  # of this run among the values
+    if found.offset is None:
+        found.offset = written_before.get(f"{name_of} offset")
     # the module is looked at by a runtime of its own, which holds no copy of the weights
     runtime = _runtime_of(module) if uses_model else None
     optimiser = torch.optim.AdamW(
@@ -159,16 +181,21 @@ def train_sequence_match(
         for step in range(settings.steps):
             if runtime is not None and step % settings.refresh == 0:
                 chosen = [data[i].prompt for i in rng.integers(0, len(data), settings.drawn)]
-                runtime.refresh(f"step {step}")
-                module.eval()
-                own.extend(
-                    sample_trajectories(
+                if f"{name_of} {step}" not in written_before:
+                    runtime.refresh(f"step {step}")
+                    module.eval()
+                    drawn = sample_trajectories(
                         runtime, chosen, max_tokens=max_tokens, end_ids=end_ids, backspace_id=backspace_id,
                         temperature=settings.temperature, seed=settings.seed + 1_000_003 * (step + 1),
-                    )
-                )  # fmt: skip
+                    )  # fmt: skip
+                    module.train()
+                    rows = [[list(each.prompt), list(each.actions), each.finished] for each in drawn]
+                    written_before.add({f"{name_of} {step}": rows})
+                own.extend(
+                    Trajectory(tuple(prompt), tuple(actions), finished)
+                    for prompt, actions, finished in written_before[f"{name_of} {step}"]
+                )
                 found.drawn += len(chosen)
-                module.train()
             if len(order) < settings.batch:
                 order += rng.permutation(len(data)).tolist()
             taken, order = [data[i] for i in order[: settings.batch]], order[settings.batch :]
@@ -190,6 +217,7 @@ def train_sequence_match(
             with torch.no_grad():
                 real = torch.from_numpy(trees.real).to(logits.device)
                 found.offset = float(action_values(logits, trees)[1][real].mean())
+            written_before.add({f"{name_of} offset": found.offset})
         result = sequence_match_loss(
             logits, trees, is_data, gamma=settings.gamma, alpha=settings.alpha * min((step + 1) / rise, 1.0),
             offset=found.offset, divergence=settings.divergence, weights=settings.weights,
@@ -203,8 +231,9 @@ def train_sequence_match(
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)  # dropout
             found.losses = train(
-                batches(), loss, optimiser, schedule=schedule, clip=settings.clip, progress=progress, log=log
-            )
+                batches(), loss, optimiser, schedule=schedule, clip=settings.clip, progress=progress, log=log,
+                checkpoints=checkpoints,
+            )  # fmt: skip
     finally:
         module.eval()
         if runtime is not None:

@@ -4,7 +4,7 @@
     found = SelfEnsemble(lm, task, EnsembleSpec(vary=("demos",), size=5)).run(texts)
     found.answers, found.confidence, found.disagreement
 
-Li et al. 2023, arXiv:2312.13772.  With an adapter of `training.lora`, trained on `tuning_pairs`, the same ensembles
+Li et al. 2023, arXiv:2312.13772.  With an adapter of `training.answers`, trained on `tuning_pairs`, the same ensembles
 are those of a fine-tuned model.
 """
 
@@ -118,7 +118,7 @@ class ScoreOptions(TypedDict, total=False):
 class SelfEnsemble:
     """One model asked in `spec.size` ways.
 
-    lm    a model, or anything with `score_pairs`: `Adapter` of training.lora, a server with log-probabilities
+    lm    a model, or anything with `score_pairs`: `Adapter` of training.answers, a server with log-probabilities
     `members` and `pool` (their prompts, as a pool of templates) are made at once: what is missing is an error here.
     """
 

@@ -14,9 +14,10 @@ import numpy as np
 from likely.io.hashes import fingerprint
 from likely.prompting.hints.downstream import ChoiceQuestion
 from likely.prompting.hints.reward import group_advantages
+from likely.training.answers import Adapter
 from likely.training.grpo import grpo_loss
 from likely.training.loop import train
-from likely.training.lora import ATTENTION, Adapter, learned_factors, peft_model, trainable
+from likely.training.lora import ATTENTION, learned_factors, peft_model, trainable
 
 if TYPE_CHECKING:
     import torch

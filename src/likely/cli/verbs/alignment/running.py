@@ -63,6 +63,9 @@ class RunFlags:
     tracker: Annotated[
         list[str] | None, typer.Option("--tracker", help="tensorboard, wandb ... (accelerate's names; repeatable).")
     ] = None
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Under torchrun: each process holds its share of the weights (FSDP2).")
+    ] = False
     limit: flags.LimitOption = None
     threads: flags.ThreadsOption = None
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of adapters, order of rows and samples.")] = 0
@@ -85,7 +88,7 @@ class RunFlags:
         return RunSettings(
             self.model, self.out, training, None if self.full else LoraSettings(self.rank, self.alpha), self.adapter,
             self.epochs, self.max_length, self.too_long, self.held_out, self.limit, self.merged, self.overwrite,
-            self.threads, tuple(self.tracker or ()),
+            self.threads, tuple(self.tracker or ()), self.shard,
         )  # fmt: skip
 
 
@@ -124,6 +127,8 @@ def print_report(report: dict[str, Any], run: RunFlags) -> None:
     print_table(["", "before", "after"], report_rows(report["before"], report["after"]))
     left_out = ", ".join(f"{report[name]} rows {name}" for name in ("dropped", "cut") if report[name])
     typer.echo(f"{run.out}: {report['method']}, {report['steps']} steps{', ' + left_out if left_out else ''}")
-    place = run.out / "merged" if run.full or run.merged else run.out
-    if report["method"] != "reward":
+    place = run.out / "merged" if (run.out / "merged").is_dir() else run.out
+    if (backspace := report["settings"].get("backspace_id")) is not None:
+        typer.echo(f'Try it: likely generate -m {place} "..." -s backspace_id={backspace}', err=True)
+    elif report["method"] != "reward":
         typer.echo(f'Try it: likely ask -m {place} "..."', err=True)

@@ -1,4 +1,4 @@
-"""likely align train: preference pairs, or prompts and a reward, become an adapter, with a report of both ends."""
+"""likely align train: preference pairs, prompts and a reward, or examples become a model, with a report."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from likely.cli.help import names
 from likely.cli.options import parse_settings
 from likely.cli.verbs.alignment.running import RunFlags, bars, print_report, say
 
+SEQUENCE_MATCH = "sequence_match"
+
 
 def known_method(method: str) -> str | None:
     """One of either table; anything else is refused before a model is loaded."""
-    return flags.one_of("preference_methods", *names("online_methods"))(method)
+    return flags.one_of("preference_methods", *names("online_methods"), SEQUENCE_MATCH)(method)
 
 
 @flags.grouped
@@ -24,7 +26,7 @@ def train(
         str,
         typer.Argument(
             help='JSONL of {"prompt", "chosen", "rejected"} and optionally "p"; texts or messages.  Of online methods: '
-            'of {"prompt"}.'
+            'of {"prompt"}; of sequence_match: of {"prompt", "completion"}.'
         ),
     ],
     method: Annotated[
@@ -32,12 +34,19 @@ def train(
         typer.Option(
             "--method",
             callback=known_method,
-            help="{preference_methods}; on the model's own samples: {online_methods}.",
+            help="{preference_methods}; on the model's own samples: {online_methods}; on examples, with a token that "
+            "deletes: sequence_match.",
         ),
     ] = "dpo",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="A number of the method, e.g. -s beta=0.3."),
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            help="A number of the method, e.g. -s beta=0.3; of sequence_match also -s backspace=TOKEN, a token that no "
+            "text needs.",
+        ),
     ] = None,
     reward: Annotated[
         str | None,
@@ -66,6 +75,8 @@ def train(
       likely align train pairs.jsonl --adapter sft/ --reward sentiment -o adapter --json
 
       likely align train prompts.jsonl --method online_ipo --reward sentiment -s tau=0.5 -s scale=0.5 -o adapter
+
+      likely align train examples.jsonl --method sequence_match -s "backspace=<file_sep>" -o deletes
     """
     from likely.alignment.methods import make_method
     from likely.alignment.runs.preferences import train_on_preferences
@@ -73,6 +84,16 @@ def train(
 
     given = parse_settings(settings)
     judge = None if reward is None else open_reward(reward)
+    if method == SEQUENCE_MATCH:
+        from likely.alignment.runs.backspace import train_with_backspace
+
+        with bars() as progress:
+            report = train_with_backspace(
+                pairs, given, run.settings(), test=run.test, sampled_prompts=prompts, only_estimate=run.estimate,
+                say=say, progress=progress,
+            )  # fmt: skip
+        print_report(report, run)
+        return
     if method in names("online_methods"):
         from likely.alignment.runs.online import online_settings, train_on_own_samples
 

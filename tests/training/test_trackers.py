@@ -1,0 +1,91 @@
+"""Trackers through accelerate's own interface: started, told of every step, finished."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("accelerate")
+
+from accelerate import tracking
+
+from likely.errors import CapabilityError
+from likely.training.metrics_log import MetricsLog, open_trackers
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """A class as a user registers it with accelerate; `events` holds what its trackers were told."""
+    events = []
+
+    class Recorder(tracking.GeneralTracker):
+        name = "recorder"
+        requires_logging_directory = True
+
+        def __init__(self, run_name, logging_dir):
+            super().__init__()
+            self.place = (run_name, logging_dir)
+
+        @property
+        def tracker(self):
+            return events
+
+        def start(self):
+            events.append(("start", *self.place))
+
+        def log(self, values, step=None, **more):
+            events.append(("log", step, values))
+
+        def finish(self):
+            events.append(("finish",))
+
+    monkeypatch.setattr(tracking, "LOGGER_TYPE_TO_CLASS", dict(tracking.LOGGER_TYPE_TO_CLASS))
+    tracking.register_tracker_class(Recorder)
+    return events
+
+
+def test_a_tracker_is_started_told_and_finished(recorder, tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", open_trackers(["recorder"], tmp_path))
+    log.begin(0)
+    log.write(0, {"loss": 2.0})
+    log.write(1, {"loss": 1.5, "accuracy": 0.5})
+    log.close()
+    assert recorder[0] == ("start", "likely", str(tmp_path)) and recorder[-1] == ("finish",)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [{"step": step, **values} for _, step, values in recorder[1:-1]] == lines
+
+
+@pytest.mark.slow
+def test_the_verb_tells_its_tracker_what_stands_in_its_log(recorder, tmp_path):
+    pytest.importorskip("peft")
+    from tiny_gguf import write_tiny_llama
+    from typer.testing import CliRunner
+
+    from likely.cli.app import app
+
+    model = write_tiny_llama(tmp_path / "tiny.gguf", dim=32)
+    rows = [{"prompt": f"the cat {i}", "completion": " sat on"} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    given = ["align", "sft", str(tmp_path / "rows.jsonl"), "-m", str(model), "-o", str(out), "--epochs", "0"]
+    given += ["--steps", "2", "--batch", "2", "--held-out", "0.25", "--rank", "4", "--tracker", "recorder"]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    assert [{"step": step, **values} for kind, step, values in recorder[1:-1] if kind == "log"] == lines
+    assert recorder[0][0] == "start" and recorder[-1] == ("finish",)
+
+
+def test_one_that_is_not_installed_is_named(tmp_path):
+    with pytest.raises(CapabilityError, match='no tracker "nothing" is installed'):
+        open_trackers(["nothing"], tmp_path)
+
+
+def test_tensorboard_files_are_written(tmp_path):
+    pytest.importorskip("tensorboard")
+    log = MetricsLog(None, open_trackers(["tensorboard"], tmp_path))
+    log.write(0, {"loss": 2.0})
+    log.close()
+    assert list((tmp_path / "likely").glob("events.out.tfevents.*"))
