@@ -1,4 +1,4 @@
-"""Kernel language entropy, SentenceSAR, CoCoA and EigenScore: closed forms, bounds, and the plain formula beside each."""
+"""Kernel language entropy, SentenceSAR, CoCoA, EigenScore: closed forms, bounds, and the plain formula beside each."""
 
 from __future__ import annotations
 
