@@ -42,6 +42,8 @@ class CodeBuffer:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        if not text.strip():
+            raise DataError(f"{path} is empty: write the beginning of the code first")
         lines = text.split("\n")
         line = len(lines) if line is None else line
         if not 1 <= line <= len(lines):
