@@ -87,7 +87,9 @@ def judged(rows: Sequence[dict[str, Any]], answers: Sequence[Answer]) -> dict[st
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a smoke run; its figures are not kept")
-    parser.add_argument("--models", default="smollm2,gemma3")
+    parser.add_argument(
+        "--models", default="smollm2,gemma3", help="without smollm2 the results' file is named after them"
+    )
     parser.add_argument("--threads", type=int, help="texts of native are the same with any number")
     parser.add_argument("--texts", type=Path, help="keep the answers in this file")
     options = parser.parse_args(argv)
@@ -95,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.quick:
         rows = rows[:4]
     found, texts = [], []
-    for model in options.models.split(","):
+    models = options.models.split(",")
+    for model in models:
         for runtime, dtype in RUNTIMES[: 1 if options.quick else None]:
             with likely.load(model, runtime=runtime, dtype=dtype, threads=options.threads) as lm:
                 lm.own_settings, lm.info = {}, replace(lm.info, system=None)  # what is to be chosen here
@@ -118,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     print(json.dumps({**name, **found[-1]["all"]}), file=sys.stderr, flush=True)
     if options.texts:
         options.texts.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts))
-    protocol.write("first_minute", {"systems": SYSTEMS, "settings": SETTINGS, "rows": found}, quick=options.quick)
+    file = "first_minute" if "smollm2" in models else f"first_minute_{'_'.join(models)}"
+    protocol.write(file, {"systems": SYSTEMS, "settings": SETTINGS, "rows": found}, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -60,3 +60,6 @@ def test_wrong_places_and_options(cli, tiny, file, options, code, word):
 def test_a_missing_file(cli, tiny, tmp_path):
     done = cli("complete", tmp_path / "none.py", "-m", tiny)
     assert done.code == 1 and "cannot read" in done.err
+    (tmp_path / "empty.py").touch()
+    done = cli("complete", tmp_path / "empty.py", "-m", tiny)
+    assert done.code == 1 and "is empty: write the beginning of the code first" in done.err

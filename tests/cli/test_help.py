@@ -39,6 +39,7 @@ def test_small_refusals(cli, tiny, tmp_path, monkeypatch):
     one_line(cli("generate", "a", "-m", tiny, "-s", "stop=1"), 2, "stop must be a string")
     one_line(cli("generate", "a", "-m", tiny, "--runtime", "lamacpp"), 2, 'did you mean "llamacpp"?')
     one_line(cli("ask", "a", "-m", tiny, "--dtype", "int9"), 2, 'did you mean "int8"?')
+    one_line(cli("grade", "a.jsonl", "--by", "numbr"), 2, "Invalid value for '--by': 'numbr' is not one of 'exact'")
     one_line(cli("convert", tiny, tmp_path / "out.bin"), 2, "folder", ".gguf")
     monkeypatch.setattr(timing, "busy_share", lambda: 0.5)
     one_line(cli("bench", "-m", tiny, "--quick"), 1, "50%", "--even-if-busy")

@@ -38,6 +38,8 @@ def test_files_come_first(cli, tiny, tmp_path):
     assert asked(given) == "First.\n\nSecond.\n\nThird.\n\nWhich?"
     assert asked(cli("ask", "-f", one, "-m", tiny, *FEW, "--json")) == "First."
     one_line(cli("ask", "Which?", "-f", tmp_path / "three.txt", "-m", tiny), 1, "cannot read", "three.txt")
+    (tmp_path / "none.txt").write_text("\n")
+    one_line(cli("ask", "Which?", "-f", tmp_path / "none.txt", "-m", tiny), 1, "none.txt is empty")
     one_line(cli("ask", "q.jsonl", "-f", one, "-m", tiny), 2, "--file")
     one_line(cli("ask", "-m", tiny), 2, "give a question")
 

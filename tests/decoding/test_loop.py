@@ -327,6 +327,13 @@ def test_a_broken_drafter_is_named(tokens, parents):
         run(toy_loop(), replace(BASE, drafter=Broken(6)))
 
 
+def test_pieces_of_a_prompt_are_counted_apart_from_calls_that_gave_tokens():
+    request = replace(BASE, prompt=(0, 1, 2) * 10)
+    for step_tokens, pieces in ((64, 0), (8, 3), (30, 0), (29, 1)):
+        [[done]] = run(toy_loop(step_tokens=step_tokens), request)
+        assert done.prefill_calls == pieces and done.target_calls == len(done.tokens)
+
+
 def test_requests_that_can_never_run_are_refused_at_once():
     loop = toy_loop(context_length=8)
     with pytest.raises(ModelError, match="context"):

@@ -66,8 +66,12 @@ def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
 @pytest.mark.real
 @pytest.mark.xdist_group("real")
 def test_its_python_runs(capsys, smollm2_path):
-    [block] = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
-    exec(compile(block, "uncertainty.md", "exec"), {})
+    pytest.importorskip("sklearn")
+    seen: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.S):
+        exec(compile(block, "uncertainty.md", "exec"), seen)
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in out[:3]] == ["g_nll", "semantic_entropy", "greedy_agreement"]
-    assert "clusters: lexical" in out[1] and len(out) == 4
+    assert "clusters: lexical" in out[1] and len(out) == 5
+    near, far = seen["far"]
+    assert 2 * near < far

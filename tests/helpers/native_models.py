@@ -38,6 +38,11 @@ def llama(**changes):
     return transformers.LlamaConfig(**{**SIZES, "head_dim": 12, **changes})
 
 
+def gemma2(**changes):
+    own = {**GEMMA, "head_dim": 24, "sliding_window": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0}
+    return transformers.Gemma2Config(**{**own, **changes})
+
+
 def gemma(**changes):
     return transformers.Gemma3TextConfig(**{**GEMMA, "head_dim": 24, "sliding_window": 8, **changes})
 
@@ -60,8 +65,12 @@ CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "qwen2, windows": lambda: transformers.Qwen2Config(
         **SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1
     ),
+    "mistral": lambda: transformers.MistralConfig(**SIZES, head_dim=16, sliding_window=None),
+    "mistral, windows": lambda: transformers.MistralConfig(**SIZES, sliding_window=8),
     "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=16),
     "qwen3, heads of 128": lambda: transformers.Qwen3Config(**SIZES, head_dim=128, tie_word_embeddings=True),
+    "gemma2": gemma2,
+    "gemma2, no soft caps": lambda: gemma2(attn_logit_softcapping=None, final_logit_softcapping=None),
     "gemma3, short window": gemma,
     "gemma3, a window over blocks": lambda: gemma(sliding_window=90),
     "gemma3, a window longer than any text": lambda: gemma(sliding_window=400),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import huggingface_hub
 import pytest
 
@@ -44,6 +46,47 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
         with pytest.raises(ModelError, match=r"no such file or folder, and no model .*\(\[Errno 101\].*unreachable\)$"):
             likely.load("nobody/nothing", runtime=runtime)
     assert [name for name, _ in asked] == ["nobody/nothing"] * 2 and all(0 < seconds <= 10 for _, seconds in asked)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub with one repository of three GGUF files, one of them kept here; what is fetched."""
+    kept, fetched = tmp_path / "kept", []
+    kept.mkdir()
+    (kept / "m-Q8_0.gguf").touch()
+
+    class Hub:
+        def model_info(self, name, *, timeout):
+            if name != "org/m-GGUF":
+                raise ConnectionError("404 Client Error")
+            names = ("m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-F16-00001-of-00002.gguf", "README.md")
+            return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in names])
+
+    def snapshot(name, *, local_files_only):
+        if name != "org/m-GGUF":
+            raise FileNotFoundError(name)
+        return str(kept)
+
+    def download(name, file):
+        fetched.append(file)
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return fetched
+
+
+def test_a_gguf_file_of_the_hub_is_named_by_its_type(hub, tmp_path):
+    assert resolve("org/m-GGUF:q8_0") == ("gguf", tmp_path / "kept" / "m-Q8_0.gguf") and hub == []
+    assert resolve("org/m-GGUF:Q4_K_M") == ("gguf", tmp_path / "m-Q4_K_M.gguf") and hub == ["m-Q4_K_M.gguf"]
+    for name, told in (
+        ("org/m-GGUF:Q5_0", r'org/m-GGUF has no GGUF files "Q5_0" \(its GGUF files: m-F16-0.*, m-Q4_K_M.gguf, m-Q8_0'),
+        ("org/m-GGUF:F16", 'has no GGUF files "F16"'),
+        ("org/other:Q8_0", r"org/other: no such file or folder, .*\(404 Client Error\)"),
+    ):
+        with pytest.raises(ModelError, match=told):
+            resolve(name)
 
 
 @pytest.mark.parametrize("name", [None, 3, b"smollm2", ["smollm2"]])

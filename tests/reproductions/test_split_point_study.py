@@ -31,12 +31,12 @@ def clusters(seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 
 def test_the_study_runs(study):
-    size = study.Size(1, 1, 20, 2, 3, 3, 8, 2, 3, 5)
+    size = study.Size(1, 1, 20, 2, 3, 3, 8, 3, 2, 3, 5)
     found = study.study(
         {"a": line(120, 0), "b": line(150, 1)}, *clusters(0), size, full=False,
         report=lambda text: None,
     )  # fmt: skip
-    assert found.id == "split_point" and len(found.checks) == 8 and not found.models
+    assert found.id == "split_point" and len(found.checks) == 9 and not found.models
     subjects = {f.subject for f in found.figures}
     assert {f"{name}: {method}" for name in "ab" for method in study.METHODS} <= subjects
     assert {f"intents: {study.SDS}", "intents: energy", "intents: probabilities temperature"} <= subjects

@@ -161,6 +161,7 @@ WRONG = {
     "the activation": ("gemma3, short window", {"activation": "silu"}),
     "the embedding's scale": ("gemma3, short window", {"embedding_scale": 1.0}),
     "no soft cap": ("gemma3, soft cap, own head", {"logit_softcap": 0.0}),
+    "no soft cap of scores": ("gemma2", {"attention_softcap": 0.0}),
     "epsilon": ("qwen3", {"epsilon": 1e-2}),
 }
 
@@ -261,8 +262,8 @@ def test_logits_that_are_no_numbers_are_an_error(made, natives, tmp_path, monkey
 
 
 def test_an_unknown_architecture_names_torch(native_cache):
-    config = transformers.MistralConfig(**SIZES)
-    with pytest.raises(CapabilityError, match="runtime='torch'"):
+    config = transformers.Olmo2Config(**SIZES)
+    with pytest.raises(CapabilityError, match="not olmo2: use runtime='torch'"):
         NativeRuntime(folder_of(module_of(config)), dtype="int8")
 
 

@@ -358,7 +358,7 @@ def changed(name, **changes):
 
 ROPE = {"rope_theta": 10000.0}
 UNKNOWN = {
-    "an architecture": lambda: changed("llama", model_type="mistral"),
+    "an architecture": lambda: changed("llama", model_type="phi3"),
     "no architecture": lambda: {"hidden_size": 4},
     "an activation": lambda: changed("llama", hidden_act="relu"),
     "an activation of Gemma": lambda: changed("gemma3, short window", hidden_activation="gelu"),
@@ -401,7 +401,7 @@ def test_sizes_that_cannot_be_are_refused(config):
 
 def test_every_family_of_gguf_files_is_known():
     assert set(MODEL_TYPES) == {CONFIGS[name]().model_type for name in CONFIGS}
-    assert set(MODEL_TYPES) <= {f.model_type for f in FAMILIES}
+    assert set(MODEL_TYPES) - {"mistral"} <= {f.model_type for f in FAMILIES}  # GGUF files call it llama
 
 
 def test_rotations_are_those_of_transformers():

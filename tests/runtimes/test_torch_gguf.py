@@ -13,6 +13,7 @@ from tiny_gguf import write_tiny_gemma3, write_tiny_llama
 
 from likely.errors import ModelError
 from likely.runtimes.llamacpp.library import on_tile_thread
+from likely.runtimes.native.runtime import NativeRuntime
 from likely.runtimes.protocol import Want, Work
 from likely.runtimes.rows import log_softmax
 from likely.runtimes.torch.runtime import TorchRuntime
@@ -138,18 +139,21 @@ def test_rotary_factors_of_llama_3_are_kept(tmp_path):
 
 
 @pytest.mark.slow
-def test_gemma2_logits_equal_llama_cpp(tmp_path):
+def test_gemma2_logits_equal_llama_cpp_and_the_native_runtimes(native_library, tmp_path):
     """Softcaps on scores and logits, every other layer slides."""
     caps = [("gemma2.attn_logit_softcapping", FLOAT, 5.0), ("gemma2.final_logit_softcapping", FLOAT, 3.0)]
-    agree_gemma(
-        rewritten(
-            write_tiny_gemma3(tmp_path / "gemma3.gguf", layers=4),
-            tmp_path / "gemma2.gguf",
-            arch="gemma2",
-            fields=caps,
-            change=lambda name, values: None if "_q_norm" in name or "_k_norm" in name else values,
-        )
+    path = rewritten(
+        write_tiny_gemma3(tmp_path / "gemma3.gguf", layers=4),
+        tmp_path / "gemma2.gguf",
+        arch="gemma2",
+        fields=caps,
+        change=lambda name, values: None if "_q_norm" in name or "_k_norm" in name else values,
     )
+    agree_gemma(path)
+    native = NativeRuntime(path, dtype="float32", threads=1, tokens_held=100)
+    rows = native.forward([Work(native.open(), np.arange(3, 60), want=Want.ALL)])[0].logits
+    native.shutdown()
+    assert np.abs(log_softmax(rows) - log_softmax(torch_logits(path, np.arange(3, 60)))).max() < 1e-4
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "Q8_0"])

@@ -21,7 +21,7 @@ def gathered(samples, greedy=None):
 
     return Gathered(
         ["?"], texts([greedy]) if greedy is not None else None, texts(samples), texts([greedy or ""]),
-        {"p_true": np.array([0.25])},
+        {"p_true": np.array([0.25]), "sample_states": np.random.default_rng(0).normal(size=(len(samples), 6))},
     )  # fmt: skip
 
 

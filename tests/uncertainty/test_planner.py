@@ -19,7 +19,7 @@ from likely.runtimes.toy import CharTokenizer, ToyRuntime, exact_logprob
 from likely.scoring.scored import Scored
 from likely.uncertainty.local_run import seed_of
 from likely.uncertainty.p_true import answers
-from likely.uncertainty.planner import gather
+from likely.uncertainty.planner import all_estimators, gather
 from likely.uncertainty.table import ESTIMATORS, estimate
 
 TOKENIZER = CharTokenizer(string.ascii_lowercase + " ", add_bos=True)
@@ -159,7 +159,7 @@ def test_on_real_engines_alone_and_together(engine):
         np.testing.assert_allclose(found.greedy.token_entropies[i], alone.greedy.token_entropies[0], atol=2e-3)
         [made] = engine.generate([prompt], temperature=0, max_tokens=8, drafter=None)
         assert made.sequence_logprob == pytest.approx(found.greedy.logprobs[i], abs=2e-3)
-    values = estimate(found, [n for n in ESTIMATORS if n != "p_true"])
+    values = estimate(found, [n for n in ESTIMATORS if n not in ("p_true", "eigen_score")])
     assert (values["m_nll"].values <= values["g_nll"].values).all()
 
 
@@ -180,6 +180,35 @@ def test_the_sum_is_one_forward_pass_over_the_text_on_torch():
             logits = module(input_ids=ids).logits[0, -n - 1 : -1]
         loss = torch.nn.functional.cross_entropy(logits, ids[0, -n:], reduction="sum")
         assert -found.greedy.logprobs[i] == pytest.approx(float(loss), abs=1e-4)
+
+
+def test_states_are_those_of_the_module_at_each_texts_last_token_on_torch():
+    import torch
+
+    from likely.runtimes.torch.runtime import TorchRuntime
+
+    module = tiny_module("llama")
+    tokenizer = CharTokenizer(string.ascii_letters + string.digits, add_bos=True)
+    lm = Model(TorchRuntime(module), tokenizer, ModelInfo("tiny", "t", "torch", "float32", "0", "chars", False))
+    prompts, settings = ["abc", "bb"], {"samples": 3, "max_tokens": 5, "seed": 4}
+    found = gather(lm, prompts, needs=["eigen_score"], **settings)
+    assert found.extra["sample_states"].shape == (6, 32)
+    compared = 0
+    for i, text in enumerate(found.samples.texts):
+        sizes = found.samples.token_sizes[i].tolist()
+        if 0 in sizes[: len(sizes) - (found.samples.finish_reasons[i] == "stop")]:
+            continue  # a control token within, which the text does not show
+        ids = torch.tensor([lm.encode_prompt(prompts[found.samples.prompt_ids[i]] + text)])
+        with torch.no_grad():
+            state = module(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, -1]
+        np.testing.assert_allclose(found.extra["sample_states"][i], state.numpy(), atol=1e-4)
+        compared += 1
+    assert compared >= 3
+    assert np.isfinite(estimate(found, ["eigen_score"])["eigen_score"].values).all()
+    assert gather(lm, prompts, needs=["samples"], **settings).samples.texts == found.samples.texts
+    assert "eigen_score" in all_estimators(lm) and "eigen_score" not in all_estimators(toy())
+    with pytest.raises(CapabilityError, match="gives no hidden states"):
+        gather(toy(), ["a"], needs=["eigen_score"])
 
 
 @pytest.fixture
@@ -215,7 +244,7 @@ def test_a_server_is_told_what_it_would_else_choose_itself():
     assert "top_k" in found.samples.note and "top_k" not in found.greedy.note
 
 
-@pytest.mark.parametrize("need", ["token_entropy", "m_nll"])
+@pytest.mark.parametrize("need", ["token_entropy", "m_nll", "eigen_score"])
 def test_a_server_refuses_what_it_cannot(remote, need):
     with pytest.raises(CapabilityError, match="load the model locally"):
         gather(remote, ["abc"], needs=[need])

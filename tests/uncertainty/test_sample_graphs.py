@@ -1,4 +1,4 @@
-"""Kernel language entropy, SentenceSAR and CoCoA: closed forms, bounds, and the plain formula beside each."""
+"""Kernel language entropy, SentenceSAR, CoCoA, EigenScore: closed forms, bounds, and the plain formula beside each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from likely.uncertainty.samples import kernel_language_entropy, rouge_l, sentence_sar_of, similarities
+from likely.uncertainty.samples import (
+    eigen_score_of,
+    kernel_language_entropy,
+    rouge_l,
+    sentence_sar_of,
+    similarities,
+)
 from likely.uncertainty.table import estimate
 from likely.uncertainty.types import Gathered, GenerationScores
 
@@ -48,6 +54,26 @@ def test_sentence_sar_is_its_formula_and_does_not_underflow(seed):
     assert sentence_sar_of(logprobs, w) == pytest.approx(np.mean(plain))
     assert sentence_sar_of(logprobs - 2000, w) == pytest.approx(np.mean(plain) + 2000)
     assert sentence_sar_of(logprobs, np.eye(6)) == pytest.approx(-logprobs.mean())  # nothing alike: entropy of the text
+
+
+def test_eigen_score_of_equal_and_of_orthogonal_states():
+    one = np.array([3.0, -1.0, 0.0, -2.0])  # its mean is 0, |c|² = 14
+    alike = (np.log(5 * 14 + 1e-3) + 4 * np.log(1e-3)) / 5
+    assert eigen_score_of(np.tile(one, (5, 1))) == pytest.approx(alike)
+    assert eigen_score_of(np.tile(one + 7, (5, 1))) == pytest.approx(alike)  # each state less its own mean
+    apart = np.array([[1, -1, 0, 0], [0, 0, 1, -1], [1, 1, -1, -1]]) * np.array([[3], [3], [3 / np.sqrt(2)]])
+    assert eigen_score_of(apart, alpha=0.5) == pytest.approx(np.log(18.5))
+    assert eigen_score_of(apart) > eigen_score_of(apart[[0, 0, 0]])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_eigen_score_is_the_mean_log_eigenvalue(seed):
+    """As the official code computes it: features by samples, centred over features."""
+    z = np.random.default_rng(seed).normal(size=(12, 5))  # (D, S)
+    centring = np.eye(12) - np.ones((12, 12)) / 12
+    expected = np.mean(np.log(np.linalg.eigvalsh(z.T @ centring @ z + 1e-3 * np.eye(5))))
+    assert eigen_score_of(z.T) == pytest.approx(expected)
+    assert eigen_score_of(z.T[::-1]) == pytest.approx(expected)
 
 
 def gathered(greedy, texts, logprobs):

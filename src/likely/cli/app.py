@@ -100,7 +100,8 @@ def run(arguments: Sequence[str]) -> int:
             typer.echo(usage.format_message())
             return 2
         where = usage.ctx.command_path if usage.ctx else "likely"
-        typer.echo(f"Error: {_one_line(usage.format_message())} (see {where} --help)", err=True)
+        message = _one_line(usage.format_message()).replace(": Value error, ", ": ")
+        typer.echo(f"Error: {message} (see {where} --help)", err=True)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("", err=True)

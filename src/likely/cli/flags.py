@@ -77,7 +77,12 @@ def one_of(table: str, *more: str) -> Callable[[str | None], str | None]:
 
 
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="Name (likely models), GGUF file, folder, hub id, or URL of a server.")
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Name (likely models), GGUF file, folder, hub id (org/name, org/name:Q4_K_M), or URL of a server.",
+    ),
 ]
 RuntimeOption = Annotated[
     str | None,

@@ -59,6 +59,9 @@ def draft_budget(text: str) -> int | Literal["auto"]:
 def text_or_stdin(text: str | None, what: str, files: Sequence[Path] = ()) -> str:
     """Files, then what a pipe brings, then the argument, with blank lines between; "-" is standard input, too."""
     parts = [read_text(file).rstrip("\n") for file in files]
+    for file, part in zip(files, parts, strict=True):
+        if not part.strip():
+            raise DataError(f"{file} is empty: nothing to put before the {what}")
     if text == "-" or _is_piped(wait=text is None and not files):
         if text is not None and text != "-":
             _say_what_is_waited_for(what)

@@ -40,8 +40,12 @@ class CodeBuffer:
         path = Path(path)
         try:
             text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8 (byte {error.start})") from None
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        if not text.strip():
+            raise DataError(f"{path} is empty: write the beginning of the code first")
         lines = text.split("\n")
         line = len(lines) if line is None else line
         if not 1 <= line <= len(lines):

@@ -35,7 +35,8 @@ def load(
     use: str = "single",
     **options: Unpack[LoadOptions],
 ) -> Model | RemoteModel:
-    """Open a model: a known name ("smollm2", "gemma3"), GGUF file, folder, hub id, or URL of a server.
+    """Open a model: a known name ("smollm2", "gemma3"), GGUF file, folder, hub id (org/name, or org/name:Q4_K_M for
+    one GGUF file of it), or URL of a server.
 
     runtime  "native", "llamacpp" or "torch"; None: for a GGUF file native where it can be, else llama.cpp; for a folder
              torch (`models.load.load_local` says it in full); "auto": what `likely bench` has measured as the fastest

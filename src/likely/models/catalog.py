@@ -100,7 +100,7 @@ KNOWN: tuple[KnownModel, ...] = (
         # of the answer alone: a penalty on the words of the question spoils what is asked about a text
         settings={"frequency_penalty": 0.6},
         better="smollm2 has 135 million parameters and is often wrong. A larger model: -m FILE.gguf, or from the hub, "
-        "3 GB once, -m Qwen/Qwen2.5-1.5B-Instruct",
+        "1.1 GB once, -m Qwen/Qwen2.5-1.5B-Instruct-GGUF:Q4_K_M",
     ),
     KnownModel(
         name="gemma3",

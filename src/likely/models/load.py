@@ -14,6 +14,7 @@ from likely.errors import CapabilityError, ModelError, missing_extra, nearest
 from likely.formats.folder import read_json
 from likely.io.hashes import file_sha256, fingerprint, folder_sha256
 from likely.models.catalog import DEFAULT_MODEL, KNOWN, find_model, known_model
+from likely.models.hub import check_hub, hub_folder, hub_gguf
 from likely.runtimes.kinds import DTYPES, KINDS, LocalOptions, RuntimeKind, SourceKind
 from likely.runtimes.protocol import Runtime
 from likely.tokenizers.protocol import Tokenizer
@@ -21,7 +22,6 @@ from likely.tokenizers.protocol import Tokenizer
 USES = ("single", "batch", "scoring")
 MOST_INT8_BYTES = 4 * 2**30  # of a file that runs natively by default in int8, which takes twice the memory of 4 bits
 FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
-HUB_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def load_local(
     where, place = resolve(source)
     kinds, dtype = _choose(where, place, runtime, dtype, use, given)
     if where == "hub":
-        _check_hub(str(place))
+        check_hub(str(place))
     for kind in kinds:
         _check_kind(kind, where, place, dtype)
         try:
@@ -139,7 +139,10 @@ def is_url(source: str) -> bool:
 
 
 def resolve(source: str | PathLike[str]) -> tuple[SourceKind, Path | str]:
-    """("gguf", file) | ("folder", folder) | ("hub", id).  ModelError with the nearest name otherwise."""
+    """("gguf", file) | ("folder", folder) | ("hub", id).  ModelError with the nearest name otherwise.
+
+    org/name:Q4_K_M is the GGUF file of that type in a hub repository, fetched where the hub's cache does not have it.
+    """
     source = str(source)
     if not source:
         raise ModelError(f'the name of the model is empty: give one such as "{DEFAULT_MODEL}", or a GGUF file')
@@ -160,10 +163,12 @@ def resolve(source: str | PathLike[str]) -> tuple[SourceKind, Path | str]:
         raise ModelError(f"{source} does not exist{nearest(path.name, beside)}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return "hub", source
+    if match := re.fullmatch(r"([\w.-]+/[\w.-]+):([\w.-]+)", source):
+        return "gguf", hub_gguf(match[1], match[2])
     names = [entry.name for entry in KNOWN]
     raise ModelError(
         f'no model is called "{source}"{nearest(source, names)} (known: {", ".join(names)}; or give a GGUF file, a '
-        f"folder, a hub id like org/name, or the URL of a server)"
+        f"folder, a hub id like org/name or org/name:Q4_K_M, or the URL of a server)"
     )
 
 
@@ -325,7 +330,7 @@ def _open_torch(where: SourceKind, place: Path | str, dtype: str | None, options
         tokenizer, path, warnings = _tokenizer(Path(place))
         return TorchRuntime.from_gguf(path, dtype=dtype, **_tokens_held(options)), tokenizer, path, warnings
     runtime = TorchRuntime.from_pretrained(str(place), dtype=dtype, **_tokens_held(options))
-    return runtime, *_tokenizer(_hub_folder(str(place), local=True) if where == "hub" else Path(place))
+    return runtime, *_tokenizer(hub_folder(str(place), local=True) if where == "hub" else Path(place))
 
 
 def _open_masked(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
@@ -338,14 +343,14 @@ def _open_masked(where: SourceKind, place: Path | str, dtype: str | None, option
             raise CapabilityError(
                 f"{name}= is no option of a diffusion model, which keeps no keys and values by itself"
             )
-    path = _hub_folder(str(place), local=False) if where == "hub" else Path(place)
+    path = hub_folder(str(place), local=False) if where == "hub" else Path(place)
     return MaskedRuntime.from_folder(path, dtype=dtype, **options), *_tokenizer(path)
 
 
 def _open_native(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
     from likely.runtimes.native.runtime import NativeRuntime
 
-    path = _hub_folder(str(place), local=False) if where == "hub" else Path(place)
+    path = hub_folder(str(place), local=False) if where == "hub" else Path(place)
     runtime = NativeRuntime(path, dtype=dtype, **_tokens_held(options))
     return runtime, *_tokenizer(path)
 
@@ -353,7 +358,7 @@ def _open_native(where: SourceKind, place: Path | str, dtype: str | None, option
 def _open_recurrent(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
     from likely.runtimes.recurrent.runtime import RecurrentRuntime
 
-    path = _hub_folder(str(place), local=False) if where == "hub" else Path(place)
+    path = hub_folder(str(place), local=False) if where == "hub" else Path(place)
     runtime = RecurrentRuntime.from_folder(path, dtype=dtype, **_tokens_held(options))
     return runtime, *_tokenizer(path)
 
@@ -390,33 +395,3 @@ def _tokenizer(path: Path) -> tuple[Tokenizer, Path, list[str]]:
     with vocabulary_of(path) as reference:
         mismatches = compare_tokenizers(tokenizer, reference)
     return tokenizer, path, [mismatch_message(mismatches)] if mismatches else []
-
-
-def _check_hub(name: str) -> None:
-    """ModelError at once for what is neither kept here nor found, where the hub's client would try for minutes."""
-    try:
-        from huggingface_hub import HfApi, try_to_load_from_cache
-    except ImportError:
-        return  # whoever fetches says what is missing
-    try:
-        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
-            HfApi().model_info(name, timeout=HUB_SECONDS)
-    except Exception as error:  # of the network, of the hub, or of the name
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"{name}: no such file or folder, and no model of that name can be fetched from the hub ({line})"
-        ) from None
-
-
-def _hub_folder(name: str, *, local: bool) -> Path:
-    """Where the hub client keeps a model's files. local: they are there, since transformers has just loaded them."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise missing_extra("huggingface_hub", "torch") from None
-    patterns = ["*.json", "*.jinja", "*.safetensors", "tokenizer*"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local))
-    except (OSError, ValueError) as error:
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{name}: cannot be fetched from the hub ({line})") from None

@@ -38,20 +38,21 @@ def hidden_states(lm: Any, prompts: Sequence[str], *, progress: Callable[[int], 
         raise TypeError(f"prompts must be a list of strings, got the string {prompts!r}")
     if not prompts:
         raise ValueError("no prompts: at least one is needed")
-    runtime = _with_hidden(lm)
+    runtime = runtime_with_hidden(lm)
     texts = [lm.encode_prompt(prompt) for prompt in prompts]
     return np.concatenate(list(_states(runtime, texts, "last", progress))).astype(np.float64)
 
 
-def token_states(lm: Any, texts: Sequence[Sequence[int]]) -> list[FloatArray]:
+def token_states(lm: Any, texts: Sequence[Sequence[int]], *, rows: Literal["last", "all"] = "all") -> list[FloatArray]:
     """(T, D) per text of T token ids: the last layer's state, after the final norm, at each of its tokens.
 
-    lm  as for `hidden_states`
+    lm    as for `hidden_states`
+    rows  "last": (1, D), at the last token alone
     """
-    return list(_states(_with_hidden(lm), texts, "all"))
+    return list(_states(runtime_with_hidden(lm), texts, rows))
 
 
-def _with_hidden(lm: Any) -> Runtime:
+def runtime_with_hidden(lm: Any) -> Runtime:
     """Its runtime, or CapabilityError where that gives no hidden states."""
     runtime: Runtime | None = getattr(lm, "runtime", None)
     if runtime is None or not runtime.capabilities.hidden:

@@ -19,6 +19,7 @@ from likely.metrics.checks import Floats, Ints
 from likely.runtimes.protocol import FloatArray, Output, Runtime, Want, Work
 from likely.runtimes.protocol import Sequence as Held
 from likely.runtimes.rows import logsumexp
+from likely.scoring.hidden import runtime_with_hidden, token_states
 from likely.scoring.likelihood import Item, score_items
 from likely.uncertainty.p_true import answers, p_true_of, p_true_prompts
 from likely.uncertainty.plan import GatherPlan
@@ -32,6 +33,8 @@ def gather_locally(
     lm: Any, prompts: list[str], shown: list[str], plan: GatherPlan, progress: Callable[[int], None] | None
 ) -> Gathered:
     """See `planner.gather`."""
+    if "sample_states" in plan.needs:
+        runtime_with_hidden(lm)  # refused before anything is sampled
     wanted = [_requests(lm, prompt, plan, plan.system(i)) for i, prompt in enumerate(prompts)]
     made: dict[str, list[list[Any]]] = {kind: [] for kind in KINDS}
     for group in _run(lm, wanted, plan):
@@ -47,7 +50,21 @@ def gather_locally(
     gathered = Gathered(shown, found.get("greedy"), found.get("samples"), found.get("beams"))
     if "p_true" in plan.needs:
         gathered = replace(gathered, extra={"p_true": _p_true(lm, gathered, plan)})
+    if "sample_states" in plan.needs:
+        states = _sample_states(lm, [group["samples"].prompt for group in wanted], made["samples"])
+        gathered = replace(gathered, extra={**gathered.extra, "sample_states": states})
     return gathered
+
+
+def _sample_states(lm: Any, prompts: Sequence[Sequence[int]], samples: Sequence[Sequence[Any]]) -> Floats:
+    """(M, D) at the last token of each text; its end token is none."""
+    ends = set(lm.tokenizer.end_ids)
+    texts = [
+        [*prompt, *(ids[:-1] if ids and ids[-1] in ends else ids)]
+        for prompt, group in zip(prompts, samples, strict=True)
+        for ids in (sample.token_ids for sample in group)
+    ]
+    return np.concatenate(token_states(lm, texts, rows="last")).astype(np.float64)
 
 
 def _requests(lm: Any, prompt: str, plan: GatherPlan, system: str | None) -> dict[str, Request]:

@@ -40,7 +40,7 @@ def gather(
 
     lm        a `Model`, or a `RemoteModel` (greedy texts and samples with what log-probabilities the server gives)
     prompts   raw texts to continue; with questions=True what is asked, under `system` (one for all, or one each)
-    needs     names of estimators or of needs ("greedy", "samples", "token_entropy", "beams", "p_true")
+    needs     names of estimators or of needs ("greedy", "samples", "sample_states", "token_entropy", "beams", "p_true")
     shown     the questions as P(True) and clusterers read them; default: the prompts
     progress  called with the number of prompts that are done
     The others: see `GatherPlan`.  CapabilityError where this model cannot give what is needed.
@@ -71,6 +71,11 @@ def gather(
     if hasattr(lm, "generate"):
         return gather_remotely(lm, list(prompts), texts, plan, progress)
     raise CapabilityError(f"cannot gather from {type(lm).__name__}: give a model that likely.load made")
+
+
+def all_estimators(lm: Any) -> list[str]:
+    """The names of all estimators that this model can give: without hidden states not those that read them."""
+    return [name for name, of in ESTIMATORS.items() if lm.capabilities.hidden or "sample_states" not in of.needs]
 
 
 Clusters = Literal["exact", "number", "lexical", "model"]

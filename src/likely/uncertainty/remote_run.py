@@ -26,7 +26,10 @@ def gather_remotely(
     lm: Any, prompts: list[str], shown: list[str], plan: GatherPlan, progress: Callable[[int], None] | None
 ) -> Gathered:
     """See `planner.gather`."""
-    for need, why in (("token_entropy", "a server gives no entropies"), ("beams", "a server has no beam search")):
+    for need, why in (
+        ("token_entropy", "a server gives no entropies"), ("beams", "a server has no beam search"),
+        ("sample_states", "a server gives no hidden states"),
+    ):  # fmt: skip
         if need in plan.needs:
             raise CapabilityError(f"{why}: load the model locally ({kinds_with()}), or leave out what needs {need}")
     greedy: list[Any] = []

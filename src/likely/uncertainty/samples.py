@@ -1,4 +1,4 @@
-"""What S samples at temperature 1 say by themselves: the entropy of the text, the words they share, their graph.
+"""What S samples at temperature 1 say by themselves: the entropy of the text, shared words, their graph, their states.
 
 The graph has the samples as nodes and their similarities W (S, S) as edges: symmetric, in [0, 1], 1 on the diagonal;
 D = diag(W·1); L = I − D^(−1/2) W D^(−1/2).  Lin et al. 2023, arXiv:2305.19187.
@@ -169,6 +169,32 @@ def cocoa(gathered: Gathered, *, length_normalised: bool = False) -> Uncertainty
         cut[i] |= greedy.truncated[own]
     name = "ln_cocoa" if length_normalised else "cocoa"
     return Uncertainty(confidence * unlike, "score", "less_certain", name, truncated=cut, note="similarity: ROUGE-L")
+
+
+def eigen_score_of(states: Floats, *, alpha: float = 0.001) -> float:
+    """EigenScore: (1/S) log det(C Cᵀ + α I), C the states less their own means: the log-volume that samples span.
+
+    states  (S, D), one of each sample;  alpha: the paper's .001.  S equal states: (log(S |c|² + α) + (S−1) log α) / S.
+    Chen et al. 2024 (INSIDE), arXiv:2402.03744.
+    """
+    centred = states - states.mean(axis=1, keepdims=True)
+    covariance = centred @ centred.T + alpha * np.eye(len(states))
+    return float(np.linalg.slogdet(covariance).logabsdet / len(states))
+
+
+def eigen_score(gathered: Gathered) -> Uncertainty:
+    """`eigen_score_of` per prompt (S >= 2), of the last layer's state, after the final norm, at each sample's end.
+
+    The paper reads a middle layer, which only torch could give.
+    """
+    samples, states = gathered.texts("samples"), gathered.extra.get("sample_states")
+    if states is None:
+        raise ValueError('no hidden states were gathered: gather(..., needs=["eigen_score"])')
+    values = np.array([eigen_score_of(states[samples_of(samples, i, least=2)]) for i in range(gathered.n)])
+    note = "hidden states: last layer"
+    return Uncertainty(
+        values, "score", "less_certain", "eigen_score", truncated=any_cut(samples, gathered.n), note=note
+    )
 
 
 def _check_similarities(w: Floats) -> None:

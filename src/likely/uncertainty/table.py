@@ -14,7 +14,7 @@ from likely.uncertainty.clusters import NUMBER, Clusterer
 from likely.uncertainty.p_true import p_true
 from likely.uncertainty.types import Direction, Gathered, Uncertainty
 
-NEEDS = ("greedy", "samples", "token_entropy", "beams", "p_true")
+NEEDS = ("greedy", "samples", "sample_states", "token_entropy", "beams", "p_true")
 BRAINSTORMED = 5  # samples that P(True) shows
 
 
@@ -87,6 +87,11 @@ ESTIMATORS: dict[str, Estimator] = {
     ),
     "cocoa": Estimator("-log p of the greedy text, times how unlike the samples it is", (*_G, *_S), _cocoa),
     "ln_cocoa": Estimator("the same, by nats per token", (*_G, *_S), partial(_cocoa, length_normalised=True)),
+    "eigen_score": Estimator(
+        "log-volume that the hidden states of samples span",
+        ("samples", "sample_states"),
+        lambda gathered, _: samples.eigen_score(gathered),
+    ),
     "csc": Estimator("samples that agree with the first", _S, _meanings(semantic.csc), _MORE),
     "csa": Estimator("the same, weighed by what each states", _S, _meanings(semantic.csa), _MORE),
     "greedy_agreement": Estimator(
@@ -118,7 +123,7 @@ def needs_of(names: Iterable[str], *, brainstormed: int = BRAINSTORMED) -> froze
         wanted |= {name} if name in NEEDS else set(ESTIMATORS[name].needs)
     if wanted & {"token_entropy", "beams", "p_true"}:
         wanted.add("greedy")
-    if "p_true" in wanted and brainstormed:
+    if "sample_states" in wanted or ("p_true" in wanted and brainstormed):
         wanted.add("samples")
     return frozenset(wanted)
 

@@ -180,7 +180,7 @@ class Gathered:
     greedy     one text per prompt, in their order;  samples: S per prompt, at temperature 1 without truncation
     beams      the most likely text per prompt that beam search found
     prompts    the questions as text
-    extra      further needs by name ("p_true": (N,), "embeddings", "hidden": (N, D) ...)
+    extra      further needs by name ("p_true": (N,), "sample_states": (M, D), at the end of each sample)
     """
 
     prompts: Sequence[str]

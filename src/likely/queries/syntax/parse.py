@@ -18,6 +18,7 @@ import textwrap
 import tokenize
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from likely.errors import ConstraintError
 from likely.queries.decoders import OPTIONS as DECODERS
@@ -62,10 +63,8 @@ def parse(text: str, file: str = "query") -> Parsed:
     source = text if text.endswith("\n") else text + "\n"
     sections = _standalone(source, file) or _Sections(source)
     body = _with_methods(sections.body, file)
-    try:
-        module = ast.parse(body, file)
-    except SyntaxError as error:
-        raise QuerySyntaxError(error.msg, file, error.lineno or 1, error.offset or 1) from None
+    module = _parsed(body, file)
+    assert isinstance(module, ast.Module)
     decoder = _decoder_of(sections.decoder, file, 1) if sections.decoder else None
     model = None
     if sections.model:
@@ -151,14 +150,17 @@ def take_decoder(statement: ast.stmt, file: str) -> Decoder | None:
 
 
 def _decoder(node: ast.expr, file: str) -> Decoder:
-    if isinstance(node, ast.Name):
-        return make_decoder(node.id)
-    assert isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     try:
+        if isinstance(node, ast.Name):
+            return make_decoder(node.id)
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+            raise ValueError(
+                f"a decoder is one of {', '.join(DECODERS)}, perhaps with settings, not {ast.unparse(node)}"
+            )
         values = [ast.literal_eval(a) for a in node.args]
         options = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
         return make_decoder(node.func.id, *values, **options)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise QuerySyntaxError(str(error), file, node.lineno, node.col_offset + 1) from None
 
 
@@ -175,11 +177,18 @@ def _literal_model(text: str, file: str) -> str:
 
 
 def _expression(text: str, file: str, line: int) -> ast.expr:
+    node = _parsed("\n" * (line - 1) + "(" + text.strip() + ")", file, line, "eval")
+    assert isinstance(node, ast.Expression)
+    return node.body
+
+
+def _parsed(source: str, file: str, line: int = 1, mode: Literal["exec", "eval"] = "exec") -> ast.AST:
     try:
-        node = ast.parse("\n" * (line - 1) + "(" + text.strip() + ")", file, "eval").body
+        return ast.parse(source, file, mode)
     except SyntaxError as error:
         raise QuerySyntaxError(error.msg, file, error.lineno or line, error.offset or 1) from None
-    return node
+    except (ValueError, RecursionError, MemoryError) as error:  # NUL characters; brackets without end
+        raise QuerySyntaxError(str(error) or "too deeply nested", file, line, 1) from None
 
 
 # --- trailing keywords ------------------------------------------------------------------------------------------------

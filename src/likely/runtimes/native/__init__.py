@@ -1,4 +1,4 @@
-"""Llama, Qwen and Gemma 3 models on a CPU in likely's own C++, compiled on first use; rows equal to the bit."""
+"""Llama, Mistral, Qwen and Gemma models on a CPU in likely's own C++, compiled on first use; rows equal to the bit."""
 
 from typing import TYPE_CHECKING
 

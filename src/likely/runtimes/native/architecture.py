@@ -11,7 +11,7 @@ from likely.errors import CapabilityError, ModelError
 from likely.formats.families import layer_types, llama3_factors, number, positive, rope_of_config, setting
 from likely.runtimes.protocol import FloatArray
 
-MODEL_TYPES = ("llama", "qwen2", "qwen3", "gemma3_text")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 MOST_HEAD_DIM = 1024
 _ELSEWHERE = "use runtime='torch'"
@@ -39,7 +39,8 @@ class Architecture:
     epsilon: float
     attention_scale: float
     embedding_scale: float
-    logit_softcap: float  # 0: none
+    logit_softcap: float  # 0: none; so is the next
+    attention_softcap: float
     windows: tuple[int, ...]
     frequencies: tuple[FloatArray, FloatArray]
     tied: bool
@@ -54,12 +55,12 @@ class Architecture:
         family = str(config.get("model_type"))
         if family not in MODEL_TYPES:
             raise CapabilityError(f"the native runtime runs {', '.join(MODEL_TYPES)}, not {family}: {_ELSEWHERE}")
-        gemma = family == "gemma3_text"
+        gemma, gemma3 = family in ("gemma2", "gemma3_text"), family == "gemma3_text"
         activation = config.get("hidden_activation" if gemma else "hidden_act") or ("silu", "gelu_pytorch_tanh")[gemma]
         if str(activation) not in ACTIVATIONS:
             raise CapabilityError(f"the native runtime has no activation {activation}: {_ELSEWHERE}")
         for name in ("attn_logit_softcapping", "use_bidirectional_attention", "mlp_bias", "quantization_config"):
-            if config.get(name):
+            if config.get(name) and (family, name) != ("gemma2", "attn_logit_softcapping"):
                 raise CapabilityError(f"the native runtime has no {name}: {_ELSEWHERE}")
         if family == "qwen3" and config.get("attention_bias"):
             raise CapabilityError(f"the native runtime has no attention_bias for qwen3: {_ELSEWHERE}")
@@ -72,8 +73,8 @@ class Architecture:
             )
         if heads % kv_heads or head_dim % 2:
             raise ModelError(f"config.json: {heads} heads of width {head_dim} over {kv_heads} key heads cannot be")
-        full = rope_of_config(config, "full_attention" if gemma else None, 1e6 if gemma else 1e4)
-        local = rope_of_config(config, "sliding_attention", 1e4, "rope_local_base_freq") if gemma else full
+        full = rope_of_config(config, "full_attention" if gemma3 else None, 1e6 if gemma3 else 1e4)
+        local = rope_of_config(config, "sliding_attention", 1e4, "rope_local_base_freq") if gemma3 else full
         return cls(
             family=family,
             vocab_size=setting(config, "vocab_size"),
@@ -88,7 +89,8 @@ class Architecture:
             epsilon=number(config, "rms_norm_eps", 1e-6),
             attention_scale=(positive(config, "query_pre_attn_scalar", 256) if gemma else head_dim) ** -0.5,
             embedding_scale=float(np.float32(hidden**0.5)) if gemma else 1.0,
-            logit_softcap=number(config, "final_logit_softcapping", 0.0),
+            logit_softcap=_softcap(config, "final_logit_softcapping", 30.0 * (family == "gemma2")),
+            attention_softcap=_softcap(config, "attn_logit_softcapping", 50.0 * (family == "gemma2")),
             windows=_windows(config, family, layers),
             frequencies=(_frequencies(full, head_dim), _frequencies(local, head_dim)),
             tied=bool(config.get("tie_word_embeddings", gemma)),
@@ -99,9 +101,18 @@ class Architecture:
         )
 
 
+def _softcap(config: dict[str, Any], name: str, default: float) -> float:
+    """0 where the file says null."""
+    return number(config, name, 0.0) if name in config else default
+
+
 def _windows(config: dict[str, Any], family: str, layers: int) -> tuple[int, ...]:
     kinds = config.get("layer_types")
-    if family == "gemma3_text":
+    if family == "mistral":
+        kinds = ["sliding_attention" if config.get("sliding_window") else "full_attention"] * layers
+    elif family == "gemma2":
+        kinds = kinds or layer_types(layers, 2)
+    elif family == "gemma3_text":
         pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
         kinds = kinds or layer_types(layers, setting({"sliding_window_pattern": pattern}, "sliding_window_pattern"))
     elif not config.get("use_sliding_window"):

@@ -126,6 +126,7 @@ class _SmallModel:
         shape = Architecture(
             "check", VOCAB, LENGTH, layers=1, hidden=WIDTH, heads=self._heads, kv_heads=1, head_dim=WIDTH, mlp=WIDTH,
             activation="silu", epsilon=1e-6, attention_scale=WIDTH**-0.5, embedding_scale=1.0, logit_softcap=0.0,
+            attention_softcap=0.0,
             windows=(0,), frequencies=(np.zeros(WIDTH // 2, np.float32),) * 2, tied=True, qkv_bias=False,
             query_key_norms=False, norms_after=False, norm_offset=0.0,
         )  # fmt: skip

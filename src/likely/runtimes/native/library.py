@@ -44,7 +44,8 @@ class ModelShape(ctypes.Structure):
         *[(name, _int) for name in ("kind", "layers", "hidden", "heads", "kv_heads", "dim", "mlp", "vocabulary",
                                     "activation", "rotated", "floats", "half", "key_form", "key_block", "value_form",
                                     "value_block")],
-        *[(name, _float) for name in ("epsilon", "attention_scale", "embedding_scale", "logit_softcap")],
+        *[(name, _float) for name in ("epsilon", "attention_scale", "embedding_scale", "logit_softcap",
+                                  "attention_softcap")],
     ]  # fmt: skip
 
 

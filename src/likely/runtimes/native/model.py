@@ -96,7 +96,7 @@ def native_model(
         kind, s.layers, s.hidden, s.heads, s.kv_heads, s.head_dim, s.mlp, s.vocab_size, ACTIVATIONS[s.activation],
         rotated, any(type_name in FLOAT_TYPES for type_name, _ in found.values()),
         computes_in_half(kind, stored), *form_of(stored.keys), *form_of(stored.values),
-        s.epsilon, s.attention_scale, s.embedding_scale, s.logit_softcap,
+        s.epsilon, s.attention_scale, s.embedding_scale, s.logit_softcap, s.attention_softcap,
     )  # fmt: skip
     tables = (matrix("embedding", s.vocab_size), matrix("head", s.vocab_size))
     return (

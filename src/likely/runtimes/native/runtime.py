@@ -1,4 +1,4 @@
-"""The Runtime over likely's own C++: Llama, Gemma 3 and Qwen models on a CPU, without torch.
+"""The Runtime over likely's own C++: Llama, Mistral, Gemma and Qwen models on a CPU, without torch.
 
 Many positions in one call cost little more than one: weights are read once for all of them. A row's numbers are the
 same, bit for bit, whatever is computed beside it, however its text is cut into calls, forked or drafted.

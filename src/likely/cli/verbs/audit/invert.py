@@ -36,7 +36,7 @@ def invert(
     report: ReportOption = None,
     as_json: flags.JsonOption = False,
 ) -> None:
-    """How many hidden prompts does an attacker recover from log-probabilities, and what do defences leave?
+    """How many hidden prompts can be recovered from log-probabilities, and how many despite defences?
 
     An inverter is trained on most of the prompts and recovers the others: from one step, from all, and against
     rounding, noise, top 5 and text alone.  Only a model that you load; no prompt is written anywhere.

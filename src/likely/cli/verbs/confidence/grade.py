@@ -25,7 +25,7 @@ def grade(
     file: Annotated[str, typer.Argument(help="Answers file that `likely ask FILE -o` wrote.")],
     by: Annotated[
         Literal["exact", "number", "choice", "regex", "person"],
-        typer.Option("--by", help="How: see below; person asks you, one key per answer."),
+        typer.Option("--by", help="How: see above; person asks you, one key per answer."),
     ],
     pattern: Annotated[
         str | None, typer.Option("--pattern", help="regex: for all answers, instead of the references.")

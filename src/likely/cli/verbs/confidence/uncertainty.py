@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import typer
@@ -74,7 +75,7 @@ def uncertainty(
             if value is not None:
                 raise typer.BadParameter("is for a .jsonl file of questions", param_hint=name)
         text = options.text_or_stdin(question, "question")
-        with model.open() as lm:
+        with _opened(model, settings) as lm:
             _one(lm, text, settings, as_json)
         return
     if by is None and pattern is not None:
@@ -84,7 +85,7 @@ def uncertainty(
         question, lambda line, where: _question(line, where, is_right), out,
         expected='lines like {"question": "...", "answer": "..."}',
     )  # fmt: skip
-    with model.open() as lm:
+    with _opened(model, settings) as lm:
 
         def ask_chunk(chunk: Sequence[Line], advance: Advance) -> list[dict[str, Any]]:
             asked = [lines.item(line) for line in chunk]
@@ -103,18 +104,29 @@ def uncertainty(
 
 def _methods(given: Sequence[str] | None, model: str) -> list[str]:
     from likely.models.load import is_url
-    from likely.uncertainty.table import ESTIMATORS, check_names
+    from likely.uncertainty.table import check_names
 
     if not given:
         return list(CHEAP_REMOTE if is_url(model) else CHEAP)
     if "all" in given:
         if is_url(model):
             raise typer.BadParameter('"all" is for a model on this machine: name the estimators', param_hint="--method")
-        return list(ESTIMATORS)
+        return ["all"]
     try:
         return check_names(given)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--method") from None
+
+
+@contextmanager
+def _opened(model: flags.ModelFlags, settings: dict[str, Any]) -> Iterator[Any]:
+    """The model; "all" becomes the estimators that it can give."""
+    from likely.uncertainty.planner import all_estimators
+
+    with model.open() as lm:
+        if settings["methods"] == ["all"]:
+            settings["methods"] = all_estimators(lm)
+        yield lm
 
 
 def _question(line: Line, where: str, is_right: Callable[[Mapping[str, Any]], bool] | None) -> QuestionLine:

@@ -19,7 +19,7 @@ def config(
 ) -> None:
     """Defaults for --model, --runtime, --dtype, --context and --threads of every verb; a flag goes before them.
 
-    Python is not concerned: `likely.load()` opens what it is told.
+    They are for the command line alone: `likely.load()` in Python does not read them.
 
     Examples:
 

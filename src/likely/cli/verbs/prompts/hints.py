@@ -42,8 +42,8 @@ def learn_hints(
 ) -> None:
     """Learn which hint to put below which question, from questions whose answers are known.
 
-    The reward is high for a right answer that is stated surely and for a wrong one that is stated unsurely
-    (Prompt4Trust); every question is asked with every hint once.
+    The reward is high for a right answer with a high stated confidence and for a wrong one with a low stated
+    confidence (Prompt4Trust); every question is asked with every hint once.
 
     Examples:
 

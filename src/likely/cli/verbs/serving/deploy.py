@@ -11,7 +11,17 @@ import typer
 from likely.cli.help import VerbCommand
 from likely.errors import DataError
 
-verbs = typer.Typer(no_args_is_help=True, help="Write launch files for a server; nothing is started.")
+verbs = typer.Typer(
+    no_args_is_help=True,
+    help="""Write launch files for a server; nothing is started.
+
+    Examples:
+
+      likely deploy compose -o deployed
+
+      likely deploy vllm -m Qwen/Qwen3-8B -o served
+    """,
+)
 
 FolderOption = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")]
 FilesOverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]

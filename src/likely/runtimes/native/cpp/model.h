@@ -27,7 +27,7 @@ struct ModelShape {
   int32_t rotated, floats;  // of CODES: groups of 64 inputs are rotated; some matrix is one of floats
   int32_t half;             // attention computes in bf16
   Side keys, values;        // see attention/formats.h
-  float epsilon, attention_scale, embedding_scale, logit_softcap;
+  float epsilon, attention_scale, embedding_scale, logit_softcap, attention_softcap;  // soft caps: 0 is none
 };
 
 struct Model {
@@ -99,8 +99,8 @@ struct KeysValues {
 
 inline Shape shape_of_attention(const ModelShape& s, size_t capacity) {
   const int wide = (int)round_up(s.dim, 32);
-  return {s.heads,      s.kv_heads, s.dim,    wide,    s.attention_scale, s.half != 0,
-          capacity,     s.keys,     s.values, nullptr, nullptr};
+  return {s.heads,  s.kv_heads, s.dim,  wide,     s.attention_scale, s.attention_softcap,
+          s.half != 0, capacity, s.keys, s.values, nullptr,           nullptr};
 }
 
 struct Session {

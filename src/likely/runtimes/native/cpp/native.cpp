@@ -126,7 +126,7 @@ void likely_store_rows(int form, int block, int half, int as_keys, const float* 
                        const int32_t* slots, float* out) {
   const size_t capacity = round_up(*std::max_element(slots, slots + n) + 1, LANES);
   const Side side{(Form)form, block};
-  const Shape s{1, 1, dim, (int)round_up(dim, 32), 1, half != 0, capacity, side, side, nullptr, nullptr};
+  const Shape s{1, 1, dim, (int)round_up(dim, 32), 1, 0, half != 0, capacity, side, side, nullptr, nullptr};
   auto work = [&](auto computed) {
     constexpr bool h = decltype(computed)::value;
     Scratch scratch;

@@ -170,6 +170,7 @@ INLINE f32x16 exp16_to_bf16(f32x16 x) {
 }
 #endif
 INLINE f32x16 silu16(f32x16 x) { return x / (1.0f + exp16(-x)); }
+INLINE f32x16 tanh16(f32x16 x) { return 1.0f - 2.0f / (exp16(2.0f * x) + 1.0f); }
 INLINE f32x16 gelu16(f32x16 x) {  // the tanh form
   f32x16 u = 0.7978845608028654f * fma16(0.044715f * x * x, x, x);
   return x - x / (exp16(2.0f * u) + 1.0f);  // 0.5 x (1 + tanh u)

@@ -86,6 +86,7 @@ static void soften_rows(const Shape& s, const Seen* seen, int share, int from, i
 #pragma GCC unroll 4
     for (int c = 0; c < C; c++) {
       v[c] = load16(row + LANES * c);
+      if (s.softcap > 0) v[c] = s.softcap * tanh16(v[c] / s.softcap);
       if (!whole) {
         const i32x16 at = lane + LANES * c;
         v[c] = ((at >= low) & (at < high)) ? v[c] : all16(-INFINITY);

@@ -18,7 +18,7 @@ constexpr int QUERIES = 16, MOST_QUERIES = 32;  // of a tile: of one piece of wo
 // first eight in the low halves of bytes), scales behind them; a block is decoded before it is used.
 struct Shape {
   int heads, kv_heads, dim, wide;  // wide: dim rounded up to 32
-  float scale;
+  float scale, softcap;  // of scores; softcap 0: none
   bool half;
   size_t capacity;  // slots, a multiple of 16: keys and values lie as (kv_heads, capacity / 16, sixteen slots)
   Side keys, values;
