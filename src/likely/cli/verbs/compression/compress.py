@@ -54,7 +54,12 @@ def compress(
         typer.Option("--beam", min=1, help="Of additive: sets of codes kept while a group is coded.  [default: 1]"),
     ] = None,
     packed: Annotated[
-        bool, typer.Option("--packed", help="A folder in compressed-tensors' format (vLLM, transformers): symmetric.")
+        bool,
+        typer.Option(
+            "--packed",
+            help="A folder of codes: in compressed-tensors' format (vLLM, transformers) of symmetric schemes; of "
+            "mergequant for the native runtime.",
+        ),
     ] = False,
     gamma: Annotated[
         float | None,
@@ -126,4 +131,5 @@ def compress(
         print_json({**made.settings, "out": str(out), "bytes": size, "weight_bytes": made.nbytes})
         return
     typer.echo(f"{out}: {size / 1e6:,.1f} MB ({made.summary()})")
-    typer.echo(f"What it lost: likely compare {model} {out}", err=True)
+    own = " --candidate-runtime native" if packed and method == "mergequant" else ""
+    typer.echo(f"What it lost: likely compare {model} {out}{own}", err=True)

@@ -99,6 +99,8 @@ static Rows rows_from(const Rows& rows, int first) {
   if constexpr (kind == CODES) {
     Rows own = rows;
     own.data += (size_t)first * rows.unit;
+    own.scale += first;  // of MergeQuant's rows
+    own.bias += first;
     return own;
   } else {
     const size_t at = (size_t)first * rows.groups;
