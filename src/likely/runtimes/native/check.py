@@ -72,7 +72,8 @@ def _wrong_codes(library: Library, team: Team, type_name: str) -> str | None:
     values, nbytes = sizes.get(type_name, (0, 0))
     if type_name.startswith("MQ"):
         scales = rng.uniform(0.01, 0.02, (40, 1)).astype(np.float32).view(np.uint8)
-        raw = np.concatenate([scales, rng.integers(0, 256, (40, 32 * int(type_name[2]))).astype(np.uint8)], axis=1)
+        codes = rng.integers(-127, 128, (40, 32 * int(type_name[2]))).astype(np.int8).view(np.uint8)
+        raw = np.concatenate([scales, codes], axis=1)
     elif values == 1:
         floats: np.ndarray = rng.standard_normal((40, 256)).astype(np.float16 if type_name == "F16" else np.float32)
         if type_name == "BF16":

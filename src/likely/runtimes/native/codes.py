@@ -71,7 +71,7 @@ def merged_codes(
 ) -> PackedTensor:
     """A matrix of MergeQuant's codes, `width` columns in rows of bytes; see `likely.compression.packed_folder`."""
     shape = (outputs or weight.stored.shape[0], width)
-    wrong = f"{weight.stored.file}: a scale is not a finite number"
+    wrong = f"{weight.stored.file}: a scale is not a finite number, or a code of 8 bits is -128"
     return _packed(name, kind, shape, lambda: weight.coded_rows(ROWS), library, wrong)
 
 

@@ -49,6 +49,14 @@ def compress(
     act_order: Annotated[
         bool | None, typer.Option("--act-order", help="Of gptq, rotation: round columns with large inputs first.")
     ] = None,
+    other_inputs: Annotated[
+        Literal["dynamic", "static", "float"] | None,
+        typer.Option(
+            "--other-inputs",
+            help="Of mergequant: inputs of o and down have a scale for each token, none, or are floats.  "
+            "[default: dynamic]",
+        ),
+    ] = None,
     beam: Annotated[
         int | None,
         typer.Option("--beam", min=1, help="Of additive: sets of codes kept while a group is coded.  [default: 1]"),
@@ -101,6 +109,8 @@ def compress(
 
       likely compress smollm2 --method gptq --scheme w4g64 --calibration notes.txt --out smollm2-gptq.gguf
 
+      likely compress smollm2 --method mergequant --scheme w4a8 --calibration notes.txt --packed --out smollm2-mq
+
       likely compress smollm2 --method additive --scheme 2x8 --calibration python_stdlib --out smollm2-2bit.gguf
 
       likely compress smollm2 --method nirvana --sparsity 0.2 --out smollm2-pruned.gguf
@@ -111,7 +121,7 @@ def compress(
     check_target(model, out, method=method, scheme=scheme, overwrite=overwrite, packed=packed)
     asked = {
         "gamma": gamma, "allocation": allocation, "select_calibration": select_calibration, "recovery": recovery,
-        "alpha": alpha, "act_order": act_order, "beam": beam,
+        "alpha": alpha, "act_order": act_order, "beam": beam, "other_inputs": other_inputs,
     }  # fmt: skip
     options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     made = run(

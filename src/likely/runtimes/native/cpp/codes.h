@@ -159,7 +159,8 @@ struct Groups {
   }
 };
 
-// Rows of a file (width values each) -> panels; rows that fill the last panel are zero.  false: a number is not finite.
+// Rows of a file (width values each) -> panels; rows that fill the last panel are zero.  false: a number is not finite,
+// or a code of MQ8 is -128.
 template <Type t>
 static bool pack_rows(const uint8_t* file, int rows, int width, uint8_t* panels) {
   using B = Coding<t>;
@@ -204,6 +205,8 @@ static bool pack_rows(const uint8_t* file, int rows, int width, uint8_t* panels)
             check(half_at(group.scale[k]));
             memcpy(tile + 32 * k + 2 * lane, group.scale[k], 2);
           }
+        if constexpr (t == Type::MQ8)
+          for (uint8_t code : group.code) finite = finite && code > 0;  // -128, which sums of pairs do not hold
         put_codes<t>(tile + B::scale_bytes, lane, group.code);
         tile += B::group;
       }

@@ -27,8 +27,8 @@ struct ModelShape {
   int32_t kind, layers, hidden, heads, kv_heads, dim, mlp, vocabulary, activation;  // activation 0: silu, 1: gelu
   int32_t rotated, floats;  // of CODES: groups of 64 inputs are rotated; some matrix is one of floats
   int32_t half;             // attention computes in bf16
-  int32_t merged, per_token;  // MergeQuant: bits of the codes of activations; which of them have a scale per token: 0: none,
-                              // 1: inputs of out and down, which come from no norm, 2: all
+  int32_t merged, per_token;  // MergeQuant: bits of the codes of activations; which of them have a scale per token: 0:
+                              // none, 1: inputs of out and down, which come from no norm, 2: all
   Side keys, values;        // see attention/formats.h
   float epsilon, attention_scale, embedding_scale, logit_softcap;
 };
@@ -89,7 +89,7 @@ template <Kind kind, class Done, class Soon>
 INLINE void multiply_slice(const Slice& own, const uint8_t* next, const Rows& rows, int n, const Tiles& tiles,
                            const Done& done, const Soon& soon) {
   if constexpr (kind == CODES)
-    multiply_panel_of(own.type, own.panel, rows, n, done);
+    multiply_panel_of(own.type, own.panel, rows, n, tiles, done);
   else
     multiply_panel<kind>(own.panel, next, rows, n, tiles, done, soon);
 }

@@ -12,8 +12,8 @@
 #include "reduce.h"
 
 #if LIKELY_PART != 2
-void multiply_codes_of(Type type, const uint8_t* panel, const Rows& rows, int m0, int n, float* out) {
-  with_type(type, [&](auto t) { multiply_codes<decltype(t)::value>(panel, rows, m0, n, out); });
+void multiply_codes_of(Type type, const uint8_t* panel, const Rows& rows, int m0, int n, bool tiles, float* out) {
+  with_type(type, [&](auto t) { multiply_codes<decltype(t)::value>(panel, rows, m0, n, tiles, out); });
 }
 #endif
 

@@ -311,7 +311,8 @@ static void fetch(const Shape& s, const uint8_t* keys, const uint8_t* values, co
   }
 }
 
-// `slots` of `count` columns as a block; direct: keys as they are stored.  Only whole sixteens are read in place: what is beside fewer may be anything.
+// `slots` of `count` columns as a block; direct: keys as they are stored.  Only whole sixteens are read in place: what is
+// beside fewer may be anything.
 template <bool half>
 static Block find_block(const Shape& s, const uint8_t* keys, const uint8_t* values, const int32_t* slots, int count,
                         int head, Scratch& x, bool direct) {
