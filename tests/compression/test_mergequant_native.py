@@ -58,7 +58,8 @@ def native_logits(folder, ids):
 def test_the_integer_path_is_the_simulated_model(name, other_inputs, tmp_path):
     module, folder = exported(tmp_path / "out", name, w_bits=8, a_bits=8, other_inputs=other_inputs)
     ids = windows(4, 24)
-    assert divergence(logits_of(module, ids), native_logits(folder, ids)) < 1e-3
+    # tables of tokens have 8 bits there, and a code on the edge between two may fall to either side
+    assert divergence(logits_of(module, ids), native_logits(folder, ids)) < 8e-3
 
 
 def test_four_bits_are_nibbles_and_the_same_model(tmp_path):
@@ -75,13 +76,14 @@ def test_channels_that_stand_twice_count(tmp_path):
     from safetensors.numpy import load_file, save_file
 
     module, folder = exported(tmp_path / "out", w_bits=8, a_bits=8)
+    right = divergence(logits_of(module, windows(4, 24)), native_logits(folder, windows(4, 24)))
     tensors, ids = load_file(folder / "model.safetensors"), windows(4, 24)
     extra = [name for name in tensors if name.endswith("extra_columns")]
     assert len(extra) == 4 and all(len(tensors[name]) > 3 for name in extra)
     for name in extra:
         tensors[name] = (tensors[name] + 1) % 32
     save_file(tensors, folder / "model.safetensors")
-    assert divergence(logits_of(module, ids), native_logits(folder, ids)) > 0.02
+    assert divergence(logits_of(module, ids), native_logits(folder, ids)) > 10 * right
     tensors[extra[0]][1] = 32
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"outside 0\.\.31"):

@@ -3,20 +3,6 @@
 #include "model.h"
 #include "pack.h"
 
-// Rows of the stream that are computed: the first `count`, or those that are named.
-struct Live {
-  int count;
-  const int32_t* rows;
-  int at(int i) const { return rows ? rows[i] : i; }
-};
-
-// Rows first .. last of those.
-struct Span {
-  int first, last;
-  int size() const { return last - first; }
-};
-constexpr int SPAN = 64, MANY = 64;  // rows that a thread takes together; rows per thread from which it does
-
 template <Kind kind>
 struct Forward {
   Session& e;
@@ -169,21 +155,6 @@ struct Forward {
     prepare_row<kind>(to, m, x, s.hidden, root_mean(x, s.hidden, s.epsilon), weight);
   }
 
-  void rotate(float* x, const float* cosine, const float* sine) {
-    const int middle = dim / 2;
-    int d = 0;
-    for (; d + 16 <= middle; d += 16) {
-      f32x16 a = load16(x + d), b = load16(x + middle + d), c = load16(cosine + d), t = load16(sine + d);
-      store16(x + d, fma16(a, c, -b * t));
-      store16(x + middle + d, fma16(b, c, a * t));
-    }
-    for (; d < middle; d++) {
-      float a = x[d], b = x[middle + d];
-      x[d] = a * cosine[d] - b * sine[d];
-      x[middle + d] = b * cosine[d] + a * sine[d];
-    }
-  }
-
   // queries and keys are normed and rotated; keys and values go to their slot
   void place(int l, int i) {
     const LayerWeights& w = e.model.layers[l];
@@ -193,7 +164,7 @@ struct Forward {
       float* x = qkv + (size_t)h * dim;
       const float* norm = h < s.heads ? w.query_norm : w.key_norm;
       if (norm) scale_row(x, dim, root_mean(x, dim, s.epsilon), norm);
-      rotate(x, c, t);
+      rotate_head(x, dim, c, t);
     }
     const Shape shape = attention_shape(l);
     const KeysValues& cache = e.cache[l];
