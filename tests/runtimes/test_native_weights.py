@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -205,7 +206,7 @@ def test_processes_share_packed_weights(library, folder):
 def test_two_processes_have_the_same_pages(library, folder):
     """With a second process on the model no page of the weights is one process's alone, and none is a copy."""
     before = mapped(folder, library)
-    first = next(iter(before.values()))
+    shutil.copy2(library.library._handle._name, file_of(folder).parent)  # else the other process compiles its own
     code = (
         "import sys; from likely.runtimes.native.runtime import NativeRuntime; "
         "one = NativeRuntime(sys.argv[1], dtype='int8', threads=1, tokens_held=64); print('open', flush=True); input()"
@@ -218,7 +219,7 @@ def test_two_processes_have_the_same_pages(library, folder):
         together = pages_of(file_of(folder))
         other.communicate("\n")
     size = sum(values.nbytes for values in before.values())
-    assert first.ctypes.data and alone["Private"] >= 0.95 * size  # a negative control: one process's pages are its own
+    assert alone["Private"] >= 0.95 * size  # a negative control: one process's pages are its own
     assert together["Shared"] >= 0.95 * size and together["Private"] < 0.05 * size
 
 
