@@ -40,7 +40,9 @@ from likely.compression.settings import (
     Scheme,
 )
 from likely.errors import CapabilityError, check_choice
-from likely.models.convert import check_places, rewrite
+from likely.formats.folder import read_folder
+from likely.formats.gguf import read_header
+from likely.models.convert import check_places, check_room, rewrite
 from likely.models.load import Loaded, load_local, resolve
 from likely.models.plans import Changes
 from likely.tokenizers.protocol import Tokenizer
@@ -334,6 +336,17 @@ def check_target(
     kind, place = resolve(model)
     if kind != "hub":
         check_places(Path(place), target, "gguf" if target.suffix == ".gguf" else "safetensors", overwrite)
+        if not entry.prunes:
+            least = 2 if packed else 16  # bits of a weight
+            if isinstance(rounding, QuantScheme) and (packed or target.suffix == ".gguf"):
+                least = rounding.bits
+            check_room(target, _numbers_in(Path(place)) * least // 8)
+
+
+def _numbers_in(source: Path) -> int:
+    """How many weights its matrices have."""
+    found = read_folder(source).values() if source.is_dir() else read_header(source).tensors
+    return sum(math.prod(tensor.shape) for tensor in found if len(tensor.shape) > 1)
 
 
 def use_codes(module: torch.nn.Module, quantized: Codes) -> None:
