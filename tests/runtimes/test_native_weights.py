@@ -201,7 +201,6 @@ def test_processes_share_packed_weights(library, folder):
     assert not any(v.flags.writeable for v in found.values())
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="counts pages as Linux does")
 def test_two_processes_have_the_same_pages(library, folder):
     """With a second process on the model no page of the weights is one process's alone, and none is a copy."""
