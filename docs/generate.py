@@ -244,6 +244,7 @@ def native_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
         "shared_prefix": timed(benchmarks, "shared_prefix", tables.shared_prefix),
         "native_bakeoff": timed(benchmarks, "native_bakeoff", tables.bakeoff),
         "packed_weights": timed(benchmarks, "packed_weights", tables.packed),
+        "static_codes": timed(benchmarks, "static_codes", tables.static_codes),
         "native_speculation": timed(benchmarks, "speculation_smollm2_native", tables.speculation),
     }
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))

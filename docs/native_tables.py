@@ -252,6 +252,22 @@ def _milliseconds(call: Record) -> str:
 SPECULATION_TARGETS = {"second turns": 1.3, "text-to-SQL": 1.3, "self-correction": 2.0}
 
 
+def static_codes(benchmark: Record, grid: Grid) -> str:
+    """Milliseconds per call with each way of making activations codes, and ratios of two of them."""
+    model = benchmark["model"]
+    names = list(model["weights"])
+    rows = [[column, *(number(found["milliseconds"][name][0]) for name in names)]
+            for column, found in model["columns"].items()]  # fmt: skip
+    ratios = [[column, *(times(ratio) for ratio in found["speedups"])] for column, found in model["columns"].items()]
+    pairs = [f"{ratio['of']} over {ratio['over']}" for ratio in next(iter(model["columns"].values()))["speedups"]]
+    sizes = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in model["weights_bytes"].items())
+    return (
+        f"{grid(['milliseconds', *names], rows)}\n{grid(['times as fast', *pairs], ratios)}\n"
+        f"The shape of {model['shape'].upper()}, {benchmark['context']} tokens of context, {benchmark['threads']} "
+        f"threads. Packed weights: {sizes}.\n"
+    )
+
+
 def packed(benchmark: Record, grid: Grid) -> str:
     """Milliseconds per call of both runtimes on the same file, their ratio beside its target; memory, loading."""
     head, parts = ["", "native, ms", "llama.cpp, ms", "times as fast"], []

@@ -48,3 +48,20 @@ def test_formats_are_rows_of_a_file(script, path, monkeypatch, tmp_path):
     assert list(kl) == ["bf16", "q8_0", "bfp12, sorted"] and 0 < kl["q8_0"] < kl["bfp12, sorted"]
     assert found["kv_bytes_per_token"]["q8_0"] == found["kv_bytes_per_token"]["f32"] * 34 / 128
     assert found["bytes_of_8192_tokens"]["q8_0"] == 8192 * found["kv_bytes_per_token"]["q8_0"]
+
+
+@pytest.mark.slow
+def test_static_codes_are_timed_on_four_forms_of_a_model(script, monkeypatch, tmp_path):
+    """On a model of two layers: every form runs, and its table can be written."""
+    bench = script("static_codes")
+    monkeypatch.setattr(script("packed_weights"), "PREFILL", 80)
+    bench.main(["--shape", "tiny", "--rounds", "2", "--even-if-busy"])
+    record = json.loads((tmp_path / "static_codes.json").read_text())
+    model = record["model"]
+    assert set(model["weights"].values()) == {"Q4_0+Q8_0", "MQ4+Q8_0"}
+    sizes = model["weights_bytes"]
+    assert sizes["static"] == sizes["per token, dynamic"] < sizes["per 32, dynamic"]
+    assert {len(found["speedups"]) for found in model["columns"].values()} == {4}
+    monkeypatch.setattr(sys, "path", [str(FOLDER.parent / "docs"), *sys.path])
+    table = importlib.import_module("native_tables").static_codes(record, lambda head, rows: f"{len(head)} {len(rows)}")
+    assert table.startswith("5 5")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import gguf
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from tiny_gguf import write_tiny_llama
 from likely.compression.calibration_set import CalibrationSet
 from likely.compression.evaluate import compare_all
 from likely.compression.methods import METHODS, check_target, compress, reference_of
-from likely.errors import CapabilityError
+from likely.errors import CapabilityError, ModelError
 from likely.models.load import load_local
 
 
@@ -76,7 +78,21 @@ def test_a_file_of_mergequant_holds_its_weights_as_floats(made, reference, model
         loaded = load_local(target, runtime="torch", dtype="float32")
         assert 0 < compare_all(reference, {"file": loaded}, data)["file"].kl < 0.02
     with pytest.raises(CapabilityError, match="leave out --packed"):
-        check_target(model, tmp_path / "packed", method="mergequant", scheme=None, overwrite=False, packed=True)
+        check_target(model, tmp_path / "x2.gguf", method="mergequant", scheme=None, overwrite=False, packed=True)
+
+
+@pytest.mark.parametrize(("target", "bits"), [("x.gguf", 4), ("folder", 16)])
+def test_a_full_disk_is_seen_before_the_work(target, bits, model, tmp_path, monkeypatch):
+    tensors = gguf.GGUFReader(model).tensors
+    needed = sum(int(np.prod(t.shape)) for t in tensors if len(t.shape) > 1) * bits // 8
+
+    def check(free):
+        monkeypatch.setattr("shutil.disk_usage", lambda of: SimpleNamespace(free=free))
+        check_target(model, tmp_path / target, method="gptq", scheme="w4g32", overwrite=False)
+
+    check(needed)
+    with pytest.raises(ModelError, match="GB needed"):
+        check(needed - 1)
 
 
 def test_smoothquant_and_mergequant_want_activations(model, reference):

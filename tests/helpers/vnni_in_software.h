@@ -102,6 +102,7 @@ inline V pairs(const V& a, const V& b, const Work& work) {
 #define _mm512_and_si512(a, b) LIKELY_SOFT::pairs<uint32_t>(a, b, [](auto x, auto y) { return x & y; })
 #define _mm512_or_si512(a, b) LIKELY_SOFT::pairs<uint32_t>(a, b, [](auto x, auto y) { return x | y; })
 #define _mm512_sub_epi32(a, b) LIKELY_SOFT::pairs<uint32_t>(a, b, [](auto x, auto y) { return x - y; })
+#define _mm512_add_epi32(a, b) LIKELY_SOFT::pairs<uint32_t>(a, b, [](auto x, auto y) { return x + y; })
 #define _mm512_mul_ps(a, b) LIKELY_SOFT::pairs<float>(a, b, [](auto x, auto y) { return x * y; })
 #define _mm512_add_ps(a, b) LIKELY_SOFT::pairs<float>(a, b, [](auto x, auto y) { return x + y; })
 #define _mm512_slli_epi16(a, by) LIKELY_SOFT::each<uint16_t>(a, [&](auto x, size_t) { return (uint16_t)(x << (by)); })

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from likely.errors import ModelError
 from likely.runtimes import machine
 
 
@@ -52,3 +53,13 @@ def test_threads_are_never_more_than_processors(monkeypatch):
 def test_threads_out_of_range_are_refused(asked):
     with pytest.raises(ValueError, match=r"threads must lie in 1..512, got"):
         machine.choose_threads(asked)
+
+
+def test_weights_that_cannot_fit_are_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(machine, "_memory", lambda: {"MemAvailable": 3 << 30, "SwapFree": 1 << 30})
+    machine.check_memory("m.gguf", 4 << 30)
+    with pytest.raises(ModelError, match=r"m\.gguf: its weights take 4\.5 GiB .* and 4\.0 GiB are free") as found:
+        machine.check_memory("m.gguf", 9 << 29)
+    assert "\n" not in str(found.value)
+    monkeypatch.setattr(machine, "_memory", dict)  # a system that does not say
+    machine.check_memory("m.gguf", 1 << 60)

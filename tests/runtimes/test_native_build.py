@@ -20,6 +20,7 @@ from native_models import forward, nats_apart, rows_of, tokens_of
 from tiny_gguf import write_tiny_llama
 
 import likely
+from likely.compression.packed_folder import merged_rows
 from likely.errors import CapabilityError
 from likely.models.load import available_runtimes
 from likely.runtimes.machine import machine
@@ -369,6 +370,15 @@ def test_products_of_codes_are_the_same_bits_on_all_instruction_sets(native_libr
             np.testing.assert_array_equal(other.pack_rows(kind, raw, 256), panels)
             one, two = (t.multiply(CODES, x, panels, 40, type_name=kind) for t in (team, others))
             np.testing.assert_array_equal(two, one)
+        for kind, most in (("MQ4", 7), ("MQ8", 127)):
+            raw = merged_rows(rng.integers(-most, most + 1, (40, 256)), np.ones(40, np.float32), int(kind[2]))
+            panels = native_library.pack_rows(kind, raw, 256)
+            np.testing.assert_array_equal(other.pack_rows(kind, raw, 256), panels)
+            for bits in (8, -8):
+                one, two = (
+                    t.multiply(CODES, 90 * x, panels, 40, type_name=kind, merged_bits=bits) for t in (team, others)
+                )
+                np.testing.assert_array_equal(two, one)
 
 
 # --- kept -----------------------------------------------------------------------------------------------------------

@@ -129,6 +129,19 @@ def test_it_is_what_the_torch_runtime_computes(made, natives, kv, apart):
     assert 0 < moved < apart
 
 
+def test_keys_of_int8_are_multiplied_as_they_are(made, natives):
+    """Queries become codes, too: near what decoded keys give, far from what keys of four bits do."""
+
+    def rows(kv, kind="bfloat16"):
+        return rows_of(natives("llama, whole groups", kind, kv_dtype=kv), TEXT[:150])
+
+    exact = rows("f32", "float32")
+    direct, decoded, usual, coarse = (
+        np.abs(rows(kv) - exact).mean() for kv in ("q8_0/bf16", "q8_0/f16", "bf16", "bfp12/bf16")
+    )
+    assert usual < direct < 1.5 * usual + 2 * decoded < coarse
+
+
 def test_bytes_tokens_and_names_are_told(made, monkeypatch):
     """Three layers, two heads of 32: 192 numbers of keys and as many of values a token."""
     monkeypatch.setattr("likely.runtimes.native.runtime.free_bytes", lambda: 8 * 768 * 1100)

@@ -15,6 +15,7 @@ import pytest
 from coded_rows import CODED, random_rows
 from native_models import rows_of, tokens_of
 
+from likely.compression.packed_folder import merged_rows
 from likely.runtimes.native import build as native_build
 from likely.runtimes.native.check import disagreement
 from likely.runtimes.native.library import CODES, INT8, Library
@@ -70,16 +71,29 @@ def test_a_product_by_tiles_is_the_same_to_the_bit(native_library, tiled, rows, 
 
 
 @pytest.mark.parametrize("kind", CODED)
-@pytest.mark.parametrize("rows", [1, 2, 15])
-def test_a_product_of_codes_by_vnni_is_the_same_to_the_bit(native_library, tiled, kind, rows):
-    library, rng = tiled[0], np.random.default_rng(rows)
+@pytest.mark.parametrize("rows", [1, 15, 33])
+def test_a_product_of_codes_by_vnni_and_tiles_is_the_same_to_the_bit(native_library, tiled, kind, rows):
+    (library, multiplied), rng = tiled, np.random.default_rng(rows)
     assert "avx512_vnni" in library.features()
     x, raw = rng.standard_normal((rows, 256)).astype(np.float32), random_rows(kind, (40, 256), rng)
     panels = native_library.pack_rows(kind, raw, 256)
     np.testing.assert_array_equal(library.pack_rows(kind, raw, 256), panels)
     with native_library.team(1) as plain, library.team(1) as team:
+        before = multiplied()
         found = team.multiply(CODES, x, panels, 40, type_name=kind)
+        assert multiplied() - before == (0 if kind == "Q6_K" else rows // 16 * 4 * 8)  # tiles of outputs, groups of 32
         np.testing.assert_array_equal(found, plain.multiply(CODES, x, panels, 40, type_name=kind))
+
+
+@pytest.mark.parametrize("kind", ["MQ4", "MQ8"])
+def test_a_product_of_merged_codes_by_vnni_and_tiles_is_the_same_to_the_bit(native_library, tiled, kind):
+    library, rng, most = tiled[0], np.random.default_rng(0), 2 ** (int(kind[2]) - 1) - 1
+    codes = rng.integers(-most, most + 1, (40, 256)).astype(np.int16)
+    raw, x = merged_rows(codes, np.ones(40, np.float32), int(kind[2])), np.rint(200 * rng.standard_normal((25, 256)))
+    panels, options = native_library.pack_rows(kind, raw, 256), {"type_name": kind, "merged_bits": 8}
+    with native_library.team(1) as plain, library.team(1) as team:
+        found = team.multiply(CODES, x, panels, 40, **options)
+        np.testing.assert_array_equal(found, plain.multiply(CODES, x, panels, 40, **options))
 
 
 def test_a_model_by_tiles_is_the_same_to_the_bit(native_library, tiled, made, monkeypatch):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
+import subprocess
+import sys
 import tracemalloc
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,6 +199,39 @@ def test_processes_share_packed_weights(library, folder):
     found = mapped(folder, library)
     assert all(isinstance(v, np.memmap) for v in found.values())
     assert not any(v.flags.writeable for v in found.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="counts pages as Linux does")
+def test_two_processes_have_the_same_pages(library, folder):
+    """With a second process on the model no page of the weights is one process's alone, and none is a copy."""
+    before = mapped(folder, library)
+    shutil.copy2(library.library._handle._name, file_of(folder).parent)  # else the other process compiles its own
+    code = (
+        "import sys; from likely.runtimes.native.runtime import NativeRuntime; "
+        "one = NativeRuntime(sys.argv[1], dtype='int8', threads=1, tokens_held=64); print('open', flush=True); input()"
+    )
+    alone = pages_of(file_of(folder))
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "open\n"
+        together = pages_of(file_of(folder))
+        other.communicate("\n")
+    size = sum(values.nbytes for values in before.values())
+    assert alone["Private"] >= 0.95 * size  # a negative control: one process's pages are its own
+    assert together["Shared"] >= 0.95 * size and together["Private"] < 0.05 * size
+
+
+def pages_of(path):
+    """Bytes of this process's pages of a file, by what smaps calls them: Shared with other processes, or Private."""
+    found, inside = {"Shared": 0, "Private": 0}, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if "-" in line.split(" ")[0]:
+            inside = line.endswith(str(path))
+        elif inside and name in ("Shared_Clean", "Shared_Dirty", "Private_Clean", "Private_Dirty"):
+            found[name.partition("_")[0]] += 1024 * int(rest.split()[0])
+    return found
 
 
 # --- one model in several files -------------------------------------------------------------------------------------

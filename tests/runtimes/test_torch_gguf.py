@@ -252,3 +252,20 @@ def test_loading_holds_the_weights_once(smollm2_path):
     )
     found = json.loads(done.stdout)
     assert found["peak"] < 1.5 * (found["weights"] + found["kv"])
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    """As a file and as a folder, by the runtime and by whatever changes weights."""
+    from likely.compression.methods import compress
+    from likely.runtimes import machine
+
+    path = write_tiny_llama(tmp_path / "tiny.gguf")
+    TorchRuntime.from_gguf(path, dtype="float32").module.save_pretrained(tmp_path / "folder")
+    monkeypatch.setattr(machine, "_memory", lambda: {"MemAvailable": 4096})
+    monkeypatch.setattr("likely.formats.weights.read_values", lambda stored: pytest.fail("weights were read"))
+    for opened in (TorchRuntime.from_gguf, TorchRuntime.from_pretrained):
+        place = path if opened == TorchRuntime.from_gguf else tmp_path / "folder"
+        with pytest.raises(ModelError, match=r"its weights take .* are free"):
+            opened(place, dtype="float32")
+    with pytest.raises(ModelError, match="its weights take"):
+        compress(path, scheme="w8")

@@ -20,7 +20,7 @@ from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.calibration_set import CalibrationSet, calibration_set
 from likely.compression.export import folder_changes, gguf_changes, gguf_type
 from likely.compression.mergequant.method import run_mergequant, unfold
-from likely.compression.packed_folder import packed_changes, quantization_config
+from likely.compression.packed_folder import merged_changes, packed_changes, quantization_config
 from likely.compression.pruning.nirvana import PruningOptions, allocation_of, make_plan, nirvana_plan, prune
 from likely.compression.pruning.plan import PruningPlan
 from likely.compression.pruning.scores import magnitude
@@ -40,8 +40,11 @@ from likely.compression.settings import (
     Scheme,
 )
 from likely.errors import CapabilityError, check_choice
-from likely.models.convert import check_places, rewrite
+from likely.formats.folder import read_folder
+from likely.formats.gguf import read_header
+from likely.models.convert import check_places, check_room, rewrite
 from likely.models.load import Loaded, load_local, resolve
+from likely.models.plans import Changes
 from likely.tokenizers.protocol import Tokenizer
 
 if TYPE_CHECKING:
@@ -178,13 +181,17 @@ class CompressedModel:
         """Write a GGUF file (*.gguf) or a folder that transformers loads; returns its bytes.  See `export`.
 
         packed  a folder keeps the codes (`packed_folder`); else it holds floats.  A GGUF file has no place for
-                additive codes, and holds floats, too
+                additive codes and MergeQuant's, and holds floats, too
         """
-        module, quantized = self.module, self.quantized
-        if (plain := METHODS[self.settings["method"]].unfold) is not None:
+        module, quantized, is_file = self.module, self.quantized, Path(target).suffix == ".gguf"
+        plain = METHODS[self.settings["method"]].unfold
+        if plain is not None and not (packed and not is_file):
             module, quantized = plain(module, open_module(self.source)[1]), {}
-        if Path(target).suffix == ".gguf":
+        changes_of: Callable[[torch.nn.Module, Codes, torch.nn.Module, str], Changes]
+        if is_file:
             changes_of = gguf_changes
+        elif plain is not None and packed:
+            changes_of = merged_changes
         else:
             changes_of = packed_changes if packed and quantized else folder_changes
         changes = changes_of(module, quantized, open_module(self.source)[1], self.record())
@@ -319,7 +326,7 @@ def check_target(
 ) -> None:  # fmt: skip
     """Raise before the work begins on what `export` would refuse after it."""
     entry = METHODS[method]
-    if packed and (entry.unfold is not None or entry.prunes):
+    if packed and (entry.prunes or (entry.unfold is not None and target.suffix == ".gguf")):
         raise CapabilityError(f"the file of a model made by {method} holds floats: leave out --packed")
     rounding = None if entry.prunes or entry.unfold is not None else entry.parse_scheme(scheme or entry.scheme)
     if isinstance(rounding, QuantScheme) and target.suffix == ".gguf":
@@ -329,6 +336,17 @@ def check_target(
     kind, place = resolve(model)
     if kind != "hub":
         check_places(Path(place), target, "gguf" if target.suffix == ".gguf" else "safetensors", overwrite)
+        if not entry.prunes:
+            least = 2 if packed else 16  # bits of a weight
+            if isinstance(rounding, QuantScheme) and (packed or target.suffix == ".gguf"):
+                least = rounding.bits
+            check_room(target, _numbers_in(Path(place)) * least // 8)
+
+
+def _numbers_in(source: Path) -> int:
+    """How many weights its matrices have."""
+    found = read_folder(source).values() if source.is_dir() else read_header(source).tensors
+    return sum(math.prod(tensor.shape) for tensor in found if len(tensor.shape) > 1)
 
 
 def use_codes(module: torch.nn.Module, quantized: Codes) -> None:

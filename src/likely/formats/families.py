@@ -398,6 +398,12 @@ def _int(header: GgufHeader, name: str, default: int | None = None) -> int:
     return value
 
 
+def quant_method(config: dict[str, Any]) -> str:
+    """How config.json says that weights are quantised; "" for floats."""
+    found = config.get("quantization_config")
+    return str(found.get("quant_method", "")) if isinstance(found, dict) else ""
+
+
 def setting(config: dict[str, Any], name: str, default: int | None = None) -> int:
     """A size from the content of a config.json; default: where it is not there or null."""
     value = config.get(name)

@@ -89,7 +89,7 @@ def convert(
     if source.is_dir() and to == "safetensors":
         raise ModelError(f"{source} is a safetensors folder already; convert it to {', '.join(FILE_TYPE)}")
     plan = conversion_plan(source, to)
-    _check_room(target, sum(step.nbytes for step in plan.steps))
+    check_room(target, sum(step.nbytes for step in plan.steps))
     with _temporary(target) as partial:
         plan.write(partial, _counted(progress, sum(step.nbytes for step in plan.steps)))
         check = _verify(source, partial, plan, to, scorer) if verify else None
@@ -126,7 +126,7 @@ def rewrite(
     check_places(source, target, to, overwrite)
     plan = rewriting_plan(source, to, changes)
     total = sum(step.nbytes for step in plan.steps)
-    _check_room(target, total)
+    check_room(target, total)
     with _temporary(target) as partial:
         plan.write(partial, _counted(progress, total))
         if partial.is_dir():
@@ -184,7 +184,8 @@ def check_places(source: Path, target: Path, to: str, overwrite: bool) -> None:
         raise ModelError(f"{target} is no model folder (it holds no config.json), so it is not replaced")
 
 
-def _check_room(target: Path, needed: int) -> None:
+def check_room(target: Path, needed: int) -> None:
+    """ModelError where the disk of a file or folder to be written has fewer bytes free."""
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         raise ModelError(f"{target.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from likely.errors import CapabilityError, ModelError, missing_extra, nearest
+from likely.formats.families import quant_method
 from likely.formats.folder import read_json
 from likely.io.hashes import file_sha256, fingerprint, folder_sha256
 from likely.models.catalog import DEFAULT_MODEL, KNOWN, find_model, known_model
@@ -243,12 +244,19 @@ def _by_default(where: SourceKind, place: Path | str, dtype: str | None) -> list
             order = ("llamacpp", "native", "torch")
     else:
         order = ("torch", "native") if dtype in (None, *KINDS["torch"].dtypes) else ("native", "torch")
+    if where == "folder" and _is_merged(Path(place)):
+        return [KINDS["native"]]
     own = [kind for kind in KINDS.values() if where == "folder" and _model_type(Path(place)) in kind.model_types]
     return [*own, *(KINDS[name] for name in order)]
 
 
 def _model_type(folder: Path) -> str:
     return str(read_json(folder / "config.json").get("model_type", ""))
+
+
+def _is_merged(folder: Path) -> bool:
+    """Whether a folder holds MergeQuant's codes, which the native runtime alone multiplies."""
+    return quant_method(read_json(folder / "config.json")) == "mergequant"
 
 
 def _keeps_codes(path: Path) -> bool:
@@ -291,6 +299,8 @@ def _check_kind(kind: RuntimeKind, where: SourceKind, place: Path | str, dtype: 
                 f"{kind.name} reads folders of state-space models; {place} is none. Run: likely sequence convert"
             )
         raise CapabilityError(f"{kind.name} reads GGUF files; {place} is not one. Run: likely convert {place} out.gguf")
+    if where == "folder" and kind.name != "native" and _is_merged(Path(place)):
+        raise CapabilityError(f"{place} holds MergeQuant's codes, which only the native runtime runs, not {kind.name}")
     if dtype is not None and dtype not in kind.dtypes:
         others = " or ".join(f'runtime="{name}"' for name, other in KINDS.items() if dtype in other.dtypes)
         raise CapabilityError(

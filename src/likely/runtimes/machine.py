@@ -9,6 +9,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from likely.errors import ModelError
+
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
 MOST_THREADS = 512
 
@@ -106,10 +108,24 @@ def physical_cores(limit: int = 8) -> int:
 
 def free_bytes() -> int:
     """Memory that could be taken now; 4 GiB where the system does not say."""
+    return _memory().get("MemAvailable", 4 * 2**30)
+
+
+def check_memory(name: str | Path, needed: int) -> None:
+    """ModelError for weights that free memory and swap cannot hold: the system would end the process for them."""
+    memory = _memory()
+    free = memory.get("MemAvailable", needed) + memory.get("SwapFree", 0)
+    if needed > free:
+        raise ModelError(
+            f"{name}: its weights take {needed / 2**30:.1f} GiB of memory in this form, and {free / 2**30:.1f} GiB are "
+            f"free: take a smaller model, a dtype of fewer bits, or runtime='native' on a GGUF file"
+        )
+
+
+def _memory() -> dict[str, int]:
+    """Bytes by the names of Linux's /proc/meminfo; {} elsewhere."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+        lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
-        pass
-    return 4 * 2**30
+        return {}
+    return {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines}

@@ -8,13 +8,51 @@ from typing import Any
 import numpy as np
 
 from likely.errors import CapabilityError, ModelError
-from likely.formats.families import layer_types, llama3_factors, number, positive, rope_of_config, setting
+from likely.formats.families import (
+    layer_types,
+    llama3_factors,
+    number,
+    positive,
+    quant_method,
+    rope_of_config,
+    setting,
+)
 from likely.runtimes.protocol import FloatArray
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 MOST_HEAD_DIM = 1024
+STATIC = ("all", "norms", "none")
 _ELSEWHERE = "use runtime='torch'"
+
+
+@dataclass(frozen=True)
+class MergedCodes:
+    """MergeQuant's folder: bits of the codes of weights and activations.
+
+    static  which inputs are codes without a scale: "all"; "norms", those of o and down having a scale for each token;
+            or "none" of them
+    """
+
+    weight_bits: int
+    activation_bits: int
+    static: str
+
+    @classmethod
+    def of_config(cls, config: dict[str, Any]) -> MergedCodes | None:
+        """None where the model is not one of MergeQuant's."""
+        if quant_method(config) != "mergequant":
+            return None
+        said = config["quantization_config"]
+        bits, inputs = said.get("weight_bits"), said.get("activation_bits")
+        if not all(type(n) is int and 2 <= n <= 8 for n in (bits, inputs)) or said.get("static") not in STATIC:
+            known = ", ".join(STATIC)
+            raise ModelError(f"config.json: weight_bits and activation_bits must be 2 to 8, static {known}: {said!r}")
+        return cls(bits, inputs, said["static"])
+
+    @property
+    def type_name(self) -> str:
+        return "MQ4" if self.weight_bits <= 4 else "MQ8"
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +86,7 @@ class Architecture:
     query_key_norms: bool
     norms_after: bool
     norm_offset: float
+    merged: MergedCodes | None = None
 
     @classmethod
     def of_config(cls, config: dict[str, Any]) -> Architecture:
@@ -59,8 +98,10 @@ class Architecture:
         activation = config.get("hidden_activation" if gemma else "hidden_act") or ("silu", "gelu_pytorch_tanh")[gemma]
         if str(activation) not in ACTIVATIONS:
             raise CapabilityError(f"the native runtime has no activation {activation}: {_ELSEWHERE}")
+        merged = MergedCodes.of_config(config)
         for name in ("attn_logit_softcapping", "use_bidirectional_attention", "mlp_bias", "quantization_config"):
-            if config.get(name) and (family, name) != ("gemma2", "attn_logit_softcapping"):
+            is_codes = merged is not None and name == "quantization_config"
+            if config.get(name) and not is_codes and (family, name) != ("gemma2", "attn_logit_softcapping"):
                 raise CapabilityError(f"the native runtime has no {name}: {_ELSEWHERE}")
         if family == "qwen3" and config.get("attention_bias"):
             raise CapabilityError(f"the native runtime has no attention_bias for qwen3: {_ELSEWHERE}")
@@ -98,6 +139,7 @@ class Architecture:
             query_key_norms=family in ("qwen3", "gemma3_text"),
             norms_after=gemma,
             norm_offset=float(gemma),
+            merged=merged,
         )
 
 

@@ -68,8 +68,13 @@ def _wrong_products(library: Library, team: Team, kind: int) -> str | None:
 def _wrong_codes(library: Library, team: Team, type_name: str) -> str | None:
     """A file's codes, any of them, against the numbers that they stand for."""
     rng = np.random.default_rng(0)
-    values, nbytes = next((values, nbytes) for name, values, nbytes in TENSOR_TYPES.values() if name == type_name)
-    if values == 1:
+    sizes = {name: (values, nbytes) for name, values, nbytes in TENSOR_TYPES.values()}
+    values, nbytes = sizes.get(type_name, (0, 0))
+    if type_name.startswith("MQ"):
+        scales = rng.uniform(0.01, 0.02, (40, 1)).astype(np.float32).view(np.uint8)
+        codes = rng.integers(-127, 128, (40, 32 * int(type_name[2]))).astype(np.int8).view(np.uint8)
+        raw = np.concatenate([scales, codes], axis=1)
+    elif values == 1:
         floats: np.ndarray = rng.standard_normal((40, 256)).astype(np.float16 if type_name == "F16" else np.float32)
         if type_name == "BF16":
             floats = (floats.view(np.uint32) >> 16).astype(np.uint16)
@@ -85,8 +90,12 @@ def _wrong_codes(library: Library, team: Team, type_name: str) -> str | None:
         return "a number is said not to be finite"
     weights = np.stack([library.unpack_row(type_name, panels, 256, row) for row in range(40)]).astype(np.float64)
     x = rng.standard_normal((11, 256)).astype(np.float32)
-    several = team.multiply(CODES, x, panels, 40, type_name=type_name)[:, :40]
-    alone = [team.multiply(CODES, row[None], panels, 40, type_name=type_name)[:, :40] for row in x]
+
+    def product(rows: FloatArray) -> FloatArray:
+        bits = 0 if values else -8
+        return team.multiply(CODES, rows, panels, 40, type_name=type_name, merged_bits=bits)[:, :40]
+
+    several, alone = product(x), [product(row[None]) for row in x]
     if not np.array_equal(several, np.concatenate(alone)):
         return "rows depend on the rows beside them"
     exact = x.astype(np.float64) @ weights.T

@@ -66,6 +66,15 @@ def own_codes(name: str, weight: Weight, library: Library, outputs: int | None =
     return _packed(name, kind, (outputs or rows, inputs), lambda: weight.coded_rows(ROWS), library, wrong)
 
 
+def merged_codes(
+    name: str, kind: str, weight: Weight, library: Library, width: int, outputs: int | None = None
+) -> PackedTensor:
+    """A matrix of MergeQuant's codes, `width` columns in rows of bytes; see `likely.compression.packed_folder`."""
+    shape = (outputs or weight.stored.shape[0], width)
+    wrong = f"{weight.stored.file}: a scale is not a finite number, or a code of 8 bits is -128"
+    return _packed(name, kind, shape, lambda: weight.coded_rows(ROWS), library, wrong)
+
+
 def rounded_codes(
     name: str,
     source: str,

@@ -16,7 +16,8 @@ from likely.runtimes.kv_format import BFPFormat, StoredAs
 
 DTYPES = KINDS["native"].dtypes[:3]  # of models whose matrices are all alike, in the order of the C++ `Kind`
 INT8, BF16, FP32, CODES = range(4)  # CODES: each matrix has one of TYPES
-TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "F32", "F16", "BF16")  # as C++ numbers them
+# as C++ numbers them; MQ: MergeQuant's codes, with one scale per output
+TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MQ4", "MQ8", "F32", "F16", "BF16")
 KV_FORMS = ("f32", "bf16", "f16", "q8_0", "bfp12", "bfp16")  # of keys and values, as C++ numbers them
 GROUP, PANEL = 64, 32
 PANEL_GROUP_BYTES = (2 * 1024 + 64, 4096, 8192)  # of 32 outputs by 64 inputs
@@ -30,22 +31,26 @@ class PackedMatrix(ctypes.Structure):
     _fields_ = [("panels", _pointer), ("type", _int), ("outputs", _int)]
 
 
+class ExtraColumns(ctypes.Structure):
+    _fields_ = [("channel", _pointer), ("count", _int)]
+
+
 class LayerWeights(ctypes.Structure):
     _fields_ = [
         ("qkv", PackedMatrix * 3), ("out", PackedMatrix), ("gate_up", PackedMatrix * 2), ("down", PackedMatrix),
         *[(name, _pointer) for name in ("qkv_bias", "attention_norm", "mlp_norm", "query_norm", "key_norm",
                                         "attention_after", "mlp_after", "frequencies", "key_order", "value_order")],
-        ("window", _int),
+        ("attention_extra", ExtraColumns), ("mlp_extra", ExtraColumns), ("window", _int),
     ]  # fmt: skip
 
 
 class ModelShape(ctypes.Structure):
     _fields_ = [
         *[(name, _int) for name in ("kind", "layers", "hidden", "heads", "kv_heads", "dim", "mlp", "vocabulary",
-                                    "activation", "rotated", "floats", "half", "key_form", "key_block", "value_form",
-                                    "value_block")],
+                                    "activation", "rotated", "floats", "half", "merged", "per_token", "key_form",
+                                    "key_block", "value_form", "value_block")],
         *[(name, _float) for name in ("epsilon", "attention_scale", "embedding_scale", "logit_softcap",
-                                  "attention_softcap")],
+                                      "attention_softcap")],
     ]  # fmt: skip
 
 
@@ -207,12 +212,16 @@ class Team:
         *,
         type_name: str = TYPES[0],
         rotated: bool = False,
+        merged_bits: int = 0,
     ) -> NDArray[np.float32]:
-        """x (n, inputs) times packed weights -> (n, padded outputs). type_name, rotated: of CODES."""
+        """x (n, inputs) times packed weights -> (n, padded outputs). type_name, rotated: of CODES.
+
+        merged_bits  of MergeQuant's types: x is rounded to codes of so many bits; negative: with a scale for each row
+        """
         x = np.ascontiguousarray(x, np.float32)
         out = np.empty((len(x), padded(outputs)), np.float32)
         self._handle.likely_multiply(
-            self._session, kind, TYPES.index(type_name), rotated, address(x), *x.shape, address(panels), outputs,
-            address(out), out.shape[1],
+            self._session, kind, TYPES.index(type_name), merged_bits or rotated, address(x), *x.shape, address(panels),
+            outputs, address(out), out.shape[1],
         )  # fmt: skip
         return out

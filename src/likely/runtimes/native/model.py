@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from likely.errors import CapabilityError, ModelError
 from likely.io.hashes import fingerprint
 from likely.runtimes.kv_format import BFPFormat, KvFormat, parse_kv_format
-from likely.runtimes.native.architecture import ACTIVATIONS, Architecture
+from likely.runtimes.native.architecture import ACTIVATIONS, STATIC, Architecture
 from likely.runtimes.native.codes import FLOAT_TYPES, type_of
 from likely.runtimes.native.library import (
     CODES,
@@ -21,6 +21,7 @@ from likely.runtimes.native.library import (
     GROUP,
     KV_FORMS,
     TYPES,
+    ExtraColumns,
     LayerWeights,
     ModelShape,
     NativeModel,
@@ -68,6 +69,7 @@ def native_model(
 
     rotated  see cpp/codes.h;  kv  of keys and values, None: what attention computes in;  orders  of their channels
     """
+    merged = s.merged
     stored, kept = kv or plain_kv(kind), orders.checked(s) if orders else []
     frequencies = [np.ascontiguousarray(f, np.float32) for f in s.frequencies]
     layers = (LayerWeights * s.layers)()
@@ -89,13 +91,15 @@ def native_model(
         of.down = matrix(at + "down", s.hidden)
         for name in _VECTORS:
             setattr(of, name, address(weights.get(at + name)))
+        of.attention_extra, of.mlp_extra = (_extra(weights.get(f"{at}{of_norm}_extra")) for of_norm in _NORMS)
         of.frequencies = address(frequencies[window > 0])
         of.window = window
         of.key_order, of.value_order = map(address, kept[i]) if kept else (None, None)
+    codes_of_inputs = (merged.activation_bits, STATIC.index(merged.static)) if merged else (0, 0)
     shape = ModelShape(
         kind, s.layers, s.hidden, s.heads, s.kv_heads, s.head_dim, s.mlp, s.vocab_size, ACTIVATIONS[s.activation],
         rotated, any(type_name in FLOAT_TYPES for type_name, _ in found.values()),
-        computes_in_half(kind, stored), *form_of(stored.keys), *form_of(stored.values),
+        computes_in_half(kind, stored), *codes_of_inputs, *form_of(stored.keys), *form_of(stored.values),
         s.epsilon, s.attention_scale, s.embedding_scale, s.logit_softcap, s.attention_softcap,
     )  # fmt: skip
     tables = (matrix("embedding", s.vocab_size), matrix("head", s.vocab_size))
@@ -148,4 +152,9 @@ def computes_in_half(kind: int, kv: KvFormat) -> bool:
     return kind != FP32 and not {kv.keys, kv.values} & {"f32", "f16"}
 
 
+def _extra(values: np.ndarray | None) -> ExtraColumns:
+    return ExtraColumns() if values is None else ExtraColumns(address(values), int((values.view(np.int32) >= 0).sum()))
+
+
+_NORMS = ("attention", "mlp")
 _VECTORS = ("qkv_bias", "attention_norm", "mlp_norm", "query_norm", "key_norm", "attention_after", "mlp_after")

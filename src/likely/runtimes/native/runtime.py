@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from likely.errors import ModelError, nearest
+from likely.errors import CapabilityError, ModelError, nearest
+from likely.formats.families import quant_method
 from likely.io.hashes import fingerprint
 from likely.runtimes.kinds import KINDS
 from likely.runtimes.machine import choose_threads, free_bytes
@@ -54,13 +55,14 @@ class NativeRuntime(SlotRuntime):
     place      a GGUF file or a safetensors folder
     dtype      "int8": weights and activations in 8 bit, with a scale per 64 inputs, rotated; "bfloat16"; "float32";
                "file": each matrix in the type that the file gives it (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K,
-               F32, F16, BF16), never rounded again, times int8 activations with a scale per 32 inputs;
+               F32, F16, BF16), never rounded again, times int8 activations with a scale per 32 inputs; MergeQuant's
+               codes times its static codes of activations (the tables of tokens in 8 bits);
                "int4": 4 bits with a scale per 32 inputs, rotated, and the tables of tokens in 8.
                None: see `default_dtype`
     rounding   of "int4": a quantiser whose codes take the place of the nearest ones
     kv_dtype   what keys and values are kept as, see `native_kv_format`; default: as attention computes, f32 with
-               "float32" and else bf16.  Short formats are decoded block by block when they are read: they save memory
-               (`kv_bytes_per_token`), not time
+               "float32" and else bf16.  Short formats save memory (`kv_bytes_per_token`).  They are decoded block by
+               block when they are read, but for keys in q8_0, which are multiplied as codes where attention is bf16
     kv_orders  of channels, for formats in blocks: see `likely.compression.block_float.load_block_float`
     group_prefixes  columns that several pieces of work share, such as forks, are read once for all of them; False:
                once for each, for comparisons.  Logits are the same bits
@@ -94,6 +96,10 @@ class NativeRuntime(SlotRuntime):
         self.sha256 = source.sha256
         self.shape = shape = Architecture.of_config(source.config)
         self.dtype = dtype = dtype or default_dtype(source)
+        if shape.merged and dtype != "file":
+            raise CapabilityError(
+                f"{place} holds MergeQuant's codes, which run as they are: dtype='file', not '{dtype}'"
+            )
         kind = DTYPES.index(dtype) if dtype in DTYPES else CODES
         self._weights = load_weights(source, shape, dtype, self._library, progress, rounding, self.threads)
         self.weights_format = "+".join(sorted({t for t in map(type_of, self._weights) if t})) or dtype
@@ -101,8 +107,9 @@ class NativeRuntime(SlotRuntime):
         self._stride = padded(shape.vocab_size) + 16  # rows must not all start in one set of the first cache
         kv, default_kv = native_kv_format(kv_dtype, shape, kind), plain_kv(kind)
         self.kv_dtype = kv.name
+        rotated = dtype == "int4" or shape.merged is not None
         self._apart = not group_prefixes
-        self._model = native_model(shape, kind, self._weights, rotated=dtype == "int4", kv=kv, orders=kv_orders)
+        self._model = native_model(shape, kind, self._weights, rotated=rotated, kv=kv, orders=kv_orders)
         self.kv_bytes_per_token = int(self._library.kv_bytes(ctypes.byref(self._model[0].shape)))
         self._session = self._library.open(ctypes.byref(self._model[0]), self.threads)
         if not self._session:
@@ -225,8 +232,10 @@ class NativeRuntime(SlotRuntime):
 def default_dtype(source: ModelSource) -> str:
     """Of a model that is loaded without one: a large file keeps its codes, of which int8 would make twice the bytes.
 
-    A small one runs in int8, whose activations are rotated and so lose less.
+    A small one runs in int8, whose activations are rotated and so lose less.  MergeQuant's codes run as they are.
     """
+    if quant_method(source.config) == "mergequant":
+        return "file"
     matrices = [w.stored for w in source.weights.values() if len(w.stored.shape) == 2]
     known = all(m.type in TYPES for m in matrices)
     coded = sum(m.nbytes for m in matrices if m.type not in FLOAT_TYPES)

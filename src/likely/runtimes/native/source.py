@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from likely.errors import ModelError
-from likely.formats.families import config_from_header
+from likely.formats.families import config_from_header, quant_method
 from likely.formats.folder import read_folder, read_json
 from likely.formats.gguf import read_header
 from likely.formats.safetensors_file import FLOATS
@@ -43,9 +43,10 @@ class ModelSource:
         if not config:
             raise ModelError(f"{folder}: config.json is missing or empty")
         entries = {n: e for n, e in read_folder(folder).items() if not n.endswith("rotary_emb.inv_freq")}
+        known = (*FLOATS, "I8", "I32") if quant_method(config) == "mergequant" else FLOATS
         for name, entry in entries.items():
-            if entry.dtype not in FLOATS:
-                raise ModelError(f'{folder}: tensor "{name}" has type {entry.dtype} (known: {", ".join(FLOATS)})')
+            if entry.dtype not in known:
+                raise ModelError(f'{folder}: tensor "{name}" has type {entry.dtype} (known: {", ".join(known)})')
         weights = {name: Weight(Stored.in_safetensors(entry)) for name, entry in entries.items()}
         return cls(config, weights, folder_sha256(folder))
 

@@ -23,8 +23,9 @@ from likely.formats.weights import Weight
 from likely.formats.writing import write_safetensors_header
 from likely.io.hashes import cache_dir, fingerprint
 from likely.io.whole_file import replacing
+from likely.runtimes.machine import check_memory
 from likely.runtimes.native.architecture import Architecture
-from likely.runtimes.native.codes import ROWS, PackedTensor, Rounding, own_codes, rounded_codes
+from likely.runtimes.native.codes import ROWS, PackedTensor, Rounding, merged_codes, own_codes, rounded_codes
 from likely.runtimes.native.library import DTYPES, GROUP, PANEL, Library, aligned, packed_bytes, padded
 from likely.runtimes.native.source import ModelSource
 from likely.runtimes.protocol import FloatArray
@@ -90,7 +91,9 @@ def _write(file: BinaryIO, parts: list[PackedTensor], progress: Progress | None,
 
 
 def _in_memory(parts: list[PackedTensor], progress: Progress | None, threads: int) -> dict[str, np.ndarray]:
-    memory, at = aligned(sum(part.nbytes for part in parts)), 0
+    size = sum(part.nbytes for part in parts)
+    check_memory("the model", size)
+    memory, at = aligned(size), 0
     for _, piece in _pieces(parts, progress, threads):
         memory[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
         at += len(piece)
@@ -203,8 +206,6 @@ class _Parts:
         sizes = {**{name: (width, s.hidden) for name, width in heads.items()}, "self_attn.o_proj": (s.hidden, q),
                  "mlp.gate_proj": (s.mlp, s.hidden), "mlp.up_proj": (s.mlp, s.hidden),
                  "mlp.down_proj": (s.hidden, s.mlp)}  # fmt: skip
-        weights = {name: self._take(f"{at}{name}.weight", *size) for name, size in sizes.items()}
-        parts = self._together(to, weights) if self._dtype in DTYPES else self._apart(at, to, weights)
         norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
         if s.norms_after:
             norms |= {
@@ -212,6 +213,11 @@ class _Parts:
                 "mlp_norm": "pre_feedforward_layernorm",
                 "mlp_after": "post_feedforward_layernorm",
             }
+        if s.merged is not None:
+            parts = self._merged(at, to, sizes, norms)
+        else:
+            weights = {name: self._take(f"{at}{name}.weight", *size) for name, size in sizes.items()}
+            parts = self._together(to, weights) if self._dtype in DTYPES else self._apart(at, to, weights)
         for ours, name in norms.items():
             parts.append(self._vector(to + ours, [self._take(f"{at}{name}.weight", s.hidden)], s.norm_offset))
         if s.query_key_norms:
@@ -244,15 +250,46 @@ class _Parts:
             parts.append(self._coded(to + ours, f"{at}{name}.weight", weight, outputs))
         return parts
 
+    def _merged(self, at: str, to: str, sizes: dict[str, tuple[int, int]], norms: dict[str, str]) -> list[PackedTensor]:
+        """A layer's matrices in MergeQuant's codes, and which channels of their inputs stand in further columns."""
+        merged, parts, more = self._shape.merged, [], {}
+        assert merged is not None
+        for norm in ("attention_norm", "mlp_norm"):
+            name = f"{at}{norms[norm]}.extra_columns"
+            channels = self._channels(name) if name in self._source.weights else np.zeros(0, np.int32)
+            more[norm] = len(channels)
+            if len(channels):
+                padded_to = np.pad(channels, (0, -len(channels) % 16), constant_values=-1).tobytes()
+                own = to + norm.replace("norm", "extra")
+                parts.append(PackedTensor(own, "U8", len(padded_to), partial(iter, [padded_to])))
+        for name, (outputs, inputs) in sizes.items():
+            ours = name.partition(".")[2].removesuffix("_proj")
+            reads = {"o": "", "down": "", "gate": "mlp_norm", "up": "mlp_norm"}.get(ours, "attention_norm")
+            width = -(-(inputs + more.get(reads, 0)) // GROUP) * GROUP
+            weight = self._take(f"{at}{name}.weight_packed", outputs, 4 + width * int(merged.type_name[2]) // 8)
+            rows = -(-outputs // GROUP) * GROUP if reads == "mlp_norm" else None
+            parts.append(merged_codes(to + ours, merged.type_name, weight, self._library, width, rows))
+        return parts
+
+    def _channels(self, name: str) -> np.ndarray:
+        self._used.add(name)
+        weight, hidden = self._source.weights[name], self._shape.hidden
+        if weight.stored.type != "I32" or len(weight.stored.shape) != 1:
+            raise ModelError(f'tensor "{name}" has type {weight.stored.type} {weight.stored.shape}, expected I32 (n,)')
+        found = np.concatenate(list(weight.coded_rows(ROWS))).view("<i4").reshape(-1)
+        if not ((found >= 0) & (found < hidden)).all():
+            raise ModelError(f'tensor "{name}" names a channel outside 0..{hidden - 1}')
+        return found
+
     def _coded(self, name: str, source: str, weight: Weight, outputs: int | None = None, bits: int = 4) -> PackedTensor:
-        if self._dtype == "int4":
+        if self._dtype == "int4" or self._shape.merged:
             return rounded_codes(
                 name, source, weight, self._library, bits=bits, rounding=self._rounding, outputs=outputs
             )
         return own_codes(name, weight, self._library, outputs)
 
     def _table(self, name: str, weight: Weight) -> PackedTensor:
-        """Rows of tokens; in a model of 4 bits they have 8."""
+        """Rows of tokens; in a model of 4 bits, and in one of MergeQuant's, they have 8."""
         if self._dtype in DTYPES:
             outputs, inputs = weight.stored.shape
             return self._matrix(name, outputs, inputs, partial(weight.row_blocks, ROWS))

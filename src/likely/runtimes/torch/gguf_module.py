@@ -5,6 +5,7 @@ Architectures are those of `formats.families`, each compared with llama.cpp's lo
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from likely.errors import ModelError, missing_extra
 from likely.formats.families import ROPE_FACTORS, FloatArray, config_from_header
 from likely.formats.gguf import GgufHeader, read_header
 from likely.formats.weights import Weight, weights_of_gguf
+from likely.runtimes.machine import check_memory
 
 _ELSEWHERE = "use runtime='llamacpp'"
 
@@ -31,6 +33,8 @@ def load_gguf(path: str | Path, *, dtype: torch.dtype, device: torch.device) -> 
         raise missing_extra(error.name or "transformers", "torch") from None
 
     header = read_header(path)
+    if device.type == "cpu":
+        check_memory(path, sum(math.prod(tensor.shape) for tensor in header.tensors) * dtype.itemsize)
     try:
         return _load(header, Path(path), dtype, device)
     except ModelError as error:

@@ -8,6 +8,7 @@ hub, which it would fetch and run.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 
 from likely.errors import ModelError
-from likely.formats.folder import read_json
+from likely.formats.folder import read_folder, read_json
+from likely.runtimes.machine import check_memory
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 INDEX = "model.safetensors.index.json"
@@ -29,6 +31,9 @@ def load_pretrained(folder_or_id: str | Path, *, dtype: torch.dtype, device: tor
     import likely.sequence.backbone  # noqa: F401  transformers then knows its models
 
     check_no_foreign_code(folder_or_id)
+    if device.type == "cpu" and any(Path(folder_or_id).glob("*.safetensors")):
+        entries = read_folder(Path(folder_or_id)).values()
+        check_memory(folder_or_id, sum(math.prod(entry.shape) for entry in entries) * dtype.itemsize)
     try:
         with quiet():
             module, found = AutoModelForCausalLM.from_pretrained(

@@ -49,12 +49,25 @@ def compress(
     act_order: Annotated[
         bool | None, typer.Option("--act-order", help="Of gptq, rotation: round columns with large inputs first.")
     ] = None,
+    other_inputs: Annotated[
+        Literal["dynamic", "static", "float"] | None,
+        typer.Option(
+            "--other-inputs",
+            help="Of mergequant: inputs of o and down have a scale for each token, none, or are floats.  "
+            "[default: dynamic]",
+        ),
+    ] = None,
     beam: Annotated[
         int | None,
         typer.Option("--beam", min=1, help="Of additive: sets of codes kept while a group is coded.  [default: 1]"),
     ] = None,
     packed: Annotated[
-        bool, typer.Option("--packed", help="A folder in compressed-tensors' format (vLLM, transformers): symmetric.")
+        bool,
+        typer.Option(
+            "--packed",
+            help="A folder of codes: in compressed-tensors' format (vLLM, transformers) of symmetric schemes; of "
+            "mergequant for the native runtime.",
+        ),
     ] = False,
     gamma: Annotated[
         float | None,
@@ -96,6 +109,8 @@ def compress(
 
       likely compress smollm2 --method gptq --scheme w4g64 --calibration notes.txt --out smollm2-gptq.gguf
 
+      likely compress smollm2 --method mergequant --scheme w4a8 --calibration notes.txt --packed --out smollm2-mq
+
       likely compress smollm2 --method additive --scheme 2x8 --calibration python_stdlib --out smollm2-2bit.gguf
 
       likely compress smollm2 --method nirvana --sparsity 0.2 --out smollm2-pruned.gguf
@@ -106,7 +121,7 @@ def compress(
     check_target(model, out, method=method, scheme=scheme, overwrite=overwrite, packed=packed)
     asked = {
         "gamma": gamma, "allocation": allocation, "select_calibration": select_calibration, "recovery": recovery,
-        "alpha": alpha, "act_order": act_order, "beam": beam,
+        "alpha": alpha, "act_order": act_order, "beam": beam, "other_inputs": other_inputs,
     }  # fmt: skip
     options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     made = run(
@@ -126,4 +141,5 @@ def compress(
         print_json({**made.settings, "out": str(out), "bytes": size, "weight_bytes": made.nbytes})
         return
     typer.echo(f"{out}: {size / 1e6:,.1f} MB ({made.summary()})")
-    typer.echo(f"What it lost: likely compare {model} {out}", err=True)
+    own = " --candidate-runtime native" if packed and method == "mergequant" else ""
+    typer.echo(f"What it lost: likely compare {model} {out}{own}", err=True)

@@ -6,19 +6,21 @@
 //              and 16 minima in a byte each, or, in Q6_K, with two rows of 16 scales: one per 16 inputs
 //   codes      a step is 16 outputs x 4 inputs, 64 bytes; bytes of two steps share their nibbles, and the bits above
 //              four lie in planes of 64 bytes: of the eight steps one bit each, or of four steps two bits each
+//   MQ types   MergeQuant's: a tile begins with the scales of its 16 outputs in fp32, and groups are codes alone
 //   floats     of each input the 16 outputs
 // A number is scale x (code - offset) + minimum, as the file means it: nothing is rounded again.
 #pragma once
 #include "linear.h"
 
-enum class Type : int32_t { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, F32, F16, BF16 };
+enum class Type : int32_t { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, MQ4, MQ8, F32, F16, BF16 };
+INLINE bool is_merged(Type t) { return t == Type::MQ4 || t == Type::MQ8; }
 
 template <Type t>
 struct Coding {
-  static constexpr bool codes = t < Type::F32;
+  static constexpr bool codes = t < Type::F32, merged = t == Type::MQ4 || t == Type::MQ8;
   static constexpr bool super = t == Type::Q4_K || t == Type::Q5_K || t == Type::Q6_K;
   static constexpr bool minimum = t == Type::Q4_1 || t == Type::Q5_1 || t == Type::Q4_K || t == Type::Q5_K;
-  static constexpr int bits = t == Type::Q8_0                                                ? 8
+  static constexpr int bits = t == Type::Q8_0 || t == Type::MQ8                              ? 8
                               : t == Type::Q6_K                                              ? 6
                               : t == Type::Q5_0 || t == Type::Q5_1 || t == Type::Q5_K        ? 5
                                                                                              : 4;
@@ -26,14 +28,17 @@ struct Coding {
   static constexpr int scales = t == Type::Q6_K ? 2 : 1;  // of 32 inputs
   static constexpr int item = t == Type::F32 ? 4 : 2;     // bytes of a float
   static constexpr size_t head = super ? (minimum ? 64 : 32) : 0, code_bytes = 64 * bits;
-  static constexpr size_t scale_bytes = super || !minimum ? 32 : 64, group = scale_bytes + code_bytes;
+  static constexpr size_t scale_bytes = merged ? 0 : super || !minimum ? 32 : 64, group = scale_bytes + code_bytes;
+  static constexpr size_t first = merged ? 64 : 0;  // what a tile begins with
   static constexpr size_t tile_bytes(int groups) {  // of 64 inputs
     if (!codes) return (size_t)groups * GROUP * 16 * item;
-    return super ? (size_t)groups / 4 * (head + 8 * group) : (size_t)groups * 2 * group;
+    return super ? (size_t)groups / 4 * (head + 8 * group) : first + (size_t)groups * 2 * group;
   }
   // in a file
   static constexpr int values = super ? 256 : codes ? 32 : 1;
-  static constexpr size_t file_bytes = !codes ? item
+  static constexpr size_t row_head = merged ? 4 : 0;  // a row's scale
+  static constexpr size_t file_bytes = !codes   ? item
+                                       : merged ? (size_t)4 * bits
                                        : super ? (t == Type::Q6_K ? 210 : 16 + 32 * bits)
                                                : (minimum ? 4 : 2) + (size_t)4 * bits;
 };
@@ -44,7 +49,7 @@ INLINE auto with_type(Type type, const Work& work) {
 #define LIKELY_CASE(name) \
   case Type::name: return work(std::integral_constant<Type, Type::name>{});
     LIKELY_CASE(Q4_0) LIKELY_CASE(Q4_1) LIKELY_CASE(Q5_0) LIKELY_CASE(Q5_1) LIKELY_CASE(Q8_0) LIKELY_CASE(Q4_K)
-    LIKELY_CASE(Q5_K) LIKELY_CASE(Q6_K) LIKELY_CASE(F32) LIKELY_CASE(F16)
+    LIKELY_CASE(Q5_K) LIKELY_CASE(Q6_K) LIKELY_CASE(MQ4) LIKELY_CASE(MQ8) LIKELY_CASE(F32) LIKELY_CASE(F16)
 #undef LIKELY_CASE
     default: return work(std::integral_constant<Type, Type::BF16>{});
   }
@@ -75,9 +80,9 @@ static void read_group(const uint8_t* block, int j, FileGroup& to) {  // j: whic
   using B = Coding<t>;
   uint8_t* q = to.code;
   if constexpr (!B::super) {
-    memcpy(to.scale[0], block, 2);
+    if (!B::merged) memcpy(to.scale[0], block, 2);
     if (B::minimum) memcpy(to.scale[1], block + 2, 2);
-    const uint8_t* low = block + (B::minimum ? 4 : 2) + (B::bits == 5 ? 4 : 0);
+    const uint8_t* low = block + (B::merged ? 0 : B::minimum ? 4 : 2) + (B::bits == 5 ? 4 : 0);
     if constexpr (B::bits == 8) {
       for (int i = 0; i < 32; i++) q[i] = low[i] ^ 0x80;
     } else {
@@ -142,7 +147,7 @@ template <Type t>
 struct Groups {
   const uint8_t *at, *head = nullptr;
   int passed = 0;
-  explicit Groups(const uint8_t* tile) : at(tile) {}
+  explicit Groups(const uint8_t* tile) : at(tile + Coding<t>::first) {}
   inline __attribute__((always_inline)) const uint8_t* next() {
     if (Coding<t>::super && passed++ % 8 == 0) {
       head = at;
@@ -154,12 +159,13 @@ struct Groups {
   }
 };
 
-// Rows of a file (width values each) -> panels; rows that fill the last panel are zero.  false: a number is not finite.
+// Rows of a file (width values each) -> panels; rows that fill the last panel are zero.  false: a number is not finite,
+// or a code of MQ8 is -128.
 template <Type t>
 static bool pack_rows(const uint8_t* file, int rows, int width, uint8_t* panels) {
   using B = Coding<t>;
   const int groups = (width + GROUP - 1) / GROUP;
-  const size_t row_bytes = (size_t)(width / B::values) * B::file_bytes;
+  const size_t row_bytes = B::row_head + (size_t)(width / B::values) * B::file_bytes;
   bool finite = true;
   auto check = [&](float v) { finite = finite && v - v == 0; };
   memset(panels, 0, B::tile_bytes(groups) * 2 * ((rows + PANEL - 1) / PANEL));
@@ -174,6 +180,12 @@ static bool pack_rows(const uint8_t* file, int rows, int width, uint8_t* panels)
       }
     } else {
       FileGroup group;
+      if constexpr (B::merged) {
+        check(float_at<Type::F32>(from));
+        memcpy(tile + 4 * lane, from, 4);
+        from += B::row_head;
+        tile += B::first;
+      }
       for (int i = 0; i < width; i += 32) {
         const uint8_t* block = from + i / B::values * B::file_bytes;
         if constexpr (B::super)
@@ -186,13 +198,15 @@ static bool pack_rows(const uint8_t* file, int rows, int width, uint8_t* panels)
             tile += B::head;
           }
         read_group<t>(block, i / 32 % 8, group);
-        for (int k = 0; k < (B::super || B::minimum ? 2 : 1); k++)
+        for (int k = 0; k < (B::merged ? 0 : B::super || B::minimum ? 2 : 1); k++)
           if constexpr (B::super) {
             tile[16 * k + lane] = group.scale[k][0];
           } else {
             check(half_at(group.scale[k]));
             memcpy(tile + 32 * k + 2 * lane, group.scale[k], 2);
           }
+        if constexpr (t == Type::MQ8)
+          for (uint8_t code : group.code) finite = finite && code > 0;  // -128, which sums of pairs do not hold
         put_codes<t>(tile + B::scale_bytes, lane, group.code);
         tile += B::group;
       }
@@ -217,7 +231,8 @@ static void unpack_code_row(const uint8_t* panels, int groups, int row, float* t
       for (int i = 0; i < GROUP; i++) {
         if (i % 32 == 0) group = walk.next();
         const int k = B::scales == 2 ? i % 32 / 16 : 0;
-        float scale = half_at((B::super ? walk.head : group) + 2 * lane), low = 0;
+        float scale = B::merged ? float_at<Type::F32>(tile + 4 * lane) : half_at((B::super ? walk.head : group) + 2 * lane);
+        float low = 0;
         if (B::super) scale *= t == Type::Q6_K ? (float)(int8_t)group[16 * k + lane] : (float)group[lane];
         if (B::super && B::minimum) low = -(half_at(walk.head + 32 + 2 * lane) * group[16 + lane]);
         if (!B::super && B::minimum) low = half_at(group + 32 + 2 * lane);

@@ -3,20 +3,6 @@
 #include "model.h"
 #include "pack.h"
 
-// Rows of the stream that are computed: the first `count`, or those that are named.
-struct Live {
-  int count;
-  const int32_t* rows;
-  int at(int i) const { return rows ? rows[i] : i; }
-};
-
-// Rows first .. last of those.
-struct Span {
-  int first, last;
-  int size() const { return last - first; }
-};
-constexpr int SPAN = 64, MANY = 64;  // rows that a thread takes together; rows per thread from which it does
-
 template <Kind kind>
 struct Forward {
   Session& e;
@@ -25,27 +11,35 @@ struct Forward {
   const int n = call.tokens, dim = s.dim;
   const int q_width = s.heads * s.dim, kv_width = s.kv_heads * s.dim;
   const size_t qkv_stride = round_up(q_width + 2 * kv_width, PANEL) + PANEL, hidden_stride = round_up(s.hidden, PANEL);
+  const size_t wide_stride = round_up(s.mlp, GROUP);
   const int hidden_groups = (s.hidden + GROUP - 1) / GROUP;
   AttentionTiles whole[2];               // of the call's rows, for layers without and with a window
   std::vector<AttentionTiles> spans[2];  // of each span's
 
   bool fit() {
-    const RowForm form = form_of(s);
+    const RowForm form = form_of(s), inner = s.merged ? RowForm{MERGED_UNIT, false} : form;  // of the head, of layers
     const size_t row_group = kind == CODES ? form.unit : Format<kind>::row_group;
     const size_t rotations = (size_t)n * (dim / 2 + 16);
     bool ok = e.stream.fit(n * hidden_stride * 4) && e.projected.fit(n * qkv_stride * 4) &&
               e.attended.fit((size_t)n * q_width * 4 + 64) && e.added.fit(n * hidden_stride * 4) &&
               e.cosine.fit(2 * rotations * 4) && e.sine.fit(2 * rotations * 4) &&
-              e.narrow.fit(n, std::max(s.hidden, q_width), row_group, e.narrow_view) &&
+              e.narrow.fit(n, std::max(most_columns(), q_width), row_group, e.narrow_view) &&
+              (!s.merged || e.wide_floats.fit((size_t)n * wide_stride * 4)) &&
               e.wide.fit(n, (int)round_up(s.mlp, GROUP), row_group, e.wide_view) &&
               e.final_rows.fit(call.wanted, s.hidden, row_group, e.final_view);
-    for (Rows* view : {&e.narrow_view, &e.wide_view}) form_rows(*view, n, form);
+    for (Rows* view : {&e.narrow_view, &e.wide_view}) form_rows(*view, n, inner);
     form_rows(e.final_view, call.wanted, form);
     for (auto& own : e.gated) ok = ok && own.fit((size_t)n * GROUP * 4);
     if (ok)
       for (auto& own : e.scratch) own.fit(attention_shape(0));
     if (ok) make_tiles();
     return ok;
+  }
+  int most_columns() const {
+    int extra = 0;
+    for (int l = 0; l < s.layers; l++)
+      extra = std::max({extra, e.model.layers[l].attention_extra.count, e.model.layers[l].mlp_extra.count});
+    return s.hidden + extra;
   }
   void make_tiles() {
     const Shape shape = attention_shape(0);
@@ -153,24 +147,12 @@ struct Forward {
     return table.floats() + ((size_t)kind_of_layer * n + i) * (dim / 2 + 16);
   }
 
-  void norm_and_prepare(const Rows& to, int m, int row, const float* weight) {
+  void norm_and_prepare(const Rows& to, int m, int row, const float* weight, const ExtraColumns& extra) {
     const float* x = e.stream.floats() + row * hidden_stride;
+    if constexpr (kind == CODES)
+      if (s.merged) return emit_codes(to, m, x, s.hidden, root_mean(x, s.hidden, s.epsilon), weight, extra,
+                                      {s.merged, s.per_token > 1});
     prepare_row<kind>(to, m, x, s.hidden, root_mean(x, s.hidden, s.epsilon), weight);
-  }
-
-  void rotate(float* x, const float* cosine, const float* sine) {
-    const int middle = dim / 2;
-    int d = 0;
-    for (; d + 16 <= middle; d += 16) {
-      f32x16 a = load16(x + d), b = load16(x + middle + d), c = load16(cosine + d), t = load16(sine + d);
-      store16(x + d, fma16(a, c, -b * t));
-      store16(x + middle + d, fma16(b, c, a * t));
-    }
-    for (; d < middle; d++) {
-      float a = x[d], b = x[middle + d];
-      x[d] = a * cosine[d] - b * sine[d];
-      x[middle + d] = b * cosine[d] + a * sine[d];
-    }
   }
 
   // queries and keys are normed and rotated; keys and values go to their slot
@@ -182,7 +164,7 @@ struct Forward {
       float* x = qkv + (size_t)h * dim;
       const float* norm = h < s.heads ? w.query_norm : w.key_norm;
       if (norm) scale_row(x, dim, root_mean(x, dim, s.epsilon), norm);
-      rotate(x, c, t);
+      rotate_head(x, dim, c, t);
     }
     const Shape shape = attention_shape(l);
     const KeysValues& cache = e.cache[l];
@@ -229,8 +211,8 @@ struct Forward {
 
   // Gate and up: 64 gated values, ready for the next product.  Side by side in each panel, or (CODES) two matrices.
   template <class Over>
-  void gate(const Over& over, const Matrix (&matrices)[2], Span span, int id, const Tiles& tiles) {
-    const Rows from = rows_of(s.hidden, span), to = wide_rows(span);
+  void gate(const Over& over, const Rows& from, const Matrix (&matrices)[2], Span span, int id, const Tiles& tiles) {
+    const Rows to = wide_rows(span);
     float* own = e.gated[id].floats();
     const bool gelu = s.activation == 1;
     const auto activated = [&](f32x16 v) { return gelu ? gelu16(v) : silu16(v); };
@@ -258,9 +240,19 @@ struct Forward {
       }
       for (int m = 0; m < span.size(); m++) {
         const float* x = own + m * GROUP;
+        if (s.merged) {
+          memcpy(e.wide_floats.floats() + (span.first + m) * wide_stride + g * GROUP, x, GROUP * 4);
+          continue;
+        }
         prepare_group<kind>(to, m, g, load16(x), load16(x + 16), load16(x + 32), load16(x + 48));
       }
     });
+    if constexpr (kind == CODES)
+      if (s.merged)
+        over(span.size(), row_grain(), [&](int m) {
+          const float* x = e.wide_floats.floats() + (span.first + m) * wide_stride;
+          emit_codes(to, m, x, (int)wide_stride, 1, nullptr, {}, {s.merged, s.per_token != 0});
+        });
   }
 
   void attend_tile_of(int l, int id, const AttentionTiles& tiles, int tile, int head) {
@@ -312,8 +304,9 @@ struct Forward {
   template <class Over>
   void before_attention(const Over& over, int l, Span span, const Tiles& tiles) {
     const LayerWeights& w = e.model.layers[l];
-    const Rows rows = rows_of(s.hidden, span);
-    over(span.size(), row_grain(), [&](int m) { norm_and_prepare(rows, m, span.first + m, w.attention_norm); });
+    const Rows rows = rows_of(s.hidden + w.attention_extra.count, span);
+    over(span.size(), row_grain(),
+         [&](int m) { norm_and_prepare(rows, m, span.first + m, w.attention_norm, w.attention_extra); });
     project(over, w.qkv, rows, Live{n, nullptr}, span, e.projected.floats(), qkv_stride, w.qkv_bias, false, tiles);
     over(span.size(), row_grain(), [&](int m) { place(l, span.first + m); });
   }
@@ -324,6 +317,8 @@ struct Forward {
     const Rows rows = rows_of(q_width, span);
     over(span.size(), row_grain(), [&](int m) {
       const float* own = e.attended.floats() + (size_t)live.at(span.first + m) * q_width;
+      if constexpr (kind == CODES)
+        if (s.merged) return emit_codes(rows, m, own, q_width, 1, nullptr, {}, {s.merged, s.per_token != 0});
       prepare_row<kind>(rows, m, own, q_width, 1, nullptr);
     });
     add(over, w.out, rows, live, span, w.attention_after, tiles);
@@ -331,10 +326,10 @@ struct Forward {
   template <class Over>
   void feed_forward(const Over& over, int l, const Live& live, Span span, int id, const Tiles& tiles) {
     const LayerWeights& w = e.model.layers[l];
-    const Rows rows = rows_of(s.hidden, span);
+    const Rows rows = rows_of(s.hidden + w.mlp_extra.count, span);
     over(span.size(), row_grain(),
-         [&](int m) { norm_and_prepare(rows, m, live.at(span.first + m), w.mlp_norm); });
-    gate(over, w.gate_up, span, id, tiles);
+         [&](int m) { norm_and_prepare(rows, m, live.at(span.first + m), w.mlp_norm, w.mlp_extra); });
+    gate(over, rows, w.gate_up, span, id, tiles);
     add(over, w.down, wide_rows(span), live, span, w.mlp_after, tiles);
   }
 

@@ -80,33 +80,6 @@ INLINE void prepare_group(const Rows& rows, int m, int g, f32x16 a, f32x16 b, f3
   }
 }
 
-INLINE i32x16 dot4(i32x16 sum, const uint8_t* weights, const int8_t* four) {
-#if LIKELY_VNNI
-  int32_t quad;
-  memcpy(&quad, four, 4);
-  return (i32x16)_mm512_dpbusd_epi32((__m512i)sum, _mm512_loadu_si512(weights), _mm512_set1_epi32(quad));
-#elif LIKELY_AVX2
-  int32_t quad;
-  memcpy(&quad, four, 4);
-  const __m256i a = _mm256_set1_epi32(quad), size = _mm256_abs_epi8(a), one = _mm256_set1_epi16(1);
-  __m256i half[2];
-  memcpy(half, &sum, 64);
-  for (int i = 0; i < 2; i++) {  // |a| x (weight with the sign of a): no pair of products leaves 16 bits
-    __m256i w = _mm256_loadu_si256((const __m256i*)weights + i);
-    w = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
-    __m256i pair = _mm256_maddubs_epi16(size, _mm256_sign_epi8(w, a));
-    half[i] = _mm256_add_epi32(half[i], _mm256_madd_epi16(pair, one));
-  }
-  memcpy(&sum, half, 64);
-  return sum;
-#else
-  for (int n = 0; n < 16; n++)
-    for (int k = 0; k < 4; k++) sum[n] += (int32_t)weights[4 * n + k] * four[k];
-  return sum;
-#endif
-}
-constexpr bool SIGNED_WEIGHTS = LIKELY_AVX2 && !LIKELY_VNNI;  // dot4 has taken the 128 out again
-
 // What is on its way while a product is made: in every group `lines` lines, from `at` on, and from group `turn` on from
 // `then` on.
 struct Ahead {
@@ -206,8 +179,8 @@ struct Tiles {
   Tiles() {
     struct alignas(64) {
       uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 32, 64};  // the last two: 32 inputs, of rows and of outputs
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 8};
     } config;
     if (ready) _tile_loadconfig(&config);
   }

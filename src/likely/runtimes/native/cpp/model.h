@@ -19,6 +19,7 @@ struct LayerWeights {
   const float *attention_after, *mlp_after;   // norms of what is added to the stream, or null
   const float *frequencies;                   // (dim / 2,) of the rotation
   const int32_t *key_order, *value_order;     // of channels in memory, see attention/storage.h; or null
+  ExtraColumns attention_extra, mlp_extra;    // of MergeQuant's inputs of qkv and gate_up
   int32_t window;                             // 0: sees everything
 };
 
@@ -26,6 +27,8 @@ struct ModelShape {
   int32_t kind, layers, hidden, heads, kv_heads, dim, mlp, vocabulary, activation;  // activation 0: silu, 1: gelu
   int32_t rotated, floats;  // of CODES: groups of 64 inputs are rotated; some matrix is one of floats
   int32_t half;             // attention computes in bf16
+  int32_t merged, per_token;  // MergeQuant: bits of the codes of activations; which of them have a scale per token: 0:
+                              // none, 1: inputs of out and down, which come from no norm, 2: all
   Side keys, values;        // see attention/formats.h
   float epsilon, attention_scale, embedding_scale, logit_softcap, attention_softcap;  // soft caps: 0 is none
 };
@@ -86,7 +89,7 @@ template <Kind kind, class Done, class Soon>
 INLINE void multiply_slice(const Slice& own, const uint8_t* next, const Rows& rows, int n, const Tiles& tiles,
                            const Done& done, const Soon& soon) {
   if constexpr (kind == CODES)
-    multiply_panel_of(own.type, own.panel, rows, n, done);
+    multiply_panel_of(own.type, own.panel, rows, n, tiles, done);
   else
     multiply_panel<kind>(own.panel, next, rows, n, tiles, done, soon);
 }
@@ -109,7 +112,7 @@ struct Session {
   std::vector<Scratch> scratch;
   std::vector<Buffer> gated;         // of each thread: 64 gated values of every row
   std::vector<KeysValues> cache;     // of each layer
-  Buffer stream, projected, attended, added, cosine, sine;
+  Buffer stream, projected, attended, added, cosine, sine, wide_floats;
   RowBuffers narrow, wide, final_rows;
   Rows narrow_view, wide_view, final_view;
   explicit Session(const Model& m, int threads)

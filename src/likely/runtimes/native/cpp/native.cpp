@@ -12,8 +12,8 @@
 #include "reduce.h"
 
 #if LIKELY_PART != 2
-void multiply_codes_of(Type type, const uint8_t* panel, const Rows& rows, int m0, int n, float* out) {
-  with_type(type, [&](auto t) { multiply_codes<decltype(t)::value>(panel, rows, m0, n, out); });
+void multiply_codes_of(Type type, const uint8_t* panel, const Rows& rows, int m0, int n, bool tiles, float* out) {
+  with_type(type, [&](auto t) { multiply_codes<decltype(t)::value>(panel, rows, m0, n, tiles, out); });
 }
 #endif
 
@@ -134,7 +134,8 @@ void likely_store_rows(int form, int block, int half, int as_keys, const float* 
     std::vector<uint8_t> keys(s.at(side, 0, (int)capacity) + 64), values(keys.size());
     for (int i = 0; i < n; i++) store_token<h>(s, keys.data(), values.data(), 0, slots[i], x + i * dim, x + i * dim);
     for (int at = 0; at < n; at += BLOCK) {
-      const Block block = find_block<h>(s, keys.data(), values.data(), slots + at, std::min(BLOCK, n - at), 0, scratch);
+      const Block block = find_block<h>(s, keys.data(), values.data(), slots + at, std::min(BLOCK, n - at), 0, scratch,
+                                          false);
       for (int c = 0; c < block.count; c++)
         for (int d = 0; d < dim; d++) {
           const int lane = c % LANES, items = h ? 2 : 1;  // numbers of one step of four bytes
@@ -151,7 +152,8 @@ void likely_store_rows(int form, int block, int half, int as_keys, const float* 
   half ? work(std::true_type{}) : work(std::false_type{});
 }
 
-// rows (n, width) fp32 times panels -> out (n, stride): for the check at load and for tests.  type, rotated: of CODES
+// rows (n, width) fp32 times panels -> out (n, stride): for the check at load and for tests.  type, rotated: of CODES; with
+// MergeQuant's types `rotated` is the bits of the rows' codes, negative: with a scale for each row
 int likely_multiply(Session* session, int kind, int type, int rotated, const float* x, int n, int width,
                     const uint8_t* panels, int outputs, float* out, int64_t stride) {
   RowBuffers buffers;
@@ -159,8 +161,13 @@ int likely_multiply(Session* session, int kind, int type, int rotated, const flo
   auto work = [&](auto format) {
     constexpr Kind k = decltype(format)::value;
     if (!buffers.fit(n, width, Format<k>::row_group, rows)) return 1;
-    form_rows(rows, n, {CODES_UNIT_WITH_FLOATS, rotated != 0});
-    for (int m = 0; m < n; m++) prepare_row<k>(rows, m, x + (size_t)m * width, width, 1, nullptr);
+    const bool merged = k == CODES && is_merged((Type)type);
+    form_rows(rows, n, {merged ? MERGED_UNIT : CODES_UNIT_WITH_FLOATS, !merged && rotated});
+    for (int m = 0; m < n; m++)
+      if (merged)
+        emit_codes(rows, m, x + (size_t)m * width, width, 1, nullptr, {}, {std::abs(rotated), rotated < 0});
+      else
+        prepare_row<k>(rows, m, x + (size_t)m * width, width, 1, nullptr);
     const Matrix matrix[1] = {{panels, type, outputs}};
     session->team.run([&](int) {
       const Tiles tiles;

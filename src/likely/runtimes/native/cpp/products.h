@@ -3,6 +3,8 @@
 // Activations are int8 codes with a scale per 32 inputs.  Within a group sums are whole numbers, exact on every
 // instruction set; a group's sum times its two scales is added by one fused operation (rounded once), groups in the order
 // of the inputs.  So a row's bits depend neither on the rows beside it nor on the instructions.
+//
+// MergeQuant's matrices have one scale per output, and their rows one scale or none: a product is one whole sum.
 #pragma once
 #include "codes.h"
 
@@ -43,6 +45,64 @@ inline __attribute__((always_inline)) void prepare_group<CODES>(const Rows& rows
     to.scale[h] = scale;
     to.scaled_sum[h] = scale * (float)sum;
   }
+}
+
+// Rows for MergeQuant's matrices: codes alone, group by group as above; Rows::scale and Rows::bias hold, of each row, its
+// scale and the sum of its codes.
+constexpr int MERGED_UNIT = 64;
+
+// Which codes of a row stand a second time, in columns after the others: channels whose steps were split.
+struct ExtraColumns {
+  const int32_t* channel = nullptr;
+  int32_t count = 0;
+};
+// bits of the codes; per_token: with the scale of the row's largest number, else 1 (steps are folded into the model)
+struct CodeForm {
+  int bits;
+  bool per_token;
+};
+
+// Row m: x (n,) times factor and weight (null: as it is), each number to its nearest code, ties to even.
+INLINE void emit_codes(const Rows& rows, int m, const float* x, int n, float factor, const float* weight,
+                       const ExtraColumns& extra, CodeForm form) {
+  const float most = (float)((1 << (form.bits - 1)) - 1);
+  const auto codes_at = [&](int c) {
+    return (int8_t*)rows.data + ((size_t)(c / GROUP) * rows.count + m) * MERGED_UNIT + c % GROUP;
+  };
+  const auto sixteen = [&](int c) {
+    f32x16 v = {};
+    if (c + 16 <= n)
+      v = load16(x + c);
+    else
+      for (int j = 0; c + j < n; j++) v[j] = x[c + j];
+    if (!weight) return v;
+    v = v * factor;
+    if (c + 16 <= n) return v * load16(weight + c);
+    for (int j = 0; c + j < n; j++) v[j] *= weight[c + j];
+    return v;
+  };
+  float scale = 1;
+  if (form.per_token) {
+    f32x16 peak = {};
+    for (int c = 0; c < n; c += 16) peak = max16(peak, abs16(sixteen(c)));
+    scale = std::max(max_of(peak) / most, 1e-12f);
+  }
+  f32x16 finite = {};  // NaN if one is not a number, which codes would hide
+  i32x16 sum = {};
+  for (int c = 0; c < rows.groups * GROUP; c += 16) {
+    f32x16 v = sixteen(c);
+    finite += v * 0.0f;
+    if (form.per_token) v = v / scale;
+    v = v > all16(most) ? all16(most) : v < all16(-most - 1) ? all16(-most - 1) : v;
+    const i32x16 code = __builtin_convertvector(round16(v), i32x16);
+    sum += code;
+    const i8x16 narrow = __builtin_convertvector(code, i8x16);
+    memcpy(codes_at(c), &narrow, 16);
+  }
+  int32_t all = sum_of(sum);
+  for (int i = 0; i < extra.count; i++) all += *codes_at(n + i) = *codes_at(extra.channel[i]);
+  rows.scale[m] = scale + sum_of(finite);
+  rows.bias[m] = all;
 }
 
 // --- whole numbers ----------------------------------------------------------------------------------------------------
@@ -106,15 +166,16 @@ INLINE void sum_steps(const Get& get, const int8_t* row, size_t stride, const Do
     Bytes w = get(s);
     asm volatile("" : "+x"(w.v[0]), "+x"(w.v[1]));  // read once for all rows
     Bytes size = w;
-    if constexpr (SIGNED<t>)
+    constexpr bool turned = Coding<t>::merged && SIGNED<t>;  // these rows have the code -128, which has no negative
+    if constexpr (SIGNED<t> && !turned)
       for (int i = 0; i < 2; i++) size.v[i] = _mm256_abs_epi8(w.v[i]);
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
       const __m256i quad = _mm256_set1_epi32(load_as<int32_t>(row + m * stride + 4 * s));
 #pragma GCC unroll 2
       for (int i = 0; i < 2; i++) {
-        const __m256i factor = SIGNED<t> ? _mm256_sign_epi8(quad, w.v[i]) : quad;
-        const __m256i pairs = _mm256_maddubs_epi16(size.v[i], factor);
+        const __m256i factor = turned ? _mm256_sign_epi8(w.v[i], quad) : SIGNED<t> ? _mm256_sign_epi8(quad, w.v[i]) : quad;
+        const __m256i pairs = _mm256_maddubs_epi16(turned ? _mm256_abs_epi8(quad) : size.v[i], factor);
         run[m][i] = at % RUN == 0 ? pairs : _mm256_add_epi16(run[m][i], pairs);
         if constexpr (at % RUN == RUN - 1 && s.value + 1 < TO) {
           const __m256i whole = _mm256_madd_epi16(run[m][i], one);
@@ -230,6 +291,30 @@ __attribute__((noinline)) static void multiply_tile(const uint8_t* tile, const R
   for (int m = 0; m < M; m++) store_floats(out + m * PANEL, f[m]);
 }
 
+// One scale per output and row: whole sums over all inputs, at most 2^17 of them.
+template <Type t, int M>
+__attribute__((noinline)) static void multiply_merged(const uint8_t* tile, const Rows& rows, int m0, float* out) {
+  Ints sum[M];
+  for (int m = 0; m < M; m++) sum[m] = ints(0);
+  Groups<t> walk(tile);
+  for (int g = 0; g < rows.groups; g++) {
+    const int8_t* block = (const int8_t*)rows.data + ((size_t)g * rows.count + m0) * MERGED_UNIT;
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+      const uint8_t* codes = walk.next();
+      fetch_lines(codes + FETCH, Coding<t>::group);
+      sum_steps<t, M, 0, 8>([&](auto s) { return unpack_step<t, s.value>(codes); }, block + 32 * h, MERGED_UNIT,
+                            [&](int m, Ints own) { sum[m] = plus(sum[m], own); });
+    }
+  }
+  const Floats scale = load_floats((const float*)tile);
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) {
+    if constexpr (!SIGNED<t>) sum[m] = less<Coding<t>::bits - 1>(sum[m], rows.bias[m0 + m]);
+    store_floats(out + m * PANEL, times(times(to_floats(sum[m]), scale), floats(rows.scale[m0 + m])));
+  }
+}
+
 // Matrices of floats: each input's 16 outputs times it, summed within 64 inputs first.
 template <Type t, int M>
 __attribute__((noinline)) static void multiply_exact(const uint8_t* tile, const Rows& rows, int m0, float* out) {
@@ -255,31 +340,99 @@ __attribute__((noinline)) static void multiply_exact(const uint8_t* tile, const 
   for (int m = 0; m < M; m++) store_floats(out + m * PANEL, f[m]);
 }
 
-// out (n, 32) = rows m0.. times a panel, n <= MOST_TOGETHER
+#if LIKELY_AMX
+// Sixteen rows at once: the codes of a group are unpacked once, as a tile.  Sums are whole, and so all bits are the same.
 template <Type t>
-static void multiply_codes(const uint8_t* panel, const Rows& rows, int m0, int n, float* out) {
+static void multiply_sixteen(const uint8_t* tile, const Rows& rows, int m0, float* out) {
+  using B = Coding<t>;
+  alignas(64) uint8_t codes[16 * 64];
+  alignas(64) int32_t sum[16][16];
+  const auto sum_of_row = [&](int m) {
+    Ints own;
+    memcpy(&own, sum[m], 64);
+    return own;
+  };
+  Groups<t> walk(tile);
+  const auto unpack = [&](const uint8_t* group, int h) {
+    each_step<0, 8>([&](auto s) {
+      store_bytes(codes + 64 * (8 * h + s.value), unpack_step<t, s.value>(group + B::scale_bytes));
+    });
+    asm volatile("" ::: "memory");  // a tile is read behind the compiler's back
+  };
+  if constexpr (B::merged) {
+    _tile_zero(0);
+    for (int g = 0; g < rows.groups; g++) {
+      for (int h = 0; h < 2; h++) unpack(walk.next(), h);
+      _tile_loadd(2, rows.data + ((size_t)g * rows.count + m0) * MERGED_UNIT, MERGED_UNIT);
+      _tile_loadd(3, codes, 64);
+      _tile_dpbsud(0, 2, 3);
+    }
+    _tile_stored(0, sum, 64);
+    const Floats scale = load_floats((const float*)tile);
+    for (int m = 0; m < 16; m++) {
+      const Ints own = less<B::bits - 1>(sum_of_row(m), rows.bias[m0 + m]);
+      store_floats(out + m * PANEL, times(times(to_floats(own), scale), floats(rows.scale[m0 + m])));
+    }
+  } else {
+    Floats f[16];
+    for (Floats& one : f) one = floats(0);
+    for (int g = 0; g < rows.groups; g++)
+      for (int h = 0; h < 2; h++) {
+        const uint8_t *group = walk.next(), *block = (const uint8_t*)activations(rows, g, m0);
+        unpack(group, 0);
+        _tile_zero(0);
+        _tile_loadd(5, block + 32 * h, rows.unit);
+        _tile_loadd(6, codes, 64);
+        _tile_dpbsud(0, 5, 6);
+        _tile_stored(0, sum, 64);
+        const Scales<t> s = scales_of<t>(walk.head, group);
+        for (int m = 0; m < 16; m++) {
+          const Activations& a = *(const Activations*)(block + m * rows.unit);
+          Ints own = sum_of_row(m);
+          if constexpr (B::offset > 0) own = less<B::bits - 1>(own, a.sum[h]);
+          f[m] = fma_floats(to_floats(own), times(s.scale[0], floats(a.scale[h])), f[m]);
+          if constexpr (B::minimum) f[m] = fma_floats(s.minimum, floats(a.scaled_sum[h]), f[m]);
+        }
+      }
+    for (int m = 0; m < 16; m++) store_floats(out + m * PANEL, f[m]);
+  }
+}
+#endif
+
+// out (n, 32) = rows m0.. times a panel, n <= MOST_TOGETHER; tiles: the thread's tile unit is set up
+template <Type t>
+static void multiply_codes(const uint8_t* panel, const Rows& rows, int m0, int n, bool tiles, float* out) {
+  (void)tiles;
   for (int tile = 0; tile < 2; tile++, panel += Coding<t>::tile_bytes(rows.groups), out += 16) {
     const auto block = [&](int m, auto size) {
-      if constexpr (Coding<t>::codes)
+      if constexpr (Coding<t>::merged)
+        multiply_merged<t, size.value>(panel, rows, m0 + m, out + m * PANEL);
+      else if constexpr (Coding<t>::codes)
         multiply_tile<t, size.value>(panel, rows, m0 + m, out + m * PANEL);
       else
         multiply_exact<t, size.value>(panel, rows, m0 + m, out + m * PANEL);
     };
-    for (int m = 0, left = n; left; m = n - left) left -= a_block(left, [&](auto size) { block(m, size); });
+    int m = 0;
+#if LIKELY_AMX
+    if constexpr (Coding<t>::codes && Coding<t>::scales == 1)
+      for (; tiles && n - m >= 16; m += 16) multiply_sixteen<t>(panel, rows, m0 + m, out + m * PANEL);
+#endif
+    for (int left = n - m; left; m = n - left) left -= a_block(left, [&](auto size) { block(m, size); });
   }
 }
 
 // The same of any type: see native.cpp.
 __attribute__((visibility("hidden"))) void multiply_codes_of(Type type, const uint8_t* panel, const Rows& rows, int m0,
-                                                              int n, float* out);
+                                                              int n, bool tiles, float* out);
 
 // done(row, tile 0, tile 1) for every one of the n rows times one panel of a file's codes.
 template <class Done>
-static void multiply_panel_of(Type type, const uint8_t* panel, const Rows& rows, int n, const Done& done) {
+static void multiply_panel_of(Type type, const uint8_t* panel, const Rows& rows, int n, const Tiles& tiles,
+                              const Done& done) {
   alignas(64) float out[MOST_TOGETHER * PANEL];
   for (int first = 0; first < n; first += MOST_TOGETHER) {
     const int some = std::min(MOST_TOGETHER, n - first);
-    multiply_codes_of(type, panel, rows, first, some, out);
+    multiply_codes_of(type, panel, rows, first, some, tiles.ready, out);
     for (int m = 0; m < some; m++) done(first + m, load16(out + m * PANEL), load16(out + m * PANEL + 16));
   }
 }

@@ -8,6 +8,20 @@
 #include <sys/mman.h>
 #endif
 
+// Rows of the stream that are computed: the first `count`, or those that are named.
+struct Live {
+  int count;
+  const int32_t* rows;
+  int at(int i) const { return rows ? rows[i] : i; }
+};
+
+// Rows first .. last of those.
+struct Span {
+  int first, last;
+  int size() const { return last - first; }
+};
+constexpr int SPAN = 64, MANY = 64;  // rows that a thread takes together; rows per thread from which it does
+
 // Memory that starts on a cache line and only ever grows.
 inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
@@ -99,6 +113,8 @@ static Rows rows_from(const Rows& rows, int first) {
   if constexpr (kind == CODES) {
     Rows own = rows;
     own.data += (size_t)first * rows.unit;
+    own.scale += first;  // of MergeQuant's rows
+    own.bias += first;
     return own;
   } else {
     const size_t at = (size_t)first * rows.groups;
@@ -148,4 +164,20 @@ inline void scale_row(float* x, int n, float factor, const float* weight) {
 
 inline void add_row(float* to, const float* x, int n) {
   for (int i = 0; i < n; i++) to[i] += x[i];
+}
+
+// The two halves of a head (dim,) as pairs, turned.
+inline void rotate_head(float* x, int dim, const float* cosine, const float* sine) {
+  const int middle = dim / 2;
+  int d = 0;
+  for (; d + 16 <= middle; d += 16) {
+    f32x16 a = load16(x + d), b = load16(x + middle + d), c = load16(cosine + d), t = load16(sine + d);
+    store16(x + d, fma16(a, c, -b * t));
+    store16(x + middle + d, fma16(b, c, a * t));
+  }
+  for (; d < middle; d++) {
+    float a = x[d], b = x[middle + d];
+    x[d] = a * cosine[d] - b * sine[d];
+    x[middle + d] = b * cosine[d] + a * sine[d];
+  }
 }

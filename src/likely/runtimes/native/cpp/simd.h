@@ -246,6 +246,34 @@ INLINE f32x16 dot2(f32x16 sum, const uint16_t* weights, const uint16_t* two) {
 #endif
 }
 
+// sum[n] += the sum over k of (weights[n][k] - 128) four[k], k < 4; with SIGNED_WEIGHTS; else of weights[n][k] four[k]
+INLINE i32x16 dot4(i32x16 sum, const uint8_t* weights, const int8_t* four) {
+#if LIKELY_VNNI
+  int32_t quad;
+  memcpy(&quad, four, 4);
+  return (i32x16)_mm512_dpbusd_epi32((__m512i)sum, _mm512_loadu_si512(weights), _mm512_set1_epi32(quad));
+#elif LIKELY_AVX2
+  int32_t quad;
+  memcpy(&quad, four, 4);
+  const __m256i a = _mm256_set1_epi32(quad), size = _mm256_abs_epi8(a), one = _mm256_set1_epi16(1);
+  __m256i half[2];
+  memcpy(half, &sum, 64);
+  for (int i = 0; i < 2; i++) {  // |a| x (weight with the sign of a): no pair of products leaves 16 bits
+    __m256i w = _mm256_loadu_si256((const __m256i*)weights + i);
+    w = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
+    __m256i pair = _mm256_maddubs_epi16(size, _mm256_sign_epi8(w, a));
+    half[i] = _mm256_add_epi32(half[i], _mm256_madd_epi16(pair, one));
+  }
+  memcpy(&sum, half, 64);
+  return sum;
+#else
+  for (int n = 0; n < 16; n++)
+    for (int k = 0; k < 4; k++) sum[n] += (int32_t)weights[4 * n + k] * four[k];
+  return sum;
+#endif
+}
+constexpr bool SIGNED_WEIGHTS = LIKELY_AVX2 && !LIKELY_VNNI;  // dot4 has taken the 128 out again
+
 // work(n as a constant), for n from 1 to MOST
 template <int MOST, int N = 1, class Work>
 INLINE void as_constant(int n, const Work& work) {
@@ -306,6 +334,7 @@ template <int power>
 INLINE Ints less(Ints a, int32_t b) {  // a - 2^power b
   return {_mm512_sub_epi32(a.v, _mm512_slli_epi32(_mm512_set1_epi32(b), power))};
 }
+INLINE Ints plus(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 INLINE Floats floats(float x) { return {_mm512_set1_ps(x)}; }
 INLINE Floats load_floats(const float* from) { return {_mm512_loadu_ps(from)}; }
 INLINE void store_floats(float* to, Floats x) { _mm512_storeu_ps(to, x.v); }
@@ -353,6 +382,7 @@ INLINE Ints less(Ints a, int32_t b) {  // a - 2^power b
   const __m256i many = _mm256_slli_epi32(_mm256_set1_epi32(b), power);
   LIKELY_PAIR(Ints, _mm256_sub_epi32(a.v[i], many));
 }
+INLINE Ints plus(Ints a, Ints b) { LIKELY_PAIR(Ints, _mm256_add_epi32(a.v[i], b.v[i])); }
 INLINE Floats floats(float x) { LIKELY_PAIR(Floats, _mm256_set1_ps(x)); }
 INLINE Floats load_floats(const float* from) { LIKELY_PAIR(Floats, _mm256_loadu_ps(from + 8 * i)); }
 INLINE void store_floats(float* to, Floats x) {
@@ -393,6 +423,7 @@ INLINE Bytes shifted(Bytes a) {
 INLINE Ints ints(int32_t x) { LIKELY_EACH(Ints, 16, x); }
 template <int power>
 INLINE Ints less(Ints a, int32_t b) { LIKELY_EACH(Ints, 16, a.v[i] - (1 << power) * b); }  // a - 2^power b
+INLINE Ints plus(Ints a, Ints b) { LIKELY_EACH(Ints, 16, a.v[i] + b.v[i]); }
 INLINE Floats floats(float x) { LIKELY_EACH(Floats, 16, x); }
 INLINE Floats load_floats(const float* from) { return load_as<Floats>(from); }
 INLINE void store_floats(float* to, Floats x) { memcpy(to, &x, 64); }

@@ -34,7 +34,11 @@ static void attend_tile(const Shape& s, const Queries& q, const TilePart* parts,
   for (int r = 0; r < rows; r++) {
     const float* from = query + (size_t)row_of[r / share] * q_stride + (size_t)(head * share + r % share) * s.dim;
     from = in_order(s.key_order, head, s.dim, from, room);
-    for (int d = 0; d < s.dim; d += 16) store_as<half>(&x.query[r * s.row()], d, load_some(from + d, s.dim - d) * s.scale);
+    uint8_t* to = &x.query[r * s.row()];
+    if (s.direct())
+      encode_query(to, from, s.dim, s.scale);
+    else
+      for (int d = 0; d < s.dim; d += 16) store_as<half>(to, d, load_some(from + d, s.dim - d) * s.scale);
     x.most[r] = -INFINITY;
     store16(&x.sum[(size_t)r * LANES], f32x16{});
   }
@@ -57,7 +61,7 @@ static void attend_tile(const Shape& s, const Queries& q, const TilePart* parts,
       const int seen_here = (end - column + LANES - 1) / LANES * LANES;
       const int found = std::min({BLOCK, q.pieces[parts[p].piece].columns - column, seen_here});
       const int32_t* columns = columns_of(p);
-      const Block block = find_block<half>(s, keys, values, columns + column, found, head, x);
+      const Block block = find_block<half>(s, keys, values, columns + column, found, head, x, s.direct());
       if (column + BLOCK < end)
         fetch(s, keys, values, columns + column + BLOCK, std::min(BLOCK, end - column - BLOCK), head);
       for (int i = from; i < to;) {  // runs of queries that meet the block
@@ -79,7 +83,7 @@ static void attend_tile(const Shape& s, const Queries& q, const TilePart* parts,
           const int at = column + c;
           mixed[c] = at < shared ? columns_of(p)[at] : q.slots[q.own_at[row] + at - shared];
         }
-        const Block block = find_block<half>(s, keys, values, mixed, found, head, x);
+        const Block block = find_block<half>(s, keys, values, mixed, found, head, x, s.direct());
         meet_block<half>(s, seen, share, i * share, (i + 1) * share, column, block, x);
       }
     }

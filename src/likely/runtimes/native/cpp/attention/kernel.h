@@ -26,6 +26,48 @@ INLINE void scores(const uint8_t* query, const Block& block, float* score, int s
     for (int c = 0; c < C; c++) store16(score + r * BLOCK + 16 * c, s[r][c]);
 }
 
+// A query for keys of Q8_0: int8 codes, of each 32 a scale, and of each 32 what dot4 adds too much.
+constexpr int KEY_BLOCK = 32;
+INLINE void encode_query(uint8_t* to, const float* x, int dim, float factor) {
+  float* scale = (float*)(to + dim);
+  int32_t* bias = (int32_t*)(scale + dim / KEY_BLOCK);
+  for (int b = 0; b < dim / KEY_BLOCK; b++) {
+    const f32x16 part[2] = {load16(x + KEY_BLOCK * b) * factor, load16(x + KEY_BLOCK * b + 16) * factor};
+    const float most = max_of(max16(abs16(part[0]), abs16(part[1])));
+    const float finite = sum_of(part[0] * 0.0f + part[1] * 0.0f), inverse = most > 0 ? 127.0f / most : 0.0f;
+    i32x16 sum = {};
+    for (int i = 0; i < 2; i++) {
+      const i32x16 code = __builtin_convertvector(round16(part[i] * inverse), i32x16);
+      sum += code;
+      store_bytes_of(to + KEY_BLOCK * b + 16 * i, code);
+    }
+    scale[b] = most / 127.0f + finite;
+    bias[b] = SIGNED_WEIGHTS ? 0 : -128 * sum_of(sum);
+  }
+}
+
+// score[r] = query[r] x key in whole numbers of each 32 dimensions, which are then added in their order
+template <int R>
+INLINE void scores_of_codes(const uint8_t* query, size_t row, const Block& block, float* score, int dim) {
+  for (int c = 0; c < block.vectors(); c++) {
+    f32x16 s[R] = {};
+    for (int b = 0; b < dim / KEY_BLOCK; b++) {
+      i32x16 sum[R];
+      for (int r = 0; r < R; r++) sum[r] = all16i(((const int32_t*)(query + r * row + dim))[dim / KEY_BLOCK + b]);
+#pragma GCC unroll 8
+      for (int k = 0; k < KEY_BLOCK; k += 4)
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+          sum[r] = dot4(sum[r], block.key[c] + (size_t)(KEY_BLOCK * b + k) * LANES,
+                        (const int8_t*)query + r * row + KEY_BLOCK * b + k);
+      const f32x16 own = scales16<Form::Q8_0>(block.key[c] + (size_t)dim * LANES + b * LANES * 2);
+      for (int r = 0; r < R; r++)
+        s[r] = fma16(to_float(sum[r]), own * ((const float*)(query + r * row + dim))[b], s[r]);
+    }
+    for (int r = 0; r < R; r++) store16(score + r * BLOCK + LANES * c, s[r]);
+  }
+}
+
 // out[r] += weight[r] x value, for R rows and D vectors of 16 dimensions from `at` on
 template <bool half, int R, int D>
 INLINE void weigh(const uint8_t* weight, const Block& block, float* out, int wide, int at) {
@@ -123,7 +165,12 @@ static void meet_block(const Shape& s, const Seen* seen, int share, int from, in
   for (int r = from; r < to; r += MOST_ROWS) {
     int some = std::min(MOST_ROWS, to - r);
     as_constant<MOST_ROWS>(some, [&](auto size) {
-      scores_rows<half, size.value>(&x.query[r * s.row()], block, &x.score[(size_t)r * BLOCK], (int)(s.row() / 4));
+      const uint8_t* query = &x.query[r * s.row()];
+      float* score = &x.score[(size_t)r * BLOCK];
+      if (half && s.direct())
+        scores_of_codes<size.value>(query, s.row(), block, score, s.dim);
+      else
+        scores_rows<half, size.value>(query, block, score, (int)(s.row() / 4));
     });
   }
   as_constant<VECTORS>(block.vectors(), [&](auto c) {

@@ -15,7 +15,8 @@ constexpr int QUERIES = 16, MOST_QUERIES = 32;  // of a tile: of one piece of wo
 // Keys (or values) that are stored as they are computed with lie so in memory, and sixteen columns that are sixteen slots
 // in a row from a multiple of sixteen are read where they are.  In other forms the sixteen slots are laid out alike, key
 // codes of a dimension (BFP12: of two) side by side and value codes of a slot in a row (BFP12: of sixteen dimensions the
-// first eight in the low halves of bytes), scales behind them; a block is decoded before it is used.
+// first eight in the low halves of bytes), scales behind them; a block is decoded before it is used.  Keys of Q8_0 lie
+// as weights of int8 do, four dimensions of a slot together and 128 added: with `half` they are multiplied as they are.
 struct Shape {
   int heads, kv_heads, dim, wide;  // wide: dim rounded up to 32
   float scale, softcap;  // of scores; softcap 0: none
@@ -27,6 +28,7 @@ struct Shape {
   int most_queries() const { return std::clamp(128 / share(), QUERIES, MOST_QUERIES); }
   size_t row() const { return (size_t)wide * (half ? 2 : 4); }
   bool in_place(Side side) const { return side.form == (half ? Form::BF16 : Form::F32); }
+  bool direct() const { return half && keys.form == Form::Q8_0; }
   size_t columns() const { return (dim + 15) / 16 * 16; }
   size_t scales_at(Side side) const { return LANES * columns() * bits_of(side.form) / 8; }
   size_t sixteen_bytes(Side side) const {
@@ -107,6 +109,8 @@ inline void store_coded_key(const Shape& s, uint8_t* sixteen, int lane, const Co
     for (int d = 0; d < columns; d += 2) sixteen[d / 2 * LANES + lane] = (row.code[d] & 15) | row.code[d + 1] << 4;
   else if (bits_of(s.keys.form) == 16)
     for (int d = 0; d < columns; d++) memcpy(sixteen + 2 * (d * LANES + lane), row.code + 2 * d, 2);
+  else if (s.keys.form == Form::Q8_0)
+    for (int d = 0; d < columns; d++) sixteen[d / 4 * 4 * LANES + 4 * lane + d % 4] = row.code[d] ^ 0x80;
   else
     for (int d = 0; d < columns; d++) sixteen[d * LANES + lane] = row.code[d];
   uint8_t* scales = sixteen + s.scales_at(s.keys);
@@ -179,6 +183,10 @@ static void decode_keys(const Shape& s, const uint8_t* from, uint8_t* to) {
       const i8x16 both = load_as<i8x16>(from + d / 2 * LANES), low = low_halves(both), high = high_halves(both);
       a = decode16<form>((const uint8_t*)&low, scale);
       b = decode16<form>((const uint8_t*)&high, scale);
+    } else if constexpr (form == Form::Q8_0) {  // two of each slot's four
+      const u32x16 four = load_as<u32x16>(from + d / 4 * 4 * LANES) ^ 0x80808080u, two = d % 4 ? four : four << 16;
+      a = to_float((i32x16)(two << 8) >> 24) * scale;
+      b = to_float((i32x16)two >> 24) * scale;
     } else {
       a = decode16<form>(from + (size_t)d * LANES * bytes, scale);
       b = decode16<form>(from + (size_t)(d + 1) * LANES * bytes, scale);
@@ -233,7 +241,10 @@ INLINE void take_key(const Shape& s, const uint8_t* from, int lane, uint8_t* to,
   if (s.in_place(s.keys)) return copy(0, s.row() / 4, 4);
   const Form form = s.keys.form;
   if (bits_of(form) == 16) return copy(0, s.columns(), 2);
-  copy(0, form == Form::BFP12 ? s.columns() / 2 : s.columns(), 1);
+  if (form == Form::Q8_0)
+    copy(0, s.columns() / 4, 4);
+  else
+    copy(0, form == Form::BFP12 ? s.columns() / 2 : s.columns(), 1);
   copy(s.scales_at(s.keys), s.columns() / s.keys.block, scale_bytes_of(form));
 }
 template <bool half>
@@ -259,12 +270,12 @@ INLINE void take_value(const Shape& s, const uint8_t* from, int lane, uint8_t* t
 }
 
 // Keys (or values) of up to sixteen columns: where they are if they are a run of slots, else brought together in `to`;
-// lanes without a column are zero.
+// lanes without a column are zero.  as_stored: not decoded
 template <bool half, bool is_key>
 static const uint8_t* find_sixteen(const Shape& s, const uint8_t* all, const int32_t* slots, int count, bool run,
-                                   int head, uint8_t* to, Scratch& x) {
+                                   int head, uint8_t* to, Scratch& x, bool as_stored) {
   const Side side = is_key ? s.keys : s.values;
-  const bool in_place = s.in_place(side);
+  const bool in_place = as_stored || s.in_place(side);
   const uint8_t* found = all + s.at(side, head, slots[0]);
   if (!run) {
     uint8_t* together = in_place ? to : x.coded.data();
@@ -300,10 +311,11 @@ static void fetch(const Shape& s, const uint8_t* keys, const uint8_t* values, co
   }
 }
 
-// `slots` of `count` columns as a block.  Only whole sixteens are read in place: what is beside fewer may be anything.
+// `slots` of `count` columns as a block; direct: keys as they are stored.  Only whole sixteens are read in place: what is
+// beside fewer may be anything.
 template <bool half>
 static Block find_block(const Shape& s, const uint8_t* keys, const uint8_t* values, const int32_t* slots, int count,
-                        int head, Scratch& x) {
+                        int head, Scratch& x, bool direct) {
   const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   Block block;
   block.count = count;
@@ -317,8 +329,8 @@ static Block find_block(const Shape& s, const uint8_t* keys, const uint8_t* valu
       run = sum_of(other & 0xff) == 0 && sum_of(other >> 8 & 0xffffff) == 0;
     }
     const size_t at = LANES * v * s.row();
-    block.key[v] = find_sixteen<half, true>(s, keys, own, some, run, head, &x.key[at], x);
-    block.value[v] = find_sixteen<half, false>(s, values, own, some, run, head, &x.value[at], x);
+    block.key[v] = find_sixteen<half, true>(s, keys, own, some, run, head, &x.key[at], x, direct);
+    block.value[v] = find_sixteen<half, false>(s, values, own, some, run, head, &x.value[at], x, false);
   }
   return block;
 }
