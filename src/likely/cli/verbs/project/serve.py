@@ -73,6 +73,10 @@ def serve(
             "--if-unavailable", help="Where --fallback is a server that cannot be reached: own answer, or none."
         ),
     ] = "error",
+    router: Annotated[
+        Path | None,
+        typer.Option("--router", help='A fitted router between MODEL and --fallback, for the model "auto".'),
+    ] = None,
     drafter: Annotated[
         str | None, typer.Option("--drafter", help="Guess ahead in every request that names no drafter of its own.")
     ] = None,
@@ -96,6 +100,8 @@ def serve(
 
       likely serve --fallback http://127.0.0.1:8001 --risk 0.1
 
+      likely serve --fallback http://127.0.0.1:8001 --router router.json
+
       likely serve --drafter suffix --draft-budget auto
 
       LIKELY_KEY=secret likely serve --host 0.0.0.0 --api-key-env LIKELY_KEY
@@ -109,6 +115,7 @@ def serve(
     from likely.serving.api.app import create_app
     from likely.serving.limits import ServerLimits
     from likely.serving.listening import server
+    from likely.serving.routing import load_router
     from likely.serving.upstream import UpstreamProxy
 
     if source is not None:
@@ -118,6 +125,11 @@ def serve(
     keys = {name: _key(name) for name in api_key_env or ()}
     options.drafting(drafter, draft_budget)
     wanted = replace(confidence, fallback=None).given()  # requests may name a threshold of their own
+    own_threshold = confidence.at_least is not None or confidence.risk is not None
+    if router is not None and (confidence.fallback is None or own_threshold):
+        raise typer.BadParameter(
+            "a router needs --fallback, and has its own threshold: drop --at-least and --risk", param_hint="--router"
+        )
     if confidence.calibrator is not None:
         Calibrator.load(confidence.calibrator).check_answers()  # a wrong file is refused now
     limits = ServerLimits(
@@ -152,6 +164,7 @@ def serve(
             hosts=hosts,
             upstreams=others,
             if_unavailable=if_unavailable,
+            router=None if router is None or other is None else load_router(router, lm, other),
             **{**wanted, "fallback": other},
         )
         running = server(
