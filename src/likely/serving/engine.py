@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from likely.serving.metrics import ServerMetrics
 
 PREFILL_TOKENS = 128  # most tokens of prompts in a call that others wait for
-PREFILL_SLOWDOWN = 2.5  # and no more than make it take so many times as long as a call without
+PREFILL_SLOWDOWN = 2.0  # and no more than make it take so many times as long as a call without
 
 
 class Overloaded(LikelyError):

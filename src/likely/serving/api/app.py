@@ -163,7 +163,8 @@ def create_app(
                 body = await read_json(request, limits, took)
             with admission.enter():
                 if upstreams is not None and await is_elsewhere(body.get("model")):
-                    return await while_connected(request, upstreams.forward(request.url.path.removeprefix("/v1"), body))
+                    path, number = request.url.path.removeprefix("/v1"), request.scope["state"].get("request_id")
+                    return await while_connected(request, upstreams.forward(path, body, number))
                 return await work(request, body, key)
         except Exception as error:
             if not (isinstance(error, ApiError) and error.status == 413):  # of that, enough was read

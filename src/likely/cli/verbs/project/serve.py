@@ -67,6 +67,9 @@ def serve(
     upstream_key_env: Annotated[
         str | None, typer.Option("--upstream-key-env", metavar="NAME", help="Environment variable with their API key.")
     ] = None,
+    hedge: Annotated[
+        bool, typer.Option("--hedge", help="Ask a second --upstream where the first is slower than 19 of 20 replies.")
+    ] = False,
     if_unavailable: Annotated[
         Literal["error", "answer"],
         typer.Option(
@@ -116,7 +119,7 @@ def serve(
     from likely.serving.limits import ServerLimits
     from likely.serving.listening import server
     from likely.serving.routing import load_router
-    from likely.serving.upstream import UpstreamProxy
+    from likely.serving.upstream import Hedging, UpstreamProxy
 
     if source is not None:
         if model.model not in (DEFAULT_MODEL, source):
@@ -143,7 +146,7 @@ def serve(
     others = None
     if upstream:
         key = _key(upstream_key_env, "--upstream-key-env") if upstream_key_env else None
-        others = UpstreamProxy(upstream, api_key=key, limits=limits)
+        others = UpstreamProxy(upstream, api_key=key, limits=limits, hedging=Hedging() if hedge else None)
     _check_tls(tls_cert, tls_key)
     if access_log:
         _log_to_stderr()
