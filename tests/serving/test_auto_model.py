@@ -171,6 +171,7 @@ def test_calls_of_auto_go_where_the_router_says_whole_and_streamed(roomy, calibr
         assert "pick" in large.messages[0]["content"] and large.options["grammar"]
         assert large.options["calibrator"] is None  # nobody else decides about it
     assert 0 < float(reply.headers["x-likely-confidence"]) < 1
+    assert f"likely:cost_total {2 * (21.0 if share else 1.0)}" in metrics  # 1 of each small call, 20 of a large one
 
 
 def test_a_call_that_leaves_no_choice_is_the_small_models(roomy, calibrator):

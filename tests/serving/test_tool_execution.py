@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -13,7 +14,7 @@ from tiny_gguf import write_tiny_llama
 import likely
 from likely.errors import DataError
 from likely.lm.results import Answer
-from likely.serving.tools import CallRefused, Toolbox, ToolChoice, run_tools, tool
+from likely.serving.tools import CallRefused, Toolbox, ToolChoice, best_tools, run_tools, tool
 from likely.serving.tools.registry import Tool
 
 FILES = {"a.txt", "b.txt"}
@@ -185,6 +186,31 @@ def test_a_refused_call_is_repaired_and_then_answered():
     first, repair, last = (options["grammar"] for _, options in lm.asked)
     assert "before" in first and "before" not in repair and 'add\\"' not in repair and first == last
     assert [m["role"] for m in run.messages] == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+
+
+class Ranking(Scripted):
+    """A question is the more likely after a description, the more words they share."""
+
+    def score_pairs(self, pairs):
+        return [
+            SimpleNamespace(sequence_logprob=float(len(set(prompt.lower().split()) & set(answer.lower().split()))))
+            for prompt, answer in pairs
+        ]
+
+
+def test_of_many_tools_those_are_offered_that_fit_the_question():
+    box, ran = make_box()
+    lm = Ranking(call("delete", '{"file": "c.txt"}'), call("delete", '{"file": "a.txt"}'), "Gone.")
+    run = run_tools(lm, [{"role": "user", "content": "Delete a file"}], box, most_offered=1)
+    assert run.ended == "answered" and ran == ["a.txt"]
+    for messages, options in lm.asked:
+        assert '"delete"' in messages[0]["content"] and '"add"' not in messages[0]["content"]
+        assert "delete" in options["grammar"] and 'add\\"' not in options["grammar"]
+    functions = box.functions
+    assert [f["name"] for f in best_tools(lm, "add", functions, 1)] == ["add"]
+    assert best_tools(lm, "add", functions, 2) == functions and best_tools(Scripted(), "x", functions, 5) == functions
+    with pytest.raises(ValueError, match="at least 1"):
+        best_tools(lm, "add", functions, 0)
 
 
 def test_two_repairs_and_no_more():

@@ -93,7 +93,7 @@ def create_app(
             metrics=metrics,
         )
         app.state.engine = engine
-        sure = ChatConfidence(model, policy, fallback, limits.max_running, router)
+        sure = ChatConfidence(model, policy, fallback, limits.max_running, router, metrics.cost.inc)
         app.state.answering = answering = Answering(engine, name, limits, sure)
         app.state.completions, app.state.chats = CompletionsEndpoint(answering), ChatsEndpoint(answering)
         app.state.responses = ResponsesEndpoint(app.state.chats)

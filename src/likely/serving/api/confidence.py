@@ -32,11 +32,12 @@ _POLICY = ("at_least", "risk", "delta", "fallback")
 class RouterBinding:
     """The router's rule for the answers of one request for the model "auto".
 
-    settings  options for the large model
+    settings  options for the large model;  note_cost: told what a decision cost
     """
 
     router: Router
     settings: Mapping[str, Any]
+    note_cost: Callable[[float], None]
 
     def evidence(self, asked: ChatRequest, answer: Answer) -> AnswerEvidence:
         """What the answer's tokens say of it; not for the event loop, since its form is followed token by token."""
@@ -53,6 +54,7 @@ class RouterBinding:
             return RoutingAttempt(replace(other, answered_by=large.info.name), answers=(other,))
 
         made = self.router.decide(RoutingAttempt(answer, evidence, answers=(answer,)), ask_large)
+        self.note_cost(made.cost)
         first = replace(answer, confidence=made.p_correct, answered_by=self.router.small.info.name)
         if made.route == "large":
             return replace(made.answer, why=made.why, first=first)
@@ -72,14 +74,15 @@ class ChatConfidence:
     fallback  the model that requests may name instead of an answer below their threshold; None: no one may
     at_once   chats that may wait for the fallback, which answers one after the other on a thread of its own
     router    decides about chats that ask for the model "auto", calls of tools among them
+    note_cost told what each of its decisions cost
     """
 
     def __init__(
         self, model: Model, policy: ConfidencePolicy, fallback: AnsweringModel | None, at_once: int,
-        router: Router | None = None,
+        router: Router | None = None, note_cost: Callable[[float], None] = lambda cost: None,
     ):  # fmt: skip
         self._model, self._policy, self._fallback, self._at_once = model, policy, fallback, at_once
-        self._router = router
+        self._router, self._note_cost = router, note_cost
         self._thread = ThreadPoolExecutor(1, "likely-fallback")
         self._waiting = 0
 
@@ -132,7 +135,7 @@ class ChatConfidence:
             check_for_another(settings)
         except CapabilityError as error:
             raise ApiError(400, f"model: {error}", param="model") from None
-        return RouterBinding(router, settings)
+        return RouterBinding(router, settings, self._note_cost)
 
     def _allowed(self, name: str, asked: ChatRequest) -> AnsweringModel:
         known = None if self._fallback is None else served_name(self._fallback.info.name)

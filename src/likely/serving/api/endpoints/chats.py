@@ -83,6 +83,7 @@ class ChatsEndpoint:
             parser = CallParser()
             parser.push(text, last=True)
             if calls := [_call(name, arguments) for name, arguments in parser.calls]:
+                self._note_calls(parser, finished.complete if answer is None else answer.complete)
                 message |= {"content": parser.content or None, "tool_calls": calls}
                 reason = "tool_calls" if reason == "stop" or finished.complete else reason
         content = None
@@ -149,6 +150,8 @@ class ChatsEndpoint:
                         yield chunk(sample, {"content": text})
                     for each in news:
                         yield chunk(sample, {"tool_calls": [called(sample, each)]})
+                if parser is not None:
+                    self._note_calls(parser, finish.complete if answer is None else answer.complete)
                 if parser is not None and parser.calls and (reason == "stop" or finish.complete):
                     reason = "tool_calls"
                 fields = {
@@ -166,9 +169,13 @@ class ChatsEndpoint:
             return None
         common, seed = self._with, started.head["seed"]
         answer = await common.confidence.decide(started.bound, asked, finished, seed, common.prompts.away)
-        if (route := route_of(started.bound, answer)) is not None:
-            self._with.engine.note_route(route)
+        if (route := route_of(started.bound, answer)) is not None and (metrics := common.engine.metrics) is not None:
+            metrics.routes.labels(route).inc()
         return answer
+
+    def _note_calls(self, parser: CallParser, complete: bool | None) -> None:
+        if parser.calls and (metrics := self._with.engine.metrics) is not None:
+            metrics.observe_tool_calls(len(parser.calls), complete=complete is not False)
 
     async def _fields(
         self, asked: ChatRequest, started: StartedChat, finished: Finished, answer: Answer | None
