@@ -274,10 +274,10 @@ def test_metrics_count_forms_and_calls(tiny):
 
     async def question(client):
         await client.ok(COMPLETIONS, prompt="the", max_tokens=8, guided_choice=["cat", "on"])
-        await client.ok(COMPLETIONS, prompt="the", max_tokens=2, guided_regex="[a-z]{30}")
+        await client.ok(COMPLETIONS, prompt="the", max_tokens=8, guided_choice=["cat", "on"], stop=["at", "n"])
         said = [{"role": "user", "content": "a"}]
-        for tokens in (80, 30):
-            await client.ok(CHAT, messages=said, max_tokens=tokens, parallel_tool_calls=False, **offered)
+        for stop in ([], ["}}"]):
+            await client.ok(CHAT, messages=said, max_tokens=80, parallel_tool_calls=False, stop=stop, **offered)
         return (await client.http.get("/metrics")).text
 
     text = ask(tiny, question)

@@ -50,7 +50,8 @@ class RouterBinding:
         large = self.router.large
 
         def ask_large() -> RoutingAttempt:
-            other = again(large, {**self.settings, "calibrator": None})
+            given = {name: value for name, value in self.settings.items() if value is not None}
+            other = again(large, {**given, "calibrator": None})
             return RoutingAttempt(replace(other, answered_by=large.info.name), answers=(other,))
 
         made = self.router.decide(RoutingAttempt(answer, evidence, answers=(answer,)), ask_large)

@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from likely.serving.tools.agent import ToolRun as ToolRun
     from likely.serving.tools.agent import best_tools as best_tools
     from likely.serving.tools.agent import run_tools as run_tools
-    from likely.serving.tools.agent import tool_scores as tool_scores
     from likely.serving.tools.evaluation import EvaluationSettings as EvaluationSettings
     from likely.serving.tools.evaluation import evaluate_cases as evaluate_cases
     from likely.serving.tools.evaluation import evaluation_report as evaluation_report

@@ -164,12 +164,13 @@ class UpstreamProxy:
         drop: Callable[[Upstream], None],
     ) -> _Begun:
         """The reply that begins first, of this server or of another one that is asked while it is silent."""
+        if self._hedging is None:
+            return await ask(upstream)
         started, winner = self.balancer.clock(), None
-        wait = None if self._hedging is None else self._hedging.after_s()
         asked = [asyncio.create_task(ask(upstream))]
         try:
-            done, _ = await asyncio.wait(asked, timeout=wait)
-            if not done and self._hedging is not None and (other := another()) is not None:
+            done, _ = await asyncio.wait(asked, timeout=self._hedging.after_s())
+            if not done and (other := another()) is not None:
                 self._hedging.hedged += 1
                 asked.append(asyncio.create_task(ask(other)))
             while winner is None and (silent := [task for task in asked if not task.done()]):
@@ -185,8 +186,7 @@ class UpstreamProxy:
                     drop(late.upstream)
         if winner is None:
             raise asked[0].exception() or AssertionError
-        if self._hedging is not None:
-            self._hedging.seconds.append(self.balancer.clock() - started)
+        self._hedging.seconds.append(self.balancer.clock() - started)
         return winner
 
     async def _send(self, upstream: Upstream, path: str, body: dict[str, Any], request_id: str | None = None) -> _Begun:

@@ -21,6 +21,7 @@ from likely.models.catalog import DEFAULT_MODEL
 
 MIB = 2**20
 FILES_BESIDE = 64  # descriptors that are not connections
+SWITCH_S = 5e-4  # a thread that reads requests gives way to the one that writes texts after so many seconds
 
 
 @flags.grouped
@@ -178,6 +179,7 @@ def serve(
             key=None if tls_key is None else str(tls_key),
         )
         _print_address(host, listener.getsockname()[1], next(iter(keys), None), secure=tls_cert is not None)
+        sys.setswitchinterval(SWITCH_S)
         with contextlib.suppress(KeyboardInterrupt):  # before it listens for signals
             running.run(sockets=[listener])
     typer.echo("stopped", err=True)

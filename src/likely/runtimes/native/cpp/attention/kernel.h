@@ -2,10 +2,6 @@
 #pragma once
 #include "tiles.h"
 
-// How many rows, and beside so many rows how many vectors, have their sums in registers together.
-constexpr int ROWS_TOGETHER = LIKELY_AVX2 ? 6 : 1;
-constexpr int vectors_beside(int rows) { return LIKELY_AVX512 || rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
-
 template <bool half>
 INLINE f32x16 step(f32x16 sum, const uint8_t* lanes, const uint8_t* one) {
   if constexpr (half) return dot2(sum, (const uint16_t*)lanes, (const uint16_t*)one);
@@ -14,9 +10,9 @@ INLINE f32x16 step(f32x16 sum, const uint8_t* lanes, const uint8_t* one) {
   return fma16(load16((const float*)lanes), factor, sum);
 }
 
-// score[r] = query[r] x key, for R rows and C vectors of 16 columns from `first` on
+// score[r] = query[r] x key, for R rows and C vectors of 16 columns
 template <bool half, int R, int C>
-INLINE void scores(const uint8_t* query, const Block& block, int first, float* score, int steps) {
+INLINE void scores(const uint8_t* query, const Block& block, float* score, int steps) {
   f32x16 s[R][C];
   for (int r = 0; r < R; r++)
     for (int c = 0; c < C; c++) s[r][c] = f32x16{};
@@ -25,9 +21,9 @@ INLINE void scores(const uint8_t* query, const Block& block, int first, float* s
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
       for (int c = 0; c < C; c++)
-        s[r][c] = step<half>(s[r][c], block.key[first + c] + (size_t)d * 64, query + ((size_t)r * steps + d) * 4);
+        s[r][c] = step<half>(s[r][c], block.key[c] + (size_t)d * 64, query + ((size_t)r * steps + d) * 4);
   for (int r = 0; r < R; r++)
-    for (int c = 0; c < C; c++) store16(score + r * BLOCK + 16 * (first + c), s[r][c]);
+    for (int c = 0; c < C; c++) store16(score + r * BLOCK + 16 * c, s[r][c]);
 }
 
 // out[r] += weight[r] x value, for R rows and D vectors of 16 dimensions from `at` on
@@ -54,16 +50,12 @@ INLINE void weigh(const uint8_t* weight, const Block& block, float* out, int wid
 
 template <bool half, int R>
 static void scores_rows(const uint8_t* query, const Block& block, float* score, int steps) {
-  constexpr int most = std::min(VECTORS, vectors_beside(R));
-  for (int first = 0; first < block.vectors(); first += most)
-    as_constant<most>(std::min(most, block.vectors() - first),
-                      [&](auto c) { scores<half, R, c.value>(query, block, first, score, steps); });
+  as_constant<VECTORS>(block.vectors(), [&](auto c) { scores<half, R, c.value>(query, block, score, steps); });
 }
 template <bool half, int R>
 static void weigh_rows(const uint8_t* weight, const Block& block, float* out, int wide) {
-  constexpr int most = vectors_beside(R);
   int at = 0;
-  for (; at + 16 * most <= wide; at += 16 * most) weigh<half, R, most>(weight, block, out, wide, at);
+  for (; at + 64 <= wide; at += 64) weigh<half, R, 4>(weight, block, out, wide, at);
   for (; at < wide; at += 16) weigh<half, R, 1>(weight, block, out, wide, at);
 }
 
@@ -127,20 +119,19 @@ static void soften_rows(const Shape& s, const Seen* seen, int share, int from, i
 template <bool half>
 static void meet_block(const Shape& s, const Seen* seen, int share, int from, int to, int column, const Block& block,
                        Scratch& x) {
-  auto each_few = [&](const auto& work) {  // rows in runs of nearly equal size
-    for (int r = from, runs = (to - from + ROWS_TOGETHER - 1) / ROWS_TOGETHER; runs; runs--) {
-      const int some = (to - r + runs - 1) / runs;
-      as_constant<ROWS_TOGETHER>(some, [&](auto size) { work(r, size); });
-      r += some;
-    }
-  };
-  each_few([&](int r, auto size) {
-    scores_rows<half, size.value>(&x.query[r * s.row()], block, &x.score[(size_t)r * BLOCK], (int)(s.row() / 4));
-  });
+  for (int r = from; r < to; r += MOST_ROWS) {
+    int some = std::min(MOST_ROWS, to - r);
+    as_constant<MOST_ROWS>(some, [&](auto size) {
+      scores_rows<half, size.value>(&x.query[r * s.row()], block, &x.score[(size_t)r * BLOCK], (int)(s.row() / 4));
+    });
+  }
   as_constant<VECTORS>(block.vectors(), [&](auto c) {
     soften_rows<half, c.value>(s, seen, share, from, to, column, block.count, x);
   });
-  each_few([&](int r, auto size) {
-    weigh_rows<half, size.value>(&x.weight[(size_t)r * BLOCK * 4], block, &x.out[(size_t)r * s.wide], s.wide);
-  });
+  for (int r = from; r < to; r += MOST_ROWS) {
+    int some = std::min(MOST_ROWS, to - r);
+    as_constant<MOST_ROWS>(some, [&](auto size) {
+      weigh_rows<half, size.value>(&x.weight[(size_t)r * BLOCK * 4], block, &x.out[(size_t)r * s.wide], s.wide);
+    });
+  }
 }
