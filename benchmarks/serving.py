@@ -5,13 +5,16 @@ the other, in another order in every round, by one closed loop of streams.  A re
 at temperature 0.
 
   chat      a short question each
-  shared    the same system message of about a thousand tokens, and a short question
+  shared-prefix  the same system message of about a thousand tokens, and a short question
   schema    a text about a person, answered by a JSON Schema
 
 Peers: `python -m llama_cpp.server`, which works on one request at a time, and, with --llama-server FILE, llama.cpp's
 own server with 16 places.  Also measured, on likely alone: the longest gap in the streams of others while a prompt of
-some thousand tokens, and a form that is expensive to compile, arrive; in ordinary gaps, beside what the longest gap is
-when nothing arrives (--stalls: this alone).
+some thousand tokens, and a form that is expensive to compile, arrive; in ordinary gaps, and beside what the longest gap
+is when nothing arrives (--only stalls: this alone).
+
+With --cells FILE every round is kept as it is measured, and a run goes on where it was cut.  `--only shared-prefix
+--streams 16 --cells FILE` measures one cell; the last run with the same FILE and without --only writes the whole.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ from likely.models.catalog import find_model
 from likely.runtimes.machine import cores
 
 STREAMS = (1, 4, 16, 64)
-TARGETS = {("chat", 1): 1.5, ("chat", 16): 6.0, ("shared", 16): 10.0}
+KINDS = ("chat", "shared-prefix", "schema")
+TARGETS = {("chat", 1): 1.5, ("chat", 16): 6.0, ("shared-prefix", 16): 10.0}
 MOST_STALL = 3.0  # ordinary gaps between tokens
 TOPICS = (
     "rivers",
@@ -84,7 +88,7 @@ def body_of(kind: str, number: int, tokens: int, server: str = "likely") -> dict
     messages = [{"role": "user", "content": f"Question {number}: tell me something about {topic}."}]
     body: dict[str, Any] = {"temperature": 0, "max_tokens": tokens, "stream": True}
     body["stream_options"] = {"include_usage": True}
-    if kind == "shared":
+    if kind == "shared-prefix":
         messages.insert(0, {"role": "system", "content": RULES})
     if kind == "schema":
         messages = [
@@ -266,54 +270,109 @@ def cell(kind: str, streams: int, rounds: dict[str, list[Load]]) -> dict[str, An
     return row
 
 
+@dataclass
+class Rounds:
+    """Measured rounds in a file, a line each; a run that was cut goes on behind the last one.
+
+    A line is {"task", "streams", "round", "servers": {name: load}}, or {"stall", "round", "gaps"}.
+    """
+
+    path: Path | None
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.path.exists():
+            self.lines = [json.loads(line) for line in self.path.read_text().splitlines()]
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+        if self.path is not None:
+            with self.path.open("a") as out:
+                out.write(json.dumps(line) + "\n")
+
+    def of(self, **key: Any) -> list[dict[str, Any]]:
+        return [line for line in self.lines if all(line.get(name) == value for name, value in key.items())]
+
+
+def measure_cell(urls: dict[str, str], kind: str, streams: int, tokens: int, rounds: int, kept: Rounds) -> None:
+    """All rounds of one cell that are not there yet."""
+    requests = max(2 * streams, 4) if streams < 64 else streams
+    todo = range(len(kept.of(task=kind, streams=streams)), rounds)
+    for name, url in urls.items() if todo else ():  # what is known of the prompts after this is known in every round
+        run(name, url, kind, min(streams, 4), min(requests, 4), 4)
+    for number in todo:
+        order = [*urls][number % len(urls) :] + [*urls][: number % len(urls)]
+        found = {name: run(name, urls[name], kind, streams, requests, tokens) for name in order}
+        loads = {name: asdict(found[name]) for name in urls}
+        kept.add({"task": kind, "streams": streams, "round": number, "servers": loads})
+
+
+def cell_of(kind: str, streams: int, kept: Rounds) -> dict[str, Any]:
+    lines = kept.of(task=kind, streams=streams)
+    names = [name for name in lines[0]["servers"] if all(name in line["servers"] for line in lines)]
+    return cell(kind, streams, {name: [Load(**line["servers"][name]) for line in lines] for name in names})
+
+
+def measure_stalls(url: str, tokens: int, rounds: int, kept: Rounds) -> None:
+    for number in range(rounds):
+        for name, make in DISTURBANCES.items():
+            if not kept.of(stall=name, round=number):
+                kept.add({"stall": name, "round": number, "gaps": stall(url, 8 * tokens, make(url, number))})
+
+
+def stalls_of(kept: Rounds) -> dict[str, Any]:
+    """Longest gaps in ordinary ones, and in the longest ones of a round in which nothing arrived."""
+    found: dict[str, Any] = {}
+    control = {line["round"]: line["gaps"] for line in kept.of(stall="nothing")}
+    for name in DISTURBANCES:
+        lines = kept.of(stall=name)
+        gaps = [line["gaps"] for line in lines]
+        if gaps:
+            over = [line["gaps"] / control[line["round"]] for line in lines if line["round"] in control]
+            found[name] = {
+                "median": float(np.median(gaps)), "most": max(gaps), "target": MOST_STALL,
+                "over_nothing": asdict(Ratio(float(np.median(over)), *median_interval(over), len(over))),
+            }  # fmt: skip
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--llama-server", metavar="FILE", help="llama.cpp's own server")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--streams", default=",".join(map(str, STREAMS)), help="how many at a time, with commas")
-    parser.add_argument(
-        "--rows", type=Path, metavar="FILE", help="measured rows, one per line; a run that was cut goes on"
-    )
-    parser.add_argument("--stalls", action="store_true", help="only the longest gaps, on likely alone")
+    parser.add_argument("--only", choices=(*KINDS, "stalls"), help="one task, or the longest gaps on likely alone")
+    parser.add_argument("--cells", type=Path, metavar="FILE", help="measured rounds, a line each; a cut run goes on")
     own, rest = parser.parse_known_args()
     options = protocol.arguments(__doc__ or "", rest)
     tokens, rounds = (8, 1) if options.quick else (32, options.rounds)
-    rows = [json.loads(line) for line in own.rows.read_text().splitlines()] if own.rows and own.rows.exists() else []
+    kept = Rounds(own.cells)
+    many = STREAMS[:2] if options.quick else [int(n) for n in own.streams.split(",")]
+    cells = [(kind, streams) for kind in KINDS for streams in many if own.only in (None, kind)]
+    open_cells = [(kind, n) for kind, n in cells if len(kept.of(task=kind, streams=n)) < rounds]
+    stalls = own.only in (None, "stalls")
     with contextlib.ExitStack() as stack:
         servers = commands(own.model, own.llama_server)
-        if own.stalls:
-            servers = {"likely": servers["likely"]}
+        if not open_cells:
+            servers = {"likely": servers["likely"]} if stalls else {}
         urls = {name: stack.enter_context(served(*how)) for name, how in servers.items()}
-        for kind in () if own.stalls else ("chat", "shared", "schema"):
-            for streams in STREAMS[:2] if options.quick else [int(n) for n in own.streams.split(",")]:
-                if any((row["task"], row["streams"]) == (kind, streams) for row in rows):
-                    continue
-                found: dict[str, list[Load]] = {name: [] for name in urls}
-                requests = max(2 * streams, 4) if streams < 64 else streams
-                for name, url in urls.items():  # what is known of the prompts after this is known in every round
-                    run(name, url, kind, min(streams, 4), min(requests, 4), 4)
-                for number in range(rounds):
-                    for name in [*urls][number % len(urls) :] + [*urls][: number % len(urls)]:
-                        found[name].append(run(name, urls[name], kind, streams, requests, tokens))
-                rows.append(cell(kind, streams, found))
-                print(json.dumps(rows[-1]), file=sys.stderr)
-                if own.rows:
-                    with own.rows.open("a") as out:
-                        out.write(json.dumps(rows[-1]) + "\n")
-        stalls: dict[str, list[float]] = {name: [] for name in DISTURBANCES}
-        for number in range(rounds):
-            for name, make in DISTURBANCES.items():
-                stalls[name].append(stall(urls["likely"], 8 * tokens, make(urls["likely"], number)))
+        for kind, streams in open_cells:
+            measure_cell(urls, kind, streams, tokens, rounds, kept)
+            print(json.dumps(cell_of(kind, streams, kept)), file=sys.stderr)
+        if stalls:
+            measure_stalls(urls["likely"], tokens, rounds, kept)
+    measured = dict.fromkeys((line["task"], line["streams"]) for line in kept.lines if "task" in line)
     record = {
         "model": own.model,
         "threads": cores(),
         "tokens": tokens,
-        "rows": rows,
-        "stalls": {
-            name: {"median": float(np.median(v)), "most": max(v), "target": MOST_STALL} for name, v in stalls.items()
-        },
+        "rows": [cell_of(*each, kept) for each in measured if own.only in (None, each[0])],
+        "stalls": stalls_of(kept) if stalls else {},
     }
-    protocol.write("serving_stalls" if own.stalls else "serving", record, quick=options.quick)
+    if own.only in KINDS:  # a part, which must not take the place of the whole
+        print(json.dumps(record, indent=1))
+        return
+    protocol.write("serving_stalls" if own.only == "stalls" else "serving", record, quick=options.quick)
 
 
 if __name__ == "__main__":

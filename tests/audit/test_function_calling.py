@@ -87,6 +87,42 @@ def test_a_call(required, acceptable, name, given, problem):
     assert check_call(document, {"geo.find": acceptable}, PredictedCall(name, given)).problem == problem
 
 
+# where the leaderboard's own checker (bfcl-eval 2026.3.23) says otherwise on the cases above: (of which parameter or
+# name, acceptable, given, whether it passes there, why)
+THEIRS = [
+    ("city", [True], True, True, "any value of another type than the document's passes if it equals an acceptable one"),
+    ("tags", [["a"], "names"], "names", False, "only the first acceptable value says whether a variable may be named"),
+    ("points", [[1.0, 2.5]], [1, 2.5], False, "a whole number is a float, but not within a list"),
+    ("place", [{"x": [1]}], {"x": True}, True, "True equals 1 within an object"),
+    ("geo_find", {"count": [1]}, {"count": 1}, False, "names are written in one way: with dots, or without"),
+]  # fmt: skip
+THEIR_KEYS = {"simple_python_307", "live_multiple_302-131-1"}  # keys that pass there by the first of these
+
+
+def theirs(documents, expected, calls, kind="simple"):
+    """Whether the leaderboard's own checker passes the calls."""
+    checker = pytest.importorskip("bfcl_eval.eval_checker.ast_eval.ast_checker", reason="bfcl-eval is not installed")
+    from bfcl_eval.constants.enums import Language
+    from bfcl_eval.constants.model_config import MODEL_CONFIG_MAPPING
+
+    dotted = next(name for name, config in MODEL_CONFIG_MAPPING.items() if not config.underscore_to_dot)
+    made = [{call.name: dict(call.arguments)} for call in calls]
+    return checker.ast_checker(list(documents), made, list(expected), Language.PYTHON, kind, dotted)["valid"]
+
+
+def test_the_leaderboards_checker_agrees_but_where_the_table_says():
+    different = {json.dumps(row[:3]): row[3] for row in THEIRS}
+    for parameter, acceptable, given, problem in VALUES:
+        calls = [PredictedCall("geo.find", {parameter: given})]
+        found = theirs([DOCUMENT], [{"geo.find": {parameter: acceptable}}], calls)
+        assert found == different.pop(json.dumps([parameter, acceptable, given]), problem is None), (parameter, given)
+    for required, acceptable, name, given, problem in CALLS:
+        document = {**DOCUMENT, "parameters": {**DOCUMENT["parameters"], "required": required}}
+        found = theirs([document], [{"geo.find": acceptable}], [PredictedCall(name, given)])
+        assert found == different.pop(json.dumps([name, acceptable, given]), problem is None), (name, given)
+    assert not different
+
+
 def test_several_calls_are_matched_in_any_order_and_each_once():
     documents = [{"name": n, "parameters": {"properties": {"x": {"type": "integer"}}}} for n in ("a", "b")]
     key = [{"a": {"x": [1]}}, {"a": {"x": [2]}}, {"b": {"x": [3]}}]
@@ -209,3 +245,20 @@ def test_mutated_calls_fail(cases):
                 assert not verdict.passed, (case.id, kind)
                 seen[kind] = seen.get(kind, 0) + 1
     assert len(seen) == 8 and min(seen.values()) > 200, seen
+
+
+@pytest.mark.slow
+def test_the_leaderboards_checker_agrees_on_all_keys_and_mutations(cases):
+    passed_there = set()
+    for case in cases:
+        if case.kind not in ("one", "several"):
+            continue
+        kind = case.category.removeprefix("live_").removesuffix("_python")
+        if theirs(case.functions, case.expected, first_acceptable(case), kind) != (
+            check_case(case, first_acceptable(case)).passed
+        ):
+            passed_there.add(case.id)
+        if case.id not in CONTRADICTORY:
+            for name, calls in mutations(case):
+                assert not theirs(case.functions, case.expected, calls, kind), (case.id, name)
+    assert passed_there == THEIR_KEYS

@@ -7,11 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers_for_serving import ask
+from tiny_gguf import write_tiny_llama
 
+import likely
 from likely.calibration.calibrator import Calibrator
 from likely.calibration.recalibrators.table import make
 from likely.errors import RemoteError
 from likely.lm.results import Answer
+from likely.serving.routing import Budget, Router, evidence_of
+from likely.serving.tools import ToolChoice, tool_form
 
 CHAT = "/v1/chat/completions"
 FIELDS = {"messages": [{"role": "user", "content": "Is 3 odd?"}], "temperature": 0, "max_tokens": 6}
@@ -101,3 +105,124 @@ def test_a_fallback_that_cannot_be_reached_is_an_error_or_is_said(tiny, calibrat
 
 async def raw_auto(client):
     return await raw(client, model="auto")
+
+
+# --- a router behind "auto": calls of tools, too ----------------------------------------------------------------------
+
+CALL = '<tool_call>\n{"name": "pick", "arguments": {"word": "cat"}}\n</tool_call>'
+PICK = {"name": "pick", "parameters": {"type": "object", "properties": {"word": {"enum": ["the", "cat", "and"]}},
+                                       "required": ["word"], "additionalProperties": False}}  # fmt: skip
+NOW = {"name": "now", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}
+REQUIRED = {"tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 80, "stop_repetition": False}
+
+
+class Caller(Large):
+    """Calls `pick`, and keeps what it was asked."""
+
+    def stream_chat(self, messages, **options):
+        self.asked += 1
+        self.messages, self.options = messages, options
+        if self.error:
+            raise self.error
+        return _Stream(Answer(CALL, [1], [-0.1], -0.1, -0.1, "stop", 1, 0.0))
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory):
+    path = write_tiny_llama(tmp_path_factory.mktemp("auto") / "tiny.gguf", seed=3, context=4096)
+    with likely.load(str(path), threads=1) as lm:
+        yield lm
+
+
+def routed(lm, calibrator, large, share, question, **more):
+    """Ask behind a router that sends this share of the labelled answers to the large model."""
+    router = Router(lm, large, confidence=calibrator, policy=Budget(share), **more)
+    return ask(lm, question, fallback=large, router=router, if_unavailable=router.if_unavailable)
+
+
+def offered(*functions):
+    return {"tools": [{"type": "function", "function": each} for each in functions], **REQUIRED}
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_calls_of_auto_go_where_the_router_says_whole_and_streamed(roomy, calibrator, share):
+    large = Caller()
+
+    async def question(client):
+        reply = await raw(client, model="auto", **offered(PICK))
+        events = await client.events(CHAT, **{**FIELDS, **offered(PICK)}, model="auto")
+        return reply, events, (await client.http.get("/metrics")).text
+
+    reply, events, metrics = routed(roomy, calibrator, large, share, question)
+    route = "large" if share else "small"
+    assert reply.headers["x-likely-route"] == route and f'likely:route_total{{route="{route}"}} 2.0' in metrics
+    choice = reply.json()["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "pick" and choice["finish_reason"] == "tool_calls"
+    pieces = [
+        c["delta"]["tool_calls"][0]["function"] for e in events for c in e["choices"] if "tool_calls" in c["delta"]
+    ]
+    assert pieces[0]["name"] == "pick"
+    assert "".join(piece["arguments"] for piece in pieces) == call["function"]["arguments"]
+    assert [c["finish_reason"] for e in events for c in e["choices"]][-1] == "tool_calls"
+    assert large.asked == (2 if share else 0)
+    if share:
+        assert call["function"]["arguments"] == '{"word": "cat"}' and choice["answered_by"] == "large"
+        assert "pick" in large.messages[0]["content"] and large.options["grammar"]
+        assert large.options["calibrator"] is None  # nobody else decides about it
+    assert 0 < float(reply.headers["x-likely-confidence"]) < 1
+    assert f"likely:cost_total {2 * (21.0 if share else 1.0)}" in metrics  # 1 of each small call, 20 of a large one
+
+
+def test_a_call_that_leaves_no_choice_is_the_small_models(roomy, calibrator):
+    """`now` has no arguments: the form determines the call, so that the larger model could say nothing else."""
+    large = Caller()
+    reply = routed(roomy, calibrator, large, 1.0, lambda client: raw(client, model="auto", **offered(NOW)))
+    assert reply.headers["x-likely-route"] == "small" and reply.headers["x-likely-confidence"] == "-"
+    assert large.asked == 0 and reply.json()["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "now"
+
+
+def test_a_call_that_was_cut_falls_back_or_says_that_it_could_not(roomy, calibrator):
+    cut = offered(PICK) | {"stop": ['"word"']}
+    large = Caller()
+    reply = routed(roomy, calibrator, large, 0.0, lambda client: raw(client, model="auto", **cut))
+    assert reply.headers["x-likely-route"] == "large" and "refused" in reply.json()["choices"][0]["why"]
+    down = Caller(RemoteError("cannot reach the server"))
+    given = routed(
+        roomy, calibrator, down, 0.0, lambda client: raw(client, model="auto", **cut), if_unavailable="answer"
+    )
+    choice = given.json()["choices"][0]
+    assert given.headers["x-likely-route"] == "small-large-unavailable" and "cannot reach" in choice["why"]
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == "{"
+
+
+def test_the_confidence_of_a_served_call_is_the_routers_own(roomy, calibrator):
+    router = Router(roomy, Caller(), confidence=calibrator, policy=Budget(0.0))
+    answer = router.chat(FIELDS["messages"], max_tokens=6, temperature=0)
+    reply = routed(roomy, calibrator, Caller(), 0.0, lambda client: raw(client, model="auto"))
+    assert reply.json()["choices"][0]["message"]["content"] == answer.answer.text
+    assert reply.json()["choices"][0]["confidence"] == pytest.approx(answer.p_correct, abs=1e-9)
+    form = tool_form([PICK], ToolChoice("required", parallel=False))
+    local = roomy.chat(FIELDS["messages"], grammar=form.source, max_tokens=80, temperature=0, stop_repetition=False)
+    assert evidence_of(roomy, local, form).informative
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [({"at_least": 0.5}, "threshold of its own"), ({"n": 2}, "one answer at a time"),
+     ({"ignore_eos": True}, "nothing is known"), ({"logit_bias": {"3": 1}}, "one model's tokens")],
+)  # fmt: skip
+def test_what_a_router_knows_nothing_of_is_refused(roomy, calibrator, more, word):
+    reply = routed(roomy, calibrator, Caller(), 0.5, lambda client: raw(client, model="auto", **more))
+    assert reply.status_code == 400 and word in reply.json()["error"]["message"]
+
+
+def test_without_a_router_calls_of_auto_are_refused_with_what_would_take_them(roomy, calibrator):
+    async def question(client):
+        return await raw(client, model="auto", **offered(PICK)), await raw(client, **offered(PICK))
+
+    auto, named = ask(roomy, question, fallback=Large(), calibrator=calibrator, at_least=0.5)
+    assert auto.status_code == 400 and "likely serve --router FILE" in auto.json()["error"]["message"]
+    assert named.status_code == 400 and "tools" in named.json()["error"]["message"]
+    with pytest.raises(ValueError, match="threshold"):
+        ask(roomy, raw_auto, at_least=0.5, router=Router(roomy, Large(), confidence=calibrator, policy=Budget(0.5)))

@@ -7,13 +7,15 @@ import json
 import threading
 from typing import Literal
 
+import numpy as np
 import pytest
 from tiny_gguf import write_tiny_llama
 
 import likely
+from likely.audit.function_calling import as_functions, function_cases
 from likely.errors import DataError
 from likely.lm.results import Answer
-from likely.serving.tools import CallRefused, Toolbox, ToolChoice, run_tools, tool
+from likely.serving.tools import CallRefused, Toolbox, ToolChoice, best_tools, run_tools, tool
 from likely.serving.tools.registry import Tool
 
 FILES = {"a.txt", "b.txt"}
@@ -185,6 +187,33 @@ def test_a_refused_call_is_repaired_and_then_answered():
     first, repair, last = (options["grammar"] for _, options in lm.asked)
     assert "before" in first and "before" not in repair and 'add\\"' not in repair and first == last
     assert [m["role"] for m in run.messages] == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+
+
+def test_of_many_tools_those_are_offered_that_fit_the_question():
+    box, ran = make_box()
+    lm = Scripted(call("delete", '{"file": "c.txt"}'), call("delete", '{"file": "a.txt"}'), "Gone.")
+    run = run_tools(lm, [{"role": "user", "content": "Delete a file"}], box, most_offered=1)
+    assert run.ended == "answered" and ran == ["a.txt"]
+    for messages, options in lm.asked:
+        assert '"delete"' in messages[0]["content"] and '"add"' not in messages[0]["content"]
+        assert "delete" in options["grammar"] and 'add\\"' not in options["grammar"]
+    functions = box.functions
+    assert [f["name"] for f in best_tools("Please add 3 and 4", functions, 1)] == ["add"]
+    assert best_tools("add", functions, 2) == functions and best_tools("nothing known", functions, 1) == functions[:1]
+    assert best_tools("x", [], 3) == []
+    with pytest.raises(ValueError, match="at least 1"):
+        best_tools("add", functions, 0)
+
+
+def test_the_right_tool_of_a_hundred_is_among_eight():
+    """Questions of the leaderboard, each with the functions of a hundred of them on offer."""
+    cases = function_cases("simple_python", limit=100)
+    functions = [as_functions(case.functions)[0][0] for case in cases]
+    questions = [case.messages[-1]["content"] for case in cases]
+    found = [own in best_tools(asked, functions, 8) for asked, own in zip(questions, functions, strict=True)]
+    assert np.mean(found) > 0.9
+    by_chance = [own in best_tools("", functions, 8) for own in functions]
+    assert np.mean(by_chance) == 0.08
 
 
 def test_two_repairs_and_no_more():

@@ -14,7 +14,7 @@ from helpers_for_serving import ask, client_of, serving, toy_model
 from tiny_gguf import write_tiny_llama
 
 import likely
-from likely.serving.upstream import Balancer, Upstream, UpstreamProxy
+from likely.serving.upstream import Balancer, Hedging, Upstream, UpstreamProxy
 from likely.serving.upstream.proxy import text_of, tokens_of
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -219,6 +219,108 @@ def test_a_client_that_leaves_ends_the_request_behind(big):
                 next(reply.iter_bytes())
             while httpx.get(f"{behind}/health").json()["requests"] or proxy.balancer.upstreams[0].outstanding:
                 pass
+
+
+# --- asked twice ------------------------------------------------------------------------------------------------------
+
+
+class Slow(Scripted):
+    """Hosts that answer when they are told to (`None`: at once), or with what `Scripted` has."""
+
+    def __init__(self, waits, **hosts):
+        super().__init__(**hosts)
+        self.waits, self.left, self.headers = waits, [], []
+
+    async def handle_async_request(self, request):
+        host = request.url.host
+        if not request.url.path.endswith("/models"):
+            self.headers.append((host, request.headers.get("x-request-id")))
+            if (event := self.waits.get(host)) is not None:
+                try:
+                    await event.wait()
+                except asyncio.CancelledError:
+                    self.left.append(host)
+                    raise
+        return await super().handle_async_request(request)
+
+
+DONE = [b"data: 1\n\n", b"data: [DONE]\n\n"]
+
+
+def home_of(balancer, prefix):
+    return balancer.choose("big", prefix, 10).url.removesuffix("/v1").removeprefix("http://")
+
+
+def hedged(question, *, fewest=0, share=1.0, **hosts):
+    """Run `question(client, transport, proxy, home, other)`; requests about "x" go first to `home`, which is silent."""
+
+    async def main():
+        transport = Slow({}, **hosts)
+        hedging = Hedging(share=share, fewest=fewest)
+        hedging.seconds.extend([0.001] * 5)
+        proxy = UpstreamProxy(["http://a", "http://b"], transport=transport, hedging=hedging)
+        async with client_of(toy_model(), upstreams=proxy) as client:
+            await proxy.refresh()
+            home = home_of(proxy.balancer, b"x")
+            other = {"a": "b", "b": "a"}[home]
+            transport.waits[home] = asyncio.Event()
+            found = await question(client, transport, proxy, home, other)
+        assert all(each.outstanding == 0 for each in proxy.balancer.upstreams)
+        return found
+
+    return asyncio.run(main())
+
+
+ASKED = {"model": "big", "prompt": "x"}
+
+
+def test_a_silent_server_is_left_for_one_that_answers():
+    async def question(client, transport, proxy, home, other):
+        reply = await client.http.post(COMPLETIONS, json=ASKED, headers={"X-Request-ID": "mine"})
+        assert reply.status_code == 200 and "[DONE]" in reply.text
+        number = [each.url for each in proxy.balancer.upstreams].index(f"http://{other}/v1")
+        assert reply.headers["x-likely-upstream"] == str(number)
+        assert transport.left == [home] and [host for host, _ in transport.headers] == [home, other]
+        assert {number for _, number in transport.headers} == {"mine"} == {reply.headers["x-request-id"]}
+        assert all(each.failures == 0 for each in proxy.balancer.upstreams)  # being slower is no fault
+
+    hedged(question, a=DONE, b=DONE)
+
+
+@pytest.mark.parametrize("more", [{"share": 0.0}, {"fewest": 6}])
+def test_few_are_asked_twice_and_none_before_it_is_known_what_is_slow(more):
+    async def question(client, transport, proxy, home, other):
+        asking = asyncio.create_task(client.http.post(COMPLETIONS, json=ASKED))
+        while not transport.headers:
+            await asyncio.sleep(0)
+        transport.waits[home].set()
+        assert (await asking).status_code == 200 and len(transport.headers) == 1
+
+    hedged(question, a=DONE, b=DONE, **more)
+
+
+def test_a_second_server_that_fails_does_not_end_the_wait_for_the_first():
+    async def question(client, transport, proxy, home, other):
+        transport.hosts[other] = httpx.ConnectError("refused")
+        asking = asyncio.create_task(client.http.post(COMPLETIONS, json=ASKED))
+        while len(transport.headers) < 2:
+            await asyncio.sleep(0)
+        transport.waits[home].set()
+        assert (await asking).status_code == 200
+        failures = {each.url: each.failures for each in proxy.balancer.upstreams}
+        assert failures == {f"http://{home}/v1": 0, f"http://{other}/v1": 1}
+
+    hedged(question, a=DONE, b=DONE)
+
+
+def test_the_percentile_and_the_share():
+    hedging = Hedging(fewest=20, share=0.25)
+    assert hedging.after_s() is None
+    hedging.seconds.extend(range(1, 101))
+    assert [hedging.after_s() for _ in range(2)] == [None, None]  # one of four at the most
+    assert hedging.after_s() == pytest.approx(95.05)
+    hedging.hedged += 1
+    assert hedging.after_s() is None
 
 
 def test_sizes_are_estimated_from_whatever_names_them():

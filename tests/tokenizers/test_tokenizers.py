@@ -16,6 +16,7 @@ from tiny_gguf import CHAT_TEMPLATE, CONTROL, write_tiny_gemma3, write_tiny_llam
 
 from likely.errors import ModelError
 from likely.models.catalog import find_model
+from likely.tokenizers import huggingface
 from likely.tokenizers.gguf import SAME_AS, SPLITS, tokenizer_from_gguf
 from likely.tokenizers.huggingface import HFTokenizer, byte_alphabet
 from likely.tokenizers.parity import BATTERY, compare_tokenizers, mismatch_message
@@ -248,6 +249,16 @@ def test_bad_input_is_refused(tiny) -> None:
         ours.encode("\ud800")
     with pytest.raises(TypeError, match="must be str"):
         ours.encode(b"bytes")
+
+
+def test_a_long_text_has_the_ids_that_it_has_in_one_go(tiny, monkeypatch) -> None:
+    """Long texts are encoded while other threads run; it must not be seen."""
+    tokenizer, _, _ = tiny
+    texts = [*BATTERY, "the cat sat. " * 40, "<|im_end|>"]
+    short = [tokenizer.encode(text, parse_special=special) for text in texts for special in (False, True)]
+    monkeypatch.setattr(huggingface, "LONG_TEXT", 0)
+    assert [tokenizer.encode(text, parse_special=special) for text in texts for special in (False, True)] == short
+    test_bad_input_is_refused(tiny)
 
 
 def test_unknown_kinds_are_named(tmp_path: Path) -> None:

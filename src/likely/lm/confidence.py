@@ -141,7 +141,7 @@ class ConfidencePolicy:
         if self.has_threshold:
             rule = abstention_rule(calibrator, at_least=self.at_least, risk=self.risk, delta=self.delta)
             if self.fallback is not None:
-                _check_for_another(settings)
+                check_for_another(settings)
         return BoundPolicy(self, lm, settings, calibrator, rule)
 
 
@@ -225,7 +225,7 @@ def binding_of(lm: AnsweringModel, settings: Mapping[str, Any], system: str | No
     })  # fmt: skip
 
 
-def _check_for_another(settings: Mapping[str, Any]) -> None:
+def check_for_another(settings: Mapping[str, Any]) -> None:
     """Refuse settings that speak of this model's tokens where another model may be asked."""
     for name, value in settings.items():
         if OPTIONS[name].of_tokens and value:

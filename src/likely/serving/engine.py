@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from likely.serving.metrics import ServerMetrics
 
 PREFILL_TOKENS = 128  # most tokens of prompts in a call that others wait for
-PREFILL_SLOWDOWN = 2.5  # and no more than make it take so many times as long as a call without
+PREFILL_SLOWDOWN = 2.0  # and no more than make it take so many times as long as a call without
 
 
 class Overloaded(LikelyError):
@@ -129,7 +129,7 @@ class AsyncEngine:
             raise ValueError(f"max_running must be at least 1 and max_queue 0, got {max_running} and {max_queue}")
         self.model, self.most = model, max_running + max_queue
         self.prefixes = PrefixCache(model.runtime, max_tokens=cached_tokens)
-        self._metrics = metrics
+        self.metrics = metrics
         self._loop = model.loop(
             policy=AtMost(max_running), prefixes=self.prefixes, prefill_tokens=PREFILL_TOKENS,
             prefill_slowdown=PREFILL_SLOWDOWN,
@@ -174,8 +174,8 @@ class AsyncEngine:
             ticket.id = self._loop.add(request)
             self._live[ticket.id] = ticket
             self._live_samples[ticket.id] = request.samples
-        if self._metrics is not None:
-            self._metrics.prompt_tokens.inc(len(request.prompt))
+        if self.metrics is not None:
+            self.metrics.prompt_tokens.inc(len(request.prompt))
         self._wake.set()
         return ticket
 
@@ -220,9 +220,11 @@ class AsyncEngine:
         try:
             if not self._fits():
                 self._release_jobs()
+            before = time.perf_counter()
             events = self._loop.step()
-            if self._metrics is not None and self._loop.last_call is not None:
-                self._metrics.observe_call(self._loop.last_call)
+            if self.metrics is not None and self._loop.last_call is not None:
+                written = sum(len(event.tokens) for event in events)
+                self.metrics.observe_call(self._loop.last_call, written, time.perf_counter() - before)
             self._note_begun(events)
             self._publish(events)
         except Exception as error:
@@ -233,19 +235,14 @@ class AsyncEngine:
         )
         return not self._loop.idle or bool(self._jobs)
 
-    def note_route(self, route: str) -> None:
-        """A chat was answered by this route."""
-        if self._metrics is not None:
-            self._metrics.routes.labels(route).inc()
-
     def _note_begun(self, events: Sequence[Event]) -> None:
         """Requests that began to run with this step, those that ended with it, too."""
         running = {each.id for each in self._loop.scheduler.running}
-        if self._metrics is not None:
+        if self.metrics is not None:
             now = time.perf_counter()
             for number in (running | {event.request for event in events if event.tokens}) - self._begun:
                 if (ticket := self._live.get(number)) is not None:
-                    self._metrics.queue_time.observe(now - ticket.submitted)
+                    self.metrics.queue_time.observe(now - ticket.submitted)
         self._begun = running
 
     def _publish(self, events: Sequence[Event]) -> None:
@@ -262,8 +259,8 @@ class AsyncEngine:
                 else:
                     self._live_samples[number] = left
             if ticket is not None:
-                if self._metrics is not None:
-                    self._metrics.observe(ticket.submitted, number, found)
+                if self.metrics is not None:
+                    self.metrics.observe(ticket.submitted, number, found)
                 ticket._deliver(found)
 
     def _score_next(self) -> None:
@@ -360,8 +357,8 @@ class AsyncEngine:
             self._live_samples.clear()
             self._jobs.clear()
             self._begun = set()
-            if self._metrics is not None:
-                self._metrics.forget()
+            if self.metrics is not None:
+                self.metrics.forget()
             try:
                 self._loop.close()
                 with self.model.runtime.turn:

@@ -34,7 +34,7 @@ from likely.serving.tools.grammar import ToolChoice, tool_form
 MIB = 2**20
 REMEMBERED = 1024  # verdicts
 START_S = 120.0  # for the process to be ready, on a busy machine
-POLITENESS = 5  # added to the server's own niceness: texts that are being written go first
+POLITENESS = 10  # added to the server's own niceness: texts that are being written go first
 PATIENCE = 40.0  # seconds of the clock for one of the processor
 
 
@@ -146,7 +146,7 @@ class FormWorker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": paths},
-                start_new_session=True,  # Ctrl-C is for the server
+                process_group=0,  # Ctrl-C is for the server; in a session of its own Linux would give it an equal share
             )
             with contextlib.suppress(OSError):  # ended at once, which is seen below
                 os.setpriority(os.PRIO_PROCESS, self._process.pid, os.nice(0) + POLITENESS)

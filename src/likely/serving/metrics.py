@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from likely.decoding.loop import CallCounts
 from likely.decoding.request import Event
 from likely.errors import missing_extra
+from likely.serving.tools.report import EnergyMeter
 
 try:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -50,14 +51,30 @@ class ServerMetrics:
         )
         self.iteration_tokens = histogram("iteration_tokens_total", "Tokens computed in a call", _SIZES)
         self.routes = counter("route", "Chats with a threshold, by who answered", "route")
+        self.cost = counter("cost", "Of chats that a router decided about, by its prices")
+        self.forms = counter("schema_valid", "Texts with a form: whether it was complete when they ended", "valid")
+        self.tool_calls = counter("tool_calls", "Calls written, by what their schema said", "stage", "outcome")
         self.responses = counter("http_responses", "Replies, by path and status", "path", "status")
+        self.goodput = Gauge(
+            "likely:goodput_tokens_per_second", "Tokens written per second of calls", registry=registry
+        )
+        self._recent_tokens = self._recent_s = 0.0
+        self._energy, self._used_j = EnergyMeter(), 0.0
+        self._energy.__enter__()
+        self.watch(
+            "energy_joules", "Of the machine (rapl), or processor seconds of the server times 10 watts (estimate)",
+            self._joules, total=True, labels={"source": self._energy.source},
+        )  # fmt: skip
         self._length = 0.0
         self._last: dict[tuple[int, int], float] = {}  # (request, sample) -> when its last token came
 
-    def watch(self, name: str, text: str, value: Callable[[], float], *, total: bool = False) -> None:
-        """A number that is read when somebody asks for the metrics; total: one that only grows."""
+    def watch(
+        self, name: str, text: str, value: Callable[[], float], *, total: bool = False,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """A number that is read when somebody asks for the metrics; total: one that only grows, with labels or not."""
         if total:
-            self.registry.register(_Total(f"likely:{name}", text, value))
+            self.registry.register(_Total(f"likely:{name}", text, value, labels or {}))
         else:
             Gauge(f"likely:{name}", text, registry=self.registry).set_function(value)
 
@@ -80,6 +97,8 @@ class ServerMetrics:
             if event.finish:
                 self._last.pop(key, None)
                 self.finished.labels(event.finish.reason).inc()
+                if event.finish.complete is not None:
+                    self.forms.labels(str(event.finish.complete).lower()).inc()
                 self.latency.observe(now - submitted)
                 self.drafted.inc(event.finish.proposed)
                 self.accepted.inc(event.finish.accepted)
@@ -88,12 +107,28 @@ class ServerMetrics:
                 for known in [known for known in self._last if known[0] == request]:
                     del self._last[known]
 
-    def observe_call(self, call: CallCounts) -> None:
-        """One call of the model."""
+    def observe_call(self, call: CallCounts, written: int, seconds: float) -> None:
+        """One call of the model: tokens that it added to texts, seconds with all that followed from it."""
         self.iteration_tokens.observe(call.tokens)
+        self._recent_tokens += LATELY * (written - self._recent_tokens)
+        self._recent_s += LATELY * (seconds - self._recent_s)
+        self.goodput.set(self._recent_tokens / max(self._recent_s, 1e-9))
         if call.decoding:
             self._length += LATELY * (call.drafted / call.decoding - self._length)
             self.speculation_length.set(self._length)
+
+    def observe_tool_calls(self, count: int, *, complete: bool) -> None:
+        """Calls that a text holds; where it was cut the last one is not whole."""
+        whole = count if complete else count - 1
+        for outcome, number in (("accepted", whole), ("cut", count - whole)):
+            if number:
+                self.tool_calls.labels("schema", outcome).inc(number)
+
+    def _joules(self) -> float:
+        self._energy.__exit__(None, None, None)
+        self._used_j += self._energy.joules
+        self._energy.__enter__()  # the machine's counters begin anew from time to time
+        return self._used_j
 
     def forget(self) -> None:
         """All requests were broken off."""
@@ -106,10 +141,17 @@ class ServerMetrics:
 class _Total:
     """A counter whose value somebody else keeps."""
 
-    def __init__(self, name: str, text: str, value: Callable[[], float]):
+    def __init__(self, name: str, text: str, value: Callable[[], float], labels: Mapping[str, str]):
         from prometheus_client.core import CounterMetricFamily
 
-        self._make = lambda: CounterMetricFamily(name, text, value=value())
+        def make() -> CounterMetricFamily:
+            if not labels:
+                return CounterMetricFamily(name, text, value=value())
+            family = CounterMetricFamily(name, text, labels=list(labels))
+            family.add_metric(list(labels.values()), value())
+            return family
+
+        self._make = make
 
     def collect(self) -> list:
         return [self._make()]

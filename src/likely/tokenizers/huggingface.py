@@ -18,6 +18,7 @@ from likely.io.hashes import fingerprint
 from tokenizers import Tokenizer as BackendTokenizer
 
 SPACE_MARK = "▁"
+LONG_TEXT = 2048  # characters; such a text is encoded without Python's lock, which other threads would miss for long
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -107,7 +108,10 @@ class HFTokenizer:
         try:
             with self._lock:  # the switch belongs to the backend, which other threads may be using
                 self._backend.encode_special_tokens = not parse_special
-                return list(self._backend.encode(text, add_special_tokens=False).ids)
+                if len(text) < LONG_TEXT:
+                    return list(self._backend.encode(text, add_special_tokens=False).ids)
+                [found] = self._backend.encode_batch([text], add_special_tokens=False)
+                return list(found.ids)
         except (TypeError, UnicodeEncodeError):
             if not isinstance(text, str):
                 raise TypeError(f"text must be str, got {type(text).__name__}") from None

@@ -18,7 +18,7 @@ from likely.decoding.request import Finished, Request, longest_text
 from likely.decoding.sampling import Sampling
 from likely.errors import ModelError
 from likely.scoring.likelihood import scored_answer
-from likely.serving.api.confidence import ChatConfidence
+from likely.serving.api.confidence import AUTO, ChatConfidence
 from likely.serving.api.prompts import PromptEncoder
 from likely.serving.api.replies import TokenNames, json_safe, usage
 from likely.serving.api.schemas import (
@@ -33,7 +33,6 @@ from likely.serving.engine import AsyncEngine, Ticket
 from likely.serving.limits import MAX_NUMBERS, MAX_SCORED_CHARS, ApiError, ServerLimits, json_response
 
 T = TypeVar("T")
-AUTO = "auto"  # the model's name for chats that the server routes between its model and the fallback
 
 
 class Answering:

@@ -39,6 +39,7 @@ from likely.serving.engine import AsyncEngine
 from likely.serving.limits import Admission, ApiError, ServerLimits, discard_body, json_response, read_json, refusal
 from likely.serving.metrics import CONTENT_TYPE, ServerMetrics
 from likely.serving.page import add_page
+from likely.serving.routing.router import Router
 from likely.serving.upstream.proxy import UpstreamProxy
 
 
@@ -51,6 +52,7 @@ def create_app(
     fallback: AnsweringModel | None = None,
     if_unavailable: IfUnavailable = "error",
     upstreams: UpstreamProxy | None = None,
+    router: Router | None = None,
     **confidence: Unpack[ThresholdOptions],
 ) -> FastAPI:
     """An application that serves `model`; its engine runs from the application's start to its shutdown.
@@ -63,6 +65,8 @@ def create_app(
     if_unavailable  what a chat gets where the fallback's server cannot be reached: "error", or "answer": the model's
                 own answer, marked as such
     upstreams   other servers, whose models are listed beside this one's and get the requests that name them
+    router      between this model and a larger one, which chats that ask for the model "auto" go through, those with
+                tools among them; it has its own threshold, so give no other
     confidence  what is done about the confidence of chats that do not say otherwise, see `ConfidencePolicy`; as the
                 model's `with_confidence` said where it is not given
     """
@@ -72,6 +76,8 @@ def create_app(
     if policy.has_threshold:
         policy = replace(policy, fallback=fallback)
     policy = replace(policy, if_unavailable=if_unavailable)
+    if router is not None and (policy.has_threshold or router.small is not model):
+        raise ValueError("a router is of this model, and has its own threshold: drop at_least and risk")
     limits = limits or ServerLimits()
     keys = {"default": api_key} if isinstance(api_key, str) else api_key
     name = served_name(model.info.name)
@@ -87,8 +93,8 @@ def create_app(
             metrics=metrics,
         )
         app.state.engine = engine
-        answering = Answering(engine, name, limits, ChatConfidence(model, policy, fallback, limits.max_running))
-        app.state.answering = answering
+        sure = ChatConfidence(model, policy, fallback, limits.max_running, router, metrics.cost.inc)
+        app.state.answering = answering = Answering(engine, name, limits, sure)
         app.state.completions, app.state.chats = CompletionsEndpoint(answering), ChatsEndpoint(answering)
         app.state.responses = ResponsesEndpoint(app.state.chats)
         try:
@@ -157,7 +163,8 @@ def create_app(
                 body = await read_json(request, limits, took)
             with admission.enter():
                 if upstreams is not None and await is_elsewhere(body.get("model")):
-                    return await while_connected(request, upstreams.forward(request.url.path.removeprefix("/v1"), body))
+                    path, number = request.url.path.removeprefix("/v1"), request.scope["state"].get("request_id")
+                    return await while_connected(request, upstreams.forward(path, body, number))
                 return await work(request, body, key)
         except Exception as error:
             if not (isinstance(error, ApiError) and error.status == 413):  # of that, enough was read

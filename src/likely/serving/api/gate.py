@@ -48,7 +48,7 @@ class Gate:
         given = request.headers.get("x-request-id", "")
         number = given if _ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
         about: dict[str, Any] = {}
-        scope.setdefault("state", {})["log"] = about
+        scope.setdefault("state", {}).update(log=about, request_id=number)
         started, status = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:

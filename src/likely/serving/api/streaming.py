@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -80,35 +80,28 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         last: dict[str, Any] | str = "[DONE]"
+        clock = asyncio.get_running_loop().time
+        self._sent = clock()
+        pinging = asyncio.create_task(self._ping(send, clock))
         try:
-            async with contextlib.aclosing(self._events), contextlib.aclosing(self._with_pings()) as events:
+            async with contextlib.aclosing(self._events) as events:
                 async for event in events:
-                    data = PING if event is None else _data(event)
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                    self._sent = clock()
+                    await send({"type": "http.response.body", "body": _data(event), "more_body": True})
         except Exception as error:
             last = refusal(error, self._limits).body
+        finally:
+            await _ended(pinging)
         await self._send_last(send, last)
 
-    async def _with_pings(self) -> AsyncGenerator[dict[str, Any] | None]:
-        """The events, and None where none came for `ping_s`."""
-        upcoming: asyncio.Task[dict[str, Any]] | None = None
-        try:
-            while True:
-                if upcoming is None:
-                    upcoming = asyncio.ensure_future(anext(self._events))
-                done, _ = await asyncio.wait({upcoming}, timeout=self._limits.ping_s)
-                if not done:
-                    yield None
-                    continue
-                finished, upcoming = upcoming, None
-                try:
-                    event = finished.result()
-                except StopAsyncIteration:
-                    return
-                yield event
-        finally:
-            if upcoming is not None:
-                await _ended(upcoming)
+    async def _ping(self, send: Send, clock: Callable[[], float]) -> None:
+        """A comment whenever nothing was sent for `ping_s`."""
+        while True:
+            if (wait := self._sent + self._limits.ping_s - clock()) > 0:
+                await asyncio.sleep(wait)
+            else:
+                self._sent = clock()
+                await send({"type": "http.response.body", "body": PING, "more_body": True})
 
     async def _send_last(self, send: Send, last: dict[str, Any] | str) -> None:
         await send({"type": "http.response.body", "body": _data(last), "more_body": False})

@@ -26,21 +26,37 @@ from likely.serving.routing.router import (
     Router,
     RoutingAttempt,
     attempt_ask,
+    attempt_calls,
 )
+from likely.serving.tools.agent import MAX_REPAIRS
+from likely.serving.tools.grammar import ToolChoice
 from likely.serving.tools.report import Prices, TaskRecord, task_report
+from likely.serving.tools.toolbox import Toolbox
 
 FEWEST = 40  # tasks, of which half are calibrated on
 
 
 @dataclass(frozen=True)
 class RoutingTask:
-    """A question whose right answer is known to the checker; options: a form among them."""
+    """A question whose right answer is known to the checker.
+
+    options  a form among them
+    tools    that the models may call, checked and not executed; the checker reads the calls with `read_reply`
+    choice   whether they must, see `ToolChoice`
+    """
 
     id: str
     question: str
     reference: Any = None
     system: str | None = None
     options: TextOptions = field(default_factory=TextOptions)
+    tools: Toolbox | None = None
+    choice: ToolChoice | None = None
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        first = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*first, {"role": "user", "content": self.question}]
 
 
 Checker = Callable[[RoutingTask, Answer], bool]
@@ -68,7 +84,7 @@ class FittedRouter:
         asked = self.evaluation if tasks is None else tasks
         if known := sorted(task.id for task in asked if task.id in self.calibrated):
             raise DataError(f"{len(known)} of these tasks fitted the router ({known[0]}): report on others")
-        found = [(task, self.router.ask(task.question, system=task.system, **task.options)) for task in asked]
+        found = [(task, _routed(self.router, task)) for task in asked]
         return routing_report(self.router, [(response, self.checker(t, response.answer)) for t, response in found])
 
 
@@ -119,7 +135,7 @@ def fit_router(
         raise DataError(f"{len(tasks)} tasks are too few: at least {FEWEST} are needed, half of them to judge by")
     half = folds_of(np.zeros(len(tasks), np.int64), 2, seed)
     first = [task for task, part in zip(tasks, half, strict=True) if part == 0]
-    attempts: list[RoutingAttempt] = [attempt_ask(small, task.question, task.system, task.options) for task in first]
+    attempts = [_attempt(small, task) for task in first]
     evidence = [attempt.evidence for attempt in attempts if attempt.evidence is not None]
     correct = [checker(task, attempt.answer) for task, attempt in zip(first, attempts, strict=True)]
     if len(set(correct)) < 2:
@@ -137,3 +153,15 @@ def fit_router(
     )  # fmt: skip
     rest = [task for task, part in zip(tasks, half, strict=True) if part == 1]
     return FittedRouter(router, frozenset(task.id for task in first), rest, checker)
+
+
+def _attempt(lm: Model, task: RoutingTask) -> RoutingAttempt:
+    if task.tools is None:
+        return attempt_ask(lm, task.question, task.system, task.options)
+    return attempt_calls(lm, task.messages, task.tools, task.choice, MAX_REPAIRS, task.options)
+
+
+def _routed(router: Router, task: RoutingTask) -> RoutedResponse:
+    if task.tools is None:
+        return router.ask(task.question, system=task.system, **task.options)
+    return router.chat(task.messages, tools=task.tools, choice=task.choice, **task.options)

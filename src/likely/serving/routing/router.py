@@ -149,11 +149,22 @@ class Router:
         }  # fmt: skip
         replace(self.confidence, about={**self.confidence.about, ROUTER: kept}).save(path)
 
+    def gives(self, evidence: AnswerEvidence) -> bool:
+        """Whether the small model's answer is given; where its form leaves no choice, nobody could answer otherwise."""
+        confidence = evidence.confidence(self.confidence)
+        return evidence.valid and (confidence is None or self.rule.answers(confidence))
+
     def _route(
         self, ask_small: Callable[[], RoutingAttempt], ask_large: Callable[[], RoutingAttempt]
     ) -> RoutedResponse:
         started = time.perf_counter()
-        first = ask_small()
+        return self.decide(ask_small(), ask_large, started=started)
+
+    def decide(
+        self, first: RoutingAttempt, ask_large: Callable[[], RoutingAttempt], *, started: float | None = None
+    ) -> RoutedResponse:
+        """Give the small model's attempt, or ask the large one; started: when the task began (`time.perf_counter`)."""
+        started = time.perf_counter() if started is None else started
         evidence = first.evidence
         assert evidence is not None
         confidence = evidence.confidence(self.confidence)
@@ -165,8 +176,7 @@ class Router:
                 given.answer, route, confidence, evidence, cost + more, seconds, why, given.calls, first.refused
             )
 
-        if evidence.valid and (confidence is None or self.rule.answers(confidence)):
-            # where the form leaves nothing to choose, the large model could not answer otherwise
+        if self.gives(evidence):
             return response(first, "small", "")
         why = self.rule.why(confidence) if evidence.valid else "the checks refused it"
         try:

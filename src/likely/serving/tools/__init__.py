@@ -6,10 +6,13 @@ from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from likely.serving.tools.agent import ToolRun as ToolRun
+    from likely.serving.tools.agent import best_tools as best_tools
     from likely.serving.tools.agent import run_tools as run_tools
     from likely.serving.tools.evaluation import EvaluationSettings as EvaluationSettings
     from likely.serving.tools.evaluation import evaluate_cases as evaluate_cases
     from likely.serving.tools.evaluation import evaluation_report as evaluation_report
+    from likely.serving.tools.examples import export_training_data as export_training_data
+    from likely.serving.tools.examples import training_example as training_example
     from likely.serving.tools.grammar import ToolChoice as ToolChoice
     from likely.serving.tools.grammar import tool_form as tool_form
     from likely.serving.tools.registry import CallRefused as CallRefused

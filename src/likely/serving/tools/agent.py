@@ -7,6 +7,9 @@ run.text, run.calls, run.escalate
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack
@@ -17,6 +20,7 @@ from likely.lm.options import TextOptions
 from likely.lm.results import Answer
 from likely.models.chat_template import Message
 from likely.serving.tools.grammar import ToolChoice, tool_form
+from likely.serving.tools.prompted import signature_of
 from likely.serving.tools.toolbox import CallResult, Toolbox
 from likely.serving.tools.transcript import CallParser, with_tools
 
@@ -75,6 +79,7 @@ def run_tools(
     max_repairs: int = MAX_REPAIRS,
     max_turns: int = MAX_TURNS,
     answer_after: bool = True,
+    most_offered: int | None = None,
     **options: Unpack[TextOptions],
 ) -> ToolRun:
     """Let the model call tools until it answers in words.
@@ -83,14 +88,20 @@ def run_tools(
     max_repairs  replies that may mend refused or failed calls; what is done is not done again, and a call whose outcome
                  is unknown ends the run
     answer_after False: the run ends as soon as its calls are done
+    most_offered of many tools only so many are offered, which fit the last message of the user best (`best_tools`); a
+                 small model chooses badly among many
     options      of `chat`; every reply is held to the grammar of the tools
     """
     said: list[dict[str, Any]] = [dict(message) for message in messages]
     turns: list[ToolTurn] = []
     repairs, repairing = 0, False
     wanted = choice or ToolChoice()
+    functions: Sequence[Mapping[str, Any]] = box.functions
+    if most_offered is not None and wanted.name is None:
+        question = next((str(m.get("content", "")) for m in reversed(said) if m.get("role") == "user"), "")
+        functions = best_tools(question, functions, most_offered)
     while len(turns) < max_turns:
-        answer = reply_with_tools(lm, said, box.functions, wanted, options)
+        answer = reply_with_tools(lm, said, functions, wanted, options)
         content, calls = read_reply(answer.text)
         ids = [f"call_{len(turns)}_{i}" for i in range(len(calls))]
         said.append(_assistant(content, calls, ids))
@@ -110,7 +121,7 @@ def run_tools(
             if repairs == max_repairs:
                 return ToolRun("repairs", turns, said)
             repairs += 1
-            wanted = _repair_choice(broken, box)
+            wanted = _repair_choice(broken, functions)
         elif not answer_after:
             return ToolRun("called", turns, said)
         else:
@@ -132,6 +143,36 @@ def reply_with_tools(
     return lm.chat(with_tools(messages, functions), **given)
 
 
+def best_tools(question: str, functions: Sequence[Mapping[str, Any]], k: int) -> list[Mapping[str, Any]]:
+    """The k functions whose names and descriptions fit a question best, in their order; all where there are no more.
+
+    By words in common (BM25, Robertson and Zaragoza 2009, equation 3.15, k1 = 1.2, b = 0.75), no model is asked.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    words = [_words(signature_of(function)) for function in functions]
+    spread = Counter(word for each in words for word in set(each))
+    mean = sum(map(len, words)) / max(1, len(words))
+
+    def score(own: Sequence[str]) -> float:
+        counts = Counter(own)
+        length = 1.2 * (0.25 + 0.75 * len(own) / mean)
+        return math.fsum(
+            math.log1p((len(words) - spread[word] + 0.5) / (spread[word] + 0.5))
+            * counts[word] * 2.2 / (counts[word] + length)
+            for word in asked & counts.keys()
+        )  # fmt: skip
+
+    asked = set(_words(question))
+    scores = [score(own) for own in words]
+    order = sorted(range(len(functions)), key=lambda i: -scores[i])[:k]
+    return [functions[i] for i in sorted(order)]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
 def read_reply(text: str) -> tuple[str, list[tuple[str, str]]]:
     """(what was said, the calls as (name, arguments)) of a reply; a call that was cut has cut arguments."""
     parser = CallParser()
@@ -149,8 +190,8 @@ def _assistant(content: str, calls: Sequence[tuple[str, str]], ids: Sequence[str
     return message
 
 
-def _repair_choice(broken: Sequence[CallResult], box: Toolbox) -> ToolChoice:
+def _repair_choice(broken: Sequence[CallResult], functions: Sequence[Mapping[str, Any]]) -> ToolChoice:
     """A repair must call: the one function that was refused, or any where there were several or none of that name."""
     names = {result.name for result in broken}
-    known = names & {each.name for each in box.tools}
+    known = names & {each["name"] for each in functions}
     return ToolChoice("required", known.pop() if len(names) == 1 and known else None, parallel=len(broken) > 1)

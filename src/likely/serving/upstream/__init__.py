@@ -6,6 +6,7 @@ from likely.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from likely.serving.upstream.balancer import Balancer as Balancer
+    from likely.serving.upstream.balancer import Hedging as Hedging
     from likely.serving.upstream.balancer import Upstream as Upstream
     from likely.serving.upstream.proxy import UpstreamProxy as UpstreamProxy
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+
+import numpy as np
 
 
 @dataclass(eq=False)
@@ -98,3 +101,28 @@ class Balancer:
         """Seconds until a server with this model may be tried again."""
         waiting = [each.closed_until for each in self.upstreams if model in each.models]
         return max(0.0, min(waiting, default=0.0) - self.clock())
+
+
+@dataclass(eq=False)
+class Hedging:
+    """When a request whose reply has not begun is sent to a second server: later than most replies began lately.
+
+    quantile  of the seconds to the first byte of the last replies, of which `fewest` must be known
+    share     of all requests that are sent twice at the most, so that a slow hour does not double its load
+
+    (Dean and Barroso 2013, "The tail at scale".)
+    """
+
+    quantile: float = 0.95
+    share: float = 0.05
+    fewest: int = 20
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=256))
+    requests: int = 0
+    hedged: int = 0
+
+    def after_s(self) -> float | None:
+        """Seconds that the next request waits for its first server alone; None: to the end."""
+        self.requests += 1
+        if len(self.seconds) < self.fewest or self.hedged + 1 > self.share * self.requests:
+            return None
+        return float(np.quantile(list(self.seconds), self.quantile))

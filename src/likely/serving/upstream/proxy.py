@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -17,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from likely.lm.remote.http import base_url, find_key
 from likely.serving.limits import ApiError, ServerLimits, json_text
-from likely.serving.upstream.balancer import Balancer, Upstream
+from likely.serving.upstream.balancer import Balancer, Hedging, Upstream
 
 PREFIX_CHARS = 1024  # of a prompt: texts that begin alike that far go to the same server
 CHARS_PER_TOKEN = 4  # a guess, to compare loads
@@ -43,6 +44,7 @@ class UpstreamProxy:
     """Passes requests on.
 
     urls     addresses of servers;  api_key: sent to all of them
+    hedging  when a second server is asked the same while the first is silent; None: never
     A request that fails before its first byte came is sent to another server that has the model, once each; after the
     first byte it is not sent again, and a stream that breaks ends with an error event.
     """
@@ -53,12 +55,13 @@ class UpstreamProxy:
         *,
         api_key: str | None = None,
         limits: ServerLimits | None = None,
+        hedging: Hedging | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ):
         addresses = [base_url(url) for url in urls]
         self.balancer = Balancer([Upstream(str(address)) for address in addresses])
         self._keys = {str(address): find_key(address, api_key) for address in addresses}
-        self._limits = limits or ServerLimits()
+        self._limits, self._hedging = limits or ServerLimits(), hedging
         timeout = httpx.Timeout(self._limits.deadline_s, connect=CONNECT_S)
         self._client = httpx.AsyncClient(timeout=timeout, transport=transport, follow_redirects=False)
         self._looked = -math.inf
@@ -100,10 +103,11 @@ class UpstreamProxy:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    async def forward(self, path: str, body: dict[str, Any]) -> Response:
+    async def forward(self, path: str, body: dict[str, Any], request_id: str | None = None) -> Response:
         """The reply of a server that has `body["model"]`; ApiError 502 or 503 where none gives one.
 
-        path  behind the server's address, such as "/chat/completions"
+        path        behind the server's address, such as "/chat/completions"
+        request_id  told to the server as X-Request-ID
         """
         model, text = str(body["model"]), text_of(body)
         prefix, tokens = text[:PREFIX_CHARS].encode("utf-8", "replace"), tokens_of(body, text)
@@ -111,23 +115,34 @@ class UpstreamProxy:
         last: Response | None = None
         while (upstream := self.balancer.choose(model, prefix, tokens, tried)) is not None:
             tried.append(upstream)
-            self.balancer.begin(upstream, tokens)
+
+            async def ask(other: Upstream) -> _Begun:
+                self.balancer.begin(other, tokens)
+                try:
+                    return await self._send(other, path, body, request_id)
+                except BaseException as error:  # what is no fault of the server: the client went, another was sooner
+                    failed = isinstance(error, (httpx.HTTPError, TimeoutError))
+                    self.balancer.end(other, tokens, worked=False if failed else None)
+                    raise
+
+            def another() -> Upstream | None:
+                if (other := self.balancer.choose(model, prefix, tokens, tried)) is not None:
+                    tried.append(other)
+                return other
+
             try:
-                begun = await self._send(upstream, path, body)
+                begun = await self._first(upstream, ask, another, lambda other: self._end(other, tokens, None))
             except (httpx.HTTPError, TimeoutError) as error:
-                self.balancer.end(upstream, tokens, worked=False)
                 last = ApiError(
                     502, f"the server behind this one does not answer: {_said(error)}", code="upstream"
                 ).response()
                 continue
-            except BaseException:  # the client went away
-                self.balancer.end(upstream, tokens, worked=None)
-                raise
+            upstream = begun.upstream
             if begun.reply.status_code in WORTH_ANOTHER:
                 last = await self._whole(begun)
                 self.balancer.end(upstream, tokens, worked=begun.reply.status_code == 429)
                 continue
-            return _Passed(begun, self._kept(begun), lambda worked: self.balancer.end(upstream, tokens, worked=worked))
+            return _Passed(begun, self._kept(begun), partial(self._end, upstream, tokens))
         if last is not None:
             return last
         wait = math.ceil(self.balancer.opens_in(model)) or 1
@@ -138,10 +153,47 @@ class UpstreamProxy:
             headers={"Retry-After": str(wait)},
         )
 
-    async def _send(self, upstream: Upstream, path: str, body: dict[str, Any]) -> _Begun:
+    def _end(self, upstream: Upstream, tokens: int, worked: bool | None) -> None:
+        self.balancer.end(upstream, tokens, worked=worked)
+
+    async def _first(
+        self,
+        upstream: Upstream,
+        ask: Callable[[Upstream], Coroutine[Any, Any, _Begun]],
+        another: Callable[[], Upstream | None],
+        drop: Callable[[Upstream], None],
+    ) -> _Begun:
+        """The reply that begins first, of this server or of another one that is asked while it is silent."""
+        if self._hedging is None:
+            return await ask(upstream)
+        started, winner = self.balancer.clock(), None
+        asked = [asyncio.create_task(ask(upstream))]
+        try:
+            done, _ = await asyncio.wait(asked, timeout=self._hedging.after_s())
+            if not done and (other := another()) is not None:
+                self._hedging.hedged += 1
+                asked.append(asyncio.create_task(ask(other)))
+            while winner is None and (silent := [task for task in asked if not task.done()]):
+                await asyncio.wait(silent, return_when=asyncio.FIRST_COMPLETED)
+                winner = _begun_of(asked)
+            winner = winner or _begun_of(asked)
+        finally:
+            for task in asked:
+                task.cancel()
+            for late in await asyncio.gather(*asked, return_exceptions=True):
+                if isinstance(late, _Begun) and late is not winner:
+                    await late.reply.aclose()
+                    drop(late.upstream)
+        if winner is None:
+            raise asked[0].exception() or AssertionError
+        self._hedging.seconds.append(self.balancer.clock() - started)
+        return winner
+
+    async def _send(self, upstream: Upstream, path: str, body: dict[str, Any], request_id: str | None = None) -> _Begun:
         """Send it and wait for the first bytes of the reply."""
+        headers = {**self._headers(upstream), **({"X-Request-ID": request_id} if request_id else {})}
         asked = self._client.build_request(
-            "POST", f"{upstream.url}{path}", content=json_text(body).encode(), headers=self._headers(upstream)
+            "POST", f"{upstream.url}{path}", content=json_text(body).encode(), headers=headers
         )
         reply = await self._client.send(asked, stream=True)
         try:
@@ -205,6 +257,12 @@ class _Passed(StreamingResponse):
                 raise  # the reply ends before its end, which the client sees
             message = f"the server behind this one broke off: {_said(error)}"
             yield b"data: " + json_text(ApiError(502, message, code="upstream").body).encode() + b"\n\n"
+
+
+def _begun_of(asked: Sequence[asyncio.Task[_Begun]]) -> _Begun | None:
+    """The first reply among those that have begun."""
+    done = (task for task in asked if task.done() and not task.cancelled() and task.exception() is None)
+    return next((task.result() for task in done), None)
 
 
 def text_of(body: dict[str, Any]) -> str:

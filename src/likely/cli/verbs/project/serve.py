@@ -21,6 +21,7 @@ from likely.models.catalog import DEFAULT_MODEL
 
 MIB = 2**20
 FILES_BESIDE = 64  # descriptors that are not connections
+SWITCH_S = 5e-4  # a thread that reads requests gives way to the one that writes texts after so many seconds
 
 
 @flags.grouped
@@ -67,12 +68,19 @@ def serve(
     upstream_key_env: Annotated[
         str | None, typer.Option("--upstream-key-env", metavar="NAME", help="Environment variable with their API key.")
     ] = None,
+    hedge: Annotated[
+        bool, typer.Option("--hedge", help="Ask a second --upstream where the first is slower than 19 of 20 replies.")
+    ] = False,
     if_unavailable: Annotated[
         Literal["error", "answer"],
         typer.Option(
             "--if-unavailable", help="Where --fallback is a server that cannot be reached: own answer, or none."
         ),
     ] = "error",
+    router: Annotated[
+        Path | None,
+        typer.Option("--router", help='A fitted router between MODEL and --fallback, for the model "auto".'),
+    ] = None,
     drafter: Annotated[
         str | None, typer.Option("--drafter", help="Guess ahead in every request that names no drafter of its own.")
     ] = None,
@@ -96,6 +104,8 @@ def serve(
 
       likely serve --fallback http://127.0.0.1:8001 --risk 0.1
 
+      likely serve --fallback http://127.0.0.1:8001 --router router.json
+
       likely serve --drafter suffix --draft-budget auto
 
       LIKELY_KEY=secret likely serve --host 0.0.0.0 --api-key-env LIKELY_KEY
@@ -109,7 +119,8 @@ def serve(
     from likely.serving.api.app import create_app
     from likely.serving.limits import ServerLimits
     from likely.serving.listening import server
-    from likely.serving.upstream import UpstreamProxy
+    from likely.serving.routing import load_router
+    from likely.serving.upstream import Hedging, UpstreamProxy
 
     if source is not None:
         if model.model not in (DEFAULT_MODEL, source):
@@ -118,6 +129,11 @@ def serve(
     keys = {name: _key(name) for name in api_key_env or ()}
     options.drafting(drafter, draft_budget)
     wanted = replace(confidence, fallback=None).given()  # requests may name a threshold of their own
+    own_threshold = confidence.at_least is not None or confidence.risk is not None
+    if router is not None and (confidence.fallback is None or own_threshold):
+        raise typer.BadParameter(
+            "a router needs --fallback, and has its own threshold: drop --at-least and --risk", param_hint="--router"
+        )
     if confidence.calibrator is not None:
         Calibrator.load(confidence.calibrator).check_answers()  # a wrong file is refused now
     limits = ServerLimits(
@@ -131,7 +147,7 @@ def serve(
     others = None
     if upstream:
         key = _key(upstream_key_env, "--upstream-key-env") if upstream_key_env else None
-        others = UpstreamProxy(upstream, api_key=key, limits=limits)
+        others = UpstreamProxy(upstream, api_key=key, limits=limits, hedging=Hedging() if hedge else None)
     _check_tls(tls_cert, tls_key)
     if access_log:
         _log_to_stderr()
@@ -152,6 +168,7 @@ def serve(
             hosts=hosts,
             upstreams=others,
             if_unavailable=if_unavailable,
+            router=None if router is None or other is None else load_router(router, lm, other),
             **{**wanted, "fallback": other},
         )
         running = server(
@@ -162,6 +179,7 @@ def serve(
             key=None if tls_key is None else str(tls_key),
         )
         _print_address(host, listener.getsockname()[1], next(iter(keys), None), secure=tls_cert is not None)
+        sys.setswitchinterval(SWITCH_S)
         with contextlib.suppress(KeyboardInterrupt):  # before it listens for signals
             running.run(sockets=[listener])
     typer.echo("stopped", err=True)

@@ -1,4 +1,4 @@
-"""likely tools: how well a model calls functions."""
+"""likely tools: how well a model calls functions, and logged calls as examples to train on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from likely.io.hashes import fingerprint
 from likely.io.jsonl import Line, Results, read_lines
 from likely.io.whole_file import check_target
 
-EXAMPLES = """How well a model calls functions.
+EXAMPLES = """How well a model calls functions, and logged calls as training data.
 
 Examples:
 
   likely tools eval bfcl --categories simple_python,multiple --limit 20
 
   likely tools eval bfcl -m model.gguf --mode repaired --style native -o calls.jsonl --json
+
+  likely tools export conversations.jsonl -o examples.jsonl
 """
 verbs = typer.Typer(help=EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
 SHOWN = (
@@ -33,7 +35,7 @@ SHOWN = (
 
 @verbs.callback()
 def group() -> None:
-    """A group of one verb."""
+    """A group of verbs."""
 
 
 @verbs.command("eval", cls=VerbCommand)
@@ -112,6 +114,36 @@ def evaluate(
         print_json({**header, **report})
         return
     _print(report)
+
+
+@verbs.command("export", cls=VerbCommand)
+def export(
+    logged: Annotated[
+        Path, typer.Argument(metavar="FILE", help='JSONL of {"messages", "tools"}, with the results of calls.')
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="JSONL for likely align sft.")],
+    min_verified: Annotated[
+        int, typer.Option("--min-verified", min=1, help="Calls that were carried out in a conversation, at least.")
+    ] = 1,
+    as_json: flags.JsonOption = False,
+) -> None:
+    """Write logged conversations with tools as examples to train on: of their calls those that were carried out.
+
+    Examples:
+
+      likely tools export conversations.jsonl -o examples.jsonl
+
+      likely align sft examples.jsonl --loss-on assistant -o adapter
+    """
+    from likely.serving.tools.examples import export_training_data
+
+    check_target(output)
+    lines = [line.record for line in read_lines(logged)]
+    written = export_training_data(lines, output, min_verified=min_verified)
+    if as_json:
+        print_json({"conversations": len(lines), "examples": written})
+        return
+    typer.echo(f"{written} of {len(lines)} conversations written to {output}")
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ from likely.decoding.drafting.lookup import PredictedText
 from likely.decoding.request import Event, Finished
 from likely.lm.confidence import BoundPolicy
 from likely.lm.results import Answer
-from likely.serving.api.answering import AUTO, Answering, seed_of
-from likely.serving.api.confidence import decision_fields, route_headers, route_of
+from likely.serving.api.answering import Answering, seed_of
+from likely.serving.api.confidence import AUTO, RouterBinding, decision_fields, route_headers, route_of, withholds
 from likely.serving.api.forms import form_of
 from likely.serving.api.gate import log_of
 from likely.serving.api.replies import Pieces, cached_of, chat_content, ended_by, usage
@@ -33,7 +33,7 @@ class StartedChat:
     prompt_tokens: int
     head: dict[str, Any]
     ticket: Ticket
-    bound: BoundPolicy | None
+    bound: BoundPolicy | RouterBinding | None
     described: FormDescription | None
     held: Constraint | None
 
@@ -51,9 +51,8 @@ class ChatsEndpoint:
 
     def checked(self, asked: ChatRequest) -> ChatRequest:
         """The request, if it may begin now; the model "auto" is this server's own, with its fallback behind it."""
-        if asked.model == AUTO and self._with.confidence.routes:
-            asked = asked.model_copy(update={"model": None})
-        self._with.check_before(asked, 1)
+        auto = asked.model == AUTO and self._with.confidence.routes
+        self._with.check_before(asked.model_copy(update={"model": None}) if auto else asked, 1)
         return asked
 
     async def _whole(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
@@ -84,6 +83,7 @@ class ChatsEndpoint:
             parser = CallParser()
             parser.push(text, last=True)
             if calls := [_call(name, arguments) for name, arguments in parser.calls]:
+                self._note_calls(parser, finished.complete if answer is None else answer.complete)
                 message |= {"content": parser.content or None, "tool_calls": calls}
                 reason = "tool_calls" if reason == "stop" or finished.complete else reason
         content = None
@@ -105,7 +105,7 @@ class ChatsEndpoint:
     async def events(self, http: HttpRequest, asked: ChatRequest, started: StartedChat) -> Events:
         """With a threshold nothing of a text is sent before it is known that it reaches it."""
         pieces = Pieces(asked, started.head, started.prompt_tokens)
-        withheld = started.bound is not None and started.bound.rule is not None
+        withheld = withholds(started.bound)
         parsers = [CallParser() if asked.calls_tools else None for _ in range(asked.n)]
         numbers: dict[tuple[int, int], str] = {}
 
@@ -139,8 +139,19 @@ class ChatsEndpoint:
             if finish:
                 answer = await self._decided(asked, started, finish)
                 reason = finish.reason if answer is None else answer.finish_reason
-                if answer is not None and withheld:
-                    yield chunk(sample, {"refusal": answer.why} if answer.abstained else {"content": answer.text})
+                if answer is not None and withheld and answer.abstained:
+                    yield chunk(sample, {"refusal": answer.why})
+                elif answer is not None and withheld:
+                    text, news = answer.text, []
+                    if asked.calls_tools:
+                        parser = CallParser()
+                        text, news = parser.push(answer.text, last=True)
+                    if text or not news:
+                        yield chunk(sample, {"content": text})
+                    for each in news:
+                        yield chunk(sample, {"tool_calls": [called(sample, each)]})
+                if parser is not None:
+                    self._note_calls(parser, finish.complete if answer is None else answer.complete)
                 if parser is not None and parser.calls and (reason == "stop" or finish.complete):
                     reason = "tool_calls"
                 fields = {
@@ -156,10 +167,15 @@ class ChatsEndpoint:
         """With its confidence, where somebody wants to know that."""
         if started.bound is None:
             return None
-        answer = await self._with.confidence.decide(started.bound, asked, finished, started.head["seed"])
-        if (route := route_of(started.bound, answer)) is not None:
-            self._with.engine.note_route(route)
+        common, seed = self._with, started.head["seed"]
+        answer = await common.confidence.decide(started.bound, asked, finished, seed, common.prompts.away)
+        if (route := route_of(started.bound, answer)) is not None and (metrics := common.engine.metrics) is not None:
+            metrics.routes.labels(route).inc()
         return answer
+
+    def _note_calls(self, parser: CallParser, complete: bool | None) -> None:
+        if parser.calls and (metrics := self._with.engine.metrics) is not None:
+            metrics.observe_tool_calls(len(parser.calls), complete=complete is not False)
 
     async def _fields(
         self, asked: ChatRequest, started: StartedChat, finished: Finished, answer: Answer | None
