@@ -66,7 +66,8 @@ def load_local(
     runtime  "native" (likely's own C++), "llamacpp", "torch", "recurrent" (state-space models), or None.  None, for a
              GGUF file without a dtype: native where it is available and knows the architecture, else llama.cpp, else
              torch (files of more than 4 GiB with types that native does not multiply, such as Q2_K: llama.cpp first);
-             for a folder of a state-space model (`RuntimeKind.model_types`): recurrent; otherwise torch, else native.
+             for a folder or hub id of a state-space model (`RuntimeKind.model_types`): recurrent, and torch where
+             that has no such layers; otherwise torch, else native.
              "auto": what `likely bench` has measured as the fastest for `use`; the same as None where nothing was
              measured
     dtype    of torch: "float32" (the oracle), "bfloat16", "float16"; of native: "int8", "bfloat16", "float32", "file"
@@ -186,7 +187,7 @@ def available_runtimes() -> dict[str, bool]:
 def runtimes_for(source: str | PathLike[str]) -> list[str]:
     """Those of them that can read this model."""
     where, place = resolve(source)
-    own = _model_type(Path(place)) if where == "folder" else ""
+    own = _model_type(where, place)
     return [
         name
         for name, ready in available_runtimes().items()
@@ -231,19 +232,26 @@ def _choose(
 
 def _by_default(where: SourceKind, place: Path | str, dtype: str | None) -> list[RuntimeKind]:
     """A GGUF file runs natively; a large one whose codes that runtime cannot keep, in llama.cpp. With a dtype, and from
-    a folder, a model runs in torch, or in the runtime that names its type."""
+    a folder or the hub, a model runs in torch, or in the runtime that names its type."""
     if where == "gguf" and dtype is None:
         order: tuple[str, ...] = ("native", "llamacpp", "torch")
         if Path(place).stat().st_size > MOST_INT8_BYTES and not _keeps_codes(Path(place)):
             order = ("llamacpp", "native", "torch")
     else:
         order = ("torch", "native") if dtype in (None, *KINDS["torch"].dtypes) else ("native", "torch")
-    own = [kind for kind in KINDS.values() if where == "folder" and _model_type(Path(place)) in kind.model_types]
+    model_type = _model_type(where, place)
+    own = [kind for kind in KINDS.values() if model_type in kind.model_types]
     return [*own, *(KINDS[name] for name in order)]
 
 
-def _model_type(folder: Path) -> str:
-    return str(read_json(folder / "config.json").get("model_type", ""))
+def _model_type(where: SourceKind, place: Path | str) -> str:
+    """Of the config.json of a folder or a hub id; "" where there is none, and "mamba_ssm" of the original files."""
+    if where == "gguf":
+        return ""
+    folder = _hub_config(str(place)) if where == "hub" else Path(place)
+    config = read_json(folder / "config.json") if folder is not None else {}
+    original = {"d_model", "n_layer", "ssm_cfg"} <= config.keys()
+    return str(config.get("model_type", "mamba_ssm" if original else ""))
 
 
 def _keeps_codes(path: Path) -> bool:
@@ -406,6 +414,19 @@ def _check_hub(name: str) -> None:
         raise ModelError(
             f"{name}: no such file or folder, and no model of that name can be fetched from the hub ({line})"
         ) from None
+
+
+def _hub_config(name: str) -> Path | None:
+    """The folder in which the hub client keeps a model's config.json; None where it cannot say."""
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        return None
+    _check_hub(name)
+    try:
+        return Path(hf_hub_download(name, "config.json")).parent
+    except Exception:  # a model without one, or a network that has just gone: whoever opens it says what is wrong
+        return None
 
 
 def _hub_folder(name: str, *, local: bool) -> Path:

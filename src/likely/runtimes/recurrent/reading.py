@@ -12,6 +12,7 @@ import torch
 from likely.runtimes.protocol import IntArray
 from likely.runtimes.recurrent.checkpoints import StateRow
 from likely.runtimes.recurrent.compiled_step import MOST_ROWS, CompiledStep
+from likely.runtimes.rows import match
 from likely.runtimes.torch.rows import RowCollector
 from likely.sequence.backbone import SequenceLM
 from likely.sequence.ops.scan import selective_scans_by
@@ -127,7 +128,8 @@ class Reader:
             if run.rows[-1] < 0:
                 continue
             for wanted, use in ((self.rows.head_rows, "logits"), (self.rows.hidden_rows, "hidden")):
-                found, at, _ = np.intersect1d(run.rows, wanted[run.item], return_indices=True)
+                to, at = match(wanted[run.item], np.asarray(run.rows))
+                found = wanted[run.item][to]
                 if use == "logits":
                     logits_of += [(row, int(p), run.item, int(r)) for p, r in zip(at, found, strict=True)]
                 elif len(found):

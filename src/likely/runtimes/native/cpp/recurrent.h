@@ -47,7 +47,7 @@ namespace recurrent {
 
 enum Gating { GATE_THEN_NORM = 0, NORM_THEN_GATE = 1, GATE_ALONE = 2 };
 constexpr int MOST_BESIDE = 4, TASK = 16;  // rows that are multiplied together; outputs of a task
-constexpr int outputs_beside(int rows) { return LIKELY_AVX512 || rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+constexpr int outputs_beside(int rows) { return rows == 1 ? 8 : rows == 2 || LIKELY_AVX512 ? 4 : 2; }  // sums in registers
 constexpr int MOST_STATE = 64;  // of a scan
 
 // The next k <= 16 of an array; zeros beyond them.
@@ -74,29 +74,59 @@ INLINE f32x16 softplus16(f32x16 x) {
   return max16(x, all16(0.0f)) + s * p;
 }
 
+// One register of floats: wider vectors than the processor's would live in memory.
+#if LIKELY_AVX512
+typedef f32x16 Lanes;
+#else
+typedef f32x8 Lanes;
+#endif
+constexpr int LANES_OF = sizeof(Lanes) / 4;
+INLINE Lanes fma_lanes(Lanes a, Lanes b, Lanes c) {
+#if LIKELY_AVX512
+  return fma16(a, b, c);
+#elif LIKELY_AVX2 && defined(__FMA__)
+  return (Lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+INLINE float sum_lanes(Lanes v) {
+  float a[LANES_OF];
+  memcpy(a, &v, sizeof v);
+  for (int w = LANES_OF / 2; w; w /= 2)
+    for (int i = 0; i < w; i++) a[i] += a[i + w];
+  return a[0];
+}
+
 // sums[o * M + m] = weight row o times x row m.  Never inlined: the sums need all registers.
 template <int O, int M>
 __attribute__((noinline)) static void sum_products(const float* weight, const float* x, size_t stride, int inputs,
                                                    float* sums) {
-  f32x16 sum[O][M];
-  for (int o = 0; o < O; o++)
-    for (int m = 0; m < M; m++) sum[o][m] = f32x16{};
-  auto add = [&](int i, int k) __attribute__((always_inline)) {
-    f32x16 value[M];
+  Lanes sum[O][M];
 #pragma GCC unroll 8
-    for (int m = 0; m < M; m++) value[m] = load_up_to(x + m * stride + i, k);
+  for (int o = 0; o < O; o++)
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) sum[o][m] = Lanes{};
+  const int whole = inputs / LANES_OF * LANES_OF;
+  for (int i = 0; i < whole; i += LANES_OF) {
+    Lanes value[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) value[m] = load_as<Lanes>(x + m * stride + i);
 #pragma GCC unroll 8
     for (int o = 0; o < O; o++) {
-      const f32x16 w = load_up_to(weight + (size_t)o * inputs + i, k);
+      const Lanes w = load_as<Lanes>(weight + (size_t)o * inputs + i);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; m++) sum[o][m] = fma16(w, value[m], sum[o][m]);
+      for (int m = 0; m < M; m++) sum[o][m] = fma_lanes(w, value[m], sum[o][m]);
     }
-  };
-  const int whole = inputs & ~15;
-  for (int i = 0; i < whole; i += 16) add(i, 16);
-  if (whole < inputs) add(whole, inputs - whole);
+  }
+#pragma GCC unroll 8
   for (int o = 0; o < O; o++)
-    for (int m = 0; m < M; m++) sums[o * M + m] = sum_of(sum[o][m]);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+      float rest = sum_lanes(sum[o][m]);
+      for (int i = whole; i < inputs; i++) rest += weight[(size_t)o * inputs + i] * x[m * stride + i];
+      sums[o * M + m] = rest;
+    }
 }
 
 struct Stepper {
@@ -251,13 +281,19 @@ struct Stepper {
     next += (size_t)h * P * N;
     for (int p = 0; p < P; p++, memory += N, next += N) {
       const float write = u[p] * dt;
-      f32x16 read = {};
-      by_sixteen(0, N, [&](int i, int k) {
-        const f32x16 S = fma16(load_up_to(B + i, k), write, load_up_to(memory + i, k) * keep);
-        store_up_to(next + i, S, k);
-        read = fma16(S, load_up_to(C + i, k), read);
-      });
-      to[p] = sum_of(read) + b.direct[h] * u[p];
+      Lanes read = {};
+      int i = 0;
+      for (; i + LANES_OF <= N; i += LANES_OF) {
+        const Lanes S = fma_lanes(load_as<Lanes>(B + i), Lanes{} + write, load_as<Lanes>(memory + i) * keep);
+        memcpy(next + i, &S, sizeof S);
+        read = fma_lanes(S, load_as<Lanes>(C + i), read);
+      }
+      float y = sum_lanes(read);
+      for (; i < N; i++) {
+        next[i] = B[i] * write + memory[i] * keep;
+        y += next[i] * C[i];
+      }
+      to[p] = y + b.direct[h] * u[p];
     }
     if (b.gating != NORM_THEN_GATE)
       by_sixteen(0, P, [&](int i, int k) {
