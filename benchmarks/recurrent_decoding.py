@@ -1,10 +1,12 @@
 """Tokens per second and bytes per sequence of a state-space model at lengths of 256 to 65,536 tokens, on one CPU.
 
 A Mamba-2 model and a Llama of as many parameters, with random weights: speed depends on shapes alone.  The first runs
-on the recurrent runtime, the second on the torch runtime with its keys and values, and the first once more by
-transformers' own cached generation.  A text of random tokens is read, then 16 tokens follow one by one; bytes are those
-of what is kept for one open text: states that it can go back to included, weights not.  Before anything is timed the
-logits of both ways to run the state-space model are compared.
+on the recurrent runtime, with steps in C++ and in torch, the second on the torch runtime with its keys and values, and
+the first once more by transformers' own cached generation; the last two up to 16,384 tokens, whose reading alone takes
+half a minute.  A text of random tokens is read, then 16 tokens follow one by one; bytes are those of what is kept for
+one open text: states that it can go back to included, weights not.  Then larger models after 256 tokens, beside what no
+step can beat: the time in which this machine reads all weights once.  Before anything is timed the logits of all ways
+to run the state-space model are compared.
 
   python benchmarks/recurrent_decoding.py             up to 65,536 tokens
   python benchmarks/recurrent_decoding.py --quick     a smoke run; its figures are not kept
@@ -26,11 +28,13 @@ from likely.runtimes.machine import cores
 from likely.runtimes.protocol import Sequence, Want, Work
 from likely.runtimes.recurrent.runtime import RecurrentRuntime
 from likely.runtimes.torch.runtime import TorchRuntime
+from likely.sequence import SequenceConfig, SequenceLM
 from likely.sequence.convert import from_transformers
 
 LENGTHS, QUICK = (256, 1024, 4096, 16384, 65536), (64, 128)
 WIDTH, LAYERS, VOCAB, STEPS = 256, 8, 4096, 16
-THEIRS_READS = 16384  # transformers keeps all of a text's intermediate values: longer ones take tens of GB
+OTHERS_READ = 16384  # attention takes minutes for more, and transformers' Mamba tens of GB
+LARGER = {"mamba2, 130M": ("mamba2", 768, 24, 50280), "mamba, 130M": ("mamba", 768, 24, 50280)}
 
 
 def state_space_model(width: int, layers: int) -> transformers.Mamba2ForCausalLM:
@@ -40,6 +44,14 @@ def state_space_model(width: int, layers: int) -> transformers.Mamba2ForCausalLM
     )  # fmt: skip
     torch.manual_seed(0)
     return transformers.Mamba2ForCausalLM(config).eval()
+
+
+def larger_model(kind: str, width: int, layers: int, vocab: int) -> SequenceLM:
+    settings = {"mamba2": {"d_state": 128, "head_dim": 64}, "mamba": {"d_state": 16}}[kind]
+    torch.manual_seed(0)
+    return SequenceLM(
+        SequenceConfig(vocab_size=vocab, hidden_size=width, layers=[kind] * layers, mixers={kind: settings})
+    ).eval()
 
 
 def attention_model(width: int, layers: int, parameters: int, positions: int) -> transformers.LlamaForCausalLM:
@@ -65,10 +77,10 @@ def read_text(runtime: RecurrentRuntime | TorchRuntime, tokens: np.ndarray) -> S
     return sequence
 
 
-def decode(runtime: RecurrentRuntime | TorchRuntime, sequence: Sequence, length: int) -> None:
-    """STEPS tokens, one by one, of a fork, so that the text is as long in every round."""
+def decode(runtime: RecurrentRuntime | TorchRuntime, sequence: Sequence, length: int, steps: int = STEPS) -> None:
+    """Tokens one by one, of a fork, so that the text is as long in every round."""
     fork = runtime.fork(sequence, length)
-    for token in range(STEPS):
+    for token in range(steps):
         runtime.forward([Work(fork, np.array([token + 1]), want=Want(rows="last", top=1))])
     runtime.close(fork)
 
@@ -82,25 +94,35 @@ def decode_theirs(module: transformers.Mamba2ForCausalLM, cache: Any) -> None:
 
 def measured(length: int, runtimes: dict[str, Any], theirs: Any, *, rounds: int) -> dict[str, Any]:
     tokens = np.random.default_rng(length).integers(0, VOCAB, length)
+    if length > OTHERS_READ:
+        runtimes = {name: runtime for name, runtime in runtimes.items() if name != "torch"}
     texts = {name: read_text(runtime, tokens) for name, runtime in runtimes.items()}
     ways: dict[str, Callable[[], None]] = {
         name: partial(decode, runtime, texts[name], length) for name, runtime in runtimes.items()
     }
-    if length <= THEIRS_READS:
+    if length <= OTHERS_READ:
         with torch.inference_mode():
             cache = theirs(torch.from_numpy(tokens)[None], use_cache=True, logits_to_keep=1).cache_params
         ways["transformers"] = partial(decode_theirs, theirs, cache)
     decoding = interleaved(ways, rounds=rounds)
     reading = interleaved(
-        {name: partial(lambda r: r.close(read_text(r, tokens)), runtime) for name, runtime in runtimes.items()},
-        rounds=max(1, rounds // 2),
+        {
+            name: partial(lambda r: r.close(read_text(r, tokens)), runtime)
+            for name, runtime in runtimes.items()
+            if name != "steps in torch"
+        },
+        rounds=rounds if length <= 1024 else 1,
+        warmup=0,  # the text has been read once
     )
-    ratio = speedup(decoding["recurrent"], decoding["torch"])
-    speeds = {name: STEPS / t.median_s for name, t in decoding.items()}
-    held = {
-        "recurrent": runtimes["recurrent"].bytes_held(texts["recurrent"]),
-        "torch": length * runtimes["torch"].kv_bytes_per_token,
+    ratios = {
+        name: speedup(decoding["recurrent"], decoding[name])
+        for name in ("steps in torch", "torch", "transformers")
+        if name in decoding
     }
+    speeds = {name: STEPS / t.median_s for name, t in decoding.items()}
+    held = {"recurrent": runtimes["recurrent"].bytes_held(texts["recurrent"])}
+    if "torch" in runtimes:
+        held["torch"] = length * runtimes["torch"].kv_bytes_per_token
     for name, runtime in runtimes.items():
         runtime.close(texts[name])
     said = ", ".join(f"{name} {value:.0f}" for name, value in speeds.items())
@@ -110,19 +132,49 @@ def measured(length: int, runtimes: dict[str, Any], theirs: Any, *, rounds: int)
         "tokens_per_s": speeds,
         "read_tokens_per_s": {name: length / t.median_s for name, t in reading.items()},
         "bytes_per_sequence": held,
-        "speedup_over_attention": [ratio.median, ratio.low, ratio.high],
+        "times_as_fast_as": {name: [ratio.median, ratio.low, ratio.high] for name, ratio in ratios.items()},
     }
 
 
+def bytes_read_per_s() -> float:
+    """Of memory that no cache holds, by the sum of it."""
+    t = torch.ones(2**27)
+    timing = interleaved({"sum": t.sum}, rounds=5)["sum"]
+    return t.nbytes / timing.median_s
+
+
+def larger(name: str, *, rounds: int, steps: int = 8) -> dict[str, Any]:
+    """Seconds of a step in C++ and in torch after 256 tokens, and those of reading the weights once."""
+    model = larger_model(*LARGER[name])
+    tokens = np.random.default_rng(0).integers(0, 50_000, 256)
+    ways = {"recurrent": RecurrentRuntime(model, revision=name),
+            "steps in torch": RecurrentRuntime(model, revision=name, compiled=False)}  # fmt: skip
+    texts = {way: read_text(runtime, tokens) for way, runtime in ways.items()}
+    timings = interleaved(
+        {way: partial(decode, runtime, texts[way], 256, steps) for way, runtime in ways.items()}, rounds=rounds
+    )
+    ratio = speedup(timings["recurrent"], timings["steps in torch"])
+    row = {
+        "model": name,
+        "parameters": parameters(model),
+        "step_s": {way: t.median_s / steps for way, t in timings.items()},
+        "weights_read_once_s": 4 * parameters(model) / bytes_read_per_s(),
+        "times_as_fast_as": {"steps in torch": [ratio.median, ratio.low, ratio.high]},
+    }
+    print(row, flush=True)
+    return row
+
+
 def largest_difference(runtime: RecurrentRuntime, theirs: Any) -> float:
-    """Between the logits of both ways to run the state-space model, over a text of 100 tokens."""
+    """Between the logits of both ways to run the state-space model: 100 tokens, the last 20 one by one."""
     tokens = np.random.default_rng(0).integers(0, VOCAB, 100)
     sequence = runtime.open()
-    rows = runtime.forward([Work(sequence, tokens, want=Want.ALL)])[0].logits
+    pieces = [tokens[:80], *tokens[80:, None]]
+    rows = [runtime.forward([Work(sequence, piece, want=Want.ALL)])[0].logits for piece in pieces]
     runtime.close(sequence)
-    assert rows is not None
     with torch.inference_mode():
-        return float(np.abs(rows - theirs(torch.from_numpy(tokens)[None]).logits[0].numpy()).max())
+        wanted = theirs(torch.from_numpy(tokens)[None]).logits[0].numpy()
+    return float(np.abs(np.concatenate(rows) - wanted).max())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -134,11 +186,15 @@ def main(argv: list[str] | None = None) -> None:
     theirs = state_space_model(width, layers)
     attention = attention_model(width, layers, parameters(theirs), 2 * max(lengths))
     held = 2 * max(lengths) + 4 * STEPS
-    recurrent = RecurrentRuntime(from_transformers(theirs), tokens_held=held)
-    runtimes = {"recurrent": recurrent, "torch": TorchRuntime(attention, tokens_held=held)}
-    difference = largest_difference(recurrent, theirs)
+    model = from_transformers(theirs)
+    recurrent = RecurrentRuntime(model, tokens_held=held)
+    in_torch = RecurrentRuntime(model, tokens_held=held, compiled=False)
+    runtimes = {
+        "recurrent": recurrent, "steps in torch": in_torch, "torch": TorchRuntime(attention, tokens_held=held)
+    }  # fmt: skip
+    difference = max(largest_difference(runtime, theirs) for runtime in (recurrent, in_torch))
     if difference > 1e-3:
-        raise SystemExit(f"the two ways to run the model differ by {difference:g}: nothing is measured")
+        raise SystemExit(f"the ways to run the model differ by {difference:g}: nothing is measured")
     rows = [measured(length, runtimes, theirs, rounds=rounds) for length in lengths]
     record = {
         "models": {
@@ -151,6 +207,7 @@ def main(argv: list[str] | None = None) -> None:
         "steps": STEPS,
         "rounds": rounds,
         "rows": rows,
+        "larger": [] if options.quick else [larger(name, rounds=rounds) for name in LARGER],
     }
     protocol.write("recurrent_decoding", record, quick=options.quick)
 

@@ -2,7 +2,8 @@
 
 Kernels: seconds forward, and forward with backward, of the fast form and of its definition as a loop (and of
 transformers' slow path where it has the same function).  Layers: seconds of one step after 1k to 64k tokens, whose
-states are made in pieces of 1,024; a recurrent layer's should be flat, attention's should grow.
+states are made in pieces of 1,024, and seconds per token of training on one text of that length; a recurrent layer's
+should be flat, attention's should grow (it is trained up to 16k only: longer texts take minutes).
 
   python benchmarks/sequence_ops.py           lengths of the paper's order
   python benchmarks/sequence_ops.py --quick   tiny ones
@@ -23,6 +24,7 @@ from torch import Tensor
 from likely.sequence import linear_attention, linear_scan, make_mixer, ssd
 from likely.sequence.ops import linear_attention_by_steps, scan_by_steps, ssd_by_steps
 
+TRAINED = ("mamba2", "s4d", "linear_attention", "gla", "attention")
 STEPPED = ("mamba2", "mamba", "s4d", "gated_deltanet", "linear_attention", "attention")
 
 
@@ -77,7 +79,9 @@ def time_kernels(length: int, rounds: int) -> list[dict[str, Any]]:
         for form, run in forms.items():
             with torch.no_grad():
                 forward = seconds(run, rounds)
-            both = seconds(partial(with_backward, run), rounds)
+            both = seconds(
+                partial(with_backward, run), 1 if form == "by steps" else rounds
+            )  # O(length²) under autograd
             rows.append({"kernel": name, "form": form, "length": length, "forward": forward, "with_backward": both})
     return rows
 
@@ -100,15 +104,36 @@ def time_steps(lengths: list[int], rounds: int, width: int = 256) -> list[dict[s
     return rows
 
 
+def time_training(lengths: list[int], rounds: int, width: int = 64) -> list[dict[str, Any]]:
+    """Seconds per token of one layer, forward and backward, on one text."""
+    rows = []
+    for name in TRAINED:
+        torch.manual_seed(0)
+        layer = make_mixer(name, width)
+        for length in lengths:
+            if name == "attention" and length > 16384:
+                continue
+            x = torch.randn(1, length, width)
+            found = seconds(
+                partial(with_backward, lambda layer=layer, x=x: layer(x).y), rounds if length < 16384 else 1
+            )
+            rows.append({
+                "layer": name, "length": length,
+                "per_token": {key: value / length for key, value in found.items()},
+            })  # fmt: skip
+    return rows
+
+
 def main(argv: list[str] | None = None) -> None:
     options = protocol.arguments(__doc__ or "", argv)
     torch.set_num_threads(1)
-    length, lengths = (64, [64, 128]) if options.quick else (2048, [1024, 4096, 16384, 65536])
+    length, lengths = (64, [64, 128]) if options.quick else (1024, [1024, 4096, 16384, 65536])
     record = {
         "threads": 1,
         "dtype": "float32",
         "kernels": time_kernels(length, options.rounds),
         "steps": time_steps(lengths, options.rounds),
+        "training": time_training(lengths, options.rounds),
     }
     protocol.write("sequence_ops", record, quick=options.quick)
 

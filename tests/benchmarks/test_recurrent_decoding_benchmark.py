@@ -19,14 +19,18 @@ def test_a_row_has_every_way_and_the_bytes_of_a_text(monkeypatch):
     theirs = bench.state_space_model(64, 1)
     attention = bench.attention_model(64, 1, bench.parameters(theirs), 256)
     assert abs(bench.parameters(attention) / bench.parameters(theirs) - 1) < 0.05
+    model = bench.from_transformers(theirs)
     runtimes = {
-        "recurrent": bench.RecurrentRuntime(bench.from_transformers(theirs), tokens_held=512),
+        "recurrent": bench.RecurrentRuntime(model, tokens_held=512),
+        "steps in torch": bench.RecurrentRuntime(model, tokens_held=512, compiled=False),
         "torch": bench.TorchRuntime(attention, tokens_held=512),
     }
     assert bench.largest_difference(runtimes["recurrent"], theirs) < 1e-3
     rows = [bench.measured(length, runtimes, theirs, rounds=1) for length in (32, 96)]
+    monkeypatch.setattr(bench, "OTHERS_READ", 50)
+    assert set(bench.measured(60, runtimes, theirs, rounds=1)["tokens_per_s"]) == {"recurrent", "steps in torch"}
     for row in rows:
-        assert set(row["tokens_per_s"]) == {"recurrent", "torch", "transformers"}
+        assert set(row["tokens_per_s"]) == {"recurrent", "steps in torch", "torch", "transformers"}
         assert set(row["read_tokens_per_s"]) == {"recurrent", "torch"}
     short, long = (row["bytes_per_sequence"] for row in rows)
     assert (

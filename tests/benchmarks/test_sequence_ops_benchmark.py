@@ -21,4 +21,7 @@ def test_the_forms_that_are_timed_agree():
 def test_steps_are_timed_at_each_length():
     rows = OPS.time_steps([8, 16], 1, width=32)
     held = {name: [r["state_bytes"] for r in rows if r["layer"] == name] for name in OPS.STEPPED}
+    trained = OPS.time_training([8, 16], 1, width=16)
+    assert {row["layer"] for row in trained} == set(OPS.TRAINED)
+    assert all(row["per_token"]["median_s"] > 0 for row in trained)
     assert held["attention"][0] < held["attention"][1] and held["mamba2"][0] == held["mamba2"][1]

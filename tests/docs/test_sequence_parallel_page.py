@@ -11,7 +11,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "sequence-parallel.md"
 def test_its_python_runs(capsys):
     space: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), space)
     assert "no plan takes less than" in capsys.readouterr().out

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from mixer_laws import WIDTH, names, tiny, tokens
+from scripts import ROOT, script
 from torch import Tensor, nn
 
 from likely.errors import LikelyError
@@ -36,31 +35,12 @@ VOCABULARY = 11
 Errors = dict[str, float]
 
 
-def run_world(
-    size: int, work: Callable[[SequenceGroup, dict[int, SequenceGroup]], Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What rank 0 returns of `work(world, groups by size)`, run by `size` processes; all must end without an error."""
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "likely.sequence.parallel.runner"])
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.start_processes(
-            _member, args=(size, folder, work), nprocs=size, start_method="forkserver"
-        )  # type: ignore[no-untyped-call]
-        return json.loads((Path(folder) / "found.json").read_text("utf-8"))
-
-
-def _member(rank: int, size: int, folder: str, work: Callable[..., Mapping[str, Any]]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    groups = {}
-    for n in range(1, size + 1):  # every process makes every group
-        made = dist.new_group(list(range(n)))
-        if rank < n:
-            groups[n] = SequenceGroup.of(made)
-    found = work(SequenceGroup.of(), groups)
-    if rank == 0:
-        (Path(folder) / "found.json").write_text(json.dumps(found), "utf-8")
-    dist.barrier()
-    dist.destroy_process_group()
+def run_processes() -> dict[str, Any]:
+    """What `everything` finds with WORLD processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "reproductions"))  # for the processes, too
+        found: dict[str, Any] = script("gloo_world").run_world(WORLD, everything)
+    return found
 
 
 # --- one layer --------------------------------------------------------------------------------------------------------
@@ -96,17 +76,12 @@ RING_CASES = ((3, "contiguous", "whole", {"states": "ring"}),)
 
 def cases_of(name: str) -> list[tuple[int, str, str, dict[str, str]]]:
     mixer = tiny(name)
-    found = [case for case in CASES if shares_packed(mixer) or "packed" not in case[2]]
+    found = list(CASES)
     if isinstance(mixer, SoftmaxAttention):
         found += ATTENTION_CASES
     if isinstance(mixer, RecurrentMixer) and type(mixer).fold is RecurrentMixer.fold:
         found += RING_CASES
     return found
-
-
-def shares_packed(mixer: SequenceMixer) -> bool:
-    """All but those with a convolution that cannot empty their state where a document starts."""
-    return mixer.packs or not (isinstance(mixer, RecurrentMixer) and mixer.halo)
 
 
 def shared_layer_names() -> list[str]:
@@ -317,8 +292,9 @@ def _all_messages(found: Mapping[str, str], world: SequenceGroup) -> list[Any]:
     return gathered
 
 
-def everything(world: SequenceGroup, groups: dict[int, SequenceGroup]) -> dict[str, Any]:
+def everything(groups: dict[int, SequenceGroup]) -> dict[str, Any]:
     """All of it in one world: processes are started once."""
+    world = groups[max(groups)]
     return {
         "layers": layer_errors(world, groups),
         "steps": step_errors(world, groups),

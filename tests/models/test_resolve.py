@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
 
 import likely
 from likely.errors import ModelError
-from likely.models.load import resolve
+from likely.models.load import resolve, runtimes_for
 
 
 @pytest.fixture
@@ -87,6 +90,61 @@ def test_a_gguf_file_of_the_hub_is_named_by_its_type(hub, tmp_path):
     ):
         with pytest.raises(ModelError, match=told):
             resolve(name)
+
+
+@pytest.fixture
+def hub_of(monkeypatch):
+    """Makes the hub's client keep one folder under every id."""
+
+    def keep(folder):
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: str(folder / file))
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file: str(folder / file))
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(folder))
+
+    return keep
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "falcon_h1"])
+def test_a_state_space_model_of_the_hub_opens_on_the_recurrent_runtime(hub_of, family):
+    from tiny_states import readable_folder
+
+    hub_of(readable_folder(family))
+    with likely.load("someone/states") as lm:
+        assert lm.info.runtime == "recurrent" and np.isfinite(lm.score("a", ["b"])[0].sequence_logprob)
+    assert "recurrent" in runtimes_for("someone/states")
+
+
+def test_a_state_space_model_that_it_does_not_compute_and_others_of_the_hub_open_in_torch(
+    hub_of, monkeypatch, tmp_path
+):
+    from tiny_states import readable_folder
+
+    from likely.runtimes.torch.masked import checkpoint
+    from likely.runtimes.torch.runtime import TorchRuntime
+
+    class Opened(Exception):
+        pass
+
+    def opened(source, **_):
+        raise Opened
+
+    monkeypatch.setattr(checkpoint, "config_of", lambda place: {})  # which would ask the hub
+    monkeypatch.setattr(TorchRuntime, "from_pretrained", opened)
+    folder = tmp_path / "gelu"
+    shutil.copytree(readable_folder("mamba2"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    for changed, runtime in (({"hidden_act": "gelu"}, None), ({"model_type": "llama"}, None), ({}, "torch")):
+        (folder / "config.json").write_text(json.dumps(config | changed))
+        hub_of(folder)
+        with pytest.raises(Opened):
+            likely.load("someone/states", runtime=runtime)
+
+
+def test_the_original_files_name_no_type_and_are_known(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"d_model": 8, "n_layer": 1, "ssm_cfg": {}, "vocab_size": 5}))
+    assert "recurrent" in runtimes_for(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"d_model": 8}))
+    assert "recurrent" not in runtimes_for(tmp_path)
 
 
 @pytest.mark.parametrize("name", [None, 3, b"smollm2", ["smollm2"]])

@@ -11,7 +11,7 @@ import pytest
 from likely.errors import KvFull, ModelError
 from likely.runtimes.protocol import Capabilities, Limits, Output, Runtime, Want, Work
 from likely.runtimes.slots.layout import WorkLayout
-from likely.runtimes.slots.runtime import SlotRuntime
+from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
 from likely.runtimes.slots.table import TokenCount
 
 EVERYTHING = Capabilities(trees=True, fork=True, truncate=True)
@@ -136,3 +136,23 @@ def test_sequences_from_before_a_change_or_from_elsewhere_are_refused():
             runtime.forward([Work(wrong, [1])])
         runtime.close(wrong)
     assert wrong.closed and seen(runtime, Work(runtime.open(), [3])) == [[3]]
+
+
+def test_a_sequence_that_grows_is_copied_seldom_and_leaves_others_as_they_are():
+    rng, sequence, expected, rooms = np.random.default_rng(0), SlotSequence(), [], set()
+    before = []
+    for number in range(3000):
+        numbers = rng.integers(0, 99, number % 3)
+        sequence.keep(numbers)
+        expected += numbers.tolist()
+        before.append((sequence.held, len(expected)))
+        rooms.add(id(sequence._room))
+        if number % 500 == 0:
+            fork = SlotSequence(length=sequence.length, held=sequence.held.copy())
+            fork.keep(np.array([7]))
+            sequence.keep(np.array([8]))
+            expected.append(8)
+            assert fork.held[-1] == 7 and sequence.held[-1] == 8
+    assert sequence.held.tolist() == expected and sequence.length == len(expected)
+    assert all(held.tolist() == expected[:n] for held, n in before[::97])
+    assert len(rooms) < 30

@@ -54,6 +54,21 @@ def test_patterns_name_mixers():
         layers_of("MQ")
 
 
+def test_new_embeddings_are_neither_drowned_nor_sure_of_anything():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 500, "hidden_size": 256, "layers": ["attention"]}
+    model = SequenceLM(SequenceConfig(**sizes))
+    assert float(model.backbone.embed_tokens.weight.detach().std()) == pytest.approx(1 / 16, rel=0.02)
+    assert 0.8 < float(model(torch.arange(60)[None]).logits.detach().std()) < 1.2
+    untied = SequenceConfig(**sizes, tie_word_embeddings=False)
+    for other in (SequenceLM(untied), SequenceClassifier(untied)):
+        assert float(other.backbone.embed_tokens.weight.detach().std()) == pytest.approx(1, rel=0.02)
+    given = SequenceLM(SequenceConfig(**sizes, initializer_range=0.02)).backbone.embed_tokens
+    assert float(given.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
+    with pytest.raises(ModelError, match="initializer_range must be > 0 or None, got 0"):
+        SequenceConfig(initializer_range=0.0)
+
+
 @pytest.mark.parametrize("name", sorted(MIXERS))
 @torch.no_grad()
 def test_saved_models_are_the_same_when_they_are_loaded(name, tmp_path):

@@ -228,7 +228,7 @@ def test_broken_weights_are_refused(tmp_path):
 
 
 def test_the_recurrent_runtime_opens_what_can_be_converted():
-    assert KINDS["recurrent"].model_types == {SequenceConfig.model_type, *FAMILIES}
+    assert KINDS["recurrent"].model_types == {SequenceConfig.model_type, *FAMILIES, "mamba_ssm"}
 
 
 def test_numbers_of_a_state_are_those_that_are_printed(pair):

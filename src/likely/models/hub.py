@@ -24,6 +24,19 @@ def check_hub(name: str) -> None:
         raise _not_found(name, error) from None
 
 
+def hub_config(name: str) -> Path | None:
+    """The folder in which the hub client keeps a model's config.json; None where it cannot say."""
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        return None
+    check_hub(name)
+    try:
+        return Path(hf_hub_download(name, "config.json")).parent
+    except Exception:  # a model without one, or a network that has just gone: whoever opens it says what is wrong
+        return None
+
+
 def hub_folder(name: str, *, local: bool) -> Path:
     """Where the hub client keeps a model's files. local: they are there, since transformers has just loaded them."""
     try:

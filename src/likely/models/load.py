@@ -15,7 +15,7 @@ from likely.formats.families import quant_method
 from likely.formats.folder import read_json
 from likely.io.hashes import file_sha256, fingerprint, folder_sha256
 from likely.models.catalog import DEFAULT_MODEL, KNOWN, find_model, known_model
-from likely.models.hub import check_hub, hub_folder, hub_gguf
+from likely.models.hub import check_hub, hub_config, hub_folder, hub_gguf
 from likely.runtimes.kinds import DTYPES, KINDS, LocalOptions, RuntimeKind, SourceKind
 from likely.runtimes.protocol import Runtime
 from likely.tokenizers.protocol import Tokenizer
@@ -67,7 +67,8 @@ def load_local(
     runtime  "native" (likely's own C++), "llamacpp", "torch", "recurrent" (state-space models), or None.  None, for a
              GGUF file without a dtype: native where it is available and knows the architecture, else llama.cpp, else
              torch (files of more than 4 GiB with types that native does not multiply, such as Q2_K: llama.cpp first);
-             for a folder of a state-space model (`RuntimeKind.model_types`): recurrent; otherwise torch, else native.
+             for a folder or hub id of a state-space model (`RuntimeKind.model_types`): recurrent, and torch where
+             that has no such layers; otherwise torch, else native.
              "auto": what `likely bench` has measured as the fastest for `use`; the same as None where nothing was
              measured
     dtype    of torch: "float32" (the oracle), "bfloat16", "float16"; of native: "int8", "bfloat16", "float32", "file"
@@ -192,7 +193,7 @@ def available_runtimes() -> dict[str, bool]:
 def runtimes_for(source: str | PathLike[str]) -> list[str]:
     """Those of them that can read this model."""
     where, place = resolve(source)
-    own = _model_type(Path(place)) if where == "folder" else ""
+    own = _model_type(where, place)
     return [
         name
         for name, ready in available_runtimes().items()
@@ -237,7 +238,7 @@ def _choose(
 
 def _by_default(where: SourceKind, place: Path | str, dtype: str | None) -> list[RuntimeKind]:
     """A GGUF file runs natively; a large one whose codes that runtime cannot keep, in llama.cpp. With a dtype, and from
-    a folder, a model runs in torch, or in the runtime that names its type."""
+    a folder or the hub, a model runs in torch, or in the runtime that names its type."""
     if where == "gguf" and dtype is None:
         order: tuple[str, ...] = ("native", "llamacpp", "torch")
         if Path(place).stat().st_size > MOST_INT8_BYTES and not _keeps_codes(Path(place)):
@@ -246,12 +247,19 @@ def _by_default(where: SourceKind, place: Path | str, dtype: str | None) -> list
         order = ("torch", "native") if dtype in (None, *KINDS["torch"].dtypes) else ("native", "torch")
     if where == "folder" and _is_merged(Path(place)):
         return [KINDS["native"]]
-    own = [kind for kind in KINDS.values() if where == "folder" and _model_type(Path(place)) in kind.model_types]
+    model_type = _model_type(where, place)
+    own = [kind for kind in KINDS.values() if model_type in kind.model_types]
     return [*own, *(KINDS[name] for name in order)]
 
 
-def _model_type(folder: Path) -> str:
-    return str(read_json(folder / "config.json").get("model_type", ""))
+def _model_type(where: SourceKind, place: Path | str) -> str:
+    """Of the config.json of a folder or a hub id; "" where there is none, and "mamba_ssm" of the original files."""
+    if where == "gguf":
+        return ""
+    folder = hub_config(str(place)) if where == "hub" else Path(place)
+    config = read_json(folder / "config.json") if folder is not None else {}
+    original = {"d_model", "n_layer", "ssm_cfg"} <= config.keys()
+    return str(config.get("model_type", "mamba_ssm" if original else ""))
 
 
 def _is_merged(folder: Path) -> bool:

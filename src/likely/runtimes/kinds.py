@@ -19,7 +19,7 @@ class RuntimeKind:
     packages      what must be installed, which the extra of likely brings
     capabilities  fields of `Capabilities` that its models have (torch: if their keys and values can be cached)
     options       keywords of `likely.load` that it takes, see `LocalOptions`
-    model_types   of the config.json of folders that it opens, and by default; empty: it finds out itself
+    model_types   of the config.json of folders and hub ids that it opens, and by default; empty: it finds out itself
     """
 
     name: str
@@ -87,7 +87,7 @@ KINDS = {
             extra="torch",
             capabilities=frozenset({"trees", "fork", "truncate", "hidden"}),
             options=frozenset(_COMMON | {"revision", "tokens_per_call", "checkpoint_every"}),
-            model_types=frozenset({"likely_sequence", "mamba", "mamba2", "falcon_h1"}),
+            model_types=frozenset({"likely_sequence", "mamba", "mamba2", "falcon_h1", "mamba_ssm"}),
         ),
     )
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,12 @@ from transformers.utils import ModelOutput
 from likely.errors import ModelError, check_choice
 from likely.sequence.mixer import MixerOutput, MixerState, SequenceMesh, SequenceMixer
 from likely.sequence.table import MIXERS, make_mixer
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from likely.sequence.parallel import ParallelLM, SequenceGroup
 
 LETTERS = {"M": "mamba2", "S": "mamba", "*": "attention", "N": "attention", "L": "linear_attention"}
 
@@ -79,6 +85,9 @@ class SequenceConfig(PreTrainedConfig):
     embedding_multiplier, logits_multiplier  factors of what the embedding gives and of the logits
     input_size    numbers per step where the input is no token ids; classifiers and regressors only
     outputs       classes, or numbers that are predicted
+    initializer_range  standard deviation of new embeddings; None: 1/√hidden_size where the head is the same matrix, so
+                  that logits start with variance 1, else 1.  The usual 0.02 is drowned by what the first block adds,
+                  and recall is learned late.  Matrices are drawn as torch does, uniformly below 1/√inputs
     pool          "mean" or "last" of the real steps; "none": an output per step
     """
 
@@ -96,7 +105,7 @@ class SequenceConfig(PreTrainedConfig):
     padded_ids: int = 0
     embedding_multiplier: float = 1.0
     logits_multiplier: float = 1.0
-    initializer_range: float = 0.02
+    initializer_range: float | None = None
     input_size: int = 0
     outputs: int = 2
     pool: str = "mean"
@@ -107,6 +116,8 @@ class SequenceConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         for name in (*self.layers, *self.mixers):
             check_choice("layer", name, MIXERS)
+        if self.initializer_range is not None and not self.initializer_range > 0:
+            raise ModelError(f"initializer_range must be > 0 or None, got {self.initializer_range}")
         if self.pool not in ("mean", "last", "none"):
             raise ModelError(f'pool must be mean, last or none, got "{self.pool}"')
         if not 0 <= self.padded_ids < self.vocab_size:
@@ -195,28 +206,28 @@ class SequencePreTrained(PreTrainedModel):
 
     config_class = SequenceConfig
     base_model_prefix = "backbone"
+    is_head_tied = False
     _no_split_modules: ClassVar[list[str]] = ["SequenceBlock"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Embeddings, heads and feed-forward parts; mixers draw their own where they are made."""
-        std = self.config.initializer_range
+        """Embeddings; other parts draw their own where they are made."""
         if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=std)
-        elif isinstance(module, GatedMLP):
-            for part in (module.gate_proj, module.up_proj, module.down_proj):
-                nn.init.normal_(part.weight, std=std)
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
+            std = module.embedding_dim**-0.5 if self.is_head_tied else 1.0
+            nn.init.normal_(module.weight, std=self.config.initializer_range or std)
         elif isinstance(module, SequenceBlock):
             module.derive_buffers()
 
 
 class SequenceBackbone(SequencePreTrained):
-    """Embedding, blocks and the last norm; real-valued inputs (`input_size`) instead of tokens pass a linear layer."""
+    """Embedding, blocks and the last norm; real-valued inputs (`input_size`) instead of tokens pass a linear layer.
 
-    def __init__(self, config: SequenceConfig):
+    is_head_tied  the embedding is the matrix of a head, too
+    """
+
+    def __init__(self, config: SequenceConfig, *, is_head_tied: bool = False):
         super().__init__(config)
+        self.is_head_tied = is_head_tied
         width = config.hidden_size
         if config.input_size:
             self.embed_inputs = nn.Linear(config.input_size, width)
@@ -301,7 +312,7 @@ class SequenceLM(SequencePreTrained):
         super().__init__(config)
         if config.input_size:
             raise ModelError("a language model reads token ids: input_size is for classifiers and regressors")
-        self.backbone = SequenceBackbone(config)
+        self.backbone = SequenceBackbone(config, is_head_tied=config.tie_word_embeddings)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         for mixer in self.backbone.mixers:
             if not mixer.causal:
@@ -313,6 +324,21 @@ class SequenceLM(SequencePreTrained):
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
+
+    def parallelize(
+        self, over: ProcessGroup | DeviceMesh | SequenceGroup | None = None, *,
+        order: Literal["contiguous", "zigzag"] = "zigzag",
+        attention: Literal["allgather", "ring", "ulysses"] = "allgather",
+        states: Literal["allgather", "ring"] = "allgather",
+    ) -> ParallelLM:  # fmt: skip
+        """This model with each sequence shared by several processes, which hold the same weights; see `ParallelLM`.
+
+        over  None: all that torchrun started, and without torchrun this process alone;  a DeviceMesh: the processes
+              along its dimension "sp" share sequences, and those along others take other batches
+        """
+        from likely.sequence.parallel import ParallelLM
+
+        return ParallelLM.over(self, over, order=order, attention=attention, states=states)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) of last hidden states (..., D)."""

@@ -8,6 +8,7 @@ import torch
 from mixer_laws import names
 
 from likely.errors import CapabilityError, DataError
+from likely.sequence import SequenceConfig, SequenceLM
 from likely.sequence.parallel import (
     SequenceGroup,
     SequenceShards,
@@ -75,14 +76,27 @@ def test_without_processes_there_is_no_group():
         SequenceGroup.of()
 
 
+def test_a_model_that_one_process_has_alone_is_shared_with_nobody(monkeypatch):
+    """`parallelize` without torchrun; with 2 processes: the slow tests of `test_shared_sequences`."""
+    monkeypatch.delenv("RANK", raising=False)
+    torch.manual_seed(0)
+    model = SequenceLM(SequenceConfig(vocab_size=11, hidden_size=16, layers=["retnet", "attention"])).double()
+    ids = shared.random_ids(2, 9)
+    alone = model.parallelize()
+    assert alone.group.size == 1
+    torch.testing.assert_close(alone.logits(ids), model(ids).logits)
+    loss = alone.mean_loss(ids)
+    assert alone.total(loss.detach()) == pytest.approx(float(model(ids, labels=ids).loss.detach()), abs=1e-6)
+    loss.backward()
+    alone.sum_gradients()
+    with pytest.raises(ValueError, match="1 tokens cannot be cut into 2 chunks"):
+        alone.mean_loss(ids[:, :1])
+
+
 @pytest.mark.parametrize("name", shared.shared_layer_names())
 @pytest.mark.parametrize("rows", ["whole", "packed padded"])
 def test_one_process_that_holds_all_chunks_gives_the_same(name, rows):
-    if "packed" in rows and not shared.shares_packed(shared.tiny(name)):
-        with pytest.raises(CapabilityError, match="one document a row"):
-            shared.layer_error(name, SequenceGroup(), "zigzag", rows, {})
-    else:
-        assert shared.layer_error(name, SequenceGroup(), "zigzag", rows, {}) < 1e-9
+    assert shared.layer_error(name, SequenceGroup(), "zigzag", rows, {}) < 1e-9
 
 
 def test_every_other_layer_is_refused():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import shared_sequences as shared
@@ -13,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("shared_sequences")]
 
 @pytest.fixture(scope="module")
 def found():
-    return shared.run_world(shared.WORLD, shared.everything)
+    return shared.run_processes()
 
 
 def test_every_layer_equals_one_process(found):
@@ -62,3 +66,16 @@ def test_wrong_use_is_refused_by_all_before_any_message(found):
         "size": "the group has 4",
     }.items():  # fmt: skip
         assert words in refused[name], (name, refused[name])
+
+
+def test_models_shared_under_torchrun_have_the_losses_and_gradients_of_one_process(tmp_path):
+    script, out = Path(shared.__file__).with_name("torchrun_shared_lm.py"), tmp_path / "found.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(out.read_text("utf-8"))
+    assert found.pop("processes") == found.pop("mesh of one dimension") == 2
+    assert "hold different weights" in found.pop("refused")
+    assert len(found) == 4
+    worst = {f"{name}: {what}": error for name, errors in found.items() for what, error in errors.items()}
+    assert {key: error for key, error in worst.items() if not error < TOLERANCE} == {}

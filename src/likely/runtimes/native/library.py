@@ -131,6 +131,11 @@ class Library:
             "likely_round_rotated": (None, [_int, _pointer, _int, _int, _pointer]),
             "likely_unpack_row": (None, [_int, _pointer, _int, _int, _int, _pointer]),
             "likely_multiply": (_int, [_pointer, *[_int] * 3, _pointer, _int, _int, _pointer, _int, _pointer, _long]),
+            "likely_stepper_open": (_pointer, [_int] * 3),
+            "likely_stepper_close": (None, [_pointer]),
+            "likely_stepper_run": (None, [*[_pointer] * 3, _int, _int, _int, _pointer, _int]),
+            "likely_stepper_multiply": (None, [_pointer, _pointer, _int, _pointer, _pointer]),
+            "likely_selective_scan": (None, [_pointer] * 2),
         }
         for name, (result, arguments) in signatures.items():
             function = getattr(handle, name)
@@ -138,6 +143,9 @@ class Library:
         self.open, self.close, self.reserve = handle.likely_open, handle.likely_close, handle.likely_reserve
         self.forward, self.head, self.reduce = handle.likely_forward, handle.likely_head, handle.likely_reduce
         self.kv_bytes, self.columns_read = handle.likely_kv_bytes, handle.likely_columns_read
+        self.stepper_open, self.stepper_close = handle.likely_stepper_open, handle.likely_stepper_close
+        self.stepper_run, self.stepper_multiply = handle.likely_stepper_run, handle.likely_stepper_multiply
+        self.selective_scan = handle.likely_selective_scan
 
     def features(self) -> list[str]:
         """The instructions it was compiled for."""

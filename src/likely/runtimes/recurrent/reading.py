@@ -11,8 +11,11 @@ import torch
 
 from likely.runtimes.protocol import IntArray
 from likely.runtimes.recurrent.checkpoints import StateRow
+from likely.runtimes.recurrent.compiled_step import MOST_ROWS, CompiledStep
+from likely.runtimes.rows import match
 from likely.runtimes.torch.rows import RowCollector
 from likely.sequence.backbone import SequenceLM
+from likely.sequence.ops.scan import selective_scans_by
 
 LEAST_FILLED = 0.5  # of the places of a padded call
 
@@ -43,10 +46,19 @@ class Reader:
     """Reads runs of tokens with a model and hands rows on.
 
     most_tokens  of a call;  most_rows  of logits that exist at one time
+    step         reads a few tokens of a few sequences, and scans longer ones for Mamba; None: torch does
     """
 
-    def __init__(self, model: SequenceLM, rows: RowCollector, *, most_tokens: int, most_rows: int):
-        self.model, self.rows = model, rows
+    def __init__(
+        self,
+        model: SequenceLM,
+        rows: RowCollector,
+        *,
+        most_tokens: int,
+        most_rows: int,
+        step: CompiledStep | None,
+    ):
+        self.model, self.rows, self.step = model, rows, step
         self.most_tokens, self.most_rows = most_tokens, most_rows
         self.pads = all(mixer.state_kind in ("recurrent", "kv") for mixer in model.backbone.mixers)
 
@@ -81,18 +93,26 @@ class Reader:
     def _read(self, runs: list[TokenRun]) -> None:
         device = self.model.device
         longest = max(len(run.tokens) for run in runs)
+        before, step = StateRow.together([run.state for run in runs]), self.step
         ids = np.zeros((len(runs), longest), np.int64)
         real = np.zeros((len(runs), longest), bool)
         for row, run in enumerate(runs):
             ids[row, : len(run.tokens)], real[row, : len(run.tokens)] = run.tokens, True
         every = runs[0].every and longest > 1
-        output = self.model.backbone(
-            torch.from_numpy(ids).to(device),
-            attention_mask=None if real.all() else torch.from_numpy(real).to(device),
-            state=StateRow.together([run.state for run in runs]),
-            return_state=True,
-            states_at=range(longest) if every else None,
-        )
+        if step is not None and ids.size <= MOST_ROWS and real.all():
+            hidden, after = step(torch.from_numpy(ids), before)
+            for row, run in enumerate(runs):
+                run.found = [StateRow(states, row) for states in (after if every else after[-1:])]
+            self._hand_on(runs, hidden)
+            return
+        with selective_scans_by(None if step is None else step.selective_scan):
+            output = self.model.backbone(
+                torch.from_numpy(ids).to(device),
+                attention_mask=None if real.all() else torch.from_numpy(real).to(device),
+                state=before,
+                return_state=True,
+                states_at=range(longest) if every else None,
+            )
         for row, run in enumerate(runs):
             run.found = (
                 [StateRow(states, row) for states in output.states[: len(run.tokens)]]
@@ -108,7 +128,8 @@ class Reader:
             if run.rows[-1] < 0:
                 continue
             for wanted, use in ((self.rows.head_rows, "logits"), (self.rows.hidden_rows, "hidden")):
-                found, at, _ = np.intersect1d(run.rows, wanted[run.item], return_indices=True)
+                to, at = match(wanted[run.item], np.asarray(run.rows))
+                found = wanted[run.item][to]
                 if use == "logits":
                     logits_of += [(row, int(p), run.item, int(r)) for p, r in zip(at, found, strict=True)]
                 elif len(found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path as FilePath
 from typing import Self, TypedDict, Unpack
@@ -15,6 +16,7 @@ from likely.runtimes.kinds import KINDS
 from likely.runtimes.machine import choose_threads, free_bytes
 from likely.runtimes.protocol import Capabilities, IntArray, Limits, Output, Path, Sequence, Work
 from likely.runtimes.recurrent.checkpoints import RecurrentSequence, StateParts, StateRow, kept_checkpoints
+from likely.runtimes.recurrent.compiled_step import CompiledStep
 from likely.runtimes.recurrent.reading import PendingTree, Reader, TokenRun, read_in_turns
 from likely.runtimes.slots.runtime import SlotRuntime, SlotSequence
 from likely.runtimes.slots.table import TokenCount
@@ -37,6 +39,7 @@ class RecurrentSettings(TypedDict, total=False):
     revision: str | None
     tokens_per_call: int
     checkpoint_every: int
+    compiled: bool
 
 
 class RecurrentRuntime(SlotRuntime):
@@ -48,6 +51,8 @@ class RecurrentRuntime(SlotRuntime):
     revision      name of these weights; default: a digest of all of them
     tokens_per_call  larger calls are cut; so are calls whose rows of logits would take more than 64 MiB
     checkpoint_every  tokens between states that a sequence can go back to, see `kept_checkpoints`
+    compiled      calls with few tokens, and Mamba's scans, run in C++ (`CompiledStep`) where a compiler or the wheel's
+                  library is there; False: in torch, always
 
     Kept tokens are read in the parallel form of the layers.  Of pending trees the chains of one level are read together
     from the states of their parents, for all sequences of the call; the state after each node is held until `commit`.
@@ -68,6 +73,7 @@ class RecurrentRuntime(SlotRuntime):
         revision: str | None = None,
         tokens_per_call: int = 2048,
         checkpoint_every: int = 64,
+        compiled: bool = True,
     ):
         if checkpoint_every < 1:
             raise ModelError(f"checkpoint_every must be >= 1, got {checkpoint_every}")
@@ -75,7 +81,7 @@ class RecurrentRuntime(SlotRuntime):
             raise ModelError(f"the recurrent runtime computes in float32, these weights are {module.dtype}")
         self.module = module.eval()
         self.dtype = str(module.dtype).removeprefix("torch.")
-        self.checkpoint_every = checkpoint_every
+        self.checkpoint_every, self.compiled = checkpoint_every, compiled
         self.tokens_read_again = 0
         with torch.inference_mode():
             self._empty = StateRow(module.backbone.init_state(1))
@@ -169,6 +175,7 @@ class RecurrentRuntime(SlotRuntime):
     def refresh(self, revision: str | None = None) -> None:
         """The weights changed: name them anew and invalidate every sequence; what they held is free again."""
         self._invalidate()
+        self.__dict__.pop("_compiled_step", None)
         self.revision = revision if revision is not None else f"recurrent-{self.dtype}-{weights_digest(self.module)}"
 
     @one_at_a_time
@@ -242,4 +249,14 @@ class RecurrentRuntime(SlotRuntime):
 
     def _reader(self, rows: RowCollector) -> Reader:
         most_rows = max(1, ROWS_BYTES // (4 * self.vocab_size))
-        return Reader(self.module, rows, most_tokens=self.limits.tokens_per_call, most_rows=most_rows)
+        return Reader(
+            self.module,
+            rows,
+            most_tokens=self.limits.tokens_per_call,
+            most_rows=most_rows,
+            step=self._compiled_step,
+        )
+
+    @functools.cached_property
+    def _compiled_step(self) -> CompiledStep | None:
+        return CompiledStep.of(self.module) if self.compiled else None

@@ -36,6 +36,17 @@ class SlotSequence(Sequence):
     nodes: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)  # of pending nodes
     epoch: object = None  # of the runtime when the sequence was opened
+    _room: IntArray | None = None  # that `held` is the first part of, where it has grown
+
+    def keep(self, numbers: IntArray) -> None:
+        """Hold these, too; a long sequence is not copied for each token."""
+        before, length = self.held, len(self.held) + len(numbers)
+        room = before.base if isinstance(before.base, np.ndarray) else before
+        if room is not self._room or length > len(room):
+            room = self._room = np.empty(length + length // 2, np.int64)
+            room[: len(before)] = before
+        room[len(before) : length] = numbers
+        self.held, self.length = room[:length], length
 
     @property
     def last_slot(self) -> int:
@@ -114,8 +125,7 @@ class SlotRuntime(SharedByThreads, ABC):
             kept = np.array([sequence.nodes[node] for node in path], np.int64)
             dropped = np.array(sequence.nodes, np.int64)[np.setdiff1d(np.arange(sequence.pending), path)]
             self._drop_nodes(sequence, dropped)
-            sequence.held = np.concatenate([sequence.held, kept])
-            sequence.length += len(path)
+            sequence.keep(kept)
 
     @one_at_a_time
     def truncate(self, sequence: Sequence, length: int) -> None:
@@ -204,8 +214,7 @@ class SlotRuntime(SharedByThreads, ABC):
         """The new tokens are kept where the work is a chain, and pending where it is a tree."""
         for sequence, item, numbers in zip(sequences, work, slots, strict=True):
             if item.parents is None:
-                sequence.held = np.concatenate([sequence.held, numbers])
-                sequence.length += len(numbers)
+                sequence.keep(numbers)
                 continue
             for parent, number in zip(np.asarray(item.parents).tolist(), numbers.tolist(), strict=True):
                 sequence.depths.append(1 + (sequence.depths[parent] if parent >= 0 else 0))

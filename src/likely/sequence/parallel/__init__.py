@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from likely.sequence.parallel.layout import ShardLayout as ShardLayout
     from likely.sequence.parallel.layout import next_token_targets as next_token_targets
     from likely.sequence.parallel.layout import shard_batch as shard_batch
+    from likely.sequence.parallel.model import ParallelLM as ParallelLM
     from likely.sequence.parallel.runner import BlockGroups as BlockGroups
     from likely.sequence.parallel.runner import run_plan as run_plan
     from likely.sequence.parallel.shards import SequenceShards as SequenceShards

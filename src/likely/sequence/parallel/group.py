@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from likely.errors import CapabilityError
+
+SEQUENCE_DIMENSION = "sp"  # of a DeviceMesh
+TORCHRUN = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # what it sets
 
 
 @dataclass
@@ -53,9 +58,10 @@ class SequenceGroup:
     traffic: Traffic = field(default_factory=Traffic, compare=False)
 
     @classmethod
-    def of(cls, process_group: dist.ProcessGroup | None = None) -> SequenceGroup:
+    def of(cls, over: dist.ProcessGroup | DeviceMesh | None = None) -> SequenceGroup:
         """The members of a torch process group that this process belongs to; None: all processes.
 
+        A DeviceMesh: those along its dimension "sp", or along its only one.
         CapabilityError where torch.distributed is not started.
         """
         if not dist.is_available() or not dist.is_initialized():
@@ -63,12 +69,23 @@ class SequenceGroup:
                 "torch.distributed has no process group: start with torchrun and call init_process_group first, "
                 "or use SequenceGroup() for one process"
             )
-        process_group = process_group or dist.group.WORLD
+        process_group = _along_sequences(over) if isinstance(over, DeviceMesh) else over or dist.group.WORLD
         ranks = tuple(dist.get_process_group_ranks(process_group))
         here = dist.get_rank()
         if here not in ranks:
             raise CapabilityError(f"process {here} is not a member of the group {list(ranks)}")
         return cls(ranks.index(here), len(ranks), ranks, process_group)
+
+    @classmethod
+    def from_environment(cls) -> SequenceGroup:
+        """All processes that torchrun started (nccl where there are GPUs, else gloo); without it, this one alone."""
+        if not dist.is_initialized():
+            if not os.environ.keys() >= TORCHRUN:
+                return cls()
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        return cls.of()
 
     def gather(self, t: Tensor) -> Tensor:
         """(W, ...): every member's tensor, in order of rank; all must have the same shape."""
@@ -125,7 +142,7 @@ class SequenceGroup:
 
     def sum(self, t: Tensor) -> Tensor:
         """Over all members, on all of them; no gradient."""
-        t = t.detach().clone()
+        t = t.detach().clone(memory_format=torch.contiguous_format)  # strides may differ between members
         if self.size > 1:
             dist.all_reduce(t, group=self.process_group)
         return t
@@ -135,6 +152,15 @@ class SequenceGroup:
         dist.all_to_all_single(received, t, group=self.process_group)
         self.traffic.add(nbytes(t[0]), nbytes(t[0]) * (self.size - 1))
         return received
+
+
+def _along_sequences(mesh: DeviceMesh) -> dist.ProcessGroup:
+    names = mesh.mesh_dim_names or ()
+    if mesh.ndim > 1 and SEQUENCE_DIMENSION not in names:
+        raise CapabilityError(
+            f'a mesh of {mesh.ndim} dimensions must name that of sequences "{SEQUENCE_DIMENSION}", got {list(names)}'
+        )
+    return mesh.get_group(SEQUENCE_DIMENSION if SEQUENCE_DIMENSION in names else 0)
 
 
 def _as_real(t: Tensor) -> Tensor:

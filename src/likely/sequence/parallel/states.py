@@ -64,8 +64,6 @@ def mix_recurrent(
             f"the shortest chunk has {layout.smallest_chunk} tokens, the layer's convolution looks back on {halo}: "
             f"share among fewer processes"
         )
-    if seq_idx is not None and halo and not mixer.packs:
-        raise CapabilityError(f"{type(mixer).__name__} cannot share packed documents: give it one document a row")
     chunks = _local_chunks(x, layout, group.rank, mask, seq_idx)
     if halo:
         return _with_halo(mixer, chunks, layout, group)

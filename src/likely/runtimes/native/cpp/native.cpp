@@ -9,6 +9,7 @@
 #include <new>
 
 #include "forward.h"
+#include "recurrent.h"
 #include "reduce.h"
 
 #if LIKELY_PART != 2
@@ -187,6 +188,37 @@ int likely_multiply(Session* session, int kind, int type, int rotated, const flo
     case CODES: return work(std::integral_constant<Kind, CODES>{});
     default: return work(std::integral_constant<Kind, FP32>{});
   }
+}
+
+// Steps of a state-space model, see recurrent.h: of up to `rows` tokens at a time, no vector wider than `widest`.
+recurrent::Stepper* likely_stepper_open(int threads, int rows, int widest) {
+  try {
+    return new recurrent::Stepper(threads, rows, widest);
+  } catch (const std::exception&) {  // no memory, or no more threads
+    return nullptr;
+  }
+}
+void likely_stepper_close(recurrent::Stepper* stepper) { delete stepper; }
+
+// x (tokens, sequences, width) through `count` blocks, in place.  states (tokens, count); tokens * sequences <= rows
+void likely_stepper_run(recurrent::Stepper* stepper, const RecurrentBlock* blocks, const RecurrentState* states,
+                        int count, int tokens, int sequences, float* x, int width) {
+  stepper->team.run([&](int) {
+    for (int b = 0; b < count; b++) stepper->run(blocks[b], states + b, count, tokens, sequences, x, width);
+  });
+}
+
+// out (rows, outputs) of x (rows, inputs) through one layer.
+void likely_stepper_multiply(recurrent::Stepper* stepper, const DenseLayer* layer, int rows, const float* x,
+                             float* out) {
+  stepper->team.run([&](int) {
+    stepper->multiply(*layer, x, layer->inputs, rows,
+                      [=](int r, int o, float value) { out[(size_t)r * layer->outputs + o] = value; });
+  });
+}
+
+void likely_selective_scan(recurrent::Stepper* stepper, const SelectiveScan* scan) {
+  stepper->team.run([&](int) { stepper->scan(*scan); });
 }
 
 }  // extern "C"

@@ -60,7 +60,32 @@ INLINE f32x16 load16(const float* from) { return load_as<f32x16>(from); }
 INLINE void store16(float* to, f32x16 v) { memcpy(to, &v, 64); }
 INLINE f32x16 all16(float x) { return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 INLINE i32x16 all16i(int32_t x) { return i32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+#if LIKELY_AVX2 && !LIKELY_AVX512  // the compiler would compare vectors wider than a register number by number
+template <class Work>
+INLINE f32x16 by_halves(f32x16 a, f32x16 b, const Work& work) {
+  f32x8 x[2], y[2];
+  memcpy(x, &a, 64);
+  memcpy(y, &b, 64);
+  for (int i = 0; i < 2; i++) x[i] = (f32x8)work((__m256)x[i], (__m256)y[i]);
+  memcpy(&a, x, 64);
+  return a;
+}
+INLINE f32x16 max16(f32x16 a, f32x16 b) {
+  return by_halves(a, b, [](__m256 x, __m256 y) { return _mm256_max_ps(x, y); });
+}
+INLINE f32x16 min16(f32x16 a, f32x16 b) {
+  return by_halves(a, b, [](__m256 x, __m256 y) { return _mm256_min_ps(x, y); });
+}
+INLINE f32x16 zero_where_less(f32x16 v, f32x16 x, float least) {  // 0 where x < least, else v
+  return by_halves(v, x, [least](__m256 v, __m256 x) {
+    return _mm256_andnot_ps(_mm256_cmp_ps(x, _mm256_set1_ps(least), _CMP_LT_OQ), v);
+  });
+}
+#else
 INLINE f32x16 max16(f32x16 a, f32x16 b) { return a > b ? a : b; }
+INLINE f32x16 min16(f32x16 a, f32x16 b) { return a < b ? a : b; }
+INLINE f32x16 zero_where_less(f32x16 v, f32x16 x, float least) { return x < all16(least) ? all16(0.0f) : v; }
+#endif
 INLINE f32x16 to_float(i32x16 v) { return __builtin_convertvector(v, f32x16); }
 
 // a b + c, rounded once where the processor can.  The compiler fuses nothing by itself (-ffp-contract=off): whether it
@@ -136,7 +161,7 @@ INLINE f32x16 round16(f32x16 x) {
 INLINE f32x16 exp16(f32x16 x) {
   x = max16(all16(-110.0f), x);  // NaN stays NaN
 #if !LIKELY_AVX512
-  x = x > all16(88.3f) ? all16(88.3f) : x;
+  x = min16(all16(88.3f), x);  // NaN stays NaN
 #endif
   f32x16 n = round16(x * 1.44269504088896341f);
   f32x16 r = fma16(n, 2.12194440e-4f, fma16(n, -0.693359375f, x));
@@ -150,10 +175,8 @@ INLINE f32x16 exp16(f32x16 x) {
 #if LIKELY_AVX512
   return (f32x16)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
-  i32x16 tiny = n < all16(-126.0f);
   i32x16 power = (__builtin_convertvector(n, i32x16) + 127) << 23;
-  p = p * (f32x16)power;
-  return tiny ? all16(0.0f) : p;
+  return zero_where_less(p * (f32x16)power, n, -126.0f);
 #endif
 }
 #if LIKELY_AVX512
