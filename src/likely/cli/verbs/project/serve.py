@@ -76,6 +76,10 @@ def serve(
     drafter: Annotated[
         str | None, typer.Option("--drafter", help="Guess ahead in every request that names no drafter of its own.")
     ] = None,
+    reviews: Annotated[
+        Path | None,
+        typer.Option("--reviews", metavar="PATH", help="A review queue, or a folder of them, to judge on the page."),
+    ] = None,
     draft_budget: Annotated[
         str,
         typer.Option(
@@ -98,6 +102,8 @@ def serve(
 
       likely serve --drafter suffix --draft-budget auto
 
+      likely serve --reviews queue.jsonl
+
       LIKELY_KEY=secret likely serve --host 0.0.0.0 --api-key-env LIKELY_KEY
     """
     from likely.models.load import installed
@@ -107,6 +113,7 @@ def serve(
 
     from likely.calibration.calibrator import Calibrator
     from likely.serving.api.app import create_app
+    from likely.serving.api.endpoints.reviews import review_files
     from likely.serving.limits import ServerLimits
     from likely.serving.listening import server
     from likely.serving.upstream import UpstreamProxy
@@ -133,6 +140,7 @@ def serve(
         key = _key(upstream_key_env, "--upstream-key-env") if upstream_key_env else None
         others = UpstreamProxy(upstream, api_key=key, limits=limits)
     _check_tls(tls_cert, tls_key)
+    queues = None if reviews is None else review_files(reviews)
     if access_log:
         _log_to_stderr()
     listener = _listen(host, port)
@@ -151,6 +159,7 @@ def serve(
             api_key=keys,
             hosts=hosts,
             upstreams=others,
+            reviews=queues,
             if_unavailable=if_unavailable,
             **{**wanted, "fallback": other},
         )
