@@ -131,6 +131,6 @@ def test_without_data_sets_the_reason_is_one_line(monkeypatch, tmp_path):
 def test_spectra_as_a_report_say_that_no_value_is_good_alone():
     texts = [TextSpectrum(i, 9, 16, 5.0, 0.5, 0.6, 4.0, 0.7 + i / 10, 3.0 + i) for i in range(3)]
     found = spectral_report(SpectralReport("toy", 2, 2, texts, []), header=HEADER)
-    assert found.finding("last states", "effective rank").value == pytest.approx(np.mean([3, 4, 5]))
+    assert found.finding("last layer", "effective rank").value == pytest.approx(np.mean([3, 4, 5]))
     assert "4 of 16 dimensions" in found.verdicts[0] and "No value is good or bad" in found.reading[0]
     assert len(found.cases) == 3 and found.caveats

@@ -43,7 +43,7 @@ def audits(tiny, tmp_path):
         "exposure": ("exposure", tiny, "--threads", 1),
         "invert": ("invert", tiny, "--threads", 1, "--prompts", prompts, "--steps", 2, "--epochs", 1),
         "spectral": ("spectral", tiny, "--threads", 1, "--runtime", "native", "--data", prompts.parent / "text.txt",
-                     "--texts", 2, "--tokens", 16),
+                     "--texts", 2, "--tokens", 16, "--report", tmp_path / "s.html"),
         "all": ("all", *base, "--cases", cases, "--segments", "context", "--questions", questions, "--flows", flows,
                 "--only", "ablate,probes,mermaid,exposure", "--limit", 2, "--max-tokens", 8),
     }  # fmt: skip

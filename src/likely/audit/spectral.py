@@ -157,17 +157,17 @@ class SpectralReport:
 
 def spectral_report(found: SpectralReport, *, header: Mapping[str, Any]) -> AuditReport:
     """Means over the texts, with intervals, and how little they say alone."""
-    findings = []
+    findings, layer = [], "last layer" if found.layer == found.layers else f"layer {found.layer}"
     for quantity, name, unit in (
         ("effective_rank", "effective rank", "dimensions"), ("entropy", "matrix entropy", ""),
         ("mnn_relative", "MNN / sqrt(N D)", ""), ("mnn_per_token", "MNN / N", ""), ("nuclear_norm", "nuclear norm", ""),
     ):  # fmt: skip
         values = [float(getattr(text, quantity)) for text in found.texts]
         low, high = mean_interval(values) if len(values) > 1 else (None, None)
-        findings.append(Finding("last states", name, float(np.mean(values)), low, high, unit, len(values)))
+        findings.append(Finding(layer, name, float(np.mean(values)), low, high, unit, len(values)))
     rank, text = findings[0].value, found.texts[0]
     return AuditReport(
-        "Spectrum of the hidden states",
+        f"Spectrum of the hidden states: {found.model}, {layer}",
         "How many directions do the model's hidden states really use?",
         [f"The states of {text.tokens} tokens spread over {rank:.0f} of {text.dimensions} dimensions as evenly as they "
          "would over all of those (effective rank)."],

@@ -12,7 +12,15 @@ from typing import Any
 from likely.audit.ablation import SegmentAblation, ablation_report
 from likely.audit.case import Case, Measure, Perturb, likelihoods, run_audit
 from likely.audit.consistency import check_other_model, consistency_report, probe_variants
-from likely.audit.inversion import InverterConfig, audit_recovery, exposure_report, hidden_size_of, measure_runtime
+from likely.audit.inversion import (
+    InverterConfig,
+    RoundedLogprobs,
+    TextOnly,
+    audit_recovery,
+    exposure_report,
+    hidden_size_of,
+    measure_runtime,
+)
 from likely.audit.inversion.exposure import random_texts
 from likely.audit.inversion.recovered import RecoveryPlan
 from likely.audit.mermaid.benchmark import MODES, diagram_modes, diagram_report, diagrams
@@ -209,10 +217,14 @@ def exposure_part(*, seed: int = 0) -> AuditPart:
 
 def invert_part(
     prompts: Sequence[str], render: Callable[[Any, str], Sequence[int]], what: str = "your prompts", *,
-    steps: int = 8, epochs: int = 20, seed: int = 0,
+    steps: int = 4, epochs: int = 60, seed: int = 0,
 ) -> AuditPart:  # fmt: skip
-    """Hidden prompts from log-probabilities; render(model, prompt) -> the token ids that the model reads."""
-    plan = RecoveryPlan(steps, (1, steps), 0.2, InverterConfig(epochs=epochs, seed=seed), seed=seed)
+    """Hidden prompts from log-probabilities, rounded ones and text alone.
+
+    render(model, prompt) -> the token ids that the model reads
+    """
+    config = InverterConfig(epochs=epochs, batch=32, seed=seed)
+    plan = RecoveryPlan(steps, (steps,), 0.2, config, (RoundedLogprobs(2), TextOnly()), seed=seed)
 
     def run(at: AuditPlace) -> AuditReport:
         def make(own: dict[str, Any]) -> AuditReport:
