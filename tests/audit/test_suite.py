@@ -101,15 +101,17 @@ def test_cases_of_its_own_are_always_the_same_and_right():
 
 
 def test_cases_of_data_sets():
-    from likely.runtimes.toy import CharTokenizer
-
     questions = school_questions(3)
     assert len(questions) == 3 and all(0 <= case.answer < len(case.choices) for case in questions)
-    tokenizer = CharTokenizer("".join(sorted({chr(i) for i in range(32, 127)} | set("–—’“”éöä@"))))
-    try:
-        states = paragraph_states(tokenizer, 4)
-    except DataError as error:
-        pytest.skip(str(error))
+
+    class Characters:
+        def encode(self, text, *, parse_special=False):
+            return [ord(character) for character in text]
+
+        def token_bytes(self, token):
+            return chr(token).encode()
+
+    states = paragraph_states(Characters(), 4)
     assert len(states) == 4 and all(len(case.segments["target"]) == 1 for case in states)
     assert [len(case.segments["state"]) for case in states] == [6, 7, 8, 9]
 

@@ -149,7 +149,7 @@ def ablate_part(cases: Sequence[Case], ablation: SegmentAblation, what: str = "y
         )  # fmt: skip
         return ablation_report(found, ablation, header=own)
 
-    return AuditPart("ablate", f"{len(cases)} of {what}", run)
+    return AuditPart("ablate", f"{len(cases)} cases: {what}", run)
 
 
 def probes_part(questions: Sequence[Case], probes: Sequence[Probe], what: str = "your questions") -> AuditPart:
@@ -162,7 +162,7 @@ def probes_part(questions: Sequence[Case], probes: Sequence[Probe], what: str = 
         )  # fmt: skip
         return consistency_report(found, header=own, probes=probes)
 
-    return AuditPart("probes", f"{len(questions)} of {what}, {len(probes)} other wordings", run)
+    return AuditPart("probes", f"{len(questions)} questions with {len(probes)} other wordings: {what}", run)
 
 
 def mermaid_part(
@@ -177,11 +177,11 @@ def mermaid_part(
         )  # fmt: skip
         return diagram_report(found, header=own)
 
-    return AuditPart("mermaid", f"{len(flows)} of {what}, {len(modes)} ways to ask", run)
+    return AuditPart("mermaid", f"{len(flows)} flows, {len(modes)} ways to ask: {what}", run)
 
 
 def reach_part(
-    cases: Callable[[Any], Sequence[Case]], count: str, *, lengths: Sequence[int] = (1, 2, 4), seed: int = 0
+    cases: Callable[[Any], Sequence[Case]], what: str, *, lengths: Sequence[int] = (1, 2, 4), seed: int = 0
 ) -> AuditPart:
     """Targets forced by a few tokens; `cases` are made with the model's tokenizer.  Gradients come from torch."""
 
@@ -197,7 +197,7 @@ def reach_part(
             asked, measure, lengths, header=at.settings("reach", settings), output=at.file("reach.jsonl")
         )  # fmt: skip
 
-    return AuditPart("reach", f"{count}, controls of {', '.join(map(str, lengths))} tokens", run)
+    return AuditPart("reach", f"controls of {', '.join(map(str, lengths))} tokens: {what}", run)
 
 
 def exposure_part(*, seed: int = 0) -> AuditPart:
@@ -237,7 +237,7 @@ def invert_part(
             "invert", {"steps": steps, "epochs": epochs, "seed": seed, "prompts": fingerprint(list(prompts))}, make
         )
 
-    return AuditPart("invert", f"{len(prompts)} of {what}, {steps} steps of each answer", run)
+    return AuditPart("invert", f"{len(prompts)} prompts, {steps} steps of each answer: {what}", run)
 
 
 def spectral_part(

@@ -128,5 +128,5 @@ def _of_file(
         return suite.mermaid_part(diagram_cases([line.record for line in lines], file), file, max_tokens=max_tokens)
     if name == "reach":
         cases = [reach_case(line.record, f"{file}:{line.number}") for line in lines]
-        return suite.reach_part(lambda tokenizer: cases, f"{len(cases)} of {file}")
+        return suite.reach_part(lambda tokenizer: cases, f"{len(cases)} cases, {file}")
     return suite.invert_part([prompt_of(line, f"{file}:{line.number}") for line in lines], prompt_tokens, file)
