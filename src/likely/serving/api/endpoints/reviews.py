@@ -94,7 +94,13 @@ class ReviewsEndpoint:
 
     def _alone(self, work: Callable[[], Any]) -> Any:
         with self._lock:
-            return work()
+            try:
+                return work()
+            except DataError as error:  # clients are told names, never paths of this machine
+                said = str(error)
+                for file in self._files.values():
+                    said = said.replace(str(file), file.name)
+                raise DataError(said) from None
 
     def _list(self) -> list[dict[str, Any]]:
         queues = {name: _read(file) for name, file in self._files.items()}
@@ -126,7 +132,4 @@ class ReviewsEndpoint:
 def _read(file: Path) -> ReviewQueue:
     if file.is_file() and file.stat().st_size > MOST_BYTES:
         raise DataError(f"{file.name} is larger than {MOST_BYTES // 2**20} MiB")
-    try:
-        return ReviewQueue.open(file)
-    except DataError as error:  # clients are told names, never paths of this machine
-        raise DataError(str(error).replace(str(file), file.name)) from None
+    return ReviewQueue.open(file)
