@@ -49,7 +49,9 @@ def audits(tiny, tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["ablate", "probes run", "mermaid", "reach"])
+@pytest.mark.parametrize(
+    "name", ["probes run", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ablate", "mermaid", "reach"))]
+)
 def test_a_file_that_was_cut_anywhere_ends_with_the_same_bytes(cli, audits, tmp_path, name):
     out, page = tmp_path / "out.jsonl", tmp_path / "r.html"
     command = ("audit", *audits[name], "-o", out, "--report", page)

@@ -63,8 +63,8 @@ class SavedInverter:
             "tokens": list(self.tokens), "steps": self.steps,
         }  # fmt: skip
         text = json.dumps(about, ensure_ascii=False)
-        metadata = {"format": FORMAT, "about": text, "digest": _digest(arrays, text)}
-        write_for_user(path, save(arrays, metadata))
+        head = {"format": FORMAT, "digest": _digest(arrays, text), "about": text}
+        write_for_user(path, save(arrays, {"likely": json.dumps(head)}))  # one field: several come in any order
 
     @classmethod
     def load(cls, path: Path) -> SavedInverter:
@@ -75,16 +75,16 @@ class SavedInverter:
             if path.stat().st_size > MOST_BYTES:
                 raise DataError(f"{path} is larger than {MOST_BYTES // 2**20} MiB: no saved inverter")
             with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
+                head = json.loads((file.metadata() or {}).get("likely", "{}"))
+                if head.get("format") != FORMAT:
                     raise DataError(f"{path} is no saved inverter: likely audit invert --save-inverter writes them")
                 arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            if _digest(arrays, metadata["about"]) != metadata["digest"]:
+            if _digest(arrays, head["about"]) != head["digest"]:
                 raise DataError(f"{path} was changed after it was written: its digest does not fit")
-            return _restored(arrays, json.loads(metadata["about"]))
+            return _restored(arrays, json.loads(head["about"]))
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{path} is damaged ({type(error).__name__}): {str(error).splitlines()[0][:200]}") from None
