@@ -58,7 +58,7 @@ FILLERS = {
 TOLD = ("digits", "passage")  # segments of `told_cases`
 TEXT, SPECTRAL_TOKENS = "wikitext2:test", 256
 # cases of each audit: together an hour of two cores at most for a model of 135M parameters
-SIZES = {"ablate": 32, "probes": 60, "mermaid": 8, "reach": 8, "exposure": 1, "invert": 400, "spectral": 8}
+SIZES = {"ablate": 24, "probes": 40, "mermaid": 6, "reach": 6, "exposure": 1, "invert": 300, "spectral": 8}
 
 
 def standard_part(
