@@ -24,6 +24,7 @@ from likely.io.hashes import fingerprint
 from likely.io.whole_file import replacing
 from likely.runtimes.protocol import Runtime
 
+RARE = 0.05  # share of recovered prompts above which something should be done
 PART = 200  # prompts of one file of trajectories, and at most so many are decoded again after a kill
 
 
@@ -195,8 +196,10 @@ def recovery_report(
             ["Treat prompts as readable by whoever sees the log-probabilities of their answers: no secrets in them.",
              *([f"If that cannot be, return less: {least.name} leaves {least.prepared.exact:.0%}."]
                if least.name != Undefended().name else [])]
-            if best.low > 0.05
+            if best.low > RARE
             else ["Nothing for prompts like these, as far as an inverter of this size shows."]
+            if best.high < RARE
+            else [f"Give more prompts: from {best.n} it is not clear whether more than {RARE:.0%} come back."]
         ),
     )  # fmt: skip
 
