@@ -7,6 +7,7 @@ substitute for cases of your own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,7 @@ from likely.audit.ablation import SegmentAblation
 from likely.audit.case import Case
 from likely.audit.mermaid.benchmark import diagram_cases
 from likely.audit.probes import Probe, question_of_case
+from likely.audit.report import AuditReport
 from likely.audit.suite import (
     AuditPart,
     ablate_part,
@@ -73,7 +75,8 @@ def standard_part(
     match name:
         case "ablate":
             ablation = SegmentAblation(TOLD, tuple(("swap", segment) for segment in TOLD))
-            return ablate_part(told_cases(size), ablation, "made-up questions whose answer stands in a passage")
+            part = ablate_part(told_cases(size), ablation, "made-up questions whose answer stands in a passage")
+            return AuditPart(part.name, part.cases, lambda at: told_report(part.run(at)))
         case "probes":
             questions = school_questions(size)
             return probes_part(questions, framed_probes(questions), "school questions (arc-easy)")
@@ -116,6 +119,20 @@ def told_cases(count: int) -> list[Case]:
             )
         )  # fmt: skip
     return found
+
+
+def told_report(report: AuditReport) -> AuditReport:
+    """The ablation of `told_cases`, where it is known what should be found."""
+    gained, noise = (report.finding(name, "gain given none") for name in ("passage", "digits"))
+    reads, misled = (gained.low or 0.0) > 0, (noise.high or 0.0) < 0
+    advice = [
+        "Nothing: it reads the passage that it is given." if reads
+        else "Do not rely on passages in its prompt (retrieval, documents): it does not use even a plain one.",
+        "Keep what does not matter out of its prompts: random digits make its right answers less likely." if misled
+        else "Nothing: random digits beside the question do not mislead it.",
+    ]  # fmt: skip
+    title = "Passages: does it use what it is told, and pass over random digits?"
+    return replace(report, title=title, advice=advice)
 
 
 def school_questions(count: int) -> list[Case]:

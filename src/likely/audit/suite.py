@@ -122,18 +122,19 @@ class AuditSuite:
         said    told of each audit before it begins, and of the processor time it took
         An audit that the model's runtime or this installation cannot do is left out, and the summary says why.
         """
-        place, reports, left_out = AuditPlace(model, header, folder), list[AuditReport](), list(self.left_out)
+        place, reports, asked = AuditPlace(model, header, folder), list[AuditReport](), list[str]()
+        left_out = list(self.left_out)
         for part in self.parts:
             said(f"{part.name}: {part.cases}")
             begun = time.process_time()
             try:
                 reports.append(part.run(place))
+                asked.append(f"{part.name}: {part.cases}.")
             except CapabilityError as error:
                 left_out.append(f"{part.name}: {error}")
             said(f"{part.name}: {time.process_time() - begun:.0f} s of processor time")
         if not reports:
             raise LikelyError(f"no audit could be run: {left_out[0]}")
-        asked = [f"{part.name}: {part.cases}." for part in self.parts]
         return [summary(reports, header=header, asked=asked, left_out=left_out), *reports]
 
 
