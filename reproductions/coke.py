@@ -37,6 +37,7 @@ import likely
 from likely.audit.ablation import SegmentAblation, ablation_report, motif_tokens
 from likely.audit.case import Case, CaseRecord, likelihoods, reference_logprob, run_audit
 from likely.audit.report import AuditReport
+from likely.audit.standard import told_cases
 from likely.data import load_records
 from likely.errors import DataError
 from likely.evidence import Check, Evidence, Figure, Source
@@ -89,29 +90,6 @@ def context_terms(context: Mapping[str, Any]) -> tuple[str, ...]:
         *(f"domain {d}" for d in context["domains"]),
         *(f"{g['aspect']} {g['term']}" for g in context["go"]),
     )
-
-
-def told_cases(count: int) -> list[Case]:
-    """Questions whose answer stands in one segment, beside one of random digits: what the tool must find is known."""
-    rng = np.random.default_rng(0)
-    names = ("Ann", "Bert", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal")
-    colours = ("red", "green", "blue", "yellow", "white", "black")
-    found = []
-    for number in range(count):
-        owner, colour = names[number % len(names)], str(rng.choice(colours))
-        others = [c for c in colours if c != colour]
-        choices = [colour, *map(str, rng.permutation(others)[:3])]
-        order = rng.permutation(4)
-        digits = "".join(map(str, rng.integers(10, size=120)))
-        found.append(
-            Case(
-                f"told-{number}",
-                {"digits": digits, "passage": f"The car of {owner} is {colour}.",
-                 "question": f"Which colour has the car of {owner}?"},
-                tuple(choices[i] for i in order), int(np.flatnonzero(order == 0)[0]),
-            )
-        )  # fmt: skip
-    return found
 
 
 # --- what was measured, pooled ----------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ from likely.audit.probes import (
     write_probes,
 )
 from likely.audit.report import AuditReport
+from likely.audit.standard import FRAMES, RULES, framed_probes
 from likely.data import load_records
 from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir
@@ -56,12 +57,6 @@ from likely.metrics.bootstrap import mean_interval
 
 WRITER, AUDITED = "gemma3", "smollm2"
 FILES: tuple[tuple[str, str | None], ...] = (("truthfulqa", None), ("arc-easy", "test.jsonl.gz"))
-FRAMES = (  # the same question for certain: rules, no model
-    "Please answer this question. {}",
-    "Here is a question that somebody asked: {}",
-    "{} What is the right answer to this?",
-)
-RULES = "rules"
 TIE = 1e-6  # what is equal is not below
 
 
@@ -79,14 +74,6 @@ def questions(name: str, file: str | None, count: int) -> list[Case]:
             choices, answer = tuple(record["choices"]), int(record["answer"])
         found.append(Case(f"{name}-{number}", {"question": record["question"]}, choices, answer))
     return found
-
-
-def framed(cases: Sequence[Case]) -> list[Probe]:
-    return [
-        Probe(case.id, i, frame.format(question_of_case(case)), origin={"writer": RULES})
-        for case in cases
-        for i, frame in enumerate(FRAMES)
-    ]
 
 
 def written(lm: Any, cases: Sequence[Case], template: ProbeTemplate, n: int, kept: KeptValues) -> list[Probe]:
@@ -124,7 +111,7 @@ def study(
         for template, probes in by.items():
             passed[template] += [probe.passed for probe in probes]
         report(f"{name}: probes are written, {time.perf_counter() - started:.0f} s")
-        for label, probes in (("probes of " + WRITER, by[STRUCTURED.name]), (RULES, framed(cases))):
+        for label, probes in (("probes of " + WRITER, by[STRUCTURED.name]), (RULES, framed_probes(cases))):
             digest = [probe.text for probe in probes if probe.passed]
             header = {"model": audited.info.sha256, "set": name, "probes": digest}
             path = kept and kept / f"{name}-{label.replace(' ', '_')}-{n}-{len(cases)}.jsonl"

@@ -39,6 +39,7 @@ from likely.audit.mermaid.criteria import CRITERIA
 from likely.audit.mermaid.judge import expected_scores, judge_control, judge_prompt, with_faults
 from likely.audit.mermaid.lexer import MermaidSyntaxError
 from likely.audit.mermaid.parser import parse_sequence
+from likely.audit.standard import spread_records
 from likely.data import load_records
 from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir
@@ -48,17 +49,6 @@ MODELS = ("smollm2", "gemma3")
 TIE = 1e-6  # what is equal is not below
 FILES = (("mermaid-sequence", "prompts.jsonl"), ("mermaid-sequence", "syntax.jsonl"))
 NOT_OF_THE_PARSER = "Option is not defined"  # jsdom lacks what `box` with a colour asks the browser for
-
-
-def chosen(records: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """As many records, spread over flows and over their variations."""
-    if count >= len(records):
-        return list(records)
-    by_flow: dict[str, list[Mapping[str, Any]]] = {}
-    for record in records:
-        by_flow.setdefault(str(record["seed"]), []).append(record)
-    flows = list(by_flow.values())
-    return [flows[i % len(flows)][(i + i // len(flows)) % len(flows[i % len(flows)])] for i in range(count)]
 
 
 def parser_figures(labelled: Sequence[Mapping[str, Any]]) -> tuple[list[Figure], list[Check]]:
@@ -204,7 +194,7 @@ def measure(options: argparse.Namespace) -> Evidence:
             name: opened.enter_context(likely.load(name, runtime="native", threads=options.threads)) for name in names
         }
         return study(
-            models, chosen(flows, count), labelled[:60] if options.quick else labelled, max_tokens=tokens,
+            models, spread_records(flows, count), labelled[:60] if options.quick else labelled, max_tokens=tokens,
             judged=judged, full=options.full, sources=[model_source(name) for name in names], data=data_sources(FILES),
             kept=None if options.quick else options.kept, threads=options.threads, report=report,
         )  # fmt: skip

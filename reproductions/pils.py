@@ -49,6 +49,7 @@ from likely.audit.inversion import (
     measure_runtime,
     recovery,
 )
+from likely.audit.standard import PROMPT_TEMPLATES, instruction_prompts
 from likely.evidence import Check, Evidence, Figure, Source
 from likely.io.hashes import cache_dir
 from likely.runtimes.protocol import Runtime
@@ -56,24 +57,6 @@ from likely.runtimes.protocol import Runtime
 STEPS = (1, 4, 16)
 SEED = 5
 LEAST_RATIO = 1.5
-TEMPLATES = (
-    "Write a {form} about {topic} for {who}.",
-    "Explain {topic} to {who} in {n} {unit}.",
-    "List {n} {thing} about {topic}.",
-    "Give {who} {n} {thing} on {topic} as a {form}.",
-)
-FILLERS = {
-    "form": ("poem", "letter", "summary", "story", "speech", "song", "report", "dialogue"),
-    "topic": (
-        "rivers", "volcanoes", "chess", "bread", "glaciers", "bees", "trains", "tea", "satellites", "whales", "violins",
-        "castles", "coffee", "earthquakes", "vaccines", "dinosaurs", "bridges", "honey", "deserts", "magnets", "sleep",
-        "batteries", "forests", "money",
-    ),
-    "who": ("children", "engineers", "my boss", "a friend", "nurses", "farmers", "tourists", "students"),
-    "n": ("two", "three", "four", "five", "seven", "ten"),
-    "unit": ("sentences", "words", "steps", "lines"),
-    "thing": ("facts", "questions", "jokes", "risks", "tips", "myths"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,16 +69,6 @@ class Sizes:
     longer: bool = False
 
 
-def grammar(count: int, *, seed: int = SEED) -> list[str]:
-    """Different prompts, drawn from all combinations."""
-    rng = np.random.default_rng(seed)
-    found: dict[str, None] = {}
-    while len(found) < count:
-        template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
-        found[template.format(**{name: words[int(rng.integers(len(words)))] for name, words in FILLERS.items()})] = None
-    return list(found)
-
-
 def study(
     runtime: Runtime, render: Callable[[str], Sequence[int]], hidden_size: int, sizes: Sizes, *,
     steps: Sequence[int] = STEPS, kept: Path | None = None, sources: Sequence[Source] = (), full: bool = False,
@@ -106,7 +79,7 @@ def study(
     texts = rng.integers(0, runtime.vocab_size, (8, (hidden_size + 200) // 8 + 1)).tolist()
     span = measure_runtime(runtime, texts, hidden_size=hidden_size, extra=spare)
     report(f"rank {span.rank}, gap {span.gap}, largest error of unseen log-ratios {span.error_nats} nats")
-    prompts = grammar(sizes.prompts)
+    prompts = instruction_prompts(sizes.prompts, seed=SEED)
     compressor = LogprobCompressor(runtime.vocab_size, hidden_size, extra=min(100, hidden_size), seed=SEED)
     seen = kept_trajectories(runtime, [render(p) for p in prompts], compressor.tokens.tolist(), max(steps), folder=kept)
     report(f"trajectories of {len(seen)} prompts")
@@ -152,8 +125,8 @@ def study(
         figures=figures,
         checks=checks,
         samples=(
-            f"{cut} prompts of {len(TEMPLATES)} templates for training, {len(hidden)} other combinations for the test; "
-            f"greedy answers of {max(steps)} tokens, {compressor.size} log-ratios a step; inverters of "
+            f"{cut} prompts of {len(PROMPT_TEMPLATES)} templates for training, {len(hidden)} other combinations for "
+            f"the test; greedy answers of {max(steps)} tokens, {compressor.size} log-ratios a step; inverters of "
             f"{sizes.config.encoder_layers} + {sizes.config.decoder_layers} layers of width {sizes.config.width}, "
             f"{sizes.config.epochs} passes over the data, all trained alike"
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from likely.audit.inversion import (
     InverterInput,
     NoisyLogprobs,
     RoundedLogprobs,
+    SavedInverter,
     TextOnly,
     TopTokensOnly,
     Trajectories,
     Undefended,
     collect_trajectories,
     price_defences,
+    recover_with,
     recovery,
     word_f1,
 )
@@ -193,31 +196,119 @@ def test_defences_are_priced(learned):
 def test_an_audit_tells_rates_and_no_prompt(toy):
     pytest.importorskip("torch").set_num_threads(1)
 
-    class WithHidden:
-        """The toy with states that say nothing: the audit only asks how wide they are."""
-
-        def __getattr__(self, name):
-            return getattr(toy, name)
-
-        def forward(self, work):
-            if work[0].want.hidden:
-                from likely.runtimes.protocol import Output
-
-                return [Output(hidden=np.zeros((1, 8), np.float32))]
-            return toy.forward(work)
-
     prompts = prompts_of(24)
     config = InverterConfig(**{**vars(SMALL), "epochs": 2})
     plan = RecoveryPlan(3, (1, 3), 0.25, config, (RoundedLogprobs(1), TextOnly()))
-    found = audit_recovery(WithHidden(), prompts, tokens_of, plan, header={"model": "toy"})
+    found = audit_recovery(WithHidden(toy), prompts, tokens_of, plan, header={"model": "toy"})
     text = found.to_jsonl() + found.to_markdown()
     assert not any(prompt in text for prompt in prompts)
     assert found.finding("log-probabilities of 3 steps", "exact match").n == 6
     assert found.finding("defence: text only", "error of the chosen token's log-probability").value is None
-    again = audit_recovery(WithHidden(), prompts, tokens_of, plan, header={"model": "toy"})
+    again = audit_recovery(WithHidden(toy), prompts, tokens_of, plan, header={"model": "toy"})
     assert again.to_jsonl() == found.to_jsonl()
     with pytest.raises(DataError, match="too few"):
-        audit_recovery(WithHidden(), prompts[:2], tokens_of, plan, header={})
+        audit_recovery(WithHidden(toy), prompts[:2], tokens_of, plan, header={})
+
+
+class WithHidden:
+    """A toy with states that say nothing: the audit only asks how wide they are."""
+
+    def __init__(self, toy):
+        self.toy = toy
+
+    def __getattr__(self, name):
+        return getattr(self.toy, name)
+
+    def forward(self, work):
+        if work[0].want.hidden:
+            from likely.runtimes.protocol import Output
+
+            return [Output(hidden=np.zeros((1, 8), np.float32))]
+        return self.toy.forward(work)
+
+
+@pytest.mark.parametrize("defence", [Undefended(), TextOnly()])
+def test_a_saved_inverter_recovers_what_it_did_and_is_the_same_file_again(learned, tmp_path, defence):
+    prompts, seen, _, trained = learned
+    given = defence.returned(seen)
+    short = InverterConfig(**{**vars(SMALL), "epochs": 2})
+    inverter = trained if given.ratios is not None else Inverter(short).fit(given, prompts)
+    path, again = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    saved = SavedInverter(inverter, "model", TOKENS, STEPS)
+    saved.save(path)
+    loaded = SavedInverter.load(path)
+    assert (loaded.revision, loaded.tokens, loaded.steps) == ("model", TOKENS, STEPS)
+    assert loaded.inverter.config == inverter.config
+    assert loaded.inverter.recover(given) == inverter.recover(given)
+    loaded.save(again)
+    assert again.read_bytes() == path.read_bytes()
+    assert not any(prompt.encode() in path.read_bytes() for prompt in prompts)
+    loaded.check_model("model")
+    with pytest.raises(DataError, match="trained on another model"):
+        loaded.check_model("other")
+
+
+def test_a_file_that_is_no_whole_inverter_is_refused(learned, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    path, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    SavedInverter(learned[3], "model", TOKENS, STEPS).save(path)
+    whole = path.read_bytes()
+    turned = bytearray(whole)
+    turned[-1] ^= 1
+    header = re.sub(rb'(steps\\+": )5', rb"\g<1>6", whole)
+    assert header != whole
+    for raw, message in ((bytes(turned), "digest does not fit"), (header, "digest does not fit"),
+                         (whole[:-9], "damaged"), (b"", "damaged"), (b"\x00" * 64, "damaged")):  # fmt: skip
+        other.write_bytes(raw)
+        with pytest.raises(DataError, match=message):
+            SavedInverter.load(other)
+    save_file(load_file(path), other)
+    with pytest.raises(DataError, match="no saved inverter"):
+        SavedInverter.load(other)
+    with pytest.raises(DataError, match="cannot read"):
+        SavedInverter.load(tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="must end in"):
+        SavedInverter(learned[3], "model", TOKENS, STEPS).save(tmp_path / "a.bin")
+
+
+def test_sizes_that_the_arrays_do_not_have_are_refused_before_memory_is_taken(learned, tmp_path):
+    import json
+
+    from safetensors.numpy import load_file, save_file
+
+    from likely.audit.inversion.saved import FORMAT, _digest
+
+    path = tmp_path / "a.safetensors"
+    SavedInverter(learned[3], "model", TOKENS, STEPS).save(path)
+    arrays = dict(sorted(load_file(path).items()))
+    about = {"config": {**vars(SMALL), "width": 2**20, "most_steps": 2**30}, "pieces": ["a"], "revision": "model",
+             "tokens": list(TOKENS), "steps": STEPS}  # fmt: skip
+    text = json.dumps(about)
+    head = {"format": FORMAT, "about": text, "digest": _digest(arrays, text)}
+    save_file(arrays, path, {"likely": json.dumps(head)})
+    with pytest.raises(DataError, match="damaged"):
+        SavedInverter.load(path)
+
+
+def test_an_audit_keeps_its_inverter_which_reads_other_prompts_without_training(toy, tmp_path, monkeypatch):
+    pytest.importorskip("torch").set_num_threads(1)
+    runtime, path, header = WithHidden(toy), tmp_path / "kept.safetensors", {"model": "toy"}
+    config = InverterConfig(**{**vars(SMALL), "epochs": 2})
+    prompts = prompts_of(24)
+    plan = RecoveryPlan(3, (1, 3), 0.25, config, ())
+    whole = audit_recovery(runtime, prompts, tokens_of, plan, header=header, save_to=path)
+    order = np.random.default_rng(plan.seed).permutation(24).tolist()
+    hidden = [prompts[i] for i in order[18:]]
+    monkeypatch.setattr(Inverter, "fit", lambda *_, **__: pytest.fail("nothing is trained"))
+    found = recover_with(SavedInverter.load(path), runtime, hidden, tokens_of, header=header)
+    for quantity in ("exact match", "word F1"):
+        name = "log-probabilities of 3 steps"
+        assert found.finding(name, quantity).value == whole.finding(name, quantity).value
+    text = found.to_jsonl() + found.to_markdown()
+    assert not any(prompt in text for prompt in hidden)
+    with pytest.raises(DataError, match="no prompts"):
+        recover_with(SavedInverter.load(path), runtime, [], tokens_of, header=header)
 
 
 def test_arrays_of_other_shapes_fit_together():

@@ -228,6 +228,28 @@ def test_inconsistent_answers_that_are_wrong_are_found():
     assert report.cases[0]["flips"] == 1.0 and report.examples[0].title.startswith("c, original")
 
 
+def test_figures_of_consistency_are_those_of_a_plain_loop():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(3)
+    laws = rng.dirichlet([1, 1, 1], (40, 4))  # 40 cases: a question and three probes
+    records = [record(np.log(law).tolist()) for law in laws]
+    found = consistency_report(records, header={}, resamples=50)
+    flips, apart, wrong, pooled = [], [], [], []
+    for case, law in zip(records, laws, strict=True):
+        first = max(range(3), key=lambda k: law[0][k])
+        flips.append(sum(max(range(3), key=lambda k: row[k]) != first for row in law[1:]) / 3)
+        mean = law.mean(0)
+        apart.append(np.mean([sum(p * np.log(p / m) for p, m in zip(row, mean, strict=True)) for row in law]))
+        wrong.append(first != case.case.answer)
+        pooled.append(int(mean.argmax()) == case.case.answer)
+    for quantity, value in (
+        ("flip rate", np.mean(flips)), ("dispersion", np.mean(apart)),
+        ("accuracy, the question alone", 1 - np.mean(wrong)), ("accuracy, pooled over probes", np.mean(pooled)),
+        ("AUROC of dispersion for wrong answers", sklearn.roc_auc_score(wrong, apart)),
+    ):  # fmt: skip
+        assert found.finding("answers", quantity).value == pytest.approx(value), quantity
+
+
 def test_only_probes_that_passed_are_asked_and_questions_without_any_are_told():
     probes = [Probe("q0", 0, "good"), Probe("q0", 1, "bad", ("copy",))]
     perturb = probe_variants(probes)

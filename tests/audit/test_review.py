@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from likely.audit.review import Criterion, ReviewItem, ReviewQueue
@@ -69,6 +70,31 @@ def test_agreement_is_kappa_of_two_and_alpha_of_more(queue):
     assert diversity.value is None and diversity.passed == 1  # alike throughout: not defined
     judge(queue, "cleo", {"i0": (3, 1), "i1": (1, 3)})
     assert queue.agreement()[0].measure == "alpha" and queue.agreement()[0].value < 1
+
+
+def test_agreement_is_that_of_scikit_learn_and_of_pairs_counted_one_by_one(queue):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    given = {who: rng.integers(1, 4, (8, 2)).tolist() for who in ("anna", "bert", "cleo")}
+    for who in ("anna", "bert"):
+        judge(queue, who, {f"i{n}": given[who][n] for n in range(8)})
+    kappa = sklearn.cohen_kappa_score([r[0] for r in given["anna"]], [r[0] for r in given["bert"]])
+    assert queue.agreement()[0].value == pytest.approx(kappa)
+    judge(queue, "cleo", {f"i{n}": given["cleo"][n] for n in range(5)})  # three items are judged by two alone
+    units = [[given[who][n][0] for who in given if who != "cleo" or n < 5] for n in range(8)]
+    values = [v for unit in units for v in unit]
+
+    def distance(a, b):  # ordinal: how many ratings lie between, the ends counted half
+        low, high = min(a, b), max(a, b)
+        between = sum(low <= v <= high for v in values)
+        return 0 if a == b else (between - (values.count(a) + values.count(b)) / 2) ** 2
+
+    observed = sum(distance(a, b) / (len(u) - 1) for u in units for i, a in enumerate(u) for j, b in enumerate(u)
+                   if i != j) / len(values)  # fmt: skip
+    expected = sum(distance(a, b) for i, a in enumerate(values) for j, b in enumerate(values) if i != j)
+    alpha = 1 - observed * len(values) * (len(values) - 1) / expected
+    found = queue.agreement()[0]
+    assert (found.measure, found.value) == ("alpha", pytest.approx(alpha))
 
 
 def test_a_frozen_queue_takes_no_votes(queue):

@@ -136,6 +136,21 @@ def test_all_audits_in_one_report(cli, tiny, cases, questions, tmp_path):
     assert set(kept) == {"ablate.jsonl", "probes.jsonl"}
     assert cli(*command, "--json").json["reports"] == found
     assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == kept
-    done = cli("audit", "all", "-m", "no-such-model", "--segments", "context")
-    assert done.code == 2 and "given together" in done.err
-    assert "nothing to audit" in cli("audit", "all", "-m", "no-such-model").err
+    for options in (("--segments", "context"), ("--probes", probes)):
+        done = cli("audit", "all", "no-such-model", *options)
+        assert done.code == 2 and "given together" in done.err
+    assert 'unknown audit "reech"; did you mean "reach"' in cli("audit", "all", "--only", "reech").err
+
+
+def test_all_audits_without_files_ask_cases_of_their_own(cli, tiny, tmp_path):
+    kept, page = tmp_path / "kept", tmp_path / "all.md"
+    command = ("audit", "all", tiny, "--threads", 1, "--only", "ablate,exposure", "--limit", 2, "--kept", kept,
+               "--report", page)  # fmt: skip
+    found = cli(*command, "--json").json["reports"]
+    summary, ablate = found[:2]
+    assert "made-up questions" in summary["reading"][0] and "passage" in ablate["verdicts"][1]
+    assert any(line == "Not run: reach: not asked for" for line in summary["caveats"])
+    for one in found:
+        assert one["question"].endswith((".", "?")) and one["advice"] and one["reading"] and one["caveats"]
+        assert all(line in page.read_text() for line in (*one["advice"], *one["reading"]))
+    assert cli(*command, "--json").json["reports"] == found

@@ -99,9 +99,14 @@ def test_invert_prints_rates_and_writes_no_prompt(cli, tiny, tmp_path):
     prompts.write_text("".join(json.dumps(text) + "\n" for text in texts))
     words = ("audit", "invert", tiny, "--threads", 1, "--prompts", prompts, "--steps", 2, "--epochs", 1, "--kept", kept,
              "--report", page)  # fmt: skip
-    done = cli(*words, "--json")
+    inverter = tmp_path / "inverter.safetensors"
+    done = cli(*words, "--json", "--save-inverter", inverter)
     assert done.code == 0, done.err
     assert done.json["header"]["trained_on"] == 10
     written = done.out + done.err + page.read_text() + "".join(str(p) for p in kept.iterdir())
     assert not any(text in written for text in texts)
     assert cli(*words, "--json").json == done.json
+    applied = cli("audit", "invert", tiny, "--threads", 1, "--prompts", prompts, "--inverter", inverter, "--json")
+    assert applied.json["findings"][0]["n"] == 12 and applied.json["header"]["trained_on"] == "other prompts, before"
+    both = cli("audit", "invert", tiny, "--prompts", prompts, "--inverter", inverter, "--save-inverter", inverter)
+    assert both.code == 2 and "nothing is trained" in both.err

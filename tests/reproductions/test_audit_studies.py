@@ -97,7 +97,7 @@ def test_mermaid_tells_guided_from_free():
     study = script("mermaid_seq_bench")
     flows, labelled = (list(load_records(*file)) for file in study.FILES)
     evidence = study.study(
-        {"toy": DiagramWriter()}, study.chosen(flows, 6), labelled[:80], max_tokens=8, judged=6, full=False,
+        {"toy": DiagramWriter()}, study.spread_records(flows, 6), labelled[:80], max_tokens=8, judged=6, full=False,
         sources=SOURCES, data=[], report=lambda line: None,
     )  # fmt: skip
     held = {check.statement: check.holds for check in evidence.checks}
@@ -105,7 +105,7 @@ def test_mermaid_tells_guided_from_free():
     value = {(f.subject, f.quantity): f.value for f in evidence.figures}
     assert value["toy as judge, reference less faulty", "expected score"] > 0
     assert value["our parser, labels of the parser alone", "agrees with Mermaid's"] > 0.97
-    assert len({flow["seed"] for flow in study.chosen(flows, 6)}) == 6
+    assert len({flow["seed"] for flow in study.spread_records(flows, 6)}) == 6
 
 
 class Rewriter:

@@ -14,7 +14,7 @@ def pils():
 
 
 def test_the_grammar_gives_different_prompts_and_longer_lists_begin_alike(pils):
-    some, more = pils.grammar(50), pils.grammar(80)
+    some, more = pils.instruction_prompts(50), pils.instruction_prompts(80)
     assert len(set(more)) == 80 and more[:50] == some
     assert all(prompt[0].isupper() and prompt.endswith(".") and "{" not in prompt for prompt in more)
 

@@ -11,6 +11,7 @@ import pytest
 from helpers_for_serving import serving, toy_model
 
 import likely
+from likely.audit.review import Criterion, ReviewItem, ReviewQueue
 from likely.serving.page import NAMES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -108,7 +109,7 @@ def test_every_element_that_a_script_looks_for_is_in_the_page():
     asked = set(re.findall(r'(?:\$|getElementById)\("([\w-]+)"\)', scripts))
     assert asked and asked <= known
     labelled = set(re.findall(r'for="([^"]+)"', folder.joinpath("index.html").read_text()))
-    assert {"question", "key"} <= labelled
+    assert {"question", "key", "review-reason"} <= labelled
 
 
 # --- in a browser ---------------------------------------------------------------------------------------------------
@@ -235,3 +236,50 @@ def test_dark_light_and_narrow(page):
 def test_load_is_shown_while_the_page_is_looked_at(page):
     page.locator("#load-running", has_text=re.compile(r"^\d+$")).wait_for()
     page.locator("#load-speed", has_text=re.compile(r"\d")).wait_for()
+
+
+def test_items_are_judged_with_the_keyboard_and_a_second_person_sees_agreement_at_the_end(browser, tmp_path):
+    criteria = (Criterion("relevance", "Same meaning?"), Criterion("diversity", "Other words?"))
+    items = [ReviewItem(f"i{n}", {"probe": f"text <b>{n}</b>"}, {"writer": "hidden"}) for n in range(3)]
+    path = ReviewQueue.create(tmp_path / "queue.jsonl", criteria, items).path
+    with serving(toy_model(), reviews={"queue": path}) as url:
+        page = browser.new_page()
+        page.set_default_timeout(30_000)
+
+        def begin(name):
+            page.goto(f"{url}/#review")
+            page.reload()
+            page.locator("#review-annotator").fill(name)
+            page.keyboard.press("Enter")
+            page.locator("#review-item").wait_for()
+
+        begin("anna")
+        assert page.locator("#ask").is_hidden() and "text <b>" in page.locator("#review-shown").inner_text()
+        assert page.locator("#review-vote").is_disabled()
+        page.keyboard.press("3")
+        page.keyboard.press("1")
+        page.keyboard.press("Backspace")  # a slip is taken back before the vote
+        page.keyboard.press("2")
+        page.keyboard.press("r")
+        page.keyboard.type("well said 1")
+        page.keyboard.press("Enter")
+        page.locator("#review-count", has_text="1 of 3").wait_for()
+        [vote] = ReviewQueue.open(path).votes
+        assert (vote.annotator, vote.ratings, vote.reason) == ("anna", {"relevance": 3, "diversity": 2}, "well said 1")
+        begin("anna")  # the page was closed: it goes on
+        assert page.locator("#review-count").inner_text() == "1 of 3 judged"
+        for name in ("anna", "bert"):
+            if name == "bert":
+                begin("bert")
+            left = 2 if name == "anna" else 3
+            for judged in range(3 - left + 1, 4):
+                assert page.locator("#review-end").is_hidden()
+                page.keyboard.press("3")
+                page.keyboard.press("2" if judged % 2 else "1")
+                page.keyboard.press("Enter")
+                page.locator("#review-count", has_text=f"{judged} of 3").wait_for()
+            page.locator("#review-end", has_text="Nothing is left").wait_for()
+            said = page.locator("#review-end").inner_text()
+            assert ("second annotator" in said) == (name == "anna") and ("kappa" in said) == (name == "bert")
+        page.close()
+    assert len(ReviewQueue.open(path).votes) == 6

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from likely.audit.spectral import matrix_nuclear_norm as matrix_nuclear_norm
     from likely.audit.spectral import measure_spectra as measure_spectra
     from likely.audit.spectral import nuclear_norm as nuclear_norm
+    from likely.audit.spectral import spectral_report as spectral_report
+    from likely.audit.suite import AuditPart as AuditPart
     from likely.audit.suite import AuditSuite as AuditSuite
 
 __all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

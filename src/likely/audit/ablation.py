@@ -231,7 +231,7 @@ def ablation_report(
         found = paired_difference(logprobs[over], logprobs[of], resamples=resamples)
         return Finding(subject, quantity, found.mean, found.low, found.high, "nats", n)
 
-    verdicts = []
+    verdicts, advice = list[str](), list[str]()
     for s in ablation.switched:
         for rest in (subset for subset in ablation.subsets if s not in subset):
             both = tuple(x for x in ablation.switched if x in (*rest, s))
@@ -241,7 +241,9 @@ def ablation_report(
             findings.append(difference(s, f"{kind}:{s}", s, f"gain over its {kind}"))
         if s in ablation.guarded:
             findings.append(difference(f"{s} guarded", NOTHING, s, "gain with the guard"))
-        verdicts.append(_verdict(s, [f for f in findings if f.subject == s], spoils))
+        said, todo = _verdict(s, [f for f in findings if f.subject == s], spoils)
+        verdicts.append(said)
+        advice.append(todo)
     whole = named(ablation.switched)
     if len(ablation.switched) > 1:
         best = max(names[: len(ablation.subsets)], key=lambda name: float(logprobs[name].mean()))
@@ -261,24 +263,35 @@ def ablation_report(
         rows,
         _examples(records, named(()), whole),
         ("Whether the model would use the segment in a prompt of another form.",),
+        reading=(
+            "A gain says how much likelier the right answer becomes with the segment: +0.69 nats is twice as likely, "
+            "-0.69 half as likely, 0 no change.",
+            "Good: the whole interval of a gain lies above 0, and so does that over a control. Bad: it reaches 0, so "
+            "the model may as well not have read the segment, or lies below 0, so that the segment misleads it.",
+        ),
+        advice=advice,
     )
 
 
-def _verdict(segment: str, findings: Sequence[Finding], spoils: Sequence[str]) -> str:
+def _verdict(segment: str, findings: Sequence[Finding], spoils: Sequence[str]) -> tuple[str, str]:
+    """What was found, and what to do."""
+    leave = f"Leave {segment} out of the prompt, or put it in another form and audit again: it costs tokens"
     alone = next(f for f in findings if f.quantity == f"gain given {NOTHING}")
     assert alone.low is not None and alone.high is not None
     if alone.high < 0:
-        return f"{segment} does harm: it makes the right answer less likely, {alone.text()} alone."
+        said = f"{segment} does harm: it makes the right answer less likely, {alone.text()} alone."
+        return said, f"{leave} and misleads."
     if alone.low <= 0:
-        return f"{segment} is noise: its gain alone, {alone.text()}, cannot be told from none."
+        return f"{segment} is noise: its gain alone, {alone.text()}, cannot be told from none.", f"{leave} for nothing."
     for kind in spoils:
         over = next(f for f in findings if f.quantity == f"gain over its {kind}")
         if over.low is not None and over.low <= 0:
-            return (
+            said = (
                 f"{segment} is noise beyond what its {kind} keeps: it gains {alone.text()} alone, "
                 f"and is ahead of its {kind} by no more than {over.text()}."
             )
-    return f"{segment} is used: it gains {alone.text()} alone."
+            return said, f"Look at what {segment} says: its {kind} does as well, so the gain is not due to its content."
+    return f"{segment} is used: it gains {alone.text()} alone.", f"Keep {segment} in the prompt."
 
 
 def _counts(records: Sequence[CaseRecord]) -> list[Finding]:

@@ -121,20 +121,22 @@ def run_audit(
     output: Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
+    at_once: int = AT_ONCE,
 ) -> list[CaseRecord]:
     """Measure every variant of every case; results in the order of the cases.
 
     header    what the numbers depend on: model, settings ...; an output that was made with another one is refused
     output    JSON lines, one per case, written as soon as its chunk is done; None: nothing is written
     progress  called with the number of cases that are new
+    at_once   cases that are measured together, and measured again after a kill
     """
     lines = [Line(i, record, fingerprint(record)) for i, record in enumerate((c.to_record() for c in cases), 1)]
     at = dict(zip((line.number for line in lines), cases, strict=True))
     if output is None:
-        chunks = [lines[start : start + AT_ONCE] for start in range(0, len(lines), AT_ONCE)]
+        chunks = [lines[start : start + at_once] for start in range(0, len(lines), at_once)]
         return [one for chunk in chunks for one in _measured([at[n.number] for n in chunk], perturb, measure, progress)]
     with Results(output, dict(header), overwrite=overwrite) as results:
-        for chunk in unfinished(lines, results, "cases", size=AT_ONCE):
+        for chunk in unfinished(lines, results, "cases", size=at_once):
             made = _measured([at[line.number] for line in chunk], perturb, measure, progress)
             for line, one in zip(chunk, made, strict=True):
                 if not results.is_done(line, "cases"):

@@ -21,6 +21,7 @@ from likely.metrics.ranking import auroc
 from likely.scoring.choices import ChoiceStyle
 
 ORIGINAL = "original"
+UNSTEADY = 0.1  # a flip rate above it is something to do something about
 
 
 def check_other_model(auditor_sha256: Iterable[str | None], audited_sha256: str | None) -> None:
@@ -151,7 +152,8 @@ def consistency_report(
     without = sum(c.flips is None for c in found)
     rate, error = findings[0], findings[7]
     verdicts = [
-        f"Asked in other words, the model changes its answer in {rate.text()} of the probes."
+        f"Asked in other words, the model changes its answer in {rate.value:.0%} of the probes (95 % interval "
+        f"{rate.low:.0%} to {rate.high:.0%})."
         if rate.value is not None else "No question has a probe that passed the screens.",
         f"Its inconsistent answers are wrong more often (AUROC {error.text()})."
         if error.low is not None and error.low > 0.5
@@ -165,7 +167,34 @@ def consistency_report(
         verdicts, findings, header, table, _examples(records, order),
         ("Whether every probe keeps the meaning: screens are cheap, and people judge a sample (likely audit review).",
          "Answers in free text: the choices' likelihoods are compared."),
+        (
+            "Flip rate: the share of other wordings that change the likeliest choice. 0 is best; at 0.1 one wording in "
+            "ten decides what is answered. Dispersion is the same without a threshold: 0 nats where all wordings give "
+            "one distribution.",
+            "AUROC: the chance that a wrong answer was less consistent than a right one. 0.5 says nothing, 1 tells "
+            "every error; believe it where the whole interval lies above 0.5. A Brier score is an error, so that a "
+            "negative difference is a gain.",
+        ),
+        _advice(rate, error, findings[5]),
     )  # fmt: skip
+
+
+def _advice(rate: Finding, error: Finding, gained: Finding) -> list[str]:
+    if rate.value is None:
+        return ["Give probes that pass the screens: likely audit probes make writes them with another model."]
+    found = []
+    if rate.low is not None and rate.low > UNSTEADY:
+        found.append(
+            "Do not trust a single wording: test with the wording that users really send, or ask in several and take "
+            f"the mean of the distributions (accuracy here {gained.text()} by that)."
+        )
+    elif rate.high is not None and rate.high < UNSTEADY:
+        found.append(f"Nothing: fewer than one wording in {1 / UNSTEADY:.0f} changes the answer.")
+    else:
+        found.append(f"Give more questions: whether more than one wording in {1 / UNSTEADY:.0f} matters is not clear.")
+    if error.low is not None and error.low > 0.5:
+        found.append("Use it as a warning: where wordings disagree, ask a person or a larger model.")
+    return found
 
 
 def _brier(law: Floats, answer: int) -> float:

@@ -52,6 +52,7 @@ class AuditReport:
     """One audit of one model.
 
     question  what was asked of the model, in one sentence;  verdicts: what was found, one sentence each
+    reading   what the figures mean, which values are good and which are bad;  advice: what to do about these
     caveats   what the figures do not say;  cases: one row per case;  examples: cases to look at
     header    what the numbers depend on: model, tokenizer, settings, version
     """
@@ -64,6 +65,8 @@ class AuditReport:
     cases: Sequence[Mapping[str, Any]] = ()
     examples: Sequence[ReportExample] = ()
     caveats: Sequence[str] = field(default_factory=tuple)
+    reading: Sequence[str] = ()
+    advice: Sequence[str] = ()
 
     @property
     def digest(self) -> str:
@@ -83,7 +86,14 @@ class AuditReport:
             "title": self.title, "question": self.question, "config": self.digest, "header": dict(self.header),
             "verdicts": list(self.verdicts), "findings": [asdict(one) for one in self.findings],
             "cases": [dict(case) for case in self.cases], "caveats": list(self.caveats),
+            "reading": list(self.reading), "advice": list(self.advice),
         }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> AuditReport:
+        """What `to_dict` gave."""
+        names = ("title", "question", "verdicts", "header", "cases", "caveats", "reading", "advice")
+        return cls(findings=[Finding(**one) for one in record["findings"]], **{name: record[name] for name in names})
 
     def to_jsonl(self) -> str:
         """A line about the whole, then a line per figure, then a line per case."""
@@ -99,7 +109,9 @@ class AuditReport:
         """The report without its examples; level: of its heading."""
         head = "#" * level
         parts = [f"{head} {self.title}", self.question]
-        parts.append("\n".join(f"- {line}" for line in self.verdicts))
+        for heading, lines in (("", self.verdicts), ("What to do", self.advice), ("How to read it", self.reading)):
+            parts += [f"{head}# {heading}"] if heading and lines else []
+            parts.append("\n".join(f"- {line}" for line in lines))
         parts.append(markdown_table(("", "figure", "value", "n"), [
             (f.subject, f.quantity, f.text(), str(f.n) if f.n else "") for f in self.findings
         ]))  # fmt: skip

@@ -7,14 +7,16 @@ Numbers of one text's states R (N, d), by default after each column was centred 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from likely.audit.report import AuditReport, Finding
 from likely.errors import CapabilityError, DataError
+from likely.metrics.bootstrap import mean_interval
 from likely.metrics.checks import Floats
 from likely.scoring.hidden import token_states
 
@@ -151,6 +153,30 @@ class SpectralReport:
     def to_dict(self) -> dict[str, Any]:
         means = {quantity: self.mean(quantity) for quantity in _QUANTITIES}
         return {**asdict(self), "means": means, "same_length": self.same_length, "caveats": list(CAVEATS)}
+
+
+def spectral_report(found: SpectralReport, *, header: Mapping[str, Any]) -> AuditReport:
+    """Means over the texts, with intervals, and how little they say alone."""
+    findings, layer = [], "last layer" if found.layer == found.layers else f"layer {found.layer}"
+    for quantity, name, unit in (
+        ("effective_rank", "effective rank", "dimensions"), ("entropy", "matrix entropy", ""),
+        ("mnn_relative", "MNN / sqrt(N D)", ""), ("mnn_per_token", "MNN / N", ""), ("nuclear_norm", "nuclear norm", ""),
+    ):  # fmt: skip
+        values = [float(getattr(text, quantity)) for text in found.texts]
+        low, high = mean_interval(values) if len(values) > 1 else (None, None)
+        findings.append(Finding(layer, name, float(np.mean(values)), low, high, unit, len(values)))
+    rank, text = findings[0].value, found.texts[0]
+    return AuditReport(
+        f"Spectrum of the hidden states: {found.model}, {layer}",
+        "How many directions do the model's hidden states really use?",
+        [f"The states of {text.tokens} tokens spread over {rank:.0f} of {text.dimensions} dimensions as evenly as they "
+         "would over all of those (effective rank)."],
+        findings, header, [asdict(one) for one in found.texts], (), CAVEATS,
+        ("No value is good or bad by itself. Compare a checkpoint with an earlier one on the same texts: a collapse of "
+         "the effective rank or the entropy says that states have become alike.",),
+        ("Keep these numbers beside the model, and measure again after training or compression; what was lost in "
+         "likelihood is told by likely compare.",),
+    )  # fmt: skip
 
 
 def measure_spectra(

@@ -34,8 +34,9 @@ MAX_SCORED_CHARS = 4 * 2**20  # of all answers of one request, each with its pro
 BODIES_AT_ONCE = 64  # largest bodies' worth of bytes that may be on their way
 RETRY_AFTER_S = 1
 ENDPOINTS = (
-    "GET /, /health, /metrics, /v1/models, "
-    "POST /v1/completions, /v1/chat/completions, /v1/responses, /v1/score, /tokenize, /detokenize"
+    "GET /, /health, /metrics, /v1/models, /v1/reviews, "
+    "POST /v1/completions, /v1/chat/completions, /v1/responses, /v1/score, /tokenize, /detokenize, /v1/reviews/next, "
+    "/v1/reviews/vote"
 )
 
 

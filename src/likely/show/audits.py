@@ -12,6 +12,8 @@ from likely.show.tokens import Token, one_line, visible
 _STYLE = """
 .texts { grid-template-columns: 1fr; }
 .verdicts { margin: .5rem 0; padding-left: 1.2rem; }
+h3 { font-size: .875rem; margin: .75rem 0 0; }
+.notes { margin: .25rem 0 .5rem; padding-left: 1.2rem; max-width: 70rem; }
 .bar { display: block; width: 14rem; height: 1rem; }
 .bar line, .bar circle { stroke: currentColor; fill: currentColor; }
 .bar .axis { stroke: var(--line); }
@@ -25,6 +27,9 @@ def audit_page(reports: Sequence[AuditReport], *, title: str = "") -> str:
         raise ValueError("a page needs at least one report")
     parts = opening(title or reports[0].title, page_style() + _STYLE, None)
     parts.append(f'<p class="soft">{escape(visible(described(reports[0].header)))}</p>')
+    if len(reports) > 1:
+        links = (f'<li><a href="#a{n}">{_line(report.title)}</a></li>' for n, report in enumerate(reports, 1))
+        parts.append(f'<nav aria-label="Contents"><ol class="notes">{"".join(links)}</ol></nav>')
     parts += [legend_list(), "</header>", '<main class="texts">']
     for number, report in enumerate(reports, 1):
         parts += _report(report, number)
@@ -36,6 +41,8 @@ def _report(report: AuditReport, number: int) -> Iterator[str]:
     yield f'<article aria-labelledby="a{number}"><h2 id="a{number}">{_line(report.title)}</h2>'
     yield f"<p>{_line(report.question)}</p>"
     yield '<ul class="verdicts">' + "".join(f"<li>{_line(text)}</li>" for text in report.verdicts) + "</ul>"
+    yield from _notes("What to do", report.advice)
+    yield from _notes("How to read it", report.reading)
     spans = {f.unit: _span([g for g in report.findings if g.unit == f.unit]) for f in report.findings}
     rows = [
         (_line(f.subject), _line(f.quantity), _line(f.text()), _bar(f, *spans[f.unit]), str(f.n or ""))
@@ -49,9 +56,13 @@ def _report(report: AuditReport, number: int) -> Iterator[str]:
         yield f"<details><summary>All {len(report.cases)} cases</summary>{table}</details>"
     for example in report.examples:
         yield _example(example)
-    if report.caveats:
-        yield "<h2>Not shown</h2><ul>" + "".join(f"<li>{_line(text)}</li>" for text in report.caveats) + "</ul>"
+    yield from _notes("Not shown", report.caveats)
     yield f'<p class="soft">Settings {escape(report.digest)}: {_line(described(report.header))}</p></article>'
+
+
+def _notes(heading: str, lines: Sequence[str]) -> Iterator[str]:
+    if lines:
+        yield f'<h3>{heading}</h3><ul class="notes">' + "".join(f"<li>{_line(text)}</li>" for text in lines) + "</ul>"
 
 
 def _example(example: ReportExample) -> str:

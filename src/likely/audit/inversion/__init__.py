@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from likely.audit.inversion.recovered import RecoveryPlan as RecoveryPlan
     from likely.audit.inversion.recovered import audit_recovery as audit_recovery
     from likely.audit.inversion.recovered import kept_trajectories as kept_trajectories
+    from likely.audit.inversion.recovered import recover_with as recover_with
+    from likely.audit.inversion.saved import SavedInverter as SavedInverter
     from likely.audit.inversion.train import DefencePrice as DefencePrice
     from likely.audit.inversion.train import Inverter as Inverter
     from likely.audit.inversion.train import Recovery as Recovery

@@ -325,6 +325,16 @@ def exposure_report(found: ExposureReport, *, header: Mapping[str, Any]) -> Audi
          for name, value, unit in rows],
         {**header, "calls": found.calls},
         caveats=("Exposure is what an attacker can know, not what one recovers: likely audit invert measures that.",),
+        reading=(
+            "The fewer calls all log-probabilities cost, the more is given away: 1 call is an open book, thousands "
+            "cost an attacker money, and where they cannot be had at all, text is all there is.",
+            "The rank is the model's hidden size, which tells an attacker which model answers.",
+        ),
+        advice=[
+            "Nothing: text alone gives away the least." if found.calls_per_vector is None and spec.returns == "text"
+            else "Return text, or the likeliest few without a bias, to whoever does not need more; and put no secret "
+            "into a prompt whose log-probabilities others can ask for."
+        ],
     )  # fmt: skip
 
 

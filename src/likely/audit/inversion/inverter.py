@@ -53,9 +53,23 @@ class PromptPieces:
     """The words and signs of prompts as numbers; texts are joined of pieces without loss."""
 
     def __init__(self, prompts: Sequence[str]):
-        pieces = sorted({piece for prompt in prompts for piece in PIECE.findall(prompt)})
+        self._set(sorted({piece for prompt in prompts for piece in PIECE.findall(prompt)}))
+
+    @classmethod
+    def of_listed(cls, pieces: Sequence[str]) -> PromptPieces:
+        """Those of a file."""
+        made = cls(())
+        made._set([str(piece) for piece in pieces])
+        return made
+
+    def _set(self, pieces: Sequence[str]) -> None:
         self._pieces = ["", "", "\N{REPLACEMENT CHARACTER}", *pieces]
         self._number = {piece: i for i, piece in enumerate(self._pieces) if i > UNKNOWN}
+
+    @property
+    def listed(self) -> list[str]:
+        """The words and signs, in the order of their numbers."""
+        return self._pieces[UNKNOWN + 1 :]
 
     def __len__(self) -> int:
         return len(self._pieces)

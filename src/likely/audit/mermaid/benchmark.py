@@ -141,7 +141,26 @@ def diagram_report(
         "Does the model turn a described flow into a valid and complete Mermaid sequence diagram?",
         verdicts, findings, header, rows, _examples(records, examples),
         ("Whether a person would find the diagrams useful.", "How Mermaid draws them: the drawings are our own."),
+        (
+            "Every criterion is a share between 0 and 1, and 1 is best. valid: the text is a diagram at all; clean: "
+            "and nothing else; participants, messages and the others: how much of the reference is there (F1). Where "
+            "fewer than all are valid, that is what a program behind the model has to expect.",
+            "guided: held to the grammar of diagrams while it writes, so that no invalid one can come; one-shot: after "
+            "an example.",
+        ),
+        _advice({mode: found.value or 0.0 for mode, found in valid.items()}, best),
     )  # fmt: skip
+
+
+def _advice(valid: Mapping[str, float], best: str) -> list[str]:
+    free = [share for mode, share in valid.items() if not mode.startswith("guided")]
+    found = [f"Ask in the mode {best}: of those tried it has the best mean of all criteria."]
+    if free and max(free) < 1 and any(mode.startswith("guided") for mode in valid):
+        found.append(
+            "Hold the model to the grammar where a program reads its diagrams (likely.audit.mermaid.sequence_grammar, "
+            "or any form of your own: docs, structured output): without it some are not valid."
+        )
+    return found
 
 
 def _examples(records: Sequence[CaseRecord], most: int) -> list[ReportExample]:

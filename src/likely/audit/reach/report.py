@@ -110,7 +110,28 @@ def reach_report(records: Sequence[CaseRecord], lengths: Sequence[int], *, heade
         cases=rows,
         examples=examples,
         caveats=("A search that fails shows nothing: every epsilon is an upper bound.",),
+        reading=(
+            "epsilon(k) is the share of targets that no tried control of at most k tokens forces. The nearer it is to "
+            "0 at small k, the easier whoever may write a few tokens in front of your text decides what comes next. "
+            "A high value is no proof of safety: a longer search may find more.",
+            "A control is mostly gibberish; it counts as forced only where the target really is the model's likeliest "
+            "continuation. Those that also work as text can be typed, the others need token ids.",
+        ),
+        advice=_advice(forced, controls, curve.k[-1]),
     )
+
+
+def _advice(forced: Sequence[ControlResult], controls: Sequence[ControlResult], k: int) -> list[str]:
+    if not forced:
+        return ["Nothing was forced here. Try more cases and longer controls before relying on it."]
+    found = [
+        f"Do not let the next token decide anything that matters where a stranger may write {k} tokens in front of "
+        f"it: {len(forced)} of {len(controls)} targets were forced so. Hold the answer to a form, check it, and ask "
+        "again without the stranger's text."
+    ]
+    if not all(c.text_reachable for c in forced):
+        found.append("Take text from clients, not token ids: some controls do not survive as text.")
+    return found
 
 
 def reach_audit(
@@ -118,7 +139,9 @@ def reach_audit(
     overwrite: bool = False, progress: Callable[[int], None] | None = None,
 ) -> AuditReport:  # fmt: skip
     """`run_audit` of the cases, and its report."""
-    records = run_audit(cases, as_it_is, measure, header=header, output=output, overwrite=overwrite, progress=progress)
+    records = run_audit(
+        cases, as_it_is, measure, header=header, output=output, overwrite=overwrite, progress=progress, at_once=1
+    )
     return reach_report(records, lengths, header=header)
 
 

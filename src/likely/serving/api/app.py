@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Unpack
 
 from fastapi import FastAPI, Request, Response
@@ -24,6 +25,7 @@ from likely.serving.api.confidence import ChatConfidence
 from likely.serving.api.endpoints.chats import ChatsEndpoint
 from likely.serving.api.endpoints.completions import CompletionsEndpoint
 from likely.serving.api.endpoints.responses import ResponsesEndpoint, ResponsesRequest
+from likely.serving.api.endpoints.reviews import ReviewsEndpoint
 from likely.serving.api.gate import Gate, check_key, log_of
 from likely.serving.api.schemas import (
     ChatRequest,
@@ -53,6 +55,7 @@ def create_app(
     if_unavailable: IfUnavailable = "error",
     upstreams: UpstreamProxy | None = None,
     router: Router | None = None,
+    reviews: Mapping[str, Path] | None = None,
     **confidence: Unpack[ThresholdOptions],
 ) -> FastAPI:
     """An application that serves `model`; its engine runs from the application's start to its shutdown.
@@ -67,6 +70,7 @@ def create_app(
     upstreams   other servers, whose models are listed beside this one's and get the requests that name them
     router      between this model and a larger one, which chats that ask for the model "auto" go through, those with
                 tools among them; it has its own threshold, so give no other
+    reviews     queues for people to judge on the page, name -> file (`review_files`)
     confidence  what is done about the confidence of chats that do not say otherwise, see `ConfidencePolicy`; as the
                 model's `with_confidence` said where it is not given
     """
@@ -156,13 +160,16 @@ def create_app(
         own = (None, name, model.info.name, *(card["id"] for card in app.state.answering.cards))
         return upstreams is not None and asked not in own and await upstreams.serves(asked)
 
-    async def answer(request: Request, work: Callable[[Request, dict, str], Awaitable[Response]]) -> Response:
+    async def answer(
+        request: Request, work: Callable[[Request, dict, str], Awaitable[Response]], *, own: bool = False
+    ) -> Response:
+        """own: never for another server."""
         try:
             key = check_key(request, keys)
             with admission.reading() as took:
                 body = await read_json(request, limits, took)
             with admission.enter():
-                if upstreams is not None and await is_elsewhere(body.get("model")):
+                if not own and upstreams is not None and await is_elsewhere(body.get("model")):
                     path, number = request.url.path.removeprefix("/v1"), request.scope["state"].get("request_id")
                     return await while_connected(request, upstreams.forward(path, body, number))
                 return await work(request, body, key)
@@ -199,6 +206,21 @@ def create_app(
     @app.post("/detokenize")
     async def detokenize(request: Request) -> Response:
         return await answer(request, lambda r, b, key: app.state.answering.detokenize(r, parse(DetokenizeRequest, b)))
+
+    desk = ReviewsEndpoint(dict(reviews or {}))
+
+    @app.get("/v1/reviews")
+    async def review_queues(request: Request) -> Response:
+        check_key(request, keys)
+        return await desk.listed()
+
+    @app.post("/v1/reviews/next")
+    async def next_review(request: Request) -> Response:
+        return await answer(request, lambda r, b, key: desk.next(r, b), own=True)
+
+    @app.post("/v1/reviews/vote")
+    async def review_vote(request: Request) -> Response:
+        return await answer(request, lambda r, b, key: desk.vote(r, b), own=True)
 
     for kind in (ApiError, LikelyError, ValueError, TimeoutError, HTTPException):
         app.add_exception_handler(kind, partial(_respond, limits))

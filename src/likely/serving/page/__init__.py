@@ -1,4 +1,4 @@
-"""The page at /: chat and complete with every token coloured by its likelihood.  Plain files, no build step.
+"""The page at /: chat and complete with every token coloured by its likelihood; review queues.  Plain files.
 
 Nothing on it comes from elsewhere, and its content policy forbids the browser to ask anybody but this server.
 """
@@ -13,7 +13,9 @@ from fastapi import FastAPI, Response
 __all__ = ["HEADERS", "NAMES", "add_page"]
 
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-NAMES = ("index.html", "style.css", "app.js", "server.js", "answer.js", "details.js", "load.js", "icon.svg")
+NAMES = (
+    "index.html", "style.css", "app.js", "server.js", "answer.js", "details.js", "load.js", "review.js", "icon.svg",
+)  # fmt: skip
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

@@ -3,6 +3,7 @@
 import { Answer, entriesOf } from "./answer.js";
 import { element, watch } from "./details.js";
 import { watchLoad } from "./load.js";
+import { findQueues } from "./review.js";
 import { get, ServerError, stream, useKey } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
@@ -29,25 +30,32 @@ $("theme").addEventListener("click", () => {
 
 $("colours").addEventListener("change", (event) => $("answers").classList.toggle("coloured", event.target.checked));
 
+const MODES = ["chat", "complete", "review"];
+
 function setMode(name) {
   if (running) return;
   mode = name;
   document.body.className = name;
-  for (const each of ["chat", "complete"]) {
+  for (const each of MODES) {
     $(`tab-${each}`).setAttribute("aria-selected", String(each === name));
     $(`tab-${each}`).tabIndex = each === name ? 0 : -1;
   }
+  $("review").hidden = name !== "review";
+  for (const each of ["answers", "ask", "legend", "status"]) $(each).hidden = name === "review";
+  if (name === "review") return clear();
   $("answers").setAttribute("aria-labelledby", `tab-${name}`);
   $("question-label").textContent = name === "chat" ? "Message" : "Text to go on with";
   $("send").textContent = name === "chat" ? "Send" : "Go on";
   clear();
 }
 
-for (const name of ["chat", "complete"]) {
+for (const name of MODES) {
   $(`tab-${name}`).addEventListener("click", () => setMode(name));
   $(`tab-${name}`).addEventListener("keydown", (event) => {
-    if (event.key !== "ArrowRight" && event.key !== "ArrowLeft") return;
-    setMode(name === "chat" ? "complete" : "chat");
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const there = MODES.filter((each) => !$(`tab-${each}`).hidden);
+    setMode(there[(there.indexOf(name) + step + there.length) % there.length]);
     $(`tab-${mode}`).focus();
   });
 }
@@ -237,6 +245,8 @@ async function begin() {
   try {
     const models = await get("/v1/models");
     $("model").textContent = models.data.map((model) => model.id).join(", ");
+    $("tab-review").hidden = !(await findQueues());
+    if (location.hash === "#review" && !$("tab-review").hidden) setMode("review");
   } catch (error) {
     if (error.status === 401) askForKey();
     else showError(error.message);

@@ -30,6 +30,16 @@ export async function get(path) {
   return response.headers.get("content-type")?.includes("json") ? response.json() : response.text();
 }
 
+export async function post(path, body) {
+  const response = await fetch(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", ...headers() },
+    body: JSON.stringify(body),
+  });
+  if (!response.ok) throw await refused(response);
+  return response.json();
+}
+
 /** Each event of a streamed reply; an event with an error, or a stream without an end, is thrown. */
 export async function* stream(path, body, signal) {
   const response = await fetch(path, {

@@ -14,12 +14,13 @@ from likely.cli.verbs.audit.reach import reach
 from likely.cli.verbs.audit.review import review
 from likely.cli.verbs.audit.spectral import spectral
 from likely.cli.verbs.audit.whole import audit_all
+from likely.cli.verbs.project import tools
 
 EXAMPLES = """What moves a model's answers, and how far: look before you ship it.
 
 Examples:
 
-  likely audit all -m smollm2 --cases cases.jsonl --segments context --report audit.html
+  likely audit all smollm2 --kept audit --report audit.html
 
   likely audit ablate cases.jsonl --segments context --control shuffle:context
 
@@ -45,5 +46,6 @@ def group() -> None:
 
 verbs.command("all", cls=VerbCommand)(audit_all)
 verbs.add_typer(probes.verbs, name="probes")
+verbs.add_typer(tools.verbs, name="tools")  # likely tools, which is an audit, too
 for verb in (reach, exposure, invert, ablate, mermaid, review, spectral):
     verbs.command(cls=VerbCommand)(verb)

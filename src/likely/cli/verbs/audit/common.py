@@ -51,10 +51,15 @@ def measured(
         )
 
 
-def show_reports(reports: Sequence[AuditReport], paths: Sequence[Path] | None, *, as_json: bool) -> None:
-    """Write the files, then print: JSON, or verdicts and figures."""
+def write_reports(reports: Sequence[AuditReport], paths: Sequence[Path] | None) -> None:
+    """Write the files that were asked for."""
     for path in paths or ():
         write_for_user(path, rendered(reports, path.suffix.lower()).encode())
+
+
+def show_reports(reports: Sequence[AuditReport], paths: Sequence[Path] | None, *, as_json: bool) -> None:
+    """Write the files, then print: JSON, or verdicts and figures."""
+    write_reports(reports, paths)
     if as_json:
         found = [report.to_dict() for report in reports]
         print_json(found[0] if len(found) == 1 else {"reports": found})

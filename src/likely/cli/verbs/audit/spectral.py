@@ -9,6 +9,7 @@ import typer
 
 from likely.cli import flags
 from likely.cli.printing import print_json, print_table, progress
+from likely.cli.verbs.audit.common import ReportOption, check_reports, header_of, write_reports
 
 
 def spectral(
@@ -29,6 +30,7 @@ def spectral(
     runtime: flags.RuntimeOption = None,
     dtype: flags.DtypeOption = None,
     threads: flags.ThreadsOption = None,
+    report: ReportOption = None,
     as_json: flags.JsonOption = False,
 ) -> None:
     """Matrix nuclear norm, nuclear norm, matrix entropy and effective rank of hidden states.
@@ -43,10 +45,11 @@ def spectral(
 
       likely audit spectral smollm2 --runtime native --data notes.txt --texts 4 --tokens 128
     """
-    from likely.audit.spectral import CAVEATS, measure_spectra
+    from likely.audit.spectral import CAVEATS, measure_spectra, spectral_report
     from likely.compression.calibration_set import calibration_set
     from likely.compression.evaluate import compare_all
 
+    check_reports(report)
     if len(set(models)) < len(models):
         raise typer.BadParameter("a model is named twice", param_hint="MODEL")
     if kl and len(models) == 1:
@@ -65,6 +68,11 @@ def spectral(
             name: measure_spectra(lm, windows, layers=layers or (-1,), tokens=tokens, progress=tick)
             for name, lm in opened.items()
         }
+        settings = {"data": text.name, "digest": text.digest, "texts": texts, "tokens": tokens}
+        write_reports(
+            [spectral_report(one, header=header_of(opened[name], "spectral", settings))
+             for name, reports in found.items() for one in reports], report,
+        )  # fmt: skip
         lost = compare_all(opened[first], {n: opened[n] for n in others}, text, progress=tick) if kl else {}
     if as_json:
         records = [

@@ -1,9 +1,11 @@
-"""likely audit all: every audit that has its input, of one model, in one report."""
+"""likely audit all: every audit of one model, in one report."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,19 +13,37 @@ from likely.cli import flags
 from likely.cli.options import origin
 from likely.cli.printing import reporter
 from likely.cli.verbs.audit.common import ReportOption, check_reports, listed, show_reports
+from likely.cli.verbs.audit.invert import prompt_of, prompt_tokens
+from likely.errors import DataError, check_choice
 from likely.io.jsonl import read_lines
+from likely.models.catalog import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from likely.audit.suite import AuditPart
+
+NAMES = ("ablate", "probes", "mermaid", "reach", "exposure", "invert", "spectral")
 
 
 @flags.grouped
 def audit_all(
     model: flags.ModelFlags,
+    source: Annotated[str | None, typer.Argument(metavar="MODEL", help="The model, as -m names it.")] = None,
+    only: Annotated[
+        str, typer.Option("--only", help=f"Audits to run, with commas between: {', '.join(NAMES)}.  [default: all]")
+    ] = "",
     cases: Annotated[str | None, typer.Option("--cases", help="JSONL of cases, as for likely audit ablate.")] = None,
     segments: Annotated[str, typer.Option("--segments", help="Segments of the cases to switch, with commas.")] = "",
     questions: Annotated[
         str | None, typer.Option("--questions", help="JSONL of questions, as for likely audit probes.")
     ] = None,
-    probes: Annotated[Path | None, typer.Option("--probes", help="Their probes, by another model.")] = None,
+    probes: Annotated[
+        Path | None, typer.Option("--probes", help="Their probes, by another model.  [default: fixed frames]")
+    ] = None,
     flows: Annotated[str | None, typer.Option("--flows", help="JSONL of flows, as for likely audit mermaid.")] = None,
+    states: Annotated[str | None, typer.Option("--states", help="JSONL of cases, as for likely audit reach.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", help="JSONL of prompts, as for likely audit invert.")
+    ] = None,
     limit: flags.LimitOption = None,
     max_tokens: flags.MaxTokens = 256,
     kept: Annotated[
@@ -32,36 +52,81 @@ def audit_all(
     report: ReportOption = None,
     as_json: flags.JsonOption = False,
 ) -> None:
-    """Every audit that has its input, of one model, in one report: the verdicts first, then each audit.
+    """Every audit of one model in one report: what was found and what to do first, then each audit in full.
+
+    Without files each audit asks small public cases of its own, in an hour at most for a small model on two cores.
+    With files those audits run that have one; --only names others, too.
 
     Examples:
 
-      likely audit all -m smollm2 --cases cases.jsonl --segments context --report audit.html
+      likely audit all smollm2 --kept audit --report audit.html
 
-      likely audit all --questions questions.jsonl --probes probes.jsonl --flows flows.jsonl --report audit.html
+      likely audit all smollm2 --only reach,invert --limit 4
+
+      likely audit all -m smollm2 --cases cases.jsonl --segments context --questions questions.jsonl --report audit.html
     """
+    from likely.audit.standard import standard_part
+    from likely.audit.suite import AuditSuite
+
+    check_reports(report)
+    if source is not None:
+        if model.model not in (DEFAULT_MODEL, source):
+            raise typer.BadParameter(f"give the model once, got {source} and -m {model.model}", param_hint="MODEL")
+        model = replace(model, model=source)
+    files = {"ablate": cases, "probes": questions, "mermaid": flows, "reach": states, "invert": prompts}
+    given = {name: file for name, file in files.items() if file is not None}
+    if bool(segments) != ("ablate" in given) or (probes is not None and questions is None):
+        raise typer.BadParameter("cases and --segments, and --questions with --probes, are given together")
+    chosen = listed(only)
+    for name in chosen:
+        check_choice("audit", name, NAMES)
+    named = chosen or tuple(given) or NAMES
+    parts, left_out = [], []
+    for name in NAMES:
+        if name not in named:
+            left_out.append(f"{name}: not asked for")
+            continue
+        try:
+            if name in given:
+                parts.append(_of_file(name, given[name], listed(segments), probes, limit, max_tokens))
+            else:
+                parts.append(standard_part(name, prompt_tokens, most=limit, max_tokens=max_tokens))
+        except DataError as error:
+            if name in chosen or name in given:
+                raise
+            left_out.append(f"{name}: {error}")
+    suite = AuditSuite(parts, left_out)
+    with model.open("scoring") as lm:
+        if kept is not None:
+            kept.mkdir(parents=True, exist_ok=True)
+        found = suite.run(lm, header=origin(lm), folder=kept, said=reporter("audit") or (lambda line: None))
+    show_reports(found, report, as_json=as_json)
+
+
+def _of_file(
+    name: str, file: str, segments: Sequence[str], probes: Path | None, limit: int | None, max_tokens: int
+) -> AuditPart:
+    """An audit of a file that was given."""
+    from likely.audit import suite
     from likely.audit.ablation import SegmentAblation
     from likely.audit.case import read_cases
     from likely.audit.mermaid.benchmark import diagram_cases
     from likely.audit.probes import question_cases, read_probes
-    from likely.audit.suite import AuditSuite
+    from likely.audit.reach.report import reach_case
+    from likely.audit.standard import framed_probes
 
-    check_reports(report)
-    named = listed(segments)
-    suite = AuditSuite(
-        cases=() if cases is None else read_cases(cases, limit=limit),
-        ablation=SegmentAblation(named, tuple(("swap", name) for name in named)) if named else None,
-        questions=() if questions is None else question_cases(_records(questions, limit), questions),
-        probes=() if probes is None else read_probes(probes),
-        flows=() if flows is None else diagram_cases(_records(flows, limit), flows),
-        max_tokens=max_tokens,
-    )
-    with model.open() as lm:
-        if kept is not None:
-            kept.mkdir(parents=True, exist_ok=True)
-        found = suite.run(lm, header=origin(lm), folder=kept, said=reporter("audit"))
-    show_reports(found, report, as_json=as_json)
-
-
-def _records(file: str, limit: int | None) -> list[dict]:
-    return [line.record for line in read_lines(file)][:limit]
+    if name == "ablate":
+        ablation = SegmentAblation(tuple(segments), tuple(("swap", segment) for segment in segments))
+        return suite.ablate_part(read_cases(file, limit=limit), ablation, file)
+    lines = list(read_lines(file))[:limit]
+    if name == "probes":
+        questions = question_cases([line.record for line in lines], file)
+        known = {case.id for case in questions}
+        found = framed_probes(questions) if probes is None else [p for p in read_probes(probes) if p.case in known]
+        return suite.probes_part(questions, found, file)
+    if name == "mermaid":
+        return suite.mermaid_part(diagram_cases([line.record for line in lines], file), file, max_tokens=max_tokens)
+    if name == "reach":
+        cases = [reach_case(line.record, f"{file}:{line.number}") for line in lines]
+        return suite.reach_part(lambda tokenizer: cases, f"{len(cases)} cases, {file}")
+    return suite.invert_part([prompt_of(line, f"{file}:{line.number}") for line in lines], prompt_tokens, file)

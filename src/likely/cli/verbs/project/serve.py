@@ -84,6 +84,10 @@ def serve(
     drafter: Annotated[
         str | None, typer.Option("--drafter", help="Guess ahead in every request that names no drafter of its own.")
     ] = None,
+    reviews: Annotated[
+        Path | None,
+        typer.Option("--reviews", metavar="PATH", help="A review queue, or a folder of them, to judge on the page."),
+    ] = None,
     draft_budget: Annotated[
         str,
         typer.Option(
@@ -108,6 +112,8 @@ def serve(
 
       likely serve --drafter suffix --draft-budget auto
 
+      likely serve --reviews queue.jsonl
+
       LIKELY_KEY=secret likely serve --host 0.0.0.0 --api-key-env LIKELY_KEY
     """
     from likely.models.load import installed
@@ -117,6 +123,7 @@ def serve(
 
     from likely.calibration.calibrator import Calibrator
     from likely.serving.api.app import create_app
+    from likely.serving.api.endpoints.reviews import review_files
     from likely.serving.limits import ServerLimits
     from likely.serving.listening import server
     from likely.serving.routing import load_router
@@ -149,6 +156,7 @@ def serve(
         key = _key(upstream_key_env, "--upstream-key-env") if upstream_key_env else None
         others = UpstreamProxy(upstream, api_key=key, limits=limits, hedging=Hedging() if hedge else None)
     _check_tls(tls_cert, tls_key)
+    queues = None if reviews is None else review_files(reviews)
     if access_log:
         _log_to_stderr()
     listener = _listen(host, port)
@@ -167,6 +175,7 @@ def serve(
             api_key=keys,
             hosts=hosts,
             upstreams=others,
+            reviews=queues,
             if_unavailable=if_unavailable,
             router=None if router is None or other is None else load_router(router, lm, other),
             **{**wanted, "fallback": other},
