@@ -275,6 +275,31 @@ def alignment_guide(path: Path, benchmarks: dict[str, dict[str, Any]], results: 
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
 
 
+def diffusion_guide(path: Path, results: dict[str, Evidence], benchmarks: dict[str, dict[str, Any]]) -> str:
+    """docs/diffusion.md with the table of `likely diffusion analyse`, as it prints it, and the figures on text."""
+
+    def analysis() -> str:
+        if "diffusion_analysis" not in benchmarks:
+            return "Not measured yet: `likely diffusion analyse -m sudoku --fit 400 --json`.\n"
+        from likely.bench.diffusion import DecoderComparison
+        from likely.cli.verbs.diffusion.analyse import print_comparison
+
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            print_comparison(DecoderComparison.from_dict(benchmarks["diffusion_analysis"]))
+        return f"```text\n{out.getvalue()}```\n"
+
+    def text() -> str:
+        if "diffusion_text" not in results:
+            return "Not measured yet: `python reproductions/diffusion_text.py`.\n"
+        result = results["diffusion_text"]
+        samples = f"{result.samples[0].upper()}{result.samples[1:]}."
+        return f"{figures_table(result)}\n{paragraph(samples, 'More: [the study](papers/diffusion_text.md).')}"
+
+    made = {"diffusion_analysis": analysis, "diffusion_text": text}
+    return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+
+
 def timed(benchmarks: dict[str, dict[str, Any]], name: str, table: Callable[..., str]) -> Callable[[], str]:
     """The table of one benchmark and where it was measured; a line while there are no results."""
     if name not in benchmarks:
@@ -406,6 +431,9 @@ def documents(*, outputs: bool) -> dict[Path, str]:
     for page in (ROOT / "docs" / "alignment.md", ROOT / "docs" / "frontier.md"):
         if page.exists():
             made[page] = alignment_guide(page, benchmarks, results)
+    diffusion = ROOT / "docs" / "diffusion.md"
+    if diffusion.exists():
+        made[diffusion] = diffusion_guide(diffusion, results, benchmarks)
     made[ROOT / "docs" / "reference" / "options.md"] = option_page()
     made[ROOT / "docs" / "papers" / "index.md"] = paper_index(results)
     for name, result in results.items():

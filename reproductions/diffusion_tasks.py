@@ -1,16 +1,19 @@
-"""Tiny diffusion models on puzzles that they have not seen, for freedave.py and prophet.py.
+"""Tiny diffusion models on puzzles that they have not seen, for freedave.py and prophet.py, and on text.
 
 Models are trained once a task and seed and kept in likely's cache folder: both studies use the same ones.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+from shared_steps import Cells
 from study import report
 
 from likely.decoding.diffusion import Canvas, Predictor
@@ -21,6 +24,7 @@ from likely.training.diffusion.tiny import DEFAULTS, TinySettings, trained_tiny
 
 TASKS = ("sudoku", "addition")
 MASK, END = 0, 1
+Size = TypeVar("Size")
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,15 @@ def predictor(name: str, seed: int, settings: TinySettings | None = None) -> tup
 def source(folder: Path) -> Source:
     """Trained here: the digest is of the weights of this run."""
     return Source(name=f"{folder.name} (trained by this script)", sha256=file_sha256(folder / "model.safetensors"))
+
+
+def size_and_cells(options: argparse.Namespace, *, quick: Size, smoke: Size, full: Size) -> tuple[Size, Cells]:
+    """The size of a study (a dataclass) that was asked for, and its cells; torch computes with --threads then."""
+    import torch
+
+    torch.set_num_threads(options.threads)
+    size = full if options.full else smoke if options.quick else quick
+    return size, Cells(options.cells, json.loads(json.dumps(asdict(size))))  # type: ignore[call-overload]
 
 
 class ExitAt:

@@ -16,15 +16,14 @@ Cells that were measured are kept in --cells FILE: a run that was stopped goes o
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from diffusion_tasks import END, TASKS, ExitAt, pooled, predictor, puzzles, source, steps_with_mean
+from diffusion_tasks import END, TASKS, ExitAt, pooled, predictor, puzzles, size_and_cells, source, steps_with_mean
 from shared_steps import Cells
 from study import arguments, conclude, figure_with, ratio_figure, run_script, run_study, share_figure
 
@@ -235,11 +234,7 @@ def study(size: Size, cells: Cells, *, full: bool, timing: bool = False, threads
 
 
 def measure(options: argparse.Namespace) -> Evidence | None:
-    import torch
-
-    torch.set_num_threads(options.threads)
-    size = FULL if options.full else SMOKE if options.quick else QUICK
-    cells = Cells(options.cells, json.loads(json.dumps(asdict(size))))
+    size, cells = size_and_cells(options, quick=QUICK, smoke=SMOKE, full=FULL)
     return study(size, cells, full=options.full, timing=options.timing, threads=options.threads)
 
 

@@ -92,9 +92,7 @@ ADDITIONS = {
             f"{CLI}/verbs/project/toy.py": "import typer\n\n\n"
             'def toy() -> None:\n    """Say that it is a toy."""\n    typer.echo("a toy")\n'
         },
-        edits={
-            f"{CLI}/app.py": [("VERBS = {", '    "toy": "project.toy",\n')]
-        },
+        edits={f"{CLI}/app.py": [("VERBS = {", '    "toy": "project.toy",\n')]},
         beside=("tests/cli/test_NAME.py", "docs/cli.md"),
     ),
     "runtime": Addition(

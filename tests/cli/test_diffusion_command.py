@@ -72,6 +72,23 @@ def test_the_table_has_all_decoders(folder, capsys, tmp_path):
     assert plot.read_bytes()[1:4] == b"PNG"
 
 
+def test_a_comparison_is_read_back_and_thresholds_that_are_never_reached_are_null(capsys):
+    from likely.bench.diffusion import DecoderComparison, DecoderRow
+    from likely.cli.verbs.diffusion.analyse import print_comparison
+    from likely.decoding.diffusion.fit import FittedThresholds
+
+    rows = [DecoderRow("static, 1 per step", 2, 1.0, (0.34, 1.0), 1.0, 16.0, 16.0, 0.0)]
+    fitted = FittedThresholds(((0.5, 3.0), (1.0, float("inf"))), 0.02, 0.1, 100, 1, 0.015, 0.4)
+    found = DecoderComparison("sudoku", rows, [0.5, 1.0], {"probability": [0.5, 1.0]}, fitted)
+    record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert record["fitted"]["thresholds"] == [[0.5, 3.0], [1.0, None]]
+    again = DecoderComparison.from_dict(record)
+    assert again.fitted == fitted and again.to_dict() == {**found.to_dict(), "rows": record["rows"]}
+    print_comparison(again)
+    out = capsys.readouterr().out
+    assert "1.00 [0.34, 1.00]  100%   16.0" in out and "--prophet 0.5:3,1:inf (at most 1.5% of answers" in out
+
+
 def test_the_commands_of_the_guide_run(folder, capsys):
     page = (Path(__file__).parents[2] / "docs/diffusion.md").read_text("utf-8")
     lines = [line for block in re.findall(r"```sh\n(.*?)```", page, flags=re.S) for line in block.splitlines()]
@@ -81,7 +98,8 @@ def test_the_commands_of_the_guide_run(folder, capsys):
         if command[1] == "train":
             continue
         command = [folder if word == "sudoku" else word for word in command]
-        assert run([*command, *(["--texts", "2"] if command[1] == "analyse" else [])]) == 0, command
+        few = ["--texts", "2", "--fit", "10", "--epsilon", "0.4"] if command[1] == "analyse" else []
+        assert run([*command, *few]) == 0, command
     assert "decoder" in capsys.readouterr().out
 
 
@@ -91,7 +109,9 @@ def test_the_commands_of_the_guide_run(folder, capsys):
         (["generate", "PROMPT", "--freedave", "x"], 2, "drafts of FreeDave"),
         (["generate", "PROMPT", "--prophet", "x"], 2, "thresholds are"),
         (["generate", "PROMPT", "--pin", "x"], 2, "PLACE=TEXT"),
-        (["generate", "1x"], 1, "no tokens for"),
+        (["generate", "x" + 15 * "."], 1, "no tokens for"),
+        (["generate", ""], 1, "has 16 characters, such as"),
+        (["score", "--prompt", "1.", "--answer", "1"], 1, "this one has 2"),
     ],
 )
 def test_mistakes_are_told_in_one_line(folder, capsys, arguments, code, said):
@@ -99,6 +119,18 @@ def test_mistakes_are_told_in_one_line(folder, capsys, arguments, code, said):
     assert run(["diffusion", *arguments, "-m", folder]) == code
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
+
+
+def test_a_missing_folder_and_a_file_in_its_place(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    for arguments, said in (
+        (["analyse", "-m", str(tmp_path / "none")], "there is no folder"),
+        (["generate", "x", "-m", str(tmp_path / "none")], "does not exist"),
+        (["train", "sudoku", "-o", str(tmp_path / "file")], "is a file"),
+    ):
+        assert run(["diffusion", *arguments]) == 1
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
 
 
 def test_another_model_is_no_diffusion_model(capsys, tmp_path):

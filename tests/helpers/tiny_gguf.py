@@ -80,10 +80,14 @@ def write_tiny_llama(
     tokenizer: Literal["gpt2", "llama"] = "gpt2",
     pre: str = "gpt-2",
     add_bos: bool = False,
-    arch: Literal["llama", "qwen2", "qwen3"] = "llama",
+    arch: Literal["llama", "qwen2", "qwen3", "llada", "dream"] = "llama",
     chat_template: str | None = CHAT_TEMPLATE,
+    mask_id: int | None = None,
 ) -> Path:
-    """A Llama (or Qwen) of `layers` blocks. vocab >= 259: 256 bytes, 3 control tokens, then merges."""
+    """A Llama (or Qwen) of `layers` blocks. vocab >= 259: 256 bytes, 3 control tokens, then merges.
+
+    llada has the tensors of a Llama, dream those of a Qwen 2; both are written as llama.cpp's converter does.
+    """
     path, rng = Path(path), np.random.default_rng(seed)
     head = 128 if arch == "qwen3" else dim // heads  # transformers reads no other head size of a Qwen 3 from GGUF
     writer = gguf.GGUFWriter(str(path), arch)
@@ -101,6 +105,12 @@ def write_tiny_llama(
     else:
         writer.add_rope_dimension_count(head)
     writer.add_vocab_size(vocab)
+    if arch in ("llada", "dream"):
+        writer.add_causal_attention(False)
+    if arch == "llada":
+        writer.add_diffusion_shift_logits(False)
+    if mask_id is not None:
+        writer.add_mask_token_id(mask_id)
     _add_tokenizer(writer, tokenizer, vocab, pre, add_bos, chat_template)
 
     shapes = {"token_embd": (vocab, dim), "output_norm": (dim,)} | ({} if tied else {"output": (vocab, dim)})
@@ -119,7 +129,7 @@ def write_tiny_llama(
         if arch == "qwen3":
             shapes |= {f"blk.{i}.attn_q_norm": (head,), f"blk.{i}.attn_k_norm": (head,)}
     tensors = {f"{name}.weight": _random(rng, shape, dim) for name, shape in shapes.items()}
-    if arch == "qwen2":
+    if arch in ("qwen2", "dream"):
         for i in range(layers):
             for name, width in (("q", heads * head), ("k", kv_heads * head), ("v", kv_heads * head)):
                 tensors[f"blk.{i}.attn_{name}.bias"] = 0.1 * _random(rng, (width,), dim)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,24 @@ class DecoderComparison:
     fractions: list[float]
     right: dict[str, list[float]]
     fitted: FittedThresholds | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; null stands for a threshold that is never reached."""
+        found = asdict(self)
+        if self.fitted is not None:
+            phases = self.fitted.thresholds
+            found["fitted"]["thresholds"] = [[end, gap if math.isfinite(gap) else None] for end, gap in phases]
+        return found
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> DecoderComparison:
+        """What `to_dict` gave."""
+        fitted = None
+        if record["fitted"] is not None:
+            phases = tuple((end, math.inf if gap is None else gap) for end, gap in record["fitted"]["thresholds"])
+            fitted = FittedThresholds(**{**record["fitted"], "thresholds": phases})
+        rows = [DecoderRow(**row) for row in record["rows"]]
+        return cls(record["task"], rows, record["fractions"], record["right"], fitted)
 
 
 def decoders_of(task: TinyTask, block: int = 0) -> list[NamedDecoder]:

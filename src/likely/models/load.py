@@ -17,6 +17,7 @@ from likely.io.hashes import file_sha256, fingerprint, folder_sha256
 from likely.models.catalog import DEFAULT_MODEL, KNOWN, find_model, known_model
 from likely.models.hub import check_hub, hub_config, hub_folder, hub_gguf
 from likely.runtimes.kinds import DTYPES, KINDS, LocalOptions, RuntimeKind, SourceKind
+from likely.runtimes.masked import check_canvas_options
 from likely.runtimes.protocol import Runtime
 from likely.tokenizers.protocol import Tokenizer
 
@@ -91,7 +92,7 @@ def load_local(
             opened, tokenizer, path, warnings = _OPEN[kind.name](where, place, dtype, _options_of(kind, given))
             break
         except CapabilityError:  # of a default: an architecture that the native runtime does not know
-            if kind is kinds[-1]:
+            if kind is kinds[-1] or kind.name == "llamacpp":  # it knows every architecture that torch reads
                 raise
     known = known_model(str(source))
     info = ModelInfo(
@@ -332,8 +333,13 @@ Opened = tuple[Any, Tokenizer, Path, list[str]]  # the runtime, its tokenizer, w
 
 
 def _open_llamacpp(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
+    from likely.formats.gguf import read_header
+    from likely.runtimes.llamacpp.masked import ARCHITECTURES, open_masked_gguf
     from likely.runtimes.llamacpp.runtime import LlamaCppRuntime
 
+    if read_header(place).architecture in ARCHITECTURES:
+        check_canvas_options(options, ("context", "sequences", "threads"))
+        return *open_masked_gguf(Path(place), **options), Path(place), []
     runtime = LlamaCppRuntime(place, **options)
     return runtime, runtime.tokenizer, Path(place), []
 
@@ -353,16 +359,11 @@ def _open_torch(where: SourceKind, place: Path | str, dtype: str | None, options
 
 def _open_masked(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:
     """A masked diffusion language model."""
-    from likely.runtimes.torch.masked.runtime import MaskedRuntime
+    from likely.runtimes.torch.masked.checkpoint import open_masked
 
-    known = ("device", "threads", "revision")
-    for name in options:
-        if name not in known:
-            raise CapabilityError(
-                f"{name}= is no option of a diffusion model, which keeps no keys and values by itself"
-            )
+    check_canvas_options(options, ("device", "threads", "revision"))
     path = hub_folder(str(place), local=False) if where == "hub" else Path(place)
-    return MaskedRuntime.from_folder(path, dtype=dtype, **options), *_tokenizer(path)
+    return open_masked(path, dtype=dtype, **options), *_tokenizer(path)
 
 
 def _open_native(where: SourceKind, place: Path | str, dtype: str | None, options: dict[str, Any]) -> Opened:

@@ -278,17 +278,17 @@ def test_broken_checkpoints_are_refused_in_one_line(tmp_path, change, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_gguf_file_of_a_diffusion_model_is_not_taken_for_a_causal_one(tmp_path):
+def test_a_gguf_file_of_another_diffusion_model_is_not_taken_for_a_causal_one(tmp_path):
     import gguf
 
     from likely.models.load import load_local
 
-    path = tmp_path / "dream.gguf"
-    writer = gguf.GGUFWriter(path, "dream")
+    path = tmp_path / "moe.gguf"
+    writer = gguf.GGUFWriter(path, "llada-moe")
     writer.add_context_length(32)
     writer.add_tensor("token_embd.weight", np.zeros((22, 32), np.float32))
     for write_part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
         write_part()
     writer.close()
-    with pytest.raises(CapabilityError, match=r"diffusion models \(dream\) are not read"):
+    with pytest.raises(CapabilityError, match=r"llada-moe is a diffusion model: likely\.load opens those of llada and"):
         load_local(path, runtime="llamacpp")

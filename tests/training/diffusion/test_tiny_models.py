@@ -67,6 +67,15 @@ def test_addition_shows_its_work():
         assert not task.is_right(prompt, answer[:-1] + str((int(answer[-1]) + 1) % 10))
 
 
+def test_the_text_of_shakespeare_is_that_of_the_data_set(data_dir):
+    task = Shakespeare(data_dir=str(data_dir))
+    assert len(task.whole) == 1_115_394 and len(task.alphabet) == 65
+    for held in (False, True):
+        [(prompt, answer)] = task.draw(np.random.default_rng(0), 1, held_out=held)
+        assert (len(prompt), len(answer)) == (32, 96)
+        assert (prompt + answer in task.whole[-111_540:]) is held
+
+
 def test_ids_are_those_of_the_tokenizer(tmp_path):
     for task in (Sudoku(), Addition(), Shakespeare(text=TEXT)):
         folder = tmp_path / task.name

@@ -100,7 +100,7 @@ class WindowForward:
         if not isinstance(predictor, WindowPredictor):
             raise CapabilityError(
                 f'this predictor keeps no states (it has no "freeze" and "window_logits"): use cache="none", not '
-                f'"{policy}"'
+                f'"{policy}", or load the model from a folder, in torch'
             )
         causal = bool(getattr(predictor, "block_causal", False))
         if policy == "block_causal" and not causal:

@@ -153,7 +153,11 @@ class LlamaModel:
 
 @dataclass(frozen=True)
 class ContextSettings:
-    """cells: room of the cache in tokens; ubatch: tokens computed at once; outputs: rows of logits kept per call."""
+    """cells: room of the cache in tokens; ubatch: tokens computed at once; outputs: rows of logits kept per call.
+
+    cached  False: of a model that keeps no keys and values and whose tokens see each other in both directions; a call
+            then holds whole sequences
+    """
 
     cells: int
     ids: int
@@ -162,6 +166,7 @@ class ContextSettings:
     threads: int
     kv: str
     flash: bool
+    cached: bool = True
 
 
 class LlamaContext:
@@ -188,7 +193,9 @@ class LlamaContext:
         self._model, self._context = model, context  # the model outlives the context
         self._free = freeing(self, lib.llama_free, context)
         memory = lib.llama_get_memory(context)
-        if not memory:
+        if not settings.cached:
+            lib.llama_set_causal_attn(context, False)
+        elif not memory:
             self.close()
             raise ModelError("this architecture keeps no key-value cache; llamacpp cannot hold sequences with it")
         self._memory: Any = memory
@@ -208,14 +215,23 @@ class LlamaContext:
         self, tokens: Int32s, positions: Int32s, id_counts: Int32s, ids: Int32s, wanted: NDArray[np.bool_]
     ) -> int:
         """Compute n <= ubatch tokens; token i carries id_counts[i] of the flat `ids`. Returns llama.cpp's code."""
+        return self._compute(lib.llama_decode, self._batch.fill(tokens, positions, id_counts, ids, wanted))
+
+    def encode(self, sequences: Int32s) -> int:
+        """Compute whole sequences (N, T) of one length, all rows of logits wanted, N T <= ubatch."""
+        count, length = sequences.shape
+        tokens = sequences.reshape(-1)
+        positions = np.tile(np.arange(length, dtype=np.int32), count)
+        ids = np.repeat(np.arange(count, dtype=np.int32), length)
+        wanted = np.ones(len(tokens), np.bool_)
+        return self._compute(lib.llama_encode, self._batch.fill(tokens, positions, np.ones_like(ids), ids, wanted))
+
+    def _compute(self, call: Callable[..., int], batch: lib.llama_batch) -> int:
         _errors.clear()
-        batch = self._batch.fill(tokens, positions, id_counts, ids, wanted)
-        if has_amx():
-            return on_tile_thread(lib.llama_decode, self._context, batch)
-        return lib.llama_decode(self._context, batch)
+        return on_tile_thread(call, self._context, batch) if has_amx() else call(self._context, batch)
 
     def logits(self, index: int) -> FloatArray:
-        """A view (V,) of the logits after token `index` of the last decode, valid until the next one."""
+        """A view (V,) of the logits after token `index` of the last call, valid until the next one."""
         pointer = lib.llama_get_logits_ith(self._context, index)
         if not pointer:
             raise ModelError("llama.cpp returned no logits for a row that was asked for")

@@ -22,6 +22,7 @@ from likely.runtimes.llamacpp.library import (
     lib,
     library_version,
 )
+from likely.runtimes.llamacpp.masked import ARCHITECTURES
 from likely.runtimes.llamacpp.options import (
     DEFAULT_CONTEXT,
     check_memory,
@@ -87,8 +88,8 @@ class LlamaCppRuntime(SharedByThreads):
         header = read_header(path)
         if header.architecture in DIFFUSION:  # from left to right its numbers would be wrong
             raise CapabilityError(
-                f"{path}: GGUF files of diffusion models ({header.architecture}) are not read: load the folder with "
-                f"its safetensors files"
+                f"{path}: {header.architecture} is a diffusion model: likely.load opens those of "
+                f"{' and '.join(ARCHITECTURES)}; others are not read from GGUF files"
             )
         chosen = choose_settings(
             header, context=context, sequences=sequences, threads=threads, invariant=invariant, kv_dtype=kv_dtype

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from likely.errors import ModelError
-from likely.formats.families import config_from_header, quant_method
+from likely.errors import CapabilityError, ModelError
+from likely.formats.families import config_from_header, family_of_header, quant_method
 from likely.formats.folder import read_folder, read_json
 from likely.formats.gguf import read_header
 from likely.formats.safetensors_file import FLOATS
@@ -30,6 +30,10 @@ class ModelSource:
     @classmethod
     def of_gguf(cls, path: Path) -> ModelSource:
         header = read_header(path)
+        try:
+            family_of_header(header)
+        except ModelError as error:  # another runtime may know it
+            raise CapabilityError(f"{path}: {error}") from None
         try:
             weights, factors = weights_of_gguf(path, header)
             config = config_from_header(header, factors)

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from likely.data.datasets import find_path
+from likely.data.datasets import data_root, find_path
 from likely.errors import check_choice
 
 MASK, END = "<mask>", "<end>"
@@ -175,13 +175,15 @@ class Shakespeare:
 
     @property
     def alphabet(self) -> str:
-        return _characters(self._whole())
+        return _characters(self.whole)
 
-    def _whole(self) -> str:
-        return self.text or _shakespeare(find_path("tinyshakespeare", data_dir=self.data_dir))
+    @property
+    def whole(self) -> str:
+        """The text, of which the last tenth is held out."""
+        return self.text or _shakespeare(data_root(self.data_dir))
 
     def draw(self, rng: np.random.Generator, count: int, *, held_out: bool = False) -> list[tuple[str, str]]:
-        text, length = self._whole(), self.prompt_length + self.answer_length
+        text, length = self.whole, self.prompt_length + self.answer_length
         cut = len(text) * 9 // 10
         text = text[cut:] if held_out else text[:cut]
         starts = rng.integers(0, len(text) - length + 1, count)
@@ -198,8 +200,10 @@ def _characters(text: str) -> str:
 
 
 @cache
-def _shakespeare(path: Path) -> str:
-    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+def _shakespeare(root: Path) -> str:
+    with gzip.open(
+        find_path("tinyshakespeare", "input.txt.gz", data_dir=root), "rt", encoding="utf-8", newline=""
+    ) as file:
         return file.read()
 
 

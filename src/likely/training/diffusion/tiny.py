@@ -112,6 +112,8 @@ def train_tiny(
     folder = Path(folder)
     record = {"task": task.name, "version": VERSION, **_settings_of(task), **asdict(settings)}
     record.pop("checkpoint_every")
+    if folder.is_file():
+        raise DataError(f"{folder} is a file: choose a folder")
     known = read_json(folder / RECORD)
     if known and {name: known.get(name) for name in record} != json.loads(json.dumps(record)):
         name = next(name for name in record if known.get(name) != json.loads(json.dumps(record[name])))
@@ -198,6 +200,8 @@ def trained_tiny(
 
 def task_of(folder: str | Path) -> TinyTask:
     """The task that the model of a folder was trained on; DataError where nothing says so."""
+    if not Path(folder).exists():
+        raise DataError(f"there is no folder {folder}: likely diffusion train TASK -o FOLDER makes one")
     record = read_json(Path(folder) / RECORD)
     if record.get("task") not in TASKS:
         raise DataError(
@@ -206,13 +210,23 @@ def task_of(folder: str | Path) -> TinyTask:
     return make_task(record["task"])
 
 
+def check_prompt(model: str, prompt: str) -> None:
+    """DataError where the model of a puzzle (`train_tiny`) gets a prompt of another length than it was trained on."""
+    task = TASKS.get(str(read_json(Path(model) / RECORD).get("task")), Shakespeare)()
+    if not isinstance(task, Shakespeare) and len(prompt) != task.prompt_length:
+        raise DataError(
+            f"a prompt of {task.name} has {task.prompt_length} characters, such as "
+            f"{task.draw(np.random.default_rng(0), 1)[0][0]!r}; this one has {len(prompt)}"
+        )
+
+
 def _settings_of(task: TinyTask) -> dict[str, Any]:
     """What an object of a task was made with, as JSON."""
     kept = {
         name: value for name, value in vars(task).items() if name not in ("text", "data_dir", "name", "answer_span")
     }
     if isinstance(task, Shakespeare):
-        kept["text"] = fingerprint(task._whole())
+        kept["text"] = fingerprint(task.whole)
     return {"task_settings": json.loads(json.dumps(kept))}
 
 

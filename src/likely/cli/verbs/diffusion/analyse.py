@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from likely.cli import flags, options
 from likely.cli.printing import print_json, print_table, progress, with_interval
+
+if TYPE_CHECKING:
+    from likely.bench.diffusion import DecoderComparison
 
 
 def analyse(
@@ -51,18 +53,23 @@ def analyse(
                 lm.predictor, task, texts=texts, fit=fit, epsilon=epsilon, seed=seed, progress=tick
             )
         if as_json:
-            print_json({**options.origin(lm), **asdict(found), "seed": seed})
+            print_json({**options.origin(lm), **found.to_dict(), "seed": seed})
     if plot is not None:
         draw_comparison(found, plot)
     if as_json:
         return
+    print_comparison(found)
+
+
+def print_comparison(found: DecoderComparison) -> None:
+    """The table of decoders, and what stands below it."""
     rows = [
         (row.name, with_interval(row.right, row.interval, 2), f"{row.same:.0%}", f"{row.calls:.1f}",
          f"{row.canvases:.1f}", f"{row.stopped:.0%}")
         for row in found.rows
     ]  # fmt: skip
     print_table(("decoder", "right [95 %]", "same", "calls", "canvases", "stopped"), rows)
-    typer.echo(f"\n{task.name}, {texts} held-out texts; calls and canvases of the model per text")
+    typer.echo(f"\n{found.task}, {found.rows[0].texts} held-out texts; calls and canvases of the model per text")
     for rule, shares in found.right.items():
         half = shares[found.fractions.index(0.5)]
         typer.echo(f"right if stopped at half of the steps, positions by {rule}: {half:.0%}")

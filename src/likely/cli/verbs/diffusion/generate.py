@@ -12,7 +12,7 @@ from likely.cli.printing import print_json, print_stream
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of a diffusion model.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Folder, GGUF file or hub id of a diffusion model.")],
     max_tokens: flags.MaxTokens = 128,
     temperature: flags.TemperatureOption = 0.0,
     seed: flags.SeedOption = 0,
@@ -59,12 +59,14 @@ def generate(
       likely diffusion generate -m addition "345+678=" --prophet published --region 41:45 --json
     """
     from likely.lm.diffusion.settings import accelerator_of, stop_rule_of, threshold_of
+    from likely.training.diffusion.tiny import check_prompt
 
     settings: dict[str, Any] = {
         "accelerator": accelerator_of(freedave), "stop": stop_rule_of(prophet, region), "guidance": guidance,
         "block_length": block_length, "tokens_per_step": tokens_per_step, "cache": cache, "pinned": _pinned(pin),
         **({} if threshold is None else {"schedule": threshold_of(threshold)}),
     }  # fmt: skip
+    check_prompt(model, prompt)
     with flags.ModelFlags(model, dtype=dtype, threads=threads).open_diffusion() as lm:
         lm.with_decoding(**settings)
         asked: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}

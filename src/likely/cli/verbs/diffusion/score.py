@@ -11,7 +11,7 @@ from likely.cli.printing import print_json, print_table
 
 
 def score(
-    model: Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of a diffusion model.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Folder, GGUF file or hub id of a diffusion model.")],
     prompt: Annotated[str, typer.Option("--prompt", help="The prompt.")],
     answer: Annotated[list[str], typer.Option("--answer", help="An answer to score (repeatable).")],
     samples: Annotated[int, typer.Option("--samples", min=2, help="Masks drawn per answer.")] = 128,
@@ -27,6 +27,9 @@ def score(
 
       likely diffusion score -m sudoku --prompt "1..43.1.2....32." --answer 1234341221434321 --samples 512 --json
     """
+    from likely.training.diffusion.tiny import check_prompt
+
+    check_prompt(model, prompt)
     with flags.ModelFlags(model, dtype=dtype, threads=threads).open_diffusion() as lm:
         lm.with_decoding(score_samples=samples)
         scored = lm.score(prompt, answer)

@@ -14,12 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from likely.errors import ModelError
+from likely.errors import ModelError, check_choice
 from likely.formats.folder import read_folder, read_json
 from likely.formats.safetensors_file import floats_from
+from likely.io.hashes import fingerprint, folder_sha256
 from likely.io.whole_file import write_whole_file
+from likely.runtimes.masked import MaskedRuntime
 from likely.runtimes.torch.masked.network import MaskedShape, MaskedTransformer
+from likely.runtimes.torch.masked.predictor import MaskedPredictor
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OWN = "likely-masked"
 WEIGHTS = "model.safetensors"
 
@@ -151,6 +155,23 @@ def load_masked(
 ) -> MaskedTransformer:
     """The network of a folder with config.json and safetensors files; ModelError for what is missing or misshapen."""
     return _load(Path(folder), FAMILIES, "masked language model", dtype, device)
+
+
+def open_masked(
+    folder: str | Path,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    revision: str | None = None,
+) -> MaskedRuntime:
+    """A folder that `load_masked` reads, as a runtime.  dtype: "float32" (the default), "bfloat16", "float16"."""
+    check_choice("dtype", dtype or "float32", DTYPES)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    network = load_masked(folder, dtype=DTYPES[dtype or "float32"], device=device or "cpu")
+    name = revision or fingerprint([folder_sha256(folder), dtype or "float32"])
+    return MaskedRuntime(MaskedPredictor(network), dtype=network.lm_head.weight.dtype, revision=name)
 
 
 def load_causal(folder: str | Path) -> MaskedTransformer:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, Protocol
 
-import torch
-
-from likely.errors import CapabilityError, check_choice
-from likely.io.hashes import fingerprint, folder_sha256
-from likely.runtimes.protocol import Capabilities, Limits, Output, Sequence
-from likely.runtimes.torch.masked.checkpoint import load_masked
-from likely.runtimes.torch.masked.predictor import MaskedPredictor
+from likely.errors import CapabilityError
+from likely.runtimes.protocol import Capabilities, FloatArray, IntArray, Limits, Output, Sequence
 from likely.runtimes.turns import SharedByThreads
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+class CanvasPredictor(Protocol):
+    """What computes the canvases: see `likely.decoding.diffusion.Predictor`.  context: longest canvas."""
+
+    @property
+    def mask_id(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def block(self) -> int:
+        """Positions of a block of a block-causal model; 0: every position sees all others."""
+
+    def logits(self, ids: IntArray) -> FloatArray: ...
 
 
 class MaskedRuntime(SharedByThreads):
@@ -25,38 +34,23 @@ class MaskedRuntime(SharedByThreads):
 
     capabilities = Capabilities(canvas=True)
 
-    def __init__(self, predictor: MaskedPredictor, *, revision: str):
+    def __init__(
+        self, predictor: CanvasPredictor, *, dtype: Any, revision: str, free: Callable[[], None] | None = None
+    ):
         super().__init__()
-        self.predictor, self.revision = predictor, revision
+        self.predictor, self.dtype, self.revision, self._free = predictor, dtype, revision, free
         self.vocab_size, self.context_length = predictor.vocab_size, predictor.context
-        self.dtype = predictor.network.lm_head.weight.dtype
         self.limits = Limits(
             sequences=1, leaves=1, tokens_held=predictor.context, tokens_per_call=predictor.context
         )  # fmt: skip
-
-    @classmethod
-    def from_folder(
-        cls,
-        folder: str | Path,
-        *,
-        dtype: str | None = None,
-        device: str | None = None,
-        threads: int | None = None,
-        revision: str | None = None,
-    ) -> MaskedRuntime:
-        """A folder that `load_masked` reads.  dtype: "float32" (the default), "bfloat16", "float16"."""
-        check_choice("dtype", dtype or "float32", DTYPES)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        network = load_masked(folder, dtype=DTYPES[dtype or "float32"], device=device or "cpu")
-        name = revision or fingerprint([folder_sha256(folder), dtype or "float32"])
-        return cls(MaskedPredictor(network), revision=name)
 
     def free_tokens(self) -> int:
         return self.context_length
 
     def shutdown(self) -> None:
-        """Nothing is held outside of the network."""
+        """Free what the predictor holds outside of Python; harmless when repeated."""
+        if self._free is not None:
+            self._free()
 
     def open(self) -> Sequence:
         self._refuse()
@@ -81,3 +75,12 @@ class MaskedRuntime(SharedByThreads):
             "this is a diffusion model: it predicts all masked tokens of a canvas at once and gives no log-probability "
             "of a next token. Use generate, score (a lower bound) and likely.decoding.diffusion, or a causal model"
         )
+
+
+def check_canvas_options(names: Iterable[str], known: Iterable[str]) -> None:
+    """CapabilityError for an option of a runtime that a diffusion model does not have."""
+    for name in names:
+        if name not in known:
+            raise CapabilityError(
+                f"{name}= is no option of a diffusion model, which keeps no keys and values by itself"
+            )
