@@ -53,7 +53,7 @@ SDS, SDS_VAL = "SDS, heads on the classifier's rows", "SDS, heads on validation 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is computed: seeds, splits, steps of a network for a table, epochs of the cubic and of CLINC heads."""
+    """How much is computed; steps: of a baseline of a table;  table_*: how split points of a table are trained."""
 
     seeds: int = 5
     splits: int = 5
