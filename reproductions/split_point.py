@@ -53,7 +53,7 @@ SDS, SDS_VAL = "SDS, heads on the classifier's rows", "SDS, heads on validation 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is computed: seeds, splits, steps of a network for a table, epochs of the cubic and of CLINC heads."""
+    """How much is computed; steps: of a baseline of a table;  table_*: how split points of a table are trained."""
 
     seeds: int = 5
     splits: int = 5
@@ -66,6 +66,7 @@ class Size:
     members: int = 5
     passes: int = 50
     resamples: int = 300
+    table_rate: float = 1e-4
 
 
 QUICK = Size(2, 1, 60, 10, 1, 1, 8, 3, 2, 4, 20)
@@ -208,7 +209,7 @@ def split_points(X: Floats, y: Floats, tried: Floats, size: Size, seed: int) -> 
     for name, held_out in ((SPC, 0.0), (SPC_HELD, 0.25)):
         made = SplitPointRegressor(
             gap="root", held_out=held_out, base_hidden=(50,), hidden=50, epochs=size.table_epochs,
-            batch=published_batch(len(y)), learning_rate=1e-4, seed=seed,
+            batch=published_batch(len(y)), learning_rate=size.table_rate, seed=seed,
         ).fit(X, y)  # fmt: skip
         at = made.predict(tried)
         found[name] = Predicted(at.v, at.low, at.high, at.sds + at.aleatoric)
