@@ -147,8 +147,8 @@ def larger(name: str, *, rounds: int, steps: int = 8) -> dict[str, Any]:
     """Seconds of a step in C++ and in torch after 256 tokens, and those of reading the weights once."""
     model = larger_model(*LARGER[name])
     tokens = np.random.default_rng(0).integers(0, 50_000, 256)
-    ways = {"recurrent": RecurrentRuntime(model, revision=name),
-            "steps in torch": RecurrentRuntime(model, revision=name, compiled=False)}  # fmt: skip
+    ways = {way: RecurrentRuntime(model, revision=name) for way in ("recurrent", "steps in torch")}
+    ways["steps in torch"].compiled = False
     texts = {way: read_text(runtime, tokens) for way, runtime in ways.items()}
     timings = interleaved(
         {way: partial(decode, runtime, texts[way], 256, steps) for way, runtime in ways.items()}, rounds=rounds
@@ -187,8 +187,8 @@ def main(argv: list[str] | None = None) -> None:
     attention = attention_model(width, layers, parameters(theirs), 2 * max(lengths))
     held = 2 * max(lengths) + 4 * STEPS
     model = from_transformers(theirs)
-    recurrent = RecurrentRuntime(model, tokens_held=held)
-    in_torch = RecurrentRuntime(model, tokens_held=held, compiled=False)
+    recurrent, in_torch = (RecurrentRuntime(model, tokens_held=held) for _ in range(2))
+    in_torch.compiled = False
     runtimes = {
         "recurrent": recurrent, "steps in torch": in_torch, "torch": TorchRuntime(attention, tokens_held=held)
     }  # fmt: skip

@@ -39,7 +39,6 @@ class RecurrentSettings(TypedDict, total=False):
     revision: str | None
     tokens_per_call: int
     checkpoint_every: int
-    compiled: bool
 
 
 class RecurrentRuntime(SlotRuntime):
@@ -51,18 +50,20 @@ class RecurrentRuntime(SlotRuntime):
     revision      name of these weights; default: a digest of all of them
     tokens_per_call  larger calls are cut; so are calls whose rows of logits would take more than 64 MiB
     checkpoint_every  tokens between states that a sequence can go back to, see `kept_checkpoints`
-    compiled      calls with few tokens, and Mamba's scans, run in C++ (`CompiledStep`) where a compiler or the wheel's
-                  library is there; False: in torch, always
 
     Kept tokens are read in the parallel form of the layers.  Of pending trees the chains of one level are read together
     from the states of their parents, for all sequences of the call; the state after each node is held until `commit`.
     A fork shares states.  Going back by d tokens (`truncate`, or a fork at a smaller length) reads fewer than
     2 d + checkpoint_every tokens again, with the next call.
 
+    compiled            calls with few tokens, and Mamba's scans, run in C++ where a compiler or the wheel's library is
+                        there (`CompiledStep`); set to False, all run in torch
     state_bytes         of one state
     kv_bytes_per_token  of keys and values in attention layers; 0 where there are none
     tokens_read_again   since it was opened, for having gone back
     """
+
+    compiled = True
 
     def __init__(
         self,
@@ -73,7 +74,6 @@ class RecurrentRuntime(SlotRuntime):
         revision: str | None = None,
         tokens_per_call: int = 2048,
         checkpoint_every: int = 64,
-        compiled: bool = True,
     ):
         if checkpoint_every < 1:
             raise ModelError(f"checkpoint_every must be >= 1, got {checkpoint_every}")
@@ -81,7 +81,7 @@ class RecurrentRuntime(SlotRuntime):
             raise ModelError(f"the recurrent runtime computes in float32, these weights are {module.dtype}")
         self.module = module.eval()
         self.dtype = str(module.dtype).removeprefix("torch.")
-        self.checkpoint_every, self.compiled = checkpoint_every, compiled
+        self.checkpoint_every = checkpoint_every
         self.tokens_read_again = 0
         with torch.inference_mode():
             self._empty = StateRow(module.backbone.init_state(1))
@@ -254,9 +254,9 @@ class RecurrentRuntime(SlotRuntime):
             rows,
             most_tokens=self.limits.tokens_per_call,
             most_rows=most_rows,
-            step=self._compiled_step,
+            step=self._compiled_step if self.compiled else None,
         )
 
     @functools.cached_property
     def _compiled_step(self) -> CompiledStep | None:
-        return CompiledStep.of(self.module) if self.compiled else None
+        return CompiledStep.of(self.module)
