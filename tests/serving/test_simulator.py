@@ -153,7 +153,7 @@ def test_a_day_of_load_starves_nobody():
 @pytest.mark.slow
 def test_a_day_of_a_real_trace_starves_nobody(data_dir):
     """Every twelfth of Azure's conversations, stretched to 24 hours, in their bursts and order, with the pace of
-    the server; lengths are a sixteenth, and the machine as slow as makes that nine tenths of its capacity."""
+    the server; lengths are a sixteenth, and the machine as slow as makes that LOAD of its capacity."""
     with gzip.open(data_dir / "llm_traces" / "azure2023_conv.csv.gz", "rt", newline="") as file:
         rows = [[float(value) for value in row.values()] for row in csv.DictReader(file)][::12]
     stretch = 86_400 / rows[-1][0]
