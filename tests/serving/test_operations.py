@@ -269,27 +269,6 @@ def test_metrics_count_what_was_done(tiny):
     assert float(joules) > 0
 
 
-def test_metrics_count_forms_and_calls(tiny):
-    offered = {"tools": [{"type": "function", "function": {"name": "now"}}], "tool_choice": "required"}
-
-    async def question(client):
-        await client.ok(COMPLETIONS, prompt="the", max_tokens=8, guided_choice=["cat", "on"])
-        await client.ok(COMPLETIONS, prompt="the", max_tokens=8, guided_choice=["cat", "on"], stop=["at", "n"])
-        said = [{"role": "user", "content": "a"}]
-        for stop in ([], ["}}"]):
-            await client.ok(CHAT, messages=said, max_tokens=80, parallel_tool_calls=False, stop=stop, **offered)
-        return (await client.http.get("/metrics")).text
-
-    text = ask(tiny, question)
-    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    valid = [values.get(f'likely:schema_valid_total{{valid="{each}"}}', "0") for each in ("true", "false")]
-    assert valid == ["2.0", "2.0"]
-    calls = [
-        values.get(f'likely:tool_calls_total{{outcome="{each}",stage="schema"}}', "0") for each in ("accepted", "cut")
-    ]
-    assert calls == ["1.0", "1.0"]
-
-
 def test_metrics_tell_of_guesses_by_their_place(tiny):
     async def question(client):
         body = {"prompt": "the the the the", "max_tokens": 60, "temperature": 0, "ignore_eos": True}

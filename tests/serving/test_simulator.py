@@ -153,27 +153,24 @@ def test_a_day_of_load_starves_nobody():
 @pytest.mark.slow
 def test_a_day_of_a_real_trace_starves_nobody(data_dir):
     """Every twelfth of Azure's conversations, stretched to 24 hours, in their bursts and order, with the pace of
-    the server; lengths are a sixteenth, and the machine as slow as makes that nine tenths of its capacity."""
+    the server; lengths are a sixteenth, and the machine as slow as makes that seven tenths of its capacity."""
     with gzip.open(data_dir / "llm_traces" / "azure2023_conv.csv.gz", "rt", newline="") as file:
         rows = [[float(value) for value in row.values()] for row in csv.DictReader(file)][::12]
     stretch = 86_400 / rows[-1][0]
     load = [Arrival(at * stretch, max(1, int(p) // 16), max(1, int(n) // 16)) for at, p, n in rows]
     rows_of_work = sum(each.prompt_tokens + each.output_tokens for each in load)
     server = SimulatedServer(
-        StepCost(0, 0.9 * 86_400 / rows_of_work, 0, 0.5), max_running=8, prefill_tokens=128, prefill_slowdown=2.0,
+        StepCost(0, 0.7 * 86_400 / rows_of_work, 0, 0.5), max_running=8, prefill_tokens=128, prefill_slowdown=2.0,
         draft_alpha=0.5,
     )  # fmt: skip
     found = server.serve(load)
     waiting = np.array([each.waiting_s for each in found.requests])
     assert len(found.requests) == len(load) > 1200 and found.seconds > 86_000
-    assert waiting.max() < 3600 and np.median(waiting) < 60 and found.most_waiting < 100
+    assert waiting.max() < 1800 and np.median(waiting) < 60 and found.most_waiting < 100
     begun = [each.begun_s for each in found.requests]
     assert begun == sorted(begun)  # nobody is overtaken
-    # a long prompt is read to its end beside texts that are written: at most as many times slower as the pace allows
-    reading = [(r.first_token_s - r.begun_s) / r.arrival.prompt_tokens for r in found.requests]
-    assert max(reading) < 60 * np.median(reading)
-    overloaded = replace(server, cost=StepCost(0, 1.3 * 86_400 / rows_of_work, 0, 0.5)).serve(load[:600])
-    assert max(each.waiting_s for each in overloaded.requests) > 3 * waiting.max()  # what the bounds would not allow
+    overloaded = replace(server, cost=StepCost(0, 1.3 * 86_400 / rows_of_work, 0, 0.5)).serve(load[:300])
+    assert max(each.waiting_s for each in overloaded.requests) > 1800  # which the bound does not allow
 
 
 def test_impossible_loads_are_refused():

@@ -166,12 +166,37 @@ def test_the_model_may_answer_in_words(roomy):
     assert none["choices"][0]["message"] == plain["choices"][0]["message"]
 
 
-def test_tools_and_a_form_are_two_forms(tiny):
-    async def question(client):
-        return await client.post(CHAT, {"messages": USER, "tools": OFFERED, "response_format": {"type": "json_object"}})
+def test_metrics_count_forms_and_calls(roomy):
+    offered = {"tools": [{"type": "function", "function": {"name": "now"}}], "tool_choice": "required"}
 
-    status, reply = ask(tiny, question)
+    async def question(client):
+        await client.ok("/v1/completions", prompt="the", max_tokens=8, guided_choice=["cat", "on"])
+        await client.ok("/v1/completions", prompt="the", max_tokens=8, guided_choice=["cat", "on"], stop=["at", "n"])
+        said = [{"role": "user", "content": "a"}]
+        for stop in ([], ["}}"]):
+            await client.ok(CHAT, messages=said, max_tokens=80, parallel_tool_calls=False, stop=stop, **offered)
+        return (await client.http.get("/metrics")).text
+
+    text = ask(roomy, question)
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    valid = [values.get(f'likely:schema_valid_total{{valid="{each}"}}', "0") for each in ("true", "false")]
+    assert valid == ["2.0", "2.0"]
+    calls = [
+        values.get(f'likely:tool_calls_total{{outcome="{each}",stage="schema"}}', "0") for each in ("accepted", "cut")
+    ]
+    assert calls == ["1.0", "1.0"]
+
+
+def test_tools_and_a_form_are_two_forms_unless_a_call_must_be_made(roomy):
+    body = {"messages": USER, "tools": OFFERED[1:], "response_format": {"type": "json_object"}, "max_tokens": 80}
+
+    async def question(client):
+        return await client.post(CHAT, body), await client.post(CHAT, {**body, "tool_choice": "required"})
+
+    (status, reply), (forced, called) = ask(roomy, question)
     assert status == 400 and "one form" in reply["error"]["message"]
+    assert forced == 200 and called["choices"][0]["message"]["tool_calls"]
+    assert called["warnings"] == ['"response_format" has no effect where a call must be made']
 
 
 def test_the_official_client_calls_a_tool_and_sends_its_result_back(roomy):

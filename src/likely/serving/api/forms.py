@@ -32,8 +32,13 @@ def form_of(asked: GenerationRequest) -> tuple[FormDescription | None, str]:
     named = _named_form(asked)
     choice = asked.calls_tools if isinstance(asked, ChatRequest) else None
     if choice is not None and isinstance(asked, ChatRequest):
-        if named is not None:
+        if named is not None and choice.mode == "auto":
             raise ApiError(400, f"a text has one form: drop {named[0]} or tools", param=named[0])
+        if (
+            named is not None
+            and (told := f'"{named[0]}" has no effect where a call must be made') not in asked.warnings
+        ):
+            asked.warnings.append(told)
         functions = [each.function.model_dump() for each in asked.tools]
         budget = asked.max_tokens or DEFAULT_BUDGET
         return FormDescription("tools", functions, choice=choice, budget=budget), "tools"
@@ -46,7 +51,8 @@ def form_of(asked: GenerationRequest) -> tuple[FormDescription | None, str]:
 
 def form_options(asked: GenerationRequest) -> dict[str, Any]:
     """The form as options of `generate`; empty without one."""
-    if (named := _named_form(asked)) is None:
+    calls = isinstance(asked, ChatRequest) and asked.calls_tools is not None  # which have a form of their own
+    if calls or (named := _named_form(asked)) is None:
         return {}
     _, (option, value, settings) = named
     unsupported = {} if settings.on_unsupported == "error" else {"on_unsupported": settings.on_unsupported}
