@@ -93,7 +93,10 @@ def standard_part(
     find_path("wikitext2", "test")
 
     def windows(tokenizer: Tokenizer) -> list[list[int]]:
-        return calibration_set(TEXT, tokenizer, windows=size, length=SPECTRAL_TOKENS).input_ids.tolist()
+        found: list[list[int]] = calibration_set(
+            TEXT, tokenizer, windows=size, length=SPECTRAL_TOKENS
+        ).input_ids.tolist()
+        return found
 
     return spectral_part(windows, f"{size} windows of {TEXT}", tokens=SPECTRAL_TOKENS)
 

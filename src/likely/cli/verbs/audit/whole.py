@@ -81,7 +81,8 @@ def audit_all(
     for name in chosen:
         check_choice("audit", name, NAMES)
     named = chosen or tuple(given) or NAMES
-    parts, left_out = [], []
+    parts: list[AuditPart] = []
+    left_out: list[str] = []
     for name in NAMES:
         if name not in named:
             left_out.append(f"{name}: not asked for")
