@@ -134,7 +134,7 @@ def told_report(report: AuditReport) -> AuditReport:
         "Keep what does not matter out of its prompts: random digits make its right answers less likely." if misled
         else "Nothing: random digits beside the question do not mislead it.",
     ]  # fmt: skip
-    title = "Passages: does it use what it is told, and pass over random digits?"
+    title = "Passages and noise: does it use what it is told, and pass over random digits?"
     return replace(report, title=title, advice=advice)
 
 
