@@ -59,7 +59,7 @@ FILLERS = {
 }  # fmt: skip
 TOLD = ("digits", "passage")  # segments of `told_cases`
 TEXT, SPECTRAL_TOKENS = "wikitext2:test", 256
-# cases of each audit: together an hour of two cores at most for a model of 135M parameters
+# cases of each audit: sized for an hour of two cores, together, with a model of 135M parameters
 SIZES = {"ablate": 24, "probes": 40, "mermaid": 6, "reach": 6, "exposure": 1, "invert": 300, "spectral": 8}
 
 
