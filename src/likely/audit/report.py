@@ -109,8 +109,12 @@ class AuditReport:
         """The report without its examples; level: of its heading."""
         head = "#" * level
         parts = [f"{head} {self.title}", self.question]
-        for heading, lines in (("", self.verdicts), ("What to do", self.advice), ("How to read it", self.reading)):
-            parts += [f"{head}# {heading}"] if heading and lines else []
+        for heading, lines in (
+            ("What was found", self.verdicts),
+            ("What to do", self.advice),
+            ("How to read it", self.reading),
+        ):
+            parts += [f"{head}# {heading}"] if lines else []
             parts.append("\n".join(f"- {line}" for line in lines))
         parts.append(markdown_table(("", "figure", "value", "n"), [
             (f.subject, f.quantity, f.text(), str(f.n) if f.n else "") for f in self.findings

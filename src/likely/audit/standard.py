@@ -59,7 +59,7 @@ FILLERS = {
 }  # fmt: skip
 TOLD = ("digits", "passage")  # segments of `told_cases`
 TEXT, SPECTRAL_TOKENS = "wikitext2:test", 256
-# cases of each audit: together an hour of two cores at most for a model of 135M parameters
+# cases of each audit: sized for an hour of two cores, together, with a model of 135M parameters
 SIZES = {"ablate": 24, "probes": 40, "mermaid": 6, "reach": 6, "exposure": 1, "invert": 300, "spectral": 8}
 
 
@@ -93,7 +93,10 @@ def standard_part(
     find_path("wikitext2", "test")
 
     def windows(tokenizer: Tokenizer) -> list[list[int]]:
-        return calibration_set(TEXT, tokenizer, windows=size, length=SPECTRAL_TOKENS).input_ids.tolist()
+        found: list[list[int]] = calibration_set(
+            TEXT, tokenizer, windows=size, length=SPECTRAL_TOKENS
+        ).input_ids.tolist()
+        return found
 
     return spectral_part(windows, f"{size} windows of {TEXT}", tokens=SPECTRAL_TOKENS)
 
@@ -131,7 +134,7 @@ def told_report(report: AuditReport) -> AuditReport:
         "Keep what does not matter out of its prompts: random digits make its right answers less likely." if misled
         else "Nothing: random digits beside the question do not mislead it.",
     ]  # fmt: skip
-    title = "Passages: does it use what it is told, and pass over random digits?"
+    title = "Passages and noise: does it use what it is told, and pass over random digits?"
     return replace(report, title=title, advice=advice)
 
 

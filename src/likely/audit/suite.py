@@ -262,7 +262,7 @@ def summary(
 ) -> AuditReport:  # fmt: skip
     """The verdicts of all reports, what to do, and the first figures of each, in one."""
     findings = [
-        Finding(report.title, f"{f.subject}: {f.quantity}", f.value, f.low, f.high, f.unit, f.n, f.note)
+        Finding(_short(report), f"{f.subject}: {f.quantity}", f.value, f.low, f.high, f.unit, f.n, f.note)
         for report in reports
         for f in report.findings[:SUMMARISED]
     ]
@@ -270,7 +270,7 @@ def summary(
         f"Audit of {header.get('model', 'the model')}",
         "How steerable, how leaky and how consistent is this model? Each audit changes one thing about a prompt and "
         "looks at how the likelihood of the answer moves.",
-        [f"{report.title}: {line}" for report in reports for line in report.verdicts],
+        [f"{_short(report)}: {line}" for report in reports for line in report.verdicts],
         findings,
         header,
         caveats=(*(f"Not run: {line}" for line in left_out), "Anything that none of the audits below asked for.",
@@ -283,5 +283,9 @@ def summary(
             "Below, each audit says what was asked, what it found, what to do, and which values are good or bad; then "
             "all figures, one row per case, and cases to look at, whose tokens are coloured by how likely they were.",
         ),
-        advice=[f"{report.title}: {line}" for report in reports for line in report.advice],
+        advice=[f"{_short(report)}: {line}" for report in reports for line in report.advice],
     )  # fmt: skip
+
+
+def _short(report: AuditReport) -> str:
+    return report.title.partition(":")[0]

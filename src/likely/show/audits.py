@@ -11,7 +11,6 @@ from likely.show.tokens import Token, one_line, visible
 
 _STYLE = """
 .texts { grid-template-columns: 1fr; }
-.verdicts { margin: .5rem 0; padding-left: 1.2rem; }
 h3 { font-size: .875rem; margin: .75rem 0 0; }
 .notes { margin: .25rem 0 .5rem; padding-left: 1.2rem; max-width: 70rem; }
 .bar { display: block; width: 14rem; height: 1rem; }
@@ -40,7 +39,7 @@ def audit_page(reports: Sequence[AuditReport], *, title: str = "") -> str:
 def _report(report: AuditReport, number: int) -> Iterator[str]:
     yield f'<article aria-labelledby="a{number}"><h2 id="a{number}">{_line(report.title)}</h2>'
     yield f"<p>{_line(report.question)}</p>"
-    yield '<ul class="verdicts">' + "".join(f"<li>{_line(text)}</li>" for text in report.verdicts) + "</ul>"
+    yield from _notes("What was found", report.verdicts)
     yield from _notes("What to do", report.advice)
     yield from _notes("How to read it", report.reading)
     spans = {f.unit: _span([g for g in report.findings if g.unit == f.unit]) for f in report.findings}

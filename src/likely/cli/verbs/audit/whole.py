@@ -54,7 +54,7 @@ def audit_all(
 ) -> None:
     """Every audit of one model in one report: what was found and what to do first, then each audit in full.
 
-    Without files each audit asks small public cases of its own, in an hour at most for a small model on two cores.
+    Without files each audit asks small public cases of its own, sized for an hour with a small model on two cores.
     With files those audits run that have one; --only names others, too.
 
     Examples:
@@ -81,7 +81,8 @@ def audit_all(
     for name in chosen:
         check_choice("audit", name, NAMES)
     named = chosen or tuple(given) or NAMES
-    parts, left_out = [], []
+    parts: list[AuditPart] = []
+    left_out: list[str] = []
     for name in NAMES:
         if name not in named:
             left_out.append(f"{name}: not asked for")
