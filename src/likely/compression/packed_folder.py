@@ -208,10 +208,10 @@ def merged_rows(codes: NDArray[np.int16], scales: NDArray[np.float32], bits: int
     Up to 4 bits a byte holds codes i and i + 16 of 32, 8 added; else a code takes a byte.
     """
     codes = np.pad(codes, ((0, 0), (0, -codes.shape[1] % MERGED_GROUP)))
-    packed = codes.astype(np.int8).view(np.uint8)
+    packed: NDArray[np.uint8] = codes.astype(np.int8).view(np.uint8)
     if bits <= 4:
         halves = (codes + 8).astype(np.uint8).reshape(len(codes), -1, 2, 16)
-        packed = (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(codes), -1)
+        packed = (halves[:, :, 0] | halves[:, :, 1] << 4).astype(np.uint8).reshape(len(codes), -1)
     return np.concatenate([scales.astype("<f4")[:, None].view(np.uint8), packed], axis=1)
 
 
