@@ -118,7 +118,7 @@ def takes_masks(module: torch.nn.Module) -> bool:
 
 @dataclass
 class PackedText:
-    """Tokens that stand behind others in one row: what all of them see, and branches behind it that do not see each other.
+    """Tokens that may stand behind others in one row: what all of them see, and branches that do not see each other.
 
     ids, positions, branch  of each token; branch 0 is what all later ones see
     scored  (place of the token whose state predicts, id that it predicts, row and column of the result)
