@@ -194,7 +194,8 @@ def pair_run(out, *, lora=LoraSettings(rank=4, alpha=8), shard=False, folder=Non
             reference = torch.stack([sums[p.first] for p in pairs] + [sums[p.second] for p in pairs])
             return pair_batch_loss(dpo(beta=0.5), policy.module, pairs, reference)
 
-        settings = TrainingSettings(steps=3, batch=5, lr=0.02, checkpoint_every=2)
+        lr = 0.02 if lora else 0.001  # Adam turns the rounding of gradients near 0 into steps of lr
+        settings = TrainingSettings(steps=3, batch=5, lr=lr, checkpoint_every=2)
         losses = fit(policy, PAIRS, loss, settings, processes=processes, shard=shard, folder=folder, progress=stop)
         if processes.first:
             found = {"losses": torch.tensor(losses)}

@@ -117,8 +117,8 @@ def takes_masks(module: torch.nn.Module) -> bool:
 
 
 @dataclass
-class Document:
-    """Tokens that stand in one row: what all of them see, and branches behind it that do not see each other.
+class PackedText:
+    """Tokens that may stand behind others in one row: what all of them see, and branches that do not see each other.
 
     ids, positions, branch  of each token; branch 0 is what all later ones see
     scored  (place of the token whose state predicts, id that it predicts, row and column of the result)
@@ -133,13 +133,13 @@ class Document:
         return len(self.ids)
 
 
-def _documents(completions: Seq[Completion]) -> list[Document]:
+def _documents(completions: Seq[Completion]) -> list[PackedText]:
     """One for each prompt, with its completions as branches."""
-    found: dict[tuple[int, ...], Document] = {}
+    found: dict[tuple[int, ...], PackedText] = {}
     for i, completion in enumerate(completions):
         prompt, tokens = completion.prompt, completion.tokens
         start = len(prompt)
-        document = found.setdefault(prompt, Document(list(prompt), list(range(start)), [0] * start, []))
+        document = found.setdefault(prompt, PackedText(list(prompt), list(range(start)), [0] * start, []))
         number, end = document.branch[-1] + 1, len(document)
         document.ids += tokens[:-1]  # the last token predicts nothing
         document.positions += range(start, start + len(tokens) - 1)
@@ -172,7 +172,7 @@ def _tokens(rows: Seq[Seq[int]], sizes: Seq[int]) -> int:
 
 
 def packed_scores(
-    module: torch.nn.Module, documents: Seq[Document], rows: Seq[Seq[int]], shape: tuple[int, int]
+    module: torch.nn.Module, documents: Seq[PackedText], rows: Seq[Seq[int]], shape: tuple[int, int]
 ) -> SequenceScores:
     """The scored tokens of documents that stand in rows behind each other; shape (N, T−1) of the result."""
     inner, device = inner_module(module), next(module.parameters()).device

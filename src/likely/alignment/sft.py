@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from likely.alignment.scores import Completion, Document, packed_rows, packed_scores, takes_masks
+from likely.alignment.scores import Completion, PackedText, packed_rows, packed_scores, takes_masks
 from likely.training.logprobs import SequenceScores, sequence_logprobs
 from likely.training.loop import LossOutput
 
@@ -71,10 +71,10 @@ def text_scores(module: torch.nn.Module, texts: Seq[MaskedText]) -> SequenceScor
     return sequence_logprobs(module, ids.to(device), seen.to(device), scored.to(device))
 
 
-def _document(number: int, text: MaskedText) -> Document:
+def _document(number: int, text: MaskedText) -> PackedText:
     size = len(text) - 1  # the last token predicts nothing
     scored = [(t, text.tokens[t + 1], number, t) for t in range(size) if text.scored[t + 1]]
-    return Document(list(text.tokens[:-1]), list(range(size)), [0] * size, scored)
+    return PackedText(list(text.tokens[:-1]), list(range(size)), [0] * size, scored)
 
 
 def sft_loss(module: torch.nn.Module) -> Callable[[Seq[MaskedText]], LossOutput]:

@@ -140,7 +140,7 @@ def is_sharded(module: torch.nn.Module) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor put together, which all processes must ask for; any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, _sharded_type()) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if isinstance(tensor, _sharded_type()) else tensor
 
 
 def share_of(value: Tensor, like: Tensor) -> Tensor:
@@ -150,12 +150,12 @@ def share_of(value: Tensor, like: Tensor) -> Tensor:
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of it."""
-    return tensor.to_local() if isinstance(tensor, _sharded_type()) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if isinstance(tensor, _sharded_type()) else tensor
 
 
 def _sharded_type() -> Any:
