@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 from shared_steps import Cells
@@ -96,7 +96,7 @@ def size_and_cells(options: argparse.Namespace, *, quick: Size, smoke: Size, ful
 
     torch.set_num_threads(options.threads)
     size = full if options.full else smoke if options.quick else quick
-    return size, Cells(options.cells, json.loads(json.dumps(asdict(size))))  # type: ignore[call-overload]
+    return size, Cells(options.cells, json.loads(json.dumps(asdict(cast(Any, size)))))
 
 
 class ExitAt:
