@@ -1,5 +1,5 @@
 // AVX-512 with VNNI by its definition (Intel's manual, volume 2), slowly, so that code for it can be checked on
-// processors without it: of its instructions those that cpp/simd.h and the products use.  Compiled in front of
+// processors without it: of its instructions those that cpp/simd and the products use.  Compiled in front of
 // cpp/native.cpp for AVX2; a vector of 64 bytes is the compiler's own.
 #pragma once
 #include <cstdint>

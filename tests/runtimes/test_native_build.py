@@ -54,6 +54,11 @@ int likely_multiply(void*, int, int, int, const float*, int n, int, const unsign
   for (long i = 0; i < n * stride; i++) out[i] = VALUE;
   return 0;
 }
+void* likely_stepper_open(int, int, int) { return 0; }
+void likely_stepper_close(void*) {}
+void likely_stepper_run(void*, const void*, const void*, int, int, int, float*, int) {}
+void likely_stepper_multiply(void*, const void*, int, const float*, float*) {}
+void likely_selective_scan(void*, const void*) {}
 }
 """
 
@@ -408,7 +413,7 @@ def test_another_compiler_flag_or_source_is_another_library(folder, compiler, mo
     compiler(make, name="two", version="compiler 2.0")
     paths.append(native_build.build())
     shutil.copytree(native_build.SOURCES, tmp_path / "sources")
-    with (tmp_path / "sources" / "simd.h").open("a") as file:
+    with (tmp_path / "sources" / "simd" / "vectors.h").open("a") as file:
         file.write("// changed\n")
     monkeypatch.setattr(native_build, "SOURCES", tmp_path / "sources")
     paths.append(native_build.build())

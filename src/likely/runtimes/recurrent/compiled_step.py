@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -147,7 +147,7 @@ class CompiledStep:
     def difference_from_torch(self, model: SequenceLM) -> float:
         """The largest difference of hidden states and memories after a few random tokens, over the largest value."""
         ids = torch.randint(model.config.vocab_size, (2, 4), generator=torch.Generator().manual_seed(0))
-        read = functools.partial(model.backbone, return_state=True)
+        read: Callable[..., Any] = functools.partial(model.backbone, return_state=True)  # type: ignore[misc]
         wanted = read(ids[:, -2:], state=read(ids[:, :-2]).state)
         with selective_scans_by(self.selective_scan):
             hidden, states = self(ids[:, -2:], read(ids[:, :-2]).state)

@@ -11,7 +11,7 @@
 #pragma once
 #include <algorithm>
 
-#include "simd.h"
+#include "simd/vectors.h"
 #if LIKELY_AMX
 #include <sys/syscall.h>
 #include <unistd.h>

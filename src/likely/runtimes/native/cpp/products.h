@@ -7,6 +7,7 @@
 // MergeQuant's matrices have one scale per output, and their rows one scale or none: a product is one whole sum.
 #pragma once
 #include "codes.h"
+#include "simd/bytes.h"
 
 // 64 inputs of a row: codes, then of each 32 the scale, the sum of codes and scale x sum, and sums of codes per 16.
 struct Activations {

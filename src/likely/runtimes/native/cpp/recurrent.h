@@ -7,7 +7,7 @@
 #pragma once
 #include <vector>
 
-#include "simd.h"
+#include "simd/vectors.h"
 #include "threads.h"
 
 extern "C" {

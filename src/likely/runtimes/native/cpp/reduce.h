@@ -2,7 +2,7 @@
 #pragma once
 #include <cmath>
 
-#include "simd.h"
+#include "simd/vectors.h"
 
 // log of the sum of exponentials and entropy of a row; NaN if the row holds one
 inline void reduce_row(const float* row, int n, double* log_norm, double* entropy) {

@@ -1,6 +1,6 @@
 // Formats of stored keys and values, as runtimes/kv_format.py names them: a row of numbers to codes, and back.
 #pragma once
-#include "../simd.h"
+#include "../simd/bytes.h"
 
 enum class Form : int32_t { F32, BF16, F16, Q8_0, BFP12, BFP16 };  // in the order of model.py
 
