@@ -290,6 +290,9 @@ def main() -> None:
     shape, rounds = ("tiny", 2) if options.quick else (chosen.shape, options.rounds)
     models = [measure(shape, kind, rounds=rounds, only=chosen.column) for kind in chosen.kind or ("q4_0", "q4_k")]
     record = {"threads": cores(), "context": CONTEXT, "features": library().features(), "models": models}
+    if chosen.shape == "1b" and (chosen.column or chosen.kind):  # a part, which must not take the place of the whole
+        print(json.dumps(record, indent=1))
+        return
     protocol.write("packed_weights" if chosen.shape == "1b" else f"packed_weights_{shape}", record, quick=options.quick)
 
 

@@ -152,7 +152,8 @@ def run_seed(lm: Loaded, size: Size, seed: int, kept: KeptValues, folder: Path) 
         place.mkdir(parents=True, exist_ok=True)
         fit(
             policy, pairs, loss, settings, length=lambda p: len(p.first) + len(p.second), folder=place,
-            recipe={"study": "frontier_smollm2"}, progress=measure,
+            recipe={"study": "frontier_smollm2", "beta": DPO_BETA, "pairs": fingerprint([asdict(p) for p in pairs])},
+            progress=measure,
         )  # fmt: skip
         reference.runtime.shutdown()
 
@@ -259,7 +260,7 @@ def _conclude(
 def measure(options: argparse.Namespace) -> Evidence:
     size = FULL if options.full else TOY if options.quick else Size()
     kept = KeptValues(None if options.quick else options.cells)
-    folder = options.cells.with_suffix(f".{'full' if options.full else 'quick'}")
+    folder = options.cells.with_suffix(".full" if options.full else ".smoke" if options.quick else ".standard")
     sources = [model_source("smollm2"), *data_sources(DATA)]
     return study(size, kept, folder, full=options.full, threads=options.threads, sources=sources)
 

@@ -267,8 +267,8 @@ def timing_figures(cells: Cells, size: Size) -> tuple[list[Figure], list[Check]]
     against = speedup(timings[f"{LEGS}, {long} tokens"], timings[f"attention with a KV cache, {long} tokens"])
     checks = [
         Check(
-            statement=f"time of a step of S4 after {long} tokens over that after {short}", value=grown.median,
-            bound=1.2, unit="x",
+            statement=f"time of a step of S4 after {long} tokens over that after {short} (upper end of its interval)",
+            value=grown.high, bound=1.2, unit="x",
         ),
         Check(
             statement=f"time of a step of S4 over that of attention, after {long} tokens", value=1 / against.median,

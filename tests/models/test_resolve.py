@@ -62,7 +62,7 @@ def hub(monkeypatch, tmp_path):
         def model_info(self, name, *, timeout):
             if name != "org/m-GGUF":
                 raise ConnectionError("404 Client Error")
-            names = ("m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-F16-00001-of-00002.gguf", "README.md")
+            names = ("m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-BF16.gguf", "m-F16-00001-of-00002.gguf", "README.md")
             return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in names])
 
     def snapshot(name, *, local_files_only):
@@ -84,7 +84,7 @@ def test_a_gguf_file_of_the_hub_is_named_by_its_type(hub, tmp_path):
     assert resolve("org/m-GGUF:q8_0") == ("gguf", tmp_path / "kept" / "m-Q8_0.gguf") and hub == []
     assert resolve("org/m-GGUF:Q4_K_M") == ("gguf", tmp_path / "m-Q4_K_M.gguf") and hub == ["m-Q4_K_M.gguf"]
     for name, told in (
-        ("org/m-GGUF:Q5_0", r'org/m-GGUF has no GGUF files "Q5_0" \(its GGUF files: m-F16-0.*, m-Q4_K_M.gguf, m-Q8_0'),
+        ("org/m-GGUF:Q5_0", r'org/m-GGUF has no GGUF files "Q5_0" \(its GGUF files: m-BF16.gguf, m-F16-0.*m-Q8_0'),
         ("org/m-GGUF:F16", 'has no GGUF files "F16"'),
         ("org/other:Q8_0", r"org/other: no such file or folder, .*\(404 Client Error\)"),
     ):

@@ -175,6 +175,34 @@ def test_a_step_that_computes_otherwise_is_not_used(monkeypatch):
         assert CompiledStep.of(model) is None
 
 
+def test_a_step_of_nan_is_not_used(monkeypatch):
+    model = model_of("mamba")
+    step = CompiledStep(model, compiled_step.library())
+    right = CompiledStep.__call__
+
+    def wrong(self, ids, state):
+        hidden, states = right(self, ids, state)
+        states[-1].layers[-1][next(iter(states[-1].layers[-1].tensors))].fill_(float("nan"))
+        return hidden, states
+
+    monkeypatch.setattr(CompiledStep, "__call__", wrong)
+    assert not step.difference_from_torch(model) <= compiled_step.TOLERANCE
+
+
+def test_a_scan_of_more_states_than_are_compiled_is_left_to_torch():
+    torch.manual_seed(0)
+    mixers = {"mamba2": MODELS["mamba2"]["mixers"], "mamba": {"d_state": compiled_step.MOST_STATE + 1}}
+    layers = ["mamba2", "mamba"]
+    model = SequenceLM(SequenceConfig(vocab_size=VOCAB, hidden_size=24, layers=layers, mixers=mixers)).eval()
+    step = CompiledStep.of(model)
+    assert step is not None and not compiled_step.can_compile(model.backbone.layers[1])
+    ids = ids_of(2, 9)
+    with torch.inference_mode():
+        wanted = model.backbone(ids).last_hidden_state
+        with selective_scans_by(step.selective_scan):
+            assert_close(model.backbone(ids).last_hidden_state, wanted)
+
+
 def test_matrices_of_other_kinds_are_left_to_torch():
     model = model_of("mamba2")
     model.backbone.layers[0].mixer.in_proj = torch.nn.Sequential(model.backbone.layers[0].mixer.in_proj)

@@ -57,9 +57,9 @@ def test_threads_out_of_range_are_refused(asked):
 
 def test_weights_that_cannot_fit_are_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(machine, "_memory", lambda: {"MemAvailable": 3 << 30, "SwapFree": 1 << 30})
-    machine.check_memory("m.gguf", 4 << 30)
+    machine.check_weights_fit("m.gguf", 4 << 30, "fewer bits")
     with pytest.raises(ModelError, match=r"m\.gguf: its weights take 4\.5 GiB .* and 4\.0 GiB are free") as found:
-        machine.check_memory("m.gguf", 9 << 29)
+        machine.check_weights_fit("m.gguf", 9 << 29, "fewer bits")
     assert "\n" not in str(found.value)
     monkeypatch.setattr(machine, "_memory", dict)  # a system that does not say
-    machine.check_memory("m.gguf", 1 << 60)
+    machine.check_weights_fit("m.gguf", 1 << 60, "fewer bits")

@@ -299,16 +299,17 @@ def test_few_are_asked_twice_and_none_before_it_is_known_what_is_slow(more):
     hedged(question, a=DONE, b=DONE, **more)
 
 
-def test_a_second_server_that_fails_does_not_end_the_wait_for_the_first():
+@pytest.mark.parametrize(("answer", "counted"), [(httpx.ConnectError("refused"), 1), (429, 0), (503, 0)])
+def test_a_second_server_that_fails_does_not_end_the_wait_for_the_first(answer, counted):
     async def question(client, transport, proxy, home, other):
-        transport.hosts[other] = httpx.ConnectError("refused")
+        transport.hosts[other] = answer
         asking = asyncio.create_task(client.http.post(COMPLETIONS, json=ASKED))
         while len(transport.headers) < 2:
             await asyncio.sleep(0)
         transport.waits[home].set()
         assert (await asking).status_code == 200
         failures = {each.url: each.failures for each in proxy.balancer.upstreams}
-        assert failures == {f"http://{home}/v1": 0, f"http://{other}/v1": 1}
+        assert failures == {f"http://{home}/v1": 0, f"http://{other}/v1": counted}
 
     hedged(question, a=DONE, b=DONE)
 

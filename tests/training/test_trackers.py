@@ -60,9 +60,8 @@ def test_a_tracker_is_started_told_and_finished(recorder, tmp_path):
 def test_the_verb_tells_its_tracker_what_stands_in_its_log(recorder, tmp_path):
     pytest.importorskip("peft")
     from tiny_gguf import write_tiny_llama
-    from typer.testing import CliRunner
 
-    from likely.cli.app import app
+    from likely.cli.app import run
 
     model = write_tiny_llama(tmp_path / "tiny.gguf", dim=32)
     rows = [{"prompt": f"the cat {i}", "completion": " sat on"} for i in range(4)]
@@ -70,8 +69,7 @@ def test_the_verb_tells_its_tracker_what_stands_in_its_log(recorder, tmp_path):
     out = tmp_path / "out"
     given = ["align", "sft", str(tmp_path / "rows.jsonl"), "-m", str(model), "-o", str(out), "--epochs", "0"]
     given += ["--steps", "2", "--batch", "2", "--held-out", "0.25", "--rank", "4", "--tracker", "recorder"]
-    done = CliRunner().invoke(app, given)
-    assert done.exit_code == 0, done.output
+    assert run(given) == 0
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2
     assert [{"step": step, **values} for kind, step, values in recorder[1:-1] if kind == "log"] == lines

@@ -65,7 +65,9 @@ class AuditPlace:
         self, name: str, cases: Sequence[Case], perturb: Perturb, measure: Measure, settings: Mapping[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         """`run_audit` in the folder: (records, header)."""
-        own = self.settings(name, settings)
+        # all of them: a case may be asked with parts of another one
+        asked = fingerprint([case.to_record() for case in cases])
+        own = self.settings(name, {**settings, "cases": asked})
         return run_audit(cases, perturb, measure, header=own, output=self.file(f"{name}.jsonl")), own
 
     def kept(

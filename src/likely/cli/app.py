@@ -84,7 +84,7 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     try:
-        verb = next((a for a in arguments if not a.startswith("-")), None)
+        verb = arguments[0] if arguments else None
         verbs = command(verb if verb in VERBS or verb in GROUPS else None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 import typer
 
 from likely.cli import options
+from likely.cli.config import read_config
 from likely.cli.help import names
 from likely.cli.printing import percent
 from likely.decoding.drafting.table import drafter_help
@@ -109,6 +110,14 @@ class ModelFlags:
     dtype: DtypeOption = None
     context: ContextOption = None
     threads: ThreadsOption = None
+
+    def named(self, source: str | None) -> ModelFlags:
+        """The model that an argument of the verb names, beside -m, whose value may be a default of the user's own."""
+        if source is None:
+            return self
+        if self.model not in (DEFAULT_MODEL, source, read_config().get("model")):
+            raise typer.BadParameter(f"give the model once, got {source} and -m {self.model}", param_hint="MODEL")
+        return replace(self, model=source)
 
     def open(self, use: Use = "single") -> Model | RemoteModel:
         """`likely.load` with the options that were given."""

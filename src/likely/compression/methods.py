@@ -20,7 +20,7 @@ from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.calibration_set import CalibrationSet, calibration_set
 from likely.compression.export import folder_changes, gguf_changes, gguf_type
 from likely.compression.mergequant.method import run_mergequant, unfold
-from likely.compression.packed_folder import merged_changes, packed_changes, quantization_config
+from likely.compression.packed_folder import NO_FLOAT_INPUTS, merged_changes, packed_changes, quantization_config
 from likely.compression.pruning.nirvana import PruningOptions, allocation_of, make_plan, nirvana_plan, prune
 from likely.compression.pruning.plan import PruningPlan
 from likely.compression.pruning.scores import magnitude
@@ -322,10 +322,12 @@ def reads_text(method: str, scheme: Scheme | None) -> bool:
 
 def check_target(
     model: str | Path, target: Path, *, method: str, scheme: str | Scheme | None, overwrite: bool,
-    packed: bool = False,
+    packed: bool = False, other_inputs: str | None = None,
 ) -> None:  # fmt: skip
     """Raise before the work begins on what `export` would refuse after it."""
     entry = METHODS[method]
+    if packed and entry.unfold is not None and other_inputs == "float":
+        raise CapabilityError(NO_FLOAT_INPUTS)
     if packed and (entry.prunes or (entry.unfold is not None and target.suffix == ".gguf")):
         raise CapabilityError(f"the file of a model made by {method} holds floats: leave out --packed")
     rounding = None if entry.prunes or entry.unfold is not None else entry.parse_scheme(scheme or entry.scheme)
@@ -338,7 +340,9 @@ def check_target(
         check_places(Path(place), target, "gguf" if target.suffix == ".gguf" else "safetensors", overwrite)
         if not entry.prunes:
             least = 2 if packed else 16  # bits of a weight
-            if isinstance(rounding, QuantScheme) and (packed or target.suffix == ".gguf"):
+            if target.suffix == ".gguf":  # matrices that are left alone keep the source's type
+                least = 2
+            elif isinstance(rounding, QuantScheme) and packed:
                 least = rounding.bits
             check_room(target, _numbers_in(Path(place)) * least // 8)
 

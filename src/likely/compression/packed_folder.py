@@ -27,6 +27,7 @@ from likely.formats.weights import EncodedTensor, Step
 from likely.models.plans import Changes
 
 WORD_BITS, MERGED_GROUP = 32, 64
+NO_FLOAT_INPUTS = "inputs that are floats have no integer products: other_inputs must be dynamic or static"
 
 
 def quantization_config(scheme: QuantScheme) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def merged_changes(module: torch.nn.Module, quantized: Codes, original: torch.nn
     decoder = DecoderMap.of(module)
     static = {_static(linear) for _, _, part, linear in decoder.linears() if part in ("o", "down")}
     if len(static) > 1 or None in static:
-        raise CapabilityError("inputs that are floats have no integer products: other_inputs must be dynamic or static")
+        raise CapabilityError(NO_FLOAT_INPUTS)
     names = {(block.number, part): name for name, block, part, _ in decoder.linears()}
     places = {id(part): name for name, part in module.named_modules()}
     tensors = {name: tensor for name, tensor in quantized.items() if isinstance(tensor, QuantizedTensor)}

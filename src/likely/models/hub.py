@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -60,7 +61,8 @@ def hub_gguf(name: str, wanted: str) -> Path:
         raise missing_extra("huggingface_hub", "torch") from None
     try:
         folder = Path(snapshot_download(name, local_files_only=True))
-        if found := _of_type([path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")], wanted):
+        found = _of_type([path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")], wanted)
+        if len(found) == 1:
             return folder / found[0]
     except (OSError, ValueError):  # nothing of it is kept here
         pass
@@ -80,10 +82,11 @@ def hub_gguf(name: str, wanted: str) -> Path:
 
 
 def _of_type(files: Sequence[str], wanted: str) -> list[str]:
-    """model-Q4_K_M.gguf, model.q4_k_m.gguf: not model-Q4_K_M-00001-of-00002.gguf."""
+    """model-Q4_K_M.gguf, model.q4_k_m.gguf: not model-Q4_K_M-00001-of-00002.gguf; for F16 not model-BF16.gguf."""
+    ending = re.compile(rf"(^|[-._]){re.escape(wanted)}$", re.IGNORECASE)
     return [
         file for file in files
-        if file.endswith(".gguf") and PurePosixPath(file).stem.lower().endswith(wanted.lower())
+        if file.endswith(".gguf") and ending.search(PurePosixPath(file).stem)
     ]  # fmt: skip
 
 

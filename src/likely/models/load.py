@@ -194,12 +194,13 @@ def available_runtimes() -> dict[str, bool]:
 def runtimes_for(source: str | PathLike[str]) -> list[str]:
     """Those of them that can read this model."""
     where, place = resolve(source)
-    own = _model_type(where, place)
+    own, merged = _model_type(where, place), _is_merged(where, place)
     return [
         name
         for name, ready in available_runtimes().items()
         if ready and where in KINDS[name].reads and (not KINDS[name].model_types or own in KINDS[name].model_types)
-    ]
+        and (name == "native" or not merged)
+    ]  # fmt: skip
 
 
 def _check_words(runtime: str | None, dtype: str | None, use: str, options: dict[str, Any]) -> None:
@@ -246,26 +247,29 @@ def _by_default(where: SourceKind, place: Path | str, dtype: str | None) -> list
             order = ("llamacpp", "native", "torch")
     else:
         order = ("torch", "native") if dtype in (None, *KINDS["torch"].dtypes) else ("native", "torch")
-    if where == "folder" and _is_merged(Path(place)):
+    if _is_merged(where, place):
         return [KINDS["native"]]
     model_type = _model_type(where, place)
     own = [kind for kind in KINDS.values() if model_type in kind.model_types]
     return [*own, *(KINDS[name] for name in order)]
 
 
+def _config_of(where: SourceKind, place: Path | str) -> dict[str, Any]:
+    """The config.json of a folder or a hub id; {} where there is none."""
+    folder = None if where == "gguf" else hub_config(str(place)) if where == "hub" else Path(place)
+    return {} if folder is None else read_json(folder / "config.json")
+
+
 def _model_type(where: SourceKind, place: Path | str) -> str:
-    """Of the config.json of a folder or a hub id; "" where there is none, and "mamba_ssm" of the original files."""
-    if where == "gguf":
-        return ""
-    folder = hub_config(str(place)) if where == "hub" else Path(place)
-    config = read_json(folder / "config.json") if folder is not None else {}
+    """Of the config.json; "" where there is none, and "mamba_ssm" of the original files."""
+    config = _config_of(where, place)
     original = {"d_model", "n_layer", "ssm_cfg"} <= config.keys()
     return str(config.get("model_type", "mamba_ssm" if original else ""))
 
 
-def _is_merged(folder: Path) -> bool:
-    """Whether a folder holds MergeQuant's codes, which the native runtime alone multiplies."""
-    return quant_method(read_json(folder / "config.json")) == "mergequant"
+def _is_merged(where: SourceKind, place: Path | str) -> bool:
+    """Whether it holds MergeQuant's codes, which the native runtime alone multiplies."""
+    return quant_method(_config_of(where, place)) == "mergequant"
 
 
 def _keeps_codes(path: Path) -> bool:
@@ -308,7 +312,7 @@ def _check_kind(kind: RuntimeKind, where: SourceKind, place: Path | str, dtype: 
                 f"{kind.name} reads folders of state-space models; {place} is none. Run: likely sequence convert"
             )
         raise CapabilityError(f"{kind.name} reads GGUF files; {place} is not one. Run: likely convert {place} out.gguf")
-    if where == "folder" and kind.name != "native" and _is_merged(Path(place)):
+    if kind.name != "native" and _is_merged(where, place):
         raise CapabilityError(f"{place} holds MergeQuant's codes, which only the native runtime runs, not {kind.name}")
     if dtype is not None and dtype not in kind.dtypes:
         others = " or ".join(f'runtime="{name}"' for name, other in KINDS.items() if dtype in other.dtypes)

@@ -111,14 +111,14 @@ def free_bytes() -> int:
     return _memory().get("MemAvailable", 4 * 2**30)
 
 
-def check_memory(name: str | Path, needed: int) -> None:
+def check_weights_fit(name: str | Path, needed: int, else_take: str) -> None:
     """ModelError for weights that free memory and swap cannot hold: the system would end the process for them."""
     memory = _memory()
     free = memory.get("MemAvailable", needed) + memory.get("SwapFree", 0)
     if needed > free:
         raise ModelError(
             f"{name}: its weights take {needed / 2**30:.1f} GiB of memory in this form, and {free / 2**30:.1f} GiB are "
-            f"free: take a smaller model, a dtype of fewer bits, or runtime='native' on a GGUF file"
+            f"free: take a smaller model, {else_take}"
         )
 
 

@@ -138,21 +138,26 @@ def fit(
 
     def step_loss(batch: tuple[int, list[int]]) -> Iterator[LossOutput]:
         step, chosen = batch
+        if settings.dropout and processes.size > 1:  # checkpoints hold the first one's random state alone
+            torch.manual_seed((settings.seed + 1) * 1_000_003 + step * processes.size + processes.rank)
         mine: Seq[Any] = [items[i] for i in processes.part(chosen)]
+        idle = (
+            not mine
+        )  # of a small batch: something is computed, so that all have the same sums, and counts as nothing
+        mine = mine or [items[chosen[0]]]
         if expand is not None:
             policy.refresh()
-            mine = expand(step, mine) if mine else []
-        total = processes.sum_numbers({"weight": sum(map(weight, mine), 0.0)})["weight"]
+            mine = expand(step, mine)
+        total = processes.sum_numbers({"weight": 0.0 if idle else sum(map(weight, mine), 0.0)})["weight"]
         pieces = pieces_of(mine, length, settings.piece, together)
         # sharded processes put layers together for each other, so that all compute as many pieces
         rounds = processes.most(len(pieces)) if sharded else len(pieces)
         for piece in pieces:
             with torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext():
                 found = loss(piece)
-            yield LossOutput(found.loss / total, found.metrics)
+            yield _uncounted(found) if idle else LossOutput(found.loss / total, found.metrics)
         for _ in range(rounds - len(pieces)):
-            found = loss([items[chosen[0]]])
-            yield LossOutput(0 * found.loss, {name: (0.0, 0.0) for name in found.metrics})
+            yield _uncounted(loss(mine[:1]))
 
     checkpoints = None
     if folder is not None:
@@ -171,6 +176,10 @@ def fit(
     finally:
         policy.module.eval()
         policy.refresh()
+
+
+def _uncounted(found: LossOutput) -> LossOutput:
+    return LossOutput(0 * found.loss, {name: (0.0, 0.0) for name in found.metrics})
 
 
 def pieces_of(items: Seq[T], length: Callable[[T], int], piece: int, tokens: int) -> list[list[T]]:

@@ -100,9 +100,10 @@ def train_with_backspace(
             raise CapabilityError(f"{METHOD} draws its own texts in one process: start it without torchrun")
         backspace, ends = backspace_of(run.encoder.tokenizer, given), run.encoder.tokenizer.end_ids
         training, held = run.divide(examples, read_examples, test)
-        for text in (*training, *held):
-            if backspace in text.tokens:
-                raise DataError(f"{examples}: row {text.row} holds the backspace {given!r}, which no text may hold")
+        for file, texts in ((examples, training), (examples if test is None else test, held)):
+            for text in texts:
+                if backspace in text.tokens:
+                    raise DataError(f"{file}: row {text.row} holds the backspace {given!r}, which no text may hold")
         chosen = sequence_match_settings(numbers, run.settings.training)
         data = [Trajectory(c.prompt, c.tokens, c.finished) for c in completions_of(training, ends)]
         about = {

@@ -14,7 +14,7 @@ from likely.alignment.runs.report import text_report
 from likely.alignment.runs.rows import RowEncoder, TooManyTokens, read_rows, row_field
 from likely.alignment.scores import Completion
 from likely.alignment.sft import LOSS_ON, LossOn, MaskedText, sft_loss
-from likely.errors import DataError, check_choice
+from likely.errors import CapabilityError, DataError, check_choice
 from likely.io.jsonl import Line
 from likely.training.fit import fit
 from likely.training.loop import LossOutput
@@ -49,6 +49,8 @@ def train_on_examples(
     check_choice("loss", loss, SFT_LOSSES)
     if loss == "eisl" and loss_on != "completion":
         raise ValueError(f'loss="eisl" compares whole completions: loss_on must be "completion", got "{loss_on}"')
+    if loss == "eisl" and settings.shard:
+        raise CapabilityError('loss="eisl" writes texts of its own, which a sharded model does not: leave out --shard')
     with Run.open(settings, say) as run:
         training, held = run.divide(examples, partial(read_examples, loss_on=loss_on), test)
         steps = run.settings.training
@@ -74,8 +76,8 @@ def train_on_examples(
             own = OwnOutputs(run.policy, noisy, eisl, seed=steps.seed)
             losses = fit(
                 run.policy, noisy, own.loss, steps, length=own.length, expand=own.expand, folder=run.out,
-                recipe={**about, **own.recipe}, processes=run.processes, shard=settings.shard,
-                log=run.log(), progress=watched,
+                recipe={**about, **own.recipe}, processes=run.processes, log=run.log(),
+                progress=watched,
             )  # fmt: skip
         else:
             losses = fit(

@@ -278,19 +278,22 @@ def estimate(
     tokens = settings.steps * settings.batch * mean / run.processes.size
     whole = sum(map(length, scored))
     return Estimate(
-        tokens * seconds + whole * seconds / 3, _memory(run.policy, max(map(length, items)) * settings.piece),
+        tokens * seconds + whole * seconds / 3,
+        _memory(run.policy, max(map(length, items)) * settings.piece, run.processes.size if run.settings.shard else 1),
         free_bytes(), settings.steps, sum(p.numel() for p in parameters),
     )  # fmt: skip
 
 
-def _memory(policy: Policy, tokens: int) -> int:
-    """Weights, gradients and two moments of what is trained, and the activations and logits of one piece."""
+def _memory(policy: Policy, tokens: int, shares: int) -> int:
+    """Weights, gradients and two moments of what is trained, in so many shares (before they are made, weights stand
+    twice), and the activations and logits of one piece."""
     config: Any = policy.lm.runtime.text_config
     weights = sum(p.numel() * p.element_size() for p in policy.module.parameters())
     trained = sum(p.numel() * 12 for p in policy.parameters())
     hidden, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", 4 * hidden) or 4 * hidden
-    return int(weights + trained + tokens * 4 * (layers * (10 * hidden + 4 * inner) + 2 * policy.lm.runtime.vocab_size))
+    held = weights + trained if shares == 1 else max((weights + trained) / shares, 2 * weights)
+    return int(held + tokens * 4 * (layers * (10 * hidden + 4 * inner) + 2 * policy.lm.runtime.vocab_size))
 
 
 def steps_of(progress: RunProgress | None, steps: int) -> Callable[[int, float], None] | None:

@@ -23,7 +23,7 @@ from likely.alignment.rewards import (
 from likely.alignment.runs.folder import BEFORE, Run, RunProgress, RunSettings, Say, data_of, estimate, steps_of
 from likely.alignment.runs.report import both_ways
 from likely.alignment.runs.rows import read_pairs
-from likely.errors import DataError
+from likely.errors import CapabilityError, DataError
 from likely.metrics.bins import ece
 from likely.metrics.intervals import Accuracy
 from likely.metrics.proper import brier_binary
@@ -50,6 +50,8 @@ def train_reward_model(
     center  draws the free constant of rewards to 0: see `bradley_terry_loss`
     A pair of probability p counts as p pairs one way and 1 − p the other.
     """
+    if settings.shard:
+        raise CapabilityError("a reward model is not sharded: leave out --shard")
     with Run.open(settings, say) as run:
         if not run.policy.adapts:
             raise DataError("a reward model is trained by adapters and a head: leave out --full")

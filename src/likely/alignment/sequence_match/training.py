@@ -160,6 +160,7 @@ def train_sequence_match(
     own: deque[Trajectory] = deque(maxlen=settings.kept)
     about = {
         **asdict(settings), **recipe, "max_tokens": max_tokens, "backspace": backspace_id,
+        "candidates": list(map(int, candidates)), "end_ids": sorted(end_ids),
         "data": fingerprint([[each.prompt, each.actions, each.finished] for each in data]),
     }  # fmt: skip
     checkpoints = None if folder is None else Checkpoints(folder / STATE, checkpoint_every, about)

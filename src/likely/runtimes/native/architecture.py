@@ -151,7 +151,8 @@ def _softcap(config: dict[str, Any], name: str, default: float) -> float:
 def _windows(config: dict[str, Any], family: str, layers: int) -> tuple[int, ...]:
     kinds = config.get("layer_types")
     if family == "mistral":
-        kinds = ["sliding_attention" if config.get("sliding_window") else "full_attention"] * layers
+        config = {"sliding_window": 4096, **config}  # as transformers reads a missing key
+        kinds = ["sliding_attention" if config["sliding_window"] else "full_attention"] * layers
     elif family == "gemma2":
         kinds = kinds or layer_types(layers, 2)
     elif family == "gemma3_text":

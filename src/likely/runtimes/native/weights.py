@@ -23,7 +23,7 @@ from likely.formats.weights import Weight
 from likely.formats.writing import write_safetensors_header
 from likely.io.hashes import cache_dir, fingerprint
 from likely.io.whole_file import replacing
-from likely.runtimes.machine import check_memory
+from likely.runtimes.machine import check_weights_fit
 from likely.runtimes.native.architecture import Architecture
 from likely.runtimes.native.codes import ROWS, PackedTensor, Rounding, merged_codes, own_codes, rounded_codes
 from likely.runtimes.native.library import DTYPES, GROUP, PANEL, Library, aligned, packed_bytes, padded
@@ -92,7 +92,7 @@ def _write(file: BinaryIO, parts: list[PackedTensor], progress: Progress | None,
 
 def _in_memory(parts: list[PackedTensor], progress: Progress | None, threads: int) -> dict[str, np.ndarray]:
     size = sum(part.nbytes for part in parts)
-    check_memory("the model", size)
+    check_weights_fit("the model", size, "a dtype of fewer bits, or a cache folder that can be written")
     memory, at = aligned(size), 0
     for _, piece in _pieces(parts, progress, threads):
         memory[at : at + len(piece)] = np.frombuffer(piece, np.uint8)

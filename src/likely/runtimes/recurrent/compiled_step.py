@@ -24,7 +24,7 @@ from likely.sequence.backbone import ModelState, SequenceBlock, SequenceLM
 from likely.sequence.layers.mamba import Mamba
 from likely.sequence.layers.mamba2 import Mamba2
 from likely.sequence.mixer import MixerState
-from likely.sequence.ops.scan import selective_scans_by
+from likely.sequence.ops.scan import selective_scan, selective_scans_by
 
 MOST_STATE = 64  # numbers of a channel's state that a scan holds
 MOST_ROWS = 16  # tokens of all sequences up to which this is faster than torch's products of matrices
@@ -64,8 +64,8 @@ class _SelectiveScan(ctypes.Structure):
 class CompiledStep:
     """Reads as many tokens for each of a few sequences, up to MOST_ROWS in all.
 
-    The weights are read where torch holds them: they may change in place, but for decays and convolutions, of which
-    there are copies, so that a new one is made after a change.
+    Weights are read where torch holds them, so that changes in place are seen, except those of decays and convolutions,
+    which are copied: after such a change make a new step.
     """
 
     def __init__(self, model: SequenceLM, compiled: Library):
@@ -137,6 +137,9 @@ class CompiledStep:
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`likely.sequence.selective_scan`, one pass over the tokens with the states in registers and cache."""
+        if A.shape[1] > MOST_STATE:  # of a block that runs in torch
+            with selective_scans_by(None):
+                return selective_scan(u, delta, A, B, C, h0=h0)
         read = [t.contiguous() for t in (u, delta, A, B, C, h0)]
         made = torch.empty_like(read[0]), torch.empty_like(read[5])
         addresses = [t.data_ptr() for t in (*read, *made)]
@@ -154,7 +157,8 @@ class CompiledStep:
         pairs = [(hidden, wanted.last_hidden_state)]
         for own, theirs in zip(states[-1].layers, wanted.state.layers, strict=True):
             pairs += [(own[name].float(), theirs[name].float()) for name in own.tensors]
-        return max(float((own - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)) for own, theirs in pairs)
+        found = [(own - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6) for own, theirs in pairs]
+        return float(torch.stack(found).max())  # a NaN stays one
 
     # --- pointers -------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from likely.errors import ModelError, missing_extra
 from likely.formats.families import ROPE_FACTORS, FloatArray, config_from_header
 from likely.formats.gguf import GgufHeader, read_header
 from likely.formats.weights import Weight, weights_of_gguf
-from likely.runtimes.machine import check_memory
+from likely.runtimes.machine import check_weights_fit
 
 _ELSEWHERE = "use runtime='llamacpp'"
 
@@ -34,7 +34,10 @@ def load_gguf(path: str | Path, *, dtype: torch.dtype, device: torch.device) -> 
 
     header = read_header(path)
     if device.type == "cpu":
-        check_memory(path, sum(math.prod(tensor.shape) for tensor in header.tensors) * dtype.itemsize)
+        check_weights_fit(
+            path, sum(math.prod(tensor.shape) for tensor in header.tensors) * dtype.itemsize,
+            "a dtype of fewer bits, or runtime='native'",
+        )  # fmt: skip
     try:
         return _load(header, Path(path), dtype, device)
     except ModelError as error:

@@ -17,7 +17,8 @@ import torch
 
 from likely.errors import ModelError
 from likely.formats.folder import read_folder, read_json
-from likely.runtimes.machine import check_memory
+from likely.formats.safetensors_file import read_entries
+from likely.runtimes.machine import check_weights_fit
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 INDEX = "model.safetensors.index.json"
@@ -31,9 +32,13 @@ def load_pretrained(folder_or_id: str | Path, *, dtype: torch.dtype, device: tor
     import likely.sequence.backbone  # noqa: F401  transformers then knows its models
 
     check_no_foreign_code(folder_or_id)
-    if device.type == "cpu" and any(Path(folder_or_id).glob("*.safetensors")):
-        entries = read_folder(Path(folder_or_id)).values()
-        check_memory(folder_or_id, sum(math.prod(entry.shape) for entry in entries) * dtype.itemsize)
+    whole = Path(folder_or_id) / "model.safetensors"  # transformers reads it alone, before an index
+    if device.type == "cpu" and (whole.is_file() or (Path(folder_or_id) / INDEX).is_file()):
+        entries = read_entries(whole) if whole.is_file() else read_folder(Path(folder_or_id))
+        check_weights_fit(
+            folder_or_id, sum(math.prod(entry.shape) for entry in entries.values()) * dtype.itemsize,
+            "a dtype of fewer bits, or runtime='native' on a GGUF file",
+        )  # fmt: skip
     try:
         with quiet():
             module, found = AutoModelForCausalLM.from_pretrained(

@@ -212,7 +212,8 @@ def create_app(
     @app.get("/v1/reviews")
     async def review_queues(request: Request) -> Response:
         check_key(request, keys)
-        return await desk.listed()
+        with admission.enter():
+            return await desk.listed()
 
     @app.post("/v1/reviews/next")
     async def next_review(request: Request) -> Response:

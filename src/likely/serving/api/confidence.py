@@ -150,11 +150,13 @@ class ChatConfidence:
         return self._fallback
 
     async def decide(
-        self, bound: BoundPolicy | RouterBinding, asked: ChatRequest, finished: Finished, seed: int, away: Away
-    ) -> Answer:
+        self, bound: BoundPolicy | RouterBinding, asked: ChatRequest, finished: Finished, seed: int, away: Away, *,
+        prompt_tokens: int, seconds: float,
+    ) -> Answer:  # fmt: skip
         """The answer with its confidence, as `BoundPolicy.decide` has it.  Cancelling the caller stops the fallback.
 
         away  runs what takes milliseconds on the thread that prepares prompts and forms
+        prompt_tokens, seconds  of the first answer, which a router's prices may count
         """
         answer = Answer(
             finished.text,
@@ -164,7 +166,8 @@ class ChatConfidence:
             None,
             finished.reason,
             None,
-            0.0,
+            seconds,
+            prompt_tokens=prompt_tokens,
             token_log_masses=finished.log_masses or None,
             complete=finished.complete,
         )  # what a decision looks at

@@ -245,7 +245,7 @@ async function begin() {
   try {
     const models = await get("/v1/models");
     $("model").textContent = models.data.map((model) => model.id).join(", ");
-    $("tab-review").hidden = !(await findQueues());
+    $("tab-review").hidden = !(await findQueues().catch(() => false));
     if (location.hash === "#review" && !$("tab-review").hidden) setMode("review");
   } catch (error) {
     if (error.status === 401) askForKey();

@@ -7,6 +7,7 @@ const $ = (id) => document.getElementById(id);
 let state = null; // what the server last said: the item, the criteria, how far it is
 let ratings = []; // by criterion, null where there is none yet
 let busy = false;
+let who = null; // queue and annotator of what is shown
 
 /** Whether the server has queues; fills the list of them. */
 export async function findQueues() {
@@ -32,8 +33,7 @@ async function ask(path, more = {}) {
   busy = true;
   tell("");
   try {
-    const asked = { queue: $("review-queue").value, annotator: $("review-annotator").value.trim(), ...more };
-    show(await post(path, asked));
+    show(await post(path, { ...who, ...more }));
   } catch (error) {
     tell(error instanceof TypeError ? "The server cannot be reached; nothing of yours is lost: try again." : error.message);
   } finally {
@@ -138,6 +138,8 @@ $("review-vote").addEventListener("click", vote);
 
 $("review-form").addEventListener("submit", (event) => {
   event.preventDefault();
+  if (busy) return;
+  who = { queue: $("review-queue").value, annotator: $("review-annotator").value.trim() };
   localStorage.setItem("likely-annotator", $("review-annotator").value.trim());
   ask("/v1/reviews/next");
 });

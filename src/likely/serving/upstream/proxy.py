@@ -173,21 +173,32 @@ class UpstreamProxy:
             if not done and (other := another()) is not None:
                 self._hedging.hedged += 1
                 asked.append(asyncio.create_task(ask(other)))
-            while winner is None and (silent := [task for task in asked if not task.done()]):
+            while _begun_of(asked) is None and (silent := [task for task in asked if not task.done()]):
                 await asyncio.wait(silent, return_when=asyncio.FIRST_COMPLETED)
-                winner = _begun_of(asked)
-            winner = winner or _begun_of(asked)
+            winner = _begun_of(asked) or _begun_of(asked, refused=True)
         finally:
-            for task in asked:
-                task.cancel()
-            for late in await asyncio.gather(*asked, return_exceptions=True):
-                if isinstance(late, _Begun) and late is not winner:
-                    await late.reply.aclose()
-                    drop(late.upstream)
+            letting_go = asyncio.ensure_future(self._let_go(asked, winner, drop))
+            try:
+                await asyncio.shield(letting_go)
+            except asyncio.CancelledError:  # the client has left
+                if winner is not None:
+                    await winner.reply.aclose()
+                    drop(winner.upstream)
+                raise
         if winner is None:
             raise asked[0].exception() or AssertionError
         self._hedging.seconds.append(self.balancer.clock() - started)
         return winner
+
+    async def _let_go(
+        self, asked: Sequence[asyncio.Task[_Begun]], winner: _Begun | None, drop: Callable[[Upstream], None]
+    ) -> None:
+        for task in asked:
+            task.cancel()
+        for late in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(late, _Begun) and late is not winner:
+                await late.reply.aclose()
+                drop(late.upstream)
 
     async def _send(self, upstream: Upstream, path: str, body: dict[str, Any], request_id: str | None = None) -> _Begun:
         """Send it and wait for the first bytes of the reply."""
@@ -259,10 +270,10 @@ class _Passed(StreamingResponse):
             yield b"data: " + json_text(ApiError(502, message, code="upstream").body).encode() + b"\n\n"
 
 
-def _begun_of(asked: Sequence[asyncio.Task[_Begun]]) -> _Begun | None:
-    """The first reply among those that have begun."""
-    done = (task for task in asked if task.done() and not task.cancelled() and task.exception() is None)
-    return next((task.result() for task in done), None)
+def _begun_of(asked: Sequence[asyncio.Task[_Begun]], *, refused: bool = False) -> _Begun | None:
+    """The first reply among those that have begun; refused: among those that another server could mend."""
+    done = (task.result() for task in asked if task.done() and not task.cancelled() and task.exception() is None)
+    return next((begun for begun in done if (begun.reply.status_code in WORTH_ANOTHER) is refused), None)
 
 
 def text_of(body: dict[str, Any]) -> str:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from likely.cli import flags
+from likely.cli.file_run import read_file
 from likely.cli.options import origin
 from likely.cli.printing import reporter
 from likely.cli.verbs.audit.common import ReportOption, check_reports, listed, show_reports
 from likely.cli.verbs.audit.invert import prompt_of, prompt_tokens
 from likely.errors import DataError, check_choice
 from likely.io.jsonl import read_lines
-from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from likely.audit.suite import AuditPart
@@ -69,18 +68,15 @@ def audit_all(
     from likely.audit.suite import AuditSuite
 
     check_reports(report)
-    if source is not None:
-        if model.model not in (DEFAULT_MODEL, source):
-            raise typer.BadParameter(f"give the model once, got {source} and -m {model.model}", param_hint="MODEL")
-        model = replace(model, model=source)
+    model = model.named(source)
     files = {"ablate": cases, "probes": questions, "mermaid": flows, "reach": states, "invert": prompts}
     given = {name: file for name, file in files.items() if file is not None}
     if bool(segments) != ("ablate" in given) or (probes is not None and questions is None):
-        raise typer.BadParameter("cases and --segments, and --questions with --probes, are given together")
+        raise typer.BadParameter("--cases and --segments are given together; --probes needs --questions")
     chosen = listed(only)
     for name in chosen:
         check_choice("audit", name, NAMES)
-    named = chosen or tuple(given) or NAMES
+    named = {*chosen, *given} or set(NAMES)
     parts: list[AuditPart] = []
     left_out: list[str] = []
     for name in NAMES:
@@ -119,6 +115,10 @@ def _of_file(
     if name == "ablate":
         ablation = SegmentAblation(tuple(segments), tuple(("swap", segment) for segment in segments))
         return suite.ablate_part(read_cases(file, limit=limit), ablation, file)
+    if name == "invert":
+        run = read_file(file, prompt_of, flags.FileFlags(limit=limit), expected='lines like {"prompt": "..."}',
+                        bare="prompt")  # fmt: skip
+        return suite.invert_part([run.item(line) for line in run.lines], prompt_tokens, file)
     lines = list(read_lines(file))[:limit]
     if name == "probes":
         questions = question_cases([line.record for line in lines], file)
@@ -127,7 +127,5 @@ def _of_file(
         return suite.probes_part(questions, found, file)
     if name == "mermaid":
         return suite.mermaid_part(diagram_cases([line.record for line in lines], file), file, max_tokens=max_tokens)
-    if name == "reach":
-        cases = [reach_case(line.record, f"{file}:{line.number}") for line in lines]
-        return suite.reach_part(lambda tokenizer: cases, f"{len(cases)} cases, {file}")
-    return suite.invert_part([prompt_of(line, f"{file}:{line.number}") for line in lines], prompt_tokens, file)
+    cases = [reach_case(line.record, f"{file}:{line.number}") for line in lines]
+    return suite.reach_part(lambda tokenizer: cases, f"{len(cases)} cases, {file}")

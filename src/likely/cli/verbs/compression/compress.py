@@ -118,7 +118,9 @@ def compress(
     from likely.compression.methods import check_target
     from likely.compression.methods import compress as run
 
-    check_target(model, out, method=method, scheme=scheme, overwrite=overwrite, packed=packed)
+    check_target(
+        model, out, method=method, scheme=scheme, overwrite=overwrite, packed=packed, other_inputs=other_inputs
+    )
     asked = {
         "gamma": gamma, "allocation": allocation, "select_calibration": select_calibration, "recovery": recovery,
         "alpha": alpha, "act_order": act_order, "beam": beam, "other_inputs": other_inputs,

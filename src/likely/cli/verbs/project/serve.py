@@ -17,7 +17,6 @@ import typer
 from likely.cli import flags, options
 from likely.cli.confidence import ConfidenceFlags
 from likely.errors import LikelyError, missing_extra
-from likely.models.catalog import DEFAULT_MODEL
 
 MIB = 2**20
 FILES_BESIDE = 64  # descriptors that are not connections
@@ -129,10 +128,7 @@ def serve(
     from likely.serving.routing import load_router
     from likely.serving.upstream import Hedging, UpstreamProxy
 
-    if source is not None:
-        if model.model not in (DEFAULT_MODEL, source):
-            raise typer.BadParameter(f"give the model once, got {source} and -m {model.model}", param_hint="MODEL")
-        model = replace(model, model=source)
+    model = model.named(source)
     keys = {name: _key(name) for name in api_key_env or ()}
     options.drafting(drafter, draft_budget)
     wanted = replace(confidence, fallback=None).given()  # requests may name a threshold of their own
@@ -169,6 +165,9 @@ def serve(
         other = None if confidence.fallback is None else lm.beside(confidence.fallback)  # a wrong file is refused now
         # a browser that was led here has no key, but it may ask a server that wants none
         hosts = None if keys else {host, *(allowed_host or ())}
+        kept_router = None if router is None or other is None else load_router(router, lm, other)
+        if kept_router is not None and if_unavailable == "answer":
+            kept_router.if_unavailable = if_unavailable
         app = create_app(
             lm,
             limits=limits,
@@ -177,7 +176,7 @@ def serve(
             upstreams=others,
             reviews=queues,
             if_unavailable=if_unavailable,
-            router=None if router is None or other is None else load_router(router, lm, other),
+            router=kept_router,
             **{**wanted, "fallback": other},
         )
         running = server(

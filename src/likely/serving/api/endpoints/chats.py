@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +37,7 @@ class StartedChat:
     bound: BoundPolicy | RouterBinding | None
     described: FormDescription | None
     held: Constraint | None
+    began: float  # when it was given to the engine (`time.perf_counter`)
 
 
 class ChatsEndpoint:
@@ -76,6 +78,7 @@ class ChatsEndpoint:
         self, asked: ChatRequest, started: StartedChat, sample: int, finished: Finished, answer: Answer | None
     ) -> dict[str, Any]:
         text, reason = (finished.text, finished.reason) if answer is None else (answer.text, answer.finish_reason)
+        complete = finished.complete if answer is None else answer.complete
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if answer is not None and answer.abstained:
             message |= {"content": None, "refusal": answer.why}
@@ -83,9 +86,9 @@ class ChatsEndpoint:
             parser = CallParser()
             parser.push(text, last=True)
             if calls := [_call(name, arguments) for name, arguments in parser.calls]:
-                self._note_calls(parser, finished.complete if answer is None else answer.complete)
+                self._note_calls(parser, complete)
                 message |= {"content": parser.content or None, "tool_calls": calls}
-                reason = "tool_calls" if reason == "stop" or finished.complete else reason
+                reason = "tool_calls" if reason == "stop" or complete else reason
         content = None
         if asked.logprobs and (answer is None or not answer.why):  # of a text that is not given there are none
             content = self._logprobs(asked, finished)
@@ -93,7 +96,7 @@ class ChatsEndpoint:
             "index": sample,
             "message": message,
             "logprobs": content,
-            **ended_by(reason, complete=finished.complete),
+            **ended_by(reason, complete=complete),
             **decision_fields(started.bound, answer),
             **await self._fields(asked, started, finished, answer),
         }
@@ -139,6 +142,7 @@ class ChatsEndpoint:
             if finish:
                 answer = await self._decided(asked, started, finish)
                 reason = finish.reason if answer is None else answer.finish_reason
+                complete = finish.complete if answer is None else answer.complete
                 if answer is not None and withheld and answer.abstained:
                     yield chunk(sample, {"refusal": answer.why})
                 elif answer is not None and withheld:
@@ -151,14 +155,14 @@ class ChatsEndpoint:
                     for each in news:
                         yield chunk(sample, {"tool_calls": [called(sample, each)]})
                 if parser is not None:
-                    self._note_calls(parser, finish.complete if answer is None else answer.complete)
-                if parser is not None and parser.calls and (reason == "stop" or finish.complete):
+                    self._note_calls(parser, complete)
+                if parser is not None and parser.calls and (reason == "stop" or complete):
                     reason = "tool_calls"
                 fields = {
                     **decision_fields(started.bound, answer),
                     **await self._fields(asked, started, finish, answer),
                 }
-                yield chunk(sample, {}, **ended_by(reason, complete=finish.complete), **fields)
+                yield chunk(sample, {}, **ended_by(reason, complete=complete), **fields)
         log_of(http)["usage"] = pieces.usage()
         for last in pieces.last():
             yield last
@@ -168,7 +172,10 @@ class ChatsEndpoint:
         if started.bound is None:
             return None
         common, seed = self._with, started.head["seed"]
-        answer = await common.confidence.decide(started.bound, asked, finished, seed, common.prompts.away)
+        answer = await common.confidence.decide(
+            started.bound, asked, finished, seed, common.prompts.away, prompt_tokens=started.prompt_tokens,
+            seconds=time.perf_counter() - started.began,
+        )  # fmt: skip
         if (route := route_of(started.bound, answer)) is not None and (metrics := common.engine.metrics) is not None:
             metrics.routes.labels(route).inc()
         return answer
@@ -192,9 +199,9 @@ class ChatsEndpoint:
     async def start(self, asked: ChatRequest, kind: str, salt: str) -> StartedChat:
         common = self._with
         described, field = form_of(asked)
+        held = await common.prompts.constraint(described, field)  # first: what it refuses is never compiled here
         bound = await common.prompts.away(lambda: common.confidence.bind(asked))
         rendered = await common.prompts.conversation(asked.conversation, asked.begun)
-        held = await common.prompts.constraint(described, field)
         wanted = asked.max_tokens or common.context - len(rendered.tokens)
         common.check_numbers(wanted * asked.n * (asked.top_logprobs + 1 if asked.logprobs else 0))
         seed = seed_of(asked)
@@ -203,7 +210,8 @@ class ChatsEndpoint:
         if predicted and asked.drafter is None:
             request = replace(request, drafter=PredictedText(predicted))
         (ticket,) = common.submit([request])
-        return StartedChat(len(rendered.tokens), common.head("chatcmpl", kind, seed), ticket, bound, described, held)
+        head, began = common.head("chatcmpl", kind, seed), time.perf_counter()
+        return StartedChat(len(rendered.tokens), head, ticket, bound, described, held, began)
 
 
 def _call(name: str, arguments: str) -> dict[str, Any]:

@@ -8,8 +8,9 @@ stopped.  Which files there are is said where the server starts; a request names
 from __future__ import annotations
 
 import asyncio
-import threading
+import contextlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,16 +71,17 @@ class ReviewsEndpoint:
     """Answers for these queues; one request at a time touches the files."""
 
     def __init__(self, files: dict[str, Path]):
-        self._files, self._lock = dict(files), threading.Lock()
+        self._files = dict(files)
+        self._thread = ThreadPoolExecutor(1, "likely-reviews")  # requests for texts wait for none of this
 
     async def listed(self) -> Response:
         """Names, sizes and whether votes are taken."""
-        return json_response({"object": "list", "data": await asyncio.to_thread(self._alone, self._list)})
+        return json_response({"object": "list", "data": await self._alone(self._list)})
 
     async def next(self, request: Request, body: dict[str, Any]) -> Response:
         """The next item that this annotator has not judged; none left: how far the annotators agree."""
         asked = parse(ReviewRequest, body)
-        return json_response(await asyncio.to_thread(self._alone, lambda: self._state(asked, self._open(asked))))
+        return json_response(await self._alone(lambda: self._state(asked, self._open(asked))))
 
     async def vote(self, request: Request, body: dict[str, Any]) -> Response:
         """Keep a vote; the reply is that of `next`."""
@@ -90,21 +92,24 @@ class ReviewsEndpoint:
             queue.vote(asked.annotator, asked.item, asked.ratings, asked.reason)
             return self._state(asked, queue)
 
-        return json_response(await asyncio.to_thread(self._alone, write))
+        return json_response(await self._alone(write))
 
-    def _alone(self, work: Callable[[], Any]) -> Any:
-        with self._lock:
-            try:
-                return work()
-            except DataError as error:  # clients are told names, never paths of this machine
-                said = str(error)
-                for file in self._files.values():
-                    said = said.replace(str(file), file.name)
-                raise DataError(said) from None
+    async def _alone(self, work: Callable[[], Any]) -> Any:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except DataError as error:  # clients are told names, never paths of this machine
+            said = str(error)
+            for file in self._files.values():
+                said = said.replace(str(file), file.name)
+            raise DataError(said) from None
 
     def _list(self) -> list[dict[str, Any]]:
-        queues = {name: _read(file) for name, file in self._files.items()}
-        return [{"id": name, "items": len(queue.items), "frozen": queue.frozen} for name, queue in queues.items()]
+        found = []
+        for name, file in self._files.items():
+            with contextlib.suppress(DataError):  # whoever asks for this one is told what is wrong
+                queue = _read(file)
+                found.append({"id": name, "items": len(queue.items), "frozen": queue.frozen})
+        return found
 
     def _open(self, asked: ReviewRequest) -> ReviewQueue:
         file = self._files.get(asked.queue)

@@ -269,7 +269,7 @@ INLINE f32x16 dot2(f32x16 sum, const uint16_t* weights, const uint16_t* two) {
 #endif
 }
 
-// sum[n] += the sum over k of (weights[n][k] - 128) four[k], k < 4; with SIGNED_WEIGHTS; else of weights[n][k] four[k]
+// sum[n] += the sum over k < 4 of w four[k], where w = weights[n][k] - 128 with SIGNED_WEIGHTS, else weights[n][k]
 INLINE i32x16 dot4(i32x16 sum, const uint8_t* weights, const int8_t* four) {
 #if LIKELY_VNNI
   int32_t quad;
