@@ -9,7 +9,7 @@ from collections import defaultdict
 import pytest
 from source_tree import PACKAGE, imports, modules, room, tree
 
-from likely.cli.app import VERBS
+from likely.cli.app import GROUPS, VERBS
 
 pytestmark = pytest.mark.xdist_group("architecture")  # every file is parsed once
 
@@ -64,7 +64,7 @@ def test_every_module_is_used_by_another_or_offered_by_its_room():
         for other in others:
             users[other].add(module)
     run_by_path = {"likely.__main__", "likely.code.analysis.worker", "likely.audit.code.child"}  # programs
-    run_by_path |= {f"likely.cli.verbs.{module}" for module in VERBS.values()}
+    run_by_path |= {f"likely.cli.verbs.{module}" for module in [*VERBS.values(), *GROUPS.values()]}
     idle = [
         module
         for module, path in modules().items()
