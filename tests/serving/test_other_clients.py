@@ -99,4 +99,4 @@ def test_llm(url, tmp_path, monkeypatch):
     assert "".join(model.prompt("the cat", key="none", max_tokens=12, seed=3)) == whole
     City.model_validate_json(model.prompt("the cat", schema=City, key="none", max_tokens=120).text())
     offered = model.prompt("the cat", tools=[get_weather], key="none", stream=False, max_tokens=12)
-    assert isinstance(offered.tool_calls(), list)  # whether it calls is the model's choice
+    assert offered.text() or offered.tool_calls()  # whether it calls is the model's choice
