@@ -172,7 +172,7 @@ def test_sampled_guided_text_has_the_law_q(name, verification):
     assert abs(sum(law.values()) - 1) < 1e-5 and len(law) == 8
     texts = [
         tuple(f.tokens)
-        for block in range(6)
+        for block in range(3)
         for f in run(runtime, [replace(request, samples=400, first_sample=400 * block)])
     ]
     assert chi_square_p(texts, law) > 1e-6
