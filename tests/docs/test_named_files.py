@@ -37,6 +37,21 @@ def test_names_of_the_package_in_a_page_exist(page):
     assert {name for name in named if not resolves(name)} == set()
 
 
+@pytest.mark.slow  # it imports most of the package
+def test_what_pages_import_exists():
+    found = {
+        (name_of(page), f"{module}.{one.split(' as ')[0].strip()}")
+        for page in PAGES
+        for module, some, more in re.findall(
+            r"^from (likely[\w.]*) import (?:\(([^)]*)\)|([^\n(#]+))", page.read_text(), flags=re.MULTILINE
+        )
+        for one in (some or more).split(",")
+        if one.strip()
+    }
+    assert len(found) > 100
+    assert {(page, name) for page, name in found if not resolves(name)} == set()
+
+
 def resolves(name: str) -> bool:
     """Whether a dotted name is a module of the package, or what one offers."""
     parts = name.split(".")

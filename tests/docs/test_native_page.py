@@ -79,7 +79,7 @@ def test_its_commands_run(tmp_path, smollm2_path, native_library):
     assert "11,880 bytes a token" in compared
     assert "Paris" in asked and "prefill" in measured and "Paris" in measured and plain.strip()
     assert len(list(kept.glob("*.so"))) == 2 and len(list(kept.glob("*-int8-*"))) == 1  # no library was made anew
-    assert max(file.stat().st_size for file in kept.glob("*.so")) < 1.5e6
+    assert max(file.stat().st_size for file in kept.glob("*.so")) < 2e6
     [said] = re.findall(r"(\d+) MB for SmolLM2 135M in int8 and (\d+) MB in fp32", PAGE)
     assert set(map(int, said)) == {round(file.stat().st_size / 1e6) for file in kept.glob("*.safetensors")}
 
