@@ -21,7 +21,9 @@ pytestmark = [
 FROZEN = json.loads(Path(__file__).with_name("frozen.json").read_text())["smollm2 q4_1 against f32, nats per token"]
 SHOWN = "Question: What is the capital of Italy?\nAnswer: Rome\n\nQuestion: {}\nAnswer:"
 QUESTIONS = ["What is the capital of France?", "What is 12 + 7?", "Who wrote Hamlet?"]
-NAMES = [name for name in ESTIMATORS if name not in ("csa", "stated_confidence")]  # these texts state no confidence
+# these texts state no confidence, and llama.cpp gives no hidden states
+NAMES = [name for name, of in ESTIMATORS.items() if name not in ("csa", "stated_confidence")
+         and "sample_states" not in of.needs]  # fmt: skip
 
 
 def found(lm):
