@@ -11,8 +11,6 @@ Every block is turned into tokens by itself, so that a prompt with fewer demonst
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
@@ -22,6 +20,7 @@ import numpy as np
 from likely.alignment.labelling.codec import SpanCodec
 from likely.alignment.labelling.sentences import Sentence
 from likely.errors import DataError, ModelError, check_choice
+from likely.prompting.selection.bm25 import BM25
 from likely.tokenizers.protocol import Tokenizer, begin, decode
 
 Strategy = Literal["mrc", "src", "vanilla"]
@@ -169,34 +168,17 @@ class RandomDemonstrations:
 class NearestDemonstrations:
     """The k sentences that share the rarest words with the query, the nearest one last.
 
-    BM25 over lower-cased words (Robertson and Zaragoza 2009, "The probabilistic relevance framework", eq. 3.15), ties
-    by order.
+    `BM25` over lower-cased words, ties by order.
     """
 
     k1: float = 1.2
     b: float = 0.75
     _pool: Sequence[Sentence] | None = field(default=None, repr=False)
-    _counts: list[Counter[str]] = field(default_factory=list, repr=False)
-    _weights: dict[str, float] = field(default_factory=dict, repr=False)
+    _index: BM25 | None = field(default=None, repr=False)
 
     def select(self, query: Sentence, pool: Sequence[Sentence], k: int) -> list[int]:
-        if pool is not self._pool:
-            self._index(pool)
-        mean = sum(map(Counter.total, self._counts)) / max(1, len(pool))
-        wanted = {word.lower() for word in query.tokens}
-
-        def score(i: int) -> float:
-            counts = self._counts[i]
-            norm = self.k1 * (1 - self.b + self.b * counts.total() / mean)
-            return sum(
-                self._weights[w] * counts[w] * (self.k1 + 1) / (counts[w] + norm) for w in wanted & counts.keys()
-            )
-
-        nearest = sorted(_others(query, pool, k), key=lambda i: (-score(i), i))[:k]
-        return nearest[::-1]
-
-    def _index(self, pool: Sequence[Sentence]) -> None:
-        self._counts = [Counter(word.lower() for word in one.tokens) for one in pool]
-        among = Counter(word for counts in self._counts for word in counts)
-        self._weights = {word: math.log(1 + (len(pool) - n + 0.5) / (n + 0.5)) for word, n in among.items()}
-        self._pool = pool
+        if self._index is None or pool is not self._pool:
+            words = ([word.lower() for word in one.tokens] for one in pool)
+            self._pool, self._index = pool, BM25(words, k1=self.k1, b=self.b)
+        scores = self._index.scores([word.lower() for word in query.tokens])
+        return sorted(_others(query, pool, k), key=lambda i: (-scores[i], i))[:k][::-1]

@@ -7,9 +7,7 @@ run.text, run.calls, run.escalate
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack
@@ -19,6 +17,7 @@ from likely.lm.confidence import AskOptions
 from likely.lm.options import TextOptions
 from likely.lm.results import Answer
 from likely.models.chat_template import Message
+from likely.prompting.selection.bm25 import BM25
 from likely.serving.tools.grammar import ToolChoice, tool_form
 from likely.serving.tools.prompted import signature_of
 from likely.serving.tools.toolbox import CallResult, Toolbox
@@ -146,25 +145,11 @@ def reply_with_tools(
 def best_tools(question: str, functions: Sequence[Mapping[str, Any]], k: int) -> list[Mapping[str, Any]]:
     """The k functions whose names and descriptions fit a question best, in their order; all where there are no more.
 
-    By words in common (BM25, Robertson and Zaragoza 2009, equation 3.15, k1 = 1.2, b = 0.75), no model is asked.
+    By words in common (`BM25`), no model is asked.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    words = [_words(signature_of(function)) for function in functions]
-    spread = Counter(word for each in words for word in set(each))
-    mean = sum(map(len, words)) / max(1, len(words))
-
-    def score(own: Sequence[str]) -> float:
-        counts = Counter(own)
-        length = 1.2 * (0.25 + 0.75 * len(own) / mean)
-        return math.fsum(
-            math.log1p((len(words) - spread[word] + 0.5) / (spread[word] + 0.5))
-            * counts[word] * 2.2 / (counts[word] + length)
-            for word in asked & counts.keys()
-        )  # fmt: skip
-
-    asked = set(_words(question))
-    scores = [score(own) for own in words]
+    scores = BM25(_words(signature_of(function)) for function in functions).scores(_words(question))
     order = sorted(range(len(functions)), key=lambda i: -scores[i])[:k]
     return [functions[i] for i in sorted(order)]
 
