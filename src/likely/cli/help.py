@@ -21,6 +21,7 @@ TABLES = {
     "conversions": ("likely.models.convert", "FORMATS"),
     "compressions": ("likely.compression.methods", "METHODS"),
     "preference_methods": ("likely.alignment.methods", "METHODS"),
+    "audits": ("likely.audit.standard", "SIZES"),
     "sequence_layers": ("likely.sequence.table", "MIXERS"),
     "sequence_tasks": ("likely.bench.sequence.tasks", "TASKS"),
     "forecasters": ("likely.forecasting.selection", "METHODS"),

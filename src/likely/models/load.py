@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
@@ -83,11 +84,12 @@ def load_local(
         return _load_adapter(folder, runtime, dtype, options)
     given = {name: value for name, value in options.items() if value is not None}
     where, place = resolve(source)
-    kinds, dtype = _choose(where, place, runtime, dtype, use, given)
+    config = functools.cache(lambda: _config_of(where, place))  # a hub is asked once, and only where it matters
+    kinds, dtype = _choose(where, place, runtime, dtype, use, given, config)
     if where == "hub":
         check_hub(str(place))
     for kind in kinds:
-        _check_kind(kind, where, place, dtype)
+        _check_kind(kind, where, place, dtype, config)
         try:
             opened, tokenizer, path, warnings = _OPEN[kind.name](where, place, dtype, _options_of(kind, given))
             break
@@ -194,7 +196,8 @@ def available_runtimes() -> dict[str, bool]:
 def runtimes_for(source: str | PathLike[str]) -> list[str]:
     """Those of them that can read this model."""
     where, place = resolve(source)
-    own, merged = _model_type(where, place), _is_merged(where, place)
+    config = _config_of(where, place)
+    own, merged = _model_type(config), _is_merged(config)
     return [
         name
         for name, ready in available_runtimes().items()
@@ -219,8 +222,9 @@ def _check_words(runtime: str | None, dtype: str | None, use: str, options: dict
 
 
 def _choose(
-    where: SourceKind, place: Path | str, runtime: str | None, dtype: str | None, use: str, options: dict[str, Any]
-) -> tuple[list[RuntimeKind], str | None]:
+    where: SourceKind, place: Path | str, runtime: str | None, dtype: str | None, use: str, options: dict[str, Any],
+    config: Callable[[], dict[str, Any]],
+) -> tuple[list[RuntimeKind], str | None]:  # fmt: skip
     """The kind of runtime that was asked for, or those that could stand for it, the best first; and the dtype."""
     have = available_runtimes()
     if runtime == "auto":
@@ -230,7 +234,7 @@ def _choose(
     else:
         if not any(have.values()):
             raise ModelError(f"no runtime is installed. Run: {KINDS['native'].pip}, or 'likely[torch]'")
-        kinds = [kind for kind in _by_default(where, place, dtype) if dtype is None or dtype in kind.dtypes]
+        kinds = [kind for kind in _by_default(where, place, dtype, config()) if dtype is None or dtype in kind.dtypes]
         there = [kind for kind in kinds if have[kind.name]]
         kinds = [kind for kind in there if kind.takes(options)] or there[:1] or kinds[:1]
     if not have[kinds[0].name] and kinds[0].name != "native":  # native says itself what is missing
@@ -238,7 +242,9 @@ def _choose(
     return kinds, dtype
 
 
-def _by_default(where: SourceKind, place: Path | str, dtype: str | None) -> list[RuntimeKind]:
+def _by_default(
+    where: SourceKind, place: Path | str, dtype: str | None, config: dict[str, Any]
+) -> list[RuntimeKind]:  # fmt: skip
     """A GGUF file runs natively; a large one whose codes that runtime cannot keep, in llama.cpp. With a dtype, and from
     a folder or the hub, a model runs in torch, or in the runtime that names its type."""
     if where == "gguf" and dtype is None:
@@ -247,9 +253,9 @@ def _by_default(where: SourceKind, place: Path | str, dtype: str | None) -> list
             order = ("llamacpp", "native", "torch")
     else:
         order = ("torch", "native") if dtype in (None, *KINDS["torch"].dtypes) else ("native", "torch")
-    if _is_merged(where, place):
+    if _is_merged(config):
         return [KINDS["native"]]
-    model_type = _model_type(where, place)
+    model_type = _model_type(config)
     own = [kind for kind in KINDS.values() if model_type in kind.model_types]
     return [*own, *(KINDS[name] for name in order)]
 
@@ -260,16 +266,15 @@ def _config_of(where: SourceKind, place: Path | str) -> dict[str, Any]:
     return {} if folder is None else read_json(folder / "config.json")
 
 
-def _model_type(where: SourceKind, place: Path | str) -> str:
-    """Of the config.json; "" where there is none, and "mamba_ssm" of the original files."""
-    config = _config_of(where, place)
+def _model_type(config: dict[str, Any]) -> str:
+    """Of a config.json; "" where there is none, and "mamba_ssm" of the original files."""
     original = {"d_model", "n_layer", "ssm_cfg"} <= config.keys()
     return str(config.get("model_type", "mamba_ssm" if original else ""))
 
 
-def _is_merged(where: SourceKind, place: Path | str) -> bool:
-    """Whether it holds MergeQuant's codes, which the native runtime alone multiplies."""
-    return quant_method(_config_of(where, place)) == "mergequant"
+def _is_merged(config: dict[str, Any]) -> bool:
+    """Whether the model holds MergeQuant's codes, which the native runtime alone multiplies."""
+    return quant_method(config) == "mergequant"
 
 
 def _keeps_codes(path: Path) -> bool:
@@ -304,7 +309,9 @@ def _fastest(
     return best[1], best[2] if KINDS[best[1]].dtypes else None
 
 
-def _check_kind(kind: RuntimeKind, where: SourceKind, place: Path | str, dtype: str | None) -> None:
+def _check_kind(
+    kind: RuntimeKind, where: SourceKind, place: Path | str, dtype: str | None, config: Callable[[], dict[str, Any]]
+) -> None:
     """Refuse a source that this kind cannot read and a dtype that it does not compute in."""
     if where not in kind.reads:
         if where == "gguf":
@@ -312,7 +319,7 @@ def _check_kind(kind: RuntimeKind, where: SourceKind, place: Path | str, dtype: 
                 f"{kind.name} reads folders of state-space models; {place} is none. Run: likely sequence convert"
             )
         raise CapabilityError(f"{kind.name} reads GGUF files; {place} is not one. Run: likely convert {place} out.gguf")
-    if kind.name != "native" and _is_merged(where, place):
+    if kind.name != "native" and _is_merged(config()):
         raise CapabilityError(f"{place} holds MergeQuant's codes, which only the native runtime runs, not {kind.name}")
     if dtype is not None and dtype not in kind.dtypes:
         others = " or ".join(f'runtime="{name}"' for name, other in KINDS.items() if dtype in other.dtypes)

@@ -20,15 +20,13 @@ from likely.io.jsonl import read_lines
 if TYPE_CHECKING:
     from likely.audit.suite import AuditPart
 
-NAMES = ("ablate", "probes", "mermaid", "reach", "exposure", "invert", "spectral")
-
 
 @flags.grouped
 def audit_all(
     model: flags.ModelFlags,
     source: Annotated[str | None, typer.Argument(metavar="MODEL", help="The model, as -m names it.")] = None,
     only: Annotated[
-        str, typer.Option("--only", help=f"Audits to run, with commas between: {', '.join(NAMES)}.  [default: all]")
+        str, typer.Option("--only", help="Audits to run, with commas between: {audits}.  [default: all]")
     ] = "",
     cases: Annotated[str | None, typer.Option("--cases", help="JSONL of cases, as for likely audit ablate.")] = None,
     segments: Annotated[str, typer.Option("--segments", help="Segments of the cases to switch, with commas.")] = "",
@@ -64,7 +62,7 @@ def audit_all(
 
       likely audit all -m smollm2 --cases cases.jsonl --segments context --questions questions.jsonl --report audit.html
     """
-    from likely.audit.standard import standard_part
+    from likely.audit.standard import SIZES, standard_part
     from likely.audit.suite import AuditSuite
 
     check_reports(report)
@@ -75,11 +73,11 @@ def audit_all(
         raise typer.BadParameter("--cases and --segments are given together; --probes needs --questions")
     chosen = listed(only)
     for name in chosen:
-        check_choice("audit", name, NAMES)
-    named = {*chosen, *given} or set(NAMES)
+        check_choice("audit", name, SIZES)
+    named = {*chosen, *given} or set(SIZES)
     parts: list[AuditPart] = []
     left_out: list[str] = []
-    for name in NAMES:
+    for name in SIZES:
         if name not in named:
             left_out.append(f"{name}: not asked for")
             continue
