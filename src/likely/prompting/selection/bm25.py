@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Sequence
 class BM25:
     """Texts, each a list of words, that queries are scored against.
 
-    score = Σ over words of the query in the text: log(1 + (N − n + ½) / (n + ½)) · c (k1 + 1) / (c + norm), norm =
-    k1 (1 − b + b length / mean length), where the text has the word c times, and n of N texts have it.  Robertson and Zaragoza 2009,
-    "The probabilistic relevance framework", equation 3.15.
+    score = Σ over words of the query in the text: log(1 + (N − n + ½) / (n + ½)) · c (k1 + 1) / (c + norm), with
+    norm = k1 (1 − b + b length / mean length), where the text has the word c times, and n of N texts have it.
+    Robertson and Zaragoza 2009, "The probabilistic relevance framework", equation 3.15.
     """
 
     def __init__(self, texts: Iterable[Sequence[str]], *, k1: float = 1.2, b: float = 0.75):
