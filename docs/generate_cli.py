@@ -36,7 +36,7 @@ def _below(command: object) -> list[str]:
 def page() -> str:
     from likely.cli.app import command
 
-    os.environ["COLUMNS"] = "100"
+    os.environ |= {"COLUMNS": "100", "LIKELY_CONFIG": os.devnull}  # nobody's own settings
     commands = command().commands
     verbs = [(verb, *sub) for verb in sorted(commands) for sub in [(), *((s,) for s in _below(commands[verb]))]]
     parts = [HEAD, f"```text\n{help_of()}\n```\n"]
