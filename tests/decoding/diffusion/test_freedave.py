@@ -220,6 +220,15 @@ def test_the_number_of_drafts_follows_cost_and_acceptance():
     assert chosen(1e-6, 0) < chosen(1e-6, 4) and chosen(1e-3, 1) <= chosen(1e-4, 4)
 
 
+def test_calls_that_cost_their_canvases_alone_have_no_constant():
+    for seed in range(30):  # in some, seconds - seconds / canvases * canvases is below 0
+        rng = np.random.default_rng(seed)
+        policy = DraftLength()
+        for branches in rng.integers(1, 13, 6):
+            policy.observe(int(branches), 9e-5 * branches**1.2 * rng.uniform(0.99, 1.01), [])
+        assert policy.cost is not None and policy.cost.constant_s >= 0
+
+
 def test_auto_is_lossless_whatever_it_chooses():
     toy = HashPredictor(8, sensitivity=0.2)
     static = diffusion_generate(toy, [[1], [2], [3]], length=16)

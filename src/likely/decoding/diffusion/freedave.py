@@ -73,7 +73,7 @@ class DraftLength:
         if n == 0 or spread <= 1e-9 * bb * n:
             return None
         share = min(max(0.0, (n * bs - b * s) / spread), s / b)
-        return StepCost(0.0, float(share), 0.0, float((s - share * b) / n))
+        return StepCost(0.0, float(share), 0.0, max(0.0, float((s - share * b) / n)))  # s/b*b can be above s
 
     def choose(self, rows: int) -> int:
         cost = self.cost
