@@ -14,6 +14,8 @@ and pages of files that others could share; the native runtime loads twice, sinc
   python benchmarks/packed_weights.py
   python benchmarks/packed_weights.py --shape 8b --kind q4_0 --column "positions 1" --column "positions 4" --rounds 3
       some minutes, 10 GB of disk: whether 8B load and decode within 24 GB
+
+Figures of processors with AVX-512 VNNI have a file of their own.
 """
 
 from __future__ import annotations
@@ -293,7 +295,8 @@ def main() -> None:
     if chosen.shape == "1b" and (chosen.column or chosen.kind):  # a part, which must not take the place of the whole
         print(json.dumps(record, indent=1))
         return
-    protocol.write("packed_weights" if chosen.shape == "1b" else f"packed_weights_{shape}", record, quick=options.quick)
+    ending = "_vnni" * ("avx512_vnni" in record["features"]) + "_8b" * (chosen.shape == "8b")
+    protocol.write(f"packed_weights{ending}", record, quick=options.quick)
 
 
 if __name__ == "__main__":

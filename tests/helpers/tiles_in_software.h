@@ -42,8 +42,9 @@ inline void store(int t, void* to, ptrdiff_t stride) {
   unit.need(t);
   for (int r = 0; r < unit.rows[t]; r++) memcpy((uint8_t*)to + r * stride, unit.data[t][r], unit.row_bytes[t]);
 }
-// to[m][n] += sum of signed a[m][4 k + i] times unsigned b[k][4 n + i]
-inline void dot_signed_unsigned(int to, int a, int b) {
+// to[m][n] += sum of signed a[m][4 k + i] times b[k][4 n + i], bytes of type B
+template <class B>
+inline void dot(int to, int a, int b) {
   unit.need(to), unit.need(a), unit.need(b);
   __atomic_fetch_add(&multiplied, 1, __ATOMIC_RELAXED);
   if (unit.rows[to] != unit.rows[a] || unit.row_bytes[to] != unit.row_bytes[b] || unit.row_bytes[a] != 4 * unit.rows[b])
@@ -53,7 +54,7 @@ inline void dot_signed_unsigned(int to, int a, int b) {
       int32_t sum;
       memcpy(&sum, &unit.data[to][m][4 * n], 4);
       for (int k = 0; k < unit.row_bytes[a] / 4; k++)
-        for (int i = 0; i < 4; i++) sum += (int8_t)unit.data[a][m][4 * k + i] * unit.data[b][k][4 * n + i];
+        for (int i = 0; i < 4; i++) sum += (int8_t)unit.data[a][m][4 * k + i] * (B)unit.data[b][k][4 * n + i];
       memcpy(&unit.data[to][m][4 * n], &sum, 4);
     }
 }
@@ -68,10 +69,12 @@ extern "C" long tiles_multiplied() { return tiles_in_software::multiplied; }
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbsud
+#undef _tile_dpbssd
 #define _tile_loadconfig tiles_in_software::load_config
 #define _tile_release tiles_in_software::release
 #define _tile_zero tiles_in_software::zero
 #define _tile_loadd tiles_in_software::load
 #define _tile_stored tiles_in_software::store
-#define _tile_dpbsud tiles_in_software::dot_signed_unsigned
+#define _tile_dpbsud tiles_in_software::dot<uint8_t>
+#define _tile_dpbssd tiles_in_software::dot<int8_t>
 #define syscall tiles_in_software::allow

@@ -194,7 +194,7 @@ def _run(compiler: tuple[str, ...], isa: str, *more: str | Path) -> None:
     command = [*compiler, *FLAGS, *ISA[isa], *map(str, more)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
+        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or ["no message"]
         raise CapabilityError(f"the native runtime cannot be compiled by {' '.join(compiler)} ({lines[0]})")
 
 

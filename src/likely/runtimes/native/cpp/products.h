@@ -252,7 +252,7 @@ INLINE void add_group(const Scales<t>& s, const Get& get, const uint8_t* block, 
 
 // Rows whose sums stay in registers together; more are taken block by block, and codes unpacked again for each: unpacked
 // to memory once for all of them, they cost more than that.
-constexpr int AT_ONCE = LIKELY_VNNI ? 8 : 4, MOST_TOGETHER = 64, FETCH = 1536;
+constexpr int AT_ONCE = LIKELY_VNNI ? 8 : 4, MOST_TOGETHER = 128, FETCH = 1536;
 
 // work(rows as a constant) for the next block of `n` rows; how many they are.  Of nearly equal size, or powers of two:
 // each size is compiled for every type.
@@ -339,101 +339,4 @@ __attribute__((noinline)) static void multiply_exact(const uint8_t* tile, const 
     for (int m = 0; m < M; m++) f[m] = plus(f[m], part[m]);
   }
   for (int m = 0; m < M; m++) store_floats(out + m * PANEL, f[m]);
-}
-
-#if LIKELY_AMX
-// Sixteen rows at once: the codes of a group are unpacked once, as a tile.  Sums are whole, and so all bits are the same.
-template <Type t>
-static void multiply_sixteen(const uint8_t* tile, const Rows& rows, int m0, float* out) {
-  using B = Coding<t>;
-  alignas(64) uint8_t codes[16 * 64];
-  alignas(64) int32_t sum[16][16];
-  const auto sum_of_row = [&](int m) {
-    Ints own;
-    memcpy(&own, sum[m], 64);
-    return own;
-  };
-  Groups<t> walk(tile);
-  const auto unpack = [&](const uint8_t* group, int h) {
-    each_step<0, 8>([&](auto s) {
-      store_bytes(codes + 64 * (8 * h + s.value), unpack_step<t, s.value>(group + B::scale_bytes));
-    });
-    asm volatile("" ::: "memory");  // a tile is read behind the compiler's back
-  };
-  if constexpr (B::merged) {
-    _tile_zero(0);
-    for (int g = 0; g < rows.groups; g++) {
-      for (int h = 0; h < 2; h++) unpack(walk.next(), h);
-      _tile_loadd(2, rows.data + ((size_t)g * rows.count + m0) * MERGED_UNIT, MERGED_UNIT);
-      _tile_loadd(3, codes, 64);
-      _tile_dpbsud(0, 2, 3);
-    }
-    _tile_stored(0, sum, 64);
-    const Floats scale = load_floats((const float*)tile);
-    for (int m = 0; m < 16; m++) {
-      const Ints own = less<B::bits - 1>(sum_of_row(m), rows.bias[m0 + m]);
-      store_floats(out + m * PANEL, times(times(to_floats(own), scale), floats(rows.scale[m0 + m])));
-    }
-  } else {
-    Floats f[16];
-    for (Floats& one : f) one = floats(0);
-    for (int g = 0; g < rows.groups; g++)
-      for (int h = 0; h < 2; h++) {
-        const uint8_t *group = walk.next(), *block = (const uint8_t*)activations(rows, g, m0);
-        unpack(group, 0);
-        _tile_zero(0);
-        _tile_loadd(5, block + 32 * h, rows.unit);
-        _tile_loadd(6, codes, 64);
-        _tile_dpbsud(0, 5, 6);
-        _tile_stored(0, sum, 64);
-        const Scales<t> s = scales_of<t>(walk.head, group);
-        for (int m = 0; m < 16; m++) {
-          const Activations& a = *(const Activations*)(block + m * rows.unit);
-          Ints own = sum_of_row(m);
-          if constexpr (B::offset > 0) own = less<B::bits - 1>(own, a.sum[h]);
-          f[m] = fma_floats(to_floats(own), times(s.scale[0], floats(a.scale[h])), f[m]);
-          if constexpr (B::minimum) f[m] = fma_floats(s.minimum, floats(a.scaled_sum[h]), f[m]);
-        }
-      }
-    for (int m = 0; m < 16; m++) store_floats(out + m * PANEL, f[m]);
-  }
-}
-#endif
-
-// out (n, 32) = rows m0.. times a panel, n <= MOST_TOGETHER; tiles: the thread's tile unit is set up
-template <Type t>
-static void multiply_codes(const uint8_t* panel, const Rows& rows, int m0, int n, bool tiles, float* out) {
-  (void)tiles;
-  for (int tile = 0; tile < 2; tile++, panel += Coding<t>::tile_bytes(rows.groups), out += 16) {
-    const auto block = [&](int m, auto size) {
-      if constexpr (Coding<t>::merged)
-        multiply_merged<t, size.value>(panel, rows, m0 + m, out + m * PANEL);
-      else if constexpr (Coding<t>::codes)
-        multiply_tile<t, size.value>(panel, rows, m0 + m, out + m * PANEL);
-      else
-        multiply_exact<t, size.value>(panel, rows, m0 + m, out + m * PANEL);
-    };
-    int m = 0;
-#if LIKELY_AMX
-    if constexpr (Coding<t>::codes && Coding<t>::scales == 1)
-      for (; tiles && n - m >= 16; m += 16) multiply_sixteen<t>(panel, rows, m0 + m, out + m * PANEL);
-#endif
-    for (int left = n - m; left; m = n - left) left -= a_block(left, [&](auto size) { block(m, size); });
-  }
-}
-
-// The same of any type: see native.cpp.
-__attribute__((visibility("hidden"))) void multiply_codes_of(Type type, const uint8_t* panel, const Rows& rows, int m0,
-                                                              int n, bool tiles, float* out);
-
-// done(row, tile 0, tile 1) for every one of the n rows times one panel of a file's codes.
-template <class Done>
-static void multiply_panel_of(Type type, const uint8_t* panel, const Rows& rows, int n, const Tiles& tiles,
-                              const Done& done) {
-  alignas(64) float out[MOST_TOGETHER * PANEL];
-  for (int first = 0; first < n; first += MOST_TOGETHER) {
-    const int some = std::min(MOST_TOGETHER, n - first);
-    multiply_codes_of(type, panel, rows, first, some, tiles.ready, out);
-    for (int m = 0; m < some; m++) done(first + m, load16(out + m * PANEL), load16(out + m * PANEL + 16));
-  }
 }

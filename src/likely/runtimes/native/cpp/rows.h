@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <utility>
 
-#include "products.h"
+#include "code_tiles.h"
 #if defined(__linux__) || defined(__APPLE__)
 #include <sys/mman.h>
 #endif
@@ -20,7 +20,7 @@ struct Span {
   int first, last;
   int size() const { return last - first; }
 };
-constexpr int SPAN = 64, MANY = 64;  // rows that a thread takes together; rows per thread from which it does
+constexpr int SPAN = 128, MANY = 64;  // rows that a thread takes together; rows per thread from which it does
 
 // Memory that starts on a cache line and only ever grows.
 inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
