@@ -244,6 +244,7 @@ def native_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
         "shared_prefix": timed(benchmarks, "shared_prefix", tables.shared_prefix),
         "native_bakeoff": timed(benchmarks, "native_bakeoff", tables.bakeoff),
         "packed_weights": timed(benchmarks, "packed_weights", tables.packed),
+        "packed_weights_vnni": timed(benchmarks, "packed_weights_vnni", tables.packed),
         "static_codes": timed(benchmarks, "static_codes", tables.static_codes),
         "native_speculation": timed(benchmarks, "speculation_smollm2_native", tables.speculation),
     }
@@ -271,6 +272,18 @@ def alignment_guide(path: Path, benchmarks: dict[str, dict[str, Any]], results: 
         "preference_run": timed(benchmarks, "preference_run", tables.run),
         "preference_step": timed(benchmarks, "preference_step", tables.step),
         "frontier_smollm2": lambda: tables.frontier(results.get("frontier_smollm2"), paragraph),
+    }
+    return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+
+
+def sequence_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
+    """docs/long-context.md with its tables."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import sequence_tables as tables
+
+    made = {
+        "recurrent_decoding": timed(benchmarks, "recurrent_decoding", tables.decoding),
+        "sequence_ops": timed(benchmarks, "sequence_ops", tables.layers),
     }
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
 
@@ -431,6 +444,9 @@ def documents(*, outputs: bool) -> dict[Path, str]:
     for page in (ROOT / "docs" / "alignment.md", ROOT / "docs" / "frontier.md"):
         if page.exists():
             made[page] = alignment_guide(page, benchmarks, results)
+    sequence = ROOT / "docs" / "long-context.md"
+    if sequence.exists():
+        made[sequence] = sequence_guide(sequence, benchmarks)
     diffusion = ROOT / "docs" / "diffusion.md"
     if diffusion.exists():
         made[diffusion] = diffusion_guide(diffusion, results, benchmarks)
