@@ -33,7 +33,7 @@ def decoding(benchmark: Record, grid: Grid) -> str:
 
 
 def layers(benchmark: Record, grid: Grid) -> str:
-    """Milliseconds of a step and microseconds of training per token, by layer and length; kernels beside their loops."""
+    """Milliseconds of a step, microseconds of training per token; kernels beside their loops."""
     parts = []
     for title, rows, value, unit in (
         ("a step, ms", benchmark["steps"], "step", 1e3),
@@ -51,8 +51,8 @@ def layers(benchmark: Record, grid: Grid) -> str:
         cells = [name]
         for other in ("by steps", "transformers"):
             for what in ("forward", "with_backward"):
-                slow = own.get(other)
-                cells.append("-" if slow is None else f"{slow[what]['median_s'] / own['chunked'][what]['median_s']:.1f}×")
+                ours, slow = own["chunked"][what]["median_s"], own.get(other)
+                cells.append("-" if slow is None else f"{slow[what]['median_s'] / ours:.1f}×")
         ratios.append(cells)
     head = ["chunked kernel", "over its loop", "with backward", "over transformers", "with backward"]
     parts.append(grid(head, ratios))
