@@ -130,15 +130,15 @@ def bootstrap_ratio(
     return found
 
 
-def mean_interval(values: Sequence[float], *, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-    """(low, high) for the mean: percentile bootstrap with a fixed seed."""
-    return bootstrap_ratio(values, [1.0] * len(values), level=level, resamples=resamples)
+def mean_interval(values: Sequence[float], *, resamples: int = 2000) -> tuple[float, float]:
+    """(low, high) for the mean: 95 % percentile bootstrap with a fixed seed."""
+    return bootstrap_ratio(values, [1.0] * len(values), resamples=resamples)
 
 
-def median_interval(values: Sequence[float], *, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-    """(low, high) for the median: percentile bootstrap with a fixed seed."""
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """(low, high) for the median: 95 % percentile bootstrap with a fixed seed."""
     array = np.asarray(values, np.float64)
-    medians = [np.median(array[rows], axis=1) for rows in resampled_rows(len(array), resamples=resamples)]
-    found = percentiles(np.concatenate(medians), level)
+    medians = [np.median(array[rows], axis=1) for rows in resampled_rows(len(array), resamples=2000)]
+    found = percentiles(np.concatenate(medians))
     assert found is not None
     return found
