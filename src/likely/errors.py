@@ -60,6 +60,15 @@ def check_choice(what: str, value: object, allowed: Iterable[str]) -> None:
         raise ValueError(f'unknown {what} "{value}"{nearest(str(value), known)} (allowed: {", ".join(known)})')
 
 
+def shortened(text: str, most: int = 60) -> str:
+    """At most so many characters, for a message: a longer text ends in "..."."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """'; did you mean "x"?' or an empty string."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

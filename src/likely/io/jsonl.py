@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar, cast
 
-from likely.errors import DataError
+from likely.errors import DataError, shortened
 from likely.io.hashes import fingerprint
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -292,8 +292,7 @@ class Results:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shortened(json.dumps(value, ensure_ascii=False))
 
 
 def _encoded(record: dict[str, Any]) -> bytes:

@@ -17,7 +17,7 @@ import numpy as np
 from likely.errors import ModelError
 from likely.runtimes.protocol import Runtime, Sequence, Want, Work
 from likely.scoring.scored import Scored, TopLogprob, sums
-from likely.tokenizers.protocol import Tokenizer, begin
+from likely.tokenizers.protocol import Tokenizer, begin, common_length
 
 
 @dataclass(frozen=True)
@@ -219,11 +219,11 @@ def _choose(items: list[Item], kept: Seq[int], *, tokens: int, leaves: int) -> t
     always is (its row is wanted).
     """
     first = items[0]
-    depth = min(_common(kept, first.tokens), first.start - 1)
+    depth = min(common_length(kept, first.tokens), first.start - 1)
     total, count = len(first.tokens) - 1 - depth, 1
     for before, item in itertools.pairwise(items):
-        shared = min(depth, _common(kept, item.tokens), item.start - 1)
-        added = depth - shared + max(0, len(item.tokens) - 1 - max(shared, _common(before.tokens, item.tokens)))
+        shared = min(depth, common_length(kept, item.tokens), item.start - 1)
+        added = depth - shared + max(0, len(item.tokens) - 1 - max(shared, common_length(before.tokens, item.tokens)))
         if depth - shared > CHEAP_TOKENS or total + added > tokens or count >= leaves:
             break
         depth, total, count = shared, total + added, count + 1
@@ -294,21 +294,12 @@ def _score_next(
     keep: list[int] = []
     if count < len(horizon):  # what the next text shares with the last one stays
         upcoming = horizon[count]
-        shared = min(_common(horizon[count - 1].tokens[:-1], upcoming.tokens), upcoming.start - 1)
+        shared = min(common_length(horizon[count - 1].tokens[:-1], upcoming.tokens), upcoming.start - 1)
         keep = paths[-1][: max(0, shared - depth)]
     elif keep_last and count == len(todo):
         keep = paths[-1]
     runtime.commit([(sequence, keep)])
     return (*kept, *(tokens[node] for node in keep)), count
-
-
-def _common(a: Seq[int], b: Seq[int]) -> int:
-    """Length of the common prefix."""
-    n = min(len(a), len(b))
-    for i in range(n):
-        if a[i] != b[i]:
-            return i
-    return n
 
 
 # --- numbers to results -----------------------------------------------------------------------------------------------

@@ -18,12 +18,11 @@ from likely.decoding.drafting.protocol import (
     Drafter,
     SamplingContext,
     check_rollback,
-    common_length,
 )
 from likely.errors import CapabilityError, KvFull
 from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import Runtime, Sequence, Want, Work
-from likely.tokenizers.protocol import Tokenizer
+from likely.tokenizers.protocol import Tokenizer, common_length
 
 TAIL = 10  # tokens before the end that are encoded again, since what follows may change them
 
