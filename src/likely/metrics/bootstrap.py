@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from likely.metrics.checks import Floats, Ints
+from likely.metrics.checks import Floats, Ints, check_share
 
 Method = Literal["percentile", "basic"]
 _AT_ONCE = 1 << 17  # numbers held at a time: what fits a cache is fastest
@@ -45,8 +45,7 @@ def blocks(resamples: int, rows: int) -> Iterator[int]:
 def check_settings(resamples: int, level: float) -> None:
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    check_share(level=level)
 
 
 def percentiles(values: Floats, level: float = 0.95) -> tuple[float, float] | None:

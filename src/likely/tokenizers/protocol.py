@@ -55,6 +55,11 @@ def begin(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
     return tokens
 
 
+def opening(tokenizer: Tokenizer) -> list[int]:
+    """The one token that an empty prompt is instead: beginning or end of a text; none where neither exists."""
+    return [token for token in (tokenizer.bos_id, tokenizer.eos_id) if token is not None][:1]
+
+
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
