@@ -69,6 +69,11 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def names_in(record: Iterable[str]) -> str:
+    """'"a", "b"', what a record has instead of what was expected."""
+    return ", ".join(f'"{name}"' for name in record) or "nothing"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """'; did you mean "x"?' or an empty string."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

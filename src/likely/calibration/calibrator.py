@@ -24,7 +24,7 @@ from likely.calibration.recalibrators.table import RECALIBRATORS, entry_of, from
 from likely.decoding.options import answer_settings
 from likely.errors import CapabilityError, DataError, check_choice
 from likely.guided.settings import FORM_OPTIONS
-from likely.io.whole_file import write_whole_file
+from likely.io.whole_file import read_text, write_whole_file
 from likely.metrics.checks import SMALLEST, Floats, Ints, check_confidence, check_correct, log_probs, softmax
 from likely.metrics.proper import nll
 from likely.metrics.summary import report
@@ -88,9 +88,7 @@ class Calibrator:
     def load(cls, path: str | Path) -> Calibrator:
         """DataError, in one line, for what is no calibrator or a damaged one."""
         try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+            record = json.loads(read_text(path))
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not a calibrator: {error}") from None
         if not isinstance(record, dict) or record.get("likely_calibrator") != FORMAT:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from likely.errors import DataError, missing_extra
+from likely.errors import DataError, missing_extra, names_in
 from likely.io.jsonl import read_lines
 
 if TYPE_CHECKING:
@@ -66,9 +66,8 @@ def read_series(path: str | Path) -> Series:
             continue
         answers = _answers(record, here)
         if answers is None:
-            found = ", ".join(f'"{key}"' for key in list(record)[:8]) or "nothing"
             raise DataError(
-                f'{here}: field "answers" or "token_logprobs" is missing (found: {found}): '
+                f'{here}: field "answers" or "token_logprobs" is missing (found: {names_in(list(record)[:8])}): '
                 f"this is not a results file of likely score or likely ask"
             )
         seen = True

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from likely.alignment.labellers import PreferencePair
 from likely.alignment.scores import Completion
 from likely.alignment.sources import Prompt
-from likely.errors import DataError, LikelyError, ModelError, check_choice
+from likely.errors import DataError, LikelyError, ModelError, check_choice, names_in
 from likely.io.jsonl import Line, read_lines
 from likely.models.chat_template import ChatTemplate, Rendered, check_messages, go_on, render_chat
 from likely.tokenizers.protocol import Tokenizer, begin, opening
@@ -236,8 +236,7 @@ def _pair(encoder: RowEncoder, line: Line, where: str) -> PreferencePair:
 
 def row_field(line: Line, name: str, where: str) -> Any:
     if name not in line.record:
-        found = ", ".join(f'"{k}"' for k in line.record) or "nothing"
-        raise DataError(f'{where}: field "{name}" is missing (found: {found})')
+        raise DataError(f'{where}: field "{name}" is missing (found: {names_in(line.record)})')
     return line.record[name]
 
 
