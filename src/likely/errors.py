@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class LikelyError(Exception):
@@ -51,6 +52,15 @@ class RemoteError(LikelyError):
 def missing_extra(package: str, extra: str) -> CapabilityError:
     """The one line for a missing optional package."""
     return CapabilityError(f"{package} is not installed. Run: pip install 'likely[{extra}]'")
+
+
+@contextmanager
+def needs(package: str, extra: str) -> Iterator[None]:
+    """Around the import of an optional package: `missing_extra` where it is not installed."""
+    try:
+        yield
+    except ImportError:
+        raise missing_extra(package, extra) from None
 
 
 def check_choice(what: str, value: object, allowed: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.errors import ModelError, missing_extra
+from likely.errors import ModelError, needs
 from likely.formats import families
 from likely.formats.families import Change, FloatArray
 from likely.formats.gguf import GgufHeader
@@ -189,10 +189,8 @@ def _encode(values: FloatArray, type_name: str, width: int) -> bytes:
 
 def _quants(type_name: str):  # type: ignore[no-untyped-def]  # a module and an enum member of an optional package
     """The codec of block formats and its name for a type."""
-    try:
+    with needs("gguf", "torch"):
         import gguf
-    except ImportError:
-        raise missing_extra("gguf", "torch") from None
     if type_name not in gguf.GGMLQuantizationType.__members__:
         raise ModelError(f"weights of type {type_name} cannot be decoded here")
     return gguf.quants, gguf.GGMLQuantizationType[type_name]

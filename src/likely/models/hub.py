@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from likely.errors import ModelError, first_line, missing_extra
+from likely.errors import ModelError, first_line, needs
 
 HUB_SECONDS = 10
 SAFE_FILES = ["*.json", "*.jinja", "*.safetensors", "tokenizer*"]
@@ -40,10 +40,8 @@ def hub_config(name: str) -> Path | None:
 
 def hub_folder(name: str, *, local: bool) -> Path:
     """Where the hub client keeps a model's files. local: they are there, since transformers has just loaded them."""
-    try:
+    with needs("huggingface_hub", "torch"):
         from huggingface_hub import snapshot_download
-    except ImportError:
-        raise missing_extra("huggingface_hub", "torch") from None
     try:
         return Path(snapshot_download(name, allow_patterns=SAFE_FILES, local_files_only=local))
     except (OSError, ValueError) as error:
@@ -55,10 +53,8 @@ def hub_gguf(name: str, wanted: str) -> Path:
 
     A file that is kept here is taken without asking the hub.  ModelError for none, several or a file in parts.
     """
-    try:
+    with needs("huggingface_hub", "torch"):
         from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    except ImportError:
-        raise missing_extra("huggingface_hub", "torch") from None
     try:
         folder = Path(snapshot_download(name, local_files_only=True))
         found = _of_type([path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")], wanted)

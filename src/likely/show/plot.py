@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from likely.errors import DataError, missing_extra, names_in
+from likely.errors import DataError, names_in, needs
 from likely.io.jsonl import read_lines
 
 if TYPE_CHECKING:
@@ -141,10 +141,8 @@ def draw_histograms(series: Sequence[Series]) -> Figure:
 
 def new_figure(figsize: tuple[float, float], *, dpi: int = 120) -> Figure:
     """A figure of matplotlib that no window shows; CapabilityError without matplotlib."""
-    try:
+    with needs("matplotlib", "plots"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise missing_extra("matplotlib", "plots") from None
     return Figure(figsize=figsize, dpi=dpi, layout="constrained")
 
 

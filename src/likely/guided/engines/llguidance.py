@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from likely.decoding.constraint import Mask, contains, no_tokens
-from likely.errors import ConstraintError, missing_extra
+from likely.errors import ConstraintError, needs
 from likely.guided.json_schema.document import Schema
 from likely.guided.settings import FormSettings, Whitespace
 from likely.guided.text_constraint import TextConstraint
@@ -30,10 +30,8 @@ class LLGuidance:
     def __init__(self, vocabulary: Vocabulary, *, slices: Sequence[str] | None = None):
         """slices  regular expressions whose tokens are prepared as one set each; None: the engine's own choice"""
         self.vocabulary, self._slices = vocabulary, None if slices is None else list(slices)
-        try:
+        with needs("llguidance", "guided"):
             import llguidance
-        except ImportError:
-            raise missing_extra("llguidance", "guided") from None
         self._library = llguidance
 
     @cached_property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from likely.errors import ModelError, first_line, missing_extra
+from likely.errors import ModelError, first_line, needs
 from likely.formats.folder import read_json
 from likely.io.hashes import file_sha256, fingerprint
 from likely.runtimes.torch.runtime import TorchRuntime
@@ -40,10 +40,8 @@ def add_adapter(runtime: TorchRuntime, folder: Path) -> str:
             f"{folder}: the adapter was trained on other weights (revision {made_on}, this model's is "
             f"{runtime.revision}): load the same model in the same dtype"
         )
-    try:
+    with needs("peft", "train"):
         from peft import PeftModel
-    except ImportError:
-        raise missing_extra("peft", "train") from None
     base: Any = runtime.module
     try:
         merged = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
